@@ -1,0 +1,1 @@
+"""F0: errors, files, logs and units. Knows nothing of models, data or torch."""

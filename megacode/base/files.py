@@ -1,0 +1,160 @@
+"""Files: written whole or not at all, known by their hash, and named in one place.
+
+`RunDir` is the only owner of path names inside a run directory; every process that speaks through files asks it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_HASH_BLOCK = 1 << 20
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; a file or directory written there takes its name when the block succeeds.
+
+    On an exception the temporary is removed and `path` stays as it was. The contents are flushed to disk first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove(temporary)
+    try:
+        yield temporary
+        publish(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Flush a finished file or directory to disk and give it its name, in place of what stood there."""
+    for item in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+        _sync(item)
+    if path.is_dir() and not path.is_symlink():
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        os.replace(path, old)
+        os.replace(temporary, path)
+        remove(old)
+    else:
+        os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON document whole or not at all, keys in the order given."""
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line; a torn last line (a writer was killed) is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def digest(*parts: bytes | str) -> str:
+    """Return the SHA-256 of some parts, each prefixed by its length, as 64 hexadecimal digits."""
+    state = hashlib.sha256()
+    for part in parts:
+        raw = part.encode() if isinstance(part, str) else part
+        state.update(len(raw).to_bytes(8, "little"))
+        state.update(raw)
+    return state.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_digest(paths: Iterable[Path]) -> str:
+    """Return one digest of the names and bytes of some files, whatever their order."""
+    return digest(*(part for path in sorted(paths) for part in (path.name, file_digest(path))))
+
+
+class RunDir:
+    """The layout of a run directory.
+
+    Args:
+        path: the directory; made by `create`.
+
+    Attributes:
+        config: the resolved config, YAML.
+        plan: the plan, as `megacode plan --json` prints it.
+        metrics: one JSON object a measurement; the truth.
+        events: starts, stops and saves, one JSON object each.
+        tensorboard: TensorBoard's mirror of the metrics.
+        checkpoints: one directory a checkpoint.
+        latest: a text file with the name of the newest whole checkpoint.
+        hf: exported Hugging Face models, one directory a checkpoint.
+        eval: scores, one JSON file a suite and checkpoint.
+        provenance: what was started, when, with which packages.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "run.yaml"
+        self.plan = self.path / "plan.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.events = self.path / "events.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.latest = self.path / "latest"
+        self.hf = self.path / "hf"
+        self.eval = self.path / "eval"
+        self.provenance = self.path / "provenance"
+
+    def create(self) -> RunDir:
+        """Make the directory."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return self
+
+    @staticmethod
+    def iteration_name(iteration: int) -> str:
+        """Return the name of a checkpoint: `iter_0001000`."""
+        return f"iter_{iteration:07d}"
+
+    def checkpoint(self, iteration: int) -> Path:
+        """Return the directory of the checkpoint that was saved after an iteration."""
+        return self.checkpoints / self.iteration_name(iteration)
+
+    def score(self, suite: str, iteration: int) -> Path:
+        """Return the score file of a suite for the model of an iteration."""
+        return self.eval / f"{suite}@{self.iteration_name(iteration)}.json"
+
+    def iterations(self) -> list[int]:
+        """Return the iterations of the published checkpoints, in order."""
+        names = [item.name for item in self.checkpoints.glob("iter_*") if item.is_dir()]
+        return sorted(int(name.removeprefix("iter_")) for name in names)

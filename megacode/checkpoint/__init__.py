@@ -1,0 +1,1 @@
+"""F4: what a checkpoint holds, and how it is published and found."""

@@ -1,0 +1,96 @@
+"""Sources, phases and held-out data: which tokens, how much of each, and when."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from megacode.config.quantity import UNITS, Count, Frozen, Length, LengthOrShare, Quantity, Share
+
+
+class Source(Frozen):
+    """One indexed data set.
+
+    Attributes:
+        path: prefix of its `.bin` and `.idx`, relative to the working directory.
+        max_epochs: how often it may be read over the whole run; absent: without limit.
+        tokens: its declared size, with which `plan` works where the data set is not there yet.
+        fim_rate: share of its documents that are read as prefix, suffix, middle (fill in the middle).
+    """
+
+    path: str
+    max_epochs: float | None = Field(default=None, gt=0)
+    tokens: Count | None = Field(default=None, ge=2)
+    fim_rate: Share = Field(default=0.0, ge=0, le=1)
+
+
+class Validation(Frozen):
+    """Held-out documents: the last ones of every source, never trained on.
+
+    Attributes:
+        fraction: share of each source's tokens that is held out, cut at a document boundary; 0: none.
+        every: how often the loss on them is measured, besides at every phase's end; absent: only there.
+        samples: windows per source that are measured, at most.
+    """
+
+    fraction: Share = Field(default=0.005, ge=0, lt=1)
+    every: Length | None = None
+    samples: int = Field(default=512, ge=1)
+
+
+class LearningRate(Frozen):
+    """The learning rate inside one phase, a function of the clock.
+
+    Attributes:
+        schedule: its form. `wsd` is warmup, constant, then a linear decay over `decay`.
+        peak: the value after the warmup; absent: the value at which the last phase ended.
+        final: the value at the phase's end; for `constant` absent, for `inverse_sqrt` a lower bound.
+        warmup: length of the linear rise from the last phase's end (0 at the run's start) to `peak`.
+        decay: `wsd` only: length of the decay, as a quantity or a share of the phase.
+    """
+
+    schedule: Literal["constant", "cosine", "linear", "wsd", "inverse_sqrt"]
+    peak: float | None = Field(default=None, gt=0)
+    final: float | None = Field(default=None, ge=0)
+    warmup: Length | None = None
+    decay: LengthOrShare | None = None
+
+
+Restart = Literal["continue", "restart"]
+Repeat = Annotated[
+    Annotated[Restart, Tag("as-one")] | Annotated[dict[str, Restart], Tag("as-each")],
+    Discriminator(lambda value: "as-each" if isinstance(value, dict) else "as-one"),
+]
+
+
+class Phase(Frozen):
+    """A stretch of the run with one blend and one learning-rate schedule.
+
+    Attributes:
+        name: how plans, logs and pages call it.
+        tokens, samples, iterations: its length; exactly one of them. Tokens are rounded to whole global batches.
+        blend: relative weight of each source; normalised, 0 means none.
+        learning_rate: the schedule inside the phase.
+        repeat: whether a source goes on where it stopped (`continue`) or starts anew (`restart`), for all or by source.
+    """
+
+    name: str = Field(min_length=1)
+    tokens: Count | None = Field(default=None, ge=1)
+    samples: Count | None = Field(default=None, ge=1)
+    iterations: Count | None = Field(default=None, ge=1)
+    blend: dict[str, float]
+    learning_rate: LearningRate
+    repeat: Repeat = "continue"
+
+    @property
+    def length(self) -> Quantity:
+        """The length, in the unit it was given in."""
+        given = {"tokens": self.tokens, "samples": self.samples, "iterations": self.iterations}
+        (length,) = [Quantity(count=given[unit] or 0, unit=unit) for unit in UNITS if given[unit] is not None]
+        return length
+
+    def restarts(self, source: str) -> bool:
+        """Return whether a source starts anew in this phase."""
+        rule = self.repeat if isinstance(self.repeat, str) else self.repeat.get(source, "continue")
+        return rule == "restart"

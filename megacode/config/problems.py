@@ -1,0 +1,120 @@
+"""Pydantic's complaints in megacode's words: what is wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+import copy
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from megacode.base.errors import Problem
+from megacode.config.rules import did_you_mean
+from megacode.config.run import RunConfig
+
+_BOUNDS = {
+    "greater_than": "give more than {gt}",
+    "greater_than_equal": "give at least {ge}",
+    "less_than": "give less than {lt}",
+    "less_than_equal": "give at most {le}",
+    "literal_error": "use one of {expected}",
+    "too_short": "give at least {min_length}",
+    "string_too_short": "give a name",
+    "string_pattern_mismatch": "use letters, digits, '.', '_' and '-' only",
+    "bool_parsing": "use true or false",
+    "bool_type": "use true or false",
+    "int_parsing": "give a whole number",
+    "int_type": "give a whole number",
+    "int_from_float": "give a whole number",
+    "float_parsing": "give a number",
+    "float_type": "give a number",
+    "string_type": "give text (in quotes if it looks like a number)",
+    "dict_type": "give keys and values",
+    "model_type": "give keys and values",
+    "tuple_type": "give a list",
+}
+
+
+def problems_of(error: ValidationError) -> list[Problem]:
+    """Translate every complaint of one validation.
+
+    Args:
+        error: what pydantic raised.
+    """
+    return [_translate(dict(item)) for item in error.errors()]
+
+
+def _translate(item: dict[str, Any]) -> Problem:
+    location = _in_document(item["loc"])
+    where, kind = _dotted(location), item["type"]
+    if kind == "extra_forbidden":
+        return Problem(f"{location[-1]!s} is not a setting", where, _suggest(location))
+    if kind == "missing":
+        return Problem("it is missing", where, f"add {location[-1]}")
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if kind == "value_error":
+        what, _, fix = message.partition("; ")
+        return Problem(what, where, fix or "write for example 200B, 1.5M, 64Ki or 4096")
+    shown = repr(item["input"])
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    fix = _BOUNDS.get(kind, message).format(**item.get("ctx", {}))
+    return Problem(f"{shown} does not fit", where, fix)
+
+
+def _in_document(location: Iterable[Any]) -> list[Any]:
+    """Keep the parts of a pydantic location that are keys of the document; tags of unions are not."""
+    return [part for part in location if not str(part).startswith("as-")]
+
+
+def _dotted(location: list[Any]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else str(part))
+    return text
+
+
+def _suggest(location: list[Any]) -> str:
+    schema = _schema_at(RunConfig, location[:-1])
+    if schema is None:
+        return "remove it"
+    known = [field.alias or name for name, field in schema.model_fields.items()]
+    if schema.__name__ == "Phase":
+        known = [*(name for name in known if name != "length"), "tokens", "samples", "iterations"]
+    return did_you_mean(str(location[-1]), known)
+
+
+def _schema_at(schema: Any, location: list[Any]) -> type[BaseModel] | None:
+    """Return the schema class that judges the dict at a location."""
+    for part in location:
+        if isinstance(part, int) or not (isinstance(schema, type) and issubclass(schema, BaseModel)):
+            schema = _model_in(schema)
+        elif part in schema.model_fields:
+            schema = schema.model_fields[part].annotation
+        else:
+            return None
+    found = _model_in(schema)
+    return found
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in typing.get_args(annotation):
+        found = _model_in(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def without(raw: dict[str, Any], locations: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
+    """Return the document without the values at some places, so that their defaults stand in."""
+    repaired = copy.deepcopy(raw)
+    for location in locations:
+        *path, last = _in_document(location) or [None]
+        place: Any = repaired
+        for part in path:
+            place = place[part] if isinstance(place, list) else place.get(part, {})
+        if isinstance(place, dict):
+            place.pop(last, None)
+    return repaired

@@ -1,0 +1,53 @@
+"""The root of a run's config."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from megacode.config.data import Phase, Source, Validation
+from megacode.config.model import ModelConfig, TokenizerConfig
+from megacode.config.quantity import Frozen
+from megacode.config.training import CheckpointPolicy, Init, Parallel, Precision, Training
+
+
+class RunConfig(Frozen):
+    """Everything that decides a run; no value in it is derived from another.
+
+    Attributes:
+        name: of the run, its directory and its model.
+        seed: of the data order and of the initial weights.
+        model: the model's shape.
+        tokenizer: what made the data sets; absent where only `model.vocab_size` is needed.
+        sources: the data sets by name.
+        validation: what is held out, and how often it is measured.
+        phases: the run, in order.
+        caps: what to do where a source's `max_epochs` binds: `error`, or `spread` its share over the others.
+        train: batches and optimizer.
+        parallel: how the model is laid over ranks.
+        precision: number formats.
+        checkpoint: when to save and what to keep.
+        init: where the first weights come from.
+        run_dir: where everything is written; absent: `runs/<name>` under the working directory.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=1234, ge=0)
+    model: ModelConfig
+    tokenizer: TokenizerConfig | None = None
+    sources: dict[str, Source] = Field(min_length=1)
+    validation: Validation = Validation()
+    phases: tuple[Phase, ...] = Field(min_length=1)
+    caps: Literal["error", "spread"] = "error"
+    train: Training
+    parallel: Parallel = Parallel()
+    precision: Precision = Precision()
+    checkpoint: CheckpointPolicy = CheckpointPolicy()
+    init: Init = Init()
+    run_dir: str | None = None
+
+    @property
+    def directory(self) -> str:
+        """The run directory."""
+        return self.run_dir or f"runs/{self.name}"

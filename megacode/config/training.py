@@ -1,0 +1,129 @@
+"""Batches, optimizer, parallel layout, precision, checkpoints and start of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from megacode.config.quantity import Count, Frozen, Length
+
+
+class BatchRamp(Frozen):
+    """A global batch that grows with the clock, as Megatron's `--rampup-batch-size`.
+
+    Attributes:
+        start: sequences in the first batch.
+        increment: sequences added at each of the equal steps up to `global_batch_size`.
+        samples: clock, in samples, at which the full batch is reached.
+    """
+
+    start: int = Field(ge=1)
+    increment: int = Field(ge=1)
+    samples: Count = Field(ge=1)
+
+
+class Training(Frozen):
+    """What an iteration is.
+
+    Attributes:
+        seq_length: tokens a sequence (a sample reads one more, for the last label).
+        global_batch_size: sequences an iteration, over all ranks.
+        micro_batch_size: sequences a rank handles at once.
+        batch_ramp: a smaller batch at the start.
+        weight_decay, adam_beta1, adam_beta2, adam_eps: AdamW.
+        clip_grad: largest global norm of the gradient; 0: no clipping.
+        isolate_documents: attention and positions never cross a document's border.
+    """
+
+    seq_length: Count = Field(ge=2)
+    global_batch_size: Count = Field(ge=1)
+    micro_batch_size: int = Field(default=1, ge=1)
+    batch_ramp: BatchRamp | None = None
+    weight_decay: float = Field(default=0.1, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    adam_eps: float = Field(default=1e-8, gt=0)
+    clip_grad: float = Field(default=1.0, ge=0)
+    isolate_documents: bool = False
+
+
+class Parallel(Frozen):
+    """How the model is laid over ranks; what is left over is data parallel.
+
+    Attributes:
+        tensor, pipeline, context: parallel sizes.
+        virtual_pipeline: model chunks a pipeline rank holds (interleaved schedule); absent: one.
+        sequence_parallel: split norms and dropout along the sequence over the tensor-parallel ranks.
+        distributed_optimizer: shard optimizer state over the data-parallel ranks.
+        overlap_grad_reduce, overlap_param_gather: hide those collectives behind compute.
+    """
+
+    tensor: int = Field(default=1, ge=1)
+    pipeline: int = Field(default=1, ge=1)
+    virtual_pipeline: int | None = Field(default=None, ge=2)
+    context: int = Field(default=1, ge=1)
+    sequence_parallel: bool = False
+    distributed_optimizer: bool = True
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+
+    @property
+    def model_size(self) -> int:
+        """Ranks that hold one copy of the model together."""
+        return self.tensor * self.pipeline * self.context
+
+
+class Fp8(Frozen):
+    """FP8 matrix products of Transformer Engine layers.
+
+    Attributes:
+        recipe: how scales are chosen.
+        format: `hybrid` is e4m3 forward and e5m2 backward.
+    """
+
+    recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"]
+    format: Literal["hybrid", "e4m3"] = "hybrid"
+
+
+class Precision(Frozen):
+    """Number formats.
+
+    Attributes:
+        dtype: of parameters and activations; the optimizer keeps fp32 masters.
+        fp8: `none`, or a recipe.
+    """
+
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    fp8: Annotated[
+        Annotated[Literal["none"], Tag("as-none")] | Annotated[Fp8, Tag("as-recipe")],
+        Discriminator(lambda value: "as-none" if isinstance(value, str) else "as-recipe"),
+    ] = "none"
+
+
+class CheckpointPolicy(Frozen):
+    """When checkpoints are saved, and which are kept.
+
+    Attributes:
+        every: how often; absent: only at phase ends and at the end.
+        keep_last: how many of the periodic ones are kept; absent: all.
+        keep_phase_ends: keep the one at every phase's end for good.
+        asynchronous: write in the background while training goes on (in YAML: `async`).
+    """
+
+    every: Length | None = None
+    keep_last: int | None = Field(default=None, ge=1)
+    keep_phase_ends: bool = True
+    asynchronous: bool = Field(default=False, alias="async")
+
+
+class Init(Frozen):
+    """Where the first weights come from.
+
+    Attributes:
+        from_: `random`, a run directory or a checkpoint (in YAML: `from`).
+        load: `weights` alone, or `all`: optimizer and random state too.
+    """
+
+    from_: str = Field(default="random", alias="from")
+    load: Literal["weights", "all"] = "weights"

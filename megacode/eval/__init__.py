@@ -1,0 +1,1 @@
+"""F6: scores of exported models."""

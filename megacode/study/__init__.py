@@ -1,0 +1,1 @@
+"""F7: questions across runs, and the pages that answer them."""

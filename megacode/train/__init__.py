@@ -1,0 +1,1 @@
+"""F5: from a config to a trained checkpoint."""

@@ -1,0 +1,57 @@
+"""megacode's package metadata; tool settings live in pyproject.toml, exact versions in requirements/constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (HERE / "megacode/__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+TRAINING = [
+    "torch>=2.6",
+    "megatron-core>=0.16.1,<0.17",
+    "psutil",  # megatron-core's checkpoint writer needs it without saying so, and hangs where it is absent
+    "numpy",
+    "pydantic>=2.7",
+    "PyYAML",
+    "typer",
+    "rich",
+    "safetensors",
+    "transformers>=4.50",
+    "tokenizers",
+    "sentencepiece",
+    "protobuf",
+    "gigatoken",
+    "orjson",
+    "zstandard",
+    "filelock",
+    "tensorboard",
+    "jinja2",
+    "matplotlib",
+]
+
+EXTRAS = {
+    "gpu": ["transformer-engine[pytorch]>=2.9,<2.12"],
+    "dali": ["nvidia-dali-cuda130"],
+    "eval": ["lm-eval==0.4.13", "accelerate"],
+    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "types-PyYAML", "types-psutil"],
+}
+
+setup(
+    name="megacode",
+    version=VERSION,
+    description="A distributed trainer for language models whose data blend changes per phase",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["megacode", "megacode.*"]),
+    package_data={"megacode": ["config/*.yaml", "eval/tasks/**/*", "study/*.j2", "convert/*.j2", "convert/*.txt"]},
+    install_requires=TRAINING,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["megacode=megacode.cli:main"]},
+)
