@@ -268,15 +268,11 @@ def from_hf(weights: Mapping[str, Tensor], model: ModelConfig, sizes: Sizes) -> 
 def _check(given: Mapping[str, None], expected: Mapping[str, None]) -> None:
     missing = [name for name in expected if name not in given]
     surplus = [name for name in given if name not in expected]
-    if missing or surplus:
-        said = [
-            f"{len(names)} {word}, such as {names[0]}"
-            for word, names in (("missing", missing), ("surplus", surplus))
-            if names
-        ]
-        raise CheckpointError(
-            f"the parameters are not those of this model: {'; '.join(said)}", fix="use its own config"
-        )
+    counted = (("missing", missing), ("surplus", surplus))
+    said = [f"{len(names)} {word}, such as {names[0]}" for word, names in counted if names]
+    if said:
+        what = f"the parameters are not those of this model: {'; '.join(said)}"
+        raise CheckpointError(what, fix="use the config that the weights were trained with")
 
 
 def _shaped(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
