@@ -107,12 +107,14 @@ class CheckpointPolicy(Frozen):
     Attributes:
         every: how often; absent: only at phase ends and at the end.
         keep_last: how many of the periodic ones are kept; absent: all.
+        at_start: save the untrained model too.
         keep_phase_ends: keep the one at every phase's end for good.
         asynchronous: write in the background while training goes on (in YAML: `async`).
     """
 
     every: Length | None = None
     keep_last: int | None = Field(default=None, ge=1)
+    at_start: bool = False
     keep_phase_ends: bool = True
     asynchronous: bool = Field(default=False, alias="async")
 

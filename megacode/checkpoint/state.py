@@ -1,0 +1,61 @@
+"""What a checkpoint says of itself, besides tensors: `megacode.json` in its directory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from megacode.base.errors import CheckpointError
+from megacode.base.files import write_json
+
+FILE_NAME = "megacode.json"
+
+
+@dataclass
+class TrainState:
+    """The clock of a run, and what proves that a checkpoint belongs to it.
+
+    Attributes:
+        iteration: optimizer steps done.
+        consumed_samples: samples read; the clock that decides all data.
+        phase: name of the phase the clock stands in (the last one at the run's end).
+        samples_by_source: samples really read of each source, counted by the training step.
+        fingerprints: the schedule's chain, one entry a phase up to the clock.
+        config: the resolved config as YAML.
+        layout: parallel sizes it was saved under.
+        tokenizer_hash: of the tokenizer that made the data; empty without a tokenizer.
+        versions: packages it was saved with.
+    """
+
+    iteration: int = 0
+    consumed_samples: int = 0
+    phase: str = ""
+    samples_by_source: dict[str, int] = field(default_factory=dict)
+    fingerprints: list[dict[str, Any]] = field(default_factory=list)
+    config: str = ""
+    layout: dict[str, int] = field(default_factory=dict)
+    tokenizer_hash: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def write(self, directory: Path) -> None:
+        """Write the state into a checkpoint's directory."""
+        write_json(directory / FILE_NAME, asdict(self))
+
+    @classmethod
+    def read(cls, directory: Path) -> TrainState:
+        """Read the state of a checkpoint.
+
+        Raises:
+            CheckpointError: if the directory is no checkpoint, or its state is damaged.
+        """
+        path = directory / FILE_NAME
+        fix = "give a run directory, or one of its checkpoints/iter_* directories"
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{item.name: document[item.name] for item in fields(cls)})
+        except FileNotFoundError:
+            raise CheckpointError("there is no megacode.json, so this is no checkpoint", str(directory), fix) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"megacode.json is damaged: {error}", str(path), "use the checkpoint before it") from None

@@ -1,0 +1,104 @@
+"""Starting the ranks of a run on this machine: one child process a rank, wired up by torch.distributed's variables.
+
+The parent only waits. It passes signals on, and when one rank fails it stops the others, so that no rank hangs in a
+collective whose partner is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from megacode.base.errors import EXIT_FAILURE, EXIT_RESUMABLE, LaunchError
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_POLL_SECONDS = 0.1
+_GRACE_SECONDS = 20.0
+
+
+def run_ranks(arguments: Sequence[str], nproc: int) -> int:
+    """Run `megacode ARGUMENTS` as `nproc` ranks on this machine and wait.
+
+    Args:
+        arguments: the command line after `megacode`, without `--nproc`.
+        nproc: ranks to start.
+
+    Returns:
+        0 if every rank ended with 0, else the first failing rank's exit code.
+
+    Raises:
+        LaunchError: if `nproc` is not positive.
+    """
+    if nproc < 1:
+        raise LaunchError(f"{nproc} ranks cannot train", "--nproc", "give 1 or more")
+    command = [sys.executable, "-m", "megacode.cli", *arguments]
+    port = _free_port()
+    ranks = [subprocess.Popen(command, env=_environment(rank, nproc, port)) for rank in range(nproc)]
+    previous = {number: signal.signal(number, _forward_to(ranks)) for number in _PASSED_ON}
+    try:
+        return _wait(ranks)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _stop(ranks)
+
+
+def _environment(rank: int, nproc: int, port: int) -> dict[str, str]:
+    threads = max(1, (os.cpu_count() or 1) // nproc)
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(nproc),
+        "LOCAL_WORLD_SIZE": str(nproc),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _forward_to(ranks: list[subprocess.Popen[bytes]]) -> signal.Handlers | object:
+    def forward(number: int, frame: FrameType | None) -> None:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    return forward
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+    """Wait until all ranks ended well, or one did not."""
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        failed = [code for code in codes if code not in (None, 0, EXIT_RESUMABLE)]
+        if failed:
+            return failed[0] if failed[0] is not None and failed[0] > 0 else EXIT_FAILURE
+        if None not in codes:
+            return max(code or 0 for code in codes)
+        time.sleep(_POLL_SECONDS)
+
+
+def _stop(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """End every rank that still runs: ask first, then kill."""
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.terminate()
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for rank in ranks:
+        try:
+            rank.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            rank.wait()

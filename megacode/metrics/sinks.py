@@ -1,0 +1,135 @@
+"""Where measurements go: metrics.jsonl is the truth, the others mirror it.
+
+Only global rank 0 writes. A run that resumes at iteration n drops what was written after n, so that each iteration
+stands in the file once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from megacode.base.files import RunDir, read_jsonl, write_text
+from megacode.base.units import format_count
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+class Sink(Protocol):
+    """Something that takes records, one after another."""
+
+    def write(self, record: Record) -> None:
+        """Take one record."""
+
+    def close(self) -> None:
+        """Write out what is still held."""
+
+
+class JsonlSink:
+    """`metrics.jsonl`: one JSON object a line, flushed at once."""
+
+    def __init__(self, path: Path, resume_iteration: int) -> None:
+        kept = [record for record in read_jsonl(path) if record["iteration"] <= resume_iteration]
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoardSink:
+    """A mirror for TensorBoard: every number of a record, by kind and name."""
+
+    def __init__(self, directory: Path, resume_iteration: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), purge_step=resume_iteration + 1)
+
+    def write(self, record: Record) -> None:
+        for name, value in _numbers(record, record["kind"]):
+            self._writer.add_scalar(name, value, record["iteration"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _numbers(record: Record, prefix: str) -> list[tuple[str, float]]:
+    """Return a record's numbers with their path as name: `train/loss_by_source/code`."""
+    found: list[tuple[str, float]] = []
+    for key, value in record.items():
+        if isinstance(value, dict):
+            found += _numbers(value, f"{prefix}/{key}")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found.append((f"{prefix}/{key}", float(value)))
+    return found
+
+
+class ConsoleSink:
+    """One log line a record, and a progress bar where standard error is a terminal."""
+
+    def __init__(self, total_iterations: int, iteration: int) -> None:
+        self._total = total_iterations
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("training", total=total_iterations, completed=iteration)
+            self._bar.start()
+
+    def write(self, record: Record) -> None:
+        if record["kind"] == "train":
+            log.info("%s", train_line(record, self._total))
+        elif record["kind"] == "validation":
+            losses = " ".join(f"{name} {loss:.4f}" for name, loss in record["loss_by_source"].items())
+            log.info("validation at iteration %d (%s): %s", record["iteration"], record["reason"], losses)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=record["iteration"], description=record["phase"])
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def train_line(record: Record, total_iterations: int) -> str:
+    """Return one iteration's line."""
+    losses = " ".join(f"{name} {loss:.3f}" for name, loss in record["loss_by_source"].items())
+    mfu = f" {record['mfu']:.1%} MFU" if record["mfu"] is not None else ""
+    return (
+        f"iteration {record['iteration']}/{total_iterations} {record['phase']} loss {record['loss']:.4f} ({losses})"
+        f" lr {record['learning_rate']:.3e} grad norm {record['grad_norm']:.3f}"
+        f" {format_count(record['tokens_per_second'])} tokens/s {format_count(record['flops_per_second'])}FLOP/s{mfu}"
+    )
+
+
+def open_sinks(run: RunDir, iteration: int, total_iterations: int) -> list[Sink]:
+    """Open every sink of a run that starts or resumes after `iteration`."""
+    return [
+        JsonlSink(run.metrics, iteration),
+        TensorBoardSink(run.tensorboard, iteration),
+        ConsoleSink(total_iterations, iteration),
+    ]
+
+
+class Events:
+    """`events.jsonl`: starts, stops, saves and phase ends, in the order they happened."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._path = run.events
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Append one event with the time in seconds since 1970."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), "event": event, **facts}) + "\n")

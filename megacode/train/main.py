@@ -1,0 +1,29 @@
+"""`megacode train` on one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from megacode.config.loading import load_config
+from megacode.mcore import groups
+from megacode.train.loop import StopReason, train
+from megacode.train.planning import make_plan
+from megacode.train.setup import build_trainer
+
+
+def run(path: Path, overrides: Sequence[str]) -> StopReason:
+    """Train the run of a config file, from its start or from its newest checkpoint.
+
+    Args:
+        path: the config file.
+        overrides: `key.path=value`.
+
+    Raises:
+        MegacodeError: for every mistake of the user's, on every rank alike.
+    """
+    plan = make_plan(load_config(path, overrides))
+    try:
+        return train(build_trainer(plan))
+    finally:
+        groups.stop()

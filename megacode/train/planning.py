@@ -1,0 +1,78 @@
+"""A run's plan from its config and the data sets on disk, without torch: what `megacode plan` shows and training obeys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megacode.checkpoint.state import TrainState
+from megacode.checkpoint.store import find_checkpoint
+from megacode.config.loading import load_config
+from megacode.config.run import RunConfig
+from megacode.data.windows import source_sizes, vocabulary_size
+from megacode.plan.batch import BatchSchedule
+from megacode.plan.learning_rate import LearningRateSchedule
+from megacode.plan.phases import Schedule, build_schedule, prove_past
+from megacode.plan.table import plan_document
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The pure functions of the clock that decide a run.
+
+    Attributes:
+        config: what they follow from.
+        schedule: which tokens each sample reads.
+        batches: how many samples each iteration reads.
+        rates: the learning rate of each iteration.
+        vocab_size: tokens the model knows, without padding.
+    """
+
+    config: RunConfig
+    schedule: Schedule
+    batches: BatchSchedule
+    rates: LearningRateSchedule
+    vocab_size: int
+
+    def document(self) -> dict[str, Any]:
+        """Return the plan as one JSON document."""
+        return plan_document(self.config, self.schedule, self.batches, self.rates, self.vocab_size)
+
+
+def make_plan(config: RunConfig, *, allow_declared: bool = False) -> Plan:
+    """Derive the plan of a run.
+
+    Args:
+        config: the resolved config.
+        allow_declared: let a source's declared `tokens` stand in for a data set that is not there yet.
+
+    Raises:
+        DataError: if a data set is missing or damaged.
+        PlanError: if the plan cannot be carried out.
+    """
+    schedule = build_schedule(config, source_sizes(config, allow_declared=allow_declared))
+    batches = BatchSchedule(config, schedule)
+    rates = LearningRateSchedule(config, schedule, batches)
+    return Plan(config, schedule, batches, rates, vocabulary_size(config))
+
+
+def plan_run(path: Path, overrides: Sequence[str], against: Path | None) -> dict[str, Any]:
+    """Plan a config file, and prove that the past of `against` stays as it was.
+
+    Args:
+        path: the config file.
+        overrides: `key.path=value`.
+        against: a run directory or a checkpoint, or None.
+
+    Raises:
+        CheckpointError: if the config would change what that checkpoint has already read.
+    """
+    plan = make_plan(load_config(path, overrides), allow_declared=True)
+    document = plan.document()
+    if against is not None:
+        state = TrainState.read(find_checkpoint(against))
+        prove_past(plan.schedule, state.fingerprints, state.consumed_samples)
+        document["against"] = {"checkpoint": str(against), "consumed_samples": state.consumed_samples, "unchanged": True}
+    return document
