@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
-import click
 import typer
 
-from megacode.base.errors import EXIT_INPUT, EXIT_RESUMABLE, MegacodeError
+from megacode.base.errors import EXIT_RESUMABLE, MegacodeError
 from megacode.base.logs import setup_logging
 
 app = typer.Typer(
@@ -28,7 +27,7 @@ convert = typer.Typer(help="Checkpoints to other formats, with proof.", no_args_
 app.add_typer(convert, name="convert")
 
 Config = Annotated[Path, typer.Argument(help="A run's YAML config.", show_default=False)]
-Overrides = Annotated[Optional[list[str]], typer.Argument(help="key.path=value ...", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value ...", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
 
 
@@ -41,7 +40,7 @@ def plan(
     config: Config,
     overrides: Overrides = None,
     as_json: Json = False,
-    against: Annotated[Optional[Path], typer.Option(help="A run or checkpoint whose past must stay as it is.")] = None,
+    against: Annotated[Path | None, typer.Option(help="A run or checkpoint whose past must stay as it is.")] = None,
 ) -> None:
     """Show what a config will read and cost, phase by phase, before anything is started."""
     from megacode.train.planning import plan_run
@@ -105,7 +104,7 @@ def _show_samples(rows: list[dict[str, Any]], as_json: bool) -> None:
 def train(
     config: Config,
     overrides: Overrides = None,
-    nproc: Annotated[Optional[int], typer.Option(help="Start this many ranks on this machine.")] = None,
+    nproc: Annotated[int | None, typer.Option(help="Start this many ranks on this machine.")] = None,
 ) -> None:
     """Train, or go on where the run directory stands; under torchrun or srun each process is one rank."""
     if nproc is not None:
@@ -124,7 +123,7 @@ def train(
 def to_hf(
     checkpoint: Annotated[Path, typer.Argument(help="A run directory, or one checkpoint in it.")],
     out: Annotated[Path, typer.Argument(help="Directory of the Hugging Face model.")],
-    dtype: Annotated[Optional[str], typer.Option(help="Dtype of the weights; absent: as trained.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Dtype of the weights; absent: as trained.")] = None,
     force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
 ) -> None:
     """Export a checkpoint as a Hugging Face model; published only if its logits equal megacode's own."""
@@ -142,9 +141,9 @@ def to_hf(
 def evaluate(
     hf_dir: Annotated[Path, typer.Argument(help="An exported Hugging Face model.")],
     suite: Annotated[str, typer.Option(help="demo, or a suite's YAML file.")] = "demo",
-    out: Annotated[Optional[Path], typer.Option(help="Score file; absent: beside the model's run.")] = None,
-    tasks: Annotated[Optional[Path], typer.Option(help="Directory of the suite's items.")] = None,
-    limit: Annotated[Optional[int], typer.Option(min=1, help="Items per task, at most.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Score file; absent: beside the model's run.")] = None,
+    tasks: Annotated[Path | None, typer.Option(help="Directory of the suite's items.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items per task, at most.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score an exported model with lm-eval."""
@@ -164,7 +163,7 @@ def evaluate(
 @app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
-    out: Annotated[Optional[Path], typer.Option(help="The page; absent: report.html in the run directory.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page; absent: report.html in the run directory.")] = None,
 ) -> None:
     """Write a run's page: mixture, losses, scores and proof, in one file that needs no network."""
     from megacode.study.report import write_report
@@ -201,16 +200,10 @@ def demo(
 def main() -> None:
     """Run the command line; users' mistakes become a message and an exit code, never a traceback."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except MegacodeError as error:
         typer.echo(str(error), err=True)
-        code = error.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = EXIT_INPUT
-    except (click.Abort, KeyboardInterrupt):
-        code = EXIT_RESUMABLE
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

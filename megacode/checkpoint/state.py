@@ -58,4 +58,6 @@ class TrainState:
         except FileNotFoundError:
             raise CheckpointError("there is no megacode.json, so this is no checkpoint", str(directory), fix) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"megacode.json is damaged: {error}", str(path), "use the checkpoint before it") from None
+            raise CheckpointError(
+                f"megacode.json is damaged: {error}", str(path), "use the checkpoint before it"
+            ) from None

@@ -26,7 +26,14 @@ class Meter:
     seen: dict[str, int] = field(default_factory=dict)
 
     def train(
-        self, result: StepResult, *, iteration: int, consumed_before: int, consumed: int, learning_rate: float, seconds: float
+        self,
+        result: StepResult,
+        *,
+        iteration: int,
+        consumed_before: int,
+        consumed: int,
+        learning_rate: float,
+        seconds: float,
     ) -> dict[str, Any]:
         """Return the record of one iteration.
 
@@ -68,7 +75,8 @@ class Meter:
         length = self.schedule.seq_length
         planned = self.schedule.counts_at(consumed)
         return {
-            name: {"planned": count * length, "seen": self.seen.get(name, 0) * length} for name, count in planned.items()
+            name: {"planned": count * length, "seen": self.seen.get(name, 0) * length}
+            for name, count in planned.items()
         }
 
 

@@ -1,4 +1,4 @@
-"""A run's plan from its config and the data sets on disk, without torch: what `megacode plan` shows and training obeys."""
+"""A run's plan from its config and its data sets, without torch: what `megacode plan` shows and training obeys."""
 
 from __future__ import annotations
 
@@ -74,5 +74,9 @@ def plan_run(path: Path, overrides: Sequence[str], against: Path | None) -> dict
     if against is not None:
         state = TrainState.read(find_checkpoint(against))
         prove_past(plan.schedule, state.fingerprints, state.consumed_samples)
-        document["against"] = {"checkpoint": str(against), "consumed_samples": state.consumed_samples, "unchanged": True}
+        document["against"] = {
+            "checkpoint": str(against),
+            "consumed_samples": state.consumed_samples,
+            "unchanged": True,
+        }
     return document

@@ -80,7 +80,10 @@ def _restore(plan: Plan, parts: Parts, run: RunDir) -> TrainState:
             dist_ckpt.load(parts, origin, weights_only=plan.config.init.load == "weights")
             log.info("starting from the %s of %s", plan.config.init.load, origin)
     state.config = dump_config(plan.config)
-    state.layout = {"world_size": parts.ranks.world_size, **plan.config.parallel.model_dump(include={"tensor", "pipeline"})}
+    state.layout = {
+        "world_size": parts.ranks.world_size,
+        **plan.config.parallel.model_dump(include={"tensor", "pipeline"}),
+    }
     state.tokenizer_hash = load_tokenizer(plan.config.tokenizer).hash if plan.config.tokenizer else ""
     state.versions = version.versions()
     return state
@@ -90,9 +93,12 @@ def _prove_same_model(config: RunConfig, state: TrainState, checkpoint: Path) ->
     """Refuse a checkpoint of another model shape, naming every difference."""
     saved = yaml.safe_load(state.config)["model"]
     ours = config.model.model_dump(mode="json", exclude_none=True)
-    fix = "use the model it was saved with, or another run_dir"
     problems = [
-        Problem(f"the checkpoint has {saved.get(key)!r}, the config {ours.get(key)!r}", f"{checkpoint}: model.{key}", fix)
+        Problem(
+            f"the checkpoint has {saved.get(key)!r}, the config {ours.get(key)!r}",
+            f"{checkpoint}: model.{key}",
+            "use the model it was saved with, or another run_dir",
+        )
         for key in sorted(set(saved) | set(ours))
         if saved.get(key) != ours.get(key) and key not in ("preset", "hidden_dropout", "attention_dropout")
     ]

@@ -1,0 +1,135 @@
+"""What this machine has, and which path megacode takes on it: `megacode doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TypedDict
+
+from rich.console import Console
+from rich.table import Table
+
+from megacode.base.units import format_bytes
+
+
+class Finding(TypedDict):
+    """One part of a machine.
+
+    Attributes:
+        part: what was looked for.
+        found: its version or size; empty if it is not there.
+        path: what megacode does with it, or without it.
+    """
+
+    part: str
+    found: str
+    path: str
+
+
+def examine() -> list[Finding]:
+    """Look for everything that decides how megacode runs here."""
+    return [_machine(), _torch(), _cuda(), _nccl(), *_megatron(), _dali(), _lm_eval(), _slurm(), _disk(Path.cwd())]
+
+
+def render(findings: list[Finding], console: Console) -> None:
+    """Print findings as a table."""
+    table = Table("", "part", "found", "path that will be used", header_style="bold")
+    for finding in findings:
+        mark = "[green]yes[/green]" if finding["found"] else "[dim]no[/dim]"
+        table.add_row(mark, finding["part"], finding["found"] or "-", finding["path"])
+    console.print(table)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _machine() -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = f"{cores} cores, {format_bytes(memory)}, Python {platform.python_version()}"
+    return Finding(part="machine", found=found, path="threads per rank: cores / ranks, unless OMP_NUM_THREADS says")
+
+
+def _torch() -> Finding:
+    found = _version("torch")
+    path = "tensors and autograd" if found else "nothing trains: install torch for this machine, then megacode"
+    return Finding(part="torch", found=found, path=path)
+
+
+def _cuda() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        built = f"torch is built for CUDA {torch.version.cuda}, but sees no GPU; " if torch.version.cuda else ""
+        return Finding(part="CUDA", found="", path=f"{built}training runs on the CPU, with gloo")
+    names = sorted({torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())})
+    found = f"{torch.version.cuda}: {torch.cuda.device_count()} x {', '.join(names)}"
+    return Finding(part="CUDA", found=found, path="training runs on the GPUs, one rank each")
+
+
+def _nccl() -> Finding:
+    import torch
+
+    if not (torch.cuda.is_available() and torch.distributed.is_nccl_available()):
+        return Finding(part="NCCL", found="", path="collectives go through gloo")
+    found = ".".join(str(part) for part in torch.cuda.nccl.version())
+    return Finding(part="NCCL", found=found, path="collectives go through NCCL")
+
+
+def _megatron() -> list[Finding]:
+    core, engine = _version("megatron-core"), _version("transformer-engine")
+    path = (
+        "fp8: needs it; layers are megatron-core's own linears with torch's attention"
+        if not engine
+        else ("found; layers are megatron-core's own linears with torch's attention")
+    )
+    return [
+        Finding(part="megatron-core", found=core, path="models, parallel layouts, optimizer, checkpoints"),
+        Finding(part="Transformer Engine", found=engine, path=path),
+        _apex(),
+    ]
+
+
+def _apex() -> Finding:
+    """Tell NVIDIA's apex from the unrelated package of that name."""
+    if importlib.util.find_spec("apex") is None:
+        return Finding(part="apex", found="", path="torch's fused AdamW and norms; nothing is missing")
+    if importlib.util.find_spec("apex.multi_tensor_apply") is None:
+        path = "this is not NVIDIA's apex but a web toolkit of that name; uninstall it, it may confuse megatron-core"
+        return Finding(part="apex", found="", path=path)
+    return Finding(part="apex", found=_version("apex") or "yes", path="its fused Adam, where TE is absent")
+
+
+def _dali() -> Finding:
+    found = next((v for v in map(_version, ("nvidia-dali-cuda130", "nvidia-dali-cuda120")) if v), "")
+    return Finding(part="DALI", found=found, path="not used: the default loader reads the data sets by mmap")
+
+
+def _lm_eval() -> Finding:
+    found = _version("lm-eval")
+    path = "megacode evaluate" if found else "megacode evaluate does not run; pip install 'megacode[eval]'"
+    return Finding(part="lm-eval", found=found, path=path)
+
+
+def _slurm() -> Finding:
+    command = shutil.which("sbatch")
+    if command is None:
+        return Finding(part="SLURM", found="", path="megacode train --nproc N starts ranks on this machine")
+    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    inside = f"inside job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else "on this node"
+    return Finding(part="SLURM", found=f"{version or 'yes'}, {inside}", path="sbatch slurm/pretrain_2p8b.sh")
+
+
+def _disk(path: Path) -> Finding:
+    usage = shutil.disk_usage(path)
+    found = f"{format_bytes(usage.free)} free of {format_bytes(usage.total)} at {path}"
+    return Finding(part="disk", found=found, path="runs/ is written here unless run_dir says otherwise")
