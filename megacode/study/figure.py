@@ -1,0 +1,150 @@
+"""What a chart hands to the page: its drawings, its legend with the values at every slot, and how to read it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from megacode.base.units import format_count
+from megacode.study.record import RunRecord
+from megacode.study.series import Slot
+from megacode.study.svg import Frame, Scale, bands, boundaries, clock_axis, cursor, drawing, grid, vertical_title
+
+WIDE = (960, 330)
+NARROW = (380, 290)
+HALF = (460, 250)
+SHAPES = {WIDE: "wide", NARROW: "narrow", HALF: "half"}  # classes of the style sheet
+COLOURS = 8  # in the style sheet; a ninth source has the first colour again, drawn dashed
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a legend.
+
+    Attributes:
+        label: what it is called.
+        css: the class of its colour: `s0`, `s1`, ... for sources.
+        mark: how its key is drawn: `area`, `line`, `dash`, `dot`.
+        values: what to show at each slot, ready to print; empty for an entry without a value.
+    """
+
+    label: str
+    css: str = ""
+    mark: str = "line"
+    values: Sequence[str] = ()
+
+    @property
+    def final(self) -> str:
+        """The last value there is."""
+        return next((text for text in reversed(self.values) if text != NOTHING), "")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart as the page shows it.
+
+    Attributes:
+        key: its anchor and the name of its values.
+        title: what it shows, with the unit.
+        reading: one sentence on how to read it.
+        drawings: for wide pages, and for narrow ones where that is another drawing.
+        legend: its entries.
+        missing: why there is nothing to draw; empty where there is.
+        at: where on the clock the legend's values are from.
+        follows: whether the legend's values follow the pointer.
+    """
+
+    key: str
+    title: str
+    reading: str
+    drawings: Sequence[Markup] = ()
+    legend: Sequence[Entry] = field(default=())
+    missing: str = ""
+    at: str = ""
+    follows: bool = True
+
+
+NOTHING = "—"
+NO_ITERATIONS = "No iteration has been measured yet: metrics.jsonl holds no line of kind “train”."
+
+
+def texts(values: Sequence[float], form: Callable[[float], str]) -> list[str]:
+    """Return values ready to print."""
+    return [form(number) if math.isfinite(number) else NOTHING for number in values]
+
+
+def percent(share: float) -> str:
+    """Return a share as `12.3 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def scientific(number: float) -> str:
+    """Return a small number as `3.0e-4`; 0 as `0`."""
+    if number == 0:
+        return "0"
+    mantissa, _, exponent = f"{number:.2e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def plain(number: float) -> str:
+    """Return an axis label without needless digits."""
+    if number and (abs(number) >= 10_000 or abs(number) < 0.001):
+        return format_count(number) if abs(number) >= 1 else f"{number:.0e}".replace("e-0", "e-")
+    return f"{number:.4g}"
+
+
+def colour(index: int) -> str:
+    """Return the classes of a source's colour."""
+    return f"s{index % COLOURS}" + (" again" if index >= COLOURS else "")
+
+
+def make_frame(record: RunRecord, size: tuple[int, int], ends: tuple[float, float], *, log: bool = False) -> Frame:
+    """Return a frame whose x axis is the whole planned run.
+
+    Args:
+        record: the run.
+        size: width and height of the view box.
+        ends: the y axis' smallest and largest value.
+        log: whether the y axis is logarithmic.
+    """
+    width, height = size
+    stop = max(record.planned_tokens, record.tokens(record.last), 1)
+    return Frame(width, height, Scale(0, stop, 52, width - 14), Scale(*ends, height - 42, 42, log))
+
+
+def clock_labels(frame: Frame) -> list[tuple[float, str]]:
+    """Return the ticks of the axis of tokens."""
+    count = 8 if frame.width > 700 else 4
+    return [(tick, format_count(round(tick)) if tick else "0") for tick in frame.x.ticks(count)]
+
+
+def clock_title(record: RunRecord) -> str:
+    """Return the name of the axis of tokens."""
+    return "tokens consumed" if record.seq_length > 1 else "samples consumed"
+
+
+def readout(record: RunRecord, grid: Sequence[Slot]) -> list[str]:
+    """Return what the pointer stands on at each slot: iteration, tokens, phase."""
+    return [
+        f"iteration {slot.last['iteration']:,} · {format_count(slot.stop)} tokens · {slot.last.get('phase', '')}"
+        for slot in grid
+    ]
+
+
+def draw(record: RunRecord, frame: Frame, title: str, unit: str, labels: Sequence[tuple[float, str]],
+          *marks: object) -> Markup:  # fmt: skip
+    """Put marks into a frame with its axes and phases; `title` is for screen readers, `unit` heads the y axis."""
+    spans = record.spans
+    return drawing(
+        frame.width, frame.height, title, bands(frame, spans), grid(frame, labels), *marks, boundaries(frame, spans),
+        clock_axis(frame, clock_labels(frame), clock_title(record)), vertical_title(frame, unit),
+        cursor(frame), class_=f"clock {SHAPES.get((frame.width, frame.height), '')}",
+    )  # fmt: skip
+
+
+def both(chart: Callable[[tuple[int, int]], Markup]) -> list[Markup]:
+    """Return a chart drawn for wide pages and for narrow ones."""
+    return [chart(WIDE), chart(NARROW)]

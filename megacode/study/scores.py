@@ -1,0 +1,199 @@
+"""Scores of the exported models, before training and after each phase: bits per byte and accuracy."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from markupsafe import Markup
+
+from megacode.study import figure as fig
+from megacode.study.figure import Entry, Figure, colour
+from megacode.study.record import Json, RunRecord
+from megacode.study.series import value
+from megacode.study.svg import Frame, domain, element, path, tip
+
+MOST_FIGURES = 8  # of a large suite the rest is in the table
+HIDDEN = ("alias", "name", "sample_len", "samples", "stderr", "chance", "higher_is_better", "source")
+TITLES = {
+    "bits_per_byte": "bits per byte",
+    "acc": "accuracy",
+    "acc_norm": "accuracy, by length",
+    "exact_match": "exact match",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measurement of one model.
+
+    Attributes:
+        iteration: of the model; 0 is before training.
+        suite: the suite's name.
+        task: the task's name.
+        metric: the metric's name.
+        value: the score.
+        stderr: its standard error; not a number where unknown.
+        chance: what guessing gets; not a number where that means nothing.
+    """
+
+    iteration: int
+    suite: str
+    task: str
+    metric: str
+    value: float
+    stderr: float = math.nan
+    chance: float = math.nan
+
+    @property
+    def is_bits(self) -> bool:
+        """Whether lower is better, in bits per byte."""
+        return "bits_per_byte" in self.metric or self.metric == "bpb"
+
+
+def collect(record: RunRecord) -> list[Score]:
+    """Return all scores of a run in order of iteration."""
+    return [score for document in record.scores for score in _of_document(document)]
+
+
+def _of_document(document: Json) -> list[Score]:
+    tasks = document.get("scores") or document.get("results") or {}
+    chances = document.get("chance") or {}
+    found = []
+    for task, metrics in tasks.items():
+        for name, number in metrics.items() if isinstance(metrics, dict) else ():
+            metric = str(name).partition(",")[0]
+            shown = isinstance(number, (int, float)) and not isinstance(number, bool)
+            if shown and metric not in HIDDEN and not metric.endswith("_stderr"):
+                error = value(metrics, f"{metric}_stderr" if f"{metric}_stderr" in metrics else "stderr")
+                chance = value(metrics, "chance") if "chance" in metrics else value(chances, task)
+                found.append(Score(int(document["iteration"]), str(document["suite"]), str(task), metric,
+                                   float(number), error, chance))  # fmt: skip
+    return found
+
+
+def source_of(task: str, sources: Iterable[str]) -> str:
+    """Return the source a task is named after, "" for none: `demo_endings_text` belongs to `text`."""
+    words = "_" + re.sub(r"[^a-z0-9]+", "_", task.lower()) + "_"
+    found = [s for s in sources if "_" + re.sub(r"[^a-z0-9]+", "_", s.lower()) + "_" in words]
+    return max(found, key=len, default="")
+
+
+def checkpoint_title(record: RunRecord, iteration: int) -> str:
+    """Return what a checkpoint is called: `before training`, `after balanced`, `iteration 250`."""
+    if iteration == 0:
+        return "before training"
+    ends = accumulate(int(phase.get("iterations") or 0) for phase in record.phases)
+    names = {end: str(phase.get("name")) for end, phase in zip(ends, record.phases, strict=True)}
+    return f"after {names[iteration]}" if iteration in names else f"iteration {iteration:,}"
+
+
+def tokens_at(record: RunRecord, iteration: int) -> float:
+    """Return the clock of a checkpoint, in tokens; not a number where nothing says it."""
+    if iteration <= 0:
+        return 0.0 if iteration == 0 else math.nan
+    lines = [line for line in record.train if line["iteration"] <= iteration]
+    return float(record.tokens(lines[-1])) if lines and lines[-1]["iteration"] == iteration else math.nan
+
+
+def form(score: Score, number: float) -> str:
+    """Return a score as it is read: bits with three decimals, rates as percentages."""
+    if not math.isfinite(number):
+        return fig.NOTHING
+    return fig.percent(number) if not score.is_bits and 0 <= number <= 1 else f"{number:.3f}"
+
+
+def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, list]:
+    """Return the scores as a table: `columns` (checkpoints) and `rows` of texts, a task and metric each."""
+    iterations = sorted({score.iteration for score in scores})
+    rows = []
+    for (task, metric), group in _grouped(scores, lambda s: (s.task, s.metric)).items():
+        by_iteration = {score.iteration: score for score in group}
+        cells = [_cell(by_iteration.get(iteration)) for iteration in iterations]
+        chance = next((form(s, s.chance) for s in group if math.isfinite(s.chance)), "")
+        better = "lower" if group[0].is_bits else "higher"
+        rows.append({"task": task, "metric": TITLES.get(metric, metric), "better": better, "cells": cells,
+                     "chance": chance})  # fmt: skip
+    return {"columns": [checkpoint_title(record, iteration) for iteration in iterations], "rows": rows}
+
+
+def _cell(score: Score | None) -> str:
+    if score is None:
+        return fig.NOTHING
+    error = f" ± {form(score, score.stderr).removesuffix(' %')}" if score.stderr > 0 else ""
+    return form(score, score.value).removesuffix(" %") + error + (" %" if "%" in form(score, score.value) else "")
+
+
+def figures(record: RunRecord, scores: Sequence[Score]) -> list[Figure]:
+    """Return a chart a metric where tasks are named after sources, and a chart a task for the others."""
+    def group(score: Score) -> tuple[str, str, str]:
+        named = source_of(score.task, record.sources)
+        family = re.sub(re.escape(named), "", score.task, flags=re.IGNORECASE).strip("_- ") if named else score.task
+        return (score.metric, family, "" if math.isnan(score.chance) else f"{score.chance:.4f}")
+
+    shown = [score for score in scores if math.isfinite(tokens_at(record, score.iteration))]
+    groups = sorted(_grouped(shown, group).values(), key=lambda g: not g[0].is_bits)
+    return [_figure(record, part, f"score{index}") for index, part in enumerate(groups[:MOST_FIGURES])]
+
+
+def _grouped(scores: Sequence[Score], key) -> dict[tuple, list[Score]]:
+    found: dict[tuple, list[Score]] = {}
+    for score in scores:
+        found.setdefault(key(score), []).append(score)
+    return found
+
+
+def _figure(record: RunRecord, scores: Sequence[Score], key: str) -> Figure:
+    tasks = _grouped(scores, lambda s: s.task)
+    bits, metric = scores[0].is_bits, TITLES.get(scores[0].metric, scores[0].metric)
+    title = f"{metric.capitalize()}: {', '.join(tasks)}" if len(tasks) < 2 else metric.capitalize()
+    reading = (
+        "How many bits the model needs for a byte of held-out text of each source; lower is better."
+        if bits
+        else "The share of questions answered rightly; bars are one standard error, and a model that guesses "
+        "stays on the dashed line; higher is better."
+    )
+    shown = [v for s in scores for v in (s.value, s.value - s.stderr, s.value + s.stderr, s.chance)]
+    frame = fig.make_frame(record, fig.HALF, domain(shown, zero=not bits))
+    marks = [_series(record, frame, part, _css(record, task, len(tasks))) for task, part in tasks.items()]
+    chance = [_chance(frame, scores[0].chance)] if math.isfinite(scores[0].chance) else []
+    labels = [(t, f"{t:.4g}" if bits or frame.y.high > 1.5 else f"{100 * t:.4g} %") for t in frame.y.ticks(5)]
+    drawn = fig.draw(record, frame, title, f"{metric} ({'lower' if bits else 'higher'} is better)", labels,
+                     *chance, *marks)  # fmt: skip
+    entries = [
+        Entry(source_of(task, record.sources) or task, _css(record, task, len(tasks)), "dot", [_cell(part[-1])])
+        for task, part in tasks.items()
+    ]
+    at = checkpoint_title(record, scores[-1].iteration)
+    return Figure(key, title, reading, [drawn], entries, at=at, follows=False)
+
+
+def _css(record: RunRecord, task: str, count: int) -> str:
+    """Return the colour of the source a task is named after, ink where there is none."""
+    source = source_of(task, record.sources)
+    return colour(record.sources.index(source)) if source else "ink" if count == 1 else "ink again"
+
+
+def _chance(frame: Frame, chance: float) -> Markup:
+    line = path([(frame.left, frame.y(chance)), (frame.right, frame.y(chance))], class_="planned")
+    label = element("text", f"chance {100 * chance:.3g} %", class_="note", x=frame.right - 4,
+                    y=frame.y(chance) + 14, text_anchor="end")  # fmt: skip
+    return element("g", line, label)
+
+
+def _series(record: RunRecord, frame: Frame, scores: Sequence[Score], css: str) -> Markup:
+    points = [(frame.x(tokens_at(record, s.iteration)), s) for s in scores]
+    bars = [
+        path([(x, frame.y(s.value - s.stderr)), (x, frame.y(s.value + s.stderr))], class_=f"error {css}")
+        for x, s in points
+        if s.stderr > 0
+    ]
+    dots = [
+        element("circle", tip(f"{s.task}, {checkpoint_title(record, s.iteration)}: {_cell(s)}"), class_=f"dot {css}",
+                cx=x, cy=frame.y(s.value), r=4.5)
+        for x, s in points
+    ]  # fmt: skip
+    return element("g", *bars, path([(x, frame.y(s.value)) for x, s in points], class_=f"line {css}"), *dots)

@@ -1,0 +1,160 @@
+"""Numbers over a run's clock: the measurements gathered into a few hundred slots, none across a phase's end.
+
+All charts share the slots, so one position of the pointer means the same iterations everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from megacode.study.record import Json, RunRecord
+
+SLOTS = 200  # about one every five pixels of the widest chart
+BINS = 60  # of the mixture: wide enough that a handful of samples does not look like a deviation
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Some consecutive iterations of one phase.
+
+    Attributes:
+        start: tokens before the first of them.
+        stop: tokens after the last.
+        lines: their measurements, in order.
+    """
+
+    start: int
+    stop: int
+    lines: Sequence[Json]
+
+    @property
+    def last(self) -> Json:
+        """The last iteration's measurement."""
+        return self.lines[-1]
+
+
+def slots(record: RunRecord, limit: int = SLOTS) -> list[Slot]:
+    """Gather the iterations into about `limit` slots of equal length."""
+    size = math.ceil(len(record.train) / limit) or 1
+    found, start = [], 0
+    for _, group in groupby(record.train, key=lambda line: line.get("phase")):
+        lines = list(group)
+        for index in range(0, len(lines), size):
+            part = lines[index : index + size]
+            found.append(Slot(start, record.tokens(part[-1]), part))
+            start = found[-1].stop
+    return found
+
+
+def value(line: Mapping[str, Any], key: str) -> float:
+    """Return a measurement as a number; not a number where it is absent or null."""
+    found = line.get(key)
+    return float(found) if isinstance(found, (int, float)) else math.nan
+
+
+def median(slot: Slot, key: str) -> float:
+    """Return a slot's median of a measurement; not a number where there is none."""
+    found = [number for number in (value(line, key) for line in slot.lines) if math.isfinite(number)]
+    return statistics.median(found) if found else math.nan
+
+
+def extent(slot: Slot, key: str) -> tuple[float, float]:
+    """Return a slot's smallest and largest value of a measurement."""
+    found = [number for number in (value(line, key) for line in slot.lines) if math.isfinite(number)]
+    return (min(found), max(found)) if found else (math.nan, math.nan)
+
+
+def realised_shares(slot: Slot, sources: Sequence[str]) -> list[float]:
+    """Return the share of a slot's samples that came from each source."""
+    counts = [sum(int((line.get("samples_by_source") or {}).get(s, 0)) for line in slot.lines) for s in sources]
+    total = sum(counts)
+    return [count / total if total else 0.0 for count in counts]
+
+
+def planned_shares(phase: Mapping[str, Any], sources: Sequence[str]) -> list[float]:
+    """Return the share of a phase's samples that the plan gives to each source."""
+    counts = [int(((phase.get("sources") or {}).get(s) or {}).get("samples") or 0) for s in sources]
+    total = sum(counts)
+    return [count / total if total else 0.0 for count in counts]
+
+
+def smoothing(record: RunRecord) -> int:
+    """Return how many iterations on each side the smoothed loss looks at."""
+    return max(1, len(record.train) // 120)
+
+
+def smoothed_loss(record: RunRecord, grid: Sequence[Slot], source: str) -> list[float]:
+    """Return a source's training loss at each slot's end: the mean over the samples of the iterations around it.
+
+    Nats per token. An iteration without samples of the source does not count; not a number where none has any.
+    """
+    reach, ends, found, count = smoothing(record), [], [], 0
+    for slot in grid:
+        count += len(slot.lines)
+        ends.append(count)
+    for end in ends:
+        here, around = record.train[end - 1], record.train[max(0, end - 1 - reach) : end + reach]
+        pairs = [_loss_and_weight(line, source) for line in around if line.get("phase") == here.get("phase")]
+        kept = [(loss, weight) for loss, weight in pairs if weight and math.isfinite(loss)]
+        total = sum(weight for _, weight in kept)
+        found.append(sum(loss * weight for loss, weight in kept) / total if total else math.nan)
+    return found
+
+
+def _loss_and_weight(line: Json, source: str) -> tuple[float, float]:
+    weight = (line.get("samples_by_source") or {}).get(source, 0)
+    return value(line.get("loss_by_source") or {}, source), float(weight or 0)
+
+
+def seen_tokens(line: Mapping[str, Any], source: str, which: str = "seen") -> float:
+    """Return the tokens of a source up to a line's clock, `seen` or `planned`; not a number if not written."""
+    return value((line.get("tokens_by_source") or {}).get(source) or {}, which)
+
+
+def source_tokens(record: RunRecord, source: str) -> float:
+    """Return how many tokens one epoch of a source holds; not a number where the plan does not say."""
+    described = (record.plan.get("sources") or {}).get(source)
+    for key in ("train_tokens", "tokens"):
+        if isinstance(described, dict) and described.get(key):
+            return float(described[key])
+    return _size_from_epochs(record, source)
+
+
+def _size_from_epochs(record: RunRecord, source: str) -> float:
+    """Divide what the plan reads of a source by the epochs that makes."""
+    read, epochs = 0, math.nan
+    for phase in record.phases:
+        row = (phase.get("sources") or {}).get(source) or {}
+        read += int(row.get("tokens") or 0)
+        epochs = value(row, "epochs_after") if "epochs_after" in row else epochs
+    return read / epochs if epochs and math.isfinite(epochs) else math.nan
+
+
+def deviation(record: RunRecord) -> float:
+    """Return the largest distance, in samples, of any source from its planned share at any iteration's end.
+
+    Counted inside each phase from its first sample. Not a number where iterations are missing from the measurements.
+    """
+    found = []
+    for phase in record.phases:
+        lines = [line for line in record.train if line.get("phase") == phase.get("name")]
+        found += [_phase_deviation(phase, lines, record.sources)] if lines else []
+    return math.nan if not found or any(map(math.isnan, found)) else max(found)
+
+
+def _phase_deviation(phase: Json, lines: Sequence[Json], sources: Sequence[str]) -> float:
+    shares = planned_shares(phase, sources)
+    counts, worst = [0] * len(sources), 0.0
+    for line in lines:
+        drawn = line.get("samples_by_source") or {}
+        counts = [count + int(drawn.get(s, 0)) for count, s in zip(counts, sources, strict=True)]
+        done = int(line.get("consumed_samples") or 0) - int(phase.get("first_sample") or 0)
+        if sum(counts) != done:
+            return math.nan
+        worst = max(worst, *(abs(c - share * done) for c, share in zip(counts, shares, strict=True)))
+    return worst
