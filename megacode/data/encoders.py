@@ -1,0 +1,186 @@
+"""Encoders: texts to token ids, in batches, by the reference libraries and by a faster one that must prove itself.
+
+The reference for a Hugging Face tokenizer is `tokenizers`, for a SentencePiece model `sentencepiece`. gigatoken gives
+the same ids 10 to 100 times faster for the split patterns it knows. It is never trusted: `Race` compares both on probes
+that are hard on purpose, on the first texts, and on pieces of every later batch.
+
+Special tokens that stand literally in a text (`<|endoftext|>` in a tokenizer's documentation, `<s>` in HTML) are plain
+text: no document can end itself or forge a control token. Megatron's tools turn them into the control token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Encoded = tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]
+
+PROBES = (
+    "",
+    " ",
+    "  leading and trailing  ",
+    "def f(x):\n\treturn  x\r\n\r\n        # 1234567890 3.14e-10\n\n\n",
+    "I'm you're we'll they'd it's I'M YOU'RE 'tis 'quoted' ''",
+    "caf\u00e9 cafe\u0301 \ufb01ne \u00bd \u00b2 \u0661\u0662\u0663 \u2167 \u01c5 \u00df \u0130",
+    "\u4e2d\u6587\u5b57\u7b26 \u65e5\u672c\u8a9e\u306e\u30c6\u30b9\u30c8 \ud55c\uad6d\uc5b4",
+    "\u0e44\u0e17\u0e22 \u0928\u092e\u0938\u094d\u0924\u0947",
+    "\U0001f469\u200d\U0001f4bb \U0001f1e9\U0001f1ea \u2764\ufe0f \U0001d54f",
+    "a\u00a0b\u2003c\u3000d\u200be\u2028f\u0085g\u000bh\u000ci",
+    "\u0000\u0001\u007f \ufeff \ufffd \u2581 \u2581\u2581x",
+    "<?php if ($a<=$b && !$c) { $d[\"x\"] .= '\\n'; } ?><!-- -->",
+    "\t\t\t \t x \t\n \n  \n",
+    "----====____****////\\\\\\\\....,,,,;;;;",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "<s>hi</s> <unk> <pad> <0x0A><0xFF> <|endoftext|><|im_start|> [INST] [/INST]",
+)
+
+
+class Encoder(Protocol):
+    """What turns texts into ids."""
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Return the ids of all texts, one after another, and int64 [texts + 1] offsets of where each begins."""
+        ...
+
+
+class HuggingFaceEncoder:
+    """The `tokenizers` library on a `tokenizer.json`; adds no special tokens."""
+
+    def __init__(self, document: bytes) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_str(document.decode())
+        self._tokenizer.encode_special_tokens = True  # special tokens in a text are text
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """See `Encoder`."""
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return _flat([encoding.ids for encoding in encoded])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of some ids, special tokens included."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
+class SentencePieceEncoder:
+    """The `sentencepiece` library on a `.model`; control tokens are never made from text."""
+
+    def __init__(self, model: bytes) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        self.processor = SentencePieceProcessor(model_proto=model)
+        self.threads = -1  # all cores
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """See `Encoder`."""
+        return _flat(self.processor.encode(list(texts), num_threads=self.threads))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of some ids; control tokens have none."""
+        return str(self.processor.decode([int(token) for token in ids]))
+
+
+class GigatokenEncoder:
+    """gigatoken on a `tokenizer.json` whose special tokens were taken out, so that it cannot find them in texts."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        import gigatoken
+
+        self._tokenizer = gigatoken.Tokenizer.from_json(json.dumps(_without_specials(document)))
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """See `Encoder`."""
+        layout = self._tokenizer.encode_batch(list(texts)).layout
+        return np.asarray(layout.content.data), np.asarray(layout.offsets.data).astype(np.int64, copy=False)
+
+
+def _flat(ids: Sequence[Sequence[int]]) -> Encoded:
+    offsets = np.zeros(len(ids) + 1, dtype=np.int64)
+    np.cumsum([len(item) for item in ids], out=offsets[1:])
+    flat = np.empty(offsets[-1], dtype=np.uint32)
+    for number, item in enumerate(ids):
+        flat[offsets[number] : offsets[number + 1]] = item
+    return flat, offsets
+
+
+def _without_specials(document: dict[str, Any]) -> dict[str, Any]:
+    added = [token for token in document.get("added_tokens") or [] if not token.get("special")]
+    return {**document, "added_tokens": added}
+
+
+def sentencepiece_document(model: bytes) -> dict[str, Any]:
+    """Return the `tokenizer.json` of a SentencePiece BPE model with byte fallback.
+
+    Control, unknown and byte pieces take no part in merges: sentencepiece never builds them from characters, while the
+    merges that gigatoken recovers from the vocabulary would.
+
+    Raises:
+        ValueError: if the model is of another kind.
+    """
+    from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
+
+    document: dict[str, Any] = json.loads(sentencepiece_to_tokenizer_json(model))
+    processor = SentencePieceEncoder(model).processor
+    kinds = (processor.is_control, processor.is_unknown, processor.is_byte)
+    size = processor.get_piece_size()
+    reserved = {processor.id_to_piece(token) for token in range(size) if any(kind(token) for kind in kinds)}
+    bpe = document["model"]
+    bpe["merges"] = [pair for pair in bpe["merges"] if reserved.isdisjoint((*pair, pair[0] + pair[1]))]
+    return document
+
+
+class Race:
+    """A fast encoder beside the reference, compared again and again on the texts that really come.
+
+    Args:
+        fast: the encoder to prove.
+        reference: the one that is right.
+        sample_bytes: characters of the first texts that are compared.
+        batch_bytes: characters compared in every later batch; 4 Ki of an 8 MiB batch cost 3 % of its time.
+    """
+
+    def __init__(
+        self, fast: Encoder, reference: Encoder, sample_bytes: int = 1 << 18, batch_bytes: int = 1 << 12
+    ) -> None:
+        self.fast, self._reference = fast, reference
+        self._sample_bytes, self._batch_bytes = sample_bytes, batch_bytes
+        self._batches = 0
+
+    def first_difference(self, texts: Sequence[str], specials: Sequence[str] = ()) -> str | None:
+        """Return a text on which the two differ, out of the probes, the special tokens, and the head of `texts`."""
+        probes = [*PROBES, *(f"a{special} b{special}\n{special}" for special in specials)]
+        return self._compare([*probes, *pieces(texts, self._sample_bytes, self._sample_bytes // 8)])
+
+    def check(self, texts: Sequence[str]) -> str | None:
+        """Return a piece of a batch on which the two differ; each batch is looked at in other places."""
+        self._batches += 1
+        start = self._batches * 7919 % max(1, len(texts))
+        turned = [*texts[start : start + 64], *texts[: max(0, 64 - len(texts) + start)]]
+        return self._compare(pieces(turned, self._batch_bytes, self._batch_bytes // 4, self._batches))
+
+    def _compare(self, texts: Sequence[str]) -> str | None:
+        ours, our_offsets = self.fast.encode(texts)
+        theirs, their_offsets = self._reference.encode(texts)
+        for number, text in enumerate(texts):
+            mine = ours[our_offsets[number] : our_offsets[number + 1]]
+            if not np.array_equal(mine, theirs[their_offsets[number] : their_offsets[number + 1]]):
+                return text
+        return None
+
+
+def pieces(texts: Sequence[str], total: int, longest: int, turn: int = 0) -> list[str]:
+    """Return stretches of texts: `longest` characters of each at most, `total` in all; `turn` moves the places."""
+    found: list[str] = []
+    for text in texts:
+        if total <= 0:
+            break
+        start = turn * 104729 % max(1, len(text) - longest + 1)
+        found.append(text[start : start + min(longest, total)])
+        total -= len(found[-1]) + 1
+    return found

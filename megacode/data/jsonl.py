@@ -1,0 +1,187 @@
+"""JSON lines: plain, gzip or zstandard files, read in chunks of whole lines, with the number of each bad line."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+import zstandard
+
+from megacode.base.errors import ConfigError, DataError
+
+CHUNK_BYTES = 8 << 20
+_BAD_STREAM = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some whole lines of a file.
+
+    Attributes:
+        path: the file.
+        first_line: number of the first of them, from 1.
+        data: their bytes.
+        read_bytes: bytes of the file, compressed where it is, that were read for them.
+    """
+
+    path: Path
+    first_line: int
+    data: bytes
+    read_bytes: int
+
+
+@dataclass
+class Texts:
+    """The texts under one key.
+
+    Attributes:
+        texts: all of them, one after another.
+        counts: how many belong to each document, where a line holds a list of them; None: one each.
+    """
+
+    texts: list[str] = field(default_factory=list)
+    counts: list[int] | None = None
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return len(self.texts if self.counts is None else self.counts)
+
+
+def find_inputs(patterns: Sequence[str]) -> list[Path]:
+    """Return the files that some paths and globs name: in the order given, those of a glob sorted.
+
+    Raises:
+        DataError: if a path or glob names no file.
+        ConfigError: if two of them name the same file.
+    """
+    found: list[Path] = []
+    for pattern in patterns:
+        names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+        files = [Path(name) for name in names if Path(name).is_file()]
+        if not files:
+            fix = "give JSON-lines files, or a quoted glob of them"
+            raise DataError("there is no such file", f"--input {pattern}", fix)
+        found += files
+    twice = [path for path, times in Counter(found).items() if times > 1]
+    if twice:
+        fix = "its documents would come twice; name it once"
+        raise ConfigError("the same file is named twice", f"--input {twice[0]}", fix)
+    return found
+
+
+def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
+    """Yield a file in chunks of whole lines of about `size` bytes.
+
+    Raises:
+        DataError: if it cannot be read or decompressed.
+    """
+    try:
+        with path.open("rb") as file:
+            yield from _whole_lines(path, file, _decompressed(path, file), size)
+    except _BAD_STREAM as error:
+        raise DataError(f"it cannot be decompressed: {error}", str(path), "fetch the file again") from None
+    except OSError as error:
+        raise DataError(f"it cannot be read: {error.strerror}", str(path), "check its permissions") from None
+
+
+def _decompressed(path: Path, file: BinaryIO) -> Any:
+    if path.suffix == ".gz":
+        return gzip.open(file, "rb")
+    if path.suffix in (".zst", ".zstd"):
+        return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+    return file
+
+
+def _whole_lines(path: Path, file: BinaryIO, stream: Any, size: int) -> Iterator[Chunk]:
+    rest, line, position = b"", 1, 0
+    while block := stream.read(size):
+        end = block.rfind(b"\n") + 1
+        if not end:
+            rest += block
+            continue
+        data, rest = rest + block[:end], block[end:]
+        yield Chunk(path, line, data, file.tell() - position)
+        line, position = line + data.count(b"\n"), file.tell()
+    if rest:
+        yield Chunk(path, line, rest, file.tell() - position)
+
+
+def parse(chunk: Chunk, keys: Sequence[str], skip_bad_lines: bool = False) -> tuple[dict[str, Texts], int]:
+    """Read the texts of a chunk; blank lines are no documents.
+
+    Args:
+        chunk: whole lines, each a JSON object whose `keys` hold a text, or a list of texts that make one document.
+        keys: which to read.
+        skip_bad_lines: leave out, and count, lines that are not like that.
+
+    Returns:
+        the texts by key, and the number of lines left out.
+
+    Raises:
+        DataError: at the first bad line, unless they are skipped.
+    """
+    try:
+        rows = [orjson.loads(line) for line in chunk.data.split(b"\n") if line and not line.isspace()]
+        texts = {key: [row[key] for row in rows] for key in keys}
+    except (ValueError, KeyError, TypeError):
+        return _parse_one_by_one(chunk, keys, skip_bad_lines)
+    if all(set(map(type, column)) <= {str} for column in texts.values()):
+        return {key: Texts(column) for key, column in texts.items()}, 0
+    return _parse_one_by_one(chunk, keys, skip_bad_lines)
+
+
+def _parse_one_by_one(chunk: Chunk, keys: Sequence[str], skip: bool) -> tuple[dict[str, Texts], int]:
+    found = {key: Texts(counts=[]) for key in keys}
+    bad = 0
+    for number, line in enumerate(chunk.data.split(b"\n"), chunk.first_line):
+        if not line or line.isspace():
+            continue
+        try:
+            row = _row(line, keys)
+        except ValueError as error:
+            if not skip:
+                fix = "mend the line, or give --skip-bad-lines to leave such lines out and count them"
+                raise DataError(str(error), f"{chunk.path}:{number}", fix) from None
+            bad += 1
+            continue
+        for key, texts in row.items():
+            found[key].texts += texts
+            found[key].counts.append(len(texts))
+    return found, bad
+
+
+def _row(line: bytes, keys: Sequence[str]) -> dict[str, list[str]]:
+    """Return the texts of one line; a ValueError says what is wrong with it."""
+    try:
+        row = json.loads(line)  # unlike orjson it reads NaN, which some writers leave in other fields
+    except ValueError as error:
+        raise ValueError(f"the line is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"the line is a JSON {type(row).__name__}, not an object")
+    texts = {}
+    for key in keys:
+        if key not in row:
+            raise ValueError(f"the line has no key {key!r}; its keys are {', '.join(map(repr, row)) or 'none'}")
+        texts[key] = row[key] if isinstance(row[key], list) else [row[key]]
+        if not all(isinstance(text, str) for text in texts[key]):
+            raise ValueError(f"the key {key!r} holds {json.dumps(row[key])[:40]}, not a text")
+        if not all(_encodable(text) for text in texts[key]):
+            raise ValueError(f"the key {key!r} holds half of a surrogate pair, which is no character")
+    return texts
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,59 @@
+"""How far a long pass over files is: a bar on a terminal, lines in a log elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from megacode.base.units import format_bytes, format_count
+
+_LOG = logging.getLogger(__name__)
+
+
+class PassProgress:
+    """Shows the progress of one pass; a context.
+
+    Args:
+        label: what is done.
+        total_bytes: size of the whole input.
+        log_interval: without a terminal, a line each time that many more documents are done.
+    """
+
+    def __init__(self, label: str, total_bytes: int, log_interval: int = 100_000) -> None:
+        self.documents = self.bytes = 0
+        self._total, self._interval, self._start = total_bytes, max(1, log_interval), time.monotonic()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TextColumn("{task.fields[documents]} documents"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+        self._task = self._bar.add_task(label, total=total_bytes, documents="0")
+
+    def __enter__(self) -> PassProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+    def advance(self, documents: int, size: int) -> None:
+        """Count documents and bytes of the input that are done."""
+        before = self.documents // self._interval
+        self.documents, self.bytes = self.documents + documents, self.bytes + size
+        self._bar.update(self._task, completed=self.bytes, documents=format_count(self.documents))
+        if self._bar.disable and self.documents // self._interval > before:
+            self._log()
+
+    def _log(self) -> None:
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        share = f"{100 * self.bytes / self._total:.0f} %" if self._total else "all"
+        rates = f"{format_count(round(self.documents / seconds))} documents/s, {format_bytes(self.bytes / seconds)}/s"
+        _LOG.info("%s documents, %s of the input (%s)", format_count(self.documents), share, rates)

@@ -1,0 +1,170 @@
+"""An exact shuffle of a data set's documents in one pass, with flat memory at any size.
+
+Every document gets a key: a 64-bit mix of the seed and of its number in the input, no two alike. The order is that of
+the keys. Documents go to 128 files by the first 7 bits of their keys while they come; each file is then small enough to
+be sorted in memory, or is split again by the next 7 bits. So everything is read and written in sequence, and the order
+depends on the seed and on the order of the input only.
+
+Source of the mix: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014 (SplitMix64), section 5.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megacode.base.files import digest
+from megacode.data.indexed import IndexedDatasetWriter
+
+_BITS = 7
+_FILES = 1 << _BITS
+_SORTED_BYTES = 32 << 20
+_FRAME = 4 * 8
+
+
+def document_keys(seed: int, first: int, count: int) -> npt.NDArray[np.uint64]:
+    """Return the sort keys of documents `first` to `first + count - 1`, uint64 [count]."""
+    start = int(digest("documents", str(seed))[:16], 16)
+    gamma = 0x9E3779B97F4A7C15
+    state = np.arange(count, dtype=np.uint64) * np.uint64(gamma) + np.uint64((start + first * gamma) % (1 << 64))
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class _Documents:
+    """Some documents: `keys` and `counts` [documents], `lengths` [sequences], `tokens` [sum of lengths]."""
+
+    keys: npt.NDArray[np.uint64]
+    counts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.integer]
+
+    def take(self, documents: npt.NDArray[np.intp]) -> _Documents:
+        """Return some of them, in the order given."""
+        sequence_ends = np.cumsum(self.counts)
+        sequences = _ranges((sequence_ends - self.counts)[documents], self.counts[documents])
+        token_ends = np.concatenate(([0], np.cumsum(self.lengths)))
+        starts, ends = token_ends[sequence_ends - self.counts][documents], token_ends[sequence_ends][documents]
+        parts = [self.tokens[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        tokens = np.concatenate(parts) if parts else self.tokens[:0]
+        return _Documents(self.keys[documents], self.counts[documents], self.lengths[sequences], tokens)
+
+    def write(self, path: Path) -> None:
+        """Append them to a file."""
+        arrays = [getattr(self, item.name) for item in fields(self)]
+        with path.open("ab") as file:
+            file.write(np.array([len(array) for array in arrays], dtype=np.int64).data)
+            for array in arrays:
+                file.write(np.ascontiguousarray(array).data)
+
+
+def _ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the numbers of some ranges, one range after another."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+
+
+class ShuffledWriter:
+    """An `IndexedDatasetWriter` whose documents come out in the order of their keys.
+
+    Args:
+        prefix: path without `.bin` and `.idx`; the files of the sort lie beside it until the end.
+        dtype: integer type of a token.
+        seed: of the order.
+    """
+
+    def __init__(self, prefix: str | Path, dtype: npt.DTypeLike, seed: int) -> None:
+        self.out = IndexedDatasetWriter(prefix, dtype)
+        self._seed, self._documents, self._sorted = seed, 0, False
+        self._directory = self.out.prefix.with_name(f".{self.out.prefix.name}.{os.getpid()}.shuffle.tmp")
+
+    def __enter__(self) -> ShuffledWriter:
+        self.out.__enter__()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory.mkdir()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                self.finish()
+        except BaseException as error:
+            self.out.__exit__(type(error))
+            raise
+        finally:
+            shutil.rmtree(self._directory, ignore_errors=True)
+        self.out.__exit__(kind, *rest)
+
+    def add(
+        self,
+        tokens: npt.NDArray[np.integer],
+        lengths: npt.NDArray[np.integer],
+        counts: npt.NDArray[np.integer] | None = None,
+    ) -> None:
+        """Add a batch of documents; see `IndexedDatasetWriter.add`."""
+        lengths = np.asarray(lengths, dtype=np.int64)
+        if counts is None:
+            counts, lengths = lengths > 0, lengths[lengths > 0]
+        keys = document_keys(self._seed, self._documents, len(counts))
+        self._documents += len(counts)
+        batch = _Documents(keys, np.asarray(counts, dtype=np.int64), lengths, tokens.astype(self.out.dtype, copy=False))
+        _distribute(batch, self._directory, 64 - _BITS)
+
+    def finish(self) -> None:
+        """Sort all documents and write them; nothing can be added any more.
+
+        Raises:
+            DataError: if no token was added.
+        """
+        if not self._sorted:
+            self._drain(self._directory, 64 - _BITS)
+            self._sorted = True
+        self.out.finish()
+
+    def _drain(self, directory: Path, shift: int) -> None:
+        """Write the documents of a directory's files, whose keys agree in the bits above `shift` + 7."""
+        for path in sorted(directory.iterdir()):
+            if path.stat().st_size <= _SORTED_BYTES or shift < _BITS:
+                found = _joined(list(_frames(path, self.out.dtype)))
+                ordered = found.take(np.argsort(found.keys, kind="stable"))
+                self.out.add(ordered.tokens, ordered.lengths, ordered.counts)
+                path.unlink()
+            else:
+                inner = path.with_suffix(".split")
+                inner.mkdir()
+                for frame in _frames(path, self.out.dtype):
+                    _distribute(frame, inner, shift - _BITS)
+                path.unlink()
+                self._drain(inner, shift - _BITS)
+
+
+def _distribute(batch: _Documents, directory: Path, shift: int) -> None:
+    """Append each document to the file of its key's 7 bits from `shift` up."""
+    numbers = (batch.keys >> np.uint64(shift)).astype(np.int64) & (_FILES - 1)
+    order = np.argsort(numbers, kind="stable")
+    ends = np.searchsorted(numbers[order], np.arange(_FILES), side="right")
+    for number in np.unique(numbers).tolist():
+        start = int(ends[number - 1]) if number else 0
+        batch.take(order[start : ends[number]]).write(directory / f"{number:03d}")
+
+
+def _frames(path: Path, dtype: np.dtype) -> Iterator[_Documents]:
+    with path.open("rb") as file:
+        while header := file.read(_FRAME):
+            sizes = np.frombuffer(header, dtype=np.int64).tolist()
+            types = (np.dtype(np.uint64), np.dtype(np.int64), np.dtype(np.int64), dtype)
+            pairs = zip(types, sizes, strict=True)
+            yield _Documents(*(np.frombuffer(file.read(kind.itemsize * size), dtype=kind) for kind, size in pairs))
+
+
+def _joined(batches: list[_Documents]) -> _Documents:
+    names = [item.name for item in fields(_Documents)]
+    return _Documents(*(np.concatenate([getattr(batch, name) for batch in batches]) for name in names))

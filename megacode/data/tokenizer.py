@@ -1,0 +1,254 @@
+"""Tokenizers: the ones that make the data sets, known by a hash of what decides their ids."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megacode.base.errors import DataError
+from megacode.base.files import digest
+from megacode.config.model import TokenizerConfig
+from megacode.data.encoders import (
+    Encoded,
+    Encoder,
+    GigatokenEncoder,
+    HuggingFaceEncoder,
+    Race,
+    SentencePieceEncoder,
+    sentencepiece_document,
+)
+
+_LOG = logging.getLogger(__name__)
+_END_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<EOD>")
+_DECIDES_IDS = ("model", "added_tokens", "normalizer", "pre_tokenizer")
+
+
+class EncoderMismatch(Exception):  # noqa: N818 (a signal between parts of the library, never shown)
+    """The fast encoder gave other ids than the reference, after it had been proven on the first texts."""
+
+
+class Tokenizer(ABC):
+    """A tokenizer that encodes in batches.
+
+    Attributes:
+        kind: `huggingface` or `sentencepiece`.
+        path: the file it was read from.
+        vocab_size: one more than the largest id, added tokens included.
+        eod: id of the token that ends a document; None if it has none.
+        hash: SHA-256 of what decides its ids; the same for equal tokenizers wherever they lie.
+        specials: its special tokens, as text.
+    """
+
+    kind: str
+    path: Path
+    vocab_size: int
+    eod: int | None
+    hash: str
+    specials: tuple[str, ...]
+
+    def __init__(self) -> None:
+        self._reference: Any = None
+        self._encoder: Encoder | None = None
+        self._race: Race | None = None
+
+    @abstractmethod
+    def _load_reference(self) -> Any:
+        """Return the encoder that is right by definition; it decodes, too."""
+
+    @abstractmethod
+    def _load_fast(self) -> Encoder:
+        """Return the fast encoder.
+
+        Raises:
+            Exception: any, if it does not know this tokenizer.
+        """
+
+    @property
+    def reference(self) -> Any:
+        """The reference encoder, loaded on first use."""
+        if self._reference is None:
+            self._reference = self._load_reference()
+        return self._reference
+
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        """Encode texts; special tokens in them are plain text, and none are added.
+
+        Args:
+            texts: any number of texts.
+
+        Returns:
+            the ids of all texts, one after another, uint32; and int64 [texts + 1] offsets of where each begins.
+
+        Raises:
+            EncoderMismatch: if the fast encoder is in use and differs from the reference on a piece of this batch.
+        """
+        if self._race is not None and texts and (piece := self._race.check(texts)) is not None:
+            raise EncoderMismatch(f"the fast encoder differs on {piece[:60]!r}")
+        return (self._encoder or self.reference).encode(texts)
+
+    def encode(self, text: str) -> list[int]:
+        """Encode one text."""
+        return [int(token) for token in self.encode_batch([text])[0]]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of some ids."""
+        return str(self.reference.decode([int(token) for token in ids]))
+
+    def use_fast(self, sample: Sequence[str]) -> bool:
+        """Encode with gigatoken from now on, if it gives the reference's ids on hard probes and on real texts.
+
+        Args:
+            sample: some of the texts that will come.
+        """
+        try:
+            race = Race(self._load_fast(), self.reference)
+            text = race.first_difference(sample, self.specials)
+        except BaseException as error:  # a panic of its Rust code is no Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            _LOG.info("encoding with the reference library: gigatoken does not know this tokenizer (%s)", error)
+            return False
+        if text is not None:
+            _LOG.warning("encoding with the reference library: gigatoken differs on %r", text[:60])
+            return False
+        self._race, self._encoder = race, race.fast
+        return True
+
+    def use_reference(self) -> None:
+        """Encode with the reference library from now on."""
+        self._race = self._encoder = None
+
+    def limit_threads(self, threads: int) -> None:
+        """Encode with this many threads; to be called before the first text, when the libraries start their pools."""
+        os.environ["RAYON_NUM_THREADS"] = str(threads)
+        os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+        self.reference.threads = threads
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a manifest records."""
+        return {"kind": self.kind, "hash": self.hash, "vocab_size": self.vocab_size, "eod": self.eod}
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A `tokenizer.json`, alone or in its directory.
+
+    Raises:
+        DataError: if it is missing or not one.
+    """
+
+    kind = "huggingface"
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+        self._raw = _read(self.path, "give the directory that holds a tokenizer.json")
+        self._document = _parse(self._raw, self.path)
+        added: list[dict[str, Any]] = self._document.get("added_tokens") or []
+        ids = _vocabulary(self._document) | {str(token["content"]): int(token["id"]) for token in added}
+        self.vocab_size = max(ids.values()) + 1
+        self.specials = tuple(str(token["content"]) for token in added if token.get("special"))
+        end = _named_end(self.path.parent) or next((name for name in _END_NAMES if name in ids), "")
+        self.eod = ids.get(end)
+        deciding = {key: self._document.get(key) for key in _DECIDES_IDS}
+        self.hash = digest(self.kind, json.dumps(deciding, sort_keys=True), str(self.eod))
+
+    def _load_reference(self) -> HuggingFaceEncoder:
+        try:
+            return HuggingFaceEncoder(self._raw)
+        except Exception as error:
+            raise DataError(f"tokenizers cannot load it: {error}", str(self.path), "check the file") from None
+
+    def _load_fast(self) -> Encoder:
+        return GigatokenEncoder(self._document)
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece `.model`, alone or as `tokenizer.model` in its directory.
+
+    Raises:
+        DataError: if it is missing or not one.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path) / "tokenizer.model" if Path(path).is_dir() else Path(path)
+        self._raw = _read(self.path, "give a SentencePiece .model file")
+        self.hash = digest(self.kind, self._raw)
+        processor = self.reference.processor
+        self.vocab_size = processor.get_piece_size()
+        pieces = [processor.id_to_piece(token) for token in range(self.vocab_size) if processor.is_control(token)]
+        self.specials = (*pieces, processor.id_to_piece(processor.unk_id()))
+        self.eod = self._end(processor)
+
+    @staticmethod
+    def _end(processor: Any) -> int | None:
+        if processor.eos_id() >= 0:
+            return int(processor.eos_id())
+        known = [processor.piece_to_id(name) for name in _END_NAMES]
+        return next((token for token in known if token != processor.unk_id()), None)
+
+    def _load_reference(self) -> SentencePieceEncoder:
+        try:
+            return SentencePieceEncoder(self._raw)
+        except Exception:
+            fix = "give a SentencePiece .model file"
+            raise DataError("it is no SentencePiece model", str(self.path), fix) from None
+
+    def _load_fast(self) -> Encoder:
+        return GigatokenEncoder(sentencepiece_document(self._raw))
+
+
+def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """Load a run's tokenizer.
+
+    Raises:
+        DataError: if it is missing or damaged.
+    """
+    kinds: dict[str, type[HuggingFaceTokenizer] | type[SentencePieceTokenizer]] = {
+        "huggingface": HuggingFaceTokenizer,
+        "sentencepiece": SentencePieceTokenizer,
+    }
+    return kinds[config.kind](config.path)
+
+
+def _read(path: Path, fix: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"the tokenizer cannot be read: {error.strerror}", str(path), fix) from None
+
+
+def _parse(raw: bytes, path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(raw)
+        if not _vocabulary(document):
+            raise ValueError("its vocabulary is empty")
+    except (ValueError, KeyError, TypeError) as error:
+        fix = "give a tokenizer.json as the tokenizers library writes it"
+        raise DataError(f"it is no tokenizer.json: {error}", str(path), fix) from None
+    return dict(document)
+
+
+def _vocabulary(document: dict[str, Any]) -> dict[str, int]:
+    """Return the ids of a tokenizer.json's model; Unigram keeps a list, the others a mapping."""
+    vocab = document["model"]["vocab"]
+    return {entry[0]: number for number, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
+
+
+def _named_end(directory: Path) -> str:
+    """Return the end-of-text token that the files beside a tokenizer.json name."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            token = json.loads((directory / name).read_text(encoding="utf-8")).get("eos_token")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if token:
+            return str(token["content"] if isinstance(token, dict) else token)
+    return ""

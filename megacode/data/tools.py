@@ -1,0 +1,38 @@
+"""How the offline tools end: an exit code, a message on standard error, nothing half-written."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+
+from megacode.base.errors import EXIT_FAILURE, MegacodeError
+
+EXIT_INTERRUPTED = 130
+
+
+def run_tool(work: Callable[[], object]) -> int:
+    """Run a tool's work; a termination signal unwinds it like Ctrl-C, so that temporary files go.
+
+    Returns:
+        0, the exit code of a user's mistake, 130 if interrupted, or 1 for a failure of the machine (disk full, ...).
+    """
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        work()
+    except MegacodeError as error:
+        sys.stderr.write(f"{error.render()}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted; nothing was written\n")
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        sys.stderr.write(f"Error: {error}\n")
+        return EXIT_FAILURE
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
