@@ -1,0 +1,20 @@
+#!/bin/bash
+#SBATCH --job-name=to-code-470m
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@300
+#SBATCH --output=slurm-%x-%j.log
+#
+# Pretrain the 470M model of "To Code, or Not To Code?". Submit it from the repository as it stands:
+#
+#     sbatch slurm/pretrain_470m.sh
+#     CONFIG=my.yaml RUN_DIR=/scratch/my-run sbatch --nodes=4 slurm/pretrain_470m.sh train.global_batch_size=1024
+#
+# CONFIG, RUN_DIR, NODES by sbatch flags, VENV (a virtual environment) by environment; what follows the script's name are
+# overrides of the config. The signal comes 300 seconds before the time limit: the run saves and ends with exit code 75;
+# the same command submitted again goes on where it was.
+CONFIG=${CONFIG:-examples/to_code/balanced_to_text_470m.yaml}
+exec bash "${SLURM_SUBMIT_DIR:-.}/slurm/run.sh" "$CONFIG" "$@"
