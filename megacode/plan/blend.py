@@ -1,0 +1,222 @@
+"""How many samples each source gives to a phase, and in which order.
+
+*How many.* A phase of n samples with weights w wants w_c n / sum(w) samples of source c, which is no whole number. Let
+the carry of a source be what it was owed at the phase's start: its real-valued targets so far less its samples so far.
+The phase's target is then w_c n / sum(w) + carry_c; each source of positive weight gets the floor of its target, and
+what is missing to n goes one by one to the sources that are owed most (the largest remainder; ties by name). A source
+never gets less than 0 or more than its limit. Laws:
+  - counts sum to n, carries sum to 0, and a source of weight 0 gets nothing and keeps its carry;
+  - the carries of the sources that take part lie in a band 1 wide (unless 0 or a limit bound one of them). So the total
+    of a source over all phases is within 1 of its real-valued target while every source takes part. Where some rest,
+    those that take part hold the opposite s of the resting carries, which no choice of theirs can change: each is then
+    within 1 + |s|/k of its target, for k sources taking part;
+  - nothing depends on a later phase, or on sources that have not been drawn.
+Weights are exact fractions of the decimals that the user wrote, so no machine rounds differently.
+
+*In which order.* The shares of a phase are kept at every prefix by a *quota tree*, a binary tree whose leaves are the
+sources. A node with M samples, A of them on the left, has sent L(i) = (2iA + M) div 2M of its first i samples to the
+left: iA/M, rounded. Sample i goes left if and only if L(i+1) > L(i), where it becomes sample L(i), else right, where it
+becomes sample i - L(i). So random access costs one division a level, the count of every source in a prefix costs one a
+source, and the inverse one a level.
+
+Error: a child's prefix count is within 1/2 of its share f of its parent's, so deviations obey d <= 1/2 + f d_parent.
+With f <= 2/3 everywhere, d <= 1.5. A source heavier than 1/3 of its node is a leaf of its own; if it is heavier than
+2/3, its sibling is light and only this leaf has f near 1: d <= 1/2 + 1.5 = 2. So every prefix of a phase holds every
+source within 2 samples of its share. (A merge of arithmetic progressions, one a source, drifts by 28.)
+
+Source: largest remainder: Hamilton's method, Balinski and Young, "Fair Representation" (1982), chapter 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LIMB_BITS = 20
+_LARGEST = 1 << (2 * _LIMB_BITS)
+_LEAF = -1
+
+
+def exact(weight: float) -> Fraction:
+    """Return a weight as the decimal fraction that was written, 0.1 as 1/10."""
+    return Fraction(str(weight))
+
+
+def apportion(
+    weights: Mapping[str, Fraction],
+    samples: int,
+    carry: Mapping[str, Fraction],
+    limits: Mapping[str, int] | None = None,
+) -> tuple[dict[str, int], dict[str, Fraction]]:
+    """Divide the samples of a phase among its sources.
+
+    Args:
+        weights: relative weight of each source, none negative, one positive.
+        samples: samples of the phase.
+        carry: what each source is owed from earlier phases, in samples; absent: nothing.
+        limits: the most samples that a source may give; absent: any. They must leave room for all samples.
+
+    Returns:
+        The samples of each source of positive weight, by name in order; and the carry after the phase.
+    """
+    active, limits = sorted(name for name, weight in weights.items() if weight > 0), limits or {}
+    total = sum(weights[name] for name in active)
+    target = {name: weights[name] * samples / total + carry.get(name, 0) for name in active}
+    room = {name: limits.get(name, samples) for name in active}
+    assert sum(room.values()) >= samples, (room, samples)
+    counts = {name: min(max(0, target[name].__floor__()), room[name]) for name in active}
+    missing = samples - sum(counts.values())
+    while missing:
+        step = 1 if missing > 0 else -1
+        free = [name for name in active if (counts[name] < room[name] if step > 0 else counts[name] > 0)]
+        chosen = max(free, key=lambda name: step * (target[name] - counts[name]))
+        counts[chosen] += step
+        missing -= step
+    return counts, {**carry, **{name: target[name] - counts[name] for name in active}}
+
+
+class QuotaTree:
+    """The order of a phase: which source gives sample i, and how many samples of each come before.
+
+    Its shape depends on counts and names alone.
+
+    Args:
+        counts: samples of each source; those with none are left out.
+
+    Attributes:
+        names: the sources, in order of name; `many` answers with indices into it.
+        samples: how many samples there are, at most 2**40.
+    """
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        items = sorted(
+            ((count, name) for name, count in counts.items() if count > 0), key=lambda item: (-item[0], item[1])
+        )
+        self.names = tuple(sorted(name for _, name in items))
+        self.samples = sum(count for count, _ in items)
+        assert 0 < self.samples <= _LARGEST, counts
+        self._size: list[int] = []  # samples of each node; the root is node 0
+        self._on_left: list[int] = []  # of them on the left
+        self._left: list[int] = []  # left child, or _LEAF; the right child is `_right`
+        self._right: list[int] = []
+        self._parent: list[tuple[int, bool]] = []  # parent, and whether this is its left child
+        self._source: list[int] = []  # of a leaf: index into `names`
+        self._leaf: dict[str, int] = {}
+        self._build(items)
+
+    def _build(self, items: list[tuple[int, str]]) -> None:
+        waiting = [(items, (_LEAF, False))]
+        while waiting:
+            here, parent = waiting.pop()
+            node = len(self._size)
+            self._parent.append(parent)
+            if parent[0] != _LEAF:
+                (self._left if parent[1] else self._right)[parent[0]] = node
+            self._size.append(sum(count for count, _ in here))
+            left, right = _split(here)
+            self._on_left.append(sum(count for count, _ in left))
+            self._left.append(_LEAF)
+            self._right.append(_LEAF)
+            self._source.append(self.names.index(here[0][1]) if not right else _LEAF)
+            if right:
+                waiting += [(left, (node, True)), (right, (node, False))]
+            else:
+                self._leaf[here[0][1]] = node
+
+    def _sent_left(self, node: int, i: int) -> int:
+        size = self._size[node]
+        return (2 * i * self._on_left[node] + size) // (2 * size)
+
+    def at(self, i: int) -> tuple[str, int]:
+        """Return the source of sample i, and which of that source's samples in this phase it is."""
+        assert 0 <= i < self.samples, (i, self.samples)
+        node = 0
+        while self._left[node] != _LEAF:
+            before = self._sent_left(node, i)
+            if self._sent_left(node, i + 1) > before:
+                node, i = self._left[node], before
+            else:
+                node, i = self._right[node], i - before
+        return self.names[self._source[node]], i
+
+    def position(self, source: str, index: int) -> int:
+        """Return the sample that is number `index` of a source: the inverse of `at`."""
+        node, i = self._leaf[source], index
+        assert 0 <= index < self._size[node], (source, index)
+        while node:
+            node, was_left = self._parent[node]
+            size, on_left = self._size[node], self._on_left[node]
+            if was_left:
+                i = -(-(2 * size * i + size) // (2 * on_left)) - 1
+            else:
+                i = (2 * size * i + size) // (2 * (size - on_left))
+        return i
+
+    def counts(self, i: int) -> dict[str, int]:
+        """Return how many of the first i samples each source gives."""
+        assert 0 <= i <= self.samples, (i, self.samples)
+        result = dict.fromkeys(self.names, 0)
+        reached = [i] * len(self._size)
+        for node, here in enumerate(reached):  # parents come before their children
+            if self._left[node] == _LEAF:
+                result[self.names[self._source[node]]] = here
+            else:
+                before = self._sent_left(node, here)
+                reached[self._left[node]], reached[self._right[node]] = before, here - before
+        return result
+
+    def many(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+        """Return `at` of many samples.
+
+        Args:
+            samples: int64 [k], each in 0..samples-1.
+
+        Returns:
+            The source of each sample, int16 [k], as index into `names`; and its number in that source, int64 [k].
+        """
+        sources = np.empty(len(samples), dtype=np.int16)
+        numbers = np.empty(len(samples), dtype=np.int64)
+        waiting = [(0, samples, np.arange(len(samples)))]
+        while waiting:
+            node, here, places = waiting.pop()
+            if self._left[node] == _LEAF:
+                sources[places] = self._source[node]
+                numbers[places] = here
+                continue
+            before, goes_left = _quotas(here, self._on_left[node], self._size[node])
+            goes_right = ~goes_left
+            waiting.append((self._left[node], before[goes_left], places[goes_left]))
+            waiting.append((self._right[node], (here - before)[goes_right], places[goes_right]))
+        return sources, numbers
+
+
+def _split(items: list[tuple[int, str]]) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """Split sources, heaviest first, so that both sides hold at most 2/3, or the heaviest stands alone on the left."""
+    total = sum(count for count, _ in items)
+    if 3 * items[0][0] >= total:
+        return items[:1], items[1:]
+    left: list[tuple[int, str]] = []
+    right: list[tuple[int, str]] = []
+    lead = 0  # left less right; never beyond the heaviest, which is below a third of the total
+    for item in items:
+        side, sign = (left, 1) if lead <= 0 else (right, -1)
+        side.append(item)
+        lead += sign * item[0]
+    return left, right
+
+
+def _quotas(i: NDArray[np.int64], on_left: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return L(i) and whether sample i goes left, for a node of `size` samples, in int64 without overflow."""
+    if 2 * size * size + size < 1 << 63:
+        doubled = i * (2 * on_left) + size
+        before = doubled // (2 * size)
+        return before, doubled - before * (2 * size) >= 2 * (size - on_left)
+    high, low = i >> _LIMB_BITS, i & ((1 << _LIMB_BITS) - 1)  # long division with limbs of 20 bits
+    whole, rest = np.divmod(high * on_left, size)
+    more, rest = np.divmod((rest << _LIMB_BITS) + low * on_left, size)
+    up = 2 * rest >= size
+    before = (whole << _LIMB_BITS) + more + up
+    return before, 2 * rest + size - up * (2 * size) >= 2 * (size - on_left)

@@ -1,0 +1,179 @@
+"""How many samples each source gives to each phase: blends, what is carried over, and caps on repetition.
+
+A cap (`max_epochs`) counts all that is drawn from a source over the whole run, restarts included. Where it binds:
+  - `error`: the plan is refused, and says what to change;
+  - `spread`: the source gives what it has left, and the rest of its share goes to the phase's other sources by their
+    weights, which may clip another source in its turn. A phase takes what earlier phases left, and never looks ahead,
+    so adding phases changes nothing before them.
+
+Source: clipping and sharing out: UniMax, Chung et al. (2023), section 3, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor
+
+from megacode.base.errors import PlanError, Problem
+from megacode.config.data import Phase
+from megacode.config.run import RunConfig
+from megacode.plan.blend import apportion, exact
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """One phase's samples.
+
+    Attributes:
+        counts: samples of each source with a positive weight, by name in order.
+        weights: the blend as asked for, normalised to 1.
+        clipped: sources whose share a cap has cut (`spread`).
+    """
+
+    counts: dict[str, int]
+    weights: dict[str, float]
+    clipped: tuple[str, ...] = ()
+
+
+def allot(config: RunConfig, lengths: Sequence[int], windows: Mapping[str, int]) -> list[Allotment]:
+    """Divide every phase among its sources.
+
+    Args:
+        config: blends, caps and what to do where they bind.
+        lengths: samples of each phase.
+        windows: windows an epoch of each source that is drawn.
+
+    Raises:
+        PlanError: if a cap binds under `error`, or a phase's sources have too little left under `spread`.
+    """
+    return _Budget(config, lengths, windows).run()
+
+
+class _Budget:
+    def __init__(self, config: RunConfig, lengths: Sequence[int], windows: Mapping[str, int]) -> None:
+        self.config, self.lengths, self.windows = config, lengths, windows
+        self.drawn = dict.fromkeys(windows, 0)
+        self.carry: dict[str, Fraction] = {}
+        self.limits: dict[str, int] = {}
+        for name, count in windows.items():
+            cap = config.sources[name].max_epochs
+            if cap is not None:
+                self.limits[name] = floor(exact(cap) * count)
+
+    def run(self) -> list[Allotment]:
+        allotments, problems = [], []
+        for number, (phase, samples) in enumerate(zip(self.config.phases, self.lengths, strict=True)):
+            asked = {name: exact(weight) for name, weight in sorted(phase.blend.items()) if weight > 0}
+            room = self._room(asked)
+            shares: dict[str, Fraction] = asked
+            clipped: tuple[str, ...] = ()
+            if self.config.caps == "spread":
+                shares, clipped = self._spread(number, asked, room)
+            else:
+                problems += self._refusals(number, asked, room)
+                room = self._room(asked)
+            counts, self.carry = apportion(shares, samples, self.carry, room)
+            for name, count in counts.items():
+                self.drawn[name] += count
+            total = sum(asked.values())
+            weights = {name: float(weight / total) for name, weight in asked.items()}
+            allotments.append(Allotment(dict.fromkeys(asked, 0) | counts, weights, clipped))
+        if problems:
+            raise PlanError(problems=problems)
+        return allotments
+
+    def _room(self, names: Mapping[str, Fraction]) -> dict[str, int]:
+        """Return what each capped source has left."""
+        return {name: self.limits[name] - self.drawn[name] for name in names if name in self.limits}
+
+    def _spread(
+        self, number: int, asked: dict[str, Fraction], room: dict[str, int]
+    ) -> tuple[dict[str, Fraction], tuple[str, ...]]:
+        """Return the samples to aim at for each source, and which of them are clipped."""
+        left, open_sources = Fraction(self.lengths[number]), dict(asked)
+        shares: dict[str, Fraction] = {}
+        while open_sources:
+            unit = left / sum(open_sources.values())
+            clipped = [name for name, weight in open_sources.items() if name in room and weight * unit > room[name]]
+            if not clipped:
+                return shares | {name: weight * unit for name, weight in open_sources.items()}, tuple(sorted(shares))
+            for name in clipped:
+                shares[name] = Fraction(room[name])
+                left -= room[name]
+                del open_sources[name]
+        raise PlanError(problems=[self._exhausted(number, room)])
+
+    def _exhausted(self, number: int, room: dict[str, int]) -> Problem:
+        phase, samples, left = self.config.phases[number], self.lengths[number], sum(room.values())
+        said = ", ".join(f"{name} {count:,}" for name, count in room.items())
+        what = f"phase {phase.name!r} takes {samples:,} samples, and its sources have {left:,} left ({said})"
+        widest = max(room, key=lambda name: self.windows[name])
+        epochs = _round_up(Fraction(self.limits[widest] + samples - left, self.windows[widest]))
+        shorter = f"shorten the phase to samples: {left}, " if left else ""
+        fix = f"{shorter}raise sources.{widest}.max_epochs to {epochs}, or add a source without max_epochs"
+        return Problem(what, f"phases[{number}]", fix)
+
+    def _refusals(self, number: int, asked: dict[str, Fraction], room: dict[str, int]) -> list[Problem]:
+        """Return a problem for each source that passes its cap in this phase, and lift that cap to look further."""
+        samples, total = self.lengths[number], sum(asked.values())
+        target = {name: asked[name] * samples / total + self.carry.get(name, 0) for name in asked}
+        over = [name for name in room if target[name] >= room[name] + 1]
+        if not over and len(room) == len(asked) and sum(room.values()) < samples:
+            over = list(room)
+        problems = [self._refusal(number, name, asked, target[name], room[name]) for name in over]
+        for name in over:
+            del self.limits[name]
+        return problems
+
+    def _refusal(self, number: int, name: str, asked: dict[str, Fraction], target: Fraction, room: int) -> Problem:
+        phase, cap = self.config.phases[number], self.config.sources[name].max_epochs
+        wanted = float((self.drawn[name] + target) / self.windows[name])
+        what = f"source {name!r} would be read {wanted:.2f} times by the end of phase {phase.name!r}"
+        fixes = [
+            self._lower(number, name, asked, room),
+            f"raise sources.{name}.max_epochs to {_round_up(self._epochs_wanted(name))}",
+        ]
+        if len(asked) > 1:
+            fixes.append("set caps: spread to give its share to the others")
+        fix = f"{', '.join(fixes[:-1])}, or {fixes[-1]}"
+        return Problem(f"{what}, more than its max_epochs {cap:g}", f"phases[{number}].blend.{name}", fix)
+
+    def _lower(self, number: int, name: str, asked: dict[str, Fraction], room: int) -> str:
+        """Say which weight, or length, would just fit under the cap."""
+        owed, samples = self.carry.get(name, Fraction(0)), self.lengths[number]
+        others = sum(asked.values()) - asked[name]
+        if not others:
+            return f"shorten the phase to samples: {room}" if room > 0 else "remove the phase"
+        share = (room - owed) / samples
+        if share <= 0:
+            return f"remove {name!r} from this blend"
+        weight = _round_down(share * others / (1 - share))
+        later = any(later.blend.get(name, 0) > 0 for later in self.config.phases[number + 1 :])
+        return f"lower its weight to {weight}" + (" and leave it out of later phases" if later else "")
+
+    def _epochs_wanted(self, name: str) -> Fraction:
+        """Return how often a source would be read over the whole run if nothing capped it."""
+        drawn = Fraction(0)
+        for phase, samples in zip(self.config.phases, self.lengths, strict=True):
+            drawn += samples * _share(phase, name)
+        return drawn / self.windows[name]
+
+
+def _share(phase: Phase, name: str) -> Fraction:
+    total = sum((exact(weight) for weight in phase.blend.values()), Fraction(0))
+    return exact(phase.blend.get(name, 0)) / total
+
+
+def _round_up(value: Fraction) -> str:
+    """Return a number that is at least `value`, with two decimals."""
+    return f"{ceil(value * 100) / 100:.2f}".rstrip("0").rstrip(".")
+
+
+def _round_down(value: Fraction) -> str:
+    """Return a number that is at most `value`, with three significant digits."""
+    digits = 3
+    while value * 10**digits < 100:
+        digits += 1
+    return f"{floor(value * 10**digits) / 10**digits:.{digits}f}".rstrip("0").rstrip(".")

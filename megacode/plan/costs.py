@@ -1,0 +1,108 @@
+"""What a model costs: parameters by component, and floating-point operations a token.
+
+Shapes: h hidden_size, f ffn_hidden_size, n heads of d channels, g query groups, L layers, V vocabulary. No biases, a
+gated MLP (gate and up are one matrix of 2f rows), norms of h weights each (RMSNorm and LayerNorm alike): two a layer in
+sequential blocks, one in parallel blocks, and one before the output.
+
+A matrix of P weights costs 2P operations a token forward, and twice that backward. Attention costs a token at position
+p the products with p + 1 keys and as many values: 4 n d (p + 1) operations forward, so on average over a sequence of S
+tokens 2 n d (S + 1). That is *causal* attention, half of what formulas for full attention count; what a mask of document
+boundaries would save is not taken off. Norms, rotary positions, softmax and the optimizer are left out: below 1 %.
+
+Source: Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters" (2021), appendix; causal half:
+Dao, FlashAttention-2 (2023), section 4.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from megacode.config.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters of a model, by component over all layers.
+
+    Attributes:
+        embedding: V h.
+        attention_qkv: L h (n + 2g) d.
+        attention_proj: L n d h.
+        mlp_gate_up: L h 2f.
+        mlp_down: L f h.
+        norms: L h (parallel blocks) or 2 L h (sequential), and h for the last.
+        output: V h, or 0 where it is the embedding.
+    """
+
+    embedding: int
+    attention_qkv: int
+    attention_proj: int
+    mlp_gate_up: int
+    mlp_down: int
+    norms: int
+    output: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def in_layers(self) -> int:
+        """Weights of the layers' matrices."""
+        return self.attention_qkv + self.attention_proj + self.mlp_gate_up + self.mlp_down
+
+
+def padded_vocabulary(model: ModelConfig, vocab_size: int, tensor: int = 1) -> int:
+    """Return the rows of the embedding: the vocabulary, padded to whole and equal shards.
+
+    Args:
+        model: for `make_vocab_size_divisible_by`.
+        vocab_size: of the tokenizer.
+        tensor: tensor-parallel size.
+    """
+    multiple = model.make_vocab_size_divisible_by * tensor
+    return -(-vocab_size // multiple) * multiple
+
+
+def parameter_counts(model: ModelConfig, vocab_size: int) -> ParameterCounts:
+    """Return the parameters of a model by component.
+
+    Args:
+        model: its shape.
+        vocab_size: rows of the embedding: the vocabulary, or the padded one.
+    """
+    layers, hidden, heads = model.num_layers, model.hidden_size, model.num_attention_heads
+    norms_a_layer = 1 if model.block == "parallel" else 2
+    return ParameterCounts(
+        embedding=vocab_size * hidden,
+        attention_qkv=layers * hidden * (heads + 2 * model.query_groups) * model.head_size,
+        attention_proj=layers * heads * model.head_size * hidden,
+        mlp_gate_up=layers * hidden * 2 * model.ffn_hidden_size,
+        mlp_down=layers * model.ffn_hidden_size * hidden,
+        norms=(layers * norms_a_layer + 1) * hidden,
+        output=0 if model.share_embeddings_and_output_weights else vocab_size * hidden,
+    )
+
+
+def parameters(model: ModelConfig, vocab_size: int) -> int:
+    """Return how many parameters a model has.
+
+    Args:
+        model: its shape.
+        vocab_size: rows of the embedding: the vocabulary, or the padded one.
+    """
+    return parameter_counts(model, vocab_size).total
+
+
+def flops_per_token(model: ModelConfig, vocab_size: int, seq_length: int) -> int:
+    """Return the floating-point operations of one token's forward and backward pass, with causal attention.
+
+    Args:
+        model: its shape.
+        vocab_size: columns of the output matrix; tied or not, it is multiplied with.
+        seq_length: tokens a sequence.
+    """
+    matrices = 2 * (parameter_counts(model, vocab_size).in_layers + vocab_size * model.hidden_size)
+    attention = 2 * model.num_layers * model.num_attention_heads * model.head_size * (seq_length + 1)
+    return 3 * (matrices + attention)

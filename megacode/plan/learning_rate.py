@@ -1,0 +1,149 @@
+"""The learning rate as a pure function of the clock.
+
+The loop asks for the clock *after* an iteration. So the first iteration of a warmup from 0 already learns, a warmup of n
+iterations reaches `peak` exactly on its n-th, and the last iteration of a phase gets exactly `final`. A phase without
+`peak` goes on from where the last one ended, and a warmup rises from there (from 0 at the run's start); a phase with
+`peak` and no warmup starts at `peak` at once, which is a jump unless the last one ended there.
+
+With t the share of the way from the warmup's end to the phase's end: `constant` stays at the peak; `linear` falls by t;
+`cosine` by (1 - cos(pi t)) / 2; `wsd` stays and then falls linearly over `decay`; `inverse_sqrt` is peak times
+sqrt(warmup / samples into the phase), never below `final`.
+
+Sources: cosine: Loshchilov and Hutter, SGDR (2017), section 3; wsd: Hu et al., MiniCPM (2024), section 4; inverse_sqrt:
+Vaswani et al. (2017), section 5.3, with the warmup as its time scale.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass
+
+from megacode.base.errors import ConfigError, Problem
+from megacode.config.data import LearningRate, Phase
+from megacode.config.quantity import Quantity
+from megacode.config.run import RunConfig
+from megacode.plan.batch import BatchSchedule
+from megacode.plan.phases import PhasePlan, Schedule
+
+
+@dataclass(frozen=True)
+class PhaseRate:
+    """The learning rate of one phase.
+
+    Attributes:
+        rule: the schedule's name.
+        first_sample: clock at which the phase starts.
+        samples: of the phase.
+        warmup: its length in samples.
+        decay: length of the final fall in samples; all after the warmup unless `wsd`.
+        start: value that the warmup rises from; without warmup, `peak`.
+        peak: value after the warmup.
+        final: value at the end (`constant`: the peak; `inverse_sqrt`: a lower bound).
+    """
+
+    rule: str
+    first_sample: int
+    samples: int
+    warmup: int
+    decay: int
+    start: float
+    peak: float
+    final: float
+
+    def at(self, clock: int) -> float:
+        """Return the value at a clock of this phase."""
+        done = clock - self.first_sample
+        if done < self.warmup:
+            return _between(self.start, self.peak, done / self.warmup)
+        if self.rule == "inverse_sqrt":
+            return max(self.final, self.peak * math.sqrt(self.warmup / done))
+        fall = max(0, done - (self.samples - self.decay)) / self.decay if self.decay else 0.0
+        if self.rule == "cosine":
+            fall = (1 - math.cos(math.pi * fall)) / 2
+        return _between(self.peak, self.final, fall)
+
+
+class LearningRateSchedule:
+    """The learning rate of a run.
+
+    Args:
+        config: each phase's `learning_rate`.
+        schedule: where phases end.
+        batches: where iterations end, for lengths in iterations.
+
+    Raises:
+        ConfigError: if a warmup, or a warmup and a decay, are longer than their phase.
+    """
+
+    def __init__(self, config: RunConfig, schedule: Schedule, batches: BatchSchedule) -> None:
+        self.phases: list[PhaseRate] = []
+        problems: list[Problem] = []
+        end = 0.0
+        for phase, plan in zip(config.phases, schedule.phases, strict=True):
+            rate = _phase_rate(phase.learning_rate, plan, batches, end)
+            problems += _misfits(phase, plan, rate, batches)
+            self.phases.append(rate)
+            end = rate.at(plan.last_sample) if not problems else rate.final
+        self._ends = [plan.last_sample for plan in schedule.phases]
+        if problems:
+            raise ConfigError(problems=problems)
+
+    def at(self, consumed_samples: int) -> float:
+        """Return the learning rate of the iteration that ends at a clock.
+
+        Args:
+            consumed_samples: the clock after the iteration; 0 gives the value before the first.
+        """
+        assert 0 <= consumed_samples <= self._ends[-1], consumed_samples
+        return self.phases[bisect_left(self._ends, consumed_samples)].at(consumed_samples)
+
+
+def _phase_rate(rate: LearningRate, plan: PhasePlan, batches: BatchSchedule, before: float) -> PhaseRate:
+    peak = before if rate.peak is None else rate.peak
+    warmup = 0 if rate.warmup is None else batches.samples(rate.warmup, plan.first_sample)
+    final = rate.final
+    if final is None:
+        final = 0.0 if rate.schedule == "inverse_sqrt" else peak
+    return PhaseRate(
+        rule=rate.schedule,
+        first_sample=plan.first_sample,
+        samples=plan.samples,
+        warmup=warmup,
+        decay=_decay_samples(rate, plan, batches, warmup),
+        start=before if warmup else peak,
+        peak=peak,
+        final=final,
+    )
+
+
+def _decay_samples(rate: LearningRate, plan: PhasePlan, batches: BatchSchedule, warmup: int) -> int:
+    if rate.schedule != "wsd":
+        return plan.samples - warmup
+    if isinstance(rate.decay, Quantity):
+        if rate.decay.unit == "iterations":  # counted back from the phase's end, where the batches are
+            last = batches.iteration_at(plan.last_sample)
+            first = last - rate.decay.count
+            in_phase = first >= batches.iteration_at(plan.first_sample)
+            return plan.last_sample - batches.clock_after(first) if in_phase else plan.samples + 1
+        return batches.samples(rate.decay, plan.first_sample)
+    return round((rate.decay or 0.0) * plan.samples)
+
+
+def _misfits(phase: Phase, plan: PhasePlan, rate: PhaseRate, batches: BatchSchedule) -> list[Problem]:
+    """Return what does not fit into the phase."""
+    iterations = batches.iterations(plan.first_sample, plan.last_sample)
+    where = f"phases[{plan.index}].learning_rate"
+    if rate.warmup > plan.samples:
+        what = f"warmup {phase.learning_rate.warmup} is longer than phase {plan.name!r} of {iterations:,} iterations"
+        return [Problem(what, f"{where}.warmup", f"give at most {iterations} iterations, or lengthen the phase")]
+    if rate.rule == "wsd" and rate.warmup + rate.decay > plan.samples:
+        left = plan.samples - rate.warmup
+        what = f"warmup and decay together are longer than phase {plan.name!r} of {plan.samples:,} samples"
+        return [Problem(what, f"{where}.decay", f"give at most {left} samples")]
+    return []
+
+
+def _between(first: float, last: float, share: float) -> float:
+    """Return the value a share of the way from one to another; exactly `last` at 1."""
+    return first * (1 - share) + last * share
