@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib import metadata
 from pathlib import Path
 
 import yaml
@@ -16,9 +17,8 @@ from megacode.config.run import RunConfig
 from megacode.data.loader import Loader
 from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import open_streams
-from megacode.mcore import device, dist_ckpt, groups, version
-from megacode.mcore.model import build_model
-from megacode.mcore.optimizer import build_optimizer
+from megacode.mcore import device, dist_ckpt, groups
+from megacode.mcore import parts as mcore_parts
 from megacode.mcore.parts import Parts
 from megacode.metrics.meter import Meter
 from megacode.metrics.sinks import Events, open_sinks
@@ -28,6 +28,8 @@ from megacode.train.planning import Plan
 from megacode.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+_RECORDED = ("megacode", "torch", "megatron-core", "numpy", "tokenizers", "transformers")
 
 
 def build_trainer(plan: Plan) -> Trainer:
@@ -41,9 +43,8 @@ def build_trainer(plan: Plan) -> Trainer:
     """
     config, run = plan.config, RunDir(plan.config.directory)
     streams = open_streams(config)
-    ranks = groups.start(config)
-    chunks = build_model(config, plan.vocab_size)
-    parts = Parts(config, ranks, chunks, build_optimizer(config, chunks), plan.vocab_size)
+    ranks = groups.start(config.parallel, config.seed)
+    parts = mcore_parts.build(config, ranks, plan.vocab_size)
     state = _restore(plan, parts, run)
     first = ranks.rank == 0
     if first:
@@ -85,7 +86,7 @@ def _restore(plan: Plan, parts: Parts, run: RunDir) -> TrainState:
         **plan.config.parallel.model_dump(include={"tensor", "pipeline"}),
     }
     state.tokenizer_hash = load_tokenizer(plan.config.tokenizer).hash if plan.config.tokenizer else ""
-    state.versions = version.versions()
+    state.versions = {name: metadata.version(name) for name in _RECORDED}
     return state
 
 

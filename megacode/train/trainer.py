@@ -133,7 +133,7 @@ class Trainer:
         for name in names:
             batches = self.loader.validation_batches(name)
             sums = step.evaluate(self.parts, batches, len(names))
-            losses |= source_means(names, sums.loss_sum_by_source, sums.tokens_by_source)
+            losses |= source_means(names, sums.loss_sum, sums.tokens)
         clock = {"iteration": self.state.iteration, "consumed": self.state.consumed_samples}
         self._write(validation_record(losses, phase=self._phase().name, reason=reason, **clock))
 
@@ -141,9 +141,10 @@ class Trainer:
         """Write a checkpoint, publish it and point `latest` at it."""
         started = time.perf_counter()
         run = RunDir(self.config.directory)
-        hidden = groups.on_rank_zero(lambda: store.begin(run, self.state.iteration))
+        first = self.parts.ranks.rank == 0
+        hidden = groups.broadcast_object(store.begin(run, self.state.iteration) if first else None)
         dist_ckpt.save(self.parts, hidden)
-        if self.parts.ranks.rank == 0:
+        if first:
             store.finish(run, hidden, self._state_now())
             store.prune(run, self.config.checkpoint, self._kept_forever())
         groups.barrier()
