@@ -19,7 +19,7 @@ def status(record: RunRecord) -> dict[str, str]:
     """Return where the run stands: `state` (finished, stopped, open, waiting) and `text`."""
     total, done = int(record.plan.get("total_samples") or 0), int(record.last.get("consumed_samples") or 0)
     if not record.train:
-        return {"state": "waiting", "text": "Not started: nothing has been measured yet."}
+        return {"state": "waiting", "text": "Not started: no iteration has been done yet."}
     if total and done >= total:
         return {"state": "finished", "text": "Finished: every planned sample was read."}
     share = f"{100 * done / total:.1f} % of the planned samples" if total else f"{done:,} samples"
@@ -98,7 +98,7 @@ def _loss_card(record: RunRecord) -> dict[str, str]:
     measured = [line for line in record.validation if math.isfinite(value(line, "loss"))]
     if measured:
         first, last = measured[0], measured[-1]
-        note = f"held out, at iteration {last['iteration']:,}"
+        note = f"mean over sources, held out, at iteration {last['iteration']:,}"
         start = f"; {value(first, 'loss'):.3f} before training" if first["iteration"] == 0 else ""
         return _card("Validation loss", f"{value(last, 'loss'):.3f}", note + start)
     if record.train:
@@ -131,8 +131,8 @@ def _throughput_card(record: RunRecord) -> dict[str, str]:
     notes = ["median"]
     notes += [_flops(statistics.median(flops))] if flops else []
     notes += [f"{fig.percent(statistics.median(mfu))} MFU"] if mfu else []
-    rate = f"{format_count(round(statistics.median(rates)))} tokens/s" if rates else fig.NOTHING
-    return _card("Throughput", rate, ", ".join(notes) if rates else "not measured yet")
+    rate = format_count(round(statistics.median(rates))) if rates else fig.NOTHING
+    return _card("Tokens per second", rate, ", ".join(notes) if rates else "not measured yet")
 
 
 def _flops(rate: float) -> str:

@@ -42,10 +42,9 @@ def _rates(record: RunRecord, phase: Json) -> str:
     """Return the learning rate at the phase's first and last measured iteration, or what the plan says of it."""
     planned = phase.get("learning_rate")
     if isinstance(planned, dict):
-        ends = [planned.get(key) for key in ("first", "peak", "last")]
-        ends = [number for number in ends if isinstance(number, (int, float))]
+        ends = [end for end in map(planned.get, ("first", "peak", "last")) if isinstance(end, (int, float))]
         if len(ends) > 1:
-            return " → ".join(fig.scientific(number) for number in ends)
+            return " → ".join(fig.scientific(float(number)) for number in ends)
     rates = [value(line, "learning_rate") for line in record.train if line.get("phase") == phase.get("name")]
     return f"{fig.scientific(rates[0])} → {fig.scientific(rates[-1])}" if rates else fig.NOTHING
 

@@ -20,6 +20,8 @@ def mixture(record: RunRecord, clock: Sequence[Slot]) -> Figure:
         "Each coloured band is the share of the tokens read in a short stretch of training that came from one source; "
         "the dashed lines are what the plan asked for, so bands that end on the lines mean the plan was kept."
     )
+    if record.tokens(record.last) < record.planned_tokens:
+        reading = reading.removesuffix(".") + "; what is pale has not been read yet."
     if not record.phases and not record.train:
         return Figure("mixture", "Mixture over time", reading, missing=fig.NO_ITERATIONS)
     bins = slots(record, BINS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -56,7 +57,7 @@ class RunRecord:
         """The planned phases."""
         return list(self.plan.get("phases") or [])
 
-    @property
+    @cached_property
     def sources(self) -> list[str]:
         """Names of the sources in the config's order, which is also their order in every chart."""
         names = dict.fromkeys(str(name) for name in self.config.get("sources") or {})
@@ -85,7 +86,7 @@ class RunRecord:
         samples = int(self.plan.get("total_samples") or 0)
         return samples * self.seq_length if samples else self.tokens(self.last)
 
-    @property
+    @cached_property
     def spans(self) -> list[Span]:
         """The phases on the clock, in tokens; from the measurements where there is no plan."""
         if self.phases:
@@ -93,7 +94,8 @@ class RunRecord:
             first = [(p, int(p.get("first_sample") or 0), int(p.get("samples") or 0)) for p in self.phases]
             return [Span(str(p.get("name")), f * size, (f + n) * size) for p, f, n in first if n]
         names = list(dict.fromkeys(str(line.get("phase")) for line in self.train))
-        stops = [max(self.tokens(line) for line in self.train if str(line.get("phase")) == name) for name in names]
+        ends = {str(line.get("phase")): self.tokens(line) for line in self.train}
+        stops = [ends[name] for name in names]
         return [Span(n, a, b) for n, a, b in zip(names, [0, *stops], stops, strict=False)]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 
@@ -16,6 +17,7 @@ from megacode.study.record import Json, RunRecord
 from megacode.study.series import value
 from megacode.study.svg import Frame, domain, element, path, tip
 
+Key = TypeVar("Key")
 MOST_FIGURES = 8  # of a large suite the rest is in the table
 HIDDEN = ("alias", "name", "sample_len", "samples", "stderr", "chance", "higher_is_better", "source")
 TITLES = {
@@ -106,7 +108,7 @@ def form(score: Score, number: float) -> str:
     return fig.percent(number) if not score.is_bits and 0 <= number <= 1 else f"{number:.3f}"
 
 
-def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, list]:
+def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, list[Any]]:
     """Return the scores as a table: `columns` (checkpoints) and `rows` of texts, a task and metric each."""
     iterations = sorted({score.iteration for score in scores})
     rows = []
@@ -139,8 +141,8 @@ def figures(record: RunRecord, scores: Sequence[Score]) -> list[Figure]:
     return [_figure(record, part, f"score{index}") for index, part in enumerate(groups[:MOST_FIGURES])]
 
 
-def _grouped(scores: Sequence[Score], key) -> dict[tuple, list[Score]]:
-    found: dict[tuple, list[Score]] = {}
+def _grouped(scores: Sequence[Score], key: Callable[[Score], Key]) -> dict[Key, list[Score]]:
+    found: dict[Key, list[Score]] = {}
     for score in scores:
         found.setdefault(key(score), []).append(score)
     return found

@@ -27,7 +27,7 @@ def element(name: str, *children: object, **attributes: object) -> Markup:
     """Return an element with everything in it escaped; `class_` stands for `class`, `_` for `-`, None is left out."""
     pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not None)
     text = "".join(f' {key}="{escape(number(v) if isinstance(v, float) else v)}"' for key, v in pairs)
-    inner = Markup("").join(child for child in children if child is not None)
+    inner = Markup("").join(escape(child) for child in children if child is not None)
     return Markup(f"<{name}{text}>{inner}</{name}>")
 
 

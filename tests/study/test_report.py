@@ -1,0 +1,245 @@
+"""The page of a run: whole, self-contained, true to the measurements, and never an error where a part is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from megacode.base.errors import CheckpointError, ConfigError
+from megacode.base.files import read_jsonl
+from megacode.study.record import read_run
+from megacode.study.report import write_report
+
+SECTIONS = ("data", "losses", "scores", "course", "plan", "order", "provenance", "next")
+VOID = {"meta", "link", "br", "img", "hr", "input", "source"}
+
+
+class Page(HTMLParser):
+    """A parsed page: elements, anchors, visible words, scripts; complains of elements closed out of order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self.scripts: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif data.strip() and self.open[-1:] != ["style"]:
+            self.words.append(" ".join(data.split()))
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+    def values(self, name: str) -> set[str]:
+        return {value for _, key, value in self.attributes if key == name}
+
+
+def page_of(run: Path) -> Page:
+    return Page(write_report(run).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def run(build_run, tmp_path) -> Path:
+    return build_run(tmp_path / "demo")
+
+
+def test_the_page_of_a_whole_run_holds_every_section_and_every_chart(run):
+    page = page_of(run)
+    assert set(SECTIONS) <= page.values("id")
+    charts = {"mixture", "loss", "rate", "throughput", "gradient", "passes", "score0", "score1", "score2"}
+    assert charts <= page.values("id")
+    # the mixture and the loss are drawn twice: for wide pages and for narrow ones
+    assert page.tags["svg"] == len(charts) + 2
+    assert "Finished: every planned sample was read." in page.text
+
+
+def test_the_page_loads_nothing_from_anywhere(run):
+    html = write_report(run).read_text(encoding="utf-8")
+    page = Page(html)
+    loads = [value for _, name, value in page.attributes if name in ("src", "href", "data", "action", "xlink:href")]
+    assert all(value.startswith("#") for value in loads)
+    assert not {"link", "img", "iframe", "object"} & set(page.tags)
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", html)
+
+
+def test_the_numbers_shown_are_those_measured(run):
+    page, last = page_of(run), [line for line in read_jsonl(run / "metrics.jsonl") if line["kind"] == "train"][-1]
+    checked = [line for line in read_jsonl(run / "metrics.jsonl") if line["kind"] == "validation"][-1]
+    assert f"{checked['loss']:.3f}" in page.words
+    assert f"{last['iteration']:,}" in page.words
+    assert "7.35M" in page.words
+    assert f"{last['learning_rate']:.2e}".replace("e-0", "e-") in page.words
+    for source, tokens in last["tokens_by_source"].items():
+        assert page.words.count(f"{tokens['seen']:,}") == 2, source
+    assert page.words.count("equal") == len(last["tokens_by_source"])
+    assert "2.40e-6" in page.words
+    assert "45.0 ± 3.0 %" in page.words
+
+
+def test_the_values_behind_the_pointer_are_the_measurements(run):
+    data = json.loads(page_of(run).scripts[0])
+    train = read_run(run).train
+    assert data["at"][-1] == train[-1]["consumed_tokens"]
+    assert all(len(values) == len(data["at"]) == len(data["clock"]) for values in data["values"].values())
+    by_end = {line["consumed_tokens"]: line for line in train}
+    for at, text in zip(data["at"], data["values"]["rate:0"], strict=True):
+        assert float(text) == pytest.approx(by_end[at]["learning_rate"], rel=0.005)
+
+
+def test_every_value_that_follows_the_pointer_has_its_series(run):
+    page = page_of(run)
+    assert page.values("data-values") <= set(json.loads(page.scripts[0])["values"])
+
+
+def test_a_source_that_was_read_otherwise_than_planned_is_called_out(run):
+    lines = read_jsonl(run / "metrics.jsonl")
+    next(line for line in reversed(lines) if line["kind"] == "train")["tokens_by_source"]["code"]["seen"] -= 512
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = page_of(run)
+    assert "differs" in page.words
+    assert "-512" in page.words
+
+
+@pytest.mark.parametrize(
+    ("limit", "status"), [(0, "Not started"), (1, "Still running, or interrupted"), (250, "59.5 % of the planned")]
+)
+def test_a_run_that_is_not_done_has_a_page_that_says_so(build_run, tmp_path, limit, status):
+    page = page_of(build_run(tmp_path / "demo", limit=limit, models=False))
+    assert status in page.text
+    assert "No scores yet." in page.text
+    assert set(SECTIONS) <= page.values("id")
+
+
+def test_a_run_that_was_stopped_says_why(build_run, tmp_path):
+    run = build_run(tmp_path / "demo", limit=100)
+    with (run / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"time": 1_795_000_099.0, "event": "stop", "reason": "signal"}) + "\n")
+    assert "Stopped early (signal) after 23.8 %" in page_of(run).text
+
+
+@pytest.mark.parametrize("missing", ["run.yaml", "plan.json", "metrics.jsonl", "events.jsonl"])
+def test_any_file_may_be_missing(run, missing):
+    (run / missing).unlink()
+    assert set(SECTIONS) <= page_of(run).values("id")
+
+
+@pytest.mark.parametrize("only", ["run.yaml", "plan.json", "metrics.jsonl"])
+def test_any_file_alone_makes_a_page(run, tmp_path, only):
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    (run / only).rename(lone / only)
+    assert set(SECTIONS) <= page_of(lone).values("id")
+
+
+def test_losses_that_are_not_finite_are_left_out(run):
+    lines = read_jsonl(run / "metrics.jsonl")
+    for line in lines[50:60]:
+        line |= {"loss": float("nan"), "grad_norm": float("inf"), "tokens_per_second": None}
+        line["loss_by_source"] = dict.fromkeys(line["loss_by_source"], float("nan"))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = page_of(run)
+    drawn = [value for tag, name, value in page.attributes if tag == "path" and name == "d"]
+    assert drawn
+    assert not any("nan" in value or "inf" in value for value in drawn)
+
+
+def test_a_torn_last_line_is_left_out(run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "iterat')
+    assert "Finished" in page_of(run).text
+
+
+def test_names_are_never_taken_for_markup(build_run, tmp_path):
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    run = build_run(tmp_path / "demo", name=evil)
+    for file in ("run.yaml", "plan.json", "metrics.jsonl", "eval/demo@iter_0000420.json"):
+        text = (run / file).read_text()
+        for name in ("markup", "cooldown"):
+            text = re.sub(rf"\b{name}\b", name + evil, text)
+        (run / file).write_text(text)
+    page = page_of(run)
+    assert page.tags["script"] == 2
+    assert page.tags["img"] == 0
+    assert not any(name.startswith("on") for _, name, _ in page.attributes)
+    assert evil in page.text
+
+
+def test_the_page_is_written_where_asked_and_the_same_twice(run, tmp_path):
+    first = write_report(run, tmp_path / "pages" / "a.html")
+    second = write_report(run, tmp_path / "pages" / "b.html")
+    assert first == tmp_path / "pages" / "a.html"
+    clock = re.compile(r" on \d{4}-\d\d-\d\d \d\d:\d\d UTC")
+    assert clock.sub("", first.read_text()) == clock.sub("", second.read_text())
+
+
+def test_a_directory_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"not a run directory: it holds no run\.yaml") as refusal:
+        write_report(tmp_path)
+    assert str(tmp_path) in str(refusal.value)
+    assert "megacode train" in str(refusal.value)
+    with pytest.raises(ConfigError, match="no such directory"):
+        write_report(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_damaged_file_is_named(run):
+    (run / "plan.json").write_text('{"phases": [')
+    with pytest.raises(CheckpointError, match=r"plan\.json: cannot be read"):
+        write_report(run)
+    (run / "plan.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"plan\.json: holds no mapping"):
+        write_report(run)
+
+
+def test_a_page_cannot_take_the_place_of_a_directory(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot be written over a directory"):
+        write_report(run, tmp_path)
+
+
+def test_the_page_of_a_long_run_of_many_sources_stays_small(build_run, tmp_path):
+    run = build_run(tmp_path / "demo", models=False)
+    lines = [line for line in read_jsonl(run / "metrics.jsonl") if line["kind"] == "train"]
+    names = [f"source-{index}" for index in range(12)]
+    many = [
+        {**lines[i % 420], "iteration": i + 1, "phase": f"phase-{i // 500}", "consumed_tokens": (i + 1) * 8192,
+         "samples_by_source": dict.fromkeys(names, 2), "loss_by_source": dict.fromkeys(names, 3.0)}
+        for i in range(5000)
+    ]  # fmt: skip
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in many))
+    for file in ("run.yaml", "plan.json"):
+        (run / file).unlink()
+    assert write_report(run).stat().st_size < 600_000
+
+
+def test_writing_a_page_loads_no_torch(run):
+    program = (
+        "import sys; from pathlib import Path; from megacode.study.report import write_report;"
+        f"write_report(Path({str(run)!r}));"
+        "print([name for name in ('torch', 'transformers', 'lm_eval', 'megatron') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
