@@ -1,0 +1,1 @@
+"""F3: the one door to Megatron-core and Transformer Engine."""

@@ -1,0 +1,173 @@
+"""CUDA or CPU: every difference between them is here.
+
+Megatron-core is written for CUDA. On a machine without it, `install()` lets the CPU stand in for the device: it
+replaces only calls that would raise there (`torch.cuda.current_device`, the CUDA random state, `device="cuda"` in
+tensor factories, `Tensor.cuda`), so nothing that works changes. `torch.cuda.is_available()` goes on saying no, and
+other libraries are not misled. On a machine with CUDA nothing is replaced.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from megacode.mcore import version
+
+_CPU = torch.device("cpu")
+_FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "empty_like", "zeros_like")
+_OPTIMIZER_MODULES = "megatron.core.optimizer"
+
+# Dense peak of one GPU in TFLOP/s, half of what is advertised "with sparsity". Source: NVIDIA's data sheets.
+# fp32 is that of the CUDA cores: torch computes fp32 matrix products in TF32 only where it is told to.
+_PEAK_TFLOPS: dict[str, dict[str, float]] = {
+    "A100": {"bf16": 312.0, "fp32": 19.5},
+    "H100 PCIe": {"bf16": 756.0, "fp8": 1513.0, "fp32": 51.0},
+    "H100 NVL": {"bf16": 835.5, "fp8": 1671.0, "fp32": 60.0},
+    "H100": {"bf16": 989.4, "fp8": 1978.9, "fp32": 67.0},
+    "H200 NVL": {"bf16": 835.5, "fp8": 1671.0, "fp32": 60.0},
+    "H200": {"bf16": 989.4, "fp8": 1978.9, "fp32": 67.0},
+    "B200": {"bf16": 2250.0, "fp8": 4500.0, "fp32": 75.0},
+}
+_installed = False
+
+
+def on_gpu() -> bool:
+    """Return whether this machine trains on CUDA."""
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    """Return this rank's device: its local GPU, or the CPU."""
+    if not on_gpu():
+        return _CPU
+    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+    return torch.device("cuda", local % torch.cuda.device_count())
+
+
+def backend() -> str:
+    """Return torch.distributed's backend for this device."""
+    return "nccl" if on_gpu() else "gloo"
+
+
+def name() -> str:
+    """Return the device's name as its maker writes it."""
+    return torch.cuda.get_device_name(device()) if on_gpu() else platform.processor() or platform.machine()
+
+
+def peak_flops(dtype: str, device_name: str | None = None) -> float | None:
+    """Return the dense peak of one device in FLOP/s, the denominator of MFU.
+
+    Args:
+        dtype: `fp32`, `bf16` or `fp8`, as the matrix products are computed.
+        device_name: the device; absent: this rank's.
+
+    Returns:
+        The peak, or None where it is not known: on a CPU, and on GPUs outside the table.
+    """
+    if device_name is None:
+        if not on_gpu():
+            return None
+        device_name = name()
+    known = [model for model in _PEAK_TFLOPS if all(word in device_name for word in model.split())]
+    if not known:
+        return None
+    tflops = _PEAK_TFLOPS[max(known, key=len)].get(dtype)
+    return None if tflops is None else tflops * 1e12
+
+
+def synchronize() -> None:
+    """Wait until this rank's device has done its work; on a CPU it always has."""
+    if on_gpu():
+        torch.cuda.synchronize()
+
+
+def to_device(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor on this rank's device, copied in the background from pinned memory where that is a GPU."""
+    if not on_gpu() or tensor.is_cuda:
+        return tensor
+    return tensor.pin_memory().to(device(), non_blocking=True)
+
+
+def install() -> None:
+    """Make ready for Megatron-core: check its release and, without CUDA, let the CPU stand in for the device.
+
+    To be called before anything else of mcore; calling it again does nothing.
+
+    Raises:
+        LaunchError: see `version.check`.
+    """
+    global _installed
+    if _installed:
+        return
+    version.check()
+    _quieten()
+    if on_gpu():
+        torch.cuda.set_device(device())
+    else:
+        _cpu_stands_in()
+    _installed = True
+
+
+def _quieten() -> None:
+    """Leave out warnings that mcore gives at every start and that a user can do nothing about."""
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    warnings.filterwarnings("ignore", message=r".*(Transformer Engine|Apex)")
+    warnings.filterwarnings("ignore", message=r".*(_tensor|_into_tensor|load_state_dict)` is deprecated")
+
+
+def _cpu_stands_in() -> None:
+    generator = torch.default_generator
+    torch.cuda.current_device = lambda: _CPU
+    torch.cuda.synchronize = lambda device=None: None
+    torch.cuda.manual_seed = lambda seed: generator.manual_seed(seed)
+    torch.cuda.get_rng_state = torch.cuda.random.get_rng_state = lambda device="cuda": generator.get_state()
+    torch.cuda.set_rng_state = torch.cuda.random.set_rng_state = lambda state, device="cuda": _restore(state)
+    for factory in _FACTORIES:
+        setattr(torch, factory, _on_cpu(getattr(torch, factory)))
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    torch.Tensor.type = _named_for_the_optimizer(torch.Tensor.type)
+    from megatron.core.tensor_parallel import random as mcore_random
+
+    mcore_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: _restore(state)
+    # The tracker forks the one generator there is, so its warning that the CPU's state moved is no news.
+    logging.getLogger(mcore_random.__name__).addFilter(_not_about_the_cpu_state)
+
+
+def _restore(state: torch.Tensor) -> None:
+    torch.default_generator.set_state(state)
+
+
+def _not_about_the_cpu_state(record: logging.LogRecord) -> bool:
+    return "CPU RNG state changed" not in record.getMessage()
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def make(*args: Any, **kwargs: Any) -> torch.Tensor:
+        wanted = kwargs.get("device")
+        if wanted is not None and str(wanted).startswith("cuda"):
+            kwargs["device"] = _CPU
+        return factory(*args, **kwargs)
+
+    return make
+
+
+def _named_for_the_optimizer(type_of: Callable[..., Any]) -> Callable[..., Any]:
+    """mcore's optimizers ask whether `Tensor.type()` is `torch.cuda.FloatTensor`; they alone get that answer."""
+
+    def answer(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = type_of(self, *args, **kwargs)
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if isinstance(result, str) and caller.startswith(_OPTIMIZER_MODULES):
+            return result.replace("torch.", "torch.cuda.", 1)
+        return result
+
+    return answer

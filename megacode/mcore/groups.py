@@ -1,0 +1,154 @@
+"""The processes of a run: how they join, which part of the model each holds, and what they draw at random."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from megacode.base.files import digest
+from megacode.config.training import Parallel
+from megacode.mcore import device, layout, rendezvous
+
+# A collective that waits longer than this ends the run: longer than the slowest checkpoint, shorter than a night.
+TIMEOUT = timedelta(minutes=30)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands.
+
+    Attributes:
+        rank, world_size: among all processes.
+        tp_rank, tp_size: tensor parallel: which slice of every matrix.
+        pp_rank, pp_size: pipeline parallel: which layers.
+        dp_rank, dp_size: data parallel: which samples.
+        is_first_stage, is_last_stage: holds the embedding; holds the output layer and computes the loss.
+    """
+
+    rank: int
+    world_size: int
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+    dp_rank: int
+    dp_size: int
+    is_first_stage: bool
+    is_last_stage: bool
+
+
+def start(parallel: Parallel, seed: int) -> Ranks:
+    """Join the other processes, lay the model's parts out over them, and seed the random states.
+
+    Works under torchrun, under srun, and for one process without either. If the processes are joined already (a
+    caller that tries several layouts in turn), only the layout is made anew.
+
+    Raises:
+        LaunchError: the environment is incomplete, or the processes do not divide into copies of the model.
+    """
+    device.install()
+    if not dist.is_initialized():
+        place = rendezvous.read(os.environ)
+        layout.data_parallel_size(parallel, place.world_size)
+        _join(place)
+    layout.data_parallel_size(parallel, dist.get_world_size())
+    _lay_out(parallel)
+    ranks = _ranks()
+    seed_ranks(seed, ranks)
+    return ranks
+
+
+def stop() -> None:
+    """Part from the other processes."""
+    if not dist.is_initialized():
+        return
+    leave_layout()
+    dist.destroy_process_group()
+
+
+def leave_layout() -> None:
+    """Forget the layout, and stay joined; for a caller that goes on with another one."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    dist.barrier()
+
+
+def broadcast_object(value: T | None, source: int = 0) -> T:
+    """Return to all ranks what rank `source` passes in; the others' argument is not looked at."""
+    box = [value]
+    dist.broadcast_object_list(box, src=source)
+    return box[0]  # type: ignore[return-value]
+
+
+def any_rank(flag: bool) -> bool:
+    """Return on all ranks whether the flag is set on any: how they agree to stop."""
+    tensor = torch.tensor([float(flag)], device=device.device())
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return bool(tensor.item())
+
+
+def seed_ranks(seed: int, ranks: Ranks) -> None:
+    """Seed the random states that dropout draws from; initial weights and data order have their own keys.
+
+    Ranks that hold slices of the same matrices share the state that acts outside those slices, and have different
+    ones inside (mcore's tracker sees to that). So dropout differs between layouts, by design; all else does not.
+    """
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+    own = int(digest("random state", str(seed), str(ranks.pp_rank), str(ranks.dp_rank))[:7], 16)
+    random.seed(own)
+    torch.manual_seed(own)
+    model_parallel_cuda_manual_seed(own)
+
+
+def _join(place: rendezvous.Rendezvous) -> None:
+    if place.address:
+        os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port), LOCAL_RANK=str(place.local_rank))
+        where: dict[str, object] = {"init_method": "env://"}
+    else:
+        where = {"store": dist.HashStore()}
+    dist.init_process_group(device.backend(), rank=place.rank, world_size=place.world_size, timeout=TIMEOUT, **where)
+
+
+def _lay_out(parallel: Parallel) -> None:
+    from megatron.core import parallel_state
+
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
+        context_parallel_size=parallel.context,
+        create_gloo_process_groups=False,
+        distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
+    )
+
+
+def _ranks() -> Ranks:
+    from megatron.core import parallel_state as mpu
+
+    return Ranks(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        tp_rank=mpu.get_tensor_model_parallel_rank(),
+        tp_size=mpu.get_tensor_model_parallel_world_size(),
+        pp_rank=mpu.get_pipeline_model_parallel_rank(),
+        pp_size=mpu.get_pipeline_model_parallel_world_size(),
+        dp_rank=mpu.get_data_parallel_rank(),
+        dp_size=mpu.get_data_parallel_world_size(),
+        is_first_stage=mpu.is_pipeline_first_stage(ignore_virtual=True),
+        is_last_stage=mpu.is_pipeline_last_stage(ignore_virtual=True),
+    )

@@ -1,0 +1,111 @@
+"""The model: mcore's GPTModel with our blocks, rotary positions and loss, wrapped for bf16 and data parallel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+from megatron.core.transformer.module import Float16Module
+from torch import Tensor
+
+from megacode.config.run import RunConfig
+from megacode.mcore import device, layout, translate, weights
+from megacode.mcore.attention import RotaryTable
+from megacode.mcore.layers import block_spec
+from megacode.mcore.sharding import model_state
+
+if TYPE_CHECKING:
+    from megatron.core.transformer import TransformerConfig
+
+
+class Model(GPTModel):
+    """mcore's GPTModel, or one pipeline chunk of it.
+
+    Args:
+        config: the run's config.
+        mcore_config: the same in mcore's words.
+        vocab_size: tokens; the embedding has `translate.padded_vocab_size` rows.
+        vp_stage: which of this rank's chunks, with interleaved pipelines.
+    """
+
+    def __init__(
+        self, config: RunConfig, mcore_config: TransformerConfig, vocab_size: int, vp_stage: int | None
+    ) -> None:
+        first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
+        last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+        super().__init__(
+            config=mcore_config,
+            transformer_layer_spec=block_spec(config.model, mcore_config, vp_stage),
+            vocab_size=translate.padded_vocab_size(config, vocab_size),
+            max_sequence_length=config.train.seq_length,
+            pre_process=first,
+            post_process=last,
+            share_embeddings_and_output_weights=config.model.share_embeddings_and_output_weights,
+            position_embedding_type="rope",
+            vp_stage=vp_stage,
+        )
+        self.tokens = vocab_size
+        self.rotary_pos_emb = RotaryTable(
+            config.model.head_size, config.model.rotary_base, translate.DTYPES[config.precision.dtype]
+        )
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Return each token's loss, [b, s] fp32.
+
+        Args:
+            labels: [b, s] int64.
+            logits: [s, b, padded vocabulary / tensor-parallel size], overwritten where they belong to no token: the
+                padding takes no part in the softmax, so that the loss depends neither on it nor on the layout, and is
+                the loss of the exported model.
+        """
+        slice_size = logits.size(-1)
+        own = self.tokens - slice_size * self.pg_collection.tp.rank()
+        if own < slice_size:
+            with torch.no_grad():
+                logits[..., max(own, 0) :] = float("-inf")
+        labels = labels.t().contiguous()
+        if self.pg_collection.tp.size() > 1:
+            return vocab_parallel_cross_entropy(logits, labels).t()
+        losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+        return losses.view_as(labels).t()
+
+
+def build_model(config: RunConfig, vocab_size: int) -> list[Any]:
+    """Build this rank's part of the model, with its initial weights.
+
+    Args:
+        config: the run's config.
+        vocab_size: tokens the model knows, without padding.
+
+    Returns:
+        One DistributedDataParallel for each chunk that this pipeline rank holds.
+
+    Raises:
+        ConfigError: the config asks for what this build cannot compute.
+    """
+    layout.check_model(config)
+    mcore_config = translate.transformer_config(config)
+    stages = range(config.parallel.virtual_pipeline) if config.parallel.virtual_pipeline else (None,)
+    models = [Model(config, mcore_config, vocab_size, stage).to(device.device()) for stage in stages]
+    weights.initialize(config, vocab_size, list(model_state(models).values()))
+    return _wrapped(config, mcore_config, models)
+
+
+def _wrapped(config: RunConfig, mcore_config: TransformerConfig, models: list[Model]) -> list[Any]:
+    ddp_config = translate.ddp_config(config)
+    inner = [Float16Module(mcore_config, model) for model in models] if mcore_config.bf16 else models
+    chunks = [
+        # Later chunks of an interleaved pipeline are not on the critical path: one bucket each.
+        DistributedDataParallel(mcore_config, ddp_config, model, disable_bucketing=index > 0)
+        for index, model in enumerate(inner)
+    ]
+    mcore_config.finalize_model_grads_func = finalize_model_grads
+    if ddp_config.overlap_grad_reduce:
+        no_sync = [chunk.no_sync for chunk in chunks]
+        mcore_config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
+    return chunks

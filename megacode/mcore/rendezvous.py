@@ -1,0 +1,101 @@
+"""How the processes of one run find each other: read from what torchrun or SLURM left in the environment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megacode.base.errors import LaunchError
+
+_FIRST_PORT, _PORTS = 20000, 20000
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """This process among those of the run.
+
+    Attributes:
+        rank: number of this process, from 0.
+        world_size: number of processes.
+        local_rank: number of this process on its node, which is also its GPU there.
+        address: where rank 0 listens; empty where this process is alone and needs no one to find it.
+        port: the port it listens on.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    address: str = ""
+    port: int = 0
+
+
+def read(environment: Mapping[str, str]) -> Rendezvous:
+    """Return the rendezvous that torchrun or srun prepared, or that of a process alone.
+
+    torchrun's variables win over SLURM's, since torchrun may itself run under srun. Of SLURM only a *step's*
+    variables count: in a batch script, outside srun, `SLURM_NTASKS` speaks of processes that were never started.
+
+    Raises:
+        LaunchError: the variables are incomplete or contradict each other.
+    """
+    if "RANK" in environment:
+        return _torchrun(environment)
+    if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
+        return _slurm(environment)
+    return Rendezvous()
+
+
+def _torchrun(environment: Mapping[str, str]) -> Rendezvous:
+    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if name not in environment]
+    if missing:
+        what = f"RANK is set, but not {', '.join(missing)}"
+        fix = "start with torchrun or srun, or unset RANK to run one process"
+        raise LaunchError(what, "environment", fix)
+    rank, size = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
+    local = _number(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else rank
+    return _checked(Rendezvous(rank, size, local, environment["MASTER_ADDR"], _number(environment, "MASTER_PORT")))
+
+
+def _slurm(environment: Mapping[str, str]) -> Rendezvous:
+    size = _number(environment, "SLURM_STEP_NUM_TASKS")
+    job = _number(environment, "SLURM_JOB_ID") if "SLURM_JOB_ID" in environment else 0
+    port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else _FIRST_PORT + job % _PORTS
+    rank, local = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_LOCALID")
+    return _checked(Rendezvous(rank, size, local, _slurm_address(environment), port))
+
+
+def _slurm_address(environment: Mapping[str, str]) -> str:
+    """MASTER_ADDR wins, since node names do not resolve everywhere; one node needs no name."""
+    if "MASTER_ADDR" in environment:
+        return environment["MASTER_ADDR"]
+    if environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES")) == "1":
+        return "127.0.0.1"
+    return first_host(environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "")))
+
+
+def first_host(nodes: str) -> str:
+    """Return the first host of SLURM's short form: `gpu[003-010,12],login1` begins with `gpu003`.
+
+    Raises:
+        LaunchError: there is none.
+    """
+    match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", nodes)
+    if not match:
+        raise LaunchError("SLURM names no nodes for this step", "SLURM_STEP_NODELIST", "set MASTER_ADDR")
+    return match[1] + (match[2] or "") + (match[3] or "")
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name, "")
+    if not value.isdigit():
+        raise LaunchError(f"{value!r} is not a whole number", f"environment {name}", "start with torchrun or srun")
+    return int(value)
+
+
+def _checked(found: Rendezvous) -> Rendezvous:
+    if not found.rank < found.world_size:
+        what = f"rank {found.rank} does not exist among {found.world_size} processes"
+        raise LaunchError(what, "environment", "let torchrun or srun set RANK and WORLD_SIZE")
+    return found

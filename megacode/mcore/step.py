@@ -1,0 +1,229 @@
+"""One iteration: gradients over all micro-batches and ranks, then a step; and the same without gradients.
+
+The loss of an iteration is the mean over the valid tokens of the whole global batch, and so is its gradient: every
+rank backpropagates the *sum* over its tokens, and mcore divides once by the number of tokens of all ranks. Losses per
+source are summed on the device in fp64 and fetched once an iteration; no micro-batch waits for the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megacode.mcore import device, optimizer
+from megacode.mcore.parts import Parts
+
+
+class MicroBatch(Protocol):
+    """What one rank reads at once: b sequences of s tokens.
+
+    Attributes:
+        tokens, labels: [b, s] int64.
+        loss_mask: [b, s] fp32, 0 where a label does not count.
+        position_ids: [b, s] int64.
+        cu_seqlens: int32 borders of documents in the flattened [b * s], where they are isolated; else None.
+        source_ids: [b] int64, number of each sequence's source; -1 for a sequence that only fills up the batch,
+            which counts nowhere (its loss_mask must be 0 throughout).
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    loss_mask: Tensor
+    position_ids: Tensor
+    cu_seqlens: Tensor | None
+    source_ids: Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Sums over the sequences of all ranks, by source number; equal on every rank.
+
+    Attributes:
+        loss_sum: summed loss of the valid tokens, in nats.
+        tokens: number of valid tokens.
+        samples: number of sequences.
+    """
+
+    loss_sum: list[float]
+    tokens: list[int]
+    samples: list[int]
+
+    @property
+    def loss(self) -> float:
+        """The mean over all valid tokens; nan where there are none."""
+        count = sum(self.tokens)
+        return sum(self.loss_sum) / count if count else float("nan")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an iteration did; equal on every rank.
+
+    Attributes:
+        loss: mean over the valid tokens of the global batch, in nats.
+        loss_sum_by_source, tokens_by_source, samples_by_source: the same by source number, as sums and counts.
+        grad_norm: global norm of the gradient before clipping; nan where it is not finite.
+        skipped: the gradient was not finite, and the parameters were left as they were.
+    """
+
+    loss: float
+    loss_sum_by_source: list[float]
+    tokens_by_source: list[int]
+    samples_by_source: list[int]
+    grad_norm: float
+    skipped: bool
+
+
+def train_step(parts: Parts, microbatches: Sequence[MicroBatch], learning_rate: float, num_sources: int) -> StepResult:
+    """Train one iteration.
+
+    Args:
+        parts: of `parts.build`, with an optimizer.
+        microbatches: this data-parallel rank's, all of one shape and as many on every rank.
+        learning_rate: of this step.
+        num_sources: number of sources; `source_ids` are below it.
+    """
+    for chunk in parts.chunks:
+        chunk.train()
+        chunk.zero_grad_buffer()
+    parts.optimizer.zero_grad()
+    losses = _summed(parts, _run(parts, microbatches, num_sources, forward_only=False), num_sources)
+    optimizer.set_learning_rate(parts.optimizer, learning_rate)
+    norm, updated = optimizer.step(parts.optimizer, parts.config.train.clip_grad)
+    return StepResult(losses.loss, losses.loss_sum, losses.tokens, losses.samples, norm, not updated)
+
+
+@torch.no_grad()
+def evaluate(parts: Parts, microbatches: Sequence[MicroBatch], num_sources: int) -> Losses:
+    """Return the losses of some micro-batches, without gradients and dropout; arguments as in `train_step`."""
+    for chunk in parts.chunks:
+        chunk.eval()
+    return _summed(parts, _run(parts, microbatches, num_sources, forward_only=True), num_sources)
+
+
+@torch.no_grad()
+def logits(parts: Parts, tokens: Tensor) -> Tensor:
+    """Return the logits of some sequences, whole and on every rank.
+
+    Args:
+        parts: of `parts.build`.
+        tokens: [b, s] int64, the same on every rank.
+
+    Returns:
+        [b, s, vocab_size] fp32 on this rank's device, without the padding.
+    """
+    for chunk in parts.chunks:
+        chunk.eval()
+    tokens = device.to_device(tokens)
+    found = _schedule(parts, partial(_forward_logits, tokens), 1, tuple(tokens.shape), True, collect=True)
+    whole = found[0] if found else torch.empty(*tokens.shape, parts.vocab_size, device=tokens.device)
+    _from_last_stage(parts, whole)
+    return whole
+
+
+def _forward_logits(tokens: Tensor, iterator: Any, chunk: Any) -> tuple[Tensor, Any]:
+    from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
+    def gathered(output: Tensor, non_loss_data: bool = True) -> Tensor:
+        whole = gather_from_tensor_model_parallel_region(output.float())
+        return whole[..., : _vocab_size(chunk)].contiguous()
+
+    return chunk(tokens, _positions(tokens), None), gathered
+
+
+def _vocab_size(chunk: Any) -> int:
+    from megacode.mcore.sharding import bare
+
+    return int(bare(chunk).tokens)
+
+
+def _positions(tokens: Tensor) -> Tensor:
+    return torch.arange(tokens.size(1), device=tokens.device).expand_as(tokens)
+
+
+def _run(parts: Parts, microbatches: Sequence[MicroBatch], num_sources: int, forward_only: bool) -> list[Tensor]:
+    """Drive the micro-batches through the pipeline; return what `_losses` made of each, on its last stage."""
+    batch, length = microbatches[0].tokens.shape
+    packed = microbatches[0].cu_seqlens is not None
+    shape = (1, batch * length) if packed else (batch, length)
+    forward = partial(_forward, num_sources)
+    return _schedule(parts, forward, len(microbatches), shape, forward_only, microbatches)
+
+
+def _schedule(
+    parts: Parts,
+    forward: Any,
+    count: int,
+    shape: tuple[int, ...],
+    forward_only: bool,
+    microbatches: Sequence[Any] = (None,),
+    collect: bool = False,
+) -> list[Tensor]:
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    iterators: list[Iterator[Any]] = [iter(microbatches) for _ in parts.chunks]
+    single = len(parts.chunks) == 1
+    return get_forward_backward_func()(
+        forward_step_func=forward,
+        data_iterator=iterators[0] if single else iterators,
+        model=parts.chunks[0] if single else parts.chunks,
+        num_microbatches=count,
+        micro_batch_size=shape[0],
+        seq_length=shape[1],
+        forward_only=forward_only,
+        collect_non_loss_data=collect,
+    )
+
+
+def _forward(num_sources: int, iterator: Iterator[MicroBatch], chunk: Any) -> tuple[Tensor, Any]:
+    batch = next(iterator)
+    tokens, labels = device.to_device(batch.tokens), device.to_device(batch.labels)
+    packed = None
+    if batch.cu_seqlens is not None:
+        from megacode.mcore.attention import documents
+
+        packed = documents(batch.cu_seqlens)
+        tokens, labels = tokens.view(1, -1), labels.view(1, -1)
+    output = chunk(tokens, None, None, labels=labels, packed_seq_params=packed)
+    return output, partial(_losses, batch, num_sources)
+
+
+def _losses(batch: MicroBatch, num_sources: int, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sum to backpropagate, the number of valid tokens, and [3, num_sources + 1] fp64 sums by source.
+
+    Its rows are losses, tokens and samples; the last column takes what belongs to no source.
+    """
+    mask = device.to_device(batch.loss_mask)
+    masked = losses.float().view_as(mask) * mask
+    each = torch.stack((masked.detach().sum(1, dtype=torch.float64), mask.sum(1, dtype=torch.float64)))
+    rows = torch.cat((each, torch.ones_like(each[:1])))
+    sources = device.to_device(batch.source_ids) % (num_sources + 1)
+    sums = torch.zeros(3, num_sources + 1, dtype=torch.float64, device=rows.device)
+    return masked.sum(), rows[1].sum().int(), sums.index_add_(1, sources, rows)
+
+
+def _summed(parts: Parts, found: list[Tensor], num_sources: int) -> Losses:
+    """Add up the micro-batches of all data-parallel ranks, and tell every pipeline stage."""
+    from megatron.core import parallel_state
+
+    sums = torch.zeros(3, num_sources + 1, dtype=torch.float64, device=device.device())
+    if found:
+        sums = torch.stack(found).sum(0)
+        dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    _from_last_stage(parts, sums)
+    loss_sum, tokens, samples = sums[:, :num_sources].tolist()
+    return Losses(loss_sum, [int(n) for n in tokens], [int(n) for n in samples])
+
+
+def _from_last_stage(parts: Parts, tensor: Tensor) -> None:
+    from megatron.core import parallel_state
+
+    if parts.ranks.pp_size > 1:
+        last = parallel_state.get_pipeline_model_parallel_last_rank()
+        dist.broadcast(tensor, src=last, group=parallel_state.get_pipeline_model_parallel_group())
