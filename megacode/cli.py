@@ -108,10 +108,13 @@ def train(
 ) -> None:
     """Train, or go on where the run directory stands; under torchrun or srun each process is one rank."""
     if nproc is not None:
+        from megacode.config.loading import load_config
         from megacode.launch.local import run_ranks
-        from megacode.train.planning import plan_run
+        from megacode.train.planning import check_trainable, make_plan
 
-        plan_run(config, overrides or [], None)
+        parsed = load_config(config, overrides or [])
+        check_trainable(parsed)
+        make_plan(parsed)
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or [])], nproc))
     setup_logging()
     from megacode.train.main import run

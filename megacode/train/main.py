@@ -8,7 +8,7 @@ from pathlib import Path
 from megacode.config.loading import load_config
 from megacode.mcore import groups
 from megacode.train.loop import StopReason, train
-from megacode.train.planning import make_plan
+from megacode.train.planning import check_trainable, make_plan
 from megacode.train.setup import build_trainer
 
 
@@ -22,7 +22,9 @@ def run(path: Path, overrides: Sequence[str]) -> StopReason:
     Raises:
         MegacodeError: for every mistake of the user's, on every rank alike.
     """
-    plan = make_plan(load_config(path, overrides))
+    config = load_config(path, overrides)
+    check_trainable(config)
+    plan = make_plan(config)
     try:
         return train(build_trainer(plan))
     finally:

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megacode.base.errors import ConfigError, Problem
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
 from megacode.config.loading import load_config
 from megacode.config.run import RunConfig
-from megacode.data.windows import source_sizes, vocabulary_size
+from megacode.data import manifest as manifests
+from megacode.data.tokenizer import load_tokenizer
+from megacode.data.windows import source_sizes
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.phases import Schedule, build_schedule, prove_past
@@ -41,6 +44,24 @@ class Plan:
         return plan_document(self.config, self.schedule, self.batches, self.rates, self.vocab_size)
 
 
+def check_trainable(config: RunConfig) -> None:
+    """Refuse settings that can be planned, but that this release does not train with.
+
+    Raises:
+        ConfigError: with all of them.
+    """
+    problems = []
+    if config.checkpoint.asynchronous:
+        what = "this release writes checkpoints before it trains on, not in the background"
+        problems.append(Problem(what, "checkpoint.async", "set checkpoint.async: false"))
+    for name, source in config.sources.items():
+        if source.fim_rate:
+            what = f"fill in the middle ({source.fim_rate:g}) is not part of this release"
+            problems.append(Problem(what, f"sources.{name}.fim_rate", "set it to 0"))
+    if problems:
+        raise ConfigError(problems=problems)
+
+
 def make_plan(config: RunConfig, *, allow_declared: bool = False) -> Plan:
     """Derive the plan of a run.
 
@@ -56,6 +77,24 @@ def make_plan(config: RunConfig, *, allow_declared: bool = False) -> Plan:
     batches = BatchSchedule(config, schedule)
     rates = LearningRateSchedule(config, schedule, batches)
     return Plan(config, schedule, batches, rates, vocabulary_size(config))
+
+
+def vocabulary_size(config: RunConfig) -> int:
+    """Return how many tokens the model knows: what the config says, else the tokenizer of the data sets.
+
+    A data set's manifest knows its tokenizer, which saves reading a large vocabulary; training compares the hashes.
+
+    Raises:
+        DataError: if only the tokenizer can tell, and it is missing or damaged.
+    """
+    if config.model.vocab_size is not None:
+        return config.model.vocab_size
+    for source in config.sources.values():
+        found = manifests.read(source.path)
+        if found is not None and found.tokenizer:
+            return int(found.tokenizer["vocab_size"])
+    assert config.tokenizer is not None
+    return load_tokenizer(config.tokenizer).vocab_size
 
 
 def plan_run(path: Path, overrides: Sequence[str], against: Path | None) -> dict[str, Any]:

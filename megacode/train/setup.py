@@ -42,10 +42,12 @@ def build_trainer(plan: Plan) -> Trainer:
         MegacodeError: for every mistake of the user's.
     """
     config, run = plan.config, RunDir(plan.config.directory)
-    streams = open_streams(config)
+    tokenizer_hash = load_tokenizer(config.tokenizer).hash if config.tokenizer else None
+    streams = open_streams(config, tokenizer_hash, plan.vocab_size)
     ranks = groups.start(config.parallel, config.seed)
     parts = mcore_parts.build(config, ranks, plan.vocab_size)
     state = _restore(plan, parts, run)
+    state.tokenizer_hash = tokenizer_hash or ""
     first = ranks.rank == 0
     if first:
         _record_run(plan, run)
@@ -57,7 +59,7 @@ def build_trainer(plan: Plan) -> Trainer:
         parts=parts,
         loader=Loader(config, plan.schedule, plan.batches, streams, ranks.dp_rank, ranks.dp_size),
         meter=_meter(plan, ranks.world_size, state),
-        sinks=open_sinks(run, state.iteration, plan.batches.iteration_at(plan.schedule.total_samples)) if first else [],
+        sinks=open_sinks(run, state.iteration, plan.batches.total_iterations) if first else [],
         events=Events(run) if first else None,
         state=state,
         saved_iteration=state.iteration if state.iteration else -1,
@@ -85,7 +87,6 @@ def _restore(plan: Plan, parts: Parts, run: RunDir) -> TrainState:
         "world_size": parts.ranks.world_size,
         **plan.config.parallel.model_dump(include={"tensor", "pipeline"}),
     }
-    state.tokenizer_hash = load_tokenizer(plan.config.tokenizer).hash if plan.config.tokenizer else ""
     state.versions = {name: metadata.version(name) for name in _RECORDED}
     return state
 

@@ -1,0 +1,217 @@
+"""`megacode demo`: the whole job on this machine's own files, in minutes on two cores.
+
+Real files become three indexed data sets; a small GPT with the paper's parallel block trains through balanced -> text ->
+cooldown on two ranks; each phase's model is exported, proven and scored; a page shows it all. Every stage leaves its
+result on disk and is passed over when it is there, so an interrupted demo goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from megacode.base.errors import ConfigError
+from megacode.base.files import RunDir, read_jsonl, write_text
+from megacode.base.units import format_bytes, format_seconds
+from megacode.config.rules import did_you_mean
+
+log = logging.getLogger(__name__)
+
+SOURCES = ("text", "code", "markup")
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "dp2": {"distributed_optimizer": True},
+    "tp2": {"tensor": 2, "sequence_parallel": True},
+    "pp2": {"pipeline": 2},
+}
+RANKS = 2
+VOCABULARY = 4096
+ITERATIONS = {"balanced": 140, "text": 110, "cooldown": 50}
+HELD_OUT = 0.02
+
+
+def demo_config(out: Path, layout: str) -> dict[str, Any]:
+    """Return the config of the demo's run, as a user would write it.
+
+    Args:
+        out: the demo's directory.
+        layout: one of `LAYOUTS`.
+    """
+    rate = {"schedule": "cosine", "peak": 3.0e-3, "final": 6.0e-4}
+    return {
+        "name": "demo",
+        "seed": 1234,
+        "model": {
+            "num_layers": 4,
+            "hidden_size": 192,
+            "ffn_hidden_size": 512,
+            "num_attention_heads": 6,
+            "num_query_groups": 2,
+            "block": "parallel",
+            "normalization": "LayerNorm",
+            "share_embeddings_and_output_weights": True,
+        },
+        "tokenizer": {"kind": "huggingface", "path": str(out / "tokenizer")},
+        "sources": {name: {"path": str(out / "data" / f"{name}_text_document")} for name in SOURCES},
+        "validation": {"fraction": HELD_OUT, "every": "25 iterations", "samples": 32},
+        "phases": [
+            {
+                "name": "balanced",
+                "iterations": ITERATIONS["balanced"],
+                "blend": {"text": 0.5, "code": 0.4, "markup": 0.1},
+                "learning_rate": {**rate, "warmup": "20 iterations"},
+            },
+            {
+                "name": "text",
+                "iterations": ITERATIONS["text"],
+                "blend": {"text": 0.9, "code": 0.08, "markup": 0.02},
+                "learning_rate": {**rate, "peak": 2.0e-3, "warmup": "10 iterations"},
+            },
+            {
+                "name": "cooldown",
+                "iterations": ITERATIONS["cooldown"],
+                "blend": {"text": 0.7, "code": 0.2, "markup": 0.1},
+                "learning_rate": {"schedule": "linear", "final": 1.0e-5},
+            },
+        ],
+        "train": {"seq_length": 256, "global_batch_size": 16, "micro_batch_size": 8},
+        "parallel": LAYOUTS[layout],
+        "precision": {"dtype": "fp32"},
+        "checkpoint": {"every": "25 iterations", "at_start": True, "keep_last": 1, "keep_phase_ends": True},
+        "run_dir": str(out / "run"),
+    }
+
+
+def run_demo(out: Path, layout: str) -> int:
+    """Do the whole job, or what is left of it.
+
+    Args:
+        out: directory that everything is written to.
+        layout: how two ranks share the work: `dp2`, `tp2` or `pp2`.
+
+    Returns:
+        The exit code: 0, or what training ended with (75: stopped and resumable).
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(f"there is no layout {layout!r}", "--layout", did_you_mean(layout, list(LAYOUTS)))
+    started = time.perf_counter()
+    demo = _Demo(out.resolve(), layout)
+    for title, stage in demo.stages():
+        begun = time.perf_counter()
+        demo.console.rule(f"[bold]{title}", align="left")
+        code = stage()
+        if code:
+            return code
+        log.info("%s: %s", title, format_seconds(time.perf_counter() - begun))
+    demo.console.print(f"\nDone in {format_seconds(time.perf_counter() - started)}. Open {demo.out / 'report.html'}")
+    return 0
+
+
+class _Demo:
+    """The stages, each of which leaves its result on disk and is passed over when it is there."""
+
+    def __init__(self, out: Path, layout: str) -> None:
+        self.out = out
+        self.layout = layout
+        self.console = Console(stderr=True)
+        self.run = RunDir(out / "run")
+        self.config = out / "demo.yaml"
+
+    def stages(self) -> list[tuple[str, Callable[[], int | None]]]:
+        """Return the stages in order."""
+        return [
+            ("1. Collect real files of this machine", self.collect),
+            ("2. Train a tokenizer", self.tokenizer),
+            ("3. Preprocess into indexed data sets", self.preprocess),
+            ("4. Plan", self.plan),
+            (f"5. Train three phases on {RANKS} ranks ({self.layout})", self.train),
+            ("6. Export to Hugging Face, and prove it equal", self.export),
+            ("7. Score with lm-eval, before and after each phase", self.score),
+            ("8. Write the page", self.report),
+        ]
+
+    def collect(self) -> None:
+        """Write corpus/code.jsonl, text.jsonl and markup.jsonl."""
+        from megacode.data.collect import collect
+
+        report = collect(self.out / "corpus")
+        for name, part in report["sources"].items():
+            log.info("%s: %d documents, %s", name, part["documents"], format_bytes(part["bytes"]))
+
+    def tokenizer(self) -> None:
+        """Write tokenizer/: byte-level BPE, learnt from all three sources."""
+        from megacode.data.train_tokenizer import train_tokenizer
+
+        if not (self.out / "tokenizer" / "tokenizer.json").exists():
+            inputs = [str(self.out / "corpus" / f"{name}.jsonl") for name in SOURCES]
+            train_tokenizer("huggingface", inputs, VOCABULARY, self.out / "tokenizer")
+
+    def preprocess(self) -> None:
+        """Write data/NAME_text_document.bin, .idx and a manifest for each source."""
+        from megacode.config.model import TokenizerConfig
+        from megacode.data.manifest import manifest_path
+        from megacode.data.preprocess import Job, preprocess
+
+        tokenizer = TokenizerConfig(kind="huggingface", path=str(self.out / "tokenizer"))
+        for name in SOURCES:
+            prefix = str(self.out / "data" / name)
+            source = str(self.out / "corpus" / f"{name}.jsonl")
+            job = Job((source,), prefix, tokenizer, append_eod=True, shuffle_seed=1234, command="megacode demo")
+            if not manifest_path(job.prefix("text")).exists():
+                preprocess(job)
+
+    def plan(self) -> None:
+        """Write demo.yaml and show its plan."""
+        from megacode.plan.table import render_plan
+        from megacode.train.planning import plan_run
+
+        text = yaml.safe_dump(demo_config(self.out, self.layout), sort_keys=False, width=120)
+        write_text(self.config, "# The demo's run; `megacode plan` and `megacode train` take it as it stands.\n" + text)
+        render_plan(plan_run(self.config, [], None), self.console)
+
+    def train(self) -> int:
+        """Train, or go on from the newest checkpoint."""
+        from megacode.launch.local import run_ranks
+
+        return run_ranks(["train", str(self.config)], RANKS)
+
+    def milestones(self) -> list[int]:
+        """Return the iterations before the first and after each phase."""
+        total, ends = 0, [0]
+        for iterations in ITERATIONS.values():
+            total += iterations
+            ends.append(total)
+        return ends
+
+    def export(self) -> None:
+        """Write run/hf/iter_*: the untrained model and the one of each phase's end."""
+        from megacode.convert.hf import to_hf
+        from megacode.convert.verify import render_report
+
+        for iteration in self.milestones():
+            target = self.run.hf / self.run.iteration_name(iteration)
+            if not target.exists():
+                render_report(to_hf(self.run.checkpoint(iteration), target), self.console)
+
+    def score(self) -> None:
+        """Write run/eval/demo@iter_*.json, and the same scores into metrics.jsonl."""
+        from megacode.eval.harness import evaluate, render_scores
+
+        for iteration in self.milestones():
+            out = self.run.score("demo", iteration)
+            if not out.exists():
+                model = self.run.hf / self.run.iteration_name(iteration)
+                render_scores(evaluate(model, "demo", out), self.console)
+
+    def report(self) -> None:
+        """Write report.html."""
+        from megacode.study.report import write_report
+
+        write_report(self.run.path, self.out / "report.html")

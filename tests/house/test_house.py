@@ -1,0 +1,79 @@
+"""The house's own rules: floors, style, size, and what a login node may load."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted([*(ROOT / "megacode").rglob("*.py"), *(ROOT / "tools").rglob("*.py")])
+LONGEST_FUNCTION = 60
+LONGEST_FILE = 350
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",), ("lint-imports",)])
+def test_linters_find_nothing(tool: tuple[str, ...]) -> None:
+    done = run(str(Path(sys.executable).parent / tool[0]), *tool[1:])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_functions_and_files_stay_short() -> None:
+    long = []
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > LONGEST_FILE:
+            long.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > LONGEST_FUNCTION:
+                    long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {length} lines")
+    assert not long
+
+
+def test_planning_loads_no_torch() -> None:
+    program = (
+        "import sys, megacode.cli, megacode.train.planning, megacode.data.audit, megacode.plan.table, megacode.study.report,"
+        "megacode.launch.local; print([m for m in ('torch', 'megatron', 'transformers', 'lm_eval') if m in sys.modules])"
+    )
+    done = run(sys.executable, "-c", program)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_plans_before_its_data_is_there(config: Path) -> None:
+    if config.stem == "base":
+        pytest.skip("the part that the other files share; no run of its own")
+    done = run(sys.executable, "-m", "megacode.cli", "plan", str(config), "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["total_samples"] == sum(phase["samples"] for phase in document["phases"])
+
+
+def test_shell_scripts_parse() -> None:
+    for script in [*(ROOT / "slurm").glob("*.sh"), ROOT / ".ci" / "run"]:
+        assert run("bash", "-n", str(script)).returncode == 0, script
+
+
+def test_a_mistyped_command_is_an_input_error() -> None:
+    done = run(sys.executable, "-m", "megacode.cli", "trian")
+    assert done.returncode == 2
+    assert "No such command 'trian'" in done.stderr
+
+
+def test_the_doctor_answers_in_json() -> None:
+    done = run(sys.executable, "-m", "megacode.cli", "doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    parts = {finding["part"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert {"torch", "CUDA", "NCCL", "Transformer Engine", "apex", "DALI", "SLURM", "disk"} <= set(parts)
+    assert parts["torch"]["found"]
