@@ -199,6 +199,16 @@ def _array_offsets(sequences: int) -> tuple[int, int, int]:
     return lengths, lengths + 4 * sequences, lengths + 12 * sequences
 
 
+def by_document(
+    lengths: npt.NDArray[np.integer], counts: npt.NDArray[np.integer] | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return lengths of sequences and sequences in each document; without `counts`, a length is a document."""
+    if counts is None:
+        kept = lengths > 0
+        return lengths[kept].astype(np.int64), kept.astype(np.int64)
+    return lengths.astype(np.int64), counts.astype(np.int64)
+
+
 class IndexedDatasetWriter:
     """Writes a data set in one pass with flat memory; a context in which nothing appears under `prefix` before its end.
 
@@ -260,11 +270,9 @@ class IndexedDatasetWriter:
         Raises:
             DataError: if a token does not fit the data set's type.
         """
-        lengths = np.asarray(lengths, dtype=np.int64)
+        lengths, counts = by_document(lengths, counts)
         assert lengths.sum() == len(tokens)
-        if counts is None:
-            counts, lengths = lengths > 0, lengths[lengths > 0]
-        borders = self.sequences + np.cumsum(counts, dtype=np.int64)
+        borders = self.sequences + np.cumsum(counts)
         raw = self._fitting(tokens).data
         self._bin.write(raw)
         self._hash.update(raw)

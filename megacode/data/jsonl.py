@@ -140,7 +140,8 @@ def parse(chunk: Chunk, keys: Sequence[str], skip_bad_lines: bool = False) -> tu
 
 
 def _parse_one_by_one(chunk: Chunk, keys: Sequence[str], skip: bool) -> tuple[dict[str, Texts], int]:
-    found = {key: Texts(counts=[]) for key in keys}
+    texts: dict[str, list[str]] = {key: [] for key in keys}
+    counts: dict[str, list[int]] = {key: [] for key in keys}
     bad = 0
     for number, line in enumerate(chunk.data.split(b"\n"), chunk.first_line):
         if not line or line.isspace():
@@ -153,10 +154,10 @@ def _parse_one_by_one(chunk: Chunk, keys: Sequence[str], skip: bool) -> tuple[di
                 raise DataError(str(error), f"{chunk.path}:{number}", fix) from None
             bad += 1
             continue
-        for key, texts in row.items():
-            found[key].texts += texts
-            found[key].counts.append(len(texts))
-    return found, bad
+        for key, found in row.items():
+            texts[key] += found
+            counts[key].append(len(found))
+    return {key: Texts(texts[key], counts[key]) for key in keys}, bad
 
 
 def _row(line: bytes, keys: Sequence[str]) -> dict[str, list[str]]:

@@ -136,7 +136,9 @@ def _sample(inputs: list[Path], job: Job) -> list[str]:
 def _run(job: Job, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) -> dict[str, Manifest]:
     sizes = [path.stat().st_size for path in inputs]
     with ExitStack() as stack:
-        writers = {key: stack.enter_context(_writer(job, key, dtype)) for key in job.keys}
+        writers = {key: _writer(job, key, dtype) for key in job.keys}
+        for writer in writers.values():
+            stack.enter_context(writer)
         progress = stack.enter_context(PassProgress("encoding", sum(sizes), job.log_interval))
         bad_lines = _encode_all(job, tokenizer, inputs, writers, progress)
         for key, writer in writers.items():

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megacode.base.files import digest
-from megacode.data.indexed import IndexedDatasetWriter
+from megacode.data.indexed import IndexedDatasetWriter, by_document
 
 _BITS = 7
 _FILES = 1 << _BITS
@@ -69,7 +69,8 @@ class _Documents:
 def _ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return the numbers of some ranges, one range after another."""
     ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+    shifts = np.repeat(starts - (ends - lengths), lengths)
+    return shifts + np.arange(len(shifts))
 
 
 class ShuffledWriter:
@@ -110,12 +111,10 @@ class ShuffledWriter:
         counts: npt.NDArray[np.integer] | None = None,
     ) -> None:
         """Add a batch of documents; see `IndexedDatasetWriter.add`."""
-        lengths = np.asarray(lengths, dtype=np.int64)
-        if counts is None:
-            counts, lengths = lengths > 0, lengths[lengths > 0]
+        lengths, counts = by_document(lengths, counts)
         keys = document_keys(self._seed, self._documents, len(counts))
         self._documents += len(counts)
-        batch = _Documents(keys, np.asarray(counts, dtype=np.int64), lengths, tokens.astype(self.out.dtype, copy=False))
+        batch = _Documents(keys, counts, lengths, tokens.astype(self.out.dtype, copy=False))
         _distribute(batch, self._directory, 64 - _BITS)
 
     def finish(self) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ class Tokenizer(ABC):
         path: the file it was read from.
         vocab_size: one more than the largest id, added tokens included.
         eod: id of the token that ends a document; None if it has none.
-        hash: SHA-256 of what decides its ids; the same for equal tokenizers wherever they lie.
         specials: its special tokens, as text.
     """
 
@@ -48,7 +48,6 @@ class Tokenizer(ABC):
     path: Path
     vocab_size: int
     eod: int | None
-    hash: str
     specials: tuple[str, ...]
 
     def __init__(self) -> None:
@@ -129,6 +128,11 @@ class Tokenizer(ABC):
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
         self.reference.threads = threads
 
+    @property
+    @abstractmethod
+    def hash(self) -> str:
+        """SHA-256 of what decides its ids: the same for equal tokenizers wherever they lie."""
+
     def facts(self) -> dict[str, Any]:
         """Return what a manifest records."""
         return {"kind": self.kind, "hash": self.hash, "vocab_size": self.vocab_size, "eod": self.eod}
@@ -154,8 +158,12 @@ class HuggingFaceTokenizer(Tokenizer):
         self.specials = tuple(str(token["content"]) for token in added if token.get("special"))
         end = _named_end(self.path.parent) or next((name for name in _END_NAMES if name in ids), "")
         self.eod = ids.get(end)
+
+    @cached_property
+    def hash(self) -> str:
+        """See `Tokenizer.hash`."""
         deciding = {key: self._document.get(key) for key in _DECIDES_IDS}
-        self.hash = digest(self.kind, json.dumps(deciding, sort_keys=True), str(self.eod))
+        return digest(self.kind, json.dumps(deciding, sort_keys=True), str(self.eod))
 
     def _load_reference(self) -> HuggingFaceEncoder:
         try:
@@ -180,12 +188,16 @@ class SentencePieceTokenizer(Tokenizer):
         super().__init__()
         self.path = Path(path) / "tokenizer.model" if Path(path).is_dir() else Path(path)
         self._raw = _read(self.path, "give a SentencePiece .model file")
-        self.hash = digest(self.kind, self._raw)
         processor = self.reference.processor
         self.vocab_size = processor.get_piece_size()
         pieces = [processor.id_to_piece(token) for token in range(self.vocab_size) if processor.is_control(token)]
         self.specials = (*pieces, processor.id_to_piece(processor.unk_id()))
         self.eod = self._end(processor)
+
+    @cached_property
+    def hash(self) -> str:
+        """See `Tokenizer.hash`."""
+        return digest(self.kind, self._raw)
 
     @staticmethod
     def _end(processor: Any) -> int | None:

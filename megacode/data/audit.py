@@ -1,0 +1,73 @@
+"""What samples read, and which samples read a document, answered from the code that training uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from megacode.base.errors import ConfigError
+from megacode.config.run import RunConfig
+from megacode.data.windows import SourceStream, open_source, source_sizes
+from megacode.plan.phases import Schedule, build_schedule
+
+Row = dict[str, Any]
+
+
+def order_rows(config: RunConfig, first: int, count: int) -> list[Row]:
+    """Return what samples `first` to `first + count - 1` read, one row each; fewer where the run ends before.
+
+    Raises:
+        ConfigError: if `first` lies outside the run.
+        DataError: if a source cannot be read.
+    """
+    schedule = build_schedule(config, source_sizes(config))
+    if not 0 <= first < schedule.total_samples:
+        what = f"sample {first} is not one of the run's {schedule.total_samples:,} samples"
+        raise ConfigError(what, "--first", f"give a number from 0 to {schedule.total_samples - 1}")
+    return _rows(config, schedule, range(first, min(first + count, schedule.total_samples)))
+
+
+def seen_rows(config: RunConfig, source: str, document: int) -> list[Row]:
+    """Return every sample of a run that reads any token of a document, in order; none for a held-out document.
+
+    Raises:
+        ConfigError: if the source or the document does not exist.
+        DataError: if a source cannot be read.
+    """
+    if source not in config.sources:
+        known = ", ".join(sorted(config.sources))
+        raise ConfigError(f"there is no source {source!r}", "--source", f"the config's sources are {known}")
+    stream = open_source(config, source)
+    if not 0 <= document < stream.data.documents:
+        what = f"there is no document {document} in {source!r}: it has {stream.data.documents:,}"
+        raise ConfigError(what, "--document", f"give a number from 0 to {stream.data.documents - 1}")
+    first, last = stream.data.document_bounds(document)
+    if document >= stream.train_documents or last < first:
+        return []
+    schedule = build_schedule(config, source_sizes(config))
+    return _rows(config, schedule, schedule.samples_of(source, first, last))
+
+
+def _rows(config: RunConfig, schedule: Schedule, samples: Iterable[int]) -> list[Row]:
+    numbers = np.fromiter(samples, dtype=np.int64)
+    drawn = schedule.draws(numbers)
+    streams: dict[str, SourceStream] = {}
+    rows: list[Row] = []
+    columns = (column.tolist() for column in (numbers, *drawn))
+    for sample, source_id, epoch, window, first_token in zip(*columns, strict=True):
+        name = schedule.source_names[source_id]
+        if name not in streams:
+            streams[name] = open_source(config, name)
+        rows.append(
+            {
+                "sample": sample,
+                "phase": schedule.phase_at(sample).name,
+                "source": name,
+                "epoch": epoch,
+                "window": window,
+                **dict(zip(("first_document", "last_document"), streams[name].documents_of(first_token), strict=True)),
+            }
+        )
+    return rows

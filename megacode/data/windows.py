@@ -1,0 +1,220 @@
+"""Sources as training reads them: a stream of documents in stored order, its end held out, cut into windows.
+
+The held-out documents are the last ones of a data set that together hold at least the share asked for; everything
+before the first of them is the training stream. `plan` decides which window a sample reads; this module fetches it,
+says which documents it touches, and names what is wrong with a source before a run starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megacode.base.errors import ConfigError, DataError, MegacodeError, Problem
+from megacode.config.data import Source
+from megacode.config.run import RunConfig
+from megacode.data import manifest as manifests
+from megacode.data.indexed import IndexedDataset, bin_path, idx_path
+from megacode.data.tokenizer import load_tokenizer
+from megacode.plan.phases import SourceSize
+
+_CHECKED_BLOCKS = 16
+_CHECKED_TOKENS = 4096
+
+
+class SourceStream:
+    """One source of a run, opened.
+
+    Args:
+        name: the source's name in the config.
+        prefix: path of its data set without `.bin` and `.idx`.
+        validation_fraction: share of its tokens to hold out; 0: none.
+        seq_length: S; a window is S + 1 tokens.
+        validation_samples: held-out windows that are used, at most; they are spread over the held-out documents.
+
+    Attributes:
+        train_tokens: tokens of the training stream.
+        train_documents: documents of the training stream, which are the first ones.
+        validation_tokens: tokens of the held-out documents.
+        validation_windows: how many held-out windows `validation_window` gives.
+
+    Raises:
+        DataError: if the data set cannot be read, or either part is shorter than one window.
+    """
+
+    def __init__(
+        self, name: str, prefix: str, validation_fraction: float, seq_length: int, validation_samples: int = 512
+    ) -> None:
+        self.name, self.prefix, self.seq_length = name, prefix, seq_length
+        self.data = IndexedDataset(prefix)
+        self.train_documents = self._cut(validation_fraction)
+        self.train_tokens = self.data.document_bounds(self.train_documents - 1)[1] + 1 if self.train_documents else 0
+        self.validation_tokens = self.data.tokens - self.train_tokens
+        self._held_out_windows = max(0, self.validation_tokens - 1) // seq_length
+        self.validation_windows = min(validation_samples, self._held_out_windows)
+        self._check_lengths(validation_fraction)
+
+    def _cut(self, fraction: float) -> int:
+        """Return the first held-out document."""
+        wanted = ceil(Fraction(str(fraction)) * self.data.tokens)
+        return self.data.document_at(self.data.tokens - wanted) if wanted else self.data.documents
+
+    def _check_lengths(self, fraction: float) -> None:
+        window, where = self.seq_length + 1, f"sources.{self.name} ({self.prefix})"
+        if self.data.tokens < window:
+            what = f"it has {self.data.tokens:,} tokens, less than one window of seq_length + 1 = {window:,}"
+            raise DataError(what, where, "use a longer data set or a smaller train.seq_length")
+        if self.train_tokens < window:
+            what = (
+                f"holding out {fraction:.3%} of its {self.data.tokens:,} tokens in whole documents leaves "
+                f"{self.train_tokens:,} for training, less than one window of {window:,}"
+            )
+            raise DataError(what, where, "use a data set of more documents, or validation.fraction: 0")
+        if fraction and not self.validation_windows:
+            share = window / self.data.tokens
+            what = f"its held-out documents have {self.validation_tokens:,} tokens, less than one window of {window:,}"
+            fix = f"set validation.fraction to at least {ceil(share * 1e4) / 1e4:g}, or to 0 for no validation"
+            raise DataError(what, where, fix)
+
+    def size(self) -> SourceSize:
+        """Return what the plan needs to know."""
+        identity = manifests.identity(self.prefix)
+        return SourceSize(self.name, self.train_tokens, self.train_documents, self.validation_tokens, identity)
+
+    def window(self, first_token: int) -> npt.NDArray[np.integer]:
+        """Return the tokens of a window, [S + 1], a read-only view of the file."""
+        return self.data.read(first_token, self.seq_length + 1)
+
+    def documents_of(self, first_token: int) -> tuple[int, int]:
+        """Return the first and last document that a window reads."""
+        return self.data.document_at(first_token), self.data.document_at(first_token + self.seq_length)
+
+    def document_starts(self, first_token: int) -> npt.NDArray[np.int64]:
+        """Return the positions 1 .. S of a window at which a new document begins, ascending."""
+        return self.data.document_starts(first_token, first_token + self.seq_length) - first_token
+
+    def validation_first_token(self, number: int) -> int:
+        """Return where a held-out window begins; all begin at fixed places and share no label."""
+        assert 0 <= number < self.validation_windows
+        return self.train_tokens + number * self._held_out_windows // self.validation_windows * self.seq_length
+
+    def validation_window(self, number: int) -> npt.NDArray[np.integer]:
+        """Return the tokens of a held-out window, [S + 1]."""
+        return self.data.read(self.validation_first_token(number), self.seq_length + 1)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Check that tokens sampled over the whole data set are ids of a vocabulary.
+
+        Raises:
+            DataError: if one is not; on a GPU it would end in an illegal memory access far from here.
+        """
+        last = max(0, self.data.tokens - _CHECKED_TOKENS)
+        for number in range(_CHECKED_BLOCKS):
+            first = last * number // (_CHECKED_BLOCKS - 1)
+            block = self.data.read(first, min(_CHECKED_TOKENS, self.data.tokens))
+            worst = int(block.max()) if int(block.min()) >= 0 else int(block.min())
+            if not 0 <= worst < vocab_size:
+                what = f"it holds token {worst}, but the vocabulary has {vocab_size:,} (near token {first:,})"
+                where = f"sources.{self.name} ({self.prefix})"
+                raise DataError(what, where, "use the tokenizer that made it, or preprocess it again with the run's")
+
+
+def open_source(config: RunConfig, name: str) -> SourceStream:
+    """Open one source of a run.
+
+    Raises:
+        DataError: see `SourceStream`.
+    """
+    held = config.validation
+    return SourceStream(name, config.sources[name].path, held.fraction, config.train.seq_length, held.samples)
+
+
+def open_streams(config: RunConfig) -> dict[str, SourceStream]:
+    """Open all sources of a run; check that they are what their manifests say, and fit its tokenizer and vocabulary.
+
+    Raises:
+        DataError: with the problems of all sources at once.
+    """
+    tokenizer_hash = load_tokenizer(config.tokenizer).hash if config.tokenizer else None
+    vocab_size = vocabulary_size(config)
+    streams: dict[str, SourceStream] = {}
+    problems: list[Problem] = []
+    for name in sorted(config.sources):
+        try:
+            streams[name] = stream = open_source(config, name)
+            found = manifests.check(stream.prefix)
+            if tokenizer_hash is not None:
+                manifests.check_tokenizer(stream.prefix, found, tokenizer_hash)
+            stream.check_vocabulary(vocab_size)
+        except MegacodeError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems=problems)
+    return streams
+
+
+def vocabulary_size(config: RunConfig) -> int:
+    """Return how many tokens a run's model knows, without padding: `model.vocab_size`, else the tokenizer's.
+
+    Raises:
+        ConfigError: if the config has neither, or the first is smaller than the second.
+        DataError: if the tokenizer cannot be read.
+    """
+    given = config.model.vocab_size
+    if config.tokenizer is None:
+        if given is None:
+            fix = "name the data's tokenizer, or set model.vocab_size"
+            raise ConfigError("there is no vocabulary", "tokenizer", fix)
+        return given
+    needed = load_tokenizer(config.tokenizer).vocab_size if given is None or Path(config.tokenizer.path).exists() else 0
+    if given is not None and given < needed:
+        what = f"{given:,} is less than the {needed:,} tokens of the tokenizer"
+        raise ConfigError(what, "model.vocab_size", f"set it to {needed} or more, or leave it out")
+    return given or needed
+
+
+def stream_sizes(streams: Mapping[str, SourceStream]) -> dict[str, SourceSize]:
+    """Return the sizes of opened sources."""
+    return {name: stream.size() for name, stream in streams.items()}
+
+
+def source_sizes(config: RunConfig, allow_declared: bool = False) -> dict[str, SourceSize]:
+    """Return the sizes of all sources of a run; reads headers and manifests only.
+
+    Args:
+        config: the run.
+        allow_declared: take the size that the config declares where a data set is not there yet.
+
+    Raises:
+        DataError: with the problems of all sources at once.
+    """
+    sizes: dict[str, SourceSize] = {}
+    problems: list[Problem] = []
+    for name, source in sorted(config.sources.items()):
+        absent = not bin_path(source.path).exists() and not idx_path(source.path).exists()
+        if absent and allow_declared and source.tokens is not None:
+            sizes[name] = _declared(name, source, config.validation.fraction)
+            continue
+        try:
+            sizes[name] = open_source(config, name).size()
+        except MegacodeError as error:
+            problems += [_with_hint(problem, absent and allow_declared, name) for problem in error.problems]
+    if problems:
+        raise DataError(problems=problems)
+    return sizes
+
+
+def _declared(name: str, source: Source, fraction: float) -> SourceSize:
+    assert source.tokens is not None
+    held_out = ceil(Fraction(str(fraction)) * source.tokens)
+    return SourceSize(name, source.tokens - held_out, 0, held_out)
+
+
+def _with_hint(problem: Problem, absent: bool, name: str) -> Problem:
+    hint = f"{problem.fix}; or declare its size to plan without it: sources.{name}.tokens"
+    return Problem(problem.what, problem.where, hint) if absent else problem
