@@ -188,15 +188,6 @@ class BatchSchedule:
         beyond = max(0, last - self.total_iterations)
         return self._ramp.after(self.clock_after(last - beyond), beyond) - clock
 
-    def due(self, every: Quantity | None, before: int, after: int) -> bool:
-        """Return whether something done `every` so much falls due in an iteration, given the clock before and after."""
-        if every is None:
-            return False
-        if every.unit == "iterations":
-            before, after = self.iteration_at(before), self.iteration_at(after)
-        unit = self._seq_length if every.unit == "tokens" else 1
-        return after * unit // every.count > before * unit // every.count
-
 
 def placement(seed: int, first_sample: int, size: int) -> NDArray[np.int64]:
     """Return which sample each slot of a global batch takes, so that no rank locks on to one source.

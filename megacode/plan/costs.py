@@ -6,8 +6,9 @@ sequential blocks, one in parallel blocks, and one before the output.
 
 A matrix of P weights costs 2P operations a token forward, and twice that backward. Attention costs a token at position
 p the products with p + 1 keys and as many values: 4 n d (p + 1) operations forward, so on average over a sequence of S
-tokens 2 n d (S + 1). That is *causal* attention, half of what formulas for full attention count; what a mask of document
-boundaries would save is not taken off. Norms, rotary positions, softmax and the optimizer are left out: below 1 %.
+tokens 2 n d (S + 1). That is *causal* attention, half of what formulas for full attention count; what a mask of
+document boundaries would save is not taken off. Norms, rotary positions, softmax and the optimizer, below 1 % together,
+are left out.
 
 Source: Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters" (2021), appendix; causal half:
 Dao, FlashAttention-2 (2023), section 4.1.

@@ -1,7 +1,7 @@
 """The learning rate as a pure function of the clock.
 
-The loop asks for the clock *after* an iteration. So the first iteration of a warmup from 0 already learns, a warmup of n
-iterations reaches `peak` exactly on its n-th, and the last iteration of a phase gets exactly `final`. A phase without
+The loop asks for the clock *after* an iteration. So the first iteration of a warmup from 0 already learns, a warmup of
+n iterations reaches `peak` exactly on its n-th, and the last iteration of a phase gets exactly `final`. A phase without
 `peak` goes on from where the last one ended, and a warmup rises from there (from 0 at the run's start); a phase with
 `peak` and no warmup starts at `peak` at once, which is a jump unless the last one ended there.
 

@@ -1,0 +1,171 @@
+"""The plan of a run as tables for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from megacode.base.units import format_count
+from megacode.plan.document import plan_document
+
+__all__ = ["plan_document", "render_plan"]
+
+_Json = dict[str, Any]
+_BAR = 12
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_MUCH_REPEATED = 4
+
+
+def render_plan(document: _Json, console: Console) -> None:
+    """Print a plan: the model and its cost, phases x sources, the sources over the whole run, and what to look at.
+
+    Args:
+        document: of `plan_document`.
+        console: to print on; 100 columns show all of it.
+    """
+    parts: list[RenderableType] = [_headline(document)]
+    for number, phase in enumerate(document["phases"]):
+        parts += [Text(), _phase_head(phase), _phase_table(document, phase, show_header=number == 0)]
+    parts += [Text(), Rule(Text("sources over the whole run", style="bold"), align="left", style="dim")]
+    parts += [_source_table(document), *([Text()] if document["warnings"] or "against" in document else [])]
+    parts.append(_notes(document))
+    console.print(Padding(Group(*parts), 1))
+
+
+def _headline(document: _Json) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    padded = document["parameters_padded"] - document["parameters"]
+    parameters = f"{format_count(document['parameters'])}: {document['parameters']:,} parameters"
+    parameters += f" (+ {padded:,} padding, vocabulary {document['vocab_size_padded']:,})" if padded else ""
+    grid.add_row("run", Text(document["name"], style="bold"))
+    grid.add_row("model", parameters)
+    batch = f"{document['global_batch_size']:,} x {document['seq_length']:,} tokens a batch"
+    length = f"{format_count(document['total_tokens'])} tokens in {document['total_iterations']:,} iterations"
+    grid.add_row("length", f"{length}, {batch}")
+    cost = f"{document['flops']:.3g} FLOPs, {format_count(document['flops_per_token'])} a token"
+    grid.add_row("cost", f"{cost} (forward, backward, causal attention)")
+    if "gpus" in document:
+        grid.add_row("gpus", _hardware(document["gpus"]))
+    return grid
+
+
+def _hardware(row: _Json) -> str:
+    rate = f"{row['assumed_flops_per_second'] / 1e12:.0f} TFLOP/s each"
+    split = f"data parallel {row['data_parallel']}, {row['micro_batches']} micro-batches"
+    return f"{row['gpus']:,}: {split}; {_hours(row['hours'])} at {rate}"
+
+
+def _hours(hours: float) -> str:
+    if hours < 1:
+        return f"{hours * 60:.1f} minutes"
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def _phase_head(phase: _Json) -> RenderableType:
+    """Return the line over a phase: name, length and learning rate, in a rule."""
+    length = f"{format_count(phase['tokens'])} tokens, {phase['iterations']:,} iterations"
+    text = Text.assemble((phase["name"], "bold"), f"  {length}  ", (_rates(phase["learning_rate"]), "italic"))
+    return Rule(text, align="left", style="dim")
+
+
+def _phase_table(document: _Json, phase: _Json, show_header: bool) -> Table:
+    names = [len(name) for name in document["sources"]]
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim", show_header=show_header)
+    table.add_column("source", width=min(24, max(12, *names)))
+    table.add_column("share", width=_BAR + 8)
+    for heading, width in (("tokens", 7), ("samples", 13), ("epochs", 15), ("repeats from sample", 19)):
+        table.add_column(heading, justify="right", width=width)
+    colours = _colours(document)
+    for name, row in phase["sources"].items():
+        epochs = Text.assemble(_epochs(row["epochs_before"]), (" → ", "dim"), _epochs(row["epochs_after"]))
+        table.add_row(
+            Text(name, style=colours[name]),
+            _share(row, colours[name]),
+            format_count(row["tokens"]),
+            f"{row['samples']:,}",
+            epochs,
+            _repetition(row),
+        )
+    return table
+
+
+def _share(row: _Json, colour: str) -> Text:
+    text = Text(_bar(row["share"]), style=colour)
+    text.append(f"{row['share']:>7.1%}", style="default")
+    return text.append("!", style="yellow") if row["clipped"] else text
+
+
+def _bar(share: float) -> str:
+    whole, rest = divmod(round(share * _BAR * 8), 8)
+    return ("█" * whole + (_EIGHTHS[rest] if rest else "")).ljust(_BAR)
+
+
+def _epochs(epochs: float) -> Text:
+    text = f"{epochs:.2f}" if epochs < 100 else f"{epochs:,.0f}"
+    if epochs > _MUCH_REPEATED:
+        return Text(text, style="bold red")
+    return Text(text, style="yellow" if epochs > 1 else "dim" if not epochs else "")
+
+
+def _repetition(row: _Json) -> Text:
+    first = row["first_repetition_sample"]
+    if first is None:
+        return Text("-", style="dim")
+    said = "restarted" if row["restarted"] else "all of it" if row["epochs_before"] >= 1 else f"{first:,}"
+    return Text(said, style="yellow")
+
+
+def _rates(rate: _Json) -> str:
+    values = [rate["start"], rate["peak"], rate["end"]]
+    distinct = [value for k, value in enumerate(values) if not k or value != values[k - 1]]
+    return f"{rate['schedule']} " + " → ".join(_scientific(value) for value in distinct)
+
+
+def _scientific(value: float) -> str:
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}" if value else "0"
+
+
+def _source_table(document: _Json) -> Table:
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    table.add_column("source", width=min(24, max(12, *map(len, document["sources"]))))
+    table.add_column("size in tokens", min_width=14)
+    for heading in ("windows", "samples", "epochs", "at most", "tail unused", "held out"):
+        table.add_column(heading, justify="right")
+    colours = _colours(document)
+    for name, row in document["sources"].items():
+        cap, windows, tail = row["max_epochs"], row["windows"], row["tail_unused_tokens"]
+        table.add_row(
+            Text(name, style=colours[name]),
+            format_count(row["tokens"]) + (" declared" if row["declared"] else ""),
+            "-" if windows is None else f"{windows:,}",
+            f"{row['samples']:,}",
+            _epochs(row["epochs"]),
+            "-" if cap is None else f"{cap:g}",
+            "-" if tail is None else f"{tail:,}",
+            format_count(row["validation_tokens"]),
+        )
+    return table
+
+
+def _notes(document: _Json) -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    for warning in document["warnings"]:
+        grid.add_row(Text("!", style="yellow"), warning)
+    if "against" in document:
+        against = document["against"]
+        said = f"the {against['consumed_samples']:,} samples read by {against['checkpoint']} stay as they were"
+        grid.add_row(Text("✓", style="green"), said)
+    return grid
+
+
+def _colours(document: _Json) -> dict[str, str]:
+    palette = ("cyan", "magenta", "green", "blue", "yellow", "bright_cyan", "bright_magenta", "bright_green")
+    return {name: palette[k % len(palette)] for k, name in enumerate(document["sources"])}
