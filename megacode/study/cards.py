@@ -142,15 +142,9 @@ def _flops(rate: float) -> str:
 
 
 def parity(export: Json) -> float:
-    """Return the largest difference of a logit between megacode's model and an export; not a number if not recorded."""
-    for key in ("parity", "verification", "verify", "max_logit_difference", "max_abs_difference"):
-        found = export.get(key)
-        if isinstance(found, (int, float)):
-            return float(found)
-        if isinstance(found, dict):
-            number = next((v for k, v in found.items() if "max" in k and isinstance(v, (int, float))), math.nan)
-            return float(number)
-    return math.nan
+    """Return the largest difference of a logit between megacode's model and an export; not a number if not proven."""
+    points = (export.get("parity") or {}).get("points") or []
+    return next((value(point, "largest") for point in points if point.get("point") == "logits"), math.nan)
 
 
 def _parity_card(record: RunRecord) -> dict[str, str]:
@@ -158,8 +152,11 @@ def _parity_card(record: RunRecord) -> dict[str, str]:
     if not record.exports:
         return _card("Export", fig.NOTHING, "no Hugging Face model yet: megacode convert to-hf")
     count = len(record.exports)
-    note = f"largest logit difference, {count} export{'s' if count != 1 else ''} read back by transformers"
-    return _card("Export parity", fig.scientific(max(numbers)) if numbers else fig.NOTHING, note)
+    exports = f"{count} export{'s' if count != 1 else ''}"
+    if len(numbers) < count:
+        return _card("Export parity", fig.NOTHING, f"{count - len(numbers)} of {exports} not verified")
+    note = f"largest logit difference, {exports} read back by transformers"
+    return _card("Export parity", fig.scientific(max(numbers)), note)
 
 
 def _bits_card(record: RunRecord, scores: list[Score]) -> dict[str, str]:

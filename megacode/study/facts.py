@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
+from datetime import datetime, timezone
+from itertools import groupby
 from pathlib import Path
 
 from megacode.base.files import RunDir, file_digest
@@ -13,11 +14,24 @@ from megacode.study.record import Json, RunRecord
 from megacode.study.series import deviation, planned_shares, seen_tokens, source_tokens, value
 
 LONGEST_VALUE = 160
+CLOCK = ("time", "event", "iteration", "consumed_samples")
 
 
 def plan_phases(record: RunRecord) -> list[Json]:
     """Return the plan table: phases with rows of texts, one a source that the phase draws from."""
     return [_plan_phase(record, phase) for phase in record.phases]
+
+
+def plan_total(record: RunRecord) -> str:
+    """Return the whole plan in a line; empty without a plan."""
+    plan = record.plan
+    parts = [
+        f"{format_count(record.planned_tokens)} tokens" if record.phases else "",
+        f"{plan['total_samples']:,} samples" if plan.get("total_samples") else "",
+        f"{plan['total_iterations']:,} iterations" if plan.get("total_iterations") else "",
+        f"{float(plan['flops']):.2e} FLOPs" if plan.get("flops") else "",
+    ]
+    return " · ".join(filter(None, parts))
 
 
 def _plan_phase(record: RunRecord, phase: Json) -> Json:
@@ -39,19 +53,18 @@ def _plan_phase(record: RunRecord, phase: Json) -> Json:
 
 
 def _rates(record: RunRecord, phase: Json) -> str:
-    """Return the learning rate at the phase's first and last measured iteration, or what the plan says of it."""
+    """Return the learning rate at a phase's boundaries and peak, as planned, else at its measured ends."""
     planned = phase.get("learning_rate")
     if isinstance(planned, dict):
-        ends = [end for end in map(planned.get, ("first", "peak", "last")) if isinstance(end, (int, float))]
-        if len(ends) > 1:
-            return " → ".join(fig.scientific(float(number)) for number in ends)
+        ends = [fig.scientific(value(planned, key)) for key in ("start", "peak", "end") if key in planned]
+        return " → ".join(text for text, _ in groupby(ends))
     rates = [value(line, "learning_rate") for line in record.train if line.get("phase") == phase.get("name")]
     return f"{fig.scientific(rates[0])} → {fig.scientific(rates[-1])}" if rates else fig.NOTHING
 
 
 def _plan_row(record: RunRecord, name: str, row: Json, share: float) -> Json:
     epochs = value(row, "epochs_after")
-    again = next((row[key] for key in ("first_repetition", "first_repeat") if row.get(key) is not None), None)
+    again, unused = row.get("first_repetition_sample"), row.get("tail_unused_tokens")
     return {
         "source": name,
         "css": fig.colour(record.sources.index(name)),
@@ -61,30 +74,21 @@ def _plan_row(record: RunRecord, name: str, row: Json, share: float) -> Json:
         "width": round(100 * share, 1),
         "epochs": f"{epochs:.2f}" if math.isfinite(epochs) else fig.NOTHING,
         "repeats": bool(epochs > 1),
-        "first_repetition": f"sample {again:,}" if isinstance(again, int) else "none" if again is None else str(again),
-        "unused": _unused(row),
+        "first_repetition": f"sample {again:,}" if again is not None else "none",
+        "unused": f"{unused:,}" if unused is not None else fig.NOTHING,
     }
-
-
-def _unused(row: Json) -> str:
-    keys = ("tail_unused", "unused_tokens", "tail_tokens")
-    found = next((row[key] for key in keys if row.get(key) is not None), None)
-    return f"{found:,}" if isinstance(found, int) else fig.NOTHING
 
 
 def proof(record: RunRecord) -> Json:
     """Return planned and realised tokens of each source at the last clock, the fingerprints and the worst deviation."""
     rows = [_proof_row(record, name) for name in record.sources] if record.train else []
     compared = [row for row in rows if row["equal"] is not None]
-    chain = record.plan.get("fingerprints") or [
-        {"phase": p.get("name"), "fingerprint": p["fingerprint"]} for p in record.phases if p.get("fingerprint")
-    ]
     worst = deviation(record)
     return {
         "rows": rows,
         "equal": bool(compared) and all(row["equal"] for row in compared),
         "compared": bool(compared),
-        "fingerprints": [_fingerprint(link) for link in chain],
+        "fingerprints": [_fingerprint(link) for link in record.plan.get("fingerprints") or []],
         "deviation": f"{worst:.2f}" if math.isfinite(worst) else "",
         "iteration": f"{int(record.last.get('iteration') or 0):,}",
     }
@@ -115,20 +119,28 @@ def provenance(record: RunRecord) -> list[dict[str, str]]:
     rows: list[tuple[str, str]] = [("run directory", str(record.path))]
     rows += [("started", _time(starts[0]))] if starts else []
     for event in starts[-1:]:
-        rows += _flat({k: v for k, v in event.items() if k not in ("time", "event")})
+        rows += _flat({key: event[key] for key in event if key not in CLOCK})
+    rows += _flat(_identities(record))
     for export in record.exports[-1:]:
-        rows += _flat({k: v for k, v in export.items() if k not in ("config", "iteration", "phases")}, "export ")
+        rows += _flat({key: export[key] for key in ("layout", "hashes", "versions") if key in export})
+    for score in record.scores[-1:]:
+        rows += _flat({"evaluation": {key: score[key] for key in ("date", "hardware", "versions") if key in score}})
     run = RunDir(record.path)
     files = [Path(path) for path in (run.config, run.plan, run.metrics, run.events) if Path(path).exists()]
     rows += [(f"SHA-256 of {file.name}", file_digest(file)) for file in files]
     return [{"name": name, "value": text} for name, text in rows]
 
 
+def _identities(record: RunRecord) -> Json:
+    sources = record.plan.get("sources") or {}
+    return {"content hash of": {name: row.get("identity") for name, row in sources.items() if isinstance(row, dict)}}
+
+
 def _time(event: Json) -> str:
     moment = event.get("time")
     if not isinstance(moment, (int, float)):
         return str(moment)
-    return datetime.fromtimestamp(moment, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return datetime.fromtimestamp(moment, tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _flat(facts: Json, prefix: str = "") -> list[tuple[str, str]]:

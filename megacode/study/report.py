@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ def page(record: RunRecord) -> dict[str, Any]:
         "score_figures": scores.figures(record, found),
         "score_table": scores.table(record, found),
         "phases": facts.plan_phases(record),
+        "plan_total": facts.plan_total(record),
+        "warnings": [str(warning) for warning in record.plan.get("warnings") or []],
         "proof": facts.proof(record),
         "provenance": facts.provenance(record),
         "corpus": corpus(record),
@@ -82,7 +84,7 @@ def page(record: RunRecord) -> dict[str, Any]:
         },
         "now": at[-1] if at else "",
         "version": megacode.__version__,
-        "written": datetime.now(tz=UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "written": datetime.now(tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 

@@ -19,7 +19,6 @@ from megacode.study.svg import Frame, domain, element, path, tip
 
 Key = TypeVar("Key")
 MOST_FIGURES = 8  # of a large suite the rest is in the table
-HIDDEN = ("alias", "name", "sample_len", "samples", "stderr", "chance", "higher_is_better", "source")
 TITLES = {
     "bits_per_byte": "bits per byte",
     "acc": "accuracy",
@@ -38,6 +37,7 @@ class Score:
         task: the task's name.
         metric: the metric's name.
         value: the score.
+        lower: whether lower is better.
         stderr: its standard error; not a number where unknown.
         chance: what guessing gets; not a number where that means nothing.
     """
@@ -47,13 +47,20 @@ class Score:
     task: str
     metric: str
     value: float
+    lower: bool = False
     stderr: float = math.nan
     chance: float = math.nan
 
     @property
     def is_bits(self) -> bool:
-        """Whether lower is better, in bits per byte."""
-        return "bits_per_byte" in self.metric or self.metric == "bpb"
+        """Whether it is in bits per byte."""
+        return self.metric.startswith("bits_per_byte")
+
+    @property
+    def title(self) -> str:
+        """The metric as people call it."""
+        name, comma, filtered = self.metric.partition(",")
+        return TITLES.get(name, name.replace("_", " ")) + (f" ({filtered})" if comma and filtered != "none" else "")
 
 
 def collect(record: RunRecord) -> list[Score]:
@@ -62,18 +69,22 @@ def collect(record: RunRecord) -> list[Score]:
 
 
 def _of_document(document: Json) -> list[Score]:
-    tasks = document.get("scores") or document.get("results") or {}
-    chances = document.get("chance") or {}
+    tasks = document.get("scores") or {}
+    return [score for task, metrics in tasks.items() for score in _of_task(document, str(task), metrics)]
+
+
+def _of_task(document: Json, task: str, metrics: Json) -> list[Score]:
+    facts = (document.get("tasks") or {}).get(task) or {}
     found = []
-    for task, metrics in tasks.items():
-        for name, number in metrics.items() if isinstance(metrics, dict) else ():
-            metric = str(name).partition(",")[0]
-            shown = isinstance(number, (int, float)) and not isinstance(number, bool)
-            if shown and metric not in HIDDEN and not metric.endswith("_stderr"):
-                error = value(metrics, f"{metric}_stderr" if f"{metric}_stderr" in metrics else "stderr")
-                chance = value(metrics, "chance") if "chance" in metrics else value(chances, task)
-                found.append(Score(int(document["iteration"]), str(document["suite"]), str(task), metric,
-                                   float(number), error, chance))  # fmt: skip
+    for metric, number in metrics.items():
+        if metric.endswith("_stderr") or isinstance(number, bool) or not isinstance(number, (int, float)):
+            continue
+        bits = metric.startswith("bits_per_byte")
+        higher = (facts.get("higher_is_better") or {}).get(metric.partition(",")[0], not bits)
+        found.append(
+            Score(int(document["iteration"]), str(document["suite"]), task, metric, float(number), not higher,
+                  value(metrics, f"{metric}_stderr"), value(document.get("chance") or {}, task))
+        )  # fmt: skip
     return found
 
 
@@ -112,13 +123,12 @@ def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, list[Any]]:
     """Return the scores as a table: `columns` (checkpoints) and `rows` of texts, a task and metric each."""
     iterations = sorted({score.iteration for score in scores})
     rows = []
-    for (task, metric), group in _grouped(scores, lambda s: (s.task, s.metric)).items():
+    for (task, _), group in _grouped(scores, lambda s: (s.task, s.metric)).items():
         by_iteration = {score.iteration: score for score in group}
         cells = [_cell(by_iteration.get(iteration)) for iteration in iterations]
         chance = next((form(s, s.chance) for s in group if math.isfinite(s.chance)), "")
-        better = "lower" if group[0].is_bits else "higher"
-        rows.append({"task": task, "metric": TITLES.get(metric, metric), "better": better, "cells": cells,
-                     "chance": chance})  # fmt: skip
+        better = "lower" if group[0].lower else "higher"
+        rows.append({"task": task, "metric": group[0].title, "better": better, "cells": cells, "chance": chance})
     return {"columns": [checkpoint_title(record, iteration) for iteration in iterations], "rows": rows}
 
 
@@ -131,14 +141,21 @@ def _cell(score: Score | None) -> str:
 
 def figures(record: RunRecord, scores: Sequence[Score]) -> list[Figure]:
     """Return a chart a metric where tasks are named after sources, and a chart a task for the others."""
+
     def group(score: Score) -> tuple[str, str, str]:
         named = source_of(score.task, record.sources)
-        family = re.sub(re.escape(named), "", score.task, flags=re.IGNORECASE).strip("_- ") if named else score.task
-        return (score.metric, family, "" if math.isnan(score.chance) else f"{score.chance:.4f}")
+        return (score.metric, family(score, named), "" if math.isnan(score.chance) else f"{score.chance:.4f}")
 
     shown = [score for score in scores if math.isfinite(tokens_at(record, score.iteration))]
     groups = sorted(_grouped(shown, group).values(), key=lambda g: not g[0].is_bits)
     return [_figure(record, part, f"score{index}") for index, part in enumerate(groups[:MOST_FIGURES])]
+
+
+def family(score: Score, source: str) -> str:
+    """Return a task's name without its suite and source: `demo_next_word_code` is `next word`."""
+    words = score.task.removeprefix(f"{score.suite}_")
+    words = re.sub(re.escape(source), "", words, flags=re.IGNORECASE) if source else words
+    return " ".join(re.split(r"[_\W]+", words)).strip()
 
 
 def _grouped(scores: Sequence[Score], key: Callable[[Score], Key]) -> dict[Key, list[Score]]:
@@ -150,27 +167,30 @@ def _grouped(scores: Sequence[Score], key: Callable[[Score], Key]) -> dict[Key, 
 
 def _figure(record: RunRecord, scores: Sequence[Score], key: str) -> Figure:
     tasks = _grouped(scores, lambda s: s.task)
-    bits, metric = scores[0].is_bits, TITLES.get(scores[0].metric, scores[0].metric)
-    title = f"{metric.capitalize()}: {', '.join(tasks)}" if len(tasks) < 2 else metric.capitalize()
-    reading = (
-        "How many bits the model needs for a byte of held-out text of each source; lower is better."
-        if bits
-        else "The share of questions answered rightly; bars are one standard error, and a model that guesses "
-        "stays on the dashed line; higher is better."
-    )
+    bits, metric = scores[0].is_bits, scores[0].title
+    what = family(scores[0], source_of(scores[0].task, record.sources))
+    title = metric.capitalize() if bits else f"{what.capitalize()}: {metric}"
     shown = [v for s in scores for v in (s.value, s.value - s.stderr, s.value + s.stderr, s.chance)]
     frame = fig.make_frame(record, fig.HALF, domain(shown, zero=not bits))
     marks = [_series(record, frame, part, _css(record, task, len(tasks))) for task, part in tasks.items()]
     chance = [_chance(frame, scores[0].chance)] if math.isfinite(scores[0].chance) else []
     labels = [(t, f"{t:.4g}" if bits or frame.y.high > 1.5 else f"{100 * t:.4g} %") for t in frame.y.ticks(5)]
-    drawn = fig.draw(record, frame, title, f"{metric} ({'lower' if bits else 'higher'} is better)", labels,
+    drawn = fig.draw(record, frame, title, f"{metric} ({'lower' if scores[0].lower else 'higher'} is better)", labels,
                      *chance, *marks)  # fmt: skip
     entries = [
         Entry(source_of(task, record.sources) or task, _css(record, task, len(tasks)), "dot", [_cell(part[-1])])
         for task, part in tasks.items()
     ]
     at = checkpoint_title(record, scores[-1].iteration)
-    return Figure(key, title, reading, [drawn], entries, at=at, follows=False)
+    return Figure(key, title, _reading(scores), [drawn], entries, at=at, follows=False)
+
+
+def _reading(scores: Sequence[Score]) -> str:
+    if scores[0].is_bits:
+        return "How many bits the model needs for a byte of held-out text of each source; lower is better."
+    guess = " a model that guesses stays on the dashed line;" if math.isfinite(scores[0].chance) else ""
+    better = "lower" if scores[0].lower else "higher"
+    return f"Scores of the exported models, with bars of one standard error;{guess} {better} is better."
 
 
 def _css(record: RunRecord, task: str, count: int) -> str:

@@ -117,22 +117,9 @@ def seen_tokens(line: Mapping[str, Any], source: str, which: str = "seen") -> fl
 
 
 def source_tokens(record: RunRecord, source: str) -> float:
-    """Return how many tokens one epoch of a source holds; not a number where the plan does not say."""
+    """Return how many tokens one epoch of a source reads (whole windows); not a number where the plan does not say."""
     described = (record.plan.get("sources") or {}).get(source)
-    for key in ("train_tokens", "tokens"):
-        if isinstance(described, dict) and described.get(key):
-            return float(described[key])
-    return _size_from_epochs(record, source)
-
-
-def _size_from_epochs(record: RunRecord, source: str) -> float:
-    """Divide what the plan reads of a source by the epochs that makes."""
-    read, epochs = 0, math.nan
-    for phase in record.phases:
-        row = (phase.get("sources") or {}).get(source) or {}
-        read += int(row.get("tokens") or 0)
-        epochs = value(row, "epochs_after") if "epochs_after" in row else epochs
-    return read / epochs if epochs and math.isfinite(epochs) else math.nan
+    return value(described or {}, "windows") * record.seq_length
 
 
 def deviation(record: RunRecord) -> float:

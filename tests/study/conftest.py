@@ -19,6 +19,7 @@ PHASES = {
     "cooldown": (40, {"text": 0.7, "code": 0.2, "markup": 0.1}, (1e-4, 1e-6)),
 }
 SIZES = {"text": 2_400_000, "code": 1_500_000, "markup": 210_000}
+PARITY = {"verified": True, "points": [{"point": "embedding", "largest": 0.0}, {"point": "logits", "largest": 2.4e-06}]}
 FLOORS = {"text": (3.1, 6.2), "code": (2.1, 6.8), "markup": (1.9, 7.0)}
 
 
@@ -33,20 +34,30 @@ def _config(name: str) -> dict[str, Any]:
 
 
 def _plan() -> dict[str, Any]:
-    phases, first, read = [], 0, dict.fromkeys(SIZES, 0)
-    for index, (name, (iterations, blend, _)) in enumerate(PHASES.items()):
+    phases, links, first, read = [], [], 0, dict.fromkeys(SIZES, 0)
+    for name, (iterations, blend, rates) in PHASES.items():
         samples, rows = iterations * BATCH, {}
         for source, share in blend.items():
             count = round(samples * share)
             read[source] += count * SEQ_LENGTH
-            rows[source] = {"samples": count, "tokens": count * SEQ_LENGTH,
-                            "epochs_after": read[source] / (SIZES[source] // SEQ_LENGTH * SEQ_LENGTH)}  # fmt: skip
+            rows[source] = {"samples": count, "tokens": count * SEQ_LENGTH, "share": share,
+                            "epochs_after": read[source] / SEQ_LENGTH / _windows(source),
+                            "first_repetition_sample": None, "tail_unused_tokens": 87}  # fmt: skip
         phases.append({"name": name, "first_sample": first, "samples": samples, "tokens": samples * SEQ_LENGTH,
                        "iterations": iterations, "sources": rows,
-                       "fingerprint": f"{index + 1}f3a" * 16})  # fmt: skip
+                       "learning_rate": {"start": 0.0, "peak": rates[0], "end": rates[1]}})  # fmt: skip
+        links.append({"phase": name, "first_sample": first, "fingerprint": f"{len(links) + 1}f3a" * 16})
         first += samples
-    return {"name": "demo", "phases": phases, "total_samples": first, "parameters": 7_345_408,
-            "seq_length": SEQ_LENGTH}  # fmt: skip
+    sources = {
+        name: {"tokens": size, "windows": _windows(name), "identity": name[0] * 64} for name, size in SIZES.items()
+    }
+    return {"name": "demo", "seq_length": SEQ_LENGTH, "phases": phases, "sources": sources, "total_samples": first,
+            "total_iterations": 420, "parameters": 7_345_408, "flops": 1.6e14, "fingerprints": links,
+            "warnings": ["text: the learning rate jumps from 0.0001 to 0.001 without a warmup"]}  # fmt: skip
+
+
+def _windows(source: str) -> int:
+    return (SIZES[source] - 1) // SEQ_LENGTH
 
 
 def _metrics(limit: int | None) -> list[dict[str, Any]]:
@@ -97,14 +108,25 @@ def _validation(rng: random.Random, iteration: int, consumed: int, phase: str, r
             "loss": sum(losses.values()) / 3, "loss_by_source": losses, "reason": reason}  # fmt: skip
 
 
-def _scores(iteration: int, gain: float) -> dict[str, Any]:
-    bits = {f"bits_{s}": {"bits_per_byte": 3.4 - 1.5 * gain - 0.2 * i} for i, s in enumerate(SIZES)}
-    endings = {
-        f"endings_{s}": {"acc": 0.25 + (0.2 + 0.06 * i) * gain, "acc_stderr": 0.03, "chance": 0.25}
-        for i, s in enumerate(("text", "code"))
+def _scores(gain: float) -> dict[str, Any]:
+    bits = {
+        f"demo_bits_{s}": {"bits_per_byte": 3.4 - 1.5 * gain - 0.2 * i, "bits_per_byte_stderr": 0.04}
+        for i, s in enumerate(SIZES)
     }
-    copy = {"copy_line": {"exact_match": 0.4 * gain, "exact_match_stderr": 0.03}}
-    return {"suite": "demo", "iteration": iteration, "scores": {**bits, **endings, **copy}}
+    endings = {
+        f"demo_endings_{s}": {"acc": 0.25 + (0.2 + 0.06 * i) * gain, "acc_stderr": 0.03,
+                              "acc_norm": 0.25 + (0.24 + 0.05 * i) * gain, "acc_norm_stderr": 0.03}
+        for i, s in enumerate(SIZES)
+    }  # fmt: skip
+    word = {"demo_next_word_code": {"exact_match": 0.4 * gain, "exact_match_stderr": 0.03}}
+    return {
+        "suite": "demo",
+        "scores": {**bits, **endings, **word},
+        "chance": dict.fromkeys(endings, 0.25),
+        "tasks": {name: {"higher_is_better": {"bits_per_byte": False}, "items": 300} for name in bits},
+        "versions": {"lm_eval": "0.4.13"},
+        "date": "2026-11-23T12:00:00+00:00",
+    }
 
 
 def _write_json(path: Path, document: object) -> None:
@@ -129,13 +151,13 @@ def _build(path: Path, *, limit: int | None = None, models: bool = True, name: s
     (path / "run.yaml").write_text(yaml.safe_dump(_config(name), sort_keys=False), encoding="utf-8")
     _write_json(path / "plan.json", _plan())
     _write_lines(path / "metrics.jsonl", _metrics(limit))
-    start = {"time": 1_795_000_000.0, "event": "start", "world_size": 2, "versions": {"megatron-core": "0.16.1"}}
+    start = {"time": 1_795_000_000.0, "event": "start", "iteration": 0, "consumed_samples": 0, "ranks": 2}
     end = [{"time": 1_795_000_260.0, "event": "stop", "reason": "finished"}] if limit is None else []
     _write_lines(path / "events.jsonl", [start, *end])
     for iteration, gain in ((0, 0.0), (200, 0.7), (380, 0.9), (420, 1.0)) if models else ():
-        facts = {"parity": {"max_abs": 2.4e-06}, "sha256": "ab" * 32}
+        facts = {"parity": PARITY, "hashes": {"tokenizer": "ab" * 32}, "versions": {"megacode": "0.1.0"}}
         _write_json(path / f"hf/iter_{iteration:07d}/megacode.json", facts)
-        _write_json(path / f"eval/demo@iter_{iteration:07d}.json", _scores(iteration, gain))
+        _write_json(path / f"eval/demo@iter_{iteration:07d}.json", _scores(gain))
     return path
 
 

@@ -70,7 +70,7 @@ def run(build_run, tmp_path) -> Path:
 def test_the_page_of_a_whole_run_holds_every_section_and_every_chart(run):
     page = page_of(run)
     assert set(SECTIONS) <= page.values("id")
-    charts = {"mixture", "loss", "rate", "throughput", "gradient", "passes", "score0", "score1", "score2"}
+    charts = {"mixture", "loss", "rate", "throughput", "gradient", "passes", "score0", "score1", "score2", "score3"}
     assert charts <= page.values("id")
     # the mixture and the loss are drawn twice: for wide pages and for narrow ones
     assert page.tags["svg"] == len(charts) + 2
