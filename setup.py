@@ -27,6 +27,7 @@ TRAINING = [
     "protobuf",
     "gigatoken",
     "orjson",
+    "xxhash",
     "zstandard",
     "filelock",
     "tensorboard",

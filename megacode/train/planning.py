@@ -12,9 +12,7 @@ from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
 from megacode.config.loading import load_config
 from megacode.config.run import RunConfig
-from megacode.data import manifest as manifests
-from megacode.data.tokenizer import load_tokenizer
-from megacode.data.windows import source_sizes
+from megacode.data.windows import source_sizes, vocabulary_size
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.phases import Schedule, build_schedule, prove_past
@@ -77,24 +75,6 @@ def make_plan(config: RunConfig, *, allow_declared: bool = False) -> Plan:
     batches = BatchSchedule(config, schedule)
     rates = LearningRateSchedule(config, schedule, batches)
     return Plan(config, schedule, batches, rates, vocabulary_size(config))
-
-
-def vocabulary_size(config: RunConfig) -> int:
-    """Return how many tokens the model knows: what the config says, else the tokenizer of the data sets.
-
-    A data set's manifest knows its tokenizer, which saves reading a large vocabulary; training compares the hashes.
-
-    Raises:
-        DataError: if only the tokenizer can tell, and it is missing or damaged.
-    """
-    if config.model.vocab_size is not None:
-        return config.model.vocab_size
-    for source in config.sources.values():
-        found = manifests.read(source.path)
-        if found is not None and found.tokenizer:
-            return int(found.tokenizer["vocab_size"])
-    assert config.tokenizer is not None
-    return load_tokenizer(config.tokenizer).vocab_size
 
 
 def plan_run(path: Path, overrides: Sequence[str], against: Path | None) -> dict[str, Any]:

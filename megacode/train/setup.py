@@ -42,12 +42,10 @@ def build_trainer(plan: Plan) -> Trainer:
         MegacodeError: for every mistake of the user's.
     """
     config, run = plan.config, RunDir(plan.config.directory)
-    tokenizer_hash = load_tokenizer(config.tokenizer).hash if config.tokenizer else None
-    streams = open_streams(config, tokenizer_hash, plan.vocab_size)
+    streams = open_streams(config)
     ranks = groups.start(config.parallel, config.seed)
     parts = mcore_parts.build(config, ranks, plan.vocab_size)
     state = _restore(plan, parts, run)
-    state.tokenizer_hash = tokenizer_hash or ""
     first = ranks.rank == 0
     if first:
         _record_run(plan, run)
@@ -87,6 +85,7 @@ def _restore(plan: Plan, parts: Parts, run: RunDir) -> TrainState:
         "world_size": parts.ranks.world_size,
         **plan.config.parallel.model_dump(include={"tensor", "pipeline"}),
     }
+    state.tokenizer_hash = load_tokenizer(plan.config.tokenizer).hash if plan.config.tokenizer else ""
     state.versions = {name: metadata.version(name) for name in _RECORDED}
     return state
 

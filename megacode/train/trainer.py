@@ -131,7 +131,7 @@ class Trainer:
         names = self.schedule.source_names
         losses: dict[str, float] = {}
         for name in names:
-            batches = self.loader.validation_batches(name)
+            batches = list(self.loader.validation_batches(name))
             sums = step.evaluate(self.parts, batches, len(names))
             losses |= source_means(names, sums.loss_sum, sums.tokens)
         clock = {"iteration": self.state.iteration, "consumed": self.state.consumed_samples}
