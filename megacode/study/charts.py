@@ -81,7 +81,7 @@ def learning_rate(record: RunRecord, clock: Sequence[Slot]) -> Figure:
         return Figure("rate", "Learning rate", reading, missing=fig.NO_ITERATIONS)
     frame = fig.make_frame(record, fig.HALF, domain(rates, zero=True))
     points = [(frame.x(s.stop), frame.y(v)) for s, v in zip(clock, rates, strict=True)]
-    labels = [(tick, fig.scientific(tick).replace(".00e", "e").replace("0e", "e")) for tick in frame.y.ticks(5)]
+    labels = [(tick, fig.scientific(tick)) for tick in frame.y.ticks(5)]
     drawn = fig.draw(record, frame, "Learning rate over time", "learning rate", labels, path(points, class_="line ink"))
     return Figure("rate", "Learning rate", reading, [drawn], [Entry("rate", "ink", "line",
                   fig.texts(rates, fig.scientific))])  # fmt: skip

@@ -29,7 +29,7 @@ def plan_total(record: RunRecord) -> str:
         f"{format_count(record.planned_tokens)} tokens" if record.phases else "",
         f"{plan['total_samples']:,} samples" if plan.get("total_samples") else "",
         f"{plan['total_iterations']:,} iterations" if plan.get("total_iterations") else "",
-        f"{float(plan['flops']):.2e} FLOPs" if plan.get("flops") else "",
+        f"{fig.scientific(float(plan['flops']))} FLOPs" if plan.get("flops") else "",
     ]
     return " · ".join(filter(None, parts))
 
@@ -121,10 +121,10 @@ def provenance(record: RunRecord) -> list[dict[str, str]]:
     for event in starts[-1:]:
         rows += _flat({key: event[key] for key in event if key not in CLOCK})
     rows += _flat(_identities(record))
-    for export in record.exports[-1:]:
-        rows += _flat({key: export[key] for key in ("layout", "hashes", "versions") if key in export})
-    for score in record.scores[-1:]:
-        rows += _flat({"evaluation": {key: score[key] for key in ("date", "hardware", "versions") if key in score}})
+    export, score = (found[-1] if found else {} for found in (record.exports, record.scores))
+    versions = {**(score.get("versions") or {}), **(export.get("versions") or {})}
+    rows += _flat({"hash of": export.get("hashes") or {}, "layout": export.get("layout") or {}})
+    rows += _flat({"evaluated": score.get("date"), "evaluated on": score.get("hardware"), "version of": versions})
     run = RunDir(record.path)
     files = [Path(path) for path in (run.config, run.plan, run.metrics, run.events) if Path(path).exists()]
     rows += [(f"SHA-256 of {file.name}", file_digest(file)) for file in files]

@@ -82,11 +82,11 @@ def percent(share: float) -> str:
 
 
 def scientific(number: float) -> str:
-    """Return a small number as `3.0e-4`; 0 as `0`."""
+    """Return a small number as `3e-4`; 0 as `0`."""
     if number == 0:
         return "0"
     mantissa, _, exponent = f"{number:.2e}".partition("e")
-    return f"{mantissa}e{int(exponent)}"
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def plain(number: float) -> str:

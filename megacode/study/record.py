@@ -21,6 +21,9 @@ from megacode.study.svg import Span
 Json: TypeAlias = dict[str, Any]
 
 
+COLLECTED = Path("corpus") / "collect.json"
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """A run's files, parsed.
@@ -34,7 +37,7 @@ class RunRecord:
         events: lines of `events.jsonl`.
         scores: the files of `eval/`, each with `iteration` and `suite` filled in, in order of iteration.
         exports: `hf/*/megacode.json`, each with `iteration` and `directory` filled in, in order of iteration.
-        demo: `demo.json`, what the demo collected, if this run is one.
+        collected: what the demo collected, if this run is one: `collect.json` here, or in the corpus beside the run.
     """
 
     path: Path
@@ -45,7 +48,7 @@ class RunRecord:
     events: Sequence[Json] = ()
     scores: Sequence[Json] = ()
     exports: Sequence[Json] = ()
-    demo: Json = field(default_factory=dict)
+    collected: Json = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -124,7 +127,8 @@ def read_run(path: Path) -> RunRecord:
         events=_parsed(Path(run.events), read_jsonl) or [],
         scores=_scores(Path(run.eval)),
         exports=_exports(Path(run.hf)),
-        demo=_mapping(path / "demo.json", _read_json),
+        collected=_mapping(path / "collect.json", _read_json)
+        or _mapping(path.resolve().parent / COLLECTED, _read_json),
     )
 
 

@@ -89,17 +89,17 @@ def page(record: RunRecord) -> dict[str, Any]:
 
 
 def corpus(record: RunRecord) -> list[Json]:
-    """Return what the demo collected, a row a source; empty where the run is no demo or did not say."""
-    described = record.demo.get("sources") or (record.demo.get("collect") or {}).get("sources") or {}
+    """Return what the demo collected, a row a source; empty where the run is no demo."""
     return [
         {
             "source": name,
             "documents": f"{int(part.get('documents') or 0):,}",
             "bytes": format_bytes(int(part.get("bytes") or 0)),
+            "dropped": f"{sum((part.get('dropped') or {}).values()):,}",
             "kinds": ", ".join(f"{kind} {format_count(count)}" for kind, count in list(part["kinds"].items())[:8])
             if isinstance(part.get("kinds"), dict)
             else "",
         }
-        for name, part in described.items()
+        for name, part in (record.collected.get("sources") or {}).items()
         if isinstance(part, dict)
     ]

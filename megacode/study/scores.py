@@ -178,7 +178,12 @@ def _figure(record: RunRecord, scores: Sequence[Score], key: str) -> Figure:
     drawn = fig.draw(record, frame, title, f"{metric} ({'lower' if scores[0].lower else 'higher'} is better)", labels,
                      *chance, *marks)  # fmt: skip
     entries = [
-        Entry(source_of(task, record.sources) or task, _css(record, task, len(tasks)), "dot", [_cell(part[-1])])
+        Entry(
+            source_of(task, record.sources) or task,
+            _css(record, task, len(tasks)),
+            "dot",
+            [form(part[-1], part[-1].value)],
+        )
         for task, part in tasks.items()
     ]
     at = checkpoint_title(record, scores[-1].iteration)

@@ -112,7 +112,7 @@ def domain(values: Iterable[float], *, log: bool = False, zero: bool = False) ->
     low, high = min(kept), max(kept)
     if log:
         room = max((high / low) ** 0.05, 1.02)
-        return low / room, high * room
+        return low / room or low, high * room
     room = 0.05 * ((high - low) or abs(high) or 1.0)
     return (min(0.0, low), high + room) if zero else (low - room, high + room)
 

@@ -80,7 +80,7 @@ def test_checkpoints_are_called_after_the_phase_they_end(record):
 
 def test_scores_are_collected_with_their_error_and_chance(record):
     found = {(s.iteration, s.task): s for s in collect(record)}
-    assert found[420, "demo_endings_code"].value == pytest.approx(0.51)
+    assert found[420, "demo_next_word_code"].value == pytest.approx(0.4)
     assert found[420, "demo_endings_text"].stderr == 0.03
     assert found[420, "demo_endings_text"].chance == 0.25
     assert found[0, "demo_bits_code"].is_bits
@@ -132,5 +132,5 @@ def test_elements_escape_what_they_are_given():
 
 
 def test_small_numbers_are_short():
-    assert [scientific(n) for n in (0, 1e-6, 3.25e-4)] == ["0", "1.00e-6", "3.25e-4"]
+    assert [scientific(n) for n in (0, 1e-6, 3.25e-4)] == ["0", "1e-6", "3.25e-4"]
     assert [plain(n) for n in (0, 0.25, 25_000, 0.0001)] == ["0", "0.25", "25k", "1e-4"]
