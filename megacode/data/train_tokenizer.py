@@ -1,0 +1,171 @@
+"""Training a tokenizer on JSON lines: byte-level BPE (Hugging Face) or BPE with byte fallback (SentencePiece).
+
+Both split numbers into single digits, keep every white space, change no character, and decode to exactly the text that
+was encoded (SentencePiece: all but a literal U+2581, its own sign for a space). The Hugging Face one uses the split
+pattern of Qwen2, which the fast encoder knows. The same input gives the same tokenizer.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from megacode.base.errors import ConfigError, DataError, VerificationError
+from megacode.base.files import atomic_path
+from megacode.data.encoders import pieces
+from megacode.data.jsonl import find_inputs, parse, read_chunks
+from megacode.data.progress import PassProgress
+from megacode.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+
+END = "<|endoftext|>"
+FILL_IN = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_WRITTEN = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+DEFAULT_BYTES = 100_000_000
+_BYTES_IN_VOCABULARY = 256
+_PROVEN_TEXTS = 64
+_PROVEN_CHARACTERS = 1 << 17
+_SPACE_SIGN = "\u2581"
+
+
+def train_tokenizer(
+    kind: str,
+    inputs: Sequence[str],
+    vocab_size: int,
+    output: Path,
+    keys: Sequence[str] = ("text",),
+    max_bytes: int = DEFAULT_BYTES,
+) -> Tokenizer:
+    """Train a tokenizer and write it: `output/tokenizer.json` and its config, or `output/tokenizer.model`.
+
+    Args:
+        kind: `huggingface` or `sentencepiece`.
+        inputs: paths and globs of JSON-lines files.
+        vocab_size: tokens, special ones included.
+        output: directory, written whole or not at all.
+        keys: JSON keys that hold text.
+        max_bytes: of the input that is learnt from; a larger one is thinned out evenly.
+
+    Raises:
+        ConfigError: if the vocabulary is too small for the 256 bytes, or `output` holds anything but a tokenizer.
+        DataError: if the input cannot be read, or is too small for the vocabulary.
+        VerificationError: if a text does not come back from its ids.
+    """
+    smallest = _BYTES_IN_VOCABULARY + len(FILL_IN) + 4
+    if vocab_size < smallest:
+        raise ConfigError(f"a vocabulary of {vocab_size} is too small", "--vocab-size", f"give {smallest} or more")
+    others = sorted(item.name for item in output.glob("*") if item.name not in _WRITTEN)
+    if others or output.is_file():
+        what = f"it exists and holds {', '.join(others[:3])}" if others else "it is a file"
+        raise ConfigError(
+            what, f"--output {output}", "give a directory for the tokenizer alone: it is replaced as a whole"
+        )
+    files = find_inputs(inputs)
+    with PassProgress("reading", sum(path.stat().st_size for path in files)) as progress:
+        texts = list(_thinned(files, keys, max_bytes, progress))
+    if not any(texts):
+        raise DataError("there is no text to learn from", " ".join(inputs), "check the input and its keys")
+    with atomic_path(output) as directory:
+        directory.mkdir()
+        if kind == "huggingface":
+            _write_huggingface(texts, vocab_size, directory)
+        else:
+            _write_sentencepiece(texts, vocab_size, directory)
+        _prove(_load(kind, directory), texts, vocab_size)
+    return _load(kind, output)
+
+
+def _load(kind: str, directory: Path) -> Tokenizer:
+    return HuggingFaceTokenizer(directory) if kind == "huggingface" else SentencePieceTokenizer(directory)
+
+
+def _thinned(files: Sequence[Path], keys: Sequence[str], max_bytes: int, progress: PassProgress) -> Iterator[str]:
+    """Yield every text, or as many of them, evenly spaced, as keep to the limit."""
+    total = max(1, sum(path.stat().st_size for path in files))
+    wanted, number = min(max_bytes, total), 0
+    for path in files:
+        for chunk in read_chunks(path):
+            columns = parse(chunk, keys)[0].values()
+            progress.advance(max(column.documents for column in columns), chunk.read_bytes)
+            for column in columns:
+                for text in column.texts:
+                    number += 1
+                    if number * wanted // total > (number - 1) * wanted // total:
+                        yield text
+
+
+def _write_huggingface(texts: list[str], vocab_size: int, directory: Path) -> None:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END, *FILL_IN],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token"), END),
+        "additional_special_tokens": list(FILL_IN),
+        "clean_up_tokenization_spaces": False,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_sentencepiece(texts: list[str], vocab_size: int, directory: Path) -> None:
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            split_digits=True,
+            allow_whitespace_only_pieces=True,
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            normalization_rule_name="identity",
+            control_symbols=list(FILL_IN),
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            max_sentence_length=1 << 30,  # longer documents would be left out
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        fix = "give a smaller --vocab-size, or more text"
+        raise DataError(f"sentencepiece cannot learn {vocab_size} tokens: {error}", "--vocab-size", fix) from None
+    (directory / "tokenizer.model").write_bytes(model.getvalue())
+
+
+def _prove(tokenizer: Tokenizer, texts: list[str], vocab_size: int) -> None:
+    """Check the size, and that texts come back from their ids."""
+    if tokenizer.vocab_size != vocab_size:
+        what = f"the input gives {tokenizer.vocab_size} tokens, not {vocab_size}"
+        raise DataError(what, "--vocab-size", f"give {tokenizer.vocab_size}, or more text")
+    step = max(1, len(texts) // _PROVEN_TEXTS)
+    proven = islice(pieces(texts[::step], _PROVEN_CHARACTERS, _PROVEN_CHARACTERS // _PROVEN_TEXTS), None)
+    for text in proven:
+        if tokenizer.decode(tokenizer.encode(text)) != text and _SPACE_SIGN not in text:
+            raise VerificationError(f"the text {text[:60]!r} does not come back from its ids", str(tokenizer.path))
