@@ -85,7 +85,8 @@ def difference(point: str, reference: Tensor, other: Tensor) -> Difference:
     gap = (reference.double() - other.double()).abs()
     largest = float(gap.max())
     finite = largest == largest and largest != float("inf")
-    return Difference(point, largest, float(gap.mean()), scale) if finite else Difference(point, *[float("inf")] * 2, scale)
+    mean = float(gap.mean())
+    return Difference(point, largest if finite else float("inf"), mean if finite else float("inf"), scale)
 
 
 def differences(reference: Trace, other: Trace) -> list[Difference]:
@@ -107,4 +108,3 @@ def worst(rows: list[list[Difference]]) -> list[Difference]:
 def first_beyond(rows: list[Difference], tolerance: float) -> Difference | None:
     """Return the first point at which two models differ by more than the tolerance."""
     return next((row for row in rows if not row.relative <= tolerance), None)
-

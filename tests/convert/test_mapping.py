@@ -134,7 +134,7 @@ def test_a_norm_with_a_bias_does_not_come_in() -> None:
 
 
 def test_parallel_blocks_with_rmsnorm_have_no_layout() -> None:
-    with pytest.raises(ConfigError, match="set model.normalization: LayerNorm") as caught:
+    with pytest.raises(ConfigError, match=r"set model\.normalization: LayerNorm") as caught:
         check_exportable(model_of("parallel", "RMSNorm"))
     assert caught.value.exit_code == 2
 

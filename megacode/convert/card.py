@@ -1,0 +1,112 @@
+"""The model card and `megacode.json` of an export: which run, which phases, how much data, what was proven."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import megacode
+from megacode.base.files import digest, write_json, write_text
+from megacode.base.units import format_count
+from megacode.checkpoint.state import TrainState
+from megacode.convert.source import Source
+from megacode.convert.verify import Report, folded
+
+FILE_NAME = "megacode.json"
+
+
+def write_card(source: Source, report: Report, parameters: int, out: Path) -> dict[str, Any]:
+    """Write README.md and megacode.json into an export, and return the latter's document.
+
+    Args:
+        source: the checkpoint.
+        report: its proof.
+        parameters: of the exported model.
+        out: the export's directory.
+    """
+    document = facts(source, report, parameters)
+    write_json(out / FILE_NAME, document)
+    environment = Environment(
+        loader=PackageLoader("megacode.convert", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["count"] = format_count
+    template = environment.get_template("card.md.j2")
+    folded_points = [{**asdict(point), "relative": point.relative} for point in folded(report.points)]
+    write_text(out / "README.md", template.render(**document, config=source.config, points=folded_points) + "\n")
+    return document
+
+
+def facts(source: Source, report: Report, parameters: int) -> dict[str, Any]:
+    """Return everything an export says of itself, as one JSON document."""
+    state, config = source.state, source.config
+    length = config.train.seq_length
+    return {
+        "checkpoint": source.identity(),
+        "name": config.name,
+        "iteration": state.iteration,
+        "consumed_samples": state.consumed_samples,
+        "consumed_tokens": state.consumed_samples * length,
+        "phase": state.phase,
+        "run_dir": str(source.run.path),
+        "parameters": parameters,
+        "phases": phases_read(state, length),
+        "sources": sources_read(state, length),
+        "hashes": {
+            "config": digest(state.config),
+            "tokenizer": state.tokenizer_hash,
+            "schedule": source.identity()["fingerprint"],
+        },
+        "fingerprints": state.fingerprints,
+        "layout": state.layout,
+        "versions": {"megacode": megacode.__version__, **state.versions},
+        "parity": report.document(),
+    }
+
+
+def sources_read(state: TrainState, seq_length: int) -> dict[str, dict[str, Any]]:
+    """Return tokens read, their share, and the identity of the data, for every source that was read.
+
+    Args:
+        state: clock, counters, and the chain of phases, which knows each data set's size and hash.
+        seq_length: tokens a sample.
+    """
+    total = max(1, sum(state.samples_by_source.values()))
+    data = {name: entry for link in state.fingerprints for name, entry in link["sources"].items()}
+    return {
+        name: {
+            "samples": samples,
+            "tokens": samples * seq_length,
+            "share": samples / total,
+            "data_tokens": data[name]["tokens"],
+            "identity": data[name]["identity"],
+        }
+        for name, samples in state.samples_by_source.items()
+        if samples
+    }
+
+
+def phases_read(state: TrainState, seq_length: int) -> list[dict[str, Any]]:
+    """Return what was read in every phase up to the clock.
+
+    A phase that is over read what was planned; the one that the clock stands in read what the counters say beyond that.
+
+    Args:
+        state: clock, counters, and the chain of phases.
+        seq_length: tokens a sample.
+    """
+    left = dict(state.samples_by_source)
+    found = []
+    for link in state.fingerprints:
+        read = min(link["samples"], state.consumed_samples - link["first_sample"])
+        if read <= 0:
+            break
+        complete = read == link["samples"]
+        counts = {name: entry["samples"] if complete else left[name] for name, entry in link["sources"].items()}
+        left = {name: count - counts.get(name, 0) for name, count in left.items()}
+        tokens = {name: count * seq_length for name, count in counts.items()}
+        entry = {"name": link["phase"], "samples": read, "tokens": read * seq_length, "sources": tokens}
+        found.append({**entry, "complete": complete})
+    return found

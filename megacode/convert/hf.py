@@ -1,0 +1,128 @@
+"""A checkpoint as a Hugging Face model: written beside its final place, proven there, then published by one rename.
+
+Whoever finds the directory finds a model that was read back by transformers and computed what megacode computes.
+In memory at a time: the checkpoint's weights, and one safetensors file while writing or one fp32 model while proving.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megacode.base.errors import CheckpointError, ConfigError
+from megacode.base.files import atomic_path, write_json
+from megacode.convert.card import FILE_NAME, write_card
+from megacode.convert.layouts import hf_config, layout_of
+from megacode.convert.mapping import Sizes, hf_shapes
+from megacode.convert.mapping import to_hf as mapped
+from megacode.convert.shards import write_shards
+from megacode.convert.source import Source
+from megacode.convert.texts import texts_of
+from megacode.convert.tokenizer import export_tokenizer
+from megacode.convert.verify import Claim, Report, prove
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_EMBEDDING = "embedding.word_embeddings.weight"
+
+
+def to_hf(
+    checkpoint: Path,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: int | str = "5GB",
+    verify: bool = True,
+    text: Sequence[str] | None = None,
+    force: bool = False,
+) -> Report:
+    """Export a checkpoint, prove the export, and publish it.
+
+    Args:
+        checkpoint: a checkpoint's directory, or a run's, of which the newest is taken.
+        out: the directory to publish; it must not exist, or be empty.
+        dtype: `fp32`, `bf16` or `fp16`; absent: the type the checkpoint has.
+        max_shard_size: bytes of a weights file, or such as "5GB".
+        verify: prove the export; one that was not proven says so on its card.
+        text: texts to prove it on; absent: held-out windows of the run's sources and shipped texts.
+        force: replace an earlier export of the same checkpoint.
+
+    Returns:
+        What the proof found.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, its tokenizer is not the run's, or `out` is in use.
+        ConfigError: transformers has no architecture for this model, or `dtype` is unknown.
+        VerificationError: the export does not compute what the checkpoint computes; nothing is published.
+    """
+    from megacode.mcore.dist_ckpt import load_plain
+
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"{dtype!r} is no type of weights", "--dtype", f"use one of {', '.join(DTYPES)}")
+    source = Source.open(checkpoint)
+    layout_of(source.config.model)
+    _check_out(out, source, force)
+    texts = texts_of(source, text)
+    weights = load_plain(source.path)
+    claim = Claim(
+        source.label, source.config, weights, source.tokenizer, texts, DTYPES[dtype] if dtype else _dtype_of(weights)
+    )
+    with atomic_path(out) as hidden:
+        hidden.mkdir()
+        parameters = write_model(claim, hidden, max_shard_size)
+        report = prove(claim, hidden) if verify else _unproven(claim)
+        write_card(source, report, parameters, hidden)
+    return report
+
+
+def write_model(claim: Claim, out: Path, max_shard_size: int | str = "5GB") -> int:
+    """Write weights, configs and tokenizer into a directory that exists, and return the number of parameters.
+
+    Raises:
+        CheckpointError: the weights are not those of the config's model, or have fewer rows than the tokenizer ids.
+    """
+    model, train, tokenizer = claim.config.model, claim.config.train, claim.tokenizer
+    vocab = tokenizer.vocab_size
+    padded = len(claim.weights[_EMBEDDING])
+    if vocab > padded:
+        what = f"the tokenizer has {vocab} tokens, the embedding only {padded} rows"
+        raise CheckpointError(what, claim.label, "use the tokenizer of the run")
+    sizes = Sizes.of(model, vocab, padded)
+    tensors = mapped(claim.weights, model, sizes)
+    parameters = write_shards(tensors, hf_shapes(model, sizes), claim.dtype, out, max_shard_size)
+    dtype = str(claim.dtype).removeprefix("torch.")
+    write_json(out / "config.json", hf_config(model, vocab, train.seq_length, tokenizer.eod, dtype))
+    write_json(out / "generation_config.json", _generation(tokenizer.eod))
+    export_tokenizer(tokenizer, out, train.seq_length)
+    return parameters
+
+
+def _generation(eod: int | None) -> dict[str, Any]:
+    """A text begins where another ended: the end of a document is the only sign of a beginning the model has seen."""
+    return {"bos_token_id": eod, "eos_token_id": eod, "pad_token_id": eod, "do_sample": False}
+
+
+def _dtype_of(weights: Mapping[str, Tensor]) -> torch.dtype:
+    return weights[_EMBEDDING].dtype
+
+
+def _unproven(claim: Claim) -> Report:
+    architecture = layout_of(claim.config.model).architecture
+    return Report(claim.label, architecture, str(claim.dtype).removeprefix("torch."), verified=False)
+
+
+def _check_out(out: Path, source: Source, force: bool) -> None:
+    """Refuse a directory that holds something; with force, an earlier export of the same checkpoint may go."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    card = out / FILE_NAME
+    document = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    if document.get("checkpoint") != source.identity():
+        what = f"it is in use, and not by an export of {source.label}"
+        raise CheckpointError(what, str(out), "give a directory that does not exist, or remove this one")
+    if not force:
+        raise CheckpointError("it holds an earlier export of this checkpoint", str(out), "add --force to replace it")

@@ -1,0 +1,142 @@
+"""The two models of a proof, each run once on the same tokens: Megatron-core's from the checkpoint, transformers' from
+the export. One at a time is in memory, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megacode.base.errors import VerificationError
+from megacode.config.run import RunConfig
+from megacode.config.training import Parallel, Precision
+from megacode.convert.compare import LOGITS, Points, Trace, recording
+
+Ids = Sequence[tuple[int, ...]]
+
+
+def exported_traces(export: Path, ids: Ids) -> list[Trace]:
+    """Run an export as transformers loads it.
+
+    Args:
+        export: its directory.
+        ids: the token ids of each text.
+
+    Returns:
+        For each text the points of its forward pass.
+
+    Raises:
+        VerificationError: transformers cannot load it, or loads it with parameters missing or surplus.
+    """
+    from transformers import AutoModelForCausalLM
+
+    _let_device_contexts_through()
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            export, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
+    except Exception as error:
+        what = f"transformers cannot load the export: {error}"
+        raise VerificationError(what, str(export), "nothing was published; the checkpoint is as it was") from error
+    wrong = [f"{kind.replace('_', ' ')}: {min(map(str, names))}" for kind, names in info.items() if names]
+    if wrong:
+        what = f"transformers does not find the parameters it expects; {'; '.join(wrong)}"
+        raise VerificationError(what, str(export), "nothing was published; the checkpoint is as it was")
+    model.eval()
+    return _run(_hf_points(model), lambda tokens: model(tokens, use_cache=False).logits, ids, sequence_first=False)
+
+
+def reference_traces(
+    config: RunConfig, weights: Mapping[str, Tensor], vocab: int, ids: Ids, dtype: torch.dtype
+) -> list[Trace]:
+    """Run megacode's own model, in float32 and in this process alone.
+
+    Args:
+        config: the run's.
+        weights: its parameters, whole, by Megatron-core's plain names.
+        vocab: tokens the tokenizer knows; further rows are padding and are left out.
+        ids: the token ids of each text.
+        dtype: the weights are rounded to this type first, as in the export; a layout is proven apart from rounding.
+
+    Returns:
+        For each text the points of its forward pass, in the order in which they are computed.
+    """
+    from megacode.mcore import device, groups
+
+    alone = config.model_copy(update={"parallel": Parallel(), "precision": Precision(dtype="fp32")})
+    joined = torch.distributed.is_initialized()
+    groups.start(alone.parallel, alone.seed)
+    try:
+        from megacode.mcore.model import Model
+        from megacode.mcore.translate import transformer_config
+
+        model = Model(alone, transformer_config(alone), vocab, None)
+        _fill(model, weights, vocab, dtype)
+        model.to(device.device()).eval()
+
+        def logits(tokens: Tensor) -> Tensor:
+            tokens = tokens.to(device.device())
+            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+            return model(tokens, positions, None)[..., :vocab]
+
+        return _run(_mcore_points(model), logits, ids, sequence_first=True)
+    finally:
+        if not joined:
+            groups.stop()
+
+
+def _let_device_contexts_through() -> None:
+    """Make `with torch.device("meta")` work again where `mcore.device.install` replaced torch's factories.
+
+    torch tells the functions that such a context redirects by identity. It would miss the replaced ones, and
+    transformers, which builds models in that context, would leave the rotary frequencies uninitialised: no error, only
+    wrong logits.
+    """
+    from torch.utils._device import _device_constructors
+
+    redirected = _device_constructors()
+    redirected |= {getattr(function, "__wrapped__", function) for function in redirected}
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], vocab: int, dtype: torch.dtype) -> None:
+    """Copy the weights in; rows of the padding, whose number depends on the run's layout, stay zero."""
+    for name, parameter in model.named_parameters():
+        rows = vocab if name.endswith(("word_embeddings.weight", "output_layer.weight")) else len(parameter)
+        parameter.zero_()
+        parameter[:rows].copy_(weights[name][:rows].to(dtype))
+
+
+@torch.no_grad()
+def _run(points: Points, logits: Callable[[Tensor], Tensor], ids: Ids, *, sequence_first: bool) -> list[Trace]:
+    traces = []
+    for text in ids:
+        with recording(points, sequence_first=sequence_first) as trace:
+            trace_logits = logits(torch.tensor([text]))
+        trace[LOGITS] = trace_logits.to("cpu", torch.float32)
+        traces.append(trace)
+    return traces
+
+
+def _points(embedding: nn.Module, layers: Iterable[nn.Module], norm: nn.Module, attention: str, mlp: str) -> Points:
+    points = {"embedding": embedding}
+    for number, layer in enumerate(layers):
+        points[f"layer {number} attention"] = layer.get_submodule(attention)
+        points[f"layer {number} MLP"] = layer.get_submodule(mlp)
+        points[f"layer {number} output"] = layer
+    return points | {"final norm": norm}
+
+
+def _mcore_points(model: Any) -> Points:
+    decoder = model.decoder
+    names = ("self_attention.linear_proj", "mlp.linear_fc2")
+    return _points(model.embedding, decoder.layers, decoder.final_layernorm, *names)
+
+
+def _hf_points(model: Any) -> Points:
+    body = model.model
+    return _points(body.embed_tokens, body.layers, body.norm, "self_attn.o_proj", "mlp.down_proj")

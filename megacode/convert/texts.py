@@ -1,0 +1,75 @@
+"""The texts on which two models are compared: held-out windows of the run's sources, and three that are shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megacode.base.errors import CheckpointError
+from megacode.convert.source import Source
+from megacode.data.indexed import IndexedDataset, idx_path
+from megacode.data.tokenizer import Tokenizer
+
+WINDOWS_PER_SOURCE = 2
+MAX_TOKENS = 256  # of each text: keeps the traces of a 2.8B model under 1 GB
+_SHIPPED = ("prose", "code", "markup")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and the ids the run's tokenizer gives it.
+
+    Attributes:
+        name: where it is from.
+        text: the text.
+        ids: its ids, or the stored ones of a held-out window, at most `MAX_TOKENS`.
+    """
+
+    name: str
+    text: str
+    ids: tuple[int, ...]
+
+
+def texts_of(source: Source, given: Sequence[str] | None = None) -> list[Text]:
+    """Return the texts to compare models of a run on.
+
+    Args:
+        source: the checkpoint, whose tokenizer is used.
+        given: the caller's own texts, in place of all others.
+
+    Raises:
+        CheckpointError: `given` holds no text of two tokens or more.
+    """
+    limit = min(MAX_TOKENS, source.config.train.seq_length)
+    if given is not None:
+        named = [(f"text {number}", text) for number, text in enumerate(given)]
+    else:
+        named = [(name, _shipped(name)) for name in _SHIPPED]
+    texts = [Text(name, text, tuple(source.tokenizer.encode(text)[:limit])) for name, text in named]
+    if given is None:
+        texts += _held_out(source, limit)
+    texts = [text for text in texts if len(text.ids) > 1]
+    if not texts:
+        raise CheckpointError("there is no text of at least two tokens to compare on", fix="give longer texts")
+    return texts
+
+
+def _shipped(name: str) -> str:
+    return Path(__file__).with_name(f"{name}.txt").read_text(encoding="utf-8")
+
+
+def _held_out(source: Source, limit: int) -> Iterator[Text]:
+    """Yield the last stored tokens of every source that is at hand: those no phase has read."""
+    for name, entry in source.config.sources.items():
+        if source.config.validation.fraction == 0 or not idx_path(entry.path).exists():
+            continue
+        data = IndexedDataset(entry.path)
+        count = min(WINDOWS_PER_SOURCE, int(data.tokens * source.config.validation.fraction) // limit)
+        for number in range(count):
+            ids = tuple(int(token) for token in data.read(data.tokens - (number + 1) * limit, limit))
+            yield Text(f"{name}, held out {number}", _text_of(ids, source.tokenizer), ids)
+
+
+def _text_of(ids: tuple[int, ...], tokenizer: Tokenizer) -> str:
+    return tokenizer.decode([token for token in ids if token != tokenizer.eod])

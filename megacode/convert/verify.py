@@ -1,0 +1,262 @@
+"""The proof of an export: what transformers reads back computes what megacode computes.
+
+Four checks, each with an error of its own, in the order in which they explain each other:
+
+1. The vocabulary: config.json, the embedding and the tokenizer agree on the number of tokens. A padded row too many,
+   and a model can say what no tokenizer can read.
+2. The tokenizer: transformers' gives the ids that the run's gives, on every text.
+3. Every point of the forward pass agrees on real text (see `compare`), the logits last; the first that does not is
+   named. The loss and the greedy choice follow from the logits and are reported.
+4. The weights in the files, mapped back, are the checkpoint's bit for bit: texts do not touch every row.
+
+Where the export's type is narrower than the checkpoint's, both sides compute with the rounded weights, so that the
+tolerance stays that of a layout; what rounding itself does to the logits is measured and reported, not judged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from megacode.base.errors import VerificationError
+from megacode.config.run import RunConfig
+from megacode.convert.compare import LOGITS, TOLERANCE, Difference, Trace, differences, first_beyond, worst
+from megacode.convert.mapping import Sizes, from_hf
+from megacode.convert.shards import Shards
+from megacode.convert.sides import exported_traces, reference_traces
+from megacode.convert.texts import Text
+from megacode.data.tokenizer import Tokenizer
+
+_KEEP = "nothing was published; the checkpoint is as it was"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a proof found.
+
+    Attributes:
+        source: the checkpoint, as `run@iter_0001000`.
+        architecture: the class transformers built.
+        dtype: type of the exported weights.
+        verified: whether the proof was made; an export without it says so.
+        tolerance: the largest difference allowed at any point, relative to the largest value there.
+        texts: name and number of tokens of each text.
+        points: largest and mean difference, and scale, at every point of the forward pass; the last are the logits.
+        greedy_agreement: share of positions at which both models choose the same token.
+        loss: megacode's loss on the texts, over the tokens that exist, nats a token.
+        exported_loss: transformers' loss on the same.
+        tokenizer_ids: ids on which both tokenizers were compared.
+        rounding: largest change of a logit by rounding the weights to `dtype`; None where nothing was rounded.
+    """
+
+    source: str
+    architecture: str
+    dtype: str
+    verified: bool
+    tolerance: float = TOLERANCE
+    texts: tuple[tuple[str, int], ...] = ()
+    points: tuple[Difference, ...] = ()
+    greedy_agreement: float = 0.0
+    loss: float = 0.0
+    exported_loss: float = 0.0
+    tokenizer_ids: int = 0
+    rounding: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens compared."""
+        return sum(count for _, count in self.texts)
+
+    @property
+    def logits(self) -> Difference:
+        """The difference of the logits."""
+        return self.points[-1]
+
+    def document(self) -> dict[str, Any]:
+        """Return the report as a JSON document."""
+        points = [{**asdict(point), "relative": point.relative} for point in self.points]
+        return {**asdict(self), "tokens": self.tokens, "points": points, "texts": dict(self.texts)}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a proof is about.
+
+    Attributes:
+        label: the checkpoint, as `run@iter_0001000`.
+        config: the run's.
+        weights: the checkpoint's parameters, whole, by Megatron-core's plain names.
+        tokenizer: the run's.
+        texts: what both models are run on.
+        dtype: type of the exported weights.
+    """
+
+    label: str
+    config: RunConfig
+    weights: Mapping[str, Tensor]
+    tokenizer: Tokenizer
+    texts: Sequence[Text]
+    dtype: torch.dtype
+
+
+def prove(claim: Claim, export: Path, tolerance: float = TOLERANCE) -> Report:
+    """Prove that an export computes what a checkpoint computes.
+
+    Args:
+        claim: the checkpoint, and what to run it on.
+        export: the exported directory.
+        tolerance: the largest difference allowed at any point, relative to the largest value there.
+
+    Raises:
+        VerificationError: it does not; the message names the first thing that differs.
+    """
+    document = json.loads((export / "config.json").read_text(encoding="utf-8"))
+    _check_vocabulary(document, claim.tokenizer, export)
+    compared = check_tokenizer(claim.tokenizer, export, claim.texts)
+    ids = [text.ids for text in claim.texts]
+    vocab = claim.tokenizer.vocab_size
+    reference = reference_traces(claim.config, claim.weights, vocab, ids, claim.dtype)
+    exported = exported_traces(export, ids)
+    points = compare(reference, exported, [text.name for text in claim.texts], export, tolerance)
+    check_weights(claim, export)
+    return Report(
+        source=claim.label,
+        architecture=document["architectures"][0],
+        dtype=str(claim.dtype).removeprefix("torch."),
+        verified=True,
+        tolerance=tolerance,
+        texts=tuple((text.name, len(text.ids)) for text in claim.texts),
+        points=tuple(points),
+        greedy_agreement=_agreement(reference, exported),
+        loss=_loss(reference, ids),
+        exported_loss=_loss(exported, ids),
+        tokenizer_ids=compared,
+        rounding=_rounding(claim, ids, reference),
+    )
+
+
+def compare(
+    reference: Sequence[Trace], exported: Sequence[Trace], names: Sequence[str], export: Path, tolerance: float
+) -> list[Difference]:
+    """Return the largest difference at each point.
+
+    Raises:
+        VerificationError: one is beyond the tolerance; the first of the forward pass is named.
+    """
+    rows = [differences(ours, theirs) for ours, theirs in zip(reference, exported, strict=True)]
+    combined = worst(rows)
+    bad = first_beyond(combined, tolerance)
+    if bad is None:
+        return combined
+    text = next(name for name, row in zip(names, rows, strict=True) if first_beyond(row, tolerance))
+    what = (
+        f"the export parts from the checkpoint at {bad.point}: largest difference {bad.largest:.3g} where values reach "
+        f"{bad.scale:.3g}, {bad.relative:.1e} of them; {tolerance:.0e} is allowed (first seen on {text!r}; the logits "
+        f"are {combined[-1].largest:.3g} apart)"
+    )
+    raise VerificationError(what, str(export), _KEEP)
+
+
+def check_weights(claim: Claim, export: Path) -> None:
+    """Map an export's files back and hold every tensor against the checkpoint's.
+
+    Raises:
+        VerificationError: one is not equal bit for bit; its name in the checkpoint is given.
+    """
+    vocab = claim.tokenizer.vocab_size
+    sizes = Sizes.of(claim.config.model, vocab)
+    for name, tensor in from_hf(Shards(export), claim.config.model, sizes):
+        if not torch.equal(tensor, claim.weights[name][: len(tensor)].to(claim.dtype)):
+            raise VerificationError(f"{name} in the files is not the checkpoint's", str(export), _KEEP)
+
+
+def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[Text]) -> int:
+    """Return the number of ids on which the exported tokenizer agrees with the run's: all.
+
+    Raises:
+        VerificationError: transformers cannot load it, or it gives other ids; the first difference is shown.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        exported = AutoTokenizer.from_pretrained(export, local_files_only=True)
+    except Exception as error:
+        raise VerificationError(f"transformers cannot load the tokenizer: {error}", str(export), _KEEP) from error
+    if exported.eos_token_id != tokenizer.eod:
+        what = f"the exported tokenizer ends a text with {exported.eos_token_id}, the run with {tokenizer.eod}"
+        raise VerificationError(what, str(export), _KEEP)
+    compared = 0
+    for text in texts:
+        ours = tokenizer.encode(text.text)
+        theirs = exported(text.text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        if ours != theirs:
+            at = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if len(set(pair)) == 2), -1)
+            around = tokenizer.decode(ours[max(0, at - 4) : at + 4]) if at >= 0 else "its end"
+            what = f"the exported tokenizer gives other ids on {text.name!r}, near {around!r}"
+            raise VerificationError(what, str(export), _KEEP)
+        compared += len(ours)
+    return compared
+
+
+def _check_vocabulary(document: Mapping[str, Any], tokenizer: Tokenizer, export: Path) -> None:
+    """The rows of the weights themselves are held against config.json by transformers when it loads them."""
+    if document["vocab_size"] != tokenizer.vocab_size:
+        what = f"config.json has {document['vocab_size']} tokens, the tokenizer {tokenizer.vocab_size}"
+        raise VerificationError(what, str(export / "config.json"), _KEEP)
+
+
+def _agreement(reference: Sequence[Trace], exported: Sequence[Trace]) -> float:
+    pairs = zip(reference, exported, strict=True)
+    same = [ours[LOGITS].argmax(-1) == theirs[LOGITS].argmax(-1) for ours, theirs in pairs]
+    return float(torch.cat(same, dim=1).double().mean())
+
+
+def _loss(traces: Sequence[Trace], ids: Sequence[tuple[int, ...]]) -> float:
+    """Mean cross-entropy of the next token, nats."""
+    logits = torch.cat([trace[LOGITS][0, :-1] for trace in traces])
+    labels = torch.cat([torch.tensor(text[1:]) for text in ids])
+    return float(F.cross_entropy(logits.double(), labels))
+
+
+def _rounding(claim: Claim, ids: Sequence[tuple[int, ...]], rounded: Sequence[Trace]) -> float | None:
+    if all(weight.dtype == claim.dtype for weight in claim.weights.values()):
+        return None
+    whole = reference_traces(claim.config, claim.weights, claim.tokenizer.vocab_size, ids, torch.float32)
+    return max(float((a[LOGITS] - b[LOGITS]).abs().max()) for a, b in zip(whole, rounded, strict=True))
+
+
+def render_report(report: Report, console: Console) -> None:
+    """Show a report as a table: the proof in one line a point, layers folded to their worst."""
+    if not report.verified:
+        console.print(f"{report.source}: exported as {report.architecture}, [bold]not verified[/bold]")
+        return
+    table = Table(title=f"{report.source} as {report.architecture} ({report.dtype})", title_justify="left")
+    for name, justify in (("point", "left"), ("largest", "right"), ("mean", "right"), ("relative", "right")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for point in folded(report.points):
+        table.add_row(point.point, f"{point.largest:.2e}", f"{point.mean:.2e}", f"{point.relative:.1e}")
+    console.print(table)
+    console.print(
+        f"{report.tokens} tokens of {len(report.texts)} texts: loss {report.loss:.6f} and {report.exported_loss:.6f}, "
+        f"greedy tokens equal at {report.greedy_agreement:.2%}, {report.tokenizer_ids} token ids equal"
+    )
+    if report.rounding is not None:
+        console.print(f"rounding to {report.dtype} itself moves the logits by up to {report.rounding:.2g}")
+
+
+def folded(points: Sequence[Difference]) -> list[Difference]:
+    """Return the points with those of all layers folded into the worst layer of each kind."""
+    kinds: dict[str, list[Difference]] = {}
+    for point in points:
+        kind = point.point.split()[-1] if point.point.startswith("layer ") else point.point
+        kinds.setdefault(kind, []).append(point)
+    return [max(same, key=lambda point: point.relative) for same in kinds.values()]
