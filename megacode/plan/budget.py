@@ -91,14 +91,16 @@ class _Budget:
     def _spread(
         self, number: int, asked: dict[str, Fraction], room: dict[str, int]
     ) -> tuple[dict[str, Fraction], tuple[str, ...]]:
-        """Return the samples to aim at for each source, and which of them are clipped."""
+        """Return the samples to aim at for each source, and which of them are fewer than asked for."""
         left, open_sources = Fraction(self.lengths[number]), dict(asked)
+        wanted = left / sum(asked.values())
         shares: dict[str, Fraction] = {}
         while open_sources:
             unit = left / sum(open_sources.values())
             clipped = [name for name, weight in open_sources.items() if name in room and weight * unit > room[name]]
             if not clipped:
-                return shares | {name: weight * unit for name, weight in open_sources.items()}, tuple(sorted(shares))
+                fewer = tuple(sorted(name for name, share in shares.items() if share < asked[name] * wanted))
+                return shares | {name: weight * unit for name, weight in open_sources.items()}, fewer
             for name in clipped:
                 shares[name] = Fraction(room[name])
                 left -= room[name]

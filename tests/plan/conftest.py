@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from megacode.config.loading import validate
+from megacode.config.run import RunConfig
+from megacode.plan.batch import BatchSchedule
+from megacode.plan.learning_rate import LearningRateSchedule
+from megacode.plan.phases import Schedule, SourceSize, build_schedule
+
+settings.register_profile("plan", deadline=None)  # a shared machine stalls now and then
+settings.load_profile("plan")
+
+MODEL = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4, "vocab_size": 1000}
+RATE = {"schedule": "constant", "peak": 1e-3}
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., RunConfig]:
+    """Return a function from phases (length, blend, further keys) to a run's config; other keys replace its parts."""
+
+    def make(
+        phases: Sequence[tuple[int | str, dict[str, float]] | tuple[int | str, dict[str, float], dict[str, Any]]],
+        *,
+        seq_length: int = 4,
+        batch: int = 1,
+        caps: dict[str, float] | None = None,
+        sources: Sequence[str] = (),
+        train: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> RunConfig:
+        names = sorted({*sources, *(name for phase in phases for name in phase[1])})
+        raw_phases = []
+        for number, (length, blend, *more) in enumerate(phases):
+            count, _, unit = str(length).partition(" ")
+            raw = {"name": f"p{number}", unit or "samples": int(count), "blend": blend, "learning_rate": RATE}
+            raw_phases.append(raw | (more[0] if more else {}))
+        limits = caps or {}
+        raw_sources = {n: {"path": f"data/{n}"} | ({"max_epochs": limits[n]} if n in limits else {}) for n in names}
+        raw_train = {"seq_length": seq_length, "global_batch_size": batch} | (train or {})
+        raw_run = {"name": "t", "model": MODEL, "sources": raw_sources, "phases": raw_phases, "train": raw_train}
+        return validate(raw_run | changes, "test.yaml")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def schedule_of() -> Callable[[RunConfig, dict[str, int]], Schedule]:
+    """Return a function from a config and the sources' tokens to the schedule."""
+
+    def build(config: RunConfig, tokens: dict[str, int]) -> Schedule:
+        return build_schedule(config, {n: SourceSize(n, t, identity=f"hash of {n}") for n, t in tokens.items()})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def clocks_of(schedule_of: Callable[..., Schedule]) -> Callable[..., tuple[Schedule, BatchSchedule]]:
+    """Return a function from a config to its schedule and batches, with sources that are large enough."""
+
+    def build(config: RunConfig) -> tuple[Schedule, BatchSchedule]:
+        schedule = schedule_of(config, dict.fromkeys(config.sources, 10**9))
+        return schedule, BatchSchedule(config, schedule)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def rates_of(clocks_of: Callable[..., tuple[Schedule, BatchSchedule]]) -> Callable[[RunConfig], LearningRateSchedule]:
+    """Return a function from a config to its learning rate."""
+    return lambda config: LearningRateSchedule(config, *clocks_of(config))
