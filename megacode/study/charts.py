@@ -22,8 +22,8 @@ def loss(record: RunRecord, clock: Sequence[Slot]) -> Figure:
     """Return the smoothed training loss and the validation loss of every source."""
     around = 2 * smoothing(record) + 1
     reading = (
-        f"Lines are the training loss of each source, averaged over about {around} iterations; dots are the loss on "
-        "held-out documents; a source that a phase does not read has no line there, and the axis is logarithmic."
+        f"Lines are the training loss of each source, averaged over {around} iterations or more; dots are the loss on "
+        "held-out documents, which are others, so they need not lie on the lines. The axis is logarithmic."
     )
     lines = {name: smoothed_loss(record, clock, name) for name in record.sources}
     dots = {name: validation_points(record, name) for name in record.sources}
@@ -157,8 +157,9 @@ def passes(record: RunRecord, clock: Sequence[Slot]) -> Figure:
     if not any(math.isfinite(v) for values in lines.values() for v in values):
         missing = fig.NO_ITERATIONS if not record.train else "The plan does not say how large the sources are."
         return Figure("passes", "Passes over each source", reading, missing=missing)
-    shown = [1.15, *(v for values in lines.values() for v in values)]
-    frame = fig.make_frame(record, fig.HALF, domain(shown, zero=True))
+    shown = [*_planned_epochs(record), *(v for values in lines.values() for v in values)]
+    repeated = max(filter(math.isfinite, shown)) > 0.5
+    frame = fig.make_frame(record, fig.HALF, domain([*shown, 1.15] if repeated else shown, zero=True))
     labels = [(tick, f"{fig.plain(tick)}x") for tick in frame.y.ticks(5)]
     order = [(index, name) for index, name in enumerate(record.sources) if name in lines]
     marks = [
@@ -167,6 +168,10 @@ def passes(record: RunRecord, clock: Sequence[Slot]) -> Figure:
         for i, n in order
     ]  # fmt: skip
     drawn = fig.draw(record, frame, "Passes over each source", "epochs", labels,
-                  _limit(frame, 1.0, "first repetition"), *marks)  # fmt: skip
+                  *([_limit(frame, 1.0, "first repetition")] if repeated else []), *marks)  # fmt: skip
     entries = [Entry(n, colour(i), "line", fig.texts(lines[n], "{:.2f}x".format)) for i, n in order]
     return Figure("passes", "Passes over each source", reading, [drawn], entries)
+
+
+def _planned_epochs(record: RunRecord) -> list[float]:
+    return [value(row, "epochs_after") for phase in record.phases for row in (phase.get("sources") or {}).values()]

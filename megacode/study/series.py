@@ -9,13 +9,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 from megacode.study.record import Json, RunRecord
 
 SLOTS = 200  # about one every five pixels of the widest chart
 BINS = 60  # of the mixture: wide enough that a handful of samples does not look like a deviation
+SMOOTHED_SAMPLES = 100  # a single document's loss is off by a third; a hundred bring that to a thirtieth
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,10 @@ def slots(record: RunRecord, limit: int = SLOTS) -> list[Slot]:
     found, start = [], 0
     for _, group in groupby(record.train, key=lambda line: line.get("phase")):
         lines = list(group)
-        for index in range(0, len(lines), size):
-            part = lines[index : index + size]
+        count = math.ceil(len(lines) / size)
+        ends = [len(lines) * (index + 1) // count for index in range(count)]
+        for first, last in zip([0, *ends], ends, strict=False):
+            part = lines[first:last]
             found.append(Slot(start, record.tokens(part[-1]), part))
             start = found[-1].stop
     return found
@@ -84,26 +87,32 @@ def planned_shares(phase: Mapping[str, Any], sources: Sequence[str]) -> list[flo
 
 
 def smoothing(record: RunRecord) -> int:
-    """Return how many iterations on each side the smoothed loss looks at."""
-    return max(1, len(record.train) // 120)
+    """Return how many iterations on each side the smoothed loss looks at, at least."""
+    return max(1, int(record.plan.get("total_iterations") or len(record.train)) // 60)
 
 
 def smoothed_loss(record: RunRecord, grid: Sequence[Slot], source: str) -> list[float]:
     """Return a source's training loss at each slot's end: the mean over the samples of the iterations around it.
 
-    Nats per token. An iteration without samples of the source does not count; not a number where none has any.
+    Nats per token. The window holds about `SMOOTHED_SAMPLES` of the source, stays inside the phase, is at most half of
+    it, and is narrow where a phase begins, as that is where losses move fast. Not a number where it holds no sample.
     """
-    reach, ends, found, count = smoothing(record), [], [], 0
-    for slot in grid:
-        count += len(slot.lines)
-        ends.append(count)
-    for end in ends:
-        here, around = record.train[end - 1], record.train[max(0, end - 1 - reach) : end + reach]
-        pairs = [_loss_and_weight(line, source) for line in around if line.get("phase") == here.get("phase")]
-        kept = [(loss, weight) for loss, weight in pairs if weight and math.isfinite(loss)]
-        total = sum(weight for _, weight in kept)
-        found.append(sum(loss * weight for loss, weight in kept) / total if total else math.nan)
+    found: list[float] = []
+    for _, group in groupby(grid, key=lambda slot: slot.last.get("phase")):
+        part = list(group)
+        pairs = [_loss_and_weight(line, source) for slot in part for line in slot.lines]
+        drawn = sum(weight for _, weight in pairs) / len(pairs)
+        wanted = math.ceil(SMOOTHED_SAMPLES / 2 / drawn) if drawn else 1
+        reach = min(max(smoothing(record), wanted), max(1, len(pairs) // 4))
+        ends = accumulate(len(slot.lines) for slot in part)
+        found += [_mean(pairs[max(0, end - 1 - reach) : end + min(reach, end)]) for end in ends]
     return found
+
+
+def _mean(pairs: Sequence[tuple[float, float]]) -> float:
+    kept = [(loss, weight) for loss, weight in pairs if weight and math.isfinite(loss)]
+    total = sum(weight for _, weight in kept)
+    return sum(loss * weight for loss, weight in kept) / total if total else math.nan
 
 
 def _loss_and_weight(line: Json, source: str) -> tuple[float, float]:
