@@ -1,0 +1,216 @@
+"""The demo suite's items, made from held-out documents.
+
+Three kinds of task, each from passages that no phase trains on:
+
+- *endings*: which of four endings is the true one? Every false ending is the true one of a passage from another
+  document. So an ending's length, frequency or style says nothing of its truth: only what stands before it does, and a
+  model that ignores that scores 25 %.
+- *bits*: bits per byte of passages, the measure that moves first and most with training.
+- *next word*: the model writes the word of code that comes next. Words are chosen that stand in the prompt already and
+  follow a space, where byte-level tokenizers break anyway: a prompt cut inside a token would test the cut.
+
+Passages are taken in rounds, one of each document before a second of any, in a keyed order: so the items depend on
+the documents and the seed only, and few long documents do not crowd out many short ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from megacode.base.errors import ConfigError, DataError
+from megacode.base.files import atomic_path, digest, file_digest, write_json
+
+SOURCES = ("text", "code", "markup")
+INDEX = "items.json"
+ENDINGS = 4
+CONTEXT_CHARACTERS = 160
+ENDING_CHARACTERS = 64
+BITS_CHARACTERS = 800
+MIN_LETTERS = 24
+PROMPT_CHARACTERS = 300
+_LAST_WORD = re.compile(r"\s+\S*$")
+_WORD = re.compile(r"(?<=\S) ([A-Za-z_]\w{2,})\b")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many items a task gets at most."""
+
+    endings: int = 80
+    bits: int = 32
+    next_words: int = 64
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A stretch of a document.
+
+    Attributes:
+        document: index of its document among the held-out ones of its source.
+        position: its first character there.
+        text: the stretch itself; it begins at the beginning of a line.
+    """
+
+    document: int
+    position: int
+    text: str
+
+
+def build_demo_tasks(
+    heldout: Mapping[str, Sequence[str]], out_dir: Path, seed: int, sizes: Sizes | None = None
+) -> dict[str, Any]:
+    """Write the demo suite's items, one JSON-lines file a task, and their index `items.json`.
+
+    Args:
+        heldout: held-out documents of the sources `text`, `code`, `markup`, or of some of them.
+        out_dir: the directory to write to.
+        seed: another seed takes other passages.
+        sizes: items a task at most; fewer documents give fewer items.
+
+    Returns:
+        The index: for each task its file, number of items, hash, and what guessing scores (`chance`).
+
+    Raises:
+        ConfigError: for a source that the suite has no task for.
+        DataError: if a source has too few or too short documents.
+    """
+    sizes = sizes or Sizes()
+    for source in heldout:
+        if source not in SOURCES:
+            fix = f"the suite's sources are {', '.join(SOURCES)}; score others with a suite of your own"
+            raise ConfigError(f"the demo suite has no task for the source {source!r}", "demo suite", fix)
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for source, documents in heldout.items():
+        tasks[f"demo_endings_{source}"] = _endings(source, documents, seed, sizes.endings)
+        tasks[f"demo_bits_{source}"] = _bits(source, documents, seed, sizes.bits)
+    if "code" in heldout:
+        tasks["demo_next_word_code"] = _next_words("code", heldout["code"], seed, sizes.next_words)
+    index = {"seed": seed, "tasks": {name: _write(out_dir, name, items) for name, items in tasks.items()}}
+    write_json(out_dir / INDEX, index)
+    return index
+
+
+def _write(out_dir: Path, name: str, items: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    items, path = list(items), out_dir / f"{name}.jsonl"
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.writelines(orjson.dumps(item) + b"\n" for item in items)
+    facts = {"file": path.name, "items": len(items), "sha256": file_digest(path)}
+    return {**facts, "chance": 1 / ENDINGS} if "_endings_" in name else facts
+
+
+def _endings(source: str, documents: Sequence[str], seed: int, count: int) -> list[dict[str, Any]]:
+    """Return items `{context, endings[4], answer, document}`."""
+    size = CONTEXT_CHARACTERS + ENDING_CHARACTERS
+    found = (split_ending(passage) for passage in passages(documents, size, f"{seed}/endings/{source}"))
+    pairs = _distinct(pair for pair in found if pair)[:count]
+    items = []
+    for number, (passage, context, ending) in enumerate(pairs):
+        others = pairs[number + 1 :] + pairs[:number]
+        false = [item[2] for item in others if item[0].document != passage.document][: ENDINGS - 1]
+        if len(false) < ENDINGS - 1:
+            raise _too_few(source, f"{ENDINGS} passages of {size} characters from several documents")
+        answer = int(digest(str(seed), source, context, ending)[:8], 16) % ENDINGS
+        gap = ending[: len(ending) - len(ending.lstrip())]
+        endings = [gap + text.lstrip() for text in false]
+        endings.insert(answer, ending)
+        items.append({"context": context, "endings": endings, "answer": answer, "document": passage.document})
+    if not items:
+        raise _too_few(source, f"{ENDINGS} passages of {size} characters from several documents")
+    return items
+
+
+def _distinct(pairs: Iterable[tuple[Passage, str, str]]) -> list[tuple[Passage, str, str]]:
+    """Return the pairs whose ending has not come before: a false ending that is true, too, has no answer."""
+    return list({pair[2].strip(): pair for pair in pairs}.values())
+
+
+def _bits(source: str, documents: Sequence[str], seed: int, count: int) -> list[dict[str, Any]]:
+    """Return items `{text, document}`."""
+    found = passages(documents, BITS_CHARACTERS, f"{seed}/bits/{source}", whole=False)
+    items = [{"text": passage.text, "document": passage.document} for passage in islice(found, count)]
+    if not items:
+        raise _too_few(source, "one document")
+    return items
+
+
+def _next_words(source: str, documents: Sequence[str], seed: int, count: int) -> list[dict[str, Any]]:
+    """Return items `{prompt, word, document}`."""
+    items = []
+    for passage in passages(documents, PROMPT_CHARACTERS, f"{seed}/words/{source}"):
+        if cut := _repeated_word(passage.text, f"{seed}/{passage.text}"):
+            items.append({"prompt": cut[0], "word": cut[1], "document": passage.document})
+    if not items:
+        raise _too_few(source, f"one document of {PROMPT_CHARACTERS} characters")
+    return items[:count]
+
+
+def passages(documents: Sequence[str], size: int, key: str, whole: bool = True) -> Iterator[Passage]:
+    """Yield passages of `size` characters that begin at a line, one of each document before a second of any.
+
+    Args:
+        documents: the documents.
+        size: characters of a passage.
+        key: decides the order of the documents in each round.
+        whole: leave out passages shorter than `size`, at the end of a document.
+    """
+    rounds: list[list[Passage]] = []
+    for number, text in enumerate(documents):
+        for turn, passage in enumerate(_passages_of(number, text, size, whole)):
+            if turn == len(rounds):
+                rounds.append([])
+            rounds[turn].append(passage)
+    for one_each in rounds:
+        yield from sorted(one_each, key=lambda item: digest(key, str(item.position), item.text))
+
+
+def _passages_of(number: int, text: str, size: int, whole: bool) -> Iterator[Passage]:
+    position = 0
+    while position < len(text):
+        stretch = text[position : position + size]
+        if len(stretch) == size or (stretch.strip() and not whole):
+            yield Passage(number, position, stretch)
+        position = text.find("\n", position + len(stretch) - 1) + 1 or len(text)
+
+
+def split_ending(passage: Passage) -> tuple[Passage, str, str] | None:
+    """Split a passage at white space near `CONTEXT_CHARACTERS`.
+
+    Returns:
+        The passage, its context without white space at the end, and its ending, which begins with the white space and
+        breaks off at a word's end; None where there is no such place or too few letters to tell endings apart.
+    """
+    head = passage.text[:CONTEXT_CHARACTERS]
+    context = head[: len(head) - len(head.split()[-1])].rstrip() if head.strip() else ""
+    rest = passage.text[len(context) : len(context) + ENDING_CHARACTERS]
+    ending = _LAST_WORD.sub("", rest)
+    fit = (
+        len(context) >= CONTEXT_CHARACTERS // 2
+        and ending[:1].isspace()
+        and sum(map(str.isalpha, ending)) >= MIN_LETTERS
+    )
+    return (passage, context, ending) if fit else None
+
+
+def _repeated_word(text: str, key: str) -> tuple[str, str] | None:
+    """Return the text up to some word that stands there already, and the word; None if no word comes again."""
+    found = [
+        (text[: match.start()], match[1])
+        for match in _WORD.finditer(text, len(text) // 3)
+        if re.search(rf"\b{match[1]}\b", text[: match.start()])
+    ]
+    return found[int(digest(key)[:8], 16) % len(found)] if found else None
+
+
+def _too_few(source: str, wanted: str) -> DataError:
+    return DataError(
+        f"the held-out documents of {source} give no items: at least {wanted} are needed",
+        f"source {source}",
+        "hold out more with validation.fraction",
+    )

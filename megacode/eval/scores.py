@@ -1,0 +1,137 @@
+"""Score documents: what was measured, how surely, of which model, with which questions.
+
+lm-eval gives the scores; the standard errors are computed here from its per-item results, without a bootstrap:
+the sample deviation over the square root of n for a mean, and for bits per byte, a ratio of sums b = L/B, the usual
+linearisation s = sqrt(n/(n-1) * sum (l_i - b*B_i)^2) / B  (Cochran, Sampling Techniques, 3rd ed., section 6.4).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from megacode.base.files import digest, file_digest, tree_digest
+from megacode.base.units import format_count, format_seconds
+
+PACKAGES = ("lm_eval", "transformers", "torch", "tokenizers", "datasets")
+_LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "word_perplexity", "byte_perplexity")
+
+
+def standard_error(values: Sequence[Any], score: float) -> float | None:
+    """Return the standard error of a score from its items' results.
+
+    Args:
+        values: one number an item, or one (log-likelihood in nats, bytes) an item for bits per byte.
+        score: the score itself.
+
+    Returns:
+        The standard error; None for fewer than two items, or if the score is no mean and no bits per byte.
+    """
+    n = len(values)
+    if n < 2:
+        return None
+    if all(isinstance(value, (tuple, list)) and len(value) == 2 for value in values):
+        nats, sizes = [float(value[0]) for value in values], [float(value[1]) for value in values]
+        bits = -sum(nats) / math.log(2) / sum(sizes)
+        rest = sum((-x / math.log(2) - bits * size) ** 2 for x, size in zip(nats, sizes, strict=True))
+        return math.sqrt(n / (n - 1) * rest) / sum(sizes) if math.isclose(bits, score, rel_tol=1e-6) else None
+    if not all(isinstance(value, (int, float)) for value in values):
+        return None
+    mean = sum(values) / n
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    return deviation / math.sqrt(n) if math.isclose(mean, score, rel_tol=1e-6, abs_tol=1e-12) else None
+
+
+def task_scores(results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return a task's scores with their standard errors: `{"acc": 0.4, "acc_stderr": 0.02, ...}`.
+
+    Args:
+        results: lm-eval's results of the task, keys such as `acc,none` or `exact_match,strict`.
+        samples: lm-eval's per-item results. A filter's name stays in the key only where there are several.
+    """
+    filters = {str(sample["filter"]) for sample in samples}
+    scores: dict[str, float] = {}
+    for key, value in results.items():
+        metric, comma, name = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+            continue
+        shown = metric if len(filters) == 1 else key
+        values = [sample[metric] for sample in samples if sample["filter"] == name and metric in sample]
+        scores[shown] = float(value)
+        error = standard_error(values, float(value))
+        if error is not None:
+            scores[f"{shown}_stderr"] = error
+    return scores
+
+
+def item_lines(task: str, samples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one line an item for the file beside the scores: enough for a paired bootstrap and for a look."""
+    lines = []
+    for sample in samples:
+        metrics = {metric: sample[metric] for metric in sample["metrics"]}
+        answers = [answer if isinstance(answer, str) else list(answer) for answer in _flat(sample["filtered_resps"])]
+        line = {"task": task, "item": sample["doc_id"], "filter": sample["filter"], "doc_hash": sample["doc_hash"]}
+        lines.append({**line, **metrics, "target": sample["target"], "answers": answers})
+    return lines
+
+
+def _flat(responses: Iterable[Any]) -> list[Any]:
+    return [response if isinstance(response, (str, tuple, list)) else [response] for response in responses]
+
+
+def model_facts(hf_dir: Path) -> dict[str, Any]:
+    """Return what identifies a model: hashes of its weights and tokenizer, its shape, and megacode's own facts."""
+    config = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))
+    tokenizer = [path for path in sorted(hf_dir.iterdir()) if path.name.startswith("tokenizer")]
+    facts = hf_dir / "megacode.json"
+    return {
+        "path": str(hf_dir.resolve()),
+        "weights_sha256": tree_digest(hf_dir.glob("*.safetensors")),
+        "config_sha256": file_digest(hf_dir / "config.json"),
+        "tokenizer_sha256": tree_digest(tokenizer),
+        "architecture": (config.get("architectures") or ["unknown"])[0],
+        "megacode": json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else None,
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """Return versions, hardware and date."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    machine = {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()}
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"versions": {"python": platform.python_version(), **versions}, "hardware": machine, "date": date}
+
+
+def questions_digest(lines: Iterable[Mapping[str, Any]]) -> str:
+    """Return a digest of the questions of a task: scores with the same one are comparable item by item."""
+    return digest(*(f"{line['item']}:{line['doc_hash']}" for line in lines))
+
+
+def render_scores(document: Mapping[str, Any], console: Console) -> None:
+    """Print a score document as a table: each task's scores with 95 % intervals, and what guessing gets."""
+    table = Table("task", "metric", title=f"{document['suite']}: {document['model']['path']}", title_justify="left")
+    for name in ("score", "± 95 %", "chance", "items", "time"):
+        table.add_column(name, justify="right")
+    for task, scores in document["scores"].items():
+        facts = document["tasks"][task]
+        chance = document["chance"].get(task)
+        guess = "" if chance is None else f"{chance:.2f}"
+        tail = [guess, format_count(facts["items"]), format_seconds(facts["seconds"])]
+        for row, metric in enumerate(name for name in scores if not name.endswith("_stderr")):
+            error = scores.get(f"{metric}_stderr")
+            shown = [f"{scores[metric]:.3f}", "" if error is None else f"{1.96 * error:.3f}"]
+            arrow = " (less is better)" if metric in _LOWER_IS_BETTER else ""
+            table.add_row(task if row == 0 else "", metric + arrow, *shown, *(tail if row == 0 else ["", "", ""]))
+        table.add_section()
+    console.print(table)
+    console.print(f"{format_seconds(document['seconds'])} on {document['settings']['device']}")

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from megacode.eval.scores import questions_digest, render_scores, standard_error, task_scores
+
+NATS = np.random.default_rng(0)
+
+
+def bits_items(n: int) -> list[tuple[float, int]]:
+    return [(-float(NATS.gamma(4.0, 1.0) * size * 0.3), int(size)) for size in NATS.integers(200, 900, n)]
+
+
+def test_the_error_of_a_mean_is_the_sample_deviation_over_the_root_of_n():
+    values = [1, 0, 0, 1, 1, 0, 1, 1]
+    assert standard_error(values, 5 / 8) == pytest.approx(np.std(values, ddof=1) / math.sqrt(8))
+
+
+def test_the_error_of_bits_per_byte_agrees_with_a_bootstrap():
+    items = bits_items(200)
+    nats, sizes = np.array(items).T
+    bits = -nats.sum() / math.log(2) / sizes.sum()
+    draws = NATS.integers(0, 200, (4_000, 200))
+    bootstrap = (-nats[draws].sum(1) / math.log(2) / sizes[draws].sum(1)).std()
+    assert standard_error(items, bits) == pytest.approx(bootstrap, rel=0.08)
+
+
+def test_no_error_is_given_where_the_formula_does_not_fit():
+    assert standard_error([1], 1.0) is None
+    assert standard_error([1, 0, 0], 0.9) is None  # not their mean
+    assert standard_error(["a", "b"], 0.5) is None
+    assert standard_error([(-1.0, 2), (-2.0, 3)], 99.0) is None
+
+
+def test_scores_carry_their_errors_and_filters_only_where_there_are_several():
+    samples = [{"filter": "none", "acc": value} for value in (1, 0, 1, 1)]
+    assert task_scores({"alias": "x", "acc,none": 0.75, "acc_stderr,none": "N/A"}, samples) == {
+        "acc": 0.75, "acc_stderr": pytest.approx(0.25)
+    }  # fmt: skip
+    two = [{"filter": name, "exact_match": 1.0} for name in ("strict", "loose") for _ in range(2)]
+    assert set(task_scores({"exact_match,strict": 1.0, "exact_match,loose": 1.0}, two)) == {
+        "exact_match,strict", "exact_match,strict_stderr", "exact_match,loose", "exact_match,loose_stderr"
+    }  # fmt: skip
+
+
+def test_questions_are_the_same_whoever_answers_them():
+    lines = [{"item": 0, "doc_hash": "a", "acc": 1}, {"item": 1, "doc_hash": "b", "acc": 0}]
+    assert questions_digest(lines) == questions_digest([{**line, "acc": 0} for line in lines])
+    assert questions_digest(lines) != questions_digest(lines[:1])
+
+
+def test_the_table_shows_scores_intervals_and_chance():
+    console = Console(width=120, record=True, quiet=True)
+    document = {
+        "suite": "demo", "model": {"path": "/models/x"}, "seconds": 3.0, "settings": {"device": "cpu"},
+        "scores": {"endings": {"acc": 0.4, "acc_stderr": 0.05}, "bits": {"bits_per_byte": 2.5}},
+        "chance": {"endings": 0.25},
+        "tasks": {"endings": {"items": 80, "seconds": 1.0}, "bits": {"items": 32, "seconds": 2.0}},
+    }  # fmt: skip
+    with console.capture() as captured:
+        console.quiet = False
+        render_scores(document, console)
+    shown = captured.get()
+    for part in ("endings", "0.400", "0.098", "0.25", "80", "bits_per_byte (less is better)", "2.500", "3.0 s on cpu"):
+        assert part in shown

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megacode.base.errors import ConfigError
+from megacode.eval.demo_items import build_demo_tasks
+from megacode.eval.suites import items_dir, load_suite, run_of
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run directory with the demo's items, and a model in its hf/."""
+    run = tmp_path / "run"
+    (run / "hf/iter_0000010").mkdir(parents=True)
+    (run / "run.yaml").write_text("name: x\n")
+    documents = ["".join(f"document {d} says something else in line {i}\n" for i in range(20)) for d in range(5)]
+    build_demo_tasks({"text": documents}, items_dir(run), seed=0)
+    return run
+
+
+def test_the_demo_suite_finds_its_items_in_the_models_run(run):
+    suite = load_suite("demo", run / "hf/iter_0000010")
+    assert suite.tasks == ("demo_endings_text", "demo_bits_text")
+    assert suite.items == run / "eval/items/demo"
+    assert suite.chance == {"demo_endings_text": 0.25}
+    assert suite.offline
+    assert not suite.defaults
+
+
+def test_every_task_of_the_demo_suite_ships_with_a_task_file():
+    from megacode.eval.demo_items import SOURCES
+    from megacode.eval.suites import SHIPPED
+
+    names = {path.stem for path in (SHIPPED / "demo").glob("*.yaml")}
+    assert names == {f"demo_{kind}_{s}" for kind in ("endings", "bits") for s in SOURCES} | {"demo_next_word_code"}
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_model_elsewhere_finds_its_run_through_megacode_json(run, tmp_path, absolute):
+    model = tmp_path / "exported"
+    model.mkdir()
+    assert run_of(model) is None
+    (model / "megacode.json").write_text(json.dumps({"run_dir": str(run) if absolute else "../run"}))
+    assert run_of(model) == run
+    assert load_suite("demo", model).items == run / "eval/items/demo"
+
+
+def test_a_run_that_is_gone_is_as_good_as_none(tmp_path):
+    (tmp_path / "megacode.json").write_text('{"run_dir": "/nowhere/at/all"}')
+    assert run_of(tmp_path) is None
+    (tmp_path / "megacode.json").write_text("{torn")
+    assert run_of(tmp_path) is None
+
+
+def test_the_items_directory_can_be_named(run, tmp_path):
+    assert load_suite("demo", tmp_path, run / "eval/items/demo").items == run / "eval/items/demo"
+
+
+def test_the_digest_changes_with_the_items(run):
+    suite = load_suite("demo", run / "hf/iter_0000010")
+    before = suite.files_digest()
+    assert load_suite("demo", run / "hf/iter_0000010").files_digest() == before
+    (run / "eval/items/demo/demo_bits_text.jsonl").write_text('{"text": "another"}\n')
+    assert suite.files_digest() != before
+
+
+def test_a_model_without_a_run_says_how_to_name_the_items(tmp_path):
+    with pytest.raises(ConfigError, match=r"this model's run is not known\n.*--tasks"):
+        load_suite("demo", tmp_path)
+
+
+def test_missing_and_damaged_items_are_errors(run, tmp_path):
+    with pytest.raises(ConfigError, match=r"items.json is missing or damaged \(FileNotFoundError\)"):
+        load_suite("demo", tmp_path, tmp_path)
+    (run / "eval/items/demo/demo_bits_text.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"items are missing: demo_bits_text.jsonl"):
+        load_suite("demo", run / "hf/iter_0000010")
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"), [("dem", "did you mean 'demo'"), ("mmlu-pro", "name one of demo, or a suite")]
+)
+def test_an_unknown_suite_is_an_error_with_a_fix(tmp_path, name, fix):
+    with pytest.raises(ConfigError, match=rf"there is no suite '{name}'\n.*{fix}"):
+        load_suite(name, tmp_path)
+
+
+def test_a_users_suite_is_read_from_yaml(tmp_path):
+    (tmp_path / "my_tasks").mkdir()
+    file = tmp_path / "mine.yaml"
+    file.write_text("tasks: [a, b]\ninclude_path: my_tasks\n")
+    suite = load_suite(file, tmp_path)
+    assert (suite.name, suite.tasks, suite.include_path) == ("mine", ("a", "b"), (tmp_path / "my_tasks",))
+    assert not suite.defaults
+    file.write_text("name: paper\ntasks: [piqa]\noffline: false\n")
+    suite = load_suite(str(file), tmp_path)
+    assert (suite.name, suite.defaults, suite.offline) == ("paper", True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tasks: [a]\ntaskz: 1\n", "unknown key 'taskz'.*\n.*did you mean 'tasks'"),
+        ("tasks: [a]\nseed: 1\n", "unknown key 'seed'.*\n.*the keys are name, tasks"),
+        ("tasks: []\n", "mine.yaml: tasks: it names no tasks"),
+        ("name: x\n", "it names no tasks"),
+        ("tasks: [a]\noffline: perhaps\n", "mine.yaml: offline: 'perhaps' is no fit value"),
+        ("tasks: [a]\ninclude_path: gone\n", "there is no directory gone.*\n.*relative to this file"),
+        ("- a\n", "a suite is a mapping"),
+        ("tasks: [a\n", "this is not YAML"),
+    ],
+)
+def test_a_wrong_suite_file_says_what_is_wrong(tmp_path, text, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_suite(file, tmp_path)
+
+
+def test_all_mistakes_of_a_suite_file_are_reported_at_once(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("taskz: [a]\noffline: perhaps\n")
+    with pytest.raises(ConfigError, match="3 problems"):
+        load_suite(file, tmp_path)
+
+
+def test_a_missing_suite_file_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="there is no such suite file"):
+        load_suite(tmp_path / "gone.yaml", tmp_path)
