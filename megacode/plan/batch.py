@@ -171,13 +171,6 @@ class BatchSchedule:
         """Return how many iterations start from one clock up to, but not at, another."""
         return self.iteration_at(last) - self.iteration_at(first)
 
-    def sizes(self) -> dict[int, int]:
-        """Return every batch size that occurs, and the first clock at which it does."""
-        first: dict[int, int] = {}
-        for stretch in self.stretches:
-            first.setdefault(stretch.batch_size, stretch.first_sample)
-        return first
-
     def samples(self, quantity: Quantity, clock: int) -> int:
         """Return a quantity that starts at a clock in samples; tokens are rounded, iterations taken as they fall."""
         if quantity.unit == "samples":

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from megacode.base.errors import ConfigError
 from megacode.config.run import RunConfig
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.costs import flops_per_token, padded_vocabulary, parameter_counts, parameters
-from megacode.plan.layout import rank_layout
 from megacode.plan.learning_rate import LearningRateSchedule, PhaseRate
 from megacode.plan.phases import PhasePlan, Schedule
 
@@ -38,7 +38,7 @@ def plan_document(
         gpus: how many to divide the work over; absent: nothing is said of time.
 
     Raises:
-        ConfigError: if the batches do not divide over the GPUs.
+        ConfigError: if the GPUs are no whole copies of the model, or the global batch does not divide over the copies.
     """
     per_token = flops_per_token(config.model, vocab_size, schedule.seq_length)
     padded = padded_vocabulary(config.model, vocab_size, config.parallel.tensor)
@@ -63,7 +63,7 @@ def plan_document(
         "flops": per_token * total_tokens,
     }
     if gpus is not None:
-        document["gpus"] = _hardware(config, batches, gpus, per_token * total_tokens)
+        document["gpus"] = _hardware(config, gpus, per_token * total_tokens)
     document["warnings"] = list(_warnings(config, schedule, document))
     document["fingerprints"] = schedule.fingerprints()
     return document
@@ -156,16 +156,26 @@ def _source(config: RunConfig, schedule: Schedule, name: str) -> _Json:
     }
 
 
-def _hardware(config: RunConfig, batches: BatchSchedule, gpus: int, flops: int) -> _Json:
-    layout = rank_layout(config, batches, gpus)
+def _hardware(config: RunConfig, gpus: int, flops: int) -> _Json:
+    copies = _divide("copies of the model", gpus, config.parallel.model_size, "--gpus")
+    share = copies * config.train.micro_batch_size
+    micro_batches = _divide("micro-batches a copy", config.train.global_batch_size, share, "train.global_batch_size")
     return {
         "gpus": gpus,
-        "data_parallel": layout.data_parallel,
-        "micro_batches": layout.micro_batches,
+        "data_parallel": copies,
+        "micro_batches": micro_batches,
         "flops_per_gpu": flops / gpus,
         "assumed_flops_per_second": ASSUMED_FLOPS,
         "hours": flops / gpus / ASSUMED_FLOPS / 3600,
     }
+
+
+def _divide(parts: str, value: int, divisor: int, where: str) -> int:
+    if value % divisor:
+        low = value // divisor * divisor
+        nearest = f"{low} or {low + divisor}" if low else str(divisor)
+        raise ConfigError(f"{value} does not divide by {divisor} into whole {parts}", where, f"use {nearest}")
+    return value // divisor
 
 
 def _warnings(config: RunConfig, schedule: Schedule, document: _Json) -> Iterator[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -214,8 +215,6 @@ def test_a_source_shorter_than_a_window_is_refused(make_config: Make, schedule_o
 
 
 def test_a_schedule_of_100m_samples_from_8_sources_is_built_in_no_time(make_config: Make) -> None:
-    import time
-
     names = [f"s{k}" for k in range(8)]
     config = make_config([(10**8, {name: k + 1 for k, name in enumerate(names)})], seq_length=4096)
     sizes = {name: SourceSize(name, 10**11) for name in names}
