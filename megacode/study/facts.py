@@ -14,6 +14,7 @@ from megacode.study.record import Json, RunRecord
 from megacode.study.series import deviation, planned_shares, seen_tokens, source_tokens, value
 
 LONGEST_VALUE = 160
+REMARKS = {"restarted": "starts anew", "clipped": "cut by max_epochs"}
 CLOCK = ("time", "event", "iteration", "consumed_samples")
 
 
@@ -67,6 +68,7 @@ def _plan_row(record: RunRecord, name: str, row: Json, share: float) -> Json:
     again, unused = row.get("first_repetition_sample"), row.get("tail_unused_tokens")
     return {
         "source": name,
+        "remark": ", ".join(words for key, words in REMARKS.items() if row.get(key)),
         "css": fig.colour(record.sources.index(name)),
         "samples": f"{int(row.get('samples') or 0):,}",
         "tokens": format_count(int(row.get("tokens") or 0)),

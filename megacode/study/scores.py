@@ -123,7 +123,8 @@ def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, list[Any]]:
     """Return the scores as a table: `columns` (checkpoints) and `rows` of texts, a task and metric each."""
     iterations = sorted({score.iteration for score in scores})
     rows = []
-    for (task, _), group in _grouped(scores, lambda s: (s.task, s.metric)).items():
+    ordered = sorted(scores, key=lambda s: (not s.is_bits, family(s, source_of(s.task, record.sources)), s.metric))
+    for (task, _), group in _grouped(ordered, lambda s: (s.task, s.metric)).items():
         by_iteration = {score.iteration: score for score in group}
         cells = [_cell(by_iteration.get(iteration)) for iteration in iterations]
         chance = next((form(s, s.chance) for s in group if math.isfinite(s.chance)), "")

@@ -189,6 +189,20 @@ def test_names_are_never_taken_for_markup(build_run, tmp_path):
     assert evil in page.text
 
 
+def test_a_source_that_starts_anew_or_was_cut_says_so(run):
+    plan = json.loads((run / "plan.json").read_text())
+    plan["phases"][1]["sources"]["text"] |= {"restarted": True, "first_repetition_sample": 3200}
+    plan["phases"][2]["sources"]["code"]["clipped"] = True
+    (run / "plan.json").write_text(json.dumps(plan))
+    assert {"starts anew", "cut by max_epochs", "sample 3,200"} <= set(page_of(run).words)
+
+
+def test_an_export_that_was_not_verified_is_called_out(run):
+    file = run / "hf/iter_0000200/megacode.json"
+    file.write_text(json.dumps({"parity": {"verified": False, "points": []}}))
+    assert "1 of 4 exports not verified" in page_of(run).words
+
+
 def test_a_demo_shows_what_was_collected(run):
     part = {"documents": 4321, "bytes": 3 << 20, "kinds": {".py": 4000, ".c": 321}, "dropped": {"duplicate": 17}}
     (run.parent / "corpus").mkdir()
