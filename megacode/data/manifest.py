@@ -114,6 +114,7 @@ def read(prefix: str | Path) -> Manifest | None:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         known = {field.name for field in fields(Manifest)}
+        document["inputs"] = tuple(document.get("inputs", ()))
         manifest = Manifest(**{key: value for key, value in document.items() if key in known})
     except FileNotFoundError:
         return None
