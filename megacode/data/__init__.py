@@ -1,0 +1,1 @@
+"""F4: indexed datasets, windows, tokenizers, preprocessing and the loader."""
