@@ -29,7 +29,7 @@ Source: largest remainder: Hamilton's method, Balinski and Young, "Fair Represen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
 import numpy as np
@@ -179,18 +179,30 @@ class QuotaTree:
         """
         sources = np.empty(len(samples), dtype=np.int16)
         numbers = np.empty(len(samples), dtype=np.int64)
+        for source, places, here in self.parts(samples):
+            sources[places] = self.names.index(source)
+            numbers[places] = here
+        return sources, numbers
+
+    def parts(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.intp], NDArray[np.int64]]]:
+        """Yield many samples by source.
+
+        Args:
+            samples: int64 [k], each in 0..samples-1.
+
+        Yields:
+            A source; which of the k samples it gives, [m]; and their numbers in that source, int64 [m].
+        """
         waiting = [(0, samples, np.arange(len(samples)))]
         while waiting:
             node, here, places = waiting.pop()
             if self._left[node] == _LEAF:
-                sources[places] = self._source[node]
-                numbers[places] = here
-                continue
-            before, goes_left = _quotas(here, self._on_left[node], self._size[node])
-            goes_right = ~goes_left
-            waiting.append((self._left[node], before[goes_left], places[goes_left]))
-            waiting.append((self._right[node], (here - before)[goes_right], places[goes_right]))
-        return sources, numbers
+                yield self.names[self._source[node]], places, here
+            elif len(here):
+                before, goes_left = _quotas(here, self._on_left[node], self._size[node])
+                left, right = np.flatnonzero(goes_left), np.flatnonzero(~goes_left)
+                waiting.append((self._left[node], before[left], places[left]))
+                waiting.append((self._right[node], (here - before)[right], places[right]))
 
 
 def _split(items: list[tuple[int, str]]) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:

@@ -23,7 +23,7 @@ from megacode.base.files import digest
 
 _ROUNDS = 6
 _TABLE_UP_TO = 128
-_FEW = 64  # below this many, Python integers are faster than numpy's fixed cost a call
+_FEW = 24  # below this many, Python integers are faster than numpy's fixed cost a call
 _BLOCK = 1 << 16  # blocks that stay in the cache: over twice as fast as whole arrays
 _WORD = (1 << 64) - 1
 _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93

@@ -138,21 +138,19 @@ class Schedule:
         assert not len(samples) or (samples.min() >= 0 and samples.max() < self.total_samples), samples
         result = DrawArrays(np.empty(len(samples), np.int16), *(np.empty(len(samples), np.int64) for _ in range(3)))
         numbers = np.searchsorted(self._starts, samples, side="right") - 1
-        for number in np.unique(numbers).tolist():
+        for number in range(numbers.min(), numbers.max() + 1) if len(numbers) else ():
             self._draw_phase(self.phases[number], np.flatnonzero(numbers == number), samples, result)
         return result
 
     def _draw_phase(
         self, phase: PhasePlan, slots: NDArray[np.intp], samples: NDArray[np.int64], result: DrawArrays
     ) -> None:
-        sources, numbers = phase.tree.many(samples[slots] - phase.first_sample)
-        for k, name in enumerate(phase.tree.names):
-            here = np.flatnonzero(sources == k)
-            if len(here):
-                places = self.orders[name].many(phase.first_index[name] + numbers[here])
-                target = slots[here]
+        for name, places, numbers in phase.tree.parts(samples[slots] - phase.first_sample):
+            if len(numbers):
+                read = self.orders[name].many(phase.first_index[name] + numbers)
+                target = slots[places]
                 result.source_id[target] = self.source_names.index(name)
-                result.epoch[target], result.window[target], result.first_token[target] = places
+                result.epoch[target], result.window[target], result.first_token[target] = read
 
     def counts_at(self, clock: int) -> dict[str, int]:
         """Return how many samples each source has given before a clock, for all sources of the config."""
