@@ -18,7 +18,7 @@ from megacode.base.errors import CheckpointError, ConfigError
 from megacode.base.files import atomic_path, write_json
 from megacode.convert.card import FILE_NAME, write_card
 from megacode.convert.layouts import hf_config, layout_of
-from megacode.convert.mapping import Sizes, hf_shapes
+from megacode.convert.mapping import VOCABULARY, Sizes, hf_shapes
 from megacode.convert.mapping import to_hf as mapped
 from megacode.convert.shards import write_shards
 from megacode.convert.source import Source
@@ -27,7 +27,6 @@ from megacode.convert.tokenizer import export_tokenizer
 from megacode.convert.verify import Claim, Report, prove
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_EMBEDDING = "embedding.word_embeddings.weight"
 
 
 def to_hf(
@@ -87,7 +86,7 @@ def write_model(claim: Claim, out: Path, max_shard_size: int | str = "5GB") -> i
     """
     model, train, tokenizer = claim.config.model, claim.config.train, claim.tokenizer
     vocab = tokenizer.vocab_size
-    padded = len(claim.weights[_EMBEDDING])
+    padded = len(claim.weights[VOCABULARY[0]])
     if vocab > padded:
         what = f"the tokenizer has {vocab} tokens, the embedding only {padded} rows"
         raise CheckpointError(what, claim.label, "use the tokenizer of the run")
@@ -107,7 +106,7 @@ def _generation(eod: int | None) -> dict[str, Any]:
 
 
 def _dtype_of(weights: Mapping[str, Tensor]) -> torch.dtype:
-    return weights[_EMBEDDING].dtype
+    return weights[VOCABULARY[0]].dtype
 
 
 def _unproven(claim: Claim) -> Report:

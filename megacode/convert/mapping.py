@@ -63,6 +63,7 @@ class Sizes:
         return cls(*shape, model.query_groups, model.head_size, vocab, padded or vocab)
 
 
+VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -171,9 +172,9 @@ def rules_of(model: ModelConfig) -> tuple[Rule, ...]:
     layout = layout_of(model)
     layer, hf = "decoder.layers.*.", "model.layers.*."
     second_norm = _same(layer + "pre_mlp_layernorm.weight", hf + "post_attention_layernorm.weight", _norm)
-    output = _vocabulary("output_layer.weight", "lm_head.weight")
+    embedding, output = VOCABULARY
     return (
-        _vocabulary("embedding.word_embeddings.weight", "model.embed_tokens.weight"),
+        _vocabulary(embedding, "model.embed_tokens.weight"),
         _same(layer + "input_layernorm.weight", hf + "input_layernorm.weight", _norm),
         _attention(interleaved=layout.interleaved_rotary),
         _same(
@@ -185,7 +186,7 @@ def rules_of(model: ModelConfig) -> tuple[Rule, ...]:
         _GATED_MLP,
         _same(layer + "mlp.linear_fc2.weight", hf + "mlp.down_proj.weight", lambda s: (s.hidden, s.ffn)),
         _same("decoder.final_layernorm.weight", "model.norm.weight", _norm),
-        *([] if model.share_embeddings_and_output_weights else [output]),
+        *([] if model.share_embeddings_and_output_weights else [_vocabulary(output, "lm_head.weight")]),
     )
 
 

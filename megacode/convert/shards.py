@@ -48,7 +48,7 @@ def write_shards(
         if len(held[file]) == len(plan.filename_to_tensors[file]):
             save_file(held.pop(file), str(out / file), metadata={"format": "pt"})
     assert not held, f"{sorted(held)} are not whole"
-    parameters = sum(tensor.numel() for tensor in planned.values())
+    parameters: int = sum(tensor.numel() for tensor in planned.values())
     if plan.is_sharded:
         metadata = {"total_parameters": parameters, **plan.metadata}
         write_json(out / INDEX, {"metadata": metadata, "weight_map": files})

@@ -4,7 +4,8 @@ the export. One at a time is in memory, in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from megacode.base.errors import VerificationError
 from megacode.config.run import RunConfig
 from megacode.config.training import Parallel, Precision
 from megacode.convert.compare import LOGITS, Points, Trace, recording
+from megacode.convert.mapping import VOCABULARY
 
 Ids = Sequence[tuple[int, ...]]
+NOTHING_PUBLISHED = "nothing was published; the checkpoint is as it was"
 
 
 def exported_traces(export: Path, ids: Ids) -> list[Trace]:
@@ -32,22 +35,40 @@ def exported_traces(export: Path, ids: Ids) -> list[Trace]:
     Raises:
         VerificationError: transformers cannot load it, or loads it with parameters missing or surplus.
     """
+    model = _load(export)
+    return _run(_hf_points(model), lambda tokens: model(tokens, use_cache=False).logits, ids, sequence_first=False)
+
+
+def _load(export: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     _let_device_contexts_through()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            export, dtype=torch.float32, output_loading_info=True, local_files_only=True
-        )
+        with _without_progress_bar():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                export, dtype=torch.float32, output_loading_info=True, local_files_only=True
+            )
     except Exception as error:
-        what = f"transformers cannot load the export: {error}"
-        raise VerificationError(what, str(export), "nothing was published; the checkpoint is as it was") from error
+        what = f"transformers cannot load the export: {str(error).strip()}"
+        raise VerificationError(what, str(export), NOTHING_PUBLISHED) from error
     wrong = [f"{kind.replace('_', ' ')}: {min(map(str, names))}" for kind, names in info.items() if names]
     if wrong:
         what = f"transformers does not find the parameters it expects; {'; '.join(wrong)}"
-        raise VerificationError(what, str(export), "nothing was published; the checkpoint is as it was")
-    model.eval()
-    return _run(_hf_points(model), lambda tokens: model(tokens, use_cache=False).logits, ids, sequence_first=False)
+        raise VerificationError(what, str(export), NOTHING_PUBLISHED)
+    return model.eval()
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def reference_traces(
@@ -102,22 +123,21 @@ def _let_device_contexts_through() -> None:
     redirected |= {getattr(function, "__wrapped__", function) for function in redirected}
 
 
-@torch.no_grad()
 def _fill(model: nn.Module, weights: Mapping[str, Tensor], vocab: int, dtype: torch.dtype) -> None:
-    """Copy the weights in; rows of the padding, whose number depends on the run's layout, stay zero."""
-    for name, parameter in model.named_parameters():
-        rows = vocab if name.endswith(("word_embeddings.weight", "output_layer.weight")) else len(parameter)
-        parameter.zero_()
-        parameter[:rows].copy_(weights[name][:rows].to(dtype))
+    """Copy the weights in; rows of the padding, whose number depends on the run's layout, are zero."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            rows = vocab if name.endswith(VOCABULARY) else len(parameter)
+            parameter.zero_()
+            parameter[:rows].copy_(weights[name][:rows].to(dtype))
 
 
-@torch.no_grad()
 def _run(points: Points, logits: Callable[[Tensor], Tensor], ids: Ids, *, sequence_first: bool) -> list[Trace]:
     traces = []
     for text in ids:
-        with recording(points, sequence_first=sequence_first) as trace:
-            trace_logits = logits(torch.tensor([text]))
-        trace[LOGITS] = trace_logits.to("cpu", torch.float32)
+        with torch.no_grad(), recording(points, sequence_first=sequence_first) as trace:
+            result = logits(torch.tensor([text]))
+        trace[LOGITS] = result.to("cpu", torch.float32)
         traces.append(trace)
     return traces
 

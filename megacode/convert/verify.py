@@ -32,11 +32,9 @@ from megacode.config.run import RunConfig
 from megacode.convert.compare import LOGITS, TOLERANCE, Difference, Trace, differences, first_beyond, worst
 from megacode.convert.mapping import Sizes, from_hf
 from megacode.convert.shards import Shards
-from megacode.convert.sides import exported_traces, reference_traces
+from megacode.convert.sides import NOTHING_PUBLISHED, exported_traces, reference_traces
 from megacode.convert.texts import Text
 from megacode.data.tokenizer import Tokenizer
-
-_KEEP = "nothing was published; the checkpoint is as it was"
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ def compare(
         f"{bad.scale:.3g}, {bad.relative:.1e} of them; {tolerance:.0e} is allowed (first seen on {text!r}; the logits "
         f"are {combined[-1].largest:.3g} apart)"
     )
-    raise VerificationError(what, str(export), _KEEP)
+    raise VerificationError(what, str(export), NOTHING_PUBLISHED)
 
 
 def check_weights(claim: Claim, export: Path) -> None:
@@ -176,7 +174,7 @@ def check_weights(claim: Claim, export: Path) -> None:
     sizes = Sizes.of(claim.config.model, vocab)
     for name, tensor in from_hf(Shards(export), claim.config.model, sizes):
         if not torch.equal(tensor, claim.weights[name][: len(tensor)].to(claim.dtype)):
-            raise VerificationError(f"{name} in the files is not the checkpoint's", str(export), _KEEP)
+            raise VerificationError(f"{name} in the files is not the checkpoint's", str(export), NOTHING_PUBLISHED)
 
 
 def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[Text]) -> int:
@@ -190,10 +188,10 @@ def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[Text]) -
     try:
         exported = AutoTokenizer.from_pretrained(export, local_files_only=True)
     except Exception as error:
-        raise VerificationError(f"transformers cannot load the tokenizer: {error}", str(export), _KEEP) from error
+        raise VerificationError(f"transformers cannot load the tokenizer: {error}", str(export), NOTHING_PUBLISHED) from error
     if exported.eos_token_id != tokenizer.eod:
         what = f"the exported tokenizer ends a text with {exported.eos_token_id}, the run with {tokenizer.eod}"
-        raise VerificationError(what, str(export), _KEEP)
+        raise VerificationError(what, str(export), NOTHING_PUBLISHED)
     compared = 0
     for text in texts:
         ours = tokenizer.encode(text.text)
@@ -202,7 +200,7 @@ def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[Text]) -
             at = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if len(set(pair)) == 2), -1)
             around = tokenizer.decode(ours[max(0, at - 4) : at + 4]) if at >= 0 else "its end"
             what = f"the exported tokenizer gives other ids on {text.name!r}, near {around!r}"
-            raise VerificationError(what, str(export), _KEEP)
+            raise VerificationError(what, str(export), NOTHING_PUBLISHED)
         compared += len(ours)
     return compared
 
@@ -211,7 +209,7 @@ def _check_vocabulary(document: Mapping[str, Any], tokenizer: Tokenizer, export:
     """The rows of the weights themselves are held against config.json by transformers when it loads them."""
     if document["vocab_size"] != tokenizer.vocab_size:
         what = f"config.json has {document['vocab_size']} tokens, the tokenizer {tokenizer.vocab_size}"
-        raise VerificationError(what, str(export / "config.json"), _KEEP)
+        raise VerificationError(what, str(export / "config.json"), NOTHING_PUBLISHED)
 
 
 def _agreement(reference: Sequence[Trace], exported: Sequence[Trace]) -> float:
