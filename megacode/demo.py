@@ -1,13 +1,12 @@
 """`megacode demo`: the whole job on this machine's own files, in minutes on two cores.
 
-Real files become three indexed data sets; a small GPT with the paper's parallel block trains through balanced -> text ->
-cooldown on two ranks; each phase's model is exported, proven and scored; a page shows it all. Every stage leaves its
-result on disk and is passed over when it is there, so an interrupted demo goes on where it was.
+Real files become three indexed data sets; a small GPT with the paper's parallel block trains through balanced -> text
+-> cooldown on two ranks; each phase's model is exported, proven and scored; a page shows it all. Every stage leaves
+its result on disk and is passed over when it is there, so an interrupted demo goes on where it was.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -19,7 +18,7 @@ import yaml
 from rich.console import Console
 
 from megacode.base.errors import ConfigError
-from megacode.base.files import RunDir, read_jsonl, write_text
+from megacode.base.files import RunDir, write_text
 from megacode.base.units import format_bytes, format_seconds
 from megacode.config.rules import did_you_mean
 
@@ -34,7 +33,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 RANKS = 2
 VOCABULARY = 4096
 ITERATIONS = {"balanced": 140, "text": 110, "cooldown": 50}
-HELD_OUT = 0.02
+PAGE_WIDTH = 100
+HELD_OUT = 0.04
 
 
 def demo_config(out: Path, layout: str) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class _Demo:
     def __init__(self, out: Path, layout: str) -> None:
         self.out = out
         self.layout = layout
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, width=None if sys.stderr.isatty() else PAGE_WIDTH)
         self.run = RunDir(out / "run")
         self.config = out / "demo.yaml"
 
@@ -172,9 +172,16 @@ class _Demo:
         from megacode.plan.table import render_plan
         from megacode.train.planning import plan_run
 
+        self._refuse_another_layout()
         text = yaml.safe_dump(demo_config(self.out, self.layout), sort_keys=False, width=120)
         write_text(self.config, "# The demo's run; `megacode plan` and `megacode train` take it as it stands.\n" + text)
         render_plan(plan_run(self.config, [], None), self.console)
+
+    def _refuse_another_layout(self) -> None:
+        """A second layout in one directory would go on with the first one's run, and show nothing of itself."""
+        if self.config.exists() and yaml.safe_load(self.config.read_text())["parallel"] != LAYOUTS[self.layout]:
+            what = f"the demo here trains with another layout than {self.layout}"
+            raise ConfigError(what, str(self.config), f"add --out runs/demo-{self.layout}, or give the layout it has")
 
     def train(self) -> int:
         """Train, or go on from the newest checkpoint."""
@@ -201,14 +208,29 @@ class _Demo:
                 render_report(to_hf(self.run.checkpoint(iteration), target), self.console)
 
     def score(self) -> None:
-        """Write run/eval/demo@iter_*.json, and the same scores into metrics.jsonl."""
-        from megacode.eval.harness import evaluate, render_scores
+        """Write run/eval/demo@iter_*.json, on questions made from documents that training holds out."""
+        from megacode.eval.harness import evaluate_many, render_scores
 
-        for iteration in self.milestones():
-            out = self.run.score("demo", iteration)
-            if not out.exists():
-                model = self.run.hf / self.run.iteration_name(iteration)
-                render_scores(evaluate(model, "demo", out), self.console)
+        missing = [i for i in self.milestones() if not self.run.score("demo", i).exists()]
+        if missing:
+            self._write_items()
+            models = [self.run.hf / self.run.iteration_name(iteration) for iteration in missing]
+            for document in evaluate_many(models, "demo", [self.run.score("demo", i) for i in missing]):
+                render_scores(document, self.console)
+
+    def _write_items(self) -> None:
+        from megacode.config.loading import load_config
+        from megacode.data.tokenizer import load_tokenizer
+        from megacode.eval.demo_items import INDEX, build_demo_tasks
+        from megacode.eval.heldout import heldout_documents
+        from megacode.eval.suites import items_dir
+
+        config, target = load_config(self.run.config), items_dir(self.run.path)
+        if not (target / INDEX).exists() and config.tokenizer is not None:
+            reader = load_tokenizer(config.tokenizer)
+            fraction = config.validation.fraction
+            held_out = {n: heldout_documents(n, s, fraction, reader) for n, s in config.sources.items()}
+            build_demo_tasks(held_out, target, config.seed)
 
     def report(self) -> None:
         """Write report.html."""
