@@ -16,7 +16,8 @@ from megacode.plan.document import plan_document
 __all__ = ["plan_document", "render_plan"]
 
 _Json = dict[str, Any]
-_BAR = 12
+_WIDEST = 100
+_OTHER_COLUMNS = 62  # all but the names and the bars, with the margins
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _MUCH_REPEATED = 4
 
@@ -26,15 +27,15 @@ def render_plan(document: _Json, console: Console) -> None:
 
     Args:
         document: of `plan_document`.
-        console: to print on; 100 columns show all of it.
+        console: to print on; the table fits into 80 columns, and its bars grow up to 100.
     """
     parts: list[RenderableType] = [_headline(document)]
     for number, phase in enumerate(document["phases"]):
-        parts += [Text(), _phase_head(phase), _phase_table(document, phase, show_header=number == 0)]
+        parts += [Text(), _phase_head(phase), _phase_table(document, phase, console.width, number == 0)]
     parts += [Text(), Rule(Text("sources over the whole run", style="bold"), align="left", style="dim")]
     parts += [_source_table(document), *([Text()] if document["warnings"] or "against" in document else [])]
     parts.append(_notes(document))
-    console.print(Padding(Group(*parts), 1))
+    console.print(Padding(Group(*parts), 1), width=min(_WIDEST, console.width))
 
 
 def _headline(document: _Json) -> RenderableType:
@@ -75,19 +76,20 @@ def _phase_head(phase: _Json) -> RenderableType:
     return Rule(text, align="left", style="dim")
 
 
-def _phase_table(document: _Json, phase: _Json, show_header: bool) -> Table:
-    names = [len(name) for name in document["sources"]]
+def _phase_table(document: _Json, phase: _Json, width: int, show_header: bool) -> Table:
+    names = _name_width(document)
+    bar = max(6, min(_WIDEST, width) - _OTHER_COLUMNS - names)
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim", show_header=show_header)
-    table.add_column("source", width=min(24, max(12, *names)))
-    table.add_column("share", width=_BAR + 8)
-    for heading, width in (("tokens", 7), ("samples", 13), ("epochs", 15), ("repeats from sample", 19)):
-        table.add_column(heading, justify="right", width=width)
+    table.add_column("source", width=names, no_wrap=True)
+    table.add_column("share", width=bar + 8)
+    for heading, columns in (("tokens", 6), ("samples", 11), ("epochs", 13), ("repeats from", 12)):
+        table.add_column(heading, justify="right", width=columns)
     colours = _colours(document)
     for name, row in phase["sources"].items():
         epochs = Text.assemble(_epochs(row["epochs_before"]), (" → ", "dim"), _epochs(row["epochs_after"]))
         table.add_row(
             Text(name, style=colours[name]),
-            _share(row, colours[name]),
+            _share(row, colours[name], bar),
             format_count(row["tokens"]),
             f"{row['samples']:,}",
             epochs,
@@ -96,15 +98,19 @@ def _phase_table(document: _Json, phase: _Json, show_header: bool) -> Table:
     return table
 
 
-def _share(row: _Json, colour: str) -> Text:
-    text = Text(_bar(row["share"]), style=colour)
+def _name_width(document: _Json) -> int:
+    return min(24, max(12, *map(len, document["sources"])))
+
+
+def _share(row: _Json, colour: str, width: int) -> Text:
+    text = Text(_bar(row["share"], width), style=colour)
     text.append(f"{row['share']:>7.1%}", style="default")
     return text.append("!", style="yellow") if row["clipped"] else text
 
 
-def _bar(share: float) -> str:
-    whole, rest = divmod(round(share * _BAR * 8), 8)
-    return ("█" * whole + (_EIGHTHS[rest] if rest else "")).ljust(_BAR)
+def _bar(share: float, width: int) -> str:
+    whole, rest = divmod(round(share * width * 8), 8)
+    return ("█" * whole + (_EIGHTHS[rest] if rest else "")).ljust(width)
 
 
 def _epochs(epochs: float) -> Text:
@@ -135,16 +141,15 @@ def _scientific(value: float) -> str:
 
 def _source_table(document: _Json) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    table.add_column("source", width=min(24, max(12, *map(len, document["sources"]))))
-    table.add_column("size in tokens", min_width=14)
-    for heading in ("windows", "samples", "epochs", "at most", "tail unused", "held out"):
-        table.add_column(heading, justify="right")
+    table.add_column("source", width=_name_width(document), no_wrap=True, vertical="bottom")
+    for heading in ("tokens", "windows", "samples", "epochs", "max\nepochs", "tail\nunused", "held\nout"):
+        table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
     colours = _colours(document)
     for name, row in document["sources"].items():
         cap, windows, tail = row["max_epochs"], row["windows"], row["tail_unused_tokens"]
         table.add_row(
             Text(name, style=colours[name]),
-            format_count(row["tokens"]) + (" declared" if row["declared"] else ""),
+            ("~" if row["declared"] else "") + format_count(row["tokens"]),
             "-" if windows is None else f"{windows:,}",
             f"{row['samples']:,}",
             _epochs(row["epochs"]),
