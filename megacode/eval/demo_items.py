@@ -4,7 +4,7 @@ Three kinds of task, each from passages that no phase trains on:
 
 - *endings*: which of four endings is the true one? Every false ending is the true one of a passage from another
   document. So an ending's length, frequency or style says nothing of its truth: only what stands before it does, and a
-  model that ignores that scores 25 %.
+  model that ignores that scores 25 % (in `acc_mutual_info` even where it likes some endings better than others).
 - *bits*: bits per byte of passages, the measure that moves first and most with training.
 - *next word*: the model writes the word of code that comes next. Words are chosen that stand in the prompt already and
   follow a space, where byte-level tokenizers break anyway: a prompt cut inside a token would test the cut.

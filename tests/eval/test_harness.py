@@ -59,7 +59,7 @@ def save_model(path: Path, seed: int) -> None:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=96, bos_token_id=None, eos_token_id=0, initializer_range=0.3,
+        num_key_value_heads=1, max_position_embeddings=192, bos_token_id=None, eos_token_id=0, initializer_range=0.3,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(path)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(path)
@@ -116,19 +116,23 @@ def test_bits_per_byte_equal_a_direct_computation(run, scored, judge):
 def test_accuracy_equals_a_direct_computation(run, scored, judge):
     _, tokenizer, nats = judge
     for source in SOURCES:
-        right, right_by_length = [], []
+        right, right_by_length, right_by_context = [], [], []
         for item in items(run, f"demo_endings_{source}"):
             context = tokenizer(item["context"])["input_ids"]
             scores = []
             for ending in item["endings"]:
                 whole = tokenizer(item["context"] + ending)["input_ids"]
                 scores.append(nats(context, whole[len(context) :]))
+            alone = [nats([tokenizer.eos_token_id], tokenizer(ending)["input_ids"]) for ending in item["endings"]]
+            by_context = [score - prior for score, prior in zip(scores, alone, strict=True)]
+            right_by_context.append(by_context.index(max(by_context)) == item["answer"])
             by_length = [score / len(ending) for score, ending in zip(scores, item["endings"], strict=True)]
             right.append(scores.index(max(scores)) == item["answer"])
             right_by_length.append(by_length.index(max(by_length)) == item["answer"])
         found = scored["scores"][f"demo_endings_{source}"]
         assert found["acc"] == pytest.approx(sum(right) / len(right))
         assert found["acc_norm"] == pytest.approx(sum(right_by_length) / len(right_by_length))
+        assert found["acc_mutual_info"] == pytest.approx(sum(right_by_context) / len(right_by_context))
 
 
 @slow
