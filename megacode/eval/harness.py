@@ -60,8 +60,10 @@ def evaluate(
         CheckpointError: if `hf_dir` is no model.
         DataError: if a task's data cannot be loaded.
     """
-    settings = {"tasks_dir": tasks_dir, "limit": limit, "batch_size": batch_size, "device": device}
-    return evaluate_many([hf_dir], suite, [out], verbose=verbose, **settings)[0]  # type: ignore[arg-type]
+    return evaluate_many(
+        [hf_dir], suite, [out],
+        tasks_dir=tasks_dir, limit=limit, batch_size=batch_size, device=device, verbose=verbose,
+    )[0]  # fmt: skip
 
 
 def evaluate_many(
