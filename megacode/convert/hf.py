@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megacode.base.errors import CheckpointError, ConfigError
+from megacode.base.errors import CheckpointError, ConfigError, Problem, VerificationError
 from megacode.base.files import atomic_path, write_json
 from megacode.convert.card import FILE_NAME, write_card
 from megacode.convert.layouts import hf_config, layout_of
@@ -73,7 +73,7 @@ def to_hf(
     with atomic_path(out) as hidden:
         hidden.mkdir()
         parameters = write_model(claim, hidden, max_shard_size)
-        report = prove(claim, hidden) if verify else _unproven(claim)
+        report = _proven(claim, hidden, out) if verify else _unproven(claim)
         write_card(source, report, parameters, hidden)
     return report
 
@@ -107,6 +107,18 @@ def _generation(eod: int | None) -> dict[str, Any]:
 
 def _dtype_of(weights: Mapping[str, Tensor]) -> torch.dtype:
     return weights[VOCABULARY[0]].dtype
+
+
+def _proven(claim: Claim, hidden: Path, out: Path) -> Report:
+    """Prove an export where it lies; errors name the place it was to have, since this one is about to vanish."""
+    try:
+        return prove(claim, hidden)
+    except VerificationError as error:
+        named = [
+            Problem(*(part.replace(str(hidden), str(out)) for part in (problem.what, problem.where, problem.fix)))
+            for problem in error.problems
+        ]
+        raise VerificationError(problems=named) from error
 
 
 def _unproven(claim: Claim) -> Report:

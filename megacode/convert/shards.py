@@ -47,6 +47,7 @@ def write_shards(
         held.setdefault(file, {})[name] = tensor.to(dtype)
         if len(held[file]) == len(plan.filename_to_tensors[file]):
             save_file(held.pop(file), str(out / file), metadata={"format": "pt"})
+            (out / file).chmod(out.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
     assert not held, f"{sorted(held)} are not whole"
     parameters: int = sum(tensor.numel() for tensor in planned.values())
     if plan.is_sharded:

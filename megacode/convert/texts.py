@@ -60,7 +60,7 @@ def _shipped(name: str) -> str:
 
 
 def _held_out(source: Source, limit: int) -> Iterator[Text]:
-    """Yield the last stored tokens of every source that is at hand: those no phase has read."""
+    """Yield the last stored tokens of every source that is at hand: held-out documents are the last ones."""
     for name, entry in source.config.sources.items():
         if source.config.validation.fraction == 0 or not idx_path(entry.path).exists():
             continue
@@ -68,7 +68,7 @@ def _held_out(source: Source, limit: int) -> Iterator[Text]:
         count = min(WINDOWS_PER_SOURCE, int(data.tokens * source.config.validation.fraction) // limit)
         for number in range(count):
             ids = tuple(int(token) for token in data.read(data.tokens - (number + 1) * limit, limit))
-            yield Text(f"{name}, held out {number}", _text_of(ids, source.tokenizer), ids)
+            yield Text(f"{name} (held out {number})", _text_of(ids, source.tokenizer), ids)
 
 
 def _text_of(ids: tuple[int, ...], tokenizer: Tokenizer) -> str:

@@ -188,7 +188,9 @@ def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[Text]) -
     try:
         exported = AutoTokenizer.from_pretrained(export, local_files_only=True)
     except Exception as error:
-        raise VerificationError(f"transformers cannot load the tokenizer: {error}", str(export), NOTHING_PUBLISHED) from error
+        raise VerificationError(
+            f"transformers cannot load the tokenizer: {error}", str(export), NOTHING_PUBLISHED
+        ) from error
     if exported.eos_token_id != tokenizer.eod:
         what = f"the exported tokenizer ends a text with {exported.eos_token_id}, the run with {tokenizer.eod}"
         raise VerificationError(what, str(export), NOTHING_PUBLISHED)

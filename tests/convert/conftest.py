@@ -34,7 +34,9 @@ MODEL = {"num_layers": 3, "hidden_size": 32, "ffn_hidden_size": 48, "num_attenti
 def corpus() -> list[str]:
     """The shipped texts, and this directory's tests."""
     shipped = Path(texts.__file__).parent.glob("*.txt")
-    return [path.read_text(encoding="utf-8") for path in [*sorted(shipped), *sorted(Path(__file__).parent.glob("*.py"))]]
+    return [
+        path.read_text(encoding="utf-8") for path in [*sorted(shipped), *sorted(Path(__file__).parent.glob("*.py"))]
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +76,12 @@ def config_of(name: str, run_dir: Path, tokenizer_dir: Path, data_prefix: Path, 
         "sources": {"text": {"path": str(data_prefix)}},
         "validation": {"fraction": 0.05},
         "phases": [
-            {"name": "first", "samples": 8, "blend": {"text": 1}, "learning_rate": {"schedule": "constant", "peak": 1e-3}},
+            {
+                "name": "first",
+                "samples": 8,
+                "blend": {"text": 1},
+                "learning_rate": {"schedule": "constant", "peak": 1e-3},
+            },
             {"name": "second", "samples": 8, "blend": {"text": 1}, "learning_rate": {"schedule": "constant"}},
         ],
         "train": {"seq_length": 64, "global_batch_size": 4, "micro_batch_size": 2},
@@ -134,9 +141,7 @@ def save(config: RunConfig) -> Path:
 
 
 @pytest.fixture(scope="session")
-def runs(
-    tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path, data_prefix: Path
-) -> Callable[[str], Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path, data_prefix: Path) -> Callable[[str], Path]:
     """Return a function that gives the run directory of a layout, made on first use."""
     root = tmp_path_factory.mktemp("runs")
 

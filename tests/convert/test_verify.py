@@ -1,0 +1,239 @@
+"""Every way of getting an export wrong is caught, named, and published nowhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from megacode.base.errors import CheckpointError, VerificationError
+from megacode.convert import hf
+from megacode.convert.compare import differences, first_beyond, recording, worst
+from megacode.convert.shards import Shards
+from megacode.convert.sides import reference_traces
+from megacode.convert.source import Source
+from megacode.convert.texts import Text, texts_of
+from megacode.convert.verify import Claim, prove
+from megacode.mcore.dist_ckpt import load_plain
+
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def claims(runs) -> Callable[[str], Claim]:
+    """Return a function that opens the checkpoint of a layout."""
+    opened: dict[str, Claim] = {}
+
+    def claim_of(name: str) -> Claim:
+        if name not in opened:
+            source = Source.open(runs(name))
+            weights = load_plain(source.path)
+            what = (source.label, source.config, weights, source.tokenizer, texts_of(source)[:3], torch.float32)
+            opened[name] = Claim(*what)
+        return opened[name]
+
+    return claim_of
+
+
+def change_weights(export: Path, change: Callable[[Weights], None]) -> None:
+    weights = load_file(export / "model.safetensors")
+    change(weights)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, export / "model.safetensors")
+
+
+def change_json(path: Path, **keys: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+
+
+def permute_a_head(export: Path) -> None:
+    def swap(weights: Weights) -> None:
+        heads = weights["model.layers.1.self_attn.q_proj.weight"].reshape(4, -1, 32)
+        weights["model.layers.1.self_attn.q_proj.weight"] = heads[[1, 0, 2, 3]].reshape(-1, 32)
+
+    change_weights(export, swap)
+
+
+def swap_gate_and_up(export: Path) -> None:
+    def swap(weights: Weights) -> None:
+        gate, up = (f"model.layers.2.mlp.{name}_proj.weight" for name in ("gate", "up"))
+        weights[gate], weights[up] = weights[up], weights[gate]
+
+    change_weights(export, swap)
+
+
+def rotate_by_the_wrong_base(export: Path) -> None:
+    change_json(export / "config.json", rope_theta=10000.0, rope_parameters={"rope_type": "default", "rope_theta": 1e4})
+
+
+def forget_the_interleaving(export: Path) -> None:
+    def undo(weights: Weights) -> None:
+        for name in list(weights):
+            if name.endswith(("q_proj.weight", "k_proj.weight")):
+                heads = weights[name].reshape(4, 4, 2, 32)
+                weights[name] = heads.transpose(1, 2).reshape(-1, 32)
+
+    change_weights(export, undo)
+
+
+def damage_the_last_norm(export: Path) -> None:
+    change_weights(export, lambda weights: weights["model.norm.weight"].mul_(1.01))
+
+
+def scale_the_logits(export: Path) -> None:
+    change_json(export / "config.json", logit_scale=0.0625)
+
+
+def with_rows(rows: int, declared: int) -> Callable[[Path], None]:
+    def change(export: Path) -> None:
+        def resize(weights: Weights) -> None:
+            for name in ("model.embed_tokens.weight", "lm_head.weight"):
+                weights[name] = torch.cat([weights[name], torch.zeros(1, 32)])[:rows]
+
+        change_weights(export, resize)
+        change_json(export / "config.json", vocab_size=declared)
+
+    return change
+
+
+def lose_a_tensor(export: Path) -> None:
+    change_weights(export, lambda weights: weights.__delitem__("model.layers.1.mlp.down_proj.weight"))
+
+
+def change_a_row_that_no_text_holds(export: Path) -> None:
+    change_weights(export, lambda weights: weights["model.embed_tokens.weight"][0].add_(1.0))
+
+
+def split_words_otherwise(export: Path) -> None:
+    document = json.loads((export / "tokenizer.json").read_text())
+    document["pre_tokenizer"] = {**document["pre_tokenizer"], "add_prefix_space": True}
+    (export / "tokenizer.json").write_text(json.dumps(document))
+
+
+def end_otherwise(export: Path) -> None:
+    change_json(export / "tokenizer_config.json", eos_token="!")
+
+
+def break_the_tokenizer(export: Path) -> None:
+    (export / "tokenizer.json").write_text("{}")
+
+
+FAULTS = [
+    ("llama", permute_a_head, "parts from the checkpoint at layer 1 attention"),
+    ("stablelm", permute_a_head, "parts from the checkpoint at layer 1 attention"),
+    ("cohere", swap_gate_and_up, "parts from the checkpoint at layer 2 MLP"),
+    ("llama", swap_gate_and_up, "parts from the checkpoint at layer 2 MLP"),
+    ("llama", rotate_by_the_wrong_base, "parts from the checkpoint at layer 0 attention"),
+    ("cohere", forget_the_interleaving, "parts from the checkpoint at layer 0 attention"),
+    ("cohere", scale_the_logits, "parts from the checkpoint at logits"),
+    ("llama", damage_the_last_norm, "parts from the checkpoint at final norm"),
+    ("llama", with_rows(299, 299), "config.json has 299 tokens, the tokenizer 300"),
+    ("llama", with_rows(301, 301), "config.json has 301 tokens, the tokenizer 300"),
+    ("llama", with_rows(299, 300), "transformers cannot load the export|does not find the parameters"),
+    ("llama", with_rows(301, 300), "transformers cannot load the export|does not find the parameters"),
+    ("llama", lose_a_tensor, "missing keys: model.layers.1.mlp.down_proj.weight"),
+    ("llama", change_a_row_that_no_text_holds, "embedding.word_embeddings.weight in the files is not the checkpoint's"),
+    ("llama", split_words_otherwise, "the exported tokenizer gives other ids on 'prose'"),
+    ("llama", end_otherwise, "the run with 0"),
+    ("llama", break_the_tokenizer, "transformers cannot load the tokenizer"),
+]
+
+
+@pytest.mark.parametrize(("name", "fault", "message"), FAULTS)
+def test_a_wrong_export_is_caught_and_named(name, fault, message, claims, tmp_path) -> None:
+    hf.write_model(claims(name), tmp_path)
+    fault(tmp_path)
+    with pytest.raises(VerificationError, match=message) as caught:
+        prove(claims(name), tmp_path)
+    assert caught.value.exit_code == 3
+    assert "nothing was published" in str(caught.value)
+
+
+def test_a_wrong_export_is_not_published(runs, out, monkeypatch) -> None:
+    write = hf.write_model
+
+    def write_wrong(claim: Claim, export: Path, max_shard_size: int | str) -> int:
+        parameters = write(claim, export, max_shard_size)
+        permute_a_head(export)
+        return parameters
+
+    monkeypatch.setattr(hf, "write_model", write_wrong)
+    with pytest.raises(VerificationError, match="layer 1 attention") as caught:
+        hf.to_hf(runs("llama"), out)
+    assert str(caught.value).startswith(f"Verification failed: {out}: the export parts")
+    assert not out.exists()
+
+
+def test_an_embedding_smaller_than_the_tokenizer_is_refused(claims, tmp_path) -> None:
+    claim = claims("llama")
+    short = {name: tensor[:200] if len(tensor) == 384 else tensor for name, tensor in claim.weights.items()}
+    broken = Claim(claim.label, claim.config, short, claim.tokenizer, claim.texts, claim.dtype)
+    with pytest.raises(CheckpointError, match="the tokenizer has 300 tokens, the embedding only 200 rows"):
+        hf.write_model(broken, tmp_path)
+
+
+def test_the_padding_of_another_layout_changes_nothing(claims, tmp_path) -> None:
+    claim = claims("llama")
+    rows = torch.full((128, 32), 7.0)
+    padded = {n: torch.cat([t, rows]) if len(t) == 384 else t for n, t in claim.weights.items()}
+    wider = Claim(claim.label, claim.config, padded, claim.tokenizer, claim.texts, claim.dtype)
+    hf.write_model(wider, tmp_path)
+    assert prove(wider, tmp_path).verified
+    assert Shards(tmp_path)["model.embed_tokens.weight"].shape == (300, 32)
+
+
+def test_megacode_s_side_is_what_training_computes(claims) -> None:
+    """The reference is built anew in fp32; the training step's own logits are the same."""
+    from megacode.mcore import groups, parts, sharding
+    from megacode.mcore.step import logits
+
+    claim = claims("cohere")
+    ids = claim.texts[0].ids
+    trace = reference_traces(claim.config, claim.weights, 300, [ids], torch.float32)[0]
+    ranks = groups.start(claim.config.parallel, 1)
+    try:
+        built = parts.build(claim.config, ranks, 300, with_optimizer=False)
+        sharding.bare(built.chunks[0]).load_state_dict(claim.weights, strict=False)
+        trained = logits(built, torch.tensor([ids]))[..., :300]
+    finally:
+        groups.stop()
+    torch.testing.assert_close(trace["logits"], trained.float().cpu(), rtol=0, atol=1e-6)
+
+
+def test_special_tokens_in_a_text_are_text_on_both_sides(claims, tmp_path) -> None:
+    claim = claims("llama")
+    hf.write_model(claim, tmp_path)
+    text = "the <|endoftext|> of a text"
+    ids = tuple(claim.tokenizer.encode(text))
+    assert 0 not in ids
+    odd = Claim(claim.label, claim.config, claim.weights, claim.tokenizer, [Text("odd", text, ids)], claim.dtype)
+    assert prove(odd, tmp_path).tokenizer_ids == len(ids)
+
+
+def test_the_first_point_beyond_the_tolerance_is_named() -> None:
+    ours = {"a": torch.ones(1, 2, 2), "b": torch.ones(1, 2, 2), "c": torch.ones(1, 2, 2)}
+    theirs = {"a": torch.ones(1, 2, 2), "b": torch.ones(1, 2, 2) + 1e-3, "c": torch.zeros(1, 2, 2)}
+    rows = worst([differences(ours, ours), differences(ours, theirs)])
+    assert first_beyond(rows, 1e-4).point == "b"
+    assert first_beyond(rows, 1.5) is None
+    assert rows[2].mean == 0.5
+
+
+@pytest.mark.parametrize(
+    "bad", [torch.full((1, 2, 2), float("nan")), torch.ones(1, 2, 3), torch.full((1, 2, 2), float("inf"))]
+)
+def test_values_that_cannot_be_compared_are_infinitely_far_apart(bad) -> None:
+    row = differences({"a": torch.ones(1, 2, 2)}, {"a": bad})
+    assert first_beyond(row, 1e9) is row[0]
+
+
+def test_a_recording_ends_with_its_block() -> None:
+    layer = nn.Linear(3, 2)
+    with recording({"layer": layer}, sequence_first=True) as trace:
+        layer(torch.ones(5, 1, 3))
+    layer(torch.ones(7, 1, 3))
+    assert trace["layer"].shape == (1, 5, 2)
