@@ -7,12 +7,11 @@ In memory at a time: the checkpoint's weights, and one safetensors file while wr
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from megacode.base.errors import CheckpointError, ConfigError, Problem, VerificationError
 from megacode.base.files import atomic_path, write_json
@@ -67,9 +66,8 @@ def to_hf(
     _check_out(out, source, force)
     texts = texts_of(source, text)
     weights = load_plain(source.path)
-    claim = Claim(
-        source.label, source.config, weights, source.tokenizer, texts, DTYPES[dtype] if dtype else _dtype_of(weights)
-    )
+    kind = DTYPES[dtype] if dtype else weights[VOCABULARY[0]].dtype
+    claim = Claim(source.label, source.config, source.path, weights, source.tokenizer, texts, kind)
     with atomic_path(out) as hidden:
         hidden.mkdir()
         parameters = write_model(claim, hidden, max_shard_size)
@@ -103,10 +101,6 @@ def write_model(claim: Claim, out: Path, max_shard_size: int | str = "5GB") -> i
 def _generation(eod: int | None) -> dict[str, Any]:
     """A text begins where another ended: the end of a document is the only sign of a beginning the model has seen."""
     return {"bos_token_id": eod, "eos_token_id": eod, "pad_token_id": eod, "do_sample": False}
-
-
-def _dtype_of(weights: Mapping[str, Tensor]) -> torch.dtype:
-    return weights[VOCABULARY[0]].dtype
 
 
 def _proven(claim: Claim, hidden: Path, out: Path) -> Report:

@@ -4,7 +4,7 @@ the export. One at a time is in memory, in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from megacode.base.errors import VerificationError
 from megacode.config.run import RunConfig
 from megacode.config.training import Parallel, Precision
 from megacode.convert.compare import LOGITS, Points, Trace, recording
-from megacode.convert.mapping import VOCABULARY
 
 Ids = Sequence[tuple[int, ...]]
 NOTHING_PUBLISHED = "nothing was published; the checkpoint is as it was"
@@ -71,14 +70,15 @@ def _without_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def reference_traces(
-    config: RunConfig, weights: Mapping[str, Tensor], vocab: int, ids: Ids, dtype: torch.dtype
-) -> list[Trace]:
+def reference_traces(config: RunConfig, checkpoint: Path, vocab: int, ids: Ids, dtype: torch.dtype) -> list[Trace]:
     """Run megacode's own model, in float32 and in this process alone.
+
+    The model reads its checkpoint the way a resumed run does, not from the tensors that the export was made of, so
+    that a mistake in either way shows.
 
     Args:
         config: the run's.
-        weights: its parameters, whole, by Megatron-core's plain names.
+        checkpoint: its directory; any layout may have written it.
         vocab: tokens the tokenizer knows; further rows are padding and are left out.
         ids: the token ids of each text.
         dtype: the weights are rounded to this type first, as in the export; a layout is proven apart from rounding.
@@ -90,24 +90,35 @@ def reference_traces(
 
     alone = config.model_copy(update={"parallel": Parallel(), "precision": Precision(dtype="fp32")})
     joined = torch.distributed.is_initialized()
-    groups.start(alone.parallel, alone.seed)
+    ranks = groups.start(alone.parallel, alone.seed)
     try:
-        from megacode.mcore.model import Model
-        from megacode.mcore.translate import transformer_config
-
-        model = Model(alone, transformer_config(alone), vocab, None)
-        _fill(model, weights, vocab, dtype)
-        model.to(device.device()).eval()
+        model = _resumed(alone, checkpoint, vocab, ranks, dtype)
 
         def logits(tokens: Tensor) -> Tensor:
             tokens = tokens.to(device.device())
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-            return model(tokens, positions, None)[..., :vocab]
+            result: Tensor = model(tokens, positions, None)
+            return result[..., :vocab]
 
         return _run(_mcore_points(model), logits, ids, sequence_first=True)
     finally:
         if not joined:
             groups.stop()
+
+
+def _resumed(config: RunConfig, checkpoint: Path, vocab: int, ranks: Any, dtype: torch.dtype) -> Any:
+    from megacode.mcore import device, dist_ckpt
+    from megacode.mcore.model import Model
+    from megacode.mcore.parts import Parts
+    from megacode.mcore.translate import padded_vocab_size, transformer_config
+
+    model = Model(config, transformer_config(config), vocab, None).to(device.device())
+    parts = Parts(config, ranks, [model], None, vocab, padded_vocab_size(config, vocab))
+    dist_ckpt.load(parts, checkpoint, weights_only=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(dtype))
+    return model.eval()
 
 
 def _let_device_contexts_through() -> None:
@@ -121,15 +132,6 @@ def _let_device_contexts_through() -> None:
 
     redirected = _device_constructors()
     redirected |= {getattr(function, "__wrapped__", function) for function in redirected}
-
-
-def _fill(model: nn.Module, weights: Mapping[str, Tensor], vocab: int, dtype: torch.dtype) -> None:
-    """Copy the weights in; rows of the padding, whose number depends on the run's layout, are zero."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            rows = vocab if name.endswith(VOCABULARY) else len(parameter)
-            parameter.zero_()
-            parameter[:rows].copy_(weights[name][:rows].to(dtype))
 
 
 def _run(points: Points, logits: Callable[[Tensor], Tensor], ids: Ids, *, sequence_first: bool) -> list[Trace]:

@@ -92,7 +92,8 @@ class Claim:
     Attributes:
         label: the checkpoint, as `run@iter_0001000`.
         config: the run's.
-        weights: the checkpoint's parameters, whole, by Megatron-core's plain names.
+        checkpoint: its directory.
+        weights: its parameters, whole, by Megatron-core's plain names.
         tokenizer: the run's.
         texts: what both models are run on.
         dtype: type of the exported weights.
@@ -100,6 +101,7 @@ class Claim:
 
     label: str
     config: RunConfig
+    checkpoint: Path
     weights: Mapping[str, Tensor]
     tokenizer: Tokenizer
     texts: Sequence[Text]
@@ -122,7 +124,7 @@ def prove(claim: Claim, export: Path, tolerance: float = TOLERANCE) -> Report:
     compared = check_tokenizer(claim.tokenizer, export, claim.texts)
     ids = [text.ids for text in claim.texts]
     vocab = claim.tokenizer.vocab_size
-    reference = reference_traces(claim.config, claim.weights, vocab, ids, claim.dtype)
+    reference = reference_traces(claim.config, claim.checkpoint, vocab, ids, claim.dtype)
     exported = exported_traces(export, ids)
     points = compare(reference, exported, [text.name for text in claim.texts], export, tolerance)
     check_weights(claim, export)
@@ -230,7 +232,7 @@ def _loss(traces: Sequence[Trace], ids: Sequence[tuple[int, ...]]) -> float:
 def _rounding(claim: Claim, ids: Sequence[tuple[int, ...]], rounded: Sequence[Trace]) -> float | None:
     if all(weight.dtype == claim.dtype for weight in claim.weights.values()):
         return None
-    whole = reference_traces(claim.config, claim.weights, claim.tokenizer.vocab_size, ids, torch.float32)
+    whole = reference_traces(claim.config, claim.checkpoint, claim.tokenizer.vocab_size, ids, torch.float32)
     return max(float((a[LOGITS] - b[LOGITS]).abs().max()) for a, b in zip(whole, rounded, strict=True))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,15 @@ def claims(runs) -> Callable[[str], Claim]:
         if name not in opened:
             source = Source.open(runs(name))
             weights = load_plain(source.path)
-            what = (source.label, source.config, weights, source.tokenizer, texts_of(source)[:3], torch.float32)
+            what = (
+                source.label,
+                source.config,
+                source.path,
+                weights,
+                source.tokenizer,
+                texts_of(source)[:3],
+                torch.float32,
+            )
             opened[name] = Claim(*what)
         return opened[name]
 
@@ -171,7 +180,7 @@ def test_a_wrong_export_is_not_published(runs, out, monkeypatch) -> None:
 def test_an_embedding_smaller_than_the_tokenizer_is_refused(claims, tmp_path) -> None:
     claim = claims("llama")
     short = {name: tensor[:200] if len(tensor) == 384 else tensor for name, tensor in claim.weights.items()}
-    broken = Claim(claim.label, claim.config, short, claim.tokenizer, claim.texts, claim.dtype)
+    broken = replace(claim, weights=short)
     with pytest.raises(CheckpointError, match="the tokenizer has 300 tokens, the embedding only 200 rows"):
         hf.write_model(broken, tmp_path)
 
@@ -180,20 +189,20 @@ def test_the_padding_of_another_layout_changes_nothing(claims, tmp_path) -> None
     claim = claims("llama")
     rows = torch.full((128, 32), 7.0)
     padded = {n: torch.cat([t, rows]) if len(t) == 384 else t for n, t in claim.weights.items()}
-    wider = Claim(claim.label, claim.config, padded, claim.tokenizer, claim.texts, claim.dtype)
+    model = claim.config.model.model_copy(update={"make_vocab_size_divisible_by": 512})
+    wider = replace(claim, weights=padded, config=claim.config.model_copy(update={"model": model}))
     hf.write_model(wider, tmp_path)
     assert prove(wider, tmp_path).verified
     assert Shards(tmp_path)["model.embed_tokens.weight"].shape == (300, 32)
 
 
 def test_megacode_s_side_is_what_training_computes(claims) -> None:
-    """The reference is built anew in fp32; the training step's own logits are the same."""
     from megacode.mcore import groups, parts, sharding
     from megacode.mcore.step import logits
 
     claim = claims("cohere")
     ids = claim.texts[0].ids
-    trace = reference_traces(claim.config, claim.weights, 300, [ids], torch.float32)[0]
+    trace = reference_traces(claim.config, claim.checkpoint, 300, [ids], torch.float32)[0]
     ranks = groups.start(claim.config.parallel, 1)
     try:
         built = parts.build(claim.config, ranks, 300, with_optimizer=False)
@@ -210,8 +219,7 @@ def test_special_tokens_in_a_text_are_text_on_both_sides(claims, tmp_path) -> No
     text = "the <|endoftext|> of a text"
     ids = tuple(claim.tokenizer.encode(text))
     assert 0 not in ids
-    odd = Claim(claim.label, claim.config, claim.weights, claim.tokenizer, [Text("odd", text, ids)], claim.dtype)
-    assert prove(odd, tmp_path).tokenizer_ids == len(ids)
+    assert prove(replace(claim, texts=[Text("odd", text, ids)]), tmp_path).tokenizer_ids == len(ids)
 
 
 def test_the_first_point_beyond_the_tolerance_is_named() -> None:
