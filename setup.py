@@ -49,7 +49,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["megacode", "megacode.*"]),
     package_data={"megacode": ["config/*.yaml", "eval/tasks/**/*", "study/*.j2", "convert/*.j2", "convert/*.txt"]},
     install_requires=TRAINING,

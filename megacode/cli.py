@@ -6,6 +6,7 @@ Exit codes: 0 done; 2 the user's input is wrong; 3 a check failed; 75 stopped ea
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -110,10 +111,12 @@ def train(
     if nproc is not None:
         from megacode.config.loading import load_config
         from megacode.launch.local import run_ranks
+        from megacode.mcore.layout import check
         from megacode.train.planning import check_trainable, make_plan
 
         parsed = load_config(config, overrides or [])
         check_trainable(parsed)
+        check(parsed, nproc)
         make_plan(parsed)
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or [])], nproc))
     setup_logging()
@@ -205,7 +208,8 @@ def main() -> None:
     try:
         app()
     except MegacodeError as error:
-        typer.echo(str(error), err=True)
+        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+        typer.echo(str(error) if rank == "0" else f"[rank {rank}] {error}", err=True)
         sys.exit(error.exit_code)
 
 

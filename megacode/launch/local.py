@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from megacode.base.errors import EXIT_FAILURE, EXIT_RESUMABLE, LaunchError
@@ -69,7 +69,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _forward_to(ranks: list[subprocess.Popen[bytes]]) -> signal.Handlers | object:
+def _forward_to(ranks: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:
     def forward(number: int, frame: FrameType | None) -> None:
         for rank in ranks:
             if rank.poll() is None:

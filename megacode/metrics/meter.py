@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,7 +81,7 @@ class Meter:
         }
 
 
-def source_means(names: tuple[str, ...] | list[str], sums: list[float], tokens: list[float]) -> dict[str, float]:
+def source_means(names: Sequence[str], sums: Sequence[float], tokens: Sequence[int]) -> dict[str, float]:
     """Return the mean loss per token of each source that had tokens."""
     return {name: total / count for name, total, count in zip(names, sums, tokens, strict=True) if count}
 

@@ -14,8 +14,9 @@ from megacode.checkpoint.state import TrainState
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.data.loader import Loader
-from megacode.mcore import dist_ckpt, groups, step
+from megacode.mcore import dist_ckpt, groups
 from megacode.mcore.parts import Parts
+from megacode.mcore.step import StepResult, evaluate, train_step
 from megacode.metrics.meter import Meter, source_means, validation_record
 from megacode.metrics.sinks import Events, Sink
 from megacode.plan.batch import BatchSchedule
@@ -95,12 +96,12 @@ class Trainer:
         if fresh and self.config.validation.fraction > 0:
             self.validate("start")
 
-    def step(self) -> step.StepResult:
+    def step(self) -> StepResult:
         """Train one iteration and move the clock."""
         started = time.perf_counter()
         before = self.state.consumed_samples
         after = self.batches.next(before)
-        result = step.train_step(
+        result = train_step(
             self.parts, self.loader.batch(before), self.rates.at(after), len(self.schedule.source_names)
         )
         self._before = (self.state.iteration, before)
@@ -109,7 +110,7 @@ class Trainer:
         self._seconds = time.perf_counter() - started
         return result
 
-    def record(self, result: step.StepResult) -> None:
+    def record(self, result: StepResult) -> None:
         """Measure and write the iteration that was just done."""
         consumed = self.state.consumed_samples
         record = self.meter.train(
@@ -132,7 +133,7 @@ class Trainer:
         losses: dict[str, float] = {}
         for name in names:
             batches = list(self.loader.validation_batches(name))
-            sums = step.evaluate(self.parts, batches, len(names))
+            sums = evaluate(self.parts, batches, len(names))
             losses |= source_means(names, sums.loss_sum, sums.tokens)
         clock = {"iteration": self.state.iteration, "consumed": self.state.consumed_samples}
         self._write(validation_record(losses, phase=self._phase().name, reason=reason, **clock))

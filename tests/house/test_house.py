@@ -21,7 +21,9 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",), ("lint-imports",)])
+@pytest.mark.parametrize(
+    "tool", [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",), ("lint-imports",)]
+)
 def test_linters_find_nothing(tool: tuple[str, ...]) -> None:
     done = run(str(Path(sys.executable).parent / tool[0]), *tool[1:])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -43,8 +45,9 @@ def test_functions_and_files_stay_short() -> None:
 
 def test_planning_loads_no_torch() -> None:
     program = (
-        "import sys, megacode.cli, megacode.train.planning, megacode.data.audit, megacode.plan.table, megacode.study.report,"
-        "megacode.launch.local; print([m for m in ('torch', 'megatron', 'transformers', 'lm_eval') if m in sys.modules])"
+        "import sys, megacode.cli, megacode.train.planning, megacode.data.audit, megacode.plan.table,"
+        "megacode.study.report, megacode.launch.local;"
+        "print([m for m in ('torch', 'megatron', 'transformers', 'lm_eval') if m in sys.modules])"
     )
     done = run(sys.executable, "-c", program)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

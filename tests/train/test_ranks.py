@@ -1,0 +1,127 @@
+"""`megacode train` as users start it: local ranks, torchrun, signals, and mistakes that only show there."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megacode.base.files import RunDir, read_jsonl
+
+pytestmark = pytest.mark.slow
+
+Megacode = Callable[..., subprocess.CompletedProcess[str]]
+# fp32 on other ranks adds the same numbers in another order: some units in the last place over 20 iterations.
+SAME_LOSS = 5e-6
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["loss"] for line in read_jsonl(RunDir(run_dir).metrics) if line["kind"] == "train"]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "parallel={distributed_optimizer: true}",
+        "parallel={tensor: 2, sequence_parallel: true}",
+        "parallel={pipeline: 2}",
+    ],
+    ids=["dp2", "tp2", "pp2"],
+)
+def test_two_ranks_learn_what_one_process_learns(
+    golden: Path, megacode: Megacode, tmp_path: Path, layout: str, compare_losses: object
+) -> None:
+    done = megacode("train", golden, "run_dir=two", layout, "--nproc", 2)
+    assert done.returncode == 0, done.stderr
+    expected = compare_losses.losses_of(str(golden.parent / "losses.txt"))  # type: ignore[attr-defined]
+    assert losses(tmp_path / "two") == pytest.approx(list(expected.values()), abs=1e-4)
+    assert megacode("train", golden, "run_dir=one").returncode == 0
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=SAME_LOSS)
+    two, one = (list(read_jsonl(RunDir(tmp_path / name).metrics)) for name in ("two", "one"))
+    for mine, theirs in zip(two, one, strict=True):
+        assert mine["loss_by_source"] == pytest.approx(theirs["loss_by_source"], abs=SAME_LOSS)
+        assert mine.get("samples_by_source") == theirs.get("samples_by_source")
+
+
+def test_golden_losses_have_not_changed(
+    golden: Path, megacode: Megacode, tmp_path: Path, compare_losses: object
+) -> None:
+    assert megacode("train", golden).returncode == 0
+    expected = compare_losses.losses_of(str(golden.parent / "losses.txt"))  # type: ignore[attr-defined]
+    # Another CPU's kernels add in another order; a real change moves losses by more than this in 20 iterations.
+    assert losses(tmp_path / "runs" / "golden") == pytest.approx(list(expected.values()), abs=1e-4)
+
+
+def test_torchrun_starts_ranks_as_it_stands(golden: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "megacode.cli", "train", str(golden), "run_dir=run", "phases.cooldown.iterations=1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(losses(tmp_path / "run")) == 17
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_signal_saves_and_ends_with_75_and_the_run_goes_on_as_if_nothing_happened(
+    golden: Path, megacode: Megacode, tmp_path: Path, nproc: int
+) -> None:
+    arguments = ["train", str(golden), "run_dir=run", "train.global_batch_size=64", "--nproc", str(nproc)]
+    child = subprocess.Popen([sys.executable, "-m", "megacode.cli", *arguments], cwd=tmp_path, stderr=subprocess.PIPE)
+    metrics = RunDir(tmp_path / "run").metrics
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and b'"train"' in metrics.read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 75, errors
+    stopped = len(losses(tmp_path / "run"))
+    assert 0 < stopped < 20
+    assert RunDir(tmp_path / "run").latest.read_text().strip() == f"iter_{stopped:07d}"
+    assert megacode(*arguments).returncode == 0
+    whole = ["train", golden, "run_dir=whole", "train.global_batch_size=64", "--nproc", nproc]
+    assert megacode(*whole).returncode == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_a_killed_rank_ends_the_others(golden: Path, tmp_path: Path) -> None:
+    arguments = ["train", str(golden), "run_dir=run", "train.global_batch_size=64", "--nproc", "2"]
+    child = subprocess.Popen([sys.executable, "-m", "megacode.cli", *arguments], cwd=tmp_path, stderr=subprocess.PIPE)
+    metrics = RunDir(tmp_path / "run").metrics
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and b'"train"' in metrics.read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (task,) = Path(f"/proc/{child.pid}/task").iterdir()
+    ranks = [int(pid) for pid in (task / "children").read_text().split()]
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    assert child.wait(timeout=60) == 1
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
+@pytest.mark.parametrize(
+    ("change", "nproc", "expected"),
+    [
+        ("parallel.tensor=4", 2, r"2 .*(rank|process)"),
+        ("train.global_batch_size=6", 2, r"use 4 or 8|use 8|6 does not divide"),
+        ("sources.code.path=nowhere", 2, r"nowhere"),
+        ("precision={fp8: {recipe: delayed}}", 1, r"FP8 needs Transformer Engine"),
+        ("parallel.context=2", 2, r"context"),
+        ("checkpoint.async=true", 1, r"set checkpoint.async: false"),
+        ("sources.code.fim_rate=0.5", 1, r"fill in the middle"),
+        ("model.vocab_size=100", 1, r"vocabulary"),
+    ],
+)
+def test_mistakes_end_with_2_and_no_traceback(
+    golden: Path, megacode: Megacode, tmp_path: Path, change: str, nproc: int, expected: str
+) -> None:
+    done = megacode("train", golden, "run_dir=run", change, "--nproc", nproc)
+    assert done.returncode == 2, done.stderr
+    assert re.search(expected, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
