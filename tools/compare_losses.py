@@ -2,7 +2,7 @@
 """Compare the losses of two runs, or of two states of the code, iteration by iteration.
 
     tools/compare_losses.py runs/a runs/b               # two run directories, or metrics.jsonl files
-    tools/compare_losses.py HEAD~1 .                    # trains the golden run with two commits; '.' is the working tree
+    tools/compare_losses.py HEAD~1 .                   # trains the golden run with both; '.' is the working tree
     tools/compare_losses.py tests/golden/losses.txt .   # the working tree against the golden losses
     tools/compare_losses.py . --bless tests/golden/losses.txt
 

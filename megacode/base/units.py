@@ -8,6 +8,7 @@ _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12, 
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _COUNT = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*$", re.IGNORECASE)
 _SCALES = (("E", 10**18), ("P", 10**15), ("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3))
+_SI_SCALES = (("P", 10**15), ("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3))
 _BYTE_SCALES = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
@@ -59,6 +60,11 @@ def parse_fraction(text: str | int | float) -> float:
 def format_count(value: int | float) -> str:
     """Return a number with three significant digits and a decimal suffix: `12.3M`."""
     return _scaled(value, _SCALES, "")
+
+
+def format_rate(value: int | float, unit: str) -> str:
+    """Return a rate with an SI prefix: `107 GFLOP/s`."""
+    return _scaled(float(value), _SI_SCALES, " ") + unit
 
 
 def format_bytes(value: int | float) -> str:

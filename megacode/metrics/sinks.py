@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megacode.base.files import RunDir, read_jsonl, write_text
-from megacode.base.units import format_count
+from megacode.base.units import format_count, format_rate
 
 log = logging.getLogger(__name__)
 
@@ -107,10 +107,11 @@ def train_line(record: Record, total_iterations: int) -> str:
     """Return one iteration's line."""
     losses = " ".join(f"{name} {loss:.3f}" for name, loss in record["loss_by_source"].items())
     mfu = f" {record['mfu']:.1%} MFU" if record["mfu"] is not None else ""
+    speed = f"{format_count(record['tokens_per_second'])} tokens/s {format_rate(record['flops_per_second'], 'FLOP/s')}"
     return (
         f"iteration {record['iteration']}/{total_iterations} {record['phase']} loss {record['loss']:.4f} ({losses})"
         f" lr {record['learning_rate']:.3e} grad norm {record['grad_norm']:.3f}"
-        f" {format_count(record['tokens_per_second'])} tokens/s {format_count(record['flops_per_second'])}FLOP/s{mfu}"
+        f" {speed}{mfu}"
     )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import platform
+import shlex
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +17,7 @@ from megacode.checkpoint.state import TrainState
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.data.loader import Loader
-from megacode.mcore import dist_ckpt, groups
+from megacode.mcore import device, dist_ckpt, groups
 from megacode.mcore.parts import Parts
 from megacode.mcore.step import StepResult, evaluate, train_step
 from megacode.metrics.meter import Meter, source_means, validation_record
@@ -90,7 +93,14 @@ class Trainer:
     def begin(self) -> None:
         """Write what a run starts with: an event and, where nothing is trained yet, losses of the untrained model."""
         fresh = self.state.iteration == 0
-        self._event("start" if fresh else "resume", ranks=self.parts.ranks.world_size)
+        self._event(
+            "start" if fresh else "resume",
+            ranks=self.parts.ranks.world_size,
+            device=device.name(),
+            host=platform.node(),
+            command=shlex.join(["megacode", *sys.argv[1:]]),
+            versions=self.state.versions,
+        )
         if fresh and self.config.checkpoint.at_start:
             self.save()
         if fresh and self.config.validation.fraction > 0:

@@ -13,9 +13,14 @@ from megacode.base.files import RunDir, atomic_path, digest, publish, read_jsonl
 def test_a_failed_write_leaves_the_old_file_and_no_remains(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     write_text(target, "old")
-    with pytest.raises(RuntimeError), atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def write_half() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert target.read_text() == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["a.txt"]
 

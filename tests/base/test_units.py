@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megacode.base.units import format_bytes, format_count, format_seconds, parse_count, parse_fraction
+from megacode.base.units import format_bytes, format_count, format_rate, format_seconds, parse_count, parse_fraction
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,7 @@ def test_shares_are_percentages_or_fractions() -> None:
 
 def test_numbers_are_shown_with_three_digits() -> None:
     assert [format_count(n) for n in (7, 12_345, 200 * 10**9, 999_999)] == ["7", "12.3k", "200B", "1000k"]
+    assert format_rate(107.2e9, "FLOP/s") == "107 GFLOP/s"
     assert [format_bytes(n) for n in (512, 1536, 3 * 2**30)] == ["512 B", "1.5 KiB", "3 GiB"]
     assert [format_seconds(s) for s in (0.25, 12.34, 245, 11520, 792000)] == [
         "250 ms",
