@@ -10,12 +10,14 @@ text: no document can end itself or forge a control token. Megatron's tools turn
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 Encoded = tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]
 
@@ -87,17 +89,41 @@ class SentencePieceEncoder:
 
 
 class GigatokenEncoder:
-    """gigatoken on a `tokenizer.json` whose special tokens were taken out, so that it cannot find them in texts."""
+    """gigatoken on a `tokenizer.json` whose special tokens were taken out, so that it cannot find them in texts.
+
+    It remembers every word it ever saw: 7 bytes of memory for each byte of random text. So it is made anew, which takes
+    0.05 s, whenever the process has grown by 128 MiB.
+    """
+
+    growth_bytes = 128 << 20
 
     def __init__(self, document: dict[str, Any]) -> None:
+        self._document = json.dumps(_without_specials(document))
+        self._process = psutil.Process()
+        self._tokenizer: Any = self._made()
+        self._limit = self._process.memory_info().rss + self.growth_bytes
+
+    def _made(self) -> Any:
         import gigatoken
 
-        self._tokenizer = gigatoken.Tokenizer.from_json(json.dumps(_without_specials(document)))
+        return gigatoken.Tokenizer.from_json(self._document)
+
+    def _forget(self) -> None:
+        """Make the tokenizer anew; the C library keeps what it is given back unless it is told to trim."""
+        self._tokenizer = None
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+        self._tokenizer = self._made()
+        self._limit = max(self._limit, self._process.memory_info().rss + self.growth_bytes // 2)
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """See `Encoder`."""
         layout = self._tokenizer.encode_batch(list(texts)).layout
-        return np.asarray(layout.content.data), np.asarray(layout.offsets.data).astype(np.int64, copy=False)
+        ids, offsets = np.asarray(layout.content.data), np.asarray(layout.offsets.data)
+        if self._process.memory_info().rss > self._limit:
+            self._forget()
+        return ids, offsets.astype(np.int64, copy=False)
 
 
 def _flat(ids: Sequence[Sequence[int]]) -> Encoded:
@@ -142,7 +168,7 @@ class Race:
         fast: the encoder to prove.
         reference: the one that is right.
         sample_bytes: characters of the first texts that are compared.
-        batch_bytes: characters compared in every later batch; 4 Ki of an 8 MiB batch cost 3 % of its time.
+        batch_bytes: characters compared in every later batch; 4 Ki of a 4 MiB batch cost 5 % of its time.
     """
 
     def __init__(

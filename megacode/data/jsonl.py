@@ -17,7 +17,7 @@ import zstandard
 
 from megacode.base.errors import ConfigError, DataError
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 4 << 20
 _BAD_STREAM = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from megacode.base.errors import ConfigError, DataError
 from megacode.config.model import TokenizerConfig
-from megacode.data.encoders import PROBES, Race, pieces
+from megacode.data.encoders import PROBES, GigatokenEncoder, Race, pieces
 from megacode.data.tokenizer import EncoderMismatch, load_tokenizer
 from megacode.data.train_tokenizer import train_tokenizer
 
@@ -182,3 +182,14 @@ def test_training_says_what_it_cannot_do_and_leaves_nothing(kind, corpus, tmp_pa
     with pytest.raises(ConfigError, match=r"it exists and holds empty\.jsonl, small\.jsonl"):
         train_tokenizer(kind, [str(corpus)], 1000, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.jsonl", "small.jsonl"]
+
+
+def test_the_fast_encoder_forgets_the_words_it_saw_when_memory_grows(config, texts, monkeypatch):
+    tokenizer = load_tokenizer(config)
+    monkeypatch.setattr(GigatokenEncoder, "growth_bytes", -(1 << 40))
+    fast = tokenizer._load_fast()
+    for part in (texts[:20], texts[20:40]):
+        before = fast._tokenizer
+        for ours, theirs in zip(fast.encode(part), tokenizer.encode_batch(part), strict=True):
+            assert np.array_equal(ours, theirs)
+        assert fast._tokenizer is not before
