@@ -26,6 +26,7 @@ from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
 from megacode.mcore import device
+from megacode.mcore.kernels import Rotary
 
 
 @dataclass
@@ -95,34 +96,6 @@ class RotaryTable(torch.nn.Module):
         return self._table[:length]
 
 
-class _Rotate(torch.autograd.Function):
-    """Rotates the channels of all heads but the last one, the value, of [..., heads, channels].
-
-    Its own backward, since the gradient of a rotation is the rotation back: nothing but the table is kept, and the
-    gradient is written in one go, where autograd would pad and add one piece for each slice.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, mixed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotated(mixed, cos, sin)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _rotated(gradient, cos, -sin), None, None
-
-
-def _rotated(mixed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    out = torch.empty_like(mixed, memory_format=torch.contiguous_format)
-    half = mixed.size(-1) // 2
-    first, second = mixed[..., :-1, :half], mixed[..., :-1, half:]
-    torch.mul(first, cos, out=out[..., :-1, :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out[..., :-1, half:]).addcmul_(first, sin)
-    out[..., -1, :] = mixed[..., -1, :]
-    return out
-
-
 class CausalSelfAttention(SelfAttention):
     """mcore's self-attention, its projections and their names, with a forward pass of our own.
 
@@ -152,7 +125,7 @@ class CausalSelfAttention(SelfAttention):
         mixed = mixed.view(*mixed.shape[:2], groups, -1, head)
         table = rotary_pos_emb if packed_seq_params is None else rotary_pos_emb[packed_seq_params.positions]
         cos, sin = table[:, None, None, None, :].chunk(2, dim=-1)
-        mixed = _Rotate.apply(mixed, cos, sin)
+        mixed = Rotary.apply(mixed, cos, sin)
         if packed_seq_params is None:
             attended = self._attend(mixed)
         else:

@@ -3,12 +3,11 @@
 sequential  x + attention(norm(x)), then the same with the MLP and a norm of its own
 parallel    x + attention(norm(x)) + mlp(norm(x)), one norm, both at once. Source: GPT-J (Wang and Komatsuzaki, 2021)
 
-Tensor parallel cuts each pair of matrices into columns, then rows, and needs one collective on the way in (backward)
-and one on the way out (forward). In the sequential block the linear layers own them, as in mcore. In the parallel
-block both branches read the same input and are added anyway, so their collectives merge: the linear layers compute
-nothing but their slice, and the block enters and leaves the tensor-parallel region once: half the collectives.
-
-Where there is no tensor parallel a linear layer is torch's own, which is faster than mcore's autograd function.
+Tensor parallel cuts matrices into columns, then rows: attention's projections are one such pair, the MLP's another.
+Each rank computes with its slices alone, between *entering* the parallel region (one collective in the backward pass)
+and *leaving* it (one in the forward pass). mcore's linear layers own these collectives; here the block does. So the
+parallel block, whose branches read the same input and are added anyway, enters and leaves once for both: half the
+collectives of the sequential one. Under sequence parallel the collectives also gather and scatter the sequence.
 """
 
 from __future__ import annotations
@@ -35,6 +34,15 @@ from torch import Tensor
 
 from megacode.config.model import ModelConfig
 from megacode.mcore.attention import CausalSelfAttention
+from megacode.mcore.kernels import GatedLinearUnit, Linear, RootMeanSquareNorm
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm, whose fused kernel is for CUDA only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, normed over its last dimension."""
+        return super().forward(x) if x.is_cuda else RootMeanSquareNorm.apply(x, self.weight, self.eps)
 
 
 class Norm:
@@ -48,47 +56,37 @@ class Norm:
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> Any:
         norm: torch.nn.Module
         if config.normalization == "RMSNorm":
-            norm = torch.nn.RMSNorm(hidden_size, eps=eps)
+            norm = RMSNorm(hidden_size, eps=eps)
         else:
             norm = torch.nn.LayerNorm(hidden_size, eps=eps, bias=False)
         norm.weight.sequence_parallel = config.sequence_parallel
         return norm
 
 
-class ColumnLinear(ColumnParallelLinear):
-    """Column-parallel linear layer that owns its collectives, if there are any."""
-
-    def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        """Return this rank's columns of the product, and no bias."""
-        if self.tp_group.size() == 1:
-            return F.linear(input_, self.weight), None
-        return super().forward(input_, *args, **kwargs)
-
-
-class RowLinear(RowParallelLinear):
-    """Row-parallel linear layer that owns its collectives, if there are any."""
-
-    def forward(self, input_: Tensor) -> tuple[Tensor, None]:
-        """Return the product, added up over ranks, and no bias."""
-        if self.tp_group.size() == 1:
-            return F.linear(input_, self.weight), None
-        return super().forward(input_)
-
-
 class ColumnSlice(ColumnParallelLinear):
-    """Column-parallel linear layer whose block owns the collectives."""
+    """This rank's columns of a matrix; the block owns the collectives."""
 
-    def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    def forward(self, input_: Tensor, *unused: Any, **also_unused: Any) -> tuple[Tensor, None]:
         """Return this rank's columns of the product, and no bias."""
-        return F.linear(input_, self.weight), None
+        return Linear.apply(input_, self.weight), None
 
 
 class RowSlice(RowParallelLinear):
-    """Row-parallel linear layer whose block owns the collectives: it returns this rank's part of the sum."""
+    """This rank's rows of a matrix; the block owns the collectives."""
 
     def forward(self, input_: Tensor) -> tuple[Tensor, None]:
-        """Return this rank's part of the product, and no bias."""
-        return F.linear(input_, self.weight), None
+        """Return this rank's part of the sum that the product is, and no bias."""
+        return Linear.apply(input_, self.weight), None
+
+
+class OutputLayer(ColumnParallelLinear):
+    """mcore's output layer, with our product where there are no collectives."""
+
+    def forward(self, input_: Tensor, weight: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, None]:
+        """Return the logits of this rank's part of the vocabulary; `weight` is the embedding's where they are tied."""
+        if self.tp_group.size() == 1:
+            return Linear.apply(input_, self.weight if weight is None else weight), None
+        return super().forward(input_, weight, **kwargs)
 
 
 class _Block(TransformerLayer):
@@ -98,10 +96,26 @@ class _Block(TransformerLayer):
         return self.self_attention(x, rotary_pos_emb=rotary, packed_seq_params=packed)[0]
 
     def _mlp(self, x: Tensor) -> Tensor:
-        gate, up = self.mlp.linear_fc1(x)[0].chunk(2, dim=-1)
-        return self.mlp.linear_fc2(F.silu(gate) * up)[0]
+        return self.mlp.linear_fc2(GatedLinearUnit.apply(self.mlp.linear_fc1(x)[0]))[0]
+
+    def _enter(self, x: Tensor) -> Tensor:
+        """From what every rank holds (or a slice of the sequence) to the input of this rank's slices of matrices."""
+        if self.tp_group.size() == 1:
+            return x
+        if self.config.sequence_parallel:
+            return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=self.tp_group)
+        return copy_to_tensor_model_parallel_region(x, group=self.tp_group)
+
+    def _leave(self, x: Tensor) -> Tensor:
+        """From each rank's part of a sum to the sum (or a slice of its sequence)."""
+        if self.tp_group.size() == 1:
+            return x
+        if self.config.sequence_parallel:
+            return reduce_scatter_to_sequence_parallel_region(x, group=self.tp_group)
+        return reduce_from_tensor_model_parallel_region(x, group=self.tp_group)
 
     def _add(self, residual: Tensor, branch: Tensor) -> Tensor:
+        branch = self._leave(branch)
         if self.hidden_dropout > 0.0 and self.training:
             branch = F.dropout(branch, self.hidden_dropout)
         return residual + branch
@@ -121,9 +135,10 @@ class SequentialBlock(_Block):
         **unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the block's output, [s, b, h] as its input, and the context as it came."""
-        attended = self._attention(self.input_layernorm(hidden_states), rotary_pos_emb, packed_seq_params)
-        hidden_states = self._add(hidden_states, attended)
-        return self._add(hidden_states, self._mlp(self.pre_mlp_layernorm(hidden_states))), context
+        normed = self._enter(self.input_layernorm(hidden_states))
+        hidden_states = self._add(hidden_states, self._attention(normed, rotary_pos_emb, packed_seq_params))
+        normed = self._enter(self.pre_mlp_layernorm(hidden_states))
+        return self._add(hidden_states, self._mlp(normed)), context
 
 
 class ParallelBlock(_Block):
@@ -142,33 +157,16 @@ class ParallelBlock(_Block):
         """Return the block's output, [s, b, h] as its input, and the context as it came."""
         normed = self._enter(self.input_layernorm(hidden_states))
         both = self._attention(normed, rotary_pos_emb, packed_seq_params) + self._mlp(normed)
-        return self._add(hidden_states, self._leave(both)), context
-
-    def _enter(self, x: Tensor) -> Tensor:
-        """From what every rank holds (or a slice of the sequence) to the input of this rank's slices of matrices."""
-        if self.tp_group.size() == 1:
-            return x
-        if self.config.sequence_parallel:
-            return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=self.tp_group)
-        return copy_to_tensor_model_parallel_region(x, group=self.tp_group)
-
-    def _leave(self, x: Tensor) -> Tensor:
-        """From each rank's part of a sum to the sum (or a slice of its sequence)."""
-        if self.tp_group.size() == 1:
-            return x
-        if self.config.sequence_parallel:
-            return reduce_scatter_to_sequence_parallel_region(x, group=self.tp_group)
-        return reduce_from_tensor_model_parallel_region(x, group=self.tp_group)
+        return self._add(hidden_states, both), context
 
 
 def block_spec(model: ModelConfig, config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
     """Return what mcore builds the layers of this pipeline rank's chunk from."""
     parallel = model.block == "parallel"
-    column, row = (ColumnSlice, RowSlice) if parallel else (ColumnLinear, RowLinear)
     attention = ModuleSpec(
         module=CausalSelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
-        submodules=SelfAttentionSubmodules(linear_qkv=column, core_attention=IdentityOp, linear_proj=row),
+        submodules=SelfAttentionSubmodules(linear_qkv=ColumnSlice, core_attention=IdentityOp, linear_proj=RowSlice),
     )
     layer = ModuleSpec(
         module=ParallelBlock if parallel else SequentialBlock,
@@ -176,7 +174,7 @@ def block_spec(model: ModelConfig, config: TransformerConfig, vp_stage: int | No
             input_layernorm=Norm,
             self_attention=attention,
             pre_mlp_layernorm=IdentityOp if parallel else Norm,
-            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnSlice, linear_fc2=RowSlice)),
         ),
     )
     layers = get_num_layers_to_build(config, vp_stage)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F  # noqa: N812
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
 from megacode.config.run import RunConfig
-from megacode.mcore import device, layout, translate, weights
+from megacode.mcore import device, gradients, layout, translate, weights
 from megacode.mcore.attention import RotaryTable
-from megacode.mcore.layers import block_spec
+from megacode.mcore.kernels import CrossEntropy
+from megacode.mcore.layers import OutputLayer, block_spec
 from megacode.mcore.sharding import model_state
 
 if TYPE_CHECKING:
@@ -50,6 +49,9 @@ class Model(GPTModel):
             vp_stage=vp_stage,
         )
         self.tokens = vocab_size
+        if last:
+            # mcore's spec does not reach the output layer, which it builds of the class that ours refines.
+            self.output_layer.__class__ = OutputLayer
         self.rotary_pos_emb = RotaryTable(
             config.model.head_size, config.model.rotary_base, translate.DTYPES[config.precision.dtype]
         )
@@ -66,12 +68,11 @@ class Model(GPTModel):
         slice_size = logits.size(-1)
         own = self.tokens - slice_size * self.pg_collection.tp.rank()
         if own < slice_size:
-            with torch.no_grad():
-                logits[..., max(own, 0) :] = float("-inf")
+            logits.detach()[..., max(own, 0) :] = float("-inf")
         labels = labels.t().contiguous()
         if self.pg_collection.tp.size() > 1:
             return vocab_parallel_cross_entropy(logits, labels).t()
-        losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+        losses = CrossEntropy.apply(logits.flatten(0, 1), labels.flatten())
         return losses.view_as(labels).t()
 
 
@@ -104,8 +105,5 @@ def _wrapped(config: RunConfig, mcore_config: TransformerConfig, models: list[Mo
         DistributedDataParallel(mcore_config, ddp_config, model, disable_bucketing=index > 0)
         for index, model in enumerate(inner)
     ]
-    mcore_config.finalize_model_grads_func = finalize_model_grads
-    if ddp_config.overlap_grad_reduce:
-        no_sync = [chunk.no_sync for chunk in chunks]
-        mcore_config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
+    gradients.prepare(chunks)
     return chunks

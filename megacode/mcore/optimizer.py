@@ -86,5 +86,8 @@ def gradient_norm(optimizer: Any) -> float:
     square = torch.zeros((), device=device.device())
     if gradients:
         square = torch.stack(torch._foreach_norm(gradients)).square().sum()
-    dist.all_reduce(square, group=optimizer.get_grad_stats_parallel_group())
-    return math.sqrt(square.item()) if math.isfinite(square.item()) else float("nan")
+    group = optimizer.get_grad_stats_parallel_group()
+    if group.size() > 1:
+        dist.all_reduce(square, group=group)
+    value = square.item()
+    return math.sqrt(value) if math.isfinite(value) else float("nan")

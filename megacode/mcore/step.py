@@ -90,7 +90,7 @@ def train_step(parts: Parts, microbatches: Sequence[MicroBatch], learning_rate: 
         num_sources: number of sources; `source_ids` are below it.
     """
     for chunk in parts.chunks:
-        chunk.train()
+        _set_mode(chunk, training=True)
         chunk.zero_grad_buffer()
     parts.optimizer.zero_grad()
     losses = _summed(parts, _run(parts, microbatches, num_sources, forward_only=False), num_sources)
@@ -103,7 +103,7 @@ def train_step(parts: Parts, microbatches: Sequence[MicroBatch], learning_rate: 
 def evaluate(parts: Parts, microbatches: Sequence[MicroBatch], num_sources: int) -> Losses:
     """Return the losses of some micro-batches, without gradients and dropout; arguments as in `train_step`."""
     for chunk in parts.chunks:
-        chunk.eval()
+        _set_mode(chunk, training=False)
     return _summed(parts, _run(parts, microbatches, num_sources, forward_only=True), num_sources)
 
 
@@ -119,12 +119,18 @@ def logits(parts: Parts, tokens: Tensor) -> Tensor:
         [b, s, vocab_size] fp32 on this rank's device, without the padding.
     """
     for chunk in parts.chunks:
-        chunk.eval()
+        _set_mode(chunk, training=False)
     tokens = device.to_device(tokens)
     found = _schedule(parts, partial(_forward_logits, tokens), 1, tuple(tokens.shape), True, collect=True)
     whole = found[0] if found else torch.empty(*tokens.shape, parts.vocab_size, device=tokens.device)
     _from_last_stage(parts, whole)
     return whole
+
+
+def _set_mode(chunk: Any, training: bool) -> None:
+    """Turn dropout on or off; walking through all modules costs as much as a small layer, so only where it changes."""
+    if chunk.training != training:
+        chunk.train(training)
 
 
 def _forward_logits(tokens: Tensor, iterator: Any, chunk: Any) -> tuple[Tensor, Any]:
@@ -215,7 +221,8 @@ def _summed(parts: Parts, found: list[Tensor], num_sources: int) -> Losses:
     sums = torch.zeros(3, num_sources + 1, dtype=torch.float64, device=device.device())
     if found:
         sums = torch.stack(found).sum(0)
-        dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        if parts.ranks.dp_size > 1:
+            dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     _from_last_stage(parts, sums)
     loss_sum, tokens, samples = sums[:, :num_sources].tolist()
     return Losses(loss_sum, [int(n) for n in tokens], [int(n) for n in samples])

@@ -1,0 +1,51 @@
+"""What happens to gradients between the last backward pass and the optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import finalize_model_grads
+from torch import Tensor
+
+from megacode.mcore.kernels import mark_accumulating
+from megacode.mcore.layers import ColumnSlice, OutputLayer, RowSlice
+
+
+def prepare(chunks: list[Any]) -> None:
+    """Choose how the chunks' gradients are gathered and reduced, once, when they are built."""
+    config, settings = chunks[0].config, chunks[0].ddp_config
+    alone = torch.distributed.get_world_size() == 1
+    config.finalize_model_grads_func = _finalize_alone if alone else finalize_model_grads
+    for chunk in chunks:
+        if alone:
+            # mcore's optimizer gathers the parameters after each step, here from this very rank.
+            chunk.start_param_sync = _nothing_to_gather
+        if not settings.overlap_grad_reduce:
+            # mcore's overlap waits for autograd to deliver each gradient, so there they must come the usual way.
+            _accumulate_in_place(chunk)
+    if settings.overlap_grad_reduce:
+        no_sync = [chunk.no_sync for chunk in chunks]
+        config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
+
+
+def _accumulate_in_place(chunk: Any) -> None:
+    for module in chunk.modules():
+        if not isinstance(module, (ColumnSlice, RowSlice, OutputLayer)):
+            continue
+        # A tied output layer has no weight of its own, or one that the embedding's gradient is added to later.
+        if module.weight is not None and not getattr(module.weight, "shared_embedding", False):
+            mark_accumulating(module.weight)
+
+
+def _finalize_alone(model: list[Any], num_tokens: Tensor | None = None, **unused: Any) -> None:
+    """Divide by the number of tokens: all that is left of mcore's function where there is one rank."""
+    assert parallel_state.get_data_parallel_world_size() == 1
+    if num_tokens is not None and num_tokens > 0:
+        for chunk in model:
+            chunk.scale_gradients(1.0 / num_tokens)
+
+
+def _nothing_to_gather(*unused: Any, **also_unused: Any) -> None:
+    pass

@@ -1,0 +1,173 @@
+"""The operations between the matrix products, each with a backward pass of its own.
+
+On a CPU these cost as much as their passes over memory, and autograd's own composition makes many: it keeps every
+intermediate, pads and adds the gradients of slices, and clears buffers that are overwritten at once. Here each
+operation keeps its inputs alone, recomputes what is cheap, and writes its gradient once. The arithmetic is the same;
+tests compare each with autograd's. On CUDA they are right as well, and Transformer Engine's fused ones are faster.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class Linear(torch.autograd.Function):
+    """y = x weight^T, in three products that this machine does fastest, the weight's gradient added where it belongs.
+
+    mcore gathers gradients over micro-batches in `weight.main_grad`. A weight marked by `mark_accumulating` gets its
+    gradient there at once, which saves a tensor of the weight's size and passes over it; mcore does the same on CUDA
+    with an extension of apex. Other weights hand their gradient to autograd.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """Return [..., out] of x [..., in] and weight [out, in]."""
+        ctx.save_for_backward(x, weight)
+        return product(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """dx = gradient weight, dweight = gradient^T x."""
+        x, weight = ctx.saved_tensors
+        x_gradient = product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return x_gradient, None
+        rows, columns = gradient.flatten(0, -2).t(), x.flatten(0, -2).t()
+        # oneDNN copies its first operand if it is transposed: that should be the smaller one.
+        wider = len(rows) > len(columns)
+        weight_gradient = product(columns, rows).t() if wider else product(rows, columns)
+        if not getattr(weight, "accumulates", False):
+            return x_gradient, weight_gradient
+        weight.main_grad.add_(weight_gradient)
+        weight.grad_added_to_main_grad = True
+        return x_gradient, None
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x weight^T, [..., out] of [..., in] and [out, in], either of which may be a transposed view.
+
+    torch hands fp32 products on a CPU to MKL, which on AMD's processors is half as fast as the oneDNN that torch
+    brings along (both sum in fp32). The choice depends on nothing but the build, so that runs repeat bit by bit.
+    """
+    if _ONEDNN and x.dtype == torch.float32 and not x.is_cuda:
+        rows = torch.ops.mkldnn._linear_pointwise(x.flatten(0, -2), weight, None, "none", [], "")
+        # Not `view`: autograd would call the result a view, and forbid the loss to overwrite it.
+        return torch.ops.aten._unsafe_view(rows, (*x.shape[:-1], rows.size(-1)))
+    return torch.nn.functional.linear(x, weight)
+
+
+def mark_accumulating(weight: Tensor) -> None:
+    """Let `Linear` add this weight's gradient to its `main_grad`.
+
+    Not for a weight that has a gradient from elsewhere too: mcore drops whatever comes the usual way once the mark
+    `grad_added_to_main_grad` is set.
+    """
+    weight.accumulates = True
+
+
+class RootMeanSquareNorm(torch.autograd.Function):
+    """RMSNorm: x / sqrt(mean(x^2) + eps) * weight. Source: Zhang and Sennrich (2019), equation 4."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Return [..., h] in x's dtype; the mean of squares is taken in fp32."""
+        wide = x.float()
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.size(-1)).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """dx = scale * (g - n * mean(g * n)) with n = x * scale, g = gradient * weight; dweight = sum gradient * n."""
+        x, weight, scale = ctx.saved_tensors
+        normed = x.float() * scale
+        product = normed * gradient
+        weight_gradient = product.flatten(0, -2).sum(0).to(weight.dtype)
+        mean = product.mul_(weight).mean(-1, keepdim=True)
+        inner = (
+            torch.mul(gradient, weight, out=product) if gradient.dtype == product.dtype else gradient.float() * weight
+        )
+        return inner.addcmul_(normed, mean, value=-1).mul_(scale).to(x.dtype), weight_gradient, None
+
+
+class GatedLinearUnit(torch.autograd.Function):
+    """SwiGLU: silu(gate) * up, of a tensor that holds both. Source: Shazeer, GLU Variants (2020), equation 6."""
+
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        """Return [..., f] of [..., 2 f], whose first half is the gate."""
+        ctx.save_for_backward(both)
+        gate, up = both.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """dgate = gradient * up * silu'(gate), dup = gradient * silu(gate)."""
+        (both,) = ctx.saved_tensors
+        gate, up = both.chunk(2, dim=-1)
+        out = torch.empty_like(both)
+        gate_gradient, up_gradient = out.chunk(2, dim=-1)
+        torch.mul(torch.nn.functional.silu(gate), gradient, out=up_gradient)
+        torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=gate_gradient)
+        return out
+
+
+class Rotary(torch.autograd.Function):
+    """Rotates the channels of all heads but the last one, the value, of [..., heads, channels], in halves.
+
+    The gradient of a rotation is the rotation back, so nothing is kept but the table.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mixed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return [..., heads, channels]; `cos` and `sin` hold one value for each pair of channels."""
+        ctx.save_for_backward(cos, sin)
+        return _rotated(mixed, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Rotate back."""
+        cos, sin = ctx.saved_tensors
+        return _rotated(gradient, cos, sin, -1), None, None
+
+
+def _rotated(mixed: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    out = torch.empty_like(mixed, memory_format=torch.contiguous_format)
+    half = mixed.size(-1) // 2
+    first, second = mixed[..., :-1, :half], mixed[..., :-1, half:]
+    torch.mul(first, cos, out=out[..., :-1, :half]).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=out[..., :-1, half:]).addcmul_(first, sin, value=sign)
+    out[..., -1, :] = mixed[..., -1, :]
+    return out
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Each token's -log softmax(logits)[label], in fp32, where one rank holds the whole vocabulary.
+
+    The logits are the largest tensor of a training step. In fp32 they are overwritten by their log-probabilities, and
+    those by their gradient: no second tensor of that size is ever made.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return [n] of logits [n, vocabulary] and labels [n] int64."""
+        # Detached: autograd need not follow what happens to logits that nobody else looks at.
+        log_probabilities = logits.detach().float()
+        torch.log_softmax(log_probabilities, dim=-1, out=log_probabilities)
+        ctx.save_for_backward(log_probabilities, labels)
+        ctx.dtype = logits.dtype
+        return log_probabilities.gather(1, labels[:, None]).squeeze(1).neg_()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """dlogits = gradient * (softmax - one at the label)."""
+        log_probabilities, labels = ctx.saved_tensors
+        out = log_probabilities.exp_().mul_(gradient[:, None])
+        out.scatter_add_(1, labels[:, None], gradient[:, None].neg())
+        return out.to(ctx.dtype), None
