@@ -213,24 +213,9 @@ class _Demo:
 
         missing = [i for i in self.milestones() if not self.run.score("demo", i).exists()]
         if missing:
-            self._write_items()
             models = [self.run.hf / self.run.iteration_name(iteration) for iteration in missing]
             for document in evaluate_many(models, "demo", [self.run.score("demo", i) for i in missing]):
                 render_scores(document, self.console)
-
-    def _write_items(self) -> None:
-        from megacode.config.loading import load_config
-        from megacode.data.tokenizer import load_tokenizer
-        from megacode.eval.demo_items import INDEX, build_demo_tasks
-        from megacode.eval.heldout import heldout_documents
-        from megacode.eval.suites import items_dir
-
-        config, target = load_config(self.run.config), items_dir(self.run.path)
-        if not (target / INDEX).exists() and config.tokenizer is not None:
-            reader = load_tokenizer(config.tokenizer)
-            fraction = config.validation.fraction
-            held_out = {n: heldout_documents(n, s, fraction, reader) for n, s in config.sources.items()}
-            build_demo_tasks(held_out, target, config.seed)
 
     def report(self) -> None:
         """Write report.html."""

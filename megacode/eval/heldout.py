@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
-from megacode.base.errors import DataError
+from megacode.base.errors import ConfigError, DataError
+from megacode.base.files import RunDir
 from megacode.config.data import Source
+from megacode.config.loading import load_config
 from megacode.data.indexed import IndexedDataset
+from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import SourceStream
+from megacode.eval.demo_items import SOURCES, build_demo_tasks
 
 
 class Decoder(Protocol):
@@ -46,6 +51,30 @@ def heldout_documents(
     assert dataset.document_bounds(first)[0] == stream.train_tokens, "training ends at a document's end"
     last = dataset.documents if limit is None else min(dataset.documents, first + limit)
     return [_text(dataset, document, tokenizer) for document in range(first, last)]
+
+
+def build_run_items(run_dir: Path, items: Path) -> None:
+    """Write the demo suite's items for a run, from what it holds out of its sources text, code and markup.
+
+    Args:
+        run_dir: the run; its config names the data sets, which must still be there.
+        items: the directory to write to.
+
+    Raises:
+        ConfigError: if the run has none of those sources, or no tokenizer.
+        DataError: if its data sets are gone, or hold out too little.
+    """
+    where = RunDir(run_dir).config
+    config = load_config(where)
+    sources = {name: source for name, source in config.sources.items() if name in SOURCES}
+    if not sources or config.tokenizer is None:
+        what = (
+            "the demo suite asks about sources named " + ", ".join(SOURCES) + ", and this run has none, or no tokenizer"
+        )
+        raise ConfigError(what, str(where), "score with a suite of your own: --suite FILE.yaml")
+    tokenizer, fraction = load_tokenizer(config.tokenizer), config.validation.fraction
+    held_out = {name: heldout_documents(name, source, fraction, tokenizer) for name, source in sources.items()}
+    build_demo_tasks(held_out, items, config.seed)
 
 
 def _text(dataset: IndexedDataset, document: int, tokenizer: Decoder) -> str:

@@ -13,7 +13,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def provenance() -> dict[str, Any]:
     """Return versions, hardware and date."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     machine = {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count()}
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    date = datetime.now(UTC).isoformat(timespec="seconds")
     return {"versions": {"python": platform.python_version(), **versions}, "hardware": machine, "date": date}
 
 

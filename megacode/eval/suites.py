@@ -1,7 +1,7 @@
 """Suites: named lists of lm-eval tasks, and where their items lie.
 
-`demo` ships with the project; its items are made for each demo run, from the documents which that run holds out, and
-lie in the run directory. A user's own suite is a YAML file:
+`demo` ships with the project; its items are made for each run, from the documents which that run holds out, and lie in
+the run directory. A user's own suite is a YAML file:
 
     name: paper                    # default: the file's name
     tasks: [piqa, my_task]         # tasks, groups or tags
@@ -25,6 +25,7 @@ import yaml
 from megacode.base.errors import ConfigError, Problem
 from megacode.base.files import RunDir, tree_digest
 from megacode.eval.demo_items import INDEX
+from megacode.eval.heldout import build_run_items
 
 SHIPPED = Path(__file__).parent / "tasks"
 _KEYS: dict[str, type | tuple[type, ...]] = {
@@ -68,7 +69,7 @@ def load_suite(suite: str | Path, hf_dir: Path, tasks_dir: Path | None = None) -
 
     Args:
         suite: `demo`, or the path of a YAML file.
-        hf_dir: the model to score; its run holds the demo suite's items.
+        hf_dir: the model to score; its run holds the demo suite's items, made here the first time.
         tasks_dir: directory of the items, instead of the run's.
 
     Raises:
@@ -117,7 +118,10 @@ def _items_of(hf_dir: Path, suite: str) -> Path:
             str(hf_dir),
             "name their directory with --tasks RUN/eval/items/demo, or score with a suite of your own",
         )
-    return items_dir(run, suite)
+    items = items_dir(run, suite)
+    if not (items / INDEX).exists():
+        build_run_items(run, items)
+    return items
 
 
 def _read_index(items: Path) -> dict[str, Any]:
@@ -127,9 +131,13 @@ def _read_index(items: Path) -> dict[str, Any]:
         missing = [task["file"] for task in index["tasks"].values() if not (items / task["file"]).is_file()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"there are no items of the suite here: {INDEX} is missing or damaged ({type(error).__name__})"
-        raise ConfigError(what, str(items), "name another directory with --tasks, or run `megacode demo`") from None
+        raise ConfigError(
+            what, str(items), "name another directory with --tasks, or remove it to have them made anew"
+        ) from None
     if missing:
-        raise ConfigError(f"items are missing: {', '.join(missing)}", str(items), "run `megacode demo` again")
+        raise ConfigError(
+            f"items are missing: {', '.join(missing)}", str(items), f"remove {items}, and they are made anew"
+        )
     return index
 
 

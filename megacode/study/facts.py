@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 
@@ -142,7 +142,7 @@ def _time(event: Json) -> str:
     moment = event.get("time")
     if not isinstance(moment, (int, float)):
         return str(moment)
-    return datetime.fromtimestamp(moment, tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return datetime.fromtimestamp(moment, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _flat(facts: Json, prefix: str = "") -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def page(record: RunRecord) -> dict[str, Any]:
         },
         "now": at[-1] if at else "",
         "version": megacode.__version__,
-        "written": datetime.now(tz=timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "written": datetime.now(tz=UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 

@@ -23,6 +23,7 @@ TITLES = {
     "bits_per_byte": "bits per byte",
     "acc": "accuracy",
     "acc_norm": "accuracy, by length",
+    "acc_mutual_info": "accuracy, by mutual information",
     "exact_match": "exact match",
 }
 
