@@ -1,7 +1,7 @@
 """A checkpoint as a Hugging Face model: written beside its final place, proven there, then published by one rename.
 
 Whoever finds the directory finds a model that was read back by transformers and computed what megacode computes.
-In memory at a time: the checkpoint's weights, and one safetensors file while writing or one fp32 model while proving.
+In memory at a time: the checkpoint's weights and one safetensors file while writing; one fp32 model while proving.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from megacode.base.errors import CheckpointError, ConfigError, Problem, VerificationError
 from megacode.base.files import atomic_path, write_json
@@ -23,9 +21,7 @@ from megacode.convert.shards import write_shards
 from megacode.convert.source import Source
 from megacode.convert.texts import texts_of
 from megacode.convert.tokenizer import export_tokenizer
-from megacode.convert.verify import Claim, Report, prove
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from megacode.convert.verify import TYPES, Claim, Report, prove
 
 
 def to_hf(
@@ -57,17 +53,14 @@ def to_hf(
         ConfigError: transformers has no architecture for this model, or `dtype` is unknown.
         VerificationError: the export does not compute what the checkpoint computes; nothing is published.
     """
-    from megacode.mcore.dist_ckpt import load_plain
-
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"{dtype!r} is no type of weights", "--dtype", f"use one of {', '.join(DTYPES)}")
+    if dtype is not None and dtype not in TYPES:
+        raise ConfigError(f"{dtype!r} is no type of weights", "--dtype", f"use one of {', '.join(TYPES)}")
     source = Source.open(checkpoint)
     layout_of(source.config.model)
     _check_out(out, source, force)
     texts = texts_of(source, text)
-    weights = load_plain(source.path)
-    kind = DTYPES[dtype] if dtype else weights[VOCABULARY[0]].dtype
-    claim = Claim(source.label, source.config, source.path, weights, source.tokenizer, texts, kind)
+    kind = TYPES[dtype or source.config.precision.dtype]
+    claim = Claim(source.label, source.config, source.path, source.tokenizer, texts, kind)
     with atomic_path(out) as hidden:
         hidden.mkdir()
         parameters = write_model(claim, hidden, max_shard_size)
@@ -84,12 +77,13 @@ def write_model(claim: Claim, out: Path, max_shard_size: int | str = "5GB") -> i
     """
     model, train, tokenizer = claim.config.model, claim.config.train, claim.tokenizer
     vocab = tokenizer.vocab_size
-    padded = len(claim.weights[VOCABULARY[0]])
+    weights = claim.weights()
+    padded = len(weights[VOCABULARY[0]])
     if vocab > padded:
         what = f"the tokenizer has {vocab} tokens, the embedding only {padded} rows"
         raise CheckpointError(what, claim.label, "use the tokenizer of the run")
     sizes = Sizes.of(model, vocab, padded)
-    tensors = mapped(claim.weights, model, sizes)
+    tensors = mapped(weights, model, sizes)
     parameters = write_shards(tensors, hf_shapes(model, sizes), claim.dtype, out, max_shard_size)
     dtype = str(claim.dtype).removeprefix("torch.")
     write_json(out / "config.json", hf_config(model, vocab, train.seq_length, tokenizer.eod, dtype))

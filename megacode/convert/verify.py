@@ -36,6 +36,8 @@ from megacode.convert.sides import NOTHING_PUBLISHED, exported_traces, reference
 from megacode.convert.texts import Text
 from megacode.data.tokenizer import Tokenizer
 
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @dataclass(frozen=True)
 class Report:
@@ -93,7 +95,6 @@ class Claim:
         label: the checkpoint, as `run@iter_0001000`.
         config: the run's.
         checkpoint: its directory.
-        weights: its parameters, whole, by Megatron-core's plain names.
         tokenizer: the run's.
         texts: what both models are run on.
         dtype: type of the exported weights.
@@ -102,10 +103,15 @@ class Claim:
     label: str
     config: RunConfig
     checkpoint: Path
-    weights: Mapping[str, Tensor]
     tokenizer: Tokenizer
     texts: Sequence[Text]
     dtype: torch.dtype
+
+    def weights(self) -> dict[str, Tensor]:
+        """Read the checkpoint's parameters, whole, by Megatron-core's plain names: one copy of the model."""
+        from megacode.mcore.dist_ckpt import load_plain
+
+        return load_plain(self.checkpoint)
 
 
 def prove(claim: Claim, export: Path, tolerance: float = TOLERANCE) -> Report:
@@ -172,10 +178,9 @@ def check_weights(claim: Claim, export: Path) -> None:
     Raises:
         VerificationError: one is not equal bit for bit; its name in the checkpoint is given.
     """
-    vocab = claim.tokenizer.vocab_size
-    sizes = Sizes.of(claim.config.model, vocab)
+    weights, sizes = claim.weights(), Sizes.of(claim.config.model, claim.tokenizer.vocab_size)
     for name, tensor in from_hf(Shards(export), claim.config.model, sizes):
-        if not torch.equal(tensor, claim.weights[name][: len(tensor)].to(claim.dtype)):
+        if not torch.equal(tensor, weights[name][: len(tensor)].to(claim.dtype)):
             raise VerificationError(f"{name} in the files is not the checkpoint's", str(export), NOTHING_PUBLISHED)
 
 
@@ -230,7 +235,7 @@ def _loss(traces: Sequence[Trace], ids: Sequence[tuple[int, ...]]) -> float:
 
 
 def _rounding(claim: Claim, ids: Sequence[tuple[int, ...]], rounded: Sequence[Trace]) -> float | None:
-    if all(weight.dtype == claim.dtype for weight in claim.weights.values()):
+    if claim.dtype in (torch.float32, TYPES[claim.config.precision.dtype]):
         return None
     whole = reference_traces(claim.config, claim.checkpoint, claim.tokenizer.vocab_size, ids, torch.float32)
     return max(float((a[LOGITS] - b[LOGITS]).abs().max()) for a, b in zip(whole, rounded, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from megacode.convert.sides import reference_traces
 from megacode.convert.source import Source
 from megacode.convert.texts import Text, texts_of
 from megacode.convert.verify import Claim, prove
-from megacode.mcore.dist_ckpt import load_plain
 
 Weights = dict[str, torch.Tensor]
 
@@ -33,17 +33,8 @@ def claims(runs) -> Callable[[str], Claim]:
     def claim_of(name: str) -> Claim:
         if name not in opened:
             source = Source.open(runs(name))
-            weights = load_plain(source.path)
-            what = (
-                source.label,
-                source.config,
-                source.path,
-                weights,
-                source.tokenizer,
-                texts_of(source)[:3],
-                torch.float32,
-            )
-            opened[name] = Claim(*what)
+            texts = texts_of(source)[:3]
+            opened[name] = Claim(source.label, source.config, source.path, source.tokenizer, texts, torch.float32)
         return opened[name]
 
     return claim_of
@@ -178,21 +169,18 @@ def test_a_wrong_export_is_not_published(runs, out, monkeypatch) -> None:
 
 
 def test_an_embedding_smaller_than_the_tokenizer_is_refused(claims, tmp_path) -> None:
-    claim = claims("llama")
-    short = {name: tensor[:200] if len(tensor) == 384 else tensor for name, tensor in claim.weights.items()}
-    broken = replace(claim, weights=short)
-    with pytest.raises(CheckpointError, match="the tokenizer has 300 tokens, the embedding only 200 rows"):
-        hf.write_model(broken, tmp_path)
+    larger = copy(claims("llama").tokenizer)
+    larger.vocab_size = 500
+    with pytest.raises(CheckpointError, match="the tokenizer has 500 tokens, the embedding only 384 rows"):
+        hf.write_model(replace(claims("llama"), tokenizer=larger), tmp_path)
 
 
 def test_the_padding_of_another_layout_changes_nothing(claims, tmp_path) -> None:
     claim = claims("llama")
-    rows = torch.full((128, 32), 7.0)
-    padded = {n: torch.cat([t, rows]) if len(t) == 384 else t for n, t in claim.weights.items()}
     model = claim.config.model.model_copy(update={"make_vocab_size_divisible_by": 512})
-    wider = replace(claim, weights=padded, config=claim.config.model_copy(update={"model": model}))
-    hf.write_model(wider, tmp_path)
-    assert prove(wider, tmp_path).verified
+    other = replace(claim, config=claim.config.model_copy(update={"model": model}))
+    hf.write_model(other, tmp_path)
+    assert prove(other, tmp_path).verified
     assert Shards(tmp_path)["model.embed_tokens.weight"].shape == (300, 32)
 
 
@@ -206,7 +194,7 @@ def test_megacode_s_side_is_what_training_computes(claims) -> None:
     ranks = groups.start(claim.config.parallel, 1)
     try:
         built = parts.build(claim.config, ranks, 300, with_optimizer=False)
-        sharding.bare(built.chunks[0]).load_state_dict(claim.weights, strict=False)
+        sharding.bare(built.chunks[0]).load_state_dict(claim.weights(), strict=False)
         trained = logits(built, torch.tensor([ids]))[..., :300]
     finally:
         groups.stop()
