@@ -29,7 +29,7 @@ from torch import Tensor
 
 from megacode.base.errors import CheckpointError
 from megacode.mcore import device, groups
-from megacode.mcore.optimizer import adams
+from megacode.mcore.optimizer import adams, configure
 from megacode.mcore.optimizer import parts as optimizer_parts
 from megacode.mcore.parts import Parts
 from megacode.mcore.sharding import bare, chunk_names, metadata, model_state
@@ -86,6 +86,7 @@ def load(parts: Parts, path: str | Path, *, weights_only: bool = False) -> dict[
     with _step_counters_kept():
         parts.optimizer.load_state_dict(loaded["optimizer"])
     _own_step_counters(parts)
+    configure(parts.config, parts.optimizer)
     if same_layout:
         _set_random_states(loaded[_RANDOM])
     else:
@@ -206,7 +207,6 @@ def _own_step_counters(parts: Parts) -> None:
     """Give every parameter a step counter of its own, on its device, as torch's fused kernel wants it."""
     for adam in adams(parts.optimizer):
         for group in adam.param_groups:
-            group["fused"] = True
             for parameter in group["params"]:
                 state = adam.state[parameter]
                 state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(parameter.device, copy=True)

@@ -4,8 +4,8 @@
 
 Both train the same shape on the same tokens in fp32 with one thread, in one process, and take turns step by step.
 Reported are medians of CPU time, which other load on the machine hardly moves, and the ratio of tokens per CPU second
-(above 1: megacode is faster). The baseline is what a careful user writes: SDPA attention, the model's own loss, gradient
-clipping, AdamW as torch constructs it.
+(above 1: megacode is faster). The baseline is what a careful user writes: SDPA attention, the model's own loss,
+gradient clipping, AdamW as torch constructs it.
 """
 
 from __future__ import annotations

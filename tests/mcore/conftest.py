@@ -1,0 +1,60 @@
+"""Fixtures of tests/mcore: ranks to run programs on, and one process that is its own only rank."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"mcore_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Callable[..., list[Any]]:
+    """`run_ranks(nproc, program, function, arguments=None, timeout=180)`: see tests/ranks.py."""
+    return _module(HERE.parent / "ranks.py").run_ranks
+
+
+@pytest.fixture(scope="session")
+def on_ranks(run_ranks: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """`on_ranks(nproc, function, arguments)`: a function of rank_program.py, on so many ranks."""
+
+    def run(nproc: int, function: str, arguments: dict[str, Any]) -> list[Any]:
+        return run_ranks(nproc, HERE / "rank_program.py", function, arguments, timeout=240.0)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def program() -> ModuleType:
+    """rank_program.py, for tests that need no second rank."""
+    return _module(HERE / "rank_program.py")
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[None]:
+    """This process is a run's only rank, and parts from mcore when the module's tests are done."""
+    import torch
+
+    from megacode.mcore import groups
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    groups.stop()
+    torch.set_num_threads(threads)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+
+from megacode.base.errors import ConfigError, LaunchError
+from megacode.mcore import layout
+
+
+def test_a_run_that_fits_has_no_problems(program: ModuleType) -> None:
+    assert layout.layout_problems(program.run_config(parallel={"tensor": 2}), 4) == []
+
+
+def test_processes_that_do_not_divide_into_copies_are_refused_with_the_nearest_numbers(program: ModuleType) -> None:
+    config = program.run_config(parallel={"tensor": 2, "pipeline": 2})
+    with pytest.raises(LaunchError) as caught:
+        layout.check(config, 6)
+    assert "6 processes do not divide by tensor 2 x pipeline 2 x context 1 = 4" in str(caught.value)
+    assert "start 4 or 8 processes" in str(caught.value)
+
+
+def test_too_few_processes_are_told_how_many(program: ModuleType) -> None:
+    with pytest.raises(LaunchError, match="start 4 processes"):
+        layout.data_parallel_size(program.run_config(parallel={"tensor": 4, "pipeline": 1}).parallel, 1)
+
+
+def test_a_batch_that_does_not_divide_over_ranks_is_refused_with_the_nearest_numbers(program: ModuleType) -> None:
+    config = program.run_config(train={"global_batch_size": 10, "micro_batch_size": 2})
+    with pytest.raises(ConfigError) as caught:
+        layout.check(config, 2)
+    assert "train.global_batch_size: 10 does not divide by 4 (micro-batch x data-parallel ranks)" in str(caught.value)
+    assert "use 8 or 12" in str(caught.value)
+
+
+def test_interleaved_pipelines_take_micro_batches_in_groups(program: ModuleType) -> None:
+    config = program.run_config(parallel={"pipeline": 2, "virtual_pipeline": 2}, train={"global_batch_size": 6})
+    assert layout.batch_multiple(config, 2) == 4
+    with pytest.raises(ConfigError, match="x pipeline ranks, as virtual_pipeline asks"):
+        layout.check(config, 2)
+
+
+def test_a_ramp_is_judged_too(program: ModuleType) -> None:
+    ramp = {"start": 2, "increment": 2, "samples": 100}
+    problems = layout.layout_problems(program.run_config(train={"batch_ramp": ramp}), 2)
+    assert [problem.where for problem in problems] == ["train.batch_ramp.start", "train.batch_ramp.increment"]
+    assert problems[0].fix.startswith("use 4")
+
+
+def test_fp8_and_context_parallel_are_refused_both_at_once(program: ModuleType) -> None:
+    config = program.run_config(parallel={"context": 2})
+    precision = config.precision.model_copy(update={"fp8": {"recipe": "delayed"}})
+    with pytest.raises(ConfigError) as caught:
+        layout.check_model(config.model_copy(update={"precision": precision}))
+    assert "2 problems" in str(caught.value)
+    assert "set precision.fp8: none" in str(caught.value)
+    assert "set parallel.context: 1" in str(caught.value)
