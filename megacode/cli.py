@@ -44,9 +44,16 @@ def plan(
     against: Annotated[Path | None, typer.Option(help="A run or checkpoint whose past must stay as it is.")] = None,
 ) -> None:
     """Show what a config will read and cost, phase by phase, before anything is started."""
+    from megacode.config.loading import load_config
+    from megacode.convert.layouts import check_exportable
     from megacode.train.planning import plan_run
 
-    document = plan_run(config, overrides or [], against)
+    parsed = load_config(config, overrides or [])
+    document = plan_run(parsed, against)
+    try:
+        check_exportable(parsed.model)
+    except MegacodeError as error:
+        document["warnings"] += [f"no export: {problem.what}; {problem.fix}" for problem in error.problems]
     if as_json:
         _print_json(document)
     else:
@@ -130,17 +137,22 @@ def to_hf(
     checkpoint: Annotated[Path, typer.Argument(help="A run directory, or one checkpoint in it.")],
     out: Annotated[Path, typer.Argument(help="Directory of the Hugging Face model.")],
     dtype: Annotated[str | None, typer.Option(help="Dtype of the weights; absent: as trained.")] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file.")] = "5GB",
     force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Export a checkpoint as a Hugging Face model; published only if its logits equal megacode's own."""
     setup_logging()
     from megacode.convert.hf import to_hf as export
     from megacode.convert.verify import render_report
 
-    report = export(checkpoint, out, dtype=dtype, force=force)
-    from rich.console import Console
+    report = export(checkpoint, out, dtype=dtype, max_shard_size=max_shard_size, force=force)
+    if as_json:
+        _print_json(report.document())
+    else:
+        from rich.console import Console
 
-    render_report(report, Console())
+        render_report(report, Console())
 
 
 @app.command()

@@ -169,13 +169,14 @@ class _Demo:
 
     def plan(self) -> None:
         """Write demo.yaml and show its plan."""
+        from megacode.config.loading import load_config
         from megacode.plan.table import render_plan
         from megacode.train.planning import plan_run
 
         self._refuse_another_layout()
         text = yaml.safe_dump(demo_config(self.out, self.layout), sort_keys=False, width=120)
         write_text(self.config, "# The demo's run; `megacode plan` and `megacode train` take it as it stands.\n" + text)
-        render_plan(plan_run(self.config, [], None), self.console)
+        render_plan(plan_run(load_config(self.config)), self.console)
 
     def _refuse_another_layout(self) -> None:
         """A second layout in one directory would go on with the first one's run, and show nothing of itself."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from megacode.base.errors import ConfigError, Problem
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
-from megacode.config.loading import load_config
 from megacode.config.run import RunConfig
 from megacode.data.windows import source_sizes, vocabulary_size
 from megacode.plan.batch import BatchSchedule
@@ -77,25 +75,20 @@ def make_plan(config: RunConfig, *, allow_declared: bool = False) -> Plan:
     return Plan(config, schedule, batches, rates, vocabulary_size(config))
 
 
-def plan_run(path: Path, overrides: Sequence[str], against: Path | None) -> dict[str, Any]:
-    """Plan a config file, and prove that the past of `against` stays as it was.
+def plan_run(config: RunConfig, against: Path | None = None) -> dict[str, Any]:
+    """Return a run's plan as one document, and prove that the past of `against` stays as it was.
 
     Args:
-        path: the config file.
-        overrides: `key.path=value`.
+        config: the run.
         against: a run directory or a checkpoint, or None.
 
     Raises:
         CheckpointError: if the config would change what that checkpoint has already read.
     """
-    plan = make_plan(load_config(path, overrides), allow_declared=True)
+    plan = make_plan(config, allow_declared=True)
     document = plan.document()
     if against is not None:
         state = TrainState.read(find_checkpoint(against))
         prove_past(plan.schedule, state.fingerprints, state.consumed_samples)
-        document["against"] = {
-            "checkpoint": str(against),
-            "consumed_samples": state.consumed_samples,
-            "unchanged": True,
-        }
+        document["against"] = {"checkpoint": str(against), "consumed_samples": state.consumed_samples}
     return document
