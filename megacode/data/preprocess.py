@@ -2,7 +2,8 @@
 
 Lines are parsed while the last chunk is encoded and written, so that parsing (which holds Python's lock) and encoding
 (which does not) share the cores. Nothing is handed between processes: unpickling token lists is what bounds Megatron's
-tool at 30 MB/s. Its output is matched byte for byte, except that special tokens in a text stay text (see `encoders`).
+tool at 30 MB/s. Its output is matched byte for byte, but for special tokens: those in a text stay text (see
+`encoders`), and none are put before or around a text, whatever the tokenizer would add (Llama's begin-of-text).
 """
 
 from __future__ import annotations

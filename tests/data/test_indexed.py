@@ -22,6 +22,7 @@ def tokens_like(lengths: list[int]) -> np.ndarray:
     return np.random.default_rng(sum(lengths)).integers(0, 60_000, sum(lengths))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
 @reuse
 @given(documents=documents_of_sequences)
@@ -49,6 +50,7 @@ def test_files_equal_those_of_megatrons_builder_byte_for_byte(documents, dtype, 
         assert (tmp_path / f"ours.{suffix}").read_bytes() == (tmp_path / f"theirs.{suffix}").read_bytes()
 
 
+@pytest.mark.slow
 @reuse
 @given(documents=documents_of_sequences, code=st.sampled_from(["uint8", "int8", "int16", "int32", "int64", "uint16"]))
 def test_megatrons_files_are_read_and_ours_are_read_by_megatron(documents, code, tmp_path: Path):

@@ -36,6 +36,7 @@ def left_in(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.suffix != ".jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["huggingface", "sentencepiece"])
 @pytest.mark.parametrize("append_eod", [False, True])
 def test_bytes_equal_megatrons_builder_fed_by_the_reference_tokenizer(kind, append_eod, texts, request, tmp_path):

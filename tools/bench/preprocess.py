@@ -113,7 +113,10 @@ def whole_file(tokenizer: str, source: str, prefix: str) -> None:
     import numpy as np
     from megatron.core.datasets.indexed_dataset import _IndexWriter
 
-    layout = gigatoken.Tokenizer(tokenizer).encode_files(gigatoken.JsonlFileSource([source], field="text")).layout
+    document = json.loads(Path(tokenizer, "tokenizer.json").read_text(encoding="utf-8"))
+    document["added_tokens"] = []  # as in the other contenders, special tokens in a text are text
+    encoder = gigatoken.Tokenizer.from_json(json.dumps(document))
+    layout = encoder.encode_files(gigatoken.JsonlFileSource([source], field="text")).layout
     offsets, flat = np.asarray(layout.offsets.data), np.asarray(layout.content.data)
     tokens = np.insert(flat, offsets[1:], 0).astype(np.uint16)
     Path(f"{prefix}.bin").write_bytes(tokens.tobytes())
