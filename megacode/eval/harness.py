@@ -22,6 +22,7 @@ from megacode.base.files import RunDir, atomic_path, write_json
 from megacode.eval.scores import item_lines, model_facts, provenance, questions_digest, render_scores, task_scores
 from megacode.eval.suites import Suite, load_suite, run_of
 from megacode.eval.surroundings import surroundings
+from megacode.metrics.sinks import append_scores
 
 __all__ = ["default_out", "evaluate", "evaluate_many", "render_scores"]
 
@@ -89,8 +90,17 @@ def evaluate_many(
         for hf_dir, one, target in zip(hf_dirs, suites, targets, strict=True):
             document, lines = _score(hf_dir, one, limit, batch_size, device or _default_device())
             _write(document, lines, target)
+            if limit is None:
+                _tell_the_run(hf_dir, target, document)
             documents.append(document)
     return documents
+
+
+def _tell_the_run(hf_dir: Path, target: Path, document: Mapping[str, Any]) -> None:
+    """Add the scores to the metrics of the model's run, if they lie among that run's scores."""
+    run, facts = run_of(hf_dir), document["model"].get("megacode")
+    if run is not None and facts and target.resolve().parent == RunDir(run).eval.resolve():
+        append_scores(RunDir(run), document["suite"], facts, document["scores"])
 
 
 def check_model(hf_dir: Path) -> None:

@@ -50,6 +50,21 @@ class JsonlSink:
         self._file.close()
 
 
+def append_scores(run: RunDir, suite: str, model: Record, scores: dict[str, dict[str, float]]) -> None:
+    """Add the scores of one of a run's models to its metrics, as a line of kind `score`.
+
+    Args:
+        run: the run; its trainer may be writing to the same file, so the line goes out in one piece.
+        suite: name of the suite.
+        model: what the export says of itself: `iteration`, `consumed_samples`, `phase`.
+        scores: value by metric by task.
+    """
+    clock = {key: model[key] for key in ("iteration", "consumed_samples", "phase")}
+    line = json.dumps({"kind": "score", **clock, "suite": suite, "scores": scores}) + "\n"
+    with run.metrics.open("ab", buffering=0) as file:
+        file.write(line.encode())
+
+
 class TensorBoardSink:
     """A mirror for TensorBoard: every number of a record, by kind and name."""
 
