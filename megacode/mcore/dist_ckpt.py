@@ -20,12 +20,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException
 
 from megacode.base.errors import CheckpointError
 from megacode.mcore import device, groups
@@ -35,6 +35,7 @@ from megacode.mcore.parts import Parts
 from megacode.mcore.sharding import bare, chunk_names, metadata, model_state
 
 _log = logging.getLogger(__name__)
+_LONGEST = 200  # characters of mcore's messages, which name every tensor there is
 _EXTRA, _LAYOUT, _RANDOM = "megacode", "megacode_layout", "random_states"
 
 
@@ -141,10 +142,12 @@ def _read(reader: Any, path: str | Path) -> Any:
         raise CheckpointError("there is no checkpoint here", str(path), fix)
     try:
         return reader()
-    except (CheckpointingException, OSError, EOFError, KeyError, ValueError, RuntimeError) as error:
-        what = f"the checkpoint cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        fix = "check that it is whole and that the model's shape is the saved one"
-        raise CheckpointError(what, str(path), fix) from error
+    except (Exception, CheckpointException) as error:
+        # torch gathers the failures of all ranks into one that is no Exception; the first of them says most.
+        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        said = (str(cause).splitlines() or [""])[0][:_LONGEST] or "the file ends early"
+        fix = "check that it is whole, and that the model's shape is the saved one"
+        raise CheckpointError(f"the checkpoint cannot be read: {said}", str(path), fix) from error
 
 
 def _layout(parts: Parts) -> dict[str, int]:

@@ -8,7 +8,7 @@ source are summed on the device in fp64 and fetched once an iteration; no micro-
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from megacode.mcore.parts import Parts
 
 
 class MicroBatch(Protocol):
-    """What one rank reads at once: b sequences of s tokens.
+    """What one rank reads at once, a dataclass: b sequences of s tokens.
 
     Attributes:
         tokens, labels: [b, s] int64.
@@ -104,7 +104,15 @@ def evaluate(parts: Parts, microbatches: Sequence[MicroBatch], num_sources: int)
     """Return the losses of some micro-batches, without gradients and dropout; arguments as in `train_step`."""
     for chunk in parts.chunks:
         _set_mode(chunk, training=False)
-    return _summed(parts, _run(parts, microbatches, num_sources, forward_only=True), num_sources)
+    missing = -len(microbatches) % parts.ranks.pp_size if len(parts.chunks) > 1 else 0
+    filled = [*microbatches, *(_filler(microbatches[0]) for _ in range(missing))]
+    return _summed(parts, _run(parts, filled, num_sources, forward_only=True), num_sources)
+
+
+def _filler(like: MicroBatch) -> MicroBatch:
+    """Return a micro-batch that counts nowhere, for schedules that take micro-batches in groups."""
+    nothing = {"loss_mask": torch.zeros_like(like.loss_mask), "source_ids": torch.full_like(like.source_ids, -1)}
+    return replace(like, **nothing)  # type: ignore[type-var]
 
 
 @torch.no_grad()
@@ -121,7 +129,9 @@ def logits(parts: Parts, tokens: Tensor) -> Tensor:
     for chunk in parts.chunks:
         _set_mode(chunk, training=False)
     tokens = device.to_device(tokens)
-    found = _schedule(parts, partial(_forward_logits, tokens), 1, tuple(tokens.shape), True, collect=True)
+    # The interleaved schedule takes one micro-batch a pipeline rank at least; all of them are the same here.
+    count = parts.ranks.pp_size if len(parts.chunks) > 1 else 1
+    found = _schedule(parts, partial(_forward_logits, tokens), count, tuple(tokens.shape), True, collect=True)
     whole = found[0] if found else torch.empty(*tokens.shape, parts.vocab_size, device=tokens.device)
     _from_last_stage(parts, whole)
     return whole

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,14 +99,159 @@ def iterate(parts: Parts, first: int, count: int) -> list[dict[str, Any]]:
 
     results = []
     for iteration in range(first, first + count):
-        result = train_step(parts, microbatches(parts, iteration), 1e-3 * (iteration + 1) / 10, SOURCES)
+        result = train_step(parts, microbatches(parts, iteration), 4e-4 * (iteration + 1), SOURCES)
         results.append(vars(result))
     return results
 
 
-def layouts(cases: dict[str, dict[str, Any]], iterations: int = 10) -> dict[str, list[dict[str, Any]]]:
-    """Train each case's config from its initial weights; return what each iteration said, by case."""
+def layouts(cases: dict[str, dict[str, Any]], iterations: int = 10) -> dict[str, Any]:
+    """Train each case's config from its initial weights.
+
+    Returns:
+        By case: what each `iteration` said, the `logits` of some sequences after them (a sum and one value), the
+        number of tensor-parallel `collectives` of an iteration, and how many `parameters` this rank holds.
+    """
+    return {name: _layout(dict(case), iterations) for name, case in cases.items()}
+
+
+def _layout(case: dict[str, Any], iterations: int) -> dict[str, Any]:
+    from megacode.mcore.step import logits
+
+    spoil = case.pop("spoil", None)
+    parts = started(run_config(**case))
+    if spoil:
+        _SPOILERS[spoil](parts)
+    results = iterate(parts, 0, iterations - 1)
+    with counted_collectives() as count:
+        results += iterate(parts, iterations - 1, 1)
+    found = logits(parts, microbatch(0, 0).tokens).double()
+    return {
+        "iterations": results,
+        "logits": [found.sum().item(), found[1, 7, 9].item()],
+        "collectives": count[0],
+        "parameters": sum(p.numel() for chunk in parts.chunks for p in chunk.parameters()),
+    }
+
+
+@contextmanager
+def counted_collectives() -> Iterator[list[int]]:
+    """Count the collectives of the tensor-parallel group."""
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import mappings
+
+    count, originals = [0], {}
+    group = parallel_state.get_tensor_model_parallel_group()
+    places = [
+        (torch.distributed, "all_reduce"),
+        (mappings, "dist_all_gather_func"),
+        (mappings, "dist_reduce_scatter_func"),
+    ]
+    for place, name in places:
+        originals[place, name] = getattr(place, name)
+        setattr(place, name, partial(_counting, originals[place, name], group, count))
+    yield count
+    for (place, name), original in originals.items():
+        setattr(place, name, original)
+
+
+def _counting(original: Any, group: Any, count: list[int], *args: Any, **kwargs: Any) -> Any:
+    count[0] += kwargs.get("group") is group
+    return original(*args, **kwargs)
+
+
+def _unmark_norms(parts: Parts) -> None:
+    for chunk in parts.chunks:
+        for parameter in chunk.parameters():
+            parameter.sequence_parallel = False
+
+
+def _batch_p2p(parts: Parts) -> None:
+    parts.chunks[0].config.batch_p2p_comm = True
+
+
+def _overlap_p2p(parts: Parts) -> None:
+    parts.chunks[0].config.overlap_p2p_comm = True
+
+
+def _fuse_cross_entropy(parts: Parts) -> None:
+    from megatron.core.models.common.language_module.language_module import LanguageModule
+
+    from megacode.mcore.sharding import bare
+
+    parts.chunks[0].config.cross_entropy_loss_fusion = True
+    model = bare(parts.chunks[0])
+    model.compute_language_model_loss = LanguageModule.compute_language_model_loss.__get__(model)
+
+
+_SPOILERS = {
+    "unmarked norms": _unmark_norms,
+    "batched p2p": _batch_p2p,
+    "overlapped p2p": _overlap_p2p,
+    "fused cross entropy": _fuse_cross_entropy,
+}
+
+
+def skips(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Spoil the loss on the last rank alone; return, by layout, what a rank said, and whether a parameter moved."""
+    return {name: _skip(parallel) for name, parallel in cases.items()}
+
+
+def _skip(parallel: dict[str, Any]) -> dict[str, Any]:
+    from megacode.mcore.step import train_step
+
+    parts = started(run_config(parallel=parallel))
+    iterate(parts, 0, 1)
+    before = [p.detach().clone() for chunk in parts.chunks for p in chunk.parameters()]
+    batches = microbatches(parts, 1)
+    if parts.ranks.rank == parts.ranks.world_size - 1:
+        batches[0].loss_mask[0, 0] = 3e38
+    result = train_step(parts, batches, 1e-3, SOURCES)
+    after = [p.detach() for chunk in parts.chunks for p in chunk.parameters()]
+    same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    return {"skipped": result.skipped, "unchanged": same, "next": iterate(parts, 1, 1)[0]["loss"]}
+
+
+def resumes(cases: dict[str, list[dict[str, Any]]], directory: str, before: int = 3, after: int = 3) -> dict[str, Any]:
+    """Save under each case's first config, and go on under each of its configs from the checkpoint.
+
+    Every resumed run is built with another seed, so that nothing but the checkpoint can make it equal.
+
+    Returns:
+        By case: the iterations of the uninterrupted run after the save, those of each resumed run, and `extra`.
+    """
+    from megacode.mcore import dist_ckpt
+
     found = {}
-    for name, case in cases.items():
-        found[name] = iterate(started(run_config(**case)), 0, iterations)
+    for name, configs in cases.items():
+        path = Path(directory) / name
+        parts = started(run_config(**configs[0]))
+        iterate(parts, 0, before)
+        dist_ckpt.save(parts, path, {"clock": before})
+        uninterrupted = iterate(parts, before, after)
+        resumed = []
+        for config in configs:
+            parts = started(run_config(**{**config, "seed": 99}))
+            extra = dist_ckpt.load(parts, path)
+            resumed.append(iterate(parts, before, after))
+            _assert_own_counters(parts)
+        found[name] = {"uninterrupted": uninterrupted, "resumed": resumed, "extra": extra}
     return found
+
+
+def _assert_own_counters(parts: Parts) -> None:
+    from megacode.mcore.optimizer import adams
+
+    for adam in adams(parts.optimizer):
+        counters = [state["step"] for state in adam.state.values()]
+        assert len({counter.data_ptr() for counter in counters}) == len(counters)
+        assert len({counter.item() for counter in counters}) == 1
+
+
+def joins(parallel: dict[str, Any]) -> list[Any]:
+    """Return how the ranks see themselves and each other."""
+    ranks = groups.start(run_config(parallel=parallel).parallel, 1)
+    told = groups.broadcast_object({"from": ranks.rank}, source=1)
+    anyone = [groups.any_rank(ranks.rank == 1), groups.any_rank(False)]
+    groups.barrier()
+    groups.stop()
+    return [vars(ranks), told, anyone]

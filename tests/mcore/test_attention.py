@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from types import ModuleType
 
@@ -47,7 +48,7 @@ def test_isolated_documents_give_what_each_gives_alone(program: ModuleType, bloc
     together = evaluate(parts, [batch], 2)
     tokens, labels = batch.tokens.flatten(), batch.labels.flatten()
     alone, borders = 0.0, batch.cu_seqlens.tolist()
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in itertools.pairwise(borders):
         piece = tokens[None, start:end], labels[None, start:end]
         document = program.Batch(*piece, torch.ones(1, end - start), None, None, torch.tensor([0]))
         alone += sum(evaluate(parts, [document], 2).loss_sum)
