@@ -154,8 +154,8 @@ def counted_collectives() -> Iterator[list[int]]:
         setattr(place, name, original)
 
 
-def _counting(original: Any, group: Any, count: list[int], *args: Any, **kwargs: Any) -> Any:
-    count[0] += kwargs.get("group") is group
+def _counting(original: Any, counted: Any, count: list[int], *args: Any, **kwargs: Any) -> Any:
+    count[0] += kwargs.get("group") is counted
     return original(*args, **kwargs)
 
 

@@ -39,7 +39,8 @@ FOUR: dict[str, dict[str, Any]] = {
     "pp4-vpp2": {"pipeline": 4, "virtual_pipeline": 2},
 }
 ON_TWO = [
-    *((block, layout) for block in ("sequential", "parallel") for layout in TWO),
+    *(("sequential", layout) for layout in TWO),
+    *(("parallel", layout) for layout in ("tp2", "tp2-sp", "pp2", "pp2-vpp2", "dp2-sharded")),
     *(("tied", layout) for layout in ("tp2", "pp2", "dp2-sharded")),
     *(("isolated", layout) for layout in ("tp2-sp", "pp2", "dp2")),
     *(("bf16", layout) for layout in ("tp2-sp", "dp2-sharded")),
