@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.utils._device
 
 from megacode.mcore import version
 
@@ -130,6 +131,9 @@ def _cpu_stands_in() -> None:
     torch.cuda.manual_seed = lambda seed: generator.manual_seed(seed)
     torch.cuda.get_rng_state = torch.cuda.random.get_rng_state = lambda device="cuda": generator.get_state()
     torch.cuda.set_rng_state = torch.cuda.random.set_rng_state = lambda state, device="cuda": _restore(state)
+    # torch finds the factories that `with torch.device("meta")` redirects by identity, once: it must see the originals,
+    # or models built in such a context (transformers does) are left uninitialised, without an error.
+    torch.utils._device._device_constructors()
     for factory in _FACTORIES:
         setattr(torch, factory, _on_cpu(getattr(torch, factory)))
     torch.Tensor.cuda = lambda self, *args, **kwargs: self

@@ -30,6 +30,12 @@ def test_tensors_asked_for_on_cuda_are_made_on_the_cpu(factory: str) -> None:
     assert getattr(torch, factory)(2, device="cuda").device.type == "cpu"
 
 
+@pytest.mark.parametrize("factory", ["zeros", "ones", "empty", "arange"])
+def test_a_device_context_still_decides_where_tensors_are_made(factory: str) -> None:
+    with torch.device("meta"):
+        assert getattr(torch, factory)(2).device.type == "meta"
+
+
 def test_the_tensor_type_is_a_cuda_type_to_mcores_optimizers_alone() -> None:
     assert torch.zeros(1).type() == "torch.FloatTensor"
     answer = eval("tensor.type()", {"__name__": "megatron.core.optimizer.clip_grads", "tensor": torch.zeros(1)})

@@ -131,6 +131,27 @@ def test_norms_have_no_weight_decay_and_matrices_do(program: ModuleType) -> None
     assert {group["weight_decay"] for group in parts.optimizer.param_groups} == {0.0, 0.1}
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_step_is_torchs_adamw_with_norms_exempt_from_decay(program: ModuleType, sharded: bool) -> None:
+    from megacode.mcore.step import train_step
+
+    parts = program.started(program.run_config(parallel={"distributed_optimizer": sharded}, train={"clip_grad": 0.0}))
+    model = list(parts.chunks[0].parameters())
+    plain = [p.detach().clone() for p in model]
+    groups = [{"params": [p for p in plain if (p.dim() > 1) is decayed]} for decayed in (True, False)]
+    groups[1]["weight_decay"] = 0.0
+    adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    for iteration in range(3):
+        train_step(parts, program.microbatches(parts, iteration), 3e-2, 2)
+        for copy, parameter in zip(plain, model, strict=True):
+            copy.grad = parameter.main_grad.clone()
+        for group in adam.param_groups:
+            group["lr"] = 3e-2
+        adam.step()
+        for copy, parameter in zip(plain, model, strict=True):
+            torch.testing.assert_close(parameter.detach(), copy, atol=2e-6, rtol=1e-5)
+
+
 def test_a_learning_rate_of_zero_changes_nothing_and_the_one_given_is_used(program: ModuleType) -> None:
     from megacode.mcore.step import train_step
 
