@@ -41,7 +41,6 @@ def exported_traces(export: Path, ids: Ids) -> list[Trace]:
 def _load(export: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    _let_device_contexts_through()
     try:
         with _without_progress_bar():
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -119,19 +118,6 @@ def _resumed(config: RunConfig, checkpoint: Path, vocab: int, ranks: Any, dtype:
         for parameter in model.parameters():
             parameter.copy_(parameter.to(dtype))
     return model.eval()
-
-
-def _let_device_contexts_through() -> None:
-    """Make `with torch.device("meta")` work again where `mcore.device.install` replaced torch's factories.
-
-    torch tells the functions that such a context redirects by identity. It would miss the replaced ones, and
-    transformers, which builds models in that context, would leave the rotary frequencies uninitialised: no error, only
-    wrong logits.
-    """
-    from torch.utils._device import _device_constructors
-
-    redirected = _device_constructors()
-    redirected |= {getattr(function, "__wrapped__", function) for function in redirected}
 
 
 def _run(points: Points, logits: Callable[[Tensor], Tensor], ids: Ids, *, sequence_first: bool) -> list[Trace]:

@@ -20,38 +20,13 @@ import torch
 
 from megacode.config.run import RunConfig
 from megacode.data.windows import SourceStream
+from megacode.mcore.batch import MicroBatch
 from megacode.plan.batch import BatchSchedule, placement
 from megacode.plan.phases import Schedule
 
 PADDING = -1
 _AHEAD_BATCHES = 64
 _AHEAD_SAMPLES = 1 << 14
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What one forward pass of one data-parallel rank reads, on the CPU; b rows of s = seq_length tokens.
-
-    Attributes:
-        tokens: inputs, int64 [b, s].
-        labels: the token after each input, int64 [b, s].
-        loss_mask: 1.0 where the label counts, float32 [b, s]. Without isolated documents, tensors of equal shape share
-            their memory: do not write into it.
-        position_ids: int64 [b, s], from 0 in each row, and anew in each document where documents are isolated; shared
-            likewise.
-        cu_seqlens: borders of the documents in the flattened [b * s] rows, row borders included, 0 first and b * s
-            last, int32; None unless documents are isolated.
-        source_ids: index into `Schedule.source_names`, int64 [b]; -1 for a row that only fills up a batch.
-        samples: the sample each row is, int64 [b]; -1 likewise. In validation the number of the held-out window.
-    """
-
-    tokens: torch.Tensor
-    labels: torch.Tensor
-    loss_mask: torch.Tensor
-    position_ids: torch.Tensor
-    cu_seqlens: torch.Tensor | None
-    source_ids: torch.Tensor
-    samples: torch.Tensor
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class RotaryTable(torch.nn.Module):
         super().__init__()
         self._frequencies = base ** -(torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
         self._dtype = dtype
-        self._table = torch.empty(0, head_size)
+        self._table = torch.empty(0, 2 * head_size)
 
     def get_rotary_seq_len(
         self, inference_context: Any, transformer: Any, transformer_input: Tensor, config: Any, packed: Any
@@ -88,10 +88,11 @@ class RotaryTable(torch.nn.Module):
         return int(given.size(0)) * (config.tensor_model_parallel_size if config.sequence_parallel else 1)
 
     def forward(self, length: int, packed_seq: bool = False, cp_group: Any = None) -> Tensor:
-        """Return [length, head_size]: for each position the cosines of all angles, then their sines."""
+        """Return [length, 2 * head_size]: for each position c, c, -s, s, cosines and sines of a head's angles."""
         if len(self._table) < length:
             angles = torch.outer(torch.arange(length, dtype=torch.float32), self._frequencies)
-            table = torch.cat((angles.cos(), angles.sin()), dim=-1).to(self._dtype)
+            cos, sin = angles.cos(), angles.sin()
+            table = torch.cat((cos, cos, -sin, sin), dim=-1).to(self._dtype)
             self._table = device.to_device(table)
         return self._table[:length]
 
@@ -117,7 +118,7 @@ class CausalSelfAttention(SelfAttention):
         Args:
             hidden_states: [s, b, h]; under sequence parallel this rank's slice of s.
             attention_mask: unused; attention is causal.
-            rotary_pos_emb: [s, head_size] of `RotaryTable`.
+            rotary_pos_emb: [s, 2 * head_size] of `RotaryTable`.
             packed_seq_params: the documents, where attention must not cross their borders.
         """
         mixed, _ = self.linear_qkv(hidden_states)

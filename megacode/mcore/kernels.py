@@ -121,12 +121,13 @@ class GatedLinearUnit(torch.autograd.Function):
 class Rotary(torch.autograd.Function):
     """Rotates the channels of all heads but the last one, the value, of [..., heads, channels], in halves.
 
+    With c and s the cosines and sines of a head's angles, twice over: x * (c, c) + (second, first half of x) * (-s, s).
     The gradient of a rotation is the rotation back, so nothing is kept but the table.
     """
 
     @staticmethod
     def forward(ctx: Any, mixed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Return [..., heads, channels]; `cos` and `sin` hold one value for each pair of channels."""
+        """Return [..., heads, channels]; `cos` and `sin` are (c, c) and (-s, s) for each position."""
         ctx.save_for_backward(cos, sin)
         return _rotated(mixed, cos, sin, 1)
 
@@ -139,11 +140,10 @@ class Rotary(torch.autograd.Function):
 
 def _rotated(mixed: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     out = torch.empty_like(mixed, memory_format=torch.contiguous_format)
-    half = mixed.size(-1) // 2
-    first, second = mixed[..., :-1, :half], mixed[..., :-1, half:]
-    torch.mul(first, cos, out=out[..., :-1, :half]).addcmul_(second, sin, value=-sign)
-    torch.mul(second, cos, out=out[..., :-1, half:]).addcmul_(first, sin, value=sign)
-    out[..., -1, :] = mixed[..., -1, :]
+    turned, kept = mixed.narrow(-2, 0, mixed.size(-2) - 1), mixed.select(-2, -1)
+    swapped = turned.roll(mixed.size(-1) // 2, -1)
+    torch.mul(turned, cos, out=out.narrow(-2, 0, mixed.size(-2) - 1)).addcmul_(swapped, sin, value=sign)
+    out.select(-2, -1).copy_(kept)
     return out
 
 

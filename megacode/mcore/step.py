@@ -10,34 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megacode.mcore import device, optimizer
+from megacode.mcore.batch import MicroBatch
 from megacode.mcore.parts import Parts
-
-
-class MicroBatch(Protocol):
-    """What one rank reads at once, a dataclass: b sequences of s tokens.
-
-    Attributes:
-        tokens, labels: [b, s] int64.
-        loss_mask: [b, s] fp32, 0 where a label does not count.
-        position_ids: [b, s] int64.
-        cu_seqlens: int32 borders of documents in the flattened [b * s], where they are isolated; else None.
-        source_ids: [b] int64, number of each sequence's source; -1 for a sequence that only fills up the batch,
-            which counts nowhere (its loss_mask must be 0 throughout).
-    """
-
-    tokens: Tensor
-    labels: Tensor
-    loss_mask: Tensor
-    position_ids: Tensor
-    cu_seqlens: Tensor | None
-    source_ids: Tensor
 
 
 @dataclass(frozen=True)
@@ -112,7 +93,7 @@ def evaluate(parts: Parts, microbatches: Sequence[MicroBatch], num_sources: int)
 def _filler(like: MicroBatch) -> MicroBatch:
     """Return a micro-batch that counts nowhere, for schedules that take micro-batches in groups."""
     nothing = {"loss_mask": torch.zeros_like(like.loss_mask), "source_ids": torch.full_like(like.source_ids, -1)}
-    return replace(like, **nothing)  # type: ignore[type-var]
+    return replace(like, **nothing)
 
 
 @torch.no_grad()
