@@ -7,9 +7,7 @@ slow. Here no mask exists at all. Two shapes of input are known:
 * [b*s, 1, h] with `Documents`: the sequences laid end to end and cut at document borders. Positions restart in each
   document, and attention runs document by document, so that the result equals that of each document alone.
 
-Grouped queries need no copies of keys and values: with G groups of R query heads each, (batch, group) is folded into
-one dimension and the group's key is *expanded* over its R heads, which costs a stride of zero and no memory. It also
-keeps the fast kernel on CPUs, which refuses torch's own `enable_gqa`.
+The kernel shares a group's key and value among its query heads, without copies (`enable_gqa`).
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
 from megacode.mcore import device
-from megacode.mcore.kernels import Rotary
+from megacode.mcore.kernels import RotarySplit
 
 
 @dataclass
@@ -122,29 +120,26 @@ class CausalSelfAttention(SelfAttention):
             packed_seq_params: the documents, where attention must not cross their borders.
         """
         mixed, _ = self.linear_qkv(hidden_states)
-        groups, head = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
-        mixed = mixed.view(*mixed.shape[:2], groups, -1, head)
+        length, batch, _ = mixed.shape
+        mixed = mixed.view(length, batch, self.num_query_groups_per_partition, -1, self.hidden_size_per_attention_head)
         table = rotary_pos_emb if packed_seq_params is None else rotary_pos_emb[packed_seq_params.positions]
-        cos, sin = table[:, None, None, None, :].chunk(2, dim=-1)
-        mixed = Rotary.apply(mixed, cos, sin)
+        query, key, value = RotarySplit.apply(mixed, *table.chunk(2, dim=-1))
         if packed_seq_params is None:
-            attended = self._attend(mixed)
+            attended = self._attend(query, key, value)
         else:
-            pieces = mixed.split(packed_seq_params.lengths)
-            attended = torch.cat([self._attend(piece) for piece in pieces])
-        output, _ = self.linear_proj(attended)
+            pieces = zip(*(x.split(packed_seq_params.lengths, dim=2) for x in (query, key, value)), strict=True)
+            attended = torch.cat([self._attend(*piece) for piece in pieces], dim=2)
+        output, _ = self.linear_proj(attended.permute(2, 0, 1, 3).reshape(length, batch, -1))
         return output, None
 
-    def _attend(self, mixed: Tensor) -> Tensor:
-        """Return [s, b, groups * heads * channels] of a mixed [s, b, groups, heads + 2, channels]."""
-        length, batch, groups, heads, channels = mixed.shape
-        query, key, value = mixed.flatten(1, 2).permute(1, 2, 0, 3).split((heads - 2, 1, 1), dim=1)
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return [b, heads, s, channels] of queries of that shape, keys and values [b, groups, s, channels]."""
         dropout = self.config.attention_dropout if self.training else 0.0
+        grouped = query.size(1) != key.size(1)
         with self._dropout_state(dropout):
-            out = F.scaled_dot_product_attention(
-                query, key.expand_as(query), value.expand_as(query), is_causal=True, dropout_p=dropout
+            return F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, dropout_p=dropout, enable_gqa=grouped
             )
-        return out.permute(2, 0, 1, 3).reshape(length, batch, groups * (heads - 2) * channels)
 
     def _dropout_state(self, dropout: float) -> Any:
         """Ranks hold different heads and must drop differently; under sequence parallel the block sees to that."""

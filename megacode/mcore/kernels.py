@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_SMALL = 1 << 22  # multiplications below which copying transposed operands costs more than oneDNN saves
 
 
 class Linear(torch.autograd.Function):
@@ -37,15 +38,24 @@ class Linear(torch.autograd.Function):
         x_gradient = product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return x_gradient, None
-        rows, columns = gradient.flatten(0, -2).t(), x.flatten(0, -2).t()
-        # oneDNN copies its first operand if it is transposed: that should be the smaller one.
-        wider = len(rows) > len(columns)
-        weight_gradient = product(columns, rows).t() if wider else product(rows, columns)
-        if not getattr(weight, "accumulates", False):
-            return x_gradient, weight_gradient
-        weight.main_grad.add_(weight_gradient)
+        return x_gradient, _weight_gradient(gradient.flatten(0, -2), x.flatten(0, -2), weight)
+
+
+def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
+    """Return gradient^T x of [n, out] and [n, in], or None where it was added to the weight's `main_grad`."""
+    accumulates = getattr(weight, "accumulates", False)
+    if accumulates:
         weight.grad_added_to_main_grad = True
-        return x_gradient, None
+        if len(x) * weight.numel() < _SMALL and weight.main_grad.dtype == x.dtype:
+            weight.main_grad.addmm_(gradient.t(), x)
+            return None
+    # oneDNN copies its first operand if it is transposed: that should be the smaller one.
+    wider = gradient.size(1) > x.size(1)
+    result = product(x.t(), gradient.t()).t() if wider else product(gradient.t(), x.t())
+    if not accumulates:
+        return result
+    weight.main_grad.add_(result)
+    return None
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -118,33 +128,49 @@ class GatedLinearUnit(torch.autograd.Function):
         return out
 
 
-class Rotary(torch.autograd.Function):
-    """Rotates the channels of all heads but the last one, the value, of [..., heads, channels], in halves.
+class RotarySplit(torch.autograd.Function):
+    """Splits a projection into queries, keys and values, rotates the first two, and lays each out for attention.
 
-    With c and s the cosines and sines of a head's angles, twice over: x * (c, c) + (second, first half of x) * (-s, s).
-    The gradient of a rotation is the rotation back, so nothing is kept but the table.
+    Channels rotate in halves. With c and s the cosines and sines of a head's angles: x * (c, c) + (second, first half
+    of x) * (-s, s). The gradient of a rotation is the rotation back, so nothing is kept but the table. All three are
+    written once, in the order in which attention reads them.
     """
 
     @staticmethod
-    def forward(ctx: Any, mixed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Return [..., heads, channels]; `cos` and `sin` are (c, c) and (-s, s) for each position."""
+    def forward(ctx: Any, mixed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries [b, groups * heads, s, channels], keys and values [b, groups, s, channels].
+
+        Args:
+            ctx: autograd's.
+            mixed: [s, b, groups, heads + 2, channels]: each group's queries, its key and its value.
+            cos, sin: [s, channels]: (c, c) and (-s, s) of each position.
+        """
         ctx.save_for_backward(cos, sin)
-        return _rotated(mixed, cos, sin, 1)
+        length, batch, groups, heads, channels = mixed.shape
+        query = mixed.new_empty(batch, groups * (heads - 2), length, channels)
+        key, value = mixed.new_empty(2, batch, groups, length, channels).unbind()
+        parts = mixed.permute(1, 2, 3, 0, 4).split((heads - 2, 1, 1), dim=2)
+        _rotate(parts[0], cos, sin, 1, query.view(batch, groups, heads - 2, length, channels))
+        _rotate(parts[1].squeeze(2), cos, sin, 1, key)
+        value.copy_(parts[2].squeeze(2))
+        return query, key, value
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Rotate back."""
+    def backward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, None, None]:
+        """Rotate the gradients back, into one of the projection's shape."""
         cos, sin = ctx.saved_tensors
-        return _rotated(gradient, cos, sin, -1), None, None
+        batch, groups, length, channels = key.shape
+        heads = query.size(1) // groups + 2
+        mixed = query.new_empty(length, batch, groups, heads, channels)
+        parts = mixed.permute(1, 2, 3, 0, 4).split((heads - 2, 1, 1), dim=2)
+        _rotate(query.unflatten(1, (groups, heads - 2)), cos, sin, -1, parts[0])
+        _rotate(key, cos, sin, -1, parts[1].squeeze(2))
+        parts[2].squeeze(2).copy_(value)
+        return mixed, None, None
 
 
-def _rotated(mixed: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    out = torch.empty_like(mixed, memory_format=torch.contiguous_format)
-    turned, kept = mixed.narrow(-2, 0, mixed.size(-2) - 1), mixed.select(-2, -1)
-    swapped = turned.roll(mixed.size(-1) // 2, -1)
-    torch.mul(turned, cos, out=out.narrow(-2, 0, mixed.size(-2) - 1)).addcmul_(swapped, sin, value=sign)
-    out.select(-2, -1).copy_(kept)
-    return out
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int, out: Tensor) -> None:
+    torch.mul(x, cos, out=out).addcmul_(x.roll(x.size(-1) // 2, -1), sin, value=sign)
 
 
 class CrossEntropy(torch.autograd.Function):

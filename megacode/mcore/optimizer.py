@@ -29,7 +29,15 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
         use_gloo_process_groups=False,
     )
     configure(config, optimizer)
+    if config.precision.dtype == "fp32":
+        for part in parts(optimizer):
+            # Sharded or not, Adam updates views of the parameters themselves: mcore would copy each onto itself.
+            part._copy_main_params_to_model_params = _nothing_to_copy
     return optimizer
+
+
+def _nothing_to_copy() -> None:
+    pass
 
 
 def configure(config: RunConfig, optimizer: Any) -> None:

@@ -198,8 +198,8 @@ def _losses(batch: MicroBatch, num_sources: int, losses: Tensor) -> tuple[Tensor
     """
     mask = device.to_device(batch.loss_mask)
     masked = losses.float().view_as(mask) * mask
-    each = torch.stack((masked.detach().sum(1, dtype=torch.float64), mask.sum(1, dtype=torch.float64)))
-    rows = torch.cat((each, torch.ones_like(each[:1])))
+    rows = torch.stack((masked.detach(), mask)).sum(2, dtype=torch.float64)
+    rows = torch.cat((rows, torch.ones_like(rows[:1])))
     sources = device.to_device(batch.source_ids) % (num_sources + 1)
     sums = torch.zeros(3, num_sources + 1, dtype=torch.float64, device=rows.device)
     return masked.sum(), rows[1].sum().int(), sums.index_add_(1, sources, rows)

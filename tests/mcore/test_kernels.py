@@ -53,20 +53,28 @@ def test_the_gated_linear_unit(length: int, batch: int, width: int, seed: int) -
     assert_alike(kernels.GatedLinearUnit.apply, plain, torch.randn(length, batch, 2 * width))
 
 
-@given(st.integers(1, 4), st.integers(1, 2), st.integers(1, 2), st.integers(2, 4), st.integers(1, 4))
+@given(st.integers(1, 4), st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4))
 @settings(max_examples=20, deadline=None)
-def test_the_rotation_leaves_values_alone(length: int, batch: int, groups: int, heads: int, half: int) -> None:
+def test_queries_and_keys_are_rotated_and_values_are_not(
+    length: int, batch: int, groups: int, heads: int, half: int
+) -> None:
     torch.manual_seed(length)
-    angles = torch.randn(length, 1, 1, 1, half)
+    angles = torch.randn(length, half)
+    cos, sin = angles.cos(), angles.sin()
+
+    def turned(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
     def plain(mixed: Tensor) -> Tensor:
-        first, second = mixed[..., :-1, :].chunk(2, dim=-1)
-        cos, sin = angles.cos(), angles.sin()
-        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-        return torch.cat((rotated, mixed[..., -1:, :]), dim=-2)
+        query, key, value = mixed.permute(1, 2, 3, 0, 4).split((heads, 1, 1), dim=2)
+        return torch.cat((turned(query).flatten(1, 2), turned(key).flatten(1, 2), value.flatten(1, 2)), dim=1)
 
-    mixed = torch.randn(length, batch, groups, heads, 2 * half)
-    assert_alike(lambda mixed: kernels.Rotary.apply(mixed, angles.cos(), angles.sin()), plain, mixed)
+    def ours(mixed: Tensor) -> Tensor:
+        table = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+        return torch.cat(kernels.RotarySplit.apply(mixed, *table), dim=1)
+
+    assert_alike(ours, plain, torch.randn(length, batch, groups, heads + 2, 2 * half))
 
 
 @given(st.integers(1, 9), st.integers(2, 40), st.integers(0, 999))
