@@ -15,7 +15,7 @@ $(STAMP): setup.py requirements/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements/constraints.txt)"
-	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --editable '.[eval,dev]'
+	$(BIN)/python -m pip install --quiet --quiet --constraint requirements/constraints.txt --editable '.[eval,dev]'
 	touch $@
 
 demo: $(STAMP)

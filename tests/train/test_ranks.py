@@ -107,7 +107,7 @@ def test_a_killed_rank_ends_the_others(golden: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "nproc", "expected"),
     [
-        ("parallel.tensor=4", 2, r"2 .*(rank|process)"),
+        ("parallel.pipeline=2", 3, r"3 .*process"),
         ("train.global_batch_size=6", 2, r"use 4 or 8|use 8|6 does not divide"),
         ("sources.code.path=nowhere", 2, r"nowhere"),
         ("precision={fp8: {recipe: delayed}}", 1, r"FP8 needs Transformer Engine"),
