@@ -34,7 +34,7 @@ RANKS = 2
 VOCABULARY = 4096
 ITERATIONS = {"balanced": 140, "text": 110, "cooldown": 50}
 PAGE_WIDTH = 100
-HELD_OUT = 0.04
+HELD_OUT = 0.05
 
 
 def demo_config(out: Path, layout: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def demo_config(out: Path, layout: str) -> dict[str, Any]:
         },
         "tokenizer": {"kind": "huggingface", "path": str(out / "tokenizer")},
         "sources": {name: {"path": str(out / "data" / f"{name}_text_document")} for name in SOURCES},
-        "validation": {"fraction": HELD_OUT, "every": "25 iterations", "samples": 32},
+        "validation": {"fraction": HELD_OUT, "every": "50 iterations", "samples": 48},
         "phases": [
             {
                 "name": "balanced",

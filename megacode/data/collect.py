@@ -35,7 +35,7 @@ from megacode.data.filters import LIMITS, reason_to_drop
 RULES = 1  # counted up when the same machine, limits and seed would give other documents
 REPORT = "collect.json"
 DEFAULT_BYTES = {"code": 16_000_000, "text": 10_000_000, "markup": 6_000_000}
-MAX_FILE_BYTES = 400_000
+MAX_FILE_BYTES = 120_000
 MIN_FILE_BYTES = 100
 PACKAGE_SHARE = 0.1
 

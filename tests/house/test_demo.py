@@ -1,0 +1,40 @@
+"""The demo's own rules; its whole length is run by `make demo`, its parts by test_whole_path.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megacode.base.errors import ConfigError
+from megacode.config.loading import load_config
+from megacode.demo import ITERATIONS, LAYOUTS, _Demo, demo_config, run_demo
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_demo_config_is_a_valid_config_in_every_layout(tmp_path: Path, layout: str) -> None:
+    path = tmp_path / "demo.yaml"
+    path.write_text(yaml.safe_dump(demo_config(tmp_path, layout)))
+    config = load_config(path)
+    assert [phase.name for phase in config.phases] == list(ITERATIONS)
+    assert config.checkpoint.at_start
+
+
+def test_an_unknown_layout_is_refused_with_a_suggestion(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean pp2"):
+        run_demo(tmp_path, "pp")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_layout_in_the_same_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text(yaml.safe_dump(demo_config(tmp_path, "dp2")))
+    with pytest.raises(ConfigError, match="add --out runs/demo-tp2"):
+        _Demo(tmp_path, "tp2").plan()
+
+
+def test_scores_are_taken_before_training_and_after_each_phase(tmp_path: Path) -> None:
+    milestones = _Demo(tmp_path, "dp2").milestones()
+    assert milestones[0] == 0
+    assert len(milestones) == len(ITERATIONS) + 1
+    assert milestones[-1] == sum(ITERATIONS.values())
