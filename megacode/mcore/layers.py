@@ -12,6 +12,7 @@ collectives of the sequential one. Under sequence parallel the collectives also 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -92,8 +93,26 @@ class OutputLayer(ColumnParallelLinear):
 class _Block(TransformerLayer):
     """What both orders share: mcore's submodules under mcore's names, and a forward pass of our own."""
 
-    def _attention(self, x: Tensor, rotary: Tensor, packed: Any) -> Tensor:
-        return self.self_attention(x, rotary_pos_emb=rotary, packed_seq_params=packed)[0]
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        rotary_pos_emb: Tensor,
+        packed_seq_params: Any = None,
+        **unused: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the block's output, [s, b, h] as its input, and the context as it came."""
+
+        def attention(x: Tensor) -> Tensor:
+            return self.self_attention(x, rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params)[0]
+
+        return self._output(hidden_states, attention), context
+
+    def _output(self, hidden_states: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the block's output; `attention` takes what `_enter` gave and returns what `_leave` takes."""
+        raise NotImplementedError
 
     def _mlp(self, x: Tensor) -> Tensor:
         return self.mlp.linear_fc2(GatedLinearUnit.apply(self.mlp.linear_fc1(x)[0]))[0]
@@ -124,40 +143,17 @@ class _Block(TransformerLayer):
 class SequentialBlock(_Block):
     """Attention, then MLP."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        rotary_pos_emb: Tensor,
-        packed_seq_params: Any = None,
-        **unused: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the block's output, [s, b, h] as its input, and the context as it came."""
-        normed = self._enter(self.input_layernorm(hidden_states))
-        hidden_states = self._add(hidden_states, self._attention(normed, rotary_pos_emb, packed_seq_params))
-        normed = self._enter(self.pre_mlp_layernorm(hidden_states))
-        return self._add(hidden_states, self._mlp(normed)), context
+    def _output(self, hidden_states: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
+        hidden_states = self._add(hidden_states, attention(self._enter(self.input_layernorm(hidden_states))))
+        return self._add(hidden_states, self._mlp(self._enter(self.pre_mlp_layernorm(hidden_states))))
 
 
 class ParallelBlock(_Block):
     """Attention and MLP at once, from one norm."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        rotary_pos_emb: Tensor,
-        packed_seq_params: Any = None,
-        **unused: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the block's output, [s, b, h] as its input, and the context as it came."""
+    def _output(self, hidden_states: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
         normed = self._enter(self.input_layernorm(hidden_states))
-        both = self._attention(normed, rotary_pos_emb, packed_seq_params) + self._mlp(normed)
-        return self._add(hidden_states, both), context
+        return self._add(hidden_states, attention(normed) + self._mlp(normed))
 
 
 def block_spec(model: ModelConfig, config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:

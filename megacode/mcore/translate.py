@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from megacode.config.run import RunConfig
 from megacode.mcore import device
+from megacode.plan.costs import padded_vocabulary
 
 if TYPE_CHECKING:
     from megatron.core.distributed import DistributedDataParallelConfig
@@ -27,8 +28,7 @@ def padded_vocab_size(config: RunConfig, vocab_size: int) -> int:
 
     The rows beyond `vocab_size` belong to no token: they start as zeros and take no part in the loss.
     """
-    multiple = config.model.make_vocab_size_divisible_by * config.parallel.tensor
-    return -(-vocab_size // multiple) * multiple
+    return padded_vocabulary(config.model, vocab_size, config.parallel.tensor)
 
 
 def transformer_config(config: RunConfig) -> TransformerConfig:
