@@ -2,8 +2,8 @@
 
 On a CPU these cost as much as their passes over memory, and autograd's own composition makes many: it keeps every
 intermediate, pads and adds the gradients of slices, and clears buffers that are overwritten at once. Here each
-operation keeps its inputs alone, recomputes what is cheap, and writes its gradient once. The arithmetic is the same;
-tests compare each with autograd's. On CUDA they are right as well, and Transformer Engine's fused ones are faster.
+operation keeps little, recomputes what is cheap, and writes its gradient once. The arithmetic is the same: tests
+compare each with autograd's. They are written for CUDA as well, where Transformer Engine's fused ones are faster.
 """
 
 from __future__ import annotations
@@ -112,18 +112,19 @@ class GatedLinearUnit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, both: Tensor) -> Tensor:
         """Return [..., f] of [..., 2 f], whose first half is the gate."""
-        ctx.save_for_backward(both)
         gate, up = both.chunk(2, dim=-1)
-        return torch.nn.functional.silu(gate).mul_(up)
+        activated = torch.nn.functional.silu(gate)
+        ctx.save_for_backward(both, activated)
+        return activated * up
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """dgate = gradient * up * silu'(gate), dup = gradient * silu(gate)."""
-        (both,) = ctx.saved_tensors
+        both, activated = ctx.saved_tensors
         gate, up = both.chunk(2, dim=-1)
         out = torch.empty_like(both)
         gate_gradient, up_gradient = out.chunk(2, dim=-1)
-        torch.mul(torch.nn.functional.silu(gate), gradient, out=up_gradient)
+        torch.mul(activated, gradient, out=up_gradient)
         torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=gate_gradient)
         return out
 

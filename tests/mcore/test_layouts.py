@@ -1,7 +1,7 @@
 """Every layout trains the model that one process trains: the same losses, gradients and logits, from the same start.
 
 fp32 within 1e-6 in the loss of each of 10 iterations (a loss is about 5.5, one unit in its last place 4.8e-7; largest
-difference seen 5e-8). Spoilt on purpose, the same comparison fails by a hundred times its tolerance and more.
+difference seen 5e-8). Spoilt on purpose, the same comparison fails by many times its tolerance.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def cases(pairs: list[tuple[str, str]], layouts: dict[str, dict[str, Any]]) -> d
 
 @pytest.fixture(scope="module")
 def one(on_ranks: Callable[..., list[Any]]) -> dict[str, Any]:
-    fused = {**BLOCKS["sequential"], "spoil": "fused cross entropy"}
+    # Without padding, which mcore's loss counts and ours does not: the rounding of its gradients alone.
+    fused = {"model": {"make_vocab_size_divisible_by": 2}, "spoil": "fused cross entropy"}
     return on_ranks(1, "layouts", {"cases": {**BLOCKS, "fused": fused}})[0]
 
 
@@ -129,7 +130,7 @@ def test_the_comparison_can_fail(one: Any, two: Any, name: str) -> None:
 
 def test_mcores_fused_cross_entropy_would_not_be_exact(one: Any) -> None:
     fused, exact = one["fused"]["iterations"], one["sequential"]["iterations"]
-    assert difference(fused, exact, "loss") > 10 * TOLERANCE
+    assert difference(fused, exact, "loss") > 5 * TOLERANCE
 
 
 @pytest.mark.parametrize(("block", "layout"), [pair for pair in ON_TWO if pair[0] != "bf16"])
