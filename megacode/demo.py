@@ -32,7 +32,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 RANKS = 2
 VOCABULARY = 4096
-ITERATIONS = {"balanced": 140, "text": 110, "cooldown": 50}
+ITERATIONS = {"balanced": 180, "text": 140, "cooldown": 60}
 PAGE_WIDTH = 100
 HELD_OUT = 0.05
 
@@ -188,6 +188,8 @@ class _Demo:
         """Train, or go on from the newest checkpoint."""
         from megacode.launch.local import run_ranks
 
+        if self.run.checkpoint(self.milestones()[-1]).exists():
+            return 0
         return run_ranks(["train", str(self.config)], RANKS)
 
     def milestones(self) -> list[int]:
