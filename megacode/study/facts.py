@@ -121,10 +121,11 @@ def provenance(record: RunRecord) -> list[dict[str, str]]:
     rows: list[tuple[str, str]] = [("run directory", str(record.path))]
     rows += [("started", _time(starts[0]))] if starts else []
     for event in starts[-1:]:
-        rows += _flat({key: event[key] for key in event if key not in CLOCK})
+        rows += _flat({key: event[key] for key in event if key not in (*CLOCK, "versions")})
     rows += _flat(_identities(record))
     export, score = (found[-1] if found else {} for found in (record.exports, record.scores))
-    versions = {**(score.get("versions") or {}), **(export.get("versions") or {})}
+    told = (score, export, *starts[-1:])
+    versions = {name: version for facts in told for name, version in (facts.get("versions") or {}).items()}
     rows += _flat({"hash of": export.get("hashes") or {}, "layout": export.get("layout") or {}})
     rows += _flat({"evaluated": score.get("date"), "evaluated on": score.get("hardware"), "version of": versions})
     run = RunDir(record.path)

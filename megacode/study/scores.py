@@ -19,11 +19,11 @@ from megacode.study.svg import Frame, domain, element, path, tip
 
 Key = TypeVar("Key")
 MOST_FIGURES = 8  # of a large suite the rest is in the table
-TITLES = {
+TITLES = {  # in the order of the charts: what leaves chance first comes first
     "bits_per_byte": "bits per byte",
+    "acc_mutual_info": "accuracy, by mutual information",
     "acc": "accuracy",
     "acc_norm": "accuracy, by length",
-    "acc_mutual_info": "accuracy, by mutual information",
     "exact_match": "exact match",
 }
 
@@ -56,6 +56,13 @@ class Score:
     def is_bits(self) -> bool:
         """Whether it is in bits per byte."""
         return self.metric.startswith("bits_per_byte")
+
+    @property
+    def place(self) -> int:
+        """Where its metric stands among the charts; unknown ones come last."""
+        names = list(TITLES)
+        name = self.metric.partition(",")[0]
+        return names.index(name) if name in names else len(names)
 
     @property
     def title(self) -> str:
@@ -124,7 +131,7 @@ def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, list[Any]]:
     """Return the scores as a table: `columns` (checkpoints) and `rows` of texts, a task and metric each."""
     iterations = sorted({score.iteration for score in scores})
     rows = []
-    ordered = sorted(scores, key=lambda s: (not s.is_bits, family(s, source_of(s.task, record.sources)), s.metric))
+    ordered = sorted(scores, key=lambda s: (not s.is_bits, family(s, source_of(s.task, record.sources)), s.place))
     for (task, _), group in _grouped(ordered, lambda s: (s.task, s.metric)).items():
         by_iteration = {score.iteration: score for score in group}
         cells = [_cell(by_iteration.get(iteration)) for iteration in iterations]
@@ -149,7 +156,7 @@ def figures(record: RunRecord, scores: Sequence[Score]) -> list[Figure]:
         return (score.metric, family(score, named), "" if math.isnan(score.chance) else f"{score.chance:.4f}")
 
     shown = [score for score in scores if math.isfinite(tokens_at(record, score.iteration))]
-    groups = sorted(_grouped(shown, group).values(), key=lambda g: not g[0].is_bits)
+    groups = sorted(_grouped(shown, group).values(), key=lambda g: g[0].place)
     return [_figure(record, part, f"score{index}") for index, part in enumerate(groups[:MOST_FIGURES])]
 
 
