@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from megacode.base.errors import DataError, Problem
 from megacode.config.run import RunConfig
-from megacode.plan.batch import phase_samples
 from megacode.plan.blend import QuotaTree
 from megacode.plan.budget import Allotment, allot
 from megacode.plan.fingerprint import chain, prove_past
+from megacode.plan.ramp import phase_samples
 from megacode.plan.sources import SourceOrder, SourceSize, windows
 
 __all__ = [

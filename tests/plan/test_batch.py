@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from megacode.base.errors import ConfigError
 from megacode.config.quantity import Quantity
 from megacode.config.training import Training
-from megacode.plan.batch import Ramp, placement
+from megacode.plan.batch import placement
+from megacode.plan.ramp import Ramp
 
 Make = Callable[..., Any]
 RAMPS = st.one_of(

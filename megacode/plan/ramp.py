@@ -1,0 +1,106 @@
+"""The global batch as a function of the clock, and the phase lengths that follow from it.
+
+The batch climbs from `start` by `increment` in equal steps of samples, as in Megatron's `--rampup-batch-size`, and is
+`global_batch_size` from then on. Iterations come in *stretches* of one size, few enough to list.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import NamedTuple
+
+from megacode.base.errors import ConfigError
+from megacode.config.data import Phase
+from megacode.config.training import Training
+
+
+class Stretch(NamedTuple):
+    """Consecutive iterations of one batch size, from the clock `first_sample`."""
+
+    first_sample: int
+    batch_size: int
+    iterations: int
+
+
+class Ramp:
+    """The global batch size as a function of the clock, without phases.
+
+    Args:
+        training: `global_batch_size` and `batch_ramp`.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self._starts, self._sizes = [0], [training.global_batch_size]
+        ramp = training.batch_ramp
+        if ramp is not None:
+            steps = (training.global_batch_size - ramp.start) // ramp.increment
+            self._starts = [-(-step * ramp.samples // steps) for step in range(steps + 1)]
+            self._sizes = [ramp.start + step * ramp.increment for step in range(steps + 1)]
+
+    def size(self, clock: int) -> int:
+        """Return the samples of the iteration that starts at a clock, if its phase is long enough."""
+        return self._sizes[bisect_right(self._starts, clock) - 1]
+
+    def _next_rise(self, clock: int) -> int | None:
+        level = bisect_right(self._starts, clock)
+        return self._starts[level] if level < len(self._starts) else None
+
+    def stretches(self, first: int, last: int) -> Iterator[Stretch]:
+        """Yield the iterations of a phase that goes from one clock to another; the last may be short."""
+        clock = first
+        while clock < last:
+            size, rise = self.size(clock), self._next_rise(clock)
+            whole = (last - clock) // size
+            count = whole if rise is None else min(whole, -(-(rise - clock) // size))
+            stretch = Stretch(clock, size, count) if count else Stretch(clock, last - clock, 1)
+            yield stretch
+            clock += stretch.batch_size * stretch.iterations
+
+    def after(self, first: int, iterations: int) -> int:
+        """Return the clock after some iterations, starting at a clock and crossing no phase end."""
+        clock = first
+        while iterations:
+            size, rise = self.size(clock), self._next_rise(clock)
+            count = iterations if rise is None else min(iterations, -(-(rise - clock) // size))
+            clock += count * size
+            iterations -= count
+        return clock
+
+    def nearest(self, first: int, samples: Fraction) -> int:
+        """Return the iteration boundary nearest to `samples` after a clock (the later of two), at least one batch."""
+        below = first
+        for stretch in self.stretches(first, first + int(samples)):
+            if stretch.batch_size == self.size(stretch.first_sample):
+                below = stretch.first_sample + stretch.batch_size * stretch.iterations
+        size = self.size(below)
+        return below + size if below == first or 2 * (first + samples - below) >= size else below
+
+
+def phase_samples(phase: Phase, number: int, first: int, training: Training) -> int:
+    """Return how many samples a phase has.
+
+    Args:
+        phase: its length, in tokens (the nearest iteration boundary), samples or iterations (exact).
+        number: of the phase, for messages.
+        first: clock at which it starts.
+        training: sequence length and batch sizes.
+
+    Raises:
+        ConfigError: if it is shorter than one global batch.
+    """
+    ramp, length = Ramp(training), phase.length
+    if length.unit == "iterations":
+        return ramp.after(first, length.count) - first
+    unit = training.seq_length if length.unit == "tokens" else 1
+    samples, batch = Fraction(length.count, unit), ramp.size(first)
+    if samples < batch:
+        what = (
+            f"phase {phase.name!r} has {length.count:,} {length.unit}, less than one global batch of {batch:,} samples"
+        )
+        what += f" ({batch * unit:,} tokens)" if length.unit == "tokens" else ""
+        fix = f"give it at least {length.unit}: {batch * unit}"
+        fix += f", or train.global_batch_size at most {int(samples)}" if samples >= 1 else ""
+        raise ConfigError(what, f"phases[{number}].{length.unit}", fix)
+    return ramp.nearest(first, samples) - first if length.unit == "tokens" else length.count
