@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from megacode.base.errors import ConfigError
+from megacode.base.errors import EXIT_RESUMABLE, ConfigError
 from megacode.base.files import RunDir, write_text
 from megacode.base.units import format_bytes, format_seconds
 from megacode.config.rules import did_you_mean
@@ -108,6 +108,8 @@ def run_demo(out: Path, layout: str) -> int:
         demo.console.rule(f"[bold]{title}", align="left")
         code = stage()
         if code:
+            if code == EXIT_RESUMABLE:
+                demo.console.print("\nStopped and saved. The same command goes on where it was.")
             return code
         log.info("%s: %s", title, format_seconds(time.perf_counter() - begun))
     demo.console.print(f"\nDone in {format_seconds(time.perf_counter() - started)}. Open {demo.out / 'report.html'}")

@@ -39,7 +39,8 @@ def run_ranks(arguments: Sequence[str], nproc: int) -> int:
         raise LaunchError(f"{nproc} ranks cannot train", "--nproc", "give 1 or more")
     command = [sys.executable, "-m", "megacode.cli", *arguments]
     port = _free_port()
-    ranks = [subprocess.Popen(command, env=_environment(rank, nproc, port)) for rank in range(nproc)]
+    # Groups of their own: a terminal's Ctrl-C reaches the parent alone, which passes it on once.
+    ranks = [subprocess.Popen(command, env=_environment(rank, nproc, port), process_group=0) for rank in range(nproc)]
     previous = {number: signal.signal(number, _forward_to(ranks)) for number in _PASSED_ON}
     try:
         return _wait(ranks)
