@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -231,9 +232,16 @@ def _run_task(model: Any, name: str, task: Any, limit: int | None, unsafe_code: 
     random.seed(0)
     np.random.seed(_SEED)
     torch.manual_seed(_SEED)
-    results = run(
-        model, {"tasks": {name: task}}, limit=limit, bootstrap_iters=0, confirm_run_unsafe_code=unsafe_code
-    )  # fmt: skip
+    try:
+        results = run(
+            model, {"tasks": {name: task}}, limit=limit, bootstrap_iters=0, confirm_run_unsafe_code=unsafe_code
+        )  # fmt: skip
+    except AssertionError as error:
+        if traceback.extract_tb(error.__traceback__)[-1].name != "_loglikelihood_tokens":
+            raise
+        what = f"an answer is longer than the model's context of {model.max_length} tokens"
+        fix = "score a model with a longer train.seq_length, or leave the task out in a suite of your own"
+        raise DataError(what, f"task {name}", fix) from error
     assert results is not None, "one process runs the tasks"
     return dict(results)
 

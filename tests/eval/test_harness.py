@@ -265,6 +265,18 @@ def test_a_users_own_suite_runs_from_its_yaml(run, tmp_path):
 
 
 @slow
+def test_an_answer_longer_than_the_context_is_a_clear_error(run, tmp_path):
+    for file in (run / "hf/iter_0000000").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 12}))
+    with pytest.raises(DataError, match="an answer is longer than the model's context of 12 tokens") as caught:
+        evaluate(tmp_path, tasks_dir=items_dir(run), out=tmp_path / "scores.json")
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "scores.json").exists()
+
+
+@slow
 def test_damaged_weights_are_an_error_without_a_score_file(run, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(run / "hf/iter_0000000", model)

@@ -24,7 +24,7 @@ phases:
   - {name: balanced, tokens: 24Ki, blend: {text: 0.5, code: 0.5},
      learning_rate: {schedule: cosine, peak: 5.0e-3, final: 5.0e-4, warmup: 2 iterations}}
   - {name: text, iterations: 6, blend: {text: 0.9, code: 0.1}, learning_rate: {schedule: linear, final: 1.0e-6}}
-train: {seq_length: 128, global_batch_size: 16, micro_batch_size: 4}
+train: {seq_length: 256, global_batch_size: 8, micro_batch_size: 4}
 precision: {dtype: fp32}
 """
 
@@ -46,7 +46,7 @@ def test_from_files_to_a_scored_model_and_a_page(
 
     limits = ["--limit", "code=800k", "--limit", "text=800k", "--limit", "markup=0"]
     tool(tmp_path, "prepare_corpus.py", "--output", "corpus", "--roots", sysconfig.get_path("stdlib"), *limits)
-    tokenizer = ["--kind", "huggingface", "--input", "corpus/*.jsonl", "--vocab-size", 800, "--output", "tokenizer"]
+    tokenizer = ["--kind", "huggingface", "--input", "corpus/*.jsonl", "--vocab-size", 2000, "--output", "tokenizer"]
     tool(tmp_path, "train_tokenizer.py", *tokenizer)
     for name in ("text", "code"):
         flags = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", "tokenizer", "--append-eod"]
