@@ -112,7 +112,7 @@ def _show_samples(rows: list[dict[str, Any]], as_json: bool) -> None:
 def train(
     config: Config,
     overrides: Overrides = None,
-    nproc: Annotated[int | None, typer.Option(help="Start this many ranks on this machine.")] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this machine.")] = None,
 ) -> None:
     """Train, or go on where the run directory stands; under torchrun or srun each process is one rank."""
     if nproc is not None:

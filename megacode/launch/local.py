@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from megacode.base.errors import EXIT_FAILURE, EXIT_RESUMABLE, LaunchError
+from megacode.base.errors import EXIT_FAILURE, EXIT_RESUMABLE
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _POLL_SECONDS = 0.1
@@ -31,12 +31,8 @@ def run_ranks(arguments: Sequence[str], nproc: int) -> int:
 
     Returns:
         0 if every rank ended with 0, else the first failing rank's exit code.
-
-    Raises:
-        LaunchError: if `nproc` is not positive.
     """
-    if nproc < 1:
-        raise LaunchError(f"{nproc} ranks cannot train", "--nproc", "give 1 or more")
+    assert nproc > 0
     command = [sys.executable, "-m", "megacode.cli", *arguments]
     port = _free_port()
     # Groups of their own: a terminal's Ctrl-C reaches the parent alone, which passes it on once.

@@ -75,6 +75,12 @@ def test_a_mistyped_command_is_an_input_error() -> None:
     assert "No such command 'trian'" in done.stderr
 
 
+def test_no_ranks_is_an_input_error() -> None:
+    done = run(sys.executable, "-m", "megacode.cli", "train", "run.yaml", "--nproc", "0")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
 def test_the_doctor_answers_in_json() -> None:
     done = run(sys.executable, "-m", "megacode.cli", "doctor", "--json")
     assert done.returncode == 0, done.stderr
