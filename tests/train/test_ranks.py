@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slow
 Megacode = Callable[..., subprocess.CompletedProcess[str]]
 # fp32 on other ranks adds the same numbers in another order: some units in the last place over 20 iterations.
 SAME_LOSS = 5e-6
+# Long enough for a signal to arrive in the middle, whatever else the machine does.
+LONGER = ("train.global_batch_size=64", "phases.balanced.iterations=60")
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -71,7 +73,7 @@ def test_torchrun_starts_ranks_as_it_stands(golden: Path, tmp_path: Path) -> Non
 def test_a_signal_saves_and_ends_with_75_and_the_run_goes_on_as_if_nothing_happened(
     golden: Path, megacode: Megacode, tmp_path: Path, nproc: int
 ) -> None:
-    arguments = ["train", str(golden), "run_dir=run", "train.global_batch_size=64", "--nproc", str(nproc)]
+    arguments = ["train", str(golden), "run_dir=run", *LONGER, "--nproc", str(nproc)]
     child = subprocess.Popen([sys.executable, "-m", "megacode.cli", *arguments], cwd=tmp_path, stderr=subprocess.PIPE)
     metrics = RunDir(tmp_path / "run").metrics
     deadline = time.monotonic() + 120
@@ -81,16 +83,16 @@ def test_a_signal_saves_and_ends_with_75_and_the_run_goes_on_as_if_nothing_happe
     _, errors = child.communicate(timeout=120)
     assert child.returncode == 75, errors
     stopped = len(losses(tmp_path / "run"))
-    assert 0 < stopped < 20
+    assert 0 < stopped < 70
     assert RunDir(tmp_path / "run").latest.read_text().strip() == f"iter_{stopped:07d}"
     assert megacode(*arguments).returncode == 0
-    whole = ["train", golden, "run_dir=whole", "train.global_batch_size=64", "--nproc", nproc]
+    whole = ["train", golden, "run_dir=whole", *LONGER, "--nproc", nproc]
     assert megacode(*whole).returncode == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
 def test_a_killed_rank_ends_the_others(golden: Path, tmp_path: Path) -> None:
-    arguments = ["train", str(golden), "run_dir=run", "train.global_batch_size=64", "--nproc", "2"]
+    arguments = ["train", str(golden), "run_dir=run", *LONGER, "--nproc", "2"]
     child = subprocess.Popen([sys.executable, "-m", "megacode.cli", *arguments], cwd=tmp_path, stderr=subprocess.PIPE)
     metrics = RunDir(tmp_path / "run").metrics
     deadline = time.monotonic() + 120
