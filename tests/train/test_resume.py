@@ -18,6 +18,8 @@ from megacode.train.planning import make_plan
 from megacode.train.setup import build_trainer
 from megacode.train.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
