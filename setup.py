@@ -29,10 +29,8 @@ TRAINING = [
     "orjson",
     "xxhash",
     "zstandard",
-    "filelock",
     "tensorboard",
     "jinja2",
-    "matplotlib",
 ]
 
 EXTRAS = {

@@ -36,38 +36,34 @@ from megacode.mcore.sharding import bare, chunk_names, metadata, model_state
 
 _log = logging.getLogger(__name__)
 _LONGEST = 200  # characters of mcore's messages, which name every tensor there is
-_EXTRA, _LAYOUT, _RANDOM = "megacode", "megacode_layout", "random_states"
+_LAYOUT, _RANDOM = "megacode_layout", "random_states"
 
 
-def save(parts: Parts, path: str | Path, extra: dict[str, Any] | None = None) -> None:
+def save(parts: Parts, path: str | Path) -> None:
     """Write a checkpoint; every rank calls it and returns when all have written.
 
     Args:
         parts: what to save.
         path: a directory that does not exist yet or is empty; the caller publishes it under its final name.
-        extra: anything picklable, given back by `load`.
     """
     if parts.ranks.rank == 0:
         Path(path).mkdir(parents=True, exist_ok=True)
     groups.barrier()
     _prime(parts)
-    state = {**_state(parts, is_loading=False), _EXTRA: extra or {}, _LAYOUT: _layout(parts)}
+    state = {**_state(parts, is_loading=False), _LAYOUT: _layout(parts)}
     state[_RANDOM] = _random_states(parts)
     with _plain_queue():
         dist_checkpointing.save(state, str(path))
     groups.barrier()
 
 
-def load(parts: Parts, path: str | Path, *, weights_only: bool = False) -> dict[str, Any]:
+def load(parts: Parts, path: str | Path, *, weights_only: bool = False) -> None:
     """Read a checkpoint into a built model and optimizer; every rank calls it.
 
     Args:
         parts: what to fill; the model's shape must be the saved one, the layout need not.
         path: a checkpoint of `save`.
         weights_only: leave the optimizer and the random states as they are after `build`.
-
-    Returns:
-        The `extra` that was saved.
 
     Raises:
         CheckpointError: the checkpoint is absent, damaged, or of a model of another shape.
@@ -83,7 +79,7 @@ def load(parts: Parts, path: str | Path, *, weights_only: bool = False) -> dict[
     if weights_only:
         if parts.optimizer is not None:
             parts.optimizer.reload_model_params()
-        return common.get(_EXTRA, {})
+        return
     with _step_counters_kept():
         parts.optimizer.load_state_dict(loaded["optimizer"])
     _own_step_counters(parts)
@@ -92,7 +88,6 @@ def load(parts: Parts, path: str | Path, *, weights_only: bool = False) -> dict[
         _set_random_states(loaded[_RANDOM])
     else:
         _log.warning("The layout changed: dropout, if there is any, draws new random numbers from here on.")
-    return common.get(_EXTRA, {})
 
 
 def load_plain(path: str | Path) -> dict[str, Tensor]:
@@ -116,15 +111,6 @@ def load_plain(path: str | Path) -> dict[str, Tensor]:
         if alone:
             dist.destroy_process_group()
     return {key: state[key] for key in model}
-
-
-def read_extra(path: str | Path) -> dict[str, Any]:
-    """Return the `extra` of a checkpoint alone; needs no other process.
-
-    Raises:
-        CheckpointError: the checkpoint is absent or damaged.
-    """
-    return _read(lambda: dist_checkpointing.load_common_state_dict(str(path)), path).get(_EXTRA, {})
 
 
 def _state(parts: Parts, is_loading: bool, with_optimizer: bool = True) -> dict[str, Any]:
