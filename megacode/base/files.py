@@ -121,6 +121,12 @@ class RunDir:
         hf: exported Hugging Face models, one directory a checkpoint.
         eval: scores, one JSON file a suite and checkpoint.
         provenance: what was started, when, with which packages.
+        ledger: the samples that were withheld from training, and why, one JSON object a range.
+        lock: who is training here.
+        heartbeats: one small JSON file a rank: where it is.
+        stacks: Python stacks of ranks that hung, one file a rank.
+        replays: what `megacode replay` found, one JSON file an iteration.
+        save_request, stop_request: touch them to have the run save, or save and stop.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -135,6 +141,13 @@ class RunDir:
         self.hf = self.path / "hf"
         self.eval = self.path / "eval"
         self.provenance = self.path / "provenance"
+        self.ledger = self.path / "ledger.jsonl"
+        self.lock = self.path / "run.lock"
+        self.heartbeats = self.path / "heartbeats"
+        self.stacks = self.path / "stacks"
+        self.replays = self.path / "replays"
+        self.save_request = self.path / "save"
+        self.stop_request = self.path / "stop"
 
     def create(self) -> RunDir:
         """Make the directory."""

@@ -7,6 +7,8 @@ import re
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12, "p": 10**15, "e": 10**18}
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _COUNT = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*$", re.IGNORECASE)
+_DURATION = re.compile(r"^(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?$")
+_CLOCK = re.compile(r"^(?:(\d+)-)?(\d+):(\d{2}):(\d{2})$")
 _SCALES = (("E", 10**18), ("P", 10**15), ("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3))
 _SI_SCALES = (("P", 10**15), ("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3))
 _BYTE_SCALES = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
@@ -55,6 +57,28 @@ def parse_fraction(text: str | int | float) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"{text!r} is not a share; write for example 0.005 or 0.5%") from None
+
+
+def parse_seconds(text: str | int | float) -> float:
+    """Read a duration: `3h50m`, `90 s`, SLURM's `1-02:30:00`, or a plain number of seconds.
+
+    Raises:
+        ValueError: if it is none, or not positive.
+    """
+    wanted = f"{text!r} is not a duration; write for example 3h50m, 45s or 1-02:30:00"
+    if isinstance(text, bool):
+        raise ValueError(wanted)
+    if isinstance(text, (int, float)):
+        seconds = float(text)
+    else:
+        found = _DURATION.match(text.replace(" ", "").lower()) or _CLOCK.match(text.strip())
+        if not found:
+            raise ValueError(wanted)
+        days, hours, minutes, rest = (int(part or 0) for part in found.groups())
+        seconds = float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
+    if not 0 < seconds < float("inf"):
+        raise ValueError(wanted)
+    return seconds
 
 
 def format_count(value: int | float) -> str:

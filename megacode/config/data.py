@@ -70,6 +70,8 @@ class Phase(Frozen):
     Attributes:
         name: how plans, logs and pages call it.
         tokens, samples, iterations: its length; exactly one of them. Tokens are rounded to whole global batches.
+        until: how far into its length the phase is left for the next one; its order and learning rate stay those of the
+            whole length, so that a branch may leave a trunk anywhere. Absent: it runs to its end.
         blend: relative weight of each source; normalised, 0 means none.
         learning_rate: the schedule inside the phase.
         repeat: whether a source goes on where it stopped (`continue`) or starts anew (`restart`), for all or by source.
@@ -79,6 +81,7 @@ class Phase(Frozen):
     tokens: Count | None = Field(default=None, ge=1)
     samples: Count | None = Field(default=None, ge=1)
     iterations: Count | None = Field(default=None, ge=1)
+    until: Length | None = None
     blend: dict[str, float]
     learning_rate: LearningRate
     repeat: Repeat = "continue"

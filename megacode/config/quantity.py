@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-from megacode.base.units import format_count, parse_count, parse_fraction
+from megacode.base.units import format_count, parse_count, parse_fraction, parse_seconds
 
 Unit = Literal["tokens", "samples", "iterations"]
 UNITS: tuple[Unit, ...] = ("tokens", "samples", "iterations")
@@ -52,6 +52,7 @@ def read_quantity(value: Any) -> Any:
 
 Count = Annotated[int, BeforeValidator(parse_count)]
 Share = Annotated[float, BeforeValidator(parse_fraction)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds)]
 Length = Annotated[Quantity, BeforeValidator(read_quantity)]
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from megacode.config.data import Phase, Source, Validation
+from megacode.config.health import Health, Limits
 from megacode.config.model import ModelConfig, TokenizerConfig
 from megacode.config.quantity import Frozen
 from megacode.config.training import CheckpointPolicy, Init, Parallel, Precision, Training
@@ -28,6 +29,8 @@ class RunConfig(Frozen):
         parallel: how the model is laid over ranks.
         precision: number formats.
         checkpoint: when to save and what to keep.
+        health: what watches over the run.
+        limits: how long one start may take.
         init: where the first weights come from.
         run_dir: where everything is written; absent: `runs/<name>` under the working directory.
     """
@@ -44,6 +47,8 @@ class RunConfig(Frozen):
     parallel: Parallel = Parallel()
     precision: Precision = Precision()
     checkpoint: CheckpointPolicy = CheckpointPolicy()
+    health: Health = Health()
+    limits: Limits = Limits()
     init: Init = Init()
     run_dir: str | None = None
 

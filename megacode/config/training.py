@@ -32,6 +32,7 @@ class Training(Frozen):
         micro_batch_size: sequences a rank handles at once.
         batch_ramp: a smaller batch at the start.
         weight_decay, adam_beta1, adam_beta2, adam_eps: AdamW.
+        weight_decay_exempt: what is not decayed.
         clip_grad: largest global norm of the gradient; 0: no clipping.
         isolate_documents: attention and positions never cross a document's border.
     """
@@ -44,6 +45,7 @@ class Training(Frozen):
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
     adam_eps: float = Field(default=1e-8, gt=0)
+    weight_decay_exempt: tuple[Literal["norms", "embeddings"], ...] = ("norms",)
     clip_grad: float = Field(default=1.0, ge=0)
     isolate_documents: bool = False
 
@@ -57,6 +59,8 @@ class Parallel(Frozen):
         sequence_parallel: split norms and dropout along the sequence over the tensor-parallel ranks.
         distributed_optimizer: shard optimizer state over the data-parallel ranks.
         overlap_grad_reduce, overlap_param_gather: hide those collectives behind compute.
+        recompute: activations computed anew in the backward pass to save memory: `none`, attention's own (`selective`),
+            or all but each block's input (`full`).
     """
 
     tensor: int = Field(default=1, ge=1)
@@ -67,6 +71,7 @@ class Parallel(Frozen):
     distributed_optimizer: bool = True
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
+    recompute: Literal["none", "selective", "full"] = "none"
 
     @property
     def model_size(self) -> int:
@@ -107,6 +112,7 @@ class CheckpointPolicy(Frozen):
     Attributes:
         every: how often; absent: only at phase ends and at the end.
         keep_last: how many of the periodic ones are kept; absent: all.
+        keep_every: those at multiples of it are kept for good.
         at_start: save the untrained model too.
         keep_phase_ends: keep the one at every phase's end for good.
         asynchronous: write in the background while training goes on (in YAML: `async`).
@@ -114,9 +120,10 @@ class CheckpointPolicy(Frozen):
 
     every: Length | None = None
     keep_last: int | None = Field(default=None, ge=1)
+    keep_every: Length | None = None
     at_start: bool = False
     keep_phase_ends: bool = True
-    asynchronous: bool = Field(default=False, alias="async")
+    asynchronous: bool = Field(default=True, alias="async")
 
 
 class Init(Frozen):
