@@ -75,29 +75,30 @@ def parts(optimizer: Any) -> list[Any]:
     return [part for part in inner if not part.is_stub_optimizer]
 
 
-@torch.no_grad()
-def step(optimizer: Any, clip_grad: float) -> tuple[float, bool]:
-    """Clip the gradients and update the parameters, unless the gradients are not finite.
+def measure(optimizer: Any) -> float:
+    """Ready the gradients for a step and return their global norm; nan where it is not finite.
 
-    All ranks decide alike, since they see one norm.
+    All ranks see one norm, so all decide alike whether to step.
+    """
+    optimizer.prepare_grads()
+    return gradient_norm(optimizer)
+
+
+@torch.no_grad()
+def update(optimizer: Any, norm: float, clip_grad: float) -> None:
+    """Clip the gradients that `measure` has readied, and update the parameters.
 
     Args:
         optimizer: of `build_optimizer`.
+        norm: global norm of the gradients, finite.
         clip_grad: largest global norm; 0: no clipping.
-
-    Returns:
-        The global norm of the gradients before clipping, and whether the parameters were updated.
     """
-    optimizer.prepare_grads()
-    norm = gradient_norm(optimizer)
-    if not math.isfinite(norm):
-        return norm, False
     factor = clip_grad / (norm + 1e-6)
     if 0.0 < factor < 1.0:
         gradients = [p.grad for part in parts(optimizer) for p in part.get_parameters() if p.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, factor)
-    return norm, bool(optimizer.step_with_ready_grads())
+    optimizer.step_with_ready_grads()
 
 
 def gradient_norm(optimizer: Any) -> float:

@@ -7,7 +7,8 @@ source are summed on the device in fp64 and fetched once an iteration; no micro-
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,9 @@ from torch import Tensor
 from megacode.mcore import device, optimizer
 from megacode.mcore.batch import MicroBatch
 from megacode.mcore.parts import Parts
+from megacode.plan.batch import samples_digest
+
+Judge = Callable[[float, float], bool]
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,13 @@ class Losses:
         loss_sum: summed loss of the valid tokens, in nats.
         tokens: number of valid tokens.
         samples: number of sequences.
+        digest: `samples_digest` of the sequences, summed over all sources.
     """
 
     loss_sum: list[float]
     tokens: list[int]
     samples: list[int]
+    digest: int
 
     @property
     def loss(self) -> float:
@@ -49,26 +55,35 @@ class StepResult:
     Attributes:
         loss: mean over the valid tokens of the global batch, in nats.
         loss_sum_by_source, tokens_by_source, samples_by_source: the same by source number, as sums and counts.
+        samples_digest: what tells these samples from all others (`plan.batch.samples_digest`, summed).
         grad_norm: global norm of the gradient before clipping; nan where it is not finite.
-        skipped: the gradient was not finite, and the parameters were left as they were.
+        skipped: the parameters were left as they were: loss or gradient were not finite, or the judge said so.
     """
 
     loss: float
     loss_sum_by_source: list[float]
     tokens_by_source: list[int]
     samples_by_source: list[int]
+    samples_digest: int
     grad_norm: float
     skipped: bool
 
 
-def train_step(parts: Parts, microbatches: Sequence[MicroBatch], learning_rate: float, num_sources: int) -> StepResult:
-    """Train one iteration.
+def train_step(
+    parts: Parts,
+    microbatches: Sequence[MicroBatch],
+    learning_rate: float,
+    num_sources: int,
+    judge: Judge | None = None,
+) -> StepResult:
+    """Train one iteration; a loss or a gradient that is not finite never reaches the parameters.
 
     Args:
         parts: of `parts.build`, with an optimizer.
         microbatches: this data-parallel rank's, all of one shape and as many on every rank.
         learning_rate: of this step.
         num_sources: number of sources; `source_ids` are below it.
+        judge: says of a finite loss and gradient norm whether the parameters are updated; absent: always.
     """
     for chunk in parts.chunks:
         _set_mode(chunk, training=True)
@@ -76,8 +91,13 @@ def train_step(parts: Parts, microbatches: Sequence[MicroBatch], learning_rate: 
     parts.optimizer.zero_grad()
     losses = _summed(parts, _run(parts, microbatches, num_sources, forward_only=False), num_sources)
     optimizer.set_learning_rate(parts.optimizer, learning_rate)
-    norm, updated = optimizer.step(parts.optimizer, parts.config.train.clip_grad)
-    return StepResult(losses.loss, losses.loss_sum, losses.tokens, losses.samples, norm, not updated)
+    norm = optimizer.measure(parts.optimizer)
+    wanted = math.isfinite(losses.loss) and math.isfinite(norm) and (judge is None or judge(losses.loss, norm))
+    if wanted:
+        optimizer.update(parts.optimizer, norm, parts.config.train.clip_grad)
+    return StepResult(
+        losses.loss, losses.loss_sum, losses.tokens, losses.samples, losses.digest, norm, skipped=not wanted
+    )
 
 
 @torch.no_grad()
@@ -192,16 +212,17 @@ def _forward(num_sources: int, iterator: Iterator[MicroBatch], chunk: Any) -> tu
 
 
 def _losses(batch: MicroBatch, num_sources: int, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sum to backpropagate, the number of valid tokens, and [3, num_sources + 1] fp64 sums by source.
+    """Return the sum to backpropagate, the number of valid tokens, and [4, num_sources + 1] fp64 sums by source.
 
-    Its rows are losses, tokens and samples; the last column takes what belongs to no source.
+    Its rows are losses, tokens, samples and digests; the last column takes what belongs to no source.
     """
     mask = device.to_device(batch.loss_mask)
     masked = losses.float().view_as(mask) * mask
     rows = torch.stack((masked.detach(), mask)).sum(2, dtype=torch.float64)
-    rows = torch.cat((rows, torch.ones_like(rows[:1])))
+    digests = device.to_device(torch.from_numpy(samples_digest(batch.samples.numpy())))
+    rows = torch.cat((rows, torch.ones_like(rows[:1]), digests[None]))
     sources = device.to_device(batch.source_ids) % (num_sources + 1)
-    sums = torch.zeros(3, num_sources + 1, dtype=torch.float64, device=rows.device)
+    sums = torch.zeros(4, num_sources + 1, dtype=torch.float64, device=rows.device)
     return masked.sum(), rows[1].sum().int(), sums.index_add_(1, sources, rows)
 
 
@@ -209,14 +230,14 @@ def _summed(parts: Parts, found: list[Tensor], num_sources: int) -> Losses:
     """Add up the micro-batches of all data-parallel ranks, and tell every pipeline stage."""
     from megatron.core import parallel_state
 
-    sums = torch.zeros(3, num_sources + 1, dtype=torch.float64, device=device.device())
+    sums = torch.zeros(4, num_sources + 1, dtype=torch.float64, device=device.device())
     if found:
         sums = torch.stack(found).sum(0)
         if parts.ranks.dp_size > 1:
             dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     _from_last_stage(parts, sums)
-    loss_sum, tokens, samples = sums[:, :num_sources].tolist()
-    return Losses(loss_sum, [int(n) for n in tokens], [int(n) for n in samples])
+    loss_sum, tokens, samples, digests = sums[:, :num_sources].tolist()
+    return Losses(loss_sum, [int(n) for n in tokens], [int(n) for n in samples], int(sum(digests)))
 
 
 def _from_last_stage(parts: Parts, tensor: Tensor) -> None:

@@ -61,6 +61,7 @@ class Meter:
             "loss": result.loss,
             "loss_by_source": source_means(names, result.loss_sum_by_source, result.tokens_by_source),
             "samples_by_source": samples,
+            "samples_digest": result.samples_digest,
             "tokens_by_source": self._planned_and_seen(consumed),
             "learning_rate": learning_rate,
             "grad_norm": result.grad_norm,

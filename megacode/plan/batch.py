@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
-from megacode.plan.permutation import Permutation
+from megacode.plan.permutation import Permutation, hashed
 from megacode.plan.phases import Schedule
 from megacode.plan.ramp import Ramp
 
@@ -98,3 +98,18 @@ def placement(seed: int, first_sample: int, size: int) -> NDArray[np.int64]:
         Samples by slot, int64 [size].
     """
     return first_sample + Permutation(size, seed, "placement", first_sample).many(np.arange(size, dtype=np.int64))
+
+
+def samples_digest(samples: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return a 32-bit hash of each sample, to be summed over a batch in any order and grouping.
+
+    The sum tells which samples a batch held, up to a chance of 2**-32, whatever the layout; it is exact in fp64 for up
+    to 2**21 samples.
+
+    Args:
+        samples: numbers of samples, int64 [k].
+
+    Returns:
+        Whole numbers below 2**32, float64 [k].
+    """
+    return (hashed(samples) >> np.uint64(32)).astype(np.float64)

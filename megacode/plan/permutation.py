@@ -43,6 +43,11 @@ def _mix_many(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
     return mixed
 
 
+def hashed(values: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return a 64-bit hash of each number."""
+    return _mix_many(values.astype(np.uint64), np.uint64(_SECOND))
+
+
 class Permutation:
     """A keyed bijection of 0..n-1.
 

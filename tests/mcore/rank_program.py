@@ -29,6 +29,7 @@ class Batch:
     position_ids: Tensor
     cu_seqlens: Tensor | None
     source_ids: Tensor
+    samples: Tensor
 
 
 def run_config(
@@ -77,6 +78,7 @@ def microbatch(iteration: int, index: int, isolated: bool = False) -> Batch:
         torch.arange(SEQ_LENGTH).expand(MICRO, -1),
         borders if isolated else None,
         torch.tensor([index % SOURCES, (index // 2) % SOURCES]),
+        BATCH * iteration + MICRO * index + torch.arange(MICRO),
     )
 
 

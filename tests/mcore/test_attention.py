@@ -49,7 +49,7 @@ def test_isolated_documents_give_what_each_gives_alone(program: ModuleType, bloc
     alone, borders = 0.0, batch.cu_seqlens.tolist()
     for start, end in itertools.pairwise(borders):
         piece = tokens[None, start:end], labels[None, start:end]
-        document = program.Batch(*piece, torch.ones(1, end - start), None, None, torch.tensor([0]))
+        document = program.Batch(*piece, torch.ones(1, end - start), None, None, torch.tensor([0]), torch.tensor([0]))
         alone += sum(evaluate(parts, [document], 2).loss_sum)
     assert sum(together.loss_sum) == pytest.approx(alone, abs=2e-4)
     assert sum(together.loss_sum) / together.tokens[0] == pytest.approx(alone / together.tokens[0], abs=2e-6)

@@ -6,8 +6,11 @@ import math
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+
+from megacode.plan.batch import samples_digest
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -43,9 +46,11 @@ def test_the_loss_is_the_mean_over_valid_tokens_however_the_batch_is_cut(program
         None,
         None,
         torch.cat([batch.source_ids for batch in batches]),
+        torch.cat([batch.samples for batch in batches]),
     )
     first, second = train_step(whole, [joined], 1e-3, 2), train_step(cut, batches, 1e-3, 2)
     assert first.loss == pytest.approx(second.loss, abs=1e-6)
+    assert first.samples_digest == second.samples_digest == int(samples_digest(np.arange(8)).sum())
     assert first.grad_norm == pytest.approx(second.grad_norm, abs=1e-6)
     torch.testing.assert_close(total(whole), total(cut), atol=1e-6, rtol=0)
 
@@ -102,7 +107,7 @@ def test_evaluation_changes_nothing_and_sees_what_training_sees(program: ModuleT
 def test_nothing_evaluated_has_no_loss(program: ModuleType) -> None:
     from megacode.mcore.step import Losses
 
-    assert math.isnan(Losses([0.0], [0], [0]).loss)
+    assert math.isnan(Losses([0.0], [0], [0], 0).loss)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -52,6 +52,7 @@ class Batch:
     labels: torch.Tensor
     loss_mask: torch.Tensor
     source_ids: torch.Tensor
+    samples: torch.Tensor
     position_ids: torch.Tensor | None = None
     cu_seqlens: torch.Tensor | None = None
 
@@ -139,8 +140,8 @@ def random_batch(shape: Shape, index: int) -> Batch:
     """Return a batch of random tokens."""
     generator = torch.Generator().manual_seed(index)
     tokens = torch.randint(0, shape.vocabulary, (shape.batch, shape.length + 1), generator=generator)
-    mask = torch.ones(shape.batch, shape.length)
-    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, torch.arange(shape.batch) % 2)
+    mask, rows = torch.ones(shape.batch, shape.length), torch.arange(shape.batch)
+    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, rows % 2, rows)
 
 
 def measure(shape: Shape, rounds: int) -> dict[str, Any]:
