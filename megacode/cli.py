@@ -101,10 +101,12 @@ def _show_samples(rows: list[dict[str, Any]], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    names = ("sample", "phase", "source", "epoch", "window", "first_document", "last_document")
+    names = ["sample", "phase", "source", "epoch", "window", "first_document", "last_document"]
+    if any(row["withheld"] for row in rows):
+        names.append("withheld")
     table = Table(*names, header_style="bold")
     for row in rows:
-        table.add_row(*(str(row[name]) for name in names))
+        table.add_row(*(str(row[name] or "") if name == "withheld" else str(row[name]) for name in names))
     Console().print(table)
 
 
@@ -187,6 +189,36 @@ def report(
     from megacode.study.report import write_report
 
     typer.echo(str(write_report(run_dir, out)))
+
+
+@app.command()
+def status(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory; the run may go on meanwhile.")],
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Prove that each iteration read what was planned.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show where a run is, its rates and goodput, what stopped it, and what it read."""
+    from megacode.launch.status import read_status
+
+    document = read_status(run_dir)
+    if samples:
+        from megacode.launch.status_samples import prove_samples
+
+        document["samples"] = prove_samples(run_dir)
+    if as_json:
+        _print_json(document)
+    else:
+        from rich.console import Console
+
+        from megacode.launch.status_table import render_status
+
+        render_status(document, Console())
+    if samples and document["samples"]["differing"]:
+        from megacode.launch.status_samples import differing_error
+
+        raise differing_error(document["samples"], run_dir)
 
 
 @app.command()

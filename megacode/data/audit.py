@@ -1,4 +1,7 @@
-"""What samples read, and which samples read a document, answered from the code that training uses."""
+"""What samples read, and which samples read a document, answered from the code that training uses.
+
+Each row also says why its sample was withheld from learning, if the config's run directory has a ledger that says so.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from megacode.base.errors import ConfigError
+from megacode.base.files import RunDir
 from megacode.config.run import RunConfig
 from megacode.data.windows import SourceStream, open_source, source_sizes
+from megacode.plan.ledger import Ledger
 from megacode.plan.phases import Schedule, build_schedule
 
 Row = dict[str, Any]
@@ -20,7 +25,7 @@ def order_rows(config: RunConfig, first: int, count: int) -> list[Row]:
 
     Raises:
         ConfigError: if `first` lies outside the run.
-        DataError: if a source cannot be read.
+        DataError: if a source or the run's ledger cannot be read.
     """
     schedule = build_schedule(config, source_sizes(config))
     if not 0 <= first < schedule.total_samples:
@@ -34,7 +39,7 @@ def seen_rows(config: RunConfig, source: str, document: int) -> list[Row]:
 
     Raises:
         ConfigError: if the source or the document does not exist.
-        DataError: if a source cannot be read.
+        DataError: if a source or the run's ledger cannot be read.
     """
     if source not in config.sources:
         known = ", ".join(sorted(config.sources))
@@ -53,6 +58,7 @@ def seen_rows(config: RunConfig, source: str, document: int) -> list[Row]:
 def _rows(config: RunConfig, schedule: Schedule, samples: Iterable[int]) -> list[Row]:
     numbers = np.fromiter(samples, dtype=np.int64)
     drawn = schedule.draws(numbers)
+    ledger = Ledger.read(RunDir(config.directory))
     streams: dict[str, SourceStream] = {}
     rows: list[Row] = []
     columns = (column.tolist() for column in (numbers, *drawn))
@@ -60,6 +66,7 @@ def _rows(config: RunConfig, schedule: Schedule, samples: Iterable[int]) -> list
         name = schedule.source_names[source_id]
         if name not in streams:
             streams[name] = open_source(config, name)
+        entry = ledger.withheld(sample, sample + 1)
         rows.append(
             {
                 "sample": sample,
@@ -68,6 +75,7 @@ def _rows(config: RunConfig, schedule: Schedule, samples: Iterable[int]) -> list
                 "epoch": epoch,
                 "window": window,
                 **dict(zip(("first_document", "last_document"), streams[name].documents_of(first_token), strict=True)),
+                "withheld": entry.reason if entry else None,
             }
         )
     return rows
