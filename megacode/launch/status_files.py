@@ -1,0 +1,181 @@
+"""What a run has left in its directory so far, read while it may be writing: any file may be absent or end early."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from megacode.base.errors import ConfigError
+from megacode.base.files import RunDir
+
+Json: TypeAlias = dict[str, Any]
+
+_FRESH_SECONDS = 60.0
+_FRESH_ITERATIONS = 10  # a run is given as many of its slowest recent iterations before it is taken for dead
+_RECENT = 50
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run directory's files, parsed.
+
+    Attributes:
+        run: their names.
+        now: the moment that ages are counted to, in seconds since 1970.
+        plan: `plan.json`.
+        train: lines of kind `train`, one an iteration, by iteration; of one that is there twice the last.
+        validation, health: the last line of that kind; empty where there is none.
+        events: lines of `events.jsonl`.
+        ledger: lines of `ledger.jsonl`.
+        heartbeats: by rank: `rank`, `age` in seconds, and what the rank says of itself.
+        damaged_lines: lines of metrics and events that cannot be parsed, such as a full disk leaves.
+    """
+
+    run: RunDir
+    now: float
+    plan: Json
+    train: list[Json]
+    validation: Json
+    health: Json
+    events: list[Json]
+    ledger: list[Json]
+    heartbeats: list[Json]
+    damaged_lines: int
+
+    @property
+    def recent(self) -> list[Json]:
+        """The last 50 iterations' lines."""
+        return self.train[-_RECENT:]
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens in a sample; 1 where nothing says it (then the clock counts samples)."""
+        last = self.train[-1] if self.train else {}
+        samples = int(last.get("consumed_samples") or 0)
+        from_line = int(last.get("consumed_tokens") or 0) // samples if samples else 0
+        return int(self.plan.get("seq_length") or from_line or 1)
+
+    @cached_property
+    def owner(self) -> Json | None:
+        """Who holds the run's lock: `host`, `pid`, and `alive` (None on another host, where nobody can tell)."""
+        lock = read_json(self.run.lock)
+        if not lock:
+            return None
+        host, pid = str(lock.get("host", "")), lock.get("pid")
+        here = host == platform.node() and isinstance(pid, int)
+        return {"host": host, "pid": pid, "alive": process_exists(int(str(pid))) if here else None}
+
+    @cached_property
+    def alive(self) -> bool:
+        """Whether somebody trains here: the lock's owner lives, or, where nobody can tell, files are fresh."""
+        if self.owner is not None and self.owner["alive"] is not None:
+            return bool(self.owner["alive"])
+        start = next((event for event in reversed(self.events) if event.get("event") in ("start", "resume")), {})
+        if start.get("host") == platform.node() and isinstance(start.get("pid"), int):
+            return process_exists(start["pid"])
+        return self._fresh
+
+    @property
+    def _fresh(self) -> bool:
+        slowest = max((float(line.get("seconds") or 0) for line in self.recent), default=0.0)
+        patience = max(_FRESH_SECONDS, _FRESH_ITERATIONS * slowest)
+        ages = [beat["age"] for beat in self.heartbeats]
+        ages += [self.now - path.stat().st_mtime for path in (self.run.metrics, self.run.events) if path.exists()]
+        return min(ages, default=patience) < patience
+
+
+def process_exists(pid: int) -> bool:
+    """Return whether a process of this machine runs; one that has ended and waits for its parent does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+    except FileNotFoundError:
+        if Path("/proc/self").exists():
+            return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def read_files(path: Path, now: float) -> RunFiles:
+    """Read a run directory.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    run = RunDir(path)
+    fix = "name a directory that `megacode train` wrote (`run_dir` in the config, runs/<name> by default)"
+    if not path.is_dir():
+        raise ConfigError("there is no such directory", str(path), fix)
+    if not any(item.exists() for item in (run.config, run.plan, run.metrics, run.events, run.lock)):
+        what = "this is not a run directory: it holds no run.yaml, plan.json, metrics.jsonl or events.jsonl"
+        raise ConfigError(what, str(path), fix)
+    damaged: list[str] = []
+    train: dict[int, Json] = {}
+    last: dict[str, Json] = {}
+    for line in read_lines(run.metrics, damaged):
+        if line.get("kind") == "train" and isinstance(line.get("iteration"), int):
+            train[line["iteration"]] = line
+        last[str(line.get("kind"))] = line
+    return RunFiles(
+        run=run,
+        now=now,
+        plan=read_json(run.plan),
+        train=[train[iteration] for iteration in sorted(train)],
+        validation=last.get("validation", {}),
+        health=last.get("health", {}),
+        events=[event for event in read_lines(run.events, damaged) if isinstance(event.get("time"), (int, float))],
+        ledger=list(read_lines(run.ledger, damaged)),
+        heartbeats=_heartbeats(run.heartbeats, now),
+        damaged_lines=len(damaged),
+    )
+
+
+def read_lines(path: Path, damaged: list[str]) -> Iterator[Json]:
+    """Yield the objects of a JSON-lines file; whole lines that are none go to `damaged`, a torn last one nowhere."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    for line in text.split("\n")[:-1]:
+        try:
+            document = json.loads(line) if line else None
+        except ValueError:
+            document = line
+        if isinstance(document, dict):
+            yield document
+        elif line:
+            damaged.append(line)
+
+
+def read_json(path: Path) -> Json:
+    """Return a small JSON file's object; empty where it is not there, or half."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _heartbeats(directory: Path, now: float) -> list[Json]:
+    """Return the ranks' last signs of life, the oldest first."""
+    found = []
+    for path in directory.glob("*.json"):
+        beat = read_json(path)
+        digits = "".join(letter for letter in path.stem if letter.isdigit())
+        try:
+            time = float(beat.get("time") or path.stat().st_mtime)
+        except (OSError, ValueError, TypeError):
+            continue
+        found.append({**beat, "rank": beat.get("rank", int(digits or 0)), "age": round(max(0.0, now - time), 3)})
+    return sorted(found, key=lambda beat: -beat["age"])
