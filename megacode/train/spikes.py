@@ -6,9 +6,9 @@ A value x is judged against the last `window` values of the same kind in the sam
 
 where MAD is the median absolute deviation, which for normal noise is the standard deviation / 1.4826. A few spikes in
 the window move neither median nor MAD. The two floors keep a flat window from making noise a spike: at a threshold of
-8 nothing less than 4 % above the median is one, and nothing less than 0.008 (of a loss in nats; a gradient norm as small
-as that is far below what is clipped). Only leaps upwards count. The falling loss of a run's start widens the deviation
-and so only makes the judgement milder.
+8 nothing less than 4 % above the median is one, and nothing less than 0.008 (of a loss in nats; a gradient norm as
+small as that is far below what is clipped). Only leaps upwards count. The falling loss of a run's start widens the
+deviation and so only makes the judgement milder.
 
 Only iterations whose update was applied enter the windows, so that a plateau of skipped spikes never becomes the norm;
 the limit on skips in a row ends a run that would otherwise skip for ever. A new phase reads other data at another level
@@ -113,7 +113,7 @@ class SpikeDetector:
 
     def state(self) -> dict[str, Any]:
         """Return, as JSON, what a run must know to judge on as if it had not stopped."""
-        windows = {kind: list(values) for kind, values in self._windows.items()}
+        windows: dict[str, Any] = {kind: list(values) for kind, values in self._windows.items()}
         return {"phase": self._phase, "refused": self._refused, **windows}
 
     def restore(self, state: dict[str, Any]) -> None:
