@@ -6,6 +6,7 @@ They run on a config whose single fields are valid, all of them, so that a user 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -79,9 +80,10 @@ def shards_divide_the_model(config: RunConfig) -> Iterator[Problem]:
 
 
 def the_sequence_divides(config: RunConfig) -> Iterator[Problem]:
-    """Sequence and context parallel split the sequence evenly."""
+    """Context parallel gives each rank two chunks of the sequence; sequence parallel shares out what a rank holds."""
     layout, length = config.parallel, config.train.seq_length
-    parts = (layout.tensor if layout.sequence_parallel else 1) * (2 * layout.context if layout.context > 1 else 1)
+    slices = layout.tensor if layout.sequence_parallel else 1
+    parts = layout.context * math.lcm(2, slices) if layout.context > 1 else slices
     if length % parts:
         what = f"seq_length {length} does not divide into {parts} parts (sequence and context parallel)"
         yield Problem(what, "train.seq_length", f"use {neighbours(length, parts)}")
@@ -155,6 +157,25 @@ def a_phase_has_one_length(config: RunConfig) -> Iterator[Problem]:
             yield Problem(what, f"phases[{number}]", "give exactly one, such as tokens: 200B")
 
 
+def until_lies_inside_the_phase(config: RunConfig) -> Iterator[Problem]:
+    """A phase is left at its end at the latest; where batches decide, the plan judges."""
+    per = {"samples": config.train.seq_length, "tokens": 1}
+    for number, phase in enumerate(config.phases):
+        lengths = [count for count in (phase.tokens, phase.samples, phase.iterations) if count is not None]
+        if phase.until is None or len(lengths) != 1:
+            continue
+        until, length = phase.until, phase.length
+        if until.unit == length.unit:
+            most: int | None = length.count
+        elif until.unit in per and length.unit in per:
+            most = length.count * per[length.unit] // per[until.unit]
+        else:
+            most = None
+        if most is not None and until.count > most:
+            what = f"phase {phase.name!r} is left after {until}, but is only {length} long"
+            yield Problem(what, f"phases[{number}].until", f"give at most {most} {until.unit}, or lengthen the phase")
+
+
 def weights_make_a_blend(config: RunConfig) -> Iterator[Problem]:
     """Weights are finite, none is negative, and one is positive."""
     for number, phase in enumerate(config.phases):
@@ -212,6 +233,7 @@ RULES: tuple[Rule, ...] = (
     the_ramp_reaches_the_batch,
     blends_name_known_sources,
     a_phase_has_one_length,
+    until_lies_inside_the_phase,
     weights_make_a_blend,
     phases_have_their_own_names,
     rates_fit_their_schedule,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.plan.permutation import Permutation, hashed
-from megacode.plan.phases import Schedule
+from megacode.plan.phases import PhasePlan, Schedule
 from megacode.plan.ramp import Ramp
 
 
@@ -24,17 +24,17 @@ class BatchSchedule:
 
     Args:
         config: batch sizes and sequence length.
-        schedule: where phases end.
+        schedule: where phases are left.
+        alone: lay out this phase alone, over its full length; its clocks stay those of the run.
     """
 
-    def __init__(self, config: RunConfig, schedule: Schedule) -> None:
+    def __init__(self, config: RunConfig, schedule: Schedule, alone: PhasePlan | None = None) -> None:
         self._ramp, self._seq_length = Ramp(config.train), config.train.seq_length
-        self._ends = [phase.last_sample for phase in schedule.phases]
-        self.stretches = [
-            stretch
-            for phase in schedule.phases
-            for stretch in self._ramp.stretches(phase.first_sample, phase.last_sample)
-        ]
+        spans = [(phase.first_sample, phase.last_sample) for phase in schedule.phases]
+        if alone is not None:
+            spans = [(alone.first_sample, alone.full_end)]
+        self._ends = [last for _, last in spans]
+        self.stretches = [stretch for first, last in spans for stretch in self._ramp.stretches(first, last)]
         self._starts = [stretch.first_sample for stretch in self.stretches]
         self._iterations = [0]
         for stretch in self.stretches:

@@ -11,6 +11,7 @@ never gets less than 0 or more than its limit. Laws:
     those that take part hold the opposite s of the resting carries, which no choice of theirs can change: each is then
     within 1 + |s|/k of its target, for k sources taking part;
   - nothing depends on a later phase, or on sources that have not been drawn.
+A phase that is left early is divided as a whole; the carry at the cut is taken from what was really read.
 Weights are exact fractions of the decimals that the user wrote, so no machine rounds differently.
 
 *In which order.* The shares of a phase are kept at every prefix by a *quota tree*, a binary tree whose leaves are the
@@ -62,9 +63,8 @@ def apportion(
     Returns:
         The samples of each source of positive weight, by name in order; and the carry after the phase.
     """
-    active, limits = sorted(name for name, weight in weights.items() if weight > 0), limits or {}
-    total = sum(weights[name] for name in active)
-    target = {name: weights[name] * samples / total + carry.get(name, 0) for name in active}
+    target, limits = _targets(weights, samples, carry), limits or {}
+    active = list(target)
     room = {name: limits.get(name, samples) for name in active}
     assert sum(room.values()) >= samples, (room, samples)
     counts = {name: min(max(0, target[name].__floor__()), room[name]) for name in active}
@@ -75,7 +75,28 @@ def apportion(
         chosen = max(free, key=lambda name: step * (target[name] - counts[name]))
         counts[chosen] += step
         missing -= step
-    return counts, {**carry, **{name: target[name] - counts[name] for name in active}}
+    return counts, owed(weights, samples, carry, counts)
+
+
+def owed(
+    weights: Mapping[str, Fraction], samples: int, carry: Mapping[str, Fraction], counts: Mapping[str, int]
+) -> dict[str, Fraction]:
+    """Return the carry after some samples of a phase: what each source should have given less what it gave.
+
+    Args:
+        weights: relative weight of each source.
+        samples: read in the phase.
+        carry: at the phase's start.
+        counts: samples that each source of positive weight gave.
+    """
+    target = _targets(weights, samples, carry)
+    return {**carry, **{name: target[name] - counts[name] for name in target}}
+
+
+def _targets(weights: Mapping[str, Fraction], samples: int, carry: Mapping[str, Fraction]) -> dict[str, Fraction]:
+    active = sorted(name for name, weight in weights.items() if weight > 0)
+    total = sum(weights[name] for name in active)
+    return {name: weights[name] * samples / total + carry.get(name, 0) for name in active}
 
 
 class QuotaTree:

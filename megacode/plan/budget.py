@@ -6,6 +6,9 @@ A cap (`max_epochs`) counts all that is drawn from a source over the whole run, 
     weights, which may clip another source in its turn. A phase takes what earlier phases left, and never looks ahead,
     so adding phases changes nothing before them.
 
+A phase that is left early (`until`) is divided as if it were read to its end, or its order would not be that of the
+whole; caps count what is read of it. So under `error` a cap may bind behind the cut.
+
 Source: clipping and sharing out: UniMax, Chung et al. (2023), section 3, algorithm 1.
 """
 
@@ -19,7 +22,10 @@ from math import ceil, floor
 from megacode.base.errors import PlanError, Problem
 from megacode.config.data import Phase
 from megacode.config.run import RunConfig
-from megacode.plan.blend import apportion, exact
+from megacode.plan.blend import QuotaTree, apportion, exact, owed
+from megacode.plan.ramp import Extent
+
+_PREFIX_ERROR = 2  # samples by which a source may be ahead of its share where a phase is left (`blend`)
 
 
 @dataclass(frozen=True)
@@ -27,33 +33,35 @@ class Allotment:
     """One phase's samples.
 
     Attributes:
-        counts: samples of each source with a positive weight, by name in order.
+        counts: samples read of each source with a positive weight, by name in order.
+        whole: the same over the phase's full length; equal to `counts` unless it is left early.
         weights: the blend as asked for, normalised to 1.
         clipped: sources whose share a cap has cut (`spread`).
     """
 
     counts: dict[str, int]
+    whole: dict[str, int]
     weights: dict[str, float]
     clipped: tuple[str, ...] = ()
 
 
-def allot(config: RunConfig, lengths: Sequence[int], windows: Mapping[str, int]) -> list[Allotment]:
+def allot(config: RunConfig, extents: Sequence[Extent], windows: Mapping[str, int]) -> list[Allotment]:
     """Divide every phase among its sources.
 
     Args:
         config: blends, caps and what to do where they bind.
-        lengths: samples of each phase.
+        extents: samples of each phase, whole and read.
         windows: windows an epoch of each source that is drawn.
 
     Raises:
         PlanError: if a cap binds under `error`, or a phase's sources have too little left under `spread`.
     """
-    return _Budget(config, lengths, windows).run()
+    return _Budget(config, extents, windows).run()
 
 
 class _Budget:
-    def __init__(self, config: RunConfig, lengths: Sequence[int], windows: Mapping[str, int]) -> None:
-        self.config, self.lengths, self.windows = config, lengths, windows
+    def __init__(self, config: RunConfig, extents: Sequence[Extent], windows: Mapping[str, int]) -> None:
+        self.config, self.extents, self.windows = config, extents, windows
         self.drawn = dict.fromkeys(windows, 0)
         self.carry: dict[str, Fraction] = {}
         self.limits: dict[str, int] = {}
@@ -64,22 +72,27 @@ class _Budget:
 
     def run(self) -> list[Allotment]:
         allotments, problems = [], []
-        for number, (phase, samples) in enumerate(zip(self.config.phases, self.lengths, strict=True)):
+        for number, (phase, extent) in enumerate(zip(self.config.phases, self.extents, strict=True)):
             asked = {name: exact(weight) for name, weight in sorted(phase.blend.items()) if weight > 0}
-            room = self._room(asked)
+            limits = self._room(asked)
             shares: dict[str, Fraction] = asked
             clipped: tuple[str, ...] = ()
+            over: list[str] = []
             if self.config.caps == "spread":
-                shares, clipped = self._spread(number, asked, room)
+                shares, clipped = self._spread(number, asked, limits)
             else:
-                problems += self._refusals(number, asked, room)
-                room = self._room(asked)
-            counts, self.carry = apportion(shares, samples, self.carry, room)
+                over = self._over(number, asked, limits)
+                limits = {name: room for name, room in limits.items() if name not in over}
+            whole, _ = apportion(shares, extent.whole, self.carry, limits)
+            counts = whole if extent.read == extent.whole else QuotaTree(whole).counts(extent.read)
+            counts, whole = dict.fromkeys(asked, 0) | counts, dict.fromkeys(asked, 0) | whole
+            problems += self._refusals(number, asked, over, whole, counts)
+            self.carry = owed(shares, extent.read, self.carry, counts)
             for name, count in counts.items():
                 self.drawn[name] += count
             total = sum(asked.values())
             weights = {name: float(weight / total) for name, weight in asked.items()}
-            allotments.append(Allotment(dict.fromkeys(asked, 0) | counts, weights, clipped))
+            allotments.append(Allotment(counts, whole, weights, clipped))
         if problems:
             raise PlanError(problems=problems)
         return allotments
@@ -92,7 +105,7 @@ class _Budget:
         self, number: int, asked: dict[str, Fraction], room: dict[str, int]
     ) -> tuple[dict[str, Fraction], tuple[str, ...]]:
         """Return the samples to aim at for each source, and which of them are fewer than asked for."""
-        left, open_sources = Fraction(self.lengths[number]), dict(asked)
+        left, open_sources = Fraction(self.extents[number].whole), dict(asked)
         wanted = left / sum(asked.values())
         shares: dict[str, Fraction] = {}
         while open_sources:
@@ -108,7 +121,7 @@ class _Budget:
         raise PlanError(problems=[self._exhausted(number, room)])
 
     def _exhausted(self, number: int, room: dict[str, int]) -> Problem:
-        phase, samples, left = self.config.phases[number], self.lengths[number], sum(room.values())
+        phase, samples, left = self.config.phases[number], self.extents[number].whole, sum(room.values())
         said = ", ".join(f"{name} {count:,}" for name, count in room.items())
         what = f"phase {phase.name!r} takes {samples:,} samples, and its sources have {left:,} left ({said})"
         widest = max(room, key=lambda name: self.windows[name])
@@ -117,17 +130,42 @@ class _Budget:
         fix = f"{shorter}raise sources.{widest}.max_epochs to {epochs}, or add a source without max_epochs"
         return Problem(what, f"phases[{number}]", fix)
 
-    def _refusals(self, number: int, asked: dict[str, Fraction], room: dict[str, int]) -> list[Problem]:
-        """Return a problem for each source that passes its cap in this phase, and lift that cap to look further."""
-        samples, total = self.lengths[number], sum(asked.values())
-        target = {name: asked[name] * samples / total + self.carry.get(name, 0) for name in asked}
+    def _over(self, number: int, asked: dict[str, Fraction], room: dict[str, int]) -> list[str]:
+        """Return the sources that would pass their cap if the phase were read to its end."""
+        samples, target = self.extents[number].whole, self._targets(number, asked)
         over = [name for name in room if target[name] >= room[name] + 1]
         if not over and len(room) == len(asked) and sum(room.values()) < samples:
             over = list(room)
-        problems = [self._refusal(number, name, asked, target[name], room[name]) for name in over]
+        return over
+
+    def _targets(self, number: int, asked: dict[str, Fraction]) -> dict[str, Fraction]:
+        samples, total = self.extents[number].whole, sum(asked.values())
+        return {name: asked[name] * samples / total + self.carry.get(name, 0) for name in asked}
+
+    def _refusals(
+        self, number: int, asked: dict[str, Fraction], over: list[str], whole: dict[str, int], counts: dict[str, int]
+    ) -> list[Problem]:
+        """Return a problem for each source that passes its cap in what is read, and lift that cap to look further."""
+        room, extent = self._room(asked), self.extents[number]
+        if extent.read < extent.whole:
+            over = [name for name in over if counts[name] > room[name]]
+            problems = [self._cut_refusal(number, name, room[name], whole, counts) for name in over]
+        else:
+            target = self._targets(number, asked)
+            problems = [self._refusal(number, name, asked, target[name], room[name]) for name in over]
         for name in over:
             del self.limits[name]
         return problems
+
+    def _cut_refusal(self, number: int, name: str, room: int, whole: dict[str, int], counts: dict[str, int]) -> Problem:
+        """Say what to change where a cap binds in a phase that is left early."""
+        phase, cap = self.config.phases[number], self.config.sources[name].max_epochs
+        now = Fraction(self.drawn[name] + counts[name], self.windows[name])
+        what = f"source {name!r} would be read {float(now):.2f} times by where phase {phase.name!r} is left"
+        raised = f"raise sources.{name}.max_epochs to {_round_up(max(now, self._epochs_wanted(name)))}"
+        earlier = f"until: {QuotaTree(whole).position(name, room)} samples"
+        fix = f"leave it earlier ({earlier}), or {raised}" if room else f"{raised}, or take it out of the blend"
+        return Problem(f"{what}, more than its max_epochs {cap:g}", f"phases[{number}].blend.{name}", fix)
 
     def _refusal(self, number: int, name: str, asked: dict[str, Fraction], target: Fraction, room: int) -> Problem:
         phase, cap = self.config.phases[number], self.config.sources[name].max_epochs
@@ -144,11 +182,11 @@ class _Budget:
 
     def _lower(self, number: int, name: str, asked: dict[str, Fraction], room: int) -> str:
         """Say which weight, or length, would just fit under the cap."""
-        owed, samples = self.carry.get(name, Fraction(0)), self.lengths[number]
+        behind, samples = self.carry.get(name, Fraction(0)), self.extents[number].whole
         others = sum(asked.values()) - asked[name]
         if not others:
             return f"shorten the phase to samples: {room}" if room > 0 else "remove the phase"
-        share = (room - owed) / samples
+        share = (room - behind) / samples
         if share <= 0:
             return f"remove {name!r} from this blend"
         weight = _round_down(share * others / (1 - share))
@@ -158,8 +196,9 @@ class _Budget:
     def _epochs_wanted(self, name: str) -> Fraction:
         """Return how often a source would be read over the whole run if nothing capped it."""
         drawn = Fraction(0)
-        for phase, samples in zip(self.config.phases, self.lengths, strict=True):
-            drawn += samples * _share(phase, name)
+        for phase, extent in zip(self.config.phases, self.extents, strict=True):
+            drawn += extent.read * _share(phase, name)
+            drawn += _PREFIX_ERROR if extent.read < extent.whole and _share(phase, name) else 0
         return drawn / self.windows[name]
 
 

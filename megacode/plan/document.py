@@ -27,7 +27,8 @@ def plan_document(
 ) -> _Json:
     """Return everything that a plan says, as plain values for JSON.
 
-    Counts are exact integers; `share`, `weight` and `epochs_*` are ratios; clocks are in samples.
+    Counts are exact integers; `share`, `weight` and `epochs_*` are ratios; clocks are in samples. What is said of a
+    phase is what is read of it; `full_samples` and `full_tokens` are its length if it were not left early.
 
     Args:
         config: what the plan follows from.
@@ -89,6 +90,9 @@ def _phases(schedule: Schedule, batches: BatchSchedule, rates: LearningRateSched
                 "first_sample": phase.first_sample,
                 "samples": phase.samples,
                 "tokens": phase.samples * schedule.seq_length,
+                "full_samples": phase.full_samples,
+                "full_tokens": phase.full_samples * schedule.seq_length,
+                "left_early": phase.left_early,
                 "first_iteration": first_iteration,
                 "iterations": iterations,
                 "last_batch_size": last_batch,
@@ -204,8 +208,9 @@ def _phase_warnings(config: RunConfig, schedule: Schedule, phases: list[_Json]) 
             if source["clipped"]:
                 said = f"its share is {source['share']:.1%} in place of {source['weight']:.1%}"
                 yield f"{phase.name}: {name} reaches max_epochs {config.sources[name].max_epochs:g}, so {said}"
-        if asked.unit == "tokens" and abs(row["tokens"] - asked.count) > asked.count / 100:
-            yield f"{phase.name}: {asked.count:,} tokens asked for, {row['tokens']:,} in whole global batches"
+        for wanted, tokens in ((asked, row["full_tokens"]), (phase.until, row["tokens"])):
+            if wanted is not None and wanted.unit == "tokens" and abs(tokens - wanted.count) > wanted.count / 100:
+                yield f"{phase.name}: {wanted.count:,} tokens asked for, {tokens:,} in whole global batches"
         if row["last_batch_short"]:
             yield f"{phase.name}: its last batch has {row['last_batch_size']} samples"
         if number and rate["start"] > 1.5 * end:

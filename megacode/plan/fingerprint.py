@@ -3,20 +3,24 @@
 Each phase has a link: the facts that its order depends on, and a hash of those facts and of the link before. Names of
 phases, learning rates, sources that are not drawn, and all later phases are no such facts. A checkpoint carries the
 chain; whoever resumes compares it with that of their config, up to the phase in which the clock stands.
+
+Where a phase is left early is no fact of its own order, but of every later one: so a checkpoint inside a trunk belongs
+to the trunk and to each branch that leaves it behind that checkpoint, and one inside a branch belongs to no other.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from megacode.base.errors import CheckpointError, Problem
 from megacode.base.files import digest
+from megacode.plan.phase_plan import PhasePlan
+from megacode.plan.sources import SourceSize
 
-if TYPE_CHECKING:
-    from megacode.plan.phases import Schedule
-
+Link = Mapping[str, Any]
+ACCEPT = "--accept-changed-past"
 _LAW = "megacode order 1"
 _LABELS = {
     "samples": "gave {old:,} samples to it and now gives {new:,}",
@@ -32,36 +36,55 @@ _FIXES = {
 }
 
 
-def chain(schedule: Schedule) -> list[dict[str, Any]]:
+class Chained(Protocol):
+    """What has a chain: a schedule."""
+
+    def fingerprints(self) -> list[dict[str, Any]]:
+        """Return one link a phase."""
+
+
+def chain(
+    phases: Sequence[PhasePlan], sizes: Mapping[str, SourceSize], seq_length: int, seed: int
+) -> list[dict[str, Any]]:
     """Return the links of a schedule, plain values for JSON.
 
-    Each has `phase`, `first_sample`, `fingerprint`, and the facts: `samples`, `seq_length`, `seed`, and by name of each
-    source drawn `samples`, `first_index`, `tokens`, `identity`.
+    Each has `phase`, `first_sample`, `read` (after how many samples it is left), `fingerprint`, and the facts:
+    `samples` of its full length, `seq_length`, `seed`, and by name of each source drawn `samples`, `first_index`,
+    `tokens`, `identity`.
+
+    Args:
+        phases: of the schedule.
+        sizes: of the sources that they draw from.
+        seq_length: tokens a sample trains on.
+        seed: of the run.
     """
     links: list[dict[str, Any]] = []
     before = _LAW
-    for phase in schedule.phases:
+    for phase in phases:
+        counts = phase.tree.counts(phase.full_samples)
         facts = {
-            "samples": phase.samples,
-            "seq_length": schedule.seq_length,
-            "seed": schedule.seed,
+            "samples": phase.full_samples,
+            "seq_length": seq_length,
+            "seed": seed,
             "sources": {
                 name: {
                     "samples": count,
                     "first_index": phase.first_index[name],
-                    "tokens": schedule.sizes[name].tokens,
-                    "identity": schedule.sizes[name].identity,
+                    "tokens": sizes[name].tokens,
+                    "identity": sizes[name].identity,
                 }
-                for name, count in sorted(phase.counts.items())
+                for name, count in sorted(counts.items())
                 if count
             },
         }
-        before = digest(before, json.dumps(facts, sort_keys=True))
-        links.append({"phase": phase.name, "first_sample": phase.first_sample, "fingerprint": before, **facts})
+        clock = {"phase": phase.name, "first_sample": phase.first_sample, "read": phase.samples}
+        fingerprint = digest(before, json.dumps(facts, sort_keys=True))
+        links.append({**clock, "fingerprint": fingerprint, **facts})
+        before = digest(fingerprint, f"left after {phase.samples}") if phase.left_early else fingerprint
     return links
 
 
-def prove_past(schedule: Schedule, former: Sequence[Mapping[str, Any]], consumed_samples: int) -> None:
+def prove_past(schedule: Chained, former: Sequence[Link], consumed_samples: int) -> None:
     """Prove that a schedule agrees with a former chain on every phase that has begun.
 
     Args:
@@ -72,7 +95,7 @@ def prove_past(schedule: Schedule, former: Sequence[Mapping[str, Any]], consumed
     Raises:
         CheckpointError: with the differences in the first phase that has any.
     """
-    links = chain(schedule)
+    links = schedule.fingerprints()
     for number, old in enumerate(former):
         if old["first_sample"] >= consumed_samples:
             return
@@ -83,9 +106,34 @@ def prove_past(schedule: Schedule, former: Sequence[Mapping[str, Any]], consumed
         if links[number]["fingerprint"] != old["fingerprint"]:
             found = list(_differences(number, old, links[number]))
             raise CheckpointError(problems=found or [_another_law(number, old)])
+        _prove_cut(number, old, links[number], consumed_samples)
 
 
-def _differences(number: int, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Problem]:
+def read_of(link: Link) -> int:
+    """Return after how many samples the phase of a link is left; older checkpoints knew whole phases only."""
+    return int(link.get("read", link["samples"]))
+
+
+def _prove_cut(number: int, old: Link, new: Link, consumed_samples: int) -> None:
+    """Refuse a phase of the same order that is left elsewhere than where the run left it, or before the clock."""
+    done, read, where = consumed_samples - old["first_sample"], read_of(new), f"phases[{number}].until"
+    if done <= read_of(old):
+        if done > read:
+            what = (
+                f"the checkpoint has read {done:,} samples of phase {old['phase']!r}, "
+                f"and the config leaves it after {read:,}"
+            )
+            fix = f"start from a checkpoint of sample {new['first_sample'] + read} or before"
+            raise CheckpointError(what, where, f"{fix}, or raise until to {done} samples or more")
+    elif read != read_of(old):
+        what = (
+            f"the run left phase {old['phase']!r} after {read_of(old):,} samples, and the config leaves it after "
+            f"{read:,}"
+        )
+        raise CheckpointError(what, where, _or_anew(f"set until: {read_of(old)} samples"))
+
+
+def _differences(number: int, old: Link, new: Link) -> Iterator[Problem]:
     said = f"the run has read from phase {old['phase']!r}"
     for key, where in (("seed", "seed"), ("seq_length", "train.seq_length")):
         if old[key] != new[key]:
@@ -99,7 +147,7 @@ def _differences(number: int, old: Mapping[str, Any], new: Mapping[str, Any]) ->
         yield from _source_differences(number, source, old, new)
 
 
-def _source_differences(number: int, source: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Problem]:
+def _source_differences(number: int, source: str, old: Link, new: Link) -> Iterator[Problem]:
     absent = {"samples": 0}
     was, now = old["sources"].get(source, absent), new["sources"].get(source, absent)
     for key, label in _LABELS.items():
@@ -111,10 +159,10 @@ def _source_differences(number: int, source: str, old: Mapping[str, Any], new: M
         yield Problem(what, f"{part}.{source}", _or_anew(_FIXES[key].format(source=source)))
 
 
-def _another_law(number: int, old: Mapping[str, Any]) -> Problem:
+def _another_law(number: int, old: Link) -> Problem:
     what = f"phase {old['phase']!r} was ordered by another version's law, or the checkpoint's chain is damaged"
     return Problem(what, f"phases[{number}]", "resume with the version of megacode that wrote the checkpoint")
 
 
 def _or_anew(fix: str) -> str:
-    return f"{fix}, or start a new run from the checkpoint's weights (init.from)"
+    return f"{fix}, start a new run from the checkpoint's weights (init.from), or go on with {ACCEPT} at a known loss"

@@ -3,7 +3,8 @@
 The loop asks for the clock *after* an iteration. So the first iteration of a warmup from 0 already learns, a warmup of
 n iterations reaches `peak` exactly on its n-th, and the last iteration of a phase gets exactly `final`. A phase without
 `peak` goes on from where the last one ended, and a warmup rises from there (from 0 at the run's start); a phase with
-`peak` and no warmup starts at `peak` at once, which is a jump unless the last one ended there.
+`peak` and no warmup starts at `peak` at once, which is a jump unless the last one ended there. A phase that is left
+early has the rate of its full length up to the cut, and the next one goes on from there.
 
 With t the share of the way from the warmup's end to the phase's end: `constant` stays at the peak; `linear` falls by t;
 `cosine` by (1 - cos(pi t)) / 2; `wsd` stays and then falls linearly over `decay`; `inverse_sqrt` is peak times
@@ -34,7 +35,7 @@ class PhaseRate:
     Attributes:
         rule: the schedule's name.
         first_sample: clock at which the phase starts.
-        samples: of the phase.
+        samples: of the phase's full length.
         warmup: its length in samples.
         decay: length of the final fall in samples; all after the warmup unless `wsd`.
         start: value that the warmup rises from; without warmup, `peak`.
@@ -81,8 +82,9 @@ class LearningRateSchedule:
         problems: list[Problem] = []
         end = 0.0
         for phase, plan in zip(config.phases, schedule.phases, strict=True):
-            rate = _phase_rate(phase.learning_rate, plan, batches, end)
-            problems += _misfits(phase, plan, rate, batches)
+            whole = BatchSchedule(config, schedule, alone=plan) if plan.left_early else batches
+            rate = _phase_rate(phase.learning_rate, plan, whole, end)
+            problems += _misfits(phase, plan, rate, whole)
             self.phases.append(rate)
             end = rate.at(plan.last_sample) if not problems else rate.final
         self._ends = [plan.last_sample for plan in schedule.phases]
@@ -108,7 +110,7 @@ def _phase_rate(rate: LearningRate, plan: PhasePlan, batches: BatchSchedule, bef
     return PhaseRate(
         rule=rate.schedule,
         first_sample=plan.first_sample,
-        samples=plan.samples,
+        samples=plan.full_samples,
         warmup=warmup,
         decay=_decay_samples(rate, plan, batches, warmup),
         start=before if warmup else peak,
@@ -119,27 +121,27 @@ def _phase_rate(rate: LearningRate, plan: PhasePlan, batches: BatchSchedule, bef
 
 def _decay_samples(rate: LearningRate, plan: PhasePlan, batches: BatchSchedule, warmup: int) -> int:
     if rate.schedule != "wsd":
-        return plan.samples - warmup
+        return plan.full_samples - warmup
     if isinstance(rate.decay, Quantity):
         if rate.decay.unit == "iterations":  # counted back from the phase's end, where the batches are
-            last = batches.iteration_at(plan.last_sample)
+            last = batches.iteration_at(plan.full_end)
             first = last - rate.decay.count
             in_phase = first >= batches.iteration_at(plan.first_sample)
-            return plan.last_sample - batches.clock_after(first) if in_phase else plan.samples + 1
+            return plan.full_end - batches.clock_after(first) if in_phase else plan.full_samples + 1
         return batches.samples(rate.decay, plan.first_sample)
-    return round((rate.decay or 0.0) * plan.samples)
+    return round((rate.decay or 0.0) * plan.full_samples)
 
 
 def _misfits(phase: Phase, plan: PhasePlan, rate: PhaseRate, batches: BatchSchedule) -> list[Problem]:
     """Return what does not fit into the phase."""
-    iterations = batches.iterations(plan.first_sample, plan.last_sample)
+    iterations = batches.iterations(plan.first_sample, plan.full_end)
     where = f"phases[{plan.index}].learning_rate"
-    if rate.warmup > plan.samples:
+    if rate.warmup > plan.full_samples:
         what = f"warmup {phase.learning_rate.warmup} is longer than phase {plan.name!r} of {iterations:,} iterations"
         return [Problem(what, f"{where}.warmup", f"give at most {iterations} iterations, or lengthen the phase")]
-    if rate.rule == "wsd" and rate.warmup + rate.decay > plan.samples:
-        left = plan.samples - rate.warmup
-        what = f"warmup and decay together are longer than phase {plan.name!r} of {plan.samples:,} samples"
+    if rate.rule == "wsd" and rate.warmup + rate.decay > plan.full_samples:
+        left = plan.full_samples - rate.warmup
+        what = f"warmup and decay together are longer than phase {plan.name!r} of {plan.full_samples:,} samples"
         return [Problem(what, f"{where}.decay", f"give at most {left} samples")]
     return []
 

@@ -2,8 +2,9 @@
 
 The clock is `consumed_samples`. A phase covers clocks first_sample .. last_sample - 1; its quota tree says which source
 gives sample N and which of the source's samples in this phase that is; the source's counter at the phase's start (where
-it stopped before, or 0 after a restart) makes that a place in the source's endless stream (`sources`). Nothing is
-built, cached or saved: a schedule is some integers a phase, whatever the number of samples and documents.
+it stopped before, or 0 after a restart) makes that a place in the source's endless stream (`sources`). A phase that is
+left early has the tree of its full length, and the next one goes on from the counters at the cut. Nothing is built,
+cached or saved: a schedule is some integers a phase, whatever the number of samples and documents.
 
 The inverse goes the same way back: tokens -> windows of each epoch -> samples of the source -> samples of the run.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,8 @@ from megacode.config.run import RunConfig
 from megacode.plan.blend import QuotaTree
 from megacode.plan.budget import Allotment, allot
 from megacode.plan.fingerprint import chain, prove_past
-from megacode.plan.ramp import phase_samples
+from megacode.plan.phase_plan import PhasePlan
+from megacode.plan.ramp import Extent, phase_extent
 from megacode.plan.sources import SourceOrder, SourceSize, windows
 
 __all__ = [
@@ -36,40 +37,6 @@ __all__ = [
     "prove_past",
     "windows",
 ]
-
-
-@dataclass(frozen=True)
-class PhasePlan:
-    """One phase of a schedule.
-
-    Attributes:
-        name: as in the config.
-        index: number of the phase, from 0.
-        first_sample: clock at which it starts.
-        samples: how many it has.
-        counts: samples of each source with a positive weight, by name in order.
-        first_index: of each of them, the number of its first sample in the source's stream.
-        tree: the order of the sources.
-        weights: the blend as asked for, normalised.
-        clipped: sources whose share a cap has cut.
-        restarted: sources that start anew here although they were read before.
-    """
-
-    name: str
-    index: int
-    first_sample: int
-    samples: int
-    counts: Mapping[str, int]
-    first_index: Mapping[str, int]
-    tree: QuotaTree
-    weights: Mapping[str, float]
-    clipped: tuple[str, ...] = ()
-    restarted: tuple[str, ...] = ()
-
-    @property
-    def last_sample(self) -> int:
-        """Clock at which it has ended: that of the first sample behind it."""
-        return self.first_sample + self.samples
 
 
 class Draw(NamedTuple):
@@ -181,7 +148,7 @@ class Schedule:
 
     def fingerprints(self) -> list[dict[str, Any]]:
         """Return the chain that proves the past: one link a phase (`fingerprint.chain`)."""
-        return chain(self)
+        return chain(self.phases, self.sizes, self.seq_length, self.seed)
 
 
 def build_schedule(config: RunConfig, sizes: Mapping[str, SourceSize]) -> Schedule:
@@ -192,18 +159,19 @@ def build_schedule(config: RunConfig, sizes: Mapping[str, SourceSize]) -> Schedu
         sizes: of every source with a positive weight anywhere; others may be there.
 
     Raises:
-        ConfigError: if a phase is shorter than one global batch.
+        ConfigError: if a phase, or what is read of it, is shorter than one global batch.
         DataError: if a source is shorter than one window.
         PlanError: if caps make a phase infeasible.
     """
-    lengths: list[int] = []
+    extents: list[Extent] = []
     for number, phase in enumerate(config.phases):
-        lengths.append(phase_samples(phase, number, sum(lengths), config.train))
+        first = sum(extent.read for extent in extents)
+        extents.append(phase_extent(phase, number, first, config.train))
     drawn = sorted({name for phase in config.phases for name, weight in phase.blend.items() if weight > 0})
     epoch_windows = _epoch_windows(drawn, sizes, config.train.seq_length)
     phases: list[PhasePlan] = []
     counters = dict.fromkeys(drawn, 0)
-    for allotment in allot(config, lengths, epoch_windows):
+    for allotment in allot(config, extents, epoch_windows):
         phases.append(_phase_plan(config, phases, counters, allotment))
     return Schedule(tuple(phases), sizes, tuple(sorted(config.sources)), config)
 
@@ -234,7 +202,7 @@ def _phase_plan(
         samples=sum(counts.values()),
         counts=counts,
         first_index=first_index,
-        tree=QuotaTree(counts),
+        tree=QuotaTree(allotment.whole),
         weights=allotment.weights,
         clipped=allotment.clipped,
         restarted=restarted,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from megacode.base.errors import ConfigError
 from megacode.config.data import Phase
+from megacode.config.quantity import Quantity
 from megacode.config.training import Training
 
 
@@ -78,29 +79,62 @@ class Ramp:
         return below + size if below == first or 2 * (first + samples - below) >= size else below
 
 
-def phase_samples(phase: Phase, number: int, first: int, training: Training) -> int:
-    """Return how many samples a phase has.
+class Extent(NamedTuple):
+    """Samples of a phase: `whole`, over which it is laid out, and `read`, after which it is left."""
+
+    whole: int
+    read: int
+
+
+def phase_extent(phase: Phase, number: int, first: int, training: Training) -> Extent:
+    """Return how many samples a phase is laid out over, and after how many of them it is left.
 
     Args:
-        phase: its length, in tokens (the nearest iteration boundary), samples or iterations (exact).
+        phase: its length and `until`, in tokens (the nearest iteration boundary), samples or iterations (exact).
         number: of the phase, for messages.
         first: clock at which it starts.
         training: sequence length and batch sizes.
 
     Raises:
-        ConfigError: if it is shorter than one global batch.
+        ConfigError: if either is shorter than one global batch, or `until` lies behind the phase's end.
     """
-    ramp, length = Ramp(training), phase.length
+    where = f"phases[{number}]"
+    named = f"phase {phase.name!r} has"
+    whole = _samples(phase.length, first, training, named, f"{where}.{phase.length.unit}")
+    if phase.until is None:
+        return Extent(whole, whole)
+    read = _samples(phase.until, first, training, f"phase {phase.name!r} is left after", f"{where}.until")
+    most = _most(phase, first, whole, training)
+    if phase.until.count > most:
+        what = f"phase {phase.name!r} is left after {phase.until}, but has only {most:,} {phase.until.unit}"
+        raise ConfigError(what, f"{where}.until", f"give at most {most} {phase.until.unit}, or lengthen the phase")
+    return Extent(whole, min(whole, read))
+
+
+def _samples(length: Quantity, first: int, training: Training, named: str, where: str) -> int:
+    """Return a length from a clock on in samples."""
+    ramp = Ramp(training)
     if length.unit == "iterations":
         return ramp.after(first, length.count) - first
     unit = training.seq_length if length.unit == "tokens" else 1
     samples, batch = Fraction(length.count, unit), ramp.size(first)
     if samples < batch:
-        what = (
-            f"phase {phase.name!r} has {length.count:,} {length.unit}, less than one global batch of {batch:,} samples"
-        )
+        what = f"{named} {length.count:,} {length.unit}, less than one global batch of {batch:,} samples"
         what += f" ({batch * unit:,} tokens)" if length.unit == "tokens" else ""
-        fix = f"give it at least {length.unit}: {batch * unit}"
+        least = f"{batch * unit} {length.unit}" if where.endswith("until") else f"{length.unit}: {batch * unit}"
+        fix = f"give it at least {least}"
         fix += f", or train.global_batch_size at most {int(samples)}" if samples >= 1 else ""
-        raise ConfigError(what, f"phases[{number}].{length.unit}", fix)
+        raise ConfigError(what, where, fix)
     return ramp.nearest(first, samples) - first if length.unit == "tokens" else length.count
+
+
+def _most(phase: Phase, first: int, whole: int, training: Training) -> int:
+    """Return the largest `until` that lies in a phase, in its own unit."""
+    assert phase.until is not None
+    unit, length = phase.until.unit, phase.length
+    most = {
+        "samples": whole,
+        "tokens": whole * training.seq_length,
+        "iterations": sum(stretch.iterations for stretch in Ramp(training).stretches(first, first + whole)),
+    }[unit]
+    return max(most, length.count) if unit == length.unit else most

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from megacode.base.errors import PlanError
 from megacode.config.run import RunConfig
 from megacode.plan.budget import Allotment, _round_down, _round_up, allot
+from megacode.plan.ramp import Extent
 
 Make = Callable[..., Any]
 NAMES = ("code", "markup", "text", "web")
 
 
 def allotted(config: RunConfig, windows: dict[str, int]) -> list[Allotment]:
-    return allot(config, [phase.samples or 0 for phase in config.phases], windows)
+    return allot(config, [Extent(phase.samples or 0, phase.samples or 0) for phase in config.phases], windows)
 
 
 @st.composite
@@ -33,7 +34,7 @@ def capped_runs(draw: st.DrawFn) -> tuple[list[tuple[int, dict[str, float]]], di
 
 def test_without_caps_weights_decide_and_are_normalised(make_config: Make) -> None:
     (allotment,) = allotted(make_config([(100, {"a": 3, "b": 1, "c": 0})]), {"a": 10, "b": 10, "c": 10})
-    assert allotment == Allotment({"a": 75, "b": 25}, {"a": 0.75, "b": 0.25})
+    assert allotment == Allotment({"a": 75, "b": 25}, {"a": 75, "b": 25}, {"a": 0.75, "b": 0.25})
 
 
 def test_a_cap_that_does_not_bind_changes_nothing(make_config: Make) -> None:
