@@ -65,7 +65,7 @@ def _state(files: RunFiles, runs: list[Session]) -> tuple[State, str | None]:
         ranks = ", ".join(str(event.get("rank")) for event in session.hangs)
         return "hung", f"rank {ranks} made no progress"
     if session is not None and session.stop is not None:
-        if files.owner is not None and files.owner["alive"]:
+        if files.owner is not None:
             return "running", "starting"
         return ("finished", None) if session.cause == "finished" else ("stopped", session.cause)
     if files.alive:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from megacode.base import lock
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir
 
@@ -63,22 +62,15 @@ class RunFiles:
 
     @cached_property
     def owner(self) -> Json | None:
-        """Who holds the run's lock: `host`, `pid`, and `alive` (None on another host, where nobody can tell)."""
-        lock = read_json(self.run.lock)
-        if not lock:
-            return None
-        host, pid = str(lock.get("host", "")), lock.get("pid")
-        here = host == platform.node() and isinstance(pid, int)
-        return {"host": host, "pid": pid, "alive": process_exists(int(str(pid))) if here else None}
+        """Who trains here by the run's lock: `host`, `pid`, `since`; None where nobody does."""
+        holder = lock.owner(self.run)
+        return None if holder is None else {"host": holder.host, "pid": holder.pid, "since": holder.since}
 
     @cached_property
     def alive(self) -> bool:
-        """Whether somebody trains here: the lock's owner lives, or, where nobody can tell, files are fresh."""
-        if self.owner is not None and self.owner["alive"] is not None:
-            return bool(self.owner["alive"])
-        start = next((event for event in reversed(self.events) if event.get("event") in ("start", "resume")), {})
-        if start.get("host") == platform.node() and isinstance(start.get("pid"), int):
-            return process_exists(start["pid"])
+        """Whether somebody trains here: the lock's owner lives, or, where there is no lock, files are fresh."""
+        if self.owner is not None or self.run.lock.exists():
+            return self.owner is not None
         return self._fresh
 
     @property
@@ -88,23 +80,6 @@ class RunFiles:
         ages = [beat["age"] for beat in self.heartbeats]
         ages += [self.now - path.stat().st_mtime for path in (self.run.metrics, self.run.events) if path.exists()]
         return min(ages, default=patience) < patience
-
-
-def process_exists(pid: int) -> bool:
-    """Return whether a process of this machine runs; one that has ended and waits for its parent does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-        return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
-    except FileNotFoundError:
-        if Path("/proc/self").exists():
-            return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def read_files(path: Path, now: float) -> RunFiles:
@@ -170,7 +145,7 @@ def read_json(path: Path) -> Json:
 def _heartbeats(directory: Path, now: float) -> list[Json]:
     """Return the ranks' last signs of life, the oldest first."""
     found = []
-    for path in directory.glob("*.json"):
+    for path in directory.glob("rank_*.json"):
         beat = read_json(path)
         digits = "".join(letter for letter in path.stem if letter.isdigit())
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from rich.console import Console
 
 from megacode.base.errors import ConfigError, VerificationError
 from megacode.base.files import RunDir, read_jsonl
+from megacode.base.lock import RunLock
 from megacode.launch.status import read_status
 from megacode.launch.status_samples import differing_error, prove_samples
 from megacode.launch.status_table import render_status
@@ -142,31 +142,45 @@ def test_each_end_has_its_state(made: Callable[..., Path], last: Json, state: st
     assert state in shown(document)
 
 
+def own(path: Path) -> None:
+    """Let a process take the run's lock and die with it."""
+    program = f"from megacode.base import files, lock; lock.RunLock(files.RunDir({str(path)!r})).acquire()"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
 def test_a_living_owner_means_running_and_a_dead_one_died(made: Callable[..., Path]) -> None:
     path = made([start(1000)], 5)
-    lock = RunDir(path).lock
-    lock.write_text(json.dumps({"host": platform.node(), "pid": os.getpid()}))
+    own(path)
+    assert read_status(path, NOW)["state"] == "died"
+    RunDir(path).lock.unlink()
+    RunLock(RunDir(path)).acquire()
     document = read_status(path, NOW)
     assert document["state"] == "running"
+    assert document["owner"]["pid"] == os.getpid()
     assert document["estimate"]["end"] == pytest.approx(NOW + 95 * 2)
     assert "because of" in shown(document)
-    child = subprocess.Popen(["true"])
-    child.wait()
-    lock.write_text(json.dumps({"host": platform.node(), "pid": child.pid}))
-    assert read_status(path, NOW)["state"] == "died"
 
 
-def test_a_run_on_another_host_lives_as_long_as_its_heartbeats(made: Callable[..., Path]) -> None:
+def test_a_run_on_another_machine_lives_as_long_as_its_lock_is_touched(made: Callable[..., Path]) -> None:
     path = made([start(1000)], 5)
     run = RunDir(path)
-    run.lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    own(path)
+    elsewhere = {**json.loads(run.lock.read_text()), "host": "elsewhere", "machine": "elsewhere"}
+    run.lock.write_text(json.dumps(elsewhere))
+    assert read_status(path)["state"] == "running"
+    os.utime(run.lock, (NOW, NOW))
+    assert read_status(path)["state"] == "died"
+
+
+def test_heartbeats_are_listed_from_the_oldest(made: Callable[..., Path]) -> None:
+    run = RunDir(made([start(1000)], 5))
     run.heartbeats.mkdir()
     for rank, age in enumerate((3.0, 900.0)):
-        (run.heartbeats / f"rank_{rank}.json").write_text(json.dumps({"rank": rank, "time": NOW - age}))
-    document = read_status(path, NOW)
-    assert document["state"] == "running"
+        (run.heartbeats / f"rank_{rank:05d}.json").write_text(json.dumps({"rank": rank, "time": NOW - age}))
+    document = read_status(run.path, NOW)
     assert [(beat["rank"], beat["age"]) for beat in document["heartbeats"]] == [(1, 900.0), (0, 3.0)]
-    assert read_status(path, NOW + 3600)["state"] == "died"
+    assert document["state"] == "running", "without a lock, the youngest heartbeat says that the run lives"
+    assert read_status(run.path, NOW + 3600)["state"] == "died"
 
 
 def test_what_is_withheld_is_seen_but_not_learned(made: Callable[..., Path]) -> None:
@@ -207,7 +221,7 @@ def test_a_run_that_has_just_begun_is_no_error(tmp_path: Path) -> None:
     document = read_status(run.path, NOW)
     assert document["state"] == "new"
     assert document["goodput"] is None
-    run.lock.write_text(json.dumps({"host": platform.node(), "pid": os.getpid()}))
+    RunLock(run).acquire()
     run.metrics.write_text('{"kind": "tra')
     run.plan.write_text("{")
     document = read_status(run.path, NOW)
