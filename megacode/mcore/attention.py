@@ -7,6 +7,7 @@ slow. Here no mask exists at all. Two shapes of input are known:
 * [b*s, 1, h] with `Documents`: the sequences laid end to end and cut at document borders. Positions restart in each
   document, and attention runs document by document, so that the result equals that of each document alone.
 
+Under context parallel s is this rank's part of the sequence (module `context`), and the keys are those of the whole.
 The kernel shares a group's key and value among its query heads, without copies (`enable_gqa`).
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +24,9 @@ from megatron.core import tensor_parallel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
-from megacode.mcore import device
+from megacode.mcore import context, device
 from megacode.mcore.kernels import RotarySplit
 
 
@@ -32,19 +35,27 @@ class Documents(PackedSeqParams):
     """Documents laid end to end: mcore's packed sequences, with what our attention asks for beside them.
 
     Attributes:
-        lengths: tokens of each document, in order; on the host, so that no kernel has to be waited for.
-        positions: [b*s] int64, position of each token in its document.
+        rows: sequences that are laid end to end.
+        stretches: this rank's tokens, cut at document borders; on the host, so that no kernel has to be waited for.
+        positions: int64, position of each of this rank's tokens in its document.
     """
 
-    lengths: tuple[int, ...] = ()
+    rows: int = 1
+    stretches: tuple[context.Stretch, ...] = ()
     positions: Tensor | None = None
 
 
-def documents(cu_seqlens: Tensor) -> Documents:
-    """Return the documents that begin at `cu_seqlens`, int32 on the host: 0, borders in order, total length."""
-    lengths = torch.diff(cu_seqlens.cpu().long())
-    starts = torch.repeat_interleave(cu_seqlens.cpu()[:-1].long(), lengths)
-    positions = torch.arange(len(starts)) - starts
+def documents(cu_seqlens: Tensor, rows: int = 1, size: int = 1, rank: int = 0) -> Documents:
+    """Return the documents of a micro-batch.
+
+    Args:
+        cu_seqlens: where they begin, int32 on the host: 0, borders in order, total length.
+        rows: sequences of which they are.
+        size, rank: of the context-parallel group.
+    """
+    starts = cu_seqlens.cpu().long()
+    lengths = torch.diff(starts)
+    positions = torch.arange(int(starts[-1])) - torch.repeat_interleave(starts[:-1], lengths)
     longest = int(lengths.max())
     borders = device.to_device(cu_seqlens.int())
     return Documents(
@@ -53,8 +64,9 @@ def documents(cu_seqlens: Tensor) -> Documents:
         cu_seqlens_kv=borders,
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
-        lengths=tuple(lengths.tolist()),
-        positions=device.to_device(positions),
+        rows=rows,
+        stretches=context.stretches(starts.tolist(), rows, size, rank),
+        positions=device.to_device(context.own(positions.view(rows, -1), size, rank, dim=1).flatten()),
     )
 
 
@@ -68,10 +80,12 @@ class RotaryTable(torch.nn.Module):
         head_size: channels of a head, even.
         base: base of the wavelengths.
         dtype: of the activations.
+        context_group: the ranks among which sequences are shared out; absent: this rank holds them whole.
     """
 
-    def __init__(self, head_size: int, base: float, dtype: torch.dtype) -> None:
+    def __init__(self, head_size: int, base: float, dtype: torch.dtype, context_group: Any = None) -> None:
         super().__init__()
+        self._context_group = context_group
         self._frequencies = base ** -(torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
         self._dtype = dtype
         self._table = torch.empty(0, 2 * head_size)
@@ -83,16 +97,23 @@ class RotaryTable(torch.nn.Module):
         if packed is not None:
             return int(packed.max_seqlen_q)
         given = transformer.input_tensor if transformer.input_tensor is not None else transformer_input
-        return int(given.size(0)) * (config.tensor_model_parallel_size if config.sequence_parallel else 1)
+        slices = config.tensor_model_parallel_size if config.sequence_parallel else 1
+        return int(given.size(0)) * slices * config.context_parallel_size
 
     def forward(self, length: int, packed_seq: bool = False, cp_group: Any = None) -> Tensor:
-        """Return [length, 2 * head_size]: for each position c, c, -s, s, cosines and sines of a head's angles."""
+        """Return c, c, -s, s, cosines and sines of a head's angles: [length, 2 * head_size], by position.
+
+        Without documents, the positions are those of this rank's tokens, and there are as many of them.
+        """
         if len(self._table) < length:
             angles = torch.outer(torch.arange(length, dtype=torch.float32), self._frequencies)
             cos, sin = angles.cos(), angles.sin()
             table = torch.cat((cos, cos, -sin, sin), dim=-1).to(self._dtype)
             self._table = device.to_device(table)
-        return self._table[:length]
+        table, group = self._table[:length], self._context_group
+        if group is None or packed_seq:
+            return table
+        return context.own(table, group.size(), group.rank(), dim=0)
 
 
 class CausalSelfAttention(SelfAttention):
@@ -120,25 +141,52 @@ class CausalSelfAttention(SelfAttention):
             packed_seq_params: the documents, where attention must not cross their borders.
         """
         mixed, _ = self.linear_qkv(hidden_states)
-        length, batch, _ = mixed.shape
-        mixed = mixed.view(length, batch, self.num_query_groups_per_partition, -1, self.hidden_size_per_attention_head)
-        table = rotary_pos_emb if packed_seq_params is None else rotary_pos_emb[packed_seq_params.positions]
-        query, key, value = RotarySplit.apply(mixed, *table.chunk(2, dim=-1))
-        if packed_seq_params is None:
-            attended = self._attend(query, key, value)
+        core = partial(self._core, packed_seq_params)
+        if self.checkpoint_core_attention and self.training:
+            attended = tensor_parallel.checkpoint(core, False, mixed, rotary_pos_emb)
         else:
-            pieces = zip(*(x.split(packed_seq_params.lengths, dim=2) for x in (query, key, value)), strict=True)
-            attended = torch.cat([self._attend(*piece) for piece in pieces], dim=2)
-        output, _ = self.linear_proj(attended.permute(2, 0, 1, 3).reshape(length, batch, -1))
+            attended = core(mixed, rotary_pos_emb)
+        output, _ = self.linear_proj(attended)
         return output, None
 
+    def _core(self, packed: Documents | None, mixed: Tensor, table: Tensor) -> Tensor:
+        """Return [s, b, heads * channels]: all between the two projections, which selective recomputation repeats."""
+        length, batch, _ = mixed.shape
+        mixed = mixed.view(length, batch, self.num_query_groups_per_partition, -1, self.hidden_size_per_attention_head)
+        if packed is not None:
+            table = table[packed.positions]
+        query, key, value = RotarySplit.apply(mixed, *table.chunk(2, dim=-1))
+        group = self.pg_collection.cp
+        if group.size() > 1:
+            key, value = context.GatherKeysAndValues.apply(key, value, packed.rows if packed else 1, group)
+        if packed is not None:
+            attended = self._attend_in(packed.stretches, query, key, value)
+        elif group.size() > 1:
+            pieces = context.stretches((0, key.size(2)), 1, group.size(), group.rank())
+            attended = self._attend_in(pieces, query, key, value)
+        else:
+            attended = self._attend(query, key, value)
+        return attended.permute(2, 0, 1, 3).reshape(length, batch, -1)
+
+    def _attend_in(self, stretches: tuple[context.Stretch, ...], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return what `_attend` makes of each piece of this rank's tokens, in their order."""
+        queries = query.split([count for stretch in stretches for count in stretch.queries], dim=2)
+        keys, values = ([piece for stretch in stretches for piece in stretch.of(x)] for x in (key, value))
+        return torch.cat([self._attend(*piece) for piece in zip(queries, keys, values, strict=True)], dim=2)
+
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return [b, heads, s, channels] of queries of that shape, keys and values [b, groups, s, channels]."""
+        """Return [b, heads, s, channels] of queries of that shape, which are the last of the tokens of the keys.
+
+        Args:
+            query: [b, heads, s, channels].
+            key, value: [b, groups, at least s, channels].
+        """
         dropout = self.config.attention_dropout if self.training else 0.0
         grouped = query.size(1) != key.size(1)
+        mask = _seen(query.size(2), key.size(2), query.is_cuda)
         with self._dropout_state(dropout):
             return F.scaled_dot_product_attention(
-                query, key, value, is_causal=True, dropout_p=dropout, enable_gqa=grouped
+                query, key, value, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, enable_gqa=grouped
             )
 
     def _dropout_state(self, dropout: float) -> Any:
@@ -146,3 +194,15 @@ class CausalSelfAttention(SelfAttention):
         if dropout == 0.0 or self.config.sequence_parallel:
             return nullcontext()
         return tensor_parallel.get_cuda_rng_tracker().fork()
+
+
+def _seen(queries: int, keys: int, on_gpu: bool) -> Any:
+    """Return which keys each of the last tokens sees; None where they are all the tokens.
+
+    On a GPU it is a note to the kernel, which needs no memory; kernels for the CPU know of no such note.
+    """
+    if queries == keys:
+        return None
+    if on_gpu:
+        return causal_lower_right(queries, keys)
+    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)

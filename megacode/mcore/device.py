@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import platform
+import resource
 import sys
 import warnings
 from collections.abc import Callable
@@ -88,6 +89,13 @@ def synchronize() -> None:
     """Wait until this rank's device has done its work; on a CPU it always has."""
     if on_gpu():
         torch.cuda.synchronize()
+
+
+def memory_high_water() -> int:
+    """Return the most memory that this process ever held, in bytes: the GPU's, or on a CPU that of the process."""
+    if on_gpu():
+        return int(torch.cuda.max_memory_reserved())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def to_device(tensor: torch.Tensor) -> torch.Tensor:

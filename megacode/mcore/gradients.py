@@ -1,23 +1,66 @@
-"""What happens to gradients between the last backward pass and the optimizer."""
+"""What happens to gradients between the last backward pass and the optimizer, and when this rank got there.
+
+There the ranks wait for each other. How long each worked before tells which of them the others wait for: `arrival`.
+"""
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
-from megatron.core.distributed import finalize_model_grads
 from torch import Tensor
 
+from megacode.mcore import device
 from megacode.mcore.kernels import mark_accumulating
-from megacode.mcore.layers import ColumnSlice, OutputLayer, RowSlice
+
+
+@dataclass
+class _Watch:
+    """When the iteration began and when this rank had its gradients, in seconds of the host's clock."""
+
+    synchronizes: bool = False
+    begun: float = 0.0
+    arrived: float = 0.0
+
+
+_watch = _Watch()
+
+
+def begin() -> None:
+    """Note that an iteration begins."""
+    _watch.begun = _watch.arrived = time.perf_counter()
+
+
+def arrival() -> float:
+    """Return how many seconds this rank worked on the last iteration before it waited for others' gradients.
+
+    Ranks of one tensor-, context- or pipeline-parallel group wait for each other on the way, so that a slow one slows
+    them all: compare groups. On a GPU see `time_the_device`.
+    """
+    return _watch.arrived - _watch.begun
+
+
+def time_the_device(wanted: bool) -> None:
+    """Choose whether `arrival` waits for the GPU's work, which costs some of the overlap of host and GPU.
+
+    Otherwise it is the time at which the host had given the GPU its work.
+    """
+    _watch.synchronizes = wanted
+
+
+def _arrive() -> None:
+    if _watch.synchronizes:
+        device.synchronize()
+    _watch.arrived = time.perf_counter()
 
 
 def prepare(chunks: list[Any]) -> None:
     """Choose how the chunks' gradients are gathered and reduced, once, when they are built."""
     config, settings = chunks[0].config, chunks[0].ddp_config
     alone = torch.distributed.get_world_size() == 1
-    config.finalize_model_grads_func = _finalize_alone if alone else finalize_model_grads
+    config.finalize_model_grads_func = _finalize_alone if alone else _finalize
     for chunk in chunks:
         if alone:
             # mcore's optimizer gathers the parameters after each step, here from this very rank.
@@ -31,6 +74,8 @@ def prepare(chunks: list[Any]) -> None:
 
 
 def _accumulate_in_place(chunk: Any) -> None:
+    from megacode.mcore.layers import ColumnSlice, OutputLayer, RowSlice
+
     for module in chunk.modules():
         if not isinstance(module, (ColumnSlice, RowSlice, OutputLayer)):
             continue
@@ -39,8 +84,18 @@ def _accumulate_in_place(chunk: Any) -> None:
             mark_accumulating(module.weight)
 
 
+def _finalize(model: list[Any], *arguments: Any, **keywords: Any) -> None:
+    from megatron.core.distributed import finalize_model_grads
+
+    _arrive()
+    finalize_model_grads(model, *arguments, **keywords)
+
+
 def _finalize_alone(model: list[Any], num_tokens: Tensor | None = None, **unused: Any) -> None:
     """Divide by the number of tokens: all that is left of mcore's function where there is one rank."""
+    from megatron.core import parallel_state
+
+    _arrive()
     assert parallel_state.get_data_parallel_world_size() == 1
     if num_tokens is not None and num_tokens > 0:
         for chunk in model:

@@ -29,6 +29,7 @@ class Ranks:
         tp_rank, tp_size: tensor parallel: which slice of every matrix.
         pp_rank, pp_size: pipeline parallel: which layers.
         dp_rank, dp_size: data parallel: which samples.
+        cp_rank, cp_size: context parallel: which part of every sequence.
         is_first_stage, is_last_stage: holds the embedding; holds the output layer and computes the loss.
     """
 
@@ -40,6 +41,8 @@ class Ranks:
     pp_size: int
     dp_rank: int
     dp_size: int
+    cp_rank: int
+    cp_size: int
     is_first_stage: bool
     is_last_stage: bool
 
@@ -107,7 +110,8 @@ def seed_ranks(seed: int, ranks: Ranks) -> None:
     """
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-    own = int(digest("random state", str(seed), str(ranks.pp_rank), str(ranks.dp_rank))[:7], 16)
+    tokens = ranks.dp_rank + ranks.dp_size * ranks.cp_rank
+    own = int(digest("random state", str(seed), str(ranks.pp_rank), str(tokens))[:7], 16)
     random.seed(own)
     torch.manual_seed(own)
     model_parallel_cuda_manual_seed(own)
@@ -149,6 +153,8 @@ def _ranks() -> Ranks:
         pp_size=mpu.get_pipeline_model_parallel_world_size(),
         dp_rank=mpu.get_data_parallel_rank(),
         dp_size=mpu.get_data_parallel_world_size(),
+        cp_rank=mpu.get_context_parallel_rank(),
+        cp_size=mpu.get_context_parallel_world_size(),
         is_first_stage=mpu.is_pipeline_first_stage(ignore_virtual=True),
         is_last_stage=mpu.is_pipeline_last_stage(ignore_virtual=True),
     )

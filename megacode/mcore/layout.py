@@ -62,7 +62,7 @@ def check_model(config: RunConfig) -> None:
     """Refuse what this build cannot compute at all, whatever the processes.
 
     Raises:
-        ConfigError: FP8 or context parallel is asked for.
+        ConfigError: FP8 is asked for.
     """
     problems = list(_unsupported(config))
     if problems:
@@ -73,10 +73,6 @@ def _unsupported(config: RunConfig) -> Iterator[Problem]:
     if config.precision.fp8 != "none":
         what = "FP8 needs Transformer Engine layers, which this release does not build yet"
         yield Problem(what, "precision.fp8", "set precision.fp8: none, with dtype: bf16")
-    if config.parallel.context > 1:
-        what = f"context parallel {config.parallel.context} needs Transformer Engine's attention, not built yet"
-        fix = "set parallel.context: 1, and use parallel.tensor with sequence_parallel for long sequences"
-        yield Problem(what, "parallel.context", fix)
 
 
 def _uneven_batches(config: RunConfig, multiple: int) -> Iterator[Problem]:

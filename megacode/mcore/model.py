@@ -53,7 +53,10 @@ class Model(GPTModel):
             # mcore's spec does not reach the output layer, which it builds of the class that ours refines.
             self.output_layer.__class__ = OutputLayer
         self.rotary_pos_emb = RotaryTable(
-            config.model.head_size, config.model.rotary_base, translate.DTYPES[config.precision.dtype]
+            config.model.head_size,
+            config.model.rotary_base,
+            translate.DTYPES[config.precision.dtype],
+            self.pg_collection.cp,
         )
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:

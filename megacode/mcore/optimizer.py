@@ -1,13 +1,12 @@
 """AdamW as mcore wraps it: whole or sharded over data-parallel ranks, with fp32 masters where parameters are bf16.
 
-The learning rate is a function of the clock and is set before each step; mcore's scheduler is not used. No weight decay
-on norms (mcore's standard: vectors and biases are exempt).
+The learning rate is a function of the clock and is set before each step; mcore's scheduler is not used.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -19,13 +18,12 @@ from megacode.mcore import device, translate
 
 def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
     """Return mcore's optimizer for the chunks of `build_model`."""
-    from megatron.core.optimizer import get_megatron_optimizer, get_standard_config_overrides
+    from megatron.core.optimizer import get_megatron_optimizer
 
-    settings = translate.optimizer_config(config)
     optimizer = get_megatron_optimizer(
-        config=settings,
+        config=translate.optimizer_config(config),
         model_chunks=chunks,
-        config_overrides=get_standard_config_overrides(settings),
+        config_overrides=_exemptions(config.train.weight_decay_exempt),
         use_gloo_process_groups=False,
     )
     configure(config, optimizer)
@@ -38,6 +36,21 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
 
 def _nothing_to_copy() -> None:
     pass
+
+
+def _exemptions(kinds: Collection[str]) -> dict[Any, Any]:
+    """Return for mcore which parameters are not decayed.
+
+    mcore asks of each parameter and its name. A tied output layer is the embedding, and where the last pipeline stage
+    holds a copy of it, mcore has marked that; an output layer of its own is no embedding.
+    """
+    from megatron.core.optimizer import ParamKey, ParamWithNamePredicate
+
+    def exempt(weight: torch.Tensor, name: str) -> bool:
+        embeds = name.endswith("embedding.word_embeddings.weight") or getattr(weight, "shared_embedding", False)
+        return ("norms" in kinds and weight.dim() == 1) or ("embeddings" in kinds and embeds)
+
+    return {ParamKey(with_name_predicate=ParamWithNamePredicate("exempt", exempt)): {"wd_mult": 0.0}}
 
 
 def configure(config: RunConfig, optimizer: Any) -> None:

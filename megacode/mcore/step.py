@@ -17,8 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megacode.mcore import device, optimizer
+from megacode.mcore import context, device, gradients, optimizer
 from megacode.mcore.batch import MicroBatch
+from megacode.mcore.groups import Ranks
 from megacode.mcore.parts import Parts
 from megacode.plan.batch import samples_digest
 
@@ -80,11 +81,13 @@ def train_step(
 
     Args:
         parts: of `parts.build`, with an optimizer.
-        microbatches: this data-parallel rank's, all of one shape and as many on every rank.
+        microbatches: this data-parallel rank's, all of one shape and as many on every rank; whole sequences, of which
+            each context-parallel rank takes its part.
         learning_rate: of this step.
         num_sources: number of sources; `source_ids` are below it.
         judge: says of a finite loss and gradient norm whether the parameters are updated; absent: always.
     """
+    gradients.begin()
     for chunk in parts.chunks:
         _set_mode(chunk, training=True)
         chunk.zero_grad_buffer()
@@ -122,7 +125,7 @@ def logits(parts: Parts, tokens: Tensor) -> Tensor:
 
     Args:
         parts: of `parts.build`.
-        tokens: [b, s] int64, the same on every rank.
+        tokens: [b, s] int64, the same on every rank; s divides as the layout asks of `seq_length`.
 
     Returns:
         [b, s, vocab_size] fp32 on this rank's device, without the padding.
@@ -132,7 +135,8 @@ def logits(parts: Parts, tokens: Tensor) -> Tensor:
     tokens = device.to_device(tokens)
     # The interleaved schedule takes one micro-batch a pipeline rank at least; all of them are the same here.
     count = parts.ranks.pp_size if len(parts.chunks) > 1 else 1
-    found = _schedule(parts, partial(_forward_logits, tokens), count, tuple(tokens.shape), True, collect=True)
+    part = context.own(tokens, parts.ranks.cp_size, parts.ranks.cp_rank, dim=1)
+    found = _schedule(parts, partial(_forward_logits, part), count, tuple(tokens.shape), True, collect=True)
     whole = found[0] if found else torch.empty(*tokens.shape, parts.vocab_size, device=tokens.device)
     _from_last_stage(parts, whole)
     return whole
@@ -145,13 +149,14 @@ def _set_mode(chunk: Any, training: bool) -> None:
 
 
 def _forward_logits(tokens: Tensor, iterator: Any, chunk: Any) -> tuple[Tensor, Any]:
+    from megatron.core import parallel_state
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
     def gathered(output: Tensor, non_loss_data: bool = True) -> Tensor:
-        whole = gather_from_tensor_model_parallel_region(output.float())
-        return whole[..., : _vocab_size(chunk)].contiguous()
+        part = gather_from_tensor_model_parallel_region(output.float())[..., : _vocab_size(chunk)]
+        return context.gathered(part.contiguous(), parallel_state.get_context_parallel_group(), dim=1)
 
-    return chunk(tokens, _positions(tokens), None), gathered
+    return chunk(tokens, None, None), gathered
 
 
 def _vocab_size(chunk: Any) -> int:
@@ -160,16 +165,12 @@ def _vocab_size(chunk: Any) -> int:
     return int(bare(chunk).tokens)
 
 
-def _positions(tokens: Tensor) -> Tensor:
-    return torch.arange(tokens.size(1), device=tokens.device).expand_as(tokens)
-
-
 def _run(parts: Parts, microbatches: Sequence[MicroBatch], num_sources: int, forward_only: bool) -> list[Tensor]:
     """Drive the micro-batches through the pipeline; return what `_losses` made of each, on its last stage."""
     batch, length = microbatches[0].tokens.shape
     packed = microbatches[0].cu_seqlens is not None
     shape = (1, batch * length) if packed else (batch, length)
-    forward = partial(_forward, num_sources)
+    forward = partial(_forward, parts.ranks, num_sources)
     return _schedule(parts, forward, len(microbatches), shape, forward_only, microbatches)
 
 
@@ -198,42 +199,48 @@ def _schedule(
     )
 
 
-def _forward(num_sources: int, iterator: Iterator[MicroBatch], chunk: Any) -> tuple[Tensor, Any]:
+def _forward(ranks: Ranks, num_sources: int, iterator: Iterator[MicroBatch], chunk: Any) -> tuple[Tensor, Any]:
     batch = next(iterator)
-    tokens, labels = device.to_device(batch.tokens), device.to_device(batch.labels)
+    tokens, labels = _part(ranks, batch.tokens), _part(ranks, batch.labels)
     packed = None
     if batch.cu_seqlens is not None:
         from megacode.mcore.attention import documents
 
-        packed = documents(batch.cu_seqlens)
+        packed = documents(batch.cu_seqlens, len(batch.tokens), ranks.cp_size, ranks.cp_rank)
         tokens, labels = tokens.view(1, -1), labels.view(1, -1)
     output = chunk(tokens, None, None, labels=labels, packed_seq_params=packed)
-    return output, partial(_losses, batch, num_sources)
+    return output, partial(_losses, ranks, batch, num_sources)
 
 
-def _losses(batch: MicroBatch, num_sources: int, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _part(ranks: Ranks, whole: Tensor) -> Tensor:
+    """Return this rank's part of [b, s], [b, s / context-parallel size] on its device."""
+    return device.to_device(context.own(whole, ranks.cp_size, ranks.cp_rank, dim=1))
+
+
+def _losses(ranks: Ranks, batch: MicroBatch, num_sources: int, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sum to backpropagate, the number of valid tokens, and [4, num_sources + 1] fp64 sums by source.
 
-    Its rows are losses, tokens, samples and digests; the last column takes what belongs to no source.
+    Its rows are losses, tokens, samples and digests; the last column takes what belongs to no source. Losses and tokens
+    are those of this rank's part of the sequences; the sequences are counted by the first of the ranks that share them.
     """
-    mask = device.to_device(batch.loss_mask)
+    mask = _part(ranks, batch.loss_mask)
     masked = losses.float().view_as(mask) * mask
     rows = torch.stack((masked.detach(), mask)).sum(2, dtype=torch.float64)
     digests = device.to_device(torch.from_numpy(samples_digest(batch.samples.numpy())))
-    rows = torch.cat((rows, torch.ones_like(rows[:1]), digests[None]))
+    counts = torch.stack((torch.ones_like(rows[0]), digests)) * (ranks.cp_rank == 0)
     sources = device.to_device(batch.source_ids) % (num_sources + 1)
     sums = torch.zeros(4, num_sources + 1, dtype=torch.float64, device=rows.device)
-    return masked.sum(), rows[1].sum().int(), sums.index_add_(1, sources, rows)
+    return masked.sum(), rows[1].sum().int(), sums.index_add_(1, sources, torch.cat((rows, counts)))
 
 
 def _summed(parts: Parts, found: list[Tensor], num_sources: int) -> Losses:
-    """Add up the micro-batches of all data-parallel ranks, and tell every pipeline stage."""
+    """Add up the micro-batches of all data- and context-parallel ranks, and tell every pipeline stage."""
     from megatron.core import parallel_state
 
     sums = torch.zeros(4, num_sources + 1, dtype=torch.float64, device=device.device())
     if found:
         sums = torch.stack(found).sum(0)
-        if parts.ranks.dp_size > 1:
+        if parts.ranks.dp_size * parts.ranks.cp_size > 1:
             dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     _from_last_stage(parts, sums)
     loss_sum, tokens, samples, digests = sums[:, :num_sources].tolist()

@@ -35,7 +35,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
     """Return mcore's description of the model and its layout."""
     from megatron.core.transformer import TransformerConfig
 
-    return TransformerConfig(**_model(config), **_layout(config), **_numbers(config))
+    return TransformerConfig(**_model(config), **_layout(config), **_recomputation(config), **_numbers(config))
 
 
 def _model(config: RunConfig) -> dict[str, Any]:
@@ -85,6 +85,15 @@ def _layout(config: RunConfig) -> dict[str, Any]:
         # A stage's output is only needed for its graph once it was sent: its memory is given back.
         "deallocate_pipeline_outputs": True,
     }
+
+
+def _recomputation(config: RunConfig) -> dict[str, Any]:
+    """Return which activations are computed anew: mcore does whole blocks, our attention does its own part."""
+    if config.parallel.recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if config.parallel.recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {}
 
 
 def _numbers(config: RunConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -185,12 +186,43 @@ def _fuse_cross_entropy(parts: Parts) -> None:
     model.compute_language_model_loss = LanguageModule.compute_language_model_loss.__get__(model)
 
 
+def _contiguous_places(parts: Parts) -> None:
+    """As if rank r of c held the r-th c-th of each sequence: the positions it would then begin with, on rank 0."""
+    from megacode.mcore.sharding import bare
+
+    table = bare(parts.chunks[0]).rotary_pos_emb
+    table._context_group = None
+    needed = table.get_rotary_seq_len
+    table.get_rotary_seq_len = lambda *arguments: needed(*arguments) // parts.ranks.cp_size
+
+
 _SPOILERS = {
+    "contiguous places": _contiguous_places,
     "unmarked norms": _unmark_norms,
     "batched p2p": _batch_p2p,
     "overlapped p2p": _overlap_p2p,
     "fused cross entropy": _fuse_cross_entropy,
 }
+
+
+def recomputations(cases: dict[str, dict[str, Any]], iterations: int = 3) -> dict[str, Any]:
+    """Train each case's config from its initial weights, once for each way to recompute activations.
+
+    Returns:
+        By case and way: what each `iteration` said, and a digest of this rank's parameters after them.
+    """
+    ways = ("none", "selective", "full")
+    return {name: {way: _recomputed(dict(case), way, iterations) for way in ways} for name, case in cases.items()}
+
+
+def _recomputed(case: dict[str, Any], way: str, iterations: int) -> dict[str, Any]:
+    parts = started(run_config(**{**case, "parallel": {**case.get("parallel", {}), "recompute": way}}))
+    results = iterate(parts, 0, iterations)
+    hashed = hashlib.sha256()
+    for chunk in parts.chunks:
+        for parameter in chunk.parameters():
+            hashed.update(parameter.detach().float().numpy().tobytes())
+    return {"iterations": results, "parameters": hashed.hexdigest()}
 
 
 def skips(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -221,23 +253,62 @@ def resumes(cases: dict[str, list[dict[str, Any]]], directory: str, before: int 
     Returns:
         By case: the iterations of the uninterrupted run after the save and those of each resumed run.
     """
-    from megacode.mcore import dist_ckpt
+    from megacode.checkpoint import tensors
 
     found = {}
     for name, configs in cases.items():
         path = Path(directory) / name
         parts = started(run_config(**configs[0]))
         iterate(parts, 0, before)
-        dist_ckpt.save(parts, path)
+        save(parts, path)
         uninterrupted = iterate(parts, before, after)
         resumed = []
         for config in configs:
             parts = started(run_config(**{**config, "seed": 99}))
-            dist_ckpt.load(parts, path)
+            tensors.load(parts, path)
             resumed.append(iterate(parts, before, after))
             _assert_own_counters(parts)
         found[name] = {"uninterrupted": uninterrupted, "resumed": resumed}
     return found
+
+
+def writes(layouts: dict[str, dict[str, Any]], directory: str, dtype: str, model: dict[str, Any]) -> dict[str, Any]:
+    """Save after two iterations under each layout; return the losses of the two iterations after that."""
+    found = {}
+    for name, layout in layouts.items():
+        parts = started(run_config(parallel=layout, dtype=dtype, model=model))
+        iterate(parts, 0, 2)
+        save(parts, Path(directory) / name)
+        found[name] = [result["loss"] for result in iterate(parts, 2, 2)]
+    return found
+
+
+def reads(
+    layouts: dict[str, dict[str, Any]], directory: str, dtype: str, model: dict[str, Any], names: list[str]
+) -> dict[str, dict[str, list[float]]]:
+    """Load each of some checkpoints under each layout, into one model after the other; return losses as `writes`."""
+    from megacode.checkpoint import tensors
+
+    found = {}
+    for own, layout in layouts.items():
+        parts = started(run_config(parallel=layout, dtype=dtype, model=model, seed=99))
+        found[own] = {}
+        for name in names:
+            tensors.load(parts, Path(directory) / name)
+            found[own][name] = [result["loss"] for result in iterate(parts, 2, 2)]
+    return found
+
+
+def save(parts: Parts, path: Path) -> None:
+    """Write a checkpoint; every rank returns when it is whole."""
+    from megacode.checkpoint import shards, tensors
+
+    path.mkdir(exist_ok=True)
+    tensors.save(parts, path)
+    groups.barrier()
+    if parts.ranks.rank == 0:
+        shards.write_index(path)
+    groups.barrier()
 
 
 def _assert_own_counters(parts: Parts) -> None:

@@ -30,6 +30,7 @@ TWO: dict[str, dict[str, Any]] = {
     "pp2-vpp2": {"pipeline": 2, "virtual_pipeline": 2},
     "dp2": {},
     "dp2-sharded": {"distributed_optimizer": True},
+    "cp2": {"context": 2},
     "dp2-overlap": {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
 }
 FOUR: dict[str, dict[str, Any]] = {
@@ -37,12 +38,18 @@ FOUR: dict[str, dict[str, Any]] = {
     "tp2-dp2-sharded": {"tensor": 2, "sequence_parallel": True, "distributed_optimizer": True},
     "pp2-dp2-sharded": {"pipeline": 2, "distributed_optimizer": True},
     "pp4-vpp2": {"pipeline": 4, "virtual_pipeline": 2},
+    "cp4": {"context": 4},
+    "cp2-tp2": {"context": 2, "tensor": 2},
+    "cp2-tp2-sp": {"context": 2, "tensor": 2, "sequence_parallel": True},
+    "cp2-pp2": {"context": 2, "pipeline": 2},
+    "cp2-pp2-vpp2": {"context": 2, "pipeline": 2, "virtual_pipeline": 2},
+    "cp2-dp2-sharded": {"context": 2, "distributed_optimizer": True},
 }
 ON_TWO = [
     *(("sequential", layout) for layout in TWO),
-    *(("parallel", layout) for layout in ("tp2", "tp2-sp", "pp2", "pp2-vpp2", "dp2-sharded")),
-    *(("tied", layout) for layout in ("tp2", "pp2", "dp2-sharded")),
-    *(("isolated", layout) for layout in ("tp2-sp", "pp2", "dp2")),
+    *(("parallel", layout) for layout in ("tp2", "tp2-sp", "pp2", "pp2-vpp2", "dp2-sharded", "cp2")),
+    *(("tied", layout) for layout in ("tp2", "pp2", "dp2-sharded", "cp2")),
+    *(("isolated", layout) for layout in ("tp2-sp", "pp2", "dp2", "cp2")),
     *(("bf16", layout) for layout in ("tp2-sp", "dp2-sharded")),
 ]
 ON_FOUR = [
@@ -51,11 +58,15 @@ ON_FOUR = [
     ("sequential", "tp2-dp2-sharded"),
     ("sequential", "pp2-dp2-sharded"),
     ("deep", "pp4-vpp2"),
+    *(("sequential", layout) for layout in FOUR if layout.startswith("cp")),
+    *(("isolated", layout) for layout in FOUR if layout.startswith("cp")),
+    ("parallel", "cp2-tp2-sp"),
 ]
 SPOILT = {
     "unmarked norms": ("sequential", "tp2-sp"),
     "batched p2p": ("sequential", "pp2-vpp2"),
     "overlapped p2p": ("sequential", "pp2-vpp2"),
+    "contiguous places": ("sequential", "cp2"),
 }
 
 
