@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import CheckpointError
-from megacode.base.files import write_json
+from megacode.base.files import digest, write_json
 
 FILE_NAME = "megacode.json"
 
@@ -23,10 +23,13 @@ class TrainState:
         phase: name of the phase the clock stands in (the last one at the run's end).
         samples_by_source: samples really read of each source, counted by the training step.
         fingerprints: the schedule's chain, one entry a phase up to the clock.
+        health: what the spike detector remembers.
         config: the resolved config as YAML.
         layout: parallel sizes it was saved under.
         tokenizer_hash: of the tokenizer that made the data; empty without a tokenizer.
         versions: packages it was saved with.
+        keep: why it is kept for good: `start`, `phase end`, `keep_every`; empty for one that makes room some day.
+        files: size and hash of each file, `{name: {bytes, xxh3}}`.
     """
 
     iteration: int = 0
@@ -34,14 +37,18 @@ class TrainState:
     phase: str = ""
     samples_by_source: dict[str, int] = field(default_factory=dict)
     fingerprints: list[dict[str, Any]] = field(default_factory=list)
+    health: dict[str, Any] = field(default_factory=dict)
     config: str = ""
     layout: dict[str, int] = field(default_factory=dict)
     tokenizer_hash: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    keep: str = ""
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def write(self, directory: Path) -> None:
-        """Write the state into a checkpoint's directory."""
-        write_json(directory / FILE_NAME, asdict(self))
+        """Write the state into a checkpoint's directory, sealed by a hash of itself."""
+        document = asdict(self)
+        write_json(directory / FILE_NAME, {**document, "seal": _seal(document)})
 
     @classmethod
     def read(cls, directory: Path) -> TrainState:
@@ -54,10 +61,20 @@ class TrainState:
         fix = "give a run directory, or one of its checkpoints/iter_* directories"
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{item.name: document[item.name] for item in fields(cls)})
+            seal = document.pop("seal")
+            state = cls(**{item.name: document[item.name] for item in fields(cls)})
         except FileNotFoundError:
             raise CheckpointError("there is no megacode.json, so this is no checkpoint", str(directory), fix) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"megacode.json is damaged: {error}", str(path), "use the checkpoint before it"
-            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(path, str(error)) from None
+        if seal != _seal(document):
+            raise _damaged(path, "its contents do not match its seal")
+        return state
+
+
+def _seal(document: dict[str, Any]) -> str:
+    return digest(json.dumps(document, sort_keys=True))
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"megacode.json is damaged: {what}", str(path), "use the checkpoint before it")

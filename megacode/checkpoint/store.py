@@ -1,24 +1,28 @@
-"""Where checkpoints are: published whole, found by `latest`, pruned by policy.
+"""Where checkpoints are: published whole, found by `latest`, checked by hash, pruned by policy.
 
 A checkpoint is written under a hidden name and renamed when every byte is on disk; `latest` moves after that. So what
-`latest` names is always whole, and a killed save leaves only a hidden directory that the next save removes.
+`latest` names is always whole, and a killed save leaves only a hidden directory that the next save removes. What
+happens to it later - a truncated file, a flipped bit - its hashes tell.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, publish, remove, write_text
+from megacode.base.units import format_bytes
+from megacode.checkpoint.shards import file_facts, write_index
 from megacode.checkpoint.state import FILE_NAME, TrainState
 from megacode.config.training import CheckpointPolicy
 
 log = logging.getLogger(__name__)
 
-WriteTensors = Callable[[Path], None]
+_ROOM = 1.05  # what a save needs on the disk, in sizes of its tensors: index, state and the file system's own
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -29,8 +33,7 @@ def find_checkpoint(path: Path) -> Path:
     """
     if (path / FILE_NAME).exists():
         return path
-    run = RunDir(path)
-    newest = latest(run)
+    newest = latest(RunDir(path))
     if newest is not None:
         return newest
     what = "there is no checkpoint" if path.exists() else "there is no such directory"
@@ -38,18 +41,33 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def latest(run: RunDir) -> Path | None:
-    """Return the newest whole checkpoint of a run, or None before the first one."""
-    if not run.latest.exists():
-        return None
-    path = run.checkpoints / run.latest.read_text(encoding="utf-8").strip()
-    if not (path / FILE_NAME).exists():
-        fix = f"write the name of a whole checkpoint into {run.latest}, or remove that file to start anew"
-        raise CheckpointError("latest names a checkpoint that is not there", str(path), fix)
-    return path
+    """Return the newest checkpoint of a run, or None before the first one."""
+    return next(iter(candidates(run)), None)
+
+
+def candidates(run: RunDir) -> list[Path]:
+    """Return the checkpoints that a run may go on from, the best first: what `latest` names, and those before it.
+
+    Where `latest` is missing, or names what is not there, every published checkpoint is one.
+    """
+    paths = [run.checkpoint(iteration) for iteration in reversed(run.iterations())]
+    try:
+        named = run.checkpoints / run.latest.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        named = None
+    if named in paths:
+        return paths[paths.index(named) :]
+    if paths:
+        log.warning("%s names no checkpoint that is there; taking the newest one", run.latest)
+    return paths
 
 
 def begin(run: RunDir, iteration: int) -> Path:
-    """Return the hidden directory to write a checkpoint into, empty; remains of killed saves are removed."""
+    """Return the hidden directory to write a checkpoint into, empty; remains of killed saves are removed.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     for torn in run.checkpoints.glob(".iter_*"):
         remove(torn)
@@ -58,20 +76,81 @@ def begin(run: RunDir, iteration: int) -> Path:
     return hidden
 
 
+def check_room(run: RunDir, needed: int) -> None:
+    """Check that the disk has room for a save.
+
+    Args:
+        run: where it goes.
+        needed: bytes of its tensors.
+
+    Raises:
+        OSError: it has not.
+    """
+    run.create()
+    free = shutil.disk_usage(run.path).free
+    if free < _ROOM * needed:
+        raise OSError(f"a save needs {format_bytes(_ROOM * needed)}, and {run.path} has {format_bytes(free)} free")
+
+
 def finish(run: RunDir, hidden: Path, state: TrainState) -> Path:
-    """Publish a written checkpoint and point `latest` at it."""
+    """Publish a written checkpoint and point `latest` at it.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
+    state.files = write_index(hidden)
     state.write(hidden)
     path = run.checkpoint(state.iteration)
     publish(hidden, path)
-    write_text(run.latest, path.name + os.linesep)
+    point_at(run, path)
     return path
 
 
-def prune(run: RunDir, policy: CheckpointPolicy, kept_forever: set[int]) -> None:
-    """Remove periodic checkpoints beyond `keep_last`; never the newest, nor those in `kept_forever`."""
+def point_at(run: RunDir, path: Path) -> None:
+    """Let `latest` name a checkpoint."""
+    write_text(run.latest, path.name + os.linesep)
+
+
+def prune(run: RunDir, policy: CheckpointPolicy) -> None:
+    """Remove periodic checkpoints beyond `keep_last`, never one that is kept for good; damaged ones count as periodic."""
     if policy.keep_last is None:
         return
-    periodic = [iteration for iteration in run.iterations() if iteration not in kept_forever]
+    periodic = [iteration for iteration in run.iterations() if not _kept(run.checkpoint(iteration))]
     for iteration in periodic[: -policy.keep_last]:
         log.info("removing checkpoint %s (keep_last: %d)", run.iteration_name(iteration), policy.keep_last)
         remove(run.checkpoint(iteration))
+
+
+def _kept(path: Path) -> str:
+    try:
+        return TrainState.read(path).keep
+    except CheckpointError:
+        return ""
+
+
+def damage(path: Path, part: Callable[[int], bool] = lambda number: True) -> list[str]:
+    """Return what is wrong with a checkpoint's files, one line each; empty: every byte is as it was written.
+
+    Args:
+        path: the checkpoint.
+        part: which of its files, by number in order of name, to read; so ranks can share them.
+    """
+    try:
+        files = TrainState.read(path).files
+    except CheckpointError as error:
+        return [error.problems[0].what]
+    found = []
+    for number, (name, facts) in enumerate(sorted(files.items())):
+        if part(number):
+            found += _file_damage(path / name, facts)
+    return found
+
+
+def _file_damage(path: Path, facts: dict[str, object]) -> list[str]:
+    try:
+        size = path.stat().st_size
+        if size != facts["bytes"]:
+            return [f"{path.name} has {size:,} bytes of {facts['bytes']:,}"]
+        return [] if file_facts(path) == facts else [f"{path.name} is not what was written (its hash differs)"]
+    except OSError as error:
+        return [f"{path.name}: {error.strerror}"]

@@ -91,7 +91,7 @@ def reference_traces(config: RunConfig, checkpoint: Path, vocab: int, ids: Ids, 
     joined = torch.distributed.is_initialized()
     ranks = groups.start(alone.parallel, alone.seed)
     try:
-        model = _resumed(alone, checkpoint, vocab, ranks, dtype)
+        model = _resumed(alone, checkpoint, ranks, dtype)
 
         def logits(tokens: Tensor) -> Tensor:
             tokens = tokens.to(device.device())
@@ -105,15 +105,18 @@ def reference_traces(config: RunConfig, checkpoint: Path, vocab: int, ids: Ids, 
             groups.stop()
 
 
-def _resumed(config: RunConfig, checkpoint: Path, vocab: int, ranks: Any, dtype: torch.dtype) -> Any:
-    from megacode.mcore import device, dist_ckpt
+def _resumed(config: RunConfig, checkpoint: Path, ranks: Any, dtype: torch.dtype) -> Any:
+    from megacode.checkpoint.tensors import load
+    from megacode.data.windows import vocabulary_size
+    from megacode.mcore import device
     from megacode.mcore.model import Model
     from megacode.mcore.parts import Parts
     from megacode.mcore.translate import padded_vocab_size, transformer_config
 
+    vocab = vocabulary_size(config)
     model = Model(config, transformer_config(config), vocab, None).to(device.device())
     parts = Parts(config, ranks, [model], None, vocab, padded_vocab_size(config, vocab))
-    dist_ckpt.load(parts, checkpoint, weights_only=True)
+    load(parts, checkpoint, weights_only=True)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.to(dtype))

@@ -107,11 +107,11 @@ class Claim:
     texts: Sequence[Text]
     dtype: torch.dtype
 
-    def weights(self) -> dict[str, Tensor]:
-        """Read the checkpoint's parameters, whole, by Megatron-core's plain names: one copy of the model."""
-        from megacode.mcore.dist_ckpt import load_plain
+    def weights(self) -> Mapping[str, Tensor]:
+        """Return the checkpoint's parameters, whole, by Megatron-core's plain names; each is read when asked for."""
+        from megacode.checkpoint.tensors import Weights
 
-        return load_plain(self.checkpoint)
+        return Weights(self.checkpoint)
 
 
 def prove(claim: Claim, export: Path, tolerance: float = TOLERANCE) -> Report:

@@ -95,11 +95,25 @@ def broadcast_object(value: T | None, source: int = 0) -> T:
     return box[0]  # type: ignore[return-value]
 
 
-def any_rank(flag: bool) -> bool:
-    """Return on all ranks whether the flag is set on any: how they agree to stop."""
-    tensor = torch.tensor([float(flag)], device=device.device())
+def gather_objects(value: T) -> list[T]:
+    """Return to all ranks what each passes in, by rank."""
+    box: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(box, value)
+    return box  # type: ignore[return-value]
+
+
+def any_of(*flags: bool) -> tuple[bool, ...]:
+    """Return on all ranks, for each flag, whether it is set on any: how they agree what to do next."""
+    tensor = torch.tensor(flags, dtype=torch.float32, device=device.device())
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return bool(tensor.item())
+    return tuple(bool(value) for value in tensor.tolist())
+
+
+def total(count: int) -> int:
+    """Return on all ranks the sum of their counts."""
+    tensor = torch.tensor([count], dtype=torch.int64, device=device.device())
+    dist.all_reduce(tensor)
+    return int(tensor.item())
 
 
 def seed_ranks(seed: int, ranks: Ranks) -> None:

@@ -119,7 +119,8 @@ def state_of(config: RunConfig) -> TrainState:
 
 def save(config: RunConfig) -> Path:
     """Write the checkpoint of a model whose weights are large enough to matter, and return the run directory."""
-    from megacode.mcore import dist_ckpt, groups, parts, sharding
+    from megacode.checkpoint import shards, tensors
+    from megacode.mcore import groups, parts, sharding
 
     assert config.tokenizer is not None
     ranks = groups.start(config.parallel, config.seed)
@@ -131,8 +132,9 @@ def save(config: RunConfig) -> Path:
                 parameter.add_(noise * (0.1 if parameter.dim() == 2 else 0.3))
         run, state = RunDir(config.directory), state_of(config)
         path = run.checkpoint(state.iteration)
-        path.parent.mkdir(parents=True)
-        dist_ckpt.save(built, path)
+        path.mkdir(parents=True)
+        tensors.save(built, path)
+        state.files = shards.write_index(path)
     finally:
         groups.stop()
     state.write(path)

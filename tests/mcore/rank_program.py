@@ -324,7 +324,7 @@ def joins(parallel: dict[str, Any]) -> list[Any]:
     """Return how the ranks see themselves and each other."""
     ranks = groups.start(run_config(parallel=parallel).parallel, 1)
     told = groups.broadcast_object({"from": ranks.rank}, source=1)
-    anyone = [groups.any_rank(ranks.rank == 1), groups.any_rank(False)]
+    anyone = list(groups.any_of(ranks.rank == 1, False))
     groups.barrier()
     groups.stop()
     return [vars(ranks), told, anyone]

@@ -1,0 +1,105 @@
+"""What the optimizer holds of each parameter, whichever way mcore keeps it: whole, with fp32 masters, or sharded.
+
+mcore has three forms, and each hides the same three fp32 tensors elsewhere: the weight itself, and Adam's two moments.
+With the distributed optimizer a data-parallel rank holds a run of elements that cuts through rows and parameters; else
+it holds all elements of its tensor-parallel slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megacode.mcore.optimizer import parts
+
+WEIGHT = "model"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Held:
+    """A run of one parameter's elements, as this rank's optimizer holds them.
+
+    Attributes:
+        parameter: this rank's slice of the parameter.
+        start: number of the first element, in the slice's own order.
+        sharded: no other data-parallel rank holds these elements; else all of them do.
+        tensors: `model`, the fp32 weights, and the moments by name: fp32, flat, all of one length.
+    """
+
+    parameter: Tensor
+    start: int
+    sharded: bool
+    tensors: dict[str, Tensor]
+
+
+def held(optimizer: Any) -> Iterator[Held]:
+    """Yield what this rank's optimizer holds; its state must exist (`prime`)."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    for part in parts(optimizer):
+        yield from _sharded(part) if isinstance(part, DistributedOptimizer) else _whole(part)
+
+
+def _sharded(part: Any) -> Iterator[Held]:
+    for parameter, (group, number) in part.model_param_group_index_map.items():
+        main = part.optimizer.param_groups[group]["params"][number]
+        start = part._get_model_param_range_map(parameter)["param"].start
+        yield Held(parameter, start, True, _tensors(part, main))
+
+
+def _whole(part: Any) -> Iterator[Held]:
+    masters: dict[int, Tensor] = {}
+    for models, mains in zip(
+        getattr(part, "float16_groups", ()), getattr(part, "fp32_from_float16_groups", ()), strict=True
+    ):
+        masters |= {id(main): model for model, main in zip(models, mains, strict=True)}
+    for group in part.optimizer.param_groups:
+        for main in group["params"]:
+            yield Held(masters.get(id(main), main), 0, False, _tensors(part, main))
+
+
+def _tensors(part: Any, main: Tensor) -> dict[str, Tensor]:
+    state = part.optimizer.state[main]
+    found = {WEIGHT: main.detach(), **{name: state[name] for name in MOMENTS}}
+    assert all(tensor.dtype == torch.float32 for tensor in found.values())
+    return {name: tensor.view(-1) for name, tensor in found.items()}
+
+
+@torch.no_grad()
+def prime(optimizer: Any) -> None:
+    """Give each parameter the state that Adam would make in its first step, where it has none."""
+    for part in parts(optimizer):
+        part.init_state_fn(part.optimizer)
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            for state in part.optimizer.state.values():
+                state.setdefault("step", torch.zeros((), device=state["exp_avg"].device))
+
+
+def step_count(optimizer: Any) -> int:
+    """Return how many steps the optimizer has done; 0 where this rank holds nothing."""
+    for part in parts(optimizer):
+        for group in part.optimizer.param_groups:
+            if "step" in group:  # Transformer Engine's and apex' Adam count by group
+                return int(group["step"])
+            for main in group["params"]:
+                return int(part.optimizer.state[main]["step"])
+    return 0
+
+
+def set_step_count(optimizer: Any, count: int) -> None:
+    """Set how many steps the optimizer has done.
+
+    Each parameter keeps a counter of its own: Adam advances every one it sees, so a shared one would run ahead.
+    """
+    for part in parts(optimizer):
+        for group in part.optimizer.param_groups:
+            if not isinstance(part.optimizer, torch.optim.AdamW):
+                group["step"] = count
+                continue
+            for main in group["params"]:
+                part.optimizer.state[main]["step"].fill_(count)

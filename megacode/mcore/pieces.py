@@ -1,0 +1,203 @@
+"""Which rank holds which box of which tensor: all that a checkpoint must know of a layout.
+
+Every tensor of the model has one name and one shape, whatever the layout; each rank holds boxes of it. Tensor parallel
+cuts rows or columns (the gate and the up projection, stacked, each for itself), pipeline parallel deals out layers, and
+the distributed optimizer cuts the elements of a slice into runs, which are up to three boxes: the end of a row, whole
+rows, the beginning of a row. A checkpoint is the boxes of all ranks; another layout reads the boxes it needs.
+
+Rows of the vocabulary's padding are no part of any tensor here: they stay zero, and their number depends on the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megacode.mcore import optimizer_state
+from megacode.mcore.optimizer_state import WEIGHT
+from megacode.mcore.parts import Parts
+from megacode.mcore.sharding import model_state
+
+_VOCABULARY = ("word_embeddings.weight", "output_layer.weight")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A box of a tensor.
+
+    Attributes:
+        name: of the whole tensor: `model.` or a moment's name, then mcore's name of the parameter.
+        shape: of the whole tensor.
+        offset: where in it the box begins.
+        data: the box, a view of this rank's memory.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    data: Tensor
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows of a rank's slice of a parameter that lie together in the whole one."""
+
+    first_row: int
+    rows: int
+    offset: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a rank's slice of a parameter lies: its name, the whole's shape, its blocks, and whether to write it."""
+
+    name: str
+    shape: tuple[int, ...]
+    blocks: list[_Block]
+    first_copy: bool
+
+
+def weights(parts: Parts) -> list[Piece]:
+    """Return the model's weights on this rank, as the forward pass reads them."""
+    pieces: list[Piece] = []
+    for parameter, place in _places(parts):
+        pieces += _boxes(place, WEIGHT, parameter.detach().view(-1), 0, _columns(parameter))
+    return pieces
+
+
+def state(parts: Parts, *, moments: bool = True) -> list[Piece]:
+    """Return the optimizer's fp32 weights and, where wanted, its moments, as far as this rank holds them."""
+    places = {id(parameter): place for parameter, place in _places(parts)}
+    optimizer_state.prime(parts.optimizer)
+    pieces: list[Piece] = []
+    for held in optimizer_state.held(parts.optimizer):
+        for name, tensor in held.tensors.items():
+            if moments or name == WEIGHT:
+                place = places[id(held.parameter)]
+                pieces += _boxes(place, name, tensor, held.start, _columns(held.parameter))
+    return pieces
+
+
+def share(parts: Parts) -> list[Piece]:
+    """Return what this rank writes of the optimizer's state: together, all ranks write every element once.
+
+    What all data-parallel ranks hold is cut evenly among them, so that all write alike.
+    """
+    from megatron.core import parallel_state
+
+    rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    size = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+    places = {id(parameter): place for parameter, place in _places(parts)}
+    optimizer_state.prime(parts.optimizer)
+    pieces: list[Piece] = []
+    for held in optimizer_state.held(parts.optimizer):
+        place, columns = places[id(held.parameter)], _columns(held.parameter)
+        if not place.first_copy:
+            continue
+        first, last = 0, next(iter(held.tensors.values())).numel()
+        if not held.sharded:
+            rows = last // columns
+            first, last = rows * rank // size * columns, rows * (rank + 1) // size * columns
+        for name, tensor in held.tensors.items():
+            pieces += _boxes(place, name, tensor[first:last], held.start + first, columns)
+    return pieces
+
+
+def random_states(parts: Parts) -> list[Piece]:
+    """Return copies of this rank's random states, uint8, under names that only an equal layout has."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    tracked = get_cuda_rng_tracker().get_states()
+    states = {"host": torch.get_rng_state(), "device": torch.cuda.get_rng_state()}
+    states |= {f"tracker.{name}": value for name, value in tracked.items()}
+    stem = _random_stem(parts)
+    return [Piece(stem + name, tuple(value.shape), (0,), value.cpu()) for name, value in states.items()]
+
+
+def set_random_states(parts: Parts, pieces: list[Piece]) -> None:
+    """Set this rank's random states to those of `random_states`."""
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    stem = _random_stem(parts)
+    states = {piece.name.removeprefix(stem): piece.data for piece in pieces}
+    torch.set_rng_state(states.pop("host"))
+    torch.cuda.set_rng_state(states.pop("device"))
+    get_cuda_rng_tracker().set_states({name.removeprefix("tracker."): value for name, value in states.items()})
+
+
+def _random_stem(parts: Parts) -> str:
+    from megatron.core import parallel_state as mpu
+
+    ranks = parts.ranks
+    sizes = (ranks.pp_size, len(parts.chunks), ranks.tp_size, mpu.get_context_parallel_world_size(), ranks.dp_size)
+    own = (ranks.pp_rank, ranks.tp_rank, mpu.get_context_parallel_rank(), ranks.dp_rank)
+    return f"random.{'x'.join(map(str, sizes))}.{'.'.join(map(str, own))}."
+
+
+def _places(parts: Parts) -> Iterator[tuple[Tensor, _Place]]:
+    """Yield this rank's parameters with their places; mcore's description of its shards says where they are."""
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+
+    for described in model_state(parts.chunks).values():
+        for entry in described.values():
+            if isinstance(entry, ShardedTensor):
+                yield entry.data, _place(parts, entry, [entry])
+            elif isinstance(entry, ShardedTensorFactory):
+                yield entry.data, _place(parts, entry, entry.build())
+
+
+def _place(parts: Parts, entry: Any, shards: list[Any]) -> _Place:
+    columns, start = _columns(entry.data), entry.data.storage_offset()
+    blocks = [
+        _Block((shard.data.storage_offset() - start) // columns, shard.data.size(0), tuple(shard.global_offset))
+        for shard in shards
+    ]
+    shape = tuple(shards[0].global_shape)
+    if entry.key.endswith(_VOCABULARY):
+        shape = (parts.vocab_size, *shape[1:])
+        blocks = [replace(block, rows=max(0, min(block.rows, shape[0] - block.offset[0]))) for block in blocks]
+    # The last number counts data-parallel copies, which share the work; the others copies within one model.
+    return _Place(entry.key, shape, blocks, not any(entry.replica_id[:-1]))
+
+
+def _columns(parameter: Tensor) -> int:
+    return parameter.size(1) if parameter.dim() > 1 else 1
+
+
+def _boxes(place: _Place, kind: str, flat: Tensor, start: int, columns: int) -> Iterator[Piece]:
+    """Yield the boxes of a run of elements.
+
+    Args:
+        place: of the parameter.
+        kind: what the elements are: `model`, or a moment's name.
+        flat: the elements.
+        start: number of the first one in this rank's slice of the parameter.
+        columns: of that slice.
+    """
+    for row, column, rows, width in _rectangles(start, start + flat.numel(), columns):
+        for block in place.blocks:
+            first, last = max(row, block.first_row), min(row + rows, block.first_row + block.rows)
+            if first >= last:
+                continue
+            at = first * columns + column - start
+            offset = (block.offset[0] + first - block.first_row, *(k + column for k in block.offset[1:]))
+            shape = (last - first, width)[: len(place.shape)]
+            yield Piece(f"{kind}.{place.name}", place.shape, offset, flat[at : at + (last - first) * width].view(shape))
+
+
+def _rectangles(start: int, stop: int, columns: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield row, column, rows and width of the rectangles that elements start .. stop - 1 of a matrix make."""
+    while start < stop:
+        row, column = divmod(start, columns)
+        if column or stop - start < columns:
+            width = min(columns - column, stop - start)
+            yield row, column, 1, width
+            start += width
+        else:
+            rows = (stop - start) // columns
+            yield row, 0, rows, columns
+            start += rows * columns

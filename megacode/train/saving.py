@@ -1,0 +1,200 @@
+"""Saving beside the loop: the loop waits while the state is copied to host memory, and trains on while it is written.
+
+Each rank writes a file of its own in a thread; no thread takes part in a collective. Once an iteration all ranks agree
+on who still writes and who failed, and so go through the same steps at the same iteration: *writing*, until every rank's
+file is on disk; *publishing*, by rank 0, in a thread too; done. A failed save is removed and told, and the run goes on:
+the checkpoint before it is still there, and the next save tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from megacode.base.files import RunDir, remove
+from megacode.base.units import format_bytes, format_seconds
+from megacode.checkpoint import store
+from megacode.checkpoint.shards import Shard
+from megacode.checkpoint.state import TrainState
+from megacode.checkpoint.tensors import saved_pieces
+from megacode.config.training import CheckpointPolicy
+from megacode.mcore import groups
+from megacode.mcore.parts import Parts
+from megacode.metrics.sinks import Events
+
+log = logging.getLogger(__name__)
+
+
+class _Work:
+    """Something done in a thread, and the error it ended with, if any."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.error: str | None = None
+        self._thread = threading.Thread(target=self._run, args=(work,), name="save", daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except Exception as error:  # a full disk, most of all; whatever it is, it must not end the run
+            self.error = f"{type(error).__name__}: {error}"
+
+    @property
+    def busy(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self) -> None:
+        self._thread.join()
+
+
+@dataclass
+class _Save:
+    """A save under way.
+
+    Attributes:
+        state: what the checkpoint says of itself.
+        hidden: where it is written.
+        work: what this rank does for it now; None on ranks that only wait for rank 0.
+        started: when the loop began to wait.
+        blocked: seconds the loop has waited.
+        publishing: every file is on disk.
+    """
+
+    state: TrainState
+    hidden: Path
+    work: _Work | None
+    started: float
+    blocked: float = 0.0
+    publishing: bool = False
+
+
+class Saver:
+    """Writes this rank's part of every checkpoint; all ranks call its methods in lockstep.
+
+    Args:
+        run: where checkpoints go.
+        parts: what is saved.
+        policy: what is kept, and whether the loop waits.
+        events: the run's diary; None but on rank 0.
+        saved_iteration: the newest iteration that has a checkpoint; -1 before the first one.
+
+    Attributes:
+        saved_iteration: the same, kept up to date.
+        seconds: how long the slowest of the last saves took until it was durable.
+    """
+
+    def __init__(
+        self, run: RunDir, parts: Parts, policy: CheckpointPolicy, events: Events | None, saved_iteration: int
+    ) -> None:
+        self._run, self._parts, self._policy, self._events = run, parts, policy, events
+        self._first = parts.ranks.rank == 0
+        self._shard: Shard | None = None
+        self._save: _Save | None = None
+        self.saved_iteration = saved_iteration
+        self.seconds = 0.0
+
+    def start(self, state: TrainState) -> None:
+        """Copy the state and write it beside the loop, or at once where the policy says so.
+
+        Args:
+            state: what the checkpoint says of itself; not changed any more.
+        """
+        self.wait()
+        started = time.perf_counter()
+        found = saved_pieces(self._parts)
+        if self._shard is None:
+            self._shard = Shard(self._parts.ranks.rank, found)
+        shard, hidden = self._shard, self._begin(state.iteration, self._shard.bytes)
+        if isinstance(hidden, str):
+            self._tell_failed(state, hidden)
+            return
+        shard.stage(found)
+        self._save = _Save(state, hidden, _Work(lambda: shard.write(hidden)), started)
+        self._save.blocked = time.perf_counter() - started
+        if not self._policy.asynchronous:
+            self.wait()
+
+    def flags(self) -> tuple[bool, bool]:
+        """Return whether this rank is busy with a save, and whether its part of one has failed."""
+        work = self._save.work if self._save is not None else None
+        if work is None:
+            return False, False
+        return work.busy, not work.busy and work.error is not None
+
+    def settle(self, busy: bool, failed: bool) -> None:
+        """Go on to a save's next step, once all ranks are ready for it.
+
+        Args:
+            busy: whether any rank is busy with it.
+            failed: whether it has failed on any rank.
+        """
+        save = self._save
+        if save is None or busy:
+            return
+        if failed:
+            self._give_up(save)
+        elif not save.publishing:
+            save.publishing = True
+            save.work = _Work(lambda: self._publish(save)) if self._first else None
+        else:
+            self._done(save)
+
+    def wait(self) -> None:
+        """Wait until no save is under way."""
+        while self._save is not None:
+            started = time.perf_counter()
+            if self._save.work is not None:
+                self._save.work.join()
+            self._save.blocked += time.perf_counter() - started
+            self.settle(*groups.any_of(*self.flags()))
+
+    def _begin(self, iteration: int, size: int) -> Path | str:
+        """Return the directory to write into, or why there is none; the same on all ranks."""
+        total = groups.total(size)
+        answer: Path | str = ""
+        if self._first:
+            try:
+                store.check_room(self._run, total)
+                answer = store.begin(self._run, iteration)
+            except OSError as error:
+                answer = str(error)
+        return groups.broadcast_object(answer)
+
+    def _publish(self, save: _Save) -> None:
+        store.finish(self._run, save.hidden, save.state)
+        store.prune(self._run, self._policy)
+
+    def _done(self, save: _Save) -> None:
+        self._save = None
+        self.saved_iteration = save.state.iteration
+        self.seconds = time.perf_counter() - save.started
+        if self._first:
+            size = sum(facts["bytes"] for facts in save.state.files.values())
+            self._event("save", save.state, seconds=self.seconds, blocked=save.blocked, bytes=size)
+            path, took, waited = self._run.checkpoint(save.state.iteration), self.seconds, save.blocked
+            what = "saved %s, %s in %s (training waited %s)"
+            log.info(what, path, format_bytes(size), format_seconds(took), format_seconds(waited))
+
+    def _give_up(self, save: _Save) -> None:
+        self._save = None
+        error = save.work.error if save.work is not None else None
+        errors = [said for said in groups.gather_objects(error) if said]
+        if self._first:
+            remove(save.hidden)
+        self._tell_failed(save.state, errors[0])
+
+    def _tell_failed(self, state: TrainState, error: str) -> None:
+        if self._first:
+            what = "%s could not be saved: %s. The run goes on; the checkpoint before it stays."
+            log.error(what, self._run.iteration_name(state.iteration), error)
+            self._event("save_failed", state, error=error)
+
+    def _event(self, event: str, state: TrainState, **facts: object) -> None:
+        if self._events is not None:
+            rounded = {key: round(fact, 4) if isinstance(fact, float) else fact for key, fact in facts.items()}
+            clock = {"iteration": state.iteration, "consumed_samples": state.consumed_samples}
+            self._events.write(event, **clock, checkpoint=self._run.iteration_name(state.iteration), **rounded)
