@@ -1,0 +1,72 @@
+"""Ranks that the watchdog's tests start as processes: `watchdog_program.py HOW RUN_DIR RANK RANKS TIMEOUT`."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+import time
+
+from megacode.base.files import RunDir
+from megacode.base.lock import RunLock
+from megacode.base.logs import setup_logging
+from megacode.train.watchdog import Pace, Watchdog
+
+PACE = Pace(look=0.1, heartbeat=0.3, grace=5.0)
+
+
+def stuck_in_a_lock(watchdog: Watchdog) -> None:
+    """Wait for what never comes."""
+    watchdog.beat("training", 7, 56)
+    mutex = threading.Lock()
+    mutex.acquire()
+    mutex.acquire()
+
+
+def holding_the_global_lock(watchdog: Watchdog) -> None:
+    """Stay in C without giving up Python's lock."""
+    watchdog.beat("training", 7, 56)
+    ctypes.PyDLL(None).sleep(30)
+
+
+def at_work(watchdog: Watchdog) -> None:
+    """Give signs of life for three seconds."""
+    for iteration in range(30):
+        watchdog.beat("training", iteration, 8 * iteration)
+        time.sleep(0.1)
+
+
+def saving_for_long(watchdog: Watchdog) -> None:
+    """Announce a long save, then go on."""
+    watchdog.beat("saving", 7, 56)
+    with watchdog.stretched(30.0):
+        time.sleep(2.5)
+    watchdog.beat("training", 8, 64)
+
+
+def never_beginning(watchdog: Watchdog) -> None:
+    """Hang before the first sign of life."""
+    time.sleep(30)
+
+
+def losing_the_lock(watchdog: Watchdog) -> None:
+    """Work while another process takes over the run directory."""
+    for _ in range(100):
+        watchdog.beat("training", 7, 56)
+        time.sleep(0.1)
+
+
+def main() -> None:
+    how, path, rank, ranks, timeout = sys.argv[1:]
+    setup_logging()
+    run, lock = RunDir(path), None
+    if how == "losing_the_lock":
+        lock = RunLock(run)
+        lock.acquire()
+    watchdog = Watchdog(run, int(rank), int(ranks), float(timeout), lock=lock, pace=PACE).start()
+    globals()[how](watchdog)
+    watchdog.stop()
+
+
+if __name__ == "__main__":
+    main()
