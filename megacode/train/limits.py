@@ -1,0 +1,116 @@
+"""What ends a start from outside, besides signals: the wall clock, and files that a user touches."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Literal
+
+import psutil
+
+from megacode.base.files import RunDir
+
+log = logging.getLogger(__name__)
+
+Request = Literal["save", "stop"]
+Clock = Callable[[], float]
+
+_REMEMBERED = 32
+# Half as long again as the longest of late: a slow file system at the end of a job costs all since the last save.
+_SAFETY = 1.5
+_UNKNOWN_SAVE_SHARE = 0.02
+_LOOK_SECONDS = 0.5
+
+
+def process_start() -> float:
+    """Return when this process started, in seconds since 1970."""
+    return float(psutil.Process().create_time())
+
+
+class TimeLimit:
+    """Says when to stop so that the last save still fits into the time that a start has.
+
+    Due when what is left is less than 1.5 times the longest of the last 32 iterations, plus the longest of the last
+    saves, plus the longest of the last validations where one comes next. Before the first save is known, one is taken
+    to need 2 % of the limit. Clocks of ranks differ, so the ranks must agree by one of them saying so.
+
+    Args:
+        wall_clock: seconds that a start may take; None: no limit.
+        started: when it began, by `clock`.
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, wall_clock: float | None, started: float | None = None, clock: Clock = time.time) -> None:
+        self._clock = clock
+        begun = process_start() if started is None else started
+        self._end = None if wall_clock is None else begun + wall_clock
+        self._guess = _UNKNOWN_SAVE_SHARE * (wall_clock or 0.0)
+        self._steps: deque[float] = deque(maxlen=_REMEMBERED)
+        self._saves: deque[float] = deque(maxlen=_REMEMBERED)
+        self._validations: deque[float] = deque(maxlen=_REMEMBERED)
+
+    def stepped(self, seconds: float) -> None:
+        """Take note of what an iteration took, with its data and its records."""
+        self._steps.append(seconds)
+
+    def saved(self, seconds: float) -> None:
+        """Take note of what a save took until it was durable, whether or not the loop waited for it."""
+        self._saves.append(seconds)
+
+    def validated(self, seconds: float) -> None:
+        """Take note of what a validation took."""
+        self._validations.append(seconds)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the limit; infinite without one."""
+        return float("inf") if self._end is None else self._end - self._clock()
+
+    def due(self, validation_next: bool = False) -> bool:
+        """Return whether another iteration and a save might no longer fit.
+
+        Args:
+            validation_next: whether the next iteration is followed by a validation.
+        """
+        step, save = max(self._steps, default=0.0), max(self._saves, default=self._guess)
+        validation = max(self._validations, default=0.0) if validation_next else 0.0
+        return self.left < _SAFETY * (step + save + validation)
+
+
+class TouchFiles:
+    """The files `save` and `stop` in the run directory: requests of a user who has no signal at hand. For rank 0.
+
+    Args:
+        run: the run directory.
+        clock: seconds, never going back.
+    """
+
+    def __init__(self, run: RunDir, clock: Clock = time.monotonic) -> None:
+        self._run, self._clock = run, clock
+        self._looked = float("-inf")
+
+    def clear(self) -> None:
+        """Remove what was meant for an earlier start that ended before it obeyed, so that it does not stop this one."""
+        for path in (self._run.stop_request, self._run.save_request):
+            if path.exists():
+                path.unlink(missing_ok=True)
+                log.info("removed %s: it was meant for an earlier start", path)
+
+    def touched(self) -> Request | None:
+        """Return what is asked for, and remove the file that asks; to be called after every iteration.
+
+        Looks at most twice a second, since each look is a question to the file system. A stop saves as well, so where
+        both files are there, both are answered by it.
+        """
+        now = self._clock()
+        if now - self._looked < _LOOK_SECONDS:
+            return None
+        self._looked = now
+        save, stop = self._run.save_request.exists(), self._run.stop_request.exists()
+        if save:
+            self._run.save_request.unlink(missing_ok=True)
+        if stop:
+            self._run.stop_request.unlink(missing_ok=True)
+        return "stop" if stop else "save" if save else None
