@@ -29,6 +29,10 @@ app.add_typer(convert, name="convert")
 
 Config = Annotated[Path, typer.Argument(help="A run's YAML config.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value ...", show_default=False)]
+AcceptChangedPast = Annotated[
+    bool,
+    typer.Option("--accept-changed-past", help="Go on where the config changes what was read; say what is lost."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
 
 
@@ -42,6 +46,7 @@ def plan(
     overrides: Overrides = None,
     as_json: Json = False,
     against: Annotated[Path | None, typer.Option(help="A run or checkpoint whose past must stay as it is.")] = None,
+    accept_changed_past: AcceptChangedPast = False,
 ) -> None:
     """Show what a config will read and cost, phase by phase, before anything is started."""
     from megacode.config.loading import load_config
@@ -49,7 +54,7 @@ def plan(
     from megacode.train.planning import plan_run
 
     parsed = load_config(config, overrides or [])
-    document = plan_run(parsed, against)
+    document = plan_run(parsed, against, accept_changed_past)
     try:
         check_exportable(parsed.model)
     except MegacodeError as error:

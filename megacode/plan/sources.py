@@ -98,6 +98,10 @@ class SourceOrder:
         window = self._order(epoch).at(position)
         return Place(epoch, position, window, self.offset(epoch) + window * self.seq_length)
 
+    def index_of(self, epoch: int, window: int) -> int:
+        """Return the sample that reads a window in an epoch: the inverse of `at`."""
+        return epoch * self.windows + self._order(epoch).inverse(window)
+
     def many(self, indices: NDArray[np.int64]) -> Places:
         """Return what many samples of the source read.
 
@@ -119,8 +123,7 @@ class SourceOrder:
         offset, length = self.offset(epoch), self.seq_length
         first = max(0, -(-(first_token - offset - length) // length))
         last = min(self.windows - 1, (last_token - offset) // length)
-        order = self._order(epoch)
-        return [epoch * self.windows + order.inverse(window) for window in range(first, last + 1)]
+        return [self.index_of(epoch, window) for window in range(first, last + 1)]
 
 
 def _coprime(key: str, modulus: int) -> int:

@@ -11,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from megacode.base.units import format_count
+from megacode.plan.difference import shown
 from megacode.plan.document import plan_document
+from megacode.plan.past import render_lost
 
 __all__ = ["plan_document", "render_plan"]
 
@@ -166,11 +168,44 @@ def _notes(document: _Json) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     for warning in document["warnings"]:
         grid.add_row(Text("!", style="yellow"), warning)
-    if "against" in document:
-        against = document["against"]
+    return Group(grid, *_against(document["against"])) if "against" in document else grid
+
+
+def _against(against: _Json) -> list[RenderableType]:
+    """Return what is proven or lost of a checkpoint's past, and what has changed since."""
+    proof = Table.grid(padding=(0, 1))
+    if "lost" in against:
+        for line in render_lost(against["lost"]):
+            proof.add_row(Text("!", style="yellow"), line)
+    else:
         said = f"the {against['consumed_samples']:,} samples read by {against['checkpoint']} stay as they were"
-        grid.add_row(Text("✓", style="green"), said)
-    return grid
+        proof.add_row(Text("✓", style="green"), said)
+    parts: list[RenderableType] = [proof]
+    if against["changes"]:
+        table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+        for heading in ("changed", "was", "is", "decides"):
+            table.add_column(heading, overflow="fold")
+        for change in against["changes"]:
+            table.add_row(change["key"], shown(change["old"]), shown(change["new"]), change["effect"])
+        parts += [Text(), table]
+    return [*parts, Text(), _tokens_table(against)]
+
+
+def _tokens_table(against: _Json) -> Table:
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    table.add_column("tokens", no_wrap=True, max_width=24)
+    for heading in ("read", "to come, was", "is"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in against["sources"].items():
+        style = "" if row["before"] == row["now"] else "yellow"
+        table.add_row(name, format_count(row["read"]), _count(row["before"]), Text(format_count(row["now"]), style))
+    total = against["total_tokens"]
+    table.add_row("whole run", "", _count(total["before"]), format_count(total["now"]), style="bold")
+    return table
+
+
+def _count(value: int | None) -> str:
+    return "?" if value is None else format_count(value)
 
 
 def _colours(document: _Json) -> dict[str, str]:

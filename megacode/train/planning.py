@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megacode.base.errors import ConfigError, Problem
+from megacode.base.errors import CheckpointError, ConfigError, Problem
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
 from megacode.config.run import RunConfig
 from megacode.data.windows import source_sizes, vocabulary_size
 from megacode.plan.batch import BatchSchedule
+from megacode.plan.difference import Difference, compare_configs, compare_schedules, former_schedule
 from megacode.plan.learning_rate import LearningRateSchedule
+from megacode.plan.past import lost, unknown_loss
 from megacode.plan.phases import Schedule, build_schedule, prove_past
 from megacode.plan.table import plan_document
 
@@ -75,12 +77,37 @@ def make_plan(config: RunConfig, *, allow_declared: bool = False) -> Plan:
     return Plan(config, schedule, batches, rates, vocabulary_size(config))
 
 
-def plan_run(config: RunConfig, against: Path | None = None) -> dict[str, Any]:
+def judge(plan: Plan, state: TrainState, accept_changed_past: bool = False) -> Difference:
+    """Prove that a plan agrees with what a checkpoint has read, and say what is different from there on.
+
+    Args:
+        plan: to go on with.
+        state: of the checkpoint.
+        accept_changed_past: report what a changed past repeats and loses in place of refusing it.
+
+    Raises:
+        CheckpointError: if the past has changed and that is not accepted.
+    """
+    clock, chain = state.consumed_samples, state.fingerprints
+    former = former_schedule(state.config, chain, clock, plan.schedule.sizes)
+    loss = None
+    try:
+        prove_past(plan.schedule, chain, clock)
+    except CheckpointError:
+        if not accept_changed_past:
+            raise
+        loss = unknown_loss(clock) if former is None else lost(former, plan.schedule, clock)
+    changes = compare_configs(state.config, plan.config, chain, clock)
+    return replace(compare_schedules(former, plan.schedule, clock), changes=changes, lost=loss)
+
+
+def plan_run(config: RunConfig, against: Path | None = None, accept_changed_past: bool = False) -> dict[str, Any]:
     """Return a run's plan as one document, and prove that the past of `against` stays as it was.
 
     Args:
         config: the run.
         against: a run directory or a checkpoint, or None.
+        accept_changed_past: say what a changed past repeats and loses in place of refusing it.
 
     Raises:
         CheckpointError: if the config would change what that checkpoint has already read.
@@ -89,6 +116,7 @@ def plan_run(config: RunConfig, against: Path | None = None) -> dict[str, Any]:
     document = plan.document()
     if against is not None:
         state = TrainState.read(find_checkpoint(against))
-        prove_past(plan.schedule, state.fingerprints, state.consumed_samples)
-        document["against"] = {"checkpoint": str(against), "consumed_samples": state.consumed_samples}
+        difference = judge(plan, state, accept_changed_past)
+        clock = {"checkpoint": str(against), "consumed_samples": state.consumed_samples}
+        document["against"] = clock | difference.document()
     return document

@@ -158,7 +158,48 @@ def test_gpus_that_do_not_fit_are_refused_with_the_nearest_numbers(make_config: 
         document_of(config, {"a": 999}, gpus=12)
 
 
+def against(**more: Any) -> dict[str, Any]:
+    sources = {"text": {"read": 10**9, "before": None, "now": 3 * 10**9}}
+    total = {"before": None, "now": 5 * 10**9}
+    facts = {"checkpoint": "runs/x", "consumed_samples": 1234, "changes": [], "sources": sources}
+    return facts | {"total_tokens": total} | more
+
+
 def test_an_unchanged_past_is_said(config: RunConfig) -> None:
     document = document_of(config, {"text": 1000, "code": 300})
-    document["against"] = {"checkpoint": "runs/x", "consumed_samples": 1234, "unchanged": True}
+    document["against"] = against()
     assert "✓ the 1,234 samples read by runs/x stay as they were" in rendered(document)
+    assert "changed" not in rendered(document)
+
+
+def test_changes_and_tokens_to_come_are_shown_in_eighty_columns(config: RunConfig) -> None:
+    document = document_of(config, {"text": 1000, "code": 300})
+    changes = [
+        {"key": "train.clip_grad", "old": 1.0, "new": 0.5, "effect": "optimizer"},
+        {"key": "phases[1]", "old": None, "new": "decay, 20 iterations", "effect": "future data, learning rate"},
+        {"key": "sources.long", "old": None, "new": {"path": "/a/very/long/path" * 4}, "effect": "future data"},
+    ]
+    document["against"] = against(changes=changes)
+    text = rendered(document, 80)
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for said in ("train.clip_grad", "0.5", "optimizer", "to come, was", "whole run", "?", "3B", "decay, 20"):
+        assert said in text
+
+
+def test_a_phase_that_is_left_early_says_of_how_much(make_config: Make) -> None:
+    phases = [("800 tokens", {"a": 1}, {"until": "10 iterations"}), ("8 iterations", {"a": 1})]
+    document = document_of(make_config(phases, batch=10), {"a": 10_000})
+    assert "left after 400 tokens, 10 iterations of 800 tokens" in rendered(document)
+    first = document["phases"][0]
+    assert (first["samples"], first["full_samples"], first["full_tokens"], first["left_early"]) == (100, 200, 800, True)
+    assert document["total_samples"] == 180
+
+
+def test_a_lost_past_is_said_in_place_of_the_proof(config: RunConfig) -> None:
+    document = document_of(config, {"text": 1000, "code": 300})
+    row = {"read": 9, "taken": 7, "repeated": 3, "lost": 1, "exact": True, "why": ""}
+    loss = {"consumed_samples": 1234, "comparable": True, "exact": True, "sources": {"text": row}}
+    document["against"] = against(lost=loss)
+    text = " ".join(rendered(document).split())
+    assert "stay as they were" not in text
+    assert "text: 9 windows were read, 7 are taken for read; 3 come again in their epoch, 1 are not read in it" in text

@@ -1,0 +1,217 @@
+"""What is different between the config that a checkpoint was saved under and the one that goes on from it.
+
+Settings are compared after defaults are filled in, so that a setting a former version did not know counts as its
+default. What the data schedule makes of them is said apart: tokens of each source from the clock on, before and now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import yaml
+
+from megacode.base.errors import MegacodeError
+from megacode.base.units import format_count
+from megacode.config.loading import dump_config, validate
+from megacode.config.run import RunConfig
+from megacode.plan.fingerprint import Link, prove_past, read_of
+from megacode.plan.phases import Schedule, SourceSize, build_schedule
+
+_UNKNOWN_TOKENS = 10**15  # of a source that was planned, never read and is gone: it counts as inexhaustible
+_EFFECTS = (
+    ("name", "bookkeeping"),
+    ("run_dir", "bookkeeping"),
+    ("init", "bookkeeping"),
+    ("checkpoint", "bookkeeping"),
+    ("limits", "bookkeeping"),
+    ("health", "health"),
+    ("seed", "data order"),
+    ("model.hidden_dropout", "dropout"),
+    ("model.attention_dropout", "dropout"),
+    ("model", "model"),
+    ("tokenizer", "tokenizer"),
+    ("sources", "future data"),
+    ("caps", "future data"),
+    ("validation.fraction", "held-out data"),
+    ("validation", "measurement"),
+    ("train.seq_length", "data order"),
+    ("train.global_batch_size", "batch size"),
+    ("train.batch_ramp", "batch size"),
+    ("train.micro_batch_size", "layout"),
+    ("train.isolate_documents", "attention mask"),
+    ("train", "optimizer"),
+    ("parallel", "layout"),
+    ("precision", "number formats"),
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One setting that has changed.
+
+    Attributes:
+        key: the setting, such as `train.clip_grad`; `phases[2]` is a whole phase that came, went or was replaced.
+        old, new: its values, plain; None where there is none.
+        effect: what it decides, such as `future data`, `learning rate`, `optimizer`, `layout` or `bookkeeping`.
+    """
+
+    key: str
+    old: Any
+    new: Any
+    effect: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is different from a checkpoint on.
+
+    Attributes:
+        changes: of settings.
+        sources: by name, tokens `read` so far, and planned from the clock on, `before` and `now`; `before` is None
+            where the former plan cannot be made any more.
+        total_tokens: of the whole run, `before` and `now`.
+        lost: what a changed past costs (`past.lost`), where one was accepted.
+    """
+
+    changes: list[Change]
+    sources: dict[str, dict[str, int | None]]
+    total_tokens: dict[str, int | None]
+    lost: dict[str, Any] | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return it as plain values for JSON; `lost` is there only where a changed past was accepted."""
+        document = asdict(self)
+        if self.lost is None:
+            del document["lost"]
+        return document
+
+
+def render_changes(changes: Sequence[Change]) -> list[str]:
+    """Return changes as lines for a log."""
+    return [f"{change.key}: {shown(change.old)} -> {shown(change.new)} ({change.effect})" for change in changes]
+
+
+def shown(value: Any) -> str:
+    """Return a setting's value on one line, as in YAML."""
+    if value is None:
+        return "-"
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def compare_configs(former: str, config: RunConfig, chain: Sequence[Link], consumed_samples: int) -> list[Change]:
+    """Return the settings in which a config differs from a former one.
+
+    Args:
+        former: the config that the checkpoint carries, YAML.
+        config: the present one.
+        chain: the checkpoint's fingerprints; phases that are over change nothing to come.
+        consumed_samples: its clock.
+    """
+    try:
+        old = yaml.safe_load(dump_config(_former_config(former)))
+    except MegacodeError:  # another version's, with settings that are no more
+        old = yaml.safe_load(former)
+    new = yaml.safe_load(dump_config(config))
+    over = sum(link["first_sample"] + read_of(link) <= consumed_samples for link in chain)
+    phases = list(_phase_changes(old.pop("phases"), new.pop("phases"), over))
+    settings = [Change(key, *values, _effect(key)) for key, values in _changed(old, new)]
+    return phases + settings
+
+
+def former_schedule(
+    former: str, chain: Sequence[Link], consumed_samples: int, sizes: Mapping[str, SourceSize]
+) -> Schedule | None:
+    """Return the schedule that a checkpoint was saved under, or None where it cannot be made again.
+
+    Args:
+        former: the config that the checkpoint carries, YAML.
+        chain: its fingerprints, which know the sizes of the sources that were read.
+        consumed_samples: its clock.
+        sizes: present sizes, for sources that were only planned.
+    """
+    known = {
+        name: SourceSize(name, facts["tokens"], identity=facts["identity"])
+        for link in chain
+        for name, facts in link["sources"].items()
+    }
+    try:
+        config = _former_config(former)
+        declared = {name: SourceSize(name, source.tokens or _UNKNOWN_TOKENS) for name, source in config.sources.items()}
+        schedule = build_schedule(config, {**declared, **sizes, **known})
+        prove_past(schedule, chain, consumed_samples)
+    except MegacodeError:
+        return None
+    return schedule
+
+
+def compare_schedules(old: Schedule | None, new: Schedule, consumed_samples: int) -> Difference:
+    """Return what two schedules read from a clock on, with no changes of settings yet.
+
+    Args:
+        old: the former one; None: unknown.
+        new: the present one.
+        consumed_samples: the clock.
+    """
+    before, now = (_to_come(schedule, consumed_samples) for schedule in (old or new, new))
+    read = (old or new).counts_at(min(consumed_samples, (old or new).total_samples))
+    length = (old or new).seq_length
+    names = [name for name in sorted({*before, *now}) if before.get(name) or now.get(name) or read.get(name)]
+    sources: dict[str, dict[str, int | None]] = {
+        name: {
+            "read": read.get(name, 0) * length,
+            "before": before.get(name, 0) if old else None,
+            "now": now.get(name, 0),
+        }
+        for name in names
+    }
+    total = {"before": old.total_samples * old.seq_length if old else None, "now": new.total_samples * new.seq_length}
+    return Difference([], sources, total)
+
+
+def _former_config(former: str) -> RunConfig:
+    return validate(yaml.safe_load(former), "the checkpoint's config")
+
+
+def _to_come(schedule: Schedule, clock: int) -> dict[str, int]:
+    """Return the tokens of each source from a clock on."""
+    done = schedule.counts_at(min(clock, schedule.total_samples))
+    whole = schedule.counts_at(schedule.total_samples)
+    return {name: (whole[name] - done[name]) * schedule.seq_length for name in whole}
+
+
+def _phase_changes(old: list[dict[str, Any]], new: list[dict[str, Any]], over: int) -> Iterator[Change]:
+    for number in range(max(len(old), len(new))):
+        was = old[number] if number < len(old) else None
+        now = new[number] if number < len(new) else None
+        key = f"phases[{number}]"
+        if was is None or now is None or was["name"] != now["name"]:
+            yield Change(key, was and _phase_title(was), now and _phase_title(now), "future data, learning rate")
+            continue
+        for name, values in _changed(was, now):
+            effect = "learning rate" if name.startswith("learning_rate") else "future data"
+            if number < over:
+                effect = "nothing: the phase is over" if effect == "learning rate" else "past data"
+            yield Change(f"{key}.{name}", *values, effect)
+
+
+def _phase_title(phase: Mapping[str, Any]) -> str:
+    unit = next(unit for unit in ("tokens", "samples", "iterations") if unit in phase)
+    left = f", left after {phase['until']}" if "until" in phase else ""
+    return f"{phase['name']}, {format_count(phase[unit])} {unit}{left}"
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Yield the dotted keys whose values differ, with both; what only one side has is not looked into."""
+    for key in [*old, *(key for key in new if key not in old)]:
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from _changed(was, now, f"{above}{key}.")
+        elif was != now:
+            yield f"{above}{key}", (was, now)
+
+
+def _effect(key: str) -> str:
+    return next((effect for start, effect in _EFFECTS if key == start or key.startswith(f"{start}.")), "other")
