@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from megacode.base.errors import EXIT_RESUMABLE, MegacodeError
+from megacode.base.errors import MegacodeError
 from megacode.base.logs import setup_logging
 
 app = typer.Typer(
@@ -134,9 +134,9 @@ def train(
         make_plan(parsed)
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or [])], nproc))
     setup_logging()
-    from megacode.train.main import run
+    from megacode.train.main import EXIT_CODES, run
 
-    raise typer.Exit(EXIT_RESUMABLE if run(config, overrides or []) == "signal" else 0)
+    raise typer.Exit(EXIT_CODES[run(config, overrides or [])])
 
 
 @convert.command("to-hf")

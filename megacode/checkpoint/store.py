@@ -112,7 +112,7 @@ def point_at(run: RunDir, path: Path) -> None:
 
 
 def prune(run: RunDir, policy: CheckpointPolicy) -> None:
-    """Remove periodic checkpoints beyond `keep_last`, never one that is kept for good; damaged ones count as periodic."""
+    """Remove periodic checkpoints beyond `keep_last`, never one kept for good; damaged ones count as periodic."""
     if policy.keep_last is None:
         return
     periodic = [iteration for iteration in run.iterations() if not _kept(run.checkpoint(iteration))]

@@ -28,12 +28,14 @@ class Held:
         parameter: this rank's slice of the parameter.
         start: number of the first element, in the slice's own order.
         sharded: no other data-parallel rank holds these elements; else all of them do.
+        main: what the optimizer updates; between `optimizer.measure` and the next step its `grad` is the gradient.
         tensors: `model`, the fp32 weights, and the moments by name: fp32, flat, all of one length.
     """
 
     parameter: Tensor
     start: int
     sharded: bool
+    main: Tensor
     tensors: dict[str, Tensor]
 
 
@@ -49,7 +51,7 @@ def _sharded(part: Any) -> Iterator[Held]:
     for parameter, (group, number) in part.model_param_group_index_map.items():
         main = part.optimizer.param_groups[group]["params"][number]
         start = part._get_model_param_range_map(parameter)["param"].start
-        yield Held(parameter, start, True, _tensors(part, main))
+        yield Held(parameter, start, True, main, _tensors(part, main))
 
 
 def _whole(part: Any) -> Iterator[Held]:
@@ -60,7 +62,7 @@ def _whole(part: Any) -> Iterator[Held]:
         masters |= {id(main): model for model, main in zip(models, mains, strict=True)}
     for group in part.optimizer.param_groups:
         for main in group["params"]:
-            yield Held(masters.get(id(main), main), 0, False, _tensors(part, main))
+            yield Held(masters.get(id(main), main), 0, False, main, _tensors(part, main))
 
 
 def _tensors(part: Any, main: Tensor) -> dict[str, Tensor]:

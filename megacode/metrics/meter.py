@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from megacode.mcore.step import StepResult
@@ -100,4 +101,30 @@ def validation_record(
         "loss": mean,
         "loss_by_source": loss_by_source,
         "reason": reason,
+    }
+
+
+def health_record(
+    reports: Sequence[tuple[float, int, str]], *, iteration: int, consumed: int, phase: str
+) -> dict[str, Any]:
+    """Return the record of how the ranks are.
+
+    Args:
+        reports: by rank: seconds it worked on the last iteration before it waited for the others, its memory
+            high-water in bytes, and its host.
+        iteration, consumed, phase: where the run is.
+    """
+    seconds, memory, hosts = zip(*reports, strict=True)
+    slowest, fullest = seconds.index(max(seconds)), memory.index(max(memory))
+    return {
+        "kind": "health",
+        "iteration": iteration,
+        "consumed_samples": consumed,
+        "phase": phase,
+        "slowest_rank": slowest,
+        "slowest_host": hosts[slowest],
+        "slowest_seconds": seconds[slowest],
+        "median_seconds": median(seconds),
+        "memory_bytes": memory[fullest],
+        "memory_rank": fullest,
     }

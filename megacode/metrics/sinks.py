@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -34,20 +35,61 @@ class Sink(Protocol):
         """Write out what is still held."""
 
 
+class Lines:
+    """A file of JSON lines that grows while the disk has room; what finds none waits in memory until there is.
+
+    Args:
+        path: the file; its directory is there. A torn last line, of a writer that was killed, is cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab+", buffering=0)
+        self._waiting, self._told = b"", False
+        self._file.seek(0)
+        content = self._file.read()
+        if not content.endswith(b"\n"):
+            self._file.truncate(content.rfind(b"\n") + 1)
+
+    def append(self, document: Record) -> None:
+        """Append one line, whole, or keep it for the next call."""
+        self._waiting += json.dumps(document).encode() + b"\n"
+        try:
+            self._write()
+            self._told = False
+        except OSError as error:
+            if not self._told:
+                log.error("cannot write to %s: %s; its lines wait in memory", self._file.name, error)
+            self._told = True
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self) -> None:
+        """Write all that waits, or nothing: what a full disk took in part is taken back."""
+        end, done = self._file.seek(0, os.SEEK_END), 0
+        try:
+            while done < len(self._waiting):
+                done += self._file.write(self._waiting[done:])
+        except OSError:
+            self._file.truncate(end)
+            raise
+        self._waiting = b""
+
+
 class JsonlSink:
-    """`metrics.jsonl`: one JSON object a line, flushed at once."""
+    """`metrics.jsonl`: one JSON object a line, on its way to the disk at once."""
 
     def __init__(self, path: Path, resume_iteration: int) -> None:
         kept = [record for record in read_jsonl(path) if record["iteration"] <= resume_iteration]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._lines = Lines(path)
 
     def write(self, record: Record) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._lines.append(record)
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
 
 def append_scores(run: RunDir, suite: str, model: Record, scores: dict[str, dict[str, float]]) -> None:
@@ -66,19 +108,27 @@ def append_scores(run: RunDir, suite: str, model: Record, scores: dict[str, dict
 
 
 class TensorBoardSink:
-    """A mirror for TensorBoard: every number of a record, by kind and name."""
+    """A mirror for TensorBoard: every number of a record, by kind and name. A full disk ends it, not the run."""
 
     def __init__(self, directory: Path, resume_iteration: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=resume_iteration + 1)
+        self._writer: Any = SummaryWriter(str(directory), purge_step=resume_iteration + 1)
 
     def write(self, record: Record) -> None:
         for name, value in _numbers(record, record["kind"]):
-            self._writer.add_scalar(name, value, record["iteration"])
+            self._mirror("add_scalar", name, value, record["iteration"])
 
     def close(self) -> None:
-        self._writer.close()
+        self._mirror("close")
+
+    def _mirror(self, action: str, *arguments: Any) -> None:
+        try:
+            if self._writer is not None:
+                getattr(self._writer, action)(*arguments)
+        except OSError as error:
+            log.warning("TensorBoard's files get no more values in this start: %s", error)
+            self._writer = None
 
 
 def _numbers(record: Record, prefix: str) -> list[tuple[str, float]]:
@@ -140,12 +190,12 @@ def open_sinks(run: RunDir, iteration: int, total_iterations: int) -> list[Sink]
 
 
 class Events:
-    """`events.jsonl`: starts, stops, saves and phase ends, in the order they happened."""
+    """`events.jsonl`: starts, stops, saves, spikes and whatever else happens to a run, in order."""
 
     def __init__(self, run: RunDir) -> None:
-        self._path = run.events
+        run.create()
+        self._lines = Lines(run.events)
 
     def write(self, event: str, **facts: Any) -> None:
         """Append one event with the time in seconds since 1970."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), "event": event, **facts}) + "\n")
+        self._lines.append({"time": round(time.time(), 3), "event": event, **facts})

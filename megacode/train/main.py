@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+from megacode.base.errors import EXIT_CHECK, EXIT_FAILURE, EXIT_RESUMABLE
 from megacode.config.loading import load_config
-from megacode.mcore import groups
-from megacode.train.loop import StopReason, train
+from megacode.train.loop import train
 from megacode.train.planning import check_trainable, make_plan
 from megacode.train.setup import build_trainer
+from megacode.train.signals import StopSignal
+from megacode.train.trainer import StopReason
+
+EXIT_CODES: dict[StopReason, int] = {
+    "finished": 0,
+    "signal": EXIT_RESUMABLE,
+    "time_limit": EXIT_RESUMABLE,
+    "stop_file": EXIT_RESUMABLE,
+    "spikes": EXIT_CHECK,
+    "save_failed": EXIT_FAILURE,
+}
 
 
 def run(path: Path, overrides: Sequence[str]) -> StopReason:
-    """Train the run of a config file, from its start or from its newest checkpoint.
+    """Train the run of a config file, from its start or from its newest whole checkpoint.
 
     Args:
         path: the config file.
@@ -22,10 +34,14 @@ def run(path: Path, overrides: Sequence[str]) -> StopReason:
     Raises:
         MegacodeError: for every mistake of the user's, on every rank alike.
     """
+    stop_signal = StopSignal()
     config = load_config(path, overrides)
     check_trainable(config)
     plan = make_plan(config)
-    try:
-        return train(build_trainer(plan))
-    finally:
-        groups.stop()
+    with ExitStack() as closing:
+        trainer = build_trainer(plan, stop_signal, closing)
+        try:
+            return train(trainer)
+        except Exception as error:
+            trainer.note_error(error)
+            raise

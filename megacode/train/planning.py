@@ -49,9 +49,6 @@ def check_trainable(config: RunConfig) -> None:
         ConfigError: with all of them.
     """
     problems = []
-    if config.checkpoint.asynchronous:
-        what = "this release writes checkpoints before it trains on, not in the background"
-        problems.append(Problem(what, "checkpoint.async", "set checkpoint.async: false"))
     for name, source in config.sources.items():
         if source.fim_rate:
             what = f"fill in the middle ({source.fim_rate:g}) is not part of this release"

@@ -1,7 +1,7 @@
 """Saving beside the loop: the loop waits while the state is copied to host memory, and trains on while it is written.
 
 Each rank writes a file of its own in a thread; no thread takes part in a collective. Once an iteration all ranks agree
-on who still writes and who failed, and so go through the same steps at the same iteration: *writing*, until every rank's
+on who still writes and who failed, and so go through the same steps at the same iteration: *writing*, until each rank's
 file is on disk; *publishing*, by rank 0, in a thread too; done. A failed save is removed and told, and the run goes on:
 the checkpoint before it is still there, and the next save tries again.
 """
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megacode.base.files import RunDir, remove
 from megacode.base.units import format_bytes, format_seconds
@@ -80,22 +81,27 @@ class Saver:
         parts: what is saved.
         policy: what is kept, and whether the loop waits.
         events: the run's diary; None but on rank 0.
+        took: hears how many seconds each save took until it was durable.
         saved_iteration: the newest iteration that has a checkpoint; -1 before the first one.
 
     Attributes:
         saved_iteration: the same, kept up to date.
-        seconds: how long the slowest of the last saves took until it was durable.
     """
 
     def __init__(
-        self, run: RunDir, parts: Parts, policy: CheckpointPolicy, events: Events | None, saved_iteration: int
+        self,
+        run: RunDir,
+        parts: Parts,
+        policy: CheckpointPolicy,
+        events: Events | None,
+        took: Callable[[float], None],
+        saved_iteration: int,
     ) -> None:
-        self._run, self._parts, self._policy, self._events = run, parts, policy, events
+        self._run, self._parts, self._policy, self._events, self._took = run, parts, policy, events, took
         self._first = parts.ranks.rank == 0
         self._shard: Shard | None = None
         self._save: _Save | None = None
         self.saved_iteration = saved_iteration
-        self.seconds = 0.0
 
     def start(self, state: TrainState) -> None:
         """Copy the state and write it beside the loop, or at once where the policy says so.
@@ -155,14 +161,15 @@ class Saver:
     def _begin(self, iteration: int, size: int) -> Path | str:
         """Return the directory to write into, or why there is none; the same on all ranks."""
         total = groups.total(size)
-        answer: Path | str = ""
+        answer: Any = None
         if self._first:
             try:
                 store.check_room(self._run, total)
                 answer = store.begin(self._run, iteration)
             except OSError as error:
                 answer = str(error)
-        return groups.broadcast_object(answer)
+        found: Path | str = groups.broadcast_object(answer)
+        return found
 
     def _publish(self, save: _Save) -> None:
         store.finish(self._run, save.hidden, save.state)
@@ -171,13 +178,13 @@ class Saver:
     def _done(self, save: _Save) -> None:
         self._save = None
         self.saved_iteration = save.state.iteration
-        self.seconds = time.perf_counter() - save.started
+        seconds, waited = time.perf_counter() - save.started, save.blocked
+        self._took(seconds)
         if self._first:
             size = sum(facts["bytes"] for facts in save.state.files.values())
-            self._event("save", save.state, seconds=self.seconds, blocked=save.blocked, bytes=size)
-            path, took, waited = self._run.checkpoint(save.state.iteration), self.seconds, save.blocked
-            what = "saved %s, %s in %s (training waited %s)"
-            log.info(what, path, format_bytes(size), format_seconds(took), format_seconds(waited))
+            self._event("save", save.state, seconds=seconds, blocked=waited, bytes=size)
+            path, what = self._run.checkpoint(save.state.iteration), "saved %s, %s in %s (training waited %s)"
+            log.info(what, path, format_bytes(size), format_seconds(seconds), format_seconds(waited))
 
     def _give_up(self, save: _Save) -> None:
         self._save = None

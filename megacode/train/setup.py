@@ -3,52 +3,73 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-import yaml
-
-from megacode.base.errors import CheckpointError, Problem
-from megacode.base.files import RunDir, write_json, write_text
+from megacode.base.errors import LaunchError
+from megacode.base.files import RunDir, read_jsonl, write_json, write_text
+from megacode.base.lock import RunLock
 from megacode.checkpoint import store
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
-from megacode.config.run import RunConfig
 from megacode.data.loader import Loader
 from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import open_streams
-from megacode.mcore import device, dist_ckpt, groups
+from megacode.mcore import device, groups
 from megacode.mcore import parts as mcore_parts
+from megacode.mcore.groups import Ranks
 from megacode.mcore.parts import Parts
 from megacode.metrics.meter import Meter
 from megacode.metrics.sinks import Events, open_sinks
 from megacode.plan.costs import flops_per_token
+from megacode.plan.ledger import Ledger
 from megacode.plan.phases import prove_past
+from megacode.train import restoring, watchdog
+from megacode.train.guard import Guard
+from megacode.train.limits import TimeLimit, TouchFiles
 from megacode.train.planning import Plan
+from megacode.train.saving import Saver
+from megacode.train.signals import StopSignal
 from megacode.train.trainer import Trainer
+from megacode.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 _RECORDED = ("megacode", "torch", "megatron-core", "numpy", "tokenizers", "transformers")
 
 
-def build_trainer(plan: Plan) -> Trainer:
-    """Build this rank's Trainer: groups, model, optimizer, data, and the state of the newest checkpoint, if any.
+def build_trainer(plan: Plan, stop_signal: StopSignal, closing: ExitStack) -> Trainer:
+    """Build this rank's Trainer: groups, lock, model, optimizer, data, and the state of the newest whole checkpoint.
 
     Args:
         plan: of the run.
+        stop_signal: hears signals to this process.
+        closing: what must end with the run, however it ends: groups, lock and watchdog are added to it.
 
     Raises:
         MegacodeError: for every mistake of the user's.
     """
     config, run = plan.config, RunDir(plan.config.directory)
     streams = open_streams(config)
+    closing.callback(groups.stop)
     ranks = groups.start(config.parallel, config.seed)
-    parts = mcore_parts.build(config, ranks, plan.vocab_size)
-    state = _restore(plan, parts, run)
     first = ranks.rank == 0
+    lock = _locked(run, ranks)
+    closing.callback(lock.release)
+    requests = TouchFiles(run) if first else None
+    watching = _watched(plan, run, ranks, lock, requests)
+    closing.callback(watching.stop)
+    parts = mcore_parts.build(config, ranks, plan.vocab_size)
+    events = Events(run) if first else None
+    state, origin = _restore(plan, parts, run, events)
     if first:
         _record_run(plan, run)
+    resumed = _resumed(run, state, origin) if first else None
+    guard = Guard(config.health.spikes, Ledger.read(run, writes=first), plan.batches, events)
+    guard.detector.restore(state.health)
+    limit = TimeLimit(config.limits.wall_clock)
     return Trainer(
         config=config,
         schedule=plan.schedule,
@@ -58,53 +79,79 @@ def build_trainer(plan: Plan) -> Trainer:
         loader=Loader(config, plan.schedule, plan.batches, streams, ranks.dp_rank, ranks.dp_size),
         meter=_meter(plan, ranks.world_size, state),
         sinks=open_sinks(run, state.iteration, plan.batches.total_iterations) if first else [],
-        events=Events(run) if first else None,
+        events=events,
         state=state,
-        saved_iteration=state.iteration if state.iteration else -1,
+        saver=Saver(run, parts, config.checkpoint, events, limit.saved, state.iteration if origin is not None else -1),
+        guard=guard,
+        watchdog=watching,
+        limit=limit,
+        requests=requests,
+        stop_signal=stop_signal,
+        resumed=resumed,
     )
 
 
-def _restore(plan: Plan, parts: Parts, run: RunDir) -> TrainState:
-    """Load the run's newest checkpoint, else what `init` names, and return the clock to go on from."""
-    newest = store.latest(run)
+def _locked(run: RunDir, ranks: Ranks) -> RunLock:
+    """Take the run directory's lock on rank 0, or raise on every rank."""
+    lock, refusal = RunLock(run), None
+    if ranks.rank == 0:
+        try:
+            lock.acquire()
+        except LaunchError as error:
+            refusal = error.problems
+    refusal = groups.broadcast_object(refusal)
+    if refusal is not None:
+        raise LaunchError(problems=refusal)
+    return lock
+
+
+def _watched(plan: Plan, run: RunDir, ranks: Ranks, lock: RunLock, requests: TouchFiles | None) -> Watchdog:
+    """Start the watchdog of this rank."""
+    if requests is not None:
+        watchdog.clear(run)
+        requests.clear()
+    groups.barrier()
+    timeout, memory = plan.config.health.hang_timeout, device.memory_high_water
+    watching = Watchdog(
+        run, ranks.rank, ranks.world_size, timeout, lock=lock if requests is not None else None, memory=memory
+    )
+    watching.beat("starting", 0)
+    return watching.start()
+
+
+def _restore(plan: Plan, parts: Parts, run: RunDir, events: Events | None) -> tuple[TrainState, Path | None]:
+    """Load the run's newest whole checkpoint, else what `init` names.
+
+    Returns:
+        The state to go on from, and this run's own checkpoint that it is of, if it is.
+    """
+    config = plan.config
+    newest = restoring.newest_whole(run, parts, events)
     if newest is not None:
-        state = TrainState.read(newest)
-        _prove_same_model(plan.config, state, newest)
+        state = restoring.load(config, parts, newest)
         prove_past(plan.schedule, state.fingerprints, state.consumed_samples)
-        dist_ckpt.load(parts, newest)
         log.info("going on from %s, sample %d", newest, state.consumed_samples)
     else:
         state = TrainState()
-        if plan.config.init.from_ != "random":
-            origin = store.find_checkpoint(Path(plan.config.init.from_))
-            _prove_same_model(plan.config, TrainState.read(origin), origin)
-            dist_ckpt.load(parts, origin, weights_only=plan.config.init.load == "weights")
-            log.info("starting from the %s of %s", plan.config.init.load, origin)
-    state.config = dump_config(plan.config)
-    state.layout = {
-        "world_size": parts.ranks.world_size,
-        **plan.config.parallel.model_dump(include={"tensor", "pipeline"}),
-    }
-    state.tokenizer_hash = load_tokenizer(plan.config.tokenizer).hash if plan.config.tokenizer else ""
+        if config.init.from_ != "random":
+            origin = store.find_checkpoint(Path(config.init.from_))
+            restoring.load(config, parts, origin, weights_only=config.init.load == "weights")
+            log.info("starting from the %s of %s", config.init.load, origin)
+    state.config = dump_config(config)
+    sizes = config.parallel.model_dump(include={"tensor", "pipeline", "context"})
+    state.layout = {"world_size": parts.ranks.world_size, **sizes}
+    state.tokenizer_hash = load_tokenizer(config.tokenizer).hash if config.tokenizer else ""
     state.versions = {name: metadata.version(name) for name in _RECORDED}
-    return state
+    return state, newest
 
 
-def _prove_same_model(config: RunConfig, state: TrainState, checkpoint: Path) -> None:
-    """Refuse a checkpoint of another model shape, naming every difference."""
-    saved = yaml.safe_load(state.config)["model"]
-    ours = config.model.model_dump(mode="json", exclude_none=True)
-    problems = [
-        Problem(
-            f"the checkpoint has {saved.get(key)!r}, the config {ours.get(key)!r}",
-            f"{checkpoint}: model.{key}",
-            "use the model it was saved with, or another run_dir",
-        )
-        for key in sorted(set(saved) | set(ours))
-        if saved.get(key) != ours.get(key) and key not in ("preset", "hidden_dropout", "attention_dropout")
-    ]
-    if problems:
-        raise CheckpointError(problems=problems)
+def _resumed(run: RunDir, state: TrainState, checkpoint: Path | None) -> dict[str, Any] | None:
+    """Return what to tell of a start that is not the run's first: what it goes on from, and what work is repeated."""
+    if not read_jsonl(run.events):
+        return None
+    iterations, seconds = restoring.lost_work(read_jsonl(run.metrics), state.iteration)
+    name = checkpoint.name if checkpoint is not None else None
+    return {"checkpoint": name, "lost_iterations": iterations, "lost_seconds": seconds}
 
 
 def _record_run(plan: Plan, run: RunDir) -> None:

@@ -1,33 +1,40 @@
-"""The verbs of the loop: step, record, validate, save. Each rank has one Trainer; they move in lockstep."""
+"""The verbs of the loop: step, record, validate, save, agree. Each rank has one Trainer; they move in lockstep."""
 
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import shlex
 import sys
 import time
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
-from megacode.base.files import RunDir
-from megacode.base.units import format_seconds
-from megacode.checkpoint import store
+from megacode.base.files import RunDir, read_jsonl
 from megacode.checkpoint.state import TrainState
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.data.loader import Loader
-from megacode.mcore import device, dist_ckpt, groups
+from megacode.mcore import device, gradients, groups
 from megacode.mcore.parts import Parts
 from megacode.mcore.step import StepResult, evaluate, train_step
-from megacode.metrics.meter import Meter, source_means, validation_record
-from megacode.metrics.sinks import Events, Sink
+from megacode.metrics.meter import Meter, health_record, source_means, validation_record
+from megacode.metrics.sinks import Events, Sink, open_sinks
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.phases import PhasePlan, Schedule
+from megacode.train import restoring
+from megacode.train.guard import Guard, Interval
+from megacode.train.limits import TimeLimit, TouchFiles, process_start
+from megacode.train.saving import Saver
 from megacode.train.signals import StopSignal
+from megacode.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+
+StopReason = Literal["finished", "signal", "time_limit", "stop_file", "spikes", "save_failed"]
 
 
 @dataclass
@@ -43,7 +50,13 @@ class Trainer:
         sinks: where records go; empty but on rank 0.
         events: the run's diary; None but on rank 0.
         state: the clock and what is saved with it.
-        saved_iteration: the newest iteration with a checkpoint.
+        saver: writes checkpoints beside the loop.
+        guard: which updates reach the weights.
+        watchdog: notices hangs.
+        limit: how long this start may take.
+        requests: files that a user touches; None but on rank 0.
+        stop_signal: signals to this process.
+        resumed: what the `resume` event says of the start; None for a run's first one.
     """
 
     config: RunConfig
@@ -56,11 +69,21 @@ class Trainer:
     sinks: list[Sink]
     events: Events | None
     state: TrainState
-    saved_iteration: int = -1
-    stop_signal: StopSignal = field(default_factory=StopSignal)
-    _started: float = field(default_factory=time.perf_counter)
+    saver: Saver
+    guard: Guard
+    watchdog: Watchdog
+    limit: TimeLimit
+    requests: TouchFiles | None
+    stop_signal: StopSignal
+    resumed: dict[str, Any] | None = None
     _before: tuple[int, int] = (0, 0)
     _seconds: float = 0.0
+    _back_to: int | None = None
+
+    @property
+    def run(self) -> RunDir:
+        """The run directory."""
+        return RunDir(self.config.directory)
 
     @property
     def finished(self) -> bool:
@@ -70,13 +93,8 @@ class Trainer:
     @property
     def at_phase_end(self) -> bool:
         """Whether the clock stands at the end of a phase."""
-        ends = (phase.first_sample + phase.samples for phase in self.schedule.phases)
+        ends = (phase.last_sample for phase in self.schedule.phases)
         return self.state.consumed_samples in ends
-
-    @property
-    def stop_requested(self) -> bool:
-        """Whether any rank was asked to stop; all ranks get the same answer."""
-        return groups.any_rank(self.stop_signal.name is not None)
 
     @property
     def validation_due(self) -> bool:
@@ -87,23 +105,24 @@ class Trainer:
     @property
     def save_due(self) -> bool:
         """Whether a checkpoint is saved now."""
-        policy = self.config.checkpoint
-        return self._due(policy.every) or (policy.keep_phase_ends and self.at_phase_end)
+        return self._due(self.config.checkpoint.every) or bool(self._kept_for())
 
     def begin(self) -> None:
         """Write what a run starts with: an event and, where nothing is trained yet, losses of the untrained model."""
-        fresh = self.state.iteration == 0
         self._event(
-            "start" if fresh else "resume",
+            "start" if self.resumed is None else "resume",
             ranks=self.parts.ranks.world_size,
             device=device.name(),
             host=platform.node(),
+            pid=os.getpid(),
             command=shlex.join(["megacode", *sys.argv[1:]]),
             versions=self.state.versions,
+            seconds=self._age(),
+            **(self.resumed or {}),
         )
-        if fresh and self.config.checkpoint.at_start:
+        if self.state.iteration == 0 and self.config.checkpoint.at_start:
             self.save()
-        if fresh and self.config.validation.fraction > 0:
+        if self.state.iteration == 0 and self.config.validation.fraction > 0:
             self.validate("start")
 
     def step(self) -> StepResult:
@@ -111,17 +130,19 @@ class Trainer:
         started = time.perf_counter()
         before = self.state.consumed_samples
         after = self.batches.next(before)
-        result = train_step(
-            self.parts, self.loader.batch(before), self.rates.at(after), len(self.schedule.source_names)
-        )
+        iteration = self.state.iteration + 1
+        self.watchdog.beat("training", iteration, before)
+        gradients.time_the_device(self._reporting(iteration))
+        self.guard.enter(Interval(iteration, self.schedule.phase_at(before).name, before, after))
+        sources = len(self.schedule.source_names)
+        result = train_step(self.parts, self.loader.batch(before), self.rates.at(after), sources, self.guard.judge)
         self._before = (self.state.iteration, before)
-        self.state.iteration += 1
-        self.state.consumed_samples = after
+        self.state.iteration, self.state.consumed_samples = iteration, after
         self._seconds = time.perf_counter() - started
         return result
 
     def record(self, result: StepResult) -> None:
-        """Measure and write the iteration that was just done."""
+        """Measure and write the iteration that was just done, and decide what its loss and gradient call for."""
         consumed = self.state.consumed_samples
         record = self.meter.train(
             result,
@@ -131,50 +152,104 @@ class Trainer:
             learning_rate=self.rates.at(consumed),
             seconds=self._seconds,
         )
-        if result.skipped:
-            log.warning("iteration %d: loss or gradient is not finite; the weights stay", self.state.iteration)
         self._write(record)
+        self._back_to = self.guard.conclude(result)
+        self.limit.stepped(self._seconds)
+        if self._reporting(self.state.iteration):
+            self._report_health()
         if self.at_phase_end:
             self._event("phase_end", phase=record["phase"])
 
+    @property
+    def must_roll_back(self) -> bool:
+        """Whether the last iteration asks to go back to before a spike; all ranks get the same answer."""
+        return self._back_to is not None
+
+    def roll_back(self) -> None:
+        """Go back to the newest checkpoint before a spike; without one, leave out the spike alone from here on."""
+        assert self._back_to is not None
+        self.saver.wait()
+        path = restoring.newest_whole(self.run, self.parts, self.events, before=self._back_to)
+        self._back_to = None
+        if path is None:
+            log.warning("there is no checkpoint before the spike to go back to; its update alone is left out")
+            return
+        lost = restoring.lost_work(read_jsonl(self.run.metrics), _iteration_of(path)) if self.sinks else (0, 0.0)
+        saved = restoring.load(self.config, self.parts, path)
+        log.warning("going back to %s; what led to the spike will not be learned", path)
+        self._event("rollback", to_iteration=saved.iteration, lost_iterations=lost[0], lost_seconds=lost[1])
+        self.state = replace(self.state, iteration=saved.iteration, consumed_samples=saved.consumed_samples)
+        self.meter.seen = dict(saved.samples_by_source)
+        self.guard.detector.restore(saved.health)
+        self.guard.detector.rolled_back(saved.iteration)
+        self.saver.saved_iteration = saved.iteration
+        for sink in self.sinks:
+            sink.close()
+        self.sinks = open_sinks(self.run, saved.iteration, self.batches.total_iterations) if self.sinks else []
+
     def validate(self, reason: str) -> None:
         """Measure the loss on every source's held-out documents."""
+        started = time.perf_counter()
         names = self.schedule.source_names
         losses: dict[str, float] = {}
         for name in names:
+            self.watchdog.beat("validating", self.state.iteration, self.state.consumed_samples)
             batches = list(self.loader.validation_batches(name))
             sums = evaluate(self.parts, batches, len(names))
             losses |= source_means(names, sums.loss_sum, sums.tokens)
         clock = {"iteration": self.state.iteration, "consumed": self.state.consumed_samples}
         self._write(validation_record(losses, phase=self._phase().name, reason=reason, **clock))
+        seconds = time.perf_counter() - started
+        self.limit.validated(seconds)
+        self._event("validation", reason=reason, seconds=round(seconds, 4))
 
     def save(self) -> None:
-        """Write a checkpoint, publish it and point `latest` at it."""
-        started = time.perf_counter()
-        run = RunDir(self.config.directory)
-        first = self.parts.ranks.rank == 0
-        hidden = groups.broadcast_object(store.begin(run, self.state.iteration) if first else None)
-        dist_ckpt.save(self.parts, hidden)
-        if first:
-            store.finish(run, hidden, self._state_now())
-            store.prune(run, self.config.checkpoint, self._kept_forever())
-        groups.barrier()
-        self.saved_iteration = self.state.iteration
-        seconds = time.perf_counter() - started
-        self._event("save", checkpoint=run.iteration_name(self.state.iteration), seconds=round(seconds, 3))
-        log.info("saved %s in %s", run.checkpoint(self.state.iteration), format_seconds(seconds))
+        """Save a checkpoint, beside the loop where the config says so."""
+        self.watchdog.beat("saving", self.state.iteration, self.state.consumed_samples)
+        self.saver.start(self._state_now())
 
-    def save_unless_saved(self) -> None:
-        """Save, if the newest checkpoint is older than the clock."""
-        if self.saved_iteration != self.state.iteration:
+    def agree(self) -> StopReason | None:
+        """Agree with all ranks, once an iteration, on what was asked for from outside, and move a save along.
+
+        Returns:
+            Why to stop now, or None.
+        """
+        request = self.requests.touched() if self.requests is not None else None
+        late = self.requests is not None and self.limit.due(self.validation_due)
+        wishes = (self.stop_signal.name is not None, late, request == "stop", request == "save", *self.saver.flags())
+        signalled, late, stop, save, busy, failed = groups.any_of(*wishes)
+        self.saver.settle(busy, failed)
+        if save:
+            self.save_unless_saved()
+        if self.guard.exhausted:
+            return "spikes"
+        if signalled:
+            return "signal"
+        return "time_limit" if late else "stop_file" if stop else None
+
+    def save_unless_saved(self) -> bool:
+        """Save, unless the newest checkpoint is that of the present clock; wait, and return whether it is now."""
+        self.saver.wait()
+        if self.saver.saved_iteration != self.state.iteration:
             self.save()
+            self.saver.wait()
+        return self.saver.saved_iteration == self.state.iteration
 
-    def end(self, reason: str) -> None:
-        """Write why the run stops, and close every sink."""
-        seconds = round(time.perf_counter() - self._started, 3)
-        self._event("stop", reason=reason, signal=self.stop_signal.name, seconds=seconds)
+    def end(self, reason: StopReason) -> StopReason:
+        """Save what is not saved yet, write why the run stops, and close everything.
+
+        Returns:
+            The reason, or `save_failed` where the last state could not be saved.
+        """
+        saved = self.save_unless_saved()
+        self._event("stop", reason=reason, signal=self.stop_signal.name, saved=saved, seconds=self._age())
         for sink in self.sinks:
             sink.close()
+        return reason if saved else "save_failed"
+
+    def note_error(self, error: Exception) -> None:
+        """Write into the diary that the run ends by an error."""
+        self._event("stop", reason="error", error=f"{type(error).__name__}: {error}", seconds=self._age())
 
     def _phase(self) -> PhasePlan:
         """Return the phase of the last consumed sample (at the run's start, of the first one)."""
@@ -189,6 +264,15 @@ class Trainer:
         samples = -(-every.count // (self.schedule.seq_length if every.unit == "tokens" else 1))
         return self.state.consumed_samples // samples > self._before[1] // samples
 
+    def _kept_for(self) -> str:
+        """Return why a checkpoint of the present clock is kept for good; empty: it is not."""
+        policy = self.config.checkpoint
+        if self.state.iteration == 0:
+            return "start"
+        if policy.keep_phase_ends and self.at_phase_end:
+            return "phase end"
+        return "keep_every" if self._due(policy.keep_every) else ""
+
     def _state_now(self) -> TrainState:
         chain = self.schedule.fingerprints()
         upto = self._phase().index + 1 if self.state.consumed_samples else 0
@@ -197,13 +281,23 @@ class Trainer:
             phase=self._phase().name,
             samples_by_source=dict(self.meter.seen),
             fingerprints=chain[:upto],
+            health=self.guard.detector.state(),
+            keep=self._kept_for(),
         )
 
-    def _kept_forever(self) -> set[int]:
-        if not self.config.checkpoint.keep_phase_ends:
-            return set()
-        ends = [phase.first_sample + phase.samples for phase in self.schedule.phases]
-        return {0, *(self.batches.iteration_at(end) for end in ends)}
+    def _reporting(self, iteration: int) -> bool:
+        return iteration % self.config.health.report_every == 0
+
+    def _report_health(self) -> None:
+        """Write which rank the others wait for, and how much memory the fullest one has used."""
+        mine = (gradients.arrival(), device.memory_high_water(), platform.node())
+        reports = groups.gather_objects(mine)
+        clock = {"iteration": self.state.iteration, "consumed": self.state.consumed_samples}
+        self._write(health_record(reports, phase=self._phase().name, **clock))
+
+    def _age(self) -> float:
+        """Return the seconds since this process started."""
+        return round(time.time() - process_start(), 3)
 
     def _write(self, record: dict[str, Any]) -> None:
         for sink in self.sinks:
@@ -213,3 +307,7 @@ class Trainer:
         if self.events is not None:
             clock = {"iteration": self.state.iteration, "consumed_samples": self.state.consumed_samples}
             self.events.write(event, **clock, **facts)
+
+
+def _iteration_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("iter_"))

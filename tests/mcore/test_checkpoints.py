@@ -59,9 +59,7 @@ def label(ranks: int, layout: dict[str, Any]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_every_layout_goes_on_from_every_layout(
-    on_ranks: Callable[..., list[Any]], tmp_path: Path, dtype: str
-) -> None:
+def test_every_layout_goes_on_from_every_layout(on_ranks: Callable[..., list[Any]], tmp_path: Path, dtype: str) -> None:
     """Bit-equal on the layout that saved, else within 1e-6 (fp32), and 4e-3 in bf16, whose sums round."""
     model = {"num_query_groups": 4, "num_layers": 4}
     cases = {ranks: {label(ranks, layout): layout for layout in layouts} for ranks, layouts in LAYOUTS.items()}
@@ -91,7 +89,6 @@ def test_dropout_goes_on_bit_equal_on_ranks(on_ranks: Callable[..., list[Any]], 
 
 @pytest.fixture
 def saved(program: ModuleType, tmp_path: Path, alone: None) -> tuple[Any, Path]:
-    from megacode.checkpoint import tensors
 
     parts = program.started(program.run_config(parallel=SHARDED))
     program.iterate(parts, 0, 2)
@@ -120,7 +117,7 @@ def test_weights_alone_leave_the_optimizer_new(program: ModuleType, saved: tuple
         assert evaluate(fresh, batches, 2).loss == pytest.approx(expected, abs=tolerance)
 
 
-def test_whole_tensors_are_the_models_by_mcores_names(saved: tuple[Any, Path]) -> None:
+def test_whole_tensors_are_the_models_by_mcores_names(program: ModuleType, saved: tuple[Any, Path]) -> None:
     from megacode.checkpoint import tensors
 
     parts, path = saved
