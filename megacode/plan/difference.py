@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from megacode.base.errors import MegacodeError
+from megacode.base.errors import CheckpointError, MegacodeError
 from megacode.base.units import format_count
 from megacode.config.loading import dump_config, validate
 from megacode.config.run import RunConfig
@@ -113,10 +113,10 @@ def compare_configs(former: str, config: RunConfig, chain: Sequence[Link], consu
     try:
         old = yaml.safe_load(dump_config(_former_config(former)))
     except MegacodeError:  # another version's, with settings that are no more
-        old = yaml.safe_load(former)
+        old = yaml.safe_load(former) or {}
     new = yaml.safe_load(dump_config(config))
     over = sum(link["first_sample"] + read_of(link) <= consumed_samples for link in chain)
-    phases = list(_phase_changes(old.pop("phases"), new.pop("phases"), over))
+    phases = list(_phase_changes(old.pop("phases", []), new.pop("phases"), over))
     settings = [Change(key, *values, _effect(key)) for key, values in _changed(old, new)]
     return phases + settings
 
@@ -172,7 +172,10 @@ def compare_schedules(old: Schedule | None, new: Schedule, consumed_samples: int
 
 
 def _former_config(former: str) -> RunConfig:
-    return validate(yaml.safe_load(former), "the checkpoint's config")
+    raw = yaml.safe_load(former)
+    if not isinstance(raw, dict):
+        raise CheckpointError("it carries no config", "megacode.json", "use another checkpoint")
+    return validate(raw, "the checkpoint's config")
 
 
 def _to_come(schedule: Schedule, clock: int) -> dict[str, int]:

@@ -75,7 +75,8 @@ def _phase_head(phase: _Json) -> RenderableType:
     """Return the line over a phase: name, length and learning rate, in a rule."""
     length = f"{format_count(phase['tokens'])} tokens, {phase['iterations']:,} iterations"
     if phase["left_early"]:
-        length = f"left after {length} of {format_count(phase['full_tokens'])} tokens"
+        length = f"left after {format_count(phase['tokens'])} of {format_count(phase['full_tokens'])} tokens, "
+        length += f"{phase['iterations']:,} iterations"
     text = Text.assemble((phase["name"], "bold"), f"  {length}  ", (_rates(phase["learning_rate"]), "italic"))
     return Rule(text, align="left", style="dim")
 

@@ -189,7 +189,7 @@ def test_changes_and_tokens_to_come_are_shown_in_eighty_columns(config: RunConfi
 def test_a_phase_that_is_left_early_says_of_how_much(make_config: Make) -> None:
     phases = [("800 tokens", {"a": 1}, {"until": "10 iterations"}), ("8 iterations", {"a": 1})]
     document = document_of(make_config(phases, batch=10), {"a": 10_000})
-    assert "left after 400 tokens, 10 iterations of 800 tokens" in rendered(document)
+    assert "left after 400 of 800 tokens, 10 iterations" in rendered(document)
     first = document["phases"][0]
     assert (first["samples"], first["full_samples"], first["full_tokens"], first["left_early"]) == (100, 200, 800, True)
     assert document["total_samples"] == 180

@@ -1,0 +1,165 @@
+"""What a start goes on from, without a model: the same proof for a resume and for a branch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from megacode.base.errors import CheckpointError, ConfigError
+from megacode.base.files import RunDir
+from megacode.checkpoint.state import TrainState
+from megacode.config.loading import dump_config, validate
+from megacode.data.indexed import IndexedDatasetWriter
+from megacode.train.origin import find_origin
+from megacode.train.planning import Plan, make_plan, plan_run
+
+RATE = {"schedule": "constant", "peak": 1e-3}
+TRUNK = {"name": "trunk", "iterations": 40, "blend": {"a": 0.7, "b": 0.3}, "learning_rate": RATE}
+DECAY = {"name": "decay", "iterations": 6, "blend": {"b": 1}, "learning_rate": {"schedule": "linear", "final": 0}}
+MakePlan = Callable[..., Plan]
+
+
+@pytest.fixture
+def plan_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakePlan:
+    """Return a function from a run's name, its phases and other settings to its plan."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        with IndexedDatasetWriter(tmp_path / name, np.uint16) as writer:
+            for _ in range(40):
+                writer.add(np.arange(100, dtype=np.uint16), np.array([100]))
+
+    def make(name: str, phases: list[dict[str, Any]], **more: Any) -> Plan:
+        model = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4}
+        raw = {
+            "name": name,
+            "model": model | {"vocab_size": 100},
+            "sources": {"a": {"path": "a"}, "b": {"path": "b"}},
+            "validation": {"fraction": 0},
+            "phases": phases,
+            "train": {"seq_length": 8, "global_batch_size": 4},
+        }
+        return make_plan(validate(raw | more, "test.yaml"))
+
+    return make
+
+
+def saved(plan: Plan, *iterations: int) -> Path:
+    """Write the states of a run's checkpoints, without tensors, and return the last one."""
+    run = RunDir(plan.config.directory)
+    for iteration in iterations:
+        clock = plan.batches.clock_after(iteration)
+        path = run.checkpoint(iteration)
+        path.mkdir(parents=True)
+        counts, chain = plan.schedule.counts_at(clock), plan.schedule.fingerprints()
+        facts: dict[str, Any] = {"samples_by_source": counts, "fingerprints": chain, "config": dump_config(plan.config)}
+        state = TrainState(iteration=iteration, consumed_samples=clock, phase="trunk", **facts)
+        state.write(path)
+    return path
+
+
+def branch(plan_of: MakePlan, until: int, checkpoint: Path, name: str = "branch", load: str = "all") -> Plan:
+    phases = [TRUNK | {"until": f"{until} iterations"}, DECAY]
+    return plan_of(name, phases, init={"from": str(checkpoint), "load": load})
+
+
+def test_a_first_start_is_fresh_and_a_second_resumes(plan_of: MakePlan) -> None:
+    plan = plan_of("trunk", [TRUNK])
+    assert find_origin(plan, None).kind == "fresh"
+    assert find_origin(plan, None).log_lines() == []
+    checkpoint = saved(plan, 10)
+    origin = find_origin(plan, checkpoint)
+    assert (origin.kind, origin.checkpoint, origin.state.consumed_samples) == ("resume", checkpoint, 40)
+    assert origin.difference is not None
+    assert origin.difference.changes == []
+
+
+def test_a_branch_goes_on_at_the_checkpoint_s_clock_and_says_what_changed(plan_of: MakePlan) -> None:
+    checkpoint = saved(plan_of("trunk", [TRUNK]), 10)
+    origin = find_origin(branch(plan_of, 20, checkpoint), None)
+    assert (origin.kind, origin.state.iteration, origin.state.consumed_samples) == ("branch", 10, 40)
+    assert not origin.weights_only
+    lines = origin.log_lines()
+    assert lines[0] == f"branching off {checkpoint} at sample 40"
+    assert "changed: phases[0].until: - -> 20 iterations (future data)" in lines
+    assert "changed: name: trunk -> branch (bookkeeping)" in lines
+
+
+def test_weights_alone_start_at_clock_zero_without_a_proof(plan_of: MakePlan) -> None:
+    checkpoint = saved(plan_of("trunk", [TRUNK]), 30)
+    origin = find_origin(branch(plan_of, 20, checkpoint, load="weights"), None)
+    assert (origin.kind, origin.weights_only, origin.state.consumed_samples) == ("weights", True, 0)
+    assert origin.difference is None
+
+
+def test_a_branch_that_has_saved_resumes_its_own(plan_of: MakePlan) -> None:
+    trunk = saved(plan_of("trunk", [TRUNK]), 10)
+    plan = branch(plan_of, 10, trunk)
+    origin = find_origin(plan, saved(plan, 12))
+    assert (origin.kind, origin.state.iteration) == ("resume", 12)
+
+
+def test_a_checkpoint_behind_the_cut_is_refused_and_the_right_one_named(plan_of: MakePlan) -> None:
+    trunk = saved(plan_of("trunk", [TRUNK]), 10, 20, 30)
+    with pytest.raises(CheckpointError) as caught:
+        find_origin(branch(plan_of, 25, trunk), None)
+    (problem,) = caught.value.problems
+    assert problem.where == "phases[0].until"
+    assert problem.fix == f"start from {trunk.parent / 'iter_0000020'}, or raise until to 120 samples or more"
+    with pytest.raises(CheckpointError, match="start from a checkpoint of sample 20 or before"):
+        find_origin(branch(plan_of, 5, trunk), None)
+
+
+def test_a_branch_in_its_trunk_s_directory_is_refused(plan_of: MakePlan) -> None:
+    trunk = saved(plan_of("trunk", [TRUNK]), 10)
+    with pytest.raises(
+        ConfigError, match=r"(?s)init.from: the run would be written into.*name or a run_dir of its own"
+    ):
+        find_origin(branch(plan_of, 20, trunk, name="trunk"), trunk)
+
+
+def test_a_changed_past_is_refused_or_accepted_at_a_known_loss(plan_of: MakePlan) -> None:
+    checkpoint = saved(plan_of("trunk", [TRUNK]), 10)
+    plan = plan_of("trunk", [TRUNK | {"blend": {"a": 0.5, "b": 0.5}}])
+    with pytest.raises(CheckpointError, match="or go on with --accept-changed-past at a known loss"):
+        find_origin(plan, checkpoint)
+    origin = find_origin(plan, checkpoint, accept_changed_past=True)
+    assert origin.difference is not None
+    assert origin.difference.lost is not None
+    rows = origin.difference.lost["sources"]
+    assert {name: (row["read"], row["taken"], row["repeated"], row["lost"]) for name, row in rows.items()} == {
+        "a": (28, 20, 8, 0),
+        "b": (12, 20, 0, 8),
+    }
+    assert any("a: 28 windows were read, 20 are taken for read" in line for line in origin.log_lines())
+
+
+def test_the_plan_says_the_same_against_a_checkpoint(plan_of: MakePlan) -> None:
+    trunk = saved(plan_of("trunk", [TRUNK]), 10)
+    document = plan_run(branch(plan_of, 20, trunk).config, trunk)["against"]
+    assert document["consumed_samples"] == 40
+    assert {"key": "phases[0].until", "old": None, "new": "20 iterations", "effect": "future data"} in document[
+        "changes"
+    ]
+    assert document["sources"]["a"] == {"read": 28 * 8, "before": 84 * 8, "now": 28 * 8}
+    assert "lost" not in document
+    other = plan_of("trunk", [TRUNK], seed=9).config
+    with pytest.raises(CheckpointError):
+        plan_run(other, trunk)
+    assert plan_run(other, trunk, accept_changed_past=True)["against"]["lost"]["exact"]
+
+
+def test_a_config_of_another_version_s_law_cannot_be_compared(plan_of: MakePlan) -> None:
+    checkpoint = saved(plan_of("trunk", [TRUNK]), 10)
+    state = TrainState.read(checkpoint)
+    state.config = yaml.safe_dump(yaml.safe_load(state.config) | {"seed": 99})
+    state.write(checkpoint)
+    origin = find_origin(plan_of("trunk", [TRUNK], seed=3), checkpoint, accept_changed_past=True)
+    assert origin.difference is not None
+    assert origin.difference.lost is not None
+    assert not origin.difference.lost["comparable"]
+    assert origin.difference.sources["a"]["before"] is None
