@@ -61,13 +61,14 @@ def read_status(path: Path, now: float | None = None) -> Json:
 def _state(files: RunFiles, runs: list[Session]) -> tuple[State, str | None]:
     """Return the state, and why it is that where it is not running."""
     session = runs[-1] if runs else None
-    if session is not None and session.stop is None and session.hangs:
+    if session is not None and session.hung:
         ranks = ", ".join(str(event.get("rank")) for event in session.hangs)
         return "hung", f"rank {ranks} made no progress"
     if session is not None and session.stop is not None:
         if files.owner is not None:
             return "running", "starting"
-        return ("finished", None) if session.cause == "finished" else ("stopped", session.cause)
+        error = session.stop.get("error")
+        return ("finished", None) if session.cause == "finished" else ("stopped", str(error or session.cause))
     if files.alive:
         return "running", None if files.train or session else "starting"
     return ("new", None) if session is None else ("died", "no stop event, and nobody is alive")

@@ -79,12 +79,17 @@ class Session:
         return sum(int(event.get("lost_iterations") or 0) for event in [*rollbacks, self.following or {}])
 
     @property
+    def hung(self) -> bool:
+        """Whether a hang ended it; the other ranks may have called that an error."""
+        return bool(self.hangs) and (self.stop is None or self.stop.get("reason") == "error")
+
+    @property
     def cause(self) -> str:
         """Why it ended: `finished`, `SIGTERM`, `time limit`, `stop file`, `spikes`, `error`, `hang`, `killed`."""
-        if self.stop is not None:
-            reason = str(self.stop.get("reason"))
-            return str(self.stop.get("signal") or reason) if reason == "signal" else reason.replace("_", " ")
-        return "hang" if self.hangs else "killed"
+        if self.hung or self.stop is None:
+            return "hang" if self.hung else "killed"
+        reason = str(self.stop.get("reason"))
+        return str(self.stop.get("signal") or reason) if reason == "signal" else reason.replace("_", " ")
 
     def end(self, files: RunFiles) -> float:
         """Return when it ended, in seconds since 1970; for one that goes on, now."""

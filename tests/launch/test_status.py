@@ -130,7 +130,7 @@ def test_a_start_from_further_back_takes_over_the_iterations_behind_it(made: Cal
         (event(1100, "stop", 5, reason="finished", signal=None), "finished", None),
         (event(1100, "stop", 5, reason="stop_file", signal=None), "stopped", "stop file"),
         (event(1100, "stop", 5, reason="spikes", signal=None), "stopped", "spikes"),
-        (event(1100, "stop", 5, reason="error", signal=None), "stopped", "error"),
+        (event(1100, "stop", 5, reason="error", error="ValueError: no"), "stopped", "ValueError: no"),
         (event(1100, "hang", 5, rank=1, host="node7", stacks="stacks/rank1.txt"), "hung", "rank 1 made no progress"),
         (event(1100, "save", 5, checkpoint="iter_0000005"), "died", "no stop event, and nobody is alive"),
     ],
@@ -146,6 +146,17 @@ def own(path: Path) -> None:
     """Let a process take the run's lock and die with it."""
     program = f"from megacode.base import files, lock; lock.RunLock(files.RunDir({str(path)!r})).acquire()"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_hang_that_the_other_ranks_call_an_error_is_a_hang(made: Callable[..., Path]) -> None:
+    events = [
+        start(1000),
+        event(1090, "hang", 5, rank=0, host="node7"),
+        event(1100, "stop", 5, reason="error", error="x"),
+    ]
+    document = read_status(made(events, 5), NOW)
+    assert document["state"] == "hung"
+    assert document["starts"][0]["ended"] == "hang"
 
 
 def test_a_living_owner_means_running_and_a_dead_one_died(made: Callable[..., Path]) -> None:
