@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,14 +112,15 @@ def layouts(cases: dict[str, dict[str, Any]], iterations: int = 10) -> dict[str,
     """Train each case's config from its initial weights.
 
     Returns:
-        By case: what each `iteration` said, the `logits` of some sequences after them (a sum and one value), the
-        number of tensor-parallel `collectives` of an iteration, and how many `parameters` this rank holds.
+        By case: what each `iteration` said, the `logits` of some sequences after them (a sum and one value), their
+        `losses` without training, the number of tensor-parallel `collectives` of an iteration, and how many
+        `parameters` this rank holds.
     """
     return {name: _layout(dict(case), iterations) for name, case in cases.items()}
 
 
 def _layout(case: dict[str, Any], iterations: int) -> dict[str, Any]:
-    from megacode.mcore.step import logits
+    from megacode.mcore.step import evaluate, logits
 
     spoil = case.pop("spoil", None)
     parts = started(run_config(**case))
@@ -131,6 +133,7 @@ def _layout(case: dict[str, Any], iterations: int) -> dict[str, Any]:
     return {
         "iterations": results,
         "logits": [found.sum().item(), found[1, 7, 9].item()],
+        "losses": vars(evaluate(parts, microbatches(parts, iterations), SOURCES)),
         "collectives": count[0],
         "parameters": sum(p.numel() for chunk in parts.chunks for p in chunk.parameters()),
     }
@@ -223,6 +226,46 @@ def _recomputed(case: dict[str, Any], way: str, iterations: int) -> dict[str, An
         for parameter in chunk.parameters():
             hashed.update(parameter.detach().float().numpy().tobytes())
     return {"iterations": results, "parameters": hashed.hexdigest()}
+
+
+def several(calls: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Call several functions of this file with their arguments; return what each returned."""
+    return {name: globals()[name](**arguments) for name, arguments in calls.items()}
+
+
+def decayed(cases: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Make one step without gradients; return, by case, the names of the parameters that it made smaller."""
+    return {name: _decayed(case) for name, case in cases.items()}
+
+
+def _decayed(case: dict[str, Any]) -> list[str]:
+    from megacode.mcore import optimizer
+
+    parts = started(run_config(**case))
+    named = [pair for chunk in parts.chunks for pair in chunk.module.named_parameters()]
+    before = [parameter.detach().clone() for _, parameter in named]
+    for chunk in parts.chunks:
+        chunk.zero_grad_buffer()
+    optimizer.set_learning_rate(parts.optimizer, 0.1)
+    optimizer.update(parts.optimizer, optimizer.measure(parts.optimizer), 1.0)
+    pairs = zip(named, before, strict=True)
+    return [name for (name, now), then in pairs if now.detach().norm() < 0.995 * then.norm()]
+
+
+def arrivals(slowed_by: float) -> list[float]:
+    """Train two iterations, the last rank slowed in the second; return after how many seconds this rank arrived."""
+    from megacode.mcore import gradients
+
+    parts = started(run_config())
+    found = []
+    for iteration in range(2):
+        if iteration == 1 and parts.ranks.rank == parts.ranks.world_size - 1:
+            parts.chunks[0].register_forward_pre_hook(lambda *unused: time.sleep(slowed_by))
+        gradients.time_the_device(iteration == 1)
+        iterate(parts, iteration, 1)
+        found.append(gradients.arrival())
+    gradients.time_the_device(False)
+    return found
 
 
 def skips(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:

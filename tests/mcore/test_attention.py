@@ -69,10 +69,11 @@ def test_one_document_that_fills_the_sequence_is_plain_attention(program: Module
 
 def test_positions_restart_in_each_document() -> None:
     from megacode.mcore.attention import documents
+    from megacode.mcore.context import Stretch
 
     packed = documents(torch.tensor([0, 3, 4, 8], dtype=torch.int32))
     assert packed.positions.tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
-    assert packed.lengths == (3, 1, 4)
+    assert packed.stretches == (Stretch((3, 1, 4), 0, (3, 1, 4)),)
     assert packed.max_seqlen_q == 4
     assert packed.qkv_format == "thd"
 

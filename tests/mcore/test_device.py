@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -75,3 +77,9 @@ def test_moving_to_the_device_copies_nothing_on_a_cpu() -> None:
     assert device.to_device(tensor) is tensor
     device.synchronize()
     assert device.name()
+
+
+def test_the_memory_high_water_is_that_of_the_process() -> None:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (seen,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    assert device.memory_high_water() >= seen > 10_000_000

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from megacode.base.errors import ConfigError, LaunchError
+from megacode.config import rules
 from megacode.mcore import layout
 
 
@@ -47,11 +49,32 @@ def test_a_ramp_is_judged_too(program: ModuleType) -> None:
     assert problems[0].fix.startswith("use 4")
 
 
-def test_fp8_and_context_parallel_are_refused_both_at_once(program: ModuleType) -> None:
-    config = program.run_config(parallel={"context": 2})
+def test_fp8_is_refused(program: ModuleType) -> None:
+    config = program.run_config()
     precision = config.precision.model_copy(update={"fp8": {"recipe": "delayed"}})
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=r"set precision\.fp8: none"):
         layout.check_model(config.model_copy(update={"precision": precision}))
-    assert "2 problems" in str(caught.value)
-    assert "set precision.fp8: none" in str(caught.value)
-    assert "set parallel.context: 1" in str(caught.value)
+
+
+def test_ranks_that_share_sequences_take_the_same_samples(program: ModuleType) -> None:
+    config = program.run_config(parallel={"context": 2})
+    assert layout.layout_problems(config, 4) == []
+    assert layout.data_parallel_size(config.parallel, 4) == 2
+
+
+@pytest.mark.parametrize(
+    ("parallel", "legal"),
+    [
+        ({"context": 3}, "does not divide into 6 parts (sequence and context parallel) use 30 or 36"),
+        ({"context": 4, "tensor": 3, "sequence_parallel": True}, "does not divide into 24 parts"),
+        ({"context": 8, "tensor": 4, "sequence_parallel": True}, ""),
+        ({"context": 16}, ""),
+        ({"context": 32}, "does not divide into 64 parts"),
+    ],
+)
+def test_the_sequence_divides_into_chunks_and_their_slices(
+    program: ModuleType, parallel: dict[str, Any], legal: str
+) -> None:
+    problems = list(rules.the_sequence_divides(program.run_config(parallel=parallel)))
+    assert bool(problems) == bool(legal)
+    assert legal in "".join(f"{problem.what} {problem.fix}" for problem in problems)

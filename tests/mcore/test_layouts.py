@@ -30,7 +30,14 @@ TWO: dict[str, dict[str, Any]] = {
     "pp2-vpp2": {"pipeline": 2, "virtual_pipeline": 2},
     "dp2": {},
     "dp2-sharded": {"distributed_optimizer": True},
+    "dp2-overlap-reduce": {"overlap_grad_reduce": True},
     "cp2": {"context": 2},
+    "cp2-overlap": {
+        "context": 2,
+        "distributed_optimizer": True,
+        "overlap_grad_reduce": True,
+        "overlap_param_gather": True,
+    },
     "dp2-overlap": {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
 }
 FOUR: dict[str, dict[str, Any]] = {
@@ -38,6 +45,13 @@ FOUR: dict[str, dict[str, Any]] = {
     "tp2-dp2-sharded": {"tensor": 2, "sequence_parallel": True, "distributed_optimizer": True},
     "pp2-dp2-sharded": {"pipeline": 2, "distributed_optimizer": True},
     "pp4-vpp2": {"pipeline": 4, "virtual_pipeline": 2},
+    "pp2-vpp2-dp2-overlap": {
+        "pipeline": 2,
+        "virtual_pipeline": 2,
+        "distributed_optimizer": True,
+        "overlap_grad_reduce": True,
+        "overlap_param_gather": True,
+    },
     "cp4": {"context": 4},
     "cp2-tp2": {"context": 2, "tensor": 2},
     "cp2-tp2-sp": {"context": 2, "tensor": 2, "sequence_parallel": True},
@@ -50,13 +64,14 @@ ON_TWO = [
     *(("parallel", layout) for layout in ("tp2", "tp2-sp", "pp2", "pp2-vpp2", "dp2-sharded", "cp2")),
     *(("tied", layout) for layout in ("tp2", "pp2", "dp2-sharded", "cp2")),
     *(("isolated", layout) for layout in ("tp2-sp", "pp2", "dp2", "cp2")),
-    *(("bf16", layout) for layout in ("tp2-sp", "dp2-sharded")),
+    *(("bf16", layout) for layout in ("tp2-sp", "dp2-sharded", "cp2")),
 ]
 ON_FOUR = [
     ("sequential", "tp2-pp2"),
     ("parallel", "tp2-pp2"),
     ("sequential", "tp2-dp2-sharded"),
     ("sequential", "pp2-dp2-sharded"),
+    ("sequential", "pp2-vpp2-dp2-overlap"),
     ("deep", "pp4-vpp2"),
     *(("sequential", layout) for layout in FOUR if layout.startswith("cp")),
     *(("isolated", layout) for layout in FOUR if layout.startswith("cp")),
@@ -108,6 +123,7 @@ def assert_equal(found: list[dict[str, Any]], name: str, expected: dict[str, Any
     for a, b in zip(mine, theirs, strict=True):
         assert a["tokens_by_source"] == b["tokens_by_source"]
         assert a["samples_by_source"] == b["samples_by_source"] == [4, 4]
+        assert a["samples_digest"] == b["samples_digest"]
         tokens = max(a["tokens_by_source"])
         assert a["loss_sum_by_source"] == pytest.approx(b["loss_sum_by_source"], abs=tokens * tolerance)
         assert not a["skipped"]
@@ -127,8 +143,11 @@ def test_bf16_over_data_parallel_ranks_is_as_exact_as_fp32(one: Any, two: Any) -
     assert_equal(two, "bf16/dp2-sharded", one["bf16"], TOLERANCE)
 
 
-def test_bf16_over_tensor_parallel_ranks_differs_by_bf16s_rounding(one: Any, two: Any) -> None:
-    found = two[0]["bf16/tp2-sp"]["iterations"]
+@pytest.mark.parametrize("layout", ["tp2-sp", "cp2"])
+def test_bf16_over_ranks_that_share_a_token_or_a_sequence_differs_by_bf16s_rounding(
+    one: Any, two: Any, layout: str
+) -> None:
+    found = two[0][f"bf16/{layout}"]["iterations"]
     assert difference(found, one["bf16"]["iterations"], "loss") <= 2e-3
     assert difference(one["bf16"]["iterations"], one["sequential"]["iterations"], "loss") > TOLERANCE
 
@@ -144,12 +163,25 @@ def test_mcores_fused_cross_entropy_would_not_be_exact(one: Any) -> None:
     assert difference(fused, exact, "loss") > 5 * TOLERANCE
 
 
+def assert_reads_equally(found: list[dict[str, Any]], name: str, expected: dict[str, Any]) -> None:
+    for rank in found:
+        total, value = rank[name]["logits"]
+        assert value == pytest.approx(expected["logits"][1], abs=5e-6)
+        assert total == pytest.approx(expected["logits"][0], abs=5e-3)
+        losses = rank[name]["losses"]
+        assert losses["loss_sum"] == pytest.approx(expected["losses"]["loss_sum"], rel=TOLERANCE)
+        for counted in ("tokens", "samples", "digest"):
+            assert losses[counted] == expected["losses"][counted]
+
+
 @pytest.mark.parametrize(("block", "layout"), [pair for pair in ON_TWO if pair[0] != "bf16"])
-def test_gathered_logits_are_those_of_one_process(one: Any, two: Any, block: str, layout: str) -> None:
-    for rank in two:
-        total, value = rank[f"{block}/{layout}"]["logits"]
-        assert value == pytest.approx(one[block]["logits"][1], abs=5e-6)
-        assert total == pytest.approx(one[block]["logits"][0], abs=5e-3)
+def test_gathered_logits_and_losses_are_those_of_one_process(one: Any, two: Any, block: str, layout: str) -> None:
+    assert_reads_equally(two, f"{block}/{layout}", one[block])
+
+
+@pytest.mark.parametrize(("block", "layout"), ON_FOUR)
+def test_four_ranks_read_what_one_process_reads(one: Any, four: Any, block: str, layout: str) -> None:
+    assert_reads_equally(four, f"{block}/{layout}", one[block])
 
 
 def test_each_rank_holds_its_share_of_the_parameters(one: Any, two: Any) -> None:

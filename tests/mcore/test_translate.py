@@ -63,3 +63,11 @@ def test_model_and_optimizer_take_our_values(program: ModuleType) -> None:
     assert model.params_dtype is model.pipeline_dtype is torch.bfloat16
     assert model.gated_linear_unit is True
     assert model.add_bias_linear is False
+
+
+@pytest.mark.parametrize(
+    ("way", "expected"), [("none", (None, None)), ("selective", ("selective", None)), ("full", ("full", 1))]
+)
+def test_recomputation_is_mcores(program: ModuleType, way: str, expected: tuple[str | None, int | None]) -> None:
+    config = translate.transformer_config(program.run_config(parallel={"recompute": way}))
+    assert (config.recompute_granularity, config.recompute_num_layers) == expected
