@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from megacode.base.errors import MegacodeError
+from megacode.base.errors import EXIT_CHECK, MegacodeError
 from megacode.base.logs import setup_logging
 
 app = typer.Typer(
@@ -197,6 +197,38 @@ def report(
 
 
 @app.command()
+def replay(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
+    iteration: Annotated[int, typer.Option(help="Number of the iteration, from 1.")],
+    nproc: Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this machine.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file; absent: replays/ in the run directory.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train one iteration again, in memory: what it read, what each sample lost, where the gradient came from."""
+    from megacode.train.replay_report import recorded, render, replay_config
+
+    if nproc is not None:
+        from megacode.launch.local import run_ranks
+        from megacode.mcore.layout import check
+
+        check(replay_config(run_dir), nproc)
+        recorded(run_dir, iteration)
+        options = [*(["--out", str(out)] if out else []), *(["--json"] if as_json else [])]
+        raise typer.Exit(run_ranks(["replay", str(run_dir), "--iteration", str(iteration), *options], nproc))
+    setup_logging()
+    from megacode.train.replay import replay as train_again
+
+    document = train_again(run_dir, iteration, out)
+    if _is_first_rank() and as_json:
+        _print_json(document)
+    elif _is_first_rank():
+        from rich.console import Console
+
+        render(document, Console())
+    raise typer.Exit(EXIT_CHECK if document["agreement"] == "different" else 0)
+
+
+@app.command()
 def status(
     run_dir: Annotated[Path, typer.Argument(help="A run directory; the run may go on meanwhile.")],
     samples: Annotated[
@@ -252,13 +284,20 @@ def demo(
     raise typer.Exit(run_demo(out, layout))
 
 
+def _rank() -> str:
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+
+
+def _is_first_rank() -> bool:
+    return _rank() == "0"
+
+
 def main() -> None:
     """Run the command line; users' mistakes become a message and an exit code, never a traceback."""
     try:
         app()
     except MegacodeError as error:
-        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
-        typer.echo(str(error) if rank == "0" else f"[rank {rank}] {error}", err=True)
+        typer.echo(str(error) if _is_first_rank() else f"[rank {_rank()}] {error}", err=True)
         sys.exit(error.exit_code)
 
 

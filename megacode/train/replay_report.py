@@ -1,0 +1,136 @@
+"""What `megacode replay` may replay, how what it finds compares with what was recorded, and how it is shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from megacode.base.errors import ConfigError
+from megacode.base.files import RunDir, read_jsonl
+from megacode.config.loading import load_config
+from megacode.config.run import RunConfig
+
+Json = dict[str, Any]
+
+# Another layout or device adds in another order; what is further apart than this was another computation.
+TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+COMPARED = ("loss", "loss_by_source", "grad_norm", "samples_digest", "samples_by_source", "skipped")
+_SHOWN_ROWS = 12
+
+
+def replay_config(run_dir: Path) -> RunConfig:
+    """Return the config of a run, wherever its directory lies by now.
+
+    Raises:
+        ConfigError: if there is no run.
+    """
+    run = RunDir(run_dir)
+    if not run.config.is_file():
+        what = "it holds no run.yaml" if run_dir.is_dir() else "there is no such directory"
+        raise ConfigError(what, str(run_dir), "give the directory of a run that was started: runs/<name>")
+    return load_config(run.config, [f"run_dir={run_dir.absolute()}"])
+
+
+def recorded(run_dir: Path, iteration: int) -> Json | None:
+    """Return what metrics.jsonl says of an iteration; None for the one after the last, in which a run may have died.
+
+    Raises:
+        ConfigError: if the run has not come so far.
+    """
+    lines = {line["iteration"]: line for line in read_jsonl(RunDir(run_dir).metrics) if line["kind"] == "train"}
+    last = max(lines, default=0)
+    if not 1 <= iteration <= last + 1:
+        what = f"the run has no iteration {iteration}: it has trained {last}"
+        raise ConfigError(what, "--iteration", f"give a number from 1 to {last + 1}")
+    return lines.get(iteration)
+
+
+def agreement(found: Mapping[str, Any], expected: Mapping[str, Any] | None, dtype: str) -> str:
+    """Return how a replayed iteration compares with the recorded one.
+
+    Returns:
+        `bit for bit`, `within tolerance`, `different`, or `not recorded`.
+    """
+    if expected is None:
+        return "not recorded"
+    pairs = [(found[key], expected[key]) for key in COMPARED if key in expected]
+    if all(_distance(one, other) == 0.0 for one, other in pairs):
+        return "bit for bit"
+    return "within tolerance" if all(_distance(*pair) <= TOLERANCE[dtype] for pair in pairs) else "different"
+
+
+def _distance(one: Any, other: Any) -> float:
+    """Return how far two values are apart: relative for floats, 0 or infinite for all that must be equal."""
+    if isinstance(one, dict) and isinstance(other, dict) and set(one) == set(other):
+        return max((_distance(one[key], other[key]) for key in one), default=0.0)
+    if isinstance(one, float) and isinstance(other, float):
+        if one == other or (math.isnan(one) and math.isnan(other)):
+            return 0.0
+        distance = abs(one - other) / max(abs(one), abs(other))
+        return math.inf if math.isnan(distance) else distance
+    return 0.0 if one == other else math.inf
+
+
+def worst_first(samples: list[Json]) -> list[Json]:
+    """Return samples by their loss, the largest first; those whose loss is not finite stand before all others."""
+    return sorted(samples, key=lambda row: (math.isfinite(row["loss"]), -row["loss"], row["sample"]))
+
+
+def render(document: Json, console: Console) -> None:
+    """Print a replay: the iteration against its record, its samples by loss, and where the gradient was large."""
+    where = document["checkpoint"] or "the run's start"
+    head = f"iteration {document['iteration']} ({document['phase']}), trained again from {where}: "
+    withheld = f"; withheld ({document['withheld']}), so its update is not applied" if document["withheld"] else ""
+    console.print(Text(head), Text(document["agreement"], style="bold"), Text(withheld), sep="")
+    console.print(_comparison(document))
+    console.print(_samples(document["samples"]))
+    console.print(_gradients(document["gradient_norms"]))
+    for row in document["samples"]:
+        if row["text"]:
+            console.print(Text(f"sample {row['sample']} ({row['source']}, loss {row['loss']:.4f})", style="bold"))
+            console.print(Text(row["text"]), soft_wrap=False)
+
+
+def _comparison(document: Json) -> Table:
+    table = Table("", "recorded", "replayed", header_style="bold")
+    found, expected = _flat(document["replayed"]), _flat(document["recorded"] or {})
+    for name, value in found.items():
+        table.add_row(name, _shown(expected.get(name, "")), _shown(value))
+    return table
+
+
+def _flat(values: Mapping[str, Any]) -> Json:
+    flat: Json = {}
+    for key, value in values.items():
+        flat |= {f"{key} {name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+def _samples(rows: list[Json]) -> Table:
+    table = Table("loss", "sample", "source", "epoch", "window", "documents", header_style="bold")
+    for row in rows[:_SHOWN_ROWS]:
+        first, last = row["first_document"], row["last_document"]
+        documents = str(first) if first == last else f"{first} to {last}"
+        places = (str(row[key]) for key in ("sample", "source", "epoch", "window"))
+        table.add_row(f"{row['loss']:.4f}", *places, documents)
+    table.caption = f"the {_SHOWN_ROWS} worst of {len(rows)} samples" if len(rows) > _SHOWN_ROWS else None
+    return table
+
+
+def _gradients(norms: Json) -> Table:
+    whole = sum(norm**2 for norm in norms.values())
+    table = Table("gradient norm", "of its square", "parameter", header_style="bold")
+    for name, norm in list(norms.items())[:_SHOWN_ROWS]:
+        share = f"{norm**2 / whole:.1%}" if math.isfinite(whole) and whole else ""
+        table.add_row(f"{norm:.4g}", share, name)
+    return table
