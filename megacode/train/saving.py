@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,8 @@ class Saver:
         error = save.work.error if save.work is not None else None
         errors = [said for said in groups.gather_objects(error) if said]
         if self._first:
-            remove(save.hidden)
+            with suppress(OSError):  # the next save sweeps it away
+                remove(save.hidden)
         self._tell_failed(save.state, errors[0])
 
     def _tell_failed(self, state: TrainState, error: str) -> None:

@@ -12,7 +12,7 @@ deviation and so only makes the judgement milder.
 
 Only iterations whose update was applied enter the windows, so that a plateau of skipped spikes never becomes the norm;
 the limit on skips in a row ends a run that would otherwise skip for ever. A new phase reads other data at another level
-of loss: its windows begin empty, and nothing is judged before they are a quarter full.
+of loss: its windows begin empty, and nothing is judged before they are a quarter full and hold 8 values.
 
 Pure Python on numbers that every rank has alike: each rank comes to the same verdict by itself.
 Source: for the median and MAD, Rousseeuw & Croux 1993, "Alternatives to the Median Absolute Deviation", section 1.
@@ -32,6 +32,7 @@ Kind = Literal["loss", "grad_norm"]
 _NORMAL = 1.4826
 _RELATIVE_FLOOR = 0.005
 _ABSOLUTE_FLOOR = 0.001
+_FEWEST = 8  # values that a median absolute deviation means anything of
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class SpikeDetector:
             loss: mean over its tokens, finite.
             grad_norm: before clipping, finite.
         """
-        if len(self._windows["loss"]) < self._policy.window / 4:
+        if len(self._windows["loss"]) < max(_FEWEST, self._policy.window / 4):
             return Verdict()
         scores: dict[Kind, float] = {
             "loss": robust_score(loss, self._windows["loss"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,31 @@ import pytest
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, read_jsonl
 from megacode.config.loading import load_config
-from megacode.mcore import groups
 from megacode.train.loop import train
 from megacode.train.planning import make_plan
 from megacode.train.setup import build_trainer
+from megacode.train.signals import StopSignal
 from megacode.train.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
 
+CLOSING = ExitStack()
+
+
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
     yield
-    groups.stop()
+    CLOSING.close()
 
 
 def trainer_of(config: Path, *overrides: str) -> Trainer:
-    return build_trainer(make_plan(load_config(config, overrides)))
+    return build_trainer(make_plan(load_config(config, overrides)), StopSignal(), CLOSING)
 
 
 def run_whole(config: Path, *overrides: str) -> None:
     train(trainer_of(config, *overrides))
-    groups.stop()
+    CLOSING.close()
 
 
 def run_part(config: Path, iterations: int, *overrides: str) -> None:
@@ -43,10 +47,10 @@ def run_part(config: Path, iterations: int, *overrides: str) -> None:
     for number in range(iterations + 2):
         trainer.record(trainer.step())
         if number + 1 == iterations:
-            trainer.save()
+            trainer.save_unless_saved()
     for sink in trainer.sinks:
         sink.close()
-    groups.stop()
+    CLOSING.close()
 
 
 def lines(run_dir: str, kind: str = "train") -> list[dict[str, Any]]:
@@ -181,11 +185,13 @@ def test_a_torn_save_leaves_the_checkpoint_before_it(golden: Path) -> None:
     assert lines("run")[-1]["iteration"] == 20
 
 
-def test_latest_without_its_checkpoint_is_an_error_that_says_so(golden: Path) -> None:
+@pytest.mark.parametrize("content", [None, "iter_0000009\n", "\0\0"])
+def test_a_latest_that_is_gone_or_wrong_leads_to_the_newest_checkpoint(golden: Path, content: str | None) -> None:
     run_part(golden, 4, "run_dir=run")
-    RunDir("run").latest.write_text("iter_0000009\n")
-    with pytest.raises(CheckpointError, match="latest names a checkpoint that is not there"):
-        trainer_of(golden, "run_dir=run")
+    RunDir("run").latest.unlink()
+    if content is not None:
+        RunDir("run").latest.write_text(content)
+    assert trainer_of(golden, "run_dir=run").state.iteration == 4
 
 
 def test_the_run_directory_holds_the_resolved_config_and_the_plan(golden: Path) -> None:
