@@ -205,14 +205,13 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Train one iteration again, in memory: what it read, what each sample lost, where the gradient came from."""
-    from megacode.train.replay_report import recorded, render, replay_config
+    from megacode.train.replay_report import render, replayable
 
     if nproc is not None:
         from megacode.launch.local import run_ranks
         from megacode.mcore.layout import check
 
-        check(replay_config(run_dir), nproc)
-        recorded(run_dir, iteration)
+        check(replayable(run_dir, iteration)[0].config, nproc)
         options = [*(["--out", str(out)] if out else []), *(["--json"] if as_json else [])]
         raise typer.Exit(run_ranks(["replay", str(run_dir), "--iteration", str(iteration), *options], nproc))
     setup_logging()

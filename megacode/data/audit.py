@@ -5,7 +5,8 @@ Each row also says why its sample was withheld from learning, if the config's ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -56,16 +57,26 @@ def seen_rows(config: RunConfig, source: str, document: int) -> list[Row]:
 
 
 def _rows(config: RunConfig, schedule: Schedule, samples: Iterable[int]) -> list[Row]:
+    return sample_rows(schedule, samples, Ledger.read(RunDir(config.directory)), cache(partial(open_source, config)))
+
+
+def sample_rows(
+    schedule: Schedule, samples: Iterable[int], ledger: Ledger, stream_of: Callable[[str], SourceStream]
+) -> list[Row]:
+    """Return what some samples read, one row each, in the order given.
+
+    Args:
+        schedule: of the run.
+        samples: their numbers.
+        ledger: what the run has withheld.
+        stream_of: returns an opened source by its name.
+    """
     numbers = np.fromiter(samples, dtype=np.int64)
-    drawn = schedule.draws(numbers)
-    ledger = Ledger.read(RunDir(config.directory))
-    streams: dict[str, SourceStream] = {}
+    columns = (column.tolist() for column in (numbers, *schedule.draws(numbers)))
     rows: list[Row] = []
-    columns = (column.tolist() for column in (numbers, *drawn))
     for sample, source_id, epoch, window, first_token in zip(*columns, strict=True):
         name = schedule.source_names[source_id]
-        if name not in streams:
-            streams[name] = open_source(config, name)
+        first, last = stream_of(name).documents_of(first_token)
         entry = ledger.withheld(sample, sample + 1)
         rows.append(
             {
@@ -74,7 +85,8 @@ def _rows(config: RunConfig, schedule: Schedule, samples: Iterable[int]) -> list
                 "source": name,
                 "epoch": epoch,
                 "window": window,
-                **dict(zip(("first_document", "last_document"), streams[name].documents_of(first_token), strict=True)),
+                "first_document": first,
+                "last_document": last,
                 "withheld": entry.reason if entry else None,
             }
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 from megacode.base.errors import ConfigError, MegacodeError
 from megacode.base.files import RunDir, write_json
 from megacode.checkpoint import store
-from megacode.data.audit import order_rows
+from megacode.data.audit import sample_rows
 from megacode.data.loader import Loader
 from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import SourceStream, open_streams
@@ -30,8 +30,8 @@ from megacode.metrics.meter import source_means
 from megacode.plan.ledger import Ledger
 from megacode.train import restoring
 from megacode.train.origin import find_origin
-from megacode.train.planning import Plan, make_plan
-from megacode.train.replay_report import COMPARED, Json, agreement, recorded, replay_config, worst_first
+from megacode.train.planning import Plan
+from megacode.train.replay_report import COMPARED, Json, agreement, replayable, worst_first
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def replay(run_dir: Path, iteration: int, out: Path | None = None) -> Json:
 
     Args:
         run_dir: the run directory.
-        iteration: from 1 to one more than the run has trained.
+        iteration: from 1 to one more than the run has trained, if its plan has one more.
         out: the file to write; None: `replays/` in the run directory.
 
     Returns:
@@ -109,9 +109,7 @@ def replay(run_dir: Path, iteration: int, out: Path | None = None) -> Json:
         LaunchError: the processes do not fit the run's layout.
     """
     started = time.perf_counter()
-    config = replay_config(run_dir)
-    record = recorded(run_dir, iteration)
-    plan = make_plan(config)
+    plan, record = replayable(run_dir, iteration)
     with _joined():
         run = _begin(plan, RunDir(run_dir), iteration)
         if iteration - 1 > run.iteration:
@@ -222,7 +220,8 @@ def _losses_by_sample(run: _Run) -> list[tuple[float, int]]:
 
 def _samples(run: _Run, first: int, losses: list[tuple[float, int]]) -> list[Json]:
     """Return each sample's place, loss and, of the worst ones, text; the worst first."""
-    rows: list[Json] = order_rows(run.plan.config, first, len(losses))
+    numbers = range(first, first + len(losses))
+    rows: list[Json] = sample_rows(run.plan.schedule, numbers, run.ledger, run.streams.__getitem__)
     for row, (loss, tokens) in zip(rows, losses, strict=True):
         row |= {"loss": loss, "tokens": tokens, "text": None}
     rows = worst_first(rows)

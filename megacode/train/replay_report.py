@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, read_jsonl
 from megacode.config.loading import load_config
-from megacode.config.run import RunConfig
+from megacode.train.planning import Plan, make_plan
 
 Json = dict[str, Any]
 
@@ -24,31 +24,28 @@ COMPARED = ("loss", "loss_by_source", "grad_norm", "samples_digest", "samples_by
 _SHOWN_ROWS = 12
 
 
-def replay_config(run_dir: Path) -> RunConfig:
-    """Return the config of a run, wherever its directory lies by now.
+def replayable(run_dir: Path, iteration: int) -> tuple[Plan, Json | None]:
+    """Return the plan of a run, wherever its directory lies by now, and what it has recorded of an iteration.
+
+    Nothing is recorded of the iteration after the last one, which may be the one that a run has died in.
 
     Raises:
-        ConfigError: if there is no run.
+        ConfigError: if there is no such run, or it has not come so far.
+        MegacodeError: if its data sets are not what they were.
     """
     run = RunDir(run_dir)
     if not run.config.is_file():
         what = "it holds no run.yaml" if run_dir.is_dir() else "there is no such directory"
         raise ConfigError(what, str(run_dir), "give the directory of a run that was started: runs/<name>")
-    return load_config(run.config, [f"run_dir={run_dir.absolute()}"])
-
-
-def recorded(run_dir: Path, iteration: int) -> Json | None:
-    """Return what metrics.jsonl says of an iteration; None for the one after the last, in which a run may have died.
-
-    Raises:
-        ConfigError: if the run has not come so far.
-    """
-    lines = {line["iteration"]: line for line in read_jsonl(RunDir(run_dir).metrics) if line["kind"] == "train"}
+    plan = make_plan(load_config(run.config, [f"run_dir={run_dir.absolute()}"]))
+    lines = {line["iteration"]: line for line in read_jsonl(run.metrics) if line["kind"] == "train"}
     last = max(lines, default=0)
-    if not 1 <= iteration <= last + 1:
+    finished = bool(lines) and lines[last]["consumed_samples"] >= plan.schedule.total_samples
+    most = last if finished else last + 1
+    if not 1 <= iteration <= most:
         what = f"the run has no iteration {iteration}: it has trained {last}"
-        raise ConfigError(what, "--iteration", f"give a number from 1 to {last + 1}")
-    return lines.get(iteration)
+        raise ConfigError(what, "--iteration", f"give a number from 1 to {most}")
+    return plan, lines.get(iteration)
 
 
 def agreement(found: Mapping[str, Any], expected: Mapping[str, Any] | None, dtype: str) -> str:
@@ -129,7 +126,7 @@ def _samples(rows: list[Json]) -> Table:
 
 def _gradients(norms: Json) -> Table:
     whole = sum(norm**2 for norm in norms.values())
-    table = Table("gradient norm", "of its square", "parameter", header_style="bold")
+    table = Table("gradient norm", "of its square", Column("parameter", overflow="fold"), header_style="bold")
     for name, norm in list(norms.items())[:_SHOWN_ROWS]:
         share = f"{norm**2 / whole:.1%}" if math.isfinite(whole) and whole else ""
         table.add_row(f"{norm:.4g}", share, name)
