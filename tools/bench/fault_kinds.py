@@ -194,7 +194,7 @@ def fill_disk(run: Run, chance: random.Random) -> None:
     assert run.full is not None
     assert run.process is not None
     with contextlib.suppress(OSError), run.full.open("wb", buffering=0) as file:
-        for size in (1 << 20, 1 << 12, 1):
+        for size in (1 << 20, 1 << 12):
             with contextlib.suppress(OSError):
                 while file.write(b"\0" * size):
                     pass

@@ -324,6 +324,7 @@ def main(
 ) -> None:
     """Hit runs with faults, and compare them with one left alone."""
     setup_logging()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # ends the run and unmounts the disk
     chosen = [kind.strip() for kind in kinds.split(",")]
     unknown = sorted(set(chosen) - set(KINDS))
     ways = {"sync": [False], "async": [True], "both": [False, True]}
