@@ -184,9 +184,14 @@ def _ranks(document: Json) -> list[RenderableType]:
         lines.append(f"most memory: {format_bytes(health['memory_bytes'])} on rank {health.get('memory_rank')}")
     beats = document["heartbeats"]
     if beats:
-        shown = ", ".join(f"rank {beat['rank']} {format_seconds(beat['age'])}" for beat in beats[:_HEARTBEATS_SHOWN])
-        lines.append(f"last signs of life, of {len(beats):,} ranks: {shown}")
+        shown = ", ".join(_heartbeat(beat) for beat in beats[:_HEARTBEATS_SHOWN])
+        lines.append(f"oldest heartbeats of {len(beats):,}: {shown}")
     return [Text(line) for line in lines]
+
+
+def _heartbeat(beat: Json) -> str:
+    doing = f" ({beat['doing']})" if beat.get("doing") else ""
+    return f"rank {beat['rank']} {format_seconds(beat['age'])} ago{doing}"
 
 
 def _samples(proof: Json) -> RenderableType:
