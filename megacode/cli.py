@@ -120,9 +120,12 @@ def train(
     config: Config,
     overrides: Overrides = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this machine.")] = None,
+    accept_changed_past: AcceptChangedPast = False,
 ) -> None:
     """Train, or go on where the run directory stands; under torchrun or srun each process is one rank."""
     if nproc is not None:
+        from megacode.base.files import RunDir
+        from megacode.base.lock import refuse_if_live
         from megacode.config.loading import load_config
         from megacode.launch.local import run_ranks
         from megacode.mcore.layout import check
@@ -132,11 +135,13 @@ def train(
         check_trainable(parsed)
         check(parsed, nproc)
         make_plan(parsed)
-        raise typer.Exit(run_ranks(["train", str(config), *(overrides or [])], nproc))
+        refuse_if_live(RunDir(parsed.directory))
+        flags = ["--accept-changed-past"] if accept_changed_past else []
+        raise typer.Exit(run_ranks(["train", str(config), *(overrides or []), *flags], nproc))
     setup_logging()
     from megacode.train.main import EXIT_CODES, run
 
-    raise typer.Exit(EXIT_CODES[run(config, overrides or [])])
+    raise typer.Exit(EXIT_CODES[run(config, overrides or [], accept_changed_past=accept_changed_past)])
 
 
 @convert.command("to-hf")

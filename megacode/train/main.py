@@ -24,12 +24,13 @@ EXIT_CODES: dict[StopReason, int] = {
 }
 
 
-def run(path: Path, overrides: Sequence[str]) -> StopReason:
+def run(path: Path, overrides: Sequence[str], *, accept_changed_past: bool = False) -> StopReason:
     """Train the run of a config file, from its start or from its newest whole checkpoint.
 
     Args:
         path: the config file.
         overrides: `key.path=value`.
+        accept_changed_past: go on although the config would have read something else so far.
 
     Raises:
         MegacodeError: for every mistake of the user's, on every rank alike.
@@ -39,7 +40,7 @@ def run(path: Path, overrides: Sequence[str]) -> StopReason:
     check_trainable(config)
     plan = make_plan(config)
     with ExitStack() as closing:
-        trainer = build_trainer(plan, stop_signal, closing)
+        trainer = build_trainer(plan, stop_signal, closing, accept_changed_past=accept_changed_past)
         try:
             return train(trainer)
         except Exception as error:

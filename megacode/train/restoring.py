@@ -58,6 +58,17 @@ def newest_whole(run: RunDir, parts: Parts, events: Events | None, before: int |
     return None
 
 
+def check_whole(path: Path, parts: Parts) -> None:
+    """Check every byte of another run's checkpoint; all ranks share the reading.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    found = _damage(path, parts)
+    if found:
+        raise CheckpointError("; ".join(found), str(path), "name another checkpoint, or bring it back from a copy")
+
+
 def _damage(path: Path, parts: Parts) -> list[str]:
     """Return what is wrong with a checkpoint, the same on all ranks."""
     rank, size = parts.ranks.rank, parts.ranks.world_size

@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import LaunchError
 from megacode.base.files import RunDir, read_jsonl, write_json, write_text
 from megacode.base.lock import RunLock
-from megacode.checkpoint import store
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
 from megacode.data.loader import Loader
@@ -25,10 +23,10 @@ from megacode.metrics.meter import Meter
 from megacode.metrics.sinks import Events, open_sinks
 from megacode.plan.costs import flops_per_token
 from megacode.plan.ledger import Ledger
-from megacode.plan.phases import prove_past
 from megacode.train import restoring, watchdog
 from megacode.train.guard import Guard
 from megacode.train.limits import TimeLimit, TouchFiles
+from megacode.train.origin import Origin, find_origin
 from megacode.train.planning import Plan
 from megacode.train.saving import Saver
 from megacode.train.signals import StopSignal
@@ -40,13 +38,16 @@ log = logging.getLogger(__name__)
 _RECORDED = ("megacode", "torch", "megatron-core", "numpy", "tokenizers", "transformers")
 
 
-def build_trainer(plan: Plan, stop_signal: StopSignal, closing: ExitStack) -> Trainer:
+def build_trainer(
+    plan: Plan, stop_signal: StopSignal, closing: ExitStack, *, accept_changed_past: bool = False
+) -> Trainer:
     """Build this rank's Trainer: groups, lock, model, optimizer, data, and the state of the newest whole checkpoint.
 
     Args:
         plan: of the run.
         stop_signal: hears signals to this process.
         closing: what must end with the run, however it ends: groups, lock and watchdog are added to it.
+        accept_changed_past: go on although the config would have read something else so far.
 
     Raises:
         MegacodeError: for every mistake of the user's.
@@ -63,10 +64,12 @@ def build_trainer(plan: Plan, stop_signal: StopSignal, closing: ExitStack) -> Tr
     closing.callback(watching.stop)
     parts = mcore_parts.build(config, ranks, plan.vocab_size)
     events = Events(run) if first else None
-    state, origin = _restore(plan, parts, run, events)
+    origin = find_origin(plan, restoring.newest_whole(run, parts, events), accept_changed_past)
+    state = _restore(plan, parts, origin)
     if first:
         _record_run(plan, run)
-    resumed = _resumed(run, state, origin) if first else None
+    start = _start(run, origin) if first else {}
+    own = origin.kind == "resume"
     guard = Guard(config.health.spikes, Ledger.read(run, writes=first), plan.batches, events)
     guard.detector.restore(state.health)
     limit = TimeLimit(config.limits.wall_clock)
@@ -81,13 +84,13 @@ def build_trainer(plan: Plan, stop_signal: StopSignal, closing: ExitStack) -> Tr
         sinks=open_sinks(run, state.iteration, plan.batches.total_iterations) if first else [],
         events=events,
         state=state,
-        saver=Saver(run, parts, config.checkpoint, events, limit.saved, state.iteration if origin is not None else -1),
+        saver=Saver(run, parts, config.checkpoint, events, limit.saved, state.iteration if own else -1),
         guard=guard,
         watchdog=watching,
         limit=limit,
         requests=requests,
         stop_signal=stop_signal,
-        resumed=resumed,
+        start=start,
     )
 
 
@@ -119,39 +122,34 @@ def _watched(plan: Plan, run: RunDir, ranks: Ranks, lock: RunLock, requests: Tou
     return watching.start()
 
 
-def _restore(plan: Plan, parts: Parts, run: RunDir, events: Events | None) -> tuple[TrainState, Path | None]:
-    """Load the run's newest whole checkpoint, else what `init` names.
-
-    Returns:
-        The state to go on from, and this run's own checkpoint that it is of, if it is.
-    """
-    config = plan.config
-    newest = restoring.newest_whole(run, parts, events)
-    if newest is not None:
-        state = restoring.load(config, parts, newest)
-        prove_past(plan.schedule, state.fingerprints, state.consumed_samples)
-        log.info("going on from %s, sample %d", newest, state.consumed_samples)
-    else:
-        state = TrainState()
-        if config.init.from_ != "random":
-            origin = store.find_checkpoint(Path(config.init.from_))
-            restoring.load(config, parts, origin, weights_only=config.init.load == "weights")
-            log.info("starting from the %s of %s", config.init.load, origin)
+def _restore(plan: Plan, parts: Parts, origin: Origin) -> TrainState:
+    """Load what a start goes on from, and return its state."""
+    config, state = plan.config, origin.state
+    for line in origin.log_lines():
+        log.info("%s", line)
+    if origin.checkpoint is not None:
+        if origin.kind != "resume":
+            restoring.check_whole(origin.checkpoint, parts)
+        restoring.load(config, parts, origin.checkpoint, weights_only=origin.weights_only)
     state.config = dump_config(config)
     sizes = config.parallel.model_dump(include={"tensor", "pipeline", "context"})
     state.layout = {"world_size": parts.ranks.world_size, **sizes}
     state.tokenizer_hash = load_tokenizer(config.tokenizer).hash if config.tokenizer else ""
     state.versions = {name: metadata.version(name) for name in _RECORDED}
-    return state, newest
+    return state
 
 
-def _resumed(run: RunDir, state: TrainState, checkpoint: Path | None) -> dict[str, Any] | None:
-    """Return what to tell of a start that is not the run's first: what it goes on from, and what work is repeated."""
-    if not read_jsonl(run.events):
-        return None
-    iterations, seconds = restoring.lost_work(read_jsonl(run.metrics), state.iteration)
-    name = checkpoint.name if checkpoint is not None else None
-    return {"checkpoint": name, "lost_iterations": iterations, "lost_seconds": seconds}
+def _start(run: RunDir, origin: Origin) -> dict[str, Any]:
+    """Return what the diary says of this start: its event, what it goes on from, and what work it repeats."""
+    facts: dict[str, Any] = {"event": "start" if not read_jsonl(run.events) else "resume", "kind": origin.kind}
+    if origin.checkpoint is not None:
+        facts["checkpoint"] = origin.checkpoint.name if origin.kind == "resume" else str(origin.checkpoint)
+    if facts["event"] == "resume":
+        lost = restoring.lost_work(read_jsonl(run.metrics), origin.state.iteration)
+        facts |= {"lost_iterations": lost[0], "lost_seconds": lost[1]}
+    if origin.difference is not None and origin.difference.lost:
+        facts["changed_past"] = origin.difference.lost
+    return facts
 
 
 def _record_run(plan: Plan, run: RunDir) -> None:

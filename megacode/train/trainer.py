@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,7 +56,7 @@ class Trainer:
         limit: how long this start may take.
         requests: files that a user touches; None but on rank 0.
         stop_signal: signals to this process.
-        resumed: what the `resume` event says of the start; None for a run's first one.
+        start: the event that begins the diary of this start; empty but on rank 0.
     """
 
     config: RunConfig
@@ -75,7 +75,7 @@ class Trainer:
     limit: TimeLimit
     requests: TouchFiles | None
     stop_signal: StopSignal
-    resumed: dict[str, Any] | None = None
+    start: dict[str, Any] = field(default_factory=dict)
     _before: tuple[int, int] = (0, 0)
     _seconds: float = 0.0
     _back_to: int | None = None
@@ -110,7 +110,7 @@ class Trainer:
     def begin(self) -> None:
         """Write what a run starts with: an event and, where nothing is trained yet, losses of the untrained model."""
         self._event(
-            "start" if self.resumed is None else "resume",
+            **{"event": "start", **self.start},
             ranks=self.parts.ranks.world_size,
             device=device.name(),
             host=platform.node(),
@@ -118,7 +118,6 @@ class Trainer:
             command=shlex.join(["megacode", *sys.argv[1:]]),
             versions=self.state.versions,
             seconds=self._age(),
-            **(self.resumed or {}),
         )
         if self.state.iteration == 0 and self.config.checkpoint.at_start:
             self.save()
