@@ -37,8 +37,9 @@ def render_status(document: Json, console: Console) -> None:
     incidents = list(_incidents(document))
     if incidents:
         parts += [Text(), _rule("what went wrong"), *(Text(line) for line in incidents)]
-    if document["health"] or document["heartbeats"]:
-        parts += [Text(), _rule("ranks"), *_ranks(document)]
+    ranks = _ranks(document)
+    if ranks:
+        parts += [Text(), _rule("ranks"), *(Text(line) for line in ranks)]
     if "samples" in document:
         parts += [Text(), _rule("samples"), _samples(document["samples"])]
     console.print(Padding(Group(*parts), 1), width=min(_WIDEST, console.width))
@@ -174,7 +175,7 @@ def _incidents(document: Json) -> list[str]:
     return lines
 
 
-def _ranks(document: Json) -> list[RenderableType]:
+def _ranks(document: Json) -> list[str]:
     lines, health = [], document["health"] or {}
     if health.get("slowest_seconds") is not None:
         median = f", the median {format_seconds(health['median_seconds'])}" if health.get("median_seconds") else ""
@@ -183,10 +184,10 @@ def _ranks(document: Json) -> list[RenderableType]:
     if health.get("memory_bytes") is not None:
         lines.append(f"most memory: {format_bytes(health['memory_bytes'])} on rank {health.get('memory_rank')}")
     beats = document["heartbeats"]
-    if beats:
+    if beats and document["state"] in ("running", "died", "hung"):
         shown = ", ".join(_heartbeat(beat) for beat in beats[:_HEARTBEATS_SHOWN])
         lines.append(f"oldest heartbeats of {len(beats):,}: {shown}")
-    return [Text(line) for line in lines]
+    return lines
 
 
 def _heartbeat(beat: Json) -> str:
