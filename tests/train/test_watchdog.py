@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> RunDir:
     return RunDir(tmp_path / "run").create()
 
 
-def ranks(run: RunDir, *how: str, timeout: float = 1.0) -> list[tuple[int, str]]:
+def ranks(run: RunDir, *how: str, timeout: float = 1.5) -> list[tuple[int, str]]:
     """Start one process for each way, as the ranks of one run; return how each ended and what it said."""
     started = []
     for rank, name in enumerate(how):
@@ -48,9 +48,9 @@ def wait_for(path: Path) -> Path:
 def test_a_rank_that_waits_for_ever_says_where_and_ends(run: RunDir) -> None:
     ((code, said),) = ranks(run, "stuck_in_a_lock")
     assert code == 1, said
-    assert re.search(r"rank 0 hangs: training after iteration 7 for 1\.\d s; see .*stacks", said)
+    assert re.search(r"rank 0 hangs: training after iteration 7 for \d\.\d s; see .*stacks", said)
     head, _, body = stacks(run).partition("\n")
-    assert re.match(r"rank 0 on \S+, process \d+, 20.*: training after iteration 7 \(no sign of life for 1 s\)", head)
+    assert re.match(r"rank 0 on \S+, process \d+, 20.*: training after iteration 7 \(no sign of life for \d s\)", head)
     assert "in stuck_in_a_lock" in body
     (event,) = read_jsonl(run.events)
     assert event["event"] == "hang"

@@ -40,7 +40,7 @@ def saving_for_long(watchdog: Watchdog) -> None:
     """Announce a long save, then go on."""
     watchdog.beat("saving", 7, 56)
     with watchdog.stretched(30.0):
-        time.sleep(2.5)
+        time.sleep(3.0)
     watchdog.beat("training", 8, 64)
 
 
