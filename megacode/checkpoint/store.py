@@ -16,7 +16,7 @@ from pathlib import Path
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, publish, remove, write_text
 from megacode.base.units import format_bytes
-from megacode.checkpoint.shards import file_facts, write_index
+from megacode.checkpoint.files import file_facts, write_index
 from megacode.checkpoint.state import FILE_NAME, TrainState
 from megacode.config.training import CheckpointPolicy
 
@@ -41,8 +41,9 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def latest(run: RunDir) -> Path | None:
-    """Return the newest checkpoint of a run, or None before the first one."""
-    return next(iter(candidates(run)), None)
+    """Return the newest checkpoint of a run, or None before the first one; one whose state is damaged comes last."""
+    paths = candidates(run)
+    return next((path for path in paths if _readable(path)), paths[0] if paths else None)
 
 
 def candidates(run: RunDir) -> list[Path]:
@@ -121,11 +122,16 @@ def prune(run: RunDir, policy: CheckpointPolicy) -> None:
         remove(run.checkpoint(iteration))
 
 
-def _kept(path: Path) -> str:
+def _kept(path: Path) -> bool:
+    return _readable(path) and bool(TrainState.read(path).keep)
+
+
+def _readable(path: Path) -> bool:
     try:
-        return TrainState.read(path).keep
+        TrainState.read(path)
     except CheckpointError:
-        return ""
+        return False
+    return True
 
 
 def damage(path: Path, part: Callable[[int], bool] = lambda number: True) -> list[str]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megacode.checkpoint.shards import Reader, Shard
+from megacode.checkpoint.reader import Reader
+from megacode.checkpoint.shards import Shard
 from megacode.mcore import optimizer_state, pieces
 from megacode.mcore.optimizer import configure
 from megacode.mcore.optimizer_state import WEIGHT

@@ -130,11 +130,9 @@ def set_random_states(parts: Parts, pieces: list[Piece]) -> None:
 
 
 def _random_stem(parts: Parts) -> str:
-    from megatron.core import parallel_state as mpu
-
     ranks = parts.ranks
-    sizes = (ranks.pp_size, len(parts.chunks), ranks.tp_size, mpu.get_context_parallel_world_size(), ranks.dp_size)
-    own = (ranks.pp_rank, ranks.tp_rank, mpu.get_context_parallel_rank(), ranks.dp_rank)
+    sizes = (ranks.pp_size, len(parts.chunks), ranks.tp_size, ranks.cp_size, ranks.dp_size)
+    own = (ranks.pp_rank, ranks.tp_rank, ranks.cp_rank, ranks.dp_rank)
     return f"random.{'x'.join(map(str, sizes))}.{'.'.join(map(str, own))}."
 
 

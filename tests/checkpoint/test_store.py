@@ -10,7 +10,8 @@ import torch
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir
 from megacode.checkpoint import store
-from megacode.checkpoint.shards import Reader, Shard
+from megacode.checkpoint.reader import Reader
+from megacode.checkpoint.shards import Shard
 from megacode.checkpoint.state import TrainState
 from megacode.config.training import CheckpointPolicy
 from megacode.mcore.pieces import Piece

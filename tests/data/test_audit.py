@@ -4,7 +4,7 @@ import pytest
 
 from megacode.base.errors import DataError
 from megacode.base.files import RunDir
-from megacode.cli import _show_samples
+from megacode.cli.plans import _show_samples
 from megacode.data.audit import order_rows, seen_rows
 from megacode.plan.ledger import Ledger
 

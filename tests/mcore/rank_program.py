@@ -344,13 +344,13 @@ def reads(
 
 def save(parts: Parts, path: Path) -> None:
     """Write a checkpoint; every rank returns when it is whole."""
-    from megacode.checkpoint import shards, tensors
+    from megacode.checkpoint import files, tensors
 
     path.mkdir(exist_ok=True)
     tensors.save(parts, path)
     groups.barrier()
     if parts.ranks.rank == 0:
-        shards.write_index(path)
+        files.write_index(path)
     groups.barrier()
 
 

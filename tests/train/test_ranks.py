@@ -34,8 +34,9 @@ def losses(run_dir: Path) -> list[float]:
         "parallel={distributed_optimizer: true}",
         "parallel={tensor: 2, sequence_parallel: true}",
         "parallel={pipeline: 2}",
+        "parallel={context: 2}",
     ],
-    ids=["dp2", "tp2", "pp2"],
+    ids=["dp2", "tp2", "pp2", "cp2"],
 )
 def test_two_ranks_learn_what_one_process_learns(
     golden: Path, megacode: Megacode, tmp_path: Path, layout: str, compare_losses: object
@@ -114,7 +115,6 @@ def test_a_killed_rank_ends_the_others(golden: Path, tmp_path: Path) -> None:
         ("sources.code.path=nowhere", 2, r"nowhere"),
         ("precision={fp8: {recipe: delayed}}", 1, r"FP8 needs Transformer Engine"),
         ("parallel.context=3", 3, r"does not divide into 6 parts \(sequence and context parallel\)"),
-        ("checkpoint.async=true", 1, r"set checkpoint.async: false"),
         ("sources.code.fim_rate=0.5", 1, r"fill in the middle"),
         ("model.vocab_size=100", 1, r"vocabulary"),
     ],

@@ -1,0 +1,150 @@
+"""Checkpoints made of others: written anew over another number of files, without the optimizer, or averaged.
+
+A checkpoint does not remember the layout that wrote it, so nothing needs to be converted to train on other ranks. What
+a copy changes is the files: fewer for a slow archive, weights alone for evaluation, the mean of several for a smoother
+model. One tensor is in memory at a time, and each is read back and compared before the copy is published.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megacode.base.errors import CheckpointError, Problem, VerificationError
+from megacode.base.files import atomic_path
+from megacode.checkpoint import store
+from megacode.checkpoint.files import shard_name, write_index
+from megacode.checkpoint.reader import Reader
+from megacode.checkpoint.shards import Layout, Slot, bytes_of, write_shard
+from megacode.checkpoint.state import TrainState
+from megacode.mcore.optimizer_state import WEIGHT
+
+Make = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What became of a copy.
+
+    Attributes:
+        checkpoint: what was read; of several the newest.
+        out: what was written.
+        tensors: how many.
+        elements: numbers in them.
+        files: shard files.
+    """
+
+    checkpoint: str
+    out: str
+    tensors: int
+    elements: int
+    files: int
+
+
+def reshard(source: Path, out: Path, *, files: int = 1, weights_only: bool = False) -> Copy:
+    """Write a checkpoint anew over so many files.
+
+    Args:
+        source: a checkpoint or a run directory.
+        out: the new checkpoint; not there yet.
+        files: shard files.
+        weights_only: leave out moments and random states: it can be evaluated and started from, not resumed.
+
+    Raises:
+        CheckpointError: the source is damaged, or `out` exists.
+        VerificationError: what was written is not what was read.
+    """
+    path = store.find_checkpoint(source)
+    _check(path, out)
+    reader = Reader(path)
+    names = [name for name in reader.tensors if not weights_only or name.startswith(f"{WEIGHT}.")]
+    return _write(path, out, names, reader.whole, files)
+
+
+def average(sources: Sequence[Path], out: Path) -> Copy:
+    """Write the mean of the weights of several checkpoints of one model, for evaluation or as a start.
+
+    Means are taken in fp64. Source: Izmailov et al., Averaging Weights Leads to Wider Optima (2018), section 3.
+
+    Args:
+        sources: checkpoints or run directories.
+        out: the new checkpoint, weights only; what it says of itself is the newest one's.
+
+    Raises:
+        CheckpointError: there are fewer than two, one is damaged, or they are of different models.
+    """
+    paths = sorted((store.find_checkpoint(source) for source in sources), key=lambda p: TrainState.read(p).iteration)
+    if len(set(paths)) < 2:
+        fix = "name two or more, or one run with --last N"
+        raise CheckpointError(f"{len(set(paths))} checkpoint has no average", str(out), fix)
+    for path in paths:
+        _check(path, out)
+    readers = [Reader(path) for path in paths]
+    names = [name for name in readers[-1].tensors if name.startswith(f"{WEIGHT}.")]
+    _check_alike(paths, readers, names)
+
+    def mean(name: str) -> Tensor:
+        total = readers[0].whole(name).double()
+        for reader in readers[1:]:
+            total += reader.whole(name)
+        return (total / len(readers)).float()
+
+    return _write(paths[-1], out, names, mean, files=1)
+
+
+def _check(path: Path, out: Path) -> None:
+    found = store.damage(path)
+    if found:
+        raise CheckpointError(
+            problems=[
+                Problem(line, str(path), "use another checkpoint, or bring it back from a copy") for line in found
+            ]
+        )
+    if out.exists():
+        raise CheckpointError("it is there already", str(out), "give a directory that does not exist")
+
+
+def _check_alike(paths: Sequence[Path], readers: Sequence[Reader], names: Sequence[str]) -> None:
+    for path, reader in zip(paths, readers, strict=True):
+        for name in names:
+            ours, theirs = readers[-1].tensors[name]["shape"], reader.tensors.get(name, {}).get("shape")
+            if ours != theirs:
+                what = f"{name} has the shape {theirs} here, and {ours} in {paths[-1]}"
+                raise CheckpointError(what, str(path), "average checkpoints of one model")
+
+
+def _write(source: Path, out: Path, names: Sequence[str], make: Make, files: int) -> Copy:
+    about = Reader(source).tensors
+    sizes = {name: math.prod(about[name]["shape"]) for name in names}
+    groups = [group for group in _dealt(sizes, files) if group]
+    with atomic_path(out) as hidden:
+        hidden.mkdir(parents=True)
+        for number, group in enumerate(groups):
+            slots = [Slot(name, tuple(about[name]["shape"]), about[name]["dtype"]) for name in group]
+            write_shard(hidden / shard_name(number), Layout(slots), (bytes_of(make(name)) for name in group))
+        state = replace(TrainState.read(source), files=write_index(hidden), keep="")
+        state.write(hidden)
+        _prove(hidden, names, make)
+    return Copy(str(source), str(out), len(names), sum(sizes.values()), len(groups))
+
+
+def _dealt(sizes: dict[str, int], files: int) -> list[list[str]]:
+    """Return the names dealt out to files in their order, so that none is much fuller than another."""
+    groups: list[list[str]] = [[] for _ in range(max(1, files))]
+    total, before = sum(sizes.values()), 0
+    for name, size in sizes.items():
+        groups[min(len(groups) - 1, (before + size // 2) * len(groups) // max(1, total))].append(name)
+        before += size
+    return groups
+
+
+def _prove(path: Path, names: Sequence[str], make: Make) -> None:
+    reader = Reader(path)
+    for name in names:
+        if not torch.equal(reader.whole(name), make(name)):
+            raise VerificationError(f"{name} is not what was read", str(path), "check the disk, then try again")

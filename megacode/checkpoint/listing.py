@@ -1,0 +1,92 @@
+"""A run's checkpoints, for people: which there are, how large, why they are kept, and whether they are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megacode.base.errors import CheckpointError, ConfigError
+from megacode.base.files import RunDir
+from megacode.checkpoint import store
+from megacode.checkpoint.state import FILE_NAME, TrainState
+
+
+def listing(path: Path) -> list[dict[str, Any]]:
+    """Return a run's checkpoints, oldest first.
+
+    Each row has `name`, `iteration`, `consumed_samples`, `phase`, `bytes`, `keep`, `ranks`, `latest`, and `problem`:
+    what is wrong with its files without reading them, or None.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    run = RunDir(path)
+    paths = _of_run(run)
+    named = store.latest(run)
+    return [_row(item, item == named) for item in paths]
+
+
+def _of_run(run: RunDir) -> list[Path]:
+    paths = [run.checkpoint(iteration) for iteration in run.iterations()]
+    if not paths:
+        what = "there is no checkpoint" if run.path.exists() else "there is no such directory"
+        raise CheckpointError(what, str(run.path), "give a run directory that has saved one")
+    return paths
+
+
+def _row(path: Path, is_latest: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": path.name, "iteration": int(path.name.removeprefix("iter_")), "latest": is_latest}
+    try:
+        state = TrainState.read(path)
+    except CheckpointError as error:
+        facts = {"consumed_samples": 0, "phase": "", "bytes": 0, "keep": "", "ranks": 0}
+        return {**row, **facts, "problem": error.problems[0].what}
+    wrong = [name for name, facts in state.files.items() if _size(path / name) != facts["bytes"]]
+    return {
+        **row,
+        "consumed_samples": state.consumed_samples,
+        "phase": state.phase,
+        "bytes": sum(facts["bytes"] for facts in state.files.values()),
+        "keep": state.keep,
+        "ranks": state.layout.get("world_size", 0),
+        "problem": f"{', '.join(wrong)} missing or cut short" if wrong else None,
+    }
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def verify(path: Path) -> list[dict[str, Any]]:
+    """Read every byte of a checkpoint, or of all checkpoints of a run.
+
+    Returns:
+        A row each: `path`, `files`, `bytes`, and `damage`: what is wrong, a line a file; empty: it is whole.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    paths = [path] if (path / FILE_NAME).exists() else _of_run(RunDir(path))
+    rows = []
+    for item in paths:
+        damage = store.damage(item)
+        sizes = [file.stat().st_size for file in item.iterdir()]
+        rows.append({"path": str(item), "files": len(sizes), "bytes": sum(sizes), "damage": damage})
+    return rows
+
+
+def newest(paths: Sequence[Path], last: int | None) -> list[Path]:
+    """Return the checkpoints that a command names: as given, or the newest `last` of one run directory.
+
+    Raises:
+        ConfigError: `last` is asked of several paths, or the run has fewer.
+    """
+    if last is None:
+        return list(paths)
+    if len(paths) != 1:
+        raise ConfigError(f"{len(paths)} paths are given", "--last", "give one run directory, or leave out --last")
+    found = _of_run(RunDir(paths[0]))
+    if len(found) < last:
+        raise ConfigError(f"the run has {len(found)} checkpoints", "--last", f"give {len(found)} or fewer")
+    return found[-last:]

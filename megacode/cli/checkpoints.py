@@ -1,0 +1,78 @@
+"""Checkpoints as they lie on disk: `checkpoint list`, `verify`, `average`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from megacode.base.errors import VerificationError
+from megacode.base.units import format_bytes, format_count
+from megacode.cli.options import Checkpoint, Json, RunDirectory, print_json
+
+if TYPE_CHECKING:
+    from megacode.checkpoint.copying import Copy
+
+app = typer.Typer(help="Checkpoints of a run: which there are, and whether they are whole.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_(run_dir: RunDirectory, as_json: Json = False) -> None:
+    """List a run's checkpoints, oldest first, with what `latest` names; files are looked at, but not read."""
+    from megacode.checkpoint.listing import listing
+
+    rows = listing(run_dir)
+    if as_json:
+        print_json({"checkpoints": rows})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("checkpoint", "phase", "samples", "size", "kept for", "ranks", "state", header_style="bold")
+    for row in rows:
+        facts = (row["phase"], format_count(row["consumed_samples"]), format_bytes(row["bytes"]), row["keep"])
+        name = f"{row['name']} (latest)" if row["latest"] else row["name"]
+        table.add_row(name, *facts, str(row["ranks"]), row["problem"] or "complete")
+    Console().print(table)
+
+
+@app.command()
+def verify(checkpoint: Checkpoint, as_json: Json = False) -> None:
+    """Read every byte of a checkpoint, or of all of a run, and compare with the hashes taken when it was written."""
+    from megacode.checkpoint.listing import verify as read_all
+
+    rows = read_all(checkpoint)
+    if as_json:
+        print_json({"checkpoints": rows})
+    damaged = [row for row in rows if row["damage"]]
+    for row in rows:
+        if not as_json and not row["damage"]:
+            typer.echo(f"{row['path']}: whole, {format_bytes(row['bytes'])} in {row['files']} files")
+    if damaged:
+        what = "; ".join(f"{row['path']}: {', '.join(row['damage'])}" for row in damaged)
+        raise VerificationError(what, fix="a resume passes it over for the one before; remove it, or bring it back")
+
+
+@app.command()
+def average(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints of one model.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Directory of the new checkpoint.")],
+    last: Annotated[int | None, typer.Option(min=2, help="Of one run directory: its newest so many.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Average the weights of several checkpoints, to evaluate or to start from."""
+    from megacode.checkpoint.copying import average as write_mean
+    from megacode.checkpoint.listing import newest
+
+    show_copy(write_mean(newest(checkpoints, last), out), as_json)
+
+
+def show_copy(copy: Copy, as_json: bool) -> None:
+    """Print what became of a copy."""
+    document: dict[str, Any] = asdict(copy)
+    if as_json:
+        print_json(document)
+    else:
+        typer.echo(f"{copy.out}: {copy.tensors} tensors, {format_count(copy.elements)} numbers, {copy.files} files")

@@ -1,0 +1,88 @@
+"""What a config means, before anything runs: `plan`, `order`, `seen`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from megacode.base.errors import MegacodeError
+from megacode.cli.options import AcceptChangedPast, Config, Json, Overrides, print_json
+
+app = typer.Typer()
+
+
+@app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    against: Annotated[Path | None, typer.Option(help="A run or checkpoint whose past must stay as it is.")] = None,
+    accept_changed_past: AcceptChangedPast = False,
+) -> None:
+    """Show what a config will read and cost, phase by phase, before anything is started."""
+    from megacode.config.loading import load_config
+    from megacode.convert.layouts import check_exportable
+    from megacode.train.planning import plan_run
+
+    parsed = load_config(config, overrides or [])
+    document = plan_run(parsed, against, accept_changed_past)
+    try:
+        check_exportable(parsed.model)
+    except MegacodeError as error:
+        document["warnings"] += [f"no export: {problem.what}; {problem.fix}" for problem in error.problems]
+    if as_json:
+        print_json(document)
+    else:
+        from rich.console import Console
+
+        from megacode.plan.table import render_plan
+
+        render_plan(document, Console())
+
+
+@app.command()
+def order(
+    config: Config,
+    overrides: Overrides = None,
+    first: Annotated[int, typer.Option(min=0, help="First sample.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="How many samples.")] = 16,
+    as_json: Json = False,
+) -> None:
+    """List what samples FIRST, FIRST+1, ... read."""
+    from megacode.config.loading import load_config
+    from megacode.data.audit import order_rows
+
+    _show_samples(order_rows(load_config(config, overrides or []), first, count), as_json)
+
+
+@app.command()
+def seen(
+    config: Config,
+    source: Annotated[str, typer.Option(help="Name of a source.")],
+    document: Annotated[int, typer.Option(min=0, help="Number of a document in it.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """List the samples that read a document, or a part of it."""
+    from megacode.config.loading import load_config
+    from megacode.data.audit import seen_rows
+
+    _show_samples(seen_rows(load_config(config, overrides or []), source, document), as_json)
+
+
+def _show_samples(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json({"samples": rows})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    names = ["sample", "phase", "source", "epoch", "window", "first_document", "last_document"]
+    if any(row["withheld"] for row in rows):
+        names.append("withheld")
+    table = Table(*names, header_style="bold")
+    for row in rows:
+        table.add_row(*(str(row[name] or "") if name == "withheld" else str(row[name]) for name in names))
+    Console().print(table)
