@@ -182,7 +182,7 @@ def _measured(run: RunDir) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def _tensor_differences(*checkpoints: Path) -> Iterator[str]:
-    from megacode.checkpoint.shards import Reader
+    from megacode.checkpoint.reader import Reader
 
     mine, theirs = map(Reader, checkpoints)
     for name in sorted(mine.tensors.keys() | theirs.tensors.keys()):
