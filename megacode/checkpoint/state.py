@@ -23,6 +23,7 @@ class TrainState:
         phase: name of the phase the clock stands in (the last one at the run's end).
         samples_by_source: samples really read of each source, counted by the training step.
         fingerprints: the schedule's chain, one entry a phase up to the clock.
+        withheld: samples before the clock that were read, but not learned from, by the ledger of that time.
         health: what the spike detector remembers.
         config: the resolved config as YAML.
         layout: parallel sizes it was saved under.
@@ -37,6 +38,7 @@ class TrainState:
     phase: str = ""
     samples_by_source: dict[str, int] = field(default_factory=dict)
     fingerprints: list[dict[str, Any]] = field(default_factory=list)
+    withheld: int = 0
     health: dict[str, Any] = field(default_factory=dict)
     config: str = ""
     layout: dict[str, int] = field(default_factory=dict)

@@ -44,9 +44,9 @@ def train(
         parsed = load_config(config, overrides or [])
         check_trainable(parsed)
         check(parsed, nproc)
-        run = RunDir(parsed.directory)
-        refuse_if_live(run)
-        find_origin(make_plan(parsed), latest(run), accept_changed_past)
+        directory = RunDir(parsed.directory)
+        refuse_if_live(directory)
+        find_origin(make_plan(parsed), latest(directory), accept_changed_past)
         flags = ["--accept-changed-past"] if accept_changed_past else []
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or []), *flags], nproc))
     setup_logging()

@@ -15,8 +15,8 @@ from megacode.base.files import digest
 from megacode.config.training import Parallel
 from megacode.mcore import device, layout, rendezvous
 
-# A collective that waits longer than this ends the run: longer than the slowest checkpoint, shorter than a night.
-TIMEOUT = timedelta(minutes=30)
+# A collective that waits so many seconds longer than a hang may last ends the run: the watchdog has its chance first.
+_AFTER_THE_WATCHDOG = 600.0
 T = TypeVar("T")
 
 
@@ -47,22 +47,28 @@ class Ranks:
     is_last_stage: bool
 
 
-def start(parallel: Parallel, seed: int) -> Ranks:
+def start(parallel: Parallel, seed: int, patience: float = 1800.0) -> Ranks:
     """Join the other processes, lay the model's parts out over them, and seed the random states.
 
     Works under torchrun, under srun, and for one process without either. If the processes are joined already (a
     caller that tries several layouts in turn), only the layout is made anew.
 
+    Args:
+        parallel: the layout.
+        seed: of the random states.
+        patience: seconds that a rank may stand still before it counts as a hang.
+
     Raises:
         LaunchError: the environment is incomplete, or the processes do not divide into copies of the model.
     """
     device.install()
+    timeout = timedelta(seconds=patience + _AFTER_THE_WATCHDOG)
     if not dist.is_initialized():
         place = rendezvous.read(os.environ)
         layout.data_parallel_size(parallel, place.world_size)
-        _join(place)
+        _join(place, timeout)
     layout.data_parallel_size(parallel, dist.get_world_size())
-    _lay_out(parallel)
+    _lay_out(parallel, timeout)
     ranks = _ranks()
     seed_ranks(seed, ranks)
     return ranks
@@ -131,16 +137,16 @@ def seed_ranks(seed: int, ranks: Ranks) -> None:
     model_parallel_cuda_manual_seed(own)
 
 
-def _join(place: rendezvous.Rendezvous) -> None:
+def _join(place: rendezvous.Rendezvous, timeout: timedelta) -> None:
     if place.address:
         os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port), LOCAL_RANK=str(place.local_rank))
         where: dict[str, object] = {"init_method": "env://"}
     else:
         where = {"store": dist.HashStore()}
-    dist.init_process_group(device.backend(), rank=place.rank, world_size=place.world_size, timeout=TIMEOUT, **where)
+    dist.init_process_group(device.backend(), rank=place.rank, world_size=place.world_size, timeout=timeout, **where)
 
 
-def _lay_out(parallel: Parallel) -> None:
+def _lay_out(parallel: Parallel, timeout: timedelta) -> None:
     from megatron.core import parallel_state
 
     if parallel_state.model_parallel_is_initialized():
@@ -151,7 +157,7 @@ def _lay_out(parallel: Parallel) -> None:
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         context_parallel_size=parallel.context,
         create_gloo_process_groups=False,
-        distributed_timeout_minutes=int(TIMEOUT.total_seconds() // 60),
+        distributed_timeout_minutes=-(-int(timeout.total_seconds()) // 60),
     )
 
 

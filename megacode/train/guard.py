@@ -34,20 +34,23 @@ class Guard:
         ledger: what is withheld.
         batches: where the iterations before a spike begin.
         events: the run's diary; None but on rank 0.
+
+    Attributes:
+        ledger: the same.
+        detector: remembers the last losses and gradients; a part of every checkpoint.
     """
 
     def __init__(self, policy: Spikes, ledger: Ledger, batches: BatchSchedule, events: Events | None) -> None:
-        self._policy, self._ledger, self._batches, self._events = policy, ledger, batches, events
+        self._policy, self.ledger, self._batches, self._events = policy, ledger, batches, events
         self.detector = SpikeDetector(policy)
         self._interval = Interval(0, "", 0, 0)
         self._entry: Withheld | None = None
         self._verdict = Verdict()
-        self.can_roll_back = True
 
     def enter(self, interval: Interval) -> None:
         """Say which iteration comes next."""
         self._interval, self._verdict = interval, Verdict()
-        self._entry = self._ledger.withheld(interval.first_sample, interval.last_sample)
+        self._entry = self.ledger.withheld(interval.first_sample, interval.last_sample)
         self.detector.enter(interval.phase)
 
     def judge(self, loss: float, grad_norm: float) -> bool:
@@ -62,11 +65,11 @@ class Guard:
         """Take note of what became of the iteration.
 
         Returns:
-            The clock to roll back to, or further; None to go on.
+            The clock to roll back to, or further: answer by `roll_back` or `leave_out`. None to go on.
         """
         if self._entry is not None:
-            if self._entry.reason != "rollback":
-                self.detector.refuse()
+            # Where batches have changed since, this one may read more samples than the entry names.
+            self._withhold(result, self._entry.reason, self._interval.first_sample)
             return None
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             log.warning("iteration %d: loss or gradient is not finite; the weights stay", self._interval.iteration)
@@ -93,20 +96,34 @@ class Guard:
         if policy == "warn":
             self.detector.accept(result.loss, result.grad_norm)
             return None
-        if policy == "skip" or not self.can_roll_back:
-            self._withhold(result, "spike", at.first_sample)
+        if policy == "skip":
+            self.leave_out(result)
             return None
         number = self._batches.iteration_at(at.first_sample) + 1 - self._policy.withhold
-        first = min(at.first_sample, self._batches.clock_after(max(0, number)))
+        return min(at.first_sample, self._batches.clock_after(max(0, number)))
+
+    def leave_out(self, result: StepResult) -> None:
+        """Withhold the spike alone: its update was not applied, and what came before it has been learned."""
+        self._withhold(result, "spike", self._interval.first_sample)
+
+    def roll_back(self, result: StepResult, first: int, iteration: int) -> None:
+        """Withhold all that led to the spike.
+
+        Args:
+            result: the spike.
+            first: the first sample that will not be learned.
+            iteration: the checkpoint's that the run goes back to.
+        """
         self._withhold(result, "rollback", first)
-        return first
+        self.detector.rolled_back(iteration)
 
     def _withhold(self, result: StepResult, reason: Reason, first: int) -> None:
         at = self._interval
         facts = {"phase": at.phase, "iteration": at.iteration, "loss": result.loss, "grad_norm": result.grad_norm}
-        self._ledger.add(first, at.last_sample, reason=reason, **facts)  # type: ignore[arg-type]
-        self._event("withheld", first_sample=first, last_sample=at.last_sample, reason=reason)
-        self.detector.refuse()
+        if self.ledger.add(first, at.last_sample, reason=reason, **facts):  # type: ignore[arg-type]
+            self._event("withheld", first_sample=first, last_sample=at.last_sample, reason=reason)
+        if reason != "rollback":
+            self.detector.refuse()
 
     def _event(self, event: str, **facts: object) -> None:
         if self._events is not None:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from megacode.base.errors import ConfigError, MegacodeError
 from megacode.base.files import RunDir, write_json
-from megacode.checkpoint import store
 from megacode.data.audit import sample_rows
 from megacode.data.loader import Loader
 from megacode.data.tokenizer import load_tokenizer
@@ -151,17 +150,10 @@ def _begin(plan: Plan, directory: RunDir, iteration: int) -> _Run:
 
 
 def _checkpoint_before(directory: RunDir, iteration: int, parts: Parts) -> Path | None:
-    """Return the newest checkpoint that is whole and was saved before an iteration began; ranks share the reading."""
-    rank, size = parts.ranks.rank, parts.ranks.world_size
+    """Return the newest checkpoint that is whole and was saved before an iteration began."""
     numbers = groups.broadcast_object(directory.iterations())
-    for number in sorted((number for number in numbers if number < iteration), reverse=True):
-        path = directory.checkpoint(number)
-        damage = groups.gather_objects(store.damage(path, lambda file: file % size == rank))
-        problems = sorted({line for lines in damage for line in lines})
-        if not problems:
-            return path
-        log.warning("passing over %s: %s", path, "; ".join(problems))
-    return None
+    earlier = [directory.checkpoint(number) for number in reversed(numbers) if number < iteration]
+    return restoring.pick(earlier, parts, Ledger.read(directory))[0]
 
 
 def _replayed(run: _Run, record: Json | None) -> Json:

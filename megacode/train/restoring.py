@@ -16,6 +16,7 @@ from megacode.config.run import RunConfig
 from megacode.mcore import groups
 from megacode.mcore.parts import Parts
 from megacode.metrics.sinks import Events
+from megacode.plan.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ _FREE = ("preset", "hidden_dropout", "attention_dropout", "make_vocab_size_divis
 
 
 def newest_whole(run: RunDir, parts: Parts, events: Events | None, before: int | None = None) -> Path | None:
-    """Return the newest checkpoint of a run whose every byte is as it was written; all ranks share the reading.
+    """Return the newest checkpoint of a run that it may go on from, and let `latest` name it.
 
     Args:
         run: the run directory.
@@ -38,24 +39,49 @@ def newest_whole(run: RunDir, parts: Parts, events: Events | None, before: int |
     Raises:
         CheckpointError: there are checkpoints, and all are damaged.
     """
-    paths = groups.broadcast_object(store.candidates(run) if parts.ranks.rank == 0 else None)
-    assert paths is not None
+    first = parts.ranks.rank == 0
+    paths = groups.broadcast_object(store.candidates(run) if first else None)
+    path, problems = pick(paths, parts, Ledger.read(run), before, events)
+    if path is None and problems and before is None:
+        fix = f"bring one back from a copy, or remove {run.checkpoints} to start the run anew"
+        raise CheckpointError(problems=[*problems, Problem("no checkpoint of this run is whole", str(run.path), fix)])
+    if path is not None and path != paths[0] and first:
+        store.point_at(run, path)  # so that exports and the next start do not stumble again
+    return path
+
+
+def pick(
+    paths: Sequence[Path], parts: Parts, ledger: Ledger, before: int | None = None, events: Events | None = None
+) -> tuple[Path | None, list[Problem]]:
+    """Return the first of some checkpoints whose every byte is as it was written; all ranks share the reading.
+
+    One that has learned what the ledger withholds since (it was saved on the way to a spike) is passed over as well.
+
+    Args:
+        paths: the checkpoints, the best first; the same on all ranks.
+        parts: this rank's.
+        ledger: of the run.
+        before: only checkpoints with a clock up to this one; absent: any.
+        events: the run's diary, which hears of damaged ones; None for none.
+
+    Returns:
+        The checkpoint, or None; and what is wrong with the damaged ones before it.
+    """
     problems: list[Problem] = []
     for path in paths:
         found = _damage(path, parts)
-        if not found:
-            if before is not None and TrainState.read(path).consumed_samples > before:
-                continue
-            _point_at(run, path, parts, passed_over=bool(problems))
-            return path
-        log.warning("passing over %s: %s", path, "; ".join(found))
-        if events is not None:
-            events.write("corrupt", iteration=_number(path), checkpoint=path.name, what="; ".join(found))
-        problems.append(Problem("; ".join(found), str(path), "bring it back from a copy"))
-    if problems and before is None:
-        fix = f"bring one back from a copy, or remove {run.checkpoints} to start the run anew"
-        raise CheckpointError(problems=[*problems, Problem("no checkpoint of this run is whole", str(run.path), fix)])
-    return None
+        if found:
+            log.warning("passing over %s: %s", path, "; ".join(found))
+            if events is not None:
+                events.write("corrupt", iteration=_number(path), checkpoint=path.name, what="; ".join(found))
+            problems.append(Problem("; ".join(found), str(path), "bring it back from a copy"))
+            continue
+        state = TrainState.read(path)
+        if ledger.samples(state.consumed_samples) != state.withheld:
+            log.warning("passing over %s: it has learned from samples that the ledger withholds since", path)
+        elif before is None or state.consumed_samples <= before:
+            return path, problems
+    return None, problems
 
 
 def check_whole(path: Path, parts: Parts) -> None:
@@ -74,12 +100,6 @@ def _damage(path: Path, parts: Parts) -> list[str]:
     rank, size = parts.ranks.rank, parts.ranks.world_size
     found = groups.gather_objects(store.damage(path, lambda number: number % size == rank))
     return sorted({line for lines in found for line in lines})
-
-
-def _point_at(run: RunDir, path: Path, parts: Parts, passed_over: bool) -> None:
-    """Let `latest` name what the run goes on from, so that exports and the next start do not stumble again."""
-    if passed_over and parts.ranks.rank == 0:
-        store.point_at(run, path)
 
 
 def _number(path: Path) -> int:

@@ -55,13 +55,14 @@ def build_trainer(
     config, run = plan.config, RunDir(plan.config.directory)
     streams = open_streams(config)
     closing.callback(groups.stop)
-    ranks = groups.start(config.parallel, config.seed)
+    ranks = groups.start(config.parallel, config.seed, patience=config.health.hang_timeout)
     first = ranks.rank == 0
     lock = _locked(run, ranks)
     closing.callback(lock.release)
     requests = TouchFiles(run) if first else None
     watching = _watched(plan, run, ranks, lock, requests)
     closing.callback(watching.stop)
+    closing.callback(groups.stop)  # a hang in it is still watched
     parts = mcore_parts.build(config, ranks, plan.vocab_size)
     events = Events(run) if first else None
     origin = find_origin(plan, restoring.newest_whole(run, parts, events), accept_changed_past)

@@ -78,6 +78,7 @@ class Trainer:
     start: dict[str, Any] = field(default_factory=dict)
     _before: tuple[int, int] = (0, 0)
     _seconds: float = 0.0
+    _result: StepResult | None = None
     _back_to: int | None = None
 
     @property
@@ -99,13 +100,12 @@ class Trainer:
     @property
     def validation_due(self) -> bool:
         """Whether held-out losses are measured now."""
-        held_out = self.config.validation.fraction > 0
-        return held_out and (self.at_phase_end or self._due(self.config.validation.every))
+        return self._validates(*self._passed())
 
     @property
     def save_due(self) -> bool:
         """Whether a checkpoint is saved now."""
-        return self._due(self.config.checkpoint.every) or bool(self._kept_for())
+        return self._due(self.config.checkpoint.every, *self._passed()) or bool(self._kept_for())
 
     def begin(self) -> None:
         """Write what a run starts with: an event and, where nothing is trained yet, losses of the untrained model."""
@@ -152,7 +152,7 @@ class Trainer:
             seconds=self._seconds,
         )
         self._write(record)
-        self._back_to = self.guard.conclude(result)
+        self._result, self._back_to = result, self.guard.conclude(result)
         self.limit.stepped(self._seconds)
         if self._reporting(self.state.iteration):
             self._report_health()
@@ -166,12 +166,14 @@ class Trainer:
 
     def roll_back(self) -> None:
         """Go back to the newest checkpoint before a spike; without one, leave out the spike alone from here on."""
+        assert self._result is not None
         assert self._back_to is not None
         self.saver.wait()
-        path = restoring.newest_whole(self.run, self.parts, self.events, before=self._back_to)
-        self._back_to = None
+        first, self._back_to = self._back_to, None
+        path = restoring.newest_whole(self.run, self.parts, self.events, before=first)
         if path is None:
             log.warning("there is no checkpoint before the spike to go back to; its update alone is left out")
+            self.guard.leave_out(self._result)
             return
         lost = restoring.lost_work(read_jsonl(self.run.metrics), _iteration_of(path)) if self.sinks else (0, 0.0)
         saved = restoring.load(self.config, self.parts, path)
@@ -179,8 +181,8 @@ class Trainer:
         self._event("rollback", to_iteration=saved.iteration, lost_iterations=lost[0], lost_seconds=lost[1])
         self.state = replace(self.state, iteration=saved.iteration, consumed_samples=saved.consumed_samples)
         self.meter.seen = dict(saved.samples_by_source)
+        self.guard.roll_back(self._result, first, saved.iteration)
         self.guard.detector.restore(saved.health)
-        self.guard.detector.rolled_back(saved.iteration)
         self.saver.saved_iteration = saved.iteration
         for sink in self.sinks:
             sink.close()
@@ -214,7 +216,7 @@ class Trainer:
             Why to stop now, or None.
         """
         request = self.requests.touched() if self.requests is not None else None
-        late = self.requests is not None and self.limit.due(self.validation_due)
+        late = self.requests is not None and not self.finished and self.limit.due(self._next_validates())
         wishes = (self.stop_signal.name is not None, late, request == "stop", request == "save", *self.saver.flags())
         signalled, late, stop, save, busy, failed = groups.any_of(*wishes)
         self.saver.settle(busy, failed)
@@ -254,14 +256,28 @@ class Trainer:
         """Return the phase of the last consumed sample (at the run's start, of the first one)."""
         return self.schedule.phase_at(max(0, self.state.consumed_samples - 1))
 
-    def _due(self, every: Quantity | None) -> bool:
-        """Whether the last iteration crossed a multiple of `every`."""
+    def _passed(self) -> tuple[int, int, int]:
+        """Return the last iteration, and the clock before and after it."""
+        return self.state.iteration, self._before[1], self.state.consumed_samples
+
+    def _next_validates(self) -> bool:
+        consumed = self.state.consumed_samples
+        return self._validates(self.state.iteration + 1, consumed, self.batches.next(consumed))
+
+    def _validates(self, iteration: int, before: int, after: int) -> bool:
+        """Whether held-out losses are measured after an iteration."""
+        at_end = any(phase.last_sample == after for phase in self.schedule.phases)
+        held_out = self.config.validation
+        return held_out.fraction > 0 and (at_end or self._due(held_out.every, iteration, before, after))
+
+    def _due(self, every: Quantity | None, iteration: int, before: int, after: int) -> bool:
+        """Whether an iteration that moves the clock from `before` to `after` crosses a multiple of `every`."""
         if every is None:
             return False
         if every.unit == "iterations":
-            return self.state.iteration % every.count == 0
+            return iteration % every.count == 0
         samples = -(-every.count // (self.schedule.seq_length if every.unit == "tokens" else 1))
-        return self.state.consumed_samples // samples > self._before[1] // samples
+        return after // samples > before // samples
 
     def _kept_for(self) -> str:
         """Return why a checkpoint of the present clock is kept for good; empty: it is not."""
@@ -270,7 +286,7 @@ class Trainer:
             return "start"
         if policy.keep_phase_ends and self.at_phase_end:
             return "phase end"
-        return "keep_every" if self._due(policy.keep_every) else ""
+        return "keep_every" if self._due(policy.keep_every, *self._passed()) else ""
 
     def _state_now(self) -> TrainState:
         chain = self.schedule.fingerprints()
@@ -280,6 +296,7 @@ class Trainer:
             phase=self._phase().name,
             samples_by_source=dict(self.meter.seen),
             fingerprints=chain[:upto],
+            withheld=self.guard.ledger.samples(self.state.consumed_samples),
             health=self.guard.detector.state(),
             keep=self._kept_for(),
         )

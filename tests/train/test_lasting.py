@@ -254,3 +254,24 @@ def test_health_records_name_the_slowest_rank_and_the_memory(golden: Path, megac
         assert record["slowest_rank"] in (0, 1)
         assert 0 < record["median_seconds"] <= record["slowest_seconds"]
         assert record["memory_bytes"] > 50_000_000
+
+
+def test_a_checkpoint_saved_on_the_way_to_a_spike_is_not_gone_on_from(golden: Path) -> None:
+    """The one at iteration 9 has learned from iteration 8, which the ledger withholds since."""
+    config = ("checkpoint={every: 3 iterations}", policy("rollback", withhold=3))
+    assert run_whole(golden, "run_dir=run", *config, spoil={10: "leap"}) == "finished"
+    (back,) = events("run", "rollback")
+    assert back["to_iteration"] == 6
+    shutil.copytree("run", "again")
+    shutil.rmtree(RunDir("again").checkpoints)
+    assert run_whole(golden, "run_dir=again", *config) == "finished"
+    assert [line["skipped"] for line in lines("again")] == [line["skipped"] for line in lines("run")]
+    assert same_weights("run", "again")
+
+
+def test_a_rollback_without_a_checkpoint_leaves_out_the_spike_alone(golden: Path) -> None:
+    policies = ("checkpoint={keep_phase_ends: false}", policy("rollback", withhold=3))
+    assert run_whole(golden, "run_dir=run", *policies, spoil={10: "leap"}) == "finished"
+    (entry,) = read_jsonl(RunDir("run").ledger)
+    assert (entry["first_sample"], entry["last_sample"], entry["reason"]) == (72, 80, "spike")
+    assert [line["iteration"] for line in lines("run") if line["skipped"]] == [10]
