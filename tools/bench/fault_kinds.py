@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -68,6 +69,12 @@ class Run:
             with contextlib.suppress(ValueError):
                 return int(json.loads(line)["iteration"])
         return 0
+
+    @property
+    def said(self) -> int:
+        """The last iteration in its log, which lies on a disk with room."""
+        found = re.findall(r" iteration (\d+)/", self.log.read_text(errors="replace")[-16384:])
+        return int(found[-1]) if found else 0
 
     @property
     def ranks(self) -> list[int]:
@@ -198,8 +205,8 @@ def fill_disk(run: Run, chance: random.Random) -> None:
             with contextlib.suppress(OSError):
                 while file.write(b"\0" * size):
                     pass
-    until, aim = time.monotonic() + FULL, run.iteration + 2 * SAVE_EVERY
-    while time.monotonic() < until and run.iteration < aim and run.process.poll() is None:
+    until, aim = time.monotonic() + FULL, run.said + 2 * SAVE_EVERY
+    while time.monotonic() < until and run.said < aim and run.process.poll() is None:
         time.sleep(0.01)
     run.full.unlink()
 
