@@ -1,11 +1,12 @@
 """Starting the ranks of a run on this machine: one child process a rank, wired up by torch.distributed's variables.
 
 The parent only waits. It passes signals on, and when one rank fails it stops the others, so that no rank hangs in a
-collective whose partner is gone.
+collective whose partner is gone. Should the parent be killed, the kernel sends the ranks a SIGTERM: they save and end.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from megacode.base.errors import EXIT_FAILURE, EXIT_RESUMABLE
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 20.0
+_PR_SET_PDEATHSIG = 1  # prctl's name for: a signal to this process when its parent has died
 
 
 def run_ranks(arguments: Sequence[str], nproc: int) -> int:
@@ -35,8 +37,12 @@ def run_ranks(arguments: Sequence[str], nproc: int) -> int:
     assert nproc > 0
     command = [sys.executable, "-m", "megacode.cli", *arguments]
     port = _free_port()
+    follow = _follow_parent() if sys.platform == "linux" else None
     # Groups of their own: a terminal's Ctrl-C reaches the parent alone, which passes it on once.
-    ranks = [subprocess.Popen(command, env=_environment(rank, nproc, port), process_group=0) for rank in range(nproc)]
+    ranks = [
+        subprocess.Popen(command, env=_environment(rank, nproc, port), process_group=0, preexec_fn=follow)
+        for rank in range(nproc)
+    ]
     previous = {number: signal.signal(number, _forward_to(ranks)) for number in _PASSED_ON}
     try:
         return _wait(ranks)
@@ -44,6 +50,18 @@ def run_ranks(arguments: Sequence[str], nproc: int) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
         _stop(ranks)
+
+
+def _follow_parent() -> Callable[[], None]:
+    """Return what a rank does before its program starts, so that it ends when this process is killed."""
+    parent, library = os.getpid(), ctypes.CDLL(None)
+
+    def follow() -> None:
+        library.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:  # it has died in between
+            os._exit(EXIT_FAILURE)
+
+    return follow
 
 
 def _environment(rank: int, nproc: int, port: int) -> dict[str, str]:
