@@ -3,7 +3,7 @@
 # usage: cluster.sh up FOLDER NODES | cluster.sh down FOLDER        Debian: slurmctld slurmd slurm-client munge
 set -euo pipefail
 ACTION=$1 LAB=$2 NODES=${3:-2}
-PORT=16817 CPUS=4
+PORT=${CLUSTER_PORT:-16817} CPUS=4
 export SLURM_CONF="$LAB/slurm.conf"
 
 down() {
