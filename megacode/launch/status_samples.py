@@ -40,7 +40,12 @@ def prove_samples(path: Path) -> Json:
     damaged: list[str] = []
     lines = [line for line in read_lines(run.metrics, damaged) if line.get("kind") == "train"]
     schedule = _schedule(run)
-    differing = list(_differing(lines, schedule))
+    begun = next((event for event in read_lines(run.events, damaged) if event.get("event") == "start"), {})
+    first = (
+        int(begun.get("iteration") or 0),
+        int(begun.get("consumed_samples") or 0),
+    )  # a branch begins at its trunk's
+    differing = list(_differing(lines, schedule, *first))
     differing += [{"iteration": None, "what": "a line of metrics.jsonl is damaged"} for _ in damaged]
     wrong = {row["iteration"] for row in differing if row["iteration"] is not None}
     clock = int(lines[-1]["consumed_samples"]) if lines else 0
@@ -79,9 +84,14 @@ def _schedule(run: RunDir) -> Schedule:
     return schedule
 
 
-def _differing(lines: list[Json], schedule: Schedule) -> Iterator[Json]:
-    """Yield a row for each thing that is not as planned, in the file's order."""
-    iteration, clock = 0, 0
+def _differing(lines: list[Json], schedule: Schedule, iteration: int, clock: int) -> Iterator[Json]:
+    """Yield a row for each thing that is not as planned, in the file's order.
+
+    Args:
+        lines: the records.
+        schedule: of the run.
+        iteration, clock: where the run began.
+    """
     for line in lines:
         before, after = int(line["consumed_samples"]) - int(line["batch_size"]), int(line["consumed_samples"])
         if line["iteration"] != iteration + 1:

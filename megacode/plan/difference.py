@@ -16,7 +16,7 @@ from megacode.base.errors import CheckpointError, MegacodeError
 from megacode.base.units import format_count
 from megacode.config.loading import dump_config, validate
 from megacode.config.run import RunConfig
-from megacode.plan.fingerprint import Link, prove_past, read_of
+from megacode.plan.fingerprint import Link, prove_past
 from megacode.plan.phases import Schedule, SourceSize, build_schedule
 
 _UNKNOWN_TOKENS = 10**15  # of a source that was planned, never read and is gone: it counts as inexhaustible
@@ -115,7 +115,7 @@ def compare_configs(former: str, config: RunConfig, chain: Sequence[Link], consu
     except MegacodeError:  # another version's, with settings that are no more
         old = yaml.safe_load(former) or {}
     new = yaml.safe_load(dump_config(config))
-    over = sum(link["first_sample"] + read_of(link) <= consumed_samples for link in chain)
+    over = sum(link["first_sample"] + link["read"] <= consumed_samples for link in chain)
     phases = list(_phase_changes(old.pop("phases", []), new.pop("phases"), over))
     settings = [Change(key, *values, _effect(key)) for key, values in _changed(old, new)]
     return phases + settings

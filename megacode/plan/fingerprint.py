@@ -109,15 +109,10 @@ def prove_past(schedule: Chained, former: Sequence[Link], consumed_samples: int)
         _prove_cut(number, old, links[number], consumed_samples)
 
 
-def read_of(link: Link) -> int:
-    """Return after how many samples the phase of a link is left; older checkpoints knew whole phases only."""
-    return int(link.get("read", link["samples"]))
-
-
 def _prove_cut(number: int, old: Link, new: Link, consumed_samples: int) -> None:
     """Refuse a phase of the same order that is left elsewhere than where the run left it, or before the clock."""
-    done, read, where = consumed_samples - old["first_sample"], read_of(new), f"phases[{number}].until"
-    if done <= read_of(old):
+    done, read, where = consumed_samples - old["first_sample"], new["read"], f"phases[{number}].until"
+    if done <= old["read"]:
         if done > read:
             what = (
                 f"the checkpoint has read {done:,} samples of phase {old['phase']!r}, "
@@ -125,12 +120,12 @@ def _prove_cut(number: int, old: Link, new: Link, consumed_samples: int) -> None
             )
             fix = f"start from a checkpoint of sample {new['first_sample'] + read} or before"
             raise CheckpointError(what, where, f"{fix}, or raise until to {done} samples or more")
-    elif read != read_of(old):
+    elif read != old["read"]:
         what = (
-            f"the run left phase {old['phase']!r} after {read_of(old):,} samples, and the config leaves it after "
+            f"the run left phase {old['phase']!r} after {old['read']:,} samples, and the config leaves it after "
             f"{read:,}"
         )
-        raise CheckpointError(what, where, _or_anew(f"set until: {read_of(old)} samples"))
+        raise CheckpointError(what, where, _or_anew(f"set until: {old['read']} samples"))
 
 
 def _differences(number: int, old: Link, new: Link) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ import yaml
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, read_jsonl
 from megacode.config.loading import load_config
+from megacode.launch.status_samples import prove_samples
 from megacode.train.loop import train
 from megacode.train.planning import make_plan
 from megacode.train.setup import build_trainer
@@ -81,6 +82,8 @@ def test_a_branch_resumes_its_own_checkpoints_and_refuses_one_behind_its_cut(tra
     again = trained("branch", longer, of("trunk", 6))
     assert again[: len(first)] == first
     assert [record["iteration"] for record in again] == [7, 8, 9, 10, 11, 12]
+    proof = prove_samples(Path("runs/branch"))
+    assert (proof["equal"], proof["complete"], proof["differing"]) == (6, True, [])
     with pytest.raises(CheckpointError, match=r"(?s)leaves it after 40.*start from \S*iter_0000004, or raise until"):
         trained("early", left_at(5), of("trunk", 6))
 
