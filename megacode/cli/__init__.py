@@ -5,11 +5,12 @@ Exit codes: 0 done; 2 the user's input is wrong; 3 a check failed; 75 stopped ea
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import typer
 
-from megacode.base.errors import MegacodeError
+from megacode.base.errors import EXIT_FAILURE, MegacodeError
 from megacode.cli import checkpoints, machine, models, plans, runs
 from megacode.cli.options import is_first_rank, rank
 
@@ -32,5 +33,14 @@ def main() -> None:
     try:
         app()
     except MegacodeError as error:
-        typer.echo(str(error) if is_first_rank() else f"[rank {rank()}] {error}", err=True)
+        _say(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _say(f"Disk full: {error.filename or ''} {error.strerror}; make room, then give the same command again")
+        sys.exit(EXIT_FAILURE)
+
+
+def _say(message: str) -> None:
+    typer.echo(message if is_first_rank() else f"[rank {rank()}] {message}", err=True)
