@@ -126,6 +126,8 @@ class RunDir:
         heartbeats: one small JSON file a rank: where it is.
         stacks: Python stacks of ranks that hung, one file a rank.
         replays: what `megacode replay` found, one JSON file an iteration.
+        attempts: how each job of this run began and ended, one JSON object each; `megacode job` writes it.
+        preflight: what each node's health check found, one JSON file a node.
         save_request, stop_request: touch them to have the run save, or save and stop.
     """
 
@@ -146,6 +148,8 @@ class RunDir:
         self.heartbeats = self.path / "heartbeats"
         self.stacks = self.path / "stacks"
         self.replays = self.path / "replays"
+        self.attempts = self.path / "attempts.jsonl"
+        self.preflight = self.path / "preflight"
         self.save_request = self.path / "save"
         self.stop_request = self.path / "stop"
 
