@@ -125,6 +125,7 @@ class RunDir:
         lock: who is training here.
         heartbeats: one small JSON file a rank: where it is.
         stacks: Python stacks of ranks that hung, one file a rank.
+        preflight: the health of each node at the last start, one JSON file a node.
         replays: what `megacode replay` found, one JSON file an iteration.
         attempts: how each job of this run began and ended, one JSON object each; `megacode job` writes it.
         preflight: what each node's health check found, one JSON file a node.
@@ -147,6 +148,7 @@ class RunDir:
         self.lock = self.path / "run.lock"
         self.heartbeats = self.path / "heartbeats"
         self.stacks = self.path / "stacks"
+        self.preflight = self.path / "preflight"
         self.replays = self.path / "replays"
         self.attempts = self.path / "attempts.jsonl"
         self.preflight = self.path / "preflight"
