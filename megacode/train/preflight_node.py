@@ -192,7 +192,9 @@ def slow(rates: list[int], against: str, usual: float | None = None) -> list[Pro
     """
     working = [rate for rate in rates if rate]
     usual = usual if usual is not None else median(working or [0])
-    fix = "it is throttled or shared: see its clocks, temperature and processes in `nvidia-smi -q`; or leave the node out"
+    fix = (
+        "it is throttled or shared: see its clocks, temperature and processes in `nvidia-smi -q`; or leave the node out"
+    )
     return [
         Problem(f"{_flops(rate)}, {rate / usual:.0%} of {against} {_flops(usual)}", f"GPU {index}", fix)
         for index, rate in enumerate(rates)

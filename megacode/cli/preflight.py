@@ -1,0 +1,48 @@
+"""Before a run: `preflight`, one process a node."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megacode.base.errors import EXIT_CHECK
+from megacode.base.logs import setup_logging
+from megacode.cli.options import Json, is_first_rank, print_json
+
+app = typer.Typer()
+
+
+@app.command()
+def preflight(
+    run_dir: Annotated[
+        Path | None, typer.Option(help="The run directory: must be writable, and gets preflight/NODE.json.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="GPUs that each node must have; absent: as many as SLURM gave.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds to wait for a node.")] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Examine this node and, under srun --ntasks-per-node=1, all nodes of a job; exit code 3 names the unfit ones."""
+    setup_logging()
+    from megacode.base.files import RunDir
+    from megacode.train.preflight import examine
+    from megacode.train.preflight_report import render, summary
+
+    with examine(RunDir(run_dir) if run_dir else None, gpus, timeout) as verdict:
+        if is_first_rank() and as_json:
+            print_json(verdict.document())
+        elif is_first_rank():
+            from rich.console import Console
+
+            render(verdict, Console())
+        elif not verdict.has_met:
+            for problem in verdict.problems:
+                typer.echo(problem.render(""), err=True)
+            typer.echo(summary(verdict), err=True)
+        sys.stdout.flush()
+    os._exit(0 if verdict.ok else EXIT_CHECK)  # threads that wait for a dead GPU or node would keep the process

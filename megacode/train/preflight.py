@@ -1,0 +1,360 @@
+"""The preflight: every node looks at itself, then all compare clocks and add up numbers together, before a run starts.
+
+One process a node. They meet in a key-value store that rank 0 opens, which needs no GPU and no NCCL: so a node whose
+GPUs or network adapters are dead can still say so, and one that does not answer is known by its name. Only where all
+nodes are sound is the collective tried. Everything that can block does so in a thread that is not waited for beyond its
+time; the process must therefore end by `os._exit`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from statistics import median
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from megacode.base.errors import LaunchError, Problem
+from megacode.base.files import RunDir, write_json
+from megacode.base.units import format_seconds
+from megacode.mcore import device, rendezvous
+from megacode.mcore.rendezvous import Rendezvous
+from megacode.train.preflight_node import Health, checks, slow
+from megacode.train.preflight_report import Json, Verdict, node_name, node_names, same_start, silent_node
+
+T = TypeVar("T")
+
+_OWN_SHARE = 0.6  # of the timeout, for a node's own checks; the rest is for those that begin later
+_PORTS_APART = 10000
+_POLL_SECONDS = 0.05
+_FAREWELL_SECONDS = 5.0
+_CLOCKS_APART = 5.0
+_GPU_NUMBERS, _CPU_NUMBERS = 64 * 2**20, 2**20
+
+
+@contextmanager
+def examine(
+    run: RunDir | None, gpus: int | None, timeout: float, clock: Callable[[], float] = time.time
+) -> Iterator[Verdict]:
+    """Examine this node and, with the others, the whole job; the nodes part when the block ends.
+
+    So that rank 0 can tell what was found before another process ends, which may have the launcher kill the rest.
+
+    Args:
+        run: the run directory, which gets a file a node; absent: no disk is looked at, and no file written.
+        gpus: that each node must have; absent: what SLURM says that it has, if anything does.
+        timeout: seconds for the nodes' own checks and for meeting; the collective has as many again.
+        clock: this node's time of day, in seconds since 1970.
+
+    Raises:
+        LaunchError: there are several processes on a node, or the environment is incomplete.
+    """
+    started = time.monotonic()
+    place = rendezvous.read(os.environ)
+    if place.local_rank:
+        what = f"this is process {place.local_rank} of its node, and one is enough"
+        raise LaunchError(what, "megacode preflight", "srun --ntasks-per-node=1 megacode preflight")
+    node = _Node(run, place, timeout)
+    node.look(checks(run.path if run else None, expected_gpus(os.environ) if gpus is None else gpus))
+    meeting = _Meeting(place, started + timeout)
+    try:
+        verdict = _together(node, meeting, clock, started + timeout)
+        verdict.seconds = time.monotonic() - started
+        yield verdict
+    finally:
+        meeting.part()
+
+
+def expected_gpus(environment: Mapping[str, str]) -> int | None:
+    """Return how many GPUs of a node SLURM has given to this job; None where it does not say."""
+    count = environment.get("SLURM_GPUS_ON_NODE", "")
+    return int(count) if count.isdigit() else None
+
+
+class _Node:
+    """This node, what it found out about itself, and its file."""
+
+    def __init__(self, run: RunDir | None, place: Rendezvous, timeout: float) -> None:
+        self.run, self.place, self.timeout = run, place, timeout
+        self.names = node_names(os.environ, place.world_size)
+        self.name = node_name(os.environ, platform.node())
+        self.names[place.rank] = self.name
+        self.health = Health()
+        self.doing = ""
+
+    def look(self, todo: dict[str, Callable[[Health], None]]) -> None:
+        """Make the node's own checks, as far as there is time."""
+        deadline = time.monotonic() + _OWN_SHARE * self.timeout
+        for name, check in todo.items():
+            self.doing = name
+            self.write()
+            try:
+                within(deadline - time.monotonic(), lambda check=check: check(self.health))  # type: ignore[misc]
+            except TimeoutError:
+                what = f"did not end within {format_seconds(_OWN_SHARE * self.timeout)}"
+                fix = "leave the node out, or give more time: --timeout"
+                self.health.problems.append(Problem(what, name, fix))
+                break
+            except Exception as error:  # whatever it is, it is this node's, and the others must hear of it
+                what = f"failed: {str(error).strip().partition(chr(10))[0] or type(error).__name__}"
+                self.health.problems.append(Problem(what, name, "leave the node out and have it looked at"))
+        self.doing = ""
+        self.write()
+
+    def document(self) -> Json:
+        """Return what the node says of itself; while a check is under way, the node counts as failed."""
+        variables = {"job": "SLURM_JOB_ID", "restart": "SLURM_RESTART_COUNT", "step": "SLURM_STEP_ID"}
+        return {
+            "node": self.name,
+            "rank": self.place.rank,
+            "ok": not self.health.problems and not self.doing,
+            "problems": [vars(problem) for problem in self.health.problems],
+            "measured": dict(self.health.measured),
+            "time": round(time.time(), 3),
+            "doing": self.doing,
+            **{key: os.environ.get(variable, "") for key, variable in variables.items()},
+        }
+
+    def write(self) -> None:
+        """Write the node's file; a disk that does not take it is found by the check of the disk."""
+        self.write_file(self.document())
+
+    def write_file(self, document: Json) -> None:
+        """Write the file of a node."""
+        if self.run is not None:
+            path = self.run.preflight / f"{document['node']}.json"
+            with suppress(OSError, TimeoutError):
+                within(_FAREWELL_SECONDS, lambda: write_json(path, document))
+
+    def read_file(self, name: str) -> Json | None:
+        """Return what another node has left in its file at this very start, if anything."""
+        if self.run is None:
+            return None
+        try:
+            path = self.run.preflight / f"{name}.json"
+            found: Json = within(_FAREWELL_SECONDS, lambda: json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TimeoutError):
+            return None
+        return found if same_start(found, self.document()) else None
+
+
+class _Meeting:
+    """Where the nodes tell each other what they found."""
+
+    def __init__(self, place: Rendezvous, deadline: float) -> None:
+        self.place, self.error = place, ""
+        self.port = port_beside(place.port)
+        self._store: Any = None
+        try:
+            self._store = self.connect(max(1.0, deadline - time.monotonic()))
+        except (RuntimeError, TimeoutError) as error:
+            self.error = str(error).strip().partition("\n")[0]
+        self.present = [place.rank]
+
+    def connect(self, timeout: float) -> Any:
+        """Return a connection of its own to the store; on rank 0 the first one opens it."""
+        if self.place.world_size == 1:
+            return dist.HashStore()
+        opens = self.place.rank == 0 and self._store is None
+        limit = timedelta(seconds=timeout)
+        where = (self.place.address, self.port, self.place.world_size)
+        return within(timeout + 1.0, lambda: dist.TCPStore(*where, opens, limit, wait_for_workers=False))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this node can reach the store."""
+        return self._store is not None
+
+    def exchange(self, topic: str, value: Any, deadline: float) -> dict[int, Any]:
+        """Return by rank what each node passes in, of those that did so before the deadline."""
+        mine = {self.place.rank: value}
+        if not self.is_open:
+            return mine
+        try:
+            found = within(deadline - time.monotonic() + 2.0, lambda: self._exchange(topic, value, deadline))
+        except (RuntimeError, TimeoutError) as error:
+            self._store, self.error = None, str(error).strip().partition("\n")[0]
+            return mine
+        self.present = sorted(found)
+        return found
+
+    def _exchange(self, topic: str, value: Any, deadline: float) -> dict[int, Any]:
+        self._store.set(f"{topic}/{self.place.rank}", json.dumps(value))
+        ranks = range(self.place.world_size)
+        while not self._store.check([f"{topic}/{rank}" for rank in ranks]) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        there = [rank for rank in ranks if self._store.check([f"{topic}/{rank}"])]
+        return {rank: json.loads(self._store.get(f"{topic}/{rank}")) for rank in there}
+
+    def part(self) -> None:
+        """Leave: rank 0 first, when it has spoken, and it keeps the store until the others have heard of that."""
+        if self.is_open and self.place.world_size > 1:
+            with suppress(RuntimeError, TimeoutError):
+                within(_FAREWELL_SECONDS, self._part)
+
+    def _part(self) -> None:
+        if self.place.rank == 0:
+            self._store.set("spoken", "")
+            others = [f"left/{rank}" for rank in self.present if rank]
+            while others and not self._store.check(others):
+                time.sleep(_POLL_SECONDS)
+            return
+        while not self._store.check(["spoken"]):
+            time.sleep(_POLL_SECONDS)
+        self._store.set(f"left/{self.place.rank}", "")
+
+
+def _together(node: _Node, meeting: _Meeting, clock: Callable[[], float], deadline: float) -> Verdict:
+    """Meet the other nodes, compare clocks and speeds, add up numbers, and tell what comes of it."""
+    reports = meeting.exchange("report", node.document(), deadline)
+    problems: list[Problem] = []
+    if len(reports) == node.place.world_size:
+        _compare_clocks(node, meeting, clock)
+        _compare_speeds(node, reports)
+        if node.place.world_size > 1 and all(report["ok"] for report in reports.values()):
+            problems = _try_collective(node, meeting)
+        reports |= meeting.exchange("last report", node.document(), time.monotonic() + _FAREWELL_SECONDS)
+    node.write()
+    if not meeting.is_open:
+        return _never_met(node, meeting)
+    return _judged(node, meeting, reports, problems)
+
+
+def _judged(node: _Node, meeting: _Meeting, reports: dict[int, Json], problems: list[Problem]) -> Verdict:
+    """Put together what the nodes say, and what is known of those that say nothing."""
+    silent = [rank for rank in range(node.place.world_size) if rank not in meeting.present]
+    left = {rank: node.read_file(node.names[rank]) for rank in silent}
+    missing = [node.names[rank] for rank in silent]
+    sound = [file for file in left.values() if file is not None and file["ok"]]
+    if silent and len(reports) == 1 and len(sound) == len(silent):
+        return Verdict([*reports.values(), *sound], missing, [_unreachable(node, meeting)])
+    own = node.document()
+    for rank in silent:
+        told = silent_node(node.names[rank], rank, left[rank] or reports.get(rank), node.timeout, own)
+        reports[rank] = told
+        if node.place.rank == min(meeting.present):
+            node.write_file(told)
+    return Verdict([reports[rank] for rank in sorted(reports)], missing, problems)
+
+
+def _never_met(node: _Node, meeting: _Meeting) -> Verdict:
+    """Tell of rank 0, which does not answer; the other nodes find that out as well, each for itself."""
+    name, own = node.names[0], node.document()
+    problem = _unreachable(node, meeting)
+    if node.place.rank == 0 or node.read_file(name) is not None:
+        return Verdict([own], [], [problem], has_met=False)
+    told = silent_node(name, 0, None, node.timeout, own)
+    node.write_file(told)
+    return Verdict([told, own], [name], [problem], has_met=False)
+
+
+def _unreachable(node: _Node, meeting: _Meeting) -> Problem:
+    where = f"{node.place.address}:{meeting.port}"
+    why = f": {meeting.error}" if meeting.error else ""
+    what = f"the nodes do not meet at {node.names[0]} within {format_seconds(node.timeout)}{why}"
+    fix = "is MASTER_ADDR that node's address, the port free, and no firewall between the nodes?"
+    return Problem(what, where, fix)
+
+
+def _compare_clocks(node: _Node, meeting: _Meeting, clock: Callable[[], float]) -> None:
+    """Read all clocks at one moment; of two that differ, the first node's is believed."""
+    soon = time.monotonic() + _FAREWELL_SECONDS
+    meeting.exchange("now", True, soon)
+    moment = clock()
+    moments = meeting.exchange("clock", moment, soon)
+    usual = median(moments.values()) if len(moments) > 2 else moments[min(moments)]
+    offset = moment - usual
+    node.health.measured["clock_offset"] = round(offset, 3)
+    if abs(offset) > _CLOCKS_APART:
+        what = f"its clock is {format_seconds(abs(offset))} {'ahead' if offset > 0 else 'behind'}"
+        node.health.problems.append(Problem(what, "clock", "have its time service (chrony, ntpd) looked at"))
+
+
+def _compare_speeds(node: _Node, reports: dict[int, Json]) -> None:
+    """Compare this node's GPUs with those of all nodes; those that are slow among their own have been named."""
+    rates = [rate for report in reports.values() for rate in report["measured"].get("gpu_flops", []) if rate]
+    if rates and node.place.world_size > 1 and not node.health.problems:
+        own = node.health.measured.get("gpu_flops", [])
+        node.health.problems += slow(own, "the median of all nodes'", median(rates))
+
+
+def _try_collective(node: _Node, meeting: _Meeting) -> list[Problem]:
+    """Add up numbers over all nodes; returns what failed, on this or on another node."""
+    error, soon = "", time.monotonic() + node.timeout
+    try:
+        right, rate = within(node.timeout, lambda: _all_reduce(meeting, node.timeout))
+        node.health.measured["all_reduce"] = round(rate)
+        if not right:
+            node.health.problems.append(Problem("an all-reduce came out wrong", "network", "leave the node out"))
+    except TimeoutError:
+        error = f"did not end within {format_seconds(node.timeout)}"
+    except RuntimeError as failure:
+        error = str(failure).strip().partition("\n")[0]
+    errors = meeting.exchange("all-reduce", error, soon + _FAREWELL_SECONDS)
+    failed = [node.names[rank] for rank, said in errors.items() if said]
+    if not failed:
+        return []
+    first = next(said for said in errors.values() if said)
+    fix = "NCCL_DEBUG=INFO says more; are NCCL_SOCKET_IFNAME and NCCL_IB_HCA (GLOO_SOCKET_IFNAME on CPUs) right?"
+    return [Problem(f"an all-reduce failed on {', '.join(failed)}: {first}", "network", fix)]
+
+
+def _all_reduce(meeting: _Meeting, timeout: float) -> tuple[bool, float]:
+    """Return whether a sum over all nodes is right on this one, and the bytes/s each node sent for it."""
+    place, where = meeting.place, device.device()
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    dist.init_process_group(
+        device.backend(), store=meeting.connect(timeout), rank=place.rank, world_size=place.world_size,
+        timeout=timedelta(seconds=timeout),
+    )  # fmt: skip
+    count = _GPU_NUMBERS if where.type == "cuda" else _CPU_NUMBERS
+    pattern = torch.arange(count, device=where, dtype=torch.float32).remainder_(1000.0)
+    numbers = pattern + place.rank
+    dist.all_reduce(numbers)
+    size = place.world_size
+    right = bool((numbers == pattern * size + size * (size - 1) // 2).all())
+    device.synchronize()
+    started = time.perf_counter()
+    dist.all_reduce(numbers)
+    device.synchronize()
+    seconds = time.perf_counter() - started
+    return right, 2 * (size - 1) / size * numbers.nbytes / seconds
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """Return what some work returns, or go on without it: the thread it is done in is left behind.
+
+    Raises:
+        TimeoutError: it did not end in time.
+    """
+    box: list[tuple[T | None, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            box.append((work(), None))
+        except BaseException as error:
+            box.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(max(0.0, seconds))
+    if not box:
+        raise TimeoutError(f"no answer within {format_seconds(max(0.0, seconds))}")
+    value, error = box[0]
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
+
+
+def port_beside(port: int) -> int:
+    """Return a port for the preflight, far from that of the run, which follows at once."""
+    return port - _PORTS_APART if port >= _PORTS_APART + 2000 else port + _PORTS_APART
