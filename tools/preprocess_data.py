@@ -4,7 +4,9 @@
     tools/preprocess_data.py --input 'raw/*.jsonl.zst' --output-prefix data/web --tokenizer-type HuggingFaceTokenizer \
         --tokenizer-model tokenizer/ --append-eod --shuffle-seed 1234
 
-writes data/web_text_document.bin, .idx and .manifest.json.
+writes data/web_text_document.bin, .idx and .manifest.json. Several processes or machines share the work with
+--shard 0/16 to --shard 15/16; of their shards tools/merge_datasets.py makes what one process makes, to the byte.
+slurm/preprocess.sh does both.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
 from megacode.config.model import TokenizerConfig
 from megacode.data.preprocess import Job, preprocess
+from megacode.data.shards import Shard
 from megacode.data.tools import run_tool
 
 TOKENIZER_KINDS = {
@@ -47,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add("--workers", type=int, help="threads that encode (default: all cores)")
     add("--log-interval", type=int, default=100_000, help="documents between two lines of the log")
     add("--shuffle-seed", type=int, help="shuffle the documents: a run reads them as stored (default: keep order)")
+    add("--shard", metavar="I/N", help="only part I of N of the input, I from 0 as in an array 0-15; then merge")
     add("--skip-bad-lines", action="store_true", help="leave out and count lines that cannot be read")
     add("--dtype", choices=("auto", "uint16", "int32"), default="auto", help="type of a token on disk")
     add("--partitions", type=int, default=1, help="accepted; one process with threads does the work, order is kept")
@@ -84,6 +88,7 @@ def job(arguments: argparse.Namespace, command: str) -> Job:
         workers=arguments.workers,
         log_interval=arguments.log_interval,
         command=command,
+        shard=Shard.parse(arguments.shard) if arguments.shard else None,
     )
 
 

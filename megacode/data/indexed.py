@@ -79,7 +79,7 @@ class IndexedDataset:
         index = _map(idx_path(prefix))
         self.dtype, self.sequences, borders = _read_header(index, idx_path(prefix))
         self.documents = borders - 1
-        first, second, third = _array_offsets(self.sequences)
+        first, second, third = array_offsets(self.sequences)
         view = memoryview(index)
         self._lengths = view[first:second].cast("i")
         self._offsets = view[second:third].cast("q")
@@ -184,7 +184,7 @@ def _read_header(index: mmap.mmap, path: Path) -> tuple[np.dtype, int, int]:
     if code not in DTYPES:
         kind = "floating-point numbers" if code in _FLOAT_CODES else f"the unknown type {code}"
         raise DataError(f"its entries are {kind}, no tokens", where, "give a data set of token ids")
-    size = _array_offsets(sequences)[2] + 8 * borders
+    size = array_offsets(sequences)[2] + 8 * borders
     if len(index) not in (size, size + sequences):  # multimodal sets end with one mode byte a sequence
         what = f"it has {len(index)} bytes, its header describes {size}: it is cut short or damaged"
         raise DataError(what, where, _AGAIN)
@@ -193,7 +193,7 @@ def _read_header(index: mmap.mmap, path: Path) -> tuple[np.dtype, int, int]:
     return DTYPES[code], sequences, borders
 
 
-def _array_offsets(sequences: int) -> tuple[int, int, int]:
+def array_offsets(sequences: int) -> tuple[int, int, int]:
     """Return where in an `.idx` the lengths, the offsets and the borders begin."""
     lengths = HEADER.size
     return lengths, lengths + 4 * sequences, lengths + 12 * sequences
@@ -219,14 +219,15 @@ class IndexedDatasetWriter:
     Args:
         prefix: path without `.bin` and `.idx`.
         dtype: integer type of a token.
+        may_be_empty: without a token publish no files, instead of raising.
 
     Attributes:
         tokens, sequences, documents: how many were added so far.
         bin_hash, idx_hash: xxh3-128 of the files' bytes, after `finish`.
     """
 
-    def __init__(self, prefix: str | Path, dtype: npt.DTypeLike) -> None:
-        self.prefix, self.dtype = Path(prefix), np.dtype(dtype)
+    def __init__(self, prefix: str | Path, dtype: npt.DTypeLike, may_be_empty: bool = False) -> None:
+        self.prefix, self.dtype, self._may_be_empty = Path(prefix), np.dtype(dtype), may_be_empty
         assert self.dtype in DTYPE_CODES
         self.tokens = self.sequences = self.documents = 0
         self._hash = xxhash.xxh3_128()
@@ -292,9 +293,9 @@ class IndexedDatasetWriter:
         """Write the index beside the tokens; nothing can be added any more.
 
         Raises:
-            DataError: if no token was added.
+            DataError: if no token was added, unless the set may be empty.
         """
-        if self.idx_hash:
+        if self.idx_hash or (self.tokens == 0 and self._may_be_empty):
             return
         if self.tokens == 0:
             raise DataError("there is not one token to write", str(self.prefix), _EMPTY)
@@ -325,5 +326,8 @@ class IndexedDatasetWriter:
 
     def _publish(self) -> None:
         remove(idx_path(self.prefix))
+        if not self.idx_hash:
+            remove(bin_path(self.prefix))
+            return
         publish(self._paths["bin"], bin_path(self.prefix))
         publish(self._paths["idx"], idx_path(self.prefix))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import glob
 import gzip
 import json
+import platform
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +19,7 @@ import zstandard
 from megacode.base.errors import ConfigError, DataError
 
 CHUNK_BYTES = 4 << 20
+_COMPRESSED = (".gz", ".zst", ".zstd")
 _BAD_STREAM = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
 
 
@@ -27,7 +29,7 @@ class Chunk:
 
     Attributes:
         path: the file.
-        first_line: number of the first of them, from 1.
+        first_line: number of the first of them, from 1, counted from the byte `counted_from` of the file.
         data: their bytes.
         read_bytes: bytes of the file, compressed where it is, that were read for them.
     """
@@ -36,6 +38,13 @@ class Chunk:
     first_line: int
     data: bytes
     read_bytes: int
+    counted_from: int = 0
+
+    def place(self, line: int) -> str:
+        """Return a line, counted as `first_line` is, as `file:line` of the whole file, whose head is read for it."""
+        with self.path.open("rb") as file:
+            blocks = iter(lambda: file.read(min(CHUNK_BYTES, self.counted_from - file.tell())), b"")
+            return f"{self.path}:{line + sum(block.count(10) for block in blocks)}"
 
 
 @dataclass
@@ -78,31 +87,89 @@ def find_inputs(patterns: Sequence[str]) -> list[Path]:
     return found
 
 
-def read_chunks(path: Path, size: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """Yield a file in chunks of whole lines of about `size` bytes.
+def read_chunks(path: Path, size: int = CHUNK_BYTES, start: int = 0, end: int | None = None) -> Iterator[Chunk]:
+    """Yield a file, or a part of it, in chunks of whole lines of about `size` bytes.
+
+    Args:
+        path: the file.
+        size: bytes of a chunk, uncompressed.
+        start: of a plain file, the lines that begin from this byte on; of a compressed one, the chunks for which
+            reading went on from this byte on.
+        end: ... and before this byte; None: the file's end.
 
     Raises:
         DataError: if it cannot be read or decompressed.
     """
+    end = path.stat().st_size if end is None else end
+    cut = _chunks_in if _is_compressed(path) else _lines_in
     try:
         with path.open("rb") as file:
-            yield from _whole_lines(path, file, _decompressed(path, file), size)
+            yield from cut(path, file, size, start, end)
     except _BAD_STREAM as error:
         raise DataError(f"it cannot be decompressed: {error}", str(path), "fetch the file again") from None
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror}", str(path), "check its permissions") from None
 
 
+def _is_compressed(path: Path) -> bool:
+    return path.suffix in _COMPRESSED
+
+
+def cut_by(paths: Sequence[Path]) -> str:
+    """Return what decides where these files can be cut: the libraries that read compressed ones; else nothing."""
+    if not any(map(_is_compressed, paths)):
+        return ""
+    return f"Python {platform.python_version()}, zstandard {zstandard.__version__}, chunks of {CHUNK_BYTES}"
+
+
+def _lines_in(path: Path, file: BinaryIO, size: int, start: int, end: int) -> Iterator[Chunk]:
+    """Yield the lines of a plain file that begin in some of its bytes."""
+    first, last = _next_line(file, start), _next_line(file, end)
+    file.seek(first)
+    for chunk in _whole_lines(path, file, _Head(file, last), size):
+        yield replace(chunk, counted_from=first)
+
+
+def _next_line(file: BinaryIO, position: int) -> int:
+    """Return where the first line begins that does not begin before a position."""
+    if position == 0:
+        return 0
+    file.seek(position - 1)
+    file.readline()
+    return file.tell()
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A file that ends early."""
+
+    file: BinaryIO
+    end: int
+
+    def read(self, size: int) -> bytes:
+        """Read on."""
+        return self.file.read(min(size, max(0, self.end - self.file.tell())))
+
+
+def _chunks_in(path: Path, file: BinaryIO, size: int, start: int, end: int) -> Iterator[Chunk]:
+    """Yield the chunks of a compressed file for which reading went on in some of its bytes."""
+    last, begin = path.stat().st_size - 1, 0
+    for chunk in _whole_lines(path, file, _decompressed(path, file), size):
+        if min(begin, last) >= end:  # where all is read, what is left to decompress belongs to the last byte
+            return
+        if min(begin, last) >= start:
+            yield chunk
+        begin += chunk.read_bytes
+
+
 def _decompressed(path: Path, file: BinaryIO) -> Any:
     if path.suffix == ".gz":
         return gzip.open(file, "rb")
-    if path.suffix in (".zst", ".zstd"):
-        return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-    return file
+    return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
 
 
 def _whole_lines(path: Path, file: BinaryIO, stream: Any, size: int) -> Iterator[Chunk]:
-    rest, line, position = b"", 1, 0
+    rest, line, position = b"", 1, file.tell()
     while block := stream.read(size):
         end = block.rfind(b"\n") + 1
         if not end:
@@ -151,7 +218,7 @@ def _parse_one_by_one(chunk: Chunk, keys: Sequence[str], skip: bool) -> tuple[di
         except ValueError as error:
             if not skip:
                 fix = "mend the line, or give --skip-bad-lines to leave such lines out and count them"
-                raise DataError(str(error), f"{chunk.path}:{number}", fix) from None
+                raise DataError(str(error), chunk.place(number), fix) from None
             bad += 1
             continue
         for key, found in row.items():

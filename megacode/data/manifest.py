@@ -47,6 +47,8 @@ class Manifest:
         bad_lines: lines of the input that were skipped.
         inputs: the files it was made of: `path` and `bytes`.
         command: the command line that made it.
+        shard: of a part of a data set: `index` and `count`, `shuffle_seed` of the whole, and `cut_by`: what decided
+            where compressed inputs were cut. None: it is a whole.
     """
 
     tokens: int
@@ -65,6 +67,7 @@ class Manifest:
     bad_lines: int = 0
     inputs: tuple[dict[str, Any], ...] = ()
     command: str = ""
+    shard: dict[str, Any] | None = None
     format: int = _FORMAT
 
 
@@ -97,6 +100,13 @@ def describe(prefix: str | Path, bin_hash: str = "", idx_hash: str = "", **facts
         idx_sample=sample_hash(idx_file),
         **facts,
     )
+
+
+def describe_empty(dtype: str, documents: int, **facts: Any) -> Manifest:
+    """Make the manifest of a shard without a token, which has no files: some empty documents, or none."""
+    hashes = dict.fromkeys(("bin_hash", "idx_hash", "bin_sample", "idx_sample"), "")
+    facts = {"bin_bytes": 0, "idx_bytes": 0, **hashes, **facts}
+    return Manifest(tokens=0, documents=documents, dtype=dtype, identity=_identity(dtype, str(documents)), **facts)
 
 
 def write(prefix: str | Path, manifest: Manifest) -> None:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -26,9 +26,10 @@ from megacode.config.model import TokenizerConfig
 from megacode.data import manifest as manifests
 from megacode.data.encoders import pieces
 from megacode.data.indexed import IndexedDatasetWriter
-from megacode.data.jsonl import Chunk, Texts, find_inputs, parse, read_chunks
+from megacode.data.jsonl import Chunk, Texts, cut_by, find_inputs, parse, read_chunks
 from megacode.data.manifest import Manifest
 from megacode.data.progress import PassProgress
+from megacode.data.shards import WHOLE, Shard
 from megacode.data.shuffle import ShuffledWriter
 from megacode.data.tokenizer import EncoderMismatch, Tokenizer, load_tokenizer
 
@@ -52,12 +53,13 @@ class Job:
         tokenizer: what encodes them.
         keys: JSON keys that hold text; each makes a data set.
         append_eod: end each document that is not empty with the tokenizer's end-of-document token.
-        shuffle_seed: shuffle the documents; None: keep the input's order.
+        shuffle_seed: shuffle the documents; None: keep the input's order. A shard keeps it; merging shuffles.
         skip_bad_lines: leave out and count lines that cannot be read, instead of stopping.
         dtype: `auto` (uint16 where the vocabulary allows), `uint16` or `int32`.
         workers: threads that encode; None: all cores.
         log_interval: documents between two lines of the log.
         command: the command line, for the manifest.
+        shard: preprocess only this part of the input, into data sets that `merge` makes one of; None: all of it.
     """
 
     inputs: tuple[str, ...]
@@ -71,10 +73,12 @@ class Job:
     workers: int | None = None
     log_interval: int = 100_000
     command: str = ""
+    shard: Shard | None = None
 
     def prefix(self, key: str) -> Path:
-        """Return the prefix of a key's data set, named as Megatron's tool names it."""
-        return Path(f"{self.output_prefix}_{key}_document")
+        """Return the prefix of a key's data set, named as Megatron's tool names it; a shard's name says which it is."""
+        whole = Path(f"{self.output_prefix}_{key}_document")
+        return self.shard.prefix(whole) if self.shard else whole
 
 
 def preprocess(job: Job) -> dict[str, Manifest]:
@@ -84,7 +88,7 @@ def preprocess(job: Job) -> dict[str, Manifest]:
         the manifests by key.
 
     Raises:
-        DataError: if the input cannot be read or is empty, or the tokenizer does not fit.
+        DataError: if the input cannot be read or is empty (a shard may be), or the tokenizer does not fit.
         ConfigError: if the job contradicts itself.
     """
     tokenizer = load_tokenizer(job.tokenizer)
@@ -140,7 +144,8 @@ def _run(job: Job, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) ->
         writers = {key: _writer(job, key, dtype) for key in job.keys}
         for writer in writers.values():
             stack.enter_context(writer)
-        progress = stack.enter_context(PassProgress("encoding", sum(sizes), job.log_interval))
+        share = sum(end - start for _, start, end in (job.shard or WHOLE).parts(sizes))
+        progress = stack.enter_context(PassProgress("encoding", share, job.log_interval))
         bad_lines = _encode_all(job, tokenizer, inputs, writers, progress)
         for key, writer in writers.items():
             writer.finish()
@@ -150,7 +155,8 @@ def _run(job: Job, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) ->
     facts = {
         "tokenizer": tokenizer.facts(),
         "append_eod": job.append_eod,
-        "shuffle_seed": job.shuffle_seed,
+        "shuffle_seed": None if job.shard else job.shuffle_seed,
+        "shard": _shard_facts(job, inputs),
         "bad_lines": bad_lines,
         "inputs": tuple({"path": str(path), "bytes": size} for path, size in zip(inputs, sizes, strict=True)),
         "command": job.command,
@@ -158,15 +164,24 @@ def _run(job: Job, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) ->
     return {key: _manifest(job.prefix(key), writer, facts) for key, writer in writers.items()}
 
 
+def _shard_facts(job: Job, inputs: list[Path]) -> dict[str, object] | None:
+    if job.shard is None:
+        return None
+    return {**asdict(job.shard), "shuffle_seed": job.shuffle_seed, "cut_by": cut_by(inputs)}
+
+
 def _writer(job: Job, key: str, dtype: np.dtype) -> Writer:
-    if job.shuffle_seed is None:
-        return IndexedDatasetWriter(job.prefix(key), dtype)
+    if job.shuffle_seed is None or job.shard:
+        return IndexedDatasetWriter(job.prefix(key), dtype, may_be_empty=job.shard is not None)
     return ShuffledWriter(job.prefix(key), dtype, job.shuffle_seed)
 
 
 def _manifest(prefix: Path, writer: Writer, facts: dict[str, object]) -> Manifest:
     out = writer if isinstance(writer, IndexedDatasetWriter) else writer.out
-    made = manifests.describe(prefix, out.bin_hash, out.idx_hash, **facts)
+    if out.tokens:
+        made = manifests.describe(prefix, out.bin_hash, out.idx_hash, **facts)
+    else:
+        made = manifests.describe_empty(out.dtype.name, out.documents, **facts)
     manifests.write(prefix, made)
     counts = format_count(made.documents), format_count(made.tokens)
     _LOG.info("%s: %s documents, %s tokens as %s", prefix, *counts, made.dtype)
@@ -188,7 +203,7 @@ def _encode_all(
 
     with ThreadPoolExecutor(1) as thread:
         pending: Future[None] | None = None
-        for chunk in _all_chunks(inputs):
+        for chunk in _chunks(inputs, job.shard or WHOLE):
             texts, bad = parse(chunk, job.keys, job.skip_bad_lines)
             bad_lines += bad
             if pending is not None:
@@ -199,9 +214,9 @@ def _encode_all(
     return bad_lines
 
 
-def _all_chunks(inputs: list[Path]) -> Iterator[Chunk]:
-    for path in inputs:
-        yield from read_chunks(path)
+def _chunks(inputs: list[Path], shard: Shard) -> Iterator[Chunk]:
+    for number, start, end in shard.parts([path.stat().st_size for path in inputs]):
+        yield from read_chunks(inputs[number], start=start, end=end)
 
 
 def assemble(

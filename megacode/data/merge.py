@@ -1,0 +1,336 @@
+"""Several data sets into one, streamed: memory does not grow with their size.
+
+Shards of one input (see `shards`) become what a single process makes of it, to the byte, whatever order they are named
+in; if a shuffle was asked for when they were made, it happens here. Other data sets follow each other as they are
+named. Every byte that is copied is hashed on the way and compared with its manifest, so a shard that was damaged or
+cut short since it was made is named, not merged.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from megacode.base.errors import ConfigError, DataError, Problem
+from megacode.base.files import remove
+from megacode.base.units import format_bytes, format_count
+from megacode.data import manifest as manifests
+from megacode.data.indexed import IndexedDataset, IndexedDatasetWriter, array_offsets, bin_path, idx_path
+from megacode.data.manifest import Manifest
+from megacode.data.progress import PassProgress
+from megacode.data.shards import WHOLE, Shard
+from megacode.data.shuffle import ShuffledWriter
+
+_LOG = logging.getLogger(__name__)
+_DOCUMENTS = 1 << 16
+_BATCH_BYTES = 8 << 20
+_ENDS = (".bin", ".idx", ".manifest.json")
+_AGAIN = "make it with tools/preprocess_data.py"
+
+Batch = tuple[npt.NDArray[np.integer], npt.NDArray[np.int32], npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A data set to merge: its prefix, and its manifest where it has one."""
+
+    prefix: str
+    manifest: Manifest | None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is a shard without a token, which has no files."""
+        return self.manifest is not None and self.manifest.tokens == 0
+
+    def open(self) -> IndexedDataset:
+        """Map it; nothing is read but the ends of its index."""
+        return IndexedDataset(self.prefix)
+
+    def dtype(self) -> np.dtype:
+        """Return the type of its tokens."""
+        return np.dtype(self.manifest.dtype) if self.manifest else self.open().dtype
+
+
+def merge(
+    inputs: Sequence[str],
+    output_prefix: str,
+    shuffle_seed: int | None = None,
+    *,
+    remove_shards: bool = False,
+    command: str = "",
+) -> Manifest:
+    """Make one data set of several, with its manifest; on an error nothing is left behind.
+
+    Args:
+        inputs: prefixes of data sets, without `.bin` and `.idx`, and globs of them.
+        output_prefix: the one to make.
+        shuffle_seed: shuffle the documents; None: as the shards were made to be, else as they come.
+        remove_shards: remove shards once the whole is on disk.
+        command: the command line, for the manifest.
+
+    Raises:
+        DataError: if a data set is missing, not finished, damaged, or does not go with the others.
+        ConfigError: if a data set is named twice, or the output is one of them.
+    """
+    parts = find_parts(inputs)
+    if Path(output_prefix).absolute() in [Path(part.prefix).absolute() for part in parts]:
+        raise ConfigError("it is one of the inputs", f"--output-prefix {output_prefix}", "give another prefix")
+    facts = _check_alike(parts, shuffle_seed)
+    _check_contents(parts)
+    _check_space(parts, Path(output_prefix), facts["shuffle_seed"] is not None)
+    made = _write(parts, output_prefix, {**facts, "command": command})
+    if remove_shards:
+        for part in parts:
+            if Shard.of(part.prefix):
+                for end in reversed(_ENDS):
+                    remove(Path(part.prefix + end))
+    return made
+
+
+def find_parts(patterns: Sequence[str]) -> list[Part]:
+    """Return the data sets that prefixes and globs name: shards in their order, others as named, a glob's sorted.
+
+    Raises:
+        DataError: if a prefix or glob names none, or shards of a set are missing or not finished.
+        ConfigError: if one is named twice, or shards of several sets, or shards and others, are named together.
+    """
+    found: list[str] = []
+    for pattern in patterns:
+        names = {name.removesuffix(end) for end in (".idx", ".manifest.json") for name in _files(pattern + end)}
+        if not names:
+            fix = "give prefixes without .bin and .idx, or a quoted glob of them"
+            raise DataError("there is no such data set", f"--input {pattern}", fix)
+        found += sorted(names)
+    twice = [name for name, times in Counter(found).items() if times > 1]
+    if twice:
+        fix = "its documents would come twice; name it once"
+        raise ConfigError("the same data set is named twice", f"--input {twice[0]}", fix)
+    return [Part(name, manifests.read(name)) for name in _in_order(found)]
+
+
+def _files(pattern: str) -> list[str]:
+    return [pattern] if Path(pattern).is_file() else glob.glob(pattern)
+
+
+def _in_order(prefixes: list[str]) -> list[str]:
+    """Return shards in their order, after a look at whether all are there; other data sets as they are."""
+    shards = [Shard.of(prefix) for prefix in prefixes]
+    if not any(shards):
+        return prefixes
+    wholes = sorted({f"{shard[0]} in {shard[1].count} shards" if shard else "no shard" for shard in shards})
+    if len(wholes) > 1:
+        fix = "merge the shards of one data set at a time"
+        raise ConfigError(f"they do not belong together: {'; '.join(wholes)}", "--input", fix)
+    whole, one = shards[0] or ("", WHOLE)
+    expected = [str(Shard(index, one.count).prefix(whole)) for index in range(one.count)]
+    problems = [
+        Problem(f"shard {index} of {one.count} is {what}", prefix, f"{_AGAIN} --shard {index}/{one.count}")
+        for index, prefix in enumerate(expected)
+        if (what := _unfinished(prefix, prefixes))
+    ]
+    if problems:
+        raise DataError(problems=problems)
+    return expected
+
+
+def _unfinished(prefix: str, found: Sequence[str]) -> str:
+    if prefix not in found:
+        return "missing"
+    return "" if manifests.manifest_path(prefix).exists() else "not finished: it has no manifest"
+
+
+def _check_alike(parts: Sequence[Part], shuffle_seed: int | None) -> dict[str, Any]:
+    """Check that data sets make one together, and return what the manifest says of them all."""
+    for part in parts:
+        if part.dtype() != parts[0].dtype():
+            raise _differs(part, parts[0], "token types", part.dtype().name, parts[0].dtype().name)
+    known = [part.manifest for part in parts if part.manifest]
+    tokenizer = _same("tokenizer", parts, None, lambda facts: (facts or {}).get("hash", "none known")[:12])
+    if len(known) < len(parts):
+        _LOG.warning("some data sets have no manifest: whether one tokenizer made them all is not known")
+        tokenizer = None
+    return {
+        "tokenizer": tokenizer,
+        "append_eod": _same("append_eod", parts, False),
+        "shuffle_seed": _seed(parts, shuffle_seed),
+        "bad_lines": sum(manifest.bad_lines for manifest in known),
+        "inputs": _inputs(parts, known),
+    }
+
+
+def _differs(part: Part, first: Part, what: str, here: object, there: object) -> DataError:
+    fix = f"{first.prefix} has {str(there)[:120]}; merge only data sets that are alike, made by the same command"
+    return DataError(f"the data sets have different {what}: it has {str(here)[:120]}", part.prefix, fix)
+
+
+def _same(name: str, parts: Sequence[Part], absent: Any, show: Callable[[Any], object] = lambda value: value) -> Any:
+    """Return what the manifests say under a name, if it is the same in all; `absent` without manifests."""
+    told = [(part, getattr(part.manifest, name)) for part in parts if part.manifest]
+    for part, value in told:
+        if show(value) != show(told[0][1]):
+            raise _differs(part, told[0][0], f"values of {name}", show(value), show(told[0][1]))
+    return told[0][1] if told else absent
+
+
+def _inputs(parts: Sequence[Part], known: list[Manifest]) -> tuple[dict[str, Any], ...]:
+    """Return the files that all were made of; each shard names those of the whole."""
+    if known and known[0].shard is not None:
+        return tuple(_same("inputs", parts, (), _sizes))
+    return tuple(item for manifest in known for item in manifest.inputs)
+
+
+def _sizes(files: Sequence[dict[str, Any]]) -> list[tuple[Any, Any]]:
+    return [(file["path"], file["bytes"]) for file in files]
+
+
+def _seed(parts: Sequence[Part], wanted: int | None) -> int | None:
+    """Return the seed of the shuffle; shards must have been made for one whole, and for this seed if for any."""
+
+    def whole_of(shard: dict[str, Any] | None) -> object:
+        return {key: value for key, value in (shard or {}).items() if key != "index"}
+
+    shard = _same("shard", parts, None, whole_of) or {}
+    made_for = shard.get("shuffle_seed")
+    if wanted is not None and made_for is not None and wanted != made_for:
+        fix = f"leave it out, or give --shuffle-seed {made_for}"
+        raise ConfigError(f"the shards were made to be shuffled by {made_for}", f"--shuffle-seed {wanted}", fix)
+    return made_for if wanted is None else wanted
+
+
+def _check_contents(parts: Sequence[Part]) -> None:
+    """Check sizes, sampled blocks and whole indexes against the manifests, before anything is written."""
+    for part in parts:
+        if part.is_empty or part.manifest is None:
+            continue
+        manifests.check(part.prefix)
+        if manifests.whole_hash(idx_path(part.prefix)) != part.manifest.idx_hash:
+            raise DataError("its contents are not those of its manifest", str(idx_path(part.prefix)), _AGAIN)
+
+
+def _check_space(parts: Sequence[Part], output: Path, shuffled: bool) -> None:
+    """Check that the output, and what a shuffle lays down before it, find room on the disk."""
+    files = [path(part.prefix) for part in parts if not part.is_empty for path in (bin_path, idx_path)]
+    needed = sum(file.stat().st_size for file in files) * (2 if shuffled else 1)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(output.parent).free
+    if free < needed:
+        what = f"merging needs {format_bytes(needed)}, {format_bytes(free)} are free"
+        raise DataError(what, str(output.parent), "make room, or give an output elsewhere")
+
+
+def _write(parts: Sequence[Part], output_prefix: str, facts: dict[str, Any]) -> Manifest:
+    dtype, seed = parts[0].dtype(), facts["shuffle_seed"]
+    plain = IndexedDatasetWriter(output_prefix, dtype) if seed is None else None
+    writer = plain or ShuffledWriter(output_prefix, dtype, seed)
+    size = sum(bin_path(part.prefix).stat().st_size for part in parts if not part.is_empty)
+    with PassProgress("merging", size) as progress, writer:
+        for part in parts:
+            for batch in _batches(part):
+                writer.add(*batch)
+                progress.advance(len(batch[2]), batch[0].nbytes)
+        writer.finish()
+        remove(manifests.manifest_path(output_prefix))
+    out = writer if isinstance(writer, IndexedDatasetWriter) else writer.out
+    made = manifests.describe(output_prefix, out.bin_hash, out.idx_hash, **facts)
+    manifests.write(output_prefix, made)
+    counts = format_count(made.documents), format_count(made.tokens)
+    _LOG.info("%s: %s documents, %s tokens of %d data sets", output_prefix, *counts, len(parts))
+    return made
+
+
+def _batches(part: Part) -> Iterator[Batch]:
+    """Yield a data set's documents; tokens lie in a buffer that the next batch overwrites.
+
+    Raises:
+        DataError: if its bytes are not those of its manifest, or its index does not fit them.
+    """
+    if part.is_empty:
+        assert part.manifest is not None
+        nothing = np.empty(0, part.dtype())
+        yield nothing, np.empty(0, np.int32), np.zeros(part.manifest.documents, np.int64)
+        return
+    state, buffer = xxhash.xxh3_128(), bytearray(_BATCH_BYTES)
+    with bin_path(part.prefix).open("rb", buffering=0) as file:
+        for lengths, counts in _index_batches(part):
+            size = int(lengths.sum()) * part.dtype().itemsize
+            if size > len(buffer):
+                buffer = bytearray(size)
+            view = memoryview(buffer)[:size]
+            _fill(file, view)
+            state.update(view)
+            yield np.frombuffer(view, part.dtype()), lengths, counts
+    if part.manifest and state.hexdigest() != part.manifest.bin_hash:
+        raise DataError("its contents are not those of its manifest", str(bin_path(part.prefix)), _AGAIN)
+
+
+def _fill(file: Any, view: memoryview) -> None:
+    """Read until a view is full: one call returns 2 GiB at most, and less on some network file systems."""
+    done = 0
+    while done < len(view):
+        read = file.readinto(view[done:])
+        if not read:
+            raise DataError("it ends before its index does", file.name, _AGAIN)
+        done += read
+
+
+def _index_batches(part: Part) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]]:
+    """Yield lengths of sequences and sequences in each document, for batches of `_BATCH_BYTES` or of one document."""
+    data = part.open()
+    limit = _BATCH_BYTES // data.dtype.itemsize
+    with _Index(part.prefix, data) as index:
+        for first in range(0, data.documents, _DOCUMENTS):
+            borders = index.borders(first, min(_DOCUMENTS, data.documents - first))
+            lengths = index.lengths(int(borders[0]), int(borders[-1]))
+            ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))[borders - borders[0]]
+            start, last = 0, len(borders) - 1
+            while start < last:
+                stop = max(start + 1, int(np.searchsorted(ends, ends[start] + limit, "right")) - 1)
+                some = lengths[borders[start] - borders[0] : borders[stop] - borders[0]]
+                yield some, np.diff(borders[start : stop + 1])
+                start = stop
+
+
+class _Index:
+    """An `.idx`, read in stretches and checked on the way; a mapping would hold all of it in memory after one pass."""
+
+    def __init__(self, prefix: str, data: IndexedDataset) -> None:
+        self._path, self._itemsize, self._end = idx_path(prefix), data.dtype.itemsize, 0
+        self._starts = array_offsets(data.sequences)
+
+    def __enter__(self) -> _Index:
+        self._file = self._path.open("rb")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+    def _read(self, array: int, first: int, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        self._file.seek(self._starts[array] + first * np.dtype(dtype).itemsize)
+        return np.fromfile(self._file, dtype, count)
+
+    def borders(self, document: int, count: int) -> npt.NDArray[np.int64]:
+        """Return where documents begin, in sequences, and where the last ends, int64 [count + 1]."""
+        found = self._read(2, document, count + 1, np.int64)
+        if (np.diff(found) < 0).any():
+            raise DataError(f"a document after {document} ends before it begins", str(self._path), _AGAIN)
+        return found
+
+    def lengths(self, first: int, last: int) -> npt.NDArray[np.int32]:
+        """Return the lengths of the sequences that follow those of the last call, int32 [last - first]."""
+        lengths, offsets = self._read(0, first, last - first, np.int32), self._read(1, first, last - first, np.int64)
+        ends = self._end + np.cumsum(lengths, dtype=np.int64) * self._itemsize
+        if (lengths < 0).any() or not np.array_equal(offsets, ends - lengths.astype(np.int64) * self._itemsize):
+            what = f"a sequence after {first} does not begin where the one before ends"
+            raise DataError(what, str(self._path), _AGAIN)
+        self._end = int(ends[-1]) if len(ends) else self._end
+        return lengths
