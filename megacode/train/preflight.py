@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -155,7 +156,7 @@ class _Meeting:
         self._store: Any = None
         try:
             self._store = self.connect(max(1.0, deadline - time.monotonic()))
-        except (RuntimeError, TimeoutError) as error:
+        except (RuntimeError, OSError) as error:
             self.error = str(error).strip().partition("\n")[0]
         self.present = [place.rank]
 
@@ -164,8 +165,10 @@ class _Meeting:
         if self.place.world_size == 1:
             return dist.HashStore()
         opens = self.place.rank == 0 and self._store is None
-        limit = timedelta(seconds=timeout)
         where = (self.place.address, self.port, self.place.world_size)
+        if not opens:
+            _await_listener(where[:2], time.monotonic() + timeout)
+        limit = timedelta(seconds=timeout)
         return within(timeout + 1.0, lambda: dist.TCPStore(*where, opens, limit, wait_for_workers=False))
 
     @property
@@ -210,6 +213,22 @@ class _Meeting:
         while not self._store.check(["spoken"]):
             time.sleep(_POLL_SECONDS)
         self._store.set(f"left/{self.place.rank}", "")
+
+
+def _await_listener(where: tuple[str, int], deadline: float) -> None:
+    """Wait until rank 0 listens; torch's store would wait as well, but say why not in a page of C++ frames.
+
+    Raises:
+        OSError: it does not until the deadline; the last reason.
+    """
+    while True:
+        try:
+            socket.create_connection(where, timeout=max(0.1, deadline - time.monotonic())).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(2 * _POLL_SECONDS)
 
 
 def _together(node: _Node, meeting: _Meeting, clock: Callable[[], float], deadline: float) -> Verdict:
@@ -296,7 +315,7 @@ def _try_collective(node: _Node, meeting: _Meeting) -> list[Problem]:
             node.health.problems.append(Problem("an all-reduce came out wrong", "network", "leave the node out"))
     except TimeoutError:
         error = f"did not end within {format_seconds(node.timeout)}"
-    except RuntimeError as failure:
+    except (RuntimeError, OSError) as failure:
         error = str(failure).strip().partition("\n")[0]
     errors = meeting.exchange("all-reduce", error, soon + _FAREWELL_SECONDS)
     failed = [node.names[rank] for rank, said in errors.items() if said]

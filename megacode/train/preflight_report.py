@@ -21,6 +21,7 @@ from megacode.base.units import format_bytes, format_rate, format_seconds
 
 Json: TypeAlias = dict[str, Any]
 
+_NARROWEST = 100  # a job's log is no terminal, and a table folded to 80 columns is hard to read
 _NO_ANSWER = "leave it out (sbatch --exclude) and look whether it is up and reaches the others"
 
 
@@ -82,13 +83,11 @@ def _expand_part(part: str) -> list[str]:
     match = re.search(r"\[([^\]]*)\]", part)
     if not match:
         return [part]
-    names = []
+    names, rests = [], _expand_part(part[match.end() :])
     for span in match[1].split(","):
         low, _, high = span.partition("-")
-        numbers = (f"{number:0{len(low)}d}" for number in range(int(low), int(high or low) + 1))
-        names += [
-            part[: match.start()] + number + rest for number in numbers for rest in _expand_part(part[match.end() :])
-        ]
+        for number in range(int(low), int(high or low) + 1):
+            names += [f"{part[: match.start()]}{number:0{len(low)}d}{rest}" for rest in rests]
     return names
 
 
@@ -110,7 +109,7 @@ def silent_node(name: str, rank: int, left: Json | None, timeout: float, own: Js
         what = f"made its own checks, but did not answer the others {within}"
     start = {key: own[key] for key in ("job", "restart", "step")}
     known = left or {"node": name, "rank": rank, "problems": [], "measured": {}, "doing": "", **start}
-    problems = [*known["problems"], vars(Problem(what, name, _NO_ANSWER))]
+    problems = [*known["problems"], vars(Problem(what, "", _NO_ANSWER))]
     return {**known, "ok": False, "problems": problems, "time": round(time.time(), 3), "told_by": own["node"]}
 
 
@@ -120,15 +119,16 @@ def same_start(one: Json, other: Json) -> bool:
 
 
 def render(verdict: Verdict, console: Console) -> None:
-    """Print one line a node, what is wrong, and what follows from it; fits into 80 columns."""
+    """Print one line a node, what is wrong, and what follows from it."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("node")
+    table.add_column("node", no_wrap=True)
     for title in ("GPUs", "slowest", "memory", "disk", "writes", "clock", "network"):
-        table.add_column(title, justify="right")
-    table.add_column("")
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for node in verdict.nodes:
         mark = Text("ok", style="green") if node["ok"] else Text("FAILED", style="red")
         table.add_row(node["node"], *_figures(node["measured"]), mark)
+    console.width = max(_NARROWEST, console.width)
     console.print(table)
     for node in verdict.nodes:
         for problem in node["problems"]:
