@@ -1,16 +1,40 @@
 #!/bin/bash
-# What every pretraining job does on its nodes: refuse early, then start one rank a GPU. Called by the sbatch scripts.
-set -euo pipefail
+# What every pretraining job does: refuse early, check the nodes, run one rank a GPU, decide how it goes on.
+# usage: run.sh CONFIG [key.path=value ...]        called by slurm/pretrain_*.sh and `megacode launch`; see docs/slurm.md
+set -eo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
+SITE=${SITE:-$([ -f slurm/site.env ] && echo slurm/site.env || true)}
+set -a                                            # what the site's file sets is for megacode and the ranks too
+if [ -n "$SITE" ]; then source "$SITE"; fi
+if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi
+
+# One rank 0 for all: SLURM's first node, unless node names do not resolve here and the site says another way.
+MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
+MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}   # jobs that share a node must not share it
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}             # torch would start one thread a core in every rank
+CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}   # Megatron overlaps collectives and compute by the order
+                                                  # in which they are issued; several hardware queues would lose it
+NCCL_DEBUG=${NCCL_DEBUG:-WARN}                    # says which link failed; silent otherwise
+PYTHONFAULTHANDLER=1                              # a crash in C code leaves the Python stack in the log
+set +a
 CONFIG=$1
 shift
-if [ -n "${VENV:-}" ]; then source "$VENV/bin/activate"; fi
-if [ -n "${RUN_DIR:-}" ]; then set -- "run_dir=$RUN_DIR" "$@"; fi
+if [ -n "$RUN_DIR" ]; then set -- "$@" "run_dir=$RUN_DIR"; fi
 
-export MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
-export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}
-export CUDA_DEVICE_MAX_CONNECTIONS=1   # Megatron overlaps collectives by issue order, which needs one hardware queue
+# gpu-bind=none: every rank sees all GPUs of its node and takes the one of its local number. Were only its own visible,
+# NCCL could not open its peers' memory and would go through the host's in place of NVLink.
+# cpu-bind=cores: threads and pinned buffers stay near the rank's GPU. cpus-per-task: srun does not inherit it.
+# distribution=block: ranks fill one node after the other, so that tensor-parallel groups stay inside a node.
+# kill-on-bad-exit: when a rank dies the others get SIGTERM, and after KillWait SIGKILL; they would wait for it for ever.
+ranks=(srun --export=ALL --gpu-bind=none --cpu-bind=cores "--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}"
+    --distribution=block --kill-on-bad-exit=1 $CONTAINER_SRUN)
 
-megacode plan "$CONFIG" "$@"           # a wrong config or an infeasible plan ends the job here, with exit code 2 or 3
-srun --kill-on-bad-exit=1 megacode train "$CONFIG" "$@"
+run=$(megacode job begin "$CONFIG" "$@")          # a job that cannot work ends here, with exit code 2 or 3
+code=0
+if srun --export=ALL --gpu-bind=none --ntasks-per-node=1 --ntasks="$SLURM_NNODES" $CONTAINER_SRUN \
+    $CONTAINER_EXEC megacode preflight --run-dir "$run"; then
+    "${ranks[@]}" $CONTAINER_EXEC megacode train "$CONFIG" "$@" || code=$?
+else
+    code=1                                        # not 3: another try, without the nodes that failed
+fi
+megacode job end "$code" "$run"                   # done, requeue, chain or stop; exits as the job should

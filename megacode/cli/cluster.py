@@ -1,0 +1,91 @@
+"""SLURM: `launch` submits a run; `job begin` and `job end` are what its script calls around the ranks."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megacode.base.logs import setup_logging
+from megacode.cli.options import AcceptChangedPast, Config, Json, Overrides, RunDirectory, print_json
+
+app = typer.Typer()
+job = typer.Typer(name="job", help="What a SLURM job calls before and after its ranks.", no_args_is_help=True)
+
+
+@job.command()
+def begin(config: Config, overrides: Overrides = None, accept_changed_past: AcceptChangedPast = False) -> None:
+    """Refuse a job that cannot work, before a rank starts; else note what starts, and print the run directory."""
+    setup_logging()
+    from megacode.base import lock
+    from megacode.base.files import RunDir
+    from megacode.config.loading import dump_config, load_config
+    from megacode.launch import continuity, provenance, slurm
+    from megacode.train.ready import check_ready
+
+    parsed = load_config(config, overrides or [])
+    run, this, chosen = RunDir(parsed.directory), slurm.this_job(os.environ), continuity.settings(os.environ)
+    continuity.check_chain(run, this, chosen)
+    holder = lock.owner(run)
+    continuity.free_lock(run, this, holder.slurm_job if holder is not None else "")
+    check_ready(parsed, this.ranks, accept_changed_past)
+    run.create()
+    start = provenance.record(run, this, dump_config(parsed), os.environ, sys.argv)
+    arguments = [str(config), *(overrides or [])]
+    continuity.begin(run, this, chosen, start / provenance.SCRIPT, arguments, start.name)
+    typer.echo(str(run.path))
+
+
+@job.command()
+def end(
+    code: Annotated[int, typer.Argument(help="Exit code of the ranks.", show_default=False)], run_dir: RunDirectory
+) -> None:
+    """Decide whether and how the run goes on after this job, and see to it; exits as the job should."""
+    setup_logging()
+    from megacode.base.files import RunDir
+    from megacode.launch import continuity, slurm
+
+    decision = continuity.end(RunDir(run_dir), slurm.this_job(os.environ), code, continuity.settings(os.environ))
+    typer.echo(f"{decision.action}: {decision.reason}", err=True)
+    if decision.excluded:
+        typer.echo(f"keeping off {', '.join(decision.excluded)}", err=True)
+    raise typer.Exit(decision.exit_code)
+
+
+@app.command()
+def launch(
+    config: Config,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, help="How many nodes.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs a node; one rank each.")] = 8,
+    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks a node where it has no GPU.")] = None,
+    cpus_per_task: Annotated[int, typer.Option(min=1, help="Cores a rank.")] = 12,
+    time: Annotated[str, typer.Option(help="Time limit of one job, as sbatch takes it.")] = "24:00:00",
+    partition: Annotated[str, typer.Option(help="Absent: the site's.")] = "",
+    account: Annotated[str, typer.Option(help="Absent: the site's.")] = "",
+    site: Annotated[Path | None, typer.Option(help="The site's file, as slurm/site.example.env.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show script and command, and submit nothing.")] = False,
+    accept_changed_past: AcceptChangedPast = False,
+    as_json: Json = False,
+) -> None:
+    """Submit a run to SLURM, after the checks that its job would make."""
+    from megacode.config.loading import load_config
+    from megacode.launch import slurm, submission
+    from megacode.train.ready import check_ready
+
+    parsed, ranks = load_config(config, overrides or []), ranks_per_node or gpus_per_node or 1
+    check_ready(parsed, nodes * ranks, accept_changed_past)
+    request = submission.Request(nodes, ranks, gpus_per_node, cpus_per_task, time, partition, account)
+    flags = ["--accept-changed-past"] if accept_changed_past else []
+    script = submission.render_script(request, parsed.name, config, [*(overrides or []), *flags])
+    command = submission.launch_command(site)
+    variables = {"SITE": str(site)} if site is not None else {}
+    submitted = None if dry_run else slurm.submit(command, variables, script)
+    if as_json:
+        print_json({"script": script, "command": command, "job": submitted})
+    else:
+        typer.echo(f"{script}\n{shlex.join(command)}" if submitted is None else f"submitted job {submitted}")

@@ -1,0 +1,61 @@
+"""Which nodes the next attempt should keep off: those that failed their health check, and those that hung.
+
+A hang is noticed by every rank at about the same time, since all wait for the culprit. What tells it from the others is
+its stack: they wait in a collective, it does not, or its watchdog could not write at all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megacode.base.files import RunDir
+from megacode.launch.slurm import Job
+from megacode.launch.status_files import Json, read_json, read_lines
+
+# Frames of a rank that waits for others, as Python sees them.
+_WAITING = ("torch/distributed/", " in synchronize", " in wait", " in barrier")
+
+
+def find(run: RunDir, job: Job, since: float) -> dict[str, str]:
+    """Return bad nodes and why each is taken for one.
+
+    Where every node of a job of several looks bad, the cause is elsewhere, and none is named.
+
+    Args:
+        run: the run directory, with this attempt's health checks, stacks and events.
+        job: whose nodes are judged.
+        since: when the attempt began, in seconds since 1970.
+    """
+    found = {**_hung(run, job, since), **_unhealthy(run)}
+    named = {node: why for node, why in found.items() if node in job.nodes}
+    return named if len(named) < len(job.nodes) or len(job.nodes) == 1 else {}
+
+
+def _unhealthy(run: RunDir) -> dict[str, str]:
+    checks = [read_json(path) for path in sorted(run.preflight.glob("*.json"))]
+    return {str(check["node"]): _first(check) for check in checks if check.get("ok") is False and check.get("node")}
+
+
+def _first(check: Json) -> str:
+    problems = check.get("problems") or ["failed its health check"]
+    return str(problems[0])
+
+
+def _hung(run: RunDir, job: Job, since: float) -> dict[str, str]:
+    hangs = [
+        event for event in read_lines(run.events, []) if event.get("event") == "hang" and event.get("time", 0) >= since
+    ]
+    if not hangs:
+        return {}
+    culprits = [rank for rank in range(job.ranks) if not _waits(run.stacks / f"rank_{rank:05d}.txt")]
+    ranks = culprits if 0 < len(culprits) < job.ranks else [int(event.get("rank") or 0) for event in hangs]
+    nodes = {rank: job.node_of(rank) for rank in ranks}
+    return {node: f"rank {rank} hung" for rank, node in nodes.items() if node is not None}
+
+
+def _waits(stack: Path) -> bool:
+    try:
+        text = stack.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return any(frame in text for frame in _WAITING)

@@ -1,0 +1,261 @@
+"""What happens between one job of a run and the next: whether it may begin, and whether and how it goes on.
+
+A run goes on by itself as long as it gets further, and stops where a person is needed. The one rule against loops: so
+many attempts in a row (MAX_TRIES, 3) that began at the same checkpoint end the chain, however each of them ended: by an
+error, a time limit too short for a save, a node that died. The rule is asked at an end and again at a begin, since
+an attempt that was killed has no end.
+
+Going on is either `requeue`, the same job again, or `chain`, a job after it. The job after it is put into the queue
+when this one begins, not when it ends: so it is there too where this one is killed with its node, and it has waited
+for its turn meanwhile. It follows this very job (`afterany`); `singleton` would also wait for other runs of the same
+name.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from megacode.base.errors import EXIT_CHECK, EXIT_INPUT, EXIT_RESUMABLE, LaunchError, MegacodeError
+from megacode.base.files import RunDir, remove
+from megacode.launch import attempts, bad_nodes, slurm
+from megacode.launch.slurm import Job
+from megacode.launch.status_files import Json, read_lines
+from megacode.launch.submission import successor_command
+
+log = logging.getLogger(__name__)
+
+Way = Literal["requeue", "chain", "none"]
+Action = Literal["done", "requeue", "chain", "stop"]
+
+_ON_SIGNAL = 128  # a shell's and srun's exit code for a process that a signal ended, less the signal's number
+
+
+class ChainStoppedError(MegacodeError):
+    """A chain of jobs goes on no further without a person (exit code 3)."""
+
+    title = "Stopped"
+    exit_code = EXIT_CHECK
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a site or a user decides; from the environment.
+
+    Attributes:
+        way: CONTINUITY: how a run goes on after a job.
+        max_tries: MAX_TRIES: attempts in a row without a new checkpoint that end the chain.
+    """
+
+    way: Way = "requeue"
+    max_tries: int = 3
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows on an attempt.
+
+    Attributes:
+        action: `done`, `stop`, or the way to go on.
+        reason: why, for people.
+        exit_code: of the job.
+        excluded: nodes to keep off.
+    """
+
+    action: Action
+    reason: str
+    exit_code: int
+    excluded: tuple[str, ...] = ()
+
+
+def settings(environment: Mapping[str, str]) -> Settings:
+    """Read the settings.
+
+    Raises:
+        LaunchError: one of them is none.
+    """
+    way, tries = environment.get("CONTINUITY") or "requeue", environment.get("MAX_TRIES") or "3"
+    if way not in get_args(Way):
+        raise LaunchError(f"{way!r} is no way to go on", "CONTINUITY", "set it to requeue, chain or none")
+    if not tries.isdigit() or int(tries) < 1:
+        raise LaunchError(f"{tries!r} is not a number of attempts", "MAX_TRIES", "set it to 1 or more")
+    return Settings(way, int(tries))  # type: ignore[arg-type]
+
+
+def check_chain(run: RunDir, job: Job, chosen: Settings) -> None:
+    """Refuse to begin where the chain has ended.
+
+    Raises:
+        ChainStoppedError: the job before was cancelled, or the attempts get no further.
+    """
+    if job.before and slurm.show_job(job.before).get("JobState") == "CANCELLED":
+        what = f"job {job.before}, which this one follows, was cancelled; so the chain ends"
+        raise ChainStoppedError(what, str(run.path), "submit again to go on")
+    if attempts.tries(run, job) >= chosen.max_tries:
+        raise ChainStoppedError(_no_progress(run, job), str(run.attempts), _look_at(run))
+
+
+def free_lock(run: RunDir, job: Job, holder_job: str) -> None:
+    """Remove the lock of a job that SLURM says has ended, in place of waiting until its last sign of life is old.
+
+    Args:
+        run: the run directory.
+        job: the present one.
+        holder_job: the job that the lock's owner belonged to.
+    """
+    if not holder_job or holder_job == job.id:
+        return
+    state = slurm.show_job(holder_job).get("JobState", "")
+    if state in slurm.ENDED:
+        log.warning("removing the lock of job %s, which is %s", holder_job, state)
+        run.lock.unlink(missing_ok=True)
+
+
+def begin(run: RunDir, job: Job, chosen: Settings, script: Path, arguments: list[str], start: str) -> None:
+    """Note that an attempt begins, and put the next job of a chain into the queue.
+
+    Args:
+        run: the run directory.
+        job: the present one.
+        chosen: the settings.
+        script: the job's script as it was submitted.
+        arguments: the config and its overrides.
+        start: name of this start's provenance.
+    """
+    remove(run.preflight)
+    excluded = attempts.excluded_before(run, job)
+    following = _queue_successor(run, job, script, arguments, excluded) if chosen.way == "chain" else None
+    facts = {"script": str(script), "arguments": arguments, "start": start}
+    attempts.note(run, job, "begin", excluded=excluded, next=following, **facts)
+
+
+def _queue_successor(run: RunDir, job: Job, script: Path, arguments: list[str], excluded: list[str]) -> str | None:
+    """Return the job in the queue behind this one, submitted now if there is none."""
+    queued = attempts.successor(run, job)
+    if queued and slurm.show_job(queued).get("JobState") == "PENDING":
+        return queued
+    command, variables = successor_command(job, slurm.show_job(job.id), script, arguments, excluded)
+    try:
+        return slurm.submit(command, variables)
+    except LaunchError as error:
+        log.warning("the next job of the chain could not be submitted: %s", error)
+        return None
+
+
+def end(run: RunDir, job: Job, code: int, chosen: Settings) -> Decision:
+    """Decide what follows on this attempt, note it and do it.
+
+    Args:
+        run: the run directory.
+        job: the present one.
+        code: exit code of its ranks or of what kept them from starting.
+        chosen: the settings.
+    """
+    decision = decide(run, job, code, chosen)
+    if slurm.show_job(job.id).get("JobState") not in ("RUNNING", None):
+        return Decision("stop", "SLURM has taken the job back already, and decides itself", code)
+    for reason in bad_nodes.find(run, job, attempts.begun_at(run, job)).items():
+        log.warning("node %s: %s", *reason)
+    following = attempts.successor(run, job)
+    if decision.action == "chain":
+        following = _follow(run, job, decision)
+    elif following:
+        with suppress(LaunchError):
+            slurm.cancel(following)
+    attempts.note(
+        run, job, "end", exit_code=code, reason=decision.reason, action=decision.action,
+        excluded=list(decision.excluded), next=following,
+    )  # fmt: skip
+    if decision.action == "requeue":
+        return _requeue(run, job, decision)
+    return decision
+
+
+def _requeue(run: RunDir, job: Job, decision: Decision) -> Decision:
+    """Requeue this job; where the site does not allow it, chain another one to it."""
+    try:
+        slurm.requeue(job.id, decision.excluded)
+    except LaunchError as error:
+        log.warning("this job cannot be requeued, so another one follows it: %s", error)
+        chained = Decision("chain", decision.reason, decision.exit_code, decision.excluded)
+        following = _follow(run, job, chained)
+        attempts.note(run, job, "chained", reason=str(error), action="chain", next=following)
+        return chained
+    return decision
+
+
+def _follow(run: RunDir, job: Job, decision: Decision) -> str | None:
+    """Make sure that a job follows, and that it keeps off the bad nodes; returns its number."""
+    begun = [line for line in attempts.of_chain(run, job) if line.get("script")][-1]
+    excluded = list(decision.excluded)
+    following = _queue_successor(run, job, Path(begun["script"]), begun["arguments"], excluded)
+    if following and excluded:
+        slurm.exclude(following, excluded)
+    return following
+
+
+def decide(run: RunDir, job: Job, code: int, chosen: Settings) -> Decision:
+    """Decide what follows on an attempt, by its exit code and by what the run directory says."""
+    if code == 0:
+        return Decision("done", "the plan is fulfilled", 0)
+    last = _last_stop(run, attempts.begun_at(run, job))
+    if code in (EXIT_INPUT, EXIT_CHECK):
+        return Decision("stop", f"exit code {code}: a person must mend something; see the log", code)
+    if code == EXIT_RESUMABLE and last.get("reason") == "stop_file":
+        return Decision("stop", f"{run.stop_request} was touched; submit again to go on", code)
+    if chosen.way == "none":
+        return Decision("stop", "CONTINUITY=none; submit again to go on", code)
+    if attempts.tries(run, job) >= chosen.max_tries:
+        return Decision("stop", f"{_no_progress(run, job)}; {_look_at(run)}", EXIT_CHECK)
+    return Decision(chosen.way, _why(code, last), code, _excluded(run, job))
+
+
+def _last_stop(run: RunDir, since: float) -> Json:
+    """Return the last stop event of this attempt; empty where it was killed."""
+    stops = [event for event in read_lines(run.events, []) if event.get("event") == "stop" and event["time"] >= since]
+    return stops[-1] if stops else {}
+
+
+def _why(code: int, last: Json) -> str:
+    if code == EXIT_RESUMABLE:
+        return f"stopped early and resumable: {last.get('signal') or last.get('reason') or 'exit code 75'}"
+    said = f": {last['error']}" if last.get("error") else ""
+    ended = f"ended by signal {code - _ON_SIGNAL}" if code > _ON_SIGNAL else f"failed with exit code {code}"
+    return ended + said
+
+
+def _no_progress(run: RunDir, job: Job) -> str:
+    at = attempts.newest_checkpoint(run)
+    where = f"all began at {at}" if at else "none saved a checkpoint"
+    return f"{attempts.tries(run, job)} attempts in a row got no further: {where}"
+
+
+def _look_at(run: RunDir) -> str:
+    return (
+        f"look at the job's log, {run.events} (stop, hang, save_failed), {run.stacks} and {run.preflight}; "
+        "is the time limit long enough for a checkpoint? Submit again once it is mended"
+    )
+
+
+def _excluded(run: RunDir, job: Job) -> tuple[str, ...]:
+    """Return the nodes to keep off: those that are bad now first, then those of before and those that the user named.
+
+    As many as the partition can spare: a job that too few nodes are left for would wait for ever.
+    """
+    facts = slurm.show_job(job.id)
+    known = attempts.excluded_before(run, job) + slurm.hostnames(facts.get("ExcNodeList", ""))
+    bad = bad_nodes.find(run, job, attempts.begun_at(run, job))
+    wanted = list(dict.fromkeys([*bad, *known]))
+    if not wanted:
+        return ()
+    there = slurm.partition_nodes(facts.get("Partition", ""))
+    spare = len(there) - len(job.nodes)
+    kept = [node for node in wanted if node in there][: max(0, spare)]
+    for node in bad:
+        if node not in kept:
+            log.warning("node %s looks bad, but the partition has no other to spare", node)
+    return tuple(kept)

@@ -1,0 +1,101 @@
+"""What was started, where and with what: a directory a start, `provenance/start_0001/`, written before any rank runs.
+
+script.sh         the job's script as it was submitted
+config.yaml       the resolved config
+environment.json  variables of an allow-list; nothing that could be a secret
+packages.txt      every installed package, as `name==version`
+nodes.json        job, nodes, ranks, host of the batch script, command
+git.json          commit and branch of the working directory's repository, and whether it had changes
+git.diff          those changes; both only where it is one
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from megacode.base.files import RunDir, write_json, write_text
+from megacode.launch import slurm
+from megacode.launch.slurm import Job
+
+SCRIPT = "script.sh"
+
+_ALLOWED = {
+    "CONFIG", "RUN_DIR", "VENV", "SITE", "CONTINUITY", "MAX_TRIES", "CONTAINER_SRUN", "CONTAINER_EXEC", "PATH",
+    "LD_LIBRARY_PATH", "LOADEDMODULES", "VIRTUAL_ENV", "CONDA_PREFIX", "HOSTNAME", "LANG", "TZ", "MASTER_ADDR",
+    "MASTER_PORT",
+}  # fmt: skip
+_FAMILIES = (
+    "SLURM_", "NCCL_", "NVTE_", "CUDA_", "TORCH_", "PYTORCH_", "OMP_", "GLOO_", "UCX_", "FI_", "IBV_", "MKL_",
+    "MEGACODE_",
+)  # fmt: skip
+_SECRET = ("SECRET", "TOKEN", "PASS", "JWT", "CREDENTIAL", "_KEY", "AUTH")
+_GIT_SECONDS = 30.0
+
+
+def record(run: RunDir, job: Job, config: str, environment: Mapping[str, str], command: Sequence[str]) -> Path:
+    """Write what a start is made of.
+
+    Args:
+        run: the run directory.
+        job: of the start.
+        config: resolved, YAML.
+        environment: of this process.
+        command: the command line of this process.
+
+    Returns:
+        The directory.
+    """
+    directory = run.provenance / f"start_{len(list(run.provenance.glob('start_*'))) + 1:04d}"
+    directory.mkdir(parents=True)
+    slurm.write_script(job.id, directory / SCRIPT)
+    write_text(directory / "config.yaml", config)
+    write_json(directory / "environment.json", allowed(environment))
+    write_text(directory / "packages.txt", "".join(f"{line}\n" for line in _packages()))
+    nodes = {
+        "job": job.id, "restart": job.restart, "chain": job.chain, "nodes": list(job.nodes), "ranks": job.ranks,
+        "host": platform.node(), "python": sys.executable, "command": list(command),
+    }  # fmt: skip
+    write_json(directory / "nodes.json", nodes)
+    _record_git(directory)
+    return directory
+
+
+def allowed(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that may be written down: those of a list, and of it none whose name speaks of a secret."""
+    return {
+        name: value
+        for name, value in sorted(environment.items())
+        if (name in _ALLOWED or name.startswith(_FAMILIES)) and not any(word in name for word in _SECRET)
+    }
+
+
+def _packages() -> list[str]:
+    found = {(item.metadata["Name"] or "", item.version) for item in importlib.metadata.distributions()}
+    return sorted(f"{name}=={version}" for name, version in found)
+
+
+def _record_git(directory: Path) -> None:
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return
+    difference = _git("diff", "HEAD") or ""
+    branch = (_git("rev-parse", "--abbrev-ref", "HEAD") or "").strip()
+    facts = {"directory": str(Path.cwd()), "commit": commit.strip(), "branch": branch, "changed": bool(difference)}
+    write_json(directory / "git.json", facts)
+    write_text(directory / "git.diff", difference)
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git prints; None where there is no git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, errors="replace", timeout=_GIT_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

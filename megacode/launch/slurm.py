@@ -1,0 +1,175 @@
+"""SLURM, as much of it as megacode uses: a few commands, without an accounting database and without their --json.
+
+Everything here was seen on SLURM 22.05. Two things surprise. Only a pending job's excluded nodes can be changed, and
+`scontrol requeue` ends the very process that calls it; but a job is pending from the moment that the call returns, and
+a process that ignores SIGTERM has KillWait seconds left (30 by default): enough to change them. And `sbatch` inside a
+job hands the job's own SLURM_* variables on, which the next job's steps would believe; so they are taken out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megacode.base.errors import LaunchError
+
+# A job in one of these states has no process any more, and will have none.
+ENDED = (
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+)
+
+_PATIENCE_SECONDS = 60.0
+_PAIR = re.compile(r"(\S+?)=(.*?)(?=\s+[^\s=]+=|\s*$)")
+_NOTHING = ("", "(null)", "N/A", "None")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The job that this process belongs to.
+
+    Attributes:
+        id: its number.
+        restart: how often it was requeued.
+        chain: number of the first job of the chain that it continues; its own, where a person submitted it.
+        before: number of the job that it follows in the chain; empty for the first.
+        nodes: names of its nodes, in the order of the ranks.
+        ranks: how many it was asked to start.
+    """
+
+    id: str
+    restart: int
+    chain: str
+    before: str
+    nodes: tuple[str, ...]
+    ranks: int
+
+    def node_of(self, rank: int) -> str | None:
+        """Return the node that a rank runs on: ranks fill one node after the other."""
+        place = rank * len(self.nodes) // self.ranks
+        return self.nodes[place] if 0 <= place < len(self.nodes) else None
+
+
+def this_job(environment: Mapping[str, str]) -> Job:
+    """Return the job that a batch script's environment speaks of.
+
+    Raises:
+        LaunchError: it is none, or it does not say how many ranks it starts.
+    """
+    number = environment.get("SLURM_JOB_ID", "")
+    if not number:
+        raise LaunchError("this is no SLURM job", "SLURM_JOB_ID", "submit it: sbatch slurm/pretrain_470m.sh")
+    nodes = hostnames(environment.get("SLURM_JOB_NODELIST", ""))
+    each = environment.get("SLURM_NTASKS_PER_NODE", "")
+    ranks = len(nodes) * int(each) if each.isdigit() else int(environment.get("SLURM_NTASKS") or 0)
+    if not ranks:
+        fix = "submit with --ntasks-per-node=GPUS, one rank a GPU"
+        raise LaunchError("the job does not say how many ranks it starts", "SLURM_NTASKS_PER_NODE", fix)
+    restart, before = environment.get("SLURM_RESTART_COUNT", "0"), environment.get("MEGACODE_CHAIN_BEFORE", "")
+    chain = environment.get("MEGACODE_CHAIN", "") or number
+    return Job(number, int(restart) if restart.isdigit() else 0, chain, before, tuple(nodes), ranks)
+
+
+def present() -> bool:
+    """Return whether SLURM's commands are here."""
+    return shutil.which("scontrol") is not None
+
+
+def ask(*command: str, environment: Mapping[str, str] | None = None, text: str = "") -> str:
+    """Run one of SLURM's commands, with some text on its standard input, and return what it printed.
+
+    Raises:
+        LaunchError: it is not there, does not answer, or refuses.
+    """
+    try:
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False, env=environment
+        )
+    except FileNotFoundError:
+        fix = "run this on a machine of the cluster"
+        raise LaunchError("SLURM's commands are not installed here", command[0], fix) from None
+    except subprocess.TimeoutExpired:
+        what = f"it did not answer within {_PATIENCE_SECONDS:.0f} s"
+        raise LaunchError(what, " ".join(command), "try again when SLURM answers") from None
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        raise LaunchError(said, " ".join(command), "see what SLURM says against it")
+    return done.stdout
+
+
+def show_job(number: str) -> dict[str, str]:
+    """Return what `scontrol show job` says of a job, without empty values; nothing where it is not known any more."""
+    try:
+        shown = ask("scontrol", "show", "job", "--oneliner", number)
+    except LaunchError:
+        return {}
+    facts: dict[str, str] = {}
+    for name, value in _PAIR.findall(shown):
+        if value not in _NOTHING:
+            facts.setdefault(name, value)
+    return facts
+
+
+def hostnames(nodes: str) -> list[str]:
+    """Return the nodes of SLURM's short form, `gpu[003-010,12]`, one by one."""
+    return ask("scontrol", "show", "hostnames", nodes).split() if nodes else []
+
+
+def partition_nodes(partition: str) -> list[str]:
+    """Return the nodes of a partition, whatever their state."""
+    return sorted(set(ask("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N").split()))
+
+
+def write_script(number: str, path: Path) -> None:
+    """Write a job's script as it was submitted."""
+    ask("scontrol", "write", "batch_script", number, str(path))
+
+
+def requeue(number: str, excluded: Sequence[str]) -> None:
+    """Have this process's own job start anew, on other nodes than some; SLURM ends the job within seconds.
+
+    Raises:
+        LaunchError: this site allows no requeue.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ask("scontrol", "requeue", number)
+    if excluded:
+        exclude(number, excluded)
+
+
+def exclude(number: str, excluded: Sequence[str]) -> None:
+    """Keep a pending job off some nodes."""
+    ask("scontrol", "update", f"JobId={number}", f"ExcNodeList={','.join(excluded)}")
+
+
+def cancel(number: str) -> None:
+    """Take a job out of the queue."""
+    ask("scancel", number)
+
+
+def submit(command: Sequence[str], variables: Mapping[str, str], script: str = "") -> str:
+    """Submit a job.
+
+    Args:
+        command: `sbatch --parsable` with its options, the script's path and its arguments.
+        variables: to set for the job, besides this process's own.
+        script: the script itself, where the command names none.
+
+    Returns:
+        The job's number.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"}
+    return ask(*command, environment={**kept, **variables}, text=script).strip().split(";")[0]

@@ -1,0 +1,103 @@
+"""Whether a run can start on so many ranks: everything that can be known before a rank, or a GPU, is held.
+
+Asked on a login node, at the begin of a job and before local ranks are started; needs no torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from megacode.base.errors import LaunchError
+from megacode.base.files import RunDir
+from megacode.base.lock import refuse_if_live
+from megacode.base.units import format_bytes
+from megacode.checkpoint.store import latest
+from megacode.config.quantity import Quantity
+from megacode.config.run import RunConfig
+from megacode.data.windows import open_streams
+from megacode.mcore.layout import check
+from megacode.plan.costs import parameter_counts
+from megacode.train.origin import find_origin
+from megacode.train.planning import Plan, check_trainable, make_plan
+
+_BYTES_A_PARAMETER = 12  # fp32 weights, or the masters of bf16 ones, and Adam's two moments
+_ROOM = 1.05  # index, state and the file system's own
+
+
+def check_ready(config: RunConfig, ranks: int, accept_changed_past: bool = False) -> Plan:
+    """Refuse a run that cannot start, and return its plan.
+
+    Args:
+        config: the run.
+        ranks: how many it is to start on.
+        accept_changed_past: go on although the config would have read something else so far.
+
+    Raises:
+        MegacodeError: settings are wrong, the plan is infeasible, the layout does not fit the ranks, data is missing
+            or not what its manifest says, the past has changed, the run is live, or the disk too small.
+    """
+    check_trainable(config)
+    check(config, ranks)
+    plan = make_plan(config)
+    open_streams(config)
+    run = RunDir(config.directory)
+    refuse_if_live(run)
+    find_origin(plan, latest(run), accept_changed_past)
+    check_disk(plan, run)
+    return plan
+
+
+def check_disk(plan: Plan, run: RunDir) -> None:
+    """Refuse a run whose checkpoints, as many as its policy keeps, will not fit on the disk.
+
+    Raises:
+        LaunchError: they will not.
+    """
+    parameters = parameter_counts(plan.config.model, plan.vocab_size).total
+    size = int(_ROOM * _BYTES_A_PARAMETER * parameters)
+    missing = max(1, most_at_once(plan) - len(run.iterations()))
+    place = run.path.absolute()
+    there = next(item for item in (place, *place.parents) if item.exists())
+    free = shutil.disk_usage(there).free
+    if free >= missing * size:
+        return
+    what = (
+        f"the run keeps up to {most_at_once(plan)} checkpoints of {format_bytes(size)}; the {missing} that are not "
+        f"there yet need {format_bytes(missing * size)}, and {there} has {format_bytes(free)} free"
+    )
+    raise LaunchError(what, "checkpoint", _fix(plan, free // size))
+
+
+def _fix(plan: Plan, room: int) -> str:
+    kept = len(_kept(plan)) + 2
+    if plan.config.checkpoint.every is None or room < kept:
+        return "free some space, or set run_dir to a larger disk"
+    return f"set checkpoint.keep_last={room - kept + 1} or less, save less often, or set run_dir to a larger disk"
+
+
+def most_at_once(plan: Plan) -> int:
+    """Return how many checkpoints lie on the disk at most: those that are kept, and the one that is being written."""
+    policy, kept = plan.config.checkpoint, _kept(plan)
+    periodic = {*_multiples(plan, policy.every), plan.batches.total_iterations} - kept
+    last = len(periodic) if policy.keep_last is None else min(policy.keep_last, len(periodic))
+    return len(kept) + last + (len(periodic) > last)
+
+
+def _kept(plan: Plan) -> set[int]:
+    """Return the iterations whose checkpoints are kept for good."""
+    policy = plan.config.checkpoint
+    kept = set(_multiples(plan, policy.keep_every)) | ({0} if policy.at_start else set())
+    if policy.keep_phase_ends:
+        kept |= {plan.batches.iteration_at(phase.last_sample) for phase in plan.schedule.phases}
+    return kept
+
+
+def _multiples(plan: Plan, every: Quantity | None) -> list[int]:
+    """Return the iterations at which a quantity is reached again."""
+    if every is None:
+        return []
+    if every.unit == "iterations":
+        return list(range(every.count, plan.batches.total_iterations + 1, every.count))
+    samples = -(-every.count // (plan.schedule.seq_length if every.unit == "tokens" else 1))
+    clocks = range(samples, plan.schedule.total_samples + 1, samples)
+    return [plan.batches.iteration_at(clock) for clock in clocks]
