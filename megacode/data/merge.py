@@ -34,6 +34,7 @@ from megacode.data.shuffle import ShuffledWriter
 _LOG = logging.getLogger(__name__)
 _DOCUMENTS = 1 << 16
 _BATCH_BYTES = 8 << 20
+_LOG_LINES = 20
 _ENDS = (".bin", ".idx", ".manifest.json")
 _AGAIN = "make it with tools/preprocess_data.py"
 
@@ -233,7 +234,8 @@ def _write(parts: Sequence[Part], output_prefix: str, facts: dict[str, Any]) -> 
     plain = IndexedDatasetWriter(output_prefix, dtype) if seed is None else None
     writer = plain or ShuffledWriter(output_prefix, dtype, seed)
     size = sum(bin_path(part.prefix).stat().st_size for part in parts if not part.is_empty)
-    with PassProgress("merging", size) as progress, writer:
+    documents = sum(part.manifest.documents if part.manifest else part.open().documents for part in parts)
+    with PassProgress("merging", size, log_interval=documents // _LOG_LINES) as progress, writer:
         for part in parts:
             for batch in _batches(part):
                 writer.add(*batch)
