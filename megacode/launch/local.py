@@ -106,10 +106,11 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
 
 
 def _stop(ranks: list[subprocess.Popen[bytes]]) -> None:
-    """End every rank that still runs: ask first, then kill."""
+    """End every rank that still runs: ask first, also one that was stopped, then kill."""
     for rank in ranks:
         if rank.poll() is None:
             rank.terminate()
+            rank.send_signal(signal.SIGCONT)
     deadline = time.monotonic() + _GRACE_SECONDS
     for rank in ranks:
         try:

@@ -4,7 +4,8 @@ In a distributed run one rank that stands still makes all others wait in a colle
 timeout, and nothing says which one it was. So each rank has a thread that looks, about once a second, whether the loop
 has given a sign of life within the timeout. If not, it writes the Python stacks of its process into the run directory,
 asks the other ranks for theirs by a file there, waits for them, and ends the process; the launcher then ends the rest.
-Among many stacks that wait in a collective, the one that does not is the culprit.
+Among many stacks that wait in a collective, the one that does not is the culprit; so is a rank that does not answer at
+all, since it was stopped or its machine is gone: it gets an event of its own.
 
 The thread needs Python's global lock. A main thread that never gives it up (C code in a loop) silences the thread too;
 for that case faulthandler's timer, which needs no Python, is wound up anew at every look, to go off a few seconds after
@@ -49,7 +50,7 @@ class Pace:
     Attributes:
         look: between two looks at the loop and at the request file.
         heartbeat: between two heartbeats.
-        grace: how long the rank that noticed waits for the stacks of the others.
+        grace: how long the rank that noticed waits for the stacks of the others; never longer than the timeout.
     """
 
     look: float = 1.0
@@ -83,6 +84,7 @@ class Watchdog:
     ) -> None:
         self._run, self._rank, self._ranks, self._timeout = run, rank, ranks, timeout
         self._lock, self._memory, self._pace = lock, memory or _resident, pace
+        self._grace = min(pace.grace, timeout)
         self._path = run.stacks / f"rank_{rank:05d}.txt"
         self._file: IO[bytes] | None = None
         self._doing, self._iteration, self._clock = "starting", 0, 0
@@ -158,17 +160,21 @@ class Watchdog:
 
     def _bark(self) -> None:
         """Have all ranks write their stacks, then end this process."""
-        self._wind_up(self._pace.grace + 30.0)  # should anything below block, a log line in a full pipe for one
+        self._wind_up(self._grace + 30.0)  # should anything below block, a log line in a full pipe for one
         silent = time.monotonic() - self._alive_at
         with self._harmless():
             self._dump(f"no sign of life for {silent:.0f} s")
+        first = False
         with self._harmless():
-            if self._ask():
-                self._write_event()
+            first = self._ask()
+            if first:
+                self._write_event({"rank": self._rank, "host": platform.node(), "doing": self._doing})
         doing = f"{self._doing} after iteration {self._iteration}"
         log.critical("rank %d hangs: %s for %s; see %s", self._rank, doing, format_seconds(silent), self._run.stacks)
         with self._harmless():
-            self._await_others()
+            silent = self._await_others()
+            for rank in silent if first else ():
+                self._name_silent(rank)
         os._exit(EXIT_FAILURE)
 
     def _answer(self) -> None:
@@ -202,21 +208,32 @@ class Watchdog:
         os.close(descriptor)
         return True
 
-    def _write_event(self) -> None:
+    def _write_event(self, what: dict[str, object]) -> None:
         """Add `hang` to the run's events in one write: rank 0 may be writing there too."""
         clock = {"iteration": self._iteration, "consumed_samples": self._clock}
-        where = {"rank": self._rank, "host": platform.node(), "stacks": str(self._run.stacks)}
-        line = json.dumps({"time": round(time.time(), 3), "event": "hang", **clock, **where, "doing": self._doing})
+        document = {"time": round(time.time(), 3), "event": "hang", **clock, **what, "stacks": str(self._run.stacks)}
         descriptor = os.open(self._run.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        os.write(descriptor, line.encode() + b"\n")
+        os.write(descriptor, json.dumps(document).encode() + b"\n")
         os.close(descriptor)
 
-    def _await_others(self) -> None:
-        deadline = time.monotonic() + self._pace.grace
-        while time.monotonic() < deadline:
-            if sum(path.stat().st_size > 0 for path in self._run.stacks.glob("rank_*.txt")) >= self._ranks:
-                return
+    def _await_others(self) -> list[int]:
+        """Wait for the stacks of all ranks, as long as it is worth while; returns those that wrote none."""
+        deadline = time.monotonic() + self._grace
+        while True:
+            wrote = {path.name for path in self._run.stacks.glob("rank_*.txt") if path.stat().st_size}
+            silent = [rank for rank in range(self._ranks) if f"rank_{rank:05d}.txt" not in wrote]
+            if not silent or time.monotonic() > deadline:
+                return silent
             time.sleep(self._pace.look / 2)
+
+    def _name_silent(self, rank: int) -> None:
+        """Tell of a rank that did not write its stacks; where it is, its last heartbeat says."""
+        last: dict[str, object] = {}
+        with suppress(OSError, ValueError):
+            last = json.loads((self._run.heartbeats / f"rank_{rank:05d}.json").read_text())
+        host, doing = last.get("host", ""), last.get("doing", "")
+        log.critical("rank %d on %s does not answer: it was stopped, or its machine is gone", rank, host or "?")
+        self._write_event({"rank": rank, "host": host, "doing": doing, "silent": True})
 
     def _beat_out(self) -> None:
         """Write the heartbeat and touch the lock, if it is time to."""
