@@ -25,9 +25,10 @@ if [ -n "$RUN_DIR" ]; then set -- "$@" "run_dir=$RUN_DIR"; fi
 # NCCL could not open its peers' memory and would go through the host's in place of NVLink.
 # cpu-bind=cores: threads and pinned buffers stay near the rank's GPU. cpus-per-task: srun does not inherit it.
 # distribution=block: ranks fill one node after the other, so that tensor-parallel groups stay inside a node.
-# kill-on-bad-exit: when a rank dies the others get SIGTERM, and after KillWait SIGKILL; they would wait for it for ever.
+# wait: a minute after the first rank has ended the others are ended, which might wait for it for ever. Not
+# kill-on-bad-exit: ranks that have saved and end with 75 would be killed by whichever of them is the first.
 ranks=(srun --export=ALL --gpu-bind=none --cpu-bind=cores "--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}"
-    --distribution=block --kill-on-bad-exit=1 $CONTAINER_SRUN)
+    --distribution=block --kill-on-bad-exit=0 --wait=60 $CONTAINER_SRUN)
 
 run=$(megacode job begin "$CONFIG" "$@")          # a job that cannot work ends here, with exit code 2 or 3
 code=0

@@ -90,11 +90,14 @@ def check_chain(run: RunDir, job: Job, chosen: Settings) -> None:
     """Refuse to begin where the chain has ended.
 
     Raises:
-        ChainStoppedError: the job before was cancelled, or the attempts get no further.
+        ChainStoppedError: the job before was cancelled, a stop was asked for, or the attempts get no further.
     """
     if job.before and slurm.show_job(job.before).get("JobState") == "CANCELLED":
         what = f"job {job.before}, which this one follows, was cancelled; so the chain ends"
         raise ChainStoppedError(what, str(run.path), "submit again to go on")
+    if run.stop_request.exists() and attempts.of_chain(run, job):  # at a first job it is one of before
+        run.stop_request.unlink()
+        raise ChainStoppedError(f"{run.stop_request} was touched", str(run.path), "submit again to go on")
     if attempts.tries(run, job) >= chosen.max_tries:
         raise ChainStoppedError(_no_progress(run, job), str(run.attempts), _look_at(run))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from megacode.launch.status_files import Json, RunFiles, read_files
+from megacode.launch.status_job import read_job
 from megacode.launch.status_time import Session, goodput, sessions, starts
 
 State = Literal["new", "running", "finished", "stopped", "died", "hung"]
@@ -26,7 +27,8 @@ def read_status(path: Path, now: float | None = None) -> Json:
 
     Returns:
         `state` with `reason`, `progress`, `loss`, `validation`, `rates`, `checkpoint`, `estimate`, `goodput`, `starts`,
-        `sources`, `incidents`, `health`, `heartbeats`, `owner`. Durations are in seconds, times in seconds since 1970.
+        `sources`, `incidents`, `health`, `heartbeats`, `owner`, `job`. Durations are in seconds, times in seconds since
+        1970.
 
     Raises:
         ConfigError: if it is no run directory.
@@ -54,6 +56,7 @@ def read_status(path: Path, now: float | None = None) -> Json:
         "health": files.health or None,
         "heartbeats": files.heartbeats,
         "owner": files.owner,
+        "job": read_job(files.run, files.now),
         "damaged_lines": files.damaged_lines,
     }
 

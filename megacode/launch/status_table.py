@@ -12,6 +12,7 @@ from rich.text import Text
 
 from megacode.base.units import format_bytes, format_count, format_rate, format_seconds
 from megacode.launch.status_files import Json
+from megacode.launch.status_job import describe
 from megacode.launch.status_time import PARTS
 
 _WIDEST = 100
@@ -61,6 +62,8 @@ def _headline(document: Json) -> RenderableType:
     state, reason = document["state"], document["reason"]
     grid.add_row("run", Text(document["name"], style="bold"))
     grid.add_row("state", Text(f"{state} ({reason})" if reason else state, style=_COLOURS[state]))
+    if document["job"]:
+        grid.add_row("job", describe(document["job"]))
     grid.add_row("at", _position(document["progress"]))
     if document["loss"]:
         grid.add_row("loss", f"{document['loss']['loss']:.4f}{_each(document['loss']['loss_by_source'])}")
