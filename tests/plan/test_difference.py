@@ -30,7 +30,7 @@ def test_an_equal_config_has_no_changes(make_config: Make) -> None:
     ("change", "key", "values", "effect"),
     [
         ({"seed": 7}, "seed", (1234, 7), "data order"),
-        ({"name": "other", "run_dir": "/work/t"}, "name", ("t", "other"), "bookkeeping"),
+        ({"name": "other", "run_dir": "elsewhere/t"}, "name", ("t", "other"), "bookkeeping"),
         ({"train": {"clip_grad": 0.5}}, "train.clip_grad", (1.0, 0.5), "optimizer"),
         ({"train": {"micro_batch_size": 2}, "batch": 2}, "train.micro_batch_size", (1, 2), "layout"),
         ({"batch": 2}, "train.global_batch_size", (1, 2), "batch size"),
