@@ -1,0 +1,49 @@
+#!/bin/bash
+#SBATCH --job-name=evaluate
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=12
+#SBATCH --time=08:00:00
+#SBATCH --output=slurm-%x-%j.log
+#
+# The newest checkpoint of a run as a Hugging Face model, proven equal, and its scores. Submit it from the repository:
+#
+#     RUN_DIR=runs/x sbatch slurm/evaluate.sh                     # the demo suite
+#     RUN_DIR=runs/x sbatch slurm/evaluate.sh paper.yaml          # a suite of your own
+#     RUN_DIR=runs/x sbatch --dependency=afterok:JOB slurm/evaluate.sh          # once a training job has finished
+#
+# The model lies in RUN_DIR/hf/iter_*, the scores in RUN_DIR/eval/SUITE@iter_*.json; what is there already is not made
+# again. By environment: CHECKPOINT (a name such as iter_0001000, in place of the newest), SITE, VENV. What follows the
+# suite goes to `megacode evaluate`. Exit codes: 2 wrong input, 3 the model does not compute what the checkpoint does.
+set -eo pipefail
+cd "${SLURM_SUBMIT_DIR:-.}"
+SITE=${SITE:-$([ -f slurm/site.env ] && echo slurm/site.env || true)}
+set -a                                            # what the site's file sets is for the programs too
+if [ -n "$SITE" ]; then source "$SITE"; fi
+set +a
+if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi
+fail() { echo "Config error: $1" >&2; exit 2; }
+run() {
+    srun --export=ALL --ntasks=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" $CONTAINER_SRUN $CONTAINER_EXEC megacode "$@"
+}
+suite=${1:-demo}
+shift || true
+
+if [ ! -d "$RUN_DIR" ]; then fail "RUN_DIR is '$RUN_DIR', no directory; give a run's, such as runs/x"; fi
+name=${CHECKPOINT:-$(cat "$RUN_DIR/latest" 2>/dev/null || true)}
+if [ -z "$name" ]; then fail "$RUN_DIR has no checkpoint yet"; fi
+model=$RUN_DIR/hf/$name
+stem=$(basename "$suite")
+scores=$RUN_DIR/eval/${stem%.y*ml}@$name.json
+
+if [ -e "$model" ]; then
+    echo "$model is there already"
+else
+    run convert to-hf "$RUN_DIR/checkpoints/$name" "$model"
+fi
+if [ -e "$scores" ]; then
+    echo "$scores is there already"
+else
+    run evaluate "$model" --suite "$suite" --out "$scores" "$@"
+fi

@@ -1,0 +1,65 @@
+#!/bin/bash
+#SBATCH --job-name=preprocess
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=16
+#SBATCH --time=24:00:00
+#SBATCH --output=slurm-%x-%A_%a.log
+#
+# JSON lines to one .bin/.idx data set, by an array of jobs. Submit it from the repository as it stands:
+#
+#     INPUT='corpus/*.jsonl.zst' OUTPUT=data/code TOKENIZER=tokenizer/ sbatch --array=0-15 slurm/preprocess.sh
+#
+# Each task of the array makes a shard; the first one submits a job that merges them when all have succeeded. The result
+# is, to the byte, that of tools/preprocess_data.py in one process: data/code_text_document.bin, .idx, .manifest.json.
+# Without --array one job makes it all. What follows the script's name goes to tools/preprocess_data.py:
+#
+#     ... sbatch --array=0-63%16 slurm/preprocess.sh --append-eod --shuffle-seed 1234 --skip-bad-lines
+#
+# By environment: KEYS (JSON keys with text, default `text`), KEEP_SHARDS=1, SITE, VENV. If tasks failed, make those
+# again, and the merge with them: SHARDS=16 INPUT=... sbatch --array=3,7 slurm/preprocess.sh ...
+set -eo pipefail
+cd "${SLURM_SUBMIT_DIR:-.}"
+SITE=${SITE:-$([ -f slurm/site.env ] && echo slurm/site.env || true)}
+set -a                                            # what the site's file sets is for the programs too
+if [ -n "$SITE" ]; then source "$SITE"; fi
+set +a
+if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi
+fail() { echo "Config error: $1" >&2; exit 2; }
+tool() {
+    srun --export=ALL --ntasks=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" $CONTAINER_SRUN $CONTAINER_EXEC python3 "$@"
+}
+KEYS=${KEYS:-text}
+set -f                                            # the tools unfold globs, and say which one names no file
+if [ -z "$OUTPUT" ]; then fail "OUTPUT is not set; give the data set's prefix, such as data/code"; fi
+
+if [ -n "$MERGE_SHARDS" ]; then                   # the job that the array's first task submitted
+    if [ -z "$KEEP_SHARDS" ]; then set -- --remove-shards; else set --; fi
+    for key in $KEYS; do
+        whole=${OUTPUT}_${key}_document
+        shards="$whole.shard_*_of_$(printf %04d "$MERGE_SHARDS")"
+        tool tools/merge_datasets.py --input "$shards" --output-prefix "$whole" "$@"
+    done
+    exit
+fi
+
+if [ -z "$INPUT" ]; then fail "INPUT is not set; give files or globs, such as 'corpus/*.jsonl.zst'"; fi
+if [ -z "$TOKENIZER" ]; then fail "TOKENIZER is not set; give a directory with a tokenizer.json, or a .model file"; fi
+kind=HuggingFaceTokenizer
+if [[ "$TOKENIZER" == *.model ]]; then kind=SentencePieceTokenizer; fi
+if [ -n "$SLURM_ARRAY_JOB_ID" ]; then
+    shards=${SHARDS:-$SLURM_ARRAY_TASK_COUNT}
+    if [ "$SLURM_ARRAY_TASK_MAX" -ge "$shards" ] || { [ -z "$SHARDS" ] && [ "$SLURM_ARRAY_TASK_MIN" != 0 ]; }; then
+        fail "the array is not 0-$((shards - 1)); to make some shards again, name the number of all: SHARDS=16"
+    fi
+    set -- "$@" --shard "$SLURM_ARRAY_TASK_ID/$shards"
+    if [ "$SLURM_ARRAY_TASK_ID" = "$SLURM_ARRAY_TASK_MIN" ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
+        MERGE_SHARDS=$shards sbatch --dependency="afterok:$SLURM_ARRAY_JOB_ID" --kill-on-invalid-dep=yes \
+            --job-name="$SLURM_JOB_NAME-merge" --cpus-per-task=2 --output=slurm-%x-%j.log \
+            --partition="$SLURM_JOB_PARTITION" ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"} \
+            slurm/preprocess.sh || echo "Nothing can be submitted from here. When all shards are made, submit their" \
+            "merge: MERGE_SHARDS=$shards OUTPUT=$OUTPUT KEYS='$KEYS' sbatch slurm/preprocess.sh" >&2
+    fi
+fi
+tool tools/preprocess_data.py --input $INPUT --output-prefix "$OUTPUT" --json-keys $KEYS --tokenizer-type "$kind" \
+    --tokenizer-model "$TOKENIZER" --workers "$SLURM_CPUS_PER_TASK" "$@"

@@ -1,0 +1,156 @@
+"""Data and scores as jobs of a real SLURM: shards by an array and their merge; training, export and scores in a chain."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megacode.base.files import RunDir
+from megacode.config.model import TokenizerConfig
+from megacode.data import manifest as manifests
+from megacode.data.preprocess import Job, preprocess
+from megacode.data.train_tokenizer import train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = ROOT / "tests" / "slurm" / "cluster.sh"
+NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")
+ABSENT = [name for name in NEEDED if not shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(ABSENT), reason=f"SLURM is not installed here ({', '.join(ABSENT)} absent)"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="a throw-away SLURM needs root"),
+]
+CONFIG = """
+name: small
+model: {num_layers: 1, hidden_size: 32, ffn_hidden_size: 64, num_attention_heads: 4, num_query_groups: 2}
+tokenizer: {kind: huggingface, path: tokenizer/}
+sources: {code: {path: one_text_document}}
+validation: {fraction: 0.2, samples: 4}
+phases:
+  - {name: code, iterations: 4, blend: {code: 1}, learning_rate: {schedule: constant, peak: 1.0e-3}}
+train: {seq_length: 256, global_batch_size: 4, micro_batch_size: 4}
+precision: {dtype: fp32}
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a running cluster of two nodes."""
+    folder = tmp_path_factory.mktemp("slurm")
+    subprocess.run([CLUSTER, "up", folder, "2"], check=True, timeout=90)
+    yield {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "MASTER_ADDR": "127.0.0.1", "VENV": sys.prefix}
+    subprocess.run([CLUSTER, "down", folder], check=True, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with corpus/, tokenizer/, and the data set `one_text_document` that one process makes of it."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "corpus").mkdir()
+    (place / "slurm").symlink_to(ROOT / "slurm")
+    (place / "tools").symlink_to(ROOT / "tools")
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:90]
+    rows = [json.dumps({"text": file.read_text(encoding="utf-8", errors="ignore")[:4000]}) + "\n" for file in files]
+    for number in range(3):
+        (place / "corpus" / f"{number}.jsonl").write_text("".join(rows[number * 30 : number * 30 + 30]))
+    train_tokenizer("huggingface", [str(place / "corpus" / "*.jsonl")], 600, place / "tokenizer")
+    tokenizer = TokenizerConfig(kind="huggingface", path=str(place / "tokenizer"))
+    inputs = (str(place / "corpus" / "*.jsonl"),)
+    preprocess(Job(inputs, str(place / "one"), tokenizer, append_eod=True, shuffle_seed=5))
+    return place
+
+
+def submit(place: Path, environment: dict[str, str], *command: str, **variables: str) -> str:
+    """Submit a script in a directory, one CPU and no GPU; return the job's number."""
+    flags = ["--parsable", "--cpus-per-task=1", "--gpus-per-node=0", "--time=10", "--output=job-%j.log"]
+    done = subprocess.run(
+        ["sbatch", *flags, *command], cwd=place, env={**environment, **variables}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def ended(job: str, environment: dict[str, str]) -> tuple[set[str], set[str]]:
+    """Wait for a job or all of an array; return its states and exit codes."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        shown = subprocess.run(
+            ["scontrol", "show", "job", job], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        states = set(re.findall(r"JobState=(\w+)", shown))
+        if not states & {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING"}:
+            return states, set(re.findall(r"ExitCode=(\d+)", shown))
+        time.sleep(0.5)
+    raise AssertionError(f"job {job} did not end: {shown}")
+
+
+def logs(place: Path) -> str:
+    """Return the logs of all jobs so far."""
+    return "".join(f"{path.name}\n{path.read_text()}" for path in sorted(place.glob("*.log")))
+
+
+def test_an_array_and_its_merge_make_what_one_process_makes(slurm: dict[str, str], place: Path) -> None:
+    names = {"INPUT": "corpus/*.jsonl", "OUTPUT": "many", "TOKENIZER": "tokenizer"}
+    flags = ["slurm/preprocess.sh", "--append-eod", "--shuffle-seed", "5"]
+    array = submit(place, slurm, "--array=0-4", *flags, **names)
+    assert ended(array, slurm) == ({"COMPLETED"}, {"0"}), logs(place)
+    merge = re.findall(r"Submitted batch job (\d+)", logs(place))
+    assert len(merge) == 1
+    assert ended(merge[0], slurm) == ({"COMPLETED"}, {"0"}), logs(place)
+    for end in ("bin", "idx"):
+        assert (place / f"many_text_document.{end}").read_bytes() == (place / f"one_text_document.{end}").read_bytes()
+    assert manifests.read(place / "many_text_document").identity == manifests.read(place / "one_text_document").identity
+    assert not list(place.glob("*.shard_*"))
+
+
+def test_a_wrong_input_ends_the_array_and_cancels_the_merge(slurm: dict[str, str], place: Path) -> None:
+    names = {"INPUT": "corpus/*.nothing", "OUTPUT": "wrong", "TOKENIZER": "tokenizer"}
+    array = submit(place, slurm, "--array=0-1", "--job-name=wrong", "slurm/preprocess.sh", **names)
+    assert ended(array, slurm) == ({"FAILED"}, {"2"}), logs(place)
+    log = logs(place)
+    assert "--input corpus/*.nothing: there is no such file" in log
+    merge = re.findall(r"Submitted batch job (\d+)", log)[-1]
+    assert ended(merge, slurm)[0] == {"CANCELLED"}
+    for missing in names:
+        job = submit(place, slurm, "slurm/preprocess.sh", **{**names, missing: ""})
+        assert ended(job, slurm) == ({"FAILED"}, {"2"})
+        assert f"Config error: {missing} is not set" in (place / f"job-{job}.log").read_text()
+    job = submit(place, slurm, "--array=1-2", "slurm/preprocess.sh", **names)
+    assert ended(job, slurm) == ({"FAILED"}, {"2"})
+    assert "the array is not 0-1" in logs(place)
+
+
+def test_training_export_and_scores_follow_each_other(slurm: dict[str, str], place: Path) -> None:
+    (place / "small.yaml").write_text(CONFIG)
+    run = RunDir(place / "run")
+    names = {"CONFIG": "small.yaml", "RUN_DIR": "run"}
+    train = submit(place, slurm, "--nodes=1", "--ntasks-per-node=1", "slurm/pretrain_470m.sh", **names)
+    after = submit(
+        place, slurm, f"--dependency=afterok:{train}", "slurm/evaluate.sh", "demo", "--limit", "2", RUN_DIR="run"
+    )
+    assert ended(train, slurm) == ({"COMPLETED"}, {"0"}), logs(place)
+    assert ended(after, slurm) == ({"COMPLETED"}, {"0"}), logs(place)
+    assert json.loads((run.hf / "iter_0000004" / "megacode.json").read_text())["verified"] is True
+    assert json.loads(run.score("demo", 4).read_text())["scores"]
+    again = submit(place, slurm, "slurm/evaluate.sh", RUN_DIR="run")
+    assert ended(again, slurm) == ({"COMPLETED"}, {"0"})
+    assert (place / f"job-{again}.log").read_text().count("is there already") == 2
+
+
+def test_evaluate_refuses_what_is_no_run(slurm: dict[str, str], place: Path) -> None:
+    (place / "empty").mkdir()
+    for given, message in (("nowhere", "no directory"), ("empty", "empty has no checkpoint yet")):
+        job = submit(place, slurm, "slurm/evaluate.sh", RUN_DIR=given)
+        assert ended(job, slurm) == ({"FAILED"}, {"2"})
+        assert message in (place / f"job-{job}.log").read_text()
