@@ -1,0 +1,84 @@
+"""A real run of two ranks, one of which is stopped: it ends, says where it stood, and goes on at its next start."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megacode.base.files import RunDir, read_jsonl
+from megacode.launch.status import read_status
+
+pytestmark = pytest.mark.slow
+
+TIMEOUT = 10.0  # a busy machine may take some seconds to build the model
+# Noticing takes the timeout, waiting for the stacks of the stopped rank as long again, its end a moment.
+LONGEST = 2 * TIMEOUT + 20.0
+
+
+def start(config: Path, folder: Path) -> subprocess.Popen[str]:
+    overrides = ["run_dir=run", f"health.hang_timeout={TIMEOUT:.0f}s", "phases.balanced.iterations=40000"]
+    command = ["train", str(config), *overrides, "checkpoint={every: 5 iterations}", "--nproc", "2"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "megacode.cli", *command], cwd=folder, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_stopped_rank_ends_the_run_which_says_where_it_stood_and_goes_on(golden: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    process = start(golden, tmp_path)
+    try:
+        heartbeat = run.heartbeats / "rank_00001.json"
+        wait_until(lambda: run.latest.exists() and heartbeat.exists(), process)
+        victim = json.loads(heartbeat.read_text())["pid"]
+        os.kill(victim, signal.SIGSTOP)
+        stopped = time.monotonic()
+        _, said = process.communicate(timeout=90)
+        assert time.monotonic() - stopped < LONGEST
+    finally:
+        process.kill()
+    assert process.returncode == 1, said
+    with pytest.raises(ProcessLookupError):
+        os.kill(victim, 0)
+    assert "rank 0 hangs: training after iteration" in said
+    assert "rank 1 on" in said
+    check_what_it_left(run)
+
+    saved = int(run.latest.read_text().removeprefix("iter_"))
+    process = start(golden, tmp_path)
+    wait_until(lambda: any(line["iteration"] > saved + 10 for line in read_jsonl(run.metrics)), process)
+    run.stop_request.touch()
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == 75, said
+    (resume,) = [event for event in read_jsonl(run.events) if event["event"] == "resume"]
+    assert resume["checkpoint"] == f"iter_{saved:07d}"
+    assert list((run.stacks / "earlier").glob("*/rank_00000.txt"))
+    assert read_status(run.path)["state"] == "stopped"
+
+
+def check_what_it_left(run: RunDir) -> None:
+    head, _, body = (run.stacks / "rank_00000.txt").read_text().partition("\n")
+    assert "training after iteration" in head
+    assert "in train_step" in body or "distributed_c10d.py" in body
+    assert "megacode/train/loop.py" in body
+    noticed, silent = [event for event in read_jsonl(run.events) if event["event"] == "hang"]
+    assert (noticed["rank"], "silent" in noticed) == (0, False)
+    assert (silent["rank"], silent["host"], silent["silent"]) == (1, noticed["host"], True)
+    document = read_status(run.path)
+    assert document["state"] == "hung"
+    assert "1" in document["reason"]
