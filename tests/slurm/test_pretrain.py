@@ -1,91 +1,93 @@
-"""The sbatch scripts on a real SLURM of two emulated nodes."""
+"""The sbatch scripts on a real SLURM of emulated nodes: training, what is refused, and what is written down."""
 
 from __future__ import annotations
 
-import os
-import shutil
+import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import read_jsonl
 
-ROOT = Path(__file__).resolve().parents[2]
-CLUSTER = ROOT / "tests" / "slurm" / "cluster.sh"
-NEEDED = ("slurmctld", "slurmd", "munged", "sbatch")
-ABSENT = [name for name in NEEDED if not shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(ABSENT), reason=f"SLURM is not installed here ({', '.join(ABSENT)} absent)"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="a throw-away SLURM needs root"),
-]
-FINISHED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a running cluster of two nodes."""
-    folder = tmp_path_factory.mktemp("slurm")
-    subprocess.run([CLUSTER, "up", folder, "2"], check=True, timeout=90)
-    yield {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "MASTER_ADDR": "127.0.0.1"}
-    subprocess.run([CLUSTER, "down", folder], check=True, timeout=30)
-
-
-@pytest.fixture
-def submit(slurm: dict[str, str], tmp_path: Path) -> Callable[..., tuple[str, str]]:
-    """Submit slurm/pretrain_470m.sh on two nodes with a config and wait; returns the job's state and its log."""
-
-    def run(config: Path, *overrides: str) -> tuple[str, str]:
-        flags = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--gpus-per-node=0", "--time=10"]
-        log = tmp_path / "job.log"
-        command = ["sbatch", "--parsable", *flags, f"--output={log}", f"--chdir={ROOT}"]
-        environment = {**slurm, "CONFIG": str(config), "RUN_DIR": str(tmp_path / "run"), "VENV": sys.prefix}
-        done = subprocess.run(
-            [*command, "slurm/pretrain_470m.sh", *overrides],
-            cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return wait_for(done.stdout.strip(), slurm), log.read_text()
-
-    return run
-
-
-def wait_for(job: str, environment: dict[str, str]) -> str:
-    """Return the state in which a job ended."""
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        shown = subprocess.run(
-            ["scontrol", "show", "job", job], env=environment, capture_output=True, text=True, check=True
-        )
-        state = shown.stdout.split("JobState=")[1].split()[0]
-        if state in FINISHED:
-            return state
-        time.sleep(0.5)
-    raise AssertionError(f"job {job} did not end: {shown.stdout}")
-
-
-def with_data(golden: Path, tmp_path: Path) -> list[str]:
-    return [f"sources.{name}.path={tmp_path / 'data' / name}" for name in ("prose", "code")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_two_nodes_train_what_one_process_trains(
-    golden: Path, tmp_path: Path, submit: Callable[..., tuple[str, str]], compare_losses: object
+    run: Any, cluster: Any, golden: Path, tmp_path: Path, compare_losses: Any
 ) -> None:
-    state, log = submit(golden, *with_data(golden, tmp_path))
-    assert state == "COMPLETED", log
-    losses = [line["loss"] for line in read_jsonl(RunDir(tmp_path / "run").metrics) if line["kind"] == "train"]
-    expected = compare_losses.losses_of(str(golden.parent / "losses.txt"))  # type: ignore[attr-defined]
+    run.config.write_text(golden.read_text().replace("data/", f"{tmp_path}/data/"))
+    secrets = {"AWS_SECRET_ACCESS_KEY": "hush", "HF_TOKEN": "hush", "SLURM_JWT": "hush", "MEGACODE_TOKEN": "hush"}
+    job = run.submit("train.micro_batch_size=2", ranks=2, **secrets)
+    assert cluster.wait(job) == "COMPLETED", run.tail()
+    losses = [line["loss"] for line in read_jsonl(run.directory.metrics) if line["kind"] == "train"]
+    expected = compare_losses.losses_of(str(golden.parent / "losses.txt"))
     assert losses == pytest.approx(list(expected.values()), abs=1e-4)
+    assert_written_down(run, job)
+    [end] = run.lines("end")
+    assert (end["exit_code"], end["action"], end["checkpoint"]) == (0, "done", "iter_0000020")
+    shown = megacode(cluster, "status", run.directory.path, "--json")
+    assert json.loads(shown.stdout)["job"]["state"] == "COMPLETED"
 
 
-def test_an_infeasible_plan_ends_the_job_before_a_rank_starts(
-    golden: Path, tmp_path: Path, submit: Callable[..., tuple[str, str]]
+def assert_written_down(run: Any, job: str) -> None:
+    start = run.directory.provenance / "start_0001"
+    assert "slurm/run.sh" in (start / "script.sh").read_text()
+    assert "name: golden" in (start / "config.yaml").read_text()
+    assert any(line.startswith("megatron-core==") for line in (start / "packages.txt").read_text().splitlines())
+    nodes = json.loads((start / "nodes.json").read_text())
+    assert (nodes["job"], nodes["ranks"], len(nodes["nodes"])) == (job, 4, 2)
+    assert json.loads((start / "environment.json").read_text())["SLURM_JOB_ID"] == job
+    written = "".join(path.read_text() for path in start.iterdir())
+    assert "hush" not in written
+
+
+def megacode(cluster: Any, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "megacode.cli", *map(str, arguments)]
+    return subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "said"),
+    [("sources.code.max_epochs=0.01", "3:0", "Plan error"), ("parallel.tensor=3", "2:0", "do not divide by tensor 3")],
+)
+def test_a_run_that_cannot_work_ends_before_a_rank_starts(
+    run: Any, cluster: Any, override: str, code: str, said: str
 ) -> None:
-    state, log = submit(golden, *with_data(golden, tmp_path), "sources.code.max_epochs=0.01")
-    assert state == "FAILED"
-    assert "Plan error" in log
-    assert not (tmp_path / "run").exists()
+    job = run.submit(override)
+    assert cluster.wait(job) == "FAILED", run.tail()
+    assert said in run.tail()
+    assert cluster.facts(job)["ExitCode"] == code
+    assert cluster.facts(job)["Restarts"] == "0"
+    assert not run.directory.path.exists()
+
+
+def test_launch_checks_and_then_submits_the_same_body(run: Any, cluster: Any, tmp_path: Path) -> None:
+    run.last_until(5)
+    site = tmp_path / "site.env"
+    site.write_text(f"VENV={sys.prefix}\nexport SBATCH_OUTPUT={run.log}\nMAX_TRIES=2\n")
+    options = ["--nodes", "2", "--gpus-per-node", "0", "--cpus-per-task", "1", "--time", "10", "--site", site, "--json"]
+    refused = megacode(cluster, "launch", run.config, "parallel.tensor=3", *options)
+    assert refused.returncode == 2
+    assert not cluster.ask("squeue", "--noheader")
+    done = megacode(cluster, "launch", run.config, f"run_dir={run.directory.path}", *options)
+    assert done.returncode == 0, done.stderr
+    assert cluster.wait(json.loads(done.stdout)["job"]) == "COMPLETED", run.tail()
+    assert run.newest() == 5
+    environment = json.loads((run.directory.provenance / "start_0001" / "environment.json").read_text())
+    assert environment["MAX_TRIES"] == "2"
+
+
+def test_a_node_that_fails_its_health_check_is_kept_off(run: Any, cluster: Any, saboteur: Callable[[str], str]) -> None:
+    run.last_until(5)
+    blind = saboteur('if [ "$SLURMD_NODENAME" = n0 ] && [ "$2" = preflight ]; then set -- "$@" --gpus 8; fi')
+    job = run.submit(CONTAINER_EXEC=blind)
+    assert cluster.wait(job) == "COMPLETED", run.tail()
+    first, second = run.lines("begin")
+    assert first["nodes"] == ["n0", "n1"]
+    assert second["nodes"] == ["n1", "n2"]
+    assert run.lines("end")[0]["excluded"] == ["n0"]
+    assert cluster.facts(job)["ExcNodeList"] == "n0"
