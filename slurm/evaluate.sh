@@ -43,7 +43,7 @@ else
     run convert to-hf "$RUN_DIR/checkpoints/$name" "$model"
 fi
 if [ -e "$scores" ]; then
-    echo "$scores is there already"
+    echo "$scores is there already; remove it to score again"
 else
     run evaluate "$model" --suite "$suite" --out "$scores" "$@"
 fi
