@@ -11,10 +11,14 @@ import subprocess
 from pathlib import Path
 from typing import TypedDict
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
 from megacode.base.units import format_bytes
+
+_NETWORK_VARIABLES = ("NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "NCCL_IB_DISABLE", "GLOO_SOCKET_IFNAME")
+_NETWORK_HINT = "if ranks do not find each other, set NCCL_SOCKET_IFNAME, NCCL_IB_HCA or GLOO_SOCKET_IFNAME"
 
 
 class Finding(TypedDict):
@@ -33,7 +37,10 @@ class Finding(TypedDict):
 
 def examine() -> list[Finding]:
     """Look for everything that decides how megacode runs here."""
-    return [_machine(), _torch(), _cuda(), _nccl(), *_megatron(), _dali(), _lm_eval(), _slurm(), _disk(Path.cwd())]
+    return [
+        _machine(), _torch(), _cuda(), _nccl(), _network(), *_megatron(), _dali(), _lm_eval(), _slurm(),
+        _disk(Path.cwd()),
+    ]  # fmt: skip
 
 
 def render(findings: list[Finding], console: Console) -> None:
@@ -83,6 +90,17 @@ def _nccl() -> Finding:
         return Finding(part="NCCL", found="", path="collectives go through gloo")
     found = ".".join(str(part) for part in torch.cuda.nccl.version())
     return Finding(part="NCCL", found=found, path="collectives go through NCCL")
+
+
+def _network() -> Finding:
+    """List the interfaces between which NCCL and gloo choose, and what the environment tells them."""
+    states = psutil.net_if_stats()
+    up = sorted(name for name, state in states.items() if state.isup and name != "lo")
+    adapters = sorted(path.name for path in Path("/sys/class/infiniband").glob("*"))
+    infiniband = f"; InfiniBand {', '.join(adapters)}" if adapters else ""
+    told = [f"{name}={os.environ[name]}" for name in _NETWORK_VARIABLES if name in os.environ]
+    path = f"told by the environment: {', '.join(told)}" if told else "NCCL and gloo choose; " + _NETWORK_HINT
+    return Finding(part="network", found=", ".join(up) + infiniband, path=path)
 
 
 def _megatron() -> list[Finding]:

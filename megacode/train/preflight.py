@@ -37,6 +37,7 @@ _OWN_SHARE = 0.6  # of the timeout, for a node's own checks; the rest is for tho
 _PORTS_APART = 10000
 _POLL_SECONDS = 0.05
 _FAREWELL_SECONDS = 5.0
+_LEFT_BEHIND_SECONDS = 60.0  # a collective that hangs is given up by whoever waits for it, not by the backend
 _CLOCKS_APART = 5.0
 _GPU_NUMBERS, _CPU_NUMBERS = 64 * 2**20, 2**20
 
@@ -331,9 +332,11 @@ def _all_reduce(meeting: _Meeting, timeout: float) -> tuple[bool, float]:
     place, where = meeting.place, device.device()
     if where.type == "cuda":
         torch.cuda.set_device(where)
+        # Otherwise NCCL's own watchdog ends this process when a partner dies, before it can name that partner.
+        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
     dist.init_process_group(
         device.backend(), store=meeting.connect(timeout), rank=place.rank, world_size=place.world_size,
-        timeout=timedelta(seconds=timeout),
+        timeout=timedelta(seconds=timeout + _LEFT_BEHIND_SECONDS),
     )  # fmt: skip
     count = _GPU_NUMBERS if where.type == "cuda" else _CPU_NUMBERS
     pattern = torch.arange(count, device=where, dtype=torch.float32).remainder_(1000.0)

@@ -172,8 +172,8 @@ class Watchdog:
         doing = f"{self._doing} after iteration {self._iteration}"
         log.critical("rank %d hangs: %s for %s; see %s", self._rank, doing, format_seconds(silent), self._run.stacks)
         with self._harmless():
-            silent = self._await_others()
-            for rank in silent if first else ():
+            without_stacks = self._await_others()
+            for rank in without_stacks if first else []:
                 self._name_silent(rank)
         os._exit(EXIT_FAILURE)
 
