@@ -37,6 +37,26 @@ def to_hf(
         render_report(report, Console())
 
 
+@convert.command("from-hf")
+def from_hf(
+    hf_dir: Annotated[Path, typer.Argument(help="A Hugging Face model's directory.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Directory of the new checkpoint.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Make a Llama, Cohere or StableLM model a checkpoint to start from; published only if it computes the same."""
+    setup_logging()
+    from megacode.convert.from_hf import from_hf as load
+    from megacode.convert.verify import render_report
+
+    report = load(hf_dir, out)
+    if as_json:
+        print_json(report.document())
+    else:
+        from rich.console import Console
+
+        render_report(report, Console())
+
+
 @convert.command()
 def reshard(
     checkpoint: Checkpoint,

@@ -17,6 +17,7 @@ from torch import Tensor
 from megacode.base.files import write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_OUTPUT = "lm_head.weight"
 
 
 def write_shards(
@@ -61,19 +62,23 @@ class Shards(Mapping[str, Tensor]):
 
     Args:
         path: the directory, with one safetensors file, or several and an index.
+        tied: the output layer is the embedding: where a file repeats it, it is left out.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, tied: bool = False) -> None:
+        self._path, self._left_out = path, _OUTPUT if tied else ""
 
     @cached_property
     def _files(self) -> dict[str, Path]:
         index = self._path / INDEX
         if index.exists():
             document: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
-            return {name: self._path / file for name, file in document["weight_map"].items()}
+            return self._wanted({name: self._path / file for name, file in document["weight_map"].items()})
         with safe_open(str(self._path / SINGLE), framework="pt") as file:
-            return dict.fromkeys(file.keys(), self._path / SINGLE)
+            return self._wanted(dict.fromkeys(file.keys(), self._path / SINGLE))
+
+    def _wanted(self, files: dict[str, Path]) -> dict[str, Path]:
+        return {name: file for name, file in files.items() if name != self._left_out}
 
     def __getitem__(self, name: str) -> Tensor:
         """Read one tensor."""

@@ -98,6 +98,7 @@ class Claim:
         tokenizer: the run's.
         texts: what both models are run on.
         dtype: type of the exported weights.
+        vocab: rows of the exported embedding; 0: as many as the tokenizer has tokens.
     """
 
     label: str
@@ -106,6 +107,12 @@ class Claim:
     tokenizer: Tokenizer
     texts: Sequence[Text]
     dtype: torch.dtype
+    vocab: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the exported embedding."""
+        return self.vocab or self.tokenizer.vocab_size
 
     def weights(self) -> Mapping[str, Tensor]:
         """Return the checkpoint's parameters, whole, by Megatron-core's plain names; each is read when asked for."""
@@ -126,11 +133,10 @@ def prove(claim: Claim, export: Path, tolerance: float = TOLERANCE) -> Report:
         VerificationError: it does not; the message names the first thing that differs.
     """
     document = json.loads((export / "config.json").read_text(encoding="utf-8"))
-    _check_vocabulary(document, claim.tokenizer, export)
+    _check_vocabulary(document, claim.rows, export)
     compared = check_tokenizer(claim.tokenizer, export, claim.texts)
     ids = [text.ids for text in claim.texts]
-    vocab = claim.tokenizer.vocab_size
-    reference = reference_traces(claim.config, claim.checkpoint, vocab, ids, claim.dtype)
+    reference = reference_traces(claim.config, claim.checkpoint, claim.rows, ids, claim.dtype)
     exported = exported_traces(export, ids)
     points = compare(reference, exported, [text.name for text in claim.texts], export, tolerance)
     check_weights(claim, export)
@@ -178,8 +184,8 @@ def check_weights(claim: Claim, export: Path) -> None:
     Raises:
         VerificationError: one is not equal bit for bit; its name in the checkpoint is given.
     """
-    weights, sizes = claim.weights(), Sizes.of(claim.config.model, claim.tokenizer.vocab_size)
-    for name, tensor in from_hf(Shards(export), claim.config.model, sizes):
+    weights, sizes, model = claim.weights(), Sizes.of(claim.config.model, claim.rows), claim.config.model
+    for name, tensor in from_hf(Shards(export, tied=model.share_embeddings_and_output_weights), model, sizes):
         if not torch.equal(tensor, weights[name][: len(tensor)].to(claim.dtype)):
             raise VerificationError(f"{name} in the files is not the checkpoint's", str(export), NOTHING_PUBLISHED)
 
@@ -214,10 +220,10 @@ def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[Text]) -
     return compared
 
 
-def _check_vocabulary(document: Mapping[str, Any], tokenizer: Tokenizer, export: Path) -> None:
+def _check_vocabulary(document: Mapping[str, Any], rows: int, export: Path) -> None:
     """The rows of the weights themselves are held against config.json by transformers when it loads them."""
-    if document["vocab_size"] != tokenizer.vocab_size:
-        what = f"config.json has {document['vocab_size']} tokens, the tokenizer {tokenizer.vocab_size}"
+    if document["vocab_size"] != rows:
+        what = f"config.json has {document['vocab_size']} tokens, the tokenizer {rows}"
         raise VerificationError(what, str(export / "config.json"), NOTHING_PUBLISHED)
 
 
@@ -237,7 +243,7 @@ def _loss(traces: Sequence[Trace], ids: Sequence[tuple[int, ...]]) -> float:
 def _rounding(claim: Claim, ids: Sequence[tuple[int, ...]], rounded: Sequence[Trace]) -> float | None:
     if claim.dtype in (torch.float32, TYPES[claim.config.precision.dtype]):
         return None
-    whole = reference_traces(claim.config, claim.checkpoint, claim.tokenizer.vocab_size, ids, torch.float32)
+    whole = reference_traces(claim.config, claim.checkpoint, claim.rows, ids, torch.float32)
     return max(float((a[LOGITS] - b[LOGITS]).abs().max()) for a, b in zip(whole, rounded, strict=True))
 
 
