@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Several .bin/.idx data sets into one, streamed: 200 MB of memory, whatever their size.
+"""Several .bin/.idx data sets into one, streamed: less than 300 MB of memory, whatever their size.
 
     tools/merge_datasets.py --input 'data/web_text_document.shard_*_of_0016' --output-prefix data/web_text_document
 

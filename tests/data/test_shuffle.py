@@ -22,6 +22,7 @@ from megacode.data.shuffle import ShuffledWriter, document_keys
 )
 def test_the_order_is_that_of_the_keys_whatever_batches_and_passes(lengths, batch, limit, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(shuffle, "_SORTED_BYTES", limit)
+    monkeypatch.setattr(shuffle, "_STRETCHES", batch)
     documents, token = [], 0
     for document in lengths:
         documents.append([])
