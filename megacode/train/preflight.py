@@ -11,14 +11,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from statistics import median
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,15 +25,11 @@ from megacode.base.files import RunDir, write_json
 from megacode.base.units import format_seconds
 from megacode.mcore import device, rendezvous
 from megacode.mcore.rendezvous import Rendezvous
+from megacode.train.preflight_meeting import FAREWELL_SECONDS, Meeting, within
 from megacode.train.preflight_node import Health, checks, slow
 from megacode.train.preflight_report import Json, Verdict, node_name, node_names, same_start, silent_node
 
-T = TypeVar("T")
-
 _OWN_SHARE = 0.6  # of the timeout, for a node's own checks; the rest is for those that begin later
-_PORTS_APART = 10000
-_POLL_SECONDS = 0.05
-_FAREWELL_SECONDS = 5.0
 _LEFT_BEHIND_SECONDS = 60.0  # a collective that hangs is given up by whoever waits for it, not by the backend
 _CLOCKS_APART = 5.0
 _GPU_NUMBERS, _CPU_NUMBERS = 64 * 2**20, 2**20
@@ -66,7 +59,7 @@ def examine(
         raise LaunchError(what, "megacode preflight", "srun --ntasks-per-node=1 megacode preflight")
     node = _Node(run, place, timeout)
     node.look(checks(run.path if run else None, expected_gpus(os.environ) if gpus is None else gpus))
-    meeting = _Meeting(place, started + timeout)
+    meeting = Meeting(place, started + timeout)
     try:
         verdict = _together(node, meeting, clock, started + timeout)
         verdict.seconds = time.monotonic() - started
@@ -101,13 +94,14 @@ class _Node:
             try:
                 within(deadline - time.monotonic(), lambda check=check: check(self.health))  # type: ignore[misc]
             except TimeoutError:
-                what = f"did not end within {format_seconds(_OWN_SHARE * self.timeout)}"
+                what = f"its check ({name}) did not end within {format_seconds(_OWN_SHARE * self.timeout)}"
                 fix = "leave the node out, or give more time: --timeout"
-                self.health.problems.append(Problem(what, name, fix))
+                self.health.problems.append(Problem(what, self.health.looks_at or name, fix))
                 break
             except Exception as error:  # whatever it is, it is this node's, and the others must hear of it
                 what = f"failed: {str(error).strip().partition(chr(10))[0] or type(error).__name__}"
-                self.health.problems.append(Problem(what, name, "leave the node out and have it looked at"))
+                where = self.health.looks_at or name
+                self.health.problems.append(Problem(what, where, "leave the node out and have it looked at"))
         self.doing = ""
         self.write()
 
@@ -134,7 +128,7 @@ class _Node:
         if self.run is not None:
             path = self.run.preflight / f"{document['node']}.json"
             with suppress(OSError, TimeoutError):
-                within(_FAREWELL_SECONDS, lambda: write_json(path, document))
+                within(FAREWELL_SECONDS, lambda: write_json(path, document))
 
     def read_file(self, name: str) -> Json | None:
         """Return what another node has left in its file at this very start, if anything."""
@@ -142,97 +136,13 @@ class _Node:
             return None
         try:
             path = self.run.preflight / f"{name}.json"
-            found: Json = within(_FAREWELL_SECONDS, lambda: json.loads(path.read_text(encoding="utf-8")))
+            found: Json = within(FAREWELL_SECONDS, lambda: json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TimeoutError):
             return None
         return found if same_start(found, self.document()) else None
 
 
-class _Meeting:
-    """Where the nodes tell each other what they found."""
-
-    def __init__(self, place: Rendezvous, deadline: float) -> None:
-        self.place, self.error = place, ""
-        self.port = port_beside(place.port)
-        self._store: Any = None
-        try:
-            self._store = self.connect(max(1.0, deadline - time.monotonic()))
-        except (RuntimeError, OSError) as error:
-            self.error = str(error).strip().partition("\n")[0]
-        self.present = [place.rank]
-
-    def connect(self, timeout: float) -> Any:
-        """Return a connection of its own to the store; on rank 0 the first one opens it."""
-        if self.place.world_size == 1:
-            return dist.HashStore()
-        opens = self.place.rank == 0 and self._store is None
-        where = (self.place.address, self.port, self.place.world_size)
-        if not opens:
-            _await_listener(where[:2], time.monotonic() + timeout)
-        limit = timedelta(seconds=timeout)
-        return within(timeout + 1.0, lambda: dist.TCPStore(*where, opens, limit, wait_for_workers=False))
-
-    @property
-    def is_open(self) -> bool:
-        """Whether this node can reach the store."""
-        return self._store is not None
-
-    def exchange(self, topic: str, value: Any, deadline: float) -> dict[int, Any]:
-        """Return by rank what each node passes in, of those that did so before the deadline."""
-        mine = {self.place.rank: value}
-        if not self.is_open:
-            return mine
-        try:
-            found = within(deadline - time.monotonic() + 2.0, lambda: self._exchange(topic, value, deadline))
-        except (RuntimeError, TimeoutError) as error:
-            self._store, self.error = None, str(error).strip().partition("\n")[0]
-            return mine
-        self.present = sorted(found)
-        return found
-
-    def _exchange(self, topic: str, value: Any, deadline: float) -> dict[int, Any]:
-        self._store.set(f"{topic}/{self.place.rank}", json.dumps(value))
-        ranks = range(self.place.world_size)
-        while not self._store.check([f"{topic}/{rank}" for rank in ranks]) and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
-        there = [rank for rank in ranks if self._store.check([f"{topic}/{rank}"])]
-        return {rank: json.loads(self._store.get(f"{topic}/{rank}")) for rank in there}
-
-    def part(self) -> None:
-        """Leave: rank 0 first, when it has spoken, and it keeps the store until the others have heard of that."""
-        if self.is_open and self.place.world_size > 1:
-            with suppress(RuntimeError, TimeoutError):
-                within(_FAREWELL_SECONDS, self._part)
-
-    def _part(self) -> None:
-        if self.place.rank == 0:
-            self._store.set("spoken", "")
-            others = [f"left/{rank}" for rank in self.present if rank]
-            while others and not self._store.check(others):
-                time.sleep(_POLL_SECONDS)
-            return
-        while not self._store.check(["spoken"]):
-            time.sleep(_POLL_SECONDS)
-        self._store.set(f"left/{self.place.rank}", "")
-
-
-def _await_listener(where: tuple[str, int], deadline: float) -> None:
-    """Wait until rank 0 listens; torch's store would wait as well, but say why not in a page of C++ frames.
-
-    Raises:
-        OSError: it does not until the deadline; the last reason.
-    """
-    while True:
-        try:
-            socket.create_connection(where, timeout=max(0.1, deadline - time.monotonic())).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(2 * _POLL_SECONDS)
-
-
-def _together(node: _Node, meeting: _Meeting, clock: Callable[[], float], deadline: float) -> Verdict:
+def _together(node: _Node, meeting: Meeting, clock: Callable[[], float], deadline: float) -> Verdict:
     """Meet the other nodes, compare clocks and speeds, add up numbers, and tell what comes of it."""
     reports = meeting.exchange("report", node.document(), deadline)
     problems: list[Problem] = []
@@ -241,14 +151,14 @@ def _together(node: _Node, meeting: _Meeting, clock: Callable[[], float], deadli
         _compare_speeds(node, reports)
         if node.place.world_size > 1 and all(report["ok"] for report in reports.values()):
             problems = _try_collective(node, meeting)
-        reports |= meeting.exchange("last report", node.document(), time.monotonic() + _FAREWELL_SECONDS)
+        reports |= meeting.exchange("last report", node.document(), time.monotonic() + FAREWELL_SECONDS)
     node.write()
     if not meeting.is_open:
         return _never_met(node, meeting)
     return _judged(node, meeting, reports, problems)
 
 
-def _judged(node: _Node, meeting: _Meeting, reports: dict[int, Json], problems: list[Problem]) -> Verdict:
+def _judged(node: _Node, meeting: Meeting, reports: dict[int, Json], problems: list[Problem]) -> Verdict:
     """Put together what the nodes say, and what is known of those that say nothing."""
     silent = [rank for rank in range(node.place.world_size) if rank not in meeting.present]
     left = {rank: node.read_file(node.names[rank]) for rank in silent}
@@ -265,7 +175,7 @@ def _judged(node: _Node, meeting: _Meeting, reports: dict[int, Json], problems: 
     return Verdict([reports[rank] for rank in sorted(reports)], missing, problems)
 
 
-def _never_met(node: _Node, meeting: _Meeting) -> Verdict:
+def _never_met(node: _Node, meeting: Meeting) -> Verdict:
     """Tell of rank 0, which does not answer; the other nodes find that out as well, each for itself."""
     name, own = node.names[0], node.document()
     problem = _unreachable(node, meeting)
@@ -276,7 +186,7 @@ def _never_met(node: _Node, meeting: _Meeting) -> Verdict:
     return Verdict([told, own], [name], [problem], has_met=False)
 
 
-def _unreachable(node: _Node, meeting: _Meeting) -> Problem:
+def _unreachable(node: _Node, meeting: Meeting) -> Problem:
     where = f"{node.place.address}:{meeting.port}"
     why = f": {meeting.error}" if meeting.error else ""
     what = f"the nodes do not meet at {node.names[0]} within {format_seconds(node.timeout)}{why}"
@@ -284,9 +194,9 @@ def _unreachable(node: _Node, meeting: _Meeting) -> Problem:
     return Problem(what, where, fix)
 
 
-def _compare_clocks(node: _Node, meeting: _Meeting, clock: Callable[[], float]) -> None:
+def _compare_clocks(node: _Node, meeting: Meeting, clock: Callable[[], float]) -> None:
     """Read all clocks at one moment; of two that differ, the first node's is believed."""
-    soon = time.monotonic() + _FAREWELL_SECONDS
+    soon = time.monotonic() + FAREWELL_SECONDS
     meeting.exchange("now", True, soon)
     moment = clock()
     moments = meeting.exchange("clock", moment, soon)
@@ -306,7 +216,7 @@ def _compare_speeds(node: _Node, reports: dict[int, Json]) -> None:
         node.health.problems += slow(own, "the median of all nodes'", median(rates))
 
 
-def _try_collective(node: _Node, meeting: _Meeting) -> list[Problem]:
+def _try_collective(node: _Node, meeting: Meeting) -> list[Problem]:
     """Add up numbers over all nodes; returns what failed, on this or on another node."""
     error, soon = "", time.monotonic() + node.timeout
     try:
@@ -318,7 +228,7 @@ def _try_collective(node: _Node, meeting: _Meeting) -> list[Problem]:
         error = f"did not end within {format_seconds(node.timeout)}"
     except (RuntimeError, OSError) as failure:
         error = str(failure).strip().partition("\n")[0]
-    errors = meeting.exchange("all-reduce", error, soon + _FAREWELL_SECONDS)
+    errors = meeting.exchange("all-reduce", error, soon + FAREWELL_SECONDS)
     failed = [node.names[rank] for rank, said in errors.items() if said]
     if not failed:
         return []
@@ -327,7 +237,7 @@ def _try_collective(node: _Node, meeting: _Meeting) -> list[Problem]:
     return [Problem(f"an all-reduce failed on {', '.join(failed)}: {first}", "network", fix)]
 
 
-def _all_reduce(meeting: _Meeting, timeout: float) -> tuple[bool, float]:
+def _all_reduce(meeting: Meeting, timeout: float) -> tuple[bool, float]:
     """Return whether a sum over all nodes is right on this one, and the bytes/s each node sent for it."""
     place, where = meeting.place, device.device()
     if where.type == "cuda":
@@ -350,33 +260,3 @@ def _all_reduce(meeting: _Meeting, timeout: float) -> tuple[bool, float]:
     device.synchronize()
     seconds = time.perf_counter() - started
     return right, 2 * (size - 1) / size * numbers.nbytes / seconds
-
-
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """Return what some work returns, or go on without it: the thread it is done in is left behind.
-
-    Raises:
-        TimeoutError: it did not end in time.
-    """
-    box: list[tuple[T | None, BaseException | None]] = []
-
-    def run() -> None:
-        try:
-            box.append((work(), None))
-        except BaseException as error:
-            box.append((None, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(max(0.0, seconds))
-    if not box:
-        raise TimeoutError(f"no answer within {format_seconds(max(0.0, seconds))}")
-    value, error = box[0]
-    if error is not None:
-        raise error
-    return value  # type: ignore[return-value]
-
-
-def port_beside(port: int) -> int:
-    """Return a port for the preflight, far from that of the run, which follows at once."""
-    return port - _PORTS_APART if port >= _PORTS_APART + 2000 else port + _PORTS_APART

@@ -44,10 +44,12 @@ class Health:
     Attributes:
         measured: figures by name: bytes, seconds, FLOP/s, bytes/s.
         problems: what is wrong with this node.
+        looks_at: the GPU that is being looked at, so that one that hangs is known; empty elsewhere.
     """
 
     measured: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    looks_at: str = ""
 
 
 def checks(directory: Path | None, gpus: int | None) -> dict[str, Callable[[Health], None]]:
@@ -73,13 +75,17 @@ def count_gpus(health: Health, expected: int | None) -> None:
     if expected is not None and found != expected:
         fix = "look at `nvidia-smi` there; leave the node out (sbatch --exclude) until all of its GPUs are back"
         health.problems.append(Problem(f"{expected} GPUs are expected, {found} found", "GPU count", fix))
-    frees = [torch.cuda.mem_get_info(index) for index in range(found)]
-    health.measured["gpu_memory_free"] = [free for free, _ in frees]
-    for index, (free, total) in enumerate(frees):
+    frees: list[int] = []
+    health.measured["gpu_memory_free"] = frees
+    for index in range(found):
+        health.looks_at = f"GPU {index}"
+        free, total = torch.cuda.mem_get_info(index)
+        frees.append(free)
         if free < _FREE_SHARE * total:
             what = f"only {format_bytes(free)} of its {format_bytes(total)} are free"
             fix = "`nvidia-smi` shows which process holds the rest: end it"
-            health.problems.append(Problem(what, f"GPU {index}", fix))
+            health.problems.append(Problem(what, health.looks_at, fix))
+    health.looks_at = ""
 
 
 def look_at_machine(health: Health) -> None:
@@ -136,16 +142,18 @@ def multiply_everywhere(health: Health) -> None:
     rates: list[int] = []
     health.measured["gpu_flops"] = rates
     for index in range(health.measured["gpus"]):
+        health.looks_at = f"GPU {index}"
         try:
             right, rate = multiply(torch.device("cuda", index), _GPU_SIZE, _GPU_SECONDS)
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
-            health.problems.append(Problem(f"a matrix product failed: {reason}", f"GPU {index}", _LEAVE_OUT))
+            health.problems.append(Problem(f"a matrix product failed: {reason}", health.looks_at, _LEAVE_OUT))
             rates.append(0)
             continue
         rates.append(round(rate))
         if not right:
-            health.problems.append(_wrong(f"GPU {index}"))
+            health.problems.append(_wrong(health.looks_at))
+    health.looks_at = ""
     health.problems += slow(rates, "the median of its node's")
 
 

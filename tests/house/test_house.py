@@ -85,5 +85,5 @@ def test_the_doctor_answers_in_json() -> None:
     done = run(sys.executable, "-m", "megacode.cli", "doctor", "--json")
     assert done.returncode == 0, done.stderr
     parts = {finding["part"]: finding for finding in json.loads(done.stdout)["findings"]}
-    assert {"torch", "CUDA", "NCCL", "Transformer Engine", "apex", "DALI", "SLURM", "disk"} <= set(parts)
+    assert {"torch", "CUDA", "NCCL", "Transformer Engine", "apex", "DALI", "SLURM", "disk", "network"} <= set(parts)
     assert parts["torch"]["found"]

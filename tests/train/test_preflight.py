@@ -20,7 +20,9 @@ import pytest
 import torch
 
 from megacode.base.errors import LaunchError
-from megacode.train.preflight import examine, expected_gpus, port_beside, within
+from megacode.train import preflight
+from megacode.train.preflight import examine, expected_gpus
+from megacode.train.preflight_meeting import port_beside, within
 from megacode.train.preflight_node import Health, count_gpus, multiply, read_driver, slow, write_disk
 from megacode.train.preflight_report import expand, node_names
 
@@ -257,6 +259,21 @@ def test_several_processes_on_a_node_are_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SLURM_LOCALID", "1")
     with pytest.raises(LaunchError, match=r"process 1 of its node.*\n.*--ntasks-per-node=1"), examine(None, 0, 5.0):
         pass
+
+
+def test_a_check_that_hangs_or_fails_is_the_nodes_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hanging(health: Health) -> None:
+        health.looks_at = "GPU 3"
+        time.sleep(30)
+
+    def failing(health: Health) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure\nmore of it")
+
+    monkeypatch.setattr(preflight, "checks", lambda directory, gpus: {"count": failing, "product": hanging})
+    with examine(None, None, 2.0) as verdict:
+        one, other = verdict.nodes[0]["problems"]
+    assert (one["where"], one["what"]) == ("count", "failed: CUDA error: unspecified launch failure")
+    assert (other["where"], other["what"]) == ("GPU 3", "its check (product) did not end within 1.2 s")
 
 
 def test_a_wrong_count_of_gpus_says_both_numbers() -> None:
