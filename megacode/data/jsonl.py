@@ -157,7 +157,7 @@ def _chunks_in(path: Path, file: BinaryIO, size: int, start: int, end: int) -> I
     for chunk in _whole_lines(path, file, _decompressed(path, file), size):
         if min(begin, last) >= end:  # where all is read, what is left to decompress belongs to the last byte
             return
-        if min(begin, last) >= start:
+        if begin >= start:
             yield chunk
         begin += chunk.read_bytes
 

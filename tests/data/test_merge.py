@@ -208,14 +208,32 @@ def test_a_shard_that_was_damaged_is_named(end, place, sharded):
     assert shown.problems[0].where == str(path)
 
 
-def test_damage_between_the_sampled_blocks_is_found_while_copying(sharded, monkeypatch):
-    path = Path(f"{sharded}.shard_0001_of_0003.bin")
+@pytest.mark.parametrize(("end", "seed"), [("bin", None), ("bin", 1), ("idx", None)])
+def test_damage_between_the_sampled_blocks_is_found_too(end, seed, sharded, monkeypatch):
+    path = Path(f"{sharded}.shard_0001_of_0003.{end}")
     raw = bytearray(path.read_bytes())
-    raw[1000] ^= 1
+    raw[-4 if end == "idx" else 1000] ^= 1
     path.write_bytes(raw)
     monkeypatch.setattr(manifests, "check", lambda prefix: None)
-    refused(sharded, DataError, "its contents are not those of its manifest")
-    refused(sharded, DataError, "its contents are not those of its manifest", shuffle_seed=1)
+    refused(sharded, DataError, "its contents are not those of its manifest", shuffle_seed=seed)
+
+
+def test_shards_come_in_their_order_whatever_order_they_are_named_in(sharded):
+    first = merge([f"{sharded}.shard_*"], f"{sharded}_a")
+    names = [str(Shard(index, 3).prefix(sharded)) for index in (2, 0, 1)]
+    assert merge(names, f"{sharded}_b").identity == first.identity
+
+
+def test_an_old_manifest_never_stands_beside_new_tokens(sharded, monkeypatch):
+    merge([f"{sharded}.shard_*"], str(sharded))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(manifests, "write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        merge([f"{sharded}.shard_*"], str(sharded), shuffle_seed=2)
+    assert manifests.read(sharded) is None
 
 
 def test_shards_of_different_makings_do_not_merge(sharded, corpus, huggingface, sentencepiece, tmp_path):
