@@ -6,34 +6,34 @@ cd "${SLURM_SUBMIT_DIR:-.}"
 SITE=${SITE:-$([ -f slurm/site.env ] && echo slurm/site.env || true)}
 set -a                                            # what the site's file sets is for megacode and the ranks too
 if [ -n "$SITE" ]; then source "$SITE"; fi
-if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi
-
-# One rank 0 for all: SLURM's first node, unless node names do not resolve here and the site says another way.
-MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
-MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}   # jobs that share a node must not share it
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}             # torch would start one thread a core in every rank
 CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}   # Megatron overlaps collectives and compute by the order
                                                   # in which they are issued; several hardware queues would lose it
 NCCL_DEBUG=${NCCL_DEBUG:-WARN}                    # says which link failed; silent otherwise
 PYTHONFAULTHANDLER=1                              # a crash in C code leaves the Python stack in the log
 set +a
+if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi
 CONFIG=$1
 shift
 if [ -n "$RUN_DIR" ]; then set -- "$@" "run_dir=$RUN_DIR"; fi
 
+# Where rank 0 is: on the first node, unless node names do not resolve here and the site says another way. For the steps
+# alone: the next job of a chain inherits the environment, and is elsewhere. Jobs that share a node must not share a port.
+address=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
+port=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
+step=(env "MASTER_ADDR=$address" "MASTER_PORT=$port" srun --export=ALL --gpu-bind=none $CONTAINER_SRUN)
 # gpu-bind=none: every rank sees all GPUs of its node and takes the one of its local number. Were only its own visible,
 # NCCL could not open its peers' memory and would go through the host's in place of NVLink.
 # cpu-bind=cores: threads and pinned buffers stay near the rank's GPU. cpus-per-task: srun does not inherit it.
 # distribution=block: ranks fill one node after the other, so that tensor-parallel groups stay inside a node.
 # wait: a minute after the first rank has ended the others are ended, which might wait for it for ever. Not
 # kill-on-bad-exit: ranks that have saved and end with 75 would be killed by whichever of them is the first.
-ranks=(srun --export=ALL --gpu-bind=none --cpu-bind=cores "--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}"
-    --distribution=block --kill-on-bad-exit=0 --wait=60 $CONTAINER_SRUN)
+ranks=("${step[@]}" --cpu-bind=cores "--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}" --distribution=block
+    --kill-on-bad-exit=0 --wait=60)
 
 run=$(megacode job begin "$CONFIG" "$@")          # a job that cannot work ends here, with exit code 2 or 3
 code=0
-if srun --export=ALL --gpu-bind=none --ntasks-per-node=1 --ntasks="$SLURM_NNODES" $CONTAINER_SRUN \
-    $CONTAINER_EXEC megacode preflight --run-dir "$run"; then
+if "${step[@]}" --ntasks-per-node=1 --ntasks="$SLURM_NNODES" $CONTAINER_EXEC megacode preflight --run-dir "$run"; then
     "${ranks[@]}" $CONTAINER_EXEC megacode train "$CONFIG" "$@" || code=$?
 else
     code=1                                        # not 3: another try, without the nodes that failed

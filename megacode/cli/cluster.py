@@ -35,7 +35,9 @@ def begin(config: Config, overrides: Overrides = None, accept_changed_past: Acce
     check_ready(parsed, this.ranks, accept_changed_past)
     run.create()
     start = provenance.record(run, this, dump_config(parsed), os.environ, sys.argv)
-    arguments = [str(config), *(overrides or [])]
+    # Each job of a chain adds its RUN_DIR to what it was given: once is enough.
+    given = reversed(dict.fromkeys(reversed(overrides or [])))
+    arguments = [str(config), *given, *(["--accept-changed-past"] if accept_changed_past else [])]
     continuity.begin(run, this, chosen, start / provenance.SCRIPT, arguments, start.name)
     typer.echo(str(run.path))
 

@@ -8,13 +8,15 @@ go on after it. Attempts are counted within a chain, so a person who has mended 
 from __future__ import annotations
 
 import json
-import os
+import logging
 import time
 from itertools import takewhile
 
 from megacode.base.files import RunDir, read_jsonl
 from megacode.launch.slurm import Job
 from megacode.launch.status_files import Json
+
+log = logging.getLogger(__name__)
 
 
 def newest_checkpoint(run: RunDir) -> str | None:
@@ -36,11 +38,11 @@ def note(run: RunDir, job: Job, event: str, **facts: object) -> None:
         "time": round(time.time(), 3), "event": event, "job": job.id, "restart": job.restart, "chain": job.chain,
         "nodes": list(job.nodes), "ranks": job.ranks, "checkpoint": newest_checkpoint(run), **facts,
     }  # fmt: skip
-    descriptor = os.open(run.attempts, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, json.dumps(line).encode() + b"\n")
-    finally:
-        os.close(descriptor)
+        with run.attempts.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:  # a full disk: what must be done for the job is done all the same
+        log.warning("%s: %s", run.attempts, error)
 
 
 def tries(run: RunDir, job: Job) -> int:

@@ -50,7 +50,8 @@ def record(run: RunDir, job: Job, config: str, environment: Mapping[str, str], c
     Returns:
         The directory.
     """
-    directory = run.provenance / f"start_{len(list(run.provenance.glob('start_*'))) + 1:04d}"
+    numbers = [int(path.name.removeprefix("start_")) for path in run.provenance.glob("start_[0-9]*")]
+    directory = run.provenance / f"start_{max(numbers, default=0) + 1:04d}"
     directory.mkdir(parents=True)
     slurm.write_script(job.id, directory / SCRIPT)
     write_text(directory / "config.yaml", config)

@@ -6,6 +6,7 @@ Both submit the body that every pretraining job has, `slurm/run.sh`; there is no
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ def successor_command(
     options |= {option: os.environ[name] for option, name in inherited.items() if os.environ.get(name)}
     options["gpus-per-node"] = os.environ.get("SLURM_GPUS_PER_NODE") or "0"
     if facts.get("StdOut"):
-        options["output"] = facts["StdOut"].replace(job.id, "%j")
+        log = Path(facts["StdOut"])
+        options["output"] = str(log.with_name(re.sub(rf"(?<!\d){job.id}(?!\d)", "%j", log.name)))
     if excluded or facts.get("ExcNodeList"):
         options["exclude"] = ",".join([*excluded, *filter(None, [facts.get("ExcNodeList")])])
     flags = [f"--{option}={value}" for option, value in options.items()]

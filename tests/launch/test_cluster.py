@@ -178,12 +178,18 @@ def test_facts_of_a_job_are_read_from_one_line(monkeypatch: pytest.MonkeyPatch) 
 def test_a_successor_gets_the_options_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "8")
     monkeypatch.setenv("SLURM_GPUS_PER_NODE", "8")
-    facts = {"JobName": "x", "NumNodes": "2", "Partition": "gpu", "StdOut": "/logs/x-7.log", "ExcNodeList": "c[1-2]"}
+    facts = {
+        "JobName": "x",
+        "NumNodes": "2",
+        "Partition": "gpu",
+        "StdOut": "/logs7/x-7.77.log",
+        "ExcNodeList": "c[1-2]",
+    }
     arguments = ["my.yaml", "seed=3"]
     command, variables = submission.successor_command(JOB, facts, Path("/s.sh"), arguments, ["d"])
     assert command[-2:] == ["/s.sh", "seed=3"]
     assert {
-        "--nodes=2", "--partition=gpu", "--ntasks-per-node=8", "--gpus-per-node=8", "--output=/logs/x-%j.log",
+        "--nodes=2", "--partition=gpu", "--ntasks-per-node=8", "--gpus-per-node=8", "--output=/logs7/x-%j.77.log",
         "--exclude=d,c[1-2]", "--dependency=afterany:7",
     } <= set(command)  # fmt: skip
     assert variables == {"CONFIG": "my.yaml", "MEGACODE_CHAIN": "7", "MEGACODE_CHAIN_BEFORE": "7"}
