@@ -83,6 +83,14 @@ def ended(job: str, environment: dict[str, str]) -> tuple[set[str], set[str]]:
     raise AssertionError(f"job {job} did not end: {shown}")
 
 
+def merge_of(name: str, environment: dict[str, str]) -> str:
+    """Return the one merge that an array of some name has submitted."""
+    command = ["squeue", "--noheader", "--states=all", f"--name={name}-merge", "--format=%i"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    assert len(found) == 1
+    return found[0]
+
+
 def logs(place: Path) -> str:
     """Return the logs of all jobs so far."""
     return "".join(f"{path.name}\n{path.read_text()}" for path in sorted(place.glob("*.log")))
@@ -93,23 +101,46 @@ def test_an_array_and_its_merge_make_what_one_process_makes(slurm: dict[str, str
     flags = ["slurm/preprocess.sh", "--append-eod", "--shuffle-seed", "5"]
     array = submit(place, slurm, "--array=0-4", *flags, **names)
     assert ended(array, slurm) == ({"COMPLETED"}, {"0"}), logs(place)
-    merge = re.findall(r"Submitted batch job (\d+)", logs(place))
-    assert len(merge) == 1
-    assert ended(merge[0], slurm) == ({"COMPLETED"}, {"0"}), logs(place)
+    merge = merge_of("preprocess", slurm)
+    assert ended(merge, slurm) == ({"COMPLETED"}, {"0"}), logs(place)
     for end in ("bin", "idx"):
         assert (place / f"many_text_document.{end}").read_bytes() == (place / f"one_text_document.{end}").read_bytes()
     assert manifests.read(place / "many_text_document").identity == manifests.read(place / "one_text_document").identity
     assert not list(place.glob("*.shard_*"))
 
 
+def test_one_job_makes_it_all_without_an_array(slurm: dict[str, str], place: Path) -> None:
+    names = {"INPUT": "corpus/*.jsonl", "OUTPUT": "alone", "TOKENIZER": "tokenizer"}
+    job = submit(place, slurm, "slurm/preprocess.sh", "--append-eod", "--shuffle-seed", "5", **names)
+    assert ended(job, slurm) == ({"COMPLETED"}, {"0"}), logs(place)
+    assert (place / "alone_text_document.bin").read_bytes() == (place / "one_text_document.bin").read_bytes()
+
+
+def test_shards_can_be_made_again_and_merged_by_hand(slurm: dict[str, str], place: Path) -> None:
+    names = {"INPUT": "corpus/*.jsonl", "OUTPUT": "again", "TOKENIZER": "tokenizer", "KEEP_SHARDS": "1"}
+    flags = ["slurm/preprocess.sh", "--append-eod", "--shuffle-seed", "5"]
+    nothing_submits = {**slurm, "BASH_FUNC_sbatch%%": "() { return 1; }"}
+    array = submit(place, nothing_submits, "--array=0-1", *flags, **names)
+    assert ended(array, slurm) == ({"COMPLETED"}, {"0"}), logs(place)
+    assert "merge: MERGE_SHARDS=2 OUTPUT=again KEYS='text' sbatch slurm/preprocess.sh" in logs(place)
+    for path in place.glob("again*.shard_0001_of_0002.*"):
+        path.unlink()
+    broken = submit(place, slurm, "slurm/preprocess.sh", MERGE_SHARDS="2", OUTPUT="again")
+    assert ended(broken, slurm) == ({"FAILED"}, {"2"})
+    assert "shard 1 of 2 is missing" in (place / f"job-{broken}.log").read_text()
+    array = submit(place, slurm, "--array=1", "--job-name=again", *flags, SHARDS="2", **names)
+    assert ended(array, slurm) == ({"COMPLETED"}, {"0"}), logs(place)
+    assert ended(merge_of("again", slurm), slurm) == ({"COMPLETED"}, {"0"}), logs(place)
+    assert (place / "again_text_document.bin").read_bytes() == (place / "one_text_document.bin").read_bytes()
+    assert len(list(place.glob("again*.shard_*"))) == 6
+
+
 def test_a_wrong_input_ends_the_array_and_cancels_the_merge(slurm: dict[str, str], place: Path) -> None:
     names = {"INPUT": "corpus/*.nothing", "OUTPUT": "wrong", "TOKENIZER": "tokenizer"}
     array = submit(place, slurm, "--array=0-1", "--job-name=wrong", "slurm/preprocess.sh", **names)
     assert ended(array, slurm) == ({"FAILED"}, {"2"}), logs(place)
-    log = logs(place)
-    assert "--input corpus/*.nothing: there is no such file" in log
-    merge = re.findall(r"Submitted batch job (\d+)", log)[-1]
-    assert ended(merge, slurm)[0] == {"CANCELLED"}
+    assert "--input corpus/*.nothing: there is no such file" in logs(place)
+    assert ended(merge_of("wrong", slurm), slurm)[0] == {"CANCELLED"}
     for missing in names:
         job = submit(place, slurm, "slurm/preprocess.sh", **{**names, missing: ""})
         assert ended(job, slurm) == ({"FAILED"}, {"2"})
@@ -134,6 +165,19 @@ def test_training_export_and_scores_follow_each_other(slurm: dict[str, str], pla
     again = submit(place, slurm, "slurm/evaluate.sh", RUN_DIR="run")
     assert ended(again, slurm) == ({"COMPLETED"}, {"0"})
     assert (place / f"job-{again}.log").read_text().count("is there already") == 2
+
+
+def test_evaluate_ends_with_the_exit_code_of_what_failed(slurm: dict[str, str], place: Path) -> None:
+    (place / "unproven").mkdir()
+    (place / "unproven" / "latest").write_text("iter_0000001\n")
+    program = place / "unproven" / "program.sh"
+    program.write_text('#!/bin/bash\necho "$@" && exit 3\n')
+    program.chmod(0o755)
+    job = submit(place, slurm, "slurm/evaluate.sh", RUN_DIR="unproven", CONTAINER_EXEC=str(program))
+    assert ended(job, slurm) == ({"FAILED"}, {"3"})
+    called = "megacode convert to-hf unproven/checkpoints/iter_0000001 unproven/hf/iter_0000001"
+    assert (place / f"job-{job}.log").read_text().startswith(called)
+    assert "evaluate" not in (place / f"job-{job}.log").read_text()
 
 
 def test_evaluate_refuses_what_is_no_run(slurm: dict[str, str], place: Path) -> None:
