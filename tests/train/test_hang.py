@@ -23,52 +23,54 @@ TIMEOUT = 10.0  # a busy machine may take some seconds to build the model
 LONGEST = 2 * TIMEOUT + 20.0
 
 
-def start(config: Path, folder: Path) -> subprocess.Popen[str]:
+def start(config: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start the run beside its log: in a pipe that nobody reads it would stand still."""
     overrides = ["run_dir=run", f"health.hang_timeout={TIMEOUT:.0f}s", "phases.balanced.iterations=40000"]
     command = ["train", str(config), *overrides, "checkpoint={every: 5 iterations}", "--nproc", "2"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "megacode.cli", *command], cwd=folder, stderr=subprocess.PIPE, text=True
-    )
+    with log.open("wb") as file:
+        return subprocess.Popen([sys.executable, "-m", "megacode.cli", *command], cwd=log.parent, stderr=file)
 
 
-def wait_until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(true: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 120
     while not true():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
 
 
 def test_a_stopped_rank_ends_the_run_which_says_where_it_stood_and_goes_on(golden: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    process = start(golden, tmp_path)
+    log = tmp_path / "log"
+    process = start(golden, log)
     try:
         heartbeat = run.heartbeats / "rank_00001.json"
-        wait_until(lambda: run.latest.exists() and heartbeat.exists(), process)
+        wait_until(lambda: run.latest.exists() and heartbeat.exists(), process, log)
         victim = json.loads(heartbeat.read_text())["pid"]
         os.kill(victim, signal.SIGSTOP)
         stopped = time.monotonic()
-        _, said = process.communicate(timeout=90)
+        process.wait(90)
         assert time.monotonic() - stopped < LONGEST
     finally:
         process.kill()
-    assert process.returncode == 1, said
+    assert process.returncode == 1, log.read_text()
     with pytest.raises(ProcessLookupError):
         os.kill(victim, 0)
-    assert "rank 0 hangs: training after iteration" in said
-    assert "rank 1 on" in said
+    assert "rank 0 hangs: training after iteration" in log.read_text()
+    assert "rank 1 on" in log.read_text()
     check_what_it_left(run)
 
     saved = int(run.latest.read_text().removeprefix("iter_"))
-    process = start(golden, tmp_path)
-    wait_until(lambda: any(line["iteration"] > saved + 10 for line in read_jsonl(run.metrics)), process)
+    process = start(golden, log)
+    wait_until(lambda: any(event["event"] == "resume" for event in read_jsonl(run.events)), process, log)
     run.stop_request.touch()
-    _, said = process.communicate(timeout=90)
-    assert process.returncode == 75, said
+    process.wait(90)
+    assert process.returncode == 75, log.read_text()
     (resume,) = [event for event in read_jsonl(run.events) if event["event"] == "resume"]
     assert resume["checkpoint"] == f"iter_{saved:07d}"
     assert list((run.stacks / "earlier").glob("*/rank_00000.txt"))
     assert read_status(run.path)["state"] == "stopped"
+    assert int(run.latest.read_text().removeprefix("iter_")) > saved
 
 
 def check_what_it_left(run: RunDir) -> None:
