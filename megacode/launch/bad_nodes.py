@@ -1,7 +1,7 @@
 """Which nodes the next attempt should keep off: those that failed their health check, and those that hung.
 
 A hang is noticed by every rank at about the same time, since all wait for the culprit. What tells it from the others is
-its stack: they wait in a collective, it does not, or its watchdog could not write at all.
+that it did not answer at all, or else its stack: they wait in a collective, it does not.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ def _unhealthy(run: RunDir) -> dict[str, str]:
 
 
 def _first(check: Json) -> str:
-    problems = check.get("problems") or ["failed its health check"]
-    return str(problems[0])
+    """Return what was found first; where the node did not answer, what was found last: that it did not."""
+    problems = check.get("problems") or [{"what": "failed its health check"}]
+    return str(problems[-1 if check.get("told_by") else 0]["what"])
 
 
 def _hung(run: RunDir, job: Job, since: float) -> dict[str, str]:
@@ -47,8 +48,10 @@ def _hung(run: RunDir, job: Job, since: float) -> dict[str, str]:
     ]
     if not hangs:
         return {}
+    silent = [int(event["rank"]) for event in hangs if event.get("silent")]
     culprits = [rank for rank in range(job.ranks) if not _waits(run.stacks / f"rank_{rank:05d}.txt")]
-    ranks = culprits if 0 < len(culprits) < job.ranks else [int(event.get("rank") or 0) for event in hangs]
+    noticed = culprits if 0 < len(culprits) < job.ranks else [int(event.get("rank") or 0) for event in hangs]
+    ranks = silent or noticed
     nodes = {rank: job.node_of(rank) for rank in ranks}
     return {node: f"rank {rank} hung" for rank, node in nodes.items() if node is not None}
 
