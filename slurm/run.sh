@@ -33,7 +33,8 @@ ranks=("${step[@]}" --cpu-bind=cores "--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}"
 
 run=$(megacode job begin "$CONFIG" "$@")          # a job that cannot work ends here, with exit code 2 or 3
 code=0
-if "${step[@]}" --ntasks-per-node=1 --ntasks="$SLURM_NNODES" $CONTAINER_EXEC megacode preflight --run-dir "$run"; then
+if "${step[@]}" --ntasks-per-node=1 --ntasks="$SLURM_NNODES" --kill-on-bad-exit=1 --wait=30 \
+    $CONTAINER_EXEC megacode preflight --run-dir "$run"; then     # a frozen node is ended with those that named it
     "${ranks[@]}" $CONTAINER_EXEC megacode train "$CONFIG" "$@" || code=$?
 else
     code=1                                        # not 3: another try, without the nodes that failed

@@ -108,7 +108,8 @@ def test_nodes_that_failed_their_check_are_bad_unless_all_are(run: RunDir) -> No
     run.preflight.mkdir()
     verdicts = {"a": False, "b": True, "elsewhere": False}
     for node, ok in verdicts.items():
-        (run.preflight / f"{node}.json").write_text(json.dumps({"node": node, "ok": ok, "problems": ["no GPU"]}))
+        check = {"node": node, "ok": ok, "problems": [{"what": "no GPU", "where": node, "fix": ""}]}
+        (run.preflight / f"{node}.json").write_text(json.dumps(check))
     assert bad_nodes.find(run, JOB, 0) == {"a": "no GPU"}
     (run.preflight / "b.json").write_text(json.dumps({"node": "b", "ok": False, "problems": []}))
     assert bad_nodes.find(run, JOB, 0) == {}
@@ -124,6 +125,10 @@ def test_the_rank_that_does_not_wait_is_the_one_that_hung(run: RunDir) -> None:
         (run.stacks / f"rank_{rank:05d}.txt").write_text(f"rank {rank}\n  File {frame}\n")
     assert bad_nodes.find(run, JOB, 50) == {"b": "rank 2 hung"}
     assert bad_nodes.find(run, JOB, 150) == {}  # a hang of an earlier attempt
+    with run.events.open("a") as events:
+        events.write(json.dumps({**hang, "rank": 3, "silent": True}) + "\n")
+    assert bad_nodes.find(run, JOB, 50) == {"b": "rank 3 hung"}  # whoever does not answer at all
+    run.events.write_text(json.dumps(hang) + "\n")
     (run.stacks / "rank_00002.txt").write_text("File torch/distributed/x.py")
     assert bad_nodes.find(run, JOB, 50) == {"a": "rank 0 hung"}  # all wait: the one that noticed
 
