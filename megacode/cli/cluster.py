@@ -29,10 +29,11 @@ def begin(config: Config, overrides: Overrides = None, accept_changed_past: Acce
 
     parsed = load_config(config, overrides or [])
     run, this, chosen = RunDir(parsed.directory), slurm.this_job(os.environ), continuity.settings(os.environ)
-    continuity.check_chain(run, this, chosen)
-    holder = lock.owner(run)
-    continuity.free_lock(run, this, holder.slurm_job if holder is not None else "")
-    check_ready(parsed, this.ranks, accept_changed_past)
+    with continuity.noting_refusal(run, this):
+        continuity.check_chain(run, this, chosen)
+        holder = lock.owner(run)
+        continuity.free_lock(run, this, holder.slurm_job if holder is not None else "")
+        check_ready(parsed, this.ranks, accept_changed_past)
     run.create()
     start = provenance.record(run, this, dump_config(parsed), os.environ, sys.argv)
     # Each job of a chain adds its RUN_DIR to what it was given: once is enough.

@@ -14,8 +14,8 @@ name.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -100,6 +100,17 @@ def check_chain(run: RunDir, job: Job, chosen: Settings) -> None:
         raise ChainStoppedError(f"{run.stop_request} was touched", str(run.path), "submit again to go on")
     if attempts.tries(run, job) >= chosen.max_tries:
         raise ChainStoppedError(_no_progress(run, job), str(run.attempts), _look_at(run))
+
+
+@contextmanager
+def noting_refusal(run: RunDir, job: Job) -> Iterator[None]:
+    """Add a line to the diary of a run that has begun before, should the present job be refused."""
+    try:
+        yield
+    except MegacodeError as error:
+        if run.attempts.exists():
+            attempts.note(run, job, "refused", action="stop", reason=error.problems[0].what)
+        raise
 
 
 def free_lock(run: RunDir, job: Job, holder_job: str) -> None:

@@ -73,6 +73,7 @@ def test_a_chain_goes_on_until_a_person_cancels_it_and_then_again(run: Any, clus
     assert cluster.wait(second["next"]) == "FAILED"
     assert f"job {second['job']}, which this one follows, was cancelled" in run.tail()
     assert len(run.lines("begin")) == 2
+    assert [line["job"] for line in run.lines("refused")] == [second["next"]]
     last = run.newest() + 50
     run.last_until(last)
     again = run.submit(CONTINUITY="chain")
@@ -85,10 +86,14 @@ def test_a_chain_goes_on_until_a_person_cancels_it_and_then_again(run: Any, clus
 def test_three_attempts_without_a_new_checkpoint_end_the_chain(
     run: Any, cluster: Any, saboteur: Callable[[str], str]
 ) -> None:
-    job = run.submit(CONTAINER_EXEC=saboteur('if [ "$2" = train ]; then exit 1; fi'))
-    assert cluster.wait(job) == "FAILED", run.tail()
+    crash = saboteur('if [ "$2" = train ]; then exit 1; fi')
+    first = run.submit(CONTAINER_EXEC=crash, flags=("--no-requeue",))
+    assert cluster.wait(first) == "FAILED", run.tail()
+    [chained] = run.lines("chained")  # a job that may not be requeued is followed by another one
+    assert cluster.wait(chained["next"]) == "FAILED", run.tail()
+    assert [line["job"] for line in run.lines("begin")] == [first, chained["next"], chained["next"]]
     assert [line["action"] for line in run.lines("end")] == ["requeue", "requeue", "stop"]
-    assert cluster.facts(job)["ExitCode"] == "3:0"
+    assert cluster.facts(chained["next"])["ExitCode"] == "3:0"
     assert "3 attempts in a row got no further: none saved a checkpoint" in run.tail()
     assert not [line for line in run.tail().splitlines() if "Traceback" in line]
 

@@ -72,7 +72,7 @@ def test_a_run_that_cannot_work_ends_before_a_rank_starts(
 def test_launch_checks_and_then_submits_the_same_body(run: Any, cluster: Any, tmp_path: Path) -> None:
     run.last_until(5)
     site = tmp_path / "site.env"
-    site.write_text(f"VENV={sys.prefix}\nexport SBATCH_OUTPUT={run.log}\nMAX_TRIES=2\n")
+    site.write_text(f"VENV={sys.prefix}\nexport SBATCH_OUTPUT={run.log}\nMAX_TRIES=2\nCONTAINER_SRUN=--label\n")
     options = ["--nodes", "2", "--gpus-per-node", "0", "--cpus-per-task", "1", "--time", "10", "--site", site, "--json"]
     refused = megacode(cluster, "launch", run.config, "parallel.tensor=3", *options)
     assert refused.returncode == 2
@@ -83,6 +83,7 @@ def test_launch_checks_and_then_submits_the_same_body(run: Any, cluster: Any, tm
     assert run.newest() == 5
     environment = json.loads((run.directory.provenance / "start_0001" / "environment.json").read_text())
     assert environment["MAX_TRIES"] == "2"
+    assert "0: " in run.tail()  # srun was given the container's options
 
 
 def test_a_node_that_fails_its_health_check_is_kept_off(run: Any, cluster: Any, saboteur: Callable[[str], str]) -> None:
