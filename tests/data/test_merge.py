@@ -20,6 +20,7 @@ from megacode.base.errors import ConfigError, DataError
 from megacode.config.model import TokenizerConfig
 from megacode.data import manifest as manifests
 from megacode.data import merge as module
+from megacode.data import parts
 from megacode.data.indexed import IndexedDataset, IndexedDatasetWriter
 from megacode.data.jsonl import read_chunks
 from megacode.data.merge import merge
@@ -306,8 +307,8 @@ def test_wrong_names_are_errors(write_dataset, tmp_path):
     documents=st.integers(1, 30),
 )  # fmt: skip
 def test_merging_is_what_writing_all_at_once_is(sets, batch_bytes, documents, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_BATCH_BYTES", batch_bytes)
-    monkeypatch.setattr(module, "_DOCUMENTS", documents)
+    monkeypatch.setattr(parts, "_BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(parts, "_DOCUMENTS", documents)
 
     def write(name, some):
         lengths = np.array([length for document in some for length in document], dtype=np.int64)
@@ -326,12 +327,20 @@ def test_merging_is_what_writing_all_at_once_is(sets, batch_bytes, documents, tm
     assert files(tmp_path / "merged") == files(tmp_path / "all")
 
 
-def test_an_index_that_does_not_fit_its_tokens_is_refused(write_dataset, tmp_path):
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (34 + 4 * 3 + 8, "a sequence after 0 does not begin where the one before ends"),
+        (34 + 12 * 3 + 8 + 1, "a document after 0 ends before it begins"),
+    ],
+    ids=["offset", "border"],
+)
+def test_an_index_that_does_not_fit_its_tokens_is_refused(place, message, write_dataset, tmp_path):
     prefix = write_dataset([3, 4, 5], "foreign")
     raw = bytearray(Path(f"{prefix}.idx").read_bytes())
-    raw[34 + 4 * 3 + 8] = 4  # the second sequence's offset
+    raw[place] ^= 2
     Path(f"{prefix}.idx").write_bytes(raw)
-    with pytest.raises(DataError, match="does not begin where the one before ends"):
+    with pytest.raises(DataError, match=message):
         merge([prefix], str(tmp_path / "out"))
     assert not list(tmp_path.glob("*out*"))
 
