@@ -70,7 +70,12 @@ def launch(
     time: Annotated[str, typer.Option(help="Time limit of one job, as sbatch takes it.")] = "24:00:00",
     partition: Annotated[str, typer.Option(help="Absent: the site's.")] = "",
     account: Annotated[str, typer.Option(help="Absent: the site's.")] = "",
-    site: Annotated[Path | None, typer.Option(help="The site's file, as slurm/site.example.env.")] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, envvar="SITE", help="The site's file; absent: slurm/site.env, if any."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show script and command, and submit nothing.")] = False,
     accept_changed_past: AcceptChangedPast = False,
     as_json: Json = False,
@@ -85,10 +90,15 @@ def launch(
     request = submission.Request(nodes, ranks, gpus_per_node, cpus_per_task, time, partition, account)
     flags = ["--accept-changed-past"] if accept_changed_past else []
     script = submission.render_script(request, parsed.name, config, [*(overrides or []), *flags])
+    site = site or submission.default_site()
     command = submission.launch_command(site)
     variables = {"SITE": str(site)} if site is not None else {}
     submitted = None if dry_run else slurm.submit(command, variables, script)
     if as_json:
         print_json({"script": script, "command": command, "job": submitted})
     else:
-        typer.echo(f"{script}\n{shlex.join(command)}" if submitted is None else f"submitted job {submitted}")
+        typer.echo(
+            f"{script}\n{shlex.join([*(f'{name}={value}' for name, value in variables.items()), *command])}"
+            if submitted is None
+            else f"submitted job {submitted}"
+        )

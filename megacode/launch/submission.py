@@ -16,6 +16,7 @@ from megacode.base.errors import LaunchError
 from megacode.launch.slurm import Job
 
 _BODY = Path(__file__).resolve().parents[2] / "slurm" / "run.sh"
+_SITE = Path("slurm/site.env")
 _SIGNAL_SECONDS = 300
 
 
@@ -65,6 +66,11 @@ def render_script(request: Request, name: str, config: Path, overrides: Sequence
     lines = [f"#SBATCH --{key}={value}" for key, value in options.items() if value != ""]
     body = shlex.join(["exec", "bash", str(_BODY), str(config), *overrides])
     return "\n".join(["#!/bin/bash", *lines, "#SBATCH --requeue", body]) + "\n"
+
+
+def default_site() -> Path | None:
+    """Return the site's file that jobs read by themselves, if it is there."""
+    return _SITE if _SITE.exists() else None
 
 
 def launch_command(site: Path | None) -> list[str]:
