@@ -49,7 +49,16 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megacode", "megacode.*"]),
-    package_data={"megacode": ["config/*.yaml", "eval/tasks/**/*", "study/*.j2", "convert/*.j2", "convert/*.txt"]},
+    package_data={
+        "megacode": [
+            "config/*.yaml",
+            "eval/tasks/**/*",
+            "eval/prompts.jsonl",
+            "study/*.j2",
+            "convert/*.j2",
+            "convert/*.txt",
+        ]
+    },
     install_requires=TRAINING,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megacode=megacode.cli:main"]},

@@ -1,0 +1,212 @@
+"""What a model answers to prompts: generated in batches with transformers, and kept by model, prompt and settings.
+
+An answer depends on its prompt, the model and the settings, not on which prompts stand beside it in a batch (up to
+rounding): sampling draws from a generator of its own for each prompt. It takes the token with the largest
+logit / temperature + g, with g from the standard Gumbel distribution, which is a draw from the softmax.
+
+Source: Gumbel, Statistical Theory of Extreme Values (1954), lecture 4; Maddison et al., arXiv:1411.0030, section 2.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megacode.base.errors import CheckpointError, DataError, Problem
+from megacode.base.files import digest, write_json
+from megacode.eval.judge_prompts import Prompt
+
+PLAIN = "### Instruction:\n{prompt}\n\n### Response:\n"
+_STOP = "\n### "
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are made.
+
+    Attributes:
+        max_new_tokens: an answer's length, at most.
+        temperature: 0 takes the likeliest token each time; above, answers are drawn.
+        seed: of the draws.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+
+
+class AnswerCache:
+    """Answers of one model with some settings, one file each.
+
+    Args:
+        directory: of all models' answers.
+        model: what identifies the model: hashes of its weights, config and tokenizer.
+        generation: how answers are made.
+    """
+
+    def __init__(self, directory: Path, model: Mapping[str, Any], generation: Generation) -> None:
+        keys = ("weights_sha256", "config_sha256", "tokenizer_sha256")
+        self._directory = directory
+        self._name = digest(*(str(model[key]) for key in keys), PLAIN, json.dumps(asdict(generation)))
+
+    def get(self, prompt: Prompt) -> str | None:
+        """Return the answer to a prompt, None where it was not made yet."""
+        try:
+            answer = json.loads(self._path(prompt).read_text(encoding="utf-8"))["answer"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return str(answer)
+
+    def put(self, prompt: Prompt, answer: str, made_on: str) -> None:
+        """Keep an answer, with the device and dtype that made it: another device's answer may differ by rounding."""
+        write_json(self._path(prompt), {"prompt": prompt.text, "answer": answer, "made_on": made_on})
+
+    def _path(self, prompt: Prompt) -> Path:
+        return self._directory / self._name[:16] / f"{digest(self._name, prompt.text)}.json"
+
+
+def answers(
+    hf_dir: Path,
+    prompts: Sequence[Prompt],
+    generation: Generation,
+    cache: AnswerCache,
+    *,
+    batch_size: int = 8,
+    device: str | None = None,
+) -> tuple[dict[str, str], int]:
+    """Return a model's answers by the prompts' ids, and how many were generated now.
+
+    The model is loaded only if an answer is missing; each batch is kept as soon as it is there.
+
+    Args:
+        hf_dir: the exported model.
+        prompts: what it is asked.
+        generation: how answers are made.
+        cache: answers that were made before.
+        batch_size: prompts in one forward pass.
+        device: `cpu`, `cuda`, `cuda:1`; absent: CUDA where there is any.
+
+    Raises:
+        CheckpointError: if transformers cannot load the model.
+        DataError: if a prompt and its answer do not fit into the model's context.
+    """
+    found = {prompt.id: cache.get(prompt) for prompt in prompts}
+    missing = [prompt for prompt in prompts if found[prompt.id] is None]
+    if missing:
+        model, tokenizer = _load(hf_dir, device)
+        made_on = f"{model.device}, {model.dtype}"
+        for prompt, answer in _generate(model, tokenizer, missing, generation, batch_size, str(hf_dir)):
+            cache.put(prompt, answer, made_on)
+            found[prompt.id] = answer
+    return {identity: str(answer) for identity, answer in found.items()}, len(missing)
+
+
+def _load(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
+    """Return a model and its tokenizer: fp32 on CPU, the type it was saved in on a GPU."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        dtype = "float32" if place == "cpu" else "auto"
+        model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=dtype, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
+    except (*_LOADING_ERRORS, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        fix = "export it anew with `megacode convert to-hf`"
+        raise CheckpointError(f"transformers cannot load it: {reason}", str(hf_dir), fix) from error
+    return model.to(place).eval(), tokenizer
+
+
+def _generate(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], generation: Generation, batch_size: int, where: str
+) -> Iterator[tuple[Prompt, str]]:
+    """Yield prompts with their answers, longest prompts first: what does not fit in memory fails at once."""
+    asked = [(prompt, _ids(tokenizer, prompt.text)) for prompt in prompts]
+    _check_lengths(asked, generation.max_new_tokens, model.config, where)
+    asked.sort(key=lambda pair: len(pair[1]), reverse=True)
+    for first in range(0, len(asked), batch_size):
+        batch = asked[first : first + batch_size]
+        rows = _continue(model, tokenizer, [ids for _, ids in batch], [prompt for prompt, _ in batch], generation)
+        for (prompt, _), ids in zip(batch, rows, strict=True):
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            yield prompt, text.split(_STOP)[0].strip()
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    """Return a prompt as the model is given it: in its own chat form if it has one, else as `PLAIN`."""
+    if getattr(tokenizer, "chat_template", None):
+        turns = [{"role": "user", "content": text}]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+        return list(ids)
+    return list(tokenizer(PLAIN.format(prompt=text))["input_ids"])
+
+
+def _check_lengths(asked: Sequence[tuple[Prompt, list[int]]], new: int, config: Any, where: str) -> None:
+    context = getattr(config, "max_position_embeddings", None)
+    if context is None:
+        return
+    problems = [
+        Problem(
+            f"prompt {prompt.id!r} has {len(ids)} tokens, with an answer of {new} more than the context of {context}",
+            where,
+            f"--max-new-tokens {context - len(ids)}" if len(ids) < context else "leave the prompt out",
+        )
+        for prompt, ids in asked
+        if len(ids) + new > context
+    ]
+    if problems:
+        raise DataError(problems=problems[:10])
+
+
+def _continue(
+    model: Any, tokenizer: Any, rows: Sequence[list[int]], prompts: Sequence[Prompt], generation: Generation
+) -> list[list[int]]:
+    """Return the new tokens of each row, without what follows its end."""
+    import torch
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    longest = max(map(len, rows))
+    ends = _end_ids(model, tokenizer)
+    pad = ends[0] if ends else 0
+    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    settings = GenerationConfig(
+        max_new_tokens=generation.max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=ends or None
+    )
+    draws = [_draws(generation, prompts)] if generation.temperature else []
+    with torch.inference_mode():
+        out = model.generate(
+            ids, attention_mask=mask, generation_config=settings, logits_processor=LogitsProcessorList(draws)
+        )
+    return [_cut(row, ends) for row in out[:, longest:].tolist()]
+
+
+def _end_ids(model: Any, tokenizer: Any) -> list[int]:
+    given = model.generation_config.eos_token_id
+    given = tokenizer.eos_token_id if given is None else given
+    return [] if given is None else [given] if isinstance(given, int) else list(given)
+
+
+def _cut(ids: list[int], ends: Sequence[int]) -> list[int]:
+    return next((ids[:place] for place, token in enumerate(ids) if token in ends), ids)
+
+
+def _draws(generation: Generation, prompts: Sequence[Prompt]) -> Any:
+    """Return a logits processor that makes the likeliest token of each row a draw, [rows, vocabulary]."""
+    import torch
+
+    seeds = [int(digest(str(generation.seed), prompt.text)[:12], 16) for prompt in prompts]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def draw(_: Any, logits: Any) -> Any:
+        uniform = torch.stack([torch.rand(logits.shape[1], generator=generator) for generator in generators])
+        noise = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+        return logits.float() / generation.temperature + noise.to(logits.device)
+
+    return draw

@@ -1,0 +1,78 @@
+"""Prompts that two models answer: JSON lines `{"id": ..., "prompt": ..., "category": ...}`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megacode.base.errors import DataError, Problem
+
+SHIPPED = Path(__file__).parent / "prompts.jsonl"
+UNSORTED = "all"
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question.
+
+    Attributes:
+        id: unique in its file.
+        text: what the models are asked.
+        category: results are told by category as well; `all` where the file has none.
+    """
+
+    id: str
+    text: str
+    category: str = UNSORTED
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Read a prompt file.
+
+    Raises:
+        DataError: if it is not there, holds no prompt, or any line is wrong: all of them at once.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        fix = f"name a file of JSON lines, or leave --prompts out for the shipped ones ({SHIPPED})"
+        raise DataError(f"it cannot be read: {error}", str(path), fix) from None
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    found = [_parse(line, f"{path}:{number}") for number, line in numbered]
+    problems = [item for item in found if isinstance(item, Problem)]
+    prompts = [item for item in found if isinstance(item, Prompt)]
+    problems += _repeated(prompts, path)
+    if problems:
+        raise DataError(problems=problems[:_SHOWN])
+    if not prompts:
+        raise DataError("it holds no prompt", str(path), 'write lines such as {"id": "1", "prompt": "Why is ...?"}')
+    return prompts
+
+
+def _parse(line: str, where: str) -> Prompt | Problem:
+    try:
+        item: Any = json.loads(line)
+    except ValueError as error:
+        return Problem(f"this is not JSON: {error}", where, "write one JSON object a line")
+    if not isinstance(item, dict):
+        return Problem("this is no JSON object", where, 'write for example {"id": "1", "prompt": "Why is ...?"}')
+    identity, text, category = item.get("id"), item.get("prompt"), item.get("category", UNSORTED)
+    if not isinstance(identity, (str, int)) or isinstance(identity, bool) or identity == "":
+        return Problem(f"`id` is {identity!r}", where, "give each prompt a name of its own")
+    if not isinstance(text, str) or not text.strip():
+        return Problem(f"`prompt` is {text!r}", where, "write what the models are asked")
+    if not isinstance(category, str) or not category:
+        return Problem(f"`category` is {category!r}", where, "name one, or leave it out")
+    return Prompt(str(identity), text, category)
+
+
+def _repeated(prompts: Iterable[Prompt], path: Path) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id in seen:
+            yield Problem(f"the id {prompt.id!r} comes twice", str(path), "give each prompt a name of its own")
+        seen.add(prompt.id)

@@ -1,0 +1,47 @@
+"""The result of a comparison as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def render_judgement(document: Mapping[str, Any], console: Console) -> None:
+    """Print a result document: all prompts, then each category."""
+    title = f"{document['a']['name']} against {document['b']['name']}, judged by {document['judge']['model']}"
+    table = Table("prompts", title=title, title_justify="left")
+    for name in ("asked", "wins", "ties", "losses", "wins - losses", "95 %", "win rate", "orders agree", "invalid"):
+        table.add_column(name, justify="right")
+    table.add_row(*_row("all", document["overall"]))
+    table.add_section()
+    for name, figures in document["categories"].items():
+        table.add_row(*_row(name, figures))
+    console.print(table)
+    console.print(_footnote(document), soft_wrap=True)
+
+
+def _row(name: str, figures: Mapping[str, Any]) -> list[str]:
+    counts = [str(figures[key]) for key in ("prompts", "wins", "ties", "losses")]
+    bounds = figures["win_loss_95"]
+    interval = "" if bounds is None else f"{bounds[0]:+.1%} .. {bounds[1]:+.1%}"
+    rates = [_share(figures["win_loss"], "+"), interval, _share(figures["win_rate"]), _share(figures["agreement"])]
+    return [name, *counts, *rates, str(figures["invalid"])]
+
+
+def _share(value: float | None, sign: str = "") -> str:
+    return "" if value is None else f"{value:{sign}.1%}"
+
+
+def _footnote(document: Mapping[str, Any]) -> str:
+    overall, requests = document["overall"], document["requests"]
+    parts = [f"{requests['sent']} requests, {requests['from_cache']} answers of the judge from the cache"]
+    if overall["first_place"] is not None:
+        parts.append(f"the answer that stood first won {overall['first_place']:.0%} of decided verdicts")
+    if overall["identical"]:
+        parts.append(f"{overall['identical']} prompts answered alike, ties without asking")
+    if document["malformed_answers"]:
+        parts.append(f"{document['malformed_answers']} answers of the judge could not be read")
+    return "; ".join(parts)
