@@ -22,6 +22,7 @@ TRAINING = [
     "rich",
     "safetensors",
     "transformers>=4.50",
+    "accelerate",  # transformers asks for it to build a model without memory
     "tokenizers",
     "sentencepiece",
     "protobuf",
@@ -36,7 +37,7 @@ TRAINING = [
 EXTRAS = {
     "gpu": ["transformer-engine[pytorch]>=2.9,<2.12"],
     "dali": ["nvidia-dali-cuda130"],
-    "eval": ["lm-eval==0.4.13", "accelerate"],
+    "eval": ["lm-eval==0.4.13"],
     "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "types-PyYAML", "types-psutil"],
 }
 

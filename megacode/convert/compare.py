@@ -1,9 +1,8 @@
-"""Two models on the same tokens: where do they part?
+"""Two models at the same point of their forward passes: how far are they apart?
 
-A trace holds what a model computed at each point of its forward pass: the embedding, in every layer the attention's
-output, the MLP's output and the residual stream after both, the final norm, the logits. Both sides compute in fp32
-from the same weights, so they differ only by the order in which sums are taken: some 1e-6 of the values' size. A wrong
-weight shows at its own point first and spreads to all later ones, so the first point beyond the tolerance names it.
+Both sides compute in fp32 from the same weights and, at every step, from the same input (see `lockstep`), so they
+differ only by the order in which sums are taken: some 1e-6 of the values' size. A wrong weight shows at its own point,
+and at no other.
 
 Differences are measured against the largest value of their own point. Relative to the residual stream a
 young model's attention is tiny, and a permuted head would hide in it.
@@ -11,18 +10,13 @@ young model's attention is tiny, and a permuted head would hide in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 TOLERANCE = 1e-4
-LOGITS = "logits"
-
-Trace = dict[str, Tensor]
-Points = Mapping[str, nn.Module]
 
 
 @dataclass(frozen=True)
@@ -47,64 +41,88 @@ class Difference:
         return self.largest / self.scale if self.scale else self.largest
 
 
-@contextmanager
-def recording(points: Points, *, sequence_first: bool) -> Iterator[Trace]:
-    """Record the outputs of some modules while a model runs.
-
-    Args:
-        points: modules by the names of their points; the output, or the first of a tuple, is recorded.
-        sequence_first: the outputs are [s, b, h], as in Megatron-core; they are recorded as [b, s, h].
-
-    Yields:
-        The trace, float32 on the CPU; it fills while the model runs.
-    """
-    trace: Trace = {}
-
-    def hook(point: str) -> Callable[[nn.Module, object, object], None]:
-        def record(_module: nn.Module, _inputs: object, output: object) -> None:
-            value = output[0] if isinstance(output, tuple) else output
-            assert isinstance(value, Tensor)
-            value = value.detach().transpose(0, 1) if sequence_first else value.detach()
-            trace[point] = value.to("cpu", torch.float32, copy=True)
-
-        return record
-
-    handles = [module.register_forward_hook(hook(point)) for point, module in points.items()]
-    try:
-        yield trace
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def difference(point: str, reference: Tensor, other: Tensor) -> Difference:
     """Compare what two models computed at one point."""
     scale = float(reference.abs().max())
     if reference.shape != other.shape:
         return Difference(point, float("inf"), float("inf"), scale)
     gap = (reference.double() - other.double()).abs()
-    largest = float(gap.max())
+    return summed_up(point, float(gap.max()), float(gap.mean()), scale)
+
+
+def summed_up(point: str, largest: float, mean: float, scale: float) -> Difference:
+    """Return a difference; one that is no number is infinite."""
     finite = largest == largest and largest != float("inf")
-    mean = float(gap.mean())
     return Difference(point, largest if finite else float("inf"), mean if finite else float("inf"), scale)
 
 
-def differences(reference: Trace, other: Trace) -> list[Difference]:
-    """Compare two traces point by point, in the order of the reference's forward pass."""
-    assert reference.keys() == other.keys(), f"points {reference.keys() ^ other.keys()} are on one side only"
-    return [difference(point, value, other[point]) for point, value in reference.items()]
+def worst(same_point: Sequence[Difference]) -> Difference:
+    """Combine the differences of several texts at one point: the largest, and the mean over the texts."""
+    peak = max(same_point, key=lambda item: item.relative)
+    mean = sum(item.mean for item in same_point) / len(same_point)
+    return Difference(peak.point, peak.largest, mean, peak.scale)
 
 
-def worst(rows: list[list[Difference]]) -> list[Difference]:
-    """Combine the comparisons of several texts: the largest difference of each point, and the mean over the texts."""
-    combined = []
-    for same_point in zip(*rows, strict=True):
-        peak = max(same_point, key=lambda item: item.relative)
-        mean = sum(item.mean for item in same_point) / len(same_point)
-        combined.append(Difference(peak.point, peak.largest, mean, peak.scale))
-    return combined
-
-
-def first_beyond(rows: list[Difference], tolerance: float) -> Difference | None:
+def first_beyond(rows: Iterable[Difference], tolerance: float) -> Difference | None:
     """Return the first point at which two models differ by more than the tolerance."""
     return next((row for row in rows if not row.relative <= tolerance), None)
+
+
+class Gaps:
+    """The differences of logits, vocabulary slice by vocabulary slice.
+
+    Args:
+        point: what they are called.
+        lengths: tokens of each text; the texts lie end to end.
+    """
+
+    def __init__(self, point: str, lengths: Sequence[int]) -> None:
+        self._point, self._lengths, self._rows = point, list(lengths), 0
+        self._peak, self._total, self._scale = torch.zeros(3, sum(lengths), dtype=torch.float64).unbind()
+
+    def add(self, reference: Tensor, other: Tensor) -> None:
+        """Take in the logits of some tokens of the vocabulary, [t, n] fp32 each."""
+        gap = (reference.double() - other.double()).abs()
+        self._peak = torch.maximum(self._peak, gap.amax(-1))
+        self._total = self._total + gap.sum(-1)
+        self._scale = torch.maximum(self._scale, reference.abs().amax(-1).double())
+        self._rows += reference.shape[-1]
+
+    def by_text(self) -> list[Difference]:
+        """Return the difference of each text."""
+        parts = zip(*(column.split(self._lengths) for column in (self._peak, self._total, self._scale)), strict=True)
+        return [
+            summed_up(self._point, float(peak.max()), float(total.mean()) / self._rows, float(scale.max()))
+            for peak, total, scale in parts
+        ]
+
+
+class Choices:
+    """What a model's logits say of texts: the greedy token at each position, and the loss. Slice by slice, too.
+
+    Args:
+        ids: of each text.
+    """
+
+    def __init__(self, ids: Sequence[tuple[int, ...]]) -> None:
+        self._labels = torch.cat([torch.tensor([*text[1:], -1]) for text in ids])
+        count = len(self._labels)
+        self.greedy = torch.zeros(count, dtype=torch.int64)
+        self._best = torch.full((count,), float("-inf"))
+        self._log_sum = torch.full((count,), float("-inf"), dtype=torch.float64)
+        self._given = torch.zeros(count, dtype=torch.float64)
+
+    def add(self, first: int, logits: Tensor) -> None:
+        """Take in the logits [t, n] fp32 of the vocabulary's tokens first .. first + n - 1."""
+        best, token = logits.max(-1)
+        self.greedy = torch.where(best > self._best, token + first, self.greedy)
+        self._best = torch.maximum(best, self._best)
+        self._log_sum = torch.logaddexp(self._log_sum, logits.double().logsumexp(-1))
+        inside = (self._labels >= first) & (self._labels < first + logits.shape[-1])
+        rows = inside.nonzero().squeeze(-1)
+        self._given[rows] = logits[rows, self._labels[rows] - first].double()
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy of the next token, nats."""
+        return float((self._log_sum - self._given)[self._labels >= 0].mean())

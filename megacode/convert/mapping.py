@@ -129,6 +129,8 @@ def _vocabulary(name: str, hf: str) -> Rule:
 
     def pad(parts: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
         rows = parts[0]
+        if sizes.padded == sizes.vocab:  # the largest tensor there is: no copy of it
+            return rows
         return torch.cat([rows, rows.new_zeros(sizes.padded - sizes.vocab, sizes.hidden)])
 
     return Rule(

@@ -1,4 +1,8 @@
-"""Safetensors files of a Hugging Face model, written and read a tensor at a time."""
+"""Safetensors files of a Hugging Face model, written and read a tensor at a time.
+
+Where each tensor will lie is known from the shapes alone, so files are opened with their headers and each tensor is
+written at its place when it comes, cast block by block: one tensor is in memory, whatever the size of the files.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,15 @@ from typing import Any
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from megacode.base.files import write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _OUTPUT = "lm_head.weight"
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_ALIGNED = 8  # bytes; what safetensors itself does
+_BLOCK = 1 << 22  # elements cast and written at once
 
 
 def write_shards(
@@ -27,7 +33,7 @@ def write_shards(
     out: Path,
     max_shard_size: int | str,
 ) -> int:
-    """Write a stream of tensors as transformers expects them; at most one file's tensors are held at a time.
+    """Write a stream of tensors as transformers expects them; one tensor is held at a time.
 
     Args:
         tensors: names and tensors, in the order of `shapes`.
@@ -41,20 +47,41 @@ def write_shards(
     """
     planned = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
     plan = split_torch_state_dict_into_shards(planned, max_shard_size=max_shard_size)
-    files = {name: file for file, names in plan.filename_to_tensors.items() for name in names}
-    held: dict[str, dict[str, Tensor]] = {}
+    places: dict[str, tuple[Path, int]] = {}
+    for file, names in plan.filename_to_tensors.items():
+        starts = _begin(out / file, {name: planned[name] for name in names})
+        places |= {name: (out / file, start) for name, start in starts.items()}
     for name, tensor in tensors:
-        file = files[name]
-        held.setdefault(file, {})[name] = tensor.to(dtype)
-        if len(held[file]) == len(plan.filename_to_tensors[file]):
-            save_file(held.pop(file), str(out / file), metadata={"format": "pt"})
-            (out / file).chmod(out.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read
-    assert not held, f"{sorted(held)} are not whole"
+        path, start = places.pop(name)
+        _write_at(path, start, tensor, dtype)
+    assert not places, f"{sorted(places)} did not come"
     parameters: int = sum(tensor.numel() for tensor in planned.values())
     if plan.is_sharded:
         metadata = {"total_parameters": parameters, **plan.metadata}
+        files = {name: file for file, names in plan.filename_to_tensors.items() for name in names}
         write_json(out / INDEX, {"metadata": metadata, "weight_map": files})
     return parameters
+
+
+def _begin(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Write a file's header, and return where in the file each tensor begins."""
+    document: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    starts, at = {}, 0
+    for name, tensor in tensors.items():
+        end = at + tensor.nbytes
+        document[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+        starts[name], at = at, end
+    text = json.dumps(document).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    return {name: 8 + len(text) + start for name, start in starts.items()}
+
+
+def _write_at(path: Path, start: int, tensor: Tensor, dtype: torch.dtype) -> None:
+    with path.open("r+b") as file:
+        file.seek(start)
+        for block in tensor.reshape(-1).split(_BLOCK):
+            file.write(block.to(dtype).view(torch.uint8).numpy())
 
 
 class Shards(Mapping[str, Tensor]):
@@ -84,6 +111,12 @@ class Shards(Mapping[str, Tensor]):
         """Read one tensor."""
         with safe_open(str(self._files[name]), framework="pt") as file:
             return file.get_tensor(name)
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Read some rows of a tensor."""
+        with safe_open(str(self._files[name]), framework="pt") as file:
+            rows: Tensor = file.get_slice(name)[first:last]
+            return rows
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names."""

@@ -5,12 +5,15 @@ Four checks, each with an error of its own, in the order in which they explain e
 1. The vocabulary: config.json, the embedding and the tokenizer agree on the number of tokens. A padded row too many,
    and a model can say what no tokenizer can read.
 2. The tokenizer: transformers' gives the ids that the run's gives, on every text.
-3. Every point of the forward pass agrees on real text (see `compare`), the logits last; the first that does not is
-   named. The loss and the greedy choice follow from the logits and are reported.
+3. Every step of the forward pass, given the same, computes the same on real text (see `lockstep`), the logits last;
+   the first that does not is named. What the export's whole forward pass makes of it, logits, loss and greedy choice,
+   is reported and not judged: a model may blow up the rounding of float32 without being wrong.
 4. The weights in the files, mapped back, are the checkpoint's bit for bit: texts do not touch every row.
 
 Where the export's type is narrower than the checkpoint's, both sides compute with the rounded weights, so that the
 tolerance stays that of a layout; what rounding itself does to the logits is measured and reported, not judged.
+
+Memory is bounded by the largest tensor: neither model is ever whole.
 """
 
 from __future__ import annotations
@@ -22,21 +25,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from megacode.base.errors import VerificationError
 from megacode.config.run import RunConfig
-from megacode.convert.compare import LOGITS, TOLERANCE, Difference, Trace, differences, first_beyond, worst
+from megacode.convert.compare import TOLERANCE, Difference, first_beyond, worst
+from megacode.convert.exported import NOTHING_PUBLISHED, Exported
+from megacode.convert.lockstep import Walk, walk
 from megacode.convert.mapping import Sizes, from_hf
+from megacode.convert.reference import Reference, alone
 from megacode.convert.shards import Shards
-from megacode.convert.sides import NOTHING_PUBLISHED, exported_traces, reference_traces
+from megacode.convert.stored import Stored
 from megacode.convert.texts import Text
 from megacode.data.tokenizer import Tokenizer
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_BLOCK = 1 << 22  # elements compared at once
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,12 @@ class Report:
         verified: whether the proof was made; an export without it says so.
         tolerance: the largest difference allowed at any point, relative to the largest value there.
         texts: name and number of tokens of each text.
-        points: largest and mean difference, and scale, at every point of the forward pass; the last are the logits.
-        greedy_agreement: share of positions at which both models choose the same token.
+        points: largest and mean difference, and scale, at every point of the forward pass, where both sides were given
+            the same; the last are the logits.
+        end_to_end: the difference of the logits after the export's whole forward pass; None without a proof.
+        greedy_agreement: share of positions at which both models choose the same token, end to end.
         loss: megacode's loss on the texts, over the tokens that exist, nats a token.
-        exported_loss: transformers' loss on the same.
+        exported_loss: transformers' loss on the same, end to end.
         tokenizer_ids: ids on which both tokenizers were compared.
         rounding: largest change of a logit by rounding the weights to `dtype`; None where nothing was rounded.
     """
@@ -65,6 +73,7 @@ class Report:
     tolerance: float = TOLERANCE
     texts: tuple[tuple[str, int], ...] = ()
     points: tuple[Difference, ...] = ()
+    end_to_end: Difference | None = None
     greedy_agreement: float = 0.0
     loss: float = 0.0
     exported_loss: float = 0.0
@@ -78,7 +87,7 @@ class Report:
 
     @property
     def logits(self) -> Difference:
-        """The difference of the logits."""
+        """The difference of the logits, both output layers given the same."""
         return self.points[-1]
 
     def document(self) -> dict[str, Any]:
@@ -116,9 +125,7 @@ class Claim:
 
     def weights(self) -> Mapping[str, Tensor]:
         """Return the checkpoint's parameters, whole, by Megatron-core's plain names; each is read when asked for."""
-        from megacode.checkpoint.tensors import Weights
-
-        return Weights(self.checkpoint)
+        return Stored(self.checkpoint)
 
 
 def prove(claim: Claim, export: Path, tolerance: float = TOLERANCE) -> Report:
@@ -135,10 +142,8 @@ def prove(claim: Claim, export: Path, tolerance: float = TOLERANCE) -> Report:
     document = json.loads((export / "config.json").read_text(encoding="utf-8"))
     _check_vocabulary(document, claim.rows, export)
     compared = check_tokenizer(claim.tokenizer, export, claim.texts)
-    ids = [text.ids for text in claim.texts]
-    reference = reference_traces(claim.config, claim.checkpoint, claim.rows, ids, claim.dtype)
-    exported = exported_traces(export, ids)
-    points = compare(reference, exported, [text.name for text in claim.texts], export, tolerance)
+    walked = _walked(claim, export)
+    points = judge(walked, [text.name for text in claim.texts], export, tolerance)
     check_weights(claim, export)
     return Report(
         source=claim.label,
@@ -148,32 +153,40 @@ def prove(claim: Claim, export: Path, tolerance: float = TOLERANCE) -> Report:
         tolerance=tolerance,
         texts=tuple((text.name, len(text.ids)) for text in claim.texts),
         points=tuple(points),
-        greedy_agreement=_agreement(reference, exported),
-        loss=_loss(reference, ids),
-        exported_loss=_loss(exported, ids),
+        end_to_end=worst(walked.end_to_end),
+        greedy_agreement=walked.greedy_agreement,
+        loss=walked.loss,
+        exported_loss=walked.exported_loss,
         tokenizer_ids=compared,
-        rounding=_rounding(claim, ids, reference),
+        rounding=walked.rounding,
     )
 
 
-def compare(
-    reference: Sequence[Trace], exported: Sequence[Trace], names: Sequence[str], export: Path, tolerance: float
-) -> list[Difference]:
+def _walked(claim: Claim, export: Path) -> Walk:
+    exported, ids = Exported(export), [text.ids for text in claim.texts]
+    with alone(claim.config) as (config, ranks):
+        reference = Reference(config, ranks, claim.checkpoint, claim.dtype)
+        exact = claim.dtype in (torch.float32, TYPES[claim.config.precision.dtype])
+        unrounded = None if exact else Reference(config, ranks, claim.checkpoint, torch.float32)
+        return walk(reference, exported, ids, claim.rows, unrounded)
+
+
+def judge(walked: Walk, names: Sequence[str], export: Path, tolerance: float) -> list[Difference]:
     """Return the largest difference at each point.
 
     Raises:
         VerificationError: one is beyond the tolerance; the first of the forward pass is named.
     """
-    rows = [differences(ours, theirs) for ours, theirs in zip(reference, exported, strict=True)]
-    combined = worst(rows)
+    combined = [worst(same_point) for same_point in walked.points]
     bad = first_beyond(combined, tolerance)
     if bad is None:
         return combined
-    text = next(name for name, row in zip(names, rows, strict=True) if first_beyond(row, tolerance))
+    at = walked.points[combined.index(bad)]
+    text = next(name for name, row in zip(names, at, strict=True) if first_beyond([row], tolerance))
     what = (
         f"the export parts from the checkpoint at {bad.point}: largest difference {bad.largest:.3g} where values reach "
-        f"{bad.scale:.3g}, {bad.relative:.1e} of them; {tolerance:.0e} is allowed (first seen on {text!r}; the logits "
-        f"are {combined[-1].largest:.3g} apart)"
+        f"{bad.scale:.3g}, {bad.relative:.1e} of them; {tolerance:.0e} is allowed (first seen on {text!r}; end to end "
+        f"the logits are {worst(walked.end_to_end).largest:.3g} apart)"
     )
     raise VerificationError(what, str(export), NOTHING_PUBLISHED)
 
@@ -186,8 +199,14 @@ def check_weights(claim: Claim, export: Path) -> None:
     """
     weights, sizes, model = claim.weights(), Sizes.of(claim.config.model, claim.rows), claim.config.model
     for name, tensor in from_hf(Shards(export, tied=model.share_embeddings_and_output_weights), model, sizes):
-        if not torch.equal(tensor, weights[name][: len(tensor)].to(claim.dtype)):
+        if not _equal(tensor, weights[name][: len(tensor)], claim.dtype):
             raise VerificationError(f"{name} in the files is not the checkpoint's", str(export), NOTHING_PUBLISHED)
+
+
+def _equal(tensor: Tensor, kept: Tensor, dtype: torch.dtype) -> bool:
+    """Compare with what a tensor of the checkpoint becomes in another type, without a copy of the whole."""
+    pairs = zip(tensor.view(-1).split(_BLOCK), kept.reshape(-1).split(_BLOCK), strict=True)
+    return all(torch.equal(ours, theirs.to(dtype)) for ours, theirs in pairs)
 
 
 def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[Text]) -> int:
@@ -227,26 +246,6 @@ def _check_vocabulary(document: Mapping[str, Any], rows: int, export: Path) -> N
         raise VerificationError(what, str(export / "config.json"), NOTHING_PUBLISHED)
 
 
-def _agreement(reference: Sequence[Trace], exported: Sequence[Trace]) -> float:
-    pairs = zip(reference, exported, strict=True)
-    same = [ours[LOGITS].argmax(-1) == theirs[LOGITS].argmax(-1) for ours, theirs in pairs]
-    return float(torch.cat(same, dim=1).double().mean())
-
-
-def _loss(traces: Sequence[Trace], ids: Sequence[tuple[int, ...]]) -> float:
-    """Mean cross-entropy of the next token, nats."""
-    logits = torch.cat([trace[LOGITS][0, :-1] for trace in traces])
-    labels = torch.cat([torch.tensor(text[1:]) for text in ids])
-    return float(F.cross_entropy(logits.double(), labels))
-
-
-def _rounding(claim: Claim, ids: Sequence[tuple[int, ...]], rounded: Sequence[Trace]) -> float | None:
-    if claim.dtype in (torch.float32, TYPES[claim.config.precision.dtype]):
-        return None
-    whole = reference_traces(claim.config, claim.checkpoint, claim.rows, ids, torch.float32)
-    return max(float((a[LOGITS] - b[LOGITS]).abs().max()) for a, b in zip(whole, rounded, strict=True))
-
-
 def render_report(report: Report, console: Console) -> None:
     """Show a report as a table: the proof in one line a point, layers folded to their worst."""
     if not report.verified:
@@ -262,6 +261,11 @@ def render_report(report: Report, console: Console) -> None:
         f"{report.tokens} tokens of {len(report.texts)} texts: loss {report.loss:.6f} and {report.exported_loss:.6f}, "
         f"greedy tokens equal at {report.greedy_agreement:.2%}, {report.tokenizer_ids} token ids equal"
     )
+    if report.end_to_end is not None:
+        console.print(
+            f"each step was given the same; end to end the logits are {report.end_to_end.largest:.2e} apart, "
+            f"{report.end_to_end.relative:.1e} of the largest"
+        )
     if report.rounding is not None:
         console.print(f"rounding to {report.dtype} itself moves the logits by up to {report.rounding:.2g}")
 

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from megacode.base.errors import CheckpointError, VerificationError
 from megacode.convert import hf
-from megacode.convert.compare import differences, first_beyond, recording, worst
+from megacode.convert.compare import Choices, Gaps, difference, first_beyond, worst
+from megacode.convert.reference import Reference, alone
 from megacode.convert.shards import Shards
-from megacode.convert.sides import reference_traces
 from megacode.convert.source import Source
 from megacode.convert.texts import Text, texts_of
 from megacode.convert.verify import Claim, prove
@@ -184,22 +183,26 @@ def test_the_padding_of_another_layout_changes_nothing(claims, tmp_path) -> None
     assert Shards(tmp_path)["model.embed_tokens.weight"].shape == (300, 32)
 
 
-def test_megacode_s_side_is_what_training_computes(claims) -> None:
+@pytest.mark.parametrize("name", ["cohere", "llama"])
+def test_megacode_s_side_is_what_training_computes(name, claims) -> None:
     from megacode.checkpoint import tensors
     from megacode.mcore import groups, parts
     from megacode.mcore.step import logits
 
-    claim = claims("cohere")
-    ids = claim.texts[0].ids
-    trace = reference_traces(claim.config, claim.checkpoint, 300, [ids], torch.float32)[0]
+    claim = claims(name)
+    ids = torch.tensor([claim.texts[0].ids])
+    with alone(claim.config) as (config, ranks):
+        side = Reference(config, ranks, claim.checkpoint, torch.float32)
+        hidden = side.hidden(ids)[0]
+        ours = torch.cat([side.logits(hidden, first, first + 100) for first in (0, 100, 200)], dim=-1)
     ranks = groups.start(claim.config.parallel, 1)
     try:
         built = parts.build(claim.config, ranks, 300, with_optimizer=False)
         tensors.load(built, claim.checkpoint, weights_only=True)
-        trained = logits(built, torch.tensor([ids]))[..., :300]
+        trained = logits(built, ids)[..., :300]
     finally:
         groups.stop()
-    torch.testing.assert_close(trace["logits"], trained.float().cpu(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours, trained[0].float().cpu(), rtol=0, atol=1e-6)
 
 
 def test_special_tokens_in_a_text_are_text_on_both_sides(claims, tmp_path) -> None:
@@ -212,25 +215,40 @@ def test_special_tokens_in_a_text_are_text_on_both_sides(claims, tmp_path) -> No
 
 
 def test_the_first_point_beyond_the_tolerance_is_named() -> None:
-    ours = {"a": torch.ones(1, 2, 2), "b": torch.ones(1, 2, 2), "c": torch.ones(1, 2, 2)}
-    theirs = {"a": torch.ones(1, 2, 2), "b": torch.ones(1, 2, 2) + 1e-3, "c": torch.zeros(1, 2, 2)}
-    rows = worst([differences(ours, ours), differences(ours, theirs)])
+    ones = torch.ones(2, 2)
+    rows = [
+        worst([difference(point, ones, ones), difference(point, ones, other)])
+        for point, other in (("a", ones), ("b", ones + 1e-3), ("c", torch.zeros(2, 2)))
+    ]
     assert first_beyond(rows, 1e-4).point == "b"
     assert first_beyond(rows, 1.5) is None
     assert rows[2].mean == 0.5
 
 
-@pytest.mark.parametrize(
-    "bad", [torch.full((1, 2, 2), float("nan")), torch.ones(1, 2, 3), torch.full((1, 2, 2), float("inf"))]
-)
+@pytest.mark.parametrize("bad", [torch.full((2, 2), float("nan")), torch.ones(2, 3), torch.full((2, 2), float("inf"))])
 def test_values_that_cannot_be_compared_are_infinitely_far_apart(bad) -> None:
-    row = differences({"a": torch.ones(1, 2, 2)}, {"a": bad})
-    assert first_beyond(row, 1e9) is row[0]
+    row = difference("a", torch.ones(2, 2), bad)
+    assert first_beyond([row], 1e9) is row
 
 
-def test_a_recording_ends_with_its_block() -> None:
-    layer = nn.Linear(3, 2)
-    with recording({"layer": layer}, sequence_first=True) as trace:
-        layer(torch.ones(5, 1, 3))
-    layer(torch.ones(7, 1, 3))
-    assert trace["layer"].shape == (1, 5, 2)
+def test_logits_in_slices_are_logits_at_once() -> None:
+    ids = [tuple(range(5)), (3, 1, 4, 1)]
+    ours, theirs = torch.randn(9, 40, generator=torch.Generator().manual_seed(1)), torch.zeros(9, 40)
+    gaps, choices = Gaps("logits", [5, 4]), Choices(ids)
+    for first in range(0, 40, 7):
+        gaps.add(ours[:, first : first + 7], theirs[:, first : first + 7])
+        choices.add(first, ours[:, first : first + 7])
+    for row, text in zip(gaps.by_text(), ours.split([5, 4]), strict=True):
+        assert row.largest == row.scale == float(text.abs().max())
+        assert row.mean == pytest.approx(float(text.abs().mean()))
+    assert torch.equal(choices.greedy, ours.argmax(-1))
+    labels = torch.tensor([1, 2, 3, 4, 1, 4, 1])
+    rows = ours[[0, 1, 2, 3, 5, 6, 7]]
+    assert choices.loss == pytest.approx(float(torch.nn.functional.cross_entropy(rows, labels)), abs=1e-6)
+
+
+def test_logits_that_are_no_numbers_are_infinitely_far_apart() -> None:
+    gaps = Gaps("logits", [1])
+    gaps.add(torch.ones(1, 2), torch.tensor([[1.0, float("nan")]]))
+    gaps.add(torch.ones(1, 2), torch.ones(1, 2))
+    assert gaps.by_text()[0].largest == float("inf")

@@ -1,0 +1,149 @@
+"""Two models step by step through the same texts: each step of the second is fed what the first was fed.
+
+A forward pass is a chain: embedding, blocks, final norm, output layer. The export runs as transformers wrote it, on
+twice the texts. The first half runs free, as users will run it. In the second half, whatever arrives at a block is
+compared with what arrives at megacode's own block, and replaced by it. So each link is proven by itself, with what
+transformers does between two links, and that proves the chain: links that compute the same from the same make the same
+chain. The free half shows how rounding adds up over all of it.
+
+Neither side keeps what it computed: a point is compared when both are there, and only the difference is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from megacode.convert.compare import Choices, Difference, Gaps, difference
+from megacode.convert.exported import Exported
+from megacode.convert.reference import Reference, Step
+
+LOGITS, END_TO_END = "logits", "logits, end to end"
+Ids = Sequence[tuple[int, ...]]
+_SLICE = 1 << 24  # logits of one side held at once
+
+
+@dataclass
+class Walk:
+    """What was found on the way.
+
+    Attributes:
+        points: the differences of every point, in the order of the forward pass, the logits last; one for each text.
+        end_to_end: the differences of the logits where the export ran free, one for each text.
+        greedy_agreement: share of positions at which both choose the same token; the export ran free.
+        loss: megacode's loss, nats a token.
+        exported_loss: transformers' loss; the export ran free.
+        rounding: largest change of a logit by the rounding of the weights; None where that was not asked for.
+    """
+
+    points: list[list[Difference]] = field(default_factory=list)
+    end_to_end: list[Difference] = field(default_factory=list)
+    greedy_agreement: float = 0.0
+    loss: float = 0.0
+    exported_loss: float = 0.0
+    rounding: float | None = None
+
+
+def walk(reference: Reference, exported: Exported, ids: Ids, vocab: int, unrounded: Reference | None = None) -> Walk:
+    """Run two models on texts, side by side.
+
+    Args:
+        reference: megacode's side.
+        exported: transformers' side.
+        ids: the token ids of each text.
+        vocab: tokens of the vocabulary.
+        unrounded: megacode's side with weights as they are in the checkpoint, where the export's are rounded.
+    """
+    tokens = _padded(ids)
+    guide = _Guide(reference, tokens, [len(text) for text in ids])
+    arrived = exported.run(tokens.repeat(2, 1), guide)
+    guide.compare("final norm", arrived)
+    found = _logits(reference, exported, _end_to_end(guide.hidden, ids), _end_to_end(arrived, ids), ids, vocab)
+    found.points = [*guide.points, *found.points]
+    if unrounded is not None:
+        pair = (reference, guide.hidden), (unrounded, unrounded.hidden(tokens))
+        found.rounding = _rounding([(side, _end_to_end(hidden, ids)) for side, hidden in pair], vocab)
+    return found
+
+
+class _Guide:
+    """Runs megacode's side a step ahead of the export, compares, and gives the export's second half the same input."""
+
+    def __init__(self, reference: Reference, tokens: Tensor, lengths: list[int]) -> None:
+        self._reference, self._lengths = reference, lengths
+        self._step: Step | None = None
+        self.points: list[list[Difference]] = []
+        self.hidden = reference.embedding(tokens)
+
+    def arrive(self, number: int, hidden: Tensor) -> Tensor:
+        self.compare(f"layer {number - 1} output" if number else "embedding", hidden)
+        given = torch.cat([hidden[: len(self._lengths)], self.hidden])
+        if number < self._reference.layers:
+            self._step = self._reference.block(number, self.hidden)
+            self.hidden = self._step.output
+        else:
+            self.hidden = self._reference.final_norm(self.hidden)
+        return given
+
+    def inside(self, number: int, kind: str, output: Tensor) -> None:
+        assert self._step is not None
+        self.points.append(self._compared(f"layer {number} {kind}", self._step.inside[kind], output))
+
+    def compare(self, point: str, hidden: Tensor) -> None:
+        """Compare what megacode's side computed last with what arrives."""
+        self.points.append(self._compared(point, self.hidden, hidden))
+
+    def _compared(self, point: str, ours: Tensor, theirs: Tensor) -> list[Difference]:
+        forced = theirs[len(self._lengths) :]
+        pairs = zip(ours, forced, self._lengths, strict=True)
+        return [difference(point, our[:length], their[:length]) for our, their, length in pairs]
+
+
+def _padded(ids: Ids) -> Tensor:
+    """Return texts as one batch, [b, s] int64. What is appended is behind all that counts, and nothing looks ahead."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(text) for text in ids], batch_first=True)
+
+
+def _end_to_end(hidden: Tensor, ids: Ids) -> Tensor:
+    """Return the texts of a batch, [b, s, h], end to end and unpadded, [t, h]; of a double batch, its first half."""
+    return torch.cat([row[: len(text)] for row, text in zip(hidden, ids, strict=False)])
+
+
+def _slices(positions: int, vocab: int) -> list[tuple[int, int]]:
+    step = max(1, _SLICE // positions)
+    return [(first, min(vocab, first + step)) for first in range(0, vocab, step)]
+
+
+def _logits(reference: Reference, exported: Exported, ours: Tensor, theirs: Tensor, ids: Ids, vocab: int) -> Walk:
+    """Compare the output layers.
+
+    Args:
+        reference, exported: the sides.
+        ours, theirs: what arrives there, [t, h]; `theirs` where the export ran free.
+        ids: of each text.
+        vocab: tokens of the vocabulary.
+    """
+    lengths = [len(text) for text in ids]
+    forced, free = Gaps(LOGITS, lengths), Gaps(END_TO_END, lengths)
+    our_choices, their_choices = Choices(ids), Choices(ids)
+    for first, last in _slices(len(ours), vocab):
+        logits = reference.logits(ours, first, last)
+        forced.add(logits, exported.logits(ours, first, last))
+        run_free = exported.logits(theirs, first, last)
+        free.add(logits, run_free)
+        our_choices.add(first, logits)
+        their_choices.add(first, run_free)
+    same = (our_choices.greedy == their_choices.greedy).double().mean()
+    return Walk([forced.by_text()], free.by_text(), float(same), our_choices.loss, their_choices.loss)
+
+
+def _rounding(sides: list[tuple[Reference, Tensor]], vocab: int) -> float:
+    """Return the largest difference of two references' logits."""
+    largest = 0.0
+    for first, last in _slices(len(sides[0][1]), vocab):
+        rounded, whole = (side.logits(hidden, first, last) for side, hidden in sides)
+        largest = max(largest, float((rounded - whole).abs().max()))
+    return largest

@@ -1,0 +1,181 @@
+"""One side of a proof: megacode's own model, read from the checkpoint as a resumed run reads it, a block at a time.
+
+The model stands on torch's meta device, where weights have shapes and no memory. Each block gets its weights when it
+is run and gives them back at once. Of the embedding only the rows of the texts' tokens are read, and the output layer
+is run on slices of the vocabulary: nothing is held that grows with the number of layers or of tokens.
+
+Which elements of a file belong to which weight is asked of Megatron-core, by the names it gives them in this model:
+nothing here knows how the export's tensors were made, so that a mistake there shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megacode.config.run import RunConfig
+from megacode.config.training import Parallel, Precision
+from megacode.mcore.groups import Ranks
+from megacode.mcore.pieces import Piece
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a block computed, [b, s, h] fp32 on the CPU.
+
+    Attributes:
+        inside: what its attention and its MLP add to the residual stream, by `attention` and `MLP`.
+        output: the residual stream after both.
+    """
+
+    inside: dict[str, Tensor]
+    output: Tensor
+
+
+@contextmanager
+def alone(config: RunConfig) -> Iterator[tuple[RunConfig, Ranks]]:
+    """Join a group of one process; yields the run's config for it, in float32, and the place in that group."""
+    from megacode.mcore import groups
+
+    config = config.model_copy(update={"parallel": Parallel(), "precision": Precision(dtype="fp32")})
+    joined = torch.distributed.is_initialized()
+    try:
+        yield config, groups.start(config.parallel, config.seed)
+    finally:
+        if not joined:
+            groups.stop()
+
+
+class Reference:
+    """Megacode's own model on a checkpoint, in float32.
+
+    Args:
+        config: of `alone`.
+        ranks: of `alone`.
+        checkpoint: its directory; any layout may have written it.
+        dtype: the weights are rounded to this type first, as in the export; a layout is proven apart from rounding.
+    """
+
+    def __init__(self, config: RunConfig, ranks: Ranks, checkpoint: Path, dtype: torch.dtype) -> None:
+        from megacode.data.windows import vocabulary_size
+        from megacode.mcore import device
+        from megacode.mcore.parts import Parts
+        from megacode.mcore.translate import padded_vocab_size
+
+        vocab = vocabulary_size(config)
+        self._model = _without_memory(config, vocab).eval()
+        self._parts = Parts(config, ranks, [self._model], None, vocab, padded_vocab_size(config, vocab))
+        self._checkpoint, self._dtype, self._device = checkpoint, dtype, device.device()
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return self._parts.config.model.num_layers
+
+    @torch.no_grad()
+    def embedding(self, tokens: Tensor) -> Tensor:
+        """Return the embedding, [b, s, h] fp32, of tokens, [b, s] int64."""
+        rows: list[int] = tokens.unique().tolist()
+
+        def of_rows(piece: Piece) -> Iterator[Piece]:
+            for row in rows:
+                yield replace(piece, offset=(row, 0), data=piece.data[row : row + 1])
+
+        with self._holding(self._model.embedding, of_rows) as embedding:
+            positions = torch.arange(tokens.shape[1], device=self._device)[None]
+            return _batch_first(embedding(tokens.to(self._device), positions))
+
+    @torch.no_grad()
+    def block(self, number: int, hidden: Tensor) -> Step:
+        """Run a block on the residual stream, [b, s, h] fp32."""
+        inside: dict[str, Tensor] = {}
+
+        def record(kind: str) -> Callable[[nn.Module, object, Any], None]:
+            return lambda module, given, result: inside.__setitem__(kind, _batch_first(result[0]))
+
+        with self._holding(self._model.decoder.layers[number]) as block:
+            recorded = {"attention": block.self_attention.linear_proj, "MLP": block.mlp.linear_fc2}
+            handles = [module.register_forward_hook(record(kind)) for kind, module in recorded.items()]
+            table = self._model.rotary_pos_emb(hidden.shape[1])
+            output, _ = block(self._sequence_first(hidden), None, rotary_pos_emb=table)
+            for handle in handles:
+                handle.remove()
+        return Step(inside, _batch_first(output))
+
+    @torch.no_grad()
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """Return the residual stream, [b, s, h] fp32, normed."""
+        with self._holding(self._model.decoder.final_layernorm) as norm:
+            return _batch_first(norm(self._sequence_first(hidden)))
+
+    @torch.no_grad()
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Return what the output layer is given for tokens, [b, s]: [b, s, h] fp32."""
+        hidden = self.embedding(tokens)
+        for number in range(self.layers):
+            hidden = self.block(number, hidden).output
+        return self.final_norm(hidden)
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor, first: int, last: int) -> Tensor:
+        """Return the logits of tokens first .. last - 1 of the vocabulary, [t, last - first] fp32.
+
+        Args:
+            hidden: what `final_norm` gave, [t, h].
+            first, last: the tokens.
+        """
+        from megacode.mcore import pieces
+
+        tied = self._parts.config.model.share_embeddings_and_output_weights
+        end = "word_embeddings.weight" if tied else "output_layer.weight"
+        whole = next(piece for piece in pieces.weights(self._parts) if piece.name.endswith(end))
+        slice_ = torch.empty(last - first, whole.shape[1], device=self._device)
+        self._fill([replace(whole, offset=(first, 0), data=slice_)])
+        return _batch_first(self._model.output_layer(hidden[:, None].to(self._device), slice_)[0])[0]
+
+    @contextmanager
+    def _holding(self, module: Any, cut: Callable[[Piece], Iterable[Piece]] | None = None) -> Iterator[Any]:
+        """Give a module its weights, or the pieces that are cut of them, until the block ends."""
+        from megacode.mcore import pieces
+
+        module.to_empty(device=self._device)
+        held = [piece for piece in pieces.weights(self._parts) if not piece.data.is_meta]
+        self._fill([part for piece in held for part in cut(piece)] if cut else held)
+        yield module
+        module.to_empty(device="meta")
+
+    def _fill(self, pieces: list[Piece]) -> None:
+        """Read pieces. By a reader of their own: one that stays keeps all that it ever read mapped."""
+        from megacode.checkpoint.reader import Reader
+
+        Reader(self._checkpoint).fill(pieces)
+        if self._dtype != torch.float32:
+            for piece in pieces:
+                piece.data.copy_(piece.data.to(self._dtype))
+
+    def _sequence_first(self, hidden: Tensor) -> Tensor:
+        return hidden.transpose(0, 1).contiguous().to(self._device)
+
+
+def _batch_first(hidden: Tensor) -> Tensor:
+    return hidden.transpose(0, 1).contiguous().to("cpu", torch.float32)
+
+
+def _without_memory(config: RunConfig, vocab: int) -> Any:
+    """Return the model with all its weights on the meta device."""
+    from megacode.mcore.attention import RotaryTable
+    from megacode.mcore.model import Model
+    from megacode.mcore.translate import transformer_config
+
+    # Only so does mcore leave the device to torch.
+    mcore_config = replace(transformer_config(config), use_cpu_initialization=True, perform_initialization=False)
+    with torch.device("meta"):
+        model = Model(config, mcore_config, vocab, None)
+    model.rotary_pos_emb = RotaryTable(config.model.head_size, config.model.rotary_base, torch.float32)
+    return model
