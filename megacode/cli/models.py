@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
-from megacode.cli.options import Checkpoint, Json, print_json
+from megacode.cli.options import Checkpoint, Json, Nproc, is_first_rank, print_json
 
 app = typer.Typer()
 convert = typer.Typer(help="Checkpoints to other formats, with proof.", no_args_is_help=True)
@@ -76,22 +79,73 @@ def reshard(
 
 @app.command()
 def evaluate(
-    hf_dir: Annotated[Path, typer.Argument(help="An exported Hugging Face model.")],
-    suite: Annotated[str, typer.Option(help="demo, or a suite's YAML file.")] = "demo",
+    hf_dir: Annotated[Path | None, typer.Argument(help="An exported model, or a directory of them.")] = None,
+    suite: Annotated[str | None, typer.Option(help="demo (default), to-code, or a suite's YAML file.")] = None,
+    texts: Annotated[list[str] | None, typer.Option(help="Text files for bits per byte: 'a/*.txt', 'b.jsonl'.")] = None,
     out: Annotated[Path | None, typer.Option(help="Score file; absent: beside the model's run.")] = None,
-    tasks: Annotated[Path | None, typer.Option(help="Directory of the suite's items.")] = None,
+    tasks: Annotated[Path | None, typer.Option(help="Directory of the demo suite's items.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Leave a task out.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items per task, at most.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 16,
+    run_generated_code: Annotated[
+        bool, typer.Option("--run-generated-code", help="Run the code that the model writes, in a sandbox.")
+    ] = False,
+    prefetch: Annotated[bool, typer.Option("--prefetch", help="Only download the suite's data sets.")] = False,
+    cache: Annotated[Path | None, typer.Option(help="Directory of data sets; absent: HF_HOME.")] = None,
+    nproc: Nproc = None,
     as_json: Json = False,
 ) -> None:
-    """Score an exported model with lm-eval."""
+    """Score exported models with lm-eval; of a directory of models, those whose scores are missing."""
+    if cache is not None:
+        os.environ["HF_HOME"] = str(cache.resolve())
+    if nproc is not None:
+        from megacode.launch.local import run_ranks
+
+        raise typer.Exit(run_ranks(_without_nproc(sys.argv[1:]), nproc))
     setup_logging()
-    from megacode.eval.harness import evaluate as score
+    from megacode.eval.harness import Choices, evaluate_many, prefetch_suite
+    from megacode.eval.models import models_in
+    from megacode.eval.suites import find_texts
+
+    if prefetch:
+        names = prefetch_suite(suite or "demo")
+        typer.echo(f"at hand: {', '.join(names)}") if not as_json else print_json({"tasks": names})
+        return
+    if hf_dir is None:
+        raise ConfigError("it names no model", "megacode evaluate", "name an exported model's directory")
+    models = models_in(hf_dir)
+    several = models != [hf_dir]
+    if several and out is not None:
+        raise ConfigError("one score file cannot hold several models", "--out", "leave it out, or name one model")
+    files = find_texts(texts or [], Path(), "--texts")
+    choices = Choices(
+        tasks_dir=tasks, limit=limit, batch_size=batch_size, run_code=run_generated_code, without=tuple(without or ()),
+        texts=files, missing_only=several,
+    )  # fmt: skip
+    documents = evaluate_many(models, suite or (None if files else "demo"), [out] * len(models), choices)
+    if is_first_rank():
+        _show_scores(documents, several, as_json)
+
+
+def _without_nproc(arguments: list[str]) -> list[str]:
+    """Return a command line without `--nproc N`, for the ranks."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument != "--nproc" and not argument.startswith("--nproc="):
+            kept.append(argument)
+        skip = argument == "--nproc"
+    return kept
+
+
+def _show_scores(documents: list[dict[str, Any]], several: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"models": documents} if several else documents[0])
+        return
+    from rich.console import Console
+
     from megacode.eval.harness import render_scores
 
-    document = score(hf_dir, suite, out, tasks_dir=tasks, limit=limit)
-    if as_json:
-        print_json(document)
-    else:
-        from rich.console import Console
-
+    for document in documents:
         render_scores(document, Console())
+    if not documents:
+        typer.echo("every model has its scores")

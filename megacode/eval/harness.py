@@ -3,97 +3,148 @@
 What is scored is the exported Hugging Face model, through lm-eval's own `HFLM`: people run what was measured, and the
 `lm_eval` command gives the same numbers for the same tasks. Importing lm-eval costs about 4 s of CPU time and loading
 a small model a tenth of one, so several models are best scored in one process: `evaluate_many`.
+
+Every rank runs its share of a task's items by itself; rank 0 joins the items' results and takes the means over all of
+them, so the scores do not depend on how many ranks there were. A task that is done is kept until the score file is.
 """
 
 from __future__ import annotations
 
-import json
-import random
 import time
-import traceback
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from megacode.base.errors import CheckpointError, ConfigError, DataError
+from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, atomic_path, write_json
-from megacode.eval.scores import item_lines, model_facts, provenance, questions_digest, render_scores, task_scores
+from megacode.eval.categories import category_means
+from megacode.eval.loading import load_tasks, prefetch
+from megacode.eval.models import check_model, default_out, is_scored
+from megacode.eval.partial import Part, Partial
+from megacode.eval.ranks import Ranks, scoring_ranks
+from megacode.eval.running import aggregate, load_model, run_items
+from megacode.eval.scores import model_facts, provenance, questions_digest, render_scores, task_scores
 from megacode.eval.suites import Suite, load_suite, run_of
 from megacode.eval.surroundings import surroundings
 from megacode.metrics.sinks import append_scores
 
-__all__ = ["default_out", "evaluate", "evaluate_many", "render_scores"]
+__all__ = ["Choices", "evaluate", "evaluate_many", "prefetch_suite", "render_scores"]
 
 BATCH_SIZE = 16
-_SEED = 1234  # lm-eval's own
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How a suite is run.
+
+    Attributes:
+        tasks_dir: directory of the demo suite's items; None: those of the model's run.
+        limit: items per task, at most.
+        batch_size: sequences per forward pass.
+        device: `cpu`, `cuda`, `cuda:1`; None: CUDA where there is any, one GPU a rank.
+        verbose: let lm-eval log and draw its bars.
+        run_code: run the code that the model writes; without, tasks that need it are left out.
+        without: tasks to leave out.
+        texts: text files for bits per byte, in addition to the suite's tasks.
+        missing_only: leave out models whose score file is whole already.
+    """
+
+    tasks_dir: Path | None = None
+    limit: int | None = None
+    batch_size: int = BATCH_SIZE
+    device: str | None = None
+    verbose: bool = False
+    run_code: bool = False
+    without: tuple[str, ...] = ()
+    texts: tuple[Path, ...] = ()
+    missing_only: bool = False
 
 
 def evaluate(
-    hf_dir: Path,
-    suite: str | Path = "demo",
-    out: Path | None = None,
-    *,
-    tasks_dir: Path | None = None,
-    limit: int | None = None,
-    batch_size: int = BATCH_SIZE,
-    device: str | None = None,
-    verbose: bool = False,
+    hf_dir: Path, suite: str | Path | None = "demo", out: Path | None = None, choices: Choices | None = None
 ) -> dict[str, Any]:
     """Score an exported model and write the scores, with the results of every item in a `.items.jsonl` beside them.
 
     Args:
         hf_dir: the model: config.json, safetensors, tokenizer.
-        suite: `demo`, or a suite's YAML file.
+        suite: `demo`, `to-code`, or a suite's YAML file; None: the texts of `choices` only.
         out: the score file; absent: `default_out`.
-        tasks_dir: directory of the demo suite's items; absent: those of the model's run.
-        limit: items per task, at most.
-        batch_size: sequences per forward pass.
-        device: `cpu`, `cuda`, `cuda:1`; absent: CUDA where there is any.
-        verbose: let lm-eval log and draw its bars.
+        choices: how the suite is run.
 
     Returns:
-        The score document.
+        The score document, on every rank.
 
     Raises:
         ConfigError: for an unknown suite or task, items that are not found, or without lm-eval.
         CheckpointError: if `hf_dir` is no model.
         DataError: if a task's data cannot be loaded.
     """
-    return evaluate_many(
-        [hf_dir], suite, [out],
-        tasks_dir=tasks_dir, limit=limit, batch_size=batch_size, device=device, verbose=verbose,
-    )[0]  # fmt: skip
+    return evaluate_many([hf_dir], suite, [out], choices)[0]
 
 
 def evaluate_many(
     hf_dirs: Sequence[Path],
-    suite: str | Path = "demo",
+    suite: str | Path | None = "demo",
     outs: Sequence[Path | None] | None = None,
-    *,
-    tasks_dir: Path | None = None,
-    limit: int | None = None,
-    batch_size: int = BATCH_SIZE,
-    device: str | None = None,
-    verbose: bool = False,
+    choices: Choices | None = None,
 ) -> list[dict[str, Any]]:
     """Score several models one after another in this process; see `evaluate`."""
+    choices = choices or Choices()
     for hf_dir in hf_dirs:
         check_model(hf_dir)
-    suites = [load_suite(suite, hf_dir, tasks_dir) for hf_dir in hf_dirs]
-    outs = outs or [None] * len(suites)
-    targets = [out or default_out(path, one.name) for path, one, out in zip(hf_dirs, suites, outs, strict=True)]
-    documents = []
-    with surroundings(suites[0].offline, suites[0].items is not None, verbose):
+    outs = outs or [None] * len(hf_dirs)
+    with scoring_ranks() as ranks:
+        ranks.tell([_suite(suite, hf_dir, choices) for hf_dir in hf_dirs] if ranks.first else None)
+        suites = [_suite(suite, hf_dir, choices) for hf_dir in hf_dirs]  # the first rank has made the items by now
+        targets = [out or default_out(path, one.name) for path, one, out in zip(hf_dirs, suites, outs, strict=True)]
+        with surroundings(suites[0].offline, suites[0].items is not None, choices.verbose):
+            _require_lm_eval()
+            return _score_all(hf_dirs, suites, targets, choices, ranks)
+
+
+def prefetch_suite(suite: str | Path, verbose: bool = False) -> list[str]:
+    """Download the data of a suite's tasks into the cache, so that machines without network can run it.
+
+    Returns:
+        The tasks' names.
+
+    Raises:
+        ConfigError: for an unknown suite or task, or without lm-eval.
+        DataError: naming every task whose data could not be had.
+    """
+    wanted = load_suite(suite, None)
+    with surroundings(False, False, verbose):
         _require_lm_eval()
-        for hf_dir, one, target in zip(hf_dirs, suites, targets, strict=True):
-            document, lines = _score(hf_dir, one, limit, batch_size, device or _default_device())
+        return prefetch(wanted)
+
+
+def _suite(suite: str | Path | None, hf_dir: Path, choices: Choices) -> Suite:
+    found = Suite("texts", (), ()) if suite is None else load_suite(suite, hf_dir, choices.tasks_dir)
+    return found.with_texts(choices.texts)
+
+
+def _score_all(
+    hf_dirs: Sequence[Path], suites: Sequence[Suite], targets: Sequence[Path], choices: Choices, ranks: Ranks
+) -> list[dict[str, Any]]:
+    documents, loaded, device = [], None, choices.device or _default_device(ranks)
+    tasks: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for hf_dir, suite, target in zip(hf_dirs, suites, targets, strict=True):
+        if suite != loaded:
+            tasks, left_out = load_tasks(suite, choices.run_code or suite.unsafe_code, choices.without)
+            loaded = suite
+        if choices.missing_only and ranks.tell(ranks.first and is_scored(hf_dir, suite, target, left_out)):
+            continue
+        document, lines = _score(hf_dir, suite, tasks, choices, (device, target, ranks))
+        document["left_out"] = left_out
+        if ranks.first:
             _write(document, lines, target)
-            if limit is None:
-                _tell_the_run(hf_dir, target, document)
-            documents.append(document)
+        if ranks.first and choices.limit is None:
+            _tell_the_run(hf_dir, target, document)
+        documents.append(ranks.tell(document))
     return documents
 
 
@@ -104,152 +155,70 @@ def _tell_the_run(hf_dir: Path, target: Path, document: Mapping[str, Any]) -> No
         append_scores(RunDir(run), document["suite"], facts, document["scores"])
 
 
-def check_model(hf_dir: Path) -> None:
-    """Check that a directory holds a Hugging Face model.
-
-    Raises:
-        CheckpointError: saying what is missing.
-    """
-    fix = "name a directory that `megacode convert to-hf` wrote"
-    if not hf_dir.is_dir():
-        raise CheckpointError("there is no such directory", str(hf_dir), fix)
-    try:
-        config = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))
-        known = isinstance(config, dict) and "model_type" in config
-    except (OSError, ValueError):
-        known = False
-    if not known:
-        raise CheckpointError("config.json is missing or damaged, so this is no Hugging Face model", str(hf_dir), fix)
-    if not any(hf_dir.glob("*.safetensors")):
-        raise CheckpointError("it holds no weights (*.safetensors)", str(hf_dir), fix)
-    if not any(hf_dir.glob("tokenizer*")):
-        raise CheckpointError("it holds no tokenizer", str(hf_dir), "export the model together with its tokenizer")
-
-
-def default_out(hf_dir: Path, suite: str) -> Path:
-    """Return where scores go: `RUN/eval/SUITE@iter_N.json` for a model of a run, else `MODEL.SUITE.json` beside it."""
-    run, place = run_of(hf_dir), hf_dir.resolve()
-    if run is not None:
-        return Path(RunDir(run).eval) / f"{suite}@{place.name}.json"
-    return place.with_name(f"{place.name}.{suite}.json")
-
-
 def _write(document: dict[str, Any], lines: Sequence[Mapping[str, Any]], out: Path) -> None:
     items = out.with_suffix(".items.jsonl")
     with atomic_path(items) as temporary, temporary.open("wb") as file:
         file.writelines(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n" for line in lines)
     document["items_file"] = items.name
     write_json(out, document)
+    Partial(out, {}).done()
 
 
 def _score(
-    hf_dir: Path, suite: Suite, limit: int | None, batch_size: int, device: str
+    hf_dir: Path, suite: Suite, tasks: Mapping[str, Any], choices: Choices, where: tuple[str, Path, Ranks]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Run a suite on one model; return the score document and the items' lines."""
-    start = time.perf_counter()
-    tasks, model = _load_tasks(suite), _load_model(hf_dir, batch_size, device)
-    scores, facts, lines = {}, {}, []
+    """Run tasks on one model; return the score document and the items' lines, on rank 0 with all ranks' results."""
+    start, (device, target, ranks) = time.perf_counter(), where
+    model = load_model(hf_dir, choices.batch_size, device)
+    facts = ranks.tell(model_facts(hf_dir) if ranks.first else None)
+    settings = {"limit": choices.limit, "device": device.partition(":")[0], "dtype": str(model.model.dtype)}
+    made = provenance()
+    identity = {"model": facts, "suite": suite.files_digest(), "settings": settings, "versions": made["versions"]}
+    partial, parts = Partial(target, identity), {}
     for name, task in tasks.items():
-        task_start = time.perf_counter()
-        results = _run_task(model, name, task, limit, suite.unsafe_code)
-        samples = results["samples"][name]
-        scores[name] = task_scores(results["results"][name], samples)
-        answered = item_lines(name, samples)
-        facts[name] = {
-            "items": len({line["item"] for line in answered}),
-            "seconds": round(time.perf_counter() - task_start, 3),
-            "questions_sha256": questions_digest(answered),
-            "higher_is_better": results["higher_is_better"].get(name, {}),
-            "version": results["versions"].get(name),
-        }
-        lines += answered
-    parameters = sum(parameter.numel() for parameter in model.model.parameters())
+        part = ranks.tell(partial.read(name) if ranks.first else None)
+        if part is None:
+            part = _run_task(model, name, task, choices, ranks)
+            if ranks.first:
+                partial.keep(name, part)
+        parts[name] = part
+    scores = {name: part["scores"] for name, part in parts.items()}
     document = {
         "suite": suite.name,
-        "model": {**model_facts(hf_dir), "parameters": parameters},
+        "model": {**facts, "parameters": sum(parameter.numel() for parameter in model.model.parameters())},
         "scores": scores,
+        "means": category_means(scores, suite.categories, suite.means),
         "chance": {name: chance for name, chance in (suite.chance or {}).items() if name in scores},
-        "tasks": facts,
+        "tasks": {name: part["facts"] for name, part in parts.items()},
         "suite_sha256": suite.files_digest(),
-        "settings": {"limit": limit, "batch_size": batch_size, "device": device, "dtype": str(model.model.dtype)},
+        "settings": {**settings, "batch_size": choices.batch_size, "ranks": ranks.world_size},
         "seconds": round(time.perf_counter() - start, 3),
-        **provenance(),
+        **made,
     }
-    return document, lines
+    return document, [line for part in parts.values() for line in part["lines"]]
 
 
-def _load_tasks(suite: Suite) -> dict[str, Any]:
-    """Return lm-eval's task objects of a suite by name, groups and tags unfolded."""
-    from lm_eval.tasks import TaskManager
-
-    metadata: Any = {"items": str(suite.items)} if suite.items else None
-    places: Any = [str(place) for place in suite.include_path]
-    manager = TaskManager(include_path=places, include_defaults=suite.defaults, metadata=metadata)
-    for task in suite.tasks:
-        if task not in manager.all_tasks and not Path(task).is_file():
-            close = get_close_matches(task, manager.all_tasks, n=1)
-            fix = f"did you mean {close[0]!r}?" if close else "name a task of lm-eval, or set include_path"
-            raise ConfigError(f"there is no task {task!r}", f"suite {suite.name}", fix)
-    try:
-        tasks: dict[str, Any] = manager.load(list(suite.tasks))["tasks"]
-    except OSError as error:  # the Hub's and datasets' errors, offline mode among them, are all of this kind
-        what = f"a task's data cannot be loaded: {error}"
-        fix = "fetch it once with `offline: false` in the suite" if suite.offline else "see whether the network works"
-        raise DataError(what, f"suite {suite.name}", fix) from error
-    for name, task in tasks.items():
-        if getattr(task, "UNSAFE_CODE", False) and not suite.unsafe_code:
-            fix = "set `unsafe_code: true` in the suite if this machine may run it"
-            raise ConfigError(f"the task {name} runs code that the model writes", f"suite {suite.name}", fix)
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=_SEED)
-    return tasks
+def _run_task(model: Any, name: str, task: Any, choices: Choices, ranks: Ranks) -> Part:
+    """Run this rank's share of a task; return what all ranks found on rank 0, the same without numbers elsewhere."""
+    start, count = time.perf_counter(), min(len(task.eval_docs), choices.limit or len(task.eval_docs))
+    part = run_items(model, name, task, ranks.share(count))
+    lines = sorted(ranks.gather(part), key=lambda line: (line["filter"], line["item"]))
+    facts = {
+        "items": len({line["item"] for line in lines}),
+        "seconds": round(time.perf_counter() - start, 3),
+        "questions_sha256": questions_digest(lines),
+        "higher_is_better": task.higher_is_better(),
+        "version": task.VERSION,
+    }
+    return {"scores": task_scores(aggregate(task, lines), lines), "facts": facts, "lines": lines}
 
 
-def _load_model(hf_dir: Path, batch_size: int, device: str) -> Any:
-    """Return lm-eval's wrapper of a model: fp32 on CPU, the type it was saved in on a GPU."""
-    from lm_eval.models.huggingface import HFLM
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    dtype = "float32" if device == "cpu" else "auto"
-    try:
-        model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=dtype, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        fix = "export it anew with `megacode convert to-hf`"
-        raise CheckpointError(f"transformers cannot load it: {reason}", str(hf_dir), fix) from error
-    return HFLM(pretrained=model.to(device).eval(), tokenizer=tokenizer, batch_size=batch_size, device=device)
-
-
-def _run_task(model: Any, name: str, task: Any, limit: int | None, unsafe_code: bool) -> dict[str, Any]:
-    """Run one task as lm-eval's `simple_evaluate` does, without its 2 s of gathering facts about the machine."""
-    import numpy as np
-    import torch
-    from lm_eval.evaluator import evaluate as run
-
-    random.seed(0)
-    np.random.seed(_SEED)
-    torch.manual_seed(_SEED)
-    try:
-        results = run(
-            model, {"tasks": {name: task}}, limit=limit, bootstrap_iters=0, confirm_run_unsafe_code=unsafe_code
-        )  # fmt: skip
-    except AssertionError as error:
-        if traceback.extract_tb(error.__traceback__)[-1].name != "_loglikelihood_tokens":
-            raise
-        what = f"an answer is longer than the model's context of {model.max_length} tokens"
-        fix = "score a model with a longer train.seq_length, or leave the task out in a suite of your own"
-        raise DataError(what, f"task {name}", fix) from error
-    assert results is not None, "one process runs the tasks"
-    return dict(results)
-
-
-def _default_device() -> str:
+def _default_device(ranks: Ranks) -> str:
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    return "cuda" if ranks.world_size == 1 else f"cuda:{ranks.local_rank % torch.cuda.device_count()}"
 
 
 def _require_lm_eval() -> None:

@@ -42,6 +42,8 @@ def standard_error(values: Sequence[Any], score: float) -> float | None:
         return None
     if all(isinstance(value, (tuple, list)) and len(value) == 2 for value in values):
         nats, sizes = [float(value[0]) for value in values], [float(value[1]) for value in values]
+        if not sum(sizes):  # pairs of another kind, such as labels for F1
+            return None
         bits = -sum(nats) / math.log(2) / sum(sizes)
         rest = sum((-x / math.log(2) - bits * size) ** 2 for x, size in zip(nats, sizes, strict=True))
         return math.sqrt(n / (n - 1) * rest) / sum(sizes) if math.isclose(bits, score, rel_tol=1e-6) else None
@@ -52,21 +54,21 @@ def standard_error(values: Sequence[Any], score: float) -> float | None:
     return deviation / math.sqrt(n) if math.isclose(mean, score, rel_tol=1e-6, abs_tol=1e-12) else None
 
 
-def task_scores(results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def task_scores(results: Mapping[str, float], lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return a task's scores with their standard errors: `{"acc": 0.4, "acc_stderr": 0.02, ...}`.
 
     Args:
-        results: lm-eval's results of the task, keys such as `acc,none` or `exact_match,strict`.
-        samples: lm-eval's per-item results. A filter's name stays in the key only where there are several.
+        results: the task's scores, keys such as `acc,none` or `exact_match,strict`.
+        lines: `item_lines` of all items. A filter's name stays in the key only where there are several.
     """
-    filters = {str(sample["filter"]) for sample in samples}
+    filters = {str(line["filter"]) for line in lines}
     scores: dict[str, float] = {}
     for key, value in results.items():
         metric, comma, name = key.partition(",")
-        if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+        if not comma or not isinstance(value, (int, float)):
             continue
         shown = metric if len(filters) == 1 else key
-        values = [sample[metric] for sample in samples if sample["filter"] == name and metric in sample]
+        values = [line[metric] for line in lines if line["filter"] == name and metric in line]
         scores[shown] = float(value)
         error = standard_error(values, float(value))
         if error is not None:
@@ -81,7 +83,8 @@ def item_lines(task: str, samples: Iterable[Mapping[str, Any]]) -> list[dict[str
         metrics = {metric: sample[metric] for metric in sample["metrics"]}
         answers = [answer if isinstance(answer, str) else list(answer) for answer in _flat(sample["filtered_resps"])]
         line = {"task": task, "item": sample["doc_id"], "filter": sample["filter"], "doc_hash": sample["doc_hash"]}
-        lines.append({**line, **metrics, "target": sample["target"], "answers": answers})
+        names = {"metrics": sample["metrics"], "target": sample["target"], "answers": answers}
+        lines.append({**line, **metrics, **names})
     return lines
 
 
@@ -134,4 +137,17 @@ def render_scores(document: Mapping[str, Any], console: Console) -> None:
             table.add_row(task if row == 0 else "", metric + arrow, *shown, *(tail if row == 0 else ["", "", ""]))
         table.add_section()
     console.print(table)
+    if document["means"]:
+        console.print(_means_table(document["means"]))
+    for task, why in document["left_out"].items():
+        console.print(f"left out: {task}: {why}")
     console.print(f"{format_seconds(document['seconds'])} on {document['settings']['device']}")
+
+
+def _means_table(means: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table("mean", "score", "± 95 %", "of", "without")
+    for name, mean in means.items():
+        shown = ["-" if mean["score"] is None else f"{mean['score']:.3f}"]
+        shown.append("" if mean["stderr"] is None else f"{1.96 * mean['stderr']:.3f}")
+        table.add_row(name, *shown, str(mean["of"]), ", ".join(mean["missing"]))
+    return table

@@ -1,22 +1,28 @@
 """Suites: named lists of lm-eval tasks, and where their items lie.
 
 `demo` ships with the project; its items are made for each run, from the documents which that run holds out, and lie in
-the run directory. A user's own suite is a YAML file:
+the run directory. `to-code` ships as well, as a file like a user's own:
 
     name: paper                    # default: the file's name
     tasks: [piqa, my_task]         # tasks, groups or tags
     include_path: my_tasks/        # directories of task YAMLs, relative to this file; absent: lm-eval's own tasks
-    defaults: true                 # lm-eval's own tasks as well (half a minute to index)
+    lm_eval: [piqa, super_glue/cb] # directories of lm-eval's own tasks: only these are indexed, which takes no time
+    defaults: true                 # all of lm-eval's own tasks (half a minute); false where one of the two above stands
     offline: true                  # never ask the network; data sets come from the local cache
     unsafe_code: false             # let tasks run the code that the model writes
+    bits_per_byte: {files: [a.txt, books/*.jsonl]}   # texts of one's own, relative to this file
+    categories: {reasoning: {piqa: acc, copa: acc}}  # means of tasks, each with the metric that counts
+    means: {total: [reasoning, code]}                # means of categories
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from glob import glob
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +35,8 @@ from megacode.eval.heldout import build_run_items
 
 SHIPPED = Path(__file__).parent / "tasks"
 _KEYS: dict[str, type | tuple[type, ...]] = {
-    "name": str, "tasks": list, "include_path": (str, list), "defaults": bool, "offline": bool, "unsafe_code": bool
+    "name": str, "tasks": list, "include_path": (str, list), "lm_eval": list, "defaults": bool, "offline": bool,
+    "unsafe_code": bool, "bits_per_byte": dict, "categories": dict, "means": dict,
 }  # fmt: skip
 
 
@@ -46,6 +53,10 @@ class Suite:
         unsafe_code: whether tasks may run what the model wrote.
         items: directory of the items of a shipped suite; None for a user's own.
         chance: what guessing scores, per task, where that is known.
+        lm_eval: directories of lm-eval's own tasks, relative to where those lie.
+        texts: the user's text files, for bits per byte.
+        categories: per category the metric that counts for each of its tasks.
+        means: per mean the categories in it.
     """
 
     name: str
@@ -56,19 +67,43 @@ class Suite:
     unsafe_code: bool = False
     items: Path | None = None
     chance: dict[str, float] | None = None
+    lm_eval: tuple[str, ...] = ()
+    texts: tuple[Path, ...] = ()
+    categories: dict[str, dict[str, str]] = field(default_factory=dict)
+    means: dict[str, list[str]] = field(default_factory=dict)
+
+    def places(self) -> list[Path]:
+        """Return the directories of task YAMLs, lm-eval's own among them; the suite's own come last, and win.
+
+        Raises:
+            ConfigError: if lm-eval has no such directory.
+        """
+        places = []
+        for name in self.lm_eval:
+            found = find_spec("lm_eval")
+            assert found is not None, "lm-eval was looked for before"
+            places.append(Path(next(iter(found.submodule_search_locations or []))) / "tasks" / name)
+            if not places[-1].is_dir():
+                fix = "name one of the directories there, or `defaults: true` for all"
+                raise ConfigError(f"lm-eval has no tasks in {name}", str(places[-1].parent), fix)
+        return [*places, *self.include_path]
+
+    def with_texts(self, texts: Sequence[Path]) -> Suite:
+        """Return the suite with more text files."""
+        return replace(self, texts=tuple(dict.fromkeys([*self.texts, *texts])))
 
     def files_digest(self) -> str:
-        """Return one digest of the task files, and of the items where they are known: same digest, same questions."""
-        files = [path for place in self.include_path for path in place.rglob("*") if path.is_file()]
+        """Return one digest of the task files, the texts, and the items where they are known."""
+        files = [path for place in self.places() for path in place.rglob("*") if path.is_file()]
         files = [path for path in files if "__pycache__" not in path.parts]
-        return tree_digest([*files, *(self.items.glob("*.jsonl") if self.items else [])])
+        return tree_digest([*files, *self.texts, *(self.items.glob("*.jsonl") if self.items else [])])
 
 
-def load_suite(suite: str | Path, hf_dir: Path, tasks_dir: Path | None = None) -> Suite:
+def load_suite(suite: str | Path, hf_dir: Path | None, tasks_dir: Path | None = None) -> Suite:
     """Return a suite by its name, or from a user's YAML file.
 
     Args:
-        suite: `demo`, or the path of a YAML file.
+        suite: `demo`, `to-code`, or the path of a YAML file.
         hf_dir: the model to score; its run holds the demo suite's items, made here the first time.
         tasks_dir: directory of the items, instead of the run's.
 
@@ -78,7 +113,9 @@ def load_suite(suite: str | Path, hf_dir: Path, tasks_dir: Path | None = None) -
     path = Path(suite)
     if path.suffix in (".yaml", ".yml"):
         return _read_suite(path)
-    shipped = sorted(item.name for item in SHIPPED.iterdir() if item.is_dir())
+    if (SHIPPED / f"{suite}.yaml").is_file():
+        return _read_suite(SHIPPED / f"{suite}.yaml")
+    shipped = sorted({item.stem for item in SHIPPED.iterdir()})
     if str(suite) not in shipped:
         close = get_close_matches(str(suite), shipped, n=1)
         fix = f"did you mean {close[0]!r}?" if close else f"name one of {', '.join(shipped)}, or a suite's YAML file"
@@ -110,12 +147,12 @@ def run_of(hf_dir: Path) -> Path | None:
     return next((place.resolve() for place in places if Path(RunDir(place).config).exists()), None)
 
 
-def _items_of(hf_dir: Path, suite: str) -> Path:
-    run = run_of(hf_dir)
+def _items_of(hf_dir: Path | None, suite: str) -> Path:
+    run = run_of(hf_dir) if hf_dir else None
     if run is None:
         raise ConfigError(
             f"the items of the suite {suite!r} are made for each run, and this model's run is not known",
-            str(hf_dir),
+            str(hf_dir or "--suite"),
             "name their directory with --tasks RUN/eval/items/demo, or score with a suite of your own",
         )
     items = items_dir(run, suite)
@@ -155,14 +192,45 @@ def _read_suite(path: Path) -> Suite:
         raise ConfigError(problems=problems)
     given = document.get("include_path", [])
     places = tuple((path.parent / place).resolve() for place in ([given] if isinstance(given, str) else given))
+    lm_eval, texts = tuple(document.get("lm_eval", ())), document.get("bits_per_byte", {}).get("files", ())
     return Suite(
         name=document.get("name", path.stem),
-        tasks=tuple(document["tasks"]),
+        tasks=tuple(document.get("tasks", ())),
         include_path=places,
-        defaults=document.get("defaults", not places),
+        defaults=document.get("defaults", not places and not lm_eval and "tasks" in document),
         offline=document.get("offline", True),
         unsafe_code=document.get("unsafe_code", False),
+        lm_eval=lm_eval,
+        texts=find_texts(texts, path.parent, f"{path}: bits_per_byte") if texts else (),
+        categories=document.get("categories", {}),
+        means=document.get("means", {}),
     )
+
+
+def find_texts(patterns: Iterable[str], place: Path, where: str) -> tuple[Path, ...]:
+    """Return the text files that some paths or patterns mean, each once.
+
+    Args:
+        patterns: paths, with `*` and `?`, relative to `place` or absolute.
+        place: a directory.
+        where: where the patterns stand, for the message.
+
+    Raises:
+        ConfigError: for a pattern that no file fits, a file that is neither .txt nor .jsonl, or two of one name.
+    """
+    files: dict[str, Path] = {}
+    for pattern in patterns:
+        found = sorted(Path(name).resolve() for name in glob(str(place / pattern), recursive=True))
+        if not found:
+            raise ConfigError(f"no file fits {pattern!r}", where, f"it is looked for in {place.resolve()}")
+        for path in found:
+            if path.suffix not in (".txt", ".jsonl"):
+                fix = "a .txt is one document, a .jsonl holds one in the key `text` of each line"
+                raise ConfigError(f"{path} is neither .txt nor .jsonl", where, fix)
+            if files.setdefault(path.name, path) != path:
+                fix = "rename one: the scores go by the files' names"
+                raise ConfigError(f"{path} and {files[path.name]} have one name", where, fix)
+    return tuple(files.values())
 
 
 def _problems(document: dict[str, Any], path: Path) -> Iterable[Problem]:
@@ -173,10 +241,31 @@ def _problems(document: dict[str, Any], path: Path) -> Iterable[Problem]:
             yield Problem(f"unknown key {key!r}", str(path), fix)
         elif not isinstance(value, _KEYS[key]):
             yield Problem(f"{value!r} is no fit value", f"{path}: {key}", "see the head of megacode/eval/suites.py")
-    tasks = document.get("tasks")
-    if not tasks or not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+    tasks, texts = document.get("tasks"), document.get("bits_per_byte")
+    if isinstance(texts, dict) and (list(texts) != ["files"] or not _are_words(texts["files"])):
+        yield Problem("it names no files", f"{path}: bits_per_byte", "write for example `{files: [books/*.txt]}`")
+    if not _are_words(tasks) and not (texts and tasks is None):
         yield Problem("it names no tasks", f"{path}: tasks", "write for example `tasks: [piqa, arc_easy]`")
+    yield from _category_problems(document, path)
     places = document.get("include_path", [])
     for place in [places] if isinstance(places, str) else places if isinstance(places, list) else []:
         if not (path.parent / str(place)).is_dir():
             yield Problem(f"there is no directory {place}", f"{path}: include_path", "it is relative to this file")
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+def _category_problems(document: dict[str, Any], path: Path) -> Iterable[Problem]:
+    categories, means = document.get("categories", {}), document.get("means", {})
+    if not isinstance(categories, dict) or not isinstance(means, dict):
+        return
+    for name, tasks in categories.items():
+        if not isinstance(tasks, dict) or not all(isinstance(metric, str) for metric in tasks.values()):
+            yield Problem("a category names tasks and metrics", f"{path}: categories.{name}", "write `{piqa: acc}`")
+        elif unknown := [task for task in tasks if task not in (document.get("tasks") or [])]:
+            yield Problem(f"no such task: {unknown[0]}", f"{path}: categories.{name}", "add it under `tasks`")
+    for name, parts in means.items():
+        if not _are_words(parts) or any(part not in categories for part in parts):
+            yield Problem("a mean names categories", f"{path}: means.{name}", f"they are {', '.join(categories)}")

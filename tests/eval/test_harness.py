@@ -12,7 +12,8 @@ import pytest
 
 from megacode.base.errors import CheckpointError, ConfigError, DataError
 from megacode.eval.demo_items import Sizes, build_demo_tasks
-from megacode.eval.harness import check_model, default_out, evaluate, evaluate_many
+from megacode.eval.harness import Choices, evaluate, evaluate_many
+from megacode.eval.models import check_model, default_out
 from megacode.eval.suites import items_dir
 
 SOURCES = ("text", "code", "markup")
@@ -67,7 +68,7 @@ def save_model(path: Path, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def scored(run) -> dict:
-    return evaluate(run / "hf/iter_0000000", batch_size=3)
+    return evaluate(run / "hf/iter_0000000", choices=Choices(batch_size=3))
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,9 @@ def test_the_score_document_says_what_was_measured_and_how(run, scored):
     assert scored["model"]["parameters"] > 30_000
     assert len(scored["model"]["weights_sha256"]) == len(scored["suite_sha256"]) == 64
     assert scored["versions"]["lm_eval"] == "0.4.13"
-    assert scored["settings"] == {"limit": None, "batch_size": 3, "device": "cpu", "dtype": "torch.float32"}
+    assert scored["settings"] == {
+        "limit": None, "batch_size": 3, "device": "cpu", "dtype": "torch.float32", "ranks": 1
+    }  # fmt: skip
     assert all(task["seconds"] > 0 for task in scored["tasks"].values())
 
 
@@ -205,7 +208,9 @@ def test_every_items_result_stands_beside_the_scores(run, scored):
 @slow
 def test_several_models_are_scored_in_one_process_and_answer_the_same_questions(run, scored, tmp_path):
     models = [run / "hf/iter_0000000", run / "hf/iter_0000010"]
-    first, second = evaluate_many(models, outs=[tmp_path / "a.json", tmp_path / "b.json"], batch_size=3)
+    first, second = evaluate_many(
+        models, outs=[tmp_path / "a.json", tmp_path / "b.json"], choices=Choices(batch_size=3)
+    )
     assert first["scores"] == scored["scores"]
     assert second["scores"] != scored["scores"]
     assert second["model"]["weights_sha256"] != first["model"]["weights_sha256"]
@@ -224,8 +229,9 @@ def test_scoring_is_silent_and_touches_neither_network_nor_home_nor_working_dire
         "def refuse(*a, **k): raise AssertionError('network')\n"
         "socket.socket.connect = refuse\n"
         "from pathlib import Path\n"
-        "from megacode.eval.harness import evaluate\n"
-        f"evaluate(Path({str(run / 'hf/iter_0000010')!r}), out=Path({str(tmp_path / 'out.json')!r}), limit=2)\n"
+        "from megacode.eval.harness import Choices, evaluate\n"
+        f"out = Path({str(tmp_path / 'out.json')!r})\n"
+        f"evaluate(Path({str(run / 'hf/iter_0000010')!r}), out=out, choices=Choices(limit=2))\n"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
     environment |= {"HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
@@ -251,7 +257,7 @@ def test_a_users_own_suite_runs_from_its_yaml(run, tmp_path):
     (tmp_path / "tasks/mine.yaml").write_text(json.dumps(task))
     suite = tmp_path / "own.yaml"
     suite.write_text("tasks: [mine]\ninclude_path: tasks\n")
-    document = evaluate(run / "hf/iter_0000000", suite, limit=3)
+    document = evaluate(run / "hf/iter_0000000", suite, choices=Choices(limit=3))
     assert document["tasks"]["mine"]["items"] == 3
     assert document["scores"]["mine"]["bits_per_byte_stderr"] > 0
     assert (run / "eval/own@iter_0000000.json").exists()
@@ -271,7 +277,7 @@ def test_an_answer_longer_than_the_context_is_a_clear_error(run, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 12}))
     with pytest.raises(DataError, match="an answer is longer than the model's context of 12 tokens") as caught:
-        evaluate(tmp_path, tasks_dir=items_dir(run), out=tmp_path / "scores.json")
+        evaluate(tmp_path, out=tmp_path / "scores.json", choices=Choices(tasks_dir=items_dir(run)))
     assert caught.value.exit_code == 2
     assert not (tmp_path / "scores.json").exists()
 
@@ -283,7 +289,7 @@ def test_damaged_weights_are_an_error_without_a_score_file(run, tmp_path):
     weights = next(model.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1_000])
     with pytest.raises(CheckpointError, match=r"transformers cannot load it"):
-        evaluate(model, tasks_dir=items_dir(run))
+        evaluate(model, choices=Choices(tasks_dir=items_dir(run)))
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
@@ -318,7 +324,7 @@ def test_without_lm_eval_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "lm_eval.evaluator", raising=False)
     with pytest.raises(ConfigError, match=r"lm-eval is not installed here.*\n.*megacode\[eval\]"):
-        evaluate(tmp_path, tasks_dir=tmp_path / "items")
+        evaluate(tmp_path, choices=Choices(tasks_dir=tmp_path / "items"))
 
 
 def test_importing_the_harness_loads_neither_torch_nor_lm_eval():

@@ -34,11 +34,12 @@ def test_no_error_is_given_where_the_formula_does_not_fit():
     assert standard_error([1, 0, 0], 0.9) is None  # not their mean
     assert standard_error(["a", "b"], 0.5) is None
     assert standard_error([(-1.0, 2), (-2.0, 3)], 99.0) is None
+    assert standard_error([(1, 0), (0, 0)], 0.3) is None  # labels and answers, for F1
 
 
 def test_scores_carry_their_errors_and_filters_only_where_there_are_several():
     samples = [{"filter": "none", "acc": value} for value in (1, 0, 1, 1)]
-    assert task_scores({"alias": "x", "acc,none": 0.75, "acc_stderr,none": "N/A"}, samples) == {
+    assert task_scores({"acc,none": 0.75}, samples) == {
         "acc": 0.75, "acc_stderr": pytest.approx(0.25)
     }  # fmt: skip
     two = [{"filter": name, "exact_match": 1.0} for name in ("strict", "loose") for _ in range(2)]
@@ -60,10 +61,19 @@ def test_the_table_shows_scores_intervals_and_chance():
         "scores": {"endings": {"acc": 0.4, "acc_stderr": 0.05}, "bits": {"bits_per_byte": 2.5}},
         "chance": {"endings": 0.25},
         "tasks": {"endings": {"items": 80, "seconds": 1.0}, "bits": {"items": 32, "seconds": 2.0}},
+        "left_out": {"humaneval": "it runs code"},
+        "means": {
+            "reasoning": {"score": 0.4, "stderr": 0.05, "of": 2, "missing": ["piqa"]},
+            "code": {"score": None, "stderr": None, "of": 1, "missing": ["humaneval"]},
+        },
     }  # fmt: skip
     with console.capture() as captured:
         console.quiet = False
         render_scores(document, console)
     shown = captured.get()
+    assert "left out: humaneval: it runs code" in shown
+    assert [part.strip() for part in next(x for x in shown.splitlines() if "reasoning" in x).split("│")[1:-1]] == [
+        "reasoning", "0.400", "0.098", "2", "piqa"
+    ]  # fmt: skip
     for part in ("endings", "0.400", "0.098", "0.25", "80", "bits_per_byte (less is better)", "2.500", "3.0 s on cpu"):
         assert part in shown

@@ -81,7 +81,7 @@ def test_missing_and_damaged_items_are_errors(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "fix"), [("dem", "did you mean 'demo'"), ("mmlu-pro", "name one of demo, or a suite")]
+    ("name", "fix"), [("dem", "did you mean 'demo'"), ("mmlu-pro", "name one of demo, to-code, or a suite")]
 )
 def test_an_unknown_suite_is_an_error_with_a_fix(tmp_path, name, fix):
     with pytest.raises(ConfigError, match=rf"there is no suite '{name}'\n.*{fix}"):

@@ -1,0 +1,72 @@
+"""The models that are scored: what one is, where its scores go, whether it has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megacode.base.errors import CheckpointError
+from megacode.base.files import RunDir
+from megacode.eval.scores import model_facts
+from megacode.eval.suites import Suite, run_of
+
+
+def check_model(hf_dir: Path) -> None:
+    """Check that a directory holds a Hugging Face model.
+
+    Raises:
+        CheckpointError: saying what is missing.
+    """
+    fix = "name a directory that `megacode convert to-hf` wrote"
+    if not hf_dir.is_dir():
+        raise CheckpointError("there is no such directory", str(hf_dir), fix)
+    try:
+        config = json.loads((hf_dir / "config.json").read_text(encoding="utf-8"))
+        known = isinstance(config, dict) and "model_type" in config
+    except (OSError, ValueError):
+        known = False
+    if not known:
+        raise CheckpointError("config.json is missing or damaged, so this is no Hugging Face model", str(hf_dir), fix)
+    if not any(hf_dir.glob("*.safetensors")):
+        raise CheckpointError("it holds no weights (*.safetensors)", str(hf_dir), fix)
+    if not any(hf_dir.glob("tokenizer*")):
+        raise CheckpointError("it holds no tokenizer", str(hf_dir), "export the model together with its tokenizer")
+
+
+def models_in(place: Path) -> list[Path]:
+    """Return the models in a directory of models, by name; the directory itself where it is a model, or none is there.
+
+    A directory whose name begins with a dot is one that an export is writing.
+    """
+    if (place / "config.json").exists() or not place.is_dir():
+        return [place]
+    found = [item for item in sorted(place.iterdir()) if (item / "config.json").exists() and item.name[0] != "."]
+    return found or [place]
+
+
+def default_out(hf_dir: Path, suite: str) -> Path:
+    """Return where scores go: `RUN/eval/SUITE@iter_N.json` for a model of a run, else `MODEL.SUITE.json` beside it."""
+    run, place = run_of(hf_dir), hf_dir.resolve()
+    if run is not None:
+        return Path(RunDir(run).eval) / f"{suite}@{place.name}.json"
+    return place.with_name(f"{place.name}.{suite}.json")
+
+
+def is_scored(hf_dir: Path, suite: Suite, out: Path, left_out: Mapping[str, str]) -> bool:
+    """Return whether a score file holds all of a suite's scores of the model as it lies there now.
+
+    Args:
+        hf_dir: the model.
+        suite: the suite.
+        out: the score file.
+        left_out: the tasks that would be left out now; a file may lack no others.
+    """
+    try:
+        document: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        same = document["suite_sha256"] == suite.files_digest() and document["settings"]["limit"] is None
+        whole = set(document.get("left_out", {})) <= set(left_out)
+        return same and whole and document["model"]["weights_sha256"] == model_facts(hf_dir)["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,125 @@
+"""Data sets that `datasets` cannot load: where they lie, how they are fetched, what their items are.
+
+Both lie in the cache directory that Hugging Face's libraries use (HF_HOME), below `megacode/`:
+
+    megacode/quac/val_v0.2.json      its authors' file; `megacode evaluate --prefetch` downloads it
+    megacode/story_cloze/*.csv       the authors send it on request; copied there by hand
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from megacode.base.errors import DataError
+from megacode.base.files import atomic_path
+
+QUAC_URL = "https://s3.amazonaws.com/my89public/quac/val_v0.2.json"
+_STORYCLOZE_FORM = "https://cs.rochester.edu/nlp/rocstories"
+_STORYCLOZE_FILE = "cloze_test_test__spring2016*.csv"
+_NO_ANSWER = "CANNOTANSWER"
+_TIMEOUT_SECONDS = 60.0
+
+
+def cache_dir() -> Path:
+    """Return where Hugging Face's libraries keep what they downloaded."""
+    home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("HF_HOME", f"{home}/huggingface")).expanduser()
+
+
+def read_quac() -> list[dict[str, Any]]:
+    """Return QuAC's validation questions in the file's order.
+
+    Returns:
+        `{id, prompt, answers}`: the prompt is the section's title and text, the dialogue so far and the question;
+        `answers` are the distinct reference answers, at least one.
+
+    Raises:
+        DataError: if the file is not there or damaged.
+    """
+    path = _quac_file()
+    if not path.exists():
+        raise DataError("QuAC's validation file is not there", str(path), "`megacode evaluate --prefetch` downloads it")
+    try:
+        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        return [item for article in articles for section in article["paragraphs"] for item in _quac(article, section)]
+    except (ValueError, KeyError, TypeError) as error:
+        fix = "remove it and fetch it anew with `megacode evaluate --prefetch`"
+        raise DataError(f"this is not QuAC's file ({type(error).__name__}: {error})", str(path), fix) from None
+
+
+def _quac(article: dict[str, Any], section: dict[str, Any]) -> list[dict[str, Any]]:
+    text = section["context"].removesuffix(_NO_ANSWER).strip()
+    prompt = f"{article['title']} - {article['section_title']}\n\n{text}\n"
+    items = []
+    for question in section["qas"]:
+        prompt += f"\nQ: {question['question']}\nA:"
+        answers = list(dict.fromkeys(answer["text"] for answer in question["answers"]))
+        items.append({"id": question["id"], "prompt": prompt, "answers": [_said(answer) for answer in answers]})
+        prompt += f" {_said(question['orig_answer']['text'])}"
+    return items
+
+
+def _said(answer: str) -> str:
+    return "I don't know." if answer == _NO_ANSWER else answer
+
+
+def read_storycloze() -> list[dict[str, Any]]:
+    """Return the stories of the Story Cloze Test of spring 2016.
+
+    Returns:
+        `{id, context, endings[2], answer}`, answer 0 or 1.
+
+    Raises:
+        DataError: if the file is not there or damaged.
+    """
+    place = cache_dir() / "megacode" / "story_cloze"
+    found = sorted(place.glob(_STORYCLOZE_FILE))
+    if not found:
+        what = "the Story Cloze Test's file is not there, and its authors only send it on request"
+        fix = f"ask at {_STORYCLOZE_FORM}, copy {_STORYCLOZE_FILE} there; or leave the task out: --without storycloze"
+        raise DataError(what, str(place), fix)
+    try:
+        with found[0].open(encoding="utf-8-sig", newline="") as file:
+            return [_story(row) for row in csv.DictReader(file)]
+    except (ValueError, KeyError, TypeError) as error:
+        fix = "copy the file anew, as its authors sent it"
+        raise DataError(f"this is not its file ({type(error).__name__}: {error})", str(found[0]), fix) from None
+
+
+def _story(row: dict[str, str]) -> dict[str, Any]:
+    answer = int(row["AnswerRightEnding"]) - 1
+    if answer not in (0, 1):
+        raise ValueError(f"AnswerRightEnding {answer + 1}")
+    return {
+        "id": row["InputStoryid"],
+        "context": " ".join(row[f"InputSentence{number}"] for number in range(1, 5)),
+        "endings": [row[f"RandomFifthSentenceQuiz{number}"] for number in (1, 2)],
+        "answer": answer,
+    }
+
+
+def fetch_quac() -> None:
+    """Download QuAC's validation file, if it is not there.
+
+    Raises:
+        OSError: without network.
+    """
+    path = _quac_file()
+    if path.exists():
+        return
+    with (
+        urllib.request.urlopen(QUAC_URL, timeout=_TIMEOUT_SECONDS) as answer,
+        atomic_path(path) as temporary,
+        temporary.open("wb") as file,
+    ):
+        shutil.copyfileobj(answer, file)
+
+
+def _quac_file() -> Path:
+    return cache_dir() / "megacode" / "quac" / "val_v0.2.json"
