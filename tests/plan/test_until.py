@@ -152,11 +152,6 @@ def test_a_moved_cut_behind_which_the_run_stands_is_refused(make_config: Make) -
         prove_past(cut_links(make_config, 50)[0], former, 35)
 
 
-def test_a_chain_from_before_cuts_were_known_is_one_of_whole_phases(make_config: Make) -> None:
-    schedule, links = cut_links(make_config, 60)
-    prove_past(schedule, [{key: value for key, value in link.items() if key != "read"} for link in links], 70)
-
-
 @pytest.mark.parametrize(
     ("length", "until", "read"),
     [
