@@ -24,6 +24,7 @@ def to_hf(
     dtype: Annotated[str | None, typer.Option(help="Dtype of the weights; absent: as trained.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file.")] = "5GB",
     force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
+    push_to: Annotated[str | None, typer.Option(help="Push the proven export here on the Hugging Face hub.")] = None,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint as a Hugging Face model; published only if its logits equal megacode's own."""
@@ -31,7 +32,7 @@ def to_hf(
     from megacode.convert.hf import to_hf as export
     from megacode.convert.verify import render_report
 
-    report = export(checkpoint, out, dtype=dtype, max_shard_size=max_shard_size, force=force)
+    report = export(checkpoint, out, dtype=dtype, max_shard_size=max_shard_size, force=force, push_to=push_to)
     if as_json:
         print_json(report.document())
     else:

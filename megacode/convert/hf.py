@@ -1,7 +1,7 @@
 """A checkpoint as a Hugging Face model: written beside its final place, proven there, then published by one rename.
 
 Whoever finds the directory finds a model that was read back by transformers and computed what megacode computes.
-In memory at a time: the checkpoint's weights and one safetensors file while writing; one fp32 model while proving.
+In memory at a time: one tensor while writing; one, or one block, while proving (see `verify`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from megacode.base.errors import CheckpointError, ConfigError, Problem, VerificationError
 from megacode.base.files import atomic_path, write_json
+from megacode.convert import push
 from megacode.convert.card import FILE_NAME, write_card
 from megacode.convert.layouts import hf_config, layout_of
 from megacode.convert.mapping import VOCABULARY, Sizes, hf_shapes
@@ -33,6 +34,7 @@ def to_hf(
     verify: bool = True,
     text: Sequence[str] | None = None,
     force: bool = False,
+    push_to: str | None = None,
 ) -> Report:
     """Export a checkpoint, prove the export, and publish it.
 
@@ -44,17 +46,20 @@ def to_hf(
         verify: prove the export; one that was not proven says so on its card.
         text: texts to prove it on; absent: held-out windows of the run's sources and shipped texts.
         force: replace an earlier export of the same checkpoint.
+        push_to: a repository on the Hugging Face hub that gets the export too, when it is proven and published.
 
     Returns:
         What the proof found.
 
     Raises:
         CheckpointError: there is no such checkpoint, its tokenizer is not the run's, or `out` is in use.
-        ConfigError: transformers has no architecture for this model, or `dtype` is unknown.
+        ConfigError: transformers has no architecture for this model, `dtype` is unknown, or nothing can be pushed.
         VerificationError: the export does not compute what the checkpoint computes; nothing is published.
     """
     if dtype is not None and dtype not in TYPES:
         raise ConfigError(f"{dtype!r} is no type of weights", "--dtype", f"use one of {', '.join(TYPES)}")
+    if push_to is not None:
+        push.check(push_to)
     source = Source.open(checkpoint)
     layout_of(source.config.model)
     _check_out(out, source, force)
@@ -66,6 +71,8 @@ def to_hf(
         parameters = write_model(claim, hidden, max_shard_size)
         report = _proven(claim, hidden, out) if verify else _unproven(claim)
         write_card(source, report, parameters, hidden)
+    if push_to is not None:
+        push.push(report, out, push_to)
     return report
 
 

@@ -43,11 +43,11 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def public_model(kind: str, tokenizer_dir: Path, path: Path, dtype: torch.dtype = torch.float32) -> Path:
+def public_model(kind: str, tokenizer_dir: Path, path: Path, dtype: torch.dtype = torch.float32, **shape: Any) -> Path:
     """Save a model of random weights as transformers would; its embedding has rows that no token has."""
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    config = CONFIG_MAPPING[kind.partition("-")[0]](vocab_size=320, **SHAPE, **KINDS[kind])
+    config = CONFIG_MAPPING[kind.partition("-")[0]](vocab_size=320, **SHAPE | KINDS[kind] | shape)
     config.rope_parameters = {**config.rope_parameters, "rope_theta": 700.0}
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(config).to(dtype)
@@ -164,3 +164,29 @@ def test_a_model_whose_heads_were_permuted_is_not_published(
     with pytest.raises(VerificationError, match="layer 1"):
         from_hf(public_model("llama", tokenizer_dir, tmp_path / "public"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_blows_up_rounding_is_proven_all_the_same(tokenizer_dir: Path, tmp_path: Path) -> None:
+    """Large random weights: what fp32 rounds in the first layers ends beyond the tolerance, and nothing is wrong."""
+    shape = {"num_hidden_layers": 16, "initializer_range": 1.0}
+    report = from_hf(public_model("stablelm", tokenizer_dir, tmp_path / "public", **shape), tmp_path / "out")
+    assert report.end_to_end.relative > report.tolerance
+    assert max(point.relative for point in report.points) < 0.1 * report.tolerance
+
+
+def test_of_a_model_that_blows_up_rounding_the_wrong_layer_is_named(
+    tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megacode.base.errors import VerificationError
+    from megacode.convert import from_hf as module
+
+    original = module.mapped
+
+    def spoiled(*arguments: Any) -> Any:
+        for name, tensor in original(*arguments):
+            yield name, tensor.roll(8, 0) if name == "decoder.layers.9.self_attention.linear_qkv.weight" else tensor
+
+    monkeypatch.setattr(module, "mapped", spoiled)
+    shape = {"num_hidden_layers": 16, "initializer_range": 1.0}
+    with pytest.raises(VerificationError, match="parts from the checkpoint at layer 9 attention"):
+        from_hf(public_model("stablelm", tokenizer_dir, tmp_path / "public", **shape), tmp_path / "out")
