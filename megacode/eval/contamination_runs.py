@@ -1,0 +1,164 @@
+"""Runs of 13 tokens: those of some items, found again in a stream of any length.
+
+The stream is scanned with a hash of each run, h = sum of t_j * B^(12-j) mod 2^64, a table of bits that lets few of the
+others pass, a search among the items' hashes, and a look at the tokens themselves: no find is a collision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from megacode.data.tokenizer import Tokenizer
+from megacode.data.windows import SourceStream
+
+NGRAM = 13
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+_SPREADS = (np.uint64(0xD6E8FEB86659FD93), np.uint64(0xC2B2AE3D27D4EB4F))
+_BLOCK = 1 << 16
+
+
+@dataclass
+class Grams:
+    """All runs of `NGRAM` tokens of some items, sorted by hash.
+
+    Attributes:
+        ids: the items' tokens one after another, each item twice, int64 [tokens].
+        starts: where each of these texts begins in `ids`, and the end, int64 [texts + 1].
+        hashes: of the distinct runs, ascending, uint64 [runs].
+        places: where one of each lies in `ids`, int64 [runs].
+        run_of: which of them begins at a token of `ids`, -1: none, int64 [tokens].
+        found: which were found, bool [runs]; where: source and token of the first find, int64 [runs, 2].
+    """
+
+    ids: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    hashes: npt.NDArray[np.uint64]
+    places: npt.NDArray[np.int64]
+    run_of: npt.NDArray[np.int64]
+    found: npt.NDArray[np.bool_]
+    where: npt.NDArray[np.int64]
+
+
+def find_runs(items: Sequence[str], tokenizer: Tokenizer) -> Grams:
+    """Cut items into tokens, as they stand and behind a space, and find all their runs."""
+    texts = [text for item in items for text in (item, " " + item)]
+    encoded = [np.asarray(tokenizer.encode(text), dtype=np.int64) for text in texts]
+    ids = np.concatenate([*encoded, np.zeros(0, np.int64)])
+    starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    whole = np.zeros(len(ids), dtype=bool)
+    for first, last in pairwise(starts.tolist()):
+        whole[first : max(first, last - NGRAM + 1)] = True
+    begins = np.flatnonzero(whole)
+    hashes, places, inverse = np.unique(rolling_hashes(ids)[begins], return_index=True, return_inverse=True)
+    run_of = np.full(len(ids), -1, dtype=np.int64)
+    run_of[begins] = inverse
+    found, where = np.zeros(len(hashes), dtype=bool), np.full((len(hashes), 2), -1, dtype=np.int64)
+    return Grams(ids, starts, hashes, begins[places], run_of, found, where)
+
+
+def rolling_hashes(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """Return the hash of each run of `NGRAM` tokens, uint64 [len(ids) - 12]; empty where there are fewer tokens.
+
+    Runs of 2, 4 and 8 tokens are made of two halves, and 13 = 8 + 4 + 1.
+    """
+    if len(ids) < NGRAM:
+        return np.zeros(0, np.uint64)
+    one = (ids + 1).astype(np.uint64)
+    with np.errstate(over="ignore"):
+        square = _BASE * _BASE
+        two = one[:-1] * _BASE + one[1:]
+        four = two[:-2] * square + two[2:]
+        eight = four[:-4] * (square * square) + four[4:]
+        count = len(ids) - NGRAM + 1
+        twelve = eight[:count] * (square * square) + four[8 : 8 + count]
+        return twelve * _BASE + one[12 : 12 + count]
+
+
+def take_out_templates(grams: Grams, tasks: Sequence[int], least: int, share: float) -> int:
+    """Let runs that stand in many items of one task count for none; return how many there are.
+
+    Args:
+        grams: of the items.
+        tasks: each item's task, numbered from 0.
+        least: a run in so many items of a task or fewer is no template.
+        share: nor is one in this share of the task's items or fewer.
+    """
+    if not tasks:
+        return 0
+    task_of, items = np.array(tasks, dtype=np.int64), len(tasks)
+    sizes = np.bincount(task_of)
+    begins = np.flatnonzero(grams.run_of >= 0)
+    # What stands nowhere more often is no template: that leaves few of the many.
+    begins = begins[np.bincount(grams.run_of[begins], minlength=1)[grams.run_of[begins]] > least]
+    item = (np.searchsorted(grams.starts, begins, side="right") - 1) // 2
+    pairs = np.unique(grams.run_of[begins] * items + item)
+    stand, counts = np.unique(pairs // items * len(sizes) + task_of[pairs % items], return_counts=True)
+    many = stand[counts > np.maximum(least, share * sizes)[stand % len(sizes)]]
+    template = np.zeros(len(grams.hashes), dtype=bool)
+    template[many // len(sizes)] = True
+    grams.run_of[begins[template[grams.run_of[begins]]]] = -1
+    return int(template.sum())
+
+
+class Marker:
+    """Marks the runs that stand in a stream."""
+
+    def __init__(self, grams: Grams) -> None:
+        self._grams = grams
+        bits = min(28, max(16, len(grams.hashes).bit_length() + 4))
+        self._shift = np.uint64(64 - bits)
+        marked = np.zeros(1 << bits, dtype=bool)
+        for spread in _SPREADS:
+            marked[self._slots(grams.hashes, spread)] = True
+        self._table = np.packbits(marked, bitorder="little")
+
+    def _slots(self, hashes: npt.NDArray[np.uint64], spread: np.uint64) -> npt.NDArray[np.int64]:
+        with np.errstate(over="ignore"):
+            return ((hashes * spread) >> self._shift).astype(np.int64)
+
+    def _may_be(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+        """Return the places of hashes that may be among the items' (a Bloom filter): each table look-up costs most."""
+        places = np.arange(len(hashes))
+        for spread in _SPREADS:
+            slots = self._slots(hashes[places], spread)
+            places = places[(self._table[slots >> 3] >> (slots & 7).astype(np.uint8)) & 1 == 1]
+        return places
+
+    def scan(self, stream: SourceStream, source: int, first: int, last: int) -> None:
+        """Look at the tokens first .. last - 1 of a stream, in blocks that share `NGRAM - 1` tokens."""
+        while last - first >= NGRAM:
+            block = stream.data.read(first, min(_BLOCK, last - first)).astype(np.int64)
+            self._mark(block, source, first)
+            first += max(1, len(block) - NGRAM + 1)
+
+    def _mark(self, block: npt.NDArray[np.int64], source: int, first: int) -> None:
+        grams = self._grams
+        hashes = rolling_hashes(block)
+        maybe = self._may_be(hashes)
+        if not len(maybe) or not len(grams.hashes):
+            return
+        run = np.minimum(np.searchsorted(grams.hashes, hashes[maybe]), len(grams.hashes) - 1)
+        offsets = np.arange(NGRAM)
+        same = grams.hashes[run] == hashes[maybe]
+        maybe, run = maybe[same], run[same]
+        same = (block[maybe[:, None] + offsets] == grams.ids[grams.places[run][:, None] + offsets]).all(1)
+        maybe, run = maybe[same], run[same]
+        new, where = np.unique(run[~grams.found[run]], return_index=True)
+        grams.where[new] = np.stack([np.full(len(new), source), first + maybe[~grams.found[run]][where]], axis=1)
+        grams.found[run] = True
+
+
+def covered(grams: Grams) -> npt.NDArray[np.bool_]:
+    """Return which of the items' tokens lie in a run that was found, bool [tokens]."""
+    hit = np.zeros(len(grams.ids), dtype=bool)
+    begins = np.flatnonzero(grams.run_of >= 0)
+    hit[begins] = grams.found[grams.run_of[begins]]
+    steps = np.zeros(len(grams.ids) + NGRAM, dtype=np.int64)
+    steps[:-NGRAM] += hit
+    steps[NGRAM:] -= hit
+    return np.cumsum(steps)[: len(grams.ids)] > 0
