@@ -21,15 +21,15 @@ if [ -n "$RUN_DIR" ]; then set -- "$@" "run_dir=$RUN_DIR"; fi
 # alone: the next job of a chain inherits the environment, and is elsewhere. Jobs that share a node must not share a port.
 address=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
 port=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
-step=(env "MASTER_ADDR=$address" "MASTER_PORT=$port" srun --export=ALL --gpu-bind=none $CONTAINER_SRUN)
+step=(env "MASTER_ADDR=$address" "MASTER_PORT=$port" srun --export=ALL --gpu-bind=none --kill-on-bad-exit=0 --wait=60
+    $CONTAINER_SRUN)
 # gpu-bind=none: every rank sees all GPUs of its node and takes the one of its local number. Were only its own visible,
 # NCCL could not open its peers' memory and would go through the host's in place of NVLink.
 # cpu-bind=cores: threads and pinned buffers stay near the rank's GPU. cpus-per-task: srun does not inherit it.
 # distribution=block: ranks fill one node after the other, so that tensor-parallel groups stay inside a node.
 # wait: a minute after the first rank has ended the others are ended, which might wait for it for ever. Not
 # kill-on-bad-exit: ranks that have saved and end with 75 would be killed by whichever of them is the first.
-ranks=("${step[@]}" --cpu-bind=cores "--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}" --distribution=block
-    --kill-on-bad-exit=0 --wait=60)
+ranks=("${step[@]}" --cpu-bind=cores "--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}" --distribution=block)
 
 run=$(megacode job begin "$CONFIG" "$@")          # a job that cannot work ends here, with exit code 2 or 3
 code=0

@@ -96,9 +96,8 @@ def launch(
     submitted = None if dry_run else slurm.submit(command, variables, script)
     if as_json:
         print_json({"script": script, "command": command, "job": submitted})
+    elif submitted is not None:
+        typer.echo(f"submitted job {submitted}")
     else:
-        typer.echo(
-            f"{script}\n{shlex.join([*(f'{name}={value}' for name, value in variables.items()), *command])}"
-            if submitted is None
-            else f"submitted job {submitted}"
-        )
+        assignments = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+        typer.echo(f"{script}\n{' '.join([*assignments, shlex.join(command)])}")

@@ -136,7 +136,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if os.geteuid() != 0:
         pytest.skip("a throw-away SLURM needs root")
     folder = tmp_path_factory.mktemp("slurm")
-    subprocess.run([SCRIPT, "up", folder, str(len(NODES))], check=True, timeout=90)
+    # A port of its own: what an earlier cluster that was torn down has left running must not speak to this one.
+    ports = {"CLUSTER_PORT": str(10000 + os.getpid() % 1000 * 8), **os.environ}
+    subprocess.run([SCRIPT, "up", folder, str(len(NODES))], env=ports, check=True, timeout=90)
     yield Cluster(folder)
     subprocess.run([SCRIPT, "down", folder], check=True, timeout=30)
 
