@@ -21,7 +21,7 @@ import orjson
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, atomic_path, write_json
 from megacode.eval.categories import category_means
-from megacode.eval.loading import load_tasks, prefetch
+from megacode.eval.loading import load_tasks, network_problem, prefetch
 from megacode.eval.models import check_model, default_out, is_scored
 from megacode.eval.partial import Part, Partial
 from megacode.eval.ranks import Ranks, scoring_ranks
@@ -116,9 +116,10 @@ def prefetch_suite(suite: str | Path, verbose: bool = False) -> list[str]:
         DataError: naming every task whose data could not be had.
     """
     wanted = load_suite(suite, None)
-    with surroundings(False, False, verbose):
+    no_network = network_problem()
+    with surroundings(bool(no_network), False, verbose):
         _require_lm_eval()
-        return prefetch(wanted)
+        return prefetch(wanted, no_network)
 
 
 def _suite(suite: str | Path | None, hf_dir: Path, choices: Choices) -> Suite:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import urllib.error
+import urllib.request
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,16 @@ log = logging.getLogger(__name__)
 
 RUN_CODE = "it runs code that the model writes: allow it with --run-generated-code"
 _ASKED_OUT = "left out on request"
+_PREFETCH = (
+    "scoring downloads nothing: on a machine with network run `megacode evaluate --prefetch` with this --suite; "
+    "--cache or HF_HOME names another cache"
+)
+_TRY_SECONDS = 10.0
 _SEED = 1234  # lm-eval's own
 
 
 def load_tasks(
-    suite: Suite, run_code: bool, without: tuple[str, ...] = (), online: bool = False
+    suite: Suite, run_code: bool, without: tuple[str, ...] = (), lacking: str = _PREFETCH
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Load the tasks of a suite with their data.
 
@@ -28,7 +36,7 @@ def load_tasks(
         suite: the suite.
         run_code: whether tasks may run code that the model writes; others are loaded without such tasks.
         without: tasks to leave out.
-        online: whether what is missing is downloaded, whatever the suite says.
+        lacking: what to say of data that are not in the cache.
 
     Returns:
         lm-eval's task objects by name, groups and tags unfolded; and why tasks of the suite were left out, by name.
@@ -53,7 +61,7 @@ def load_tasks(
         except (OSError, ValueError) as error:  # the Hub's and datasets' errors, those of offline mode among them
             problems.append(_unloaded(spec if isinstance(spec, str) else spec["task"], error))
     if problems:
-        raise DataError(problems=[*problems, _remedy(online or not suite.offline)])
+        raise DataError(problems=[*problems, Problem("this cache lacks data sets", str(cache_dir()), lacking)])
     for name in [name for name, task in tasks.items() if getattr(task, "UNSAFE_CODE", False) and not run_code]:
         left_out[name] = RUN_CODE
         del tasks[name]
@@ -66,8 +74,12 @@ def load_tasks(
     return tasks, left_out
 
 
-def prefetch(suite: Suite) -> list[str]:
+def prefetch(suite: Suite, no_network: str) -> list[str]:
     """Download the data of all tasks of a suite into the cache.
+
+    Args:
+        suite: the suite.
+        no_network: why the network cannot be reached; empty where it can. Without, this sees what the cache lacks.
 
     Returns:
         The tasks' names.
@@ -75,13 +87,26 @@ def prefetch(suite: Suite) -> list[str]:
     Raises:
         DataError: naming every task whose data could not be had.
     """
-    if "quac" in suite.tasks:
+    if "quac" in suite.tasks and not no_network:
         try:
             fetch_quac()
         except OSError as error:
             log.warning("QuAC's file cannot be downloaded: %s", error)
-    tasks, _ = load_tasks(suite, run_code=True, online=True)
+    lacking = no_network or "it answers, but not with these; see whether the network lets all of them through"
+    tasks, _ = load_tasks(suite, run_code=True, lacking=lacking)
     return list(tasks)
+
+
+def network_problem() -> str:
+    """Return why the data sets' hub cannot be reached, after one try of a few seconds; empty where it can."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(hub, timeout=_TRY_SECONDS).close()
+    except urllib.error.HTTPError:
+        return ""  # it answers: what may be had there shows when it is asked for
+    except (OSError, ValueError) as error:
+        return f"{hub} cannot be reached from here: {error}"
+    return ""
 
 
 def _manager(suite: Suite) -> Any:
@@ -118,15 +143,6 @@ def _runs_code(manager: Any, name: str) -> bool:
 def _unloaded(name: str, error: Exception) -> Problem:
     reason = " ".join(str(error).split())[:300]
     return Problem(f"a task's data cannot be loaded: {reason}", f"task {name}")
-
-
-def _remedy(online: bool) -> Problem:
-    if online:
-        return Problem(
-            "the cache lacks what could not be downloaded", str(cache_dir()), "see whether the network works"
-        )
-    fix = "on a machine with network run `megacode evaluate --prefetch` with this --suite; --cache names another cache"
-    return Problem("data sets are taken from the cache, nothing is downloaded here", str(cache_dir()), fix)
 
 
 def _ask_without_examples(task: Any) -> None:

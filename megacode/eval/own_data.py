@@ -44,7 +44,8 @@ def read_quac() -> list[dict[str, Any]]:
     """
     path = _quac_file()
     if not path.exists():
-        raise DataError("QuAC's validation file is not there", str(path), "`megacode evaluate --prefetch` downloads it")
+        fix = f"`megacode evaluate --prefetch` downloads it; or copy {QUAC_URL} there by hand"
+        raise DataError("QuAC's validation file is not there", str(path), fix)
     try:
         articles = json.loads(path.read_text(encoding="utf-8"))["data"]
         return [item for article in articles for section in article["paragraphs"] for item in _quac(article, section)]
