@@ -14,6 +14,7 @@ the model's own tokenizer, share of an item's tokens that overlap).
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy.typing as npt
 
 from megacode.base.errors import MegacodeError
 from megacode.base.files import RunDir
+from megacode.base.units import format_count
 from megacode.config.loading import load_config
 from megacode.config.run import RunConfig
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
@@ -72,17 +74,36 @@ class _NotKnownError(Exception):
     """Why nothing can be checked."""
 
 
+def task_items(name: str, task: Any, limit: int | None = None) -> list[Item]:
+    """Return the items of one of lm-eval's task objects, without a model: the first `limit`, or all.
+
+    It makes the task's requests anew, so it comes before or after the task is run, not while.
+    """
+    task.build_all_requests(limit=limit, rank=0, world_size=1)
+    requests: dict[int, list[Any]] = defaultdict(list)
+    for instance in task.instances:
+        requests[instance.doc_id].append(instance)
+    samples = (
+        {
+            "doc_id": number,
+            "arguments": [one.args for one in sorted(instances, key=lambda one: one.idx)],
+            "target": task.doc_to_target(instances[0].doc),
+        }
+        for number, instances in sorted(requests.items())
+    )
+    return items_of(name, samples)
+
+
 def items_of(task: str, samples: Iterable[Mapping[str, Any]]) -> list[Item]:
-    """Return a task's items from lm-eval's per-item results (`log_samples`), one an item whatever the filters.
+    """Return a task's items from `doc_id`, `arguments` and `target` of each, as lm-eval names them.
 
     The text is the request with the true answer behind it: of several endings the one that is the target.
     """
-    found = {int(sample["doc_id"]): sample for sample in samples}
-    return [Item(task, number, _text(sample["arguments"], sample["target"])) for number, sample in found.items()]
+    return [Item(task, int(one["doc_id"]), _text(one["arguments"], one["target"])) for one in samples]
 
 
 def _text(arguments: Any, target: Any) -> str:
-    requests = [tuple(one) for one in (arguments.values() if isinstance(arguments, Mapping) else arguments)]
+    requests = [tuple(one) for one in arguments]
     if isinstance(target, str) and target.isdigit() and len(requests) > int(target):
         target = int(target)
     if isinstance(target, int) and not isinstance(target, bool) and target < len(requests):
@@ -135,6 +156,17 @@ def contamination(
         "worst": worst,
         "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+def describe(note: Mapping[str, Any]) -> str:
+    """Return a note as one line for the terminal."""
+    if not note["checked"]:
+        return f"contamination: not checked, {note['why']}"
+    items, hits = (sum(task[key] for task in note["tasks"].values()) for key in ("items", "overlapping"))
+    looked = (
+        f"{100 * note['share_checked']:.3g} % of the {format_count(note['tokens_read'])} tokens read were looked at"
+    )
+    return f"contamination: {hits} of {items} items overlap what was read ({NGRAM} tokens in a row); {looked}"
 
 
 def _unchecked(why: str) -> dict[str, Any]:

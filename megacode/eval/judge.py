@@ -23,12 +23,12 @@ from typing import Any
 import megacode
 from megacode.base.errors import VerificationError
 from megacode.base.files import RunDir, atomic_path, digest, file_digest, write_json
-from megacode.eval.harness import check_model
 from megacode.eval.judge_answers import PLAIN, AnswerCache, Generation, answers
 from megacode.eval.judge_client import KEY_VARIABLE, JudgeClient, Patience
 from megacode.eval.judge_prompts import SHIPPED, Prompt, read_prompts
 from megacode.eval.judge_statistics import DRAWS, by_category, summarise
 from megacode.eval.judge_verdicts import REQUEST, SYSTEM, Question, Verdict, judge_question
+from megacode.eval.models import check_model
 from megacode.eval.scores import model_facts
 from megacode.eval.suites import run_of
 from megacode.eval.surroundings import surroundings

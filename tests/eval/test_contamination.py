@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from megacode.config.run import RunConfig
 from megacode.data.indexed import IndexedDatasetWriter, bin_path, idx_path
 from megacode.data.windows import open_source, source_sizes
 from megacode.eval import contamination_runs
-from megacode.eval.contamination import Item, contamination, items_of
+from megacode.eval.contamination import Item, contamination, describe, items_of, task_items
 from megacode.eval.contamination_runs import NGRAM, rolling_hashes
 from megacode.plan.phases import build_schedule
 
@@ -255,7 +257,7 @@ def test_hashes_are_those_of_the_formula():
 def test_items_are_the_question_with_its_true_answer():
     def one(arguments: Any, target: Any) -> str:
         sample = {"doc_id": 3, "arguments": arguments, "target": target}
-        (item,) = items_of("t", [sample, sample])
+        (item,) = items_of("t", [sample])
         assert (item.task, item.number) == ("t", 3)
         return item.text
 
@@ -266,3 +268,32 @@ def test_items_are_the_question_with_its_true_answer():
     assert one([("def f(", {"until": ["\n"]})], "x") == "def f( x"
     assert one([("Q? A:", {"until": ["\n"]})], [" yes", "no"]) == "Q? A: yes"
     assert one([("Q?", {})], None) == "Q?"
+
+
+def test_a_note_is_one_line_on_the_terminal(run):
+    assert describe(contamination(None, None, [])) == "contamination: not checked, the model's run is not known"
+    line = describe(run.note(passages(TEXTS["text"][:4]), 440))
+    assert line == (
+        "contamination: 4 of 4 items overlap what was read (13 tokens in a row); "
+        "100 % of the 28.2k tokens read were looked at"
+    )
+
+
+@pytest.mark.slow
+def test_items_come_from_lm_evals_own_tasks(tmp_path):
+    from megacode.eval.demo_items import Sizes, build_demo_tasks
+    from megacode.eval.loading import load_tasks
+    from megacode.eval.suites import load_suite
+
+    files = sorted((Path(os.__file__).parent / "email").glob("*.py"))[:12]
+    build_demo_tasks({"code": [path.read_text("utf-8") for path in files]}, tmp_path, 0, Sizes(6, 3, 4))
+    tasks, _ = load_tasks(load_suite("demo", tmp_path, tmp_path), run_code=False)
+    found = {name: task_items(name, task) for name, task in tasks.items()}
+    lines = {name: [json.loads(x) for x in (tmp_path / f"{name}.jsonl").read_bytes().splitlines()] for name in tasks}
+    assert [item.text for item in found["demo_endings_code"]] == [
+        line["context"] + line["endings"][line["answer"]] for line in lines["demo_endings_code"]
+    ]
+    assert [item.text for item in found["demo_bits_code"]] == [line["text"] for line in lines["demo_bits_code"]]
+    words = [f"{line['prompt']} {line['word']}" for line in lines["demo_next_word_code"]]
+    assert [item.text for item in found["demo_next_word_code"]] == words
+    assert len(task_items("demo_bits_code", tasks["demo_bits_code"], limit=2)) == 2
