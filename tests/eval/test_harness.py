@@ -264,6 +264,17 @@ def test_a_users_own_suite_runs_from_its_yaml(run, tmp_path):
     suite.write_text("tasks: [mien]\ninclude_path: tasks\n")
     with pytest.raises(ConfigError, match=r"there is no task 'mien'\n.*did you mean 'mine'"):
         evaluate(run / "hf/iter_0000000", suite)
+    suite.write_text("tasks: [mine]\ninclude_path: tasks\n")
+    with pytest.raises(ConfigError, match=r"it has no task 'mien' to leave out\n.*did you mean 'mine'"):
+        evaluate(run / "hf/iter_0000000", suite, choices=Choices(without=("mien",)))
+    with pytest.raises(ConfigError, match=r"no task is left to run\n.*left out on request"):
+        evaluate(run / "hf/iter_0000000", suite, choices=Choices(without=("mine",)))
+    (tmp_path / "tasks/mine.yaml").write_text(json.dumps({**task, "unsafe_code": True}))
+    with pytest.raises(ConfigError, match=r"no task is left to run\n.*--run-generated-code"):
+        evaluate(run / "hf/iter_0000000", suite)
+    suite.write_text("tasks: [mine]\ninclude_path: tasks\nunsafe_code: true\n")
+    assert evaluate(run / "hf/iter_0000000", suite, choices=Choices(limit=1))["tasks"]["mine"]["items"] == 1
+    (tmp_path / "tasks/mine.yaml").write_text(json.dumps(task))
     (tmp_path / "data.jsonl").unlink()
     suite.write_text("tasks: [mine]\ninclude_path: tasks\n")
     with pytest.raises(DataError, match=r"a task's data cannot be loaded"):
@@ -280,6 +291,14 @@ def test_an_answer_longer_than_the_context_is_a_clear_error(run, tmp_path):
         evaluate(tmp_path, out=tmp_path / "scores.json", choices=Choices(tasks_dir=items_dir(run)))
     assert caught.value.exit_code == 2
     assert not (tmp_path / "scores.json").exists()
+    words = json.loads((items_dir(run) / "items.json").read_text())
+    words["tasks"] = {"demo_next_word_code": words["tasks"]["demo_next_word_code"]}
+    (tmp_path / "words").mkdir()
+    shutil.copy(items_dir(run) / "demo_next_word_code.jsonl", tmp_path / "words")
+    (tmp_path / "words/items.json").write_text(json.dumps(words))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8}))
+    with pytest.raises(DataError, match="leave no room for a question in the model's context of 8 tokens"):
+        evaluate(tmp_path, out=tmp_path / "scores.json", choices=Choices(tasks_dir=tmp_path / "words"))
 
 
 @slow

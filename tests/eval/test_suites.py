@@ -7,7 +7,7 @@ import pytest
 
 from megacode.base.errors import ConfigError
 from megacode.eval.demo_items import build_demo_tasks
-from megacode.eval.suites import items_dir, load_suite, run_of
+from megacode.eval.suites import find_texts, items_dir, load_suite, run_of
 
 
 @pytest.fixture
@@ -109,6 +109,13 @@ def test_a_users_suite_is_read_from_yaml(tmp_path):
         ("name: x\n", "it names no tasks"),
         ("tasks: [a]\noffline: perhaps\n", "mine.yaml: offline: 'perhaps' is no fit value"),
         ("tasks: [a]\ninclude_path: gone\n", "there is no directory gone.*\n.*relative to this file"),
+        ("tasks: [a]\nlm_eval: a\n", "mine.yaml: lm_eval: 'a' is no fit value"),
+        ("bits_per_byte: {file: [a.txt]}\n", "mine.yaml: bits_per_byte: it names no files"),
+        ("bits_per_byte: {files: [gone*.txt]}\n", "bits_per_byte: no file fits 'gone\\*.txt'"),
+        ("bits_per_byte: {files: [mine.yaml]}\n", "mine.yaml is neither .txt nor .jsonl"),
+        ("tasks: [a]\ncategories: {x: [a]}\n", "categories.x: a category names tasks and metrics"),
+        ("tasks: [a]\ncategories: {x: {b: acc}}\n", "categories.x: no such task: b"),
+        ("tasks: [a]\ncategories: {x: {a: acc}}\nmeans: {all: [y]}\n", "means.all: a mean names categories"),
         ("- a\n", "a suite is a mapping"),
         ("tasks: [a\n", "this is not YAML"),
     ],
@@ -130,3 +137,43 @@ def test_all_mistakes_of_a_suite_file_are_reported_at_once(tmp_path):
 def test_a_missing_suite_file_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="there is no such suite file"):
         load_suite(tmp_path / "gone.yaml", tmp_path)
+
+
+def test_a_suite_of_texts_needs_no_tasks_and_none_of_lm_evals(tmp_path):
+    (tmp_path / "books").mkdir()
+    for name in ("a.txt", "b.jsonl"):
+        (tmp_path / "books" / name).write_text("x")
+    file = tmp_path / "mine.yaml"
+    file.write_text("bits_per_byte: {files: [books/*, books/a.txt]}\n")
+    suite = load_suite(file, tmp_path)
+    assert suite.texts == (tmp_path / "books/a.txt", tmp_path / "books/b.jsonl")
+    assert (suite.tasks, suite.defaults) == ((), False)
+    before = suite.files_digest()
+    (tmp_path / "books/a.txt").write_text("y")
+    assert suite.files_digest() != before
+    assert suite.with_texts([tmp_path / "c.txt"]).texts == (*suite.texts, tmp_path / "c.txt")
+
+
+def test_two_texts_of_one_name_are_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text("x")
+    with pytest.raises(ConfigError, match=r"--texts: .*/b/x.txt and .*/a/x.txt have one name"):
+        find_texts(["*/x.txt"], tmp_path, "--texts")
+
+
+def test_the_suite_of_the_paper_has_its_fifteen_tasks_and_three_categories(tmp_path):
+    suite = load_suite("to-code", tmp_path)
+    assert suite.name == "to-code"
+    assert [len(suite.categories[name]) for name in ("reasoning", "knowledge", "code")] == [11, 2, 2]
+    assert sorted(suite.tasks) == sorted(task for tasks in suite.categories.values() for task in tasks)
+    assert suite.means == {"nl": ["reasoning", "knowledge"], "total": ["reasoning", "knowledge", "code"]}
+    assert (suite.offline, suite.defaults, suite.unsafe_code) == (True, False, False)
+    assert all(place.is_dir() for place in suite.places())
+
+
+def test_a_directory_that_lm_eval_has_not_is_an_error(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("tasks: [a]\nlm_eval: [nothing_like_it]\n")
+    with pytest.raises(ConfigError, match=r"lm-eval has no tasks in nothing_like_it\n.*defaults: true"):
+        load_suite(file, tmp_path).places()

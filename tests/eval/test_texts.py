@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from megacode.base.errors import DataError
+from megacode.eval.own_data import read_quac, read_storycloze
+from megacode.eval.texts import read_texts
+
+
+def test_a_txt_is_one_document_and_a_jsonl_one_a_line(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"text": ""}\n{"text": "two", "id": 7}\n')
+    assert read_texts(tmp_path / "a.txt") == [{"text": "one\ntwo\n", "line": 1}]
+    assert read_texts(tmp_path / "b.jsonl") == [{"text": "one", "line": 1}, {"text": "two", "line": 3}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "it holds no text"),
+        ("a.txt", b"\xff", "it cannot be read"),
+        ("a.jsonl", b'{"text": "x"}\n{"texts": 1}\n', "a.jsonl:2: this line holds no text"),
+        ("a.jsonl", b'{"text": 1}\n', "a.jsonl:1: this line holds no text"),
+        ("a.jsonl", b"{torn\n", "a.jsonl:1: this line holds no text"),
+    ],
+)
+def test_a_text_file_that_is_wrong_says_where(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_texts(tmp_path / name)
+
+
+def test_data_files_of_another_shape_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    quac = tmp_path / "megacode/quac/val_v0.2.json"
+    story = tmp_path / "megacode/story_cloze/cloze_test_test__spring2016.csv"
+    for path, content in ((quac, '{"data": [{"title": "x"}]}'), (story, "InputStoryid,AnswerRightEnding\na,3\n")):
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    with pytest.raises(DataError, match=r"this is not QuAC's file \(KeyError"):
+        read_quac()
+    with pytest.raises(DataError, match=r"this is not its file \(ValueError: AnswerRightEnding 3\)"):
+        read_storycloze()
