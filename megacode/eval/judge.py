@@ -23,13 +23,12 @@ from typing import Any
 import megacode
 from megacode.base.errors import VerificationError
 from megacode.base.files import RunDir, atomic_path, digest, file_digest, write_json
-from megacode.eval.judge_answers import PLAIN, AnswerCache, Generation, answers
+from megacode.eval.judge_answers import PLAIN, AnswerCache, Generation, answers, model_identity
 from megacode.eval.judge_client import KEY_VARIABLE, JudgeClient, Patience
 from megacode.eval.judge_prompts import SHIPPED, Prompt, read_prompts
 from megacode.eval.judge_statistics import DRAWS, by_category, summarise
 from megacode.eval.judge_verdicts import REQUEST, SYSTEM, Question, Verdict, judge_question
 from megacode.eval.models import check_model
-from megacode.eval.scores import model_facts
 from megacode.eval.suites import run_of
 from megacode.eval.surroundings import surroundings
 
@@ -162,7 +161,7 @@ def _questions(
     told, cache = {}, settings.cache or default_cache()
     facts: dict[str, Any] = {}
     for side, hf_dir in (("a", hf_a), ("b", hf_b)):
-        identity = model_facts(hf_dir)
+        identity = model_identity(hf_dir)
         kept = AnswerCache(cache / "answers", identity, settings.generation)
         with surroundings(offline=True, own_cache=False, verbose=False):
             told[side], made = answers(
@@ -181,6 +180,7 @@ def _verdicts(client: JudgeClient, model: str, questions: Sequence[Question], se
         try:
             return [future.result() for future in futures]
         except BaseException:
+            client.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import CheckpointError, DataError, Problem
-from megacode.base.files import digest, write_json
+from megacode.base.files import digest, tree_digest, write_json
 from megacode.eval.judge_prompts import Prompt
+from megacode.eval.scores import model_facts
 
 PLAIN = "### Instruction:\n{prompt}\n\n### Response:\n"
 _STOP = "\n### "
@@ -39,17 +40,23 @@ class Generation:
     seed: int = 0
 
 
+def model_identity(hf_dir: Path) -> dict[str, Any]:
+    """Return what identifies a model that answers: `model_facts`, and a hash of its chat form and generation config."""
+    forms = [hf_dir / name for name in ("chat_template.jinja", "generation_config.json")]
+    return {**model_facts(hf_dir), "forms_sha256": tree_digest(path for path in forms if path.exists())}
+
+
 class AnswerCache:
     """Answers of one model with some settings, one file each.
 
     Args:
         directory: of all models' answers.
-        model: what identifies the model: hashes of its weights, config and tokenizer.
+        model: its `model_identity`.
         generation: how answers are made.
     """
 
     def __init__(self, directory: Path, model: Mapping[str, Any], generation: Generation) -> None:
-        keys = ("weights_sha256", "config_sha256", "tokenizer_sha256")
+        keys = ("weights_sha256", "config_sha256", "tokenizer_sha256", "forms_sha256")
         self._directory = directory
         self._name = digest(*(str(model[key]) for key in keys), PLAIN, json.dumps(asdict(generation)))
 

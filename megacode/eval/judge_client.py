@@ -66,6 +66,7 @@ class Pace:
     """When the next request may begin, for all threads together."""
 
     def __init__(self, requests_per_minute: float | None) -> None:
+        self.stopped = threading.Event()
         self._gap = 60.0 / requests_per_minute if requests_per_minute else 0.0
         self._next = 0.0
         self._lock = threading.Lock()
@@ -76,7 +77,16 @@ class Pace:
             now = time.monotonic()
             turn = max(now, self._next)
             self._next = turn + self._gap
-        time.sleep(turn - now)
+        self.rest(turn - now)
+
+    def rest(self, seconds: float) -> None:
+        """Sleep, unless all is to end.
+
+        Raises:
+            JudgeError: if it is.
+        """
+        if self.stopped.wait(seconds):
+            raise JudgeError("stopped", "", "give the same command again: what was answered is kept")
 
     def hold(self, seconds: float) -> None:
         """Let nobody begin for some seconds: the server asked for it."""
@@ -122,11 +132,17 @@ class JudgeClient:
         self.url = _checked(url)
         self._cache, self._patience = cache, patience or Patience()
         self._key, self._key_variable = _key(key_variable), key_variable
+        if self._key and not _private(self.url):
+            log.warning("judge: the API key goes over plain http to %s: whoever listens can read it", self.url)
         self._pace = Pace(self._patience.requests_per_minute)
         self._opener = urllib.request.build_opener(_NoRedirection)
         self._lock = threading.Lock()
         self._asking: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self.requests = self.retries = self.hits = 0
+
+    def stop(self) -> None:
+        """Let threads that wait for their next request end now, and begin none."""
+        self._pace.stopped.set()
 
     def only_model(self) -> str:
         """Return the name of the server's model, if it has just one.
@@ -187,7 +203,7 @@ class JudgeClient:
                 wait, reason = self._wait_after(number, error), str(error)
             if number + 1 < self._patience.tries:
                 log.warning("judge: %s; asking again in %.1f s", reason, wait)
-                time.sleep(wait)
+                self._pace.rest(wait)
         fix = "see whether the server runs, then give the same command again: what was answered is kept"
         raise JudgeError(f"no answer after {self._patience.tries} tries: {reason}", self.url + path, fix)
 
@@ -267,6 +283,11 @@ def _checked(url: str) -> str:
         what = "the address carries a user name, a query or a fragment, which would be written to the results"
         raise ConfigError(what, "--judge", f"leave it out; a key belongs into the variable {KEY_VARIABLE}")
     return url.rstrip("/").removesuffix("/chat/completions").rstrip("/")
+
+
+def _private(url: str) -> bool:
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _key(variable: str) -> str:

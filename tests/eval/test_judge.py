@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import pytest
 from megacode.base.errors import ConfigError, DataError, VerificationError
 from megacode.eval import judge_client
 from megacode.eval.judge import JudgeSettings, default_out, judge, make_answers
-from megacode.eval.judge_answers import PLAIN, AnswerCache, Generation, answers
+from megacode.eval.judge_answers import PLAIN, AnswerCache, Generation, _ids, answers, model_identity
 from megacode.eval.judge_client import JudgeClient, JudgeError, Pace, Patience, message_of
 from megacode.eval.judge_prompts import SHIPPED, Prompt, read_prompts
 from megacode.eval.judge_statistics import by_category, summarise
@@ -415,9 +416,7 @@ def prompts_file(tmp_path) -> Path:
 
 
 def kept(directory: Path, model: Path, generation: Generation) -> AnswerCache:
-    from megacode.eval.scores import model_facts
-
-    return AnswerCache(directory, model_facts(model), generation)
+    return AnswerCache(directory, model_identity(model), generation)
 
 
 @slow
@@ -594,3 +593,39 @@ def test_answers_alone_need_no_judge(models_ab, prompts_file, tmp_path):
     told = make_answers(*models_ab, prompts_file, tmp_path / "x.jsonl", settings_in(tmp_path))
     assert told["b"]["answers"]["generated"] == 3
     assert json.loads((tmp_path / "x.jsonl").read_text().splitlines()[0])["answer_a"]
+
+
+@slow
+def test_a_model_with_a_chat_form_is_asked_in_it_and_another_form_is_another_model(models_ab, tmp_path):
+    from transformers import AutoTokenizer
+
+    model = tmp_path / "model"
+    shutil.copytree(models_ab[0], model)
+    before, generation = model_identity(model), Generation(4)
+    assert answers(model, PROMPTS[:1], generation, kept(tmp_path, model, generation), device="cpu")[1] == 1
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<answer>"
+    assert tokenizer.decode(_ids(tokenizer, "why?")) == "<user>why?<answer>"
+    tokenizer.save_pretrained(model)
+    assert model_identity(model) != before
+    assert answers(model, PROMPTS[:1], generation, kept(tmp_path, model, generation), device="cpu")[1] == 1
+
+
+def test_waiting_threads_end_when_the_comparison_does(server, tmp_path):
+    server.behave = lambda body, number: (503, {}, {"Retry-After": "30"})
+    client = JudgeClient(server.url, tmp_path, Patience(longest_wait=60))
+    threading.Timer(0.3, client.stop).start()
+    start = time.monotonic()
+    with pytest.raises(JudgeError, match="stopped"):
+        client.chat({"model": "m"})
+    assert time.monotonic() - start < 5
+
+
+def test_a_key_over_plain_http_to_elsewhere_is_warned_of(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(judge_client.KEY_VARIABLE, KEY)
+    JudgeClient("https://judge.example/v1", tmp_path)
+    JudgeClient("http://127.0.0.1:1/v1", tmp_path)
+    assert not caplog.records
+    JudgeClient("http://judge.example/v1", tmp_path)
+    assert "the API key goes over plain http to http://judge.example/v1" in caplog.text
+    assert KEY not in caplog.text
