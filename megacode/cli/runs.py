@@ -32,21 +32,11 @@ def train(
 ) -> None:
     """Train, or go on where the run directory stands; under torchrun or srun each process is one rank."""
     if nproc is not None:
-        from megacode.base.files import RunDir
-        from megacode.base.lock import refuse_if_live
-        from megacode.checkpoint.store import latest
         from megacode.config.loading import load_config
         from megacode.launch.local import run_ranks
-        from megacode.mcore.layout import check
-        from megacode.train.origin import find_origin
-        from megacode.train.planning import check_trainable, make_plan
+        from megacode.train.ready import check_ready
 
-        parsed = load_config(config, overrides or [])
-        check_trainable(parsed)
-        check(parsed, nproc)
-        directory = RunDir(parsed.directory)
-        refuse_if_live(directory)
-        find_origin(make_plan(parsed), latest(directory), accept_changed_past)
+        check_ready(load_config(config, overrides or []), nproc, accept_changed_past)
         flags = ["--accept-changed-past"] if accept_changed_past else []
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or []), *flags], nproc))
     setup_logging()
