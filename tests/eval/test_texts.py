@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import http.server
+import threading
+from functools import partial
+
 import pytest
 
 from megacode.base.errors import DataError
-from megacode.eval.own_data import read_quac, read_storycloze
+from megacode.eval import own_data
+from megacode.eval.loading import network_problem
+from megacode.eval.own_data import fetch_quac, read_quac, read_storycloze
 from megacode.eval.texts import read_texts
 
 
@@ -41,3 +47,23 @@ def test_data_files_of_another_shape_are_named(tmp_path, monkeypatch):
         read_quac()
     with pytest.raises(DataError, match=r"this is not its file \(ValueError: AnswerRightEnding 3\)"):
         read_storycloze()
+
+
+def test_quacs_file_is_downloaded_once_and_whole(to_code, tmp_path, monkeypatch):
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=to_code / "cache/megacode/quac")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setenv("HF_HOME", str(tmp_path))
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        monkeypatch.setattr(own_data, "QUAC_URL", f"{address}/gone.json")
+        assert network_problem() == ""
+        with pytest.raises(OSError, match="404"):
+            fetch_quac()
+        assert not list(tmp_path.rglob("*.json"))
+        monkeypatch.setattr(own_data, "QUAC_URL", f"{address}/val_v0.2.json")
+        fetch_quac()
+        server.shutdown()
+    fetch_quac()  # the server is gone, the file is not asked for again
+    assert len(read_quac()) == 3
+    assert network_problem() == f"{address} cannot be reached from here: <urlopen error [Errno 111] Connection refused>"
