@@ -42,6 +42,7 @@ class Server:
     def __init__(self) -> None:
         self.behave: Callable[[dict[str, Any], int], Answer] = lambda body, number: chat("Verdict: tie")
         self.models: list[str] = ["judge-1"]
+        self.drip = 0.0  # seconds between two bytes of a reply
         self.seen: list[tuple[float, dict[str, Any], dict[str, str]]] = []
         self._lock = threading.Lock()
         owner = self
@@ -64,7 +65,9 @@ class Server:
                 for name, value in {"Content-Length": str(len(raw)), **headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(raw)
+                for piece in [raw[i : i + 1] for i in range(len(raw))] if owner.drip else [raw]:
+                    self.wfile.write(piece)
+                    time.sleep(owner.drip)
 
             def log_message(self, *_: Any) -> None:
                 """Say nothing."""
@@ -174,6 +177,21 @@ def test_a_server_that_hangs_is_given_up_after_its_tries(server, tmp_path):
         ask(server, tmp_path, patience=Patience(timeout=0.3, tries=2, first_wait=0.01))
     assert time.monotonic() - start < 5
     release.set()
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_late_all_the_same(server, tmp_path):
+    server.drip = 0.1
+    start = time.monotonic()
+    with pytest.raises(JudgeError, match=r"no answer within 0.5 s"):
+        ask(server, tmp_path, patience=Patience(timeout=0.5, tries=1))
+    assert time.monotonic() - start < 3
+
+
+def test_an_endless_reply_is_cut_off(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(judge_client, "_LARGEST_REPLY", 1000)
+    server.behave = lambda body, number: chat("x" * 200_000)
+    with pytest.raises(JudgeError, match=r"the reply is longer than 1,000 bytes"):
+        ask(server, tmp_path, patience=Patience(tries=1))
 
 
 def test_a_hang_at_the_first_try_only_is_survived(server, tmp_path):
