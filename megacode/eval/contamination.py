@@ -36,6 +36,7 @@ from megacode.plan.sources import SourceSize
 
 BUDGET = 200_000_000
 MOSTLY = 0.8
+_LINK = {"phase", "first_sample", "samples", "read", "sources", "fingerprint"}
 _TEMPLATE_ITEMS = 10
 _TEMPLATE_SHARE = 0.1
 _EXHAUSTIVE_SAMPLES = 4_000_000
@@ -177,6 +178,8 @@ def _past(run_dir: Path | None, facts: Mapping[str, Any] | None) -> _Past:
     """Open what a model has read, and prove that its run's config still tells it."""
     if run_dir is None or not facts or "fingerprints" not in facts:
         raise _NotKnownError("the model's run is not known")
+    if not all(link.keys() >= _LINK for link in facts["fingerprints"]):
+        raise _NotKnownError("the model's chain of phases is of another version: export it anew")
     config = load_config(RunDir(run_dir).config)
     if config.tokenizer is None:
         raise _NotKnownError("the run has no tokenizer")
