@@ -61,6 +61,24 @@ def from_hf(
         render_report(report, Console())
 
 
+@convert.command("from-megatron")
+def from_megatron(
+    checkpoint: Annotated[Path, typer.Argument(help="Megatron-LM's iter_* directory, torch_dist.", show_default=False)],
+    tokenizer: Annotated[Path, typer.Argument(help="Its Hugging Face tokenizer's directory.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Directory of the new checkpoint.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Make a checkpoint of Megatron-LM's one to start from; every tensor is compared with what was read."""
+    setup_logging()
+    from megacode.convert.from_megatron import from_megatron as load
+
+    found = load(checkpoint, tokenizer, out)
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(f"{out}: {found['parameters']:,} parameters in {found['tensors']} tensors, each as it was read")
+
+
 @convert.command()
 def reshard(
     checkpoint: Checkpoint,

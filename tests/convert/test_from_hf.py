@@ -167,11 +167,12 @@ def test_a_model_whose_heads_were_permuted_is_not_published(
 
 
 def test_a_model_that_blows_up_rounding_is_proven_all_the_same(tokenizer_dir: Path, tmp_path: Path) -> None:
-    """Large random weights: what fp32 rounds in the first layers ends beyond the tolerance, and nothing is wrong."""
-    shape = {"num_hidden_layers": 16, "initializer_range": 1.0}
+    """Large random weights: what fp32 rounds in the first layers grows with the depth, and nothing is wrong."""
+    shape = {"num_hidden_layers": 40, "initializer_range": 1.0}
     report = from_hf(public_model("stablelm", tokenizer_dir, tmp_path / "public", **shape), tmp_path / "out")
-    assert report.end_to_end.relative > report.tolerance
-    assert max(point.relative for point in report.points) < 0.1 * report.tolerance
+    apart = max(point.relative for point in report.points)
+    assert apart < 0.1 * report.tolerance
+    assert report.end_to_end.relative > 5 * apart
 
 
 def test_of_a_model_that_blows_up_rounding_the_wrong_layer_is_named(

@@ -1,0 +1,183 @@
+"""Megatron-LM's checkpoints of the same models as checkpoints of megacode's.
+
+    megacode convert from-megatron ITERATION TOKENIZER OUT
+
+Names and fused tensors are Megatron-core's on both sides. Three things differ: layers may be stacked, Transformer
+Engine's modules hold the norm before a matrix under the matrix's name, and the vocabulary is padded. Whatever
+the arguments or the tensors say that megacode does not compute is named, and nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megacode.base.errors import CheckpointError, Problem, VerificationError
+from megacode.base.files import atomic_path
+from megacode.config.model import ModelConfig
+from megacode.convert import start
+from megacode.convert.mapping import VOCABULARY, Sizes, mcore_shapes
+from megacode.convert.stored import Stored
+from megacode.convert.torch_dist import TorchDist
+
+_LAYERS = "decoder.layers."
+_WITH_THE_MATRIX = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+}
+# What megacode computes, and the value of a checkpoint that does not say.
+_WANTED: dict[str, tuple[Any, Any]] = {
+    "swiglu": (True, False),
+    "add_bias_linear": (False, True),
+    "add_qkv_bias": (False, False),
+    "position_embedding_type": ("rope", "learned_absolute"),
+    "rotary_percent": (1.0, 1.0),
+    "rotary_interleaved": (False, False),
+    "rotary_seq_len_interpolation_factor": (None, None),
+    "use_rope_scaling": (False, False),
+    "apply_layernorm_1p": (False, False),
+    "apply_residual_connection_post_layernorm": (False, False),
+    "qk_layernorm": (False, False),
+    "num_experts": (None, None),
+    "multi_latent_attention": (False, False),
+}
+
+
+def from_megatron(checkpoint: Path, tokenizer: Path, out: Path) -> dict[str, Any]:
+    """Write a checkpoint of Megatron-LM's as one of megacode's, and compare every tensor with what was read.
+
+    Args:
+        checkpoint: the directory of an iteration.
+        tokenizer: directory of the Hugging Face tokenizer that the model was trained with.
+        out: the checkpoint to publish; it must not exist. Its `model.yaml` is a base for runs' configs.
+
+    Returns:
+        `parameters`, `tensors`, `vocab_size`, `padded_rows` left out.
+
+    Raises:
+        CheckpointError: it is none, or of a model that megacode does not compute; or `out` exists.
+        VerificationError: what was written is not what was read; nothing is published.
+    """
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise CheckpointError("there is no tokenizer.json", str(tokenizer), "give a Hugging Face tokenizer's directory")
+    if out.exists():
+        raise CheckpointError("it is there already", str(out), "give a directory that does not exist")
+    stored = TorchDist(checkpoint)
+    arguments = stored.arguments()
+    model = model_of(arguments, str(checkpoint))
+    with atomic_path(out) as hidden:
+        hidden.mkdir(parents=True)
+        start.copy_tokenizer(tokenizer, hidden)
+        vocab = _vocabulary(hidden / "tokenizer", stored, checkpoint)
+        names = _names(model, vocab, stored, checkpoint)
+        config = start.config_of(model, vocab, arguments.get("seq_length") or 2048, checkpoint, hidden)
+        start.write((tensor for _, tensor in _tensors(stored, names, vocab)), config, hidden)
+        parameters = _compare(Stored(hidden), _tensors(stored, names, vocab), hidden)
+        start.settle(config, hidden, out)
+    padded = stored.shapes[VOCABULARY[0]][0] - vocab
+    return {"parameters": parameters, "tensors": len(names), "vocab_size": vocab, "padded_rows": padded}
+
+
+def model_of(arguments: Mapping[str, Any], where: str) -> ModelConfig:
+    """Return the model that Megatron-LM's arguments describe.
+
+    Raises:
+        CheckpointError: with everything in them that megacode does not compute.
+    """
+    fix = "only models of the Llama family can be read"
+    problems = [
+        Problem(f"{key} is {arguments.get(key, absent)!r}, and megacode computes {wanted!r}", where, fix)
+        for key, (wanted, absent) in _WANTED.items()
+        if arguments.get(key, absent) != wanted
+    ]
+    if problems:
+        raise CheckpointError(problems=problems)
+    heads, hidden = arguments["num_attention_heads"], arguments["hidden_size"]
+    channels = arguments.get("kv_channels") or hidden // heads
+    return ModelConfig(
+        num_layers=arguments["num_layers"],
+        hidden_size=hidden,
+        ffn_hidden_size=arguments["ffn_hidden_size"],
+        num_attention_heads=heads,
+        num_query_groups=arguments["num_query_groups"] if arguments.get("group_query_attention") else heads,
+        kv_channels=None if channels * heads == hidden else channels,
+        normalization=arguments.get("normalization", "LayerNorm"),
+        layernorm_epsilon=arguments.get("norm_epsilon", arguments.get("layernorm_epsilon", 1e-5)),
+        rotary_base=arguments.get("rotary_base", 10000),
+        share_embeddings_and_output_weights=not arguments.get("untie_embeddings_and_output_weights", False),
+        init_method_std=arguments.get("init_method_std") or 0.02,
+    )
+
+
+def _vocabulary(tokenizer: Path, stored: TorchDist, checkpoint: Path) -> int:
+    from megacode.config.model import TokenizerConfig
+    from megacode.data.tokenizer import load_tokenizer
+
+    vocab = load_tokenizer(TokenizerConfig(kind="huggingface", path=str(tokenizer))).vocab_size
+    rows = stored.shapes.get(VOCABULARY[0], (0,))[0]
+    if vocab > rows:
+        what = f"the tokenizer has {vocab} tokens, the embedding only {rows} rows"
+        raise CheckpointError(what, str(checkpoint), "give the tokenizer that the model was trained with")
+    return vocab
+
+
+def _names(model: ModelConfig, vocab: int, stored: TorchDist, checkpoint: Path) -> dict[str, tuple[str, int | None]]:
+    """Return where each of megacode's tensors lies: the name there, and the layer where layers are stacked.
+
+    Raises:
+        CheckpointError: a tensor is missing, surplus or of another shape.
+    """
+    shapes, found = mcore_shapes(model, Sizes.of(model, vocab)), {}
+    for name, shape in shapes.items():
+        there = next((place for place in _candidates(name) if place[0] in stored.shapes), None)
+        if there is None:
+            raise CheckpointError(f"it holds no {name}", str(checkpoint), "check the arguments it was trained with")
+        depth = model.num_layers if there[1] is None else stored.shapes[there[0]][0]
+        if depth != model.num_layers:
+            what = f"it holds {depth} layers, and the arguments say {model.num_layers}"
+            raise CheckpointError(what, str(checkpoint), "check the arguments it was trained with")
+        given = stored.shapes[there[0]][0 if there[1] is None else 1 :]
+        if given[1:] != shape[1:] or (given != shape and name not in VOCABULARY):
+            what = f"{name} has shape {list(given)}, and the arguments make it {list(shape)}"
+            raise CheckpointError(what, str(checkpoint), "check the arguments it was trained with")
+        found[name] = there
+    known = {name for name, _ in found.values()}
+    surplus = [
+        name for name in stored.shapes if name not in known and name.startswith(("embedding", "decoder", "output"))
+    ]
+    if surplus:
+        what = f"it holds {min(surplus)}, and megacode's model does not"
+        raise CheckpointError(what, str(checkpoint), "only models of the Llama family can be read")
+    return found
+
+
+def _candidates(name: str) -> Iterator[tuple[str, int | None]]:
+    """Yield the places where a tensor may be: under its own name or its matrix's, layer by layer or stacked."""
+    if not name.startswith(_LAYERS):
+        yield name, None
+        return
+    layer, _, rest = name.removeprefix(_LAYERS).partition(".")
+    for end in (rest, _WITH_THE_MATRIX.get(rest, rest)):
+        yield f"{_LAYERS}{layer}.{end}", None
+        yield f"{_LAYERS}{end}", int(layer)
+
+
+def _tensors(
+    stored: TorchDist, names: Mapping[str, tuple[str, int | None]], vocab: int
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, (there, layer) in names.items():
+        tensor = stored.tensor(there, layer)
+        yield name, tensor[:vocab] if name in VOCABULARY else tensor
+
+
+def _compare(written: Mapping[str, torch.Tensor], read: Iterator[tuple[str, torch.Tensor]], where: Path) -> int:
+    """Hold every tensor that was written against what was read; return the number of parameters."""
+    parameters = 0
+    for name, tensor in read:
+        if not torch.equal(written[name], tensor.float()):
+            raise VerificationError(f"{name} is not what was read", str(where), "nothing was published; try again")
+        parameters += tensor.numel()
+    return parameters

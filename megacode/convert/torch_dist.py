@@ -1,0 +1,129 @@
+"""Megatron-core's `torch_dist` checkpoints, read a piece at a time: what Megatron-LM writes by default.
+
+The tensors lie in torch's distributed format: pieces of whole tensors, each with its place in some file. Layers that
+are alike are stacked in one tensor with the layer as first axis. What is not a tensor is in `common.pt`, a pickle that
+may name any class of the program that wrote it: here it is read without running anything, and what is not plain data
+becomes an empty stand-in.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from argparse import Namespace
+from collections import OrderedDict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+
+from megacode.base.errors import CheckpointError
+
+_COMMON = "common.pt"
+_FIX = "give an iteration's directory of Megatron-LM's, such as iter_0001000, saved with --ckpt-format torch_dist"
+
+
+class TorchDist:
+    """The tensors of a checkpoint.
+
+    Args:
+        path: the directory of an iteration.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        missing = [name for name in (".metadata", _COMMON) if not (path / name).is_file()]
+        if missing:
+            raise CheckpointError(f"there is no {missing[0]}", str(path), _FIX)
+        self._path, self._metadata = path, FileSystemReader(path).read_metadata()
+        described = self._metadata.state_dict_metadata.items()
+        self._tensors = {name: about for name, about in described if isinstance(about, TensorStorageMetadata)}
+        self.shapes = {name: tuple(about.size) for name, about in self._tensors.items()}
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that the checkpoint's program was started with.
+
+        Raises:
+            CheckpointError: there are none.
+        """
+        common = torch.load(self._path / _COMMON, map_location="cpu", weights_only=False, pickle_module=_PLAIN)
+        found = common.get("args") if isinstance(common, dict) else None
+        if not isinstance(found, Namespace):
+            raise CheckpointError("it holds no arguments of Megatron-LM", str(self._path / _COMMON), _FIX)
+        return vars(found)
+
+    def tensor(self, name: str, layer: int | None = None) -> Tensor:
+        """Return a tensor, or one layer of a stacked one, in the type it has.
+
+        Raises:
+            CheckpointError: a piece is missing or damaged.
+        """
+        about = self._tensors[name]
+        head = 0 if layer is None else layer
+        whole = torch.empty(about.size if layer is None else (1, *about.size[1:]), dtype=about.properties.dtype)
+        missing = whole.numel()
+        for chunk in about.chunks:
+            if layer is not None and not chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]:
+                continue
+            piece = self._piece(name, chunk.offsets).view(tuple(chunk.sizes))
+            if layer is not None:
+                piece = piece[layer - chunk.offsets[0]][None]
+            starts = [chunk.offsets[0] if layer is None else 0, *chunk.offsets[1:]] if whole.dim() else []
+            whole[tuple(slice(at, at + size) for at, size in zip(starts, piece.shape, strict=True))] = piece
+            missing -= piece.numel()
+        if missing:
+            what = f"{name} (layer {head}) lacks {missing:,} elements"
+            raise CheckpointError(what, str(self._path), "copy the checkpoint anew")
+        return whole if layer is None else whole[0]
+
+    def _piece(self, name: str, offsets: torch.Size) -> Tensor:
+        place = self._metadata.storage_data[MetadataIndex(name, offsets)]
+        path = self._path / place.relative_path
+        try:
+            with path.open("rb") as file:
+                file.seek(place.offset)
+                loaded: Tensor = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            what = f"a piece of {name} cannot be read ({error})"
+            raise CheckpointError(what, str(path), "copy the checkpoint anew") from error
+        return loaded.detach()
+
+
+class _Standin:
+    """Takes the place of everything in a pickle that is not plain data."""
+
+    def __init__(self, *unused: Any, **also_unused: Any) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __call__(self, *unused: Any, **also_unused: Any) -> _Standin:
+        return self
+
+
+class _Plain(pickle.Unpickler):
+    """Builds plain data, tensors and argument lists; never runs what a pickle names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("argparse", "Namespace"):
+            return Namespace
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return torch._utils._rebuild_tensor_v2
+        known = getattr(torch, name, None) if module == "torch" else None
+        if name.endswith("Storage") and isinstance(known, type):
+            return known
+        return known if isinstance(known, torch.dtype) else _Standin
+
+
+_PLAIN = SimpleNamespace(
+    __name__="plain", Unpickler=_Plain, load=lambda file, **options: _Plain(file, **options).load()
+)

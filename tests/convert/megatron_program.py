@@ -1,0 +1,91 @@
+"""Saves a checkpoint as Megatron-LM does: mcore's GPTModel of mcore's own layers, cut over tensor-parallel ranks."""
+
+from __future__ import annotations
+
+import enum
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SHAPE = {
+    "num_layers": 3,
+    "hidden_size": 32,
+    "ffn_hidden_size": 48,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "normalization": "RMSNorm",
+    "add_bias_linear": False,
+}
+ROWS, LENGTH = 384, 20
+
+
+class Backend(enum.Enum):
+    """Arguments hold such things, of modules that a reader does not have."""
+
+    AUTO = 1
+
+
+ARGUMENTS: dict[str, Any] = {
+    **SHAPE,
+    "swiglu": True,
+    "group_query_attention": True,
+    "kv_channels": 8,
+    "position_embedding_type": "rope",
+    "rotary_base": 500,
+    "rotary_percent": 1.0,
+    "untie_embeddings_and_output_weights": True,
+    "norm_epsilon": 1e-5,
+    "seq_length": 64,
+    "params_dtype": torch.float32,
+    "attention_backend": Backend.AUTO,
+}
+
+
+def model(tensor: int) -> Any:
+    """Return mcore's model, its weights large enough to matter."""
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.transformer import TransformerConfig
+
+    config = TransformerConfig(
+        **SHAPE,
+        tensor_model_parallel_size=tensor,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+        init_method_std=0.2,
+    )
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    rotary: dict[str, Any] = {"position_embedding_type": "rope", "rotary_base": 500}
+    untied = {"share_embeddings_and_output_weights": False, "parallel_output": False}
+    return GPTModel(config, spec, ROWS, 64, **rotary, **untied).eval()
+
+
+def save(directory: str) -> bool:
+    """Save the checkpoint, and beside it the logits that its own model computes."""
+    from megatron.core import dist_checkpointing
+
+    from megacode.config.training import Parallel
+    from megacode.mcore import groups
+
+    size = int(os.environ["WORLD_SIZE"])
+    ranks = groups.start(Parallel(tensor=size), 1)
+    built = model(size)
+    tokens = torch.arange(1, LENGTH + 1)[None]
+    mask = torch.triu(torch.ones(LENGTH, LENGTH, dtype=torch.bool), 1)[None, None]
+    with torch.no_grad():
+        logits = built(tokens, torch.arange(LENGTH)[None], mask)
+    if ranks.rank == 0:
+        Path(directory).mkdir(parents=True)
+        torch.save(logits[0], f"{directory}.logits")
+    groups.barrier()
+    state = {**built.sharded_state_dict(), "args": Namespace(**ARGUMENTS), "iteration": 5}
+    dist_checkpointing.save(state, directory)
+    groups.stop()
+    return True

@@ -1,0 +1,156 @@
+"""Checkpoints that Megatron-core itself saved become megacode's, and compute what its own model computed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+from typer.testing import CliRunner
+
+from megacode.base.errors import CheckpointError, VerificationError
+from megacode.cli import app
+from megacode.convert import from_megatron as module
+from megacode.convert.from_megatron import from_megatron
+from megacode.convert.hf import to_hf
+from megacode.convert.reference import Reference, alone
+from megacode.convert.source import Source
+from megacode.convert.torch_dist import TorchDist
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = Path(__file__).with_name("megatron_program.py")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Return a function that gives the checkpoint of so many ranks, made on first use."""
+    root = tmp_path_factory.mktemp("megatron")
+
+    def of(ranks: int) -> Path:
+        path = root / f"ranks{ranks}" / "iter_0000005"
+        if not path.exists():
+            assert all(run_ranks(ranks, PROGRAM, "save", {"directory": str(path)}))
+        return path
+
+    return of
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_megacode_computes_what_megatron_computed(
+    ranks: int, saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    arguments = ["convert", "from-megatron", str(saved(ranks)), str(tokenizer_dir), str(tmp_path / "out"), "--json"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["vocab_size"], found["padded_rows"]) == (300, 84)
+    expected = torch.load(saved(ranks).with_suffix(".logits"))[:, :300]
+    tokens = torch.arange(1, len(expected) + 1)[None]
+    source = Source.open(tmp_path / "out")
+    assert source.config.model.rotary_base == 500
+    with alone(source.config) as (config, here):
+        side = Reference(config, here, source.path, torch.float32)
+        logits = side.logits(side.hidden(tokens)[0], 0, 300)
+    assert expected.abs().max() > 1
+    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
+
+
+def test_it_goes_on_to_hugging_face(saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path) -> None:
+    from_megatron(saved(1), tokenizer_dir, tmp_path / "out")
+    assert to_hf(tmp_path / "out", tmp_path / "hf", dtype="fp32").verified
+
+
+def test_pieces_are_put_together_as_megatron_core_does(saved: Callable[[int], Path]) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    stored = TorchDist(saved(2))
+    whole = {name: torch.empty(shape) for name, shape in stored.shapes.items()}
+    dcp.load(whole, storage_reader=FileSystemReader(saved(2)), no_dist=True)
+    for name, tensor in whole.items():
+        assert torch.equal(stored.tensor(name), tensor)
+        if "layers" in name:
+            assert torch.equal(stored.tensor(name, 1), tensor[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"swiglu": False}, "swiglu is False, and megacode computes True"),
+        ({"num_experts": 8, "qk_layernorm": True}, "qk_layernorm is True(.|\n)*num_experts is 8"),
+        ({"num_layers": 4}, "it holds 3 layers, and the arguments say 4"),
+        ({"num_layers": 2}, "it holds 3 layers, and the arguments say 2"),
+        (
+            {"untie_embeddings_and_output_weights": False},
+            r"it holds output_layer\.weight, and megacode's model does not",
+        ),
+        ({"ffn_hidden_size": 64}, r"has shape \[96, 32\], and the arguments make it \[128, 32\]"),
+    ],
+)
+def test_what_megacode_does_not_compute_is_named(
+    change: dict[str, Any], message: str, saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(saved(1), tmp_path / "copy")
+    arguments = {**TorchDist(saved(1)).arguments(), "attention_backend": None, **change}
+    torch.save({"args": Namespace(**arguments)}, tmp_path / "copy" / "common.pt")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        from_megatron(tmp_path / "copy", tokenizer_dir, tmp_path / "out")
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_checkpoint_is_refused(saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no \.metadata"):
+        from_megatron(tmp_path, tokenizer_dir, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"there is no tokenizer\.json"):
+        from_megatron(saved(1), tmp_path, tmp_path / "out")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(CheckpointError, match="it is there already"):
+        from_megatron(saved(1), tokenizer_dir, tmp_path / "there")
+    shutil.copytree(saved(1), tmp_path / "copy")
+    torch.save({"iteration": 5}, tmp_path / "copy" / "common.pt")
+    with pytest.raises(CheckpointError, match="it holds no arguments of Megatron-LM"):
+        from_megatron(tmp_path / "copy", tokenizer_dir, tmp_path / "out")
+
+
+def test_a_damaged_file_is_named(saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved(1), tmp_path / "copy")
+    for path in (tmp_path / "copy").glob("*.distcp"):
+        path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        from_megatron(tmp_path / "copy", tokenizer_dir, tmp_path / "out")
+
+
+def test_a_tensor_that_was_written_wrong_is_named(
+    saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = module.start.write
+
+    def spoiled(tensors: Any, config: Any, hidden: Path) -> None:
+        write((tensor.roll(1, 0) if tensor.shape == (64, 32) else tensor for tensor in tensors), config, hidden)
+
+    monkeypatch.setattr(module.start, "write", spoiled)
+    with pytest.raises(VerificationError, match=r"layers\.0\.self_attention\.linear_qkv\.weight is not what was read"):
+        from_megatron(saved(1), tokenizer_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+class Harmful:
+    """What a pickle can do to its reader."""
+
+    def __reduce__(self) -> Any:
+        return pickle.loads, (b"not even looked at",)
+
+
+def test_nothing_that_a_pickle_names_is_run(saved: Callable[[int], Path], tmp_path: Path) -> None:
+    shutil.copytree(saved(1), tmp_path / "copy")
+    torch.save({"harm": Harmful(), "args": Namespace(num_layers=7)}, tmp_path / "copy" / "common.pt")
+    assert TorchDist(tmp_path / "copy").arguments() == {"num_layers": 7}
