@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megacode.base.errors import CheckpointError, DataError, Problem
+from megacode.base.errors import CheckpointError, DataError
 from megacode.base.files import digest, tree_digest, write_json
 from megacode.eval.judge_prompts import Prompt
 from megacode.eval.scores import model_facts
@@ -158,17 +158,16 @@ def _check_lengths(asked: Sequence[tuple[Prompt, list[int]]], new: int, config: 
     context = getattr(config, "max_position_embeddings", None)
     if context is None:
         return
-    problems = [
-        Problem(
-            f"prompt {prompt.id!r} has {len(ids)} tokens, with an answer of {new} more than the context of {context}",
-            where,
-            f"--max-new-tokens {context - len(ids)}" if len(ids) < context else "leave the prompt out",
-        )
-        for prompt, ids in asked
-        if len(ids) + new > context
-    ]
-    if problems:
-        raise DataError(problems=problems[:10])
+    long = [(prompt, ids) for prompt, ids in asked if len(ids) + new > context]
+    if not long:
+        return
+    prompt, ids = max(long, key=lambda pair: len(pair[1]))
+    what = (
+        f"{len(long)} of {len(asked)} prompts with an answer of {new} tokens are longer than the context of {context}; "
+        f"the longest, {prompt.id!r}, has {len(ids)}"
+    )
+    left = context - len(ids)
+    raise DataError(what, where, f"--max-new-tokens {left} fits all" if left > 0 else "leave such prompts out")
 
 
 def _continue(

@@ -501,9 +501,15 @@ def test_answers_are_kept_by_model_prompt_and_settings(models_ab, tmp_path):
 @slow
 def test_what_does_not_fit_into_the_context_is_refused_with_the_length_that_does(models_ab, tmp_path):
     generation = Generation(max_new_tokens=150)
-    with pytest.raises(DataError, match=r"prompt 'long' has 73 tokens.*context of 192\n.*--max-new-tokens 119"):
+    with pytest.raises(
+        DataError, match=r"1 of 3 prompts.* of 150 tokens.*context of 192; the longest, 'long', has 73\n.*tokens 119"
+    ):
         answers(models_ab[0], PROMPTS, generation, kept(tmp_path, models_ab[0], generation), device="cpu")
     assert not list(tmp_path.rglob("*.json"))
+    with pytest.raises(DataError, match=r"1 of 1 prompts.*\n.*leave such prompts out"):
+        answers(
+            models_ab[0], [Prompt("1", "x" * 300)], generation, kept(tmp_path, models_ab[0], generation), device="cpu"
+        )
 
 
 def settings_in(tmp_path: Path) -> JudgeSettings:
