@@ -1,1 +1,1 @@
-"""F5: checkpoints to Hugging Face models, with proof."""
+"""F5: checkpoints to Hugging Face models and back, and from Megatron-LM, with proof."""

@@ -12,7 +12,7 @@ from megacode.data.indexed import IndexedDataset, idx_path
 from megacode.data.tokenizer import Tokenizer
 
 WINDOWS_PER_SOURCE = 2
-MAX_TOKENS = 256  # of each text: keeps the traces of a 2.8B model under 1 GB
+MAX_TOKENS = 256  # of each text: all texts go through a block at once
 _SHIPPED = ("prose", "code", "markup")
 
 
