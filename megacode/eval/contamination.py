@@ -184,6 +184,8 @@ def _past(run_dir: Path | None, facts: Mapping[str, Any] | None) -> _Past:
     if config.tokenizer is None:
         raise _NotKnownError("the run has no tokenizer")
     chain, clock = facts["fingerprints"], int(facts["consumed_samples"])
+    if not clock:
+        raise _NotKnownError("the model had read nothing yet")
     read = {name: entry for link in chain for name, entry in link["sources"].items()}
     sizes = {name: SourceSize(name, entry["tokens"], identity=entry["identity"]) for name, entry in read.items()}
     streams, absent = {}, {}
@@ -192,7 +194,9 @@ def _past(run_dir: Path | None, facts: Mapping[str, Any] | None) -> _Past:
             streams[name] = _same_source(config, size)
         except (MegacodeError, _NotKnownError) as error:
             absent[name] = " ".join(str(error).split())
-    schedule = build_schedule(config, sizes)
+    # Later phases may draw from sources that nobody has looked at yet.
+    begun = config.model_copy(update={"phases": config.phases[: len(chain)]})
+    schedule = build_schedule(begun, sizes)
     prove_past(schedule, chain, clock)
     return _Past(config, schedule, clock, streams, absent)
 
