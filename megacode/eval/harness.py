@@ -21,6 +21,7 @@ import orjson
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, atomic_path, write_json
 from megacode.eval.categories import category_means
+from megacode.eval.contamination import contamination, task_items
 from megacode.eval.loading import load_tasks, network_problem, prefetch
 from megacode.eval.models import check_model, default_out, is_scored
 from megacode.eval.partial import Part, Partial
@@ -142,6 +143,8 @@ def _score_all(
         document, lines = _score(hf_dir, suite, tasks, choices, (device, target, ranks))
         document["left_out"] = left_out
         if ranks.first:
+            items = [item for name, task in tasks.items() for item in task_items(name, task, choices.limit)]
+            document["contamination"] = contamination(run_of(hf_dir), document["model"]["megacode"], items)
             _write(document, lines, target)
         if ranks.first and choices.limit is None:
             _tell_the_run(hf_dir, target, document)

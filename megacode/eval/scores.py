@@ -22,6 +22,7 @@ from rich.table import Table
 
 from megacode.base.files import digest, file_digest, tree_digest
 from megacode.base.units import format_count, format_seconds
+from megacode.eval.contamination import describe
 
 PACKAGES = ("lm_eval", "transformers", "torch", "tokenizers", "datasets")
 _LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "word_perplexity", "byte_perplexity")
@@ -141,6 +142,7 @@ def render_scores(document: Mapping[str, Any], console: Console) -> None:
         console.print(_means_table(document["means"]))
     for task, why in document["left_out"].items():
         console.print(f"left out: {task}: {why}")
+    console.print(describe(document["contamination"]))
     console.print(f"{format_seconds(document['seconds'])} on {document['settings']['device']}")
 
 

@@ -61,7 +61,7 @@ def test_the_table_shows_scores_intervals_and_chance():
         "scores": {"endings": {"acc": 0.4, "acc_stderr": 0.05}, "bits": {"bits_per_byte": 2.5}},
         "chance": {"endings": 0.25},
         "tasks": {"endings": {"items": 80, "seconds": 1.0}, "bits": {"items": 32, "seconds": 2.0}},
-        "left_out": {"humaneval": "it runs code"},
+        "left_out": {"humaneval": "it runs code"}, "contamination": {"checked": False, "why": "the run is not known"},
         "means": {
             "reasoning": {"score": 0.4, "stderr": 0.05, "of": 2, "missing": ["piqa"]},
             "code": {"score": None, "stderr": None, "of": 1, "missing": ["humaneval"]},
@@ -72,6 +72,7 @@ def test_the_table_shows_scores_intervals_and_chance():
         render_scores(document, console)
     shown = captured.get()
     assert "left out: humaneval: it runs code" in shown
+    assert "contamination: not checked, the run is not known" in shown
     assert [part.strip() for part in next(x for x in shown.splitlines() if "reasoning" in x).split("│")[1:-1]] == [
         "reasoning", "0.400", "0.098", "2", "piqa"
     ]  # fmt: skip

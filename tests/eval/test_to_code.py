@@ -103,6 +103,7 @@ def check_document(place: Path, document: dict) -> None:
     three = [means[name]["score"] for name in ("reasoning", "knowledge", "code")]
     assert means["total"]["score"] == pytest.approx(sum(three) / 3)
     assert document["left_out"] == {}
+    assert document["contamination"]["checked"] is False  # a model without a run
     assert document["versions"]["lm_eval"] == "0.4.13"
     assert all(facts["version"] is not None for facts in document["tasks"].values())
     lines = [json.loads(line) for line in (place / document["items_file"]).read_text().splitlines()]
