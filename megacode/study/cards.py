@@ -142,9 +142,8 @@ def _flops(rate: float) -> str:
 
 
 def parity(export: Json) -> float:
-    """Return the largest difference of a logit between megacode's model and an export; not a number if not proven."""
-    points = (export.get("parity") or {}).get("points") or []
-    return next((value(point, "largest") for point in points if point.get("point") == "logits"), math.nan)
+    """Return the largest difference of a logit, end to end, of megacode's model and an export; nan if not proven."""
+    return value((export.get("parity") or {}).get("end_to_end") or {}, "largest")
 
 
 def _parity_card(record: RunRecord) -> dict[str, str]:
