@@ -14,7 +14,7 @@ VERSION = next(
 TRAINING = [
     "torch>=2.6",
     "megatron-core>=0.16.1,<0.17",
-    "psutil",  # megatron-core's checkpoint writer needs it without saying so, and hangs where it is absent
+    "psutil",  # whose process holds a run directory; megatron-core needs it too, without saying so
     "numpy",
     "pydantic>=2.7",
     "PyYAML",

@@ -165,6 +165,11 @@ class RunDir:
         """Return the name of a checkpoint: `iter_0001000`."""
         return f"iter_{iteration:07d}"
 
+    @staticmethod
+    def iteration_of(checkpoint: Path) -> int:
+        """Return the iteration that a checkpoint's name tells."""
+        return int(checkpoint.name.removeprefix("iter_"))
+
     def checkpoint(self, iteration: int) -> Path:
         """Return the directory of the checkpoint that was saved after an iteration."""
         return self.checkpoints / self.iteration_name(iteration)
@@ -175,5 +180,4 @@ class RunDir:
 
     def iterations(self) -> list[int]:
         """Return the iterations of the published checkpoints, in order."""
-        names = [item.name for item in self.checkpoints.glob("iter_*") if item.is_dir()]
-        return sorted(int(name.removeprefix("iter_")) for name in names)
+        return sorted(self.iteration_of(item) for item in self.checkpoints.glob("iter_*") if item.is_dir())

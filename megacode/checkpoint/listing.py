@@ -36,7 +36,7 @@ def _of_run(run: RunDir) -> list[Path]:
 
 
 def _row(path: Path, is_latest: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": path.name, "iteration": int(path.name.removeprefix("iter_")), "latest": is_latest}
+    row: dict[str, Any] = {"name": path.name, "iteration": RunDir.iteration_of(path), "latest": is_latest}
     try:
         state = TrainState.read(path)
     except CheckpointError as error:

@@ -20,9 +20,7 @@ from torch import Tensor
 from megacode.mcore import optimizer_state
 from megacode.mcore.optimizer_state import WEIGHT
 from megacode.mcore.parts import Parts
-from megacode.mcore.sharding import model_state
-
-_VOCABULARY = ("word_embeddings.weight", "output_layer.weight")
+from megacode.mcore.sharding import VOCABULARY, model_state
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def _place(parts: Parts, entry: Any, shards: list[Any]) -> _Place:
         for shard in shards
     ]
     shape = tuple(shards[0].global_shape)
-    if entry.key.endswith(_VOCABULARY):
+    if entry.key.endswith(VOCABULARY):
         shape = (parts.vocab_size, *shape[1:])
         blocks = [replace(block, rows=max(0, min(block.rows, shape[0] - block.offset[0]))) for block in blocks]
     # The last number counts data-parallel copies, which share the work; the others copies within one model.

@@ -7,20 +7,18 @@ from typing import Any
 
 import torch
 
+VOCABULARY = ("word_embeddings.weight", "output_layer.weight")  # the ends of names of tensors with a row for each token
+
 
 def metadata() -> dict[str, Any]:
     """Return what mcore must be told to describe a state as we save it.
 
-    Each layer's tensors get a name with the layer's number in the whole model. The distributed optimizer's state is
-    described tensor by tensor (`fully_reshardable`), so that another layout can read it; mcore's default cannot even
-    be saved ("flattened_range is not supported").
+    Each layer's tensors get a name with the layer's number in the whole model.
     """
     from megatron.core import parallel_state
 
     return {
         "non_homogeneous_layers": True,
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "chained_optim_avoid_prefix": True,
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
 

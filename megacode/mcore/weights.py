@@ -22,9 +22,9 @@ from torch import Tensor
 from megacode.base.files import digest
 from megacode.config.run import RunConfig
 from megacode.mcore import device
+from megacode.mcore.sharding import VOCABULARY
 
 _INTO_THE_RESIDUAL = ("linear_proj.weight", "linear_fc2.weight")
-_VOCABULARY = ("word_embeddings.weight", "output_layer.weight")
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def initialize(config: RunConfig, vocab_size: int, sharded_states: Sequence[dict
         sharded_states: mcore's sharded state dict of each chunk that this rank holds; its tensors are the parameters.
     """
     for shard in _shards(sharded_states):
-        rows = vocab_size if shard.key.endswith(_VOCABULARY) else shard.global_shape[0]
+        rows = vocab_size if shard.key.endswith(VOCABULARY) else shard.global_shape[0]
         whole = torch.zeros(shard.global_shape, device=shard.data.device)
         _draw(config, shard.key, whole[:rows])
         region = tuple(slice(at, at + n) for at, n in zip(shard.global_offset, shard.local_shape, strict=True))

@@ -73,7 +73,9 @@ def pick(
         if found:
             log.warning("passing over %s: %s", path, "; ".join(found))
             if events is not None:
-                events.write("corrupt", iteration=_number(path), checkpoint=path.name, what="; ".join(found))
+                events.write(
+                    "corrupt", iteration=RunDir.iteration_of(path), checkpoint=path.name, what="; ".join(found)
+                )
             problems.append(Problem("; ".join(found), str(path), "bring it back from a copy"))
             continue
         state = TrainState.read(path)
@@ -100,10 +102,6 @@ def _damage(path: Path, parts: Parts) -> list[str]:
     rank, size = parts.ranks.rank, parts.ranks.world_size
     found = groups.gather_objects(store.damage(path, lambda number: number % size == rank))
     return sorted({line for lines in found for line in lines})
-
-
-def _number(path: Path) -> int:
-    return int(path.name.removeprefix("iter_"))
 
 
 def load(config: RunConfig, parts: Parts, path: Path, *, weights_only: bool = False) -> TrainState:

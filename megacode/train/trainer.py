@@ -9,7 +9,6 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from megacode.base.files import RunDir, read_jsonl
@@ -175,7 +174,7 @@ class Trainer:
             log.warning("there is no checkpoint before the spike to go back to; its update alone is left out")
             self.guard.leave_out(self._result)
             return
-        lost = restoring.lost_work(read_jsonl(self.run.metrics), _iteration_of(path)) if self.sinks else (0, 0.0)
+        lost = restoring.lost_work(read_jsonl(self.run.metrics), RunDir.iteration_of(path)) if self.sinks else (0, 0.0)
         saved = restoring.load(self.config, self.parts, path)
         log.warning("going back to %s; what led to the spike will not be learned", path)
         self._event("rollback", to_iteration=saved.iteration, lost_iterations=lost[0], lost_seconds=lost[1])
@@ -323,7 +322,3 @@ class Trainer:
         if self.events is not None:
             clock = {"iteration": self.state.iteration, "consumed_samples": self.state.consumed_samples}
             self.events.write(event, **clock, **facts)
-
-
-def _iteration_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("iter_"))

@@ -116,8 +116,9 @@ def megatron(trained: Parts, directory: Path) -> Callable[[int], Times]:
         path = directory / str(number)
         path.mkdir(parents=True)
         started = time.perf_counter()
+        resharding = {**metadata(), "distrib_optim_sharding_type": "fully_reshardable"}
         state: dict[str, Any] = model_state(trained.chunks)
-        described = trained.optimizer.sharded_state_dict(dict(state), is_loading=False, metadata=metadata())
+        described = trained.optimizer.sharded_state_dict(dict(state), is_loading=False, metadata=resharding)
         dist_checkpointing.save({**state, "optimizer": described}, str(path))
         whole = time.perf_counter() - started
         return whole, whole
