@@ -20,7 +20,7 @@ if [ -n "$RUN_DIR" ]; then set -- "$@" "run_dir=$RUN_DIR"; fi
 # Where rank 0 is: on the first node, unless node names do not resolve here and the site says another way. For the steps
 # alone: the next job of a chain inherits the environment, and is elsewhere. Jobs that share a node must not share a port.
 address=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
-port=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
+port=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}
 step=(env "MASTER_ADDR=$address" "MASTER_PORT=$port" srun --export=ALL --gpu-bind=none --kill-on-bad-exit=0 --wait=60
     $CONTAINER_SRUN)
 # gpu-bind=none: every rank sees all GPUs of its node and takes the one of its local number. Were only its own visible,

@@ -10,13 +10,14 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from megacode.base.ports import free_port
 
 
 def run_ranks(
@@ -32,7 +33,7 @@ def run_ranks(
         timeout: seconds until all ranks are killed and the test fails: a dead rank leaves the others waiting.
     """
     with tempfile.TemporaryDirectory() as directory:
-        port = _free_port()
+        port = free_port()
         call = json.dumps([str(program), function, arguments or {}])
         ranks = [_start(rank, nproc, port, call, Path(directory)) for rank in range(nproc)]
         try:
@@ -74,12 +75,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def load_program(path: str | Path) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from megacode.base.errors import EXIT_FAILURE, EXIT_RESUMABLE
+from megacode.base.ports import free_port
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _POLL_SECONDS = 0.1
@@ -36,7 +36,7 @@ def run_ranks(arguments: Sequence[str], nproc: int) -> int:
     """
     assert nproc > 0
     command = [sys.executable, "-m", "megacode.cli", *arguments]
-    port = _free_port()
+    port = free_port()
     follow = _follow_parent() if sys.platform == "linux" else None
     # Groups of their own: a terminal's Ctrl-C reaches the parent alone, which passes it on once.
     ranks = [
@@ -76,12 +76,6 @@ def _environment(rank: int, nproc: int, port: int) -> dict[str, str]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _forward_to(ranks: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megacode.base.errors import LaunchError
-
-_FIRST_PORT, _PORTS = 20000, 20000
+from megacode.base.ports import port_of_job
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def _torchrun(environment: Mapping[str, str]) -> Rendezvous:
 def _slurm(environment: Mapping[str, str]) -> Rendezvous:
     size = _number(environment, "SLURM_STEP_NUM_TASKS")
     job = _number(environment, "SLURM_JOB_ID") if "SLURM_JOB_ID" in environment else 0
-    port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else _FIRST_PORT + job % _PORTS
+    port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else port_of_job(job)
     rank, local = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_LOCALID")
     return _checked(Rendezvous(rank, size, local, _slurm_address(environment), port))
 
