@@ -56,7 +56,8 @@ def documents(cu_seqlens: Tensor, rows: int = 1, size: int = 1, rank: int = 0) -
     starts = cu_seqlens.cpu().long()
     lengths = torch.diff(starts)
     positions = torch.arange(int(starts[-1])) - torch.repeat_interleave(starts[:-1], lengths)
-    longest = int(lengths.max())
+    # Kernels are planned for a length: powers of two keep the plans few.
+    longest = 1 << (int(lengths.max()) - 1).bit_length()
     borders = device.to_device(cu_seqlens.int())
     return Documents(
         qkv_format="thd",
@@ -107,13 +108,22 @@ class RotaryTable(torch.nn.Module):
         """
         if len(self._table) < length:
             angles = torch.outer(torch.arange(length, dtype=torch.float32), self._frequencies)
-            cos, sin = angles.cos(), angles.sin()
-            table = torch.cat((cos, cos, -sin, sin), dim=-1).to(self._dtype)
-            self._table = device.to_device(table)
+            self._table = device.to_device(self._rows(angles))
         table, group = self._table[:length], self._context_group
         if group is None or packed_seq:
             return table
         return context.own(table, group.size(), group.rank(), dim=0)
+
+    def _rows(self, angles: Tensor) -> Tensor:
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((cos, cos, -sin, sin), dim=-1).to(self._dtype)
+
+
+class AngleTable(RotaryTable):
+    """The angles themselves, [length, head_size] fp32, each twice, for kernels that take their cosines and sines."""
+
+    def _rows(self, angles: Tensor) -> Tensor:
+        return torch.cat((angles, angles), dim=-1)
 
 
 class CausalSelfAttention(SelfAttention):

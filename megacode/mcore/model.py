@@ -12,14 +12,17 @@ from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
 from megacode.config.run import RunConfig
-from megacode.mcore import device, gradients, layout, translate, weights
-from megacode.mcore.attention import RotaryTable
+from megacode.mcore import device, engine, gradients, layout, translate, weights
+from megacode.mcore.attention import AngleTable, RotaryTable
 from megacode.mcore.kernels import CrossEntropy
-from megacode.mcore.layers import OutputLayer, block_spec
+from megacode.mcore.layers import Embedding, OutputLayer, block_spec
 from megacode.mcore.sharding import model_state
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 
 class Model(GPTModel):
@@ -39,7 +42,7 @@ class Model(GPTModel):
         last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         super().__init__(
             config=mcore_config,
-            transformer_layer_spec=block_spec(config.model, mcore_config, vp_stage),
+            transformer_layer_spec=_spec(config)(config.model, mcore_config, vp_stage),
             vocab_size=translate.padded_vocab_size(config, vocab_size),
             max_sequence_length=config.train.seq_length,
             pre_process=first,
@@ -49,10 +52,14 @@ class Model(GPTModel):
             vp_stage=vp_stage,
         )
         self.tokens = vocab_size
+        self.engine = engine.used(config)
+        # mcore's spec does not reach these two, which it builds of the classes that ours refine.
+        if first:
+            self.embedding.word_embeddings.__class__ = Embedding
         if last:
-            # mcore's spec does not reach the output layer, which it builds of the class that ours refines.
             self.output_layer.__class__ = OutputLayer
-        self.rotary_pos_emb = RotaryTable(
+        table = AngleTable if self.engine and config.parallel.context == 1 else RotaryTable
+        self.rotary_pos_emb = table(
             config.model.head_size,
             config.model.rotary_base,
             translate.DTYPES[config.precision.dtype],
@@ -73,10 +80,23 @@ class Model(GPTModel):
         if own < slice_size:
             logits.detach()[..., max(own, 0) :] = float("-inf")
         labels = labels.t().contiguous()
+        if self.engine:
+            from megacode.mcore.engine_kernels import cross_entropy
+
+            return cross_entropy(logits, labels, self.pg_collection.tp).t()
         if self.pg_collection.tp.size() > 1:
             return vocab_parallel_cross_entropy(logits, labels).t()
         losses = CrossEntropy.apply(logits.flatten(0, 1), labels.flatten())
         return losses.view_as(labels).t()
+
+
+def _spec(config: RunConfig) -> Callable[..., TransformerBlockSubmodules]:
+    """Return the function that lists what the blocks are built from."""
+    if not engine.used(config):
+        return block_spec
+    from megacode.mcore.engine_layers import block_spec as engine_spec
+
+    return engine_spec
 
 
 def build_model(config: RunConfig, vocab_size: int) -> list[Any]:

@@ -1,0 +1,75 @@
+"""Which number format the blocks' matrix products take from here on; a run changes it between iterations.
+
+mcore reads its config in every forward pass, and so do our layers: to change the format is to change the config that
+all modules of a chunk share. Weights, gradients and the optimizer's state do not know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from megacode.config.training import Fp8
+from megacode.mcore import emulation, engine
+from megacode.mcore.parts import Parts
+from megacode.mcore.sharding import bare
+
+
+def use(parts: Parts, recipe: Fp8 | None) -> None:
+    """Compute the blocks' matrix products in FP8, or without.
+
+    Args:
+        parts: of `parts.build`.
+        recipe: one of the run's recipes (`engine.problems` has seen them), or None.
+    """
+    for chunk in parts.chunks:
+        config = bare(chunk).config
+        if engine.used(parts.config):
+            for name, value in mcore_settings(recipe).items():
+                setattr(config, name, value)
+        else:
+            config.emulated_fp8 = recipe
+
+
+def in_use(parts: Parts) -> bool:
+    """Return whether the blocks compute in FP8."""
+    config = bare(parts.chunks[0]).config
+    return bool(config.fp8 or getattr(config, "emulated_fp8", None))
+
+
+def mcore_settings(recipe: Fp8 | None) -> dict[str, Any]:
+    """Return a recipe in mcore's words."""
+    if recipe is None:
+        return {"fp8": None}
+    ends = (recipe.num_layers_at_start_in_bf16, recipe.num_layers_at_end_in_bf16)
+    return {
+        "fp8": recipe.format,
+        "fp8_recipe": recipe.recipe,
+        "fp8_amax_history_len": recipe.amax_history_len,
+        # mcore's default, the latest maximum alone, overflows as soon as a tensor grows.
+        "fp8_amax_compute_algo": "max",
+        "first_last_layers_bf16": any(ends),
+        "num_layers_at_start_in_bf16": ends[0],
+        "num_layers_at_end_in_bf16": ends[1],
+        "fp8_param": recipe.param_gather,
+    }
+
+
+def emulated(config: Any, layer_number: int) -> Any:
+    """Return the context of a block's forward pass: emulated FP8 where the block computes in it, else nothing.
+
+    Args:
+        config: mcore's, shared by the chunk's modules.
+        layer_number: of the block in the whole model, from 1.
+    """
+    recipe: Fp8 | None = getattr(config, "emulated_fp8", None)
+    if recipe is None:
+        return nullcontext()
+    first, last = recipe.num_layers_at_start_in_bf16, config.num_layers - recipe.num_layers_at_end_in_bf16
+    return emulation.region(recipe) if first < layer_number <= last else nullcontext()
+
+
+def blocks(chunks: Sequence[Any]) -> list[Any]:
+    """Return the transformer blocks of this rank's chunks."""
+    return [block for chunk in chunks for block in bare(chunk).decoder.layers]
