@@ -80,7 +80,7 @@ class Parallel(Frozen):
 
 
 class Fp8(Frozen):
-    """FP8 matrix products in the transformer blocks; embedding, norms, attention and output layer keep `dtype`.
+    """FP8 matrix products in the transformer blocks; embedding, norms and attention keep `dtype`.
 
     Attributes:
         recipe: how scales are chosen: from a history of maxima (`delayed`), from each tensor as it is (`tensorwise`),
@@ -88,6 +88,8 @@ class Fp8(Frozen):
         format: `hybrid` is e4m3 forward and e5m2 backward.
         amax_history_len: `delayed` only: micro-batches that the history of maxima goes back.
         num_layers_at_start_in_bf16, num_layers_at_end_in_bf16: blocks that keep `dtype`; not with `delayed`.
+        output_layer: the output layer's products too, always with scales of the tensors as they are. There rounding
+            reaches the loss at once; with a large vocabulary it is also much of the time.
         param_gather: keep the blocks' matrices in FP8 alone, beside the optimizer's fp32 masters: half the memory, and
             half the traffic where the distributed optimizer gathers them. Transformer Engine only.
     """
@@ -97,6 +99,7 @@ class Fp8(Frozen):
     amax_history_len: int = Field(default=1024, ge=1)
     num_layers_at_start_in_bf16: int = Field(default=0, ge=0)
     num_layers_at_end_in_bf16: int = Field(default=0, ge=0)
+    output_layer: bool = False
     param_gather: bool = False
 
 

@@ -80,7 +80,7 @@ class RotaryTable(torch.nn.Module):
     Args:
         head_size: channels of a head, even.
         base: base of the wavelengths.
-        dtype: of the activations.
+        dtype: of the table: the activations', or fp32 for kernels that rotate in fp32.
         context_group: the ranks among which sequences are shared out; absent: this rank holds them whole.
     """
 
@@ -108,22 +108,13 @@ class RotaryTable(torch.nn.Module):
         """
         if len(self._table) < length:
             angles = torch.outer(torch.arange(length, dtype=torch.float32), self._frequencies)
-            self._table = device.to_device(self._rows(angles))
+            cos, sin = angles.cos(), angles.sin()
+            table = torch.cat((cos, cos, -sin, sin), dim=-1).to(self._dtype)
+            self._table = device.to_device(table)
         table, group = self._table[:length], self._context_group
         if group is None or packed_seq:
             return table
         return context.own(table, group.size(), group.rank(), dim=0)
-
-    def _rows(self, angles: Tensor) -> Tensor:
-        cos, sin = angles.cos(), angles.sin()
-        return torch.cat((cos, cos, -sin, sin), dim=-1).to(self._dtype)
-
-
-class AngleTable(RotaryTable):
-    """The angles themselves, [length, head_size] fp32, each twice, for kernels that take their cosines and sines."""
-
-    def _rows(self, angles: Tensor) -> Tensor:
-        return torch.cat((angles, angles), dim=-1)
 
 
 class CausalSelfAttention(SelfAttention):

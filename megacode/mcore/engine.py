@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import metadata
-from importlib.util import find_spec
 
 from megacode.base.errors import Problem
 from megacode.config.run import RunConfig
@@ -23,8 +22,12 @@ _INSTALL = f"python -m pip install --no-build-isolation 'transformer-engine[pyto
 
 def installed() -> str:
     """Return the version of Transformer Engine, empty where it is not installed."""
+    return _version("transformer-engine")
+
+
+def _version(package: str) -> str:
     try:
-        return metadata.version("transformer-engine")
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
 
@@ -39,9 +42,7 @@ def obstacle() -> str:
     if not OLDEST <= parse(found) < BELOW:
         oldest, below = ".".join(map(str, OLDEST)), ".".join(map(str, BELOW))
         return f"Transformer Engine {found} is installed, and megacode drives {oldest} up to, not including, {below}"
-    if find_spec("transformer_engine_torch") is None:
-        return "Transformer Engine is installed without its part for torch"
-    return ""
+    return "" if _version("transformer-engine-torch") else "Transformer Engine is installed without its part for torch"
 
 
 def used(config: RunConfig) -> bool:

@@ -29,13 +29,14 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
-from transformer_engine.pytorch import Linear
+from transformer_engine.common.recipe import Float8CurrentScaling, Format
+from transformer_engine.pytorch import Linear, fp8_autocast
 
 from megacode.config.model import ModelConfig
 from megacode.mcore import device
 from megacode.mcore.attention import CausalSelfAttention, Documents
-from megacode.mcore.engine_kernels import GatedLinearUnit, rotated
-from megacode.mcore.layers import Norm, ParallelBlock, SequentialBlock
+from megacode.mcore.engine_kernels import GatedLinearUnit, RotarySplit
+from megacode.mcore.layers import Norm, OutputLayer, ParallelBlock, SequentialBlock, entered
 
 # Where a fused norm keeps its weight, and its name where it stands alone: checkpoints know the latter.
 _FUSED_NORMS = {
@@ -104,8 +105,9 @@ class EngineSelfAttention(CausalSelfAttention):
             return super()._core(packed, mixed, table)
         if packed is not None:
             table = table[packed.positions]
-        grouped = mixed.view(*mixed.shape[:2], self.num_query_groups_per_partition, -1)
-        query, key, value = rotated(grouped, table[:, None, None])
+        size = self.hidden_size_per_attention_head
+        grouped = mixed.view(*mixed.shape[:2], self.num_query_groups_per_partition, -1, size)
+        query, key, value = RotarySplit.apply(grouped, table)
         if packed is None:
             return self.core_attention(query, key, value, None, attn_mask_type=AttnMaskType.causal)
         flat = (part.squeeze(1) for part in (query, key, value))
@@ -131,6 +133,38 @@ class EngineParallelBlock(ParallelBlock):
 
     def _activated(self, both: Tensor) -> Tensor:
         return GatedLinearUnit.apply(both)
+
+
+class EngineOutputLayer(OutputLayer):
+    """Our output layer, which multiplies in FP8 where the recipe asks for it, with scales of the tensors as they are.
+
+    The weight may be the embedding's, so the linear layer that quantizes it owns none and is no part of the model.
+
+    Attributes:
+        is_first_microbatch: see `_Slice`.
+    """
+
+    is_first_microbatch = True
+
+    def forward(self, input_: Tensor, weight: Tensor | None = None, **unused: Any) -> tuple[Tensor, None]:
+        """Return the logits of this rank's part of the vocabulary; `weight` is the embedding's where they are tied."""
+        if not (self.config.fp8 and self.config.fp8_output_layer):
+            return super().forward(input_, weight)
+        x = entered(input_, self.tp_group, self.config.sequence_parallel)
+        linear = self._linear(self.weight if weight is None else weight)
+        first, self.is_first_microbatch = self.is_first_microbatch, False
+        recipe = Float8CurrentScaling(fp8_format=Format.HYBRID if self.config.fp8 == "hybrid" else Format.E4M3)
+        with fp8_autocast(enabled=True, fp8_recipe=recipe):
+            return linear(x, is_first_microbatch=first), None
+
+    def _linear(self, weight: Tensor) -> Linear:
+        kept: list[Linear] = self.__dict__.setdefault("_fp8_linear", [])
+        if not kept:
+            rows, columns = weight.shape
+            linear = Linear(columns, rows, bias=False, params_dtype=weight.dtype, device="meta")
+            linear.weight, linear.fuse_wgrad_accumulation = weight, True
+            kept.append(linear)
+        return kept[0]
 
 
 def block_spec(model: ModelConfig, config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:

@@ -70,7 +70,7 @@ class ColumnSlice(ColumnParallelLinear):
 
     def forward(self, input_: Tensor, *unused: Any, **also_unused: Any) -> tuple[Tensor, None]:
         """Return this rank's columns of the product, and no bias."""
-        return _multiplied(self, input_), None
+        return _product(self, input_, self.weight), None
 
 
 class RowSlice(RowParallelLinear):
@@ -78,15 +78,15 @@ class RowSlice(RowParallelLinear):
 
     def forward(self, input_: Tensor) -> tuple[Tensor, None]:
         """Return this rank's part of the sum that the product is, and no bias."""
-        return _multiplied(self, input_), None
+        return _product(self, input_, self.weight), None
 
 
-def _multiplied(module: Any, x: Tensor) -> Tensor:
-    """Return x times a module's weight, in emulated FP8 where the block computes in it."""
+def _product(module: Any, x: Tensor, weight: Tensor) -> Tensor:
+    """Return x weight^T, in emulated FP8 where that is asked for."""
     recipe = emulation.current()
     if recipe is None:
-        return Linear.apply(x, module.weight)
-    return emulation.Product.apply(x, module.weight, recipe, module, torch.is_grad_enabled())
+        return Linear.apply(x, weight)
+    return emulation.Product.apply(x, weight, recipe, module, torch.is_grad_enabled())
 
 
 class Embedding(VocabParallelEmbedding):
@@ -110,7 +110,9 @@ class OutputLayer(ColumnParallelLinear):
     def forward(self, input_: Tensor, weight: Tensor | None = None, **unused: Any) -> tuple[Tensor, None]:
         """Return the logits of this rank's part of the vocabulary; `weight` is the embedding's where they are tied."""
         x = entered(input_, self.tp_group, self.config.sequence_parallel)
-        return Linear.apply(x, self.weight if weight is None else weight), None
+        weight = self.weight if weight is None else weight
+        with precision.emulated_output(self.config):
+            return _product(self, x, weight), None
 
 
 def entered(x: Tensor, group: Any, sequence_parallel: bool) -> Tensor:

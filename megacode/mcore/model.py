@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from megacode.config.run import RunConfig
 from megacode.mcore import device, engine, gradients, layout, translate, weights
-from megacode.mcore.attention import AngleTable, RotaryTable
+from megacode.mcore.attention import RotaryTable
 from megacode.mcore.kernels import CrossEntropy
 from megacode.mcore.layers import Embedding, OutputLayer, block_spec
 from megacode.mcore.sharding import model_state
@@ -57,12 +58,12 @@ class Model(GPTModel):
         if first:
             self.embedding.word_embeddings.__class__ = Embedding
         if last:
-            self.output_layer.__class__ = OutputLayer
-        table = AngleTable if self.engine and config.parallel.context == 1 else RotaryTable
-        self.rotary_pos_emb = table(
+            self.output_layer.__class__ = _output_layer(config)
+        wide = self.engine and config.parallel.context == 1
+        self.rotary_pos_emb = RotaryTable(
             config.model.head_size,
             config.model.rotary_base,
-            translate.DTYPES[config.precision.dtype],
+            torch.float32 if wide else translate.DTYPES[config.precision.dtype],
             self.pg_collection.cp,
         )
 
@@ -70,7 +71,7 @@ class Model(GPTModel):
         """Return each token's loss, [b, s] fp32.
 
         Args:
-            labels: [b, s] int64.
+            labels: [b, s] int64; with Transformer Engine's layers `IGNORED` where a token does not count.
             logits: [s, b, padded vocabulary / tensor-parallel size], overwritten where they belong to no token: the
                 padding takes no part in the softmax, so that the loss depends neither on it nor on the layout, and is
                 the loss of the exported model.
@@ -88,6 +89,14 @@ class Model(GPTModel):
             return vocab_parallel_cross_entropy(logits, labels).t()
         losses = CrossEntropy.apply(logits.flatten(0, 1), labels.flatten())
         return losses.view_as(labels).t()
+
+
+def _output_layer(config: RunConfig) -> type[OutputLayer]:
+    if not engine.used(config):
+        return OutputLayer
+    from megacode.mcore.engine_layers import EngineOutputLayer
+
+    return EngineOutputLayer
 
 
 def _spec(config: RunConfig) -> Callable[..., TransformerBlockSubmodules]:

@@ -28,6 +28,7 @@ def use(parts: Parts, recipe: Fp8 | None) -> None:
         if engine.used(parts.config):
             for name, value in mcore_settings(recipe).items():
                 setattr(config, name, value)
+            config.fp8_output_layer = recipe is not None and recipe.output_layer
         else:
             config.emulated_fp8 = recipe
 
@@ -68,6 +69,14 @@ def emulated(config: Any, layer_number: int) -> Any:
         return nullcontext()
     first, last = recipe.num_layers_at_start_in_bf16, config.num_layers - recipe.num_layers_at_end_in_bf16
     return emulation.region(recipe) if first < layer_number <= last else nullcontext()
+
+
+def emulated_output(config: Any) -> Any:
+    """Return the context of the output layer's product: emulated FP8 where the recipe asks for it, else nothing."""
+    recipe: Fp8 | None = getattr(config, "emulated_fp8", None)
+    if recipe is None or not recipe.output_layer:
+        return nullcontext()
+    return emulation.region(recipe.model_copy(update={"recipe": "tensorwise"}))
 
 
 def blocks(chunks: Sequence[Any]) -> list[Any]:

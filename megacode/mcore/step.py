@@ -21,6 +21,7 @@ from megacode.mcore import context, device, gradients, optimizer, scales
 from megacode.mcore.batch import MicroBatch
 from megacode.mcore.groups import Ranks
 from megacode.mcore.parts import Parts
+from megacode.mcore.sharding import bare
 from megacode.plan.batch import samples_digest
 
 Judge = Callable[[float, float], bool]
@@ -173,8 +174,6 @@ def _forward_logits(tokens: Tensor, iterator: Any, chunk: Any) -> tuple[Tensor, 
 
 
 def _vocab_size(chunk: Any) -> int:
-    from megacode.mcore.sharding import bare
-
     return int(bare(chunk).tokens)
 
 
@@ -221,8 +220,17 @@ def _forward(ranks: Ranks, num_sources: int, iterator: Iterator[MicroBatch], chu
 
         packed = documents(batch.cu_seqlens, len(batch.tokens), ranks.cp_size, ranks.cp_rank)
         tokens, labels = tokens.view(1, -1), labels.view(1, -1)
+    if bare(chunk).engine:
+        labels = _counted(ranks, batch, labels)
     output = chunk(tokens, None, None, labels=labels, packed_seq_params=packed)
     return output, partial(_losses, ranks, batch, num_sources)
+
+
+def _counted(ranks: Ranks, batch: MicroBatch, labels: Tensor) -> Tensor:
+    """Return the labels, and in place of those that do not count the one that Transformer Engine's loss leaves out."""
+    from megacode.mcore.engine_kernels import IGNORED
+
+    return labels.masked_fill(_part(ranks, batch.loss_mask).view_as(labels) == 0, IGNORED)
 
 
 def _part(ranks: Ranks, whole: Tensor) -> Tensor:

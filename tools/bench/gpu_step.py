@@ -30,12 +30,20 @@ MODELS = {
         "megacode-bf16",
         "megacode-tensorwise",
         "megacode-delayed",
+        "megacode-delayed+output",
         "megacode-blockwise",
         "megatron-bf16",
         "megatron-delayed",
         "transformers",
     ],
-    "to-code-470m": ["megacode-bf16", "megacode-tensorwise", "megacode-delayed", "megatron-bf16", "transformers"],
+    "to-code-470m": [
+        "megacode-bf16",
+        "megacode-delayed",
+        "megacode-delayed+output",
+        "megatron-bf16",
+        "megatron-delayed",
+        "transformers",
+    ],
 }
 _COLUMNS = (
     ("tokens/s", "tokens_per_second", "{:,.0f}"),

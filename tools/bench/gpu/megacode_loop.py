@@ -14,8 +14,8 @@ from megacode.mcore.step import train_step
 
 def build(preset: str, micro: int, name: str) -> Any:
     """Return a function that trains one step and returns its loss."""
-    wanted = name.removeprefix("megacode-")
-    fp8 = {} if wanted in ("bf16", "local") else {"fp8": {"recipe": wanted}}
+    wanted, _, head = name.removeprefix("megacode-").partition("+")
+    fp8 = {} if wanted in ("bf16", "local") else {"fp8": {"recipe": wanted, "output_layer": head == "output"}}
     config = run_config(preset, micro, transformer_impl="local" if wanted == "local" else "auto", **fp8)
     assert engine.used(config) == (wanted != "local"), engine.obstacle()
     built = parts.build(config, groups.start(config.parallel, config.seed), config.model.vocab_size)

@@ -47,7 +47,7 @@ def build(preset: str, micro: int, name: str) -> Any:
         optimizer="adam", lr=1e-4, min_lr=0.0, weight_decay=0.1, adam_beta2=0.95, clip_grad=1.0, bf16=True,
         params_dtype=torch.bfloat16, use_distributed_optimizer=True,
     )  # fmt: skip
-    optimizer = get_megatron_optimizer(settings, [chunk])
+    optimizer = get_megatron_optimizer(settings, [chunk], use_gloo_process_groups=False)
     positions = torch.arange(SEQ_LENGTH, device="cuda").repeat(micro, 1)
 
     def forward(iterator: Any, part: Any) -> Any:
