@@ -12,7 +12,7 @@ from torch import Tensor
 from megacode.checkpoint.reader import Reader
 from megacode.checkpoint.shards import Shard
 from megacode.mcore import optimizer_state, pieces, scales
-from megacode.mcore.optimizer import configure
+from megacode.mcore.optimizer import configure, restore_fp8_weights
 from megacode.mcore.optimizer_state import WEIGHT
 from megacode.mcore.parts import Parts
 from megacode.mcore.pieces import Piece
@@ -56,6 +56,7 @@ def load(parts: Parts, path: Path, *, weights_only: bool = False) -> None:
     if parts.optimizer is None:
         return
     reader.fill(pieces.state(parts, moments=not weights_only))
+    restore_fp8_weights(parts.chunks, parts.optimizer)
     if weights_only:
         return
     steps = torch.zeros(1, dtype=torch.int64)

@@ -51,7 +51,10 @@ class RotarySplit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, None]:
         """Rotate the gradients back, into one of the projection's shape."""
-        return joined(query, key, value, ctx.saved_tensors[0]), None
+        length, batch, groups, size = key.shape
+        mixed = query.new_empty(length, batch, groups, query.size(2) // groups + 2, size)
+        join(mixed, query, key, value, ctx.saved_tensors[0])
+        return mixed, None
 
 
 @torch.compile
@@ -64,12 +67,12 @@ def split(mixed: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.compile
-def joined(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Tensor:
-    """Return the gradient of `split`'s input from those of its outputs."""
+def join(mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> None:
+    """Write the gradient of `split`'s input from those of its outputs: part by part, which is faster than at once."""
     cos, sin = table[:, None, None, None].chunk(2, dim=-1)
-    grouped = _rotated(query.unflatten(2, (key.size(2), -1)), cos, -sin)
-    key = _rotated(key.unsqueeze(3), cos, -sin)
-    return torch.cat((grouped, key, value.unsqueeze(3)), dim=3)
+    mixed[..., :-2, :] = _rotated(query.unflatten(2, (key.size(2), -1)), cos, -sin)
+    mixed[..., -2, :] = _rotated(key, cos.squeeze(3), -sin.squeeze(3))
+    mixed[..., -1, :] = value
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

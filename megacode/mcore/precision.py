@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from megacode.config.training import Fp8
-from megacode.mcore import emulation, engine
+from megacode.mcore import emulation, engine, translate
 from megacode.mcore.parts import Parts
 from megacode.mcore.sharding import bare
 
@@ -26,7 +26,7 @@ def use(parts: Parts, recipe: Fp8 | None) -> None:
     for chunk in parts.chunks:
         config = bare(chunk).config
         if engine.used(parts.config):
-            for name, value in mcore_settings(recipe).items():
+            for name, value in translate.mcore_recipe(recipe).items():
                 setattr(config, name, value)
             config.fp8_output_layer = recipe is not None and recipe.output_layer
         else:
@@ -37,24 +37,6 @@ def in_use(parts: Parts) -> bool:
     """Return whether the blocks compute in FP8."""
     config = bare(parts.chunks[0]).config
     return bool(config.fp8 or getattr(config, "emulated_fp8", None))
-
-
-def mcore_settings(recipe: Fp8 | None) -> dict[str, Any]:
-    """Return a recipe in mcore's words."""
-    if recipe is None:
-        return {"fp8": None}
-    ends = (recipe.num_layers_at_start_in_bf16, recipe.num_layers_at_end_in_bf16)
-    return {
-        "fp8": recipe.format,
-        "fp8_recipe": recipe.recipe,
-        "fp8_amax_history_len": recipe.amax_history_len,
-        # mcore's default, the latest maximum alone, overflows as soon as a tensor grows.
-        "fp8_amax_compute_algo": "max",
-        "first_last_layers_bf16": any(ends),
-        "num_layers_at_start_in_bf16": ends[0],
-        "num_layers_at_end_in_bf16": ends[1],
-        "fp8_param": recipe.param_gather,
-    }
 
 
 def emulated(config: Any, layer_number: int) -> Any:

@@ -60,7 +60,7 @@ def main(
     models: Annotated[str, typer.Option(help="presets, or preset:contender")] = ",".join(MODELS),
     only: Annotated[str, typer.Option(help="contenders; empty: all")] = "",
     steps: Annotated[int, typer.Option(help="timed steps of each")] = 4,
-    sequences: Annotated[int, typer.Option(help="sequences a step")] = 8,
+    sequences: Annotated[int, typer.Option(help="sequences a step")] = 16,
     micro: Annotated[int, typer.Option(help="sequences a micro-batch; 0: what each contender fits best")] = 0,
     profile: Annotated[bool, typer.Option(help="also print where megacode's time goes")] = False,
     out: Annotated[Path | None, typer.Option("--json", help="also write all figures here")] = None,
@@ -83,7 +83,12 @@ def main(
         options += ["--profile"] if profile else []
         running = [_start(model, name, options, Path(directory)) for model, name in asked]
         for (model, name), process in zip(asked, running, strict=True):
-            found.setdefault(model, {})[name] = _result(name, process)
+            found.setdefault(model, {})[name] = row = _result(name, process)
+            if "error" not in row:
+                said = (
+                    f"{row['tokens_per_second']:,.0f} tokens/s, {row['mfu'] or 0:.1%} MFU, {row['memory_gib']:.1f} GiB"
+                )
+                typer.echo(f"[{name}] {said}")
     for model, rows in found.items():
         _print(model, rows)
     if out:
