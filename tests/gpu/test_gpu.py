@@ -79,6 +79,11 @@ def test_a_probe_measures_and_changes_nothing(seen: dict[str, Any]) -> None:
     assert abs(found["comparison"]["loss"] - found["comparison"]["loss_without"]) < FP8
 
 
+def test_deterministic_runs_repeat_bit_by_bit(seen: dict[str, Any]) -> None:
+    for name, (once, again) in of(seen, "repeated").items():
+        assert furthest(once, again) <= (0.0 if "True" in name else BF16), name
+
+
 def test_a_run_saves_beside_the_loop_and_goes_on(golden: Path, megacode: Megacode) -> None:
     """The whole way with FP8: pinned staging, a checkpoint's scales, resuming, a phase in bf16, a probe."""
     options = ["precision={dtype: bf16, fp8: {recipe: delayed}}", "phases.2.fp8=none", "run_dir=run"]
