@@ -107,6 +107,7 @@ def make_deterministic(wanted: bool) -> None:
         os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0" if wanted else "1"
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it; it costs some MiB
         torch.use_deterministic_algorithms(wanted)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads any
 
 
 def to_device(tensor: torch.Tensor) -> torch.Tensor:
