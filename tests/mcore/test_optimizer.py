@@ -70,7 +70,10 @@ def test_one_process_knows_how_long_its_gradients_took(program: ModuleType) -> N
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("overlaps", [False, True])
-def test_gradients_are_gathered_in_place_unless_mcore_waits_for_each(program: ModuleType, overlaps: bool) -> None:
+def test_gradients_are_gathered_in_place_and_nothing_overlaps_with_nobody(program: ModuleType, overlaps: bool) -> None:
     parts = program.started(program.run_config(parallel={"overlap_grad_reduce": overlaps}))
     marked = [p for p in parts.chunks[0].parameters() if getattr(p, "accumulates", False)]
-    assert len(marked) == (0 if overlaps else 4 * 4 + 1)
+    assert len(marked) == 4 * 4 + 2
+    assert not any(p.announced for p in marked)
+    first, second = program.iterate(parts, 0, 2)
+    assert second["loss"] < first["loss"]
