@@ -20,10 +20,13 @@ import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
+from megacode.base.errors import ConfigError
 from megacode.config.run import RunConfig
 from megacode.mcore import device, groups
 from megacode.mcore.groups import Ranks
+from megacode.plan.buffers import buffers, countable, rank_parameters
 from megacode.plan.costs import ParameterCounts
+from megacode.plan.placement import Placement
 
 _KINDS = {
     "word_embeddings": "embedding",
@@ -54,6 +57,55 @@ class Built:
     gradients: int
     optimizer: int
     buckets: int
+
+
+def dry_run(place: Placement, ranks: Iterable[int]) -> list[dict[str, Any]]:
+    """Build some ranks of a run and compare each with the plan's arithmetic.
+
+    Args:
+        place: the run on its GPUs.
+        ranks: which of them; none: the first, one in the middle and the last.
+
+    Returns:
+        By rank, for JSON: where it stands, `parameters` in all and by component, `modules`, bytes of `weights`,
+        `gradients` and `optimizer`, and `unequal`: what the plan counts otherwise, as built and as planned.
+
+    Raises:
+        ConfigError: there is no such rank, or the config does not fit so many.
+    """
+    wanted = sorted(set(ranks)) or sorted({0, place.gpus // 2, place.gpus - 1})
+    for rank in wanted:
+        if not 0 <= rank < place.gpus:
+            raise ConfigError(f"there is no rank {rank}", "--dry-run-rank", f"give 0 to {place.gpus - 1}")
+    built = build_ranks(place.config, place.gpus, wanted, place.vocab_size)
+    return [_compared(place, rank, found) for rank, found in zip(wanted, built, strict=True)]
+
+
+def _compared(place: Placement, rank: int, built: Built) -> dict[str, Any]:
+    stage, index = place.coordinates(rank)
+    counted, planned_buffers = countable(place, stage, index), buffers(place, stage)
+    planned = {
+        **vars(rank_parameters(place, stage)),
+        "weights": counted.weights,
+        "gradients": counted.gradients,
+        "optimizer": counted.optimizer,
+        "buckets": sum(len(buffer.buckets) for buffer in planned_buffers),
+    }
+    sizes = {name: getattr(built, name) for name in ("weights", "gradients", "optimizer", "buckets")}
+    found = {**vars(built.parameters), **sizes}
+    ranks = built.ranks
+    return {
+        "rank": rank,
+        "tensor": ranks.tp_rank,
+        "pipeline": ranks.pp_rank,
+        "context": ranks.cp_rank,
+        "data": ranks.dp_rank,
+        "parameters": built.parameters.total,
+        "parameters_by_component": vars(built.parameters),
+        "modules": {name: {"count": count, "parameters": own} for name, (count, own) in built.modules.items()},
+        **sizes,
+        "unequal": {key: {"built": found[key], "planned": planned[key]} for key in found if found[key] != planned[key]},
+    }
 
 
 def build_ranks(config: RunConfig, world_size: int, ranks: Iterable[int], vocab_size: int) -> list[Built]:
@@ -113,12 +165,12 @@ def _without_memory() -> Iterator[None]:
         result = type_of(self, *args, **kwargs)
         return f"torch.cuda.{result.rsplit('.', 1)[1]}" if isinstance(result, str) and self.is_meta else result
 
-    torch.Tensor.type, dist.all_gather_object = as_on_cuda, echo  # type: ignore[method-assign]
+    torch.Tensor.type, dist.all_gather_object = as_on_cuda, echo
     try:
         with _OnMeta():
             yield
     finally:
-        torch.Tensor.type, dist.all_gather_object = type_of, gather  # type: ignore[method-assign]
+        torch.Tensor.type, dist.all_gather_object = type_of, gather
 
 
 def _count(ranks: Ranks, chunks: list[Any], optimizer: Any) -> Built:
@@ -157,7 +209,6 @@ def _bytes(tensors: list[torch.Tensor]) -> int:
 
 def _optimizer_bytes(optimizer: Any) -> int:
     """Return the bytes of fp32 masters, where weights are not fp32 themselves, and of Adam's two moments."""
-    from megacode.mcore.optimizer import parts
     from megacode.mcore.optimizer_state import held, prime
 
     with _without_memory():
@@ -165,5 +216,4 @@ def _optimizer_bytes(optimizer: Any) -> int:
         found = list(held(optimizer))
     masters = [run.tensors["model"] for run in found if run.parameter.dtype != torch.float32]
     moments = [tensor for run in found for name, tensor in run.tensors.items() if name != "model"]
-    assert all(part.optimizer.state for part in parts(optimizer) if part.get_parameters())
     return _bytes([*masters, *moments])

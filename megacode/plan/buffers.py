@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from megacode.plan.costs import ParameterCounts
 from megacode.plan.placement import Placement
 
 _ALIGNED, _BUCKET_ALIGNED = 64, 128
 _SMALLEST_BUCKET, _BUCKET_PER_RANK = 40_000_000, 1_000_000
+_EMBEDDINGS = ("embedding", "output")
 GRADIENT_BYTES = MASTER_BYTES = 4
 MOMENT_BYTES = 8  # both
 
@@ -34,7 +36,7 @@ class Buffer:
     spans: tuple[tuple[int, int], ...]
     buckets: tuple[tuple[int, int], ...]
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Elements that are parameters."""
         return sum(end - first for first, end in self.spans)
@@ -44,8 +46,13 @@ class Buffer:
         """Elements with padding."""
         return self.buckets[-1][1]
 
-    def shard(self, index: int, shards: int) -> int:
-        """Return how many parameters' elements lie in share `index` of `shards` equal ones of every bucket."""
+    def share(self, index: int | None, shards: int) -> int:
+        """Return how many parameters' elements lie in share `index` of `shards` equal ones of every bucket.
+
+        Without an index: how many at most, which is a share without padding.
+        """
+        if index is None:
+            return min(self.parameters, self.elements // shards)
         found = 0
         for first, end in self.buckets:
             size = (end - first) // shards
@@ -54,49 +61,71 @@ class Buffer:
         return found
 
 
-def _layer(place: Placement) -> list[tuple[str, int]]:
-    """Return a layer's parameters on one tensor-parallel rank, in the order in which mcore registers them."""
+Parameters = tuple[tuple[str, int], ...]  # kind and elements, in the order in which mcore registers them
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A piece of the model on one tensor-parallel rank: what comes before its layers, one of them, what comes after."""
+
+    before: Parameters
+    layer: Parameters
+    layers: int
+    after: Parameters
+
+    @property
+    def parameters(self) -> Parameters:
+        return self.before + self.layer * self.layers + self.after
+
+
+def _layer(place: Placement) -> Parameters:
     model, tensor = place.config.model, place.config.parallel.tensor
     hidden, channels = model.hidden_size, model.head_size
-    norm = ("norms", hidden)
-    return [
-        norm,
+    norm = (("norms", hidden),)
+    attention = (
         ("attention_proj", model.num_attention_heads * channels * hidden // tensor),
         ("attention_qkv", hidden * (model.num_attention_heads + 2 * model.query_groups) * channels // tensor),
-        *([] if model.block == "parallel" else [norm]),
+    )
+    mlp = (
         ("mlp_gate_up", hidden * 2 * model.ffn_hidden_size // tensor),
         ("mlp_down", model.ffn_hidden_size * hidden // tensor),
-    ]
+    )
+    return norm + attention + (() if model.block == "parallel" else norm) + mlp
 
 
-def _chunk(place: Placement, first: bool, last: bool) -> Iterator[tuple[str, int]]:
-    model = place.config.model
+def _chunks(place: Placement, stage: int) -> Iterator[_Chunk]:
+    model, layer = place.config.model, _layer(place)
     vocabulary = place.vocabulary_rows * model.hidden_size
-    if first:
-        yield "embedding", vocabulary
-    yield from _layer(place) * place.chunk_layers
-    if last:
-        yield "norms", model.hidden_size
+    between = _Chunk((), layer, place.chunk_layers, ())
+    for first, last in place.chunk_ends(stage):
+        if not first and not last:
+            yield between
+            continue
         # A tied output layer on another stage than the embedding's is a copy of it.
-        if not (first and model.share_embeddings_and_output_weights):
-            yield "output", vocabulary
+        output = (("output", vocabulary),) if not (first and model.share_embeddings_and_output_weights) else ()
+        after = (("norms", model.hidden_size), *output) if last else ()
+        yield _Chunk((("embedding", vocabulary),) if first else (), layer, place.chunk_layers, after)
 
 
 def rank_parameters(place: Placement, stage: int) -> ParameterCounts:
     """Return the parameters of one rank of a pipeline stage, by component."""
     counts = dict.fromkeys(ParameterCounts.__dataclass_fields__, 0)
-    for first, last in place.chunk_ends(stage):
-        for kind, elements in _chunk(place, first, last):
-            counts[kind] += elements
+    for chunk in _chunks(place, stage):
+        for parameters, times in ((chunk.before, 1), (chunk.layer, chunk.layers), (chunk.after, 1)):
+            for kind, elements in parameters:
+                counts[kind] += elements * times
     return ParameterCounts(**counts)
 
 
+@lru_cache(maxsize=64)
 def buffers(place: Placement, stage: int) -> list[Buffer]:
     """Return the gradient buffers of one rank of a pipeline stage, one for each of its chunks."""
-    return [
-        _buffer(place, list(_chunk(place, first, last)), _bucket_size(place, stage, chunk))
-        for chunk, (first, last) in enumerate(place.chunk_ends(stage))
-    ]
+    parallel = place.config.parallel
+    # mcore gives what two pipeline stages share a bucket of its own.
+    shared = place.config.model.share_embeddings_and_output_weights and parallel.pipeline > 1
+    padding = _Padding(place.shards, shared) if parallel.distributed_optimizer else None
+    sizes = (_bucket_size(place, stage, number) for number in range(place.chunks))
+    return [_buffer(chunk, size, padding) for chunk, size in zip(_chunks(place, stage), sizes, strict=True)]
 
 
 def _bucket_size(place: Placement, stage: int, chunk: int) -> float:
@@ -106,20 +135,26 @@ def _bucket_size(place: Placement, stage: int, chunk: int) -> float:
     return max(_SMALLEST_BUCKET, _BUCKET_PER_RANK * place.data)
 
 
-def _buffer(place: Placement, parameters: list[tuple[str, int]], bucket_size: float) -> Buffer:
-    sharded = place.config.parallel.distributed_optimizer
-    align = _ALIGNED if sharded else 1
-    bucket_align = math.lcm(place.shards, _BUCKET_ALIGNED) if sharded else 1
-    # mcore gives what two pipeline stages share a bucket of its own.
-    alone = {"embedding", "output"} if sharded and _shared(place) else set()
+@dataclass(frozen=True)
+class _Padding:
+    """How the distributed optimizer pads: for so many shares, and shared embeddings in buckets of their own."""
+
+    shards: int
+    embedding_alone: bool
+
+
+@lru_cache(maxsize=4096)  # advice asks for the same buffers under many micro-batches
+def _buffer(chunk: _Chunk, bucket_size: float, padding: _Padding | None) -> Buffer:
+    align = _ALIGNED if padding else 1
+    bucket_align = math.lcm(padding.shards, _BUCKET_ALIGNED) if padding else 1
+    alone = _EMBEDDINGS if padding and padding.embedding_alone else ()
     spans: list[tuple[int, int]] = []
     buckets: list[tuple[int, int]] = []
     start = bucket = 0
-    for kind, elements in reversed(parameters):
+    for kind, elements in reversed(chunk.parameters):
         start = -(-start // align) * align
         if kind in alone and start > bucket:
-            start = _closed(buckets, bucket, start, bucket_align)
-            bucket = start
+            bucket = start = _closed(buckets, bucket, start, bucket_align)
         spans.append((start, start + elements))
         start += elements
         if start - bucket >= bucket_size or kind in alone:
@@ -127,10 +162,6 @@ def _buffer(place: Placement, parameters: list[tuple[str, int]], bucket_size: fl
     if start > bucket:
         _closed(buckets, bucket, start, bucket_align)
     return Buffer(tuple(spans), tuple(buckets))
-
-
-def _shared(place: Placement) -> bool:
-    return place.config.model.share_embeddings_and_output_weights and place.config.parallel.pipeline > 1
 
 
 def _closed(buckets: list[tuple[int, int]], first: int, end: int, align: int) -> int:
@@ -159,19 +190,20 @@ class Countable:
         return self.weights + self.gradients + self.optimizer
 
 
-def countable(place: Placement, stage: int, index: int = 0) -> Countable:
+def countable(place: Placement, stage: int, index: int | None = None) -> Countable:
     """Return the bytes of weights, gradients and optimizer of a rank.
 
     Args:
         place: the run on its GPUs.
         stage: its pipeline stage.
-        index: its number among the ranks that hold the same weights; those at the end hold more padding.
+        index: its number among the ranks that hold the same weights, of which the last hold some padding; absent: one
+            without.
     """
     found = buffers(place, stage)
     parameters = sum(buffer.parameters for buffer in found)
     sharded = place.config.parallel.distributed_optimizer
     padded = sum(buffer.elements for buffer in found)
-    owned = sum(buffer.shard(index, place.shards) for buffer in found) if sharded else parameters
+    owned = sum(buffer.share(index, place.shards) for buffer in found) if sharded else parameters
     master = MASTER_BYTES if place.config.precision.dtype == "bf16" else 0
     return Countable(
         parameters=parameters,

@@ -16,7 +16,7 @@ from megacode.config.run import RunConfig
 from megacode.plan.costs import padded_vocabulary
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity: what is derived from one is remembered by it
 class Placement:
     """A config on so many GPUs.
 

@@ -1,0 +1,110 @@
+"""The memory of one rank: what is countable to the byte, what is kept and used by an iteration, what is stated.
+
+The most is needed at one of two moments: at the end of a forward pass, when all activations of the micro-batches in
+flight and the logits exist, or in the backward pass of the layer after that, when a layer's gradients do (and, under
+full recomputation, all that the layer keeps). Whichever is more is counted, and what the allocator cannot use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megacode.plan.activations import (
+    Layers,
+    head_tensors,
+    layer_tensors,
+    logits_copy,
+    per_token,
+    working_tensors,
+)
+from megacode.plan.buffers import countable, rank_parameters
+from megacode.plan.hardware import GIB, Hardware
+from megacode.plan.placement import Placement
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank at the moment that needs most.
+
+    Attributes:
+        stage: its pipeline stage.
+        parameters: elements.
+        weights, gradients, optimizer: countable; the most of the data-parallel ranks.
+        fp8_weights: FP8 copies of the layers' weights.
+        activations: kept by the layers of all micro-batches in flight.
+        head: kept after the last layer, without the logits.
+        logits: on the last stage, with their second copy at the moment of most memory.
+        working: one layer's gradients, as far as they exceed what is counted under `logits`.
+        fragmentation, workspace: stated.
+        context: outside torch's allocator: the CUDA context and NCCL.
+    """
+
+    stage: int
+    parameters: int
+    weights: int
+    gradients: int
+    optimizer: int
+    fp8_weights: float
+    activations: float
+    head: float
+    logits: float
+    working: float
+    fragmentation: float
+    workspace: float
+    context: float
+
+    @property
+    def reserved(self) -> float:
+        """What torch's allocator reserves at most; compare with `torch.cuda.max_memory_reserved`."""
+        fixed = self.weights + self.gradients + self.optimizer + self.fp8_weights
+        return fixed + self.activations + self.head + self.logits + self.working + self.fragmentation + self.workspace
+
+    @property
+    def total(self) -> float:
+        """What the GPU must hold."""
+        return self.reserved + self.context
+
+
+def stage_memory(place: Placement, stage: int, hardware: Hardware, layers: Layers) -> Memory:
+    """Return the memory of one rank of a pipeline stage."""
+    counted = countable(place, stage)
+    activations, head, logits, working = _moving(place, stage, layers)
+    nccl = hardware["nccl_gib"] if place.gpus > 1 else 0.0
+    return Memory(
+        stage=stage,
+        parameters=counted.parameters,
+        weights=counted.weights,
+        gradients=counted.gradients,
+        optimizer=counted.optimizer,
+        fp8_weights=hardware["fp8_weight_copies"] * rank_parameters(place, stage).in_layers if place.fp8 else 0.0,
+        activations=activations,
+        head=head,
+        logits=logits,
+        working=working,
+        fragmentation=hardware["fragmentation"] * (activations + head + logits + working),
+        workspace=hardware["workspace_gib"] * GIB,
+        context=(hardware["context_gib"] + nccl) * GIB,
+    )
+
+
+def _moving(place: Placement, stage: int, layers: Layers) -> tuple[float, float, float, float]:
+    """Return activations, head, logits and working tensors of a stage."""
+    recompute, tensors = place.config.parallel.recompute, layer_tensors(place, layers)
+    activations = place.tokens * place.layers_in_flight(stage) * per_token(tensors, recompute)
+    head = logits = 0.0
+    if stage == place.config.parallel.pipeline - 1:
+        kept = head_tensors(place, layers)
+        logits = place.tokens * (kept[-1].bytes_per_token + logits_copy(place, layers).bytes_per_token)
+        head = place.tokens * per_token(kept[:-1], recompute)
+    again = per_token(tensors, "none") - per_token(tensors, recompute) if recompute == "full" else 0.0
+    working = place.tokens * (per_token(working_tensors(place, layers), recompute) + again)
+    return activations, head, logits, max(0.0, working - logits)
+
+
+def fullest(place: Placement, hardware: Hardware, layers: Layers) -> Memory:
+    """Return the memory of the pipeline stage that needs most: the first keeps most micro-batches, the last the logits.
+
+    A stage between keeps fewer micro-batches than the first, and neither embedding nor logits.
+    """
+    ends = sorted({0, place.config.parallel.pipeline - 1})
+    return max((stage_memory(place, stage, hardware, layers) for stage in ends), key=lambda memory: memory.total)
