@@ -20,7 +20,7 @@ app = typer.Typer()
 class LayerKind(Enum):
     """Layers that the plan knows the memory of."""
 
-    transformer_engine = "transformer-engine"
+    transformer_engine = "transformer_engine"
     local = "local"
 
 

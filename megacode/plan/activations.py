@@ -5,11 +5,14 @@ by the width of the MLP or by the vocabulary (`_Widths.cut`), over the same rank
 parallel is on (`sliced`), or not at all (`whole`). Under context parallel a rank has fewer tokens, but attention's keys
 and values are gathered: those of all tokens are kept.
 
-Two sets of layers are known: `transformer-engine`, which keeps a norm's output as this rank's slice and needs no copy
-before attention's projection, and `local`, megacode's own layers, which keep the gathered one. No layer keeps anything
-of size S x S. Recomputation keeps less: `selective` repeats what lies between attention's two projections, `full` all
-of a layer but its input. Source: Korthikanti et al., Reducing Activation Recomputation in Large Transformer Models
-(2022), section 4, for the method; the lists are those of the kernels in use.
+Two sets of layers are known. `transformer_engine`: the sequential block's linear layers keep a norm's output as this
+rank's slice; attention's output needs no copy before its projection; SwiGLU keeps its input alone; the loss overwrites
+the logits with their gradient. `local`: megacode's own layers, which keep the gathered output of a norm, silu(gate) and
+log-probabilities in fp32. Neither keeps anything of size S x S. Under FP8 each linear layer keeps its input in bytes.
+
+Recomputation keeps less: `selective` repeats what lies between attention's two projections, `full` all of a layer but
+its input. Source: Korthikanti et al., Reducing Activation Recomputation in Large Transformer Models (2022), section 4,
+for the method; the lists are those of the kernels in use.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Literal
 
 from megacode.plan.placement import Placement
 
-Layers = Literal["transformer-engine", "local"]
+Layers = Literal["transformer_engine", "local"]
 _FP32, _MASK, _FP8, _INDEX = 4, 1, 1, 8
 _NONE, _SELECTIVE, _FULL = "none", "selective", "full"
 _NOT_FULL = (_NONE, _SELECTIVE)
@@ -55,10 +58,11 @@ class _Widths:
         self.mlp = model.ffn_hidden_size / tensor
         self.vocabulary = place.vocabulary_rows
         self.statistics = (1 if model.normalization == "RMSNorm" else 2) * _FP32 / place.sequence_slices
-        # Transformer Engine's linear layers gather the sequence again in the backward pass. The parallel block gathers
-        # once for both branches, and keeps what it gathered, as local layers do.
-        gathered = layers == "local" or model.block == "parallel"
-        self.normed = self.hidden if gathered else self.sliced
+        # The parallel block gathers the sequence once for both branches and keeps what it gathered, as local layers do;
+        # in FP8 each branch keeps a copy of its own.
+        parallel = model.block == "parallel"
+        gathered = layers == "local" or parallel
+        self.normed = (self.hidden if gathered else self.sliced) * (2 if parallel and place.fp8 else 1)
         self.linear_input = _FP8 if place.fp8 else place.activation_bytes
 
 
@@ -74,7 +78,8 @@ def layer_tensors(place: Placement, layers: Layers) -> list[Saved]:
 
 def _attention(place: Placement, layers: Layers) -> list[Saved]:
     width, size = _widths(place, layers), place.activation_bytes
-    copied = layers == "local" and (place.config.train.micro_batch_size > 1 or place.config.parallel.context > 1)
+    # Attention in pieces of a sequence, and the local kernel with several sequences, write heads before tokens.
+    copied = place.config.parallel.context > 1 or (layers == "local" and place.config.train.micro_batch_size > 1)
     own = copied or place.fp8  # the projection keeps another tensor than attention's kernel
     kept = (_NONE,) if own else _NOT_FULL
     found = [
@@ -120,20 +125,22 @@ def _dropout(place: Placement) -> list[Saved]:
 def head_tensors(place: Placement, layers: Layers) -> list[Saved]:
     """Return what the last pipeline stage keeps after its layers, of one micro-batch."""
     width, size = _widths(place, layers), place.activation_bytes
-    normed = width.hidden if place.config.parallel.tensor == 1 else width.sliced
+    loss = Saved("log-probabilities, fp32", _FP32 * width.vocabulary, _ALWAYS)
+    if layers == "transformer_engine":
+        loss = Saved("logits, then their gradient", size * width.vocabulary, _ALWAYS)
     return [
         Saved("last norm's input", size * width.sliced, _ALWAYS),
         Saved("its statistics", width.statistics, _ALWAYS),
-        Saved("its output", size * normed, _ALWAYS),
+        Saved("its output, gathered", size * width.hidden, _ALWAYS),
         Saved("labels", _INDEX, _ALWAYS),
-        Saved("log-probabilities, fp32", _FP32 * width.vocabulary, _ALWAYS),
+        loss,
     ]
 
 
 def logits_copy(place: Placement, layers: Layers) -> Saved:
-    """Return the logits' second copy, in bf16, which lives beside the fp32 one at the end of the forward pass."""
-    size = 0 if place.config.precision.dtype == "fp32" else place.activation_bytes
-    return Saved("logits, bf16", size * _widths(place, layers).vocabulary, _ALWAYS)
+    """Return what lives beside the loss's own tensor of logits, at the end of the forward pass."""
+    copied = layers == "local" and place.config.precision.dtype == "bf16"
+    return Saved("logits, bf16", copied * place.activation_bytes * _widths(place, layers).vocabulary, _ALWAYS)
 
 
 def working_tensors(place: Placement, layers: Layers) -> list[Saved]:

@@ -38,7 +38,7 @@ class Cluster:
 
     gpus: int
     gpu: str = "H100"
-    layers: Layers = "transformer-engine"
+    layers: Layers = "transformer_engine"
     price: float | None = None
     file: Path | None = None
 
@@ -105,7 +105,7 @@ def check_feasible(document: _Json) -> None:
             if not advice["best"]
             else "use " + " ".join(advice["best"][0]["overrides"])
         )
-        what = f"a rank of pipeline stage {memory['stage']} needs {need}, and a {document['gpus']['gpu']} has {have}"
+        what = f"a rank of pipeline stage {memory['stage']} needs {need}; one {document['gpus']['gpu']} has {have}"
         problems.append(Problem(what, "--gpus", fix))
     for row in document.get("dry_run", []):
         for name, counts in row["unequal"].items():

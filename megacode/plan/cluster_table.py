@@ -18,6 +18,7 @@ _MEMORY = (
     ("gradients", "gradients", "counted"),
     ("optimizer", "optimizer", "counted"),
     ("fp8_weights", "FP8 weights", "counted"),
+    ("stand_ins", "gradient stand-ins", "counted"),
     ("activations", "activations", "by tensor"),
     ("head", "after the layers", "by tensor"),
     ("logits", "logits", "by tensor"),
@@ -62,7 +63,7 @@ def render_cluster(gpus: _Json | None) -> list[RenderableType]:
         Text(),
         _facts(gpus),
         Text(),
-        _advice(gpus["advice"]),
+        _advice(gpus),
     ]
 
 
@@ -91,12 +92,21 @@ def _memory(memory: _Json) -> Table:
     for key, name, how in _MEMORY:
         if memory[key]:
             table.add_row(name, f"{memory[key] / _GIB:.2f}", Text(how, style="dim"))
-    spare = f"of {memory['capacity'] / _GIB:.1f}"
-    said = Text("fits", style="green") if memory["fits"] else Text("does not fit", style="bold red")
-    if memory["fits"] and memory["tight"]:
-        said = Text("tight", style="yellow")
-    table.add_row(Text("all", style="bold"), f"{memory['total'] / _GIB:.2f}", Text.assemble((spare, "dim"), " ", said))
+    word, style = _verdict(memory)
+    table.add_row(
+        Text("all", style="bold"), f"{memory['total'] / _GIB:.2f}", Text(f"{word} {_gib(memory['capacity'])}", style)
+    )
     return table
+
+
+def _verdict(memory: _Json) -> tuple[str, str]:
+    if not memory["fits"]:
+        return "over", "bold red"
+    return ("tight in", "yellow") if memory["tight"] else ("fits", "green")
+
+
+def _gib(size: float) -> str:
+    return f"{size / _GIB:.1f}"
 
 
 def _step(step: _Json) -> Table:
@@ -125,6 +135,10 @@ def _facts(gpus: _Json) -> Table:
     grid.add_row("speed", f"{format_count(gpus['tokens_per_second'])} tokens/s, {each:,.0f} a GPU; {flops}")
     cost = "" if gpus["cost"] is None else f", cost {gpus['cost']:,.0f}"
     grid.add_row("run", f"{_days(gpus['hours'])}, {gpus['gpu_hours']:,.0f} GPU-hours{cost}")
+    if not gpus["memory"]["fits"]:
+        need, have = (_gib(gpus["memory"][key]) for key in ("total", "capacity"))
+        said = f"does not fit: a rank of stage {gpus['memory']['stage']} needs {need} GiB of {have}"
+        grid.add_row("memory", Text(said, style="bold red"))
     saved = gpus["checkpoint"]
     grid.add_row(
         "checkpoint",
@@ -143,7 +157,8 @@ def _failures(failures: _Json) -> str:
     return said if best == failures["checkpoint_every_iterations"] else f"{said} (best: every {best:,})"
 
 
-def _advice(advice: _Json) -> RenderableType:
+def _advice(gpus: _Json) -> RenderableType:
+    advice = gpus["advice"]
     if not advice["best"]:
         return Text("no layout of this run fits these GPUs: take more of them, or larger ones", style="bold red")
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
@@ -162,11 +177,17 @@ def _advice(advice: _Json) -> RenderableType:
             format_seconds(row["seconds"]),
             f"{row['time_of_this'] - 1:+.1%}",
         )
-    return Group(Text(_ranked(advice)), table, Text("as " + " ".join(advice["best"][0]["overrides"]), style="dim"))
+    return Group(
+        Text(_ranked(advice, gpus["memory"]["fits"])),
+        table,
+        Text("as " + " ".join(advice["best"][0]["overrides"]), style="dim"),
+    )
 
 
-def _ranked(advice: _Json) -> str:
+def _ranked(advice: _Json, fits: bool) -> str:
     faster, fitting = advice["faster_than_this"], advice["tried_that_fit"]
+    if not fits:
+        return f"{fitting} other layouts fit; by this model the fastest, against this one if it did:"
     if not faster:
         return f"no layout of the {fitting} that fit is faster by this model"
     return f"{faster} of the {fitting} layouts that fit are faster by this model:"

@@ -67,7 +67,7 @@ def tensor_parallel(place: Placement, hardware: Hardware, layers: Layers) -> Lay
     """
     parallel = place.config.parallel
     pairs = 1 if place.config.model.block == "parallel" else 2
-    again = 1 if parallel.sequence_parallel and layers == "transformer-engine" and pairs == 2 else 0
+    again = 1 if parallel.sequence_parallel and layers == "transformer_engine" and pairs == 2 else 0
     once = link(hardware, parallel.tensor, 1).seconds(_residual_bytes(place))
     shown = 1 - hardware["tensor_overlap"]
     return LayerTraffic(2 * pairs * once * shown, (2 + again) * pairs * once * shown)

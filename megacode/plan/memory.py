@@ -31,6 +31,8 @@ class Memory:
         parameters: elements.
         weights, gradients, optimizer: countable; the most of the data-parallel ranks.
         fp8_weights: FP8 copies of the layers' weights.
+        stand_ins: what autograd is given where the gradient was added up already and a reduction waits for it: one
+            unread tensor for each shape of matrix.
         activations: kept by the layers of all micro-batches in flight.
         head: kept after the last layer, without the logits.
         logits: on the last stage, with their second copy at the moment of most memory.
@@ -45,6 +47,7 @@ class Memory:
     gradients: int
     optimizer: int
     fp8_weights: float
+    stand_ins: int
     activations: float
     head: float
     logits: float
@@ -56,8 +59,8 @@ class Memory:
     @property
     def reserved(self) -> float:
         """What torch's allocator reserves at most; compare with `torch.cuda.max_memory_reserved`."""
-        fixed = self.weights + self.gradients + self.optimizer + self.fp8_weights
-        return fixed + self.activations + self.head + self.logits + self.working + self.fragmentation + self.workspace
+        fixed = self.weights + self.gradients + self.optimizer + self.fp8_weights + self.stand_ins + self.workspace
+        return fixed + self.activations + self.head + self.logits + self.working + self.fragmentation
 
     @property
     def total(self) -> float:
@@ -77,6 +80,7 @@ def stage_memory(place: Placement, stage: int, hardware: Hardware, layers: Layer
         gradients=counted.gradients,
         optimizer=counted.optimizer,
         fp8_weights=hardware["fp8_weight_copies"] * rank_parameters(place, stage).in_layers if place.fp8 else 0.0,
+        stand_ins=_stand_ins(place, stage),
         activations=activations,
         head=head,
         logits=logits,
@@ -85,6 +89,13 @@ def stage_memory(place: Placement, stage: int, hardware: Hardware, layers: Layer
         workspace=hardware["workspace_gib"] * GIB,
         context=(hardware["context_gib"] + nccl) * GIB,
     )
+
+
+def _stand_ins(place: Placement, stage: int) -> int:
+    if not place.config.parallel.overlap_grad_reduce:
+        return 0
+    counts = rank_parameters(place, stage)
+    return place.activation_bytes * (counts.in_layers // place.stage_layers + max(counts.embedding, counts.output))
 
 
 def _moving(place: Placement, stage: int, layers: Layers) -> tuple[float, float, float, float]:

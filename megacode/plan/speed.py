@@ -84,7 +84,7 @@ def step_time(place: Placement, hardware: Hardware, layers: Layers) -> StepTime:
     """Return the time of one full global batch."""
     last = place.config.parallel.pipeline - 1
     layer = _layer(place, hardware, layers)
-    ends = {stage: _ends(place, hardware, stage) for stage in {0, last}}
+    ends = {stage: _ends(place, hardware, layers, stage) for stage in {0, last}}
     stages = {stage: _stage(place, layer, end) for stage, end in ends.items()}
     times = {stage: (forward + backward).total for stage, (forward, backward) in stages.items()}
     middle = (layer[0] + layer[1]).times(place.stage_layers).total
@@ -190,7 +190,7 @@ def _traffic(place: Placement) -> tuple[float, float]:
     return place.tokens * (size * forward + 4 * cast), place.tokens * (size * backward + 4 * cast)
 
 
-def _ends(place: Placement, hardware: Hardware, stage: int) -> tuple[_Pass, _Pass]:
+def _ends(place: Placement, hardware: Hardware, layers: Layers, stage: int) -> tuple[_Pass, _Pass]:
     """Return what a stage does beside its layers: the embedding on the first, the logits and the loss on the last."""
     rate = hardware["memory_bandwidth"] * hardware["elementwise_efficiency"]
     hidden = place.config.model.hidden_size
@@ -202,12 +202,21 @@ def _ends(place: Placement, hardware: Hardware, stage: int) -> tuple[_Pass, _Pas
         backward += _Pass(elementwise=3 * place.activation_bytes * moved)
     if stage == place.config.parallel.pipeline - 1:
         matrices = _product(place, hardware, place.vocabulary_rows, hidden, fp8=False)
-        # The loss: cast to fp32, softmax, its gradient in place, cast back.
         moved = place.tokens * place.vocabulary_rows / rate
-        size = place.activation_bytes
-        forward += _Pass(matrices, elementwise=(size + 4 + 8) * moved, tensor=collective.forward)
-        backward += _Pass(2 * matrices, elementwise=(8 + 4 + size) * moved, tensor=collective.backward)
+        passes = _loss_passes(place, layers)
+        forward += _Pass(matrices, elementwise=passes[0] * moved, tensor=collective.forward)
+        backward += _Pass(2 * matrices, elementwise=passes[1] * moved, tensor=collective.backward)
     return forward, backward
+
+
+def _loss_passes(place: Placement, layers: Layers) -> tuple[int, int]:
+    """Return the bytes that the loss reads and writes of each logit, forward and backward.
+
+    Transformer Engine's kernel reads the logits twice and overwrites them with their gradient. Ours casts them to fp32,
+    and reads and writes those for log-probabilities; backward the same for the gradient, which is cast back.
+    """
+    size = place.activation_bytes
+    return (3 * size, 0) if layers == "transformer_engine" else (size + 4 + 8, 8 + 4 + size)
 
 
 def _optimizer(place: Placement, hardware: Hardware) -> float:
