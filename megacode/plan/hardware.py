@@ -96,30 +96,32 @@ def _read(file: Path) -> _Json:
 def _laid_over(table: _Json, own: _Json, file: str) -> _Json:
     """Return the table with a user's constants in it; all mistakes are reported at once."""
     problems: list[Problem] = []
-    result = {section: dict(entries) for section, entries in table.items()}
+    result = dict(table)
     for section, entries in own.items():
         if section not in result or not isinstance(entries, dict):
-            fix = did_you_mean(str(section), list(result))
-            problems.append(Problem(f"{section!r} is no section of the table", file, fix))
-            continue
-        if section != "gpus":
+            problems.append(
+                Problem(f"{section!r} is no section of the table", file, did_you_mean(section, list(result)))
+            )
+        elif section == "gpus":
+            result[section] = _gpus_laid_over(result[section], entries, f"{file}:gpus", problems)
+        else:
             result[section] = _merged(result[section], entries, f"{file}:{section}", problems)
-            continue
-        for gpu, constants in entries.items():
-            model = constants.get("like", "H100") if isinstance(constants, dict) and gpu not in result[section] else gpu
-            if not isinstance(constants, dict) or model not in result[section]:
-                problems.append(
-                    Problem(
-                        f"{gpu!r} is not a table of constants like one of the known GPUs",
-                        f"{file}:gpus",
-                        "write like: H100, and what is different",
-                    )
-                )
-                continue
-            own_constants = {key: value for key, value in constants.items() if key != "like"}
-            result[section][gpu] = _merged(result[section][model], own_constants, f"{file}:gpus.{gpu}", problems)
     if problems:
         raise ConfigError(problems=problems)
+    return result
+
+
+def _gpus_laid_over(known: _Json, own: _Json, where: str, problems: list[Problem]) -> _Json:
+    """Return the GPUs with a user's; one that is not known says which known one it is `like`."""
+    result = dict(known)
+    for gpu, constants in own.items():
+        entries = dict(constants) if isinstance(constants, dict) else {}
+        model = entries.pop("like", gpu)
+        if model in known and entries:
+            result[gpu] = _merged(known[model], entries, f"{where}.{gpu}", problems)
+            continue
+        fix = f"write {gpu}: {{like: H100, memory_gib: 95}}, with what is different; known: {', '.join(known)}"
+        problems.append(Problem(f"{gpu!r} is not a table of constants like one of the known GPUs", where, fix))
     return result
 
 
@@ -128,11 +130,18 @@ def _merged(known: _Json, own: _Json, where: str, problems: list[Problem]) -> _J
     for name, entry in own.items():
         value = entry.get("value") if isinstance(entry, dict) else entry
         if name not in known:
-            problems.append(
-                Problem(f"{name!r} is no constant of the table", where, did_you_mean(str(name), list(known)))
-            )
-        elif isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-            problems.append(Problem(f"{value!r} is not a number", f"{where}.{name}", "give 0 or a positive number"))
+            fix = did_you_mean(name, list(known))
+            problems.append(Problem(f"{name!r} is no constant of the table", where, fix))
+        elif not _is_positive(value):
+            problems.append(Problem(f"{value!r} is not a positive number", f"{where}.{name}", "give a number above 0"))
         else:
-            result[name] = entry if isinstance(entry, dict) else {"value": value, "source": where, "measured": None}
+            result[name] = entry if isinstance(entry, dict) else {"value": value, "measured": None}
     return result
+
+
+def _is_positive(value: object) -> bool:
+    # YAML takes 4.5e10, without a sign in the exponent, for text.
+    try:
+        return isinstance(value, (int, float, str)) and not isinstance(value, bool) and float(value) > 0
+    except ValueError:
+        return False
