@@ -35,6 +35,7 @@ def plan(
     gpu: Annotated[str, typer.Option(help="Their kind: A100, H100, H200, B200, or one of --hardware.")] = "H100",
     layers: Annotated[LayerKind, typer.Option(help="The layers they compute with.")] = LayerKind.transformer_engine,
     gpu_hour_price: Annotated[float | None, typer.Option(min=0, help="Of one GPU, in any currency.")] = None,
+    scale: Annotated[str, typer.Option(help="Compare numbers of GPUs: 8,64,512.")] = "",
     hardware: Annotated[Path | None, typer.Option(help="Constants of your own cluster: docs/scale.md.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build the first, a middle and the last rank.")] = False,
     dry_run_rank: Annotated[list[int] | None, typer.Option(help="Build this rank; may be repeated.")] = None,
@@ -42,11 +43,13 @@ def plan(
     """Show what a config will read and cost, phase by phase, before anything is started."""
     from megacode.config.loading import load_config
     from megacode.convert.layouts import check_exportable
-    from megacode.plan.cluster import Cluster
+    from megacode.plan.cluster import Cluster, check_feasible
+    from megacode.plan.scaling import parse_counts
     from megacode.train.planning import plan_run
 
     parsed = load_config(config, overrides or [])
-    cluster = None if gpus is None else Cluster(gpus, gpu, layers.value, gpu_hour_price, hardware)
+    counts = parse_counts(scale) if scale else ()
+    cluster = Cluster(gpus, counts, gpu, layers.value, gpu_hour_price, hardware)
     document = plan_run(parsed, against, accept_changed_past, cluster)
     if dry_run or dry_run_rank:
         document["dry_run"] = _dry_run(parsed, gpus, document["vocab_size"], dry_run_rank or [])
@@ -62,10 +65,7 @@ def plan(
         from megacode.plan.table import render_plan
 
         render_plan(document, Console())
-    if gpus is not None:
-        from megacode.plan.cluster import check_feasible
-
-        check_feasible(document)
+    check_feasible(document)
 
 
 def _dry_run(parsed: RunConfig, gpus: int | None, vocab_size: int, ranks: list[int]) -> list[dict[str, Any]]:

@@ -29,14 +29,16 @@ class Cluster:
     """What to plan for.
 
     Attributes:
-        gpus: how many.
+        gpus: how many to lay the config's own layout over; absent: none.
+        scale: numbers of them to compare, each with the fastest layout that fits it.
         gpu: their kind, as `hardware.yaml` names it.
         layers: which layers they compute with.
         price: of one GPU for an hour, in any currency; absent: nothing is said of money.
         file: a table of constants of the user's own.
     """
 
-    gpus: int
+    gpus: int | None = None
+    scale: tuple[int, ...] = ()
     gpu: str = "H100"
     layers: Layers = "transformer_engine"
     price: float | None = None
@@ -56,38 +58,50 @@ def cluster_document(config: RunConfig, cluster: Cluster, vocab_size: int, work:
         ConfigError: the GPUs are not known, or do not divide into whole copies of the model and whole micro-batches.
     """
     hardware = load_hardware(cluster.gpu, cluster.file)
-    place = Placement(config, cluster.gpus, vocab_size)
+    assert cluster.gpus is not None
+    gpus = cluster.gpus
+    place = Placement(config, gpus, vocab_size)
     place.check()
     if place.fp8 and not hardware["fp8_flops"]:
         raise ConfigError(
             f"{hardware.gpu} computes no FP8", "precision.fp8", "set it to none, or plan for another --gpu"
         )
     memory, time = fullest(place, hardware, cluster.layers), step_time(place, hardware, cluster.layers)
-    hours = work["total_samples"] / config.train.global_batch_size * time.total / _HOUR
-    batch_flops = work["flops"] / work["total_samples"] * config.train.global_batch_size
-    rate = batch_flops / time.total / cluster.gpus
+    hours, (rate, mfu) = run_hours(config, time, work), utilization(place, hardware, time, work)
     return {
-        "gpus": cluster.gpus,
+        "gpus": gpus,
         "gpu": hardware.gpu,
         "layers": cluster.layers,
-        "nodes": -(-cluster.gpus // int(hardware["gpus_per_node"])),
+        "nodes": -(-gpus // int(hardware["gpus_per_node"])),
         "data_parallel": place.data,
         "micro_batches": place.micro_batches,
-        "flops_per_gpu": work["flops"] / cluster.gpus,
+        "flops_per_gpu": work["flops"] / gpus,
         "memory": _memory(memory, hardware),
         "activations": _activations(place, cluster.layers),
         "step": {**vars(time), "seconds": time.total},
         "tokens_per_second": config.train.global_batch_size * config.train.seq_length / time.total,
         "model_flops_per_second_per_gpu": rate,
-        "mfu": rate / hardware.peak_flops(config.precision.dtype, place.fp8),
+        "mfu": mfu,
         "hours": hours,
-        "gpu_hours": hours * cluster.gpus,
-        "cost": None if cluster.price is None else hours * cluster.gpus * cluster.price,
+        "gpu_hours": hours * gpus,
+        "cost": None if cluster.price is None else hours * gpus * cluster.price,
         "checkpoint": _checkpoint(place, hardware),
         "failures": _failures(place, hardware, time, hours),
         "advice": _advice(place, hardware, cluster.layers, time),
         "measured": hardware.measured,
     }
+
+
+def run_hours(config: RunConfig, time: StepTime, work: _Json) -> float:
+    """Return how long a whole run takes at the rate of full batches; a ramp's smaller ones are slower a sample."""
+    return float(work["total_samples"] / config.train.global_batch_size * time.total / _HOUR)
+
+
+def utilization(place: Placement, hardware: Hardware, time: StepTime, work: _Json) -> tuple[float, float]:
+    """Return the model's operations a second and GPU, and their share of the peak: MFU."""
+    config = place.config
+    rate = work["flops"] / work["total_samples"] * config.train.global_batch_size / time.total / place.gpus
+    return rate, rate / hardware.peak_flops(config.precision.dtype, place.fp8)
 
 
 def check_feasible(document: _Json) -> None:
@@ -97,8 +111,8 @@ def check_feasible(document: _Json) -> None:
         PlanError: a rank does not fit its GPU, or a dry run built other than what is planned.
     """
     problems = []
-    memory, advice = document["gpus"]["memory"], document["gpus"]["advice"]
-    if not memory["fits"]:
+    if "gpus" in document and not document["gpus"]["memory"]["fits"]:
+        memory, advice = document["gpus"]["memory"], document["gpus"]["advice"]
         need, have = (f"{memory[key] / GIB:.1f} GiB" for key in ("total", "capacity"))
         fix = (
             "take more GPUs, or larger ones"

@@ -11,6 +11,7 @@ from megacode.plan.cluster import Cluster, cluster_document
 from megacode.plan.costs import flops_per_token, padded_vocabulary, parameter_counts, parameters
 from megacode.plan.learning_rate import LearningRateSchedule, PhaseRate
 from megacode.plan.phases import PhasePlan, Schedule
+from megacode.plan.scaling import scaling_document
 
 _USEFUL_EPOCHS = 4
 _Json = dict[str, Any]
@@ -62,8 +63,10 @@ def plan_document(
         "flops_per_token": per_token,
         "flops": per_token * total_tokens,
     }
-    if cluster is not None:
+    if cluster is not None and cluster.gpus is not None:
         document["gpus"] = cluster_document(config, cluster, vocab_size, document)
+    if cluster is not None and cluster.scale:
+        document["scale"] = scaling_document(config, cluster, vocab_size, document)
     document["warnings"] = list(_warnings(config, schedule, document))
     document["fingerprints"] = schedule.fingerprints()
     return document

@@ -121,7 +121,7 @@ def _layer(place: Placement, hardware: Hardware, layers: Layers) -> tuple[_Pass,
     tensor = communication.tensor_parallel(place, hardware, layers)
     context = communication.context_parallel(place, hardware)
     matrices = sum(_product(place, hardware, *shape, fp8=place.fp8) for shape in _products(place))
-    attention = _attention(place, hardware)
+    attention = _attention(place, hardware, layers)
     moved = _traffic(place)
     rate = hardware["memory_bandwidth"] * hardware["elementwise_efficiency"]
     forward = _Pass(matrices, attention[0], moved[0] / rate, tensor=tensor.forward, context=context.forward)
@@ -159,7 +159,7 @@ def _product(place: Placement, hardware: Hardware, rows: float, columns: float, 
     return 2 * place.tokens * rows * columns / (peak * efficiency)
 
 
-def _attention(place: Placement, hardware: Hardware) -> tuple[float, float]:
+def _attention(place: Placement, hardware: Hardware, layers: Layers) -> tuple[float, float]:
     """Return the time of attention's products, forward and backward: causal, so S + 1 keys on average over 2."""
     model, length = place.config.model, place.config.train.seq_length
     width = model.num_attention_heads * model.head_size / place.config.parallel.tensor
@@ -167,6 +167,8 @@ def _attention(place: Placement, hardware: Hardware) -> tuple[float, float]:
     peak = hardware.peak_flops(place.config.precision.dtype, fp8=False)
     narrow = min(1.0, max(model.head_size, 64) / _FULL_WIDTH)
     peak *= hardware["attention_at_64"] ** ((1.0 - narrow) * 2)
+    if layers == "local" or place.config.parallel.context > 1:
+        peak *= hardware["attention_by_torch"]
     forward = operations / (peak * hardware["attention_forward_efficiency"])
     backward = operations * hardware["attention_backward_flops"]
     return forward, backward / (peak * hardware["attention_backward_efficiency"])

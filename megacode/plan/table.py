@@ -15,6 +15,7 @@ from megacode.plan.cluster_table import headline, render_cluster, render_dry_run
 from megacode.plan.difference import shown
 from megacode.plan.document import plan_document
 from megacode.plan.past import render_lost
+from megacode.plan.scaling import render_scaling
 
 __all__ = ["plan_document", "render_plan"]
 
@@ -36,7 +37,8 @@ def render_plan(document: _Json, console: Console) -> None:
     for number, phase in enumerate(document["phases"]):
         parts += [Text(), _phase_head(phase), _phase_table(document, phase, console.width, number == 0)]
     parts += [Text(), Rule(Text("sources over the whole run", style="bold"), align="left", style="dim")]
-    parts += [_source_table(document), *render_cluster(document.get("gpus")), *render_dry_run(document.get("dry_run"))]
+    parts += [_source_table(document), *render_cluster(document.get("gpus")), *render_scaling(document.get("scale"))]
+    parts += render_dry_run(document.get("dry_run"))
     parts += [Text()] if document["warnings"] or "against" in document else []
     parts.append(_notes(document))
     console.print(Padding(Group(*parts), 1), width=min(_WIDEST, console.width))

@@ -32,7 +32,9 @@ def perfect(h100: Hardware) -> Hardware:
     free = {name: 1e30 for name in h100.values if name.endswith("bandwidth")}
     nothing = ["host_seconds_a_layer", "step_overhead_seconds", "half_efficient_width"]
     nothing += [name for name in h100.values if "latency" in name]
-    whole = [name for name in h100.values if name.endswith("efficiency") or name == "attention_at_64"]
+    whole = [
+        name for name in h100.values if name.endswith("efficiency") or name in ("attention_at_64", "attention_by_torch")
+    ]
     values = {**free, **dict.fromkeys(nothing, 0.0), **dict.fromkeys(whole, 1.0)}
     return changed(h100, **values, attention_backward_flops=2.0)
 
