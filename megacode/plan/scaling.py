@@ -90,10 +90,12 @@ def render_scaling(rows: list[_Json] | None) -> list[RenderableType]:
     for heading in ("GPUs", "t", "p", "c", "d", "b", "GiB", "seconds", "comm", "bubble", "tokens/s", "MFU", "days"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(f"{row['gpus']:,}", *(_cells(row) if row["layout"] else [Text("none fits", style="red")]))
+        table.add_row(f"{row['gpus']:,}", *(_cells(row) if row["layout"] else ["-"]))
+    without = [f"{row['gpus']:,}" for row in rows if not row["layout"]]
+    missing = [Text(f"no layout fits {', '.join(without)}", style="red")] if without else []
     title = Rule(Text(f"the fastest layout on so many {rows[0]['gpu']}", style="bold"), align="left", style="dim")
-    legend = "t tensor, p pipeline x pieces, c context, d data, b micro-batch (s, f recompute)"
-    return [Text(), title, table, Text(legend, style="dim")]
+    legend = "t tensor, p pipeline x pieces, c context, d data, b micro-batch"
+    return [Text(), title, table, *missing, Text(legend, style="dim")]
 
 
 def _cells(row: _Json) -> list[str]:
