@@ -91,10 +91,12 @@ def render_scaling(rows: list[_Json] | None) -> list[RenderableType]:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(f"{row['gpus']:,}", *(_cells(row) if row["layout"] else ["-"]))
+    legend = "t tensor, p pipeline x pieces, c context, d data, b micro-batch"
+    if any(row["layout"] and row["layout"]["recompute"] != "none" for row in rows):
+        legend += "; s, f: recompute"
     without = [f"{row['gpus']:,}" for row in rows if not row["layout"]]
     missing = [Text(f"no layout fits {', '.join(without)}", style="red")] if without else []
     title = Rule(Text(f"the fastest layout on so many {rows[0]['gpu']}", style="bold"), align="left", style="dim")
-    legend = "t tensor, p pipeline x pieces, c context, d data, b micro-batch"
     return [Text(), title, table, *missing, Text(legend, style="dim")]
 
 
