@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,13 +16,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-class LayerKind(Enum):
-    """Layers that the plan knows the memory of."""
-
-    transformer_engine = "transformer_engine"
-    local = "local"
-
-
 @app.command()
 def plan(
     config: Config,
@@ -33,7 +25,6 @@ def plan(
     accept_changed_past: AcceptChangedPast = False,
     gpus: Annotated[int | None, typer.Option(min=1, help="Say what the run needs on so many GPUs.")] = None,
     gpu: Annotated[str, typer.Option(help="Their kind: A100, H100, H200, B200, or one of --hardware.")] = "H100",
-    layers: Annotated[LayerKind, typer.Option(help="The layers they compute with.")] = LayerKind.transformer_engine,
     gpu_hour_price: Annotated[float | None, typer.Option(min=0, help="Of one GPU, in any currency.")] = None,
     scale: Annotated[str, typer.Option(help="Compare numbers of GPUs: 8,64,512.")] = "",
     hardware: Annotated[Path | None, typer.Option(help="Constants of your own cluster: docs/scale.md.")] = None,
@@ -49,7 +40,7 @@ def plan(
 
     parsed = load_config(config, overrides or [])
     counts = parse_counts(scale) if scale else ()
-    cluster = Cluster(gpus, counts, gpu, layers.value, gpu_hour_price, hardware)
+    cluster = Cluster(gpus, counts, gpu, gpu_hour_price, hardware)
     document = plan_run(parsed, against, accept_changed_past, cluster)
     if dry_run or dry_run_rank:
         document["dry_run"] = _dry_run(parsed, gpus, document["vocab_size"], dry_run_rank or [])

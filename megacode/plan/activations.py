@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from megacode.config.run import RunConfig
 from megacode.plan.placement import Placement
 
 Layers = Literal["transformer_engine", "local"]
@@ -61,14 +62,20 @@ class _Widths:
         # The parallel block gathers the sequence once for both branches and keeps what it gathered, as local layers do;
         # in FP8 each branch keeps a copy of its own.
         parallel = model.block == "parallel"
-        gathered = layers == "local" or parallel
-        self.normed = (self.hidden if gathered else self.sliced) * (2 if parallel and place.fp8 else 1)
-        self.linear_input = _FP8 if place.fp8 else place.activation_bytes
+        self.normed = self.hidden if layers == "local" or parallel else self.sliced
+        self.fp8 = _FP8 * place.fp8_share
+        self.linear_input = self.fp8 + (1 - place.fp8_share) * place.activation_bytes
+        self.normed_bytes = self.normed * (self.linear_input + (self.fp8 if parallel else 0.0))
 
 
 @lru_cache(maxsize=64)
 def _widths(place: Placement, layers: Layers) -> _Widths:
     return _Widths(place, layers)
+
+
+def layers_of(config: RunConfig) -> Layers:
+    """Return which layers a run has on GPUs: Transformer Engine's, unless it asks for megacode's own."""
+    return "local" if config.precision.transformer_impl == "local" else "transformer_engine"
 
 
 def layer_tensors(place: Placement, layers: Layers) -> list[Saved]:
@@ -80,12 +87,12 @@ def _attention(place: Placement, layers: Layers) -> list[Saved]:
     width, size = _widths(place, layers), place.activation_bytes
     # Attention in pieces of a sequence, and the local kernel with several sequences, write heads before tokens.
     copied = place.config.parallel.context > 1 or (layers == "local" and place.config.train.micro_batch_size > 1)
-    own = copied or place.fp8  # the projection keeps another tensor than attention's kernel
+    own = copied or place.recipe is not None  # the projection keeps another tensor than attention's kernel
     kept = (_NONE,) if own else _NOT_FULL
     found = [
         Saved("block input", size * width.sliced, _ALWAYS),
         Saved("its norm's statistics", width.statistics),
-        Saved("its norm's output", width.linear_input * width.normed),
+        Saved("its norm's output", width.normed_bytes),
         Saved("queries", size * width.queries, (_NONE,)),
         Saved("keys and values", size * width.pairs * place.config.parallel.context, (_NONE,)),
         Saved("queries, keys and values, unrotated", size * (width.queries + width.pairs), (_SELECTIVE,)),
@@ -93,7 +100,7 @@ def _attention(place: Placement, layers: Layers) -> list[Saved]:
         Saved("softmax statistics", _FP32 * width.heads, (_NONE,)),
     ]
     if own:
-        found.append(Saved("projection's input", width.linear_input * width.queries))
+        found.append(Saved("projection's input", (width.linear_input if copied else width.fp8) * width.queries))
     return found
 
 
@@ -109,7 +116,7 @@ def _mlp(place: Placement, layers: Layers) -> list[Saved]:
         found += [
             Saved("MLP input", size * width.sliced),
             Saved("its norm's statistics", width.statistics),
-            Saved("its norm's output", width.linear_input * width.normed),
+            Saved("its norm's output", width.normed_bytes),
         ]
     return found
 
@@ -128,10 +135,11 @@ def head_tensors(place: Placement, layers: Layers) -> list[Saved]:
     loss = Saved("log-probabilities, fp32", _FP32 * width.vocabulary, _ALWAYS)
     if layers == "transformer_engine":
         loss = Saved("logits, then their gradient", size * width.vocabulary, _ALWAYS)
+    output = _FP8 if place.recipe is not None and place.recipe.output_layer else size
     return [
         Saved("last norm's input", size * width.sliced, _ALWAYS),
         Saved("its statistics", width.statistics, _ALWAYS),
-        Saved("its output, gathered", size * width.hidden, _ALWAYS),
+        Saved("its output, gathered", output * width.hidden, _ALWAYS),
         Saved("labels", _INDEX, _ALWAYS),
         loss,
     ]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
+from megacode.config.fp8_rules import fp8_divides_the_matrices
 from megacode.config.rules import shards_divide_the_model, the_sequence_divides
 from megacode.config.run import RunConfig
 from megacode.plan.activations import Layers
@@ -66,7 +67,7 @@ def _fitting(place: Placement, config: RunConfig, hardware: Hardware, layers: La
     """Return the layout with the least recomputation that fits, or nothing."""
     for recompute in _RECOMPUTE:
         parallel = config.parallel.model_copy(update={"recompute": recompute})
-        tried = Placement(config.model_copy(update={"parallel": parallel}), place.gpus, place.vocab_size)
+        tried = Placement(config.model_copy(update={"parallel": parallel}), place.gpus, place.vocab_size, place.phase)
         memory = fullest(tried, hardware, layers)
         if memory.total <= hardware.memory_to_plan_with:
             return Choice(tried, memory, step_time(tried, hardware, layers))
@@ -103,6 +104,7 @@ def _pieces(layers: int, pipeline: int) -> list[int | None]:
 def _refusals(config: RunConfig) -> Iterator[object]:
     yield from shards_divide_the_model(config)
     yield from the_sequence_divides(config)
+    yield from fp8_divides_the_matrices(config)
 
 
 def _laid_out(

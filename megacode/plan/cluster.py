@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import ConfigError, PlanError, Problem
-from megacode.config.quantity import Length
 from megacode.config.run import RunConfig
-from megacode.plan.activations import Layers, head_tensors, layer_tensors
+from megacode.plan.activations import Layers, head_tensors, layer_tensors, layers_of
 from megacode.plan.advice import Choice, choices
-from megacode.plan.costs import parameters
 from megacode.plan.hardware import GIB, Hardware, load_hardware
+from megacode.plan.lasting import checkpoint, failures
 from megacode.plan.memory import Memory, fullest
 from megacode.plan.placement import Placement
 from megacode.plan.speed import StepTime, step_time
 
-_SAVED_BYTES = 12  # a parameter: fp32 weight and two moments
 _SHOWN = 5
 _HOUR = 3600
 _Json = dict[str, Any]
@@ -32,7 +29,6 @@ class Cluster:
         gpus: how many to lay the config's own layout over; absent: none.
         scale: numbers of them to compare, each with the fastest layout that fits it.
         gpu: their kind, as `hardware.yaml` names it.
-        layers: which layers they compute with.
         price: of one GPU for an hour, in any currency; absent: nothing is said of money.
         file: a table of constants of the user's own.
     """
@@ -40,7 +36,6 @@ class Cluster:
     gpus: int | None = None
     scale: tuple[int, ...] = ()
     gpu: str = "H100"
-    layers: Layers = "transformer_engine"
     price: float | None = None
     file: Path | None = None
 
@@ -52,56 +47,89 @@ def cluster_document(config: RunConfig, cluster: Cluster, vocab_size: int, work:
         config: the run.
         cluster: the GPUs.
         vocab_size: tokens the model knows, without padding.
-        work: the plan's document, for `flops`, `total_tokens` and `total_samples`.
+        work: the plan's document, for `flops`, `total_samples` and `phases`.
 
     Raises:
         ConfigError: the GPUs are not known, or do not divide into whole copies of the model and whole micro-batches.
     """
-    hardware = load_hardware(cluster.gpu, cluster.file)
     assert cluster.gpus is not None
-    gpus = cluster.gpus
-    place = Placement(config, gpus, vocab_size)
+    gpus, hardware, layers = cluster.gpus, load_hardware(cluster.gpu, cluster.file), layers_of(config)
+    place = Placement(config, gpus, vocab_size, longest_phase(work))
     place.check()
-    if place.fp8 and not hardware["fp8_flops"]:
-        raise ConfigError(
-            f"{hardware.gpu} computes no FP8", "precision.fp8", "set it to none, or plan for another --gpu"
-        )
-    memory, time = fullest(place, hardware, cluster.layers), step_time(place, hardware, cluster.layers)
-    hours, (rate, mfu) = run_hours(config, time, work), utilization(place, hardware, time, work)
+    check_formats(config, hardware)
+    memory, time = _most_memory(place, hardware, layers), step_time(place, hardware, layers)
+    phases = phase_times(place, hardware, layers, work)
+    hours, rate = sum(phase["hours"] for phase in phases), model_rate(place, time, work)
     return {
         "gpus": gpus,
         "gpu": hardware.gpu,
-        "layers": cluster.layers,
+        "layers": layers,
         "nodes": -(-gpus // int(hardware["gpus_per_node"])),
         "data_parallel": place.data,
         "micro_batches": place.micro_batches,
         "flops_per_gpu": work["flops"] / gpus,
         "memory": _memory(memory, hardware),
-        "activations": _activations(place, cluster.layers),
+        "activations": _activations(place, layers),
         "step": {**vars(time), "seconds": time.total},
+        "phases": phases,
         "tokens_per_second": config.train.global_batch_size * config.train.seq_length / time.total,
         "model_flops_per_second_per_gpu": rate,
-        "mfu": mfu,
+        "mfu": rate / hardware.peak_flops(config.precision.dtype),
         "hours": hours,
         "gpu_hours": hours * gpus,
         "cost": None if cluster.price is None else hours * gpus * cluster.price,
-        "checkpoint": _checkpoint(place, hardware),
-        "failures": _failures(place, hardware, time, hours),
-        "advice": _advice(place, hardware, cluster.layers, time),
+        "checkpoint": checkpoint(place, hardware),
+        "failures": failures(place, hardware, time, hours),
+        "advice": _advice(place, hardware, layers, time),
         "measured": hardware.measured,
     }
 
 
-def run_hours(config: RunConfig, time: StepTime, work: _Json) -> float:
-    """Return how long a whole run takes at the rate of full batches; a ramp's smaller ones are slower a sample."""
-    return float(work["total_samples"] / config.train.global_batch_size * time.total / _HOUR)
+def check_formats(config: RunConfig, hardware: Hardware) -> None:
+    """Refuse number formats that a GPU does not compute.
+
+    Raises:
+        ConfigError: FP8 is asked for, and the GPU has none.
+    """
+    if config.fp8_recipes and not hardware["fp8_flops"]:
+        fix = "set it to none, or plan for another --gpu"
+        raise ConfigError(f"{hardware.gpu} computes no FP8", "precision.fp8", fix)
 
 
-def utilization(place: Placement, hardware: Hardware, time: StepTime, work: _Json) -> tuple[float, float]:
-    """Return the model's operations a second and GPU, and their share of the peak: MFU."""
-    config = place.config
-    rate = work["flops"] / work["total_samples"] * config.train.global_batch_size / time.total / place.gpus
-    return rate, rate / hardware.peak_flops(config.precision.dtype, place.fp8)
+def longest_phase(work: _Json) -> int:
+    """Return the number of the phase with most samples, whose iteration is shown."""
+    samples = [phase["samples"] for phase in work["phases"]]
+    return samples.index(max(samples))
+
+
+def phase_times(place: Placement, hardware: Hardware, layers: Layers, work: _Json) -> list[_Json]:
+    """Return what an iteration and the whole of each phase take, at the rate of full batches."""
+    config, rows = place.config, []
+    for number, (phase, said) in enumerate(zip(config.phases, work["phases"], strict=True)):
+        seconds = step_time(replace(place, phase=number), hardware, layers).total
+        iterations = said["samples"] / config.train.global_batch_size
+        recipe = config.fp8_in(phase)
+        rows.append(
+            {
+                "name": phase.name,
+                "fp8": recipe.recipe if recipe else None,
+                "seconds": seconds,
+                "hours": iterations * seconds / _HOUR,
+            }
+        )
+    return rows
+
+
+def model_rate(place: Placement, time: StepTime, work: _Json) -> float:
+    """Return the model's operations a second and GPU; over the peak of the run's dtype they are its MFU, in FP8 too."""
+    batch = place.config.train.global_batch_size
+    return float(work["flops"] / work["total_samples"] * batch / time.total / place.gpus)
+
+
+def _most_memory(place: Placement, hardware: Hardware, layers: Layers) -> Memory:
+    """Return the memory of the fullest rank in the phase that needs most."""
+    phases = (replace(place, phase=number) for number in range(len(place.config.phases)))
+    return max((fullest(each, hardware, layers) for each in phases), key=lambda memory: memory.total)
 
 
 def check_feasible(document: _Json) -> None:
@@ -150,49 +178,6 @@ def _activations(place: Placement, layers: Layers) -> list[_Json]:
         for saved in tensors
         if recompute in saved.recompute
     ]
-
-
-def _checkpoint(place: Placement, hardware: Hardware) -> _Json:
-    """Return size and times of a checkpoint: fp32 weights and moments, without padding, each once."""
-    size = _SAVED_BYTES * parameters(place.config.model, place.vocab_size)
-    nodes = -(-place.gpus // int(hardware["gpus_per_node"]))
-    seconds = size / min(hardware["disk_bandwidth"], nodes * hardware["node_disk_bandwidth"])
-    copying = size / place.gpus / hardware["host_bandwidth"]
-    return {
-        "bytes": size,
-        "write_seconds": seconds,
-        "read_seconds": seconds,
-        "held_up_seconds": copying if place.config.checkpoint.asynchronous else seconds,
-    }
-
-
-def _failures(place: Placement, hardware: Hardware, time: StepTime, hours: float) -> _Json:
-    """Return what interruptions cost: half an interval between checkpoints and a restart each.
-
-    The best interval between saves is sqrt(2 x what a save costs x time between failures), but no shorter than a save
-    takes to be written. Source: Young, A First Order Approximation to the Optimum Checkpoint Interval (1974).
-    """
-    saved, between = _checkpoint(place, hardware), hardware["gpu_hours_between"] / place.gpus * _HOUR
-    best = max(math.sqrt(2 * saved["held_up_seconds"] * between), saved["write_seconds"], time.total)
-    every = place.config.checkpoint.every
-    interval = (
-        best if every is None else _samples(every, place.config) * time.total / place.config.train.global_batch_size
-    )
-    lost = (interval / 2 + hardware["restart_seconds"] + saved["read_seconds"]) / between
-    share = min(1.0, lost + saved["held_up_seconds"] / interval)
-    return {
-        "hours_between": between / _HOUR,
-        "expected": hours * _HOUR / between,
-        "best_checkpoint_every_iterations": max(1, round(best / time.total)),
-        "checkpoint_every_iterations": max(1, round(interval / time.total)),
-        "lost_share": share,
-        "hours_with_failures": hours / (1 - share) if share < 1 else None,
-    }
-
-
-def _samples(length: Length, config: RunConfig) -> float:
-    per = {"iterations": config.train.global_batch_size, "samples": 1, "tokens": 1 / config.train.seq_length}
-    return length.count * per[length.unit]
 
 
 def _advice(place: Placement, hardware: Hardware, layers: Layers, time: StepTime) -> _Json:

@@ -134,6 +134,8 @@ def _facts(gpus: _Json) -> Table:
     flops = f"{format_rate(gpus['model_flops_per_second_per_gpu'], 'FLOP/s')} a GPU, MFU {gpus['mfu']:.1%}"
     grid.add_row("speed", f"{format_count(gpus['tokens_per_second'])} tokens/s, {each:,.0f} a GPU; {flops}")
     cost = "" if gpus["cost"] is None else f", cost {gpus['cost']:,.0f}"
+    if len({phase["seconds"] for phase in gpus["phases"]}) > 1:
+        grid.add_row("phases", "; ".join(_phase(phase) for phase in gpus["phases"]))
     grid.add_row("run", f"{_days(gpus['hours'])}, {gpus['gpu_hours']:,.0f} GPU-hours{cost}")
     if not gpus["memory"]["fits"]:
         need, have = (_gib(gpus["memory"][key]) for key in ("total", "capacity"))
@@ -147,6 +149,11 @@ def _facts(gpus: _Json) -> Table:
     )
     grid.add_row("failures", _failures(gpus["failures"]))
     return grid
+
+
+def _phase(phase: _Json) -> str:
+    formats = f" in FP8 {phase['fp8']}" if phase["fp8"] else ""
+    return f"{phase['name']} {format_seconds(phase['seconds'])} an iteration{formats}"
 
 
 def _failures(failures: _Json) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megacode.plan.activations import Layers
-from megacode.plan.buffers import GRADIENT_BYTES, buffers
+from megacode.plan.buffers import GRADIENT_BYTES, buffers, rank_parameters
 from megacode.plan.hardware import Hardware
 from megacode.plan.placement import Placement
 
@@ -129,7 +129,10 @@ def data_parallel(place: Placement, hardware: Hardware, forward: float, backward
     connected = link(hardware, place.shards, parallel.tensor)
     sharded = parallel.distributed_optimizer
     gradients = connected.seconds(GRADIENT_BYTES * elements, buckets) * (1 if sharded else 2)
-    weights = connected.seconds(place.activation_bytes * elements, buckets) if sharded else 0.0
+    gathered = place.activation_bytes * elements
+    if place.recipe is not None and place.recipe.param_gather:
+        gathered -= (place.activation_bytes - 1) * rank_parameters(place, 0).in_layers
+    weights = connected.seconds(gathered, buckets) if sharded else 0.0
     exposed = _shown(gradients, buckets, backward * hardware["data_overlap"] * parallel.overlap_grad_reduce)
     exposed += _shown(weights, buckets, forward * hardware["data_overlap"] * parallel.overlap_param_gather)
     return DataParallel(gradients, weights, exposed + _tied(place, hardware))

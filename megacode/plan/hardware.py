@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from megacode.base.errors import ConfigError, Problem
-from megacode.config.rules import did_you_mean
+from megacode.config.fixes import did_you_mean
 
 _TABLE = Path(__file__).with_name("hardware.yaml")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # written in C where libyaml was found: ten times faster
@@ -45,9 +45,9 @@ class Hardware:
         """Bytes of one GPU, less what the model may be wrong by."""
         return self.memory * (1 - self.values["headroom"])
 
-    def peak_flops(self, dtype: str, fp8: bool) -> float:
-        """Return the dense peak of the layers' matrix products, in FLOP/s."""
-        return self.values["fp8_flops" if fp8 else f"{dtype}_flops"]
+    def peak_flops(self, dtype: str) -> float:
+        """Return the dense peak of products in a run's own dtype, in FLOP/s."""
+        return self.values[f"{dtype}_flops"]
 
 
 def load_hardware(gpu: str, file: Path | None = None) -> Hardware:

@@ -76,10 +76,10 @@ def stage_memory(place: Placement, stage: int, hardware: Hardware, layers: Layer
     return Memory(
         stage=stage,
         parameters=counted.parameters,
-        weights=counted.weights,
+        weights=counted.weights - _held_in_fp8(place, stage),
         gradients=counted.gradients,
         optimizer=counted.optimizer,
-        fp8_weights=hardware["fp8_weight_copies"] * rank_parameters(place, stage).in_layers if place.fp8 else 0.0,
+        fp8_weights=_fp8_weights(place, stage, hardware),
         stand_ins=_stand_ins(place, stage),
         activations=activations,
         head=head,
@@ -89,6 +89,23 @@ def stage_memory(place: Placement, stage: int, hardware: Hardware, layers: Layer
         workspace=hardware["workspace_gib"] * GIB,
         context=(hardware["context_gib"] + nccl) * GIB,
     )
+
+
+def _held_in_fp8(place: Placement, stage: int) -> int:
+    """Return what weights take less where the layers' are held in FP8 alone."""
+    held = place.recipe is not None and place.recipe.param_gather
+    return (place.activation_bytes - 1) * rank_parameters(place, stage).in_layers if held else 0
+
+
+def _fp8_weights(place: Placement, stage: int, hardware: Hardware) -> float:
+    """Return the FP8 copies of weights, transposed ones included, that are kept over the micro-batches."""
+    if place.recipe is None:
+        return 0.0
+    counts, copies = rank_parameters(place, stage), hardware["fp8_weight_copies"]
+    layers = (copies - 1 if place.recipe.param_gather else copies) * counts.in_layers * place.fp8_share
+    last = stage == place.config.parallel.pipeline - 1
+    output = place.vocabulary_rows * place.config.model.hidden_size * (last and place.recipe.output_layer)
+    return layers + copies * output
 
 
 def _stand_ins(place: Placement, stage: int) -> int:

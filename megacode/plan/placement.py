@@ -13,6 +13,7 @@ from functools import cached_property
 
 from megacode.base.errors import ConfigError
 from megacode.config.run import RunConfig
+from megacode.config.training import Fp8
 from megacode.plan.costs import padded_vocabulary
 
 
@@ -24,11 +25,13 @@ class Placement:
         config: the run; its `parallel` says how it is cut.
         gpus: all of them, one rank each.
         vocab_size: tokens the model knows, without padding.
+        phase: of which phase; they differ in nothing but FP8.
     """
 
     config: RunConfig
     gpus: int
     vocab_size: int
+    phase: int = 0
 
     def check(self) -> None:
         """Refuse GPUs that are no whole copies of the model, and batches that do not divide over the copies.
@@ -97,9 +100,17 @@ class Placement:
         return 2 if self.config.precision.dtype == "bf16" else 4
 
     @cached_property
-    def fp8(self) -> bool:
-        """Whether the layers' matrix products are computed in FP8."""
-        return self.config.precision.fp8 != "none"
+    def recipe(self) -> Fp8 | None:
+        """The phase's FP8 recipe, or None."""
+        return self.config.fp8_in(self.config.phases[self.phase])
+
+    @cached_property
+    def fp8_share(self) -> float:
+        """Share of the layers whose matrix products are computed in FP8."""
+        if self.recipe is None:
+            return 0.0
+        kept = self.recipe.num_layers_at_start_in_bf16 + self.recipe.num_layers_at_end_in_bf16
+        return 1 - kept / self.config.model.num_layers
 
     def layers_in_flight(self, stage: int) -> int:
         """Return of how many layers a pipeline rank keeps activations at once, counted once for each micro-batch.

@@ -12,8 +12,9 @@ from rich.text import Text
 from megacode.base.errors import ConfigError
 from megacode.base.units import format_count
 from megacode.config.run import RunConfig
+from megacode.plan.activations import layers_of
 from megacode.plan.advice import Choice, choices
-from megacode.plan.cluster import Cluster, run_hours, utilization
+from megacode.plan.cluster import Cluster, check_formats, longest_phase, model_rate, phase_times
 from megacode.plan.hardware import GIB, Hardware, load_hardware
 from megacode.plan.placement import Placement
 
@@ -43,10 +44,11 @@ def scaling_document(config: RunConfig, cluster: Cluster, vocab_size: int, work:
         vocab_size: tokens the model knows, without padding.
         work: the plan's document, as for `cluster_document`.
     """
-    hardware = load_hardware(cluster.gpu, cluster.file)
+    hardware, layers = load_hardware(cluster.gpu, cluster.file), layers_of(config)
+    check_formats(config, hardware)
     rows: list[_Json] = []
     for gpus in cluster.scale:
-        found = choices(Placement(config, gpus, vocab_size), hardware, cluster.layers)
+        found = choices(Placement(config, gpus, vocab_size, longest_phase(work)), hardware, layers)
         best = {"layout": None} if not found else _row(found[0], hardware, cluster.price, work)
         rows.append({"gpus": gpus, "gpu": hardware.gpu, **best})
     return rows
@@ -54,7 +56,7 @@ def scaling_document(config: RunConfig, cluster: Cluster, vocab_size: int, work:
 
 def _row(choice: Choice, hardware: Hardware, price: float | None, work: _Json) -> _Json:
     config, parallel = choice.place.config, choice.place.config.parallel
-    hours = run_hours(config, choice.time, work)
+    hours = sum(row["hours"] for row in phase_times(choice.place, hardware, layers_of(config), work))
     tokens = config.train.global_batch_size * config.train.seq_length / choice.time.total
     time = choice.time
     talking = time.tensor_parallel + time.context_parallel + time.pipeline_transfer + time.data_parallel
@@ -75,7 +77,7 @@ def _row(choice: Choice, hardware: Hardware, price: float | None, work: _Json) -
         "communication_share": talking / time.total,
         "bubble_share": time.bubble / time.total,
         "tokens_per_second": tokens,
-        "mfu": utilization(choice.place, hardware, time, work)[1],
+        "mfu": model_rate(choice.place, time, work) / hardware.peak_flops(config.precision.dtype),
         "hours": hours,
         "gpu_hours": hours * choice.place.gpus,
         "cost": None if price is None else hours * choice.place.gpus * price,

@@ -120,7 +120,7 @@ def _layer(place: Placement, hardware: Hardware, layers: Layers) -> tuple[_Pass,
     """Return one layer's forward and backward pass of one micro-batch."""
     tensor = communication.tensor_parallel(place, hardware, layers)
     context = communication.context_parallel(place, hardware)
-    matrices = sum(_product(place, hardware, *shape, fp8=place.fp8) for shape in _products(place))
+    matrices = sum(_product(place, hardware, *shape, share=place.fp8_share) for shape in _products(place))
     attention = _attention(place, hardware, layers)
     moved = _traffic(place)
     rate = hardware["memory_bandwidth"] * hardware["elementwise_efficiency"]
@@ -150,13 +150,22 @@ def _products(place: Placement) -> list[tuple[float, float]]:
     ]
 
 
-def _product(place: Placement, hardware: Hardware, rows: float, columns: float, fp8: bool) -> float:
-    """Return the time of a micro-batch's product with a matrix: 2 x tokens x rows x columns operations."""
-    efficiency = hardware["fp8_gemm_efficiency" if fp8 else "gemm_efficiency"]
+def _product(place: Placement, hardware: Hardware, rows: float, columns: float, share: float) -> float:
+    """Return the time of a micro-batch's product with a matrix: 2 x tokens x rows x columns operations.
+
+    Args:
+        place: the run on its GPUs.
+        hardware: their rates.
+        rows, columns: of the matrix on this rank.
+        share: of the layers' products that are computed in FP8.
+    """
+    operations = 2 * place.tokens * rows * columns
+    rate = hardware.peak_flops(place.config.precision.dtype) * hardware["gemm_efficiency"]
+    seconds = (1 - share) * operations / rate
+    if share:
+        seconds += share * operations / (hardware["fp8_flops"] * hardware["fp8_gemm_efficiency"])
     side = min(rows, columns, place.tokens)
-    efficiency *= side / (side + hardware["half_efficient_width"])
-    peak = hardware.peak_flops(place.config.precision.dtype, fp8)
-    return 2 * place.tokens * rows * columns / (peak * efficiency)
+    return seconds * (side + hardware["half_efficient_width"]) / side
 
 
 def _attention(place: Placement, hardware: Hardware, layers: Layers) -> tuple[float, float]:
@@ -164,7 +173,7 @@ def _attention(place: Placement, hardware: Hardware, layers: Layers) -> tuple[fl
     model, length = place.config.model, place.config.train.seq_length
     width = model.num_attention_heads * model.head_size / place.config.parallel.tensor
     operations = 2 * width * (length + 1) * place.tokens
-    peak = hardware.peak_flops(place.config.precision.dtype, fp8=False)
+    peak = hardware.peak_flops(place.config.precision.dtype)
     narrow = min(1.0, max(model.head_size, 64) / _FULL_WIDTH)
     peak *= hardware["attention_at_64"] ** ((1.0 - narrow) * 2)
     if layers == "local" or place.config.parallel.context > 1:
@@ -187,7 +196,7 @@ def _traffic(place: Placement) -> tuple[float, float]:
     norms = 1 if model.block == "parallel" else 2
     forward = norms * 2 * hidden + 2 * heads + 3 * mlp + 2 * 3 * hidden
     backward = norms * 4 * hidden + 2 * heads + 5 * mlp + 2 * 3 * hidden
-    cast = 2 * model.hidden_size + heads + 3 * mlp if place.fp8 else 0.0
+    cast = place.fp8_share * (2 * model.hidden_size + heads + 3 * mlp)
     size = place.activation_bytes
     return place.tokens * (size * forward + 4 * cast), place.tokens * (size * backward + 4 * cast)
 
@@ -203,12 +212,16 @@ def _ends(place: Placement, hardware: Hardware, layers: Layers, stage: int) -> t
         forward += _Pass(elementwise=2 * place.activation_bytes * moved, tensor=collective.forward)
         backward += _Pass(elementwise=3 * place.activation_bytes * moved)
     if stage == place.config.parallel.pipeline - 1:
-        matrices = _product(place, hardware, place.vocabulary_rows, hidden, fp8=False)
+        matrices = _product(place, hardware, place.vocabulary_rows, hidden, float(_output_in_fp8(place)))
         moved = place.tokens * place.vocabulary_rows / rate
         passes = _loss_passes(place, layers)
         forward += _Pass(matrices, elementwise=passes[0] * moved, tensor=collective.forward)
         backward += _Pass(2 * matrices, elementwise=passes[1] * moved, tensor=collective.backward)
     return forward, backward
+
+
+def _output_in_fp8(place: Placement) -> bool:
+    return place.recipe is not None and place.recipe.output_layer
 
 
 def _loss_passes(place: Placement, layers: Layers) -> tuple[int, int]:

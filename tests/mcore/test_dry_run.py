@@ -86,7 +86,7 @@ def test_the_plan_and_the_meter_know_the_same_peaks() -> None:
     for gpu in ("A100", "H100", "H200", "B200"):
         hardware = load_hardware(gpu)
         for dtype in ("bf16", "fp32"):
-            assert hardware.peak_flops(dtype, fp8=False) == device.peak_flops(dtype, f"NVIDIA {gpu} 80GB")
+            assert hardware.peak_flops(dtype) == device.peak_flops(dtype, f"NVIDIA {gpu} 80GB")
         assert hardware["fp8_flops"] == (device.peak_flops("fp8", f"NVIDIA {gpu}") or 0)
 
 

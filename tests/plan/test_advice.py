@@ -14,6 +14,7 @@ from rich.padding import Padding
 
 from megacode.base.errors import ConfigError, PlanError
 from megacode.config.loading import load_config
+from megacode.config.training import Fp8
 from megacode.plan.advice import choices
 from megacode.plan.cluster import Cluster, check_feasible, cluster_document
 from megacode.plan.cluster_table import headline, render_cluster, render_dry_run
@@ -36,7 +37,8 @@ def document(placed: Placement, **cluster: Any) -> dict[str, Any]:
     config = placed.config
     flops = flops_per_token(config.model, placed.vocab_size, config.train.seq_length) * config.train.seq_length
     samples = 1000 * config.train.global_batch_size
-    work = {"flops": flops * samples, "total_samples": samples}
+    each = samples // len(config.phases)
+    work = {"flops": flops * samples, "total_samples": samples, "phases": [{"samples": each}] * len(config.phases)}
     return cluster_document(config, Cluster(placed.gpus, **cluster), placed.vocab_size, work)
 
 
@@ -127,6 +129,25 @@ def test_fp8_is_refused_where_the_gpu_has_none(place: Place) -> None:
     with pytest.raises(ConfigError, match=r"precision\.fp8: A100 computes no FP8"):
         document(fp8, gpu="A100")
     assert document(fp8)["memory"]["fp8_weights"] > 0
+
+
+def test_phases_take_the_time_of_their_number_format(place: Place) -> None:
+    config = place(8, train={"seq_length": 8192}, model=WIDE).config
+    first = config.phases[0]
+    second = first.model_copy(update={"name": "in_fp8", "fp8": Fp8(recipe="tensorwise")})
+    gpus = document(Placement(config.model_copy(update={"phases": (first, second)}), 8, 32768), gpu="H200")
+    plain, fast = gpus["phases"]
+    assert (plain["fp8"], fast["fp8"]) == (None, "tensorwise")
+    assert fast["seconds"] < plain["seconds"] == gpus["step"]["seconds"]
+    assert gpus["hours"] == plain["hours"] + fast["hours"]
+    assert "in_fp8 " in rendered(gpus)
+    assert "an iteration in FP8 tensorwise" in " ".join(rendered(gpus).split())
+
+
+def test_layers_of_megacode_s_own_are_planned_where_they_are_asked_for(place: Place) -> None:
+    own = document(place(8, precision={"transformer_impl": "local"}))
+    assert (own["layers"], document(place(8))["layers"]) == ("local", "transformer_engine")
+    assert own["memory"]["activations"] > document(place(8))["memory"]["activations"]
 
 
 def test_the_table_says_it_all_in_78_columns(place: Place) -> None:

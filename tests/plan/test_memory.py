@@ -121,6 +121,23 @@ def test_fp8_keeps_inputs_in_one_byte_and_copies_of_weights(place: Place, h100: 
     assert stage_memory(fp8, 0, h100, "transformer_engine").fp8_weights == 2 * rank_parameters(fp8, 0).in_layers
 
 
+def test_the_output_layer_and_weights_held_in_fp8_are_counted(place: Place, h100: Hardware) -> None:
+    def memory(**recipe: Any) -> Any:
+        placed = place(precision={"fp8": {"recipe": "tensorwise", **recipe}})
+        return stage_memory(placed, 0, h100, "transformer_engine")
+
+    matrices = rank_parameters(place(), 0).in_layers
+    plain, output, held = memory(), memory(output_layer=True), memory(param_gather=True)
+    assert output.fp8_weights - plain.fp8_weights == 2 * 32768 * 1024
+    assert plain.weights - held.weights == plain.fp8_weights - held.fp8_weights == matrices
+    assert memory(num_layers_at_start_in_bf16=2).fp8_weights == plain.fp8_weights * 6 / 8
+    assert plain.activations < memory(num_layers_at_end_in_bf16=2).activations
+    assert (
+        memory(num_layers_at_end_in_bf16=2).activations
+        < stage_memory(place(), 0, h100, "transformer_engine").activations
+    )
+
+
 def test_a_vocabulary_s_logits_are_held_in_bf16_or_twice(place: Place, h100: Hardware) -> None:
     placed = place()
     engine, local = (stage_memory(placed, 0, h100, layers) for layers in ("transformer_engine", "local"))

@@ -19,7 +19,7 @@ Place = Callable[..., Placement]
 
 
 def rows(placed: Placement, *counts: int, price: float | None = None) -> list[dict[str, Any]]:
-    work = {"flops": 1e18, "total_samples": 10**6}
+    work = {"flops": 1e18, "total_samples": 10**6, "phases": [{"samples": 10**6}]}
     return scaling_document(placed.config, Cluster(scale=counts, price=price), placed.vocab_size, work)
 
 
