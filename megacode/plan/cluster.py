@@ -79,7 +79,7 @@ def cluster_document(config: RunConfig, cluster: Cluster, vocab_size: int, work:
         "gpu_hours": hours * gpus,
         "cost": None if cluster.price is None else hours * gpus * cluster.price,
         "checkpoint": checkpoint(place, hardware),
-        "failures": failures(place, hardware, time, hours),
+        "failures": failures(place, hardware, time.total, [phase["hours"] for phase in phases]),
         "advice": _advice(place, hardware, layers, time),
         "measured": hardware.measured,
     }

@@ -74,7 +74,7 @@ def render_dry_run(rows: list[_Json] | None) -> list[RenderableType]:
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     for heading in ("rank", "tp", "pp", "cp", "dp", "parameters", "weights", "gradients", "optimizer"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("as planned", overflow="fold")
+    table.add_column("equal", overflow="fold")
     for row in rows:
         table.add_row(
             *(f"{row[key]:,}" for key in ("rank", "tensor", "pipeline", "context", "data", "parameters")),
@@ -83,7 +83,7 @@ def render_dry_run(rows: list[_Json] | None) -> list[RenderableType]:
         )
     kinds = {name: one for row in rows for name, one in row["modules"].items()}
     modules = "modules that hold parameters: " + ", ".join(kinds)
-    title = Rule(Text("dry run: ranks as built, GiB", style="bold"), align="left", style="dim")
+    title = Rule(Text("dry run: ranks as built, GiB, equal to the plan", style="bold"), align="left", style="dim")
     return [Text(), title, table, Text(modules, style="dim")]
 
 
@@ -160,7 +160,8 @@ def _failures(failures: _Json) -> str:
     often = f"one in {_days(failures['hours_between'])}, {failures['expected']:.1f} in the run"
     every = f"saving every {failures['checkpoint_every_iterations']:,} iterations"
     best = failures["best_checkpoint_every_iterations"]
-    said = f"{often}; {every} they and the saves cost {failures['lost_share']:.1%}"
+    lost = f"{failures['lost_share']:.1%} of the time" if failures["lost_share"] < 1 else "more time than there is"
+    said = f"{often}; {every} they and the saves cost {lost}"
     return said if best == failures["checkpoint_every_iterations"] else f"{said} (best: every {best:,})"
 
 

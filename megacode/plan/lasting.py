@@ -10,7 +10,6 @@ from megacode.config.run import RunConfig
 from megacode.plan.costs import parameters
 from megacode.plan.hardware import Hardware
 from megacode.plan.placement import Placement
-from megacode.plan.speed import StepTime
 
 _SAVED_BYTES = 12  # a parameter: fp32 weight and two moments
 _HOUR = 3600
@@ -31,30 +30,36 @@ def checkpoint(place: Placement, hardware: Hardware) -> _Json:
     }
 
 
-def failures(place: Placement, hardware: Hardware, time: StepTime, hours: float) -> _Json:
+def failures(place: Placement, hardware: Hardware, seconds: float, phase_hours: list[float]) -> _Json:
     """Return what interruptions cost: half an interval between checkpoints and a restart each.
 
-    The best interval between saves is sqrt(2 x what a save costs x time between failures), but no shorter than a save
-    takes to be written. Source: Young, A First Order Approximation to the Optimum Checkpoint Interval (1974).
+    The best interval between saves is sqrt(2 x what a save costs x time between failures), but no shorter than keeps
+    the file system busy for `disk_share` of the time. Source: Young, A First Order Approximation to the Optimum
+    Checkpoint Interval (1974).
+
+    Args:
+        place: the run on its GPUs.
+        hardware: how often they fail.
+        seconds: of an iteration.
+        phase_hours: how long each phase takes; without `checkpoint.every`, only their ends are saved.
     """
     saved, between = checkpoint(place, hardware), hardware["gpu_hours_between"] / place.gpus * _HOUR
-    best = max(math.sqrt(2 * saved["held_up_seconds"] * between), saved["write_seconds"], time.total)
-    every = place.config.checkpoint.every
-    interval = (
-        best if every is None else _samples(every, place.config) * time.total / place.config.train.global_batch_size
-    )
+    held_up, hours, every = saved["held_up_seconds"], sum(phase_hours), place.config.checkpoint.every
+    best = max(math.sqrt(2 * held_up * between), saved["write_seconds"] / hardware["disk_share"], seconds)
+    interval = max(phase_hours) * _HOUR if every is None else _iterations(every, place.config) * seconds
     lost = (interval / 2 + hardware["restart_seconds"] + saved["read_seconds"]) / between
-    share = min(1.0, lost + saved["held_up_seconds"] / interval)
+    share = min(1.0, lost + held_up / interval)
     return {
         "hours_between": between / _HOUR,
         "expected": hours * _HOUR / between,
-        "best_checkpoint_every_iterations": max(1, round(best / time.total)),
-        "checkpoint_every_iterations": max(1, round(interval / time.total)),
+        "best_checkpoint_every_iterations": max(1, round(best / seconds)),
+        "checkpoint_every_iterations": max(1, round(interval / seconds)),
         "lost_share": share,
         "hours_with_failures": hours / (1 - share) if share < 1 else None,
     }
 
 
-def _samples(length: Length, config: RunConfig) -> float:
-    per = {"iterations": config.train.global_batch_size, "samples": 1, "tokens": 1 / config.train.seq_length}
+def _iterations(length: Length, config: RunConfig) -> float:
+    samples = config.train.global_batch_size
+    per = {"iterations": 1.0, "samples": 1 / samples, "tokens": 1 / (samples * config.train.seq_length)}
     return length.count * per[length.unit]

@@ -114,14 +114,22 @@ def test_the_document_holds_together_and_survives_json(place: Place) -> None:
 
 
 def test_time_between_saves_weighs_what_they_cost_against_what_is_lost(place: Place) -> None:
-    few, many = document(place(64))["failures"], document(place(4096, train={"global_batch_size": 4096}))["failures"]
-    assert few["lost_share"] < many["lost_share"] < 0.1
-    assert many["best_checkpoint_every_iterations"] == many["checkpoint_every_iterations"]
-    rare = document(place(4096, train={"global_batch_size": 4096}, checkpoint={"every": "1000000 iterations"}))[
-        "failures"
-    ]
-    assert rare["lost_share"] > many["lost_share"]
-    assert rare["hours_with_failures"] is None or rare["hours_with_failures"] > many["hours_with_failures"]
+    def found(gpus: int, **checkpoint: Any) -> dict[str, Any]:
+        placed = place(gpus, train={"global_batch_size": 4096}, checkpoint=checkpoint)
+        failures: dict[str, Any] = document(placed)["failures"]
+        return failures
+
+    best = found(4096)["best_checkpoint_every_iterations"]
+    often, well, rare = (found(4096, every=f"{count} iterations") for count in (best, 4 * best, 1000 * best))
+    assert often["checkpoint_every_iterations"] == best
+    assert often["lost_share"] < well["lost_share"] < rare["lost_share"]
+    assert often["hours_with_failures"] * (1 - often["lost_share"]) == pytest.approx(
+        document(place(4096, train={"global_batch_size": 4096}))["hours"]
+    )
+    # Nothing is saved but the end of the only phase.
+    assert found(4096)["checkpoint_every_iterations"] == 1000
+    tokens = found(64, every=f"{4096 * 2048 * 7} tokens")
+    assert tokens["checkpoint_every_iterations"] == 7
 
 
 def test_fp8_is_refused_where_the_gpu_has_none(place: Place) -> None:
