@@ -105,8 +105,9 @@ class Product(torch.autograd.Function):
         forward = None if remembered is None else (remembered.scale_fwd, remembered.amax_history_fwd)
         rounded_x = rounded(x, E4M3, recipe, forward, _INPUT)
         rounded_weight = rounded(weight, E4M3, recipe, forward, _WEIGHT, tile=_BLOCK)
-        if forward is not None:
-            _advance(*forward, [E4M3, E4M3, E4M3], learns)
+        if forward is not None and learns:
+            _agree(forward[1])
+            advance(*forward, [E4M3, E4M3, E4M3])
         ctx.save_for_backward(rounded_x, rounded_weight, weight)
         ctx.recipe, ctx.remembered = recipe, remembered
         return product(rounded_x, rounded_weight)
@@ -120,7 +121,8 @@ class Product(torch.autograd.Function):
         kind = E5M2 if recipe.format == "hybrid" else E4M3
         gradient = rounded(gradient, kind, recipe, backward, _GRADIENT)
         if backward is not None:
-            _advance(*backward, [kind, kind])
+            _agree(backward[1])
+            advance(*backward, [kind, kind])
         x_gradient = product(gradient, rounded_weight.t()) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return x_gradient, None, None, None, None
@@ -166,16 +168,20 @@ def _scale(amax: Tensor, largest: float) -> Tensor:
     return torch.where(amax > 0, largest / amax, torch.ones_like(amax))
 
 
-def _advance(scales: Tensor, maxima: Tensor, kinds: list[torch.dtype], learns: bool = True) -> None:
-    """Choose the next scales, after a micro-batch, by the largest values of the history over all ranks."""
+def _agree(maxima: Tensor) -> None:
+    """Take the largest values of all ranks that share a block."""
     from megatron.core import parallel_state
 
-    if not learns:
-        maxima[0] = 0
-        return
     group = parallel_state.get_amax_reduction_group(with_context_parallel=True)
     if group.size() > 1:
         dist.all_reduce(maxima[0], op=dist.ReduceOp.MAX, group=group)
+
+
+def advance(scales: Tensor, maxima: Tensor, kinds: list[torch.dtype]) -> None:
+    """Choose the next scales, after a micro-batch, by the largest values of the history, and move the history on.
+
+    The row of the micro-batch becomes the last one, the oldest row is given up for the next.
+    """
     largest = torch.tensor([torch.finfo(kind).max for kind in kinds])
     amax = maxima.amax(0)
     scales.copy_(torch.where((amax > 0) & amax.isfinite(), largest / amax, scales))

@@ -75,20 +75,49 @@ def interchange() -> dict[str, Any]:
 
 
 def recipes() -> dict[str, Any]:
-    """Train with every FP8 recipe this GPU knows, and without."""
-    found = {"bf16": losses(started(MODELS["parallel"], "transformer_engine"), 0, 20)}
-    for recipe in RECIPES:
-        for name in ("parallel", "sequential"):
-            parts = started(MODELS[name], "transformer_engine", Fp8(recipe=recipe))
-            found[f"{name} {recipe}"] = losses(parts, 0, 20)
-    ends = Fp8(recipe="tensorwise", num_layers_at_start_in_bf16=1, num_layers_at_end_in_bf16=1)
-    found["parallel ends in bf16"] = losses(started(MODELS["parallel"], "transformer_engine", ends), 0, 20)
-    parts = started(MODELS["parallel"], "transformer_engine", Fp8(recipe="delayed"))
-    switched = losses(parts, 0, 10)
+    """Train with every FP8 recipe this GPU knows, and without; by block and recipe."""
+    found: dict[str, Any] = {}
+    for name in ("parallel", "sequential"):
+        found[name] = {"bf16": losses(started(MODELS[name], "transformer_engine"), 0, 10)}
+        asked = {recipe: Fp8(recipe=recipe) for recipe in RECIPES}
+        asked["ends in bf16"] = Fp8(recipe="tensorwise", num_layers_at_start_in_bf16=1, num_layers_at_end_in_bf16=1)
+        asked["output layer"] = Fp8(recipe="delayed", output_layer=True)
+        for title, recipe in asked.items():
+            found[name][title] = losses(started(MODELS[name], "transformer_engine", recipe), 0, 10)
+    recipe = Fp8(recipe="delayed")
+    parts = started(MODELS["parallel"], "transformer_engine", recipe)
+    switched = losses(parts, 0, 5)
     precision.use(parts, None)
-    switched += losses(parts, 10, 5)
-    precision.use(parts, parts.config.precision.fp8)
-    found["parallel delayed, bf16, delayed"] = switched + losses(parts, 15, 5)
+    switched += losses(parts, 5, 3)
+    precision.use(parts, recipe)
+    found["parallel"]["delayed, bf16, delayed"] = switched + losses(parts, 8, 2)
+    return found
+
+
+def held() -> dict[str, Any]:
+    """Train with matrices held in FP8 alone, and go on from a checkpoint of that with the other kind, and back."""
+    found: dict[str, Any] = {}
+    for name in ("parallel", "sequential"):
+        case = {**MODELS[name], "parallel": {"distributed_optimizer": True}}
+        for recipe in ("tensorwise", "delayed"):
+            kept = Fp8(recipe=recipe, param_gather=True)
+            parts = started(case, "transformer_engine", kept)
+            first = losses(parts, 0, 6)
+            with tempfile.TemporaryDirectory() as directory:
+                _save(parts, Path(directory))
+                went_on = losses(parts, 6, 4)
+                again = started(case, "transformer_engine", kept)
+                tensors.load(again, Path(directory))
+                precision.use(again, kept)
+                resumed = losses(again, 6, 4)
+                local = started(case, "local")
+                tensors.load(local, Path(directory))
+                found[f"{name} {recipe}"] = {
+                    "held": first + went_on,
+                    "cast": losses(started(case, "transformer_engine", Fp8(recipe=recipe)), 0, 10),
+                    "resumed": first + resumed,
+                    "without FP8 from there": first + losses(local, 6, 4),
+                }
     return found
 
 
@@ -143,7 +172,7 @@ def rounding() -> float:
 def everything() -> dict[str, Any]:
     """Return what each of the functions above returned, or how it failed."""
     found: dict[str, Any] = {}
-    for function in (implementations, interchange, recipes, resumed, probed, rounding):
+    for function in (implementations, interchange, recipes, resumed, probed, rounding, held):
         try:
             found[function.__name__] = function()
         except Exception as error:

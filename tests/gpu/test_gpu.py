@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(engine.obstacle()), reas
 
 PROGRAM = Path(__file__).with_name("gpu_program.py")
 BF16 = 0.02  # what rounding to bf16, in another order of operations, moves a loss of about 5.5 within 10 iterations
-FP8 = 0.06  # the same for FP8, within 20 iterations
+FP8 = 0.06  # the same for FP8
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,18 @@ def test_a_checkpoint_of_one_kind_of_layers_goes_on_with_the_other(seen: dict[st
 
 
 def test_every_recipe_learns_as_bf16_does(seen: dict[str, Any]) -> None:
-    found = of(seen, "recipes")
-    bf16 = found.pop("bf16")
-    for name, losses in found.items():
-        if name.startswith("parallel"):
-            assert furthest(bf16, losses) < FP8, name
-            assert losses != bf16, name
-        assert losses[-1] < losses[0] - 0.2, name
+    for block, by_recipe in of(seen, "recipes").items():
+        bf16 = by_recipe.pop("bf16")
+        for recipe, losses in by_recipe.items():
+            assert furthest(bf16, losses) < FP8, (block, recipe)
+            assert losses != bf16, (block, recipe)
+
+
+def test_matrices_may_be_held_in_fp8_alone(seen: dict[str, Any]) -> None:
+    for name, losses in of(seen, "held").items():
+        assert furthest(losses["held"], losses["resumed"]) < 1e-4, name
+        assert furthest(losses["held"], losses["cast"]) < FP8, name
+        assert furthest(losses["held"], losses["without FP8 from there"]) < FP8, name
 
 
 def test_scales_come_back_with_a_checkpoint(seen: dict[str, Any]) -> None:
