@@ -2,7 +2,8 @@
 
 torch's *fake* process group answers every collective at once and moves nothing, so one process can be rank 300 of 512.
 Tensors are made on the `meta` device: they have a shape and no storage. Groups, layout, model, data-parallel wrap and
-optimizer are built by the functions that training calls; what is counted is what they built.
+optimizer are built by the functions that training calls; what is counted is what they built. The blocks are megacode's
+own, and without FP8, wherever this runs: their parameters are those of Transformer Engine's.
 
 A fake group leaves received objects as they were. mcore asks for one when it builds an optimizer: the groups of
 parameters of every rank, which are alike here; this rank's own stand in for them.
@@ -77,8 +78,15 @@ def dry_run(place: Placement, ranks: Iterable[int]) -> list[dict[str, Any]]:
     for rank in wanted:
         if not 0 <= rank < place.gpus:
             raise ConfigError(f"there is no rank {rank}", "--dry-run-rank", f"give 0 to {place.gpus - 1}")
-    built = build_ranks(place.config, place.gpus, wanted, place.vocab_size)
+    built = build_ranks(_buildable(place.config), place.gpus, wanted, place.vocab_size)
     return [_compared(place, rank, found) for rank, found in zip(wanted, built, strict=True)]
+
+
+def _buildable(config: RunConfig) -> RunConfig:
+    """Return the run with blocks that every machine can build."""
+    precision = config.precision.model_copy(update={"fp8": "none", "transformer_impl": "local"})
+    phases = tuple(phase.model_copy(update={"fp8": None}) for phase in config.phases)
+    return config.model_copy(update={"precision": precision, "phases": phases})
 
 
 def _compared(place: Placement, rank: int, built: Built) -> dict[str, Any]:

@@ -66,6 +66,14 @@ def test_layouts_are_built_as_planned(preset: str, layout: str, dtype: str) -> N
     assert {row["tensor"] for row in rows} == set(range(run.parallel.tensor)) & {0, 1, 3}
 
 
+def test_runs_that_only_a_gpu_can_compute_are_built_too() -> None:
+    held = {"recipe": "tensorwise", "param_gather": True, "output_layer": True}
+    run = config("llama-8b", LAYOUTS["tp4-sp-pp2"], precision={"fp8": held, "transformer_impl": "transformer_engine"})
+    (row,) = dry_run.dry_run(Placement(run, 4096, run.model.vocab_size or 0), [4000])
+    assert row["unequal"] == {}
+    assert (row["pipeline"], row["data"]) == (1, 488)
+
+
 def test_what_is_built_otherwise_than_planned_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     run = config("to-code-470m", {})
     place = Placement(run, 4, run.model.vocab_size or 0)
