@@ -109,7 +109,7 @@ def _fp8_weights(place: Placement, stage: int, hardware: Hardware) -> float:
 
 
 def _stand_ins(place: Placement, stage: int) -> int:
-    if not place.config.parallel.overlap_grad_reduce:
+    if not place.config.parallel.overlap_grad_reduce or place.gpus == 1:
         return 0
     counts = rank_parameters(place, stage)
     return place.activation_bytes * (counts.in_layers // place.stage_layers + max(counts.embedding, counts.output))

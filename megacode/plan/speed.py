@@ -122,14 +122,16 @@ def _layer(place: Placement, hardware: Hardware, layers: Layers) -> tuple[_Pass,
     context = communication.context_parallel(place, hardware)
     matrices = sum(_product(place, hardware, *shape, share=place.fp8_share) for shape in _products(place))
     attention = _attention(place, hardware, layers)
-    moved = _traffic(place)
-    rate = hardware["memory_bandwidth"] * hardware["elementwise_efficiency"]
-    forward = _Pass(matrices, attention[0], moved[0] / rate, tensor=tensor.forward, context=context.forward)
+    elementwise = [
+        (moved / hardware["elementwise_efficiency"] + cast / hardware["cast_efficiency"]) / hardware["memory_bandwidth"]
+        for moved, cast in zip(_traffic(place), _casts(place), strict=True)
+    ]
+    forward = _Pass(matrices, attention[0], elementwise[0], tensor=tensor.forward, context=context.forward)
     recompute = {"none": 0.0, "selective": attention[0] + context.forward, "full": forward.total}
     backward = _Pass(
         2 * matrices,
         attention[1],
-        moved[1] / rate,
+        elementwise[1],
         recompute[place.config.parallel.recompute],
         tensor=tensor.backward,
         context=context.backward,
@@ -188,7 +190,7 @@ def _traffic(place: Placement) -> tuple[float, float]:
 
     Forward: a norm reads and writes its input; queries, keys and values are rotated; SwiGLU reads 2 f and writes f; the
     sums read two tensors and write one. Backward: a norm reads two and writes two, rotations as before, SwiGLU reads
-    3 f and writes 2 f. FP8 reads each product's input once more and writes it and its transpose in one byte.
+    3 f and writes 2 f.
     """
     model, tensor, slices = place.config.model, place.config.parallel.tensor, place.sequence_slices
     hidden, mlp = model.hidden_size / slices, model.ffn_hidden_size / tensor
@@ -196,9 +198,25 @@ def _traffic(place: Placement) -> tuple[float, float]:
     norms = 1 if model.block == "parallel" else 2
     forward = norms * 2 * hidden + 2 * heads + 3 * mlp + 2 * 3 * hidden
     backward = norms * 4 * hidden + 2 * heads + 5 * mlp + 2 * 3 * hidden
-    cast = place.fp8_share * (2 * model.hidden_size + heads + 3 * mlp)
     size = place.activation_bytes
-    return place.tokens * (size * forward + 4 * cast), place.tokens * (size * backward + 4 * cast)
+    return place.tokens * size * forward, place.tokens * size * backward
+
+
+def _casts(place: Placement) -> tuple[float, float]:
+    """Return the bytes that FP8 adds in a layer, forward and backward.
+
+    The inputs of the four products, and in the backward pass their gradients, are read in bf16 and written twice in a
+    byte, once transposed; scales of tensors as they are read them once more.
+    """
+    if place.recipe is None:
+        return 0.0, 0.0
+    model, tensor = place.config.model, place.config.parallel.tensor
+    queries = model.num_attention_heads * model.head_size
+    pairs = 2 * model.query_groups * model.head_size
+    inputs = 2 * model.hidden_size + (queries + model.ffn_hidden_size) / tensor
+    gradients = 2 * model.hidden_size + (queries + pairs + 2 * model.ffn_hidden_size) / tensor
+    each = place.tokens * place.fp8_share * (4 if place.recipe.recipe == "delayed" else 6)
+    return each * inputs, each * gradients
 
 
 def _ends(place: Placement, hardware: Hardware, layers: Layers, stage: int) -> tuple[_Pass, _Pass]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from megacode.config.loading import validate
 from megacode.plan import communication
 from megacode.plan.costs import flops_per_token
 from megacode.plan.hardware import Hardware, load_hardware
@@ -15,6 +16,7 @@ from megacode.plan.placement import Placement
 from megacode.plan.speed import StepTime, step_time
 
 Place = Callable[..., Placement]
+RATE = {"schedule": "constant", "peak": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +157,29 @@ def test_pipelines_pay_for_transfers_between_nodes(place: Place, h100: Hardware)
     assert time_of(place(1), h100).pipeline_transfer == 0.0
     inside, across = (time_of(place(n, parallel={"pipeline": 2}), h100).pipeline_transfer for n in (8, 16))
     assert across > 2 * inside > 0.0
+
+
+# Milliseconds of a step of 8 sequences of 8,192 tokens on one H200, by preset, micro-batch and FP8: see hardware.yaml.
+MEASURED = [
+    ("to-code-2.8b", 2, None, 2368),
+    ("to-code-2.8b", 2, "tensorwise", 1918),
+    ("to-code-2.8b", 2, "delayed", 1896),
+    ("to-code-470m", 4, None, 496),
+]
+
+
+@pytest.mark.parametrize(("preset", "micro", "recipe", "milliseconds"), MEASURED)
+def test_the_model_gives_what_was_measured(preset: str, micro: int, recipe: str | None, milliseconds: float) -> None:
+    config = validate(
+        {
+            "name": "t",
+            "model": {"preset": preset},
+            "sources": {"text": {"path": "data/text"}},
+            "phases": [{"name": "all", "iterations": 9, "blend": {"text": 1}, "learning_rate": RATE}],
+            "train": {"seq_length": 8192, "global_batch_size": 8, "micro_batch_size": micro},
+            "precision": {"fp8": {"recipe": recipe} if recipe else "none"},
+        },
+        "test.yaml",
+    )
+    time = time_of(Placement(config, 1, 256_000), load_hardware("H200"))
+    assert 1e3 * time.total == pytest.approx(milliseconds, rel=0.04)
