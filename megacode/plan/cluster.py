@@ -57,7 +57,7 @@ def cluster_document(config: RunConfig, cluster: Cluster, vocab_size: int, work:
     place = Placement(config, gpus, vocab_size, longest_phase(work))
     place.check()
     check_formats(config, hardware)
-    memory, time = _most_memory(place, hardware, layers), step_time(place, hardware, layers)
+    memory, time = fullest(place, hardware, layers), step_time(place, hardware, layers)
     phases = phase_times(place, hardware, layers, work)
     hours, rate = sum(phase["hours"] for phase in phases), model_rate(place, time, work)
     return {
@@ -124,12 +124,6 @@ def model_rate(place: Placement, time: StepTime, work: _Json) -> float:
     """Return the model's operations a second and GPU; over the peak of the run's dtype they are its MFU, in FP8 too."""
     batch = place.config.train.global_batch_size
     return float(work["flops"] / work["total_samples"] * batch / time.total / place.gpus)
-
-
-def _most_memory(place: Placement, hardware: Hardware, layers: Layers) -> Memory:
-    """Return the memory of the fullest rank in the phase that needs most."""
-    phases = (replace(place, phase=number) for number in range(len(place.config.phases)))
-    return max((fullest(each, hardware, layers) for each in phases), key=lambda memory: memory.total)
 
 
 def check_feasible(document: _Json) -> None:

@@ -7,7 +7,7 @@ full recomputation, all that the layer keeps). Whichever is more is counted, and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megacode.plan.activations import (
     Layers,
@@ -130,9 +130,14 @@ def _moving(place: Placement, stage: int, layers: Layers) -> tuple[float, float,
 
 
 def fullest(place: Placement, hardware: Hardware, layers: Layers) -> Memory:
-    """Return the memory of the pipeline stage that needs most: the first keeps most micro-batches, the last the logits.
+    """Return the memory of the pipeline stage and phase that need most.
 
-    A stage between keeps fewer micro-batches than the first, and neither embedding nor logits.
+    The first stage keeps most micro-batches, the last the logits; one between keeps fewer of the former and has none of
+    the latter. Phases differ in FP8 alone.
     """
-    ends = sorted({0, place.config.parallel.pipeline - 1})
-    return max((stage_memory(place, stage, hardware, layers) for stage in ends), key=lambda memory: memory.total)
+    config = place.config
+    phases = {config.fp8_in(phase): number for number, phase in enumerate(config.phases)}
+    places = [place] if len(phases) == 1 else [replace(place, phase=number) for number in phases.values()]
+    stages = sorted({0, config.parallel.pipeline - 1})
+    found = (stage_memory(each, stage, hardware, layers) for each in places for stage in stages)
+    return max(found, key=lambda memory: memory.total)

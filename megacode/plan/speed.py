@@ -18,6 +18,7 @@ from megacode.plan.activations import Layers
 from megacode.plan.buffers import countable
 from megacode.plan.hardware import Hardware
 from megacode.plan.placement import Placement
+from megacode.plan.traffic import casts, layer_traffic, loss_passes
 
 _FULL_WIDTH = 128  # channels of a head that fill the tensor cores
 
@@ -124,7 +125,7 @@ def _layer(place: Placement, hardware: Hardware, layers: Layers) -> tuple[_Pass,
     attention = _attention(place, hardware, layers)
     elementwise = [
         (moved / hardware["elementwise_efficiency"] + cast / hardware["cast_efficiency"]) / hardware["memory_bandwidth"]
-        for moved, cast in zip(_traffic(place), _casts(place), strict=True)
+        for moved, cast in zip(layer_traffic(place), casts(place), strict=True)
     ]
     forward = _Pass(matrices, attention[0], elementwise[0], tensor=tensor.forward, context=context.forward)
     recompute = {"none": 0.0, "selective": attention[0] + context.forward, "full": forward.total}
@@ -185,40 +186,6 @@ def _attention(place: Placement, hardware: Hardware, layers: Layers) -> tuple[fl
     return forward, backward / (peak * hardware["attention_backward_efficiency"])
 
 
-def _traffic(place: Placement) -> tuple[float, float]:
-    """Return the bytes that a layer's elementwise operations read and write, forward and backward.
-
-    Forward: a norm reads and writes its input; queries, keys and values are rotated; SwiGLU reads 2 f and writes f; the
-    sums read two tensors and write one. Backward: a norm reads two and writes two, rotations as before, SwiGLU reads
-    3 f and writes 2 f.
-    """
-    model, tensor, slices = place.config.model, place.config.parallel.tensor, place.sequence_slices
-    hidden, mlp = model.hidden_size / slices, model.ffn_hidden_size / tensor
-    heads = (model.num_attention_heads + 2 * model.query_groups) * model.head_size / tensor
-    norms = 1 if model.block == "parallel" else 2
-    forward = norms * 2 * hidden + 2 * heads + 3 * mlp + 2 * 3 * hidden
-    backward = norms * 4 * hidden + 2 * heads + 5 * mlp + 2 * 3 * hidden
-    size = place.activation_bytes
-    return place.tokens * size * forward, place.tokens * size * backward
-
-
-def _casts(place: Placement) -> tuple[float, float]:
-    """Return the bytes that FP8 adds in a layer, forward and backward.
-
-    The inputs of the four products, and in the backward pass their gradients, are read in bf16 and written twice in a
-    byte, once transposed; scales of tensors as they are read them once more.
-    """
-    if place.recipe is None:
-        return 0.0, 0.0
-    model, tensor = place.config.model, place.config.parallel.tensor
-    queries = model.num_attention_heads * model.head_size
-    pairs = 2 * model.query_groups * model.head_size
-    inputs = 2 * model.hidden_size + (queries + model.ffn_hidden_size) / tensor
-    gradients = 2 * model.hidden_size + (queries + pairs + 2 * model.ffn_hidden_size) / tensor
-    each = place.tokens * place.fp8_share * (4 if place.recipe.recipe == "delayed" else 6)
-    return each * inputs, each * gradients
-
-
 def _ends(place: Placement, hardware: Hardware, layers: Layers, stage: int) -> tuple[_Pass, _Pass]:
     """Return what a stage does beside its layers: the embedding on the first, the logits and the loss on the last."""
     rate = hardware["memory_bandwidth"] * hardware["elementwise_efficiency"]
@@ -232,7 +199,7 @@ def _ends(place: Placement, hardware: Hardware, layers: Layers, stage: int) -> t
     if stage == place.config.parallel.pipeline - 1:
         matrices = _product(place, hardware, place.vocabulary_rows, hidden, float(_output_in_fp8(place)))
         moved = place.tokens * place.vocabulary_rows / rate
-        passes = _loss_passes(place, layers)
+        passes = loss_passes(place, layers)
         forward += _Pass(matrices, elementwise=passes[0] * moved, tensor=collective.forward)
         backward += _Pass(2 * matrices, elementwise=passes[1] * moved, tensor=collective.backward)
     return forward, backward
@@ -240,16 +207,6 @@ def _ends(place: Placement, hardware: Hardware, layers: Layers, stage: int) -> t
 
 def _output_in_fp8(place: Placement) -> bool:
     return place.recipe is not None and place.recipe.output_layer
-
-
-def _loss_passes(place: Placement, layers: Layers) -> tuple[int, int]:
-    """Return the bytes that the loss reads and writes of each logit, forward and backward.
-
-    Transformer Engine's kernel reads the logits twice and overwrites them with their gradient. Ours casts them to fp32,
-    and reads and writes those for log-probabilities; backward the same for the gradient, which is cast back.
-    """
-    size = place.activation_bytes
-    return (3 * size, 0) if layers == "transformer_engine" else (size + 4 + 8, 8 + 4 + size)
 
 
 def _optimizer(place: Placement, hardware: Hardware) -> float:
