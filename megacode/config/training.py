@@ -35,6 +35,8 @@ class Training(Frozen):
         weight_decay_exempt: what is not decayed.
         clip_grad: largest global norm of the gradient; 0: no clipping.
         isolate_documents: attention and positions never cross a document's border.
+        deterministic: the same bits from run to run on GPUs too, where attention's backward pass is slower for it;
+            CPUs always give them.
     """
 
     seq_length: Count = Field(ge=2)
@@ -48,6 +50,7 @@ class Training(Frozen):
     weight_decay_exempt: tuple[Literal["norms", "embeddings"], ...] = ("norms",)
     clip_grad: float = Field(default=1.0, ge=0)
     isolate_documents: bool = False
+    deterministic: bool = False
 
 
 class Parallel(Frozen):

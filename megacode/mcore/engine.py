@@ -47,8 +47,8 @@ def obstacle() -> str:
 
 def used(config: RunConfig) -> bool:
     """Return whether a run's blocks are Transformer Engine's."""
-    asked = config.precision.transformer_impl
-    return asked == "transformer_engine" or (asked == "auto" and not obstacle())
+    asked, bf16 = config.precision.transformer_impl, config.precision.dtype == "bf16"
+    return asked == "transformer_engine" or (asked == "auto" and bf16 and not obstacle())
 
 
 def problems(config: RunConfig) -> Iterator[Problem]:
@@ -58,6 +58,9 @@ def problems(config: RunConfig) -> Iterator[Problem]:
         fix = "use transformer_impl: auto" if not device.on_gpu() else f"{_INSTALL}, or use transformer_impl: auto"
         yield Problem(why, "precision.transformer_impl", fix)
         return
+    if used(config) and config.precision.dtype != "bf16":
+        what = "Transformer Engine's attention computes in bf16, not in fp32"
+        yield Problem(what, "precision.transformer_impl", "use transformer_impl: auto, or precision.dtype: bf16")
     for recipe in config.fp8_recipes:
         yield from _recipe_problems(config, recipe, why)
 
@@ -65,8 +68,8 @@ def problems(config: RunConfig) -> Iterator[Problem]:
 def _recipe_problems(config: RunConfig, recipe: Fp8, why: str) -> Iterator[Problem]:
     where = "precision.fp8"
     if device.on_gpu() and not used(config):
-        said = why or "FP8 on a GPU needs Transformer Engine's layers"
-        yield Problem(said, where, f"{_INSTALL}, or set precision.fp8: none")
+        fix = f"{_INSTALL}, or set precision.fp8: none" if why else "set precision.dtype: bf16, or precision.fp8: none"
+        yield Problem(why or "FP8 on a GPU needs Transformer Engine's layers, in bf16", where, fix)
         return
     missing = _missing(recipe) if device.on_gpu() else _not_emulated(recipe)
     if missing:

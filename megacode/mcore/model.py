@@ -122,6 +122,7 @@ def build_model(config: RunConfig, vocab_size: int) -> list[Any]:
         ConfigError: the config asks for what this build cannot compute.
     """
     layout.check_model(config)
+    device.make_deterministic(config.train.deterministic)
     mcore_config = translate.transformer_config(config)
     stages = range(config.parallel.virtual_pipeline) if config.parallel.virtual_pipeline else (None,)
     models = [Model(config, mcore_config, vocab_size, stage).to(device.device()) for stage in stages]

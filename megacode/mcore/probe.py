@@ -54,7 +54,7 @@ def compare(parts: Parts, microbatch: MicroBatch, num_sources: int, recipe: Fp8)
     random_states, remembered = pieces.random_states(parts), scales.snapshot(parts)
     precision.use(parts, None)
     without = _losses(parts, microbatch, num_sources)
-    kept = {key: gradient.cpu() for key, (_, gradient) in _gradients(parts).items()}
+    kept = {key: gradient.to("cpu", copy=True) for key, (_, gradient) in _gradients(parts).items()}
     pieces.set_random_states(parts, random_states)
     precision.use(parts, recipe)
     with_fp8 = _losses(parts, microbatch, num_sources)

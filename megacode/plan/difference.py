@@ -41,6 +41,7 @@ _EFFECTS = (
     ("train.batch_ramp", "batch size"),
     ("train.micro_batch_size", "layout"),
     ("train.isolate_documents", "attention mask"),
+    ("train.deterministic", "layout"),
     ("train", "optimizer"),
     ("parallel", "layout"),
     ("precision", "number formats"),

@@ -16,7 +16,7 @@ from megacode.checkpoint.state import TrainState
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.data.loader import Loader
-from megacode.mcore import device, gradients, groups
+from megacode.mcore import device, engine, gradients, groups
 from megacode.mcore.parts import Parts
 from megacode.mcore.step import StepResult, evaluate, train_step
 from megacode.metrics.meter import Meter, fp8_probe_record, health_record, source_means, validation_record
@@ -115,6 +115,7 @@ class Trainer:
             **{"event": "start", **self.start},
             ranks=self.parts.ranks.world_size,
             device=device.name(),
+            layers="transformer_engine" if engine.used(self.config) else "local",
             host=platform.node(),
             pid=os.getpid(),
             command=shlex.join(["megacode", *sys.argv[1:]]),

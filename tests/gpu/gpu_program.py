@@ -155,6 +155,17 @@ def probed() -> dict[str, Any]:
     return found
 
 
+def repeated() -> dict[str, Any]:
+    """Train everything twice, with and without deterministic kernels."""
+    found: dict[str, Any] = {}
+    for wanted in (True, False):
+        case = {**MODELS["parallel"], "train": {"deterministic": wanted}}
+        for recipe in (None, Fp8(recipe="delayed")):
+            once, again = (losses(started(case, "transformer_engine", recipe), 0, 10) for _ in range(2))
+            found[f"deterministic {wanted}, {'FP8' if recipe else 'bf16'}"] = [once, again]
+    return found
+
+
 def rounding() -> float:
     """Return the largest difference between Transformer Engine's rounding to FP8 and the emulated one."""
     import transformer_engine_torch as tex
@@ -172,7 +183,7 @@ def rounding() -> float:
 def everything() -> dict[str, Any]:
     """Return what each of the functions above returned, or how it failed."""
     found: dict[str, Any] = {}
-    for function in (implementations, interchange, recipes, resumed, probed, rounding, held):
+    for function in (implementations, interchange, recipes, resumed, probed, rounding, repeated, held):
         try:
             found[function.__name__] = function()
         except Exception as error:

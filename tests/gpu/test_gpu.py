@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megacode.base.files import RunDir, read_jsonl
 from megacode.mcore import engine
 from tests.ranks import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(engine.obstacle()), reason=engine.obstacle())]
 
+Megacode = Callable[..., subprocess.CompletedProcess[str]]
 PROGRAM = Path(__file__).with_name("gpu_program.py")
 BF16 = 0.02  # what rounding to bf16, in another order of operations, moves a loss of about 5.5 within 10 iterations
 FP8 = 0.06  # the same for FP8
@@ -72,6 +77,34 @@ def test_a_probe_measures_and_changes_nothing(seen: dict[str, Any]) -> None:
     assert found["probed"] == pytest.approx(found["not probed"], abs=1e-4)
     assert 0 < found["comparison"]["gradients"]["linear_fc1"] < 0.5
     assert abs(found["comparison"]["loss"] - found["comparison"]["loss_without"]) < FP8
+
+
+def test_deterministic_runs_repeat_bit_by_bit(seen: dict[str, Any]) -> None:
+    for name, (once, again) in of(seen, "repeated").items():
+        assert furthest(once, again) <= (0.0 if "True" in name else BF16), name
+
+
+def test_a_run_saves_beside_the_loop_and_goes_on(golden: Path, megacode: Megacode) -> None:
+    """The whole way with FP8: pinned staging, a checkpoint's scales, resuming, a phase in bf16, a probe."""
+    options = ["precision={dtype: bf16, fp8: {recipe: delayed}}", "phases.2.fp8=none", "run_dir=run"]
+    options += ["checkpoint={every: 5 iterations}", "health.fp8_probe={every: 7 iterations}"]
+    shape = "model={num_layers: 2, hidden_size: 128, ffn_hidden_size: 256, num_attention_heads: 2, vocab_size: 311}"
+    said = megacode("train", golden, *options, shape)
+    assert said.returncode == 0, said.stderr
+    run = RunDir("run")
+    whole = [line["loss"] for line in read_jsonl(run.metrics) if line["kind"] == "train"]
+    assert len(whole) == 20
+    assert whole[-1] < whole[0] - 0.3
+    for path in run.checkpoints.glob("iter_*"):
+        if RunDir.iteration_of(path) > 5:
+            shutil.rmtree(path)
+    said = megacode("train", golden, *options, shape)
+    assert said.returncode == 0, said.stderr
+    again = [line["loss"] for line in read_jsonl(run.metrics) if line["kind"] == "train"]
+    assert again == pytest.approx(whole, abs=BF16)
+    start = [event for event in read_jsonl(run.events) if event["event"] in ("start", "resume")][-1]
+    assert start["layers"] == "transformer_engine"
+    assert (start["event"], start["checkpoint"]) == ("resume", "iter_0000005")
 
 
 def test_emulated_rounding_is_the_engines(seen: dict[str, Any]) -> None:

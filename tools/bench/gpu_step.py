@@ -89,10 +89,10 @@ def main(
                     f"{row['tokens_per_second']:,.0f} tokens/s, {row['mfu'] or 0:.1%} MFU, {row['memory_gib']:.1f} GiB"
                 )
                 typer.echo(f"[{name}] {said}")
+            if out:  # as far as it got, should something stop the benchmark
+                out.write_text(json.dumps(found, indent=2) + "\n")
     for model, rows in found.items():
         _print(model, rows)
-    if out:
-        out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def _start(model: str, name: str, options: list[str], directory: Path) -> subprocess.Popen[str]:
