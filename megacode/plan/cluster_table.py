@@ -13,6 +13,7 @@ from megacode.base.units import format_bytes, format_count, format_rate, format_
 
 _Json = dict[str, Any]
 _GIB = 2**30
+_NAMED = 3
 _MEMORY = (
     ("weights", "weights", "counted"),
     ("gradients", "gradients", "counted"),
@@ -132,6 +133,7 @@ def _facts(gpus: _Json) -> Table:
     grid.add_column()
     each = gpus["tokens_per_second"] / gpus["gpus"]
     flops = f"{format_rate(gpus['model_flops_per_second_per_gpu'], 'FLOP/s')} a GPU, MFU {gpus['mfu']:.1%}"
+    grid.add_row("a layer", _layer(gpus["activations"]))
     grid.add_row("speed", f"{format_count(gpus['tokens_per_second'])} tokens/s, {each:,.0f} a GPU; {flops}")
     cost = "" if gpus["cost"] is None else f", cost {gpus['cost']:,.0f}"
     if len({phase["seconds"] for phase in gpus["phases"]}) > 1:
@@ -149,6 +151,14 @@ def _facts(gpus: _Json) -> Table:
     )
     grid.add_row("failures", _failures(gpus["failures"]))
     return grid
+
+
+def _layer(activations: list[_Json]) -> str:
+    """Return what a layer keeps of each token, the largest tensors by name."""
+    kept = {row["tensor"]: row["bytes_per_token"] for row in activations if row["of"] == "layer"}
+    largest = sorted(kept, key=lambda name: -kept[name])[:_NAMED]
+    named = ", ".join(f"{name} {kept[name]:,.0f}" for name in largest)
+    return f"keeps {sum(kept.values()):,.0f} bytes a token: {named}{', ...' if len(kept) > len(largest) else ''}"
 
 
 def _phase(phase: _Json) -> str:

@@ -167,7 +167,7 @@ def test_the_table_says_it_all_in_78_columns(place: Place) -> None:
     assert "…" not in text
     for said in (
         "64 x H100", "weights", "counted", "by tensor", "stated", "fits 79.1", "matrix products", "recomputation",
-        "pipeline bubble", "tokens/s", "MFU", "GPU-hours, cost", "checkpoint", "failures", "no: norms", "✓",
+        "pipeline bubble", "tokens/s", "MFU", "GPU-hours, cost", "checkpoint", "failures", "no: norms", "✓", "a layer",
     ):  # fmt: skip
         assert said in text
 
