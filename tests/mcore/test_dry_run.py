@@ -55,6 +55,7 @@ def test_every_preset_is_built_on_512_gpus_and_on_one() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 * 2**20  # KiB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["to-code-2.8b", "llama-8b"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
