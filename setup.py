@@ -53,6 +53,7 @@ setup(
     package_data={
         "megacode": [
             "config/*.yaml",
+            "plan/*.yaml",
             "eval/tasks/**/*",
             "eval/prompts.jsonl",
             "study/*.j2",
