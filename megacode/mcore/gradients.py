@@ -63,7 +63,7 @@ def prepare(chunks: list[Any]) -> None:
     alone = torch.distributed.get_world_size() == 1
     config.finalize_model_grads_func = _finalize_alone if alone else _finalize
     for chunk in chunks:
-        if alone:
+        if alone and not settings.fp8_param_gather:
             # mcore's optimizer gathers the parameters after each step, here from this very rank.
             chunk.start_param_sync = _nothing_to_gather
         _accumulate_in_place(chunk, announced=settings.overlap_grad_reduce)

@@ -140,13 +140,17 @@ def _random_stem(parts: Parts) -> str:
 def _places(parts: Parts) -> Iterator[tuple[Tensor, _Place]]:
     """Yield this rank's parameters with their places; mcore's description of its shards says where they are."""
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+    from megatron.core.fp8_utils import is_float8tensor
 
     for described in model_state(parts.chunks).values():
         for entry in described.values():
-            if isinstance(entry, ShardedTensor):
-                yield entry.data, _place(parts, entry, [entry])
-            elif isinstance(entry, ShardedTensorFactory):
-                yield entry.data, _place(parts, entry, entry.build())
+            if not isinstance(entry, (ShardedTensor, ShardedTensorFactory)):
+                continue
+            parameter = entry.data
+            if is_float8tensor(parameter):  # parts of it do not say where they lie; those of a plain tensor do
+                plain = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+                entry = replace(entry, data=plain)
+            yield parameter, _place(parts, entry, entry.build() if isinstance(entry, ShardedTensorFactory) else [entry])
 
 
 def _place(parts: Parts, entry: Any, shards: list[Any]) -> _Place:

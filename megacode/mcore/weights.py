@@ -54,14 +54,14 @@ def _shards(sharded_states: Sequence[dict[str, Any]]) -> Iterator[ShardedTensor]
                 continue
             parameter = entry.data
             held = is_float8tensor(parameter)
-            data = torch.empty(parameter.shape, device=parameter.device) if held else parameter
+            data = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device) if held else parameter
             copy = {"entry": replace(entry, data=data)}
             apply_factories(copy)
             yield from (value for value in nested_values(copy) if isinstance(value, ShardedTensor))
             if held:
                 parameter.copy_(data)
                 # The optimizer's masters begin with these, not with what FP8 made of them.
-                parameter._high_precision_init_val = data.to(parameter.dtype).cpu()
+                parameter._high_precision_init_val = data.cpu()
 
 
 def _draw(config: RunConfig, name: str, weight: Tensor) -> None:
