@@ -17,7 +17,7 @@ from megacode.config.run import RunConfig
 from megacode.data.rows import RowPlan, Rows
 from megacode.data.windows import SourceStream
 from megacode.mcore.batch import MicroBatch
-from megacode.plan.batch import BatchSchedule
+from megacode.plan.batch import BatchSchedule, samples_digest
 from megacode.plan.phases import Schedule
 
 
@@ -76,9 +76,10 @@ class Loader:
         """Nothing is held but the sources' mappings, which end with the process."""
 
     def _micro_batches(self, rows: Rows, size: int) -> list[MicroBatch]:
-        return [self._micro_batch(part) for part in rows.parts(size)]
+        digests = torch.from_numpy(samples_digest(rows.marked()[1])).split(size)
+        return [self._micro_batch(*part) for part in zip(rows.parts(size), digests, strict=True)]
 
-    def _micro_batch(self, rows: Rows) -> MicroBatch:
+    def _micro_batch(self, rows: Rows, digests: torch.Tensor) -> MicroBatch:
         tokens = np.empty((len(rows), self._seq_length), dtype=np.int64)
         labels = np.empty_like(tokens)
         for row, place in enumerate(self._rows.places(rows)):
@@ -99,6 +100,7 @@ class Loader:
             cu_seqlens=cu_seqlens,
             source_ids=torch.from_numpy(source_ids),
             samples=torch.from_numpy(samples),
+            digests=digests,
         )
 
     def _plain_tensors(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ clock (after a rollback) is dropped.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
@@ -18,6 +19,9 @@ from megacode.data.loader import Loader
 from megacode.mcore.batch import MicroBatch
 from megacode.mcore.device import SideStream
 
+# Two threads of Python take turns: this one lets the step that was given its batch begin first. Without the wait, which
+# is short beside any iteration, being handed a batch that is ready took 0.7 ms in place of 0.1.
+_LAG = 1e-3
 _Made = tuple[list[MicroBatch], Any]  # and the mark behind their copies
 
 
@@ -26,8 +30,8 @@ class Prefetch:
 
     Args:
         loader: makes them; only the thread asks it for any.
-        iterations: how many iterations are made ahead, at least 1. Each holds its tensors in memory, on the device where
-            the loader makes them there: 20 bytes a token of this rank, 28 where documents are isolated.
+        iterations: how many iterations are made ahead, at least 1. Each takes memory, of the device where the loader
+            makes them there: 16 bytes a token that this rank reads, 28 where documents are isolated.
     """
 
     def __init__(self, loader: Loader, iterations: int) -> None:
@@ -38,22 +42,29 @@ class Prefetch:
 
     def batch(self, consumed_samples: int) -> list[MicroBatch]:
         """Return this rank's micro-batches of the iteration that starts at a clock, all of one size."""
-        wanted = self._clocks(consumed_samples)
-        for clock in [clock for clock in self._ahead if clock not in wanted]:
+        asked = self._ahead.pop(consumed_samples, None) or self._order(consumed_samples, 0.0)
+        clocks = self._clocks_after(consumed_samples)
+        for clock in [clock for clock in self._ahead if clock not in clocks]:
             self._ahead.pop(clock).cancel()
-        for clock in wanted:
+        for clock in clocks:
             if clock not in self._ahead:
-                self._ahead[clock] = self._thread.submit(self._made, self._loader.batch, clock)
-        return self._taken(self._ahead.pop(consumed_samples))
+                self._ahead[clock] = self._order(clock, _LAG)
+        return self._taken(asked)
 
-    def _clocks(self, clock: int) -> list[int]:
-        """Return a clock and those of the iterations after it that are made ahead."""
-        clocks = [clock]
-        while len(clocks) <= self._iterations and (following := self._loader.after(clocks[-1])) is not None:
+    def _clocks_after(self, clock: int) -> list[int]:
+        """Return the clocks of the iterations after one that are made ahead."""
+        clocks: list[int] = []
+        following = self._loader.after(clock)
+        while following is not None and len(clocks) < self._iterations:
             clocks.append(following)
+            following = self._loader.after(following)
         return clocks
 
-    def _made(self, make: Callable[[Any], Iterable[MicroBatch]], key: int | str) -> _Made:
+    def _order(self, clock: int, lag: float) -> Future[_Made]:
+        return self._thread.submit(self._made, self._loader.batch, clock, lag)
+
+    def _made(self, make: Callable[[Any], Iterable[MicroBatch]], key: int | str, lag: float = 0.0) -> _Made:
+        time.sleep(lag)
         with self._side.used():
             return list(make(key)), self._side.mark()
 

@@ -10,7 +10,7 @@ evenly to the ranks, rows that only fill up take the places left over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
