@@ -28,7 +28,7 @@ from megacode.mcore import device
 from megacode.mcore.batch import MicroBatch
 
 PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
-OLDEST = (2, 0)  # the first whose outputs stay valid while the pipeline goes on
+OLDEST = "2.0"  # the first whose outputs stay valid while the pipeline goes on
 _NEEDS = "astunparse gast makefun nvtx optree libcst six packaging numpy"
 
 
@@ -131,9 +131,8 @@ def check() -> None:
     if found is None:
         raise LaunchError("train.loader is dali, but DALI is not installed", "train.loader", _fix("install"))
     package, version = found
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        what = f"train.loader is dali, but {package} {version} is older than {oldest}"
+    if too_old(version):
+        what = f"train.loader is dali, but {package} {version} is older than {OLDEST}"
         raise LaunchError(what, "train.loader", _fix("install --upgrade"))
     try:
         import nvidia.dali  # noqa: F401
@@ -150,6 +149,11 @@ def installed() -> tuple[str, str] | None:
         except metadata.PackageNotFoundError:
             continue
     return None
+
+
+def too_old(version: str) -> bool:
+    """Return whether a version of DALI cannot be used."""
+    return int(version.partition(".")[0]) < int(OLDEST.partition(".")[0])
 
 
 def _fix(verb: str) -> str:

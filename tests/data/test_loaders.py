@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from megacode import doctor
 from megacode.base.errors import LaunchError
 from megacode.data import dali
 from megacode.data.device_loader import DeviceLoader, isolated_on_device, padded
@@ -159,7 +160,7 @@ def test_what_was_made_ahead_for_another_clock_is_dropped(sources, make_config, 
     schedule = build_schedule(config, stream_sizes(streams))
     loader = Prefetch(Noted(config, schedule, BatchSchedule(config, schedule), streams), 2)
     loader.batch(0)
-    loader.batch(4)
+    assert loader.batch(4) is loader.batch(4)
     loader.batch(32)
     loader.close()
     assert made[:3] == [0, 4, 8]
@@ -206,3 +207,14 @@ def test_a_missing_or_old_dali_is_refused_with_the_command_that_installs_it(monk
     with pytest.raises(LaunchError) as caught:
         dali.check()
     assert "pip install --upgrade nvidia-dali-cuda120 " in caught.value.problems[0].fix
+
+
+def test_the_doctor_says_when_dali_would_do(monkeypatch):
+    rows = []
+    for found in (None, ("nvidia-dali-cuda120", "1.53.0"), ("nvidia-dali-cuda130", "2.4.0")):
+        monkeypatch.setattr(dali, "installed", lambda found=found: found)
+        rows.append(doctor._dali())
+    assert [row["found"] for row in rows] == ["", "nvidia-dali-cuda120 1.53.0", "nvidia-dali-cuda130 2.4.0"]
+    assert rows[0]["path"].startswith("nothing is missing: ")
+    assert rows[1]["path"].startswith("not usable: train.loader: dali needs 2.0 or newer")
+    assert rows[2]["path"].startswith("used with train.loader: dali")
