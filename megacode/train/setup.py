@@ -107,9 +107,11 @@ def _loader(plan: Plan, streams: Mapping[str, SourceStream], ranks: Ranks) -> Ba
     """Open the loader that the config asks for; on a GPU it makes its micro-batches there."""
     train = plan.config.train
     arguments = (plan.config, plan.schedule, plan.batches, streams, ranks.dp_rank, ranks.dp_size)
+    loader: Loader
     if train.loader == "dali":
-        return dali.DaliLoader(*arguments, ahead=train.prefetch)
-    loader = DeviceLoader(*arguments) if device.on_gpu() else Loader(*arguments)
+        loader = dali.DaliLoader(*arguments, ahead=min(1, train.prefetch))
+    else:
+        loader = DeviceLoader(*arguments) if device.on_gpu() else Loader(*arguments)
     return Prefetch(loader, train.prefetch) if train.prefetch else loader
 
 

@@ -19,7 +19,8 @@ from megacode.plan.batch import BatchSchedule, samples_digest
 from megacode.plan.phases import build_schedule
 
 NO_DALI = "DALI is not installed: pip install --no-deps --requirement requirements/dali.txt"
-KINDS = ["device", "prefetch", pytest.param("dali", marks=pytest.mark.skipif(not dali.installed(), reason=NO_DALI))]
+WITH_DALI = pytest.mark.skipif(not dali.installed(), reason=NO_DALI)
+KINDS = ["device", "prefetch", *(pytest.param(kind, marks=WITH_DALI) for kind in ("dali", "dali, made ahead"))]
 PHASES = [
     {"name": "balanced", "samples": 50, "blend": {"text": 0.5, "code": 0.5}},
     {"name": "text", "samples": 37, "blend": {"text": 0.9, "code": 0.1}, "repeat": {"code": "restart"}},
@@ -48,6 +49,7 @@ def opened():
             "device": lambda: DeviceLoader(*arguments),
             "prefetch": lambda: Prefetch(Loader(*arguments), 2),
             "dali": lambda: dali.DaliLoader(*arguments, ahead=2),
+            "dali, made ahead": lambda: Prefetch(dali.DaliLoader(*arguments), 1),
         }[kind]
         loaders.append(make())
         return loaders[-1]
@@ -128,14 +130,14 @@ def test_held_out_windows_are_the_same_on_every_rank(kind, dp_size, sources, mak
             assert_equal(list(other.validation_batches(source)), list(default.validation_batches(source)))
 
 
-def test_batches_that_were_given_out_stay_as_they_are(sources, make_config, opened):
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_that_were_given_out_stay_as_they_are(kind, sources, make_config, opened):
     config = make_config(sources, phases=PHASES, train={"isolate_documents": True})
     default = opened("default", config)
-    for kind in ["prefetch", *(["dali"] if dali.installed() else [])]:
-        other = opened(kind, config)
-        kept = [other.batch(clock) for clock in clocks_of(default)]
-        for clock, batches in zip(clocks_of(default), kept, strict=True):
-            assert_equal(batches, default.batch(clock))
+    other = opened(kind, config)
+    kept = [other.batch(clock) for clock in clocks_of(default)]
+    for clock, batches in zip(clocks_of(default), kept, strict=True):
+        assert_equal(batches, default.batch(clock))
 
 
 def test_isolation_is_the_same_on_the_device():

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The loaders side by side: how long training waits for an iteration's tensors on its device, and what that costs.
 
-    tools/bench/loaders.py [--iterations 60] [--rounds 5] [--compute-ms 40] [--micro-batches 8] [--markdown]
+    tools/bench/loaders.py [--iterations 40] [--rounds 5] [--compute-ms 40] [--micro-batches 8] [--cold]
 
 An iteration is 8 micro-batches of 4 x 8,192 tokens, of two sources in the page cache, as in `loader.py`. Every
 contender is asked for the next iteration while the device computes nothing (alone), and between computations of a
@@ -10,13 +10,18 @@ core computes and the thread that makes batches ahead has another, if there is o
 installed. megacode's tools need nothing here but torch, numpy, pydantic, PyYAML, orjson and xxhash.
 
     alone      wall time until the tensors are on the device and usable; CPU is that of the whole process
-    waits      wall time in which the loop that trains waits for them, its own copies to the device included
+    waits      wall time in which the loop that trains waits for them, its own copies to the device included; and
+    mean       the same, a mean in place of the median
     iteration  wall time of the whole iteration less that of the computation by itself
+
+With --cold each contender reads data sets of its own that are not in the page cache when it is asked for iterations
+between computations; the kernel reads more than it is asked for, so give one round of a few iterations.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -101,12 +106,12 @@ def dali_parallel(prefixes: list[Path], micro_batches: int) -> Iterator[Tensors]
         yield [*(torch.from_dlpack(output.as_tensor()) for output in outputs), mask]
 
 
-def contenders(prefixes: list[Path], micro_batches: int, isolate: bool) -> dict[str, Callable[[], Iterator[Tensors]]]:
-    """Return what is compared, each to be opened when its turn comes."""
+def contenders(micro_batches: int, isolate: bool, cold: bool) -> dict[str, Callable[[list[Path]], Iterator[Tensors]]]:
+    """Return what is compared, each to be opened on data sets."""
     rows = ROWS * micro_batches
 
-    def of(make: Callable[..., Any]) -> Callable[[], Iterator[Tensors]]:
-        return lambda: iterations_of(make(*arguments_of(prefixes, micro_batches, isolate)), rows)
+    def of(make: Callable[..., Any]) -> Callable[[list[Path]], Iterator[Tensors]]:
+        return lambda prefixes: iterations_of(make(*arguments_of(prefixes, micro_batches, isolate)), rows)
 
     on_device = DeviceLoader if device.on_gpu() else Loader
     found = {
@@ -115,9 +120,38 @@ def contenders(prefixes: list[Path], micro_batches: int, isolate: bool) -> dict[
     }
     if dali.installed():
         found["DALI, read in process"] = of(dali.DaliLoader)
-        if not isolate:
-            found["DALI, read by a worker"] = lambda: dali_parallel(prefixes, micro_batches)
+        found["DALI, made ahead"] = of(lambda *arguments: Prefetch(dali.DaliLoader(*arguments), 1))
+        if not isolate and not cold:  # a worker opens the data sets later, and reads them whole to know them
+            found["DALI, read by a worker"] = lambda prefixes: dali_parallel(prefixes, micro_batches)
     return found
+
+
+def write_sources(directory: Path, tokens: int) -> list[Path]:
+    """Write the data sets that a contender reads, unless they are there."""
+    prefixes = [directory / "text", directory / "code"]
+    if not directory.exists():
+        directory.mkdir()
+        for number, prefix in enumerate(prefixes):
+            write_source(prefix, tokens, number)
+    return prefixes
+
+
+def evict(prefixes: list[Path]) -> None:
+    """Take data sets out of the page cache, but for the few pages that were touched when they were opened."""
+    for prefix in prefixes:
+        with prefix.with_suffix(".bin").open("rb+") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def check_equal(prefixes: list[Path], given: argparse.Namespace, isolate: bool) -> None:
+    """Check that the contenders give the same bits on this device, but for the worker's, which gives no micro-batches."""
+    made = {name: make(prefixes) for name, make in contenders(given.micro_batches, isolate, cold=True).items()}
+    for _ in range(3):
+        expected, *others = (next(iterations) for iterations in made.values())
+        for other in others:
+            assert all(torch.equal(one, two) for one, two in zip(expected, other, strict=True))
+    print(f"\nequal to the last bit on {device.name()}: {', '.join(made)}")
 
 
 def calibrated(milliseconds: float) -> Callable[[], None]:
@@ -138,15 +172,8 @@ def calibrated(milliseconds: float) -> Callable[[], None]:
     return lambda: compute(count)
 
 
-def measure(contender: Iterator[Tensors], compute: Callable[[], None], count: int) -> tuple[float, float, float, float]:
-    """Return ms an iteration: alone (wall, CPU), waited for in training, and whole iterations in training."""
-    next(contender)
-    device.synchronize()
-    started, cpu = time.perf_counter(), time.process_time()
-    for _ in range(count):
-        next(contender)
-        device.synchronize()
-    alone, cpu = time.perf_counter() - started, time.process_time() - cpu
+def measure(contender: Iterator[Tensors], compute: Callable[[], None], count: int) -> tuple[float, ...]:
+    """Return ms an iteration: alone (wall, CPU), waited for in training (median, mean), and whole ones in training."""
     waits, wholes = [], []
     for _ in range(count):
         asked = time.perf_counter()
@@ -154,7 +181,12 @@ def measure(contender: Iterator[Tensors], compute: Callable[[], None], count: in
         waits.append(time.perf_counter() - asked)
         compute()
         wholes.append(time.perf_counter() - asked)
-    seconds = alone / count, cpu / count, statistics.median(waits), statistics.median(wholes)
+    started, cpu = time.perf_counter(), time.process_time()
+    for _ in range(count):
+        next(contender)
+        device.synchronize()
+    alone, cpu = time.perf_counter() - started, time.process_time() - cpu
+    seconds = alone / count, cpu / count, statistics.median(waits), statistics.fmean(waits), statistics.median(wholes)
     return tuple(1e3 * value for value in seconds)
 
 
@@ -168,51 +200,61 @@ def computed(compute: Callable[[], None], count: int) -> float:
     return statistics.median(times) * 1e3
 
 
-def bench(prefixes: list[Path], given: argparse.Namespace, isolate: bool) -> None:
+def bench(directory: Path, given: argparse.Namespace, isolate: bool) -> None:
     """Measure all contenders, taking turns, and print medians and ratios to the first."""
     compute = calibrated(given.compute_ms)
-    opened = {name: make() for name, make in contenders(prefixes, given.micro_batches, isolate).items()}
+    opened: dict[str, Iterator[Tensors]] = {}
+    for number, (name, make) in enumerate(contenders(given.micro_batches, isolate, given.cold).items()):
+        where, tokens = (f"cold{number}{isolate}", 128_000_000) if given.cold else ("warm", 32_000_000)
+        prefixes = write_sources(directory / where, tokens)
+        opened[name] = make(prefixes)
+        if given.cold:
+            evict(prefixes)
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in opened}
     bare: list[float] = []
     for _ in range(given.rounds):
         bare.append(computed(compute, given.iterations))
         for name, contender in opened.items():
             found[name].append(measure(contender, compute, given.iterations))
-    base = statistics.median(bare)
-    documents = "documents isolated" if isolate else "documents not isolated"
+    documents = (
+        f"documents {'isolated' if isolate else 'not isolated'}, {'cold' if given.cold else 'in the page cache'}"
+    )
     print(
         f"\n{given.micro_batches} x {ROWS} x {LENGTH:,} tokens on {device.name()}, {documents}; ms, medians of rounds"
     )
+    base = statistics.median(bare)
     print(f"the computation by itself: {base:.1f} ms [{min(bare):.1f} .. {max(bare):.1f}]")
-    line = "| {:26} | {:>15} | {:>8} | {:>16} | {:>10} | {:>12} |"
-    print(line.format("", "alone, wall", "CPU", "waits", "iteration", "Mtoken/s"))
-    if given.markdown:
-        print("|---|---|---|---|---|---|")
+    report(found, base, given)
+
+
+def report(found: dict[str, list[tuple[float, ...]]], base: float, given: argparse.Namespace) -> None:
+    """Print a table of the contenders, as a page has it."""
+    line = "| {:26} | {:>15} | {:>6} | {:>16} | {:>8} | {:>9} | {:>8} |"
+    print(line.format("", "alone, wall", "CPU", "waits", "mean", "iteration", "Mtoken/s"))
+    print("|---|---|---|---|---|---|---|")
     first: list[float] = []
     for name, rounds in found.items():
-        alone, cpu, waits, whole = (statistics.median(column) for column in zip(*rounds, strict=True))
+        alone, cpu, waits, mean, whole = (statistics.median(column) for column in zip(*rounds, strict=True))
         first = first or [alone, waits]
         rate = given.micro_batches * ROWS * LENGTH / alone / 1e3
         wall, waited = f"{alone:.2f} ({alone / first[0]:.2f}x)", f"{waits:.3f} ({waits / first[1]:.2f}x)"
-        print(line.format(name, wall, f"{cpu:.2f}", waited, f"{whole - base:+.2f}", f"{rate:,.0f}"))
+        print(line.format(name, wall, f"{cpu:.2f}", waited, f"{mean:.3f}", f"{whole - base:+.2f}", f"{rate:,.0f}"))
 
 
 def main() -> None:
     """Run the benchmark."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--iterations", type=int, default=60, help="per contender and round")
+    arguments.add_argument("--iterations", type=int, default=40, help="per contender and round")
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--micro-batches", type=int, default=8, help="of an iteration")
     arguments.add_argument("--compute-ms", type=float, default=40, help="length of the computation")
-    arguments.add_argument("--markdown", action="store_true", help="print tables for a page")
+    arguments.add_argument("--cold", action="store_true", help="read from the disk; give few iterations and rounds")
     given = arguments.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as directory:
-        prefixes = [Path(directory) / "text", Path(directory) / "code"]
-        for number, prefix in enumerate(prefixes):
-            write_source(prefix, 32_000_000, number)
+    with tempfile.TemporaryDirectory(dir=Path.cwd() if given.cold else None) as directory:
         for isolate in (False, True):
-            bench(prefixes, given, isolate)
+            check_equal(write_sources(Path(directory) / "warm", 32_000_000), given, isolate)
+            bench(Path(directory), given, isolate)
 
 
 if __name__ == "__main__":
