@@ -145,7 +145,7 @@ def evict(prefixes: list[Path]) -> None:
 
 
 def check_equal(prefixes: list[Path], given: argparse.Namespace, isolate: bool) -> None:
-    """Check that the contenders give the same bits on this device, but for the worker's, which gives no micro-batches."""
+    """Check that all contenders but the worker, which cuts no micro-batches, give the same bits on this device."""
     made = {name: make(prefixes) for name, make in contenders(given.micro_batches, isolate, cold=True).items()}
     for _ in range(3):
         expected, *others = (next(iterations) for iterations in made.values())
