@@ -141,7 +141,10 @@ def _dali() -> Finding:
     from megacode.data import dali
 
     package, version = dali.installed() or ("", "")
-    worth = "the default loader is as fast or faster for token windows and reads the same samples"
+    worth = (
+        "for windows of tokens it was measured to gain nothing: the default loader reads the same samples with less CPU "
+        "(tools/bench/loaders.py compares them here)"
+    )
     if not version:
         return Finding(part="DALI", found="", path=f"nothing is missing: {worth}")
     if dali.too_old(version):
