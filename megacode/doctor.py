@@ -142,8 +142,8 @@ def _dali() -> Finding:
 
     package, version = dali.installed() or ("", "")
     worth = (
-        "for windows of tokens it was measured to gain nothing: the default loader reads the same samples with less CPU "
-        "(tools/bench/loaders.py compares them here)"
+        "for windows of tokens it was measured to gain nothing: the default loader reads the same samples with less "
+        "CPU (tools/bench/loaders.py compares them here)"
     )
     if not version:
         return Finding(part="DALI", found="", path=f"nothing is missing: {worth}")
