@@ -1,7 +1,9 @@
 """Micro-batches by NVIDIA DALI: `train.loader: dali`.
 
-DALI's pipeline takes an iteration's windows from the host, copies them to pinned memory and to the GPU, and makes
+DALI's pipeline takes an iteration's windows as they are read, copies them to pinned memory and to the GPU, and makes
 tokens and labels of them there, in its own threads and queues; on a machine without a GPU it does the same on the CPU.
+It reads in the thread that asks for them, which in training is that of `prefetch`: a worker process of DALI's costs
+more than the reading.
 It has no cumulative maximum, so positions, loss mask and document borders are made of its output by torch, on the same
 device. What is read, and every bit of the result, is the default loader's.
 
@@ -129,15 +131,15 @@ def check() -> None:
     """
     found = installed()
     if found is None:
-        raise LaunchError("train.loader is dali, but DALI is not installed", "train.loader", _fix("install"))
+        raise LaunchError("it asks for DALI, which is not installed", "train.loader", _fix("install"))
     package, version = found
     if too_old(version):
-        what = f"train.loader is dali, but {package} {version} is older than {OLDEST}"
+        what = f"it asks for DALI, but {package} {version} is older than {OLDEST}"
         raise LaunchError(what, "train.loader", _fix("install --upgrade"))
     try:
         import nvidia.dali  # noqa: F401
     except ImportError as error:
-        what = f"train.loader is dali, but {package} {version} cannot be imported: {error}"
+        what = f"it asks for DALI, but {package} {version} cannot be imported: {error}"
         raise LaunchError(what, "train.loader", _fix("install --upgrade")) from error
 
 
@@ -160,7 +162,9 @@ def _fix(verb: str) -> str:
     cuda = torch.version.cuda
     package = PACKAGES[1] if cuda and cuda.startswith("12.") else PACKAGES[0]
     parts = package if cuda else f"--no-deps {package} {_NEEDS}"  # its CUDA libraries are of no use without a GPU
-    return f"run: python -m pip {verb} {parts}    or leave train.loader out: the default loader reads the same samples"
+    return (
+        f"run: python -m pip {verb} {parts}\n    or leave train.loader out: the default loader reads the same samples"
+    )
 
 
 def _pipeline(feed: Any, most_rows: int, token_type: np.dtype, isolate: bool, depth: int) -> Any:
