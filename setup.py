@@ -54,6 +54,7 @@ setup(
     package_data={
         "megacode": [
             "config/*.yaml",
+            "plan/*.yaml",
             "eval/tasks/**/*",
             "eval/prompts.jsonl",
             "study/*.j2",

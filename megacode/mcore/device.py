@@ -99,6 +99,18 @@ def memory_high_water() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
+def make_deterministic(wanted: bool) -> None:
+    """Let GPU kernels add up in an order that does not change from run to run, or in the fastest; CPUs always do.
+
+    To be called before the model is built: attention asks then.
+    """
+    if on_gpu():
+        os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0" if wanted else "1"
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it; it costs some MiB
+        torch.use_deterministic_algorithms(wanted)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads any
+
+
 def to_device(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor on this rank's device, copied in the background from pinned memory where that is a GPU."""
     if not on_gpu() or tensor.is_cuda:

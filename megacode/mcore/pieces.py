@@ -60,10 +60,13 @@ class _Place:
 
 
 def weights(parts: Parts) -> list[Piece]:
-    """Return the model's weights on this rank, as the forward pass reads them."""
+    """Return the model's weights on this rank, as the forward pass reads them; without those that are held in FP8."""
+    from megatron.core.fp8_utils import is_float8tensor
+
     pieces: list[Piece] = []
     for parameter, place in _places(parts):
-        pieces += _boxes(place, WEIGHT, parameter.detach().view(-1), 0, _columns(parameter))
+        if not is_float8tensor(parameter):  # it has no elements that could be read or written one by one
+            pieces += _boxes(place, WEIGHT, parameter.detach().view(-1), 0, _columns(parameter))
     return pieces
 
 

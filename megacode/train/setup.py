@@ -28,6 +28,7 @@ from megacode.metrics.sinks import Events, open_sinks
 from megacode.plan.costs import flops_per_token
 from megacode.plan.ledger import Ledger
 from megacode.train import restoring, watchdog
+from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.guard import Guard
 from megacode.train.limits import TimeLimit, TouchFiles
 from megacode.train.origin import Origin, find_origin
@@ -79,6 +80,8 @@ def build_trainer(
     own = origin.kind == "resume"
     guard = Guard(config.health.spikes, Ledger.read(run, writes=first), plan.batches, events)
     guard.detector.restore(state.health)
+    fp8 = Fp8Watch(config, parts)
+    fp8.restore(state.health.get("fp8", {}))
     limit = TimeLimit(config.limits.wall_clock)
     loader = _loader(plan, streams, ranks)
     closing.callback(loader.close)
@@ -95,6 +98,7 @@ def build_trainer(
         state=state,
         saver=Saver(run, parts, config.checkpoint, events, limit.saved, state.iteration if own else -1),
         guard=guard,
+        fp8=fp8,
         watchdog=watching,
         limit=limit,
         requests=requests,
@@ -180,7 +184,6 @@ def _record_run(plan: Plan, run: RunDir) -> None:
 
 
 def _meter(plan: Plan, world_size: int, state: TrainState) -> Meter:
-    precision = plan.config.precision
-    peak = device.peak_flops("fp8" if precision.fp8 != "none" else precision.dtype)
+    peak = device.peak_flops(plan.config.precision.dtype)  # in FP8 phases too, so that phases compare
     flops = flops_per_token(plan.config.model, plan.vocab_size, plan.schedule.seq_length)
     return Meter(plan.schedule, flops, peak * world_size if peak else None, dict(state.samples_by_source))

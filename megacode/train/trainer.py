@@ -16,15 +16,16 @@ from megacode.checkpoint.state import TrainState
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.data.loader import BatchSource
-from megacode.mcore import device, gradients, groups
+from megacode.mcore import device, engine, gradients, groups
 from megacode.mcore.parts import Parts
 from megacode.mcore.step import StepResult, evaluate, train_step
-from megacode.metrics.meter import Meter, health_record, source_means, validation_record
+from megacode.metrics.meter import Meter, fp8_probe_record, health_record, source_means, validation_record
 from megacode.metrics.sinks import Events, Sink, open_sinks
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.phases import PhasePlan, Schedule
 from megacode.train import restoring
+from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.guard import Guard, Interval
 from megacode.train.limits import TimeLimit, TouchFiles, process_start
 from megacode.train.saving import Saver
@@ -51,6 +52,7 @@ class Trainer:
         state: the clock and what is saved with it.
         saver: writes checkpoints beside the loop.
         guard: which updates reach the weights.
+        fp8: which number format the matrix products take.
         watchdog: notices hangs.
         limit: how long this start may take.
         requests: files that a user touches; None but on rank 0.
@@ -70,6 +72,7 @@ class Trainer:
     state: TrainState
     saver: Saver
     guard: Guard
+    fp8: Fp8Watch
     watchdog: Watchdog
     limit: TimeLimit
     requests: TouchFiles | None
@@ -112,6 +115,7 @@ class Trainer:
             **{"event": "start", **self.start},
             ranks=self.parts.ranks.world_size,
             device=device.name(),
+            layers="transformer_engine" if engine.used(self.config) else "local",
             host=platform.node(),
             pid=os.getpid(),
             command=shlex.join(["megacode", *sys.argv[1:]]),
@@ -125,11 +129,14 @@ class Trainer:
 
     def step(self) -> StepResult:
         """Train one iteration and move the clock."""
-        started = time.perf_counter()
         before = self.state.consumed_samples
         after = self.batches.next(before)
         iteration = self.state.iteration + 1
         self.watchdog.beat("training", iteration, before)
+        self.fp8.enter(self.config.phases[self.schedule.phase_at(before).index])
+        if self.fp8.probes and self._due(self.config.health.fp8_probe.every, iteration, before, after):
+            self._probe_fp8(iteration, before)
+        started = time.perf_counter()
         gradients.time_the_device(self._reporting(iteration))
         self.guard.enter(Interval(iteration, self.schedule.phase_at(before).name, before, after))
         sources = len(self.schedule.source_names)
@@ -138,6 +145,14 @@ class Trainer:
         self.state.iteration, self.state.consumed_samples = iteration, after
         self._seconds = time.perf_counter() - started
         return result
+
+    def _probe_fp8(self, iteration: int, before: int) -> None:
+        """Measure what FP8 costs in accuracy, on the iteration that comes next."""
+        found = self.fp8.probe(self.loader.batch(before), len(self.schedule.source_names))
+        phase = self.schedule.phase_at(before).name
+        self._write(fp8_probe_record(found, iteration=iteration, consumed=before, phase=phase))
+        if found["alarm"]:
+            self._event("fp8_alarm", alarm=found["alarm"], fell_back=found["fell_back"])
 
     def record(self, result: StepResult) -> None:
         """Measure and write the iteration that was just done, and decide what its loss and gradient call for."""
@@ -296,7 +311,7 @@ class Trainer:
             samples_by_source=dict(self.meter.seen),
             fingerprints=chain[:upto],
             withheld=self.guard.ledger.samples(self.state.consumed_samples),
-            health=self.guard.detector.state(),
+            health=self.guard.detector.state() | {"fp8": self.fp8.state()},
             keep=self._kept_for(),
         )
 

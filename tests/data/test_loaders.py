@@ -208,7 +208,7 @@ def test_a_missing_or_old_dali_is_refused_with_the_command_that_installs_it(monk
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     with pytest.raises(LaunchError) as caught:
         dali.check()
-    assert "pip install --upgrade nvidia-dali-cuda120 " in caught.value.problems[0].fix
+    assert "pip install --upgrade nvidia-dali-cuda120\n" in caught.value.problems[0].fix
 
 
 def test_the_doctor_says_when_dali_would_do(monkeypatch):
