@@ -35,6 +35,8 @@ class Training(Frozen):
         weight_decay_exempt: what is not decayed.
         clip_grad: largest global norm of the gradient; 0: no clipping.
         isolate_documents: attention and positions never cross a document's border.
+        loader: what makes the micro-batches, which are the same either way: megacode's own, or NVIDIA's DALI.
+        prefetch: iterations whose micro-batches are made ahead, on the device where it is a GPU; 0: none.
         deterministic: the same bits from run to run on GPUs too, where attention's backward pass is slower for it;
             CPUs always give them.
     """
@@ -50,6 +52,8 @@ class Training(Frozen):
     weight_decay_exempt: tuple[Literal["norms", "embeddings"], ...] = ("norms",)
     clip_grad: float = Field(default=1.0, ge=0)
     isolate_documents: bool = False
+    loader: Literal["default", "dali"] = "default"
+    prefetch: int = Field(default=1, ge=0)
     deterministic: bool = False
 
 

@@ -247,7 +247,9 @@ def _losses(ranks: Ranks, batch: MicroBatch, num_sources: int, losses: Tensor) -
     mask = _part(ranks, batch.loss_mask)
     masked = losses.float().view_as(mask) * mask
     rows = torch.stack((masked.detach(), mask)).sum(2, dtype=torch.float64)
-    digests = device.to_device(torch.from_numpy(samples_digest(batch.samples.numpy())))
+    digests = batch.digests
+    if digests is None:
+        digests = device.to_device(torch.from_numpy(samples_digest(batch.samples.numpy())))
     counts = torch.stack((torch.ones_like(rows[0]), digests)) * (ranks.cp_rank == 0)
     sources = device.to_device(batch.source_ids) % (num_sources + 1)
     sums = torch.zeros(4, num_sources + 1, dtype=torch.float64, device=rows.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib import metadata
 from typing import Any
@@ -12,9 +13,12 @@ from megacode.base.files import RunDir, read_jsonl, write_json, write_text
 from megacode.base.lock import RunLock
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
-from megacode.data.loader import Loader
+from megacode.data import dali
+from megacode.data.device_loader import DeviceLoader
+from megacode.data.loader import BatchSource, Loader
+from megacode.data.prefetch import Prefetch
 from megacode.data.tokenizer import load_tokenizer
-from megacode.data.windows import open_streams
+from megacode.data.windows import SourceStream, open_streams
 from megacode.mcore import device, groups
 from megacode.mcore import parts as mcore_parts
 from megacode.mcore.groups import Ranks
@@ -54,6 +58,8 @@ def build_trainer(
         MegacodeError: for every mistake of the user's.
     """
     config, run = plan.config, RunDir(plan.config.directory)
+    if config.train.loader == "dali":
+        dali.check()
     streams = open_streams(config)
     closing.callback(groups.stop)
     ranks = groups.start(config.parallel, config.seed, patience=config.health.hang_timeout)
@@ -77,13 +83,15 @@ def build_trainer(
     fp8 = Fp8Watch(config, parts)
     fp8.restore(state.health.get("fp8", {}))
     limit = TimeLimit(config.limits.wall_clock)
+    loader = _loader(plan, streams, ranks)
+    closing.callback(loader.close)
     return Trainer(
         config=config,
         schedule=plan.schedule,
         batches=plan.batches,
         rates=plan.rates,
         parts=parts,
-        loader=Loader(config, plan.schedule, plan.batches, streams, ranks.dp_rank, ranks.dp_size),
+        loader=loader,
         meter=_meter(plan, ranks.world_size, state),
         sinks=open_sinks(run, state.iteration, plan.batches.total_iterations) if first else [],
         events=events,
@@ -97,6 +105,18 @@ def build_trainer(
         stop_signal=stop_signal,
         start=start,
     )
+
+
+def _loader(plan: Plan, streams: Mapping[str, SourceStream], ranks: Ranks) -> BatchSource:
+    """Open the loader that the config asks for; on a GPU it makes its micro-batches there."""
+    train = plan.config.train
+    arguments = (plan.config, plan.schedule, plan.batches, streams, ranks.dp_rank, ranks.dp_size)
+    loader: Loader
+    if train.loader == "dali":
+        loader = dali.DaliLoader(*arguments, ahead=min(1, train.prefetch))
+    else:
+        loader = DeviceLoader(*arguments) if device.on_gpu() else Loader(*arguments)
+    return Prefetch(loader, train.prefetch) if train.prefetch else loader
 
 
 def _locked(run: RunDir, ranks: Ranks) -> RunLock:

@@ -15,7 +15,7 @@ from megacode.base.files import RunDir, read_jsonl
 from megacode.checkpoint.state import TrainState
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
-from megacode.data.loader import Loader
+from megacode.data.loader import BatchSource
 from megacode.mcore import device, engine, gradients, groups
 from megacode.mcore.parts import Parts
 from megacode.mcore.step import StepResult, evaluate, train_step
@@ -65,7 +65,7 @@ class Trainer:
     batches: BatchSchedule
     rates: LearningRateSchedule
     parts: Parts
-    loader: Loader
+    loader: BatchSource
     meter: Meter
     sinks: list[Sink]
     events: Events | None
