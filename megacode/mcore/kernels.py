@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megacode.mcore import apex
+
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _SMALL = 1 << 22  # multiplications below which copying transposed operands costs more than oneDNN saves
 
@@ -47,8 +49,10 @@ def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor | Non
         return _outer(gradient, x)
     weight.grad_added_to_main_grad = True
     main = weight.main_grad
-    if x.is_cuda and main.dtype == torch.float32:
+    if x.is_cuda and main.dtype == torch.float32 and apex.torch_adds_in_fp32():
         torch.addmm(main, gradient.t(), x, out_dtype=torch.float32, out=main)
+    elif apex.add_weight_gradient(gradient, x, main):
+        pass
     elif len(x) * weight.numel() < _SMALL and main.dtype == x.dtype:
         main.addmm_(gradient.t(), x)
     else:
