@@ -28,6 +28,7 @@ def prepare(name: str) -> Builder:
     elif name.startswith("megatron"):
         from gpu.megatron_loop import build
     else:
+        import megacode.mcore.engine_layers  # noqa: F401  (builds import it late, and it takes seconds)
         from gpu.megacode_loop import build
     return build
 
