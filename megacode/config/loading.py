@@ -196,4 +196,7 @@ def _absolute(config: RunConfig) -> RunConfig:
         changes["tokenizer"] = config.tokenizer.model_copy(update={"path": os.path.abspath(config.tokenizer.path)})
     if config.init.from_ != "random":
         changes["init"] = config.init.model_copy(update={"from_": os.path.abspath(config.init.from_)})
+    if config.evaluate is not None and config.evaluate.suite_is_a_file:
+        suite = os.path.abspath(config.evaluate.suite)
+        changes["evaluate"] = config.evaluate.model_copy(update={"suite": suite})
     return config.model_copy(update=changes)

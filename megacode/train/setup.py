@@ -29,6 +29,7 @@ from megacode.train.limits import TimeLimit, TouchFiles
 from megacode.train.origin import Origin, find_origin
 from megacode.train.planning import Plan
 from megacode.train.saving import Saver
+from megacode.train.scoring import Scoring
 from megacode.train.signals import StopSignal
 from megacode.train.trainer import Trainer
 from megacode.train.watchdog import Watchdog
@@ -74,6 +75,10 @@ def build_trainer(
     guard = Guard(config.health.spikes, Ledger.read(run, writes=first), plan.batches, events)
     guard.detector.restore(state.health)
     limit = TimeLimit(config.limits.wall_clock)
+    sinks = open_sinks(run, state.iteration, plan.batches.total_iterations) if first else []
+    scoring = Scoring(run, config.evaluate, plan.scored(), events, guard.ledger.samples)
+    scoring.begin(state.iteration)
+    closing.callback(scoring.close)
     return Trainer(
         config=config,
         schedule=plan.schedule,
@@ -82,15 +87,24 @@ def build_trainer(
         parts=parts,
         loader=Loader(config, plan.schedule, plan.batches, streams, ranks.dp_rank, ranks.dp_size),
         meter=_meter(plan, ranks.world_size, state),
-        sinks=open_sinks(run, state.iteration, plan.batches.total_iterations) if first else [],
+        sinks=sinks,
         events=events,
         state=state,
-        saver=Saver(run, parts, config.checkpoint, events, limit.saved, state.iteration if own else -1),
+        saver=Saver(
+            run,
+            parts,
+            config.checkpoint,
+            events,
+            limit.saved,
+            state.iteration if own else -1,
+            lambda: scoring.spared,
+        ),
         guard=guard,
         watchdog=watching,
         limit=limit,
         requests=requests,
         stop_signal=stop_signal,
+        scoring=scoring,
         start=start,
     )
 

@@ -28,6 +28,7 @@ from megacode.train import restoring
 from megacode.train.guard import Guard, Interval
 from megacode.train.limits import TimeLimit, TouchFiles, process_start
 from megacode.train.saving import Saver
+from megacode.train.scoring import Scoring, wait_for_scores
 from megacode.train.signals import StopSignal
 from megacode.train.watchdog import Watchdog
 
@@ -55,6 +56,7 @@ class Trainer:
         limit: how long this start may take.
         requests: files that a user touches; None but on rank 0.
         stop_signal: signals to this process.
+        scoring: has checkpoints scored.
         start: the event that begins the diary of this start; empty but on rank 0.
     """
 
@@ -74,6 +76,7 @@ class Trainer:
     limit: TimeLimit
     requests: TouchFiles | None
     stop_signal: StopSignal
+    scoring: Scoring
     start: dict[str, Any] = field(default_factory=dict)
     _before: tuple[int, int] = (0, 0)
     _seconds: float = 0.0
@@ -104,7 +107,8 @@ class Trainer:
     @property
     def save_due(self) -> bool:
         """Whether a checkpoint is saved now."""
-        return self._due(self.config.checkpoint.every, *self._passed()) or bool(self._kept_for())
+        periodic = self._due(self.config.checkpoint.every, *self._passed())
+        return periodic or self.state.iteration in self.scoring.points or bool(self._kept_for())
 
     def begin(self) -> None:
         """Write what a run starts with: an event and, where nothing is trained yet, losses of the untrained model."""
@@ -186,6 +190,7 @@ class Trainer:
         for sink in self.sinks:
             sink.close()
         self.sinks = open_sinks(self.run, saved.iteration, self.batches.total_iterations) if self.sinks else []
+        self.scoring.begin(saved.iteration)
 
     def validate(self, reason: str) -> None:
         """Measure the loss on every source's held-out documents."""
@@ -206,10 +211,11 @@ class Trainer:
     def save(self) -> None:
         """Save a checkpoint, beside the loop where the config says so."""
         self.watchdog.beat("saving", self.state.iteration, self.state.consumed_samples)
+        self.scoring.expect(self.state.iteration)
         self.saver.start(self._state_now())
 
     def agree(self) -> StopReason | None:
-        """Agree with all ranks, once an iteration, on what was asked for from outside, and move a save along.
+        """Agree with all ranks, once an iteration, on what was asked for from outside, and move saves and scores along.
 
         Returns:
             Why to stop now, or None.
@@ -219,6 +225,7 @@ class Trainer:
         wishes = (self.stop_signal.name is not None, late, request == "stop", request == "save", *self.saver.flags())
         signalled, late, stop, save, busy, failed = groups.any_of(*wishes)
         self.saver.settle(busy, failed)
+        self.write_scores()
         if save:
             self.save_unless_saved()
         if self.guard.exhausted:
@@ -241,11 +248,24 @@ class Trainer:
         Returns:
             The reason, or `save_failed` where the last state could not be saved.
         """
+        if reason != "finished":
+            self.scoring.stop()
         saved = self.save_unless_saved()
+        if reason == "finished":
+            wait_for_scores(self)
+            self.saver.tidy()
+        self.write_scores()
+        self.scoring.close()
         self._event("stop", reason=reason, signal=self.stop_signal.name, saved=saved, seconds=self._age())
         for sink in self.sinks:
             sink.close()
         return reason if saved else "save_failed"
+
+    def write_scores(self) -> None:
+        """Record the scores that have come since the last call."""
+        clock = (self.state.iteration, self.state.consumed_samples)
+        for record in self.scoring.poll(*clock, self.saver.saved_iteration):
+            self._write(record)
 
     def note_error(self, error: Exception) -> None:
         """Write into the diary that the run ends by an error."""
