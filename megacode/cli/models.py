@@ -128,7 +128,7 @@ def evaluate(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no table.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Score exported models with lm-eval, or checkpoints, exporting them; of several, those whose scores are missing."""
+    """Score exported models, or checkpoints, with lm-eval; of several, those whose scores are missing."""
     if cache is not None:
         os.environ["HF_HOME"] = str(cache.resolve())
     from megacode.eval.models import checkpoints_in, models_in

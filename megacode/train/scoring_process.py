@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ _AT_ONCE = {"local": 1, "slurm": 3}
 _GRACE_SECONDS = 5.0
 _TAIL_BYTES = 4096
 _LONGEST_REASON = 500
+_PROMPT = "$ "
 _MESSAGE = re.compile(r"^(?:[A-Z][a-z]+ error|Verification failed): ", re.MULTILINE)
 
 # What torchrun, srun and MPI tell a rank of itself; a child that believed it would wait for the others.
@@ -80,7 +82,8 @@ class Child:
         """Return why it failed: its error message, or the last thing that it said."""
         code = self.process.returncode
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"{_last_words(self.log)} ({ended})".strip()
+        said = _last_words(self.log)
+        return f"{said} ({ended})" if said else ended
 
 
 def start(run: RunDir, config: Evaluate, suite: str, iteration: int) -> Child:
@@ -97,9 +100,11 @@ def start(run: RunDir, config: Evaluate, suite: str, iteration: int) -> Child:
     """
     log = run.score_log(suite, iteration)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as file:
+    words = command(config, run.checkpoint(iteration))
+    with log.open("wb", buffering=0) as file:
+        file.write(f"{_PROMPT}{shlex.join(['megacode', *words[3:]])}\n".encode())
         process = subprocess.Popen(
-            command(config, run.checkpoint(iteration)),
+            words,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -194,4 +199,6 @@ def _last_words(log: Path) -> str:
         return ""
     messages = list(_MESSAGE.finditer(text))
     said = text[messages[-1].start() :] if messages else (text.strip().splitlines() or [""])[-1]
+    if said.startswith(_PROMPT):
+        return ""
     return " ".join(said.split())[:_LONGEST_REASON]
