@@ -134,8 +134,8 @@ def command(config: Evaluate, checkpoint: Path) -> list[str]:
 def environment(config: Evaluate, mine: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a process that scores, from that of a rank."""
     kept = {name: value for name, value in mine.items() if not _OF_A_RANK.fullmatch(name) or name == "SLURM_CONF"}
-    if config.where == "slurm":
-        return kept
+    if config.where == "slurm":  # the job's node has other cores and GPUs
+        return {name: value for name, value in kept.items() if name not in (*_THREADS, "CUDA_VISIBLE_DEVICES")}
     threads = str(min(config.threads, _cores()))
     # The export's proof would take a GPU that is there.
     hidden = {} if (config.device or "cpu") != "cpu" else {"CUDA_VISIBLE_DEVICES": ""}

@@ -221,7 +221,7 @@ def test_a_child_knows_nothing_of_the_ranks() -> None:
     }.items() <= kept.items()
     assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "SLURM_PROCID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID"} & set(kept)
     assert "CUDA_VISIBLE_DEVICES" not in environment(Evaluate(device="cuda:1"), mine)
-    assert environment(Evaluate(where="slurm"), mine) == {"PATH": "/bin", "SLURM_CONF": "c", "OMP_NUM_THREADS": "64"}
+    assert environment(Evaluate(where="slurm"), mine) == {"PATH": "/bin", "SLURM_CONF": "c"}
 
 
 def test_a_child_is_the_command_that_a_user_would_give() -> None:
