@@ -76,12 +76,8 @@ def score(
     setup_logging()
     from megacode.launch.scoring_job import score_by_job
 
-    arguments = [
-        "--suite",
-        suite,
-        *(["--limit", str(limit)] if limit else []),
-        *(["--device", device] if device else []),
-    ]
+    given = {"--suite": suite, "--limit": limit, "--device": device}
+    arguments = [str(part) for name, value in given.items() if value is not None for part in (name, value)]
     arguments += [part for task in without or [] for part in ("--without", task)]
     flags = {"--run-generated-code": run_generated_code, "--keep-exports": keep_exports}
     arguments += [flag for flag, given in flags.items() if given]
