@@ -19,11 +19,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from megacode.base.errors import EXIT_RESUMABLE, ConfigError, MegacodeError, Problem
+from megacode.base.errors import (
+    EXIT_RESUMABLE,
+    CheckpointError,
+    ConfigError,
+    MegacodeError,
+    Problem,
+    VerificationError,
+)
 from megacode.base.files import RunDir, remove
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import load_config
-from megacode.eval.harness import Choices, evaluate_many, suite_of
+from megacode.eval.harness import Choices, check_device, evaluate_many, suite_of
 from megacode.eval.loading import RUN_CODE
 from megacode.eval.suites import Suite
 from megacode.eval.telling import tell_run
@@ -75,16 +82,19 @@ def score_checkpoints(
         The new score documents.
 
     Raises:
-        MegacodeError: what went wrong with any of them, when all others are done.
+        ConfigError, DataError: at once, what would go wrong with each.
+        CheckpointError, VerificationError: what went wrong with some, when all others are done.
     """
     _refuse_ranks()
+    check_device(choices.device)
+    suite_of(suite, checkpoints[0], choices)  # before anything is exported
     run, documents = RunDir(checkpoints[0].parent.parent), []
     failed: list[MegacodeError] = []
     with _ended_by_sigterm():
         for checkpoint in checkpoints:
             try:
                 documents += _score_one(checkpoint, suite, choices, out, keep_exports, score)
-            except MegacodeError as error:
+            except (CheckpointError, VerificationError) as error:
                 failed.append(error)
                 if len(checkpoints) > 1:
                     log.error("%s has no scores: %s", checkpoint, error)

@@ -95,7 +95,7 @@ def evaluate_many(
 ) -> list[dict[str, Any]]:
     """Score several models one after another in this process; see `evaluate`."""
     choices = choices or Choices()
-    _check_device(choices.device)
+    check_device(choices.device)
     for hf_dir in hf_dirs:
         check_model(hf_dir)
     outs = outs or [None] * len(hf_dirs)
@@ -213,7 +213,12 @@ def _run_task(model: Any, name: str, task: Any, choices: Choices, ranks: Ranks) 
     return {"scores": task_scores(aggregate(task, lines), lines), "facts": facts, "lines": lines}
 
 
-def _check_device(device: str | None) -> None:
+def check_device(device: str | None) -> None:
+    """Refuse a device that is none, or is not here.
+
+    Raises:
+        ConfigError: saying which there are.
+    """
     import torch
 
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
