@@ -16,6 +16,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megacode.base.errors import CheckpointError
@@ -166,7 +167,7 @@ class Scoring:
             self._fail(iteration, str(error))
             return
         self._children.append(child)
-        self._event("evaluation_start", iteration, log=str(child.log), waiting=len(self._waiting))
+        self._event("evaluation_start", iteration, log=self._name(child.log), waiting=len(self._waiting))
         log.info("scoring %s beside the run; see %s", self._run.checkpoint(iteration), child.log)
 
     def _conclude(self, child: Child) -> None:
@@ -180,7 +181,7 @@ class Scoring:
             self._waiting.appendleft(child.iteration)
         else:
             self._failures += 1
-            self._fail(child.iteration, child.reason(), log=str(child.log), seconds=child.seconds)
+            self._fail(child.iteration, child.reason(), log=self._name(child.log), seconds=child.seconds)
         if self._failures >= _FAILURES and self._waiting:
             log.error("%d evaluations in a row failed: no more of them in this start", _FAILURES)
             self._waiting.clear()
@@ -194,7 +195,7 @@ class Scoring:
 
     def _fail(self, iteration: int, error: str, **facts: object) -> None:
         self._event("evaluation_failed", iteration, error=error, **facts)
-        place = f"; see {facts['log']}" if "log" in facts else ""
+        place = f"; see {self._run.path}/{facts['log']}" if "log" in facts else ""
         log.error("%s has no scores: %s%s. The run goes on.", self._run.iteration_name(iteration), error, place)
 
     def _scored(self, iteration: int) -> bool:
@@ -207,6 +208,9 @@ class Scoring:
 
     def _spare(self) -> None:
         self.spared = frozenset([*(child.iteration for child in self._children), *[*self._waiting][:1]])
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self._run.path))
 
     def _event(self, event: str, iteration: int, **facts: object) -> None:
         clock = dict(zip(("iteration", "consumed_samples"), self._clock, strict=True))

@@ -101,6 +101,7 @@ def start(run: RunDir, config: Evaluate, suite: str, iteration: int) -> Child:
     log = run.score_log(suite, iteration)
     log.parent.mkdir(parents=True, exist_ok=True)
     words = command(config, run.checkpoint(iteration))
+    log.unlink(missing_ok=True)  # what a killed start has left behind may still write to the old one
     with log.open("wb", buffering=0) as file:
         file.write(f"{_PROMPT}{shlex.join(['megacode', *words[3:]])}\n".encode())
         process = subprocess.Popen(

@@ -203,7 +203,7 @@ def test_a_suite_that_fails_does_not_end_the_run(config: Path, tmp_path: Path) -
     (failed,) = events("evaluation_failed")
     assert "there is no task 'no_such_task'" in failed["error"]
     assert "exit code 2" in failed["error"]
-    assert "Config error: " in Path(failed["log"]).read_text()
+    assert "Config error: " in (RunDir("run").path / failed["log"]).read_text()
     assert failed["iteration"] > events("evaluation_start")[0]["iteration"]
 
 
