@@ -66,7 +66,7 @@ def _submit(name: str, output: Path, arguments: Sequence[str], options: Sequence
         what, fix = "there is no such file", "install megacode from its repository: pip install --editable ."
         raise LaunchError(what, str(_SCRIPT), fix)
     site = default_site()
-    flags = [f"--job-name={name}", f"--output={output}", *options]
+    flags = [*options, f"--job-name={name}", f"--output={output}"]  # the later ones win
     # The job finds this very megacode, whatever its shell would find.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     variables = {"PATH": path, **({"SITE": str(site)} if site is not None else {})}

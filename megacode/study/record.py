@@ -182,8 +182,8 @@ def _exports(directory: Path, scores: Sequence[Json]) -> list[Json]:
     there = {export["iteration"] for export in found}
     for document in scores:
         model, iteration = document.get("model"), document["iteration"]
-        facts = model.get("megacode") if isinstance(model, dict) else None
-        if isinstance(facts, dict) and iteration not in there:
+        said = model.get("megacode") if isinstance(model, dict) else None
+        if isinstance(said, dict) and iteration not in there:
             there.add(iteration)
-            found.append({**facts, "iteration": iteration, "directory": None})
+            found.append({**said, "iteration": iteration, "directory": None})
     return sorted(found, key=lambda export: export["iteration"])
