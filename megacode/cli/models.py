@@ -143,9 +143,7 @@ def evaluate(
     from megacode.eval.suites import find_texts
 
     if prefetch:
-        names = prefetch_suite(suite or "demo")
-        typer.echo(f"at hand: {', '.join(names)}") if not as_json else print_json({"tasks": names})
-        return
+        return _show_tasks(prefetch_suite(suite or "demo"), as_json)
     if place is None:
         raise ConfigError("it names no model", "megacode evaluate", "name an exported model's directory, or a run's")
     found = checkpoints or models_in(place)
@@ -163,6 +161,13 @@ def evaluate(
         documents = evaluate_many(found, suite or (None if files else "demo"), [out] * len(found), choices)
     if is_first_rank() and not quiet:
         _show_scores(documents, several, as_json)
+
+
+def _show_tasks(names: list[str], as_json: bool) -> None:
+    if as_json:
+        print_json({"tasks": names})
+    else:
+        typer.echo(f"at hand: {', '.join(names)}")
 
 
 def _score_checkpoints(

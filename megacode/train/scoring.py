@@ -5,8 +5,9 @@ system. It looks for new score files when a child ends, and else twice a minute:
 person. What fails is told, and the run goes on. What a run still owes when it stops, its next start finds: each of its
 checkpoints that is to have scores, and has none.
 
-The checkpoint that is being scored and the one that comes next are spared when checkpoints make room. If scoring is
-slower than saving, others go before their turn, and are told: scores get sparser, the disk does not fill.
+The newest goes first. The checkpoint that is being scored and the one that comes next are spared when checkpoints make
+room. If scoring is slower than saving, others go before their turn, and are told: scores get sparser, the disk does not
+fill.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,7 +64,7 @@ class Scoring:
         self._run, self._config, self.points = run, config, points
         self._events, self._withheld = events, withheld
         self._suite = suite_name(config) if config is not None else ""
-        self._waiting: deque[int] = deque()
+        self._waiting: set[int] = set()
         self._children: list[Child] = []
         self._failures, self._looked, self._stopping = 0, float("-inf"), False
         self._clock = (0, 0)
@@ -82,14 +82,14 @@ class Scoring:
         busy = [child.iteration for child in self._children]
         for point in self._run.iterations():
             if point in self.points and point <= iteration and point not in busy and not self._scored(point):
-                self._waiting.append(point)
+                self._waiting.add(point)
         self._spare()
 
     def expect(self, iteration: int) -> None:
         """Take note that a checkpoint is being saved; if it is to have scores, its turn comes once it is durable."""
         new = iteration in self.points and iteration not in self._owed
         if self._events is not None and new and self._failures < _FAILURES:
-            self._waiting.append(iteration)
+            self._waiting.add(iteration)
             self._spare()
 
     def poll(self, iteration: int, consumed_samples: int, saved: int) -> list[Record]:
@@ -144,14 +144,18 @@ class Scoring:
 
     @property
     def _owed(self) -> list[int]:
-        return [*(child.iteration for child in self._children), *self._waiting]
+        return sorted([*(child.iteration for child in self._children), *self._waiting])
 
     def _start_next(self, saved: int) -> None:
-        """Start what has its turn, as far as it is durable."""
+        """Start what has its turn: the newest that is durable."""
         if self._config is None or self._stopping:
             return
-        while self._waiting and self._waiting[0] <= saved and len(self._children) < at_once(self._config):
-            iteration = self._waiting.popleft()
+        while len(self._children) < at_once(self._config):
+            durable = [iteration for iteration in self._waiting if iteration <= saved]
+            if not durable:
+                return
+            iteration = max(durable)
+            self._waiting.remove(iteration)
             if not self._run.checkpoint(iteration).exists():
                 self._fail(iteration, "its checkpoint is not there any more: scoring is slower than saving")
             elif self._scored(iteration):
@@ -178,7 +182,7 @@ class Scoring:
             self._event("evaluation", child.iteration, seconds=child.seconds)
         elif self._stopping:
             self._event("evaluation_stopped", child.iteration, reason="the run has stopped", seconds=child.seconds)
-            self._waiting.appendleft(child.iteration)
+            self._waiting.add(child.iteration)
         else:
             self._failures += 1
             self._fail(child.iteration, child.reason(), log=self._name(child.log), seconds=child.seconds)
@@ -207,7 +211,7 @@ class Scoring:
         return self._book.accept(self._suite, iteration, seal)
 
     def _spare(self) -> None:
-        self.spared = frozenset([*(child.iteration for child in self._children), *[*self._waiting][:1]])
+        self.spared = frozenset([*(child.iteration for child in self._children), *sorted(self._waiting)[-1:]])
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self._run.path))
@@ -219,12 +223,10 @@ class Scoring:
             self._events.write(event, **clock, **of, **facts)
 
 
-def wait_for_scores(trainer: Trainer) -> None:
+def wait_for_scores(trainer: Trainer, config: Evaluate) -> None:
     """Wait, all ranks together, for scores that a finished run owes; not for jobs, which go on by themselves."""
-    config, scoring = trainer.config.evaluate, trainer.scoring
-    if config is None:
-        return
-    end, told = time.monotonic() + (config.wait if config.where == "local" else 0.0), False
+    scoring, told = trainer.scoring, False
+    end = time.monotonic() + (config.wait if config.where == "local" else 0.0)
     while True:
         trainer.watchdog.beat("waiting for scores", trainer.state.iteration, trainer.state.consumed_samples)
         trainer.write_scores()

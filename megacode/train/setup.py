@@ -71,14 +71,14 @@ def build_trainer(
     if first:
         _record_run(plan, run)
     start = _start(run, origin) if first else {}
-    own = origin.kind == "resume"
+    saved = state.iteration if origin.kind == "resume" else -1
     guard = Guard(config.health.spikes, Ledger.read(run, writes=first), plan.batches, events)
     guard.detector.restore(state.health)
     limit = TimeLimit(config.limits.wall_clock)
     sinks = open_sinks(run, state.iteration, plan.batches.total_iterations) if first else []
-    scoring = Scoring(run, config.evaluate, plan.scored(), events, guard.ledger.samples)
-    scoring.begin(state.iteration)
+    scoring = _scoring(plan, run, events, guard, state.iteration)
     closing.callback(scoring.close)
+    saver = Saver(run, parts, config.checkpoint, events, limit.saved, saved, lambda: scoring.spared)
     return Trainer(
         config=config,
         schedule=plan.schedule,
@@ -90,15 +90,7 @@ def build_trainer(
         sinks=sinks,
         events=events,
         state=state,
-        saver=Saver(
-            run,
-            parts,
-            config.checkpoint,
-            events,
-            limit.saved,
-            state.iteration if own else -1,
-            lambda: scoring.spared,
-        ),
+        saver=saver,
         guard=guard,
         watchdog=watching,
         limit=limit,
@@ -107,6 +99,13 @@ def build_trainer(
         scoring=scoring,
         start=start,
     )
+
+
+def _scoring(plan: Plan, run: RunDir, events: Events | None, guard: Guard, iteration: int) -> Scoring:
+    """Return what has checkpoints scored, standing where the run does; its metrics end there already."""
+    scoring = Scoring(run, plan.config.evaluate, plan.scored(), events, guard.ledger.samples)
+    scoring.begin(iteration)
+    return scoring
 
 
 def _locked(run: RunDir, ranks: Ranks) -> RunLock:

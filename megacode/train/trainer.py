@@ -251,8 +251,8 @@ class Trainer:
         if reason != "finished":
             self.scoring.stop()
         saved = self.save_unless_saved()
-        if reason == "finished":
-            wait_for_scores(self)
+        if reason == "finished" and self.config.evaluate is not None:
+            wait_for_scores(self, self.config.evaluate)
             self.saver.tidy()
         self.write_scores()
         self.scoring.close()

@@ -19,11 +19,14 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, read_jsonl
+from megacode.checkpoint.store import prune
 from megacode.config.evaluate import Evaluate
 from megacode.config.loading import load_config
 from megacode.data.indexed import IndexedDatasetWriter
+from megacode.metrics.sinks import Events
 from megacode.train.planning import make_plan
 from megacode.train.ready import most_at_once
+from megacode.train.scoring import Scoring
 from megacode.train.scoring_process import check_scoring, command, environment
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
@@ -205,6 +208,31 @@ def test_a_suite_that_fails_does_not_end_the_run(config: Path, tmp_path: Path) -
     assert "exit code 2" in failed["error"]
     assert "Config error: " in (RunDir("run").path / failed["log"]).read_text()
     assert failed["iteration"] > events("evaluation_start")[0]["iteration"]
+
+
+def test_the_newest_goes_first_and_two_checkpoints_are_spared(config: Path) -> None:
+    run = RunDir("run").create()
+    for iteration in (10, 15, 20):
+        run.checkpoint(iteration).mkdir(parents=True)
+    scoring = Scoring(run, load_config(config).evaluate, {5, 10, 15, 20, 25}, Events(run), lambda clock: 0)
+    CLOSING.callback(scoring.close)
+    scoring.begin(0)
+    scoring.expect(5)
+    scoring.poll(6, 24, 5)
+    assert "not there any more" in events("evaluation_failed")[0]["error"]
+    for iteration in (7, 10, 15, 20, 25):
+        scoring.expect(iteration)
+    scoring.poll(26, 104, 20)
+    assert [event["checkpoint"] for event in events("evaluation_start")] == ["iter_0000020"]
+    assert events("evaluation_start")[0]["waiting"] == 3
+    assert scoring.spared == {20, 25}
+    policy = load_config(config).checkpoint
+    (run.checkpoint(30)).mkdir()
+    prune(run, policy, scoring.spared)
+    assert run.iterations() == [20, 30]
+    CLOSING.close()
+    assert events("evaluation_stopped")[0]["checkpoint"] == "iter_0000020"
+    assert not scoring.spared
 
 
 def test_a_child_knows_nothing_of_the_ranks() -> None:
