@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from megacode.config.quantity import Frozen, Length, Seconds
+from megacode.base.units import parse_seconds
+from megacode.config.quantity import Frozen, Length
 
 SHIPPED_SUITES = ("demo", "to-code")
 SUITE_FILES = (".yaml", ".yml")
 DEMO_SOURCES = ("text", "code", "markup")
+
+
+def _read_wait(value: Any) -> float:
+    """Read a duration; 0 is one too."""
+    return 0.0 if value in (0, "0") else parse_seconds(value)
+
+
+SecondsOrNone = Annotated[float, BeforeValidator(_read_wait)]
 
 
 class Evaluate(Frozen):
@@ -42,7 +51,7 @@ class Evaluate(Frozen):
     threads: int = Field(default=4, ge=1)
     sbatch: tuple[str, ...] = ()
     keep_exports: bool = False
-    wait: Seconds = 900.0
+    wait: SecondsOrNone = 300.0
 
     @property
     def suite_is_a_file(self) -> bool:

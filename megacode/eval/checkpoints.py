@@ -79,7 +79,7 @@ def score_checkpoints(
         score: scores a model into a file; absent: this process does.
 
     Returns:
-        The new score documents.
+        The new score documents; of one checkpoint that has its scores already, those.
 
     Raises:
         ConfigError, DataError: at once, what would go wrong with each.
@@ -88,24 +88,26 @@ def score_checkpoints(
     _refuse_ranks()
     check_device(choices.device)
     suite_of(suite, checkpoints[0], choices)  # before anything is exported
-    run, documents = RunDir(checkpoints[0].parent.parent), []
+    documents: list[dict[str, Any]] = []
+    there: list[dict[str, Any]] = []
     failed: list[MegacodeError] = []
     with _ended_by_sigterm():
         for checkpoint in checkpoints:
             try:
-                documents += _score_one(checkpoint, suite, choices, out, keep_exports, score)
+                document, is_new = _score_one(checkpoint, suite, choices, out, keep_exports, score)
+                (documents if is_new else there).append(document)
             except (CheckpointError, VerificationError) as error:
                 failed.append(error)
                 if len(checkpoints) > 1:
                     log.error("%s has no scores: %s", checkpoint, error)
     if not documents:  # what others have made may still be to be told
-        tell_run(run)
+        tell_run(RunDir(checkpoints[0].parent.parent))
     if len(failed) == 1:
         raise failed[0]
     if failed:
         problems: list[Problem] = [problem for error in failed for problem in error.problems]
         raise max(failed, key=lambda error: error.exit_code).__class__(problems=problems)
-    return documents
+    return there if len(checkpoints) == 1 and there else documents
 
 
 def _refuse_ranks() -> None:
@@ -127,18 +129,18 @@ def _score_one(
     out: Path | None,
     keep_exports: bool,
     score: Score | None,
-) -> list[dict[str, Any]]:
-    """Return the score document of a checkpoint, if it had none."""
+) -> tuple[dict[str, Any], bool]:
+    """Return the score document of a checkpoint, and whether it was made now."""
     run, state = RunDir(checkpoint.parent.parent), TrainState.read(checkpoint)
     wanted = suite_of(suite, checkpoint, choices)
     target = out or run.score(wanted.name, state.iteration)
     with _alone(run, state.iteration):
         if is_scored(state, wanted, target, choices):
-            return []
+            return read_score_file(target), False
         with _exported(run, checkpoint, state, keep_exports) as hf_dir:
             if score is not None:
-                return [score(hf_dir, target, choices)]
-            return evaluate_many([hf_dir], suite, [target], replace(choices, missing_only=False))
+                return score(hf_dir, target, choices), True
+            return evaluate_many([hf_dir], suite, [target], replace(choices, missing_only=False))[0], True
 
 
 def is_scored(state: TrainState, suite: Suite, out: Path, choices: Choices) -> bool:

@@ -138,8 +138,8 @@ class Scoring:
         self._waiting.clear()
         if owed and self._config is not None:
             jobs = "jobs that are queued go on; " if self._config.where == "slurm" else ""
-            command = f"megacode evaluate {self._run.path} --suite {self._config.suite}"
-            log.warning("no scores yet: %s; %sthe next start, or `%s`, has them made", ", ".join(owed), jobs, command)
+            what = "no scores yet: %s; %sthe next start, or `megacode evaluate %s`, has them made"
+            log.warning(what, ", ".join(owed), jobs, self._run.path)
         self._spare()
 
     @property

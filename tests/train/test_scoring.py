@@ -21,7 +21,7 @@ from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, read_jsonl
 from megacode.checkpoint.store import prune
 from megacode.config.evaluate import Evaluate
-from megacode.config.loading import load_config
+from megacode.config.loading import dump_config, load_config
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.metrics.sinks import Events
 from megacode.train.planning import make_plan
@@ -282,6 +282,15 @@ def test_a_wrong_section_is_refused_with_a_fix(config: Path, change: str, expect
         load_config(config, [f"evaluate.{change}"])
     assert expected in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_a_run_may_wait_for_no_scores_at_all(config: Path, tmp_path: Path) -> None:
+    for given, seconds in (("0", 0.0), ("90s", 90.0), ("1h30m", 5400.0)):
+        found = load_config(config, [f"evaluate.wait={given}"])
+        assert found.evaluate is not None
+        assert found.evaluate.wait == seconds
+        (tmp_path / "again.yaml").write_text(dump_config(found))
+        assert load_config(tmp_path / "again.yaml") == found
 
 
 def test_a_run_without_a_tokenizer_cannot_be_scored(golden: Path) -> None:
