@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from megacode.base.errors import ConfigError, Problem
+from megacode.config.evaluate_rules import EVALUATE_RULES
 from megacode.config.problems import problems_of, without
 from megacode.config.rules import RULES, did_you_mean
 from megacode.config.run import RunConfig
@@ -72,7 +73,7 @@ def validate(raw: dict[str, Any], origin: str) -> RunConfig:
                 break
             raw = repaired
     if config is not None:
-        problems += [problem for rule in RULES for problem in rule(config)]
+        problems += [problem for rule in (*RULES, *EVALUATE_RULES) for problem in rule(config)]
     if problems or config is None:
         raise ConfigError(problems=[_at(origin, problem) for problem in dict.fromkeys(problems)])
     return _absolute(config)
