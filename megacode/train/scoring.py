@@ -68,6 +68,7 @@ class Scoring:
         self._children: list[Child] = []
         self._failures, self._looked, self._stopping = 0, float("-inf"), False
         self._clock = (0, 0)
+        self._book: ScoreBook | None = None
         self.spared: frozenset[int] = frozenset()
 
     def begin(self, iteration: int) -> None:
@@ -88,7 +89,7 @@ class Scoring:
     def expect(self, iteration: int) -> None:
         """Take note that a checkpoint is being saved; if it is to have scores, its turn comes once it is durable."""
         new = iteration in self.points and iteration not in self._owed
-        if self._events is not None and new and self._failures < _FAILURES:
+        if self._book is not None and new and self._failures < _FAILURES:
             self._waiting.add(iteration)
             self._spare()
 
@@ -102,7 +103,7 @@ class Scoring:
         Returns:
             Scores that are new, to be recorded.
         """
-        if self._events is None:
+        if self._book is None:
             return []
         self._clock = (iteration, consumed_samples)
         try:
@@ -208,7 +209,7 @@ class Scoring:
             seal = TrainState.read(self._run.checkpoint(iteration)).seal
         except CheckpointError:
             return False  # the process that exports it says what is wrong
-        return self._book.accept(self._suite, iteration, seal)
+        return self._book is not None and self._book.accept(self._suite, iteration, seal)
 
     def _spare(self) -> None:
         self.spared = frozenset([*(child.iteration for child in self._children), *sorted(self._waiting)[-1:]])

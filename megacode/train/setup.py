@@ -75,10 +75,8 @@ def build_trainer(
     guard = Guard(config.health.spikes, Ledger.read(run, writes=first), plan.batches, events)
     guard.detector.restore(state.health)
     limit = TimeLimit(config.limits.wall_clock)
-    sinks = open_sinks(run, state.iteration, plan.batches.total_iterations) if first else []
-    scoring = _scoring(plan, run, events, guard, state.iteration)
+    scoring = Scoring(run, config.evaluate, plan.scored(), events, guard.ledger.samples)
     closing.callback(scoring.close)
-    saver = Saver(run, parts, config.checkpoint, events, limit.saved, saved, lambda: scoring.spared)
     return Trainer(
         config=config,
         schedule=plan.schedule,
@@ -87,10 +85,10 @@ def build_trainer(
         parts=parts,
         loader=Loader(config, plan.schedule, plan.batches, streams, ranks.dp_rank, ranks.dp_size),
         meter=_meter(plan, ranks.world_size, state),
-        sinks=sinks,
+        sinks=open_sinks(run, state.iteration, plan.batches.total_iterations) if first else [],
         events=events,
         state=state,
-        saver=saver,
+        saver=Saver(run, parts, config.checkpoint, events, limit.saved, saved, lambda: scoring.spared),
         guard=guard,
         watchdog=watching,
         limit=limit,
@@ -99,13 +97,6 @@ def build_trainer(
         scoring=scoring,
         start=start,
     )
-
-
-def _scoring(plan: Plan, run: RunDir, events: Events | None, guard: Guard, iteration: int) -> Scoring:
-    """Return what has checkpoints scored, standing where the run does; its metrics end there already."""
-    scoring = Scoring(run, plan.config.evaluate, plan.scored(), events, guard.ledger.samples)
-    scoring.begin(iteration)
-    return scoring
 
 
 def _locked(run: RunDir, ranks: Ranks) -> RunLock:

@@ -122,6 +122,7 @@ class Trainer:
             versions=self.state.versions,
             seconds=self._age(),
         )
+        self.scoring.begin(self.state.iteration)
         if self.state.iteration == 0 and self.config.checkpoint.at_start:
             self.save()
         if self.state.iteration == 0 and self.config.validation.fraction > 0:
