@@ -233,6 +233,23 @@ def test_the_newest_goes_first_and_two_checkpoints_are_spared(config: Path) -> N
     assert not scoring.spared
 
 
+def test_a_rollback_ends_the_scoring_of_what_it_takes_back(config: Path) -> None:
+    run = RunDir("run").create()
+    run.checkpoint(10).mkdir(parents=True)
+    scoring = Scoring(run, load_config(config).evaluate, {10, 15}, Events(run), lambda clock: 0)
+    CLOSING.callback(scoring.close)
+    scoring.begin(0)
+    for iteration in (10, 15):
+        scoring.expect(iteration)
+    scoring.poll(16, 64, 15)
+    assert scoring.owing
+    scoring.begin(8)
+    assert not scoring.owing
+    assert not scoring.spared
+    (stopped,) = events("evaluation_stopped")
+    assert (stopped["checkpoint"], stopped["reason"]) == ("iter_0000010", "the run has gone back to before it")
+
+
 def test_a_child_knows_nothing_of_the_ranks() -> None:
     mine = {
         "RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0", "MASTER_ADDR": "n1", "MASTER_PORT": "1", "SLURM_PROCID": "0",
