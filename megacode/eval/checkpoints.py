@@ -93,6 +93,9 @@ def score_checkpoints(
     failed: list[MegacodeError] = []
     with _ended_by_sigterm():
         for checkpoint in checkpoints:
+            if len(checkpoints) > 1 and not checkpoint.exists():
+                log.info("%s has made room meanwhile: the run is live", checkpoint)
+                continue
             try:
                 document, is_new = _score_one(checkpoint, suite, choices, out, keep_exports, score)
                 (documents if is_new else there).append(document)

@@ -69,13 +69,13 @@ class ScoreBook:
         for path in self._files():
             record = score_record(read_score_file(path))
             if record is not None and record["iteration"] > iteration:
-                self._seen[path.name] = path.stat().st_mtime_ns
+                self._seen[path.name] = _written(path)
 
     def new(self) -> list[Record]:
         """Return records of the files that came or changed since the last call, and are no lines yet; oldest first."""
         found = []
         for path in self._files():
-            written = path.stat().st_mtime_ns
+            written = _written(path)
             if self._seen.get(path.name) != written:
                 self._seen[path.name] = written
                 found.append(self._lacking(path))
@@ -110,6 +110,14 @@ class ScoreBook:
             return None
         self._known[key] = record
         return record
+
+
+def _written(path: Path) -> int:
+    """Return when a file was written; 0 where it has gone meanwhile."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def merge(run: RunDir, limit: int | None, withheld: Callable[[int], int]) -> list[Record] | None:

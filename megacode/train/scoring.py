@@ -89,7 +89,7 @@ class Scoring:
     def expect(self, iteration: int) -> None:
         """Take note that a checkpoint is being saved; if it is to have scores, its turn comes once it is durable."""
         new = iteration in self.points and iteration not in self._owed
-        if self._book is not None and new and self._failures < _FAILURES:
+        if self._book is not None and new:
             self._waiting.add(iteration)
             self._spare()
 
@@ -158,7 +158,7 @@ class Scoring:
             iteration = max(durable)
             self._waiting.remove(iteration)
             if not self._run.checkpoint(iteration).exists():
-                self._fail(iteration, "its checkpoint is not there any more: scoring is slower than saving")
+                self._fail(iteration, "its checkpoint is not there: it made room before its turn, or was not saved")
             elif self._scored(iteration):
                 self._looked = float("-inf")  # its file may be one that the metrics lack
             else:
@@ -188,7 +188,7 @@ class Scoring:
             self._failures += 1
             self._fail(child.iteration, child.reason(), log=self._name(child.log), seconds=child.seconds)
         if self._failures >= _FAILURES and self._waiting:
-            log.error("%d evaluations in a row failed: no more of them in this start", _FAILURES)
+            log.error("%d evaluations in a row failed: those that wait are left to the next start", self._failures)
             self._waiting.clear()
         self._spare()
 

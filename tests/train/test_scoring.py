@@ -217,7 +217,7 @@ def test_the_newest_goes_first_and_two_checkpoints_are_spared(config: Path) -> N
     scoring.begin(0)
     scoring.expect(5)
     scoring.poll(6, 24, 5)
-    assert "not there any more" in events("evaluation_failed")[0]["error"]
+    assert "it made room before its turn" in events("evaluation_failed")[0]["error"]
     for iteration in (7, 10, 15, 20, 25):
         scoring.expect(iteration)
     scoring.poll(26, 104, 20)
