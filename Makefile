@@ -11,11 +11,14 @@ export TOKENIZERS_PARALLELISM ?= false
 .DEFAULT_GOAL := demo
 
 # torch first and pinned: any other order may pull gigabytes of CUDA packages that a machine without a GPU cannot use.
-$(STAMP): setup.py requirements/constraints.txt
+# DALI is optional: where it cannot be installed, set-up goes on, and its tests are skipped and say why.
+$(STAMP): setup.py requirements/constraints.txt requirements/dali.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements/constraints.txt)"
 	$(BIN)/python -m pip install --quiet --quiet --constraint requirements/constraints.txt --editable '.[eval,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/dali.txt \
+		|| echo "DALI could not be installed; the tests of train.loader: dali will be skipped"
 	touch $@
 
 demo: $(STAMP)
@@ -36,7 +39,8 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 lock: $(STAMP)
-	{ grep '^#' requirements/constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > requirements/new.txt
+	{ grep '^#' requirements/constraints.txt; $(BIN)/python -m pip freeze --exclude-editable \
+		| grep -v -x -F -f requirements/dali.txt | sed 's/+cpu$$//'; } > requirements/new.txt
 	mv requirements/new.txt requirements/constraints.txt
 
 clean:

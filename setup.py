@@ -36,7 +36,8 @@ TRAINING = [
 
 EXTRAS = {
     "gpu": ["transformer-engine[pytorch]>=2.9,<2.12"],
-    "dali": ["nvidia-dali-cuda130"],
+    "dali": ["nvidia-dali-cuda130>=2.0"],  # for torch built for CUDA 13; pulls in its CUDA libraries
+    "dali-cuda12": ["nvidia-dali-cuda120>=2.0"],
     "eval": ["lm-eval==0.4.13"],
     "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "types-PyYAML", "types-psutil"],
 }
@@ -53,6 +54,7 @@ setup(
     package_data={
         "megacode": [
             "config/*.yaml",
+            "plan/*.yaml",
             "eval/tasks/**/*",
             "eval/prompts.jsonl",
             "study/*.j2",

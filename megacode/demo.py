@@ -20,7 +20,7 @@ from rich.console import Console
 from megacode.base.errors import EXIT_RESUMABLE, ConfigError
 from megacode.base.files import RunDir, write_text
 from megacode.base.units import format_bytes, format_seconds
-from megacode.config.rules import did_you_mean
+from megacode.config.fixes import did_you_mean
 
 log = logging.getLogger(__name__)
 

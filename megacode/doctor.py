@@ -113,23 +113,44 @@ def _megatron() -> list[Finding]:
     return [
         Finding(part="megatron-core", found=core, path="models, parallel layouts, optimizer, checkpoints"),
         Finding(part="Transformer Engine", found=engine, path=path),
-        _apex(),
+        _apex(engine),
     ]
 
 
-def _apex() -> Finding:
-    """Tell NVIDIA's apex from the unrelated package of that name."""
-    if importlib.util.find_spec("apex") is None:
-        return Finding(part="apex", found="", path="torch's fused AdamW and norms; nothing is missing")
-    if importlib.util.find_spec("apex.multi_tensor_apply") is None:
-        path = "this is not NVIDIA's apex but a web toolkit of that name; uninstall it, it may confuse megatron-core"
+def _apex(engine: str) -> Finding:
+    """Tell NVIDIA's apex from other packages of that name, and say what of it is used."""
+    from megacode.mcore import apex
+
+    found = apex.find()
+    if found.kind == "other":
+        path = f"{found.place} is not NVIDIA's apex (PyPI's is a web toolkit): python -m pip uninstall apex"
         return Finding(part="apex", found="", path=path)
-    return Finding(part="apex", found=_version("apex") or "yes", path="its fused Adam, where TE is absent")
+    used = ", ".join(found.used(bool(engine)))
+    instead = "Transformer Engine and torch have its parts" if engine else "torch has its parts"
+    if not used and not apex.torch_adds_in_fp32():
+        instead += ", but for weight gradients in one pass: update torch, or build NVIDIA's apex from source"
+    if found.kind == "none" and not found.parts:
+        return Finding(part="apex", found="", path=f"not needed: {instead}")
+    path = f"used on GPUs, where Transformer Engine and torch lack it: {used}" if used else f"not used: {instead}"
+    built = ", ".join(found.parts) or "built without its CUDA parts"
+    return Finding(part="apex", found=f"{_version('apex')} ({built})".strip(), path=path)
 
 
 def _dali() -> Finding:
-    found = next((v for v in map(_version, ("nvidia-dali-cuda130", "nvidia-dali-cuda120")) if v), "")
-    return Finding(part="DALI", found=found, path="not used: the default loader reads the data sets by mmap")
+    """Say which DALI is here, whether it would do, and when it is worth using."""
+    from megacode.data import dali
+
+    package, version = dali.installed() or ("", "")
+    worth = (
+        "for windows of tokens it was measured to gain nothing: the default loader reads the same samples with less "
+        "CPU (tools/bench/loaders.py compares them here)"
+    )
+    if not version:
+        return Finding(part="DALI", found="", path=f"nothing is missing: {worth}")
+    if dali.too_old(version):
+        path = f"not usable: train.loader: dali needs {dali.OLDEST} or newer; {worth}"
+        return Finding(part="DALI", found=f"{package} {version}", path=path)
+    return Finding(part="DALI", found=f"{package} {version}", path=f"used with train.loader: dali; {worth}")
 
 
 def _lm_eval() -> Finding:

@@ -113,6 +113,10 @@ class Shard:
         """The file's size."""
         return len(self._layout.header) + self._layout.content
 
+    def fits(self, pieces: Sequence[Piece]) -> bool:
+        """Return whether these pieces are what the file was laid out for."""
+        return self._slots == [Slot.of(piece) for piece in pieces]
+
     def stage(self, pieces: Sequence[Piece]) -> None:
         """Copy the pieces into the file's memory; when it returns they may change."""
         for slot, start, piece in zip(self._slots, self._layout.starts, pieces, strict=True):

@@ -1,4 +1,4 @@
-"""The tensors of a run in a checkpoint: weights, moments, step count and random states, from and to any layout."""
+"""The tensors of a run in a checkpoint: weights, moments, step count, FP8 scales, random states; for any layout."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from megacode.checkpoint.reader import Reader
 from megacode.checkpoint.shards import Shard
-from megacode.mcore import optimizer_state, pieces
-from megacode.mcore.optimizer import configure
+from megacode.mcore import optimizer_state, pieces, scales
+from megacode.mcore.optimizer import configure, restore_fp8_weights
 from megacode.mcore.optimizer_state import WEIGHT
 from megacode.mcore.parts import Parts
 from megacode.mcore.pieces import Piece
@@ -23,8 +23,8 @@ _STEPS = "optimizer.steps"
 
 
 def saved_pieces(parts: Parts) -> list[Piece]:
-    """Return what this rank writes into a checkpoint: its share of the state, and its random states."""
-    found = pieces.share(parts) + pieces.random_states(parts)
+    """Return what this rank writes into a checkpoint: its share of the state, scales, and its random states."""
+    found = pieces.share(parts) + scales.pieces(parts) + pieces.random_states(parts)
     if parts.ranks.rank == 0:
         steps = torch.tensor([optimizer_state.step_count(parts.optimizer)])
         found.append(Piece(_STEPS, (1,), (0,), steps))
@@ -56,12 +56,14 @@ def load(parts: Parts, path: Path, *, weights_only: bool = False) -> None:
     if parts.optimizer is None:
         return
     reader.fill(pieces.state(parts, moments=not weights_only))
+    restore_fp8_weights(parts.chunks, parts.optimizer)
     if weights_only:
         return
     steps = torch.zeros(1, dtype=torch.int64)
     reader.fill([Piece(_STEPS, (1,), (0,), steps)])
     optimizer_state.set_step_count(parts.optimizer, int(steps))
     configure(parts.config, parts.optimizer)
+    scales.restore(parts, reader.tensors, reader.whole)
     _restore_random_states(parts, reader)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from megacode.base.errors import MegacodeError
+from megacode.base.errors import ConfigError, MegacodeError
 from megacode.cli.options import AcceptChangedPast, Config, Json, Overrides, print_json
+
+if TYPE_CHECKING:
+    from megacode.config.run import RunConfig
 
 app = typer.Typer()
 
@@ -20,14 +23,27 @@ def plan(
     as_json: Json = False,
     against: Annotated[Path | None, typer.Option(help="A run or checkpoint whose past must stay as it is.")] = None,
     accept_changed_past: AcceptChangedPast = False,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Say what the run needs on so many GPUs.")] = None,
+    gpu: Annotated[str, typer.Option(help="Their kind: A100, H100, H200, B200, or one of --hardware.")] = "H100",
+    gpu_hour_price: Annotated[float | None, typer.Option(min=0, help="Of one GPU, in any currency.")] = None,
+    scale: Annotated[str, typer.Option(help="Compare numbers of GPUs: 8,64,512.")] = "",
+    hardware: Annotated[Path | None, typer.Option(help="Constants of your own cluster: docs/scale.md.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build the first, a middle and the last rank.")] = False,
+    dry_run_rank: Annotated[list[int] | None, typer.Option(help="Build this rank; may be repeated.")] = None,
 ) -> None:
     """Show what a config will read and cost, phase by phase, before anything is started."""
     from megacode.config.loading import load_config
     from megacode.convert.layouts import check_exportable
+    from megacode.plan.cluster import Cluster, check_feasible
+    from megacode.plan.scaling import parse_counts
     from megacode.train.planning import plan_run
 
     parsed = load_config(config, overrides or [])
-    document = plan_run(parsed, against, accept_changed_past)
+    counts = parse_counts(scale) if scale else ()
+    cluster = Cluster(gpus, counts, gpu, gpu_hour_price, hardware)
+    document = plan_run(parsed, against, accept_changed_past, cluster)
+    if dry_run or dry_run_rank:
+        document["dry_run"] = _dry_run(parsed, gpus, document["vocab_size"], dry_run_rank or [])
     try:
         check_exportable(parsed.model)
     except MegacodeError as error:
@@ -40,6 +56,16 @@ def plan(
         from megacode.plan.table import render_plan
 
         render_plan(document, Console())
+    check_feasible(document)
+
+
+def _dry_run(parsed: RunConfig, gpus: int | None, vocab_size: int, ranks: list[int]) -> list[dict[str, Any]]:
+    from megacode.mcore.dry_run import dry_run
+    from megacode.plan.placement import Placement
+
+    if gpus is None:
+        raise ConfigError("a dry run needs a number of ranks", "--dry-run", "add --gpus N")
+    return dry_run(Placement(parsed, gpus, vocab_size), ranks)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from megacode.config.quantity import UNITS, Count, Frozen, Length, LengthOrShare, Quantity, Share
+from megacode.config.training import Fp8OrNone
 
 
 class Source(Frozen):
@@ -75,6 +76,7 @@ class Phase(Frozen):
         blend: relative weight of each source; normalised, 0 means none.
         learning_rate: the schedule inside the phase.
         repeat: whether a source goes on where it stopped (`continue`) or starts anew (`restart`), for all or by source.
+        fp8: matrix products in this phase; absent: as `precision.fp8` says.
     """
 
     name: str = Field(min_length=1)
@@ -85,6 +87,7 @@ class Phase(Frozen):
     blend: dict[str, float]
     learning_rate: LearningRate
     repeat: Repeat = "continue"
+    fp8: Fp8OrNone | None = None
 
     @property
     def length(self) -> Quantity:

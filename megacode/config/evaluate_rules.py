@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from megacode.base.errors import Problem
 from megacode.config.evaluate import DEMO_SOURCES, SHIPPED_SUITES
-from megacode.config.rules import Rule, did_you_mean
+from megacode.config.fixes import did_you_mean
+from megacode.config.rules import Rule
 
 if TYPE_CHECKING:
     from megacode.config.run import RunConfig

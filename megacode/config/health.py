@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from megacode.config.quantity import Frozen, Seconds
+from megacode.config.quantity import Frozen, Length, Seconds
 
 
 class Spikes(Frozen):
@@ -34,17 +34,37 @@ class Spikes(Frozen):
     limit: int = Field(default=5, ge=1)
 
 
+class Fp8Probe(Frozen):
+    """A micro-batch computed a second time without FP8, and the alarm where the two lie too far apart.
+
+    Attributes:
+        every: between two probes, in phases with FP8; absent: none.
+        loss: largest difference of the losses, relative to the one without FP8.
+        gradient: largest distance of the gradients of a kind of layer, relative to the norm of the one without FP8.
+        patience: so many alarms in a row call for the policy.
+        policy: `warn` in log and events; `fall_back`: the rest of the run, resumed or not, goes without FP8.
+    """
+
+    every: Length | None = None
+    loss: float = Field(default=0.02, gt=0)
+    gradient: float = Field(default=0.5, gt=0)
+    patience: int = Field(default=2, ge=1)
+    policy: Literal["warn", "fall_back"] = "warn"
+
+
 class Health(Frozen):
     """What is watched, and how closely.
 
     Attributes:
         spikes: leaps of the loss or of the gradient norm.
+        fp8_probe: what FP8 costs in accuracy.
         hang_timeout: a rank that finishes no iteration, validation or save for so long is taken to hang: the Python
             stacks of all ranks are written, and the job ends.
         report_every: iterations between two reports of the slowest rank and of memory.
     """
 
     spikes: Spikes = Spikes()
+    fp8_probe: Fp8Probe = Fp8Probe()
     hang_timeout: Seconds = 1800.0
     report_every: int = Field(default=100, ge=1)
 

@@ -17,8 +17,9 @@ from pydantic import ValidationError
 
 from megacode.base.errors import ConfigError, Problem
 from megacode.config.evaluate_rules import EVALUATE_RULES
+from megacode.config.fixes import did_you_mean
 from megacode.config.problems import problems_of, without
-from megacode.config.rules import RULES, did_you_mean
+from megacode.config.rules import RULES
 from megacode.config.run import RunConfig
 
 _PRESETS = Path(__file__).with_name("presets.yaml")

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from megacode.base.errors import Problem
-from megacode.config.rules import did_you_mean
+from megacode.config.fixes import did_you_mean
 from megacode.config.run import RunConfig
 
 _BOUNDS = {

@@ -5,29 +5,18 @@ They run on a config whose single fields are valid, all of them, so that a user 
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from megacode.base.errors import Problem
+from megacode.config.fixes import did_you_mean, neighbours
+from megacode.config.fp8_rules import fp8_divides_the_matrices, fp8_leaves_layers, fp8_parameters_stay_fp8
 
 if TYPE_CHECKING:
     from megacode.config.run import RunConfig
 
 Rule = Callable[["RunConfig"], Iterator[Problem]]
-
-
-def neighbours(value: int, divisor: int) -> str:
-    """Return the nearest multiples of `divisor` around `value`, as text for a fix."""
-    low, high = value // divisor * divisor, -(-value // divisor) * divisor
-    return f"{low} or {high}" if low else str(high)
-
-
-def did_you_mean(name: str, known: list[str]) -> str:
-    """Return a suggestion for a misspelt name, or the list of known ones."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else "known: " + ", ".join(sorted(known))
 
 
 def heads_divide_the_width(config: RunConfig) -> Iterator[Problem]:
@@ -231,6 +220,9 @@ RULES: tuple[Rule, ...] = (
     gather_overlap_needs_sharding,
     the_batch_is_whole_micro_batches,
     the_ramp_reaches_the_batch,
+    fp8_divides_the_matrices,
+    fp8_leaves_layers,
+    fp8_parameters_stay_fp8,
     blends_name_known_sources,
     a_phase_has_one_length,
     until_lies_inside_the_phase,

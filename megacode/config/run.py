@@ -11,7 +11,7 @@ from megacode.config.evaluate import Evaluate
 from megacode.config.health import Health, Limits
 from megacode.config.model import ModelConfig, TokenizerConfig
 from megacode.config.quantity import Frozen
-from megacode.config.training import CheckpointPolicy, Init, Parallel, Precision, Training
+from megacode.config.training import CheckpointPolicy, Fp8, Init, Parallel, Precision, Training
 
 
 class RunConfig(Frozen):
@@ -59,3 +59,13 @@ class RunConfig(Frozen):
     def directory(self) -> str:
         """The run directory."""
         return self.run_dir or f"runs/{self.name}"
+
+    def fp8_in(self, phase: Phase) -> Fp8 | None:
+        """Return the FP8 recipe of a phase, or None."""
+        chosen = self.precision.fp8 if phase.fp8 is None else phase.fp8
+        return chosen if isinstance(chosen, Fp8) else None
+
+    @property
+    def fp8_recipes(self) -> tuple[Fp8, ...]:
+        """The FP8 recipes of all phases, each once."""
+        return tuple(dict.fromkeys(recipe for phase in self.phases if (recipe := self.fp8_in(phase)) is not None))

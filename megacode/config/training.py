@@ -35,6 +35,10 @@ class Training(Frozen):
         weight_decay_exempt: what is not decayed.
         clip_grad: largest global norm of the gradient; 0: no clipping.
         isolate_documents: attention and positions never cross a document's border.
+        loader: what makes the micro-batches, which are the same either way: megacode's own, or NVIDIA's DALI.
+        prefetch: iterations whose micro-batches are made ahead, on the device where it is a GPU; 0: none.
+        deterministic: the same bits from run to run on GPUs too, where attention's backward pass is slower for it;
+            CPUs always give them.
     """
 
     seq_length: Count = Field(ge=2)
@@ -48,6 +52,9 @@ class Training(Frozen):
     weight_decay_exempt: tuple[Literal["norms", "embeddings"], ...] = ("norms",)
     clip_grad: float = Field(default=1.0, ge=0)
     isolate_documents: bool = False
+    loader: Literal["default", "dali"] = "default"
+    prefetch: int = Field(default=1, ge=0)
+    deterministic: bool = False
 
 
 class Parallel(Frozen):
@@ -80,30 +87,48 @@ class Parallel(Frozen):
 
 
 class Fp8(Frozen):
-    """FP8 matrix products of Transformer Engine layers.
+    """FP8 matrix products in the transformer blocks; embedding, norms and attention keep `dtype`.
 
     Attributes:
-        recipe: how scales are chosen.
+        recipe: how scales are chosen: from a history of maxima (`delayed`), from each tensor as it is (`tensorwise`),
+            from each block of 128 (`blockwise`), or of 32 values (`mxfp8`, from Blackwell on).
         format: `hybrid` is e4m3 forward and e5m2 backward.
+        amax_history_len: `delayed` only: micro-batches that the history of maxima goes back.
+        num_layers_at_start_in_bf16, num_layers_at_end_in_bf16: blocks that keep `dtype`; not with `delayed`.
+        output_layer: the output layer's products too, always with scales of the tensors as they are. There rounding
+            reaches the loss at once; with a large vocabulary it is also much of the time.
+        param_gather: keep the blocks' matrices in FP8 alone, beside the optimizer's fp32 masters: half the memory, and
+            half the traffic where the distributed optimizer gathers them. Transformer Engine only.
     """
 
     recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"]
     format: Literal["hybrid", "e4m3"] = "hybrid"
+    amax_history_len: int = Field(default=1024, ge=1)
+    num_layers_at_start_in_bf16: int = Field(default=0, ge=0)
+    num_layers_at_end_in_bf16: int = Field(default=0, ge=0)
+    output_layer: bool = False
+    param_gather: bool = False
+
+
+Fp8OrNone = Annotated[
+    Annotated[Literal["none"], Tag("as-none")] | Annotated[Fp8, Tag("as-recipe")],
+    Discriminator(lambda value: "as-none" if isinstance(value, str) else "as-recipe"),
+]
 
 
 class Precision(Frozen):
-    """Number formats.
+    """Number formats, and whose layers compute with them.
 
     Attributes:
         dtype: of parameters and activations; the optimizer keeps fp32 masters.
-        fp8: `none`, or a recipe.
+        fp8: `none`, or a recipe; a phase may say otherwise.
+        transformer_impl: `transformer_engine` layers, megacode's own (`local`), or Transformer Engine's where they can
+            run (`auto`). Checkpoints are the same.
     """
 
     dtype: Literal["fp32", "bf16"] = "bf16"
-    fp8: Annotated[
-        Annotated[Literal["none"], Tag("as-none")] | Annotated[Fp8, Tag("as-recipe")],
-        Discriminator(lambda value: "as-none" if isinstance(value, str) else "as-recipe"),
-    ] = "none"
+    fp8: Fp8OrNone = "none"
+    transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
 
 
 class CheckpointPolicy(Frozen):

@@ -43,7 +43,12 @@ def alone(config: RunConfig) -> Iterator[tuple[RunConfig, Ranks]]:
     """Join a group of one process; yields the run's config for it, in float32, and the place in that group."""
     from megacode.mcore import groups
 
-    config = config.model_copy(update={"parallel": Parallel(), "precision": Precision(dtype="fp32")})
+    changes = {
+        "parallel": Parallel(),
+        "precision": Precision(dtype="fp32", transformer_impl="local"),
+        "phases": tuple(phase.model_copy(update={"fp8": None}) for phase in config.phases),
+    }
+    config = config.model_copy(update=changes)
     joined = torch.distributed.is_initialized()
     try:
         yield config, groups.start(config.parallel, config.seed)

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 Encoded = tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]
 
@@ -99,6 +98,8 @@ class GigatokenEncoder:
 
     def __init__(self, document: dict[str, Any]) -> None:
         self._document = json.dumps(_without_specials(document))
+        import psutil
+
         self._process = psutil.Process()
         self._tokenizer: Any = self._made()
         self._limit = self._process.memory_info().rss + self.growth_bytes

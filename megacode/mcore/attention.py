@@ -56,7 +56,8 @@ def documents(cu_seqlens: Tensor, rows: int = 1, size: int = 1, rank: int = 0) -
     starts = cu_seqlens.cpu().long()
     lengths = torch.diff(starts)
     positions = torch.arange(int(starts[-1])) - torch.repeat_interleave(starts[:-1], lengths)
-    longest = int(lengths.max())
+    # Kernels are planned for a length: powers of two keep the plans few.
+    longest = 1 << (int(lengths.max()) - 1).bit_length()
     borders = device.to_device(cu_seqlens.int())
     return Documents(
         qkv_format="thd",
@@ -79,7 +80,7 @@ class RotaryTable(torch.nn.Module):
     Args:
         head_size: channels of a head, even.
         base: base of the wavelengths.
-        dtype: of the activations.
+        dtype: of the table: the activations', or fp32 for kernels that rotate in fp32.
         context_group: the ranks among which sequences are shared out; absent: this rank holds them whole.
     """
 

@@ -9,7 +9,10 @@ import torch
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass of one data-parallel rank reads, on the CPU; b rows of s = seq_length tokens.
+    """What one forward pass of one data-parallel rank reads; b rows of s = seq_length tokens.
+
+    All of it lies on the host, or, where it was made ahead, on the rank's device; `cu_seqlens` and `samples` are always
+    on the host, which reads them.
 
     Attributes:
         tokens: inputs, int64 [b, s].
@@ -23,6 +26,7 @@ class MicroBatch:
         source_ids: number of each row's source, int64 [b]; -1 for a row that only fills up a batch, counts nowhere, and
             has a loss_mask of 0 throughout.
         samples: the sample each row is, int64 [b]; -1 likewise. In validation the number of the held-out window.
+        digests: `samples_digest` of them, float64 [b], where it was made ahead.
     """
 
     tokens: torch.Tensor
@@ -32,3 +36,4 @@ class MicroBatch:
     cu_seqlens: torch.Tensor | None
     source_ids: torch.Tensor
     samples: torch.Tensor
+    digests: torch.Tensor | None = None

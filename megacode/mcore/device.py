@@ -15,7 +15,8 @@ import platform
 import resource
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -98,11 +99,62 @@ def memory_high_water() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
+def make_deterministic(wanted: bool) -> None:
+    """Let GPU kernels add up in an order that does not change from run to run, or in the fastest; CPUs always do.
+
+    To be called before the model is built: attention asks then.
+    """
+    if on_gpu():
+        os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0" if wanted else "1"
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it; it costs some MiB
+        torch.use_deterministic_algorithms(wanted)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads any
+
+
 def to_device(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor on this rank's device, copied in the background from pinned memory where that is a GPU."""
     if not on_gpu() or tensor.is_cuda:
         return tensor
     return tensor.pin_memory().to(device(), non_blocking=True)
+
+
+def host_memory(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return memory of the host to be filled and given to `to_device`, which then copies it no second time.
+
+    On a GPU machine it is pinned; torch keeps pinned memory and gives it out again once the copies from it are done.
+    """
+    return torch.empty(shape, dtype=dtype, pin_memory=on_gpu())
+
+
+class SideStream:
+    """A queue of the device beside the one in which it computes; on a CPU there is none, and nothing to wait for."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream(device()) if on_gpu() else None
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Let this thread's copies and kernels go into the queue."""
+        if self._stream is None:
+            yield
+            return
+        torch.cuda.set_device(device())  # of which each thread has one of its own, at first GPU 0
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def mark(self) -> Any:
+        """Return a mark behind everything that is in the queue now."""
+        return None if self._stream is None else self._stream.record_event()
+
+    def hand_over(self, mark: Any, tensors: Iterable[torch.Tensor]) -> None:
+        """Let the calling thread's queue, not the host, wait for a mark, and then use what was made before it."""
+        if mark is None:
+            return
+        here = torch.cuda.current_stream()
+        here.wait_event(mark)
+        for tensor in tensors:
+            if tensor.is_cuda:
+                tensor.record_stream(here)  # their memory is not given out again before this queue is done with it
 
 
 def install() -> None:

@@ -26,12 +26,12 @@ def by_parameter(parts: Parts) -> dict[str, float]:
     Returns:
         Norms by name, the same on every rank, the largest first, nan before all others.
     """
-    names = _names(parts)
+    known = names(parts)
     squares: dict[str, float] = {}
     optimizer_state.prime(parts.optimizer)
     for held in optimizer_state.held(parts.optimizer):
         if held.main.grad is not None and _counts(parts, held):
-            name = names[id(held.parameter)]
+            name = known[id(held.parameter)]
             squares[name] = squares.get(name, 0.0) + float(torch.linalg.vector_norm(held.main.grad.double())) ** 2
     total: dict[str, float] = {}
     for found in groups.gather_objects(squares):
@@ -41,7 +41,7 @@ def by_parameter(parts: Parts) -> dict[str, float]:
     return dict(sorted(norms.items(), key=lambda item: (not math.isnan(item[1]), -item[1], item[0])))
 
 
-def _names(parts: Parts) -> dict[int, str]:
+def names(parts: Parts) -> dict[int, str]:
     """Return the name of each parameter of this rank, by its identity; layers carry their number in the whole model."""
     described = (entry for state in model_state(parts.chunks).values() for entry in state.values())
     return {id(entry.data): entry.key for entry in described if isinstance(getattr(entry, "data", None), Tensor)}

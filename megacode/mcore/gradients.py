@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megacode.mcore import device
 from megacode.mcore.kernels import mark_accumulating
+from megacode.mcore.sharding import bare
 
 
 @dataclass
@@ -62,26 +63,27 @@ def prepare(chunks: list[Any]) -> None:
     alone = torch.distributed.get_world_size() == 1
     config.finalize_model_grads_func = _finalize_alone if alone else _finalize
     for chunk in chunks:
-        if alone:
+        if alone and not settings.fp8_param_gather:
             # mcore's optimizer gathers the parameters after each step, here from this very rank.
             chunk.start_param_sync = _nothing_to_gather
-        if not settings.overlap_grad_reduce:
-            # mcore's overlap waits for autograd to deliver each gradient, so there they must come the usual way.
-            _accumulate_in_place(chunk)
+        _accumulate_in_place(chunk, announced=settings.overlap_grad_reduce)
     if settings.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in chunks]
         config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
 
 
-def _accumulate_in_place(chunk: Any) -> None:
-    from megacode.mcore.layers import ColumnSlice, OutputLayer, RowSlice
+def _accumulate_in_place(chunk: Any, announced: bool) -> None:
+    """Let every matrix add its gradients to `main_grad`; a tied output layer has no weight of its own."""
+    from megacode.mcore.layers import ColumnSlice, Embedding, OutputLayer, RowSlice
 
+    model = bare(chunk)
+    if model.pre_process and model.post_process and model.share_embeddings_and_output_weights:
+        model.embedding.word_embeddings.weight.multiplied_too = True
     for module in chunk.modules():
-        if not isinstance(module, (ColumnSlice, RowSlice, OutputLayer)):
-            continue
-        # A tied output layer has no weight of its own, or one that the embedding's gradient is added to later.
-        if module.weight is not None and not getattr(module.weight, "shared_embedding", False):
-            mark_accumulating(module.weight)
+        if isinstance(module, (ColumnSlice, RowSlice, OutputLayer, Embedding)) and module.weight is not None:
+            mark_accumulating(module.weight, announced)
+        elif hasattr(module, "fuse_wgrad_accumulation"):
+            module.fuse_wgrad_accumulation = True  # Transformer Engine's linear layers do so by themselves
 
 
 def _finalize(model: list[Any], *arguments: Any, **keywords: Any) -> None:

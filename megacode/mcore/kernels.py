@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megacode.mcore import apex
+
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _SMALL = 1 << 22  # multiplications below which copying transposed operands costs more than oneDNN saves
 
@@ -21,8 +23,8 @@ class Linear(torch.autograd.Function):
     """y = x weight^T, in three products that this machine does fastest, the weight's gradient added where it belongs.
 
     mcore gathers gradients over micro-batches in `weight.main_grad`. A weight marked by `mark_accumulating` gets its
-    gradient there at once, which saves a tensor of the weight's size and passes over it; mcore does the same on CUDA
-    with an extension of apex. Other weights hand their gradient to autograd.
+    gradient there at once, which saves a tensor of the weight's size and passes over it. Other weights hand their
+    gradient to autograd.
     """
 
     @staticmethod
@@ -38,24 +40,31 @@ class Linear(torch.autograd.Function):
         x_gradient = product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return x_gradient, None
-        return x_gradient, _weight_gradient(gradient.flatten(0, -2), x.flatten(0, -2), weight)
+        return x_gradient, weight_gradient(gradient.flatten(0, -2), x.flatten(0, -2), weight)
 
 
-def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
-    """Return gradient^T x of [n, out] and [n, in], or None where it was added to the weight's `main_grad`."""
-    accumulates = getattr(weight, "accumulates", False)
-    if accumulates:
-        weight.grad_added_to_main_grad = True
-        if len(x) * weight.numel() < _SMALL and weight.main_grad.dtype == x.dtype:
-            weight.main_grad.addmm_(gradient.t(), x)
-            return None
-    # oneDNN copies its first operand if it is transposed: that should be the smaller one.
-    wider = gradient.size(1) > x.size(1)
-    result = product(x.t(), gradient.t()).t() if wider else product(gradient.t(), x.t())
-    if not accumulates:
-        return result
-    weight.main_grad.add_(result)
-    return None
+def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
+    """Return gradient^T x of [n, out] and [n, in], or a stand-in where it was added to the weight's `main_grad`."""
+    if not getattr(weight, "accumulates", False):
+        return _outer(gradient, x)
+    weight.grad_added_to_main_grad = True
+    main = weight.main_grad
+    if x.is_cuda and main.dtype == torch.float32 and apex.torch_adds_in_fp32():
+        torch.addmm(main, gradient.t(), x, out_dtype=torch.float32, out=main)
+    elif apex.add_weight_gradient(gradient, x, main):
+        pass
+    elif len(x) * weight.numel() < _SMALL and main.dtype == x.dtype:
+        main.addmm_(gradient.t(), x)
+    else:
+        main.add_(_outer(gradient, x))
+    return stand_in(weight)
+
+
+def _outer(gradient: Tensor, x: Tensor) -> Tensor:
+    """Return gradient^T x; oneDNN copies its first operand if it is transposed: that should be the smaller one."""
+    if gradient.size(1) > x.size(1):
+        return product(x.t(), gradient.t()).t()
+    return product(gradient.t(), x.t())
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -71,13 +80,55 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.nn.functional.linear(x, weight)
 
 
-def mark_accumulating(weight: Tensor) -> None:
-    """Let `Linear` add this weight's gradient to its `main_grad`.
+def mark_accumulating(weight: Tensor, announced: bool) -> None:
+    """Let `Linear` and `Lookup` add this weight's gradient to its `main_grad`.
 
     Not for a weight that has a gradient from elsewhere too: mcore drops whatever comes the usual way once the mark
     `grad_added_to_main_grad` is set.
+
+    Args:
+        weight: the parameter.
+        announced: autograd must deliver something, since mcore's overlap waits for each parameter's gradient.
     """
-    weight.accumulates = True
+    weight.accumulates, weight.announced = True, announced
+
+
+_stand_ins: dict[tuple[torch.Size, torch.dtype, torch.device], Tensor] = {}
+
+
+def stand_in(weight: Tensor) -> Tensor | None:
+    """Return what autograd gets in place of a gradient that is in `main_grad` already: nothing, or unread memory."""
+    if not getattr(weight, "announced", False):
+        return None
+    key = (weight.shape, weight.dtype, weight.device)
+    if key not in _stand_ins:
+        _stand_ins[key] = torch.empty_like(weight, requires_grad=False)
+    return _stand_ins[key].detach()  # a tensor of its own, or autograd would copy it
+
+
+class Lookup(torch.autograd.Function):
+    """Rows of the embedding; its gradient is added to `main_grad` where the weight is marked.
+
+    torch's own makes a gradient of the whole vocabulary's size for the few thousand rows that a micro-batch names.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor) -> Tensor:
+        """Return [..., h] of weight [vocabulary, h] and tokens int64 [...]."""
+        ctx.save_for_backward(weight, tokens)
+        return torch.nn.functional.embedding(tokens, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        """Add each row's gradients, in an order that does not change from run to run."""
+        weight, tokens = ctx.saved_tensors
+        rows, where = gradient.flatten(0, -2), (tokens.flatten(),)
+        if getattr(weight, "accumulates", False):
+            weight.grad_added_to_main_grad = True
+            weight.main_grad.index_put_(where, rows.to(weight.main_grad.dtype), accumulate=True)
+            # Where the output layer is the same matrix, its product delivers the stand-in.
+            return None if getattr(weight, "multiplied_too", False) else stand_in(weight), None
+        return torch.zeros_like(weight).index_put_(where, rows.to(weight.dtype), accumulate=True), None
 
 
 class RootMeanSquareNorm(torch.autograd.Function):

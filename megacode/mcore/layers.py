@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -34,8 +34,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from megacode.config.model import ModelConfig
+from megacode.mcore import emulation, precision
 from megacode.mcore.attention import CausalSelfAttention
-from megacode.mcore.kernels import GatedLinearUnit, Linear, RootMeanSquareNorm
+from megacode.mcore.kernels import GatedLinearUnit, Linear, Lookup, RootMeanSquareNorm
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -69,7 +70,7 @@ class ColumnSlice(ColumnParallelLinear):
 
     def forward(self, input_: Tensor, *unused: Any, **also_unused: Any) -> tuple[Tensor, None]:
         """Return this rank's columns of the product, and no bias."""
-        return Linear.apply(input_, self.weight), None
+        return _product(self, input_, self.weight), None
 
 
 class RowSlice(RowParallelLinear):
@@ -77,17 +78,50 @@ class RowSlice(RowParallelLinear):
 
     def forward(self, input_: Tensor) -> tuple[Tensor, None]:
         """Return this rank's part of the sum that the product is, and no bias."""
-        return Linear.apply(input_, self.weight), None
+        return _product(self, input_, self.weight), None
+
+
+def _product(module: Any, x: Tensor, weight: Tensor) -> Tensor:
+    """Return x weight^T, in emulated FP8 where that is asked for."""
+    recipe = emulation.current()
+    if recipe is None:
+        return Linear.apply(x, weight)
+    return emulation.Product.apply(x, weight, recipe, module, torch.is_grad_enabled())
+
+
+class Embedding(VocabParallelEmbedding):
+    """mcore's embedding, with our lookup."""
+
+    def forward(self, input_: Tensor) -> Tensor:
+        """Return [b, s, h] of tokens [b, s], or under sequence parallel this rank's slice of it as [s, b, h]."""
+        if self.tp_group.size() == 1:
+            return Lookup.apply(self.weight, input_)
+        elsewhere = (input_ < self.vocab_start_index) | (input_ >= self.vocab_end_index)
+        tokens = (input_ - self.vocab_start_index).masked_fill(elsewhere, 0)
+        found = Lookup.apply(self.weight, tokens).masked_fill(elsewhere[..., None], 0.0)
+        if self.reduce_scatter_embeddings:
+            return reduce_scatter_to_sequence_parallel_region(found.transpose(0, 1).contiguous(), group=self.tp_group)
+        return reduce_from_tensor_model_parallel_region(found, group=self.tp_group)
 
 
 class OutputLayer(ColumnParallelLinear):
-    """mcore's output layer, with our product where there are no collectives."""
+    """mcore's output layer, with our product and the block's way into it."""
 
-    def forward(self, input_: Tensor, weight: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, None]:
+    def forward(self, input_: Tensor, weight: Tensor | None = None, **unused: Any) -> tuple[Tensor, None]:
         """Return the logits of this rank's part of the vocabulary; `weight` is the embedding's where they are tied."""
-        if self.tp_group.size() == 1:
-            return Linear.apply(input_, self.weight if weight is None else weight), None
-        return super().forward(input_, weight, **kwargs)
+        x = entered(input_, self.tp_group, self.config.sequence_parallel)
+        weight = self.weight if weight is None else weight
+        with precision.emulated_output(self.config):
+            return _product(self, x, weight), None
+
+
+def entered(x: Tensor, group: Any, sequence_parallel: bool) -> Tensor:
+    """From what every rank holds (or a slice of the sequence) to the input of this rank's slices of matrices."""
+    if group.size() == 1:
+        return x
+    if sequence_parallel:
+        return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=group)
+    return copy_to_tensor_model_parallel_region(x, group=group)
 
 
 class _Block(TransformerLayer):
@@ -108,22 +142,21 @@ class _Block(TransformerLayer):
         def attention(x: Tensor) -> Tensor:
             return self.self_attention(x, rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params)[0]
 
-        return self._output(hidden_states, attention), context
+        with precision.emulated(self.config, self.layer_number):
+            return self._output(hidden_states, attention), context
 
     def _output(self, hidden_states: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the block's output; `attention` takes what `_enter` gave and returns what `_leave` takes."""
         raise NotImplementedError
 
     def _mlp(self, x: Tensor) -> Tensor:
-        return self.mlp.linear_fc2(GatedLinearUnit.apply(self.mlp.linear_fc1(x)[0]))[0]
+        return self.mlp.linear_fc2(self._activated(self.mlp.linear_fc1(x)[0]))[0]
+
+    def _activated(self, both: Tensor) -> Tensor:
+        return GatedLinearUnit.apply(both)
 
     def _enter(self, x: Tensor) -> Tensor:
-        """From what every rank holds (or a slice of the sequence) to the input of this rank's slices of matrices."""
-        if self.tp_group.size() == 1:
-            return x
-        if self.config.sequence_parallel:
-            return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=self.tp_group)
-        return copy_to_tensor_model_parallel_region(x, group=self.tp_group)
+        return entered(x, self.tp_group, self.config.sequence_parallel)
 
     def _leave(self, x: Tensor) -> Tensor:
         """From each rank's part of a sum to the sum (or a slice of its sequence)."""

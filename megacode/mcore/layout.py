@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from megacode.base.errors import ConfigError, LaunchError, Problem
 from megacode.config.run import RunConfig
 from megacode.config.training import Parallel
+from megacode.mcore import engine
 
 
 def data_parallel_size(parallel: Parallel, world_size: int) -> int:
@@ -43,7 +44,7 @@ def layout_problems(config: RunConfig, world_size: int) -> list[Problem]:
     Raises:
         LaunchError: the processes do not divide into whole copies of the model, so that nothing else can be judged.
     """
-    return [*_unsupported(config), *_uneven_batches(config, batch_multiple(config, world_size))]
+    return [*engine.problems(config), *_uneven_batches(config, batch_multiple(config, world_size))]
 
 
 def check(config: RunConfig, world_size: int) -> None:
@@ -62,17 +63,11 @@ def check_model(config: RunConfig) -> None:
     """Refuse what this build cannot compute at all, whatever the processes.
 
     Raises:
-        ConfigError: FP8 is asked for.
+        ConfigError: number formats or layers are asked for that this machine does not have.
     """
-    problems = list(_unsupported(config))
+    problems = list(engine.problems(config))
     if problems:
         raise ConfigError(problems=problems)
-
-
-def _unsupported(config: RunConfig) -> Iterator[Problem]:
-    if config.precision.fp8 != "none":
-        what = "FP8 needs Transformer Engine layers, which this release does not build yet"
-        yield Problem(what, "precision.fp8", "set precision.fp8: none, with dtype: bf16")
 
 
 def _uneven_batches(config: RunConfig, multiple: int) -> Iterator[Problem]:

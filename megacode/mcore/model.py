@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
@@ -12,14 +13,17 @@ from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
 from megacode.config.run import RunConfig
-from megacode.mcore import device, gradients, layout, translate, weights
+from megacode.mcore import device, engine, gradients, layout, translate, weights
 from megacode.mcore.attention import RotaryTable
 from megacode.mcore.kernels import CrossEntropy
-from megacode.mcore.layers import OutputLayer, block_spec
+from megacode.mcore.layers import Embedding, OutputLayer, block_spec
 from megacode.mcore.sharding import model_state
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 
 class Model(GPTModel):
@@ -39,7 +43,7 @@ class Model(GPTModel):
         last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         super().__init__(
             config=mcore_config,
-            transformer_layer_spec=block_spec(config.model, mcore_config, vp_stage),
+            transformer_layer_spec=_spec(config)(config.model, mcore_config, vp_stage),
             vocab_size=translate.padded_vocab_size(config, vocab_size),
             max_sequence_length=config.train.seq_length,
             pre_process=first,
@@ -49,13 +53,17 @@ class Model(GPTModel):
             vp_stage=vp_stage,
         )
         self.tokens = vocab_size
+        self.engine = engine.used(config)
+        # mcore's spec does not reach these two, which it builds of the classes that ours refine.
+        if first:
+            self.embedding.word_embeddings.__class__ = Embedding
         if last:
-            # mcore's spec does not reach the output layer, which it builds of the class that ours refines.
-            self.output_layer.__class__ = OutputLayer
+            self.output_layer.__class__ = _output_layer(config)
+        wide = self.engine and config.parallel.context == 1
         self.rotary_pos_emb = RotaryTable(
             config.model.head_size,
             config.model.rotary_base,
-            translate.DTYPES[config.precision.dtype],
+            torch.float32 if wide else translate.DTYPES[config.precision.dtype],
             self.pg_collection.cp,
         )
 
@@ -63,7 +71,7 @@ class Model(GPTModel):
         """Return each token's loss, [b, s] fp32.
 
         Args:
-            labels: [b, s] int64.
+            labels: [b, s] int64; with Transformer Engine's layers `IGNORED` where a token does not count.
             logits: [s, b, padded vocabulary / tensor-parallel size], overwritten where they belong to no token: the
                 padding takes no part in the softmax, so that the loss depends neither on it nor on the layout, and is
                 the loss of the exported model.
@@ -73,10 +81,31 @@ class Model(GPTModel):
         if own < slice_size:
             logits.detach()[..., max(own, 0) :] = float("-inf")
         labels = labels.t().contiguous()
+        if self.engine:
+            from megacode.mcore.engine_kernels import cross_entropy
+
+            return cross_entropy(logits, labels, self.pg_collection.tp).t()
         if self.pg_collection.tp.size() > 1:
             return vocab_parallel_cross_entropy(logits, labels).t()
         losses = CrossEntropy.apply(logits.flatten(0, 1), labels.flatten())
         return losses.view_as(labels).t()
+
+
+def _output_layer(config: RunConfig) -> type[OutputLayer]:
+    if not engine.used(config):
+        return OutputLayer
+    from megacode.mcore.engine_layers import EngineOutputLayer
+
+    return EngineOutputLayer
+
+
+def _spec(config: RunConfig) -> Callable[..., TransformerBlockSubmodules]:
+    """Return the function that lists what the blocks are built from."""
+    if not engine.used(config):
+        return block_spec
+    from megacode.mcore.engine_layers import block_spec as engine_spec
+
+    return engine_spec
 
 
 def build_model(config: RunConfig, vocab_size: int) -> list[Any]:
@@ -93,6 +122,7 @@ def build_model(config: RunConfig, vocab_size: int) -> list[Any]:
         ConfigError: the config asks for what this build cannot compute.
     """
     layout.check_model(config)
+    device.make_deterministic(config.train.deterministic)
     mcore_config = translate.transformer_config(config)
     stages = range(config.parallel.virtual_pipeline) if config.parallel.virtual_pipeline else (None,)
     models = [Model(config, mcore_config, vocab_size, stage).to(device.device()) for stage in stages]

@@ -114,6 +114,18 @@ def update(optimizer: Any, norm: float, clip_grad: float) -> None:
     optimizer.step_with_ready_grads()
 
 
+@torch.no_grad()
+def restore_fp8_weights(chunks: list[Any], optimizer: Any) -> None:
+    """Make the weights that are held in FP8 anew from the optimizer's, after a load; others were loaded themselves."""
+    from megatron.core.fp8_utils import is_float8tensor
+
+    if any(is_float8tensor(parameter) for chunk in chunks for parameter in chunk.parameters()):
+        for part in parts(optimizer):
+            part._copy_main_params_to_model_params()
+        for chunk in chunks:
+            chunk.start_param_sync(force_sync=True)
+
+
 def gradient_norm(optimizer: Any) -> float:
     """Return the 2-norm of all gradients over all ranks; mcore's own takes one device-to-host copy a tensor."""
     gradients = [gradient for part in parts(optimizer) for gradient in part.get_main_grads_for_grad_norm()]

@@ -60,10 +60,13 @@ class _Place:
 
 
 def weights(parts: Parts) -> list[Piece]:
-    """Return the model's weights on this rank, as the forward pass reads them."""
+    """Return the model's weights on this rank, as the forward pass reads them; without those that are held in FP8."""
+    from megatron.core.fp8_utils import is_float8tensor
+
     pieces: list[Piece] = []
     for parameter, place in _places(parts):
-        pieces += _boxes(place, WEIGHT, parameter.detach().view(-1), 0, _columns(parameter))
+        if not is_float8tensor(parameter):  # it has no elements that could be read or written one by one
+            pieces += _boxes(place, WEIGHT, parameter.detach().view(-1), 0, _columns(parameter))
     return pieces
 
 
@@ -137,13 +140,17 @@ def _random_stem(parts: Parts) -> str:
 def _places(parts: Parts) -> Iterator[tuple[Tensor, _Place]]:
     """Yield this rank's parameters with their places; mcore's description of its shards says where they are."""
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+    from megatron.core.fp8_utils import is_float8tensor
 
     for described in model_state(parts.chunks).values():
         for entry in described.values():
-            if isinstance(entry, ShardedTensor):
-                yield entry.data, _place(parts, entry, [entry])
-            elif isinstance(entry, ShardedTensorFactory):
-                yield entry.data, _place(parts, entry, entry.build())
+            if not isinstance(entry, (ShardedTensor, ShardedTensorFactory)):
+                continue
+            parameter = entry.data
+            if is_float8tensor(parameter):  # parts of it do not say where they lie; those of a plain tensor do
+                plain = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+                entry = replace(entry, data=plain)
+            yield parameter, _place(parts, entry, entry.build() if isinstance(entry, ShardedTensorFactory) else [entry])
 
 
 def _place(parts: Parts, entry: Any, shards: list[Any]) -> _Place:

@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megacode.mcore import context, device, gradients, optimizer
+from megacode.mcore import context, device, gradients, optimizer, scales
 from megacode.mcore.batch import MicroBatch
 from megacode.mcore.groups import Ranks
 from megacode.mcore.parts import Parts
+from megacode.mcore.sharding import bare
 from megacode.plan.batch import samples_digest
 
 Judge = Callable[[float, float], bool]
@@ -88,11 +89,7 @@ def train_step(
         judge: says of a finite loss and gradient norm whether the parameters are updated; absent: always.
     """
     gradients.begin()
-    for chunk in parts.chunks:
-        _set_mode(chunk, training=True)
-        chunk.zero_grad_buffer()
-    parts.optimizer.zero_grad()
-    losses = _summed(parts, _run(parts, microbatches, num_sources, forward_only=False), num_sources)
+    losses = backward(parts, microbatches, num_sources)
     optimizer.set_learning_rate(parts.optimizer, learning_rate)
     norm = optimizer.measure(parts.optimizer)
     wanted = math.isfinite(losses.loss) and math.isfinite(norm) and (judge is None or judge(losses.loss, norm))
@@ -103,18 +100,35 @@ def train_step(
     )
 
 
+def backward(parts: Parts, microbatches: Sequence[MicroBatch], num_sources: int) -> Losses:
+    """Return the losses, and leave the gradients in mcore's buffers, reduced; arguments as in `train_step`."""
+    for chunk in parts.chunks:
+        _set_mode(chunk, training=True)
+        chunk.zero_grad_buffer()
+    parts.optimizer.zero_grad()
+    whole = _in_groups(parts, microbatches)
+    return _summed(parts, _run(parts, whole, num_sources, forward_only=False), num_sources)
+
+
 @torch.no_grad()
 def evaluate(parts: Parts, microbatches: Sequence[MicroBatch], num_sources: int) -> Losses:
     """Return the losses of some micro-batches, without gradients and dropout; arguments as in `train_step`."""
     for chunk in parts.chunks:
         _set_mode(chunk, training=False)
+    remembered = scales.snapshot(parts)  # what is only measured leaves no trace in later scales
+    found = _run(parts, _in_groups(parts, microbatches), num_sources, forward_only=True)
+    scales.put_back(remembered)
+    return _summed(parts, found, num_sources)
+
+
+def _in_groups(parts: Parts, microbatches: Sequence[MicroBatch]) -> list[MicroBatch]:
+    """Return micro-batches as the interleaved schedule takes them, in groups of one a pipeline rank."""
     missing = -len(microbatches) % parts.ranks.pp_size if len(parts.chunks) > 1 else 0
-    filled = [*microbatches, *(_filler(microbatches[0]) for _ in range(missing))]
-    return _summed(parts, _run(parts, filled, num_sources, forward_only=True), num_sources)
+    return [*microbatches, *(_filler(microbatches[0]) for _ in range(missing))]
 
 
 def _filler(like: MicroBatch) -> MicroBatch:
-    """Return a micro-batch that counts nowhere, for schedules that take micro-batches in groups."""
+    """Return a micro-batch that counts nowhere."""
     nothing = {"loss_mask": torch.zeros_like(like.loss_mask), "source_ids": torch.full_like(like.source_ids, -1)}
     return replace(like, **nothing)
 
@@ -160,8 +174,6 @@ def _forward_logits(tokens: Tensor, iterator: Any, chunk: Any) -> tuple[Tensor, 
 
 
 def _vocab_size(chunk: Any) -> int:
-    from megacode.mcore.sharding import bare
-
     return int(bare(chunk).tokens)
 
 
@@ -208,8 +220,17 @@ def _forward(ranks: Ranks, num_sources: int, iterator: Iterator[MicroBatch], chu
 
         packed = documents(batch.cu_seqlens, len(batch.tokens), ranks.cp_size, ranks.cp_rank)
         tokens, labels = tokens.view(1, -1), labels.view(1, -1)
+    if bare(chunk).engine:
+        labels = _counted(ranks, batch, labels)
     output = chunk(tokens, None, None, labels=labels, packed_seq_params=packed)
     return output, partial(_losses, ranks, batch, num_sources)
+
+
+def _counted(ranks: Ranks, batch: MicroBatch, labels: Tensor) -> Tensor:
+    """Return the labels, and in place of those that do not count the one that Transformer Engine's loss leaves out."""
+    from megacode.mcore.engine_kernels import IGNORED
+
+    return labels.masked_fill(_part(ranks, batch.loss_mask).view_as(labels) == 0, IGNORED)
 
 
 def _part(ranks: Ranks, whole: Tensor) -> Tensor:
@@ -226,7 +247,9 @@ def _losses(ranks: Ranks, batch: MicroBatch, num_sources: int, losses: Tensor) -
     mask = _part(ranks, batch.loss_mask)
     masked = losses.float().view_as(mask) * mask
     rows = torch.stack((masked.detach(), mask)).sum(2, dtype=torch.float64)
-    digests = device.to_device(torch.from_numpy(samples_digest(batch.samples.numpy())))
+    digests = batch.digests
+    if digests is None:
+        digests = device.to_device(torch.from_numpy(samples_digest(batch.samples.numpy())))
     counts = torch.stack((torch.ones_like(rows[0]), digests)) * (ranks.cp_rank == 0)
     sources = device.to_device(batch.source_ids) % (num_sources + 1)
     sums = torch.zeros(4, num_sources + 1, dtype=torch.float64, device=rows.device)

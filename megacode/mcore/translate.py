@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from megacode.config.run import RunConfig
+from megacode.config.training import Fp8
 from megacode.mcore import device
 from megacode.plan.costs import padded_vocabulary
 
@@ -35,7 +36,9 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
     """Return mcore's description of the model and its layout."""
     from megatron.core.transformer import TransformerConfig
 
-    return TransformerConfig(**_model(config), **_layout(config), **_recomputation(config), **_numbers(config))
+    return TransformerConfig(
+        **_model(config), **_layout(config), **_recomputation(config), **_numbers(config), **_held_in_fp8(config)
+    )
 
 
 def _model(config: RunConfig) -> dict[str, Any]:
@@ -110,25 +113,62 @@ def _numbers(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def _held_in_fp8(config: RunConfig) -> dict[str, Any]:
+    """Return the recipe that matrices are built in; where they stay in `dtype`, recipes come and go with the phases."""
+    recipe = fp8_parameters(config)
+    return {} if recipe is None else mcore_recipe(recipe)
+
+
+def fp8_parameters(config: RunConfig) -> Fp8 | None:
+    """Return the recipe in whose format the blocks' matrices are held, or None."""
+    return next((recipe for recipe in config.fp8_recipes if recipe.param_gather), None)
+
+
+def mcore_recipe(recipe: Fp8 | None) -> dict[str, Any]:
+    """Return an FP8 recipe in mcore's words."""
+    if recipe is None:
+        return {"fp8": None}
+    ends = (recipe.num_layers_at_start_in_bf16, recipe.num_layers_at_end_in_bf16)
+    return {
+        "fp8": recipe.format,
+        "fp8_recipe": recipe.recipe,
+        "fp8_amax_history_len": recipe.amax_history_len,
+        # mcore's default, the latest maximum alone, overflows as soon as a tensor grows.
+        "fp8_amax_compute_algo": "max",
+        "first_last_layers_bf16": any(ends),
+        "num_layers_at_start_in_bf16": ends[0],
+        "num_layers_at_end_in_bf16": ends[1],
+        "fp8_param": recipe.param_gather,
+    }
+
+
 def ddp_config(config: RunConfig) -> DistributedDataParallelConfig:
     """Return mcore's description of how gradients are gathered and reduced."""
     from megatron.core.distributed import DistributedDataParallelConfig
 
+    recipe = fp8_parameters(config)
     return DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
-        overlap_grad_reduce=config.parallel.overlap_grad_reduce,
-        overlap_param_gather=config.parallel.overlap_param_gather,
+        overlap_grad_reduce=config.parallel.overlap_grad_reduce and not _alone(),
+        overlap_param_gather=config.parallel.overlap_param_gather and not _alone(),
+        fp8_param_gather=recipe is not None,
+        reuse_grad_buf_for_mxfp8_param_ag=recipe is not None and recipe.recipe == "mxfp8",
         use_distributed_optimizer=config.parallel.distributed_optimizer,
         # It would raise on a non-finite gradient; train_step skips such an iteration and reports it.
         check_for_nan_in_grad=False,
     )
 
 
+def _alone() -> bool:
+    """Whether there is no other rank, and so nothing that could be overlapped."""
+    return torch.distributed.get_world_size() == 1
+
+
 def optimizer_config(config: RunConfig) -> OptimizerConfig:
     """Return mcore's description of AdamW; the learning rate here is a placeholder, set anew each iteration."""
     from megatron.core.optimizer import OptimizerConfig
 
-    train = config.train
+    train, recipe = config.train, fp8_parameters(config)
     return OptimizerConfig(
         optimizer="adam",
         lr=0.0,
@@ -142,5 +182,7 @@ def optimizer_config(config: RunConfig) -> OptimizerConfig:
         bf16=config.precision.dtype == "bf16",
         params_dtype=DTYPES[config.precision.dtype],
         use_distributed_optimizer=config.parallel.distributed_optimizer,
-        overlap_param_gather=config.parallel.overlap_param_gather,
+        overlap_param_gather=config.parallel.overlap_param_gather and not _alone(),
+        fp8_recipe=None if recipe is None else recipe.recipe,
+        reuse_grad_buf_for_mxfp8_param_ag=recipe is not None and recipe.recipe == "mxfp8",
     )

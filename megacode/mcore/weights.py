@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory, apply_factories
+from megatron.core.fp8_utils import is_float8tensor
 from torch import Tensor
 
 from megacode.base.files import digest
@@ -45,10 +47,21 @@ def initialize(config: RunConfig, vocab_size: int, sharded_states: Sequence[dict
 
 
 def _shards(sharded_states: Sequence[dict[str, Any]]) -> Iterator[ShardedTensor]:
+    """Yield what is to be filled; a matrix held in FP8 is given its values once all of them are there."""
     for state in sharded_states:
-        copy = dict(state)
-        apply_factories(copy)
-        yield from (value for value in nested_values(copy) if isinstance(value, ShardedTensor))
+        for entry in state.values():
+            if not isinstance(entry, (ShardedTensor, ShardedTensorFactory)):
+                continue
+            parameter = entry.data
+            held = is_float8tensor(parameter)
+            data = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device) if held else parameter
+            copy = {"entry": replace(entry, data=data)}
+            apply_factories(copy)
+            yield from (value for value in nested_values(copy) if isinstance(value, ShardedTensor))
+            if held:
+                parameter.copy_(data)
+                # The optimizer's masters begin with these, not with what FP8 made of them.
+                parameter._high_precision_init_val = data.cpu()
 
 
 def _draw(config: RunConfig, name: str, weight: Tensor) -> None:

@@ -104,6 +104,11 @@ def validation_record(
     }
 
 
+def fp8_probe_record(found: dict[str, Any], *, iteration: int, consumed: int, phase: str) -> dict[str, Any]:
+    """Return the record of one comparison of FP8 with the run's own dtype, made before an iteration."""
+    return {"kind": "fp8_probe", "iteration": iteration, "consumed_samples": consumed, "phase": phase, **found}
+
+
 def health_record(
     reports: Sequence[tuple[float, int, str]], *, iteration: int, consumed: int, phase: str
 ) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,6 +103,9 @@ def _once(records: list[Record]) -> list[Record]:
 class TensorBoardSink:
     """A mirror for TensorBoard: every number of a record, by kind and name. A full disk ends it, not the run.
 
+    TensorBoard takes a tenth of a millisecond a number, and where its disk is slow it lets its caller wait; so a thread
+    of its own tells it, and training does not.
+
     Args:
         directory: where its files lie.
         resume_iteration: values after it are taken back; absent: none are.
@@ -111,22 +116,30 @@ class TensorBoardSink:
 
         purge = None if resume_iteration is None else resume_iteration + 1
         self._writer: Any = SummaryWriter(str(directory), purge_step=purge)
+        self._thread = ThreadPoolExecutor(1, "megacode-tensorboard")
 
     def write(self, record: Record) -> None:
-        numbers = _score_numbers(record) if record["kind"] == "score" else _numbers(record, record["kind"])
-        for name, value in numbers:
-            self._mirror("add_scalar", name, value, record["iteration"])
+        self._thread.submit(self._mirror, self._tell, record)
 
     def close(self) -> None:
-        self._mirror("close")
+        self._thread.submit(self._mirror, self._end)
+        self._thread.shutdown()
 
-    def _mirror(self, action: str, *arguments: Any) -> None:
+    def _mirror(self, action: Callable[..., None], *arguments: Any) -> None:
         try:
             if self._writer is not None:
-                getattr(self._writer, action)(*arguments)
-        except OSError as error:
+                action(*arguments)
+        except Exception as error:  # in a thread nobody else would hear of it
             log.warning("TensorBoard's files get no more values in this start: %s", error)
             self._writer = None
+
+    def _tell(self, record: Record) -> None:
+        numbers = _score_numbers(record) if record["kind"] == "score" else _numbers(record, record["kind"])
+        for name, value in numbers:
+            self._writer.add_scalar(name, value, record["iteration"])
+
+    def _end(self) -> None:
+        self._writer.close()
 
 
 def _numbers(record: Record, prefix: str) -> list[tuple[str, float]]:

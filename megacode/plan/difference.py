@@ -42,6 +42,7 @@ _EFFECTS = (
     ("train.batch_ramp", "batch size"),
     ("train.micro_batch_size", "layout"),
     ("train.isolate_documents", "attention mask"),
+    ("train.deterministic", "layout"),
     ("train", "optimizer"),
     ("parallel", "layout"),
     ("precision", "number formats"),
@@ -195,9 +196,10 @@ def _phase_changes(old: list[dict[str, Any]], new: list[dict[str, Any]], over: i
             yield Change(key, was and _phase_title(was), now and _phase_title(now), "future data, learning rate")
             continue
         for name, values in _changed(was, now):
-            effect = "learning rate" if name.startswith("learning_rate") else "future data"
+            harmless = {"learning_rate": "learning rate", "fp8": "number formats"}
+            effect = harmless.get(name.partition(".")[0], "future data")
             if number < over:
-                effect = "nothing: the phase is over" if effect == "learning rate" else "past data"
+                effect = "past data" if effect == "future data" else "nothing: the phase is over"
             yield Change(f"{key}.{name}", *values, effect)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from megacode.base.errors import ConfigError
 from megacode.config.run import RunConfig
 from megacode.plan.batch import BatchSchedule
+from megacode.plan.cluster import Cluster, cluster_document
 from megacode.plan.costs import flops_per_token, padded_vocabulary, parameter_counts, parameters
 from megacode.plan.learning_rate import LearningRateSchedule, PhaseRate
 from megacode.plan.phases import PhasePlan, Schedule
+from megacode.plan.scaling import scaling_document
 
-ASSUMED_FLOPS = 400e12  # a second and GPU: what bf16 training reaches on an H100
 _USEFUL_EPOCHS = 4
 _Json = dict[str, Any]
 
@@ -23,7 +23,7 @@ def plan_document(
     batches: BatchSchedule,
     rates: LearningRateSchedule,
     vocab_size: int,
-    gpus: int | None = None,
+    cluster: Cluster | None = None,
 ) -> _Json:
     """Return everything that a plan says, as plain values for JSON.
 
@@ -36,10 +36,10 @@ def plan_document(
         batches: how many samples each iteration reads.
         rates: the learning rate of each iteration.
         vocab_size: tokens the model knows, without padding.
-        gpus: how many to divide the work over; absent: nothing is said of time.
+        cluster: GPUs to lay the run over; absent: nothing is said of memory and time.
 
     Raises:
-        ConfigError: if the GPUs are no whole copies of the model, or the global batch does not divide over the copies.
+        ConfigError: the GPUs are not known, are no whole copies of the model, or do not divide the global batch.
     """
     per_token = flops_per_token(config.model, vocab_size, schedule.seq_length)
     padded = padded_vocabulary(config.model, vocab_size, config.parallel.tensor)
@@ -63,8 +63,10 @@ def plan_document(
         "flops_per_token": per_token,
         "flops": per_token * total_tokens,
     }
-    if gpus is not None:
-        document["gpus"] = _hardware(config, gpus, per_token * total_tokens)
+    if cluster is not None and cluster.gpus is not None:
+        document["gpus"] = cluster_document(config, cluster, vocab_size, document)
+    if cluster is not None and cluster.scale:
+        document["scale"] = scaling_document(config, cluster, vocab_size, document)
     document["warnings"] = list(_warnings(config, schedule, document))
     document["fingerprints"] = schedule.fingerprints()
     return document
@@ -158,28 +160,6 @@ def _source(config: RunConfig, schedule: Schedule, name: str) -> _Json:
         "samples": samples,
         "epochs": samples / order.windows if order else 0.0,
     }
-
-
-def _hardware(config: RunConfig, gpus: int, flops: int) -> _Json:
-    copies = _divide("copies of the model", gpus, config.parallel.model_size, "--gpus")
-    share = copies * config.train.micro_batch_size
-    micro_batches = _divide("micro-batches a copy", config.train.global_batch_size, share, "train.global_batch_size")
-    return {
-        "gpus": gpus,
-        "data_parallel": copies,
-        "micro_batches": micro_batches,
-        "flops_per_gpu": flops / gpus,
-        "assumed_flops_per_second": ASSUMED_FLOPS,
-        "hours": flops / gpus / ASSUMED_FLOPS / 3600,
-    }
-
-
-def _divide(parts: str, value: int, divisor: int, where: str) -> int:
-    if value % divisor:
-        low = value // divisor * divisor
-        nearest = f"{low} or {low + divisor}" if low else str(divisor)
-        raise ConfigError(f"{value} does not divide by {divisor} into whole {parts}", where, f"use {nearest}")
-    return value // divisor
 
 
 def _warnings(config: RunConfig, schedule: Schedule, document: _Json) -> Iterator[str]:

@@ -11,9 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from megacode.base.units import format_count
+from megacode.plan.cluster_table import headline, render_cluster, render_dry_run
 from megacode.plan.difference import shown
 from megacode.plan.document import plan_document
 from megacode.plan.past import render_lost
+from megacode.plan.scaling import render_scaling
 
 __all__ = ["plan_document", "render_plan"]
 
@@ -35,7 +37,9 @@ def render_plan(document: _Json, console: Console) -> None:
     for number, phase in enumerate(document["phases"]):
         parts += [Text(), _phase_head(phase), _phase_table(document, phase, console.width, number == 0)]
     parts += [Text(), Rule(Text("sources over the whole run", style="bold"), align="left", style="dim")]
-    parts += [_source_table(document), *([Text()] if document["warnings"] or "against" in document else [])]
+    parts += [_source_table(document), *render_cluster(document.get("gpus")), *render_scaling(document.get("scale"))]
+    parts += render_dry_run(document.get("dry_run"))
+    parts += [Text()] if document["warnings"] or "against" in document else []
     parts.append(_notes(document))
     console.print(Padding(Group(*parts), 1), width=min(_WIDEST, console.width))
 
@@ -55,20 +59,8 @@ def _headline(document: _Json) -> RenderableType:
     cost = f"{document['flops']:.3g} FLOPs, {format_count(document['flops_per_token'])} a token"
     grid.add_row("cost", f"{cost} (forward, backward, causal attention)")
     if "gpus" in document:
-        grid.add_row("gpus", _hardware(document["gpus"]))
+        grid.add_row("gpus", headline(document["gpus"]))
     return grid
-
-
-def _hardware(row: _Json) -> str:
-    rate = f"{row['assumed_flops_per_second'] / 1e12:.0f} TFLOP/s each"
-    split = f"data parallel {row['data_parallel']}, {row['micro_batches']} micro-batches"
-    return f"{row['gpus']:,}: {split}; {_hours(row['hours'])} at {rate}"
-
-
-def _hours(hours: float) -> str:
-    if hours < 1:
-        return f"{hours * 60:.1f} minutes"
-    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def _phase_head(phase: _Json) -> RenderableType:

@@ -13,6 +13,7 @@ from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.data.windows import source_sizes, vocabulary_size
 from megacode.plan.batch import BatchSchedule
+from megacode.plan.cluster import Cluster
 from megacode.plan.difference import Difference, compare_configs, compare_schedules, former_schedule
 from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.past import lost, unknown_loss
@@ -60,9 +61,19 @@ class Plan:
             return frozenset()
         return frozenset(self.multiples(wanted.every)) | (self.phase_ends() if wanted.at_phase_ends else set())
 
-    def document(self) -> dict[str, Any]:
-        """Return the plan as one JSON document."""
-        return plan_document(self.config, self.schedule, self.batches, self.rates, self.vocab_size)
+    def document(self, cluster: Cluster | None = None) -> dict[str, Any]:
+        """Return the plan as one JSON document; with memory and time where there are GPUs to lay it over."""
+        return plan_document(self.config, self.schedule, self.batches, self.rates, self.vocab_size, cluster)
+
+
+def crosses(every: Quantity | None, seq_length: int, iteration: int, before: int, after: int) -> bool:
+    """Return whether an iteration that moves the clock from `before` to `after`, in samples, reaches a multiple."""
+    if every is None:
+        return False
+    if every.unit == "iterations":
+        return iteration % every.count == 0
+    samples = -(-every.count // (seq_length if every.unit == "tokens" else 1))
+    return after // samples > before // samples
 
 
 def check_trainable(config: RunConfig) -> None:
@@ -122,19 +133,25 @@ def judge(plan: Plan, state: TrainState, accept_changed_past: bool = False) -> D
     return replace(compare_schedules(former, plan.schedule, clock), changes=changes, lost=loss)
 
 
-def plan_run(config: RunConfig, against: Path | None = None, accept_changed_past: bool = False) -> dict[str, Any]:
+def plan_run(
+    config: RunConfig,
+    against: Path | None = None,
+    accept_changed_past: bool = False,
+    cluster: Cluster | None = None,
+) -> dict[str, Any]:
     """Return a run's plan as one document, and prove that the past of `against` stays as it was.
 
     Args:
         config: the run.
         against: a run directory or a checkpoint, or None.
         accept_changed_past: say what a changed past repeats and loses in place of refusing it.
+        cluster: GPUs to lay the run over, or None.
 
     Raises:
         CheckpointError: if the config would change what that checkpoint has already read.
     """
     plan = make_plan(config, allow_declared=True)
-    document = plan.document()
+    document = plan.document(cluster)
     if against is not None:
         state = TrainState.read(find_checkpoint(against))
         difference = judge(plan, state, accept_changed_past)

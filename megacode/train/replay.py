@@ -8,6 +8,7 @@ file of the replay itself, and the run may be going on meanwhile.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megacode.base.errors import ConfigError, MegacodeError
-from megacode.base.files import RunDir, write_json
+from megacode.base.files import RunDir, read_jsonl, write_json
 from megacode.data.audit import sample_rows
 from megacode.data.loader import Loader
 from megacode.data.tokenizer import load_tokenizer
@@ -28,6 +29,7 @@ from megacode.mcore.step import StepResult, evaluate, train_step
 from megacode.metrics.meter import source_means
 from megacode.plan.ledger import Ledger
 from megacode.train import restoring
+from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.origin import find_origin
 from megacode.train.planning import Plan
 from megacode.train.replay_report import COMPARED, Json, agreement, replayable, worst_first
@@ -47,6 +49,8 @@ class _Run:
         iteration, clock: where it stands.
         checkpoint: what it was loaded from; None: the run's start.
         layout: what that was saved under; empty at the run's start.
+        fp8: in which number format the next iteration is computed.
+        fp8_until: the iteration from which on the run went without FP8; infinite: it never fell back.
     """
 
     plan: Plan
@@ -58,6 +62,14 @@ class _Run:
     clock: int
     checkpoint: Path | None
     layout: dict[str, int]
+    fp8: Fp8Watch
+    fp8_until: float
+
+    def enter(self) -> None:
+        """Compute from here on as the next iteration was computed."""
+        self.fp8.fell_back = self.fp8.fell_back or self.iteration + 1 >= self.fp8_until
+        schedule = self.plan.schedule
+        self.fp8.enter(self.plan.config.phases[schedule.phase_at(self.clock).index])
 
     def batch(self) -> list[MicroBatch]:
         return self.loader.batch(self.clock)
@@ -67,6 +79,7 @@ class _Run:
 
     def step(self, probe: _Probe | None = None) -> StepResult:
         """Train the next iteration as it was trained, and move the clock."""
+        self.enter()
         after = self.next_clock()
         withheld = self.ledger.withheld(self.clock, after) is not None
 
@@ -145,8 +158,27 @@ def _begin(plan: Plan, directory: RunDir, iteration: int) -> _Run:
         what = f"the run branched off {origin.checkpoint}, after iteration {state.iteration}"
         raise ConfigError(what, "--iteration", f"give a number from {state.iteration + 1} on, or replay that run")
     loader = Loader(config, plan.schedule, plan.batches, streams, ranks.dp_rank, ranks.dp_size)
-    ledger, clock = Ledger.read(directory), state.consumed_samples
-    return _Run(plan, streams, parts, loader, ledger, state.iteration, clock, origin.checkpoint, state.layout)
+    fp8 = Fp8Watch(config, parts)
+    fp8.restore(state.health.get("fp8", {}))
+    return _Run(
+        plan=plan,
+        streams=streams,
+        parts=parts,
+        loader=loader,
+        ledger=Ledger.read(directory),
+        iteration=state.iteration,
+        clock=state.consumed_samples,
+        checkpoint=origin.checkpoint,
+        layout=state.layout,
+        fp8=fp8,
+        fp8_until=_fp8_until(directory),
+    )
+
+
+def _fp8_until(directory: RunDir) -> float:
+    """Return the iteration from which on a run went without FP8, because a probe had found it too far off."""
+    probes = (record for record in read_jsonl(directory.metrics) if record["kind"] == "fp8_probe")
+    return min((record["iteration"] for record in probes if record["fell_back"]), default=math.inf)
 
 
 def _checkpoint_before(directory: RunDir, iteration: int, parts: Parts) -> Path | None:
@@ -159,6 +191,7 @@ def _checkpoint_before(directory: RunDir, iteration: int, parts: Parts) -> Path 
 def _replayed(run: _Run, record: Json | None) -> Json:
     """Train the next iteration and describe it."""
     first, last, schedule = run.clock, run.next_clock(), run.plan.schedule
+    run.enter()
     losses = _losses_by_sample(run)
     probe = _Probe()
     result = run.step(probe)

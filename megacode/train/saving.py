@@ -115,7 +115,8 @@ class Saver:
         self.wait()
         started = time.perf_counter()
         found = saved_pieces(self._parts)
-        if self._shard is None:
+        if self._shard is None or not self._shard.fits(found):
+            self._shard = None  # so that its memory is free for the next
             self._shard = Shard(self._parts.ranks.rank, found)
         shard, hidden = self._shard, self._begin(state.iteration, self._shard.bytes)
         if isinstance(hidden, str):

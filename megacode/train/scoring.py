@@ -93,11 +93,11 @@ class Scoring:
             self._waiting.add(iteration)
             self._spare()
 
-    def poll(self, iteration: int, consumed_samples: int, saved: int) -> list[Record]:
+    def poll(self, state: TrainState, saved: int) -> list[Record]:
         """Move on, once an iteration, without waiting for anything.
 
         Args:
-            iteration, consumed_samples: where the run stands.
+            state: where the run stands.
             saved: the newest iteration that has a checkpoint.
 
         Returns:
@@ -105,7 +105,7 @@ class Scoring:
         """
         if self._book is None:
             return []
-        self._clock = (iteration, consumed_samples)
+        self._clock = (state.iteration, state.consumed_samples)
         try:
             ended = [child for child in self._children if child.process.poll() is not None]
             for child in ended:
@@ -224,8 +224,17 @@ class Scoring:
             self._events.write(event, **clock, **of, **facts)
 
 
-def wait_for_scores(trainer: Trainer, config: Evaluate) -> None:
-    """Wait, all ranks together, for scores that a finished run owes; not for jobs, which go on by themselves."""
+def end_scoring(trainer: Trainer, finished: bool) -> None:
+    """Record what is there, and end; a run that is finished waits first, all ranks together."""
+    if finished and trainer.config.evaluate is not None:
+        _wait_for_scores(trainer, trainer.config.evaluate)
+        trainer.saver.tidy()
+    trainer.write_scores()
+    trainer.scoring.close()
+
+
+def _wait_for_scores(trainer: Trainer, config: Evaluate) -> None:
+    """Wait for scores that a finished run owes; not for jobs, which go on by themselves."""
     scoring, told = trainer.scoring, False
     end = time.monotonic() + (config.wait if config.where == "local" else 0.0)
     while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib import metadata
 from typing import Any
@@ -12,9 +13,12 @@ from megacode.base.files import RunDir, read_jsonl, write_json, write_text
 from megacode.base.lock import RunLock
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
-from megacode.data.loader import Loader
+from megacode.data import dali
+from megacode.data.device_loader import DeviceLoader
+from megacode.data.loader import BatchSource, Loader
+from megacode.data.prefetch import Prefetch
 from megacode.data.tokenizer import load_tokenizer
-from megacode.data.windows import open_streams
+from megacode.data.windows import SourceStream, open_streams
 from megacode.mcore import device, groups
 from megacode.mcore import parts as mcore_parts
 from megacode.mcore.groups import Ranks
@@ -24,6 +28,7 @@ from megacode.metrics.sinks import Events, open_sinks
 from megacode.plan.costs import flops_per_token
 from megacode.plan.ledger import Ledger
 from megacode.train import restoring, watchdog
+from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.guard import Guard
 from megacode.train.limits import TimeLimit, TouchFiles
 from megacode.train.origin import Origin, find_origin
@@ -54,6 +59,8 @@ def build_trainer(
         MegacodeError: for every mistake of the user's.
     """
     config, run = plan.config, RunDir(plan.config.directory)
+    if config.train.loader == "dali":
+        dali.check()
     streams = open_streams(config)
     closing.callback(groups.stop)
     ranks = groups.start(config.parallel, config.seed, patience=config.health.hang_timeout)
@@ -68,13 +75,12 @@ def build_trainer(
     events = Events(run) if first else None
     origin = find_origin(plan, restoring.newest_whole(run, parts, events), accept_changed_past)
     state = _restore(plan, parts, origin)
-    if first:
-        _record_run(plan, run)
-    start = _start(run, origin) if first else {}
+    start = _start(plan, run, origin) if first else {}
     saved = state.iteration if origin.kind == "resume" else -1
-    guard = Guard(config.health.spikes, Ledger.read(run, writes=first), plan.batches, events)
-    guard.detector.restore(state.health)
+    guard, fp8 = _watches(plan, parts, Ledger.read(run, writes=first), events, state)
     limit = TimeLimit(config.limits.wall_clock)
+    loader = _loader(plan, streams, ranks)
+    closing.callback(loader.close)
     scoring = Scoring(run, config.evaluate, plan.scored(), events, guard.ledger.samples)
     closing.callback(scoring.close)
     return Trainer(
@@ -83,13 +89,14 @@ def build_trainer(
         batches=plan.batches,
         rates=plan.rates,
         parts=parts,
-        loader=Loader(config, plan.schedule, plan.batches, streams, ranks.dp_rank, ranks.dp_size),
+        loader=loader,
         meter=_meter(plan, ranks.world_size, state),
         sinks=open_sinks(run, state.iteration, plan.batches.total_iterations) if first else [],
         events=events,
         state=state,
         saver=Saver(run, parts, config.checkpoint, events, limit.saved, saved, lambda: scoring.spared),
         guard=guard,
+        fp8=fp8,
         watchdog=watching,
         limit=limit,
         requests=requests,
@@ -97,6 +104,18 @@ def build_trainer(
         scoring=scoring,
         start=start,
     )
+
+
+def _loader(plan: Plan, streams: Mapping[str, SourceStream], ranks: Ranks) -> BatchSource:
+    """Open the loader that the config asks for; on a GPU it makes its micro-batches there."""
+    train = plan.config.train
+    arguments = (plan.config, plan.schedule, plan.batches, streams, ranks.dp_rank, ranks.dp_size)
+    loader: Loader
+    if train.loader == "dali":
+        loader = dali.DaliLoader(*arguments, ahead=min(1, train.prefetch))
+    else:
+        loader = DeviceLoader(*arguments) if device.on_gpu() else Loader(*arguments)
+    return Prefetch(loader, train.prefetch) if train.prefetch else loader
 
 
 def _locked(run: RunDir, ranks: Ranks) -> RunLock:
@@ -144,8 +163,19 @@ def _restore(plan: Plan, parts: Parts, origin: Origin) -> TrainState:
     return state
 
 
-def _start(run: RunDir, origin: Origin) -> dict[str, Any]:
-    """Return what the diary says of this start: its event, what it goes on from, and what work it repeats."""
+def _watches(
+    plan: Plan, parts: Parts, ledger: Ledger, events: Events | None, state: TrainState
+) -> tuple[Guard, Fp8Watch]:
+    """Return what watches over updates and over FP8, with the memory that they had."""
+    guard, fp8 = Guard(plan.config.health.spikes, ledger, plan.batches, events), Fp8Watch(plan.config, parts)
+    guard.detector.restore(state.health)
+    fp8.restore(state.health.get("fp8", {}))
+    return guard, fp8
+
+
+def _start(plan: Plan, run: RunDir, origin: Origin) -> dict[str, Any]:
+    """Write config and plan; return what the diary says of this start: its event, its origin, the work it repeats."""
+    _record_run(plan, run)
     facts: dict[str, Any] = {"event": "start" if not read_jsonl(run.events) else "resume", "kind": origin.kind}
     if origin.checkpoint is not None:
         facts["checkpoint"] = origin.checkpoint.name if origin.kind == "resume" else str(origin.checkpoint)
@@ -164,7 +194,6 @@ def _record_run(plan: Plan, run: RunDir) -> None:
 
 
 def _meter(plan: Plan, world_size: int, state: TrainState) -> Meter:
-    precision = plan.config.precision
-    peak = device.peak_flops("fp8" if precision.fp8 != "none" else precision.dtype)
+    peak = device.peak_flops(plan.config.precision.dtype)  # in FP8 phases too, so that phases compare
     flops = flops_per_token(plan.config.model, plan.vocab_size, plan.schedule.seq_length)
     return Meter(plan.schedule, flops, peak * world_size if peak else None, dict(state.samples_by_source))

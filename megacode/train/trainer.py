@@ -15,20 +15,22 @@ from megacode.base.files import RunDir, read_jsonl
 from megacode.checkpoint.state import TrainState
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
-from megacode.data.loader import Loader
-from megacode.mcore import device, gradients, groups
+from megacode.data.loader import BatchSource
+from megacode.mcore import device, engine, gradients, groups
 from megacode.mcore.parts import Parts
 from megacode.mcore.step import StepResult, evaluate, train_step
-from megacode.metrics.meter import Meter, health_record, source_means, validation_record
+from megacode.metrics.meter import Meter, fp8_probe_record, health_record, source_means, validation_record
 from megacode.metrics.sinks import Events, Sink, open_sinks
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.phases import PhasePlan, Schedule
 from megacode.train import restoring
+from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.guard import Guard, Interval
 from megacode.train.limits import TimeLimit, TouchFiles, process_start
+from megacode.train.planning import crosses
 from megacode.train.saving import Saver
-from megacode.train.scoring import Scoring, wait_for_scores
+from megacode.train.scoring import Scoring, end_scoring
 from megacode.train.signals import StopSignal
 from megacode.train.watchdog import Watchdog
 
@@ -52,6 +54,7 @@ class Trainer:
         state: the clock and what is saved with it.
         saver: writes checkpoints beside the loop.
         guard: which updates reach the weights.
+        fp8: which number format the matrix products take.
         watchdog: notices hangs.
         limit: how long this start may take.
         requests: files that a user touches; None but on rank 0.
@@ -65,13 +68,14 @@ class Trainer:
     batches: BatchSchedule
     rates: LearningRateSchedule
     parts: Parts
-    loader: Loader
+    loader: BatchSource
     meter: Meter
     sinks: list[Sink]
     events: Events | None
     state: TrainState
     saver: Saver
     guard: Guard
+    fp8: Fp8Watch
     watchdog: Watchdog
     limit: TimeLimit
     requests: TouchFiles | None
@@ -96,8 +100,7 @@ class Trainer:
     @property
     def at_phase_end(self) -> bool:
         """Whether the clock stands at the end of a phase."""
-        ends = (phase.last_sample for phase in self.schedule.phases)
-        return self.state.consumed_samples in ends
+        return any(phase.last_sample == self.state.consumed_samples for phase in self.schedule.phases)
 
     @property
     def validation_due(self) -> bool:
@@ -116,6 +119,7 @@ class Trainer:
             **{"event": "start", **self.start},
             ranks=self.parts.ranks.world_size,
             device=device.name(),
+            layers="transformer_engine" if engine.used(self.config) else "local",
             host=platform.node(),
             pid=os.getpid(),
             command=shlex.join(["megacode", *sys.argv[1:]]),
@@ -130,11 +134,14 @@ class Trainer:
 
     def step(self) -> StepResult:
         """Train one iteration and move the clock."""
-        started = time.perf_counter()
         before = self.state.consumed_samples
         after = self.batches.next(before)
         iteration = self.state.iteration + 1
         self.watchdog.beat("training", iteration, before)
+        self.fp8.enter(self.config.phases[self.schedule.phase_at(before).index])
+        if self.fp8.probes and self._due(self.config.health.fp8_probe.every, iteration, before, after):
+            self._probe_fp8(iteration, before)
+        started = time.perf_counter()
         gradients.time_the_device(self._reporting(iteration))
         self.guard.enter(Interval(iteration, self.schedule.phase_at(before).name, before, after))
         sources = len(self.schedule.source_names)
@@ -143,6 +150,14 @@ class Trainer:
         self.state.iteration, self.state.consumed_samples = iteration, after
         self._seconds = time.perf_counter() - started
         return result
+
+    def _probe_fp8(self, iteration: int, before: int) -> None:
+        """Measure what FP8 costs in accuracy, on the iteration that comes next."""
+        found = self.fp8.probe(self.loader.batch(before), len(self.schedule.source_names))
+        phase = self.schedule.phase_at(before).name
+        self._write(fp8_probe_record(found, iteration=iteration, consumed=before, phase=phase))
+        if found["alarm"]:
+            self._event("fp8_alarm", alarm=found["alarm"], fell_back=found["fell_back"])
 
     def record(self, result: StepResult) -> None:
         """Measure and write the iteration that was just done, and decide what its loss and gradient call for."""
@@ -252,11 +267,7 @@ class Trainer:
         if reason != "finished":
             self.scoring.stop()
         saved = self.save_unless_saved()
-        if reason == "finished" and self.config.evaluate is not None:
-            wait_for_scores(self, self.config.evaluate)
-            self.saver.tidy()
-        self.write_scores()
-        self.scoring.close()
+        end_scoring(self, finished=reason == "finished")
         self._event("stop", reason=reason, signal=self.stop_signal.name, saved=saved, seconds=self._age())
         for sink in self.sinks:
             sink.close()
@@ -264,8 +275,7 @@ class Trainer:
 
     def write_scores(self) -> None:
         """Record the scores that have come since the last call."""
-        clock = (self.state.iteration, self.state.consumed_samples)
-        for record in self.scoring.poll(*clock, self.saver.saved_iteration):
+        for record in self.scoring.poll(self.state, self.saver.saved_iteration):
             self._write(record)
 
     def note_error(self, error: Exception) -> None:
@@ -292,12 +302,7 @@ class Trainer:
 
     def _due(self, every: Quantity | None, iteration: int, before: int, after: int) -> bool:
         """Whether an iteration that moves the clock from `before` to `after` crosses a multiple of `every`."""
-        if every is None:
-            return False
-        if every.unit == "iterations":
-            return iteration % every.count == 0
-        samples = -(-every.count // (self.schedule.seq_length if every.unit == "tokens" else 1))
-        return after // samples > before // samples
+        return crosses(every, self.schedule.seq_length, iteration, before, after)
 
     def _kept_for(self) -> str:
         """Return why a checkpoint of the present clock is kept for good; empty: it is not."""
@@ -317,7 +322,7 @@ class Trainer:
             samples_by_source=dict(self.meter.seen),
             fingerprints=chain[:upto],
             withheld=self.guard.ledger.samples(self.state.consumed_samples),
-            health=self.guard.detector.state(),
+            health=self.guard.detector.state() | {"fp8": self.fp8.state()},
             keep=self._kept_for(),
         )
 

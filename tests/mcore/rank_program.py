@@ -32,6 +32,7 @@ class Batch:
     cu_seqlens: Tensor | None
     source_ids: Tensor
     samples: Tensor
+    digests: Tensor | None = None
 
 
 def run_config(

@@ -82,4 +82,6 @@ def test_moving_to_the_device_copies_nothing_on_a_cpu() -> None:
 def test_the_memory_high_water_is_that_of_the_process() -> None:
     lines = Path("/proc/self/status").read_text().splitlines()
     (seen,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    assert device.memory_high_water() >= seen > 10_000_000
+    # Newer kernels sum their counters for the one and estimate them for the other, some hundred KiB apart.
+    assert device.memory_high_water() >= seen - (2 << 20)
+    assert seen > 10_000_000

@@ -7,6 +7,7 @@ import pytest
 
 from megacode.base.errors import ConfigError, LaunchError
 from megacode.config import rules
+from megacode.config.training import Fp8
 from megacode.mcore import layout
 
 
@@ -49,10 +50,10 @@ def test_a_ramp_is_judged_too(program: ModuleType) -> None:
     assert problems[0].fix.startswith("use 4")
 
 
-def test_fp8_is_refused(program: ModuleType) -> None:
+def test_a_recipe_that_this_machine_does_not_compute_is_refused(program: ModuleType) -> None:
     config = program.run_config()
-    precision = config.precision.model_copy(update={"fp8": {"recipe": "delayed"}})
-    with pytest.raises(ConfigError, match=r"set precision\.fp8: none"):
+    precision = config.precision.model_copy(update={"fp8": Fp8(recipe="mxfp8")})
+    with pytest.raises(ConfigError, match=r"use recipe tensorwise or delayed"):
         layout.check_model(config.model_copy(update={"precision": precision}))
 
 

@@ -69,8 +69,12 @@ def test_one_process_knows_how_long_its_gradients_took(program: ModuleType) -> N
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("overlaps", [False, True])
-def test_gradients_are_gathered_in_place_unless_mcore_waits_for_each(program: ModuleType, overlaps: bool) -> None:
-    parts = program.started(program.run_config(parallel={"overlap_grad_reduce": overlaps}))
-    marked = [p for p in parts.chunks[0].parameters() if getattr(p, "accumulates", False)]
-    assert len(marked) == (0 if overlaps else 4 * 4 + 1)
+def test_gradients_are_gathered_in_place_and_one_rank_overlaps_nothing(program: ModuleType) -> None:
+    said = []
+    for overlaps in (False, True):
+        parts = program.started(program.run_config(parallel={"overlap_grad_reduce": overlaps}))
+        marked = [p for p in parts.chunks[0].parameters() if getattr(p, "accumulates", False)]
+        assert len(marked) == 4 * 4 + 2
+        assert not any(p.announced for p in marked)
+        said.append(program.iterate(parts, 0, 2))
+    assert said[0] == said[1]

@@ -59,6 +59,24 @@ def test_tensorboard_mirrors_every_number(tmp_path: Path) -> None:
     assert (scalar.step, scalar.value) == (7, 5.0)
 
 
+@pytest.mark.slow
+def test_a_mirror_that_fails_is_told_once_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    sink = TensorBoardSink(tmp_path, 0)
+    sink.write(record(7))
+    sink.write(record(8))
+    sink.close()
+    (message,) = caplog.messages
+    assert message.endswith("get no more values in this start: [Errno 28] No space left on device")
+
+
 def test_an_iteration_is_one_line() -> None:
     line = train_line(record(3), 300)
     assert line == (

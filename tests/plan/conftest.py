@@ -11,6 +11,7 @@ from megacode.config.run import RunConfig
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.phases import Schedule, SourceSize, build_schedule
+from megacode.plan.placement import Placement
 
 settings.register_profile("plan", deadline=None)  # a shared machine stalls now and then
 settings.load_profile("plan")
@@ -73,3 +74,24 @@ def clocks_of(schedule_of: Callable[..., Schedule]) -> Callable[..., tuple[Sched
 def rates_of(clocks_of: Callable[..., tuple[Schedule, BatchSchedule]]) -> Callable[[RunConfig], LearningRateSchedule]:
     """Return a function from a config to its learning rate."""
     return lambda config: LearningRateSchedule(config, *clocks_of(config))
+
+
+@pytest.fixture(scope="session")
+def place() -> Callable[..., Placement]:
+    """Return a function from GPUs and changes to a config to a run laid over them: a Llama-like model of 8 layers."""
+
+    def make(gpus: int = 1, dtype: str = "bf16", **changes: dict[str, Any]) -> Placement:
+        shape = {"num_layers": 8, "hidden_size": 1024, "ffn_hidden_size": 4096, "num_attention_heads": 8}
+        raw = {
+            "name": "t",
+            "model": {**shape, "num_query_groups": 8, "vocab_size": 32768, **changes.get("model", {})},
+            "sources": {"text": {"path": "data/text"}},
+            "phases": [{"name": "all", "iterations": 10, "blend": {"text": 1}, "learning_rate": RATE}],
+            "train": {"seq_length": 2048, "global_batch_size": 64, **changes.get("train", {})},
+            "parallel": changes.get("parallel", {}),
+            "precision": {"dtype": dtype, **changes.get("precision", {})},
+            "checkpoint": changes.get("checkpoint", {}),
+        }
+        return Placement(validate(raw, "test.yaml"), gpus, 32768)
+
+    return make

@@ -13,6 +13,7 @@ from rich.console import Console
 from megacode.base.errors import ConfigError
 from megacode.config.run import RunConfig
 from megacode.plan.batch import BatchSchedule
+from megacode.plan.cluster import Cluster
 from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.phases import SourceSize, build_schedule
 from megacode.plan.table import plan_document, render_plan
@@ -25,7 +26,9 @@ def document_of(config: RunConfig, tokens: dict[str, int], gpus: int | None = No
     schedule = build_schedule(config, sizes)
     batches = BatchSchedule(config, schedule)
     rates = LearningRateSchedule(config, schedule, batches)
-    return plan_document(config, schedule, batches, rates, config.model.vocab_size or 0, gpus)
+    return plan_document(
+        config, schedule, batches, rates, config.model.vocab_size or 0, Cluster(gpus) if gpus else None
+    )
 
 
 def rendered(document: dict[str, Any], width: int = 100) -> str:

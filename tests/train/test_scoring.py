@@ -19,6 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, read_jsonl
+from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import prune
 from megacode.config.evaluate import Evaluate
 from megacode.config.loading import dump_config, load_config
@@ -216,11 +217,11 @@ def test_the_newest_goes_first_and_two_checkpoints_are_spared(config: Path) -> N
     CLOSING.callback(scoring.close)
     scoring.begin(0)
     scoring.expect(5)
-    scoring.poll(6, 24, 5)
+    scoring.poll(TrainState(iteration=6, consumed_samples=24), 5)
     assert "it made room before its turn" in events("evaluation_failed")[0]["error"]
     for iteration in (7, 10, 15, 20, 25):
         scoring.expect(iteration)
-    scoring.poll(26, 104, 20)
+    scoring.poll(TrainState(iteration=26, consumed_samples=104), 20)
     assert [event["checkpoint"] for event in events("evaluation_start")] == ["iter_0000020"]
     assert events("evaluation_start")[0]["waiting"] == 3
     assert scoring.spared == {20, 25}
@@ -241,7 +242,7 @@ def test_a_rollback_ends_the_scoring_of_what_it_takes_back(config: Path) -> None
     scoring.begin(0)
     for iteration in (10, 15):
         scoring.expect(iteration)
-    scoring.poll(16, 64, 15)
+    scoring.poll(TrainState(iteration=16, consumed_samples=64), 15)
     assert scoring.owing
     scoring.begin(8)
     assert not scoring.owing

@@ -38,7 +38,7 @@ print(f"  import torch alone: {time.process_time():.2f} CPU-s, {private:.0f} MiB
 """
 
 
-def config_of(sources: dict[str, str], samples: int, isolate: bool = False) -> RunConfig:
+def config_of(sources: dict[str, str], samples: int, isolate: bool = False, batch: int = ROWS) -> RunConfig:
     """Return a run over some data sets, in two phases of different blends."""
     rate = {"schedule": "constant", "peak": 1e-3}
     blends = [dict.fromkeys(sources, 1.0), {name: float(k + 1) for k, name in enumerate(sources)}]
@@ -54,7 +54,7 @@ def config_of(sources: dict[str, str], samples: int, isolate: bool = False) -> R
         "phases": phases,
         "train": {
             "seq_length": LENGTH,
-            "global_batch_size": ROWS,
+            "global_batch_size": batch,
             "micro_batch_size": ROWS,
             "isolate_documents": isolate,
         },

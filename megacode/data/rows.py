@@ -1,0 +1,157 @@
+"""Which windows a data-parallel rank reads, and in which micro-batches: a pure function of the clock.
+
+A batch's slots are dealt to data-parallel ranks in equal runs, and each run is cut into micro-batches; which sample a
+slot takes is `placement`'s business. So every layout trains on the same samples. What the samples of some dozens of
+batches read is worked out at once, in vectors.
+
+A phase's last batch may be short. It is cut into smaller micro-batches, all of one size; where it cannot be dealt
+evenly to the ranks, rows that only fill up take the places left over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from megacode.config.run import RunConfig
+from megacode.data.windows import SourceStream
+from megacode.plan.batch import BatchSchedule, placement
+from megacode.plan.phases import Schedule
+
+PADDING = -1
+_AHEAD_BATCHES = 64
+_AHEAD_SAMPLES = 1 << 14
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where some windows lie.
+
+    Attributes:
+        samples, source_ids, first_tokens: int64 [k].
+        filling: rows that only fill up a batch, bool [k].
+    """
+
+    samples: npt.NDArray[np.int64]
+    source_ids: npt.NDArray[np.int64]
+    first_tokens: npt.NDArray[np.int64]
+    filling: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def part(self, first: int, last: int) -> Rows:
+        """Return the rows from one up to, but not with, another."""
+        here = slice(first, last)
+        return Rows(self.samples[here], self.source_ids[here], self.first_tokens[here], self.filling[here])
+
+    def parts(self, size: int) -> list[Rows]:
+        """Return the rows in groups of a size that divides their number."""
+        return [self.part(first, first + size) for first in range(0, len(self), size)]
+
+    def marked(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return source ids and samples, -1 for a row that only fills up."""
+        if not self.filling.any():
+            return self.source_ids, self.samples
+        return np.where(self.filling, PADDING, self.source_ids), np.where(self.filling, PADDING, self.samples)
+
+
+class RowPlan:
+    """The rows of one data-parallel rank, and the opened sources that hold their windows.
+
+    Args:
+        config: micro-batch size and sequence length.
+        schedule: which tokens a sample reads.
+        batches: which samples an iteration has.
+        streams: the opened sources, by name.
+        dp_rank, dp_size: this rank among those that share out a batch. Ranks of one tensor- or pipeline-parallel group
+            have the same, and read the same.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        schedule: Schedule,
+        batches: BatchSchedule,
+        streams: Mapping[str, SourceStream],
+        dp_rank: int,
+        dp_size: int,
+    ) -> None:
+        self._schedule, self._batches = schedule, batches
+        self._streams = [streams.get(name) for name in schedule.source_names]
+        self._dp_rank, self._dp_size = dp_rank, dp_size
+        self._micro_batch_size = config.train.micro_batch_size
+        self.most = max(-(-config.train.global_batch_size // dp_size), self._micro_batch_size)
+        types = [stream.data.dtype for stream in self._streams if stream is not None]
+        self.token_type = np.result_type(*types)
+        self._ahead: dict[int, Rows] = {}
+
+    def at(self, clock: int) -> tuple[Rows, int]:
+        """Return this rank's rows of the iteration that starts at a clock, and the size of its micro-batches."""
+        if clock not in self._ahead:
+            self._ahead = self._draw_ahead(clock)
+        rows = self._ahead[clock]
+        return rows, micro_batch_size(len(rows), self._micro_batch_size)
+
+    def after(self, clock: int) -> int | None:
+        """Return the clock of the iteration after the one that starts at a clock; None: it is the run's last."""
+        following = self._batches.next(clock)
+        return following if following < self._schedule.total_samples else None
+
+    def stream(self, source_id: int) -> SourceStream:
+        """Return a source that is read."""
+        stream = self._streams[source_id]
+        assert stream is not None
+        return stream
+
+    def window(self, source_id: int, first_token: int) -> npt.NDArray[np.integer]:
+        """Return the tokens of a window, [S + 1], a read-only view of the file."""
+        return self.stream(source_id).window(first_token)
+
+    def places(self, rows: Rows) -> list[tuple[int, int]]:
+        """Return source and first token of each row."""
+        return list(zip(rows.source_ids.tolist(), rows.first_tokens.tolist(), strict=True))
+
+    def document_starts(self, rows: Rows) -> list[npt.NDArray[np.int64]]:
+        """Return, of each row, the positions 1 .. S of its window at which a new document begins."""
+        return [self.stream(source).document_starts(first) for source, first in self.places(rows)]
+
+    def _draw_ahead(self, clock: int) -> dict[int, Rows]:
+        """Work out this rank's rows of the next batches."""
+        mine: dict[int, npt.NDArray[np.int64]] = {}
+        filling: dict[int, npt.NDArray[np.bool_]] = {}
+        total = 0
+        while clock < self._schedule.total_samples and len(mine) < _AHEAD_BATCHES and total < _AHEAD_SAMPLES:
+            size = self._batches.batch_size(clock)
+            share = -(-size // self._dp_size)
+            slots = np.resize(placement(self._schedule.seed, clock, size), share * self._dp_size)  # repeats if uneven
+            mine[clock] = slots[self._dp_rank * share : (self._dp_rank + 1) * share]
+            filling[clock] = np.arange(self._dp_rank * share, (self._dp_rank + 1) * share) >= size
+            total, clock = total + size, clock + size
+        samples = np.concatenate(list(mine.values()))
+        drawn = self._schedule.draws(samples)
+        source_ids, filled = drawn.source_id.astype(np.int64), np.concatenate(list(filling.values()))
+        rows = Rows(samples, source_ids, drawn.first_token, filled)
+        ends = np.cumsum([len(part) for part in mine.values()]).tolist()
+        return {start: rows.part(end - len(part), end) for (start, part), end in zip(mine.items(), ends, strict=True)}
+
+    def held_out(self, source: str) -> list[Rows]:
+        """Return this rank's micro-batches of a source's held-out windows, on every rank as many, all of one size."""
+        number = self._schedule.source_names.index(source)
+        stream, size = self.stream(number), self._micro_batch_size
+        steps = -(-stream.validation_windows // (size * self._dp_size))
+        return [self._held_out(number, stream, (step * self._dp_size + self._dp_rank) * size) for step in range(steps)]
+
+    def _held_out(self, number: int, stream: SourceStream, first: int) -> Rows:
+        windows = np.arange(first, first + self._micro_batch_size)
+        filling = windows >= stream.validation_windows
+        tokens = [stream.validation_first_token(k) for k in np.where(filling, 0, windows).tolist()]
+        return Rows(windows, np.full(len(windows), number), np.array(tokens), filling)
+
+
+def micro_batch_size(rows: int, wanted: int) -> int:
+    """Return the largest size up to `wanted` that cuts some rows into equal micro-batches."""
+    return next(size for size in range(min(rows, wanted), 0, -1) if rows % size == 0)

@@ -1,0 +1,227 @@
+"""Any rank of any number of GPUs, built on one CPU: the real modules, without memory and without other processes.
+
+torch's *fake* process group answers every collective at once and moves nothing, so one process can be rank 300 of 512.
+Tensors are made on the `meta` device: they have a shape and no storage. Groups, layout, model, data-parallel wrap and
+optimizer are built by the functions that training calls; what is counted is what they built. The blocks are megacode's
+own, and without FP8, wherever this runs: their parameters are those of Transformer Engine's.
+
+A fake group leaves received objects as they were. mcore asks for one when it builds an optimizer: the groups of
+parameters of every rank, which are alike here; this rank's own stand in for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+
+from megacode.base.errors import ConfigError
+from megacode.config.run import RunConfig
+from megacode.mcore import device, groups
+from megacode.mcore.groups import Ranks
+from megacode.plan.buffers import buffers, countable, rank_parameters
+from megacode.plan.costs import ParameterCounts
+from megacode.plan.placement import Placement
+
+_KINDS = {
+    "word_embeddings": "embedding",
+    "linear_qkv": "attention_qkv",
+    "linear_proj": "attention_proj",
+    "linear_fc1": "mlp_gate_up",
+    "linear_fc2": "mlp_down",
+    "output_layer": "output",
+}
+
+
+@dataclass(frozen=True)
+class Built:
+    """What one rank holds.
+
+    Attributes:
+        ranks: where it stands.
+        parameters: elements by component.
+        modules: for each class of module that holds parameters, how many of them and how many elements.
+        weights, gradients, optimizer: bytes.
+        buckets: into which its gradients are cut, over all its chunks.
+    """
+
+    ranks: Ranks
+    parameters: ParameterCounts
+    modules: dict[str, tuple[int, int]]
+    weights: int
+    gradients: int
+    optimizer: int
+    buckets: int
+
+
+def dry_run(place: Placement, ranks: Iterable[int]) -> list[dict[str, Any]]:
+    """Build some ranks of a run and compare each with the plan's arithmetic.
+
+    Args:
+        place: the run on its GPUs.
+        ranks: which of them; none: the first, one in the middle and the last.
+
+    Returns:
+        By rank, for JSON: where it stands, `parameters` in all and by component, `modules`, bytes of `weights`,
+        `gradients` and `optimizer`, and `unequal`: what the plan counts otherwise, as built and as planned.
+
+    Raises:
+        ConfigError: there is no such rank, or the config does not fit so many.
+    """
+    wanted = sorted(set(ranks)) or sorted({0, place.gpus // 2, place.gpus - 1})
+    for rank in wanted:
+        if not 0 <= rank < place.gpus:
+            raise ConfigError(f"there is no rank {rank}", "--dry-run-rank", f"give 0 to {place.gpus - 1}")
+    built = build_ranks(_buildable(place.config), place.gpus, wanted, place.vocab_size)
+    return [_compared(place, rank, found) for rank, found in zip(wanted, built, strict=True)]
+
+
+def _buildable(config: RunConfig) -> RunConfig:
+    """Return the run with blocks that every machine can build."""
+    precision = config.precision.model_copy(update={"fp8": "none", "transformer_impl": "local"})
+    phases = tuple(phase.model_copy(update={"fp8": None}) for phase in config.phases)
+    return config.model_copy(update={"precision": precision, "phases": phases})
+
+
+def _compared(place: Placement, rank: int, built: Built) -> dict[str, Any]:
+    stage, index = place.coordinates(rank)
+    counted, planned_buffers = countable(place, stage, index), buffers(place, stage)
+    planned = {
+        **vars(rank_parameters(place, stage)),
+        "weights": counted.weights,
+        "gradients": counted.gradients,
+        "optimizer": counted.optimizer,
+        "buckets": sum(len(buffer.buckets) for buffer in planned_buffers),
+    }
+    sizes = {name: getattr(built, name) for name in ("weights", "gradients", "optimizer", "buckets")}
+    found = {**vars(built.parameters), **sizes}
+    ranks = built.ranks
+    return {
+        "rank": rank,
+        "tensor": ranks.tp_rank,
+        "pipeline": ranks.pp_rank,
+        "context": ranks.cp_rank,
+        "data": ranks.dp_rank,
+        "parameters": built.parameters.total,
+        "parameters_by_component": vars(built.parameters),
+        "modules": {name: {"count": count, "parameters": own} for name, (count, own) in built.modules.items()},
+        **sizes,
+        "unequal": {key: {"built": found[key], "planned": planned[key]} for key in found if found[key] != planned[key]},
+    }
+
+
+def build_ranks(config: RunConfig, world_size: int, ranks: Iterable[int], vocab_size: int) -> list[Built]:
+    """Build some ranks of a run, one after the other.
+
+    Args:
+        config: the run's config.
+        world_size: ranks of the run.
+        ranks: which of them.
+        vocab_size: tokens the model knows, without padding.
+
+    Raises:
+        ConfigError: the config does not fit so many ranks, or asks for what this build cannot compute.
+    """
+    assert not dist.is_initialized(), "a dry run needs a process of its own"
+    return [_build_rank(config, world_size, rank, vocab_size) for rank in ranks]
+
+
+def _build_rank(config: RunConfig, world_size: int, rank: int, vocab_size: int) -> Built:
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    device.install()
+    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+    try:
+        found = groups.start(config.parallel, config.seed)
+        from megacode.mcore.parts import build
+
+        with _without_memory():
+            parts = build(config, found, vocab_size)
+        return _count(found, parts.chunks, parts.optimizer)
+    finally:
+        groups.stop()
+
+
+class _OnMeta(TorchFunctionMode):
+    """Makes every tensor on the meta device, whichever device is asked for, and keeps it there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _device_constructors():
+            kwargs["device"] = "meta"
+        elif func is torch.Tensor.to and args[0].is_meta:
+            args = tuple("meta" if isinstance(value, torch.device) else value for value in args)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _without_memory() -> Iterator[None]:
+    """Build on the meta device, every other rank answering as this one does."""
+    type_of, gather = torch.Tensor.type, dist.all_gather_object
+
+    def echo(answers: list[Any], own: Any, group: Any = None) -> None:
+        answers[:] = [own] * len(answers)
+
+    def as_on_cuda(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # mcore's optimizers know CUDA's tensors only, by the name of their type.
+        result = type_of(self, *args, **kwargs)
+        return f"torch.cuda.{result.rsplit('.', 1)[1]}" if isinstance(result, str) and self.is_meta else result
+
+    torch.Tensor.type, dist.all_gather_object = as_on_cuda, echo
+    try:
+        with _OnMeta():
+            yield
+    finally:
+        torch.Tensor.type, dist.all_gather_object = type_of, gather
+
+
+def _count(ranks: Ranks, chunks: list[Any], optimizer: Any) -> Built:
+    kinds = dict.fromkeys(ParameterCounts.__dataclass_fields__, 0)
+    modules: dict[str, tuple[int, int]] = {}
+    buffers = [buffer for chunk in chunks for buffer in chunk.buffers]
+    for chunk in chunks:
+        for name, parameter in chunk.named_parameters():
+            kinds[_kind(name, parameter)] += parameter.numel()
+        for module in chunk.modules():
+            own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+            if own:
+                count, elements = modules.get(type(module).__name__, (0, 0))
+                modules[type(module).__name__] = (count + 1, elements + own)
+    weights = [buffer.param_data for buffer in buffers if buffer.param_data is not None]
+    return Built(
+        ranks=ranks,
+        parameters=ParameterCounts(**kinds),
+        modules=modules,
+        weights=_bytes(weights or [parameter for chunk in chunks for parameter in chunk.parameters()]),
+        gradients=_bytes([buffer.grad_data for buffer in buffers]),
+        optimizer=_optimizer_bytes(optimizer),
+        buckets=sum(len(buffer.buckets) for buffer in buffers),
+    )
+
+
+def _kind(name: str, parameter: torch.Tensor) -> str:
+    if parameter.dim() == 1:
+        return "norms"
+    return next(kind for part, kind in _KINDS.items() if part in name)
+
+
+def _bytes(tensors: list[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _optimizer_bytes(optimizer: Any) -> int:
+    """Return the bytes of fp32 masters, where weights are not fp32 themselves, and of Adam's two moments."""
+    from megacode.mcore.optimizer_state import held, prime
+
+    with _without_memory():
+        prime(optimizer)
+        found = list(held(optimizer))
+    masters = [run.tensors["model"] for run in found if run.parameter.dtype != torch.float32]
+    moments = [tensor for run in found for name, tensor in run.tensors.items() if name != "model"]
+    return _bytes([*masters, *moments])

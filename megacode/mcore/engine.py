@@ -1,0 +1,98 @@
+"""Transformer Engine: whether it is here, whether its layers are used, and which FP8 recipes this machine computes.
+
+On a machine without CUDA FP8 products are emulated (`emulation`): rounded as on a GPU, and slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import metadata
+
+from megacode.base.errors import Problem
+from megacode.config.run import RunConfig
+from megacode.config.training import Fp8
+from megacode.mcore import device
+from megacode.mcore.version import parse
+
+OLDEST = (2, 9, 0)
+BELOW = (2, 12, 0)
+PINNED = "2.11.0"
+_INSTALL = f"python -m pip install --no-build-isolation 'transformer-engine[pytorch]=={PINNED}'"
+
+
+def installed() -> str:
+    """Return the version of Transformer Engine, empty where it is not installed."""
+    return _version("transformer-engine")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def obstacle() -> str:
+    """Return why Transformer Engine's layers cannot run here; empty where they can."""
+    if not device.on_gpu():
+        return "Transformer Engine's layers need a GPU"
+    found = installed()
+    if not found:
+        return "Transformer Engine is not installed"
+    if not OLDEST <= parse(found) < BELOW:
+        oldest, below = ".".join(map(str, OLDEST)), ".".join(map(str, BELOW))
+        return f"Transformer Engine {found} is installed, and megacode drives {oldest} up to, not including, {below}"
+    return "" if _version("transformer-engine-torch") else "Transformer Engine is installed without its part for torch"
+
+
+def used(config: RunConfig) -> bool:
+    """Return whether a run's blocks are Transformer Engine's."""
+    asked, bf16 = config.precision.transformer_impl, config.precision.dtype == "bf16"
+    return asked == "transformer_engine" or (asked == "auto" and bf16 and not obstacle())
+
+
+def problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield what of a run's number formats cannot be computed here."""
+    why = obstacle()
+    if config.precision.transformer_impl == "transformer_engine" and why:
+        fix = "use transformer_impl: auto" if not device.on_gpu() else f"{_INSTALL}, or use transformer_impl: auto"
+        yield Problem(why, "precision.transformer_impl", fix)
+        return
+    if used(config) and config.precision.dtype != "bf16":
+        what = "Transformer Engine's attention computes in bf16, not in fp32"
+        yield Problem(what, "precision.transformer_impl", "use transformer_impl: auto, or precision.dtype: bf16")
+    for recipe in config.fp8_recipes:
+        yield from _recipe_problems(config, recipe, why)
+
+
+def _recipe_problems(config: RunConfig, recipe: Fp8, why: str) -> Iterator[Problem]:
+    where = "precision.fp8"
+    if device.on_gpu() and not used(config):
+        fix = f"{_INSTALL}, or set precision.fp8: none" if why else "set precision.dtype: bf16, or precision.fp8: none"
+        yield Problem(why or "FP8 on a GPU needs Transformer Engine's layers, in bf16", where, fix)
+        return
+    missing = _missing(recipe) if device.on_gpu() else _not_emulated(recipe)
+    if missing:
+        fix = "use recipe tensorwise or delayed, or precision.fp8: none"
+        yield Problem(f"recipe {recipe.recipe}: {missing}", f"{where}.recipe", fix)
+    if recipe.param_gather and not device.on_gpu():
+        what = "param_gather needs Transformer Engine's layers, and they need a GPU"
+        yield Problem(what, f"{where}.param_gather", "set it to false")
+
+
+def _missing(recipe: Fp8) -> str:
+    """Return why this GPU does not compute a recipe; empty where it does."""
+    from transformer_engine.pytorch import quantization as te
+
+    asked = {
+        "delayed": te.is_fp8_available,
+        "tensorwise": te.is_fp8_available,
+        "blockwise": te.is_fp8_block_scaling_available,
+        "mxfp8": te.is_mxfp8_available,
+    }
+    able, reason = asked[recipe.recipe](return_reason=True)
+    return "" if able else str(reason)
+
+
+def _not_emulated(recipe: Fp8) -> str:
+    return "it needs a Blackwell GPU, and is not emulated without one" if recipe.recipe == "mxfp8" else ""

@@ -1,0 +1,66 @@
+"""Which number format the blocks' matrix products take from here on; a run changes it between iterations.
+
+mcore reads its config in every forward pass, and so do our layers: to change the format is to change the config that
+all modules of a chunk share. Weights, gradients and the optimizer's state do not know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from megacode.config.training import Fp8
+from megacode.mcore import emulation, engine, translate
+from megacode.mcore.parts import Parts
+from megacode.mcore.sharding import bare
+
+
+def use(parts: Parts, recipe: Fp8 | None) -> None:
+    """Compute the blocks' matrix products in FP8, or without.
+
+    Args:
+        parts: of `parts.build`.
+        recipe: one of the run's recipes (`engine.problems` has seen them), or None.
+    """
+    for chunk in parts.chunks:
+        config = bare(chunk).config
+        if engine.used(parts.config):
+            for name, value in translate.mcore_recipe(recipe).items():
+                setattr(config, name, value)
+            config.fp8_output_layer = recipe is not None and recipe.output_layer
+        else:
+            config.emulated_fp8 = recipe
+
+
+def in_use(parts: Parts) -> bool:
+    """Return whether the blocks compute in FP8."""
+    config = bare(parts.chunks[0]).config
+    return bool(config.fp8 or getattr(config, "emulated_fp8", None))
+
+
+def emulated(config: Any, layer_number: int) -> Any:
+    """Return the context of a block's forward pass: emulated FP8 where the block computes in it, else nothing.
+
+    Args:
+        config: mcore's, shared by the chunk's modules.
+        layer_number: of the block in the whole model, from 1.
+    """
+    recipe: Fp8 | None = getattr(config, "emulated_fp8", None)
+    if recipe is None:
+        return nullcontext()
+    first, last = recipe.num_layers_at_start_in_bf16, config.num_layers - recipe.num_layers_at_end_in_bf16
+    return emulation.region(recipe) if first < layer_number <= last else nullcontext()
+
+
+def emulated_output(config: Any) -> Any:
+    """Return the context of the output layer's product: emulated FP8 where the recipe asks for it, else nothing."""
+    recipe: Fp8 | None = getattr(config, "emulated_fp8", None)
+    if recipe is None or not recipe.output_layer:
+        return nullcontext()
+    return emulation.region(recipe.model_copy(update={"recipe": "tensorwise"}))
+
+
+def blocks(chunks: Sequence[Any]) -> list[Any]:
+    """Return the transformer blocks of this rank's chunks."""
+    return [block for chunk in chunks for block in bare(chunk).decoder.layers]

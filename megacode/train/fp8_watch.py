@@ -1,0 +1,91 @@
+"""FP8 over a run: in which phases, what it costs in accuracy, and when the run goes on without it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from megacode.config.data import Phase
+from megacode.config.health import Fp8Probe
+from megacode.config.run import RunConfig
+from megacode.config.training import Fp8
+from megacode.mcore import precision
+from megacode.mcore.batch import MicroBatch
+from megacode.mcore.parts import Parts
+from megacode.mcore.probe import Comparison, compare
+
+log = logging.getLogger(__name__)
+
+
+class Fp8Watch:
+    """Sets the number format of each iteration, and probes it; all ranks call its methods in lockstep.
+
+    Args:
+        config: of the run.
+        parts: this rank's.
+
+    Attributes:
+        fell_back: the run goes on without FP8.
+        alarms: probes in a row that found too large a difference.
+    """
+
+    def __init__(self, config: RunConfig, parts: Parts) -> None:
+        self._config, self._parts, self._policy = config, parts, config.health.fp8_probe
+        self._recipe: Fp8 | None = None
+        self.fell_back, self.alarms = False, 0
+
+    def enter(self, phase: Phase) -> None:
+        """Compute as a phase asks from here on."""
+        self._recipe = None if self.fell_back else self._config.fp8_in(phase)
+        precision.use(self._parts, self._recipe)
+
+    @property
+    def probes(self) -> bool:
+        """Whether there is something to probe."""
+        return self._recipe is not None
+
+    def probe(self, microbatches: Sequence[MicroBatch], num_sources: int) -> dict[str, Any]:
+        """Compare the first micro-batch of an iteration with itself without FP8, and act on what is found.
+
+        Returns:
+            What is measured, for the record: losses, differences, `alarm` (empty where there is none), `fell_back`.
+        """
+        assert self._recipe is not None
+        found = compare(self._parts, microbatches[0], num_sources, self._recipe)
+        alarm = judge(found, self._policy)
+        self.alarms = self.alarms + 1 if alarm else 0
+        if alarm:
+            log.warning("FP8: %s", alarm)
+        if self.alarms >= self._policy.patience and self._policy.policy == "fall_back":
+            log.warning("FP8: %d alarms in a row; the run goes on without it", self.alarms)
+            self.fell_back, self._recipe = True, None
+            precision.use(self._parts, None)
+        return {
+            "loss": found.loss,
+            "loss_without_fp8": found.loss_without,
+            "loss_difference": found.loss_difference,
+            "gradient_difference": found.gradients,
+            "alarm": alarm,
+            "fell_back": self.fell_back,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Return, as JSON, what a run must know to go on alike."""
+        return {"fell_back": self.fell_back, "alarms": self.alarms}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's `state()`, or from an empty one: that of a run's start."""
+        self.fell_back, self.alarms = state.get("fell_back", False), state.get("alarms", 0)
+
+
+def judge(found: Comparison, policy: Fp8Probe) -> str:
+    """Return what lies too far apart; empty where nothing does."""
+    far = []
+    if not (math.isfinite(found.loss) and found.loss_difference <= policy.loss):
+        far.append(f"the loss is {found.loss:.4f}, without FP8 {found.loss_without:.4f}")
+    for kind, distance in found.gradients.items():
+        if not distance <= policy.gradient:  # nan too
+            far.append(f"gradient of {kind} is {distance:.0%} off")
+    return "; ".join(far)

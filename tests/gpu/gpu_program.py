@@ -1,0 +1,198 @@
+"""What runs on a GPU for tests/gpu: tiny models on Transformer Engine's layers and on ours, in bf16 and FP8."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megacode.checkpoint import files, tensors
+from megacode.config.training import Fp8
+from megacode.mcore import groups, precision, probe, scales
+from megacode.mcore.parts import Parts, build
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "mcore"))
+import rank_program as tiny
+
+SHAPE = {"hidden_size": 256, "ffn_hidden_size": 512}
+MODELS: dict[str, dict[str, Any]] = {
+    "sequential": {"model": {**SHAPE}},
+    "sequential-layernorm": {"model": {**SHAPE, "normalization": "LayerNorm"}},
+    "parallel": {"model": {**SHAPE, "block": "parallel", "normalization": "LayerNorm"}},
+    "tied": {"model": {**SHAPE, "share_embeddings_and_output_weights": True}},
+    "isolated": {"model": {**SHAPE}, "train": {"isolate_documents": True}},
+    "recomputed": {"model": {**SHAPE}, "parallel": {"recompute": "full"}},
+    "selective": {"model": {**SHAPE}, "parallel": {"recompute": "selective"}},
+    "overlap": {"model": {**SHAPE}, "parallel": {"distributed_optimizer": True, "overlap_grad_reduce": True}},
+}
+RECIPES = ("delayed", "tensorwise", "blockwise")
+
+
+def started(case: dict[str, Any], implementation: str, fp8: Fp8 | None = None) -> Parts:
+    """Return the parts of a run of a case on one GPU."""
+    config = tiny.run_config(**{**case, "dtype": "bf16"})
+    settings: dict[str, Any] = {"transformer_impl": implementation, "fp8": fp8 or "none"}
+    config = config.model_copy(update={"precision": config.precision.model_copy(update=settings)})
+    parts = build(config, groups.start(config.parallel, config.seed), tiny.VOCAB)
+    precision.use(parts, fp8)
+    return parts
+
+
+def losses(parts: Parts, first: int, count: int) -> list[float]:
+    """Train some iterations and return their losses."""
+    return [step["loss"] for step in tiny.iterate(parts, first, count)]
+
+
+def implementations() -> dict[str, Any]:
+    """Train every model with both kinds of layers."""
+    found: dict[str, Any] = {}
+    for name, case in MODELS.items():
+        found[name] = {}
+        for implementation in ("local", "transformer_engine"):
+            parts = started(case, implementation)
+            steps = tiny.iterate(parts, 0, 10)
+            found[name][implementation] = {key: [step[key] for step in steps] for key in ("loss", "grad_norm")}
+    return found
+
+
+def interchange() -> dict[str, Any]:
+    """Save a run's state with one kind of layers, go on with the other, and compare with going on."""
+    found = {}
+    for name in ("sequential", "parallel"):
+        for saver, reader in (("local", "transformer_engine"), ("transformer_engine", "local")):
+            parts = started(MODELS[name], saver)
+            losses(parts, 0, 5)
+            with tempfile.TemporaryDirectory() as directory:
+                _save(parts, Path(directory))
+                went_on = losses(parts, 5, 5)
+                other = started(MODELS[name], reader)
+                tensors.load(other, Path(directory))
+                found[f"{name}: {saver} -> {reader}"] = [went_on, losses(other, 5, 5)]
+    return found
+
+
+def recipes() -> dict[str, Any]:
+    """Train with every FP8 recipe this GPU knows, and without; by block and recipe."""
+    found: dict[str, Any] = {}
+    for name in ("parallel", "sequential"):
+        found[name] = {"bf16": losses(started(MODELS[name], "transformer_engine"), 0, 10)}
+        asked = {recipe: Fp8(recipe=recipe) for recipe in RECIPES}
+        asked["ends in bf16"] = Fp8(recipe="tensorwise", num_layers_at_start_in_bf16=1, num_layers_at_end_in_bf16=1)
+        asked["output layer"] = Fp8(recipe="delayed", output_layer=True)
+        for title, recipe in asked.items():
+            found[name][title] = losses(started(MODELS[name], "transformer_engine", recipe), 0, 10)
+    recipe = Fp8(recipe="delayed")
+    parts = started(MODELS["parallel"], "transformer_engine", recipe)
+    switched = losses(parts, 0, 5)
+    precision.use(parts, None)
+    switched += losses(parts, 5, 3)
+    precision.use(parts, recipe)
+    found["parallel"]["delayed, bf16, delayed"] = switched + losses(parts, 8, 2)
+    return found
+
+
+def held() -> dict[str, Any]:
+    """Train with matrices held in FP8 alone, and go on from a checkpoint of that with the other kind, and back."""
+    found: dict[str, Any] = {}
+    for name in ("parallel", "sequential"):
+        case = {**MODELS[name], "parallel": {"distributed_optimizer": True}}
+        for recipe in ("tensorwise", "delayed"):
+            kept = Fp8(recipe=recipe, param_gather=True)
+            parts = started(case, "transformer_engine", kept)
+            first = losses(parts, 0, 6)
+            with tempfile.TemporaryDirectory() as directory:
+                _save(parts, Path(directory))
+                went_on = losses(parts, 6, 4)
+                again = started(case, "transformer_engine", kept)
+                tensors.load(again, Path(directory))
+                precision.use(again, kept)
+                resumed = losses(again, 6, 4)
+                local = started(case, "local")
+                tensors.load(local, Path(directory))
+                found[f"{name} {recipe}"] = {
+                    "held": first + went_on,
+                    "cast": losses(started(case, "transformer_engine", Fp8(recipe=recipe)), 0, 10),
+                    "resumed": first + resumed,
+                    "without FP8 from there": first + losses(local, 6, 4),
+                }
+    return found
+
+
+def resumed() -> dict[str, Any]:
+    """Go on from a checkpoint of a delayed-scaling run, with its scales and, as a control, without them."""
+    fp8 = Fp8(recipe="delayed", amax_history_len=16)
+    parts = started(MODELS["parallel"], "transformer_engine", fp8)
+    losses(parts, 0, 8)
+    with tempfile.TemporaryDirectory() as directory:
+        _save(parts, Path(directory))
+        found = {"uninterrupted": losses(parts, 8, 8)}
+        for name in ("resumed", "without scales"):
+            other = started(MODELS["parallel"], "transformer_engine", fp8)
+            if name == "resumed":
+                tensors.load(other, Path(directory))
+            else:
+                kept, scales.restore = scales.restore, lambda *unused: None
+                tensors.load(other, Path(directory))
+                scales.restore = kept
+            precision.use(other, fp8)
+            found[name] = losses(other, 8, 8)
+    return found
+
+
+def probed() -> dict[str, Any]:
+    """Probe a run with FP8; return what was found, and whether the run went on as if nothing had happened."""
+    found = {}
+    for name in ("probed", "not probed"):
+        fp8 = Fp8(recipe="delayed")
+        parts = started(MODELS["parallel"], "transformer_engine", fp8)
+        first = losses(parts, 0, 4)
+        if name == "probed":
+            found["comparison"] = vars(probe.compare(parts, tiny.microbatches(parts, 4)[0], tiny.SOURCES, fp8))
+        found[name] = first + losses(parts, 4, 4)
+    return found
+
+
+def repeated() -> dict[str, Any]:
+    """Train everything twice, with and without deterministic kernels."""
+    found: dict[str, Any] = {}
+    for wanted in (True, False):
+        case = {**MODELS["parallel"], "train": {"deterministic": wanted}}
+        for recipe in (None, Fp8(recipe="delayed")):
+            once, again = (losses(started(case, "transformer_engine", recipe), 0, 10) for _ in range(2))
+            found[f"deterministic {wanted}, {'FP8' if recipe else 'bf16'}"] = [once, again]
+    return found
+
+
+def rounding() -> float:
+    """Return the largest difference between Transformer Engine's rounding to FP8 and the emulated one."""
+    import transformer_engine_torch as tex
+    from transformer_engine.pytorch.tensor.float8_tensor import Float8CurrentScalingQuantizer
+
+    from megacode.mcore import emulation
+
+    x = torch.randn(64, 128, device="cuda", dtype=torch.bfloat16)
+    quantizer = Float8CurrentScalingQuantizer(tex.DType.kFloat8E4M3, device=torch.device("cuda"))
+    theirs = quantizer(x).dequantize().float().cpu()
+    ours = emulation.rounded(x.cpu(), emulation.E4M3, Fp8(recipe="tensorwise"), None, 0).float()
+    return float((theirs - ours).abs().max() / ours.abs().max())
+
+
+def everything() -> dict[str, Any]:
+    """Return what each of the functions above returned, or how it failed."""
+    found: dict[str, Any] = {}
+    for function in (implementations, interchange, recipes, resumed, probed, rounding, repeated, held):
+        try:
+            found[function.__name__] = function()
+        except Exception as error:
+            import traceback
+
+            found[function.__name__] = {"error": f"{type(error).__name__}: {error}\n{traceback.format_exc()[-3000:]}"}
+    return found
+
+
+def _save(parts: Parts, directory: Path) -> None:
+    tensors.save(parts, directory)
+    files.write_index(directory)

@@ -1,0 +1,40 @@
+"""megacode's own step, as a run carries it out, fed from the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gpu.measure import run_config
+from megacode.mcore import engine, groups, parts, precision
+from megacode.mcore.batch import MicroBatch
+from megacode.mcore.step import train_step
+
+
+def build(preset: str, micro: int, name: str) -> Any:
+    """Return a function that trains one step and returns its loss."""
+    wanted, _, head = name.removeprefix("megacode-").partition("+")
+    fp8 = {} if wanted in ("bf16", "local") else {"fp8": {"recipe": wanted, "output_layer": head == "output"}}
+    config = run_config(preset, micro, transformer_impl="local" if wanted == "local" else "auto", **fp8)
+    assert engine.used(config) == (wanted != "local"), engine.obstacle()
+    built = parts.build(config, groups.start(config.parallel, config.seed), config.model.vocab_size)
+    precision.use(built, config.fp8_in(config.phases[0]))
+
+    def step(batches: list[torch.Tensor]) -> float:
+        return train_step(built, [_microbatch(batch) for batch in batches], 1e-4, 2).loss
+
+    return step
+
+
+def _microbatch(batch: torch.Tensor) -> MicroBatch:
+    rows, length = batch.size(0), batch.size(1) - 1
+    return MicroBatch(
+        tokens=batch[:, :-1].contiguous(),
+        labels=batch[:, 1:].contiguous(),
+        loss_mask=torch.ones(rows, length),
+        position_ids=torch.arange(length).repeat(rows, 1),
+        cu_seqlens=None,
+        source_ids=torch.arange(rows) % 2,
+        samples=torch.arange(rows),
+    )

@@ -1,0 +1,147 @@
+"""Training step on one GPU: megacode in bf16 and FP8, Megatron-core as upstream sets it up, and a transformers loop.
+
+    python tools/bench/gpu_step.py [--models to-code-2.8b] [--only megacode-bf16,transformers] [--profile] [--json FILE]
+
+All train the same shape on the same random tokens with AdamW and clipping, a step of some micro-batches each, and run
+in one call, one after the other, each in a process of its own, so that none meets another's memory or failure. While
+one is measured the next ones have done their imports and wait. Reported are medians over steps, wall clock between two
+waits for the GPU, and the highest memory that torch's allocator reserved.
+
+MFU counts causal attention only, against the GPU's dense bf16 peak, in FP8 too; beside it stands the same with
+attention counted whole, as most published figures do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+MODELS = {
+    "to-code-2.8b": [
+        "megacode-bf16",
+        "megacode-tensorwise",
+        "megacode-delayed",
+        "megacode-delayed+output",
+        "megacode-blockwise",
+        "megatron-bf16",
+        "megatron-delayed",
+        "transformers",
+    ],
+    "to-code-470m": [
+        "megacode-bf16",
+        "megacode-delayed",
+        "megacode-delayed+output",
+        "megatron-bf16",
+        "megatron-delayed",
+        "transformers",
+    ],
+}
+_COLUMNS = (
+    ("tokens/s", "tokens_per_second", "{:,.0f}"),
+    ("ratio", "ratio", "{:.2f}"),
+    ("ms a step", "milliseconds", "{:,.0f}"),
+    ("MFU", "mfu", "{:.1%}"),
+    ("(whole)", "mfu_whole_attention", "{:.1%}"),
+    ("GiB", "memory_gib", "{:.1f}"),
+    ("loss", "loss", "{:.3f}"),
+)
+
+
+def main(
+    models: Annotated[str, typer.Option(help="presets, or preset:contender")] = ",".join(MODELS),
+    only: Annotated[str, typer.Option(help="contenders; empty: all")] = "",
+    steps: Annotated[int, typer.Option(help="timed steps of each")] = 4,
+    sequences: Annotated[int, typer.Option(help="sequences a step")] = 16,
+    micro: Annotated[int, typer.Option(help="sequences a micro-batch; 0: what each contender fits best")] = 0,
+    profile: Annotated[bool, typer.Option(help="also print where megacode's time goes")] = False,
+    out: Annotated[Path | None, typer.Option("--json", help="also write all figures here")] = None,
+    contender: Annotated[str, typer.Option(hidden=True)] = "",
+    lock: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Measure every contender and print one table a model."""
+    if contender:
+        _measure_one(models, contender, steps, sequences, micro, profile, lock)
+        return
+    found = {}
+    with tempfile.TemporaryDirectory() as directory:
+        asked = [
+            (model, name)
+            for model in models.split(",")
+            for name in MODELS[model]
+            if not only or name in only.split(",")
+        ]
+        options = ["--steps", str(steps), "--sequences", str(sequences), "--micro", str(micro)]
+        options += ["--profile"] if profile else []
+        running = [_start(model, name, options, Path(directory)) for model, name in asked]
+        for (model, name), process in zip(asked, running, strict=True):
+            found.setdefault(model, {})[name] = row = _result(name, process)
+            if "error" not in row:
+                said = (
+                    f"{row['tokens_per_second']:,.0f} tokens/s, {row['mfu'] or 0:.1%} MFU, {row['memory_gib']:.1f} GiB"
+                )
+                typer.echo(f"[{name}] {said}")
+            if out:  # as far as it got, should something stop the benchmark
+                out.write_text(json.dumps(found, indent=2) + "\n")
+    for model, rows in found.items():
+        _print(model, rows)
+
+
+def _start(model: str, name: str, options: list[str], directory: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, "--models", model, "--contender", name, *options]
+    command += ["--lock", str(directory / "gpu.lock")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _result(name: str, process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Return what a contender printed as its last line, or how it failed."""
+    said, errors = process.communicate()
+    lines = said.strip().splitlines()
+    for line in lines[:-1]:
+        typer.echo(f"[{name}] {line}")
+    if process.returncode == 0 and lines:
+        return json.loads(lines[-1])
+    typer.echo(f"[{name}] failed:\n{errors[-3000:]}")
+    return {"error": errors.strip().splitlines()[-1] if errors.strip() else f"exit {process.returncode}"}
+
+
+def _measure_one(
+    model: str, name: str, steps: int, sequences: int, micro: int, profile: bool, lock: Path | None
+) -> None:
+    """Do the imports, wait for the GPU, measure, and print a JSON line."""
+    from gpu.measure import measure, prepare
+
+    build = prepare(name)
+    with (lock or Path(tempfile.gettempdir()) / "gpu.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        found = measure(build, model, name, steps, sequences, micro, profile)
+    print(json.dumps(found))
+
+
+def _print(model: str, rows: dict[str, dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    first = next((row for row in rows.values() if "error" not in row), {})
+    title = f"{model}, {first.get('device', '?')}, sequences of {first.get('seq_length', '?')}"
+    table = Table("contender", *(column for column, _, _ in _COLUMNS), "micro", title=title)
+    for name, row in rows.items():
+        if "error" in row:
+            table.add_row(name, row["error"][:60])
+            continue
+        row["ratio"] = row["tokens_per_second"] / first["tokens_per_second"]
+        shown = [form.format(row[key]) if row[key] is not None else "-" for _, key, form in _COLUMNS]
+        table.add_row(name, *shown, str(row["micro_batch_size"]))
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
