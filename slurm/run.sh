@@ -10,6 +10,8 @@ OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}             # torch would start one thread
 CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}   # Megatron overlaps collectives and compute by the order
                                                   # in which they are issued; several hardware queues would lose it
 NCCL_DEBUG=${NCCL_DEBUG:-WARN}                    # says which link failed; silent otherwise
+PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}  # torch's memory grows in place; in
+                                                  # blocks of fixed sizes a quarter of what it reserved lay idle
 PYTHONFAULTHANDLER=1                              # a crash in C code leaves the Python stack in the log
 set +a
 if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi

@@ -43,6 +43,8 @@ _EFFECTS = (
     ("train.micro_batch_size", "layout"),
     ("train.isolate_documents", "attention mask"),
     ("train.deterministic", "layout"),
+    ("train.loader", "layout"),
+    ("train.prefetch", "layout"),
     ("train", "optimizer"),
     ("parallel", "layout"),
     ("precision", "number formats"),

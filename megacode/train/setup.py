@@ -13,6 +13,7 @@ from megacode.base.files import RunDir, read_jsonl, write_json, write_text
 from megacode.base.lock import RunLock
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
+from megacode.config.run import RunConfig
 from megacode.data import dali
 from megacode.data.device_loader import DeviceLoader
 from megacode.data.loader import BatchSource, Loader
@@ -59,9 +60,7 @@ def build_trainer(
         MegacodeError: for every mistake of the user's.
     """
     config, run = plan.config, RunDir(plan.config.directory)
-    if config.train.loader == "dali":
-        dali.check()
-    streams = open_streams(config)
+    streams = _streams(config)
     closing.callback(groups.stop)
     ranks = groups.start(config.parallel, config.seed, patience=config.health.hang_timeout)
     first = ranks.rank == 0
@@ -79,8 +78,6 @@ def build_trainer(
     saved = state.iteration if origin.kind == "resume" else -1
     guard, fp8 = _watches(plan, parts, Ledger.read(run, writes=first), events, state)
     limit = TimeLimit(config.limits.wall_clock)
-    loader = _loader(plan, streams, ranks)
-    closing.callback(loader.close)
     scoring = Scoring(run, config.evaluate, plan.scored(), events, guard.ledger.samples)
     closing.callback(scoring.close)
     return Trainer(
@@ -89,7 +86,7 @@ def build_trainer(
         batches=plan.batches,
         rates=plan.rates,
         parts=parts,
-        loader=loader,
+        loader=_loader(plan, streams, ranks, closing),
         meter=_meter(plan, ranks.world_size, state),
         sinks=open_sinks(run, state.iteration, plan.batches.total_iterations) if first else [],
         events=events,
@@ -106,8 +103,15 @@ def build_trainer(
     )
 
 
-def _loader(plan: Plan, streams: Mapping[str, SourceStream], ranks: Ranks) -> BatchSource:
-    """Open the loader that the config asks for; on a GPU it makes its micro-batches there."""
+def _streams(config: RunConfig) -> dict[str, SourceStream]:
+    """Open the sources, where what the config reads them with is there."""
+    if config.train.loader == "dali":
+        dali.check()
+    return open_streams(config)
+
+
+def _loader(plan: Plan, streams: Mapping[str, SourceStream], ranks: Ranks, closing: ExitStack) -> BatchSource:
+    """Open the loader that the config asks for, closed with the run; on a GPU it makes its micro-batches there."""
     train = plan.config.train
     arguments = (plan.config, plan.schedule, plan.batches, streams, ranks.dp_rank, ranks.dp_size)
     loader: Loader
@@ -115,7 +119,9 @@ def _loader(plan: Plan, streams: Mapping[str, SourceStream], ranks: Ranks) -> Ba
         loader = dali.DaliLoader(*arguments, ahead=min(1, train.prefetch))
     else:
         loader = DeviceLoader(*arguments) if device.on_gpu() else Loader(*arguments)
-    return Prefetch(loader, train.prefetch) if train.prefetch else loader
+    source = Prefetch(loader, train.prefetch) if train.prefetch else loader
+    closing.callback(source.close)
+    return source
 
 
 def _locked(run: RunDir, ranks: Ranks) -> RunLock:

@@ -5,7 +5,7 @@
 All train the same shape on the same random tokens with AdamW and clipping, a step of some micro-batches each, and run
 in one call, one after the other, each in a process of its own, so that none meets another's memory or failure. While
 one is measured the next ones have done their imports and wait. Reported are medians over steps, wall clock between two
-waits for the GPU, and the highest memory that torch's allocator reserved.
+waits for the GPU, and the most memory that tensors took, and that torch's allocator reserved for them.
 
 MFU counts causal attention only, against the GPU's dense bf16 peak, in FP8 too; beside it stands the same with
 attention counted whole, as most published figures do.
@@ -13,11 +13,12 @@ attention counted whole, as most published figures do.
 
 from __future__ import annotations
 
-import fcntl
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +53,7 @@ _COLUMNS = (
     ("MFU", "mfu", "{:.1%}"),
     ("(whole)", "mfu_whole_attention", "{:.1%}"),
     ("GiB", "memory_gib", "{:.1f}"),
+    ("reserved", "reserved_gib", "{:.1f}"),
     ("loss", "loss", "{:.3f}"),
 )
 
@@ -65,65 +67,65 @@ def main(
     profile: Annotated[bool, typer.Option(help="also print where megacode's time goes")] = False,
     out: Annotated[Path | None, typer.Option("--json", help="also write all figures here")] = None,
     contender: Annotated[str, typer.Option(hidden=True)] = "",
-    lock: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    turn: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measure every contender and print one table a model."""
     if contender:
-        _measure_one(models, contender, steps, sequences, micro, profile, lock)
+        _measure_one(models, contender, steps, sequences, micro, profile, turn)
         return
-    found = {}
+    asked = [
+        (model, name) for model in models.split(",") for name in MODELS[model] if not only or name in only.split(",")
+    ]
+    options = ["--steps", str(steps), "--sequences", str(sequences), "--micro", str(micro)]
+    options += ["--profile"] if profile else []
+    found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as directory:
-        asked = [
-            (model, name)
-            for model in models.split(",")
-            for name in MODELS[model]
-            if not only or name in only.split(",")
-        ]
-        options = ["--steps", str(steps), "--sequences", str(sequences), "--micro", str(micro)]
-        options += ["--profile"] if profile else []
-        running = [_start(model, name, options, Path(directory)) for model, name in asked]
-        for (model, name), process in zip(asked, running, strict=True):
-            found.setdefault(model, {})[name] = row = _result(name, process)
-            if "error" not in row:
-                said = (
-                    f"{row['tokens_per_second']:,.0f} tokens/s, {row['mfu'] or 0:.1%} MFU, {row['memory_gib']:.1f} GiB"
-                )
-                typer.echo(f"[{name}] {said}")
+        waiting = [_Contender(*pair, options, Path(directory)) for pair in asked]
+        for each in waiting:
+            found.setdefault(each.model, {})[each.name] = each.measured()
             if out:  # as far as it got, should something stop the benchmark
                 out.write_text(json.dumps(found, indent=2) + "\n")
     for model, rows in found.items():
         _print(model, rows)
 
 
-def _start(model: str, name: str, options: list[str], directory: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, "--models", model, "--contender", name, *options]
-    command += ["--lock", str(directory / "gpu.lock")]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+class _Contender:
+    """A contender's process, which does its imports at once and goes on when it is its turn."""
 
+    def __init__(self, model: str, name: str, options: list[str], directory: Path) -> None:
+        self.model, self.name = model, name
+        self._turn = directory / f"{model}-{name}"
+        command = [sys.executable, __file__, "--models", model, "--contender", name, *options]
+        command += ["--turn", str(self._turn)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-def _result(name: str, process: subprocess.Popen[str]) -> dict[str, Any]:
-    """Return what a contender printed as its last line, or how it failed."""
-    said, errors = process.communicate()
-    lines = said.strip().splitlines()
-    for line in lines[:-1]:
-        typer.echo(f"[{name}] {line}")
-    if process.returncode == 0 and lines:
-        return json.loads(lines[-1])
-    typer.echo(f"[{name}] failed:\n{errors[-3000:]}")
-    return {"error": errors.strip().splitlines()[-1] if errors.strip() else f"exit {process.returncode}"}
+    def measured(self) -> dict[str, Any]:
+        """Let it go on, and return what it printed as its last line, or how it failed."""
+        self._turn.touch()
+        said, errors = self._process.communicate()
+        lines = said.strip().splitlines()
+        for line in lines[:-1]:
+            typer.echo(f"[{self.name}] {line}")
+        if self._process.returncode == 0 and lines:
+            row: dict[str, Any] = json.loads(lines[-1])
+            typer.echo(f"[{self.name}] {row['tokens_per_second']:,.0f} tokens/s, {row['memory_gib']:.1f} GiB")
+            return row
+        typer.echo(f"[{self.name}] failed:\n{errors[-3000:]}")
+        return {"error": errors.strip().splitlines()[-1] if errors.strip() else f"exit {self._process.returncode}"}
 
 
 def _measure_one(
-    model: str, name: str, steps: int, sequences: int, micro: int, profile: bool, lock: Path | None
+    model: str, name: str, steps: int, sequences: int, micro: int, profile: bool, turn: Path | None
 ) -> None:
-    """Do the imports, wait for the GPU, measure, and print a JSON line."""
+    """Do the imports, wait for the turn, measure, and print a JSON line."""
     from gpu.measure import measure, prepare
 
-    build = prepare(name)
-    with (lock or Path(tempfile.gettempdir()) / "gpu.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        found = measure(build, model, name, steps, sequences, micro, profile)
-    print(json.dumps(found))
+    build, parent = prepare(name), os.getppid()
+    while turn is not None and not turn.exists():
+        if os.getppid() != parent:
+            raise SystemExit("the benchmark is gone")
+        time.sleep(0.02)
+    print(json.dumps(measure(build, model, name, steps, sequences, micro, profile)))
 
 
 def _print(model: str, rows: dict[str, dict[str, Any]]) -> None:
