@@ -120,6 +120,7 @@ class RunDir:
         latest: a text file with the name of the newest whole checkpoint.
         hf: exported Hugging Face models, one directory a checkpoint.
         eval: scores, one JSON file a suite and checkpoint.
+        scoring_lock: who scores which checkpoint: the kernel's lock on the byte of its iteration.
         provenance: what was started, when, with which packages.
         ledger: the samples that were withheld from training, and why, one JSON object a range.
         lock: who is training here.
@@ -143,6 +144,7 @@ class RunDir:
         self.latest = self.path / "latest"
         self.hf = self.path / "hf"
         self.eval = self.path / "eval"
+        self.scoring_lock = self.eval / ".lock"
         self.provenance = self.path / "provenance"
         self.ledger = self.path / "ledger.jsonl"
         self.lock = self.path / "run.lock"
@@ -177,6 +179,14 @@ class RunDir:
     def score(self, suite: str, iteration: int) -> Path:
         """Return the score file of a suite for the model of an iteration."""
         return self.eval / f"{suite}@{self.iteration_name(iteration)}.json"
+
+    def score_log(self, suite: str, iteration: int) -> Path:
+        """Return the log of the process that scores a checkpoint while the run goes on."""
+        return self.eval / "logs" / f"{suite}@{self.iteration_name(iteration)}.log"
+
+    def passing_export(self, iteration: int) -> Path:
+        """Return where a model lies that is exported for its scores alone, and removed after them."""
+        return self.hf / ".scoring" / self.iteration_name(iteration)
 
     def iterations(self) -> list[int]:
         """Return the iterations of the published checkpoints, in order."""

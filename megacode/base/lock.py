@@ -144,6 +144,20 @@ def owner(run: RunDir) -> Owner | None:
     return holder if holder is not None and _alive(run, holder, _this_process()) else None
 
 
+@contextmanager
+def while_idle(run: RunDir) -> Iterator[bool]:
+    """Keep starts waiting for a moment, without taking the lock; yields whether nobody trains here.
+
+    For a process that adds to a file of which the trainer is the one writer. Where a file system has no flock, a start
+    in that very moment is not kept out.
+    """
+    with _exclusive(run) as (file, _):
+        holder = _read(file)
+        yield holder is None or not _alive(run, holder, _this_process())
+        if holder is None:
+            run.lock.unlink(missing_ok=True)  # it is there only because it was opened
+
+
 def refuse_if_live(run: RunDir) -> None:
     """Refuse to start in a run directory that another process trains in, without taking the lock.
 

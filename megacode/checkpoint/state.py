@@ -47,10 +47,14 @@ class TrainState:
     keep: str = ""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def seal(self) -> str:
+        """A hash of all this, so of the checkpoint's every byte."""
+        return _seal(asdict(self))
+
     def write(self, directory: Path) -> None:
         """Write the state into a checkpoint's directory, sealed by a hash of itself."""
-        document = asdict(self)
-        write_json(directory / FILE_NAME, {**document, "seal": _seal(document)})
+        write_json(directory / FILE_NAME, {**asdict(self), "seal": self.seal})
 
     @classmethod
     def read(cls, directory: Path) -> TrainState:

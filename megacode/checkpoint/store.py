@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from megacode.base.errors import CheckpointError
@@ -112,12 +112,18 @@ def point_at(run: RunDir, path: Path) -> None:
     write_text(run.latest, path.name + os.linesep)
 
 
-def prune(run: RunDir, policy: CheckpointPolicy) -> None:
-    """Remove periodic checkpoints beyond `keep_last`, never one kept for good; damaged ones count as periodic."""
+def prune(run: RunDir, policy: CheckpointPolicy, spared: Collection[int] = ()) -> None:
+    """Remove periodic checkpoints beyond `keep_last`, never one kept for good; damaged ones count as periodic.
+
+    Args:
+        run: the run.
+        policy: what is kept.
+        spared: iterations whose checkpoints somebody reads: they go another time.
+    """
     if policy.keep_last is None:
         return
     periodic = [iteration for iteration in run.iterations() if not _kept(run.checkpoint(iteration))]
-    for iteration in periodic[: -policy.keep_last]:
+    for iteration in (one for one in periodic[: -policy.keep_last] if one not in spared):
         log.info("removing checkpoint %s (keep_last: %d)", run.iteration_name(iteration), policy.keep_last)
         remove(run.checkpoint(iteration))
 

@@ -59,6 +59,31 @@ def end(
     raise typer.Exit(decision.exit_code)
 
 
+@job.command()
+def score(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of a run.", show_default=False)],
+    suite: Annotated[str, typer.Option(help="As `megacode evaluate` takes it.")] = "demo",
+    limit: Annotated[int | None, typer.Option(min=1, help="Items per task, at most.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Leave a task out.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    run_generated_code: Annotated[
+        bool, typer.Option("--run-generated-code", help="Run what the model writes.")
+    ] = False,
+    keep_exports: Annotated[bool, typer.Option("--keep-exports", help="Keep the exported model.")] = False,
+    sbatch: Annotated[list[str] | None, typer.Option(help="An option of sbatch, such as --partition=debug.")] = None,
+) -> None:
+    """Have a job score a checkpoint, unless one does already, and wait for it; a run's trainer calls this."""
+    setup_logging()
+    from megacode.launch.scoring_job import score_by_job
+
+    given = {"--suite": suite, "--limit": limit, "--device": device}
+    arguments = [str(part) for name, value in given.items() if value is not None for part in (name, value)]
+    arguments += [part for task in without or [] for part in ("--without", task)]
+    flags = {"--run-generated-code": run_generated_code, "--keep-exports": keep_exports}
+    arguments += [flag for flag, given in flags.items() if given]
+    raise typer.Exit(score_by_job(checkpoint, arguments, sbatch or []))
+
+
 @app.command()
 def launch(
     config: Config,

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
 from megacode.cli.options import Checkpoint, Json, Nproc, is_first_rank, print_json
+
+if TYPE_CHECKING:
+    from megacode.eval.harness import Choices
 
 app = typer.Typer()
 convert = typer.Typer(help="Checkpoints to other formats, with proof.", no_args_is_help=True)
@@ -98,7 +102,12 @@ def reshard(
 
 @app.command()
 def evaluate(
-    hf_dir: Annotated[Path | None, typer.Argument(help="An exported model, or a directory of them.")] = None,
+    place: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="PATH", help="An exported model, or a directory of them; a checkpoint, or a run for all of its own."
+        ),
+    ] = None,
     suite: Annotated[str | None, typer.Option(help="demo (default), to-code, or a suite's YAML file.")] = None,
     texts: Annotated[list[str] | None, typer.Option(help="Text files for bits per byte: 'a/*.txt', 'b.jsonl'.")] = None,
     out: Annotated[Path | None, typer.Option(help="Score file; absent: beside the model's run.")] = None,
@@ -106,44 +115,87 @@ def evaluate(
     without: Annotated[list[str] | None, typer.Option(help="Leave a task out.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items per task, at most.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; absent: CUDA where there is any.")] = None,
     run_generated_code: Annotated[
         bool, typer.Option("--run-generated-code", help="Run the code that the model writes, in a sandbox.")
+    ] = False,
+    keep_exports: Annotated[
+        bool, typer.Option("--keep-exports", help="Of checkpoints: keep the exported models, in RUN/hf/.")
     ] = False,
     prefetch: Annotated[bool, typer.Option("--prefetch", help="Only download the suite's data sets.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Directory of data sets; absent: HF_HOME.")] = None,
     nproc: Nproc = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no table.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Score exported models with lm-eval; of a directory of models, those whose scores are missing."""
+    """Score exported models, or checkpoints, with lm-eval; of several, those whose scores are missing."""
     if cache is not None:
         os.environ["HF_HOME"] = str(cache.resolve())
-    if nproc is not None:
+    from megacode.eval.models import checkpoints_in, models_in
+
+    checkpoints = checkpoints_in(place) if place is not None else []
+    if nproc is not None and not checkpoints:
         from megacode.launch.local import run_ranks
 
         raise typer.Exit(run_ranks(_without_nproc(sys.argv[1:]), nproc))
     setup_logging()
     from megacode.eval.harness import Choices, evaluate_many, prefetch_suite
-    from megacode.eval.models import models_in
     from megacode.eval.suites import find_texts
 
     if prefetch:
-        names = prefetch_suite(suite or "demo")
-        typer.echo(f"at hand: {', '.join(names)}") if not as_json else print_json({"tasks": names})
-        return
-    if hf_dir is None:
-        raise ConfigError("it names no model", "megacode evaluate", "name an exported model's directory")
-    models = models_in(hf_dir)
-    several = models != [hf_dir]
+        return _show_tasks(prefetch_suite(suite or "demo"), as_json)
+    if place is None:
+        raise ConfigError("it names no model", "megacode evaluate", "name an exported model's directory, or a run's")
+    found = checkpoints or models_in(place)
+    several = found != [place]
     if several and out is not None:
         raise ConfigError("one score file cannot hold several models", "--out", "leave it out, or name one model")
     files = find_texts(texts or [], Path(), "--texts")
     choices = Choices(
-        tasks_dir=tasks, limit=limit, batch_size=batch_size, run_code=run_generated_code, without=tuple(without or ()),
-        texts=files, missing_only=several,
+        tasks_dir=tasks, limit=limit, batch_size=batch_size, device=device, run_code=run_generated_code,
+        without=tuple(without or ()), texts=files, missing_only=several,
     )  # fmt: skip
-    documents = evaluate_many(models, suite or (None if files else "demo"), [out] * len(models), choices)
-    if is_first_rank():
+    if checkpoints:
+        documents = _score_checkpoints(checkpoints, suite, choices, out, keep_exports, nproc)
+    else:
+        documents = evaluate_many(found, suite or (None if files else "demo"), [out] * len(found), choices)
+    if is_first_rank() and not quiet:
         _show_scores(documents, several, as_json)
+
+
+def _show_tasks(names: list[str], as_json: bool) -> None:
+    if as_json:
+        print_json({"tasks": names})
+    else:
+        typer.echo(f"at hand: {', '.join(names)}")
+
+
+def _score_checkpoints(
+    checkpoints: list[Path], suite: str | None, choices: Choices, out: Path | None, keep: bool, nproc: int | None
+) -> list[dict[str, Any]]:
+    from megacode.eval.checkpoints import as_the_run_asks, score_checkpoints
+
+    if suite is None and not choices.texts:
+        suite, choices, keep = as_the_run_asks(checkpoints[0].parent.parent, choices, keep)
+    score = None if nproc is None else partial(_score_on_ranks, nproc, suite)
+    return score_checkpoints(checkpoints, suite, choices, out=out, keep_exports=keep, score=score)
+
+
+def _score_on_ranks(nproc: int, suite: str | None, hf_dir: Path, out: Path, choices: Choices) -> dict[str, Any]:
+    """Score a model on some ranks of this machine, and return what they wrote."""
+    from megacode.launch.local import run_ranks
+    from megacode.metrics.scores import read_score_file
+
+    given = {"--suite": suite, "--tasks": choices.tasks_dir, "--limit": choices.limit, "--device": choices.device,
+             "--batch-size": choices.batch_size}  # fmt: skip
+    options = [str(part) for name, value in given.items() if value is not None for part in (name, value)]
+    options += [part for task in choices.without for part in ("--without", task)]
+    options += [part for path in choices.texts for part in ("--texts", str(path))]
+    options += ["--run-generated-code"] if choices.run_code else []
+    code = run_ranks(["evaluate", str(hf_dir), "--out", str(out), "--quiet", *options], nproc)
+    if code:
+        raise typer.Exit(code)
+    return read_score_file(out)
 
 
 def _without_nproc(arguments: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from megacode.base.errors import ConfigError, Problem
+from megacode.config.evaluate_rules import EVALUATE_RULES
 from megacode.config.fixes import did_you_mean
 from megacode.config.problems import problems_of, without
 from megacode.config.rules import RULES
@@ -73,7 +74,7 @@ def validate(raw: dict[str, Any], origin: str) -> RunConfig:
                 break
             raw = repaired
     if config is not None:
-        problems += [problem for rule in RULES for problem in rule(config)]
+        problems += [problem for rule in (*RULES, *EVALUATE_RULES) for problem in rule(config)]
     if problems or config is None:
         raise ConfigError(problems=[_at(origin, problem) for problem in dict.fromkeys(problems)])
     return _absolute(config)
@@ -197,4 +198,7 @@ def _absolute(config: RunConfig) -> RunConfig:
         changes["tokenizer"] = config.tokenizer.model_copy(update={"path": os.path.abspath(config.tokenizer.path)})
     if config.init.from_ != "random":
         changes["init"] = config.init.model_copy(update={"from_": os.path.abspath(config.init.from_)})
+    if config.evaluate is not None and config.evaluate.suite_is_a_file:
+        suite = os.path.abspath(config.evaluate.suite)
+        changes["evaluate"] = config.evaluate.model_copy(update={"suite": suite})
     return config.model_copy(update=changes)

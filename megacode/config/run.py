@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from megacode.config.data import Phase, Source, Validation
+from megacode.config.evaluate import Evaluate
 from megacode.config.health import Health, Limits
 from megacode.config.model import ModelConfig, TokenizerConfig
 from megacode.config.quantity import Frozen
@@ -29,6 +30,7 @@ class RunConfig(Frozen):
         parallel: how the model is laid over ranks.
         precision: number formats.
         checkpoint: when to save and what to keep.
+        evaluate: scores while training; absent: none.
         health: what watches over the run.
         limits: how long one start may take.
         init: where the first weights come from.
@@ -47,6 +49,7 @@ class RunConfig(Frozen):
     parallel: Parallel = Parallel()
     precision: Precision = Precision()
     checkpoint: CheckpointPolicy = CheckpointPolicy()
+    evaluate: Evaluate | None = None
     health: Health = Health()
     limits: Limits = Limits()
     init: Init = Init()

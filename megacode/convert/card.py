@@ -60,6 +60,8 @@ def facts(source: Source, report: Report, parameters: int) -> dict[str, Any]:
             "schedule": source.identity()["fingerprint"],
         },
         "fingerprints": state.fingerprints,
+        "withheld": state.withheld,
+        "checkpoint_seal": state.seal,
         "layout": state.layout,
         "versions": {"megacode": megacode.__version__, **state.versions},
         "parity": report.document(),

@@ -10,6 +10,7 @@ them, so the scores do not depend on how many ranks there were. A task that is d
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from megacode.eval.running import aggregate, load_model, run_items
 from megacode.eval.scores import model_facts, provenance, questions_digest, render_scores, task_scores
 from megacode.eval.suites import Suite, load_suite, run_of
 from megacode.eval.surroundings import surroundings
-from megacode.metrics.sinks import append_scores
+from megacode.eval.telling import tell_run
 
 __all__ = ["Choices", "evaluate", "evaluate_many", "prefetch_suite", "render_scores"]
 
@@ -94,12 +95,13 @@ def evaluate_many(
 ) -> list[dict[str, Any]]:
     """Score several models one after another in this process; see `evaluate`."""
     choices = choices or Choices()
+    check_device(choices.device)
     for hf_dir in hf_dirs:
         check_model(hf_dir)
     outs = outs or [None] * len(hf_dirs)
     with scoring_ranks() as ranks:
-        ranks.tell([_suite(suite, hf_dir, choices) for hf_dir in hf_dirs] if ranks.first else None)
-        suites = [_suite(suite, hf_dir, choices) for hf_dir in hf_dirs]  # the first rank has made the items by now
+        ranks.tell([suite_of(suite, hf_dir, choices) for hf_dir in hf_dirs] if ranks.first else None)
+        suites = [suite_of(suite, hf_dir, choices) for hf_dir in hf_dirs]  # the first rank has made the items by now
         targets = [out or default_out(path, one.name) for path, one, out in zip(hf_dirs, suites, outs, strict=True)]
         with surroundings(suites[0].offline, suites[0].items is not None, choices.verbose):
             _require_lm_eval()
@@ -123,7 +125,8 @@ def prefetch_suite(suite: str | Path, verbose: bool = False) -> list[str]:
         return prefetch(wanted, no_network)
 
 
-def _suite(suite: str | Path | None, hf_dir: Path, choices: Choices) -> Suite:
+def suite_of(suite: str | Path | None, hf_dir: Path, choices: Choices) -> Suite:
+    """Return the suite to run on a model or a checkpoint, with the texts that were chosen."""
     found = Suite("texts", (), ()) if suite is None else load_suite(suite, hf_dir, choices.tasks_dir)
     return found.with_texts(choices.texts)
 
@@ -146,17 +149,10 @@ def _score_all(
             items = [item for name, task in tasks.items() for item in task_items(name, task, choices.limit)]
             document["contamination"] = contamination(run_of(hf_dir), document["model"]["megacode"], items)
             _write(document, lines, target)
-        if ranks.first and choices.limit is None:
-            _tell_the_run(hf_dir, target, document)
+            if (run := run_of(hf_dir)) is not None:
+                tell_run(RunDir(run))
         documents.append(ranks.tell(document))
     return documents
-
-
-def _tell_the_run(hf_dir: Path, target: Path, document: Mapping[str, Any]) -> None:
-    """Add the scores to the metrics of the model's run, if they lie among that run's scores."""
-    run, facts = run_of(hf_dir), document["model"].get("megacode")
-    if run is not None and facts and target.resolve().parent == RunDir(run).eval.resolve():
-        append_scores(RunDir(run), document["suite"], facts, document["scores"])
 
 
 def _write(document: dict[str, Any], lines: Sequence[Mapping[str, Any]], out: Path) -> None:
@@ -215,6 +211,20 @@ def _run_task(model: Any, name: str, task: Any, choices: Choices, ranks: Ranks) 
         "version": task.VERSION,
     }
     return {"scores": task_scores(aggregate(task, lines), lines), "facts": facts, "lines": lines}
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that is none, or is not here.
+
+    Raises:
+        ConfigError: saying which there are.
+    """
+    import torch
+
+    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"{device!r} is no device", "--device", "give cpu, cuda or cuda:N")
+    if device is not None and device != "cpu" and not torch.cuda.is_available():
+        raise ConfigError("no GPU is to be seen here", f"--device {device}", "give --device cpu, or leave it out")
 
 
 def _default_device(ranks: Ranks) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir
+from megacode.checkpoint.state import FILE_NAME
 from megacode.eval.scores import model_facts
 from megacode.eval.suites import Suite, run_of
 
@@ -44,6 +45,19 @@ def models_in(place: Path) -> list[Path]:
         return [place]
     found = [item for item in sorted(place.iterdir()) if (item / "config.json").exists() and item.name[0] != "."]
     return found or [place]
+
+
+def checkpoints_in(place: Path) -> list[Path]:
+    """Return the checkpoints that a path means: itself, or those of a run or of its `checkpoints/`, oldest first.
+
+    Empty where it is none of these.
+    """
+    if place.parent.name == "checkpoints" and (place / FILE_NAME).exists():
+        return [place]
+    for run in (RunDir(place), RunDir(place.parent)):
+        if place in (run.path, run.checkpoints) and (found := run.iterations()):
+            return [run.checkpoint(iteration) for iteration in found]
+    return []
 
 
 def default_out(hf_dir: Path, suite: str) -> Path:

@@ -81,7 +81,9 @@ class Suite:
         places = []
         for name in self.lm_eval:
             found = find_spec("lm_eval")
-            assert found is not None, "lm-eval was looked for before"
+            if found is None:
+                fix = "pip install 'megacode[eval]'"
+                raise ConfigError("lm-eval is not installed here", f"suite {self.name}", fix)
             places.append(Path(next(iter(found.submodule_search_locations or []))) / "tasks" / name)
             if not places[-1].is_dir():
                 fix = "name one of the directories there, or `defaults: true` for all"
@@ -132,17 +134,17 @@ def items_dir(run_dir: Path, suite: str = "demo") -> Path:
 
 
 def run_of(hf_dir: Path) -> Path | None:
-    """Return the run directory an exported model belongs to, or None.
+    """Return the run directory that an exported model, or a checkpoint, belongs to, or None.
 
-    The model's `megacode.json` names it (`run_dir`, absolute or relative to the model's directory); failing that, a
-    model that lies in `RUN/hf/` belongs to `RUN`.
+    A model's `megacode.json` names it (`run_dir`, absolute or relative to the model's directory); failing that, what
+    lies in `RUN/hf/` or `RUN/checkpoints/` belongs to `RUN`.
     """
     try:
         named = json.loads((hf_dir / "megacode.json").read_text(encoding="utf-8")).get("run_dir")
     except (OSError, ValueError, AttributeError):
         named = None
     places = [hf_dir / named] if isinstance(named, str) else []
-    if hf_dir.resolve().parent.name == "hf":
+    if hf_dir.resolve().parent.name in ("hf", "checkpoints"):
         places.append(hf_dir.resolve().parents[1])
     return next((place.resolve() for place in places if Path(RunDir(place).config).exists()), None)
 

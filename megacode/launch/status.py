@@ -13,6 +13,7 @@ from typing import Literal
 
 from megacode.launch.status_files import Json, RunFiles, read_files
 from megacode.launch.status_job import read_job
+from megacode.launch.status_scores import read_scores
 from megacode.launch.status_time import Session, goodput, sessions, starts
 
 State = Literal["new", "running", "finished", "stopped", "died", "hung"]
@@ -26,9 +27,9 @@ def read_status(path: Path, now: float | None = None) -> Json:
         now: the moment to judge from, in seconds since 1970; absent: the present.
 
     Returns:
-        `state` with `reason`, `progress`, `loss`, `validation`, `rates`, `checkpoint`, `estimate`, `goodput`, `starts`,
-        `sources`, `incidents`, `health`, `heartbeats`, `owner`, `job`. Durations are in seconds, times in seconds since
-        1970.
+        `state` with `reason`, `progress`, `loss`, `validation`, `rates`, `checkpoint`, `scores`, `estimate`, `goodput`,
+        `starts`, `sources`, `incidents`, `health`, `heartbeats`, `owner`, `job`. Durations are in seconds, times in
+        seconds since 1970.
 
     Raises:
         ConfigError: if it is no run directory.
@@ -48,6 +49,7 @@ def read_status(path: Path, now: float | None = None) -> Json:
         "validation": _chosen(files.validation, "iteration", "loss", "loss_by_source", "reason"),
         "rates": _rates(files),
         "checkpoint": _checkpoint(files, int(last.get("iteration") or 0)),
+        "scores": read_scores(files, state == "running"),
         "estimate": _estimate(files, split, state),
         "goodput": split,
         "starts": starts(files, runs),

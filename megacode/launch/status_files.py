@@ -29,6 +29,7 @@ class RunFiles:
         now: the moment that ages are counted to, in seconds since 1970.
         plan: `plan.json`.
         train: lines of kind `train`, one an iteration, by iteration; of one that is there twice the last.
+        scores: lines of kind `score`, the last one of each suite and iteration, by iteration.
         validation, health: the last line of that kind; empty where there is none.
         events: lines of `events.jsonl`.
         ledger: lines of `ledger.jsonl`.
@@ -40,6 +41,7 @@ class RunFiles:
     now: float
     plan: Json
     train: list[Json]
+    scores: list[Json]
     validation: Json
     health: Json
     events: list[Json]
@@ -98,15 +100,19 @@ def read_files(path: Path, now: float) -> RunFiles:
     damaged: list[str] = []
     train: dict[int, Json] = {}
     last: dict[str, Json] = {}
+    scores: dict[tuple[int, str], Json] = {}
     for line in read_lines(run.metrics, damaged):
         if line.get("kind") == "train" and isinstance(line.get("iteration"), int):
             train[line["iteration"]] = line
+        if line.get("kind") == "score" and isinstance(line.get("iteration"), int):
+            scores[line["iteration"], str(line.get("suite"))] = line
         last[str(line.get("kind"))] = line
     return RunFiles(
         run=run,
         now=now,
         plan=read_json(run.plan),
         train=[train[iteration] for iteration in sorted(train)],
+        scores=[line for _, line in sorted(scores.items())],
         validation=last.get("validation", {}),
         health=last.get("health", {}),
         events=[event for event in read_lines(run.events, damaged) if isinstance(event.get("time"), (int, float))],

@@ -13,6 +13,7 @@ from rich.text import Text
 from megacode.base.units import format_bytes, format_count, format_rate, format_seconds
 from megacode.launch.status_files import Json
 from megacode.launch.status_job import describe
+from megacode.launch.status_scores import score_rows
 from megacode.launch.status_time import PARTS
 
 _WIDEST = 100
@@ -75,6 +76,8 @@ def _headline(document: Json) -> RenderableType:
         grid.add_row("rate", _rate(document["rates"]))
     if document["checkpoint"]:
         grid.add_row("checkpoint", _checkpoint(document["checkpoint"]))
+    for title, text in score_rows(document["scores"]):
+        grid.add_row(title, text)
     if document["estimate"]:
         grid.add_row("to go", _estimate(document["estimate"]))
     return grid
@@ -171,6 +174,7 @@ def _incidents(document: Json) -> list[str]:
             lines.append(f"{len(found[kind]):,} {kind}, the last at iteration {last}")
     lines += [f"corrupt: {event.get('checkpoint')}: {event.get('what')}" for event in found["corrupt"]]
     lines += [f"not saved: {event.get('checkpoint')}: {event.get('error')}" for event in found["failed_saves"]]
+    lines += [f"not scored: {event['checkpoint']}: {event['error']}" for event in document["scores"]["failed"]]
     for event in found["hangs"]:
         lines.append(f"rank {event.get('rank')} hung on {event.get('host')}: its stacks are in {event['stacks']}")
     if document["damaged_lines"]:

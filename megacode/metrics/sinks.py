@@ -84,7 +84,7 @@ class JsonlSink:
 
     def __init__(self, path: Path, resume_iteration: int) -> None:
         kept = [record for record in read_jsonl(path) if record["iteration"] <= resume_iteration]
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(path, "".join(json.dumps(record) + "\n" for record in _once(kept)))
         self._lines = Lines(path)
 
     def write(self, record: Record) -> None:
@@ -94,19 +94,10 @@ class JsonlSink:
         self._lines.close()
 
 
-def append_scores(run: RunDir, suite: str, model: Record, scores: dict[str, dict[str, float]]) -> None:
-    """Add the scores of one of a run's models to its metrics, as a line of kind `score`.
-
-    Args:
-        run: the run; its trainer may be writing to the same file, so the line goes out in one piece.
-        suite: name of the suite.
-        model: what the export says of itself: `iteration`, `consumed_samples`, `phase`.
-        scores: value by metric by task.
-    """
-    clock = {key: model[key] for key in ("iteration", "consumed_samples", "phase")}
-    line = json.dumps({"kind": "score", **clock, "suite": suite, "scores": scores}) + "\n"
-    with run.metrics.open("ab", buffering=0) as file:
-        file.write(line.encode())
+def _once(records: list[Record]) -> list[Record]:
+    """Return records without the scores of a model that was scored again later."""
+    last = {(line["suite"], line["iteration"]): line for line in records if line["kind"] == "score"}
+    return [line for line in records if line["kind"] != "score" or last[line["suite"], line["iteration"]] is line]
 
 
 class TensorBoardSink:
@@ -114,12 +105,17 @@ class TensorBoardSink:
 
     TensorBoard takes a tenth of a millisecond a number, and where its disk is slow it lets its caller wait; so a thread
     of its own tells it, and training does not.
+
+    Args:
+        directory: where its files lie.
+        resume_iteration: values after it are taken back; absent: none are.
     """
 
-    def __init__(self, directory: Path, resume_iteration: int) -> None:
+    def __init__(self, directory: Path, resume_iteration: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(directory), purge_step=resume_iteration + 1)
+        purge = None if resume_iteration is None else resume_iteration + 1
+        self._writer: Any = SummaryWriter(str(directory), purge_step=purge)
         self._thread = ThreadPoolExecutor(1, "megacode-tensorboard")
 
     def write(self, record: Record) -> None:
@@ -138,7 +134,8 @@ class TensorBoardSink:
             self._writer = None
 
     def _tell(self, record: Record) -> None:
-        for name, value in _numbers(record, record["kind"]):
+        numbers = _score_numbers(record) if record["kind"] == "score" else _numbers(record, record["kind"])
+        for name, value in numbers:
             self._writer.add_scalar(name, value, record["iteration"])
 
     def _end(self) -> None:
@@ -154,6 +151,12 @@ def _numbers(record: Record, prefix: str) -> list[tuple[str, float]]:
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             found.append((f"{prefix}/{key}", float(value)))
     return found
+
+
+def _score_numbers(record: Record) -> list[tuple[str, float]]:
+    """Return scores and means by suite and task: `score/demo/demo_bits_code/bits_per_byte`."""
+    found = _numbers({"means": record.get("means", {}), **record["scores"]}, f"score/{record['suite']}")
+    return [(name, value) for name, value in found if not name.endswith("_stderr")]
 
 
 class ConsoleSink:
@@ -174,7 +177,9 @@ class ConsoleSink:
         elif record["kind"] == "validation":
             losses = " ".join(f"{name} {loss:.4f}" for name, loss in record["loss_by_source"].items())
             log.info("validation at iteration %d (%s): %s", record["iteration"], record["reason"], losses)
-        if self._bar is not None:
+        elif record["kind"] == "score":
+            log.info("%s", score_line(record))
+        if self._bar is not None and record["kind"] != "score":  # which is of an iteration long ago
             self._bar.update(self._task, completed=record["iteration"], description=record["phase"])
 
     def close(self) -> None:
@@ -192,6 +197,14 @@ def train_line(record: Record, total_iterations: int) -> str:
         f" lr {record['learning_rate']:.3e} grad norm {record['grad_norm']:.3f}"
         f" {speed}{mfu}"
     )
+
+
+def score_line(record: Record) -> str:
+    """Return a model's scores as a line: its suite's means, or each task's first metric."""
+    firsts = {f"{task} {next(iter(scores))}": next(iter(scores.values())) for task, scores in record["scores"].items()}
+    shown = record.get("means") or firsts
+    listed = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
+    return f"scores at iteration {record['iteration']} ({record['suite']}): {listed}"
 
 
 def open_sinks(run: RunDir, iteration: int, total_iterations: int) -> list[Sink]:

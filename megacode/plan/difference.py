@@ -25,6 +25,7 @@ _EFFECTS = (
     ("run_dir", "bookkeeping"),
     ("init", "bookkeeping"),
     ("checkpoint", "bookkeeping"),
+    ("evaluate", "measurement"),
     ("limits", "bookkeeping"),
     ("health", "health"),
     ("seed", "data order"),

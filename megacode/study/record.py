@@ -36,7 +36,8 @@ class RunRecord:
         validation: lines of kind `validation`, likewise.
         events: lines of `events.jsonl`.
         scores: the files of `eval/`, each with `iteration` and `suite` filled in, in order of iteration.
-        exports: `hf/*/megacode.json`, each with `iteration` and `directory` filled in, in order of iteration.
+        exports: `hf/*/megacode.json`, each with `iteration` and `directory` filled in, in order of iteration; of those
+            that were removed once they had their scores, the same from there, without a `directory`.
         collected: what the demo collected, if this run is one: `collect.json` here, or in the corpus beside the run.
     """
 
@@ -117,7 +118,7 @@ def read_run(path: Path) -> RunRecord:
             "this is not a run directory: it holds no run.yaml, plan.json or metrics.jsonl", str(path),
             "name a directory that `megacode train` wrote (`run_dir` in the config, runs/<name> by default)",
         )  # fmt: skip
-    metrics = _parsed(Path(run.metrics), read_jsonl) or []
+    metrics, scores = _parsed(Path(run.metrics), read_jsonl) or [], _scores(Path(run.eval))
     return RunRecord(
         path=path,
         config=_mapping(Path(run.config), lambda file: yaml.safe_load(file.read_text(encoding="utf-8"))),
@@ -125,8 +126,8 @@ def read_run(path: Path) -> RunRecord:
         train=_lines(metrics, "train"),
         validation=_lines(metrics, "validation"),
         events=_parsed(Path(run.events), read_jsonl) or [],
-        scores=_scores(Path(run.eval)),
-        exports=_exports(Path(run.hf)),
+        scores=scores,
+        exports=_exports(Path(run.hf), scores),
         collected=_mapping(path / "collect.json", _read_json)
         or _mapping(path.resolve().parent / COLLECTED, _read_json),
     )
@@ -172,9 +173,17 @@ def _scores(directory: Path) -> list[Json]:
     return sorted(found, key=lambda score: (int(score["iteration"]), str(score["suite"])))
 
 
-def _exports(directory: Path) -> list[Json]:
+def _exports(directory: Path, scores: Sequence[Json]) -> list[Json]:
+    """Return the exports that lie there; of one that was made for its scores alone, what the score file says of it."""
     found = []
     for item in sorted(path for path in directory.glob("*") if path.is_dir() and not path.name.startswith(".")):
         facts = _mapping(item / "megacode.json", _read_json)
         found.append({**facts, "iteration": iteration_of(item.name), "directory": item.name})
+    there = {export["iteration"] for export in found}
+    for document in scores:
+        model, iteration = document.get("model"), document["iteration"]
+        said = model.get("megacode") if isinstance(model, dict) else None
+        if isinstance(said, dict) and iteration not in there:
+            there.add(iteration)
+            found.append({**said, "iteration": iteration, "directory": None})
     return sorted(found, key=lambda export: export["iteration"])

@@ -1,4 +1,4 @@
-"""Scores of the exported models, before training and after each phase: bits per byte and accuracy."""
+"""Scores of the exported models over the run: bits per byte and accuracy."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from megacode.study.svg import Frame, domain, element, path, tip
 
 Key = TypeVar("Key")
 MOST_FIGURES = 8  # of a large suite the rest is in the table
+MOST_COLUMNS = 8  # of a run that scores often the rest is in the charts
 TITLES = {  # in the order of the charts: what leaves chance first comes first
     "bits_per_byte": "bits per byte",
     "acc_mutual_info": "accuracy, by mutual information",
@@ -128,8 +129,9 @@ def form(score: Score, number: float) -> str:
 
 
 def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, list[Any]]:
-    """Return the scores as a table: `columns` (checkpoints) and `rows` of texts, a task and metric each."""
-    iterations = sorted({score.iteration for score in scores})
+    """Return the scores as a table: `columns` (of the `checkpoints`), and `rows` of texts, a task and metric each."""
+    scored = sorted({score.iteration for score in scores})
+    iterations = _columns(record, scored)
     rows = []
     ordered = sorted(scores, key=lambda s: (not s.is_bits, family(s, source_of(s.task, record.sources)), s.place))
     for (task, _), group in _grouped(ordered, lambda s: (s.task, s.metric)).items():
@@ -138,7 +140,19 @@ def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, list[Any]]:
         chance = next((form(s, s.chance) for s in group if math.isfinite(s.chance)), "")
         better = "lower" if group[0].lower else "higher"
         rows.append({"task": task, "metric": group[0].title, "better": better, "cells": cells, "chance": chance})
-    return {"columns": [checkpoint_title(record, iteration) for iteration in iterations], "rows": rows}
+    columns = [checkpoint_title(record, iteration) for iteration in iterations]
+    return {"checkpoints": scored, "columns": columns, "rows": rows}
+
+
+def _columns(record: RunRecord, iterations: Sequence[int]) -> list[int]:
+    """Return the checkpoints that a table shows: ends of phases, the last, and others as far as there is room."""
+    if len(iterations) <= MOST_COLUMNS:
+        return list(iterations)
+    ends = [one for one in iterations if not checkpoint_title(record, one).startswith("iteration")]
+    shown = {*ends[-MOST_COLUMNS + 1 :], iterations[-1]}
+    others = [one for one in iterations if one not in shown]
+    room = MOST_COLUMNS - len(shown)
+    return sorted(shown | {others[(2 * number + 1) * len(others) // (2 * room)] for number in range(room)})
 
 
 def _cell(score: Score | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from megacode.base.errors import CheckpointError, ConfigError, Problem
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
+from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.data.windows import source_sizes, vocabulary_size
 from megacode.plan.batch import BatchSchedule
@@ -18,6 +19,7 @@ from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.past import lost, unknown_loss
 from megacode.plan.phases import Schedule, build_schedule, prove_past
 from megacode.plan.table import plan_document
+from megacode.train.scoring_process import check_scoring
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,40 @@ class Plan:
     rates: LearningRateSchedule
     vocab_size: int
 
+    def multiples(self, every: Quantity | None) -> list[int]:
+        """Return the iterations at which a quantity is reached again, from the run's start."""
+        if every is None:
+            return []
+        if every.unit == "iterations":
+            return list(range(every.count, self.batches.total_iterations + 1, every.count))
+        samples = -(-every.count // (self.schedule.seq_length if every.unit == "tokens" else 1))
+        clocks = range(samples, self.schedule.total_samples + 1, samples)
+        return [self.batches.iteration_at(clock) for clock in clocks]
+
+    def phase_ends(self) -> set[int]:
+        """Return the iterations that end a phase."""
+        return {self.batches.iteration_at(phase.last_sample) for phase in self.schedule.phases}
+
+    def scored(self) -> frozenset[int]:
+        """Return the iterations whose checkpoints get scores while the run goes on."""
+        wanted = self.config.evaluate
+        if wanted is None:
+            return frozenset()
+        return frozenset(self.multiples(wanted.every)) | (self.phase_ends() if wanted.at_phase_ends else set())
+
     def document(self, cluster: Cluster | None = None) -> dict[str, Any]:
         """Return the plan as one JSON document; with memory and time where there are GPUs to lay it over."""
         return plan_document(self.config, self.schedule, self.batches, self.rates, self.vocab_size, cluster)
+
+
+def crosses(every: Quantity | None, seq_length: int, iteration: int, before: int, after: int) -> bool:
+    """Return whether an iteration that moves the clock from `before` to `after`, in samples, reaches a multiple."""
+    if every is None:
+        return False
+    if every.unit == "iterations":
+        return iteration % every.count == 0
+    samples = -(-every.count // (seq_length if every.unit == "tokens" else 1))
+    return after // samples > before // samples
 
 
 def check_trainable(config: RunConfig) -> None:
@@ -56,6 +89,7 @@ def check_trainable(config: RunConfig) -> None:
             problems.append(Problem(what, f"sources.{name}.fim_rate", "set it to 0"))
     if problems:
         raise ConfigError(problems=problems)
+    check_scoring(config)
 
 
 def make_plan(config: RunConfig, *, allow_declared: bool = False) -> Plan:

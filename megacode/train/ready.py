@@ -12,13 +12,13 @@ from megacode.base.files import RunDir
 from megacode.base.lock import refuse_if_live
 from megacode.base.units import format_bytes
 from megacode.checkpoint.store import latest
-from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.data.windows import open_streams
 from megacode.mcore.layout import check
 from megacode.plan.costs import parameter_counts
 from megacode.train.origin import find_origin
 from megacode.train.planning import Plan, check_trainable, make_plan
+from megacode.train.scoring_process import spared_at_most
 
 _BYTES_A_PARAMETER = 12  # fp32 weights, or the masters of bf16 ones, and Adam's two moments
 _ROOM = 1.05  # index, state and the file system's own
@@ -78,26 +78,15 @@ def _fix(plan: Plan, room: int) -> str:
 def most_at_once(plan: Plan) -> int:
     """Return how many checkpoints lie on the disk at most: those that are kept, and the one that is being written."""
     policy, kept = plan.config.checkpoint, _kept(plan)
-    periodic = {*_multiples(plan, policy.every), plan.batches.total_iterations} - kept
-    last = len(periodic) if policy.keep_last is None else min(policy.keep_last, len(periodic))
-    return len(kept) + last + (len(periodic) > last)
+    periodic = {*plan.multiples(policy.every), *plan.scored(), plan.batches.total_iterations} - kept
+    last = len(periodic) if policy.keep_last is None else policy.keep_last
+    return len(kept) + min(len(periodic), last + 1 + spared_at_most(plan.config.evaluate))
 
 
 def _kept(plan: Plan) -> set[int]:
     """Return the iterations whose checkpoints are kept for good."""
     policy = plan.config.checkpoint
-    kept = set(_multiples(plan, policy.keep_every)) | ({0} if policy.at_start else set())
+    kept = set(plan.multiples(policy.keep_every)) | ({0} if policy.at_start else set())
     if policy.keep_phase_ends:
-        kept |= {plan.batches.iteration_at(phase.last_sample) for phase in plan.schedule.phases}
+        kept |= plan.phase_ends()
     return kept
-
-
-def _multiples(plan: Plan, every: Quantity | None) -> list[int]:
-    """Return the iterations at which a quantity is reached again."""
-    if every is None:
-        return []
-    if every.unit == "iterations":
-        return list(range(every.count, plan.batches.total_iterations + 1, every.count))
-    samples = -(-every.count // (plan.schedule.seq_length if every.unit == "tokens" else 1))
-    clocks = range(samples, plan.schedule.total_samples + 1, samples)
-    return [plan.batches.iteration_at(clock) for clock in clocks]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,7 @@ class Saver:
         events: the run's diary; None but on rank 0.
         took: hears how many seconds each save took until it was durable.
         saved_iteration: the newest iteration that has a checkpoint; -1 before the first one.
+        spared: says which iterations' checkpoints must not go now; asked on rank 0, in a thread.
 
     Attributes:
         saved_iteration: the same, kept up to date.
@@ -97,9 +98,10 @@ class Saver:
         events: Events | None,
         took: Callable[[float], None],
         saved_iteration: int,
+        spared: Callable[[], Collection[int]] = tuple,
     ) -> None:
         self._run, self._parts, self._policy, self._events, self._took = run, parts, policy, events, took
-        self._first = parts.ranks.rank == 0
+        self._first, self._spared = parts.ranks.rank == 0, spared
         self._shard: Shard | None = None
         self._save: _Save | None = None
         self.saved_iteration = saved_iteration
@@ -160,6 +162,12 @@ class Saver:
             self._save.blocked += time.perf_counter() - started
             self.settle(*groups.any_of(*self.flags()))
 
+    def tidy(self) -> None:
+        """Remove what was spared at the last save, and need not be any more."""
+        if self._first:
+            with suppress(OSError):
+                store.prune(self._run, self._policy, self._spared())
+
     def _begin(self, iteration: int, size: int) -> Path | str:
         """Return the directory to write into, or why there is none; the same on all ranks."""
         total = groups.total(size)
@@ -175,7 +183,7 @@ class Saver:
 
     def _publish(self, save: _Save) -> None:
         store.finish(self._run, save.hidden, save.state)
-        store.prune(self._run, self._policy)
+        store.prune(self._run, self._policy, self._spared())
 
     def _done(self, save: _Save) -> None:
         self._save = None

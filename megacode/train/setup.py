@@ -35,6 +35,7 @@ from megacode.train.limits import TimeLimit, TouchFiles
 from megacode.train.origin import Origin, find_origin
 from megacode.train.planning import Plan
 from megacode.train.saving import Saver
+from megacode.train.scoring import Scoring
 from megacode.train.signals import StopSignal
 from megacode.train.trainer import Trainer
 from megacode.train.watchdog import Watchdog
@@ -73,15 +74,12 @@ def build_trainer(
     events = Events(run) if first else None
     origin = find_origin(plan, restoring.newest_whole(run, parts, events), accept_changed_past)
     state = _restore(plan, parts, origin)
-    if first:
-        _record_run(plan, run)
-    start = _start(run, origin) if first else {}
-    own = origin.kind == "resume"
-    guard = Guard(config.health.spikes, Ledger.read(run, writes=first), plan.batches, events)
-    guard.detector.restore(state.health)
-    fp8 = Fp8Watch(config, parts)
-    fp8.restore(state.health.get("fp8", {}))
+    start = _start(plan, run, origin) if first else {}
+    saved = state.iteration if origin.kind == "resume" else -1
+    guard, fp8 = _watches(plan, parts, Ledger.read(run, writes=first), events, state)
     limit = TimeLimit(config.limits.wall_clock)
+    scoring = Scoring(run, config.evaluate, plan.scored(), events, guard.ledger.samples)
+    closing.callback(scoring.close)
     return Trainer(
         config=config,
         schedule=plan.schedule,
@@ -93,13 +91,14 @@ def build_trainer(
         sinks=open_sinks(run, state.iteration, plan.batches.total_iterations) if first else [],
         events=events,
         state=state,
-        saver=Saver(run, parts, config.checkpoint, events, limit.saved, state.iteration if own else -1),
+        saver=Saver(run, parts, config.checkpoint, events, limit.saved, saved, lambda: scoring.spared),
         guard=guard,
         fp8=fp8,
         watchdog=watching,
         limit=limit,
         requests=requests,
         stop_signal=stop_signal,
+        scoring=scoring,
         start=start,
     )
 
@@ -170,8 +169,19 @@ def _restore(plan: Plan, parts: Parts, origin: Origin) -> TrainState:
     return state
 
 
-def _start(run: RunDir, origin: Origin) -> dict[str, Any]:
-    """Return what the diary says of this start: its event, what it goes on from, and what work it repeats."""
+def _watches(
+    plan: Plan, parts: Parts, ledger: Ledger, events: Events | None, state: TrainState
+) -> tuple[Guard, Fp8Watch]:
+    """Return what watches over updates and over FP8, with the memory that they had."""
+    guard, fp8 = Guard(plan.config.health.spikes, ledger, plan.batches, events), Fp8Watch(plan.config, parts)
+    guard.detector.restore(state.health)
+    fp8.restore(state.health.get("fp8", {}))
+    return guard, fp8
+
+
+def _start(plan: Plan, run: RunDir, origin: Origin) -> dict[str, Any]:
+    """Write config and plan; return what the diary says of this start: its event, its origin, the work it repeats."""
+    _record_run(plan, run)
     facts: dict[str, Any] = {"event": "start" if not read_jsonl(run.events) else "resume", "kind": origin.kind}
     if origin.checkpoint is not None:
         facts["checkpoint"] = origin.checkpoint.name if origin.kind == "resume" else str(origin.checkpoint)

@@ -28,7 +28,9 @@ from megacode.train import restoring
 from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.guard import Guard, Interval
 from megacode.train.limits import TimeLimit, TouchFiles, process_start
+from megacode.train.planning import crosses
 from megacode.train.saving import Saver
+from megacode.train.scoring import Scoring, end_scoring
 from megacode.train.signals import StopSignal
 from megacode.train.watchdog import Watchdog
 
@@ -57,6 +59,7 @@ class Trainer:
         limit: how long this start may take.
         requests: files that a user touches; None but on rank 0.
         stop_signal: signals to this process.
+        scoring: has checkpoints scored.
         start: the event that begins the diary of this start; empty but on rank 0.
     """
 
@@ -77,6 +80,7 @@ class Trainer:
     limit: TimeLimit
     requests: TouchFiles | None
     stop_signal: StopSignal
+    scoring: Scoring
     start: dict[str, Any] = field(default_factory=dict)
     _before: tuple[int, int] = (0, 0)
     _seconds: float = 0.0
@@ -96,8 +100,7 @@ class Trainer:
     @property
     def at_phase_end(self) -> bool:
         """Whether the clock stands at the end of a phase."""
-        ends = (phase.last_sample for phase in self.schedule.phases)
-        return self.state.consumed_samples in ends
+        return any(phase.last_sample == self.state.consumed_samples for phase in self.schedule.phases)
 
     @property
     def validation_due(self) -> bool:
@@ -107,7 +110,8 @@ class Trainer:
     @property
     def save_due(self) -> bool:
         """Whether a checkpoint is saved now."""
-        return self._due(self.config.checkpoint.every, *self._passed()) or bool(self._kept_for())
+        periodic = self._due(self.config.checkpoint.every, *self._passed())
+        return periodic or self.state.iteration in self.scoring.points or bool(self._kept_for())
 
     def begin(self) -> None:
         """Write what a run starts with: an event and, where nothing is trained yet, losses of the untrained model."""
@@ -122,6 +126,7 @@ class Trainer:
             versions=self.state.versions,
             seconds=self._age(),
         )
+        self.scoring.begin(self.state.iteration)
         if self.state.iteration == 0 and self.config.checkpoint.at_start:
             self.save()
         if self.state.iteration == 0 and self.config.validation.fraction > 0:
@@ -201,6 +206,7 @@ class Trainer:
         for sink in self.sinks:
             sink.close()
         self.sinks = open_sinks(self.run, saved.iteration, self.batches.total_iterations) if self.sinks else []
+        self.scoring.begin(saved.iteration)
 
     def validate(self, reason: str) -> None:
         """Measure the loss on every source's held-out documents."""
@@ -221,10 +227,11 @@ class Trainer:
     def save(self) -> None:
         """Save a checkpoint, beside the loop where the config says so."""
         self.watchdog.beat("saving", self.state.iteration, self.state.consumed_samples)
+        self.scoring.expect(self.state.iteration)
         self.saver.start(self._state_now())
 
     def agree(self) -> StopReason | None:
-        """Agree with all ranks, once an iteration, on what was asked for from outside, and move a save along.
+        """Agree with all ranks, once an iteration, on what was asked for from outside, and move saves and scores along.
 
         Returns:
             Why to stop now, or None.
@@ -234,6 +241,7 @@ class Trainer:
         wishes = (self.stop_signal.name is not None, late, request == "stop", request == "save", *self.saver.flags())
         signalled, late, stop, save, busy, failed = groups.any_of(*wishes)
         self.saver.settle(busy, failed)
+        self.write_scores()
         if save:
             self.save_unless_saved()
         if self.guard.exhausted:
@@ -256,11 +264,19 @@ class Trainer:
         Returns:
             The reason, or `save_failed` where the last state could not be saved.
         """
+        if reason != "finished":
+            self.scoring.stop()
         saved = self.save_unless_saved()
+        end_scoring(self, finished=reason == "finished")
         self._event("stop", reason=reason, signal=self.stop_signal.name, saved=saved, seconds=self._age())
         for sink in self.sinks:
             sink.close()
         return reason if saved else "save_failed"
+
+    def write_scores(self) -> None:
+        """Record the scores that have come since the last call."""
+        for record in self.scoring.poll(self.state, self.saver.saved_iteration):
+            self._write(record)
 
     def note_error(self, error: Exception) -> None:
         """Write into the diary that the run ends by an error."""
@@ -286,12 +302,7 @@ class Trainer:
 
     def _due(self, every: Quantity | None, iteration: int, before: int, after: int) -> bool:
         """Whether an iteration that moves the clock from `before` to `after` crosses a multiple of `every`."""
-        if every is None:
-            return False
-        if every.unit == "iterations":
-            return iteration % every.count == 0
-        samples = -(-every.count // (self.schedule.seq_length if every.unit == "tokens" else 1))
-        return after // samples > before // samples
+        return crosses(every, self.schedule.seq_length, iteration, before, after)
 
     def _kept_for(self) -> str:
         """Return why a checkpoint of the present clock is kept for good; empty: it is not."""

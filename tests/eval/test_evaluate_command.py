@@ -6,7 +6,12 @@ import pytest
 
 from megacode.base.errors import CheckpointError, ConfigError
 from megacode.cli import models
-from megacode.eval.models import models_in
+from megacode.config.evaluate import DEMO_SOURCES, SHIPPED_SUITES
+from megacode.eval.checkpoints import score_checkpoints
+from megacode.eval.demo_items import SOURCES
+from megacode.eval.harness import Choices
+from megacode.eval.models import checkpoints_in, models_in
+from megacode.eval.suites import SHIPPED
 
 
 def test_a_command_without_a_model_says_so():
@@ -32,3 +37,38 @@ def test_a_directory_without_models_is_refused_as_a_model(tmp_path):
 def test_ranks_are_started_with_the_same_command_but_for_their_number():
     given = ["evaluate", "hf", "--nproc", "2", "--suite", "to-code", "--nproc=3"]
     assert models._without_nproc(given) == ["evaluate", "hf", "--suite", "to-code"]
+
+
+def test_a_run_and_its_checkpoints_directory_mean_all_checkpoints_of_the_run(tmp_path):
+    for iteration in (20, 3):
+        (tmp_path / "checkpoints" / f"iter_{iteration:07d}").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "iter_0000003" / "megacode.json").write_text("{}")
+    names = ["iter_0000003", "iter_0000020"]
+    assert [path.name for path in checkpoints_in(tmp_path)] == names
+    assert [path.name for path in checkpoints_in(tmp_path / "checkpoints")] == names
+    one = tmp_path / "checkpoints" / "iter_0000003"
+    assert checkpoints_in(one) == [one]
+    (tmp_path / "hf").mkdir()
+    assert checkpoints_in(tmp_path / "hf") == []
+    assert checkpoints_in(tmp_path / "checkpoints" / "iter_0000020") == []
+
+
+def test_a_device_that_is_none_is_refused_before_anything_is_exported(tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "iter_0000003"
+    with pytest.raises(ConfigError, match="'gpu' is no device"):
+        score_checkpoints([checkpoint], "demo", Choices(device="gpu"))
+    with pytest.raises(ConfigError, match="there is no suite 'demoo'"):
+        score_checkpoints([checkpoint], "demoo", Choices())
+
+
+def test_several_processes_may_not_export_the_same_checkpoints(tmp_path, monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="2 processes were started to export") as caught:
+        score_checkpoints([tmp_path / "checkpoints" / "iter_0000003"], "demo", Choices())
+    assert "--nproc" in str(caught.value)
+
+
+def test_the_suites_that_a_config_may_name_are_those_that_ship():
+    assert set(SHIPPED_SUITES) == {item.stem for item in SHIPPED.iterdir() if not item.name.startswith("_")}
+    assert DEMO_SOURCES == SOURCES

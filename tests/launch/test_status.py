@@ -348,3 +348,35 @@ def test_status_without_torch_answers_at_once(survived: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_scores_are_shown_with_what_is_being_scored_and_what_could_not_be(made: Callable[..., Path]) -> None:
+    def score(iteration: int, accuracy: float, **more: Any) -> Json:
+        line = {"kind": "score", "iteration": iteration, "suite": "demo", "scores": {"task": {"acc": accuracy}}}
+        return {**line, **more}
+
+    def of(iteration: int) -> Json:
+        return {"checkpoint": f"iter_{iteration:07d}", "suite": "demo", "log": "eval/logs/x.log"}
+
+    events = [
+        start(NOW - 100),
+        event(NOW - 90, "evaluation_start", 3, waiting=0, **of(2)),
+        event(NOW - 80, "evaluation_failed", 6, error="killed by SIGKILL", **of(2)),
+        event(NOW - 70, "evaluation_start", 6, waiting=0, **of(4)),
+        event(NOW - 60, "evaluation", 7, **of(4)),
+        event(NOW - 50, "evaluation_failed", 7, error="no room", **of(6)),
+        event(NOW - 40, "evaluation_start", 8, waiting=2, **of(8)),
+    ]
+    path = made(events, iterations=9, more=[score(6, 0.5), score(4, 0.25), score(6, 0.75)])
+    RunLock(RunDir(path)).acquire()
+    document = read_status(path, NOW)
+    assert document["scores"]["newest"] == [{"suite": "demo", "iteration": 6, "values": {"task acc": 0.75}}]
+    assert [one["checkpoint"] for one in document["scores"]["failed"]] == ["iter_0000002"], "6 was scored since"
+    (going,) = document["scores"]["under_way"]
+    assert (going["checkpoint"], going["age"], going["waiting"]) == ("iter_0000008", 40.0, 2)
+    page = shown(document)
+    assert "demo at iteration 6: task acc 0.750" in page
+    assert "iter_0000008 for 40.0 s, 2 more waiting" in page
+    assert "not scored: iter_0000002: killed by SIGKILL" in page
+    RunDir(path).lock.unlink()
+    assert read_status(path, NOW)["scores"]["under_way"] == []

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from megacode.base.files import RunDir, read_jsonl
-from megacode.metrics.sinks import JsonlSink, TensorBoardSink, append_scores, train_line
+from megacode.base.files import read_jsonl
+from megacode.metrics.sinks import JsonlSink, TensorBoardSink, train_line
 
 RECORD: dict[str, Any] = {
     "kind": "train",
@@ -43,20 +43,6 @@ def test_a_resumed_file_holds_each_iteration_once(tmp_path: Path) -> None:
     second.write(record(3))
     second.close()
     assert [line["iteration"] for line in read_jsonl(path)] == [1, 2, 3]
-
-
-def test_scores_are_lines_of_their_own(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    sink = JsonlSink(run.metrics, 0)
-    sink.write(record(1))
-    append_scores(run, "demo", {"iteration": 1, "consumed_samples": 8, "phase": "a", "more": 1}, {"t": {"acc": 0.5}})
-    sink.write(record(2))
-    sink.close()
-    assert [line["kind"] for line in read_jsonl(run.metrics)] == ["train", "score", "train"]
-    line = read_jsonl(run.metrics)[1]
-    assert (line["iteration"], line["phase"], line["suite"]) == (1, "a", "demo")
-    assert line["scores"] == {"t": {"acc": 0.5}}
-    assert "more" not in line
 
 
 @pytest.mark.slow

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from megacode.base.files import RunDir
+from megacode.base.files import RunDir, read_jsonl
 from megacode.config.model import TokenizerConfig
 from megacode.data import manifest as manifests
 from megacode.data.preprocess import Job, preprocess
@@ -176,7 +177,7 @@ def test_evaluate_ends_with_the_exit_code_of_what_failed(slurm: dict[str, str], 
     job = submit(place, slurm, "slurm/evaluate.sh", RUN_DIR="unproven", CONTAINER_EXEC=str(program))
     assert ended(job, slurm) == ({"FAILED"}, {"3"})
     called = "megacode convert to-hf unproven/checkpoints/iter_0000001 unproven/hf/iter_0000001"
-    assert (place / f"job-{job}.log").read_text().startswith(called)
+    assert called in (place / f"job-{job}.log").read_text()  # srun's own word of the exit code may come before
     assert "evaluate" not in (place / f"job-{job}.log").read_text()
 
 
@@ -186,3 +187,46 @@ def test_evaluate_refuses_what_is_no_run(slurm: dict[str, str], place: Path) -> 
         job = submit(place, slurm, "slurm/evaluate.sh", RUN_DIR=given)
         assert ended(job, slurm) == ({"FAILED"}, {"2"})
         assert message in (place / f"job-{job}.log").read_text()
+
+
+def test_a_run_has_jobs_score_its_checkpoints_and_the_next_start_finds_them(
+    slurm: dict[str, str], place: Path, tmp_path: Path
+) -> None:
+    run = RunDir(place / "scored")
+    section = "{where: slurm, limit: 2, sbatch: [--gpus-per-node=0, --cpus-per-task=1, --time=10]}"
+    more = "  - {name: rest, iterations: 30000, blend: {code: 1}, learning_rate: {schedule: constant}}\n"
+    text = CONFIG.replace("train: ", more + "train: ")
+    (place / "scored.yaml").write_text(f"{text}run_dir: scored\nevaluate: {section}\n")
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "megacode.cli", "train", "scored.yaml"]
+        with (tmp_path / "train.log").open("ab") as log:
+            return subprocess.Popen(command, cwd=place, env=slurm, stdout=log, stderr=log)
+
+    def jobs() -> list[str]:
+        command = ["squeue", "--noheader", "--states=all", "--format=%j"]
+        shown = subprocess.run(command, env=slurm, capture_output=True, text=True, check=True).stdout.split()
+        return [name for name in shown if name.startswith("scores-iter_0000004-")]
+
+    def until(there: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 180
+        while not there():
+            assert time.monotonic() < deadline, (tmp_path / "train.log").read_text()[-3000:] + logs(run.eval / "logs")
+            time.sleep(0.3)
+
+    def stop(process: subprocess.Popen[bytes]) -> None:
+        process.terminate()
+        assert process.wait(60) == 75
+
+    log = run.score_log("demo", 4)
+    first = start()
+    until(lambda: log.exists() and "submitted job" in log.read_text())
+    stop(first)
+    second = start()
+    until(lambda: log.exists() and "is there already; waiting for it" in log.read_text())
+    until(lambda: [line for line in read_jsonl(run.metrics) if line["kind"] == "score"])
+    stop(second)
+    assert len(jobs()) == 1
+    (line,) = [line for line in read_jsonl(run.metrics) if line["kind"] == "score"]
+    assert (line["iteration"], line["suite"], line["limit"]) == (4, "demo", 2)
+    assert not list(run.hf.rglob("*.safetensors"))

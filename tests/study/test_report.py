@@ -16,6 +16,7 @@ from megacode.base.errors import CheckpointError, ConfigError
 from megacode.base.files import read_jsonl
 from megacode.study.record import read_run
 from megacode.study.report import write_report
+from megacode.study.scores import MOST_COLUMNS, collect, table
 
 SECTIONS = ("data", "losses", "scores", "course", "plan", "order", "provenance", "next")
 VOID = {"meta", "link", "br", "img", "hr", "input", "source"}
@@ -266,3 +267,18 @@ def test_writing_a_page_loads_no_torch(run):
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_run_that_scores_often_has_a_table_of_some_checkpoints_and_charts_of_all(run):
+    newest = max((run / "eval").glob("demo@iter_*.json")).read_text(encoding="utf-8")
+    for iteration in range(10, 130, 10):
+        (run / "eval" / f"demo@iter_{iteration:07d}.json").write_text(newest, encoding="utf-8")
+    record = read_run(run)
+    found = collect(record)
+    shown = table(record, found)
+    assert len(shown["columns"]) == MOST_COLUMNS < len(shown["checkpoints"])
+    ends = [title for title in shown["columns"] if title.startswith("after")]
+    assert len(ends) == len(record.phases)
+    assert shown["columns"][0] == "before training"
+    assert all(len(row["cells"]) == MOST_COLUMNS for row in shown["rows"])
+    assert f"The table shows {MOST_COLUMNS} of {len(shown['checkpoints'])} checkpoints" in page_of(run).text

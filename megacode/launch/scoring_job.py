@@ -1,0 +1,96 @@
+"""The job that scores a checkpoint of a run that goes on: submitted once, found again by its name, and waited for.
+
+A process beside the trainer waits for it (`megacode job score`). When the run stops, that process ends and the job goes
+on; the next start's process finds it by its name, whether it waits in the queue or runs, and submits no second one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from megacode.base.errors import EXIT_FAILURE, LaunchError
+from megacode.base.files import RunDir, digest
+from megacode.launch import slurm
+from megacode.launch.submission import default_site, launch_command
+
+log = logging.getLogger(__name__)
+
+_SCRIPT = Path(__file__).resolve().parents[2] / "slurm" / "score.sh"
+_POLL_SECONDS = 15.0
+_SILENT_POLLS = 8  # SLURM forgets a job minutes after its end; it may also be away for a moment
+_TAIL_BYTES = 2000
+
+
+def score_by_job(checkpoint: Path, arguments: Sequence[str], options: Sequence[str]) -> int:
+    """Have a job score a checkpoint, and wait for its end.
+
+    Args:
+        checkpoint: `RUN/checkpoints/iter_N`.
+        arguments: what `megacode evaluate` is told besides.
+        options: of sbatch.
+
+    Returns:
+        The job's exit code, 0 where SLURM has forgotten it.
+
+    Raises:
+        LaunchError: SLURM refuses it, or is not there.
+    """
+    place = checkpoint.resolve()
+    name = f"scores-{place.name}-{digest(str(place), *arguments)[:8]}"
+    output = RunDir(place.parent.parent).eval / "logs" / f"{name}.log"
+    number = _queued(name)
+    if number is None:
+        number = _submit(name, output, [str(place), *arguments], options)
+        log.info("submitted job %s (%s); it writes to %s", number, name, output)
+    else:
+        log.info("job %s (%s) is there already; waiting for it", number, name)
+    code = _wait(number)
+    if code:
+        sys.stderr.write(_tail(output))
+    return code
+
+
+def _queued(name: str) -> str | None:
+    """Return the number of a job of this name that has not ended, if there is one."""
+    found = slurm.ask("squeue", "--noheader", f"--name={name}", "--format=%A").split()
+    return found[0] if found else None
+
+
+def _submit(name: str, output: Path, arguments: Sequence[str], options: Sequence[str]) -> str:
+    if not _SCRIPT.exists():
+        what, fix = "there is no such file", "install megacode from its repository: pip install --editable ."
+        raise LaunchError(what, str(_SCRIPT), fix)
+    site = default_site()
+    flags = [*options, f"--job-name={name}", f"--output={output}"]  # the later ones win
+    # The job finds this very megacode, whatever its shell would find.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    variables = {"PATH": path, **({"SITE": str(site)} if site is not None else {})}
+    return slurm.submit([*launch_command(site), *flags, str(_SCRIPT), *arguments], variables)
+
+
+def _wait(number: str) -> int:
+    """Wait for a job's end, and return its exit code."""
+    silent = 0
+    while silent < _SILENT_POLLS:
+        facts = slurm.show_job(number)
+        silent = 0 if facts else silent + 1
+        state = facts.get("JobState", "")
+        if state in slurm.ENDED:
+            code = facts.get("ExitCode", "").partition(":")[0]
+            log.info("job %s: %s", number, state)
+            return 0 if state == "COMPLETED" else int(code) if code.isdigit() and int(code) else EXIT_FAILURE
+        time.sleep(_POLL_SECONDS)
+    log.warning("SLURM knows nothing of job %s any more", number)
+    return 0
+
+
+def _tail(output: Path) -> str:
+    try:
+        return output.read_bytes()[-_TAIL_BYTES:].decode("utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,148 @@
+"""Scores as records: each score file of a run becomes one line of kind `score`, at the clock of its model.
+
+Score files are written by other processes: a child of the trainer, a job, a person's command. The lines have one
+writer at a time: a live run's trainer, which looks for new files while it trains; where nobody trains, the process that
+scored (`merge`). What neither got to, the next start finds. A model that is scored again gets another line; the last
+one counts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from megacode.base.files import RunDir, read_jsonl
+from megacode.base.lock import while_idle
+from megacode.metrics.sinks import Lines, Record, TensorBoardSink
+
+_ANY = 1 << 62
+
+
+def score_record(document: Record) -> Record | None:
+    """Return a score file's contents as a record, None where they do not say what a model had read."""
+    try:
+        facts, limit = document["model"]["megacode"], document["settings"]["limit"]
+        means = {name: mean["score"] for name, mean in document["means"].items() if mean["score"] is not None}
+        return {
+            "kind": "score",
+            "iteration": int(facts["iteration"]),
+            "consumed_samples": int(facts["consumed_samples"]),
+            "consumed_tokens": int(facts["consumed_tokens"]),
+            "phase": str(facts["phase"]),
+            "suite": str(document["suite"]),
+            **({} if limit is None else {"limit": int(limit)}),
+            "scores": document["scores"],
+            **({"means": means} if means else {}),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def read_score_file(path: Path) -> Record:
+    """Return a score file's contents, empty where there is none, or what is there is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+class ScoreBook:
+    """Which of a run's score files its metrics lack.
+
+    Args:
+        run: the run; its metrics end where it stands.
+        limit: of items per task, of the scores that the run itself asks for. Files with another limit are somebody's
+            quick look, and no records.
+        withheld: samples before a clock that the ledger withholds; a file of a model that had learned from them is of a
+            past that was taken back.
+        iteration: where the run stands. Files of later iterations are of a past it has left; they count once they are
+            written anew, or confirmed by `accept`.
+    """
+
+    def __init__(self, run: RunDir, limit: int | None, withheld: Callable[[int], int], iteration: int = _ANY) -> None:
+        self._run, self._limit, self._withheld = run, limit, withheld
+        lines = [line for line in read_jsonl(run.metrics) if line.get("kind") == "score"]
+        self._known: dict[tuple[str, int], Record] = {(line["suite"], line["iteration"]): line for line in lines}
+        self._seen: dict[str, int] = {}
+        for path in self._files():
+            record = score_record(read_score_file(path))
+            if record is not None and record["iteration"] > iteration:
+                self._seen[path.name] = _written(path)
+
+    def new(self) -> list[Record]:
+        """Return records of the files that came or changed since the last call, and are no lines yet; oldest first."""
+        found = []
+        for path in self._files():
+            written = _written(path)
+            if self._seen.get(path.name) != written:
+                self._seen[path.name] = written
+                found.append(self._lacking(path))
+        return sorted((one for one in found if one is not None), key=lambda one: (one["iteration"], one["suite"]))
+
+    def accept(self, suite: str, iteration: int, seal: str) -> bool:
+        """Return whether a score file holds what the run asks for of the checkpoint with this seal; then it counts."""
+        path = self._run.score(suite, iteration)
+        document = read_score_file(path)
+        record = score_record(document)
+        if record is None or record.get("limit") not in (None, self._limit):
+            return False
+        if document["model"]["megacode"].get("checkpoint_seal") != seal:
+            return False
+        if self._known.get((suite, iteration)) != record:
+            self._seen.pop(path.name, None)
+        return True
+
+    def _files(self) -> list[Path]:
+        return [path for path in self._run.eval.glob("*@*.json") if not path.name.startswith(".")]
+
+    def _lacking(self, path: Path) -> Record | None:
+        """Return the record of a file that belongs to the run's present past, and is no line yet."""
+        document = read_score_file(path)
+        record = score_record(document)
+        if record is None or record.get("limit") not in (None, self._limit):
+            return None
+        if document["model"]["megacode"].get("withheld", 0) != self._withheld(record["consumed_samples"]):
+            return None
+        key = (record["suite"], record["iteration"])
+        if self._known.get(key) == record:
+            return None
+        self._known[key] = record
+        return record
+
+
+def _written(path: Path) -> int:
+    """Return when a file was written; 0 where it has gone meanwhile."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def merge(run: RunDir, limit: int | None, withheld: Callable[[int], int]) -> list[Record] | None:
+    """Add what a run's metrics and TensorBoard lack of its scores, if nobody trains there.
+
+    Args:
+        run: the run.
+        limit, withheld: see `ScoreBook`.
+
+    Returns:
+        The new records; None where a live run will add them itself.
+    """
+    if not run.metrics.exists():
+        return []
+    with while_idle(run) as idle:
+        if not idle:
+            return None
+        records = ScoreBook(run, limit, withheld).new()
+        lines = Lines(run.metrics)
+        for record in records:
+            lines.append(record)
+        lines.close()
+    if records and run.tensorboard.exists():
+        mirror = TensorBoardSink(run.tensorboard)
+        for record in records:
+            mirror.write(record)
+        mirror.close()
+    return records

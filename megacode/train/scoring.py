@@ -1,0 +1,252 @@
+"""Scores while training: rank 0 has checkpoints exported, proven and scored by other processes, and waits for none.
+
+Once an iteration it asks its child, if it has one, whether it has ended: a question to the kernel, not to the file
+system. It looks for new score files when a child ends, and else twice a minute: a job may have written some, or a
+person. What fails is told, and the run goes on. What a run still owes when it stops, its next start finds: each of its
+checkpoints that is to have scores, and has none.
+
+The newest goes first. The checkpoint that is being scored and the one that comes next are spared when checkpoints make
+room. If scoring is slower than saving, others go before their turn, and are told: scores get sparser, the disk does not
+fill.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megacode.base.errors import CheckpointError
+from megacode.base.files import RunDir
+from megacode.checkpoint.state import TrainState
+from megacode.config.evaluate import Evaluate
+from megacode.mcore import groups
+from megacode.metrics.scores import ScoreBook
+from megacode.metrics.sinks import Events, Record
+from megacode.train.scoring_process import Child, at_once, start, suite_name
+
+if TYPE_CHECKING:
+    from megacode.train.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 30.0
+_PAUSE_SECONDS = 0.2
+_FAILURES = 3
+
+
+class Scoring:
+    """The scores of a run's checkpoints; all ranks have one, and rank 0's alone does anything.
+
+    Args:
+        run: the run.
+        config: how checkpoints are scored; None: they are not, and scores that others make are still recorded.
+        points: iterations whose checkpoints get scores.
+        events: the run's diary; None but on rank 0.
+        withheld: samples before a clock that the ledger withholds.
+
+    Attributes:
+        points: the same.
+        spared: iterations whose checkpoints must not make room now; read by the thread that saves.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        config: Evaluate | None,
+        points: Collection[int],
+        events: Events | None,
+        withheld: Callable[[int], int],
+    ) -> None:
+        self._run, self._config, self.points = run, config, points
+        self._events, self._withheld = events, withheld
+        self._suite = suite_name(config) if config is not None else ""
+        self._waiting: set[int] = set()
+        self._children: list[Child] = []
+        self._failures, self._looked, self._stopping = 0, float("-inf"), False
+        self._clock = (0, 0)
+        self._book: ScoreBook | None = None
+        self.spared: frozenset[int] = frozenset()
+
+    def begin(self, iteration: int) -> None:
+        """Begin where the run stands: find what is owed, and what others have scored. The metrics end there already."""
+        if self._events is None:
+            return
+        limit = self._config.limit if self._config is not None else None
+        self._book = ScoreBook(self._run, limit, self._withheld, iteration)
+        for child in [child for child in self._children if child.iteration > iteration]:
+            self._stop(child, "the run has gone back to before it")
+        self._waiting.clear()
+        busy = [child.iteration for child in self._children]
+        for point in self._run.iterations():
+            if point in self.points and point <= iteration and point not in busy and not self._scored(point):
+                self._waiting.add(point)
+        self._spare()
+
+    def expect(self, iteration: int) -> None:
+        """Take note that a checkpoint is being saved; if it is to have scores, its turn comes once it is durable."""
+        new = iteration in self.points and iteration not in self._owed
+        if self._book is not None and new:
+            self._waiting.add(iteration)
+            self._spare()
+
+    def poll(self, state: TrainState, saved: int) -> list[Record]:
+        """Move on, once an iteration, without waiting for anything.
+
+        Args:
+            state: where the run stands.
+            saved: the newest iteration that has a checkpoint.
+
+        Returns:
+            Scores that are new, to be recorded.
+        """
+        if self._book is None:
+            return []
+        self._clock = (state.iteration, state.consumed_samples)
+        try:
+            ended = [child for child in self._children if child.process.poll() is not None]
+            for child in ended:
+                self._conclude(child)
+            self._start_next(saved)
+            if not ended and time.monotonic() - self._looked < _LOOK_SECONDS:
+                return []
+            self._looked = time.monotonic()
+            return self._book.new()
+        except OSError as error:
+            log.warning("scores have to wait: %s", error)
+            return []
+
+    @property
+    def owing(self) -> bool:
+        """Whether scores are being made, or wait for their turn."""
+        return bool(self._children or self._waiting)
+
+    def stop(self) -> None:
+        """Start nothing more, and ask the children to end; what is not finished, the next start makes up for."""
+        self._stopping = True
+        for child in self._children:
+            child.tell(signal.SIGTERM)
+
+    def close(self) -> None:
+        """End the children, and say what is owed."""
+        owed = [self._run.iteration_name(iteration) for iteration in self._owed]
+        self.stop()
+        for child in list(self._children):
+            self._stop(child, "the run has stopped")
+        self._waiting.clear()
+        if owed and self._config is not None:
+            jobs = "jobs that are queued go on; " if self._config.where == "slurm" else ""
+            what = "no scores yet: %s; %sthe next start, or `megacode evaluate %s`, has them made"
+            log.warning(what, ", ".join(owed), jobs, self._run.path)
+        self._spare()
+
+    @property
+    def _owed(self) -> list[int]:
+        return sorted([*(child.iteration for child in self._children), *self._waiting])
+
+    def _start_next(self, saved: int) -> None:
+        """Start what has its turn: the newest that is durable."""
+        if self._config is None or self._stopping:
+            return
+        while len(self._children) < at_once(self._config):
+            durable = [iteration for iteration in self._waiting if iteration <= saved]
+            if not durable:
+                return
+            iteration = max(durable)
+            self._waiting.remove(iteration)
+            if not self._run.checkpoint(iteration).exists():
+                self._fail(iteration, "its checkpoint is not there: it made room before its turn, or was not saved")
+            elif self._scored(iteration):
+                self._looked = float("-inf")  # its file may be one that the metrics lack
+            else:
+                self._start(self._config, iteration)
+            self._spare()
+
+    def _start(self, config: Evaluate, iteration: int) -> None:
+        try:
+            child = start(self._run, config, self._suite, iteration)
+        except OSError as error:
+            self._fail(iteration, str(error))
+            return
+        self._children.append(child)
+        self._event("evaluation_start", iteration, log=self._name(child.log), waiting=len(self._waiting))
+        log.info("scoring %s beside the run; see %s", self._run.checkpoint(iteration), child.log)
+
+    def _conclude(self, child: Child) -> None:
+        """Take note of how a child ended."""
+        self._children.remove(child)
+        if child.process.returncode == 0 and self._scored(child.iteration):
+            self._failures = 0
+            self._event("evaluation", child.iteration, seconds=child.seconds)
+        elif self._stopping:
+            self._event("evaluation_stopped", child.iteration, reason="the run has stopped", seconds=child.seconds)
+            self._waiting.add(child.iteration)
+        else:
+            self._failures += 1
+            self._fail(child.iteration, child.reason(), log=self._name(child.log), seconds=child.seconds)
+        if self._failures >= _FAILURES and self._waiting:
+            log.error("%d evaluations in a row failed: those that wait are left to the next start", self._failures)
+            self._waiting.clear()
+        self._spare()
+
+    def _stop(self, child: Child, why: str) -> None:
+        child.tell(signal.SIGTERM)
+        child.end()
+        self._children.remove(child)
+        self._event("evaluation_stopped", child.iteration, reason=why, seconds=child.seconds)
+
+    def _fail(self, iteration: int, error: str, **facts: object) -> None:
+        self._event("evaluation_failed", iteration, error=error, **facts)
+        place = f"; see {self._run.path}/{facts['log']}" if "log" in facts else ""
+        log.error("%s has no scores: %s%s. The run goes on.", self._run.iteration_name(iteration), error, place)
+
+    def _scored(self, iteration: int) -> bool:
+        """Return whether a score file belongs to a checkpoint as it lies there now."""
+        try:
+            seal = TrainState.read(self._run.checkpoint(iteration)).seal
+        except CheckpointError:
+            return False  # the process that exports it says what is wrong
+        return self._book is not None and self._book.accept(self._suite, iteration, seal)
+
+    def _spare(self) -> None:
+        self.spared = frozenset([*(child.iteration for child in self._children), *sorted(self._waiting)[-1:]])
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self._run.path))
+
+    def _event(self, event: str, iteration: int, **facts: object) -> None:
+        clock = dict(zip(("iteration", "consumed_samples"), self._clock, strict=True))
+        of = {"checkpoint": self._run.iteration_name(iteration), "suite": self._suite}
+        if self._events is not None:
+            self._events.write(event, **clock, **of, **facts)
+
+
+def end_scoring(trainer: Trainer, finished: bool) -> None:
+    """Record what is there, and end; a run that is finished waits first, all ranks together."""
+    if finished and trainer.config.evaluate is not None:
+        _wait_for_scores(trainer, trainer.config.evaluate)
+        trainer.saver.tidy()
+    trainer.write_scores()
+    trainer.scoring.close()
+
+
+def _wait_for_scores(trainer: Trainer, config: Evaluate) -> None:
+    """Wait for scores that a finished run owes; not for jobs, which go on by themselves."""
+    scoring, told = trainer.scoring, False
+    end = time.monotonic() + (config.wait if config.where == "local" else 0.0)
+    while True:
+        trainer.watchdog.beat("waiting for scores", trainer.state.iteration, trainer.state.consumed_samples)
+        trainer.write_scores()
+        owing = scoring.owing and time.monotonic() < end
+        asked = trainer.requests is not None and trainer.requests.touched() == "stop"
+        asked = asked or trainer.stop_signal.name is not None or trainer.limit.due()
+        asked, owing = groups.any_of(asked, owing)
+        if asked or not owing:
+            return
+        if scoring.owing and not told:
+            log.info("training is done; waiting for scores, at most %.0f s (evaluate.wait)", config.wait)
+        told = True
+        time.sleep(_PAUSE_SECONDS)
