@@ -104,17 +104,30 @@ def _network() -> Finding:
 
 
 def _megatron() -> list[Finding]:
-    core, engine = _version("megatron-core"), _version("transformer-engine")
-    path = (
-        "fp8: needs it; layers are megatron-core's own linears with torch's attention"
-        if not engine
-        else ("found; layers are megatron-core's own linears with torch's attention")
-    )
+    from megacode.mcore import engine
+
+    core, found = _version("megatron-core"), engine.installed()
     return [
         Finding(part="megatron-core", found=core, path="models, parallel layouts, optimizer, checkpoints"),
-        Finding(part="Transformer Engine", found=engine, path=path),
-        _apex(engine),
+        Finding(part="Transformer Engine", found=found, path=_layers(engine.obstacle())),
+        _apex(found),
     ]
+
+
+def _layers(obstacle: str) -> str:
+    """Say whose layers train, and what FP8 would be."""
+    from megacode.mcore import engine
+
+    if not obstacle:
+        return f"its layers, in bf16; FP8 by {', '.join(engine.recipes())}"
+    fp8 = "FP8 is refused" if _version("torch") and _gpus() else "FP8 is emulated, for tests and replays"
+    return f"{obstacle}: layers are megacode's own, attention torch's; {fp8}"
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _apex(engine: str) -> Finding:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import metadata
+from typing import get_args
 
 from megacode.base.errors import Problem
 from megacode.config.run import RunConfig
@@ -49,6 +50,13 @@ def used(config: RunConfig) -> bool:
     """Return whether a run's blocks are Transformer Engine's."""
     asked, bf16 = config.precision.transformer_impl, config.precision.dtype == "bf16"
     return asked == "transformer_engine" or (asked == "auto" and bf16 and not obstacle())
+
+
+def recipes() -> tuple[str, ...]:
+    """Return the FP8 recipes that this machine computes."""
+    names = get_args(Fp8.model_fields["recipe"].annotation)
+    refuses = _missing if device.on_gpu() else _not_emulated
+    return tuple(name for name in names if not refuses(Fp8(recipe=name)))
 
 
 def problems(config: RunConfig) -> Iterator[Problem]:
