@@ -23,6 +23,7 @@ import typer
 
 from megacode.config.run import RunConfig
 from megacode.mcore import groups, parts
+from megacode.mcore.batch import MicroBatch
 from megacode.mcore.step import train_step
 
 LEARNING_RATE = 1e-3
@@ -44,19 +45,6 @@ class Shape:
         return self.hidden * 8 // 3 // 16 * 16
 
 
-@dataclass
-class Batch:
-    """One micro-batch."""
-
-    tokens: torch.Tensor
-    labels: torch.Tensor
-    loss_mask: torch.Tensor
-    source_ids: torch.Tensor
-    samples: torch.Tensor
-    position_ids: torch.Tensor | None = None
-    cu_seqlens: torch.Tensor | None = None
-
-
 SHAPES = {
     "0.1M": Shape(64, 2, 64, 256, 4),
     "0.9M": Shape(128, 4, 128, 512, 8),
@@ -65,7 +53,7 @@ SHAPES = {
 }
 
 
-def megacode_step(shape: Shape) -> Callable[[Batch], None]:
+def megacode_step(shape: Shape) -> Callable[[MicroBatch], None]:
     """Return a function that trains one step of megacode's model."""
     config = RunConfig.model_validate(
         {
@@ -99,7 +87,7 @@ def megacode_step(shape: Shape) -> Callable[[Batch], None]:
     return lambda batch: _discard(train_step(built, [batch], LEARNING_RATE, 2))
 
 
-def transformers_step(shape: Shape) -> Callable[[Batch], None]:
+def transformers_step(shape: Shape) -> Callable[[MicroBatch], None]:
     """Return a function that trains one step of transformers' Llama."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -120,7 +108,7 @@ def transformers_step(shape: Shape) -> Callable[[Batch], None]:
     model.train()
     adam = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
 
-    def step(batch: Batch) -> None:
+    def step(batch: MicroBatch) -> None:
         # The model shifts its labels itself.
         loss = model(input_ids=batch.tokens, labels=batch.tokens).loss
         loss.backward()
@@ -136,12 +124,20 @@ def _discard(result: Any) -> None:
     """The host has the loss now, as a loop that logs it would."""
 
 
-def random_batch(shape: Shape, index: int) -> Batch:
+def random_batch(shape: Shape, index: int) -> MicroBatch:
     """Return a batch of random tokens."""
     generator = torch.Generator().manual_seed(index)
     tokens = torch.randint(0, shape.vocabulary, (shape.batch, shape.length + 1), generator=generator)
     mask, rows = torch.ones(shape.batch, shape.length), torch.arange(shape.batch)
-    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, rows % 2, rows)
+    return MicroBatch(
+        tokens=tokens[:, :-1].contiguous(),
+        labels=tokens[:, 1:].contiguous(),
+        loss_mask=mask,
+        position_ids=torch.arange(shape.length).repeat(shape.batch, 1),
+        cu_seqlens=None,
+        source_ids=rows % 2,
+        samples=rows,
+    )
 
 
 def measure(shape: Shape, rounds: int) -> dict[str, Any]:
