@@ -33,12 +33,6 @@ def use(parts: Parts, recipe: Fp8 | None) -> None:
             config.emulated_fp8 = recipe
 
 
-def in_use(parts: Parts) -> bool:
-    """Return whether the blocks compute in FP8."""
-    config = bare(parts.chunks[0]).config
-    return bool(config.fp8 or getattr(config, "emulated_fp8", None))
-
-
 def emulated(config: Any, layer_number: int) -> Any:
     """Return the context of a block's forward pass: emulated FP8 where the block computes in it, else nothing.
 
