@@ -56,14 +56,15 @@ def load(parts: Parts, path: Path, *, weights_only: bool = False) -> None:
     if parts.optimizer is None:
         return
     reader.fill(pieces.state(parts, moments=not weights_only))
-    restore_fp8_weights(parts.chunks, parts.optimizer)
+    if not weights_only:
+        scales.restore(parts, reader.tensors, reader.whole)
+    restore_fp8_weights(parts.chunks, parts.optimizer)  # rounded with the scales that they had
     if weights_only:
         return
     steps = torch.zeros(1, dtype=torch.int64)
     reader.fill([Piece(_STEPS, (1,), (0,), steps)])
     optimizer_state.set_step_count(parts.optimizer, int(steps))
     configure(parts.config, parts.optimizer)
-    scales.restore(parts, reader.tensors, reader.whole)
     _restore_random_states(parts, reader)
 
 

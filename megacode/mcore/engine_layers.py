@@ -5,12 +5,14 @@ sequential  norm and the projection after it are one kernel (RMSNorm), and each 
 parallel    the norm feeds two projections, so it stands alone; the block enters and leaves the tensor-parallel region
             once for both, as in `layers`
 
-Rotary positions, SwiGLU and attention are Transformer Engine's kernels. Under context parallel attention is ours: it
-gathers keys and values, knows documents there, and has been tested rank against rank.
+Attention and SwiGLU are Transformer Engine's kernels, rotary positions and the parallel block's norm are ours. Under
+context parallel attention is ours too: it gathers keys and values, knows documents there, and has been tested rank
+against rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,8 +37,8 @@ from transformer_engine.pytorch import Linear, fp8_autocast
 from megacode.config.model import ModelConfig
 from megacode.mcore import device
 from megacode.mcore.attention import CausalSelfAttention, Documents
-from megacode.mcore.engine_kernels import GatedLinearUnit, RotarySplit
-from megacode.mcore.layers import Norm, OutputLayer, ParallelBlock, SequentialBlock, entered
+from megacode.mcore.engine_kernels import Fork, GatedLinearUnit, Quantizers, RotarySplit, Sum
+from megacode.mcore.layers import Block, Norm, OutputLayer, ParallelBlock, SequentialBlock, entered
 
 # Where a fused norm keeps its weight, and its name where it stands alone: checkpoints know the latter.
 _FUSED_NORMS = {
@@ -115,7 +117,14 @@ class EngineSelfAttention(CausalSelfAttention):
         return attended.view(*mixed.shape[:2], -1)
 
 
-class EngineSequentialBlock(SequentialBlock):
+class _EngineBlock(Block):
+    """What both orders share."""
+
+    def _activated(self, both: Tensor) -> Tensor:
+        return GatedLinearUnit.apply(both, Quantizers.between(self.mlp.linear_fc1, self.mlp.linear_fc2))
+
+
+class EngineSequentialBlock(_EngineBlock, SequentialBlock):
     """Attention, then MLP; the linear layers own norms and collectives."""
 
     def _enter(self, x: Tensor) -> Tensor:
@@ -124,15 +133,34 @@ class EngineSequentialBlock(SequentialBlock):
     def _leave(self, x: Tensor) -> Tensor:
         return x
 
-    def _activated(self, both: Tensor) -> Tensor:
-        return GatedLinearUnit.apply(both)
+
+class ForkedNorm(torch.nn.Module):
+    """The norm of a parallel block, which hands on the residual too, see `engine_kernels.Fork`; weight only.
+
+    A module of its own, since mcore waits for parameters that are still being gathered when a module is called.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size))
+        self.weight.sequence_parallel = config.sequence_parallel  # see `layers.Norm`
+        self._eps, self._centred = eps, config.normalization == "LayerNorm"
+
+    def forward(self, x: Tensor, branches: int) -> tuple[Tensor, ...]:
+        """Return x, and its norm for each of the branches, [s, b, h]."""
+        return Fork.apply(x, self.weight, self._eps, self._centred, branches)
 
 
-class EngineParallelBlock(ParallelBlock):
+class EngineParallelBlock(_EngineBlock, ParallelBlock):
     """Attention and MLP at once, from one norm."""
 
-    def _activated(self, both: Tensor) -> Tensor:
-        return GatedLinearUnit.apply(both)
+    def _output(self, hidden_states: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.tp_group.size() == 1 and not (self.hidden_dropout > 0.0 and self.training):
+            residual, one, other = self.input_layernorm(hidden_states, branches=2)
+            return Sum.apply(residual, attention(one), self._mlp(other))
+        residual, normed = self.input_layernorm(hidden_states, branches=1)
+        normed = self._enter(normed)
+        return self._add(residual, attention(normed) + self._mlp(normed))
 
 
 class EngineOutputLayer(OutputLayer):
@@ -184,7 +212,7 @@ def block_spec(model: ModelConfig, config: TransformerConfig, vp_stage: int | No
     layer = ModuleSpec(
         module=EngineParallelBlock if parallel else EngineSequentialBlock,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=IdentityOp if fused else Norm,
+            input_layernorm=IdentityOp if fused else ForkedNorm if parallel else Norm,
             self_attention=attention,
             pre_mlp_layernorm=IdentityOp if fused or parallel else Norm,
             mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=columns, linear_fc2=rows)),

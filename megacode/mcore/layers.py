@@ -124,7 +124,7 @@ def entered(x: Tensor, group: Any, sequence_parallel: bool) -> Tensor:
     return copy_to_tensor_model_parallel_region(x, group=group)
 
 
-class _Block(TransformerLayer):
+class Block(TransformerLayer):
     """What both orders share: mcore's submodules under mcore's names, and a forward pass of our own."""
 
     def forward(
@@ -173,7 +173,7 @@ class _Block(TransformerLayer):
         return residual + branch
 
 
-class SequentialBlock(_Block):
+class SequentialBlock(Block):
     """Attention, then MLP."""
 
     def _output(self, hidden_states: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
@@ -181,7 +181,7 @@ class SequentialBlock(_Block):
         return self._add(hidden_states, self._mlp(self._enter(self.pre_mlp_layernorm(hidden_states))))
 
 
-class ParallelBlock(_Block):
+class ParallelBlock(Block):
     """Attention and MLP at once, from one norm."""
 
     def _output(self, hidden_states: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:

@@ -82,9 +82,9 @@ class Model(GPTModel):
             logits.detach()[..., max(own, 0) :] = float("-inf")
         labels = labels.t().contiguous()
         if self.engine:
-            from megacode.mcore.engine_kernels import cross_entropy
+            from megacode.mcore.engine_kernels import CrossEntropy as EngineCrossEntropy
 
-            return cross_entropy(logits, labels, self.pg_collection.tp).t()
+            return EngineCrossEntropy.apply(logits, labels, self.pg_collection.tp).t()
         if self.pg_collection.tp.size() > 1:
             return vocab_parallel_cross_entropy(logits, labels).t()
         losses = CrossEntropy.apply(logits.flatten(0, 1), labels.flatten())

@@ -59,9 +59,20 @@ def _shards(sharded_states: Sequence[dict[str, Any]]) -> Iterator[ShardedTensor]
             apply_factories(copy)
             yield from (value for value in nested_values(copy) if isinstance(value, ShardedTensor))
             if held:
+                _forget_largest(parameter)
                 parameter.copy_(data)
                 # The optimizer's masters begin with these, not with what FP8 made of them.
                 parameter._high_precision_init_val = data.cpu()
+
+
+def _forget_largest(parameter: Tensor) -> None:
+    """Forget the largest value yet, with delayed scaling: that of the memory which the parameter was built in.
+
+    It would decide the scale of a thousand iterations to come, and weights would fall below what FP8 can hold.
+    """
+    largest = getattr(parameter._quantizer, "amax", None)
+    if largest is not None:
+        largest.zero_()
 
 
 def _draw(config: RunConfig, name: str, weight: Tensor) -> None:

@@ -13,6 +13,7 @@ from megacode.checkpoint import files, tensors
 from megacode.config.training import Fp8
 from megacode.mcore import groups, precision, probe, scales
 from megacode.mcore.parts import Parts, build
+from megacode.mcore.step import StepResult, train_step
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mcore"))
 import rank_program as tiny
@@ -41,9 +42,15 @@ def started(case: dict[str, Any], implementation: str, fp8: Fp8 | None = None) -
     return parts
 
 
+def iterate(parts: Parts, first: int, count: int) -> list[StepResult]:
+    """Train some iterations on two batches in turn, which a tiny model soon knows by heart."""
+    batches = [tiny.microbatches(parts, number) for number in range(2)]
+    return [train_step(parts, batches[n % 2], 5e-4, tiny.SOURCES) for n in range(first, first + count)]
+
+
 def losses(parts: Parts, first: int, count: int) -> list[float]:
     """Train some iterations and return their losses."""
-    return [step["loss"] for step in tiny.iterate(parts, first, count)]
+    return [step.loss for step in iterate(parts, first, count)]
 
 
 def implementations() -> dict[str, Any]:
@@ -53,8 +60,8 @@ def implementations() -> dict[str, Any]:
         found[name] = {}
         for implementation in ("local", "transformer_engine"):
             parts = started(case, implementation)
-            steps = tiny.iterate(parts, 0, 10)
-            found[name][implementation] = {key: [step[key] for step in steps] for key in ("loss", "grad_norm")}
+            steps = iterate(parts, 0, 10)
+            found[name][implementation] = {key: [vars(step)[key] for step in steps] for key in ("loss", "grad_norm")}
     return found
 
 

@@ -41,7 +41,7 @@ def test_both_kinds_of_layers_train_alike(seen: dict[str, Any]) -> None:
     for name, by_kind in of(seen, "implementations").items():
         local, engines = by_kind["local"], by_kind["transformer_engine"]
         assert furthest(local["loss"], engines["loss"]) < BF16, name
-        assert local["loss"][-1] < local["loss"][0] - 0.2, name
+        assert local["loss"][-1] < local["loss"][0] - 1.0, name
         ratios = [a / b for a, b in zip(local["grad_norm"], engines["grad_norm"], strict=True)]
         assert all(0.95 < ratio < 1.05 for ratio in ratios), name
 

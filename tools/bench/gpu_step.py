@@ -59,10 +59,10 @@ _COLUMNS = (
 
 
 def main(
-    models: Annotated[str, typer.Option(help="presets, or preset:contender")] = ",".join(MODELS),
-    only: Annotated[str, typer.Option(help="contenders; empty: all")] = "",
-    steps: Annotated[int, typer.Option(help="timed steps of each")] = 4,
-    sequences: Annotated[int, typer.Option(help="sequences a step")] = 16,
+    models: Annotated[str, typer.Option(help="presets")] = ",".join(MODELS),
+    only: Annotated[str, typer.Option(help="contenders, in this order; empty: all")] = "",
+    steps: Annotated[int, typer.Option(help="timed steps of each")] = 3,
+    sequences: Annotated[int, typer.Option(help="sequences a step")] = 32,
     micro: Annotated[int, typer.Option(help="sequences a micro-batch; 0: what each contender fits best")] = 0,
     profile: Annotated[bool, typer.Option(help="also print where megacode's time goes")] = False,
     out: Annotated[Path | None, typer.Option("--json", help="also write all figures here")] = None,
@@ -74,7 +74,10 @@ def main(
         _measure_one(models, contender, steps, sequences, micro, profile, turn)
         return
     asked = [
-        (model, name) for model in models.split(",") for name in MODELS[model] if not only or name in only.split(",")
+        (model, name)
+        for model in models.split(",")
+        for name in (only.split(",") if only else MODELS[model])
+        if name in MODELS[model]
     ]
     options = ["--steps", str(steps), "--sequences", str(sequences), "--micro", str(micro)]
     options += ["--profile"] if profile else []

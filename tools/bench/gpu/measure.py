@@ -12,12 +12,13 @@ import torch
 
 SEQ_LENGTH = 8192
 WARM_UP = 2
+PROFILED = 8  # sequences of the step that a profile shows
 Step = Callable[[list[torch.Tensor]], float]
 Builder = Callable[..., Step]
 
 # Sequences a micro-batch: the larger, the rarer weights are read and gradients added; what each one's memory allows.
 MICRO = {
-    "to-code-2.8b": {"transformers": 1, "default": 2},
+    "to-code-2.8b": {"transformers": 1, "megacode-bf16": 4, "default": 2},
     "to-code-470m": {"transformers": 1, "default": 4},
 }
 
@@ -77,7 +78,7 @@ def measure(
     if profile and name.startswith("megacode"):
         from gpu.profile import where_time_goes
 
-        where_time_goes(step, tokens(vocabulary, sequences, micro, 0), name)
+        where_time_goes(step, tokens(vocabulary, min(sequences, PROFILED), micro, 0), name)
     return {
         "device": torch.cuda.get_device_name(),
         "seq_length": SEQ_LENGTH,

@@ -22,7 +22,7 @@ def build(preset: str, micro: int, name: str) -> Any:
     precision.use(built, config.fp8_in(config.phases[0]))
 
     def step(batches: list[torch.Tensor]) -> float:
-        return train_step(built, [_microbatch(batch) for batch in batches], 1e-4, 2).loss
+        return train_step(built, [_microbatch(batch) for batch in batches], 1e-5, 2).loss
 
     return step
 

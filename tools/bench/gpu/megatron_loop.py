@@ -44,7 +44,7 @@ def build(preset: str, micro: int, name: str) -> Any:
     chunk = DistributedDataParallel(config, ddp, Float16Module(config, gpt))
     config.finalize_model_grads_func = finalize_model_grads
     settings = OptimizerConfig(
-        optimizer="adam", lr=1e-4, min_lr=0.0, weight_decay=0.1, adam_beta2=0.95, clip_grad=1.0, bf16=True,
+        optimizer="adam", lr=1e-5, min_lr=0.0, weight_decay=0.1, adam_beta2=0.95, clip_grad=1.0, bf16=True,
         params_dtype=torch.bfloat16, use_distributed_optimizer=True,
     )  # fmt: skip
     optimizer = get_megatron_optimizer(settings, [chunk], use_gloo_process_groups=False)
@@ -75,7 +75,7 @@ def build(preset: str, micro: int, name: str) -> Any:
 
 def _loss(losses: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     mean = losses.float().mean()
-    return mean, {"loss": mean.detach()}
+    return mean, {"loss": mean.detach().clone()}  # the schedule divides it in place
 
 
 def _config(model: Any, fp8: str) -> Any:

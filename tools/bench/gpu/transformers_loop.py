@@ -40,7 +40,7 @@ def build(preset: str, micro: int, name: str) -> Any:
     torch._dynamo.config.recompile_limit = 64
     for layer in net.model.layers:
         layer.compile()
-    adam = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    adam = torch.optim.AdamW(net.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     @torch.compile
     def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

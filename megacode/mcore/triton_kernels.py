@@ -1,0 +1,256 @@
+"""Triton kernels for the operations between the matrix products: each reads and writes what it must, once.
+
+Those of other libraries are taken where they are as fast (`engine_kernels`). These are here because, on an H200,
+Transformer Engine's rotary positions run at a third of the memory's speed and its norms at half of it, torch adds the
+gradients that meet before a parallel block's norm in passes of their own, and both read the logits twice to learn the
+loss. docs/performance.md has the figures; `tools/bench/kernels.py` measures them.
+
+All accumulate in fp32 and round once. `TRITON_INTERPRET=1` runs them on a CPU.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# ruff: noqa: N803 -- Triton's constants are in capitals
+
+
+@triton.jit
+def _norm(x_in, weight_in, normed_out, columns, eps, CENTRED: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < columns
+    x = tl.load(x_in + row * columns + at, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_in + at, mask=inside, other=0.0).to(tl.float32)
+    if CENTRED:
+        x = tl.where(inside, x - tl.sum(x) / columns, 0.0)
+    scale = tl.rsqrt(tl.sum(x * x) / columns + eps)
+    tl.store(normed_out + row * columns + at, x * scale * weight, mask=inside)
+
+
+@triton.jit
+def _norm_backward(
+    x_in, weight_in, residual_in, one_in, other_in, x_out, weight_out, rows, turns, columns, eps,
+    CENTRED: tl.constexpr, BRANCHES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Each program takes every so many rows, and gathers the weight's gradient of all of them."""
+    at = tl.arange(0, BLOCK)
+    inside = at < columns
+    weight = tl.load(weight_in + at, mask=inside, other=0.0).to(tl.float32)
+    weight_gradient = tl.zeros((BLOCK,), tl.float32)
+    for turn in range(0, turns):
+        row = (turn * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
+        here, there = row * columns + at, inside & (row < rows)
+        x = tl.load(x_in + here, mask=there, other=0.0).to(tl.float32)
+        gradient = tl.load(one_in + here, mask=there, other=0.0).to(tl.float32)
+        if BRANCHES == 2:
+            gradient += tl.load(other_in + here, mask=there, other=0.0).to(tl.float32)
+        residual = tl.load(residual_in + here, mask=there, other=0.0).to(tl.float32)
+        if CENTRED:
+            x = tl.where(inside, x - tl.sum(x) / columns, 0.0)
+        scale = tl.rsqrt(tl.sum(x * x) / columns + eps)
+        unit = x * scale
+        weight_gradient += gradient * unit
+        inner = gradient * weight
+        back = inner - unit * (tl.sum(inner * unit) / columns)
+        if CENTRED:
+            back -= tl.sum(inner) / columns
+        tl.store(x_out + here, back * scale + residual, mask=there)
+    tl.store(weight_out + tl.program_id(0) * columns + at, weight_gradient, mask=inside)
+
+
+def norm(x: Tensor, weight: Tensor, eps: float, centred: bool) -> Tensor:
+    """Return the norm of x [..., h] times weight [h]: LayerNorm where centred, else RMSNorm."""
+    columns = x.size(-1)
+    out = torch.empty_like(x)
+    block = triton.next_power_of_2(columns)
+    _norm[(x.numel() // columns,)](
+        x, weight, out, columns, eps, CENTRED=centred, BLOCK=block, num_warps=_warps(block // 2)
+    )  # fmt: skip
+    return out
+
+
+def norm_backward(
+    x: Tensor, weight: Tensor, eps: float, centred: bool, residual: Tensor, branches: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and weight where x goes on as a residual, and its norm into one or two branches.
+
+    Args:
+        x: [..., h], contiguous.
+        weight: [h].
+        eps: of the norm.
+        centred: LayerNorm, not RMSNorm.
+        residual: gradient of x from the residual.
+        branches: gradients of the norm from the branches, one or two.
+    """
+    columns = x.size(-1)
+    rows, block = x.numel() // columns, triton.next_power_of_2(columns)
+    residual, one, *more = (gradient.contiguous() for gradient in (residual, *branches))
+    out = torch.empty_like(x)
+    programs = min(rows, _processors(x.device) * 2)
+    parts = torch.empty(programs, columns, dtype=torch.float32, device=x.device)
+    _norm_backward[(programs,)](
+        x, weight, residual, one, more[0] if more else one, out, parts, rows, triton.cdiv(rows, programs), columns, eps,
+        CENTRED=centred, BRANCHES=len(branches), BLOCK=block, num_warps=_warps(block),
+    )  # fmt: skip
+    return out, parts.sum(0).to(weight.dtype)
+
+
+@triton.jit
+def _add(one_in, two_in, three_in, out, count, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    total = tl.load(one_in + at, mask=inside).to(tl.float32) + tl.load(two_in + at, mask=inside).to(tl.float32)
+    tl.store(out + at, total + tl.load(three_in + at, mask=inside).to(tl.float32), mask=inside)
+
+
+def added(one: Tensor, two: Tensor, three: Tensor) -> Tensor:
+    """Return the sum of three tensors of one shape."""
+    out = torch.empty_like(one, memory_format=torch.contiguous_format)
+    block = 2048
+    _add[(triton.cdiv(out.numel(), block),)](
+        one.contiguous(), two.contiguous(), three.contiguous(), out, out.numel(), BLOCK=block, num_warps=8
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _rotate(
+    mixed_at, query_at, key_at, value_at, table_in, batch, slots, heads,
+    FORWARD: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """One token: its slots are each group's queries, then its key and its value."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.program_id(1) * SLOTS + tl.arange(0, SLOTS)
+    group, place = slot // (heads + 2), slot % (heads + 2)
+    groups = slots // (heads + 2)
+    channel = tl.arange(0, WIDE)[None, :]
+    inside = (slot < slots)[:, None] & (channel < HALF)
+    is_query, is_value = (place < heads)[:, None], (place > heads)[:, None]
+    angle = token // batch * 4 * HALF + channel
+    cos = tl.load(table_in + angle, mask=channel < HALF)
+    sin = tl.load(table_in + 3 * HALF + angle, mask=channel < HALF)
+    mixed = mixed_at + ((token * slots + slot) * 2 * HALF)[:, None] + channel
+    query = query_at + ((token * groups * heads + group * heads + place) * 2 * HALF)[:, None] + channel
+    key = key_at + ((token * groups + group) * 2 * HALF)[:, None] + channel
+    value = value_at + ((token * groups + group) * 2 * HALF)[:, None] + channel
+    part = tl.where(is_query, query, tl.where(is_value, value, key))
+    if FORWARD:
+        source, goal = mixed, part
+    else:
+        source, goal = part, mixed
+        sin = -sin
+    low = tl.load(source, mask=inside).to(tl.float32)
+    high = tl.load(source + HALF, mask=inside).to(tl.float32)
+    tl.store(goal, tl.where(is_value, low, low * cos - high * sin), mask=inside)
+    tl.store(goal + HALF, tl.where(is_value, high, high * cos + low * sin), mask=inside)
+
+
+def rotary_split(mixed: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries [s, b, groups * heads, d], keys and values [s, b, groups, d], the first two rotated.
+
+    Args:
+        mixed: [s, b, groups, heads + 2, d]: each group's queries, its key and its value.
+        table: fp32 [s, 2 d] of `attention.RotaryTable`.
+    """
+    length, batch, groups, slots, size = mixed.shape
+    query = mixed.new_empty(length, batch, groups * (slots - 2), size)
+    key, value = (mixed.new_empty(length, batch, groups, size) for _ in range(2))
+    _turn(mixed.contiguous(), query, key, value, table, forward=True)
+    return query, key, value
+
+
+def rotary_join(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Tensor:
+    """Return the gradient of `rotary_split`'s input from those of its outputs."""
+    length, batch, groups, size = key.shape
+    mixed = query.new_empty(length, batch, groups, query.size(2) // groups + 2, size)
+    _turn(mixed, query.contiguous(), key.contiguous(), value.contiguous(), table, forward=False)
+    return mixed
+
+
+def _turn(mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tensor, forward: bool) -> None:
+    length, batch, groups, slots, size = mixed.shape
+    wide = triton.next_power_of_2(size // 2)
+    block = min(triton.next_power_of_2(groups * slots), 4096 // wide)
+    _rotate[(length * batch, triton.cdiv(groups * slots, block))](
+        mixed, query, key, value, table.contiguous(), batch, groups * slots, slots - 2,
+        FORWARD=forward, HALF=size // 2, WIDE=wide, SLOTS=block, num_warps=8,
+    )  # fmt: skip
+
+
+@triton.jit
+def _cross_entropy(
+    logits_at, labels_in, highest_at, total_at, wanted_out, columns, first, IGNORED: tl.constexpr,
+    STATISTICS: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One token's row of logits: learn its maximum and its sum of exponentials, and turn it into its gradient."""
+    token = tl.program_id(0).to(tl.int64)
+    logits = logits_at + token * columns
+    label = tl.load(labels_in + token)
+    own = label - first
+    if STATISTICS:
+        highest = tl.full((BLOCK,), float("-inf"), tl.float32)
+        total = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, columns, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            x = tl.load(logits + at, mask=at < columns, other=float("-inf")).to(tl.float32)
+            # Of the new logit and the highest one yet, the higher one counts 1: a single exponential for both.
+            lower = tl.exp(-tl.abs(x - highest))
+            grown = tl.where(x > highest, total * lower + 1.0, total + lower)
+            total = tl.where(x == float("-inf"), total, grown)
+            highest = tl.maximum(highest, x)
+        top = tl.max(highest)
+        total_of_row = tl.sum(tl.where(highest == float("-inf"), 0.0, total * tl.exp(highest - top)))
+        mine = (own >= 0) & (own < columns)
+        tl.store(wanted_out + token, tl.load(logits + own, mask=mine, other=0.0).to(tl.float32))
+        tl.store(highest_at + token, top)
+        tl.store(total_at + token, total_of_row)
+    else:
+        top = tl.load(highest_at + token)
+        total_of_row = tl.load(total_at + token)
+    if GRADIENT:
+        tl.debug_barrier()  # the label's logit is read before it is overwritten
+        log_sum = top + tl.log(total_of_row)
+        for start in range(0, columns, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            x = tl.load(logits + at, mask=at < columns).to(tl.float32)
+            gradient = tl.exp(x - log_sum) - tl.where(at == own, 1.0, 0.0)
+            tl.store(logits + at, tl.where(label == IGNORED, 0.0, gradient), mask=at < columns)
+
+
+class RowStatistics:
+    """Of each token's row of logits, fp32 [n]: maximum, sum of exponentials relative to it, and the label's logit."""
+
+    def __init__(self, tokens: int, device: torch.device) -> None:
+        self.highest, self.total, self.wanted = torch.empty(3, tokens, dtype=torch.float32, device=device).unbind()
+
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, found: RowStatistics, first: int, ignored: int, *, statistics: bool, gradient: bool
+) -> None:
+    """Take one or both steps of a loss: fill in the statistics, overwrite the logits by the gradient of the loss.
+
+    Args:
+        logits: [n, vocabulary or a slice of it], contiguous.
+        labels: [n] int64.
+        found: filled in by the first step, or read by the second alone.
+        first: token of the first column.
+        ignored: label of rows whose gradient is 0.
+        statistics: take the first step.
+        gradient: take the second step.
+    """
+    _cross_entropy[(len(labels),)](
+        logits, labels, found.highest, found.total, found.wanted, logits.size(-1), first, ignored,
+        STATISTICS=statistics, GRADIENT=gradient, BLOCK=2048, num_warps=8,
+    )  # fmt: skip
+
+
+def _warps(block: int) -> int:
+    return min(max(block // 512, 1), 16)
+
+
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
