@@ -11,14 +11,14 @@ export TOKENIZERS_PARALLELISM ?= false
 .DEFAULT_GOAL := demo
 
 # torch first and pinned: any other order may pull gigabytes of CUDA packages that a machine without a GPU cannot use.
-# DALI is optional: where it cannot be installed, set-up goes on, and its tests are skipped and say why.
-$(STAMP): setup.py requirements/constraints.txt requirements/dali.txt
+# DALI and Triton are optional: where they cannot be installed, set-up goes on, and their tests are skipped and say why.
+$(STAMP): setup.py requirements/constraints.txt requirements/no-deps.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements/constraints.txt)"
 	$(BIN)/python -m pip install --quiet --quiet --constraint requirements/constraints.txt --editable '.[eval,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/dali.txt \
-		|| echo "DALI could not be installed; the tests of train.loader: dali will be skipped"
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/no-deps.txt \
+		|| echo "DALI and Triton could not be installed; the tests that need them will be skipped"
 	touch $@
 
 demo: $(STAMP)
@@ -40,7 +40,7 @@ format: $(STAMP)
 
 lock: $(STAMP)
 	{ grep '^#' requirements/constraints.txt; $(BIN)/python -m pip freeze --exclude-editable \
-		| grep -v -x -F -f requirements/dali.txt | sed 's/+cpu$$//'; } > requirements/new.txt
+		| grep -v -x -F -f requirements/no-deps.txt | sed 's/+cpu$$//'; } > requirements/new.txt
 	mv requirements/new.txt requirements/constraints.txt
 
 clean:

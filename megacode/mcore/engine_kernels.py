@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import transformer_engine.pytorch
 import transformer_engine_torch as tex  # found only once the package above is loaded
 from torch import Tensor
@@ -135,7 +134,8 @@ class Fork(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, residual: Tensor, *branches: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x and the weight."""
-        gradients = triton_kernels.norm_backward(*ctx.saved_tensors, *ctx.norm, residual, branches)
+        (x, weight), (eps, centred) = ctx.saved_tensors, ctx.norm
+        gradients = triton_kernels.norm_backward(x, weight, eps, centred, residual, branches)
         return *gradients, None, None, None
 
 
@@ -177,11 +177,10 @@ class CrossEntropy(torch.autograd.Function):
             step(statistics=True, gradient=True)
         else:
             step(statistics=True, gradient=False)
-            _over_slices(found, group)
+            found.merge(group)
             step(statistics=False, gradient=True)
         ctx.save_for_backward(rows.view_as(logits), labels)
-        losses = found.highest + found.total.log() - found.wanted
-        return losses.masked_fill(flat == IGNORED, 0.0).view_as(labels)
+        return found.losses().masked_fill(flat == IGNORED, 0.0).view_as(labels)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -189,12 +188,3 @@ class CrossEntropy(torch.autograd.Function):
         logits_gradient, labels = ctx.saved_tensors
         torch._assert_async(((gradient == 1) | (labels == IGNORED)).all())
         return logits_gradient, None, None
-
-
-def _over_slices(found: triton_kernels.RowStatistics, group: Any) -> None:
-    """Turn the statistics of a slice of the vocabulary into those of all of it."""
-    own = found.highest.clone()
-    dist.all_reduce(found.highest, dist.ReduceOp.MAX, group=group)
-    found.total.mul_((own - found.highest).exp())
-    dist.all_reduce(found.total, group=group)
-    dist.all_reduce(found.wanted, group=group)

@@ -36,7 +36,7 @@ def pieces(parts: Parts) -> list[Piece]:
 
 
 def restore(parts: Parts, stored: Mapping[str, Any], read: Callable[[str], Tensor]) -> None:
-    """Give every matrix of this rank's blocks what a checkpoint remembers of it.
+    """Give every matrix of this rank's blocks what a checkpoint remembers of it; scales of 1 where it remembers none.
 
     Args:
         parts: of `parts.build`.
@@ -54,6 +54,9 @@ def restore(parts: Parts, stored: Mapping[str, Any], read: Callable[[str], Tenso
                 _give_engine(parts, module, found)
             else:
                 module.fp8_history = emulation.History(**found)
+        else:
+            for name, tensor in _remembered(module).items():
+                tensor.fill_(1.0 if name.startswith("scale") else 0.0)
 
 
 def snapshot(parts: Parts) -> list[tuple[Tensor, Tensor]]:

@@ -1,16 +1,19 @@
 """Triton kernels for the operations between the matrix products: each reads and writes what it must, once.
 
 Those of other libraries are taken where they are as fast (`engine_kernels`). These are here because, on an H200,
-Transformer Engine's rotary positions run at a third of the memory's speed and its norms at half of it, torch adds the
-gradients that meet before a parallel block's norm in passes of their own, and both read the logits twice to learn the
-loss. docs/performance.md has the figures; `tools/bench/kernels.py` measures them.
+Transformer Engine's rotary positions run at a third of the memory's speed and its norms at a quarter of it, and torch
+adds the gradients that meet before a parallel block's norm in passes of their own. docs/performance.md has the figures;
+`tools/bench/kernels.py` measures them.
 
-All accumulate in fp32 and round once. `TRITON_INTERPRET=1` runs them on a CPU.
+All compute in fp32 and round once. `TRITON_INTERPRET=1` runs them on a CPU.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -226,6 +229,18 @@ class RowStatistics:
 
     def __init__(self, tokens: int, device: torch.device) -> None:
         self.highest, self.total, self.wanted = torch.empty(3, tokens, dtype=torch.float32, device=device).unbind()
+
+    def merge(self, group: Any) -> None:
+        """Turn the statistics of this rank's slice of the vocabulary into those of all of it."""
+        own = self.highest.clone()
+        dist.all_reduce(self.highest, dist.ReduceOp.MAX, group=group)
+        self.total.mul_((own - self.highest).exp())
+        dist.all_reduce(self.total, group=group)
+        dist.all_reduce(self.wanted, group=group)
+
+    def losses(self) -> Tensor:
+        """Return each token's loss, fp32 [n]."""
+        return self.highest + self.total.log() - self.wanted
 
 
 def cross_entropy(

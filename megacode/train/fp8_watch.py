@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from megacode.config.data import Phase
@@ -13,6 +13,7 @@ from megacode.config.run import RunConfig
 from megacode.config.training import Fp8
 from megacode.mcore import precision
 from megacode.mcore.batch import MicroBatch
+from megacode.mcore.calibration import calibrate
 from megacode.mcore.parts import Parts
 from megacode.mcore.probe import Comparison, compare
 
@@ -29,17 +30,27 @@ class Fp8Watch:
     Attributes:
         fell_back: the run goes on without FP8.
         alarms: probes in a row that found too large a difference.
+        calibrated: delayed scaling has scales to go by.
     """
 
     def __init__(self, config: RunConfig, parts: Parts) -> None:
         self._config, self._parts, self._policy = config, parts, config.health.fp8_probe
         self._recipe: Fp8 | None = None
-        self.fell_back, self.alarms = False, 0
+        self.fell_back, self.alarms, self.calibrated = False, 0, False
 
-    def enter(self, phase: Phase) -> None:
-        """Compute as a phase asks from here on."""
+    def enter(self, phase: Phase, microbatches: Callable[[], Sequence[MicroBatch]], num_sources: int) -> None:
+        """Compute as a phase asks from here on.
+
+        Args:
+            phase: of the next iteration.
+            microbatches: gives this rank's of the next iteration, where they are needed to find first scales.
+            num_sources: number of sources.
+        """
         self._recipe = None if self.fell_back else self._config.fp8_in(phase)
         precision.use(self._parts, self._recipe)
+        if self._recipe is not None and self._recipe.recipe == "delayed" and not self.calibrated:
+            calibrate(self._parts, microbatches()[0], num_sources)
+            self.calibrated = True
 
     @property
     def probes(self) -> bool:
@@ -73,11 +84,16 @@ class Fp8Watch:
 
     def state(self) -> dict[str, Any]:
         """Return, as JSON, what a run must know to go on alike."""
-        return {"fell_back": self.fell_back, "alarms": self.alarms}
+        return {"fell_back": self.fell_back, "alarms": self.alarms, "calibrated": self.calibrated}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's `state()`, or from an empty one: that of a run's start."""
         self.fell_back, self.alarms = state.get("fell_back", False), state.get("alarms", 0)
+        self.roll_back(state)
+
+    def roll_back(self, state: dict[str, Any]) -> None:
+        """Know what a checkpoint's scales are good for, which are in use again; what was learned of FP8 stays."""
+        self.calibrated = state.get("calibrated", False)
 
 
 def judge(found: Comparison, policy: Fp8Probe) -> str:

@@ -69,7 +69,8 @@ class _Run:
         """Compute from here on as the next iteration was computed."""
         self.fp8.fell_back = self.fp8.fell_back or self.iteration + 1 >= self.fp8_until
         schedule = self.plan.schedule
-        self.fp8.enter(self.plan.config.phases[schedule.phase_at(self.clock).index])
+        phase = self.plan.config.phases[schedule.phase_at(self.clock).index]
+        self.fp8.enter(phase, self.batch, len(schedule.source_names))
 
     def batch(self) -> list[MicroBatch]:
         return self.loader.batch(self.clock)

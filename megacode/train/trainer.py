@@ -138,23 +138,22 @@ class Trainer:
         after = self.batches.next(before)
         iteration = self.state.iteration + 1
         self.watchdog.beat("training", iteration, before)
-        self.fp8.enter(self.config.phases[self.schedule.phase_at(before).index])
+        phase, sources = self.config.phases[self.schedule.phase_at(before).index], len(self.schedule.source_names)
+        self.fp8.enter(phase, lambda: self.loader.batch(before), sources)
         if self.fp8.probes and self._due(self.config.health.fp8_probe.every, iteration, before, after):
-            self._probe_fp8(iteration, before)
+            self._probe_fp8(iteration, before, phase.name)
+        self.guard.enter(Interval(iteration, phase.name, before, after))
         started = time.perf_counter()
         gradients.time_the_device(self._reporting(iteration))
-        self.guard.enter(Interval(iteration, self.schedule.phase_at(before).name, before, after))
-        sources = len(self.schedule.source_names)
         result = train_step(self.parts, self.loader.batch(before), self.rates.at(after), sources, self.guard.judge)
         self._before = (self.state.iteration, before)
         self.state.iteration, self.state.consumed_samples = iteration, after
         self._seconds = time.perf_counter() - started
         return result
 
-    def _probe_fp8(self, iteration: int, before: int) -> None:
+    def _probe_fp8(self, iteration: int, before: int, phase: str) -> None:
         """Measure what FP8 costs in accuracy, on the iteration that comes next."""
         found = self.fp8.probe(self.loader.batch(before), len(self.schedule.source_names))
-        phase = self.schedule.phase_at(before).name
         self._write(fp8_probe_record(found, iteration=iteration, consumed=before, phase=phase))
         if found["alarm"]:
             self._event("fp8_alarm", alarm=found["alarm"], fell_back=found["fell_back"])
@@ -202,6 +201,7 @@ class Trainer:
         self.meter.seen = dict(saved.samples_by_source)
         self.guard.roll_back(self._result, first, saved.iteration)
         self.guard.detector.restore(saved.health)
+        self.fp8.roll_back(saved.health.get("fp8", {}))
         self.saver.saved_iteration = saved.iteration
         for sink in self.sinks:
             sink.close()

@@ -18,7 +18,7 @@ from megacode.data.windows import open_streams, stream_sizes
 from megacode.plan.batch import BatchSchedule, samples_digest
 from megacode.plan.phases import build_schedule
 
-NO_DALI = "DALI is not installed: pip install --no-deps --requirement requirements/dali.txt"
+NO_DALI = "DALI is not installed: pip install --no-deps --requirement requirements/no-deps.txt"
 WITH_DALI = pytest.mark.skipif(not dali.installed(), reason=NO_DALI)
 KINDS = ["device", "prefetch", *(pytest.param(kind, marks=WITH_DALI) for kind in ("dali", "dali, made ahead"))]
 PHASES = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import ModuleType
 from typing import Any
 
@@ -110,3 +111,27 @@ def test_what_is_left_out_of_fp8_is_exact(trained: dict[str, list[float]]) -> No
     """One block of four in FP8 lies nearer to fp32 than all four; with the output layer, further away."""
     first = {name: abs(losses[0] - trained["exact"][0]) for name, losses in trained.items()}
     assert 0 < first["ends"] < first["tensorwise"] < first["output"]
+
+
+def test_first_scales_spare_the_first_gradient(program: ModuleType) -> None:
+    """Gradients so small that a scale of 1 loses them; calibrated, they are as near as with scales of each tensor."""
+    from megacode.mcore import precision
+    from megacode.mcore.calibration import calibrate
+    from megacode.mcore.probe import compare
+
+    first = program.microbatch(0, 0)
+    tiny = dataclasses.replace(first, loss_mask=first.loss_mask * 1e-5)
+    apart: dict[str, dict[str, float]] = {}
+    for name, recipe in (("cold", "delayed"), ("calibrated", "delayed"), ("tensorwise", "tensorwise")):
+        parts = program.started(program.run_config())
+        precision.use(parts, Fp8(recipe=recipe))
+        if name == "calibrated":
+            weights = {n: p.clone() for n, p in parts.chunks[0].named_parameters()}
+            state = torch.get_rng_state()
+            calibrate(parts, tiny, program.SOURCES)
+            assert all(torch.equal(weights[n], p) for n, p in parts.chunks[0].named_parameters())
+            assert torch.equal(state, torch.get_rng_state())
+        apart[name] = compare(parts, tiny, program.SOURCES, Fp8(recipe=recipe)).gradients
+    for kind in ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"):
+        assert apart["cold"][kind] > 2 * apart["calibrated"][kind], kind
+        assert apart["calibrated"][kind] < 1.5 * apart["tensorwise"][kind], kind

@@ -47,7 +47,7 @@ def test_a_run_measures_the_same_to_the_last_bit_with_every_loader(golden: Path)
     assert measured(golden, "ahead") == expected
     assert measured(golden, "far-ahead", "train.prefetch=5") == expected
     if not dali.installed():
-        pytest.skip("DALI is not installed: pip install --no-deps --requirement requirements/dali.txt")
+        pytest.skip("DALI is not installed: pip install --no-deps --requirement requirements/no-deps.txt")
     assert measured(golden, "dali", "train.loader=dali") == expected
     assert measured(golden, "dali-asked", "train.loader=dali", "train.prefetch=0") == expected
 
