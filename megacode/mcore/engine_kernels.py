@@ -49,27 +49,25 @@ class GatedLinearUnit(torch.autograd.Function):
 
 
 class Quantizers:
-    """How the layers before and after SwiGLU round what lies between them, in the running recipe.
+    """How the layers before and after SwiGLU round what lies between them, with delayed scales.
 
     Args:
         before: the linear layer whose output SwiGLU takes.
         after: the linear layer that takes SwiGLU's output.
-        transposed: SwiGLU's kernel can write the transposed copy, too, that the weight's gradient needs.
     """
 
-    def __init__(self, before: Any, after: Any, transposed: bool) -> None:
-        self._before, self._after, self._transposed = before, after, transposed
+    def __init__(self, before: Any, after: Any) -> None:
+        self._before, self._after = before, after
 
     @classmethod
     def between(cls, before: Any, after: Any) -> Quantizers | None:
-        """Return those of two layers; None without FP8, and with recipes that SwiGLU's kernel cannot round to."""
-        if not FP8GlobalStateManager.is_fp8_enabled() or is_fp8_activation_recompute_enabled():
-            return None  # recomputed, a layer rounds with the scales that it had: not known here
-        recipe = FP8GlobalStateManager.get_fp8_recipe()
-        if not (recipe.delayed() or recipe.float8_current_scaling()):
+        """Return those of two layers; None without FP8, and with scales that are not known before SwiGLU's results."""
+        if not FP8GlobalStateManager.is_fp8_enabled() or not FP8GlobalStateManager.get_fp8_recipe().delayed():
             return None
+        if is_fp8_activation_recompute_enabled():
+            return None  # recomputed, a layer rounds with the scales that it had: not known here
         after.init_fp8_metadata()  # otherwise it would do so when it is called, which is too late
-        return cls(before, after, recipe.float8_current_scaling())
+        return cls(before, after)
 
     def output(self) -> Any:
         """Return what rounds SwiGLU's output: how the layer after it rounds its input."""
@@ -79,9 +77,10 @@ class Quantizers:
         """Return what rounds the gradient of SwiGLU's input: how the layer before it rounds its output's gradient."""
         return self._prepared(self._before.quantizers["scaling_bwd"][tex.FP8BwdTensors.GRAD_OUTPUT1])
 
-    def _prepared(self, quantizer: Any) -> Any:
-        # A delayed scale's kernel writes no transposed copy, though it would be given memory for one: it is made later.
-        quantizer.set_usage(rowwise=True, columnwise=self._transposed)
+    @staticmethod
+    def _prepared(quantizer: Any) -> Any:
+        # The kernel writes no transposed copy, though it would be given memory for one: it is made where it is needed.
+        quantizer.set_usage(rowwise=True, columnwise=False)
         quantizer.internal = False  # autograd takes only whole tensors
         return quantizer
 

@@ -91,18 +91,20 @@ def mark_accumulating(weight: Tensor, announced: bool) -> None:
         announced: autograd must deliver something, since mcore's overlap waits for each parameter's gradient.
     """
     weight.accumulates, weight.announced = True, announced
+    # mcore's mark of a tied weight, by which it would add what autograd delivers, the stand-in, all the same.
+    weight.zero_out_wgrad = False
 
 
 _stand_ins: dict[tuple[torch.Size, torch.dtype, torch.device], Tensor] = {}
 
 
 def stand_in(weight: Tensor) -> Tensor | None:
-    """Return what autograd gets in place of a gradient that is in `main_grad` already: nothing, or unread memory."""
+    """Return what autograd gets for a gradient that is in `main_grad` already: nothing, or nan that nobody may read."""
     if not getattr(weight, "announced", False):
         return None
     key = (weight.shape, weight.dtype, weight.device)
     if key not in _stand_ins:
-        _stand_ins[key] = torch.empty_like(weight, requires_grad=False)
+        _stand_ins[key] = torch.full_like(weight, float("nan"), requires_grad=False)
     return _stand_ins[key].detach()  # a tensor of its own, or autograd would copy it
 
 

@@ -78,6 +78,11 @@ def layers_of(config: RunConfig) -> Layers:
     return "local" if config.precision.transformer_impl == "local" else "transformer_engine"
 
 
+def output_in_fp8(place: Placement) -> bool:
+    """Return whether the output layer multiplies in FP8."""
+    return place.recipe is not None and place.recipe.output_layer
+
+
 def layer_tensors(place: Placement, layers: Layers) -> list[Saved]:
     """Return what one layer keeps."""
     return [*_attention(place, layers), *_mlp(place, layers), *_dropout(place)]
@@ -135,7 +140,7 @@ def head_tensors(place: Placement, layers: Layers) -> list[Saved]:
     loss = Saved("log-probabilities, fp32", _FP32 * width.vocabulary, _ALWAYS)
     if layers == "transformer_engine":
         loss = Saved("logits, then their gradient", size * width.vocabulary, _ALWAYS)
-    output = _FP8 if place.recipe is not None and place.recipe.output_layer else size
+    output = _FP8 if output_in_fp8(place) else size
     return [
         Saved("last norm's input", size * width.sliced, _ALWAYS),
         Saved("its statistics", width.statistics, _ALWAYS),
@@ -145,10 +150,19 @@ def head_tensors(place: Placement, layers: Layers) -> list[Saved]:
     ]
 
 
-def logits_copy(place: Placement, layers: Layers) -> Saved:
-    """Return what lives beside the loss's own tensor of logits, at the end of the forward pass."""
-    copied = layers == "local" and place.config.precision.dtype == "bf16"
-    return Saved("logits, bf16", copied * place.activation_bytes * _widths(place, layers).vocabulary, _ALWAYS)
+def beside_logits(place: Placement, layers: Layers) -> list[Saved]:
+    """Return what lives beside the loss's own tensor of logits at the moment of most memory.
+
+    Our own layers': the logits before they are cast, where the forward pass ends. Transformer Engine's: what the output
+    layer's backward pass makes, whose FP8 product needs the logits' gradient in a byte twice, once transposed.
+    """
+    width, size = _widths(place, layers), place.activation_bytes
+    if layers == "local":
+        return [Saved("logits, bf16", (size == 2) * size * width.vocabulary, _ALWAYS)]
+    return [
+        Saved("gradient of the output layer's input", size * width.hidden, _ALWAYS),
+        Saved("logits' gradient in FP8", output_in_fp8(place) * 2 * _FP8 * width.vocabulary, _ALWAYS),
+    ]
 
 
 def working_tensors(place: Placement, layers: Layers) -> list[Saved]:

@@ -14,11 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megacode.plan import communication
-from megacode.plan.activations import Layers
+from megacode.plan.activations import Layers, output_in_fp8
 from megacode.plan.buffers import countable
 from megacode.plan.hardware import Hardware
 from megacode.plan.placement import Placement
-from megacode.plan.traffic import casts, layer_traffic, loss_passes
+from megacode.plan.traffic import casts, layer_traffic, loss_passes, output_casts
 
 _FULL_WIDTH = 128  # channels of a head that fill the tensor cores
 
@@ -32,7 +32,7 @@ class StepTime:
         attention: the products inside attention.
         elementwise: norms, rotations, SwiGLU, residual sums, the loss, and casts to FP8.
         recompute: what is computed anew in the backward pass.
-        launches: what the GPU waits for the host, where layers are small.
+        launches: what the GPU waits for the host: between kernels, and where layers are small.
         tensor_parallel, context_parallel, pipeline_transfer, data_parallel: communication that nothing hides.
         bubble: waiting for the pipeline to fill and to drain.
         optimizer: adding up gradients, clipping, Adam.
@@ -125,7 +125,7 @@ def _layer(place: Placement, hardware: Hardware, layers: Layers) -> tuple[_Pass,
     attention = _attention(place, hardware, layers)
     elementwise = [
         (moved / hardware["elementwise_efficiency"] + cast / hardware["cast_efficiency"]) / hardware["memory_bandwidth"]
-        for moved, cast in zip(layer_traffic(place), casts(place), strict=True)
+        for moved, cast in zip(layer_traffic(place, layers), casts(place), strict=True)
     ]
     forward = _Pass(matrices, attention[0], elementwise[0], tensor=tensor.forward, context=context.forward)
     recompute = {"none": 0.0, "selective": attention[0] + context.forward, "full": forward.total}
@@ -137,8 +137,8 @@ def _layer(place: Placement, hardware: Hardware, layers: Layers) -> tuple[_Pass,
         tensor=tensor.backward,
         context=context.backward,
     )
-    waiting = max(0.0, hardware["host_seconds_a_layer"] - forward.total - backward.total)
-    return forward, backward + _Pass(launches=waiting)
+    waiting = hardware["host_seconds_a_layer"] - forward.total - backward.total
+    return forward, backward + _Pass(launches=max(hardware["idle_seconds_a_layer"], waiting))
 
 
 def _products(place: Placement) -> list[tuple[float, float]]:
@@ -197,16 +197,16 @@ def _ends(place: Placement, hardware: Hardware, layers: Layers, stage: int) -> t
         forward += _Pass(elementwise=2 * place.activation_bytes * moved, tensor=collective.forward)
         backward += _Pass(elementwise=3 * place.activation_bytes * moved)
     if stage == place.config.parallel.pipeline - 1:
-        matrices = _product(place, hardware, place.vocabulary_rows, hidden, float(_output_in_fp8(place)))
-        moved = place.tokens * place.vocabulary_rows / rate
-        passes = loss_passes(place, layers)
-        forward += _Pass(matrices, elementwise=passes[0] * moved, tensor=collective.forward)
-        backward += _Pass(2 * matrices, elementwise=passes[1] * moved, tensor=collective.backward)
+        matrices = _product(place, hardware, place.vocabulary_rows, hidden, float(output_in_fp8(place)))
+        logits = place.tokens * place.vocabulary_rows / rate
+        cast_rate = hardware["memory_bandwidth"] * hardware["cast_efficiency"]
+        elementwise = [
+            passes * logits + cast / cast_rate
+            for passes, cast in zip(loss_passes(place, layers), output_casts(place), strict=True)
+        ]
+        forward += _Pass(matrices, elementwise=elementwise[0], tensor=collective.forward)
+        backward += _Pass(2 * matrices, elementwise=elementwise[1], tensor=collective.backward)
     return forward, backward
-
-
-def _output_in_fp8(place: Placement) -> bool:
-    return place.recipe is not None and place.recipe.output_layer
 
 
 def _optimizer(place: Placement, hardware: Hardware) -> float:

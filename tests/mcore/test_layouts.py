@@ -62,7 +62,7 @@ FOUR: dict[str, dict[str, Any]] = {
 ON_TWO = [
     *(("sequential", layout) for layout in TWO),
     *(("parallel", layout) for layout in ("tp2", "tp2-sp", "pp2", "pp2-vpp2", "dp2-sharded", "cp2")),
-    *(("tied", layout) for layout in ("tp2", "pp2", "dp2-sharded", "cp2")),
+    *(("tied", layout) for layout in ("tp2", "pp2", "dp2-sharded", "dp2-overlap", "cp2-overlap", "cp2")),
     *(("isolated", layout) for layout in ("tp2-sp", "pp2", "dp2", "cp2")),
     *(("bf16", layout) for layout in ("tp2-sp", "dp2-sharded", "cp2")),
 ]

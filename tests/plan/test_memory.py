@@ -141,7 +141,7 @@ def test_the_output_layer_and_weights_held_in_fp8_are_counted(place: Place, h100
 def test_a_vocabulary_s_logits_are_held_in_bf16_or_twice(place: Place, h100: Hardware) -> None:
     placed = place()
     engine, local = (stage_memory(placed, 0, h100, layers) for layers in ("transformer_engine", "local"))
-    assert engine.logits == 2 * 32768 * 2048
+    assert engine.logits == 2 * (32768 + 1024) * 2048  # beside them the gradient of the output layer's input
     assert local.logits == 6 * 32768 * 2048
     assert head_tensors(placed, "local")[-1].bytes_per_token == 4 * 32768
 
