@@ -12,6 +12,7 @@ import torch
 from megacode.checkpoint import files, tensors
 from megacode.config.training import Fp8
 from megacode.mcore import groups, precision, probe, scales
+from megacode.mcore.calibration import calibrate
 from megacode.mcore.parts import Parts, build
 from megacode.mcore.step import StepResult, train_step
 
@@ -163,6 +164,19 @@ def probed() -> dict[str, Any]:
     return found
 
 
+def first_scales() -> dict[str, Any]:
+    """Return how far first gradients in FP8 are off, without first scales, with them, and with those of each tensor."""
+    found: dict[str, Any] = {}
+    for name, recipe in (("cold", "delayed"), ("calibrated", "delayed"), ("tensorwise", "tensorwise")):
+        fp8 = Fp8(recipe=recipe)
+        parts = started(MODELS["parallel"], "transformer_engine", fp8)
+        microbatch = tiny.microbatches(parts, 0)[0]
+        if name == "calibrated":
+            calibrate(parts, microbatch, tiny.SOURCES)
+        found[name] = probe.compare(parts, microbatch, tiny.SOURCES, fp8).gradients
+    return found
+
+
 def repeated() -> dict[str, Any]:
     """Train everything twice, with and without deterministic kernels."""
     found: dict[str, Any] = {}
@@ -191,7 +205,7 @@ def rounding() -> float:
 def everything() -> dict[str, Any]:
     """Return what each of the functions above returned, or how it failed."""
     found: dict[str, Any] = {}
-    for function in (implementations, interchange, recipes, resumed, probed, rounding, repeated, held):
+    for function in (implementations, interchange, recipes, resumed, probed, first_scales, rounding, repeated, held):
         try:
             found[function.__name__] = function()
         except Exception as error:

@@ -79,6 +79,13 @@ def test_a_probe_measures_and_changes_nothing(seen: dict[str, Any]) -> None:
     assert abs(found["comparison"]["loss"] - found["comparison"]["loss_without"]) < FP8
 
 
+def test_first_scales_spare_the_first_gradients(seen: dict[str, Any]) -> None:
+    found = of(seen, "first_scales")
+    for kind in ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"):
+        assert found["calibrated"][kind] < found["cold"][kind], kind
+        assert found["calibrated"][kind] < 1.5 * found["tensorwise"][kind], kind
+
+
 def test_deterministic_runs_repeat_bit_by_bit(seen: dict[str, Any]) -> None:
     for name, (once, again) in of(seen, "repeated").items():
         assert furthest(once, again) <= (0.0 if "True" in name else BF16), name

@@ -93,8 +93,9 @@ def microbatches(parts: Parts, iteration: int) -> list[Batch]:
 
 
 def started(config: RunConfig) -> Parts:
-    """Return the parts of a run on the ranks there are."""
+    """Return the parts of a run on the ranks there are, where memory that nobody has written yet is nan."""
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # which alone makes torch fill it
     return build(config, groups.start(config.parallel, config.seed), VOCAB)
 
 
