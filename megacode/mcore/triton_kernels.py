@@ -1,9 +1,9 @@
 """Triton kernels for the operations between the matrix products: each reads and writes what it must, once.
 
-Those of other libraries are taken where they are as fast (`engine_kernels`). These are here because, on an H200,
-Transformer Engine's rotary positions run at a third of the memory's speed and its norms at a quarter of it, and torch
-adds the gradients that meet before a parallel block's norm in passes of their own. docs/performance.md has the figures;
-`tools/bench/kernels.py` measures them.
+Those of other libraries are taken where they are as fast (`engine_kernels`). These are here because, on an H200, torch
+adds the gradients that meet before a parallel block's norm in passes of their own, and what it compiles for rotary
+positions and for the loss reaches between a half and a fourteenth of the memory's speed, by the shape.
+docs/performance.md has the figures; `tools/bench/kernels.py` measures them.
 
 All compute in fp32 and round once. `TRITON_INTERPRET=1` runs them on a CPU.
 """
