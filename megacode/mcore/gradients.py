@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from megacode.mcore import device
 from megacode.mcore.kernels import mark_accumulating
@@ -86,22 +85,17 @@ def _accumulate_in_place(chunk: Any, announced: bool) -> None:
             module.fuse_wgrad_accumulation = True  # Transformer Engine's linear layers do so by themselves
 
 
-def _finalize(model: list[Any], *arguments: Any, **keywords: Any) -> None:
+def _finalize(model: list[Any], num_tokens: Any = None, **keywords: Any) -> None:
+    """Reduce the gradients; `optimizer.measure` divides this rank's share of them, mcore would divide them all here."""
     from megatron.core.distributed import finalize_model_grads
 
     _arrive()
-    finalize_model_grads(model, *arguments, **keywords)
+    finalize_model_grads(model, None, **keywords)
 
 
-def _finalize_alone(model: list[Any], num_tokens: Tensor | None = None, **unused: Any) -> None:
-    """Divide by the number of tokens: all that is left of mcore's function where there is one rank."""
-    from megatron.core import parallel_state
-
+def _finalize_alone(*unused: Any, **also_unused: Any) -> None:
+    """Do what is left of mcore's function where there is one rank."""
     _arrive()
-    assert parallel_state.get_data_parallel_world_size() == 1
-    if num_tokens is not None and num_tokens > 0:
-        for chunk in model:
-            chunk.scale_gradients(1.0 / num_tokens)
 
 
 def _nothing_to_gather(*unused: Any, **also_unused: Any) -> None:

@@ -88,12 +88,18 @@ def parts(optimizer: Any) -> list[Any]:
     return [part for part in inner if not part.is_stub_optimizer]
 
 
-def measure(optimizer: Any) -> float:
+@torch.no_grad()
+def measure(optimizer: Any, tokens: int) -> float:
     """Ready the gradients for a step and return their global norm; nan where it is not finite.
 
     All ranks see one norm, so all decide alike whether to step.
+
+    Args:
+        optimizer: of `build_optimizer`.
+        tokens: the gradients are of the sum over so many tokens; those readied are of the mean.
     """
     optimizer.prepare_grads()
+    _multiply(optimizer, 1.0 / max(tokens, 1))
     return gradient_norm(optimizer)
 
 
@@ -108,10 +114,15 @@ def update(optimizer: Any, norm: float, clip_grad: float) -> None:
     """
     factor = clip_grad / (norm + 1e-6)
     if 0.0 < factor < 1.0:
-        gradients = [p.grad for part in parts(optimizer) for p in part.get_parameters() if p.grad is not None]
-        if gradients:
-            torch._foreach_mul_(gradients, factor)
+        _multiply(optimizer, factor)
     optimizer.step_with_ready_grads()
+
+
+def _multiply(optimizer: Any, factor: float) -> None:
+    """Multiply the readied gradients that this rank's optimizer holds: its share, where it is sharded."""
+    gradients = [p.grad for part in parts(optimizer) for p in part.get_parameters() if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, factor)
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """One iteration: gradients over all micro-batches and ranks, then a step; and the same without gradients.
 
 The loss of an iteration is the mean over the valid tokens of the whole global batch, and so is its gradient: every
-rank backpropagates the *sum* over its tokens, and mcore divides once by the number of tokens of all ranks. Losses per
-source are summed on the device in fp64 and fetched once an iteration; no micro-batch waits for the host.
+rank backpropagates the *sum* over its tokens, and divides its optimizer's share of it once, by the number of tokens of
+all ranks. Losses per source are summed on the device in fp64 and fetched once an iteration; no micro-batch waits for
+the host.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def train_step(
     gradients.begin()
     losses = backward(parts, microbatches, num_sources)
     optimizer.set_learning_rate(parts.optimizer, learning_rate)
-    norm = optimizer.measure(parts.optimizer)
+    norm = optimizer.measure(parts.optimizer, sum(losses.tokens))
     wanted = math.isfinite(losses.loss) and math.isfinite(norm) and (judge is None or judge(losses.loss, norm))
     if wanted:
         optimizer.update(parts.optimizer, norm, parts.config.train.clip_grad)
@@ -101,7 +102,7 @@ def train_step(
 
 
 def backward(parts: Parts, microbatches: Sequence[MicroBatch], num_sources: int) -> Losses:
-    """Return the losses, and leave the gradients in mcore's buffers, reduced; arguments as in `train_step`."""
+    """Return the losses; their sum's gradient stands in mcore's buffers then, reduced. Arguments as in `train_step`."""
     for chunk in parts.chunks:
         _set_mode(chunk, training=True)
         chunk.zero_grad_buffer()
