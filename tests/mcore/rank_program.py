@@ -249,7 +249,7 @@ def _decayed(case: dict[str, Any]) -> list[str]:
     for chunk in parts.chunks:
         chunk.zero_grad_buffer()
     optimizer.set_learning_rate(parts.optimizer, 0.1)
-    optimizer.update(parts.optimizer, optimizer.measure(parts.optimizer), 1.0)
+    optimizer.update(parts.optimizer, optimizer.measure(parts.optimizer, 1), 1.0)
     pairs = zip(named, before, strict=True)
     return [name for (name, now), then in pairs if now.detach().norm() < 0.995 * then.norm()]
 
