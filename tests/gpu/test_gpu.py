@@ -12,6 +12,7 @@ import pytest
 
 from megacode.base.files import RunDir, read_jsonl
 from megacode.mcore import engine
+from tests.distance import furthest
 from tests.ranks import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(engine.obstacle()), reason=engine.obstacle())]
@@ -31,10 +32,6 @@ def of(seen: dict[str, Any], name: str) -> Any:
     """Return what one function of the program returned."""
     assert not (isinstance(seen[name], dict) and "error" in seen[name]), seen[name]["error"]
     return seen[name]
-
-
-def furthest(one: list[float], other: list[float]) -> float:
-    return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 def test_both_kinds_of_layers_train_alike(seen: dict[str, Any]) -> None:

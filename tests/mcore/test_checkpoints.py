@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from megacode.base.errors import CheckpointError
+from tests.distance import furthest
 
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 SHARDED = {"distributed_optimizer": True}
@@ -21,8 +22,8 @@ def resumed_is_bit_equal(found: dict[str, Any]) -> bool:
 
 
 def resumed_differs_by(found: dict[str, Any], index: int) -> float:
-    pairs = zip(found["resumed"][index], found["uninterrupted"], strict=True)
-    return max(abs(a["loss"] - b["loss"]) for a, b in pairs)
+    resumed, uninterrupted = found["resumed"][index], found["uninterrupted"]
+    return furthest([step["loss"] for step in resumed], [step["loss"] for step in uninterrupted])
 
 
 @pytest.mark.usefixtures("alone")

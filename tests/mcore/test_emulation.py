@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from megacode.config.training import Fp8
 from megacode.mcore import emulation
 from megacode.mcore.emulation import E4M3, E5M2, rounded
+from tests.distance import furthest
 
 TENSORWISE, BLOCKWISE = Fp8(recipe="tensorwise"), Fp8(recipe="blockwise")
 
@@ -102,7 +103,7 @@ def _trained(program: ModuleType, recipe: Fp8 | None) -> list[float]:
 def test_every_recipe_learns_as_fp32_does(trained: dict[str, list[float]]) -> None:
     exact = trained["exact"]
     for name, losses in trained.items():
-        distance = max(abs(a - b) for a, b in zip(exact, losses, strict=True))
+        distance = furthest(exact, losses)
         assert distance < 0.05, name
         assert (distance > 1e-4) == (name != "exact"), name
 

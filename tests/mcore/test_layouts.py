@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.distance import furthest
+
 pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-6
@@ -112,7 +114,7 @@ def four(on_ranks: Callable[..., list[Any]]) -> list[dict[str, Any]]:
 
 
 def difference(found: list[dict[str, Any]], expected: list[dict[str, Any]], key: str) -> float:
-    return max(abs(a[key] - b[key]) for a, b in zip(found, expected, strict=True))
+    return furthest([step[key] for step in found], [step[key] for step in expected])
 
 
 def assert_equal(found: list[dict[str, Any]], name: str, expected: dict[str, Any], tolerance: float) -> None:

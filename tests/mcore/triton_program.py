@@ -19,8 +19,9 @@ TOKENS, VOCABULARY, IGNORED = 6, 6000, -100
 
 
 def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the largest distance of one tensor from what is expected, relative to that."""
-    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
+    """Return the largest distance of one tensor from what is expected, relative to that, absolute where that is 0."""
+    relative = [(a - b).norm() / (b.norm() if b.any() else 1.0) for a, b in zip(found, expected, strict=True)]
+    return float(torch.stack(relative).max())  # nan if one of them is
 
 
 def random(*shape: int, seed: int = 1) -> Tensor:

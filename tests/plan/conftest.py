@@ -95,3 +95,24 @@ def place() -> Callable[..., Placement]:
         return Placement(validate(raw, "test.yaml"), gpus, 32768)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def on_one_gpu() -> Callable[[str, int, str | None, bool], Placement]:
+    """Return a function from preset, micro-batch, FP8 recipe and its `output_layer` to what `gpu_step.py` measures."""
+
+    def build(preset: str, micro: int, recipe: str | None, output_layer: bool) -> Placement:
+        config = validate(
+            {
+                "name": "t",
+                "model": {"preset": preset},
+                "sources": {"text": {"path": "data/text"}},
+                "phases": [{"name": "all", "iterations": 9, "blend": {"text": 1}, "learning_rate": RATE}],
+                "train": {"seq_length": 8192, "global_batch_size": 32, "micro_batch_size": micro},
+                "precision": {"fp8": {"recipe": recipe, "output_layer": output_layer} if recipe else "none"},
+            },
+            "test.yaml",
+        )
+        return Placement(config, 1, 256_000)
+
+    return build

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from megacode.config.loading import validate
 from megacode.plan.hardware import GIB, load_hardware
 from megacode.plan.memory import Memory, fullest, stage_memory
 from megacode.plan.placement import Placement
@@ -29,21 +28,9 @@ MEASURED = [
 
 @pytest.mark.parametrize(("preset", "micro", "recipe", "output_layer", "tensors", "reserved"), MEASURED)
 def test_the_plan_gives_the_peak_that_was_measured(
-    preset: str, micro: int, recipe: str | None, output_layer: bool, tensors: float, reserved: float
+    on_one_gpu: Place, preset: str, micro: int, recipe: str | None, output_layer: bool, tensors: float, reserved: float
 ) -> None:
-    rate = {"schedule": "constant", "peak": 1e-3}
-    config = validate(
-        {
-            "name": "t",
-            "model": {"preset": preset},
-            "sources": {"text": {"path": "data/text"}},
-            "phases": [{"name": "all", "iterations": 9, "blend": {"text": 1}, "learning_rate": rate}],
-            "train": {"seq_length": 8192, "global_batch_size": 32, "micro_batch_size": micro},
-            "precision": {"fp8": {"recipe": recipe, "output_layer": output_layer} if recipe else "none"},
-        },
-        "test.yaml",
-    )
-    memory = fullest(Placement(config, 1, 256_000), load_hardware("H200"), "transformer_engine")
+    memory = fullest(on_one_gpu(preset, micro, recipe, output_layer), load_hardware("H200"), "transformer_engine")
     assert memory.tensors / GIB == pytest.approx(tensors, rel=0.01)
     assert memory.reserved / GIB == pytest.approx(reserved, rel=0.02)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from megacode.config.loading import validate
 from megacode.plan import communication
 from megacode.plan.activations import Layers
 from megacode.plan.costs import flops_per_token
@@ -18,7 +17,6 @@ from megacode.plan.speed import StepTime, step_time
 from megacode.plan.traffic import casts, layer_traffic
 
 Place = Callable[..., Placement]
-RATE = {"schedule": "constant", "peak": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -216,18 +214,7 @@ MEASURED = [
 
 @pytest.mark.parametrize(("preset", "micro", "recipe", "output_layer", "milliseconds"), MEASURED)
 def test_the_model_gives_what_was_measured(
-    preset: str, micro: int, recipe: str | None, output_layer: bool, milliseconds: float
+    on_one_gpu: Place, preset: str, micro: int, recipe: str | None, output_layer: bool, milliseconds: float
 ) -> None:
-    config = validate(
-        {
-            "name": "t",
-            "model": {"preset": preset},
-            "sources": {"text": {"path": "data/text"}},
-            "phases": [{"name": "all", "iterations": 9, "blend": {"text": 1}, "learning_rate": RATE}],
-            "train": {"seq_length": 8192, "global_batch_size": 32, "micro_batch_size": micro},
-            "precision": {"fp8": {"recipe": recipe, "output_layer": output_layer} if recipe else "none"},
-        },
-        "test.yaml",
-    )
-    time = time_of(Placement(config, 1, 256_000), load_hardware("H200"))
+    time = time_of(on_one_gpu(preset, micro, recipe, output_layer), load_hardware("H200"))
     assert 1e3 * time.total == pytest.approx(milliseconds, rel=0.04)

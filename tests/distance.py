@@ -1,0 +1,13 @@
+"""How far apart two series are, for tests: nan anywhere is nan, which is below no tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def furthest(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the largest distance of a value from its counterpart; Python's own `max` would pass over a later nan."""
+    assert len(one) == len(other)
+    return float(np.max(np.abs(np.subtract(one, other))))
