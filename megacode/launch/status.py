@@ -27,9 +27,9 @@ def read_status(path: Path, now: float | None = None) -> Json:
         now: the moment to judge from, in seconds since 1970; absent: the present.
 
     Returns:
-        `state` with `reason`, `progress`, `loss`, `validation`, `rates`, `checkpoint`, `scores`, `estimate`, `goodput`,
-        `starts`, `sources`, `incidents`, `health`, `heartbeats`, `owner`, `job`. Durations are in seconds, times in
-        seconds since 1970.
+        `state` with `reason`, `progress`, `loss`, `validation`, `fp8`, `rates`, `checkpoint`, `scores`, `estimate`,
+        `goodput`, `starts`, `sources`, `incidents`, `health`, `heartbeats`, `owner`, `job`. Durations are in seconds,
+        times in seconds since 1970.
 
     Raises:
         ConfigError: if it is no run directory.
@@ -47,6 +47,7 @@ def read_status(path: Path, now: float | None = None) -> Json:
         "progress": _progress(files, last),
         "loss": _chosen(last, "iteration", "loss", "loss_by_source", "grad_norm", "learning_rate"),
         "validation": _chosen(files.validation, "iteration", "loss", "loss_by_source", "reason"),
+        "fp8": _fp8(files, last),
         "rates": _rates(files),
         "checkpoint": _checkpoint(files, int(last.get("iteration") or 0)),
         "scores": read_scores(files, state == "running"),
@@ -97,6 +98,12 @@ def _progress(files: RunFiles, last: Json) -> Json:
 
 def _chosen(line: Json, *names: str) -> Json | None:
     return {name: line.get(name) for name in names} if line else None
+
+
+def _fp8(files: RunFiles, last: Json) -> Json | None:
+    """Return the recipe of the last iteration, and what the last probe found; None where the run knows no FP8."""
+    probe = _chosen(files.fp8_probe, "iteration", "loss_difference", "gradient_difference", "alarm", "fell_back")
+    return {"recipe": last.get("fp8"), "probe": probe} if last.get("fp8") or probe else None
 
 
 def _median(lines: list[Json], name: str) -> float | None:
@@ -189,6 +196,7 @@ def _incidents(files: RunFiles) -> Json:
         "last_skipped": skipped[-10:],
         "withheld_samples": withheld,
         "spikes": events("spike"),
+        "fp8_alarms": events("fp8_alarm"),
         "rollbacks": events("rollback"),
         "corrupt": events("corrupt"),
         "failed_saves": events("save_failed"),

@@ -30,7 +30,7 @@ class RunFiles:
         plan: `plan.json`.
         train: lines of kind `train`, one an iteration, by iteration; of one that is there twice the last.
         scores: lines of kind `score`, the last one of each suite and iteration, by iteration.
-        validation, health: the last line of that kind; empty where there is none.
+        validation, health, fp8_probe: the last line of that kind; empty where there is none.
         events: lines of `events.jsonl`.
         ledger: lines of `ledger.jsonl`.
         heartbeats: by rank: `rank`, `age` in seconds, and what the rank says of itself.
@@ -44,6 +44,7 @@ class RunFiles:
     scores: list[Json]
     validation: Json
     health: Json
+    fp8_probe: Json
     events: list[Json]
     ledger: list[Json]
     heartbeats: list[Json]
@@ -115,6 +116,7 @@ def read_files(path: Path, now: float) -> RunFiles:
         scores=[line for _, line in sorted(scores.items())],
         validation=last.get("validation", {}),
         health=last.get("health", {}),
+        fp8_probe=last.get("fp8_probe", {}),
         events=[event for event in read_lines(run.events, damaged) if isinstance(event.get("time"), (int, float))],
         ledger=list(read_lines(run.ledger, damaged)),
         heartbeats=_heartbeats(run.heartbeats, now),

@@ -15,6 +15,7 @@ from megacode.launch.status_files import Json
 from megacode.launch.status_job import describe
 from megacode.launch.status_scores import score_rows
 from megacode.launch.status_time import PARTS
+from megacode.metrics import probes
 
 _WIDEST = 100
 _STARTS_SHOWN = 12
@@ -72,6 +73,8 @@ def _headline(document: Json) -> RenderableType:
         held_out = document["validation"]
         each = _each(held_out["loss_by_source"])
         grid.add_row("held out", f"{held_out['loss']:.4f}{each} at iteration {held_out['iteration']:,}")
+    if document["fp8"]:
+        grid.add_row("FP8", _fp8(document["fp8"]))
     if document["rates"]["iterations"]:
         grid.add_row("rate", _rate(document["rates"]))
     if document["checkpoint"]:
@@ -96,6 +99,13 @@ def _position(progress: Json) -> str:
 def _each(losses: Json | None) -> str:
     listed = ", ".join(f"{name} {loss:.3f}" for name, loss in (losses or {}).items())
     return f" ({listed})" if listed else ""
+
+
+def _fp8(fp8: Json) -> str:
+    recipe, probe = fp8["recipe"] or "not in use", fp8["probe"]
+    if probe is None:
+        return f"{recipe}, not probed"
+    return f"{recipe}; probe before iteration {probe['iteration']:,}: {probes.found(probe)}"
 
 
 def _rate(rates: Json) -> str:
@@ -172,6 +182,13 @@ def _incidents(document: Json) -> list[str]:
         if found[kind]:
             last = found[kind][-1].get("iteration")
             lines.append(f"{len(found[kind]):,} {kind}, the last at iteration {last}")
+    if found["fp8_alarms"]:
+        last = found["fp8_alarms"][-1]
+        ended = "; the run goes on without FP8" if last.get("fell_back") else ""
+        lines.append(
+            f"{len(found['fp8_alarms']):,} FP8 probes too far off, the last after iteration {last.get('iteration')}: "
+            f"{last.get('alarm')}{ended}"
+        )
     lines += [f"corrupt: {event.get('checkpoint')}: {event.get('what')}" for event in found["corrupt"]]
     lines += [f"not saved: {event.get('checkpoint')}: {event.get('error')}" for event in found["failed_saves"]]
     lines += [f"not scored: {event['checkpoint']}: {event['error']}" for event in document["scores"]["failed"]]

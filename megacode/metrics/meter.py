@@ -35,6 +35,7 @@ class Meter:
         consumed_before: int,
         consumed: int,
         learning_rate: float,
+        fp8: str | None,
         seconds: float,
     ) -> dict[str, Any]:
         """Return the record of one iteration.
@@ -45,6 +46,7 @@ class Meter:
             consumed_before: clock before the iteration, in samples.
             consumed: clock after it.
             learning_rate: it was done with.
+            fp8: the recipe it was computed with; None: without FP8.
             seconds: wall time it took.
         """
         names = self.schedule.source_names
@@ -67,6 +69,7 @@ class Meter:
             "learning_rate": learning_rate,
             "grad_norm": result.grad_norm,
             "skipped": result.skipped,
+            "fp8": fp8,
             "batch_size": consumed - consumed_before,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from megacode.base.files import RunDir, read_jsonl, write_text
 from megacode.base.units import format_count, format_rate
+from megacode.metrics import probes
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +178,8 @@ class ConsoleSink:
         elif record["kind"] == "validation":
             losses = " ".join(f"{name} {loss:.4f}" for name, loss in record["loss_by_source"].items())
             log.info("validation at iteration %d (%s): %s", record["iteration"], record["reason"], losses)
+        elif record["kind"] == "fp8_probe":
+            log.info("FP8 probe before iteration %d: %s", record["iteration"], probes.found(record))
         elif record["kind"] == "score":
             log.info("%s", score_line(record))
         if self._bar is not None and record["kind"] != "score":  # which is of an iteration long ago

@@ -98,10 +98,10 @@ def gradient_norm(record: RunRecord, clock: Sequence[Slot]) -> Figure:
         return Figure("gradient", "Gradient norm", reading, missing=fig.NO_ITERATIONS)
     clip = value(record.config.get("train") or {}, "clip_grad")
     ranges = [extent(slot, "grad_norm") for slot in clock]
-    shown = [v for pair in ranges for v in pair] + ([clip] if clip > 0 else [])
+    shown = [v for pair in ranges for v in pair] + ([1.1 * clip] if clip > 0 else [])
     frame = fig.make_frame(record, fig.HALF, domain(shown, log=True), log=True)
     labels = [(tick, fig.plain(tick)) for tick in frame.y.ticks(5)]
-    limit = [_limit(frame, clip, f"clipped to {clip:g}")] if clip > 0 else []
+    limit = [fig.limit(frame, clip, f"clipped to {clip:g}")] if clip > 0 else []
     drawn = fig.draw(record, frame, "Gradient norm over time", "gradient norm", labels,
                   _range(frame, clock, ranges), *limit, _median(frame, clock, norms))  # fmt: skip
     return Figure("gradient", "Gradient norm", reading, [drawn], [Entry("median", "ink", "line",
@@ -140,12 +140,6 @@ def _median(frame: Frame, clock: Sequence[Slot], values: Sequence[float]) -> Mar
     return path([(frame.x(s.stop), frame.y(v)) for s, v in zip(clock, values, strict=True)], class_="line ink")
 
 
-def _limit(frame: Frame, at: float, text: str) -> Markup:
-    line = path([(frame.left, frame.y(at)), (frame.right, frame.y(at))], class_="planned")
-    label = element("text", text, class_="note", x=frame.right - 4, y=frame.y(at) - 5, text_anchor="end")
-    return element("g", line, label)
-
-
 def passes(record: RunRecord, clock: Sequence[Slot]) -> Figure:
     """Return how often each source had been read."""
     reading = (
@@ -168,7 +162,7 @@ def passes(record: RunRecord, clock: Sequence[Slot]) -> Figure:
         for i, n in order
     ]  # fmt: skip
     drawn = fig.draw(record, frame, "Passes over each source", "epochs", labels,
-                  *([_limit(frame, 1.0, "first repetition")] if repeated else []), *marks)  # fmt: skip
+                  *([fig.limit(frame, 1.0, "first repetition")] if repeated else []), *marks)  # fmt: skip
     entries = [Entry(n, colour(i), "line", fig.texts(lines[n], "{:.2f}x".format)) for i, n in order]
     return Figure("passes", "Passes over each source", reading, [drawn], entries)
 

@@ -11,7 +11,19 @@ from markupsafe import Markup
 from megacode.base.units import format_count
 from megacode.study.record import RunRecord
 from megacode.study.series import Slot
-from megacode.study.svg import Frame, Scale, bands, boundaries, clock_axis, cursor, drawing, grid, vertical_title
+from megacode.study.svg import (
+    Frame,
+    Scale,
+    bands,
+    boundaries,
+    clock_axis,
+    cursor,
+    drawing,
+    element,
+    grid,
+    path,
+    vertical_title,
+)
 
 WIDE = (960, 330)
 NARROW = (380, 290)
@@ -143,6 +155,13 @@ def draw(record: RunRecord, frame: Frame, title: str, unit: str, labels: Sequenc
         clock_axis(frame, clock_labels(frame), clock_title(record)), vertical_title(frame, unit),
         cursor(frame), class_=f"clock {SHAPES.get((frame.width, frame.height), '')}",
     )  # fmt: skip
+
+
+def limit(frame: Frame, at: float, text: str) -> Markup:
+    """Return a dashed line across a chart, with what it means."""
+    line = path([(frame.left, frame.y(at)), (frame.right, frame.y(at))], class_="planned")
+    label = element("text", text, class_="note", x=frame.right - 4, y=frame.y(at) - 5, text_anchor="end")
+    return element("g", line, label)
 
 
 def both(chart: Callable[[tuple[int, int]], Markup]) -> list[Markup]:

@@ -34,6 +34,7 @@ class RunRecord:
         plan: `plan.json`.
         train: lines of kind `train`, one an iteration, in order; of an iteration done twice (a resume) the last one.
         validation: lines of kind `validation`, likewise.
+        probes: lines of kind `fp8_probe`, likewise.
         events: lines of `events.jsonl`.
         scores: the files of `eval/`, each with `iteration` and `suite` filled in, in order of iteration.
         exports: `hf/*/megacode.json`, each with `iteration` and `directory` filled in, in order of iteration; of those
@@ -46,6 +47,7 @@ class RunRecord:
     plan: Json = field(default_factory=dict)
     train: Sequence[Json] = ()
     validation: Sequence[Json] = ()
+    probes: Sequence[Json] = ()
     events: Sequence[Json] = ()
     scores: Sequence[Json] = ()
     exports: Sequence[Json] = ()
@@ -125,6 +127,7 @@ def read_run(path: Path) -> RunRecord:
         plan=_mapping(Path(run.plan), _read_json),
         train=_lines(metrics, "train"),
         validation=_lines(metrics, "validation"),
+        probes=_lines(metrics, "fp8_probe"),
         events=_parsed(Path(run.events), read_jsonl) or [],
         scores=scores,
         exports=_exports(Path(run.hf), scores),

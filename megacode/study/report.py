@@ -12,7 +12,7 @@ import megacode
 from megacode.base.errors import ConfigError
 from megacode.base.files import write_text
 from megacode.base.units import format_bytes, format_count
-from megacode.study import cards, charts, facts, mixture, scores
+from megacode.study import accuracy, cards, charts, facts, mixture, scores
 from megacode.study.figure import readout
 from megacode.study.record import Json, RunRecord, read_run
 from megacode.study.series import slots
@@ -56,6 +56,7 @@ def page(record: RunRecord) -> dict[str, Any]:
     found = scores.collect(record)
     over_time = [chart(record, clock) for chart in (charts.learning_rate, charts.throughput, charts.gradient_norm,
                                                     charts.passes)]  # fmt: skip
+    over_time += accuracy.figures(record, clock)
     figures = {"mixture": mixture.mixture(record, clock), "loss": charts.loss(record, clock)}
     every = [*figures.values(), *over_time]
     at = readout(record, clock)

@@ -11,7 +11,7 @@ from megacode.config.data import Phase
 from megacode.config.health import Fp8Probe
 from megacode.config.run import RunConfig
 from megacode.config.training import Fp8
-from megacode.mcore import precision
+from megacode.mcore import engine, precision
 from megacode.mcore.batch import MicroBatch
 from megacode.mcore.calibration import calibrate
 from megacode.mcore.parts import Parts
@@ -46,16 +46,24 @@ class Fp8Watch:
             microbatches: gives this rank's of the next iteration, where they are needed to find first scales.
             num_sources: number of sources.
         """
-        self._recipe = None if self.fell_back else self._config.fp8_in(phase)
-        precision.use(self._parts, self._recipe)
-        if self._recipe is not None and self._recipe.recipe == "delayed" and not self.calibrated:
+        recipe = None if self.fell_back else self._config.fp8_in(phase)
+        if recipe != self._recipe:
+            log.info("phase %s: matrix products in %s", phase.name, self._described(recipe))
+        self._recipe = recipe
+        precision.use(self._parts, recipe)
+        if recipe is not None and recipe.recipe == "delayed" and not self.calibrated:
             calibrate(self._parts, microbatches()[0], num_sources)
             self.calibrated = True
 
+    def _described(self, recipe: Fp8 | None) -> str:
+        if recipe is None:
+            return f"{self._config.precision.dtype}, without FP8"
+        return f"FP8, recipe {recipe.recipe}" + ("" if engine.used(self._config) else ", emulated")
+
     @property
-    def probes(self) -> bool:
-        """Whether there is something to probe."""
-        return self._recipe is not None
+    def recipe(self) -> str | None:
+        """Name of the recipe that computes the next iteration; None: without FP8."""
+        return None if self._recipe is None else self._recipe.recipe
 
     def probe(self, microbatches: Sequence[MicroBatch], num_sources: int) -> dict[str, Any]:
         """Compare the first micro-batch of an iteration with itself without FP8, and act on what is found.

@@ -140,7 +140,7 @@ class Trainer:
         self.watchdog.beat("training", iteration, before)
         phase, sources = self.config.phases[self.schedule.phase_at(before).index], len(self.schedule.source_names)
         self.fp8.enter(phase, lambda: self.loader.batch(before), sources)
-        if self.fp8.probes and self._due(self.config.health.fp8_probe.every, iteration, before, after):
+        if self.fp8.recipe is not None and self._due(self.config.health.fp8_probe.every, iteration, before, after):
             self._probe_fp8(iteration, before, phase.name)
         self.guard.enter(Interval(iteration, phase.name, before, after))
         started = time.perf_counter()
@@ -167,6 +167,7 @@ class Trainer:
             consumed_before=self._before[1],
             consumed=consumed,
             learning_rate=self.rates.at(consumed),
+            fp8=self.fp8.recipe,
             seconds=self._seconds,
         )
         self._write(record)

@@ -226,6 +226,21 @@ def test_incidents_and_health_are_shown(made: Callable[..., Path]) -> None:
     assert document["starts"][0]["iterations"] == 12
 
 
+def test_fp8_is_shown_with_its_last_probe_and_its_alarms(made: Callable[..., Path]) -> None:
+    assert read_status(made([start(1000)], 5), NOW)["fp8"] is None
+    recipe = {**train_line(6), "fp8": "delayed"}
+    document = read_status(made([start(1000)], 5, more=[recipe]), NOW)
+    assert document["fp8"] == {"recipe": "delayed", "probe": None}
+    assert "delayed, not probed" in shown(document)
+    probe = {"kind": "fp8_probe", "iteration": 7, "loss_difference": 0.0012, "alarm": "gradient of norms is 90% off",
+             "gradient_difference": {"linear_fc1": 0.031, "norms": 0.9}, "fell_back": True}  # fmt: skip
+    alarm = event(1010, "fp8_alarm", 6, alarm=probe["alarm"], fell_back=True)
+    document = read_status(made([start(1000), alarm], 5, more=[recipe, probe, train_line(7)]), NOW)
+    page = " ".join(shown(document).split())
+    assert "not in use; probe before iteration 7: loss 0.12% off, gradients 3.1% (linear_fc1) to 90% (norms)" in page
+    assert "1 FP8 probes too far off, the last after iteration 6: gradient of norms is 90% off; the run goes on" in page
+
+
 def test_a_run_that_has_just_begun_is_no_error(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run").create()
     run.config.write_text("name: young\n")

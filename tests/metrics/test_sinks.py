@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from megacode.base.files import read_jsonl
+from megacode.metrics import probes
 from megacode.metrics.sinks import JsonlSink, TensorBoardSink, train_line
 
 RECORD: dict[str, Any] = {
@@ -75,6 +76,14 @@ def test_a_mirror_that_fails_is_told_once_and_the_run_goes_on(
     sink.close()
     (message,) = caplog.messages
     assert message.endswith("get no more values in this start: [Errno 28] No space left on device")
+
+
+def test_a_probe_is_one_line_from_the_nearest_kind_of_layer_to_the_furthest() -> None:
+    probe = {"loss_difference": 0.00021, "gradient_difference": {"norms": 0.012, "linear_qkv": 0.5, "linear_fc1": 0.1}}
+    assert probes.found(probe) == "loss 0.021% off, gradients 1.2% (norms) to 50% (linear_qkv)"
+    spoilt = {"loss_difference": 12.0, "gradient_difference": {"norms": float("nan"), "linear_qkv": 0.5}}
+    assert probes.found(spoilt) == "loss 1200% off, gradients 50% (linear_qkv) to nan% (norms)"
+    assert probes.found({"loss_difference": 0.0, "gradient_difference": {}}) == "loss 0% off"
 
 
 def test_an_iteration_is_one_line() -> None:

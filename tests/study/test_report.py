@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -76,6 +77,24 @@ def test_the_page_of_a_whole_run_holds_every_section_and_every_chart(run):
     # the mixture and the loss are drawn twice: for wide pages and for narrow ones
     assert page.tags["svg"] == len(charts) + 2
     assert "Finished: every planned sample was read." in page.text
+
+
+def test_what_fp8_costs_is_drawn_where_it_was_probed(run):
+    def probe(iteration, **distances):
+        clock = {"iteration": iteration, "consumed_samples": 16 * (iteration - 1), "phase": "balanced"}
+        return {"kind": "fp8_probe", **clock, "loss_difference": 0.0021, "gradient_difference": distances, "alarm": ""}
+
+    assert "accuracy" not in page_of(run).values("id")
+    probes = [probe(41, norms=0.02, linear_qkv=0.11), probe(81, norms=math.nan, linear_qkv=0.25)]
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in probes)
+    page = page_of(run)
+    assert "accuracy" in page.values("id")
+    values = json.loads(page.scripts[0])["values"]
+    assert len(values["accuracy:0"]) == len(json.loads(page.scripts[0])["at"])
+    assert list(dict.fromkeys(values["accuracy:0"])) == ["—", "11.00%", "25.00%"]
+    assert set(values["accuracy:1"]) == {"—", "0.21%"}
+    assert "before iteration 81: loss 0.21% off, gradients 25% (linear_qkv) to nan% (norms)" in page.text
 
 
 def test_the_page_loads_nothing_from_anywhere(run):

@@ -39,10 +39,15 @@ def test_a_phase_computes_in_fp8_and_the_next_one_does_not_and_probes_change_not
     golden: Path, megacode: Megacode
 ) -> None:
     """The first phase is that of a run with FP8 throughout, also where that is probed; the second goes on without."""
-    trained(megacode, golden, "all", DELAYED, "health.fp8_probe={every: 5 iterations}")
-    trained(megacode, golden, "first", DELAYED, "phases.1.fp8=none")
+    said = trained(megacode, golden, "all", DELAYED, "health.fp8_probe={every: 5 iterations}")
+    assert "phase balanced: matrix products in FP8, recipe delayed, emulated" in said
+    assert "FP8 probe before iteration 5: loss 0.0" in said
+    said = trained(megacode, golden, "first", DELAYED, "phases.1.fp8=none")
+    assert "phase prose: matrix products in fp32, without FP8" in said
     trained(megacode, golden, "none")
     border = sum(line["phase"] == "balanced" for line in lines("all"))
+    assert {line["fp8"] for line in lines("all")} == {"delayed"}
+    assert [line["fp8"] == "delayed" for line in lines("first")] == [line["phase"] != "prose" for line in lines("all")]
     assert losses("all")[:border] == losses("first")[:border]
     assert losses("all")[border] != losses("first")[border]
     assert losses("none")[0] != losses("all")[0]
@@ -82,6 +87,7 @@ def test_a_run_falls_back_after_alarms_and_stays_so(golden: Path, megacode: Mega
     assert [line["fell_back"] for line in lines("run", "fp8_probe")] == [False, True]
     alarms = [event for event in read_jsonl(RunDir("run").events) if event["event"] == "fp8_alarm"]
     assert [event["fell_back"] for event in alarms] == [False, True]
+    assert [line["fp8"] for line in lines("run")] == ["delayed"] * 5 + [None] * 15
     whole = losses("run")
     for path in RunDir("run").checkpoints.glob("iter_*"):
         if RunDir.iteration_of(path) > 8:
