@@ -10,5 +10,6 @@ import numpy as np
 def furthest(one: Sequence[float], other: Sequence[float]) -> float:
     """Return the largest distance of a value from its counterpart; Python's own `max` would pass over a later nan."""
     assert len(one) == len(other)
-    distances = np.abs(np.subtract(one, other))
+    with np.errstate(invalid="ignore"):  # infinite minus infinite
+        distances = np.abs(np.subtract(one, other))
     return float(np.max(np.where(np.isnan(distances), np.inf, distances)))

@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ ENDED = (
 )
 
 _PATIENCE_SECONDS = 60.0
+_PAUSES = (0.5, 2.0, 5.0)  # seconds after a question that was cut off
 _PAIR = re.compile(r"(\S+?)=(.*?)(?=\s+[^\s=]+=|\s*$)")
 _NOTHING = ("", "(null)", "N/A", "None")
 
@@ -94,8 +96,18 @@ def ask(*command: str, environment: Mapping[str, str] | None = None, text: str =
     Raises:
         LaunchError: it is not there, does not answer, or refuses.
     """
+    done = _run(command, environment, text)
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        raise LaunchError(said, " ".join(command), "see what SLURM says against it")
+    return done.stdout
+
+
+def _run(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, text: str = ""
+) -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command, input=text, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False, env=environment
         )
     except FileNotFoundError:
@@ -104,20 +116,24 @@ def ask(*command: str, environment: Mapping[str, str] | None = None, text: str =
     except subprocess.TimeoutExpired:
         what = f"it did not answer within {_PATIENCE_SECONDS:.0f} s"
         raise LaunchError(what, " ".join(command), "try again when SLURM answers") from None
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
-        raise LaunchError(said, " ".join(command), "see what SLURM says against it")
-    return done.stdout
 
 
 def show_job(number: str) -> dict[str, str]:
-    """Return what `scontrol show job` says of a job, without empty values; nothing where it is not known any more."""
+    """Return what `scontrol show job` says of a job, without empty values; nothing where it is not known any more.
+
+    A controller that is busy or starts anew closes the connection, which kills `scontrol`, and says nothing of the job.
+    """
+    command = ("scontrol", "show", "job", "--oneliner", number)
     try:
-        shown = ask("scontrol", "show", "job", "--oneliner", number)
+        for pause in _PAUSES:
+            done = _run(command)
+            if done.returncode != -signal.SIGPIPE:
+                break
+            time.sleep(pause)
     except LaunchError:
         return {}
     facts: dict[str, str] = {}
-    for name, value in _PAIR.findall(shown):
+    for name, value in _PAIR.findall("" if done.returncode else done.stdout):
         if value not in _NOTHING:
             facts.setdefault(name, value)
     return facts

@@ -168,16 +168,23 @@ def test_what_slurm_says_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         slurm.ask("sleep", "5")
 
 
-def test_facts_of_a_job_are_read_from_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = (
-        "JobId=7 JobName=a JobState=RUNNING Reason=None QOS=(null) Command=/x/y.sh a=b c NodeList=n[0-1] StdOut=/l g\n"
-    )
-    monkeypatch.setattr(slurm, "ask", lambda *command: line)
+def test_facts_of_a_job_are_read_from_one_line(tmp_path: Path) -> None:
+    line = "JobId=7 JobName=a JobState=RUNNING Reason=None QOS=(null) Command=/x/y.sh a=b c NodeList=n[0-1] StdOut=/l g"
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho '{line}'\n")
     facts = slurm.show_job("7")
     assert facts["NodeList"] == "n[0-1]"
     assert facts["StdOut"] == "/l g"
     assert facts["JobState"] == "RUNNING"
     assert not {"QOS", "Reason"} & set(facts)
+
+
+def test_a_question_that_was_cut_off_is_asked_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(slurm, "_PAUSES", (0.0, 0.0))
+    once = 'mkdir "$(dirname "$0")/asked" 2>/dev/null && kill -PIPE $$'
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{once}\necho JobId=7 JobState=RUNNING\n")
+    assert slurm.show_job("7")["JobState"] == "RUNNING"
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nkill -PIPE $$\n")
+    assert slurm.show_job("7") == {}
 
 
 def test_a_successor_gets_the_options_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -55,8 +56,16 @@ class Cluster:
         return done.stdout
 
     def facts(self, job: str) -> dict[str, str]:
-        """Return what SLURM says of a job."""
-        shown = self.ask("scontrol", "show", "job", "--oneliner", job)
+        """Return what SLURM says of a job; a controller that is busy may cut the question off, which is asked again."""
+        command = ["scontrol", "show", "job", "--oneliner", job]
+        for _ in range(3):
+            done = subprocess.run(
+                command, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+            )
+            if done.returncode != -signal.SIGPIPE:
+                break
+        assert done.returncode == 0, (job, done.stdout, done.stderr)
+        shown = done.stdout
         return dict(part.split("=", 1) for part in shown.split() if "=" in part)
 
     def await_state(self, job: str, *states: str, seconds: float = 180) -> str:
