@@ -9,11 +9,11 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from megacode.base.files import RunDir, read_jsonl
 from megacode.checkpoint.state import TrainState
-from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.data.loader import BatchSource
 from megacode.mcore import device, engine, gradients, groups
@@ -25,10 +25,10 @@ from megacode.plan.batch import BatchSchedule
 from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.phases import PhasePlan, Schedule
 from megacode.train import restoring
+from megacode.train.calendar import Calendar, Tick
 from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.guard import Guard, Interval
 from megacode.train.limits import TimeLimit, TouchFiles, process_start
-from megacode.train.planning import crosses
 from megacode.train.saving import Saver
 from megacode.train.scoring import Scoring, end_scoring
 from megacode.train.signals import StopSignal
@@ -82,10 +82,15 @@ class Trainer:
     stop_signal: StopSignal
     scoring: Scoring
     start: dict[str, Any] = field(default_factory=dict)
-    _before: tuple[int, int] = (0, 0)
+    _before: int = 0
     _seconds: float = 0.0
     _result: StepResult | None = None
     _back_to: int | None = None
+
+    @cached_property
+    def calendar(self) -> Calendar:
+        """What is due when."""
+        return Calendar(self.config, self.schedule)
 
     @property
     def run(self) -> RunDir:
@@ -100,18 +105,17 @@ class Trainer:
     @property
     def at_phase_end(self) -> bool:
         """Whether the clock stands at the end of a phase."""
-        return any(phase.last_sample == self.state.consumed_samples for phase in self.schedule.phases)
+        return self.calendar.ends_phase(self.state.consumed_samples)
 
     @property
     def validation_due(self) -> bool:
         """Whether held-out losses are measured now."""
-        return self._validates(*self._passed())
+        return self.calendar.validates(self._passed())
 
     @property
     def save_due(self) -> bool:
         """Whether a checkpoint is saved now."""
-        periodic = self._due(self.config.checkpoint.every, *self._passed())
-        return periodic or self.state.iteration in self.scoring.points or bool(self._kept_for())
+        return self.calendar.saves(self._passed()) or self.state.iteration in self.scoring.points
 
     def begin(self) -> None:
         """Write what a run starts with: an event and, where nothing is trained yet, losses of the untrained model."""
@@ -134,19 +138,17 @@ class Trainer:
 
     def step(self) -> StepResult:
         """Train one iteration and move the clock."""
-        before = self.state.consumed_samples
-        after = self.batches.next(before)
-        iteration = self.state.iteration + 1
+        iteration, before, after = tick = self._next()
         self.watchdog.beat("training", iteration, before)
         phase, sources = self.config.phases[self.schedule.phase_at(before).index], len(self.schedule.source_names)
         self.fp8.enter(phase, lambda: self.loader.batch(before), sources)
-        if self.fp8.recipe is not None and self._due(self.config.health.fp8_probe.every, iteration, before, after):
+        if self.fp8.recipe is not None and self.calendar.probes(tick):
             self._probe_fp8(iteration, before, phase.name)
         self.guard.enter(Interval(iteration, phase.name, before, after))
         started = time.perf_counter()
-        gradients.time_the_device(self._reporting(iteration))
+        gradients.time_the_device(self.calendar.reports(iteration))
         result = train_step(self.parts, self.loader.batch(before), self.rates.at(after), sources, self.guard.judge)
-        self._before = (self.state.iteration, before)
+        self._before = before
         self.state.iteration, self.state.consumed_samples = iteration, after
         self._seconds = time.perf_counter() - started
         return result
@@ -164,7 +166,7 @@ class Trainer:
         record = self.meter.train(
             result,
             iteration=self.state.iteration,
-            consumed_before=self._before[1],
+            consumed_before=self._before,
             consumed=consumed,
             learning_rate=self.rates.at(consumed),
             fp8=self.fp8.recipe,
@@ -173,7 +175,7 @@ class Trainer:
         self._write(record)
         self._result, self._back_to = result, self.guard.conclude(result)
         self.limit.stepped(self._seconds)
-        if self._reporting(self.state.iteration):
+        if self.calendar.reports(self.state.iteration):
             self._report_health()
         if self.at_phase_end:
             self._event("phase_end", phase=record["phase"])
@@ -238,7 +240,7 @@ class Trainer:
             Why to stop now, or None.
         """
         request = self.requests.touched() if self.requests is not None else None
-        late = self.requests is not None and not self.finished and self.limit.due(self._next_validates())
+        late = self.requests is not None and not self.finished and self.limit.due(self.calendar.validates(self._next()))
         wishes = (self.stop_signal.name is not None, late, request == "stop", request == "save", *self.saver.flags())
         signalled, late, stop, save, busy, failed = groups.any_of(*wishes)
         self.saver.settle(busy, failed)
@@ -287,32 +289,14 @@ class Trainer:
         """Return the phase of the last consumed sample (at the run's start, of the first one)."""
         return self.schedule.phase_at(max(0, self.state.consumed_samples - 1))
 
-    def _passed(self) -> tuple[int, int, int]:
-        """Return the last iteration, and the clock before and after it."""
-        return self.state.iteration, self._before[1], self.state.consumed_samples
+    def _passed(self) -> Tick:
+        """Return the last iteration."""
+        return Tick(self.state.iteration, self._before, self.state.consumed_samples)
 
-    def _next_validates(self) -> bool:
+    def _next(self) -> Tick:
+        """Return the iteration that comes next; the run is not finished."""
         consumed = self.state.consumed_samples
-        return self._validates(self.state.iteration + 1, consumed, self.batches.next(consumed))
-
-    def _validates(self, iteration: int, before: int, after: int) -> bool:
-        """Whether held-out losses are measured after an iteration."""
-        at_end = any(phase.last_sample == after for phase in self.schedule.phases)
-        held_out = self.config.validation
-        return held_out.fraction > 0 and (at_end or self._due(held_out.every, iteration, before, after))
-
-    def _due(self, every: Quantity | None, iteration: int, before: int, after: int) -> bool:
-        """Whether an iteration that moves the clock from `before` to `after` crosses a multiple of `every`."""
-        return crosses(every, self.schedule.seq_length, iteration, before, after)
-
-    def _kept_for(self) -> str:
-        """Return why a checkpoint of the present clock is kept for good; empty: it is not."""
-        policy = self.config.checkpoint
-        if self.state.iteration == 0:
-            return "start"
-        if policy.keep_phase_ends and self.at_phase_end:
-            return "phase end"
-        return "keep_every" if self._due(policy.keep_every, *self._passed()) else ""
+        return Tick(self.state.iteration + 1, consumed, self.batches.next(consumed))
 
     def _state_now(self) -> TrainState:
         chain = self.schedule.fingerprints()
@@ -324,11 +308,8 @@ class Trainer:
             fingerprints=chain[:upto],
             withheld=self.guard.ledger.samples(self.state.consumed_samples),
             health=self.guard.detector.state() | {"fp8": self.fp8.state()},
-            keep=self._kept_for(),
+            keep=self.calendar.kept_for(self._passed()),
         )
-
-    def _reporting(self, iteration: int) -> bool:
-        return iteration % self.config.health.report_every == 0
 
     def _report_health(self) -> None:
         """Write which rank the others wait for, and how much memory the fullest one has used."""
