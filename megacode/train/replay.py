@@ -32,7 +32,7 @@ from megacode.train import restoring
 from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.origin import find_origin
 from megacode.train.planning import Plan
-from megacode.train.replay_report import COMPARED, Json, agreement, replayable, worst_first
+from megacode.train.replay_report import COMPARED, Json, agreement, ranks_of, replayable, worst_first
 
 log = logging.getLogger(__name__)
 
@@ -207,6 +207,7 @@ def _replayed(run: _Run, record: Json | None) -> Json:
         "last_sample": last,
         "checkpoint": str(run.checkpoint) if run.checkpoint else None,
         "ranks": ranks.world_size,
+        "recorded_ranks": ranks_of(RunDir(run.plan.config.directory), run.iteration),
         "saved_layout": run.layout,
         "withheld": entry.reason if entry else None,
         "agreement": agreement(found, record, dtype),

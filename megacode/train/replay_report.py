@@ -48,6 +48,12 @@ def replayable(run_dir: Path, iteration: int) -> tuple[Plan, Json | None]:
     return plan, lines.get(iteration)
 
 
+def ranks_of(run: RunDir, iteration: int) -> int | None:
+    """Return how many ranks trained an iteration: those of the last start before it; None where none is recorded."""
+    starts = [event for event in read_jsonl(run.events) if event["event"] in ("start", "resume")]
+    return next((start.get("ranks") for start in reversed(starts) if start["iteration"] < iteration), None)
+
+
 def agreement(found: Mapping[str, Any], expected: Mapping[str, Any] | None, dtype: str) -> str:
     """Return how a replayed iteration compares with the recorded one.
 
@@ -86,6 +92,11 @@ def render(document: Json, console: Console) -> None:
     withheld = f"; withheld ({document['withheld']}), so its update is not applied" if document["withheld"] else ""
     console.print(Text(head), Text(document["agreement"], style="bold"), Text(withheld), sep="")
     console.print(_comparison(document))
+    ranks = document["recorded_ranks"]
+    if document["agreement"] == "different" and ranks not in (None, document["ranks"]):
+        said = f"It was trained on {ranks} ranks, and here on {document['ranks']}, which add in another order:"
+        more = f"differences grow with every iteration trained again. --nproc {ranks} repeats it."
+        console.print(Text(f"{said} {more}"))
     console.print(_samples(document["samples"]))
     console.print(_gradients(document["gradient_norms"]))
     for row in document["samples"]:

@@ -314,3 +314,8 @@ def test_a_record_that_is_not_reproduced_ends_the_command_with_3(
     document = json.loads(done.stdout)
     assert document["agreement"] == "different"
     assert document["recorded"]["loss"] == 9.9
+    assert (document["recorded_ranks"], document["ranks"]) == (1, 1)
+    for ranks, said in ((1, False), (2, True)):
+        with Console(record=True, width=160) as console:
+            render(document | {"recorded_ranks": ranks}, console)
+        assert ("--nproc 2 repeats it" in console.export_text()) == said
