@@ -34,7 +34,7 @@ ENDED = (
 )
 
 _PATIENCE_SECONDS = 60.0
-_PAUSES = (0.5, 2.0, 5.0)  # seconds after a question that was cut off
+_PAUSES = (0.5, 2.0, 5.0)  # seconds before a question that was cut off is asked again
 _PAIR = re.compile(r"(\S+?)=(.*?)(?=\s+[^\s=]+=|\s*$)")
 _NOTHING = ("", "(null)", "N/A", "None")
 
@@ -125,11 +125,11 @@ def show_job(number: str) -> dict[str, str]:
     """
     command = ("scontrol", "show", "job", "--oneliner", number)
     try:
-        for pause in _PAUSES:
+        for pause in (0.0, *_PAUSES):
+            time.sleep(pause)
             done = _run(command)
             if done.returncode != -signal.SIGPIPE:
                 break
-            time.sleep(pause)
     except LaunchError:
         return {}
     facts: dict[str, str] = {}

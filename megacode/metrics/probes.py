@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ def found(probe: Mapping[str, Any]) -> str:
     if not distances:
         return said
     # What is no number is the furthest of all: nan compares with nothing.
-    order = sorted(distances, key=lambda kind: (distances[kind] != distances[kind], distances[kind]))
+    order = sorted(distances, key=lambda kind: (math.isnan(distances[kind]), distances[kind]))
     least, most = order[0], order[-1]
     return f"{said}, gradients {_percent(distances[least])} ({least}) to {_percent(distances[most])} ({most})"
 

@@ -95,7 +95,7 @@ def render(document: Json, console: Console) -> None:
     ranks = document["recorded_ranks"]
     if document["agreement"] == "different" and ranks not in (None, document["ranks"]):
         said = f"It was trained on {ranks} ranks, and here on {document['ranks']}, which add in another order:"
-        more = f"differences grow with every iteration trained again. --nproc {ranks} repeats it."
+        more = f"differences grow with every iteration trained again. --nproc {ranks} adds as they did."
         console.print(Text(f"{said} {more}"))
     console.print(_samples(document["samples"]))
     console.print(_gradients(document["gradient_norms"]))

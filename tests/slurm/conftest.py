@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
 
 from megacode.base.files import RunDir, read_jsonl
+from megacode.launch import slurm
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "slurm" / "cluster.sh"
@@ -56,17 +57,11 @@ class Cluster:
         return done.stdout
 
     def facts(self, job: str) -> dict[str, str]:
-        """Return what SLURM says of a job; a controller that is busy may cut the question off, which is asked again."""
-        command = ["scontrol", "show", "job", "--oneliner", job]
-        for _ in range(3):
-            done = subprocess.run(
-                command, env=self.environment, capture_output=True, text=True, timeout=60, check=False
-            )
-            if done.returncode != -signal.SIGPIPE:
-                break
-        assert done.returncode == 0, (job, done.stdout, done.stderr)
-        shown = done.stdout
-        return dict(part.split("=", 1) for part in shown.split() if "=" in part)
+        """Return what SLURM says of a job."""
+        with patch.dict(os.environ, self.environment):
+            found = slurm.show_job(job)
+        assert found, f"SLURM does not know job {job}"
+        return found
 
     def await_state(self, job: str, *states: str, seconds: float = 180) -> str:
         """Wait until a job is in one of some states, and return it."""

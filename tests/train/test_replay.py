@@ -318,4 +318,4 @@ def test_a_record_that_is_not_reproduced_ends_the_command_with_3(
     for ranks, said in ((1, False), (2, True)):
         with Console(record=True, width=160) as console:
             render(document | {"recorded_ranks": ranks}, console)
-        assert ("--nproc 2 repeats it" in console.export_text()) == said
+        assert ("--nproc 2 adds as they did" in console.export_text()) == said
