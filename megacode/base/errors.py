@@ -47,10 +47,14 @@ class MegacodeError(Exception):
 
     title = "Error"
     exit_code = EXIT_INPUT
+    of_all_ranks = False  # every rank of the run raises it: rank 0 alone shows it
 
     def __init__(self, what: str = "", where: str = "", fix: str = "", *, problems: Sequence[Problem] = ()) -> None:
         self.problems: tuple[Problem, ...] = tuple(problems) or (Problem(what, where, fix),)
         super().__init__(self.render())
+
+    def __str__(self) -> str:
+        return self.render()  # not `args`: ranks send errors to each other, and unpickling calls the class on them
 
     def render(self) -> str:
         """Return the message as shown to the user."""

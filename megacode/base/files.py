@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -35,17 +36,34 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Flush a finished file or directory to disk and give it its name, in place of what stood there."""
+    """Flush a finished file or directory to disk and give it its name, in place of what stood there.
+
+    Whoever looks at `path` sees what stood there or the new one, never neither. Only where the file system cannot
+    exchange two names (NFS) a directory is gone for a moment; a kill just then leaves it as `.NAME.PID.old` beside.
+    """
     for item in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
         _sync(item)
     if path.is_dir() and not path.is_symlink():
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
-        os.replace(path, old)
-        os.replace(temporary, path)
+        if _exchange(temporary, path):
+            os.replace(temporary, old)
+        else:
+            os.replace(path, old)
+            os.replace(temporary, path)
+        _sync(path.parent)
         remove(old)
     else:
         os.replace(temporary, path)
-    _sync(path.parent)
+        _sync(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step, as Linux can on most file systems; return whether it did."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of <fcntl.h> and <linux/fs.h>
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def remove(path: Path) -> None:
@@ -117,6 +135,7 @@ class RunDir:
         events: starts, stops and saves, one JSON object each.
         tensorboard: TensorBoard's mirror of the metrics.
         checkpoints: one directory a checkpoint.
+        abandoned: checkpoints that the run went back from, with the reason in their names; it goes on from none.
         latest: a text file with the name of the newest whole checkpoint.
         hf: exported Hugging Face models, one directory a checkpoint.
         eval: scores, one JSON file a suite and checkpoint.
@@ -141,6 +160,7 @@ class RunDir:
         self.events = self.path / "events.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
+        self.abandoned = self.checkpoints / "abandoned"
         self.latest = self.path / "latest"
         self.hf = self.path / "hf"
         self.eval = self.path / "eval"
@@ -189,5 +209,6 @@ class RunDir:
         return self.hf / ".scoring" / self.iteration_name(iteration)
 
     def iterations(self) -> list[int]:
-        """Return the iterations of the published checkpoints, in order."""
-        return sorted(self.iteration_of(item) for item in self.checkpoints.glob("iter_*") if item.is_dir())
+        """Return the iterations of the published checkpoints, in order; other names there are none of them."""
+        items = [item for item in self.checkpoints.glob("iter_*") if item.is_dir()]
+        return sorted(self.iteration_of(item) for item in items if item.name.removeprefix("iter_").isdigit())

@@ -11,6 +11,7 @@ from megacode.base.errors import CheckpointError
 from megacode.base.files import digest, write_json
 
 FILE_NAME = "megacode.json"
+_ADDED = {"ledger"}  # fields that checkpoints of earlier releases lack
 
 
 @dataclass
@@ -24,6 +25,7 @@ class TrainState:
         samples_by_source: samples really read of each source, counted by the training step.
         fingerprints: the schedule's chain, one entry a phase up to the clock.
         withheld: samples before the clock that were read, but not learned from, by the ledger of that time.
+        ledger: the entries of that ledger up to the clock, so that a branch knows what its trunk withheld.
         health: what the spike detector remembers.
         config: the resolved config as YAML.
         layout: parallel sizes it was saved under.
@@ -39,6 +41,7 @@ class TrainState:
     samples_by_source: dict[str, int] = field(default_factory=dict)
     fingerprints: list[dict[str, Any]] = field(default_factory=list)
     withheld: int = 0
+    ledger: list[dict[str, Any]] = field(default_factory=list)
     health: dict[str, Any] = field(default_factory=dict)
     config: str = ""
     layout: dict[str, int] = field(default_factory=dict)
@@ -68,7 +71,8 @@ class TrainState:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             seal = document.pop("seal")
-            state = cls(**{item.name: document[item.name] for item in fields(cls)})
+            names = [item.name for item in fields(cls) if item.name in document or item.name not in _ADDED]
+            state = cls(**{name: document[name] for name in names})
         except FileNotFoundError:
             raise CheckpointError("there is no megacode.json, so this is no checkpoint", str(directory), fix) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

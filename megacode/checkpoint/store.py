@@ -1,17 +1,23 @@
-"""Where checkpoints are: published whole, found by `latest`, checked by hash, pruned by policy.
+"""Where checkpoints are: published whole, found by `latest`, checked by hash, set aside and pruned by policy.
 
 A checkpoint is written under a hidden name and renamed when every byte is on disk; `latest` moves after that. So what
 `latest` names is always whole, and a killed save leaves only a hidden directory that the next save removes. What
 happens to it later - a truncated file, a flipped bit - its hashes tell.
+
+The published checkpoints are one lineage: each was saved by a run that went on from the one before it. A run that goes
+back to an earlier one moves all later ones to `checkpoints/abandoned/`, so that no later step can take one of them for
+the newest: not pruning, not the next start, not scoring.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, publish, remove, write_text
@@ -21,6 +27,8 @@ from megacode.checkpoint.state import FILE_NAME, TrainState
 from megacode.config.training import CheckpointPolicy
 
 log = logging.getLogger(__name__)
+
+Reason = Literal["damaged", "withheld", "stepped-back", "restarted"]
 
 _ROOM = 1.05  # what a save needs on the disk, in sizes of its tensors: index, state and the file system's own
 
@@ -43,7 +51,7 @@ def find_checkpoint(path: Path) -> Path:
 def latest(run: RunDir) -> Path | None:
     """Return the newest checkpoint of a run, or None before the first one; one whose state is damaged comes last."""
     paths = candidates(run)
-    return next((path for path in paths if _readable(path)), paths[0] if paths else None)
+    return next((path for path in paths if _state(path) is not None), paths[0] if paths else None)
 
 
 def candidates(run: RunDir) -> list[Path]:
@@ -52,15 +60,53 @@ def candidates(run: RunDir) -> list[Path]:
     Where `latest` is missing, or names what is not there, every published checkpoint is one.
     """
     paths = [run.checkpoint(iteration) for iteration in reversed(run.iterations())]
-    try:
-        named = run.checkpoints / run.latest.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        named = None
-    if named in paths:
-        return paths[paths.index(named) :]
+    latest_one = named(run)
+    if latest_one in paths:
+        return paths[paths.index(latest_one) :]
     if paths:
         log.warning("%s names no checkpoint that is there; taking the newest one", run.latest)
     return paths
+
+
+def set_aside(run: RunDir, after: int, reasons: Mapping[int, Reason], default: Reason = "stepped-back") -> list[Path]:
+    """Move the checkpoints after an iteration to `checkpoints/abandoned/`: the run goes on from before them.
+
+    Args:
+        run: the run.
+        after: the iteration that the run goes on from; -1: it starts over.
+        reasons: why each is passed over, by iteration.
+        default: the reason for all others: `latest` was set back by hand, or the user starts over.
+
+    Returns:
+        Where they are now, `iter_0000010.damaged`, oldest first.
+
+    Raises:
+        OSError: one could not be moved.
+    """
+    moved = []
+    for iteration in (one for one in run.iterations() if one > after):
+        run.abandoned.mkdir(parents=True, exist_ok=True)
+        name = f"{run.iteration_name(iteration)}.{reasons.get(iteration, default)}"
+        target = next(path for path in _numbered(run.abandoned / name) if not path.exists())
+        run.checkpoint(iteration).rename(target)
+        log.warning("set aside %s as %s", run.checkpoint(iteration), target)
+        moved.append(target)
+    return moved
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """Yield a path, and the path with `.2`, `.3`, ... behind it."""
+    yield path
+    yield from (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
+
+
+def recover(run: RunDir) -> None:
+    """Give a checkpoint its name back that a kill in the middle of `publish` left under a hidden one."""
+    for old in run.checkpoints.glob(".iter_*.old"):
+        path = run.checkpoints / old.name.removeprefix(".").partition(".")[0]
+        if not path.exists():
+            log.warning("a save was killed while it replaced %s: the checkpoint is put back", path)
+            old.rename(path)
 
 
 def begin(run: RunDir, iteration: int) -> Path:
@@ -70,6 +116,7 @@ def begin(run: RunDir, iteration: int) -> Path:
         OSError: the disk is full or gone.
     """
     run.checkpoints.mkdir(parents=True, exist_ok=True)
+    recover(run)
     for torn in run.checkpoints.glob(".iter_*"):
         remove(torn)
     hidden = run.checkpoints / f".{run.iteration_name(iteration)}.saving"
@@ -113,42 +160,65 @@ def point_at(run: RunDir, path: Path) -> None:
 
 
 def prune(run: RunDir, policy: CheckpointPolicy, spared: Collection[int] = ()) -> None:
-    """Remove periodic checkpoints beyond `keep_last`, never one kept for good; damaged ones count as periodic.
+    """Remove periodic checkpoints beyond `keep_last`, never one kept for good, and never the one `latest` names.
+
+    One whose `megacode.json` cannot be read counts as none and stays, so that no good one goes because of it. What was
+    set aside as damaged or withheld goes, once the lineage has a checkpoint that is as far.
 
     Args:
         run: the run.
         policy: what is kept.
         spared: iterations whose checkpoints somebody reads: they go another time.
+
+    Raises:
+        OSError: one could not be removed; the checkpoints that stay are whole.
     """
     if policy.keep_last is None:
         return
-    periodic = [iteration for iteration in run.iterations() if not _kept(run.checkpoint(iteration))]
-    for iteration in (one for one in periodic[: -policy.keep_last] if one not in spared):
-        log.info("removing checkpoint %s (keep_last: %d)", run.iteration_name(iteration), policy.keep_last)
-        remove(run.checkpoint(iteration))
+    latest_one = named(run)
+    states = {iteration: _state(run.checkpoint(iteration)) for iteration in run.iterations()}
+    periodic = [iteration for iteration, state in states.items() if state is not None and not state.keep]
+    for iteration in periodic[: -policy.keep_last]:
+        if iteration not in spared and run.checkpoint(iteration) != latest_one:
+            log.info("removing checkpoint %s (keep_last: %d)", run.iteration_name(iteration), policy.keep_last)
+            remove(run.checkpoint(iteration))
+    _prune_abandoned(run, max((iteration for iteration, state in states.items() if state is not None), default=-1))
 
 
-def _kept(path: Path) -> bool:
-    return _readable(path) and bool(TrainState.read(path).keep)
+def _prune_abandoned(run: RunDir, reached: int) -> None:
+    """Remove what was passed over by the run itself, once it has come as far again."""
+    for path in sorted(run.abandoned.glob("iter_*")):
+        name, reason = path.name.split(".")[:2]
+        if reason in ("damaged", "withheld") and RunDir.iteration_of(Path(name)) <= reached:
+            log.info("removing %s: the run has a whole checkpoint that is as far", path)
+            remove(path)
 
 
-def _readable(path: Path) -> bool:
+def _state(path: Path) -> TrainState | None:
     try:
-        TrainState.read(path)
+        return TrainState.read(path)
     except CheckpointError:
-        return False
-    return True
+        return None
 
 
-def damage(path: Path, part: Callable[[int], bool] = lambda number: True) -> list[str]:
+def named(run: RunDir) -> Path | None:
+    """Return the checkpoint that `latest` names, there or not."""
+    try:
+        return run.checkpoints / run.latest.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def damage(path: Path, part: Callable[[int], bool] = lambda number: True, state: TrainState | None = None) -> list[str]:
     """Return what is wrong with a checkpoint's files, one line each; empty: every byte is as it was written.
 
     Args:
         path: the checkpoint.
         part: which of its files, by number in order of name, to read; so ranks can share them.
+        state: what the checkpoint says of itself; absent: read from it.
     """
     try:
-        files = TrainState.read(path).files
+        files = (state or TrainState.read(path)).files
     except CheckpointError as error:
         return [error.problems[0].what]
     found = []

@@ -34,7 +34,8 @@ def main() -> None:
     try:
         app()
     except MegacodeError as error:
-        _say(str(error))
+        if is_first_rank() or not error.of_all_ranks:
+            _say(str(error))
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -18,6 +18,10 @@ AcceptChangedPast = Annotated[
     bool,
     typer.Option("--accept-changed-past", help="Go on where the config changes what was read; say what is lost."),
 ]
+FromScratch = Annotated[
+    bool,
+    typer.Option("--from-scratch", help="Begin with random weights although the run has saved: no checkpoint is left."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
 
 

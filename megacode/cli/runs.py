@@ -12,6 +12,7 @@ from megacode.base.logs import setup_logging
 from megacode.cli.options import (
     AcceptChangedPast,
     Config,
+    FromScratch,
     Json,
     Nproc,
     Overrides,
@@ -29,6 +30,7 @@ def train(
     overrides: Overrides = None,
     nproc: Nproc = None,
     accept_changed_past: AcceptChangedPast = False,
+    from_scratch: FromScratch = False,
 ) -> None:
     """Train, or go on where the run directory stands; under torchrun or srun each process is one rank."""
     if nproc is not None:
@@ -36,13 +38,14 @@ def train(
         from megacode.launch.local import run_ranks
         from megacode.train.ready import check_ready
 
-        check_ready(load_config(config, overrides or []), nproc, accept_changed_past)
-        flags = ["--accept-changed-past"] if accept_changed_past else []
+        check_ready(load_config(config, overrides or []), nproc, accept_changed_past, from_scratch)
+        flags = ["--accept-changed-past"] * accept_changed_past + ["--from-scratch"] * from_scratch
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or []), *flags], nproc))
     setup_logging()
     from megacode.train.main import EXIT_CODES, run
 
-    raise typer.Exit(EXIT_CODES[run(config, overrides or [], accept_changed_past=accept_changed_past)])
+    reason = run(config, overrides or [], accept_changed_past=accept_changed_past, from_scratch=from_scratch)
+    raise typer.Exit(EXIT_CODES[reason])
 
 
 @app.command()

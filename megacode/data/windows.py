@@ -134,28 +134,38 @@ def open_source(config: RunConfig, name: str) -> SourceStream:
     return SourceStream(name, config.sources[name].path, held.fraction, config.train.seq_length, held.samples)
 
 
-def open_streams(config: RunConfig) -> dict[str, SourceStream]:
+def open_streams(config: RunConfig, *, check: bool = True) -> dict[str, SourceStream]:
     """Open all sources of a run; check that they are what their manifests say, and fit its tokenizer and vocabulary.
+
+    Args:
+        config: the run.
+        check: read blocks of every source; False where another process of this node does.
 
     Raises:
         DataError: with the problems of all sources at once.
     """
-    tokenizer_hash = load_tokenizer(config.tokenizer).hash if config.tokenizer else None
-    vocab_size = vocabulary_size(config)
+    tokenizer_hash = load_tokenizer(config.tokenizer).hash if check and config.tokenizer else None
+    vocab_size = vocabulary_size(config) if check else 0
     streams: dict[str, SourceStream] = {}
     problems: list[Problem] = []
     for name in sorted(config.sources):
         try:
             streams[name] = stream = open_source(config, name)
-            found = manifests.check(stream.prefix)
-            if tokenizer_hash is not None:
-                manifests.check_tokenizer(stream.prefix, found, tokenizer_hash)
-            stream.check_vocabulary(vocab_size)
+            if check:
+                _check_stream(stream, tokenizer_hash, vocab_size)
         except MegacodeError as error:
             problems += error.problems
     if problems:
         raise DataError(problems=problems)
     return streams
+
+
+def _check_stream(stream: SourceStream, tokenizer_hash: str | None, vocab_size: int) -> None:
+    """Check that a source is what its manifest says, made with the run's tokenizer, and within its vocabulary."""
+    manifest = manifests.check(stream.prefix)
+    if tokenizer_hash is not None:
+        manifests.check_tokenizer(stream.prefix, manifest, tokenizer_hash)
+    stream.check_vocabulary(vocab_size)
 
 
 def vocabulary_size(config: RunConfig) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -74,6 +75,35 @@ def start(parallel: Parallel, seed: int, patience: float = 1800.0) -> Ranks:
     return ranks
 
 
+def join(patience: float = 1800.0) -> None:
+    """Join the other processes, unless that is done; a layout over them is made by `start`.
+
+    Args:
+        patience: seconds that a rank may stand still before it counts as a hang.
+
+    Raises:
+        LaunchError: the environment is incomplete.
+    """
+    if not dist.is_initialized():
+        device.install()
+        _join(rendezvous.read(os.environ), timedelta(seconds=patience + _AFTER_THE_WATCHDOG))
+
+
+def rank() -> int:
+    """Return the number of this process among all."""
+    return dist.get_rank()
+
+
+def size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size()
+
+
+def first_of_node() -> bool:
+    """Return whether this process is the first one of its node, which looks at files for the others there."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def stop() -> None:
     """Part from the other processes."""
     if not dist.is_initialized():
@@ -120,6 +150,20 @@ def total(count: int) -> int:
     tensor = torch.tensor([count], dtype=torch.int64, device=device.device())
     dist.all_reduce(tensor)
     return int(tensor.item())
+
+
+def all_equal(numbers: Sequence[int | None]) -> list[bool]:
+    """Return on all ranks, for each number, whether all ranks that have one have the same.
+
+    Args:
+        numbers: as many on every rank, below 2**62; None: this rank has none.
+    """
+    nothing = 1 << 62  # above every number and its negative, so the smallest of both is some rank's own
+    low = [nothing if number is None else number for number in numbers]
+    high = [nothing if number is None else -number for number in numbers]
+    tensor = torch.tensor([low, high], dtype=torch.int64, device=device.device())
+    dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+    return [first == -last or first == nothing for first, last in zip(*tensor.tolist(), strict=True)]
 
 
 def seed_ranks(seed: int, ranks: Ranks) -> None:

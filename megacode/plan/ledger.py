@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from megacode.base.errors import DataError
 from megacode.base.files import RunDir
@@ -38,6 +38,7 @@ class Withheld:
         reason: loss or gradient were not finite; they leaped; or the iterations led to a leap and were rolled back.
         loss, grad_norm: of that iteration; None where it was not finite, or not known.
         time: when, in seconds since 1970.
+        to_iteration: the checkpoint's that a rollback went back to; None for other reasons.
     """
 
     first_sample: int
@@ -48,6 +49,7 @@ class Withheld:
     loss: float | None
     grad_norm: float | None
     time: float
+    to_iteration: int | None = None
 
     def overlaps(self, first_sample: int, last_sample: int) -> bool:
         """Return whether any sample of first_sample .. last_sample - 1 is among these."""
@@ -95,6 +97,7 @@ class Ledger:
         reason: Reason,
         loss: float | None = None,
         grad_norm: float | None = None,
+        to_iteration: int | None = None,
     ) -> bool:
         """Withhold samples first_sample .. last_sample - 1 from now on; durable on return where this rank writes.
 
@@ -110,11 +113,31 @@ class Ledger:
             return False
         measured = (_finite(loss), _finite(grad_norm))
         now = round(time.time(), 3)
-        entry = Withheld(first_sample, last_sample, phase, iteration, reason, *measured, now)
+        self._add(Withheld(first_sample, last_sample, phase, iteration, reason, *measured, now, to_iteration))
+        return True
+
+    def _add(self, entry: Withheld) -> None:
         self.entries.append(entry)
         if self._writes:
             _append(self._run, json.dumps(asdict(entry)) + "\n")
-        return True
+
+    def inherit(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Add what the trunk of a branch withheld, as its checkpoint tells; what is known already stays as it is."""
+        for entry in (Withheld(**facts) for facts in entries):
+            if entry not in self.entries:
+                self._add(entry)
+
+    def up_to(self, clock: int) -> list[dict[str, Any]]:
+        """Return the entries that withhold samples before a clock, as JSON."""
+        return [asdict(entry) for entry in self.entries if entry.first_sample < clock]
+
+    def rollbacks(self) -> tuple[int, int]:
+        """Return the checkpoint's iteration that the last rollback went back to, and how often in a row; (-1, 0)."""
+        targets = [entry.to_iteration for entry in self.entries if entry.to_iteration is not None]
+        if not targets:
+            return -1, 0
+        others = (number for number, target in enumerate(reversed(targets)) if target != targets[-1])
+        return targets[-1], next(others, len(targets))
 
     def ranges(self) -> list[tuple[int, int]]:
         """Return the withheld samples as ranges (first, one behind the last), in order, that do not touch."""

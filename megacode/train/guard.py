@@ -43,6 +43,7 @@ class Guard:
     def __init__(self, policy: Spikes, ledger: Ledger, batches: BatchSchedule, events: Events | None) -> None:
         self._policy, self.ledger, self._batches, self._events = policy, ledger, batches, events
         self.detector = SpikeDetector(policy)
+        self.detector.rollbacks = ledger.rollbacks()
         self._interval = Interval(0, "", 0, 0)
         self._entry: Withheld | None = None
         self._verdict = Verdict()
@@ -114,13 +115,13 @@ class Guard:
             first: the first sample that will not be learned.
             iteration: the checkpoint's that the run goes back to.
         """
-        self._withhold(result, "rollback", first)
+        self._withhold(result, "rollback", first, iteration)
         self.detector.rolled_back(iteration)
 
-    def _withhold(self, result: StepResult, reason: Reason, first: int) -> None:
+    def _withhold(self, result: StepResult, reason: Reason, first: int, to_iteration: int | None = None) -> None:
         at = self._interval
         facts = {"phase": at.phase, "iteration": at.iteration, "loss": result.loss, "grad_norm": result.grad_norm}
-        if self.ledger.add(first, at.last_sample, reason=reason, **facts):  # type: ignore[arg-type]
+        if self.ledger.add(first, at.last_sample, reason=reason, to_iteration=to_iteration, **facts):  # type: ignore[arg-type]
             self._event("withheld", first_sample=first, last_sample=at.last_sample, reason=reason)
         if reason != "rollback":
             self.detector.refuse()

@@ -15,8 +15,7 @@ def train(trainer: Trainer) -> StopReason:
     while not trainer.finished:
         result = trainer.step()
         trainer.record(result)
-        if trainer.must_roll_back:
-            trainer.roll_back()
+        if trainer.must_roll_back and trainer.roll_back():
             continue
         if trainer.validation_due:
             trainer.validate("phase_end" if trainer.at_phase_end else "interval")

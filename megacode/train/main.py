@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import yaml
+
 from megacode.base.errors import EXIT_CHECK, EXIT_FAILURE, EXIT_RESUMABLE
-from megacode.config.loading import load_config
+from megacode.config.health import Health
+from megacode.config.loading import dump_config, load_config
+from megacode.config.run import RunConfig
+from megacode.mcore import groups, layout
+from megacode.train import agreement
 from megacode.train.loop import train
-from megacode.train.planning import check_trainable, make_plan
+from megacode.train.planning import Plan, check_trainable, make_plan, read_sizes
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
 from megacode.train.trainer import StopReason
@@ -24,25 +30,47 @@ EXIT_CODES: dict[StopReason, int] = {
 }
 
 
-def run(path: Path, overrides: Sequence[str], *, accept_changed_past: bool = False) -> StopReason:
+def run(
+    path: Path, overrides: Sequence[str], *, accept_changed_past: bool = False, from_scratch: bool = False
+) -> StopReason:
     """Train the run of a config file, from its start or from its newest whole checkpoint.
 
     Args:
         path: the config file.
         overrides: `key.path=value`.
         accept_changed_past: go on although the config would have read something else so far.
+        from_scratch: begin with random weights although the run has saved before, where no checkpoint can be used.
 
     Raises:
         MegacodeError: for every mistake of the user's, on every rank alike.
     """
     stop_signal = StopSignal()
-    config = load_config(path, overrides)
-    check_trainable(config)
-    plan = make_plan(config)
     with ExitStack() as closing:
-        trainer = build_trainer(plan, stop_signal, closing, accept_changed_past=accept_changed_past)
+        closing.callback(groups.stop)
+        plan = _agreed_plan(path, overrides)
+        trainer = build_trainer(
+            plan, stop_signal, closing, accept_changed_past=accept_changed_past, from_scratch=from_scratch
+        )
         try:
             return train(trainer)
         except Exception as error:
             trainer.note_error(error)
             raise
+
+
+def _agreed_plan(path: Path, overrides: Sequence[str]) -> Plan:
+    """Join the other ranks and return the plan, once all have read the same config; rank 0 alone looks at the data."""
+    outcome = agreement.attempt(lambda: _trainable(path, overrides))
+    patience = outcome.value.health.hang_timeout if outcome.value is not None else Health().hang_timeout
+    groups.join(patience)
+    config = agreement.all_succeeded(outcome)
+    agreement.prove_equal({"config": yaml.safe_load(dump_config(config))})
+    agreement.on_all(lambda: layout.check(config, groups.size()))
+    sizes = agreement.decided(lambda: read_sizes(config))
+    return agreement.on_all(lambda: make_plan(config, sizes))
+
+
+def _trainable(path: Path, overrides: Sequence[str]) -> RunConfig:
+    config = load_config(path, overrides)
+    check_trainable(config)
+    return config

@@ -7,16 +7,18 @@ the branch goes on in a run directory of its own, after the same proof of the pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from typing import Literal
 
 from megacode.base.errors import CheckpointError, ConfigError, Problem
-from megacode.base.files import RunDir
+from megacode.base.files import RunDir, read_jsonl
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
 from megacode.plan.difference import Difference, render_changes
+from megacode.plan.ledger import Ledger
 from megacode.plan.past import render_lost
 from megacode.train.planning import Plan, judge
 
@@ -32,12 +34,14 @@ class Origin:
             `resume`: this run's own.
         checkpoint: what to load; None where `fresh`.
         state: the clock to go on from: at 0 where `fresh` or `weights`.
+        saved: what the checkpoint says of itself; None where `fresh`.
         difference: from the config that the checkpoint was saved under; None where the clock is at 0.
     """
 
     kind: Kind
     checkpoint: Path | None = None
     state: TrainState = field(default_factory=TrainState)
+    saved: TrainState | None = None
     difference: Difference | None = None
 
     @property
@@ -81,8 +85,84 @@ def find_origin(plan: Plan, own: Path | None, accept_changed_past: bool = False)
         return _going_on(plan, "resume", own, accept_changed_past)
     checkpoint = find_checkpoint(Path(init.from_))
     if init.load == "weights":
-        return Origin("weights", checkpoint)
+        return Origin("weights", checkpoint, saved=TrainState.read(checkpoint))
+    _check_trunk(checkpoint)
     return _going_on(plan, "branch", checkpoint, accept_changed_past)
+
+
+def check_restart(run: RunDir, from_scratch: bool, own: Path | None, problems: Sequence[Problem] = ()) -> None:
+    """Refuse to begin where a run has saved before and no checkpoint can be used, unless the user insists.
+
+    Args:
+        run: the run directory.
+        from_scratch: the user insists.
+        own: the checkpoint that the run can go on from; None: there is none.
+        problems: what is wrong with those that are there.
+
+    Raises:
+        CheckpointError: the run has saved, and nothing that it saved can be used.
+        ConfigError: the user insists, but a checkpoint can be used.
+    """
+    if own is not None:
+        if from_scratch:
+            fix = "leave the flag out to go on from it, or give the new run a run_dir of its own"
+            raise ConfigError(f"the run has a checkpoint to go on from, {own}", "--from-scratch", fix)
+        return
+    proof = _proof_of_saves(run)
+    if proof and not from_scratch:
+        why = "is whole" if problems else "can be used"
+        what = f"this run has trained and saved ({proof}), and no checkpoint of this run {why}"
+        fix = (
+            f"mount {run.checkpoints}, or bring a checkpoint back from a copy; "
+            "to begin with random weights all the same, add --from-scratch"
+        )
+        raise CheckpointError(problems=[*problems, Problem(what, str(run.path), fix)])
+
+
+def _proof_of_saves(run: RunDir) -> str:
+    """Return what shows that a run directory has held checkpoints; empty: it never has.
+
+    A run that was killed before its first save has lost nothing that could be kept, and simply begins again.
+    """
+    if run.latest.exists():
+        return f"{run.latest.name} names {run.latest.read_text(encoding='utf-8', errors='replace').strip()}"
+    if run.iterations():
+        return f"{run.checkpoints} holds {len(run.iterations())}"
+    saved = None
+    for event in read_jsonl(run.events):
+        if event["event"] in ("start", "resume") and event.get("kind") == "fresh":
+            saved = None  # of a start before that, which the user has given up
+        elif event["event"] == "save":
+            saved = event.get("checkpoint")
+    if saved:
+        return f"{run.events.name} tells of {saved}"
+    lost_diary = not run.events.exists() and run.metrics.exists() and run.metrics.stat().st_size > 0
+    return f"{run.metrics.name} has measurements" if lost_diary else ""
+
+
+def _check_trunk(checkpoint: Path) -> None:
+    """Refuse to branch off a checkpoint that has learned from what its run withholds since, as that run would.
+
+    Raises:
+        CheckpointError: it has.
+    """
+    trunk, state = run_of(checkpoint), TrainState.read(checkpoint)
+    if trunk is None or not trunk.ledger.exists():
+        return
+    withheld = Ledger.read(trunk).samples(state.consumed_samples)
+    if withheld != state.withheld:
+        what = (
+            f"it has learned from samples that its run withholds since: {trunk.ledger} names {withheld:,} before its "
+            f"clock, and it left out {state.withheld:,}"
+        )
+        raise CheckpointError(what, str(checkpoint), "branch off an earlier checkpoint of that run")
+
+
+def run_of(checkpoint: Path) -> RunDir | None:
+    """Return the run directory that a checkpoint lies in, set aside or not; None: it lies elsewhere."""
+    folder = checkpoint.absolute().parent
+    folder = folder.parent if folder.name == "abandoned" else folder
+    return RunDir(folder.parent) if folder.name == "checkpoints" else None
 
 
 def _going_on(plan: Plan, kind: Kind, checkpoint: Path, accept_changed_past: bool) -> Origin:
@@ -93,7 +173,7 @@ def _going_on(plan: Plan, kind: Kind, checkpoint: Path, accept_changed_past: boo
         raise CheckpointError(
             problems=[_with_earlier(plan, checkpoint, problem) for problem in error.problems]
         ) from None
-    return Origin(kind, checkpoint, state, difference)
+    return Origin(kind, checkpoint, state, state, difference)
 
 
 def _check_directories(plan: Plan) -> None:
@@ -109,7 +189,7 @@ def _with_earlier(plan: Plan, checkpoint: Path, problem: Problem) -> Problem:
     number = problem.where.removeprefix("phases[").removesuffix("].until")
     if not problem.fix.startswith("start from") or not number.isdigit():
         return problem
-    run, end = RunDir(checkpoint.parents[1]), plan.schedule.phases[int(number)].last_sample
+    run, end = run_of(checkpoint) or RunDir(checkpoint.parents[1]), plan.schedule.phases[int(number)].last_sample
     earlier = [path for path in map(run.checkpoint, reversed(run.iterations())) if _clock(path) <= end]
     if not earlier:
         return problem

@@ -17,7 +17,7 @@ from megacode.plan.cluster import Cluster
 from megacode.plan.difference import Difference, compare_configs, compare_schedules, former_schedule
 from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.past import lost, unknown_loss
-from megacode.plan.phases import Schedule, build_schedule, prove_past
+from megacode.plan.phases import Schedule, SourceSize, build_schedule, prove_past
 from megacode.plan.table import plan_document
 from megacode.train.scoring_process import check_scoring
 
@@ -92,21 +92,40 @@ def check_trainable(config: RunConfig) -> None:
     check_scoring(config)
 
 
-def make_plan(config: RunConfig, *, allow_declared: bool = False) -> Plan:
+@dataclass(frozen=True)
+class Sizes:
+    """What a plan needs to know of files: the sizes of all sources, and how many tokens the model knows."""
+
+    sources: dict[str, SourceSize]
+    vocabulary: int
+
+
+def read_sizes(config: RunConfig, *, allow_declared: bool = False) -> Sizes:
+    """Read the sizes of a run's sources and vocabulary.
+
+    Raises:
+        DataError: if a data set is missing or damaged.
+    """
+    return Sizes(source_sizes(config, allow_declared=allow_declared), vocabulary_size(config))
+
+
+def make_plan(config: RunConfig, sizes: Sizes | None = None, *, allow_declared: bool = False) -> Plan:
     """Derive the plan of a run.
 
     Args:
         config: the resolved config.
+        sizes: as rank 0 has read them; absent: read here.
         allow_declared: let a source's declared `tokens` stand in for a data set that is not there yet.
 
     Raises:
         DataError: if a data set is missing or damaged.
         PlanError: if the plan cannot be carried out.
     """
-    schedule = build_schedule(config, source_sizes(config, allow_declared=allow_declared))
+    sizes = sizes or read_sizes(config, allow_declared=allow_declared)
+    schedule = build_schedule(config, sizes.sources)
     batches = BatchSchedule(config, schedule)
     rates = LearningRateSchedule(config, schedule, batches)
-    return Plan(config, schedule, batches, rates, vocabulary_size(config))
+    return Plan(config, schedule, batches, rates, sizes.vocabulary)
 
 
 def judge(plan: Plan, state: TrainState, accept_changed_past: bool = False) -> Difference:

@@ -16,7 +16,7 @@ from megacode.config.run import RunConfig
 from megacode.data.windows import open_streams
 from megacode.mcore.layout import check
 from megacode.plan.costs import parameter_counts
-from megacode.train.origin import find_origin
+from megacode.train.origin import check_restart, find_origin
 from megacode.train.planning import Plan, check_trainable, make_plan
 from megacode.train.scoring_process import spared_at_most
 
@@ -24,13 +24,14 @@ _BYTES_A_PARAMETER = 12  # fp32 weights, or the masters of bf16 ones, and Adam's
 _ROOM = 1.05  # index, state and the file system's own
 
 
-def check_ready(config: RunConfig, ranks: int, accept_changed_past: bool = False) -> Plan:
+def check_ready(config: RunConfig, ranks: int, accept_changed_past: bool = False, from_scratch: bool = False) -> Plan:
     """Refuse a run that cannot start, and return its plan.
 
     Args:
         config: the run.
         ranks: how many it is to start on.
         accept_changed_past: go on although the config would have read something else so far.
+        from_scratch: begin with random weights although the run has saved before, where no checkpoint can be used.
 
     Raises:
         MegacodeError: settings are wrong, the plan is infeasible, the layout does not fit the ranks, data is missing
@@ -42,7 +43,9 @@ def check_ready(config: RunConfig, ranks: int, accept_changed_past: bool = False
     open_streams(config)
     run = RunDir(config.directory)
     refuse_if_live(run)
-    find_origin(plan, latest(run), accept_changed_past)
+    own = latest(run)
+    check_restart(run, from_scratch, own)
+    find_origin(plan, own, accept_changed_past)
     check_disk(plan, run)
     return plan
 

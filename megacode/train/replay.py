@@ -15,8 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from megacode.base.errors import ConfigError, MegacodeError
 from megacode.base.files import RunDir, read_jsonl, write_json
+from megacode.config.loading import dump_config
 from megacode.data.audit import sample_rows
 from megacode.data.loader import Loader
 from megacode.data.tokenizer import load_tokenizer
@@ -29,6 +32,7 @@ from megacode.mcore.step import StepResult, evaluate, train_step
 from megacode.metrics.meter import source_means
 from megacode.plan.ledger import Ledger
 from megacode.train import restoring
+from megacode.train.agreement import decided, prove_equal
 from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.origin import find_origin
 from megacode.train.planning import Plan
@@ -149,12 +153,14 @@ def _begin(plan: Plan, directory: RunDir, iteration: int) -> _Run:
     config = plan.config
     streams = open_streams(config)
     ranks = groups.start(config.parallel, config.seed)
+    prove_equal({"config": yaml.safe_load(dump_config(config)), "plan": plan.schedule.fingerprints()})
     parts = mcore_parts.build(config, ranks, plan.vocab_size)
-    origin = find_origin(plan, _checkpoint_before(directory, iteration, parts))
+    ledger = Ledger(directory, decided(lambda: Ledger.read(directory).entries))
+    own = _checkpoint_before(directory, iteration, ledger)
+    origin = decided(lambda: find_origin(plan, own))
     state = origin.state
-    if origin.checkpoint is not None:
-        saved = restoring.load(config, parts, origin.checkpoint, weights_only=origin.weights_only)
-        state = state if origin.weights_only else saved
+    if origin.checkpoint is not None and origin.saved is not None:
+        restoring.load(config, parts, origin.checkpoint, origin.saved, weights_only=origin.weights_only)
     if state.iteration >= iteration:
         what = f"the run branched off {origin.checkpoint}, after iteration {state.iteration}"
         raise ConfigError(what, "--iteration", f"give a number from {state.iteration + 1} on, or replay that run")
@@ -166,7 +172,7 @@ def _begin(plan: Plan, directory: RunDir, iteration: int) -> _Run:
         streams=streams,
         parts=parts,
         loader=loader,
-        ledger=Ledger.read(directory),
+        ledger=ledger,
         iteration=state.iteration,
         clock=state.consumed_samples,
         checkpoint=origin.checkpoint,
@@ -182,11 +188,11 @@ def _fp8_until(directory: RunDir) -> float:
     return min((record["iteration"] for record in probes if record["fell_back"]), default=math.inf)
 
 
-def _checkpoint_before(directory: RunDir, iteration: int, parts: Parts) -> Path | None:
+def _checkpoint_before(directory: RunDir, iteration: int, ledger: Ledger) -> Path | None:
     """Return the newest checkpoint that is whole and was saved before an iteration began."""
-    numbers = groups.broadcast_object(directory.iterations())
+    numbers = decided(directory.iterations)
     earlier = [directory.checkpoint(number) for number in reversed(numbers) if number < iteration]
-    return restoring.pick(earlier, parts, Ledger.read(directory))[0]
+    return restoring.pick(earlier, ledger).path
 
 
 def _replayed(run: _Run, record: Json | None) -> Json:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
-from megacode.base.errors import CheckpointError, Problem
+from megacode.base.errors import CheckpointError, LaunchError, Problem
 from megacode.base.files import RunDir
 from megacode.checkpoint import store, tensors
 from megacode.checkpoint.state import TrainState
@@ -17,6 +18,7 @@ from megacode.mcore import groups
 from megacode.mcore.parts import Parts
 from megacode.metrics.sinks import Events
 from megacode.plan.ledger import Ledger
+from megacode.train import agreement
 
 log = logging.getLogger(__name__)
 
@@ -24,96 +26,165 @@ log = logging.getLogger(__name__)
 _FREE = ("preset", "hidden_dropout", "attention_dropout", "make_vocab_size_divisible_by", "init_method_std")
 
 
-def newest_whole(run: RunDir, parts: Parts, events: Events | None, before: int | None = None) -> Path | None:
-    """Return the newest checkpoint of a run that it may go on from, and let `latest` name it.
+@dataclass
+class Choice:
+    """The checkpoint that a run goes on from, chosen by all ranks together; the same on each.
+
+    Attributes:
+        path: the checkpoint; None: there is none to go on from.
+        state: what it says of itself, as rank 0 has read it.
+        passed_over: why newer ones were not taken, by iteration.
+        problems: what is wrong with the damaged ones among them.
+    """
+
+    path: Path | None = None
+    state: TrainState | None = None
+    passed_over: dict[int, store.Reason] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def newest_whole(run: RunDir, ledger: Ledger, events: Events | None, before: int | None = None) -> Choice:
+    """Return the newest checkpoint of a run that it may go on from; nothing is moved or changed yet.
 
     Args:
         run: the run directory.
-        parts: this rank's.
+        ledger: of the run.
         events: the run's diary, which hears of damaged ones; None but on rank 0.
         before: only checkpoints with a clock up to this one; absent: any.
-
-    Returns:
-        The checkpoint, or None where the run has none yet.
-
-    Raises:
-        CheckpointError: there are checkpoints, and all are damaged.
     """
-    first = parts.ranks.rank == 0
-    paths = groups.broadcast_object(store.candidates(run) if first else None)
-    path, problems = pick(paths, parts, Ledger.read(run), before, events)
-    if path is None and problems and before is None:
-        fix = f"bring one back from a copy, or remove {run.checkpoints} to start the run anew"
-        raise CheckpointError(problems=[*problems, Problem("no checkpoint of this run is whole", str(run.path), fix)])
-    if path is not None and path != paths[0] and first:
-        store.point_at(run, path)  # so that exports and the next start do not stumble again
-    return path
+    if groups.rank() == 0:
+        store.recover(run)
+    return pick(agreement.decided(lambda: store.candidates(run)), ledger, before, events)
 
 
-def pick(
-    paths: Sequence[Path], parts: Parts, ledger: Ledger, before: int | None = None, events: Events | None = None
-) -> tuple[Path | None, list[Problem]]:
+def pick(paths: Sequence[Path], ledger: Ledger, before: int | None = None, events: Events | None = None) -> Choice:
     """Return the first of some checkpoints whose every byte is as it was written; all ranks share the reading.
 
     One that has learned what the ledger withholds since (it was saved on the way to a spike) is passed over as well.
 
     Args:
         paths: the checkpoints, the best first; the same on all ranks.
-        parts: this rank's.
         ledger: of the run.
         before: only checkpoints with a clock up to this one; absent: any.
         events: the run's diary, which hears of damaged ones; None for none.
-
-    Returns:
-        The checkpoint, or None; and what is wrong with the damaged ones before it.
     """
-    problems: list[Problem] = []
+    choice = Choice()
     for path in paths:
-        found = _damage(path, parts)
-        if found:
-            log.warning("passing over %s: %s", path, "; ".join(found))
-            if events is not None:
-                events.write(
-                    "corrupt", iteration=RunDir.iteration_of(path), checkpoint=path.name, what="; ".join(found)
-                )
-            problems.append(Problem("; ".join(found), str(path), "bring it back from a copy"))
-            continue
-        state = TrainState.read(path)
-        if ledger.samples(state.consumed_samples) != state.withheld:
+        state, damaged = _read(path)
+        if state is not None and before is not None and state.consumed_samples > before:
+            choice.passed_over[RunDir.iteration_of(path)] = "withheld"
+        elif state is not None and ledger.samples(state.consumed_samples) != state.withheld:
             log.warning("passing over %s: it has learned from samples that the ledger withholds since", path)
-        elif before is None or state.consumed_samples <= before:
-            return path, problems
-    return None, problems
+            choice.passed_over[RunDir.iteration_of(path)] = "withheld"
+        elif state is not None and not (damaged := _damage(path, state)):
+            choice.path, choice.state = path, state
+            break
+        else:
+            log.warning("passing over %s: %s", path, damaged)
+            _note_corrupt(events, path, damaged)
+            choice.problems.append(Problem(damaged, str(path), "bring it back from a copy"))
+            choice.passed_over[RunDir.iteration_of(path)] = "damaged"
+    return choice
 
 
-def check_whole(path: Path, parts: Parts) -> None:
+def _note_corrupt(events: Events | None, path: Path, what: str) -> None:
+    if events is not None:
+        events.write("corrupt", iteration=RunDir.iteration_of(path), checkpoint=path.name, what=what)
+
+
+def step_back(run: RunDir, choice: Choice, events: Events | None) -> None:
+    """Set aside what a start or a rollback passes over, and let `latest` name what it goes on from; for rank 0.
+
+    In this order: a kill in between leaves a `latest` that names no checkpoint, and the newest one is the right one.
+    """
+    goes_on = RunDir.iteration_of(choice.path) if choice.path is not None else -1
+    default: store.Reason = "stepped-back" if choice.path is not None else "restarted"
+    moved = store.set_aside(run, goes_on, choice.passed_over, default)
+    if moved and events is not None:
+        events.write("set_aside", iteration=max(0, goes_on), checkpoints=[path.name for path in moved])
+    if choice.path is None:
+        run.latest.unlink(missing_ok=True)
+    elif store.named(run) != choice.path:
+        store.point_at(run, choice.path)  # so that exports and the next start do not stumble again
+
+
+def check_whole(path: Path, state: TrainState) -> None:
     """Check every byte of another run's checkpoint; all ranks share the reading.
+
+    Args:
+        path: the checkpoint.
+        state: what it says of itself, as rank 0 has read it.
 
     Raises:
         CheckpointError: it is damaged.
     """
-    found = _damage(path, parts)
-    if found:
-        raise CheckpointError("; ".join(found), str(path), "name another checkpoint, or bring it back from a copy")
+    damaged = _damage(path, state)
+    if damaged:
+        fix = "name another checkpoint, or bring it back from a copy"
+        error = CheckpointError(damaged, str(path), fix)
+        error.of_all_ranks = True
+        raise error
 
 
-def _damage(path: Path, parts: Parts) -> list[str]:
-    """Return what is wrong with a checkpoint, the same on all ranks."""
-    rank, size = parts.ranks.rank, parts.ranks.world_size
-    found = groups.gather_objects(store.damage(path, lambda number: number % size == rank))
-    return sorted({line for lines in found for line in lines})
+def _read(path: Path) -> tuple[TrainState | None, str]:
+    """Return what a checkpoint says of itself, or why it cannot be read; the same on all ranks."""
+    outcome = agreement.decided(lambda: agreement.attempt(lambda: TrainState.read(path)))
+    return outcome.value, outcome.error.problems[0].what if outcome.error is not None else ""
 
 
-def load(config: RunConfig, parts: Parts, path: Path, *, weights_only: bool = False) -> TrainState:
-    """Load a checkpoint of the same model and return what it says of itself.
+def _damage(path: Path, state: TrainState) -> str:
+    """Return what is wrong with a checkpoint's files, the same on all ranks; each hashes its share of them.
+
+    Rank 0 looks again at what another rank finds damaged. A good checkpoint must not be set aside because one node sees
+    an old state of a directory, or reads wrongly.
+
+    Raises:
+        LaunchError: a rank sees another checkpoint there than rank 0, or damage that rank 0 does not see.
+    """
+    agreement.prove_equal({"checkpoint": seal_seen(path) if groups.first_of_node() else None})
+    size, rank = groups.size(), groups.rank()
+    mine = {
+        number: lines
+        for number in range(rank, len(state.files), size)
+        if (lines := store.damage(path, number.__eq__, state))
+    }
+    seen = groups.gather_objects(mine)
+    numbers = {number for part in seen for number in part}
+    again = agreement.decided(lambda: store.damage(path, numbers.__contains__, state) if numbers else [])
+    if numbers and not again:
+        raise _seen_elsewhere(path, [(rank, line) for rank, part in enumerate(seen) for [line] in part.values()])
+    return "; ".join(again)
+
+
+def _seen_elsewhere(path: Path, lines: Sequence[tuple[int, str]]) -> LaunchError:
+    fix = "wait until every node sees the same files, or start without that node"
+    problems = [Problem(f"on rank {rank}: {line}, and rank 0 finds it whole", str(path), fix) for rank, line in lines]
+    error = LaunchError(problems=problems)
+    error.of_all_ranks = True
+    return error
+
+
+def seal_seen(path: Path) -> str:
+    """Return the seal of a checkpoint as this process sees it, or what keeps it from that."""
+    outcome = agreement.attempt(lambda: TrainState.read(path).seal)
+    return outcome.value or (outcome.error.problems[0].what if outcome.error is not None else "")
+
+
+def load(config: RunConfig, parts: Parts, path: Path, state: TrainState, *, weights_only: bool = False) -> None:
+    """Load a checkpoint of the same model, on all ranks or on none.
+
+    Args:
+        config: of the run.
+        parts: this rank's, to be filled.
+        path: the checkpoint.
+        state: what it says of itself, as rank 0 has read it.
+        weights_only: leave optimizer and random states as they are.
 
     Raises:
         CheckpointError: it is of another model, or damaged.
     """
-    state = TrainState.read(path)
     _prove_same_model(config, state, path)
     tensors.load(parts, path, weights_only=weights_only)
-    return state
 
 
 def _prove_same_model(config: RunConfig, state: TrainState, checkpoint: Path) -> None:

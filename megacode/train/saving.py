@@ -165,8 +165,7 @@ class Saver:
     def tidy(self) -> None:
         """Remove what was spared at the last save, and need not be any more."""
         if self._first:
-            with suppress(OSError):
-                store.prune(self._run, self._policy, self._spared())
+            self._prune()
 
     def _begin(self, iteration: int, size: int) -> Path | str:
         """Return the directory to write into, or why there is none; the same on all ranks."""
@@ -183,7 +182,16 @@ class Saver:
 
     def _publish(self, save: _Save) -> None:
         store.finish(self._run, save.hidden, save.state)
-        store.prune(self._run, self._policy, self._spared())
+        self._prune()
+
+    def _prune(self) -> None:
+        """Remove old checkpoints; what cannot be removed (a file open on NFS) stays, and the save is none the worse."""
+        try:
+            store.prune(self._run, self._policy, self._spared())
+        except OSError as error:
+            log.warning("an old checkpoint could not be removed: %s. The next save tries again.", error)
+            if self._events is not None:
+                self._events.write("prune_failed", error=str(error))
 
     def _done(self, save: _Save) -> None:
         self._save = None

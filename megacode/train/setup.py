@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
-from megacode.base.errors import LaunchError
+import yaml
+
 from megacode.base.files import RunDir, read_jsonl, write_json, write_text
 from megacode.base.lock import RunLock
 from megacode.checkpoint.state import TrainState
@@ -28,11 +30,12 @@ from megacode.metrics.meter import Meter
 from megacode.metrics.sinks import Events, open_sinks
 from megacode.plan.costs import flops_per_token
 from megacode.plan.ledger import Ledger
-from megacode.train import restoring, watchdog
+from megacode.train import agreement, restoring, watchdog
+from megacode.train.agreement import code_digest
 from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.guard import Guard
 from megacode.train.limits import TimeLimit, TouchFiles
-from megacode.train.origin import Origin, find_origin
+from megacode.train.origin import Origin, check_restart, find_origin
 from megacode.train.planning import Plan
 from megacode.train.saving import Saver
 from megacode.train.scoring import Scoring
@@ -46,37 +49,49 @@ _RECORDED = ("megacode", "torch", "megatron-core", "numpy", "tokenizers", "trans
 
 
 def build_trainer(
-    plan: Plan, stop_signal: StopSignal, closing: ExitStack, *, accept_changed_past: bool = False
+    plan: Plan,
+    stop_signal: StopSignal,
+    closing: ExitStack,
+    *,
+    accept_changed_past: bool = False,
+    from_scratch: bool = False,
 ) -> Trainer:
     """Build this rank's Trainer: groups, lock, model, optimizer, data, and the state of the newest whole checkpoint.
 
     Args:
-        plan: of the run.
+        plan: of the run, the same on all ranks.
         stop_signal: hears signals to this process.
         closing: what must end with the run, however it ends: groups, lock and watchdog are added to it.
         accept_changed_past: go on although the config would have read something else so far.
+        from_scratch: begin with random weights although the run has saved before, where no checkpoint can be used.
 
     Raises:
-        MegacodeError: for every mistake of the user's.
+        MegacodeError: for every mistake of the user's, on every rank alike.
     """
     config, run = plan.config, RunDir(plan.config.directory)
-    streams = _streams(config)
     closing.callback(groups.stop)
     ranks = groups.start(config.parallel, config.seed, patience=config.health.hang_timeout)
     first = ranks.rank == 0
-    lock = _locked(run, ranks)
+    lock = _locked(run)
     closing.callback(lock.release)
     requests = TouchFiles(run) if first else None
     watching = _watched(plan, run, ranks, lock, requests)
     closing.callback(watching.stop)
     closing.callback(groups.stop)  # a hang in it is still watched
-    parts = mcore_parts.build(config, ranks, plan.vocab_size)
+    streams = agreement.on_all(lambda: _streams(config))
     events = Events(run) if first else None
-    origin = find_origin(plan, restoring.newest_whole(run, parts, events), accept_changed_past)
+    ledger = Ledger(run, agreement.decided(lambda: Ledger.read(run).entries), writes=first)
+    origin, choice = _origin(plan, run, ledger, events, accept_changed_past, from_scratch)
+    if origin.kind == "branch" and origin.saved is not None:
+        ledger.inherit(origin.saved.ledger)
+    agreement.prove_equal(_facts(plan, streams, origin, ledger))
+    parts = mcore_parts.build(config, ranks, plan.vocab_size)
     state = _restore(plan, parts, origin)
+    if first:
+        restoring.step_back(run, choice, events)
     start = _start(plan, run, origin) if first else {}
     saved = state.iteration if origin.kind == "resume" else -1
-    guard, fp8 = _watches(plan, parts, Ledger.read(run, writes=first), events, state)
+    guard, fp8 = _watches(plan, parts, ledger, events, state)
     limit = TimeLimit(config.limits.wall_clock)
     scoring = Scoring(run, config.evaluate, plan.scored(), events, guard.ledger.samples)
     closing.callback(scoring.close)
@@ -103,11 +118,45 @@ def build_trainer(
     )
 
 
+def _origin(
+    plan: Plan, run: RunDir, ledger: Ledger, events: Events | None, accept_changed_past: bool, from_scratch: bool
+) -> tuple[Origin, restoring.Choice]:
+    """Return what this start goes on from, by rank 0's view of the files, and what it passes over."""
+    choice = restoring.newest_whole(run, ledger, events)
+
+    def decide() -> Origin:
+        check_restart(run, from_scratch, choice.path, choice.problems)
+        return find_origin(plan, choice.path, accept_changed_past)
+
+    origin = agreement.decided(decide)
+    if origin.checkpoint is not None and origin.saved is not None and origin.kind != "resume":
+        restoring.check_whole(origin.checkpoint, origin.saved)
+    return origin, choice
+
+
+def _facts(plan: Plan, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger) -> dict[str, Any]:
+    """Return what decides what is learned, as this rank sees it; files as the first rank of its node sees them."""
+    facts: dict[str, Any] = {
+        "config": yaml.safe_load(dump_config(plan.config)),
+        "plan": plan.schedule.fingerprints(),
+        "ledger": [asdict(entry) for entry in ledger.entries],
+        "origin": {"kind": origin.kind, "checkpoint": str(origin.checkpoint), "sample": origin.state.consumed_samples},
+        "sources": None,
+        "checkpoint": None,
+        "code": None,
+    }
+    if groups.first_of_node():
+        facts["sources"] = {name: asdict(stream.size()) for name, stream in streams.items()}
+        facts["checkpoint"] = restoring.seal_seen(origin.checkpoint) if origin.checkpoint is not None else "none"
+        facts["code"] = {name: metadata.version(name) for name in _RECORDED} | {"megacode's files": code_digest()}
+    return facts
+
+
 def _streams(config: RunConfig) -> dict[str, SourceStream]:
-    """Open the sources, where what the config reads them with is there."""
+    """Open the sources, where what the config reads them with is there; the first rank of a node checks them."""
     if config.train.loader == "dali":
         dali.check()
-    return open_streams(config)
+    return open_streams(config, check=groups.first_of_node())
 
 
 def _loader(plan: Plan, streams: Mapping[str, SourceStream], ranks: Ranks, closing: ExitStack) -> BatchSource:
@@ -124,17 +173,10 @@ def _loader(plan: Plan, streams: Mapping[str, SourceStream], ranks: Ranks, closi
     return source
 
 
-def _locked(run: RunDir, ranks: Ranks) -> RunLock:
+def _locked(run: RunDir) -> RunLock:
     """Take the run directory's lock on rank 0, or raise on every rank."""
-    lock, refusal = RunLock(run), None
-    if ranks.rank == 0:
-        try:
-            lock.acquire()
-        except LaunchError as error:
-            refusal = error.problems
-    refusal = groups.broadcast_object(refusal)
-    if refusal is not None:
-        raise LaunchError(problems=refusal)
+    lock = RunLock(run)
+    agreement.decided(lock.acquire)
     return lock
 
 
@@ -157,14 +199,12 @@ def _restore(plan: Plan, parts: Parts, origin: Origin) -> TrainState:
     config, state = plan.config, origin.state
     for line in origin.log_lines():
         log.info("%s", line)
-    if origin.checkpoint is not None:
-        if origin.kind != "resume":
-            restoring.check_whole(origin.checkpoint, parts)
-        restoring.load(config, parts, origin.checkpoint, weights_only=origin.weights_only)
+    if origin.checkpoint is not None and origin.saved is not None:
+        restoring.load(config, parts, origin.checkpoint, origin.saved, weights_only=origin.weights_only)
     state.config = dump_config(config)
     sizes = config.parallel.model_dump(include={"tensor", "pipeline", "context"})
     state.layout = {"world_size": parts.ranks.world_size, **sizes}
-    state.tokenizer_hash = load_tokenizer(config.tokenizer).hash if config.tokenizer else ""
+    state.tokenizer_hash = agreement.decided(lambda: load_tokenizer(config.tokenizer).hash if config.tokenizer else "")
     state.versions = {name: metadata.version(name) for name in _RECORDED}
     return state
 

@@ -61,6 +61,9 @@ class SpikeDetector:
 
     Args:
         policy: window, threshold and limit.
+
+    Attributes:
+        rollbacks: the checkpoint's iteration that the last rollback went back to, and how many in a row did.
     """
 
     def __init__(self, policy: Spikes) -> None:
@@ -68,7 +71,7 @@ class SpikeDetector:
         self._phase = ""
         self._windows: dict[Kind, deque[float]] = {kind: deque(maxlen=policy.window) for kind in ("loss", "grad_norm")}
         self._refused = 0
-        self._rollbacks: tuple[int, int] = (-1, 0)
+        self.rollbacks: tuple[int, int] = (-1, 0)
 
     def enter(self, phase: str) -> None:
         """Say which phase the next iteration lies in; the windows of another one are forgotten."""
@@ -105,12 +108,12 @@ class SpikeDetector:
 
     def rolled_back(self, iteration: int) -> None:
         """Count a rollback to the checkpoint of an iteration."""
-        self._rollbacks = (iteration, self._rollbacks[1] + 1 if iteration == self._rollbacks[0] else 1)
+        self.rollbacks = (iteration, self.rollbacks[1] + 1 if iteration == self.rollbacks[0] else 1)
 
     @property
     def exhausted(self) -> bool:
         """Whether the limit is reached: of refusals without an ordinary iteration between them, or of rollbacks."""
-        return max(self._refused, self._rollbacks[1]) >= self._policy.limit
+        return max(self._refused, self.rollbacks[1]) >= self._policy.limit
 
     def state(self) -> dict[str, Any]:
         """Return, as JSON, what a run must know to judge on as if it had not stopped."""
@@ -120,8 +123,9 @@ class SpikeDetector:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's `state()`, or from an empty one: that of a run's start.
 
-        The count of rollbacks stays: it is what ends a run that comes back to one checkpoint again and again. Values
-        beyond the present window are left out, so that the window may change when a run resumes.
+        The count of rollbacks stays: it is what ends a run that comes back to one checkpoint again and again, and a
+        checkpoint from before them cannot know it. Values beyond the present window are left out, so that the window
+        may change when a run resumes.
         """
         self._phase, self._refused = state.get("phase", ""), state.get("refused", 0)
         for kind, window in self._windows.items():

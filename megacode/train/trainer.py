@@ -185,24 +185,31 @@ class Trainer:
         """Whether the last iteration asks to go back to before a spike; all ranks get the same answer."""
         return self._back_to is not None
 
-    def roll_back(self) -> None:
-        """Go back to the newest checkpoint before a spike; without one, leave out the spike alone from here on."""
+    def roll_back(self) -> bool:
+        """Go back to the newest checkpoint before a spike; without one, leave out the spike alone.
+
+        Returns:
+            Whether the run stands at another iteration now. If not, what is due after this one still is.
+        """
         assert self._result is not None
         assert self._back_to is not None
         self.saver.wait()
         first, self._back_to = self._back_to, None
-        path = restoring.newest_whole(self.run, self.parts, self.events, before=first)
-        if path is None:
+        choice = restoring.newest_whole(self.run, self.guard.ledger, self.events, before=first)
+        path, saved = choice.path, choice.state
+        if path is None or saved is None:
             log.warning("there is no checkpoint before the spike to go back to; its update alone is left out")
             self.guard.leave_out(self._result)
-            return
+            return False
         lost = restoring.lost_work(read_jsonl(self.run.metrics), RunDir.iteration_of(path)) if self.sinks else (0, 0.0)
-        saved = restoring.load(self.config, self.parts, path)
+        restoring.load(self.config, self.parts, path, saved)
         log.warning("going back to %s; what led to the spike will not be learned", path)
         self._event("rollback", to_iteration=saved.iteration, lost_iterations=lost[0], lost_seconds=lost[1])
         self.state = replace(self.state, iteration=saved.iteration, consumed_samples=saved.consumed_samples)
         self.meter.seen = dict(saved.samples_by_source)
         self.guard.roll_back(self._result, first, saved.iteration)
+        if self.events is not None:
+            restoring.step_back(self.run, choice, self.events)
         self.guard.detector.restore(saved.health)
         self.fp8.roll_back(saved.health.get("fp8", {}))
         self.saver.saved_iteration = saved.iteration
@@ -210,6 +217,7 @@ class Trainer:
             sink.close()
         self.sinks = open_sinks(self.run, saved.iteration, self.batches.total_iterations) if self.sinks else []
         self.scoring.begin(saved.iteration)
+        return True
 
     def validate(self, reason: str) -> None:
         """Measure the loss on every source's held-out documents."""
@@ -307,6 +315,7 @@ class Trainer:
             samples_by_source=dict(self.meter.seen),
             fingerprints=chain[:upto],
             withheld=self.guard.ledger.samples(self.state.consumed_samples),
+            ledger=self.guard.ledger.up_to(self.state.consumed_samples),
             health=self.guard.detector.state() | {"fp8": self.fp8.state()},
             keep=self.calendar.kept_for(self._passed()),
         )

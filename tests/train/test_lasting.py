@@ -39,13 +39,13 @@ def alone() -> Iterator[None]:
     CLOSING.close()
 
 
-def trainer_of(config: Path, *overrides: str) -> Trainer:
-    return build_trainer(make_plan(load_config(config, overrides)), StopSignal(), CLOSING)
+def trainer_of(config: Path, *overrides: str, **more: bool) -> Trainer:
+    return build_trainer(make_plan(load_config(config, overrides)), StopSignal(), CLOSING, **more)
 
 
-def run_whole(config: Path, *overrides: str, spoil: dict[int, str] | None = None) -> StopReason:
+def run_whole(config: Path, *overrides: str, spoil: dict[int, str] | None = None, **more: bool) -> StopReason:
     """Train to the end; the batches of some iterations are spoiled, whenever they come."""
-    trainer = trainer_of(config, *overrides)
+    trainer = trainer_of(config, *overrides, **more)
     if spoil:
         _spoil(trainer, spoil)
     try:
@@ -264,7 +264,7 @@ def test_a_checkpoint_saved_on_the_way_to_a_spike_is_not_gone_on_from(golden: Pa
     assert back["to_iteration"] == 6
     shutil.copytree("run", "again")
     shutil.rmtree(RunDir("again").checkpoints)
-    assert run_whole(golden, "run_dir=again", *config) == "finished"
+    assert run_whole(golden, "run_dir=again", *config, from_scratch=True) == "finished"
     assert [line["skipped"] for line in lines("again")] == [line["skipped"] for line in lines("run")]
     assert same_weights("run", "again")
 
