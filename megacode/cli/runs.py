@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from megacode.base.errors import EXIT_CHECK
+from megacode.base.errors import EXIT_CHECK, MegacodeError
 from megacode.base.logs import setup_logging
 from megacode.cli.options import (
     AcceptChangedPast,
@@ -22,6 +24,9 @@ from megacode.cli.options import (
 )
 
 app = typer.Typer()
+log = logging.getLogger(__name__)
+
+_OPENED = "MEGACODE_OPENED"  # in a rank's environment: whoever started it has said what is about to happen
 
 
 @app.command()
@@ -33,19 +38,44 @@ def train(
     from_scratch: FromScratch = False,
 ) -> None:
     """Train, or go on where the run directory stands; under torchrun or srun each process is one rank."""
+    setup_logging()
+    if is_first_rank() and _OPENED not in os.environ:
+        ranks = nproc or int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
+        if _opened(config, overrides or [], ranks, accept_changed_past, from_scratch):
+            return
     if nproc is not None:
-        from megacode.config.loading import load_config
         from megacode.launch.local import run_ranks
-        from megacode.train.ready import check_ready
 
-        check_ready(load_config(config, overrides or []), nproc, accept_changed_past, from_scratch)
+        os.environ[_OPENED] = "1"
         flags = ["--accept-changed-past"] * accept_changed_past + ["--from-scratch"] * from_scratch
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or []), *flags], nproc))
-    setup_logging()
     from megacode.train.main import EXIT_CODES, run
 
     reason = run(config, overrides or [], accept_changed_past=accept_changed_past, from_scratch=from_scratch)
     raise typer.Exit(EXIT_CODES[reason])
+
+
+def _opened(config: Path, overrides: list[str], ranks: int, accept_changed_past: bool, from_scratch: bool) -> bool:
+    """Check a run and say what is about to happen, before the slow imports; return whether it is finished already.
+
+    Of several ranks that a launcher started, this one must not end alone: what is wrong, and that nothing is left to
+    do, all of them find together.
+    """
+    from megacode.config.loading import load_config
+    from megacode.train.presence import finished_lines, is_finished, opening_lines
+    from megacode.train.ready import check_ready
+
+    alone = "RANK" not in os.environ and "SLURM_PROCID" not in os.environ
+    try:
+        plan, origin = check_ready(load_config(config, overrides), ranks, accept_changed_past, from_scratch)
+    except MegacodeError:
+        if alone:
+            raise
+        return False
+    finished = alone and is_finished(plan)
+    for line in finished_lines(plan) if finished else opening_lines(plan, origin, ranks):
+        log.info("%s", line)
+    return finished
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,9 +17,12 @@ from megacode.mcore import groups, layout
 from megacode.train import agreement
 from megacode.train.loop import train
 from megacode.train.planning import Plan, check_trainable, make_plan, read_sizes
+from megacode.train.presence import finished_lines, is_finished
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
 from megacode.train.trainer import StopReason
+
+log = logging.getLogger(__name__)
 
 EXIT_CODES: dict[StopReason, int] = {
     "finished": 0,
@@ -48,6 +52,10 @@ def run(
     with ExitStack() as closing:
         closing.callback(groups.stop)
         plan = _agreed_plan(path, overrides)
+        if agreement.decided(lambda: is_finished(plan)):
+            for line in finished_lines(plan):
+                log.info("%s", line)
+            return "finished"
         trainer = build_trainer(
             plan, stop_signal, closing, accept_changed_past=accept_changed_past, from_scratch=from_scratch
         )

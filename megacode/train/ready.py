@@ -16,7 +16,7 @@ from megacode.config.run import RunConfig
 from megacode.data.windows import open_streams
 from megacode.mcore.layout import check
 from megacode.plan.costs import parameter_counts
-from megacode.train.origin import check_restart, find_origin
+from megacode.train.origin import Origin, check_restart, find_origin
 from megacode.train.planning import Plan, check_trainable, make_plan
 from megacode.train.scoring_process import spared_at_most
 
@@ -24,8 +24,10 @@ _BYTES_A_PARAMETER = 12  # fp32 weights, or the masters of bf16 ones, and Adam's
 _ROOM = 1.05  # index, state and the file system's own
 
 
-def check_ready(config: RunConfig, ranks: int, accept_changed_past: bool = False, from_scratch: bool = False) -> Plan:
-    """Refuse a run that cannot start, and return its plan.
+def check_ready(
+    config: RunConfig, ranks: int, accept_changed_past: bool = False, from_scratch: bool = False
+) -> tuple[Plan, Origin]:
+    """Refuse a run that cannot start; return its plan, and what it goes on from as this process sees it.
 
     Args:
         config: the run.
@@ -45,9 +47,9 @@ def check_ready(config: RunConfig, ranks: int, accept_changed_past: bool = False
     refuse_if_live(run)
     own = latest(run)
     check_restart(run, from_scratch, own)
-    find_origin(plan, own, accept_changed_past)
+    origin = find_origin(plan, own, accept_changed_past)
     check_disk(plan, run)
-    return plan
+    return plan, origin
 
 
 def check_disk(plan: Plan, run: RunDir) -> None:

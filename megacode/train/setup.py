@@ -78,6 +78,7 @@ def build_trainer(
     watching = _watched(plan, run, ranks, lock, requests)
     closing.callback(watching.stop)
     closing.callback(groups.stop)  # a hang in it is still watched
+    log.info("%d ranks have met; checking data and checkpoints", ranks.world_size)
     streams = agreement.on_all(lambda: _streams(config))
     events = Events(run) if first else None
     ledger = Ledger(run, agreement.decided(lambda: Ledger.read(run).entries), writes=first)
@@ -85,6 +86,7 @@ def build_trainer(
     if origin.kind == "branch" and origin.saved is not None:
         ledger.inherit(origin.saved.ledger)
     agreement.prove_equal(_facts(plan, streams, origin, ledger))
+    log.info("all ranks agree; building the model")
     parts = mcore_parts.build(config, ranks, plan.vocab_size)
     state = _restore(plan, parts, origin)
     if first:

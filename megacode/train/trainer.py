@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from megacode.base.files import RunDir, read_jsonl
+from megacode.base.units import format_seconds
 from megacode.checkpoint.state import TrainState
 from megacode.config.run import RunConfig
 from megacode.data.loader import BatchSource
@@ -29,6 +30,7 @@ from megacode.train.calendar import Calendar, Tick
 from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.guard import Guard, Interval
 from megacode.train.limits import TimeLimit, TouchFiles, process_start
+from megacode.train.presence import closing_lines
 from megacode.train.saving import Saver
 from megacode.train.scoring import Scoring, end_scoring
 from megacode.train.signals import StopSignal
@@ -86,6 +88,7 @@ class Trainer:
     _seconds: float = 0.0
     _result: StepResult | None = None
     _back_to: int | None = None
+    _first_iteration: int = 0
 
     @cached_property
     def calendar(self) -> Calendar:
@@ -119,6 +122,7 @@ class Trainer:
 
     def begin(self) -> None:
         """Write what a run starts with: an event and, where nothing is trained yet, losses of the untrained model."""
+        self._first_iteration = self.state.iteration
         self._event(
             **{"event": "start", **self.start},
             ranks=self.parts.ranks.world_size,
@@ -282,6 +286,11 @@ class Trainer:
         self._event("stop", reason=reason, signal=self.stop_signal.name, saved=saved, seconds=self._age())
         for sink in self.sinks:
             sink.close()
+        if self.events is not None:
+            trained = self.state.iteration - self._first_iteration
+            age, total = format_seconds(self._age()), self.batches.total_iterations
+            for line in closing_lines(reason, self.run, self.state, total, trained, age):
+                log.info("%s", line)
         return reason if saved else "save_failed"
 
     def write_scores(self) -> None:

@@ -1,0 +1,102 @@
+"""What `megacode train` says to a person: what it is about to do, that there is nothing to do, and what was done.
+
+Needs no torch, so the first lines are there before the slow imports.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megacode.base.files import RunDir
+from megacode.base.units import format_count
+from megacode.checkpoint.state import TrainState
+from megacode.checkpoint.store import latest
+from megacode.config.training import Parallel
+from megacode.plan.costs import parameter_counts
+from megacode.train.origin import Origin
+from megacode.train.planning import Plan
+from megacode.train.scoring_process import suite_name
+
+_ENDS = {
+    "finished": "finished",
+    "signal": "stopped by a signal",
+    "time_limit": "stopped by the time limit",
+    "stop_file": "stopped by the file `stop`",
+    "spikes": "stopped after too many spikes or non-finite losses in a row",
+    "save_failed": "stopped",
+}
+
+
+def opening_lines(plan: Plan, origin: Origin, ranks: int) -> list[str]:
+    """Return what a start is about to do: model, length, ranks, layout, run directory, and what it goes on from."""
+    config, batches = plan.config, plan.batches
+    parameters = parameter_counts(config.model, plan.vocab_size).total
+    tokens = plan.schedule.total_samples * plan.schedule.seq_length
+    names = ", ".join(phase.name for phase in plan.schedule.phases)
+    return [
+        f"{config.name}: {format_count(parameters)} parameters, {format_count(tokens)} tokens in "
+        f"{batches.total_iterations:,} iterations, phases {names}",
+        f"{ranks} {'rank' if ranks == 1 else 'ranks'}: {_layout(config.parallel, ranks)}",
+        f"run directory: {config.directory}",
+        *(origin.log_lines() or ["starting from random weights"]),
+    ]
+
+
+def _layout(parallel: Parallel, ranks: int) -> str:
+    sizes = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "context": parallel.context}
+    parts = [f"{name} {size}" for name, size in sizes.items() if size > 1]
+    return " x ".join([*parts, f"data {max(1, ranks // parallel.model_size)}"]) + " parallel"
+
+
+def is_finished(plan: Plan) -> bool:
+    """Return whether a run has trained all its samples, has saved that state, and has no scores left to make.
+
+    Looks at the newest checkpoint's state and the sizes of its files; nothing is hashed.
+    """
+    run = RunDir(plan.config.directory)
+    newest = latest(run)
+    if newest is None or RunDir.iteration_of(newest) < plan.batches.total_iterations:
+        return False
+    state = TrainState.read(newest)
+    whole = all((newest / name).is_file() and (newest / name).stat().st_size == facts["bytes"]
+                for name, facts in state.files.items())  # fmt: skip
+    return state.consumed_samples == plan.schedule.total_samples and whole and not _scores_missing(plan, run)
+
+
+def _scores_missing(plan: Plan, run: RunDir) -> bool:
+    if plan.config.evaluate is None:
+        return False
+    suite = suite_name(plan.config.evaluate)
+    return any(not run.score(suite, number).exists() for number in run.iterations() if number in plan.scored())
+
+
+def finished_lines(plan: Plan) -> list[str]:
+    """Return what to say of a run that has nothing left to train."""
+    run, last = RunDir(plan.config.directory), plan.batches.total_iterations
+    return [
+        f"{plan.config.name} is finished: {last:,} iterations, saved as {run.checkpoint(last)}; nothing to train",
+        next_steps(run.path),
+    ]
+
+
+def next_steps(run: Path) -> str:
+    """Return what a person does with a finished run."""
+    return f"next: megacode convert to-hf {run} OUT, megacode report {run}; to train on, add a phase to the config"
+
+
+def closing_lines(reason: str, run: RunDir, state: TrainState, total: int, trained: int, seconds: str) -> list[str]:
+    """Return what a start did, and what comes next.
+
+    Args:
+        reason: why it ends.
+        run: the run directory.
+        state: where the run stands.
+        total: iterations of the whole run.
+        trained: iterations of this start.
+        seconds: how long it took, as people read it.
+    """
+    head = f"{_ENDS[reason]} at iteration {state.iteration:,} of {total:,} after {trained:,} in {seconds}"
+    saved = run.checkpoint(state.iteration)
+    head += f"; saved as {saved}" if saved.exists() else f"; iteration {state.iteration:,} could NOT be saved"
+    going_on = "next: the same command goes on from the newest checkpoint"
+    return [head, next_steps(run.path) if reason == "finished" else going_on]
