@@ -11,6 +11,7 @@ between the blocks would go unnoticed, which is said once in the log.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -179,9 +180,15 @@ def identity(prefix: str | Path) -> str:
     manifest = read(prefix)
     if manifest is not None:
         return manifest.identity
-    _LOG.info("%s has no manifest: it is known by its size and sampled blocks only", prefix)
+    _say_once(str(prefix))
     parts = [f"{path.stat().st_size}:{sample_hash(path)}" for path in (bin_path(prefix), idx_path(prefix))]
     return _identity("sampled", *parts)
+
+
+@functools.cache
+def _say_once(prefix: str) -> None:
+    """Log that a data set has no manifest, once a process: plan, check and handshake all ask for its identity."""
+    _LOG.info("%s has no manifest: it is known by its size and sampled blocks only", prefix)
 
 
 def _identity(*parts: str) -> str:

@@ -12,7 +12,6 @@ from typing import get_args
 from megacode.base.errors import Problem
 from megacode.config.run import RunConfig
 from megacode.config.training import Fp8
-from megacode.mcore import device
 from megacode.mcore.version import parse
 
 OLDEST = (2, 9, 0)
@@ -33,9 +32,18 @@ def _version(package: str) -> str:
         return ""
 
 
+def _on_gpu() -> bool:
+    """Return whether this machine trains on CUDA; a CPU build of torch is not imported to say no."""
+    if _version("torch").endswith("+cpu"):
+        return False
+    from megacode.mcore import device
+
+    return device.on_gpu()
+
+
 def obstacle() -> str:
     """Return why Transformer Engine's layers cannot run here; empty where they can."""
-    if not device.on_gpu():
+    if not _on_gpu():
         return "Transformer Engine's layers need a GPU"
     found = installed()
     if not found:
@@ -55,7 +63,7 @@ def used(config: RunConfig) -> bool:
 def recipes() -> tuple[str, ...]:
     """Return the FP8 recipes that this machine computes."""
     names = get_args(Fp8.model_fields["recipe"].annotation)
-    refuses = _missing if device.on_gpu() else _not_emulated
+    refuses = _missing if _on_gpu() else _not_emulated
     return tuple(name for name in names if not refuses(Fp8(recipe=name)))
 
 
@@ -63,7 +71,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     """Yield what of a run's number formats cannot be computed here."""
     why = obstacle()
     if config.precision.transformer_impl == "transformer_engine" and why:
-        fix = "use transformer_impl: auto" if not device.on_gpu() else f"{_INSTALL}, or use transformer_impl: auto"
+        fix = "use transformer_impl: auto" if not _on_gpu() else f"{_INSTALL}, or use transformer_impl: auto"
         yield Problem(why, "precision.transformer_impl", fix)
         return
     if used(config) and config.precision.dtype != "bf16":
@@ -75,15 +83,15 @@ def problems(config: RunConfig) -> Iterator[Problem]:
 
 def _recipe_problems(config: RunConfig, recipe: Fp8, why: str) -> Iterator[Problem]:
     where = "precision.fp8"
-    if device.on_gpu() and not used(config):
+    if _on_gpu() and not used(config):
         fix = f"{_INSTALL}, or set precision.fp8: none" if why else "set precision.dtype: bf16, or precision.fp8: none"
         yield Problem(why or "FP8 on a GPU needs Transformer Engine's layers, in bf16", where, fix)
         return
-    missing = _missing(recipe) if device.on_gpu() else _not_emulated(recipe)
+    missing = _missing(recipe) if _on_gpu() else _not_emulated(recipe)
     if missing:
         fix = "use recipe tensorwise or delayed, or precision.fp8: none"
         yield Problem(f"recipe {recipe.recipe}: {missing}", f"{where}.recipe", fix)
-    if recipe.param_gather and not device.on_gpu():
+    if recipe.param_gather and not _on_gpu():
         what = "param_gather needs Transformer Engine's layers, and they need a GPU"
         yield Problem(what, f"{where}.param_gather", "set it to false")
 
