@@ -373,3 +373,19 @@ def joins(parallel: dict[str, Any]) -> list[Any]:
     groups.barrier()
     groups.stop()
     return [vars(ranks), told, anyone]
+
+
+def threads_of_layouts(layouts: list[dict[str, Any]]) -> list[int]:
+    """Train one iteration under each layout in turn; return the threads of this rank after each, and after the end."""
+    found = [_threads_of_layout(layout) for layout in layouts]
+    groups.stop()
+    return [*found, _threads()]
+
+
+def _threads_of_layout(layout: dict[str, Any]) -> int:
+    iterate(started(run_config(parallel=layout)), 0, 1)
+    return _threads()
+
+
+def _threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
