@@ -12,7 +12,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import yaml
 
+from megacode.base import children
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir
 from megacode.config.evaluate import Evaluate
@@ -103,9 +103,9 @@ def start(run: RunDir, config: Evaluate, suite: str, iteration: int) -> Child:
     words = command(config, run.checkpoint(iteration))
     log.unlink(missing_ok=True)  # what a killed start has left behind may still write to the old one
     with log.open("wb", buffering=0) as file:
-        file.write(f"{_PROMPT}{shlex.join(['megacode', *words[3:]])}\n".encode())
+        file.write(f"{_PROMPT}{shlex.join(['megacode', *words])}\n".encode())
         process = subprocess.Popen(
-            words,
+            children.command(words),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -118,11 +118,11 @@ def start(run: RunDir, config: Evaluate, suite: str, iteration: int) -> Child:
 
 
 def command(config: Evaluate, checkpoint: Path) -> list[str]:
-    """Return the command that scores a checkpoint."""
+    """Return the command that scores a checkpoint: what follows `megacode`."""
     verb = ["evaluate"] if config.where == "local" else ["job", "score"]
     device = config.device or ("cpu" if config.where == "local" else None)
     return [
-        *(sys.executable, "-m", "megacode.cli", *verb, str(checkpoint), "--suite", config.suite),
+        *(*verb, str(checkpoint), "--suite", config.suite),
         *(["--limit", str(config.limit)] if config.limit is not None else []),
         *(part for task in config.without for part in ("--without", task)),
         *(["--device", device] if device is not None else []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -389,3 +390,15 @@ def _threads_of_layout(layout: dict[str, Any]) -> int:
 
 def _threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
+
+
+def idle() -> dict[str, Any]:
+    """Join, and return this rank's groups and threads, and whether it runs under the batch policy."""
+    from torch.distributed import distributed_c10d
+
+    groups.start(run_config().parallel, 1)
+    made = len(distributed_c10d._world.pg_names)
+    found = {"groups": made, "threads": _threads(), "batch": os.sched_getscheduler(0) == os.SCHED_BATCH}
+    groups.barrier()
+    groups.stop()
+    return found
