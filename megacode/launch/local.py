@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from megacode.base import children
+from megacode.base import children, cores
 from megacode.base.errors import EXIT_FAILURE, EXIT_RESUMABLE
 from megacode.base.ports import free_port
 
@@ -66,7 +66,7 @@ def _follow_parent() -> Callable[[], None]:
 
 
 def _environment(rank: int, nproc: int, port: int) -> dict[str, str]:
-    threads = max(1, (os.cpu_count() or 1) // nproc)
+    threads = max(1, cores.usable() // nproc)
     return {
         "OMP_NUM_THREADS": str(threads),
         **os.environ,

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from megacode.base.errors import LaunchError
+
 BACKEND = "gloo_shared"
 _INTERFACES = "GLOO_SOCKET_IFNAME"
 
@@ -47,11 +49,19 @@ def _devices() -> tuple[Any, ...]:
     """Return the devices of this process: one for each interface that the user names, or that of the host's name.
 
     torch makes the same choice for its own groups. Sockets of all groups share them and the thread that polls them.
+
+    Raises:
+        LaunchError: an interface does not exist, or has no address.
     """
     names = [name for name in os.environ.get(_INTERFACES, "").split(",") if name]
-    if names:
+    if not names:
+        return (dist.ProcessGroupGloo.create_default_device(),)
+    try:
         return tuple(dist.ProcessGroupGloo.create_device(interface=name) for name in names)
-    return (dist.ProcessGroupGloo.create_default_device(),)
+    except RuntimeError as error:
+        what = f"gloo cannot use the network interface: {str(error).splitlines()[0].rpartition('] ')[2]}"
+        fix = "name an interface that `ip address` lists, or unset it"
+        raise LaunchError(what, f"environment {_INTERFACES}", fix) from None
 
 
 def _group(wanted: Any, _: Any) -> dist.ProcessGroupGloo:

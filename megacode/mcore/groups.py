@@ -160,11 +160,10 @@ def _end_layout() -> None:
     """Destroy the groups that mcore made; its own `destroy_model_parallel` only forgets them."""
     from megatron.core import parallel_state
 
-    made = parallel_state._global_process_group_list or []
-    parallel_state.destroy_model_parallel()
-    for group in reversed(made):  # the same order on every rank
-        if group is not None:  # stands for the default group
+    for group in reversed(parallel_state._global_process_group_list or []):  # the same order on every rank
+        if group is not None:  # which stands for the default group
             dist.destroy_process_group(group)
+    parallel_state.destroy_model_parallel()
 
 
 def _lay_out(parallel: Parallel, timeout: timedelta) -> None:
