@@ -19,7 +19,7 @@ from tests.limits import HANG
 
 pytestmark = pytest.mark.slow
 
-TIMEOUT = 10.0  # a busy machine may take some seconds to build the model
+TIMEOUT = 20.0  # a busy machine may take many seconds to build the model
 # Noticing takes the timeout, waiting for the stacks of the stopped rank as long again, its end a moment. A slow machine
 # takes longer; without the watchdog the partner would wait 600 s longer than the timeout.
 LONGEST = 2 * TIMEOUT + 300.0

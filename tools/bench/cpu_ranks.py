@@ -4,8 +4,8 @@
 
 Contenders take turns, each in ranks of its own: `torch` has a device and two run loops for each group, `shared` one
 device for all groups and one run loop for each, `batch` is that under Linux's batch policy, which is what runs use.
-Reported are medians of tokens/s over all iterations, and for one rank its threads, and how often they wake in a second
-in which nothing happens.
+Reported are medians over all iterations of tokens/s and of one rank's CPU time, which other load moves less; its
+threads, and how often they wake in a second in which nothing happens.
 """
 
 from __future__ import annotations
@@ -59,25 +59,27 @@ def child(contender: str, layout: str, iterations: int) -> None:
         name = "gloo" if contender == "torch" else gloo.backend()
         torch.distributed.init_process_group(name, init_method="env://")
     built = parts.build(config, groups.start(config.parallel, config.seed), VOCABULARY)
-    seconds = [_step(built, config, iteration) for iteration in range(WARM_UP + iterations)][WARM_UP:]
+    steps = [_step(built, config, iteration) for iteration in range(WARM_UP + iterations)][WARM_UP:]
     groups.barrier()
     before = _wakes()
     time.sleep(1.0)
     idle = _wakes() - before
     groups.barrier()
-    print(json.dumps({"seconds": seconds, "threads": len(os.listdir("/proc/self/task")), "wakes": idle}), flush=True)
+    seconds, cpu = zip(*steps, strict=True)
+    found = {"seconds": seconds, "cpu": cpu, "threads": len(os.listdir("/proc/self/task")), "wakes": idle}
+    print(json.dumps(found), flush=True)
     os._exit(0)
 
 
-def _step(built: Any, config: RunConfig, iteration: int) -> float:
-    """Train an iteration; return its seconds."""
+def _step(built: Any, config: RunConfig, iteration: int) -> tuple[float, float]:
+    """Train an iteration; return its seconds, and those of this rank's CPU time."""
     from megacode.mcore.step import train_step
 
     count = config.train.global_batch_size // config.train.micro_batch_size // built.ranks.dp_size
     batches = [_batch(config, 1000 * iteration + 100 * built.ranks.dp_rank + index) for index in range(count)]
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     train_step(built, batches, 1e-3, len(config.sources))
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - cpu
 
 
 def _batch(config: RunConfig, index: int) -> Any:
@@ -122,7 +124,8 @@ def main(
         for name, row in document[layout].items():
             ratio = row["tokens_per_second"] / document[layout]["torch"]["tokens_per_second"]
             shown = f"{row['tokens_per_second']:7,.0f} tokens/s  x{ratio:.2f}"
-            typer.echo(f"{layout}  {name:<6}  {shown}  {row['threads']:3d} threads, {row['wakes']:5,d} wakes/s")
+            held = f"{row['threads']:3d} threads, {row['wakes']:5,d} wakes/s"
+            typer.echo(f"{layout}  {name:<6}  {shown}  {1e3 * row['cpu']:5.0f} ms of CPU time, {held}")
     if out:
         out.write_text(json.dumps(document, indent=2) + "\n")
 
@@ -133,6 +136,7 @@ def _summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = statistics.median(value for turn in turns for value in turn["seconds"])
     return {
         "tokens_per_second": train["global_batch_size"] * train["seq_length"] / seconds,
+        "cpu": statistics.median(value for turn in turns for value in turn["cpu"]),
         "threads": turns[0]["threads"],
         "wakes": int(statistics.median(turn["wakes"] for turn in turns)),
     }
