@@ -4,8 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
-export OMP_NUM_THREADS ?= 1
-export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test check quick format lock clean
 .DEFAULT_GOAL := demo
@@ -20,6 +18,10 @@ $(STAMP): setup.py requirements/constraints.txt requirements/no-deps.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/no-deps.txt \
 		|| echo "DALI and Triton could not be installed; the tests that need them will be skipped"
 	touch $@
+
+# Tests start many processes at once; the demo may use every core.
+test check: export OMP_NUM_THREADS ?= 1
+test check: export TOKENIZERS_PARALLELISM ?= false
 
 demo: $(STAMP)
 	$(BIN)/megacode demo --out $(OUT) $(ARGS)

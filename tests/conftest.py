@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from megacode.base import children
+from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "golden.yaml"
@@ -38,11 +40,28 @@ def golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compare_losses: Modu
 
 
 @pytest.fixture
-def megacode(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Call `megacode ARGUMENTS` in the test's directory; returns the finished process."""
+def foreign_modules() -> Callable[[Path], None]:
+    """Fill a directory with modules that end every program that imports one of them from there.
 
-    def call(*arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "megacode.cli", *map(str, arguments)]
+    They have the names of modules that all commands import, that only ranks import, and of megacode itself.
+    """
+    names = ("random.py", "typer.py", "torch.py", "lm_eval.py", "megacode/__init__.py", "megacode/cli/__init__.py")
+
+    def fill(folder: Path) -> None:
+        for name in names:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"raise SystemExit('imported {name} of the working directory')\n")
+
+    return fill
+
+
+@pytest.fixture
+def megacode(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Call `megacode ARGUMENTS` in the test's directory, without importing from there; returns the finished process."""
+
+    def call(*arguments: object, timeout: float = HANG) -> subprocess.CompletedProcess[str]:
+        command = children.command([*map(str, arguments)])
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False)
 
     return call

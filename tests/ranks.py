@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.ports import free_port
+from tests.limits import HANG
+
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_ranks(
-    nproc: int, program: str | Path, function: str, arguments: dict[str, Any] | None = None, timeout: float = 180.0
+    nproc: int, program: str | Path, function: str, arguments: dict[str, Any] | None = None, timeout: float = HANG
 ) -> list[Any]:
     """Return what `function(**arguments)` of a Python file returned on each of `nproc` ranks.
 
@@ -47,6 +50,8 @@ def run_ranks(
 def _start(rank: int, nproc: int, port: int, call: str, directory: Path) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
+        # A script has its own folder on the path, not the one in which `tests` lies.
+        "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(nproc),

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from megacode.base import children, cores
 from megacode.base.errors import EXIT_FAILURE, EXIT_RESUMABLE
 from megacode.base.ports import free_port
 
@@ -35,7 +36,7 @@ def run_ranks(arguments: Sequence[str], nproc: int) -> int:
         0 if every rank ended with 0, else the first failing rank's exit code.
     """
     assert nproc > 0
-    command = [sys.executable, "-m", "megacode.cli", *arguments]
+    command = children.command(arguments)
     port = free_port()
     follow = _follow_parent() if sys.platform == "linux" else None
     # Groups of their own: a terminal's Ctrl-C reaches the parent alone, which passes it on once.
@@ -65,7 +66,7 @@ def _follow_parent() -> Callable[[], None]:
 
 
 def _environment(rank: int, nproc: int, port: int) -> dict[str, str]:
-    threads = max(1, (os.cpu_count() or 1) // nproc)
+    threads = max(1, cores.usable() // nproc)
     return {
         "OMP_NUM_THREADS": str(threads),
         **os.environ,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import torch.distributed as dist
 
 from megacode.base.files import digest
 from megacode.config.training import Parallel
-from megacode.mcore import device, layout, rendezvous
+from megacode.mcore import device, gloo, layout, rendezvous
 
 # A collective that waits so many seconds longer than a hang may last ends the run: the watchdog has its chance first.
 _AFTER_THE_WATCHDOG = 600.0
@@ -52,7 +53,7 @@ def start(parallel: Parallel, seed: int, patience: float = 1800.0) -> Ranks:
     """Join the other processes, lay the model's parts out over them, and seed the random states.
 
     Works under torchrun, under srun, and for one process without either. If the processes are joined already (a
-    caller that tries several layouts in turn), only the layout is made anew.
+    caller that tries several layouts in turn), the old layout ends and only the layout is made again.
 
     Args:
         parallel: the layout.
@@ -105,18 +106,22 @@ def first_of_node() -> bool:
 
 
 def stop() -> None:
-    """Part from the other processes."""
+    """Part from the other processes, and end every group. Other ranks may be gone: nothing is asked of them."""
     if not dist.is_initialized():
         return
-    leave_layout()
+    _end_layout()
     dist.destroy_process_group()
+    gc.collect()
 
 
 def leave_layout() -> None:
-    """Forget the layout, and stay joined; for a caller that goes on with another one."""
-    from megatron.core import parallel_state
+    """End the layout and its groups, and stay joined; for a caller that goes on with another one. Collective.
 
-    parallel_state.destroy_model_parallel()
+    Threads and sockets of a group end with the last reference to it, so drop the model and the optimizer before.
+    """
+    dist.barrier()  # a rank that still computes with a group must not find it closed
+    _end_layout()
+    gc.collect()  # modules and their hooks refer to each other in circles, and hold groups
 
 
 def barrier() -> None:
@@ -187,14 +192,29 @@ def _join(place: rendezvous.Rendezvous, timeout: timedelta) -> None:
         where: dict[str, object] = {"init_method": "env://"}
     else:
         where = {"store": dist.HashStore()}
-    dist.init_process_group(device.backend(), rank=place.rank, world_size=place.world_size, timeout=timeout, **where)
+    backend = device.backend()
+    if backend == "gloo":
+        backend = gloo.backend()
+        if place.world_size > 1:
+            gloo.run_as_batch()
+    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=timeout, **where)
+
+
+def _end_layout() -> None:
+    """Destroy the groups that mcore made; its own `destroy_model_parallel` only forgets them."""
+    from megatron.core import parallel_state
+
+    for group in reversed(parallel_state._global_process_group_list or []):  # the same order on every rank
+        if group is not None:  # which stands for the default group
+            dist.destroy_process_group(group)
+    parallel_state.destroy_model_parallel()
 
 
 def _lay_out(parallel: Parallel, timeout: timedelta) -> None:
     from megatron.core import parallel_state
 
     if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
+        leave_layout()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,

@@ -12,7 +12,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import yaml
 
+from megacode.base import children, cores
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir
 from megacode.config.evaluate import Evaluate
@@ -103,9 +103,9 @@ def start(run: RunDir, config: Evaluate, suite: str, iteration: int) -> Child:
     words = command(config, run.checkpoint(iteration))
     log.unlink(missing_ok=True)  # what a killed start has left behind may still write to the old one
     with log.open("wb", buffering=0) as file:
-        file.write(f"{_PROMPT}{shlex.join(['megacode', *words[3:]])}\n".encode())
+        file.write(f"{_PROMPT}{shlex.join(['megacode', *words])}\n".encode())
         process = subprocess.Popen(
-            words,
+            children.command(words),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -118,11 +118,11 @@ def start(run: RunDir, config: Evaluate, suite: str, iteration: int) -> Child:
 
 
 def command(config: Evaluate, checkpoint: Path) -> list[str]:
-    """Return the command that scores a checkpoint."""
+    """Return the command that scores a checkpoint: what follows `megacode`."""
     verb = ["evaluate"] if config.where == "local" else ["job", "score"]
     device = config.device or ("cpu" if config.where == "local" else None)
     return [
-        *(sys.executable, "-m", "megacode.cli", *verb, str(checkpoint), "--suite", config.suite),
+        *(*verb, str(checkpoint), "--suite", config.suite),
         *(["--limit", str(config.limit)] if config.limit is not None else []),
         *(part for task in config.without for part in ("--without", task)),
         *(["--device", device] if device is not None else []),
@@ -137,7 +137,7 @@ def environment(config: Evaluate, mine: Mapping[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in mine.items() if not _OF_A_RANK.fullmatch(name) or name == "SLURM_CONF"}
     if config.where == "slurm":  # the job's node has other cores and GPUs
         return {name: value for name, value in kept.items() if name not in (*_THREADS, "CUDA_VISIBLE_DEVICES")}
-    threads = str(min(config.threads, _cores()))
+    threads = str(min(config.threads, cores.usable()))
     # The export's proof would take a GPU that is there.
     hidden = {} if (config.device or "cpu") != "cpu" else {"CUDA_VISIBLE_DEVICES": ""}
     return kept | dict.fromkeys(_THREADS, threads) | hidden
@@ -186,11 +186,6 @@ def check_scoring(config: RunConfig) -> None:
     if config.evaluate.where == "local" and find_spec("lm_eval") is None:
         fix = "pip install 'megacode[eval]', or remove evaluate"
         raise ConfigError("lm-eval is not installed here, and scores need it", "evaluate", fix)
-
-
-def _cores() -> int:
-    """Return the cores that this process may use; a rank is bound to some."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _last_words(log: Path) -> str:

@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM
 
 from megacode.data.windows import SourceStream
+from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -34,7 +35,7 @@ run_dir: {run}
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=HANG)
 
 
 @pytest.mark.slow

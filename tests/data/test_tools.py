@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import pytest
 from megacode.data import manifest as manifests
 from megacode.data.indexed import IndexedDataset, IndexedDatasetWriter
 from megacode.data.tokenizer import load_tokenizer
+from tests.limits import HANG, wait_until
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -98,11 +98,9 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(number, seed, huggingface,
         text=True,
         env={**os.environ, "PYTHONPATH": str(TOOLS.parent)},
     )
-    limit = time.monotonic() + 60
-    while not list(tmp_path.glob("out/.*.bin.tmp")) and time.monotonic() < limit:
-        time.sleep(0.02)
+    wait_until(lambda: list(tmp_path.glob("out/.*.bin.tmp")), process)
     process.send_signal(number)
-    shown = process.communicate(timeout=60)[1]
+    shown = process.communicate(timeout=HANG)[1]
     assert process.returncode == 130, shown
     assert "Interrupted; nothing was written" in shown
     assert list((tmp_path / "out").iterdir()) == []

@@ -25,6 +25,7 @@ from megacode.eval.judge_client import JudgeClient, JudgeError, Pace, Patience, 
 from megacode.eval.judge_prompts import SHIPPED, Prompt, read_prompts
 from megacode.eval.judge_statistics import by_category, summarise
 from megacode.eval.judge_verdicts import Question, Verdict, judge_question, parse_verdict, request_body
+from tests.limits import HANG
 
 slow = pytest.mark.slow
 QUICK = Patience(timeout=5, tries=4, first_wait=0.01, longest_wait=2)
@@ -592,7 +593,7 @@ def call(*arguments: str, program: str = "") -> subprocess.CompletedProcess[str]
     environment = {**os.environ, judge_client.KEY_VARIABLE: KEY, "no_proxy": "127.0.0.1", "COLUMNS": "160"}
     program += "from megacode.cli import main; main()"
     command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=HANG, check=False)
 
 
 def test_results_lie_in_the_run_of_the_first_model(tmp_path):

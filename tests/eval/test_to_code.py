@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import HANG
+
 slow = pytest.mark.slow
 TASKS = [
     "boolq", "piqa", "sciq", "social_iqa", "quac", "cb", "copa", "storycloze", "hellaswag", "winogrande", "arc_easy",
@@ -50,7 +52,7 @@ def killed_after(place: Path, tasks: int, *arguments: str) -> Path:
     process = subprocess.Popen(
         command(*arguments), cwd=place, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )  # fmt: skip
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG
     while time.monotonic() < deadline and process.poll() is None:
         if len(list(place.glob(".model.to-code.*.partial/[!.]*.json"))) >= tasks:
             break

@@ -25,7 +25,7 @@ FP8 = 0.06  # the same for FP8
 
 @pytest.fixture(scope="module")
 def seen() -> dict[str, Any]:
-    return run_ranks(1, PROGRAM, "everything", timeout=540)[0]
+    return run_ranks(1, PROGRAM, "everything")[0]
 
 
 def of(seen: dict[str, Any], name: str) -> Any:

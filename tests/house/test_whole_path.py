@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import HANG
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
 name: small
@@ -31,7 +33,7 @@ precision: {dtype: fp32}
 
 def tool(folder: Path, name: str, *arguments: object) -> None:
     command = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +23,7 @@ from megacode.launch.status import read_status
 from megacode.launch.status_samples import differing_error, prove_samples
 from megacode.launch.status_table import render_status
 from megacode.launch.status_time import PARTS
+from tests.limits import HANG, wait_until
 
 Json = dict[str, Any]
 Megacode = Callable[..., subprocess.CompletedProcess[str]]
@@ -145,7 +145,7 @@ def test_each_end_has_its_state(made: Callable[..., Path], last: Json, state: st
 def own(path: Path) -> None:
     """Let a process take the run's lock and die with it."""
     program = f"from megacode.base import files, lock; lock.RunLock(files.RunDir({str(path)!r})).acquire()"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=HANG)
 
 
 def test_a_hang_that_the_other_ranks_call_an_error_is_a_hang(made: Callable[..., Path]) -> None:
@@ -288,12 +288,10 @@ def survived(tmp_path_factory: pytest.TempPathFactory, compare_losses: ModuleTyp
     command += ["train.global_batch_size=64", "checkpoint.every=5 iterations", "checkpoint.async=false"]
     for number, upto in ((signal.SIGTERM, 7), (signal.SIGKILL, 33)):
         child = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 240
-        while read_iterations(folder / "run") < upto and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda upto=upto: read_iterations(folder / "run") >= upto, child)
         child.send_signal(number)
-        child.wait(timeout=120)
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+        child.wait(timeout=HANG)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -361,7 +359,7 @@ def test_status_without_torch_answers_at_once(survived: Path) -> None:
         f"read_status(Path({str(survived)!r})); s.prove_samples(Path({str(survived)!r}));"
         "print([m for m in ('torch', 'megatron', 'transformers') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=HANG, check=False)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 

@@ -26,7 +26,7 @@ def _module(path: Path) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def run_ranks() -> Callable[..., list[Any]]:
-    """`run_ranks(nproc, program, function, arguments=None, timeout=180)`: see tests/ranks.py."""
+    """`run_ranks(nproc, program, function, arguments=None)`: see tests/ranks.py."""
     return _module(HERE.parent / "ranks.py").run_ranks
 
 
@@ -35,7 +35,7 @@ def on_ranks(run_ranks: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
     """`on_ranks(nproc, function, arguments)`: a function of rank_program.py, on so many ranks."""
 
     def run(nproc: int, function: str, arguments: dict[str, Any]) -> list[Any]:
-        return run_ranks(nproc, HERE / "rank_program.py", function, arguments, timeout=240.0)
+        return run_ranks(nproc, HERE / "rank_program.py", function, arguments)
 
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -373,3 +374,31 @@ def joins(parallel: dict[str, Any]) -> list[Any]:
     groups.barrier()
     groups.stop()
     return [vars(ranks), told, anyone]
+
+
+def threads_of_layouts(layouts: list[dict[str, Any]]) -> list[int]:
+    """Train one iteration under each layout in turn; return the threads of this rank after each, and after the end."""
+    found = [_threads_of_layout(layout) for layout in layouts]
+    groups.stop()
+    return [*found, _threads()]
+
+
+def _threads_of_layout(layout: dict[str, Any]) -> int:
+    iterate(started(run_config(parallel=layout)), 0, 1)
+    return _threads()
+
+
+def _threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def idle() -> dict[str, Any]:
+    """Join, and return this rank's groups and threads, and whether it runs under the batch policy."""
+    from torch.distributed import distributed_c10d
+
+    groups.start(run_config().parallel, 1)
+    made = len(distributed_c10d._world.pg_names)
+    found = {"groups": made, "threads": _threads(), "batch": os.sched_getscheduler(0) == os.SCHED_BATCH}
+    groups.barrier()
+    groups.stop()
+    return found

@@ -17,6 +17,7 @@ import yaml
 
 from megacode.base.files import RunDir, read_jsonl
 from megacode.launch import slurm
+from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "slurm" / "cluster.sh"
@@ -51,7 +52,7 @@ class Cluster:
         """Run a command and return what it prints."""
         done = subprocess.run(
             [str(part) for part in command],
-            cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60, check=False,
+            cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=HANG, check=False,
         )  # fmt: skip
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout
@@ -63,7 +64,7 @@ class Cluster:
         assert found, f"SLURM does not know job {job}"
         return found
 
-    def await_state(self, job: str, *states: str, seconds: float = 180) -> str:
+    def await_state(self, job: str, *states: str, seconds: float = HANG) -> str:
         """Wait until a job is in one of some states, and return it."""
 
         def state() -> str | None:
@@ -72,7 +73,7 @@ class Cluster:
 
         return await_that(state, seconds, lambda: self.ask("scontrol", "show", "job", job))
 
-    def wait(self, job: str, seconds: float = 180) -> str:
+    def wait(self, job: str, seconds: float = HANG) -> str:
         """Return the state in which a job ended."""
         return self.await_state(job, *ENDED, seconds=seconds)
 
@@ -109,7 +110,7 @@ class Run:
         """Return the lines of one kind in attempts.jsonl."""
         return [line for line in read_jsonl(self.directory.attempts) if line["event"] == event]
 
-    def await_iteration(self, number: int, attempt: int = 1, seconds: float = 90) -> None:
+    def await_iteration(self, number: int, attempt: int = 1, seconds: float = HANG) -> None:
         """Wait until an attempt has begun and the run has got so far."""
 
         def there() -> bool:
@@ -119,7 +120,7 @@ class Run:
 
         await_that(there, seconds, self.tail)
 
-    def await_line(self, event: str, count: int, seconds: float = 90) -> dict[str, Any]:
+    def await_line(self, event: str, count: int, seconds: float = HANG) -> dict[str, Any]:
         """Wait for the so manieth line of a kind, and return it."""
         return await_that(lambda: self.lines(event)[count - 1 : count], seconds, self.tail)[0]
 
@@ -142,9 +143,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("slurm")
     # A port of its own: what an earlier cluster that was torn down has left running must not speak to this one.
     ports = {"CLUSTER_PORT": str(10000 + os.getpid() % 1000 * 8), **os.environ}
-    subprocess.run([SCRIPT, "up", folder, str(len(NODES))], env=ports, check=True, timeout=90)
+    subprocess.run([SCRIPT, "up", folder, str(len(NODES))], env=ports, check=True, timeout=HANG)
     yield Cluster(folder)
-    subprocess.run([SCRIPT, "down", folder], check=True, timeout=30)
+    subprocess.run([SCRIPT, "down", folder], check=True, timeout=HANG)
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ def run(cluster: Cluster, golden: Path, tmp_path: Path) -> Iterator[Run]:
     config["validation"]["fraction"] = 0
     yield Run(cluster, config, tmp_path)
     cluster.ask("scancel", "--name=test")
-    await_that(lambda: not cluster.ask("squeue", "--noheader"), 60, lambda: cluster.ask("squeue"))
+    await_that(lambda: not cluster.ask("squeue", "--noheader"), HANG, lambda: cluster.ask("squeue"))
 
 
 @pytest.fixture

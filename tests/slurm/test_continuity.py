@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+from tests.limits import HANG
+
+pytestmark = [pytest.mark.slow]
 
 
 def assert_order_unbroken(run: Any, iterations: int) -> None:
     command = [sys.executable, "-m", "megacode.cli", "status", run.directory.path, "--samples", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f'"equal": {iterations},' in done.stdout
     assert '"complete": true' in done.stdout

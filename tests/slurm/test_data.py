@@ -19,6 +19,7 @@ from megacode.config.model import TokenizerConfig
 from megacode.data import manifest as manifests
 from megacode.data.preprocess import Job, preprocess
 from megacode.data.train_tokenizer import train_tokenizer
+from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -72,7 +73,7 @@ def submit(place: Path, environment: dict[str, str], *command: str, **variables:
 
 def ended(job: str, environment: dict[str, str]) -> tuple[set[str], set[str]]:
     """Wait for a job or all of an array; return its states and exit codes."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + HANG
     while time.monotonic() < deadline:
         shown = subprocess.run(
             ["scontrol", "show", "job", job], env=environment, capture_output=True, text=True, check=True
@@ -209,14 +210,14 @@ def test_a_run_has_jobs_score_its_checkpoints_and_the_next_start_finds_them(
         return [name for name in shown if name.startswith("scores-iter_0000004-")]
 
     def until(there: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + HANG
         while not there():
             assert time.monotonic() < deadline, (tmp_path / "train.log").read_text()[-3000:] + logs(run.eval / "logs")
             time.sleep(0.3)
 
     def stop(process: subprocess.Popen[bytes]) -> None:
         process.terminate()
-        assert process.wait(60) == 75
+        assert process.wait(HANG) == 75
 
     log = run.score_log("demo", 4)
     first = start()

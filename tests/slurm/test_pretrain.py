@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from megacode.base.files import read_jsonl
+from tests.limits import HANG
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow]
 
 
 def test_two_nodes_train_what_one_process_trains(
@@ -48,7 +49,7 @@ def assert_written_down(run: Any, job: str, secret: str) -> None:
 
 def megacode(cluster: Any, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "megacode.cli", *map(str, arguments)]
-    return subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=HANG, check=False)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from megacode.base.files import RunDir, read_jsonl
+from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "bench" / "faults.py"
@@ -20,7 +21,7 @@ KINDS = ["kill_all", "kill_in_save", "kill_parent", "terminate", "flip", "trunca
 
 def faults(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from megacode.train.planning import make_plan
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
 from megacode.train.trainer import StopReason, Trainer
+from tests.limits import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -231,9 +232,7 @@ def test_a_second_start_on_a_live_run_is_refused_and_a_dead_owners_lock_taken_ov
         [sys.executable, "-m", "megacode.cli", *arguments], cwd=tmp_path, stderr=subprocess.DEVNULL
     )
     run = RunDir(tmp_path / "run")
-    deadline = time.monotonic() + 120
-    while not (run.metrics.exists() and b'"train"' in run.metrics.read_bytes()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: run.metrics.exists() and b'"train"' in run.metrics.read_bytes(), child)
     for nproc in ((), ("--nproc", 2)):
         refused = megacode(*arguments, *nproc)
         assert refused.returncode == 2, refused.stderr

@@ -18,6 +18,7 @@ from megacode.train.loop import train
 from megacode.train.planning import make_plan
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
+from tests.limits import HANG
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +59,7 @@ def test_a_dali_that_is_too_old_ends_the_command_before_anything_is_written(gold
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: nvidia-dali-cuda130\nVersion: 1.53.0\n")
     command = [sys.executable, "-m", "megacode.cli", "train", str(golden), "train.loader=dali"]
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 2, done.stderr
     assert "nvidia-dali-cuda130 1.53.0 is older than 2.0" in " ".join(done.stderr.split())
     assert "pip install --upgrade" in " ".join(done.stderr.split())
@@ -68,7 +69,7 @@ def test_a_dali_that_is_too_old_ends_the_command_before_anything_is_written(gold
 
 def test_an_unknown_loader_is_a_mistake_in_the_config(golden: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "megacode.cli", "plan", str(golden), "train.loader=torch", "train.prefetch=-1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 2
     assert "train.loader" in done.stderr
     assert "train.prefetch" in done.stderr

@@ -25,6 +25,7 @@ from megacode.train.preflight import examine, expected_gpus
 from megacode.train.preflight_meeting import port_beside, within
 from megacode.train.preflight_node import Health, count_gpus, multiply, read_driver, slow, write_disk
 from megacode.train.preflight_report import expand, node_names
+from tests.limits import HANG
 
 PROGRAM = Path(__file__).with_name("preflight_program.py")
 
@@ -68,7 +69,7 @@ class Nodes:
 
     def finish(self, *ranks: int) -> dict[int, tuple[int, str, str]]:
         """Return exit code, standard output and standard error of some ranks."""
-        ended = {rank: self.started[rank].communicate(timeout=90) for rank in ranks}
+        ended = {rank: self.started[rank].communicate(timeout=HANG) for rank in ranks}
         return {rank: (self.started[rank].returncode, *said) for rank, said in ended.items()}
 
     def file(self, name: str) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def test_a_sound_machine_alone_is_fit(tmp_path: Path) -> None:
 
 def test_missing_gpus_are_named_with_exit_code_3(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "megacode.cli", "preflight", "--gpus", "64", "--run-dir", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 3, done.stderr
     assert f"GPU count: 64 GPUs are expected, {torch.cuda.device_count()} found" in done.stdout
     assert "Preflight failed on 1 of 1 node" in done.stdout

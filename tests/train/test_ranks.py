@@ -7,13 +7,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from megacode.base.files import RunDir, read_jsonl
+from tests.limits import HANG, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ def test_golden_losses_have_not_changed(
 def test_torchrun_starts_ranks_as_it_stands(golden: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "megacode.cli", "train", str(golden), "run_dir=run", "phases.cooldown.iterations=1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stderr
     assert len(losses(tmp_path / "run")) == 17
 
@@ -77,11 +77,9 @@ def test_a_signal_saves_and_ends_with_75_and_the_run_goes_on_as_if_nothing_happe
     arguments = ["train", str(golden), "run_dir=run", *LONGER, "--nproc", str(nproc)]
     child = subprocess.Popen([sys.executable, "-m", "megacode.cli", *arguments], cwd=tmp_path, stderr=subprocess.PIPE)
     metrics = RunDir(tmp_path / "run").metrics
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and b'"train"' in metrics.read_bytes()) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: metrics.exists() and b'"train"' in metrics.read_bytes(), child)
     child.send_signal(signal.SIGTERM)
-    _, errors = child.communicate(timeout=120)
+    _, errors = child.communicate(timeout=HANG)
     assert child.returncode == 75, errors
     stopped = len(losses(tmp_path / "run"))
     assert 0 < stopped < 70
@@ -96,14 +94,12 @@ def test_a_killed_rank_ends_the_others(golden: Path, tmp_path: Path) -> None:
     arguments = ["train", str(golden), "run_dir=run", *LONGER, "--nproc", "2"]
     child = subprocess.Popen([sys.executable, "-m", "megacode.cli", *arguments], cwd=tmp_path, stderr=subprocess.PIPE)
     metrics = RunDir(tmp_path / "run").metrics
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and b'"train"' in metrics.read_bytes()) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: metrics.exists() and b'"train"' in metrics.read_bytes(), child)
     (task,) = Path(f"/proc/{child.pid}/task").iterdir()
     ranks = [int(pid) for pid in (task / "children").read_text().split()]
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
-    assert child.wait(timeout=60) == 1
+    assert child.wait(timeout=HANG) == 1
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from megacode.base.files import RunDir, read_jsonl
 from megacode.train.watchdog import Pace, Watchdog, clear
+from tests.limits import HANG
 
 PROGRAM = Path(__file__).with_name("watchdog_program.py")
 FAST = Pace(look=0.02, heartbeat=0.05, grace=0.1)
@@ -30,7 +31,7 @@ def ranks(run: RunDir, *how: str, timeout: float = 1.5) -> list[tuple[int, str]]
     for rank, name in enumerate(how):
         command = [sys.executable, str(PROGRAM), name, str(run.path), str(rank), str(len(how)), str(timeout)]
         started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-    ends = [process.communicate(timeout=40)[1] for process in started]
+    ends = [process.communicate(timeout=HANG)[1] for process in started]
     return [(process.returncode, end) for process, end in zip(started, ends, strict=True)]
 
 
@@ -39,7 +40,7 @@ def stacks(run: RunDir, rank: int = 0) -> str:
 
 
 def wait_for(path: Path) -> Path:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     return path
@@ -134,7 +135,7 @@ def test_a_process_whose_lock_was_taken_over_ends_before_it_does_harm(run: RunDi
     wait_for(run.heartbeats / "rank_00000.json")
     facts = json.loads(run.lock.read_text())
     run.lock.write_text(json.dumps(facts | {"token": "another"}))
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=HANG)
     assert process.returncode == 1
     assert "another process has taken over" in said
 

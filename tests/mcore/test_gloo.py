@@ -1,0 +1,51 @@
+"""The network interfaces of CPU ranks."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from megacode.base.errors import LaunchError
+from megacode.mcore import gloo
+
+
+@pytest.fixture(autouse=True)
+def no_devices_yet() -> Iterator[None]:
+    gloo._devices.cache_clear()
+    yield
+    gloo._devices.cache_clear()
+
+
+def test_devices_are_those_of_the_interfaces_that_the_user_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,lo")
+    assert len(gloo._devices()) == 2
+    assert gloo._devices() is gloo._devices(), "all groups share them"
+
+
+def test_without_a_name_there_is_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert len(gloo._devices()) == 1
+
+
+def test_an_unknown_interface_is_refused_with_the_name_of_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "none0")
+    with pytest.raises(LaunchError, match=r"none0(?s:.)*GLOO_SOCKET_IFNAME(?s:.)*ip address"):
+        gloo._devices()
+
+
+@pytest.mark.slow
+def test_ranks_meet_over_the_interface_that_is_named(
+    golden: Path, megacode: Callable[..., subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = ("phases.balanced.iterations=1", "phases.cooldown.iterations=1", "--nproc", 2)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "none0")
+    refused = megacode("train", golden, "run_dir=run", *short)
+    assert refused.returncode == 2, refused.stderr
+    assert "Unable to find address for: none0" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    done = megacode("train", golden, "run_dir=run", *short)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,149 @@
+"""What CPU ranks wait for: the demo's model on two gloo ranks, with torch's own gloo groups and with megacode's.
+
+    python tools/bench/cpu_ranks.py [--rounds 3] [--iterations 20] [--layouts dp2,tp2,pp2] [--json FILE]
+
+Contenders take turns, each in ranks of its own: `torch` has a device and two run loops for each group, `shared` one
+device for all groups and one run loop for each, `batch` is that under Linux's batch policy, which is what runs use.
+Reported are medians over all iterations of tokens/s and of one rank's CPU time, which other load moves less; its
+threads, and how often they wake in a second in which nothing happens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from megacode.base.ports import free_port
+from megacode.config.run import RunConfig
+from megacode.demo import LAYOUTS, RANKS, VOCABULARY, demo_config
+
+CONTENDERS = ("torch", "shared", "batch")
+WARM_UP = 3
+
+
+def run(contender: str, layout: str, iterations: int) -> list[dict[str, Any]]:
+    """Return what each rank found."""
+    port = free_port()
+    command = [sys.executable, "-W", "ignore", __file__, "--child", contender, layout, str(iterations)]
+    surroundings = {**os.environ, "WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    surroundings |= {"OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env={**surroundings, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(RANKS)
+    ]
+    found = [rank.communicate()[0] for rank in ranks]
+    assert all(rank.returncode == 0 for rank in ranks), contender
+    return [json.loads(text.splitlines()[-1]) for text in found]
+
+
+def child(contender: str, layout: str, iterations: int) -> None:
+    """Be one rank: train, and print what was found as JSON."""
+    import torch
+
+    from megacode.mcore import device, gloo, groups, parts
+
+    torch.set_num_threads(1)
+    config = RunConfig.model_validate({**demo_config(Path("demo"), layout), "evaluate": None})
+    device.install()
+    if contender != "batch":
+        name = "gloo" if contender == "torch" else gloo.backend()
+        torch.distributed.init_process_group(name, init_method="env://")
+    built = parts.build(config, groups.start(config.parallel, config.seed), VOCABULARY)
+    steps = [_step(built, config, iteration) for iteration in range(WARM_UP + iterations)][WARM_UP:]
+    groups.barrier()
+    before = _wakes()
+    time.sleep(1.0)
+    idle = _wakes() - before
+    groups.barrier()
+    seconds, cpu = zip(*steps, strict=True)
+    found = {"seconds": seconds, "cpu": cpu, "threads": len(os.listdir("/proc/self/task")), "wakes": idle}
+    print(json.dumps(found), flush=True)
+    os._exit(0)
+
+
+def _step(built: Any, config: RunConfig, iteration: int) -> tuple[float, float]:
+    """Train an iteration; return its seconds, and those of this rank's CPU time."""
+    from megacode.mcore.step import train_step
+
+    count = config.train.global_batch_size // config.train.micro_batch_size // built.ranks.dp_size
+    batches = [_batch(config, 1000 * iteration + 100 * built.ranks.dp_rank + index) for index in range(count)]
+    started, cpu = time.perf_counter(), time.process_time()
+    train_step(built, batches, 1e-3, len(config.sources))
+    return time.perf_counter() - started, time.process_time() - cpu
+
+
+def _batch(config: RunConfig, index: int) -> Any:
+    """Return a micro-batch of random tokens."""
+    import torch
+
+    from megacode.mcore.batch import MicroBatch
+
+    size, length = config.train.micro_batch_size, config.train.seq_length
+    tokens = torch.randint(0, VOCABULARY, (size, length + 1), generator=torch.Generator().manual_seed(index))
+    return MicroBatch(
+        tokens=tokens[:, :-1].contiguous(),
+        labels=tokens[:, 1:].contiguous(),
+        loss_mask=torch.ones(size, length),
+        position_ids=torch.arange(length).repeat(size, 1),
+        cu_seqlens=None,
+        source_ids=torch.arange(size) % len(config.sources),
+        samples=torch.arange(size),
+    )
+
+
+def _wakes() -> int:
+    """Return how often threads of this process have left a core."""
+    text = "".join((task / "status").read_text() for task in Path("/proc/self/task").iterdir())
+    return sum(int(line.split()[1]) for line in text.splitlines() if "ctxt_switches" in line)
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="how often each contender has its turn")] = 3,
+    iterations: Annotated[int, typer.Option(help="timed iterations of a turn")] = 20,
+    layouts: Annotated[str, typer.Option(help="some of " + ", ".join(LAYOUTS))] = "dp2",
+    out: Annotated[Path | None, typer.Option("--json", help="also write the figures here")] = None,
+) -> None:
+    """Compare the contenders under each layout."""
+    document = {}
+    for layout in layouts.split(","):
+        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+        for index in range(rounds):
+            for name in CONTENDERS if index % 2 == 0 else reversed(CONTENDERS):
+                turns[name].append(run(name, layout, iterations)[0])
+        document[layout] = {name: _summary(found) for name, found in turns.items()}
+        for name, row in document[layout].items():
+            ratio = row["tokens_per_second"] / document[layout]["torch"]["tokens_per_second"]
+            shown = f"{row['tokens_per_second']:7,.0f} tokens/s  x{ratio:.2f}"
+            held = f"{row['threads']:3d} threads, {row['wakes']:5,d} wakes/s"
+            typer.echo(f"{layout}  {name:<6}  {shown}  {1e3 * row['cpu']:5.0f} ms of CPU time, {held}")
+    if out:
+        out.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return medians over the turns of a contender."""
+    train = demo_config(Path("demo"), "dp2")["train"]
+    seconds = statistics.median(value for turn in turns for value in turn["seconds"])
+    return {
+        "tokens_per_second": train["global_batch_size"] * train["seq_length"] / seconds,
+        "cpu": statistics.median(value for turn in turns for value in turn["cpu"]),
+        "threads": turns[0]["threads"],
+        "wakes": int(statistics.median(turn["wakes"] for turn in turns)),
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    else:
+        typer.run(main)
