@@ -36,6 +36,8 @@ class Run:
         folder: its working directory, with config and data.
         path: the run directory.
         asynchronous: whether checkpoints are written in the background.
+        nproc: ranks.
+        parallel: their layout, as the config has it.
         full: a file that fills the run directory's disk; None where that disk is everybody's.
         process: the parent of its ranks.
     """
@@ -43,6 +45,8 @@ class Run:
     folder: Path
     path: Path
     asynchronous: bool
+    nproc: int = 2
+    parallel: str = "{}"
     full: Path | None = None
     process: subprocess.Popen[bytes] | None = None
 
@@ -86,10 +90,16 @@ class Run:
         except OSError:
             return []
 
-    def start(self) -> None:
-        """Start it, or start it again."""
-        command = [sys.executable, "-m", "megacode.cli", "train", "run.yaml", f"run_dir={self.path}", "--nproc", "2"]
-        command += [f"checkpoint.async={str(self.asynchronous).lower()}"]
+    @property
+    def overrides(self) -> list[str]:
+        """What its command line says beside the config's path."""
+        saves = f"checkpoint.async={str(self.asynchronous).lower()}"
+        return [f"run_dir={self.path}", saves, f"parallel={self.parallel}"]
+
+    def start(self, *more: str) -> None:
+        """Start it, or start it again; `more` are overrides of this start alone."""
+        command = [sys.executable, "-m", "megacode.cli", "train", "run.yaml", *self.overrides, *more]
+        command += ["--nproc", str(self.nproc)]
         environment = {"PYTHONPATH": str(ROOT), **os.environ, "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
@@ -259,4 +269,3 @@ STOPS: dict[str, Strike] = {strike.__name__: strike for strike in (terminate, to
 DAMAGES: dict[str, Strike] = {
     strike.__name__: strike for strike in (truncate, flip, remove_file, empty_state, remove_latest, wrong_latest)
 }
-KINDS = [*KILLS, *STOPS, *DAMAGES, fill_disk.__name__]

@@ -1,10 +1,11 @@
 """Fault injection: a small run on two ranks is hit again and again, started again, and compared with one left alone.
 
-    python tools/bench/faults.py [--faults 60] [--seed 1] [--kinds kill_rank,truncate] [--writers both] [--json FILE]
+    python tools/bench/faults.py [--faults 100] [--seed 1] [--kinds kill_rank,truncate] [--ranks 2,4] [--json FILE]
 
 At random moments ranks, their parent or all are killed, also in the middle of a save or of a start; the run is asked to
-stop; its newest checkpoint is truncated, changed by one bit, or loses a file; `latest` is lost or wrong; the disk is
-full for a while (on a small tmpfs; needs the right to mount). At the end every iteration must stand in metrics.jsonl
+stop; its newest checkpoint is truncated, changed by one bit, or loses a file; `latest` is lost or wrong; ranks see
+different configs or an old state of the directory; checkpoints are gone; a clean-up fails; the disk is full for a while
+(on a small tmpfs; needs the right to mount). At the end every iteration must stand in metrics.jsonl
 once, with the planned samples; no loss, gradient norm or tensor of the last checkpoint (weights, moments, random
 states) may differ from the undisturbed run's by one bit. Exit code 1 if anything does.
 """
@@ -29,7 +30,8 @@ from typing import Annotated, Any
 import torch
 import typer
 import yaml
-from fault_kinds import DAMAGES, KILLS, KINDS, PATIENCE, ROOT, SAVE_EVERY, STOPS, BrokenRunError, Run, fill_disk
+from fault_kinds import DAMAGES, KILLS, PATIENCE, ROOT, SAVE_EVERY, STOPS, BrokenRunError, Run, fill_disk
+from fault_seams import NEED_MOUNTS, SEAMS
 from rich.console import Console
 from rich.table import Table
 
@@ -38,6 +40,8 @@ from megacode.base.logs import setup_logging
 from megacode.launch.status import read_status
 from megacode.launch.status_samples import prove_samples
 
+KINDS = [*KILLS, *STOPS, *DAMAGES, *SEAMS, fill_disk.__name__]
+LAYOUTS = {2: "{distributed_optimizer: true}", 4: "{tensor: 2, sequence_parallel: true}"}
 LONGEST_STEP = 2 * SAVE_EVERY  # iterations from one fault to the next, at most
 DISK_MIB = 64
 IN_START = 0.15  # share of the kills that come while the run starts
@@ -120,8 +124,8 @@ class Campaign:
         struck = time.monotonic()
         run.ended(KILLED if how in KILLS else STOPPED)
         self.rows.append(dataclasses.replace(self._row(kind), struck=struck))
-        if kind in DAMAGES:
-            DAMAGES[kind](run, chance)
+        if kind in DAMAGES | SEAMS:
+            (DAMAGES | SEAMS)[kind](run, chance)
         run.start()
 
     def _in_start(self, kind: str) -> bool:
@@ -206,6 +210,15 @@ def write_config(folder: Path, iterations: int) -> None:
     (folder / "run.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
 
 
+def undisturbed(folder: Path, nproc: int) -> Run:
+    """Return a finished run of so many ranks that nothing has happened to."""
+    name = "undisturbed" if nproc == 2 else f"undisturbed-{nproc}"
+    run = Run(folder, folder / name, asynchronous=False, nproc=nproc, parallel=LAYOUTS[nproc])
+    run.start()
+    run.ended((0,), 10 * PATIENCE)
+    return run
+
+
 @contextlib.contextmanager
 def small_disk(path: Path) -> Iterator[str]:
     """Mount a small tmpfs; yields why that cannot be done, empty where it was."""
@@ -262,6 +275,7 @@ def attack(run: Run, reference: Run, kinds: list[str], chance: random.Random) ->
     status = read_status(run.path)
     return {
         "async": run.asynchronous,
+        "ranks": run.nproc,
         "faults": len(campaign.rows),
         "starts": len(status["starts"]),
         "iterations": status["progress"]["iteration"],
@@ -286,30 +300,38 @@ def render(document: dict[str, Any], console: Console) -> None:
         how = "in the background" if run["async"] else "before training goes on"
         verdict = "[red]DIFFERS[/red]" if run["problems"] else "equal to the undisturbed run, bit for bit"
         said = f"{run['faults']} faults, {run['starts']} starts, {run['iterations']} iterations"
-        console.print(f"saving {how}: {said}: {verdict}")
+        console.print(f"{run['ranks']} ranks, saving {how}: {said}: {verdict}")
         for problem in run["problems"][:20]:
             console.print(f"  {problem}", markup=False, highlight=False)
 
 
 def campaigns(
-    folder: Path, faults: int, chance: random.Random, kinds: list[str], writers: list[bool]
+    folder: Path, faults: int, chance: random.Random, kinds: list[str], ways: list[tuple[int, bool]]
 ) -> dict[str, Any]:
-    """Carry out all faults, shared out over the ways to save, and return the document that `render` prints."""
-    shares = [faults // len(writers) + (number < faults % len(writers)) for number in range(len(writers))]
+    """Carry out all faults, shared out over the ways to run, and return the document that `render` prints.
+
+    Args:
+        folder: where everything is written.
+        faults: how many.
+        chance: decides which, when and where.
+        kinds: of the faults.
+        ways: numbers of ranks, each with whether checkpoints are written in the background.
+    """
+    shares = [faults // len(ways) + (number < faults % len(ways)) for number in range(len(ways))]
     write_config(folder, 2 * LONGEST_STEP * (max(shares) + 2))
     with small_disk(folder / "disk") as reason:
-        full = fill_disk.__name__
-        skipped = {full: f"no small disk could be mounted ({reason})"} if reason and full in kinds else {}
+        needing = [kind for kind in (fill_disk.__name__, *NEED_MOUNTS) if reason and kind in kinds]
+        skipped = dict.fromkeys(needing, f"nothing could be mounted ({reason})")
         kinds = [kind for kind in kinds if kind not in skipped]
-        reference = Run(folder, folder / "undisturbed", asynchronous=False)
-        reference.start()
-        reference.ended((0,), 10 * PATIENCE)
-        drawn, results = draw_kinds(kinds, faults, chance), []
-        for asynchronous, share in zip(writers, shares, strict=True):
+        drawn, results, references = draw_kinds(kinds, faults, chance), [], {}
+        for (nproc, asynchronous), share in zip(ways, shares, strict=True):
+            if nproc not in references:
+                references[nproc] = undisturbed(folder, nproc)
             mine, drawn = drawn[:share], drawn[share:]
-            path = folder / "disk" / ("async" if asynchronous else "sync")
-            run = Run(folder, path, asynchronous, full=None if reason else folder / "disk" / "ballast")
-            results.append(attack(run, reference, mine, chance))
+            path = folder / "disk" / f"{nproc}-{'async' if asynchronous else 'sync'}"
+            full = None if reason else folder / "disk" / "ballast"
+            run = Run(folder, path, asynchronous, nproc, LAYOUTS[nproc], full)
+            results.append(attack(run, references[nproc], mine, chance))
     rows = [Row(**row) for result in results for row in result["rows"]]
     return {"faults": len(rows), "skipped": skipped, "kinds": summary(rows), "runs": results}
 
@@ -319,6 +341,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Decides which faults come, when and where.")] = 1,
     kinds: Annotated[str, typer.Option(help="Comma-separated; absent: all.")] = ",".join(KINDS),
     writers: Annotated[str, typer.Option(help="How checkpoints are written: sync, async or both.")] = "both",
+    ranks: Annotated[str, typer.Option(help="How many, comma-separated; a run each: 2 or 4.")] = "2",
     directory: Annotated[Path | None, typer.Option(help="Where the runs are kept; absent: nowhere.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write everything there as JSON.")] = None,
 ) -> None:
@@ -327,13 +350,17 @@ def main(
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # ends the run and unmounts the disk
     chosen = [kind.strip() for kind in kinds.split(",")]
     unknown = sorted(set(chosen) - set(KINDS))
-    ways = {"sync": [False], "async": [True], "both": [False, True]}
-    if unknown or writers not in ways:
-        raise typer.BadParameter(f"{', '.join(unknown) or writers}: choose from {', '.join([*KINDS, *ways])}")
+    modes = {"sync": [False], "async": [True], "both": [False, True]}
+    if unknown or writers not in modes:
+        raise typer.BadParameter(f"{', '.join(unknown) or writers}: choose from {', '.join([*KINDS, *modes])}")
+    sizes = [number.strip() for number in ranks.split(",")]
+    if set(sizes) - {str(size) for size in LAYOUTS}:
+        raise typer.BadParameter(f"--ranks {ranks}: choose from {', '.join(map(str, LAYOUTS))}")
+    ways = [(int(size), mode) for size in sizes for mode in modes[writers]]
     with tempfile.TemporaryDirectory(prefix="megacode-faults-") as scratch:
         folder = directory or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        document = campaigns(folder.resolve(), faults, random.Random(seed), chosen, ways[writers])
+        document = campaigns(folder.resolve(), faults, random.Random(seed), chosen, ways)
     document = {"seed": seed, **document}
     if json_path is not None:
         write_json(json_path, document)
