@@ -18,8 +18,8 @@ from megacode.base.errors import LaunchError
 
 BACKEND = "gloo_shared"
 _INTERFACES = "GLOO_SOCKET_IFNAME"
-# As torch has. They sleep until there is a collective. With one, small all-reduces took 2 to 8 ms in place of 0.3 on two
-# busy cores: the only loop is preempted while it holds the socket's lock, and the device's thread spins until then.
+# As torch has; they sleep until there is a collective. With one, small all-reduces took 2 to 8 ms in place of 0.3 on
+# two busy cores: the only loop is preempted while it holds a socket's lock, and the device's thread spins meanwhile.
 _RUN_LOOPS = 2
 
 
@@ -45,7 +45,8 @@ def _devices() -> tuple[Any, ...]:
     try:
         return tuple(dist.ProcessGroupGloo.create_device(interface=name) for name in names)
     except RuntimeError as error:
-        what = f"gloo cannot use the network interface: {str(error).splitlines()[0].rpartition('] ')[2]}"
+        said = str(error).splitlines()[0].rpartition(". ")[2]  # before it stands where in gloo's source
+        what = f"gloo cannot use this network interface: {said}"
         fix = "name an interface that `ip address` lists, or unset it"
         raise LaunchError(what, f"environment {_INTERFACES}", fix) from None
 
