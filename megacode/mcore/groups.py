@@ -195,8 +195,6 @@ def _join(place: rendezvous.Rendezvous, timeout: timedelta) -> None:
     backend = device.backend()
     if backend == "gloo":
         backend = gloo.backend()
-        if place.world_size > 1:
-            gloo.run_as_batch()
     dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=timeout, **where)
 
 

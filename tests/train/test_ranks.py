@@ -70,6 +70,16 @@ def test_torchrun_starts_ranks_as_it_stands(golden: Path, tmp_path: Path) -> Non
     assert len(losses(tmp_path / "run")) == 17
 
 
+def test_ranks_run_their_parents_code_whatever_lies_in_the_working_directory(
+    golden: Path, megacode: Megacode, tmp_path: Path, foreign_modules: Callable[[Path], None]
+) -> None:
+    foreign_modules(tmp_path)
+    short = ("phases.balanced.iterations=1", "phases.cooldown.iterations=1")
+    done = megacode("train", golden, "run_dir=run", *short, "--nproc", 2)
+    assert done.returncode == 0, done.stderr
+    assert len(losses(tmp_path / "run")) >= 2
+
+
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_a_signal_saves_and_ends_with_75_and_the_run_goes_on_as_if_nothing_happened(
     golden: Path, megacode: Megacode, tmp_path: Path, nproc: int

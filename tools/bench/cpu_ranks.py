@@ -2,8 +2,8 @@
 
     python tools/bench/cpu_ranks.py [--rounds 3] [--iterations 20] [--layouts dp2,tp2,pp2] [--json FILE]
 
-Contenders take turns, each in ranks of its own: `torch` has a device and two run loops for each group, `shared` one
-device for all groups and one run loop for each, `batch` is that under Linux's batch policy, which is what runs use.
+Contenders take turns, each in ranks of its own: `torch` has a device for each group, `shared`, which is what runs use,
+one for all groups.
 Reported are medians over all iterations of tokens/s and of one rank's CPU time, which other load moves less; its
 threads, and how often they wake in a second in which nothing happens.
 """
@@ -25,7 +25,7 @@ from megacode.base.ports import free_port
 from megacode.config.run import RunConfig
 from megacode.demo import LAYOUTS, RANKS, VOCABULARY, demo_config
 
-CONTENDERS = ("torch", "shared", "batch")
+CONTENDERS = ("torch", "shared")
 WARM_UP = 3
 
 
@@ -50,14 +50,13 @@ def child(contender: str, layout: str, iterations: int) -> None:
     """Be one rank: train, and print what was found as JSON."""
     import torch
 
-    from megacode.mcore import device, gloo, groups, parts
+    from megacode.mcore import device, groups, parts
 
     torch.set_num_threads(1)
     config = RunConfig.model_validate({**demo_config(Path("demo"), layout), "evaluate": None})
     device.install()
-    if contender != "batch":
-        name = "gloo" if contender == "torch" else gloo.backend()
-        torch.distributed.init_process_group(name, init_method="env://")
+    if contender == "torch":  # mcore's groups take their backend from the default group
+        torch.distributed.init_process_group("gloo", init_method="env://")
     built = parts.build(config, groups.start(config.parallel, config.seed), VOCABULARY)
     steps = [_step(built, config, iteration) for iteration in range(WARM_UP + iterations)][WARM_UP:]
     groups.barrier()
