@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import CheckpointError
-from megacode.base.files import digest, write_json
+from megacode.base.files import digest, strict, write_json
 
 FILE_NAME = "megacode.json"
 
@@ -79,7 +79,7 @@ class TrainState:
 
 
 def _seal(document: dict[str, Any]) -> str:
-    return digest(json.dumps(document, sort_keys=True))
+    return digest(json.dumps(strict(document), sort_keys=True))
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:

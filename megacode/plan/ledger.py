@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 from megacode.base.errors import DataError
-from megacode.base.files import RunDir
+from megacode.base.files import RunDir, to_json
 from megacode.plan.phases import Schedule
 
 Reason = Literal["non-finite", "spike", "rollback"]
@@ -113,7 +113,7 @@ class Ledger:
         entry = Withheld(first_sample, last_sample, phase, iteration, reason, *measured, now)
         self.entries.append(entry)
         if self._writes:
-            _append(self._run, json.dumps(asdict(entry)) + "\n")
+            _append(self._run, to_json(asdict(entry)) + "\n")
         return True
 
     def ranges(self) -> list[tuple[int, int]]:

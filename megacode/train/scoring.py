@@ -76,7 +76,7 @@ class Scoring:
         if self._events is None:
             return
         limit = self._config.limit if self._config is not None else None
-        self._book = ScoreBook(self._run, limit, self._withheld, iteration)
+        self._book = ScoreBook(self._run, limit, self._withheld)
         for child in [child for child in self._children if child.iteration > iteration]:
             self._stop(child, "the run has gone back to before it")
         self._waiting.clear()

@@ -18,12 +18,13 @@ import pytest
 from rich.console import Console
 
 from megacode.base.errors import ConfigError, VerificationError
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir
 from megacode.base.lock import RunLock
 from megacode.launch.status import read_status
 from megacode.launch.status_samples import differing_error, prove_samples
 from megacode.launch.status_table import render_status
 from megacode.launch.status_time import PARTS
+from megacode.metrics.reader import read_metrics
 
 Json = dict[str, Any]
 Megacode = Callable[..., subprocess.CompletedProcess[str]]
@@ -299,7 +300,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory, compare_losses: ModuleTyp
 
 
 def read_iterations(path: Path) -> int:
-    return max((line["iteration"] for line in read_jsonl(RunDir(path).metrics) if line["kind"] == "train"), default=0)
+    return max((line["iteration"] for line in read_metrics(RunDir(path).metrics) if line["kind"] == "train"), default=0)
 
 
 @pytest.mark.slow
@@ -326,7 +327,7 @@ def test_a_tampered_digest_or_a_missing_iteration_is_found(survived: Path, tmp_p
     run = RunDir(tmp_path / "copy").create()
     for name in ("run.yaml", "plan.json", "metrics.jsonl"):
         (run.path / name).write_text((survived / name).read_text())
-    lines = read_jsonl(run.metrics)
+    lines = list(read_metrics(run.metrics))
     whole = [json.dumps(line) for line in lines]
 
     def write(changed: list[str]) -> None:

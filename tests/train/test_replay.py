@@ -17,10 +17,11 @@ import yaml
 from rich.console import Console
 
 from megacode.base.errors import ConfigError, LaunchError, MegacodeError
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir
 from megacode.config.loading import load_config
 from megacode.data.audit import order_rows
 from megacode.mcore import groups
+from megacode.metrics.reader import read_metrics
 from megacode.plan.ledger import Ledger
 from megacode.train.main import run as train
 from megacode.train.replay import replay
@@ -163,7 +164,7 @@ def test_an_iteration_that_was_not_finite_is_not_finite_again(data: Path, progra
     path = data.parent / "broken"
     rate = "phases.balanced.learning_rate={schedule: constant, peak: 1.0e+30}"
     train(GOLDEN, program.overrides(data, path, rate))
-    broken = next(line["iteration"] for line in read_jsonl(RunDir(path).metrics) if line.get("skipped"))
+    broken = next(line["iteration"] for line in read_metrics(RunDir(path).metrics) if line.get("skipped"))
     document = replay(path, broken)
     assert document["agreement"] == "bit for bit"
     assert document["withheld"] == "non-finite"
