@@ -231,7 +231,7 @@ def decide(run: RunDir, job: Job, code: int, chosen: Settings) -> Decision:
 
 def _last_stop(run: RunDir, since: float) -> Json:
     """Return the last stop event of this attempt; empty where it was killed."""
-    stops = [event for event in read_events(run, []) if event.get("event") == "stop" and event["time"] >= since]
+    stops = [event for event in read_events(run, []) if event.get("event") == "stop" and event.get("time", 0) >= since]
     return stops[-1] if stops else {}
 
 

@@ -53,7 +53,7 @@ def replayable(run_dir: Path, iteration: int) -> tuple[Plan, Json | None]:
 
 def ranks_of(run: RunDir, iteration: int) -> int | None:
     """Return how many ranks trained an iteration: those of the last start before it; None where none is recorded."""
-    starts = [event for event in read_events(run) if event["event"] in ("start", "resume")]
+    starts = [event for event in read_events(run) if event.get("event") in ("start", "resume")]
     return next((start.get("ranks") for start in reversed(starts) if start["iteration"] < iteration), None)
 
 

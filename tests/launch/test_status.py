@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -263,6 +264,41 @@ def test_a_line_that_a_full_disk_has_torn_is_counted_and_left_out(made: Callable
     document = read_status(path, NOW)
     assert document["progress"]["iteration"] == 4
     assert document["damaged_lines"] == 1
+
+
+def test_what_is_not_finite_is_shown_as_that_and_is_null_for_programs(made: Callable[..., Path]) -> None:
+    broken = {**train_line(5), "loss": None, "grad_norm": None, "loss_by_source": {"prose": None}}
+    old = json.dumps({**train_line(6), "loss": math.nan, "loss_by_source": {"prose": math.inf}})
+    path = made([start(1000)], 4, more=[broken])
+    for line in ("", old + "\n"):
+        with RunDir(path).metrics.open("a") as file:
+            file.write(line)
+        document = read_status(path, NOW)
+        assert document["progress"]["iteration"] == (6 if line else 5)
+        assert document["loss"]["loss"] is None
+        assert "not finite (prose not finite)" in shown(document)
+        json.dumps(document, allow_nan=False)
+
+
+def test_iterations_that_the_run_went_back_over_are_not_counted(made: Callable[..., Path]) -> None:
+    segment = {"kind": "segment", "iteration": 70, "consumed_samples": 70 * BATCH}
+    again = [segment, *(train_line(number, skipped=number == 72) for number in range(71, 74))]
+    path = made([start(1000), start(2000, 70)], 90, skipped=(3, 80), more=again)
+    document = read_status(path, NOW)
+    assert document["progress"]["iteration"] == 73
+    assert document["incidents"]["last_skipped"] == [3, 72]
+    assert document["sources"]["prose"]["withheld"] == 2 * 6 * LENGTH
+    assert document["goodput"]["training"] == 2.0 * 73
+    assert document["rates"]["iterations"] == 50
+
+
+def test_a_hang_of_another_rank_counts_for_the_start_it_happened_in(made: Callable[..., Path]) -> None:
+    path = made([start(1000), start(2000, 4)], 6)
+    hang = event(1500, "hang", 5, rank=1, doing="training")
+    RunDir(path).hangs.write_text(json.dumps(hang) + "\n")
+    document = read_status(path, NOW)
+    assert [row["cause"] for row in document["starts"]] == [None, "hang"]
+    assert [row["rank"] for row in document["incidents"]["hangs"]] == [1]
 
 
 def test_no_run_directory_is_an_input_error(tmp_path: Path) -> None:

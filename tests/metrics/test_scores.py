@@ -172,6 +172,7 @@ def test_the_console_says_a_score_in_a_line() -> None:
     assert record is not None
     assert score_line(record) == "scores at iteration 4 (demo): code 0.500"
     assert score_line({**record, "means": {}}) == "scores at iteration 4 (demo): task acc 0.500"
+    assert score_line({**record, "means": {"code": None}}) == "scores at iteration 4 (demo): code not finite"
     ConsoleSink(10, 6).write(record)
 
 

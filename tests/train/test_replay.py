@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 
 from megacode.base.errors import ConfigError, LaunchError, MegacodeError
-from megacode.base.files import RunDir
+from megacode.base.files import RunDir, strict
 from megacode.config.loading import load_config
 from megacode.data.audit import order_rows
 from megacode.mcore import groups
@@ -55,6 +55,8 @@ def test_a_replay_says_how_it_agrees_with_the_record(change: dict[str, object], 
 def test_what_is_not_finite_agrees_with_itself_and_what_is_not_recorded_with_nothing() -> None:
     broken = FOUND | {"loss": math.nan, "grad_norm": math.nan}
     assert agreement(broken, dict(broken), "fp32") == "bit for bit"
+    assert agreement(broken, strict(broken), "fp32") == "bit for bit", "in a file it is null"
+    assert agreement(FOUND, strict(broken), "fp32") == "different"
     assert agreement(FOUND, None, "fp32") == "not recorded"
     assert agreement(FOUND, FOUND | {"loss": 2.51}, "bf16") == "within tolerance"
 
