@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import CheckpointError
-from megacode.base.files import digest, strict, write_json
+from megacode.base.files import RunDir, digest, strict, write_json
 
 FILE_NAME = "megacode.json"
 
@@ -76,6 +76,14 @@ class TrainState:
         if seal != _seal(document):
             raise _damaged(path, "its contents do not match its seal")
         return state
+
+
+def seal_of(run: RunDir, iteration: int) -> str:
+    """Return the seal of a run's checkpoint; empty where none lies there, or it is damaged."""
+    try:
+        return TrainState.read(run.checkpoint(iteration)).seal
+    except CheckpointError:
+        return ""
 
 
 def _seal(document: dict[str, Any]) -> str:

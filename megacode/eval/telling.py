@@ -7,9 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from megacode.base.errors import CheckpointError, MegacodeError
+from megacode.base.errors import MegacodeError
 from megacode.base.files import RunDir
-from megacode.checkpoint.state import TrainState
+from megacode.checkpoint.state import seal_of
 from megacode.metrics.scores import merge
 from megacode.plan.ledger import Ledger
 
@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 def tell_run(run: RunDir) -> None:
     """Add a run's scores to its metrics and to TensorBoard; a live run adds them itself within half a minute."""
     try:
-        added = merge(run, _limit(run), Ledger.read(run).samples, lambda iteration: _seal(run, iteration))
+        withheld, newest = Ledger.read(run).samples, _newest(run)
+        added = merge(run, _limit(run), withheld, lambda iteration: seal_of(run, iteration), newest)
     except (MegacodeError, OSError) as error:
         log.warning("the scores are not in %s yet: %s", run.metrics, " ".join(str(error).split()))
         return
@@ -27,13 +28,12 @@ def tell_run(run: RunDir) -> None:
         log.info("the run is live: it records the scores itself within half a minute")
 
 
-def _seal(run: RunDir, iteration: int) -> str:
-    """Return the seal of a run's checkpoint; empty where there is none, or it lies behind `latest` and so is left."""
+def _newest(run: RunDir) -> int | None:
+    """Return the iteration that `latest` names; None where it names none."""
     try:
-        newest = RunDir.iteration_of(Path(run.latest.read_text(encoding="utf-8").strip()))
-        return TrainState.read(run.checkpoint(iteration)).seal if iteration <= newest else ""
-    except (OSError, ValueError, CheckpointError):
-        return ""
+        return RunDir.iteration_of(Path(run.latest.read_text(encoding="utf-8").strip()))
+    except (OSError, ValueError):
+        return None
 
 
 def _limit(run: RunDir) -> int | None:

@@ -6,9 +6,9 @@ scored (`merge`). What neither got to, the next start finds. A model that is sco
 one counts.
 
 A run that goes back to iteration 5 leaves the model of iteration 10 behind, and its score with it: the segment line
-supersedes the score's line. Its file stays, and is no record of the model that the run makes of iteration 10 the next
-time. So a file counts if it was written after the run last went back to before its iteration, or if the checkpoint that
-lies there has the seal that the file names.
+supersedes the score's line. Its file stays, or comes later from a job that was queued, and is no record of the model
+that the run makes of iteration 10 the next time. So a file counts if the checkpoint that lies there has the seal that
+the file names. Where none lies there any more, it counts if it was written after the run last went back to before it.
 """
 
 from __future__ import annotations
@@ -61,8 +61,7 @@ class ScoreBook:
             quick look, and no records.
         withheld: samples before a clock that the ledger withholds; a file of a model that had learned from them is of a
             past that was taken back.
-        seal_of: returns the seal of the checkpoint that lies there of an iteration; empty where none does. Absent:
-            only `accept` confirms files of a past that the run has left.
+        seal_of: returns the seal of the checkpoint that lies there of an iteration; empty where none does.
     """
 
     def __init__(
@@ -77,12 +76,17 @@ class ScoreBook:
         self._seen: dict[str, int] = {}
         self._confirmed: set[str] = set()
 
-    def new(self) -> list[Record]:
-        """Return records of the files that came or changed since the last call, and are no lines yet; oldest first."""
+    def new(self, upto: int | None = None) -> list[Record]:
+        """Return records of the files that came or changed since the last call, and are no lines yet; oldest first.
+
+        Args:
+            upto: the newest checkpoint's iteration; files of later ones wait until the run has come so far (again).
+        """
         found = []
         for path in self._files():
             written = _written(path)
-            if self._seen.get(path.name) != written:
+            late = upto is not None and _iteration_of(path) > upto
+            if self._seen.get(path.name) != written and not late:
                 self._seen[path.name] = written
                 found.append(self._lacking(path))
         return sorted((one for one in found if one is not None), key=lambda one: (one["iteration"], one["suite"]))
@@ -122,10 +126,17 @@ class ScoreBook:
         return self._past.scores.get(_name(record)) == score_digest(record)
 
     def _left(self, path: Path, iteration: int, seal: str | None) -> bool:
-        """Return whether a file is of a model that the run has left behind, and nothing confirms that it came back."""
-        if path.name in self._confirmed or not self._past.left(iteration, _written(path) / 1e9):
-            return False
-        return not seal or self._seal_of(iteration) != seal
+        """Return whether a file is of a model that the run has left behind."""
+        lies = self._seal_of(iteration)
+        if lies and seal:
+            return lies != seal
+        return path.name not in self._confirmed and self._past.left(iteration, _written(path) / 1e9)
+
+
+def _iteration_of(path: Path) -> int:
+    """Return the iteration that a score file's name tells; 0 where it tells none."""
+    digits = path.stem.rpartition("iter_")[2]
+    return int(digits) if digits.isdigit() else 0
 
 
 def _name(record: Record) -> str:
@@ -145,12 +156,14 @@ def merge(
     limit: int | None,
     withheld: Callable[[int], int],
     seal_of: Callable[[int], str] = lambda iteration: "",
+    upto: int | None = None,
 ) -> list[Record] | None:
     """Add what a run's metrics and TensorBoard lack of its scores, if nobody trains there.
 
     Args:
         run: the run.
         limit, withheld, seal_of: see `ScoreBook`.
+        upto: see `ScoreBook.new`.
 
     Returns:
         The new records; None where a live run will add them itself.
@@ -160,7 +173,7 @@ def merge(
     with while_idle(run) as idle:
         if not idle:
             return None
-        records = ScoreBook(run, limit, withheld, seal_of).new()
+        records = ScoreBook(run, limit, withheld, seal_of).new(upto)
         lines = Lines(run.metrics)
         for record in records:
             lines.append(record)

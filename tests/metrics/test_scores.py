@@ -133,6 +133,19 @@ def test_the_score_of_a_model_that_was_left_is_not_taken_for_its_successors(run:
     assert merge(run, None, nothing) == []
 
 
+def test_a_score_that_a_queued_job_brings_of_a_model_that_was_left_is_no_record(run: RunDir) -> None:
+    JsonlSink(run.metrics, 5).close()
+    seals = {8: "seal of another model"}
+    book = ScoreBook(run, None, nothing, lambda iteration: seals.get(iteration, ""))
+    path = write(run, 8)
+    os.utime(path)
+    assert book.new(upto=5) == [], "the run is not there yet"
+    assert book.new(upto=8) == []
+    seals[8] = "seal 8"
+    os.utime(path, ns=(1, 1))
+    assert [record["iteration"] for record in book.new(upto=8)] == [8]
+
+
 def test_a_half_written_or_foreign_file_is_passed_over(run: RunDir) -> None:
     write(run, 4)
     (run.eval / "demo@iter_0000005.json").write_text('{"suite": "demo"')
