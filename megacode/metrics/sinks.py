@@ -65,7 +65,11 @@ class Lines:
             self._told = True
 
     def close(self) -> None:
-        """Close the file."""
+        """Write what still waits, or say that it is lost, and close the file."""
+        try:
+            self._write()
+        except OSError as error:
+            log.error("%s lacks %d lines: %s", self._file.name, self._waiting.count(b"\n"), error)
         self._file.close()
 
     def _cut_torn_line(self) -> None:

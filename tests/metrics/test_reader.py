@@ -128,7 +128,12 @@ def test_a_start_reads_no_further_than_what_is_lost(path: Path, monkeypatch: pyt
     write(path, *(train(number) for number in range(1, 2001)))
     parsed: list[bytes] = []
     whole = reader.parse_line
-    monkeypatch.setattr(reader, "parse_line", lambda line: parsed.append(line) or whole(line))
+
+    def noted(line: bytes) -> Json:
+        parsed.append(line)
+        return whole(line)
+
+    monkeypatch.setattr(reader, "parse_line", noted)
     assert lost_work(path, 1990) == (10, 5.0)
     JsonlSink(path, 1990).close()
     assert len(parsed) == 10

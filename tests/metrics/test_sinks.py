@@ -81,25 +81,30 @@ def test_a_full_disk_takes_back_what_it_took_in_part(tmp_path: Path, caplog: pyt
         """A file whose disk has room for three bytes, then for none, then for all."""
 
         def __init__(self, file: Any) -> None:
-            self._file, self._turns, self.name = file, iter((3, 0)), file.name
+            self._file, self.turns, self.name = file, iter((3, 0)), file.name
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self._file, name)
 
         def write(self, content: bytes) -> int:
-            room = next(self._turns, None)
+            room = next(self.turns, None)
             if room == 0:
                 raise OSError(28, "No space left on device")
             return int(self._file.write(content if room is None else content[:room]))
 
     lines = Lines(tmp_path / "x.jsonl")
-    lines._file = Full(lines._file)
+    disk = Full(lines._file)
+    lines._file = disk  # type: ignore[assignment]
     lines.append({"a": 1})
     assert (tmp_path / "x.jsonl").read_bytes() == b""
     assert "its lines wait in memory" in caplog.text
     lines.append({"a": 2})
+    assert read_jsonl(tmp_path / "x.jsonl") == [{"a": 1}, {"a": 2}]
+    disk.turns = iter((0, 3, 0))
+    lines.append({"a": 3})
     lines.close()
     assert read_jsonl(tmp_path / "x.jsonl") == [{"a": 1}, {"a": 2}]
+    assert caplog.messages[-1].endswith("x.jsonl lacks 1 lines: [Errno 28] No space left on device")
 
 
 def test_a_hang_that_another_rank_writes_stands_among_the_events_by_time(tmp_path: Path) -> None:
