@@ -66,9 +66,11 @@ def prove_samples(path: Path) -> Json:
 def differing_error(proof: Json, path: Path) -> VerificationError:
     """Return the error that names the first iterations that did not read what was planned."""
     rows = proof["differing"]
-    shown = [f"iteration {row['iteration']}: {row['what']}" for row in rows[:_SHOWN]]
+    shown = [
+        row["what"] if row["iteration"] is None else f"iteration {row['iteration']}: {row['what']}" for row in rows
+    ]
     if len(rows) > _SHOWN:
-        shown.append(f"and {len(rows) - _SHOWN:,} more")
+        shown[_SHOWN:] = [f"and {len(rows) - _SHOWN:,} more"]
     what = f"{proof['equal']:,} of {proof['iterations']:,} iterations read exactly the planned samples"
     fix = "metrics.jsonl or run.yaml was changed; each checkpoint's megacode.json holds the config it was saved with"
     return VerificationError(f"{what}; {'; '.join(shown)}", str(RunDir(path).metrics), fix)

@@ -301,6 +301,14 @@ def test_a_hang_of_another_rank_counts_for_the_start_it_happened_in(made: Callab
     assert [row["rank"] for row in document["incidents"]["hangs"]] == [1]
 
 
+def test_the_proof_names_damaged_lines_and_counts_what_it_does_not_show(tmp_path: Path) -> None:
+    rows = [{"iteration": None, "what": "a line is damaged: metrics.jsonl:2: no"}]
+    rows += [{"iteration": number, "what": "differs"} for number in range(1, 7)]
+    said = str(differing_error({"equal": 3, "iterations": 9, "differing": rows}, tmp_path))
+    assert "planned samples; a line is damaged: metrics.jsonl:2: no; iteration 1: differs; " in said
+    assert "iteration 4: differs; and 2 more" in said
+
+
 def test_no_run_directory_is_an_input_error(tmp_path: Path) -> None:
     for path, said in ((tmp_path, "not a run directory"), (tmp_path / "none", "no such directory")):
         with pytest.raises(ConfigError, match=said) as caught:
