@@ -13,6 +13,7 @@ with it that it changed nothing. Golden losses change only with a line in CHANGE
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -26,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from megacode.base.errors import EXIT_CHECK, CheckpointError, MegacodeError
-from megacode.base.files import RunDir, read_jsonl, write_text
+from megacode.base.files import RunDir, write_text
 from megacode.data.indexed import IndexedDatasetWriter
+from megacode.metrics.reader import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "tests" / "golden" / "golden.yaml"
@@ -51,7 +53,8 @@ def losses_of(name: str) -> dict[int, float]:
         return {int(iteration): float(loss) for iteration, loss in pairs}
     metrics = path if path.suffix == ".jsonl" else RunDir(path).metrics
     if metrics.is_file():
-        return {line["iteration"]: line["loss"] for line in read_jsonl(metrics) if line["kind"] == "train"}
+        rows = ((line["iteration"], line["loss"]) for line in read_metrics(metrics, "train"))
+        return {iteration: math.nan if loss is None else loss for iteration, loss in rows}
     with _checkout(name) as code:
         return _train_golden(code)
 
@@ -105,12 +108,15 @@ def write_golden_data(folder: Path) -> None:
 
 
 def compare(first: dict[int, float], second: dict[int, float], tolerance: float, console: Console) -> bool:
-    """Print both losses side by side; return whether they are equal within the tolerance, on the same iterations."""
+    """Print both losses side by side; return whether they are equal within the tolerance, on the same iterations.
+
+    Two losses that are not finite are equal.
+    """
     table = Table("iteration", "A", "B", "B - A", header_style="bold")
     worst, equal = 0.0, first.keys() == second.keys()
     for iteration in sorted(first.keys() | second.keys()):
         a, b = first.get(iteration), second.get(iteration)
-        difference = None if a is None or b is None else b - a
+        difference = None if a is None or b is None else _difference(a, b)
         if difference is not None:
             worst = max(worst, abs(difference))
             equal = equal and abs(difference) <= tolerance
@@ -118,6 +124,13 @@ def compare(first: dict[int, float], second: dict[int, float], tolerance: float,
     console.print(table)
     console.print(f"largest difference {worst:.3g}: {'equal' if equal else 'NOT equal'} within {tolerance:g}")
     return equal
+
+
+def _difference(a: float, b: float) -> float:
+    """Return b - a; 0 where both are not finite, infinity where one is."""
+    if math.isfinite(a) and math.isfinite(b):
+        return b - a
+    return 0.0 if math.isfinite(a) == math.isfinite(b) else math.inf
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,12 +8,17 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import orjson
+
+from megacode.base.errors import DataError
 
 _HASH_BLOCK = 1 << 20
 
@@ -90,15 +95,75 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON document whole or not at all, keys in the order given."""
-    write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_json(document, indent=2) + "\n")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line; a torn last line (a writer was killed) is left out."""
+def to_json(document: Any, indent: int | None = None) -> str:
+    """Return a document as strict JSON, keys in the order given; all JSON that megacode writes for others is made here.
+
+    A number that is not finite becomes null: strict readers refuse `NaN`. Text that UTF-8 cannot hold, such as a path
+    of other bytes, keeps a `?` in the place of each such character.
+    """
+    return json.dumps(strict(document), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def strict(document: Any) -> Any:
+    """Return a document without what strict JSON cannot hold; see `to_json`."""
+    if isinstance(document, dict):
+        return {strict(key): strict(value) for key, value in document.items()}
+    if isinstance(document, (list, tuple)):
+        return [strict(value) for value in document]
+    if isinstance(document, float):
+        return document if math.isfinite(document) else None
+    if isinstance(document, str) and not document.isascii():
+        return document.encode(errors="replace").decode()
+    return document
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """Return the object of one JSON line; `NaN`, which older files hold, is read as None.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        document = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        document = strict(json.loads(line.decode("utf-8")))
+    if not isinstance(document, dict):
+        raise ValueError("it is not a JSON object")
+    return document
+
+
+def read_jsonl(path: Path, damaged: list[str] | None = None) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line; a torn last line (a writer was killed) is left out.
+
+    Args:
+        path: the file; one that is not there is empty.
+        damaged: gets a text for each whole line that cannot be read; absent: such a line is an error.
+
+    Raises:
+        DataError: a line is damaged, and nobody takes note of it.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n") and not line.isspace():
+                try:
+                    rows.append(parse_line(line))
+                except ValueError as error:
+                    note_damage(path, number, error, damaged)
+    return rows
+
+
+def note_damage(path: Path, number: int, error: ValueError, damaged: list[str] | None) -> None:
+    """Take note of a damaged line, or raise where nobody takes note."""
+    if damaged is None:
+        what = f"the line is damaged: {error}"
+        raise DataError(what, f"{path}:{number}", "bring the file back from a copy, or remove the line") from None
+    damaged.append(f"{path.name}:{number}: {error}")
 
 
 def digest(*parts: bytes | str) -> str:
@@ -131,8 +196,9 @@ class RunDir:
     Attributes:
         config: the resolved config, YAML.
         plan: the plan, as `megacode plan --json` prints it.
-        metrics: one JSON object a measurement; the truth.
-        events: starts, stops and saves, one JSON object each.
+        metrics: one JSON object a measurement; the truth. It only grows: `metrics.reader` returns what counts.
+        events: starts, stops and saves, one JSON object each; rank 0 alone writes it.
+        hangs: the watchdog's events; the rank that first notices a hang writes them, as rank 0 may hang itself.
         tensorboard: TensorBoard's mirror of the metrics.
         checkpoints: one directory a checkpoint.
         abandoned: checkpoints that the run went back from, with the reason in their names; it goes on from none.
@@ -145,7 +211,6 @@ class RunDir:
         lock: who is training here.
         heartbeats: one small JSON file a rank: where it is.
         stacks: Python stacks of ranks that hung, one file a rank.
-        preflight: the health of each node at the last start, one JSON file a node.
         replays: what `megacode replay` found, one JSON file an iteration.
         attempts: how each job of this run began and ended, one JSON object each; `megacode job` writes it.
         preflight: what each node's health check found, one JSON file a node.
@@ -158,6 +223,7 @@ class RunDir:
         self.plan = self.path / "plan.json"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "events.jsonl"
+        self.hangs = self.path / "hangs.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.abandoned = self.checkpoints / "abandoned"
@@ -170,7 +236,6 @@ class RunDir:
         self.lock = self.path / "run.lock"
         self.heartbeats = self.path / "heartbeats"
         self.stacks = self.path / "stacks"
-        self.preflight = self.path / "preflight"
         self.replays = self.path / "replays"
         self.attempts = self.path / "attempts.jsonl"
         self.preflight = self.path / "preflight"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12, "p": 10**15, "e": 10**18}
@@ -119,3 +120,8 @@ def format_seconds(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes:02d} min"
     return f"{hours // 24} d {hours % 24} h"
+
+
+def format_measured(value: float | None, digits: int) -> str:
+    """Return a measurement with some digits behind the point; null in a file, or nan, is `not finite`."""
+    return "not finite" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import CheckpointError
-from megacode.base.files import digest, write_json
+from megacode.base.files import RunDir, digest, strict, write_json
 
 FILE_NAME = "megacode.json"
 _ADDED = {"ledger"}  # fields that checkpoints of earlier releases lack
@@ -82,8 +82,16 @@ class TrainState:
         return state
 
 
+def seal_of(run: RunDir, iteration: int) -> str:
+    """Return the seal of a run's checkpoint; empty where none lies there, or it is damaged."""
+    try:
+        return TrainState.read(run.checkpoint(iteration)).seal
+    except CheckpointError:
+        return ""
+
+
 def _seal(document: dict[str, Any]) -> str:
-    return digest(json.dumps(document, sort_keys=True))
+    return digest(json.dumps(strict(document), sort_keys=True))
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from megacode.base.files import to_json
 
 Config = Annotated[Path, typer.Argument(help="A run's YAML config.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value ...", show_default=False)]
@@ -27,7 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and
 
 def print_json(document: Any) -> None:
     """Print one JSON document on standard output."""
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    typer.echo(to_json(document, indent=2))
 
 
 def rank() -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 import megacode
 from megacode.base.errors import VerificationError
-from megacode.base.files import RunDir, atomic_path, digest, file_digest, write_json
+from megacode.base.files import RunDir, atomic_path, digest, file_digest, to_json, write_json
 from megacode.eval.judge_answers import PLAIN, AnswerCache, Generation, answers, model_identity
 from megacode.eval.judge_client import KEY_VARIABLE, JudgeClient, Patience
 from megacode.eval.judge_prompts import SHIPPED, Prompt, read_prompts
@@ -240,4 +240,4 @@ def _verdict_line(verdict: Verdict) -> dict[str, Any]:
 
 def _write_lines(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        temporary.write_text("".join(to_json(line) + "\n" for line in lines), encoding="utf-8")

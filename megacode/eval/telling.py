@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import yaml
 
 from megacode.base.errors import MegacodeError
 from megacode.base.files import RunDir
+from megacode.checkpoint.state import seal_of
 from megacode.metrics.scores import merge
 from megacode.plan.ledger import Ledger
 
@@ -17,12 +19,21 @@ log = logging.getLogger(__name__)
 def tell_run(run: RunDir) -> None:
     """Add a run's scores to its metrics and to TensorBoard; a live run adds them itself within half a minute."""
     try:
-        added = merge(run, _limit(run), Ledger.read(run).samples)
+        withheld, newest = Ledger.read(run).samples, _newest(run)
+        added = merge(run, _limit(run), withheld, lambda iteration: seal_of(run, iteration), newest)
     except (MegacodeError, OSError) as error:
         log.warning("the scores are not in %s yet: %s", run.metrics, " ".join(str(error).split()))
         return
     if added is None:
         log.info("the run is live: it records the scores itself within half a minute")
+
+
+def _newest(run: RunDir) -> int | None:
+    """Return the iteration that `latest` names; None where it names none."""
+    try:
+        return RunDir.iteration_of(Path(run.latest.read_text(encoding="utf-8").strip()))
+    except (OSError, ValueError):
+        return None
 
 
 def _limit(run: RunDir) -> int | None:

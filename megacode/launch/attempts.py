@@ -7,12 +7,11 @@ go on after it. Attempts are counted within a chain, so a person who has mended 
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from itertools import takewhile
 
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir, read_jsonl, to_json
 from megacode.launch.slurm import Job
 from megacode.launch.status_files import Json
 
@@ -40,7 +39,7 @@ def note(run: RunDir, job: Job, event: str, **facts: object) -> None:
     }  # fmt: skip
     try:
         with run.attempts.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(to_json(line) + "\n")
     except OSError as error:  # a full disk: what must be done for the job is done all the same
         log.warning("%s: %s", run.attempts, error)
 

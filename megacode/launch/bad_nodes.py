@@ -10,7 +10,8 @@ from pathlib import Path
 
 from megacode.base.files import RunDir
 from megacode.launch.slurm import Job
-from megacode.launch.status_files import Json, read_json, read_lines
+from megacode.launch.status_files import Json, read_json
+from megacode.metrics.reader import read_events
 
 # Frames of a rank that waits for others, as Python sees them.
 _WAITING = ("torch/distributed/", " in synchronize", " in wait", " in barrier")
@@ -43,9 +44,7 @@ def _first(check: Json) -> str:
 
 
 def _hung(run: RunDir, job: Job, since: float) -> dict[str, str]:
-    hangs = [
-        event for event in read_lines(run.events, []) if event.get("event") == "hang" and event.get("time", 0) >= since
-    ]
+    hangs = [event for event in read_events(run, []) if event.get("event") == "hang" and event.get("time", 0) >= since]
     if not hangs:
         return {}
     silent = [int(event["rank"]) for event in hangs if event.get("silent")]

@@ -24,8 +24,9 @@ from megacode.base.errors import EXIT_CHECK, EXIT_INPUT, EXIT_RESUMABLE, LaunchE
 from megacode.base.files import RunDir, remove
 from megacode.launch import attempts, bad_nodes, slurm
 from megacode.launch.slurm import Job
-from megacode.launch.status_files import Json, read_lines
+from megacode.launch.status_files import Json
 from megacode.launch.submission import successor_command
+from megacode.metrics.reader import read_events
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +231,7 @@ def decide(run: RunDir, job: Job, code: int, chosen: Settings) -> Decision:
 
 def _last_stop(run: RunDir, since: float) -> Json:
     """Return the last stop event of this attempt; empty where it was killed."""
-    stops = [event for event in read_lines(run.events, []) if event.get("event") == "stop" and event["time"] >= since]
+    stops = [event for event in read_events(run, []) if event.get("event") == "stop" and event.get("time", 0) >= since]
     return stops[-1] if stops else {}
 
 

@@ -60,7 +60,8 @@ def read_status(path: Path, now: float | None = None) -> Json:
         "heartbeats": files.heartbeats,
         "owner": files.owner,
         "job": read_job(files.run, files.now),
-        "damaged_lines": files.damaged_lines,
+        "damaged_lines": len(files.damaged),
+        "last_damaged": files.damaged[-1] if files.damaged else None,
     }
 
 

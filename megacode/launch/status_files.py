@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any, TypeAlias
 
 from megacode.base import lock
 from megacode.base.errors import ConfigError
-from megacode.base.files import RunDir
+from megacode.base.files import RunDir, read_jsonl
+from megacode.metrics.reader import read_events, read_metrics
 
 Json: TypeAlias = dict[str, Any]
 
@@ -28,13 +30,14 @@ class RunFiles:
         run: their names.
         now: the moment that ages are counted to, in seconds since 1970.
         plan: `plan.json`.
-        train: lines of kind `train`, one an iteration, by iteration; of one that is there twice the last.
+        train: lines of kind `train`, one an iteration, by iteration. Those before the last 50 hold `iteration` and
+            `seconds` alone, and where the update was left out `skipped` and `samples_by_source`: a run has 100,000s.
         scores: lines of kind `score`, the last one of each suite and iteration, by iteration.
         validation, health, fp8_probe: the last line of that kind; empty where there is none.
-        events: lines of `events.jsonl`.
+        events: lines of `events.jsonl` and `hangs.jsonl`, by time.
         ledger: lines of `ledger.jsonl`.
         heartbeats: by rank: `rank`, `age` in seconds, and what the rank says of itself.
-        damaged_lines: lines of metrics and events that cannot be parsed, such as a full disk leaves.
+        damaged: lines of metrics, events and ledger that cannot be read: file, number and why.
     """
 
     run: RunDir
@@ -48,7 +51,7 @@ class RunFiles:
     events: list[Json]
     ledger: list[Json]
     heartbeats: list[Json]
-    damaged_lines: int
+    damaged: list[str]
 
     @property
     def recent(self) -> list[Json]:
@@ -99,46 +102,45 @@ def read_files(path: Path, now: float) -> RunFiles:
         what = "this is not a run directory: it holds no run.yaml, plan.json, metrics.jsonl or events.jsonl"
         raise ConfigError(what, str(path), fix)
     damaged: list[str] = []
-    train: dict[int, Json] = {}
     last: dict[str, Json] = {}
-    scores: dict[tuple[int, str], Json] = {}
-    for line in read_lines(run.metrics, damaged):
-        if line.get("kind") == "train" and isinstance(line.get("iteration"), int):
-            train[line["iteration"]] = line
-        if line.get("kind") == "score" and isinstance(line.get("iteration"), int):
-            scores[line["iteration"], str(line.get("suite"))] = line
-        last[str(line.get("kind"))] = line
+    scores: list[Json] = []
+    train = _slim(read_metrics(run.metrics, damaged=damaged), last, scores)
     return RunFiles(
         run=run,
         now=now,
         plan=read_json(run.plan),
-        train=[train[iteration] for iteration in sorted(train)],
-        scores=[line for _, line in sorted(scores.items())],
+        train=train,
+        scores=sorted(scores, key=lambda line: (line["iteration"], str(line.get("suite")))),
         validation=last.get("validation", {}),
         health=last.get("health", {}),
         fp8_probe=last.get("fp8_probe", {}),
-        events=[event for event in read_lines(run.events, damaged) if isinstance(event.get("time"), (int, float))],
-        ledger=list(read_lines(run.ledger, damaged)),
+        events=[event for event in read_events(run, damaged) if isinstance(event.get("time"), (int, float))],
+        ledger=read_jsonl(run.ledger, damaged),
         heartbeats=_heartbeats(run.heartbeats, now),
-        damaged_lines=len(damaged),
+        damaged=damaged,
     )
 
 
-def read_lines(path: Path, damaged: list[str]) -> Iterator[Json]:
-    """Yield the objects of a JSON-lines file; whole lines that are none go to `damaged`, a torn last one nowhere."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return
-    for line in text.split("\n")[:-1]:
-        try:
-            document = json.loads(line) if line else None
-        except ValueError:
-            document = line
-        if isinstance(document, dict):
-            yield document
-        elif line:
-            damaged.append(line)
+def _slim(lines: Iterable[Json], last: dict[str, Json], scores: list[Json]) -> list[Json]:
+    """Return the lines of kind `train`; put scores, and the last line of each kind, where they are asked for."""
+    recent: deque[Json] = deque()
+    earlier: list[Json] = []
+    for line in lines:
+        kind = str(line["kind"])
+        last[kind] = line
+        if kind == "score":
+            scores.append(line)
+        elif kind == "train":
+            recent.append(line)
+            if len(recent) > _RECENT:
+                earlier.append(_kept(recent.popleft()))
+    return sorted([*earlier, *recent], key=lambda line: int(line["iteration"]))
+
+
+def _kept(line: Json) -> Json:
+    """Return what is still needed of a line that is no recent one."""
+    names = ("iteration", "seconds", *(("skipped", "samples_by_source") if line.get("skipped") else ()))
+    return {name: line[name] for name in names if name in line}
 
 
 def read_json(path: Path) -> Json:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from datetime import datetime
 
-from megacode.base.files import RunDir
+from megacode.base.files import RunDir, read_jsonl
 from megacode.base.units import format_seconds
 from megacode.launch import slurm
-from megacode.launch.status_files import Json, read_lines
+from megacode.launch.status_files import Json
 
 
 def read_job(run: RunDir, now: float | None = None) -> Json | None:
@@ -23,7 +23,7 @@ def read_job(run: RunDir, now: float | None = None) -> Json | None:
         has forgotten the job), `nodes`, `time_left` in seconds, `restarts`, `attempts` so far, and `ended`: what the
         last end of an attempt decided and why.
     """
-    lines = list(read_lines(run.attempts, []))
+    lines = read_jsonl(run.attempts, [])
     if not lines or not slurm.present():
         return None
     last = lines[-1]

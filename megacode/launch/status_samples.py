@@ -15,7 +15,8 @@ import numpy as np
 from megacode.base.errors import ConfigError, VerificationError
 from megacode.base.files import RunDir
 from megacode.config.loading import load_config
-from megacode.launch.status_files import Json, read_json, read_lines
+from megacode.launch.status_files import Json, read_json
+from megacode.metrics.reader import read_events, read_metrics
 from megacode.plan.batch import samples_digest
 from megacode.plan.phases import Schedule, SourceSize, build_schedule
 
@@ -38,17 +39,21 @@ def prove_samples(path: Path) -> Json:
     """
     run = RunDir(path)
     damaged: list[str] = []
-    lines = [line for line in read_lines(run.metrics, damaged) if line.get("kind") == "train"]
+    repeated: list[int] = []
+    needed = ("iteration", "consumed_samples", "batch_size", "samples_digest", "samples_by_source")
+    found = read_metrics(run.metrics, "train", damaged=damaged, repeated=repeated)
+    lines: list[Json] = [{name: line.get(name) for name in needed} for line in found]
     schedule = _schedule(run)
-    begun = next((event for event in read_lines(run.events, damaged) if event.get("event") == "start"), {})
+    begun = next((event for event in read_events(run, damaged) if event.get("event") == "start"), {})
     first = (
         int(begun.get("iteration") or 0),
         int(begun.get("consumed_samples") or 0),
     )  # a branch begins at its trunk's
     differing = list(_differing(lines, schedule, *first))
-    differing += [{"iteration": None, "what": "a line of metrics.jsonl is damaged"} for _ in damaged]
+    differing += [{"iteration": number, "what": f"comes after iteration {number} as well"} for number in repeated]
+    differing += [{"iteration": None, "what": f"a line is damaged: {where}"} for where in damaged]
     wrong = {row["iteration"] for row in differing if row["iteration"] is not None}
-    clock = int(lines[-1]["consumed_samples"]) if lines else 0
+    clock = int(lines[-1]["consumed_samples"] or 0) if lines else 0
     return {
         "iterations": len(lines),
         "equal": sum(line.get("iteration") not in wrong for line in lines),
@@ -61,9 +66,11 @@ def prove_samples(path: Path) -> Json:
 def differing_error(proof: Json, path: Path) -> VerificationError:
     """Return the error that names the first iterations that did not read what was planned."""
     rows = proof["differing"]
-    shown = [f"iteration {row['iteration']}: {row['what']}" for row in rows[:_SHOWN]]
+    shown = [
+        row["what"] if row["iteration"] is None else f"iteration {row['iteration']}: {row['what']}" for row in rows
+    ]
     if len(rows) > _SHOWN:
-        shown.append(f"and {len(rows) - _SHOWN:,} more")
+        shown[_SHOWN:] = [f"and {len(rows) - _SHOWN:,} more"]
     what = f"{proof['equal']:,} of {proof['iterations']:,} iterations read exactly the planned samples"
     fix = "metrics.jsonl or run.yaml was changed; each checkpoint's megacode.json holds the config it was saved with"
     return VerificationError(f"{what}; {'; '.join(shown)}", str(RunDir(path).metrics), fix)
@@ -93,6 +100,9 @@ def _differing(lines: list[Json], schedule: Schedule, iteration: int, clock: int
         iteration, clock: where the run began.
     """
     for line in lines:
+        if line["consumed_samples"] is None or line["batch_size"] is None:
+            yield {"iteration": line["iteration"], "what": "it does not say which samples it read"}
+            continue
         before, after = int(line["consumed_samples"]) - int(line["batch_size"]), int(line["consumed_samples"])
         if line["iteration"] != iteration + 1:
             yield {"iteration": line["iteration"], "what": f"comes after iteration {iteration}"}

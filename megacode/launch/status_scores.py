@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megacode.base.units import format_seconds
+from megacode.base.units import format_measured, format_seconds
 from megacode.launch.status_files import Json, RunFiles
 
 _SHOWN = 5
@@ -46,7 +46,7 @@ def score_rows(scores: Json) -> list[tuple[str, str]]:
     """Return the lines of the status table on scores: a title and a text each."""
     rows = []
     for line in scores["newest"]:
-        values = [f"{name} {value:.3f}" for name, value in line["values"].items()]
+        values = [f"{name} {format_measured(value, 3)}" for name, value in line["values"].items()]
         rest = [f"{len(values) - _SHOWN} more"] if len(values) > _SHOWN else []
         listed = ", ".join([*values[:_SHOWN], *rest])
         rows.append(("scores", f"{line['suite']} at iteration {line['iteration']:,}: {listed}"))

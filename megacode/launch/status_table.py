@@ -10,7 +10,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from megacode.base.units import format_bytes, format_count, format_rate, format_seconds
+from megacode.base.units import format_bytes, format_count, format_measured, format_rate, format_seconds
 from megacode.launch.status_files import Json
 from megacode.launch.status_job import describe
 from megacode.launch.status_scores import score_rows
@@ -68,11 +68,12 @@ def _headline(document: Json) -> RenderableType:
         grid.add_row("job", describe(document["job"]))
     grid.add_row("at", _position(document["progress"]))
     if document["loss"]:
-        grid.add_row("loss", f"{document['loss']['loss']:.4f}{_each(document['loss']['loss_by_source'])}")
+        loss = document["loss"]
+        grid.add_row("loss", f"{format_measured(loss['loss'], 4)}{_each(loss['loss_by_source'])}")
     if document["validation"]:
         held_out = document["validation"]
         each = _each(held_out["loss_by_source"])
-        grid.add_row("held out", f"{held_out['loss']:.4f}{each} at iteration {held_out['iteration']:,}")
+        grid.add_row("held out", f"{format_measured(held_out['loss'], 4)}{each} at iteration {held_out['iteration']:,}")
     if document["fp8"]:
         grid.add_row("FP8", _fp8(document["fp8"]))
     if document["rates"]["iterations"]:
@@ -97,7 +98,7 @@ def _position(progress: Json) -> str:
 
 
 def _each(losses: Json | None) -> str:
-    listed = ", ".join(f"{name} {loss:.3f}" for name, loss in (losses or {}).items())
+    listed = ", ".join(f"{name} {format_measured(loss, 3)}" for name, loss in (losses or {}).items())
     return f" ({listed})" if listed else ""
 
 
@@ -195,7 +196,7 @@ def _incidents(document: Json) -> list[str]:
     for event in found["hangs"]:
         lines.append(f"rank {event.get('rank')} hung on {event.get('host')}: its stacks are in {event['stacks']}")
     if document["damaged_lines"]:
-        lines.append(f"{document['damaged_lines']:,} lines of metrics and events are damaged")
+        lines.append(f"damaged lines: {document['damaged_lines']:,}, the last {document['last_damaged']}")
     return lines
 
 

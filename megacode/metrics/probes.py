@@ -9,15 +9,21 @@ from typing import Any
 
 def found(probe: Mapping[str, Any]) -> str:
     """Return the distances of a `fp8_probe` record: `loss 0.02% off, gradients 1.3% (norms) to 9.6% (linear_qkv)`."""
-    distances: dict[str, float] = probe.get("gradient_difference") or {}
+    distances: dict[str, float | None] = probe.get("gradient_difference") or {}
     said = f"loss {_percent(probe['loss_difference'])} off"
     if not distances:
         return said
-    # What is no number is the furthest of all: nan compares with nothing.
-    order = sorted(distances, key=lambda kind: (math.isnan(distances[kind]), distances[kind]))
+    # What is not finite is the furthest of all. In memory that is nan, which compares with nothing; in a file null.
+    order = sorted(distances, key=lambda kind: _number(distances[kind]))
     least, most = order[0], order[-1]
     return f"{said}, gradients {_percent(distances[least])} ({least}) to {_percent(distances[most])} ({most})"
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g}%" if share < 1 else f"{share:.0%}"
+def _number(share: float | None) -> float:
+    return math.inf if share is None or not math.isfinite(share) else share
+
+
+def _percent(share: float | None) -> str:
+    if math.isinf(_number(share)):
+        return "not finite"
+    return f"{100 * _number(share):.2g}%" if _number(share) < 1 else f"{_number(share):.0%}"

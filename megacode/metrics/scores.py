@@ -4,6 +4,11 @@ Score files are written by other processes: a child of the trainer, a job, a per
 writer at a time: a live run's trainer, which looks for new files while it trains; where nobody trains, the process that
 scored (`merge`). What neither got to, the next start finds. A model that is scored again gets another line; the last
 one counts.
+
+A run that goes back to iteration 5 leaves the model of iteration 10 behind, and its score with it: the segment line
+supersedes the score's line. Its file stays, or comes later from a job that was queued, and is no record of the model
+that the run makes of iteration 10 the next time. So a file counts if the checkpoint that lies there has the seal that
+the file names. Where none lies there any more, it counts if it was written after the run last went back to before it.
 """
 
 from __future__ import annotations
@@ -12,11 +17,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir
 from megacode.base.lock import while_idle
+from megacode.metrics.reader import read_past, score_digest
 from megacode.metrics.sinks import Lines, Record, TensorBoardSink
-
-_ANY = 1 << 62
 
 
 def score_record(document: Record) -> Record | None:
@@ -57,26 +61,32 @@ class ScoreBook:
             quick look, and no records.
         withheld: samples before a clock that the ledger withholds; a file of a model that had learned from them is of a
             past that was taken back.
-        iteration: where the run stands. Files of later iterations are of a past it has left; they count once they are
-            written anew, or confirmed by `accept`.
+        seal_of: returns the seal of the checkpoint that lies there of an iteration; empty where none does.
     """
 
-    def __init__(self, run: RunDir, limit: int | None, withheld: Callable[[int], int], iteration: int = _ANY) -> None:
-        self._run, self._limit, self._withheld = run, limit, withheld
-        lines = [line for line in read_jsonl(run.metrics) if line.get("kind") == "score"]
-        self._known: dict[tuple[str, int], Record] = {(line["suite"], line["iteration"]): line for line in lines}
+    def __init__(
+        self,
+        run: RunDir,
+        limit: int | None,
+        withheld: Callable[[int], int],
+        seal_of: Callable[[int], str] = lambda iteration: "",
+    ) -> None:
+        self._run, self._limit, self._withheld, self._seal_of = run, limit, withheld, seal_of
+        self._past = read_past(run.metrics)
         self._seen: dict[str, int] = {}
-        for path in self._files():
-            record = score_record(read_score_file(path))
-            if record is not None and record["iteration"] > iteration:
-                self._seen[path.name] = _written(path)
+        self._confirmed: set[str] = set()
 
-    def new(self) -> list[Record]:
-        """Return records of the files that came or changed since the last call, and are no lines yet; oldest first."""
+    def new(self, upto: int | None = None) -> list[Record]:
+        """Return records of the files that came or changed since the last call, and are no lines yet; oldest first.
+
+        Args:
+            upto: the newest checkpoint's iteration; files of later ones wait until the run has come so far (again).
+        """
         found = []
         for path in self._files():
             written = _written(path)
-            if self._seen.get(path.name) != written:
+            late = upto is not None and _iteration_of(path) > upto
+            if self._seen.get(path.name) != written and not late:
                 self._seen[path.name] = written
                 found.append(self._lacking(path))
         return sorted((one for one in found if one is not None), key=lambda one: (one["iteration"], one["suite"]))
@@ -90,8 +100,9 @@ class ScoreBook:
             return False
         if document["model"]["megacode"].get("checkpoint_seal") != seal:
             return False
-        if self._known.get((suite, iteration)) != record:
+        if not self._knows(record):
             self._seen.pop(path.name, None)
+            self._confirmed.add(path.name)
         return True
 
     def _files(self) -> list[Path]:
@@ -103,13 +114,33 @@ class ScoreBook:
         record = score_record(document)
         if record is None or record.get("limit") not in (None, self._limit):
             return None
-        if document["model"]["megacode"].get("withheld", 0) != self._withheld(record["consumed_samples"]):
+        facts = document["model"]["megacode"]
+        if facts.get("withheld", 0) != self._withheld(record["consumed_samples"]):
             return None
-        key = (record["suite"], record["iteration"])
-        if self._known.get(key) == record:
+        if self._knows(record) or self._left(path, record["iteration"], facts.get("checkpoint_seal")):
             return None
-        self._known[key] = record
+        self._past.scores[_name(record)] = score_digest(record)
         return record
+
+    def _knows(self, record: Record) -> bool:
+        return self._past.scores.get(_name(record)) == score_digest(record)
+
+    def _left(self, path: Path, iteration: int, seal: str | None) -> bool:
+        """Return whether a file is of a model that the run has left behind."""
+        lies = self._seal_of(iteration)
+        if lies and seal:
+            return lies != seal
+        return path.name not in self._confirmed and self._past.left(iteration, _written(path) / 1e9)
+
+
+def _iteration_of(path: Path) -> int:
+    """Return the iteration that a score file's name tells; 0 where it tells none."""
+    digits = path.stem.rpartition("iter_")[2]
+    return int(digits) if digits.isdigit() else 0
+
+
+def _name(record: Record) -> str:
+    return f"{record['suite']}@{record['iteration']}"
 
 
 def _written(path: Path) -> int:
@@ -120,12 +151,19 @@ def _written(path: Path) -> int:
         return 0
 
 
-def merge(run: RunDir, limit: int | None, withheld: Callable[[int], int]) -> list[Record] | None:
+def merge(
+    run: RunDir,
+    limit: int | None,
+    withheld: Callable[[int], int],
+    seal_of: Callable[[int], str] = lambda iteration: "",
+    upto: int | None = None,
+) -> list[Record] | None:
     """Add what a run's metrics and TensorBoard lack of its scores, if nobody trains there.
 
     Args:
         run: the run.
-        limit, withheld: see `ScoreBook`.
+        limit, withheld, seal_of: see `ScoreBook`.
+        upto: see `ScoreBook.new`.
 
     Returns:
         The new records; None where a live run will add them itself.
@@ -135,7 +173,7 @@ def merge(run: RunDir, limit: int | None, withheld: Callable[[int], int]) -> lis
     with while_idle(run) as idle:
         if not idle:
             return None
-        records = ScoreBook(run, limit, withheld).new()
+        records = ScoreBook(run, limit, withheld, seal_of).new(upto)
         lines = Lines(run.metrics)
         for record in records:
             lines.append(record)

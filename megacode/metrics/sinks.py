@@ -1,12 +1,11 @@
 """Where measurements go: metrics.jsonl is the truth, the others mirror it.
 
-Only global rank 0 writes. A run that resumes at iteration n drops what was written after n, so that each iteration
-stands in the file once.
+Only global rank 0 writes. metrics.jsonl only grows: a run that goes on from iteration n says so by a `segment` line,
+and `metrics.reader` leaves out what that line supersedes.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -19,13 +18,16 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from megacode.base.files import RunDir, read_jsonl, write_text
-from megacode.base.units import format_count, format_rate
+from megacode.base.files import RunDir, to_json
+from megacode.base.units import format_count, format_measured, format_rate
 from megacode.metrics import probes
+from megacode.metrics.reader import SEGMENT, read_past
 
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+
+_BLOCK = 1 << 16
 
 
 class Sink(Protocol):
@@ -42,20 +44,18 @@ class Lines:
     """A file of JSON lines that grows while the disk has room; what finds none waits in memory until there is.
 
     Args:
-        path: the file; its directory is there. A torn last line, of a writer that was killed, is cut off.
+        path: the file; its directory is there. A torn last line, of a writer that was killed, is cut off. It has one
+            writer at a time.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab+", buffering=0)
         self._waiting, self._told = b"", False
-        self._file.seek(0)
-        content = self._file.read()
-        if not content.endswith(b"\n"):
-            self._file.truncate(content.rfind(b"\n") + 1)
+        self._cut_torn_line()
 
     def append(self, document: Record) -> None:
         """Append one line, whole, or keep it for the next call."""
-        self._waiting += json.dumps(document).encode() + b"\n"
+        self._waiting += to_json(document).encode() + b"\n"
         try:
             self._write()
             self._told = False
@@ -65,8 +65,23 @@ class Lines:
             self._told = True
 
     def close(self) -> None:
-        """Close the file."""
+        """Write what still waits, or say that it is lost, and close the file."""
+        try:
+            self._write()
+        except OSError as error:
+            log.error("%s lacks %d lines: %s", self._file.name, self._waiting.count(b"\n"), error)
         self._file.close()
+
+    def _cut_torn_line(self) -> None:
+        """Cut the file behind its last whole line; only its end is read."""
+        end = place = self._file.seek(0, os.SEEK_END)
+        newline = -1
+        while place and newline < 0:
+            size = min(_BLOCK, place)
+            place = self._file.seek(place - size)
+            newline = self._file.read(size).rfind(b"\n")
+        if place + newline + 1 < end:
+            self._file.truncate(place + newline + 1)
 
     def _write(self) -> None:
         """Write all that waits, or nothing: what a full disk took in part is taken back."""
@@ -81,24 +96,27 @@ class Lines:
 
 
 class JsonlSink:
-    """`metrics.jsonl`: one JSON object a line, on its way to the disk at once."""
+    """`metrics.jsonl`: one JSON object a line, on its way to the disk at once; the file only grows.
 
-    def __init__(self, path: Path, resume_iteration: int) -> None:
-        kept = [record for record in read_jsonl(path) if record["iteration"] <= resume_iteration]
-        write_text(path, "".join(json.dumps(record) + "\n" for record in _once(kept)))
+    Args:
+        path: the file. Where it holds lines already, a `segment` line says where the run goes on.
+        iteration: the run stands after it; lines of later iterations that are there do not count any more.
+        consumed_samples: the clock.
+    """
+
+    def __init__(self, path: Path, iteration: int, consumed_samples: int = 0) -> None:
         self._lines = Lines(path)
+        if path.stat().st_size:
+            now = round(time.time(), 3)
+            past = read_past(path).back_to(iteration, now)
+            clock = {"iteration": iteration, "consumed_samples": consumed_samples, "time": now}
+            self._lines.append({"kind": SEGMENT, **clock, "scores": past.scores, "segments": past.segments})
 
     def write(self, record: Record) -> None:
         self._lines.append(record)
 
     def close(self) -> None:
         self._lines.close()
-
-
-def _once(records: list[Record]) -> list[Record]:
-    """Return records without the scores of a model that was scored again later."""
-    last = {(line["suite"], line["iteration"]): line for line in records if line["kind"] == "score"}
-    return [line for line in records if line["kind"] != "score" or last[line["suite"], line["iteration"]] is line]
 
 
 class TensorBoardSink:
@@ -206,21 +224,21 @@ def score_line(record: Record) -> str:
     """Return a model's scores as a line: its suite's means, or each task's first metric."""
     firsts = {f"{task} {next(iter(scores))}": next(iter(scores.values())) for task, scores in record["scores"].items()}
     shown = record.get("means") or firsts
-    listed = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
+    listed = ", ".join(f"{name} {format_measured(value, 3)}" for name, value in shown.items())
     return f"scores at iteration {record['iteration']} ({record['suite']}): {listed}"
 
 
-def open_sinks(run: RunDir, iteration: int, total_iterations: int) -> list[Sink]:
-    """Open every sink of a run that starts or resumes after `iteration`."""
+def open_sinks(run: RunDir, iteration: int, consumed_samples: int, total_iterations: int) -> list[Sink]:
+    """Open every sink of a run that starts or goes on after an iteration, where the clock is `consumed_samples`."""
     return [
-        JsonlSink(run.metrics, iteration),
+        JsonlSink(run.metrics, iteration, consumed_samples),
         TensorBoardSink(run.tensorboard, iteration),
         ConsoleSink(total_iterations, iteration),
     ]
 
 
 class Events:
-    """`events.jsonl`: starts, stops, saves, spikes and whatever else happens to a run, in order."""
+    """`events.jsonl`: starts, stops, saves, spikes and whatever else happens to a run, in order. Rank 0 has one."""
 
     def __init__(self, run: RunDir) -> None:
         run.create()
@@ -228,4 +246,26 @@ class Events:
 
     def write(self, event: str, **facts: Any) -> None:
         """Append one event with the time in seconds since 1970."""
-        self._lines.append({"time": round(time.time(), 3), "event": event, **facts})
+        self._lines.append(_event(event, facts))
+
+
+def write_hang(run: RunDir, **facts: Any) -> None:
+    """Add a `hang` event, from any rank, to a file of its own: so no line of rank 0's can be torn by another node's.
+
+    One rank of a start may call it: the first that notices. A torn last line, of an earlier writer, is ended first.
+
+    Raises:
+        OSError: the disk is full, or not there.
+    """
+    descriptor = os.open(run.hangs, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        end = os.fstat(descriptor).st_size
+        torn = end and os.pread(descriptor, 1, end - 1) != b"\n"
+        line = to_json(_event("hang", facts)) + "\n"
+        os.write(descriptor, (("\n" if torn else "") + line).encode())
+    finally:
+        os.close(descriptor)
+
+
+def _event(event: str, facts: Record) -> Record:
+    return {"time": round(time.time(), 3), "event": event, **facts}

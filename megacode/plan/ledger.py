@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from megacode.base.errors import DataError
-from megacode.base.files import RunDir
+from megacode.base.files import RunDir, to_json
 from megacode.plan.phases import Schedule
 
 Reason = Literal["non-finite", "spike", "rollback"]
@@ -119,7 +119,7 @@ class Ledger:
     def _add(self, entry: Withheld) -> None:
         self.entries.append(entry)
         if self._writes:
-            _append(self._run, json.dumps(asdict(entry)) + "\n")
+            _append(self._run, to_json(asdict(entry)) + "\n")
 
     def inherit(self, entries: Iterable[dict[str, Any]]) -> None:
         """Add what the trunk of a branch withheld, as its checkpoint tells; what is known already stays as it is."""

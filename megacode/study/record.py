@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import yaml
 
 from megacode.base.errors import CheckpointError, ConfigError
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir
+from megacode.metrics.reader import read_events, read_metrics
 from megacode.study.svg import Span
 
 Json: TypeAlias = dict[str, Any]
@@ -35,7 +36,7 @@ class RunRecord:
         train: lines of kind `train`, one an iteration, in order; of an iteration done twice (a resume) the last one.
         validation: lines of kind `validation`, likewise.
         probes: lines of kind `fp8_probe`, likewise.
-        events: lines of `events.jsonl`.
+        events: lines of `events.jsonl` and `hangs.jsonl`, by time.
         scores: the files of `eval/`, each with `iteration` and `suite` filled in, in order of iteration.
         exports: `hf/*/megacode.json`, each with `iteration` and `directory` filled in, in order of iteration; of those
             that were removed once they had their scores, the same from there, without a `directory`.
@@ -111,6 +112,7 @@ def read_run(path: Path) -> RunRecord:
     Raises:
         ConfigError: if it does not exist or holds no run.
         CheckpointError: if one of its files cannot be parsed.
+        DataError: if a line of its metrics or events is damaged.
     """
     run = RunDir(path)
     if not path.is_dir():
@@ -120,7 +122,7 @@ def read_run(path: Path) -> RunRecord:
             "this is not a run directory: it holds no run.yaml, plan.json or metrics.jsonl", str(path),
             "name a directory that `megacode train` wrote (`run_dir` in the config, runs/<name> by default)",
         )  # fmt: skip
-    metrics, scores = _parsed(Path(run.metrics), read_jsonl) or [], _scores(Path(run.eval))
+    metrics, scores = list(read_metrics(run.metrics, "train", "validation", "fp8_probe")), _scores(Path(run.eval))
     return RunRecord(
         path=path,
         config=_mapping(Path(run.config), lambda file: yaml.safe_load(file.read_text(encoding="utf-8"))),
@@ -128,7 +130,7 @@ def read_run(path: Path) -> RunRecord:
         train=_lines(metrics, "train"),
         validation=_lines(metrics, "validation"),
         probes=_lines(metrics, "fp8_probe"),
-        events=_parsed(Path(run.events), read_jsonl) or [],
+        events=read_events(run),
         scores=scores,
         exports=_exports(Path(run.hf), scores),
         collected=_mapping(path / "collect.json", _read_json)
@@ -157,9 +159,8 @@ def _mapping(file: Path, parse: Callable[[Path], Any]) -> Json:
 
 
 def _lines(metrics: Sequence[Json], kind: str) -> list[Json]:
-    """Return the lines of one kind by iteration; a resume repeats some, and what it measured last is what counts."""
-    found = [line for line in metrics if line.get("kind") == kind and isinstance(line.get("iteration"), int)]
-    return [line for _, line in sorted({line["iteration"]: line for line in found}.items())]
+    """Return the lines of one kind by iteration."""
+    return sorted((line for line in metrics if line["kind"] == kind), key=lambda line: int(line["iteration"]))
 
 
 def iteration_of(name: str) -> int:

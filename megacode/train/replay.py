@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from megacode.base.errors import ConfigError, MegacodeError
-from megacode.base.files import RunDir, read_jsonl, write_json
+from megacode.base.files import RunDir, write_json
 from megacode.config.loading import dump_config
 from megacode.data.audit import sample_rows
 from megacode.data.loader import Loader
@@ -30,6 +30,7 @@ from megacode.mcore.batch import MicroBatch
 from megacode.mcore.parts import Parts
 from megacode.mcore.step import StepResult, evaluate, train_step
 from megacode.metrics.meter import source_means
+from megacode.metrics.reader import read_metrics
 from megacode.plan.ledger import Ledger
 from megacode.train import restoring
 from megacode.train.agreement import decided, prove_equal
@@ -184,7 +185,7 @@ def _begin(plan: Plan, directory: RunDir, iteration: int) -> _Run:
 
 def _fp8_until(directory: RunDir) -> float:
     """Return the iteration from which on a run went without FP8, because a probe had found it too far off."""
-    probes = (record for record in read_jsonl(directory.metrics) if record["kind"] == "fp8_probe")
+    probes = read_metrics(directory.metrics, "fp8_probe")
     return min((record["iteration"] for record in probes if record["fell_back"]), default=math.inf)
 
 

@@ -12,8 +12,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from megacode.base.errors import ConfigError
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir, strict
 from megacode.config.loading import load_config
+from megacode.metrics.reader import read_events, read_metrics
 from megacode.train.planning import Plan, make_plan
 
 Json = dict[str, Any]
@@ -38,19 +39,21 @@ def replayable(run_dir: Path, iteration: int) -> tuple[Plan, Json | None]:
         what = "it holds no run.yaml" if run_dir.is_dir() else "there is no such directory"
         raise ConfigError(what, str(run_dir), "give the directory of a run that was started: runs/<name>")
     plan = make_plan(load_config(run.config, [f"run_dir={run_dir.absolute()}"]))
-    lines = {line["iteration"]: line for line in read_jsonl(run.metrics) if line["kind"] == "train"}
-    last = max(lines, default=0)
-    finished = bool(lines) and lines[last]["consumed_samples"] >= plan.schedule.total_samples
+    last, clock, recorded = 0, 0, None
+    for line in read_metrics(run.metrics, "train"):
+        last, clock = max((last, clock), (line["iteration"], line["consumed_samples"]))
+        recorded = line if line["iteration"] == iteration else recorded
+    finished = clock >= plan.schedule.total_samples
     most = last if finished else last + 1
     if not 1 <= iteration <= most:
         what = f"the run has no iteration {iteration}: it has trained {last}"
         raise ConfigError(what, "--iteration", f"give a number from 1 to {most}")
-    return plan, lines.get(iteration)
+    return plan, recorded
 
 
 def ranks_of(run: RunDir, iteration: int) -> int | None:
     """Return how many ranks trained an iteration: those of the last start before it; None where none is recorded."""
-    starts = [event for event in read_jsonl(run.events) if event["event"] in ("start", "resume")]
+    starts = [event for event in read_events(run) if event.get("event") in ("start", "resume")]
     return next((start.get("ranks") for start in reversed(starts) if start["iteration"] < iteration), None)
 
 
@@ -69,14 +72,15 @@ def agreement(found: Mapping[str, Any], expected: Mapping[str, Any] | None, dtyp
 
 
 def _distance(one: Any, other: Any) -> float:
-    """Return how far two values are apart: relative for floats, 0 or infinite for all that must be equal."""
+    """Return how far two values are apart: relative for floats, 0 or infinite for all that must be equal.
+
+    What is not finite is so in memory, and null in a file: one is as good as the other.
+    """
     if isinstance(one, dict) and isinstance(other, dict) and set(one) == set(other):
         return max((_distance(one[key], other[key]) for key in one), default=0.0)
+    one, other = strict(one), strict(other)
     if isinstance(one, float) and isinstance(other, float):
-        if one == other or (math.isnan(one) and math.isnan(other)):
-            return 0.0
-        distance = abs(one - other) / max(abs(one), abs(other))
-        return math.inf if math.isnan(distance) else distance
+        return 0.0 if one == other else abs(one - other) / max(abs(one), abs(other))
     return 0.0 if one == other else math.inf
 
 
@@ -121,6 +125,8 @@ def _flat(values: Mapping[str, Any]) -> Json:
 
 
 def _shown(value: Any) -> str:
+    if strict(value) is None:
+        return "not finite"
     return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 

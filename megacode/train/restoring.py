@@ -202,9 +202,3 @@ def _prove_same_model(config: RunConfig, state: TrainState, checkpoint: Path) ->
     ]
     if problems:
         raise CheckpointError(problems=problems)
-
-
-def lost_work(records: Sequence[dict[str, object]], iteration: int) -> tuple[int, float]:
-    """Return how many iterations of a run's metrics lie behind an iteration, and the seconds they took."""
-    lost = [record for record in records if record["kind"] == "train" and int(str(record["iteration"])) > iteration]
-    return len(lost), round(sum(float(str(record["seconds"])) for record in lost), 3)

@@ -16,12 +16,12 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir
-from megacode.checkpoint.state import TrainState
+from megacode.checkpoint.state import TrainState, seal_of
 from megacode.config.evaluate import Evaluate
 from megacode.mcore import groups
 from megacode.metrics.scores import ScoreBook
@@ -76,7 +76,7 @@ class Scoring:
         if self._events is None:
             return
         limit = self._config.limit if self._config is not None else None
-        self._book = ScoreBook(self._run, limit, self._withheld, iteration)
+        self._book = ScoreBook(self._run, limit, self._withheld, partial(seal_of, self._run))
         for child in [child for child in self._children if child.iteration > iteration]:
             self._stop(child, "the run has gone back to before it")
         self._waiting.clear()
@@ -114,7 +114,7 @@ class Scoring:
             if not ended and time.monotonic() - self._looked < _LOOK_SECONDS:
                 return []
             self._looked = time.monotonic()
-            return self._book.new()
+            return self._book.new(saved)
         except OSError as error:
             log.warning("scores have to wait: %s", error)
             return []
@@ -205,9 +205,8 @@ class Scoring:
 
     def _scored(self, iteration: int) -> bool:
         """Return whether a score file belongs to a checkpoint as it lies there now."""
-        try:
-            seal = TrainState.read(self._run.checkpoint(iteration)).seal
-        except CheckpointError:
+        seal = seal_of(self._run, iteration)
+        if not seal:
             return False  # the process that exports it says what is wrong
         return self._book is not None and self._book.accept(self._suite, iteration, seal)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from megacode.base.files import RunDir, read_jsonl, write_json, write_text
+from megacode.base.files import RunDir, write_json, write_text
 from megacode.base.lock import RunLock
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
@@ -27,6 +27,7 @@ from megacode.mcore import parts as mcore_parts
 from megacode.mcore.groups import Ranks
 from megacode.mcore.parts import Parts
 from megacode.metrics.meter import Meter
+from megacode.metrics.reader import lost_work
 from megacode.metrics.sinks import Events, open_sinks
 from megacode.plan.costs import flops_per_token
 from megacode.plan.ledger import Ledger
@@ -105,7 +106,7 @@ def build_trainer(
         parts=parts,
         loader=_loader(plan, streams, ranks, closing),
         meter=_meter(plan, ranks.world_size, state),
-        sinks=open_sinks(run, state.iteration, plan.batches.total_iterations) if first else [],
+        sinks=open_sinks(run, state.iteration, state.consumed_samples, plan.batches.total_iterations) if first else [],
         events=events,
         state=state,
         saver=Saver(run, parts, config.checkpoint, events, limit.saved, saved, lambda: scoring.spared),
@@ -224,11 +225,11 @@ def _watches(
 def _start(plan: Plan, run: RunDir, origin: Origin) -> dict[str, Any]:
     """Write config and plan; return what the diary says of this start: its event, its origin, the work it repeats."""
     _record_run(plan, run)
-    facts: dict[str, Any] = {"event": "start" if not read_jsonl(run.events) else "resume", "kind": origin.kind}
+    facts: dict[str, Any] = {"event": "resume" if run.events.stat().st_size else "start", "kind": origin.kind}
     if origin.checkpoint is not None:
         facts["checkpoint"] = origin.checkpoint.name if origin.kind == "resume" else str(origin.checkpoint)
     if facts["event"] == "resume":
-        lost = restoring.lost_work(read_jsonl(run.metrics), origin.state.iteration)
+        lost = lost_work(run.metrics, origin.state.iteration)
         facts |= {"lost_iterations": lost[0], "lost_seconds": lost[1]}
     if origin.difference is not None and origin.difference.lost:
         facts["changed_past"] = origin.difference.lost

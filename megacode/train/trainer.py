@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir
 from megacode.base.units import format_seconds
 from megacode.checkpoint.state import TrainState
 from megacode.config.run import RunConfig
@@ -21,6 +21,7 @@ from megacode.mcore import device, engine, gradients, groups
 from megacode.mcore.parts import Parts
 from megacode.mcore.step import StepResult, evaluate, train_step
 from megacode.metrics.meter import Meter, fp8_probe_record, health_record, source_means, validation_record
+from megacode.metrics.reader import lost_work
 from megacode.metrics.sinks import Events, Sink, open_sinks
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.learning_rate import LearningRateSchedule
@@ -205,7 +206,7 @@ class Trainer:
             log.warning("there is no checkpoint before the spike to go back to; its update alone is left out")
             self.guard.leave_out(self._result)
             return False
-        lost = restoring.lost_work(read_jsonl(self.run.metrics), RunDir.iteration_of(path)) if self.sinks else (0, 0.0)
+        lost = lost_work(self.run.metrics, RunDir.iteration_of(path)) if self.sinks else (0, 0.0)
         restoring.load(self.config, self.parts, path, saved)
         log.warning("going back to %s; what led to the spike will not be learned", path)
         self._event("rollback", to_iteration=saved.iteration, lost_iterations=lost[0], lost_seconds=lost[1])
@@ -219,7 +220,8 @@ class Trainer:
         self.saver.saved_iteration = saved.iteration
         for sink in self.sinks:
             sink.close()
-        self.sinks = open_sinks(self.run, saved.iteration, self.batches.total_iterations) if self.sinks else []
+        clock = (saved.iteration, saved.consumed_samples)
+        self.sinks = open_sinks(self.run, *clock, self.batches.total_iterations) if self.sinks else []
         self.scoring.begin(saved.iteration)
         return True
 

@@ -36,6 +36,7 @@ from megacode.base.errors import EXIT_FAILURE
 from megacode.base.files import RunDir, remove
 from megacode.base.lock import RunLock
 from megacode.base.units import format_seconds
+from megacode.metrics.sinks import write_hang
 
 log = logging.getLogger(__name__)
 
@@ -209,12 +210,9 @@ class Watchdog:
         return True
 
     def _write_event(self, what: dict[str, object]) -> None:
-        """Add `hang` to the run's events in one write: rank 0 may be writing there too."""
+        """Add `hang` to the run's events; rank 0 writes events.jsonl, so this goes into a file of its own."""
         clock = {"iteration": self._iteration, "consumed_samples": self._clock}
-        document = {"time": round(time.time(), 3), "event": "hang", **clock, **what, "stacks": str(self._run.stacks)}
-        descriptor = os.open(self._run.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        os.write(descriptor, json.dumps(document).encode() + b"\n")
-        os.close(descriptor)
+        write_hang(self._run, **clock, **what, stacks=str(self._run.stacks))
 
     def _await_others(self) -> list[int]:
         """Wait for the stacks of all ranks, as long as it is worth while; returns those that wrote none."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import orjson
 import pytest
 
-from megacode.base.errors import ConfigError, PlanError, Problem
+from megacode.base.errors import ConfigError, DataError, PlanError, Problem
 from megacode.base.files import RunDir, atomic_path, digest, publish, read_jsonl, write_json, write_text
 
 
@@ -40,6 +42,27 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
     assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
     assert read_jsonl(tmp_path / "none") == []
+
+
+def test_a_damaged_line_is_named_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    for line in (b'{"a": 1{"a": 2}', b"\xff\xfe", b"[1]", b"\0\0\0", b'{"a": "\xe9"}'):
+        path.write_bytes(b'{"a": 1}\r\n\n' + line + b'\n{"a": 3}\n{"a"')
+        with pytest.raises(DataError, match=r"m\.jsonl:3: the line is damaged"):
+            read_jsonl(path)
+        damaged: list[str] = []
+        assert read_jsonl(path, damaged) == [{"a": 1}, {"a": 3}]
+        assert [text.partition(": ")[0] for text in damaged] == ["m.jsonl:3"]
+
+
+def test_what_strict_json_cannot_hold_is_null_and_read_as_that(tmp_path: Path) -> None:
+    document = {"a": math.nan, "b": [math.inf, 1.5, (-math.inf, "é")], "\udcff": "x\udcff", "c": {"d": True, "e": 3}}
+    write_json(tmp_path / "x.json", document)
+    found = orjson.loads((tmp_path / "x.json").read_bytes())
+    assert found == {"a": None, "b": [None, 1.5, [None, "é"]], "?": "x?", "c": {"d": True, "e": 3}}
+    old = tmp_path / "old.jsonl"
+    old.write_text('{"a": NaN, "b": {"c": -Infinity}, "d": 1}\n')
+    assert read_jsonl(old) == [{"a": None, "b": {"c": None}, "d": 1}]
 
 
 def test_digests_tell_how_parts_are_divided() -> None:

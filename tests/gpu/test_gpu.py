@@ -12,6 +12,7 @@ import pytest
 
 from megacode.base.files import RunDir, read_jsonl
 from megacode.mcore import engine
+from megacode.metrics.reader import read_metrics
 from tests.distance import furthest
 from tests.ranks import run_ranks
 
@@ -96,7 +97,7 @@ def test_a_run_saves_beside_the_loop_and_goes_on(golden: Path, megacode: Megacod
     said = megacode("train", golden, *options, shape)
     assert said.returncode == 0, said.stderr
     run = RunDir("run")
-    whole = [line["loss"] for line in read_jsonl(run.metrics) if line["kind"] == "train"]
+    whole = [line["loss"] for line in read_metrics(run.metrics) if line["kind"] == "train"]
     assert len(whole) == 20
     assert whole[-1] < whole[0] - 0.3
     for path in run.checkpoints.glob("iter_*"):
@@ -104,7 +105,7 @@ def test_a_run_saves_beside_the_loop_and_goes_on(golden: Path, megacode: Megacod
             shutil.rmtree(path)
     said = megacode("train", golden, *options, shape)
     assert said.returncode == 0, said.stderr
-    again = [line["loss"] for line in read_jsonl(run.metrics) if line["kind"] == "train"]
+    again = [line["loss"] for line in read_metrics(run.metrics) if line["kind"] == "train"]
     assert again == pytest.approx(whole, abs=BF16)
     start = [event for event in read_jsonl(run.events) if event["event"] in ("start", "resume")][-1]
     assert start["layers"] == "transformer_engine"

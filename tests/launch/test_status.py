@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,12 +18,13 @@ import pytest
 from rich.console import Console
 
 from megacode.base.errors import ConfigError, VerificationError
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir
 from megacode.base.lock import RunLock
 from megacode.launch.status import read_status
 from megacode.launch.status_samples import differing_error, prove_samples
 from megacode.launch.status_table import render_status
 from megacode.launch.status_time import PARTS
+from megacode.metrics.reader import read_metrics
 from tests.limits import HANG, wait_until
 
 Json = dict[str, Any]
@@ -264,6 +266,49 @@ def test_a_line_that_a_full_disk_has_torn_is_counted_and_left_out(made: Callable
     assert document["damaged_lines"] == 1
 
 
+def test_what_is_not_finite_is_shown_as_that_and_is_null_for_programs(made: Callable[..., Path]) -> None:
+    broken = {**train_line(5), "loss": None, "grad_norm": None, "loss_by_source": {"prose": None}}
+    old = json.dumps({**train_line(6), "loss": math.nan, "loss_by_source": {"prose": math.inf}})
+    path = made([start(1000)], 4, more=[broken])
+    for line in ("", old + "\n"):
+        with RunDir(path).metrics.open("a") as file:
+            file.write(line)
+        document = read_status(path, NOW)
+        assert document["progress"]["iteration"] == (6 if line else 5)
+        assert document["loss"]["loss"] is None
+        assert "not finite (prose not finite)" in shown(document)
+        json.dumps(document, allow_nan=False)
+
+
+def test_iterations_that_the_run_went_back_over_are_not_counted(made: Callable[..., Path]) -> None:
+    segment = {"kind": "segment", "iteration": 70, "consumed_samples": 70 * BATCH}
+    again = [segment, *(train_line(number, skipped=number == 72) for number in range(71, 74))]
+    path = made([start(1000), start(2000, 70)], 90, skipped=(3, 80), more=again)
+    document = read_status(path, NOW)
+    assert document["progress"]["iteration"] == 73
+    assert document["incidents"]["last_skipped"] == [3, 72]
+    assert document["sources"]["prose"]["withheld"] == 2 * 6 * LENGTH
+    assert document["goodput"]["training"] == 2.0 * 73
+    assert document["rates"]["iterations"] == 50
+
+
+def test_a_hang_of_another_rank_counts_for_the_start_it_happened_in(made: Callable[..., Path]) -> None:
+    path = made([start(1000), start(2000, 4)], 6)
+    hang = event(1500, "hang", 5, rank=1, doing="training")
+    RunDir(path).hangs.write_text(json.dumps(hang) + "\n")
+    document = read_status(path, NOW)
+    assert [row["cause"] for row in document["starts"]] == [None, "hang"]
+    assert [row["rank"] for row in document["incidents"]["hangs"]] == [1]
+
+
+def test_the_proof_names_damaged_lines_and_counts_what_it_does_not_show(tmp_path: Path) -> None:
+    rows = [{"iteration": None, "what": "a line is damaged: metrics.jsonl:2: no"}]
+    rows += [{"iteration": number, "what": "differs"} for number in range(1, 7)]
+    said = str(differing_error({"equal": 3, "iterations": 9, "differing": rows}, tmp_path))
+    assert "planned samples; a line is damaged: metrics.jsonl:2: no; iteration 1: differs; " in said
+    assert "iteration 4: differs; and 2 more" in said
+
+
 def test_no_run_directory_is_an_input_error(tmp_path: Path) -> None:
     for path, said in ((tmp_path, "not a run directory"), (tmp_path / "none", "no such directory")):
         with pytest.raises(ConfigError, match=said) as caught:
@@ -297,7 +342,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory, compare_losses: ModuleTyp
 
 
 def read_iterations(path: Path) -> int:
-    return max((line["iteration"] for line in read_jsonl(RunDir(path).metrics) if line["kind"] == "train"), default=0)
+    return max((line["iteration"] for line in read_metrics(RunDir(path).metrics) if line["kind"] == "train"), default=0)
 
 
 @pytest.mark.slow
@@ -324,7 +369,7 @@ def test_a_tampered_digest_or_a_missing_iteration_is_found(survived: Path, tmp_p
     run = RunDir(tmp_path / "copy").create()
     for name in ("run.yaml", "plan.json", "metrics.jsonl"):
         (run.path / name).write_text((survived / name).read_text())
-    lines = read_jsonl(run.metrics)
+    lines = list(read_metrics(run.metrics))
     whole = [json.dumps(line) for line in lines]
 
     def write(changed: list[str]) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir
 from megacode.base.lock import RunLock
+from megacode.metrics.reader import read_metrics
 from megacode.metrics.scores import ScoreBook, merge, score_record
 from megacode.metrics.sinks import ConsoleSink, JsonlSink, TensorBoardSink, score_line
 
@@ -52,7 +53,7 @@ def nothing(clock: int) -> int:
 
 
 def scores(run: RunDir) -> list[tuple[int, float]]:
-    lines = [line for line in read_jsonl(run.metrics) if line["kind"] == "score"]
+    lines = list(read_metrics(run.metrics, "score"))
     return [(line["iteration"], line["scores"]["task"]["acc"]) for line in lines]
 
 
@@ -67,7 +68,7 @@ def test_a_record_says_what_the_model_had_read() -> None:
 
 def test_each_file_is_told_once_and_again_when_it_says_something_else(run: RunDir) -> None:
     write(run, 8)
-    book = ScoreBook(run, None, nothing, 10)
+    book = ScoreBook(run, None, nothing)
     write(run, 4)
     assert [record["iteration"] for record in book.new()] == [4, 8]
     assert book.new() == []
@@ -78,21 +79,21 @@ def test_each_file_is_told_once_and_again_when_it_says_something_else(run: RunDi
 def test_what_the_metrics_hold_already_is_not_told_again(run: RunDir) -> None:
     write(run, 4)
     assert merge(run, None, nothing) is not None
-    assert ScoreBook(run, None, nothing, 10).new() == []
+    assert ScoreBook(run, None, nothing).new() == []
     assert merge(run, None, nothing) == []
     assert scores(run) == [(4, 0.5)]
 
 
 def test_a_quick_look_with_a_limit_is_no_record_unless_the_run_asks_for_that_limit(run: RunDir) -> None:
     write(run, 4, settings={"limit": 8})
-    assert ScoreBook(run, None, nothing, 10).new() == []
-    assert len(ScoreBook(run, 8, nothing, 10).new()) == 1
+    assert ScoreBook(run, None, nothing).new() == []
+    assert len(ScoreBook(run, 8, nothing).new()) == 1
 
 
 def test_scores_of_a_past_that_was_taken_back_are_no_records(run: RunDir) -> None:
     write(run, 4)
     write(run, 6, facts={"withheld": 16})
-    book = ScoreBook(run, None, lambda clock: 16 if clock > 40 else 0, 10)
+    book = ScoreBook(run, None, lambda clock: 16 if clock > 40 else 0)
     assert [record["iteration"] for record in book.new()] == [4, 6]
     write(run, 8)
     assert book.new() == [], "its model had learned from what is withheld now"
@@ -100,7 +101,8 @@ def test_scores_of_a_past_that_was_taken_back_are_no_records(run: RunDir) -> Non
 
 def test_scores_of_iterations_that_a_resume_has_lost_count_only_when_they_are_confirmed(run: RunDir) -> None:
     path = write(run, 8)
-    book = ScoreBook(run, None, nothing, 6)
+    JsonlSink(run.metrics, 6).close()
+    book = ScoreBook(run, None, nothing)
     assert book.new() == []
     assert not book.accept("demo", 8, "another seal")
     assert book.new() == []
@@ -110,11 +112,45 @@ def test_scores_of_iterations_that_a_resume_has_lost_count_only_when_they_are_co
     assert not book.accept("demo", 8, "seal 8")
 
 
+def test_the_score_of_a_model_that_was_left_is_not_taken_for_its_successors(run: RunDir) -> None:
+    write(run, 10)
+    assert merge(run, None, nothing)
+    sink = JsonlSink(run.metrics, 5)
+    for iteration in range(6, 13):
+        sink.write({"kind": "train", "iteration": iteration, "phase": "a"})
+    sink.close()
+    assert scores(run) == []
+    assert merge(run, None, nothing, lambda iteration: "seal of another model") == []
+    JsonlSink(run.metrics, 12).close()  # a later start, from beyond it, does not bring it back
+    assert merge(run, None, nothing, lambda iteration: "") == []
+    assert scores(run) == []
+    assert merge(run, None, nothing, lambda iteration: f"seal {iteration}"), "its checkpoint lies there"
+    assert scores(run) == [(10, 0.5)]
+    path = write(run, 9, accuracy=0.25)
+    os.utime(path)  # written now: of the model that the run made since
+    assert merge(run, None, nothing)
+    assert scores(run) == [(10, 0.5), (9, 0.25)]
+    assert merge(run, None, nothing) == []
+
+
+def test_a_score_that_a_queued_job_brings_of_a_model_that_was_left_is_no_record(run: RunDir) -> None:
+    JsonlSink(run.metrics, 5).close()
+    seals = {8: "seal of another model"}
+    book = ScoreBook(run, None, nothing, lambda iteration: seals.get(iteration, ""))
+    path = write(run, 8)
+    os.utime(path)
+    assert book.new(upto=5) == [], "the run is not there yet"
+    assert book.new(upto=8) == []
+    seals[8] = "seal 8"
+    os.utime(path, ns=(1, 1))
+    assert [record["iteration"] for record in book.new(upto=8)] == [8]
+
+
 def test_a_half_written_or_foreign_file_is_passed_over(run: RunDir) -> None:
     write(run, 4)
     (run.eval / "demo@iter_0000005.json").write_text('{"suite": "demo"')
     (run.eval / "demo@mine.json").write_text("[1]")
-    assert [record["iteration"] for record in ScoreBook(run, None, nothing, 10).new()] == [4]
+    assert [record["iteration"] for record in ScoreBook(run, None, nothing).new()] == [4]
 
 
 def test_a_score_survives_a_resume_from_its_iteration_or_later_and_stands_once(run: RunDir) -> None:
@@ -122,10 +158,11 @@ def test_a_score_survives_a_resume_from_its_iteration_or_later_and_stands_once(r
     merge(run, None, nothing)
     write(run, 4, accuracy=0.75)
     merge(run, None, nothing)
-    assert scores(run) == [(4, 0.5), (4, 0.75)]
+    assert scores(run) == [(4, 0.75)]
     JsonlSink(run.metrics, 7).close()
     assert scores(run) == [(4, 0.75)]
-    assert [line["iteration"] for line in read_jsonl(run.metrics) if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6, 7]
+    assert ScoreBook(run, None, nothing).new() == [], "the segment line remembers it"
+    assert [line["iteration"] for line in read_metrics(run.metrics, "train")] == [1, 2, 3, 4, 5, 6, 7]
     JsonlSink(run.metrics, 3).close()
     assert scores(run) == []
 
@@ -148,6 +185,7 @@ def test_the_console_says_a_score_in_a_line() -> None:
     assert record is not None
     assert score_line(record) == "scores at iteration 4 (demo): code 0.500"
     assert score_line({**record, "means": {}}) == "scores at iteration 4 (demo): task acc 0.500"
+    assert score_line({**record, "means": {"code": None}}) == "scores at iteration 4 (demo): code not finite"
     ConsoleSink(10, 6).write(record)
 
 

@@ -17,6 +17,7 @@ import yaml
 
 from megacode.base.files import RunDir, read_jsonl
 from megacode.launch import slurm
+from megacode.metrics.reader import read_events, read_metrics
 from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,8 +115,8 @@ class Run:
         """Wait until an attempt has begun and the run has got so far."""
 
         def there() -> bool:
-            trained = [line for line in read_jsonl(self.directory.metrics) if line["kind"] == "train"]
-            starts = [line for line in read_jsonl(self.directory.events) if line["event"] in ("start", "resume")]
+            trained = [line for line in read_metrics(self.directory.metrics) if line["kind"] == "train"]
+            starts = [line for line in read_events(self.directory) if line["event"] in ("start", "resume")]
             return len(starts) >= attempt and bool(trained) and trained[-1]["iteration"] >= number
 
         await_that(there, seconds, self.tail)

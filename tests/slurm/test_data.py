@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir
 from megacode.config.model import TokenizerConfig
 from megacode.data import manifest as manifests
 from megacode.data.preprocess import Job, preprocess
 from megacode.data.train_tokenizer import train_tokenizer
+from megacode.metrics.reader import read_metrics
 from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -225,9 +226,9 @@ def test_a_run_has_jobs_score_its_checkpoints_and_the_next_start_finds_them(
     stop(first)
     second = start()
     until(lambda: log.exists() and "is there already; waiting for it" in log.read_text())
-    until(lambda: [line for line in read_jsonl(run.metrics) if line["kind"] == "score"])
+    until(lambda: [line for line in read_metrics(run.metrics) if line["kind"] == "score"])
     stop(second)
     assert len(jobs()) == 1
-    (line,) = [line for line in read_jsonl(run.metrics) if line["kind"] == "score"]
+    (line,) = [line for line in read_metrics(run.metrics) if line["kind"] == "score"]
     assert (line["iteration"], line["suite"], line["limit"]) == (4, "demo", 2)
     assert not list(run.hf.rglob("*.safetensors"))

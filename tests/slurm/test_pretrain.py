@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from megacode.base.files import read_jsonl
+from megacode.metrics.reader import read_metrics
 from tests.limits import HANG
 
 pytestmark = [pytest.mark.slow]
@@ -26,7 +26,7 @@ def test_two_nodes_train_what_one_process_trains(
     secrets = dict.fromkeys(("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MEGACODE_TOKEN"), secret)
     job = run.submit("train.micro_batch_size=2", ranks=2, **secrets)
     assert cluster.wait(job) == "COMPLETED", run.tail()
-    losses = [line["loss"] for line in read_jsonl(run.directory.metrics) if line["kind"] == "train"]
+    losses = [line["loss"] for line in read_metrics(run.directory.metrics) if line["kind"] == "train"]
     expected = compare_losses.losses_of(str(golden.parent / "losses.txt"))
     assert losses == pytest.approx(list(expected.values()), abs=1e-4)
     assert_written_down(run, job, secret)

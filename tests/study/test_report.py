@@ -94,7 +94,7 @@ def test_what_fp8_costs_is_drawn_where_it_was_probed(run):
     assert len(values["accuracy:0"]) == len(json.loads(page.scripts[0])["at"])
     assert list(dict.fromkeys(values["accuracy:0"])) == ["—", "11.00%", "25.00%"]
     assert set(values["accuracy:1"]) == {"—", "0.21%"}
-    assert "before iteration 81: loss 0.21% off, gradients 25% (linear_qkv) to nan% (norms)" in page.text
+    assert "before iteration 81: loss 0.21% off, gradients 25% (linear_qkv) to not finite (norms)" in page.text
 
 
 def test_the_page_loads_nothing_from_anywhere(run):

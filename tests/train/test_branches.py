@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from megacode.base.errors import CheckpointError
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir
 from megacode.config.loading import load_config
 from megacode.launch.status_samples import prove_samples
+from megacode.metrics.reader import read_metrics
 from megacode.train.loop import train
 from megacode.train.planning import make_plan
 from megacode.train.setup import build_trainer
@@ -42,7 +43,7 @@ def trained(golden: Path) -> Train:
         path.write_text(yaml.safe_dump(text))
         with ExitStack() as closing:
             train(build_trainer(make_plan(load_config(path, overrides)), StopSignal(), closing, **more))
-        return [line for line in read_jsonl(RunDir(f"runs/{name}").metrics) if line["kind"] == "train"]
+        return [line for line in read_metrics(RunDir(f"runs/{name}").metrics) if line["kind"] == "train"]
 
     return run
 

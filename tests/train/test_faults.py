@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir
+from megacode.metrics.reader import read_metrics
 from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +52,7 @@ def assert_differences_are_found(undisturbed: Path, copy: Path) -> None:
     reference, changed = RunDir(undisturbed), RunDir(copy)
     shutil.copytree(undisturbed, copy)
     assert list(differences(changed, reference)) == []
-    lines = read_jsonl(changed.metrics)
+    lines = list(read_metrics(changed.metrics))
     place = next(place for place, line in enumerate(lines) if line["kind"] == "train" and line["iteration"] == 7)
     for altered, said in (([{**lines[place], "loss": 1.0}], "train at iteration 7"), ([], "iteration 8")):
         kept = [*lines[:place], *altered, *lines[place + 1 :]]

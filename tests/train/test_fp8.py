@@ -14,6 +14,7 @@ import pytest
 from megacode.base.files import RunDir, read_jsonl
 from megacode.config.health import Fp8Probe
 from megacode.mcore.probe import Comparison
+from megacode.metrics.reader import read_metrics
 from megacode.train.fp8_watch import judge
 
 Megacode = Callable[..., subprocess.CompletedProcess[str]]
@@ -21,7 +22,7 @@ DELAYED = "precision.fp8={recipe: delayed, amax_history_len: 4}"
 
 
 def lines(run: str, kind: str = "train") -> list[dict[str, Any]]:
-    return [line for line in read_jsonl(RunDir(run).metrics) if line["kind"] == kind]
+    return [line for line in read_metrics(RunDir(run).metrics) if line["kind"] == kind]
 
 
 def losses(run: str) -> list[float]:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir
 from megacode.launch.status import read_status
+from megacode.metrics.reader import read_events
 from tests.limits import HANG
 
 pytestmark = pytest.mark.slow
@@ -64,11 +65,11 @@ def test_a_stopped_rank_ends_the_run_which_says_where_it_stood_and_goes_on(golde
 
     saved = int(run.latest.read_text().removeprefix("iter_"))
     process = start(golden, log)
-    wait_until(lambda: any(event["event"] == "resume" for event in read_jsonl(run.events)), process, log)
+    wait_until(lambda: any(event["event"] == "resume" for event in read_events(run)), process, log)
     run.stop_request.touch()
     process.wait(HANG)
     assert process.returncode == 75, log.read_text()
-    (resume,) = [event for event in read_jsonl(run.events) if event["event"] == "resume"]
+    (resume,) = [event for event in read_events(run) if event["event"] == "resume"]
     assert resume["checkpoint"] == f"iter_{saved:07d}"
     assert list((run.stacks / "earlier").glob("*/rank_00000.txt"))
     assert read_status(run.path)["state"] == "stopped"
@@ -80,7 +81,7 @@ def check_what_it_left(run: RunDir) -> None:
     assert "training after iteration" in head
     assert "in train_step" in body or "distributed_c10d.py" in body
     assert "megacode/train/loop.py" in body
-    noticed, silent = [event for event in read_jsonl(run.events) if event["event"] == "hang"]
+    noticed, silent = [event for event in read_events(run) if event["event"] == "hang"]
     assert (noticed["rank"], "silent" in noticed) == (0, False)
     assert (silent["rank"], silent["host"], silent["silent"]) == (1, noticed["host"], True)
     document = read_status(run.path)

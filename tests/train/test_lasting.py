@@ -20,6 +20,7 @@ from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, read_jsonl
 from megacode.checkpoint.tensors import Weights
 from megacode.config.loading import load_config
+from megacode.metrics.reader import read_metrics
 from megacode.train.loop import train
 from megacode.train.planning import make_plan
 from megacode.train.setup import build_trainer
@@ -73,7 +74,7 @@ def _spoil(trainer: Trainer, harms: dict[int, str]) -> None:
 
 
 def lines(run_dir: str, kind: str = "train") -> list[dict[str, Any]]:
-    return [line for line in read_jsonl(RunDir(run_dir).metrics) if line["kind"] == kind]
+    return [line for line in read_metrics(RunDir(run_dir).metrics) if line["kind"] == kind]
 
 
 def events(run_dir: str, event: str) -> list[dict[str, Any]]:
@@ -247,7 +248,7 @@ def test_a_second_start_on_a_live_run_is_refused_and_a_dead_owners_lock_taken_ov
 
 def test_health_records_name_the_slowest_rank_and_the_memory(golden: Path, megacode: Megacode, tmp_path: Path) -> None:
     assert megacode("train", golden, "run_dir=run", "health.report_every=10", "--nproc", 2).returncode == 0
-    records = [line for line in read_jsonl(RunDir(tmp_path / "run").metrics) if line["kind"] == "health"]
+    records = [line for line in read_metrics(RunDir(tmp_path / "run").metrics) if line["kind"] == "health"]
     assert [record["iteration"] for record in records] == [10, 20]
     for record in records:
         assert record["slowest_rank"] in (0, 1)

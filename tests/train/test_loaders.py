@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir
 from megacode.config.loading import load_config
 from megacode.data import dali
+from megacode.metrics.reader import read_metrics
 from megacode.train.loop import train
 from megacode.train.planning import make_plan
 from megacode.train.setup import build_trainer
@@ -38,7 +39,7 @@ def measured(config: Path, name: str, *overrides: str) -> list[dict[str, Any]]:
     with ExitStack() as closing:
         plan = make_plan(load_config(config, [f"run_dir={name}", "validation.every=3 iterations", *overrides]))
         train(build_trainer(plan, StopSignal(), closing))
-    lines = [line for line in read_jsonl(RunDir(name).metrics) if line["kind"] in ("train", "validation")]
+    lines = [line for line in read_metrics(RunDir(name).metrics) if line["kind"] in ("train", "validation")]
     return [{key: line[key] for key in MEASURED if key in line} for line in lines]
 
 

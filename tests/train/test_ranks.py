@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir
+from megacode.metrics.reader import read_metrics
 from tests.limits import HANG, wait_until
 
 pytestmark = pytest.mark.slow
@@ -25,7 +26,7 @@ LONGER = ("train.global_batch_size=64", "phases.balanced.iterations=60")
 
 
 def losses(run_dir: Path) -> list[float]:
-    return [line["loss"] for line in read_jsonl(RunDir(run_dir).metrics) if line["kind"] == "train"]
+    return [line["loss"] for line in read_metrics(RunDir(run_dir).metrics) if line["kind"] == "train"]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_two_ranks_learn_what_one_process_learns(
     assert losses(tmp_path / "two") == pytest.approx(list(expected.values()), abs=1e-4)
     assert megacode("train", golden, "run_dir=one").returncode == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=SAME_LOSS)
-    two, one = (list(read_jsonl(RunDir(tmp_path / name).metrics)) for name in ("two", "one"))
+    two, one = (list(read_metrics(RunDir(tmp_path / name).metrics)) for name in ("two", "one"))
     for mine, theirs in zip(two, one, strict=True):
         assert mine["loss_by_source"] == pytest.approx(theirs["loss_by_source"], abs=SAME_LOSS)
         assert mine.get("samples_by_source") == theirs.get("samples_by_source")

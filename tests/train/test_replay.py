@@ -17,10 +17,11 @@ import yaml
 from rich.console import Console
 
 from megacode.base.errors import ConfigError, LaunchError, MegacodeError
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir, strict
 from megacode.config.loading import load_config
 from megacode.data.audit import order_rows
 from megacode.mcore import groups
+from megacode.metrics.reader import read_metrics
 from megacode.plan.ledger import Ledger
 from megacode.train.main import run as train
 from megacode.train.replay import replay
@@ -54,6 +55,8 @@ def test_a_replay_says_how_it_agrees_with_the_record(change: dict[str, object], 
 def test_what_is_not_finite_agrees_with_itself_and_what_is_not_recorded_with_nothing() -> None:
     broken = FOUND | {"loss": math.nan, "grad_norm": math.nan}
     assert agreement(broken, dict(broken), "fp32") == "bit for bit"
+    assert agreement(broken, strict(broken), "fp32") == "bit for bit", "in a file it is null"
+    assert agreement(FOUND, strict(broken), "fp32") == "different"
     assert agreement(FOUND, None, "fp32") == "not recorded"
     assert agreement(FOUND, FOUND | {"loss": 2.51}, "bf16") == "within tolerance"
 
@@ -163,7 +166,7 @@ def test_an_iteration_that_was_not_finite_is_not_finite_again(data: Path, progra
     path = data.parent / "broken"
     rate = "phases.balanced.learning_rate={schedule: constant, peak: 1.0e+30}"
     train(GOLDEN, program.overrides(data, path, rate))
-    broken = next(line["iteration"] for line in read_jsonl(RunDir(path).metrics) if line.get("skipped"))
+    broken = next(line["iteration"] for line in read_metrics(RunDir(path).metrics) if line.get("skipped"))
     document = replay(path, broken)
     assert document["agreement"] == "bit for bit"
     assert document["withheld"] == "non-finite"

@@ -13,6 +13,7 @@ import pytest
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, read_jsonl
 from megacode.config.loading import load_config
+from megacode.metrics.reader import read_metrics
 from megacode.train.loop import train
 from megacode.train.planning import make_plan
 from megacode.train.setup import build_trainer
@@ -54,7 +55,7 @@ def run_part(config: Path, iterations: int, *overrides: str) -> None:
 
 
 def lines(run_dir: str, kind: str = "train") -> list[dict[str, Any]]:
-    return [line for line in read_jsonl(RunDir(run_dir).metrics) if line["kind"] == kind]
+    return [line for line in read_metrics(RunDir(run_dir).metrics) if line["kind"] == kind]
 
 
 @pytest.mark.parametrize("stop", [4, 10, 13])

@@ -24,6 +24,7 @@ from megacode.checkpoint.store import prune
 from megacode.config.evaluate import Evaluate
 from megacode.config.loading import dump_config, load_config
 from megacode.data.indexed import IndexedDatasetWriter
+from megacode.metrics.reader import read_metrics
 from megacode.metrics.sinks import Events
 from megacode.train.planning import make_plan
 from megacode.train.ready import most_at_once
@@ -113,7 +114,7 @@ def train_until(trainer: Trainer, done: Callable[[], bool]) -> None:
 
 
 def lines(kind: str) -> list[dict[str, Any]]:
-    return [line for line in read_jsonl(RunDir("run").metrics) if line["kind"] == kind]
+    return [line for line in read_metrics(RunDir("run").metrics) if line["kind"] == kind]
 
 
 def events(name: str) -> list[dict[str, Any]]:
@@ -141,7 +142,7 @@ def test_training_goes_on_while_a_checkpoint_is_scored(
     run, (begun,), (ended,) = RunDir("run"), events("evaluation_start"), events("evaluation")
     assert begun["checkpoint"] == ended["checkpoint"] == "iter_0000023"
     assert 23 <= begun["iteration"] < ended["iteration"], "training did not wait"
-    written = read_jsonl(run.metrics)
+    written = list(read_metrics(run.metrics))
     (score,) = [line for line in written if line["kind"] == "score"]
     assert (score["iteration"], score["consumed_samples"], score["consumed_tokens"]) == (23, 92, 92 * 64)
     assert max(line["iteration"] for line in written[: written.index(score)]) == ended["iteration"]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from megacode.base.files import RunDir, read_jsonl
+from megacode.base.files import RunDir
+from megacode.metrics.reader import read_events
 from megacode.train.watchdog import Pace, Watchdog, clear
 from tests.limits import HANG
 
@@ -53,7 +54,7 @@ def test_a_rank_that_waits_for_ever_says_where_and_ends(run: RunDir) -> None:
     head, _, body = stacks(run).partition("\n")
     assert re.match(r"rank 0 on \S+, process \d+, 20.*: training after iteration 7 \(no sign of life for \d s\)", head)
     assert "in stuck_in_a_lock" in body
-    (event,) = read_jsonl(run.events)
+    (event,) = read_events(run)
     assert event["event"] == "hang"
     assert (event["rank"], event["iteration"], event["consumed_samples"]) == (0, 7, 56)
     assert event["stacks"] == str(run.stacks)
@@ -74,14 +75,14 @@ def test_one_rank_hangs_and_all_ranks_say_where_they_are(run: RunDir) -> None:
     assert "(asked by another rank)" in stacks(run, 0)
     assert "in at_work" in stacks(run, 0)
     assert "in stuck_in_a_lock" in stacks(run, 1)
-    assert [event["rank"] for event in read_jsonl(run.events)] == [1]
+    assert [event["rank"] for event in read_events(run)] == [1]
 
 
 @pytest.mark.slow
 def test_ranks_that_notice_at_the_same_time_write_one_event(run: RunDir) -> None:
     found = ranks(run, *["stuck_in_a_lock"] * 3)
     assert [code for code, _ in found] == [1, 1, 1]
-    assert len(read_jsonl(run.events)) == 1
+    assert len(read_events(run)) == 1
     assert all("in stuck_in_a_lock" in stacks(run, rank) for rank in range(3))
 
 

@@ -35,10 +35,11 @@ from fault_seams import NEED_MOUNTS, SEAMS
 from rich.console import Console
 from rich.table import Table
 
-from megacode.base.files import RunDir, read_jsonl, write_json
+from megacode.base.files import RunDir, write_json
 from megacode.base.logs import setup_logging
 from megacode.launch.status import read_status
 from megacode.launch.status_samples import prove_samples
+from megacode.metrics.reader import read_events, read_metrics
 
 KINDS = [*KILLS, *STOPS, *DAMAGES, *SEAMS, fill_disk.__name__]
 LAYOUTS = {2: "{distributed_optimizer: true}", 4: "{tensor: 2, sequence_parallel: true}"}
@@ -163,7 +164,7 @@ class Campaign:
 
     def _starts(self) -> list[int]:
         """Return the iteration that each start so far went on from."""
-        events = read_jsonl(self._run.files.events)
+        events = read_events(self._run.files)
         return [event["iteration"] for event in events if event["event"] in ("start", "resume")]
 
 
@@ -181,7 +182,7 @@ def differences(run: RunDir, reference: RunDir) -> Iterator[str]:
 
 
 def _measured(run: RunDir) -> dict[tuple[str, int], dict[str, Any]]:
-    lines = [line for line in read_jsonl(run.metrics) if line["kind"] in ("train", "validation")]
+    lines = read_metrics(run.metrics, "train", "validation")
     return {(line["kind"], line["iteration"]): {key: line.get(key) for key in COMPARED} for line in lines}
 
 
