@@ -1,8 +1,7 @@
-"""Pydantic's complaints in megacode's words: what is wrong, where, and how to mend it."""
+"""Pydantic's complaints in megacode's words: what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
-import copy
 import typing
 from collections.abc import Iterable
 from typing import Any
@@ -105,16 +104,3 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         if found is not None:
             return found
     return None
-
-
-def without(raw: dict[str, Any], locations: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
-    """Return the document without the values at some places, so that their defaults stand in."""
-    repaired = copy.deepcopy(raw)
-    for location in locations:
-        *path, last = _in_document(location) or [None]
-        place: Any = repaired
-        for part in path:
-            place = place[part] if isinstance(place, list) else place.get(part, {})
-        if isinstance(place, dict):
-            place.pop(last, None)
-    return repaired
