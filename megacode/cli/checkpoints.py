@@ -10,7 +10,7 @@ import typer
 
 from megacode.base.errors import VerificationError
 from megacode.base.units import format_bytes, format_count
-from megacode.cli.options import Checkpoint, Json, RunDirectory, print_json
+from megacode.cli.options import Checkpoint, Json, RunDirectory, out_directory, print_json
 
 if TYPE_CHECKING:
     from megacode.checkpoint.copying import Copy
@@ -58,7 +58,7 @@ def verify(checkpoint: Checkpoint, as_json: Json = False) -> None:
 @app.command()
 def average(
     checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints of one model.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Directory of the new checkpoint.")],
+    out: Annotated[Path, out_directory("Directory of the new checkpoint.")],
     last: Annotated[int | None, typer.Option(min=2, help="Of one run directory: its newest so many.")] = None,
     as_json: Json = False,
 ) -> None:

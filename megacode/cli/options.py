@@ -9,6 +9,35 @@ from typing import Annotated, Any
 
 import typer
 
+from megacode.base.places import refuse_unwritable
+
+
+def _writable_file(option: typer.CallbackParam, path: Path | None) -> Path | None:
+    return _writable(option, path, directory=False)
+
+
+def _writable_directory(option: typer.CallbackParam, path: Path | None) -> Path | None:
+    return _writable(option, path, directory=True)
+
+
+def _writable(option: typer.CallbackParam, path: Path | None, directory: bool) -> Path | None:
+    """Refuse a place to write to before the command has worked for it."""
+    if path is not None:
+        name = option.opts[0] if option.opts[0].startswith("-") else option.opts[0].upper()
+        refuse_unwritable(path, name, directory)
+    return path
+
+
+def out_file(text: str) -> Any:
+    """Return an `--out` that names a file to write, refused at once where it cannot be."""
+    return typer.Option(help=text, callback=_writable_file)
+
+
+def out_directory(text: str) -> Any:
+    """Return an option that names a directory to write, refused at once where it cannot be."""
+    return typer.Option(help=text, callback=_writable_directory)
+
+
 Config = Annotated[Path, typer.Argument(help="A run's YAML config.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value ...", show_default=False)]
 RunDirectory = Annotated[Path, typer.Argument(help="A run directory.", show_default=False)]
@@ -34,3 +63,8 @@ def rank() -> str:
 def is_first_rank() -> bool:
     """Return whether this process speaks for all ranks."""
     return rank() == "0"
+
+
+def out_directory_argument(text: str) -> Any:
+    """Return an argument that names a directory to write, refused at once where it cannot be."""
+    return typer.Argument(help=text, show_default=False, callback=_writable_directory)

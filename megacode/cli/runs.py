@@ -17,6 +17,7 @@ from megacode.cli.options import (
     Overrides,
     RunDirectory,
     is_first_rank,
+    out_file,
     print_json,
 )
 
@@ -50,7 +51,7 @@ def replay(
     run_dir: RunDirectory,
     iteration: Annotated[int, typer.Option(help="Number of the iteration, from 1.")],
     nproc: Nproc = None,
-    out: Annotated[Path | None, typer.Option(help="The file; absent: replays/ in the run directory.")] = None,
+    out: Annotated[Path | None, out_file("The file; absent: replays/ in the run directory.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train one iteration again, in memory: what it read, what each sample lost, where the gradient came from."""
@@ -109,7 +110,7 @@ def status(
 @app.command()
 def report(
     run_dir: RunDirectory,
-    out: Annotated[Path | None, typer.Option(help="The page; absent: report.html in the run directory.")] = None,
+    out: Annotated[Path | None, out_file("The page; absent: report.html in the run directory.")] = None,
 ) -> None:
     """Write a run's page: mixture, losses, scores and proof, in one file that needs no network."""
     from megacode.study.report import write_report

@@ -6,6 +6,7 @@ Each is asked of one phase at a time, so that a mistake in one phase hides none 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import fsum, isclose
 from typing import TYPE_CHECKING
 
 from megacode.base.errors import Problem
@@ -15,6 +16,8 @@ from megacode.config.unknown import UNKNOWN
 if TYPE_CHECKING:
     from megacode.config.data import Phase
     from megacode.config.run import RunConfig
+
+_PERCENTAGE = 10  # a weight from here on beside one below 1 is hardly a relative weight
 
 PhaseRule = Callable[["RunConfig", int, "Phase"], Iterator[Problem]]
 
@@ -79,10 +82,15 @@ def a_blend_has_a_source(config: RunConfig, number: int, phase: Phase) -> Iterat
 
 
 def a_blend_is_written_one_way(config: RunConfig, number: int, phase: Phase) -> Iterator[Problem]:
-    """Weights are all shares or all percentages; `0.5` beside `40` is a slip that normalising would hide."""
+    """Weights are all shares or all percentages; `0.5` beside `40`, or `0.95` beside `5`, is a slip.
+
+    Relative weights such as `0.5` beside `2` are normalised, and the plan says so.
+    """
     shares = [name for name, weight in phase.blend.items() if 0 < weight < 1]
-    larger = [name for name, weight in phase.blend.items() if weight > 1]
-    if shares and larger and phase.sums_to is None:
+    larger = [name for name, weight in phase.blend.items() if weight >= 1]
+    total = fsum(weight / 100 if weight >= 1 else weight for weight in phase.blend.values())
+    percentages = any(weight >= _PERCENTAGE for weight in phase.blend.values()) or isclose(total, 1)
+    if shares and larger and percentages and phase.sums_to is None:
         one, other = shares[0], larger[0]
         what = f"the blend mixes shares and percentages: {one} {phase.blend[one]:g} beside {other} "
         what += f"{phase.blend[other]:g}, {phase.total_weight:.6g} in all"

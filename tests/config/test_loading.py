@@ -152,6 +152,7 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
         ("train.seq_length=", "gives no value\n    write train.seq_length=VALUE; null removes a setting"),
         ("phases.0.blend={text: 50%, code: 0.5}", "mixes percentages and plain numbers: text 50% beside code 0.5"),
         ("phases.0.blend={text: 0.5, code: 40}", "mixes shares and percentages: text 0.5 beside code 40, 40.5 in all"),
+        ("phases.0.blend={text: 0.95, code: 5}", "mixes shares and percentages: text 0.95 beside code 5, 5.95"),
         ("phases.0.blend={text: 5O%}", "blend.text: '5O%' is not a weight"),
         ("phases.0.blend={text: true}", "blend.text: True is not a weight"),
         ("phases.0.blend={}", "phases[0].blend: the blend names no source"),
@@ -267,6 +268,7 @@ def test_percentages_are_shares_that_survive_being_written(tmp_path: Path) -> No
         ("{text: 99.5, code: 0.5}", 100),
         ("{text: 0.5, code: 0.6}", None),
         ("{text: 3, code: 1}", None),
+        ("{text: 0.5, code: 2}", None),
         ("{text: 50%, code: 40%}", None),
     ],
 )
