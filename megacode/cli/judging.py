@@ -9,7 +9,7 @@ import typer
 
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
-from megacode.cli.options import Json, out_file, print_json
+from megacode.cli.options import Json, console, out_file, print_json
 
 app = typer.Typer()
 
@@ -62,8 +62,6 @@ def judge(
     if as_json:
         print_json(document)
         return
-    from rich.console import Console
-
     from megacode.eval.judge_table import render_judgement
 
-    render_judgement(document, Console())
+    render_judgement(document, console())

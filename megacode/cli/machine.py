@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from megacode.base.logs import setup_logging
-from megacode.cli.options import Json, out_directory, print_json
+from megacode.cli.options import Json, console, out_directory, print_json
 
 app = typer.Typer()
 
@@ -22,9 +22,7 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print_json({"findings": findings})
     else:
-        from rich.console import Console
-
-        render(findings, Console())
+        render(findings, console())
 
 
 @app.command()

@@ -12,7 +12,16 @@ import typer
 
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
-from megacode.cli.options import Checkpoint, Json, Nproc, is_first_rank, out_directory_argument, out_file, print_json
+from megacode.cli.options import (
+    Checkpoint,
+    Json,
+    Nproc,
+    console,
+    is_first_rank,
+    out_directory_argument,
+    out_file,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from megacode.eval.harness import Choices
@@ -40,9 +49,7 @@ def to_hf(
     if as_json:
         print_json(report.document())
     else:
-        from rich.console import Console
-
-        render_report(report, Console())
+        render_report(report, console())
 
 
 @convert.command("from-hf")
@@ -60,9 +67,7 @@ def from_hf(
     if as_json:
         print_json(report.document())
     else:
-        from rich.console import Console
-
-        render_report(report, Console())
+        render_report(report, console())
 
 
 @convert.command("from-megatron")
@@ -212,11 +217,9 @@ def _show_scores(documents: list[dict[str, Any]], several: bool, as_json: bool) 
     if as_json:
         print_json({"models": documents} if several else documents[0])
         return
-    from rich.console import Console
-
     from megacode.eval.harness import render_scores
 
     for document in documents:
-        render_scores(document, Console())
+        render_scores(document, console())
     if not documents:
         typer.echo("every model has its scores")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from megacode.base.places import refuse_unwritable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def _writable_file(option: typer.CallbackParam, path: Path | None) -> Path | None:
@@ -53,6 +56,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and
 def print_json(document: Any) -> None:
     """Print one JSON document on standard output."""
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def console() -> Console:
+    """Return where tables are printed; names in them are no markup."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False)
 
 
 def rank() -> str:

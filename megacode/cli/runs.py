@@ -16,6 +16,7 @@ from megacode.cli.options import (
     Nproc,
     Overrides,
     RunDirectory,
+    console,
     is_first_rank,
     out_file,
     print_json,
@@ -71,9 +72,7 @@ def replay(
     if is_first_rank() and as_json:
         print_json(document)
     elif is_first_rank():
-        from rich.console import Console
-
-        render(document, Console())
+        render(document, console())
     raise typer.Exit(EXIT_CHECK if document["agreement"] == "different" else 0)
 
 
@@ -96,11 +95,9 @@ def status(
     if as_json:
         print_json(document)
     else:
-        from rich.console import Console
-
         from megacode.launch.status_table import render_status
 
-        render_status(document, Console())
+        render_status(document, console())
     if samples and document["samples"]["differing"]:
         from megacode.launch.status_samples import differing_error
 
