@@ -25,7 +25,7 @@ from megacode.config.phase_rules import PHASE_RULES
 from megacode.config.problems import problems_of
 from megacode.config.rules import RULES
 from megacode.config.run import RunConfig
-from megacode.config.unknown import LENIENT, while_known
+from megacode.config.unknown import LENIENT, UNKNOWN, while_known
 
 _PRESETS = Path(__file__).with_name("presets.yaml")
 
@@ -89,12 +89,13 @@ def _broken_rules(config: RunConfig) -> Iterator[Problem]:
     """Yield what rules find in a config, in which settings may be unknown."""
     for rule in (*RULES, *EVALUATE_RULES):
         yield from while_known(rule(config))
-    for phase_rule in PHASE_RULES:
-        yield from while_known(
-            problem
-            for number, phase in enumerate(config.phases)
-            for problem in while_known(phase_rule(config, number, phase))
-        )
+    yield from while_known(_broken_phase_rules(config))
+
+
+def _broken_phase_rules(config: RunConfig) -> Iterator[Problem]:
+    for rule in PHASE_RULES:
+        for number, phase in enumerate(config.phases):
+            yield from while_known(rule(config, number, phase))
 
 
 def dump_config(config: RunConfig) -> str:
@@ -112,9 +113,9 @@ def _written(value: Any) -> Any:
     return [_written(item) for item in value] if isinstance(value, list) else value
 
 
-def _read_layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
+def _read_layers(path: Path, seen: tuple[str, ...]) -> list[Layer]:
     """Return a config file and those that it is based on, the first with the last word."""
-    if path.resolve() in seen:
+    if os.path.realpath(path) in seen:
         raise ConfigError(f"base files name each other: {path}", str(path), "remove one of the base: lines")
     raw = _read_yaml(path)
     base = raw.pop("base", None)
@@ -122,7 +123,7 @@ def _read_layers(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
         return [Layer(str(path), raw)]
     if not isinstance(base, str):
         raise ConfigError(f"base is {base!r}, not a file name", f"{path}: base", "write base: other.yaml")
-    return [Layer(str(path), raw), *_read_layers(path.parent / base, (*seen, path.resolve()))]
+    return [Layer(str(path), raw), *_read_layers(path.parent / base, (*seen, os.path.realpath(path)))]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -138,8 +139,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        what = f"it is not YAML: {getattr(error, 'problem', error)}"
+        what = f"it is not YAML: {getattr(error, 'problem', None) or str(error).splitlines()[0]}"
         raise ConfigError(what, where, "fix the indentation, brackets or quotes there") from None
+    except (ValueError, RecursionError) as error:  # such as the date 2001-99-99, or a thousand open brackets
+        what = "its brackets are nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(
+            f"it cannot be read: {what}", str(path), "put text that looks like a date in quotes"
+        ) from None
     if not isinstance(document, dict):
         raise ConfigError("it holds no settings", str(path), "start from a file in examples/")
     return document
@@ -159,10 +165,12 @@ def _with_preset(raw: dict[str, Any], problems: list[Problem]) -> dict[str, Any]
     if not isinstance(model, dict) or model.get("preset") is None:
         return raw
     presets = yaml.safe_load(_PRESETS.read_text(encoding="utf-8"))
-    name = str(model["preset"])
-    if name not in presets:
-        problems.append(Problem(f"there is no preset {name!r}", "model.preset", did_you_mean(name, list(presets))))
-        return {**raw, "model": {**presets["to-code-470m"], **model}}
+    name = model["preset"]
+    if not isinstance(name, str) or name not in presets:
+        if isinstance(name, str):
+            problems.append(Problem(f"there is no preset {name!r}", "model.preset", did_you_mean(name, list(presets))))
+        shape = {key for preset in presets.values() for key in preset}
+        return {**raw, "model": {**dict.fromkeys(shape, UNKNOWN), **model}}
     return {**raw, "model": {**presets[name], **model}}
 
 

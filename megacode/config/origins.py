@@ -50,8 +50,10 @@ class Origins:
         for override in reversed(self.overrides):
             if location[: len(override.location)] == override.location:
                 return COMMAND_LINE
-        file = self._file(location)
         inside = [other for other in self.overrides if other.location[: len(location)] == location]
+        if inside and not any(_holds(layer.document, location) for layer in self.layers):
+            return COMMAND_LINE
+        file = self._file(location)
         return f"{file}, with {inside[-1].text} of the {COMMAND_LINE}" if inside else file
 
     def _file(self, location: Location) -> str:

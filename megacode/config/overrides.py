@@ -73,7 +73,7 @@ def _read(raw: dict[str, Any], text: str, parse: Callable[[str], Any]) -> Overri
         raise _Unusable(f"{text!r} gives no value", fix)
     try:
         parsed = parse(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise _Unusable(f"the value of {text!r} is not YAML", "quote it for the shell") from None
     location: list[str | int] = []
     place: Any = raw

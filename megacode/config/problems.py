@@ -28,6 +28,7 @@ _BOUNDS = {
     "int_from_float": "give a whole number",
     "float_parsing": "give a number",
     "float_type": "give a number",
+    "finite_number": "give a finite number",
     "string_type": "give text (in quotes if it looks like a number)",
     "dict_type": "give keys and values",
     "model_type": "give keys and values",

@@ -24,13 +24,14 @@ from megacode.base.units import format_count, parse_count, parse_fraction, parse
 from megacode.config.unknown import LENIENT, UNKNOWN
 
 Unit = Literal["tokens", "samples", "iterations"]
+_LARGEST_WEIGHT = 1e12
 UNITS: tuple[Unit, ...] = ("tokens", "samples", "iterations")
 
 
 class Frozen(BaseModel):
     """Base of every schema class: unknown keys are errors, and nothing changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -85,7 +86,10 @@ def read_quantity(value: Any) -> Any:
     number, _, unit = value.strip().rpartition(" ")
     for known in UNITS:
         if number and unit.lower() in (known, known[:-1]):
-            return {"count": parse_count(number), "unit": known}
+            count = parse_count(number)
+            if count < 1:
+                raise ValueError(f"{value!r} is no length; give at least 1 {known[:-1]}")
+            return {"count": count, "unit": known}
     raise ValueError(f"{value!r} is not a quantity; write for example '500 iterations', '2B tokens' or '64 samples'")
 
 
@@ -103,7 +107,7 @@ def read_weight(value: Any, handler: ValidatorFunctionWrapHandler, info: Validat
         if isinstance(value, str) and value.strip().endswith("%"):
             value = float(Decimal(value.strip()[:-1].strip()) / 100)  # in decimals: 33.3% is 0.333
         weight = float(value)
-        if not 0 <= weight < float("inf"):
+        if not 0 <= weight <= _LARGEST_WEIGHT:
             raise ValueError
     except (ValueError, TypeError, ArithmeticError):
         if info.context is LENIENT:

@@ -233,5 +233,5 @@ def _with_hint(problem: Problem, path: str, name: str, allow_declared: bool) -> 
     """Name the data set that was probably meant, and how to plan without it."""
     similar = source_checks.similar_data(path)
     fix = f"did you mean {similar}?" if similar else problem.fix
-    declare = f"; or declare its size to plan without it: sources.{name}.tokens" if allow_declared else ""
+    declare = f"; to plan without it, declare its size: sources.{name}.tokens" if allow_declared else ""
     return Problem(problem.what, f"sources.{name}.path: {problem.where}", fix + declare)

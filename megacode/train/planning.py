@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import CheckpointError, ConfigError, Problem
+from megacode.base.files import RunDir
 from megacode.checkpoint.files import saved_vocabulary
 from megacode.checkpoint.state import TrainState
-from megacode.checkpoint.store import find_checkpoint
+from megacode.checkpoint.store import find_checkpoint, latest
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.data.indexed import bin_path, idx_path
@@ -210,13 +211,16 @@ def plan_run(
     plan = make_plan(config, allow_declared=True)
     _check_present_sources(config)
     document = plan.document(cluster)
-    document["warnings"] += [f"train refuses this run: {problem.render('')}" for problem in _untrainable(config)]
+    document["warnings"] += [f"train refuses this run: {_on_one_line(problem)}" for problem in _untrainable(config)]
+    document["warnings"] += _missing_yet(config)
     if against is not None:
         checkpoint = find_checkpoint(against)
         state = TrainState.read(checkpoint)
         difference = judge(plan, checkpoint, state, accept_changed_past)
         clock = {"checkpoint": str(against), "consumed_samples": state.consumed_samples}
         document["against"] = clock | difference.document()
+    else:
+        _check_start(plan)
     return document
 
 
@@ -229,3 +233,30 @@ def _check_present_sources(config: RunConfig) -> None:
     }
     known = config.tokenizer if tokenizer_facts(config.tokenizer) is not None else None
     open_streams(config.model_copy(update={"sources": present, "tokenizer": known}))
+
+
+def _on_one_line(problem: Problem) -> str:
+    return f"{problem.where}: {problem.what}; {problem.fix}"
+
+
+def _missing_yet(config: RunConfig) -> list[str]:
+    """Return what a start needs and a plan does not: it may come later."""
+    missing = []
+    if config.tokenizer is not None and not Path(config.tokenizer.path).exists():
+        missing.append(f"the tokenizer is not there yet: {config.tokenizer.path}; model.vocab_size stands in for it")
+    if config.init.from_ != "random" and not Path(config.init.from_).exists():
+        missing.append(f"init.from is not there yet: {config.init.from_}")
+    return missing
+
+
+def _check_start(plan: Plan) -> None:
+    """Check the weights that a run would start from, as its first start does; a run of its own goes on from its own."""
+    init = plan.config.init
+    if init.from_ == "random" or latest(RunDir(plan.config.directory)) is not None or not Path(init.from_).exists():
+        return
+    checkpoint = find_checkpoint(Path(init.from_))
+    state = TrainState.read(checkpoint)
+    if init.load == "weights":
+        prove_same_model(plan, state, checkpoint)
+    else:
+        judge(plan, checkpoint, state)
