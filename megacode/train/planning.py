@@ -244,17 +244,25 @@ def _missing_yet(config: RunConfig) -> list[str]:
     missing = []
     if config.tokenizer is not None and not Path(config.tokenizer.path).exists():
         missing.append(f"the tokenizer is not there yet: {config.tokenizer.path}; model.vocab_size stands in for it")
-    if config.init.from_ != "random" and not Path(config.init.from_).exists():
-        missing.append(f"init.from is not there yet: {config.init.from_}")
+    if config.init.from_ != "random" and _start(config) is None and latest(RunDir(config.directory)) is None:
+        missing.append(f"init.from holds no checkpoint yet: {config.init.from_}")
     return missing
+
+
+def _start(config: RunConfig) -> Path | None:
+    """Return the checkpoint that `init.from` names, if it is there."""
+    try:
+        return find_checkpoint(Path(config.init.from_))
+    except CheckpointError:
+        return None
 
 
 def _check_start(plan: Plan) -> None:
     """Check the weights that a run would start from, as its first start does; a run of its own goes on from its own."""
     init = plan.config.init
-    if init.from_ == "random" or latest(RunDir(plan.config.directory)) is not None or not Path(init.from_).exists():
+    checkpoint = None if init.from_ == "random" else _start(plan.config)
+    if checkpoint is None or latest(RunDir(plan.config.directory)) is not None:
         return
-    checkpoint = find_checkpoint(Path(init.from_))
     state = TrainState.read(checkpoint)
     if init.load == "weights":
         prove_same_model(plan, state, checkpoint)
