@@ -47,7 +47,7 @@ def test_interleaved_pipelines_take_micro_batches_in_groups(program: ModuleType)
         layout.check(config, 2)
     assert caught.value.problems[0].fix.startswith("set micro_batch_size to 1 or 3, which learns the same")
     odd = program.run_config(parallel={"pipeline": 2, "virtual_pipeline": 2}, train={"global_batch_size": 5})
-    with pytest.raises(ConfigError, match=r"virtual_pipeline: global_batch_size 5 is not .*\n.*remove virtual_pipeline"):
+    with pytest.raises(ConfigError, match=r"global_batch_size 5 is not .*\n.*remove virtual_pipeline"):
         layout.check(odd, 2)
 
 
