@@ -42,7 +42,10 @@ def problems_of(error: ValidationError) -> list[Problem]:
     Args:
         error: what pydantic raised.
     """
-    return [_translate(dict(item)) for item in error.errors()]
+    items = error.errors()
+    # A list whose items are wrong is also called too short.
+    inside = {item["loc"][:end] for item in items for end in range(len(item["loc"]))}
+    return [_translate(dict(item)) for item in items if item["loc"] not in inside or item["type"] != "too_short"]
 
 
 def _translate(item: dict[str, Any]) -> Problem:

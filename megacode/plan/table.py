@@ -22,7 +22,7 @@ __all__ = ["plan_document", "render_plan"]
 
 _Json = dict[str, Any]
 _WIDEST = 100
-_OTHER_COLUMNS = 63  # all but the names and the bars, with the margins
+_OTHER_COLUMNS = 62  # all but the names and the bars, with the margins
 _LONGEST_NAME = 12  # of a source on one line
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _MUCH_REPEATED = 4
@@ -81,7 +81,7 @@ def _phase_table(document: _Json, phase: _Json, width: int, show_header: bool) -
     table = FigureTable(show_header=show_header, padding=(0, 1, 0, 0))
     table.add_column("source", width=names, overflow="fold")
     table.add_column("share", width=bar + 8, no_wrap=True)
-    for heading, columns in (("tokens", 6), ("samples", 14), ("epochs", 14), ("repeats from", 14)):
+    for heading, columns in (("tokens", 6), ("samples", 14), ("epochs", 13), ("repeats from", 14)):
         table.add_column(heading, justify="right", width=columns)
     colours = _colours(document)
     for name, row in phase["sources"].items():
