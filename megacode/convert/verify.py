@@ -249,9 +249,7 @@ def _check_vocabulary(document: Mapping[str, Any], rows: int, export: Path) -> N
 def render_report(report: Report, console: Console) -> None:
     """Show a report as a table: the proof in one line a point, layers folded to their worst."""
     if not report.verified:
-        console.print(
-            Text(f"{report.source}: exported as {report.architecture}, "), Text("not verified", "bold"), sep=""
-        )
+        console.print(f"{report.source}: exported as {report.architecture}, not verified", markup=False)
         return
     figures = ("largest", "mean", "relative")
     table = FigureTable("point", *figures, figures=figures)

@@ -18,6 +18,7 @@ from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
 from megacode.config.loading import dump_config, validate
 from megacode.data.indexed import IndexedDatasetWriter
+from megacode.train import planning
 from megacode.train.origin import find_origin
 from megacode.train.planning import Plan, make_plan, plan_run
 
@@ -233,3 +234,16 @@ def test_a_checkpoint_that_is_not_there_lists_those_that_are(plan_of: MakePlan, 
         find_checkpoint(run.path.with_name("trank"))
     with pytest.raises(CheckpointError, match="give a run directory, or one of"):
         find_checkpoint(tmp_path)
+
+
+def test_another_tokenizer_than_the_run_s_is_refused_by_plan_and_start(
+    plan_of: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = saved(plan_of("trunk", [TRUNK]), 10)
+    state = replace(TrainState.read(checkpoint), tokenizer_hash="a" * 64)
+    state.write(checkpoint)
+    plan = plan_of("trunk", [TRUNK])
+    assert refused_by_plan_and_start(plan, checkpoint) == []  # the run has none: nothing to compare
+    for hash_, where in (("a" * 64, []), ("b" * 64, ["tokenizer"])):
+        monkeypatch.setattr(planning, "tokenizer_facts", lambda config, hash_=hash_: {"hash": hash_})
+        assert refused_by_plan_and_start(plan, checkpoint) == where
