@@ -15,8 +15,8 @@ from megacode.base.errors import EXIT_FAILURE, ConfigError, MegacodeError
 
 _ANOTHER = "name a place where you may write"
 _FIXES = {
-    errno.EACCES: f"check its permissions, or {_ANOTHER}",
-    errno.EPERM: f"check its permissions, or {_ANOTHER}",
+    errno.EACCES: "check the permissions of it and of its directory, or name another place",
+    errno.EPERM: "check the permissions of it and of its directory, or name another place",
     errno.EROFS: _ANOTHER,
     errno.EISDIR: "name a file",
     errno.ENOTDIR: "a part of this path is a file: name a directory",

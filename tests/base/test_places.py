@@ -14,7 +14,7 @@ from megacode.base.places import DiskFullError, FileError, explained, refuse_unw
 @pytest.mark.parametrize(
     ("number", "fix"),
     [
-        (errno.EACCES, "check its permissions"),
+        (errno.EACCES, "check the permissions of it"),
         (errno.EROFS, "name a place where you may write"),
         (errno.EISDIR, "name a file"),
         (errno.ENOTDIR, "name a directory"),
