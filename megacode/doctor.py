@@ -13,8 +13,9 @@ from typing import TypedDict
 
 import psutil
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
+from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes
 
 _NETWORK_VARIABLES = ("NCCL_SOCKET_IFNAME", "NCCL_IB_HCA", "NCCL_IB_DISABLE", "GLOO_SOCKET_IFNAME")
@@ -45,9 +46,9 @@ def examine() -> list[Finding]:
 
 def render(findings: list[Finding], console: Console) -> None:
     """Print findings as a table."""
-    table = Table("", "part", "found", "path that will be used", header_style="bold")
+    table = FigureTable("", "part", "found", "path that will be used")
     for finding in findings:
-        mark = "[green]yes[/green]" if finding["found"] else "[dim]no[/dim]"
+        mark = Text("yes", style="green") if finding["found"] else Text("no", style="dim")
         table.add_row(mark, finding["part"], finding["found"] or "-", finding["path"])
     console.print(table)
 

@@ -45,6 +45,15 @@ def write_index(directory: Path) -> dict[str, dict[str, Any]]:
     return files | {INDEX: file_facts(directory / INDEX)}
 
 
+def saved_vocabulary(checkpoint: Path) -> int | None:
+    """Return how many tokens a checkpoint's model knows, without padding; None where its index cannot be read."""
+    try:
+        tensors = json.loads((checkpoint / INDEX).read_text(encoding="utf-8"))["tensors"]
+        return int(tensors["model.embedding.word_embeddings.weight"]["shape"][0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
 def _headers(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 Reason = Literal["damaged", "withheld", "stepped-back", "restarted"]
 
+_SHOWN = 8  # names in a message
 _ROOM = 1.05  # what a save needs on the disk, in sizes of its tensors: index, state and the file system's own
 
 
@@ -45,7 +46,19 @@ def find_checkpoint(path: Path) -> Path:
     if newest is not None:
         return newest
     what = "there is no checkpoint" if path.exists() else "there is no such directory"
-    raise CheckpointError(what, str(path), "give a run directory, or one of its checkpoints/iter_* directories")
+    raise CheckpointError(what, str(path), _those_there(path))
+
+
+def _those_there(path: Path) -> str:
+    """Return the checkpoints beside one that is not there, or the run directories beside a path that is none."""
+    beside = [item.name for item in sorted(path.parent.glob("iter_*")) if item.is_dir() and item != path]
+    if beside:
+        shown = beside if len(beside) <= _SHOWN else [*beside[:2], "...", *beside[3 - _SHOWN :]]
+        return f"there are {', '.join(shown)}"
+    runs = [item.parent.name for item in sorted(path.parent.glob("*/latest"))][:_SHOWN]
+    if runs and not path.exists():
+        return f"runs with checkpoints in {path.parent}: {', '.join(runs)}"
+    return "give a run directory, or one of its checkpoints/iter_* directories"
 
 
 def latest(run: RunDir) -> Path | None:

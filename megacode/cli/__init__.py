@@ -5,12 +5,14 @@ Exit codes: 0 done; 2 the user's input is wrong; 3 a check failed; 75 stopped ea
 
 from __future__ import annotations
 
-import errno
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
-from megacode.base.errors import EXIT_FAILURE, MegacodeError
+from megacode.base.errors import MegacodeError
+from megacode.base.places import explained
 from megacode.cli import checkpoints, cluster, judging, machine, models, plans, preflight, runs
 from megacode.cli.options import is_first_rank, rank
 
@@ -29,6 +31,21 @@ app.add_typer(checkpoints.app, name="checkpoint")
 app.add_typer(cluster.job)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"megacode {metadata.version('megacode')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train language models on data blends that change per phase, and say exactly what was read."""
+
+
 def main() -> None:
     """Run the command line; users' mistakes become a message and an exit code, never a traceback."""
     try:
@@ -38,10 +55,11 @@ def main() -> None:
             _say(str(error))
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        refusal = explained(error)
+        if refusal is None:
             raise
-        _say(f"Disk full: {error.filename or ''} {error.strerror}; make room, then give the same command again")
-        sys.exit(EXIT_FAILURE)
+        _say(str(refusal))
+        sys.exit(refusal.exit_code)
 
 
 def _say(message: str) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from megacode.base.errors import VerificationError
 from megacode.base.units import format_bytes, format_count
-from megacode.cli.options import Checkpoint, Json, RunDirectory, print_json
+from megacode.cli.options import Checkpoint, Json, RunDirectory, console, out_directory, print_json
 
 if TYPE_CHECKING:
     from megacode.checkpoint.copying import Copy
@@ -27,15 +27,15 @@ def list_(run_dir: RunDirectory, as_json: Json = False) -> None:
     if as_json:
         print_json({"checkpoints": rows})
         return
-    from rich.console import Console
-    from rich.table import Table
+    from megacode.base.tables import FigureTable
 
-    table = Table("checkpoint", "phase", "samples", "size", "kept for", "ranks", "state", header_style="bold")
+    headings = ("checkpoint", "phase", "samples", "size", "kept for", "ranks", "state")
+    table = FigureTable(*headings, figures=("samples", "size", "ranks"))
     for row in rows:
         facts = (row["phase"], format_count(row["consumed_samples"]), format_bytes(row["bytes"]), row["keep"])
         name = f"{row['name']} (latest)" if row["latest"] else row["name"]
         table.add_row(name, *facts, str(row["ranks"]), row["problem"] or "complete")
-    Console().print(table)
+    console().print(table)
 
 
 @app.command()
@@ -58,7 +58,7 @@ def verify(checkpoint: Checkpoint, as_json: Json = False) -> None:
 @app.command()
 def average(
     checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints of one model.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Directory of the new checkpoint.")],
+    out: Annotated[Path, out_directory("Directory of the new checkpoint.")],
     last: Annotated[int | None, typer.Option(min=2, help="Of one run directory: its newest so many.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
-from megacode.cli.options import Json, print_json
+from megacode.cli.options import Json, console, out_file, print_json
 
 app = typer.Typer()
 
@@ -21,7 +21,7 @@ def judge(
     prompts: Annotated[Path | None, typer.Option(help="JSON lines id, prompt, category; absent: ours.")] = None,
     judge: Annotated[str | None, typer.Option(help="An OpenAI-compatible server, up to /v1.")] = None,
     model: Annotated[str | None, typer.Option(help="The judge's name; absent: the server's only one.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Result file; absent: in the run of the first model.")] = None,
+    out: Annotated[Path | None, out_file("Result file; absent: in the run of the first model.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer, at most.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="Of the answers; 0: the likeliest token each time.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of drawn answers, and of the bootstrap.")] = 0,
@@ -62,8 +62,6 @@ def judge(
     if as_json:
         print_json(document)
         return
-    from rich.console import Console
-
     from megacode.eval.judge_table import render_judgement
 
-    render_judgement(document, Console())
+    render_judgement(document, console())

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from megacode.base.logs import setup_logging
-from megacode.cli.options import Json, print_json
+from megacode.cli.options import Json, console, out_directory, print_json
 
 app = typer.Typer()
 
@@ -22,14 +22,12 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print_json({"findings": findings})
     else:
-        from rich.console import Console
-
-        render(findings, Console())
+        render(findings, console())
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
+    out: Annotated[Path, out_directory("Where everything is written.")] = Path("runs/demo"),
     layout: Annotated[str, typer.Option(help="dp2 (fastest here), tp2 or pp2.")] = "dp2",
 ) -> None:
     """Do the whole job on this machine's own files: data, tokenizer, three phases, export, scores, a page."""

@@ -12,7 +12,16 @@ import typer
 
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
-from megacode.cli.options import Checkpoint, Json, Nproc, is_first_rank, print_json
+from megacode.cli.options import (
+    Checkpoint,
+    Json,
+    Nproc,
+    console,
+    is_first_rank,
+    out_directory_argument,
+    out_file,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from megacode.eval.harness import Choices
@@ -24,7 +33,7 @@ convert = typer.Typer(help="Checkpoints to other formats, with proof.", no_args_
 @convert.command("to-hf")
 def to_hf(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Argument(help="Directory of the Hugging Face model.")],
+    out: Annotated[Path, out_directory_argument("Directory of the Hugging Face model.")],
     dtype: Annotated[str | None, typer.Option(help="Dtype of the weights; absent: as trained.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file.")] = "5GB",
     force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
@@ -40,15 +49,13 @@ def to_hf(
     if as_json:
         print_json(report.document())
     else:
-        from rich.console import Console
-
-        render_report(report, Console())
+        render_report(report, console())
 
 
 @convert.command("from-hf")
 def from_hf(
     hf_dir: Annotated[Path, typer.Argument(help="A Hugging Face model's directory.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Directory of the new checkpoint.", show_default=False)],
+    out: Annotated[Path, out_directory_argument("Directory of the new checkpoint.")],
     as_json: Json = False,
 ) -> None:
     """Make a Llama, Cohere or StableLM model a checkpoint to start from; published only if it computes the same."""
@@ -60,16 +67,14 @@ def from_hf(
     if as_json:
         print_json(report.document())
     else:
-        from rich.console import Console
-
-        render_report(report, Console())
+        render_report(report, console())
 
 
 @convert.command("from-megatron")
 def from_megatron(
     checkpoint: Annotated[Path, typer.Argument(help="Megatron-LM's iter_* directory, torch_dist.", show_default=False)],
     tokenizer: Annotated[Path, typer.Argument(help="Its Hugging Face tokenizer's directory.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Directory of the new checkpoint.", show_default=False)],
+    out: Annotated[Path, out_directory_argument("Directory of the new checkpoint.")],
     as_json: Json = False,
 ) -> None:
     """Make a checkpoint of Megatron-LM's one to start from; every tensor is compared with what was read."""
@@ -86,7 +91,7 @@ def from_megatron(
 @convert.command()
 def reshard(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Argument(help="Directory of the new checkpoint.", show_default=False)],
+    out: Annotated[Path, out_directory_argument("Directory of the new checkpoint.")],
     files: Annotated[int, typer.Option(min=1, help="Shard files.")] = 1,
     weights_only: Annotated[
         bool, typer.Option("--weights-only", help="Without the optimizer: to evaluate or start from, not to resume.")
@@ -110,7 +115,7 @@ def evaluate(
     ] = None,
     suite: Annotated[str | None, typer.Option(help="demo (default), to-code, or a suite's YAML file.")] = None,
     texts: Annotated[list[str] | None, typer.Option(help="Text files for bits per byte: 'a/*.txt', 'b.jsonl'.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Score file; absent: beside the model's run.")] = None,
+    out: Annotated[Path | None, out_file("Score file; absent: beside the model's run.")] = None,
     tasks: Annotated[Path | None, typer.Option(help="Directory of the demo suite's items.")] = None,
     without: Annotated[list[str] | None, typer.Option(help="Leave a task out.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Items per task, at most.")] = None,
@@ -212,11 +217,9 @@ def _show_scores(documents: list[dict[str, Any]], several: bool, as_json: bool) 
     if as_json:
         print_json({"models": documents} if several else documents[0])
         return
-    from rich.console import Console
-
     from megacode.eval.harness import render_scores
 
     for document in documents:
-        render_scores(document, Console())
+        render_scores(document, console())
     if not documents:
         typer.echo("every model has its scores")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from megacode.base.errors import ConfigError, MegacodeError
-from megacode.cli.options import AcceptChangedPast, Config, Json, Overrides, print_json
+from megacode.cli.options import AcceptChangedPast, Config, Json, Overrides, console, print_json
 
 if TYPE_CHECKING:
     from megacode.config.run import RunConfig
@@ -51,11 +51,9 @@ def plan(
     if as_json:
         print_json(document)
     else:
-        from rich.console import Console
-
         from megacode.plan.table import render_plan
 
-        render_plan(document, Console())
+        render_plan(document, console())
     check_feasible(document)
 
 
@@ -102,13 +100,13 @@ def _show_samples(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json({"samples": rows})
         return
-    from rich.console import Console
-    from rich.table import Table
+    from megacode.base.tables import FigureTable
 
     names = ["sample", "phase", "source", "epoch", "window", "first_document", "last_document"]
     if any(row["withheld"] for row in rows):
         names.append("withheld")
-    table = Table(*names, header_style="bold")
+    headings = [name.replace("_", "\n") for name in names]
+    table = FigureTable(*headings, figures={*headings} - {"phase", "source", "withheld"})
     for row in rows:
         table.add_row(*(str(row[name] or "") if name == "withheld" else str(row[name]) for name in names))
-    Console().print(table)
+    console().print(table)

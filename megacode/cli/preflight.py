@@ -11,7 +11,7 @@ import typer
 
 from megacode.base.errors import EXIT_CHECK
 from megacode.base.logs import setup_logging
-from megacode.cli.options import Json, is_first_rank, print_json
+from megacode.cli.options import Json, console, is_first_rank, print_json
 
 app = typer.Typer()
 
@@ -37,9 +37,7 @@ def preflight(
         if is_first_rank() and as_json:
             print_json(verdict.document())
         elif is_first_rank():
-            from rich.console import Console
-
-            render(verdict, Console())
+            render(verdict, console())
         elif not verdict.has_met:
             for problem in verdict.problems:
                 typer.echo(problem.render(""), err=True)

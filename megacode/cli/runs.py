@@ -19,7 +19,9 @@ from megacode.cli.options import (
     Nproc,
     Overrides,
     RunDirectory,
+    console,
     is_first_rank,
+    out_file,
     print_json,
 )
 
@@ -72,7 +74,7 @@ def _opened(config: Path, overrides: list[str], ranks: int, accept_changed_past:
         if alone:
             raise
         return False
-    finished = alone and is_finished(plan)
+    finished = alone and is_finished(plan, accept_changed_past)
     for line in finished_lines(plan) if finished else opening_lines(plan, origin, ranks):
         log.info("%s", line)
     return finished
@@ -83,7 +85,7 @@ def replay(
     run_dir: RunDirectory,
     iteration: Annotated[int, typer.Option(help="Number of the iteration, from 1.")],
     nproc: Nproc = None,
-    out: Annotated[Path | None, typer.Option(help="The file; absent: replays/ in the run directory.")] = None,
+    out: Annotated[Path | None, out_file("The file; absent: replays/ in the run directory.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train one iteration again, in memory: what it read, what each sample lost, where the gradient came from."""
@@ -103,9 +105,7 @@ def replay(
     if is_first_rank() and as_json:
         print_json(document)
     elif is_first_rank():
-        from rich.console import Console
-
-        render(document, Console())
+        render(document, console())
     raise typer.Exit(EXIT_CHECK if document["agreement"] == "different" else 0)
 
 
@@ -128,11 +128,9 @@ def status(
     if as_json:
         print_json(document)
     else:
-        from rich.console import Console
-
         from megacode.launch.status_table import render_status
 
-        render_status(document, Console())
+        render_status(document, console())
     if samples and document["samples"]["differing"]:
         from megacode.launch.status_samples import differing_error
 
@@ -142,7 +140,7 @@ def status(
 @app.command()
 def report(
     run_dir: RunDirectory,
-    out: Annotated[Path | None, typer.Option(help="The page; absent: report.html in the run directory.")] = None,
+    out: Annotated[Path | None, out_file("The page; absent: report.html in the run directory.")] = None,
 ) -> None:
     """Write a run's page: mixture, losses, scores and proof, in one file that needs no network."""
     from megacode.study.report import write_report

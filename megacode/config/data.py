@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from math import fsum, isclose
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from megacode.config.quantity import UNITS, Count, Frozen, Length, LengthOrShare, Quantity, Share
+from megacode.config.quantity import UNITS, Blend, Count, Frozen, Length, LengthOrShare, Quantity, Share
 from megacode.config.training import Fp8OrNone
 
 
@@ -58,6 +59,9 @@ class LearningRate(Frozen):
     decay: LengthOrShare | None = None
 
 
+_WHOLES = (1, 100)
+_ROUNDING = 1e-6  # of weights such as 0.333333
+
 Restart = Literal["continue", "restart"]
 Repeat = Annotated[
     Annotated[Restart, Tag("as-one")] | Annotated[dict[str, Restart], Tag("as-each")],
@@ -73,7 +77,8 @@ class Phase(Frozen):
         tokens, samples, iterations: its length; exactly one of them. Tokens are rounded to whole global batches.
         until: how far into its length the phase is left for the next one; its order and learning rate stay those of the
             whole length, so that a branch may leave a trunk anywhere. Absent: it runs to its end.
-        blend: relative weight of each source; normalised, 0 means none.
+        blend: weight of each source: shares that sum to 1, or percentages that sum to 100; other sums are normalised,
+            and the plan says so. 0 means none.
         learning_rate: the schedule inside the phase.
         repeat: whether a source goes on where it stopped (`continue`) or starts anew (`restart`), for all or by source.
         fp8: matrix products in this phase; absent: as `precision.fp8` says.
@@ -84,7 +89,7 @@ class Phase(Frozen):
     samples: Count | None = Field(default=None, ge=1)
     iterations: Count | None = Field(default=None, ge=1)
     until: Length | None = None
-    blend: dict[str, float]
+    blend: Blend
     learning_rate: LearningRate
     repeat: Repeat = "continue"
     fp8: Fp8OrNone | None = None
@@ -95,6 +100,16 @@ class Phase(Frozen):
         given = {"tokens": self.tokens, "samples": self.samples, "iterations": self.iterations}
         (length,) = [Quantity(count=given[unit] or 0, unit=unit) for unit in UNITS if given[unit] is not None]
         return length
+
+    @property
+    def total_weight(self) -> float:
+        """What the weights of the blend sum to."""
+        return fsum(self.blend.values())
+
+    @property
+    def sums_to(self) -> int | None:
+        """What the blend sums to if that is 1 or 100, up to the rounding of decimals; otherwise None."""
+        return next((whole for whole in _WHOLES if isclose(self.total_weight, whole, rel_tol=_ROUNDING)), None)
 
     def restarts(self, source: str) -> bool:
         """Return whether a source starts anew in this phase."""

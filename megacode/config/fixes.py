@@ -1,14 +1,29 @@
-"""How to mend a value: the nearest legal numbers, the name that was meant."""
+"""How to fix a value: the nearest legal numbers, the name that was meant."""
 
 from __future__ import annotations
 
 import difflib
+import math
+from itertools import islice
 
 
 def neighbours(value: int, divisor: int) -> str:
     """Return the nearest multiples of `divisor` around `value`, as text for a fix."""
     low, high = value // divisor * divisor, -(-value // divisor) * divisor
     return f"{low} or {high}" if low else str(high)
+
+
+def divisors(value: int) -> list[int]:
+    """Return the divisors of a positive number, ascending."""
+    small = [number for number in range(1, math.isqrt(value) + 1) if value % number == 0]
+    return sorted({*small, *(value // number for number in small)})
+
+
+def nearest_divisors(value: int, wanted: int) -> str:
+    """Return the divisors of `value` around `wanted`, as text for a fix."""
+    known = divisors(value)
+    low, high = (one for one in reversed(known) if one <= wanted), (one for one in known if one >= wanted)
+    return " or ".join(str(one) for one in dict.fromkeys([*islice(low, 1), *islice(high, 1)]))
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

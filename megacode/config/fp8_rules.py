@@ -27,7 +27,9 @@ def fp8_divides_the_matrices(config: RunConfig) -> Iterator[Problem]:
     for name, value, divisor in sides:
         if value % divisor:
             what = f"FP8 products need multiples of 16 on each rank, and {name} gives {value} for {divisor}"
-            yield Problem(what, f"model.{name}", f"use {neighbours(value, divisor)}, or precision.fp8: none")
+            smaller = "a smaller parallel.tensor, " if tensor > 1 else ""
+            fix = f"use {smaller}{name} {neighbours(value, divisor)}, or precision.fp8: none"
+            yield Problem(what, f"model.{name}", fix)
     tokens = config.train.seq_length // config.parallel.context
     if tokens % 8:
         what = f"FP8 products take tokens in multiples of 8, and a rank holds {tokens} of a sequence"

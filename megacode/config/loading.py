@@ -6,9 +6,10 @@ Paths are relative to the working directory, like those of any command, and abso
 
 from __future__ import annotations
 
+import copy
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from pydantic import ValidationError
 from megacode.base.errors import ConfigError, Problem
 from megacode.config.evaluate_rules import EVALUATE_RULES
 from megacode.config.fixes import did_you_mean
-from megacode.config.problems import problems_of, without
+from megacode.config.origins import Layer, Origins
+from megacode.config.overrides import apply_overrides
+from megacode.config.phase_rules import PHASE_RULES
+from megacode.config.problems import problems_of
 from megacode.config.rules import RULES
 from megacode.config.run import RunConfig
+from megacode.config.unknown import LENIENT, UNKNOWN, while_known
 
 _PRESETS = Path(__file__).with_name("presets.yaml")
-_REPAIRS = 20
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,39 +49,53 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: `key.path=value`, values in YAML.
 
     Raises:
-        ConfigError: with every mistake: what, where, and how to mend it.
+        ConfigError: with every mistake: what, where, and how to fix it.
     """
-    raw = _read_with_base(Path(path), ())
-    for text in overrides:
-        _override(raw, text)
-    return validate(raw, str(path))
+    layers = _read_layers(Path(path), ())
+    raw: dict[str, Any] = {}
+    for layer in reversed(layers):
+        raw = _merge(raw, copy.deepcopy(layer.document))
+    given, unusable = apply_overrides(raw, overrides, lambda text: yaml.load(text, Loader=_Loader))
+    return validate(raw, Origins(layers, given), unusable)
 
 
-def validate(raw: dict[str, Any], origin: str) -> RunConfig:
+def validate(raw: dict[str, Any], origins: Origins | str, unusable: Sequence[Problem] = ()) -> RunConfig:
     """Validate a merged document and make its paths absolute.
+
+    Args:
+        raw: the document.
+        origins: what it was merged from; or a name for all of it.
+        unusable: what is wrong with overrides that are not in it.
 
     Raises:
         ConfigError: with every mistake.
     """
-    problems: list[Problem] = []
+    if isinstance(origins, str):
+        origins = Origins([Layer(origins, raw)])
+    problems: list[Problem] = list(unusable)
     raw = _with_preset(raw, problems)
-    config: RunConfig | None = None
-    for _ in range(_REPAIRS):  # leaving out what is wrong lets the rules judge the rest
-        try:
-            config = RunConfig.model_validate(raw)
-            break
-        except ValidationError as error:
-            known = {problem.where for problem in problems}
-            problems += [problem for problem in problems_of(error) if problem.where not in known]
-            repaired = without(raw, [item["loc"] for item in error.errors()])
-            if repaired == raw:
-                break
-            raw = repaired
-    if config is not None:
-        problems += [problem for rule in (*RULES, *EVALUATE_RULES) for problem in rule(config)]
-    if problems or config is None:
-        raise ConfigError(problems=[_at(origin, problem) for problem in dict.fromkeys(problems)])
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        problems += problems_of(error)
+        config = RunConfig.model_validate(raw, context=LENIENT)
+    problems += _broken_rules(config)
+    if problems:
+        raise ConfigError(problems=[origins.place(problem) for problem in dict.fromkeys(problems)])
     return _absolute(config)
+
+
+def _broken_rules(config: RunConfig) -> Iterator[Problem]:
+    """Yield what rules find in a config, in which settings may be unknown."""
+    for rule in (*RULES, *EVALUATE_RULES):
+        yield from while_known(rule(config))
+    yield from while_known(_broken_phase_rules(config))
+
+
+def _broken_phase_rules(config: RunConfig) -> Iterator[Problem]:
+    for rule in PHASE_RULES:
+        for number, phase in enumerate(config.phases):
+            yield from while_known(rule(config, number, phase))
 
 
 def dump_config(config: RunConfig) -> str:
@@ -95,20 +113,17 @@ def _written(value: Any) -> Any:
     return [_written(item) for item in value] if isinstance(value, list) else value
 
 
-def _at(origin: str, problem: Problem) -> Problem:
-    return Problem(problem.what, f"{origin}: {problem.where}" if problem.where else origin, problem.fix)
-
-
-def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
+def _read_layers(path: Path, seen: tuple[str, ...]) -> list[Layer]:
+    """Return a config file and those that it is based on, the first with the last word."""
+    if os.path.realpath(path) in seen:
         raise ConfigError(f"base files name each other: {path}", str(path), "remove one of the base: lines")
     raw = _read_yaml(path)
     base = raw.pop("base", None)
     if base is None:
-        return raw
+        return [Layer(str(path), raw)]
     if not isinstance(base, str):
         raise ConfigError(f"base is {base!r}, not a file name", f"{path}: base", "write base: other.yaml")
-    return _merge(_read_with_base(path.parent / base, (*seen, path.resolve())), raw)
+    return [Layer(str(path), raw), *_read_layers(path.parent / base, (*seen, os.path.realpath(path)))]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -116,13 +131,21 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise ConfigError("there is no such file", str(path), "give the path of a run's YAML config") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"it cannot be read: {error}", str(path), "give the path of a run's YAML config") from None
+    except UnicodeDecodeError:
+        raise ConfigError("it is not a text file", str(path), "give the path of a run's YAML config") from None
+    except OSError as error:
+        what = f"it cannot be read: {error.strerror}"
+        raise ConfigError(what, str(path), "give the path of a run's YAML config") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        what = f"it is not YAML: {getattr(error, 'problem', error)}"
-        raise ConfigError(what, where, "mend the indentation, brackets or quotes there") from None
+        what = f"it is not YAML: {getattr(error, 'problem', None) or str(error).splitlines()[0]}"
+        raise ConfigError(what, where, "fix the indentation, brackets or quotes there") from None
+    except (ValueError, RecursionError) as error:  # such as the date 2001-99-99, or a thousand open brackets
+        what = "its brackets are nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(
+            f"it cannot be read: {what}", str(path), "put text that looks like a date in quotes"
+        ) from None
     if not isinstance(document, dict):
         raise ConfigError("it holds no settings", str(path), "start from a file in examples/")
     return document
@@ -137,54 +160,17 @@ def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _override(raw: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        fix = "write key.path=value, for example train.global_batch_size=64"
-        raise ConfigError(f"{text!r} is not an override", "command line", fix)
-    try:
-        parsed = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"the value of {text!r} is not YAML", "command line", "quote it for the shell") from None
-    *path, last = key.strip().split(".")
-    place: Any = raw
-    for name in path:
-        place = _step_into(place, name, text)
-    if isinstance(place, list):
-        place[_index(place, last, text)] = parsed
-    else:
-        place[last] = parsed
-
-
-def _step_into(place: Any, name: str, text: str) -> Any:
-    if isinstance(place, list):
-        return place[_index(place, name, text)]
-    child = place.get(name)
-    if not isinstance(child, (dict, list)):
-        child = place[name] = {}
-    return child
-
-
-def _index(place: list[Any], name: str, text: str) -> int:
-    """Find a list's item by number, or a phase by its name."""
-    names = [str(item.get("name")) if isinstance(item, dict) else "" for item in place]
-    if name in names:
-        return names.index(name)
-    if name.isdigit() and int(name) < len(place):
-        return int(name)
-    known = [*names, *(str(number) for number in range(len(place)))]
-    raise ConfigError(f"{text!r} names no item {name!r}", "command line", did_you_mean(name, known))
-
-
 def _with_preset(raw: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
     model = raw.get("model")
     if not isinstance(model, dict) or model.get("preset") is None:
         return raw
     presets = yaml.safe_load(_PRESETS.read_text(encoding="utf-8"))
-    name = str(model["preset"])
-    if name not in presets:
-        problems.append(Problem(f"there is no preset {name!r}", "model.preset", did_you_mean(name, list(presets))))
-        return {**raw, "model": {**presets["to-code-470m"], **model}}
+    name = model["preset"]
+    if not isinstance(name, str) or name not in presets:
+        if isinstance(name, str):
+            problems.append(Problem(f"there is no preset {name!r}", "model.preset", did_you_mean(name, list(presets))))
+        shape = {key for preset in presets.values() for key in preset}
+        return {**raw, "model": {**dict.fromkeys(shape, UNKNOWN), **model}}
     return {**raw, "model": {**presets[name], **model}}
 
 

@@ -1,8 +1,7 @@
-"""Pydantic's complaints in megacode's words: what is wrong, where, and how to mend it."""
+"""Pydantic's complaints in megacode's words: what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
-import copy
 import typing
 from collections.abc import Iterable
 from typing import Any
@@ -29,6 +28,7 @@ _BOUNDS = {
     "int_from_float": "give a whole number",
     "float_parsing": "give a number",
     "float_type": "give a number",
+    "finite_number": "give a finite number",
     "string_type": "give text (in quotes if it looks like a number)",
     "dict_type": "give keys and values",
     "model_type": "give keys and values",
@@ -42,7 +42,10 @@ def problems_of(error: ValidationError) -> list[Problem]:
     Args:
         error: what pydantic raised.
     """
-    return [_translate(dict(item)) for item in error.errors()]
+    items = error.errors()
+    # A list whose items are wrong is also called too short.
+    inside = {item["loc"][:end] for item in items for end in range(len(item["loc"]))}
+    return [_translate(dict(item)) for item in items if item["loc"] not in inside or item["type"] != "too_short"]
 
 
 def _translate(item: dict[str, Any]) -> Problem:
@@ -105,16 +108,3 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         if found is not None:
             return found
     return None
-
-
-def without(raw: dict[str, Any], locations: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
-    """Return the document without the values at some places, so that their defaults stand in."""
-    repaired = copy.deepcopy(raw)
-    for location in locations:
-        *path, last = _in_document(location) or [None]
-        place: Any = repaired
-        for part in path:
-            place = place[part] if isinstance(place, list) else place.get(part, {})
-        if isinstance(place, dict):
-            place.pop(last, None)
-    return repaired

@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from megacode.base.units import format_count, parse_count, parse_fraction, parse_seconds
+from megacode.config.unknown import LENIENT, UNKNOWN
 
 Unit = Literal["tokens", "samples", "iterations"]
+_LARGEST_WEIGHT = 1e12
 UNITS: tuple[Unit, ...] = ("tokens", "samples", "iterations")
 
 
 class Frozen(BaseModel):
     """Base of every schema class: unknown keys are errors, and nothing changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, raw: Any, info: ValidationInfo) -> Any:
+        """In the second reading of a wrong config, leave out unknown keys, and fill in missing ones as unknown."""
+        if info.context is not LENIENT or not isinstance(raw, dict):
+            return raw
+        names = {key: field.alias or key for key, field in cls.model_fields.items()}
+        known = {key: value for key, value in raw.items() if key in names or key in names.values()}
+        needed = [(key, name) for key, name in names.items() if cls.model_fields[key].is_required()]
+        return {name: UNKNOWN for key, name in needed if key not in raw and name not in raw} | known
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _or_unknown(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        """In the second reading of a wrong config, let an unknown value stand for what is wrong."""
+        if value is UNKNOWN:
+            return value
+        try:
+            return handler(value)
+        except ValidationError:
+            if info.context is LENIENT:
+                return UNKNOWN
+            raise
 
 
 class Quantity(Frozen):
@@ -46,7 +86,10 @@ def read_quantity(value: Any) -> Any:
     number, _, unit = value.strip().rpartition(" ")
     for known in UNITS:
         if number and unit.lower() in (known, known[:-1]):
-            return {"count": parse_count(number), "unit": known}
+            count = parse_count(number)
+            if count < 1:
+                raise ValueError(f"{value!r} is no length; give at least 1 {known[:-1]}")
+            return {"count": count, "unit": known}
     raise ValueError(f"{value!r} is not a quantity; write for example '500 iterations', '2B tokens' or '64 samples'")
 
 
@@ -54,6 +97,38 @@ Count = Annotated[int, BeforeValidator(parse_count)]
 Share = Annotated[float, BeforeValidator(parse_fraction)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds)]
 Length = Annotated[Quantity, BeforeValidator(read_quantity)]
+
+
+def read_weight(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """Read one weight of a blend: `0.5`, or `50%`, which is the share 0.5."""
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        if isinstance(value, str) and value.strip().endswith("%"):
+            value = float(Decimal(value.strip()[:-1].strip()) / 100)  # in decimals: 33.3% is 0.333
+        weight = float(value)
+        if not 0 <= weight <= _LARGEST_WEIGHT:
+            raise ValueError
+    except (ValueError, TypeError, ArithmeticError):
+        if info.context is LENIENT:
+            return UNKNOWN
+        raise ValueError(f"{value!r} is not a weight; give a share such as 0.5 or 50%, or 0") from None
+    return handler(weight)
+
+
+def read_blend(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """Read a blend; weights with and without a percent sign do not mix."""
+    blend = handler(value)
+    marked = [name for name, weight in value.items() if isinstance(weight, str) and weight.strip().endswith("%")]
+    bare = [name for name, weight in blend.items() if name not in marked and (weight is UNKNOWN or weight)]
+    if marked and bare and info.context is not LENIENT:
+        said = f"{marked[0]} {value[marked[0]]} beside {bare[0]} {value[bare[0]]}"
+        raise ValueError(f"the blend mixes percentages and plain numbers: {said}; write all of them one way")
+    return blend
+
+
+Weight = Annotated[float, WrapValidator(read_weight)]
+Blend = Annotated[dict[str, Weight], WrapValidator(read_blend)]
 
 
 def read_length_or_share(value: Any) -> Any:

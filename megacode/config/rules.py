@@ -1,6 +1,8 @@
 """Rules across settings: one named function a rule, each yielding every problem it finds.
 
-They run on a config whose single fields are valid, all of them, so that a user sees all mistakes at once.
+All of them run, so that a user sees all mistakes at once; one that needs a wrong setting ends there (`unknown`). Rules
+of a single phase are in `phase_rules`. A fix names first what leaves the experiment as it is: the micro-batch, then the
+layout, and only then the model or the global batch.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from megacode.base.errors import Problem
-from megacode.config.fixes import did_you_mean, neighbours
+from megacode.config.fixes import divisors, nearest_divisors, neighbours
 from megacode.config.fp8_rules import fp8_divides_the_matrices, fp8_leaves_layers, fp8_parameters_stay_fp8
 
 if TYPE_CHECKING:
@@ -18,13 +20,15 @@ if TYPE_CHECKING:
 
 Rule = Callable[["RunConfig"], Iterator[Problem]]
 
+_SHOWN = 6  # legal numbers that a fix names
+
 
 def heads_divide_the_width(config: RunConfig) -> Iterator[Problem]:
     """Without `kv_channels`, the heads share the width evenly."""
     model = config.model
     heads, hidden = model.num_attention_heads, model.hidden_size
     if model.kv_channels is None and hidden % heads:
-        what = f"hidden_size {hidden} does not divide by num_attention_heads {heads}"
+        what = f"hidden_size {hidden} is not divisible by num_attention_heads {heads}"
         yield Problem(what, "model.hidden_size", f"use {neighbours(hidden, heads)}, or give model.kv_channels")
     elif model.head_size % 2:
         what = f"a head is {model.head_size} channels wide, and rotary positions need an even number"
@@ -55,17 +59,25 @@ def shards_divide_the_model(config: RunConfig) -> Iterator[Problem]:
         ("num_query_groups", model.query_groups),
         ("ffn_hidden_size", model.ffn_hidden_size),
     )
+    legal = divisors(math.gcd(*(value for _, value in parts)))
     for name, value in parts:
         if value % layout.tensor:
-            what = f"{name} {value} does not divide by parallel.tensor {layout.tensor}"
-            yield Problem(
-                what, f"model.{name}", f"use {neighbours(value, layout.tensor)}, or a smaller parallel.tensor"
-            )
+            what = f"model.{name} {value} is not divisible by parallel.tensor {layout.tensor}"
+            fix = f"set parallel.tensor to {_one_of(legal)}, or {name} to {neighbours(value, layout.tensor)}"
+            yield Problem(what, "parallel.tensor", fix)
     chunks = layout.pipeline * (layout.virtual_pipeline or 1)
     if model.num_layers % chunks:
         said = "pipeline x virtual_pipeline" if layout.virtual_pipeline else "pipeline"
-        what = f"num_layers {model.num_layers} does not divide by parallel.{said} {chunks}"
-        yield Problem(what, "model.num_layers", f"use {neighbours(model.num_layers, chunks)}, or fewer pipeline ranks")
+        what = f"model.num_layers {model.num_layers} is not divisible by parallel.{said} {chunks}"
+        near = nearest_divisors(model.num_layers, chunks)
+        fix = f"make {said} {near}, or num_layers {neighbours(model.num_layers, chunks)}"
+        yield Problem(what, "parallel.pipeline", fix)
+
+
+def _one_of(numbers: list[int]) -> str:
+    """Return some legal numbers as text: all of a few, else the smallest."""
+    shown = [str(number) for number in numbers[:_SHOWN]]
+    return " or ".join(shown) if len(shown) < 3 else f"{', '.join(shown[:-1])} or {shown[-1]}"
 
 
 def the_sequence_divides(config: RunConfig) -> Iterator[Problem]:
@@ -74,8 +86,10 @@ def the_sequence_divides(config: RunConfig) -> Iterator[Problem]:
     slices = layout.tensor if layout.sequence_parallel else 1
     parts = layout.context * math.lcm(2, slices) if layout.context > 1 else slices
     if length % parts:
-        what = f"seq_length {length} does not divide into {parts} parts (sequence and context parallel)"
-        yield Problem(what, "train.seq_length", f"use {neighbours(length, parts)}")
+        what = f"train.seq_length {length} cannot be cut into {parts} equal parts (sequence and context parallel)"
+        where = "parallel.context" if layout.context > 1 else "parallel.sequence_parallel"
+        smaller = "a smaller parallel.context or parallel.tensor" if layout.context > 1 else "sequence_parallel: false"
+        yield Problem(what, where, f"use {smaller}, or seq_length {neighbours(length, parts)}")
 
 
 def sequence_parallel_needs_tensor(config: RunConfig) -> Iterator[Problem]:
@@ -104,8 +118,9 @@ def the_batch_is_whole_micro_batches(config: RunConfig) -> Iterator[Problem]:
     """A global batch holds whole micro-batches."""
     batch, micro = config.train.global_batch_size, config.train.micro_batch_size
     if batch % micro:
-        what = f"global_batch_size {batch} does not divide by micro_batch_size {micro}"
-        yield Problem(what, "train.global_batch_size", f"use {neighbours(batch, micro)}")
+        what = f"global_batch_size {batch} is not divisible by micro_batch_size {micro}"
+        fix = f"set micro_batch_size to {nearest_divisors(batch, micro)}, which learns the same; "
+        yield Problem(what, "train.micro_batch_size", f"{fix}or global_batch_size to {neighbours(batch, micro)}")
 
 
 def the_ramp_reaches_the_batch(config: RunConfig) -> Iterator[Problem]:
@@ -120,93 +135,8 @@ def the_ramp_reaches_the_batch(config: RunConfig) -> Iterator[Problem]:
         yield Problem(what, "train.batch_ramp", fix)
     if ramp.start % micro or ramp.increment % micro:
         what = f"start {ramp.start} and increment {ramp.increment} are not both multiples of micro_batch_size {micro}"
-        yield Problem(what, "train.batch_ramp", f"use multiples of {micro}")
-
-
-def blends_name_known_sources(config: RunConfig) -> Iterator[Problem]:
-    """A blend, and a `repeat` rule, speak of sources that exist."""
-    known = list(config.sources)
-    for number, phase in enumerate(config.phases):
-        rules = phase.repeat if isinstance(phase.repeat, dict) else {}
-        for key, names in (("blend", phase.blend), ("repeat", rules)):
-            for name in names:
-                if name not in config.sources:
-                    where = f"phases[{number}].{key}.{name}"
-                    yield Problem(f"{name!r} is not one of the sources", where, did_you_mean(name, known))
-
-
-def a_phase_has_one_length(config: RunConfig) -> Iterator[Problem]:
-    """A length is given once, in one unit."""
-    for number, phase in enumerate(config.phases):
-        lengths = (("tokens", phase.tokens), ("samples", phase.samples), ("iterations", phase.iterations))
-        given = [unit for unit, count in lengths if count is not None]
-        if len(given) != 1:
-            said = " and ".join(given) or "none of tokens, samples, iterations"
-            what = f"phase {phase.name!r} has one length, and gives {said}"
-            yield Problem(what, f"phases[{number}]", "give exactly one, such as tokens: 200B")
-
-
-def until_lies_inside_the_phase(config: RunConfig) -> Iterator[Problem]:
-    """A phase is left at its end at the latest; where batches decide, the plan judges."""
-    per = {"samples": config.train.seq_length, "tokens": 1}
-    for number, phase in enumerate(config.phases):
-        lengths = [count for count in (phase.tokens, phase.samples, phase.iterations) if count is not None]
-        if phase.until is None or len(lengths) != 1:
-            continue
-        until, length = phase.until, phase.length
-        if until.unit == length.unit:
-            most: int | None = length.count
-        elif until.unit in per and length.unit in per:
-            most = length.count * per[length.unit] // per[until.unit]
-        else:
-            most = None
-        if most is not None and until.count > most:
-            what = f"phase {phase.name!r} is left after {until}, but is only {length} long"
-            yield Problem(what, f"phases[{number}].until", f"give at most {most} {until.unit}, or lengthen the phase")
-
-
-def weights_make_a_blend(config: RunConfig) -> Iterator[Problem]:
-    """Weights are finite, none is negative, and one is positive."""
-    for number, phase in enumerate(config.phases):
-        for name, weight in phase.blend.items():
-            if not 0 <= weight < float("inf"):
-                where = f"phases[{number}].blend.{name}"
-                yield Problem(f"weight {weight:g} of {name!r} is not a share", where, "give 0 or a positive weight")
-        if not any(phase.blend.values()):
-            what = f"every weight of phase {phase.name!r} is zero"
-            yield Problem(what, f"phases[{number}].blend", "give at least one source a positive weight")
-
-
-def phases_have_their_own_names(config: RunConfig) -> Iterator[Problem]:
-    """Two phases of one name could not be told apart in logs and plans."""
-    seen: set[str] = set()
-    for number, phase in enumerate(config.phases):
-        if phase.name in seen:
-            yield Problem(f"a second phase is named {phase.name!r}", f"phases[{number}].name", "give it another name")
-        seen.add(phase.name)
-
-
-def rates_fit_their_schedule(config: RunConfig) -> Iterator[Problem]:
-    """Each schedule has the values it needs, and no others."""
-    for number, phase in enumerate(config.phases):
-        rate, where = phase.learning_rate, f"phases[{number}].learning_rate"
-        if number == 0 and rate.peak is None:
-            yield Problem("the first phase has no peak to start from", f"{where}.peak", "add peak: 3.0e-4")
-        if (rate.decay is not None) != (rate.schedule == "wsd"):
-            fix = "add decay: 10%" if rate.decay is None else "remove decay, or use schedule: wsd"
-            yield Problem(f"schedule {rate.schedule} and decay do not fit", f"{where}.decay", fix)
-        if isinstance(rate.decay, float) and not 0 < rate.decay <= 1:
-            yield Problem(f"{rate.decay:g} is no share of the phase", f"{where}.decay", "give more than 0%, up to 100%")
-        if rate.schedule == "constant" and rate.final is not None:
-            fix = "remove final, or use schedule: linear"
-            yield Problem("schedule constant has no final value", f"{where}.final", fix)
-        if rate.schedule in ("cosine", "linear", "wsd") and rate.final is None:
-            yield Problem(f"schedule {rate.schedule} needs final", f"{where}.final", "add final: 3.0e-5, or final: 0")
-        if rate.schedule == "inverse_sqrt" and rate.warmup is None:
-            yield Problem("schedule inverse_sqrt needs warmup", f"{where}.warmup", "add warmup: 1000 iterations")
-        if rate.peak is not None and rate.final is not None and rate.final > rate.peak:
-            fix = f"give final at most {rate.peak:g}"
-            yield Problem(f"final {rate.final:g} lies above peak {rate.peak:g}", f"{where}.final", fix)
+        legal = nearest_divisors(math.gcd(ramp.start, ramp.increment, full), micro)
+        yield Problem(what, "train.batch_ramp", f"set micro_batch_size to {legal}, or use multiples of {micro}")
 
 
 RULES: tuple[Rule, ...] = (
@@ -223,10 +153,4 @@ RULES: tuple[Rule, ...] = (
     fp8_divides_the_matrices,
     fp8_leaves_layers,
     fp8_parameters_stay_fp8,
-    blends_name_known_sources,
-    a_phase_has_one_length,
-    until_lies_inside_the_phase,
-    weights_make_a_blend,
-    phases_have_their_own_names,
-    rates_fit_their_schedule,
 )

@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from megacode.base.errors import VerificationError
+from megacode.base.tables import FigureTable
 from megacode.config.run import RunConfig
 from megacode.convert.compare import TOLERANCE, Difference, first_beyond, worst
 from megacode.convert.exported import NOTHING_PUBLISHED, Exported
@@ -249,11 +249,11 @@ def _check_vocabulary(document: Mapping[str, Any], rows: int, export: Path) -> N
 def render_report(report: Report, console: Console) -> None:
     """Show a report as a table: the proof in one line a point, layers folded to their worst."""
     if not report.verified:
-        console.print(f"{report.source}: exported as {report.architecture}, [bold]not verified[/bold]")
+        console.print(f"{report.source}: exported as {report.architecture}, not verified", markup=False)
         return
-    table = Table(title=f"{report.source} as {report.architecture} ({report.dtype})", title_justify="left")
-    for name, justify in (("point", "left"), ("largest", "right"), ("mean", "right"), ("relative", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    figures = ("largest", "mean", "relative")
+    table = FigureTable("point", *figures, figures=figures)
+    console.print(f"{report.source} as {report.architecture} ({report.dtype})", markup=False, soft_wrap=True)
     for point in folded(report.points):
         table.add_row(point.point, f"{point.largest:.2e}", f"{point.mean:.2e}", f"{point.relative:.1e}")
     console.print(table)

@@ -8,9 +8,9 @@ says which documents it touches, and names what is wrong with a source before a 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from math import ceil
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,9 @@ from megacode.base.errors import ConfigError, DataError, MegacodeError, Problem
 from megacode.config.data import Source
 from megacode.config.run import RunConfig
 from megacode.data import manifest as manifests
+from megacode.data import source_checks
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
+from megacode.data.source_checks import tokenizer_facts
 from megacode.data.tokenizer import load_tokenizer
 from megacode.plan.phases import SourceSize
 
@@ -175,13 +177,16 @@ def vocabulary_size(config: RunConfig) -> int:
         ConfigError: if the config has neither, or the first is smaller than the second.
         DataError: if the tokenizer cannot be read.
     """
-    given = config.model.vocab_size
+    given, facts = config.model.vocab_size, tokenizer_facts(config.tokenizer)
     if config.tokenizer is None:
         if given is None:
             fix = "name the data's tokenizer, or set model.vocab_size"
             raise ConfigError("there is no vocabulary", "tokenizer", fix)
         return given
-    needed = load_tokenizer(config.tokenizer).vocab_size if given is None or Path(config.tokenizer.path).exists() else 0
+    if facts is None:
+        needed = load_tokenizer(config.tokenizer).vocab_size if given is None else 0
+    else:
+        needed = int(facts["vocab_size"])
     if given is not None and given < needed:
         what = f"{given:,} is less than the {needed:,} tokens of the tokenizer"
         raise ConfigError(what, "model.vocab_size", f"set it to {needed} or more, or leave it out")
@@ -194,26 +199,35 @@ def stream_sizes(streams: Mapping[str, SourceStream]) -> dict[str, SourceSize]:
 
 
 def source_sizes(config: RunConfig, allow_declared: bool = False) -> dict[str, SourceSize]:
-    """Return the sizes of all sources of a run; reads headers and manifests only.
+    """Return the sizes of all sources of a run, and what to note of them; reads headers, manifests and a few tokens.
 
     Args:
         config: the run.
         allow_declared: take the size that the config declares where a data set is not there yet.
 
     Raises:
-        DataError: with the problems of all sources at once.
+        DataError: with the problems of all sources at once; sources of different tokenizers are one.
     """
     sizes: dict[str, SourceSize] = {}
     problems: list[Problem] = []
+    tokenizer, made_by = tokenizer_facts(config.tokenizer), {}
     for name, source in sorted(config.sources.items()):
         absent = not bin_path(source.path).exists() and not idx_path(source.path).exists()
         if absent and allow_declared and source.tokens is not None:
             sizes[name] = _declared(name, source, config.validation.fraction)
             continue
         try:
-            sizes[name] = open_source(config, name).size()
+            stream, manifest = open_source(config, name), manifests.read(source.path)
+            said = source_checks.notes(stream.data, manifest, source, tokenizer)
+            sizes[name] = replace(stream.size(), notes=said)
+            if manifest is not None and manifest.tokenizer:
+                made_by[name] = manifest.tokenizer
         except MegacodeError as error:
-            problems += [_with_hint(problem, absent and allow_declared, name) for problem in error.problems]
+            problems += [
+                _with_hint(problem, source.path, name, allow_declared) if absent else problem
+                for problem in error.problems
+            ]
+    problems += source_checks.tokenizer_problems(made_by, tokenizer)
     if problems:
         raise DataError(problems=problems)
     return sizes
@@ -225,6 +239,9 @@ def _declared(name: str, source: Source, fraction: float) -> SourceSize:
     return SourceSize(name, source.tokens - held_out, 0, held_out)
 
 
-def _with_hint(problem: Problem, absent: bool, name: str) -> Problem:
-    hint = f"{problem.fix}; or declare its size to plan without it: sources.{name}.tokens"
-    return Problem(problem.what, problem.where, hint) if absent else problem
+def _with_hint(problem: Problem, path: str, name: str, allow_declared: bool) -> Problem:
+    """Name the data set that was probably meant, and how to plan without it."""
+    similar = source_checks.similar_data(path)
+    fix = f"did you mean {similar}?" if similar else problem.fix
+    declare = f"; to plan without it, declare its size: sources.{name}.tokens" if allow_declared else ""
+    return Problem(problem.what, f"sources.{name}.path: {problem.where}", fix + declare)

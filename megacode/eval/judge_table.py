@@ -6,21 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
+
+from megacode.base.tables import FigureTable
 
 
 def render_judgement(document: Mapping[str, Any], console: Console) -> None:
     """Print a result document: all prompts, then each category."""
     title = f"{document['a']['name']} against {document['b']['name']}, judged by {document['judge']['model']}"
-    table = Table("prompts", title=title, title_justify="left")
-    for name in ("asked", "wins", "ties", "losses", "wins - losses", "95 %", "win rate", "orders agree", "invalid"):
-        table.add_column(name, justify="right")
+    figures = ("asked", "wins", "ties", "losses", "wins -\nlosses", "95 %", "win\nrate", "orders\nagree", "invalid")
+    table = FigureTable("prompts", *figures, figures=figures, padding=(0, 1, 0, 0))
+    console.print(Text(title, style="italic"), soft_wrap=True)
     table.add_row(*_row("all", document["overall"]))
-    table.add_section()
     for name, figures in document["categories"].items():
         table.add_row(*_row(name, figures))
     console.print(table)
-    console.print(_footnote(document), soft_wrap=True)
+    console.print(Text(_footnote(document)), soft_wrap=True)
 
 
 def _row(name: str, figures: Mapping[str, Any]) -> list[str]:

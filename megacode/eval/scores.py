@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from megacode.base.files import digest, file_digest, tree_digest
+from megacode.base.tables import FigureTable
 from megacode.base.units import format_count, format_seconds
 from megacode.eval.contamination import describe
 
@@ -123,9 +124,9 @@ def questions_digest(lines: Iterable[Mapping[str, Any]]) -> str:
 
 def render_scores(document: Mapping[str, Any], console: Console) -> None:
     """Print a score document as a table: each task's scores with 95 % intervals, and what guessing gets."""
-    table = Table("task", "metric", title=f"{document['suite']}: {document['model']['path']}", title_justify="left")
-    for name in ("score", "± 95 %", "chance", "items", "time"):
-        table.add_column(name, justify="right")
+    figures = ("score", "± 95 %", "chance", "items", "time")
+    table = FigureTable("task", "metric", *figures, figures=figures)
+    console.print(Text(f"{document['suite']}: {document['model']['path']}", style="italic"), soft_wrap=True)
     for task, scores in document["scores"].items():
         facts = document["tasks"][task]
         chance = document["chance"].get(task)
@@ -136,18 +137,17 @@ def render_scores(document: Mapping[str, Any], console: Console) -> None:
             shown = [f"{scores[metric]:.3f}", "" if error is None else f"{1.96 * error:.3f}"]
             arrow = " (less is better)" if metric in _LOWER_IS_BETTER else ""
             table.add_row(task if row == 0 else "", metric + arrow, *shown, *(tail if row == 0 else ["", "", ""]))
-        table.add_section()
     console.print(table)
     if document["means"]:
         console.print(_means_table(document["means"]))
     for task, why in document["left_out"].items():
-        console.print(f"left out: {task}: {why}")
+        console.print(Text(f"left out: {task}: {why}"))
     console.print(describe(document["contamination"]))
     console.print(f"{format_seconds(document['seconds'])} on {document['settings']['device']}")
 
 
-def _means_table(means: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table("mean", "score", "± 95 %", "of", "without")
+def _means_table(means: Mapping[str, Mapping[str, Any]]) -> FigureTable:
+    table = FigureTable("mean", "score", "± 95 %", "of", "without", figures=("score", "± 95 %", "of"))
     for name, mean in means.items():
         shown = ["-" if mean["score"] is None else f"{mean['score']:.3f}"]
         shown.append("" if mean["stderr"] is None else f"{1.96 * mean['stderr']:.3f}")

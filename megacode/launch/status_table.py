@@ -10,6 +10,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, format_count, format_measured, format_rate, format_seconds
 from megacode.launch.status_files import Json
 from megacode.launch.status_job import describe
@@ -148,10 +149,8 @@ def _goodput(split: Json) -> RenderableType:
 
 
 def _starts(rows: list[Json]) -> RenderableType:
-    table = Table("", "when", "because of", box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("from", "done", "lost", "ranks"):
-        table.add_column(name, justify="right")
-    table.add_column("host")
+    figures = ("from", "done", "lost", "ranks")
+    table = FigureTable("", "when", "because of", *figures, "host", figures=("", "when", *figures))
     hidden = len(rows) - _STARTS_SHOWN
     for row in rows[-_STARTS_SHOWN:]:
         counts = (f"{row[name]:,}" for name in ("from_iteration", "iterations", "lost_iterations"))
@@ -161,10 +160,8 @@ def _starts(rows: list[Json]) -> RenderableType:
 
 
 def _sources(rows: Json) -> RenderableType:
-    table = Table("source", box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("planned", "seen", "withheld", "learned"):
-        table.add_column(name, justify="right")
-    table.add_column("")
+    figures = ("planned", "seen", "withheld", "learned")
+    table = FigureTable("source", *figures, "", figures=figures)
     for name, row in rows.items():
         counts = (f"{row[key]:,}" for key in ("planned", "seen", "withheld", "learned"))
         verdict = Text("equal", style="green") if row["equal"] else Text("NOT EQUAL", style="red")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from megacode.base.errors import ConfigError, LaunchError, Problem
 from megacode.config.run import RunConfig
 from megacode.config.training import Parallel
 from megacode.mcore import engine
+from megacode.plan.placement import uneven_batches
 
 
 def data_parallel_size(parallel: Parallel, world_size: int) -> int:
@@ -21,21 +20,10 @@ def data_parallel_size(parallel: Parallel, world_size: int) -> int:
     size, low = parallel.model_size, world_size // parallel.model_size * parallel.model_size
     legal = f"{low} or {low + size}" if low else str(size)
     what = (
-        f"{world_size} processes do not divide by tensor {parallel.tensor} x pipeline {parallel.pipeline}"
+        f"{world_size} processes are not divisible by tensor {parallel.tensor} x pipeline {parallel.pipeline}"
         f" x context {parallel.context} = {size}"
     )
     raise LaunchError(what, "parallel", f"start {legal} processes, or change parallel.tensor, pipeline or context")
-
-
-def batch_multiple(config: RunConfig, world_size: int) -> int:
-    """Return the number of samples that every batch must be a multiple of, on so many processes.
-
-    Every data-parallel rank takes the same number of micro-batches, and the interleaved pipeline schedule takes them
-    in groups of one for each pipeline rank.
-    """
-    parallel = config.parallel
-    group = parallel.pipeline if parallel.virtual_pipeline else 1
-    return config.train.micro_batch_size * data_parallel_size(parallel, world_size) * group
 
 
 def layout_problems(config: RunConfig, world_size: int) -> list[Problem]:
@@ -44,7 +32,8 @@ def layout_problems(config: RunConfig, world_size: int) -> list[Problem]:
     Raises:
         LaunchError: the processes do not divide into whole copies of the model, so that nothing else can be judged.
     """
-    return [*engine.problems(config), *_uneven_batches(config, batch_multiple(config, world_size))]
+    data_parallel_size(config.parallel, world_size)
+    return [*engine.problems(config), *uneven_batches(config, world_size)]
 
 
 def check(config: RunConfig, world_size: int) -> None:
@@ -68,20 +57,3 @@ def check_model(config: RunConfig) -> None:
     problems = list(engine.problems(config))
     if problems:
         raise ConfigError(problems=problems)
-
-
-def _uneven_batches(config: RunConfig, multiple: int) -> Iterator[Problem]:
-    train, ramp = config.train, config.train.batch_ramp
-    sizes = [("train.global_batch_size", train.global_batch_size)]
-    if ramp is not None:
-        sizes += [("train.batch_ramp.start", ramp.start), ("train.batch_ramp.increment", ramp.increment)]
-    for where, size in sizes:
-        if size % multiple:
-            low = size // multiple * multiple
-            legal = f"{low} or {low + multiple}" if low else str(multiple)
-            what = f"{size} does not divide by {multiple} (micro-batch x data-parallel ranks{_interleaved(config)})"
-            yield Problem(what, where, f"use {legal}, or another micro_batch_size or number of processes")
-
-
-def _interleaved(config: RunConfig) -> str:
-    return " x pipeline ranks, as virtual_pipeline asks" if config.parallel.virtual_pipeline else ""

@@ -9,6 +9,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, format_count, format_rate, format_seconds
 
 _Json = dict[str, Any]
@@ -72,10 +73,8 @@ def render_dry_run(rows: list[_Json] | None) -> list[RenderableType]:
     """Return what was built of some ranks; nothing where none was."""
     if not rows:
         return []
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    for heading in ("rank", "tp", "pp", "cp", "dp", "parameters", "weights", "gradients", "optimizer"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("equal", overflow="fold")
+    figures = ("rank", "tp", "pp", "cp", "dp", "parameters", "weights", "gradients", "optimizer")
+    table = FigureTable(*figures, "equal", figures=figures, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(
             *(f"{row[key]:,}" for key in ("rank", "tensor", "pipeline", "context", "data", "parameters")),
@@ -120,8 +119,7 @@ def _step(step: _Json) -> Table:
 
 
 def _plain(title: str) -> Table:
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    table.add_column(title, no_wrap=True)
+    table = FigureTable(title, padding=(0, 1, 0, 0))
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     return table
@@ -179,9 +177,8 @@ def _advice(gpus: _Json) -> RenderableType:
     advice = gpus["advice"]
     if not advice["best"]:
         return Text("no layout of this run fits these GPUs: take more of them, or larger ones", style="bold red")
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    for heading in ("tensor", "pipeline", "context", "data", "micro\nbatch", "recompute", "GiB", "iteration", "time"):
-        table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
+    figures = ("tensor", "pipeline", "context", "data", "micro\nbatch", "recompute", "GiB", "iteration", "time")
+    table = FigureTable(*figures, figures=figures, padding=(0, 1, 0, 0))
     for row in advice["best"]:
         pieces = f" x {row['virtual_pipeline']}" if row["virtual_pipeline"] else ""
         table.add_row(

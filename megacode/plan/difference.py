@@ -20,6 +20,10 @@ from megacode.plan.fingerprint import Link, prove_past
 from megacode.plan.phases import Schedule, SourceSize, build_schedule
 
 _UNKNOWN_TOKENS = 10**15  # of a source that was planned, never read and is gone: it counts as inexhaustible
+# Settings of `model` that say nothing of the weights: draws, padding that is never saved, and the vocabulary.
+_FREE = (
+    "preset", "hidden_dropout", "attention_dropout", "make_vocab_size_divisible_by", "init_method_std", "vocab_size",
+)  # fmt: skip
 _EFFECTS = (
     ("name", "bookkeeping"),
     ("run_dir", "bookkeeping"),
@@ -123,6 +127,16 @@ def compare_configs(former: str, config: RunConfig, chain: Sequence[Link], consu
     phases = list(_phase_changes(old.pop("phases", []), new.pop("phases"), over))
     settings = [Change(key, *values, _effect(key)) for key, values in _changed(old, new)]
     return phases + settings
+
+
+def model_changes(former: str, config: RunConfig) -> list[Change]:
+    """Return the settings in which a config's weights differ from a former one's, in shape or in what is computed.
+
+    The vocabulary is not looked at: it may stand in the config or follow from a tokenizer.
+    """
+    changes = compare_configs(former, config, (), 0)
+    free = [f"model.{key}" for key in _FREE]
+    return [change for change in changes if change.key.startswith("model.") and change.key not in free]
 
 
 def former_schedule(

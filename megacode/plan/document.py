@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from megacode.config.data import Phase
 from megacode.config.run import RunConfig
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.cluster import Cluster, cluster_document
@@ -163,6 +164,7 @@ def _source(config: RunConfig, schedule: Schedule, name: str) -> _Json:
 
 
 def _warnings(config: RunConfig, schedule: Schedule, document: _Json) -> Iterator[str]:
+    yield from notes(config, schedule)
     yield from _source_warnings(schedule, document["sources"])
     yield from _phase_warnings(config, schedule, document["phases"])
 
@@ -178,6 +180,17 @@ def _source_warnings(schedule: Schedule, sources: _Json) -> Iterator[str]:
         if row["epochs"] > _USEFUL_EPOCHS:
             said = f"beyond about {_USEFUL_EPOCHS}, repetition teaches little (Muennighoff et al., 2023)"
             yield f"{name}: read {row['epochs']:.1f} times over the run; {said}"
+
+
+def notes(config: RunConfig, schedule: Schedule) -> list[str]:
+    """Return what was made of the config in silence: blends that were normalised, and what its sources are like."""
+    blends = [_normalised(phase) for phase in config.phases if phase.sums_to is None]
+    return [*blends, *(f"{name}: {note}" for name, size in schedule.sizes.items() for note in size.notes)]
+
+
+def _normalised(phase: Phase) -> str:
+    shares = (f"{name} {weight / phase.total_weight:.1%}" for name, weight in phase.blend.items())
+    return f"{phase.name}: its blend sums to {phase.total_weight:.6g}, and is normalised: {', '.join(shares)}"
 
 
 def _phase_warnings(config: RunConfig, schedule: Schedule, phases: list[_Json]) -> Iterator[str]:

@@ -84,10 +84,9 @@ def _read(file: Path) -> _Json:
         table = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
     except OSError as error:
         raise ConfigError(f"{error.strerror}", f"--hardware {file}", "give a YAML file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"not YAML: {error}", f"--hardware {file}", "write it as megacode/plan/hardware.yaml"
-        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not text, or a date such as 2001-99-99
+        fix = "write it as megacode/plan/hardware.yaml"
+        raise ConfigError(f"not YAML: {str(error).splitlines()[0]}", f"--hardware {file}", fix) from None
     if not isinstance(table, dict):
         raise ConfigError("not a table of constants", f"--hardware {file}", "write it as megacode/plan/hardware.yaml")
     return table

@@ -7,11 +7,13 @@ stages lie farthest apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from megacode.base.errors import ConfigError
+from megacode.base.errors import ConfigError, Problem
+from megacode.config.fixes import divisors, nearest_divisors, neighbours
 from megacode.config.run import RunConfig
 from megacode.config.training import Fp8
 from megacode.plan.costs import padded_vocabulary
@@ -39,12 +41,13 @@ class Placement:
         Raises:
             ConfigError: with the nearest numbers that fit.
         """
-        parallel = self.config.parallel
-        _divide("copies of the model", self.gpus, parallel.model_size, "--gpus")
-        group = parallel.pipeline if self.chunks > 1 else 1
-        share = self.data * self.config.train.micro_batch_size * group
-        what = "micro-batches a copy" + (" in groups of one for each pipeline rank" if group > 1 else "")
-        _divide(what, self.config.train.global_batch_size, share, "train.global_batch_size")
+        size = self.config.parallel.model_size
+        if self.gpus % size:
+            what = f"{self.gpus} is not divisible by {size}, the GPUs that hold one copy of the model"
+            raise ConfigError(what, "--gpus", f"use {neighbours(self.gpus, size)}, or change parallel")
+        problems = uneven_batches(self.config, self.gpus, "GPUs")
+        if problems:
+            raise ConfigError(problems=problems)
 
     @cached_property
     def data(self) -> int:
@@ -137,8 +140,44 @@ class Placement:
             yield stage == 0 and chunk == 0, stage == last_stage and chunk == self.chunks - 1
 
 
-def _divide(parts: str, value: int, divisor: int, where: str) -> None:
-    if value % divisor:
-        low = value // divisor * divisor
-        nearest = f"{low} or {low + divisor}" if low else str(divisor)
-        raise ConfigError(f"{value} does not divide by {divisor} into whole {parts}", where, f"use {nearest}")
+def uneven_batches(config: RunConfig, ranks: int, unit: str = "processes") -> list[Problem]:
+    """Return what is wrong where batches are not whole micro-batches on every copy of the model; empty: nothing.
+
+    Every data-parallel rank takes the same number of micro-batches, and the interleaved pipeline schedule takes them
+    in groups of one for each pipeline rank. The fix keeps the experiment: another micro-batch comes first, then other
+    numbers of ranks or another layout, and another batch last.
+
+    Args:
+        config: the run.
+        ranks: how many it is laid over, whole copies of the model.
+        unit: what to call them.
+    """
+    parallel, micro = config.parallel, config.train.micro_batch_size
+    copies, group = ranks // parallel.model_size, parallel.pipeline if parallel.virtual_pipeline else 1
+    sizes, multiple = _batch_sizes(config), micro * copies * group
+    wrong = [f"{name} {size}" for name, size in sizes.items() if size % multiple]
+    if not wrong:
+        return []
+    interleaved = f" x pipeline {group}, as virtual_pipeline asks" if group > 1 else ""
+    what = f"{' and '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not divisible by {multiple} "
+    what += f"(micro_batch_size {micro} x data parallel {copies}{interleaved})"
+    common, last = math.gcd(*sizes.values()), f"or make {wrong[0].rpartition(' ')[0]} "
+    last += neighbours(int(wrong[0].rpartition(" ")[2]), multiple)
+    if common % (copies * group) == 0:
+        fix = f"set micro_batch_size to {nearest_divisors(common // copies // group, micro)}, which learns the same; "
+        return [Problem(what, "train.micro_batch_size", fix + last)]
+    if common % group:
+        return [Problem(what, "parallel.virtual_pipeline", f"remove virtual_pipeline, {last}")]
+    smaller = common % (group * micro) != 0
+    legal = divisors(common // group // (1 if smaller else micro))
+    near = {max(one for one in legal if one <= copies), min((one for one in legal if one >= copies), default=copies)}
+    counts = " or ".join(str(one * parallel.model_size) for one in sorted(near) if one in legal)
+    fix = f"use {counts} {unit}{' with micro_batch_size 1' if smaller else ''}, or more tensor or pipeline ranks; "
+    return [Problem(what, "parallel", fix + last)]
+
+
+def _batch_sizes(config: RunConfig) -> dict[str, int]:
+    """Return the sizes from which every batch of a run is made, by setting."""
+    train, ramp = config.train, config.train.batch_ramp
+    sizes = {"global_batch_size": train.global_batch_size}
+    return sizes if ramp is None else sizes | {"batch_ramp.start": ramp.start, "batch_ramp.increment": ramp.increment}

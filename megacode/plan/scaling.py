@@ -6,10 +6,10 @@ from typing import Any
 
 from rich.console import RenderableType
 from rich.rule import Rule
-from rich.table import Table
 from rich.text import Text
 
 from megacode.base.errors import ConfigError
+from megacode.base.tables import FigureTable
 from megacode.base.units import format_count
 from megacode.config.run import RunConfig
 from megacode.plan.activations import layers_of
@@ -88,9 +88,8 @@ def render_scaling(rows: list[_Json] | None) -> list[RenderableType]:
     """Return the table of the numbers of GPUs; nothing where none were asked about."""
     if not rows:
         return []
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    for heading in ("GPUs", "t", "p", "c", "d", "b", "GiB", "seconds", "comm", "bubble", "tokens/s", "MFU", "days"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    figures = ("GPUs", "t", "p", "c", "d", "b", "GiB", "seconds", "comm", "bubble", "tokens/s", "MFU", "days")
+    table = FigureTable(*figures, figures=figures, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(f"{row['gpus']:,}", *(_cells(row) if row["layout"] else ["-"]))
     legend = "t tensor, p pipeline x pieces, c context, d data, b micro-batch"

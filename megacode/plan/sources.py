@@ -11,7 +11,7 @@ So no window comes twice before all have come, and any sample is found without w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
@@ -33,6 +33,7 @@ class SourceSize:
         documents: training documents; 0 where unknown.
         validation_tokens: held-out tokens.
         identity: content hash from the manifest; empty where the size is only declared in the config.
+        notes: what a user should know of it; decides nothing.
     """
 
     name: str
@@ -40,6 +41,7 @@ class SourceSize:
     documents: int = 0
     validation_tokens: int = 0
     identity: str = ""
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 class Place(NamedTuple):

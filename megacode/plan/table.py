@@ -10,6 +10,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from megacode.base.tables import FigureTable
 from megacode.base.units import format_count
 from megacode.plan.cluster_table import headline, render_cluster, render_dry_run
 from megacode.plan.difference import shown
@@ -22,6 +23,7 @@ __all__ = ["plan_document", "render_plan"]
 _Json = dict[str, Any]
 _WIDEST = 100
 _OTHER_COLUMNS = 62  # all but the names and the bars, with the margins
+_LONGEST_NAME = 12  # of a source on one line
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _MUCH_REPEATED = 4
 
@@ -76,10 +78,10 @@ def _phase_head(phase: _Json) -> RenderableType:
 def _phase_table(document: _Json, phase: _Json, width: int, show_header: bool) -> Table:
     names = _name_width(document)
     bar = max(6, min(_WIDEST, width) - _OTHER_COLUMNS - names)
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim", show_header=show_header)
-    table.add_column("source", width=names, no_wrap=True)
-    table.add_column("share", width=bar + 8)
-    for heading, columns in (("tokens", 6), ("samples", 11), ("epochs", 13), ("repeats from", 12)):
+    table = FigureTable(show_header=show_header, padding=(0, 1, 0, 0))
+    table.add_column("source", width=names, overflow="fold")
+    table.add_column("share", width=bar + 8, no_wrap=True)
+    for heading, columns in (("tokens", 6), ("samples", 14), ("epochs", 13), ("repeats from", 14)):
         table.add_column(heading, justify="right", width=columns)
     colours = _colours(document)
     for name, row in phase["sources"].items():
@@ -96,7 +98,7 @@ def _phase_table(document: _Json, phase: _Json, width: int, show_header: bool) -
 
 
 def _name_width(document: _Json) -> int:
-    return min(24, max(12, *map(len, document["sources"])))
+    return min(_LONGEST_NAME, max(8, *map(len, document["sources"])))
 
 
 def _share(row: _Json, colour: str, width: int) -> Text:
@@ -137,10 +139,8 @@ def _scientific(value: float) -> str:
 
 
 def _source_table(document: _Json) -> Table:
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    table.add_column("source", width=_name_width(document), no_wrap=True, vertical="bottom")
-    for heading in ("tokens", "windows", "samples", "epochs", "max\nepochs", "tail\nunused", "held\nout"):
-        table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
+    figures = ("tokens", "windows", "samples", "epochs", "max\nepochs", "tail\nunused", "held\nout")
+    table = FigureTable("source", *figures, figures=figures, padding=(0, 1, 0, 0))
     colours = _colours(document)
     for name, row in document["sources"].items():
         cap, windows, tail = row["max_epochs"], row["windows"], row["tail_unused_tokens"]
@@ -175,9 +175,7 @@ def _against(against: _Json) -> list[RenderableType]:
         proof.add_row(Text("✓", style="green"), said)
     parts: list[RenderableType] = [proof]
     if against["changes"]:
-        table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-        for heading in ("changed", "was", "is", "decides"):
-            table.add_column(heading, overflow="fold")
+        table = FigureTable("changed", "was", "is", "decides", padding=(0, 1, 0, 0))
         for change in against["changes"]:
             table.add_row(change["key"], shown(change["old"]), shown(change["new"]), change["effect"])
         parts += [Text(), table]
@@ -185,10 +183,8 @@ def _against(against: _Json) -> list[RenderableType]:
 
 
 def _tokens_table(against: _Json) -> Table:
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
-    table.add_column("tokens", no_wrap=True, max_width=24)
-    for heading in ("read", "to come, was", "is"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    figures = ("read", "to come, was", "is")
+    table = FigureTable("tokens", *figures, figures=figures, padding=(0, 1, 0, 0))
     for name, row in against["sources"].items():
         style = "" if row["before"] == row["now"] else "yellow"
         table.add_row(name, format_count(row["read"]), _count(row["before"]), Text(format_count(row["now"]), style))

@@ -14,6 +14,7 @@ from megacode.config.health import Health
 from megacode.config.loading import dump_config, load_config
 from megacode.config.run import RunConfig
 from megacode.mcore import groups, layout
+from megacode.plan.document import notes
 from megacode.train import agreement
 from megacode.train.loop import train
 from megacode.train.planning import Plan, check_trainable, make_plan, read_sizes
@@ -52,7 +53,7 @@ def run(
     with ExitStack() as closing:
         closing.callback(groups.stop)
         plan = _agreed_plan(path, overrides)
-        if agreement.decided(lambda: is_finished(plan)):
+        if agreement.decided(lambda: is_finished(plan, accept_changed_past)):
             for line in finished_lines(plan):
                 log.info("%s", line)
             return "finished"
@@ -75,7 +76,10 @@ def _agreed_plan(path: Path, overrides: Sequence[str]) -> Plan:
     agreement.prove_equal({"config": yaml.safe_load(dump_config(config))})
     agreement.on_all(lambda: layout.check(config, groups.size()))
     sizes = agreement.decided(lambda: read_sizes(config))
-    return agreement.on_all(lambda: make_plan(config, sizes))
+    plan = agreement.on_all(lambda: make_plan(config, sizes))
+    for note in notes(config, plan.schedule):
+        log.info("%s", note)
+    return plan
 
 
 def _trainable(path: Path, overrides: Sequence[str]) -> RunConfig:

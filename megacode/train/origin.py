@@ -20,7 +20,7 @@ from megacode.checkpoint.store import find_checkpoint
 from megacode.plan.difference import Difference, render_changes
 from megacode.plan.ledger import Ledger
 from megacode.plan.past import render_lost
-from megacode.train.planning import Plan, judge
+from megacode.train.planning import Plan, judge, prove_same_model
 
 Kind = Literal["fresh", "weights", "branch", "resume"]
 
@@ -85,7 +85,9 @@ def find_origin(plan: Plan, own: Path | None, accept_changed_past: bool = False)
         return _going_on(plan, "resume", own, accept_changed_past)
     checkpoint = find_checkpoint(Path(init.from_))
     if init.load == "weights":
-        return Origin("weights", checkpoint, saved=TrainState.read(checkpoint))
+        saved = TrainState.read(checkpoint)
+        prove_same_model(plan, saved, checkpoint)
+        return Origin("weights", checkpoint, saved=saved)
     _check_trunk(checkpoint)
     return _going_on(plan, "branch", checkpoint, accept_changed_past)
 
@@ -168,7 +170,7 @@ def run_of(checkpoint: Path) -> RunDir | None:
 def _going_on(plan: Plan, kind: Kind, checkpoint: Path, accept_changed_past: bool) -> Origin:
     state = TrainState.read(checkpoint)
     try:
-        difference = judge(plan, state, accept_changed_past)
+        difference = judge(plan, checkpoint, state, accept_changed_past)
     except CheckpointError as error:
         raise CheckpointError(
             problems=[_with_earlier(plan, checkpoint, problem) for problem in error.problems]

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from megacode.base.errors import Problem
+from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, format_rate, format_seconds
 
 Json: TypeAlias = dict[str, Any]
@@ -120,11 +120,8 @@ def same_start(one: Json, other: Json) -> bool:
 
 def render(verdict: Verdict, console: Console) -> None:
     """Print one line a node, what is wrong, and what follows from it."""
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("node", no_wrap=True)
-    for title in ("GPUs", "slowest", "memory", "disk", "writes", "clock", "network"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    figures = ("GPUs", "slowest", "memory", "disk", "writes", "clock", "network")
+    table = FigureTable("node", *figures, "", figures=figures, padding=(0, 1, 0, 0))
     for node in verdict.nodes:
         mark = Text("ok", style="green") if node["ok"] else Text("FAILED", style="red")
         table.add_row(node["node"], *_figures(node["measured"]), mark)

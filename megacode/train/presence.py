@@ -13,7 +13,7 @@ from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import latest
 from megacode.config.training import Parallel
 from megacode.plan.costs import parameter_counts
-from megacode.train.origin import Origin
+from megacode.train.origin import Origin, find_origin
 from megacode.train.planning import Plan
 from megacode.train.scoring_process import suite_name
 
@@ -48,16 +48,19 @@ def _layout(parallel: Parallel, ranks: int) -> str:
     return " x ".join([*parts, f"data {max(1, ranks // parallel.model_size)}"]) + " parallel"
 
 
-def is_finished(plan: Plan) -> bool:
+def is_finished(plan: Plan, accept_changed_past: bool = False) -> bool:
     """Return whether a run has trained all its samples, has saved that state, and has no scores left to make.
 
     Looks at the newest checkpoint's state and the sizes of its files; nothing is hashed.
+
+    Raises:
+        CheckpointError: the run has read something else than this config says, and that is not accepted.
     """
     run = RunDir(plan.config.directory)
     newest = latest(run)
     if newest is None or RunDir.iteration_of(newest) < plan.batches.total_iterations:
         return False
-    state = TrainState.read(newest)
+    state = find_origin(plan, newest, accept_changed_past).state
     whole = all((newest / name).is_file() and (newest / name).stat().st_size == facts["bytes"]
                 for name, facts in state.files.items())  # fmt: skip
     return state.consumed_samples == plan.schedule.total_samples and whole and not _scores_missing(plan, run)

@@ -10,6 +10,7 @@ import shutil
 from megacode.base.errors import LaunchError
 from megacode.base.files import RunDir
 from megacode.base.lock import refuse_if_live
+from megacode.base.places import refuse_unwritable
 from megacode.base.units import format_bytes
 from megacode.checkpoint.store import latest
 from megacode.config.run import RunConfig
@@ -37,13 +38,15 @@ def check_ready(
 
     Raises:
         MegacodeError: settings are wrong, the plan is infeasible, the layout does not fit the ranks, data is missing
-            or not what its manifest says, the past has changed, the run is live, or the disk too small.
+            or not what its manifest says, the past has changed, nothing can be written into the run directory, the run
+            is live, or the disk too small.
     """
     check_trainable(config)
     check(config, ranks)
     plan = make_plan(config)
     open_streams(config)
     run = RunDir(config.directory)
+    refuse_unwritable(run.path, "run_dir", directory=True)
     refuse_if_live(run)
     own = latest(run)
     check_restart(run, from_scratch, own)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Column, Table
 from rich.text import Text
 
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, strict
+from megacode.base.tables import FigureTable
 from megacode.config.loading import load_config
 from megacode.metrics.reader import read_events, read_metrics
 from megacode.train.planning import Plan, make_plan
@@ -109,8 +109,8 @@ def render(document: Json, console: Console) -> None:
             console.print(Text(row["text"]), soft_wrap=False)
 
 
-def _comparison(document: Json) -> Table:
-    table = Table("", "recorded", "replayed", header_style="bold")
+def _comparison(document: Json) -> FigureTable:
+    table = FigureTable("", "recorded", "replayed", figures=("recorded", "replayed"))
     found, expected = _flat(document["replayed"]), _flat(document["recorded"] or {})
     for name, value in found.items():
         table.add_row(name, _shown(expected.get(name, "")), _shown(value))
@@ -130,8 +130,9 @@ def _shown(value: Any) -> str:
     return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
-def _samples(rows: list[Json]) -> Table:
-    table = Table("loss", "sample", "source", "epoch", "window", "documents", header_style="bold")
+def _samples(rows: list[Json]) -> FigureTable:
+    headings = ("loss", "sample", "source", "epoch", "window", "documents")
+    table = FigureTable(*headings, figures=("loss", "sample", "epoch", "window"))
     for row in rows[:_SHOWN_ROWS]:
         first, last = row["first_document"], row["last_document"]
         documents = str(first) if first == last else f"{first} to {last}"
@@ -141,9 +142,10 @@ def _samples(rows: list[Json]) -> Table:
     return table
 
 
-def _gradients(norms: Json) -> Table:
+def _gradients(norms: Json) -> FigureTable:
     whole = sum(norm**2 for norm in norms.values())
-    table = Table("gradient norm", "of its square", Column("parameter", overflow="fold"), header_style="bold")
+    figures = ("gradient norm", "of its square")
+    table = FigureTable(*figures, "parameter", figures=figures)
     for name, norm in list(norms.items())[:_SHOWN_ROWS]:
         share = f"{norm**2 / whole:.1%}" if math.isfinite(whole) and whole else ""
         table.add_row(f"{norm:.4g}", share, name)

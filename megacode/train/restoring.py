@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from megacode.base.errors import CheckpointError, LaunchError, Problem
 from megacode.base.files import RunDir
 from megacode.checkpoint import store, tensors
@@ -17,13 +15,11 @@ from megacode.config.run import RunConfig
 from megacode.mcore import groups
 from megacode.mcore.parts import Parts
 from megacode.metrics.sinks import Events
+from megacode.plan.difference import model_changes, shown
 from megacode.plan.ledger import Ledger
 from megacode.train import agreement
 
 log = logging.getLogger(__name__)
-
-# What may differ between a checkpoint's model and the config's, because it is no part of the weights' shapes.
-_FREE = ("preset", "hidden_dropout", "attention_dropout", "make_vocab_size_divisible_by", "init_method_std")
 
 
 @dataclass
@@ -188,17 +184,14 @@ def load(config: RunConfig, parts: Parts, path: Path, state: TrainState, *, weig
 
 
 def _prove_same_model(config: RunConfig, state: TrainState, checkpoint: Path) -> None:
-    """Refuse a checkpoint of another model shape, naming every difference."""
-    saved = yaml.safe_load(state.config)["model"]
-    ours = config.model.model_dump(mode="json", exclude_none=True)
+    """Refuse a checkpoint of another model shape, naming every difference; tensors' shapes tell the vocabulary."""
     problems = [
         Problem(
-            f"the checkpoint has {saved.get(key)!r}, the config {ours.get(key)!r}",
-            f"{checkpoint}: model.{key}",
+            f"the checkpoint has {shown(change.old)}, the config {shown(change.new)}",
+            f"{checkpoint}: {change.key}",
             "use the model it was saved with, or another run_dir",
         )
-        for key in sorted(set(saved) | set(ours))
-        if saved.get(key) != ours.get(key) and key not in _FREE
+        for change in model_changes(state.config, config)
     ]
     if problems:
         raise CheckpointError(problems=problems)

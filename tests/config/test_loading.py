@@ -94,13 +94,15 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
     )
     for expected in (
         "train.micro_batch_sise: micro_batch_sise is not a setting\n      did you mean micro_batch_size?",
-        "model.hidden_size: hidden_size 65 does not divide by num_attention_heads 4\n      use 64 or 68",
+        "model.hidden_size: hidden_size 65 is not divisible by num_attention_heads 4\n      use 64 or 68",
         "model.num_query_groups: num_query_groups 3 does not divide num_attention_heads 4\n      use one of 1, 2, 4",
         "phases[0].blend.txt: 'txt' is not one of the sources\n      did you mean text?",
         "phases[1].blend: every weight of phase 'second' is zero",
         "phases[1]: phase 'second' has one length, and gives tokens and iterations",
-        "model.num_attention_heads: num_attention_heads 4 does not divide by parallel.tensor 3\n      use 3 or 6",
-        "train.global_batch_size: global_batch_size 7 does not divide by micro_batch_size 2\n      use 6 or 8",
+        "parallel.tensor: model.num_attention_heads 4 is not divisible by parallel.tensor 3\n"
+        "      set parallel.tensor to 1, or num_attention_heads to 3 or 6",
+        "train.micro_batch_size: global_batch_size 7 is not divisible by micro_batch_size 2\n"
+        "      set micro_batch_size to 1 or 7, which learns the same; or global_batch_size to 6 or 8",
         "precision.dtype: 'fp64' does not fit\n      use one of 'fp32' or 'bf16'",
         "validation.every: 100 has no unit\n      write '100 iterations', '100 samples' or '100 tokens'",
     ):
@@ -111,9 +113,15 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("phases.0.blend={text: -1, code: 2}", "weight -1 of 'text' is not a share"),
-        ("phases.0.blend={text: .nan}", "weight nan of 'text' is not a share"),
-        ("parallel={pipeline: 4}", "num_layers 2 does not divide by parallel.pipeline 4\n    use 4, or fewer"),
+        (
+            "phases.0.blend={text: -1, code: 2}",
+            "blend.text: -1 is not a weight\n    give a share such as 0.5 or 50%, or 0",
+        ),
+        ("phases.0.blend={text: .nan}", "blend.text: nan is not a weight"),
+        (
+            "parallel={pipeline: 4}",
+            "num_layers 2 is not divisible by parallel.pipeline 4\n    make pipeline 2, or num_l",
+        ),
         ("parallel={sequence_parallel: true}", "sequence_parallel is on with parallel.tensor 1"),
         ("parallel={virtual_pipeline: 2}", "virtual_pipeline is set with parallel.pipeline 1"),
         ("parallel={overlap_param_gather: true}", "overlap_param_gather is on without"),
@@ -141,9 +149,16 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
         ("phases.7.tokens=3", "names no item '7'\n    known: 0, 1, first, second"),
         ("train", "'train' is not an override"),
         ("train.seq_length=[", "is not YAML"),
+        ("train.seq_length=", "gives no value\n    write train.seq_length=VALUE; null removes a setting"),
+        ("phases.0.blend={text: 50%, code: 0.5}", "mixes percentages and plain numbers: text 50% beside code 0.5"),
+        ("phases.0.blend={text: 0.5, code: 40}", "mixes shares and percentages: text 0.5 beside code 40, 40.5 in all"),
+        ("phases.0.blend={text: 0.95, code: 5}", "mixes shares and percentages: text 0.95 beside code 5, 5.95"),
+        ("phases.0.blend={text: 5O%}", "blend.text: '5O%' is not a weight"),
+        ("phases.0.blend={text: true}", "blend.text: True is not a weight"),
+        ("phases.0.blend={}", "phases[0].blend: the blend names no source"),
     ],
 )
-def test_each_rule_says_what_where_and_how_to_mend(tmp_path: Path, override: str, expected: str) -> None:
+def test_each_rule_says_what_where_and_how_to_fix(tmp_path: Path, override: str, expected: str) -> None:
     assert expected in mistakes(tmp_path, override)
 
 
@@ -160,3 +175,102 @@ def test_a_missing_setting_is_named(tmp_path: Path) -> None:
     assert "train.seq_length: it is missing\n    add seq_length" in mistakes(
         tmp_path, text=GOOD.replace("seq_length: 64, ", "")
     )
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("train.seq_length=many", "train.seq_length"),
+        ("train.global_batch_size=-8", "train.global_batch_size"),
+        ("train.micro_batch_size=2 iterations", "train.micro_batch_size"),
+        ("phases.0.tokens=64 KiB", "phases[0].tokens"),
+        ("phases.1.iterations=half", "phases[1].iterations"),
+        ("phases.0.until=10", "phases[0].until"),
+        ("phases.0.blend.text=lots", "phases[0].blend.text"),
+        ("phases.0.blend.text=-1", "phases[0].blend.text"),
+        ("phases.0.learning_rate.warmup=10 epochs", "phases[0].learning_rate.warmup"),
+        ("phases.1.learning_rate.decay=some", "phases[1].learning_rate.decay"),
+        ("phases.0.learning_rate.peak=high", "phases[0].learning_rate.peak"),
+        ("model.num_attention_heads=four", "model.num_attention_heads"),
+        ("parallel={tensor: two, sequence_parallel: true}", "parallel.tensor"),
+        ("validation.fraction=x%", "validation.fraction"),
+        ("train={seq_length: 64}", "train.global_batch_size"),
+        ("sources=data", "sources"),
+    ],
+)
+def test_a_wrong_value_gives_one_problem(tmp_path: Path, override: str, where: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, GOOD), [override])
+    assert [problem.where.rpartition(": ")[2] for problem in caught.value.problems] == [where]
+
+
+def test_a_wrong_value_hides_no_other_mistake(tmp_path: Path) -> None:
+    message = mistakes(
+        tmp_path,
+        "train.seq_length=many",
+        "train=oops=",
+        "nonsense",
+        "phases.0.blend={txt: 1, text: lots}",
+        "phases.1.blend={text: 0}",
+        "sources.code.path=[3]",
+        "model.preset=to-code-470",
+    )
+    for expected in (
+        "'nonsense' is not an override",
+        "'train=oops=' would replace 'train.seq_length=many'",
+        "train.seq_length: 'many' is not a number",
+        "blend.txt: 'txt' is not one of the sources",
+        "blend.text: 'lots' is not a weight",
+        "every weight of phase 'second' is zero",
+        "sources.code.path: [3] does not fit",
+        "there is no preset 'to-code-470'",
+    ):
+        assert expected in message
+
+
+def test_a_mistake_is_said_to_stand_where_it_was_written(tmp_path: Path) -> None:
+    base, child, line = str(tmp_path / "base.yaml"), str(tmp_path / "child.yaml"), "command line"
+    write(tmp_path, GOOD.replace("max_epochs: 4", "max_epoch: 4"), "base.yaml")
+    path = write(tmp_path, "base: base.yaml\nname: a child\ntrain: {clip_grd: 1}\n", "child.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ["train.wieght_decay=1", "phases.first.blend={txt: 1}", "phases.second.tokens=64Ki"])
+    assert {problem.where for problem in caught.value.problems} == {
+        f"{base}: sources.code.max_epoch",
+        f"{child}: name",
+        f"{child}: train.clip_grd",
+        f"{line}: train.wieght_decay",
+        f"{line}: phases[0].blend.txt",
+        f"{base}, with phases.second.tokens=64Ki of the {line}: phases[1]",
+    }
+
+
+def test_overrides_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    for second in ("phases.0.iterations=3", "phases.first={name: first}", "phases=[]"):
+        message = mistakes(tmp_path, "phases.first.iterations=2", second)
+        assert f"{second!r} would replace 'phases.first.iterations=2'" in message
+    config = load_config(write(tmp_path, GOOD), ["seed=3", "seed=3", "train.batch_ramp=null", "seed=3"])
+    assert config.seed == 3
+
+
+def test_percentages_are_shares_that_survive_being_written(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("{text: 0.5, code: 0.5}", "{text: 33.3%, code: 66.7 %}"))
+    config = load_config(path)
+    assert config.phases[0].blend == {"text": 0.333, "code": 0.667}
+    assert config.phases[0].sums_to == 1
+    assert load_config(write(tmp_path, dump_config(config), "again.yaml")) == config
+
+
+@pytest.mark.parametrize(
+    ("blend", "whole"),
+    [
+        ("{text: 1}", 1),
+        ("{text: 0.3333333, code: 0.6666667}", 1),
+        ("{text: 99.5, code: 0.5}", 100),
+        ("{text: 0.5, code: 0.6}", None),
+        ("{text: 3, code: 1}", None),
+        ("{text: 0.5, code: 2}", None),
+        ("{text: 50%, code: 40%}", None),
+    ],
+)
+def test_what_a_blend_sums_to(tmp_path: Path, blend: str, whole: int | None) -> None:
+    assert load_config(write(tmp_path, GOOD), [f"phases.0.blend={blend}"]).phases[0].sums_to == whole

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from megacode import cli
 from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +78,55 @@ def test_a_mistyped_command_is_an_input_error() -> None:
     done = run(sys.executable, "-m", "megacode.cli", "trian")
     assert done.returncode == 2
     assert "No such command 'trian'" in done.stderr
+
+
+def test_the_version_is_told() -> None:
+    done = run(sys.executable, "-m", "megacode.cli", "--version")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"megacode \d+\.\d+\.\d+\S*\n", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/a b/run.yaml"),
+            2,
+            "File error: /a b/run.yaml: perm",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "/ro/x"), 2, "/ro/x: read-only file system\n    name a place"),
+        (OSError(errno.ENOSPC, "No space left on device", "/full"), 1, "Disk full: /full: no space left on device"),
+    ],
+)
+def test_what_the_system_refuses_ends_without_a_traceback(
+    error: OSError, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_failure_of_megacode_s_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError("no path, no number")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(OSError, match="no path"):
+        cli.main()
+
+
+@pytest.mark.parametrize("command", [["report", "RUN"], ["convert", "to-hf", "RUN"], ["demo"]])
+def test_an_output_where_nothing_can_be_written_is_refused_before_the_work(command: list[str]) -> None:
+    place = ["/proc/nowhere/out"] if "convert" in command else ["--out", "/proc/nowhere/out"]
+    done = run(sys.executable, "-m", "megacode.cli", *command, *place)
+    assert done.returncode == 2
+    assert "OUT: nothing can be written in /proc" in done.stderr.replace("--out", "OUT")
+    assert "Traceback" not in done.stderr
 
 
 def test_no_ranks_is_an_input_error() -> None:

@@ -237,7 +237,7 @@ def test_launch_shows_the_script_that_it_would_submit(
     }
     assert script[-1].endswith(f"slurm/run.sh {golden} train.micro_batch_size=1")
     assert shown["job"] is None
-    assert "does not divide" in megacode("launch", golden, "--nodes", 3, "--dry-run").stderr
+    assert "is not divisible" in megacode("launch", golden, "--nodes", 3, "--dry-run").stderr
 
 
 def test_launch_needs_the_body_of_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -47,8 +47,15 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused(
     check_ready(kept, 1)
 
 
+def test_a_run_directory_where_nothing_can_be_written_is_refused(golden: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place, said in (("/proc/nowhere", "nothing can be written in /proc"), (tmp_path / "file", "is a file")):
+        with pytest.raises(ConfigError, match=f"run_dir: .*{said}"):
+            check_ready(load_config(golden, [f"run_dir={place}"]), 1)
+
+
 def test_ranks_that_do_not_fit_and_data_that_is_not_there_are_refused(golden: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="does not divide by 12"):
+    with pytest.raises(ConfigError, match="use 2 processes, or more tensor"):
         check_ready(load_config(golden), 3)
     with pytest.raises(DataError, match="nowhere"):
         check_ready(load_config(golden, ["sources.code.path=nowhere"]), 1)

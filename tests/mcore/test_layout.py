@@ -19,7 +19,7 @@ def test_processes_that_do_not_divide_into_copies_are_refused_with_the_nearest_n
     config = program.run_config(parallel={"tensor": 2, "pipeline": 2})
     with pytest.raises(LaunchError) as caught:
         layout.check(config, 6)
-    assert "6 processes do not divide by tensor 2 x pipeline 2 x context 1 = 4" in str(caught.value)
+    assert "6 processes are not divisible by tensor 2 x pipeline 2 x context 1 = 4" in str(caught.value)
     assert "start 4 or 8 processes" in str(caught.value)
 
 
@@ -32,22 +32,31 @@ def test_a_batch_that_does_not_divide_over_ranks_is_refused_with_the_nearest_num
     config = program.run_config(train={"global_batch_size": 10, "micro_batch_size": 2})
     with pytest.raises(ConfigError) as caught:
         layout.check(config, 2)
-    assert "train.global_batch_size: 10 does not divide by 4 (micro-batch x data-parallel ranks)" in str(caught.value)
-    assert "use 8 or 12" in str(caught.value)
+    said = "train.micro_batch_size: global_batch_size 10 is not divisible by 4 (micro_batch_size 2 x data parallel 2)"
+    assert said in str(caught.value)
+    assert "set micro_batch_size to 1 or 5, which learns the same; or make global_batch_size 8 or 12" in str(
+        caught.value
+    )
+    with pytest.raises(ConfigError, match="use 1 or 5 processes, or more tensor or pipeline ranks; or make"):
+        layout.check(config, 3)
 
 
 def test_interleaved_pipelines_take_micro_batches_in_groups(program: ModuleType) -> None:
     config = program.run_config(parallel={"pipeline": 2, "virtual_pipeline": 2}, train={"global_batch_size": 6})
-    assert layout.batch_multiple(config, 2) == 4
-    with pytest.raises(ConfigError, match="x pipeline ranks, as virtual_pipeline asks"):
+    with pytest.raises(ConfigError, match=r"\(micro_batch_size 2 x data parallel 1 x pipeline 2, as virtual") as caught:
         layout.check(config, 2)
+    assert caught.value.problems[0].fix.startswith("set micro_batch_size to 1 or 3, which learns the same")
+    odd = program.run_config(parallel={"pipeline": 2, "virtual_pipeline": 2}, train={"global_batch_size": 5})
+    with pytest.raises(ConfigError, match=r"global_batch_size 5 is not .*\n.*remove virtual_pipeline"):
+        layout.check(odd, 2)
 
 
 def test_a_ramp_is_judged_too(program: ModuleType) -> None:
     ramp = {"start": 2, "increment": 2, "samples": 100}
     problems = layout.layout_problems(program.run_config(train={"batch_ramp": ramp}), 2)
-    assert [problem.where for problem in problems] == ["train.batch_ramp.start", "train.batch_ramp.increment"]
-    assert problems[0].fix.startswith("use 4")
+    assert [problem.where for problem in problems] == ["train.micro_batch_size"]
+    assert problems[0].what.startswith("batch_ramp.start 2 and batch_ramp.increment 2 are not divisible by 4")
+    assert problems[0].fix.startswith("set micro_batch_size to 1, which learns the same; or make batch_ramp.start 4")
 
 
 def test_a_recipe_that_this_machine_does_not_compute_is_refused(program: ModuleType) -> None:
@@ -66,11 +75,11 @@ def test_ranks_that_share_sequences_take_the_same_samples(program: ModuleType) -
 @pytest.mark.parametrize(
     ("parallel", "legal"),
     [
-        ({"context": 3}, "does not divide into 6 parts (sequence and context parallel) use 30 or 36"),
-        ({"context": 4, "tensor": 3, "sequence_parallel": True}, "does not divide into 24 parts"),
+        ({"context": 3}, "cannot be cut into 6 equal parts (sequence and context parallel) use a smaller"),
+        ({"context": 4, "tensor": 3, "sequence_parallel": True}, "cannot be cut into 24 equal parts"),
         ({"context": 8, "tensor": 4, "sequence_parallel": True}, ""),
         ({"context": 16}, ""),
-        ({"context": 32}, "does not divide into 64 parts"),
+        ({"context": 32}, "cannot be cut into 64 equal parts"),
     ],
 )
 def test_the_sequence_divides_into_chunks_and_their_slices(

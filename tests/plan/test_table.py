@@ -152,12 +152,10 @@ def test_clipped_shares_rounded_lengths_short_batches_and_jumps_are_remarked(mak
 def test_gpus_that_do_not_fit_are_refused_with_the_nearest_numbers(make_config: Make) -> None:
     config = make_config([(64, {"a": 1})], batch=64, parallel={"tensor": 4}, train={"micro_batch_size": 2})
     assert document_of(config, {"a": 999}, gpus=16)["gpus"]["micro_batches"] == 8
-    with pytest.raises(ConfigError, match="--gpus: 10 does not divide by 4 into whole copies of the model") as caught:
+    with pytest.raises(ConfigError, match="--gpus: 10 is not divisible by 4, the GPUs that hold one") as caught:
         document_of(config, {"a": 999}, gpus=10)
-    assert caught.value.problems[0].fix == "use 8 or 12"
-    with pytest.raises(
-        ConfigError, match=r"train\.global_batch_size: 64 does not divide by 6 into whole micro-batches"
-    ):
+    assert caught.value.problems[0].fix == "use 8 or 12, or change parallel"
+    with pytest.raises(ConfigError, match=r"parallel: global_batch_size 64 is not divisible by 6 \(micro_batch_size 2"):
         document_of(config, {"a": 999}, gpus=12)
 
 

@@ -56,7 +56,7 @@ def megacode(cluster: Any, *arguments: object) -> subprocess.CompletedProcess[st
     ("override", "code", "said"),
     [
         ("sources.code.max_epochs=0.01", "3:0", "Plan error"),
-        ("train.global_batch_size=12", "2:0", "12 does not divide by 8"),
+        ("train.global_batch_size=12", "2:0", "12 is not divisible by 8"),
     ],
 )
 def test_a_run_that_cannot_work_ends_before_a_rank_starts(

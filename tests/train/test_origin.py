@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import yaml
 from megacode.base.errors import CheckpointError, ConfigError
 from megacode.base.files import RunDir
 from megacode.checkpoint.state import TrainState
+from megacode.checkpoint.store import find_checkpoint
 from megacode.config.loading import dump_config, validate
 from megacode.data.indexed import IndexedDatasetWriter
+from megacode.train import planning
 from megacode.train.origin import find_origin
 from megacode.train.planning import Plan, make_plan, plan_run
 
@@ -163,3 +167,83 @@ def test_a_config_of_another_version_s_law_cannot_be_compared(plan_of: MakePlan)
     assert origin.difference.lost is not None
     assert not origin.difference.lost["comparable"]
     assert origin.difference.sources["a"]["before"] is None
+
+
+MODEL = {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4, "vocab_size": 100}
+
+
+def refused_by_plan_and_start(plan: Plan, checkpoint: Path) -> list[str]:
+    """Return where `plan --against` sees problems, which must be where a start sees them."""
+    found = []
+    for ask in (lambda: find_origin(plan, checkpoint), lambda: plan_run(plan.config, checkpoint)):
+        try:
+            ask()
+            found.append([])
+        except CheckpointError as error:
+            found.append([problem.where for problem in error.problems])
+    assert found[0] == found[1]
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({}, []),
+        ({"vocab_size": 200}, ["model.vocab_size"]),
+        ({"hidden_size": 128}, ["model.hidden_size"]),
+        ({"num_layers": 4, "rotary_base": 5e5}, ["model.num_layers", "model.rotary_base"]),
+        ({"block": "parallel"}, ["model.block"]),
+        ({"hidden_dropout": 0.1, "make_vocab_size_divisible_by": 64}, []),
+        ({"layernorm_epsilon": 1e-6, "num_query_groups": 2}, ["model.layernorm_epsilon", "model.num_query_groups"]),
+    ],
+)
+def test_plan_and_train_agree_on_whether_a_checkpoint_s_model_fits(
+    plan_of: MakePlan, change: dict[str, Any], where: list[str]
+) -> None:
+    checkpoint = saved(plan_of("trunk", [TRUNK]), 10)
+    tensors = {"model.embedding.word_embeddings.weight": {"shape": [100, 64]}}
+    (checkpoint / "index.json").write_text(json.dumps({"tensors": tensors}))
+    assert sorted(refused_by_plan_and_start(plan_of("trunk", [TRUNK], model=MODEL | change), checkpoint)) == where
+    alone = branch(plan_of, 20, checkpoint, load="weights")
+    changed = replace(alone, config=plan_of("branch", [TRUNK], model=MODEL | change, init=alone.config.init).config)
+    changed = replace(changed, vocab_size=(MODEL | change)["vocab_size"])
+    if where:
+        with pytest.raises(CheckpointError, match="use the model it was saved with"):
+            find_origin(changed, None)
+    else:
+        assert find_origin(changed, None).kind == "weights"
+
+
+def test_a_plan_checks_what_its_run_would_start_from(plan_of: MakePlan) -> None:
+    checkpoint = saved(plan_of("trunk", [TRUNK]), 10)
+    assert plan_run(branch(plan_of, 20, checkpoint).config)["total_iterations"] == 26
+    with pytest.raises(CheckpointError, match="until: the checkpoint has read 40 samples"):
+        plan_run(branch(plan_of, 5, checkpoint).config)
+    said = plan_run(branch(plan_of, 20, Path("nowhere")).config)["warnings"]
+    assert any(line.startswith("init.from holds no checkpoint yet: ") for line in said)
+
+
+def test_a_checkpoint_that_is_not_there_lists_those_that_are(plan_of: MakePlan, tmp_path: Path) -> None:
+    checkpoint = saved(plan_of("trunk", [TRUNK]), 10, 20)
+    with pytest.raises(CheckpointError) as caught:
+        find_checkpoint(checkpoint.with_name("iter_0000015"))
+    assert caught.value.problems[0].fix == "there are iter_0000010, iter_0000020"
+    run = RunDir(checkpoint.parents[1])
+    run.latest.write_text("iter_0000020")
+    with pytest.raises(CheckpointError, match=f"runs with checkpoints in {run.path.parent}: trunk"):
+        find_checkpoint(run.path.with_name("trank"))
+    with pytest.raises(CheckpointError, match="give a run directory, or one of"):
+        find_checkpoint(tmp_path)
+
+
+def test_another_tokenizer_than_the_run_s_is_refused_by_plan_and_start(
+    plan_of: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = saved(plan_of("trunk", [TRUNK]), 10)
+    state = replace(TrainState.read(checkpoint), tokenizer_hash="a" * 64)
+    state.write(checkpoint)
+    plan = plan_of("trunk", [TRUNK])
+    assert refused_by_plan_and_start(plan, checkpoint) == []  # the run has none: nothing to compare
+    for hash_, where in (("a" * 64, []), ("b" * 64, ["tokenizer"])):
+        monkeypatch.setattr(planning, "tokenizer_facts", lambda config, hash_=hash_: {"hash": hash_})
+        assert refused_by_plan_and_start(plan, checkpoint) == where

@@ -231,7 +231,7 @@ def test_too_few_processes_for_the_layout_are_an_error(run_dir: Path, tmp_path: 
     shutil.copytree(run_dir, copy)
     raw = yaml.safe_load(RunDir(copy).config.read_text())
     RunDir(copy).config.write_text(yaml.safe_dump(raw | {"parallel": {"tensor": 2}}))
-    with pytest.raises(LaunchError, match="1 processes do not divide by tensor 2"):
+    with pytest.raises(LaunchError, match="1 processes are not divisible by tensor 2"):
         replay(copy, 2)
 
 

@@ -1,0 +1,81 @@
+"""Places that users name: refused before any work where nothing can be written, and explained where the system refuses.
+
+Permission bits do not tell: a read-only file system refuses the superuser, too. So a file is really made, without a
+name, and is gone at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from megacode.base.errors import EXIT_FAILURE, ConfigError, MegacodeError
+
+_ANOTHER = "name a place where you may write"
+_FIXES = {
+    errno.EACCES: "check the permissions of it and of its directory, or name another place",
+    errno.EPERM: "check the permissions of it and of its directory, or name another place",
+    errno.EROFS: _ANOTHER,
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "a part of this path is a file: name a directory",
+    errno.ENOENT: "check the path; a directory on the way to it may be missing",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.EEXIST: "name another place, or remove what is there",
+    errno.ENOTEMPTY: "name another place, or remove what is there",
+    errno.ELOOP: "its symbolic links lead in a circle: name the file itself",
+    errno.ENXIO: "name a regular file",
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class FileError(MegacodeError):
+    """The system refuses a file or directory that a command was given."""
+
+    title = "File error"
+
+
+class DiskFullError(FileError):
+    """There is no room left: no mistake in the input (exit code 1)."""
+
+    title = "Disk full"
+    exit_code = EXIT_FAILURE
+
+
+def explained(error: OSError) -> FileError | None:
+    """Return a system's refusal of a path as an error with a fix; None where it speaks of no path, or is no refusal."""
+    where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
+    said = (error.strerror or str(error)).lower()
+    if error.errno in _FULL:
+        return DiskFullError(said, where, "make room, then give the same command again")
+    if not where or error.errno not in _FIXES:
+        return None
+    return FileError(said, where, _FIXES[error.errno])
+
+
+def refuse_unwritable(path: Path, where: str, directory: bool = False) -> None:
+    """Refuse a place where a file, or a directory, could not be written; to be asked before the work is done.
+
+    Args:
+        path: what will be written; missing parents will be made.
+        where: the option or setting that names it.
+        directory: whether it will be a directory.
+
+    Raises:
+        ConfigError: it is of the other kind, lies inside a file, or nothing can be written there.
+    """
+    if path.exists() and path.is_dir() != directory:
+        kind, wanted = ("directory", "file") if not directory else ("file", "directory")
+        raise ConfigError(f"{path} is a {kind}", where, f"name a {wanted}")
+    place = path if directory else path.parent
+    there = next(item for item in (place, *place.absolute().parents) if item.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{there} is a file, so nothing can be written into it", where, "name a directory")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        raise ConfigError(f"nothing can be written in {there}", where, _ANOTHER) from None

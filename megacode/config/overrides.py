@@ -1,0 +1,117 @@
+"""`key.path=value` on the command line: where each value goes, and which of them contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from megacode.base.errors import Problem
+from megacode.config.fixes import did_you_mean
+
+COMMAND_LINE = "command line"
+Location = tuple[str | int, ...]  # keys of mappings and numbers of list items
+
+
+@dataclass(frozen=True)
+class Override:
+    """One value from the command line.
+
+    Attributes:
+        text: as it was written.
+        location: where it goes in the document; phases by number, whatever they were called by.
+        value: parsed as YAML.
+    """
+
+    text: str
+    location: Location
+    value: Any
+
+
+class _Unusable(Exception):  # noqa: N818 (carries a problem to the caller, never shown)
+    def __init__(self, what: str, fix: str) -> None:
+        self.problem = Problem(what, COMMAND_LINE, fix)
+
+
+def apply_overrides(
+    raw: dict[str, Any], texts: Sequence[str], parse: Callable[[str], Any]
+) -> tuple[list[Override], list[Problem]]:
+    """Write values from the command line into a document.
+
+    Args:
+        raw: the document; changed.
+        texts: `key.path=value` each.
+        parse: reads a value; raises `yaml.YAMLError`.
+
+    Returns:
+        The overrides, and what is wrong with those that cannot be used.
+    """
+    overrides: list[Override] = []
+    problems: list[Problem] = []
+    for text in dict.fromkeys(texts):  # the same one twice says nothing new
+        try:
+            override = _read(raw, text, parse)
+            _refuse_contradiction(override, overrides)
+        except _Unusable as unusable:
+            problems.append(unusable.problem)
+            continue
+        overrides.append(override)
+        _write(raw, override)
+    return overrides, problems
+
+
+def _read(raw: dict[str, Any], text: str, parse: Callable[[str], Any]) -> Override:
+    key, equals, value = text.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(name.strip() for name in names):
+        fix = "write key.path=value, for example train.global_batch_size=64"
+        raise _Unusable(f"{text!r} is not an override", fix)
+    if not value.strip():
+        fix = f"write {key.strip()}=VALUE; null removes a setting"
+        raise _Unusable(f"{text!r} gives no value", fix)
+    try:
+        parsed = parse(value)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise _Unusable(f"the value of {text!r} is not YAML", "quote it for the shell") from None
+    location: list[str | int] = []
+    place: Any = raw
+    for name in names:
+        if isinstance(place, list):
+            number = _index(place, name, text)
+            location.append(number)
+            place = place[number]
+        else:
+            location.append(name)
+            place = place.get(name) if isinstance(place, dict) else None
+    return Override(text, tuple(location), parsed)
+
+
+def _index(place: list[Any], name: str, text: str) -> int:
+    """Find a list's item by number, or a phase by its name."""
+    names = [str(item.get("name")) if isinstance(item, dict) else "" for item in place]
+    if name in names:
+        return names.index(name)
+    if name.isdigit() and int(name) < len(place):
+        return int(name)
+    known = [*filter(None, names), *(str(number) for number in range(len(place)))]
+    raise _Unusable(f"{text!r} names no item {name!r}", did_you_mean(name, known))
+
+
+def _refuse_contradiction(override: Override, before: list[Override]) -> None:
+    """Refuse a value that would silently replace another one from the command line."""
+    for other in before:
+        if other.location[: len(override.location)] == override.location:
+            fix = "give it once" if other.location == override.location else f"give {override.text!r} first, or only it"
+            raise _Unusable(f"{override.text!r} would replace {other.text!r}", fix)
+
+
+def _write(raw: dict[str, Any], override: Override) -> None:
+    *path, last = override.location
+    place: Any = raw  # a mapping, or a list where the step is a number
+    for step in path:
+        if isinstance(place, dict) and not isinstance(place.get(step), (dict, list)):
+            place[step] = {}
+        place = place[step]
+    place[last] = override.value
