@@ -119,6 +119,8 @@ class RunDir:
         checkpoints: one directory a checkpoint.
         latest: a text file with the name of the newest whole checkpoint.
         hf: exported Hugging Face models, one directory a checkpoint.
+        exports: exports that were published outside of this directory, one JSON object each.
+        samples: what exported models write to shipped prompts, one JSON file a checkpoint.
         eval: scores, one JSON file a suite and checkpoint.
         scoring_lock: who scores which checkpoint: the kernel's lock on the byte of its iteration.
         provenance: what was started, when, with which packages.
@@ -143,6 +145,8 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.latest = self.path / "latest"
         self.hf = self.path / "hf"
+        self.exports = self.path / "exports.jsonl"
+        self.samples = self.path / "samples"
         self.eval = self.path / "eval"
         self.scoring_lock = self.eval / ".lock"
         self.provenance = self.path / "provenance"
