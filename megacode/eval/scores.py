@@ -23,6 +23,7 @@ from rich.table import Table
 from megacode.base.files import digest, file_digest, tree_digest
 from megacode.base.units import format_count, format_seconds
 from megacode.eval.contamination import describe
+from megacode.metrics.intervals import LEVEL, half_width
 
 PACKAGES = ("lm_eval", "transformers", "torch", "tokenizers", "datasets")
 _LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "word_perplexity", "byte_perplexity")
@@ -124,7 +125,7 @@ def questions_digest(lines: Iterable[Mapping[str, Any]]) -> str:
 def render_scores(document: Mapping[str, Any], console: Console) -> None:
     """Print a score document as a table: each task's scores with 95 % intervals, and what guessing gets."""
     table = Table("task", "metric", title=f"{document['suite']}: {document['model']['path']}", title_justify="left")
-    for name in ("score", "± 95 %", "chance", "items", "time"):
+    for name in ("score", f"± {LEVEL}", "chance", "items", "time"):
         table.add_column(name, justify="right")
     for task, scores in document["scores"].items():
         facts = document["tasks"][task]
@@ -133,7 +134,7 @@ def render_scores(document: Mapping[str, Any], console: Console) -> None:
         tail = [guess, format_count(facts["items"]), format_seconds(facts["seconds"])]
         for row, metric in enumerate(name for name in scores if not name.endswith("_stderr")):
             error = scores.get(f"{metric}_stderr")
-            shown = [f"{scores[metric]:.3f}", "" if error is None else f"{1.96 * error:.3f}"]
+            shown = [f"{scores[metric]:.3f}", "" if error is None else f"{half_width(error):.3f}"]
             arrow = " (less is better)" if metric in _LOWER_IS_BETTER else ""
             table.add_row(task if row == 0 else "", metric + arrow, *shown, *(tail if row == 0 else ["", "", ""]))
         table.add_section()
@@ -147,9 +148,9 @@ def render_scores(document: Mapping[str, Any], console: Console) -> None:
 
 
 def _means_table(means: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table("mean", "score", "± 95 %", "of", "without")
+    table = Table("mean", "score", f"± {LEVEL}", "of", "without")
     for name, mean in means.items():
         shown = ["-" if mean["score"] is None else f"{mean['score']:.3f}"]
-        shown.append("" if mean["stderr"] is None else f"{1.96 * mean['stderr']:.3f}")
+        shown.append("" if mean["stderr"] is None else f"{half_width(mean['stderr']):.3f}")
         table.add_row(name, *shown, str(mean["of"]), ", ".join(mean["missing"]))
     return table

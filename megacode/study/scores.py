@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 from markupsafe import Markup
 
+from megacode.metrics.intervals import half_width
 from megacode.study import figure as fig
+from megacode.study.contamination import Overlap, newest, overlaps, remark
 from megacode.study.figure import Entry, Figure, colour
 from megacode.study.record import Json, RunRecord
 from megacode.study.series import value
@@ -19,7 +21,8 @@ from megacode.study.svg import Frame, domain, element, path, tip
 
 Key = TypeVar("Key")
 MOST_FIGURES = 8  # of a large suite the rest is in the table
-MOST_COLUMNS = 8  # of a run that scores often the rest is in the charts
+SHIFT = 4.0  # pixels between tasks at one clock
+MOST_COLUMNS = 6  # as many as a page of 1,400 pixels shows whole; the rest is in the charts
 TITLES = {  # in the order of the charts: what leaves chance first comes first
     "bits_per_byte": "bits per byte",
     "acc_mutual_info": "accuracy, by mutual information",
@@ -42,6 +45,7 @@ class Score:
         lower: whether lower is better.
         stderr: its standard error; not a number where unknown.
         chance: what guessing gets; not a number where that means nothing.
+        overlap: items of the task that overlap what this model had read; None where unknown.
     """
 
     iteration: int
@@ -52,6 +56,12 @@ class Score:
     lower: bool = False
     stderr: float = math.nan
     chance: float = math.nan
+    overlap: Overlap | None = None
+
+    @property
+    def error(self) -> float:
+        """Half of its 95 % interval; not a number where unknown."""
+        return half_width(self.stderr)
 
     @property
     def is_bits(self) -> bool:
@@ -83,7 +93,7 @@ def _of_document(document: Json) -> list[Score]:
 
 
 def _of_task(document: Json, task: str, metrics: Json) -> list[Score]:
-    facts = (document.get("tasks") or {}).get(task) or {}
+    facts, overlap = (document.get("tasks") or {}).get(task) or {}, overlaps(document).get(task)
     found = []
     for metric, number in metrics.items():
         if metric.endswith("_stderr") or isinstance(number, bool) or not isinstance(number, (int, float)):
@@ -92,7 +102,7 @@ def _of_task(document: Json, task: str, metrics: Json) -> list[Score]:
         higher = (facts.get("higher_is_better") or {}).get(metric.partition(",")[0], not bits)
         found.append(
             Score(int(document["iteration"]), str(document["suite"]), task, metric, float(number), not higher,
-                  value(metrics, f"{metric}_stderr"), value(document.get("chance") or {}, task))
+                  value(metrics, f"{metric}_stderr"), value(document.get("chance") or {}, task), overlap)
         )  # fmt: skip
     return found
 
@@ -128,20 +138,74 @@ def form(score: Score, number: float) -> str:
     return fig.percent(number) if not score.is_bits and 0 <= number <= 1 else f"{number:.3f}"
 
 
-def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, list[Any]]:
-    """Return the scores as a table: `columns` (of the `checkpoints`), and `rows` of texts, a task and metric each."""
+def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, Any]:
+    """Return the scores as a table.
+
+    Returns:
+        `columns` (of the `checkpoints`), and `groups`, one a metric and kind of task: `title`, `note`, and `rows` of
+        texts, one a task. `remark` says how the overlap with the training data was found.
+    """
     scored = sorted({score.iteration for score in scores})
     iterations = _columns(record, scored)
-    rows = []
-    ordered = sorted(scores, key=lambda s: (not s.is_bits, family(s, source_of(s.task, record.sources)), s.place))
-    for (task, _), group in _grouped(ordered, lambda s: (s.task, s.metric)).items():
-        by_iteration = {score.iteration: score for score in group}
-        cells = [_cell(by_iteration.get(iteration)) for iteration in iterations]
-        chance = next((form(s, s.chance) for s in group if math.isfinite(s.chance)), "")
-        better = "lower" if group[0].lower else "higher"
-        rows.append({"task": task, "metric": group[0].title, "better": better, "cells": cells, "chance": chance})
+    found = newest(record)
+    groups = [
+        {"title": group_title(record, part), "note": group_note(part),
+         "rows": [_row(record, task, of_task, iterations, found.get(task))
+                  for task, of_task in _grouped(part, lambda s: s.task).items()]}
+        for part in grouped(record, scores)
+    ]  # fmt: skip
     columns = [checkpoint_title(record, iteration) for iteration in iterations]
-    return {"checkpoints": scored, "columns": columns, "rows": rows}
+    return {"checkpoints": scored, "columns": columns, "groups": groups, "remark": remark(record)}
+
+
+def grouped(record: RunRecord, scores: Sequence[Score]) -> list[list[Score]]:
+    """Return scores by metric and kind of task, in the order of the charts; the sources' tasks stand together."""
+
+    def key(score: Score) -> tuple[str, str, str]:
+        named = source_of(score.task, record.sources)
+        return (score.metric, family(score, named), "" if math.isnan(score.chance) else f"{score.chance:.4f}")
+
+    return sorted(_grouped(scores, key).values(), key=lambda group: group[0].place)
+
+
+def group_title(record: RunRecord, scores: Sequence[Score]) -> str:
+    if scores[0].is_bits:
+        return scores[0].title.capitalize()
+    what = family(scores[0], source_of(scores[0].task, record.sources))
+    return f"{what.capitalize()}: {scores[0].title}"
+
+
+def group_note(scores: Sequence[Score]) -> str:
+    unit = "%, " if in_percent(scores) else ""
+    guess = f", chance {100 * scores[0].chance:.3g} %" if math.isfinite(scores[0].chance) else ""
+    return f"{unit}{'lower' if scores[0].lower else 'higher'} is better{guess}"
+
+
+def in_percent(scores: Sequence[Score]) -> bool:
+    return not any(score.is_bits for score in scores) and all(0 <= score.value <= 1 for score in scores)
+
+
+def _row(record: RunRecord, task: str, scores: Sequence[Score], iterations: Sequence[int],
+         overlap: Overlap | None) -> Json:  # fmt: skip
+    by_iteration = {score.iteration: score for score in scores}
+    source = source_of(task, record.sources)
+    return {
+        "task": task,
+        "source": source,
+        "css": colour(record.sources.index(source)) if source else "",
+        "cells": [cell(by_iteration.get(iteration), in_percent(scores)) for iteration in iterations],
+        "overlap": str(overlap) if overlap else fig.NOTHING,
+        "warn": bool(overlap and overlap.hits),
+    }
+
+
+def cell(score: Score | None, percent: bool) -> dict[str, str]:
+    """Return a score as `value` and `error`, ready to print; in per cent without the sign where the table says so."""
+    if score is None or not math.isfinite(score.value):
+        return {"value": fig.NOTHING, "error": ""}
+    factor, digits = (100, 1) if percent else (1, 3)
+    error = f"± {factor * score.error:.{digits}f}" if math.isfinite(score.stderr) else ""
+    return {"value": f"{factor * score.value:.{digits}f}", "error": error}
 
 
 def _columns(record: RunRecord, iterations: Sequence[int]) -> list[int]:
@@ -155,23 +219,22 @@ def _columns(record: RunRecord, iterations: Sequence[int]) -> list[int]:
     return sorted(shown | {others[(2 * number + 1) * len(others) // (2 * room)] for number in range(room)})
 
 
-def _cell(score: Score | None) -> str:
-    if score is None:
-        return fig.NOTHING
-    error = f" ± {form(score, score.stderr).removesuffix(' %')}" if score.stderr > 0 else ""
-    return form(score, score.value).removesuffix(" %") + error + (" %" if "%" in form(score, score.value) else "")
+def _said(score: Score) -> str:
+    """Return a score with its interval, in a line."""
+    error = f" ± {form(score, score.error).removesuffix(' %')}" if math.isfinite(score.stderr) else ""
+    unit = " %" if "%" in form(score, score.value) else ""
+    return form(score, score.value).removesuffix(" %") + error + unit
+
+
+def _overlap(score: Score) -> str:
+    return f"{score.overlap} overlap" if score.overlap and score.overlap.hits else ""
 
 
 def figures(record: RunRecord, scores: Sequence[Score]) -> list[Figure]:
-    """Return a chart a metric where tasks are named after sources, and a chart a task for the others."""
-
-    def group(score: Score) -> tuple[str, str, str]:
-        named = source_of(score.task, record.sources)
-        return (score.metric, family(score, named), "" if math.isnan(score.chance) else f"{score.chance:.4f}")
-
+    """Return a chart a metric and kind of task, of which the page shows one at a time."""
     shown = [score for score in scores if math.isfinite(tokens_at(record, score.iteration))]
-    groups = sorted(_grouped(shown, group).values(), key=lambda g: g[0].place)
-    return [_figure(record, part, f"score{index}") for index, part in enumerate(groups[:MOST_FIGURES])]
+    groups = grouped(record, shown)[:MOST_FIGURES]
+    return [_figure(record, part, f"score{index}") for index, part in enumerate(groups)]
 
 
 def family(score: Score, source: str) -> str:
@@ -190,35 +253,30 @@ def _grouped(scores: Sequence[Score], key: Callable[[Score], Key]) -> dict[Key, 
 
 def _figure(record: RunRecord, scores: Sequence[Score], key: str) -> Figure:
     tasks = _grouped(scores, lambda s: s.task)
+    title = group_title(record, scores)
+    drawn = fig.both(lambda size: _drawing(record, scores, title, size))
+    entries = [
+        Entry(source_of(task, record.sources) or task, _css(record, task, len(tasks)), "dot", [_said(part[-1])],
+              note=_overlap(part[-1]))
+        for task, part in tasks.items()
+    ]  # fmt: skip
+    at = checkpoint_title(record, scores[-1].iteration)
+    return Figure(key, title, "", drawn, entries, at=at, follows=False, tab=title)
+
+
+def _drawing(record: RunRecord, scores: Sequence[Score], title: str, size: tuple[int, int]) -> Markup:
+    tasks = _grouped(scores, lambda s: s.task)
     bits, metric = scores[0].is_bits, scores[0].title
-    what = family(scores[0], source_of(scores[0].task, record.sources))
-    title = metric.capitalize() if bits else f"{what.capitalize()}: {metric}"
-    shown = [v for s in scores for v in (s.value, s.value - s.stderr, s.value + s.stderr, s.chance)]
-    frame = fig.make_frame(record, fig.HALF, domain(shown, zero=not bits))
-    marks = [_series(record, frame, part, _css(record, task, len(tasks))) for task, part in tasks.items()]
+    shown = [v for s in scores for v in (s.value, s.value - s.error, s.value + s.error, s.chance)]
+    frame = fig.make_frame(record, size, domain(shown, zero=not bits))
+    marks = [
+        _series(record, frame, part, _css(record, task, len(tasks)), SHIFT * (index - (len(tasks) - 1) / 2))
+        for index, (task, part) in enumerate(tasks.items())
+    ]
     chance = [_chance(frame, scores[0].chance)] if math.isfinite(scores[0].chance) else []
     labels = [(t, f"{t:.4g}" if bits or frame.y.high > 1.5 else f"{100 * t:.4g} %") for t in frame.y.ticks(5)]
-    drawn = fig.draw(record, frame, title, f"{metric} ({'lower' if scores[0].lower else 'higher'} is better)", labels,
-                     *chance, *marks)  # fmt: skip
-    entries = [
-        Entry(
-            source_of(task, record.sources) or task,
-            _css(record, task, len(tasks)),
-            "dot",
-            [form(part[-1], part[-1].value)],
-        )
-        for task, part in tasks.items()
-    ]
-    at = checkpoint_title(record, scores[-1].iteration)
-    return Figure(key, title, _reading(scores), [drawn], entries, at=at, follows=False)
-
-
-def _reading(scores: Sequence[Score]) -> str:
-    if scores[0].is_bits:
-        return "How many bits the model needs for a byte of held-out text of each source; lower is better."
-    guess = " a model that guesses stays on the dashed line;" if math.isfinite(scores[0].chance) else ""
     better = "lower" if scores[0].lower else "higher"
-    return f"Scores of the exported models, with bars of one standard error;{guess} {better} is better."
+    return fig.draw(record, frame, title, f"{metric} ({better} is better)", labels, *chance, *marks)
 
 
 def _css(record: RunRecord, task: str, count: int) -> str:
@@ -234,16 +292,20 @@ def _chance(frame: Frame, chance: float) -> Markup:
     return element("g", line, label)
 
 
-def _series(record: RunRecord, frame: Frame, scores: Sequence[Score], css: str) -> Markup:
-    points = [(frame.x(tokens_at(record, s.iteration)), s) for s in scores]
+def _series(record: RunRecord, frame: Frame, scores: Sequence[Score], css: str, shift: float) -> Markup:
+    """Draw a task's scores, `shift` pixels aside, so that intervals at the same clock stand beside each other."""
+    points = [(frame.x(tokens_at(record, s.iteration)) + shift, s) for s in scores]
     bars = [
-        path([(x, frame.y(s.value - s.stderr)), (x, frame.y(s.value + s.stderr))], class_=f"error {css}")
+        path([(x, frame.y(s.value - s.error)), (x, frame.y(s.value + s.error))], class_=f"error {css}")
         for x, s in points
         if s.stderr > 0
     ]
+    said = [f"{s.task}, {checkpoint_title(record, s.iteration)}: {_said(s)}" for s in scores]
+    said = [
+        text + (f"; {_overlap(s)} what was read" if _overlap(s) else "") for text, s in zip(said, scores, strict=True)
+    ]
     dots = [
-        element("circle", tip(f"{s.task}, {checkpoint_title(record, s.iteration)}: {_cell(s)}"), class_=f"dot {css}",
-                cx=x, cy=frame.y(s.value), r=4.5)
-        for x, s in points
-    ]  # fmt: skip
+        element("circle", tip(text), class_=f"dot {css}", cx=x, cy=frame.y(s.value), r=4.5)
+        for text, (x, s) in zip(said, points, strict=True)
+    ]
     return element("g", *bars, path([(x, frame.y(s.value)) for x, s in points], class_=f"line {css}"), *dots)

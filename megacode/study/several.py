@@ -1,0 +1,293 @@
+"""Several runs on one page: their losses by source, validation, scores side by side, and what they do differently.
+
+Runs are told apart by colour, sources by chart. The clock is tokens, or FLOPs: runs of models of different sizes lie
+at different places on the two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from megacode.base.units import format_count
+from megacode.study import cards, facts
+from megacode.study import contamination as overlap
+from megacode.study import figure as fig
+from megacode.study import scores as scoring
+from megacode.study.figure import Entry, Figure, colour
+from megacode.study.record import Json, RunRecord
+from megacode.study.series import slots, smoothed_loss, value
+from megacode.study.svg import (
+    Frame,
+    Scale,
+    Span,
+    bands,
+    boundaries,
+    domain,
+    drawing,
+    element,
+    grid,
+    path,
+    tip,
+    vertical_title,
+)
+
+IGNORED = ("name", "run_dir")  # of a config: what differs between any two runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """One of several runs on a page.
+
+    Attributes:
+        label: what it is called there; no two are the same.
+        css: its colour.
+        record: its files.
+    """
+
+    label: str
+    css: str
+    record: RunRecord
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of a chart: tokens, values, and what to say of each point (of those that get a dot)."""
+
+    run: Run
+    points: Sequence[tuple[float, float]]
+    said: Sequence[str] = ()
+
+
+def named(records: Sequence[RunRecord]) -> list[Run]:
+    """Give each run a label: its name, or its directory where two have the same name."""
+    names = [record.name for record in records]
+    labels = [name if names.count(name) == 1 else str(record.path) for name, record in zip(names, records, strict=True)]
+    return [Run(label, colour(i), record) for i, (label, record) in enumerate(zip(labels, records, strict=True))]
+
+
+def page(records: Sequence[RunRecord]) -> dict[str, Any]:
+    """Return all that the template of several runs shows."""
+    runs = named(records)
+    sources = list(dict.fromkeys(name for run in runs for name in run.record.sources))
+    return {
+        "runs": [_summary(run) for run in runs],
+        "labels": [run.label for run in runs],
+        "losses": [_loss_figure(runs, index, name) for index, name in enumerate(sources)],
+        "validation": _validation_figure(runs),
+        "score_table": score_table(runs),
+        "config": config_rows(runs),
+        "read": _tokens_read(runs, sources),
+        "has_flops": any(run.record.flops_per_token for run in runs),
+    }
+
+
+def _summary(run: Run) -> dict[str, str]:
+    record = run.record
+    measured = [number for line in record.validation if math.isfinite(number := value(line, "loss"))]
+    rates = [number for line in record.train if math.isfinite(number := value(line, "tokens_per_second"))]
+    spent = record.flops_per_token * record.tokens(record.last)
+    count = cards.parameters_of(record.plan.get("parameters"))
+    state = cards.status(record)
+    return {
+        "label": run.label,
+        "css": run.css,
+        "state": state["state"],
+        "parameters": format_count(count) if count else fig.NOTHING,
+        "tokens": format_count(record.tokens(record.last)),
+        "planned": format_count(record.planned_tokens),
+        "flops": fig.scientific(spent) if spent else fig.NOTHING,
+        "validation": f"{measured[-1]:.3f}" if measured else fig.NOTHING,
+        "rate": format_count(round(sorted(rates)[len(rates) // 2])) if rates else fig.NOTHING,
+        "contamination": overlap.card(record)["value"],
+        "commit": facts.commit(record)[:10] or fig.NOTHING,
+        "directory": str(record.path),
+    }
+
+
+def _loss_figure(runs: Sequence[Run], index: int, source: str) -> Figure:
+    training = [Curve(run, _training(run.record, source)) for run in runs]
+    held_out = [Curve(run, *_validation(run.record, lambda line: value(line.get("loss_by_source") or {}, source)))
+                for run in runs]  # fmt: skip
+    return _figure(f"loss{index}", f"Loss on {source}", runs, training, held_out, fig.HALF)
+
+
+def _validation_figure(runs: Sequence[Run]) -> Figure:
+    held_out = [Curve(run, *_validation(run.record, lambda line: value(line, "loss"))) for run in runs]
+    return _figure("validation", "Validation loss, mean over sources", runs, [], held_out, fig.WIDE)
+
+
+def _training(record: RunRecord, source: str) -> list[tuple[float, float]]:
+    clock = slots(record)
+    values = smoothed_loss(record, clock, source) if source in record.sources else []
+    return [(slot.stop, number) for slot, number in zip(clock, values, strict=False)]
+
+
+def _validation(record: RunRecord, of: Callable[[Json], float]) -> tuple[list[tuple[float, float]], list[str]]:
+    kept = [(line, of(line)) for line in record.validation if math.isfinite(of(line))]
+    points = [(float(record.tokens(line)), number) for line, number in kept]
+    return points, [f"held out: {number:.4f} at iteration {line['iteration']:,}" for line, number in kept]
+
+
+def _figure(key: str, title: str, runs: Sequence[Run], training: Sequence[Curve], held_out: Sequence[Curve],
+            size: tuple[int, int]) -> Figure:  # fmt: skip
+    shown = [y for curve in (*training, *held_out) for _, y in curve.points]
+    if not any(map(math.isfinite, shown)):
+        return Figure(key, title, "", missing="No run has measured it yet.")
+    drawn = _drawing(runs, training, held_out, title, size)
+    entries = [_entry(run, training, held_out) for run in runs]
+    if training:
+        entries.append(Entry("held out", "ink", "held"))
+    return Figure(key, title, "", [drawn], entries, follows=False, at="newest held-out values")
+
+
+def _entry(run: Run, training: Sequence[Curve], held_out: Sequence[Curve]) -> Entry:
+    """Return a run's line of the legend: its newest held-out loss, else its newest smoothed one, and of which clock."""
+    for curves in (held_out, training):
+        kept = [(x, y) for curve in curves if curve.run is run for x, y in curve.points if math.isfinite(y)]
+        if kept:
+            note = f"at {format_count(round(kept[-1][0]))} tokens"
+            return Entry(run.label, run.css, "line", [f"{kept[-1][1]:.3f}"], note=note)
+    return Entry(run.label, run.css, "line", [fig.NOTHING], past=True)
+
+
+def _drawing(runs: Sequence[Run], training: Sequence[Curve], held_out: Sequence[Curve], title: str,
+             size: tuple[int, int]) -> Markup:  # fmt: skip
+    """Draw the curves twice, over tokens and over FLOPs; the style sheet shows one of them."""
+    frame = _frame(runs, training, held_out, size, lambda run: 1.0)
+    labels = [(tick, fig.plain(tick)) for tick in frame.y.ticks(5)]
+    spans = _common_phases(runs)
+    parts = [
+        element("g", bands(frame, spans), *_curves(frame, training, held_out, lambda run: 1.0),
+                boundaries(frame, spans), fig.token_axis(frame, "tokens consumed"), class_="by-tokens")
+    ]  # fmt: skip
+    if all(run.record.flops_per_token for run in runs):
+        cost: Callable[[Run], float] = lambda run: run.record.flops_per_token  # noqa: E731
+        over_flops = _frame(runs, training, held_out, size, cost)
+        parts.append(element("g", *_curves(over_flops, training, held_out, cost), fig.flops_axis(over_flops),
+                             class_="by-flops"))  # fmt: skip
+    else:
+        note = element("text", "not every plan says its FLOPs", class_="note", x=frame.left + 8, y=frame.top + 16)
+        parts.append(element("g", note, class_="by-flops"))
+    return drawing(*size, title, grid(frame, labels), *parts, vertical_title(frame, "loss (nats per token)"),
+                   class_=fig.SHAPES[size] if size != fig.WIDE else "alone")  # fmt: skip
+
+
+def _frame(runs: Sequence[Run], training: Sequence[Curve], held_out: Sequence[Curve], size: tuple[int, int],
+           cost: Callable[[Run], float]) -> Frame:  # fmt: skip
+    width, height = size
+    stop = max(cost(run) * max(run.record.planned_tokens, run.record.tokens(run.record.last), 1) for run in runs)
+    ends = domain([y for curve in (*training, *held_out) for _, y in curve.points], log=True)
+    return Frame(width, height, Scale(0, stop, 52, width - 14), Scale(*ends, height - 42, 42, True))
+
+
+def _curves(frame: Frame, training: Sequence[Curve], held_out: Sequence[Curve],
+            cost: Callable[[Run], float]) -> list[Markup]:  # fmt: skip
+    def place(curve: Curve) -> list[tuple[float, float]]:
+        return [(frame.x(x * cost(curve.run)), frame.y(y)) for x, y in curve.points]
+
+    marks = [path(place(curve), class_=f"line held {curve.run.css}") for curve in held_out]
+    marks += [path(place(curve), class_=f"line {curve.run.css}") for curve in training]
+    marks += [
+        element("circle", tip(f"{curve.run.label}, {text}"), class_=f"dot {curve.run.css}", cx=x, cy=y, r=3.0)
+        for curve in held_out
+        for (x, y), text in zip(place(curve), curve.said, strict=True)
+    ]
+    return marks
+
+
+def _common_phases(runs: Sequence[Run]) -> list[Span]:
+    spans = runs[0].record.spans
+    return spans if all(run.record.spans == spans for run in runs) else []
+
+
+def score_table(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the newest scores of each run: `columns`, and `groups` of rows, a cell a run."""
+    newest = {run.label: _newest(scoring.collect(run.record)) for run in runs}
+    every = [score for found in newest.values() for score in found.values()]
+    first = runs[0].record
+    groups = []
+    for part in scoring.grouped(first, every):
+        tasks = dict.fromkeys((score.task, score.metric) for score in part)
+        rows = [_score_row(runs, newest, key) for key in tasks]
+        groups.append({"title": scoring.group_title(first, part), "note": scoring.group_note(part), "rows": rows})
+    columns = [_column(run, newest[run.label]) for run in runs]
+    return {"columns": columns, "groups": groups}
+
+
+def _newest(scores: Sequence[scoring.Score]) -> dict[tuple[str, str], scoring.Score]:
+    """Return the newest score of each task and metric."""
+    return {(score.task, score.metric): score for score in scores}
+
+
+def _column(run: Run, found: Mapping[tuple[str, str], scoring.Score]) -> dict[str, str]:
+    iterations = {score.iteration for score in found.values()}
+    at = scoring.checkpoint_title(run.record, max(iterations)) if iterations else "no scores"
+    return {"label": run.label, "css": run.css, "at": at if len(iterations) < 2 else f"{at} and before"}
+
+
+def _score_row(runs: Sequence[Run], newest: Mapping[str, Mapping[tuple[str, str], scoring.Score]],
+               key: tuple[str, str]) -> Json:  # fmt: skip
+    found = [newest[run.label].get(key) for run in runs]
+    percent = scoring.in_percent([score for score in found if score is not None])
+    asked = {question for run in runs if (question := _questions(run.record, key[0]))}
+    cells = [
+        {**scoring.cell(score, percent), "overlap": str(score.overlap) if score and score.overlap else ""}
+        for score in found
+    ]
+    return {"task": key[0], "cells": cells, "remark": "other questions" if len(asked) > 1 else ""}
+
+
+def _questions(record: RunRecord, task: str) -> str:
+    """Return the digest of a task's questions in the newest scores; scores are comparable where they are the same."""
+    told = [(document.get("tasks") or {}).get(task) or {} for document in record.scores]
+    return next((str(row["questions_sha256"]) for row in reversed(told) if row.get("questions_sha256")), "")
+
+
+def config_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the settings in which the runs differ, and the data that are not the same, a row each."""
+    flat = [{**_flat(run.record.config), **_data(run.record)} for run in runs]
+    keys = dict.fromkeys(key for one in flat for key in one if key not in IGNORED)
+    return [
+        {"key": key, "cells": [one.get(key, fig.NOTHING) for one in flat]}
+        for key in keys
+        if len({one.get(key) for one in flat}) > 1
+    ]
+
+
+def _flat(found: Any, prefix: str = "") -> dict[str, str]:
+    """Return nested settings as `dotted.key: text`; items of lists by their name, or number."""
+    if isinstance(found, dict):
+        pairs = [(str(key), part) for key, part in found.items()]
+    elif isinstance(found, list) and any(isinstance(part, dict) for part in found):
+        pairs = [(str(part.get("name", i) if isinstance(part, dict) else i), part) for i, part in enumerate(found)]
+    else:
+        return {prefix: fig.NOTHING if found is None else str(found)}
+    return {
+        key: text for name, part in pairs for key, text in _flat(part, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def _data(record: RunRecord) -> dict[str, str]:
+    sources = record.plan.get("sources") or {}
+    return {
+        f"content of {name}": str(row.get("identity"))[:12] for name, row in sources.items() if isinstance(row, dict)
+    }
+
+
+def _tokens_read(runs: Sequence[Run], sources: Sequence[str]) -> list[dict[str, Any]]:
+    """Return how many tokens of each source each run has read, and their share."""
+    rows = []
+    for name in sources:
+        cells = []
+        for run in runs:
+            count = sum(int((line.get("samples_by_source") or {}).get(name, 0)) for line in run.record.train)
+            total = int(run.record.last.get("consumed_samples") or 0)
+            share = fig.percent(count / total) if total else ""
+            cells.append({"value": format_count(count * run.record.seq_length), "share": share})
+        rows.append({"source": name, "cells": cells})
+    return rows
