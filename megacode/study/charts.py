@@ -34,7 +34,8 @@ def loss(record: RunRecord, clock: Sequence[Slot]) -> Figure:
     """Return the smoothed training loss and the validation loss of every source."""
     reading = (
         f"Thick lines: training loss of each source, a mean over {SMOOTHED_SAMPLES} of its samples or more; a line "
-        "starts once that many are around it. Thin lines with dots: loss on held-out documents. The axis is logarithmic."
+        "starts once that many are around it. Thin lines with dots: loss on held-out documents. "
+        "The axis is logarithmic."
     )
     lines = {name: smoothed_loss(record, clock, name) for name in record.sources}
     dots = {name: validation_points(record, name) for name in record.sources}

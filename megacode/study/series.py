@@ -95,9 +95,9 @@ def smoothing(record: RunRecord) -> int:
 def smoothed_loss(record: RunRecord, grid: Sequence[Slot], source: str) -> list[float]:
     """Return a source's training loss at each slot's end: the mean over the samples around it, in nats per token.
 
-    The window holds `SMOOTHED_SAMPLES` of the source, or more, as many on either side. It goes across the borders of
-    phases that read the source: cut there, it would hold too few samples, and a line would leap where nothing happened.
-    Where reading begins there is nothing on the left: the line starts once a window of equal sides is full.
+    The window holds `SMOOTHED_SAMPLES` of the source or more (half of all, where they are few), as many on either side.
+    It goes across the borders of phases that read the source: cut there, it would hold too few samples, and a line
+    would jump where nothing happened. Where reading begins, a line starts once both sides are full.
 
     Returns:
         One value a slot; not a number where there is no line.
@@ -124,7 +124,7 @@ def _smoothed(grid: Sequence[Slot], source: str, reach: int) -> list[float]:
     sums = [0.0, *accumulate(loss for loss, _ in kept)]
     weights = [0.0, *accumulate(weight for _, weight in kept)]
     total = weights[-1]
-    half = min(max(SMOOTHED_SAMPLES, 2 * reach * total / len(pairs)), max(1.0, total / 4)) / 2
+    half = min(max(SMOOTHED_SAMPLES / 2, reach * total / len(pairs)), max(0.5, total / 4))
     return [_around(end, half, sums, weights) for end in accumulate(len(slot.lines) for slot in grid)]
 
 
