@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-_SECONDS = 10.0  # a repository on a slow file system must not hold a start up
+_SECONDS = 5.0  # a repository on a slow file system must not hold a start up
 
 
 def revision(file: Path) -> dict[str, Any] | None:

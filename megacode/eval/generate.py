@@ -70,6 +70,7 @@ def model_of(place: Path) -> Path:
     target = run.hf / run.iteration_name(state.iteration)
     if read_score_file(target / CARD).get("checkpoint_seal") != state.seal:
         _export(checkpoint, target)
+    check_model(target)
     return target
 
 
@@ -91,6 +92,9 @@ def _export(checkpoint: Path, target: Path) -> None:
     try:
         to_hf(checkpoint, target, force=target.exists())
     except OSError as error:
+        if not checkpoint.exists():
+            what, fix = "the checkpoint was deleted meanwhile: the run is live", "give the same command again"
+            raise CheckpointError(what, str(checkpoint), fix) from error
         fix = f"export it elsewhere: megacode convert to-hf {checkpoint} OUT, then megacode generate OUT"
         raise CheckpointError(f"the export cannot be written: {error.strerror}", str(target), fix) from error
 

@@ -47,7 +47,7 @@ def samples(record: RunRecord) -> list[Json]:
 
 def _samples(record: RunRecord, document: Json) -> Json:
     settings = document.get("settings") or {}
-    said = ", ".join(f"{str(key).replace('_', ' ')} {number:g}" for key, number in settings.items())
+    said = ", ".join(f"{str(key).replace('_', ' ')} {number}" for key, number in settings.items())
     texts = [
         {"prompt": _shown(one.get("prompt")), "text": _shown(one.get("text")), "cut": one.get("ended") != "end of text"}
         for one in document["samples"]

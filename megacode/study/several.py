@@ -20,7 +20,7 @@ from megacode.study import figure as fig
 from megacode.study import scores as scoring
 from megacode.study.figure import Entry, Figure, colour
 from megacode.study.record import Json, RunRecord
-from megacode.study.series import slots, smoothed_loss, value
+from megacode.study.series import Slot, slots, smoothed_loss, value
 from megacode.study.svg import (
     Frame,
     Scale,
@@ -47,11 +47,13 @@ class Run:
         label: what it is called there; no two are the same.
         css: its colour.
         record: its files.
+        clock: its slots.
     """
 
     label: str
     css: str
     record: RunRecord
+    clock: Sequence[Slot]
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def named(records: Sequence[RunRecord]) -> list[Run]:
     """Give each run a label: its name, or its directory where two have the same name."""
     names = [record.name for record in records]
     labels = [name if names.count(name) == 1 else str(record.path) for name, record in zip(names, records, strict=True)]
-    return [Run(label, colour(i), record) for i, (label, record) in enumerate(zip(labels, records, strict=True))]
+    pairs = zip(labels, records, strict=True)
+    return [Run(label, colour(i), record, slots(record)) for i, (label, record) in enumerate(pairs)]
 
 
 def page(records: Sequence[RunRecord]) -> dict[str, Any]:
@@ -110,7 +113,7 @@ def _summary(run: Run) -> dict[str, str]:
 
 
 def _loss_figure(runs: Sequence[Run], index: int, source: str) -> Figure:
-    training = [Curve(run, _training(run.record, source)) for run in runs]
+    training = [Curve(run, _training(run, source)) for run in runs]
     held_out = [Curve(run, *_validation(run.record, lambda line: value(line.get("loss_by_source") or {}, source)))
                 for run in runs]  # fmt: skip
     return _figure(f"loss{index}", f"Loss on {source}", runs, training, held_out, fig.HALF)
@@ -121,10 +124,11 @@ def _validation_figure(runs: Sequence[Run]) -> Figure:
     return _figure("validation", "Validation loss, mean over sources", runs, [], held_out, fig.WIDE)
 
 
-def _training(record: RunRecord, source: str) -> list[tuple[float, float]]:
-    clock = slots(record)
-    values = smoothed_loss(record, clock, source) if source in record.sources else []
-    return [(slot.stop, number) for slot, number in zip(clock, values, strict=False)]
+def _training(run: Run, source: str) -> list[tuple[float, float]]:
+    if source not in run.record.sources:
+        return []
+    values = smoothed_loss(run.record, run.clock, source)
+    return [(slot.stop, number) for slot, number in zip(run.clock, values, strict=True)]
 
 
 def _validation(record: RunRecord, of: Callable[[Json], float]) -> tuple[list[tuple[float, float]], list[str]]:
