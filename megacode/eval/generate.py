@@ -18,7 +18,6 @@ from megacode.base.errors import CheckpointError, ConfigError, DataError
 from megacode.base.files import RunDir
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
-from megacode.convert.card import FILE_NAME as CARD
 from megacode.eval.judge_answers import end_ids, open_model
 from megacode.eval.models import check_model
 from megacode.metrics.scores import read_score_file
@@ -26,6 +25,7 @@ from megacode.metrics.scores import read_score_file
 log = logging.getLogger(__name__)
 
 _CONTEXT_TOKENS = 8  # of the prompt, decoded with the first new ones: some tokenizers drop the first token's space
+_CARD = "megacode.json"  # convert.card's; that module would load torch
 _TORN = "\ufffd"  # the end of a text whose last character is not complete
 
 Turns = Sequence[dict[str, str]]
@@ -68,7 +68,7 @@ def model_of(place: Path) -> Path:
         raise CheckpointError("this checkpoint does not lie in a run directory", str(checkpoint), fix)
     run, state = RunDir(checkpoint.parent.parent), TrainState.read(checkpoint)
     target = run.hf / run.iteration_name(state.iteration)
-    if read_score_file(target / CARD).get("checkpoint_seal") != state.seal:
+    if read_score_file(target / _CARD).get("checkpoint_seal") != state.seal:
         _export(checkpoint, target)
     check_model(target)
     return target
@@ -134,7 +134,7 @@ class Writer:
         """
         ids = list(self._tokenizer(prompt)["input_ids"])
         begin = self._tokenizer.bos_token_id
-        ours = (self._where / CARD).exists()
+        ours = (self._where / _CARD).exists()
         if begin is not None and (ours or not ids) and ids[:1] != [begin]:
             ids = [begin, *ids]
         if not ids:
