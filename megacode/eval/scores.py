@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +27,7 @@ from megacode.eval.contamination import describe
 from megacode.metrics.intervals import LEVEL, half_width
 
 PACKAGES = ("lm_eval", "transformers", "torch", "tokenizers", "datasets")
+_NARROW: Any = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)}
 _LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "word_perplexity", "byte_perplexity")
 
 
@@ -123,22 +125,10 @@ def questions_digest(lines: Iterable[Mapping[str, Any]]) -> str:
 
 
 def render_scores(document: Mapping[str, Any], console: Console) -> None:
-    """Print a score document as a table: each task's scores with 95 % intervals, and what guessing gets."""
-    table = Table("task", "metric", title=f"{document['suite']}: {document['model']['path']}", title_justify="left")
-    for name in ("score", f"± {LEVEL}", "chance", "items", "time"):
-        table.add_column(name, justify="right")
-    for task, scores in document["scores"].items():
-        facts = document["tasks"][task]
-        chance = document["chance"].get(task)
-        guess = "" if chance is None else f"{chance:.2f}"
-        tail = [guess, format_count(facts["items"]), format_seconds(facts["seconds"])]
-        for row, metric in enumerate(name for name in scores if not name.endswith("_stderr")):
-            error = scores.get(f"{metric}_stderr")
-            shown = [f"{scores[metric]:.3f}", "" if error is None else f"{half_width(error):.3f}"]
-            arrow = " (less is better)" if metric in _LOWER_IS_BETTER else ""
-            table.add_row(task if row == 0 else "", metric + arrow, *shown, *(tail if row == 0 else ["", "", ""]))
-        table.add_section()
-    console.print(table)
+    """Print a score document: each task's scores with 95 % intervals, what guessing gets, and the contamination."""
+    title = f"{document['suite']}: {document['model']['path']}"
+    console.print(title, soft_wrap=True, markup=False, highlight=False)
+    console.print(_scores_table(document))
     if document["means"]:
         console.print(_means_table(document["means"]))
     for task, why in document["left_out"].items():
@@ -147,8 +137,28 @@ def render_scores(document: Mapping[str, Any], console: Console) -> None:
     console.print(f"{format_seconds(document['seconds'])} on {document['settings']['device']}")
 
 
+def _scores_table(document: Mapping[str, Any]) -> Table:
+    """Return the tasks' table: no line between columns, so that its names are whole at 80 columns."""
+    table = Table(caption="↓: less is better", caption_justify="left", **_NARROW)
+    table.add_column("task", overflow="fold")
+    table.add_column("metric", overflow="fold")
+    for name in ("score", f"± {LEVEL}", "chance", "items", "overlap"):
+        table.add_column(name, justify="right")
+    overlaps = document["contamination"].get("tasks") or {}
+    for task, scores in document["scores"].items():
+        chance, hits = document["chance"].get(task), overlaps.get(task, {}).get("overlapping")
+        tail = ["" if chance is None else f"{chance:.2f}", format_count(document["tasks"][task]["items"])]
+        tail.append("" if hits is None else f"{hits:,}")
+        for row, metric in enumerate(name for name in scores if not name.endswith("_stderr")):
+            error = scores.get(f"{metric}_stderr")
+            shown = [f"{scores[metric]:.3f}", "" if error is None else f"{half_width(error):.3f}"]
+            arrow = " ↓" if metric.partition(",")[0] in _LOWER_IS_BETTER else ""
+            table.add_row(task if row == 0 else "", metric + arrow, *shown, *(tail if row == 0 else ["", "", ""]))
+    return table
+
+
 def _means_table(means: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table("mean", "score", f"± {LEVEL}", "of", "without")
+    table = Table("mean", "score", f"± {LEVEL}", "of", "without", **_NARROW)
     for name, mean in means.items():
         shown = ["-" if mean["score"] is None else f"{mean['score']:.3f}"]
         shown.append("" if mean["stderr"] is None else f"{half_width(mean['stderr']):.3f}")

@@ -342,7 +342,7 @@ def test_the_page_and_the_terminal_show_the_same_interval(run):
     console = Console(record=True, width=120, file=io.StringIO())
     render_scores(document, console)
     shown = console.export_text()
-    assert re.search(r"0\.450 +│ +0\.059", shown)
+    assert re.search(r"0\.450 +0\.059", shown)
     assert "± 95 %" in shown
     assert "45.0 ± 5.9" in page_of(run).text
 
