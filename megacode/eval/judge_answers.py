@@ -129,7 +129,7 @@ def open_model(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
     except (*_LOADING_ERRORS, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        fix = "export it anew with `megacode convert to-hf`"
+        fix = "export it again with `megacode convert to-hf`"
         raise CheckpointError(f"transformers cannot load it: {reason}", str(hf_dir), fix) from error
     return model.to(place).eval(), tokenizer
 

@@ -15,7 +15,7 @@ from megacode.study.record import Json, RunRecord
 from megacode.study.series import deviation, planned_shares, seen_tokens, source_tokens, value
 
 LONGEST_VALUE = 160
-REMARKS = {"restarted": "starts anew", "clipped": "cut by max_epochs"}
+REMARKS = {"restarted": "restarts", "clipped": "cut by max_epochs"}
 NO_PROVENANCE = (
     "time",
     "event",

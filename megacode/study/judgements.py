@@ -10,6 +10,7 @@ from megacode.study.record import Json, RunRecord
 from megacode.study.scores import checkpoint_title
 from megacode.study.series import value
 
+MOST_SAMPLES = 6  # models whose texts are shown; all lie in samples/
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -41,8 +42,9 @@ def _name(side: object) -> str:
 
 
 def samples(record: RunRecord) -> list[Json]:
-    """Return what the models write, the newest first: `title`, `settings`, and `texts` of `prompt` and `text`."""
-    return [_samples(record, document) for document in reversed(record.samples) if document.get("samples")]
+    """Return what the newest models write, the newest first: `title`, `settings`, `texts` of `prompt` and `text`."""
+    found = [document for document in record.samples if isinstance(document.get("samples"), list)]
+    return [_samples(record, document) for document in reversed(found[-MOST_SAMPLES:])]
 
 
 def _samples(record: RunRecord, document: Json) -> Json:

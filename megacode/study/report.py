@@ -113,6 +113,7 @@ def page(record: RunRecord) -> dict[str, Any]:
         "proof": facts.proof(record),
         "provenance": facts.provenance(record),
         "samples": judgements.samples(record),
+        "sampled": len(record.samples),
         "judgements": judgements.judgements(record),
         "corpus": corpus(record),
         "is_demo": bool(record.collected),

@@ -88,7 +88,8 @@ def test_the_table_is_whole_at_80_columns_with_the_overlap_beside_each_task():
     looked = {"checked": True, "tasks": overlap, "share_checked": 1.0, "tokens_read": 1_000_000}
     document = {
         "suite": "demo", "model": {"path": "/a/long/path" * 9}, "seconds": 3.0, "settings": {"device": "cpu"},
-        "scores": {task: metrics for task in tasks}, "chance": dict.fromkeys(tasks, 0.25), "left_out": {}, "means": {},
+        "scores": {task: dict(metrics) for task in tasks}, "chance": dict.fromkeys(tasks, 0.25),
+        "left_out": {}, "means": {},
         "tasks": {task: {"items": 80, "seconds": 1.0} for task in tasks}, "contamination": looked,
     }  # fmt: skip
     render_scores(document, console)

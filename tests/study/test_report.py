@@ -210,12 +210,12 @@ def test_names_are_never_taken_for_markup(build_run, tmp_path):
     assert evil in page.text
 
 
-def test_a_source_that_starts_anew_or_was_cut_says_so(run):
+def test_a_source_that_restarts_or_was_cut_says_so(run):
     plan = json.loads((run / "plan.json").read_text())
     plan["phases"][1]["sources"]["text"] |= {"restarted": True, "first_repetition_sample": 3200}
     plan["phases"][2]["sources"]["code"]["clipped"] = True
     (run / "plan.json").write_text(json.dumps(plan))
-    assert {"starts anew", "cut by max_epochs", "sample 3,200"} <= set(page_of(run).words)
+    assert {"restarts", "cut by max_epochs", "sample 3,200"} <= set(page_of(run).words)
 
 
 def test_an_export_that_was_not_verified_is_called_out(run):
@@ -435,3 +435,12 @@ def test_a_place_where_nothing_may_be_written_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match="the page cannot be written") as refusal:
         write_report(run, tmp_path / "file" / "page.html")
     assert "--out" in str(refusal.value)
+
+
+def test_of_many_models_the_newest_texts_are_shown_and_that_is_said(run):
+    text = (run / "samples/iter_0000420.json").read_text()
+    for iteration in range(10, 60, 10):
+        (run / f"samples/iter_{iteration:07d}.json").write_text(text.replace("420", str(iteration)))
+    page = page_of(run)
+    assert page.words.count("def f(") == 6
+    assert "These are the newest 6 of 9 models" in page.text
