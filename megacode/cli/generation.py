@@ -41,8 +41,9 @@ def generate(
     """Let a trained model write: from --prompt, from standard input, or line by line at a terminal."""
     setup_logging()
     asked = _prompt(prompt, prompt_file)
-    if asked is None and as_json:
-        raise ConfigError("there is no prompt", "--json", "give --prompt or --prompt-file, or pipe the prompt in")
+    if asked is None and (as_json or count > 1):
+        where, fix = "--json" if as_json else "--count", "give --prompt or --prompt-file, or pipe the prompt in"
+        raise ConfigError("there is no prompt", where, fix)
     if count > 1 and temperature == 0:
         raise ConfigError("at temperature 0 all texts are the same", f"--count {count}", "leave it out, or draw")
     from megacode.eval.generate import Sampling, Writer, model_of

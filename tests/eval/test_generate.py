@@ -201,7 +201,8 @@ def test_a_person_at_a_terminal_is_asked_line_by_line(model, monkeypatch):
     assert result.exit_code == 0
     assert result.stdout.count("> ") == 5
     assert "the prompt has 201 tokens" in result.stderr
-    assert "--json" in refusal(model, "--json")
+    assert "--json: there is no prompt" in refusal(model, "--json")
+    assert "--count: there is no prompt" in refusal(model, "--count", 2)
 
 
 def test_a_conversation_remembers_and_forgets_its_oldest_turns(model, caplog):
