@@ -13,7 +13,18 @@ import megacode
 from megacode.base.errors import ConfigError
 from megacode.base.files import write_text
 from megacode.base.units import format_bytes, format_count
-from megacode.study import accuracy, cards, charts, facts, judgements, mixture, scores, several
+from megacode.study import (
+    accuracy,
+    cards,
+    charts,
+    facts,
+    judgements,
+    mixture,
+    score_charts,
+    score_table,
+    scores,
+    several,
+)
 from megacode.study.figure import readout
 from megacode.study.record import Json, RunRecord, read_run
 from megacode.study.series import slots
@@ -105,8 +116,8 @@ def page(record: RunRecord) -> dict[str, Any]:
         "cards": cards.cards(record, found),
         **figures,
         "over_time": over_time,
-        "score_figures": scores.figures(record, found),
-        "score_table": scores.table(record, found),
+        "score_figures": score_charts.figures(record, found),
+        "score_table": score_table.table(record, found),
         "phases": facts.plan_phases(record),
         "plan_total": facts.plan_total(record),
         "warnings": [str(warning) for warning in record.plan.get("warnings") or []],

@@ -1,4 +1,4 @@
-"""Scores of the exported models over the run: bits per byte and accuracy."""
+"""Scores of the exported models over the run: what was measured, of which model, how surely."""
 
 from __future__ import annotations
 
@@ -7,22 +7,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, TypeVar
-
-from markupsafe import Markup
+from typing import TypeVar
 
 from megacode.metrics.intervals import half_width
 from megacode.study import figure as fig
-from megacode.study.contamination import Overlap, newest, overlaps, remark
-from megacode.study.figure import Entry, Figure, colour
+from megacode.study.contamination import Overlap, overlaps
 from megacode.study.record import Json, RunRecord
 from megacode.study.series import value
-from megacode.study.svg import Frame, domain, element, path, tip
 
 Key = TypeVar("Key")
-MOST_FIGURES = 8  # of a large suite the rest is in the table
-SHIFT = 4.0  # pixels between tasks at one clock
-MOST_COLUMNS = 6  # as many as a page of 1,400 pixels shows whole; the rest is in the charts
 TITLES = {  # in the order of the charts: what leaves chance first comes first
     "bits_per_byte": "bits per byte",
     "acc_mutual_info": "accuracy, by mutual information",
@@ -138,67 +131,6 @@ def form(score: Score, number: float) -> str:
     return fig.percent(number) if not score.is_bits and 0 <= number <= 1 else f"{number:.3f}"
 
 
-def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, Any]:
-    """Return the scores as a table.
-
-    Returns:
-        `columns` (of the `checkpoints`), and `groups`, one a metric and kind of task: `title`, `note`, and `rows` of
-        texts, one a task. `remark` says how the overlap with the training data was found.
-    """
-    scored = sorted({score.iteration for score in scores})
-    iterations = _columns(record, scored)
-    found = newest(record)
-    groups = [
-        {"title": group_title(record, part), "note": group_note(part),
-         "rows": [_row(record, task, of_task, iterations, found.get(task))
-                  for task, of_task in _grouped(part, lambda s: s.task).items()]}
-        for part in grouped(record, scores)
-    ]  # fmt: skip
-    columns = [checkpoint_title(record, iteration) for iteration in iterations]
-    return {"checkpoints": scored, "columns": columns, "groups": groups, "remark": remark(record)}
-
-
-def grouped(record: RunRecord, scores: Sequence[Score]) -> list[list[Score]]:
-    """Return scores by metric and kind of task, in the order of the charts; the sources' tasks stand together."""
-
-    def key(score: Score) -> tuple[str, str, str]:
-        named = source_of(score.task, record.sources)
-        return (score.metric, family(score, named), "" if math.isnan(score.chance) else f"{score.chance:.4f}")
-
-    return sorted(_grouped(scores, key).values(), key=lambda group: group[0].place)
-
-
-def group_title(record: RunRecord, scores: Sequence[Score]) -> str:
-    if scores[0].is_bits:
-        return scores[0].title.capitalize()
-    what = family(scores[0], source_of(scores[0].task, record.sources))
-    return f"{what.capitalize()}: {scores[0].title}"
-
-
-def group_note(scores: Sequence[Score]) -> str:
-    unit = "%, " if in_percent(scores) else ""
-    guess = f", chance {100 * scores[0].chance:.3g} %" if math.isfinite(scores[0].chance) else ""
-    return f"{unit}{'lower' if scores[0].lower else 'higher'} is better{guess}"
-
-
-def in_percent(scores: Sequence[Score]) -> bool:
-    return not any(score.is_bits for score in scores) and all(0 <= score.value <= 1 for score in scores)
-
-
-def _row(record: RunRecord, task: str, scores: Sequence[Score], iterations: Sequence[int],
-         overlap: Overlap | None) -> Json:  # fmt: skip
-    by_iteration = {score.iteration: score for score in scores}
-    source = source_of(task, record.sources)
-    return {
-        "task": task,
-        "source": source,
-        "css": colour(record.sources.index(source)) if source else "",
-        "cells": [cell(by_iteration.get(iteration), in_percent(scores)) for iteration in iterations],
-        "overlap": str(overlap) if overlap else fig.NOTHING,
-        "warn": bool(overlap and overlap.hits),
-    }
-
-
 def cell(score: Score | None, percent: bool) -> dict[str, str]:
     """Return a score as `value` and `error`, ready to print; in per cent without the sign where the table says so."""
     if score is None or not math.isfinite(score.value):
@@ -208,33 +140,34 @@ def cell(score: Score | None, percent: bool) -> dict[str, str]:
     return {"value": f"{factor * score.value:.{digits}f}", "error": error}
 
 
-def _columns(record: RunRecord, iterations: Sequence[int]) -> list[int]:
-    """Return the checkpoints that a table shows: ends of phases, the last, and others as far as there is room."""
-    if len(iterations) <= MOST_COLUMNS:
-        return list(iterations)
-    ends = [one for one in iterations if not checkpoint_title(record, one).startswith("iteration")]
-    shown = {*ends[-MOST_COLUMNS + 1 :], iterations[-1]}
-    others = [one for one in iterations if one not in shown]
-    room = MOST_COLUMNS - len(shown)
-    return sorted(shown | {others[(2 * number + 1) * len(others) // (2 * room)] for number in range(room)})
+def in_percent(scores: Sequence[Score]) -> bool:
+    """Return whether scores are rates, shown in per cent."""
+    return not any(score.is_bits for score in scores) and all(0 <= score.value <= 1 for score in scores)
 
 
-def _said(score: Score) -> str:
-    """Return a score with its interval, in a line."""
-    error = f" ± {form(score, score.error).removesuffix(' %')}" if math.isfinite(score.stderr) else ""
-    unit = " %" if "%" in form(score, score.value) else ""
-    return form(score, score.value).removesuffix(" %") + error + unit
+def grouped(record: RunRecord, scores: Sequence[Score]) -> list[list[Score]]:
+    """Return scores by metric and kind of task, in the order of the charts; the sources' tasks stand together."""
+
+    def key(score: Score) -> tuple[str, str, str]:
+        named = source_of(score.task, record.sources)
+        return (score.metric, family(score, named), "" if math.isnan(score.chance) else f"{score.chance:.4f}")
+
+    return sorted(group_by(scores, key).values(), key=lambda group: group[0].place)
 
 
-def _overlap(score: Score) -> str:
-    return f"{score.overlap} overlap" if score.overlap and score.overlap.hits else ""
+def group_title(record: RunRecord, scores: Sequence[Score]) -> str:
+    """Return the title of scores of one metric and kind of task: `Endings: accuracy`."""
+    if scores[0].is_bits:
+        return scores[0].title.capitalize()
+    what = family(scores[0], source_of(scores[0].task, record.sources))
+    return f"{what.capitalize()}: {scores[0].title}"
 
 
-def figures(record: RunRecord, scores: Sequence[Score]) -> list[Figure]:
-    """Return a chart a metric and kind of task, of which the page shows one at a time."""
-    shown = [score for score in scores if math.isfinite(tokens_at(record, score.iteration))]
-    groups = grouped(record, shown)[:MOST_FIGURES]
-    return [_figure(record, part, f"score{index}") for index, part in enumerate(groups)]
+def group_note(scores: Sequence[Score]) -> str:
+    """Return how to read such scores: unit, which way is better, what guessing gets."""
+    unit = "%, " if in_percent(scores) else ""
+    guess = f", chance {100 * scores[0].chance:.3g} %" if math.isfinite(scores[0].chance) else ""
+    return f"{unit}{'lower' if scores[0].lower else 'higher'} is better{guess}"
 
 
 def family(score: Score, source: str) -> str:
@@ -244,68 +177,9 @@ def family(score: Score, source: str) -> str:
     return " ".join(re.split(r"[_\W]+", words)).strip()
 
 
-def _grouped(scores: Sequence[Score], key: Callable[[Score], Key]) -> dict[Key, list[Score]]:
+def group_by(scores: Sequence[Score], key: Callable[[Score], Key]) -> dict[Key, list[Score]]:
+    """Return scores gathered by a key, in the order in which its values first come."""
     found: dict[Key, list[Score]] = {}
     for score in scores:
         found.setdefault(key(score), []).append(score)
     return found
-
-
-def _figure(record: RunRecord, scores: Sequence[Score], key: str) -> Figure:
-    tasks = _grouped(scores, lambda s: s.task)
-    title = group_title(record, scores)
-    drawn = fig.both(lambda size: _drawing(record, scores, title, size))
-    entries = [
-        Entry(source_of(task, record.sources) or task, _css(record, task, len(tasks)), "dot", [_said(part[-1])],
-              note=_overlap(part[-1]))
-        for task, part in tasks.items()
-    ]  # fmt: skip
-    at = checkpoint_title(record, scores[-1].iteration)
-    return Figure(key, title, "", drawn, entries, at=at, follows=False, tab=title)
-
-
-def _drawing(record: RunRecord, scores: Sequence[Score], title: str, size: tuple[int, int]) -> Markup:
-    tasks = _grouped(scores, lambda s: s.task)
-    bits, metric = scores[0].is_bits, scores[0].title
-    shown = [v for s in scores for v in (s.value, s.value - s.error, s.value + s.error, s.chance)]
-    frame = fig.make_frame(record, size, domain(shown, zero=not bits))
-    marks = [
-        _series(record, frame, part, _css(record, task, len(tasks)), SHIFT * (index - (len(tasks) - 1) / 2))
-        for index, (task, part) in enumerate(tasks.items())
-    ]
-    chance = [_chance(frame, scores[0].chance)] if math.isfinite(scores[0].chance) else []
-    labels = [(t, f"{t:.4g}" if bits or frame.y.high > 1.5 else f"{100 * t:.4g} %") for t in frame.y.ticks(5)]
-    better = "lower" if scores[0].lower else "higher"
-    return fig.draw(record, frame, title, f"{metric} ({better} is better)", labels, *chance, *marks)
-
-
-def _css(record: RunRecord, task: str, count: int) -> str:
-    """Return the colour of the source a task is named after, ink where there is none."""
-    source = source_of(task, record.sources)
-    return colour(record.sources.index(source)) if source else "ink" if count == 1 else "ink again"
-
-
-def _chance(frame: Frame, chance: float) -> Markup:
-    line = path([(frame.left, frame.y(chance)), (frame.right, frame.y(chance))], class_="planned")
-    label = element("text", f"chance {100 * chance:.3g} %", class_="note", x=frame.right - 4,
-                    y=frame.y(chance) + 14, text_anchor="end")  # fmt: skip
-    return element("g", line, label)
-
-
-def _series(record: RunRecord, frame: Frame, scores: Sequence[Score], css: str, shift: float) -> Markup:
-    """Draw a task's scores, `shift` pixels aside, so that intervals at the same clock stand beside each other."""
-    points = [(frame.x(tokens_at(record, s.iteration)) + shift, s) for s in scores]
-    bars = [
-        path([(x, frame.y(s.value - s.error)), (x, frame.y(s.value + s.error))], class_=f"error {css}")
-        for x, s in points
-        if s.stderr > 0
-    ]
-    said = [f"{s.task}, {checkpoint_title(record, s.iteration)}: {_said(s)}" for s in scores]
-    said = [
-        text + (f"; {_overlap(s)} what was read" if _overlap(s) else "") for text, s in zip(said, scores, strict=True)
-    ]
-    dots = [
-        element("circle", tip(text), class_=f"dot {css}", cx=x, cy=frame.y(s.value), r=4.5)
-        for text, (x, s) in zip(said, points, strict=True)
-    ]
-    return element("g", *bars, path([(x, frame.y(s.value)) for x, s in points], class_=f"line {css}"), *dots)

@@ -18,7 +18,8 @@ from megacode.base.errors import CheckpointError, ConfigError
 from megacode.base.files import read_jsonl
 from megacode.study.record import read_run
 from megacode.study.report import write_report
-from megacode.study.scores import MOST_COLUMNS, collect, table
+from megacode.study.score_table import MOST_COLUMNS, table
+from megacode.study.scores import collect
 
 SECTIONS = ("data", "losses", "scores", "course", "plan", "order", "provenance")
 VOID = {"meta", "link", "br", "img", "hr", "input", "source"}

@@ -16,7 +16,8 @@ from megacode.study.charts import loss
 from megacode.study.figure import plain, scientific
 from megacode.study.mixture import mixture
 from megacode.study.record import read_run
-from megacode.study.scores import checkpoint_title, collect, source_of, table
+from megacode.study.score_table import table
+from megacode.study.scores import checkpoint_title, collect, source_of
 from megacode.study.series import deviation, realised_shares, slots, smoothed_loss, source_tokens
 from megacode.study.svg import Scale, domain, element, path
 
