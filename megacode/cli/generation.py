@@ -79,11 +79,11 @@ def _prompt(given: str | None, file: Path | None) -> str | None:
         raise ConfigError("two prompts are given", "--prompt and --prompt-file", "give one of them")
     if given is not None:
         return given
-    if file is None and sys.stdin.isatty():
+    if file is None and sys.stdin is not None and sys.stdin.isatty():
         return None
     where = str(file) if file else "standard input"
     try:
-        raw = file.read_bytes() if file else sys.stdin.buffer.read()
+        raw = file.read_bytes() if file else sys.stdin.buffer.read() if sys.stdin is not None else b""
         text = raw.decode("utf-8")
     except OSError as error:
         raise DataError(f"the prompt cannot be read: {error.strerror}", where, "name a text file") from error

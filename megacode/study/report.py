@@ -30,8 +30,8 @@ from megacode.study.record import Json, RunRecord, read_run
 from megacode.study.series import slots
 
 FILE_NAME = "report.html"
-PAGE_MARK = b"megacode</title>"
-_HEAD = 4096  # bytes of a file that hold its title
+PAGE_MARKS = (b'<meta name="generator" content="megacode', b"megacode</title>")  # the latter of older pages
+_HEAD = 4096  # bytes of a file that hold one of them
 
 
 def write_report(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Path:
@@ -75,7 +75,7 @@ def _check_target(target: Path) -> None:
             head = file.read(_HEAD)
     except OSError:  # there is none, or writing will say what is wrong
         return
-    if head and PAGE_MARK not in head:
+    if head and not any(mark in head for mark in PAGE_MARKS):
         what = "this file is not a page that megacode wrote, so it is not replaced"
         raise ConfigError(what, str(target), "name another file with --out, or remove this one")
 

@@ -193,6 +193,15 @@ def test_what_cannot_work_is_refused(model, tmp_path):
     assert run(model, "--prompt", "a", "--max-new-tokens", 0).exit_code == 2
 
 
+def test_a_closed_standard_input_is_an_empty_one(monkeypatch):
+    import megacode.cli.generation as generation
+
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(ConfigError, match="standard input is empty"):
+        generation._prompt(None, None)
+    assert generation._prompt("given", None) == "given"
+
+
 def test_a_person_at_a_terminal_is_asked_line_by_line(model, monkeypatch):
     import megacode.cli.generation as generation
 
