@@ -10,7 +10,7 @@ from megacode.base.units import format_count, format_seconds
 from megacode.study import contamination
 from megacode.study import figure as fig
 from megacode.study.record import Json, RunRecord
-from megacode.study.scores import Score
+from megacode.study.scores import MEAN, Score, form
 from megacode.study.series import value
 
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -163,10 +163,19 @@ def _parity_card(record: RunRecord) -> dict[str, str]:
 
 
 def _bits_card(record: RunRecord, scores: list[Score]) -> dict[str, str]:
-    bits = [score for score in scores if score.is_bits]
-    if not bits:
+    """Return bits per byte, else the suite's last mean, else how many tasks were scored."""
+    if not scores:
         return _card("Scores", fig.NOTHING, "not evaluated yet: megacode evaluate")
-    ends = (bits[0].iteration, bits[-1].iteration)
-    first, last = (statistics.fmean(s.value for s in bits if s.iteration == end) for end in ends)
-    note = "mean over sources, held out"
-    return _card("Bits per byte", f"{last:.3f}", f"{note}; {first:.3f} at first" if first != last else note)
+    bits = [score for score in scores if score.is_bits]
+    if bits:
+        ends = (bits[0].iteration, bits[-1].iteration)
+        first, last = (statistics.fmean(s.value for s in bits if s.iteration == end) for end in ends)
+        note = "mean over sources, held out"
+        return _card("Bits per byte", f"{last:.3f}", f"{note}; {first:.3f} at first" if first != last else note)
+    means = [score for score in scores if score.metric == MEAN]
+    if means:
+        last_mean = means[-1]
+        without = f", without {', '.join(last_mean.missing)}" if last_mean.missing else ""
+        note = f"mean “{last_mean.task}” of {last_mean.suite}{without}"
+        return _card("Score", form(last_mean, last_mean.value), note)
+    return _card("Scores", str(len({score.task for score in scores})), "tasks, in the table below")

@@ -10,29 +10,37 @@ from markupsafe import Markup
 from megacode.study import figure as fig
 from megacode.study.figure import Entry, Figure, colour
 from megacode.study.record import RunRecord
-from megacode.study.scores import Score, checkpoint_title, form, group_by, group_title, grouped, source_of, tokens_at
+from megacode.study.scores import (
+    Score,
+    checkpoint_title,
+    common_chance,
+    form,
+    group_by,
+    group_title,
+    grouped,
+    tokens_at,
+)
 from megacode.study.svg import Frame, domain, element, path, tip
 
 MOST_FIGURES = 8  # of a large suite the rest is in the table
-SHIFT = 4.0  # pixels between tasks at one clock
+SHIFT = 4.0  # pixels between tasks at one clock; many stand closer
 
 
 def figures(record: RunRecord, scores: Sequence[Score]) -> list[Figure]:
     """Return a chart a metric and kind of task, of which the page shows one at a time."""
     shown = [score for score in scores if math.isfinite(tokens_at(record, score.iteration))]
-    groups = grouped(record, shown)[:MOST_FIGURES]
+    groups = grouped(shown)[:MOST_FIGURES]
     return [_figure(record, part, f"score{index}") for index, part in enumerate(groups)]
 
 
 def _figure(record: RunRecord, scores: Sequence[Score], key: str) -> Figure:
     tasks = group_by(scores, lambda s: s.task)
-    title = group_title(record, scores)
+    title = group_title(scores)
     drawn = fig.both(lambda size: _drawing(record, scores, title, size))
     entries = [
-        Entry(source_of(task, record.sources) or task, _css(record, task, len(tasks)), "dot", [_said(part[-1])],
-              note=_overlap(part[-1]))
-        for task, part in tasks.items()
-    ]  # fmt: skip
+        Entry(part[-1].source or task, _css(record, part[-1], index), "dot", [_said(part[-1])], note=_overlap(part[-1]))
+        for index, (task, part) in enumerate(tasks.items())
+    ]
     at = checkpoint_title(record, scores[-1].iteration)
     return Figure(key, title, "", drawn, entries, at=at, follows=False, tab=title)
 
@@ -40,22 +48,23 @@ def _figure(record: RunRecord, scores: Sequence[Score], key: str) -> Figure:
 def _drawing(record: RunRecord, scores: Sequence[Score], title: str, size: tuple[int, int]) -> Markup:
     tasks = group_by(scores, lambda s: s.task)
     bits, metric = scores[0].is_bits, scores[0].title
-    shown = [v for s in scores for v in (s.value, s.value - s.error, s.value + s.error, s.chance)]
+    shown = [v for s in scores for v in (s.value, s.value - s.error, s.value + s.error)] + [common_chance(scores)]
     frame = fig.make_frame(record, size, domain(shown, zero=not bits))
+    step = min(SHIFT, 24 / len(tasks))
     marks = [
-        _series(record, frame, part, _css(record, task, len(tasks)), SHIFT * (index - (len(tasks) - 1) / 2))
-        for index, (task, part) in enumerate(tasks.items())
+        _series(record, frame, part, _css(record, part[0], index), step * (index - (len(tasks) - 1) / 2))
+        for index, part in enumerate(tasks.values())
     ]
-    chance = [_chance(frame, scores[0].chance)] if math.isfinite(scores[0].chance) else []
+    guess = common_chance(scores)
+    chance = [_chance(frame, guess)] if math.isfinite(guess) else []
     labels = [(t, f"{t:.4g}" if bits or frame.y.high > 1.5 else f"{100 * t:.4g} %") for t in frame.y.ticks(5)]
     better = "lower" if scores[0].lower else "higher"
     return fig.draw(record, frame, title, f"{metric} ({better} is better)", labels, *chance, *marks)
 
 
-def _css(record: RunRecord, task: str, count: int) -> str:
-    """Return the colour of the source a task is named after, ink where there is none."""
-    source = source_of(task, record.sources)
-    return colour(record.sources.index(source)) if source else "ink" if count == 1 else "ink again"
+def _css(record: RunRecord, score: Score, index: int) -> str:
+    """Return the colour of the source a task is named after, else the next one."""
+    return colour(record.sources.index(score.source) if score.source else index)
 
 
 def _chance(frame: Frame, chance: float) -> Markup:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megacode.study import figure as fig
@@ -10,15 +11,16 @@ from megacode.study.contamination import Overlap, newest, remark
 from megacode.study.figure import colour
 from megacode.study.record import Json, RunRecord
 from megacode.study.scores import (
+    MEAN,
     Score,
     cell,
     checkpoint_title,
+    common_chance,
     group_by,
     group_note,
     group_title,
     grouped,
     in_percent,
-    source_of,
 )
 
 MOST_COLUMNS = 6  # as many as a page of 1,400 pixels shows whole; the rest is in the charts
@@ -29,32 +31,55 @@ def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, Any]:
 
     Returns:
         `columns` (of the `checkpoints`), and `groups`, one a metric and kind of task: `title`, `note`, and `rows` of
-        texts, one a task. `remark` says how the overlap with the training data was found.
+        texts, one a task. `remark` says how the overlap with the training data was found, `left_out` which tasks are
+        missing and why.
     """
     scored = sorted({score.iteration for score in scores})
     iterations = _columns(record, scored)
     found = newest(record)
     groups = [
-        {"title": group_title(record, part), "note": group_note(part),
-         "rows": [_row(record, task, of_task, iterations, found.get(task))
-                  for task, of_task in group_by(part, lambda s: s.task).items()]}
-        for part in grouped(record, scores)
-    ]  # fmt: skip
+        {"title": group_title(part), "note": group_note(part), "rows": _rows(record, part, iterations, found)}
+        for part in grouped(scores)
+    ]
     columns = [checkpoint_title(record, iteration) for iteration in iterations]
-    return {"checkpoints": scored, "columns": columns, "groups": groups, "remark": remark(record)}
+    return {"checkpoints": scored, "columns": columns, "groups": groups, "remark": remark(record),
+            "left_out": left_out(record)}  # fmt: skip
 
 
-def _row(record: RunRecord, task: str, scores: Sequence[Score], iterations: Sequence[int],
-         overlap: Overlap | None) -> Json:  # fmt: skip
-    by_iteration = {score.iteration: score for score in scores}
-    source = source_of(task, record.sources)
+def left_out(record: RunRecord) -> list[str]:
+    """Return the tasks that the newest scores of each suite lack, and why."""
+    found = {document["suite"]: document.get("left_out") or {} for document in record.scores}
+    return [f"{task}: {why}" for tasks in found.values() for task, why in tasks.items()]
+
+
+def _rows(
+    record: RunRecord, scores: Sequence[Score], iterations: Sequence[int], found: Mapping[str, Overlap]
+) -> list[Json]:
+    percent, same = in_percent(scores), math.isfinite(common_chance(scores))
+    rows = []
+    for task, part in group_by(scores, lambda score: score.task).items():
+        row = _row(record, part, iterations, percent, found.get(task) if part[0].metric != MEAN else None)
+        rows.append(row if same else {**row, "remark": " ".join(filter(None, [row["remark"], _chance(part)]))})
+    return rows
+
+
+def _chance(scores: Sequence[Score]) -> str:
+    known = [score.chance for score in scores if math.isfinite(score.chance)]
+    return f"chance {100 * known[-1]:.3g} %" if known else ""
+
+
+def _row(
+    record: RunRecord, scores: Sequence[Score], iterations: Sequence[int], percent: bool, overlap: Overlap | None
+) -> Json:
+    by_iteration, last = {score.iteration: score for score in scores}, scores[-1]
     return {
-        "task": task,
-        "source": source,
-        "css": colour(record.sources.index(source)) if source else "",
-        "cells": [cell(by_iteration.get(iteration), in_percent(scores)) for iteration in iterations],
+        "task": last.task,
+        "source": last.source,
+        "css": colour(record.sources.index(last.source)) if last.source else "",
+        "cells": [cell(by_iteration.get(iteration), percent) for iteration in iterations],
         "overlap": str(overlap) if overlap else fig.NOTHING,
         "warn": bool(overlap and overlap.hits),
+        "remark": f"without {', '.join(last.missing)}" if last.missing else "",
     }
 
 

@@ -16,7 +16,9 @@ from megacode.study.record import Json, RunRecord
 from megacode.study.series import value
 
 Key = TypeVar("Key")
+MEAN = "mean"  # the metric of means over tasks
 TITLES = {  # in the order of the charts: what leaves chance first comes first
+    MEAN: "means of tasks",
     "bits_per_byte": "bits per byte",
     "acc_mutual_info": "accuracy, by mutual information",
     "acc": "accuracy",
@@ -39,6 +41,8 @@ class Score:
         stderr: its standard error; not a number where unknown.
         chance: what guessing gets; not a number where that means nothing.
         overlap: items of the task that overlap what this model had read; None where unknown.
+        source: the source that the task is named after; empty for none.
+        missing: of a mean over tasks, those that were not scored.
     """
 
     iteration: int
@@ -50,6 +54,8 @@ class Score:
     stderr: float = math.nan
     chance: float = math.nan
     overlap: Overlap | None = None
+    source: str = ""
+    missing: Sequence[str] = ()
 
     @property
     def error(self) -> float:
@@ -76,18 +82,27 @@ class Score:
 
 
 def collect(record: RunRecord) -> list[Score]:
-    """Return all scores of a run in order of iteration."""
-    return [score for document in record.scores for score in _of_document(document)]
+    """Return all scores of a run in order of iteration; a suite's means come with them."""
+    return [score for document in record.scores for score in _of_document(document, record.sources)]
 
 
-def _of_document(document: Json) -> list[Score]:
-    tasks = document.get("scores") or {}
-    return [score for task, metrics in tasks.items() for score in _of_task(document, str(task), metrics)]
+def _of_document(document: Json, sources: Sequence[str]) -> list[Score]:
+    found = [_mean(document, str(name), mean) for name, mean in (document.get("means") or {}).items()]
+    found = [score for score in found if math.isfinite(score.value)]
+    for task, metrics in (document.get("scores") or {}).items():
+        found += _of_task(document, str(task), metrics, sources)
+    return found
 
 
-def _of_task(document: Json, task: str, metrics: Json) -> list[Score]:
+def _mean(document: Json, name: str, mean: Json) -> Score:
+    missing = [str(task) for task in mean.get("missing") or []]
+    return Score(int(document["iteration"]), str(document["suite"]), name, MEAN, value(mean, "score"),
+                 stderr=value(mean, "stderr"), missing=missing)  # fmt: skip
+
+
+def _of_task(document: Json, task: str, metrics: Json, sources: Sequence[str]) -> list[Score]:
     facts, overlap = (document.get("tasks") or {}).get(task) or {}, overlaps(document).get(task)
-    found = []
+    source, found = source_of(task, sources), []
     for metric, number in metrics.items():
         if metric.endswith("_stderr") or isinstance(number, bool) or not isinstance(number, (int, float)):
             continue
@@ -95,7 +110,7 @@ def _of_task(document: Json, task: str, metrics: Json) -> list[Score]:
         higher = (facts.get("higher_is_better") or {}).get(metric.partition(",")[0], not bits)
         found.append(
             Score(int(document["iteration"]), str(document["suite"]), task, metric, float(number), not higher,
-                  value(metrics, f"{metric}_stderr"), value(document.get("chance") or {}, task), overlap)
+                  value(metrics, f"{metric}_stderr"), value(document.get("chance") or {}, task), overlap, source)
         )  # fmt: skip
     return found
 
@@ -145,35 +160,40 @@ def in_percent(scores: Sequence[Score]) -> bool:
     return not any(score.is_bits for score in scores) and all(0 <= score.value <= 1 for score in scores)
 
 
-def grouped(record: RunRecord, scores: Sequence[Score]) -> list[list[Score]]:
-    """Return scores by metric and kind of task, in the order of the charts; the sources' tasks stand together."""
+def grouped(scores: Sequence[Score]) -> list[list[Score]]:
+    """Return scores by metric, in the order of the charts; tasks named after sources by kind of task as well."""
 
-    def key(score: Score) -> tuple[str, str, str]:
-        named = source_of(score.task, record.sources)
-        return (score.metric, family(score, named), "" if math.isnan(score.chance) else f"{score.chance:.4f}")
+    def key(score: Score) -> tuple[str, str]:
+        return (score.metric, family(score) if score.source else "")
 
     return sorted(group_by(scores, key).values(), key=lambda group: group[0].place)
 
 
-def group_title(record: RunRecord, scores: Sequence[Score]) -> str:
+def group_title(scores: Sequence[Score]) -> str:
     """Return the title of scores of one metric and kind of task: `Endings: accuracy`."""
-    if scores[0].is_bits:
-        return scores[0].title.capitalize()
-    what = family(scores[0], source_of(scores[0].task, record.sources))
-    return f"{what.capitalize()}: {scores[0].title}"
+    what = family(scores[0]) if scores[0].source and not scores[0].is_bits else ""
+    return f"{what.capitalize()}: {scores[0].title}" if what else scores[0].title.capitalize()
 
 
 def group_note(scores: Sequence[Score]) -> str:
-    """Return how to read such scores: unit, which way is better, what guessing gets."""
+    """Return how to read such scores: unit, which way is better, what guessing gets where that is the same in all."""
     unit = "%, " if in_percent(scores) else ""
-    guess = f", chance {100 * scores[0].chance:.3g} %" if math.isfinite(scores[0].chance) else ""
-    return f"{unit}{'lower' if scores[0].lower else 'higher'} is better{guess}"
+    guess = common_chance(scores)
+    said = f", chance {100 * guess:.3g} %" if math.isfinite(guess) else ""
+    return f"{unit}{'lower' if scores[0].lower else 'higher'} is better{said}"
 
 
-def family(score: Score, source: str) -> str:
+def common_chance(scores: Sequence[Score]) -> float:
+    """Return what guessing gets in all of some tasks; not a number where it differs, or means nothing."""
+    found = {score.chance for score in scores if math.isfinite(score.chance)}
+    everywhere = all(math.isfinite(score.chance) for score in scores)
+    return next(iter(found)) if len(found) == 1 and everywhere else math.nan
+
+
+def family(score: Score) -> str:
     """Return a task's name without its suite and source: `demo_next_word_code` is `next word`."""
     words = score.task.removeprefix(f"{score.suite}_")
-    words = re.sub(re.escape(source), "", words, flags=re.IGNORECASE) if source else words
+    words = re.sub(re.escape(score.source), "", words, flags=re.IGNORECASE) if score.source else words
     return " ".join(re.split(r"[_\W]+", words)).strip()
 
 

@@ -74,12 +74,11 @@ def score_table(runs: Sequence[Run]) -> dict[str, Any]:
     """Return the newest scores of each run: `columns`, and `groups` of rows, a cell a run."""
     newest = {run.label: _newest(scoring.collect(run.record)) for run in runs}
     every = [score for found in newest.values() for score in found.values()]
-    first = runs[0].record
     groups = []
-    for part in scoring.grouped(first, every):
+    for part in scoring.grouped(every):
         tasks = dict.fromkeys((score.task, score.metric) for score in part)
-        rows = [_score_row(runs, newest, key) for key in tasks]
-        groups.append({"title": scoring.group_title(first, part), "note": scoring.group_note(part), "rows": rows})
+        rows = [_score_row(runs, newest, key, scoring.in_percent(part)) for key in tasks]
+        groups.append({"title": scoring.group_title(part), "note": scoring.group_note(part), "rows": rows})
     columns = [_column(run, newest[run.label]) for run in runs]
     return {"columns": columns, "groups": groups}
 
@@ -96,9 +95,8 @@ def _column(run: Run, found: Mapping[tuple[str, str], scoring.Score]) -> dict[st
 
 
 def _score_row(runs: Sequence[Run], newest: Mapping[str, Mapping[tuple[str, str], scoring.Score]],
-               key: tuple[str, str]) -> Json:  # fmt: skip
+               key: tuple[str, str], percent: bool) -> Json:  # fmt: skip
     found = [newest[run.label].get(key) for run in runs]
-    percent = scoring.in_percent([score for score in found if score is not None])
     asked = {question for run in runs if (question := _questions(run.record, key[0]))}
     cells = [
         {**scoring.cell(score, percent), "overlap": str(score.overlap) if score and score.overlap else ""}

@@ -16,6 +16,7 @@ import pytest
 
 from megacode.base.errors import CheckpointError, ConfigError
 from megacode.base.files import read_jsonl
+from megacode.study import score_charts
 from megacode.study.record import read_run
 from megacode.study.report import write_report
 from megacode.study.score_table import MOST_COLUMNS, table
@@ -445,3 +446,41 @@ def test_of_many_models_the_newest_texts_are_shown_and_that_is_said(run):
     page = page_of(run)
     assert page.words.count("def f(") == 6
     assert "These are the newest 6 of 9 models" in page.text
+
+
+def benchmark(run: Path) -> None:
+    """Give a run the scores of a suite of benchmarks in place of the demo's."""
+    for file in (run / "eval").glob("*.json"):
+        file.unlink()
+    scores = {"piqa": {"acc": 0.6, "acc_stderr": 0.01}, "arc_easy": {"acc": 0.3, "acc_stderr": 0.02},
+              "quac": {"f1": 0.2, "f1_stderr": 0.01}}  # fmt: skip
+    means = {"reasoning": {"score": 0.37, "stderr": 0.01, "of": 4, "missing": ["copa"]},
+             "code": {"score": None, "stderr": None, "of": 1, "missing": ["humaneval"]}}  # fmt: skip
+    document = {"suite": "to-code", "scores": scores, "means": means, "chance": {"piqa": 0.5, "arc_easy": 0.25},
+                "left_out": {"humaneval": "it runs code"}}  # fmt: skip
+    (run / "eval/to-code@iter_0000420.json").write_text(json.dumps(document))
+
+
+def test_a_suite_of_benchmarks_has_a_group_a_metric_its_means_and_what_was_left_out(run):
+    benchmark(run)
+    record = read_run(run)
+    shown = table(record, collect(record))
+    groups = {group["title"]: group for group in shown["groups"]}
+    assert list(groups) == ["Means of tasks", "Accuracy", "F1"]
+    assert [(row["task"], row["remark"]) for row in groups["Accuracy"]["rows"]] == [
+        ("piqa", "chance 50 %"), ("arc_easy", "chance 25 %")
+    ]  # fmt: skip
+    assert [(row["task"], row["remark"]) for row in groups["Means of tasks"]["rows"]] == [("reasoning", "without copa")]
+    assert groups["Means of tasks"]["rows"][0]["cells"] == [{"value": "37.0", "error": "± 2.0"}]
+    page = page_of(run)
+    assert "Left out: humaneval: it runs code." in page.words
+    assert "mean “reasoning” of to-code, without copa" in page.words
+    assert "37.0 %" in page.words
+    assert {"score0", "score1", "score2"} <= page.values("id")
+
+
+def test_tasks_of_no_source_have_colours_of_their_own(run):
+    benchmark(run)
+    record = read_run(run)
+    accuracy = next(figure for figure in score_charts.figures(record, collect(record)) if figure.title == "Accuracy")
+    assert [entry.css for entry in accuracy.legend] == ["s0", "s1"]
