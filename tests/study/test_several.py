@@ -104,6 +104,14 @@ def test_a_run_without_scores_or_plan_has_its_place(runs, tmp_path):
     assert "no scores" in html
 
 
+def test_a_run_that_has_not_begun_has_its_place(runs, tmp_path):
+    (tmp_path / "new").mkdir()
+    (runs[0] / "run.yaml").rename(tmp_path / "new" / "run.yaml")
+    html = write_report([tmp_path / "new", runs[1]], tmp_path / "both.html").read_text(encoding="utf-8")
+    assert "waiting" in html
+    assert html.count("No run has measured it yet.") == 0
+
+
 def test_a_run_named_twice_is_refused(runs):
     with pytest.raises(ConfigError, match="named twice"):
         write_report([runs[0], runs[1], runs[0].parent / "." / runs[0].name])
