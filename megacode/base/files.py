@@ -204,6 +204,8 @@ class RunDir:
         abandoned: checkpoints that the run went back from, with the reason in their names; it goes on from none.
         latest: a text file with the name of the newest whole checkpoint.
         hf: exported Hugging Face models, one directory a checkpoint.
+        exports: exports that were published outside of this directory, one JSON object each.
+        samples: what exported models write to shipped prompts, one JSON file a checkpoint.
         eval: scores, one JSON file a suite and checkpoint.
         scoring_lock: who scores which checkpoint: the kernel's lock on the byte of its iteration.
         provenance: what was started, when, with which packages.
@@ -229,6 +231,8 @@ class RunDir:
         self.abandoned = self.checkpoints / "abandoned"
         self.latest = self.path / "latest"
         self.hf = self.path / "hf"
+        self.exports = self.path / "exports.jsonl"
+        self.samples = self.path / "samples"
         self.eval = self.path / "eval"
         self.scoring_lock = self.eval / ".lock"
         self.provenance = self.path / "provenance"

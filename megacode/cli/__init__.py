@@ -13,7 +13,7 @@ import typer
 
 from megacode.base.errors import MegacodeError
 from megacode.base.places import explained
-from megacode.cli import checkpoints, cluster, judging, machine, models, plans, preflight, runs
+from megacode.cli import checkpoints, cluster, generation, judging, machine, models, plans, preflight, runs
 from megacode.cli.options import is_first_rank, rank
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (plans, runs, models, judging, machine, preflight, cluster):
+for part in (plans, runs, models, generation, judging, machine, preflight, cluster):
     app.add_typer(part.app)
 app.add_typer(models.convert, name="convert")
 app.add_typer(checkpoints.app, name="checkpoint")

@@ -139,10 +139,14 @@ def status(
 
 @app.command()
 def report(
-    run_dir: RunDirectory,
-    out: Annotated[Path | None, out_file("The page; absent: report.html in the run directory.")] = None,
+    run_dirs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="A run, or several.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, out_file("The page; absent: report.html, in the run directory or, of several runs, here.")
+    ] = None,
 ) -> None:
-    """Write a run's page: mixture, losses, scores and proof, in one file that needs no network."""
+    """Write a run's page, or one page of several: mixture, losses, scores, texts and proof; it needs no network."""
     from megacode.study.report import write_report
 
-    typer.echo(str(write_report(run_dir, out)))
+    typer.echo(str(write_report(run_dirs, out)))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,11 +13,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import megacode
-from megacode.base.files import digest, write_json, write_text
+from megacode.base.files import RunDir, digest, write_json, write_text
 from megacode.base.units import format_count
 from megacode.checkpoint.state import TrainState
 from megacode.convert.source import Source
 from megacode.convert.verify import Report, folded
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "megacode.json"
 
@@ -66,6 +72,26 @@ def facts(source: Source, report: Report, parameters: int) -> dict[str, Any]:
         "versions": {"megacode": megacode.__version__, **state.versions},
         "parity": report.document(),
     }
+
+
+def note_elsewhere(run: RunDir, out: Path, card: Mapping[str, Any]) -> None:
+    """Add an export that lies outside of its run directory to the run's `exports.jsonl`, so that its page knows it.
+
+    Args:
+        run: the run.
+        out: the published export.
+        card: its `megacode.json`.
+    """
+    place = out.resolve()
+    if not run.path.is_dir() or place.is_relative_to(run.hf.resolve()):
+        return
+    facts = {key: card[key] for key in ("iteration", "checkpoint_seal", "hashes", "layout", "versions", "parity")}
+    line = json.dumps({"time": round(time.time(), 3), "directory": str(place), **facts})
+    try:
+        with run.exports.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        log.warning("%s does not say where the export is, so the run's page will not show it: %s", run.exports, error)
 
 
 def sources_read(state: TrainState, seq_length: int) -> dict[str, dict[str, Any]]:

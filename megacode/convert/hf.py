@@ -14,7 +14,7 @@ from typing import Any
 from megacode.base.errors import CheckpointError, ConfigError, Problem, VerificationError
 from megacode.base.files import atomic_path, write_json
 from megacode.convert import push
-from megacode.convert.card import FILE_NAME, write_card
+from megacode.convert.card import FILE_NAME, note_elsewhere, write_card
 from megacode.convert.layouts import hf_config, layout_of
 from megacode.convert.mapping import VOCABULARY, Sizes, hf_shapes
 from megacode.convert.mapping import to_hf as mapped
@@ -70,7 +70,8 @@ def to_hf(
         hidden.mkdir()
         parameters = write_model(claim, hidden, max_shard_size)
         report = _proven(claim, hidden, out) if verify else _unproven(claim)
-        write_card(source, report, parameters, hidden)
+        card = write_card(source, report, parameters, hidden)
+    note_elsewhere(source.run, out, card)
     if push_to is not None:
         push.push(report, out, push_to)
     return report

@@ -4,8 +4,9 @@ Every file below some roots is a candidate. Candidates are taken in the order of
 source has the bytes it may have, so the choice depends on the seed and on what is there, never on the order of a
 directory. No document comes twice: neither the same bytes under two names, nor the same words (licences come in
 thousands of copies that differ in a name and a year), nor one document in two sources. Docstrings are taken out of
-Python modules and become text, so code is code. No package may give more than a tenth of a source while others are
-left. The files stay on this machine: whatever is collected is under the licences of its packages.
+Python modules and become text, so code is code. Licence notices at the head of a file are cut off. No package may give
+more than a tenth of a source while others are left. The files stay on this machine: whatever is collected is under the
+licences of its packages.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from megacode.base.files import atomic_path, digest, file_digest, write_json
 from megacode.data.candidates import Candidate, candidates, default_roots
 from megacode.data.extract import manual_page_text, package_description, split_docstrings
 from megacode.data.filters import LIMITS, reason_to_drop
+from megacode.data.notices import without_notice
 
-RULES = 1  # counted up when the same machine, limits and seed would give other documents
+RULES = 2  # counted up when the same machine, limits and seed would give other documents
 REPORT = "collect.json"
 DEFAULT_BYTES = {"code": 16_000_000, "text": 10_000_000, "markup": 6_000_000}
 MAX_FILE_BYTES = 120_000
@@ -211,14 +213,14 @@ def _documents(
             code, docstrings = split_docstrings(text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return selection.drop("code", "not this Python")
-        yield "code", name, code
+        yield "code", name, without_notice(name, code)
         yield "text", f"{name}#docstrings", "\n\n".join(docstrings)
     elif candidate.kind == "manual":
         yield "text", name, manual_page_text(text)
     elif candidate.kind == "metadata":
         yield "text", name, package_description(text)
     else:
-        yield candidate.sources[0], name, text
+        yield candidate.sources[0], name, without_notice(name, text)
 
 
 def _is_rich_in_docstrings(source: str) -> bool:

@@ -23,11 +23,13 @@ from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, atomic_path, write_json
 from megacode.eval.categories import category_means
 from megacode.eval.contamination import contamination, task_items
+from megacode.eval.generate import Writer
 from megacode.eval.loading import load_tasks, network_problem, prefetch
 from megacode.eval.models import check_model, default_out, is_scored
 from megacode.eval.partial import Part, Partial
 from megacode.eval.ranks import Ranks, scoring_ranks
 from megacode.eval.running import aggregate, load_model, run_items
+from megacode.eval.samples import write_samples
 from megacode.eval.scores import model_facts, provenance, questions_digest, render_scores, task_scores
 from megacode.eval.suites import Suite, load_suite, run_of
 from megacode.eval.surroundings import surroundings
@@ -182,6 +184,8 @@ def _score(
             if ranks.first:
                 partial.keep(name, part)
         parts[name] = part
+    if ranks.first:
+        write_samples(Writer(model.model, model.tokenizer, hf_dir), run_of(hf_dir), facts)
     scores = {name: part["scores"] for name, part in parts.items()}
     document = {
         "suite": suite.name,

@@ -104,7 +104,7 @@ def answers(
     found = {prompt.id: cache.get(prompt) for prompt in prompts}
     missing = [prompt for prompt in prompts if found[prompt.id] is None]
     if missing:
-        model, tokenizer = _load(hf_dir, device)
+        model, tokenizer = open_model(hf_dir, device)
         made_on = f"{model.device}, {model.dtype}"
         for prompt, answer in _generate(model, tokenizer, missing, generation, batch_size, str(hf_dir)):
             cache.put(prompt, answer, made_on)
@@ -112,8 +112,12 @@ def answers(
     return {identity: str(answer) for identity, answer in found.items()}, len(missing)
 
 
-def _load(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
-    """Return a model and its tokenizer: fp32 on CPU, the type it was saved in on a GPU."""
+def open_model(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
+    """Return a model and its tokenizer: fp32 on CPU, the type it was saved in on a GPU.
+
+    Raises:
+        CheckpointError: transformers cannot load it.
+    """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -125,7 +129,7 @@ def _load(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
     except (*_LOADING_ERRORS, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        fix = "export it anew with `megacode convert to-hf`"
+        fix = "export it again with `megacode convert to-hf`"
         raise CheckpointError(f"transformers cannot load it: {reason}", str(hf_dir), fix) from error
     return model.to(place).eval(), tokenizer
 
@@ -178,7 +182,7 @@ def _continue(
     from transformers import GenerationConfig, LogitsProcessorList
 
     longest = max(map(len, rows))
-    ends = _end_ids(model, tokenizer)
+    ends = end_ids(model, tokenizer)
     pad = ends[0] if ends else 0
     ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
@@ -193,7 +197,8 @@ def _continue(
     return [_cut(row, ends) for row in out[:, longest:].tolist()]
 
 
-def _end_ids(model: Any, tokenizer: Any) -> list[int]:
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids that end a text."""
     given = model.generation_config.eos_token_id
     given = tokenizer.eos_token_id if given is None else given
     return [] if given is None else [given] if isinstance(given, int) else list(given)

@@ -24,6 +24,7 @@ from megacode.base.files import digest, file_digest, tree_digest
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_count, format_seconds
 from megacode.eval.contamination import describe
+from megacode.metrics.intervals import LEVEL, half_width
 
 PACKAGES = ("lm_eval", "transformers", "torch", "tokenizers", "datasets")
 _LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "word_perplexity", "byte_perplexity")
@@ -123,21 +124,10 @@ def questions_digest(lines: Iterable[Mapping[str, Any]]) -> str:
 
 
 def render_scores(document: Mapping[str, Any], console: Console) -> None:
-    """Print a score document as a table: each task's scores with 95 % intervals, and what guessing gets."""
-    figures = ("score", "± 95 %", "chance", "items", "time")
-    table = FigureTable("task", "metric", *figures, figures=figures)
-    console.print(Text(f"{document['suite']}: {document['model']['path']}", style="italic"), soft_wrap=True)
-    for task, scores in document["scores"].items():
-        facts = document["tasks"][task]
-        chance = document["chance"].get(task)
-        guess = "" if chance is None else f"{chance:.2f}"
-        tail = [guess, format_count(facts["items"]), format_seconds(facts["seconds"])]
-        for row, metric in enumerate(name for name in scores if not name.endswith("_stderr")):
-            error = scores.get(f"{metric}_stderr")
-            shown = [f"{scores[metric]:.3f}", "" if error is None else f"{1.96 * error:.3f}"]
-            arrow = " (less is better)" if metric in _LOWER_IS_BETTER else ""
-            table.add_row(task if row == 0 else "", metric + arrow, *shown, *(tail if row == 0 else ["", "", ""]))
-    console.print(table)
+    """Print a score document: each task's scores with 95 % intervals, what guessing gets, and the contamination."""
+    title = f"{document['suite']}: {document['model']['path']}"
+    console.print(Text(title, style="italic"), soft_wrap=True)
+    console.print(_scores_table(document))
     if document["means"]:
         console.print(_means_table(document["means"]))
     for task, why in document["left_out"].items():
@@ -146,10 +136,28 @@ def render_scores(document: Mapping[str, Any], console: Console) -> None:
     console.print(f"{format_seconds(document['seconds'])} on {document['settings']['device']}")
 
 
+def _scores_table(document: Mapping[str, Any]) -> FigureTable:
+    """Return the tasks' table: each task's scores, and how many of its items stand in what the model had read."""
+    figures = ("score", f"± {LEVEL}", "chance", "items", "overlap")
+    options: Any = {"caption": "↓: less is better", "caption_justify": "left"}
+    table = FigureTable("task", "metric", *figures, figures=figures, **options)
+    overlaps = document["contamination"].get("tasks") or {}
+    for task, scores in document["scores"].items():
+        chance, hits = document["chance"].get(task), overlaps.get(task, {}).get("overlapping")
+        tail = ["" if chance is None else f"{chance:.2f}", format_count(document["tasks"][task]["items"])]
+        tail.append("" if hits is None else f"{hits:,}")
+        for row, metric in enumerate(name for name in scores if not name.endswith("_stderr")):
+            error = scores.get(f"{metric}_stderr")
+            shown = [f"{scores[metric]:.3f}", "" if error is None else f"{half_width(error):.3f}"]
+            arrow = " ↓" if metric.partition(",")[0] in _LOWER_IS_BETTER else ""
+            table.add_row(task if row == 0 else "", metric + arrow, *shown, *(tail if row == 0 else ["", "", ""]))
+    return table
+
+
 def _means_table(means: Mapping[str, Mapping[str, Any]]) -> FigureTable:
-    table = FigureTable("mean", "score", "± 95 %", "of", "without", figures=("score", "± 95 %", "of"))
+    table = FigureTable("mean", "score", f"± {LEVEL}", "of", "without", figures=("score", f"± {LEVEL}", "of"))
     for name, mean in means.items():
         shown = ["-" if mean["score"] is None else f"{mean['score']:.3f}"]
-        shown.append("" if mean["stderr"] is None else f"{1.96 * mean['stderr']:.3f}")
+        shown.append("" if mean["stderr"] is None else f"{half_width(mean['stderr']):.3f}")
         table.add_row(name, *shown, str(mean["of"]), ", ".join(mean["missing"]))
     return table

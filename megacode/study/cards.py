@@ -7,9 +7,10 @@ import statistics
 from typing import Any
 
 from megacode.base.units import format_count, format_seconds
+from megacode.study import contamination
 from megacode.study import figure as fig
 from megacode.study.record import Json, RunRecord
-from megacode.study.scores import Score
+from megacode.study.scores import MEAN, Score, form
 from megacode.study.series import value
 
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -59,11 +60,11 @@ def cards(record: RunRecord, scores: list[Score]) -> list[dict[str, str]]:
         _parameters_card(record),
         _tokens_card(record),
         _iterations_card(record),
-        _loss_card(record),
         _time_card(record),
-        _throughput_card(record),
-        _parity_card(record),
+        _loss_card(record),
         _bits_card(record, scores),
+        contamination.card(record),
+        _parity_card(record),
     ]
 
 
@@ -120,19 +121,20 @@ def _time_card(record: RunRecord) -> dict[str, str]:
     wall = f"{format_seconds(times[-1] - times[0])} from start to last event" if len(times) > 1 else ""
     again = f"resumed {resumes} time{'s' if resumes != 1 else ''}" if resumes else ""
     seconds = training_seconds(record)
-    note = "; ".join(filter(None, [wall, again]))
+    note = "; ".join(filter(None, [_rates(record), wall, again]))
     return _card("Time training", format_seconds(seconds) if seconds else fig.NOTHING, note)
 
 
-def _throughput_card(record: RunRecord) -> dict[str, str]:
-    rates = [r for r in (value(line, "tokens_per_second") for line in record.train) if math.isfinite(r)]
-    mfu = [m for m in (value(line, "mfu") for line in record.train) if math.isfinite(m)]
-    flops = [f for f in (value(line, "flops_per_second") for line in record.train) if math.isfinite(f)]
-    notes = ["median"]
-    notes += [_flops(statistics.median(flops))] if flops else []
-    notes += [f"{fig.percent(statistics.median(mfu))} MFU"] if mfu else []
-    rate = format_count(round(statistics.median(rates))) if rates else fig.NOTHING
-    return _card("Tokens per second", rate, ", ".join(notes) if rates else "not measured yet")
+def _rates(record: RunRecord) -> str:
+    """Return the medians of tokens a second, FLOP/s and MFU, as far as they are measured."""
+    rates, flops, mfu = (
+        [number for number in (value(line, key) for line in record.train) if math.isfinite(number)]
+        for key in ("tokens_per_second", "flops_per_second", "mfu")
+    )
+    parts = [f"{format_count(round(statistics.median(rates)))} tokens/s"] if rates else []
+    parts += [_flops(statistics.median(flops))] if flops else []
+    parts += [f"{fig.percent(statistics.median(mfu))} MFU"] if mfu else []
+    return ", ".join(parts) + (" (median)" if parts else "")
 
 
 def _flops(rate: float) -> str:
@@ -147,22 +149,33 @@ def parity(export: Json) -> float:
 
 
 def _parity_card(record: RunRecord) -> dict[str, str]:
-    numbers = [number for number in map(parity, record.exports) if math.isfinite(number)]
+    """Return whether the exports compute what the trainer computes."""
+    label = "Export = trainer"
     if not record.exports:
-        return _card("Export", fig.NOTHING, "no Hugging Face model yet: megacode convert to-hf")
+        return _card(label, fig.NOTHING, "no Hugging Face model yet: megacode convert to-hf")
+    numbers = [number for number in map(parity, record.exports) if math.isfinite(number)]
     count = len(record.exports)
     exports = f"{count} export{'s' if count != 1 else ''}"
     if len(numbers) < count:
-        return _card("Export parity", fig.NOTHING, f"{count - len(numbers)} of {exports} not verified")
-    note = f"largest logit difference, {exports} read back by transformers"
-    return _card("Export parity", fig.scientific(max(numbers)), note)
+        return _card(label, fig.NOTHING, f"{count - len(numbers)} of {exports} not verified")
+    note = f"{exports} read back by transformers; logits differ by {fig.scientific(max(numbers))} at most"
+    return _card(label, "equal", note)
 
 
 def _bits_card(record: RunRecord, scores: list[Score]) -> dict[str, str]:
-    bits = [score for score in scores if score.is_bits]
-    if not bits:
+    """Return bits per byte, else the suite's last mean, else how many tasks were scored."""
+    if not scores:
         return _card("Scores", fig.NOTHING, "not evaluated yet: megacode evaluate")
-    ends = (bits[0].iteration, bits[-1].iteration)
-    first, last = (statistics.fmean(s.value for s in bits if s.iteration == end) for end in ends)
-    note = "mean over sources, held out"
-    return _card("Bits per byte", f"{last:.3f}", f"{note}; {first:.3f} at first" if first != last else note)
+    bits = [score for score in scores if score.is_bits]
+    if bits:
+        ends = (bits[0].iteration, bits[-1].iteration)
+        first, last = (statistics.fmean(s.value for s in bits if s.iteration == end) for end in ends)
+        note = "mean over sources, held out"
+        return _card("Bits per byte", f"{last:.3f}", f"{note}; {first:.3f} at first" if first != last else note)
+    means = [score for score in scores if score.metric == MEAN]
+    if means:
+        last_mean = means[-1]
+        without = f", without {', '.join(last_mean.missing)}" if last_mean.missing else ""
+        note = f"mean “{last_mean.task}” of {last_mean.suite}{without}"
+        return _card("Score", form(last_mean, last_mean.value), note)
+    return _card("Scores", str(len({score.task for score in scores})), "tasks, in the table below")

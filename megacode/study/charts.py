@@ -13,27 +13,45 @@ from markupsafe import Markup
 from megacode.base.units import format_count
 from megacode.study import figure as fig
 from megacode.study.figure import Entry, Figure, colour
+from megacode.study.incidents import counts
 from megacode.study.record import RunRecord
-from megacode.study.series import Slot, extent, median, seen_tokens, smoothed_loss, smoothing, source_tokens, value
+from megacode.study.series import (
+    SMOOTHED_SAMPLES,
+    Slot,
+    extent,
+    is_read,
+    last_read,
+    median,
+    seen_tokens,
+    smoothed_loss,
+    source_tokens,
+    value,
+)
 from megacode.study.svg import Frame, Point, domain, element, path, tip
 
 
 def loss(record: RunRecord, clock: Sequence[Slot]) -> Figure:
     """Return the smoothed training loss and the validation loss of every source."""
-    around = 2 * smoothing(record) + 1
     reading = (
-        f"Lines are the training loss of each source, averaged over {around} iterations or more; dots are the loss on "
-        "held-out documents, which are others, so they need not lie on the lines. The axis is logarithmic."
+        f"Thick lines: training loss of each source, a mean over {SMOOTHED_SAMPLES} of its samples or more; a line "
+        "starts once that many are around it. Thin lines with dots: loss on held-out documents. "
+        "The axis is logarithmic."
     )
     lines = {name: smoothed_loss(record, clock, name) for name in record.sources}
     dots = {name: validation_points(record, name) for name in record.sources}
     if not any(math.isfinite(v) for values in lines.values() for v in values) and not any(dots.values()):
         return Figure("loss", "Loss per source", reading, missing=fig.NO_ITERATIONS)
-    entries = [
-        Entry(name, colour(i), "line", fig.texts(lines[name], "{:.3f}".format)) for i, name in enumerate(record.sources)
-    ]
+    entries = [_loss_entry(record, index, name, lines[name]) for index, name in enumerate(record.sources)]
+    entries += [Entry("validation", "ink", "held")] if any(dots.values()) else []
+    entries += [Entry(text, kind, "event") for kind, text in counts(record)]
     drawn = fig.both(lambda size: _loss_drawing(record, clock, lines, dots, size))
-    return Figure("loss", "Loss per source, nats per token", reading, drawn, [*entries, Entry("validation", "", "dot")])
+    return Figure("loss", "Loss per source, nats per token", reading, drawn, entries)
+
+
+def _loss_entry(record: RunRecord, index: int, name: str, values: Sequence[float]) -> Entry:
+    past, last = bool(record.train) and not is_read(record, name), last_read(record, name)
+    note = (f"last read at iteration {last:,}" if last else "not read yet") if past else ""
+    return Entry(name, colour(index), "line", fig.texts(values, "{:.3f}".format), note=note, past=past)
 
 
 def validation_points(record: RunRecord, source: str) -> list[tuple[float, float, str]]:
@@ -54,16 +72,21 @@ def _loss_drawing(record: RunRecord, clock: Sequence[Slot], lines: dict[str, lis
     labels = [(tick, fig.plain(tick)) for tick in frame.y.ticks(6)]
     marks = []
     for index, name in enumerate(record.sources):
-        marks.append(path(_joined(frame, clock, lines[name]), class_=f"line {colour(index)}"))
-    for index, name in enumerate(record.sources):
-        marks += [
-            element("circle", tip(text), class_=f"dot {colour(index)}", cx=frame.x(x), cy=frame.y(y), r=4.0)
-            for x, y, text in dots[name]
-        ]
+        marks.append(held_out(frame, dots[name], colour(index)))
+        marks.append(path(joined(frame, clock, lines[name]), class_=f"line {colour(index)}"))
     return fig.draw(record, frame, "Loss per source over time", "loss (nats per token)", labels, *marks)
 
 
-def _joined(frame: Frame, clock: Sequence[Slot], values: Sequence[float]) -> list[Point]:
+def held_out(frame: Frame, points: Sequence[tuple[float, float, str]], css: str) -> Markup:
+    """Return validations as a thin line with a dot each; points are tokens, loss and a description."""
+    line = path([(frame.x(x), frame.y(y)) for x, y, _ in points], class_=f"line held {css}")
+    dots = [
+        element("circle", tip(text), class_=f"dot {css}", cx=frame.x(x), cy=frame.y(y), r=3.2) for x, y, text in points
+    ]
+    return element("g", line, *dots)
+
+
+def joined(frame: Frame, clock: Sequence[Slot], values: Sequence[float]) -> list[Point]:
     """Return a line's points: slots without a value are bridged, phases without any are not."""
     read = {slot.last.get("phase") for slot, number in zip(clock, values, strict=True) if math.isfinite(number)}
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import UTC, datetime
 from itertools import groupby
@@ -14,8 +15,19 @@ from megacode.study.record import Json, RunRecord
 from megacode.study.series import deviation, planned_shares, seen_tokens, source_tokens, value
 
 LONGEST_VALUE = 160
-REMARKS = {"restarted": "starts anew", "clipped": "cut by max_epochs"}
-CLOCK = ("time", "event", "iteration", "consumed_samples")
+REMARKS = {"restarted": "restarts", "clipped": "cut by max_epochs"}
+NO_PROVENANCE = (
+    "time",
+    "event",
+    "iteration",
+    "consumed_samples",
+    "versions",
+    "git",
+    "seconds",
+    "kind",
+    "layers",
+    "pid",
+)
 
 
 def plan_phases(record: RunRecord) -> list[Json]:
@@ -121,7 +133,8 @@ def provenance(record: RunRecord) -> list[dict[str, str]]:
     rows: list[tuple[str, str]] = [("run directory", str(record.path))]
     rows += [("started", _time(starts[0]))] if starts else []
     for event in starts[-1:]:
-        rows += _flat({key: event[key] for key in event if key not in (*CLOCK, "versions")})
+        rows += _flat({key: event[key] for key in event if key not in NO_PROVENANCE})
+    rows += [("git commit", ran)] if (ran := commit(record)) else []
     rows += _flat(_identities(record))
     export, score = (found[-1] if found else {} for found in (record.exports, record.scores))
     told = (score, export, *starts[-1:])
@@ -132,6 +145,19 @@ def provenance(record: RunRecord) -> list[dict[str, str]]:
     files = [Path(path) for path in (run.config, run.plan, run.metrics, run.events) if Path(path).exists()]
     rows += [(f"SHA-256 of {file.name}", file_digest(file)) for file in files]
     return [{"name": name, "value": text} for name, text in rows]
+
+
+def commit(record: RunRecord) -> str:
+    """Return the commit that the last start ran: of megacode's own files, else of the directory a job started in."""
+    told = next((event["git"] for event in reversed(record.events) if isinstance(event.get("git"), dict)), None)
+    if told is None:
+        files = sorted(RunDir(record.path).provenance.glob("start_*/git.json"))
+        try:
+            told = json.loads(files[-1].read_text(encoding="utf-8")) if files else {}
+        except (OSError, ValueError):
+            told = {}
+    changed = " with uncommitted changes" if told.get("changed") else ""
+    return f"{told['commit']}{changed}" if told.get("commit") else ""
 
 
 def _identities(record: RunRecord) -> Json:

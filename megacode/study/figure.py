@@ -9,17 +9,19 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from megacode.base.units import format_count
+from megacode.study.incidents import incidents
 from megacode.study.record import RunRecord
 from megacode.study.series import Slot
 from megacode.study.svg import (
     Frame,
     Scale,
+    axis,
     bands,
     boundaries,
-    clock_axis,
     cursor,
     drawing,
     element,
+    event_marks,
     grid,
     path,
     vertical_title,
@@ -41,17 +43,23 @@ class Entry:
         css: the class of its colour: `s0`, `s1`, ... for sources.
         mark: how its key is drawn: `area`, `line`, `dash`, `dot`.
         values: what to show at each slot, ready to print; empty for an entry without a value.
+        whole: what to show of the whole run, while no position is pointed at; absent: the last of `values`.
+        note: what to say behind it.
+        past: whether it is grey: a source that is no longer read.
     """
 
     label: str
     css: str = ""
     mark: str = "line"
     values: Sequence[str] = ()
+    whole: str = ""
+    note: str = ""
+    past: bool = False
 
     @property
     def final(self) -> str:
-        """The last value there is."""
-        return next((text for text in reversed(self.values) if text != NOTHING), "")
+        """What is shown while no position is pointed at."""
+        return self.whole or next((text for text in reversed(self.values) if text != NOTHING), "")
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class Figure:
         missing: why there is nothing to draw; empty where there is.
         at: where on the clock the legend's values are from.
         follows: whether the legend's values follow the pointer.
+        tab: its short name among figures of which one is shown at a time.
     """
 
     key: str
@@ -77,6 +86,7 @@ class Figure:
     missing: str = ""
     at: str = ""
     follows: bool = True
+    tab: str = ""
 
 
 NOTHING = "—"
@@ -127,15 +137,33 @@ def make_frame(record: RunRecord, size: tuple[int, int], ends: tuple[float, floa
     return Frame(width, height, Scale(0, stop, 52, width - 14), Scale(*ends, height - 42, 42, log))
 
 
-def clock_labels(frame: Frame) -> list[tuple[float, str]]:
-    """Return the ticks of the axis of tokens."""
-    count = 8 if frame.width > 700 else 4
-    return [(tick, format_count(round(tick)) if tick else "0") for tick in frame.x.ticks(count)]
+def clock_axis(record: RunRecord, frame: Frame) -> Markup:
+    """Return the axis of tokens, and the same axis in FLOPs where the plan says what a token costs.
+
+    Both are drawn; the style sheet shows the one that the page's switch asks for.
+    """
+    title = "tokens consumed" if record.seq_length > 1 else "samples consumed"
+    drawn = [element("g", token_axis(frame, title), class_="by-tokens")]
+    cost = record.flops_per_token
+    if cost:
+        drawn.append(element("g", flops_axis(frame, cost), class_="by-flops"))
+    return element("g", *drawn)
 
 
-def clock_title(record: RunRecord) -> str:
-    """Return the name of the axis of tokens."""
-    return "tokens consumed" if record.seq_length > 1 else "samples consumed"
+def token_axis(frame: Frame, title: str) -> Markup:
+    """Return the axis of tokens."""
+    ticks = frame.x.ticks(_ticks(frame))
+    return axis(frame, [(tick, format_count(round(tick)) if tick else "0") for tick in ticks], title)
+
+
+def flops_axis(frame: Frame, cost: float = 1.0) -> Markup:
+    """Return an axis of FLOPs below a plot over tokens that cost `cost` each; over FLOPs where that is 1."""
+    ticks = Scale(0, frame.x.high * cost, 0, 1).ticks(_ticks(frame))
+    return axis(frame, [(tick / cost, scientific(tick)) for tick in ticks], "FLOPs spent on training")
+
+
+def _ticks(frame: Frame) -> int:
+    return 8 if frame.width > 700 else 4
 
 
 def readout(record: RunRecord, grid: Sequence[Slot]) -> list[str]:
@@ -148,11 +176,11 @@ def readout(record: RunRecord, grid: Sequence[Slot]) -> list[str]:
 
 def draw(record: RunRecord, frame: Frame, title: str, unit: str, labels: Sequence[tuple[float, str]],
           *marks: object) -> Markup:  # fmt: skip
-    """Put marks into a frame with its axes and phases; `title` is for screen readers, `unit` heads the y axis."""
+    """Put marks into a frame with axes, phases and events; `title` is for screen readers, `unit` heads the y axis."""
     spans = record.spans
     return drawing(
         frame.width, frame.height, title, bands(frame, spans), grid(frame, labels), *marks, boundaries(frame, spans),
-        clock_axis(frame, clock_labels(frame), clock_title(record)), vertical_title(frame, unit),
+        clock_axis(record, frame), event_marks(frame, incidents(record)), vertical_title(frame, unit),
         cursor(frame), class_=f"clock {SHAPES.get((frame.width, frame.height), '')}",
     )  # fmt: skip
 

@@ -7,10 +7,11 @@ from itertools import accumulate
 
 from markupsafe import Markup
 
+from megacode.base.units import format_count
 from megacode.study import figure as fig
 from megacode.study.figure import Entry, Figure, colour
 from megacode.study.record import Json, RunRecord
-from megacode.study.series import BINS, Slot, planned_shares, realised_shares, slots
+from megacode.study.series import BINS, Slot, planned_shares, realised_shares, slots, total_shares
 from megacode.study.svg import CHARACTER_WIDTH, Frame, Point, element, path, tip
 
 
@@ -26,15 +27,18 @@ def mixture(record: RunRecord, clock: Sequence[Slot]) -> Figure:
         return Figure("mixture", "Mixture over time", reading, missing=fig.NO_ITERATIONS)
     bins = slots(record, BINS)
     drawn = fig.both(lambda size: _mixture_drawing(record, bins, size))
+    at = f"all {format_count(record.tokens(record.last))} tokens read" if record.train else ""
     return Figure("mixture", "Mixture over time, planned and realised", reading, drawn,
-                  _mixture_legend(record, bins, clock))  # fmt: skip
+                  _mixture_legend(record, bins, clock), at=at)  # fmt: skip
 
 
 def _mixture_legend(record: RunRecord, bins: Sequence[Slot], clock: Sequence[Slot]) -> list[Entry]:
+    """Return each source's share of all that was read; of a stretch of training where the pointer stands."""
     of_slot = [next((b for b in bins if b.stop >= slot.stop), bins[-1]) for slot in clock]
     shares = {id(b): realised_shares(b, record.sources) for b in bins}
+    whole = [fig.percent(share) for share in total_shares(record)] if record.train else [""] * len(record.sources)
     entries = [
-        Entry(name, colour(index), "area", [fig.percent(shares[id(b)][index]) for b in of_slot])
+        Entry(name, colour(index), "area", [fig.percent(shares[id(b)][index]) for b in of_slot], whole=whole[index])
         for index, name in enumerate(record.sources)
     ]
     return [*entries, Entry("planned", "", "dash")]

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from megacode.base.errors import CheckpointError, ConfigError
-from megacode.base.files import RunDir
+from megacode.base.files import RunDir, read_jsonl
 from megacode.metrics.reader import read_events, read_metrics
 from megacode.study.svg import Span
 
@@ -40,6 +40,8 @@ class RunRecord:
         scores: the files of `eval/`, each with `iteration` and `suite` filled in, in order of iteration.
         exports: `hf/*/megacode.json`, each with `iteration` and `directory` filled in, in order of iteration; of those
             that were removed once they had their scores, the same from there, without a `directory`.
+        samples: the files of `samples/`: what exported models write, in order of iteration.
+        judgements: the files of `eval/judge/`, each with `file` filled in.
         collected: what the demo collected, if this run is one: `collect.json` here, or in the corpus beside the run.
     """
 
@@ -52,6 +54,8 @@ class RunRecord:
     events: Sequence[Json] = ()
     scores: Sequence[Json] = ()
     exports: Sequence[Json] = ()
+    samples: Sequence[Json] = ()
+    judgements: Sequence[Json] = ()
     collected: Json = field(default_factory=dict)
 
     @property
@@ -86,6 +90,12 @@ class RunRecord:
     def tokens(self, line: Json) -> int:
         """Return the clock of a line in tokens."""
         return int(line.get("consumed_tokens") or int(line.get("consumed_samples") or 0) * self.seq_length)
+
+    @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs a token costs, by the plan; 0 where it does not say."""
+        flops = self.plan.get("flops")
+        return float(flops) / self.planned_tokens if isinstance(flops, (int, float)) and self.planned_tokens else 0.0
 
     @property
     def planned_tokens(self) -> int:
@@ -132,7 +142,9 @@ def read_run(path: Path) -> RunRecord:
         probes=_lines(metrics, "fp8_probe"),
         events=read_events(run),
         scores=scores,
-        exports=_exports(Path(run.hf), scores),
+        exports=_exports(Path(run.hf), _parsed(Path(run.exports), read_jsonl) or [], scores),
+        samples=_documents(Path(run.samples), "iter_*.json"),
+        judgements=_documents(Path(run.eval) / "judge", "*.json"),
         collected=_mapping(path / "collect.json", _read_json)
         or _mapping(path.resolve().parent / COLLECTED, _read_json),
     )
@@ -177,17 +189,26 @@ def _scores(directory: Path) -> list[Json]:
     return sorted(found, key=lambda score: (int(score["iteration"]), str(score["suite"])))
 
 
-def _exports(directory: Path, scores: Sequence[Json]) -> list[Json]:
-    """Return the exports that lie there; of one that was made for its scores alone, what the score file says of it."""
-    found = []
+def _documents(directory: Path, pattern: str) -> list[Json]:
+    """Return the files of a directory that match, by name, each with its name as `file`."""
+    return [{**_mapping(file, _read_json), "file": file.stem} for file in sorted(directory.glob(pattern))]
+
+
+def _exports(directory: Path, elsewhere: Sequence[Json], scores: Sequence[Json]) -> list[Json]:
+    """Return the run's exports, one an iteration: what lies in `hf/`, what was published elsewhere, what was scored.
+
+    Of an export that was made for its scores alone the score file says what it was.
+    """
+    found: dict[int, Json] = {}
     for item in sorted(path for path in directory.glob("*") if path.is_dir() and not path.name.startswith(".")):
         facts = _mapping(item / "megacode.json", _read_json)
-        found.append({**facts, "iteration": iteration_of(item.name), "directory": item.name})
-    there = {export["iteration"] for export in found}
+        found[iteration_of(item.name)] = {**facts, "iteration": iteration_of(item.name), "directory": item.name}
+    for line in reversed(elsewhere):  # the newest counts
+        if isinstance(line.get("iteration"), int):
+            found.setdefault(line["iteration"], line)
     for document in scores:
         model, iteration = document.get("model"), document["iteration"]
         said = model.get("megacode") if isinstance(model, dict) else None
-        if isinstance(said, dict) and iteration not in there:
-            there.add(iteration)
-            found.append({**said, "iteration": iteration, "directory": None})
-    return sorted(found, key=lambda export: export["iteration"])
+        if isinstance(said, dict):
+            found.setdefault(iteration, {**said, "iteration": iteration, "directory": None})
+    return [found[iteration] for iteration in sorted(found)]

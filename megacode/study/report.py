@@ -1,7 +1,8 @@
-"""One page that shows a run: `report.html`, self-contained, from the files of a run directory and nothing else."""
+"""One page that shows a run, or several: `report.html`, self-contained, from the files of run directories alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,42 +13,90 @@ import megacode
 from megacode.base.errors import ConfigError
 from megacode.base.files import write_text
 from megacode.base.units import format_bytes, format_count
-from megacode.study import accuracy, cards, charts, facts, mixture, scores
+from megacode.study import (
+    accuracy,
+    cards,
+    charts,
+    facts,
+    judgements,
+    mixture,
+    score_charts,
+    score_table,
+    scores,
+    several,
+)
 from megacode.study.figure import readout
 from megacode.study.record import Json, RunRecord, read_run
 from megacode.study.series import slots
 
 FILE_NAME = "report.html"
+PAGE_MARKS = (b'<meta name="generator" content="megacode', b"megacode</title>")  # the latter of older pages
+_HEAD = 4096  # bytes of a file that hold one of them
 
 
-def write_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Write a run's page; parts of the run that are not there yet are said to be missing, on the page.
+def write_report(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page of a run, or of several beside each other; what is not there yet is said to be missing.
 
     Args:
-        run_dir: a run directory; the run may still be going on.
-        out: the file to write; `report.html` in the run directory by default.
+        run_dirs: run directories; the runs may still be going on.
+        out: the file to write. Absent: `report.html` in the run directory, for several runs in the working directory.
 
     Returns:
         The file written.
 
     Raises:
-        ConfigError: if `run_dir` is not a run directory, or `out` is a directory.
-        CheckpointError: if a file of the run cannot be parsed.
+        ConfigError: one of them is no run directory or named twice, or `out` cannot be written: it is a directory,
+            a file that is no such page, or lies where nothing may be written.
+        CheckpointError: if a file of a run cannot be parsed.
     """
-    target = out or run_dir / FILE_NAME
+    runs = [run_dirs] if isinstance(run_dirs, Path) else list(run_dirs)
+    twice = [run for index, run in enumerate(runs) if run.resolve() in [other.resolve() for other in runs[:index]]]
+    if twice:
+        raise ConfigError("this run is named twice", str(twice[0]), "name each run once")
+    target = out or (runs[0] if len(runs) == 1 else Path()) / FILE_NAME
+    _check_target(target)
+    records = [read_run(run) for run in runs]
+    text = render(records[0]) if len(records) == 1 else render_several(records)
+    try:
+        write_text(target, text)
+    except OSError as error:
+        what = f"the page cannot be written: {error.strerror}"
+        raise ConfigError(what, str(target), "name another file with --out") from error
+    return target
+
+
+def _check_target(target: Path) -> None:
+    """Refuse to write over a directory, and over a file that is not an earlier page."""
     if target.is_dir():
         fix = f"name a file: {target / FILE_NAME}"
         raise ConfigError("the page cannot be written over a directory", str(target), fix)
-    write_text(target, render(read_run(run_dir)))
-    return target
+    try:
+        with target.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:  # there is none, or writing will say what is wrong
+        return
+    if head and not any(mark in head for mark in PAGE_MARKS):
+        what = "this file is not a page that megacode wrote, so it is not replaced"
+        raise ConfigError(what, str(target), "name another file with --out, or remove this one")
 
 
 def render(record: RunRecord) -> str:
     """Return the page of a run."""
+    return _environment().get_template("report.html.j2").render(page(record))
+
+
+def render_several(records: Sequence[RunRecord]) -> str:
+    """Return the page of several runs."""
+    return _environment().get_template("report_runs.html.j2").render({**several.page(records), **_written()})
+
+
+def _environment() -> Environment:
     loader = PackageLoader("megacode.study", ".")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                              undefined=StrictUndefined)  # fmt: skip
-    return environment.get_template("report.html.j2").render(page(record))
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+
+
+def _written() -> dict[str, str]:
+    return {"version": megacode.__version__, "written": datetime.now(tz=UTC).strftime("%Y-%m-%d %H:%M UTC")}
 
 
 def page(record: RunRecord) -> dict[str, Any]:
@@ -67,14 +116,19 @@ def page(record: RunRecord) -> dict[str, Any]:
         "cards": cards.cards(record, found),
         **figures,
         "over_time": over_time,
-        "score_figures": scores.figures(record, found),
-        "score_table": scores.table(record, found),
+        "score_figures": score_charts.figures(record, found),
+        "score_table": score_table.table(record, found),
         "phases": facts.plan_phases(record),
         "plan_total": facts.plan_total(record),
         "warnings": [str(warning) for warning in record.plan.get("warnings") or []],
         "proof": facts.proof(record),
         "provenance": facts.provenance(record),
+        "samples": judgements.samples(record),
+        "sampled": len(record.samples),
+        "judgements": judgements.judgements(record),
         "corpus": corpus(record),
+        "is_demo": bool(record.collected),
+        "has_flops": record.flops_per_token > 0,
         "sources": record.sources,
         "run_dir": str(record.path),
         "readout": {
@@ -84,8 +138,7 @@ def page(record: RunRecord) -> dict[str, Any]:
             "values": {f"{f.key}:{i}": e.values for f in every for i, e in enumerate(f.legend) if e.values},
         },
         "now": at[-1] if at else "",
-        "version": megacode.__version__,
-        "written": datetime.now(tz=UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        **_written(),
     }
 
 

@@ -1,4 +1,4 @@
-"""Scores of the exported models over the run: bits per byte and accuracy."""
+"""Scores of the exported models over the run: what was measured, of which model, how surely."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from markupsafe import Markup
-
+from megacode.metrics.intervals import half_width
 from megacode.study import figure as fig
-from megacode.study.figure import Entry, Figure, colour
+from megacode.study.contamination import Overlap, overlaps
 from megacode.study.record import Json, RunRecord
 from megacode.study.series import value
-from megacode.study.svg import Frame, domain, element, path, tip
 
 Key = TypeVar("Key")
-MOST_FIGURES = 8  # of a large suite the rest is in the table
-MOST_COLUMNS = 8  # of a run that scores often the rest is in the charts
+MEAN = "mean"  # the metric of means over tasks
 TITLES = {  # in the order of the charts: what leaves chance first comes first
+    MEAN: "means of tasks",
     "bits_per_byte": "bits per byte",
     "acc_mutual_info": "accuracy, by mutual information",
     "acc": "accuracy",
@@ -42,6 +40,9 @@ class Score:
         lower: whether lower is better.
         stderr: its standard error; not a number where unknown.
         chance: what guessing gets; not a number where that means nothing.
+        overlap: items of the task that overlap what this model had read; None where unknown.
+        source: the source that the task is named after; empty for none.
+        missing: of a mean over tasks, those that were not scored.
     """
 
     iteration: int
@@ -52,6 +53,14 @@ class Score:
     lower: bool = False
     stderr: float = math.nan
     chance: float = math.nan
+    overlap: Overlap | None = None
+    source: str = ""
+    missing: Sequence[str] = ()
+
+    @property
+    def error(self) -> float:
+        """Half of its 95 % interval; not a number where unknown."""
+        return half_width(self.stderr)
 
     @property
     def is_bits(self) -> bool:
@@ -73,18 +82,27 @@ class Score:
 
 
 def collect(record: RunRecord) -> list[Score]:
-    """Return all scores of a run in order of iteration."""
-    return [score for document in record.scores for score in _of_document(document)]
+    """Return all scores of a run in order of iteration; a suite's means come with them."""
+    return [score for document in record.scores for score in _of_document(document, record.sources)]
 
 
-def _of_document(document: Json) -> list[Score]:
-    tasks = document.get("scores") or {}
-    return [score for task, metrics in tasks.items() for score in _of_task(document, str(task), metrics)]
+def _of_document(document: Json, sources: Sequence[str]) -> list[Score]:
+    found = [_mean(document, str(name), mean) for name, mean in (document.get("means") or {}).items()]
+    found = [score for score in found if math.isfinite(score.value)]
+    for task, metrics in (document.get("scores") or {}).items():
+        found += _of_task(document, str(task), metrics, sources)
+    return found
 
 
-def _of_task(document: Json, task: str, metrics: Json) -> list[Score]:
-    facts = (document.get("tasks") or {}).get(task) or {}
-    found = []
+def _mean(document: Json, name: str, mean: Json) -> Score:
+    missing = [str(task) for task in mean.get("missing") or []]
+    return Score(int(document["iteration"]), str(document["suite"]), name, MEAN, value(mean, "score"),
+                 stderr=value(mean, "stderr"), missing=missing)  # fmt: skip
+
+
+def _of_task(document: Json, task: str, metrics: Json, sources: Sequence[str]) -> list[Score]:
+    facts, overlap = (document.get("tasks") or {}).get(task) or {}, overlaps(document).get(task)
+    source, found = source_of(task, sources), []
     for metric, number in metrics.items():
         if metric.endswith("_stderr") or isinstance(number, bool) or not isinstance(number, (int, float)):
             continue
@@ -92,7 +110,7 @@ def _of_task(document: Json, task: str, metrics: Json) -> list[Score]:
         higher = (facts.get("higher_is_better") or {}).get(metric.partition(",")[0], not bits)
         found.append(
             Score(int(document["iteration"]), str(document["suite"]), task, metric, float(number), not higher,
-                  value(metrics, f"{metric}_stderr"), value(document.get("chance") or {}, task))
+                  value(metrics, f"{metric}_stderr"), value(document.get("chance") or {}, task), overlap, source)
         )  # fmt: skip
     return found
 
@@ -128,122 +146,60 @@ def form(score: Score, number: float) -> str:
     return fig.percent(number) if not score.is_bits and 0 <= number <= 1 else f"{number:.3f}"
 
 
-def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, list[Any]]:
-    """Return the scores as a table: `columns` (of the `checkpoints`), and `rows` of texts, a task and metric each."""
-    scored = sorted({score.iteration for score in scores})
-    iterations = _columns(record, scored)
-    rows = []
-    ordered = sorted(scores, key=lambda s: (not s.is_bits, family(s, source_of(s.task, record.sources)), s.place))
-    for (task, _), group in _grouped(ordered, lambda s: (s.task, s.metric)).items():
-        by_iteration = {score.iteration: score for score in group}
-        cells = [_cell(by_iteration.get(iteration)) for iteration in iterations]
-        chance = next((form(s, s.chance) for s in group if math.isfinite(s.chance)), "")
-        better = "lower" if group[0].lower else "higher"
-        rows.append({"task": task, "metric": group[0].title, "better": better, "cells": cells, "chance": chance})
-    columns = [checkpoint_title(record, iteration) for iteration in iterations]
-    return {"checkpoints": scored, "columns": columns, "rows": rows}
+def cell(score: Score | None, percent: bool) -> dict[str, str]:
+    """Return a score as `value` and `error`, ready to print; in per cent without the sign where the table says so."""
+    if score is None or not math.isfinite(score.value):
+        return {"value": fig.NOTHING, "error": ""}
+    factor, digits = (100, 1) if percent else (1, 3)
+    error = f"± {factor * score.error:.{digits}f}" if math.isfinite(score.stderr) else ""
+    return {"value": f"{factor * score.value:.{digits}f}", "error": error}
 
 
-def _columns(record: RunRecord, iterations: Sequence[int]) -> list[int]:
-    """Return the checkpoints that a table shows: ends of phases, the last, and others as far as there is room."""
-    if len(iterations) <= MOST_COLUMNS:
-        return list(iterations)
-    ends = [one for one in iterations if not checkpoint_title(record, one).startswith("iteration")]
-    shown = {*ends[-MOST_COLUMNS + 1 :], iterations[-1]}
-    others = [one for one in iterations if one not in shown]
-    room = MOST_COLUMNS - len(shown)
-    return sorted(shown | {others[(2 * number + 1) * len(others) // (2 * room)] for number in range(room)})
+def in_percent(scores: Sequence[Score]) -> bool:
+    """Return whether scores are rates, shown in per cent."""
+    return not any(score.is_bits for score in scores) and all(0 <= score.value <= 1 for score in scores)
 
 
-def _cell(score: Score | None) -> str:
-    if score is None:
-        return fig.NOTHING
-    error = f" ± {form(score, score.stderr).removesuffix(' %')}" if score.stderr > 0 else ""
-    return form(score, score.value).removesuffix(" %") + error + (" %" if "%" in form(score, score.value) else "")
+def grouped(scores: Sequence[Score]) -> list[list[Score]]:
+    """Return scores by metric, in the order of the charts; tasks named after sources by kind of task as well."""
+
+    def key(score: Score) -> tuple[str, str]:
+        return (score.metric, family(score) if score.source else "")
+
+    return sorted(group_by(scores, key).values(), key=lambda group: group[0].place)
 
 
-def figures(record: RunRecord, scores: Sequence[Score]) -> list[Figure]:
-    """Return a chart a metric where tasks are named after sources, and a chart a task for the others."""
-
-    def group(score: Score) -> tuple[str, str, str]:
-        named = source_of(score.task, record.sources)
-        return (score.metric, family(score, named), "" if math.isnan(score.chance) else f"{score.chance:.4f}")
-
-    shown = [score for score in scores if math.isfinite(tokens_at(record, score.iteration))]
-    groups = sorted(_grouped(shown, group).values(), key=lambda g: g[0].place)
-    return [_figure(record, part, f"score{index}") for index, part in enumerate(groups[:MOST_FIGURES])]
+def group_title(scores: Sequence[Score]) -> str:
+    """Return the title of scores of one metric and kind of task: `Endings: accuracy`."""
+    what = family(scores[0]) if scores[0].source and not scores[0].is_bits else ""
+    return f"{what.capitalize()}: {scores[0].title}" if what else scores[0].title.capitalize()
 
 
-def family(score: Score, source: str) -> str:
+def group_note(scores: Sequence[Score]) -> str:
+    """Return how to read such scores: unit, which way is better, what guessing gets where that is the same in all."""
+    unit = "%, " if in_percent(scores) else ""
+    guess = common_chance(scores)
+    said = f", chance {100 * guess:.3g} %" if math.isfinite(guess) else ""
+    return f"{unit}{'lower' if scores[0].lower else 'higher'} is better{said}"
+
+
+def common_chance(scores: Sequence[Score]) -> float:
+    """Return what guessing gets in all of some tasks; not a number where it differs, or means nothing."""
+    found = {score.chance for score in scores if math.isfinite(score.chance)}
+    everywhere = all(math.isfinite(score.chance) for score in scores)
+    return next(iter(found)) if len(found) == 1 and everywhere else math.nan
+
+
+def family(score: Score) -> str:
     """Return a task's name without its suite and source: `demo_next_word_code` is `next word`."""
     words = score.task.removeprefix(f"{score.suite}_")
-    words = re.sub(re.escape(source), "", words, flags=re.IGNORECASE) if source else words
+    words = re.sub(re.escape(score.source), "", words, flags=re.IGNORECASE) if score.source else words
     return " ".join(re.split(r"[_\W]+", words)).strip()
 
 
-def _grouped(scores: Sequence[Score], key: Callable[[Score], Key]) -> dict[Key, list[Score]]:
+def group_by(scores: Sequence[Score], key: Callable[[Score], Key]) -> dict[Key, list[Score]]:
+    """Return scores gathered by a key, in the order in which its values first come."""
     found: dict[Key, list[Score]] = {}
     for score in scores:
         found.setdefault(key(score), []).append(score)
     return found
-
-
-def _figure(record: RunRecord, scores: Sequence[Score], key: str) -> Figure:
-    tasks = _grouped(scores, lambda s: s.task)
-    bits, metric = scores[0].is_bits, scores[0].title
-    what = family(scores[0], source_of(scores[0].task, record.sources))
-    title = metric.capitalize() if bits else f"{what.capitalize()}: {metric}"
-    shown = [v for s in scores for v in (s.value, s.value - s.stderr, s.value + s.stderr, s.chance)]
-    frame = fig.make_frame(record, fig.HALF, domain(shown, zero=not bits))
-    marks = [_series(record, frame, part, _css(record, task, len(tasks))) for task, part in tasks.items()]
-    chance = [_chance(frame, scores[0].chance)] if math.isfinite(scores[0].chance) else []
-    labels = [(t, f"{t:.4g}" if bits or frame.y.high > 1.5 else f"{100 * t:.4g} %") for t in frame.y.ticks(5)]
-    drawn = fig.draw(record, frame, title, f"{metric} ({'lower' if scores[0].lower else 'higher'} is better)", labels,
-                     *chance, *marks)  # fmt: skip
-    entries = [
-        Entry(
-            source_of(task, record.sources) or task,
-            _css(record, task, len(tasks)),
-            "dot",
-            [form(part[-1], part[-1].value)],
-        )
-        for task, part in tasks.items()
-    ]
-    at = checkpoint_title(record, scores[-1].iteration)
-    return Figure(key, title, _reading(scores), [drawn], entries, at=at, follows=False)
-
-
-def _reading(scores: Sequence[Score]) -> str:
-    if scores[0].is_bits:
-        return "How many bits the model needs for a byte of held-out text of each source; lower is better."
-    guess = " a model that guesses stays on the dashed line;" if math.isfinite(scores[0].chance) else ""
-    better = "lower" if scores[0].lower else "higher"
-    return f"Scores of the exported models, with bars of one standard error;{guess} {better} is better."
-
-
-def _css(record: RunRecord, task: str, count: int) -> str:
-    """Return the colour of the source a task is named after, ink where there is none."""
-    source = source_of(task, record.sources)
-    return colour(record.sources.index(source)) if source else "ink" if count == 1 else "ink again"
-
-
-def _chance(frame: Frame, chance: float) -> Markup:
-    line = path([(frame.left, frame.y(chance)), (frame.right, frame.y(chance))], class_="planned")
-    label = element("text", f"chance {100 * chance:.3g} %", class_="note", x=frame.right - 4,
-                    y=frame.y(chance) + 14, text_anchor="end")  # fmt: skip
-    return element("g", line, label)
-
-
-def _series(record: RunRecord, frame: Frame, scores: Sequence[Score], css: str) -> Markup:
-    points = [(frame.x(tokens_at(record, s.iteration)), s) for s in scores]
-    bars = [
-        path([(x, frame.y(s.value - s.stderr)), (x, frame.y(s.value + s.stderr))], class_=f"error {css}")
-        for x, s in points
-        if s.stderr > 0
-    ]
-    dots = [
-        element("circle", tip(f"{s.task}, {checkpoint_title(record, s.iteration)}: {_cell(s)}"), class_=f"dot {css}",
-                cx=x, cy=frame.y(s.value), r=4.5)
-        for x, s in points
-    ]  # fmt: skip
-    return element("g", *bars, path([(x, frame.y(s.value)) for x, s in points], class_=f"line {css}"), *dots)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
@@ -92,32 +93,73 @@ def smoothing(record: RunRecord) -> int:
 
 
 def smoothed_loss(record: RunRecord, grid: Sequence[Slot], source: str) -> list[float]:
-    """Return a source's training loss at each slot's end: the mean over the samples of the iterations around it.
+    """Return a source's training loss at each slot's end: the mean over the samples around it, in nats per token.
 
-    Nats per token. The window holds about `SMOOTHED_SAMPLES` of the source, stays inside the phase, is at most half of
-    it, and is narrow where a phase begins, as that is where losses move fast. Not a number where it holds no sample.
+    The window holds `SMOOTHED_SAMPLES` of the source or more (half of all, where they are few), as many on either side.
+    It goes across the borders of phases that read the source: cut there, it would hold too few samples, and a line
+    would jump where nothing happened. Where reading begins, a line starts once both sides are full.
+
+    Returns:
+        One value a slot; not a number where there is no line.
     """
     found: list[float] = []
-    for _, group in groupby(grid, key=lambda slot: slot.last.get("phase")):
-        part = list(group)
-        pairs = [_loss_and_weight(line, source) for slot in part for line in slot.lines]
-        drawn = sum(weight for _, weight in pairs) / len(pairs)
-        wanted = math.ceil(SMOOTHED_SAMPLES / 2 / drawn) if drawn else 1
-        reach = min(max(smoothing(record), wanted), max(1, len(pairs) // 4))
-        ends = accumulate(len(slot.lines) for slot in part)
-        found += [_mean(pairs[max(0, end - 1 - reach) : end + min(reach, end)]) for end in ends]
+    for read, group in groupby(_parts(grid), key=lambda part: _reads(part, source)):
+        slots_here = [slot for part in group for slot in part]
+        found += _smoothed(slots_here, source, smoothing(record)) if read else [math.nan] * len(slots_here)
     return found
 
 
-def _mean(pairs: Sequence[tuple[float, float]]) -> float:
-    kept = [(loss, weight) for loss, weight in pairs if weight and math.isfinite(loss)]
-    total = sum(weight for _, weight in kept)
-    return sum(loss * weight for loss, weight in kept) / total if total else math.nan
+def _parts(grid: Sequence[Slot]) -> list[list[Slot]]:
+    return [list(group) for _, group in groupby(grid, key=lambda slot: slot.last.get("phase"))]
+
+
+def _reads(part: Sequence[Slot], source: str) -> bool:
+    return any((line.get("samples_by_source") or {}).get(source) for slot in part for line in slot.lines)
+
+
+def _smoothed(grid: Sequence[Slot], source: str, reach: int) -> list[float]:
+    """Smooth over slots that follow each other; `reach` iterations on each side are looked at, at least."""
+    pairs = [_loss_and_weight(line, source) for slot in grid for line in slot.lines]
+    kept = [(loss * weight, weight) if weight and math.isfinite(loss) else (0.0, 0.0) for loss, weight in pairs]
+    sums = [0.0, *accumulate(loss for loss, _ in kept)]
+    weights = [0.0, *accumulate(weight for _, weight in kept)]
+    total = weights[-1]
+    half = min(max(SMOOTHED_SAMPLES / 2, reach * total / len(pairs)), max(0.5, total / 4))
+    return [_around(end, half, sums, weights) for end in accumulate(len(slot.lines) for slot in grid)]
+
+
+def _around(end: int, half: float, sums: Sequence[float], weights: Sequence[float]) -> float:
+    """Return the mean of about `half` samples on either side of the first `end` iterations; at the end, of the left."""
+    left = weights[end]
+    if left < min(half, SMOOTHED_SAMPLES / 2):
+        return math.nan
+    side = min(half, left)
+    first = max(0, bisect_right(weights, left - side) - 1)
+    last = min(bisect_left(weights, left + side), len(weights) - 1)
+    weight = weights[last] - weights[first]
+    return (sums[last] - sums[first]) / weight if weight else math.nan
 
 
 def _loss_and_weight(line: Json, source: str) -> tuple[float, float]:
     weight = (line.get("samples_by_source") or {}).get(source, 0)
     return value(line.get("loss_by_source") or {}, source), float(weight or 0)
+
+
+def last_read(record: RunRecord, source: str) -> int:
+    """Return the last iteration that read a source; 0 for none."""
+    counted = (line for line in reversed(record.train) if (line.get("samples_by_source") or {}).get(source))
+    return next((int(line["iteration"]) for line in counted), 0)
+
+
+def is_read(record: RunRecord, source: str) -> bool:
+    """Return whether a source is read where the run stands: the newest phase draws from it."""
+    phase = record.last.get("phase")
+    return any((ln.get("samples_by_source") or {}).get(source) for ln in record.train if ln.get("phase") == phase)
+
+
+def total_shares(record: RunRecord) -> list[float]:
+    """Return the share of each source of all samples read."""
+    return realised_shares(Slot(0, 0, record.train), record.sources)
 
 
 def seen_tokens(line: Mapping[str, Any], source: str, which: str = "seen") -> float:

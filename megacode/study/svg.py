@@ -209,8 +209,8 @@ def grid(frame: Frame, ticks: Sequence[tuple[float, str]]) -> Markup:
     return element("g", *parts)
 
 
-def clock_axis(frame: Frame, labels: Sequence[tuple[float, str]], title: str) -> Markup:
-    """Return the axis of tokens below the plot."""
+def axis(frame: Frame, labels: Sequence[tuple[float, str]], title: str) -> Markup:
+    """Return the x axis below the plot; labels stand at values of the clock."""
     parts = [element("line", class_="axis", x1=frame.left, x2=frame.right, y1=frame.bottom, y2=frame.bottom)]
     for value, label in labels:
         x = frame.x(value)
@@ -219,6 +219,21 @@ def clock_axis(frame: Frame, labels: Sequence[tuple[float, str]], title: str) ->
     middle = (frame.left + frame.right) / 2
     parts.append(element("text", title, class_="title", x=middle, y=frame.bottom + 34, text_anchor="middle"))
     return element("g", *parts)
+
+
+def event_marks(frame: Frame, events: Sequence[tuple[float, str, str]]) -> Markup | None:
+    """Return small triangles on the axis.
+
+    Args:
+        frame: the plot.
+        events: where on the clock, kind (a class of the style sheet), and what it says of itself.
+    """
+    marks = [
+        element("path", tip(text), class_=f"event {kind}",
+                d=f"M{number(frame.x(at))} {number(frame.bottom - 1)}l-5 -9h10z")
+        for at, kind, text in events
+    ]  # fmt: skip
+    return element("g", *marks) if marks else None
 
 
 def vertical_title(frame: Frame, title: str) -> Markup:

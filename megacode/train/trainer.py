@@ -10,9 +10,11 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from megacode.base.files import RunDir
+from megacode.base.revision import revision
 from megacode.base.units import format_seconds
 from megacode.checkpoint.state import TrainState
 from megacode.config.run import RunConfig
@@ -133,6 +135,7 @@ class Trainer:
             pid=os.getpid(),
             command=shlex.join(["megacode", *sys.argv[1:]]),
             versions=self.state.versions,
+            git=revision(Path(__file__)) if self.events is not None else None,
             seconds=self._age(),
         )
         self.scoring.begin(self.state.iteration)

@@ -126,7 +126,28 @@ def _scores(gain: float) -> dict[str, Any]:
         "tasks": {name: {"higher_is_better": {"bits_per_byte": False}, "items": 300} for name in bits},
         "versions": {"lm_eval": "0.4.13"},
         "date": "2026-11-23T12:00:00+00:00",
+        "contamination": _contamination([*bits, *endings, *word], gain),
     }
+
+
+def _contamination(tasks: list[str], gain: float) -> dict[str, Any]:
+    if not gain:
+        return {"checked": False, "why": "the model had read nothing yet"}
+    rows = {task: {"items": 80, "overlapping": round((10 + number) * gain)} for number, task in enumerate(tasks)}
+    return {
+        "checked": True,
+        "rule": "13 tokens in a row",
+        "tokens_read": 3_000_000,
+        "share_checked": 1.0,
+        "tasks": rows,
+    }
+
+
+def _samples(iteration: int) -> dict[str, Any]:
+    texts = [
+        {"kind": "code", "prompt": "def f(", "text": f"x):  # of {iteration}", "tokens": 8, "ended": "end of text"}
+    ]
+    return {"iteration": iteration, "settings": {"temperature": 0.8, "seed": 0}, "samples": texts}
 
 
 def _write_json(path: Path, document: object) -> None:
@@ -158,6 +179,7 @@ def _build(path: Path, *, limit: int | None = None, models: bool = True, name: s
         facts = {"parity": PARITY, "hashes": {"tokenizer": "ab" * 32}, "versions": {"megacode": "0.1.0"}}
         _write_json(path / f"hf/iter_{iteration:07d}/megacode.json", facts)
         _write_json(path / f"eval/demo@iter_{iteration:07d}.json", _scores(gain))
+        _write_json(path / f"samples/iter_{iteration:07d}.json", _samples(iteration))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -15,11 +16,13 @@ import pytest
 
 from megacode.base.errors import CheckpointError, ConfigError
 from megacode.base.files import read_jsonl
+from megacode.study import score_charts
 from megacode.study.record import read_run
 from megacode.study.report import write_report
-from megacode.study.scores import MOST_COLUMNS, collect, table
+from megacode.study.score_table import MOST_COLUMNS, table
+from megacode.study.scores import collect
 
-SECTIONS = ("data", "losses", "scores", "course", "plan", "order", "provenance", "next")
+SECTIONS = ("data", "losses", "scores", "course", "plan", "order", "provenance")
 VOID = {"meta", "link", "br", "img", "hr", "input", "source"}
 
 
@@ -74,8 +77,8 @@ def test_the_page_of_a_whole_run_holds_every_section_and_every_chart(run):
     assert set(SECTIONS) <= page.values("id")
     charts = {"mixture", "loss", "rate", "throughput", "gradient", "passes", "score0", "score1", "score2", "score3"}
     assert charts <= page.values("id")
-    # the mixture and the loss are drawn twice: for wide pages and for narrow ones
-    assert page.tags["svg"] == len(charts) + 2
+    # the mixture, the loss and the scores are drawn twice: for wide pages and for narrow ones
+    assert page.tags["svg"] == len(charts) + 6
     assert "Finished: every planned sample was read." in page.text
 
 
@@ -116,9 +119,9 @@ def test_the_numbers_shown_are_those_measured(run):
     assert "1e-6" in page.words
     for source, tokens in last["tokens_by_source"].items():
         assert page.words.count(f"{tokens['seen']:,}") == 2, source
-    assert page.words.count("equal") == len(last["tokens_by_source"])
-    assert "2.4e-6" in page.words
-    assert "45.0 ± 3.0 %" in page.words
+    assert page.words.count("equal") == len(last["tokens_by_source"]) + 1  # and the exports with the trainer
+    assert "logits differ by 2.4e-6 at most" in page.text
+    assert "45.0 ± 5.9" in page.text  # 1.96 standard errors of 3 %
 
 
 def test_the_values_behind_the_pointer_are_the_measurements(run):
@@ -209,12 +212,12 @@ def test_names_are_never_taken_for_markup(build_run, tmp_path):
     assert evil in page.text
 
 
-def test_a_source_that_starts_anew_or_was_cut_says_so(run):
+def test_a_source_that_restarts_or_was_cut_says_so(run):
     plan = json.loads((run / "plan.json").read_text())
     plan["phases"][1]["sources"]["text"] |= {"restarted": True, "first_repetition_sample": 3200}
     plan["phases"][2]["sources"]["code"]["clipped"] = True
     (run / "plan.json").write_text(json.dumps(plan))
-    assert {"starts anew", "cut by max_epochs", "sample 3,200"} <= set(page_of(run).words)
+    assert {"restarts", "cut by max_epochs", "sample 3,200"} <= set(page_of(run).words)
 
 
 def test_an_export_that_was_not_verified_is_called_out(run):
@@ -229,6 +232,13 @@ def test_a_demo_shows_what_was_collected(run):
     (run.parent / "corpus" / "collect.json").write_text(json.dumps({"sources": {"code": part}}))
     page = page_of(run)
     assert {"4,321", "3 MiB", "17", ".py 4k, .c 321"} <= set(page.words)
+    assert "next" in page.values("id")
+
+
+def test_how_to_use_own_data_is_said_on_the_page_of_the_demo_only(run):
+    page = page_of(run)
+    assert "next" not in page.values("id")
+    assert "#next" not in page.values("href")
 
 
 def test_the_page_is_written_where_asked_and_the_same_twice(run, tmp_path):
@@ -299,5 +309,178 @@ def test_a_run_that_scores_often_has_a_table_of_some_checkpoints_and_charts_of_a
     ends = [title for title in shown["columns"] if title.startswith("after")]
     assert len(ends) == len(record.phases)
     assert shown["columns"][0] == "before training"
-    assert all(len(row["cells"]) == MOST_COLUMNS for row in shown["rows"])
+    rows = [row for group in shown["groups"] for row in group["rows"]]
+    assert len(rows) == 10
+    assert all(len(row["cells"]) == MOST_COLUMNS for row in rows)
     assert f"The table shows {MOST_COLUMNS} of {len(shown['checkpoints'])} checkpoints" in page_of(run).text
+
+
+def test_contamination_stands_in_a_tile_and_beside_each_score(run):
+    page = page_of(run)
+    assert "Contamination" in page.words
+    assert "91 of 560" in page.words  # 10 to 16 of 80 questions of seven tasks
+    assert page.words.count("10 of 80") == 1
+    assert "questions overlap what was read, verbatim (16.2 %)" in page.words
+    assert "13 tokens in a row" in page.text
+
+
+def test_contamination_that_was_not_checked_says_why(run):
+    for iteration in (200, 380, 420):
+        (run / f"eval/demo@iter_{iteration:07d}.json").unlink()
+    page = page_of(run)
+    assert "not checked: the model had read nothing yet" in page.words
+    assert "Overlap with the training data was not checked: the model had read nothing yet." in page.words
+
+
+def test_the_page_and_the_terminal_show_the_same_interval(run):
+    from rich.console import Console
+
+    from megacode.eval.scores import render_scores
+
+    document = json.loads((run / "eval/demo@iter_0000420.json").read_text())
+    for task in document["scores"]:
+        document["tasks"].setdefault(task, {"items": 80})["seconds"] = 1.0
+    document |= {"model": {"path": "m"}, "means": {}, "left_out": {}, "seconds": 1.0, "settings": {"device": "cpu"}}
+    console = Console(record=True, width=120, file=io.StringIO())
+    render_scores(document, console)
+    shown = console.export_text()
+    assert re.search(r"0\.450 +0\.059", shown)
+    assert "± 95 %" in shown
+    assert "45.0 ± 5.9" in page_of(run).text
+
+
+def test_restarts_spikes_and_rollbacks_are_marked_on_the_axis(run):
+    facts = {"resume": {}, "spike": {"loss": 7.5, "grad_norm": 3.0}, "rollback": {"to_iteration": 150}}
+    with (run / "events.jsonl").open("a") as file:
+        for number, (event, more) in enumerate(facts.items()):
+            clock = {"iteration": 160 + number, "consumed_samples": 16 * (160 + number)}
+            file.write(json.dumps({"time": 1_795_000_300.0, "event": event, **clock, **more}) + "\n")
+    page = page_of(run)
+    assert {"event restart", "event spike", "event rollback"} <= page.values("class")
+    assert "restart at iteration 160" in page.words
+    assert "spike at iteration 161: loss 7.5, gradient norm 3.0" in page.words
+    assert "rollback at iteration 162: back to iteration 150" in page.words
+    assert {"1 restart", "1 spike", "1 rollback"} <= set(page.words)
+
+
+def test_what_the_model_writes_is_shown_with_its_prompt(run):
+    page = page_of(run)
+    assert page.words.count("def f(") == 4
+    assert "x): # of 420" in page.words
+    assert "temperature 0.8, seed 0" in page.text
+
+
+def test_a_text_with_control_characters_makes_no_broken_page(run):
+    samples = [{"prompt": "a\x00b", "text": "\x1b[2J</pre><script>", "ended": "context"}]
+    (run / "samples/iter_0000420.json").write_text(json.dumps({"iteration": 420, "samples": samples}))
+    html = write_report(run).read_text(encoding="utf-8")
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", html)
+    assert "a·b" in Page(html).words
+    assert Page(html).tags["script"] == 2
+
+
+def test_what_a_judge_said_is_shown(run):
+    overall = {"prompts": 40, "wins": 20, "ties": 10, "losses": 10, "win_rate": 0.625, "win_rate_95": [0.5, 0.75],
+               "agreement": 0.9}  # fmt: skip
+    document = {"a": {"name": "demo@420"}, "b": {"name": "other"}, "judge": {"model": "j"}, "overall": overall}
+    (run / "eval" / "judge").mkdir()
+    (run / "eval" / "judge" / "demo-vs-other.json").write_text(json.dumps(document))
+    page = page_of(run)
+    assert {"20 / 10 / 10", "62.5 %", "50.0 to 75.0 %", "90.0 %", "demo@420", "other"} <= set(page.words)
+
+
+def test_an_export_that_lies_elsewhere_is_known(build_run, tmp_path):
+    run = build_run(tmp_path / "demo", models=False)
+    assert "no Hugging Face model yet: megacode convert to-hf" in page_of(run).words
+    line = {"time": 1.0, "directory": "/models/x", "iteration": 420, "parity": {"end_to_end": {"largest": 3e-6}}}
+    (run / "exports.jsonl").write_text(json.dumps(line) + "\n")
+    assert "1 export read back by transformers; logits differ by 3e-6 at most" in page_of(run).words
+
+
+def test_the_commit_that_ran_is_in_the_provenance(run):
+    lines = read_jsonl(run / "events.jsonl")
+    lines[0] |= {"git": {"commit": "a" * 40, "changed": True}, "pid": 7, "seconds": 9.335}
+    (run / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = page_of(run)
+    assert "a" * 40 + " with uncommitted changes" in page.words
+    assert not {"pid", "seconds", "kind", "layers"} & set(page.words)
+
+
+def test_the_commit_of_a_job_is_read_from_its_provenance(run):
+    (run / "provenance" / "start_0001").mkdir(parents=True)
+    (run / "provenance/start_0001/git.json").write_text(json.dumps({"commit": "b" * 40, "changed": False}))
+    assert "b" * 40 in page_of(run).words
+
+
+def test_the_axis_is_labelled_in_flops_too(run):
+    page = page_of(run)
+    assert "FLOPs spent on training" in page.words
+    assert "1e14" in page.words
+    plan = json.loads((run / "plan.json").read_text())
+    del plan["flops"]
+    (run / "plan.json").write_text(json.dumps(plan))
+    assert "FLOPs spent on training" not in page_of(run).words
+
+
+def test_a_file_that_is_no_page_is_not_replaced(run, tmp_path):
+    notes = tmp_path / "notes.html"
+    notes.write_text("<title>mine</title>")
+    with pytest.raises(ConfigError, match="not a page that megacode wrote"):
+        write_report(run, notes)
+    assert notes.read_text() == "<title>mine</title>"
+    page = write_report(run, tmp_path / "page.html")
+    assert write_report(run, page) == page
+
+
+def test_a_place_where_nothing_may_be_written_is_refused(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="the page cannot be written") as refusal:
+        write_report(run, tmp_path / "file" / "page.html")
+    assert "--out" in str(refusal.value)
+
+
+def test_of_many_models_the_newest_texts_are_shown_and_that_is_said(run):
+    text = (run / "samples/iter_0000420.json").read_text()
+    for iteration in range(10, 60, 10):
+        (run / f"samples/iter_{iteration:07d}.json").write_text(text.replace("420", str(iteration)))
+    page = page_of(run)
+    assert page.words.count("def f(") == 6
+    assert "These are the newest 6 of 9 models" in page.text
+
+
+def benchmark(run: Path) -> None:
+    """Give a run the scores of a suite of benchmarks in place of the demo's."""
+    for file in (run / "eval").glob("*.json"):
+        file.unlink()
+    scores = {"piqa": {"acc": 0.6, "acc_stderr": 0.01}, "arc_easy": {"acc": 0.3, "acc_stderr": 0.02},
+              "quac": {"f1": 0.2, "f1_stderr": 0.01}}  # fmt: skip
+    means = {"reasoning": {"score": 0.37, "stderr": 0.01, "of": 4, "missing": ["copa"]},
+             "code": {"score": None, "stderr": None, "of": 1, "missing": ["humaneval"]}}  # fmt: skip
+    document = {"suite": "to-code", "scores": scores, "means": means, "chance": {"piqa": 0.5, "arc_easy": 0.25},
+                "left_out": {"humaneval": "it runs code"}}  # fmt: skip
+    (run / "eval/to-code@iter_0000420.json").write_text(json.dumps(document))
+
+
+def test_a_suite_of_benchmarks_has_a_group_a_metric_its_means_and_what_was_left_out(run):
+    benchmark(run)
+    record = read_run(run)
+    shown = table(record, collect(record))
+    groups = {group["title"]: group for group in shown["groups"]}
+    assert list(groups) == ["Means of tasks", "Accuracy", "F1"]
+    assert [(row["task"], row["remark"]) for row in groups["Accuracy"]["rows"]] == [
+        ("piqa", "chance 50 %"), ("arc_easy", "chance 25 %")
+    ]  # fmt: skip
+    assert [(row["task"], row["remark"]) for row in groups["Means of tasks"]["rows"]] == [("reasoning", "without copa")]
+    assert groups["Means of tasks"]["rows"][0]["cells"] == [{"value": "37.0", "error": "± 2.0"}]
+    page = page_of(run)
+    assert "Left out: humaneval: it runs code." in page.words
+    assert "mean “reasoning” of to-code, without copa" in page.words
+    assert "37.0 %" in page.words
+    assert {"score0", "score1", "score2"} <= page.values("id")
+
+
+def test_tasks_of_no_source_have_colours_of_their_own(run):
+    benchmark(run)
+    record = read_run(run)
+    accuracy = next(figure for figure in score_charts.figures(record, collect(record)) if figure.title == "Accuracy")
+    assert [entry.css for entry in accuracy.legend] == ["s0", "s1"]

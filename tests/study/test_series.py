@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megacode.base.files import read_jsonl
+from megacode.study.charts import loss
 from megacode.study.figure import plain, scientific
+from megacode.study.mixture import mixture
 from megacode.study.record import read_run
-from megacode.study.scores import checkpoint_title, collect, source_of, table
+from megacode.study.score_table import table
+from megacode.study.scores import checkpoint_title, collect, source_of
 from megacode.study.series import deviation, realised_shares, slots, smoothed_loss, source_tokens
 from megacode.study.svg import Scale, domain, element, path
 
@@ -41,13 +46,60 @@ def test_shares_of_a_whole_run_are_those_of_the_plan(record):
     assert counted == pytest.approx(planned)
 
 
-def test_the_smoothed_loss_looks_at_no_other_phase(record):
+def test_the_smoothed_loss_has_no_line_where_a_source_is_not_read(record):
     grid = slots(record)
     values = smoothed_loss(record, grid, "markup")
     in_text = [value for slot, value in zip(grid, values, strict=True) if slot.last["phase"] == "text"]
+    assert in_text
     assert all(map(math.isnan, in_text))
-    assert math.isfinite(values[0])
     assert math.isfinite(values[-1])
+
+
+def test_no_line_jumps_where_a_phase_begins(record):
+    rng = random.Random(0)
+    lines = [
+        {**line, "loss_by_source": {name: 4 * (1 + rng.gauss(0, 0.33 / math.sqrt(count)))
+                                    for name, count in line["samples_by_source"].items()}}
+        for line in record.train
+    ]  # fmt: skip
+    flat = replace(record, train=lines)  # one sample is off by a third, and nothing else happens
+    grid = slots(flat)
+    for source in ("text", "code", "markup"):
+        kept = [value for value in smoothed_loss(flat, grid, source) if math.isfinite(value)]
+        assert len(kept) > 20
+        assert max(abs(value / 4 - 1) for value in kept) < 0.15  # 0.25 with a window that is cut at the border
+
+
+def test_a_line_starts_once_it_has_its_samples(record):
+    grid = slots(record)
+    first = {}
+    for source in ("text", "markup"):
+        values = smoothed_loss(record, grid, source)
+        first[source] = next(s.last["iteration"] for s, v in zip(grid, values, strict=True) if math.isfinite(v))
+    assert 6 <= first["text"] <= 9  # eight samples an iteration, fifty on either side
+    assert 29 <= first["markup"] <= 36  # one and a half
+
+
+def test_a_line_goes_over_the_border_of_a_phase_that_reads_the_source_too(record):
+    grid = slots(record)
+    values = smoothed_loss(record, grid, "code")
+    border = next(i for i, slot in enumerate(grid) if slot.last["phase"] == "text")
+    assert all(map(math.isfinite, values[border - 3 : border + 3]))
+
+
+def test_legends_show_the_whole_run_and_what_is_no_longer_read(build_run, tmp_path):
+    record = read_run(build_run(tmp_path / "other", limit=300))
+    counts = {"text": 0, "code": 0, "markup": 0}
+    for line in record.train:
+        for name, count in line["samples_by_source"].items():
+            counts[name] += count
+    total = sum(counts.values())
+    legend = {entry.label: entry for entry in mixture(record, slots(record)).legend}
+    for name, count in counts.items():
+        assert legend[name].final == f"{100 * count / total:.1f} %"
+    losses = {entry.label: entry for entry in loss(record, slots(record)).legend}
+    assert (losses["markup"].past, losses["markup"].note) == (True, "last read at iteration 200")
+    assert not losses["text"].past
 
 
 def test_an_iteration_done_twice_counts_once_with_its_last_measurement(build_run, tmp_path):
@@ -84,8 +136,12 @@ def test_scores_are_collected_with_their_error_and_chance(record):
     assert found[420, "demo_endings_text"].stderr == 0.03
     assert found[420, "demo_endings_text"].chance == 0.25
     assert found[0, "demo_bits_code"].is_bits
-    rows = table(record, collect(record))["rows"]
-    assert [row["better"] for row in rows] == ["lower"] * 3 + ["higher"] * 7
+    groups = table(record, collect(record))["groups"]
+    assert [len(group["rows"]) for group in groups] == [3, 3, 3, 1]
+    percent = "%, higher is better"
+    notes = [group["note"] for group in groups]
+    assert notes == ["lower is better", f"{percent}, chance 25 %", f"{percent}, chance 25 %", percent]
+    assert groups[1]["rows"][0]["cells"][-1] == {"value": "45.0", "error": "± 5.9"}
 
 
 def test_a_task_belongs_to_the_source_in_its_name():

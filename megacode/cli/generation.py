@@ -1,0 +1,166 @@
+"""Text from a trained model: `generate`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from megacode.base.errors import ConfigError, DataError
+from megacode.base.logs import setup_logging
+from megacode.cli.options import Json, print_json
+
+if TYPE_CHECKING:
+    from megacode.eval.generate import Sampling, Text, Writer
+
+log = logging.getLogger(__name__)
+app = typer.Typer()
+
+
+@app.command()
+def generate(
+    model: Annotated[
+        Path, typer.Argument(help="An exported model, or a run: its newest checkpoint.", show_default=False)
+    ],
+    prompt: Annotated[str | None, typer.Option(help="The text to go on from; '' begins a new one.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the prompt.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a text, at most.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token each time.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=1e-6, max=1, help="Draw from the likeliest tokens of this share.")] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws; further texts have the next ones.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Number of texts.")] = 1,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; absent: CUDA where there is any.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let a trained model write: from --prompt, from standard input, or line by line at a terminal."""
+    setup_logging()
+    asked = _prompt(prompt, prompt_file)
+    if asked is None and (as_json or count > 1):
+        where, fix = "--json" if as_json else "--count", "give --prompt or --prompt-file, or pipe the prompt in"
+        raise ConfigError("there is no prompt", where, fix)
+    if count > 1 and temperature == 0:
+        raise ConfigError("at temperature 0 all texts are the same", f"--count {count}", "leave it out, or draw")
+    from megacode.eval.generate import Sampling, Writer, model_of
+    from megacode.eval.harness import check_device
+    from megacode.eval.surroundings import surroundings
+
+    check_device(device)
+    hf_dir, sampling = model_of(model), Sampling(max_new_tokens, temperature, top_p, seed)
+    with surroundings(offline=True, own_cache=False, verbose=False):
+        writer = Writer.open(hf_dir, device)
+        if asked is None:
+            _converse(writer, sampling, chat)
+            return
+        ids = writer.chat_ids([{"role": "user", "content": asked}]) if chat else writer.ids(asked)
+        texts = [writer.write(ids, sampling, number) for number in range(count)]
+        if as_json:
+            settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "chat": chat}
+            print_json({"model": str(hf_dir), "prompt": asked, "settings": settings, "texts": [*map(_document, texts)]})
+        else:
+            _stream_all(texts)
+
+
+def _prompt(given: str | None, file: Path | None) -> str | None:
+    """Return the prompt; None where a person at a terminal is to be asked for it.
+
+    The line end that closes a file or a pipe is no part of the prompt.
+
+    Raises:
+        ConfigError: two prompts are given, or standard input is empty.
+        DataError: the prompt cannot be read.
+    """
+    if given is not None and file is not None:
+        raise ConfigError("two prompts are given", "--prompt and --prompt-file", "give one of them")
+    if given is not None:
+        return given
+    if file is None and sys.stdin is not None and sys.stdin.isatty():
+        return None
+    where = str(file) if file else "standard input"
+    try:
+        raw = file.read_bytes() if file else sys.stdin.buffer.read() if sys.stdin is not None else b""
+        text = raw.decode("utf-8")
+    except OSError as error:
+        raise DataError(f"the prompt cannot be read: {error.strerror}", where, "name a text file") from error
+    except UnicodeDecodeError as error:
+        raise DataError("the prompt is not UTF-8", where, "convert it, for example with iconv") from error
+    if not text and file is None:
+        raise ConfigError("there is no prompt: standard input is empty", "--prompt", "give one; '' begins a new text")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _document(text: Text) -> dict[str, Any]:
+    written = "".join(text)
+    return {"text": written, "tokens": text.tokens, "ended": text.ended, "seed": text.seed}
+
+
+def _stream_all(texts: Sequence[Text]) -> None:
+    for number, text in enumerate(texts, 1):
+        if len(texts) > 1:
+            typer.echo(f"--- {number} of {len(texts)}, seed {text.seed} ---")
+        _stream(text)
+
+
+def _stream(text: Text, said: list[str] | None = None) -> None:
+    """Print a text while it is generated, and keep it in `said`; say why it was cut where it was."""
+    for piece in text:
+        typer.echo(piece, nl=False)
+        sys.stdout.flush()
+        if said is not None:
+            said.append(piece)
+    typer.echo()
+    if text.ended == "context":
+        log.info("cut after %d tokens: the model's context is full", text.tokens)
+    elif text.ended == "max_new_tokens":
+        log.info("cut after %d tokens (--max-new-tokens)", text.tokens)
+
+
+def _converse(writer: Writer, sampling: Sampling, chat: bool) -> None:
+    """Answer what a person types, a line at a time; Ctrl-C stops a text, Ctrl-D ends."""
+    if chat:
+        writer.chat_ids([{"role": "user", "content": ""}])  # refused before anything is typed
+    typer.echo("Type a prompt. Ctrl-C stops a text, Ctrl-D ends.", err=True)
+    turns: list[dict[str, str]] = []
+    for number, line in enumerate(_lines()):
+        turns.append({"role": "user", "content": line})
+        try:
+            text = writer.write(_chat_ids(writer, turns) if chat else writer.ids(line), sampling, number)
+        except (ConfigError, DataError) as error:
+            typer.echo(str(error), err=True)
+            turns.pop()
+            continue
+        said: list[str] = []
+        with suppress(KeyboardInterrupt):
+            _stream(text, said)
+        turns.append({"role": "assistant", "content": "".join(said)})
+
+
+def _chat_ids(writer: Writer, turns: list[dict[str, str]]) -> list[int]:
+    """Return a conversation's ids, without its oldest turns where it is longer than the context."""
+    ids = writer.chat_ids(turns)
+    while writer.context is not None and len(ids) >= writer.context and len(turns) > 1:
+        log.info("the context is full: the oldest question and its answer are forgotten")
+        del turns[:2]
+        ids = writer.chat_ids(turns)
+    return ids
+
+
+def _lines() -> Iterator[str]:
+    with suppress(ImportError):
+        import readline  # noqa: F401  (gives `input` line editing)
+    while True:
+        try:
+            line = input("> ")
+        except KeyboardInterrupt:
+            typer.echo(err=True)
+            continue
+        except EOFError:
+            typer.echo(err=True)
+            return
+        if line:
+            yield line

@@ -1,0 +1,41 @@
+"""Licence notices at the head of source files: the same words in thousands of files, and nothing to learn from.
+
+Left in, they stand in training and held-out documents alike, so that questions made from the latter have been read.
+"""
+
+from __future__ import annotations
+
+import re
+
+_BLANK = r"[ \t]*\n"
+# A comment at the very beginning, of lines or between marks, and such comments that follow it.
+_LINES = r"(?:[ \t]*(?:#|//|;|--|%)[^\n]*\n)+"
+_BLOCK = r"[ \t]*(?:/\*.*?\*/|<!--.*?-->|\(\*.*?\*\))[^\n]*\n"
+_COMMENT = re.compile(rf"(?:{_BLANK})*(?:{_BLOCK}|{_LINES})", re.DOTALL)
+_NOTICE = re.compile(
+    r"copyright|\(c\)|©|licen[sc]e|SPDX-|public domain|all rights reserved|warrant|this file is part of", re.IGNORECASE
+)
+_PROSE = (".md", ".markdown", ".rst", ".txt")  # where a line that begins with # is a heading
+_MOST_COMMENTS = 6  # at the head of a file; a notice stands in the first few, or nowhere
+
+
+def without_notice(name: str, text: str) -> str:
+    """Return a file's text without the comments at its head that speak of licences and owners.
+
+    Other comments at the head stay; nothing below the first line of code is touched.
+
+    Args:
+        name: of the file; prose has no comments.
+        text: its text.
+    """
+    if name.lower().endswith(_PROSE):
+        return text
+    kept, rest = [], text
+    for _ in range(_MOST_COMMENTS):
+        found = _COMMENT.match(rest)
+        if found is None:
+            break
+        if not _NOTICE.search(found.group()):
+            kept.append(found.group())
+        rest = rest[found.end() :]
+    return ("".join(kept) + rest).lstrip("\n") if rest != text else text
