@@ -278,6 +278,13 @@ class RunDir:
         return self.hf / ".scoring" / self.iteration_name(iteration)
 
     def iterations(self) -> list[int]:
-        """Return the iterations of the published checkpoints, in order; other names there are none of them."""
-        items = [item for item in self.checkpoints.glob("iter_*") if item.is_dir()]
+        """Return the iterations of the published checkpoints, in order; other names there are none of them.
+
+        Raises:
+            OSError: the directory is there, and cannot be read: it may well hold some.
+        """
+        try:
+            items = [item for item in self.checkpoints.iterdir() if item.name.startswith("iter_") and item.is_dir()]
+        except FileNotFoundError:
+            return []
         return sorted(self.iteration_of(item) for item in items if item.name.removeprefix("iter_").isdigit())

@@ -51,6 +51,10 @@ class Withheld:
     time: float
     to_iteration: int | None = None
 
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON; `to_iteration` is there only after a rollback."""
+        return {name: value for name, value in asdict(self).items() if name != "to_iteration" or value is not None}
+
     def overlaps(self, first_sample: int, last_sample: int) -> bool:
         """Return whether any sample of first_sample .. last_sample - 1 is among these."""
         return first_sample < self.last_sample and self.first_sample < last_sample
@@ -119,7 +123,7 @@ class Ledger:
     def _add(self, entry: Withheld) -> None:
         self.entries.append(entry)
         if self._writes:
-            _append(self._run, to_json(asdict(entry)) + "\n")
+            _append(self._run, to_json(entry.document()) + "\n")
 
     def inherit(self, entries: Iterable[dict[str, Any]]) -> None:
         """Add what the trunk of a branch withheld, as its checkpoint tells; what is known already stays as it is."""
@@ -129,7 +133,7 @@ class Ledger:
 
     def up_to(self, clock: int) -> list[dict[str, Any]]:
         """Return the entries that withhold samples before a clock, as JSON."""
-        return [asdict(entry) for entry in self.entries if entry.first_sample < clock]
+        return [entry.document() for entry in self.entries if entry.first_sample < clock]
 
     def rollbacks(self) -> tuple[int, int]:
         """Return the checkpoint's iteration that the last rollback went back to, and how often in a row; (-1, 0)."""

@@ -142,7 +142,7 @@ def _facts(plan: Plan, streams: Mapping[str, SourceStream], origin: Origin, ledg
     facts: dict[str, Any] = {
         "config": yaml.safe_load(dump_config(plan.config)),
         "plan": plan.schedule.fingerprints(),
-        "ledger": [asdict(entry) for entry in ledger.entries],
+        "ledger": [entry.document() for entry in ledger.entries],
         "origin": {"kind": origin.kind, "checkpoint": str(origin.checkpoint), "sample": origin.state.consumed_samples},
         "sources": None,
         "checkpoint": None,
