@@ -1,4 +1,4 @@
-"""Errors that users can mend: each says what is wrong, where, and how to mend it.
+"""Errors that users can fix: each says what is wrong, where, and how to fix it.
 
 A user's mistake is a `MegacodeError` and ends a command with `exit_code`, without a traceback. `assert` is kept for
 megacode's own invariants.
@@ -36,7 +36,7 @@ class Problem:
 
 
 class MegacodeError(Exception):
-    """A mistake of the user's that they can mend.
+    """A mistake of the user's that they can fix.
 
     Args:
         what: what is wrong, with the offending values.

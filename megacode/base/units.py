@@ -10,6 +10,7 @@ _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _COUNT = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*$", re.IGNORECASE)
 _DURATION = re.compile(r"^(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?$")
 _CLOCK = re.compile(r"^(?:(\d+)-)?(\d+):(\d{2}):(\d{2})$")
+_ENDLESS = 1e18  # seconds
 _SCALES = (("E", 10**18), ("P", 10**15), ("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3))
 _SI_SCALES = (("P", 10**15), ("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3))
 _BYTE_SCALES = (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
@@ -28,7 +29,7 @@ def parse_count(text: str | int | float) -> int:
         raise ValueError(f"{text!r} is not a number")
     if isinstance(text, (int, float)):
         return _whole(text, str(text))
-    match = _COUNT.match(text)
+    match = _COUNT.match(text) if isinstance(text, str) else None
     if not match:
         raise ValueError(f"{text!r} is not a number such as 200B, 1.5M or 4096")
     digits, suffix = match[1].replace("_", "").replace(",", ""), match[2].lower()
@@ -56,7 +57,7 @@ def parse_fraction(text: str | int | float) -> float:
         if isinstance(text, str) and text.strip().endswith("%"):
             return float(text.strip()[:-1]) / 100
         return float(text)
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         raise ValueError(f"{text!r} is not a share; write for example 0.005 or 0.5%") from None
 
 
@@ -67,10 +68,10 @@ def parse_seconds(text: str | int | float) -> float:
         ValueError: if it is none, or not positive.
     """
     wanted = f"{text!r} is not a duration; write for example 3h50m, 45s or 1-02:30:00"
-    if isinstance(text, bool):
+    if isinstance(text, bool) or not isinstance(text, (str, int, float)):
         raise ValueError(wanted)
     if isinstance(text, (int, float)):
-        seconds = float(text)
+        seconds = float(text) if abs(text) < _ENDLESS else 0.0
     else:
         found = _DURATION.match(text.replace(" ", "").lower()) or _CLOCK.match(text.strip())
         if not found:

@@ -6,7 +6,6 @@ Exit codes: 0 done; 2 the user's input is wrong; 3 a check failed; 75 stopped ea
 from __future__ import annotations
 
 import sys
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -33,6 +32,8 @@ app.add_typer(cluster.job)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         typer.echo(f"megacode {metadata.version('megacode')}")
         raise typer.Exit
 

@@ -80,7 +80,7 @@ class Phase(Frozen):
         blend: weight of each source: shares that sum to 1, or percentages that sum to 100; other sums are normalised,
             and the plan says so. 0 means none.
         learning_rate: the schedule inside the phase.
-        repeat: whether a source goes on where it stopped (`continue`) or starts anew (`restart`), for all or by source.
+        repeat: whether a source goes on where it stopped (`continue`) or starts again (`restart`), for all or each.
         fp8: matrix products in this phase; absent: as `precision.fp8` says.
     """
 
@@ -112,6 +112,6 @@ class Phase(Frozen):
         return next((whole for whole in _WHOLES if isclose(self.total_weight, whole, rel_tol=_ROUNDING)), None)
 
     def restarts(self, source: str) -> bool:
-        """Return whether a source starts anew in this phase."""
+        """Return whether a source starts again in this phase."""
         rule = self.repeat if isinstance(self.repeat, str) else self.repeat.get(source, "continue")
         return rule == "restart"

@@ -66,8 +66,8 @@ class Parallel(Frozen):
         sequence_parallel: split norms and dropout along the sequence over the tensor-parallel ranks.
         distributed_optimizer: shard optimizer state over the data-parallel ranks.
         overlap_grad_reduce, overlap_param_gather: hide those collectives behind compute.
-        recompute: activations computed anew in the backward pass to save memory: `none`, attention's own (`selective`),
-            or all but each block's input (`full`).
+        recompute: activations computed again in the backward pass to save memory: `none`, attention's own
+            (`selective`), or all but each block's input (`full`).
     """
 
     tensor: int = Field(default=1, ge=1)

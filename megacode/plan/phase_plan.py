@@ -22,7 +22,7 @@ class PhasePlan:
         tree: the order of the sources over the phase's full length, which may be longer than what is read.
         weights: the blend as asked for, normalised.
         clipped: sources whose share a cap has cut.
-        restarted: sources that start anew here although they were read before.
+        restarted: sources that start again here although they were read before.
     """
 
     name: str

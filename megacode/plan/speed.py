@@ -31,7 +31,7 @@ class StepTime:
         matrices: matrix products, forward and backward.
         attention: the products inside attention.
         elementwise: norms, rotations, SwiGLU, residual sums, the loss, and casts to FP8.
-        recompute: what is computed anew in the backward pass.
+        recompute: what is computed again in the backward pass.
         launches: what the GPU waits for the host: between kernels, and where layers are small.
         tensor_parallel, context_parallel, pipeline_transfer, data_parallel: communication that nothing hides.
         bubble: waiting for the pipeline to fill and to drain.

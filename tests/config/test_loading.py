@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from megacode.base.errors import ConfigError
-from megacode.config.loading import dump_config, load_config
+from megacode.config.loading import dump_config, load_config, validate
 
 GOOD = """
 name: small
@@ -274,3 +277,46 @@ def test_percentages_are_shares_that_survive_being_written(tmp_path: Path) -> No
 )
 def test_what_a_blend_sums_to(tmp_path: Path, blend: str, whole: int | None) -> None:
     assert load_config(write(tmp_path, GOOD), [f"phases.0.blend={blend}"]).phases[0].sums_to == whole
+
+
+RICH = """
+tokenizer: {kind: huggingface, path: x}
+parallel: {tensor: 1, pipeline: 1}
+precision: {dtype: bf16, fp8: {recipe: tensorwise}}
+validation: {fraction: 0.01, every: 5 iterations}
+evaluate: {every: 5 iterations, suite: demo}
+checkpoint: {every: 5 iterations}
+health: {spikes: {policy: warn}, hang_timeout: 30m}
+limits: {wall_clock: 3h}
+init: {from: random}
+"""
+NUMBERS = (-1, 0, 1.5, float("nan"), float("inf"), 10**400)
+ODD = (None, *NUMBERS, "", "x", "50%", "3 iterations", "1e400", "-5", b"x", True, [], [1], {}, {"a": 1}, {1: 2})
+
+
+def _places(document: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
+    for key, value in items:
+        yield (*above, key)
+        yield from _places(value, (*above, key))
+
+
+def test_whatever_stands_at_a_setting_it_is_accepted_or_refused_by_name() -> None:
+    refused: list[str] = []
+    document = yaml.safe_load(GOOD) | yaml.safe_load(RICH)
+    for place in list(_places(document)):
+        for odd in ODD:
+            changed = copy.deepcopy(document)
+            *path, last = place
+            inner = changed
+            for step in path:
+                inner = inner[step]
+            inner[last] = odd
+            try:
+                validate(changed, "run.yaml")
+            except ConfigError as error:
+                refused += [problem.where for problem in error.problems]
+    assert len(refused) > 1000
+    assert all(where.startswith("run.yaml: ") for where in refused)
