@@ -18,7 +18,7 @@ def usable(cgroups: Path = _CGROUPS) -> int:
         cgroups: where the system shows this process's control groups.
     """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(bound, math.ceil(_quota(cgroups))))
+    return max(1, math.ceil(min(bound, _quota(cgroups))))
 
 
 def _quota(cgroups: Path) -> float:
