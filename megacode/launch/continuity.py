@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from megacode.base import lock, ownership
 from megacode.base.errors import EXIT_CHECK, EXIT_INPUT, EXIT_RESUMABLE, LaunchError, MegacodeError
 from megacode.base.files import RunDir, remove
 from megacode.launch import attempts, bad_nodes, slurm
@@ -126,7 +127,9 @@ def free_lock(run: RunDir, job: Job, holder_job: str) -> None:
     state = slurm.show_job(holder_job).get("JobState", "")
     if state in slurm.ENDED:
         log.warning("removing the lock of job %s, which is %s", holder_job, state)
-        run.lock.unlink(missing_ok=True)
+        holder = ownership.read(run.lock)
+        if holder is not None and holder.slurm_job == holder_job:
+            lock.discard(run, holder)
 
 
 def begin(run: RunDir, job: Job, chosen: Settings, script: Path, arguments: list[str], start: str) -> None:
