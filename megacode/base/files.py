@@ -124,7 +124,8 @@ class RunDir:
         provenance: what was started, when, with which packages.
         ledger: the samples that were withheld from training, and why, one JSON object a range.
         lock: who is training here.
-        heartbeats: one small JSON file a rank: where it is.
+        heartbeats: one small JSON file a node: where its ranks are.
+        hangs: what the watchdog found, one JSON object each; written by the rank that was the first to notice.
         stacks: Python stacks of ranks that hung, one file a rank.
         preflight: the health of each node at the last start, one JSON file a node.
         replays: what `megacode replay` found, one JSON file an iteration.
@@ -149,6 +150,7 @@ class RunDir:
         self.ledger = self.path / "ledger.jsonl"
         self.lock = self.path / "run.lock"
         self.heartbeats = self.path / "heartbeats"
+        self.hangs = self.path / "hangs.jsonl"
         self.stacks = self.path / "stacks"
         self.preflight = self.path / "preflight"
         self.replays = self.path / "replays"

@@ -6,12 +6,14 @@ that it did not answer at all, or else its stack: they wait in a collective, it 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from megacode.base.files import RunDir
 from megacode.launch.slurm import Job
-from megacode.launch.status_files import Json, read_json, read_lines
+from megacode.launch.status_files import Json, read_events, read_json
 
+_READ_AT_ONCE = 32  # stacks of thousands of ranks, one after the other, would take the time that a job has to end
 # Frames of a rank that waits for others, as Python sees them.
 _WAITING = ("torch/distributed/", " in synchronize", " in wait", " in barrier")
 
@@ -44,12 +46,14 @@ def _first(check: Json) -> str:
 
 def _hung(run: RunDir, job: Job, since: float) -> dict[str, str]:
     hangs = [
-        event for event in read_lines(run.events, []) if event.get("event") == "hang" and event.get("time", 0) >= since
+        event for event in read_events(run, []) if event.get("event") == "hang" and event["time"] >= since
     ]
     if not hangs:
         return {}
     silent = [int(event["rank"]) for event in hangs if event.get("silent")]
-    culprits = [rank for rank in range(job.ranks) if not _waits(run.stacks / f"rank_{rank:05d}.txt")]
+    stacks = [run.stacks / f"rank_{rank:05d}.txt" for rank in range(job.ranks)]
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        culprits = [rank for rank, waits in enumerate(pool.map(_waits, stacks)) if not waits]
     noticed = culprits if 0 < len(culprits) < job.ranks else [int(event.get("rank") or 0) for event in hangs]
     ranks = silent or noticed
     nodes = {rank: job.node_of(rank) for rank in ranks}

@@ -31,7 +31,7 @@ class RunFiles:
         train: lines of kind `train`, one an iteration, by iteration; of one that is there twice the last.
         scores: lines of kind `score`, the last one of each suite and iteration, by iteration.
         validation, health, fp8_probe: the last line of that kind; empty where there is none.
-        events: lines of `events.jsonl`.
+        events: lines of `events.jsonl`, and those of `hangs.jsonl` at the end of the start that they belong to.
         ledger: lines of `ledger.jsonl`.
         heartbeats: by rank: `rank`, `age` in seconds, and what the rank says of itself.
         damaged_lines: lines of metrics and events that cannot be parsed, such as a full disk leaves.
@@ -117,11 +117,24 @@ def read_files(path: Path, now: float) -> RunFiles:
         validation=last.get("validation", {}),
         health=last.get("health", {}),
         fp8_probe=last.get("fp8_probe", {}),
-        events=[event for event in read_lines(run.events, damaged) if isinstance(event.get("time"), (int, float))],
+        events=read_events(run, damaged),
         ledger=list(read_lines(run.ledger, damaged)),
         heartbeats=_heartbeats(run.heartbeats, now),
         damaged_lines=len(damaged),
     )
+
+
+def read_events(run: RunDir, damaged: list[str]) -> list[Json]:
+    """Return a run's events, each hang before the first start that came after it."""
+    events = [event for event in read_lines(run.events, damaged) if isinstance(event.get("time"), (int, float))]
+    for hang in read_lines(run.hangs, damaged):
+        if isinstance(hang.get("time"), (int, float)):
+            later = (
+                place for place, event in enumerate(events)
+                if event.get("event") in ("start", "resume") and event["time"] > hang["time"]
+            )  # fmt: skip
+            events.insert(next(later, len(events)), hang)
+    return events
 
 
 def read_lines(path: Path, damaged: list[str]) -> Iterator[Json]:
@@ -152,13 +165,9 @@ def read_json(path: Path) -> Json:
 
 def _heartbeats(directory: Path, now: float) -> list[Json]:
     """Return the ranks' last signs of life, the oldest first."""
-    found = []
-    for path in directory.glob("rank_*.json"):
-        beat = read_json(path)
-        digits = "".join(letter for letter in path.stem if letter.isdigit())
-        try:
-            time = float(beat.get("time") or path.stat().st_mtime)
-        except (OSError, ValueError, TypeError):
-            continue
-        found.append({**beat, "rank": beat.get("rank", int(digits or 0)), "age": round(max(0.0, now - time), 3)})
+    beats = [beat for path in directory.glob("node_*.json") for beat in read_json(path).get("ranks") or []]
+    found = [
+        {**beat, "age": round(max(0.0, now - float(beat["time"])), 3)}
+        for beat in beats if isinstance(beat.get("time"), (int, float)) and isinstance(beat.get("rank"), int)
+    ]  # fmt: skip
     return sorted(found, key=lambda beat: -beat["age"])

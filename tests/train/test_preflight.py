@@ -28,6 +28,7 @@ from megacode.train.preflight import examine, expected_gpus
 from megacode.train.preflight_meeting import Meeting, port_beside, soon, within
 from megacode.train.preflight_node import Health, count_gpus, multiply, read_driver, slow, write_disk
 from megacode.train.preflight_report import expand, node_names
+from tests.ranks import load_program
 
 PROGRAM = Path(__file__).with_name("preflight_program.py")
 
