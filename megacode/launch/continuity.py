@@ -14,9 +14,9 @@ name.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -33,6 +33,12 @@ log = logging.getLogger(__name__)
 Way = Literal["requeue", "chain", "none"]
 Action = Literal["done", "requeue", "chain", "stop"]
 
+_CANCELLED = "the job was cancelled, so the run goes no further; submit again to go on"
+# Why a pending job will never start by itself.
+_DEAD_ENDS = (
+    "BadConstraints", "JobHeldAdmin", "JobHeldUser", "PartitionDown", "PartitionInactive", "PartitionNodeLimit",
+    "PartitionTimeLimit", "ReservationDeleted",
+)  # fmt: skip
 _ON_SIGNAL = 128  # a shell's and srun's exit code for a process that a signal ended, less the signal's number
 
 
@@ -77,7 +83,7 @@ def settings(environment: Mapping[str, str]) -> Settings:
     """Read the settings.
 
     Raises:
-        LaunchError: one of them is none.
+        LaunchError: a setting is invalid.
     """
     way, tries = environment.get("CONTINUITY") or "requeue", environment.get("MAX_TRIES") or "3"
     if way not in get_args(Way):
@@ -93,14 +99,32 @@ def check_chain(run: RunDir, job: Job, chosen: Settings) -> None:
     Raises:
         ChainStoppedError: the job before was cancelled, a stop was asked for, or the attempts get no further.
     """
-    if job.before and slurm.show_job(job.before).get("JobState") == "CANCELLED":
-        what = f"job {job.before}, which this one follows, was cancelled; so the chain ends"
-        raise ChainStoppedError(what, str(run.path), "submit again to go on")
+    if job.before:
+        _check_before(run, job)
     if run.stop_request.exists() and attempts.of_chain(run, job):  # at a first job it is one of before
         run.stop_request.unlink()
         raise ChainStoppedError(f"{run.stop_request} was touched", str(run.path), "submit again to go on")
     if attempts.tries(run, job) >= chosen.max_tries:
         raise ChainStoppedError(_no_progress(run, job), str(run.attempts), _look_at(run))
+
+
+def _check_before(run: RunDir, job: Job) -> None:
+    """Refuse to follow a job that a person ended: by its own last word first, and by SLURM's as long as it knows.
+
+    Where neither says anything, the job was killed with its node: a chain is there to go on after that.
+    """
+    word, facts = attempts.last_word(run, job.before), slurm.show_job(job.before)
+    if word.get("event") == "cancelled" or slurm.was_cancelled(facts, job.restart):
+        what = f"job {job.before}, which this one follows, was cancelled; so the chain ends"
+        raise ChainStoppedError(what, str(run.path), "submit again to go on")
+    if word.get("event") == "end" and word.get("action") == "stop":
+        what = f"job {job.before}, which this one follows, ended the chain: {word.get('reason')}"
+        raise ChainStoppedError(what, str(run.attempts), "submit again to go on")
+    if not word and not facts:
+        log.warning(
+            "job %s, which this one follows, left no word, and SLURM has forgotten it: taken for killed with its node",
+            job.before,
+        )
 
 
 @contextmanager
@@ -157,10 +181,70 @@ def _queue_successor(run: RunDir, job: Job, script: Path, arguments: list[str], 
         return queued
     command, variables = successor_command(job, slurm.show_job(job.id), script, arguments, excluded)
     try:
-        return slurm.submit(command, variables)
+        following = slurm.submit(command, variables)
     except LaunchError as error:
         log.warning("the next job of the chain could not be submitted: %s", error)
         return None
+    _keep_off(job, following, [*excluded, *_excluded_by_user(job)])
+    return following
+
+
+def _excluded_by_user(job: Job) -> list[str]:
+    return slurm.hostnames(slurm.show_job(job.id).get("ExcNodeList", ""))
+
+
+def _keep_off(job: Job, following: str, wanted: Sequence[str]) -> list[str]:
+    """Keep a pending job off some nodes, as many as its partition can spare; returns those, none where SLURM refuses.
+
+    It may be another partition than this job's: a site's plugin or an administrator moves jobs. There the same nodes
+    may be all that it could run on.
+    """
+    facts = slurm.show_job(following)
+    try:
+        kept = _spared(wanted, facts, job)
+        if facts and sorted(kept) != sorted(slurm.hostnames(facts.get("ExcNodeList", ""))):
+            slurm.exclude(following, kept)
+    except LaunchError as error:
+        log.warning("which nodes job %s keeps off could not be set: %s", following, error)
+        return []
+    if facts.get("Reason") in _DEAD_ENDS:
+        log.warning("job %s waits for a person: SLURM says %s", following, facts["Reason"])
+    return kept
+
+
+def _spared(wanted: Sequence[str], facts: Mapping[str, str], job: Job) -> list[str]:
+    """Return as many nodes, the first ones first, as some partition that a job may run in has to spare."""
+    count = facts.get("NumNodes", "").partition("-")[0]
+    needed = int(count) if count.isdigit() else len(job.nodes)
+    found: list[str] = []
+    for partition in facts.get("Partition", "").split(","):
+        there = slurm.partition_nodes(partition)
+        kept = [node for node in dict.fromkeys(wanted) if node in there][: max(0, len(there) - needed)]
+        found = max(found, kept, key=len)
+    return found
+
+
+def cancelled(run: RunDir, job: Job) -> bool:
+    """Note that a person cancels this job, and take its successor out of the queue; for a job that is being ended.
+
+    Returns:
+        Whether that is so: SLURM ends jobs for other reasons as well, after which a run goes on.
+    """
+    if not slurm.was_cancelled(slurm.show_job(job.id), job.restart):
+        return False
+    following = attempts.successor(run, job)
+    if attempts.last_word(run, job.id).get("event") != "cancelled":
+        attempts.note(run, job, "cancelled", action="stop", reason=_CANCELLED, next=following)
+    if following:
+        _cancel(following)
+    return True
+
+
+def _cancel(following: str) -> None:
+    try:
+        slurm.cancel(following)
+    except LaunchError as error:
+        log.warning("the next job of the chain is still in the queue; it will end by itself: %s", error)
 
 
 def end(run: RunDir, job: Job, code: int, chosen: Settings) -> Decision:
@@ -173,16 +257,17 @@ def end(run: RunDir, job: Job, code: int, chosen: Settings) -> Decision:
         chosen: the settings.
     """
     decision = decide(run, job, code, chosen)
+    if cancelled(run, job):
+        return Decision("stop", _CANCELLED, code)
     if slurm.show_job(job.id).get("JobState") not in ("RUNNING", None):
         return Decision("stop", "SLURM has taken the job back already, and decides itself", code)
     for reason in bad_nodes.find(run, job, attempts.begun_at(run, job)).items():
         log.warning("node %s: %s", *reason)
     following = attempts.successor(run, job)
     if decision.action == "chain":
-        following = _follow(run, job, decision)
+        following, decision = _follow(run, job, decision)
     elif following:
-        with suppress(LaunchError):
-            slurm.cancel(following)
+        _cancel(following)
     attempts.note(
         run, job, "end", exit_code=code, reason=decision.reason, action=decision.action,
         excluded=list(decision.excluded), next=following,
@@ -199,20 +284,20 @@ def _requeue(run: RunDir, job: Job, decision: Decision) -> Decision:
     except LaunchError as error:
         log.warning("this job cannot be requeued, so another one follows it: %s", error)
         chained = Decision("chain", decision.reason, decision.exit_code, decision.excluded)
-        following = _follow(run, job, chained)
+        following, chained = _follow(run, job, chained)
         attempts.note(run, job, "chained", reason=str(error), action="chain", next=following)
         return chained
     return decision
 
 
-def _follow(run: RunDir, job: Job, decision: Decision) -> str | None:
-    """Make sure that a job follows, and that it keeps off the bad nodes; returns its number."""
+def _follow(run: RunDir, job: Job, decision: Decision) -> tuple[str | None, Decision]:
+    """Make sure that a job follows, and that it keeps off the bad nodes; returns its number and what was decided."""
     begun = [line for line in attempts.of_chain(run, job) if line.get("script")][-1]
     excluded = list(decision.excluded)
     following = _queue_successor(run, job, Path(begun["script"]), begun["arguments"], excluded)
-    if following and excluded:
-        slurm.exclude(following, excluded)
-    return following
+    if following is None:
+        return None, decision
+    return following, replace(decision, excluded=tuple(_keep_off(job, following, _unwanted(run, job))))
 
 
 def decide(run: RunDir, job: Job, code: int, chosen: Settings) -> Decision:
@@ -263,16 +348,17 @@ def _excluded(run: RunDir, job: Job) -> tuple[str, ...]:
 
     As many as the partition can spare: a job that too few nodes are left for would wait for ever.
     """
-    facts = slurm.show_job(job.id)
-    known = attempts.excluded_before(run, job) + slurm.hostnames(facts.get("ExcNodeList", ""))
-    bad = bad_nodes.find(run, job, attempts.begun_at(run, job))
-    wanted = list(dict.fromkeys([*bad, *known]))
+    wanted = _unwanted(run, job)
     if not wanted:
         return ()
-    there = slurm.partition_nodes(facts.get("Partition", ""))
-    spare = len(there) - len(job.nodes)
-    kept = [node for node in wanted if node in there][: max(0, spare)]
-    for node in bad:
+    kept = _spared(wanted, slurm.show_job(job.id), job)
+    for node in bad_nodes.find(run, job, attempts.begun_at(run, job)):
         if node not in kept:
             log.warning("node %s looks bad, but the partition has no other to spare", node)
     return tuple(kept)
+
+
+def _unwanted(run: RunDir, job: Job) -> list[str]:
+    """Return all nodes to keep off, the most important first."""
+    known = attempts.excluded_before(run, job) + _excluded_by_user(job)
+    return list(dict.fromkeys([*bad_nodes.find(run, job, attempts.begun_at(run, job)), *known]))

@@ -104,6 +104,94 @@ def test_a_stop_asked_for_between_two_attempts_holds(run: RunDir) -> None:
     assert not run.stop_request.exists()
 
 
+SUCCESSOR = Job("8", 0, "7", "7", ("a", "b"), 4)
+
+
+def test_a_next_job_goes_by_the_last_word_of_the_one_before(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    """SLURM has forgotten that one."""
+    continuity.check_chain(run, SUCCESSOR, Settings())
+    assert "job 7, which this one follows, left no word, and SLURM has forgotten it" in caplog.text
+    caplog.clear()
+    attempts.note(run, JOB, "begin", next="8")
+    continuity.check_chain(run, SUCCESSOR, Settings())
+    assert "taken for killed with its node" in caplog.text
+    caplog.clear()
+    attempts.note(run, JOB, "end", action="chain", reason="SIGUSR1", next="8")
+    continuity.check_chain(run, SUCCESSOR, Settings())
+    assert not caplog.text
+    attempts.note(run, JOB, "end", action="stop", reason="exit code 2", next="8")
+    with pytest.raises(ChainStoppedError, match="job 7, which this one follows, ended the chain: exit code 2"):
+        continuity.check_chain(run, SUCCESSOR, Settings())
+    attempts.note(run, JOB, "cancelled", action="stop", next="8")
+    with pytest.raises(ChainStoppedError, match="job 7, which this one follows, was cancelled"):
+        continuity.check_chain(run, SUCCESSOR, Settings())
+    continuity.check_chain(run, Job("9", 0, "9", "", ("a",), 1), Settings())
+
+
+@pytest.mark.parametrize(
+    ("facts", "cancelled"),
+    [
+        ("JobState=COMPLETING Reason=None Restarts=0", True),
+        ("JobState=CANCELLED Reason=None Restarts=0", True),
+        ("JobState=COMPLETING Reason=TimeLimit Restarts=0", False),
+        ("JobState=COMPLETING Reason=NodeDown Restarts=0", False),
+        ("JobState=COMPLETING Reason=None Restarts=1", False),
+        ("JobState=COMPLETING Reason=None Restarts=0 PreemptTime=2026-01-01T10:00:00", False),
+        ("JobState=RUNNING Reason=None Restarts=0", False),
+        ("JobState=TIMEOUT Reason=TimeLimit Restarts=0", False),
+        ("", False),
+    ],
+)
+def test_what_ends_a_job_is_told_from_what_slurm_says(
+    run: RunDir, tmp_path: Path, facts: str, cancelled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SLURM 22.05 said it while the job's script still ran."""
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\n[ '{facts}' ] && echo 'JobId=7 {facts}'\n")
+    gone: list[str] = []
+    monkeypatch.setattr(slurm, "cancel", gone.append)
+    attempts.note(run, JOB, "begin", next="8")
+    assert continuity.cancelled(run, JOB) is cancelled
+    assert continuity.cancelled(run, JOB) is cancelled
+    noted = [line["event"] for line in attempts.of_chain(run, JOB)]
+    assert noted == ["begin", *["cancelled"] * cancelled]
+    assert gone == ["8"] * 2 * cancelled
+
+
+def test_a_successor_that_cannot_be_taken_back_ends_by_itself(
+    run: RunDir, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho JobId=7 JobState=COMPLETING Reason=None\n")
+    attempts.note(run, JOB, "begin", next="8")
+    decision = continuity.end(run, JOB, 143, Settings("chain"))
+    assert (decision.action, decision.exit_code) == ("stop", 143)
+    assert "the job was cancelled" in decision.reason
+    assert "it will end by itself" in caplog.text
+    with pytest.raises(ChainStoppedError, match="was cancelled"):
+        continuity.check_chain(run, SUCCESSOR, Settings())
+
+
+def test_no_more_nodes_are_excluded_than_the_partition_of_the_next_job_can_spare(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    partitions = {"test": ["a", "b", "c"], "small": ["a", "b"], "other": ["x", "y", "z"]}
+    monkeypatch.setattr(slurm, "partition_nodes", lambda name: partitions.get(name, []))
+    monkeypatch.setattr(slurm, "hostnames", lambda nodes: nodes.split(",") if nodes else [])
+    told: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(slurm, "exclude", lambda number, nodes: told.append((number, [*nodes])))
+    cases = {
+        "test": ["a"], "small": [], "other": [], "small,test": ["a"], "": [],
+    }  # fmt: skip
+    for partition, kept in cases.items():
+        facts = {"Partition": partition, "NumNodes": "2-2", "ExcNodeList": "a,b", "Reason": "PartitionTimeLimit"}
+        monkeypatch.setattr(slurm, "show_job", lambda number, facts=facts: facts)
+        assert continuity._keep_off(JOB, "8", ["a", "b"]) == kept
+        assert told.pop() == ("8", kept)
+    assert "job 8 waits for a person: SLURM says PartitionTimeLimit" in caplog.text
+    monkeypatch.setattr(slurm, "show_job", lambda number: {})
+    assert continuity._keep_off(JOB, "8", ["a"]) == []
+    assert not told
+
+
 def test_nodes_that_failed_their_check_are_bad_unless_all_are(run: RunDir) -> None:
     run.preflight.mkdir()
     verdicts = {"a": False, "b": True, "elsewhere": False}
@@ -143,7 +231,7 @@ def test_secrets_are_not_written_down() -> None:
 @pytest.mark.parametrize(
     ("environment", "what"),
     [
-        ({}, "this is no SLURM job"),
+        ({}, "not running inside a SLURM job"),
         ({"SLURM_JOB_ID": "7"}, "does not say how many ranks"),
     ],
 )
