@@ -6,9 +6,9 @@ make a name that must not exist, and to replace a name. So a record is written u
 see a whole record or none.
 
 * **A free directory** is taken by linking the record to `run.lock`. One of any number of starters succeeds.
-* **A dead owner's record** may be replaced only by whoever holds the claim on it, the file `.run.lock.after.TOKEN`, made
-  the same way. The winner looks again, since the owner may have changed before it claimed, replaces the record, and
-  removes the claim. A claim whose holder has died is itself claimed, so nothing needs a person.
+* **A dead owner's record** may be replaced only by whoever holds the claim on it, the file `.run.lock.after.TOKEN`,
+  made the same way. The winner looks again, since the owner may have changed before it claimed. It then replaces the
+  record and removes the claim. A claim whose holder has died is itself claimed, so nothing needs a person.
 * **A release** first renews the sign of life, then looks for a claim, then removes the record. A claimant first claims,
   then looks for a sign of life. So one of the two sees the other.
 

@@ -45,9 +45,7 @@ def _first(check: Json) -> str:
 
 
 def _hung(run: RunDir, job: Job, since: float) -> dict[str, str]:
-    hangs = [
-        event for event in read_events(run, []) if event.get("event") == "hang" and event["time"] >= since
-    ]
+    hangs = [event for event in read_events(run, []) if event.get("event") == "hang" and event["time"] >= since]
     if not hangs:
         return {}
     silent = [int(event["rank"]) for event in hangs if event.get("silent")]

@@ -75,16 +75,15 @@ def arrange(rank: int, ranks: int, told: list[tuple[str, tuple[int, int] | None,
         told: of each rank the node's name, what tells its board from others (None: it has none), and its machine.
         board: this rank's; None where it could not be opened.
     """
-    groups_of: dict[object, list[int]] = {}
+    found: dict[object, list[int]] = {}
     for other, (node, identity, _) in enumerate(told):
         key: object = (node, tuple(identity)) if identity is not None else other
-        members = groups_of.setdefault(key, [])
-        if len(members) < _SLOTS:
-            members.append(other)
+        if len(found.setdefault(key, [])) < _SLOTS:
+            found[key].append(other)
         else:
-            groups_of[other] = [other]
-    nodes = tuple(sorted(tuple(members) for members in groups_of.values()))
-    members = next(found for found in nodes if rank in found)
+            found[other] = [other]
+    nodes = tuple(sorted(tuple(ranks_there) for ranks_there in found.values()))
+    members = next(ranks_there for ranks_there in nodes if rank in ranks_there)
     hosts = {other: host for other, (_, _, host) in enumerate(told)}
     return Node(members, board if board is not None and len(members) > 1 else Board(1), nodes, hosts)
 

@@ -65,8 +65,9 @@ class Sign:
         body = raw[4 : 4 + _SIGN.size]
         if struct.unpack("<I", raw[:4])[0] != zlib.crc32(body):
             return None
-        *numbers, doing, answered = _SIGN.unpack(body)
-        return Sign(*numbers, doing.rstrip(b"\0").decode(errors="replace"), bool(answered))
+        values = list(_SIGN.unpack(body))
+        values[-2:] = values[-2].rstrip(b"\0").decode(errors="replace"), bool(values[-1])
+        return Sign(*values)
 
 
 class Board:

@@ -1,7 +1,7 @@
 """What one rank of a node does at the file system for all of them: heartbeats, and requests for stacks.
 
-The first of the node's ranks that gives signs of life does it. Where it falls silent the next one takes over; should two
-do it for a moment, they write the same. So a run of N nodes writes N heartbeats, and looks N times for a request.
+The first of the node's ranks that gives signs of life does it. Where it falls silent the next one takes over. Should
+two do it for a moment, they write the same. So a run of N nodes writes N heartbeats, and looks N times for a request.
 """
 
 from __future__ import annotations

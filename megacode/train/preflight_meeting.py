@@ -1,9 +1,9 @@
 """Where nodes meet before a run: a key-value store that rank 0 opens, and patience that ends.
 
 What N nodes exchange costs N messages a step, not N x N: each node adds its value to one list and counts itself; the
-last one to come wakes rank 0, which reads the list once and gives one answer, the same small one for all. Nobody asks
-again and again: whoever waits sends one message and is woken. (Rank 0 looks again and again, but it has the store at hand, and
-torch would print a page of C++ frames where its patience ends.)
+last one to come tells rank 0, which reads the list once and gives one answer, the same small one for all. Whoever
+waits for it sends one message and is woken. Rank 0 alone looks again and again: it has the store at hand, and torch
+would print a page of C++ frames where its patience ends.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Meeting:
         with suppress(RuntimeError):  # not all came
             self._await(f"{topic}/full", seconds)
         lines = self._store.get(f"{topic}/values").decode().splitlines()
-        values = {rank: said for rank, said in map(json.loads, lines)}
+        values = dict(map(json.loads, lines))
         self.present = sorted(values)
         result = answer(values)
         self._store.set(f"{topic}/answer", json.dumps(result))

@@ -21,7 +21,9 @@ def test_a_port_in_use_is_named_with_one_that_is_free(family: socket.AddressFami
         port = other.getsockname()[1]
         refuse_if_busy(free_port())
         other.listen()
-        with pytest.raises(LaunchError, match=rf"MASTER_PORT: port {port} is in use on this machine\n.*MASTER_PORT=\d+"):
+        with pytest.raises(
+            LaunchError, match=rf"MASTER_PORT: port {port} is in use on this machine\n.*MASTER_PORT=\d+"
+        ):
             refuse_if_busy(port)
 
 
@@ -49,7 +51,13 @@ def test_a_start_at_a_busy_port_ends_with_exit_code_2(golden: Path, tmp_path: Pa
         other.bind(("", free_port()))
         other.listen()
         port = other.getsockname()[1]
-        place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        place = {
+            "RANK": "0",
+            "WORLD_SIZE": "2",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
         command = [sys.executable, "-m", "megacode.cli", "train", str(golden), "run_dir=run"]
         done = subprocess.run(
             command, cwd=tmp_path, env={**os.environ, **place}, capture_output=True, text=True, timeout=120, check=False

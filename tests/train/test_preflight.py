@@ -360,7 +360,7 @@ def test_a_meeting_names_those_that_never_come_within_its_time() -> None:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert heard == dict.fromkeys((0, 1, 3), ["I am 0", "I am 1", "I am 3"])
+    assert heard == {rank: ["I am 0", "I am 1", "I am 3"] for rank in (0, 1, 3)}
 
 
 def test_the_patience_of_a_meeting_grows_with_the_nodes() -> None:

@@ -232,7 +232,10 @@ def test_ranks_that_stand_still_are_named_whoever_spoke_for_their_node(run: RunD
         assert "in at_work_for_long" in stacks(run, 1)
         noticed, *silent = read_jsonl(run.hangs)
         assert (noticed["rank"], "silent" in noticed) == (2, False)
-        assert [(event["rank"], event["host"], event["silent"]) for event in silent] == [(0, "n0", True), (3, "n1", True)]
+        assert [(event["rank"], event["host"], event["silent"]) for event in silent] == [
+            (0, "n0", True),
+            (3, "n1", True),
+        ]
         assert beats(run, 0)[1]["time"] > beats(run, 0)[0]["time"]  # rank 1 took over
     finally:
         for process in started:

@@ -51,8 +51,8 @@ def count(nodes: int) -> dict[str, float]:
     """Hold a whole meeting of so many nodes and count.
 
     Returns:
-        `messages` and `bytes` of all nodes, those of rank 0 (`messages_first`), the most of any other (`messages_other`),
-        and the `seconds` it took on this machine.
+        `messages` and `bytes` of all nodes, the messages of rank 0 (`messages_first`), the most of any other
+        (`messages_other`), and the `seconds` it took on this machine.
     """
     shared = dist.HashStore()
     stores = [CountingStore(shared) for _ in range(nodes)]
