@@ -51,4 +51,5 @@ if step "${step[@]}" --ntasks-per-node=1 --ntasks="$SLURM_NNODES" --kill-on-bad-
 else
     code=1                                        # not 3: another try, without the nodes that failed
 fi
+trap : TERM                                       # it looks itself who ends the job, and may have it requeued
 megacode job end "$code" "$run"                   # done, requeue, chain or stop; exits as the job should

@@ -114,7 +114,7 @@ def _check_before(run: RunDir, job: Job) -> None:
     Where neither says anything, the job was killed with its node: a chain is there to go on after that.
     """
     word, facts = attempts.last_word(run, job.before), slurm.show_job(job.before)
-    if word.get("event") == "cancelled" or slurm.was_cancelled(facts, job.restart):
+    if word.get("event") == "cancelled" or slurm.was_cancelled(facts, int(facts.get("Restarts", 0))):
         what = f"job {job.before}, which this one follows, was cancelled; so the chain ends"
         raise ChainStoppedError(what, str(run.path), "submit again to go on")
     if word.get("event") == "end" and word.get("action") == "stop":

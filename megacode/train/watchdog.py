@@ -45,6 +45,9 @@ from megacode.train.node_duty import GATHERED, REQUEST, NodeDuty, answer_path, l
 
 log = logging.getLogger(__name__)
 
+# Seconds: the rank that was the first to notice may have been later than others, which it needs alive.
+_AFTER_THE_FIRST = 10.0
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -102,7 +105,7 @@ class Watchdog:
         self._alive_at, self._extra = time.monotonic(), 0.0
         self._beaten, self._answered, self._complained = False, False, False
         self._lock_at = float("-inf")
-        self._gathering: _Gathering | None = None
+        self._memory_bytes, self._memory_at = 0, float("-inf")
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -156,20 +159,17 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(self._pace.look):
             left = self._alive_at + self._timeout + self._extra - time.monotonic()
-            if self._gathering is None:
-                self._wind_up(max(0.0, left) + 5 * self._pace.look)
-            if left <= 0 and self._gathering is None:
+            self._wind_up(max(0.0, left) + 5 * self._pace.look)
+            if left <= 0:
                 self._bark()
-            for duty in (self._answer, self._sign, self._duty.pass_on_requests, self._duty.report, self._duty.beat_out):
-                with self._harmless():
-                    duty()
+            self._do_duties()
+
+    def _do_duties(self) -> None:
+        """Do what the node and the lock need, each whatever comes of the others."""
+        node = self._duty
+        for duty in (self._answer, self._sign, node.pass_on_requests, node.report, node.beat_out, self._keep_lock):
             with self._harmless():
-                self._keep_lock()
-            if self._gathering is not None:
-                with self._harmless():
-                    self._gathering.go_on()
-                if self._gathering.over:
-                    os._exit(EXIT_FAILURE)
+                duty()
 
     def _wind_up(self, seconds: float) -> None:
         """Have the timer that needs no Python go off after some seconds, unless it is wound up again before."""
@@ -179,17 +179,23 @@ class Watchdog:
                 faulthandler.dump_traceback_later(seconds, exit=True, file=file)
 
     def _bark(self) -> None:
-        """Write this rank's stacks and, as the first that notices, ask all others for theirs."""
+        """Write this rank's stacks, as the first that notices gather those of all others, and end this process."""
         self._wind_up(self._grace + 30.0)  # should anything below block, a log line in a full pipe for one
         silent = time.monotonic() - self._alive_at
         with self._harmless():
             self._dump(f"no sign of life for {silent:.0f} s")
-        self._gathering = _Gathering(self._run, self._node, self._grace)
+        gathering = _Gathering(self._run, self._node, self._grace)
         with self._harmless():
             where = {"iteration": self._iteration, "consumed_samples": self._clock}
-            self._gathering.begin(self._rank, {**where, "host": platform.node(), "doing": self._doing})
+            gathering.begin(self._rank, {**where, "host": platform.node(), "doing": self._doing})
         doing = f"{self._doing} after iteration {self._iteration}"
         log.critical("rank %d hangs: %s for %s; see %s", self._rank, doing, format_seconds(silent), self._run.stacks)
+        while not gathering.over:
+            self._do_duties()
+            with self._harmless():
+                gathering.go_on()
+            time.sleep(self._pace.look / 2)
+        os._exit(EXIT_FAILURE)
 
     def _answer(self) -> None:
         """Write this rank's stacks, once, when another rank asks for them."""
@@ -215,9 +221,11 @@ class Watchdog:
         """Write this rank's sign of life on the node's board."""
         now, monotonic = time.time(), time.monotonic()
         since = now - (monotonic - self._alive_at)
+        if monotonic >= self._memory_at + self._pace.heartbeat:  # the answer may wait for a lock of the GPU's allocator
+            self._memory_bytes, self._memory_at = self._memory(), monotonic
         sign = Sign(
             rank=self._rank, pid=os.getpid(), iteration=self._iteration, time=now, since=since,
-            memory_bytes=self._memory(), consumed_samples=self._clock, begun=monotonic, beaten=float(self._beaten),
+            memory_bytes=self._memory_bytes, consumed_samples=self._clock, begun=monotonic, beaten=float(self._beaten),
             doing=self._doing, answered=self._answered,
         )  # fmt: skip
         self._node.board.write(self._place, sign)
@@ -280,9 +288,9 @@ class _Gathering:
 
     def go_on(self) -> None:
         """Look whether this rank may end: for the first of the run one listing of a directory."""
-        late = time.monotonic() > self._deadline
+        late = time.monotonic() > self._deadline + (0.0 if self._is_first else _AFTER_THE_FIRST)
+        self.over = late or self._node.board.gathered
         if not self._is_first:
-            self.over = self._node.board.gathered or late
             return
         there = set(os.listdir(self._run.stacks))
         waiting = [members for members in self._node.nodes if answer_path(self._run, members).name not in there]
