@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,9 @@ def train(
         flags = ["--accept-changed-past"] if accept_changed_past else []
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or []), *flags], nproc))
     setup_logging()
+    from megacode.mcore import rendezvous
+
+    rendezvous.refuse_busy_port(os.environ)  # before torch is imported, which takes a while
     from megacode.train.main import EXIT_CODES, run
 
     raise typer.Exit(EXIT_CODES[run(config, overrides or [], accept_changed_past=accept_changed_past)])

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 
 from megacode.base.files import digest
-from megacode.base.ports import refuse_if_busy
 from megacode.config.training import Parallel
 from megacode.mcore import device, layout, rendezvous
 
@@ -140,8 +139,7 @@ def seed_ranks(seed: int, ranks: Ranks) -> None:
 
 def _join(place: rendezvous.Rendezvous, timeout: timedelta) -> None:
     if place.address:
-        if place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # then torchrun listens there
-            refuse_if_busy(place.port)
+        rendezvous.refuse_busy_port(os.environ)
         os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port), LOCAL_RANK=str(place.local_rank))
         where: dict[str, object] = {"init_method": "env://"}
     else:

@@ -12,6 +12,7 @@ import pytest
 
 from megacode.base.errors import LaunchError
 from megacode.base.ports import FIRST, free_port, refuse_if_busy
+from megacode.mcore.rendezvous import refuse_busy_port
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
@@ -66,3 +67,16 @@ def test_a_start_at_a_busy_port_ends_with_exit_code_2(golden: Path, tmp_path: Pa
     assert f"Launch error: MASTER_PORT: port {port} is in use on this machine" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "events.jsonl").exists()
+
+
+def test_under_torchrun_its_own_port_is_no_busy_one() -> None:
+    with socket.socket() as torchrun:
+        torchrun.bind(("", free_port()))
+        torchrun.listen()
+        port = str(torchrun.getsockname()[1])
+        place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        refuse_busy_port({**place, "TORCHELASTIC_USE_AGENT_STORE": "True"})
+        refuse_busy_port({**place, "RANK": "1"})
+        refuse_busy_port({})
+        with pytest.raises(LaunchError, match="is in use"):
+            refuse_busy_port(place)

@@ -18,6 +18,7 @@ from megacode.launch import attempts, bad_nodes, continuity, slurm, submission
 from megacode.launch.continuity import ChainStoppedError, Settings
 from megacode.launch.provenance import allowed
 from megacode.launch.slurm import Job
+from megacode.launch.status_files import read_events
 from megacode.launch.status_job import describe, read_job
 
 JOB = Job("7", 0, "7", "", ("a", "b"), 4)
@@ -205,7 +206,7 @@ def test_nodes_that_failed_their_check_are_bad_unless_all_are(run: RunDir) -> No
 
 def test_the_rank_that_does_not_wait_is_the_one_that_hung(run: RunDir) -> None:
     hang = {"time": 100.0, "event": "hang", "rank": 0, "host": "x"}
-    run.events.write_text(json.dumps(hang) + "\n")
+    run.hangs.write_text(json.dumps(hang) + "\n")
     assert bad_nodes.find(run, JOB, 50) == {"a": "rank 0 hung"}  # no stacks: the one that noticed
     run.stacks.mkdir()
     for rank in range(4):
@@ -213,12 +214,24 @@ def test_the_rank_that_does_not_wait_is_the_one_that_hung(run: RunDir) -> None:
         (run.stacks / f"rank_{rank:05d}.txt").write_text(f"rank {rank}\n  File {frame}\n")
     assert bad_nodes.find(run, JOB, 50) == {"b": "rank 2 hung"}
     assert bad_nodes.find(run, JOB, 150) == {}  # a hang of an earlier attempt
-    with run.events.open("a") as events:
+    with run.hangs.open("a") as events:
         events.write(json.dumps({**hang, "rank": 3, "silent": True}) + "\n")
     assert bad_nodes.find(run, JOB, 50) == {"b": "rank 3 hung"}  # whoever does not answer at all
-    run.events.write_text(json.dumps(hang) + "\n")
+    run.hangs.write_text(json.dumps(hang) + "\n")
     (run.stacks / "rank_00002.txt").write_text("File torch/distributed/x.py")
     assert bad_nodes.find(run, JOB, 50) == {"a": "rank 0 hung"}  # all wait: the one that noticed
+
+
+def test_a_hang_belongs_to_the_start_that_it_ended(run: RunDir) -> None:
+    """Its line is another machine's, in a file of its own."""
+    for time, name in ((10, "start"), (20, "save"), (100, "resume"), (120, "save")):
+        with run.events.open("a") as file:
+            file.write(json.dumps({"time": time, "event": name}) + "\n")
+    for time, rank in ((50, 3), (51, 4), (130, 5)):
+        with run.hangs.open("a") as file:
+            file.write(json.dumps({"time": time, "event": "hang", "rank": rank}) + "\n")
+    found = [event.get("rank", event["event"]) for event in read_events(run, [])]
+    assert found == ["start", "save", 3, 4, "resume", "save", 5]
 
 
 def test_secrets_are_not_written_down() -> None:
