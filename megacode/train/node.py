@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megacode.mcore import groups
 from megacode.train.node_board import Board, board_path
 
 _SLOTS = 64  # the most ranks that share a board; those beyond speak for themselves
@@ -50,18 +50,23 @@ def name() -> str:
     return f"{platform.node()}-{boot}"
 
 
-def meet(rank: int, ranks: int) -> Node:
+def meet(rank: int, ranks: int, broadcast: Callable[[Any], Any], gather: Callable[[Any], list[Any]]) -> Node:
     """Find out, together with all ranks, who shares this node, and open its board.
 
     Ranks share a node where they have opened the same file in the same memory: so two containers on one machine that
     see different ones are two nodes, and a rank that can open none is a node of its own.
+
+    Args:
+        rank, ranks: this one, of how many.
+        broadcast: returns on all ranks what rank 0 passes in.
+        gather: returns on all ranks what each passes in, by rank.
     """
-    token = groups.broadcast_object(uuid.uuid4().hex if rank == 0 else None)
+    token = broadcast(uuid.uuid4().hex if rank == 0 else None)
     mine = name()
     path = board_path(token, mine)
     board, identity = _open(path)
     # Also a barrier: after it nobody needs the file's name.
-    told: list[Any] = groups.gather_objects((mine, identity, platform.node()))
+    told = gather((mine, identity, platform.node()))
     with suppress(OSError):
         path.unlink(missing_ok=True)
     return arrange(rank, ranks, [(*entry,) for entry in told], board)

@@ -143,7 +143,8 @@ def _watched(plan: Plan, run: RunDir, ranks: Ranks, lock: RunLock, requests: Tou
     if requests is not None:
         old_stacks.clear(run)
         requests.clear()
-    here = node.meet(ranks.rank, ranks.world_size)  # after it no rank takes an old request for one of now
+    # After this no rank takes an old request for one of now.
+    here = node.meet(ranks.rank, ranks.world_size, groups.broadcast_object, groups.gather_objects)
     timeout, memory = plan.config.health.hang_timeout, device.memory_high_water
     watching = Watchdog(
         run, ranks.rank, ranks.world_size, timeout,

@@ -43,7 +43,7 @@ def start(run: RunDir, *how: str, timeout: float = 1.5, per_node: int = 1) -> li
 
 def finish(started: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     """Return how each process ended and what it said."""
-    ends = [process.communicate(timeout=60)[1] for process in started]
+    ends = [process.communicate(timeout=120)[1] for process in started]
     return [(process.returncode, end) for process, end in zip(started, ends, strict=True)]
 
 
@@ -213,7 +213,7 @@ def test_a_start_of_many_ranks_that_was_killed_leaves_nothing_in_the_way(run: Ru
 
 @pytest.mark.slow
 def test_one_rank_of_two_nodes_hangs_and_all_four_say_where_they_are(run: RunDir) -> None:
-    found = ranks(run, "at_work", "at_work", "at_work", "stuck_in_a_lock", per_node=2)
+    found = ranks(run, "at_work", "at_work", "at_work", "stuck_in_a_lock", timeout=4.0, per_node=2)
     assert [code for code, _ in found] == [0, 0, 0, 1], found
     assert all("in at_work" in stacks(run, rank) for rank in range(3))
     assert "in stuck_in_a_lock" in stacks(run, 3)
@@ -294,3 +294,12 @@ def test_ranks_share_a_node_where_they_see_the_same_memory() -> None:
     many = [("a", (1, 5), "a")] * 70
     assert arrange(69, 70, many, Board(64)).members == (69,)
     assert len(arrange(0, 70, many, Board(64)).members) == 64
+
+
+@pytest.mark.slow
+def test_real_ranks_find_out_who_shares_their_node_and_leave_no_file(run_ranks: Callable[..., list[Any]]) -> None:
+    found = run_ranks(5, PROGRAM.with_name("node_program.py"), "meet", {"per_node": 2, "blind": 3})
+    nodes = [[0, 1], [2], [3], [4]]
+    assert [rank["members"] for rank in found] == [[0, 1], [0, 1], [2], [3], [4]]
+    assert [rank["said"] for rank in found] == [["I am 0", "I am 1"]] * 2 + [["I am 2"], ["I am 3"], ["I am 4"]]
+    assert [(rank["nodes"], rank["hosts"], rank["left"]) for rank in found] == [(nodes, 5, False)] * 5

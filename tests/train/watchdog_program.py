@@ -35,10 +35,12 @@ def holding_the_global_lock(watchdog: Watchdog) -> None:
 
 
 def at_work(watchdog: Watchdog) -> None:
-    """Give signs of life for three seconds."""
-    for iteration in range(30):
+    """Give signs of life until asked for stacks."""
+    for iteration in range(600):
         watchdog.beat("training", iteration, 8 * iteration)
         time.sleep(0.1)
+        if watchdog._path.stat().st_size:
+            return
 
 
 def stopped(watchdog: Watchdog) -> None:
@@ -62,6 +64,13 @@ def saving_for_long(watchdog: Watchdog) -> None:
     with watchdog.stretched(30.0):
         time.sleep(3.0)
     watchdog.beat("training", 8, 64)
+
+
+def await_all(folder: Path, rank: int, ranks: int) -> None:
+    """Begin together: a busy machine starts processes seconds apart."""
+    (folder / f"ready_{rank}").touch()
+    while len(list(folder.glob("ready_*"))) < ranks:
+        time.sleep(0.02)
 
 
 def never_beginning(watchdog: Watchdog) -> None:
@@ -88,6 +97,7 @@ def main() -> None:
     if how == "losing_the_lock":
         lock = RunLock(run)
         lock.acquire()
+    await_all(Path(path).parent, rank, ranks)
     watchdog = Watchdog(run, rank, ranks, timeout, node=node, lock=lock, pace=PACE).start()
     globals()[how](watchdog)
     watchdog.stop()
