@@ -75,7 +75,7 @@ class Cluster:
         with patch.dict(os.environ, self.environment):
             return not slurm.show_job(job)
 
-    def await_state(self, job: str, *states: str, seconds: float = 180) -> str:
+    def await_state(self, job: str, *states: str, seconds: float = 360) -> str:
         """Wait until a job is in one of some states, and return it."""
 
         def state() -> str | None:
@@ -84,7 +84,7 @@ class Cluster:
 
         return await_that(state, seconds, lambda: self.ask("scontrol", "show", "job", job))
 
-    def wait(self, job: str, seconds: float = 180) -> str:
+    def wait(self, job: str, seconds: float = 360) -> str:
         """Return the state in which a job ended."""
         return self.await_state(job, *ENDED, seconds=seconds)
 
@@ -121,7 +121,7 @@ class Run:
         """Return the lines of one kind in attempts.jsonl."""
         return [line for line in read_jsonl(self.directory.attempts) if line["event"] == event]
 
-    def await_iteration(self, number: int, attempt: int = 1, seconds: float = 90) -> None:
+    def await_iteration(self, number: int, attempt: int = 1, seconds: float = 300) -> None:
         """Wait until an attempt has begun and the run has got so far."""
 
         def there() -> bool:
@@ -131,7 +131,7 @@ class Run:
 
         await_that(there, seconds, self.tail)
 
-    def await_line(self, event: str, count: int, seconds: float = 90) -> dict[str, Any]:
+    def await_line(self, event: str, count: int, seconds: float = 300) -> dict[str, Any]:
         """Wait for the so manieth line of a kind, and return it."""
         return await_that(lambda: self.lines(event)[count - 1 : count], seconds, self.tail)[0]
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.slurm.conftest import await_that
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def assert_order_unbroken(run: Any, iterations: int) -> None:
