@@ -145,7 +145,7 @@ def test_a_node_that_never_joins_and_one_that_stops_are_named_in_time(tmp_path: 
         time.sleep(1.0)
         nodes.start(3, "--timeout", "9")
         ended = nodes.finish(0, 3)
-        assert time.monotonic() - started < 40
+        assert time.monotonic() - started < 150
         os.kill(nodes.started[1].pid, signal.SIGKILL)
     assert [ended[rank][0] for rank in (0, 3)] == [3, 3], ended
     document = json.loads(ended[0][1])
@@ -174,9 +174,9 @@ def test_a_first_node_that_never_comes_is_named_by_the_others(tmp_path: Path, po
 def test_a_wrong_address_is_no_nodes_fault(tmp_path: Path, port: int) -> None:
     """Both nodes are sound, and look for each other in two places."""
     with nodes_of(tmp_path, port, 2) as nodes:
-        nodes.start(0, "--timeout", "4")
+        nodes.start(0, "--timeout", "15")
         nodes.port += 1
-        nodes.start(1, "--timeout", "4")
+        nodes.start(1, "--timeout", "15")
         ended = nodes.finish(0, 1)
     assert [ended[rank][0] for rank in (0, 1)] == [3, 3], ended
     document = json.loads(ended[0][1])

@@ -21,6 +21,7 @@ from megacode.train.node_board import Board, Sign
 from megacode.train.node_duty import NodeDuty
 from megacode.train.old_stacks import clear
 from megacode.train.watchdog import Pace, Watchdog
+from tests.ranks import run_ranks
 
 PROGRAM = Path(__file__).with_name("watchdog_program.py")
 FAST = Pace(look=0.02, heartbeat=0.05, poll=0.05, grace=0.1)
@@ -297,7 +298,7 @@ def test_ranks_share_a_node_where_they_see_the_same_memory() -> None:
 
 
 @pytest.mark.slow
-def test_real_ranks_find_out_who_shares_their_node_and_leave_no_file(run_ranks: Callable[..., list[Any]]) -> None:
+def test_real_ranks_find_out_who_shares_their_node_and_leave_no_file() -> None:
     found = run_ranks(5, PROGRAM.with_name("node_program.py"), "meet", {"per_node": 2, "blind": 3})
     nodes = [[0, 1], [2], [3], [4]]
     assert [rank["members"] for rank in found] == [[0, 1], [0, 1], [2], [3], [4]]
