@@ -14,7 +14,7 @@ name.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from megacode.base import lock, ownership
 from megacode.base.errors import EXIT_CHECK, EXIT_INPUT, EXIT_RESUMABLE, LaunchError, MegacodeError
 from megacode.base.files import RunDir, remove
 from megacode.launch import attempts, bad_nodes, slurm
+from megacode.launch.excluding import excluded_by_user, keep_off, to_exclude, unwanted
 from megacode.launch.slurm import Job
 from megacode.launch.status_files import Json, read_lines
 from megacode.launch.submission import successor_command
@@ -34,11 +35,6 @@ Way = Literal["requeue", "chain", "none"]
 Action = Literal["done", "requeue", "chain", "stop"]
 
 _CANCELLED = "the job was cancelled, so the run goes no further; submit again to go on"
-# Why a pending job will never start by itself.
-_DEAD_ENDS = (
-    "BadConstraints", "JobHeldAdmin", "JobHeldUser", "PartitionDown", "PartitionInactive", "PartitionNodeLimit",
-    "PartitionTimeLimit", "ReservationDeleted",
-)  # fmt: skip
 _ON_SIGNAL = 128  # a shell's and srun's exit code for a process that a signal ended, less the signal's number
 
 
@@ -185,43 +181,8 @@ def _queue_successor(run: RunDir, job: Job, script: Path, arguments: list[str], 
     except LaunchError as error:
         log.warning("the next job of the chain could not be submitted: %s", error)
         return None
-    _keep_off(job, following, [*excluded, *_excluded_by_user(job)])
+    keep_off(job, following, [*excluded, *excluded_by_user(job)])
     return following
-
-
-def _excluded_by_user(job: Job) -> list[str]:
-    return slurm.hostnames(slurm.show_job(job.id).get("ExcNodeList", ""))
-
-
-def _keep_off(job: Job, following: str, wanted: Sequence[str]) -> list[str]:
-    """Keep a pending job off some nodes, as many as its partition can spare; returns those, none where SLURM refuses.
-
-    It may be another partition than this job's: a site's plugin or an administrator moves jobs. There the same nodes
-    may be all that it could run on.
-    """
-    facts = slurm.show_job(following)
-    try:
-        kept = _spared(wanted, facts, job)
-        if facts and sorted(kept) != sorted(slurm.hostnames(facts.get("ExcNodeList", ""))):
-            slurm.exclude(following, kept)
-    except LaunchError as error:
-        log.warning("which nodes job %s keeps off could not be set: %s", following, error)
-        return []
-    if facts.get("Reason") in _DEAD_ENDS:
-        log.warning("job %s waits for a person: SLURM says %s", following, facts["Reason"])
-    return kept
-
-
-def _spared(wanted: Sequence[str], facts: Mapping[str, str], job: Job) -> list[str]:
-    """Return as many nodes, the first ones first, as some partition that a job may run in has to spare."""
-    count = facts.get("NumNodes", "").partition("-")[0]
-    needed = int(count) if count.isdigit() else len(job.nodes)
-    found: list[str] = []
-    for partition in facts.get("Partition", "").split(","):
-        there = slurm.partition_nodes(partition)
-        kept = [node for node in dict.fromkeys(wanted) if node in there][: max(0, len(there) - needed)]
-        found = max(found, kept, key=len)
-    return found
 
 
 def cancelled(run: RunDir, job: Job) -> bool:
@@ -297,7 +258,7 @@ def _follow(run: RunDir, job: Job, decision: Decision) -> tuple[str | None, Deci
     following = _queue_successor(run, job, Path(begun["script"]), begun["arguments"], excluded)
     if following is None:
         return None, decision
-    return following, replace(decision, excluded=tuple(_keep_off(job, following, _unwanted(run, job))))
+    return following, replace(decision, excluded=tuple(keep_off(job, following, unwanted(run, job))))
 
 
 def decide(run: RunDir, job: Job, code: int, chosen: Settings) -> Decision:
@@ -313,7 +274,7 @@ def decide(run: RunDir, job: Job, code: int, chosen: Settings) -> Decision:
         return Decision("stop", "CONTINUITY=none; submit again to go on", code)
     if attempts.tries(run, job) >= chosen.max_tries:
         return Decision("stop", f"{_no_progress(run, job)}; {_look_at(run)}", EXIT_CHECK)
-    return Decision(chosen.way, _why(code, last), code, _excluded(run, job))
+    return Decision(chosen.way, _why(code, last), code, to_exclude(run, job))
 
 
 def _last_stop(run: RunDir, since: float) -> Json:
@@ -341,24 +302,3 @@ def _look_at(run: RunDir) -> str:
         f"look at the job's log, {run.events} (stop, hang, save_failed), {run.stacks} and {run.preflight}; "
         "is the time limit long enough for a checkpoint? Submit again once it is mended"
     )
-
-
-def _excluded(run: RunDir, job: Job) -> tuple[str, ...]:
-    """Return the nodes to keep off: those that are bad now first, then those of before and those that the user named.
-
-    As many as the partition can spare: a job that too few nodes are left for would wait for ever.
-    """
-    wanted = _unwanted(run, job)
-    if not wanted:
-        return ()
-    kept = _spared(wanted, slurm.show_job(job.id), job)
-    for node in bad_nodes.find(run, job, attempts.begun_at(run, job)):
-        if node not in kept:
-            log.warning("node %s looks bad, but the partition has no other to spare", node)
-    return tuple(kept)
-
-
-def _unwanted(run: RunDir, job: Job) -> list[str]:
-    """Return all nodes to keep off, the most important first."""
-    known = attempts.excluded_before(run, job) + _excluded_by_user(job)
-    return list(dict.fromkeys([*bad_nodes.find(run, job, attempts.begun_at(run, job)), *known]))

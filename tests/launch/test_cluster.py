@@ -16,6 +16,7 @@ from megacode.base.errors import LaunchError
 from megacode.base.files import RunDir
 from megacode.launch import attempts, bad_nodes, continuity, slurm, submission
 from megacode.launch.continuity import ChainStoppedError, Settings
+from megacode.launch.excluding import keep_off
 from megacode.launch.provenance import allowed
 from megacode.launch.slurm import Job
 from megacode.launch.status_files import read_events
@@ -185,11 +186,11 @@ def test_no_more_nodes_are_excluded_than_the_partition_of_the_next_job_can_spare
     for partition, kept in cases.items():
         facts = {"Partition": partition, "NumNodes": "2-2", "ExcNodeList": "a,b", "Reason": "PartitionTimeLimit"}
         monkeypatch.setattr(slurm, "show_job", lambda number, facts=facts: facts)
-        assert continuity._keep_off(JOB, "8", ["a", "b"]) == kept
+        assert keep_off(JOB, "8", ["a", "b"]) == kept
         assert told.pop() == ("8", kept)
     assert "job 8 waits for a person: SLURM says PartitionTimeLimit" in caplog.text
     monkeypatch.setattr(slurm, "show_job", lambda number: {})
-    assert continuity._keep_off(JOB, "8", ["a"]) == []
+    assert keep_off(JOB, "8", ["a"]) == []
     assert not told
 
 
