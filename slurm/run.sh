@@ -33,12 +33,23 @@ step=(env "MASTER_ADDR=$address" "MASTER_PORT=$port" srun --export=ALL --gpu-bin
 # kill-on-bad-exit: ranks that have saved and end with 75 would be killed by whichever of them is the first.
 ranks=("${step[@]}" --cpu-bind=cores "--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}" --distribution=block)
 
+# SLURM ends a job by SIGTERM, and kills it KillWait seconds (30) later. A shell acts on a signal at once only while it
+# waits for something in the background; when a person cancels the job, the next one of its chain must not start.
+trap 'terminated=1; if [ -n "$run" ]; then megacode job terminated "$run" || true; fi' TERM
+step() {
+    "$@" &
+    local child=$! code=0
+    until terminated=; code=0; wait "$child" || code=$?; [ -z "$terminated" ]; do :; done
+    return "$code"
+}
+run=
 run=$(megacode job begin "$CONFIG" "$@")          # a job that cannot work ends here, with exit code 2 or 3
 code=0
-if "${step[@]}" --ntasks-per-node=1 --ntasks="$SLURM_NNODES" --kill-on-bad-exit=1 --wait=30 \
+if step "${step[@]}" --ntasks-per-node=1 --ntasks="$SLURM_NNODES" --kill-on-bad-exit=1 --wait=30 \
     $CONTAINER_EXEC megacode preflight --run-dir "$run"; then     # a frozen node is ended with those that named it
-    "${ranks[@]}" $CONTAINER_EXEC megacode train "$CONFIG" "$@" || code=$?
+    step "${ranks[@]}" $CONTAINER_EXEC megacode train "$CONFIG" "$@" || code=$?
 else
     code=1                                        # not 3: another try, without the nodes that failed
 fi
+trap : TERM                                       # it looks itself who ends the job, and may have it requeued
 megacode job end "$code" "$run"                   # done, requeue, chain or stop; exits as the job should

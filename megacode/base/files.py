@@ -211,7 +211,7 @@ class RunDir:
         provenance: what was started, when, with which packages.
         ledger: the samples that were withheld from training, and why, one JSON object a range.
         lock: who is training here.
-        heartbeats: one small JSON file a rank: where it is.
+        heartbeats: one small JSON file a node: where its ranks are.
         stacks: Python stacks of ranks that hung, one file a rank.
         replays: what `megacode replay` found, one JSON file an iteration.
         attempts: how each job of this run began and ended, one JSON object each; `megacode job` writes it.

@@ -1,75 +1,47 @@
 """The lock of a run directory: one run trains there at a time, and a dead owner's lock is taken over.
 
-`run.lock` says who owns it; its modification time is the owner's last beat. Deciding and writing happen in one critical
-section under `flock` on that very file. The kernel frees an flock when its holder dies, so nothing is left behind by a
-process killed in there; and of two starters that both find a dead owner, the second decides only after the first has
-written, and finds it alive. The file may be removed by a release meanwhile, so whoever gets the flock checks that the
-name still leads to the file it holds. Where a file system has no flock, a starter writes, waits for a second and reads:
-the last to write within that second wins, and the others find another's name.
+`run.lock` says who owns it; its modification time is the owner's last beat. No flock is used: on Lustre it may be local
+to a node, and on NFS it may wait for ever for a client that died. What every shared file system does atomically is to
+make a name that must not exist, and to replace a name. So a record is written under a private name first, and readers
+see a whole record or none.
+
+* **A free directory** is taken by linking the record to `run.lock`. One of any number of starters succeeds.
+* **A dead owner's record** may be replaced only by whoever holds the claim on it, the file `.run.lock.after.TOKEN`,
+  made the same way. The winner looks again, since the owner may have changed before it claimed. It then replaces the
+  record and removes the claim. A claim whose holder has died is itself claimed, so nothing needs a person.
+* **A release** first renews the sign of life, then looks for a claim, then removes the record. A claimant first claims,
+  then looks for a sign of life. So one of the two sees the other.
 
 Whether an owner lives: on the same machine (host, boot and process-number space: two containers may share a host name)
 the process is looked up, and its time of start tells it from a later one with the same number. Elsewhere its beat is
-younger than STALE_SECONDS, by the file system's own clock, since clocks of machines differ. A restarted SLURM job
-knows without waiting that its earlier self is gone.
+younger than STALE_SECONDS, by the file system's own clock. A restarted SLURM job knows without waiting that its earlier
+self is gone. Everything ends within PATIENCE_SECONDS, as long as the file system answers.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
 import os
-import platform
-import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
-
-import psutil
 
 from megacode.base.errors import LaunchError
 from megacode.base.files import RunDir
+from megacode.base.ownership import Owner, age, alive, generation, publish_once, read, same_process, this_process, write
 from megacode.base.units import format_seconds
 
 log = logging.getLogger(__name__)
 
 STALE_SECONDS = 120.0
-_SETTLE_SECONDS = 1.0
-# The start of a process follows from the time of boot, which moves when the clock is set.
-_SAME_START_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A process that holds, or held, a run directory.
-
-    Attributes:
-        host: name of its machine, for people.
-        machine: host, boot and process-number space; equal only where its process can be looked up.
-        pid: of its rank 0.
-        started: when that process started, in seconds since 1970.
-        since: when it took the lock.
-        token: tells this taking of the lock from all others.
-        slurm_job: its SLURM job; empty outside SLURM.
-        slurm_restart: how often that job was started anew.
-    """
-
-    host: str
-    machine: str
-    pid: int
-    started: float
-    since: float
-    token: str
-    slurm_job: str = ""
-    slurm_restart: int = 0
-
-    def __str__(self) -> str:
-        job = f" (SLURM job {self.slurm_job})" if self.slurm_job else ""
-        return f"process {self.pid} on {self.host}{job}, since {time.strftime('%F %T', time.localtime(self.since))}"
+PATIENCE_SECONDS = 30.0
+_PAUSE_SECONDS = 0.1
+# A record that is no JSON may be one whose writer is at it, where a file system has no links.
+_TORN_SECONDS = 1.0
+# A claim is held for milliseconds. Its holder gives up long before others take it for dead.
+_CLAIM_STALE_SECONDS = 60.0
+_CLAIM_SECONDS = 20.0
 
 
 class RunLock:
@@ -86,24 +58,17 @@ class RunLock:
     def acquire(self) -> None:
         """Take the lock, also from a dead owner.
 
-        A process whose own lock is still there takes it anew: it trains one run after another, never two at once.
+        A process whose own lock is still there takes it again: it trains one run after another, never two at once.
 
         Raises:
             LaunchError: if another live process holds it.
         """
         self._run.create()
-        mine = _this_process()
-        with _exclusive(self._run) as (file, alone):
-            holder = _read(file)
-            if holder is not None and _same_process(holder, mine):
-                holder = None
-            if holder is not None:
-                _refuse_if_alive(self._run, holder, mine)
-                log.warning("taking over the run directory %s from %s, which is gone", self._run.path, holder)
-            _write(file, mine)
-        if not alone:
-            self._settle(mine)
+        mine = this_process()
+        with _draft(self._run, mine) as draft:
+            _take(self._run, mine, draft)
         self._token = mine.token
+        _sweep(self._run)
 
     def beat(self) -> bool:
         """Say that the owner lives; many times within STALE_SECONDS.
@@ -113,8 +78,7 @@ class RunLock:
             that was removed by hand still counts as ours.
         """
         assert self._token, "the lock was never taken"
-        holder = _holder(self._run)
-        if holder is not None and holder.token != self._token:
+        if generation(self._run.lock) not in (self._token, None):
             return False
         with suppress(FileNotFoundError):
             os.utime(self._run.lock)
@@ -122,40 +86,51 @@ class RunLock:
 
     def release(self) -> None:
         """Give the lock back, if it is still ours."""
-        if not self._token or not self._run.lock.exists():
-            return
-        with _exclusive(self._run) as (file, _):
-            holder = _read(file)
-            if holder is not None and holder.token == self._token:
-                self._run.lock.unlink()
-        self._token = ""
-
-    def _settle(self, mine: Owner) -> None:
-        """Without flock: let starters of the same second write, then see who was the last."""
-        time.sleep(_SETTLE_SECONDS)
-        holder = _holder(self._run)
-        if holder is None or holder.token != mine.token:
-            raise _held(self._run, holder or mine, "another start came at the same moment", "see what it does")
+        token, self._token = self._token, ""
+        if token:
+            _give_back(self._run, token)
 
 
 def owner(run: RunDir) -> Owner | None:
     """Return the live process that trains in a run directory, if there is one."""
-    holder = _holder(run)
-    return holder if holder is not None and _alive(run, holder, _this_process()) else None
+    holder = read(run.lock)
+    return holder if holder is not None and not holder.passing and _alive(run, holder, this_process()) else None
+
+
+def discard(run: RunDir, dead: Owner) -> None:
+    """Remove the lock of an owner that is known to be dead, unless it is another's by now."""
+    mine = this_process(passing=True)
+    with _draft(run, mine) as draft, _claimed(run, dead.token, mine, draft, known_dead=True) as claimed:
+        if claimed:
+            run.lock.unlink(missing_ok=True)
 
 
 @contextmanager
 def while_idle(run: RunDir) -> Iterator[bool]:
-    """Keep starts waiting for a moment, without taking the lock; yields whether nobody trains here.
+    """Keep starts waiting for a moment; yields whether nobody trains here.
 
-    For a process that adds to a file of which the trainer is the one writer. Where a file system has no flock, a start
-    in that very moment is not kept out.
+    For a process that adds to a file of which the trainer is the one writer, and is done within seconds. The record of
+    a dead owner stays, since it tells how the run ended: the claim on it keeps starts waiting.
     """
-    with _exclusive(run) as (file, _):
-        holder = _read(file)
-        yield holder is None or not _alive(run, holder, _this_process())
-        if holder is None:
-            run.lock.unlink(missing_ok=True)  # it is there only because it was opened
+    mine, deadline = this_process(passing=True), time.monotonic() + PATIENCE_SECONDS
+    with _draft(run, mine) as draft:
+        while time.monotonic() < deadline:
+            if publish_once(draft, run.lock):
+                try:
+                    yield True
+                finally:
+                    _give_back(run, mine.token)
+                return
+            holder, token = read(run.lock), generation(run.lock)
+            if holder is not None and not holder.passing and _alive(run, holder, mine):
+                break
+            if token is not None and not _busy(run, holder, mine):
+                with _claimed(run, token, mine, draft) as claimed:
+                    if claimed:
+                        yield True
+                        return
+            time.sleep(_PAUSE_SECONDS)
+        yield False
 
 
 def refuse_if_live(run: RunDir) -> None:
@@ -166,125 +141,127 @@ def refuse_if_live(run: RunDir) -> None:
     Raises:
         LaunchError: if a live process holds the lock.
     """
-    holder = _holder(run)
-    if holder is not None:
-        _refuse_if_alive(run, holder, _this_process())
+    holder, mine = read(run.lock), this_process()
+    if holder is not None and not holder.passing and _alive(run, holder, mine):
+        raise _held(run, holder, mine)
 
 
-def _this_process() -> Owner:
-    job, restart = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
-    started, now = psutil.Process().create_time(), round(time.time(), 3)
-    slurm = (job, int(restart) if restart.isdigit() else 0)
-    return Owner(platform.node(), _machine(), os.getpid(), started, now, uuid.uuid4().hex, *slurm)
+def _take(run: RunDir, mine: Owner, draft: Path) -> None:
+    """Make the record ours, or raise; each round ends because another process got further."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if publish_once(draft, run.lock):
+            return
+        holder, token = read(run.lock), generation(run.lock)
+        if token is None:
+            continue  # it was released meanwhile
+        if holder is not None and same_process(holder, mine) and not holder.passing:
+            os.replace(draft, run.lock)
+            return
+        if holder is not None and not holder.passing and _alive(run, holder, mine):
+            raise _held(run, holder, mine)
+        if not _busy(run, holder, mine):
+            with _claimed(run, token, mine, draft) as claimed:
+                if claimed:
+                    log.warning("taking over the run directory %s from %s, which is gone", run.path, holder or "nobody")
+                    os.replace(draft, run.lock)
+                    return
+        time.sleep(_PAUSE_SECONDS)
+    what = f"other processes kept its lock busy for {format_seconds(PATIENCE_SECONDS)}"
+    raise LaunchError(what, str(run.lock), "see who else starts this run, then start again")
 
 
-def _machine() -> str:
-    parts = [platform.node()]
-    with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
-
-
-def _same_process(one: Owner, other: Owner) -> bool:
-    near = abs(one.started - other.started) < _SAME_START_SECONDS
-    return one.machine == other.machine and one.pid == other.pid and near
-
-
-def _refuse_if_alive(run: RunDir, holder: Owner, mine: Owner) -> None:
-    if not _alive(run, holder, mine):
-        return
-    stop = f"`touch {run.stop_request}` has it save and stop"
-    if holder.machine == mine.machine:
-        raise _held(run, holder, "it is alive", f"wait until it ends; {stop}")
-    age = _age(run)
-    fix = (
-        f"wait until it ends; {stop}; if you know that it is dead, start again in {max(1.0, STALE_SECONDS - age):.0f} s"
-    )
-    raise _held(run, holder, f"its last sign of life is {format_seconds(max(0.0, age))} old", fix)
-
-
-def _held(run: RunDir, holder: Owner, why: str, fix: str) -> LaunchError:
-    return LaunchError(f"this run directory belongs to {holder}: {why}", str(run.lock), fix)
-
-
-def _alive(run: RunDir, holder: Owner, mine: Owner) -> bool:
-    if holder.slurm_job and holder.slurm_job == mine.slurm_job and holder.slurm_restart < mine.slurm_restart:
-        return False
-    if holder.machine != mine.machine:
-        return _age(run) < STALE_SECONDS
-    try:
-        process = psutil.Process(holder.pid)
-        ended, started = process.status() == psutil.STATUS_ZOMBIE, process.create_time()
-    except psutil.NoSuchProcess:
-        return False
-    return not ended and abs(started - holder.started) < _SAME_START_SECONDS
-
-
-def _age(run: RunDir) -> float:
-    """Return the seconds since the last beat, by the clock of the file system; infinite without a lock."""
-    now = time.time()
-    with suppress(OSError), tempfile.TemporaryFile(dir=run.path) as probe:
-        now = os.fstat(probe.fileno()).st_mtime
-    try:
-        return now - run.lock.stat().st_mtime
-    except FileNotFoundError:
-        return float("inf")
+def _busy(run: RunDir, holder: Owner | None, mine: Owner) -> bool:
+    """Return whether a record is to be waited for: it is being written, or its owner is gone in a moment."""
+    return age(run.lock) < _TORN_SECONDS if holder is None else _alive(run, holder, mine)
 
 
 @contextmanager
-def _exclusive(run: RunDir) -> Iterator[tuple[IO[bytes], bool]]:
-    """Open the lock's file, made if need be, and keep others out; also yields whether they are kept out."""
+def _claimed(run: RunDir, token: str, mine: Owner, draft: Path, *, known_dead: bool = False) -> Iterator[bool]:
+    """Hold the only right to replace or remove a dead owner's record; yields whether this process got it.
+
+    Args:
+        run: the run directory.
+        token: generation of the dead record.
+        mine: this process.
+        draft: its record under a private name.
+        known_dead: the owner is dead, however young its last sign of life is.
+    """
+    began = time.monotonic()
+    claims = _claim(run, token, mine, draft)
+    if not claims:
+        yield False
+        return
+    try:
+        holder = read(run.lock)
+        dead = known_dead or holder is None or not _alive(run, holder, mine)
+        yield dead and generation(run.lock) == token and time.monotonic() - began < _CLAIM_SECONDS
+    finally:
+        # Where we were taken for dead meanwhile, the claims are another's to remove.
+        for claim in claims if not _claim_path(run, mine.token).exists() else []:
+            claim.unlink(missing_ok=True)
+
+
+def _claim(run: RunDir, token: str, mine: Owner, draft: Path) -> list[Path]:
+    """Return the claims that end in ours, the dead record's own first; empty where a live process has one."""
+    claims: list[Path] = []
     while True:
-        file = os.fdopen(os.open(run.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
-        try:
-            alone = _flocked(file)
-            if _leads_to(run.lock, file):
-                yield file, alone
-                return
-        finally:
-            file.close()
+        claims.append(_claim_path(run, token))
+        if publish_once(draft, claims[-1]):
+            return claims
+        other = read(claims[-1])
+        if other is None and age(claims[-1]) < _CLAIM_STALE_SECONDS:
+            return []  # it is being written or removed
+        if other is not None and alive(other, mine, claims[-1], _CLAIM_STALE_SECONDS):
+            return []
+        token = generation(claims[-1]) or ""
+        if not token:
+            return []
 
 
-def _flocked(file: IO[bytes]) -> bool:
+def _claim_path(run: RunDir, token: str) -> Path:
+    return run.lock.with_name(f".{run.lock.name}.after.{token}")
+
+
+def _give_back(run: RunDir, token: str) -> None:
+    if generation(run.lock) != token:
+        return
+    with suppress(FileNotFoundError):
+        os.utime(run.lock)
+    if _claim_path(run, token).exists() or generation(run.lock) != token:
+        return
+    run.lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _draft(run: RunDir, mine: Owner) -> Iterator[Path]:
+    """Write a record under a name of its own, and remove that name afterwards."""
+    draft = run.lock.with_name(f".{run.lock.name}.{mine.token}")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        log.warning(
-            "this file system has no file locks (%s); two starts in the same second are told apart later", error
-        )
-        return False
-    return True
+        write(draft, mine)
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
 
 
-def _leads_to(path: Path, file: IO[bytes]) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
+def _sweep(run: RunDir) -> None:
+    """Remove what starts that were killed in the middle left behind."""
+    for path in run.path.glob(f".{run.lock.name}.*"):
+        if age(path) > STALE_SECONDS:
+            path.unlink(missing_ok=True)
 
 
-def _holder(run: RunDir) -> Owner | None:
-    try:
-        with run.lock.open("rb") as file:
-            return _read(file)
-    except FileNotFoundError:
-        return None
+def _alive(run: RunDir, holder: Owner, mine: Owner) -> bool:
+    return alive(holder, mine, run.lock, STALE_SECONDS)
 
 
-def _read(file: IO[bytes]) -> Owner | None:
-    """Return whom a lock's file names; None for a new file, and for one whose writer died before it owned anything."""
-    file.seek(0)
-    try:
-        facts: dict[str, Any] = json.loads(file.read())
-        return Owner(**facts)
-    except (ValueError, TypeError):
-        return None
-
-
-def _write(file: IO[bytes], mine: Owner) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(json.dumps(asdict(mine)).encode() + b"\n")
-    file.flush()
-    os.fsync(file.fileno())
+def _held(run: RunDir, holder: Owner, mine: Owner) -> LaunchError:
+    stop = f"`touch {run.stop_request}` has it save and stop"
+    if holder.machine == mine.machine:
+        why, fix = "it is alive", f"wait until it ends; {stop}"
+    else:
+        seconds = age(run.lock)
+        left = max(1.0, STALE_SECONDS - seconds)
+        why = f"its last sign of life is {format_seconds(max(0.0, seconds))} old"
+        fix = f"wait until it ends; {stop}; if you know that it is dead, start again in {left:.0f} s"
+    return LaunchError(f"this run directory belongs to {holder}: {why}", str(run.lock), fix)

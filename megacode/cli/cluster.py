@@ -60,6 +60,17 @@ def end(
 
 
 @job.command()
+def terminated(run_dir: RunDirectory) -> None:
+    """Look who ends this job, as SLURM's SIGTERM arrives; where a person does, the chain ends with it."""
+    setup_logging()
+    from megacode.base.files import RunDir
+    from megacode.launch import continuity, slurm
+
+    if continuity.cancelled(RunDir(run_dir), slurm.this_job(os.environ)):
+        typer.echo("this job was cancelled: no other one follows it", err=True)
+
+
+@job.command()
 def score(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of a run.", show_default=False)],
     suite: Annotated[str, typer.Option(help="As `megacode evaluate` takes it.")] = "demo",

@@ -51,6 +51,9 @@ def train(
         os.environ[_OPENED] = "1"
         flags = ["--accept-changed-past"] * accept_changed_past + ["--from-scratch"] * from_scratch
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or []), *flags], nproc))
+    from megacode.mcore import rendezvous
+
+    rendezvous.refuse_busy_port(os.environ)  # before torch is imported, which takes a while
     from megacode.train.main import EXIT_CODES, run
 
     reason = run(config, overrides or [], accept_changed_past=accept_changed_past, from_scratch=from_scratch)

@@ -1,5 +1,7 @@
 """The diary of a run's jobs: one line in attempts.jsonl where an attempt begins, and one where it ends.
 
+A job that a person cancels says so there, since SLURM forgets a job some minutes after its end (MinJobAge).
+
 An attempt is one start of a job: a job that was requeued twice has made three. One that was killed leaves no end. A
 chain is what follows, without a person, from one submission: the job, its requeues, and the jobs that it submitted to
 go on after it. Attempts are counted within a chain, so a person who has mended something and submits again starts anew.
@@ -61,6 +63,13 @@ def excluded_before(run: RunDir, job: Job) -> list[str]:
     """Return the nodes that this chain keeps off by now."""
     found = {node for line in of_chain(run, job) for node in line.get("excluded") or []}
     return sorted(found)
+
+
+def last_word(run: RunDir, number: str) -> Json:
+    """Return the last line in which a job said how it ended, or that it was cancelled; empty where it said nothing."""
+    mine = [line for line in read_jsonl(run.attempts) if line.get("job") == number]
+    said = mine[-1] if mine else {}
+    return {} if said.get("event") == "begin" else said
 
 
 def successor(run: RunDir, job: Job) -> str | None:

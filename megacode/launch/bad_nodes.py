@@ -6,6 +6,7 @@ that it did not answer at all, or else its stack: they wait in a collective, it 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from megacode.base.files import RunDir
@@ -13,6 +14,7 @@ from megacode.launch.slurm import Job
 from megacode.launch.status_files import Json, read_json
 from megacode.metrics.reader import read_events
 
+_READ_AT_ONCE = 32  # stacks of thousands of ranks, one after the other, would take the time that a job has to end
 # Frames of a rank that waits for others, as Python sees them.
 _WAITING = ("torch/distributed/", " in synchronize", " in wait", " in barrier")
 
@@ -48,7 +50,9 @@ def _hung(run: RunDir, job: Job, since: float) -> dict[str, str]:
     if not hangs:
         return {}
     silent = [int(event["rank"]) for event in hangs if event.get("silent")]
-    culprits = [rank for rank in range(job.ranks) if not _waits(run.stacks / f"rank_{rank:05d}.txt")]
+    stacks = [run.stacks / f"rank_{rank:05d}.txt" for rank in range(job.ranks)]
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        culprits = [rank for rank, waits in enumerate(pool.map(_waits, stacks)) if not waits]
     noticed = culprits if 0 < len(culprits) < job.ranks else [int(event.get("rank") or 0) for event in hangs]
     ranks = silent or noticed
     nodes = {rank: job.node_of(rank) for rank in ranks}

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from megacode.base import lock, ownership
 from megacode.base.errors import EXIT_CHECK, EXIT_INPUT, EXIT_RESUMABLE, LaunchError, MegacodeError
 from megacode.base.files import RunDir, remove
 from megacode.launch import attempts, bad_nodes, slurm
+from megacode.launch.excluding import excluded_by_user, keep_off, to_exclude, unwanted
 from megacode.launch.slurm import Job
 from megacode.launch.status_files import Json
 from megacode.launch.submission import successor_command
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 Way = Literal["requeue", "chain", "none"]
 Action = Literal["done", "requeue", "chain", "stop"]
 
+_CANCELLED = "the job was cancelled, so the run goes no further; submit again to go on"
 _ON_SIGNAL = 128  # a shell's and srun's exit code for a process that a signal ended, less the signal's number
 
 
@@ -77,7 +80,7 @@ def settings(environment: Mapping[str, str]) -> Settings:
     """Read the settings.
 
     Raises:
-        LaunchError: one of them is none.
+        LaunchError: a setting is invalid.
     """
     way, tries = environment.get("CONTINUITY") or "requeue", environment.get("MAX_TRIES") or "3"
     if way not in get_args(Way):
@@ -93,14 +96,32 @@ def check_chain(run: RunDir, job: Job, chosen: Settings) -> None:
     Raises:
         ChainStoppedError: the job before was cancelled, a stop was asked for, or the attempts get no further.
     """
-    if job.before and slurm.show_job(job.before).get("JobState") == "CANCELLED":
-        what = f"job {job.before}, which this one follows, was cancelled; so the chain ends"
-        raise ChainStoppedError(what, str(run.path), "submit again to go on")
+    if job.before:
+        _check_before(run, job)
     if run.stop_request.exists() and attempts.of_chain(run, job):  # at a first job it is one of before
         run.stop_request.unlink()
         raise ChainStoppedError(f"{run.stop_request} was touched", str(run.path), "submit again to go on")
     if attempts.tries(run, job) >= chosen.max_tries:
         raise ChainStoppedError(_no_progress(run, job), str(run.attempts), _look_at(run))
+
+
+def _check_before(run: RunDir, job: Job) -> None:
+    """Refuse to follow a job that a person ended: by its own last word first, and by SLURM's as long as it knows.
+
+    Where neither says anything, the job was killed with its node: a chain is there to go on after that.
+    """
+    word, facts = attempts.last_word(run, job.before), slurm.show_job(job.before)
+    if word.get("event") == "cancelled" or slurm.was_cancelled(facts, int(facts.get("Restarts", 0))):
+        what = f"job {job.before}, which this one follows, was cancelled; so the chain ends"
+        raise ChainStoppedError(what, str(run.path), "submit again to go on")
+    if word.get("event") == "end" and word.get("action") == "stop":
+        what = f"job {job.before}, which this one follows, ended the chain: {word.get('reason')}"
+        raise ChainStoppedError(what, str(run.attempts), "submit again to go on")
+    if not word and not facts:
+        log.warning(
+            "job %s, which this one follows, left no word, and SLURM has forgotten it: taken for killed with its node",
+            job.before,
+        )
 
 
 @contextmanager
@@ -127,7 +148,9 @@ def free_lock(run: RunDir, job: Job, holder_job: str) -> None:
     state = slurm.show_job(holder_job).get("JobState", "")
     if state in slurm.ENDED:
         log.warning("removing the lock of job %s, which is %s", holder_job, state)
-        run.lock.unlink(missing_ok=True)
+        holder = ownership.read(run.lock)
+        if holder is not None and holder.slurm_job == holder_job:
+            lock.discard(run, holder)
 
 
 def begin(run: RunDir, job: Job, chosen: Settings, script: Path, arguments: list[str], start: str) -> None:
@@ -155,10 +178,35 @@ def _queue_successor(run: RunDir, job: Job, script: Path, arguments: list[str], 
         return queued
     command, variables = successor_command(job, slurm.show_job(job.id), script, arguments, excluded)
     try:
-        return slurm.submit(command, variables)
+        following = slurm.submit(command, variables)
     except LaunchError as error:
         log.warning("the next job of the chain could not be submitted: %s", error)
         return None
+    keep_off(job, following, [*excluded, *excluded_by_user(job)])
+    return following
+
+
+def cancelled(run: RunDir, job: Job) -> bool:
+    """Note that a person cancels this job, and take its successor out of the queue; for a job that is being ended.
+
+    Returns:
+        Whether that is so: SLURM ends jobs for other reasons as well, after which a run goes on.
+    """
+    if not slurm.was_cancelled(slurm.show_job(job.id), job.restart):
+        return False
+    following = attempts.successor(run, job)
+    if attempts.last_word(run, job.id).get("event") != "cancelled":
+        attempts.note(run, job, "cancelled", action="stop", reason=_CANCELLED, next=following)
+    if following:
+        _cancel(following)
+    return True
+
+
+def _cancel(following: str) -> None:
+    try:
+        slurm.cancel(following)
+    except LaunchError as error:
+        log.warning("the next job of the chain is still in the queue; it will end by itself: %s", error)
 
 
 def end(run: RunDir, job: Job, code: int, chosen: Settings) -> Decision:
@@ -171,16 +219,17 @@ def end(run: RunDir, job: Job, code: int, chosen: Settings) -> Decision:
         chosen: the settings.
     """
     decision = decide(run, job, code, chosen)
+    if cancelled(run, job):
+        return Decision("stop", _CANCELLED, code)
     if slurm.show_job(job.id).get("JobState") not in ("RUNNING", None):
         return Decision("stop", "SLURM has taken the job back already, and decides itself", code)
     for reason in bad_nodes.find(run, job, attempts.begun_at(run, job)).items():
         log.warning("node %s: %s", *reason)
     following = attempts.successor(run, job)
     if decision.action == "chain":
-        following = _follow(run, job, decision)
+        following, decision = _follow(run, job, decision)
     elif following:
-        with suppress(LaunchError):
-            slurm.cancel(following)
+        _cancel(following)
     attempts.note(
         run, job, "end", exit_code=code, reason=decision.reason, action=decision.action,
         excluded=list(decision.excluded), next=following,
@@ -197,20 +246,20 @@ def _requeue(run: RunDir, job: Job, decision: Decision) -> Decision:
     except LaunchError as error:
         log.warning("this job cannot be requeued, so another one follows it: %s", error)
         chained = Decision("chain", decision.reason, decision.exit_code, decision.excluded)
-        following = _follow(run, job, chained)
+        following, chained = _follow(run, job, chained)
         attempts.note(run, job, "chained", reason=str(error), action="chain", next=following)
         return chained
     return decision
 
 
-def _follow(run: RunDir, job: Job, decision: Decision) -> str | None:
-    """Make sure that a job follows, and that it keeps off the bad nodes; returns its number."""
+def _follow(run: RunDir, job: Job, decision: Decision) -> tuple[str | None, Decision]:
+    """Make sure that a job follows, and that it keeps off the bad nodes; returns its number and what was decided."""
     begun = [line for line in attempts.of_chain(run, job) if line.get("script")][-1]
     excluded = list(decision.excluded)
     following = _queue_successor(run, job, Path(begun["script"]), begun["arguments"], excluded)
-    if following and excluded:
-        slurm.exclude(following, excluded)
-    return following
+    if following is None:
+        return None, decision
+    return following, replace(decision, excluded=tuple(keep_off(job, following, unwanted(run, job))))
 
 
 def decide(run: RunDir, job: Job, code: int, chosen: Settings) -> Decision:
@@ -226,7 +275,7 @@ def decide(run: RunDir, job: Job, code: int, chosen: Settings) -> Decision:
         return Decision("stop", "CONTINUITY=none; submit again to go on", code)
     if attempts.tries(run, job) >= chosen.max_tries:
         return Decision("stop", f"{_no_progress(run, job)}; {_look_at(run)}", EXIT_CHECK)
-    return Decision(chosen.way, _why(code, last), code, _excluded(run, job))
+    return Decision(chosen.way, _why(code, last), code, to_exclude(run, job))
 
 
 def _last_stop(run: RunDir, since: float) -> Json:
@@ -254,23 +303,3 @@ def _look_at(run: RunDir) -> str:
         f"look at the job's log, {run.events} (stop, hang, save_failed), {run.stacks} and {run.preflight}; "
         "is the time limit long enough for a checkpoint? Submit again once it is mended"
     )
-
-
-def _excluded(run: RunDir, job: Job) -> tuple[str, ...]:
-    """Return the nodes to keep off: those that are bad now first, then those of before and those that the user named.
-
-    As many as the partition can spare: a job that too few nodes are left for would wait for ever.
-    """
-    facts = slurm.show_job(job.id)
-    known = attempts.excluded_before(run, job) + slurm.hostnames(facts.get("ExcNodeList", ""))
-    bad = bad_nodes.find(run, job, attempts.begun_at(run, job))
-    wanted = list(dict.fromkeys([*bad, *known]))
-    if not wanted:
-        return ()
-    there = slurm.partition_nodes(facts.get("Partition", ""))
-    spare = len(there) - len(job.nodes)
-    kept = [node for node in wanted if node in there][: max(0, spare)]
-    for node in bad:
-        if node not in kept:
-            log.warning("node %s looks bad, but the partition has no other to spare", node)
-    return tuple(kept)

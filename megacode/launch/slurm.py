@@ -69,11 +69,11 @@ def this_job(environment: Mapping[str, str]) -> Job:
     """Return the job that a batch script's environment speaks of.
 
     Raises:
-        LaunchError: it is none, or it does not say how many ranks it starts.
+        LaunchError: not in a SLURM job, or the number of ranks is unknown.
     """
     number = environment.get("SLURM_JOB_ID", "")
     if not number:
-        raise LaunchError("this is no SLURM job", "SLURM_JOB_ID", "submit it: sbatch slurm/pretrain_470m.sh")
+        raise LaunchError("not running inside a SLURM job", "SLURM_JOB_ID", "submit it: sbatch slurm/pretrain_470m.sh")
     nodes = hostnames(environment.get("SLURM_JOB_NODELIST", ""))
     each = environment.get("SLURM_NTASKS_PER_NODE", "")
     ranks = len(nodes) * int(each) if each.isdigit() else int(environment.get("SLURM_NTASKS") or 0)
@@ -139,13 +139,32 @@ def show_job(number: str) -> dict[str, str]:
     return facts
 
 
+def was_cancelled(facts: Mapping[str, str], restart: int) -> bool:
+    """Return whether a person (scancel) is what ended a job, or ends it at this moment.
+
+    While its script still runs an ending job is COMPLETING, whatever ends it. A time limit or a lost node is then its
+    reason, a requeue has counted one more restart, and a preemption has its time; a cancellation has none of these.
+
+    Args:
+        facts: what SLURM says of the job.
+        restart: how often it was requeued, as its script knows it.
+    """
+    state = facts.get("JobState")
+    if state != "COMPLETING":
+        return state == "CANCELLED"
+    requeued = facts.get("Restarts", str(restart)) != str(restart)
+    return not requeued and not facts.get("Reason") and not facts.get("PreemptTime")
+
+
 def hostnames(nodes: str) -> list[str]:
     """Return the nodes of SLURM's short form, `gpu[003-010,12]`, one by one."""
     return ask("scontrol", "show", "hostnames", nodes).split() if nodes else []
 
 
 def partition_nodes(partition: str) -> list[str]:
-    """Return the nodes of a partition, whatever their state."""
+    """Return the nodes of a partition, whatever their state; none where it is not named."""
+    if not partition:
+        return []
     return sorted(set(ask("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N").split()))
 
 
@@ -167,7 +186,7 @@ def requeue(number: str, excluded: Sequence[str]) -> None:
 
 
 def exclude(number: str, excluded: Sequence[str]) -> None:
-    """Keep a pending job off some nodes."""
+    """Keep a pending job off some nodes, and off no others."""
     ask("scontrol", "update", f"JobId={number}", f"ExcNodeList={','.join(excluded)}")
 
 

@@ -154,13 +154,9 @@ def read_json(path: Path) -> Json:
 
 def _heartbeats(directory: Path, now: float) -> list[Json]:
     """Return the ranks' last signs of life, the oldest first."""
-    found = []
-    for path in directory.glob("rank_*.json"):
-        beat = read_json(path)
-        digits = "".join(letter for letter in path.stem if letter.isdigit())
-        try:
-            time = float(beat.get("time") or path.stat().st_mtime)
-        except (OSError, ValueError, TypeError):
-            continue
-        found.append({**beat, "rank": beat.get("rank", int(digits or 0)), "age": round(max(0.0, now - time), 3)})
+    beats = [beat for path in directory.glob("node_*.json") for beat in read_json(path).get("ranks") or []]
+    found = [
+        {**beat, "age": round(max(0.0, now - float(beat["time"])), 3)}
+        for beat in beats if isinstance(beat.get("time"), (int, float)) and isinstance(beat.get("rank"), int)
+    ]  # fmt: skip
     return sorted(found, key=lambda beat: -beat["age"])

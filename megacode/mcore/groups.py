@@ -188,6 +188,7 @@ def seed_ranks(seed: int, ranks: Ranks) -> None:
 
 def _join(place: rendezvous.Rendezvous, timeout: timedelta) -> None:
     if place.address:
+        rendezvous.refuse_busy_port(os.environ)
         os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port), LOCAL_RANK=str(place.local_rank))
         where: dict[str, object] = {"init_method": "env://"}
     else:

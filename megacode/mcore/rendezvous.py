@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megacode.base.errors import LaunchError
-from megacode.base.ports import port_of_job
+from megacode.base.ports import port_of_job, refuse_if_busy
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,19 @@ def read(environment: Mapping[str, str]) -> Rendezvous:
     if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
         return _slurm(environment)
     return Rendezvous()
+
+
+def refuse_busy_port(environment: Mapping[str, str]) -> None:
+    """Refuse, on rank 0, a port that another process listens at; torch would say so in a traceback, and much later.
+
+    Under torchrun it is torchrun that listens there, for its ranks.
+
+    Raises:
+        LaunchError: the port cannot be listened at, or the environment is incomplete.
+    """
+    place = read(environment)
+    if place.address and place.rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        refuse_if_busy(place.port)
 
 
 def _torchrun(environment: Mapping[str, str]) -> Rendezvous:

@@ -263,6 +263,7 @@ def write_hang(run: RunDir, **facts: Any) -> None:
         torn = end and os.pread(descriptor, 1, end - 1) != b"\n"
         line = to_json(_event("hang", facts)) + "\n"
         os.write(descriptor, (("\n" if torn else "") + line).encode())
+        os.fsync(descriptor)  # the process ends soon after
     finally:
         os.close(descriptor)
 

@@ -25,13 +25,15 @@ from megacode.base.files import RunDir, write_json
 from megacode.base.units import format_seconds
 from megacode.mcore import device, rendezvous
 from megacode.mcore.rendezvous import Rendezvous
-from megacode.train.preflight_meeting import FAREWELL_SECONDS, Meeting, within
+from megacode.train.preflight_meeting import Meeting, soon, within
 from megacode.train.preflight_node import Health, checks, slow
 from megacode.train.preflight_report import Json, Verdict, node_name, node_names, same_start, silent_node
 
 _OWN_SHARE = 0.6  # of the timeout, for a node's own checks; the rest is for those that begin later
 _LEFT_BEHIND_SECONDS = 60.0  # a collective that hangs is given up by whoever waits for it, not by the backend
 _CLOCKS_APART = 5.0
+_FILE_SECONDS = 5.0
+_NAMED = 16  # nodes; an answer of all names to all nodes would be quadratic
 _GPU_NUMBERS, _CPU_NUMBERS = 64 * 2**20, 2**20
 
 
@@ -128,7 +130,7 @@ class _Node:
         if self.run is not None:
             path = self.run.preflight / f"{document['node']}.json"
             with suppress(OSError, TimeoutError):
-                within(FAREWELL_SECONDS, lambda: write_json(path, document))
+                within(_FILE_SECONDS, lambda: write_json(path, document))
 
     def read_file(self, name: str) -> Json | None:
         """Return what another node has left in its file at this very start, if anything."""
@@ -136,31 +138,81 @@ class _Node:
             return None
         try:
             path = self.run.preflight / f"{name}.json"
-            found: Json = within(FAREWELL_SECONDS, lambda: json.loads(path.read_text(encoding="utf-8")))
+            found: Json = within(_FILE_SECONDS, lambda: json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TimeoutError):
             return None
         return found if same_start(found, self.document()) else None
 
 
+class _Talk:
+    """What the nodes say to each other. Rank 0 hears all, and gives each the little that it needs.
+
+    Attributes:
+        verdict: on rank 0, of all nodes, once there is one.
+    """
+
+    def __init__(self, node: _Node, meeting: Meeting) -> None:
+        self.node, self.meeting = node, meeting
+        self.verdict: Verdict | None = None
+        self._reports: dict[int, Json] = {}
+
+    def report(self, deadline: float) -> Json | None:
+        """Tell what the node found itself.
+
+        Returns:
+            `ok`, and `rate`: the median FLOP/s of all GPUs; or, where nodes are missing, the `verdict`. None where
+            rank 0 does not answer.
+        """
+        left = deadline - time.monotonic()
+        return self.meeting.exchange("report", self.node.document(), left, self._hear, late=self.node.timeout)
+
+    def conclude(self, problems: list[Problem]) -> Json | None:
+        """Tell what the node found since then; returns the `verdict`."""
+
+        def answer(reports: dict[int, Json]) -> Json:
+            self._reports |= reports
+            return self._judge(problems)
+
+        seconds = soon(self.node.place.world_size)
+        return self.meeting.exchange("last report", self.node.document(), seconds, answer)
+
+    def _hear(self, reports: dict[int, Json]) -> Json:
+        self._reports = reports
+        if len(reports) < self.node.place.world_size:
+            return self._judge([])
+        rates = [rate for report in reports.values() for rate in report["measured"].get("gpu_flops", []) if rate]
+        return {"ok": all(report["ok"] for report in reports.values()), "rate": median(rates) if rates else None}
+
+    def _judge(self, problems: list[Problem]) -> Json:
+        found = self.verdict = _judged(self.node, self.meeting, self._reports, problems)
+        said = [vars(problem) for problem in found.problems]
+        return {"verdict": {"ok": found.ok, "missing": found.missing[:_NAMED], "problems": said}}
+
+
 def _together(node: _Node, meeting: Meeting, clock: Callable[[], float], deadline: float) -> Verdict:
     """Meet the other nodes, compare clocks and speeds, add up numbers, and tell what comes of it."""
-    reports = meeting.exchange("report", node.document(), deadline)
-    problems: list[Problem] = []
-    if len(reports) == node.place.world_size:
+    talk, problems = _Talk(node, meeting), []
+    told = talk.report(deadline)
+    if told is not None and "verdict" not in told:
         _compare_clocks(node, meeting, clock)
-        _compare_speeds(node, reports)
-        if node.place.world_size > 1 and all(report["ok"] for report in reports.values()):
+        _compare_speeds(node, told["rate"])
+        if node.place.world_size > 1 and told["ok"]:
             problems = _try_collective(node, meeting)
-        reports |= meeting.exchange("last report", node.document(), time.monotonic() + FAREWELL_SECONDS)
+        node.write()
+        told = talk.conclude(problems)
     node.write()
-    if not meeting.is_open:
+    if told is None:
         return _never_met(node, meeting)
-    return _judged(node, meeting, reports, problems)
+    if talk.verdict is not None:
+        return talk.verdict
+    heard = told["verdict"]
+    found = [Problem(**problem) for problem in heard["problems"]]
+    return Verdict([node.document()], heard["missing"], found, others_ok=heard["ok"])
 
 
 def _judged(node: _Node, meeting: Meeting, reports: dict[int, Json], problems: list[Problem]) -> Verdict:
-    """Put together what the nodes say, and what is known of those that say nothing."""
-    silent = [rank for rank in range(node.place.world_size) if rank not in meeting.present]
+    """Put together, on rank 0, what the nodes say, and what is known of those that say nothing."""
+    silent = sorted({*range(node.place.world_size)} - {*meeting.present})
     left = {rank: node.read_file(node.names[rank]) for rank in silent}
     missing = [node.names[rank] for rank in silent]
     sound = [file for file in left.values() if file is not None and file["ok"]]
@@ -170,8 +222,7 @@ def _judged(node: _Node, meeting: Meeting, reports: dict[int, Json], problems: l
     for rank in silent:
         told = silent_node(node.names[rank], rank, left[rank] or reports.get(rank), node.timeout, own)
         reports[rank] = told
-        if node.place.rank == min(meeting.present):
-            node.write_file(told)
+        node.write_file(told)
     return Verdict([reports[rank] for rank in sorted(reports)], missing, problems)
 
 
@@ -196,11 +247,12 @@ def _unreachable(node: _Node, meeting: Meeting) -> Problem:
 
 def _compare_clocks(node: _Node, meeting: Meeting, clock: Callable[[], float]) -> None:
     """Read all clocks at one moment; of two that differ, the first node's is believed."""
-    soon = time.monotonic() + FAREWELL_SECONDS
-    meeting.exchange("now", True, soon)
+    seconds = soon(node.place.world_size)
+    meeting.exchange("now", True, seconds, lambda said: True)
     moment = clock()
-    moments = meeting.exchange("clock", moment, soon)
-    usual = median(moments.values()) if len(moments) > 2 else moments[min(moments)]
+    usual = meeting.exchange("clock", moment, seconds, _usual)
+    if usual is None:
+        return
     offset = moment - usual
     node.health.measured["clock_offset"] = round(offset, 3)
     if abs(offset) > _CLOCKS_APART:
@@ -208,17 +260,20 @@ def _compare_clocks(node: _Node, meeting: Meeting, clock: Callable[[], float]) -
         node.health.problems.append(Problem(what, "clock", "have its time service (chrony, ntpd) looked at"))
 
 
-def _compare_speeds(node: _Node, reports: dict[int, Json]) -> None:
+def _usual(moments: dict[int, float]) -> float:
+    return median(moments.values()) if len(moments) > 2 else moments[min(moments)]
+
+
+def _compare_speeds(node: _Node, rate: float | None) -> None:
     """Compare this node's GPUs with those of all nodes; those that are slow among their own have been named."""
-    rates = [rate for report in reports.values() for rate in report["measured"].get("gpu_flops", []) if rate]
-    if rates and node.place.world_size > 1 and not node.health.problems:
+    if rate and node.place.world_size > 1 and not node.health.problems:
         own = node.health.measured.get("gpu_flops", [])
-        node.health.problems += slow(own, "the median of all nodes'", median(rates))
+        node.health.problems += slow(own, "the median of all nodes'", rate)
 
 
 def _try_collective(node: _Node, meeting: Meeting) -> list[Problem]:
     """Add up numbers over all nodes; returns what failed, on this or on another node."""
-    error, soon = "", time.monotonic() + node.timeout
+    error, deadline = "", time.monotonic() + node.timeout
     try:
         right, rate = within(node.timeout, lambda: _all_reduce(meeting, node.timeout))
         node.health.measured["all_reduce"] = round(rate)
@@ -228,13 +283,19 @@ def _try_collective(node: _Node, meeting: Meeting) -> list[Problem]:
         error = f"did not end within {format_seconds(node.timeout)}"
     except (RuntimeError, OSError) as failure:
         error = str(failure).strip().partition("\n")[0]
-    errors = meeting.exchange("all-reduce", error, soon + FAREWELL_SECONDS)
-    failed = [node.names[rank] for rank, said in errors.items() if said]
-    if not failed:
+    seconds = deadline - time.monotonic() + soon(node.place.world_size)
+    failed = meeting.exchange("all-reduce", error, seconds, _failures)
+    if not failed or not failed["nodes"]:
         return []
-    first = next(said for said in errors.values() if said)
+    names = ", ".join(node.names[rank] for rank in failed["ranks"])
+    more = f" and {failed['nodes'] - _NAMED} more" if failed["nodes"] > _NAMED else ""
     fix = "NCCL_DEBUG=INFO says more; are NCCL_SOCKET_IFNAME and NCCL_IB_HCA (GLOO_SOCKET_IFNAME on CPUs) right?"
-    return [Problem(f"an all-reduce failed on {', '.join(failed)}: {first}", "network", fix)]
+    return [Problem(f"an all-reduce failed on {names}{more}: {failed['first']}", "network", fix)]
+
+
+def _failures(errors: dict[int, str]) -> Json:
+    failed = [rank for rank, said in sorted(errors.items()) if said]
+    return {"nodes": len(failed), "ranks": failed[:_NAMED], "first": errors[failed[0]] if failed else ""}
 
 
 def _all_reduce(meeting: Meeting, timeout: float) -> tuple[bool, float]:

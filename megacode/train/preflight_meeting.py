@@ -1,4 +1,10 @@
-"""Where nodes meet before a run: a key-value store that rank 0 opens, and patience that ends."""
+"""Where nodes meet before a run: a key-value store that rank 0 opens, and patience that ends.
+
+What N nodes exchange costs N messages a step, not N x N: each node adds its value to one list and counts itself; the
+last one to come tells rank 0, which reads the list once and gives one answer, the same small one for all. Whoever
+waits for it sends one message and is woken. Rank 0 alone looks again and again: it has the store at hand, and torch
+would print a page of C++ frames where its patience ends.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +22,17 @@ import torch.distributed as dist
 from megacode.base.units import format_seconds
 from megacode.mcore.rendezvous import Rendezvous
 
-FAREWELL_SECONDS = 5.0  # for what takes no time unless something is wrong
+_FAREWELL_SECONDS = 5.0  # for what takes no time unless something is wrong
+_NODES_A_SECOND = 100  # slower than a busy rank 0 serves them
 _PORTS_APART = 10000
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.1
 
 T = TypeVar("T")
+
+
+def soon(nodes: int) -> float:
+    """Return the seconds within which so many nodes say something that they have ready."""
+    return _FAREWELL_SECONDS + nodes / _NODES_A_SECOND
 
 
 class Meeting:
@@ -29,20 +41,21 @@ class Meeting:
     Args:
         place: this node's process among those of all nodes.
         deadline: by `time.monotonic`, until which rank 0 may take to open the store.
+        store: where they meet; absent: one that rank 0 opens at its address.
 
     Attributes:
-        present: the ranks that took part in the last exchange.
+        present: on rank 0, the ranks that took part in the last exchange; elsewhere this one.
         error: why the store cannot be reached; empty where it can.
     """
 
-    def __init__(self, place: Rendezvous, deadline: float) -> None:
+    def __init__(self, place: Rendezvous, deadline: float, store: Any = None) -> None:
         self.place, self.error = place, ""
         self.port = port_beside(place.port)
-        self._store: Any = None
+        self._store: Any = store
         try:
-            self._store = self.connect(max(1.0, deadline - time.monotonic()))
+            self._store = store or self.connect(max(1.0, deadline - time.monotonic()))
         except (RuntimeError, OSError) as error:
-            self.error = str(error).strip().partition("\n")[0]
+            self._fail(error)
         self.present = [place.rank]
 
     def connect(self, timeout: float) -> Any:
@@ -61,43 +74,84 @@ class Meeting:
         """Whether this node can reach the store."""
         return self._store is not None
 
-    def exchange(self, topic: str, value: Any, deadline: float) -> dict[int, Any]:
-        """Return by rank what each node passes in, of those that did so before the deadline."""
-        mine = {self.place.rank: value}
-        if not self.is_open:
-            return mine
-        try:
-            found = within(deadline - time.monotonic() + 2.0, lambda: self._exchange(topic, value, deadline))
-        except (RuntimeError, TimeoutError) as error:
-            self._store, self.error = None, str(error).strip().partition("\n")[0]
-            return mine
-        self.present = sorted(found)
-        return found
+    def exchange(
+        self, topic: str, value: Any, seconds: float, answer: Callable[[dict[int, Any]], T], late: float = 0.0
+    ) -> T | None:
+        """Return on every node what rank 0 makes of all nodes' values.
 
-    def _exchange(self, topic: str, value: Any, deadline: float) -> dict[int, Any]:
-        self._store.set(f"{topic}/{self.place.rank}", json.dumps(value))
-        ranks = range(self.place.world_size)
-        while not self._store.check([f"{topic}/{rank}" for rank in ranks]) and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
-        there = [rank for rank in ranks if self._store.check([f"{topic}/{rank}"])]
-        return {rank: json.loads(self._store.get(f"{topic}/{rank}")) for rank in there}
+        Args:
+            topic: of this exchange; never used twice.
+            value: this node's, JSON.
+            seconds: that rank 0 waits for the nodes.
+            answer: on rank 0, makes the answer of the values by rank, of those nodes that came; JSON, and small.
+            late: seconds that rank 0 may begin later than this node.
+
+        Returns:
+            The answer; None where rank 0 cannot be reached, or gave none in time.
+        """
+        if not self.is_open:
+            return None
+        patience = seconds + late + 2 * soon(self.place.world_size)
+        try:
+            return within(patience, lambda: self._exchange(topic, value, seconds, patience, answer))
+        except (RuntimeError, TimeoutError) as error:
+            self._fail(error)
+            return None
+
+    def _exchange(
+        self, topic: str, value: Any, seconds: float, patience: float, answer: Callable[[dict[int, Any]], T]
+    ) -> T:
+        self._store.append(f"{topic}/values", json.dumps([self.place.rank, value]) + "\n")
+        if self._store.add(f"{topic}/count", 1) == self.place.world_size:
+            self._store.set(f"{topic}/full", "")
+        if self.place.rank:
+            self._await(f"{topic}/answer", patience)
+            told: T = json.loads(self._store.get(f"{topic}/answer"))
+            return told
+        with suppress(RuntimeError):  # not all came
+            self._await(f"{topic}/full", seconds)
+        lines = self._store.get(f"{topic}/values").decode().splitlines()
+        values = dict(map(json.loads, lines))
+        self.present = sorted(values)
+        result = answer(values)
+        self._store.set(f"{topic}/answer", json.dumps(result))
+        return result
 
     def part(self) -> None:
         """Leave: rank 0 first, when it has spoken, and it keeps the store until the others have heard of that."""
         if self.is_open and self.place.world_size > 1:
             with suppress(RuntimeError, TimeoutError):
-                within(FAREWELL_SECONDS, self._part)
+                within(soon(self.place.world_size), self._part)
 
     def _part(self) -> None:
+        patience = soon(self.place.world_size)
         if self.place.rank == 0:
-            self._store.set("spoken", "")
-            others = [f"left/{rank}" for rank in self.present if rank]
-            while others and not self._store.check(others):
-                time.sleep(_POLL_SECONDS)
+            others = len(self.present) - 1
+            self._store.set("spoken", str(others))
+            if others:
+                self._await("left", patience)
             return
-        while not self._store.check(["spoken"]):
-            time.sleep(_POLL_SECONDS)
-        self._store.set(f"left/{self.place.rank}", "")
+        self._await("spoken", patience)
+        if self._store.add("leaving", 1) == int(self._store.get("spoken")):
+            self._store.set("left", "")
+
+    def _await(self, key: str, seconds: float) -> None:
+        """Sleep until a key is there; for all but rank 0 one message, however long it takes.
+
+        Raises:
+            RuntimeError: it is not there in time, or rank 0 is gone.
+        """
+        if self.place.rank:
+            self._store.wait([key], timedelta(seconds=max(0.001, seconds)))
+            return
+        deadline = time.monotonic() + seconds
+        while not self._store.check([key]):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"not all nodes answered within {format_seconds(seconds)}")
+            time.sleep(_POLL_SECONDS / 2)
+
+    def _fail(self, error: Exception) -> None:
+        self._store, self.error = None, str(error).strip().partition("\n")[0]
 
 
 def _await_listener(where: tuple[str, int], deadline: float) -> None:
@@ -113,7 +167,7 @@ def _await_listener(where: tuple[str, int], deadline: float) -> None:
         except OSError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(2 * _POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:

@@ -30,12 +30,14 @@ class Verdict:
     """What all nodes found together.
 
     Attributes:
-        nodes: what each node says, by rank; of those that did not answer, what is known of them. Keys: `node`, `rank`,
-            `ok`, `problems` (`what`, `where`, `fix`), `measured`, `time`, `doing`, `job`, `restart`, `step`.
+        nodes: on rank 0 what each node says, by rank, elsewhere what this one says; of those that did not answer, what
+            is known of them. Keys: `node`, `rank`, `ok`, `problems` (`what`, `where`, `fix`), `measured`, `time`,
+            `doing`, `job`, `restart`, `step`.
         missing: names of the nodes that did not answer.
         problems: what is wrong with no node in particular.
         seconds: that it took.
         has_met: whether this node reached the others, so that one of them speaks for all.
+        others_ok: what rank 0 says of all nodes, on the others, which know only themselves.
     """
 
     nodes: list[Json]
@@ -43,6 +45,7 @@ class Verdict:
     problems: list[Problem] = field(default_factory=list)
     seconds: float = 0.0
     has_met: bool = True
+    others_ok: bool = True
 
     @property
     def failed(self) -> list[str]:
@@ -52,7 +55,7 @@ class Verdict:
     @property
     def ok(self) -> bool:
         """Whether a run may start."""
-        return not self.failed and not self.missing and not self.problems
+        return self.others_ok and not self.failed and not self.missing and not self.problems
 
     def document(self) -> Json:
         """Return the verdict as JSON."""

@@ -31,7 +31,7 @@ from megacode.metrics.reader import lost_work
 from megacode.metrics.sinks import Events, open_sinks
 from megacode.plan.costs import flops_per_token
 from megacode.plan.ledger import Ledger
-from megacode.train import agreement, restoring, watchdog
+from megacode.train import agreement, node, old_stacks, restoring
 from megacode.train.agreement import code_digest
 from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.guard import Guard
@@ -186,13 +186,15 @@ def _locked(run: RunDir) -> RunLock:
 def _watched(plan: Plan, run: RunDir, ranks: Ranks, lock: RunLock, requests: TouchFiles | None) -> Watchdog:
     """Start the watchdog of this rank."""
     if requests is not None:
-        watchdog.clear(run)
+        old_stacks.clear(run)
         requests.clear()
-    groups.barrier()
+    # After this no rank takes an old request for one of now.
+    here = node.meet(ranks.rank, ranks.world_size, groups.broadcast_object, groups.gather_objects)
     timeout, memory = plan.config.health.hang_timeout, device.memory_high_water
     watching = Watchdog(
-        run, ranks.rank, ranks.world_size, timeout, lock=lock if requests is not None else None, memory=memory
-    )
+        run, ranks.rank, ranks.world_size, timeout,
+        node=here, lock=lock if requests is not None else None, memory=memory,
+    )  # fmt: skip
     watching.beat("starting", 0)
     return watching.start()
 

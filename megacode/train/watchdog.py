@@ -2,16 +2,20 @@
 
 In a distributed run one rank that stands still makes all others wait in a collective, for ever or until a backend's
 timeout, and nothing says which one it was. So each rank has a thread that looks, about once a second, whether the loop
-has given a sign of life within the timeout. If not, it writes the Python stacks of its process into the run directory,
-asks the other ranks for theirs by a file there, waits for them, and ends the process; the launcher then ends the rest.
-Among many stacks that wait in a collective, the one that does not is the culprit; so is a rank that does not answer at
-all, since it was stopped or its machine is gone: it gets an event of its own.
+has given a sign of life within the timeout. If not, it writes the Python stacks of its process into the run directory.
+The first rank that notices asks the others for theirs by a file there, waits for them, and says in `hangs.jsonl` what
+it found; then all end their processes, and the launcher ends the rest. Among many stacks that wait in a collective, the
+one that does not is the culprit; so is a rank that does not answer at all, since it was stopped or its machine is gone:
+it gets a line of its own.
+
+Ranks of a node tell each other in shared memory (`node_board.py`), and one of them speaks to the file system for all
+(`node_duty.py`): the cost of an ordinary day grows with the nodes, and that of a hang with the ranks, once.
 
 The thread needs Python's global lock. A main thread that never gives it up (C code in a loop) silences the thread too;
-for that case faulthandler's timer, which needs no Python, is wound up anew at every look, to go off a few seconds after
-the thread should have acted: it writes the stacks, without a head line, and ends the process.
+for that case faulthandler's timer, which needs no Python, is wound up again at every look, to go off a few seconds
+after the thread should have acted: it writes the stacks, without a head line, and ends the process.
 
-The same thread writes the rank's heartbeat and touches the run's lock. Whatever goes wrong in it, training goes on.
+The same thread touches the run's lock. Whatever goes wrong in it, training goes on.
 """
 
 from __future__ import annotations
@@ -27,21 +31,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 import psutil
 
 from megacode.base.errors import EXIT_FAILURE
-from megacode.base.files import RunDir, remove
+from megacode.base.files import RunDir
 from megacode.base.lock import RunLock
 from megacode.base.units import format_seconds
 from megacode.metrics.sinks import write_hang
+from megacode.train.node import Node
+from megacode.train.node_board import Sign
+from megacode.train.node_duty import GATHERED, REQUEST, NodeDuty, answer_path, last_beat, stack_path, wrote
 
 log = logging.getLogger(__name__)
 
-_REQUEST = "request.json"
-_EARLIER = "earlier"
+# Seconds: the rank that was the first to notice may have been later than others, which it needs alive.
+_AFTER_THE_FIRST = 10.0
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,15 @@ class Pace:
     """How often the watchdog acts, in seconds.
 
     Attributes:
-        look: between two looks at the loop and at the request file.
+        look: between two looks at the loop.
         heartbeat: between two heartbeats.
+        poll: between two looks for a request, of one rank a node.
         grace: how long the rank that noticed waits for the stacks of the others; never longer than the timeout.
     """
 
     look: float = 1.0
     heartbeat: float = 15.0
+    poll: float = 5.0
     grace: float = 60.0
 
 
@@ -67,6 +75,7 @@ class Watchdog:
         rank: of this process.
         ranks: of the whole run.
         timeout: seconds without a sign of life that count as a hang.
+        node: of this rank; absent: it is alone on its node.
         lock: the run's lock, on the rank that holds it.
         memory: returns the memory this rank uses, in bytes; absent: what the process holds of the machine's.
         pace: how often it acts.
@@ -79,19 +88,25 @@ class Watchdog:
         ranks: int,
         timeout: float,
         *,
+        node: Node | None = None,
         lock: RunLock | None = None,
         memory: Callable[[], int] | None = None,
         pace: Pace = Pace(),
     ) -> None:
-        self._run, self._rank, self._ranks, self._timeout = run, rank, ranks, timeout
+        self._run, self._rank, self._timeout = run, rank, timeout
+        self._node = Node.alone(rank, ranks) if node is None else node
+        self._place = self._node.members.index(rank)
         self._lock, self._memory, self._pace = lock, memory or _resident, pace
         self._grace = min(pace.grace, timeout)
-        self._path = run.stacks / f"rank_{rank:05d}.txt"
+        poll = min(pace.poll, self._grace / 4)
+        self._duty = NodeDuty(run, self._node, rank, pace.look, poll, pace.heartbeat)
+        self._path = stack_path(run, rank)
         self._file: IO[bytes] | None = None
         self._doing, self._iteration, self._clock = "starting", 0, 0
         self._alive_at, self._extra = time.monotonic(), 0.0
         self._beaten, self._answered, self._complained = False, False, False
-        self._heartbeat_at = float("-inf")
+        self._lock_at = float("-inf")
+        self._memory_bytes, self._memory_at = 0, float("-inf")
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -133,7 +148,8 @@ class Watchdog:
             self._thread.join()
         faulthandler.cancel_dump_traceback_later()
         with self._harmless():
-            self._write_heartbeat()
+            self._sign()
+            self._duty.beat_out(now=True)
         if self._file is not None:
             with self._harmless():
                 self._file.close()
@@ -147,10 +163,14 @@ class Watchdog:
             self._wind_up(max(0.0, left) + 5 * self._pace.look)
             if left <= 0:
                 self._bark()
+            self._do_duties()
+
+    def _do_duties(self) -> None:
+        """Do what the node and the lock need, each whatever comes of the others."""
+        node = self._duty
+        for duty in (self._answer, self._sign, node.pass_on_requests, node.report, node.beat_out, self._keep_lock):
             with self._harmless():
-                self._answer()
-            with self._harmless():
-                self._beat_out()
+                duty()
 
     def _wind_up(self, seconds: float) -> None:
         """Have the timer that needs no Python go off after some seconds, unless it is wound up again before."""
@@ -160,27 +180,27 @@ class Watchdog:
                 faulthandler.dump_traceback_later(seconds, exit=True, file=file)
 
     def _bark(self) -> None:
-        """Have all ranks write their stacks, then end this process."""
+        """Write this rank's stacks, as the first that notices gather those of all others, and end this process."""
         self._wind_up(self._grace + 30.0)  # should anything below block, a log line in a full pipe for one
         silent = time.monotonic() - self._alive_at
         with self._harmless():
             self._dump(f"no sign of life for {silent:.0f} s")
-        first = False
+        gathering = _Gathering(self._run, self._node, self._grace)
         with self._harmless():
-            first = self._ask()
-            if first:
-                self._write_event({"rank": self._rank, "host": platform.node(), "doing": self._doing})
+            where = {"iteration": self._iteration, "consumed_samples": self._clock}
+            gathering.begin(self._rank, {**where, "host": platform.node(), "doing": self._doing})
         doing = f"{self._doing} after iteration {self._iteration}"
         log.critical("rank %d hangs: %s for %s; see %s", self._rank, doing, format_seconds(silent), self._run.stacks)
-        with self._harmless():
-            without_stacks = self._await_others()
-            for rank in without_stacks if first else []:
-                self._name_silent(rank)
+        while not gathering.over:
+            self._do_duties()
+            with self._harmless():
+                gathering.go_on()
+            time.sleep(self._pace.look / 2)
         os._exit(EXIT_FAILURE)
 
     def _answer(self) -> None:
         """Write this rank's stacks, once, when another rank asks for them."""
-        if not self._answered and (self._run.stacks / _REQUEST).exists():
+        if not self._answered and self._node.board.asked:
             self._dump("asked by another rank")
 
     def _dump(self, why: str) -> None:
@@ -198,61 +218,27 @@ class Watchdog:
         os.write(2, head.encode())
         faulthandler.dump_traceback(2, all_threads=True)
 
-    def _ask(self) -> bool:
-        """Ask all ranks for their stacks; returns whether this rank is the first that does."""
-        request = json.dumps({"rank": self._rank, "host": platform.node(), "time": round(time.time(), 3)})
-        try:
-            descriptor = os.open(self._run.stacks / _REQUEST, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            return False
-        os.write(descriptor, request.encode())
-        os.close(descriptor)
-        return True
+    def _sign(self) -> None:
+        """Write this rank's sign of life on the node's board."""
+        now, monotonic = time.time(), time.monotonic()
+        since = now - (monotonic - self._alive_at)
+        if monotonic >= self._memory_at + self._pace.heartbeat:  # the answer may wait for a lock of the GPU's allocator
+            self._memory_bytes, self._memory_at = self._memory(), monotonic
+        sign = Sign(
+            rank=self._rank, pid=os.getpid(), iteration=self._iteration, time=now, since=since,
+            memory_bytes=self._memory_bytes, consumed_samples=self._clock, begun=monotonic, beaten=float(self._beaten),
+            doing=self._doing, answered=self._answered,
+        )  # fmt: skip
+        self._node.board.write(self._place, sign)
 
-    def _write_event(self, what: dict[str, object]) -> None:
-        """Add `hang` to the run's events; rank 0 writes events.jsonl, so this goes into a file of its own."""
-        clock = {"iteration": self._iteration, "consumed_samples": self._clock}
-        write_hang(self._run, **clock, **what, stacks=str(self._run.stacks))
-
-    def _await_others(self) -> list[int]:
-        """Wait for the stacks of all ranks, as long as it is worth while; returns those that wrote none."""
-        deadline = time.monotonic() + self._grace
-        while True:
-            wrote = {path.name for path in self._run.stacks.glob("rank_*.txt") if path.stat().st_size}
-            silent = [rank for rank in range(self._ranks) if f"rank_{rank:05d}.txt" not in wrote]
-            if not silent or time.monotonic() > deadline:
-                return silent
-            time.sleep(self._pace.look / 2)
-
-    def _name_silent(self, rank: int) -> None:
-        """Tell of a rank that did not write its stacks; where it is, its last heartbeat says."""
-        last: dict[str, object] = {}
-        with suppress(OSError, ValueError):
-            last = json.loads((self._run.heartbeats / f"rank_{rank:05d}.json").read_text())
-        host, doing = last.get("host", ""), last.get("doing", "")
-        log.critical("rank %d on %s does not answer: it was stopped, or its machine is gone", rank, host or "?")
-        self._write_event({"rank": rank, "host": host, "doing": doing, "silent": True})
-
-    def _beat_out(self) -> None:
-        """Write the heartbeat and touch the lock, if it is time to."""
-        if not self._beaten or time.monotonic() < self._heartbeat_at + self._pace.heartbeat:
+    def _keep_lock(self) -> None:
+        """Touch the run's lock, if it is time to; end this process where the lock is another's."""
+        if self._lock is None or not self._beaten or time.monotonic() < self._lock_at + self._pace.heartbeat:
             return
-        self._heartbeat_at = time.monotonic()
-        self._write_heartbeat()
-        if self._lock is not None and not self._lock.beat():
+        self._lock_at = time.monotonic()
+        if not self._lock.beat():
             log.critical("another process has taken over %s; this one ends before it does harm", self._run.path)
             os._exit(EXIT_FAILURE)
-
-    def _write_heartbeat(self) -> None:
-        """Replace the rank's heartbeat; not flushed to disk, since only the newest one is of use."""
-        now = time.time()
-        where = {"rank": self._rank, "host": platform.node(), "pid": os.getpid()}
-        what = {"iteration": self._iteration, "doing": self._doing, "time": round(now, 3)}
-        since = round(now - (time.monotonic() - self._alive_at), 3)
-        path = self._run.heartbeats / f"rank_{self._rank:05d}.json"
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(json.dumps({**where, **what, "since": since, "memory_bytes": self._memory()}))
-        os.replace(temporary, path)
 
     @contextmanager
     def _harmless(self) -> Iterator[None]:
@@ -265,31 +251,70 @@ class Watchdog:
                 log.warning("the watchdog cannot write (%s); training goes on", error)
 
 
-def clear(run: RunDir) -> Path | None:
-    """Make room for a new start: heartbeats go, and stacks move to a folder of their own under `stacks/earlier`.
+class _Gathering:
+    """A rank that hangs, until it may end: the first of the run waits for all stacks, the others for the first.
 
-    For rank 0, before the ranks meet, so that none of them takes an old request for one of now.
+    Were the others to end at once, the launcher would kill those that have not written yet.
 
-    Returns:
-        Where the stacks are now, if the start before left any.
+    Attributes:
+        over: whether this process may end.
     """
-    for path in (*run.heartbeats.glob("rank_*.json"), run.stacks / _REQUEST):
-        remove(path)
-    old = sorted(run.stacks.glob("rank_*.txt"))
-    kept: Path | None = None
-    for path in old:
-        with suppress(FileNotFoundError):
-            if not path.stat().st_size:
-                remove(path)
-                continue
-            if kept is None:
-                stamp = time.strftime("%Y-%m-%dT%H-%M-%S", time.localtime(path.stat().st_mtime))
-                kept = run.stacks / _EARLIER / stamp
-                kept.mkdir(parents=True, exist_ok=True)
-            os.replace(path, kept / path.name)
-    if kept is not None:
-        log.warning("the start before this one hung: the stacks of its ranks are in %s", kept)
-    return kept
+
+    def __init__(self, run: RunDir, node: Node, grace: float) -> None:
+        self._run, self._node = run, node
+        self._is_first, self._clock = False, {"iteration": 0, "consumed_samples": 0}
+        self._deadline = time.monotonic() + grace
+        self.over = True  # until it is known that it can be written that this rank hangs
+
+    def begin(self, rank: int, facts: dict[str, object]) -> None:
+        """Ask all ranks for their stacks, unless another has; the first to ask says in the run's files who hangs."""
+        if not self._node.board.asked:
+            self._is_first = self._ask(rank)
+            self._node.board.ask()
+        self.over = False
+        if self._is_first:
+            self._clock = {key: int(str(facts.pop(key))) for key in self._clock}
+            self._write({"rank": rank, **facts})
+
+    def _ask(self, rank: int) -> bool:
+        """Make the file that asks; returns whether this rank is the first that does."""
+        request = json.dumps({"rank": rank, "host": platform.node(), "time": round(time.time(), 3)})
+        try:
+            descriptor = os.open(self._run.stacks / REQUEST, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return False
+        os.write(descriptor, request.encode())
+        os.close(descriptor)
+        return True
+
+    def go_on(self) -> None:
+        """Look whether this rank may end: for the first of the run one listing of a directory."""
+        late = time.monotonic() > self._deadline + (0.0 if self._is_first else _AFTER_THE_FIRST)
+        self.over = late or self._node.board.gathered
+        if not self._is_first:
+            return
+        there = set(os.listdir(self._run.stacks))
+        waiting = [members for members in self._node.nodes if answer_path(self._run, members).name not in there]
+        if waiting and not late:
+            return
+        self.over = True
+        for members in waiting:
+            for rank in members:
+                if not wrote(self._run, rank):
+                    self._name_silent(members, rank)
+        (self._run.stacks / GATHERED).write_text("{}\n")
+        self._node.board.end()
+
+    def _name_silent(self, members: tuple[int, ...], rank: int) -> None:
+        """Tell of a rank that did not write its stacks."""
+        last = last_beat(self._run, members, rank)
+        host, doing = last.get("host") or self._node.hosts.get(rank, ""), last.get("doing", "")
+        log.critical("rank %d on %s does not answer: it was stopped, or its machine is gone", rank, host or "?")
+        self._write({"rank": rank, "host": host, "doing": doing, "silent": True})
+
+    def _write(self, what: dict[str, object]) -> None:
+        """Add a line to the run's hangs: events.jsonl is rank 0's alone, and this may be another machine."""
+        write_hang(self._run, **self._clock, **what, stacks=str(self._run.stacks))
 
 
 def _resident() -> int:

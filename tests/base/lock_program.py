@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import sys
 import time
 
-from megacode.base import lock
+from megacode.base import lock, ownership
 from megacode.base.errors import LaunchError
 from megacode.base.files import RunDir
 
@@ -35,14 +37,37 @@ def contend(run: RunDir) -> None:
         print("released", flush=True)
 
 
-def contend_without_flock(run: RunDir) -> None:
-    """The same on a file system that has no flock."""
-
-    def refuse(file: object, operation: int) -> None:
-        raise OSError(37, "No locks available")
-
-    fcntl.flock = refuse
+def contend_as_node(run: RunDir) -> None:
+    """The same as another machine, on a file system where every file lock is granted to every node."""
+    machine = f"node-{os.getpid()} boot"
+    ownership._machine = lambda: machine
+    for name in ("flock", "lockf"):
+        setattr(fcntl, name, lambda *arguments: None)
     contend(run)
+
+
+def contend_without_links(run: RunDir) -> None:
+    """The same on a file system that has no hard links."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    os.link = refuse
+    contend_as_node(run)
+
+
+def die_in_a_takeover(run: RunDir) -> None:
+    """Claim a dead owner's lock, and die before replacing it."""
+    os.replace = lambda *arguments: os._exit(9)
+    lock.RunLock(run).acquire()
+
+
+def add_for_long(run: RunDir) -> None:
+    """Keep starts waiting for a second, and say before and after whether nobody trains."""
+    with lock.while_idle(run) as idle:
+        print("idle" if idle else "busy", flush=True)
+        time.sleep(1.0)
+    print("done", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from megacode.base import lock
+from megacode.base import lock, ownership
 from megacode.base.errors import LaunchError
 from megacode.base.files import RunDir
-from megacode.base.lock import Owner, RunLock, owner, refuse_if_live
+from megacode.base.lock import RunLock, discard, owner, refuse_if_live, while_idle
+from megacode.base.ownership import Owner
 
 PROGRAM = Path(__file__).with_name("lock_program.py")
 Start = Callable[..., subprocess.Popen[str]]
@@ -48,7 +49,7 @@ def start(run: RunDir) -> Iterator[Start]:
 
 def owned_elsewhere(run: RunDir, seconds_ago: float, **facts: object) -> Owner:
     """Write the lock of a process on another machine, whose last beat is some seconds old."""
-    found = replace(lock._this_process(), host="node7", machine="node7 boot", pid=4711, **facts)
+    found = replace(ownership.this_process(), host="node7", machine="node7 boot", pid=4711, **facts)
     run.lock.write_text(json.dumps(asdict(found)))
     os.utime(run.lock, (time.time() - seconds_ago,) * 2)
     return found
@@ -103,7 +104,7 @@ def test_the_lock_of_a_killed_owner_is_taken_over_at_once(
 def test_another_process_with_the_owners_number_is_not_taken_for_it(run: RunDir, start: Start) -> None:
     other = start("contend")
     assert other.stdout.readline() == "ready\n"
-    found = replace(lock._this_process(), pid=other.pid, started=psutil.Process(other.pid).create_time())
+    found = replace(ownership.this_process(), pid=other.pid, started=psutil.Process(other.pid).create_time())
     run.lock.write_text(json.dumps(asdict(found)))
     assert owner(run) is not None
     run.lock.write_text(json.dumps(asdict(replace(found, started=found.started - 3600))))
@@ -184,19 +185,123 @@ def race(run: RunDir, processes: list[subprocess.Popen[str]], prepare: Callable[
         assert not run.lock.exists()
 
 
-@pytest.mark.slow
-def test_of_four_concurrent_starters_exactly_one_wins(run: RunDir, start: Start) -> None:
-    race(run, [start("contend") for _ in range(4)], lambda: None, rounds=100)
+HOW = ("contend", "contend_as_node", "contend_without_links")
 
 
 @pytest.mark.slow
-def test_of_four_starters_that_find_a_dead_owner_exactly_one_takes_over(run: RunDir, start: Start) -> None:
+@pytest.mark.parametrize("how", HOW)
+def test_of_four_concurrent_starters_exactly_one_wins(run: RunDir, start: Start, how: str) -> None:
+    race(run, [start(how) for _ in range(4)], lambda: None, rounds=60)
+    assert list(run.path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", HOW)
+def test_of_four_starters_that_find_a_dead_owner_exactly_one_takes_over(run: RunDir, start: Start, how: str) -> None:
     def leave_a_dead_owner() -> None:
         owned_elsewhere(run, seconds_ago=lock.STALE_SECONDS + 60)
 
-    race(run, [start("contend") for _ in range(4)], leave_a_dead_owner, rounds=100)
+    race(run, [start(how) for _ in range(4)], leave_a_dead_owner, rounds=60)
+    assert list(run.path.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_without_file_locks_the_last_of_two_starters_wins(run: RunDir, start: Start) -> None:
-    race(run, [start("contend_without_flock") for _ in range(2)], lambda: None, rounds=3)
+def test_a_takeover_that_died_half_way_is_itself_taken_over(run: RunDir, start: Start) -> None:
+    dead = owned_elsewhere(run, seconds_ago=lock.STALE_SECONDS + 60)
+    for _ in range(3):
+        assert start("die_in_a_takeover").wait(30) == 9
+    assert json.loads(run.lock.read_text())["token"] == dead.token
+    assert len(list(run.path.glob(".run.lock.after.*"))) == 3
+    claim = RunLock(run)
+    claim.acquire()
+    assert str(owner(run)).startswith(f"process {os.getpid()} on ")
+    assert not list(run.path.glob(".run.lock.after.*"))
+    claim.release()
+    assert not run.lock.exists()
+
+
+def test_a_takeover_on_another_machine_is_waited_for_and_then_named(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.5)
+    dead = owned_elsewhere(run, seconds_ago=lock.STALE_SECONDS + 60)
+    other = replace(dead, token="other", machine="node8 boot")
+    lock._claim_path(run, dead.token).write_text(json.dumps(asdict(other)))
+    with pytest.raises(LaunchError, match=r"other processes kept its lock busy for 500 ms"):
+        RunLock(run).acquire()
+    os.utime(lock._claim_path(run, dead.token), (time.time() - 100,) * 2)
+    RunLock(run).acquire()
+
+
+def test_an_owner_that_was_taken_for_dead_does_not_remove_what_is_anothers(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused = RunLock(run)
+    paused.acquire()
+    os.utime(run.lock, (time.time() - lock.STALE_SECONDS - 60,) * 2)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(ownership, "_machine", lambda: "node8 boot")
+        other = RunLock(run)
+        other.acquire()
+    before = run.lock.read_text()
+    assert not paused.beat()
+    paused.release()
+    assert run.lock.read_text() == before
+    assert other.beat()
+
+
+def test_an_owner_that_releases_while_it_is_claimed_leaves_its_record_to_the_claimant(run: RunDir) -> None:
+    mine = RunLock(run)
+    mine.acquire()
+    token = json.loads(run.lock.read_text())["token"]
+    lock._claim_path(run, token).touch()
+    mine.release()
+    assert run.lock.exists()
+
+
+def test_a_reader_never_sees_a_lock_that_is_half_written(run: RunDir, start: Start) -> None:
+    """Content is replaced, never rewritten: an open record stays what it was."""
+    owned_elsewhere(run, seconds_ago=lock.STALE_SECONDS + 60)
+    with run.lock.open("rb") as before:
+        RunLock(run).acquire()
+        RunLock(run).acquire()
+        assert json.loads(before.read())["host"] == "node7"
+
+
+def test_a_start_waits_for_a_process_that_only_adds_to_a_file(run: RunDir, start: Start) -> None:
+    for dead in (False, True):
+        if dead:
+            kept = owned_elsewhere(run, seconds_ago=lock.STALE_SECONDS + 60)
+        adding = start("add_for_long")
+        assert adding.stdout.readline() == "idle\n"
+        assert owner(run) is None
+        if dead:
+            assert json.loads(run.lock.read_text())["token"] == kept.token
+        began = time.monotonic()
+        claim = RunLock(run)
+        claim.acquire()
+        assert time.monotonic() - began > 0.1
+        assert adding.stdout.readline() == "done\n"
+        with while_idle(run) as idle:
+            assert not idle
+        claim.release()
+    assert list(run.path.iterdir()) == []
+
+
+def test_the_lock_of_a_job_that_ended_is_removed_unless_it_is_anothers_by_now(run: RunDir) -> None:
+    ended = owned_elsewhere(run, seconds_ago=1, slurm_job="7")
+    newer = owned_elsewhere(run, seconds_ago=1, slurm_job="8")
+    discard(run, ended)
+    assert json.loads(run.lock.read_text())["token"] == newer.token
+    discard(run, newer)
+    assert list(run.path.iterdir()) == []
+
+
+def test_what_starts_that_were_killed_leave_is_removed(run: RunDir) -> None:
+    for name, age in (("old", lock.STALE_SECONDS + 60), ("new", 0)):
+        path = run.path / f".run.lock.{name}"
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+    claim = RunLock(run)
+    claim.acquire()
+    claim.release()
+    assert [path.name for path in run.path.iterdir()] == [".run.lock.new"]

@@ -16,8 +16,10 @@ from megacode.base.errors import LaunchError
 from megacode.base.files import RunDir
 from megacode.launch import attempts, bad_nodes, continuity, slurm, submission
 from megacode.launch.continuity import ChainStoppedError, Settings
+from megacode.launch.excluding import keep_off
 from megacode.launch.provenance import allowed
 from megacode.launch.slurm import Job
+from megacode.launch.status_files import read_events
 from megacode.launch.status_job import describe, read_job
 
 JOB = Job("7", 0, "7", "", ("a", "b"), 4)
@@ -104,6 +106,94 @@ def test_a_stop_asked_for_between_two_attempts_holds(run: RunDir) -> None:
     assert not run.stop_request.exists()
 
 
+SUCCESSOR = Job("8", 0, "7", "7", ("a", "b"), 4)
+
+
+def test_a_next_job_goes_by_the_last_word_of_the_one_before(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    """SLURM has forgotten that one."""
+    continuity.check_chain(run, SUCCESSOR, Settings())
+    assert "job 7, which this one follows, left no word, and SLURM has forgotten it" in caplog.text
+    caplog.clear()
+    attempts.note(run, JOB, "begin", next="8")
+    continuity.check_chain(run, SUCCESSOR, Settings())
+    assert "taken for killed with its node" in caplog.text
+    caplog.clear()
+    attempts.note(run, JOB, "end", action="chain", reason="SIGUSR1", next="8")
+    continuity.check_chain(run, SUCCESSOR, Settings())
+    assert not caplog.text
+    attempts.note(run, JOB, "end", action="stop", reason="exit code 2", next="8")
+    with pytest.raises(ChainStoppedError, match="job 7, which this one follows, ended the chain: exit code 2"):
+        continuity.check_chain(run, SUCCESSOR, Settings())
+    attempts.note(run, JOB, "cancelled", action="stop", next="8")
+    with pytest.raises(ChainStoppedError, match="job 7, which this one follows, was cancelled"):
+        continuity.check_chain(run, SUCCESSOR, Settings())
+    continuity.check_chain(run, Job("9", 0, "9", "", ("a",), 1), Settings())
+
+
+@pytest.mark.parametrize(
+    ("facts", "cancelled"),
+    [
+        ("JobState=COMPLETING Reason=None Restarts=0", True),
+        ("JobState=CANCELLED Reason=None Restarts=0", True),
+        ("JobState=COMPLETING Reason=TimeLimit Restarts=0", False),
+        ("JobState=COMPLETING Reason=NodeDown Restarts=0", False),
+        ("JobState=COMPLETING Reason=None Restarts=1", False),
+        ("JobState=COMPLETING Reason=None Restarts=0 PreemptTime=2026-01-01T10:00:00", False),
+        ("JobState=RUNNING Reason=None Restarts=0", False),
+        ("JobState=TIMEOUT Reason=TimeLimit Restarts=0", False),
+        ("", False),
+    ],
+)
+def test_what_ends_a_job_is_told_from_what_slurm_says(
+    run: RunDir, tmp_path: Path, facts: str, cancelled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SLURM 22.05 said it while the job's script still ran."""
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\n[ '{facts}' ] && echo 'JobId=7 {facts}'\n")
+    gone: list[str] = []
+    monkeypatch.setattr(slurm, "cancel", gone.append)
+    attempts.note(run, JOB, "begin", next="8")
+    assert continuity.cancelled(run, JOB) is cancelled
+    assert continuity.cancelled(run, JOB) is cancelled
+    noted = [line["event"] for line in attempts.of_chain(run, JOB)]
+    assert noted == ["begin", *["cancelled"] * cancelled]
+    assert gone == ["8"] * 2 * cancelled
+
+
+def test_a_successor_that_cannot_be_taken_back_ends_by_itself(
+    run: RunDir, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho JobId=7 JobState=COMPLETING Reason=None\n")
+    attempts.note(run, JOB, "begin", next="8")
+    decision = continuity.end(run, JOB, 143, Settings("chain"))
+    assert (decision.action, decision.exit_code) == ("stop", 143)
+    assert "the job was cancelled" in decision.reason
+    assert "it will end by itself" in caplog.text
+    with pytest.raises(ChainStoppedError, match="was cancelled"):
+        continuity.check_chain(run, SUCCESSOR, Settings())
+
+
+def test_no_more_nodes_are_excluded_than_the_partition_of_the_next_job_can_spare(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    partitions = {"test": ["a", "b", "c"], "small": ["a", "b"], "other": ["x", "y", "z"]}
+    monkeypatch.setattr(slurm, "partition_nodes", lambda name: partitions.get(name, []))
+    monkeypatch.setattr(slurm, "hostnames", lambda nodes: nodes.split(",") if nodes else [])
+    told: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(slurm, "exclude", lambda number, nodes: told.append((number, [*nodes])))
+    cases = {
+        "test": ["a"], "small": [], "other": [], "small,test": ["a"], "": [],
+    }  # fmt: skip
+    for partition, kept in cases.items():
+        facts = {"Partition": partition, "NumNodes": "2-2", "ExcNodeList": "a,b", "Reason": "PartitionTimeLimit"}
+        monkeypatch.setattr(slurm, "show_job", lambda number, facts=facts: facts)
+        assert keep_off(JOB, "8", ["a", "b"]) == kept
+        assert told.pop() == ("8", kept)
+    assert "job 8 waits for a person: SLURM says PartitionTimeLimit" in caplog.text
+    monkeypatch.setattr(slurm, "show_job", lambda number: {})
+    assert keep_off(JOB, "8", ["a"]) == []
+    assert not told
+
+
 def test_nodes_that_failed_their_check_are_bad_unless_all_are(run: RunDir) -> None:
     run.preflight.mkdir()
     verdicts = {"a": False, "b": True, "elsewhere": False}
@@ -117,7 +207,7 @@ def test_nodes_that_failed_their_check_are_bad_unless_all_are(run: RunDir) -> No
 
 def test_the_rank_that_does_not_wait_is_the_one_that_hung(run: RunDir) -> None:
     hang = {"time": 100.0, "event": "hang", "rank": 0, "host": "x"}
-    run.events.write_text(json.dumps(hang) + "\n")
+    run.hangs.write_text(json.dumps(hang) + "\n")
     assert bad_nodes.find(run, JOB, 50) == {"a": "rank 0 hung"}  # no stacks: the one that noticed
     run.stacks.mkdir()
     for rank in range(4):
@@ -125,12 +215,24 @@ def test_the_rank_that_does_not_wait_is_the_one_that_hung(run: RunDir) -> None:
         (run.stacks / f"rank_{rank:05d}.txt").write_text(f"rank {rank}\n  File {frame}\n")
     assert bad_nodes.find(run, JOB, 50) == {"b": "rank 2 hung"}
     assert bad_nodes.find(run, JOB, 150) == {}  # a hang of an earlier attempt
-    with run.events.open("a") as events:
+    with run.hangs.open("a") as events:
         events.write(json.dumps({**hang, "rank": 3, "silent": True}) + "\n")
     assert bad_nodes.find(run, JOB, 50) == {"b": "rank 3 hung"}  # whoever does not answer at all
-    run.events.write_text(json.dumps(hang) + "\n")
+    run.hangs.write_text(json.dumps(hang) + "\n")
     (run.stacks / "rank_00002.txt").write_text("File torch/distributed/x.py")
     assert bad_nodes.find(run, JOB, 50) == {"a": "rank 0 hung"}  # all wait: the one that noticed
+
+
+def test_a_hang_belongs_to_the_start_that_it_ended(run: RunDir) -> None:
+    """Its line is another machine's, in a file of its own."""
+    for time, name in ((10, "start"), (20, "save"), (100, "resume"), (120, "save")):
+        with run.events.open("a") as file:
+            file.write(json.dumps({"time": time, "event": name}) + "\n")
+    for time, rank in ((50, 3), (51, 4), (130, 5)):
+        with run.hangs.open("a") as file:
+            file.write(json.dumps({"time": time, "event": "hang", "rank": rank}) + "\n")
+    found = [event.get("rank", event["event"]) for event in read_events(run, [])]
+    assert found == ["start", "save", 3, 4, "resume", "save", 5]
 
 
 def test_secrets_are_not_written_down() -> None:
@@ -143,7 +245,7 @@ def test_secrets_are_not_written_down() -> None:
 @pytest.mark.parametrize(
     ("environment", "what"),
     [
-        ({}, "this is no SLURM job"),
+        ({}, "not running inside a SLURM job"),
         ({"SLURM_JOB_ID": "7"}, "does not say how many ranks"),
     ],
 )

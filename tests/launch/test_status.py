@@ -188,8 +188,8 @@ def test_a_run_on_another_machine_lives_as_long_as_its_lock_is_touched(made: Cal
 def test_heartbeats_are_listed_from_the_oldest(made: Callable[..., Path]) -> None:
     run = RunDir(made([start(1000)], 5))
     run.heartbeats.mkdir()
-    for rank, age in enumerate((3.0, 900.0)):
-        (run.heartbeats / f"rank_{rank:05d}.json").write_text(json.dumps({"rank": rank, "time": NOW - age}))
+    beats = [{"rank": rank, "time": NOW - age} for rank, age in enumerate((3.0, 900.0))]
+    (run.heartbeats / "node_00000.json").write_text(json.dumps({"ranks": beats}))
     document = read_status(run.path, NOW)
     assert [(beat["rank"], beat["age"]) for beat in document["heartbeats"]] == [(1, 900.0), (0, 3.0)]
     assert document["state"] == "running", "without a lock, the youngest heartbeat says that the run lives"

@@ -50,7 +50,7 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/linux
 SlurmdParameters=config_overrides
 ReturnToService=2
-MinJobAge=600
+MinJobAge=300
 MailProg=/bin/true
 CONF
     for i in $(seq 0 $((NODES - 1))); do
@@ -58,6 +58,7 @@ CONF
             "Boards=1 SocketsPerBoard=1 CoresPerSocket=$CPUS ThreadsPerCore=1 RealMemory=2048 State=UNKNOWN" >> "$SLURM_CONF"
     done
     echo "PartitionName=test Nodes=n[0-$((NODES - 1))] Default=YES MaxTime=INFINITE State=UP" >> "$SLURM_CONF"
+    echo "PartitionName=small Nodes=n[0-1] MaxTime=INFINITE State=UP" >> "$SLURM_CONF"
 }
 
 if [ "$ACTION" = down ]; then down; exit; fi

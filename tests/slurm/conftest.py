@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,17 @@ class Cluster:
             found = slurm.show_job(job)
         assert found, f"SLURM does not know job {job}"
         return found
+
+    def set_memory(self, seconds: int) -> None:
+        """Have the controller forget jobs so many seconds after their end (MinJobAge)."""
+        path = Path(self.environment["SLURM_CONF"])
+        path.write_text(re.sub(r"MinJobAge=\d+", f"MinJobAge={seconds}", path.read_text()))
+        self.ask("scontrol", "reconfigure")
+
+    def has_forgotten(self, job: str) -> bool:
+        """Return whether SLURM knows nothing of a job any more."""
+        with patch.dict(os.environ, self.environment):
+            return not slurm.show_job(job)
 
     def await_state(self, job: str, *states: str, seconds: float = HANG) -> str:
         """Wait until a job is in one of some states, and return it."""
@@ -147,6 +159,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     subprocess.run([SCRIPT, "up", folder, str(len(NODES))], env=ports, check=True, timeout=HANG)
     yield Cluster(folder)
     subprocess.run([SCRIPT, "down", folder], check=True, timeout=HANG)
+
+
+@pytest.fixture
+def forgetful(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster, which forgets jobs as soon as it can; the default is 300 seconds."""
+    cluster.set_memory(2)
+    yield cluster
+    cluster.set_memory(300)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from megacode.base.files import RunDir
+from megacode.base.files import RunDir, read_jsonl
 from megacode.launch.status import read_status
 from megacode.metrics.reader import read_events
 from tests.limits import HANG
@@ -47,9 +47,9 @@ def test_a_stopped_rank_ends_the_run_which_says_where_it_stood_and_goes_on(golde
     log = tmp_path / "log"
     process = start(golden, log)
     try:
-        heartbeat = run.heartbeats / "rank_00001.json"
-        wait_until(lambda: run.latest.exists() and heartbeat.exists(), process, log)
-        victim = json.loads(heartbeat.read_text())["pid"]
+        heartbeats = run.heartbeats / "node_00000.json"
+        wait_until(lambda: run.latest.exists() and heartbeats.exists(), process, log)
+        victim = next(beat["pid"] for beat in json.loads(heartbeats.read_text())["ranks"] if beat["rank"] == 1)
         os.kill(victim, signal.SIGSTOP)
         stopped = time.monotonic()
         process.wait(HANG)
@@ -81,7 +81,7 @@ def check_what_it_left(run: RunDir) -> None:
     assert "training after iteration" in head
     assert "in train_step" in body or "distributed_c10d.py" in body
     assert "megacode/train/loop.py" in body
-    noticed, silent = [event for event in read_events(run) if event["event"] == "hang"]
+    noticed, silent = read_jsonl(run.hangs)
     assert (noticed["rank"], "silent" in noticed) == (0, False)
     assert (silent["rank"], silent["host"], silent["silent"]) == (1, noticed["host"], True)
     document = read_status(run.path)
