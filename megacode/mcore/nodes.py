@@ -1,0 +1,52 @@
+"""Which ranks share a node, and what rank 0 collects from all ranks or deals out to them.
+
+A node is a running kernel: its processes share the page cache, so they may write into one file side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from megacode.mcore import groups
+
+NODE = "MEGACODE_NODE"  # an environment variable: the name of this process's node, in place of the machine's own
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+T = TypeVar("T")
+
+
+def node_name() -> str:
+    """Return a name that this process's node has alone; host names repeat where containers are all called alike."""
+    if NODE in os.environ:
+        return os.environ[NODE]
+    name = platform.node()
+    with suppress(OSError):
+        name += " " + _BOOT.read_text(encoding="ascii").strip()
+    return name
+
+
+def node_numbers() -> list[int]:
+    """Return the number of each rank's node, the same on all ranks: nodes are counted by their first rank, from 0."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(name, len(numbers)) for name in groups.gather_objects(node_name())]
+
+
+def collect(value: T) -> list[T] | None:
+    """Return to rank 0 what each rank passes in, by rank; None to the others."""
+    first = dist.get_rank() == 0
+    box: list[T | None] | None = [None] * dist.get_world_size() if first else None
+    dist.gather_object(value, box, dst=0)
+    return box  # type: ignore[return-value]
+
+
+def deal(values: Sequence[T] | None) -> T:
+    """Return to each rank its own of the values that rank 0 passes in; the others' argument is not looked at."""
+    box: list[T | None] = [None]
+    dist.scatter_object_list(box, list(values) if values is not None else None, src=0)
+    return box[0]  # type: ignore[return-value]
