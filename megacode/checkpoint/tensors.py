@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from megacode.base.errors import CheckpointError
 from megacode.checkpoint.files import Facts
 from megacode.checkpoint.index import Index
 from megacode.checkpoint.reader import Reader
 from megacode.checkpoint.shards import Writer
-from megacode.mcore import groups, optimizer_state, pieces, scales
+from megacode.mcore import groups, nodes, optimizer_state, pieces, scales
 from megacode.mcore.optimizer import configure, restore_weights
 from megacode.mcore.optimizer_state import WEIGHT
 from megacode.mcore.parts import Parts
@@ -24,7 +22,6 @@ from megacode.mcore.pieces import Piece
 log = logging.getLogger(__name__)
 
 _STEPS, _FP8 = "optimizer.steps", "fp8."
-T = TypeVar("T")
 
 
 def saved_pieces(parts: Parts) -> list[Piece]:
@@ -66,13 +63,15 @@ def load(parts: Parts, path: Path, *, weights_only: bool = False) -> None:
         CheckpointError: the checkpoint is absent, damaged, or of a model of another shape; on all ranks.
     """
     first, whole = parts.ranks.rank == 0, parts.optimizer is not None and not weights_only
-    index = groups.broadcast_object(_together(lambda: Index.read(path) if first else None))
+    index = nodes.on_first(lambda: Index.read(path))
     reader = Reader(path, index)
     random = pieces.random_states(parts) if whole else []
     if not all(piece.name in index.tensors for piece in random):
         random = []
         _warn_of_other_dropout(parts)
-    small = _together(lambda: _read(reader, [*pieces.wanted(parts, moments=whole), *random], small=first and whole))
+    small = nodes.together(
+        lambda: _read(reader, [*pieces.wanted(parts, moments=whole), *random], small=first and whole)
+    )
     pieces.spread(parts, moments=whole)
     if whole:
         _restore_small(parts, index, groups.broadcast_object(small))
@@ -98,19 +97,6 @@ def _restore_small(parts: Parts, index: Index, small: dict[str, Tensor]) -> None
 def _warn_of_other_dropout(parts: Parts) -> None:
     if parts.config.model.hidden_dropout or parts.config.model.attention_dropout:
         log.warning("the layout changed: dropout draws other random numbers than it would have")
-
-
-def _together(work: Callable[[], T]) -> T:
-    """Do what may fail on some ranks alone, and raise on all if it does: the others would wait in a collective."""
-    found, problems = None, None
-    try:
-        found = work()
-    except CheckpointError as error:
-        problems = error.problems
-    told = next((those for those in groups.gather_objects(problems) if those), None)
-    if told is not None:
-        raise CheckpointError(problems=told)
-    return cast(T, found)
 
 
 class Weights(Mapping[str, Tensor]):

@@ -1,4 +1,4 @@
-"""Which ranks share a node, and what rank 0 collects from all ranks or deals out to them.
+"""Which ranks share a node; what rank 0 reads for all, collects from all, or deals out to them.
 
 A node is a running kernel: its processes share the page cache, so they may write into one file side by side.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 
+from megacode.base.errors import CheckpointError, Problem
 from megacode.mcore import groups
 
 NODE = "MEGACODE_NODE"  # an environment variable: the name of this process's node, in place of the machine's own
@@ -35,6 +36,42 @@ def node_numbers() -> list[int]:
     """Return the number of each rank's node, the same on all ranks: nodes are counted by their first rank, from 0."""
     numbers: dict[str, int] = {}
     return [numbers.setdefault(name, len(numbers)) for name in groups.gather_objects(node_name())]
+
+
+def on_first(work: Callable[[], T]) -> T:
+    """Do something on rank 0 alone, and return to all ranks what it returned; a collective.
+
+    Raises:
+        CheckpointError: it did, on rank 0; on all ranks.
+    """
+    answer: T | None = None
+    problems: Sequence[Problem] = ()
+    if dist.get_rank() == 0:
+        try:
+            answer = work()
+        except CheckpointError as error:
+            problems = error.problems
+    problems, found = groups.broadcast_object((problems, answer))
+    if problems:
+        raise CheckpointError(problems=problems)
+    return cast(T, found)
+
+
+def together(work: Callable[[], T]) -> T:
+    """Do something on every rank, which may fail on some alone; a collective. The others would wait in the next one.
+
+    Raises:
+        CheckpointError: it did, on some rank; on all ranks.
+    """
+    found, problems = None, None
+    try:
+        found = work()
+    except CheckpointError as error:
+        problems = error.problems
+    told = next((those for those in groups.gather_objects(problems) if those), None)
+    if told is not None:
+        raise CheckpointError(problems=told)
+    return cast(T, found)
 
 
 def collect(value: T) -> list[T] | None:

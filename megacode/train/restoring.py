@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
 
 from megacode.base.errors import CheckpointError, Problem
 from megacode.base.files import RunDir
-from megacode.checkpoint import store, tensors
+from megacode.checkpoint import files, store, tensors
 from megacode.checkpoint.state import TrainState
 from megacode.config.run import RunConfig
-from megacode.mcore import groups
+from megacode.mcore import groups, nodes
 from megacode.mcore.parts import Parts
 from megacode.metrics.sinks import Events
 from megacode.plan.ledger import Ledger
@@ -78,7 +79,7 @@ def pick(
                 )
             problems.append(Problem("; ".join(found), str(path), "bring it back from a copy"))
             continue
-        state = TrainState.read(path)
+        state = nodes.on_first(partial(TrainState.read, path))
         if ledger.samples(state.consumed_samples) != state.withheld:
             log.warning("passing over %s: it has learned from samples that the ledger withholds since", path)
         elif before is None or state.consumed_samples <= before:
@@ -100,7 +101,11 @@ def check_whole(path: Path, parts: Parts) -> None:
 def _damage(path: Path, parts: Parts) -> list[str]:
     """Return what is wrong with a checkpoint, the same on all ranks."""
     rank, size = parts.ranks.rank, parts.ranks.world_size
-    found = groups.gather_objects(store.damage(path, lambda number: number % size == rank))
+    try:
+        written = nodes.on_first(lambda: TrainState.read(path)).files
+    except CheckpointError as error:
+        return [error.problems[0].what]
+    found = groups.gather_objects(files.damage(path, written, lambda number: number % size == rank))
     return sorted({line for lines in found for line in lines})
 
 
@@ -110,7 +115,7 @@ def load(config: RunConfig, parts: Parts, path: Path, *, weights_only: bool = Fa
     Raises:
         CheckpointError: it is of another model, or damaged.
     """
-    state = TrainState.read(path)
+    state = nodes.on_first(lambda: TrainState.read(path))
     _prove_same_model(config, state, path)
     tensors.load(parts, path, weights_only=weights_only)
     return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,12 @@ import pytest
 import torch
 
 from megacode.base.errors import CheckpointError
+from megacode.base.files import RunDir, read_jsonl
+from megacode.checkpoint import store
+from megacode.checkpoint.state import TrainState
+from megacode.config.training import CheckpointPolicy
+from megacode.metrics.sinks import Events
+from megacode.train.saving import Saver
 from tests.distance import furthest
 
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
@@ -113,6 +120,26 @@ def test_dropout_goes_on_bit_equal_on_ranks(on_ranks: Callable[..., list[Any]], 
     cases = {str(number): [{"parallel": layout, "model": DROPOUT}] for number, layout in enumerate(layouts)}
     for found in on_ranks(2, "resumes", {"cases": cases, "directory": str(tmp_path)}):
         assert all(resumed_is_bit_equal(case) for case in found.values())
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_file_that_vanishes_before_it_is_published_fails_the_save(program: ModuleType, tmp_path: Path) -> None:
+    parts, run = program.started(program.run_config(parallel=SHARDED)), RunDir(tmp_path / "a run")
+    policy = CheckpointPolicy(asynchronous=True)
+    saver = Saver(run, parts, policy, Events(run.create()), lambda seconds: None, -1)
+    saver.start(TrainState(iteration=1))
+    while saver.flags()[0]:
+        time.sleep(0.01)
+    (run.checkpoints / ".iter_0000001.saving" / "shard_00000.safetensors").unlink()
+    saver.wait()
+    assert run.iterations() == []
+    saver.start(TrainState(iteration=2))
+    saver.wait()
+    assert run.iterations() == [2]
+    assert store.damage(run.checkpoint(2)) == []
+    failed, saved = read_jsonl(run.events)
+    assert (failed["event"], saved["event"]) == ("save_failed", "save")
+    assert "shard_00000.safetensors" in failed["error"]
 
 
 @pytest.fixture
