@@ -6,8 +6,8 @@ opened once, unless there are more than the process may hold open.
 
 from __future__ import annotations
 
+import errno
 import os
-import resource
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -168,10 +168,13 @@ class Reader:
         return data
 
     def _descriptor(self, file: str) -> int:
-        if file not in self._open:
-            if len(self._open) >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2:
-                os.close(self._open.pop(next(iter(self._open))))
-            self._open[file] = os.open(self.path / file, os.O_RDONLY)
+        while file not in self._open:
+            try:
+                self._open[file] = os.open(self.path / file, os.O_RDONLY)
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self._open:
+                    raise
+                os.close(self._open.pop(next(iter(self._open))))  # the process may hold no more: the oldest goes
         return self._open[file]
 
 
