@@ -6,11 +6,13 @@ A node is a running kernel: its processes share the page cache, so they may writ
 from __future__ import annotations
 
 import os
+import pickle
 import platform
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -51,7 +53,7 @@ def on_first(work: Callable[[], T]) -> T:
             answer = work()
         except CheckpointError as error:
             problems = error.problems
-    problems, found = groups.broadcast_object((problems, answer))
+    problems, found = _unpacked(groups.broadcast_object(_packed((problems, answer))))
     if problems:
         raise CheckpointError(problems=problems)
     return cast(T, found)
@@ -77,13 +79,25 @@ def together(work: Callable[[], T]) -> T:
 def collect(value: T) -> list[T] | None:
     """Return to rank 0 what each rank passes in, by rank; None to the others."""
     first = dist.get_rank() == 0
-    box: list[T | None] | None = [None] * dist.get_world_size() if first else None
-    dist.gather_object(value, box, dst=0)
-    return box  # type: ignore[return-value]
+    box: list[bytes | None] | None = [None] * dist.get_world_size() if first else None
+    dist.gather_object(_packed(value), box, dst=0)
+    return [_unpacked(packed) for packed in box if packed is not None] if box is not None else None
 
 
 def deal(values: Sequence[T] | None) -> T:
-    """Return to each rank its own of the values that rank 0 passes in; the others' argument is not looked at."""
-    box: list[T | None] = [None]
-    dist.scatter_object_list(box, list(values) if values is not None else None, src=0)
-    return box[0]  # type: ignore[return-value]
+    """Return to each rank its own of the values that rank 0 passes in; the others' argument is not looked at.
+
+    All are broadcast, since torch pads what it scatters to the largest, once for each rank, in a GPU's memory.
+    """
+    packed = groups.broadcast_object([_packed(value) for value in values] if values is not None else None)
+    own: T = _unpacked(packed[dist.get_rank()])
+    return own
+
+
+def _packed(value: object) -> bytes:
+    """Return an object as few bytes: collectives on objects take a GPU's memory for them, which may be full."""
+    return zlib.compress(pickle.dumps(value), level=1)
+
+
+def _unpacked(packed: bytes) -> Any:
+    return pickle.loads(zlib.decompress(packed))
