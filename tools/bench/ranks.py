@@ -11,7 +11,8 @@ does in an hour is what it did in the run's seconds, times as many.
 `simulate` builds a rank of the config for each slice of the model, without memory, and lets it stand for each of its
 data-parallel ranks in turn. What all ranks would write and which bytes of which files they would read comes from the
 functions that a save and a resume call. *before*: one file a rank, and the whole model on every rank (until c22156b).
-Every rank's boxes are laid out; what is read is worked out for five ranks, and counted for all.
+Every rank's boxes are laid out; what is read is worked out for five ranks, and counted for all. *most*: files that one
+rank opens; *on half*: the same where half as many ranks go on from the checkpoint.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ app = typer.Typer(add_completion=False)
 
 SHOWN = {
     "ranks": "ranks",
+    "most before": "opens_a_rank_before",
+    "most": "opens_a_rank",
+    "on half": "opens_a_rank_on_half",
     "opens before": "opens_before",
     "opens": "opens",
     "GB before": "gigabytes_before",
@@ -288,6 +292,8 @@ def simulated(config: Path, ranks: int) -> None:
     old = lay_out(slots, range(ranks))
     sample = sorted({0, 1, ranks // 3, ranks // 2, ranks - 1})
     after = [touched(plan.index, sim.wanted(rank)) for rank in sample]
+    half = Simulation(config, ranks // 2)
+    fewer = [touched(plan.index, half.wanted(rank)) for rank in sample if rank < half.ranks]
     before = [touched(old.index, sim.wanted_before(rank)) for rank in sample]
     mean = ranks / len(sample)
     row = {
@@ -300,6 +306,7 @@ def simulated(config: Path, ranks: int) -> None:
         "opens_a_rank": max(files for files, _ in after),
         "opens": round(sum(files for files, _ in after) * mean),
         "gigabytes": round(sum(size for _, size in after) * mean / 1e9),
+        "opens_a_rank_on_half": max(files for files, _ in fewer),
         "opens_a_rank_before": max(files for files, _ in before),
         "opens_before": round(sum(files for files, _ in before) * mean),
         "gigabytes_before": round(sum(size for _, size in before) * mean / 1e9),
