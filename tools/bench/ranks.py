@@ -62,7 +62,7 @@ class Counts:
 
     def __init__(self, root: Path) -> None:
         self.root, self.found = f"{root}/", {kind: dict.fromkeys(COUNTS, 0) for kind in KINDS}
-        self._kinds: dict[int, str] = {}
+        self.doing: str | None = "resume"
         sys.addaudithook(self._hear)
         for name in ("stat", "lstat"):
             setattr(os, name, self._counted(getattr(os, name)))
@@ -71,12 +71,26 @@ class Counts:
         os.fsync = self._synced(os.fsync)
 
     def watch_collectives(self) -> None:
-        """Count torch's collectives, and those on objects as one each."""
+        """Count torch's collectives, of a start until its first iteration and of saves; one on objects is one."""
         import torch.distributed as dist
+
+        from megacode.train.saving import Saver
+        from megacode.train.trainer import Trainer
 
         for name in ("all_reduce", "broadcast_object_list", "all_gather_object", "gather_object", "barrier"):
             setattr(dist, name, self._collective(getattr(dist, name)))
-        dist.scatter_object_list = self._collective(dist.scatter_object_list)
+        Trainer.step = self._during(None, Trainer.step)
+        Saver.start, Saver.settle = self._during("save", Saver.start), self._during("save", Saver.settle)
+
+    def _during(self, what: str | None, original: Any) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            self.doing = what
+            try:
+                return original(*arguments, **keywords)
+            finally:
+                self.doing = None
+
+        return call
 
     def _kind(self, path: object) -> str | None:
         text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
@@ -133,7 +147,8 @@ class Counts:
 
     def _collective(self, original: Any) -> Any:
         def call(*arguments: Any, **keywords: Any) -> Any:
-            self.found["others"]["collectives"] += 1
+            if self.doing is not None:
+                self.found[self.doing]["collectives"] += 1
             return original(*arguments, **keywords)
 
         return call
@@ -182,7 +197,7 @@ def measure(
     for what, ranks in found.items():
         if isinstance(ranks, list):
             print(what)
-            for name in COUNTS[:-1]:
+            for name in COUNTS:
                 print(f"  {name:10}" + "".join(f"{one[name]:>12,.0f}" for one in ranks))
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=2) + "\n")
@@ -332,7 +347,8 @@ class Simulation:
     def __init__(self, path: Path, ranks: int) -> None:
         from megacode.config.loading import load_config
 
-        self.config = load_config(path)
+        batch = f"train.global_batch_size={ranks}"  # any that divides; it decides nothing here
+        self.config = load_config(path, [batch])
         assert self.config.parallel.pipeline == self.config.parallel.context == 1, "give a layout of tensor and data"
         self.tensor, self.ranks = self.config.parallel.tensor, ranks
         self._slices = [self._built(rank) for rank in range(self.tensor)]
