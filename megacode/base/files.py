@@ -40,13 +40,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
-def publish(temporary: Path, path: Path) -> None:
+def publish(temporary: Path, path: Path, *, flushed: bool = False) -> None:
     """Flush a finished file or directory to disk and give it its name, in place of what stood there.
 
     Whoever looks at `path` sees what stood there or the new one, never neither. Only where the file system cannot
     exchange two names (NFS) a directory is gone for a moment; a kill just then leaves it as `.NAME.PID.old` beside.
+
+    Args:
+        temporary: the finished one.
+        path: its name.
+        flushed: what is in the directory is on disk already: whoever wrote it has seen to that.
     """
-    for item in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+    for item in [temporary, *temporary.rglob("*")] if temporary.is_dir() and not flushed else [temporary]:
         _sync(item)
     if path.is_dir() and not path.is_symlink():
         old = path.with_name(f".{path.name}.{os.getpid()}.old")

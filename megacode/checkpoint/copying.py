@@ -18,9 +18,10 @@ from torch import Tensor
 from megacode.base.errors import CheckpointError, Problem, VerificationError
 from megacode.base.files import atomic_path
 from megacode.checkpoint import store
-from megacode.checkpoint.files import shard_name, write_index
+from megacode.checkpoint.files import shard_name
 from megacode.checkpoint.reader import Reader
-from megacode.checkpoint.shards import Layout, Slot, bytes_of, write_shard
+from megacode.checkpoint.regions import Slot
+from megacode.checkpoint.shards import bytes_of, write_alone
 from megacode.checkpoint.state import TrainState
 from megacode.mcore.optimizer_state import WEIGHT
 
@@ -112,22 +113,26 @@ def _check(path: Path, out: Path) -> None:
 def _check_alike(paths: Sequence[Path], readers: Sequence[Reader], names: Sequence[str]) -> None:
     for path, reader in zip(paths, readers, strict=True):
         for name in names:
-            ours, theirs = readers[-1].tensors[name]["shape"], reader.tensors.get(name, {}).get("shape")
-            if ours != theirs:
-                what = f"{name} has the shape {theirs} here, and {ours} in {paths[-1]}"
+            ours, theirs = readers[-1].tensors[name], reader.tensors.get(name)
+            if theirs is None or ours.shape != theirs.shape:
+                said = theirs.shape if theirs is not None else "missing"
+                what = f"{name} is {said} here, and {ours.shape} in {paths[-1]}"
                 raise CheckpointError(what, str(path), "average checkpoints of one model")
 
 
 def _write(source: Path, out: Path, names: Sequence[str], make: Make, files: int) -> Copy:
     about = Reader(source).tensors
-    sizes = {name: math.prod(about[name]["shape"]) for name in names}
+    sizes = {name: math.prod(about[name].shape) for name in names}
     groups = [group for group in _dealt(sizes, files) if group]
     with atomic_path(out) as hidden:
         hidden.mkdir(parents=True)
-        for number, group in enumerate(groups):
-            slots = [Slot(name, tuple(about[name]["shape"]), about[name]["dtype"]) for name in group]
-            write_shard(hidden / shard_name(number), Layout(slots), (bytes_of(make(name)) for name in group))
-        state = replace(TrainState.read(source), files=write_index(hidden), keep="")
+        slots = [[Slot(name, about[name].shape, about[name].dtype) for name in group] for group in groups]
+        written = write_alone(
+            hidden,
+            [(shard_name(number), group) for number, group in enumerate(slots)],
+            (bytes_of(make(name)) for group in groups for name in group),
+        )
+        state = replace(TrainState.read(source), files=written, keep="")
         state.write(hidden)
         _prove(hidden, names, make)
     return Copy(str(source), str(out), len(names), sum(sizes.values()), len(groups))

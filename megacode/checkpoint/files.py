@@ -1,48 +1,59 @@
-"""The files of a checkpoint as bytes: their names, the index over them, and a hash of each. Needs no torch."""
+"""The files of a checkpoint as bytes: their names, their hashes, and the index over them. Needs no torch.
+
+A file has a hash for each of its regions, because each was written by another rank; a file that one process wrote
+alone has one. What must be there is known from those who wrote it, never from a listing of the directory: on a network
+file system another node's new file may be missing from that for a minute.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from megacode.base.files import write_json
-
 INDEX = "index.json"
 BLOCK = 16 << 20  # bytes read or written at once
 
-
-def shard_name(rank: int) -> str:
-    """Return the name of a rank's file: `rank_00003.safetensors`."""
-    return f"rank_{rank:05d}.safetensors"
+Facts = dict[str, Any]
 
 
-def digest_path(path: Path) -> Path:
-    """Return where a file's size and hash wait until the index is written."""
-    return path.with_suffix(".digest.json")
+def shard_name(number: int) -> str:
+    """Return the name of a file of tensors: `shard_00003.safetensors`."""
+    return f"shard_{number:05d}.safetensors"
 
 
-def write_index(directory: Path) -> dict[str, dict[str, Any]]:
-    """Write the index over all files of a checkpoint, and return the size and hash of each file, the index included.
+@dataclass(frozen=True)
+class Written:
+    """What the ranks wrote of a checkpoint, as they said themselves.
 
-    Raises:
-        OSError: as for `Shard.write`.
+    Attributes:
+        index: the contents of `index.json`.
+        files: size and hashes of each other file.
     """
-    files: dict[str, dict[str, Any]] = {}
-    tensors: dict[str, dict[str, Any]] = {}
-    for path in sorted(directory.glob("rank_*.safetensors")):
-        digest = digest_path(path)
-        files[path.name] = json.loads(digest.read_text(encoding="utf-8"))
-        digest.unlink()
-        for name, header, entry in _headers(path):
-            shape, box, offset = header["whole"], header["shape"], header["offset"]
-            known = tensors.setdefault(name, {"dtype": header["dtype"], "shape": shape, "pieces": []})
-            known["pieces"].append([path.name, entry, offset, box])
-    write_json(directory / INDEX, {"format": 1, "tensors": tensors})
-    return files | {INDEX: file_facts(directory / INDEX)}
+
+    index: bytes
+    files: Mapping[str, Facts]
+
+    def write_index(self, directory: Path) -> dict[str, Facts]:
+        """Write the index, and return the size and hash of each file, the index included.
+
+        Raises:
+            OSError: the disk is full or gone, or a file is not there as it was written.
+        """
+        for name, facts in self.files.items():
+            size = (directory / name).stat().st_size
+            if size != facts["bytes"]:
+                raise OSError(f"{directory / name} has {size:,} bytes of the {facts['bytes']:,} that were written")
+        with (directory / INDEX).open("wb") as file:
+            file.write(self.index)
+            file.flush()
+            os.fsync(file.fileno())
+        return {**self.files, INDEX: {"bytes": len(self.index), "xxh3": xxhash.xxh3_128(self.index).hexdigest()}}
 
 
 def saved_vocabulary(checkpoint: Path) -> int | None:
@@ -54,21 +65,56 @@ def saved_vocabulary(checkpoint: Path) -> int | None:
         return None
 
 
-def _headers(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    about = header.pop("__metadata__", {})
-    for entry, described in header.items():
-        name, shape = json.loads(about[entry])
-        offset = [int(part) for part in entry.rpartition("@")[2].split(",")]
-        yield name, {**described, "whole": shape, "offset": offset}, entry
+def joined(regions: Sequence[tuple[str, int, str]]) -> dict[str, Facts]:
+    """Return the facts of each file from those of its regions.
+
+    Args:
+        regions: file, bytes and hash of each, in the order in which they lie in their file.
+    """
+    files: dict[str, Facts] = {}
+    for name, size, xxh3 in regions:
+        facts = files.setdefault(name, {"bytes": 0, "regions": []})
+        facts["bytes"] += size
+        facts["regions"].append([size, xxh3])
+    return files
 
 
-def file_facts(path: Path) -> dict[str, Any]:
-    """Return a file's `bytes` and `xxh3`, the 128-bit XXH3 of them."""
-    state, count = xxhash.xxh3_128(), 0
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(BLOCK):
-            state.update(block)
-            count += len(block)
-    return {"bytes": count, "xxh3": state.hexdigest()}
+def damage(directory: Path, files: Mapping[str, Facts], part: Callable[[int], bool]) -> list[str]:
+    """Return what is wrong with some files, one line a file.
+
+    Args:
+        directory: where they are.
+        files: their facts.
+        part: which regions to read, by number over all files in order of name; the index comes last. So ranks that
+            are as many as those that wrote read what they wrote.
+    """
+    found, number = [], 0
+    for name, facts in sorted(files.items(), key=lambda item: (item[0] == INDEX, item[0])):
+        wanted, start = [], 0
+        for size, xxh3 in facts.get("regions") or [(facts["bytes"], facts["xxh3"])]:
+            if part(number):
+                wanted.append((start, size, xxh3))
+            start += size
+            number += 1
+        if wanted:
+            found += _file_damage(directory / name, facts["bytes"], wanted)
+    return found
+
+
+def _file_damage(path: Path, size: int, regions: Sequence[tuple[int, int, str]]) -> list[str]:
+    try:
+        with path.open("rb", buffering=0) as file:
+            now = os.fstat(file.fileno()).st_size
+            if now != size:
+                return [f"{path.name} has {now:,} bytes of {size:,}"]
+            whole = all(_hash(file.fileno(), start, length) == xxh3 for start, length, xxh3 in regions)
+    except OSError as error:
+        return [f"{path.name}: {error.strerror}"]
+    return [] if whole else [f"{path.name} is not what was written (its hash differs)"]
+
+
+def _hash(descriptor: int, start: int, size: int) -> str:
+    state = xxhash.xxh3_128()
+    for first in range(start, start + size, BLOCK):
+        state.update(os.pread(descriptor, min(BLOCK, start + size - first), first))
+    return state.hexdigest()

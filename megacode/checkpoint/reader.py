@@ -1,41 +1,113 @@
-"""Reading boxes of a checkpoint's tensors, whatever boxes they were written as."""
+"""Reading boxes of a checkpoint's tensors, whatever boxes they were written as.
+
+Only the bytes that are needed are read, and only files that hold some of them are opened. Each stays open, so it is
+opened once, unless there are more than the process may hold open.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import errno
+import os
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from megacode.base.errors import CheckpointError
-from megacode.checkpoint.files import INDEX
+from megacode.checkpoint.files import BLOCK
+from megacode.checkpoint.index import Index, Stored, unreadable
 from megacode.checkpoint.shards import DTYPES
 from megacode.mcore.pieces import Piece
 
+_DTYPES = {said: dtype for dtype, said in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Read:
+    """Whole rows of a stored box, of which a piece needs all or some columns.
+
+    Attributes:
+        file: name of the file.
+        start: first byte in it.
+        shape: what is read: rows, and all columns of the box.
+        dtype: as it is stored.
+        columns: of these rows, what is needed.
+        target: where in the piece it goes.
+    """
+
+    file: str
+    start: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    columns: tuple[slice, ...]
+    target: tuple[slice, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """The size of a row."""
+        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes are read."""
+        return self.shape[0] * self.row_bytes
+
+
+def reads(index: Index, piece: Piece) -> Iterator[Read]:
+    """Yield what must be read for a piece."""
+    about, dims = index.tensors[piece.name], len(piece.shape)
+    wanted, length = np.array(piece.offset), np.array(piece.data.shape)
+    at, size = about.boxes[:, 2 : 2 + dims], about.boxes[:, 2 + dims :]
+    first, last = np.maximum(at, wanted), np.minimum(at + size, wanted + length)
+    dtype = _DTYPES[about.dtype]
+    for number in np.flatnonzero((first < last).all(axis=1)):
+        source, target = first[number] - at[number], first[number] - wanted
+        extent = last[number] - first[number]
+        shape = (int(extent[0]), *(int(n) for n in size[number][1:]))
+        row = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+        file, start = (int(n) for n in about.boxes[number, :2])
+        yield Read(
+            index.files[file],
+            start + int(source[0]) * row,
+            shape,
+            dtype,
+            (slice(None), *_slices(source[1:], extent[1:])),
+            _slices(target, extent),
+        )
+
+
+def _slices(first: Iterable[int], extent: Iterable[int]) -> tuple[slice, ...]:
+    return tuple(slice(int(a), int(a + n)) for a, n in zip(first, extent, strict=True))
+
 
 class Reader:
-    """Reads boxes of a checkpoint's tensors; files are mapped when first needed.
+    """Reads boxes of a checkpoint's tensors.
 
     Args:
         path: the checkpoint's directory.
+        index: its index, where another process has read it; absent: it is read.
+
+    Attributes:
+        index: the same.
 
     Raises:
         CheckpointError: there is no index, or it is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, index: Index | None = None) -> None:
         self.path = path
-        try:
-            self.tensors: dict[str, dict[str, Any]] = json.loads((path / INDEX).read_text("utf-8"))["tensors"]
-        except FileNotFoundError:
-            fix = "name a directory such as checkpoints/iter_0001000"
-            raise CheckpointError("there is no checkpoint here", str(path), fix) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise _unreadable(path / INDEX, str(error)) from None
-        self._open: dict[str, Any] = {}
+        self.index = Index.read(path) if index is None else index
+        self._open: dict[str, int] = {}
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        weakref.finalize(self, _close, self._open)
+
+    @property
+    def tensors(self) -> dict[str, Stored]:
+        """The tensors by name."""
+        return self.index.tensors
 
     def fill(self, pieces: Iterable[Piece]) -> None:
         """Read boxes into the memory that the pieces name; values are converted to its type.
@@ -46,18 +118,16 @@ class Reader:
         for piece in pieces:
             self._check(piece)
             missing = piece.data.numel()
-            for file, entry, offset, shape in self.tensors[piece.name]["pieces"]:
-                missing -= self._copy(piece, file, entry, offset, shape)
+            for read in reads(self.index, piece):
+                missing -= self._copy(read, piece.data[read.target])
             if missing:
-                raise _unreadable(self.path, f"it holds {piece.name} without {missing:,} of the elements needed")
+                raise unreadable(self.path, f"it holds {piece.name} without {missing:,} of the elements needed")
 
     def whole(self, name: str) -> Tensor:
         """Return a tensor, whole, on the CPU."""
         about = self.tensors[name]
-        dtype = next(known for known, said in DTYPES.items() if said == about["dtype"])
-        shape = tuple(about["shape"])
-        data = torch.empty(shape, dtype=dtype)
-        self.fill([Piece(name, shape, (0,) * len(shape), data)])
+        data = torch.empty(about.shape, dtype=_DTYPES[about.dtype])
+        self.fill([Piece(name, about.shape, (0,) * len(about.shape), data)])
         return data
 
     def _check(self, piece: Piece) -> None:
@@ -67,35 +137,47 @@ class Reader:
             what = f"it holds no {piece.name}"
             if not any(name.startswith(f"{kind}.") for name in self.tensors):
                 what = f"it holds weights only, no {kind}"
-            raise _unreadable(self.path, what)
-        if tuple(about["shape"]) != piece.shape:
-            what = f"{piece.name} has the shape {tuple(about['shape'])}, and the model's is {piece.shape}"
-            raise _unreadable(self.path, what)
+            raise unreadable(self.path, what)
+        if about.shape != piece.shape:
+            raise unreadable(self.path, f"{piece.name} has the shape {about.shape}, and the model's is {piece.shape}")
 
-    def _copy(self, piece: Piece, file: str, entry: str, offset: list[int], shape: list[int]) -> int:
-        """Copy the part of a stored box that a piece asks for; return how many elements that were."""
-        source, target = [], []
-        for wanted, length, at, size in zip(piece.offset, piece.data.shape, offset, shape, strict=True):
-            first, last = max(wanted, at), min(wanted + length, at + size)
-            if first >= last:
-                return 0
-            source.append(slice(first - at, last - at))
-            target.append(slice(first - wanted, last - wanted))
-        place = piece.data[tuple(target)]
-        place.copy_(self._mapped(file, entry)[tuple(source)])
+    def _copy(self, read: Read, place: Tensor) -> int:
+        """Read rows, some at a time, into a place; return how many elements that were."""
+        rows = max(1, BLOCK // read.row_bytes)
+        for first in range(0, read.shape[0], rows):
+            count = min(rows, read.shape[0] - first)
+            data = self._bytes(read.file, read.start + first * read.row_bytes, count * read.row_bytes)
+            block = data.view(read.dtype).view(count, *read.shape[1:])
+            place[first : first + count].copy_(block[read.columns])
         return place.numel()
 
-    def _mapped(self, file: str, entry: str) -> Any:
-        from safetensors import SafetensorError, safe_open
-
+    def _bytes(self, file: str, start: int, size: int) -> Tensor:
+        """Return bytes of a file, in memory that the next call uses again."""
+        if len(self._buffer) < size:
+            self._buffer = torch.empty(size, dtype=torch.uint8)
+        data = self._buffer[:size]
+        left = memoryview(data.numpy())
         try:
-            if file not in self._open:
-                self._open[file] = safe_open(self.path / file, framework="pt")
-            return self._open[file].get_slice(entry)
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(self.path / file, str(error)) from None
+            while len(left):
+                count = os.preadv(self._descriptor(file), [left], start + size - len(left))
+                if not count:
+                    raise unreadable(self.path / file, f"it ends before byte {start + size:,}")
+                left = left[count:]
+        except OSError as error:
+            raise unreadable(self.path / file, str(error.strerror)) from None
+        return data
+
+    def _descriptor(self, file: str) -> int:
+        while file not in self._open:
+            try:
+                self._open[file] = os.open(self.path / file, os.O_RDONLY)
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self._open:
+                    raise
+                os.close(self._open.pop(next(iter(self._open))))  # the process may hold no more: the oldest goes
+        return self._open[file]
 
 
-def _unreadable(path: Path, what: str) -> CheckpointError:
-    fix = "check it with `megacode checkpoint verify`, and that the model's shape is the saved one"
-    return CheckpointError(f"the checkpoint cannot be read: {what}", str(path), fix)
+def _close(descriptors: dict[str, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)

@@ -1,138 +1,120 @@
-"""The files of a checkpoint: one safetensors file a rank, an index over all of them, and a hash of each.
+"""Writing a checkpoint's tensors: each rank its region of its node's file, hashed on the way.
 
-A rank's file is laid out once, in host memory, as it will be on disk. Saving is then two things: copying the state into
-that memory, which the training loop waits for, and writing the memory out, hashed on the way, which it need not wait
-for. `index.json` says of every tensor which boxes of it lie in which file, so that a reader maps only what it needs.
-Nothing is pickled; any reader of safetensors can look inside.
+A rank's bytes are laid out once, in host memory, as they will be on disk. Saving is then two things: copying the state
+into that memory, which the training loop waits for, and writing the memory out, which it need not wait for. Nothing is
+pickled; any reader of safetensors can look inside.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import math
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import xxhash
 from torch import Tensor
 
-from megacode.base.files import write_json
-from megacode.checkpoint.files import BLOCK, digest_path, shard_name
+from megacode.checkpoint.files import BLOCK, Facts, Written, joined
+from megacode.checkpoint.index import SIZES
+from megacode.checkpoint.regions import Layout, Region, Slot, index_of, lay_out
+from megacode.mcore import groups, nodes
 from megacode.mcore.pieces import Piece
 
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.uint8: "U8"}
-_SIZES = {said: dtype.itemsize for dtype, said in DTYPES.items()}
-_ALIGNED = 64
+assert {said: dtype.itemsize for dtype, said in DTYPES.items()} == SIZES
+
+# Torch rounds each allocation of pinned memory up to a power of two, and never gives it back.
+_PINNED_BLOCK = 256 << 20
 
 
-@dataclass(frozen=True)
-class Slot:
-    """A box's place in a file.
+def slot_of(piece: Piece) -> Slot:
+    """Return the slot of a piece."""
+    return Slot(piece.name, piece.shape, DTYPES[piece.data.dtype], piece.offset, tuple(piece.data.shape))
 
-    Attributes:
-        name: of the tensor it is a box of.
-        shape: of that tensor.
-        dtype: as safetensors writes it.
-        offset: where the box begins; absent: at the tensor's beginning.
-        box: the box's shape; absent: the tensor's.
+
+class Writer:
+    """Writes this rank's region of every checkpoint, from host memory that is used again for every save.
+
+    All ranks call `prepare` and `collect` together, from the thread that trains; `stage` and `write` are a rank's own,
+    and `write` may run in another thread.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    offset: tuple[int, ...] | None = None
-    box: tuple[int, ...] | None = None
-
-    @classmethod
-    def of(cls, piece: Piece) -> Slot:
-        """Return the slot of a piece."""
-        return cls(piece.name, piece.shape, DTYPES[piece.data.dtype], piece.offset, tuple(piece.data.shape))
-
-    @property
-    def entry(self) -> str:
-        """The box's name in the file: the tensor's, with the place where it begins."""
-        return f"{self.name}@{','.join(map(str, self.offset or (0,) * len(self.shape)))}"
+    def __init__(self) -> None:
+        self._slots: list[Slot] | None = None
+        self._region: Region
+        self._blocks: list[Tensor] = []
+        self._index = b""
+        self._nodes: list[int] | None = None
+        self._wrote = ("", 0, "")
 
     @property
     def bytes(self) -> int:
-        """The box's size."""
-        return math.prod(self.box or self.shape) * _SIZES[self.dtype]
+        """The size of this rank's region."""
+        return self._region.bytes
 
+    def prepare(self, pieces: Sequence[Piece]) -> None:
+        """Lay out the files for these pieces, where they are not what the files were laid out for; a collective.
 
-class Layout:
-    """A file's header and where each box lies behind it.
-
-    Args:
-        slots: the boxes in order.
-
-    Attributes:
-        header: the first bytes of the file.
-        starts: first byte of each box after the header.
-        content: bytes after the header.
-    """
-
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        sizes = [slot.bytes for slot in slots]
-        ends = list(itertools.accumulate(sizes))
-        self.starts = [end - size for end, size in zip(ends, sizes, strict=True)]
-        self.content = ends[-1] if ends else 0
-        document: dict[str, Any] = {
-            "__metadata__": {slot.entry: json.dumps([slot.name, slot.shape]) for slot in slots},
-        }
-        for slot, start, end in zip(slots, self.starts, ends, strict=True):
-            document[slot.entry] = {
-                "dtype": slot.dtype,
-                "shape": list(slot.box or slot.shape),
-                "data_offsets": [start, end],
-            }
-        text = json.dumps(document).encode()
-        text += b" " * (-(len(text) + 8) % _ALIGNED)
-        self.header = len(text).to_bytes(8, "little") + text
-
-
-class Shard:
-    """One rank's file, staged in host memory that is used again for every save.
-
-    Args:
-        rank: of the file.
-        pieces: what it holds; later stagings bring the same names, shapes and types.
-    """
-
-    def __init__(self, rank: int, pieces: Sequence[Piece]) -> None:
-        self._name, self._slots = shard_name(rank), [Slot.of(piece) for piece in pieces]
-        self._layout = Layout(self._slots)
-        self._memory = torch.empty(self._layout.content, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-
-    @property
-    def bytes(self) -> int:
-        """The file's size."""
-        return len(self._layout.header) + self._layout.content
-
-    def fits(self, pieces: Sequence[Piece]) -> bool:
-        """Return whether these pieces are what the file was laid out for."""
-        return self._slots == [Slot.of(piece) for piece in pieces]
+        Later stagings bring the same names, shapes and types.
+        """
+        slots = [slot_of(piece) for piece in pieces]
+        if not groups.any_of(slots != self._slots)[0]:
+            return
+        self._blocks = []  # so that the memory is free for the next
+        self._nodes = self._nodes or nodes.node_numbers()
+        gathered = nodes.collect(slots)
+        plan = lay_out(gathered, self._nodes) if gathered is not None else None
+        self._region = nodes.deal(plan.regions if plan is not None else None)
+        if plan is not None:
+            lacking = plan.index.incomplete()
+            assert not lacking, f"the ranks do not write all of {lacking}"
+            self._index = plan.index.dumps()
+        self._slots = slots
+        self._blocks = _host_memory(self._region.bytes - len(self._region.header))
 
     def stage(self, pieces: Sequence[Piece]) -> None:
-        """Copy the pieces into the file's memory; when it returns they may change."""
-        for slot, start, piece in zip(self._slots, self._layout.starts, pieces, strict=True):
-            assert slot == Slot.of(piece)
-            place = self._memory[start : start + slot.bytes].view(piece.data.dtype).view(piece.data.shape)
-            place.copy_(piece.data, non_blocking=True)
+        """Copy the pieces into the region's memory; when it returns they may change."""
+        assert self._slots == [slot_of(piece) for piece in pieces]
+        places = _places(self._blocks)
+        place = next(places)
+        for piece in pieces:
+            data = piece.data.reshape(-1).view(torch.uint8)
+            while len(data):
+                if not len(place):
+                    place = next(places)
+                size = min(len(place), len(data))
+                place[:size].copy_(data[:size], non_blocking=True)
+                place, data = place[size:], data[size:]
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
     def write(self, directory: Path) -> None:
-        """Write the file, and its size and hash beside it; both are on disk when it returns.
+        """Write the region; it is on disk when it returns.
 
         Raises:
             OSError: the disk is full or gone.
         """
-        write_shard(directory / self._name, self._layout, [memoryview(self._memory.numpy())])
+        contents = (memoryview(block.numpy()) for block in self._blocks)
+        self._wrote = (self._region.file, self._region.bytes, write_region(directory, self._region, contents))
+
+    def collect(self) -> Written | None:
+        """Return to rank 0 what all ranks have written, None to the others; a collective."""
+        regions = nodes.collect(self._wrote)
+        return Written(self._index, joined(regions)) if regions is not None else None
+
+
+def _host_memory(size: int) -> list[Tensor]:
+    """Return blocks of host memory, uint8; pinned ones where there is a GPU, none much larger than what it holds."""
+    pinned = torch.cuda.is_available()
+    step = _PINNED_BLOCK if pinned else max(1, size)
+    sizes = [min(step, size - first) for first in range(0, size, step)]
+    return [torch.empty(length, dtype=torch.uint8, pin_memory=pinned) for length in sizes]
+
+
+def _places(blocks: list[Tensor]) -> Iterator[Tensor]:
+    yield from blocks or [torch.empty(0, dtype=torch.uint8)]
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
@@ -140,30 +122,60 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
 
 
-def write_shard(path: Path, layout: Layout, contents: Iterable[memoryview]) -> None:
-    """Write a file, and its size and hash beside it; both are on disk when it returns.
+def write_alone(
+    directory: Path, files: Iterable[tuple[str, Sequence[Slot]]], contents: Iterable[memoryview]
+) -> dict[str, Facts]:
+    """Write all files of tensors, and the index over them, in one process.
 
     Args:
-        path: the file.
-        layout: its header.
-        contents: all that comes after the header, in order, cut anywhere.
+        directory: where to; it exists.
+        files: the name of each file and its boxes.
+        contents: the bytes of all boxes of all files, one after the other.
+
+    Returns:
+        Size and hash of each file.
 
     Raises:
         OSError: the disk is full or gone.
     """
-    state = xxhash.xxh3_128(layout.header)
-    with path.open("wb", buffering=0) as file:
-        _write_all(file.fileno(), memoryview(layout.header))
-        for content in contents:
+    layouts = {name: Layout(slots) for name, slots in files}
+    left = iter(contents)
+    wrote = []
+    for name, layout in layouts.items():
+        region = Region(name, 0, layout.header, layout.bytes)
+        own = (next(left) for _ in layout.slots)
+        wrote.append((name, layout.bytes, write_region(directory, region, own)))
+    return Written(index_of(layouts).dumps(), joined(wrote)).write_index(directory)
+
+
+def write_region(directory: Path, region: Region, contents: Iterable[memoryview]) -> str:
+    """Write a region into its file, which other ranks of the node may be writing as well; return its hash.
+
+    Args:
+        directory: of the file.
+        region: where to, and the header that it begins with.
+        contents: what comes after the header, in order, cut anywhere.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
+    state, at = xxhash.xxh3_128(), region.start
+    descriptor = os.open(directory / region.file, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        for content in itertools.chain([memoryview(region.header)], contents):
             for first in range(0, len(content), BLOCK):
                 block = content[first : first + BLOCK]
-                _write_all(file.fileno(), block)
+                _write_at(descriptor, block, at)
                 state.update(block)
-        os.fsync(file.fileno())
-        assert file.tell() == len(layout.header) + layout.content
-    write_json(digest_path(path), {"bytes": len(layout.header) + layout.content, "xxh3": state.hexdigest()})
+                at += len(block)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    assert at == region.start + region.bytes
+    return state.hexdigest()
 
 
-def _write_all(descriptor: int, block: memoryview) -> None:
+def _write_at(descriptor: int, block: memoryview, at: int) -> None:
     while len(block):
-        block = block[os.write(descriptor, block) :]
+        written = os.pwrite(descriptor, block, at)
+        block, at = block[written:], at + written

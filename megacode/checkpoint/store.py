@@ -22,7 +22,8 @@ from typing import Literal
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, publish, remove, write_text
 from megacode.base.units import format_bytes
-from megacode.checkpoint.files import file_facts, write_index
+from megacode.checkpoint import files
+from megacode.checkpoint.files import Written
 from megacode.checkpoint.state import FILE_NAME, TrainState
 from megacode.config.training import CheckpointPolicy
 
@@ -153,16 +154,22 @@ def check_room(run: RunDir, needed: int) -> None:
         raise OSError(f"a save needs {format_bytes(_ROOM * needed)}, and {run.path} has {format_bytes(free)} free")
 
 
-def finish(run: RunDir, hidden: Path, state: TrainState) -> Path:
+def finish(run: RunDir, hidden: Path, state: TrainState, written: Written) -> Path:
     """Publish a written checkpoint and point `latest` at it.
 
+    Args:
+        run: the run.
+        hidden: of `begin`.
+        state: what the checkpoint says of itself.
+        written: what all ranks wrote, as they said.
+
     Raises:
-        OSError: the disk is full or gone.
+        OSError: the disk is full or gone, or a file that was written is not there.
     """
-    state.files = write_index(hidden)
+    state.files = written.write_index(hidden)
     state.write(hidden)
     path = run.checkpoint(state.iteration)
-    publish(hidden, path)
+    publish(hidden, path, flushed=True)
     point_at(run, path)
     return path
 
@@ -227,25 +234,11 @@ def damage(path: Path, part: Callable[[int], bool] = lambda number: True, state:
 
     Args:
         path: the checkpoint.
-        part: which of its files, by number in order of name, to read; so ranks can share them.
+        part: which regions of its files to read, by number (see `files.damage`); so ranks can share them.
         state: what the checkpoint says of itself; absent: read from it.
     """
     try:
-        files = (state or TrainState.read(path)).files
+        state = state or TrainState.read(path)
     except CheckpointError as error:
         return [error.problems[0].what]
-    found = []
-    for number, (name, facts) in enumerate(sorted(files.items())):
-        if part(number):
-            found += _file_damage(path / name, facts)
-    return found
-
-
-def _file_damage(path: Path, facts: dict[str, object]) -> list[str]:
-    try:
-        size = path.stat().st_size
-        if size != facts["bytes"]:
-            return [f"{path.name} has {size:,} bytes of {facts['bytes']:,}"]
-        return [] if file_facts(path) == facts else [f"{path.name} is not what was written (its hash differs)"]
-    except OSError as error:
-        return [f"{path.name}: {error.strerror}"]
+    return files.damage(path, state.files, part)

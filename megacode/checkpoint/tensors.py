@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from megacode.checkpoint.files import Facts
+from megacode.checkpoint.index import Index
 from megacode.checkpoint.reader import Reader
-from megacode.checkpoint.shards import Shard
-from megacode.mcore import optimizer_state, pieces, scales
-from megacode.mcore.optimizer import configure, restore_fp8_weights
+from megacode.checkpoint.shards import Writer
+from megacode.mcore import groups, nodes, optimizer_state, pieces, scales
+from megacode.mcore.optimizer import configure, restore_weights
 from megacode.mcore.optimizer_state import WEIGHT
 from megacode.mcore.parts import Parts
 from megacode.mcore.pieces import Piece
 
 log = logging.getLogger(__name__)
 
-_STEPS = "optimizer.steps"
+_STEPS, _FP8 = "optimizer.steps", "fp8."
 
 
 def saved_pieces(parts: Parts) -> list[Piece]:
@@ -31,17 +33,26 @@ def saved_pieces(parts: Parts) -> list[Piece]:
     return found
 
 
-def save(parts: Parts, directory: Path) -> None:
-    """Write this rank's file of a checkpoint and wait for it; the caller writes the index when all ranks have."""
-    found = saved_pieces(parts)
-    shard = Shard(parts.ranks.rank, found)
-    shard.stage(found)
-    shard.write(directory)
+def save(parts: Parts, directory: Path) -> dict[str, Facts]:
+    """Write a checkpoint's tensors and index and wait for them; every rank calls it.
+
+    Returns:
+        On rank 0 the size and hash of each file; on the others nothing.
+    """
+    found, writer = saved_pieces(parts), Writer()
+    writer.prepare(found)
+    writer.stage(found)
+    writer.write(directory)
+    written = writer.collect()
+    return written.write_index(directory) if written is not None else {}
 
 
 @torch.no_grad()
 def load(parts: Parts, path: Path, *, weights_only: bool = False) -> None:
     """Read a checkpoint into a built model and optimizer; every rank calls it.
+
+    Each rank reads its share of the optimizer's fp32 weights and moments, and the model's weights are gathered from
+    them. What is small and the same for all is read by rank 0, which sends it to the others.
 
     Args:
         parts: what to fill; the model's shape must be the saved one, the layout need not.
@@ -49,31 +60,42 @@ def load(parts: Parts, path: Path, *, weights_only: bool = False) -> None:
         weights_only: leave moments, step count and random states as they are.
 
     Raises:
-        CheckpointError: the checkpoint is absent, damaged, or of a model of another shape.
+        CheckpointError: the checkpoint is absent, damaged, or of a model of another shape; on all ranks.
     """
-    reader = Reader(path)
-    reader.fill(pieces.weights(parts))
-    if parts.optimizer is None:
-        return
-    reader.fill(pieces.state(parts, moments=not weights_only))
-    if not weights_only:
-        scales.restore(parts, reader.tensors, reader.whole)
-    restore_fp8_weights(parts.chunks, parts.optimizer)  # rounded with the scales that they had
-    if weights_only:
-        return
-    steps = torch.zeros(1, dtype=torch.int64)
-    reader.fill([Piece(_STEPS, (1,), (0,), steps)])
-    optimizer_state.set_step_count(parts.optimizer, int(steps))
+    first, whole = parts.ranks.rank == 0, parts.optimizer is not None and not weights_only
+    index = nodes.on_first(lambda: Index.read(path))
+    reader = Reader(path, index)
+    random = pieces.random_states(parts) if whole else []
+    if not all(piece.name in index.tensors for piece in random):
+        random = []
+        _warn_of_other_dropout(parts)
+    small = nodes.together(
+        lambda: _read(reader, [*pieces.wanted(parts, moments=whole), *random], small=first and whole)
+    )
+    pieces.spread(parts, moments=whole)
+    if whole:
+        _restore_small(parts, index, groups.broadcast_object(small))
+    if parts.optimizer is not None:
+        restore_weights(parts.chunks, parts.optimizer)  # in FP8 rounded with the scales that they had
+    if random:
+        pieces.set_random_states(parts, random)
+
+
+def _read(reader: Reader, wanted: Sequence[Piece], *, small: bool) -> dict[str, Tensor]:
+    """Fill pieces, and return what is small and the same for all, if asked for."""
+    reader.fill(wanted)
+    names = [name for name in reader.tensors if name.startswith(_FP8)] if small else []
+    return {name: reader.whole(name) for name in ([*names, _STEPS] if small else [])}
+
+
+def _restore_small(parts: Parts, index: Index, small: dict[str, Tensor]) -> None:
+    scales.restore(parts, index.tensors, small.__getitem__)
+    optimizer_state.set_step_count(parts.optimizer, int(small[_STEPS]))
     configure(parts.config, parts.optimizer)
-    _restore_random_states(parts, reader)
 
 
-def _restore_random_states(parts: Parts, reader: Reader) -> None:
-    states = pieces.random_states(parts)
-    if all(piece.name in reader.tensors for piece in states):
-        reader.fill(states)
-        pieces.set_random_states(parts, states)
-    elif parts.config.model.hidden_dropout or parts.config.model.attention_dropout:
+def _warn_of_other_dropout(parts: Parts) -> None:
+    if parts.config.model.hidden_dropout or parts.config.model.attention_dropout:
         log.warning("the layout changed: dropout draws other random numbers than it would have")
 
 

@@ -17,10 +17,10 @@ import torch
 
 from megacode.base.errors import CheckpointError, Problem, VerificationError
 from megacode.base.files import atomic_path
+from megacode.checkpoint.tensors import Weights
 from megacode.config.model import ModelConfig
 from megacode.convert import start
 from megacode.convert.mapping import VOCABULARY, Sizes, mcore_shapes
-from megacode.convert.stored import Stored
 from megacode.convert.torch_dist import TorchDist
 
 _LAYERS = "decoder.layers."
@@ -75,7 +75,7 @@ def from_megatron(checkpoint: Path, tokenizer: Path, out: Path) -> dict[str, Any
         names = _names(model, vocab, stored, checkpoint)
         config = start.config_of(model, vocab, arguments.get("seq_length") or 2048, checkpoint, hidden)
         start.write((tensor for _, tensor in _tensors(stored, names, vocab)), config, hidden)
-        parameters = _compare(Stored(hidden), _tensors(stored, names, vocab), hidden)
+        parameters = _compare(Weights(hidden), _tensors(stored, names, vocab), hidden)
         start.settle(config, hidden, out)
     padded = stored.shapes[VOCABULARY[0]][0] - vocab
     return {"parameters": parameters, "tensors": len(names), "vocab_size": vocab, "padded_rows": padded}

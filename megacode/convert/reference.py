@@ -68,6 +68,7 @@ class Reference:
     """
 
     def __init__(self, config: RunConfig, ranks: Ranks, checkpoint: Path, dtype: torch.dtype) -> None:
+        from megacode.checkpoint.reader import Reader
         from megacode.data.windows import vocabulary_size
         from megacode.mcore import device
         from megacode.mcore.parts import Parts
@@ -76,7 +77,7 @@ class Reference:
         vocab = vocabulary_size(config)
         self._model = _without_memory(config, vocab).eval()
         self._parts = Parts(config, ranks, [self._model], None, vocab, padded_vocab_size(config, vocab))
-        self._checkpoint, self._dtype, self._device = checkpoint, dtype, device.device()
+        self._reader, self._dtype, self._device = Reader(checkpoint), dtype, device.device()
 
     @property
     def layers(self) -> int:
@@ -156,10 +157,7 @@ class Reference:
         module.to_empty(device="meta")
 
     def _fill(self, pieces: list[Piece]) -> None:
-        """Read pieces. By a reader of their own: one that stays keeps all that it ever read mapped."""
-        from megacode.checkpoint.reader import Reader
-
-        Reader(self._checkpoint).fill(pieces)
+        self._reader.fill(pieces)
         if self._dtype != torch.float32:
             for piece in pieces:
                 piece.data.copy_(piece.data.to(self._dtype))

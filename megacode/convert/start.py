@@ -10,8 +10,9 @@ import yaml
 from torch import Tensor
 
 from megacode.base.files import write_text
-from megacode.checkpoint.files import shard_name, write_index
-from megacode.checkpoint.shards import Layout, Slot, bytes_of, write_shard
+from megacode.checkpoint.files import shard_name
+from megacode.checkpoint.regions import Slot
+from megacode.checkpoint.shards import bytes_of, write_alone
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config, validate
 from megacode.config.model import ModelConfig
@@ -66,10 +67,10 @@ def write(tensors: Iterable[Tensor], config: RunConfig, hidden: Path) -> None:
     assert config.model.vocab_size is not None
     sizes = Sizes.of(config.model, config.model.vocab_size)
     slots = [Slot(f"{WEIGHT}.{name}", shape, "F32") for name, shape in mcore_shapes(config.model, sizes).items()]
-    write_shard(hidden / shard_name(0), Layout(slots), (bytes_of(tensor.float()) for tensor in tensors))
+    files = write_alone(hidden, [(shard_name(0), slots)], (bytes_of(tensor.float()) for tensor in tensors))
     state = TrainState(config=dump_config(config), tokenizer_hash=load_tokenizer(config.tokenizer).hash)
     state.layout = {"world_size": 1, "tensor": 1, "pipeline": 1, "context": 1}
-    state.files = write_index(hidden)
+    state.files = files
     state.write(hidden)
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from megacode.base.errors import VerificationError
 from megacode.base.tables import FigureTable
+from megacode.checkpoint.tensors import Weights
 from megacode.config.run import RunConfig
 from megacode.convert.compare import TOLERANCE, Difference, first_beyond, worst
 from megacode.convert.exported import NOTHING_PUBLISHED, Exported
@@ -37,7 +38,6 @@ from megacode.convert.lockstep import Walk, walk
 from megacode.convert.mapping import Sizes, from_hf
 from megacode.convert.reference import Reference, alone
 from megacode.convert.shards import Shards
-from megacode.convert.stored import Stored
 from megacode.convert.texts import Text
 from megacode.data.tokenizer import Tokenizer
 
@@ -125,7 +125,7 @@ class Claim:
 
     def weights(self) -> Mapping[str, Tensor]:
         """Return the checkpoint's parameters, whole, by Megatron-core's plain names; each is read when asked for."""
-        return Stored(self.checkpoint)
+        return Weights(self.checkpoint)
 
 
 def prove(claim: Claim, export: Path, tolerance: float = TOLERANCE) -> Report:

@@ -27,4 +27,4 @@ def calibrate(parts: Parts, microbatch: MicroBatch, num_sources: int) -> None:
     random_states = pieces.random_states(parts)
     backward(parts, [microbatch], num_sources)
     pieces.set_random_states(parts, random_states)
-    optimizer.restore_fp8_weights(parts.chunks, parts.optimizer)  # rounded anew, by the scales that are known now
+    optimizer.restore_weights(parts.chunks, parts.optimizer)  # rounded anew, by the scales that are known now

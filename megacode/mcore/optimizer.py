@@ -126,14 +126,15 @@ def _multiply(optimizer: Any, factor: float) -> None:
 
 
 @torch.no_grad()
-def restore_fp8_weights(chunks: list[Any], optimizer: Any) -> None:
-    """Make the weights that are held in FP8 anew from the optimizer's, after a load; others were loaded themselves."""
-    from megatron.core.fp8_utils import is_float8tensor
+def restore_weights(chunks: list[Any], optimizer: Any) -> None:
+    """Make the model's weights from the optimizer's fp32 ones, after a load; a collective of the data-parallel ranks.
 
-    if any(is_float8tensor(parameter) for chunk in chunks for parameter in chunk.parameters()):
-        for part in parts(optimizer):
-            part._copy_main_params_to_model_params()
-        for chunk in chunks:
+    Each rank rounds what its optimizer holds; what others hold it gathers. So no rank reads the whole model.
+    """
+    for part in parts(optimizer):
+        part._copy_main_params_to_model_params()
+    for chunk in chunks:
+        if chunk.ddp_config.use_distributed_optimizer:
             chunk.start_param_sync(force_sync=True)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from megacode.mcore import optimizer_state
@@ -70,42 +71,95 @@ def weights(parts: Parts) -> list[Piece]:
     return pieces
 
 
-def state(parts: Parts, *, moments: bool = True) -> list[Piece]:
-    """Return the optimizer's fp32 weights and, where wanted, its moments, as far as this rank holds them."""
-    places = {id(parameter): place for parameter, place in _places(parts)}
-    optimizer_state.prime(parts.optimizer)
-    pieces: list[Piece] = []
-    for held in optimizer_state.held(parts.optimizer):
-        for name, tensor in held.tensors.items():
-            if moments or name == WEIGHT:
-                place = places[id(held.parameter)]
-                pieces += _boxes(place, name, tensor, held.start, _columns(held.parameter))
-    return pieces
-
-
 def share(parts: Parts) -> list[Piece]:
-    """Return what this rank writes of the optimizer's state: together, all ranks write every element once.
+    """Return what this rank writes of the state: together, all ranks write every element once.
 
     What all data-parallel ranks hold is cut evenly among them, so that all write alike.
     """
+    return [piece for run in _runs(parts) if run.place.first_copy for piece in run.own()]
+
+
+def wanted(parts: Parts, *, moments: bool = True) -> list[Piece]:
+    """Return what this rank reads of the state: together, the ranks that share a block read each element of it once.
+
+    They are fp32 weights and, where wanted, moments of the optimizer; without one they are the model's weights. After
+    reading, `spread` gives each rank what the others have read.
+    """
+    return [piece for run in _runs(parts, moments=moments) for piece in run.own()]
+
+
+@torch.no_grad()
+def spread(parts: Parts, *, moments: bool = True) -> None:
+    """Give all data-parallel ranks the shares that each has read of what all of them hold; a collective.
+
+    All but a rank's own share is set to zero, and the *bytes* are added up: no value is rounded, and no sign lost.
+    """
     from megatron.core import parallel_state
 
-    rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-    size = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    if group.size() == 1:
+        return
+    for run in _runs(parts, moments=moments):
+        if not run.sharded:
+            first, last = run.share()
+            run.flat[:first].zero_()
+            run.flat[last:].zero_()
+            dist.all_reduce(run.flat.view(torch.uint8), group=group)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Consecutive elements of one parameter's weight or moment in this rank's memory.
+
+    Attributes:
+        place: of the parameter.
+        kind: `model`, or a moment's name.
+        flat: the elements.
+        start: number of the first one in this rank's slice of the parameter.
+        columns: of that slice.
+        sharded: no other data-parallel rank holds these elements; else all of them do.
+    """
+
+    place: _Place
+    kind: str
+    flat: Tensor
+    start: int
+    columns: int
+    sharded: bool
+
+    def share(self) -> tuple[int, int]:
+        """Return the first of the elements that this rank writes and reads, and the one after its last: whole rows."""
+        from megatron.core import parallel_state
+
+        if self.sharded:
+            return 0, self.flat.numel()
+        rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+        size = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+        rows = self.flat.numel() // self.columns
+        return rows * rank // size * self.columns, rows * (rank + 1) // size * self.columns
+
+    def own(self) -> Iterator[Piece]:
+        """Yield the boxes of this rank's share."""
+        first, last = self.share()
+        yield from _boxes(self.place, self.kind, self.flat[first:last], self.start + first, self.columns)
+
+
+def _runs(parts: Parts, *, moments: bool = True) -> Iterator[_Run]:
+    """Yield all that this rank's optimizer holds; without one, the model's weights but those held in FP8."""
+    from megatron.core.fp8_utils import is_float8tensor
+
+    if parts.optimizer is None:
+        for parameter, place in _places(parts):
+            if not is_float8tensor(parameter):
+                yield _Run(place, WEIGHT, parameter.detach().view(-1), 0, _columns(parameter), False)
+        return
     places = {id(parameter): place for parameter, place in _places(parts)}
     optimizer_state.prime(parts.optimizer)
-    pieces: list[Piece] = []
     for held in optimizer_state.held(parts.optimizer):
-        place, columns = places[id(held.parameter)], _columns(held.parameter)
-        if not place.first_copy:
-            continue
-        first, last = 0, next(iter(held.tensors.values())).numel()
-        if not held.sharded:
-            rows = last // columns
-            first, last = rows * rank // size * columns, rows * (rank + 1) // size * columns
         for name, tensor in held.tensors.items():
-            pieces += _boxes(place, name, tensor[first:last], held.start + first, columns)
-    return pieces
+            if moments or name == WEIGHT:
+                place, columns = places[id(held.parameter)], _columns(held.parameter)
+                yield _Run(place, name, tensor, held.start, columns, held.sharded)
 
 
 def random_states(parts: Parts) -> list[Piece]:

@@ -139,16 +139,14 @@ def _damage(path: Path, state: TrainState) -> str:
     """
     agreement.prove_equal({"checkpoint": seal_seen(path) if groups.first_of_node() else None})
     size, rank = groups.size(), groups.rank()
-    mine = {
-        number: lines
-        for number in range(rank, len(state.files), size)
-        if (lines := store.damage(path, number.__eq__, state))
-    }
-    seen = groups.gather_objects(mine)
-    numbers = {number for part in seen for number in part}
-    again = agreement.decided(lambda: store.damage(path, numbers.__contains__, state) if numbers else [])
-    if numbers and not again:
-        raise _seen_elsewhere(path, [(rank, line) for rank, part in enumerate(seen) for [line] in part.values()])
+    mine = store.damage(path, lambda number: number % size == rank, state)
+    seen = dict(enumerate(groups.gather_objects(mine)))
+    damaged = {rank: lines for rank, lines in seen.items() if lines}
+    if not damaged:
+        return ""
+    again = agreement.decided(lambda: store.damage(path, lambda number: number % size in damaged, state))
+    if not again:
+        raise _seen_elsewhere(path, [(rank, line) for rank, lines in damaged.items() for line in lines])
     return "; ".join(again)
 
 

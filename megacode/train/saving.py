@@ -1,9 +1,10 @@
 """Saving beside the loop: the loop waits while the state is copied to host memory, and trains on while it is written.
 
-Each rank writes a file of its own in a thread; no thread takes part in a collective. Once an iteration all ranks agree
-on who still writes and who failed, and so go through the same steps at the same iteration: *writing*, until each rank's
-file is on disk; *publishing*, by rank 0, in a thread too; done. A failed save is removed and told, and the run goes on:
-the checkpoint before it is still there, and the next save tries again.
+Each rank writes its region of its node's file in a thread; no thread takes part in a collective. Once an iteration all
+ranks agree on who still writes and who failed, and so go through the same steps at the same iteration: *writing*, until
+each rank's region is on disk and rank 0 has been told what all of them wrote; *publishing*, by rank 0, in a thread too;
+done. A failed save is removed and told, and the run goes on: the checkpoint before it is still there, and the next save
+tries again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 from megacode.base.files import RunDir, remove
 from megacode.base.units import format_bytes, format_seconds
 from megacode.checkpoint import store
-from megacode.checkpoint.shards import Shard
+from megacode.checkpoint.files import Written
+from megacode.checkpoint.shards import Writer
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.tensors import saved_pieces
 from megacode.config.training import CheckpointPolicy
@@ -102,7 +104,7 @@ class Saver:
     ) -> None:
         self._run, self._parts, self._policy, self._events, self._took = run, parts, policy, events, took
         self._first, self._spared = parts.ranks.rank == 0, spared
-        self._shard: Shard | None = None
+        self._writer = Writer()
         self._save: _Save | None = None
         self.saved_iteration = saved_iteration
 
@@ -115,15 +117,14 @@ class Saver:
         self.wait()
         started = time.perf_counter()
         found = saved_pieces(self._parts)
-        if self._shard is None or not self._shard.fits(found):
-            self._shard = None  # so that its memory is free for the next
-            self._shard = Shard(self._parts.ranks.rank, found)
-        shard, hidden = self._shard, self._begin(state.iteration, self._shard.bytes)
+        writer = self._writer
+        writer.prepare(found)
+        hidden = self._begin(state.iteration, writer.bytes)
         if isinstance(hidden, str):
             self._tell_failed(state, hidden)
             return
-        shard.stage(found)
-        self._save = _Save(state, hidden, _Work(lambda: shard.write(hidden)), started)
+        writer.stage(found)
+        self._save = _Save(state, hidden, _Work(lambda: writer.write(hidden)), started)
         self._save.blocked = time.perf_counter() - started
         if not self._policy.asynchronous:
             self.wait()
@@ -149,7 +150,8 @@ class Saver:
             self._give_up(save)
         elif not save.publishing:
             save.publishing = True
-            save.work = _Work(lambda: self._publish(save)) if self._first else None
+            written = self._writer.collect()
+            save.work = _Work(lambda: self._publish(save, written)) if written is not None else None
         else:
             self._done(save)
 
@@ -180,8 +182,8 @@ class Saver:
         found: Path | str = groups.broadcast_object(answer)
         return found
 
-    def _publish(self, save: _Save) -> None:
-        store.finish(self._run, save.hidden, save.state)
+    def _publish(self, save: _Save, written: Written) -> None:
+        store.finish(self._run, save.hidden, save.state, written)
         self._prune()
 
     def _prune(self) -> None:

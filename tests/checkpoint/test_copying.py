@@ -45,7 +45,7 @@ def test_what_a_user_does_with_checkpoints(run: RunDir, golden: Path, megacode: 
     before, after = Reader(run.checkpoint(20)), Reader(tmp_path / "three")
     assert before.tensors.keys() == after.tensors.keys()
     assert all(torch.equal(before.whole(name), after.whole(name)) for name in before.tensors)
-    assert len(list((tmp_path / "three").glob("rank_*.safetensors"))) == 3
+    assert len(list((tmp_path / "three").glob("shard_*.safetensors"))) == 3
 
     assert megacode("convert", "reshard", run.checkpoint(16), "weights", "--weights-only").returncode == 0
     assert set(Reader(tmp_path / "weights").tensors) == {name for name in before.tensors if name.startswith("model.")}
@@ -72,12 +72,12 @@ def test_what_a_user_does_with_checkpoints(run: RunDir, golden: Path, megacode: 
         assert "Traceback" not in wrong.stderr
 
     assert megacode("checkpoint", "verify", run.path).returncode == 0
-    victim = run.checkpoint(10) / "rank_00001.safetensors"
+    victim = run.checkpoint(10) / "shard_00000.safetensors"
     victim.write_bytes(victim.read_bytes()[:-1])
     shutil.rmtree(tmp_path / "three")
     found = megacode("checkpoint", "verify", run.path, "--json")
     assert found.returncode == 3
     damage = {Path(row["path"]).name: row["damage"] for row in json.loads(found.stdout)["checkpoints"]}
-    assert "rank_00001.safetensors has" in damage.pop("iter_0000010")[0]
+    assert "shard_00000.safetensors has" in damage.pop("iter_0000010")[0]
     assert not any(damage.values())
     assert "iter_0000010" in found.stderr

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,21 +15,30 @@ import torch
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir
 from megacode.checkpoint import store
+from megacode.checkpoint.files import Written, joined
 from megacode.checkpoint.reader import Reader
-from megacode.checkpoint.shards import Shard
+from megacode.checkpoint.regions import Slot, lay_out
+from megacode.checkpoint.shards import bytes_of, slot_of, write_alone, write_region
 from megacode.checkpoint.state import TrainState
 from megacode.config.training import CheckpointPolicy
 from megacode.mcore.pieces import Piece
 
 
+def write(hidden: Path) -> Written:
+    """Write what two ranks hold of a tensor, each on a node of its own."""
+    boxes = [Piece("model.weight", (4, 2), (2 * rank, 0), torch.full((2, 2), float(rank))) for rank in range(2)]
+    plan = lay_out([[slot_of(box)] for box in boxes], nodes=[0, 1])
+    wrote = [
+        (region.file, region.bytes, write_region(hidden, region, [bytes_of(box.data)]))
+        for region, box in zip(plan.regions, boxes, strict=True)
+    ]
+    return Written(plan.index.dumps(), joined(wrote))
+
+
 def publish(run: RunDir, iteration: int, keep: str = "") -> Path:
     hidden = store.begin(run, iteration)
-    for rank in range(2):
-        pieces = [Piece("model.weight", (4, 2), (2 * rank, 0), torch.full((2, 2), float(rank)))]
-        shard = Shard(rank, pieces)
-        shard.stage(pieces)
-        shard.write(hidden)
-    return store.finish(run, hidden, TrainState(iteration=iteration, consumed_samples=8 * iteration, keep=keep))
+    state = TrainState(iteration=iteration, consumed_samples=8 * iteration, keep=keep)
+    return store.finish(run, hidden, state, write(hidden))
 
 
 def test_the_newest_checkpoint_is_found_from_its_run_and_from_itself(tmp_path: Path) -> None:
@@ -101,7 +115,9 @@ def test_what_a_checkpoint_does_not_hold_is_named(tmp_path: Path, piece: Piece, 
         Reader(publish(RunDir(tmp_path), 1)).fill([piece])
 
 
-@pytest.mark.parametrize("victim", ["rank_00000.safetensors", "rank_00001.safetensors", "index.json", "megacode.json"])
+@pytest.mark.parametrize(
+    "victim", ["shard_00000.safetensors", "shard_00001.safetensors", "index.json", "megacode.json"]
+)
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "empty"])
 def test_every_damage_is_found_and_its_file_named(tmp_path: Path, victim: str, harm: str) -> None:
     path = publish(RunDir(tmp_path), 1)
@@ -112,6 +128,112 @@ def test_every_damage_is_found_and_its_file_named(tmp_path: Path, victim: str, h
     changed = {"flip": flipped, "truncate": content[:-3], "empty": b"", "remove": None}[harm]
     (path / victim).unlink() if changed is None else (path / victim).write_bytes(changed)
     assert any(victim in line for line in store.damage(path))
+
+
+@pytest.mark.parametrize("harm", ["remove", "truncate"])
+def test_a_checkpoint_without_a_file_that_was_written_is_not_published(tmp_path: Path, harm: str) -> None:
+    run = RunDir(tmp_path)
+    before = publish(run, 1)
+    hidden = store.begin(run, 2)
+    written = write(hidden)
+    victim = hidden / "shard_00001.safetensors"
+    victim.unlink() if harm == "remove" else os.truncate(victim, 20)
+    with pytest.raises(OSError, match=r"shard_00001\.safetensors"):
+        store.finish(run, hidden, TrainState(iteration=2), written)
+    assert run.iterations() == [1]
+    assert store.latest(run) == before
+
+
+def test_a_listing_that_lacks_a_file_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another node's new file may be missing from a network file system's listing for a minute."""
+    listing, asked = os.scandir, []
+
+    def stale(path: Any) -> Any:
+        if Path(path).name.startswith(".iter_"):
+            asked.append(path)
+            return contextlib.nullcontext(iter(()))
+        return listing(path)
+
+    run = RunDir(tmp_path)
+    hidden = store.begin(run, 1)
+    written = write(hidden)
+    monkeypatch.setattr(os, "scandir", stale)
+    assert list(hidden.glob("*")) == []
+    assert asked, "the listing was never stale"
+    path = store.finish(run, hidden, TrainState(iteration=1), written)
+    assert store.damage(path) == []
+    assert Reader(path).whole("model.weight")[:, 0].tolist() == [0, 0, 1, 1]
+
+
+def test_ranks_that_share_the_reading_find_all_damage_between_them(tmp_path: Path) -> None:
+    """Two ranks of one node: each has written, and reads, a part of its own of the one file."""
+    boxes = [[Slot("model.weight", (4, 2), "F32", (2 * rank, 0), (2, 2))] for rank in range(2)]
+    plan = lay_out(boxes, nodes=[0, 0])
+    wrote = [
+        (region.file, region.bytes, write_region(tmp_path, region, [memoryview(bytes([rank]) * 16)]))
+        for rank, region in reversed(list(enumerate(plan.regions)))
+    ]
+    files = Written(plan.index.dumps(), joined(wrote[::-1])).write_index(tmp_path)
+    TrainState(files=files).write(tmp_path)
+    assert store.damage(tmp_path) == []
+    victim = tmp_path / "shard_00000.safetensors"
+    for at, finder in ((3, 0), (-3, 1)):
+        content = bytearray(victim.read_bytes())
+        content[at] ^= 1
+        victim.write_bytes(content)
+        found = [store.damage(tmp_path, lambda number, rank=rank: number % 2 == rank) for rank in range(2)]
+        assert [bool(lines) for lines in found] == [rank == finder for rank in range(2)]
+        content[at] ^= 1
+        victim.write_bytes(content)
+
+
+def test_a_checkpoint_of_an_earlier_release_is_read(tmp_path: Path) -> None:
+    """Its index does not say at which bytes boxes lie, and its files have one hash each."""
+    path = Path(__file__).parent / "format_1"
+    assert store.damage(path) == []
+    assert Reader(path).whole("model.weight").tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    for victim, said in (("rank_00001.safetensors", "it is missing"), ("index.json", "there is no checkpoint here")):
+        torn = tmp_path / victim
+        shutil.copytree(path, torn)
+        (torn / victim).unlink()
+        with pytest.raises(CheckpointError, match=said):
+            Reader(torn)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"format": 3}', "its format is 3, and this version reads up to 2"),
+        (
+            b'{"format": 2, "files": [], "tensors": {"a": {"dtype": "F32", "shape": [1], "boxes": [[0, 8, 0, 1]]}}}',
+            "a is",
+        ),
+    ],
+)
+def test_an_index_that_cannot_be_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "index.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=expected):
+        Reader(tmp_path)
+
+
+def test_more_files_than_a_process_may_hold_open_are_read(tmp_path: Path) -> None:
+    count = 40
+    slots = [
+        (f"shard_{number:05d}.safetensors", [Slot("w", (count,), "F32", (number,), (1,))]) for number in range(count)
+    ]
+    write_alone(tmp_path, slots, (bytes_of(torch.tensor([float(number)])) for number in range(count)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, hard))
+    try:
+        reader = Reader(tmp_path)
+        for _ in range(2):
+            assert reader.whole("w").tolist() == list(range(count))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    before = len(os.listdir("/proc/self/fd"))
+    del reader
+    assert len(os.listdir("/proc/self/fd")) < before
 
 
 def test_what_latest_names_comes_first_and_nothing_newer(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def state_of(config: RunConfig) -> TrainState:
 
 def save(config: RunConfig) -> Path:
     """Write the checkpoint of a model whose weights are large enough to matter, and return the run directory."""
-    from megacode.checkpoint import files, tensors
+    from megacode.checkpoint import tensors
     from megacode.mcore import groups, parts, sharding
 
     assert config.tokenizer is not None
@@ -133,8 +133,7 @@ def save(config: RunConfig) -> Path:
         run, state = RunDir(config.directory), state_of(config)
         path = run.checkpoint(state.iteration)
         path.mkdir(parents=True)
-        tensors.save(built, path)
-        state.files = files.write_index(path)
+        state.files = tensors.save(built, path)
     finally:
         groups.stop()
     state.write(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from megacode.checkpoint import files, tensors
+from megacode.checkpoint import tensors
 from megacode.config.training import Fp8
 from megacode.mcore import groups, precision, probe, scales
 from megacode.mcore.calibration import calibrate
@@ -223,4 +223,3 @@ def _spoil_memory() -> None:
 
 def _save(parts: Parts, directory: Path) -> None:
     tensors.save(parts, directory)
-    files.write_index(directory)

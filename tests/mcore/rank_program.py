@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from megacode.config.run import RunConfig
 from megacode.mcore import groups
+from megacode.mcore.nodes import NODE
 from megacode.mcore.parts import Parts, build
 
 SOURCES, SEQ_LENGTH, BATCH, MICRO, VOCAB = 2, 32, 8, 2, 250
@@ -322,6 +326,7 @@ def writes(layouts: dict[str, dict[str, Any]], directory: str, dtype: str, model
     found = {}
     for name, layout in layouts.items():
         parts = started(run_config(parallel=layout, dtype=dtype, model=model))
+        stand_on_nodes(parts)
         iterate(parts, 0, 2)
         save(parts, Path(directory) / name)
         found[name] = [result["loss"] for result in iterate(parts, 2, 2)]
@@ -340,19 +345,96 @@ def reads(
         found[own] = {}
         for name in names:
             tensors.load(parts, Path(directory) / name)
+            _assert_weights_of(parts, Path(directory) / name)
             found[own][name] = [result["loss"] for result in iterate(parts, 2, 2)]
     return found
 
 
+def stand_on_nodes(parts: Parts, ranks_per_node: int = 2) -> None:
+    """Let these ranks be those of several nodes."""
+    os.environ[NODE] = f"n{parts.ranks.rank // ranks_per_node}"
+
+
+def _assert_weights_of(parts: Parts, path: Path) -> None:
+    """Every weight of this rank is the stored one, rounded: also where other ranks have read it."""
+    from megacode.checkpoint.reader import Reader
+    from megacode.mcore import pieces
+
+    held = pieces.weights(parts)
+    stored = [replace(piece, data=torch.full_like(piece.data, torch.nan)) for piece in held]
+    Reader(path).fill(stored)
+    assert held
+    for mine, read in zip(held, stored, strict=True):
+        assert torch.equal(mine.data, read.data), mine.name
+
+
+def shares(directory: str) -> dict[str, Any]:
+    """Save and load on ranks of two nodes; return what this rank `created` and `opened` by file, and `read`."""
+    from megacode.checkpoint import tensors
+
+    parts = started(run_config(parallel={"distributed_optimizer": True}))
+    stand_on_nodes(parts)
+    iterate(parts, 0, 1)
+    with _counted_files(Path(directory)) as written:
+        save(parts, Path(directory))
+    with _counted_files(Path(directory)) as loaded:
+        tensors.load(parts, Path(directory))
+    _assert_weights_of(parts, Path(directory))
+    created = {name: count for name, count in written.opened.items() if name != "index.json"}
+    return {"created": created, "opened": dict(loaded.opened), "read": loaded.bytes}
+
+
+class _Files:
+    """Which files below a directory this process opens, how often, and how many bytes it reads of them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.opened, self.bytes, self.counting = directory, Counter[str](), 0, True
+
+    def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.counting and event == "open" and str(arguments[0]).startswith(f"{self.directory}/"):
+            self.opened[Path(str(arguments[0])).name] += 1
+
+
+@contextmanager
+def _counted_files(directory: Path) -> Iterator[_Files]:
+    counted, preadv = _Files(directory), os.preadv
+
+    def counting(*arguments: Any) -> int:
+        count = preadv(*arguments)
+        counted.bytes += count
+        return count
+
+    sys.addaudithook(counted.hear)  # there is no way to remove one
+    os.preadv = counting
+    yield counted
+    os.preadv, counted.counting = preadv, False
+
+
+def fails_together(directory: str) -> list[str]:
+    """Load a checkpoint that lacks the second node's file, and one that is not there; return what was said."""
+    from megacode.base.errors import CheckpointError
+    from megacode.checkpoint import tensors
+
+    parts = started(run_config(parallel={"distributed_optimizer": True}))
+    stand_on_nodes(parts, 1)
+    save(parts, Path(directory) / "torn")
+    if parts.ranks.rank == 1:
+        (Path(directory) / "torn" / "shard_00001.safetensors").unlink()
+    said = []
+    for name in ("torn", "absent"):
+        try:
+            tensors.load(parts, Path(directory) / name)
+        except CheckpointError as error:
+            said.append(str(error))
+    return said
+
+
 def save(parts: Parts, path: Path) -> None:
     """Write a checkpoint; every rank returns when it is whole."""
-    from megacode.checkpoint import files, tensors
+    from megacode.checkpoint import tensors
 
     path.mkdir(exist_ok=True)
     tensors.save(parts, path)
-    groups.barrier()
-    if parts.ranks.rank == 0:
-        files.write_index(path)
     groups.barrier()
 
 

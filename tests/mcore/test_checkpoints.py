@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,12 @@ import pytest
 import torch
 
 from megacode.base.errors import CheckpointError
+from megacode.base.files import RunDir, read_jsonl
+from megacode.checkpoint import store
+from megacode.checkpoint.state import TrainState
+from megacode.config.training import CheckpointPolicy
+from megacode.metrics.sinks import Events
+from megacode.train.saving import Saver
 from tests.distance import furthest
 
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
@@ -81,11 +88,58 @@ def test_every_layout_goes_on_from_every_layout(on_ranks: Callable[..., list[Any
 
 
 @pytest.mark.slow
+def test_ranks_of_two_nodes_write_two_files_and_read_their_own(
+    on_ranks: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    """What each rank opens and reads is counted in its process: nothing but its own share, and each file once."""
+    found = on_ranks(4, "shares", {"directory": str(tmp_path)})
+    files = ["shard_00000.safetensors", "shard_00001.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", *files]
+    state = sum((tmp_path / file).stat().st_size for file in files)
+    for rank, one in enumerate(found):
+        assert one["created"] == {files[rank // 2]: 1}
+        assert one["opened"] == ({"index.json": 1} if rank == 0 else {}) | {files[rank // 2]: 1}
+        assert one["read"] < state / 4
+    assert sum(one["read"] for one in found) > 0.7 * state  # the rest is headers
+
+
+@pytest.mark.slow
+def test_a_file_that_one_rank_cannot_read_is_an_error_on_all(
+    on_ranks: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    """The others would wait for that rank in a collective."""
+    found = on_ranks(2, "fails_together", {"directory": str(tmp_path)})
+    assert found[0] == found[1]
+    for said, expected in zip(found[0], ("shard_00001.safetensors: the checkpoint cannot", "there is no"), strict=True):
+        assert expected in said
+
+
+@pytest.mark.slow
 def test_dropout_goes_on_bit_equal_on_ranks(on_ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
     layouts = [{}, SHARDED, {"tensor": 2}, {"pipeline": 2}]
     cases = {str(number): [{"parallel": layout, "model": DROPOUT}] for number, layout in enumerate(layouts)}
     for found in on_ranks(2, "resumes", {"cases": cases, "directory": str(tmp_path)}):
         assert all(resumed_is_bit_equal(case) for case in found.values())
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_file_that_vanishes_before_it_is_published_fails_the_save(program: ModuleType, tmp_path: Path) -> None:
+    parts, run = program.started(program.run_config(parallel=SHARDED)), RunDir(tmp_path / "a run")
+    policy = CheckpointPolicy(asynchronous=True)
+    saver = Saver(run, parts, policy, Events(run.create()), lambda seconds: None, -1)
+    saver.start(TrainState(iteration=1))
+    while saver.flags()[0]:
+        time.sleep(0.01)
+    (run.checkpoints / ".iter_0000001.saving" / "shard_00000.safetensors").unlink()
+    saver.wait()
+    assert run.iterations() == []
+    saver.start(TrainState(iteration=2))
+    saver.wait()
+    assert run.iterations() == [2]
+    assert store.damage(run.checkpoint(2)) == []
+    failed, saved = read_jsonl(run.events)
+    assert (failed["event"], saved["event"]) == ("save_failed", "save")
+    assert "shard_00000.safetensors" in failed["error"]
 
 
 @pytest.fixture
@@ -165,7 +219,7 @@ def test_no_checkpoint_is_an_error_that_names_the_place(program: ModuleType, alo
         assert str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize("victim", ["index.json", "rank_00000.safetensors"])
+@pytest.mark.parametrize("victim", ["index.json", "shard_00000.safetensors"])
 def test_a_damaged_checkpoint_is_an_error(program: ModuleType, saved: tuple[Any, Path], victim: str) -> None:
     from megacode.checkpoint import tensors
 
@@ -181,7 +235,7 @@ def test_a_model_of_another_shape_is_refused(program: ModuleType, saved: tuple[A
 
     _, path = saved
     wider = program.started(program.run_config(parallel=SHARDED, model={"ffn_hidden_size": 96}))
-    with pytest.raises(CheckpointError, match=r"linear_fc1.weight.*\n.*the model's shape is the saved one"):
+    with pytest.raises(CheckpointError, match=r"linear_fc[12].weight.*\n.*the model's shape is the saved one"):
         tensors.load(wider, path)
 
 

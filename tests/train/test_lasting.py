@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(golden: Path)
     run_whole(golden, "run_dir=whole", EVERY)
     shutil.copytree("whole", "run")
     run = RunDir("run")
-    victim = run.checkpoint(20) / "rank_00000.safetensors"
+    victim = run.checkpoint(20) / "shard_00000.safetensors"
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(golden: Path)
     assert trainer.state.iteration == 12
     assert run.latest.read_text() == "iter_0000012\n"
     assert [event["checkpoint"] for event in events("run", "corrupt")] == ["iter_0000020", "iter_0000016"]
-    assert "rank_00000.safetensors" in events("run", "corrupt")[0]["what"]
+    assert "shard_00000.safetensors" in events("run", "corrupt")[0]["what"]
     train(trainer)
     assert same_weights("whole", "run")
 

@@ -27,8 +27,9 @@ import typer
 from tokenizers import decoders, models, pre_tokenizers
 
 from megacode.base.units import format_bytes, format_count, format_seconds
-from megacode.checkpoint.files import shard_name, write_index
-from megacode.checkpoint.shards import Layout, Slot, bytes_of, write_shard
+from megacode.checkpoint.files import shard_name
+from megacode.checkpoint.regions import Slot
+from megacode.checkpoint.shards import bytes_of, write_alone
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config, validate
 from megacode.config.run import RunConfig
@@ -78,10 +79,10 @@ def write_checkpoint(config: RunConfig, directory: Path) -> int:
     shapes = mcore_shapes(config.model, Sizes.of(config.model, tokenizer.vocab_size))
     directory.mkdir()
     slots = [Slot(f"model.{name}", shape, "F32") for name, shape in shapes.items()]
-    write_shard(directory / shard_name(0), Layout(slots), (bytes_of(weight) for weight in _random(shapes)))
+    files = write_alone(directory, [(shard_name(0), slots)], (bytes_of(weight) for weight in _random(shapes)))
     state = TrainState(config=dump_config(config), tokenizer_hash=tokenizer.hash)
     state.layout = {"world_size": 1, "tensor": 1, "pipeline": 1, "context": 1}
-    state.files = write_index(directory)
+    state.files = files
     state.write(directory)
     return sum(slot.bytes for slot in slots) // 4
 
