@@ -7,7 +7,6 @@ Paths are relative to the working directory, like those of any command, and abso
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,10 @@ from megacode.config.fixes import did_you_mean
 from megacode.config.problems import problems_of, without
 from megacode.config.rules import RULES
 from megacode.config.run import RunConfig
+from megacode.config.yaml_reader import Loader, TwiceError, parse_yaml
 
 _PRESETS = Path(__file__).with_name("presets.yaml")
 _REPAIRS = 20
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose floats may be written `3e-4`, which YAML 1.1 takes for text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)$"),
-    list("-+0123456789"),
-)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -113,16 +102,12 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError("there is no such file", str(path), "give the path of a run's YAML config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"it cannot be read: {error}", str(path), "give the path of a run's YAML config") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        what = f"it is not YAML: {getattr(error, 'problem', error)}"
-        raise ConfigError(what, where, "mend the indentation, brackets or quotes there") from None
+    document = parse_yaml(text, str(path))
     if not isinstance(document, dict):
         raise ConfigError("it holds no settings", str(path), "start from a file in examples/")
     return document
@@ -143,7 +128,9 @@ def _override(raw: dict[str, Any], text: str) -> None:
         fix = "write key.path=value, for example train.global_batch_size=64"
         raise ConfigError(f"{text!r} is not an override", "command line", fix)
     try:
-        parsed = yaml.load(value, Loader=_Loader)
+        parsed = yaml.load(value, Loader=Loader)
+    except TwiceError as error:
+        raise ConfigError(f"in {text!r} {error.problem}", "command line", "remove one of them") from None
     except yaml.YAMLError:
         raise ConfigError(f"the value of {text!r} is not YAML", "command line", "quote it for the shell") from None
     *path, last = key.strip().split(".")
@@ -180,7 +167,7 @@ def _with_preset(raw: dict[str, Any], problems: list[Problem]) -> dict[str, Any]
     model = raw.get("model")
     if not isinstance(model, dict) or model.get("preset") is None:
         return raw
-    presets = yaml.safe_load(_PRESETS.read_text(encoding="utf-8"))
+    presets = parse_yaml(_PRESETS.read_text(encoding="utf-8"), str(_PRESETS))
     name = str(model["preset"])
     if name not in presets:
         problems.append(Problem(f"there is no preset {name!r}", "model.preset", did_you_mean(name, list(presets))))
