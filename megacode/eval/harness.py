@@ -10,6 +10,7 @@ them, so the scores do not depend on how many ranks there were. A task that is d
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, atomic_path, write_json
 from megacode.eval.categories import category_means
 from megacode.eval.contamination import contamination, task_items
+from megacode.eval.cuts import cut_facts, describe_cut
 from megacode.eval.loading import load_tasks, network_problem, prefetch
 from megacode.eval.models import check_model, default_out, is_scored
 from megacode.eval.partial import Part, Partial
@@ -36,6 +38,7 @@ from megacode.eval.telling import tell_run
 __all__ = ["Choices", "evaluate", "evaluate_many", "prefetch_suite", "render_scores"]
 
 BATCH_SIZE = 16
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,10 @@ def _run_task(model: Any, name: str, task: Any, choices: Choices, ranks: Ranks) 
         "questions_sha256": questions_digest(lines),
         "higher_is_better": task.higher_is_better(),
         "version": task.VERSION,
+        "cut": cut_facts(lines, model.max_length),
     }
+    if facts["cut"] is not None and ranks.first:
+        log.warning(describe_cut(name, facts))
     return {"scores": task_scores(aggregate(task, lines), lines), "facts": facts, "lines": lines}
 
 

@@ -23,6 +23,7 @@ from rich.table import Table
 from megacode.base.files import digest, file_digest, tree_digest
 from megacode.base.units import format_count, format_seconds
 from megacode.eval.contamination import describe
+from megacode.eval.cuts import describe_cut
 
 PACKAGES = ("lm_eval", "transformers", "torch", "tokenizers", "datasets")
 _LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "word_perplexity", "byte_perplexity")
@@ -77,15 +78,23 @@ def task_scores(results: Mapping[str, float], lines: Sequence[Mapping[str, Any]]
     return scores
 
 
-def item_lines(task: str, samples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one line an item for the file beside the scores: enough for a paired bootstrap and for a look."""
+def item_lines(
+    task: str, samples: Sequence[Mapping[str, Any]], cuts: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """Return one line an item for the file beside the scores: enough for a paired bootstrap and for a look.
+
+    Args:
+        task: its name.
+        samples: lm-eval's record of each item.
+        cuts: tokens that each item lost to the model's context; None: nobody counted.
+    """
     lines = []
-    for sample in samples:
+    for sample, cut in zip(samples, cuts or [0] * len(samples), strict=True):
         metrics = {metric: sample[metric] for metric in sample["metrics"]}
         answers = [answer if isinstance(answer, str) else list(answer) for answer in _flat(sample["filtered_resps"])]
         line = {"task": task, "item": sample["doc_id"], "filter": sample["filter"], "doc_hash": sample["doc_hash"]}
         names = {"metrics": sample["metrics"], "target": sample["target"], "answers": answers}
-        lines.append({**line, **metrics, **names})
+        lines.append({**line, **metrics, **names, **({"cut_tokens": cut} if cut else {})})
     return lines
 
 
@@ -106,6 +115,11 @@ def model_facts(hf_dir: Path) -> dict[str, Any]:
         "architecture": (config.get("architectures") or ["unknown"])[0],
         "megacode": json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else None,
     }
+
+
+def is_export(hf_dir: Path) -> bool:
+    """Return whether megacode exported a model: its texts then began as `BEGIN_OF_TEXT` says."""
+    return (hf_dir / "megacode.json").is_file()
 
 
 def provenance() -> dict[str, Any]:
@@ -140,6 +154,9 @@ def render_scores(document: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     if document["means"]:
         console.print(_means_table(document["means"]))
+    for task, facts in document["tasks"].items():
+        if facts.get("cut"):
+            console.print(describe_cut(task, facts), style="yellow")
     for task, why in document["left_out"].items():
         console.print(f"left out: {task}: {why}")
     console.print(describe(document["contamination"]))
