@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from megacode.base.errors import EXIT_CHECK
 from megacode.base.logs import setup_logging
+from megacode.base.outputs import check_writable
 from megacode.cli.options import (
     AcceptChangedPast,
     Config,
@@ -20,7 +22,11 @@ from megacode.cli.options import (
     print_json,
 )
 
+if TYPE_CHECKING:
+    from megacode.config.run import RunConfig
+
 app = typer.Typer()
+log = logging.getLogger(__name__)
 
 
 @app.command()
@@ -36,13 +42,28 @@ def train(
         from megacode.launch.local import run_ranks
         from megacode.train.ready import check_ready
 
-        check_ready(load_config(config, overrides or []), nproc, accept_changed_past)
+        parsed = load_config(config, overrides or [])
+        check_writable(Path(parsed.directory), "run_dir")
+        check_ready(parsed, nproc, accept_changed_past)
         flags = ["--accept-changed-past"] if accept_changed_past else []
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or []), *flags], nproc))
     setup_logging()
+    from megacode.config.loading import load_config
     from megacode.train.main import EXIT_CODES, run
 
+    if is_first_rank():
+        _check_ends(load_config(config, overrides or []))
+
     raise typer.Exit(EXIT_CODES[run(config, overrides or [], accept_changed_past=accept_changed_past)])
+
+
+def _check_ends(config: RunConfig) -> None:
+    """Say before the run what would only show after it: a place that cannot be written, a model without an export."""
+    from megacode.convert.exportable import warnings_of
+
+    check_writable(Path(config.directory), "run_dir")
+    for warning in warnings_of(config):
+        log.warning(warning)
 
 
 @app.command()

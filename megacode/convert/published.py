@@ -20,13 +20,13 @@ _FETCH = "fetch the model again"
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return a JSON object from a file; a byte order mark is let pass.
+    """Return a JSON object from a file. A byte order mark is refused: transformers does not read such a file.
 
     Raises:
         CheckpointError: it cannot be read, is no object, or holds a key twice.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once_each)
+        document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
     except OSError as error:
         raise CheckpointError(f"it cannot be read: {error.strerror}", str(path), _FETCH) from None
     except (ValueError, RecursionError) as error:

@@ -26,6 +26,7 @@ from tokenizers import Regex, decoders, normalizers
 
 from megacode.base.errors import DataError
 from megacode.base.files import write_json
+from megacode.convert.exportable import tokenizer_problems
 from megacode.convert.published import read_object
 from megacode.data.tokenizer import Tokenizer, named_token
 
@@ -35,7 +36,6 @@ SPACE = "\u2581"
 _BESIDE = ("special_tokens_map.json", "chat_template.jinja")
 _ROLES = ("bos_token", "pad_token", "unk_token")
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
-_BPE = 2
 
 
 def export_tokenizer(tokenizer: Tokenizer, out: Path, max_length: int) -> None:
@@ -49,6 +49,8 @@ def export_tokenizer(tokenizer: Tokenizer, out: Path, max_length: int) -> None:
     Raises:
         DataError: the tokenizer is of a kind that cannot be written so.
     """
+    if problems := tokenizer_problems(tokenizer):
+        raise DataError(problems=problems)
     write = _copy_huggingface if tokenizer.kind == "huggingface" else _write_sentencepiece
     settings = write(tokenizer.path, out)
     assert tokenizer.eod is not None, "an export needs a token to end texts with"
@@ -92,7 +94,7 @@ def _write_sentencepiece(path: Path, out: Path) -> dict[str, Any]:
 
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(path.read_bytes())
-    tokenizer = _model(proto, path)
+    tokenizer = _model(proto)
     tokenizer.normalizer = _normalizer(proto.normalizer_spec)
     tokenizer.decoder = _decoder(proto.normalizer_spec)
     special = [piece.piece for piece in proto.pieces if piece.type in (_UNKNOWN, _CONTROL)]
@@ -103,10 +105,8 @@ def _write_sentencepiece(path: Path, out: Path) -> dict[str, Any]:
     return {"unk_token": proto.trainer_spec.unk_piece}
 
 
-def _model(proto: Any, path: Path) -> Any:
+def _model(proto: Any) -> Any:
     spec = proto.trainer_spec
-    if spec.model_type != _BPE:  # a unigram model breaks ties its own way: some words would get other ids
-        raise DataError("only BPE models can be exported", str(path), "train one with tools/train_tokenizer.py")
     vocabulary = {piece.piece: number for number, piece in enumerate(proto.pieces)}
     return tokenizers.Tokenizer(
         tokenizers.models.BPE(

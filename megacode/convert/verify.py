@@ -188,8 +188,8 @@ def judge(walked: Walk, names: Sequence[str], export: Path, tolerance: float) ->
     text = next(name for name, row in zip(names, at, strict=True) if first_beyond([row], tolerance))
     what = (
         f"the export diverges from the checkpoint at {bad.point}: largest difference {bad.largest:.3g} where values "
-        f"reach {bad.scale:.3g}, {bad.relative:.1e} of them; {tolerance:.0e} is allowed (first seen on {text!r}; end to end "
-        f"the logits are {worst(walked.end_to_end).largest:.3g} apart)"
+        f"reach {bad.scale:.3g}, {bad.relative:.1e} of them; {tolerance:.0e} is allowed (first seen on {text!r}; "
+        f"end to end the logits are {worst(walked.end_to_end).largest:.3g} apart)"
     )
     raise VerificationError(what, str(export), NOTHING_PUBLISHED)
 
@@ -234,7 +234,11 @@ def check_config(claim: Claim, export: Path) -> None:
     from transformers import AutoConfig
 
     model = claim.config.model
-    parsed = AutoConfig.from_pretrained(export, local_files_only=True)
+    try:
+        parsed = AutoConfig.from_pretrained(export, local_files_only=True)
+    except Exception as error:  # its validators raise errors of many kinds
+        what = f"transformers cannot read it: {' '.join(str(error).split())[:300]}"
+        raise VerificationError(what, str(export / "config.json"), NOTHING_PUBLISHED) from None
     wanted = {
         layout_of(model).epsilon_key: model.layernorm_epsilon,
         "num_hidden_layers": model.num_layers,

@@ -269,7 +269,7 @@ def named_token(directory: Path, role: str) -> str:
     """Return the token that the files beside a tokenizer.json give a role, such as `eos_token`; empty if none."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         try:
-            token = json.loads((directory / name).read_text(encoding="utf-8-sig")).get(role)
+            token = json.loads((directory / name).read_text(encoding="utf-8")).get(role)
         except FileNotFoundError:
             continue
         except (OSError, ValueError, AttributeError) as error:

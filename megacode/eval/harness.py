@@ -22,6 +22,7 @@ import orjson
 
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, atomic_path, write_json
+from megacode.base.outputs import check_writable, refuse_existing
 from megacode.eval.categories import category_means
 from megacode.eval.contamination import contamination, task_items
 from megacode.eval.cuts import cut_facts, describe_cut
@@ -55,6 +56,7 @@ class Choices:
         without: tasks to leave out.
         texts: text files for bits per byte, in addition to the suite's tasks.
         missing_only: leave out models whose score file is whole already.
+        overwrite: replace a score file that is there; without, it is refused before anything is scored.
     """
 
     tasks_dir: Path | None = None
@@ -66,6 +68,7 @@ class Choices:
     without: tuple[str, ...] = ()
     texts: tuple[Path, ...] = ()
     missing_only: bool = False
+    overwrite: bool = True
 
 
 def evaluate(
@@ -106,6 +109,11 @@ def evaluate_many(
         ranks.tell([suite_of(suite, hf_dir, choices) for hf_dir in hf_dirs] if ranks.first else None)
         suites = [suite_of(suite, hf_dir, choices) for hf_dir in hf_dirs]  # the first rank has made the items by now
         targets = [out or default_out(path, one.name) for path, one, out in zip(hf_dirs, suites, outs, strict=True)]
+        if not (choices.overwrite or choices.missing_only):
+            refuse_existing(targets, False, "--out")
+        if ranks.first:
+            for target in dict.fromkeys(path.parent for path in targets):
+                check_writable(target / "scores.json", "--out")
         with surroundings(suites[0].offline, suites[0].items is not None, choices.verbose):
             _require_lm_eval()
             return _score_all(hf_dirs, suites, targets, choices, ranks)
