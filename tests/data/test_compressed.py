@@ -26,7 +26,7 @@ def test_a_file_that_was_cut_short_is_refused_with_its_last_byte(name: str, shar
     raw = compressed(name)
     path = tmp_path / name
     path.write_bytes(raw[: int(len(raw) * share)])
-    with pytest.raises(DataError, match="it is (cut short|empty)") as caught:
+    with pytest.raises(DataError, match=r"it is (cut short|empty)") as caught:
         list(read_chunks(path, 1 << 16))
     assert caught.value.problems[0].where == str(path)
     assert f"byte {path.stat().st_size:,}" in caught.value.problems[0].what
