@@ -143,7 +143,7 @@ def _generate(
             yield prompt, text.split(_STOP)[0].strip()
 
 
-def _ids(tokenizer: Any, text: str, exported: bool) -> list[int]:
+def _ids(tokenizer: Any, text: str, exported: bool = False) -> list[int]:
     """Return a prompt as the model is given it: in its own chat form if it has one, else as `PLAIN`."""
     if getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": text}]
