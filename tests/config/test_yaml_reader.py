@@ -69,5 +69,5 @@ def test_a_base_file_and_an_override_are_read_the_same_way(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"base\.yaml:11: the key 'seed' stands twice, in lines 10 and 11"):
         load_config(tmp_path / "run.yaml")
     (tmp_path / "base.yaml").write_text(RUN)
-    with pytest.raises(ConfigError, match="command line: .*the key 'web' stands twice"):
+    with pytest.raises(ConfigError, match=r"command line: .*the key 'web' stands twice"):
         load_config(tmp_path / "run.yaml", ["phases.a.blend={web: 1, web: 2}"])
