@@ -21,7 +21,7 @@ class TwiceError(yaml.MarkedYAMLError):
 class Loader(yaml.SafeLoader):
     """YAML with keys that stand once, and floats that may be written `3e-4`, which YAML 1.1 takes for text."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a mapping and look at its keys; those of merged mappings (`<<`) are not among them yet.
 
         Raises:

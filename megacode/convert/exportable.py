@@ -23,7 +23,7 @@ def export_problems(config: RunConfig) -> list[Problem]:
     Raises:
         ConfigError: there are some, and the run's own scores need exports.
     """
-    problems = []
+    problems: list[Problem] = []
     try:
         check_exportable(config.model)
     except MegacodeError as error:

@@ -35,6 +35,14 @@ SHAPE = {
     "eos_token_id": 0,
     "pad_token_id": None,
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False},
     "llama-tied": {"tie_word_embeddings": True, "head_dim": 16},
@@ -123,7 +131,7 @@ def test_the_command_says_what_it_did_and_a_second_time_refuses(tokenizer_dir: P
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, r"positions are scaled \(llama3\)"),
+        ({"rope_parameters": LLAMA3}, r"positions are scaled \(llama3\)"),
         ({"attention_bias": True}, "attention_bias is True, and megacode computes False"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', and megacode computes 'silu'"),
         ({"architectures": ["GPT2LMHeadModel"]}, "megacode has no layout for GPT2LMHeadModel"),
