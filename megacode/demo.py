@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ class _Demo:
         """Write corpus/code.jsonl, text.jsonl and markup.jsonl."""
         from megacode.data.collect import collect
 
-        report = collect(self.out / "corpus")
+        report = collect(self.out / "corpus", overwrite=True)
         for name, part in report["sources"].items():
             log.info("%s: %d documents, %s", name, part["documents"], format_bytes(part["bytes"]))
 
@@ -153,7 +154,7 @@ class _Demo:
 
         if not (self.out / "tokenizer" / "tokenizer.json").exists():
             inputs = [str(self.out / "corpus" / f"{name}.jsonl") for name in SOURCES]
-            train_tokenizer("huggingface", inputs, VOCABULARY, self.out / "tokenizer")
+            train_tokenizer("huggingface", inputs, VOCABULARY, self.out / "tokenizer", overwrite=True)
 
     def preprocess(self) -> None:
         """Write data/NAME_text_document.bin, .idx and a manifest for each source."""
@@ -166,6 +167,7 @@ class _Demo:
             prefix = str(self.out / "data" / name)
             source = str(self.out / "corpus" / f"{name}.jsonl")
             job = Job((source,), prefix, tokenizer, append_eod=True, shuffle_seed=1234, command="megacode demo")
+            job = replace(job, overwrite=True)  # a killed demo leaves files without a manifest
             if not manifest_path(job.prefix("text")).exists():
                 preprocess(job)
 

@@ -30,6 +30,7 @@ tool() {
     srun --export=ALL --ntasks=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" $CONTAINER_SRUN $CONTAINER_EXEC python3 "$@"
 }
 KEYS=${KEYS:-text}
+if [ "${SLURM_RESTART_COUNT:-0}" != 0 ]; then again=--overwrite; fi   # a requeued job replaces what it wrote itself
 set -f                                            # the tools unfold globs, and say which one names no file
 if [ -z "$OUTPUT" ]; then fail "OUTPUT is not set; give the data set's prefix, such as data/code"; fi
 
@@ -38,7 +39,7 @@ if [ -n "$MERGE_SHARDS" ]; then                   # the job that the array's fir
     for key in $KEYS; do
         whole=${OUTPUT}_${key}_document
         shards="$whole.shard_*_of_$(printf %04d "$MERGE_SHARDS")"
-        tool tools/merge_datasets.py --input "$shards" --output-prefix "$whole" "$@"
+        tool tools/merge_datasets.py --input "$shards" --output-prefix "$whole" $again "$@"
     done
     exit
 fi
@@ -62,4 +63,4 @@ if [ -n "$SLURM_ARRAY_JOB_ID" ]; then
     fi
 fi
 tool tools/preprocess_data.py --input $INPUT --output-prefix "$OUTPUT" --json-keys $KEYS --tokenizer-type "$kind" \
-    --tokenizer-model "$TOKENIZER" --workers "$SLURM_CPUS_PER_TASK" "$@"
+    --tokenizer-model "$TOKENIZER" --workers "$SLURM_CPUS_PER_TASK" $again "$@"

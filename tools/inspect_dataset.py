@@ -25,6 +25,7 @@ from megacode.data.tools import run_tool
 
 QUANTILES = (0, 10, 50, 90, 99, 100)
 SAMPLED_DOCUMENTS = 1_000_000
+LOOKED_AT = 1_000
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,9 +59,12 @@ def inspect(arguments: argparse.Namespace, console: Console) -> None:
     else:
         extent = "the whole files are" if arguments.verify else "sizes and sampled blocks are"
         console.print(f"manifest: {extent} as it says; identity {manifest.identity}", soft_wrap=True)
+    if manifest is not None and not manifest.append_eod:
+        console.print("end of documents: not marked (made without --append-eod); a run reads one endless text")
     if arguments.tokenizer:
         tokenizer = open_tokenizer(arguments.tokenizer)
         manifests.check_tokenizer(arguments.prefix, manifest, tokenizer.hash)
+        console.print(said_of_ends(data, tokenizer), soft_wrap=True)
         show_documents(data, tokenizer, arguments.documents, console)
 
 
@@ -79,6 +83,17 @@ def facts(data: IndexedDataset) -> Iterator[tuple[str, str]]:
     shown = (f"{quantile} % {value:,}" for quantile, value in zip(QUANTILES, values, strict=True))
     yield "tokens a document", ", ".join(shown) + sampled
     yield "empty documents", f"{int((lengths == 0).sum()):,}{sampled}"
+
+
+def said_of_ends(data: IndexedDataset, tokenizer: Tokenizer) -> str:
+    """Return how many of some documents end with the tokenizer's end-of-document token."""
+    if tokenizer.eod is None:
+        return "end of documents: the tokenizer has no token for it"
+    step = -(-data.documents // LOOKED_AT)
+    bounds = [data.document_bounds(document) for document in range(0, data.documents, step)]
+    lasts = [last for first, last in bounds if last >= first]
+    marked = sum(int(data.read(last, 1)[0]) == tokenizer.eod for last in lasts)
+    return f"end of documents: {marked:,} of {len(lasts):,} that were looked at end with token {tokenizer.eod}"
 
 
 def open_tokenizer(path: str) -> Tokenizer:

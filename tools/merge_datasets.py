@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     add("--output-prefix", required=True, help="prefix of the data set to make")
     add("--shuffle-seed", type=int, help="shuffle the documents (default: as the shards were made to be, or not)")
     add("--remove-shards", action="store_true", help="remove shards once the whole is on disk")
+    add("--overwrite", action="store_true", help="replace what is there already")
     return arguments
 
 
@@ -38,7 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["tools/merge_datasets.py", *(sys.argv[1:] if argv is None else argv)])
     return run_tool(
         lambda: merge(
-            given.input, given.output_prefix, given.shuffle_seed, remove_shards=given.remove_shards, command=command
+            given.input,
+            given.output_prefix,
+            given.shuffle_seed,
+            remove_shards=given.remove_shards,
+            command=command,
+            overwrite=given.overwrite,
         )
     )
 

@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
                 limits,
                 options.seed,
                 lambda source, done, _: bars.update(tasks[source], completed=done),
+                overwrite=options.overwrite,
             )
     except MegacodeError as error:
         console.print(str(error), style="red", markup=False)
@@ -58,15 +59,19 @@ def _parser() -> argparse.ArgumentParser:
         "--limit", action="append", default=[], metavar="SOURCE=BYTES", help=f"such as code=50M; default: {default}"
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed takes other files in another order")
+    parser.add_argument("--overwrite", action="store_true", help="replace what another call has collected there")
     return parser
 
 
 def _limits(settings: list[str]) -> dict[str, int]:
-    limits = dict(DEFAULT_BYTES)
+    limits, given = dict(DEFAULT_BYTES), set[str]()
     for setting in settings:
         source, separator, size = setting.partition("=")
         if not separator:
             raise ConfigError(f"{setting!r} is not SOURCE=BYTES", "--limit", "write for example --limit code=50M")
+        if source in given:
+            raise ConfigError(f"the limit of {source} is given twice", "--limit", "give it once")
+        given.add(source)
         try:
             limits[source] = parse_count(size)
         except ValueError as error:

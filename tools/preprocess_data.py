@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--shard", metavar="I/N", help="only part I of N of the input, I from 0 as in an array 0-15; then merge")
     add("--skip-bad-lines", action="store_true", help="leave out and count lines that cannot be read")
     add("--dtype", choices=("auto", "uint16", "int32"), default="auto", help="type of a token on disk")
+    add("--overwrite", action="store_true", help="replace what is there already")
     add("--partitions", type=int, default=1, help="accepted; one process with threads does the work, order is kept")
     add("--keep-sequential-samples", action="store_true", help="accepted; the order is always kept")
     for name in ("split-sentences", "find-optimal-num-workers"):
@@ -89,6 +90,7 @@ def job(arguments: argparse.Namespace, command: str) -> Job:
         log_interval=arguments.log_interval,
         command=command,
         shard=Shard.parse(arguments.shard) if arguments.shard else None,
+        overwrite=arguments.overwrite,
     )
 
 

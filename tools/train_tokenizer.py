@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     add("--vocab-size", required=True, help="tokens, special ones included, for example 32000 or 32k")
     add("--output", type=Path, required=True, help="directory to write")
     add("--max-bytes", default=str(DEFAULT_BYTES), help="learn from so much of the input, taken evenly")
+    add("--overwrite", action="store_true", help="replace what is there already")
     return arguments
 
 
@@ -38,7 +39,13 @@ def train(arguments: argparse.Namespace) -> None:
     """Train as the command line says."""
     sizes = {flag: _count(flag, getattr(arguments, flag)) for flag in ("vocab_size", "max_bytes")}
     made = train_tokenizer(
-        arguments.kind, arguments.input, sizes["vocab_size"], arguments.output, arguments.json_keys, sizes["max_bytes"]
+        arguments.kind,
+        arguments.input,
+        sizes["vocab_size"],
+        arguments.output,
+        arguments.json_keys,
+        sizes["max_bytes"],
+        arguments.overwrite,
     )
     logging.getLogger("megacode").info("%s: %d tokens, hash %s", made.path, made.vocab_size, made.hash[:12])
 

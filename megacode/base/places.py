@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
-from megacode.base.errors import EXIT_FAILURE, ConfigError, MegacodeError
+from megacode.base.errors import EXIT_FAILURE, ConfigError, MegacodeError, Problem
 
 _ANOTHER = "name a place where you may write"
 _FIXES = {
@@ -68,6 +69,8 @@ def refuse_unwritable(path: Path, where: str, directory: bool = False) -> None:
     if path.exists() and path.is_dir() != directory:
         kind, wanted = ("directory", "file") if not directory else ("file", "directory")
         raise ConfigError(f"{path} is a {kind}", where, f"name a {wanted}")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ConfigError(f"{path} may not be written", where, _ANOTHER)
     place = path if directory else path.parent
     there = next(item for item in (place, *place.absolute().parents) if item.exists())
     if not there.is_dir():
@@ -79,3 +82,20 @@ def refuse_unwritable(path: Path, where: str, directory: bool = False) -> None:
         if error.errno in _FULL:
             raise
         raise ConfigError(f"nothing can be written in {there}", where, _ANOTHER) from None
+
+
+def refuse_existing(paths: Iterable[Path], overwrite: bool, where: str) -> None:
+    """Refuse to write over what is there, unless that is asked for.
+
+    Args:
+        paths: what would be written.
+        overwrite: whether `--overwrite` was given.
+        where: the flag that names it, for the message.
+
+    Raises:
+        ConfigError: with everything that is there.
+    """
+    there = [] if overwrite else [path for path in paths if path.exists() or path.is_symlink()]
+    if there:
+        fix = "give --overwrite to replace it, or name another place"
+        raise ConfigError(problems=[Problem(f"{path} is there already", where, fix) for path in there])

@@ -37,6 +37,7 @@ def judge(
         str, typer.Option(help="Environment variable with the API key.")
     ] = "MEGACODE_JUDGE_API_KEY",
     cache: Annotated[Path | None, typer.Option(help="Directory that keeps answers and verdicts.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
     as_json: Json = False,
 ) -> None:
     """Let two models answer prompts, and a judge compare the answers in both orders."""
@@ -52,7 +53,7 @@ def judge(
     patience = Patience(timeout=timeout, tries=tries, requests_per_minute=requests_per_minute)
     settings = judging.JudgeSettings(
         Generation(max_new_tokens, temperature, seed), batch_size, device, max_judge_tokens, parallel, patience,
-        key_variable, seed, cache,
+        key_variable, seed, cache, overwrite,
     )  # fmt: skip
     if answers_only:
         print_json(judging.make_answers(hf_a, hf_b, prompts or SHIPPED, out, settings))

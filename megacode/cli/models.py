@@ -12,6 +12,7 @@ import typer
 
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
+from megacode.base.places import refuse_existing
 from megacode.cli.options import (
     Checkpoint,
     Json,
@@ -130,6 +131,7 @@ def evaluate(
     prefetch: Annotated[bool, typer.Option("--prefetch", help="Only download the suite's data sets.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Directory of data sets; absent: HF_HOME.")] = None,
     nproc: Nproc = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a score file that is there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no table.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -158,8 +160,11 @@ def evaluate(
     files = find_texts(texts or [], Path(), "--texts")
     choices = Choices(
         tasks_dir=tasks, limit=limit, batch_size=batch_size, device=device, run_code=run_generated_code,
-        without=tuple(without or ()), texts=files, missing_only=several,
+        without=tuple(without or ()), texts=files, missing_only=several, overwrite=overwrite,
     )  # fmt: skip
+    if checkpoints and out is not None:
+        refuse_existing([out], overwrite, "--out")
+        refuse_unwritable(out, "--out")
     if checkpoints:
         documents = _score_checkpoints(checkpoints, suite, choices, out, keep_exports, nproc)
     else:
@@ -197,7 +202,7 @@ def _score_on_ranks(nproc: int, suite: str | None, hf_dir: Path, out: Path, choi
     options += [part for task in choices.without for part in ("--without", task)]
     options += [part for path in choices.texts for part in ("--texts", str(path))]
     options += ["--run-generated-code"] if choices.run_code else []
-    code = run_ranks(["evaluate", str(hf_dir), "--out", str(out), "--quiet", *options], nproc)
+    code = run_ranks(["evaluate", str(hf_dir), "--out", str(out), "--quiet", "--overwrite", *options], nproc)
     if code:
         raise typer.Exit(code)
     return read_score_file(out)

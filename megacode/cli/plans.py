@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from megacode.base.errors import ConfigError, MegacodeError
+from megacode.base.errors import ConfigError
 from megacode.cli.options import AcceptChangedPast, Config, Json, Overrides, console, print_json
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def plan(
 ) -> None:
     """Show what a config will read and cost, phase by phase, before anything is started."""
     from megacode.config.loading import load_config
-    from megacode.convert.layouts import check_exportable
+    from megacode.convert.exportable import warnings_of
     from megacode.plan.cluster import Cluster, check_feasible
     from megacode.plan.scaling import parse_counts
     from megacode.train.planning import plan_run
@@ -44,10 +44,7 @@ def plan(
     document = plan_run(parsed, against, accept_changed_past, cluster)
     if dry_run or dry_run_rank:
         document["dry_run"] = _dry_run(parsed, gpus, document["vocab_size"], dry_run_rank or [])
-    try:
-        check_exportable(parsed.model)
-    except MegacodeError as error:
-        document["warnings"] += [f"no export: {problem.what}; {problem.fix}" for problem in error.problems]
+    document["warnings"] += warnings_of(parsed)
     if as_json:
         print_json(document)
     else:

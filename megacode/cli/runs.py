@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from megacode.cli.options import (
     out_file,
     print_json,
 )
+
+if TYPE_CHECKING:
+    pass
 
 app = typer.Typer()
 log = logging.getLogger(__name__)
@@ -67,16 +70,20 @@ def _opened(config: Path, overrides: list[str], ranks: int, accept_changed_past:
     do, all of them find together.
     """
     from megacode.config.loading import load_config
+    from megacode.convert.exportable import warnings_of
     from megacode.train.presence import finished_lines, is_finished, opening_lines
     from megacode.train.ready import check_ready
 
     alone = "RANK" not in os.environ and "SLURM_PROCID" not in os.environ
     try:
         plan, origin = check_ready(load_config(config, overrides), ranks, accept_changed_past, from_scratch)
+        warnings = warnings_of(plan.config)
     except MegacodeError:
         if alone:
             raise
         return False
+    for warning in warnings:
+        log.warning(warning)
     finished = alone and is_finished(plan, accept_changed_past)
     for line in finished_lines(plan) if finished else opening_lines(plan, origin, ranks):
         log.info("%s", line)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,19 +25,9 @@ from megacode.config.problems import problems_of
 from megacode.config.rules import RULES
 from megacode.config.run import RunConfig
 from megacode.config.unknown import LENIENT, UNKNOWN, while_known
+from megacode.config.yaml_reader import Loader, parse_yaml
 
 _PRESETS = Path(__file__).with_name("presets.yaml")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose floats may be written `3e-4`, which YAML 1.1 takes for text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)$"),
-    list("-+0123456789"),
-)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -55,7 +44,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     raw: dict[str, Any] = {}
     for layer in reversed(layers):
         raw = _merge(raw, copy.deepcopy(layer.document))
-    given, unusable = apply_overrides(raw, overrides, lambda text: yaml.load(text, Loader=_Loader))
+    given, unusable = apply_overrides(raw, overrides, lambda text: yaml.load(text, Loader=Loader))
     return validate(raw, Origins(layers, given), unusable)
 
 
@@ -128,7 +117,7 @@ def _read_layers(path: Path, seen: tuple[str, ...]) -> list[Layer]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError("there is no such file", str(path), "give the path of a run's YAML config") from None
     except UnicodeDecodeError:
@@ -136,16 +125,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         what = f"it cannot be read: {error.strerror}"
         raise ConfigError(what, str(path), "give the path of a run's YAML config") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        what = f"it is not YAML: {getattr(error, 'problem', None) or str(error).splitlines()[0]}"
-        raise ConfigError(what, where, "fix the indentation, brackets or quotes there") from None
-    except (ValueError, RecursionError) as error:  # such as the date 2001-99-99, or a thousand open brackets
-        what = "its brackets are nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(
-            f"it cannot be read: {what}", str(path), "put text that looks like a date in quotes"
-        ) from None
+    document = parse_yaml(text, str(path))
     if not isinstance(document, dict):
         raise ConfigError("it holds no settings", str(path), "start from a file in examples/")
     return document
@@ -164,7 +144,7 @@ def _with_preset(raw: dict[str, Any], problems: list[Problem]) -> dict[str, Any]
     model = raw.get("model")
     if not isinstance(model, dict) or model.get("preset") is None:
         return raw
-    presets = yaml.safe_load(_PRESETS.read_text(encoding="utf-8"))
+    presets = parse_yaml(_PRESETS.read_text(encoding="utf-8"), str(_PRESETS))
     name = model["preset"]
     if not isinstance(name, str) or name not in presets:
         if isinstance(name, str):

@@ -10,6 +10,7 @@ import yaml
 
 from megacode.base.errors import Problem
 from megacode.config.fixes import did_you_mean
+from megacode.config.yaml_reader import TwiceError
 
 COMMAND_LINE = "command line"
 Location = tuple[str | int, ...]  # keys of mappings and numbers of list items
@@ -73,6 +74,8 @@ def _read(raw: dict[str, Any], text: str, parse: Callable[[str], Any]) -> Overri
         raise _Unusable(f"{text!r} gives no value", fix)
     try:
         parsed = parse(value)
+    except TwiceError as error:
+        raise _Unusable(f"in {text!r} {error.problem}", "remove one of them") from None
     except (yaml.YAMLError, ValueError, RecursionError):
         raise _Unusable(f"the value of {text!r} is not YAML", "quote it for the shell") from None
     location: list[str | int] = []

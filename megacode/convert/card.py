@@ -18,6 +18,7 @@ from megacode.base.units import format_count
 from megacode.checkpoint.state import TrainState
 from megacode.convert.source import Source
 from megacode.convert.verify import Report, folded
+from megacode.data.tokenizer import BEGIN_OF_TEXT
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def facts(source: Source, report: Report, parameters: int) -> dict[str, Any]:
         "consumed_samples": state.consumed_samples,
         "consumed_tokens": state.consumed_samples * length,
         "phase": state.phase,
+        "begin_of_text": BEGIN_OF_TEXT,
         "run_dir": str(source.run.path),
         "parameters": parameters,
         "phases": phases_read(state, length),

@@ -9,20 +9,25 @@ and megacode's own model computes the logits that transformers computes. One ten
 
 from __future__ import annotations
 
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import CheckpointError, Problem
 from megacode.base.files import atomic_path
+from megacode.base.places import refuse_unwritable
+from megacode.config.model import ModelConfig
 from megacode.convert import start
-from megacode.convert.imports import model_of
+from megacode.convert.imports import architecture_of, model_of
 from megacode.convert.mapping import Sizes
 from megacode.convert.mapping import from_hf as mapped
-from megacode.convert.shards import INDEX, SINGLE, Shards
+from megacode.convert.published import ignored, parsed_config, read_object
+from megacode.convert.shards import INDEX, OUTPUT, SINGLE, Shards
 from megacode.convert.source import Source
 from megacode.convert.texts import texts_of
-from megacode.convert.verify import Claim, Report, prove
+from megacode.convert.verify import Claim, Report, prove, same_output
+
+log = logging.getLogger(__name__)
 
 
 def from_hf(model_dir: Path, out: Path) -> Report:
@@ -42,18 +47,39 @@ def from_hf(model_dir: Path, out: Path) -> Report:
     document = _document(model_dir)
     if out.exists():
         raise CheckpointError("it is there already", str(out), "give a directory that does not exist")
+    refuse_unwritable(out, "OUT", directory=True)
+    model, vocab = model_of(document, str(model_dir / "config.json")), document["vocab_size"]
+    tensors = _tensors(model_dir, model, architecture_of(document))
     with atomic_path(out) as hidden:
         hidden.mkdir(parents=True)
         start.copy_tokenizer(model_dir, hidden)
-        model, vocab = model_of(document, str(model_dir / "config.json")), document["vocab_size"]
-        config = start.config_of(model, vocab, document.get("max_position_embeddings", 2048), model_dir, hidden)
-        tensors = Shards(model_dir, tied=model.share_embeddings_and_output_weights)
+        config = start.config_of(model, vocab, document["max_position_embeddings"], model_dir, hidden)
         start.write((tensor for _, tensor in mapped(tensors, model, Sizes.of(model, vocab))), config, hidden)
         source, dtype = Source.open(hidden), tensors[next(iter(tensors))].dtype
         facts = (source.label, source.config, source.path, source.tokenizer, texts_of(source), dtype)
         report = prove(Claim(*facts, vocab=vocab), model_dir)
         start.settle(config, hidden, out)
     return report
+
+
+def _tensors(model_dir: Path, model: ModelConfig, architecture: str) -> Shards:
+    """Return the tensors that count, of files that are whole.
+
+    Raises:
+        CheckpointError: a file is damaged, or holds an output layer of its own where the config says there is none.
+    """
+    surplus = ignored(Shards(model_dir), architecture)
+    if surplus:
+        log.info("%d tensors are left out, as transformers does: %s, ...", len(surplus), surplus[0])
+    tied = model.share_embeddings_and_output_weights
+    if tied and not same_output(Shards(model_dir)):
+        fix = (
+            "set tie_word_embeddings to false in config.json to keep that output layer (transformers 5 does), "
+            "or remove it from the files to use the embedding (earlier ones do)"
+        )
+        what = f"tie_word_embeddings is true, and {OUTPUT} in the files differs from the embedding"
+        raise CheckpointError(what, str(model_dir), fix)
+    return Shards(model_dir, tied=tied, left_out=surplus)
 
 
 def _document(model_dir: Path) -> dict[str, Any]:
@@ -65,5 +91,6 @@ def _document(model_dir: Path) -> dict[str, Any]:
     if missing:
         fix = "give the directory of a downloaded model: safetensors, config.json and tokenizer.json"
         raise CheckpointError(problems=[Problem(f"there is no {name}", str(model_dir), fix) for name in missing])
-    document: dict[str, Any] = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    return document
+    where = model_dir / "config.json"
+    raw = read_object(where)
+    return {**parsed_config(raw, str(where)), "architectures": raw.get("architectures")}

@@ -6,23 +6,25 @@ In memory at a time: one tensor while writing; one, or one block, while proving 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import CheckpointError, ConfigError, Problem, VerificationError
 from megacode.base.files import atomic_path, write_json
+from megacode.base.places import refuse_unwritable
 from megacode.convert import push
 from megacode.convert.card import FILE_NAME, note_elsewhere, write_card
 from megacode.convert.layouts import hf_config, layout_of
 from megacode.convert.mapping import VOCABULARY, Sizes, hf_shapes
 from megacode.convert.mapping import to_hf as mapped
+from megacode.convert.published import read_object
 from megacode.convert.shards import write_shards
 from megacode.convert.source import Source
 from megacode.convert.texts import texts_of
-from megacode.convert.tokenizer import export_tokenizer
+from megacode.convert.tokenizer import export_tokenizer, named_id
 from megacode.convert.verify import TYPES, Claim, Report, prove
+from megacode.data.tokenizer import Tokenizer
 
 
 def to_hf(
@@ -63,6 +65,7 @@ def to_hf(
     source = Source.open(checkpoint)
     layout_of(source.config.model)
     _check_out(out, source, force)
+    refuse_unwritable(out, "OUT", directory=True)
     texts = texts_of(source, text)
     kind = TYPES[dtype or source.config.precision.dtype]
     claim = Claim(source.label, source.config, source.path, source.tokenizer, texts, kind)
@@ -94,14 +97,23 @@ def write_model(claim: Claim, out: Path, max_shard_size: int | str = "5GB") -> i
     tensors = mapped(weights, model, sizes)
     parameters = write_shards(tensors, hf_shapes(model, sizes), claim.dtype, out, max_shard_size)
     dtype = str(claim.dtype).removeprefix("torch.")
-    write_json(out / "config.json", hf_config(model, vocab, train.seq_length, tokenizer.eod, dtype))
-    write_json(out / "generation_config.json", _generation(tokenizer.eod))
+    document = hf_config(model, vocab, train.seq_length, tokenizer.eod, dtype)
+    if (own := named_id(tokenizer, "bos_token")) is not None:
+        document["bos_token_id"] = own
+    write_json(out / "config.json", document)
+    write_json(out / "generation_config.json", _generation(tokenizer))
     export_tokenizer(tokenizer, out, train.seq_length)
     return parameters
 
 
-def _generation(eod: int | None) -> dict[str, Any]:
-    """A text begins where another ended: the end of a document is the only sign of a beginning the model has seen."""
+def _generation(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return how the model generates: an imported one's own settings, else from the end of a document on.
+
+    A text begins where another ended: the end of a document is the only sign of a beginning the model has seen.
+    """
+    own, eod = tokenizer.path.with_name("generation_config.json"), tokenizer.eod
+    if own.is_file():
+        return read_object(own)
     return {"bos_token_id": eod, "eos_token_id": eod, "pad_token_id": eod, "do_sample": False}
 
 
@@ -127,7 +139,7 @@ def _check_out(out: Path, source: Source, force: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     card = out / FILE_NAME
-    document = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    document = read_object(card) if card.is_file() else {}
     if document.get("checkpoint") != source.identity():
         what = f"it is in use, and not by an export of {source.label}"
         raise CheckpointError(what, str(out), "give a directory that does not exist, or remove this one")

@@ -9,33 +9,18 @@ from megacode.base.errors import CheckpointError, Problem
 from megacode.config.model import ModelConfig
 from megacode.convert.layouts import LAYOUTS, STABLELM, Layout
 
-# Where transformers' class would compute something else if a key that a config may leave out is absent.
-_ABSENT: dict[str, Any] = {
-    "attention_bias": False,
-    "mlp_bias": False,
-    "logit_scale": 0.0625,
-    "use_qk_norm": False,
-    "use_parallel_residual": False,
-    "use_qkv_bias": False,
-    "qk_layernorm": False,
-    "hidden_dropout": 0.0,
-    "partial_rotary_factor": 0.25,
-    "hidden_act": "silu",
-}
-_TIED = {"cohere": True}  # by default, by the kind of model
-
 
 def model_of(document: Mapping[str, Any], where: str) -> ModelConfig:
     """Return the model that a config.json describes.
 
     Args:
-        document: of the file.
+        document: of the file, as transformers parses it: absent keys have its class's defaults.
         where: its path, for messages.
 
     Raises:
         CheckpointError: with everything in it that megacode does not compute.
     """
-    architecture = (document.get("architectures") or ["none"])[0]
+    architecture = architecture_of(document)
     found = [item for item in LAYOUTS.items() if item[1].architecture == architecture]
     if not found:
         known = ", ".join(layout.architecture for layout in LAYOUTS.values())
@@ -55,25 +40,27 @@ def model_of(document: Mapping[str, Any], where: str) -> ModelConfig:
         kv_channels=None if head * heads == hidden else head,
         block=block,
         normalization=norm,
-        layernorm_epsilon=document.get(layout.epsilon_key, 1e-5),
-        rotary_base=_rope(document).get("rope_theta", document.get("rope_theta", 10000.0)),
-        share_embeddings_and_output_weights=document.get("tie_word_embeddings", _TIED.get(layout.model_type, False)),
-        init_method_std=document.get("initializer_range", 0.02),
+        layernorm_epsilon=document[layout.epsilon_key],
+        rotary_base=document["rope_parameters"]["rope_theta"],
+        share_embeddings_and_output_weights=document["tie_word_embeddings"],
+        init_method_std=document["initializer_range"],
     )
 
 
+def architecture_of(document: Mapping[str, Any]) -> str:
+    """Return the class that a config.json names, or `none`."""
+    named = document.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else "none"
+
+
 def _rope(document: Mapping[str, Any]) -> dict[str, Any]:
-    return document.get("rope_parameters") or document.get("rope_scaling") or {}
+    return document.get("rope_parameters") or {}
 
 
 def _differences(document: Mapping[str, Any], layout: Layout, where: str) -> Iterator[Problem]:
     """Yield what the model computes otherwise than megacode."""
     rope = _rope(document)
-    given = {
-        **_ABSENT,
-        **document,
-        **({"partial_rotary_factor": rope["partial_rotary_factor"]} if "partial_rotary_factor" in rope else {}),
-    }
+    given = {**document, **{key: rope[key] for key in ("partial_rotary_factor",) if key in rope}}
     for key, wanted in {**layout.constants, "hidden_act": "silu"}.items():
         if given.get(key) != wanted:
             fix = "choose a model without it"

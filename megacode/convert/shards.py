@@ -7,20 +7,24 @@ written at its place when it comes, cast block by block: one tensor is in memory
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megacode.base.errors import CheckpointError
 from megacode.base.files import write_json
+from megacode.convert.published import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_OUTPUT = "lm_head.weight"
+OUTPUT, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_FETCH = "fetch the model again"
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _ALIGNED = 8  # bytes; what safetensors itself does
 _BLOCK = 1 << 22  # elements cast and written at once
@@ -90,31 +94,43 @@ class Shards(Mapping[str, Tensor]):
     Args:
         path: the directory, with one safetensors file, or several and an index.
         tied: the output layer is the embedding: where a file repeats it, it is left out.
+        left_out: further names that do not count.
+
+    Raises:
+        CheckpointError: on first use, if a file is missing, was cut short, or lacks what the index says it holds.
     """
 
-    def __init__(self, path: Path, *, tied: bool = False) -> None:
-        self._path, self._left_out = path, _OUTPUT if tied else ""
+    def __init__(self, path: Path, *, tied: bool = False, left_out: Collection[str] = ()) -> None:
+        self._path, self._left_out = path, {*left_out, *([OUTPUT] if tied else [])}
 
     @cached_property
     def _files(self) -> dict[str, Path]:
+        """The file of each tensor. Each file's header is read, which shows a download that did not end."""
         index = self._path / INDEX
-        if index.exists():
-            document: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))
-            return self._wanted({name: self._path / file for name, file in document["weight_map"].items()})
-        with safe_open(str(self._path / SINGLE), framework="pt") as file:
-            return self._wanted(dict.fromkeys(file.keys(), self._path / SINGLE))
+        if not index.exists():
+            return self._wanted(dict.fromkeys(_names_in(self._path / SINGLE), self._path / SINGLE))
+        weight_map = read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise CheckpointError("it has no weight_map of tensors to files", str(index), _FETCH)
+        held = {file: set(_names_in(self._path / file)) for file in sorted(set(weight_map.values()))}
+        lacking = [(name, file) for name, file in weight_map.items() if name not in held[file]]
+        if lacking:
+            what = f"it does not hold {lacking[0][0]}, though {INDEX} says so"
+            raise CheckpointError(what, str(self._path / lacking[0][1]), _FETCH)
+        return self._wanted({name: self._path / file for name, file in weight_map.items()})
 
     def _wanted(self, files: dict[str, Path]) -> dict[str, Path]:
-        return {name: file for name, file in files.items() if name != self._left_out}
+        return {name: file for name, file in files.items() if name not in self._left_out}
 
     def __getitem__(self, name: str) -> Tensor:
         """Read one tensor."""
-        with safe_open(str(self._files[name]), framework="pt") as file:
-            return file.get_tensor(name)
+        with _opened(self._files[name]) as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
 
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Read some rows of a tensor."""
-        with safe_open(str(self._files[name]), framework="pt") as file:
+        with _opened(self._files[name]) as file:
             rows: Tensor = file.get_slice(name)[first:last]
             return rows
 
@@ -125,3 +141,21 @@ class Shards(Mapping[str, Tensor]):
     def __len__(self) -> int:
         """Return the number of tensors."""
         return len(self._files)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; whatever the library raises names the file."""
+    if not path.is_file():
+        raise CheckpointError("there is no such file, and the model needs it", str(path), _FETCH)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        what = f"it cannot be read, and may be cut short: {' '.join(str(error).split())}"
+        raise CheckpointError(what, str(path), _FETCH) from None
+
+
+def _names_in(path: Path) -> list[str]:
+    with _opened(path) as file:
+        return list(file.keys())

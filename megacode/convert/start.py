@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from megacode.config.run import RunConfig
 from megacode.convert.mapping import Sizes, mcore_shapes
 from megacode.mcore.optimizer_state import WEIGHT
 
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+              "generation_config.json")  # fmt: skip
 
 
 def config_of(model: ModelConfig, vocab: int, seq_length: int, origin: Path, hidden: Path) -> RunConfig:
@@ -34,7 +36,7 @@ def config_of(model: ModelConfig, vocab: int, seq_length: int, origin: Path, hid
         hidden: the checkpoint under way, which holds the tokenizer.
     """
     raw: dict[str, Any] = {
-        "name": origin.resolve().name.replace(" ", "-"),
+        "name": _run_name(origin),
         "model": {**model.model_dump(mode="json", exclude_none=True), "vocab_size": vocab},
         "tokenizer": {"kind": "huggingface", "path": str(hidden / "tokenizer")},
         "sources": {"unknown": {"path": "unknown", "tokens": 1 << 40}},
@@ -49,6 +51,11 @@ def config_of(model: ModelConfig, vocab: int, seq_length: int, origin: Path, hid
         "train": {"seq_length": seq_length, "global_batch_size": 1},
     }
     return validate(raw, str(origin))
+
+
+def _run_name(origin: Path) -> str:
+    """Return a run's name from a directory's, which may be called anything."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", origin.resolve().name).strip("-.") or "model"
 
 
 def copy_tokenizer(directory: Path, hidden: Path) -> None:

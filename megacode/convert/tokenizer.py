@@ -1,6 +1,6 @@
 """The run's tokenizer, as files that transformers loads and that give the same ids.
 
-A Hugging Face tokenizer is copied; only `tokenizer_config.json` is written anew, because without a class in it
+A Hugging Face tokenizer is copied; only `tokenizer_config.json` is written again, because without a class in it
 transformers picks the one usual for the architecture, which re-builds the tokenizer with its own pre-tokenizer and so
 gives other ids. A SentencePiece model becomes a `tokenizer.json`:
 
@@ -16,6 +16,7 @@ so that prompts can hold special tokens.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,42 +26,67 @@ from tokenizers import Regex, decoders, normalizers
 
 from megacode.base.errors import DataError
 from megacode.base.files import write_json
-from megacode.data.tokenizer import Tokenizer
+from megacode.convert.exportable import tokenizer_problems
+from megacode.convert.published import read_object
+from megacode.data.tokenizer import Tokenizer, named_token
+
+log = logging.getLogger(__name__)
 
 SPACE = "\u2581"
 _BESIDE = ("special_tokens_map.json", "chat_template.jinja")
+_ROLES = ("bos_token", "pad_token", "unk_token")
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6
-_BPE = 2
 
 
 def export_tokenizer(tokenizer: Tokenizer, out: Path, max_length: int) -> None:
     """Write a run's tokenizer into an export.
 
     Args:
-        tokenizer: the run's; the token that ends a document becomes eos, bos and padding.
+        tokenizer: the run's; the token that ends a document becomes eos, and bos and padding where none are named.
         out: the export, which exists.
         max_length: tokens the model was trained to see at once.
 
     Raises:
         DataError: the tokenizer is of a kind that cannot be written so.
     """
+    if problems := tokenizer_problems(tokenizer):
+        raise DataError(problems=problems)
     write = _copy_huggingface if tokenizer.kind == "huggingface" else _write_sentencepiece
     settings = write(tokenizer.path, out)
     assert tokenizer.eod is not None, "an export needs a token to end texts with"
     end = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json")).id_to_token(tokenizer.eod)
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    settings |= {"eos_token": end, "bos_token": end, "pad_token": end, "model_max_length": max_length}
+    settings |= {"eos_token": end, "model_max_length": max_length}
+    settings |= {
+        role: settings.get(role) or end for role in ("bos_token", "pad_token")
+    }  # an imported one keeps its own
+    settings |= {role: False for role in ("add_bos_token", "add_eos_token") if role in settings}
     write_json(out / "tokenizer_config.json", settings)
 
 
+def named_id(tokenizer: Tokenizer, role: str) -> int | None:
+    """Return the id of the token that a Hugging Face tokenizer's files give a role; None if they give none."""
+    if tokenizer.kind != "huggingface" or not (name := named_token(tokenizer.path.parent, role)):
+        return None
+    found: int | None = tokenizers.Tokenizer.from_file(str(tokenizer.path)).token_to_id(name)
+    return found
+
+
 def _copy_huggingface(path: Path, out: Path) -> dict[str, Any]:
-    shutil.copyfile(path, out / "tokenizer.json")
+    document = json.loads(path.read_bytes())
+    added = tokenizers.Tokenizer.from_file(str(path)).encode("").tokens
+    if added:  # training data have none of them, see BEGIN_OF_TEXT
+        log.warning("the export's tokenizer does not add %s to texts: the training data have none", ", ".join(added))
+        document["post_processor"] = None
+        (out / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False, indent=2), encoding="utf-8")
+    else:
+        shutil.copyfile(path, out / "tokenizer.json")
     for name in _BESIDE:
         if (path.parent / name).is_file():
             shutil.copyfile(path.parent / name, out / name)
     config = path.with_name("tokenizer_config.json")
-    settings: dict[str, Any] = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return settings
+    settings = read_object(config) if config.is_file() else {}
+    return {**settings, **{role: name for role in _ROLES if (name := named_token(path.parent, role))}}
 
 
 def _write_sentencepiece(path: Path, out: Path) -> dict[str, Any]:
@@ -68,7 +94,7 @@ def _write_sentencepiece(path: Path, out: Path) -> dict[str, Any]:
 
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(path.read_bytes())
-    tokenizer = _model(proto, path)
+    tokenizer = _model(proto)
     tokenizer.normalizer = _normalizer(proto.normalizer_spec)
     tokenizer.decoder = _decoder(proto.normalizer_spec)
     special = [piece.piece for piece in proto.pieces if piece.type in (_UNKNOWN, _CONTROL)]
@@ -79,10 +105,8 @@ def _write_sentencepiece(path: Path, out: Path) -> dict[str, Any]:
     return {"unk_token": proto.trainer_spec.unk_piece}
 
 
-def _model(proto: Any, path: Path) -> Any:
+def _model(proto: Any) -> Any:
     spec = proto.trainer_spec
-    if spec.model_type != _BPE:  # a unigram model breaks ties its own way: some words would get other ids
-        raise DataError("only BPE models can be exported", str(path), "train one with tools/train_tokenizer.py")
     vocabulary = {piece.piece: number for number, piece in enumerate(proto.pieces)}
     return tokenizers.Tokenizer(
         tokenizers.models.BPE(

@@ -2,13 +2,14 @@
 
 Four checks, each with an error of its own, in the order in which they explain each other:
 
-1. The vocabulary: config.json, the embedding and the tokenizer agree on the number of tokens. A padded row too many,
-   and a model can say what no tokenizer can read.
+1. The config: config.json, the embedding and the tokenizer agree on the number of tokens. A padded row too many, and
+   a model can say what no tokenizer can read. What transformers' own parser makes of it is the checkpoint's config.
 2. The tokenizer: transformers' gives the ids that the run's gives, on every text.
 3. Every step of the forward pass, given the same, computes the same on real text (see `lockstep`), the logits last;
    the first that does not is named. What the export's whole forward pass makes of it, logits, loss and greedy choice,
    is reported and not judged: a model may blow up the rounding of float32 without being wrong.
-4. The weights in the files, mapped back, are the checkpoint's bit for bit: texts do not touch every row.
+4. The weights in the files, mapped back, are the checkpoint's bit for bit: texts do not touch every row. All tensors
+   of the files count, but those that transformers leaves out by its own rules.
 
 Where the export's type is narrower than the checkpoint's, both sides compute with the rounded weights, so that the
 tolerance stays that of a layout; what rounding itself does to the logits is measured and reported, not judged.
@@ -18,7 +19,6 @@ Memory is bounded by the largest tensor: neither model is ever whole.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,10 +34,12 @@ from megacode.checkpoint.tensors import Weights
 from megacode.config.run import RunConfig
 from megacode.convert.compare import TOLERANCE, Difference, first_beyond, worst
 from megacode.convert.exported import NOTHING_PUBLISHED, Exported
+from megacode.convert.layouts import layout_of
 from megacode.convert.lockstep import Walk, walk
 from megacode.convert.mapping import Sizes, from_hf
+from megacode.convert.published import ignored, read_object
 from megacode.convert.reference import Reference, alone
-from megacode.convert.shards import Shards
+from megacode.convert.shards import EMBEDDING, OUTPUT, Shards
 from megacode.convert.texts import Text
 from megacode.data.tokenizer import Tokenizer
 
@@ -139,8 +141,9 @@ def prove(claim: Claim, export: Path, tolerance: float = TOLERANCE) -> Report:
     Raises:
         VerificationError: it does not; the message names the first thing that differs.
     """
-    document = json.loads((export / "config.json").read_text(encoding="utf-8"))
+    document = read_object(export / "config.json")
     _check_vocabulary(document, claim.rows, export)
+    check_config(claim, export)
     compared = check_tokenizer(claim.tokenizer, export, claim.texts)
     walked = _walked(claim, export)
     points = judge(walked, [text.name for text in claim.texts], export, tolerance)
@@ -184,9 +187,9 @@ def judge(walked: Walk, names: Sequence[str], export: Path, tolerance: float) ->
     at = walked.points[combined.index(bad)]
     text = next(name for name, row in zip(names, at, strict=True) if first_beyond([row], tolerance))
     what = (
-        f"the export parts from the checkpoint at {bad.point}: largest difference {bad.largest:.3g} where values reach "
-        f"{bad.scale:.3g}, {bad.relative:.1e} of them; {tolerance:.0e} is allowed (first seen on {text!r}; end to end "
-        f"the logits are {worst(walked.end_to_end).largest:.3g} apart)"
+        f"the export diverges from the checkpoint at {bad.point}: largest difference {bad.largest:.3g} where values "
+        f"reach {bad.scale:.3g}, {bad.relative:.1e} of them; {tolerance:.0e} is allowed (first seen on {text!r}; "
+        f"end to end the logits are {worst(walked.end_to_end).largest:.3g} apart)"
     )
     raise VerificationError(what, str(export), NOTHING_PUBLISHED)
 
@@ -198,9 +201,56 @@ def check_weights(claim: Claim, export: Path) -> None:
         VerificationError: one is not equal bit for bit; its name in the checkpoint is given.
     """
     weights, sizes, model = claim.weights(), Sizes.of(claim.config.model, claim.rows), claim.config.model
-    for name, tensor in from_hf(Shards(export, tied=model.share_embeddings_and_output_weights), model, sizes):
+    tied, everything = model.share_embeddings_and_output_weights, Shards(export)
+    if tied and not same_output(everything):
+        what = f"{OUTPUT} in the files is not the embedding, and the checkpoint has no output layer of its own"
+        raise VerificationError(what, str(export), NOTHING_PUBLISHED)
+    left_out = ignored(everything, layout_of(model).architecture)
+    for name, tensor in from_hf(Shards(export, tied=tied, left_out=left_out), model, sizes):
         if not _equal(tensor, weights[name][: len(tensor)], claim.dtype):
             raise VerificationError(f"{name} in the files is not the checkpoint's", str(export), NOTHING_PUBLISHED)
+
+
+def same_output(files: Shards) -> bool:
+    """Tell whether the files' output layer, where they hold one, is the embedding bit for bit; in memory: some rows."""
+    if OUTPUT not in files or EMBEDDING not in files:
+        return True
+    rows, first = 1, 0
+    while len(ours := files.rows(OUTPUT, first, first + rows)):
+        if not torch.equal(ours, files.rows(EMBEDDING, first, first + rows)):
+            return False
+        rows, first = max(1, _BLOCK // ours.shape[-1]), first + len(ours)
+    return True
+
+
+def check_config(claim: Claim, export: Path) -> None:
+    """Hold what transformers takes from config.json, its defaults included, against the checkpoint's config.
+
+    A norm's epsilon or the base of rotary positions that is a little off hides below the tolerance of the logits.
+
+    Raises:
+        VerificationError: a value differs; it is named.
+    """
+    from transformers import AutoConfig
+
+    model = claim.config.model
+    try:
+        parsed = AutoConfig.from_pretrained(export, local_files_only=True)
+    except Exception as error:  # its validators raise errors of many kinds
+        what = f"transformers cannot read it: {' '.join(str(error).split())[:300]}"
+        raise VerificationError(what, str(export / "config.json"), NOTHING_PUBLISHED) from None
+    wanted = {
+        layout_of(model).epsilon_key: model.layernorm_epsilon,
+        "num_hidden_layers": model.num_layers,
+        "num_key_value_heads": model.query_groups,
+        "tie_word_embeddings": model.share_embeddings_and_output_weights,
+    }
+    found = {key: getattr(parsed, key, None) for key in wanted}
+    wanted["rope_theta"], found["rope_theta"] = model.rotary_base, parsed.rope_parameters["rope_theta"]
+    for key, value in wanted.items():
+        if found[key] != value:
+            what = f"transformers takes {key} to be {found[key]!r}, the checkpoint has {value!r}"
+            raise VerificationError(what, str(export / "config.json"), NOTHING_PUBLISHED)
 
 
 def _equal(tensor: Tensor, kept: Tensor, dtype: torch.dtype) -> bool:

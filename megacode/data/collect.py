@@ -29,6 +29,7 @@ import orjson
 
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.files import atomic_path, digest, file_digest, write_json
+from megacode.base.places import refuse_existing, refuse_unwritable
 from megacode.data.candidates import Candidate, candidates, default_roots
 from megacode.data.extract import manual_page_text, package_description, split_docstrings
 from megacode.data.filters import LIMITS, reason_to_drop
@@ -95,6 +96,7 @@ def collect(
     limits: Mapping[str, int] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Collect real files into `code.jsonl`, `text.jsonl` and `markup.jsonl`, and write the report `collect.json`.
 
@@ -106,12 +108,13 @@ def collect(
         limits: bytes of UTF-8 text per source, default `DEFAULT_BYTES`; a source with 0 is left out.
         seed: another seed takes other files in another order.
         progress: called with (source, bytes so far, limit).
+        overwrite: replace what another call has collected there.
 
     Returns:
         The report: settings, documents, bytes and hash of each source, and what was dropped for which reason.
 
     Raises:
-        ConfigError: for an unknown source or a root that is not there.
+        ConfigError: for an unknown source or a root that is not there, or if `output` holds another corpus.
         DataError: if a source that was asked for got no document.
     """
     limits = _checked_limits(DEFAULT_BYTES if limits is None else limits)
@@ -119,6 +122,10 @@ def collect(
     settings = {"rules": RULES, "roots": [str(root) for root in places], "limits": limits, "seed": seed}
     if (report := _finished(output, settings)) is not None:
         return report
+    refuse_existing(
+        [output / name for name in (*(f"{source}.jsonl" for source in limits), REPORT)], overwrite, "--output"
+    )
+    refuse_unwritable(output, "--output", directory=True)
     selection = _select(candidates(places, seed), limits, progress)
     for source in limits:
         if not selection.documents.get(source):

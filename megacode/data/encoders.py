@@ -179,9 +179,9 @@ class Race:
         self._sample_bytes, self._batch_bytes = sample_bytes, batch_bytes
         self._batches = 0
 
-    def first_difference(self, texts: Sequence[str], specials: Sequence[str] = ()) -> str | None:
-        """Return a text on which the two differ, out of the probes, the special tokens, and the head of `texts`."""
-        probes = [*PROBES, *(f"a{special} b{special}\n{special}" for special in specials)]
+    def first_difference(self, texts: Sequence[str], added: Sequence[str] = ()) -> str | None:
+        """Return a text on which the two differ, out of the probes, the added tokens, and the head of `texts`."""
+        probes = [*PROBES, *(probe for token in added for probe in probes_of(token))]
         return self._compare([*probes, *pieces(texts, self._sample_bytes, self._sample_bytes // 8)])
 
     def check(self, texts: Sequence[str]) -> str | None:
@@ -199,6 +199,16 @@ class Race:
             if not np.array_equal(mine, theirs[their_offsets[number] : their_offsets[number + 1]]):
                 return text
         return None
+
+
+def probes_of(token: str) -> tuple[str, ...]:
+    """Return texts that show how an added token is found: within words, among white space, twice, in other letters."""
+    return (
+        f"a{token} b{token}\n{token}",
+        f"{token}{token} x  {token}  y",
+        f"\t{token}\n {token}word.{token}",
+        f"{token.upper()} a{token.lower()}b {token[:-1]} {token[1:]}",
+    )
 
 
 def pieces(texts: Sequence[str], total: int, longest: int, turn: int = 0) -> list[str]:

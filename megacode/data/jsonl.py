@@ -1,26 +1,26 @@
-"""JSON lines: plain, gzip or zstandard files, read in chunks of whole lines, with the number of each bad line."""
+"""JSON lines: plain, gzip or zstandard files, read in chunks of whole lines, with the number of each bad line.
+
+One rule for every JSON-lines file that a user gives, whoever reads it: lines end at a line feed, blank ones are left
+out, each other one is a JSON object in UTF-8, and a text in it holds whole characters only. `read_objects` reads small
+files (prompts, texts to score) a line at a time, `read_chunks` and `parse` whole corpora.
+"""
 
 from __future__ import annotations
 
 import glob
-import gzip
 import json
-import platform
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
-import zstandard
 
 from megacode.base.errors import ConfigError, DataError
+from megacode.data.compressed import BAD_STREAM, NOT_READ, CutShortError, decompressed, is_compressed, versions
 
 CHUNK_BYTES = 4 << 20
-_COMPRESSED = (".gz", ".zst", ".zstd")
-_BAD_STREAM = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def find_inputs(patterns: Sequence[str]) -> list[Path]:
     """Return the files that some paths and globs name: in the order given, those of a glob sorted.
 
     Raises:
-        DataError: if a path or glob names no file.
+        DataError: if a path or glob names no file, or one in a format that is not read.
         ConfigError: if two of them name the same file.
     """
     found: list[Path] = []
@@ -80,6 +80,10 @@ def find_inputs(patterns: Sequence[str]) -> list[Path]:
             fix = "give JSON-lines files, or a quoted glob of them"
             raise DataError("there is no such file", f"--input {pattern}", fix)
         found += files
+    for path in found:
+        if path.suffix in NOT_READ:
+            fix = "decompress it, or convert it to JSON lines; .gz and .zst are read as they are"
+            raise DataError(f"files of the kind {path.suffix} are not read", str(path), fix)
     twice = [path for path, times in Counter(found).items() if times > 1]
     if twice:
         fix = "its documents would come twice; name it once"
@@ -101,25 +105,31 @@ def read_chunks(path: Path, size: int = CHUNK_BYTES, start: int = 0, end: int | 
         DataError: if it cannot be read or decompressed.
     """
     end = path.stat().st_size if end is None else end
-    cut = _chunks_in if _is_compressed(path) else _lines_in
+    cut = _chunks_in if is_compressed(path) else _lines_in
     try:
         with path.open("rb") as file:
-            yield from cut(path, file, size, start, end)
-    except _BAD_STREAM as error:
-        raise DataError(f"it cannot be decompressed: {error}", str(path), "fetch the file again") from None
+            try:
+                yield from cut(path, file, size, start, end)
+            except BAD_STREAM as error:
+                raise _bad_stream(path, file.tell(), error) from None
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror}", str(path), "check its permissions") from None
 
 
-def _is_compressed(path: Path) -> bool:
-    return path.suffix in _COMPRESSED
+def _bad_stream(path: Path, position: int, error: Exception) -> DataError:
+    """Return what a file that cannot be decompressed to its end is told as, with the byte it was read up to."""
+    size = path.stat().st_size
+    short = isinstance(error, EOFError)  # gzip's own word for it, and ours
+    said = error if isinstance(error, CutShortError) or not short else "it is cut short"
+    at = f"at its end, byte {size:,}" if short else f"before byte {position:,} of {size:,}"
+    return DataError(f"it cannot be decompressed: {said} ({at})", str(path), "fetch the file again")
 
 
 def cut_by(paths: Sequence[Path]) -> str:
     """Return what decides where these files can be cut: the libraries that read compressed ones; else nothing."""
-    if not any(map(_is_compressed, paths)):
+    if not any(map(is_compressed, paths)):
         return ""
-    return f"Python {platform.python_version()}, zstandard {zstandard.__version__}, chunks of {CHUNK_BYTES}"
+    return f"{versions()}, chunks of {CHUNK_BYTES}"
 
 
 def _lines_in(path: Path, file: BinaryIO, size: int, start: int, end: int) -> Iterator[Chunk]:
@@ -154,18 +164,12 @@ class _Head:
 def _chunks_in(path: Path, file: BinaryIO, size: int, start: int, end: int) -> Iterator[Chunk]:
     """Yield the chunks of a compressed file for which reading went on in some of its bytes."""
     last, begin = path.stat().st_size - 1, 0
-    for chunk in _whole_lines(path, file, _decompressed(path, file), size):
+    for chunk in _whole_lines(path, file, decompressed(path, file), size):
         if min(begin, last) >= end:  # where all is read, what is left to decompress belongs to the last byte
             return
         if begin >= start:
             yield chunk
         begin += chunk.read_bytes
-
-
-def _decompressed(path: Path, file: BinaryIO) -> Any:
-    if path.suffix == ".gz":
-        return gzip.open(file, "rb")
-    return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
 
 
 def _whole_lines(path: Path, file: BinaryIO, stream: Any, size: int) -> Iterator[Chunk]:
@@ -201,6 +205,8 @@ def parse(chunk: Chunk, keys: Sequence[str], skip_bad_lines: bool = False) -> tu
         texts = {key: [row[key] for row in rows] for key in keys}
     except (ValueError, KeyError, TypeError):
         return _parse_one_by_one(chunk, keys, skip_bad_lines)
+    if any(chunk.data.count(_as_key(key)) > len(rows) for key in keys):  # a key may stand twice in one object
+        return _parse_one_by_one(chunk, keys, skip_bad_lines)
     if all(set(map(type, column)) <= {str} for column in texts.values()):
         return {key: Texts(column) for key, column in texts.items()}, 0
     return _parse_one_by_one(chunk, keys, skip_bad_lines)
@@ -217,7 +223,7 @@ def _parse_one_by_one(chunk: Chunk, keys: Sequence[str], skip: bool) -> tuple[di
             row = _row(line, keys)
         except ValueError as error:
             if not skip:
-                fix = "mend the line, or give --skip-bad-lines to leave such lines out and count them"
+                fix = "correct the line, or give --skip-bad-lines to leave such lines out and count them"
                 raise DataError(str(error), chunk.place(number), fix) from None
             bad += 1
             continue
@@ -227,24 +233,82 @@ def _parse_one_by_one(chunk: Chunk, keys: Sequence[str], skip: bool) -> tuple[di
     return {key: Texts(texts[key], counts[key]) for key in keys}, bad
 
 
+def _as_key(key: str) -> bytes:
+    """Return how a key is written before its value; with a space before the colon it is not found, which is rare."""
+    return json.dumps(key, ensure_ascii=False).encode() + b":"
+
+
 def _row(line: bytes, keys: Sequence[str]) -> dict[str, list[str]]:
     """Return the texts of one line; a ValueError says what is wrong with it."""
+    row = parse_object(line)
+    texts = {}
+    for key in keys:
+        many = row.get(key)
+        texts[key] = [text_in({key: item}, key) for item in many] if isinstance(many, list) else [text_in(row, key)]
+    return texts
+
+
+def read_objects(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a small file with their numbers, from 1; blank ones are left out.
+
+    Raises:
+        DataError: if the file is not there, cannot be read or decompressed.
+    """
+    if not path.is_file():
+        raise DataError("there is no such file", str(path), "name a file of JSON lines")
+    for chunk in read_chunks(path):
+        for number, line in enumerate(chunk.data.split(b"\n"), chunk.first_line):
+            if line and not line.isspace():
+                yield number, line
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+    """Return the JSON object of one line.
+
+    Raises:
+        ValueError: it is none, it is not UTF-8, or a key stands twice in it; the message says so.
+    """
     try:
-        row = json.loads(line)  # unlike orjson it reads NaN, which some writers leave in other fields
-    except ValueError as error:
+        # Unlike orjson it reads NaN, which some writers leave in other fields.
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once_each)
+    except _TwiceError:
+        raise
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the line is not UTF-8: {error.reason} at its byte {error.start + 1}") from None
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the line is not JSON: {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"the line is a JSON {type(row).__name__}, not an object")
-    texts = {}
-    for key in keys:
-        if key not in row:
-            raise ValueError(f"the line has no key {key!r}; its keys are {', '.join(map(repr, row)) or 'none'}")
-        texts[key] = row[key] if isinstance(row[key], list) else [row[key]]
-        if not all(isinstance(text, str) for text in texts[key]):
-            raise ValueError(f"the key {key!r} holds {json.dumps(row[key])[:40]}, not a text")
-        if not all(_encodable(text) for text in texts[key]):
-            raise ValueError(f"the key {key!r} holds half of a surrogate pair, which is no character")
-    return texts
+    return row
+
+
+def text_in(row: Mapping[str, Any], key: str) -> str:
+    """Return the text under a key.
+
+    Raises:
+        ValueError: there is none, or it is not made of whole characters; the message says so.
+    """
+    if key not in row:
+        raise ValueError(f"the line has no key {key!r}; its keys are {', '.join(map(repr, row)) or 'none'}")
+    text = row[key]
+    if not isinstance(text, str):
+        raise ValueError(f"the key {key!r} holds {json.dumps(text)[:40]}, not a text")
+    if not _encodable(text):
+        raise ValueError(f"the key {key!r} holds half of a surrogate pair, which is no character")
+    return text
+
+
+class _TwiceError(ValueError):
+    pass
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _TwiceError(f"the key {twice!r} stands twice in the line")
+    return row
 
 
 def _encodable(text: str) -> bool:

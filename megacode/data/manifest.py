@@ -72,6 +72,11 @@ class Manifest:
     format: int = _FORMAT
 
 
+def files_of(prefixes: Iterable[Path]) -> list[Path]:
+    """Return the files of some data sets: tokens, index and manifest."""
+    return [path for prefix in prefixes for path in (bin_path(prefix), idx_path(prefix), manifest_path(prefix))]
+
+
 def manifest_path(prefix: str | Path) -> Path:
     """Return the path of a data set's manifest."""
     return Path(f"{prefix}.manifest.json")

@@ -18,6 +18,7 @@ from typing import Any
 
 from megacode.base.errors import ConfigError, DataError, Problem
 from megacode.base.files import remove
+from megacode.base.places import refuse_existing, refuse_unwritable
 from megacode.base.units import format_bytes, format_count
 from megacode.data import manifest as manifests
 from megacode.data.indexed import IndexedDatasetWriter, bin_path, idx_path
@@ -39,6 +40,7 @@ def merge(
     *,
     remove_shards: bool = False,
     command: str = "",
+    overwrite: bool = False,
 ) -> Manifest:
     """Make one data set of several, with its manifest; on an error nothing is left behind.
 
@@ -48,14 +50,17 @@ def merge(
         shuffle_seed: shuffle the documents; None: as the shards were made to be, else as they come.
         remove_shards: remove shards once the whole is on disk.
         command: the command line, for the manifest.
+        overwrite: replace a data set that is there already.
 
     Raises:
         DataError: if a data set is missing, not finished, damaged, or does not go with the others.
-        ConfigError: if a data set is named twice, or the output is one of them.
+        ConfigError: if a data set is named twice, or the output is one of them, is there, or cannot be written.
     """
     parts = find_parts(inputs)
     if Path(output_prefix).absolute() in [Path(part.prefix).absolute() for part in parts]:
         raise ConfigError("it is one of the inputs", f"--output-prefix {output_prefix}", "give another prefix")
+    refuse_existing(manifests.files_of([Path(output_prefix)]), overwrite, "--output-prefix")
+    refuse_unwritable(bin_path(output_prefix), "--output-prefix")
     facts = _check_alike(parts, shuffle_seed)
     _check_contents(parts)
     _check_space(parts, Path(output_prefix), facts["shuffle_seed"] is not None)

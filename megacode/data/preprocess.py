@@ -21,11 +21,12 @@ import numpy.typing as npt
 
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.files import remove
+from megacode.base.places import refuse_existing, refuse_unwritable
 from megacode.base.units import format_count
 from megacode.config.model import TokenizerConfig
 from megacode.data import manifest as manifests
 from megacode.data.encoders import pieces
-from megacode.data.indexed import IndexedDatasetWriter
+from megacode.data.indexed import IndexedDatasetWriter, bin_path
 from megacode.data.jsonl import Chunk, Texts, cut_by, find_inputs, parse, read_chunks
 from megacode.data.manifest import Manifest
 from megacode.data.progress import PassProgress
@@ -60,6 +61,7 @@ class Job:
         log_interval: documents between two lines of the log.
         command: the command line, for the manifest.
         shard: preprocess only this part of the input, into data sets that `merge` makes one of; None: all of it.
+        overwrite: replace data sets that are there already.
     """
 
     inputs: tuple[str, ...]
@@ -74,6 +76,7 @@ class Job:
     log_interval: int = 100_000
     command: str = ""
     shard: Shard | None = None
+    overwrite: bool = False
 
     def prefix(self, key: str) -> Path:
         """Return the prefix of a key's data set, named as Megatron's tool names it; a shard's name says which it is."""
@@ -89,7 +92,7 @@ def preprocess(job: Job) -> dict[str, Manifest]:
 
     Raises:
         DataError: if the input cannot be read or is empty (a shard may be), or the tokenizer does not fit.
-        ConfigError: if the job contradicts itself.
+        ConfigError: if the job contradicts itself, a data set is there already, or none can be written there.
     """
     tokenizer = load_tokenizer(job.tokenizer)
     dtype = choose_dtype(job.dtype, tokenizer)
@@ -98,6 +101,9 @@ def preprocess(job: Job) -> dict[str, Manifest]:
         raise DataError("the tokenizer has no end-of-document token", str(tokenizer.path), fix)
     if len(set(job.keys)) != len(job.keys):
         raise ConfigError("a key is named twice", "--json-keys", "name each key once")
+    prefixes = [job.prefix(key) for key in job.keys]
+    refuse_existing(manifests.files_of(prefixes), job.overwrite, "--output-prefix")
+    refuse_unwritable(bin_path(prefixes[0]), "--output-prefix")
     if job.workers is not None:
         tokenizer.limit_threads(job.workers)
     inputs = find_inputs(job.inputs)
@@ -152,6 +158,8 @@ def _run(job: Job, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) ->
             remove(manifests.manifest_path(job.prefix(key)))
     if bad_lines:
         _LOG.warning("%d bad lines were left out", bad_lines)
+    if not job.append_eod:
+        _LOG.warning("documents do not end with an end-of-document token: a run reads them as one text; --append-eod")
     facts = {
         "tokenizer": tokenizer.facts(),
         "append_eod": job.append_eod,

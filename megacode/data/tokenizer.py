@@ -26,6 +26,12 @@ from megacode.data.encoders import (
 
 _LOG = logging.getLogger(__name__)
 _END_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<EOD>")
+BEGIN_OF_TEXT: int | None = None
+"""The token put before each text: none. Decided here for data, proofs, scores, answers and exports alike.
+
+A text begins where the one before it ended, after its end-of-document token. Tokenizers that would put a token of their
+own before a text (Llama's do) are asked not to: training never saw it there. A chat form may write any token it likes.
+"""
 _DECIDES_IDS = ("model", "added_tokens", "normalizer", "pre_tokenizer")
 
 
@@ -42,6 +48,7 @@ class Tokenizer(ABC):
         vocab_size: one more than the largest id, added tokens included.
         eod: id of the token that ends a document; None if it has none.
         specials: its special tokens, as text.
+        added: all tokens that are looked for in a text before it is split, special ones included.
     """
 
     kind: str
@@ -49,6 +56,7 @@ class Tokenizer(ABC):
     vocab_size: int
     eod: int | None
     specials: tuple[str, ...]
+    added: tuple[str, ...]
 
     def __init__(self) -> None:
         self._reference: Any = None
@@ -106,7 +114,7 @@ class Tokenizer(ABC):
         """
         try:
             race = Race(self._load_fast(), self.reference)
-            text = race.first_difference(sample, self.specials)
+            text = race.first_difference(sample, self.added)
         except BaseException as error:  # a panic of its Rust code is no Exception
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
@@ -135,7 +143,8 @@ class Tokenizer(ABC):
 
     def facts(self) -> dict[str, Any]:
         """Return what a manifest records."""
-        return {"kind": self.kind, "hash": self.hash, "vocab_size": self.vocab_size, "eod": self.eod}
+        known = {"kind": self.kind, "hash": self.hash, "vocab_size": self.vocab_size, "eod": self.eod}
+        return {**known, "begin_of_text": BEGIN_OF_TEXT}
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -156,7 +165,8 @@ class HuggingFaceTokenizer(Tokenizer):
         ids = _vocabulary(self._document) | {str(token["content"]): int(token["id"]) for token in added}
         self.vocab_size = max(ids.values()) + 1
         self.specials = tuple(str(token["content"]) for token in added if token.get("special"))
-        end = _named_end(self.path.parent) or next((name for name in _END_NAMES if name in ids), "")
+        self.added = tuple(str(token["content"]) for token in added)
+        end = named_token(self.path.parent, "eos_token") or next((name for name in _END_NAMES if name in ids), "")
         self.eod = ids.get(end)
 
     @cached_property
@@ -192,6 +202,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = processor.get_piece_size()
         pieces = [processor.id_to_piece(token) for token in range(self.vocab_size) if processor.is_control(token)]
         self.specials = (*pieces, processor.id_to_piece(processor.unk_id()))
+        self.added = self.specials
         self.eod = self._end(processor)
 
     @cached_property
@@ -254,13 +265,16 @@ def _vocabulary(document: dict[str, Any]) -> dict[str, int]:
     return {entry[0]: number for number, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
 
 
-def _named_end(directory: Path) -> str:
-    """Return the end-of-text token that the files beside a tokenizer.json name."""
+def named_token(directory: Path, role: str) -> str:
+    """Return the token that the files beside a tokenizer.json give a role, such as `eos_token`; empty if none."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         try:
-            token = json.loads((directory / name).read_text(encoding="utf-8")).get("eos_token")
-        except (OSError, ValueError, AttributeError):
+            token = json.loads((directory / name).read_text(encoding="utf-8")).get(role)
+        except FileNotFoundError:
             continue
+        except (OSError, ValueError, AttributeError) as error:
+            fix = "fetch the tokenizer again, or remove the file"
+            raise DataError(f"it cannot be read: {error}", str(directory / name), fix) from None
         if token:
-            return str(token["content"] if isinstance(token, dict) else token)
+            return str(token.get("content", "") if isinstance(token, dict) else token)
     return ""

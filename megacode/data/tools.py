@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Callable
 
-from megacode.base.errors import EXIT_FAILURE, MegacodeError
+from megacode.base.errors import EXIT_FAILURE, EXIT_INPUT, MegacodeError
 
 EXIT_INTERRUPTED = 130
+# Places that cannot be read or written are the user's to change; a full disk is the machine's.
+_USERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def run_tool(work: Callable[[], object]) -> int:
@@ -28,7 +31,7 @@ def run_tool(work: Callable[[], object]) -> int:
         return EXIT_INTERRUPTED
     except OSError as error:
         sys.stderr.write(f"Error: {error}\n")
-        return EXIT_FAILURE
+        return EXIT_INPUT if error.errno in _USERS else EXIT_FAILURE
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0

@@ -16,6 +16,7 @@ from typing import Any
 
 from megacode.base.errors import ConfigError, DataError, VerificationError
 from megacode.base.files import atomic_path
+from megacode.base.places import refuse_existing, refuse_unwritable
 from megacode.data.encoders import pieces
 from megacode.data.jsonl import find_inputs, parse, read_chunks
 from megacode.data.progress import PassProgress
@@ -41,6 +42,7 @@ def train_tokenizer(
     output: Path,
     keys: Sequence[str] = ("text",),
     max_bytes: int = DEFAULT_BYTES,
+    overwrite: bool = False,
 ) -> Tokenizer:
     """Train a tokenizer and write it: `output/tokenizer.json` and its config, or `output/tokenizer.model`.
 
@@ -51,9 +53,11 @@ def train_tokenizer(
         output: directory, written whole or not at all.
         keys: JSON keys that hold text.
         max_bytes: of the input that is learnt from; a larger one is thinned out evenly.
+        overwrite: replace a tokenizer that is there already.
 
     Raises:
-        ConfigError: if the vocabulary is too small for the 256 bytes, or `output` holds anything but a tokenizer.
+        ConfigError: if the vocabulary is too small for the 256 bytes, `output` holds a tokenizer or anything else, or
+            cannot be written.
         DataError: if the input cannot be read, or is too small for the vocabulary.
         VerificationError: if a text does not come back from its ids.
     """
@@ -66,6 +70,8 @@ def train_tokenizer(
         raise ConfigError(
             what, f"--output {output}", "give a directory for the tokenizer alone: it is replaced as a whole"
         )
+    refuse_existing([output / name for name in _WRITTEN], overwrite, "--output")
+    refuse_unwritable(output, "--output", directory=True)
     files = find_inputs(inputs)
     with PassProgress("reading", sum(path.stat().st_size for path in files)) as progress:
         texts = list(_thinned(files, keys, max_bytes, progress))

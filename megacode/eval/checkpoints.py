@@ -143,7 +143,9 @@ def _score_one(
         with _exported(run, checkpoint, state, keep_exports) as hf_dir:
             if score is not None:
                 return score(hf_dir, target, choices), True
-            return evaluate_many([hf_dir], suite, [target], replace(choices, missing_only=False))[0], True
+            return evaluate_many([hf_dir], suite, [target], replace(choices, missing_only=False, overwrite=True))[
+                0
+            ], True
 
 
 def is_scored(state: TrainState, suite: Suite, out: Path, choices: Choices) -> bool:

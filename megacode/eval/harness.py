@@ -10,6 +10,7 @@ them, so the scores do not depend on how many ranks there were. A task that is d
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,10 @@ import orjson
 
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, atomic_path, write_json
+from megacode.base.places import refuse_existing, refuse_unwritable
 from megacode.eval.categories import category_means
 from megacode.eval.contamination import contamination, task_items
+from megacode.eval.cuts import cut_facts, describe_cut
 from megacode.eval.generate import Writer
 from megacode.eval.loading import load_tasks, network_problem, prefetch
 from megacode.eval.models import check_model, default_out, is_scored
@@ -38,6 +41,7 @@ from megacode.eval.telling import tell_run
 __all__ = ["Choices", "evaluate", "evaluate_many", "prefetch_suite", "render_scores"]
 
 BATCH_SIZE = 16
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Choices:
         without: tasks to leave out.
         texts: text files for bits per byte, in addition to the suite's tasks.
         missing_only: leave out models whose score file is whole already.
+        overwrite: replace a score file that is there; without, it is refused before anything is scored.
     """
 
     tasks_dir: Path | None = None
@@ -65,6 +70,7 @@ class Choices:
     without: tuple[str, ...] = ()
     texts: tuple[Path, ...] = ()
     missing_only: bool = False
+    overwrite: bool = True
 
 
 def evaluate(
@@ -105,6 +111,11 @@ def evaluate_many(
         ranks.tell([suite_of(suite, hf_dir, choices) for hf_dir in hf_dirs] if ranks.first else None)
         suites = [suite_of(suite, hf_dir, choices) for hf_dir in hf_dirs]  # the first rank has made the items by now
         targets = [out or default_out(path, one.name) for path, one, out in zip(hf_dirs, suites, outs, strict=True)]
+        if not (choices.overwrite or choices.missing_only):
+            refuse_existing(targets, False, "--out")
+        if ranks.first:
+            for target in dict.fromkeys(path.parent for path in targets):
+                refuse_unwritable(target / "scores.json", "--out")
         with surroundings(suites[0].offline, suites[0].items is not None, choices.verbose):
             _require_lm_eval()
             return _score_all(hf_dirs, suites, targets, choices, ranks)
@@ -213,7 +224,10 @@ def _run_task(model: Any, name: str, task: Any, choices: Choices, ranks: Ranks) 
         "questions_sha256": questions_digest(lines),
         "higher_is_better": task.higher_is_better(),
         "version": task.VERSION,
+        "cut": cut_facts(lines, model.max_length),
     }
+    if facts["cut"] is not None and ranks.first:
+        log.warning(describe_cut(name, facts))
     return {"scores": task_scores(aggregate(task, lines), lines), "facts": facts, "lines": lines}
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import megacode
 from megacode.base.errors import VerificationError
 from megacode.base.files import RunDir, atomic_path, digest, file_digest, to_json, write_json
+from megacode.base.places import refuse_existing, refuse_unwritable
 from megacode.eval.judge_answers import PLAIN, AnswerCache, Generation, answers, model_identity
 from megacode.eval.judge_client import KEY_VARIABLE, JudgeClient, Patience
 from megacode.eval.judge_prompts import SHIPPED, Prompt, read_prompts
@@ -51,6 +52,7 @@ class JudgeSettings:
         key_variable: the environment variable with the API key.
         seed: of the bootstrap.
         cache: directory of answers and verdicts; None: `default_cache()`.
+        overwrite: replace an earlier result.
     """
 
     generation: Generation = field(default_factory=Generation)
@@ -62,6 +64,7 @@ class JudgeSettings:
     key_variable: str = KEY_VARIABLE
     seed: int = 0
     cache: Path | None = None
+    overwrite: bool = False
 
 
 def default_cache() -> Path:
@@ -88,6 +91,7 @@ def make_answers(
         DataError: if the prompts cannot be read, or are too long for a model.
     """
     settings, target = settings or JudgeSettings(), out or default_out(hf_a, hf_b).with_suffix(".answers.jsonl")
+    _check_target([target], settings)
     prompts = read_prompts(prompts_file)
     questions, models = _questions(hf_a, hf_b, prompts, settings)
     _write_lines([_question_line(question) for question in questions], target)
@@ -119,12 +123,13 @@ def judge(
 
     Raises:
         CheckpointError: if one of them is no model.
-        ConfigError: if the address is none, or the server refuses what it is asked.
+        ConfigError: if the address is none, or the server refuses what it is asked; or if a result is there already.
         DataError: if the prompts cannot be read, or are too long for a model.
         JudgeError: if the judge does not answer.
         VerificationError: if not one of its verdicts could be read; the files are written all the same.
     """
     settings, start, target = settings or JudgeSettings(), time.perf_counter(), out or default_out(hf_a, hf_b)
+    _check_target([target, target.with_name(f"{target.stem}.items.jsonl")], settings)
     prompts = read_prompts(prompts_file)
     for hf_dir in (hf_a, hf_b):
         check_model(hf_dir)
@@ -150,6 +155,13 @@ def judge(
     write_json(target, document)
     _check_any_valid(verdicts, client.url, target)
     return document
+
+
+def _check_target(files: Sequence[Path], settings: JudgeSettings) -> None:
+    """Refuse, before anything is asked, files that are there or cannot be written."""
+    refuse_existing(files, settings.overwrite, "--out")
+    refuse_unwritable(files[0], "--out")
+    refuse_unwritable((settings.cache or default_cache()) / "answers", "--cache", directory=True)
 
 
 def _questions(

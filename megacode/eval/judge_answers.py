@@ -18,11 +18,10 @@ from typing import Any
 from megacode.base.errors import CheckpointError, DataError
 from megacode.base.files import digest, tree_digest, write_json
 from megacode.eval.judge_prompts import Prompt
-from megacode.eval.scores import model_facts
+from megacode.eval.scores import is_export, model_facts
 
 PLAIN = "### Instruction:\n{prompt}\n\n### Response:\n"
 _STOP = "\n### "
-_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,6 @@ def open_model(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
         CheckpointError: transformers cannot load it.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -127,7 +125,7 @@ def open_model(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
         dtype = "float32" if place == "cpu" else "auto"
         model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=dtype, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
-    except (*_LOADING_ERRORS, SafetensorError) as error:
+    except Exception as error:  # a damaged directory makes its parsers raise errors of any kind
         reason = " ".join(str(error).split())[:300]
         fix = "export it again with `megacode convert to-hf`"
         raise CheckpointError(f"transformers cannot load it: {reason}", str(hf_dir), fix) from error
@@ -138,7 +136,7 @@ def _generate(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], generation: Generation, batch_size: int, where: str
 ) -> Iterator[tuple[Prompt, str]]:
     """Yield prompts with their answers, longest prompts first: what does not fit in memory fails at once."""
-    asked = [(prompt, _ids(tokenizer, prompt.text)) for prompt in prompts]
+    asked = [(prompt, _ids(tokenizer, prompt.text, is_export(Path(where)))) for prompt in prompts]
     _check_lengths(asked, generation.max_new_tokens, model.config, where)
     asked.sort(key=lambda pair: len(pair[1]), reverse=True)
     for first in range(0, len(asked), batch_size):
@@ -149,13 +147,15 @@ def _generate(
             yield prompt, text.split(_STOP)[0].strip()
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def _ids(tokenizer: Any, text: str, exported: bool = False) -> list[int]:
     """Return a prompt as the model is given it: in its own chat form if it has one, else as `PLAIN`."""
     if getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": text}]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
         return list(ids)
-    return list(tokenizer(PLAIN.format(prompt=text))["input_ids"])
+    # As in training, nothing is put before a text; a model from elsewhere is asked as its own tokenizer says.
+    own = {"add_special_tokens": False} if exported else {}
+    return list(tokenizer(PLAIN.format(prompt=text), **own)["input_ids"])
 
 
 def _check_lengths(asked: Sequence[tuple[Prompt, list[int]]], new: int, config: Any, where: str) -> None:

@@ -313,10 +313,19 @@ def _read_body(response: Any, deadline: float) -> str:
 
 
 def _json(text: str) -> Any:
+    """Return a reply's JSON, None if it is none; half a surrogate pair in it becomes U+FFFD, so that it can be kept."""
     try:
-        return json.loads(text)
-    except ValueError:
+        return _with_whole_characters(json.loads(text))
+    except (ValueError, RecursionError):
         return None
+
+
+def _with_whole_characters(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_with_whole_characters(key): _with_whole_characters(item) for key, item in value.items()}
+    return [_with_whole_characters(item) for item in value] if isinstance(value, list) else value
 
 
 def _read(path: Path) -> Any:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megacode.base.errors import DataError, Problem
+from megacode.data.jsonl import parse_object, read_objects, text_in
 
 SHIPPED = Path(__file__).parent / "prompts.jsonl"
 UNSORTED = "all"
@@ -36,13 +35,11 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         DataError: if it is not there, holds no prompt, or any line is wrong: all of them at once.
     """
+    fix = f"name a file of JSON lines, or leave --prompts out for the shipped ones ({SHIPPED})"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        fix = f"name a file of JSON lines, or leave --prompts out for the shipped ones ({SHIPPED})"
-        raise DataError(f"it cannot be read: {error}", str(path), fix) from None
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    found = [_parse(line, f"{path}:{number}") for number, line in numbered]
+        found = [_parse(line, f"{path}:{number}") for number, line in read_objects(path)]
+    except DataError as error:
+        raise DataError(error.problems[0].what, str(path), fix) from None
     problems = [item for item in found if isinstance(item, Problem)]
     prompts = [item for item in found if isinstance(item, Prompt)]
     problems += _repeated(prompts, path)
@@ -53,13 +50,13 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def _parse(line: str, where: str) -> Prompt | Problem:
+def _parse(line: bytes, where: str) -> Prompt | Problem:
     try:
-        item: Any = json.loads(line)
+        item = parse_object(line)
+        for key in (key for key in ("prompt", "id", "category") if isinstance(item.get(key), str)):
+            text_in(item, key)
     except ValueError as error:
-        return Problem(f"this is not JSON: {error}", where, "write one JSON object a line")
-    if not isinstance(item, dict):
-        return Problem("this is no JSON object", where, 'write for example {"id": "1", "prompt": "Why is ...?"}')
+        return Problem(str(error), where, 'write for example {"id": "1", "prompt": "Why is ...?"}')
     identity, text, category = item.get("id"), item.get("prompt"), item.get("category", UNSORTED)
     if not isinstance(identity, (str, int)) or isinstance(identity, bool) or identity == "":
         return Problem(f"`id` is {identity!r}", where, "give each prompt a name of its own")

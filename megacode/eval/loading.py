@@ -23,6 +23,7 @@ _PREFETCH = (
     "scoring downloads nothing: on a machine with network run `megacode evaluate --prefetch` with this --suite; "
     "--cache or HF_HOME names another cache"
 )
+_LEAVE_OUT = "leave it out: --without, or see to its file"
 _TRY_SECONDS = 10.0
 _SEED = 1234  # lm-eval's own
 
@@ -53,15 +54,21 @@ def load_tasks(
     specs += [text_task(path) for path in suite.texts]
     tasks: dict[str, Any] = {}
     problems: list[Problem] = []
+    own: list[Problem] = []
     for spec in specs:
+        name = spec if isinstance(spec, str) else spec["task"]
         try:
             tasks.update(manager.load([spec])["tasks"])
-        except DataError as error:
-            problems += error.problems
+        except DataError as error:  # of files that a user gave or copied: no download helps
+            own += error.problems
         except (OSError, ValueError) as error:  # the Hub's and datasets' errors, those of offline mode among them
-            problems.append(_unloaded(spec if isinstance(spec, str) else spec["task"], error))
+            problems.append(_unloaded(name, error))
+        except Exception as error:  # what a task's own code raises
+            own.append(Problem(f"it cannot be loaded: {type(error).__name__}: {error}", f"task {name}", _LEAVE_OUT))
     if problems:
-        raise DataError(problems=[*problems, Problem("this cache lacks data sets", str(cache_dir()), lacking)])
+        problems.append(Problem("this cache lacks data sets", str(cache_dir()), lacking))
+    if own or problems:
+        raise DataError(problems=[*own, *problems])
     for name in [name for name, task in tasks.items() if getattr(task, "UNSAFE_CODE", False) and not run_code]:
         left_out[name] = RUN_CODE
         del tasks[name]

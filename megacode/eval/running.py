@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import traceback
 from collections import defaultdict
@@ -10,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import CheckpointError, DataError
-from megacode.eval.scores import item_lines
+from megacode.eval.cuts import counting_cuts
+from megacode.eval.scores import is_export, item_lines
+
+log = logging.getLogger(__name__)
 
 _SEED = 1234  # lm-eval's own
 _TOO_LONG = {
@@ -25,19 +29,22 @@ def load_model(hf_dir: Path, batch_size: int, device: str) -> Any:
     Raises:
         CheckpointError: if transformers cannot load it.
     """
-    from lm_eval.models.huggingface import HFLM
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     dtype = "float32" if device == "cpu" else "auto"
     try:
         model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=dtype, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a damaged directory makes its parsers raise errors of any kind
         reason = " ".join(str(error).split())[:300]
-        fix = "export it anew with `megacode convert to-hf`"
+        fix = "export it again with `megacode convert to-hf`"
         raise CheckpointError(f"transformers cannot load it: {reason}", str(hf_dir), fix) from error
-    return HFLM(pretrained=model.to(device).eval(), tokenizer=tokenizer, batch_size=batch_size, device=device)
+    beginning: dict[str, Any] = {}
+    if is_export(hf_dir) and tokenizer.eos_token_id is not None:
+        # As in training: nothing is put before a text, and it stands after the end of another.
+        beginning = {"add_bos_token": False, "prefix_token_id": tokenizer.eos_token_id}
+    settings = {"tokenizer": tokenizer, "batch_size": batch_size, "device": device, **beginning}
+    return counting_cuts()(pretrained=model.to(device).eval(), **settings)
 
 
 def run_items(model: Any, name: str, task: Any, items: range) -> list[dict[str, Any]]:
@@ -72,11 +79,18 @@ def run_items(model: Any, name: str, task: Any, items: range) -> list[dict[str, 
     except AssertionError as error:
         what = _TOO_LONG.get(traceback.extract_tb(error.__traceback__)[-1].name)
         if what is None:
-            raise
+            what = f"lm-eval fails on it: {error}"
         fix = "score a model with a longer train.seq_length, or leave the task out: --without"
         raise DataError(what.format(model.max_length), f"task {name}", fix) from error
+    except (DataError, OSError, MemoryError):
+        raise
+    except Exception as error:  # a task's own templates and code, and the libraries below them
+        log.debug("lm-eval failed", exc_info=True)
+        what = f"lm-eval fails on it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise DataError(what, f"task {name}", "leave the task out: --without, or see to it") from error
     assert results is not None, "each rank runs its items as if alone"
-    return item_lines(name, results["samples"][name])
+    samples = results["samples"][name]
+    return item_lines(name, samples, [model.cut_of(sample["arguments"]) for sample in samples])
 
 
 def aggregate(task: Any, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -24,6 +24,7 @@ from megacode.base.files import digest, file_digest, tree_digest
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_count, format_seconds
 from megacode.eval.contamination import describe
+from megacode.eval.cuts import describe_cut
 from megacode.metrics.intervals import LEVEL, half_width
 
 PACKAGES = ("lm_eval", "transformers", "torch", "tokenizers", "datasets")
@@ -79,15 +80,23 @@ def task_scores(results: Mapping[str, float], lines: Sequence[Mapping[str, Any]]
     return scores
 
 
-def item_lines(task: str, samples: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return one line an item for the file beside the scores: enough for a paired bootstrap and for a look."""
+def item_lines(
+    task: str, samples: Sequence[Mapping[str, Any]], cuts: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """Return one line an item for the file beside the scores: enough for a paired bootstrap and for a look.
+
+    Args:
+        task: its name.
+        samples: lm-eval's record of each item.
+        cuts: tokens that each item lost to the model's context; None: nobody counted.
+    """
     lines = []
-    for sample in samples:
+    for sample, cut in zip(samples, cuts or [0] * len(samples), strict=True):
         metrics = {metric: sample[metric] for metric in sample["metrics"]}
         answers = [answer if isinstance(answer, str) else list(answer) for answer in _flat(sample["filtered_resps"])]
         line = {"task": task, "item": sample["doc_id"], "filter": sample["filter"], "doc_hash": sample["doc_hash"]}
         names = {"metrics": sample["metrics"], "target": sample["target"], "answers": answers}
-        lines.append({**line, **metrics, **names})
+        lines.append({**line, **metrics, **names, **({"cut_tokens": cut} if cut else {})})
     return lines
 
 
@@ -110,6 +119,11 @@ def model_facts(hf_dir: Path) -> dict[str, Any]:
     }
 
 
+def is_export(hf_dir: Path) -> bool:
+    """Return whether megacode exported a model: its texts then began as `BEGIN_OF_TEXT` says."""
+    return (hf_dir / "megacode.json").is_file()
+
+
 def provenance() -> dict[str, Any]:
     """Return versions, hardware and date."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -130,6 +144,9 @@ def render_scores(document: Mapping[str, Any], console: Console) -> None:
     console.print(_scores_table(document))
     if document["means"]:
         console.print(_means_table(document["means"]))
+    for task, facts in document["tasks"].items():
+        if facts.get("cut"):
+            console.print(describe_cut(task, facts), style="yellow")
     for task, why in document["left_out"].items():
         console.print(Text(f"left out: {task}: {why}"))
     console.print(describe(document["contamination"]))

@@ -26,10 +26,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from megacode.base.errors import ConfigError, Problem
 from megacode.base.files import RunDir, tree_digest
+from megacode.config.yaml_reader import parse_yaml
 from megacode.eval.demo_items import INDEX
 from megacode.eval.heldout import build_run_items
 
@@ -182,12 +181,12 @@ def _read_index(items: Path) -> dict[str, Any]:
 
 def _read_suite(path: Path) -> Suite:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError("there is no such suite file", str(path), "name a YAML file, or `demo`") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"this is not YAML: {reason}", str(path), "mend it at the place named") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"it cannot be read: {error}", str(path), "give a suite's YAML file in UTF-8") from None
+    document = parse_yaml(text, str(path))
     if not isinstance(document, dict):
         raise ConfigError("a suite is a mapping", str(path), "write for example `tasks: [piqa]`")
     if problems := list(_problems(document, path)):
@@ -242,7 +241,11 @@ def _problems(document: dict[str, Any], path: Path) -> Iterable[Problem]:
             fix = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(_KEYS)}"
             yield Problem(f"unknown key {key!r}", str(path), fix)
         elif not isinstance(value, _KEYS[key]):
-            yield Problem(f"{value!r} is no fit value", f"{path}: {key}", "see the head of megacode/eval/suites.py")
+            yield Problem(
+                f"{value!r} is not a valid value for this key",
+                f"{path}: {key}",
+                "see the head of megacode/eval/suites.py",
+            )
     tasks, texts = document.get("tasks"), document.get("bits_per_byte")
     if isinstance(texts, dict) and (list(texts) != ["files"] or not _are_words(texts["files"])):
         yield Problem("it names no files", f"{path}: bits_per_byte", "write for example `{files: [books/*.txt]}`")

@@ -11,10 +11,13 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+log = logging.getLogger(__name__)
+
+_KIND, _LONGEST, _SHOWN = 60, 300, 10  # characters that tell warnings apart, characters and kinds that are shown
 _NOISY = ("lm_eval", "transformers", "datasets", "huggingface_hub", "accelerate", "httpx", "filelock", "fsspec")
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
 _OFFLINE_SWITCHES = (
@@ -76,23 +79,56 @@ def _switched_offline() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let through errors only, and draw no bars: lm-eval has no switch for all of its own."""
+    """Let through errors only, and draw no bars: lm-eval has no switch for all of its own.
+
+    What the libraries warn of is not lost: each kind of warning is logged once, at the end.
+    """
     from tqdm.std import tqdm
 
-    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    heard = _Heard()
+    loggers = [logging.getLogger(name) for name in _NOISY]
+    before = [(logger, logger.level, logger.handlers, logger.propagate) for logger in loggers]
     draw = tqdm.__init__
 
     def draw_nothing(bar: Any, *args: Any, **settings: Any) -> None:
         draw(bar, *args, **{**settings, "disable": True})
 
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+        logger.handlers, logger.propagate = [heard], False
     tqdm.__init__ = draw_nothing
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
             yield
     finally:
         tqdm.__init__ = draw
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        for logger, level, handlers, propagate in before:
+            logger.setLevel(level)
+            logger.handlers, logger.propagate = handlers, propagate
+    heard.tell(caught)
+
+
+class _Heard(logging.Handler):
+    """Keeps the libraries' warnings, each text once; errors go on at once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._texts: dict[str, str] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())
+        if record.levelno >= logging.ERROR:
+            log.error("%s: %s", record.name, text)
+        else:
+            self._texts.setdefault(str(record.msg)[:_KIND], f"{record.name}: {text}")
+
+    def tell(self, caught: Iterable[warnings.WarningMessage]) -> None:
+        """Log what was heard, and Python's warnings that were caught."""
+        for warning in caught:
+            if not issubclass(warning.category, (DeprecationWarning, FutureWarning, ResourceWarning)):
+                self._texts.setdefault(str(warning.message)[:_KIND], " ".join(str(warning.message).split()))
+        for text in list(self._texts.values())[:_SHOWN]:
+            log.info("a library warns: %s", text[:_LONGEST])
+        if len(self._texts) > _SHOWN:
+            log.info("%d further kinds of warnings are not shown", len(self._texts) - _SHOWN)

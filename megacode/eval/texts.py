@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import DataError
+from megacode.data.jsonl import parse_object, read_objects, text_in
 
 
 def text_task(path: Path) -> dict[str, Any]:
@@ -35,7 +35,8 @@ def read_texts(path: Path) -> list[dict[str, Any]]:
         DataError: if it cannot be read, or holds no text.
     """
     try:
-        texts = list(_lines(path)) if path.suffix == ".jsonl" else [(1, path.read_text(encoding="utf-8"))]
+        # Bytes, not text mode: that would turn Windows line ends into others, and the bits would be of another text.
+        texts = list(_lines(path)) if path.suffix == ".jsonl" else [(1, path.read_bytes().decode("utf-8"))]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"it cannot be read: {error}", str(path), "texts are UTF-8 files") from None
     items = [{"text": text, "line": line} for line, text in texts if text]
@@ -45,16 +46,13 @@ def read_texts(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError):
-                text = None
-            if not isinstance(text, str):
-                fix = 'each line is a JSON object with the document in "text"'
-                raise DataError("this line holds no text", f"{path}:{number}", fix)
-            yield number, text
+    for number, line in read_objects(path):
+        try:
+            text = text_in(parse_object(line), "text")
+        except ValueError as error:
+            fix = 'each line is a JSON object with the document in "text"'
+            raise DataError(str(error), f"{path}:{number}", fix) from None
+        yield number, text
 
 
 def _load(file: str, **_: object) -> dict[str, Any]:

@@ -19,13 +19,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
-
 from megacode.base import children, cores
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir
 from megacode.config.evaluate import Evaluate
 from megacode.config.run import RunConfig
+from megacode.config.yaml_reader import parse_yaml
 
 # Against the niceness 0 of the ranks, a tenth of a busy core: idle cores are used, and on a laptop scores still come.
 _NICENESS = 10
@@ -163,12 +162,12 @@ def suite_name(config: Evaluate) -> str:
         return config.suite
     path, where = Path(config.suite), "evaluate.suite"
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"there is no suite file {path}", where, "name a YAML file, demo or to-code") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        what = f"the suite file {path} cannot be read: {' '.join(str(error).split())}"
-        raise ConfigError(what, where, "mend it at the place named") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the suite file {path} cannot be read: {error}", where, "give a file in UTF-8") from None
+    document = parse_yaml(text, f"{where}: {path}")
     if not isinstance(document, dict):
         raise ConfigError(f"the suite file {path} holds no suite", where, "write for example `tasks: [piqa]` into it")
     return str(document.get("name", path.stem))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megacode.base.errors import ConfigError
-from megacode.base.places import DiskFullError, FileError, explained, refuse_unwritable
+from megacode.base.places import DiskFullError, FileError, explained, refuse_existing, refuse_unwritable
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,14 @@ def test_places_where_nothing_can_be_written_are_refused_before_the_work(tmp_pat
     refuse_unwritable(tmp_path / "file", "--out")
     refuse_unwritable(tmp_path, "--out", directory=True)
     assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_is_there_is_refused_with_all_names_unless_it_may_go(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    paths[0].write_text("x")
+    paths[2].mkdir()
+    with pytest.raises(ConfigError, match="give --overwrite") as caught:
+        refuse_existing(paths, False, "--out")
+    assert [problem.what for problem in caught.value.problems] == [f"{paths[i]} is there already" for i in (0, 2)]
+    refuse_existing(paths, True, "--out")
+    refuse_existing(paths[1:2], False, "--out")

@@ -35,6 +35,14 @@ SHAPE = {
     "eos_token_id": 0,
     "pad_token_id": None,
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 KINDS: dict[str, dict[str, Any]] = {
     "llama": {"rms_norm_eps": 1e-6, "tie_word_embeddings": False},
     "llama-tied": {"tie_word_embeddings": True, "head_dim": 16},
@@ -123,7 +131,7 @@ def test_the_command_says_what_it_did_and_a_second_time_refuses(tokenizer_dir: P
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, r"positions are scaled \(llama3\)"),
+        ({"rope_parameters": LLAMA3}, r"positions are scaled \(llama3\)"),
         ({"attention_bias": True}, "attention_bias is True, and megacode computes False"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', and megacode computes 'silu'"),
         ({"architectures": ["GPT2LMHeadModel"]}, "megacode has no layout for GPT2LMHeadModel"),
@@ -189,5 +197,144 @@ def test_of_a_model_that_blows_up_rounding_the_wrong_layer_is_named(
 
     monkeypatch.setattr(module, "mapped", spoiled)
     shape = {"num_hidden_layers": 16, "initializer_range": 1.0}
-    with pytest.raises(VerificationError, match="parts from the checkpoint at layer 9 attention"):
+    with pytest.raises(VerificationError, match="diverges from the checkpoint at layer 9 attention"):
         from_hf(public_model("stablelm", tokenizer_dir, tmp_path / "public", **shape), tmp_path / "out")
+
+
+def _edit(public: Path, **change: Any) -> None:
+    config = json.loads((public / "config.json").read_text())
+    config.update({key: value for key, value in change.items() if value is not None})
+    for key in (key for key, value in change.items() if value is None):
+        config.pop(key)
+    (public / "config.json").write_text(json.dumps(config))
+
+
+def test_a_config_that_leaves_things_out_gets_the_defaults_of_its_own_class(
+    tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    """Llama's epsilon is 1e-6 by default, not the 1e-5 of most; the difference hides below the logits' tolerance."""
+    from megacode.convert.imports import model_of
+    from megacode.convert.published import parsed_config, read_object
+
+    public = public_model("llama", tokenizer_dir, tmp_path / "public")
+    _edit(public, rms_norm_eps=None, rope_parameters=None, num_key_value_heads=None)
+    where = public / "config.json"
+    document = {**parsed_config(read_object(where), str(where)), "architectures": ["LlamaForCausalLM"]}
+    model = model_of(document, str(where))
+    assert (model.layernorm_epsilon, model.rotary_base, model.num_query_groups) == (1e-6, 10000.0, 4)
+
+
+def test_a_proof_finds_an_epsilon_that_the_logits_do_not_show(tokenizer_dir: Path, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from megacode.base.errors import VerificationError
+    from megacode.convert.source import Source
+    from megacode.convert.verify import check_config
+
+    public = public_model("llama", tokenizer_dir, tmp_path / "public")
+    from_hf(public, tmp_path / "checkpoint")
+    claim: Any = SimpleNamespace(config=Source.open(tmp_path / "checkpoint").config)
+    check_config(claim, public)
+    _edit(public, rms_norm_eps=2e-6)
+    with pytest.raises(VerificationError, match="transformers takes rms_norm_eps to be 2e-06"):
+        check_config(claim, public)
+
+
+def test_a_tied_model_with_an_output_layer_of_its_own_is_refused_and_one_that_repeats_it_is_not(
+    tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from megacode.convert.verify import same_output
+
+    public = public_model("llama-tied", tokenizer_dir, tmp_path / "public", dtype=torch.float32)
+    files = Shards(public)
+    tensors = {name: files[name].clone() for name in files}
+    for item in public.glob("model*"):
+        item.unlink()
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # left out, as transformers does
+    save_file(tensors, public / "model.safetensors", metadata={"format": "pt"})
+    from_hf(public, tmp_path / "same")
+    tensors["lm_head.weight"][-1, -1] += 1
+    save_file(tensors, public / "model.safetensors", metadata={"format": "pt"})
+    assert not same_output(Shards(public))
+    with pytest.raises(CheckpointError, match=r"tie_word_embeddings is true, and lm_head\.weight in the files differs"):
+        from_hf(public, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    assert load_file(public / "model.safetensors").keys() == tensors.keys()
+
+
+def _cut(path: Path, share: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda p: _cut(p / "config.json", 0.5), r"config\.json: it is not JSON, or only a part"),
+        (lambda p: (p / "config.json").write_text("[]"), "it is a JSON list"),
+        (lambda p: (p / "config.json").write_text('{"a": 1, "a": 2}'), "the key 'a' stands twice"),
+        (lambda p: _edit(p, vocab_size=None, hidden_size=None), "config.json: hidden_size: it has no number"),
+        (lambda p: _edit(p, model_type="new"), "model_type is 'new', which transformers does not know"),
+        (lambda p: _edit(p, hidden_size="64"), "it has no number under hidden_size"),
+        (lambda p: _cut(sorted(p.glob("model-*"))[1], 0.5), r"model-00002-of-\d+\.safetensors: it cannot be read"),
+        (lambda p: _cut(sorted(p.glob("model-*"))[1], 0.0), r"model-00002-of-\d+\.safetensors: it cannot be read"),
+        (lambda p: sorted(p.glob("model-*"))[1].unlink(), "there is no such file, and the model needs it"),
+        (lambda p: _cut(p / "model.safetensors.index.json", 0.5), "index.json: it is not JSON"),
+        (lambda p: (p / "model.safetensors.index.json").write_text("{}"), "it has no weight_map"),
+        (lambda p: _cut(p / "tokenizer.json", 0.5), "it is no tokenizer.json"),
+        (lambda p: _cut(p / "tokenizer_config.json", 0.5), r"tokenizer_config\.json: it cannot be read"),
+    ],
+)
+def test_a_directory_that_did_not_arrive_whole_is_refused_with_its_file(
+    damage: Any, expected: str, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    from megacode.base.errors import MegacodeError
+
+    public = public_model("llama", tokenizer_dir, tmp_path / "public")
+    damage(public)
+    with pytest.raises(MegacodeError, match=expected) as caught:
+        from_hf(public, tmp_path / "out")
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["modèle", "Llama+v2", "model (1)", "+"])
+def test_a_directory_may_have_any_name(name: str) -> None:
+    import re
+
+    from megacode.convert.start import _run_name
+
+    assert re.fullmatch(r"[A-Za-z0-9._-]+", _run_name(Path("/somewhere") / name))
+
+
+def test_an_imported_model_keeps_its_tokens_and_its_export_adds_none_to_texts(
+    tokenizer_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import tokenizers
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    public = public_model("llama", tokenizer_dir, tmp_path / "public")
+    tokenizer = tokenizers.Tokenizer.from_file(str(public / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<bos>"])
+    begin = [("<bos>", tokenizer.token_to_id("<bos>"))]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=begin
+    )
+    tokenizer.save(str(public / "tokenizer.json"))
+    names = {"bos_token": "<bos>", "eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (public / "tokenizer_config.json").write_text(json.dumps(names))
+    (public / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}")
+    from_hf(public, tmp_path / "start")
+    to_hf(tmp_path / "start", tmp_path / "export")
+    assert "does not add <bos> to texts" in caplog.text
+    before, after = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("public", "export"))
+    assert before("Hi")["input_ids"][1:] == after("Hi")["input_ids"]
+    turn = [{"role": "user", "content": "Hi"}]
+    assert (
+        after.apply_chat_template(turn, tokenize=False) == before.apply_chat_template(turn, tokenize=False) == "<bos>Hi"
+    )
+    assert json.loads((tmp_path / "export" / "config.json").read_text())["bos_token_id"] == begin[0][1]
+    assert json.loads((tmp_path / "export" / "megacode.json").read_text())["begin_of_text"] is None

@@ -122,14 +122,14 @@ def break_the_tokenizer(export: Path) -> None:
 
 
 FAULTS = [
-    ("llama", permute_a_head, "parts from the checkpoint at layer 1 attention"),
-    ("stablelm", permute_a_head, "parts from the checkpoint at layer 1 attention"),
-    ("cohere", swap_gate_and_up, "parts from the checkpoint at layer 2 MLP"),
-    ("llama", swap_gate_and_up, "parts from the checkpoint at layer 2 MLP"),
-    ("llama", rotate_by_the_wrong_base, "parts from the checkpoint at layer 0 attention"),
-    ("cohere", forget_the_interleaving, "parts from the checkpoint at layer 0 attention"),
-    ("cohere", scale_the_logits, "parts from the checkpoint at logits"),
-    ("llama", damage_the_last_norm, "parts from the checkpoint at final norm"),
+    ("llama", permute_a_head, "diverges from the checkpoint at layer 1 attention"),
+    ("stablelm", permute_a_head, "diverges from the checkpoint at layer 1 attention"),
+    ("cohere", swap_gate_and_up, "diverges from the checkpoint at layer 2 MLP"),
+    ("llama", swap_gate_and_up, "diverges from the checkpoint at layer 2 MLP"),
+    ("llama", rotate_by_the_wrong_base, "diverges from the checkpoint at layer 0 attention"),
+    ("cohere", forget_the_interleaving, "diverges from the checkpoint at layer 0 attention"),
+    ("cohere", scale_the_logits, "diverges from the checkpoint at logits"),
+    ("llama", damage_the_last_norm, "diverges from the checkpoint at final norm"),
     ("llama", with_rows(299, 299), "config.json has 299 tokens, the tokenizer 300"),
     ("llama", with_rows(301, 301), "config.json has 301 tokens, the tokenizer 300"),
     ("llama", with_rows(299, 300), "transformers cannot load the export|does not find the parameters"),

@@ -119,9 +119,11 @@ def test_the_same_call_again_does_no_work_and_other_limits_do(tree, tmp_path):
     assert collect(output, [tree]) == first
     assert (output / "text.jsonl").stat().st_mtime_ns == stamp
     (output / "text.jsonl").write_text("torn")
-    assert collect(output, [tree]) == first
+    with pytest.raises(ConfigError, match="give --overwrite"):
+        collect(output, [tree])
+    assert collect(output, [tree], overwrite=True) == first
     assert len(read(output, "text")) == first["sources"]["text"]["documents"]
-    assert collect(output, [tree], {"text": 500})["sources"].keys() == {"text"}
+    assert collect(output, [tree], {"text": 500}, overwrite=True)["sources"].keys() == {"text"}
 
 
 def test_a_source_stops_at_its_limit_and_no_package_fills_it_while_others_are_left(tmp_path):

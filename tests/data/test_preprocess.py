@@ -158,9 +158,12 @@ def test_an_old_set_stays_whole_when_a_new_one_fails(corpus, huggingface, tmp_pa
     preprocess(Job((str(corpus),), str(tmp_path / "out"), huggingface))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     source = write_lines(tmp_path / "in.jsonl", GOOD, "{")
+    with pytest.raises(ConfigError, match="is there already") as caught:
+        preprocess(Job((str(corpus),), str(tmp_path / "out"), huggingface))
+    assert len(caught.value.problems) == 3
     for seed in (None, 1):
-        with pytest.raises(DataError):
-            preprocess(Job((str(source),), str(tmp_path / "out"), huggingface, shuffle_seed=seed))
+        with pytest.raises(DataError, match="not JSON"):
+            preprocess(Job((str(source),), str(tmp_path / "out"), huggingface, shuffle_seed=seed, overwrite=True))
     source.unlink()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

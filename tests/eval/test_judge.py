@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -377,7 +378,7 @@ def test_the_shipped_prompts_are_forty_in_five_categories():
 
 def test_all_wrong_lines_of_a_prompt_file_are_named_at_once(tmp_path):
     path = tmp_path / "p.jsonl"
-    with pytest.raises(DataError, match=r"cannot be read.*\n.*leave --prompts out"):
+    with pytest.raises(DataError, match=r"there is no such file.*\n.*leave --prompts out"):
         read_prompts(path)
     path.write_text("\n")
     with pytest.raises(DataError, match="it holds no prompt"):
@@ -388,9 +389,18 @@ def test_all_wrong_lines_of_a_prompt_file_are_named_at_once(tmp_path):
         read_prompts(path)
     text = str(caught.value)
     assert "6 problems" in text
-    for part in (":3: this is no JSON object", ":4: this is not JSON", ":5: `id` is None", ":6: `prompt` is None",
+    for part in (":3: the line is a JSON list, not an object", ":4: the line is not JSON",
+                 ":5: `id` is None", ":6: `prompt` is None",
                  ":7: `category` is 4", "the id '1' comes twice"):  # fmt: skip
         assert part in text
+
+
+def test_half_a_surrogate_pair_in_a_prompt_is_a_wrong_line_and_in_a_reply_is_replaced(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"id": "1", "prompt": "a"}\n{"id": "2", "prompt": "a\\ud800b"}\n')
+    with pytest.raises(DataError, match=r"p\.jsonl:2: the key 'prompt' holds half of a surrogate pair"):
+        read_prompts(tmp_path / "p.jsonl")
+    reply = judge_client._json('{"choices": [{"message": {"content": "Well \\ud800. \\ud83d\\ude00"}}]}')
+    assert message_of(reply) == "Well \ufffd. \U0001f600"
 
 
 PROMPTS = [
@@ -533,6 +543,9 @@ def test_a_killed_comparison_goes_on_and_a_finished_one_costs_nothing(server, mo
     assert done == 3
     assert document["a"]["answers"] == {"generated": 0, "from_cache": 3}
     assert len(server.seen) == 6 - done
+    with pytest.raises(ConfigError, match=r"out\.json is there already"):
+        judge(*models_ab, server.url, "judge-1", prompts_file, out, settings)
+    settings = replace(settings, overwrite=True)
     again = judge(*models_ab, server.url, "judge-1", prompts_file, out, settings)
     assert len(server.seen) == 6 - done
     assert again["requests"] == {"sent": 0, "retries": 0, "from_cache": 6}

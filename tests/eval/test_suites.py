@@ -107,9 +107,9 @@ def test_a_users_suite_is_read_from_yaml(tmp_path):
         ("tasks: [a]\nseed: 1\n", "unknown key 'seed'.*\n.*the keys are name, tasks"),
         ("tasks: []\n", "mine.yaml: tasks: it names no tasks"),
         ("name: x\n", "it names no tasks"),
-        ("tasks: [a]\noffline: perhaps\n", "mine.yaml: offline: 'perhaps' is no fit value"),
+        ("tasks: [a]\noffline: perhaps\n", "mine.yaml: offline: 'perhaps' is not a valid value for this key"),
         ("tasks: [a]\ninclude_path: gone\n", "there is no directory gone.*\n.*relative to this file"),
-        ("tasks: [a]\nlm_eval: a\n", "mine.yaml: lm_eval: 'a' is no fit value"),
+        ("tasks: [a]\nlm_eval: a\n", "mine.yaml: lm_eval: 'a' is not a valid value for this key"),
         ("bits_per_byte: {file: [a.txt]}\n", "mine.yaml: bits_per_byte: it names no files"),
         ("bits_per_byte: {files: [gone*.txt]}\n", "bits_per_byte: no file fits 'gone\\*.txt'"),
         ("bits_per_byte: {files: [mine.yaml]}\n", "mine.yaml is neither .txt nor .jsonl"),
@@ -117,7 +117,7 @@ def test_a_users_suite_is_read_from_yaml(tmp_path):
         ("tasks: [a]\ncategories: {x: {b: acc}}\n", "categories.x: no such task: b"),
         ("tasks: [a]\ncategories: {x: {a: acc}}\nmeans: {all: [y]}\n", "means.all: a mean names categories"),
         ("- a\n", "a suite is a mapping"),
-        ("tasks: [a\n", "this is not YAML"),
+        ("tasks: [a\n", "it is not YAML"),
     ],
 )
 def test_a_wrong_suite_file_says_what_is_wrong(tmp_path, text, message):

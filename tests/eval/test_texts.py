@@ -25,15 +25,22 @@ def test_a_txt_is_one_document_and_a_jsonl_one_a_line(tmp_path):
     [
         ("a.txt", b"", "it holds no text"),
         ("a.txt", b"\xff", "it cannot be read"),
-        ("a.jsonl", b'{"text": "x"}\n{"texts": 1}\n', "a.jsonl:2: this line holds no text"),
-        ("a.jsonl", b'{"text": 1}\n', "a.jsonl:1: this line holds no text"),
-        ("a.jsonl", b"{torn\n", "a.jsonl:1: this line holds no text"),
+        ("a.jsonl", b'{"text": "x"}\n{"texts": 1}\n', "a.jsonl:2: the line has no key 'text'; its keys are 'texts'"),
+        ("a.jsonl", b'{"text": 1}\n', "a.jsonl:1: the key 'text' holds 1, not a text"),
+        ("a.jsonl", b'{"text": "x\\ud800"}\n', "a.jsonl:1: .* half of a surrogate pair"),
+        ("a.jsonl", b"{torn\n", "a.jsonl:1: the line is not JSON"),
     ],
 )
 def test_a_text_file_that_is_wrong_says_where(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_texts(tmp_path / name)
+
+
+def test_windows_line_ends_are_bytes_of_the_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"One line.\r\nAnother line.\r\n")
+    (item,) = read_texts(tmp_path / "a.txt")
+    assert len(item["text"].encode()) == 26
 
 
 def test_data_files_of_another_shape_are_named(tmp_path, monkeypatch):

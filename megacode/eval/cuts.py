@@ -1,0 +1,66 @@
+"""lm-eval's model, with a count of what it cuts: questions longer than the model's context lose their beginning.
+
+lm-eval says so in a warning a batch, and scores what is left. A score of half questions must say so itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+
+@cache
+def counting_cuts() -> Any:
+    """Return a subclass of lm-eval's HFLM that remembers by how many tokens it cut each request."""
+    from lm_eval.models.huggingface import HFLM, normalize_gen_kwargs
+
+    class CountingModel(HFLM):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            self._cuts: dict[tuple[str, str], int] = {}
+
+        def _loglikelihood_tokens(self, requests: Any, *args: Any, **settings: Any) -> Any:
+            for texts, context, answer in requests:
+                if texts is not None and texts[0] is not None:  # windows of a whole text are cut by nobody
+                    self._note((texts[0], texts[1]), len(context) + len(answer) - self.max_length - 1)
+            return super()._loglikelihood_tokens(requests, *args, **settings)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            for request in requests:
+                context, settings = request.args
+                answer = normalize_gen_kwargs(dict(settings), self.max_gen_toks)["max_gen_toks"]
+                self._note((context, ""), len(self.tok_encode(context)) + answer - self.max_length)
+            return super().generate_until(requests, disable_tqdm)
+
+        def _note(self, key: tuple[str, str], surplus: int) -> None:
+            if surplus > 0:
+                self._cuts[key] = surplus
+
+        def cut_of(self, arguments: Iterable[Sequence[Any]]) -> int:
+            """Return by how many tokens the longest request of an item was cut; 0 if none was."""
+            keys = [(args[0], args[1] if isinstance(args[1], str) else "") for args in arguments if len(args) == 2]
+            return max((self._cuts.get(key, 0) for key in keys), default=0)
+
+    return CountingModel
+
+
+def cut_facts(lines: Iterable[Mapping[str, Any]], context: int) -> dict[str, int] | None:
+    """Return what a score file says of a task whose items were cut; None where none was.
+
+    Args:
+        lines: `item_lines` of all items.
+        context: tokens of the model's context.
+    """
+    cuts = {line["item"]: int(line.get("cut_tokens", 0)) for line in lines}
+    cut = [tokens for tokens in cuts.values() if tokens]
+    return {"items": len(cut), "most_tokens": max(cut), "context": context} if cut else None
+
+
+def describe_cut(task: str, facts: Mapping[str, Any]) -> str:
+    """Return the line under the score table for a task whose items were cut."""
+    cut = facts["cut"]
+    return (
+        f"cut: {task}: {cut['items']} of {facts['items']} items do not fit the context of {cut['context']} tokens; "
+        f"they lost up to {cut['most_tokens']} tokens at their beginning"
+    )

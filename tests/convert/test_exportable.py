@@ -1,0 +1,64 @@
+"""What an export would refuse is known before the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megacode.base.errors import ConfigError
+from megacode.config.loading import validate
+from megacode.config.run import RunConfig
+from megacode.convert.exportable import export_problems, warnings_of
+
+MODEL = {"num_layers": 3, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 4}
+
+
+def config_of(
+    tokenizer: Path, kind: str = "huggingface", model: dict[str, Any] | None = None, **more: Any
+) -> RunConfig:
+    """Return the config of a run that was not started."""
+    rate = {"schedule": "constant", "peak": 1e-3}
+    document = {
+        "name": "late",
+        "model": {**MODEL, **(model or {})},
+        "tokenizer": {"kind": kind, "path": str(tokenizer)},
+        "sources": {"web": {"path": "web", "tokens": "1M"}},
+        "phases": [{"name": "all", "iterations": 20, "blend": {"web": 1}, "learning_rate": rate}],
+        "train": {"seq_length": 32, "global_batch_size": 2},
+        **more,
+    }
+    return validate(document, "x")
+
+
+def _unigram(path: Path) -> Path:
+    import sentencepiece
+
+    words = [" ".join(f"w{(i * j) % 97} some{(i + j) % 13} thing" for j in range(9)) for i in range(400)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words), model_prefix=str(path / "uni"), vocab_size=150, model_type="unigram",
+        minloglevel=2, num_threads=1, hard_vocab_limit=False,
+    )  # fmt: skip
+    return path / "uni.model"
+
+
+def test_a_run_that_can_be_exported_has_no_problem(tokenizer_dir: Path) -> None:
+    assert export_problems(config_of(tokenizer_dir)) == []
+
+
+def test_all_that_an_export_would_refuse_is_said(tmp_path: Path, tokenizer_dir: Path) -> None:
+    text = (tokenizer_dir / "tokenizer.json").read_text().replace("<|endoftext|>", "[SEP]")
+    (tmp_path / "tokenizer.json").write_text(text)
+    told = warnings_of(config_of(tmp_path, model={"block": "parallel", "normalization": "RMSNorm"}))
+    assert len(told) == 2
+    assert "no architecture with parallel blocks and RMSNorm" in told[0]
+    assert "no export: the tokenizer has no end-of-document token" in told[1]
+
+
+def test_a_unigram_model_is_said_and_a_run_with_scores_is_refused(tmp_path: Path) -> None:
+    model = _unigram(tmp_path)
+    assert "only BPE can be exported" in warnings_of(config_of(model, "sentencepiece"))[0]
+    wanted = {"suite": "to-code", "every": "10 iterations"}
+    with pytest.raises(ConfigError, match="scores need exports"):
+        export_problems(config_of(model, "sentencepiece", evaluate=wanted))
