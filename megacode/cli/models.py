@@ -12,7 +12,7 @@ import typer
 
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
-from megacode.base.places import refuse_existing
+from megacode.base.places import refuse_existing, refuse_unwritable
 from megacode.cli.options import (
     Checkpoint,
     Json,
