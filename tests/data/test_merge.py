@@ -255,8 +255,8 @@ def test_shards_of_different_makings_do_not_merge(sharded, corpus, huggingface, 
     again()
     Path(corpus).rename(tmp_path / "moved.jsonl")
     try:
-        preprocess(Job((str(tmp_path / "moved.jsonl"),), str(tmp_path / "out"), huggingface, append_eod=True, overwrite=True,
-                       shard=Shard(2, 3)))  # fmt: skip
+        preprocess(Job((str(tmp_path / "moved.jsonl"),), str(tmp_path / "out"), huggingface, append_eod=True,
+                       overwrite=True, shard=Shard(2, 3)))  # fmt: skip
     finally:
         (tmp_path / "moved.jsonl").rename(corpus)
     refused(sharded, DataError, "different values of inputs")
