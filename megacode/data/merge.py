@@ -59,9 +59,9 @@ def merge(
     parts = find_parts(inputs)
     if Path(output_prefix).absolute() in [Path(part.prefix).absolute() for part in parts]:
         raise ConfigError("it is one of the inputs", f"--output-prefix {output_prefix}", "give another prefix")
+    facts = _check_alike(parts, shuffle_seed)
     refuse_existing(manifests.files_of([Path(output_prefix)]), overwrite, "--output-prefix")
     refuse_unwritable(bin_path(output_prefix), "--output-prefix")
-    facts = _check_alike(parts, shuffle_seed)
     _check_contents(parts)
     _check_space(parts, Path(output_prefix), facts["shuffle_seed"] is not None)
     made = _write(parts, output_prefix, {**facts, "command": command})

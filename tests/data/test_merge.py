@@ -52,7 +52,7 @@ def files(prefix: str | Path) -> list[bytes]:
 
 def make_shards(count: int, inputs: list[Path], out: Path, tokenizer: TokenizerConfig, **settings: object) -> Path:
     for index in reversed(range(count)):
-        job = Job(tuple(map(str, inputs)), str(out), tokenizer, shard=Shard(index, count), **settings)
+        job = Job(tuple(map(str, inputs)), str(out), tokenizer, shard=Shard(index, count), overwrite=True, **settings)
         preprocess(job)
     return Path(f"{out}_text_document")
 
@@ -232,14 +232,16 @@ def test_an_old_manifest_never_stands_beside_new_tokens(sharded, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(manifests, "write", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ConfigError, match="is there already"):
         merge([f"{sharded}.shard_*"], str(sharded), shuffle_seed=2)
+    with pytest.raises(KeyboardInterrupt):
+        merge([f"{sharded}.shard_*"], str(sharded), shuffle_seed=2, overwrite=True)
     assert manifests.read(sharded) is None
 
 
 def test_shards_of_different_makings_do_not_merge(sharded, corpus, huggingface, sentencepiece, tmp_path):
     def again(tokenizer=huggingface, **settings):
-        settings = {"append_eod": True, "shard": Shard(2, 3), **settings}
+        settings = {"append_eod": True, "shard": Shard(2, 3), "overwrite": True, **settings}
         preprocess(Job((str(corpus),), str(tmp_path / "out"), tokenizer, **settings))
 
     again(sentencepiece)
@@ -254,7 +256,7 @@ def test_shards_of_different_makings_do_not_merge(sharded, corpus, huggingface, 
     Path(corpus).rename(tmp_path / "moved.jsonl")
     try:
         preprocess(Job((str(tmp_path / "moved.jsonl"),), str(tmp_path / "out"), huggingface, append_eod=True,
-                       shard=Shard(2, 3)))  # fmt: skip
+                       overwrite=True, shard=Shard(2, 3)))  # fmt: skip
     finally:
         (tmp_path / "moved.jsonl").rename(corpus)
     refused(sharded, DataError, "different values of inputs")
@@ -319,7 +321,7 @@ def test_merging_is_what_writing_all_at_once_is(sets, batch_bytes, documents, tm
 
     for number, one in enumerate(sets):
         write(f"set{number}", one)
-    merge([str(tmp_path / f"set{number}") for number in range(len(sets))], str(tmp_path / "merged"))
+    merge([str(tmp_path / f"set{number}") for number in range(len(sets))], str(tmp_path / "merged"), overwrite=True)
     tokens = np.concatenate([np.arange(sum(map(sum, one))) for one in sets])
     flat = [document for one in sets for document in one]
     write("all", flat)
