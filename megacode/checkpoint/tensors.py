@@ -13,7 +13,7 @@ from megacode.checkpoint.files import Facts
 from megacode.checkpoint.index import Index
 from megacode.checkpoint.reader import Reader
 from megacode.checkpoint.shards import Writer
-from megacode.mcore import groups, nodes, optimizer_state, pieces, scales
+from megacode.mcore import agreement, groups, optimizer_state, pieces, scales
 from megacode.mcore.optimizer import configure, restore_weights
 from megacode.mcore.optimizer_state import WEIGHT
 from megacode.mcore.parts import Parts
@@ -63,13 +63,13 @@ def load(parts: Parts, path: Path, *, weights_only: bool = False) -> None:
         CheckpointError: the checkpoint is absent, damaged, or of a model of another shape; on all ranks.
     """
     first, whole = parts.ranks.rank == 0, parts.optimizer is not None and not weights_only
-    index = nodes.on_first(lambda: Index.read(path))
+    index = agreement.decided(lambda: Index.read(path))
     reader = Reader(path, index)
     random = pieces.random_states(parts) if whole else []
     if not all(piece.name in index.tensors for piece in random):
         random = []
         _warn_of_other_dropout(parts)
-    small = nodes.together(
+    small = agreement.on_all(
         lambda: _read(reader, [*pieces.wanted(parts, moments=whole), *random], small=first and whole)
     )
     pieces.spread(parts, moments=whole)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import random
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -131,16 +133,28 @@ def barrier() -> None:
 
 def broadcast_object(value: T | None, source: int = 0) -> T:
     """Return to all ranks what rank `source` passes in; the others' argument is not looked at."""
-    box = [value]
+    box = [packed(value) if rank() == source else None]
     dist.broadcast_object_list(box, src=source)
-    return box[0]  # type: ignore[return-value]
+    found: T = unpacked(box[0])
+    return found
 
 
 def gather_objects(value: T) -> list[T]:
     """Return to all ranks what each passes in, by rank."""
-    box: list[T | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(box, value)
-    return box  # type: ignore[return-value]
+    box: list[bytes | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(box, packed(value))
+    return [unpacked(own) for own in box]
+
+
+def packed(value: object) -> bytes:
+    """Return an object as few bytes: collectives on objects take a GPU's memory for them, which may be full."""
+    return zlib.compress(pickle.dumps(value), level=1)
+
+
+def unpacked(value: bytes | None) -> Any:
+    """Return the object that `packed` got."""
+    assert value is not None
+    return pickle.loads(zlib.decompress(value))
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:

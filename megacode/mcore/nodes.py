@@ -1,4 +1,4 @@
-"""Which ranks share a node; what rank 0 reads for all, collects from all, or deals out to them.
+"""Which ranks share a node; what rank 0 collects from all, or deals out to them.
 
 A node is a running kernel: its processes share the page cache, so they may write into one file side by side.
 """
@@ -6,17 +6,14 @@ A node is a running kernel: its processes share the page cache, so they may writ
 from __future__ import annotations
 
 import os
-import pickle
 import platform
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import torch.distributed as dist
 
-from megacode.base.errors import CheckpointError, Problem
 from megacode.mcore import groups
 
 NODE = "MEGACODE_NODE"  # an environment variable: the name of this process's node, in place of the machine's own
@@ -40,48 +37,12 @@ def node_numbers() -> list[int]:
     return [numbers.setdefault(name, len(numbers)) for name in groups.gather_objects(node_name())]
 
 
-def on_first(work: Callable[[], T]) -> T:
-    """Do something on rank 0 alone, and return to all ranks what it returned; a collective.
-
-    Raises:
-        CheckpointError: it did, on rank 0; on all ranks.
-    """
-    answer: T | None = None
-    problems: Sequence[Problem] = ()
-    if dist.get_rank() == 0:
-        try:
-            answer = work()
-        except CheckpointError as error:
-            problems = error.problems
-    problems, found = _unpacked(groups.broadcast_object(_packed((problems, answer))))
-    if problems:
-        raise CheckpointError(problems=problems)
-    return cast(T, found)
-
-
-def together(work: Callable[[], T]) -> T:
-    """Do something on every rank, which may fail on some alone; a collective. The others would wait in the next one.
-
-    Raises:
-        CheckpointError: it did, on some rank; on all ranks.
-    """
-    found, problems = None, None
-    try:
-        found = work()
-    except CheckpointError as error:
-        problems = error.problems
-    told = next((those for those in groups.gather_objects(problems) if those), None)
-    if told is not None:
-        raise CheckpointError(problems=told)
-    return cast(T, found)
-
-
 def collect(value: T) -> list[T] | None:
     """Return to rank 0 what each rank passes in, by rank; None to the others."""
     first = dist.get_rank() == 0
     box: list[bytes | None] | None = [None] * dist.get_world_size() if first else None
-    dist.gather_object(_packed(value), box, dst=0)
-    return [_unpacked(packed) for packed in box if packed is not None] if box is not None else None
+    dist.gather_object(groups.packed(value), box, dst=0)
+    return [groups.unpacked(packed) for packed in box if packed is not None] if box is not None else None
 
 
 def deal(values: Sequence[T] | None) -> T:
@@ -89,15 +50,6 @@ def deal(values: Sequence[T] | None) -> T:
 
     All are broadcast, since torch pads what it scatters to the largest, once for each rank, in a GPU's memory.
     """
-    packed = groups.broadcast_object([_packed(value) for value in values] if values is not None else None)
-    own: T = _unpacked(packed[dist.get_rank()])
+    packed = groups.broadcast_object([groups.packed(value) for value in values] if values is not None else None)
+    own: T = groups.unpacked(packed[dist.get_rank()])
     return own
-
-
-def _packed(value: object) -> bytes:
-    """Return an object as few bytes: collectives on objects take a GPU's memory for them, which may be full."""
-    return zlib.compress(pickle.dumps(value), level=1)
-
-
-def _unpacked(packed: bytes) -> Any:
-    return pickle.loads(zlib.decompress(packed))

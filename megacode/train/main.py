@@ -13,9 +13,8 @@ from megacode.base.errors import EXIT_CHECK, EXIT_FAILURE, EXIT_RESUMABLE
 from megacode.config.health import Health
 from megacode.config.loading import dump_config, load_config
 from megacode.config.run import RunConfig
-from megacode.mcore import groups, layout
+from megacode.mcore import agreement, groups, layout
 from megacode.plan.document import notes
-from megacode.train import agreement
 from megacode.train.loop import train
 from megacode.train.planning import Plan, check_trainable, make_plan, read_sizes
 from megacode.train.presence import finished_lines, is_finished

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import uuid
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megacode.mcore.nodes import node_name
 from megacode.train.node_board import Board, board_path
 
 _SLOTS = 64  # the most ranks that share a board; those beyond speak for themselves
@@ -39,17 +39,6 @@ class Node:
         return Node((rank,), Board(1), tuple((other,) for other in range(ranks)), host)
 
 
-def name() -> str:
-    """Return what ranks of one machine have in common; MEGACODE_NODE lets one machine act as several."""
-    given = os.environ.get("MEGACODE_NODE")
-    if given:
-        return given
-    boot = ""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{platform.node()}-{boot}"
-
-
 def meet(rank: int, ranks: int, broadcast: Callable[[Any], Any], gather: Callable[[Any], list[Any]]) -> Node:
     """Find out, together with all ranks, who shares this node, and open its board.
 
@@ -62,7 +51,7 @@ def meet(rank: int, ranks: int, broadcast: Callable[[Any], Any], gather: Callabl
         gather: returns on all ranks what each passes in, by rank.
     """
     token = broadcast(uuid.uuid4().hex if rank == 0 else None)
-    mine = name()
+    mine = node_name()
     path = board_path(token, mine)
     board, identity = _open(path)
     # Also a barrier: after it nobody needs the file's name.

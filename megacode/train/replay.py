@@ -26,6 +26,7 @@ from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import SourceStream, open_streams
 from megacode.mcore import gradient_norms, groups
 from megacode.mcore import parts as mcore_parts
+from megacode.mcore.agreement import decided, prove_equal
 from megacode.mcore.batch import MicroBatch
 from megacode.mcore.parts import Parts
 from megacode.mcore.step import StepResult, evaluate, train_step
@@ -33,7 +34,6 @@ from megacode.metrics.meter import source_means
 from megacode.metrics.reader import read_metrics
 from megacode.plan.ledger import Ledger
 from megacode.train import restoring
-from megacode.train.agreement import decided, prove_equal
 from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.origin import find_origin
 from megacode.train.planning import Plan

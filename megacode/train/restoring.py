@@ -12,12 +12,11 @@ from megacode.base.files import RunDir
 from megacode.checkpoint import store, tensors
 from megacode.checkpoint.state import TrainState
 from megacode.config.run import RunConfig
-from megacode.mcore import groups
+from megacode.mcore import agreement, groups
 from megacode.mcore.parts import Parts
 from megacode.metrics.sinks import Events
 from megacode.plan.difference import model_changes, shown
 from megacode.plan.ledger import Ledger
-from megacode.train import agreement
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,9 @@ from megacode.data.loader import BatchSource, Loader
 from megacode.data.prefetch import Prefetch
 from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import SourceStream, open_streams
-from megacode.mcore import device, groups
+from megacode.mcore import agreement, device, groups
 from megacode.mcore import parts as mcore_parts
+from megacode.mcore.agreement import code_digest
 from megacode.mcore.groups import Ranks
 from megacode.mcore.parts import Parts
 from megacode.metrics.meter import Meter
@@ -31,8 +32,7 @@ from megacode.metrics.reader import lost_work
 from megacode.metrics.sinks import Events, open_sinks
 from megacode.plan.costs import flops_per_token
 from megacode.plan.ledger import Ledger
-from megacode.train import agreement, node, old_stacks, restoring
-from megacode.train.agreement import code_digest
+from megacode.train import node, old_stacks, restoring
 from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.guard import Guard
 from megacode.train.limits import TimeLimit, TouchFiles

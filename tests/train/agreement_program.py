@@ -10,9 +10,9 @@ from typing import Any
 
 from megacode.base.errors import MegacodeError
 from megacode.checkpoint import store
-from megacode.mcore import groups
+from megacode.mcore import agreement, groups
 from megacode.plan.ledger import Ledger
-from megacode.train import agreement, main, origin
+from megacode.train import main, origin
 
 SHORT = ("phases.balanced.iterations=4", "phases.prose.iterations=1", "phases.cooldown.iterations=1")
 SAVES = "checkpoint={every: 2 iterations, async: false, keep_phase_ends: false}"

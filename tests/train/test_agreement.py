@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from megacode.base.files import RunDir, read_jsonl
-from megacode.train.agreement import named
+from megacode.mcore.agreement import named
 
 pytestmark = pytest.mark.slow
 

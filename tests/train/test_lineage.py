@@ -38,7 +38,8 @@ def alone() -> Iterator[None]:
 
 
 def trainer_of(config: Path, *overrides: str, **more: bool) -> Trainer:
-    plan = make_plan(load_config(config, ["run_dir=run", *overrides]))
+    named = any(override.startswith("run_dir=") for override in overrides)
+    plan = make_plan(load_config(config, [*([] if named else ["run_dir=run"]), *overrides]))
     return build_trainer(plan, StopSignal(), CLOSING, **more)
 
 
