@@ -3,6 +3,7 @@
 
     python tools/bench/ranks.py measure [--code DIR] [--seconds 30] [--json FILE]
     python tools/bench/ranks.py simulate CONFIG [--ranks 64,512,4096] [--json FILE]
+    python tools/bench/ranks.py watch [--ranks 64,512,4096] [--sources 6]
 
 `measure` trains a small run on 4 real gloo ranks as 2 nodes, stops it and resumes it, and counts in each process what
 it opens, asks for and reads, by kind of file. `--code` takes another copy of megacode, to compare with. What a watchdog
@@ -289,6 +290,19 @@ def simulate(
         print("".join(f"{rows[-1][key]:>13,}" for key in SHOWN.values()), flush=True)
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+@app.command()
+def watch(
+    ranks: Annotated[str, typer.Option(help="Numbers of ranks.")] = "64,512,4096",
+    sources: Annotated[int, typer.Option(help="Sources of the run.")] = 6,
+) -> None:
+    """Count what a start's checks, a quiet hour, a hang and the preflight's meeting cost so many ranks."""
+    from rank_watching import row
+
+    rows = [row(int(number), GPUS_A_NODE, sources) for number in ranks.split(",")]
+    for name in rows[0]:
+        print(f"{name:<22}" + "".join(f"{line[name]:>15,}" for line in rows))
 
 
 @app.command(hidden=True)
