@@ -99,6 +99,42 @@ def step_back(run: Run, chance: random.Random) -> None:
         raise run.broken(f"`latest` names {named.name}, which is gone (keep_last {keep})")
 
 
+# A controller that says who was cancelled until the file `forgotten` lies beside it.
+_CONTROLLER = """#!/bin/sh
+if [ "$2" = hostnames ]; then echo localhost; exit 0; fi
+if [ -e "$0.forgotten" ]; then echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; fi
+echo "JobId=900 JobState=CANCELLED Restarts=0"
+"""
+
+
+def forgotten_job(run: Run, chance: random.Random) -> None:
+    """Cancel a job of a chain, and begin the next one when SLURM's controller has forgotten the first."""
+    folder = run.folder / f"controller-{run.path.name}"
+    folder.mkdir(exist_ok=True)
+    controller = folder / "scontrol"
+    controller.write_text(_CONTROLLER)
+    controller.chmod(0o755)
+    forgotten = folder / "scontrol.forgotten"
+    forgotten.unlink(missing_ok=True)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    job = {"PATH": path, "SLURM_JOB_NODELIST": "localhost", "SLURM_NTASKS_PER_NODE": str(run.nproc)}
+    with _unchanged(run):
+        _job(run, {**job, "SLURM_JOB_ID": "900"}, ["terminated", str(run.path)], 0)
+        forgotten.touch()
+        chain = {"MEGACODE_CHAIN": "900", "MEGACODE_CHAIN_BEFORE": "900"}
+        _job(run, {**job, **chain, "SLURM_JOB_ID": "901"}, ["begin", "run.yaml", *run.overrides], 3)
+
+
+def _job(run: Run, environment: dict[str, str], arguments: list[str], expected: int) -> None:
+    """Call `megacode job` as a job's script does."""
+    command = [sys.executable, "-m", "megacode.cli", "job", *arguments]
+    everything = {"PYTHONPATH": str(ROOT), **os.environ, **environment}
+    with run.log.open("ab") as log:
+        done = subprocess.run(command, cwd=run.folder, env=everything, stdout=log, stderr=log, check=False)
+    if done.returncode != expected:
+        raise run.broken(f"job {arguments[0]} ended with {done.returncode}, not with {expected}")
+
+
 def prune_fails(run: Run, chance: random.Random) -> None:
     """Keep a file of the oldest checkpoint from being removed while the run prunes, as an open file on NFS does."""
     held = run.files.checkpoint(run.files.iterations()[0]) / "held"
@@ -190,6 +226,6 @@ def _contents(run: Run) -> dict[str, object]:
     return {**texts, "checkpoints": files.iterations(), "latest": files.latest.exists() and files.latest.read_text()}
 
 
-_STRIKES = (ranks_disagree, edited_config, no_checkpoints, step_back, stale_view, prune_fails)
+_STRIKES = (ranks_disagree, edited_config, no_checkpoints, step_back, stale_view, prune_fails, forgotten_job)
 SEAMS: dict[str, Strike] = {strike.__name__: strike for strike in _STRIKES}
 NEED_MOUNTS = (stale_view.__name__, prune_fails.__name__)
