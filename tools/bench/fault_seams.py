@@ -88,9 +88,9 @@ def step_back(run: Run, chance: random.Random) -> None:
     if len(iterations) < 2:
         return
     flip(run, chance)
-    damaged, keep = iterations[-1], chance.choice([1, 2, 3])
+    keep, told = chance.choice([1, 2, 3]), _count(run, '"set_aside"')
     run.start(f"checkpoint.keep_last={keep}")
-    _wait(run, lambda: _went_back(run, damaged))
+    _wait(run, lambda: _count(run, '"set_aside"') > told)
     assert run.process is not None
     run.process.send_signal(signal.SIGTERM)  # it saves, most often at an iteration before the damaged one
     run.ended((75,))
@@ -150,13 +150,6 @@ def prune_fails(run: Run, chance: random.Random) -> None:
         shutil.rmtree(held.parent)  # half removed, as the run had begun to
     if _count(run, '"save_failed"'):
         raise run.broken("a clean-up that failed was taken for a failed save")
-
-
-def _went_back(run: Run, damaged: int) -> bool:
-    """Whether the damaged checkpoint is out of the way, and one was saved since."""
-    named = run.files.latest.read_text().strip()
-    aside = list(run.files.abandoned.glob(f"{RunDir.iteration_name(damaged)}.damaged*"))
-    return bool(aside) or RunDir.iteration_of(Path(named)) >= damaged
 
 
 def _count(run: Run, what: str) -> int:
