@@ -66,6 +66,7 @@ class _Save:
         started: when the loop began to wait.
         blocked: seconds the loop has waited.
         publishing: every file is on disk.
+        not_pruned: why an old checkpoint could not be removed after it; empty: nothing was in the way.
     """
 
     state: TrainState
@@ -74,6 +75,7 @@ class _Save:
     started: float
     blocked: float = 0.0
     publishing: bool = False
+    not_pruned: str = ""
 
 
 class Saver:
@@ -167,7 +169,7 @@ class Saver:
     def tidy(self) -> None:
         """Remove what was spared at the last save, and need not be any more."""
         if self._first:
-            self._prune()
+            self._tell_pruned(self._prune())
 
     def _begin(self, iteration: int, size: int) -> Path | str:
         """Return the directory to write into, or why there is none; the same on all ranks."""
@@ -184,16 +186,21 @@ class Saver:
 
     def _publish(self, save: _Save, written: Written) -> None:
         store.finish(self._run, save.hidden, save.state, written)
-        self._prune()
+        save.not_pruned = self._prune()
 
-    def _prune(self) -> None:
-        """Remove old checkpoints; what cannot be removed (a file open on NFS) stays, and the save is none the worse."""
+    def _prune(self) -> str:
+        """Remove old checkpoints; return why one could not be (a file open on NFS): the save before it is good."""
         try:
             store.prune(self._run, self._policy, self._spared())
         except OSError as error:
+            return str(error)
+        return ""
+
+    def _tell_pruned(self, error: str) -> None:
+        if error:
             log.warning("an old checkpoint could not be removed: %s. The next save tries again.", error)
             if self._events is not None:
-                self._events.write("prune_failed", error=str(error))
+                self._events.write("prune_failed", error=error)
 
     def _done(self, save: _Save) -> None:
         self._save = None
@@ -205,6 +212,7 @@ class Saver:
             self._event("save", save.state, seconds=seconds, blocked=waited, bytes=size)
             path, what = self._run.checkpoint(save.state.iteration), "saved %s, %s in %s (training waited %s)"
             log.info(what, path, format_bytes(size), format_seconds(seconds), format_seconds(waited))
+            self._tell_pruned(save.not_pruned)
 
     def _give_up(self, save: _Save) -> None:
         self._save = None
