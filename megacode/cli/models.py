@@ -151,9 +151,7 @@ def evaluate(
 
     if prefetch:
         return _show_tasks(prefetch_suite(suite or "demo"), as_json)
-    if place is None:
-        raise ConfigError("it names no model", "megacode evaluate", "name an exported model's directory, or a run's")
-    found = checkpoints or models_in(place)
+    found = checkpoints or models_in(_named(place))
     several = found != [place]
     if several and out is not None:
         raise ConfigError("one score file cannot hold several models", "--out", "leave it out, or name one model")
@@ -162,15 +160,18 @@ def evaluate(
         tasks_dir=tasks, limit=limit, batch_size=batch_size, device=device, run_code=run_generated_code,
         without=tuple(without or ()), texts=files, missing_only=several, overwrite=overwrite,
     )  # fmt: skip
-    if checkpoints and out is not None:
-        refuse_existing([out], overwrite, "--out")
-        refuse_unwritable(out, "--out")
     if checkpoints:
         documents = _score_checkpoints(checkpoints, suite, choices, out, keep_exports, nproc)
     else:
         documents = evaluate_many(found, suite or (None if files else "demo"), [out] * len(found), choices)
     if is_first_rank() and not quiet:
         _show_scores(documents, several, as_json)
+
+
+def _named(place: Path | None) -> Path:
+    if place is None:
+        raise ConfigError("it names no model", "megacode evaluate", "name an exported model's directory, or a run's")
+    return place
 
 
 def _show_tasks(names: list[str], as_json: bool) -> None:
@@ -183,6 +184,9 @@ def _show_tasks(names: list[str], as_json: bool) -> None:
 def _score_checkpoints(
     checkpoints: list[Path], suite: str | None, choices: Choices, out: Path | None, keep: bool, nproc: int | None
 ) -> list[dict[str, Any]]:
+    if out is not None:
+        refuse_existing([out], choices.overwrite, "--out")
+        refuse_unwritable(out, "--out")
     from megacode.eval.checkpoints import as_the_run_asks, score_checkpoints
 
     if suite is None and not choices.texts:

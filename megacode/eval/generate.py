@@ -91,12 +91,13 @@ def _export(checkpoint: Path, target: Path) -> None:
     log.info("exporting %s to %s, with proof; this is done once", checkpoint, target)
     try:
         to_hf(checkpoint, target, force=target.exists())
-    except OSError as error:
+    except (OSError, ConfigError) as error:
         if not checkpoint.exists():
             what, fix = "the checkpoint was deleted meanwhile: the run is live", "give the same command again"
             raise CheckpointError(what, str(checkpoint), fix) from error
         fix = f"export it elsewhere: megacode convert to-hf {checkpoint} OUT, then megacode generate OUT"
-        raise CheckpointError(f"the export cannot be written: {error.strerror}", str(target), fix) from error
+        why = error.strerror if isinstance(error, OSError) else error.problems[0].what
+        raise CheckpointError(f"the export cannot be written: {why}", str(target), fix) from error
 
 
 class Writer:

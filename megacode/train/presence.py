@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megacode.base.files import RunDir
-from megacode.base.units import format_count
+from megacode.base.units import format_count, format_seconds
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import latest
 from megacode.config.training import Parallel
@@ -87,7 +87,7 @@ def next_steps(run: Path) -> str:
     return f"next: megacode convert to-hf {run} OUT, megacode report {run}; to train on, add a phase to the config"
 
 
-def closing_lines(reason: str, run: RunDir, state: TrainState, total: int, trained: int, seconds: str) -> list[str]:
+def closing_lines(reason: str, run: RunDir, state: TrainState, total: int, first: int, seconds: float) -> list[str]:
     """Return what a start did, and what comes next.
 
     Args:
@@ -95,10 +95,10 @@ def closing_lines(reason: str, run: RunDir, state: TrainState, total: int, train
         run: the run directory.
         state: where the run stands.
         total: iterations of the whole run.
-        trained: iterations of this start.
-        seconds: how long it took, as people read it.
+        first: the iteration that this start went on from.
+        seconds: how long it took.
     """
-    head = f"{_ENDS[reason]} at iteration {state.iteration:,} of {total:,} after {trained:,} in {seconds}"
+    head = f"{_ENDS[reason]} at iteration {state.iteration:,} of {total:,} after {state.iteration - first:,} in {format_seconds(seconds)}"
     saved = run.checkpoint(state.iteration)
     head += f"; saved as {saved}" if saved.exists() else f"; iteration {state.iteration:,} could NOT be saved"
     going_on = "next: the same command goes on from the newest checkpoint"

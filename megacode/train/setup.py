@@ -83,16 +83,12 @@ def build_trainer(
     streams = agreement.on_all(lambda: _streams(config))
     events = Events(run) if first else None
     ledger = Ledger(run, agreement.decided(lambda: Ledger.read(run).entries), writes=first)
-    origin, choice = _origin(plan, run, ledger, events, accept_changed_past, from_scratch)
-    if origin.kind == "branch" and origin.saved is not None:
-        ledger.inherit(origin.saved.ledger)
-    agreement.prove_equal(_facts(plan, streams, origin, ledger))
-    log.info("all ranks agree; building the model")
+    choice = restoring.newest_whole(run, ledger, events)
+    origin = _origin(plan, choice, accept_changed_past, from_scratch)
+    _agree(plan, streams, origin, ledger)
     parts = mcore_parts.build(config, ranks, plan.vocab_size)
     state = _restore(plan, parts, origin)
-    if first:
-        restoring.step_back(run, choice, events)
-    start = _start(plan, run, origin) if first else {}
+    start = _start(plan, run, origin, choice, events) if first else {}
     saved = state.iteration if origin.kind == "resume" else -1
     guard, fp8 = _watches(plan, parts, ledger, events, state)
     limit = TimeLimit(config.limits.wall_clock)
@@ -121,20 +117,29 @@ def build_trainer(
     )
 
 
-def _origin(
-    plan: Plan, run: RunDir, ledger: Ledger, events: Events | None, accept_changed_past: bool, from_scratch: bool
-) -> tuple[Origin, restoring.Choice]:
-    """Return what this start goes on from, by rank 0's view of the files, and what it passes over."""
-    choice = restoring.newest_whole(run, ledger, events)
+def _origin(plan: Plan, choice: restoring.Choice, accept_changed_past: bool, from_scratch: bool) -> Origin:
+    """Return what this start goes on from, by rank 0's view of the files."""
 
     def decide() -> Origin:
-        check_restart(run, from_scratch, choice.path, choice.problems)
+        check_restart(RunDir(plan.config.directory), from_scratch, choice.path, choice.problems)
         return find_origin(plan, choice.path, accept_changed_past)
 
     origin = agreement.decided(decide)
     if origin.checkpoint is not None and origin.saved is not None and origin.kind != "resume":
         restoring.check_whole(origin.checkpoint, origin.saved)
-    return origin, choice
+    return origin
+
+
+def _agree(plan: Plan, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger) -> None:
+    """Prove that all ranks would train the same; a branch takes over what its trunk has withheld first.
+
+    Raises:
+        LaunchError: on every rank, where one differs.
+    """
+    if origin.kind == "branch" and origin.saved is not None:
+        ledger.inherit(origin.saved.ledger)
+    agreement.prove_equal(_facts(plan, streams, origin, ledger))
+    log.info("all ranks agree; building the model")
 
 
 def _facts(plan: Plan, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger) -> dict[str, Any]:
@@ -224,10 +229,16 @@ def _watches(
     return guard, fp8
 
 
-def _start(plan: Plan, run: RunDir, origin: Origin) -> dict[str, Any]:
-    """Write config and plan; return what the diary says of this start: its event, its origin, the work it repeats."""
+def _start(plan: Plan, run: RunDir, origin: Origin, choice: restoring.Choice, events: Events | None) -> dict[str, Any]:
+    """Set aside what is passed over, and write config and plan; for rank 0.
+
+    Returns:
+        What the diary says of this start: its event, its origin, the work it repeats.
+    """
+    begun_before = run.events.stat().st_size > 0
+    restoring.step_back(run, choice, events)
     _record_run(plan, run)
-    facts: dict[str, Any] = {"event": "resume" if run.events.stat().st_size else "start", "kind": origin.kind}
+    facts: dict[str, Any] = {"event": "resume" if begun_before else "start", "kind": origin.kind}
     if origin.checkpoint is not None:
         facts["checkpoint"] = origin.checkpoint.name if origin.kind == "resume" else str(origin.checkpoint)
     if facts["event"] == "resume":

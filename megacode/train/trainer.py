@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from megacode.base.files import RunDir
 from megacode.base.revision import revision
-from megacode.base.units import format_seconds
 from megacode.checkpoint.state import TrainState
 from megacode.config.run import RunConfig
 from megacode.data.loader import BatchSource
@@ -291,11 +290,9 @@ class Trainer:
         self._event("stop", reason=reason, signal=self.stop_signal.name, saved=saved, seconds=self._age())
         for sink in self.sinks:
             sink.close()
-        if self.events is not None:
-            trained = self.state.iteration - self._first_iteration
-            age, total = format_seconds(self._age()), self.batches.total_iterations
-            for line in closing_lines(reason, self.run, self.state, total, trained, age):
-                log.info("%s", line)
+        total, first = self.batches.total_iterations, self._first_iteration
+        for line in closing_lines(reason, self.run, self.state, total, first, self._age()):
+            log.info("%s", line)
         return reason if saved else "save_failed"
 
     def write_scores(self) -> None:

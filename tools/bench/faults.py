@@ -17,13 +17,11 @@ import dataclasses
 import random
 import runpy
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,9 +29,9 @@ import torch
 import typer
 import yaml
 from fault_kinds import DAMAGES, KILLS, PATIENCE, ROOT, SAVE_EVERY, STOPS, BrokenRunError, Run, fill_disk
+from fault_report import Row, render, summary
 from fault_seams import NEED_MOUNTS, SEAMS
 from rich.console import Console
-from rich.table import Table
 
 from megacode.base.files import RunDir, write_json
 from megacode.base.logs import setup_logging
@@ -50,29 +48,6 @@ LONGEST_START = 8.0  # seconds
 KILLED = (-signal.SIGKILL, 1)
 STOPPED = (75,)
 COMPARED = ("loss", "grad_norm", "loss_by_source", "samples_by_source", "samples_digest", "learning_rate", "skipped")
-
-
-@dataclass
-class Row:
-    """A fault and what it cost.
-
-    Attributes:
-        kind: of the fault.
-        iteration: the furthest one that was ever done.
-        position: the last one of the start that was hit; None if it had not begun to train.
-        lost: iterations of that start that were done again.
-        seconds: until an iteration beyond `iteration` was done; None if none ever was.
-        struck: when, by the monotonic clock.
-        starts: how many there were before the next one.
-    """
-
-    kind: str
-    iteration: int
-    position: int | None = None
-    lost: int = 0
-    seconds: float | None = None
-    struck: float = 0.0
-    starts: int = 0
 
 
 class Campaign:
@@ -245,25 +220,6 @@ def draw_kinds(kinds: list[str], count: int, chance: random.Random) -> list[str]
     return drawn[:count]
 
 
-def summary(rows: list[Row]) -> list[dict[str, Any]]:
-    """Return what the faults of each kind cost: iterations done again, seconds until the run was beyond its place."""
-    found = []
-    for kind in [kind for kind in KINDS if any(row.kind == kind for row in rows)]:
-        mine = [row for row in rows if row.kind == kind]
-        seconds = [row.seconds for row in mine if row.seconds is not None]
-        found.append(
-            {
-                "kind": kind,
-                "faults": len(mine),
-                "lost_mean": statistics.mean(row.lost for row in mine),
-                "lost_max": max(row.lost for row in mine),
-                "seconds_mean": statistics.mean(seconds) if seconds else None,
-                "seconds_max": max(seconds, default=None),
-            }
-        )
-    return found
-
-
 def attack(run: Run, reference: Run, kinds: list[str], chance: random.Random) -> dict[str, Any]:
     """Hit one run until it is done; return its faults, and what differs from the undisturbed one."""
     campaign = Campaign(run, kinds, chance)
@@ -284,26 +240,6 @@ def attack(run: Run, reference: Run, kinds: list[str], chance: random.Random) ->
         "problems": problems,
         "rows": [dataclasses.asdict(row) for row in campaign.rows],
     }
-
-
-def render(document: dict[str, Any], console: Console) -> None:
-    """Print what each kind of fault cost, and whether anything differs."""
-    table = Table("fault", header_style="bold")
-    for name in ("how often", "iterations lost", "at most", "recovery", "at most"):
-        table.add_column(name, justify="right")
-    for row in document["kinds"]:
-        seconds = (f"{row[key]:.1f} s" if row[key] is not None else "-" for key in ("seconds_mean", "seconds_max"))
-        table.add_row(row["kind"], str(row["faults"]), f"{row['lost_mean']:.1f}", str(row["lost_max"]), *seconds)
-    console.print(table)
-    for kind, reason in document["skipped"].items():
-        console.print(f"{kind} was left out: {reason}")
-    for run in document["runs"]:
-        how = "in the background" if run["async"] else "before training goes on"
-        verdict = "[red]DIFFERS[/red]" if run["problems"] else "equal to the undisturbed run, bit for bit"
-        said = f"{run['faults']} faults, {run['starts']} starts, {run['iterations']} iterations"
-        console.print(f"{run['ranks']} ranks, saving {how}: {said}: {verdict}")
-        for problem in run["problems"][:20]:
-            console.print(f"  {problem}", markup=False, highlight=False)
 
 
 def campaigns(
@@ -334,7 +270,7 @@ def campaigns(
             run = Run(folder, path, asynchronous, nproc, LAYOUTS[nproc], full)
             results.append(attack(run, references[nproc], mine, chance))
     rows = [Row(**row) for result in results for row in result["rows"]]
-    return {"faults": len(rows), "skipped": skipped, "kinds": summary(rows), "runs": results}
+    return {"faults": len(rows), "skipped": skipped, "kinds": summary(rows, KINDS), "runs": results}
 
 
 def main(
