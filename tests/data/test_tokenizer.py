@@ -25,9 +25,10 @@ def config(request) -> TokenizerConfig:
 
 def test_texts_come_back_from_their_ids(config, texts):
     tokenizer = load_tokenizer(config)
-    for text in [*PROBES, *texts[:20]]:
-        if config.kind == "huggingface" or "\u2581" not in text:
-            assert tokenizer.decode(tokenizer.encode(text)) == text
+    kept = [text for text in [*PROBES, *texts[:20]] if config.kind == "huggingface" or "\u2581" not in text]
+    assert len(kept) >= 20
+    for text in kept:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_digits_stand_alone_and_indentation_becomes_few_tokens(config):
