@@ -1,7 +1,8 @@
-"""Which tests can pass without one check: every check of theirs stands in a loop that may turn no time.
+"""Which tests can pass without a single check: every check stands in a loop that may not run.
 
-It reads syntax only. A loop is known to turn when it goes over a literal with elements, a `range` of a constant, or a
-name bound once to such a thing; `zip(strict=True)` needs one argument of that kind. Whatever is computed may be empty. An `if` counts as taken.
+It reads syntax only. A loop is known to run when it goes over a literal with elements, a `range` of constants, or a
+name that stands for such a thing; `zip(strict=True)` needs one argument of that kind. Whatever is computed may be
+empty. An `if` counts as taken, and a function of the same file as called where its name stands.
 """
 
 from __future__ import annotations
@@ -66,12 +67,12 @@ class Reader:
                 found = list(Reader(self.module, self.helpers[node.id], self.seen)._checks_of_all())
                 if found:
                     yield sure and any(found)
-            yield from self._checks(ast.iter_child_nodes(node), sure=sure and self._turns(node))
+            yield from self._checks(ast.iter_child_nodes(node), sure=sure and self._runs(node))
 
     def _checks_of_all(self) -> Iterator[bool]:
         return self._checks(self.function.body, sure=True)
 
-    def _turns(self, node: ast.AST) -> bool:
+    def _runs(self, node: ast.AST) -> bool:
         """Say whether what stands in this node is reached: always, but for a loop over what may be empty."""
         if isinstance(node, ast.For | ast.AsyncFor):
             return self._filled(node.iter)
@@ -82,7 +83,7 @@ class Reader:
         return True
 
     def _vacuous(self, test: ast.expr) -> bool:
-        """Say whether an asserted expression holds where loops turn no time: `all(...)`, `not [...]`, `found == []`."""
+        """Say whether an asserted expression holds where no loop runs: `all(...)`, `not [...]`, `found == []`."""
         if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
             return all(self._vacuous(value) for value in test.values)
         if isinstance(test, ast.Call) and _builtin(test) == "all":
@@ -96,7 +97,7 @@ class Reader:
         return False
 
     def _collected(self, node: ast.expr) -> bool:
-        """Say whether a value is empty when the loop that fills it does not turn, or is an empty literal."""
+        """Say whether a value is empty when the loop that fills it does not run, or is an empty literal."""
         if isinstance(node, ast.Name):
             values = self.bound.get(node.id, [])
             return bool(values) and all(map(_empty, values))
@@ -164,6 +165,8 @@ def _builtin(node: ast.Call) -> str:
 def _empty(node: ast.expr) -> bool:
     if isinstance(node, ast.Dict):
         return not node.keys
+    if isinstance(node, ast.Call):
+        return _called(node) in {"set", "list", "dict"} and not node.args and not node.keywords
     return isinstance(node, ast.List | ast.Tuple) and not node.elts
 
 
