@@ -193,6 +193,7 @@ def test_order_and_seen_agree_with_each_other_and_with_the_tokens_that_are_train
         window = [*tokens.tolist(), labels[-1].item()]
         places = [k for k in range(len(stored) - 8) if stored[k : k + 9] == window]
         assert places, row
+    assert set(streams) == {"text", "code"}
     for name, stream in streams.items():
         for document in range(stream.data.documents):
             first, last = stream.data.document_bounds(document)

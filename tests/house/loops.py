@@ -53,8 +53,12 @@ class Reader:
 
     def doubtful(self) -> bool:
         """Say whether there are checks, and none of them is sure to be made."""
-        checks = list(self._checks(self.function.body, sure=True))
+        checks = self.checks()
         return bool(checks) and not any(checks)
+
+    def checks(self) -> list[bool]:
+        """Return for each check, those of called functions as one, whether it is sure to be made."""
+        return list(self._checks(self.function.body, sure=True))
 
     def _checks(self, nodes: Iterator[ast.AST] | list[ast.stmt], *, sure: bool) -> Iterator[bool]:
         """Yield for each check below these nodes whether it is sure to be made."""
@@ -64,13 +68,9 @@ class Reader:
             elif _called(node) in CHECKS or (_called(node).startswith("assert_") and _called(node) not in self.helpers):
                 yield sure
             elif isinstance(node, ast.Name) and node.id in self.helpers and node.id not in self.seen:
-                found = list(Reader(self.module, self.helpers[node.id], self.seen)._checks_of_all())
-                if found:
+                if found := Reader(self.module, self.helpers[node.id], self.seen).checks():
                     yield sure and any(found)
             yield from self._checks(ast.iter_child_nodes(node), sure=sure and self._runs(node))
-
-    def _checks_of_all(self) -> Iterator[bool]:
-        return self._checks(self.function.body, sure=True)
 
     def _runs(self, node: ast.AST) -> bool:
         """Say whether what stands in this node is reached: always, but for a loop over what may be empty."""

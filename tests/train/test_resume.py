@@ -79,6 +79,7 @@ def test_planned_and_seen_tokens_are_equal_at_every_iteration(golden: Path) -> N
     for record in records:
         for counts in record["tokens_by_source"].values():
             assert counts["planned"] == counts["seen"]
+    assert len(plan.schedule.phases) == 3
     for phase in plan.schedule.phases:
         drawn: dict[str, int] = {}
         for record in records:
