@@ -67,10 +67,15 @@ class Reader:
                 yield sure and not self._vacuous(node.test)
             elif _called(node) in CHECKS or (_called(node).startswith("assert_") and _called(node) not in self.helpers):
                 yield sure
-            elif isinstance(node, ast.Name) and node.id in self.helpers and node.id not in self.seen:
-                if found := Reader(self.module, self.helpers[node.id], self.seen).checks():
-                    yield sure and any(found)
+            elif found := self._checks_of(node):
+                yield sure and any(found)
             yield from self._checks(ast.iter_child_nodes(node), sure=sure and self._runs(node))
+
+    def _checks_of(self, node: ast.AST) -> list[bool]:
+        """Return the checks of the function of this file that a name stands for; of anything else, none."""
+        if not isinstance(node, ast.Name) or node.id not in self.helpers or node.id in self.seen:
+            return []
+        return Reader(self.module, self.helpers[node.id], self.seen).checks()
 
     def _runs(self, node: ast.AST) -> bool:
         """Say whether what stands in this node is reached: always, but for a loop over what may be empty."""
