@@ -56,6 +56,7 @@ def test_what_a_user_does_with_checkpoints(run: RunDir, golden: Path, megacode: 
     assert megacode("checkpoint", "average", run.path, "--last", 2, "--out", "mean").returncode == 0
     newest = [Weights(run.checkpoint(iteration)) for iteration in run.iterations()[-2:]]
     mean = Weights(tmp_path / "mean")
+    assert set(mean) == set(newest[0]) != set()
     for name in mean:
         expected = torch.stack([weights[name].double() for weights in newest]).mean(0).float()
         assert torch.equal(mean[name], expected)

@@ -8,6 +8,7 @@ PROSE = "The quick brown fox jumps over the lazy dog, and the dog does not mind 
 
 
 def test_an_ordinary_document_of_each_source_is_fit():
+    assert set(LIMITS) == {"code", "text", "markup"}
     for limits in LIMITS.values():
         assert reason_to_drop(PROSE, limits) is None
 

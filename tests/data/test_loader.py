@@ -42,10 +42,13 @@ def loader_of(config, dp_rank=0, dp_size=1):
 
 
 def clocks(batches, schedule):
+    """Yield the clock of each iteration of a run over PHASES, and be sure that they cover it."""
+    assert schedule.total_samples == 108
     clock = 0
     while clock < schedule.total_samples:
         yield clock
         clock = batches.next(clock)
+    assert clock == 108
 
 
 def rows_of(loaders, clock):
@@ -73,6 +76,7 @@ def test_every_layout_reads_the_samples_that_the_schedule_says(
     config = make_config(sources, phases=PHASES, train=train)
     loaders = [loader_of(config, rank, dp_size)[0] for rank in range(dp_size)]
     _, schedule, batches, streams = loader_of(config)
+    trained = []
     for clock in clocks(batches, schedule):
         size = batches.batch_size(clock)
         shapes = {
@@ -81,19 +85,24 @@ def test_every_layout_reads_the_samples_that_the_schedule_says(
         assert len(shapes) == 1, "pipelines need equal shapes on all ranks"
         rows = rows_of(loaders, clock)
         assert sorted(rows) == list(range(clock, clock + size))
+        trained += sorted(rows)
         for sample, (source_id, tokens, labels) in rows.items():
             draw = schedule.draw(sample)
             assert schedule.source_names[source_id] == draw.source
             window = streams[draw.source].window(draw.first_token).astype(np.int64)
             assert torch.equal(tokens, torch.from_numpy(window[:-1]))
             assert torch.equal(labels, torch.from_numpy(window[1:]))
+    assert trained == list(range(108))
 
 
 def test_any_clock_gives_the_same_batch_as_walking_there(sources, make_config):
     config = make_config(sources, phases=PHASES)
     walked, schedule, batches, _ = loader_of(config)
-    for clock in clocks(batches, schedule):
+    walk = list(clocks(batches, schedule))
+    assert len(walk) == 29
+    for clock in walk:
         there = walked.batch(clock)
+        assert there
         for left, right in zip(there, loader_of(config)[0].batch(clock), strict=True):
             assert torch.equal(left.tokens, right.tokens)
             assert torch.equal(left.samples, right.samples)
@@ -115,8 +124,10 @@ def test_types_and_shapes_are_as_documented(sources, make_config):
 def test_isolated_documents_share_neither_positions_nor_labels(sources, make_config):
     config = make_config(sources, phases=PHASES, train={"isolate_documents": True})
     loader, schedule, batches, streams = loader_of(config)
+    compared = 0
     for clock in clocks(batches, schedule):
         for batch in loader.batch(clock):
+            compared += len(batch.samples)
             borders = [0]
             for row, sample in enumerate(batch.samples.tolist()):
                 draw = schedule.draw(sample)
@@ -129,6 +140,7 @@ def test_isolated_documents_share_neither_positions_nor_labels(sources, make_con
                 borders += [8 * row + k for k in range(1, 8) if owners[k] != owners[k - 1]] + [8 * row + 8]
             assert batch.cu_seqlens.tolist() == borders
             assert batch.cu_seqlens.dtype == torch.int32
+    assert compared == 108
 
 
 def test_isolation_of_a_row_by_hand():
@@ -143,7 +155,9 @@ def test_isolation_of_a_row_by_hand():
 def test_validation_reads_each_held_out_window_once_at_any_layout(dp_size, isolate, sources, make_config):
     config = make_config(sources, validation={"fraction": 0.2, "samples": 5}, train={"isolate_documents": isolate})
     ranks = [loader_of(config, rank, dp_size) for rank in range(dp_size)]
+    assert set(ranks[0][3]) == {"text", "code"}
     for name, stream in ranks[0][3].items():
+        assert stream.validation_windows > 0
         batches = [list(loader.validation_batches(name)) for loader, *_ in ranks]
         assert len({len(part) for part in batches}) == 1
         rows = [(batch, row) for part in batches for batch in part for row in range(len(batch.samples))]
@@ -179,6 +193,7 @@ def test_order_and_seen_agree_with_each_other_and_with_the_tokens_that_are_train
         window = [*tokens.tolist(), labels[-1].item()]
         places = [k for k in range(len(stored) - 8) if stored[k : k + 9] == window]
         assert places, row
+    assert set(streams) == {"text", "code"}
     for name, stream in streams.items():
         for document in range(stream.data.documents):
             first, last = stream.data.document_bounds(document)

@@ -25,9 +25,10 @@ def config(request) -> TokenizerConfig:
 
 def test_texts_come_back_from_their_ids(config, texts):
     tokenizer = load_tokenizer(config)
-    for text in [*PROBES, *texts[:20]]:
-        if config.kind == "huggingface" or "\u2581" not in text:
-            assert tokenizer.decode(tokenizer.encode(text)) == text
+    kept = [text for text in [*PROBES, *texts[:20]] if config.kind == "huggingface" or "\u2581" not in text]
+    assert len(kept) >= 20
+    for text in kept:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_digits_stand_alone_and_indentation_becomes_few_tokens(config):
@@ -83,6 +84,7 @@ def test_transformers_loads_the_trained_directory(huggingface, texts):
     assert (theirs.eos_token, theirs.bos_token, theirs.pad_token) == ("<|endoftext|>",) * 3
     assert theirs.eos_token_id == ours.eod
     assert len(theirs) == ours.vocab_size
+    assert len(texts) > 10
     for text in texts[:10]:
         assert theirs.encode(text, split_special_tokens=True) == ours.encode(text)
 

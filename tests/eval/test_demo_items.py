@@ -43,8 +43,10 @@ def test_the_index_names_every_task_with_its_items_hash_and_chance(heldout, tmp_
 
 def test_the_true_ending_follows_the_context_and_the_false_ones_come_from_other_documents(heldout, tmp_path):
     build_demo_tasks(heldout, tmp_path, seed=0)
-    for source, documents in heldout.items():
-        for item in read(tmp_path, f"demo_endings_{source}"):
+    for source in ("text", "code"):
+        documents, items = heldout[source], read(tmp_path, f"demo_endings_{source}")
+        assert len(items) > 10
+        for item in items:
             own = documents[item["document"]]
             assert item["context"] + item["endings"][item["answer"]] in own
             false = [text.strip() for i, text in enumerate(item["endings"]) if i != item["answer"]]
@@ -55,7 +57,9 @@ def test_the_true_ending_follows_the_context_and_the_false_ones_come_from_other_
 
 def test_all_endings_begin_with_the_same_white_space_and_break_off_at_a_word(heldout, tmp_path):
     build_demo_tasks(heldout, tmp_path, seed=0)
-    for item in read(tmp_path, "demo_endings_code"):
+    items = read(tmp_path, "demo_endings_code")
+    assert len(items) > 10
+    for item in items:
         assert len({re.match(r"\s*", text)[0] for text in item["endings"]}) == 1
         assert item["endings"][0][0].isspace()
         assert item["context"] == item["context"].rstrip()
@@ -70,7 +74,9 @@ def test_answers_are_spread_over_the_four_places(tmp_path):
 
 def test_the_next_word_of_code_follows_its_prompt_and_stands_in_it(heldout, tmp_path):
     build_demo_tasks(heldout, tmp_path, seed=0)
-    for item in read(tmp_path, "demo_next_word_code"):
+    items = read(tmp_path, "demo_next_word_code")
+    assert len(items) > 10
+    for item in items:
         assert f"{item['prompt']} {item['word']}" in heldout["code"][item["document"]]
         assert re.search(rf"\b{item['word']}\b", item["prompt"])
         assert not item["prompt"][-1].isspace()

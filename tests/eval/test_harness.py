@@ -17,6 +17,7 @@ from megacode.eval.models import check_model, default_out
 from megacode.eval.suites import items_dir
 
 SOURCES = ("text", "code", "markup")
+TASKS = (*(f"demo_{kind}_{source}" for kind in ("endings", "bits") for source in SOURCES), "demo_next_word_code")
 SIZES = Sizes(endings=6, bits=4, next_words=4)
 slow = pytest.mark.slow
 
@@ -168,8 +169,11 @@ def test_the_scores_are_those_of_lm_evals_own_simple_evaluate(run, scored):
     theirs = simple_evaluate(
         "hf", arguments, tasks=["demo"], batch_size=3, device="cpu", task_manager=manager, bootstrap_iters=0
     )["results"]  # fmt: skip
+    assert set(scored["scores"]) == set(TASKS)
     for task, scores in scored["scores"].items():
-        for metric in (name for name in scores if not name.endswith("_stderr")):
+        metrics = [name for name in scores if not name.endswith("_stderr")]
+        assert metrics, task
+        for metric in metrics:
             found = next(value for key, value in theirs[task].items() if key.startswith(f"{metric},"))
             assert scores[metric] == pytest.approx(found, rel=1e-6), (task, metric)
 
@@ -195,6 +199,7 @@ def test_the_score_document_says_what_was_measured_and_how(run, scored):
 @slow
 def test_every_items_result_stands_beside_the_scores(run, scored):
     lines = [json.loads(x) for x in (run / "eval" / scored["items_file"]).read_bytes().splitlines()]
+    assert {line["task"] for line in lines} == set(scored["scores"]) == set(TASKS)
     for task, scores in scored["scores"].items():
         own = [line for line in lines if line["task"] == task]
         assert len(own) == scored["tasks"][task]["items"]

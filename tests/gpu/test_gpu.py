@@ -29,14 +29,16 @@ def seen() -> dict[str, Any]:
     return run_ranks(1, PROGRAM, "everything")[0]
 
 
-def of(seen: dict[str, Any], name: str) -> Any:
-    """Return what one function of the program returned."""
+def of(seen: dict[str, Any], name: str, cases: int | None = None) -> Any:
+    """Return what one function of the program returned, and be sure that it tried so many cases."""
     assert not (isinstance(seen[name], dict) and "error" in seen[name]), seen[name]["error"]
+    assert cases is None or len(seen[name]) == cases
     return seen[name]
 
 
 def test_both_kinds_of_layers_train_alike(seen: dict[str, Any]) -> None:
-    for name, by_kind in of(seen, "implementations").items():
+    found = of(seen, "implementations", 8)
+    for name, by_kind in found.items():
         local, engines = by_kind["local"], by_kind["transformer_engine"]
         assert furthest(local["loss"], engines["loss"]) < BF16, name
         assert local["loss"][-1] < local["loss"][0] - 1.0, name
@@ -45,20 +47,24 @@ def test_both_kinds_of_layers_train_alike(seen: dict[str, Any]) -> None:
 
 
 def test_a_checkpoint_of_one_kind_of_layers_goes_on_with_the_other(seen: dict[str, Any]) -> None:
-    for name, (went_on, other) in of(seen, "interchange").items():
+    found = of(seen, "interchange", 4)
+    for name, (went_on, other) in found.items():
         assert furthest(went_on, other) < BF16, name
 
 
 def test_every_recipe_learns_as_bf16_does(seen: dict[str, Any]) -> None:
-    for block, by_recipe in of(seen, "recipes").items():
+    found = of(seen, "recipes", 2)
+    for block, by_recipe in found.items():
         bf16 = by_recipe.pop("bf16")
+        assert len(by_recipe) >= 5
         for recipe, losses in by_recipe.items():
             assert furthest(bf16, losses) < FP8, (block, recipe)
             assert losses != bf16, (block, recipe)
 
 
 def test_matrices_may_be_held_in_fp8_alone(seen: dict[str, Any]) -> None:
-    for name, losses in of(seen, "held").items():
+    found = of(seen, "held", 4)
+    for name, losses in found.items():
         assert furthest(losses["held"], losses["resumed"]) < 1e-4, name
         assert furthest(losses["held"], losses["cast"]) < FP8, name
         assert furthest(losses["held"], losses["without FP8 from there"]) < FP8, name
@@ -85,7 +91,8 @@ def test_first_scales_spare_the_first_gradients(seen: dict[str, Any]) -> None:
 
 
 def test_deterministic_runs_repeat_bit_by_bit(seen: dict[str, Any]) -> None:
-    for name, (once, again) in of(seen, "repeated").items():
+    found = of(seen, "repeated", 4)
+    for name, (once, again) in found.items():
         assert furthest(once, again) <= (0.0 if "True" in name else BF16), name
 
 

@@ -58,6 +58,7 @@ def test_from_files_to_a_scored_model_and_a_page(
 
     plan = json.loads(run("plan", "run.yaml", "--json"))
     rows = json.loads(run("order", "run.yaml", "--first", 0, "--count", plan["total_samples"], "--json"))["samples"]
+    assert [phase["name"] for phase in plan["phases"]] == ["balanced", "text"]
     for phase in plan["phases"]:
         drawn = [row["source"] for row in rows if row["phase"] == phase["name"]]
         assert {name: drawn.count(name) for name in set(drawn)} == {

@@ -76,15 +76,19 @@ def test_every_layout_goes_on_from_every_layout(on_ranks: Callable[..., list[Any
         given = {"layouts": layouts, "directory": str(tmp_path), "dtype": dtype, "model": model}
         written |= on_ranks(ranks, "writes", given)[0]
     names = list(written) if dtype == "fp32" else list(written)[::4]
+    compared = 0
     for ranks, layouts in cases.items():
         given = {"layouts": layouts, "directory": str(tmp_path), "dtype": dtype, "model": model, "names": names}
         for own, found in on_ranks(ranks, "reads", given)[0].items():
             for name, losses in found.items():
+                compared += 1
                 if name == own:
                     assert losses == written[name], name
                 else:
                     tolerance = 1e-6 if dtype == "fp32" else 4e-3
                     assert losses == pytest.approx(written[name], abs=tolerance), (name, own)
+    assert len(written) == sum(map(len, LAYOUTS.values()))
+    assert compared == len(written) * len(names)
 
 
 @pytest.mark.slow
@@ -118,7 +122,9 @@ def test_a_file_that_one_rank_cannot_read_is_an_error_on_all(
 def test_dropout_goes_on_bit_equal_on_ranks(on_ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
     layouts = [{}, SHARDED, {"tensor": 2}, {"pipeline": 2}]
     cases = {str(number): [{"parallel": layout, "model": DROPOUT}] for number, layout in enumerate(layouts)}
-    for found in on_ranks(2, "resumes", {"cases": cases, "directory": str(tmp_path)}):
+    first, second = on_ranks(2, "resumes", {"cases": cases, "directory": str(tmp_path)})
+    for found in (first, second):
+        assert set(found) == set(cases)
         assert all(resumed_is_bit_equal(case) for case in found.values())
 
 

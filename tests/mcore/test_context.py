@@ -35,7 +35,9 @@ def test_every_token_sees_its_document_up_to_itself_and_nothing_else(size: int) 
     tokens = torch.arange(rows * length).view(rows, length)
     starts = {token: max(border for border in borders if border <= token) for token in range(rows * length)}
     for rank in range(size):
-        held = iter(context.own(tokens, size, rank, dim=1).flatten().tolist())
+        own = context.own(tokens, size, rank, dim=1).flatten().tolist()
+        assert len(own) == rows * length // size
+        held = iter(own)
         for stretch in context.stretches(borders, rows, size, rank):
             for count, piece in zip(stretch.queries, stretch.of(keys), strict=True):
                 seen = piece.flatten().tolist()

@@ -259,7 +259,9 @@ def test_a_program_that_fails_takes_only_its_own_cases_with_it() -> None:
 
 
 def test_a_non_finite_gradient_on_one_rank_is_applied_on_none(on_ranks: Callable[..., list[Any]]) -> None:
-    first, second = on_ranks(2, "skips", {"cases": {name: TWO[name] for name in ("dp2", "dp2-sharded", "tp2", "pp2")}})
+    cases = {name: TWO[name] for name in ("dp2", "dp2-sharded", "tp2", "pp2")}
+    first, second = on_ranks(2, "skips", {"cases": cases})
+    assert set(first) == set(cases)
     for name, found in first.items():
         assert found["skipped"], name
         assert found["unchanged"], name
@@ -268,7 +270,8 @@ def test_a_non_finite_gradient_on_one_rank_is_applied_on_none(on_ranks: Callable
 
 def test_groups_and_their_threads_end_with_their_layout(on_ranks: Callable[..., list[Any]]) -> None:
     layouts = [TWO[name] for name in ("tp2-sp", "pp2", "dp2-overlap", "cp2")] * 5
-    for found in on_ranks(2, "threads_of_layouts", {"layouts": layouts}):
+    first, second = on_ranks(2, "threads_of_layouts", {"layouts": layouts})
+    for found in (first, second):
         *during, after = found
         assert len(during) == 20
         # An unfinished layout leaves about 17 behind; a helper thread of torch's may come or go.
@@ -277,7 +280,8 @@ def test_groups_and_their_threads_end_with_their_layout(on_ranks: Callable[..., 
 
 
 def test_one_thread_of_a_rank_polls_the_sockets_of_all_groups(on_ranks: Callable[..., list[Any]]) -> None:
-    for found in on_ranks(2, "idle", {}):
+    first, second = on_ranks(2, "idle", {})
+    for found in (first, second):
         assert found["groups"] > 10
         assert found["threads"]["gloo_tcp_loop"] == 1
 

@@ -64,6 +64,7 @@ def test_weights_gradients_and_optimizer_are_those_of_real_ranks(
     program: ModuleType, held: list[dict[str, Any]], name: str
 ) -> None:
     place = placed(program, HOLDINGS[name])
+    assert len(held) == 2
     for rank in held:
         found = rank[name]
         counted = vars(countable(place, *place.coordinates(found["rank"])))
@@ -87,6 +88,7 @@ def test_activations_are_those_that_real_iterations_keep(
     program: ModuleType, kept: list[dict[str, int]], name: str
 ) -> None:
     place = placed(program, ACTIVATIONS[name])
+    assert len(kept) == 2
     for rank, found in enumerate(kept):
         stage, _ = place.coordinates(rank)
         assert most_kept(place, stage) == pytest.approx(found[name], rel=0.05), f"stage {stage}"

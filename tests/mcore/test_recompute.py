@@ -46,6 +46,7 @@ def test_one_process_learns_the_same_to_the_last_bit(program: ModuleType, case: 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", TWO)
 def test_two_ranks_learn_the_same_to_the_last_bit(two: list[dict[str, Any]], case: str) -> None:
+    assert len(two) == 2
     for rank in two:
         assert rank[case]["selective"] == rank[case]["none"]
         assert rank[case]["full"] == rank[case]["none"]

@@ -145,6 +145,7 @@ def test_a_step_is_torchs_adamw_with_norms_exempt_from_decay(program: ModuleType
     parts = program.started(program.run_config(parallel={"distributed_optimizer": sharded}, train={"clip_grad": 0.0}))
     model = list(parts.chunks[0].parameters())
     plain = [p.detach().clone() for p in model]
+    assert {p.dim() for p in plain} == {1, 2}
     groups = [{"params": [p for p in plain if (p.dim() > 1) is decayed]} for decayed in (True, False)]
     groups[1]["weight_decay"] = 0.0
     adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)

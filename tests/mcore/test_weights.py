@@ -60,4 +60,5 @@ def test_tied_embeddings_share_one_matrix(program: ModuleType, tied: bool) -> No
 @pytest.mark.parametrize("normalization", ["RMSNorm", "LayerNorm"])
 def test_no_layer_has_a_bias(program: ModuleType, normalization: str) -> None:
     weights = named(program.started(program.run_config(model={"normalization": normalization})))
+    assert "decoder.layers.0.mlp.linear_fc1.weight" in weights
     assert not [name for name in weights if name.endswith("bias")]

@@ -58,7 +58,8 @@ def test_with_sources_that_rest_those_taking_part_share_what_the_others_hold(
     carry: dict[str, Fraction] = {}
     for active, extra in phases:
         weights = {name: Fraction(len(name)) for name in active}
-        _, after = apportion(weights, 100 + extra, carry)
+        counts, after = apportion(weights, 100 + extra, carry)
+        assert sum(counts.values()) == 100 + extra
         resting = sum((carry.get(name, Fraction(0)) for name in NAMES if name not in active), Fraction(0))
         assert all(after[name] == carry[name] for name in carry if name not in active)
         assert all(abs(after[name]) <= 1 + abs(resting) / len(active) for name in active)

@@ -118,7 +118,9 @@ def test_a_plan_that_passes_keeps_every_cap(
         try:
             allotments = allotted(config, windows)
         except PlanError:
+            assert caps
             continue
+        assert len(allotments) == len(phases) > 0
         for (samples, _), allotment in zip(phases, allotments, strict=True):
             assert sum(allotment.counts.values()) == samples
             assert min(allotment.counts.values()) >= 0
@@ -161,7 +163,9 @@ def test_spread_never_looks_at_later_phases(
     try:
         whole = allotted(config, windows)
     except PlanError:
+        assert caps
         return
+    assert len(whole) == len(phases) > 0
     for kept in range(1, len(phases)):
         assert allotted(config.model_copy(update={"phases": config.phases[:kept]}), windows) == whole[:kept]
 

@@ -40,6 +40,7 @@ def test_parameters_add_up_to_the_model_s_over_ranks(place: Place, parallel: dic
     tensor, stages = placed.config.parallel.tensor, placed.config.parallel.pipeline
     whole = parameter_counts(placed.config.model, placed.vocabulary_rows * tensor)
     found = [rank_parameters(placed, stage) for stage in range(stages)]
+    assert vars(whole).keys() == vars(found[0]).keys() >= {"embedding", "attention_qkv", "mlp_down", "norms", "output"}
     for kind, count in vars(whole).items():
         slices = 1 if kind == "norms" else tensor
         copies = count if kind != "output" or count or stages == 1 else whole.embedding  # tied, on the last stage
@@ -57,7 +58,9 @@ def test_shares_of_the_optimizer_add_up_and_none_is_larger_than_stated(
 ) -> None:
     changes = {**parallel, "overlap_grad_reduce": overlap, "distributed_optimizer": True}
     placed = place(gpus, parallel=changes, model={"hidden_size": hidden}, train={"global_batch_size": 4 * gpus})
-    for stage in range(placed.config.parallel.pipeline):
+    stages = range(placed.config.parallel.pipeline)
+    assert len(stages) == parallel.get("pipeline", 1)
+    for stage in stages:
         found = buffers(placed, stage)
         shares = [sum(b.share(index, placed.shards) for b in found) for index in range(placed.shards)]
         assert sum(shares) == rank_parameters(placed, stage).total == sum(b.parameters for b in found)

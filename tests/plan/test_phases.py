@@ -47,6 +47,8 @@ def every_draw(schedule: Schedule) -> list[Draw]:
 def test_scalar_vector_and_prefix_forms_agree_with_walking(make_config: Make, schedule_of: Make, case: Case) -> None:
     schedule = schedule_of(make_config(case.phases, seq_length=case.seq_length), case.tokens)
     draws, counts = every_draw(schedule), Counter[str]()
+    assert len(draws) == sum(samples for samples, *_ in case.phases) > 0
+    assert len(schedule.phases) == len(case.phases)
     arrays = schedule.draws(np.arange(schedule.total_samples))
     for sample, draw in enumerate(draws):
         assert draw.sample == sample
@@ -68,6 +70,7 @@ def test_draws_in_any_order_and_block_are_the_same(
 ) -> None:
     schedule = schedule_of(make_config(case.phases, seq_length=case.seq_length), case.tokens)
     samples = np.array(data.draw(st.lists(st.integers(0, schedule.total_samples - 1), max_size=30)), dtype=np.int64)
+    assert len(schedule.draws(samples).window) == len(samples)
     for block, whole in zip(schedule.draws(samples), schedule.draws(np.arange(schedule.total_samples)), strict=True):
         assert np.array_equal(block, whole[samples])
         assert block.dtype == whole.dtype
@@ -77,6 +80,7 @@ def test_draws_in_any_order_and_block_are_the_same(
 def test_no_window_comes_twice_before_its_source_is_exhausted(make_config: Make, schedule_of: Make, case: Case) -> None:
     schedule = schedule_of(make_config(case.phases, seq_length=case.seq_length), case.tokens)
     draws = every_draw(schedule)
+    assert len(draws) == sum(samples for samples, *_ in case.phases) > 0
     for name, tokens in case.tokens.items():
         stream = [(draw.epoch, draw.window) for draw in draws if draw.source == name]
         count = windows(tokens, case.seq_length)
@@ -91,6 +95,7 @@ def test_every_prefix_of_a_phase_is_within_two_samples_of_its_blend(
     make_config: Make, schedule_of: Make, case: Case
 ) -> None:
     schedule = schedule_of(make_config(case.phases, seq_length=case.seq_length), case.tokens)
+    assert [phase.samples for phase in schedule.phases] == [samples for samples, *_ in case.phases] != []
     for phase in schedule.phases:
         before = schedule.counts_at(phase.first_sample)
         for done in range(1, phase.samples + 1):
@@ -104,6 +109,7 @@ def test_a_source_that_restarts_reads_its_first_samples_again(make_config: Make,
     config = make_config(case.phases, seq_length=case.seq_length)
     schedule = schedule_of(config, case.tokens)
     positions = dict.fromkeys(case.tokens, 0)
+    assert schedule.total_samples == sum(samples for samples, *_ in case.phases) > 0
     for phase, wanted in zip(schedule.phases, config.phases, strict=True):
         for name in phase.counts:
             positions[name] = 0 if wanted.restarts(name) else positions[name]
@@ -155,6 +161,7 @@ def test_the_order_knows_nothing_of_batches_rates_and_layouts(make_config: Make,
         [(60, phases[0][1], rate), phases[1]], batch=20, train={"micro_batch_size": 4}, parallel={"tensor": 2}
     )
     changed = schedule_of(other, {"a": 90, "b": 70})
+    assert len(every_draw(plain)) == 100
     assert [draw[2:] for draw in every_draw(plain)] == [draw[2:] for draw in every_draw(changed)]
 
 
@@ -196,6 +203,7 @@ def test_windows_lie_inside_the_source_and_each_epoch_cuts_it_elsewhere(extra: i
 def test_a_source_s_scalar_and_vector_forms_agree(extra: int, length: int, indices: list[int]) -> None:
     order = SourceOrder(SourceSize("s", length + extra), length, 7)
     places = order.many(np.array(indices, dtype=np.int64))
+    assert len(places.epoch) == len(places.window) == len(places.first_token) == len(indices)
     for k, index in enumerate(indices):
         place = order.at(index)
         assert (places.epoch[k], places.window[k], places.first_token[k]) == (

@@ -92,7 +92,10 @@ def test_the_first_repetition_is_the_first_window_read_again(make_config: Make, 
         if (draw.source, draw.window) in seen:
             first.setdefault((draw.phase, draw.source), sample)
         seen.add((draw.source, draw.window))
-    for phase in document_of(config, {"a": tokens, "b": tokens + 9})["phases"]:
+    found = document_of(config, {"a": tokens, "b": tokens + 9})["phases"]
+    assert len(found) == len(phases) > 0
+    for phase in found:
+        assert "b" in phase["sources"]
         for name, row in phase["sources"].items():
             assert row["first_repetition_sample"] == first.get((phase["name"], name))
 

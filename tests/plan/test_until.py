@@ -93,6 +93,7 @@ def test_no_window_comes_twice_before_its_source_is_exhausted_across_a_cut(
     made = both(make_config, schedule_of, branch, "error")
     assert made is not None
     draws = [made[1].draw(sample) for sample in range(made[1].total_samples)]
+    assert draws
     for name, tokens in branch.tokens.items():
         stream = [(draw.epoch, draw.window) for draw in draws if draw.source == name]
         count = windows(tokens, 4)

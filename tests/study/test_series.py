@@ -84,7 +84,9 @@ def test_a_line_goes_over_the_border_of_a_phase_that_reads_the_source_too(record
     grid = slots(record)
     values = smoothed_loss(record, grid, "code")
     border = next(i for i, slot in enumerate(grid) if slot.last["phase"] == "text")
-    assert all(map(math.isfinite, values[border - 3 : border + 3]))
+    around = values[border - 3 : border + 3]
+    assert len(around) == 6
+    assert all(map(math.isfinite, around))
 
 
 def test_legends_show_the_whole_run_and_what_is_no_longer_read(build_run, tmp_path):

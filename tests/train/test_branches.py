@@ -63,6 +63,7 @@ def test_a_branch_is_the_run_that_leaves_its_trunk_there(trained: Train, extra: 
     at_the_cut = trained("at-the-cut", left_at(6), of("trunk", 6), *extra)
     before_it = trained("before-it", left_at(6), of("trunk", 4), *extra)
     assert [record["iteration"] for record in at_the_cut] == [7, 8, 9, 10]
+    assert [record["iteration"] for record in before_it] == [5, 6, 7, 8, 9, 10]
     for records in (whole[:6], before_it[:2]):
         for record in records:
             assert record["loss"] == trunk[record["iteration"] - 1]["loss"]

@@ -143,6 +143,7 @@ def test_each_sample_has_its_place_and_its_loss_and_each_parameter_its_gradient(
     facts = program.facts(document)
     assert facts["mean"] == pytest.approx(facts["loss"], rel=1e-6)
     assert facts["norm"] == pytest.approx(facts["grad_norm"], rel=1e-5)
+    assert set(document["replayed"]["loss_by_source"]) == {row["source"] for row in rows}
     for source, loss in document["replayed"]["loss_by_source"].items():
         mine = [row for row in rows if row["source"] == source]
         tokens = sum(row["tokens"] for row in mine)

@@ -65,6 +65,7 @@ def test_a_resumed_run_repeats_every_loss_bit_for_bit(golden: Path, stop: int, d
     run_whole(golden, "run_dir=whole", *extra)
     run_part(golden, stop, "run_dir=parts", *extra)
     run_whole(golden, "run_dir=parts", *extra)
+    assert [line["iteration"] for line in lines("whole")] == list(range(1, 21))
     for whole, parts in zip(lines("whole"), lines("parts"), strict=True):
         for key in ("iteration", "loss", "grad_norm", "loss_by_source", "samples_by_source", "tokens_by_source"):
             assert whole[key] == parts[key], (whole["iteration"], key)
@@ -78,6 +79,7 @@ def test_planned_and_seen_tokens_are_equal_at_every_iteration(golden: Path) -> N
     for record in records:
         for counts in record["tokens_by_source"].values():
             assert counts["planned"] == counts["seen"]
+    assert len(plan.schedule.phases) == 3
     for phase in plan.schedule.phases:
         drawn: dict[str, int] = {}
         for record in records:
