@@ -6,6 +6,7 @@ Needs no torch, so the first lines are there before the slow imports.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from megacode.base.files import RunDir
 from megacode.base.units import format_count, format_seconds
@@ -17,7 +18,9 @@ from megacode.train.origin import Origin, find_origin
 from megacode.train.planning import Plan
 from megacode.train.scoring_process import suite_name
 
-_ENDS = {
+StopReason = Literal["finished", "signal", "time_limit", "stop_file", "spikes", "save_failed"]
+
+_ENDS: dict[StopReason, str] = {
     "finished": "finished",
     "signal": "stopped by a signal",
     "time_limit": "stopped by the time limit",
@@ -87,7 +90,9 @@ def next_steps(run: Path) -> str:
     return f"next: megacode convert to-hf {run} OUT, megacode report {run}; to train on, add a phase to the config"
 
 
-def closing_lines(reason: str, run: RunDir, state: TrainState, total: int, first: int, seconds: float) -> list[str]:
+def closing_lines(
+    reason: StopReason, run: RunDir, state: TrainState, total: int, first: int, seconds: float
+) -> list[str]:
     """Return what a start did, and what comes next.
 
     Args:
@@ -98,7 +103,8 @@ def closing_lines(reason: str, run: RunDir, state: TrainState, total: int, first
         first: the iteration that this start went on from.
         seconds: how long it took.
     """
-    head = f"{_ENDS[reason]} at iteration {state.iteration:,} of {total:,} after {state.iteration - first:,} in {format_seconds(seconds)}"
+    done = f"{state.iteration:,} of {total:,} after {state.iteration - first:,} in {format_seconds(seconds)}"
+    head = f"{_ENDS[reason]} at iteration {done}"
     saved = run.checkpoint(state.iteration)
     head += f"; saved as {saved}" if saved.exists() else f"; iteration {state.iteration:,} could NOT be saved"
     going_on = "next: the same command goes on from the newest checkpoint"

@@ -73,11 +73,8 @@ def build_trainer(
     closing.callback(groups.stop)
     ranks = groups.start(config.parallel, config.seed, patience=config.health.hang_timeout)
     first = ranks.rank == 0
-    lock = _locked(run)
-    closing.callback(lock.release)
     requests = TouchFiles(run) if first else None
-    watching = _watched(plan, run, ranks, lock, requests)
-    closing.callback(watching.stop)
+    watching = _watched(plan, run, ranks, requests, closing)
     closing.callback(groups.stop)  # a hang in it is still watched
     log.info("%d ranks have met; checking data and checkpoints", ranks.world_size)
     streams = agreement.on_all(lambda: _streams(config))
@@ -188,8 +185,10 @@ def _locked(run: RunDir) -> RunLock:
     return lock
 
 
-def _watched(plan: Plan, run: RunDir, ranks: Ranks, lock: RunLock, requests: TouchFiles | None) -> Watchdog:
-    """Start the watchdog of this rank."""
+def _watched(plan: Plan, run: RunDir, ranks: Ranks, requests: TouchFiles | None, closing: ExitStack) -> Watchdog:
+    """Take the run's lock and start the watchdog of this rank; both end with the run."""
+    lock = _locked(run)
+    closing.callback(lock.release)
     if requests is not None:
         old_stacks.clear(run)
         requests.clear()
@@ -201,6 +200,7 @@ def _watched(plan: Plan, run: RunDir, ranks: Ranks, lock: RunLock, requests: Tou
         node=here, lock=lock if requests is not None else None, memory=memory,
     )  # fmt: skip
     watching.beat("starting", 0)
+    closing.callback(watching.stop)
     return watching.start()
 
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from megacode.base.files import RunDir
 from megacode.base.revision import revision
@@ -32,15 +32,13 @@ from megacode.train.calendar import Calendar, Tick
 from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.guard import Guard, Interval
 from megacode.train.limits import TimeLimit, TouchFiles, process_start
-from megacode.train.presence import closing_lines
+from megacode.train.presence import StopReason, closing_lines
 from megacode.train.saving import Saver
 from megacode.train.scoring import Scoring, end_scoring
 from megacode.train.signals import StopSignal
 from megacode.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-StopReason = Literal["finished", "signal", "time_limit", "stop_file", "spikes", "save_failed"]
 
 
 @dataclass
@@ -90,7 +88,7 @@ class Trainer:
     _seconds: float = 0.0
     _result: StepResult | None = None
     _back_to: int | None = None
-    _first_iteration: int = 0
+    _first: int = 0
 
     @cached_property
     def calendar(self) -> Calendar:
@@ -124,7 +122,7 @@ class Trainer:
 
     def begin(self) -> None:
         """Write what a run starts with: an event and, where nothing is trained yet, losses of the untrained model."""
-        self._first_iteration = self.state.iteration
+        self._first = self.state.iteration
         self._event(
             **{"event": "start", **self.start},
             ranks=self.parts.ranks.world_size,
@@ -290,8 +288,9 @@ class Trainer:
         self._event("stop", reason=reason, signal=self.stop_signal.name, saved=saved, seconds=self._age())
         for sink in self.sinks:
             sink.close()
-        total, first = self.batches.total_iterations, self._first_iteration
-        for line in closing_lines(reason, self.run, self.state, total, first, self._age()):
+        for line in closing_lines(
+            reason, self.run, self.state, self.batches.total_iterations, self._first, self._age()
+        ):
             log.info("%s", line)
         return reason if saved else "save_failed"
 
