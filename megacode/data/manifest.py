@@ -17,12 +17,13 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 
 from megacode.base.errors import DataError
 from megacode.base.files import digest, write_json
+from megacode.base.progress import Advance, bar
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
 
 _LOG = logging.getLogger(__name__)
@@ -202,8 +203,14 @@ def _identity(*parts: str) -> str:
 
 def whole_hash(path: Path) -> str:
     """Return the xxh3-128 of a file's bytes."""
-    with path.open("rb") as file:
-        return _hash(iter(lambda: file.read(_READ_BYTES), b""))
+    with path.open("rb") as file, bar(f"reading {path.name}", path.stat().st_size, size=True) as advance:
+        return _hash(_read(file, advance))
+
+
+def _read(file: BinaryIO, advance: Advance) -> Iterator[bytes]:
+    while block := file.read(_READ_BYTES):
+        yield block
+        advance(len(block))
 
 
 def sample_hash(path: Path) -> str:

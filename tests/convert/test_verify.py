@@ -126,7 +126,7 @@ FAULTS = [
     ("stablelm", permute_a_head, "diverges from the checkpoint at layer 1 attention"),
     ("cohere", swap_gate_and_up, "diverges from the checkpoint at layer 2 MLP"),
     ("llama", swap_gate_and_up, "diverges from the checkpoint at layer 2 MLP"),
-    ("llama", rotate_by_the_wrong_base, "diverges from the checkpoint at layer 0 attention"),
+    ("llama", rotate_by_the_wrong_base, "transformers takes rope_theta to be 10000.0, the checkpoint has 500.0"),
     ("cohere", forget_the_interleaving, "diverges from the checkpoint at layer 0 attention"),
     ("cohere", scale_the_logits, "diverges from the checkpoint at logits"),
     ("llama", damage_the_last_norm, "diverges from the checkpoint at final norm"),

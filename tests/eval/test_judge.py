@@ -595,7 +595,7 @@ def test_the_command_makes_answers_first_and_judges_them_later_without_torch(ser
     assert run.returncode == 0, run.stderr
     assert {"orders", "agree"} <= set(run.stdout.split())
     assert KEY not in run.stdout + run.stderr + (tmp_path / "out.json").read_text()
-    run = call("judge", *command, "--json")
+    run = call("judge", *command, "--overwrite", "--json")
     assert json.loads(run.stdout)["requests"]["sent"] == 1, "the list of models is asked, nothing else"
     run = call("judge", *command[:2])
     assert run.returncode == 2
