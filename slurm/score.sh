@@ -23,5 +23,6 @@ if [ -n "$SITE" ]; then source "$SITE"; fi
 set +a
 if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi
 if [ $# = 0 ]; then echo "Config error: no run is named: sbatch slurm/score.sh RUN_DIR [--suite NAME]" >&2; exit 2; fi
+eval "megacode=(${MEGACODE:-megacode})"           # a trainer names its own code
 exec srun --export=ALL --ntasks=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" $CONTAINER_SRUN $CONTAINER_EXEC \
-    megacode evaluate "$@"
+    "${megacode[@]}" evaluate "$@"

@@ -219,7 +219,6 @@ class RunDir:
         exports: exports that were published outside of this directory, one JSON object each.
         samples: what exported models write to shipped prompts, one JSON file a checkpoint.
         eval: scores, one JSON file a suite and checkpoint.
-        scoring_lock: who scores which checkpoint: the kernel's lock on the byte of its iteration.
         provenance: what was started, when, with which packages.
         ledger: the samples that were withheld from training, and why, one JSON object a range.
         lock: who is training here.
@@ -246,7 +245,6 @@ class RunDir:
         self.exports = self.path / "exports.jsonl"
         self.samples = self.path / "samples"
         self.eval = self.path / "eval"
-        self.scoring_lock = self.eval / ".lock"
         self.provenance = self.path / "provenance"
         self.ledger = self.path / "ledger.jsonl"
         self.lock = self.path / "run.lock"
@@ -280,6 +278,12 @@ class RunDir:
     def score(self, suite: str, iteration: int) -> Path:
         """Return the score file of a suite for the model of an iteration."""
         return self.eval / f"{suite}@{self.iteration_name(iteration)}.json"
+
+    def scoring(self, iteration: int) -> RunDir:
+        """Return the place of the lock of whoever scores a checkpoint."""
+        place = RunDir(self.eval / ".scoring")
+        place.lock = place.path / f"{self.iteration_name(iteration)}.lock"
+        return place
 
     def score_log(self, suite: str, iteration: int) -> Path:
         """Return the log of the process that scores a checkpoint while the run goes on."""
