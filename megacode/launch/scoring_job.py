@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megacode.base import children
-from megacode.base.errors import EXIT_FAILURE, CheckpointError, LaunchError
+from megacode.base.errors import EXIT_FAILURE, LaunchError
 from megacode.base.files import RunDir, digest
 from megacode.checkpoint.state import TrainState
 from megacode.config.evaluate import Evaluate
@@ -46,9 +46,11 @@ def score_by_job(checkpoint: Path, suite: str, arguments: Sequence[str], options
     Raises:
         LaunchError: SLURM refuses it, or is not there.
         ConfigError: the suite cannot be read.
+        CheckpointError: there is no such checkpoint.
     """
     place = checkpoint.resolve()
-    scores = RunDir(place.parent.parent).score(suite_name(Evaluate(suite=suite)), RunDir.iteration_of(place))
+    state = TrainState.read(place)
+    scores = RunDir(place.parent.parent).score(suite_name(Evaluate(suite=suite)), state.iteration)
     arguments = ["--suite", suite, *arguments]
     name = f"scores-{place.name}-{digest(str(place), *arguments)[:8]}"
     output = RunDir(place.parent.parent).eval / "logs" / f"{name}.log"
@@ -60,7 +62,7 @@ def score_by_job(checkpoint: Path, suite: str, arguments: Sequence[str], options
         log.info("job %s (%s) is there already; waiting for it", number, name)
     code = _wait(number)
     if code is None:
-        code = 0 if _scored(place, scores) else EXIT_FAILURE
+        code = 0 if _scored(state, scores) else EXIT_FAILURE
         found = "are in" if code == 0 else "are not in"
         log.warning("SLURM knows nothing of job %s any more; the checkpoint's scores %s %s", number, found, scores)
     if code:
@@ -100,11 +102,11 @@ def _wait(number: str) -> int | None:
     return None
 
 
-def _scored(checkpoint: Path, scores: Path) -> bool:
-    """Return whether a score file is of the checkpoint that lies there now."""
+def _scored(state: TrainState, scores: Path) -> bool:
+    """Return whether a score file is of this very checkpoint."""
     try:
-        return bool(read_score_file(scores)["model"]["megacode"]["checkpoint_seal"] == TrainState.read(checkpoint).seal)
-    except (KeyError, TypeError, CheckpointError):
+        return bool(read_score_file(scores)["model"]["megacode"]["checkpoint_seal"] == state.seal)
+    except (KeyError, TypeError):
         return False
 
 
