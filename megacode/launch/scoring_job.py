@@ -6,6 +6,7 @@ on; the next start's process finds it by its name, whether it waits in the queue
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import sys
@@ -20,7 +21,6 @@ from megacode.checkpoint.state import TrainState
 from megacode.config.evaluate import Evaluate
 from megacode.launch import slurm
 from megacode.launch.submission import default_site, launch_command
-from megacode.metrics.scores import read_score_file
 from megacode.train.scoring_process import suite_name
 
 log = logging.getLogger(__name__)
@@ -105,8 +105,9 @@ def _wait(number: str) -> int | None:
 def _scored(state: TrainState, scores: Path) -> bool:
     """Return whether a score file is of this very checkpoint."""
     try:
-        return bool(read_score_file(scores)["model"]["megacode"]["checkpoint_seal"] == state.seal)
-    except (KeyError, TypeError):
+        facts = json.loads(scores.read_text(encoding="utf-8"))["model"]["megacode"]
+        return bool(facts["checkpoint_seal"] == state.seal)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -163,7 +163,7 @@ def test_a_wrong_export_is_not_published(runs, out, monkeypatch) -> None:
     monkeypatch.setattr(hf, "write_model", write_wrong)
     with pytest.raises(VerificationError, match="layer 1 attention") as caught:
         hf.to_hf(runs("llama"), out)
-    assert str(caught.value).startswith(f"Verification failed: {out}: the export parts")
+    assert str(caught.value).startswith(f"Verification failed: {out}: the export diverges")
     assert not out.exists()
 
 
