@@ -72,7 +72,7 @@ def _checkout(revision: str) -> Iterator[Path]:
         done = _git("worktree", "add", "--detach", "--quiet", str(target), revision)
         if done.returncode:
             fix = "give a run directory, a metrics.jsonl, a losses.txt, a git revision, or '.' for the working tree"
-            raise CheckpointError(f"{revision!r} is none of what can be compared", "", fix)
+            raise CheckpointError(f"{revision!r} is not a run, a file of losses or a git revision", "", fix)
         try:
             yield target
         finally:

@@ -55,7 +55,7 @@ def end(
     decision = continuity.end(RunDir(run_dir), slurm.this_job(os.environ), code, continuity.settings(os.environ))
     typer.echo(f"{decision.action}: {decision.reason}", err=True)
     if decision.excluded:
-        typer.echo(f"keeping off {', '.join(decision.excluded)}", err=True)
+        typer.echo(f"excluding {', '.join(decision.excluded)}", err=True)
     raise typer.Exit(decision.exit_code)
 
 

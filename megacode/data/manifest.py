@@ -31,7 +31,7 @@ _FORMAT = 1
 _BLOCKS = 32
 _BLOCK_BYTES = 1 << 16
 _READ_BYTES = 1 << 22
-_CHANGED = "restore the files, or make the data set anew with tools/preprocess_data.py"
+_CHANGED = "restore the files, or make the data set again with tools/preprocess_data.py"
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def read(prefix: str | Path) -> Manifest | None:
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         fix = "restore it, or remove it: the data set is then known by its size and sampled blocks"
-        raise DataError(f"it is no manifest: {error}", str(path), fix) from None
+        raise DataError(f"it is not a manifest: {error}", str(path), fix) from None
     if manifest.format > _FORMAT:
         raise DataError(f"it has format {manifest.format}, this megacode knows {_FORMAT}", str(path), "update megacode")
     return manifest

@@ -203,7 +203,7 @@ def _check_space(parts: Sequence[Part], output: Path, shuffled: bool) -> None:
     free = shutil.disk_usage(output.parent).free
     if free < needed:
         what = f"merging needs {format_bytes(needed)}, {format_bytes(free)} are free"
-        raise DataError(what, str(output.parent), "make room, or give an output elsewhere")
+        raise DataError(what, str(output.parent), "free some space, or name an output elsewhere")
 
 
 def _write(parts: Sequence[Part], output_prefix: str, facts: dict[str, Any]) -> Manifest:

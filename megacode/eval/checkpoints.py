@@ -100,7 +100,7 @@ def score_checkpoints(
     with _ended_by_sigterm():
         for checkpoint in checkpoints:
             if len(checkpoints) > 1 and not checkpoint.exists():
-                log.info("%s has made room meanwhile: the run is live", checkpoint)
+                log.info("%s has been deleted by the run meanwhile: the run is live", checkpoint)
                 continue
             try:
                 document, is_new = _score_one(checkpoint, suite, choices, out, keep_exports, score)

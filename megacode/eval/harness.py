@@ -238,7 +238,7 @@ def check_device(device: str | None) -> None:
     import torch
 
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ConfigError(f"{device!r} is no device", "--device", "give cpu, cuda or cuda:N")
+        raise ConfigError(f"{device!r} is not a device", "--device", "give cpu, cuda or cuda:N")
     if device is not None and device != "cpu" and not torch.cuda.is_available():
         raise ConfigError("no GPU is to be seen here", f"--device {device}", "give --device cpu, or leave it out")
 
