@@ -36,11 +36,24 @@ def on_terminal() -> bool:
     return first and sys.stderr is not None and sys.stderr.isatty()
 
 
+class _OneAtATime(Progress):
+    """Progress that is drawn unless another one is."""
+
+    def start(self) -> None:
+        if not self.disable and not _drawn:
+            _drawn.append(self)
+            super().start()
+
+    def stop(self) -> None:
+        if self in _drawn:
+            super().stop()
+            _drawn.remove(self)
+
+
 def new_progress(*columns: ProgressColumn) -> Progress:
-    """Return rich's progress with some columns; where there is no terminal it draws nothing."""
-    return Progress(
-        *columns, console=Console(stderr=True), disable=not on_terminal(), transient=True, redirect_stdout=False
-    )
+    """Return rich's progress with some columns; without a terminal, or inside another one, it draws nothing."""
+    hidden = not on_terminal()
+    return _OneAtATime(*columns, console=Console(stderr=True), disable=hidden, transient=True, redirect_stdout=False)
 
 
 @contextmanager
@@ -58,16 +71,9 @@ def bar(label: str, total: int | None = None, *, size: bool = False) -> Iterator
     counts = (DownloadColumn() if size else MofNCompleteColumn(), TimeRemainingColumn())
     ends = counts if total is not None else (TimeElapsedColumn(),)
     progress = new_progress(TextColumn("{task.description}"), BarColumn(), *ends)
-    if progress.disable or _drawn:
-        yield lambda steps: None
-        return
     task = progress.add_task(label, total=total)
-    _drawn.append(progress)
-    try:
-        with progress:
-            yield lambda steps: progress.advance(task, steps)
-    finally:
-        _drawn.remove(progress)
+    with progress:
+        yield lambda steps: progress.advance(task, steps)
 
 
 @contextmanager

@@ -17,6 +17,11 @@ with steps(range(3), "outer work") as counted:
     for item in counted:
         with bar("inner work", 10, size=True) as advance:
             advance(10)
+from megacode.data.progress import PassProgress
+with PassProgress("reading files", 9) as passed:
+    with bar("hidden work", 2) as advance:
+        advance(2)
+    passed.advance(1, 9)
 with bar("endless work"):
     print("answer")
 """
@@ -48,6 +53,8 @@ def test_a_bar_is_drawn_on_a_terminal_and_standard_output_stays_clean(tmp_path: 
     assert "3/3" in shown
     assert "endless work" in shown
     assert "inner work" not in shown, "a bar in a bar would write over it"
+    assert "reading files" in shown
+    assert "hidden work" not in shown
     assert printed == "answer\n"
 
 
