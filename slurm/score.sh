@@ -13,8 +13,8 @@
 #     sbatch slurm/score.sh runs/x --suite to-code                             # all checkpoints without scores
 #     sbatch slurm/score.sh runs/x/checkpoints/iter_0001000 --keep-exports     # one, and its export stays
 #
-# A run with `evaluate: {where: slurm}` submits it by itself, a job for each checkpoint. By environment: SITE, VENV, MEGACODE
-# (the command; default: the shell's megacode).
+# A run with `evaluate: {where: slurm}` submits it by itself, a job for each checkpoint. By environment: SITE, VENV,
+# MEGACODE (the command; absent: the one that the shell finds).
 # Exit codes: 2 wrong input, 3 a model does not compute what its checkpoint does.
 set -eo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
