@@ -100,7 +100,7 @@ def _network() -> Finding:
     adapters = sorted(path.name for path in Path("/sys/class/infiniband").glob("*"))
     infiniband = f"; InfiniBand {', '.join(adapters)}" if adapters else ""
     told = [f"{name}={os.environ[name]}" for name in _NETWORK_VARIABLES if name in os.environ]
-    path = f"told by the environment: {', '.join(told)}" if told else "NCCL and gloo choose; " + _NETWORK_HINT
+    path = f"set by the environment: {', '.join(told)}" if told else "NCCL and gloo choose; " + _NETWORK_HINT
     return Finding(part="network", found=", ".join(up) + infiniband, path=path)
 
 

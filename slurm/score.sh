@@ -13,7 +13,8 @@
 #     sbatch slurm/score.sh runs/x --suite to-code                             # all checkpoints without scores
 #     sbatch slurm/score.sh runs/x/checkpoints/iter_0001000 --keep-exports     # one, and its export stays
 #
-# A run with `evaluate: {where: slurm}` submits it by itself, a job for each checkpoint. By environment: SITE, VENV.
+# A run with `evaluate: {where: slurm}` submits it by itself, a job for each checkpoint. By environment: SITE, VENV,
+# MEGACODE (the command; absent: the one that the shell finds).
 # Exit codes: 2 wrong input, 3 a model does not compute what its checkpoint does.
 set -eo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
@@ -23,5 +24,6 @@ if [ -n "$SITE" ]; then source "$SITE"; fi
 set +a
 if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi
 if [ $# = 0 ]; then echo "Config error: no run is named: sbatch slurm/score.sh RUN_DIR [--suite NAME]" >&2; exit 2; fi
+eval "megacode=(${MEGACODE:-megacode})"           # a trainer names its own code
 exec srun --export=ALL --ntasks=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" $CONTAINER_SRUN $CONTAINER_EXEC \
-    megacode evaluate "$@"
+    "${megacode[@]}" evaluate "$@"

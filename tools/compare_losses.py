@@ -26,8 +26,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from megacode.base.errors import EXIT_CHECK, CheckpointError, MegacodeError
+from megacode.base.errors import EXIT_CHECK, CheckpointError, ConfigError, MegacodeError
 from megacode.base.files import RunDir, write_text
+from megacode.base.places import refuse_unwritable
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.metrics.reader import read_metrics
 
@@ -36,6 +37,7 @@ CONFIG = ROOT / "tests" / "golden" / "golden.yaml"
 VOCABULARY = 311
 SOURCES = {"prose": (3, 7), "code": (5, 11)}
 DOCUMENTS = 120
+HEAD = "# iteration loss: tests/golden/golden.yaml\n"
 
 
 def losses_of(name: str) -> dict[int, float]:
@@ -70,7 +72,7 @@ def _checkout(revision: str) -> Iterator[Path]:
         done = _git("worktree", "add", "--detach", "--quiet", str(target), revision)
         if done.returncode:
             fix = "give a run directory, a metrics.jsonl, a losses.txt, a git revision, or '.' for the working tree"
-            raise CheckpointError(f"{revision!r} is none of what can be compared", "", fix)
+            raise CheckpointError(f"{revision!r} is not a run, a file of losses or a git revision", "", fix)
         try:
             yield target
         finally:
@@ -89,7 +91,7 @@ def _train_golden(code: Path) -> dict[int, float]:
         command = [sys.executable, "-m", "megacode.cli", "train", str(CONFIG)]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise CheckpointError(f"the golden run failed: {done.stderr.strip()[-2000:]}", str(code), "mend it first")
+            raise CheckpointError(f"the golden run failed: {done.stderr.strip()[-2000:]}", str(code), "fix it first")
         return losses_of(str(Path(folder) / "runs" / "golden"))
 
 
@@ -105,6 +107,17 @@ def write_golden_data(folder: Path) -> None:
                 for extra in noise[1:].tolist():
                     tokens.append(1 + (tokens[-1] * factor + step + extra) % (VOCABULARY - 1))
                 writer.add(np.array([*tokens, 0], np.uint16), np.array([length + 1]))
+
+
+def refuse_to_bless(path: Path) -> None:
+    """Refuse, before anything is trained, a file that cannot be written or does not hold losses.
+
+    Raises:
+        ConfigError: saying which of the two.
+    """
+    refuse_unwritable(path, "--bless")
+    if path.exists() and not path.read_bytes().startswith(HEAD.partition(":")[0].encode()):
+        raise ConfigError(f"{path} is there already, and holds no losses", "--bless", "name another file")
 
 
 def compare(first: dict[int, float], second: dict[int, float], tolerance: float, console: Console) -> bool:
@@ -143,10 +156,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     console = Console()
     try:
+        if arguments.bless:
+            refuse_to_bless(arguments.bless)
         first = losses_of(arguments.a)
         if arguments.bless:
             lines = (f"{iteration} {loss!r}\n" for iteration, loss in sorted(first.items()))
-            write_text(arguments.bless, "# iteration loss: tests/golden/golden.yaml\n" + "".join(lines))
+            write_text(arguments.bless, HEAD + "".join(lines))
             return 0
         if arguments.b is None:
             parser.error("give B, or --bless FILE")

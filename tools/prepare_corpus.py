@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megacode.base.errors import ConfigError, MegacodeError
+from megacode.base.progress import new_progress
 from megacode.base.units import format_bytes, parse_count
 from megacode.data.collect import DEFAULT_BYTES, collect
 
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         limits = _limits(options.limit)
         columns = TextColumn("{task.description:8}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        with new_progress(*columns) as bars:
             tasks = {source: bars.add_task(source, total=limit) for source, limit in limits.items() if limit}
             report = collect(
                 options.output,

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,13 +103,18 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, to_json(document, indent=2) + "\n")
 
 
-def to_json(document: Any, indent: int | None = None) -> str:
+def to_json(document: Any, indent: int | None = None, *, other: Callable[[Any], Any] | None = None) -> str:
     """Return a document as strict JSON, keys in the order given; all JSON that megacode writes for others is made here.
 
     A number that is not finite becomes null: strict readers refuse `NaN`. Text that UTF-8 cannot hold, such as a path
     of other bytes, keeps a `?` in the place of each such character.
+
+    Args:
+        document: what to write.
+        indent: spaces a level; None: one line.
+        other: makes a value of a type that JSON does not have one that it has; None: such a value is an error.
     """
-    return json.dumps(strict(document), indent=indent, ensure_ascii=False, allow_nan=False)
+    return json.dumps(strict(document), indent=indent, ensure_ascii=False, allow_nan=False, default=other)
 
 
 def strict(document: Any) -> Any:
@@ -118,6 +123,8 @@ def strict(document: Any) -> Any:
         return {strict(key): strict(value) for key, value in document.items()}
     if isinstance(document, (list, tuple)):
         return [strict(value) for value in document]
+    if hasattr(document, "tolist"):  # numpy's and torch's arrays, and their scalars
+        return strict(document.tolist())
     if isinstance(document, float):
         return document if math.isfinite(document) else None
     if isinstance(document, str) and not document.isascii():
@@ -212,7 +219,6 @@ class RunDir:
         exports: exports that were published outside of this directory, one JSON object each.
         samples: what exported models write to shipped prompts, one JSON file a checkpoint.
         eval: scores, one JSON file a suite and checkpoint.
-        scoring_lock: who scores which checkpoint: the kernel's lock on the byte of its iteration.
         provenance: what was started, when, with which packages.
         ledger: the samples that were withheld from training, and why, one JSON object a range.
         lock: who is training here.
@@ -239,7 +245,6 @@ class RunDir:
         self.exports = self.path / "exports.jsonl"
         self.samples = self.path / "samples"
         self.eval = self.path / "eval"
-        self.scoring_lock = self.eval / ".lock"
         self.provenance = self.path / "provenance"
         self.ledger = self.path / "ledger.jsonl"
         self.lock = self.path / "run.lock"
@@ -273,6 +278,12 @@ class RunDir:
     def score(self, suite: str, iteration: int) -> Path:
         """Return the score file of a suite for the model of an iteration."""
         return self.eval / f"{suite}@{self.iteration_name(iteration)}.json"
+
+    def scoring(self, iteration: int) -> RunDir:
+        """Return the place of the lock of whoever scores a checkpoint."""
+        place = RunDir(self.eval / ".scoring")
+        place.lock = place.path / f"{self.iteration_name(iteration)}.lock"
+        return place
 
     def score_log(self, suite: str, iteration: int) -> Path:
         """Return the log of the process that scores a checkpoint while the run goes on."""

@@ -163,7 +163,7 @@ def _take(run: RunDir, mine: Owner, draft: Path) -> None:
         if not _busy(run, holder, mine):
             with _claimed(run, token, mine, draft) as claimed:
                 if claimed:
-                    log.warning("taking over the run directory %s from %s, which is gone", run.path, holder or "nobody")
+                    log.warning("taking over %s from %s, which is gone", run.lock, holder or "nobody")
                     os.replace(draft, run.lock)
                     return
         time.sleep(_PAUSE_SECONDS)

@@ -49,7 +49,7 @@ def explained(error: OSError) -> FileError | None:
     where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
     said = (error.strerror or str(error)).lower()
     if error.errno in _FULL:
-        return DiskFullError(said, where, "make room, then give the same command again")
+        return DiskFullError(said, where, "free some space, then give the same command again")
     if not where or error.errno not in _FIXES:
         return None
     return FileError(said, where, _FIXES[error.errno])

@@ -48,7 +48,7 @@ def refuse_if_busy(port: int, where: str = "MASTER_PORT") -> None:
         LaunchError: it is in use, not allowed, or no port number.
     """
     if not 0 < port < 65536:
-        raise LaunchError(f"{port} is no port number", where, f"choose one from {FIRST} to {FIRST + COUNT - 1}")
+        raise LaunchError(f"{port} is not a port number", where, f"choose one from {FIRST} to {FIRST + COUNT - 1}")
     fix = f"give another port: {where}={free_port()}, or end the process that listens there"
     with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:
         # As torch does it: a connection that was closed a moment ago keeps nobody out.

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from megacode.base.errors import CheckpointError, Problem, VerificationError
 from megacode.base.files import atomic_path
+from megacode.base.places import refuse_unwritable
+from megacode.base.progress import steps
 from megacode.checkpoint import store
 from megacode.checkpoint.files import shard_name
 from megacode.checkpoint.reader import Reader
@@ -61,7 +63,8 @@ def reshard(source: Path, out: Path, *, files: int = 1, weights_only: bool = Fal
         VerificationError: what was written is not what was read.
     """
     path = store.find_checkpoint(source)
-    _check(path, out)
+    _check_out(out)
+    _check(path)
     reader = Reader(path)
     names = [name for name in reader.tensors if not weights_only or name.startswith(f"{WEIGHT}.")]
     return _write(path, out, names, reader.whole, files)
@@ -83,8 +86,9 @@ def average(sources: Sequence[Path], out: Path) -> Copy:
     if len(set(paths)) < 2:
         fix = "name two or more, or one run with --last N"
         raise CheckpointError(f"{len(set(paths))} checkpoint has no average", str(out), fix)
+    _check_out(out)
     for path in paths:
-        _check(path, out)
+        _check(path)
     readers = [Reader(path) for path in paths]
     names = [name for name in readers[-1].tensors if name.startswith(f"{WEIGHT}.")]
     _check_alike(paths, readers, names)
@@ -98,7 +102,14 @@ def average(sources: Sequence[Path], out: Path) -> Copy:
     return _write(paths[-1], out, names, mean, files=1)
 
 
-def _check(path: Path, out: Path) -> None:
+def _check_out(out: Path) -> None:
+    """Refuse a place before the sources are read: that may take long."""
+    if out.exists():
+        raise CheckpointError("it is there already", str(out), "give a directory that does not exist")
+    refuse_unwritable(out, "OUT", directory=True)
+
+
+def _check(path: Path) -> None:
     found = store.damage(path)
     if found:
         raise CheckpointError(
@@ -106,8 +117,6 @@ def _check(path: Path, out: Path) -> None:
                 Problem(line, str(path), "use another checkpoint, or bring it back from a copy") for line in found
             ]
         )
-    if out.exists():
-        raise CheckpointError("it is there already", str(out), "give a directory that does not exist")
 
 
 def _check_alike(paths: Sequence[Path], readers: Sequence[Reader], names: Sequence[str]) -> None:
@@ -127,11 +136,9 @@ def _write(source: Path, out: Path, names: Sequence[str], make: Make, files: int
     with atomic_path(out) as hidden:
         hidden.mkdir(parents=True)
         slots = [[Slot(name, about[name].shape, about[name].dtype) for name in group] for group in groups]
-        written = write_alone(
-            hidden,
-            [(shard_name(number), group) for number, group in enumerate(slots)],
-            (bytes_of(make(name)) for group in groups for name in group),
-        )
+        planned = [(shard_name(number), group) for number, group in enumerate(slots)]
+        with steps([name for group in groups for name in group], "writing tensors") as counted:
+            written = write_alone(hidden, planned, (bytes_of(make(name)) for name in counted))
         state = replace(TrainState.read(source), files=written, keep="")
         state.write(hidden)
         _prove(hidden, names, make)
@@ -150,6 +157,7 @@ def _dealt(sizes: dict[str, int], files: int) -> list[list[str]]:
 
 def _prove(path: Path, names: Sequence[str], make: Make) -> None:
     reader = Reader(path)
-    for name in names:
-        if not torch.equal(reader.whole(name), make(name)):
-            raise VerificationError(f"{name} is not what was read", str(path), "check the disk, then try again")
+    with steps(names, "comparing tensors") as counted:
+        for name in counted:
+            if not torch.equal(reader.whole(name), make(name)):
+                raise VerificationError(f"{name} is not what was read", str(path), "check the disk, then try again")

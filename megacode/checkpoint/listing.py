@@ -8,6 +8,7 @@ from typing import Any
 
 from megacode.base.errors import CheckpointError, ConfigError
 from megacode.base.files import RunDir
+from megacode.base.progress import steps
 from megacode.checkpoint import store
 from megacode.checkpoint.state import FILE_NAME, TrainState
 
@@ -69,10 +70,11 @@ def verify(path: Path) -> list[dict[str, Any]]:
     """
     paths = [path] if (path / FILE_NAME).exists() else _of_run(RunDir(path))
     rows = []
-    for item in paths:
-        damage = store.damage(item)
-        sizes = [file.stat().st_size for file in item.iterdir()]
-        rows.append({"path": str(item), "files": len(sizes), "bytes": sum(sizes), "damage": damage})
+    with steps(paths, "reading checkpoints") as counted:
+        for item in counted:
+            damage = store.damage(item)
+            sizes = [file.stat().st_size for file in item.iterdir()]
+            rows.append({"path": str(item), "files": len(sizes), "bytes": sum(sizes), "damage": damage})
     return rows
 
 

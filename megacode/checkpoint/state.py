@@ -74,7 +74,8 @@ class TrainState:
             names = [item.name for item in fields(cls) if item.name in document or item.name not in _ADDED]
             state = cls(**{name: document[name] for name in names})
         except FileNotFoundError:
-            raise CheckpointError("there is no megacode.json, so this is no checkpoint", str(directory), fix) from None
+            what = "there is no megacode.json, so this is not a checkpoint"
+            raise CheckpointError(what, str(directory), fix) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(path, str(error)) from None
         if seal != _seal(document):

@@ -210,7 +210,7 @@ def _prune_abandoned(run: RunDir, reached: int) -> None:
     for path in sorted(run.abandoned.glob("iter_*")):
         name, reason = path.name.split(".")[:2]
         if reason in ("damaged", "withheld") and RunDir.iteration_of(Path(name)) <= reached:
-            log.info("removing %s: the run has a whole checkpoint that is as far", path)
+            log.info("removing %s: the run has a whole checkpoint of that iteration or a later one", path)
             remove(path)
 
 

@@ -52,14 +52,15 @@ def verify(checkpoint: Checkpoint, as_json: Json = False) -> None:
             typer.echo(f"{row['path']}: whole, {format_bytes(row['bytes'])} in {row['files']} files")
     if damaged:
         what = "; ".join(f"{row['path']}: {', '.join(row['damage'])}" for row in damaged)
-        raise VerificationError(what, fix="a resume passes it over for the one before; remove it, or bring it back")
+        fix = "a resume skips it and uses the one before; remove it, or restore it from a copy"
+        raise VerificationError(what, fix=fix)
 
 
 @app.command()
 def average(
     checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints of one model.", show_default=False)],
     out: Annotated[Path, out_directory("Directory of the new checkpoint.")],
-    last: Annotated[int | None, typer.Option(min=2, help="Of one run directory: its newest so many.")] = None,
+    last: Annotated[int | None, typer.Option(min=2, help="Of one run directory: its newest N.")] = None,
     as_json: Json = False,
 ) -> None:
     """Average the weights of several checkpoints, to evaluate or to start from."""

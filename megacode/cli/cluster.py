@@ -55,7 +55,7 @@ def end(
     decision = continuity.end(RunDir(run_dir), slurm.this_job(os.environ), code, continuity.settings(os.environ))
     typer.echo(f"{decision.action}: {decision.reason}", err=True)
     if decision.excluded:
-        typer.echo(f"keeping off {', '.join(decision.excluded)}", err=True)
+        typer.echo(f"excluding {', '.join(decision.excluded)}", err=True)
     raise typer.Exit(decision.exit_code)
 
 
@@ -87,12 +87,12 @@ def score(
     setup_logging()
     from megacode.launch.scoring_job import score_by_job
 
-    given = {"--suite": suite, "--limit": limit, "--device": device}
+    given = {"--limit": limit, "--device": device}
     arguments = [str(part) for name, value in given.items() if value is not None for part in (name, value)]
     arguments += [part for task in without or [] for part in ("--without", task)]
     flags = {"--run-generated-code": run_generated_code, "--keep-exports": keep_exports}
     arguments += [flag for flag, given in flags.items() if given]
-    raise typer.Exit(score_by_job(checkpoint, arguments, sbatch or []))
+    raise typer.Exit(score_by_job(checkpoint, suite, arguments, sbatch or []))
 
 
 @app.command()

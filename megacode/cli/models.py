@@ -99,7 +99,7 @@ def reshard(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a checkpoint anew, over another number of files; any layout of ranks reads it either way."""
+    """Write a checkpoint again, over another number of files; any layout of ranks reads it either way."""
     from megacode.checkpoint.copying import reshard as write_anew
     from megacode.cli.checkpoints import show_copy
 
@@ -178,7 +178,7 @@ def _show_tasks(names: list[str], as_json: bool) -> None:
     if as_json:
         print_json({"tasks": names})
     else:
-        typer.echo(f"at hand: {', '.join(names)}")
+        typer.echo(f"in the cache: {', '.join(names)}")
 
 
 def _score_checkpoints(

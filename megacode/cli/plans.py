@@ -23,7 +23,7 @@ def plan(
     as_json: Json = False,
     against: Annotated[Path | None, typer.Option(help="A run or checkpoint whose past must stay as it is.")] = None,
     accept_changed_past: AcceptChangedPast = False,
-    gpus: Annotated[int | None, typer.Option(min=1, help="Say what the run needs on so many GPUs.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Say what the run needs on this many GPUs.")] = None,
     gpu: Annotated[str, typer.Option(help="Their kind: A100, H100, H200, B200, or one of --hardware.")] = "H100",
     gpu_hour_price: Annotated[float | None, typer.Option(min=0, help="Of one GPU, in any currency.")] = None,
     scale: Annotated[str, typer.Option(help="Compare numbers of GPUs: 8,64,512.")] = "",

@@ -11,6 +11,7 @@ import typer
 
 from megacode.base.errors import EXIT_CHECK, MegacodeError
 from megacode.base.logs import setup_logging
+from megacode.base.places import refuse_existing
 from megacode.cli.options import (
     AcceptChangedPast,
     Config,
@@ -95,18 +96,21 @@ def replay(
     run_dir: RunDirectory,
     iteration: Annotated[int, typer.Option(help="Number of the iteration, from 1.")],
     nproc: Nproc = None,
-    out: Annotated[Path | None, out_file("The file; absent: replays/ in the run directory.")] = None,
+    out: Annotated[Path | None, out_file("The file; absent: the run's replays/, in place of an earlier one.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train one iteration again, in memory: what it read, what each sample lost, where the gradient came from."""
     from megacode.train.replay_report import render, replayable
 
+    if out is not None and is_first_rank():
+        refuse_existing([out], overwrite, "--out")
     if nproc is not None:
         from megacode.launch.local import run_ranks
         from megacode.mcore.layout import check
 
         check(replayable(run_dir, iteration)[0].config, nproc)
-        options = [*(["--out", str(out)] if out else []), *(["--json"] if as_json else [])]
+        options = [*(["--out", str(out), "--overwrite"] if out else []), *(["--json"] if as_json else [])]
         raise typer.Exit(run_ranks(["replay", str(run_dir), "--iteration", str(iteration), *options], nproc))
     setup_logging()
     from megacode.train.replay import replay as train_again

@@ -57,7 +57,7 @@ def only_jobs_take_sbatch_options(config: RunConfig) -> Iterator[Problem]:
         yield Problem("sbatch's options are for jobs", "evaluate.sbatch", "add where: slurm, or remove them")
     for option in wanted.sbatch:
         if not option.startswith("-"):
-            yield Problem(f"{option!r} is no option", "evaluate.sbatch", "write them such as [--partition=debug]")
+            yield Problem(f"{option!r} is not an option", "evaluate.sbatch", "write them such as [--partition=debug]")
 
 
 EVALUATE_RULES: tuple[Rule, ...] = (

@@ -103,7 +103,7 @@ def rates_fit_their_schedule(config: RunConfig, number: int, phase: Phase) -> It
     if number == 0 and rate.peak is None:
         yield Problem("the first phase has no peak to start from", f"{where}.peak", "add peak: 3.0e-4")
     if isinstance(rate.decay, float) and not 0 < rate.decay <= 1:
-        yield Problem(f"{rate.decay:g} is no share of the phase", f"{where}.decay", "give more than 0%, up to 100%")
+        yield Problem(f"{rate.decay:g} is not a share of the phase", f"{where}.decay", "give more than 0%, up to 100%")
     if (rate.decay is not None) != (rate.schedule == "wsd"):
         fix = "add decay: 10%" if rate.decay is None else "remove decay, or use schedule: wsd"
         yield Problem(f"schedule {rate.schedule} and decay do not fit", f"{where}.decay", fix)

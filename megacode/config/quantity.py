@@ -88,7 +88,7 @@ def read_quantity(value: Any) -> Any:
         if number and unit.lower() in (known, known[:-1]):
             count = parse_count(number)
             if count < 1:
-                raise ValueError(f"{value!r} is no length; give at least 1 {known[:-1]}")
+                raise ValueError(f"{value!r} is not a length; give at least 1 {known[:-1]}")
             return {"count": count, "unit": known}
     raise ValueError(f"{value!r} is not a quantity; write for example '500 iterations', '2B tokens' or '64 samples'")
 

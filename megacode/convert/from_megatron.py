@@ -17,6 +17,8 @@ import torch
 
 from megacode.base.errors import CheckpointError, Problem, VerificationError
 from megacode.base.files import atomic_path
+from megacode.base.places import refuse_unwritable
+from megacode.base.progress import steps
 from megacode.checkpoint.tensors import Weights
 from megacode.config.model import ModelConfig
 from megacode.convert import start
@@ -65,6 +67,7 @@ def from_megatron(checkpoint: Path, tokenizer: Path, out: Path) -> dict[str, Any
         raise CheckpointError("there is no tokenizer.json", str(tokenizer), "give a Hugging Face tokenizer's directory")
     if out.exists():
         raise CheckpointError("it is there already", str(out), "give a directory that does not exist")
+    refuse_unwritable(out, "OUT", directory=True)
     stored = TorchDist(checkpoint)
     arguments = stored.arguments()
     model = model_of(arguments, str(checkpoint))
@@ -176,8 +179,9 @@ def _tensors(
 def _compare(written: Mapping[str, torch.Tensor], read: Iterator[tuple[str, torch.Tensor]], where: Path) -> int:
     """Hold every tensor that was written against what was read; return the number of parameters."""
     parameters = 0
-    for name, tensor in read:
-        if not torch.equal(written[name], tensor.float()):
-            raise VerificationError(f"{name} is not what was read", str(where), "nothing was published; try again")
-        parameters += tensor.numel()
+    with steps(read, "comparing tensors", len(written)) as counted:
+        for name, tensor in counted:
+            if not torch.equal(written[name], tensor.float()):
+                raise VerificationError(f"{name} is not what was read", str(where), "nothing was published; try again")
+            parameters += tensor.numel()
     return parameters

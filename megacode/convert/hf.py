@@ -59,7 +59,7 @@ def to_hf(
         VerificationError: the export does not compute what the checkpoint computes; nothing is published.
     """
     if dtype is not None and dtype not in TYPES:
-        raise ConfigError(f"{dtype!r} is no type of weights", "--dtype", f"use one of {', '.join(TYPES)}")
+        raise ConfigError(f"{dtype!r} is not a type of weights", "--dtype", f"use one of {', '.join(TYPES)}")
     if push_to is not None:
         push.check(push_to)
     source = Source.open(checkpoint)

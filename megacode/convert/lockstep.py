@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from megacode.base.progress import Advance, bar, steps
 from megacode.convert.compare import Choices, Difference, Gaps, difference
 from megacode.convert.exported import Exported
 from megacode.convert.reference import Reference, Step
@@ -58,8 +59,9 @@ def walk(reference: Reference, exported: Exported, ids: Ids, vocab: int, unround
         unrounded: megacode's side with weights as they are in the checkpoint, where the export's are rounded.
     """
     tokens = _padded(ids)
-    guide = _Guide(reference, tokens, [len(text) for text in ids])
-    arrived = exported.run(tokens.repeat(2, 1), guide)
+    with bar("comparing layers", reference.layers + 1) as advance:
+        guide = _Guide(reference, tokens, [len(text) for text in ids], advance)
+        arrived = exported.run(tokens.repeat(2, 1), guide)
     guide.compare("final norm", arrived)
     found = _logits(reference, exported, _end_to_end(guide.hidden, ids), _end_to_end(arrived, ids), ids, vocab)
     found.points = [*guide.points, *found.points]
@@ -72,8 +74,8 @@ def walk(reference: Reference, exported: Exported, ids: Ids, vocab: int, unround
 class _Guide:
     """Runs megacode's side a step ahead of the export, compares, and gives the export's second half the same input."""
 
-    def __init__(self, reference: Reference, tokens: Tensor, lengths: list[int]) -> None:
-        self._reference, self._lengths = reference, lengths
+    def __init__(self, reference: Reference, tokens: Tensor, lengths: list[int], advance: Advance) -> None:
+        self._reference, self._lengths, self._advance = reference, lengths, advance
         self._step: Step | None = None
         self.points: list[list[Difference]] = []
         self.hidden = reference.embedding(tokens)
@@ -86,6 +88,7 @@ class _Guide:
             self.hidden = self._step.output
         else:
             self.hidden = self._reference.final_norm(self.hidden)
+        self._advance(1)
         return given
 
     def inside(self, number: int, kind: str, output: Tensor) -> None:
@@ -129,13 +132,14 @@ def _logits(reference: Reference, exported: Exported, ours: Tensor, theirs: Tens
     lengths = [len(text) for text in ids]
     forced, free = Gaps(LOGITS, lengths), Gaps(END_TO_END, lengths)
     our_choices, their_choices = Choices(ids), Choices(ids)
-    for first, last in _slices(len(ours), vocab):
-        logits = reference.logits(ours, first, last)
-        forced.add(logits, exported.logits(ours, first, last))
-        run_free = exported.logits(theirs, first, last)
-        free.add(logits, run_free)
-        our_choices.add(first, logits)
-        their_choices.add(first, run_free)
+    with steps(_slices(len(ours), vocab), "comparing logits") as counted:
+        for first, last in counted:
+            logits = reference.logits(ours, first, last)
+            forced.add(logits, exported.logits(ours, first, last))
+            run_free = exported.logits(theirs, first, last)
+            free.add(logits, run_free)
+            our_choices.add(first, logits)
+            their_choices.add(first, run_free)
     same = (our_choices.greedy == their_choices.greedy).double().mean()
     return Walk([forced.by_text()], free.by_text(), float(same), our_choices.loss, their_choices.loss)
 

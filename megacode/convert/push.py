@@ -33,7 +33,8 @@ def check(hub_id: str) -> None:
     try:
         validate_repo_id(hub_id)
     except HFValidationError as error:
-        raise ConfigError(f"{hub_id!r} is no id on the hub: {error}", _FLAG, "give one such as group/model") from None
+        what = f"{hub_id!r} is not a valid id on the hub: {error}"
+        raise ConfigError(what, _FLAG, "give one such as group/model") from None
     if constants.is_offline_mode():
         raise ConfigError("huggingface_hub is offline", _FLAG, "unset HF_HUB_OFFLINE, or push from a login node")
     if get_token() is None:
@@ -56,13 +57,13 @@ def push(report: Report, export: Path, hub_id: str) -> str:
         CheckpointError: it was not proven, or the hub did not take it; the export stays where it is.
     """
     if not report.verified:
-        raise CheckpointError("it was not proven, and only proven exports are pushed", str(export), "export it anew")
+        raise CheckpointError("it was not proven, and only proven exports are pushed", str(export), "export it again")
     api = HfApi()
     try:
         there = api.create_repo(hub_id, repo_type="model", private=True, exist_ok=True)
         api.upload_folder(repo_id=there.repo_id, folder_path=export, commit_message=f"{report.source}, by megacode")
     except (HTTPError, OSError) as error:
-        fix = f"the export is whole; when that is mended: hf upload {hub_id} {export}"
+        fix = f"the export is whole; once that is fixed: hf upload {hub_id} {export}"
         raise CheckpointError(f"it could not be pushed to {hub_id}: {_said(error)}", str(export), fix) from error
     log.info("pushed to %s", there.url)
     return str(there.url)

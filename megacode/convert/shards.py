@@ -20,6 +20,7 @@ from torch import Tensor
 
 from megacode.base.errors import CheckpointError
 from megacode.base.files import write_json
+from megacode.base.progress import steps
 from megacode.convert.published import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -55,9 +56,10 @@ def write_shards(
     for file, names in plan.filename_to_tensors.items():
         starts = _begin(out / file, {name: planned[name] for name in names})
         places |= {name: (out / file, start) for name, start in starts.items()}
-    for name, tensor in tensors:
-        path, start = places.pop(name)
-        _write_at(path, start, tensor, dtype)
+    with steps(tensors, "writing tensors", len(planned)) as counted:
+        for name, tensor in counted:
+            path, start = places.pop(name)
+            _write_at(path, start, tensor, dtype)
     assert not places, f"{sorted(places)} did not come"
     parameters: int = sum(tensor.numel() for tensor in planned.values())
     if plan.is_sharded:

@@ -11,6 +11,7 @@ import yaml
 from torch import Tensor
 
 from megacode.base.files import write_text
+from megacode.base.progress import steps
 from megacode.checkpoint.files import shard_name
 from megacode.checkpoint.regions import Slot
 from megacode.checkpoint.shards import bytes_of, write_alone
@@ -74,7 +75,8 @@ def write(tensors: Iterable[Tensor], config: RunConfig, hidden: Path) -> None:
     assert config.model.vocab_size is not None
     sizes = Sizes.of(config.model, config.model.vocab_size)
     slots = [Slot(f"{WEIGHT}.{name}", shape, "F32") for name, shape in mcore_shapes(config.model, sizes).items()]
-    files = write_alone(hidden, [(shard_name(0), slots)], (bytes_of(tensor.float()) for tensor in tensors))
+    with steps(tensors, "writing tensors", len(slots)) as counted:
+        files = write_alone(hidden, [(shard_name(0), slots)], (bytes_of(tensor.float()) for tensor in counted))
     state = TrainState(config=dump_config(config), tokenizer_hash=load_tokenizer(config.tokenizer).hash)
     state.layout = {"world_size": 1, "tensor": 1, "pipeline": 1, "context": 1}
     state.files = files

@@ -79,7 +79,7 @@ class TorchDist:
             missing -= piece.numel()
         if missing:
             what = f"{name} (layer {head}) lacks {missing:,} elements"
-            raise CheckpointError(what, str(self._path), "copy the checkpoint anew")
+            raise CheckpointError(what, str(self._path), "copy the checkpoint again")
         return whole if layer is None else whole[0]
 
     def _piece(self, name: str, offsets: torch.Size) -> Tensor:
@@ -91,7 +91,7 @@ class TorchDist:
                 loaded: Tensor = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             what = f"a piece of {name} cannot be read ({error})"
-            raise CheckpointError(what, str(path), "copy the checkpoint anew") from error
+            raise CheckpointError(what, str(path), "copy the checkpoint again") from error
         return loaded.detach()
 
 

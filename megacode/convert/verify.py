@@ -29,6 +29,7 @@ from rich.console import Console
 from torch import Tensor
 
 from megacode.base.errors import VerificationError
+from megacode.base.progress import steps
 from megacode.base.tables import FigureTable
 from megacode.checkpoint.tensors import Weights
 from megacode.config.run import RunConfig
@@ -36,7 +37,7 @@ from megacode.convert.compare import TOLERANCE, Difference, first_beyond, worst
 from megacode.convert.exported import NOTHING_PUBLISHED, Exported
 from megacode.convert.layouts import layout_of
 from megacode.convert.lockstep import Walk, walk
-from megacode.convert.mapping import Sizes, from_hf
+from megacode.convert.mapping import Sizes, from_hf, mcore_shapes
 from megacode.convert.published import ignored, read_object
 from megacode.convert.reference import Reference, alone
 from megacode.convert.shards import EMBEDDING, OUTPUT, Shards
@@ -206,9 +207,11 @@ def check_weights(claim: Claim, export: Path) -> None:
         what = f"{OUTPUT} in the files is not the embedding, and the checkpoint has no output layer of its own"
         raise VerificationError(what, str(export), NOTHING_PUBLISHED)
     left_out = ignored(everything, layout_of(model).architecture)
-    for name, tensor in from_hf(Shards(export, tied=tied, left_out=left_out), model, sizes):
-        if not _equal(tensor, weights[name][: len(tensor)], claim.dtype):
-            raise VerificationError(f"{name} in the files is not the checkpoint's", str(export), NOTHING_PUBLISHED)
+    mapped = from_hf(Shards(export, tied=tied, left_out=left_out), model, sizes)
+    with steps(mapped, "comparing tensors", len(mcore_shapes(model, sizes))) as counted:
+        for name, tensor in counted:
+            if not _equal(tensor, weights[name][: len(tensor)], claim.dtype):
+                raise VerificationError(f"{name} in the files is not the checkpoint's", str(export), NOTHING_PUBLISHED)
 
 
 def same_output(files: Shards) -> bool:

@@ -45,7 +45,7 @@ _VERSION = 1
 _BLOCK = 1 << 20
 _EMPTY = "an empty corpus cannot be read; check what it is made of"
 _PAIR = "give the prefix of a .bin/.idx pair"
-_AGAIN = "copy it again from where it came from, or make it anew with tools/preprocess_data.py"
+_AGAIN = "copy it again from where it came from, or make it again with tools/preprocess_data.py"
 
 
 def bin_path(prefix: str | Path) -> Path:
@@ -175,7 +175,7 @@ def _read_header(index: mmap.mmap, path: Path) -> tuple[np.dtype, int, int]:
     """Return the token type, the number of sequences and the number of document borders."""
     where = str(path)
     if index[: len(MAGIC)] != MAGIC:
-        raise DataError("it is no Megatron index: its first bytes are wrong", where, _PAIR)
+        raise DataError("it is not a Megatron index: its first bytes are wrong", where, _PAIR)
     if len(index) < HEADER.size:
         raise DataError(f"it is cut short: {len(index)} bytes", where, _AGAIN)
     _, version, code, sequences, borders = HEADER.unpack_from(index)

@@ -294,7 +294,7 @@ def text_in(row: Mapping[str, Any], key: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"the key {key!r} holds {json.dumps(text)[:40]}, not a text")
     if not _encodable(text):
-        raise ValueError(f"the key {key!r} holds half of a surrogate pair, which is no character")
+        raise ValueError(f"the key {key!r} holds half of a surrogate pair, which is not a character")
     return text
 
 

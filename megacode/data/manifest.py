@@ -17,12 +17,13 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 
 from megacode.base.errors import DataError
 from megacode.base.files import digest, write_json
+from megacode.base.progress import Advance, bar
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
 
 _LOG = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ _FORMAT = 1
 _BLOCKS = 32
 _BLOCK_BYTES = 1 << 16
 _READ_BYTES = 1 << 22
-_CHANGED = "restore the files, or make the data set anew with tools/preprocess_data.py"
+_CHANGED = "restore the files, or make the data set again with tools/preprocess_data.py"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def read(prefix: str | Path) -> Manifest | None:
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         fix = "restore it, or remove it: the data set is then known by its size and sampled blocks"
-        raise DataError(f"it is no manifest: {error}", str(path), fix) from None
+        raise DataError(f"it is not a manifest: {error}", str(path), fix) from None
     if manifest.format > _FORMAT:
         raise DataError(f"it has format {manifest.format}, this megacode knows {_FORMAT}", str(path), "update megacode")
     return manifest
@@ -202,8 +203,14 @@ def _identity(*parts: str) -> str:
 
 def whole_hash(path: Path) -> str:
     """Return the xxh3-128 of a file's bytes."""
-    with path.open("rb") as file:
-        return _hash(iter(lambda: file.read(_READ_BYTES), b""))
+    with path.open("rb") as file, bar(f"reading {path.name}", path.stat().st_size, size=True) as advance:
+        return _hash(_read(file, advance))
+
+
+def _read(file: BinaryIO, advance: Advance) -> Iterator[bytes]:
+    while block := file.read(_READ_BYTES):
+        yield block
+        advance(len(block))
 
 
 def sample_hash(path: Path) -> str:

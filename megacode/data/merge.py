@@ -19,6 +19,7 @@ from typing import Any
 from megacode.base.errors import ConfigError, DataError, Problem
 from megacode.base.files import remove
 from megacode.base.places import refuse_existing, refuse_unwritable
+from megacode.base.progress import steps
 from megacode.base.units import format_bytes, format_count
 from megacode.data import manifest as manifests
 from megacode.data.indexed import IndexedDatasetWriter, bin_path, idx_path
@@ -185,12 +186,13 @@ def _seed(parts: Sequence[Part], wanted: int | None) -> int | None:
 
 def _check_contents(parts: Sequence[Part]) -> None:
     """Check sizes, sampled blocks and whole indexes against the manifests, before anything is written."""
-    for part in parts:
-        if part.is_empty or part.manifest is None:
-            continue
-        manifests.check(part.prefix)
-        if manifests.whole_hash(idx_path(part.prefix)) != part.manifest.idx_hash:
-            raise DataError("its contents are not those of its manifest", str(idx_path(part.prefix)), AGAIN)
+    with steps(parts, "checking data sets") as counted:
+        for part in counted:
+            if part.is_empty or part.manifest is None:
+                continue
+            manifests.check(part.prefix)
+            if manifests.whole_hash(idx_path(part.prefix)) != part.manifest.idx_hash:
+                raise DataError("its contents are not those of its manifest", str(idx_path(part.prefix)), AGAIN)
 
 
 def _check_space(parts: Sequence[Part], output: Path, shuffled: bool) -> None:
@@ -201,7 +203,7 @@ def _check_space(parts: Sequence[Part], output: Path, shuffled: bool) -> None:
     free = shutil.disk_usage(output.parent).free
     if free < needed:
         what = f"merging needs {format_bytes(needed)}, {format_bytes(free)} are free"
-        raise DataError(what, str(output.parent), "make room, or give an output elsewhere")
+        raise DataError(what, str(output.parent), "free some space, or name an output elsewhere")
 
 
 def _write(parts: Sequence[Part], output_prefix: str, facts: dict[str, Any]) -> Manifest:

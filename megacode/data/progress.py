@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from megacode.base.progress import new_progress
 from megacode.base.units import format_bytes, format_count
 
 _LOG = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ class PassProgress:
             TextColumn("{task.fields[documents]} documents"),
             TimeRemainingColumn(),
         )
-        self._bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+        self._bar = new_progress(*columns)
         self._task = self._bar.add_task(label, total=total_bytes, documents="0")
 
     def __enter__(self) -> PassProgress:

@@ -222,7 +222,7 @@ class SentencePieceTokenizer(Tokenizer):
             return SentencePieceEncoder(self._raw)
         except Exception:
             fix = "give a SentencePiece .model file"
-            raise DataError("it is no SentencePiece model", str(self.path), fix) from None
+            raise DataError("it is not a SentencePiece model", str(self.path), fix) from None
 
     def _load_fast(self) -> Encoder:
         return GigatokenEncoder(sentencepiece_document(self._raw))
@@ -255,7 +255,7 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
             raise ValueError("its vocabulary is empty")
     except (ValueError, KeyError, TypeError) as error:
         fix = "give a tokenizer.json as the tokenizers library writes it"
-        raise DataError(f"it is no tokenizer.json: {error}", str(path), fix) from None
+        raise DataError(f"it is not a tokenizer.json: {error}", str(path), fix) from None
     return dict(document)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from megacode.base.errors import ConfigError, DataError, VerificationError
 from megacode.base.files import atomic_path
 from megacode.base.places import refuse_existing, refuse_unwritable
+from megacode.base.progress import bar
 from megacode.data.encoders import pieces
 from megacode.data.jsonl import find_inputs, parse, read_chunks
 from megacode.data.progress import PassProgress
@@ -77,7 +78,7 @@ def train_tokenizer(
         texts = list(_thinned(files, keys, max_bytes, progress))
     if not any(texts):
         raise DataError("there is no text to learn from", " ".join(inputs), "check the input and its keys")
-    with atomic_path(output) as directory:
+    with atomic_path(output) as directory, bar(f"learning {vocab_size} tokens"):
         directory.mkdir()
         if kind == "huggingface":
             _write_huggingface(texts, vocab_size, directory)

@@ -7,11 +7,12 @@ wait for each other, and the second finds it done: a run that was killed leaves 
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -23,11 +24,13 @@ from megacode.base.errors import (
     EXIT_RESUMABLE,
     CheckpointError,
     ConfigError,
+    LaunchError,
     MegacodeError,
     Problem,
     VerificationError,
 )
 from megacode.base.files import RunDir, remove
+from megacode.base.lock import STALE_SECONDS, RunLock
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import load_config
 from megacode.eval.harness import Choices, check_device, evaluate_many, suite_of
@@ -38,6 +41,9 @@ from megacode.mcore.rendezvous import read
 from megacode.metrics.scores import read_score_file
 
 log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 1.0
+_BEAT_SECONDS = STALE_SECONDS / 12
 
 Score = Callable[[Path, Path, Choices], dict[str, Any]]
 
@@ -94,7 +100,7 @@ def score_checkpoints(
     with _ended_by_sigterm():
         for checkpoint in checkpoints:
             if len(checkpoints) > 1 and not checkpoint.exists():
-                log.info("%s has made room meanwhile: the run is live", checkpoint)
+                log.info("%s has been deleted by the run meanwhile: the run is live", checkpoint)
                 continue
             try:
                 document, is_new = _score_one(checkpoint, suite, choices, out, keep_exports, score)
@@ -137,7 +143,7 @@ def _score_one(
     run, state = RunDir(checkpoint.parent.parent), TrainState.read(checkpoint)
     wanted = suite_of(suite, checkpoint, choices)
     target = out or run.score(wanted.name, state.iteration)
-    with _alone(run, state.iteration):
+    with scoring_alone(run, state.iteration):
         if is_scored(state, wanted, target, choices):
             return read_score_file(target), False
         with _exported(run, checkpoint, state, keep_exports) as hf_dir:
@@ -198,18 +204,40 @@ def _exported(run: RunDir, checkpoint: Path, state: TrainState, keep: bool) -> I
 
 
 @contextmanager
-def _alone(run: RunDir, iteration: int) -> Iterator[None]:
-    """Keep other processes out that score the same checkpoint, where the file system has locks."""
-    run.eval.mkdir(parents=True, exist_ok=True)
-    with run.scoring_lock.open("ab") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, iteration)
-        except (BlockingIOError, PermissionError):
+def scoring_alone(run: RunDir, iteration: int) -> Iterator[None]:
+    """Keep other processes out that score the same checkpoint, on whatever node: see `base.lock`."""
+    lock, waits = RunLock(run.scoring(iteration)), False
+    while not _taken(lock):
+        if not waits:
             log.info("another process scores %s; waiting for it", run.checkpoint(iteration))
-            fcntl.lockf(file, fcntl.LOCK_EX, 1, iteration)
-        except OSError as error:
-            log.warning("this file system has no locks (%s): see that no other process scores this checkpoint", error)
+        waits = True
+        time.sleep(_POLL_SECONDS)
+    done = threading.Event()
+    beats = threading.Thread(target=_beat, args=(lock, done), daemon=True)
+    beats.start()
+    try:
         yield
+    finally:
+        done.set()
+        beats.join()
+        lock.release()
+
+
+def _taken(lock: RunLock) -> bool:
+    try:
+        lock.acquire()
+    except LaunchError:
+        return False
+    return True
+
+
+def _beat(lock: RunLock, done: threading.Event) -> None:
+    """Say that this process lives, for those on other nodes; while its file system hangs they wait, too."""
+    while not done.wait(_BEAT_SECONDS):
+        with suppress(OSError):
+            if not lock.beat():
+                log.warning("another process took this one for dead; it may score the same checkpoint")
+                return
 
 
 @contextmanager

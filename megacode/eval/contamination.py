@@ -179,7 +179,7 @@ def _past(run_dir: Path | None, facts: Mapping[str, Any] | None) -> _Past:
     if run_dir is None or not facts or "fingerprints" not in facts:
         raise _NotKnownError("the model's run is not known")
     if not all(link.keys() >= _LINK for link in facts["fingerprints"]):
-        raise _NotKnownError("the model's chain of phases is of another version: export it anew")
+        raise _NotKnownError("the model's chain of phases is of another version: export it again")
     config = load_config(RunDir(run_dir).config)
     if config.tokenizer is None:
         raise _NotKnownError("the run has no tokenizer")

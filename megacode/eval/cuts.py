@@ -5,9 +5,22 @@ lm-eval says so in a warning a batch, and scores what is left. A score of half q
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
+
+from megacode.base.progress import Advance, bar
+
+
+class _Counting:
+    """Stands where lm-eval's cache of answers would be, and counts them."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+
+    def add_partial(self, attr: str, req: Any, res: Any) -> None:
+        self._advance(1)
 
 
 @cache
@@ -16,9 +29,19 @@ def counting_cuts() -> Any:
     from lm_eval.models.huggingface import HFLM, normalize_gen_kwargs
 
     class CountingModel(HFLM):
+        cache_hook: Any
+
         def __init__(self, **settings: Any) -> None:
             super().__init__(**settings)
             self._cuts: dict[tuple[str, str], int] = {}
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            with self._shown(requests):
+                return super().loglikelihood(requests, disable_tqdm)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            with self._shown(requests):
+                return super().loglikelihood_rolling(requests, disable_tqdm)
 
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **settings: Any) -> Any:
             for texts, context, answer in requests:
@@ -31,7 +54,19 @@ def counting_cuts() -> Any:
                 context, settings = request.args
                 answer = normalize_gen_kwargs(dict(settings), self.max_gen_toks)["max_gen_toks"]
                 self._note((context, ""), len(self.tok_encode(context)) + answer - self.max_length)
-            return super().generate_until(requests, disable_tqdm)
+            with self._shown(requests):
+                return super().generate_until(requests, disable_tqdm)
+
+        @contextmanager
+        def _shown(self, requests: Any) -> Iterator[None]:
+            """Show how many of a task's requests are done: lm-eval offers each answer to its cache."""
+            before = self.cache_hook
+            with bar(f"scoring {requests[0].task_name}" if requests else "scoring", len(requests)) as advance:
+                self.cache_hook = _Counting(advance)
+                try:
+                    yield
+                finally:
+                    self.cache_hook = before
 
         def _note(self, key: tuple[str, str], surplus: int) -> None:
             if surplus > 0:

@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from megacode.base.errors import ConfigError
-from megacode.base.files import RunDir, atomic_path, write_json
+from megacode.base.files import RunDir, atomic_path, to_json, write_json
 from megacode.base.places import refuse_existing, refuse_unwritable
 from megacode.eval.categories import category_means
 from megacode.eval.contamination import contamination, task_items
@@ -170,8 +168,8 @@ def _score_all(
 
 def _write(document: dict[str, Any], lines: Sequence[Mapping[str, Any]], out: Path) -> None:
     items = out.with_suffix(".items.jsonl")
-    with atomic_path(items) as temporary, temporary.open("wb") as file:
-        file.writelines(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n" for line in lines)
+    with atomic_path(items) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(to_json(line, other=str) + "\n" for line in lines)  # items may hold values of any type
     document["items_file"] = items.name
     write_json(out, document)
     Partial(out, {}).done()
@@ -240,7 +238,7 @@ def check_device(device: str | None) -> None:
     import torch
 
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ConfigError(f"{device!r} is no device", "--device", "give cpu, cuda or cuda:N")
+        raise ConfigError(f"{device!r} is not a device", "--device", "give cpu, cuda or cuda:N")
     if device is not None and device != "cpu" and not torch.cuda.is_available():
         raise ConfigError("no GPU is to be seen here", f"--device {device}", "give --device cpu, or leave it out")
 

@@ -24,6 +24,7 @@ import megacode
 from megacode.base.errors import VerificationError
 from megacode.base.files import RunDir, atomic_path, digest, file_digest, to_json, write_json
 from megacode.base.places import refuse_existing, refuse_unwritable
+from megacode.base.progress import bar
 from megacode.eval.judge_answers import PLAIN, AnswerCache, Generation, answers, model_identity
 from megacode.eval.judge_client import KEY_VARIABLE, JudgeClient, Patience
 from megacode.eval.judge_prompts import SHIPPED, Prompt, read_prompts
@@ -187,8 +188,10 @@ def _questions(
 
 def _verdicts(client: JudgeClient, model: str, questions: Sequence[Question], settings: JudgeSettings) -> list[Verdict]:
     """Ask about all questions, some at a time; the first failure ends the others that have not begun."""
-    with ThreadPoolExecutor(settings.threads) as pool:
+    with bar("judging questions", len(questions)) as advance, ThreadPoolExecutor(settings.threads) as pool:
         futures = [pool.submit(judge_question, client, model, one, settings.max_judge_tokens) for one in questions]
+        for future in futures:
+            future.add_done_callback(lambda _: advance(1))
         try:
             return [future.result() for future in futures]
         except BaseException:

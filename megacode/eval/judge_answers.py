@@ -17,6 +17,7 @@ from typing import Any
 
 from megacode.base.errors import CheckpointError, DataError
 from megacode.base.files import digest, tree_digest, write_json
+from megacode.base.progress import steps
 from megacode.eval.judge_prompts import Prompt
 from megacode.eval.scores import is_export, model_facts
 
@@ -105,9 +106,11 @@ def answers(
     if missing:
         model, tokenizer = open_model(hf_dir, device)
         made_on = f"{model.device}, {model.dtype}"
-        for prompt, answer in _generate(model, tokenizer, missing, generation, batch_size, str(hf_dir)):
-            cache.put(prompt, answer, made_on)
-            found[prompt.id] = answer
+        made = _generate(model, tokenizer, missing, generation, batch_size, str(hf_dir))
+        with steps(made, "writing answers", len(missing)) as counted:
+            for prompt, answer in counted:
+                cache.put(prompt, answer, made_on)
+                found[prompt.id] = answer
     return {identity: str(answer) for identity, answer in found.items()}, len(missing)
 
 

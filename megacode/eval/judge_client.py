@@ -278,7 +278,7 @@ def _checked(url: str) -> str:
     parts = urllib.parse.urlsplit(url)
     fix = "write for example --judge http://127.0.0.1:8000/v1"
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{url!r} is no address", "--judge", fix)
+        raise ConfigError(f"{url!r} is not an address", "--judge", fix)
     if parts.username or parts.password or parts.query or parts.fragment:
         what = "the address carries a user name, a query or a fragment, which would be written to the results"
         raise ConfigError(what, "--judge", f"leave it out; a key belongs into the variable {KEY_VARIABLE}")
@@ -293,7 +293,7 @@ def _private(url: str) -> bool:
 def _key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigError("the API key holds characters that no key has", f"variable {variable}", "set it anew")
+        raise ConfigError("the API key holds characters that no key has", f"variable {variable}", "set it again")
     return key
 
 

@@ -23,7 +23,7 @@ _PREFETCH = (
     "scoring downloads nothing: on a machine with network run `megacode evaluate --prefetch` with this --suite; "
     "--cache or HF_HOME names another cache"
 )
-_LEAVE_OUT = "leave it out: --without, or see to its file"
+_LEAVE_OUT = "leave it out with --without, or fix its file"
 _TRY_SECONDS = 10.0
 _SEED = 1234  # lm-eval's own
 

@@ -29,7 +29,8 @@ def check_model(hf_dir: Path) -> None:
     except (OSError, ValueError):
         known = False
     if not known:
-        raise CheckpointError("config.json is missing or damaged, so this is no Hugging Face model", str(hf_dir), fix)
+        what = "config.json is missing or damaged, so this is not a Hugging Face model"
+        raise CheckpointError(what, str(hf_dir), fix)
     if not any(hf_dir.glob("*.safetensors")):
         raise CheckpointError("it holds no weights (*.safetensors)", str(hf_dir), fix)
     if not any(hf_dir.glob("tokenizer*")):

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from megacode.base.files import atomic_path, digest, remove
+from megacode.base.files import atomic_path, digest, remove, to_json
 
 Part = dict[str, Any]
 
@@ -41,7 +41,7 @@ class Partial:
     def keep(self, task: str, part: Part) -> None:
         """Keep a finished task: on disk when this returns."""
         with atomic_path(self._file(task)) as temporary:
-            temporary.write_bytes(orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY))
+            temporary.write_text(to_json(part, other=str), encoding="utf-8")
 
     def done(self) -> None:
         """Remove what was kept, now that the score file holds it, also what earlier evaluations left."""

@@ -87,7 +87,7 @@ def run_items(model: Any, name: str, task: Any, items: range) -> list[dict[str, 
     except Exception as error:  # a task's own templates and code, and the libraries below them
         log.debug("lm-eval failed", exc_info=True)
         what = f"lm-eval fails on it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise DataError(what, f"task {name}", "leave the task out: --without, or see to it") from error
+        raise DataError(what, f"task {name}", "leave the task out with --without, or fix it") from error
     assert results is not None, "each rank runs its items as if alone"
     samples = results["samples"][name]
     return item_lines(name, samples, [model.cut_of(sample["arguments"]) for sample in samples])

@@ -170,11 +170,11 @@ def _read_index(items: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"there are no items of the suite here: {INDEX} is missing or damaged ({type(error).__name__})"
         raise ConfigError(
-            what, str(items), "name another directory with --tasks, or remove it to have them made anew"
+            what, str(items), "name another directory with --tasks, or remove it to have them made again"
         ) from None
     if missing:
         raise ConfigError(
-            f"items are missing: {', '.join(missing)}", str(items), f"remove {items}, and they are made anew"
+            f"items are missing: {', '.join(missing)}", str(items), f"remove {items}, and they are made again"
         )
     return index
 

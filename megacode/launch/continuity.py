@@ -84,7 +84,7 @@ def settings(environment: Mapping[str, str]) -> Settings:
     """
     way, tries = environment.get("CONTINUITY") or "requeue", environment.get("MAX_TRIES") or "3"
     if way not in get_args(Way):
-        raise LaunchError(f"{way!r} is no way to go on", "CONTINUITY", "set it to requeue, chain or none")
+        raise LaunchError(f"{way!r} is not a way to go on", "CONTINUITY", "set it to requeue, chain or none")
     if not tries.isdigit() or int(tries) < 1:
         raise LaunchError(f"{tries!r} is not a number of attempts", "MAX_TRIES", "set it to 1 or more")
     return Settings(way, int(tries))  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def _check_before(run: RunDir, job: Job) -> None:
         raise ChainStoppedError(what, str(run.attempts), "submit again to go on")
     if not word and not facts:
         log.warning(
-            "job %s, which this one follows, left no word, and SLURM has forgotten it: taken for killed with its node",
+            "job %s, which this one follows, recorded no end, and SLURM has forgotten it: assuming its node died",
             job.before,
         )
 
@@ -268,7 +268,7 @@ def decide(run: RunDir, job: Job, code: int, chosen: Settings) -> Decision:
         return Decision("done", "the plan is fulfilled", 0)
     last = _last_stop(run, attempts.begun_at(run, job))
     if code in (EXIT_INPUT, EXIT_CHECK):
-        return Decision("stop", f"exit code {code}: a person must mend something; see the log", code)
+        return Decision("stop", f"exit code {code}: a person must fix something; see the log", code)
     if code == EXIT_RESUMABLE and last.get("reason") == "stop_file":
         return Decision("stop", f"{run.stop_request} was touched; submit again to go on", code)
     if chosen.way == "none":
@@ -301,5 +301,5 @@ def _no_progress(run: RunDir, job: Job) -> str:
 def _look_at(run: RunDir) -> str:
     return (
         f"look at the job's log, {run.events} (stop, hang, save_failed), {run.stacks} and {run.preflight}; "
-        "is the time limit long enough for a checkpoint? Submit again once it is mended"
+        "is the time limit long enough for a checkpoint? Submit again once it is fixed"
     )

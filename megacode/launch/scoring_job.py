@@ -6,17 +6,22 @@ on; the next start's process finds it by its name, whether it waits in the queue
 
 from __future__ import annotations
 
+import json
 import logging
-import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from megacode.base import children
 from megacode.base.errors import EXIT_FAILURE, LaunchError
 from megacode.base.files import RunDir, digest
+from megacode.checkpoint.state import TrainState
+from megacode.config.evaluate import Evaluate
 from megacode.launch import slurm
 from megacode.launch.submission import default_site, launch_command
+from megacode.train.scoring_process import suite_name
 
 log = logging.getLogger(__name__)
 
@@ -26,21 +31,27 @@ _SILENT_POLLS = 8  # SLURM forgets a job minutes after its end; it may also be a
 _TAIL_BYTES = 2000
 
 
-def score_by_job(checkpoint: Path, arguments: Sequence[str], options: Sequence[str]) -> int:
+def score_by_job(checkpoint: Path, suite: str, arguments: Sequence[str], options: Sequence[str]) -> int:
     """Have a job score a checkpoint, and wait for its end.
 
     Args:
         checkpoint: `RUN/checkpoints/iter_N`.
+        suite: as `megacode evaluate` takes it.
         arguments: what `megacode evaluate` is told besides.
         options: of sbatch.
 
     Returns:
-        The job's exit code, 0 where SLURM has forgotten it.
+        The job's exit code. Where SLURM has forgotten the job, its score file decides.
 
     Raises:
         LaunchError: SLURM refuses it, or is not there.
+        ConfigError: the suite cannot be read.
+        CheckpointError: there is no such checkpoint.
     """
     place = checkpoint.resolve()
+    state = TrainState.read(place)
+    scores = RunDir(place.parent.parent).score(suite_name(Evaluate(suite=suite)), state.iteration)
+    arguments = ["--suite", suite, *arguments]
     name = f"scores-{place.name}-{digest(str(place), *arguments)[:8]}"
     output = RunDir(place.parent.parent).eval / "logs" / f"{name}.log"
     number = _queued(name)
@@ -50,6 +61,10 @@ def score_by_job(checkpoint: Path, arguments: Sequence[str], options: Sequence[s
     else:
         log.info("job %s (%s) is there already; waiting for it", number, name)
     code = _wait(number)
+    if code is None:
+        code = 0 if _scored(state, scores) else EXIT_FAILURE
+        found = "are in" if code == 0 else "are not in"
+        log.warning("SLURM knows nothing of job %s any more; the checkpoint's scores %s %s", number, found, scores)
     if code:
         sys.stderr.write(_tail(output))
     return code
@@ -67,14 +82,13 @@ def _submit(name: str, output: Path, arguments: Sequence[str], options: Sequence
         raise LaunchError(what, str(_SCRIPT), fix)
     site = default_site()
     flags = [*options, f"--job-name={name}", f"--output={output}"]  # the later ones win
-    # The job finds this very megacode, whatever its shell would find.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    variables = {"PATH": path, **({"SITE": str(site)} if site is not None else {})}
+    # The job runs this very megacode, whatever its shell, the site's file or its working directory would find.
+    variables = {"MEGACODE": shlex.join(children.command([])), **({"SITE": str(site)} if site is not None else {})}
     return slurm.submit([*launch_command(site), *flags, str(_SCRIPT), *arguments], variables)
 
 
-def _wait(number: str) -> int:
-    """Wait for a job's end, and return its exit code."""
+def _wait(number: str) -> int | None:
+    """Wait for a job's end, and return its exit code; None where SLURM has forgotten the job."""
     silent = 0
     while silent < _SILENT_POLLS:
         facts = slurm.show_job(number)
@@ -85,8 +99,16 @@ def _wait(number: str) -> int:
             log.info("job %s: %s", number, state)
             return 0 if state == "COMPLETED" else int(code) if code.isdigit() and int(code) else EXIT_FAILURE
         time.sleep(_POLL_SECONDS)
-    log.warning("SLURM knows nothing of job %s any more", number)
-    return 0
+    return None
+
+
+def _scored(state: TrainState, scores: Path) -> bool:
+    """Return whether a score file is of this very checkpoint."""
+    try:
+        facts = json.loads(scores.read_text(encoding="utf-8"))["model"]["megacode"]
+        return bool(facts["checkpoint_seal"] == state.seal)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _tail(output: Path) -> str:

@@ -86,7 +86,7 @@ def _schedule(run: RunDir) -> Schedule:
     sizes = {name: SourceSize(name, **{key: row[key] for key in fields}) for name, row in plan["sources"].items()}
     schedule = build_schedule(load_config(run.config), sizes)
     if schedule.fingerprints() != plan.get("fingerprints"):
-        fix = "start the run again: `megacode train` writes both anew, and refuses a changed past"
+        fix = "start the run again: `megacode train` writes both again, and refuses a changed past"
         raise VerificationError("run.yaml and plan.json do not tell the same order", str(run.path), fix)
     return schedule
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megacode.base.files import RunDir, to_json
+from megacode.base.progress import new_progress, on_terminal
 from megacode.base.units import format_count, format_measured, format_rate
 from megacode.metrics import probes
 from megacode.metrics.reader import SEGMENT, read_past
@@ -184,9 +183,9 @@ class ConsoleSink:
     def __init__(self, total_iterations: int, iteration: int) -> None:
         self._total = total_iterations
         self._bar: Progress | None = None
-        if sys.stderr.isatty():
+        if on_terminal():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar = new_progress(*columns)
             self._task = self._bar.add_task("training", total=total_iterations, completed=iteration)
             self._bar.start()
 

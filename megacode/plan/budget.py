@@ -161,7 +161,8 @@ class _Budget:
         """Say what to change where a cap binds in a phase that is left early."""
         phase, cap = self.config.phases[number], self.config.sources[name].max_epochs
         now = Fraction(self.drawn[name] + counts[name], self.windows[name])
-        what = f"source {name!r} would be read {float(now):.2f} times by where phase {phase.name!r} is left"
+        times, end = f"{float(now):.2f} times", f"the point where phase {phase.name!r} ends early"
+        what = f"source {name!r} would be read {times} by {end}"
         raised = f"raise sources.{name}.max_epochs to {_round_up(max(now, self._epochs_wanted(name)))}"
         earlier = f"until: {QuotaTree(whole).position(name, room)} samples"
         fix = f"leave it earlier ({earlier}), or {raised}" if room else f"{raised}, or take it out of the blend"

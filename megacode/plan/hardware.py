@@ -99,7 +99,7 @@ def _laid_over(table: _Json, own: _Json, file: str) -> _Json:
     for section, entries in own.items():
         if section not in result or not isinstance(entries, dict):
             problems.append(
-                Problem(f"{section!r} is no section of the table", file, did_you_mean(str(section), list(result)))
+                Problem(f"{section!r} is not a section of the table", file, did_you_mean(str(section), list(result)))
             )
         elif section == "gpus":
             result[section] = _gpus_laid_over(result[section], entries, f"{file}:gpus", problems)
@@ -130,7 +130,7 @@ def _merged(known: _Json, own: _Json, where: str, problems: list[Problem]) -> _J
         value = entry.get("value") if isinstance(entry, dict) else entry
         if name not in known:
             fix = did_you_mean(str(name), list(known))
-            problems.append(Problem(f"{name!r} is no constant of the table", where, fix))
+            problems.append(Problem(f"{name!r} is not a constant of the table", where, fix))
         elif not _is_positive(value):
             problems.append(Problem(f"{value!r} is not a positive number", f"{where}.{name}", "give a number above 0"))
         else:

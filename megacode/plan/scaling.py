@@ -30,7 +30,7 @@ def parse_counts(text: str) -> tuple[int, ...]:
     counts = []
     for part in text.split(","):
         if not part.strip().isdigit() or not int(part):
-            raise ConfigError(f"{part.strip()!r} is no number of GPUs", "--scale", "give some, such as 8,64,512")
+            raise ConfigError(f"{part.strip()!r} is not a number of GPUs", "--scale", "give some, such as 8,64,512")
         counts.append(int(part))
     return tuple(counts)
 

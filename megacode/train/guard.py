@@ -88,7 +88,7 @@ class Guard:
 
     def _spike(self, result: StepResult) -> int | None:
         policy, at = self._policy.policy, self._interval
-        said = f"{self._verdict.which} leaped, {self._verdict.score:.1f} robust standard deviations"
+        said = f"{self._verdict.which} spiked, {self._verdict.score:.1f} robust standard deviations"
         measured = f"loss {result.loss:.4f}, gradient norm {result.grad_norm:.3f}"
         log.warning("iteration %d: %s (%s)", at.iteration, said, measured)
         self._event(

@@ -118,14 +118,14 @@ def write_disk(health: Health, directory: Path, size: int = _WRITTEN) -> None:
             os.fsync(file.fileno())
         free = shutil.disk_usage(directory).free
     except OSError as error:
-        fix = "make room there or give another run_dir; all nodes must be able to write to it"
+        fix = "free some space there, or give another run_dir; all nodes must be able to write to it"
         what = f"{format_bytes(size)} cannot be written: {error.strerror or error}"
         health.problems.append(Problem(what, str(directory), fix))
         return
     rate = size / (time.perf_counter() - started)
     health.measured |= {"disk_free": free, "disk_write": round(rate)}
     if free < _LEAST_DISK:
-        health.problems.append(Problem(f"only {format_bytes(free)} are free", str(directory), "make room there"))
+        health.problems.append(Problem(f"only {format_bytes(free)} are free", str(directory), "free some space there"))
     if rate < _SLOWEST_DISK:
         fix = "ask who keeps this file system what ails it, or give another run_dir"
         health.problems.append(Problem(f"writes only {format_bytes(rate)}/s", str(directory), fix))

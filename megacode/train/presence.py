@@ -13,6 +13,7 @@ from megacode.base.units import format_count, format_seconds
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import latest
 from megacode.config.training import Parallel
+from megacode.plan.batch import BatchSchedule
 from megacode.plan.costs import parameter_counts
 from megacode.train.origin import Origin, find_origin
 from megacode.train.planning import Plan
@@ -91,7 +92,7 @@ def next_steps(run: Path) -> str:
 
 
 def closing_lines(
-    reason: StopReason, run: RunDir, state: TrainState, total: int, first: int, seconds: float
+    reason: StopReason, run: RunDir, state: TrainState, batches: BatchSchedule, first: int, seconds: float
 ) -> list[str]:
     """Return what a start did, and what comes next.
 
@@ -99,11 +100,11 @@ def closing_lines(
         reason: why it ends.
         run: the run directory.
         state: where the run stands.
-        total: iterations of the whole run.
+        batches: the whole run's.
         first: the iteration that this start went on from.
         seconds: how long it took.
     """
-    done = f"{state.iteration:,} of {total:,} after {state.iteration - first:,} in {format_seconds(seconds)}"
+    done = f"{state.iteration:,} of {batches.total_iterations:,} after {state.iteration - first:,} in {format_seconds(seconds)}"
     head = f"{_ENDS[reason]} at iteration {done}"
     saved = run.checkpoint(state.iteration)
     head += f"; saved as {saved}" if saved.exists() else f"; iteration {state.iteration:,} could NOT be saved"

@@ -69,13 +69,13 @@ def pick(paths: Sequence[Path], ledger: Ledger, before: int | None = None, event
         if state is not None and before is not None and state.consumed_samples > before:
             choice.passed_over[RunDir.iteration_of(path)] = "withheld"
         elif state is not None and ledger.samples(state.consumed_samples) != state.withheld:
-            log.warning("passing over %s: it has learned from samples that the ledger withholds since", path)
+            log.warning("skipping %s: it has learned from samples that the ledger withholds since", path)
             choice.passed_over[RunDir.iteration_of(path)] = "withheld"
         elif state is not None and not (damaged := _damage(path, state)):
             choice.path, choice.state = path, state
             break
         else:
-            log.warning("passing over %s: %s", path, damaged)
+            log.warning("skipping %s: %s", path, damaged)
             _note_corrupt(events, path, damaged)
             choice.problems.append(Problem(damaged, str(path), "bring it back from a copy"))
             choice.passed_over[RunDir.iteration_of(path)] = "damaged"

@@ -158,7 +158,8 @@ class Scoring:
             iteration = max(durable)
             self._waiting.remove(iteration)
             if not self._run.checkpoint(iteration).exists():
-                self._fail(iteration, "its checkpoint is not there: it made room before its turn, or was not saved")
+                why = "its checkpoint was deleted by keep_last before it could be scored, or was never saved"
+                self._fail(iteration, why)
             elif self._scored(iteration):
                 self._looked = float("-inf")  # its file may be one that the metrics lack
             else:

@@ -203,7 +203,7 @@ class Trainer:
         choice = restoring.newest_whole(self.run, self.guard.ledger, self.events, before=first)
         path, saved = choice.path, choice.state
         if path is None or saved is None:
-            log.warning("there is no checkpoint before the spike to go back to; its update alone is left out")
+            log.warning("there is no checkpoint before the spike to go back to; only its update is left out")
             self.guard.leave_out(self._result)
             return False
         lost = lost_work(self.run.metrics, RunDir.iteration_of(path)) if self.sinks else (0, 0.0)
@@ -288,9 +288,7 @@ class Trainer:
         self._event("stop", reason=reason, signal=self.stop_signal.name, saved=saved, seconds=self._age())
         for sink in self.sinks:
             sink.close()
-        for line in closing_lines(
-            reason, self.run, self.state, self.batches.total_iterations, self._first, self._age()
-        ):
+        for line in closing_lines(reason, self.run, self.state, self.batches, self._first, self._age()):
             log.info("%s", line)
         return reason if saved else "save_failed"
 

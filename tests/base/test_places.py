@@ -35,7 +35,9 @@ def test_a_full_disk_is_no_mistake_of_the_user_s() -> None:
     error = explained(OSError(errno.ENOSPC, "No space left on device", b"out"))
     assert isinstance(error, DiskFullError)
     assert error.exit_code == 1
-    assert str(error) == "Disk full: out: no space left on device\n    make room, then give the same command again"
+    assert (
+        str(error) == "Disk full: out: no space left on device\n    free some space, then give the same command again"
+    )
 
 
 def test_what_is_no_refusal_of_a_path_stays_a_failure() -> None:

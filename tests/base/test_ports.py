@@ -42,7 +42,7 @@ def test_a_port_of_a_connection_that_was_closed_is_free() -> None:
 
 @pytest.mark.parametrize("port", [0, 65536, 99999])
 def test_what_is_no_port_is_refused(port: int) -> None:
-    with pytest.raises(LaunchError, match=f"{port} is no port number\n.*{FIRST}"):
+    with pytest.raises(LaunchError, match=f"{port} is not a port number\n.*{FIRST}"):
         refuse_if_busy(port)
 
 

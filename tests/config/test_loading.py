@@ -137,7 +137,7 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
         ("phases.0.learning_rate={schedule: linear, peak: 1e-3}", "schedule linear needs final"),
         ("phases.0.learning_rate={schedule: constant, peak: 1, final: 0}", "schedule constant has no final value"),
         ("phases.0.learning_rate={schedule: wsd, peak: 1, final: 0}", "schedule wsd and decay do not fit"),
-        ("phases.0.learning_rate={schedule: wsd, peak: 1, final: 0, decay: 120%}", "1.2 is no share of the phase"),
+        ("phases.0.learning_rate={schedule: wsd, peak: 1, final: 0, decay: 120%}", "1.2 is not a share of the phase"),
         ("phases.0.learning_rate={schedule: inverse_sqrt, peak: 1}", "inverse_sqrt needs warmup"),
         ("phases.0.learning_rate={schedule: linear, peak: 1, final: 2}", "final 2 lies above peak 1"),
         ("model.vocab_size=null", "neither tokenizer nor model.vocab_size is given"),

@@ -284,7 +284,7 @@ def _cut(path: Path, share: float) -> None:
         (lambda p: sorted(p.glob("model-*"))[1].unlink(), "there is no such file, and the model needs it"),
         (lambda p: _cut(p / "model.safetensors.index.json", 0.5), "index.json: it is not JSON"),
         (lambda p: (p / "model.safetensors.index.json").write_text("{}"), "it has no weight_map"),
-        (lambda p: _cut(p / "tokenizer.json", 0.5), "it is no tokenizer.json"),
+        (lambda p: _cut(p / "tokenizer.json", 0.5), "it is not a tokenizer.json"),
         (lambda p: _cut(p / "tokenizer_config.json", 0.5), r"tokenizer_config\.json: it cannot be read"),
     ],
 )

@@ -79,7 +79,7 @@ def test_sampled_blocks_reach_both_ends_of_a_large_file(tmp_path: Path):
 @pytest.mark.parametrize("text", ["{not json", "[]", '{"tokens": 1}'])
 def test_a_file_that_is_no_manifest_is_an_error(text, described):
     manifests.manifest_path(described).write_text(text)
-    with pytest.raises(DataError, match="it is no manifest"):
+    with pytest.raises(DataError, match="it is not a manifest"):
         manifests.identity(described)
 
 

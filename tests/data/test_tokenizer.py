@@ -154,10 +154,10 @@ def test_pieces_keep_to_their_limits_and_move(texts):
     ("kind", "contents", "message"),
     [
         ("huggingface", None, "the tokenizer cannot be read"),
-        ("huggingface", b"{}", "it is no tokenizer.json"),
+        ("huggingface", b"{}", "it is not a tokenizer.json"),
         ("huggingface", b'{"model": {"vocab": {}}}', "its vocabulary is empty"),
         ("sentencepiece", None, "the tokenizer cannot be read"),
-        ("sentencepiece", b"nonsense", "it is no SentencePiece model"),
+        ("sentencepiece", b"nonsense", "it is not a SentencePiece model"),
     ],
 )
 def test_a_tokenizer_that_is_none_is_named(kind, contents, message, tmp_path: Path):

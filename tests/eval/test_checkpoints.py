@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -81,3 +83,42 @@ def test_without_a_suite_the_run_s_own_section_decides(golden: Path, tmp_path: P
     asked = Choices(limit=8, without=("storycloze",))
     assert as_the_run_asks(tmp_path, Choices(), False) == ("to-code", asked, True)
     assert as_the_run_asks(tmp_path, Choices(limit=2), False)[1].limit == 2
+
+
+def scorer(run: Path, iteration: int) -> subprocess.Popen[str]:
+    program = Path(__file__).with_name("scoring_lock_program.py")
+    command = [sys.executable, str(program), str(run), str(iteration)]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+
+
+def said(stream: IO[str] | None) -> str:
+    assert stream is not None
+    return stream.readline()
+
+
+def test_two_processes_score_a_checkpoint_one_after_the_other_also_where_the_first_is_killed(tmp_path: Path) -> None:
+    with scorer(tmp_path, 4) as first:
+        assert said(first.stdout) == "in\n"
+        with scorer(tmp_path, 5) as other, scorer(tmp_path, 4) as second:
+            assert said(other.stdout) == "in\n", "another checkpoint is scored at the same time"
+            assert "another process scores" in said(second.stderr)
+            first.kill()
+            assert "taking over" in said(second.stderr)
+            assert said(second.stdout) == "in\n"
+            for process in (other, second):
+                process.communicate("")
+                assert process.returncode == 0
+    assert not list((tmp_path / "eval/.scoring").iterdir()), "nothing is left behind"
+
+
+def test_a_scorer_lets_the_next_one_in_when_it_ends(tmp_path: Path) -> None:
+    with scorer(tmp_path, 4) as first:
+        assert said(first.stdout) == "in\n"
+        with scorer(tmp_path, 4) as second:
+            assert "another process scores" in said(second.stderr)
+            first.communicate("")
+            assert said(second.stdout) == "in\n"
+            second.communicate("")
+    assert (first.returncode, second.returncode) == (0, 0)

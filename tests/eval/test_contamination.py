@@ -230,7 +230,7 @@ def test_what_cannot_be_known_is_said(run, tokenizer_dir):
     assert contamination(run.path, {"name": "foreign"}, items) == unknown
     older = run.facts(4)
     del older["fingerprints"][0]["read"]
-    assert "of another version: export it anew" in contamination(run.path, older, items)["why"]
+    assert "of another version: export it again" in contamination(run.path, older, items)["why"]
     run.write_config(init={"from": "/runs/before"})
     assert run.note(items)["not_covered"] == ["what the weights it started from had read: /runs/before"]
     model = {"num_layers": 1, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 4, "vocab_size": 320}

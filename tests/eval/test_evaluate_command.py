@@ -30,7 +30,7 @@ def test_one_score_file_cannot_hold_several_models(tmp_path):
 
 
 def test_a_directory_without_models_is_refused_as_a_model(tmp_path):
-    with pytest.raises(CheckpointError, match="this is no Hugging Face model"):
+    with pytest.raises(CheckpointError, match="this is not a Hugging Face model"):
         models.evaluate(tmp_path)
 
 
@@ -55,7 +55,7 @@ def test_a_run_and_its_checkpoints_directory_mean_all_checkpoints_of_the_run(tmp
 
 def test_a_device_that_is_none_is_refused_before_anything_is_exported(tmp_path):
     checkpoint = tmp_path / "checkpoints" / "iter_0000003"
-    with pytest.raises(ConfigError, match="'gpu' is no device"):
+    with pytest.raises(ConfigError, match="'gpu' is not a device"):
         score_checkpoints([checkpoint], "demo", Choices(device="gpu"))
     with pytest.raises(ConfigError, match="there is no suite 'demoo'"):
         score_checkpoints([checkpoint], "demoo", Choices())

@@ -186,7 +186,7 @@ def test_what_cannot_work_is_refused(model, tmp_path):
     assert "not UTF-8" in refusal(model, "--prompt-file", tmp_path / "latin.txt")
     assert "cannot be read: No such file" in refusal(model, "--prompt-file", tmp_path / "none.txt")
     assert "all texts are the same" in refusal(model, "--prompt", "a", "--count", 2, "--temperature", 0)
-    assert "is no device" in refusal(model, "--prompt", "a", "--device", "tpu")
+    assert "is not a device" in refusal(model, "--prompt", "a", "--device", "tpu")
     assert "neither an exported model" in refusal(tmp_path, "--prompt", "a")
     assert "no such directory" in refusal(tmp_path / "none", "--prompt", "a")
     assert run(model, "--prompt", "a", "--top-p", 0).exit_code == 2

@@ -286,6 +286,29 @@ def test_a_users_own_suite_runs_from_its_yaml(run, tmp_path):
         evaluate(run / "hf/iter_0000000", suite)
 
 
+def test_items_that_strict_json_cannot_hold_are_scored_and_written_all_the_same(run, tmp_path):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": "a b c"}) + "\n" + json.dumps({"text": "d e"}) + "\n")
+    (tmp_path / "tasks/odd.py").write_text(
+        "import datetime, numpy\n\n\n"
+        "def target(document):\n"
+        "    return [document['text'], '\\ud83d', numpy.int64(3), float('nan'), datetime.date(2026, 1, 2)]\n\n\n"
+        "def process(document, results):\n"
+        "    return {'acc': 1.0}\n"
+    )
+    (tmp_path / "tasks/odd.yaml").write_text(
+        f"task: odd\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: '{tmp_path}/data.jsonl'}}}}\n"
+        "test_split: test\noutput_type: generate_until\ndoc_to_text: '{{text}}'\ndoc_to_target: !function odd.target\n"
+        "process_results: !function odd.process\ngeneration_kwargs: {until: ['x'], max_gen_toks: 4}\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    (tmp_path / "odd.yaml").write_text("tasks: [odd]\ninclude_path: tasks\n")
+    out = tmp_path / "scores.json"
+    assert evaluate(run / "hf/iter_0000000", tmp_path / "odd.yaml", out)["scores"]["odd"]["acc"] == 1.0
+    lines = [json.loads(line) for line in out.with_suffix(".items.jsonl").read_text("utf-8").splitlines()]
+    assert [line["target"] for line in lines] == [[text, "?", 3, None, "2026-01-02"] for text in ("a b c", "d e")]
+
+
 @slow
 def test_an_answer_longer_than_the_context_is_a_clear_error(run, tmp_path):
     for file in (run / "hf/iter_0000000").iterdir():

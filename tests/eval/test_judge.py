@@ -329,7 +329,7 @@ def test_a_request_that_the_server_refuses_is_not_repeated(server, tmp_path):
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://a/v1", "https://", ""])
 def test_an_address_that_is_none_is_refused(url, tmp_path):
-    with pytest.raises(ConfigError, match=r"is no address\n.*--judge http://"):
+    with pytest.raises(ConfigError, match=r"is not an address\n.*--judge http://"):
         JudgeClient(url, tmp_path)
 
 

@@ -36,3 +36,15 @@ def test_two_losses_that_are_not_finite_are_equal_and_one_is_not(tmp_path: Path,
 def test_iterations_that_a_run_went_back_over_are_not_compared(tmp_path: Path, compare_losses: ModuleType) -> None:
     path = written(tmp_path / "a", 3.0, 2.0, 1.0, back=2)
     assert compare_losses.losses_of(path) == {1: 3.0, 2: 2.0}
+
+
+def test_losses_are_blessed_into_a_file_of_losses_only(tmp_path: Path, compare_losses: ModuleType) -> None:
+    run = written(tmp_path / "run", 2.0, 1.5)
+    metrics = RunDir(run).metrics.read_bytes()
+    assert compare_losses.main([run, "--bless", str(RunDir(run).metrics)]) == 2
+    assert RunDir(run).metrics.read_bytes() == metrics
+    assert compare_losses.main(["no revision", "--bless", str(tmp_path)]) == 2, "before anything is trained"
+    losses = tmp_path / "losses.txt"
+    for _ in range(2):
+        assert compare_losses.main([run, "--bless", str(losses)]) == 0
+    assert compare_losses.losses_of(str(losses)) == {1: 2.0, 2: 1.5}

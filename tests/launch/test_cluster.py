@@ -52,8 +52,8 @@ def stopped(run: RunDir, **facts: Any) -> None:
     ("code", "action", "exit_code", "said"),
     [
         (0, "done", 0, "fulfilled"),
-        (2, "stop", 2, "a person must mend"),
-        (3, "stop", 3, "a person must mend"),
+        (2, "stop", 2, "a person must fix"),
+        (3, "stop", 3, "a person must fix"),
         (75, "requeue", 75, "resumable"),
         (1, "requeue", 1, "failed with exit code 1"),
         (137, "requeue", 137, "ended by signal 9"),
@@ -112,11 +112,11 @@ SUCCESSOR = Job("8", 0, "7", "7", ("a", "b"), 4)
 def test_a_next_job_goes_by_the_last_word_of_the_one_before(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
     """SLURM has forgotten that one."""
     continuity.check_chain(run, SUCCESSOR, Settings())
-    assert "job 7, which this one follows, left no word, and SLURM has forgotten it" in caplog.text
+    assert "job 7, which this one follows, recorded no end, and SLURM has forgotten it" in caplog.text
     caplog.clear()
     attempts.note(run, JOB, "begin", next="8")
     continuity.check_chain(run, SUCCESSOR, Settings())
-    assert "taken for killed with its node" in caplog.text
+    assert "assuming its node died" in caplog.text
     caplog.clear()
     attempts.note(run, JOB, "end", action="chain", reason="SIGUSR1", next="8")
     continuity.check_chain(run, SUCCESSOR, Settings())

@@ -59,11 +59,11 @@ network: {gpus_per_node: 4}
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("networks: {gpus_per_node: 4}", "'networks' is no section of the table"),
-        ("network: {gpu_per_node: 4}", "'gpu_per_node' is no constant of the table"),
+        ("networks: {gpus_per_node: 4}", "'networks' is not a section of the table"),
+        ("network: {gpu_per_node: 4}", "'gpu_per_node' is not a constant of the table"),
         ("network: {gpus_per_node: many}", "'many' is not a positive number"),
         ("network: {gpus_per_node: 0}", "0 is not a positive number"),
-        ("network: 4", "'network' is no section of the table"),
+        ("network: 4", "'network' is not a section of the table"),
         ("gpus: {X1: {like: Y1}}", "'X1' is not a table of constants like one of the known GPUs"),
         ("[1, 2]", "not a table of constants"),
         ("a: [", "not YAML"),

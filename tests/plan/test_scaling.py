@@ -53,6 +53,6 @@ def test_numbers_that_nothing_fits_are_said(place: Place) -> None:
 def test_numbers_of_gpus_are_read_or_refused() -> None:
     assert parse_counts("8, 64,512") == (8, 64, 512)
     for text in ("8;64", "8,", "0", "-8", "many"):
-        with pytest.raises(ConfigError, match=r"--scale: .* is no number of GPUs") as caught:
+        with pytest.raises(ConfigError, match=r"--scale: .* is not a number of GPUs") as caught:
             parse_counts(text)
         assert caught.value.problems[0].fix == "give some, such as 8,64,512"

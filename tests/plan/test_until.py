@@ -233,7 +233,7 @@ def test_a_cap_counts_only_what_is_read_and_says_where_to_leave(make_config: Mak
         run("300 samples", a=1)
     (problem,) = caught.value.problems
     assert problem.what == (
-        "source 'a' would be read 1.50 times by where phase 'p0' is left, more than its max_epochs 1"
+        "source 'a' would be read 1.50 times by the point where phase 'p0' ends early, more than its max_epochs 1"
     )
     assert problem.fix == "leave it earlier (until: 200 samples), or raise sources.a.max_epochs to 1.52"
     assert problem.where == "phases[0].blend.a"

@@ -191,7 +191,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_is_left_as_it_is(
     document = replay(copy, 5)
     assert document["checkpoint"] is None
     assert document["agreement"] == "bit for bit"
-    assert "passing over" in caplog.text
+    assert "skipping" in caplog.text
     assert RunDir(copy).latest.read_text() == latest
     assert (copy / "replays" / "iteration_5.json").exists()
 
@@ -292,7 +292,7 @@ def test_two_ranks_replay_what_they_trained_whatever_the_layout(data: Path, run_
 
 @slow
 def test_the_command_shows_tables_or_json_and_its_mistakes_end_with_2(
-    run_dir: Path, megacode: Callable[..., subprocess.CompletedProcess[str]]
+    run_dir: Path, tmp_path: Path, megacode: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     shown = megacode("replay", run_dir, "--iteration", 4, "--nproc", 1)
     assert shown.returncode == 0, shown.stderr
@@ -302,6 +302,14 @@ def test_the_command_shows_tables_or_json_and_its_mistakes_end_with_2(
     assert wrong.returncode == 2
     assert "no iteration 40" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+    kept = tmp_path / "notes.json"
+    kept.write_text("written by hand")
+    refused = megacode("replay", run_dir, "--iteration", 4, "--out", kept)
+    assert refused.returncode == 2
+    assert "is there already" in refused.stderr
+    assert kept.read_text() == "written by hand"
+    assert megacode("replay", run_dir, "--iteration", 4, "--nproc", 1, "--out", kept, "--overwrite").returncode == 0
+    assert json.loads(kept.read_text())["agreement"] == "bit for bit"
 
 
 @slow

@@ -222,7 +222,7 @@ def test_the_newest_goes_first_and_two_checkpoints_are_spared(config: Path) -> N
     scoring.begin(0)
     scoring.expect(5)
     scoring.poll(TrainState(iteration=6, consumed_samples=24), 5)
-    assert "it made room before its turn" in events("evaluation_failed")[0]["error"]
+    assert "deleted by keep_last before it could be scored" in events("evaluation_failed")[0]["error"]
     for iteration in (7, 10, 15, 20, 25):
         scoring.expect(iteration)
     scoring.poll(TrainState(iteration=26, consumed_samples=104), 20)
