@@ -104,8 +104,8 @@ def closing_lines(
         first: the iteration that this start went on from.
         seconds: how long it took.
     """
-    done = f"{state.iteration:,} of {batches.total_iterations:,} after {state.iteration - first:,} in {format_seconds(seconds)}"
-    head = f"{_ENDS[reason]} at iteration {done}"
+    head = f"{_ENDS[reason]} at iteration {state.iteration:,} of {batches.total_iterations:,}"
+    head += f" after {state.iteration - first:,} in {format_seconds(seconds)}"
     saved = run.checkpoint(state.iteration)
     head += f"; saved as {saved}" if saved.exists() else f"; iteration {state.iteration:,} could NOT be saved"
     going_on = "next: the same command goes on from the newest checkpoint"

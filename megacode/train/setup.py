@@ -63,8 +63,7 @@ def build_trainer(
         plan: of the run, the same on all ranks.
         stop_signal: hears signals to this process.
         closing: what must end with the run, however it ends: groups, lock and watchdog are added to it.
-        accept_changed_past: go on although the config would have read something else so far.
-        from_scratch: begin with random weights although the run has saved before, where no checkpoint can be used.
+        accept_changed_past, from_scratch: see `main.run`.
 
     Raises:
         MegacodeError: for every mistake of the user's, on every rank alike.
@@ -88,9 +87,7 @@ def build_trainer(
     start = _start(plan, run, origin, choice, events) if first else {}
     saved = state.iteration if origin.kind == "resume" else -1
     guard, fp8 = _watches(plan, parts, ledger, events, state)
-    limit = TimeLimit(config.limits.wall_clock)
-    scoring = Scoring(run, config.evaluate, plan.scored(), events, guard.ledger.samples)
-    closing.callback(scoring.close)
+    limit, scoring = TimeLimit(config.limits.wall_clock), _scoring(plan, run, events, ledger, closing)
     return Trainer(
         config=config,
         schedule=plan.schedule,
@@ -112,6 +109,12 @@ def build_trainer(
         scoring=scoring,
         start=start,
     )
+
+
+def _scoring(plan: Plan, run: RunDir, events: Events | None, ledger: Ledger, closing: ExitStack) -> Scoring:
+    scoring = Scoring(run, plan.config.evaluate, plan.scored(), events, ledger.samples)
+    closing.callback(scoring.close)
+    return scoring
 
 
 def _origin(plan: Plan, choice: restoring.Choice, accept_changed_past: bool, from_scratch: bool) -> Origin:
