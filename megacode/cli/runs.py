@@ -78,7 +78,7 @@ def _opened(config: Path, overrides: list[str], ranks: int, accept_changed_past:
     try:
         plan, origin = check_ready(load_config(config, overrides), ranks, accept_changed_past, from_scratch)
         warnings = warnings_of(plan.config)
-    except MegacodeError:
+    except (MegacodeError, OSError):
         if alone:
             raise
         return False

@@ -47,6 +47,7 @@ def check_ready(
     open_streams(config)
     run = RunDir(config.directory)
     refuse_unwritable(run.path, "run_dir", directory=True)
+    refuse_unwritable(run.checkpoints, "run_dir", directory=True)
     refuse_if_live(run)
     own = latest(run)
     check_restart(run, from_scratch, own)

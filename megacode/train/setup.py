@@ -13,6 +13,7 @@ import yaml
 
 from megacode.base.files import RunDir, write_json, write_text
 from megacode.base.lock import RunLock
+from megacode.base.places import refuse_unwritable
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
 from megacode.config.run import RunConfig
@@ -28,7 +29,7 @@ from megacode.mcore.groups import Ranks
 from megacode.mcore.parts import Parts
 from megacode.metrics.meter import Meter
 from megacode.metrics.reader import lost_work
-from megacode.metrics.sinks import Events, open_sinks
+from megacode.metrics.sinks import Events, Sink, open_sinks
 from megacode.plan.costs import flops_per_token
 from megacode.plan.ledger import Ledger
 from megacode.train import agreement, node, old_stacks, restoring
@@ -36,7 +37,7 @@ from megacode.train.agreement import code_digest
 from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.guard import Guard
 from megacode.train.limits import TimeLimit, TouchFiles
-from megacode.train.origin import Origin, check_restart, find_origin
+from megacode.train.origin import Origin, check_inherited, check_restart, find_origin
 from megacode.train.planning import Plan
 from megacode.train.saving import Saver
 from megacode.train.scoring import Scoring
@@ -81,18 +82,17 @@ def build_trainer(
     closing.callback(groups.stop)  # a hang in it is still watched
     log.info("%d ranks have met; checking data and checkpoints", ranks.world_size)
     streams = agreement.on_all(lambda: _streams(config))
-    events = Events(run) if first else None
+    events = agreement.on_all(lambda: Events(run) if first else None)
     ledger = Ledger(run, agreement.decided(lambda: Ledger.read(run).entries), writes=first)
     origin, choice = _origin(plan, run, ledger, events, accept_changed_past, from_scratch)
     if origin.kind == "branch" and origin.saved is not None:
-        ledger.inherit(origin.saved.ledger)
+        _inherit(run, ledger, origin.saved)
     agreement.prove_equal(_facts(plan, streams, origin, ledger))
     log.info("all ranks agree; building the model")
     parts = mcore_parts.build(config, ranks, plan.vocab_size)
     state = _restore(plan, parts, origin)
-    if first:
-        restoring.step_back(run, choice, events)
-    start = _start(plan, run, origin) if first else {}
+    restoring.step_back(run, choice, events)
+    start = agreement.decided(lambda: _start(plan, run, origin))
     saved = state.iteration if origin.kind == "resume" else -1
     guard, fp8 = _watches(plan, parts, ledger, events, state)
     limit = TimeLimit(config.limits.wall_clock)
@@ -106,7 +106,7 @@ def build_trainer(
         parts=parts,
         loader=_loader(plan, streams, ranks, closing),
         meter=_meter(plan, ranks.world_size, state),
-        sinks=open_sinks(run, state.iteration, state.consumed_samples, plan.batches.total_iterations) if first else [],
+        sinks=agreement.on_all(lambda: _sinks(plan, run, state) if first else []),
         events=events,
         state=state,
         saver=Saver(run, parts, config.checkpoint, events, limit.saved, saved, lambda: scoring.spared),
@@ -128,6 +128,7 @@ def _origin(
     choice = restoring.newest_whole(run, ledger, events)
 
     def decide() -> Origin:
+        refuse_unwritable(run.checkpoints, "run_dir", directory=True)  # or no save would ever succeed
         check_restart(run, from_scratch, choice.path, choice.problems)
         return find_origin(plan, choice.path, accept_changed_past)
 
@@ -135,6 +136,18 @@ def _origin(
     if origin.checkpoint is not None and origin.saved is not None and origin.kind != "resume":
         restoring.check_whole(origin.checkpoint, origin.saved)
     return origin, choice
+
+
+def _inherit(run: RunDir, ledger: Ledger, trunk: TrainState) -> None:
+    """Let a branch withhold what its trunk withheld, where nothing else was withheld before the trunk's clock."""
+    both = Ledger(run, ledger.entries)
+    both.inherit(trunk.ledger)
+    agreement.on_all(lambda: check_inherited(both, trunk, run))
+    agreement.on_all(lambda: ledger.inherit(trunk.ledger))
+
+
+def _sinks(plan: Plan, run: RunDir, state: TrainState) -> list[Sink]:
+    return open_sinks(run, state.iteration, state.consumed_samples, plan.batches.total_iterations)
 
 
 def _facts(plan: Plan, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger) -> dict[str, Any]:
@@ -185,9 +198,13 @@ def _locked(run: RunDir) -> RunLock:
 
 def _watched(plan: Plan, run: RunDir, ranks: Ranks, lock: RunLock, requests: TouchFiles | None) -> Watchdog:
     """Start the watchdog of this rank."""
-    if requests is not None:
-        old_stacks.clear(run)
-        requests.clear()
+
+    def clear() -> None:
+        if requests is not None:
+            old_stacks.clear(run)
+            requests.clear()
+
+    agreement.on_all(clear)
     # After this no rank takes an old request for one of now.
     here = node.meet(ranks.rank, ranks.world_size, groups.broadcast_object, groups.gather_objects)
     timeout, memory = plan.config.health.hang_timeout, device.memory_high_water
