@@ -105,7 +105,9 @@ def step_back(run: RunDir, choice: Choice, events: Events | None) -> None:
 def _step_back(run: RunDir, choice: Choice, events: Events | None) -> None:
     goes_on = RunDir.iteration_of(choice.path) if choice.path is not None else -1
     default: store.Reason = "stepped-back" if choice.path is not None else "restarted"
-    moved = store.set_aside(run, goes_on, choice.passed_over, default)
+    # A run that starts over never repeats these: they stay, whatever is wrong with them.
+    reasons = choice.passed_over if choice.path is not None else {}
+    moved = store.set_aside(run, goes_on, reasons, default)
     if moved and events is not None:
         events.write("set_aside", iteration=max(0, goes_on), checkpoints=[path.name for path in moved])
     if choice.path is None:

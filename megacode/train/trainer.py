@@ -65,7 +65,7 @@ class Trainer:
         requests: files that a user touches; None but on rank 0.
         stop_signal: signals to this process.
         scoring: has checkpoints scored.
-        start: the event that begins the diary of this start; empty but on rank 0.
+        start: the event that begins the diary of this start.
     """
 
     config: RunConfig
