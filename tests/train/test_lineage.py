@@ -21,6 +21,7 @@ from megacode.data.audit import order_rows
 from megacode.plan.ledger import Ledger
 from megacode.train.loop import train
 from megacode.train.planning import make_plan
+from megacode.train.ready import check_ready
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
 from megacode.train.trainer import Trainer
@@ -305,3 +306,18 @@ def test_a_step_back_that_cannot_set_aside_is_the_users_to_fix_and_loses_nothing
         trainer_of(golden, every(5, 2))
     assert RUN.iterations() == [5, 10]
     assert RUN.latest.read_text() == "iter_0000005\n"
+
+
+def test_a_checkpoint_that_lost_its_name_to_a_kill_is_found_before_a_run_is_refused(golden: Path) -> None:
+    train_to(golden, 10, every(5, 1))
+    RUN.checkpoint(10).rename(RUN.checkpoints / ".iter_0000010.7.old")
+    _, origin = check_ready(load_config(golden, ["run_dir=run", every(5, 1)]), 1)
+    assert origin.checkpoint == RUN.checkpoint(10).absolute()
+
+
+def test_what_a_run_starts_over_from_stays(golden: Path) -> None:
+    train_to(golden, 5, every(5, 1))
+    flip(some_shard(5))
+    train_to(golden, 8, every(5, 1), from_scratch=True)
+    assert RUN.iterations() == [8]
+    assert [path.name for path in RUN.abandoned.iterdir()] == ["iter_0000005.restarted"]

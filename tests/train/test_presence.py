@@ -12,6 +12,7 @@ import pytest
 
 from megacode.base.files import RunDir, read_jsonl
 from megacode.base.ports import free_port
+from megacode.train.presence import next_steps
 
 pytestmark = pytest.mark.slow
 
@@ -83,3 +84,17 @@ def test_a_file_that_only_the_first_rank_may_not_read_ends_all_ranks(golden: Pat
     assert [rank.returncode for rank in ranks] == [2, 2], said
     assert f"{tmp_path / 'run' / 'latest'}: Is a directory" in said[0]
     assert "Traceback" not in "".join(said)
+
+
+def test_a_number_of_ranks_that_is_none_is_refused(
+    golden: Path, megacode: Megacode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    done = megacode("train", golden, "run_dir=run")
+    assert done.returncode == 2
+    assert "environment WORLD_SIZE: 'two' is not a whole number" in done.stderr
+
+
+def test_the_next_command_can_be_pasted_where_the_path_has_spaces() -> None:
+    assert "megacode report '/a run/x'" in next_steps(Path("/a run/x"))
