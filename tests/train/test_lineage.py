@@ -39,6 +39,7 @@ def alone() -> Iterator[None]:
 
 
 def trainer_of(config: Path, *overrides: str, **more: bool) -> Trainer:
+    CLOSING.close()  # a start before this one would end the process, once it sees that its lock is gone
     plan = make_plan(load_config(config, ["run_dir=run", *overrides]))
     return build_trainer(plan, StopSignal(), CLOSING, **more)
 
