@@ -294,7 +294,7 @@ class RunDir:
         return self.hf / ".scoring" / self.iteration_name(iteration)
 
     def iterations(self) -> list[int]:
-        """Return the iterations of the published checkpoints, in order; other names there are none of them.
+        """Return the iterations of the published checkpoints, in order; other names, such as `iter_10`, are none.
 
         Raises:
             OSError: the directory is there, and cannot be read: it may well hold some.
@@ -303,4 +303,5 @@ class RunDir:
             items = [item for item in self.checkpoints.iterdir() if item.name.startswith("iter_") and item.is_dir()]
         except FileNotFoundError:
             return []
-        return sorted(self.iteration_of(item) for item in items if item.name.removeprefix("iter_").isdigit())
+        numbers = [self.iteration_of(item) for item in items if item.name.removeprefix("iter_").isdecimal()]
+        return sorted({number for number in numbers if self.checkpoint(number) in items})

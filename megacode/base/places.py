@@ -69,6 +69,8 @@ def refuse_unwritable(path: Path, where: str, directory: bool = False) -> None:
     if path.exists() and path.is_dir() != directory:
         kind, wanted = ("directory", "file") if not directory else ("file", "directory")
         raise ConfigError(f"{path} is a {kind}", where, f"name a {wanted}")
+    if directory and path.is_symlink() and not path.exists():
+        raise ConfigError(f"{path} is a link to {os.readlink(path)}, which is not there", where, "make that directory")
     if path.exists() and not os.access(path, os.W_OK):
         raise ConfigError(f"{path} may not be written", where, _ANOTHER)
     place = path if directory else path.parent

@@ -208,8 +208,10 @@ def prune(run: RunDir, policy: CheckpointPolicy, spared: Collection[int] = ()) -
 def _prune_abandoned(run: RunDir, reached: int) -> None:
     """Remove what was passed over by the run itself, once it has come as far again."""
     for path in sorted(run.abandoned.glob("iter_*")):
-        name, reason = path.name.split(".")[:2]
-        if reason in ("damaged", "withheld") and RunDir.iteration_of(Path(name)) <= reached:
+        name, _, reason = path.name.partition(".")
+        number = name.removeprefix("iter_")
+        by_itself = reason.partition(".")[0] in ("damaged", "withheld") and number.isdecimal()
+        if by_itself and int(number) <= reached:
             log.info("removing %s: the run has a whole checkpoint of that iteration or a later one", path)
             remove(path)
 

@@ -44,9 +44,11 @@ def train(
     from_scratch: FromScratch = False,
 ) -> None:
     """Train, or go on where the run directory stands; under torchrun or srun each process is one rank."""
+    from megacode.mcore import rendezvous
+
     setup_logging()
     if is_first_rank() and _OPENED not in os.environ:
-        ranks = nproc or int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1")))
+        ranks = nproc or rendezvous.read(os.environ).world_size
         if _opened(config, overrides or [], ranks, accept_changed_past, from_scratch):
             return
     if nproc is not None:
@@ -55,8 +57,6 @@ def train(
         os.environ[_OPENED] = "1"
         flags = ["--accept-changed-past"] * accept_changed_past + ["--from-scratch"] * from_scratch
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or []), *flags], nproc))
-    from megacode.mcore import rendezvous
-
     rendezvous.refuse_busy_port(os.environ)  # before torch is imported, which takes a while
     from megacode.train.main import EXIT_CODES, run
 
@@ -79,7 +79,7 @@ def _opened(config: Path, overrides: list[str], ranks: int, accept_changed_past:
     try:
         plan, origin = check_ready(load_config(config, overrides), ranks, accept_changed_past, from_scratch)
         warnings = warnings_of(plan.config)
-    except MegacodeError:
+    except (MegacodeError, OSError):
         if alone:
             raise
         return False

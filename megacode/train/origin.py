@@ -132,9 +132,9 @@ def _proof_of_saves(run: RunDir) -> str:
         return f"{run.checkpoints} holds {len(run.iterations())}"
     saved = None
     for event in read_jsonl(run.events):
-        if event["event"] in ("start", "resume") and event.get("kind") == "fresh":
+        if event.get("event") in ("start", "resume") and event.get("kind") == "fresh":
             saved = None  # of a start before that, which the user has given up
-        elif event["event"] == "save":
+        elif event.get("event") == "save":
             saved = event.get("checkpoint")
     if saved:
         return f"{run.events.name} tells of {saved}"
@@ -158,6 +158,26 @@ def _check_trunk(checkpoint: Path) -> None:
             f"clock, and it left out {state.withheld:,}"
         )
         raise CheckpointError(what, str(checkpoint), "branch off an earlier checkpoint of that run")
+
+
+def check_inherited(ledger: Ledger, trunk: TrainState, run: RunDir) -> None:
+    """Refuse a branch whose run directory holds the ledger of another beginning: the trunk has learned those samples.
+
+    Args:
+        ledger: of the branch, with what it takes over.
+        trunk: the checkpoint's state.
+        run: the branch's directory.
+
+    Raises:
+        CheckpointError: the ledger withholds more before the trunk's clock than the trunk did.
+    """
+    withheld = ledger.samples(trunk.consumed_samples)
+    if withheld > trunk.withheld:
+        what = (
+            f"it withholds {withheld:,} samples before the branch begins, and the checkpoint that the run starts from "
+            f"withheld {trunk.withheld:,}: it is left from another start"
+        )
+        raise CheckpointError(what, str(run.ledger), "move it away, or give the run a run_dir of its own")
 
 
 def run_of(checkpoint: Path) -> RunDir | None:

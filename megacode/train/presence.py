@@ -5,6 +5,7 @@ Needs no torch, so the first lines are there before the slow imports.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -88,7 +89,8 @@ def finished_lines(plan: Plan) -> list[str]:
 
 def next_steps(run: Path) -> str:
     """Return what a person does with a finished run."""
-    return f"next: megacode convert to-hf {run} OUT, megacode report {run}; to train on, add a phase to the config"
+    path = shlex.quote(str(run))
+    return f"next: megacode convert to-hf {path} OUT, megacode report {path}; to train on, add a phase to the config"
 
 
 def closing_lines(

@@ -12,7 +12,7 @@ from megacode.base.files import RunDir
 from megacode.base.lock import refuse_if_live
 from megacode.base.places import refuse_unwritable
 from megacode.base.units import format_bytes
-from megacode.checkpoint.store import latest
+from megacode.checkpoint.store import latest, recover
 from megacode.config.run import RunConfig
 from megacode.data.windows import open_streams
 from megacode.mcore.layout import check
@@ -47,7 +47,9 @@ def check_ready(
     open_streams(config)
     run = RunDir(config.directory)
     refuse_unwritable(run.path, "run_dir", directory=True)
+    refuse_unwritable(run.checkpoints, "run_dir", directory=True)
     refuse_if_live(run)
+    recover(run)  # nobody trains here: what a kill left without its name may be the only checkpoint
     own = latest(run)
     check_restart(run, from_scratch, own)
     origin = find_origin(plan, own, accept_changed_past)

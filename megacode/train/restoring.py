@@ -47,9 +47,12 @@ def newest_whole(run: RunDir, ledger: Ledger, events: Events | None, before: int
         events: the run's diary, which hears of damaged ones; None but on rank 0.
         before: only checkpoints with a clock up to this one; absent: any.
     """
-    if groups.rank() == 0:
+
+    def look() -> list[Path]:
         store.recover(run)
-    return pick(agreement.decided(lambda: store.candidates(run)), ledger, before, events)
+        return store.candidates(run)
+
+    return pick(agreement.decided(look), ledger, before, events)
 
 
 def pick(paths: Sequence[Path], ledger: Ledger, before: int | None = None, events: Events | None = None) -> Choice:
@@ -88,13 +91,22 @@ def _note_corrupt(events: Events | None, path: Path, what: str) -> None:
 
 
 def step_back(run: RunDir, choice: Choice, events: Events | None) -> None:
-    """Set aside what a start or a rollback passes over, and let `latest` name what it goes on from; for rank 0.
+    """Set aside what a start or a rollback passes over, and let `latest` name what it goes on from; collective.
 
     In this order: a kill in between leaves a `latest` that names no checkpoint, and the newest one is the right one.
+
+    Raises:
+        LaunchError: on every rank; nothing is lost, and the next start tries again.
     """
+    agreement.decided(lambda: _step_back(run, choice, events))
+
+
+def _step_back(run: RunDir, choice: Choice, events: Events | None) -> None:
     goes_on = RunDir.iteration_of(choice.path) if choice.path is not None else -1
     default: store.Reason = "stepped-back" if choice.path is not None else "restarted"
-    moved = store.set_aside(run, goes_on, choice.passed_over, default)
+    # A run that starts over never repeats these: they stay, whatever is wrong with them.
+    reasons = choice.passed_over if choice.path is not None else {}
+    moved = store.set_aside(run, goes_on, reasons, default)
     if moved and events is not None:
         events.write("set_aside", iteration=max(0, goes_on), checkpoints=[path.name for path in moved])
     if choice.path is None:

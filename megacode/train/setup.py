@@ -13,6 +13,7 @@ import yaml
 
 from megacode.base.files import RunDir, write_json, write_text
 from megacode.base.lock import RunLock
+from megacode.base.places import refuse_unwritable
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
 from megacode.config.run import RunConfig
@@ -29,14 +30,14 @@ from megacode.mcore.groups import Ranks
 from megacode.mcore.parts import Parts
 from megacode.metrics.meter import Meter
 from megacode.metrics.reader import lost_work
-from megacode.metrics.sinks import Events, open_sinks
+from megacode.metrics.sinks import Events, Sink, open_sinks
 from megacode.plan.costs import flops_per_token
 from megacode.plan.ledger import Ledger
 from megacode.train import node, old_stacks, restoring
 from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.guard import Guard
 from megacode.train.limits import TimeLimit, TouchFiles
-from megacode.train.origin import Origin, check_restart, find_origin
+from megacode.train.origin import Origin, check_inherited, check_restart, find_origin
 from megacode.train.planning import Plan
 from megacode.train.saving import Saver
 from megacode.train.scoring import Scoring
@@ -77,14 +78,14 @@ def build_trainer(
     closing.callback(groups.stop)  # a hang in it is still watched
     log.info("%d ranks have met; checking data and checkpoints", ranks.world_size)
     streams = agreement.on_all(lambda: _streams(config))
-    events = Events(run) if first else None
+    events = agreement.on_all(lambda: Events(run) if first else None)
     ledger = Ledger(run, agreement.decided(lambda: Ledger.read(run).entries), writes=first)
     choice = restoring.newest_whole(run, ledger, events)
     origin = _origin(plan, choice, accept_changed_past, from_scratch)
-    _agree(plan, streams, origin, ledger)
-    parts = mcore_parts.build(config, ranks, plan.vocab_size)
+    parts = _agreed_model(plan, ranks, streams, origin, ledger)
     state = _restore(plan, parts, origin)
-    start = _start(plan, run, origin, choice, events) if first else {}
+    start = agreement.decided(lambda: _start(plan, run, origin))
+    restoring.step_back(run, choice, events)
     saved = state.iteration if origin.kind == "resume" else -1
     guard, fp8 = _watches(plan, parts, ledger, events, state)
     limit, scoring = TimeLimit(config.limits.wall_clock), _scoring(plan, run, events, ledger, closing)
@@ -96,7 +97,7 @@ def build_trainer(
         parts=parts,
         loader=_loader(plan, streams, ranks, closing),
         meter=_meter(plan, ranks.world_size, state),
-        sinks=open_sinks(run, state.iteration, state.consumed_samples, plan.batches.total_iterations) if first else [],
+        sinks=agreement.on_all(lambda: _sinks(plan, run, state) if first else []),
         events=events,
         state=state,
         saver=Saver(run, parts, config.checkpoint, events, limit.saved, saved, lambda: scoring.spared),
@@ -121,7 +122,9 @@ def _origin(plan: Plan, choice: restoring.Choice, accept_changed_past: bool, fro
     """Return what this start goes on from, by rank 0's view of the files."""
 
     def decide() -> Origin:
-        check_restart(RunDir(plan.config.directory), from_scratch, choice.path, choice.problems)
+        run = RunDir(plan.config.directory)
+        refuse_unwritable(run.checkpoints, "run_dir", directory=True)  # or no save would ever succeed
+        check_restart(run, from_scratch, choice.path, choice.problems)
         return find_origin(plan, choice.path, accept_changed_past)
 
     origin = agreement.decided(decide)
@@ -130,16 +133,33 @@ def _origin(plan: Plan, choice: restoring.Choice, accept_changed_past: bool, fro
     return origin
 
 
-def _agree(plan: Plan, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger) -> None:
-    """Prove that all ranks would train the same; a branch takes over what its trunk has withheld first.
+def _agreed_model(
+    plan: Plan, ranks: Ranks, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger
+) -> Parts:
+    """Build this rank's part of the model, once it is proven that all ranks would train the same.
+
+    A branch takes over what its trunk has withheld first.
 
     Raises:
         LaunchError: on every rank, where one differs.
     """
     if origin.kind == "branch" and origin.saved is not None:
-        ledger.inherit(origin.saved.ledger)
+        _inherit(RunDir(plan.config.directory), ledger, origin.saved)
     agreement.prove_equal(_facts(plan, streams, origin, ledger))
     log.info("all ranks agree; building the model")
+    return mcore_parts.build(plan.config, ranks, plan.vocab_size)
+
+
+def _inherit(run: RunDir, ledger: Ledger, trunk: TrainState) -> None:
+    """Let a branch withhold what its trunk withheld, where nothing else was withheld before the trunk's clock."""
+    both = Ledger(run, ledger.entries)
+    both.inherit(trunk.ledger)
+    agreement.on_all(lambda: check_inherited(both, trunk, run))
+    agreement.on_all(lambda: ledger.inherit(trunk.ledger))
+
+
+def _sinks(plan: Plan, run: RunDir, state: TrainState) -> list[Sink]:
+    return open_sinks(run, state.iteration, state.consumed_samples, plan.batches.total_iterations)
 
 
 def _facts(plan: Plan, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger) -> dict[str, Any]:
@@ -192,9 +212,13 @@ def _watched(plan: Plan, run: RunDir, ranks: Ranks, requests: TouchFiles | None,
     """Take the run's lock and start the watchdog of this rank; both end with the run."""
     lock = _locked(run)
     closing.callback(lock.release)
-    if requests is not None:
-        old_stacks.clear(run)
-        requests.clear()
+
+    def clear() -> None:
+        if requests is not None:
+            old_stacks.clear(run)
+            requests.clear()
+
+    agreement.on_all(clear)
     # After this no rank takes an old request for one of now.
     here = node.meet(ranks.rank, ranks.world_size, groups.broadcast_object, groups.gather_objects)
     timeout, memory = plan.config.health.hang_timeout, device.memory_high_water
@@ -232,16 +256,10 @@ def _watches(
     return guard, fp8
 
 
-def _start(plan: Plan, run: RunDir, origin: Origin, choice: restoring.Choice, events: Events | None) -> dict[str, Any]:
-    """Set aside what is passed over, and write config and plan; for rank 0.
-
-    Returns:
-        What the diary says of this start: its event, its origin, the work it repeats.
-    """
-    begun_before = run.events.stat().st_size > 0
-    restoring.step_back(run, choice, events)
+def _start(plan: Plan, run: RunDir, origin: Origin) -> dict[str, Any]:
+    """Write config and plan; return what the diary says of this start: its event, its origin, the work it repeats."""
     _record_run(plan, run)
-    facts: dict[str, Any] = {"event": "resume" if begun_before else "start", "kind": origin.kind}
+    facts: dict[str, Any] = {"event": "resume" if run.events.stat().st_size else "start", "kind": origin.kind}
     if origin.checkpoint is not None:
         facts["checkpoint"] = origin.checkpoint.name if origin.kind == "resume" else str(origin.checkpoint)
     if facts["event"] == "resume":

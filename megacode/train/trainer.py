@@ -62,7 +62,7 @@ class Trainer:
         requests: files that a user touches; None but on rank 0.
         stop_signal: signals to this process.
         scoring: has checkpoints scored.
-        start: the event that begins the diary of this start; empty but on rank 0.
+        start: the event that begins the diary of this start.
     """
 
     config: RunConfig
@@ -213,8 +213,7 @@ class Trainer:
         self.state = replace(self.state, iteration=saved.iteration, consumed_samples=saved.consumed_samples)
         self.meter.seen = dict(saved.samples_by_source)
         self.guard.roll_back(self._result, first, saved.iteration)
-        if self.events is not None:
-            restoring.step_back(self.run, choice, self.events)
+        restoring.step_back(self.run, choice, self.events)
         self.guard.detector.restore(saved.health)
         self.fp8.roll_back(saved.health.get("fp8", {}))
         self.saver.saved_iteration = saved.iteration

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from megacode.base.errors import CheckpointError, ConfigError
+from megacode.base.errors import CheckpointError, ConfigError, LaunchError
 from megacode.base.files import RunDir, read_jsonl
 from megacode.checkpoint import store
 from megacode.checkpoint.state import TrainState
@@ -21,6 +21,7 @@ from megacode.data.audit import order_rows
 from megacode.plan.ledger import Ledger
 from megacode.train.loop import train
 from megacode.train.planning import make_plan
+from megacode.train.ready import check_ready
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
 from megacode.train.trainer import Trainer
@@ -38,6 +39,7 @@ def alone() -> Iterator[None]:
 
 
 def trainer_of(config: Path, *overrides: str, **more: bool) -> Trainer:
+    CLOSING.close()  # a start before this one would end the process, once it sees that its lock is gone
     named = any(override.startswith("run_dir=") for override in overrides)
     plan = make_plan(load_config(config, [*([] if named else ["run_dir=run"]), *overrides]))
     return build_trainer(plan, StopSignal(), CLOSING, **more)
@@ -260,3 +262,64 @@ def test_weights_after_a_step_back_are_those_of_a_run_that_never_fell(golden: Pa
     mine, theirs = Weights(RUN.checkpoint(20)), Weights(RunDir("whole").checkpoint(20))
     assert len(mine) > 10
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_names_that_no_save_gave_are_neither_counted_nor_stumbled_over(golden: Path) -> None:
+    train_to(golden, 10, every(5, 2))
+    shutil.copytree(RUN.checkpoint(10), RUN.checkpoints / "iter_10")
+    for name in ("iter_0000010", "iter_copy.damaged"):
+        (RUN.abandoned / name).mkdir(parents=True)
+    RUN.latest.write_text("iter_0000005\n")
+    train_to(golden, 15, every(5, 2))
+    assert RUN.iterations() == [10, 15]
+    assert (RUN.checkpoints / "iter_10").is_dir()
+    assert {path.name for path in RUN.abandoned.iterdir()} == {
+        "iter_0000010", "iter_copy.damaged", "iter_0000010.stepped-back",
+    }  # fmt: skip
+    assert not events("save_failed")
+
+
+def test_checkpoints_that_can_never_be_written_are_refused_at_the_start(golden: Path) -> None:
+    RUN.create()
+    RUN.checkpoints.symlink_to("gone")
+    with pytest.raises(ConfigError, match="is a link to gone, which is not there"):
+        trainer_of(golden, every(5, 2))
+    assert not RUN.metrics.exists()
+
+
+def test_a_branch_refuses_a_ledger_that_is_left_from_another_start(golden: Path) -> None:
+    train_to(golden, 5, every(5, 2))
+    branch = RunDir("branch")
+    branch.create()
+    Ledger.read(branch, writes=True).add(8, 16, phase="balanced", iteration=2, reason="spike")
+    written = branch.ledger.read_bytes()
+    plan = make_plan(load_config(golden, ["run_dir=branch", "init={from: run, load: all}"]))
+    with pytest.raises(CheckpointError, match="it withholds 8 samples before the branch begins") as caught:
+        build_trainer(plan, StopSignal(), CLOSING)
+    assert "move it away" in str(caught.value)
+    assert branch.ledger.read_bytes() == written
+
+
+def test_a_step_back_that_cannot_set_aside_is_the_users_to_fix_and_loses_nothing(golden: Path) -> None:
+    train_to(golden, 10, every(5, 2))
+    RUN.latest.write_text("iter_0000005\n")
+    RUN.abandoned.touch()
+    with pytest.raises(LaunchError, match="File exists"):
+        trainer_of(golden, every(5, 2))
+    assert RUN.iterations() == [5, 10]
+    assert RUN.latest.read_text() == "iter_0000005\n"
+
+
+def test_a_checkpoint_that_lost_its_name_to_a_kill_is_found_before_a_run_is_refused(golden: Path) -> None:
+    train_to(golden, 10, every(5, 1))
+    RUN.checkpoint(10).rename(RUN.checkpoints / ".iter_0000010.7.old")
+    _, origin = check_ready(load_config(golden, ["run_dir=run", every(5, 1)]), 1)
+    assert origin.checkpoint == RUN.checkpoint(10).absolute()
+
+
+def test_what_a_run_starts_over_from_stays(golden: Path) -> None:
+    train_to(golden, 5, every(5, 1))
+    flip(some_shard(5))
+    train_to(golden, 8, every(5, 1), from_scratch=True)
+    assert RUN.iterations() == [8]
+    assert [path.name for path in RUN.abandoned.iterdir()] == ["iter_0000005.restarted"]

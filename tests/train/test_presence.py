@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from megacode.base.files import RunDir, read_jsonl
+from megacode.base.ports import free_port
+from megacode.train.presence import next_steps
 
 pytestmark = pytest.mark.slow
 
@@ -63,3 +66,35 @@ def test_a_finished_run_whose_last_checkpoint_lost_a_file_is_not_called_finished
     assert done.returncode == 0, done.stderr
     assert f"going on from {run.checkpoint(3)}" in done.stderr
     assert "finished at iteration 6 of 6 after 3 in" in done.stderr
+
+
+def test_a_file_that_only_the_first_rank_may_not_read_ends_all_ranks(golden: Path, tmp_path: Path) -> None:
+    RunDir(tmp_path / "run").create().latest.mkdir()
+    meeting = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "megacode.cli", "train", str(golden), "run_dir=run", *SHORT]
+    ranks = [
+        subprocess.Popen(command, cwd=tmp_path, env=meeting | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        said = [rank.communicate(timeout=400)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [2, 2], said
+    assert f"{tmp_path / 'run' / 'latest'}: Is a directory" in said[0]
+    assert "Traceback" not in "".join(said)
+
+
+def test_a_number_of_ranks_that_is_none_is_refused(
+    golden: Path, megacode: Megacode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    done = megacode("train", golden, "run_dir=run")
+    assert done.returncode == 2
+    assert "environment WORLD_SIZE: 'two' is not a whole number" in done.stderr
+
+
+def test_the_next_command_can_be_pasted_where_the_path_has_spaces() -> None:
+    assert "megacode report '/a run/x'" in next_steps(Path("/a run/x"))
