@@ -255,7 +255,8 @@ def test_a_checkpoint_whose_replacement_was_killed_is_put_back(tmp_path: Path) -
 
 
 def test_weights_after_a_step_back_are_those_of_a_run_that_never_fell(golden: Path) -> None:
-    train_to(golden, 20, every(5, 3), "run_dir=whole")
+    train_to(golden, 20, every(5, 3))
+    RUN.path.rename("whole")
     train_to(golden, 10, every(5, 3))
     flip(some_shard(10))
     train_to(golden, 20, every(5, 3))
