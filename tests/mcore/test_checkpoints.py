@@ -190,17 +190,23 @@ def test_whole_tensors_are_the_models_by_mcores_names(program: ModuleType, saved
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("iterations", "tolerance"), [(0, 0.0), (3, 1e-5)], ids=["untrained", "trained"])
 def test_whole_tensors_do_not_depend_on_the_layout_that_saved_them(
-    on_ranks: Callable[..., list[Any]], tmp_path: Path
+    on_ranks: Callable[..., list[Any]], tmp_path: Path, iterations: int, tolerance: float
 ) -> None:
+    """Bit-equal before training; after it each tensor as a whole, since Adam turns rounding of a tiny gradient into a
+    step of full size (decision 18)."""
     from megacode.checkpoint import tensors
 
     layouts = {"tp2": [{"parallel": {"tensor": 2, **SHARDED}}], "pp2": [{"parallel": {"pipeline": 2}}]}
-    on_ranks(2, "resumes", {"cases": layouts, "directory": str(tmp_path), "after": 0})
+    arguments = {"cases": layouts, "directory": str(tmp_path), "before": iterations, "after": 0}
+    on_ranks(2, "resumes", arguments)
     sliced, staged = (tensors.Weights(tmp_path / name) for name in layouts)
     assert sliced.keys() == staged.keys()
+    assert len(sliced) > 10
     for name, tensor in sliced.items():
-        torch.testing.assert_close(tensor, staged[name], atol=1e-6, rtol=0)
+        distance = torch.linalg.vector_norm(tensor - staged[name]) / torch.linalg.vector_norm(tensor)
+        assert float(distance) <= tolerance, name
 
 
 def test_the_config_wins_over_saved_settings_of_adam(program: ModuleType, saved: tuple[Any, Path]) -> None:
