@@ -182,8 +182,8 @@ def point_at(run: RunDir, path: Path) -> None:
 def prune(run: RunDir, policy: CheckpointPolicy, spared: Collection[int] = ()) -> None:
     """Remove periodic checkpoints beyond `keep_last`, never one kept for good, and never the one `latest` names.
 
-    One whose `megacode.json` cannot be read counts as none and stays, so that no good one goes because of it. What was
-    set aside as damaged or withheld goes, once the lineage has a checkpoint that is as far.
+    One whose `megacode.json` cannot be read goes by its age among all, but does not count as one that is kept: no good
+    one goes because of it. What was set aside as damaged or withheld goes, once the lineage has a checkpoint as far.
 
     Args:
         run: the run.
@@ -197,8 +197,10 @@ def prune(run: RunDir, policy: CheckpointPolicy, spared: Collection[int] = ()) -
         return
     latest_one = named(run)
     states = {iteration: _state(run.checkpoint(iteration)) for iteration in run.iterations()}
-    periodic = [iteration for iteration, state in states.items() if state is not None and not state.keep]
-    for iteration in periodic[: -policy.keep_last]:
+    good = [iteration for iteration, state in states.items() if state is not None and not state.keep]
+    periodic = [iteration for iteration, state in states.items() if state is None or not state.keep]
+    old = {*good[: -policy.keep_last], *(one for one in periodic[: -policy.keep_last] if states[one] is None)}
+    for iteration in sorted(old):
         if iteration not in spared and run.checkpoint(iteration) != latest_one:
             log.info("removing checkpoint %s (keep_last: %d)", run.iteration_name(iteration), policy.keep_last)
             remove(run.checkpoint(iteration))

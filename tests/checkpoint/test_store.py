@@ -251,3 +251,13 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path) 
     with pytest.raises(OSError, match=r"a save needs .* free"):
         store.check_room(RunDir(tmp_path), 1 << 60)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_without_a_state_keeps_no_good_one_from_staying(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for iteration in range(1, 6):
+        publish(run, iteration)
+    for iteration in (1, 4):
+        (run.checkpoint(iteration) / "megacode.json").write_text("")
+    store.prune(run, CheckpointPolicy(keep_last=2))
+    assert run.iterations() == [3, 4, 5], "3 and 5 are the last two good ones; 4 is among the last two of all"
