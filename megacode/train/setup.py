@@ -73,11 +73,11 @@ def build_trainer(
     closing.callback(groups.stop)
     ranks = groups.start(config.parallel, config.seed, patience=config.health.hang_timeout)
     first = ranks.rank == 0
+    log.info("%d ranks have met; checking data and checkpoints", ranks.world_size)
+    streams = agreement.on_all(lambda: _streams(config))  # before anything is written
     requests = TouchFiles(run) if first else None
     watching = _watched(plan, run, ranks, requests, closing)
     closing.callback(groups.stop)  # a hang in it is still watched
-    log.info("%d ranks have met; checking data and checkpoints", ranks.world_size)
-    streams = agreement.on_all(lambda: _streams(config))
     events = agreement.on_all(lambda: Events(run) if first else None)
     ledger = Ledger(run, agreement.decided(lambda: Ledger.read(run).entries), writes=first)
     choice = restoring.newest_whole(run, ledger, events)
