@@ -49,7 +49,8 @@ def train(
     setup_logging()
     if is_first_rank() and _OPENED not in os.environ:
         ranks = nproc or rendezvous.read(os.environ).world_size
-        if _opened(config, overrides or [], ranks, accept_changed_past, from_scratch):
+        alone = nproc is not None or ranks == 1
+        if _opened(config, overrides or [], ranks, alone, accept_changed_past, from_scratch):
             return
     if nproc is not None:
         from megacode.launch.local import run_ranks
@@ -64,7 +65,9 @@ def train(
     raise typer.Exit(EXIT_CODES[reason])
 
 
-def _opened(config: Path, overrides: list[str], ranks: int, accept_changed_past: bool, from_scratch: bool) -> bool:
+def _opened(
+    config: Path, overrides: list[str], ranks: int, alone: bool, accept_changed_past: bool, from_scratch: bool
+) -> bool:
     """Check a run and say what is about to happen, before the slow imports; return whether it is finished already.
 
     Of several ranks that a launcher started, this one must not end alone: what is wrong, and that nothing is left to
@@ -75,7 +78,6 @@ def _opened(config: Path, overrides: list[str], ranks: int, accept_changed_past:
     from megacode.train.presence import finished_lines, is_finished, opening_lines
     from megacode.train.ready import check_ready
 
-    alone = "RANK" not in os.environ and "SLURM_PROCID" not in os.environ
     try:
         plan, origin = check_ready(load_config(config, overrides), ranks, accept_changed_past, from_scratch)
         warnings = warnings_of(plan.config)
