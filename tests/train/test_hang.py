@@ -42,14 +42,21 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[bytes], log: 
         time.sleep(0.1)
 
 
+def pid_of(run: RunDir, rank: int) -> int | None:
+    """Return a rank's process as its node's file of heartbeats has it, once it stands there."""
+    heartbeats = run.heartbeats / "node_00000.json"
+    beats = json.loads(heartbeats.read_text())["ranks"] if heartbeats.exists() else []
+    return next((beat["pid"] for beat in beats if beat["rank"] == rank), None)
+
+
 def test_a_stopped_rank_ends_the_run_which_says_where_it_stood_and_goes_on(golden: Path, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     log = tmp_path / "log"
     process = start(golden, log)
     try:
-        heartbeats = run.heartbeats / "node_00000.json"
-        wait_until(lambda: run.latest.exists() and heartbeats.exists(), process, log)
-        victim = next(beat["pid"] for beat in json.loads(heartbeats.read_text())["ranks"] if beat["rank"] == 1)
+        wait_until(lambda: run.latest.exists() and pid_of(run, 1) is not None, process, log)
+        victim = pid_of(run, 1)
+        assert victim is not None
         os.kill(victim, signal.SIGSTOP)
         stopped = time.monotonic()
         process.wait(HANG)
