@@ -12,7 +12,7 @@ import typer
 
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
-from megacode.base.places import refuse_existing, refuse_unwritable
+from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.cli.options import (
     Checkpoint,
     Json,
@@ -138,11 +138,11 @@ def evaluate(
     """Score exported models, or checkpoints, with lm-eval; of several, those whose scores are missing."""
     if cache is not None:
         os.environ["HF_HOME"] = str(cache.resolve())
-    from megacode.eval.models import checkpoints_in, models_in
+    from megacode.eval.scored_models import checkpoints_in, models_in
 
     checkpoints = checkpoints_in(place) if place is not None else []
     if nproc is not None and not checkpoints:
-        from megacode.launch.local import run_ranks
+        from megacode.launch.local_ranks import run_ranks
 
         raise typer.Exit(run_ranks(_without_nproc(sys.argv[1:]), nproc))
     setup_logging()
@@ -187,7 +187,7 @@ def _score_checkpoints(
     if out is not None:
         refuse_existing([out], choices.overwrite, "--out")
         refuse_unwritable(out, "--out")
-    from megacode.eval.checkpoints import as_the_run_asks, score_checkpoints
+    from megacode.eval.checkpoint_scores import as_the_run_asks, score_checkpoints
 
     if suite is None and not choices.texts:
         suite, choices, keep = as_the_run_asks(checkpoints[0].parent.parent, choices, keep)
@@ -197,7 +197,7 @@ def _score_checkpoints(
 
 def _score_on_ranks(nproc: int, suite: str | None, hf_dir: Path, out: Path, choices: Choices) -> dict[str, Any]:
     """Score a model on some ranks of this machine, and return what they wrote."""
-    from megacode.launch.local import run_ranks
+    from megacode.launch.local_ranks import run_ranks
     from megacode.metrics.scores import read_score_file
 
     given = {"--suite": suite, "--tasks": choices.tasks_dir, "--limit": choices.limit, "--device": choices.device,

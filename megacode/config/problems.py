@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from megacode.base.errors import Problem
-from megacode.config.fixes import did_you_mean
 from megacode.config.run import RunConfig
+from megacode.config.suggestions import did_you_mean
 
 _BOUNDS = {
     "greater_than": "give more than {gt}",

@@ -16,7 +16,7 @@ import megacode
 from megacode.base.files import RunDir, digest, write_json, write_text
 from megacode.base.units import format_count
 from megacode.checkpoint.state import TrainState
-from megacode.convert.source import Source
+from megacode.convert.opened_checkpoint import Source
 from megacode.convert.verify import Report, folded
 from megacode.data.tokenizer import BEGIN_OF_TEXT
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from megacode.base.errors import VerificationError
-from megacode.convert.shards import Shards
+from megacode.convert.safetensors_files import Shards
 
 NOTHING_PUBLISHED = "nothing was published; the checkpoint is as it was"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from megacode.base.errors import CheckpointError, Problem
 from megacode.config.model import ModelConfig
-from megacode.convert.layouts import LAYOUTS, STABLELM, Layout
+from megacode.convert.architectures import LAYOUTS, STABLELM, Layout
 
 
 def model_of(document: Mapping[str, Any], where: str) -> ModelConfig:

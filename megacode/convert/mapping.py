@@ -34,7 +34,7 @@ from torch import Tensor
 
 from megacode.base.errors import CheckpointError
 from megacode.config.model import ModelConfig
-from megacode.convert.layouts import Layout, layout_of
+from megacode.convert.architectures import Layout, layout_of
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megacode.base.errors import CheckpointError
-from megacode.convert.source import Source
+from megacode.convert.opened_checkpoint import Source
 from megacode.data.indexed import IndexedDataset, idx_path
 from megacode.data.tokenizer import Tokenizer
 

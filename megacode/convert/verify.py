@@ -33,14 +33,14 @@ from megacode.base.progress import steps
 from megacode.base.tables import FigureTable
 from megacode.checkpoint.tensors import Weights
 from megacode.config.run import RunConfig
+from megacode.convert.architectures import layout_of
 from megacode.convert.compare import TOLERANCE, Difference, first_beyond, worst
 from megacode.convert.exported import NOTHING_PUBLISHED, Exported
-from megacode.convert.layouts import layout_of
 from megacode.convert.lockstep import Walk, walk
 from megacode.convert.mapping import Sizes, from_hf, mcore_shapes
 from megacode.convert.published import ignored, read_object
 from megacode.convert.reference import Reference, alone
-from megacode.convert.shards import EMBEDDING, OUTPUT, Shards
+from megacode.convert.safetensors_files import EMBEDDING, OUTPUT, Shards
 from megacode.convert.texts import Text
 from megacode.data.tokenizer import Tokenizer
 

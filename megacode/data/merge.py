@@ -18,15 +18,15 @@ from typing import Any
 
 from megacode.base.errors import ConfigError, DataError, Problem
 from megacode.base.files import remove
-from megacode.base.places import refuse_existing, refuse_unwritable
 from megacode.base.progress import steps
 from megacode.base.units import format_bytes, format_count
+from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.data import manifest as manifests
+from megacode.data.document_batches import AGAIN, Part
 from megacode.data.indexed import IndexedDatasetWriter, bin_path, idx_path
+from megacode.data.machine_files import WHOLE, Shard
 from megacode.data.manifest import Manifest
-from megacode.data.parts import AGAIN, Part
 from megacode.data.progress import PassProgress
-from megacode.data.shards import WHOLE, Shard
 from megacode.data.shuffle import ShuffledWriter
 
 _LOG = logging.getLogger(__name__)

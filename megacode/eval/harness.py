@@ -20,21 +20,21 @@ from typing import Any
 
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, atomic_path, to_json, write_json
-from megacode.base.places import refuse_existing, refuse_unwritable
+from megacode.base.user_paths import refuse_existing, refuse_unwritable
+from megacode.data.contamination import contamination, task_items
 from megacode.eval.categories import category_means
-from megacode.eval.contamination import contamination, task_items
-from megacode.eval.cuts import cut_facts, describe_cut
+from megacode.eval.finished_tasks import Part, Partial
 from megacode.eval.generate import Writer
-from megacode.eval.loading import load_tasks, network_problem, prefetch
-from megacode.eval.models import check_model, default_out, is_scored
-from megacode.eval.partial import Part, Partial
-from megacode.eval.ranks import Ranks, scoring_ranks
-from megacode.eval.running import aggregate, load_model, run_items
-from megacode.eval.samples import write_samples
+from megacode.eval.offline import surroundings
+from megacode.eval.score_log import tell_run
+from megacode.eval.scored_models import check_model, default_out, is_scored
 from megacode.eval.scores import model_facts, provenance, questions_digest, render_scores, task_scores
+from megacode.eval.scoring_ranks import Ranks, scoring_ranks
 from megacode.eval.suites import Suite, load_suite, run_of
-from megacode.eval.surroundings import surroundings
-from megacode.eval.telling import tell_run
+from megacode.eval.task_loading import load_tasks, network_problem, prefetch
+from megacode.eval.task_run import aggregate, load_model, run_items
+from megacode.eval.truncation import cut_facts, describe_cut
+from megacode.eval.writing_samples import write_samples
 
 __all__ = ["Choices", "evaluate", "evaluate_many", "prefetch_suite", "render_scores"]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.plan.phases import Schedule
-from megacode.train.planning import crosses
+from megacode.planning.run_plan import crosses
 
 
 class Tick(NamedTuple):

@@ -10,13 +10,13 @@ from pathlib import Path
 from megacode.base.errors import CheckpointError, LaunchError, Problem
 from megacode.base.files import RunDir
 from megacode.checkpoint import store, tensors
+from megacode.checkpoint.ledger import Ledger
 from megacode.checkpoint.state import TrainState
 from megacode.config.run import RunConfig
 from megacode.mcore import agreement, groups
-from megacode.mcore.parts import Parts
+from megacode.mcore.rank_model import RankModel
 from megacode.metrics.sinks import Events
 from megacode.plan.difference import model_changes, shown
-from megacode.plan.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -175,12 +175,14 @@ def seal_seen(path: Path) -> str:
     return outcome.value or (outcome.error.problems[0].what if outcome.error is not None else "")
 
 
-def load(config: RunConfig, parts: Parts, path: Path, state: TrainState, *, weights_only: bool = False) -> None:
+def load(
+    config: RunConfig, rank_model: RankModel, path: Path, state: TrainState, *, weights_only: bool = False
+) -> None:
     """Load a checkpoint of the same model, on all ranks or on none.
 
     Args:
         config: of the run.
-        parts: this rank's, to be filled.
+        rank_model: this rank's, to be filled.
         path: the checkpoint.
         state: what it says of itself, as rank 0 has read it.
         weights_only: leave optimizer and random states as they are.
@@ -189,7 +191,7 @@ def load(config: RunConfig, parts: Parts, path: Path, state: TrainState, *, weig
         CheckpointError: it is of another model, or damaged.
     """
     _prove_same_model(config, state, path)
-    tensors.load(parts, path, weights_only=weights_only)
+    tensors.load(rank_model, path, weights_only=weights_only)
 
 
 def _prove_same_model(config: RunConfig, state: TrainState, checkpoint: Path) -> None:

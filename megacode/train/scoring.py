@@ -26,7 +26,8 @@ from megacode.config.evaluate import Evaluate
 from megacode.mcore import groups
 from megacode.metrics.scores import ScoreBook
 from megacode.metrics.sinks import Events, Record
-from megacode.train.scoring_process import Child, at_once, start, suite_name
+from megacode.planning.suite import suite_name
+from megacode.train.scoring_process import Child, at_once, start
 
 if TYPE_CHECKING:
     from megacode.train.trainer import Trainer

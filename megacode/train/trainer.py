@@ -18,8 +18,8 @@ from megacode.base.revision import revision
 from megacode.checkpoint.state import TrainState
 from megacode.config.run import RunConfig
 from megacode.data.loader import BatchSource
-from megacode.mcore import device, engine, gradients, groups
-from megacode.mcore.parts import Parts
+from megacode.mcore import device, gradients, groups, te
+from megacode.mcore.rank_model import RankModel
 from megacode.mcore.step import StepResult, evaluate, train_step
 from megacode.metrics.meter import Meter, fp8_probe_record, health_record, source_means, validation_record
 from megacode.metrics.reader import lost_work
@@ -30,12 +30,12 @@ from megacode.plan.phases import PhasePlan, Schedule
 from megacode.train import restoring
 from megacode.train.calendar import Calendar, Tick
 from megacode.train.fp8_watch import Fp8Watch
-from megacode.train.guard import Guard, Interval
-from megacode.train.limits import TimeLimit, TouchFiles, process_start
 from megacode.train.presence import StopReason, closing_lines
 from megacode.train.saving import Saver
 from megacode.train.scoring import Scoring, end_scoring
 from megacode.train.signals import StopSignal
+from megacode.train.stop_limits import TimeLimit, TouchFiles, process_start
+from megacode.train.update_guard import Guard, Interval
 from megacode.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Trainer:
     Attributes:
         config: the resolved config.
         schedule, batches, rates: the plan: data order, batch sizes, learning rate; pure functions of the clock.
-        parts: model chunks, optimizer and ranks.
+        rank_model: model chunks, optimizer and ranks.
         loader: this data-parallel rank's micro-batches.
         meter: results to records.
         sinks: where records go; empty but on rank 0.
@@ -69,7 +69,7 @@ class Trainer:
     schedule: Schedule
     batches: BatchSchedule
     rates: LearningRateSchedule
-    parts: Parts
+    rank_model: RankModel
     loader: BatchSource
     meter: Meter
     sinks: list[Sink]
@@ -125,9 +125,9 @@ class Trainer:
         self._first = self.state.iteration
         self._event(
             **{"event": "start", **self.start},
-            ranks=self.parts.ranks.world_size,
+            ranks=self.rank_model.ranks.world_size,
             device=device.name(),
-            layers="transformer_engine" if engine.used(self.config) else "local",
+            layers="transformer_engine" if te.used(self.config) else "local",
             host=platform.node(),
             pid=os.getpid(),
             command=shlex.join(["megacode", *sys.argv[1:]]),
@@ -152,7 +152,7 @@ class Trainer:
         self.guard.enter(Interval(iteration, phase.name, before, after))
         started = time.perf_counter()
         gradients.time_the_device(self.calendar.reports(iteration))
-        result = train_step(self.parts, self.loader.batch(before), self.rates.at(after), sources, self.guard.judge)
+        result = train_step(self.rank_model, self.loader.batch(before), self.rates.at(after), sources, self.guard.judge)
         self._before = before
         self.state.iteration, self.state.consumed_samples = iteration, after
         self._seconds = time.perf_counter() - started
@@ -207,7 +207,7 @@ class Trainer:
             self.guard.leave_out(self._result)
             return False
         lost = lost_work(self.run.metrics, RunDir.iteration_of(path)) if self.sinks else (0, 0.0)
-        restoring.load(self.config, self.parts, path, saved)
+        restoring.load(self.config, self.rank_model, path, saved)
         log.warning("going back to %s; what led to the spike will not be learned", path)
         self._event("rollback", to_iteration=saved.iteration, lost_iterations=lost[0], lost_seconds=lost[1])
         self.state = replace(self.state, iteration=saved.iteration, consumed_samples=saved.consumed_samples)
@@ -232,7 +232,7 @@ class Trainer:
         for name in names:
             self.watchdog.beat("validating", self.state.iteration, self.state.consumed_samples)
             batches = list(self.loader.validation_batches(name))
-            sums = evaluate(self.parts, batches, len(names))
+            sums = evaluate(self.rank_model, batches, len(names))
             losses |= source_means(names, sums.loss_sum, sums.tokens)
         clock = {"iteration": self.state.iteration, "consumed": self.state.consumed_samples}
         self._write(validation_record(losses, phase=self._phase().name, reason=reason, **clock))

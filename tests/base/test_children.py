@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import megacode
-from megacode.base import children
+from megacode.base import child_processes
 
 PACKAGE = Path(megacode.__file__).parent
 
@@ -31,14 +31,14 @@ def test_a_child_imports_nothing_from_the_working_directory(foreign: Path) -> No
     # What a child was started as until it had a path of its own: shows that these files do harm.
     harmed = run([sys.executable, "-m", "megacode.cli", "plan", "none.yaml"], foreign)
     assert "of the working directory" in harmed.stderr
-    done = run(children.command(["plan", "none.yaml"]), foreign)
+    done = run(child_processes.command(["plan", "none.yaml"]), foreign)
     assert done.returncode == 2, done.stderr
     assert "none.yaml" in done.stderr
     assert "working directory" not in done.stderr
 
 
 def test_a_childs_messages_name_the_command(tmp_path: Path) -> None:
-    done = run(children.command(["trian"]), tmp_path)
+    done = run(child_processes.command(["trian"]), tmp_path)
     assert done.returncode == 2
     assert "Usage: megacode " in done.stderr
 
@@ -49,7 +49,7 @@ def test_a_child_runs_the_copy_that_its_parent_runs(foreign: Path, tmp_path: Pat
     (copy / "cli").mkdir()
     for name in ("__init__.py", "cli/__main__.py"):
         shutil.copyfile(PACKAGE / name, copy / name)
-    says = "import megacode, megacode.base.children\ndef main(): print(megacode.base.children.__file__)\n"
+    says = "import megacode, megacode.base.child_processes\ndef main(): print(megacode.base.child_processes.__file__)\n"
     (copy / "cli" / "__init__.py").write_text(says)
     parent = f"import sys; sys.path.insert(0, {str(copy.parent)!r})\n"
     parent += "import subprocess\nfrom megacode.base import children\n"

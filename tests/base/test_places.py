@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megacode.base.errors import ConfigError
-from megacode.base.places import DiskFullError, FileError, explained, refuse_existing, refuse_unwritable
+from megacode.base.user_paths import DiskFullError, FileError, explained, refuse_existing, refuse_unwritable
 
 
 @pytest.mark.parametrize(

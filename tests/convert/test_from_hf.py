@@ -19,7 +19,7 @@ from megacode.cli import app
 from megacode.config.loading import load_config
 from megacode.convert.from_hf import from_hf
 from megacode.convert.hf import to_hf
-from megacode.convert.shards import Shards
+from megacode.convert.safetensors_files import Shards
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +91,7 @@ def test_training_goes_on_from_a_public_model(
 ) -> None:
     from contextlib import ExitStack
 
-    from megacode.train.planning import make_plan
+    from megacode.planning.run_plan import make_plan
     from megacode.train.setup import build_trainer
     from megacode.train.signals import StopSignal
 
@@ -229,7 +229,7 @@ def test_a_proof_finds_an_epsilon_that_the_logits_do_not_show(tokenizer_dir: Pat
     from types import SimpleNamespace
 
     from megacode.base.errors import VerificationError
-    from megacode.convert.source import Source
+    from megacode.convert.opened_checkpoint import Source
     from megacode.convert.verify import check_config
 
     public = public_model("llama", tokenizer_dir, tmp_path / "public")
@@ -305,7 +305,7 @@ def test_a_directory_that_did_not_arrive_whole_is_refused_with_its_file(
 def test_a_directory_may_have_any_name(name: str) -> None:
     import re
 
-    from megacode.convert.start import _run_name
+    from megacode.convert.initial_checkpoint import _run_name
 
     assert re.fullmatch(r"[A-Za-z0-9._-]+", _run_name(Path("/somewhere") / name))
 

@@ -20,8 +20,8 @@ from megacode.cli import app
 from megacode.convert import from_megatron as module
 from megacode.convert.from_megatron import from_megatron
 from megacode.convert.hf import to_hf
+from megacode.convert.opened_checkpoint import Source
 from megacode.convert.reference import Reference, alone
-from megacode.convert.source import Source
 from megacode.convert.torch_dist import TorchDist
 from tests.ranks import run_ranks
 

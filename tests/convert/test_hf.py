@@ -15,7 +15,7 @@ from megacode.base.errors import CheckpointError, ConfigError
 from megacode.checkpoint.state import TrainState
 from megacode.convert.card import phases_read
 from megacode.convert.hf import to_hf
-from megacode.convert.shards import Shards
+from megacode.convert.safetensors_files import Shards
 from megacode.convert.verify import render_report
 
 

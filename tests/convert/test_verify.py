@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from megacode.base.errors import CheckpointError, VerificationError
 from megacode.convert import hf
 from megacode.convert.compare import Choices, Gaps, difference, first_beyond, worst
+from megacode.convert.opened_checkpoint import Source
 from megacode.convert.reference import Reference, alone
-from megacode.convert.shards import Shards
-from megacode.convert.source import Source
+from megacode.convert.safetensors_files import Shards
 from megacode.convert.texts import Text, texts_of
 from megacode.convert.verify import Claim, prove
 
@@ -186,7 +186,8 @@ def test_the_padding_of_another_layout_changes_nothing(claims, tmp_path) -> None
 @pytest.mark.parametrize("name", ["cohere", "llama"])
 def test_megacode_s_side_is_what_training_computes(name, claims) -> None:
     from megacode.checkpoint import tensors
-    from megacode.mcore import groups, parts
+    from megacode.mcore import groups
+    from megacode.mcore.build import build
     from megacode.mcore.step import logits
 
     claim = claims(name)
@@ -197,7 +198,7 @@ def test_megacode_s_side_is_what_training_computes(name, claims) -> None:
         ours = torch.cat([side.logits(hidden, first, first + 100) for first in (0, 100, 200)], dim=-1)
     ranks = groups.start(claim.config.parallel, 1)
     try:
-        built = parts.build(claim.config, ranks, 300, with_optimizer=False)
+        built = build(claim.config, ranks, 300, with_optimizer=False)
         tensors.load(built, claim.checkpoint, weights_only=True)
         trained = logits(built, ids)[..., :300]
     finally:

@@ -4,9 +4,9 @@ import pytest
 
 from megacode.base.errors import DataError
 from megacode.base.files import RunDir
+from megacode.checkpoint.ledger import Ledger
 from megacode.cli.plans import _show_samples
-from megacode.data.audit import order_rows, seen_rows
-from megacode.plan.ledger import Ledger
+from megacode.planning.order import order_rows, seen_rows
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from typing import IO, Any
 import pytest
 
 from megacode.checkpoint.state import TrainState
-from megacode.eval.checkpoints import as_the_run_asks, is_scored
+from megacode.eval.checkpoint_scores import as_the_run_asks, is_scored
 from megacode.eval.harness import Choices
-from megacode.eval.loading import RUN_CODE
 from megacode.eval.suites import Suite
+from megacode.eval.task_loading import RUN_CODE
 
 STATE = TrainState(iteration=4, consumed_samples=32)
 

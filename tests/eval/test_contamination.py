@@ -14,11 +14,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from megacode.base.files import RunDir, write_text
 from megacode.config.loading import dump_config, validate
 from megacode.config.run import RunConfig
+from megacode.data import ngram_runs
+from megacode.data.contamination import Item, contamination, describe, items_of, task_items
 from megacode.data.indexed import IndexedDatasetWriter, bin_path, idx_path
+from megacode.data.ngram_runs import NGRAM, rolling_hashes
 from megacode.data.windows import open_source, source_sizes
-from megacode.eval import contamination_runs
-from megacode.eval.contamination import Item, contamination, describe, items_of, task_items
-from megacode.eval.contamination_runs import NGRAM, rolling_hashes
 from megacode.plan.phases import build_schedule
 
 WORDS = [f"{a}{b}" for a in ("ka", "lo", "mi", "tu", "ne", "ri", "so") for b in ("ban", "der", "fis", "gol", "hep")]
@@ -163,7 +163,7 @@ def test_the_worst_examples_name_the_document_that_holds_them(run):
 def test_blocks_share_enough_tokens_to_miss_nothing(run, monkeypatch):
     items = passages(TEXTS["text"])
     whole = run.note(items, 150)
-    monkeypatch.setattr(contamination_runs, "_BLOCK", NGRAM + 2)
+    monkeypatch.setattr(ngram_runs, "_BLOCK", NGRAM + 2)
     assert {**run.note(items, 150), "seconds": 0} == {**whole, "seconds": 0}
 
 
@@ -284,9 +284,9 @@ def test_a_note_is_one_line_on_the_terminal(run):
 
 @pytest.mark.slow
 def test_items_come_from_lm_evals_own_tasks(tmp_path):
-    from megacode.eval.demo_items import Sizes, build_demo_tasks
-    from megacode.eval.loading import load_tasks
+    from megacode.data.demo_items import Sizes, build_demo_tasks
     from megacode.eval.suites import load_suite
+    from megacode.eval.task_loading import load_tasks
 
     files = sorted((Path(os.__file__).parent / "email").glob("*.py"))[:12]
     build_demo_tasks({"code": [path.read_text("utf-8") for path in files]}, tmp_path, 0, Sizes(6, 3, 4))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megacode.base.errors import ConfigError, DataError
-from megacode.eval.demo_items import ENDINGS, Sizes, build_demo_tasks, passages, split_ending
+from megacode.data.demo_items import ENDINGS, Sizes, build_demo_tasks, passages, split_ending
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu"]
 

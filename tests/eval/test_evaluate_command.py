@@ -7,10 +7,10 @@ import pytest
 from megacode.base.errors import CheckpointError, ConfigError
 from megacode.cli import models
 from megacode.config.evaluate import DEMO_SOURCES, SHIPPED_SUITES
-from megacode.eval.checkpoints import score_checkpoints
-from megacode.eval.demo_items import SOURCES
+from megacode.data.demo_items import SOURCES
+from megacode.eval.checkpoint_scores import score_checkpoints
 from megacode.eval.harness import Choices
-from megacode.eval.models import checkpoints_in, models_in
+from megacode.eval.scored_models import checkpoints_in, models_in
 from megacode.eval.suites import SHIPPED
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from megacode.base.errors import CheckpointError, ConfigError, DataError
-from megacode.eval.demo_items import Sizes, build_demo_tasks
+from megacode.data.demo_items import Sizes, build_demo_tasks
 from megacode.eval.harness import Choices, evaluate, evaluate_many
-from megacode.eval.models import check_model, default_out
+from megacode.eval.scored_models import check_model, default_out
 from megacode.eval.suites import items_dir
 
 SOURCES = ("text", "code", "markup")

@@ -5,9 +5,9 @@ import pytest
 
 from megacode.base.errors import DataError
 from megacode.config.data import Source
+from megacode.data.heldout_items import heldout_documents
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.data.windows import SourceStream
-from megacode.eval.heldout import heldout_documents
 
 
 class Letters:

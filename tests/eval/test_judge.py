@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 
 from megacode.base.errors import ConfigError, DataError, VerificationError
-from megacode.eval import judge_client
-from megacode.eval.judge import JudgeSettings, default_out, judge, make_answers
-from megacode.eval.judge_answers import PLAIN, AnswerCache, Generation, _ids, answers, model_identity
-from megacode.eval.judge_client import JudgeClient, JudgeError, Pace, Patience, message_of
-from megacode.eval.judge_prompts import SHIPPED, Prompt, read_prompts
-from megacode.eval.judge_statistics import by_category, summarise
-from megacode.eval.judge_verdicts import Question, Verdict, judge_question, parse_verdict, request_body
+from megacode.judge import client
+from megacode.judge.answers import PLAIN, AnswerCache, Generation, _ids, answers, model_identity
+from megacode.judge.client import JudgeClient, JudgeError, Pace, Patience, message_of
+from megacode.judge.comparison import JudgeSettings, default_out, judge, make_answers
+from megacode.judge.prompts import SHIPPED, Prompt, read_prompts
+from megacode.judge.statistics import by_category, summarise
+from megacode.judge.verdicts import Question, Verdict, judge_question, parse_verdict, request_body
 from tests.limits import HANG
 
 slow = pytest.mark.slow
@@ -84,7 +84,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.delenv(judge_client.KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(client.KEY_VARIABLE, raising=False)
     server = Server()
     yield server
     server.http.shutdown()
@@ -190,7 +190,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_late_all_the_same(server, tm
 
 
 def test_an_endless_reply_is_cut_off(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_client, "_LARGEST_REPLY", 1000)
+    monkeypatch.setattr(client, "_LARGEST_REPLY", 1000)
     server.behave = lambda body, number: chat("x" * 200_000)
     with pytest.raises(JudgeError, match=r"the reply is longer than 1,000 bytes"):
         ask(server, tmp_path, patience=Patience(tries=1))
@@ -287,7 +287,7 @@ def test_categories_are_told_apart(server, tmp_path):
 
 
 def test_the_key_goes_into_the_header_and_nowhere_else(server, tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv(judge_client.KEY_VARIABLE, KEY)
+    monkeypatch.setenv(client.KEY_VARIABLE, KEY)
     server.behave = lambda body, number: (503, KEY, {}) if number == 1 else chat(f"{KEY}\nVerdict: A")
     verdicts, _ = ask(server, tmp_path)
     assert all(headers["Authorization"] == f"Bearer {KEY}" for _, _, headers in server.seen)
@@ -304,13 +304,13 @@ def test_the_key_goes_into_the_header_and_nowhere_else(server, tmp_path, monkeyp
 def test_no_key_is_sent_where_none_is_set_and_a_damaged_one_is_refused(server, tmp_path, monkeypatch):
     ask(server, tmp_path)
     assert all("Authorization" not in headers for _, _, headers in server.seen)
-    monkeypatch.setenv(judge_client.KEY_VARIABLE, "two\nlines")
+    monkeypatch.setenv(client.KEY_VARIABLE, "two\nlines")
     with pytest.raises(ConfigError, match="the API key holds characters that no key has"):
         JudgeClient(server.url, tmp_path)
 
 
 def test_redirections_are_not_followed(server, tmp_path, monkeypatch):
-    monkeypatch.setenv(judge_client.KEY_VARIABLE, KEY)
+    monkeypatch.setenv(client.KEY_VARIABLE, KEY)
     server.behave = lambda body, number: (302, {}, {"Location": server.url + "/elsewhere"})
     with pytest.raises(ConfigError, match=r"answers 302.*\n.*it redirects to .*/elsewhere"):
         JudgeClient(server.url, tmp_path, QUICK).chat({"model": "m"})
@@ -399,7 +399,7 @@ def test_half_a_surrogate_pair_in_a_prompt_is_a_wrong_line_and_in_a_reply_is_rep
     (tmp_path / "p.jsonl").write_text('{"id": "1", "prompt": "a"}\n{"id": "2", "prompt": "a\\ud800b"}\n')
     with pytest.raises(DataError, match=r"p\.jsonl:2: the key 'prompt' holds half of a surrogate pair"):
         read_prompts(tmp_path / "p.jsonl")
-    reply = judge_client._json('{"choices": [{"message": {"content": "Well \\ud800. \\ud83d\\ude00"}}]}')
+    reply = client._json('{"choices": [{"message": {"content": "Well \\ud800. \\ud83d\\ude00"}}]}')
     assert message_of(reply) == "Well \ufffd. \U0001f600"
 
 
@@ -488,7 +488,7 @@ def test_drawn_answers_depend_on_seed_and_prompt_not_on_the_batch(models_ab, tmp
 def test_draws_have_the_models_distribution():
     import torch
 
-    from megacode.eval.judge_answers import _draws
+    from megacode.judge.answers import _draws
 
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
     draw = _draws(Generation(1, temperature=2.0), [Prompt("1", "p")])
@@ -606,7 +606,7 @@ def test_the_command_makes_answers_first_and_judges_them_later_without_torch(ser
 
 
 def call(*arguments: str, program: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, judge_client.KEY_VARIABLE: KEY, "no_proxy": "127.0.0.1", "COLUMNS": "160"}
+    environment = {**os.environ, client.KEY_VARIABLE: KEY, "no_proxy": "127.0.0.1", "COLUMNS": "160"}
     program += "from megacode.cli import main; main()"
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=HANG, check=False)
@@ -663,7 +663,7 @@ def test_waiting_threads_end_when_the_comparison_does(server, tmp_path):
 
 
 def test_a_key_over_plain_http_to_elsewhere_is_warned_of(tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv(judge_client.KEY_VARIABLE, KEY)
+    monkeypatch.setenv(client.KEY_VARIABLE, KEY)
     JudgeClient("https://judge.example/v1", tmp_path)
     JudgeClient("http://127.0.0.1:1/v1", tmp_path)
     assert not caplog.records

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from megacode.eval.surroundings import surroundings
+from megacode.eval.offline import surroundings
 
 
 def test_a_library_s_warning_is_told_once_when_the_work_is_done(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,10 +7,10 @@ from functools import partial
 import pytest
 
 from megacode.base.errors import DataError
-from megacode.eval import own_data
-from megacode.eval.loading import network_problem
-from megacode.eval.own_data import fetch_quac, read_quac, read_storycloze
-from megacode.eval.texts import read_texts
+from megacode.eval import manual_datasets
+from megacode.eval.manual_datasets import fetch_quac, read_quac, read_storycloze
+from megacode.eval.task_loading import network_problem
+from megacode.eval.text_tasks import read_texts
 
 
 def test_a_txt_is_one_document_and_a_jsonl_one_a_line(tmp_path):
@@ -63,12 +63,12 @@ def test_quacs_file_is_downloaded_once_and_whole(to_code, tmp_path, monkeypatch)
         address = f"http://127.0.0.1:{server.server_address[1]}"
         monkeypatch.setenv("HF_HOME", str(tmp_path))
         monkeypatch.setenv("HF_ENDPOINT", address)
-        monkeypatch.setattr(own_data, "QUAC_URL", f"{address}/gone.json")
+        monkeypatch.setattr(manual_datasets, "QUAC_URL", f"{address}/gone.json")
         assert network_problem() == ""
         with pytest.raises(OSError, match="404"):
             fetch_quac()
         assert not list(tmp_path.rglob("*.json"))
-        monkeypatch.setattr(own_data, "QUAC_URL", f"{address}/val_v0.2.json")
+        monkeypatch.setattr(manual_datasets, "QUAC_URL", f"{address}/val_v0.2.json")
         fetch_quac()
         server.shutdown()
     fetch_quac()  # the server is gone, the file is not asked for again

@@ -11,8 +11,8 @@ import pytest
 from megacode.base.errors import ConfigError, DataError, LaunchError
 from megacode.base.files import RunDir
 from megacode.config.loading import load_config
-from megacode.train.planning import make_plan
-from megacode.train.ready import check_ready, most_at_once
+from megacode.planning.run_plan import make_plan
+from megacode.train.start_checks import check_ready, most_at_once
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -20,11 +20,11 @@ from rich.console import Console
 from megacode.base.errors import ConfigError, VerificationError
 from megacode.base.files import RunDir
 from megacode.base.lock import RunLock
-from megacode.launch.status import read_status
-from megacode.launch.status_samples import differing_error, prove_samples
-from megacode.launch.status_table import render_status
-from megacode.launch.status_time import PARTS
 from megacode.metrics.reader import read_metrics
+from megacode.status.document import read_status
+from megacode.status.goodput import PARTS
+from megacode.status.sample_proof import differing_error, prove_samples
+from megacode.status.tables import render_status
 from tests.limits import HANG, wait_until
 
 Json = dict[str, Any]
@@ -399,8 +399,8 @@ def test_a_tampered_digest_or_a_missing_iteration_is_found(survived: Path, tmp_p
 @pytest.mark.slow
 def test_status_without_torch_answers_at_once(survived: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from megacode.launch.status import read_status;"
-        "import megacode.launch.status_table, megacode.launch.status_samples as s;"
+        "import sys; from pathlib import Path; from megacode.status.document import read_status;"
+        "import megacode.status.tables, megacode.status.sample_proof as s;"
         f"read_status(Path({str(survived)!r})); s.prove_samples(Path({str(survived)!r}));"
         "print([m for m in ('torch', 'megatron', 'transformers') if m in sys.modules])"
     )

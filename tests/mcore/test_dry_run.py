@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from megacode.base.errors import ConfigError
+from megacode.capacity.hardware import load_hardware
+from megacode.capacity.layout import Placement
 from megacode.config.loading import validate
 from megacode.config.run import RunConfig
 from megacode.mcore import device, dry_run
-from megacode.plan.hardware import load_hardware
-from megacode.plan.placement import Placement
 
 CALL = Callable[..., subprocess.CompletedProcess[str]]
 PRESETS = {"to-code-470m": 0.47e9, "to-code-2.8b": 2.8e9, "llama-1b": 1.24e9, "llama-8b": 8.03e9}

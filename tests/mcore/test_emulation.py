@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megacode.config.training import Fp8
-from megacode.mcore import emulation
-from megacode.mcore.emulation import E4M3, E5M2, rounded
+from megacode.mcore import fp8_emulation
+from megacode.mcore.fp8_emulation import E4M3, E5M2, rounded
 from tests.distance import furthest
 
 TENSORWISE, BLOCKWISE = Fp8(recipe="tensorwise"), Fp8(recipe="blockwise")
@@ -55,29 +55,29 @@ def test_sides_that_are_no_multiples_of_a_block_are_padded() -> None:
 
 
 def test_delayed_scaling_looks_back_at_the_largest_value_of_its_history() -> None:
-    kept = emulation.history(torch.nn.Module(), 4)
+    kept = fp8_emulation.history(torch.nn.Module(), 4)
     seen = []
     for amax in (2.0, 8.0, 4.0, 1.0, 1.0, 1.0, 1.0):
         kept.amax_history_fwd[0] = amax
-        emulation.advance(kept.scale_fwd, kept.amax_history_fwd, [E4M3] * 3)
+        fp8_emulation.advance(kept.scale_fwd, kept.amax_history_fwd, [E4M3] * 3)
         seen.append(448.0 / float(kept.scale_fwd[0]))
     assert seen == [2.0, 8.0, 8.0, 8.0, 8.0, 4.0, 1.0]
 
 
 def test_an_infinite_value_leaves_the_scale_as_it_is() -> None:
-    kept = emulation.history(torch.nn.Module(), 2)
+    kept = fp8_emulation.history(torch.nn.Module(), 2)
     for amax in (2.0, float("inf")):
         kept.amax_history_fwd[0] = amax
-        emulation.advance(kept.scale_fwd, kept.amax_history_fwd, [E4M3] * 3)
+        fp8_emulation.advance(kept.scale_fwd, kept.amax_history_fwd, [E4M3] * 3)
     assert float(kept.scale_fwd[0]) == 224.0
 
 
 def test_a_history_of_another_length_keeps_the_newest_values() -> None:
     module = torch.nn.Module()
-    kept = emulation.history(module, 4)
+    kept = fp8_emulation.history(module, 4)
     kept.amax_history_fwd[:] = torch.tensor([0.0, 1.0, 2.0, 3.0])[:, None]
-    assert emulation.history(module, 3).amax_history_fwd[:, 0].tolist() == [0.0, 2.0, 3.0]
-    assert emulation.history(module, 5).amax_history_fwd[:, 0].tolist() == [0.0, 0.0, 0.0, 2.0, 3.0]
+    assert fp8_emulation.history(module, 3).amax_history_fwd[:, 0].tolist() == [0.0, 2.0, 3.0]
+    assert fp8_emulation.history(module, 5).amax_history_fwd[:, 0].tolist() == [0.0, 0.0, 0.0, 2.0, 3.0]
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +118,8 @@ def test_what_is_left_out_of_fp8_is_exact(trained: dict[str, list[float]]) -> No
 def test_first_scales_spare_the_first_gradient(program: ModuleType) -> None:
     """Gradients so small that a scale of 1 loses them; calibrated, they are as near as with scales of each tensor."""
     from megacode.mcore import precision
-    from megacode.mcore.calibration import calibrate
-    from megacode.mcore.probe import compare
+    from megacode.mcore.fp8_calibration import calibrate
+    from megacode.mcore.fp8_probe import compare
 
     first = program.microbatch(0, 0)
     tiny = dataclasses.replace(first, loss_mask=first.loss_mask * 1e-5)

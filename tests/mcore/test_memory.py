@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from megacode.plan.activations import head_tensors, layer_tensors, per_token
-from megacode.plan.buffers import countable
-from megacode.plan.costs import parameters
-from megacode.plan.placement import Placement
+from megacode.capacity.activations import head_tensors, layer_tensors, per_token
+from megacode.capacity.buffers import countable
+from megacode.capacity.costs import parameters
+from megacode.capacity.layout import Placement
 
 PROGRAM = Path(__file__).with_name("memory_program.py")
 TIED = {"share_embeddings_and_output_weights": True, "block": "parallel", "normalization": "LayerNorm"}

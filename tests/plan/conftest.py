@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from megacode.capacity.layout import Placement
 from megacode.config.loading import validate
 from megacode.config.run import RunConfig
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.phases import Schedule, SourceSize, build_schedule
-from megacode.plan.placement import Placement
 
 settings.register_profile("plan", deadline=None)  # a shared machine stalls now and then
 settings.load_profile("plan")

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.padding import Padding
 
 from megacode.base.errors import ConfigError, PlanError
+from megacode.capacity.advice import choices
+from megacode.capacity.cluster import Cluster, check_feasible, cluster_document
+from megacode.capacity.cluster_table import headline, render_cluster, render_dry_run
+from megacode.capacity.costs import flops_per_token, parameters
+from megacode.capacity.hardware import load_hardware
+from megacode.capacity.layout import Placement
 from megacode.config.loading import load_config
 from megacode.config.training import Fp8
-from megacode.plan.advice import choices
-from megacode.plan.cluster import Cluster, check_feasible, cluster_document
-from megacode.plan.cluster_table import headline, render_cluster, render_dry_run
-from megacode.plan.costs import flops_per_token, parameters
-from megacode.plan.hardware import load_hardware
-from megacode.plan.placement import Placement
 
 Place = Callable[..., Placement]
 WIDE = {"num_layers": 32, "hidden_size": 4096, "ffn_hidden_size": 14336, "num_attention_heads": 32}

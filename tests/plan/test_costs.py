@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from megacode.capacity.costs import flops_per_token, padded_vocabulary, parameter_counts, parameters
 from megacode.config.model import ModelConfig
-from megacode.plan.costs import flops_per_token, padded_vocabulary, parameter_counts, parameters
 
 
 def model(**changes: Any) -> ModelConfig:

@@ -9,7 +9,7 @@ import yaml
 
 import megacode.plan
 from megacode.base.errors import ConfigError
-from megacode.plan.hardware import load_hardware
+from megacode.capacity.hardware import load_hardware
 
 TABLE = yaml.safe_load((Path(megacode.plan.__file__).parent / "hardware.yaml").read_text())
 

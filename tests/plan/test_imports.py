@@ -17,5 +17,5 @@ assert not heavy, heavy
 
 def test_planning_loads_no_torch() -> None:
     names = [f"megacode.plan.{module.name}" for module in pkgutil.iter_modules(megacode.plan.__path__)]
-    assert "megacode.plan.table" in names
+    assert "megacode.planning.tables" in names
     subprocess.run([sys.executable, "-c", PROGRAM.format(names=names)], check=True)

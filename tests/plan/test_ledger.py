@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from megacode.base.errors import DataError
 from megacode.base.files import RunDir
-from megacode.plan.ledger import Ledger
+from megacode.checkpoint.ledger import Ledger
 
 FACTS = {"phase": "p0", "iteration": 3, "reason": "spike", "loss": 9.5, "grad_norm": 40.0}
 

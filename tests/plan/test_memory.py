@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megacode.base.errors import ConfigError
-from megacode.plan.activations import head_tensors, layer_tensors, per_token
-from megacode.plan.buffers import buffers, countable, rank_parameters
-from megacode.plan.costs import parameter_counts, parameters
-from megacode.plan.hardware import Hardware, load_hardware
-from megacode.plan.memory import fullest, stage_memory
-from megacode.plan.placement import Placement
+from megacode.capacity.activations import head_tensors, layer_tensors, per_token
+from megacode.capacity.buffers import buffers, countable, rank_parameters
+from megacode.capacity.costs import parameter_counts, parameters
+from megacode.capacity.hardware import Hardware, load_hardware
+from megacode.capacity.layout import Placement
+from megacode.capacity.memory import fullest, stage_memory
 
 Place = Callable[..., Placement]
 LAYOUTS: list[dict[str, Any]] = [

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from megacode.plan.hardware import GIB, load_hardware
-from megacode.plan.memory import Memory, fullest, stage_memory
-from megacode.plan.placement import Placement
+from megacode.capacity.hardware import GIB, load_hardware
+from megacode.capacity.layout import Placement
+from megacode.capacity.memory import Memory, fullest, stage_memory
 
 Place = Callable[..., Placement]
 

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from megacode.base.errors import ConfigError
-from megacode.plan.cluster import Cluster
-from megacode.plan.placement import Placement
-from megacode.plan.scaling import parse_counts, render_scaling, scaling_document
+from megacode.capacity.cluster import Cluster
+from megacode.capacity.layout import Placement
+from megacode.capacity.scaling import parse_counts, render_scaling, scaling_document
 
 Place = Callable[..., Placement]
 

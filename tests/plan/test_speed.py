@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from megacode.plan import communication
-from megacode.plan.activations import Layers
-from megacode.plan.costs import flops_per_token
-from megacode.plan.hardware import Hardware, load_hardware
-from megacode.plan.placement import Placement
-from megacode.plan.speed import StepTime, step_time
-from megacode.plan.traffic import casts, layer_traffic
+from megacode.capacity import communication
+from megacode.capacity.activations import Layers
+from megacode.capacity.costs import flops_per_token
+from megacode.capacity.hardware import Hardware, load_hardware
+from megacode.capacity.layout import Placement
+from megacode.capacity.speed import StepTime, step_time
+from megacode.capacity.traffic import casts, layer_traffic
 
 Place = Callable[..., Placement]
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from megacode.base.errors import ConfigError
+from megacode.capacity.cluster import Cluster
 from megacode.config.run import RunConfig
 from megacode.plan.batch import BatchSchedule
-from megacode.plan.cluster import Cluster
 from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.phases import SourceSize, build_schedule
-from megacode.plan.table import plan_document, render_plan
+from megacode.planning.tables import plan_document, render_plan
 
 Make = Callable[..., Any]
 

@@ -16,11 +16,11 @@ import pytest
 
 from megacode.base.errors import CheckpointError, ConfigError
 from megacode.base.files import read_jsonl
-from megacode.study import score_charts
-from megacode.study.record import read_run
-from megacode.study.report import write_report
-from megacode.study.score_table import MOST_COLUMNS, table
-from megacode.study.scores import collect
+from megacode.report import score_charts
+from megacode.report.page import write_report
+from megacode.report.run_record import read_run
+from megacode.report.score_table import MOST_COLUMNS, table
+from megacode.report.scores import collect
 
 SECTIONS = ("data", "losses", "scores", "course", "plan", "order", "provenance")
 VOID = {"meta", "link", "br", "img", "hr", "input", "source"}
@@ -290,7 +290,7 @@ def test_the_page_of_a_long_run_of_many_sources_stays_small(build_run, tmp_path)
 
 def test_writing_a_page_loads_no_torch(run):
     program = (
-        "import sys; from pathlib import Path; from megacode.study.report import write_report;"
+        "import sys; from pathlib import Path; from megacode.report.page import write_report;"
         f"write_report(Path({str(run)!r}));"
         "print([name for name in ('torch', 'transformers', 'lm_eval', 'megatron') if name in sys.modules])"
     )

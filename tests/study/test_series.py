@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megacode.base.files import read_jsonl
-from megacode.study.charts import loss
-from megacode.study.figure import plain, scientific
-from megacode.study.mixture import mixture
-from megacode.study.record import read_run
-from megacode.study.score_table import table
-from megacode.study.scores import checkpoint_title, collect, source_of
-from megacode.study.series import deviation, realised_shares, slots, smoothed_loss, source_tokens
-from megacode.study.svg import Scale, domain, element, path
+from megacode.report.figure import plain, scientific
+from megacode.report.mixture import mixture
+from megacode.report.run_charts import loss
+from megacode.report.run_record import read_run
+from megacode.report.score_table import table
+from megacode.report.scores import checkpoint_title, collect, source_of
+from megacode.report.series import deviation, realised_shares, slots, smoothed_loss, source_tokens
+from megacode.report.svg import Scale, domain, element, path
 
 
 @pytest.fixture

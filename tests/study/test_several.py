@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from megacode.base.errors import ConfigError
 from megacode.base.files import read_jsonl
 from megacode.cli import app
-from megacode.study import several
-from megacode.study.record import read_run
-from megacode.study.report import write_report
+from megacode.report import several_runs
+from megacode.report.page import write_report
+from megacode.report.run_record import read_run
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def runs(build_run, tmp_path):
 
 
 def test_each_source_has_a_chart_with_a_line_a_run(runs):
-    page = several.page([read_run(run) for run in runs])
+    page = several_runs.page([read_run(run) for run in runs])
     assert [figure.title for figure in page["losses"]] == ["Loss on text", "Loss on code", "Loss on markup"]
     for figure in page["losses"]:
         assert [entry.label for entry in figure.legend] == ["first", "second", "held out"]
@@ -37,7 +37,7 @@ def test_each_source_has_a_chart_with_a_line_a_run(runs):
 
 
 def test_validation_is_that_of_the_runs(runs):
-    legend = several.page([read_run(run) for run in runs])["validation"].legend
+    legend = several_runs.page([read_run(run) for run in runs])["validation"].legend
     for run, entry in zip(runs, legend, strict=True):
         last = [line for line in read_jsonl(run / "metrics.jsonl") if line["kind"] == "validation"][-1]
         assert entry.final == f"{last['loss']:.3f}"
@@ -49,7 +49,7 @@ def test_scores_stand_side_by_side_with_intervals_and_overlap(runs):
     document = json.loads(file.read_text())
     document["scores"]["demo_endings_text"]["acc"] = 0.5
     file.write_text(json.dumps(document))
-    found = several.score_table(several.named([read_run(run) for run in runs]))
+    found = several_runs.score_table(several_runs.named([read_run(run) for run in runs]))
     row = next(row for group in found["groups"] for row in group["rows"] if row["task"] == "demo_endings_text")
     assert row["cells"] == [
         {"value": "45.0", "error": "± 5.9", "overlap": "13 of 80"},
@@ -64,7 +64,7 @@ def test_scores_on_other_questions_say_so(runs):
         document = json.loads(file.read_text())
         document["tasks"]["demo_bits_text"]["questions_sha256"] = str(number)
         file.write_text(json.dumps(document))
-    found = several.score_table(several.named([read_run(run) for run in runs]))
+    found = several_runs.score_table(several_runs.named([read_run(run) for run in runs]))
     remarks = {row["task"]: row["remark"] for group in found["groups"] for row in group["rows"]}
     assert remarks["demo_bits_text"] == "other questions"
     assert remarks["demo_bits_code"] == ""
@@ -74,7 +74,7 @@ def test_differences_of_configs_and_data_are_listed_and_nothing_else(runs):
     plan = json.loads((runs[1] / "plan.json").read_text())
     plan["sources"]["code"]["identity"] = "f" * 64
     (runs[1] / "plan.json").write_text(json.dumps(plan))
-    rows = several.config_rows(several.named([read_run(run) for run in runs]))
+    rows = several_runs.config_rows(several_runs.named([read_run(run) for run in runs]))
     assert {row["key"]: row["cells"] for row in rows} == {
         "seed": ["1234", "7"],
         "phases.balanced.blend.markup": ["0.1", "—"],
@@ -84,7 +84,7 @@ def test_differences_of_configs_and_data_are_listed_and_nothing_else(runs):
 
 def test_runs_of_the_same_name_are_told_apart_by_their_directories(build_run, tmp_path):
     records = [read_run(build_run(tmp_path / name)) for name in ("a", "b")]
-    assert [run.label for run in several.named(records)] == [str(record.path) for record in records]
+    assert [run.label for run in several_runs.named(records)] == [str(record.path) for record in records]
 
 
 def test_the_page_is_whole_and_of_its_own(runs, tmp_path):

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 from megacode.base.files import RunDir
-from megacode.train import preflight, preflight_node
+from megacode.preflight import examine, node_health
 
 
 def stopping(directory: Path, gpus: int | None) -> dict[str, object]:
     """Checks in the middle of which the node stands still."""
-    found = preflight_node.checks(directory, gpus)
+    found = node_health.checks(directory, gpus)
     return {**found, "disk": lambda health: os.kill(os.getpid(), signal.SIGSTOP)}
 
 
@@ -27,12 +27,12 @@ def main() -> None:
     given = parser.parse_args()
     clock = time.time
     if given.how == "stopping":
-        preflight.checks = stopping  # type: ignore[assignment]
+        examine.checks = stopping  # type: ignore[assignment]
     elif given.how == "dying_in_the_collective":
-        preflight._all_reduce = lambda meeting, timeout: os._exit(9)
+        examine._all_reduce = lambda meeting, timeout: os._exit(9)
     else:
         clock = lambda: time.time() + 3600  # noqa: E731
-    with preflight.examine(RunDir(given.run_dir), None, given.timeout, clock) as verdict:
+    with examine.examine(RunDir(given.run_dir), None, given.timeout, clock) as verdict:
         pass
     os._exit(0 if verdict.ok else 3)
 

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from megacode.replay.retrain import replay
 from megacode.train.main import run as train
-from megacode.train.replay import replay
 
 SHORT = ("phases.balanced.iterations=4", "phases.prose.iterations=1", "phases.cooldown.iterations=1")
 LAYOUTS = {

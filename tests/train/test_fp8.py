@@ -13,7 +13,7 @@ import pytest
 
 from megacode.base.files import RunDir, read_jsonl
 from megacode.config.health import Fp8Probe
-from megacode.mcore.probe import Comparison
+from megacode.mcore.fp8_probe import Comparison
 from megacode.metrics.reader import read_metrics
 from megacode.train.fp8_watch import judge
 

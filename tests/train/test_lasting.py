@@ -21,8 +21,8 @@ from megacode.base.files import RunDir, read_jsonl
 from megacode.checkpoint.tensors import Weights
 from megacode.config.loading import load_config
 from megacode.metrics.reader import read_metrics
+from megacode.planning.run_plan import make_plan
 from megacode.train.loop import train
-from megacode.train.planning import make_plan
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
 from megacode.train.trainer import StopReason, Trainer

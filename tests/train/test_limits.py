@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megacode.base.files import RunDir
-from megacode.train.limits import TimeLimit, TouchFiles, process_start
+from megacode.train.stop_limits import TimeLimit, TouchFiles, process_start
 
 
 class Now:

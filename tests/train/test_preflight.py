@@ -23,11 +23,11 @@ from torch.distributed import HashStore
 
 from megacode.base.errors import LaunchError
 from megacode.mcore.rendezvous import Rendezvous
-from megacode.train import preflight
-from megacode.train.preflight import examine, expected_gpus
-from megacode.train.preflight_meeting import Meeting, port_beside, soon, within
-from megacode.train.preflight_node import Health, count_gpus, multiply, read_driver, slow, write_disk
-from megacode.train.preflight_report import expand, node_names
+from megacode.preflight import examine as examination
+from megacode.preflight.examine import examine, expected_gpus
+from megacode.preflight.findings import expand, node_names
+from megacode.preflight.meeting import Meeting, port_beside, soon, within
+from megacode.preflight.node_health import Health, count_gpus, multiply, read_driver, slow, write_disk
 from tests.limits import HANG
 from tests.ranks import load_program
 
@@ -274,7 +274,7 @@ def test_a_check_that_hangs_or_fails_is_the_nodes_problem(monkeypatch: pytest.Mo
     def failing(health: Health) -> None:
         raise RuntimeError("CUDA error: unspecified launch failure\nmore of it")
 
-    monkeypatch.setattr(preflight, "checks", lambda directory, gpus: {"count": failing, "product": hanging})
+    monkeypatch.setattr(examination, "checks", lambda directory, gpus: {"count": failing, "product": hanging})
     with examine(None, None, 2.0) as verdict:
         one, other = verdict.nodes[0]["problems"]
     assert (one["where"], one["what"]) == ("count", "failed: CUDA error: unspecified launch failure")

@@ -18,14 +18,14 @@ from rich.console import Console
 
 from megacode.base.errors import ConfigError, LaunchError, MegacodeError
 from megacode.base.files import RunDir, strict
+from megacode.checkpoint.ledger import Ledger
 from megacode.config.loading import load_config
-from megacode.data.audit import order_rows
 from megacode.mcore import groups
 from megacode.metrics.reader import read_metrics
-from megacode.plan.ledger import Ledger
+from megacode.planning.order import order_rows
+from megacode.replay.comparison import agreement, render, worst_first
+from megacode.replay.retrain import replay
 from megacode.train.main import run as train
-from megacode.train.replay import replay
-from megacode.train.replay_report import agreement, render, worst_first
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "golden.yaml"
 PROGRAM = Path(__file__).with_name("replay_program.py")

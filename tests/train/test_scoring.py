@@ -26,12 +26,13 @@ from megacode.config.loading import dump_config, load_config
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.metrics.reader import read_metrics
 from megacode.metrics.sinks import Events
-from megacode.train.planning import make_plan
-from megacode.train.ready import most_at_once
+from megacode.planning.run_plan import make_plan
+from megacode.planning.suite import check_scoring
 from megacode.train.scoring import Scoring
-from megacode.train.scoring_process import check_scoring, command, environment
+from megacode.train.scoring_process import command, environment
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
+from megacode.train.start_checks import most_at_once
 from megacode.train.trainer import Trainer
 from tests.limits import HANG
 
