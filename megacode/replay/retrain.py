@@ -25,8 +25,8 @@ from megacode.data.loader import Loader
 from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import SourceStream, open_streams
 from megacode.mcore import gradient_norms, groups
-from megacode.mcore.build import build
 from megacode.mcore.agreement import decided, prove_equal
+from megacode.mcore.build import build
 from megacode.mcore.micro_batch import MicroBatch
 from megacode.mcore.rank_model import RankModel
 from megacode.mcore.step import StepResult, evaluate, train_step

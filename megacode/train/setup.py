@@ -26,8 +26,8 @@ from megacode.data.prefetch import Prefetch
 from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import SourceStream, open_streams
 from megacode.mcore import agreement, device, groups
-from megacode.mcore.build import build
 from megacode.mcore.agreement import code_digest
+from megacode.mcore.build import build
 from megacode.mcore.groups import Ranks
 from megacode.mcore.rank_model import RankModel
 from megacode.metrics.meter import Meter

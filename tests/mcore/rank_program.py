@@ -353,7 +353,7 @@ def reads(
 
 def stand_on_nodes(rank_model: RankModel, ranks_per_node: int = 2) -> None:
     """Let these ranks be those of several nodes."""
-    os.environ[NODE] = f"n{parts.ranks.rank // ranks_per_node}"
+    os.environ[NODE] = f"n{rank_model.ranks.rank // ranks_per_node}"
 
 
 def _assert_weights_of(rank_model: RankModel, path: Path) -> None:

@@ -51,7 +51,6 @@ def child(contender: str, layout: str, iterations: int) -> None:
     import torch
 
     from megacode.mcore import device, groups
-
     from megacode.mcore.build import build
 
     torch.set_num_threads(1)

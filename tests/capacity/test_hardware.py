@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-import megacode.plan
+import megacode.capacity
 from megacode.base.errors import ConfigError
 from megacode.capacity.hardware import load_hardware
 
-TABLE = yaml.safe_load((Path(megacode.plan.__file__).parent / "hardware.yaml").read_text())
+TABLE = yaml.safe_load((Path(megacode.capacity.__file__).parent / "hardware.yaml").read_text())
 
 
 def test_every_constant_has_value_source_and_date_and_every_gpu_the_same_ones() -> None:
