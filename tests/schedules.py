@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 from megacode.config.loading import validate
 from megacode.config.run import RunConfig
 from megacode.plan.batch import BatchSchedule
@@ -79,10 +79,10 @@ def rates_of(clocks_of: Callable[..., tuple[Schedule, BatchSchedule]]) -> Callab
 
 
 @pytest.fixture(scope="session")
-def place() -> Callable[..., Placement]:
+def place() -> Callable[..., Layout]:
     """Return a function from GPUs and changes to a config to a run laid over them: a Llama-like model of 8 layers."""
 
-    def make(gpus: int = 1, dtype: str = "bf16", **changes: dict[str, Any]) -> Placement:
+    def make(gpus: int = 1, dtype: str = "bf16", **changes: dict[str, Any]) -> Layout:
         shape = {"num_layers": 8, "hidden_size": 1024, "ffn_hidden_size": 4096, "num_attention_heads": 8}
         raw = {
             "name": "t",
@@ -94,16 +94,16 @@ def place() -> Callable[..., Placement]:
             "precision": {"dtype": dtype, **changes.get("precision", {})},
             "checkpoint": changes.get("checkpoint", {}),
         }
-        return Placement(validate(raw, "test.yaml"), gpus, 32768)
+        return Layout(validate(raw, "test.yaml"), gpus, 32768)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def on_one_gpu() -> Callable[[str, int, str | None, bool], Placement]:
+def on_one_gpu() -> Callable[[str, int, str | None, bool], Layout]:
     """Return a function from preset, micro-batch, FP8 recipe and its `output_layer` to what `gpu_step.py` measures."""
 
-    def build(preset: str, micro: int, recipe: str | None, output_layer: bool) -> Placement:
+    def build(preset: str, micro: int, recipe: str | None, output_layer: bool) -> Layout:
         config = validate(
             {
                 "name": "t",
@@ -115,6 +115,6 @@ def on_one_gpu() -> Callable[[str, int, str | None, bool], Placement]:
             },
             "test.yaml",
         )
-        return Placement(config, 1, 256_000)
+        return Layout(config, 1, 256_000)
 
     return build

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 from megacode.config.run import RunConfig
 
 Layers = Literal["transformer_engine", "local"]
@@ -49,7 +49,7 @@ class Saved:
 class _Widths:
     """Elements of one token on one rank, by what they are."""
 
-    def __init__(self, place: Placement, layers: Layers) -> None:
+    def __init__(self, place: Layout, layers: Layers) -> None:
         model, tensor = place.config.model, place.config.parallel.tensor
         self.hidden = model.hidden_size
         self.sliced = model.hidden_size / place.sequence_slices
@@ -69,7 +69,7 @@ class _Widths:
 
 
 @lru_cache(maxsize=64)
-def _widths(place: Placement, layers: Layers) -> _Widths:
+def _widths(place: Layout, layers: Layers) -> _Widths:
     return _Widths(place, layers)
 
 
@@ -78,17 +78,17 @@ def layers_of(config: RunConfig) -> Layers:
     return "local" if config.precision.transformer_impl == "local" else "transformer_engine"
 
 
-def output_in_fp8(place: Placement) -> bool:
+def output_in_fp8(place: Layout) -> bool:
     """Return whether the output layer multiplies in FP8."""
     return place.recipe is not None and place.recipe.output_layer
 
 
-def layer_tensors(place: Placement, layers: Layers) -> list[Saved]:
+def layer_tensors(place: Layout, layers: Layers) -> list[Saved]:
     """Return what one layer keeps."""
     return [*_attention(place, layers), *_mlp(place, layers), *_dropout(place)]
 
 
-def _attention(place: Placement, layers: Layers) -> list[Saved]:
+def _attention(place: Layout, layers: Layers) -> list[Saved]:
     width, size = _widths(place, layers), place.activation_bytes
     # Attention in pieces of a sequence, and the local kernel with several sequences, write heads before tokens.
     copied = place.config.parallel.context > 1 or (layers == "local" and place.config.train.micro_batch_size > 1)
@@ -109,7 +109,7 @@ def _attention(place: Placement, layers: Layers) -> list[Saved]:
     return found
 
 
-def _mlp(place: Placement, layers: Layers) -> list[Saved]:
+def _mlp(place: Layout, layers: Layers) -> list[Saved]:
     width, size = _widths(place, layers), place.activation_bytes
     found = [
         Saved("gate and up", size * 2 * width.mlp),
@@ -126,7 +126,7 @@ def _mlp(place: Placement, layers: Layers) -> list[Saved]:
     return found
 
 
-def _dropout(place: Placement) -> list[Saved]:
+def _dropout(place: Layout) -> list[Saved]:
     model = place.config.model
     if not model.hidden_dropout:
         return []
@@ -134,7 +134,7 @@ def _dropout(place: Placement) -> list[Saved]:
     return [Saved("dropout masks", masks * _MASK * model.hidden_size / place.sequence_slices)]
 
 
-def head_tensors(place: Placement, layers: Layers) -> list[Saved]:
+def head_tensors(place: Layout, layers: Layers) -> list[Saved]:
     """Return what the last pipeline stage keeps after its layers, of one micro-batch."""
     width, size = _widths(place, layers), place.activation_bytes
     loss = Saved("log-probabilities, fp32", _FP32 * width.vocabulary, _ALWAYS)
@@ -150,7 +150,7 @@ def head_tensors(place: Placement, layers: Layers) -> list[Saved]:
     ]
 
 
-def beside_logits(place: Placement, layers: Layers) -> list[Saved]:
+def beside_logits(place: Layout, layers: Layers) -> list[Saved]:
     """Return what lives beside the loss's own tensor of logits at the moment of most memory.
 
     Our own layers': the logits before they are cast, where the forward pass ends. Transformer Engine's: what the output
@@ -165,7 +165,7 @@ def beside_logits(place: Placement, layers: Layers) -> list[Saved]:
     ]
 
 
-def working_tensors(place: Placement, layers: Layers) -> list[Saved]:
+def working_tensors(place: Layout, layers: Layers) -> list[Saved]:
     """Return what lives while one layer's backward pass runs and no longer."""
     width, size = _widths(place, layers), place.activation_bytes
     return [

@@ -13,7 +13,7 @@ from itertools import product
 
 from megacode.capacity.activations import Layers
 from megacode.capacity.hardware import Hardware
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 from megacode.capacity.memory import Memory, fullest
 from megacode.capacity.speed import StepTime, step_time
 from megacode.config.fp8_rules import fp8_divides_the_matrices
@@ -26,7 +26,7 @@ _RECOMPUTE = ("none", "selective", "full")
 
 
 @dataclass(frozen=True)
-class Choice:
+class LayoutCandidate:
     """A layout that fits.
 
     Attributes:
@@ -35,7 +35,7 @@ class Choice:
         time: of an iteration.
     """
 
-    place: Placement
+    place: Layout
     memory: Memory
     time: StepTime
 
@@ -57,24 +57,24 @@ class Choice:
         return [*layout, f"train.micro_batch_size={train.micro_batch_size}"]
 
 
-def choices(place: Placement, hardware: Hardware, layers: Layers) -> list[Choice]:
+def choices(place: Layout, hardware: Hardware, layers: Layers) -> list[LayoutCandidate]:
     """Return every layout that fits the GPUs, the fastest first; of equal ones that with the most memory to spare."""
     found = [choice for config in _layouts(place, hardware) if (choice := _fitting(place, config, hardware, layers))]
     return sorted(found, key=lambda choice: (choice.time.total, choice.memory.total))
 
 
-def _fitting(place: Placement, config: RunConfig, hardware: Hardware, layers: Layers) -> Choice | None:
+def _fitting(place: Layout, config: RunConfig, hardware: Hardware, layers: Layers) -> LayoutCandidate | None:
     """Return the layout with the least recomputation that fits, or nothing."""
     for recompute in _RECOMPUTE:
         parallel = config.parallel.model_copy(update={"recompute": recompute})
-        tried = Placement(config.model_copy(update={"parallel": parallel}), place.gpus, place.vocab_size, place.phase)
+        tried = Layout(config.model_copy(update={"parallel": parallel}), place.gpus, place.vocab_size, place.phase)
         memory = fullest(tried, hardware, layers)
         if memory.total <= hardware.memory_to_plan_with:
-            return Choice(tried, memory, step_time(tried, hardware, layers))
+            return LayoutCandidate(tried, memory, step_time(tried, hardware, layers))
     return None
 
 
-def _layouts(place: Placement, hardware: Hardware) -> Iterator[RunConfig]:
+def _layouts(place: Layout, hardware: Hardware) -> Iterator[RunConfig]:
     config, layers = place.config, place.config.model.num_layers
     pipelines = [size for size in range(1, min(layers, _LONGEST_PIPELINE) + 1) if layers % size == 0]
     for tensor, pipeline, context in product(_TENSOR, pipelines, _CONTEXT):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from megacode.capacity.costs import ParameterCounts
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 
 _ALIGNED, _BUCKET_ALIGNED = 64, 128
 _SMALLEST_BUCKET, _BUCKET_PER_RANK = 40_000_000, 1_000_000
@@ -78,7 +78,7 @@ class _Chunk:
         return self.before + self.layer * self.layers + self.after
 
 
-def _layer(place: Placement) -> Parameters:
+def _layer(place: Layout) -> Parameters:
     model, tensor = place.config.model, place.config.parallel.tensor
     hidden, channels = model.hidden_size, model.head_size
     norm = (("norms", hidden),)
@@ -93,7 +93,7 @@ def _layer(place: Placement) -> Parameters:
     return norm + attention + (() if model.block == "parallel" else norm) + mlp
 
 
-def _chunks(place: Placement, stage: int) -> Iterator[_Chunk]:
+def _chunks(place: Layout, stage: int) -> Iterator[_Chunk]:
     model, layer = place.config.model, _layer(place)
     vocabulary = place.vocabulary_rows * model.hidden_size
     between = _Chunk((), layer, place.chunk_layers, ())
@@ -107,7 +107,7 @@ def _chunks(place: Placement, stage: int) -> Iterator[_Chunk]:
         yield _Chunk((("embedding", vocabulary),) if first else (), layer, place.chunk_layers, after)
 
 
-def rank_parameters(place: Placement, stage: int) -> ParameterCounts:
+def rank_parameters(place: Layout, stage: int) -> ParameterCounts:
     """Return the parameters of one rank of a pipeline stage, by component."""
     counts = dict.fromkeys(ParameterCounts.__dataclass_fields__, 0)
     for chunk in _chunks(place, stage):
@@ -118,7 +118,7 @@ def rank_parameters(place: Placement, stage: int) -> ParameterCounts:
 
 
 @lru_cache(maxsize=64)
-def buffers(place: Placement, stage: int) -> list[Buffer]:
+def buffers(place: Layout, stage: int) -> list[Buffer]:
     """Return the gradient buffers of one rank of a pipeline stage, one for each of its chunks."""
     parallel = place.config.parallel
     # mcore gives what two pipeline stages share a bucket of its own.
@@ -128,7 +128,7 @@ def buffers(place: Placement, stage: int) -> list[Buffer]:
     return [_buffer(chunk, size, padding) for chunk, size in zip(_chunks(place, stage), sizes, strict=True)]
 
 
-def _bucket_size(place: Placement, stage: int, chunk: int) -> float:
+def _bucket_size(place: Layout, stage: int, chunk: int) -> float:
     """Return after how many elements a bucket ends; mcore cuts only where reduction is on the critical path."""
     if not place.config.parallel.overlap_grad_reduce or stage > 0 or chunk > 0:
         return math.inf
@@ -190,7 +190,7 @@ class Countable:
         return self.weights + self.gradients + self.optimizer
 
 
-def countable(place: Placement, stage: int, index: int | None = None) -> Countable:
+def countable(place: Layout, stage: int, index: int | None = None) -> Countable:
     """Return the bytes of weights, gradients and optimizer of a rank.
 
     Args:

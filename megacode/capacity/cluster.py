@@ -8,10 +8,10 @@ from typing import Any
 
 from megacode.base.errors import ConfigError, PlanError, Problem
 from megacode.capacity.activations import Layers, head_tensors, layer_tensors, layers_of
-from megacode.capacity.advice import Choice, choices
+from megacode.capacity.advice import LayoutCandidate, choices
 from megacode.capacity.hardware import GIB, Hardware, load_hardware
 from megacode.capacity.interruptions import checkpoint, failures
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 from megacode.capacity.memory import Memory, fullest
 from megacode.capacity.speed import StepTime, step_time
 from megacode.config.run import RunConfig
@@ -54,7 +54,7 @@ def cluster_document(config: RunConfig, cluster: Cluster, vocab_size: int, work:
     """
     assert cluster.gpus is not None
     gpus, hardware, layers = cluster.gpus, load_hardware(cluster.gpu, cluster.file), layers_of(config)
-    place = Placement(config, gpus, vocab_size, longest_phase(work))
+    place = Layout(config, gpus, vocab_size, longest_phase(work))
     place.check()
     check_formats(config, hardware)
     memory, time = fullest(place, hardware, layers), step_time(place, hardware, layers)
@@ -102,7 +102,7 @@ def longest_phase(work: _Json) -> int:
     return samples.index(max(samples))
 
 
-def phase_times(place: Placement, hardware: Hardware, layers: Layers, work: _Json) -> list[_Json]:
+def phase_times(place: Layout, hardware: Hardware, layers: Layers, work: _Json) -> list[_Json]:
     """Return what an iteration and the whole of each phase take, at the rate of full batches."""
     config, rows = place.config, []
     for number, (phase, said) in enumerate(zip(config.phases, work["phases"], strict=True)):
@@ -120,7 +120,7 @@ def phase_times(place: Placement, hardware: Hardware, layers: Layers, work: _Jso
     return rows
 
 
-def model_rate(place: Placement, time: StepTime, work: _Json) -> float:
+def model_rate(place: Layout, time: StepTime, work: _Json) -> float:
     """Return the model's operations a second and GPU; over the peak of the run's dtype they are its MFU, in FP8 too."""
     batch = place.config.train.global_batch_size
     return float(work["flops"] / work["total_samples"] * batch / time.total / place.gpus)
@@ -162,7 +162,7 @@ def _memory(memory: Memory, hardware: Hardware) -> _Json:
     }
 
 
-def _activations(place: Placement, layers: Layers) -> list[_Json]:
+def _activations(place: Layout, layers: Layers) -> list[_Json]:
     """Return what is kept of each token: by every layer, and after the last one."""
     recompute = place.config.parallel.recompute
     parts = (("layer", layer_tensors(place, layers)), ("head", head_tensors(place, layers)))
@@ -174,7 +174,7 @@ def _activations(place: Placement, layers: Layers) -> list[_Json]:
     ]
 
 
-def _advice(place: Placement, hardware: Hardware, layers: Layers, time: StepTime) -> _Json:
+def _advice(place: Layout, hardware: Hardware, layers: Layers, time: StepTime) -> _Json:
     found = choices(place, hardware, layers)
     return {
         "tried_that_fit": len(found),
@@ -183,7 +183,7 @@ def _advice(place: Placement, hardware: Hardware, layers: Layers, time: StepTime
     }
 
 
-def _choice(choice: Choice, own: StepTime) -> _Json:
+def _choice(choice: LayoutCandidate, own: StepTime) -> _Json:
     config, parallel = choice.place.config, choice.place.config.parallel
     return {
         "tensor": parallel.tensor,

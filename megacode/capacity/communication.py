@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from megacode.capacity.activations import Layers
 from megacode.capacity.buffers import GRADIENT_BYTES, buffers, rank_parameters
 from megacode.capacity.hardware import Hardware
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class LayerTraffic:
     backward: float
 
 
-def tensor_parallel(place: Placement, hardware: Hardware, layers: Layers) -> LayerTraffic:
+def tensor_parallel(place: Layout, hardware: Hardware, layers: Layers) -> LayerTraffic:
     """Return the time of the collectives around each layer's matrix products.
 
     The sequential block enters and leaves the parallel region twice, the parallel block once. Each is a gathering or a
@@ -73,13 +73,13 @@ def tensor_parallel(place: Placement, hardware: Hardware, layers: Layers) -> Lay
     return LayerTraffic(2 * pairs * once * shown, (2 + again) * pairs * once * shown)
 
 
-def tensor_parallel_ends(place: Placement, hardware: Hardware) -> LayerTraffic:
+def tensor_parallel_ends(place: Layout, hardware: Hardware) -> LayerTraffic:
     """Return the time of the same around embedding or output layer."""
     once = link(hardware, place.config.parallel.tensor, 1).seconds(_residual_bytes(place))
     return LayerTraffic(once, once)
 
 
-def context_parallel(place: Placement, hardware: Hardware) -> LayerTraffic:
+def context_parallel(place: Layout, hardware: Hardware) -> LayerTraffic:
     """Return the time of gathering each layer's keys and values, and of scattering their gradients."""
     model, parallel = place.config.model, place.config.parallel
     width = 2 * model.query_groups * model.head_size / parallel.tensor
@@ -88,7 +88,7 @@ def context_parallel(place: Placement, hardware: Hardware) -> LayerTraffic:
     return LayerTraffic(once, once)
 
 
-def pipeline_transfer(place: Placement, hardware: Hardware) -> float:
+def pipeline_transfer(place: Layout, hardware: Hardware) -> float:
     """Return the time of handing one micro-batch from one pipeline stage to the next."""
     if place.config.parallel.pipeline == 1:
         return 0.0
@@ -99,7 +99,7 @@ def pipeline_transfer(place: Placement, hardware: Hardware) -> float:
     return seconds * (1 - hardware["pipeline_overlap"])
 
 
-def _residual_bytes(place: Placement) -> float:
+def _residual_bytes(place: Layout) -> float:
     return place.activation_bytes * place.config.model.hidden_size * place.tokens
 
 
@@ -112,7 +112,7 @@ class DataParallel:
     exposed: float
 
 
-def data_parallel(place: Placement, hardware: Hardware, forward: float, backward: float) -> DataParallel:
+def data_parallel(place: Layout, hardware: Hardware, forward: float, backward: float) -> DataParallel:
     """Return the time of summing gradients over the copies of the model, and of handing out new weights.
 
     Overlapped, they run beside the backward pass of the last micro-batch and the forward pass of the first; the last
@@ -142,7 +142,7 @@ def _shown(seconds: float, buckets: int, beside: float) -> float:
     return max(seconds - beside, seconds / buckets)
 
 
-def _tied(place: Placement, hardware: Hardware) -> float:
+def _tied(place: Layout, hardware: Hardware) -> float:
     """Return the time of summing the gradients of an embedding that first and last pipeline stage share."""
     parallel, model = place.config.parallel, place.config.model
     if parallel.pipeline == 1 or not model.share_embeddings_and_output_weights:

@@ -7,7 +7,7 @@ from typing import Any
 
 from megacode.capacity.costs import parameters
 from megacode.capacity.hardware import Hardware
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 from megacode.config.quantity import Length
 from megacode.config.run import RunConfig
 
@@ -16,7 +16,7 @@ _HOUR = 3600
 _Json = dict[str, Any]
 
 
-def checkpoint(place: Placement, hardware: Hardware) -> _Json:
+def checkpoint(place: Layout, hardware: Hardware) -> _Json:
     """Return size and times of a checkpoint: fp32 weights and moments, without padding, each once."""
     size = _SAVED_BYTES * parameters(place.config.model, place.vocab_size)
     nodes = -(-place.gpus // int(hardware["gpus_per_node"]))
@@ -30,7 +30,7 @@ def checkpoint(place: Placement, hardware: Hardware) -> _Json:
     }
 
 
-def failures(place: Placement, hardware: Hardware, seconds: float, phase_hours: list[float]) -> _Json:
+def failures(place: Layout, hardware: Hardware, seconds: float, phase_hours: list[float]) -> _Json:
     """Return what interruptions cost: half an interval between checkpoints and a restart each.
 
     The best interval between saves is sqrt(2 x what a save costs x time between failures), but no shorter than keeps

@@ -20,7 +20,7 @@ from megacode.config.training import Fp8
 
 
 @dataclass(frozen=True, eq=False)  # by identity: what is derived from one is remembered by it
-class Placement:
+class Layout:
     """A config on so many GPUs.
 
     Attributes:

@@ -21,7 +21,7 @@ from megacode.capacity.activations import (
 )
 from megacode.capacity.buffers import countable, rank_parameters
 from megacode.capacity.hardware import GIB, Hardware
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Memory:
         return self.reserved + self.context
 
 
-def stage_memory(place: Placement, stage: int, hardware: Hardware, layers: Layers) -> Memory:
+def stage_memory(place: Layout, stage: int, hardware: Hardware, layers: Layers) -> Memory:
     """Return the memory of one rank of a pipeline stage."""
     counted = countable(place, stage)
     activations, head, logits, working = _moving(place, stage, layers)
@@ -99,13 +99,13 @@ def stage_memory(place: Placement, stage: int, hardware: Hardware, layers: Layer
     return replace(found, fragmentation=hardware["fragmentation"] * found.tensors)
 
 
-def _held_in_fp8(place: Placement, stage: int) -> int:
+def _held_in_fp8(place: Layout, stage: int) -> int:
     """Return what weights take less where the layers' are held in FP8 alone."""
     held = place.recipe is not None and place.recipe.param_gather
     return (place.activation_bytes - 1) * rank_parameters(place, stage).in_layers if held else 0
 
 
-def _fp8_weights(place: Placement, stage: int, hardware: Hardware) -> float:
+def _fp8_weights(place: Layout, stage: int, hardware: Hardware) -> float:
     """Return the FP8 copies of weights, transposed ones included, that are kept over the micro-batches."""
     if place.recipe is None:
         return 0.0
@@ -116,7 +116,7 @@ def _fp8_weights(place: Placement, stage: int, hardware: Hardware) -> float:
     return layers + copies * output
 
 
-def _stand_ins(place: Placement, stage: int, layers: Layers) -> int:
+def _stand_ins(place: Layout, stage: int, layers: Layers) -> int:
     counts, parallel = rank_parameters(place, stage), place.config.parallel
     engine, waiting = layers == "transformer_engine", parallel.overlap_grad_reduce and place.gpus > 1
     matrices = (engine or waiting) * counts.in_layers // place.stage_layers
@@ -129,7 +129,7 @@ def _stand_ins(place: Placement, stage: int, layers: Layers) -> int:
     return place.activation_bytes * (matrices + waiting * ours)
 
 
-def _moving(place: Placement, stage: int, layers: Layers) -> tuple[float, float, float, float]:
+def _moving(place: Layout, stage: int, layers: Layers) -> tuple[float, float, float, float]:
     """Return activations, head, logits and working tensors of a stage."""
     recompute, tensors = place.config.parallel.recompute, layer_tensors(place, layers)
     activations = place.tokens * place.layers_in_flight(stage) * per_token(tensors, recompute)
@@ -143,7 +143,7 @@ def _moving(place: Placement, stage: int, layers: Layers) -> tuple[float, float,
     return activations, head, logits, max(0.0, working - logits)
 
 
-def fullest(place: Placement, hardware: Hardware, layers: Layers) -> Memory:
+def fullest(place: Layout, hardware: Hardware, layers: Layers) -> Memory:
     """Return the memory of the pipeline stage and phase that need most.
 
     The first stage keeps most micro-batches, the last the logits; one between keeps fewer of the former and has none of

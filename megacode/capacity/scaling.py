@@ -12,10 +12,10 @@ from megacode.base.errors import ConfigError
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_count
 from megacode.capacity.activations import layers_of
-from megacode.capacity.advice import Choice, choices
+from megacode.capacity.advice import LayoutCandidate, choices
 from megacode.capacity.cluster import Cluster, check_formats, longest_phase, model_rate, phase_times
 from megacode.capacity.hardware import GIB, Hardware, load_hardware
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 from megacode.config.run import RunConfig
 
 _Json = dict[str, Any]
@@ -48,13 +48,13 @@ def scaling_document(config: RunConfig, cluster: Cluster, vocab_size: int, work:
     check_formats(config, hardware)
     rows: list[_Json] = []
     for gpus in cluster.scale:
-        found = choices(Placement(config, gpus, vocab_size, longest_phase(work)), hardware, layers)
+        found = choices(Layout(config, gpus, vocab_size, longest_phase(work)), hardware, layers)
         best = {"layout": None} if not found else _row(found[0], hardware, cluster.price, work)
         rows.append({"gpus": gpus, "gpu": hardware.gpu, **best})
     return rows
 
 
-def _row(choice: Choice, hardware: Hardware, price: float | None, work: _Json) -> _Json:
+def _row(choice: LayoutCandidate, hardware: Hardware, price: float | None, work: _Json) -> _Json:
     config, parallel = choice.place.config, choice.place.config.parallel
     hours = sum(row["hours"] for row in phase_times(choice.place, hardware, layers_of(config), work))
     tokens = config.train.global_batch_size * config.train.seq_length / choice.time.total

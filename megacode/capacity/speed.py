@@ -17,7 +17,7 @@ from megacode.capacity import communication
 from megacode.capacity.activations import Layers, output_in_fp8
 from megacode.capacity.buffers import countable
 from megacode.capacity.hardware import Hardware
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 from megacode.capacity.traffic import casts, layer_traffic, loss_passes, output_casts
 
 _FULL_WIDTH = 128  # channels of a head that fill the tensor cores
@@ -81,7 +81,7 @@ class _Pass:
         return _Pass(*(value * count for value in vars(self).values()))
 
 
-def step_time(place: Placement, hardware: Hardware, layers: Layers) -> StepTime:
+def step_time(place: Layout, hardware: Hardware, layers: Layers) -> StepTime:
     """Return the time of one full global batch."""
     last = place.config.parallel.pipeline - 1
     layer = _layer(place, hardware, layers)
@@ -112,12 +112,12 @@ def step_time(place: Placement, hardware: Hardware, layers: Layers) -> StepTime:
     )
 
 
-def _stage(place: Placement, layer: tuple[_Pass, _Pass], ends: tuple[_Pass, _Pass]) -> tuple[_Pass, _Pass]:
+def _stage(place: Layout, layer: tuple[_Pass, _Pass], ends: tuple[_Pass, _Pass]) -> tuple[_Pass, _Pass]:
     forward, backward = (one.times(place.stage_layers) + end for one, end in zip(layer, ends, strict=True))
     return forward, backward
 
 
-def _layer(place: Placement, hardware: Hardware, layers: Layers) -> tuple[_Pass, _Pass]:
+def _layer(place: Layout, hardware: Hardware, layers: Layers) -> tuple[_Pass, _Pass]:
     """Return one layer's forward and backward pass of one micro-batch."""
     tensor = communication.tensor_parallel(place, hardware, layers)
     context = communication.context_parallel(place, hardware)
@@ -141,7 +141,7 @@ def _layer(place: Placement, hardware: Hardware, layers: Layers) -> tuple[_Pass,
     return forward, backward + _Pass(launches=max(hardware["idle_seconds_a_layer"], waiting))
 
 
-def _products(place: Placement) -> list[tuple[float, float]]:
+def _products(place: Layout) -> list[tuple[float, float]]:
     """Return the layer's matrices on one rank, rows by columns."""
     model, tensor = place.config.model, place.config.parallel.tensor
     queries = model.num_attention_heads * model.head_size
@@ -153,7 +153,7 @@ def _products(place: Placement) -> list[tuple[float, float]]:
     ]
 
 
-def _product(place: Placement, hardware: Hardware, rows: float, columns: float, share: float) -> float:
+def _product(place: Layout, hardware: Hardware, rows: float, columns: float, share: float) -> float:
     """Return the time of a micro-batch's product with a matrix: 2 x tokens x rows x columns operations.
 
     Args:
@@ -171,7 +171,7 @@ def _product(place: Placement, hardware: Hardware, rows: float, columns: float, 
     return seconds * (side + hardware["half_efficient_width"]) / side
 
 
-def _attention(place: Placement, hardware: Hardware, layers: Layers) -> tuple[float, float]:
+def _attention(place: Layout, hardware: Hardware, layers: Layers) -> tuple[float, float]:
     """Return the time of attention's products, forward and backward: causal, so S + 1 keys on average over 2."""
     model, length = place.config.model, place.config.train.seq_length
     width = model.num_attention_heads * model.head_size / place.config.parallel.tensor
@@ -186,7 +186,7 @@ def _attention(place: Placement, hardware: Hardware, layers: Layers) -> tuple[fl
     return forward, backward / (peak * hardware["attention_backward_efficiency"])
 
 
-def _ends(place: Placement, hardware: Hardware, layers: Layers, stage: int) -> tuple[_Pass, _Pass]:
+def _ends(place: Layout, hardware: Hardware, layers: Layers, stage: int) -> tuple[_Pass, _Pass]:
     """Return what a stage does beside its layers: the embedding on the first, the logits and the loss on the last."""
     rate = hardware["memory_bandwidth"] * hardware["elementwise_efficiency"]
     hidden = place.config.model.hidden_size
@@ -209,7 +209,7 @@ def _ends(place: Placement, hardware: Hardware, layers: Layers, stage: int) -> t
     return forward, backward
 
 
-def _optimizer(place: Placement, hardware: Hardware) -> float:
+def _optimizer(place: Layout, hardware: Hardware) -> float:
     """Return the time of adding up gradients over an iteration, and of the optimizer's step."""
     counted = countable(place, 0)
     rate = hardware["memory_bandwidth"] * hardware["optimizer_efficiency"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from megacode.capacity.activations import Layers, output_in_fp8
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 
 
-def layer_traffic(place: Placement, layers: Layers) -> tuple[float, float]:
+def layer_traffic(place: Layout, layers: Layers) -> tuple[float, float]:
     """Return the bytes that a layer's elementwise operations read and write, forward and backward.
 
     Beside `_norms_and_sums`, queries, keys and values are rotated (one read, one write), and SwiGLU reads 2 f and
@@ -21,7 +21,7 @@ def layer_traffic(place: Placement, layers: Layers) -> tuple[float, float]:
     return each * (forward + 2 * heads + 3 * mlp), each * (backward + 2 * heads + 5 * mlp)
 
 
-def _norms_and_sums(place: Placement, layers: Layers) -> tuple[float, float]:
+def _norms_and_sums(place: Layout, layers: Layers) -> tuple[float, float]:
     """Return the elements a token that norms and residual sums read and write, forward and backward.
 
     A norm reads and writes h, backward reads 2 h and writes h; a sum of two reads 2 h and writes h, as does the sum of
@@ -40,7 +40,7 @@ def _norms_and_sums(place: Placement, layers: Layers) -> tuple[float, float]:
     return 6 * hidden, 5 * hidden
 
 
-def casts(place: Placement) -> tuple[float, float]:
+def casts(place: Layout) -> tuple[float, float]:
     """Return the bytes that FP8 adds in a layer, forward and backward.
 
     The inputs of the four products, and in the backward pass their gradients, are cast (`_cast_bytes`). With delayed
@@ -59,7 +59,7 @@ def casts(place: Placement) -> tuple[float, float]:
     return share * inputs, share * gradients
 
 
-def output_casts(place: Placement) -> tuple[float, float]:
+def output_casts(place: Layout) -> tuple[float, float]:
     """Return the bytes that an output layer in FP8 adds, forward and backward: its scales are tensorwise."""
     each = _cast_bytes("tensorwise") * place.tokens * output_in_fp8(place)
     return each * place.config.model.hidden_size, each * place.vocabulary_rows
@@ -73,7 +73,7 @@ def _cast_bytes(recipe: str) -> int:
     return 6 if recipe == "tensorwise" else 4
 
 
-def loss_passes(place: Placement, layers: Layers) -> tuple[int, int]:
+def loss_passes(place: Layout, layers: Layers) -> tuple[int, int]:
     """Return the bytes that the loss reads and writes of each logit, forward and backward.
 
     With Transformer Engine's layers a kernel of ours reads the logits twice and overwrites them with their gradient.

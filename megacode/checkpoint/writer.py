@@ -18,7 +18,7 @@ from torch import Tensor
 
 from megacode.checkpoint.files import BLOCK, Facts, Written, joined
 from megacode.checkpoint.index import SIZES
-from megacode.checkpoint.regions import Layout, Region, Slot, index_of, lay_out
+from megacode.checkpoint.regions import Region, RegionTable, Slot, index_of, lay_out
 from megacode.mcore import groups, nodes
 from megacode.mcore.checkpoint_pieces import Piece
 
@@ -138,7 +138,7 @@ def write_alone(
     Raises:
         OSError: the disk is full or gone.
     """
-    layouts = {name: Layout(slots) for name, slots in files}
+    layouts = {name: RegionTable(slots) for name, slots in files}
     left = iter(contents)
     wrote = []
     for name, layout in layouts.items():

@@ -55,12 +55,12 @@ def plan(
 
 
 def _dry_run(parsed: RunConfig, gpus: int | None, vocab_size: int, ranks: list[int]) -> list[dict[str, Any]]:
-    from megacode.capacity.layout import Placement
+    from megacode.capacity.layout import Layout
     from megacode.mcore.dry_run import dry_run
 
     if gpus is None:
         raise ConfigError("a dry run needs a number of ranks", "--dry-run", "add --gpus N")
-    return dry_run(Placement(parsed, gpus, vocab_size), ranks)
+    return dry_run(Layout(parsed, gpus, vocab_size), ranks)
 
 
 @app.command()

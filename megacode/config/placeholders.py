@@ -1,4 +1,4 @@
-"""Stand-ins for settings that are wrong, so that rules can judge all the others.
+"""Stand-ins for settings that are wrong, so that rules can check all the others.
 
 A config with mistakes is read a second time in which every wrong or missing setting becomes `UNKNOWN`. Whatever a rule
 does with it raises `Unknown` and ends that rule there: what depends on a wrong value is neither right nor wrong. So one

@@ -23,7 +23,7 @@ from megacode.config.model import ModelConfig
 
 
 @dataclass(frozen=True)
-class Layout:
+class Architecture:
     """One Hugging Face architecture and how it differs from megacode's own model.
 
     Attributes:
@@ -43,15 +43,17 @@ class Layout:
     constants: Mapping[str, Any] = field(default_factory=dict)
 
 
-LLAMA = Layout("LlamaForCausalLM", "llama", "rms_norm_eps", constants={"attention_bias": False, "mlp_bias": False})
-COHERE = Layout(
+LLAMA = Architecture(
+    "LlamaForCausalLM", "llama", "rms_norm_eps", constants={"attention_bias": False, "mlp_bias": False}
+)
+COHERE = Architecture(
     "CohereForCausalLM",
     "cohere",
     "layer_norm_eps",
     interleaved_rotary=True,
     constants={"attention_bias": False, "logit_scale": 1.0, "use_qk_norm": False},
 )
-STABLELM = Layout(
+STABLELM = Architecture(
     "StableLmForCausalLM",
     "stablelm",
     "layer_norm_eps",
@@ -65,14 +67,14 @@ STABLELM = Layout(
     },
 )
 
-LAYOUTS: dict[tuple[str, str], Layout] = {
+LAYOUTS: dict[tuple[str, str], Architecture] = {
     ("sequential", "RMSNorm"): LLAMA,
     ("parallel", "LayerNorm"): COHERE,
     ("sequential", "LayerNorm"): STABLELM,
 }
 
 
-def layout_of(model: ModelConfig) -> Layout:
+def layout_of(model: ModelConfig) -> Architecture:
     """Return the architecture that computes what a model computes.
 
     Raises:

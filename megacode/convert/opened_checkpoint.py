@@ -19,7 +19,7 @@ from megacode.data.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
-class Source:
+class OpenedCheckpoint:
     """A checkpoint and the run it belongs to.
 
     Attributes:
@@ -33,7 +33,7 @@ class Source:
     config: RunConfig
 
     @classmethod
-    def open(cls, path: Path) -> Source:
+    def open(cls, path: Path) -> OpenedCheckpoint:
         """Open a checkpoint, or the newest one of a run directory.
 
         Raises:

@@ -90,7 +90,7 @@ def _write_at(path: Path, start: int, tensor: Tensor, dtype: torch.dtype) -> Non
             file.write(block.to(dtype).view(torch.uint8).numpy())
 
 
-class Shards(Mapping[str, Tensor]):
+class SafetensorsFiles(Mapping[str, Tensor]):
     """The tensors of a Hugging Face model's directory by name, each read when it is asked for.
 
     Args:

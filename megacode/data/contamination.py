@@ -146,7 +146,7 @@ def contamination(
     numbers = {task: number for number, task in enumerate(dict.fromkeys(item.task for item in items))}
     templates = take_out_templates(grams, [numbers[item.task] for item in items], _TEMPLATE_ITEMS, _TEMPLATE_SHARE)
     seen = _look(past, grams, budget)
-    tasks, worst = _judge(past, grams, items, tokenizer)
+    tasks, worst = _assess(past, grams, items, tokenizer)
     return {
         "checked": True,
         "rule": f"{NGRAM} tokens of the run's tokenizer in a row, verbatim; the item's question with its true answer",
@@ -269,7 +269,7 @@ def _union(first_tokens: npt.NDArray[np.int64], size: int) -> Iterator[tuple[int
         yield int(part[0]), int(part[-1]) + size
 
 
-def _judge(
+def _assess(
     past: _Past, grams: Grams, items: Sequence[Item], tokenizer: Tokenizer
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the figures of each task, and the items with the largest share of their tokens in overlaps."""

@@ -26,7 +26,7 @@ Batch = tuple[npt.NDArray[np.integer], npt.NDArray[np.int32], npt.NDArray[np.int
 
 
 @dataclass(frozen=True)
-class Part:
+class StoredDataset:
     """A data set: its prefix, and its manifest where it has one."""
 
     prefix: str
@@ -80,7 +80,7 @@ def _fill(file: Any, view: memoryview) -> None:
         done += read
 
 
-def _index_batches(part: Part) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]]:
+def _index_batches(part: StoredDataset) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]]:
     """Yield lengths of sequences and sequences in each document, for batches of `_BATCH_BYTES` or of one document."""
     data = part.open()
     limit = _BATCH_BYTES // data.dtype.itemsize

@@ -33,7 +33,7 @@ from megacode.base.files import RunDir, remove
 from megacode.base.lock import STALE_SECONDS, RunLock
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import load_config
-from megacode.eval.harness import Choices, check_device, evaluate_many, suite_of
+from megacode.eval.harness import ScoringOptions, check_device, evaluate_many, suite_of
 from megacode.eval.score_log import tell_run
 from megacode.eval.suites import Suite
 from megacode.eval.task_loading import RUN_CODE
@@ -45,10 +45,10 @@ log = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
 _BEAT_SECONDS = STALE_SECONDS / 12
 
-Score = Callable[[Path, Path, Choices], dict[str, Any]]
+Score = Callable[[Path, Path, ScoringOptions], dict[str, Any]]
 
 
-def as_the_run_asks(run: Path, choices: Choices, keep: bool) -> tuple[str, Choices, bool]:
+def as_the_run_asks(run: Path, choices: ScoringOptions, keep: bool) -> tuple[str, ScoringOptions, bool]:
     """Return suite, choices and whether exports stay, where a user named no suite: as the run's config has them.
 
     What the user chose otherwise wins. A run that asks for no scores gets the demo suite's.
@@ -68,7 +68,7 @@ def as_the_run_asks(run: Path, choices: Choices, keep: bool) -> tuple[str, Choic
 def score_checkpoints(
     checkpoints: Sequence[Path],
     suite: str | Path | None,
-    choices: Choices,
+    choices: ScoringOptions,
     *,
     out: Path | None = None,
     keep_exports: bool = False,
@@ -134,7 +134,7 @@ def _refuse_ranks() -> None:
 def _score_one(
     checkpoint: Path,
     suite: str | Path | None,
-    choices: Choices,
+    choices: ScoringOptions,
     out: Path | None,
     keep_exports: bool,
     score: Score | None,
@@ -154,7 +154,7 @@ def _score_one(
             ], True
 
 
-def is_scored(state: TrainState, suite: Suite, out: Path, choices: Choices) -> bool:
+def is_scored(state: TrainState, suite: Suite, out: Path, choices: ScoringOptions) -> bool:
     """Return whether a score file holds all of a suite's scores of a checkpoint, as it lies there now.
 
     Args:

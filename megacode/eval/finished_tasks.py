@@ -14,7 +14,7 @@ import orjson
 
 from megacode.base.files import atomic_path, digest, remove, to_json
 
-Part = dict[str, Any]
+FinishedTask = dict[str, Any]
 
 
 class Partial:
@@ -30,15 +30,15 @@ class Partial:
         name = digest(json.dumps(identity, sort_keys=True))[:16]
         self.path = target.with_name(f".{target.stem}.{name}.partial")
 
-    def read(self, task: str) -> Part | None:
+    def read(self, task: str) -> FinishedTask | None:
         """Return what was kept of a task, or None."""
         try:
-            part: Part = orjson.loads(self._file(task).read_bytes())
+            part: FinishedTask = orjson.loads(self._file(task).read_bytes())
         except FileNotFoundError:
             return None
         return part
 
-    def keep(self, task: str, part: Part) -> None:
+    def keep(self, task: str, part: FinishedTask) -> None:
         """Keep a finished task: on disk when this returns."""
         with atomic_path(self._file(task)) as temporary:
             temporary.write_text(to_json(part, other=str), encoding="utf-8")

@@ -16,7 +16,7 @@ _PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ScoringRanks:
     """This process among those that score together.
 
     Attributes:
@@ -48,7 +48,7 @@ class Ranks:
         dist.gather_object(part, parts)
         return [item for one in parts or [] for item in one]
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return rank 0's value on every rank."""
         if self.world_size == 1:
             return value
@@ -60,7 +60,7 @@ class Ranks:
 
 
 @contextmanager
-def scoring_ranks() -> Iterator[Ranks]:
+def scoring_ranks() -> Iterator[ScoringRanks]:
     """Join the other ranks that torchrun, srun or `--nproc` started; alone without them.
 
     Raises:
@@ -68,13 +68,13 @@ def scoring_ranks() -> Iterator[Ranks]:
     """
     found = read(os.environ)
     if found.world_size == 1:
-        yield Ranks()
+        yield ScoringRanks()
         return
     import torch.distributed as dist
 
     os.environ.update(MASTER_ADDR=found.address, MASTER_PORT=str(found.port))
     dist.init_process_group("gloo", rank=found.rank, world_size=found.world_size, timeout=_PATIENCE)
     try:
-        yield Ranks(found.rank, found.world_size, found.local_rank)
+        yield ScoringRanks(found.rank, found.world_size, found.local_rank)
     finally:
         dist.destroy_process_group()

@@ -24,7 +24,7 @@ from torch.utils._device import _device_constructors
 from megacode.base.errors import ConfigError
 from megacode.capacity.buffers import buffers, countable, rank_parameters
 from megacode.capacity.costs import ParameterCounts
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 from megacode.config.run import RunConfig
 from megacode.mcore import device, groups
 from megacode.mcore.groups import Ranks
@@ -60,7 +60,7 @@ class Built:
     buckets: int
 
 
-def dry_run(place: Placement, ranks: Iterable[int]) -> list[dict[str, Any]]:
+def dry_run(place: Layout, ranks: Iterable[int]) -> list[dict[str, Any]]:
     """Build some ranks of a run and compare each with the plan's arithmetic.
 
     Args:
@@ -89,7 +89,7 @@ def _buildable(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"precision": precision, "phases": phases})
 
 
-def _compared(place: Placement, rank: int, built: Built) -> dict[str, Any]:
+def _compared(place: Layout, rank: int, built: Built) -> dict[str, Any]:
     stage, index = place.coordinates(rank)
     counted, planned_buffers = countable(place, stage, index), buffers(place, stage)
     planned = {

@@ -25,7 +25,7 @@ from megacode.mcore.rank_model import RankModel
 from megacode.mcore.sharding import bare
 from megacode.plan.batch import samples_digest
 
-Judge = Callable[[float, float], bool]
+Accepts = Callable[[float, float], bool]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class StepResult:
         loss_sum_by_source, tokens_by_source, samples_by_source: the same by source number, as sums and counts.
         samples_digest: what tells these samples from all others (`plan.batch.samples_digest`, summed).
         grad_norm: global norm of the gradient before clipping; nan where it is not finite.
-        skipped: the parameters were left as they were: loss or gradient were not finite, or the judge said so.
+        skipped: the parameters were left as they were: loss or gradient were not finite, or `accepts` said no.
     """
 
     loss: float
@@ -77,7 +77,7 @@ def train_step(
     microbatches: Sequence[MicroBatch],
     learning_rate: float,
     num_sources: int,
-    judge: Judge | None = None,
+    accepts: Accepts | None = None,
 ) -> StepResult:
     """Train one iteration; a loss or a gradient that is not finite never reaches the parameters.
 
@@ -87,13 +87,13 @@ def train_step(
             each context-parallel rank takes its part.
         learning_rate: of this step.
         num_sources: number of sources; `source_ids` are below it.
-        judge: says of a finite loss and gradient norm whether the parameters are updated; absent: always.
+        accepts: says of a finite loss and gradient norm whether the parameters are updated; absent: always.
     """
     gradients.begin()
     losses = backward(rank_model, microbatches, num_sources)
     optimizer.set_learning_rate(rank_model.optimizer, learning_rate)
     norm = optimizer.measure(rank_model.optimizer, sum(losses.tokens))
-    wanted = math.isfinite(losses.loss) and math.isfinite(norm) and (judge is None or judge(losses.loss, norm))
+    wanted = math.isfinite(losses.loss) and math.isfinite(norm) and (accepts is None or accepts(losses.loss, norm))
     if wanted:
         optimizer.update(rank_model.optimizer, norm, rank_model.config.train.clip_grad)
     return StepResult(

@@ -172,7 +172,7 @@ def prove_same_model(plan: Plan, state: TrainState, checkpoint: Path) -> None:
         raise CheckpointError(problems=problems)
 
 
-def judge(plan: Plan, checkpoint: Path, state: TrainState, accept_changed_past: bool = False) -> Difference:
+def prove_compatible(plan: Plan, checkpoint: Path, state: TrainState, accept_changed_past: bool = False) -> Difference:
     """Prove that a plan agrees with what a checkpoint is and has read, and say what is different from there on.
 
     `plan --against` and every start that resumes or branches ask here, so that they give one answer.
@@ -235,7 +235,7 @@ def plan_run(
     if against is not None:
         checkpoint = find_checkpoint(against)
         state = TrainState.read(checkpoint)
-        difference = judge(plan, checkpoint, state, accept_changed_past)
+        difference = prove_compatible(plan, checkpoint, state, accept_changed_past)
         clock = {"checkpoint": str(against), "consumed_samples": state.consumed_samples}
         document["against"] = clock | difference.document()
     else:
@@ -286,4 +286,4 @@ def _check_start(plan: Plan) -> None:
     if init.load == "weights":
         prove_same_model(plan, state, checkpoint)
     else:
-        judge(plan, checkpoint, state)
+        prove_compatible(plan, checkpoint, state)

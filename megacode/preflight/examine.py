@@ -25,7 +25,7 @@ from megacode.base.files import Json, RunDir, write_json
 from megacode.base.units import format_seconds
 from megacode.mcore import device, rendezvous
 from megacode.mcore.rendezvous import Rendezvous
-from megacode.preflight.findings import Verdict, node_name, node_names, same_start, silent_node
+from megacode.preflight.findings import Findings, node_name, node_names, same_start, silent_node
 from megacode.preflight.meeting import Meeting, soon, within
 from megacode.preflight.node_health import Health, checks, slow
 
@@ -40,7 +40,7 @@ _GPU_NUMBERS, _CPU_NUMBERS = 64 * 2**20, 2**20
 @contextmanager
 def examine(
     run: RunDir | None, gpus: int | None, timeout: float, clock: Callable[[], float] = time.time
-) -> Iterator[Verdict]:
+) -> Iterator[Findings]:
     """Examine this node and, with the others, the whole job; the nodes part when the block ends.
 
     So that rank 0 can tell what was found before another process ends, which may have the launcher kill the rest.
@@ -153,7 +153,7 @@ class _Talk:
 
     def __init__(self, node: _Node, meeting: Meeting) -> None:
         self.node, self.meeting = node, meeting
-        self.verdict: Verdict | None = None
+        self.verdict: Findings | None = None
         self._reports: dict[int, Json] = {}
 
     def report(self, deadline: float) -> Json | None:
@@ -171,7 +171,7 @@ class _Talk:
 
         def answer(reports: dict[int, Json]) -> Json:
             self._reports |= reports
-            return self._judge(problems)
+            return self._conclude(problems)
 
         seconds = soon(self.node.place.world_size)
         return self.meeting.exchange("last report", self.node.document(), seconds, answer)
@@ -179,17 +179,17 @@ class _Talk:
     def _hear(self, reports: dict[int, Json]) -> Json:
         self._reports = reports
         if len(reports) < self.node.place.world_size:
-            return self._judge([])
+            return self._conclude([])
         rates = [rate for report in reports.values() for rate in report["measured"].get("gpu_flops", []) if rate]
         return {"ok": all(report["ok"] for report in reports.values()), "rate": median(rates) if rates else None}
 
-    def _judge(self, problems: list[Problem]) -> Json:
-        found = self.verdict = _judged(self.node, self.meeting, self._reports, problems)
+    def _conclude(self, problems: list[Problem]) -> Json:
+        found = self.verdict = _findings(self.node, self.meeting, self._reports, problems)
         said = [vars(problem) for problem in found.problems]
         return {"verdict": {"ok": found.ok, "missing": found.missing[:_NAMED], "problems": said}}
 
 
-def _together(node: _Node, meeting: Meeting, clock: Callable[[], float], deadline: float) -> Verdict:
+def _together(node: _Node, meeting: Meeting, clock: Callable[[], float], deadline: float) -> Findings:
     """Meet the other nodes, compare clocks and speeds, add up numbers, and tell what comes of it."""
     talk, problems = _Talk(node, meeting), []
     told = talk.report(deadline)
@@ -207,34 +207,34 @@ def _together(node: _Node, meeting: Meeting, clock: Callable[[], float], deadlin
         return talk.verdict
     heard = told["verdict"]
     found = [Problem(**problem) for problem in heard["problems"]]
-    return Verdict([node.document()], heard["missing"], found, others_ok=heard["ok"])
+    return Findings([node.document()], heard["missing"], found, others_ok=heard["ok"])
 
 
-def _judged(node: _Node, meeting: Meeting, reports: dict[int, Json], problems: list[Problem]) -> Verdict:
+def _findings(node: _Node, meeting: Meeting, reports: dict[int, Json], problems: list[Problem]) -> Findings:
     """Put together, on rank 0, what the nodes say, and what is known of those that say nothing."""
     silent = sorted({*range(node.place.world_size)} - {*meeting.present})
     left = {rank: node.read_file(node.names[rank]) for rank in silent}
     missing = [node.names[rank] for rank in silent]
     sound = [file for file in left.values() if file is not None and file["ok"]]
     if silent and len(reports) == 1 and len(sound) == len(silent):
-        return Verdict([*reports.values(), *sound], missing, [_unreachable(node, meeting)])
+        return Findings([*reports.values(), *sound], missing, [_unreachable(node, meeting)])
     own = node.document()
     for rank in silent:
         told = silent_node(node.names[rank], rank, left[rank] or reports.get(rank), node.timeout, own)
         reports[rank] = told
         node.write_file(told)
-    return Verdict([reports[rank] for rank in sorted(reports)], missing, problems)
+    return Findings([reports[rank] for rank in sorted(reports)], missing, problems)
 
 
-def _never_met(node: _Node, meeting: Meeting) -> Verdict:
+def _never_met(node: _Node, meeting: Meeting) -> Findings:
     """Tell of rank 0, which does not answer; the other nodes find that out as well, each for itself."""
     name, own = node.names[0], node.document()
     problem = _unreachable(node, meeting)
     if node.place.rank == 0 or node.read_file(name) is not None:
-        return Verdict([own], [], [problem], has_met=False)
+        return Findings([own], [], [problem], has_met=False)
     told = silent_node(name, 0, None, node.timeout, own)
     node.write_file(told)
-    return Verdict([told, own], [name], [problem], has_met=False)
+    return Findings([told, own], [name], [problem], has_met=False)
 
 
 def _unreachable(node: _Node, meeting: Meeting) -> Problem:

@@ -24,7 +24,7 @@ _NO_ANSWER = "leave it out (sbatch --exclude) and look whether it is up and reac
 
 
 @dataclass
-class Verdict:
+class Findings:
     """What all nodes found together.
 
     Attributes:
@@ -119,7 +119,7 @@ def same_start(one: Json, other: Json) -> bool:
     return all(one.get(key) == other.get(key) for key in ("job", "restart", "step"))
 
 
-def render(verdict: Verdict, console: Console) -> None:
+def render(verdict: Findings, console: Console) -> None:
     """Print one line a node, what is wrong, and what follows from it."""
     figures = ("GPUs", "slowest", "memory", "disk", "writes", "clock", "network")
     table = FigureTable("node", *figures, "", figures=figures, padding=(0, 1, 0, 0))
@@ -136,7 +136,7 @@ def render(verdict: Verdict, console: Console) -> None:
     _print(console, summary(verdict))
 
 
-def summary(verdict: Verdict) -> str:
+def summary(verdict: Findings) -> str:
     """Return the verdict in a line."""
     took = f"({format_seconds(verdict.seconds)})"
     count = f"{len(verdict.nodes)} node{'s' * (len(verdict.nodes) != 1)}"

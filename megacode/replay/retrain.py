@@ -89,13 +89,13 @@ class _Run:
         after = self.next_clock()
         withheld = self.ledger.withheld(self.clock, after) is not None
 
-        def judge(loss: float, grad_norm: float) -> bool:
+        def accepts(loss: float, grad_norm: float) -> bool:
             if probe is not None:
                 probe.measure(self.rank_model)
             return not withheld
 
         sources = len(self.plan.schedule.source_names)
-        result = train_step(self.rank_model, self.batch(), self.plan.rates.at(after), sources, judge)
+        result = train_step(self.rank_model, self.batch(), self.plan.rates.at(after), sources, accepts)
         self.iteration, self.clock = self.iteration + 1, after
         return result
 

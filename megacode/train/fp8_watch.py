@@ -73,7 +73,7 @@ class Fp8Watch:
         """
         assert self._recipe is not None
         found = compare(self._rank_model, microbatches[0], num_sources, self._recipe)
-        alarm = judge(found, self._policy)
+        alarm = alarm_of(found, self._policy)
         self.alarms = self.alarms + 1 if alarm else 0
         if alarm:
             log.warning("FP8: %s", alarm)
@@ -104,7 +104,7 @@ class Fp8Watch:
         self.calibrated = state.get("calibrated", False)
 
 
-def judge(found: Comparison, policy: Fp8Probe) -> str:
+def alarm_of(found: Comparison, policy: Fp8Probe) -> str:
     """Return what lies too far apart; empty where nothing does."""
     far = []
     if not (math.isfinite(found.loss) and found.loss_difference <= policy.loss):

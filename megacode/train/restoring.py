@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Choice:
+class FoundCheckpoint:
     """The checkpoint that a run goes on from, chosen by all ranks together; the same on each.
 
     Attributes:
@@ -38,7 +38,7 @@ class Choice:
     problems: list[Problem] = field(default_factory=list)
 
 
-def newest_whole(run: RunDir, ledger: Ledger, events: Events | None, before: int | None = None) -> Choice:
+def newest_whole(run: RunDir, ledger: Ledger, events: Events | None, before: int | None = None) -> FoundCheckpoint:
     """Return the newest checkpoint of a run that it may go on from; nothing is moved or changed yet.
 
     Args:
@@ -55,7 +55,9 @@ def newest_whole(run: RunDir, ledger: Ledger, events: Events | None, before: int
     return pick(agreement.decided(look), ledger, before, events)
 
 
-def pick(paths: Sequence[Path], ledger: Ledger, before: int | None = None, events: Events | None = None) -> Choice:
+def pick(
+    paths: Sequence[Path], ledger: Ledger, before: int | None = None, events: Events | None = None
+) -> FoundCheckpoint:
     """Return the first of some checkpoints whose every byte is as it was written; all ranks share the reading.
 
     One that has learned what the ledger withholds since (it was saved on the way to a spike) is passed over as well.
@@ -66,7 +68,7 @@ def pick(paths: Sequence[Path], ledger: Ledger, before: int | None = None, event
         before: only checkpoints with a clock up to this one; absent: any.
         events: the run's diary, which hears of damaged ones; None for none.
     """
-    choice = Choice()
+    choice = FoundCheckpoint()
     for path in paths:
         state, damaged = _read(path)
         if state is not None and before is not None and state.consumed_samples > before:
@@ -90,7 +92,7 @@ def _note_corrupt(events: Events | None, path: Path, what: str) -> None:
         events.write("corrupt", iteration=RunDir.iteration_of(path), checkpoint=path.name, what=what)
 
 
-def step_back(run: RunDir, choice: Choice, events: Events | None) -> None:
+def step_back(run: RunDir, choice: FoundCheckpoint, events: Events | None) -> None:
     """Set aside what a start or a rollback passes over, and let `latest` name what it goes on from; collective.
 
     In this order: a kill in between leaves a `latest` that names no checkpoint, and the newest one is the right one.
@@ -101,7 +103,7 @@ def step_back(run: RunDir, choice: Choice, events: Events | None) -> None:
     agreement.decided(lambda: _step_back(run, choice, events))
 
 
-def _step_back(run: RunDir, choice: Choice, events: Events | None) -> None:
+def _step_back(run: RunDir, choice: FoundCheckpoint, events: Events | None) -> None:
     goes_on = RunDir.iteration_of(choice.path) if choice.path is not None else -1
     default: store.Reason = "stepped-back" if choice.path is not None else "restarted"
     # A run that starts over never repeats these: they stay, whatever is wrong with them.

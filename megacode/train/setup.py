@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
+import platform
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from megacode.base.files import RunDir, write_json, write_text
 from megacode.base.lock import RunLock
+from megacode.base.revision import revision
 from megacode.base.user_paths import refuse_unwritable
 from megacode.capacity.costs import flops_per_token
 from megacode.checkpoint.ledger import Ledger
@@ -25,7 +29,7 @@ from megacode.data.loader import BatchSource, Loader
 from megacode.data.prefetch import Prefetch
 from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import SourceStream, open_streams
-from megacode.mcore import agreement, device, groups
+from megacode.mcore import agreement, device, groups, te
 from megacode.mcore.agreement import code_digest
 from megacode.mcore.build import build
 from megacode.mcore.groups import Ranks
@@ -37,6 +41,7 @@ from megacode.planning.run_plan import Plan
 from megacode.train import node_ranks, old_stacks, restoring
 from megacode.train.fp8_watch import Fp8Watch
 from megacode.train.origin import Origin, check_inherited, check_restart, find_origin
+from megacode.train.run_log import RunLog
 from megacode.train.saving import Saver
 from megacode.train.scoring import Scoring
 from megacode.train.signals import StopSignal
@@ -96,9 +101,7 @@ def build_trainer(
         rates=plan.rates,
         rank_model=rank_model,
         loader=_loader(plan, streams, ranks, closing),
-        meter=_meter(plan, ranks.world_size, state),
-        sinks=agreement.on_all(lambda: _sinks(plan, run, state) if first else []),
-        events=events,
+        run_log=_run_log(plan, run, ranks, state, events),
         state=state,
         saver=Saver(run, rank_model, config.checkpoint, events, limit.saved, saved, lambda: scoring.spared),
         guard=guard,
@@ -108,7 +111,7 @@ def build_trainer(
         requests=requests,
         stop_signal=stop_signal,
         scoring=scoring,
-        start=start,
+        start=start | _this_process(config, state, ranks),
     )
 
 
@@ -118,7 +121,7 @@ def _scoring(plan: Plan, run: RunDir, events: Events | None, ledger: Ledger, clo
     return scoring
 
 
-def _origin(plan: Plan, choice: restoring.Choice, accept_changed_past: bool, from_scratch: bool) -> Origin:
+def _origin(plan: Plan, choice: restoring.FoundCheckpoint, accept_changed_past: bool, from_scratch: bool) -> Origin:
     """Return what this start goes on from, by rank 0's view of the files."""
 
     def decide() -> Origin:
@@ -158,8 +161,13 @@ def _inherit(run: RunDir, ledger: Ledger, trunk: TrainState) -> None:
     agreement.on_all(lambda: ledger.inherit(trunk.ledger))
 
 
-def _sinks(plan: Plan, run: RunDir, state: TrainState) -> list[Sink]:
-    return open_sinks(run, state.iteration, state.consumed_samples, plan.batches.total_iterations)
+def _run_log(plan: Plan, run: RunDir, ranks: Ranks, state: TrainState, events: Events | None) -> RunLog:
+    total = plan.batches.total_iterations
+
+    def sinks() -> list[Sink]:
+        return open_sinks(run, state.iteration, state.consumed_samples, total) if ranks.rank == 0 else []
+
+    return RunLog(run, state, _meter(plan, ranks.world_size, state), events, total, agreement.on_all(sinks))
 
 
 def _facts(plan: Plan, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger) -> dict[str, Any]:
@@ -268,6 +276,19 @@ def _start(plan: Plan, run: RunDir, origin: Origin) -> dict[str, Any]:
     if origin.difference is not None and origin.difference.lost:
         facts["changed_past"] = origin.difference.lost
     return facts
+
+
+def _this_process(config: RunConfig, state: TrainState, ranks: Ranks) -> dict[str, Any]:
+    """Return what the event of a start says of ranks, machine and code."""
+    return {
+        "ranks": ranks.world_size,
+        "device": device.name(),
+        "layers": "transformer_engine" if te.used(config) else "local",
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "versions": state.versions,
+        "git": revision(Path(__file__)) if ranks.rank == 0 else None,
+    }
 
 
 def _record_run(plan: Plan, run: RunDir) -> None:

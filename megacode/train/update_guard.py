@@ -1,4 +1,4 @@
-"""Which updates reach the weights: all but those of iterations that are not finite, that leap, or that are withheld."""
+"""Which updates reach the weights: all but those that are not finite, that spike, or that are withheld."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from megacode.config.health import Spikes
 from megacode.mcore.step import StepResult
 from megacode.metrics.sinks import Events
 from megacode.plan.batch import BatchSchedule
-from megacode.train.spikes import SpikeDetector, Verdict
+from megacode.train.spikes import SpikeCheck, SpikeDetector
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The iteration that is judged: its number, its phase, and the clock before and after it."""
+    """The iteration that is checked: its number, its phase, and the clock before and after it."""
 
     iteration: int
     phase: str
@@ -27,7 +27,7 @@ class Interval:
 
 
 class Guard:
-    """Judges each iteration between its backward pass and its update, the same way on every rank.
+    """Checks each iteration between its backward pass and its update, the same way on every rank.
 
     Args:
         policy: what to do about spikes.
@@ -46,21 +46,21 @@ class Guard:
         self.detector.rollbacks = ledger.rollbacks()
         self._interval = Interval(0, "", 0, 0)
         self._entry: Withheld | None = None
-        self._verdict = Verdict()
+        self._check = SpikeCheck()
 
     def enter(self, interval: Interval) -> None:
         """Say which iteration comes next."""
-        self._interval, self._verdict = interval, Verdict()
+        self._interval, self._check = interval, SpikeCheck()
         self._entry = self.ledger.withheld(interval.first_sample, interval.last_sample)
         self.detector.enter(interval.phase)
 
-    def judge(self, loss: float, grad_norm: float) -> bool:
+    def accepts(self, loss: float, grad_norm: float) -> bool:
         """Return whether the update of an iteration with a finite loss and gradient is applied."""
         if self._entry is not None:
             return False
         if self._policy.policy != "off":
-            self._verdict = self.detector.judge(loss, grad_norm)
-        return not self._verdict.spike or self._policy.policy == "warn"
+            self._check = self.detector.check(loss, grad_norm)
+        return not self._check.spike or self._policy.policy == "warn"
 
     def conclude(self, result: StepResult) -> int | None:
         """Take note of what became of the iteration.
@@ -76,7 +76,7 @@ class Guard:
             log.warning("iteration %d: loss or gradient is not finite; the weights stay", self._interval.iteration)
             self._withhold(result, "non-finite", self._interval.first_sample)
             return None
-        if not self._verdict.spike:
+        if not self._check.spike:
             self.detector.accept(result.loss, result.grad_norm)
             return None
         return self._spike(result)
@@ -88,11 +88,11 @@ class Guard:
 
     def _spike(self, result: StepResult) -> int | None:
         policy, at = self._policy.policy, self._interval
-        said = f"{self._verdict.which} spiked, {self._verdict.score:.1f} robust standard deviations"
+        said = f"{self._check.which} spiked, {self._check.score:.1f} robust standard deviations"
         measured = f"loss {result.loss:.4f}, gradient norm {result.grad_norm:.3f}"
         log.warning("iteration %d: %s (%s)", at.iteration, said, measured)
         self._event(
-            "spike", loss=result.loss, grad_norm=result.grad_norm, score=round(self._verdict.score, 3), policy=policy
+            "spike", loss=result.loss, grad_norm=result.grad_norm, score=round(self._check.score, 3), policy=policy
         )
         if policy == "warn":
             self.detector.accept(result.loss, result.grad_norm)

@@ -18,11 +18,11 @@ from megacode.capacity.cluster import Cluster, check_feasible, cluster_document
 from megacode.capacity.cluster_table import headline, render_cluster, render_dry_run
 from megacode.capacity.costs import flops_per_token, parameters
 from megacode.capacity.hardware import load_hardware
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 from megacode.config.loading import load_config
 from megacode.config.training import Fp8
 
-Place = Callable[..., Placement]
+Place = Callable[..., Layout]
 WIDE = {"num_layers": 32, "hidden_size": 4096, "ffn_hidden_size": 14336, "num_attention_heads": 32}
 RUN = """
 name: t
@@ -33,7 +33,7 @@ train: {seq_length: 8192, global_batch_size: 1024}
 """
 
 
-def document(placed: Placement, **cluster: Any) -> dict[str, Any]:
+def document(placed: Layout, **cluster: Any) -> dict[str, Any]:
     config = placed.config
     flops = flops_per_token(config.model, placed.vocab_size, config.train.seq_length) * config.train.seq_length
     samples = 1000 * config.train.global_batch_size
@@ -143,7 +143,7 @@ def test_phases_take_the_time_of_their_number_format(place: Place) -> None:
     config = place(8, train={"seq_length": 8192}, model=WIDE).config
     first = config.phases[0]
     second = first.model_copy(update={"name": "in_fp8", "fp8": Fp8(recipe="tensorwise")})
-    gpus = document(Placement(config.model_copy(update={"phases": (first, second)}), 8, 32768), gpu="H200")
+    gpus = document(Layout(config.model_copy(update={"phases": (first, second)}), 8, 32768), gpu="H200")
     plain, fast = gpus["phases"]
     assert (plain["fp8"], fast["fp8"]) == (None, "tensorwise")
     assert fast["seconds"] < plain["seconds"] == gpus["step"]["seconds"]

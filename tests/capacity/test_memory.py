@@ -14,10 +14,10 @@ from megacode.capacity.activations import head_tensors, layer_tensors, per_token
 from megacode.capacity.buffers import buffers, countable, rank_parameters
 from megacode.capacity.costs import parameter_counts, parameters
 from megacode.capacity.hardware import Hardware, load_hardware
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 from megacode.capacity.memory import fullest, stage_memory
 
-Place = Callable[..., Placement]
+Place = Callable[..., Layout]
 LAYOUTS: list[dict[str, Any]] = [
     {},
     {"tensor": 4, "sequence_parallel": True},
@@ -174,7 +174,7 @@ def test_more_at_once_never_takes_less(place: Place, parallel: dict[str, Any], r
 
 def test_full_recomputation_needs_room_for_one_whole_layer(place: Place, h100: Hardware) -> None:
     placed = place(model={"vocab_size": 256}, parallel={"recompute": "full"})
-    placed = Placement(placed.config, 1, 256)
+    placed = Layout(placed.config, 1, 256)
     memory = stage_memory(placed, 0, h100, "transformer_engine")
     tensors = layer_tensors(placed, "transformer_engine")
     layer = 2048 * (per_token(tensors, "none") - per_token(tensors, "full"))

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from megacode.capacity.hardware import GIB, load_hardware
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 from megacode.capacity.memory import Memory, fullest, stage_memory
 
-Place = Callable[..., Placement]
+Place = Callable[..., Layout]
 
 # GiB of tensors at the peak, and reserved by torch with expandable_segments, on one H200, sequences of 8,192 tokens, by
 # preset, micro-batch, FP8 and whether the output layer is in it: tools/bench/gpu_step.py, 2026-11-27.
@@ -35,7 +35,7 @@ def test_the_plan_gives_the_peak_that_was_measured(
     assert memory.reserved / GIB == pytest.approx(reserved, rel=0.02)
 
 
-def memory_of(placed: Placement) -> Memory:
+def memory_of(placed: Layout) -> Memory:
     return stage_memory(placed, 0, load_hardware("H200"), "transformer_engine")
 
 

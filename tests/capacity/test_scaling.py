@@ -12,13 +12,13 @@ from rich.console import Console
 
 from megacode.base.errors import ConfigError
 from megacode.capacity.cluster import Cluster
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 from megacode.capacity.scaling import parse_counts, render_scaling, scaling_document
 
-Place = Callable[..., Placement]
+Place = Callable[..., Layout]
 
 
-def rows(placed: Placement, *counts: int, price: float | None = None) -> list[dict[str, Any]]:
+def rows(placed: Layout, *counts: int, price: float | None = None) -> list[dict[str, Any]]:
     work = {"flops": 1e18, "total_samples": 10**6, "phases": [{"samples": 10**6}]}
     return scaling_document(placed.config, Cluster(scale=counts, price=price), placed.vocab_size, work)
 

@@ -12,11 +12,11 @@ from megacode.capacity import communication
 from megacode.capacity.activations import Layers
 from megacode.capacity.costs import flops_per_token
 from megacode.capacity.hardware import Hardware, load_hardware
-from megacode.capacity.layout import Placement
+from megacode.capacity.layout import Layout
 from megacode.capacity.speed import StepTime, step_time
 from megacode.capacity.traffic import casts, layer_traffic
 
-Place = Callable[..., Placement]
+Place = Callable[..., Layout]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def perfect(h100: Hardware) -> Hardware:
     return changed(h100, **values, attention_backward_flops=2.0)
 
 
-def time_of(placed: Placement, hardware: Hardware) -> StepTime:
+def time_of(placed: Layout, hardware: Hardware) -> StepTime:
     return step_time(placed, hardware, "transformer_engine")
 
 
@@ -68,7 +68,7 @@ def test_the_bubble_of_equal_stages_is_narayanan_s(
     parallel = {"pipeline": pipeline, "virtual_pipeline": virtual}
     model = {"vocab_size": 2, "make_vocab_size_divisible_by": 1, "num_layers": 16}
     config = place(pipeline, parallel=parallel, model=model, train={"global_batch_size": batch}).config
-    time = time_of(Placement(config, pipeline, 2), perfect)
+    time = time_of(Layout(config, pipeline, 2), perfect)
     ideal = time.matrices + time.attention
     # Narayanan et al. (2021), section 2.2: (p - 1) / (v m). Two tokens of vocabulary: all stages are alike.
     assert time.bubble / ideal == pytest.approx((pipeline - 1) / ((virtual or 1) * batch), rel=1e-3)

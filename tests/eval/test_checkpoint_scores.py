@@ -12,7 +12,7 @@ import pytest
 
 from megacode.checkpoint.state import TrainState
 from megacode.eval.checkpoint_scores import as_the_run_asks, is_scored
-from megacode.eval.harness import Choices
+from megacode.eval.harness import ScoringOptions
 from megacode.eval.suites import Suite
 from megacode.eval.task_loading import RUN_CODE
 
@@ -42,47 +42,47 @@ def document(suite: Suite, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_file_of_the_same_checkpoint_and_suite_counts(suite: Suite, file: Path) -> None:
-    assert is_scored(STATE, suite, file, Choices())
-    assert is_scored(STATE, suite, file, Choices(limit=8)), "it has more than is asked for"
-    assert not is_scored(STATE, suite, file.with_name("other.json"), Choices())
+    assert is_scored(STATE, suite, file, ScoringOptions())
+    assert is_scored(STATE, suite, file, ScoringOptions(limit=8)), "it has more than is asked for"
+    assert not is_scored(STATE, suite, file.with_name("other.json"), ScoringOptions())
 
 
 def test_another_checkpoint_of_the_same_iteration_needs_its_own(suite: Suite, file: Path) -> None:
     again = TrainState(iteration=4, consumed_samples=32, files={"rank_00000.safetensors": {"xxh3": "other"}})
-    assert not is_scored(again, suite, file, Choices())
+    assert not is_scored(again, suite, file, ScoringOptions())
 
 
 def test_a_suite_that_has_changed_is_run_again(suite: Suite, file: Path) -> None:
     suite.texts[0].write_text("other words")
-    assert not is_scored(STATE, suite, file, Choices())
+    assert not is_scored(STATE, suite, file, ScoringOptions())
 
 
 def test_fewer_items_or_tasks_than_asked_for_do_not_count(suite: Suite, file: Path) -> None:
     file.write_text(json.dumps(document(suite, settings={"limit": 8})))
-    assert is_scored(STATE, suite, file, Choices(limit=8))
-    assert not is_scored(STATE, suite, file, Choices())
-    assert not is_scored(STATE, suite, file, Choices(limit=9))
+    assert is_scored(STATE, suite, file, ScoringOptions(limit=8))
+    assert not is_scored(STATE, suite, file, ScoringOptions())
+    assert not is_scored(STATE, suite, file, ScoringOptions(limit=9))
     file.write_text(json.dumps(document(suite, left_out={"mbpp": RUN_CODE, "piqa": "left out on request"})))
-    assert not is_scored(STATE, suite, file, Choices())
-    assert is_scored(STATE, suite, file, Choices(without=("piqa",)))
-    assert not is_scored(STATE, suite, file, Choices(without=("piqa",), run_code=True))
+    assert not is_scored(STATE, suite, file, ScoringOptions())
+    assert is_scored(STATE, suite, file, ScoringOptions(without=("piqa",)))
+    assert not is_scored(STATE, suite, file, ScoringOptions(without=("piqa",), run_code=True))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": {"megacode": null}, "settings": {"limit": null}}'])
 def test_a_file_that_is_none_does_not_count(suite: Suite, file: Path, text: str) -> None:
     file.write_text(text)
-    assert not is_scored(STATE, suite, file, Choices())
+    assert not is_scored(STATE, suite, file, ScoringOptions())
 
 
 def test_without_a_suite_the_run_s_own_section_decides(golden: Path, tmp_path: Path) -> None:
     text = golden.read_text() + f"tokenizer: {{kind: huggingface, path: {tmp_path}}}\n"
     (tmp_path / "run.yaml").write_text(text)
-    assert as_the_run_asks(tmp_path, Choices(), False) == ("demo", Choices(), False)
+    assert as_the_run_asks(tmp_path, ScoringOptions(), False) == ("demo", ScoringOptions(), False)
     section = "evaluate: {suite: to-code, limit: 8, without: [storycloze], keep_exports: true}\n"
     (tmp_path / "run.yaml").write_text(text + section)
-    asked = Choices(limit=8, without=("storycloze",))
-    assert as_the_run_asks(tmp_path, Choices(), False) == ("to-code", asked, True)
-    assert as_the_run_asks(tmp_path, Choices(limit=2), False)[1].limit == 2
+    asked = ScoringOptions(limit=8, without=("storycloze",))
+    assert as_the_run_asks(tmp_path, ScoringOptions(), False) == ("to-code", asked, True)
+    assert as_the_run_asks(tmp_path, ScoringOptions(limit=2), False)[1].limit == 2
 
 
 def scorer(run: Path, iteration: int) -> subprocess.Popen[str]:

@@ -22,6 +22,7 @@ from megacode.checkpoint.tensors import Weights
 from megacode.config.loading import load_config
 from megacode.metrics.reader import read_metrics
 from megacode.planning.run_plan import make_plan
+from megacode.train.calendar import Iteration
 from megacode.train.loop import train
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
@@ -173,12 +174,12 @@ def test_a_failed_save_ends_nothing_and_the_next_one_is_whole(golden: Path) -> N
     checkpoints = RunDir("run").checkpoints
     original = trainer.save
 
-    def save() -> None:
-        if trainer.state.iteration == 8:
+    def save(iteration: Iteration) -> None:
+        if iteration.number == 8:
             checkpoints.rename("aside")
             checkpoints.write_text("a file where a directory should be")
-        original()
-        if trainer.state.iteration == 8:
+        original(iteration)
+        if iteration.number == 8:
             checkpoints.unlink()
             Path("aside").rename(checkpoints)
 

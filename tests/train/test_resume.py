@@ -46,11 +46,11 @@ def run_part(config: Path, iterations: int, *overrides: str) -> None:
     trainer = trainer_of(config, *overrides)
     trainer.begin()
     for number in range(iterations + 2):
-        trainer.record(trainer.step())
+        iteration = trainer.step()
+        trainer.record(iteration)
         if number + 1 == iterations:
-            trainer.save_unless_saved()
-    for sink in trainer.sinks:
-        sink.close()
+            trainer.save_unless_saved(iteration)
+    trainer.run_log.close()
     CLOSING.close()
 
 
