@@ -52,11 +52,11 @@ def test_a_child_runs_the_copy_that_its_parent_runs(foreign: Path, tmp_path: Pat
     says = "import megacode, megacode.base.child_processes\ndef main(): print(megacode.base.child_processes.__file__)\n"
     (copy / "cli" / "__init__.py").write_text(says)
     parent = f"import sys; sys.path.insert(0, {str(copy.parent)!r})\n"
-    parent += "import subprocess\nfrom megacode.base import children\n"
-    parent += f"sys.exit(subprocess.run(children.command([]), cwd={str(foreign)!r}).returncode)"
+    parent += "import subprocess\nfrom megacode.base import child_processes\n"
+    parent += f"sys.exit(subprocess.run(child_processes.command([]), cwd={str(foreign)!r}).returncode)"
     done = run([sys.executable, "-c", parent], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.strip()) == copy / "base" / "children.py"
+    assert Path(done.stdout.strip()) == copy / "base" / "child_processes.py"
 
 
 def test_a_parent_that_ignores_the_environment_has_children_that_do(
@@ -64,8 +64,8 @@ def test_a_parent_that_ignores_the_environment_has_children_that_do(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(foreign))
     parent = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r})\n"
-    parent += "import subprocess\nfrom megacode.base import children\n"
-    parent += "sys.exit(subprocess.run(children.command(['plan', 'none.yaml'])).returncode)"
+    parent += "import subprocess\nfrom megacode.base import child_processes\n"
+    parent += "sys.exit(subprocess.run(child_processes.command(['plan', 'none.yaml'])).returncode)"
     done = run([sys.executable, "-P", "-E", "-s", "-c", parent], foreign.parent)
     assert done.returncode == 2, done.stderr
     assert "none.yaml" in done.stderr
