@@ -21,7 +21,7 @@ from megacode.config.model import TokenizerConfig
 from megacode.data import manifest as manifests
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
-from megacode.data.tools import run_tool
+from megacode.data.tool_exit import run_tool
 
 QUANTILES = (0, 10, 50, 90, 99, 100)
 SAMPLED_DOCUMENTS = 1_000_000

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from megacode.base.logs import setup_logging
 from megacode.data.merge import merge
-from megacode.data.tools import run_tool
+from megacode.data.tool_exit import run_tool
 
 
 def parser() -> argparse.ArgumentParser:

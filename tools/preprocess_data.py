@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
 from megacode.config.model import TokenizerConfig
+from megacode.data.machine_files import Shard
 from megacode.data.preprocess import Job, preprocess
-from megacode.data.shards import Shard
-from megacode.data.tools import run_tool
+from megacode.data.tool_exit import run_tool
 
 TOKENIZER_KINDS = {
     "HuggingFaceTokenizer": "huggingface",

@@ -17,7 +17,7 @@ from pathlib import Path
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
 from megacode.base.units import parse_count
-from megacode.data.tools import run_tool
+from megacode.data.tool_exit import run_tool
 from megacode.data.train_tokenizer import DEFAULT_BYTES, train_tokenizer
 
 
