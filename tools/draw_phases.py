@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,10 @@ def plan_of(config: Path) -> dict[str, Any]:
 
 def picture(names: list[str], plans: list[dict[str, Any]]) -> str:
     """Return the SVG: a legend, and a row for each plan on one axis of tokens."""
-    sources = sorted({name for plan in plans for phase in plan["phases"] for name in phase["sources"]}, reverse=True)
-    colours = dict(zip(sources, COLOURS, strict=False))
+    tokens: Counter[str] = Counter()
+    for phase in (phase for plan in plans for phase in plan["phases"]):
+        tokens.update({name: source["tokens"] for name, source in phase["sources"].items()})
+    colours = {name: colour for (name, _), colour in zip(tokens.most_common(), COLOURS, strict=False)}
     scale = (WIDTH - LEFT - RIGHT) / max(plan["total_tokens"] for plan in plans)
     parts = [legend(colours)]
     for row, (name, plan) in enumerate(zip(names, plans, strict=True)):
