@@ -68,7 +68,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_files_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     packages = {path.name for path in (ROOT / "megacode").iterdir() if path.is_dir()}
-    named = {name for name in NAMED_FILE.findall(text) if name.split("/")[0] in packages}
+    named = {name for name in NAMED_FILE.findall(text) if name.endswith(".py") or name.split("/")[0] in packages}
     named |= set(COMMAND_FILE.findall(text))
     missing = [
         name
@@ -149,7 +149,7 @@ def test_a_stale_command_reference_is_said(tmp_path: Path) -> None:
 def test_the_readme_s_config_plans(tmp_path: Path) -> None:
     blocks = re.findall(r"^```yaml\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 1
-    assert len([line for line in blocks[0].splitlines() if not line.startswith("#")]) == 12
+    assert len(blocks[0].splitlines()) <= 12
     (tmp_path / "run.yaml").write_text(blocks[0], encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "megacode.cli", "plan", "run.yaml", "--json"],
@@ -167,6 +167,6 @@ def test_the_licence_and_the_citation_are_there() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["license"] == "Apache-2.0"
     assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2408.10914"
-    version = re.search(r'"(.+)"', (ROOT / "megacode" / "__init__.py").read_text(encoding="utf-8"))
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "megacode" / "__init__.py").read_text(encoding="utf-8"))
     assert version is not None
     assert citation["version"] == version[1]
