@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Draw what runs read, phase by phase: one bar for each config, an area for each source's share, as an SVG file.
+r"""Draw what runs read, phase by phase: one bar for each config, an area for each source's share, as an SVG file.
 
-    tools/draw_phases.py --output docs/pictures/phases.svg examples/to_code/*_470m.yaml
+    tools/draw_phases.py --output docs/pictures/phases.svg \
+        examples/to_code/{text,balanced}_only_470m.yaml examples/to_code/*_to_text_470m.yaml
 
 The figures are those of `megacode plan CONFIG --json`; no data set need be there. The background is transparent and
 the grey of the text is readable on white and on black.

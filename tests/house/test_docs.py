@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ EVERY_PAGE = [README, *PAGES, *DECISIONS]
 
 LONGEST_README = 120
 LONGEST_LINE = 110
+LARGEST_PICTURE = 300_000  # bytes
 LONGEST_CELL = 120  # a cell of a table holds words, not a paragraph
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FOLDERS = "|".join(("docs", "examples", "megacode", "requirements", "slurm", "tests", "tools", r"\.ci"))
@@ -107,6 +109,31 @@ def test_the_index_lists_every_page() -> None:
 def test_the_index_gives_a_decision_its_title(page: Path) -> None:
     title = page.read_text(encoding="utf-8").splitlines()[0].split(". ", 1)[1]
     assert f"[{title}](decisions/{page.name})" in (DOCS / "index.md").read_text(encoding="utf-8")
+
+
+def test_the_tour_shows_the_floors_that_imports_obey() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = next(contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
+    rows = re.findall(r"^\| \d+ \| ([^|]+) \|", (DOCS / "tour.md").read_text(encoding="utf-8"), re.MULTILINE)
+    shown = [sorted(re.findall(r"`(\w+)`", row)) for row in rows]
+    assert shown == [sorted(layer.split(" | ")) for layer in layers]
+
+
+def test_the_picture_of_phases_is_that_of_the_examples(tmp_path: Path) -> None:
+    arms = ["text_only", "balanced_only", "balanced_to_text", "code_to_text"]
+    configs = [f"examples/to_code/{arm}_470m.yaml" for arm in arms]
+    command = [sys.executable, "tools/draw_phases.py", "--output", str(tmp_path / "phases.svg"), *configs]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False)
+    assert done.returncode == 0, done.stderr
+    picture = (tmp_path / "phases.svg").read_text(encoding="utf-8")
+    assert "cooldown 40B" in picture
+    assert picture == (DOCS / "pictures" / "phases.svg").read_text(encoding="utf-8")
+
+
+def test_pictures_are_small() -> None:
+    pictures = [path for path in (DOCS / "pictures").iterdir() if path.is_file()]
+    assert len(pictures) >= 2
+    assert not [path.name for path in pictures if path.stat().st_size > LARGEST_PICTURE]
 
 
 def test_the_readme_is_short() -> None:
