@@ -131,8 +131,9 @@ def preprocess(
         --tokenizer-type HuggingFaceTokenizer --tokenizer-model tokenizer/
         --append-eod --shuffle-seed 1234
 
-    Flags and bytes are Megatron-LM's. Writes data/web_text_document.bin, .idx and .manifest.json. Several processes or machines share the work with
-    --shard 0/16 to --shard 15/16. `megacode data merge` makes of their shards what one process makes, to the byte.
+    Flags and bytes are Megatron-LM's. Writes data/web_text_document.bin, .idx and .manifest.json. Several processes or
+    machines share the work with --shard 0/16 to --shard 15/16.
+    `megacode data merge` makes of their shards what one process makes, to the byte.
     slurm/preprocess.sh does both.
     """
     setup_logging()

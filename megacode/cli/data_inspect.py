@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, format_count
-from megacode.config.model import TokenizerConfig
+from megacode.cli.data_options import tokenizer_at
 from megacode.data import manifest as manifests
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
@@ -49,14 +48,6 @@ def inspect(prefix: str, tokenizer_path: str, documents: int, verify: bool, cons
         manifests.check_tokenizer(prefix, manifest, tokenizer.hash)
         console.print(_document_ends(data, tokenizer), soft_wrap=True)
         _show_documents(data, tokenizer, documents, console)
-
-
-def tokenizer_at(path: str) -> TokenizerConfig:
-    """Return the tokenizer of either kind that lies at a path."""
-    place = Path(path)
-    is_model = place.suffix == ".model" or (place / "tokenizer.model").exists()
-    has_json = (place / "tokenizer.json").exists()  # a directory may hold both; transformers prefers this one
-    return TokenizerConfig(kind="sentencepiece" if is_model and not has_json else "huggingface", path=path)
 
 
 def facts(data: IndexedDataset) -> Iterator[tuple[str, str]]:

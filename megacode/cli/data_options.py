@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+if TYPE_CHECKING:
+    from megacode.config.model import TokenizerConfig
 
 _GIVEN = "megacode.data.arguments"
 
@@ -56,6 +60,16 @@ def _spread(arguments: Sequence[str], lists: Collection[str]) -> tuple[list[str]
 def command_line(ctx: typer.Context) -> str:
     """Return the command line as it was given, with the program's name as users call it."""
     return f"{ctx.command_path} {shlex.join(ctx.meta[_GIVEN])}"
+
+
+def tokenizer_at(path: str) -> TokenizerConfig:
+    """Return the tokenizer of either kind that lies at a path."""
+    from megacode.config.model import TokenizerConfig
+
+    place = Path(path)
+    is_model = place.suffix == ".model" or (place / "tokenizer.model").exists()
+    has_json = (place / "tokenizer.json").exists()  # a directory may hold both; transformers prefers this one
+    return TokenizerConfig(kind="sentencepiece" if is_model and not has_json else "huggingface", path=path)
 
 
 def run_as_script(app: typer.Typer, name: str, script: str, arguments: Sequence[str] | None) -> int:
