@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from megacode.base.errors import ConfigError
 from megacode.base.places import refuse_existing, refuse_unwritable
 from megacode.cli.data_options import Overwrite
 
@@ -41,6 +42,9 @@ def init(
 
     Sizes are read from the data sets. The blend follows them, and every choice is explained in the file.
     """
+    if out.suffix not in (".yaml", ".yml"):  # `--data a=x b=y` would end up here, with b=y as the file
+        fix = "name a file such as run.yaml, and give --data before each data set"
+        raise ConfigError(f"{out} is not a .yaml file", "OUT", fix)
     refuse_existing([out], overwrite, "OUT")
     refuse_unwritable(out, "OUT")
     from megacode.base.files import write_text

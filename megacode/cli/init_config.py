@@ -120,7 +120,7 @@ class NewConfig:
         if self.wishes.model:
             return "as asked for"
         if TOKENS_A_PARAMETER * self.parameters > sum(one.tokens for one in self.data_sets):
-            return "the smallest that is known: the data are few"
+            return "the smallest known one, as there is little data"
         return f"the largest known one for which the data have {TOKENS_A_PARAMETER} tokens a parameter"
 
     @cached_property
@@ -176,12 +176,17 @@ class NewConfig:
         """
         batch = self.batch_tokens
         if self.wanted >= batch:
-            return self.wanted // batch
+            return round(self.wanted / batch) if self.wishes.tokens else self.wanted // batch  # the plan rounds, too
         if self.wishes.tokens:
             what = f"{self.wishes.tokens} is less than one batch of {batch:,} tokens"
             raise ConfigError(what, "--tokens", f"give --tokens {batch} or more, or a smaller --seq-length")
         what = f"the data sets give {self.wanted:,} tokens, less than one batch of {batch:,}"
         raise DataError(what, "--data", "use larger data sets, or a smaller --seq-length")
+
+    @property
+    def passes(self) -> float:
+        """How often the run reads the source that it reads most often."""
+        return self.iterations * self.batch_tokens / max(1, self.one_pass)
 
     @cached_property
     def every(self) -> int:

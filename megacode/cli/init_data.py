@@ -51,13 +51,23 @@ def read_data_sets(given: Sequence[str], tokenizer: TokenizerConfig) -> tuple[li
     for name, prefix in named.items():
         try:
             data, manifest = IndexedDataset(prefix), manifests.check(prefix)
-            manifests.check_tokenizer(prefix, manifest, made_with.hash)
+            problems += _foreign(name, prefix, manifest, made_with)
             found.append(DataSet(name, prefix, data.tokens, bool(manifest and manifest.tokenizer)))
         except MegacodeError as error:
             problems += [_placed(problem, name, prefix) for problem in error.problems]
     if problems:
         raise DataError(problems=problems)
     return found, made_with
+
+
+def _foreign(name: str, prefix: str, manifest: manifests.Manifest | None, given: Tokenizer) -> list[Problem]:
+    """Return what is wrong with a data set that another tokenizer made."""
+    try:
+        manifests.check_tokenizer(prefix, manifest, given.hash)
+    except DataError as error:
+        fix = "give --tokenizer the one that made it, or preprocess it again with this one"
+        return [Problem(one.what, f"--data {name}={prefix}", fix) for one in error.problems]
+    return []
 
 
 def _named(given: Sequence[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from megacode.base.units import format_count
 from megacode.config.loading import presets
+from megacode.config.quantity import Quantity
 from megacode.config.yaml_reader import parse_yaml
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ seed: 1234    # decides the order of the data, and the initial weights
 
 # The model: $parameters parameters, $why.
 # Presets: $presets. vocab_size is the tokenizer's.
-model: $model
+$model
 tokenizer: $tokenizer
 
 # max_epochs: 4 beside a path would limit how often a source may be read over the whole run.
@@ -36,18 +37,18 @@ sources:
 $sources
 
 # The last $held_out of each source is held out, in whole documents. Its loss is measured during the run.
-validation: {fraction: $fraction, every: $every iterations, samples: 128}
+validation: {fraction: $fraction, every: $every, samples: 128}
 
 # One phase. Add more below it to change the blend or the learning rate during the run.
 # Length: one pass over the data is $one_pass tokens, and $ratio tokens a parameter are $enough.
 # $length_choice
-# Blend: in proportion to tokens. $even
+# $blend_choice
 phases:
   - name: main
-    tokens: $tokens    # $iterations iterations
+    tokens: $tokens    # $iterations
     blend: $blend
     # A short linear warm-up to the peak, then a cosine down to a tenth of it.
-    learning_rate: {schedule: cosine, peak: $peak, final: $final, warmup: $warmup iterations}
+    learning_rate: {schedule: cosine, peak: $peak, final: $final, warmup: $warmup}
 
 # An iteration reads $batch tokens over all ranks, whatever their number.
 # micro_batch_size is what one rank holds at once: raise it while memory allows.
@@ -55,7 +56,7 @@ train: {seq_length: $seq_length, global_batch_size: $global_batch_size, micro_ba
 precision: {dtype: $dtype}    # bf16 on GPUs; fp32 is faster on most CPUs
 
 # A checkpoint at each multiple of `every`. The newest three are kept, and the one at the end of each phase.
-checkpoint: {every: $every iterations, keep_last: 3, keep_phase_ends: true}
+checkpoint: {every: $every, keep_last: 3, keep_phase_ends: true}
 """)
 
 
@@ -72,14 +73,30 @@ def _names(new: NewConfig) -> dict[str, Any]:
         "parameters": format_count(new.parameters),
         "why": new.why,
         "presets": ", ".join(presets()),
-        "model": _flow({**new.shape.keys, "vocab_size": new.vocab_size}),
+        "model": "\n".join(_model(new)),
         "tokenizer": _flow(fields),
         "sources": "\n".join(_sources(new)),
         "fraction": new.fraction,
-        "held_out": f"{new.fraction:.1%}",
+        "held_out": f"{100 * new.fraction:g}%",
         "blend": _flow(new.blend),
-        "even": f"Even shares would be {_flow(new.even)}." if len(new.blend) > 1 else "",
+        "blend_choice": _blend_choice(new),
     }
+
+
+def _model(new: NewConfig) -> Iterator[str]:
+    keys = {**new.shape.keys, "vocab_size": new.vocab_size}
+    if "preset" in keys:
+        yield f"model: {_flow(keys)}"
+        return
+    yield "model:"
+    for key, value in keys.items():
+        yield f"  {key}: {_value(value)}"
+
+
+def _blend_choice(new: NewConfig) -> str:
+    if len(new.blend) == 1:
+        return "Blend: the one source."
+    return f"Blend: in proportion to tokens. Even shares would be {_flow(new.even)}."
 
 
 def _sources(new: NewConfig) -> Iterator[str]:
@@ -90,19 +107,18 @@ def _sources(new: NewConfig) -> Iterator[str]:
 
 def _lengths(new: NewConfig) -> dict[str, Any]:
     asked = new.wishes.tokens
+    passes = f"Below is what --tokens asked for: {_times(new.passes)} passes over the data."
     return {
         "one_pass": format_count(new.one_pass),
         "ratio": new.ratio,
         "enough": format_count(new.ratio * new.parameters),
-        "length_choice": "Below is what --tokens asked for."
-        if asked
-        else "Below is the smaller one, in whole batches.",
+        "length_choice": passes if asked else "Below is the smaller one, in whole batches.",
         "tokens": asked or new.iterations * new.batch_tokens,
-        "iterations": f"{new.iterations:,}",
-        "every": new.every,
+        "iterations": _iterations(new.iterations),
+        "every": _iterations(new.every),
         "peak": new.shape.peak,
-        "final": f"{float(new.shape.peak) / 10:.1e}",
-        "warmup": max(1, min(2000, new.iterations // 50)),
+        "final": f"{float(new.shape.peak) / 10:.1e}".replace("e-0", "e-"),
+        "warmup": _iterations(max(1, min(2000, new.iterations // 50))),
         "batch": format_count(new.batch_tokens),
         "seq_length": new.seq_length,
         "global_batch_size": new.global_batch_size,
@@ -118,8 +134,19 @@ def scalar(text: str) -> str:
 
 
 def _flow(mapping: Mapping[str, Any]) -> str:
-    values = {key: str(value).lower() if isinstance(value, bool) else value for key, value in mapping.items()}
-    return "{" + ", ".join(f"{scalar(key)}: {value}" for key, value in values.items()) + "}"
+    return "{" + ", ".join(f"{scalar(key)}: {_value(value)}" for key, value in mapping.items()) + "}"
+
+
+def _value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _iterations(count: int) -> str:
+    return str(Quantity(count=count, unit="iterations"))
+
+
+def _times(passes: float) -> str:
+    return f"{passes:,.0f}" if passes >= 100 else f"{passes:.2g}"
 
 
 def next_steps(new: NewConfig, out: Path) -> Iterator[str]:
@@ -127,8 +154,8 @@ def next_steps(new: NewConfig, out: Path) -> Iterator[str]:
     model = new.shape.keys.get("preset", "a small model")
     blend = ", ".join(f"{name} {float(share):.1%}" for name, share in new.blend.items())
     tokens, path = format_count(new.iterations * new.batch_tokens), shlex.quote(str(out))
-    yield f"{out}: {model}, {format_count(new.parameters)} parameters; {tokens} tokens, {new.iterations:,} iterations"
-    yield f"blend: {blend}; one pass over the data is {format_count(new.one_pass)} tokens"
+    yield f"{out}: {model}, {format_count(new.parameters)} parameters; {tokens} tokens, {_iterations(new.iterations)}"
+    yield f"blend: {blend}; {_times(new.passes)} passes over the data"
     yield "Next:"
     yield f"    megacode plan {path}"
     yield f"    megacode train {path} --nproc 2"
