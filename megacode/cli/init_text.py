@@ -107,7 +107,7 @@ def _sources(new: NewConfig) -> Iterator[str]:
 
 def _lengths(new: NewConfig) -> dict[str, Any]:
     asked = new.wishes.tokens
-    passes = f"Below is what --tokens asked for: {_times(new.passes)} passes over the data."
+    passes = f"Below is what --tokens asked for. Passes over the data: {_times(new.passes)}."
     return {
         "one_pass": format_count(new.one_pass),
         "ratio": new.ratio,
@@ -155,7 +155,7 @@ def next_steps(new: NewConfig, out: Path) -> Iterator[str]:
     blend = ", ".join(f"{name} {float(share):.1%}" for name, share in new.blend.items())
     tokens, path = format_count(new.iterations * new.batch_tokens), shlex.quote(str(out))
     yield f"{out}: {model}, {format_count(new.parameters)} parameters; {tokens} tokens, {_iterations(new.iterations)}"
-    yield f"blend: {blend}; {_times(new.passes)} passes over the data"
+    yield f"blend: {blend}; passes over the data: {_times(new.passes)}"
     yield "Next:"
     yield f"    megacode plan {path}"
     yield f"    megacode train {path} --nproc 2"
