@@ -58,8 +58,9 @@ def _spread(arguments: Sequence[str], lists: Collection[str]) -> tuple[list[str]
 
 
 def command_line(ctx: typer.Context) -> str:
-    """Return the command line as it was given, with the program's name as users call it."""
-    return f"{ctx.command_path} {shlex.join(ctx.meta[_GIVEN])}"
+    """Return the command line as it was given: of `megacode`, however that was started, or of a script."""
+    program = ctx.info_name if ctx.parent is None else f"megacode {ctx.parent.info_name} {ctx.info_name}"
+    return f"{program} {shlex.join(ctx.meta[_GIVEN])}"
 
 
 def tokenizer_at(path: str) -> TokenizerConfig:

@@ -124,7 +124,7 @@ TOKENIZER = ["--tokenizer", "tokenizer"]
         ),
         ([*CODE, *TOKENIZER, "--seq-length", "1M"], "Invalid value for '--seq-length'"),
         ([*CODE, *TOKENIZER, "--seq-length", "1000000"], "give a smaller --seq-length"),
-        ([*CODE, *TOKENIZER, "--seq-length", "30000"], "less than one batch"),
+        ([*CODE, *TOKENIZER, "--seq-length", "30000"], "its held-out documents have"),
         ([*CODE, *TOKENIZER, "--name", "a b"], "the run's name 'a b' may only hold letters"),
         ([*CODE, "few=data/few_text_document", *TOKENIZER], "give --data before each data set"),
         ([*CODE, *TOKENIZER, "nowhere.yaml/run.yaml/x.json"], "is not a .yaml file"),
@@ -159,6 +159,12 @@ def test_a_data_set_whose_tokens_are_not_in_the_vocabulary_is_refused(call, plac
     train_tokenizer("huggingface", ["code.jsonl"], 400, place / "other")
     assert call("init", *CODE, "--tokenizer", "other") == 2
     assert "but the vocabulary has 400" in capsys.readouterr().err
+
+
+def test_data_for_less_than_one_batch_are_refused(call, place, write_dataset, capsys) -> None:
+    given = ["--data", f"long={write_dataset([5000, 2000])}", *TOKENIZER, "--seq-length", "1000"]
+    assert call("init", *given) == 2
+    assert "the data sets give 3,000 tokens, less than one batch of 8,000" in capsys.readouterr().err
 
 
 def test_a_preset_and_a_length_are_taken_as_given(call, place, capsys) -> None:
