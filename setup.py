@@ -54,10 +54,10 @@ setup(
     package_data={
         "megacode": [
             "config/*.yaml",
-            "plan/*.yaml",
+            "capacity/*.yaml",
             "eval/tasks/**/*",
-            "eval/prompts.jsonl",
-            "study/*.j2",
+            "judge/prompts.jsonl",
+            "report/*.j2",
             "convert/*.j2",
             "convert/*.txt",
         ]

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from megacode.base.errors import MegacodeError
-from megacode.base.places import explained
+from megacode.base.user_paths import explained
 from megacode.cli import checkpoints, cluster, data, generation, init, judging, machine, models, plans, preflight, runs
 from megacode.cli.options import is_first_rank, rank
 

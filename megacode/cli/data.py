@@ -17,7 +17,7 @@ from megacode.base.logs import setup_logging
 from megacode.base.units import parse_count
 from megacode.cli.data_options import Inputs, JsonKeys, Overwrite, ToolCommand, command_line, run_as_script
 from megacode.cli.options import console
-from megacode.data.tools import run_tool
+from megacode.data.tool_exit import run_tool
 
 app = typer.Typer(help="Make, merge and inspect indexed data sets.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -153,8 +153,8 @@ def _job(given: dict[str, Any], command: str) -> Any:
         ConfigError: they ask for what this tool does not do.
     """
     from megacode.config.model import TokenizerConfig
+    from megacode.data.machine_files import Shard
     from megacode.data.preprocess import Job
-    from megacode.data.shards import Shard
 
     for name, fix in _REFUSED.items():
         if given[name]:

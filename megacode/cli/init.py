@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from megacode.base.errors import ConfigError
-from megacode.base.places import refuse_existing, refuse_unwritable
+from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.cli.data_options import Overwrite
 
 app = typer.Typer()
@@ -49,9 +49,9 @@ def init(
     refuse_unwritable(out, "OUT")
     from megacode.base.files import write_text
     from megacode.cli.init_config import Wishes, compose
-    from megacode.cli.init_text import next_steps
+    from megacode.cli.init_text import next_steps, render
 
     config = compose(Wishes(out, name or out.stem, tuple(data), tokenizer, model, tokens, seq_length))
-    write_text(out, config.text)
+    write_text(out, render(config))
     for line in next_steps(config, out):
         typer.echo(line)

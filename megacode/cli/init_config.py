@@ -17,15 +17,13 @@ from typing import Any
 
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.units import parse_count
+from megacode.capacity.costs import parameters
 from megacode.cli.data_options import tokenizer_at
 from megacode.cli.init_data import DataSet, open_streams, read_data_sets
-from megacode.cli.init_text import render
-from megacode.config.fixes import did_you_mean
-from megacode.config.loading import presets, validate
+from megacode.config.loading import presets
 from megacode.config.model import ModelConfig, TokenizerConfig
-from megacode.config.yaml_reader import parse_yaml
+from megacode.config.suggestions import did_you_mean
 from megacode.data.windows import SourceStream
-from megacode.plan.costs import parameters
 from megacode.plan.sources import windows
 
 TOKENS_A_PARAMETER = 20
@@ -193,14 +191,9 @@ class NewConfig:
         """Iterations between two checkpoints, and two measurements of the held-out loss."""
         return max(1, min(1000, self.iterations // 10))
 
-    @cached_property
-    def text(self) -> str:
-        """The YAML."""
-        return render(self)
-
 
 def compose(wishes: Wishes) -> NewConfig:
-    """Return a config for some data sets, which `megacode plan` accepts.
+    """Choose what a config for some data sets says.
 
     Raises:
         ConfigError: a name, the preset or the number of tokens cannot be used.
@@ -219,17 +212,7 @@ def compose(wishes: Wishes) -> NewConfig:
     fraction, streams = open_streams(data_sets, seq_length)
     for stream in streams.values():
         stream.check_vocabulary(made_with.vocab_size)
-    new = NewConfig(wishes, data_sets, tokenizer, made_with.vocab_size, shape, seq_length, fraction, streams)
-    _prove(new)
-    return new
-
-
-def _prove(new: NewConfig) -> None:
-    """Plan the config before it is written: what `megacode plan` would refuse is refused here."""
-    from megacode.train.planning import plan_run
-
-    where = str(new.wishes.out)
-    plan_run(validate(parse_yaml(new.text, where), where))
+    return NewConfig(wishes, data_sets, tokenizer, made_with.vocab_size, shape, seq_length, fraction, streams)
 
 
 def _shapes() -> list[Shape]:

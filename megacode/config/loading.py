@@ -17,14 +17,14 @@ from pydantic import ValidationError
 
 from megacode.base.errors import ConfigError, Problem
 from megacode.config.evaluate_rules import EVALUATE_RULES
-from megacode.config.fixes import did_you_mean
-from megacode.config.origins import Layer, Origins
 from megacode.config.overrides import apply_overrides
 from megacode.config.phase_rules import PHASE_RULES
+from megacode.config.placeholders import LENIENT, UNKNOWN, while_known
 from megacode.config.problems import problems_of
 from megacode.config.rules import RULES
 from megacode.config.run import RunConfig
-from megacode.config.unknown import LENIENT, UNKNOWN, while_known
+from megacode.config.setting_origins import Layer, Origins
+from megacode.config.suggestions import did_you_mean
 from megacode.config.yaml_reader import Loader, parse_yaml
 
 _PRESETS = Path(__file__).with_name("presets.yaml")
