@@ -18,7 +18,7 @@ TRAINING = [
     "numpy",
     "pydantic>=2.7",
     "PyYAML",
-    "typer",
+    "typer>=0.19",  # Literal as the type of an option
     "rich",
     "safetensors",
     "transformers>=4.50",

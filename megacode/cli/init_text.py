@@ -8,15 +8,13 @@ import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megacode.base.units import format_count
-from megacode.config.loading import presets
+from megacode.cli.init_config import NewConfig
+from megacode.config.loading import presets, validate
 from megacode.config.quantity import Quantity
 from megacode.config.yaml_reader import parse_yaml
-
-if TYPE_CHECKING:
-    from megacode.cli.init_config import NewConfig
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./~-]+")
 _TEMPLATE = Template("""\
@@ -61,8 +59,16 @@ checkpoint: {every: $every, keep_last: 3, keep_phase_ends: true}
 
 
 def render(new: NewConfig) -> str:
-    """Return a config's text."""
-    return _TEMPLATE.substitute(_names(new) | _lengths(new))
+    """Return a config's text, which `megacode plan` accepts: it is planned here, before anybody writes it.
+
+    Raises:
+        MegacodeError: what `megacode plan` would refuse.
+    """
+    from megacode.planning.run_plan import plan_run
+
+    text, where = _TEMPLATE.substitute(_names(new) | _lengths(new)), str(new.wishes.out)
+    plan_run(validate(parse_yaml(text, where), where))
+    return text
 
 
 def _names(new: NewConfig) -> dict[str, Any]:
