@@ -50,13 +50,8 @@ def init(
     from megacode.base.files import write_text
     from megacode.cli.init_config import InitOptions, compose
     from megacode.cli.init_text import next_steps, render
-    from megacode.config.loading import validate
-    from megacode.config.yaml_reader import parse_yaml
-    from megacode.planning.run_plan import plan_run
 
     config = compose(InitOptions(out, name or out.stem, tuple(data), tokenizer, model, tokens, seq_length))
-    text = render(config)
-    plan_run(validate(parse_yaml(text, str(out)), str(out)))  # what `megacode plan` refuses is never written
-    write_text(out, text)
+    write_text(out, render(config))
     for line in next_steps(config, out):
         typer.echo(line)

@@ -66,7 +66,7 @@ def render(new: NewConfig) -> str:
     """
     from megacode.planning.run_plan import plan_run
 
-    text, where = _TEMPLATE.substitute(_names(new) | _lengths(new)), str(new.wishes.out)
+    text, where = _TEMPLATE.substitute(_names(new) | _lengths(new)), str(new.options.out)
     plan_run(validate(parse_yaml(text, where), where))
     return text
 

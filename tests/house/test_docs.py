@@ -60,10 +60,11 @@ def leads_somewhere(page: Path, target: str) -> bool:
     return linked.exists() and (not fragment or fragment in anchors(linked))
 
 
-@pytest.mark.parametrize("page", EVERY_PAGE, ids=name_of)
-def test_links_lead_somewhere(page: Path) -> None:
-    targets = [target for target in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in target]
-    assert not [target for target in targets if not leads_somewhere(page, target)]
+def test_links_lead_somewhere() -> None:
+    links = [(page, target) for page in EVERY_PAGE for target in LINK.findall(page.read_text(encoding="utf-8"))]
+    inside = [(page, target) for page, target in links if "://" not in target]
+    assert len(inside) > 50
+    assert not [(page.name, target) for page, target in inside if not leads_somewhere(page, target)]
 
 
 @pytest.mark.parametrize("page", EVERY_PAGE, ids=name_of)
