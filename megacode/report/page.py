@@ -91,7 +91,7 @@ def render_several(records: Sequence[RunRecord]) -> str:
 
 
 def _environment() -> Environment:
-    loader = PackageLoader("megacode.study", ".")
+    loader = PackageLoader("megacode.report", ".")
     return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
 
 
