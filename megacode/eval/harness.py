@@ -31,7 +31,7 @@ from megacode.eval.partial import Part, Partial
 from megacode.eval.ranks import Ranks, scoring_ranks
 from megacode.eval.running import aggregate, load_model, run_items
 from megacode.eval.samples import write_samples
-from megacode.eval.scores import model_facts, provenance, questions_digest, render_scores, task_scores
+from megacode.eval.scores import model_facts, provenance, prompts_digest, questions_digest, render_scores, task_scores
 from megacode.eval.suites import Suite, load_suite, run_of
 from megacode.eval.surroundings import surroundings
 from megacode.eval.telling import tell_run
@@ -185,11 +185,12 @@ def _score(
     settings = {"limit": choices.limit, "device": device.partition(":")[0], "dtype": str(model.model.dtype)}
     made = provenance()
     identity = {"model": facts, "suite": suite.files_digest(), "settings": settings, "versions": made["versions"]}
+    identity["clusters"] = suite.clusters
     partial, parts = Partial(target, identity), {}
     for name, task in tasks.items():
         part = ranks.tell(partial.read(name) if ranks.first else None)
         if part is None:
-            part = _run_task(model, name, task, choices, ranks)
+            part = _run_task(model, (name, task, suite.clusters.get(name)), choices, ranks)
             if ranks.first:
                 partial.keep(name, part)
         parts[name] = part
@@ -201,6 +202,7 @@ def _score(
         "model": {**facts, "parameters": sum(parameter.numel() for parameter in model.model.parameters())},
         "scores": scores,
         "means": category_means(scores, suite.categories, suite.means),
+        "mean_parts": {**suite.categories, **suite.means},
         "chance": {name: chance for name, chance in (suite.chance or {}).items() if name in scores},
         "tasks": {name: part["facts"] for name, part in parts.items()},
         "suite_sha256": suite.files_digest(),
@@ -211,15 +213,17 @@ def _score(
     return document, [line for part in parts.values() for line in part["lines"]]
 
 
-def _run_task(model: Any, name: str, task: Any, choices: Choices, ranks: Ranks) -> Part:
+def _run_task(model: Any, what: tuple[str, Any, str | None], choices: Choices, ranks: Ranks) -> Part:
     """Run this rank's share of a task; return what all ranks found on rank 0, the same without numbers elsewhere."""
-    start, count = time.perf_counter(), min(len(task.eval_docs), choices.limit or len(task.eval_docs))
-    part = run_items(model, name, task, ranks.share(count))
+    (name, task, cluster), start = what, time.perf_counter()
+    count = min(len(task.eval_docs), choices.limit or len(task.eval_docs))
+    part = run_items(model, name, task, ranks.share(count), cluster)
     lines = sorted(ranks.gather(part), key=lambda line: (line["filter"], line["item"]))
     facts = {
         "items": len({line["item"] for line in lines}),
         "seconds": round(time.perf_counter() - start, 3),
         "questions_sha256": questions_digest(lines),
+        "prompts_sha256": prompts_digest(lines),
         "higher_is_better": task.higher_is_better(),
         "version": task.VERSION,
         "cut": cut_facts(lines, model.max_length),
