@@ -31,7 +31,7 @@ from megacode.eval.partial import Part, Partial
 from megacode.eval.ranks import Ranks, scoring_ranks
 from megacode.eval.running import aggregate, load_model, run_items
 from megacode.eval.samples import write_samples
-from megacode.eval.scores import model_facts, provenance, prompts_digest, questions_digest, render_scores, task_scores
+from megacode.eval.scores import model_facts, prompts_digest, provenance, questions_digest, render_scores, task_scores
 from megacode.eval.suites import Suite, load_suite, run_of
 from megacode.eval.surroundings import surroundings
 from megacode.eval.telling import tell_run

@@ -36,8 +36,8 @@ def read_quac() -> list[dict[str, Any]]:
     """Return QuAC's validation questions in the file's order.
 
     Returns:
-        `{id, prompt, answers, dialogue}`: the prompt is the section's title and text, the dialogue so far and the question;
-        `answers` are the distinct reference answers, at least one.
+        `{id, prompt, answers, dialogue}`: the prompt is the section's title and text, the dialogue so far and the
+        question; `answers` are the distinct reference answers, at least one.
 
     Raises:
         DataError: if the file is not there or damaged.

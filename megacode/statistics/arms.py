@@ -110,11 +110,11 @@ def check_comparable(arms: Iterable[Arm], without: Sequence[str] = ()) -> None:
             earlier = next((other for other in models[:number] if name in other.tasks), None)
             if earlier is not None:
                 problems += _differences(name, earlier, model)
-    for one, other in zip(models, models[1:], strict=False):
-        for name in sorted(set(one.mean_parts) & set(other.mean_parts)):
-            if one.mean_parts[name] != other.mean_parts[name]:
-                fix = "score both with the same suite"
-                problems.append(Problem(f"mean/{name} is of other tasks", f"{one.path} and {other.path}", fix))
+        for name in model.mean_parts:
+            earlier = next((other for other in models[:number] if name in other.mean_parts), model)
+            if earlier.mean_parts[name] != model.mean_parts[name]:
+                where, fix = f"{earlier.path} and {model.path}", "score both with the same suite"
+                problems.append(Problem(f"mean/{name} is of other tasks", where, fix))
     if problems:
         raise DataError(problems=problems)
 

@@ -98,7 +98,7 @@ def tabulate(arms: Sequence[Arm], without: Sequence[str] = ()) -> Table:
         metrics = dict.fromkeys(metric for _, model in models for metric in model.tasks[task].outcomes)
         keys += [(task, one) for one in metrics if all(one in model.tasks[task].outcomes for _, model in models)]
     for _, model in models:
-        left_out |= {name: "it is no mean of its items" for name in model.unpaired}
+        left_out |= dict.fromkeys(model.unpaired, "it is no mean of its items")
     if not keys:
         places = ", ".join(str(model.path) for _, model in models[:3])
         raise DataError("the arms have no task in common", places, "score them with the same suite")
