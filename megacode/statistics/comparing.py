@@ -24,7 +24,6 @@ from megacode.statistics.families import DRAWS, benjamini_hochberg, holm, single
 from megacode.statistics.power import POWER, smallest_visible
 from megacode.statistics.quantities import Table, tabulate
 from megacode.statistics.ratios import relative_gain
-from megacode.statistics.student import t_quantile
 from megacode.statistics.variance import own_spread
 from megacode.statistics.words import sentence, unit_of
 
@@ -137,7 +136,7 @@ def _max_t(
         return adjusted, levels
     chosen, smallest = [found[i] for i in with_t], np.empty(0)
     if len(chosen) > 1:
-        df = np.array([one.df for one in chosen])
+        df = np.array([one.spread.whole.df for one in chosen])
         smallest = smallest_p_values(_correlation(table, chosen), df, question.key, question.draws)
     share = len(chosen) / count
     own, level = single_step(p[with_t], smallest, alpha * share)
@@ -173,7 +172,7 @@ def _document(
         "high": high,
         "simultaneous_low": together[0],
         "simultaneous_high": together[1],
-        "degrees_of_freedom": None if one.is_exact else one.df,
+        "degrees_of_freedom": None if one.is_exact else one.spread.whole.df,
         "seeds": one.seeds,
         "items": one.items,
         "distinguishable": adjusted <= alpha if one.is_exact or family != "primary" else one.p <= level,
@@ -186,12 +185,12 @@ def _document(
         "method": "exact" if one.is_exact else "t",
         "p": one.p,
         "adjusted_p": adjusted,
-        "standard_error": None if one.is_exact else math.sqrt(one.variance),
+        "standard_error": None if one.is_exact else one.spread.error,
         "about": one.about,
         "paired_seeds": one.paired,
         "items_for": one.positive,
         "items_against": one.negative,
-        "smallest_visible": None if one.is_exact else smallest_visible(math.sqrt(one.variance), one.df, level, POWER),
+        "smallest_visible": None if one.is_exact else smallest_visible(one.spread, level, POWER),
         "seeds_could_move_by": _seed_reach(table, one, question),
         "missing_tasks": list(quantity.missing),
     }
@@ -201,8 +200,8 @@ def _document(
 
 def _relative(table: Table, one: Difference, alpha: float) -> dict[str, float] | None:
     variance, base = (own_variance(table, number, one) for number in (one.arm, one.base))
-    covariance = (variance + base - one.variance) / 2
-    quantile = float(t_quantile(1 - alpha / 2, one.df))
+    covariance = (variance + base - one.spread.whole.variance) / 2
+    quantile = one.spread.half_width(alpha) / one.spread.error
     return relative_gain(one.score, one.score - one.value, variance, base, covariance, quantile)
 
 

@@ -9,8 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from megacode.statistics.quantities import Table
-from megacode.statistics.student import binomial_at_most, t_quantile, two_sided_p
-from megacode.statistics.variance import Part, item_parts, own_spread, paired_spread, residuals, rest_parts, total
+from megacode.statistics.student import binomial_at_most
+from megacode.statistics.variance import (
+    Part,
+    Spread,
+    item_parts,
+    own_spread,
+    paired_spread,
+    residuals,
+    rest_parts,
+    spread_of,
+)
 
 FEW = 10  # items that differ, below which t intervals of right and wrong answers cover too little
 _ROUNDING = 1e-12
@@ -26,15 +35,14 @@ class Difference:
         quantity: number of the quantity.
         value: the difference.
         score: the arm's own.
-        variance: of the difference.
-        df: degrees of freedom.
+        spread: what it would move by.
         p: two-sided, not corrected.
         seeds: of the arm or of the baseline, whichever has fewer.
         paired: whether both have the same seeds.
         items: of all tasks.
         positive: items, or passages, with a larger value in the arm.
         negative: with a smaller one.
-        is_exact: whether p is of the exact test, and the variance means nothing.
+        is_exact: whether p is of the exact test, and the spread means nothing.
     """
 
     arm: int
@@ -42,8 +50,7 @@ class Difference:
     quantity: int
     value: float
     score: float
-    variance: float
-    df: float
+    spread: Spread
     p: float
     seeds: int
     paired: bool
@@ -61,7 +68,7 @@ class Difference:
         """Return the interval of level 1 - alpha; None where there is none."""
         if self.is_exact:
             return None, None
-        half = float(t_quantile(1 - alpha / 2, self.df)) * math.sqrt(self.variance)
+        half = self.spread.half_width(alpha)
         return self.value - half, self.value + half
 
     def has(self, table: Table, task: str) -> bool:
@@ -92,16 +99,16 @@ def difference(table: Table, arm: int, base: int, number: int) -> Difference:
     paired = table.arms[arm].seeds == table.arms[base].seeds
     seed = seed_part(table, arm, base, number)
     rest = rest_parts(own, other, quantity.weights, paired) if seed is not None else []
-    whole = total(seed, item_parts(own, other, quantity.weights), rest)
+    spread = spread_of(seed, item_parts(own, other, quantity.weights), rest)
     signs = np.concatenate([_signs(a.sums, b.sums) for a, b in zip(own, other, strict=True)])
     positive, negative = int(np.sum(signs > 0)), int(np.sum(signs < 0))
     scale = max(abs(score), abs(score - value))
-    known = math.isfinite(whole.variance) and math.sqrt(whole.variance) > _ROUNDING * scale
+    known = math.isfinite(spread.whole.variance) and spread.error > _ROUNDING * scale
     few = positive + negative < FEW and 2 * (positive + negative) < len(signs)
     is_exact = few or not known
-    p = sign_test(positive, negative) if is_exact else float(two_sided_p(value / math.sqrt(whole.variance), whole.df))
+    p = sign_test(positive, negative) if is_exact else spread.p_value(value)
     return Difference(
-        arm, base, number, 0.0 if positive + negative == 0 else value, score, whole.variance, whole.df, p,
+        arm, base, number, 0.0 if positive + negative == 0 else value, score, spread, p,
         min(len(table.arms[arm].models), len(table.arms[base].models)), paired, sum(one.count for one in own),
         positive, negative, is_exact,
     )  # fmt: skip

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from megacode.statistics.families import DRAWS, smallest_p_values
-from megacode.statistics.student import t_quantile
-from megacode.statistics.variance import Part, total
+from megacode.statistics.student import t_quantile, two_sided_p
+from megacode.statistics.variance import Part, Spread, spread_of
 
 POWER = 0.8
 
@@ -38,9 +38,9 @@ class Expected:
     smallest_visible_together: float
 
 
-def smallest_visible(standard_error: float, df: float, alpha: float = 0.05, power: float = POWER) -> float:
+def smallest_visible(spread: Spread, alpha: float = 0.05, power: float = POWER) -> float:
     """Return the smallest difference that is found with a chance of `power`: (t(1 - alpha/2) + t(power)) SE."""
-    return float((t_quantile(1 - alpha / 2, df) + t_quantile(power, df)) * standard_error)
+    return spread.half_width(alpha) + float(t_quantile(power, spread.whole.df)) * spread.error
 
 
 def item_standard_error(items: int, deviation: float, correlation: float) -> float:
@@ -90,13 +90,14 @@ def expected(
         raise ValueError(f"{arms} arms with {seeds} seeds cannot be compared")
     df = (arms - 1) * (seeds - 1) if seeds > 1 else math.inf
     seed = Part(2 * seed_deviation**2 / seeds, df)
-    whole = total(seed, [Part(item_error**2, items - 1)], [])
-    error, critical = math.sqrt(whole.variance), critical_value(arms - 1, whole.df, alpha)
+    spread = spread_of(seed, [Part(item_error**2, items - 1)], [])
+    critical = critical_value(arms - 1, spread.whole.df, alpha)
+    together = float(two_sided_p(critical, spread.whole.df))
     return Expected(
-        standard_error=error,
-        df=whole.df,
-        half_width=float(t_quantile(1 - alpha / 2, whole.df)) * error,
+        standard_error=spread.error,
+        df=spread.whole.df,
+        half_width=spread.half_width(alpha),
         critical=critical,
-        smallest_visible=smallest_visible(error, whole.df, alpha, power),
-        smallest_visible_together=(critical + float(t_quantile(power, whole.df))) * error,
+        smallest_visible=smallest_visible(spread, alpha, power),
+        smallest_visible_together=smallest_visible(spread, together, power),
     )
