@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from megacode.base.tables import FigureTable
-from megacode.statistics.words import BITS, figure, span, verdict
+from megacode.statistics.words import about, claim, digits, figure, verdict
 
 _SENTENCES = 12
 _TITLES = {
@@ -22,17 +22,13 @@ _TITLES = {
 def render_comparison(document: Mapping[str, Any], console: Console) -> None:
     """Print a comparison document."""
     _arms(document, console)
-    primary = [one for one in document["comparisons"] if one["family"] == "primary"]
-    for one in primary[:_SENTENCES]:
-        console.print(Text(one["words"]), highlight=False)
-    if len(primary) > _SENTENCES:
-        console.print(f"... and {len(primary) - _SENTENCES} more, in the table below")
+    _sentences([one for one in document["comparisons"] if one["family"] == "primary"], console)
     for family, title in _TITLES.items():
         if found := [one for one in document["comparisons"] if one["family"] == family]:
             console.print()
             told = title.format(f"{100 * (1 - document['level']):g}")
             console.print(Text(told, style="italic"), _table(document, found))
-    console.print(Text("\nno word at the end: not distinguishable; ↓: less is better; % and accuracy in points"))
+    console.print(Text("\nno word at the end: not distinguishable; shares are in points; ↓: less is better"))
     for name, why in document["left_out"].items():
         console.print(Text(f"not compared: {name}: {why}"))
     for note in document["notes"]:
@@ -49,25 +45,40 @@ def _arms(document: Mapping[str, Any], console: Console) -> None:
     console.print()
 
 
-def _table(document: Mapping[str, Any], found: list[dict[str, Any]]) -> FigureTable:
-    level = f"{100 * document['level']:g} %"
-    figures = ("score", "difference", level, "corrected")
+def _sentences(primary: Sequence[dict[str, Any]], console: Console) -> None:
+    scopes = list(dict.fromkeys(about(one) for one in primary))
+    for one in primary[:_SENTENCES]:
+        console.print(Text(claim(one) if len(scopes) == 1 else one["words"]), highlight=False)
+    if len(primary) > _SENTENCES:
+        console.print(f"... and {len(primary) - _SENTENCES} more, in the table below")
+    if len(scopes) == 1:
+        console.print(Text(f"All this is about {scopes[0]}."), highlight=False)
+
+
+def _table(document: Mapping[str, Any], found: Sequence[dict[str, Any]]) -> FigureTable:
+    figures = ("score", "difference", f"± {100 * document['level']:g} %", "± corrected")
     table = FigureTable("metric, arm", *figures, "", figures=figures)
     spread = {arm["name"]: arm["seed_sd"] for arm in document["arms"]}
     for metric in dict.fromkeys(one["metric"] for one in found):
         rows = [one for one in found if one["metric"] == metric]
         arrow = " ↓" if rows[0]["higher_is_better"] is False else ""
-        unit = f" ({BITS})" if rows[0]["unit"] == BITS and not metric.endswith("bits_per_byte") else ""
-        table.add_row(metric + arrow + unit, style="bold")
-        table.add_row(f"  {document['baseline']}", figure(rows[0], rows[0]["baseline_score"]))
+        table.add_row(metric + arrow, style="bold")
+        places = min(digits(one) for one in rows)
+        table.add_row(f"  {document['baseline']}", figure(rows[0], rows[0]["baseline_score"], places=places))
         for one in rows:
-            table.add_row(
-                f"  {one['arm']}", figure(one, one["score"]), figure(one, one["difference"], sign=True),
-                span(one, one["low"], one["high"]), span(one, one["simultaneous_low"], one["simultaneous_high"]),
-                verdict(one),
-            )  # fmt: skip
-        if any(spread[one["arm"]][metric] for one in rows):
-            sds = [spread[name][metric] for name in (document["baseline"], *(one["arm"] for one in rows))]
-            known = [sd for sd in sds if sd is not None]
-            table.add_row("  spread over seeds", f"{figure(rows[0], min(known))} .. {figure(rows[0], max(known))}")
+            score = figure(one, one["score"], places=places)
+            difference = figure(one, one["difference"], sign=True, places=places)
+            table.add_row(f"  {one['arm']}", score, difference, *_half_widths(one, places), verdict(one))
+        sds = [spread[name][metric] for name in (document["baseline"], *(one["arm"] for one in rows))]
+        if known := [sd for sd in sds if sd is not None]:
+            low, high = (figure(rows[0], sd, places=places) for sd in (min(known), max(known)))
+            table.add_row(f"  sd over seeds {low} .. {high}", style="dim")
     return table
+
+
+def _half_widths(one: Mapping[str, Any], places: int) -> tuple[str, str]:
+    """Return half of an interval, alone and corrected; of an exact test its p-values."""
+    if one["method"] == "exact":
+        return f"p = {one['p']:.2g}", f"p = {one['adjusted_p']:.2g}"
+    alone, together = (one[high] - one["difference"] for high in ("high", "simultaneous_high"))
+    return figure(one, alone, places=places), figure(one, together, places=places)

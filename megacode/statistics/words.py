@@ -18,21 +18,21 @@ def unit_of(is_bits: bool, *scores: float) -> str:
     return POINTS if all(0 <= score <= 1 for score in scores) else ""
 
 
-def figure(one: Comparison, number: float | None, *, sign: bool = False) -> str:
-    """Return a number of a comparison, to the digit that its standard error shows."""
+def figure(one: Comparison, number: float | None, *, sign: bool = False, places: int | None = None) -> str:
+    """Return a number of a comparison, with some decimals: absent, those that its standard error shows."""
     if number is None:
         return "-"
     factor = 100 if one["unit"] == POINTS else 1
     shown = factor * number
-    text = f"{shown:{'+' if sign else ''}.{digits(one)}f}"
+    text = f"{shown:{'+' if sign else ''}.{digits(one) if places is None else places}f}"
     return text if float(text) else text.replace("-", "+" if sign else "", 1)
 
 
 def digits(one: Comparison) -> int:
-    """Return the decimals that keep two digits of the standard error."""
-    usual = 1 if one["unit"] == POINTS else 3
+    """Return the decimals that keep two digits of the standard error, within what is read with ease."""
+    least, most = (1, 2) if one["unit"] == POINTS else (3, 4) if one["unit"] == BITS else (1, 6)
     error = (one["standard_error"] or 0) * (100 if one["unit"] == POINTS else 1)
-    return min(max(1 - math.floor(math.log10(error)), 0 if error >= 10 else 1), 6) if error > 0 else usual
+    return min(max(1 - math.floor(math.log10(error)), least), most) if error > 0 else least
 
 
 def span(one: Comparison, low: float | None, high: float | None) -> str:
@@ -52,14 +52,22 @@ def verdict(one: Comparison) -> str:
 
 
 def sentence(one: Comparison) -> str:
-    """Return what a comparison says, and of what: of recipes only where several seeds were trained."""
-    two = "these two models" if one["about"] == "models" else f"these recipes ({one['seeds']} seeds)"
-    said = _exact(one) if one["method"] == "exact" else _by_interval(one)
-    tail = f"; it speaks of {two}"
+    """Return what a comparison says, and of what."""
+    return f"{claim(one)}; this is about {about(one)}"
+
+
+def claim(one: Comparison) -> str:
+    """Return what a comparison says."""
+    return _exact(one) if one["method"] == "exact" else _by_interval(one)
+
+
+def about(one: Comparison) -> str:
+    """Return what a comparison is about: recipes only where several seeds were trained."""
+    if one["about"] == "recipes":
+        return f"these recipes ({one['seeds']} seeds)"
     reach = one["seeds_could_move_by"]
-    if reach is not None:
-        tail += f", and other seeds alone may move it by {figure(one, reach)}{_unit(one)}"
-    return said + tail
+    moved = "" if reach is None else f"; other seeds alone may move it by {figure(one, reach)}{_unit(one)}"
+    return f"these two models{moved}"
 
 
 def _by_interval(one: Comparison) -> str:

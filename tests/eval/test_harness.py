@@ -15,6 +15,8 @@ from megacode.eval.demo_items import Sizes, build_demo_tasks
 from megacode.eval.harness import Choices, evaluate, evaluate_many
 from megacode.eval.models import check_model, default_out
 from megacode.eval.suites import items_dir
+from megacode.statistics.arms import read_arms
+from megacode.statistics.comparing import Question, compare
 
 SOURCES = ("text", "code", "markup")
 TASKS = (*(f"demo_{kind}_{source}" for kind in ("endings", "bits") for source in SOURCES), "demo_next_word_code")
@@ -222,6 +224,14 @@ def test_several_models_are_scored_in_one_process_and_answer_the_same_questions(
     for task, facts in first["tasks"].items():
         assert facts["questions_sha256"] == second["tasks"][task]["questions_sha256"]
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", "a.items.jsonl", "b.json", "b.items.jsonl"}
+    arms = read_arms([f"a={tmp_path / 'a.json'}", f"b={tmp_path / 'b.json'}"])
+    assert all(task.clusters is not None for task in arms[0].models[0].tasks.values()), "items of one document"
+    differences = {one["metric"]: one["difference"] for one in compare(arms, Question("a"))["comparisons"]}
+    for task in TASKS:
+        for metric in [name for name in first["scores"][task] if not name.endswith("_stderr")]:
+            gap = second["scores"][task][metric] - first["scores"][task][metric]
+            assert differences.pop(f"{task}/{metric}") == pytest.approx(gap, abs=1e-9)
+    assert not differences
 
 
 @slow
@@ -235,6 +245,8 @@ def test_scoring_is_silent_and_touches_neither_network_nor_home_nor_working_dire
         "socket.socket.connect = refuse\n"
         "from pathlib import Path\n"
         "from megacode.eval.harness import Choices, evaluate\n"
+from megacode.statistics.arms import read_arms
+from megacode.statistics.comparing import Question, compare
         f"out = Path({str(tmp_path / 'out.json')!r})\n"
         f"evaluate(Path({str(run / 'hf/iter_0000010')!r}), out=out, choices=Choices(limit=2))\n"
     )

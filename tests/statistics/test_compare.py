@@ -73,7 +73,7 @@ def test_the_worked_examples_come_out_of_score_files(tmp_path: Path) -> None:
     assert (one["difference"], one["p"], one["method"], one["low"]) == (0.375, 0.25, "exact", None)
     assert (one["items_for"], one["items_against"], one["distinguishable"]) == (3, 0, False)
     assert one["words"].endswith(
-        "3 of 8 items differ, 3 up and 0 down (exact test, p = 0.25); it speaks of these two models"
+        "3 of 8 items differ, 3 up and 0 down (exact test, p = 0.25); this is about these two models"
     )
 
 
@@ -87,7 +87,7 @@ def test_a_clear_difference_is_said_in_words(pair: Callable[..., list[str]]) -> 
     assert one["relative"]["low"] < one["relative"]["value"] < one["relative"]["high"]
     assert re.fullmatch(
         r"piqa/acc: arm is better than base by \d+\.\d points \(\+\d+\.\d \.\. \+\d+\.\d, \+\d+\.\d %\); "
-        r"it speaks of these two models",
+        r"this is about these two models",
         one["words"],
     )
     assert "recipes" not in one["words"]
@@ -162,7 +162,7 @@ def test_seeds_are_paired_by_their_number_and_speak_of_recipes(tmp_path: Path) -
     one = only(document)
     assert one["seeds"] == 3
     assert one["paired_seeds"]
-    assert one["words"].endswith("it speaks of these recipes (3 seeds)")
+    assert one["words"].endswith("this is about these recipes (3 seeds)")
     assert document["arms"][0]["seeds"] == [1, 2, 3]
     single = compared(words[0], f"arm={names['arm'][0]}")
     assert only(single)["seeds"] == 1
@@ -174,7 +174,7 @@ def test_seeds_are_paired_by_their_number_and_speak_of_recipes(tmp_path: Path) -
     reach = both["comparisons"][0]["seeds_could_move_by"]
     assert reach == pytest.approx(2 * 2**0.5 * both["arms"][2]["seed_sd"]["a/acc"])
     known = compared(f"base={names['base'][0]}", f"arm={names['arm'][0]}", seed_sd={"a/acc": 0.01})
-    assert "and other seeds alone may move it by 2.8 points" in only(known)["words"]
+    assert "these two models; other seeds alone may move it by 2.8 points" in only(known)["words"]
 
 
 def test_a_margin_makes_equality_a_finding(pair: Callable[..., list[str]]) -> None:
@@ -184,7 +184,9 @@ def test_a_margin_makes_equality_a_finding(pair: Callable[..., list[str]]) -> No
 def test_what_is_not_distinguishable_says_what_would_have_been_seen(tmp_path: Path) -> None:
     files = [write_scores(tmp_path / f"{s}.json", {"a": graded(0.5, 100, s)}) for s in (1, 2)]
     words = only(compared(f"base={files[0]}", f"arm={files[1]}"))["words"]
-    assert re.search(r"are not distinguishable \(.* \.\. .*\); \d+\.\d points would have been seen with 80 % chance", words)
+    assert re.search(
+        r"are not distinguishable \(.* \.\. .*\); \d+\.\d points would have been seen with 80 % chance", words
+    )
 
 
 def test_tasks_beside_means_are_exploratory_and_a_second_family_is_holm_s(tmp_path: Path) -> None:
@@ -398,7 +400,7 @@ def test_the_command_prints_one_json_document_or_a_table_that_is_whole(
     screen = Console(file=io.StringIO(), width=80)
     render_comparison(document, screen)
     assert isinstance(screen.file, io.StringIO)
-    figures = [f"{100 * document['comparisons'][0][key]:+.1f}" for key in ("difference", "low", "high")]
-    said = screen.file.getvalue()
-    for figure in figures:
-        assert figure in said
+    said, one = screen.file.getvalue(), document["comparisons"][0]
+    assert "± 90 %" in said
+    for number in (one["difference"], one["high"] - one["difference"], one["score"], one["baseline_score"]):
+        assert f"{100 * number:.1f}" in said
