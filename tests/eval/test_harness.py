@@ -245,8 +245,6 @@ def test_scoring_is_silent_and_touches_neither_network_nor_home_nor_working_dire
         "socket.socket.connect = refuse\n"
         "from pathlib import Path\n"
         "from megacode.eval.harness import Choices, evaluate\n"
-from megacode.statistics.arms import read_arms
-from megacode.statistics.comparing import Question, compare
         f"out = Path({str(tmp_path / 'out.json')!r})\n"
         f"evaluate(Path({str(run / 'hf/iter_0000010')!r}), out=out, choices=Choices(limit=2))\n"
     )
