@@ -22,7 +22,7 @@ from megacode.statistics.arms import Arm
 from megacode.statistics.differences import Difference, difference, own_variance, seed_covariance
 from megacode.statistics.families import DRAWS, benjamini_hochberg, holm, single_step, smallest_p_values
 from megacode.statistics.power import POWER, smallest_visible
-from megacode.statistics.quantities import Table, tabulate
+from megacode.statistics.quantities import Results, tabulate
 from megacode.statistics.ratios import relative_gain
 from megacode.statistics.variance import own_spread
 from megacode.statistics.words import sentence, unit_of
@@ -71,22 +71,22 @@ def compare(arms: Sequence[Arm], question: Question, without: Sequence[str] = ()
         ConfigError: if the question names an arm or a metric that there is none of.
         DataError: if the arms have no task in common.
     """
-    table = tabulate(arms, without)
+    results = tabulate(arms, without)
     base = _named(question.baseline, [arm.name for arm in arms], "--baseline")
-    families = _families(table, question)
+    families = _families(results, question)
     others = [number for number in range(len(arms)) if number != base]
     comparisons = []
     for family, members in families.items():
-        found = [difference(table, arm, base, quantity) for quantity in members for arm in others]
+        found = [difference(results, arm, base, quantity) for quantity in members for arm in others]
         if found:
-            comparisons += _judged(table, found, family, question)
+            comparisons += _judged(results, found, family, question)
     return {
         "level": question.level,
         "baseline": question.baseline,
-        "arms": [_arm(table, number) for number in range(len(arms))],
+        "arms": [_arm(results, number) for number in range(len(arms))],
         "comparisons": comparisons,
-        "left_out": table.left_out,
-        "notes": _notes(table),
+        "left_out": results.left_out,
+        "notes": _notes(results),
     }
 
 
@@ -99,8 +99,8 @@ def _named(name: str, names: Sequence[str], where: str) -> int:
     return names.index(name)
 
 
-def _families(table: Table, question: Question) -> dict[str, list[int]]:
-    names = [quantity.name for quantity in table.quantities]
+def _families(results: Results, question: Question) -> dict[str, list[int]]:
+    names = [quantity.name for quantity in results.quantities]
     means = [name for name in names if name.startswith("mean/")]
     primary = (means or names) if question.primary is None else question.primary
     found = {
@@ -112,21 +112,21 @@ def _families(table: Table, question: Question) -> dict[str, list[int]]:
     return {**found, "exploratory": [number for number in range(len(names)) if number not in taken]}
 
 
-def _judged(table: Table, found: Sequence[Difference], family: str, question: Question) -> list[dict[str, Any]]:
+def _judged(results: Results, found: Sequence[Difference], family: str, question: Question) -> list[dict[str, Any]]:
     """Return the comparisons of one family as documents."""
     alpha = 1 - question.level
     p = np.array([one.p for one in found])
     if family == "primary":
-        adjusted, levels = _max_t(table, found, p, question)
+        adjusted, levels = _max_t(results, found, p, question)
     else:
         adjusted, levels = (holm if family == "secondary" else benjamini_hochberg)(p, alpha)
     return [
-        _document(table, one, float(adjusted[i]), float(levels[i]), family, question) for i, one in enumerate(found)
+        _document(results, one, float(adjusted[i]), float(levels[i]), family, question) for i, one in enumerate(found)
     ]
 
 
 def _max_t(
-    table: Table, found: Sequence[Difference], p: np.ndarray, question: Question
+    results: Results, found: Sequence[Difference], p: np.ndarray, question: Question
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return adjusted p-values and levels by max-T; exact tests, which have no t, get their Bonferroni share."""
     alpha, count = 1 - question.level, len(found)
@@ -137,35 +137,35 @@ def _max_t(
     chosen, smallest = [found[i] for i in with_t], np.empty(0)
     if len(chosen) > 1:
         df = np.array([one.spread.whole.df for one in chosen])
-        smallest = smallest_p_values(_correlation(table, chosen), df, question.key, question.draws)
+        smallest = smallest_p_values(_correlation(results, chosen), df, question.key, question.draws)
     share = len(chosen) / count
     own, level = single_step(p[with_t], smallest, alpha * share)
     adjusted[with_t], levels[with_t] = np.minimum(1, own / share), level
     return adjusted, levels
 
 
-def _correlation(table: Table, found: Sequence[Difference]) -> np.ndarray:
+def _correlation(results: Results, found: Sequence[Difference]) -> np.ndarray:
     """Return float64[K, K], how differences move together: by items that they share, and by seeds."""
-    covariance = seed_covariance(table, found)
-    tasks = dict.fromkeys(task for one in found for task, _ in table.quantities[one.quantity].keys)
+    covariance = seed_covariance(results, found)
+    tasks = dict.fromkeys(task for one in found for task, _ in results.quantities[one.quantity].keys)
     for task in tasks:
-        rows = np.array([one.deviations(table, task) for one in found if one.has(table, task)])
-        which = [i for i, one in enumerate(found) if one.has(table, task)]
+        rows = np.array([one.deviations(results, task) for one in found if one.has(results, task)])
+        which = [i for i, one in enumerate(found) if one.has(results, task)]
         covariance[np.ix_(which, which)] += rows @ rows.T
     scale = np.sqrt(np.diag(covariance))
     return covariance / np.outer(scale, scale)
 
 
 def _document(
-    table: Table, one: Difference, adjusted: float, level: float, family: str, question: Question
+    results: Results, one: Difference, adjusted: float, level: float, family: str, question: Question
 ) -> dict[str, Any]:
-    quantity = table.quantities[one.quantity]
+    quantity = results.quantities[one.quantity]
     low, high = one.interval(1 - question.level)
     together = one.interval(level)
     alpha = 1 - question.level
     document = {
-        "arm": table.arms[one.arm].name,
-        "baseline": table.arms[one.base].name,
+        "arm": results.arms[one.arm].name,
+        "baseline": results.arms[one.base].name,
         "metric": quantity.name,
         "difference": one.value,
         "low": low,
@@ -176,7 +176,7 @@ def _document(
         "seeds": one.seeds,
         "items": one.items,
         "distinguishable": adjusted <= alpha if one.is_exact or family != "primary" else one.p <= level,
-        "relative": None if one.is_exact else _relative(table, one, alpha),
+        "relative": None if one.is_exact else _relative(results, one, alpha),
         "score": one.score,
         "baseline_score": one.score - one.value,
         "unit": unit_of(quantity.is_bits, one.score, one.score - one.value),
@@ -191,26 +191,26 @@ def _document(
         "items_for": one.positive,
         "items_against": one.negative,
         "smallest_visible": None if one.is_exact else smallest_visible(one.spread, level, POWER),
-        "seeds_could_move_by": _seed_reach(table, one, question),
+        "seeds_could_move_by": _seed_reach(results, one, question),
         "missing_tasks": list(quantity.missing),
     }
     document["within_margin"] = _within(document, question.margin)
     return {**document, "words": sentence(document)}
 
 
-def _relative(table: Table, one: Difference, alpha: float) -> dict[str, float] | None:
-    variance, base = (own_variance(table, number, one) for number in (one.arm, one.base))
+def _relative(results: Results, one: Difference, alpha: float) -> dict[str, float] | None:
+    variance, base = (own_variance(results, number, one) for number in (one.arm, one.base))
     covariance = (variance + base - one.spread.whole.variance) / 2
     quantile = one.spread.half_width(alpha) / one.spread.error
     return relative_gain(one.score, one.score - one.value, variance, base, covariance, quantile)
 
 
-def _seed_reach(table: Table, one: Difference, question: Question) -> float | None:
+def _seed_reach(results: Results, one: Difference, question: Question) -> float | None:
     """Return the difference that other seeds alone may well make between two models of one recipe, if that is known."""
     if one.seeds > 1:
         return None
-    quantity = table.quantities[one.quantity]
-    spread = own_spread([table.scores(number, quantity) for number in range(len(table.arms))])
+    quantity = results.quantities[one.quantity]
+    spread = own_spread([results.scores(number, quantity) for number in range(len(results.arms))])
     known = question.seed_sd.get(quantity.name, math.sqrt(spread.variance) if spread else None)
     return None if known is None else 2 * math.sqrt(2) * known
 
@@ -220,9 +220,9 @@ def _within(document: Mapping[str, Any], margin: float | None) -> bool:
     return margin is not None and low is not None and -margin <= low and high <= margin
 
 
-def _arm(table: Table, number: int) -> dict[str, Any]:
-    arm = table.arms[number]
-    scores = {quantity.name: table.scores(number, quantity) for quantity in table.quantities}
+def _arm(results: Results, number: int) -> dict[str, Any]:
+    arm = results.arms[number]
+    scores = {quantity.name: results.scores(number, quantity) for quantity in results.quantities}
     return {
         "name": arm.name,
         "files": [str(model.path) for model in arm.models],
@@ -232,21 +232,21 @@ def _arm(table: Table, number: int) -> dict[str, Any]:
     }
 
 
-def _notes(table: Table) -> list[str]:
+def _notes(results: Results) -> list[str]:
     """Return what a reader has to know beside the numbers."""
-    notes, models = [], [model for arm in table.arms for model in arm.models]
+    notes, models = [], [model for arm in results.arms for model in arm.models]
     for key in models[0].conditions:
         values = list(dict.fromkeys(str(model.conditions.get(key)) for model in models))
         if len(values) > 1:
             notes.append(f"the models were scored with different {key}: {', '.join(values)}")
-    several = [arm for arm in table.arms if len(arm.models) > 1]
-    if several and len({arm.seeds for arm in table.arms}) > 1:
+    several = [arm for arm in results.arms if len(arm.models) > 1]
+    if several and len({arm.seeds for arm in results.arms}) > 1:
         notes.append("the arms have different seeds, so differences are not paired by seed")
     if several and any(seed.startswith("file") for arm in several for seed in arm.seeds):
         notes.append("not all score files say their seed, so seeds are paired in the order given")
-    if several and any(len(arm.models) == 1 for arm in table.arms):
+    if several and any(len(arm.models) == 1 for arm in results.arms):
         notes.append("arms with one seed are taken to spread as much over seeds as the others")
-    for quantity in table.quantities:
+    for quantity in results.quantities:
         if quantity.missing:
             notes.append(f"{quantity.name} is a mean without {', '.join(quantity.missing)}")
     return notes

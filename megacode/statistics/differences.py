@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megacode.statistics.quantities import Table
+from megacode.statistics.quantities import Results
 from megacode.statistics.student import binomial_at_most
 from megacode.statistics.variance import (
     Part,
@@ -71,33 +71,33 @@ class Difference:
         half = self.spread.half_width(alpha)
         return self.value - half, self.value + half
 
-    def has(self, table: Table, task: str) -> bool:
+    def has(self, results: Results, task: str) -> bool:
         """Return whether a task is a part of the quantity."""
-        return any(name == task for name, _ in table.quantities[self.quantity].keys)
+        return any(name == task for name, _ in results.quantities[self.quantity].keys)
 
-    def deviations(self, table: Table, task: str) -> np.ndarray:
+    def deviations(self, results: Results, task: str) -> np.ndarray:
         """Return float64[clusters], what each cluster of a task adds to the difference beyond its share."""
-        quantity = table.quantities[self.quantity]
-        pairs = zip(table.profiles(self.arm, quantity), table.profiles(self.base, quantity), strict=True)
+        quantity = results.quantities[self.quantity]
+        pairs = zip(results.profiles(self.arm, quantity), results.profiles(self.base, quantity), strict=True)
         parts = zip(quantity.keys, quantity.weights, pairs, strict=True)
         return np.asarray(sum(w * (a.items - b.items) for (name, _), w, (a, b) in parts if name == task))
 
 
-def difference(table: Table, arm: int, base: int, number: int) -> Difference:
+def difference(results: Results, arm: int, base: int, number: int) -> Difference:
     """Return an arm's difference from the baseline.
 
     Args:
-        table: all arms' results.
+        results: all arms' results.
         arm: number of the arm.
         base: number of the baseline.
         number: of the quantity.
     """
-    quantity = table.quantities[number]
-    own, other = table.profiles(arm, quantity), table.profiles(base, quantity)
-    score = float(table.scores(arm, quantity).mean())
-    value = score - float(table.scores(base, quantity).mean())
-    paired = table.arms[arm].seeds == table.arms[base].seeds
-    seed = seed_part(table, arm, base, number)
+    quantity = results.quantities[number]
+    own, other = results.profiles(arm, quantity), results.profiles(base, quantity)
+    score = float(results.scores(arm, quantity).mean())
+    value = score - float(results.scores(base, quantity).mean())
+    paired = results.arms[arm].seeds == results.arms[base].seeds
+    seed = seed_part(results, arm, base, number)
     rest = rest_parts(own, other, quantity.weights, paired) if seed is not None else []
     spread = spread_of(seed, item_parts(own, other, quantity.weights), rest)
     signs = np.concatenate([_signs(a.sums, b.sums) for a, b in zip(own, other, strict=True)])
@@ -109,7 +109,7 @@ def difference(table: Table, arm: int, base: int, number: int) -> Difference:
     p = sign_test(positive, negative) if is_exact else spread.p_value(value)
     return Difference(
         arm, base, number, 0.0 if positive + negative == 0 else value, score, spread, p,
-        min(len(table.arms[arm].models), len(table.arms[base].models)), paired, sum(one.count for one in own),
+        min(len(results.arms[arm].models), len(results.arms[base].models)), paired, sum(one.count for one in own),
         positive, negative, is_exact,
     )  # fmt: skip
 
@@ -125,47 +125,47 @@ def sign_test(positive: int, negative: int) -> float:
     return min(1.0, 2 * binomial_at_most(min(positive, negative), positive + negative))
 
 
-def seed_part(table: Table, arm: int, base: int, number: int) -> Part | None:
+def seed_part(results: Results, arm: int, base: int, number: int) -> Part | None:
     """Return the part of a difference's variance that the seeds make; None for one seed each.
 
     It is pooled over all arms with the same seeds. Where arm and baseline have different ones, nothing that is common
     to a seed drops out, and each arm's spread around its own mean is pooled.
     """
-    quantity, arms = table.quantities[number], table.arms
+    quantity, arms = results.quantities[number], results.arms
     seeds, counts = arms[arm].seeds, (len(arms[arm].models), len(arms[base].models))
     if max(counts) == 1:
         return None
     if seeds == arms[base].seeds:
         alike = [i for i, other in enumerate(arms) if other.seeds == seeds]
-        spread = paired_spread(np.array([table.scores(i, quantity) for i in alike]))
+        spread = paired_spread(np.array([results.scores(i, quantity) for i in alike]))
         return Part(2 * spread.variance / counts[0], spread.df)
-    own = own_spread([table.scores(i, quantity) for i in range(len(arms))])
+    own = own_spread([results.scores(i, quantity) for i in range(len(arms))])
     assert own is not None, "one of the two has several seeds"
     return Part(own.variance * (1 / counts[0] + 1 / counts[1]), own.df)
 
 
-def own_variance(table: Table, number: int, one: Difference) -> float:
+def own_variance(results: Results, number: int, one: Difference) -> float:
     """Return the variance of one arm's own score, for the same generalisation as a difference's."""
-    quantity = table.quantities[one.quantity]
-    parts = list(zip(table.profiles(number, quantity), quantity.weights, strict=True))
+    quantity = results.quantities[one.quantity]
+    parts = list(zip(results.profiles(number, quantity), quantity.weights, strict=True))
     by_items = sum(float(w**2 * np.sum(own.items**2)) for own, w in parts)
-    if max(len(table.arms[i].models) for i in (one.arm, one.base)) == 1:
+    if max(len(results.arms[i].models) for i in (one.arm, one.base)) == 1:
         return by_items
-    spread = own_spread([table.scores(i, quantity) for i in range(len(table.arms))])
+    spread = own_spread([results.scores(i, quantity) for i in range(len(results.arms))])
     assert spread is not None, "one of the two has several seeds"
-    by_seeds = spread.variance / len(table.arms[number].models)
+    by_seeds = spread.variance / len(results.arms[number].models)
     rest = sum(float(w**2 * np.sum(own.rest**2)) for own, w in parts)
     return max(by_items + by_seeds - rest, by_items, by_seeds)
 
 
-def seed_covariance(table: Table, found: Sequence[Difference]) -> np.ndarray:
+def seed_covariance(results: Results, found: Sequence[Difference]) -> np.ndarray:
     """Return float64[K, K], the part of differences' covariance that seeds make; it shapes their correlation only."""
-    same = len({arm.seeds for arm in table.arms}) == 1
-    count = len(table.arms[0].models)
+    same = len({arm.seeds for arm in results.arms}) == 1
+    count = len(results.arms[0].models)
     numbers = list(dict.fromkeys(one.quantity for one in found))
-    rows = np.array([_seed_residuals(table, number, same) for number in numbers])
-    counts = [len(arm.models) for arm in table.arms]
-    df = (len(table.arms) - 1) * (count - 1) if same else sum(n - 1 for n in counts)
+    rows = np.array([_seed_residuals(results, number, same) for number in numbers])
+    counts = [len(arm.models) for arm in results.arms]
+    df = (len(results.arms) - 1) * (count - 1) if same else sum(n - 1 for n in counts)
     common = rows @ rows.T / max(df, 1)
     place = np.array([numbers.index(one.quantity) for one in found])
     arms = np.array([one.arm for one in found])
@@ -174,6 +174,6 @@ def seed_covariance(table: Table, found: Sequence[Difference]) -> np.ndarray:
     return np.asarray(common[np.ix_(place, place)] * shares * np.outer(seen, seen), dtype=np.float64)
 
 
-def _seed_residuals(table: Table, number: int, same: bool) -> np.ndarray:
-    scores = [table.scores(i, table.quantities[number]) for i in range(len(table.arms))]
+def _seed_residuals(results: Results, number: int, same: bool) -> np.ndarray:
+    scores = [results.scores(i, results.quantities[number]) for i in range(len(results.arms))]
     return residuals(np.array(scores)).ravel() if same else np.concatenate([one - one.mean() for one in scores])

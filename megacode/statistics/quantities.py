@@ -41,7 +41,7 @@ class Quantity:
 
 
 @dataclass(frozen=True)
-class Table:
+class Results:
     """All arms' results in what all of them answered.
 
     Attributes:
@@ -76,7 +76,7 @@ def _profile(arm: Arm, key: Key) -> Profile:
     return profile(np.array([one.values for one in outcomes]), outcomes[0].sizes, tasks[0].clusters)
 
 
-def tabulate(arms: Sequence[Arm], without: Sequence[str] = ()) -> Table:
+def tabulate(arms: Sequence[Arm], without: Sequence[str] = ()) -> Results:
     """Return the table of what can be compared between arms.
 
     Args:
@@ -106,7 +106,7 @@ def tabulate(arms: Sequence[Arm], without: Sequence[str] = ()) -> Table:
         Quantity(f"{key[0]}/{key[1]}", (key,), (1.0,), first.tasks[key[0]].outcomes[key[1]].higher_is_better)
         for key in keys
     ]
-    return Table(arms, [*_means(first, keys), *singles], left_out)
+    return Results(arms, [*_means(first, keys), *singles], left_out)
 
 
 def _why(task: str, arm: str, model: Scores) -> str:

@@ -108,7 +108,15 @@ def read_scores(path: Path) -> Scores:
         DataError: if one of them is missing or damaged, or they do not belong together; it names the place.
     """
     document = _document(path)
-    items = path.parent / str(document.get("items_file", path.with_suffix(ITEMS).name))
+    try:
+        return _scores(path, document)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # values of other types than a score file has
+        what = f"the score file is damaged: {type(error).__name__}: {error}"
+        raise DataError(what, str(path), _AGAIN) from None
+
+
+def _scores(path: Path, document: Mapping[str, Any]) -> Scores:
+    items = path.parent / document.get("items_file", path.with_suffix(ITEMS).name)
     columns = _columns(items)
     tasks: dict[str, Task] = {}
     unpaired: list[str] = []
@@ -119,7 +127,7 @@ def read_scores(path: Path) -> Scores:
     versions = {key: document["versions"].get(key) for key in ("transformers", "torch")}
     settings = {key: document["settings"].get(key) for key in ("device", "dtype")}
     return Scores(
-        path, tasks, document.get("mean_parts", {}), document.get("left_out", {}), unpaired, _seed(document),
+        path, tasks, _mean_parts(document), dict(document.get("left_out", {})), unpaired, _seed(document),
         str(document["model"].get("weights_sha256", "")), versions | settings,
     )  # fmt: skip
 
@@ -140,6 +148,14 @@ def _document(path: Path) -> dict[str, Any]:
     if lost := [name for name in document["scores"] if not isinstance(document["tasks"].get(name), dict)]:
         raise DataError(f"the score file is damaged: it says nothing of how {lost[0]} was asked", str(path), _AGAIN)
     return dict(document)
+
+
+def _mean_parts(document: Mapping[str, Any]) -> dict[str, Any]:
+    parts = dict(document.get("mean_parts", {}))
+    for name, what in parts.items():
+        if not isinstance(what, dict) and not all(isinstance(parts[category], dict) for category in what):
+            raise ValueError(f"the mean {name} is not of categories")
+    return parts
 
 
 def _seed(document: Mapping[str, Any]) -> int | None:

@@ -319,6 +319,32 @@ def test_a_damaged_file_is_refused_with_the_place(
     assert str(tmp_path / "two") in str(caught.value)
 
 
+def said_of(words: list[str]) -> str:
+    """Return the refusal of a comparison; empty where it is made."""
+    try:
+        compared(*words)
+    except MegacodeError as error:
+        return f"{error.exit_code} {error}"
+    return ""
+
+
+def test_any_value_of_another_type_is_refused_and_breaks_nothing(
+    pair: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    words = pair(lambda d, ls: d.update(mean_parts={"x": {"piqa": "acc"}, "y": ["x"]}))
+    path, said = tmp_path / "two.json", []
+    whole = json.loads(path.read_text())
+    for key, value in [*whole.items(), *whole["tasks"]["piqa"].items(), *whole["settings"].items()]:
+        for other in (None, 3, "x", [], {}, {"piqa": 3}, ["x"]):
+            text = json.dumps(whole).replace(f'"{key}": {json.dumps(value)}', f'"{key}": {json.dumps(other)}')
+            path.write_text(text)
+            said.append(said_of(words))
+    refused = [one for one in said if one]
+    assert len(refused) > 60
+    assert [one for one in refused if not one.startswith("2 ") or not ("two." in one or "/x: the items" in one)] == []
+    assert len(refused) < len(said)
+
+
 def test_scores_that_are_no_means_of_items_are_named(tmp_path: Path) -> None:
     def f1(document: dict[str, Any], lines: list[dict[str, Any]]) -> None:
         document["scores"]["cb"] |= {"f1": 0.7, "perplexity": 3.0}

@@ -12,7 +12,7 @@ from megacode.statistics.comparing import Question, compare
 from tests.statistics.synthetic import made_arms
 
 STUDIES = 1000
-DRAWS = 1000  # of each family's smallest p-value; enough where 1,000 studies are judged together
+DRAWS = 3000  # of each family's smallest p-value
 ITEM, REST = 0.3, 0.4  # standard deviations of a difference over items, and of what neither item nor seed explains
 
 
