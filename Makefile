@@ -8,15 +8,29 @@ OUT ?= runs/demo
 .PHONY: demo test check quick format lock clean
 .DEFAULT_GOAL := demo
 
-# torch first and pinned: any other order may pull gigabytes of CUDA packages that a machine without a GPU cannot use.
-# DALI and Triton are optional: where they cannot be installed, set-up goes on, and their tests are skipped and say why.
+# TORCH: the requirement or wheel to install (TORCH=torch-2.13.0+cpu.whl); absent, the pinned version.
+# TORCH_INDEX: the package index to take torch from; absent, pip's own. TORCH_INDEX=URL make test
+PINNED_TORCH := $(shell grep '^torch==' requirements/constraints.txt)
+TORCH ?=
+TORCH_INDEX ?=
+
+# torch comes first: any other order may pull gigabytes of CUDA packages that a machine without a GPU cannot use.
+# An index that offers only CUDA builds is refused before it downloads them, unless TORCH says what to take.
+# The other packages keep the torch that is there, whichever it is; its own dependencies come with them.
+# DALI and Triton are for tests without a GPU: a CUDA build of torch brings its own Triton. Where they cannot be
+# installed, set-up continues, and their tests are skipped and say why.
 $(STAMP): setup.py requirements/constraints.txt requirements/no-deps.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements/constraints.txt)"
-	$(BIN)/python -m pip install --quiet --quiet --constraint requirements/constraints.txt --editable '.[eval,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/no-deps.txt \
-		|| echo "DALI and Triton could not be installed; the tests that need them will be skipped"
+	$(if $(TORCH),,$(BIN)/python tools/torch_build.py '$(PINNED_TORCH)' $(if $(TORCH_INDEX),--index '$(TORCH_INDEX)'))
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--no-deps --index-url '$(TORCH_INDEX)') \
+		'$(or $(TORCH),$(PINNED_TORCH))'
+	{ grep -v '^torch==' requirements/constraints.txt; $(BIN)/python -m pip list --format freeze | grep '^torch=='; } \
+		> $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet --quiet --constraint $(VENV)/constraints.txt --editable '.[eval,dev]'
+	if $(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)'; then \
+		$(BIN)/python -m pip install --quiet --no-deps --requirement requirements/no-deps.txt \
+		|| echo "DALI and Triton could not be installed; the tests that need them will be skipped"; fi
 	touch $@
 
 # Tests start many processes at once; the demo may use every core.

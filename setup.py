@@ -19,7 +19,7 @@ TRAINING = [
     "scipy",  # distributions, for intervals of scores
     "pydantic>=2.7",
     "PyYAML",
-    "typer",
+    "typer>=0.19",  # Literal as the type of an option
     "rich",
     "safetensors",
     "transformers>=4.50",
@@ -55,10 +55,10 @@ setup(
     package_data={
         "megacode": [
             "config/*.yaml",
-            "plan/*.yaml",
+            "capacity/*.yaml",
             "eval/tasks/**/*",
-            "eval/prompts.jsonl",
-            "study/*.j2",
+            "judge/prompts.jsonl",
+            "report/*.j2",
             "convert/*.j2",
             "convert/*.txt",
         ]

@@ -21,7 +21,7 @@ from rich.console import Console
 from megacode.base.errors import EXIT_RESUMABLE, ConfigError
 from megacode.base.files import RunDir, write_text
 from megacode.base.units import format_bytes, format_seconds
-from megacode.config.fixes import did_you_mean
+from megacode.config.suggestions import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -174,8 +174,8 @@ class _Demo:
     def plan(self) -> None:
         """Write demo.yaml and show its plan."""
         from megacode.config.loading import load_config
-        from megacode.plan.table import render_plan
-        from megacode.train.planning import plan_run
+        from megacode.planning.run_plan import plan_run
+        from megacode.planning.tables import render_plan
 
         self._refuse_another_layout()
         text = yaml.safe_dump(demo_config(self.out, self.layout), sort_keys=False, width=120)
@@ -190,7 +190,7 @@ class _Demo:
 
     def train(self) -> int:
         """Train, or go on from the newest checkpoint."""
-        from megacode.launch.local import run_ranks
+        from megacode.launch.local_ranks import run_ranks
 
         if self.run.checkpoint(self.milestones()[-1]).exists():
             return 0
@@ -226,6 +226,6 @@ class _Demo:
 
     def report(self) -> None:
         """Write report.html."""
-        from megacode.study.report import write_report
+        from megacode.report.page import write_report
 
         write_report(self.run.path, self.out / "report.html")

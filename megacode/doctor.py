@@ -105,22 +105,22 @@ def _network() -> Finding:
 
 
 def _megatron() -> list[Finding]:
-    from megacode.mcore import engine
+    from megacode.mcore import te
 
-    core, found = _version("megatron-core"), engine.installed()
+    core, found = _version("megatron-core"), te.installed()
     return [
         Finding(part="megatron-core", found=core, path="models, parallel layouts, optimizer, checkpoints"),
-        Finding(part="Transformer Engine", found=found, path=_layers(engine.obstacle())),
+        Finding(part="Transformer Engine", found=found, path=_layers(te.obstacle())),
         _apex(found),
     ]
 
 
 def _layers(obstacle: str) -> str:
     """Say whose layers train, and what FP8 would be."""
-    from megacode.mcore import engine
+    from megacode.mcore import te
 
     if not obstacle:
-        return f"its layers, in bf16; FP8 by {', '.join(engine.recipes())}"
+        return f"its layers, in bf16; FP8 by {', '.join(te.recipes())}"
     fp8 = "FP8 is refused" if _version("torch") and _gpus() else "FP8 is emulated, for tests and replays"
     return f"{obstacle}: layers are megacode's own, attention torch's; {fp8}"
 

@@ -7,19 +7,19 @@
 #SBATCH --time=08:00:00
 #SBATCH --output=slurm-%x-%j.log
 #
-# The newest checkpoint of a run as a Hugging Face model, proven equal, and its scores. Submit it from the repository:
+# Exports the newest checkpoint of a run, proves the export equal, and scores it. Submit it from the repository:
 #
 #     RUN_DIR=runs/x sbatch slurm/evaluate.sh                     # the demo suite
 #     RUN_DIR=runs/x sbatch slurm/evaluate.sh paper.yaml          # a suite of your own
 #     RUN_DIR=runs/x sbatch --dependency=afterok:JOB slurm/evaluate.sh          # once a training job has finished
 #
-# The model lies in RUN_DIR/hf/iter_*, the scores in RUN_DIR/eval/SUITE@iter_*.json; what is there already is not made
-# again. By environment: CHECKPOINT (a name such as iter_0001000, in place of the newest), SITE, VENV. What follows the
-# suite goes to `megacode evaluate`. Exit codes: 2 wrong input, 3 the model does not compute what the checkpoint does.
+# The model is written to RUN_DIR/hf/iter_*, the scores to RUN_DIR/eval/SUITE@iter_*.json. What exists is not made again.
+# Environment: CHECKPOINT (a name such as iter_0001000, instead of the newest), SITE, VENV. Arguments after the suite go
+# to `megacode evaluate`. Exit codes: 2 wrong input, 3 the model does not compute what the checkpoint does.
 set -eo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 SITE=${SITE:-$([ -f slurm/site.env ] && echo slurm/site.env || true)}
-set -a                                            # what the site's file sets is for the programs too
+set -a                                            # export the site's variables to the programs
 if [ -n "$SITE" ]; then source "$SITE"; fi
 set +a
 if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi

@@ -6,22 +6,22 @@
 #SBATCH --time=24:00:00
 #SBATCH --output=slurm-%x-%A_%a.log
 #
-# JSON lines to one .bin/.idx data set, by an array of jobs. Submit it from the repository as it stands:
+# Turns JSON lines into one .bin/.idx data set, by an array of jobs. Submit it from the repository:
 #
 #     INPUT='corpus/*.jsonl.zst' OUTPUT=data/code TOKENIZER=tokenizer/ sbatch --array=0-15 slurm/preprocess.sh
 #
-# Each task of the array makes a shard; the first one submits a job that merges them when all have succeeded. The result
-# is, to the byte, that of tools/preprocess_data.py in one process: data/code_text_document.bin, .idx, .manifest.json.
-# Without --array one job makes it all. What follows the script's name goes to tools/preprocess_data.py:
+# Each task of the array makes a shard. The first one submits a job that merges them when all have succeeded. The result
+# (data/code_text_document.bin, .idx, .manifest.json) equals that of tools/preprocess_data.py in one process, to the byte.
+# Without --array one job makes it all. Arguments after the script's name go to tools/preprocess_data.py:
 #
 #     ... sbatch --array=0-63%16 slurm/preprocess.sh --append-eod --shuffle-seed 1234 --skip-bad-lines
 #
-# By environment: KEYS (JSON keys with text, default `text`), KEEP_SHARDS=1, SITE, VENV. If tasks failed, make those
-# again, and the merge with them: SHARDS=16 INPUT=... sbatch --array=3,7 slurm/preprocess.sh ...
+# Environment: KEYS (JSON keys with text, default `text`), KEEP_SHARDS=1, SITE, VENV. If tasks failed, run those again;
+# the merge follows: SHARDS=16 INPUT=... sbatch --array=3,7 slurm/preprocess.sh ...
 set -eo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 SITE=${SITE:-$([ -f slurm/site.env ] && echo slurm/site.env || true)}
-set -a                                            # what the site's file sets is for the programs too
+set -a                                            # export the site's variables to the programs
 if [ -n "$SITE" ]; then source "$SITE"; fi
 set +a
 if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi
@@ -30,8 +30,8 @@ tool() {
     srun --export=ALL --ntasks=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" $CONTAINER_SRUN $CONTAINER_EXEC python3 "$@"
 }
 KEYS=${KEYS:-text}
-if [ "${SLURM_RESTART_COUNT:-0}" != 0 ]; then again=--overwrite; fi   # a requeued job replaces what it wrote itself
-set -f                                            # the tools unfold globs, and say which one names no file
+if [ "${SLURM_RESTART_COUNT:-0}" != 0 ]; then again=--overwrite; fi   # a requeued job replaces its own output
+set -f                                            # the tools expand globs, and name the one without files
 if [ -z "$OUTPUT" ]; then fail "OUTPUT is not set; give the data set's prefix, such as data/code"; fi
 
 if [ -n "$MERGE_SHARDS" ]; then                   # the job that the array's first task submitted

@@ -10,14 +10,14 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%x-%j.log
 #
-# Pretrain the 470M model of "To Code, or Not To Code?". Submit it from the repository as it stands:
+# Pretrain the 470M model of "To Code, or Not To Code?". Submit it from the repository:
 #
 #     sbatch slurm/pretrain_470m.sh
 #     CONFIG=my.yaml RUN_DIR=/scratch/my-run sbatch --nodes=4 slurm/pretrain_470m.sh train.global_batch_size=1024
 #
-# By environment: CONFIG, RUN_DIR, VENV (a virtual environment), SITE (what differs on your cluster: see
-# slurm/site.example.env), CONTINUITY, MAX_TRIES. By sbatch's flags: nodes, partition, account, time. What follows the
-# script's name are overrides of the config. 300 seconds before the time limit the run saves; then the job is requeued and
-# goes on by itself, until the plan is fulfilled or a person is needed. `touch RUN_DIR/stop` ends it. See docs/slurm.md.
+# Environment: CONFIG, RUN_DIR, VENV (a virtual environment), SITE (your cluster's settings: slurm/site.example.env),
+# CONTINUITY, MAX_TRIES. Flags of sbatch: nodes, partition, account, time. Arguments after the script's name override the
+# config. 300 seconds before the time limit the run saves. Then the job is requeued and resumes, until the run is finished
+# or a person is needed. `touch RUN_DIR/stop` ends it. See docs/slurm.md.
 CONFIG=${CONFIG:-examples/to_code/balanced_to_text_470m.yaml}
 exec bash "${SLURM_SUBMIT_DIR:-.}/slurm/run.sh" "$CONFIG" "$@"

@@ -1,17 +1,17 @@
 #!/bin/bash
-# What every pretraining job does: refuse early, check the nodes, run one rank a GPU, decide how it goes on.
+# What every pretraining job does: refuse early, check the nodes, run one rank per GPU, decide what follows.
 # usage: run.sh CONFIG [key.path=value ...]        called by slurm/pretrain_*.sh and `megacode launch`; see docs/slurm.md
 set -eo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 SITE=${SITE:-$([ -f slurm/site.env ] && echo slurm/site.env || true)}
-set -a                                            # what the site's file sets is for megacode and the ranks too
+set -a                                            # export the site's variables to megacode and the ranks
 if [ -n "$SITE" ]; then source "$SITE"; fi
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}             # torch would start one thread a core in every rank
 CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}   # Megatron overlaps collectives and compute by the order
                                                   # in which they are issued; several hardware queues would lose it
-NCCL_DEBUG=${NCCL_DEBUG:-WARN}                    # says which link failed; silent otherwise
-PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}  # torch's memory grows in place; in
-                                                  # blocks of fixed sizes a quarter of what it reserved lay idle
+NCCL_DEBUG=${NCCL_DEBUG:-WARN}                    # names a failed link; silent otherwise
+PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}  # torch's memory grows in place;
+                                                  # with fixed block sizes a quarter of it was never used
 PYTHONFAULTHANDLER=1                              # a crash in C code leaves the Python stack in the log
 set +a
 if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi
@@ -19,18 +19,18 @@ CONFIG=$1
 shift
 if [ -n "$RUN_DIR" ]; then set -- "$@" "run_dir=$RUN_DIR"; fi
 
-# Where rank 0 is: on the first node, unless node names do not resolve here and the site says another way. For the steps
-# alone: the next job of a chain inherits the environment, and is elsewhere. Jobs that share a node must not share a port.
+# Rank 0 is on the first node, unless node names do not resolve and the site file names another address. Only the steps
+# get it: the next job of a chain inherits the environment, but runs elsewhere. Jobs on one node must not share a port.
 address=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
 port=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}
 step=(env "MASTER_ADDR=$address" "MASTER_PORT=$port" srun --export=ALL --gpu-bind=none --kill-on-bad-exit=0 --wait=60
     $CONTAINER_SRUN)
-# gpu-bind=none: every rank sees all GPUs of its node and takes the one of its local number. Were only its own visible,
-# NCCL could not open its peers' memory and would go through the host's in place of NVLink.
+# gpu-bind=none: every rank sees all GPUs of its node and takes the one of its local number. If it saw only its own, NCCL
+# could not open its peers' memory, and would go through the host's memory instead of NVLink.
 # cpu-bind=cores: threads and pinned buffers stay near the rank's GPU. cpus-per-task: srun does not inherit it.
 # distribution=block: ranks fill one node after the other, so that tensor-parallel groups stay inside a node.
-# wait: a minute after the first rank has ended the others are ended, which might wait for it for ever. Not
-# kill-on-bad-exit: ranks that have saved and end with 75 would be killed by whichever of them is the first.
+# wait: a minute after the first rank ends, the others are ended, because they might wait for it for ever. Not
+# kill-on-bad-exit: of ranks that have saved and exit with 75, the first to exit would have the others killed.
 ranks=("${step[@]}" --cpu-bind=cores "--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}" --distribution=block)
 
 # SLURM ends a job by SIGTERM, and kills it KillWait seconds (30) later. A shell acts on a signal at once only while it
@@ -46,10 +46,10 @@ run=
 run=$(megacode job begin "$CONFIG" "$@")          # a job that cannot work ends here, with exit code 2 or 3
 code=0
 if step "${step[@]}" --ntasks-per-node=1 --ntasks="$SLURM_NNODES" --kill-on-bad-exit=1 --wait=30 \
-    $CONTAINER_EXEC megacode preflight --run-dir "$run"; then     # a frozen node is ended with those that named it
+    $CONTAINER_EXEC megacode preflight --run-dir "$run"; then     # a frozen node is ended with those that reported it
     step "${ranks[@]}" $CONTAINER_EXEC megacode train "$CONFIG" "$@" || code=$?
 else
-    code=1                                        # not 3: another try, without the nodes that failed
+    code=1                                        # not 3: try again, without the nodes that failed
 fi
-trap : TERM                                       # it looks itself who ends the job, and may have it requeued
+trap : TERM                                       # `job end` checks who ends the job, and may requeue it
 megacode job end "$code" "$run"                   # done, requeue, chain or stop; exits as the job should

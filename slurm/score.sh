@@ -7,19 +7,19 @@
 #SBATCH --time=08:00:00
 #SBATCH --output=slurm-%x-%j.log
 #
-# Scores of a run's checkpoints: each that lacks them is exported, proven equal, scored, and the export removed. Submit
-# it from the repository; what follows the script's name goes to `megacode evaluate`:
+# Scores a run's checkpoints: each without scores is exported, proven equal and scored; then the export is removed. Submit
+# it from the repository. Arguments after the script's name go to `megacode evaluate`:
 #
 #     sbatch slurm/score.sh runs/x --suite to-code                             # all checkpoints without scores
 #     sbatch slurm/score.sh runs/x/checkpoints/iter_0001000 --keep-exports     # one, and its export stays
 #
-# A run with `evaluate: {where: slurm}` submits it by itself, a job for each checkpoint. By environment: SITE, VENV,
+# A run with `evaluate: {where: slurm}` submits it by itself, a job for each checkpoint. Environment: SITE, VENV,
 # MEGACODE (the command; absent: the one that the shell finds).
 # Exit codes: 2 wrong input, 3 a model does not compute what its checkpoint does.
 set -eo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 SITE=${SITE:-$([ -f slurm/site.env ] && echo slurm/site.env || true)}
-set -a                                            # what the site's file sets is for the programs too
+set -a                                            # export the site's variables to the programs
 if [ -n "$SITE" ]; then source "$SITE"; fi
 set +a
 if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from megacode.base import children
+from megacode.base import child_processes
 from tests.limits import HANG
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +61,7 @@ def megacode(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Call `megacode ARGUMENTS` in the test's directory, without importing from there; returns the finished process."""
 
     def call(*arguments: object, timeout: float = HANG) -> subprocess.CompletedProcess[str]:
-        command = children.command([*map(str, arguments)])
+        command = child_processes.command([*map(str, arguments)])
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False)
 
     return call

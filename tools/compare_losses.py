@@ -28,7 +28,7 @@ from rich.table import Table
 
 from megacode.base.errors import EXIT_CHECK, CheckpointError, ConfigError, MegacodeError
 from megacode.base.files import RunDir, write_text
-from megacode.base.places import refuse_unwritable
+from megacode.base.user_paths import refuse_unwritable
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.metrics.reader import read_metrics
 

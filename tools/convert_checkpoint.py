@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
-"""Convert checkpoints: the same as `megacode convert`, for those who look under tools/."""
+"""Convert checkpoints: the same as `megacode convert`."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from megacode.cli import main
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from megacode.base.environment import explained_imports
 
 if __name__ == "__main__":
-    sys.argv[1:1] = ["convert"]
-    main()
+    with explained_imports():
+        from megacode.cli import main
+
+        sys.argv[1:1] = ["convert"]
+        main()

@@ -14,11 +14,13 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
 from megacode.base.errors import DataError
+
+Json: TypeAlias = dict[str, Any]
 
 _HASH_BLOCK = 1 << 20
 
@@ -145,6 +147,15 @@ def parse_line(line: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError("it is not a JSON object")
     return document
+
+
+def read_json(path: Path) -> Json:
+    """Return a small JSON file's object; empty where it is not there, or half."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def read_jsonl(path: Path, damaged: list[str] | None = None) -> list[dict[str, Any]]:

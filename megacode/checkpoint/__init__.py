@@ -1,1 +1,1 @@
-"""F4: what a checkpoint holds, and how it is published and found."""
+"""F5: what a checkpoint holds, and how it is published and found."""

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from megacode.base.errors import CheckpointError, Problem, VerificationError
 from megacode.base.files import atomic_path
-from megacode.base.places import refuse_unwritable
 from megacode.base.progress import steps
+from megacode.base.user_paths import refuse_unwritable
 from megacode.checkpoint import store
 from megacode.checkpoint.files import shard_name
 from megacode.checkpoint.reader import Reader
 from megacode.checkpoint.regions import Slot
-from megacode.checkpoint.shards import bytes_of, write_alone
 from megacode.checkpoint.state import TrainState
+from megacode.checkpoint.writer import bytes_of, write_alone
 from megacode.mcore.optimizer_state import WEIGHT
 
 Make = Callable[[str], Tensor]

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from megacode.checkpoint.files import BLOCK
 from megacode.checkpoint.index import Index, Stored, unreadable
-from megacode.checkpoint.shards import DTYPES
-from megacode.mcore.pieces import Piece
+from megacode.checkpoint.writer import DTYPES
+from megacode.mcore.checkpoint_pieces import Piece
 
 _DTYPES = {said: dtype for dtype, said in DTYPES.items()}
 

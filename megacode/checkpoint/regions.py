@@ -49,7 +49,7 @@ class Slot:
         return math.prod(self.box or self.shape) * SIZES[self.dtype]
 
 
-class Layout:
+class RegionTable:
     """A file's header and where each box lies in it.
 
     Args:
@@ -121,11 +121,11 @@ def lay_out(slots: Sequence[Sequence[Slot]], nodes: Sequence[int]) -> SavePlan:
         nodes: the number of each rank's node, from 0.
     """
     regions: dict[int, Region] = {}
-    files: dict[str, Layout] = {}
+    files: dict[str, RegionTable] = {}
     for node in range(max(nodes) + 1):
         ranks = [rank for rank, its_node in enumerate(nodes) if its_node == node]
         name = shard_name(node)
-        layout = files[name] = Layout([slot for rank in ranks for slot in slots[rank]])
+        layout = files[name] = RegionTable([slot for rank in ranks for slot in slots[rank]])
         start = 0
         for rank in ranks:
             header = layout.header if rank == ranks[0] else b""
@@ -136,7 +136,7 @@ def lay_out(slots: Sequence[Sequence[Slot]], nodes: Sequence[int]) -> SavePlan:
     return SavePlan([regions[rank] for rank in range(len(nodes))], index_of(files))
 
 
-def index_of(files: dict[str, Layout]) -> Index:
+def index_of(files: dict[str, RegionTable]) -> Index:
     """Return the index over some files."""
     index = Index(list(files))
     for number, layout in enumerate(files.values()):

@@ -12,34 +12,35 @@ from torch import Tensor
 from megacode.checkpoint.files import Facts
 from megacode.checkpoint.index import Index
 from megacode.checkpoint.reader import Reader
-from megacode.checkpoint.shards import Writer
-from megacode.mcore import agreement, groups, optimizer_state, pieces, scales
+from megacode.checkpoint.writer import Writer
+from megacode.mcore import agreement, checkpoint_pieces, fp8_scales, groups, optimizer_state
+from megacode.mcore.checkpoint_pieces import Piece
 from megacode.mcore.optimizer import configure, restore_weights
 from megacode.mcore.optimizer_state import WEIGHT
-from megacode.mcore.parts import Parts
-from megacode.mcore.pieces import Piece
+from megacode.mcore.rank_model import RankModel
 
 log = logging.getLogger(__name__)
 
 _STEPS, _FP8 = "optimizer.steps", "fp8."
 
 
-def saved_pieces(parts: Parts) -> list[Piece]:
+def saved_pieces(rank_model: RankModel) -> list[Piece]:
     """Return what this rank writes into a checkpoint: its share of the state, scales, and its random states."""
-    found = pieces.share(parts) + scales.pieces(parts) + pieces.random_states(parts)
-    if parts.ranks.rank == 0:
-        steps = torch.tensor([optimizer_state.step_count(parts.optimizer)])
+    found = [*checkpoint_pieces.share(rank_model), *fp8_scales.pieces(rank_model)]
+    found += checkpoint_pieces.random_states(rank_model)
+    if rank_model.ranks.rank == 0:
+        steps = torch.tensor([optimizer_state.step_count(rank_model.optimizer)])
         found.append(Piece(_STEPS, (1,), (0,), steps))
     return found
 
 
-def save(parts: Parts, directory: Path) -> dict[str, Facts]:
+def save(rank_model: RankModel, directory: Path) -> dict[str, Facts]:
     """Write a checkpoint's tensors and index and wait for them; every rank calls it.
 
     Returns:
         On rank 0 the size and hash of each file; on the others nothing.
     """
-    found, writer = saved_pieces(parts), Writer()
+    found, writer = saved_pieces(rank_model), Writer()
     writer.prepare(found)
     writer.stage(found)
     writer.write(directory)
@@ -48,37 +49,37 @@ def save(parts: Parts, directory: Path) -> dict[str, Facts]:
 
 
 @torch.no_grad()
-def load(parts: Parts, path: Path, *, weights_only: bool = False) -> None:
+def load(rank_model: RankModel, path: Path, *, weights_only: bool = False) -> None:
     """Read a checkpoint into a built model and optimizer; every rank calls it.
 
     Each rank reads its share of the optimizer's fp32 weights and moments, and the model's weights are gathered from
     them. What is small and the same for all is read by rank 0, which sends it to the others.
 
     Args:
-        parts: what to fill; the model's shape must be the saved one, the layout need not.
+        rank_model: what to fill; the model's shape must be the saved one, the layout need not.
         path: the checkpoint.
         weights_only: leave moments, step count and random states as they are.
 
     Raises:
         CheckpointError: the checkpoint is absent, damaged, or of a model of another shape; on all ranks.
     """
-    first, whole = parts.ranks.rank == 0, parts.optimizer is not None and not weights_only
+    first, whole = rank_model.ranks.rank == 0, rank_model.optimizer is not None and not weights_only
     index = agreement.decided(lambda: Index.read(path))
     reader = Reader(path, index)
-    random = pieces.random_states(parts) if whole else []
+    random = checkpoint_pieces.random_states(rank_model) if whole else []
     if not all(piece.name in index.tensors for piece in random):
         random = []
-        _warn_of_other_dropout(parts)
+        _warn_of_other_dropout(rank_model)
     small = agreement.on_all(
-        lambda: _read(reader, [*pieces.wanted(parts, moments=whole), *random], small=first and whole)
+        lambda: _read(reader, [*checkpoint_pieces.wanted(rank_model, moments=whole), *random], small=first and whole)
     )
-    pieces.spread(parts, moments=whole)
+    checkpoint_pieces.spread(rank_model, moments=whole)
     if whole:
-        _restore_small(parts, index, groups.broadcast_object(small))
-    if parts.optimizer is not None:
-        restore_weights(parts.chunks, parts.optimizer)  # in FP8 rounded with the scales that they had
+        _restore_small(rank_model, index, groups.broadcast_object(small))
+    if rank_model.optimizer is not None:
+        restore_weights(rank_model.chunks, rank_model.optimizer)  # in FP8 rounded with the scales that they had
     if random:
-        pieces.set_random_states(parts, random)
+        checkpoint_pieces.set_random_states(rank_model, random)
 
 
 def _read(reader: Reader, wanted: Sequence[Piece], *, small: bool) -> dict[str, Tensor]:
@@ -88,14 +89,14 @@ def _read(reader: Reader, wanted: Sequence[Piece], *, small: bool) -> dict[str, 
     return {name: reader.whole(name) for name in ([*names, _STEPS] if small else [])}
 
 
-def _restore_small(parts: Parts, index: Index, small: dict[str, Tensor]) -> None:
-    scales.restore(parts, index.tensors, small.__getitem__)
-    optimizer_state.set_step_count(parts.optimizer, int(small[_STEPS]))
-    configure(parts.config, parts.optimizer)
+def _restore_small(rank_model: RankModel, index: Index, small: dict[str, Tensor]) -> None:
+    fp8_scales.restore(rank_model, index.tensors, small.__getitem__)
+    optimizer_state.set_step_count(rank_model.optimizer, int(small[_STEPS]))
+    configure(rank_model.config, rank_model.optimizer)
 
 
-def _warn_of_other_dropout(parts: Parts) -> None:
-    if parts.config.model.hidden_dropout or parts.config.model.attention_dropout:
+def _warn_of_other_dropout(rank_model: RankModel) -> None:
+    if rank_model.config.model.hidden_dropout or rank_model.config.model.attention_dropout:
         log.warning("the layout changed: dropout draws other random numbers than it would have")
 
 

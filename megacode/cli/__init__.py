@@ -11,8 +11,21 @@ from typing import Annotated
 import typer
 
 from megacode.base.errors import MegacodeError
-from megacode.base.places import explained
-from megacode.cli import checkpoints, cluster, comparing, generation, judging, machine, models, plans, preflight, runs
+from megacode.base.user_paths import explained
+from megacode.cli import (
+    checkpoints,
+    cluster,
+    comparing,
+    data,
+    generation,
+    init,
+    judging,
+    machine,
+    models,
+    plans,
+    preflight,
+    runs,
+)
 from megacode.cli.options import is_first_rank, rank
 
 app = typer.Typer(
@@ -23,8 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (plans, runs, models, generation, judging, comparing, machine, preflight, cluster):
+for part in (init, plans, runs, models, generation, judging, comparing, machine, preflight, cluster):
     app.add_typer(part.app)
+app.add_typer(data.app, name="data")
 app.add_typer(models.convert, name="convert")
 app.add_typer(checkpoints.app, name="checkpoint")
 app.add_typer(cluster.job)

@@ -25,7 +25,7 @@ def begin(config: Config, overrides: Overrides = None, accept_changed_past: Acce
     from megacode.base.files import RunDir
     from megacode.config.loading import dump_config, load_config
     from megacode.launch import continuity, provenance, slurm
-    from megacode.train.ready import check_ready
+    from megacode.train.start_checks import check_ready
 
     parsed = load_config(config, overrides or [])
     run, this, chosen = RunDir(parsed.directory), slurm.this_job(os.environ), continuity.settings(os.environ)
@@ -119,7 +119,7 @@ def launch(
     """Submit a run to SLURM, after the checks that its job would make."""
     from megacode.config.loading import load_config
     from megacode.launch import slurm, submission
-    from megacode.train.ready import check_ready
+    from megacode.train.start_checks import check_ready
 
     parsed, ranks = load_config(config, overrides or []), ranks_per_node or gpus_per_node or 1
     check_ready(parsed, nodes * ranks, accept_changed_past)

@@ -14,7 +14,7 @@ app = typer.Typer()
 @app.command()
 def compare(
     arms: Annotated[
-        list[str], typer.Argument(metavar="NAME=SCORES[,SCORES...] ...", help="Arms; several files are its seeds.")
+        list[str], typer.Argument(metavar="NAME=SCORES[,SCORES...]", help="Arms; several files are its seeds.")
     ],
     baseline: Annotated[
         str | None, typer.Option(help="The arm that others are compared with; absent: the first.")

@@ -48,7 +48,7 @@ def generate(
         raise ConfigError("at temperature 0 all texts are the same", f"--count {count}", "leave it out, or draw")
     from megacode.eval.generate import Sampling, Writer, model_of
     from megacode.eval.harness import check_device
-    from megacode.eval.surroundings import surroundings
+    from megacode.eval.offline import surroundings
 
     check_device(device)
     hf_dir, sampling = model_of(model), Sampling(max_new_tokens, temperature, top_p, seed)

@@ -45,10 +45,10 @@ def judge(
         fix = "write --judge http://HOST:PORT/v1, or --answers-only to make the answers and judge them later"
         raise ConfigError("no judge is named", "--judge", fix)
     setup_logging()
-    from megacode.eval import judge as judging
-    from megacode.eval.judge_answers import Generation
-    from megacode.eval.judge_client import Patience
-    from megacode.eval.judge_prompts import SHIPPED
+    from megacode.judge import comparison as judging
+    from megacode.judge.answers import Generation
+    from megacode.judge.client import Patience
+    from megacode.judge.prompts import SHIPPED
 
     patience = Patience(timeout=timeout, tries=tries, requests_per_minute=requests_per_minute)
     settings = judging.JudgeSettings(
@@ -63,6 +63,6 @@ def judge(
     if as_json:
         print_json(document)
         return
-    from megacode.eval.judge_table import render_judgement
+    from megacode.judge.tables import render_judgement
 
     render_judgement(document, console())

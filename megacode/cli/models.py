@@ -12,7 +12,7 @@ import typer
 
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
-from megacode.base.places import refuse_existing, refuse_unwritable
+from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.cli.options import (
     Checkpoint,
     Json,
@@ -25,7 +25,7 @@ from megacode.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from megacode.eval.harness import Choices
+    from megacode.eval.harness import ScoringOptions
 
 app = typer.Typer()
 convert = typer.Typer(help="Checkpoints to other formats, with proof.", no_args_is_help=True)
@@ -138,15 +138,15 @@ def evaluate(
     """Score exported models, or checkpoints, with lm-eval; of several, those whose scores are missing."""
     if cache is not None:
         os.environ["HF_HOME"] = str(cache.resolve())
-    from megacode.eval.models import checkpoints_in, models_in
+    from megacode.eval.scored_models import checkpoints_in, models_in
 
     checkpoints = checkpoints_in(place) if place is not None else []
     if nproc is not None and not checkpoints:
-        from megacode.launch.local import run_ranks
+        from megacode.launch.local_ranks import run_ranks
 
         raise typer.Exit(run_ranks(_without_nproc(sys.argv[1:]), nproc))
     setup_logging()
-    from megacode.eval.harness import Choices, evaluate_many, prefetch_suite
+    from megacode.eval.harness import ScoringOptions, evaluate_many, prefetch_suite
     from megacode.eval.suites import find_texts
 
     if prefetch:
@@ -156,7 +156,7 @@ def evaluate(
     if several and out is not None:
         raise ConfigError("one score file cannot hold several models", "--out", "leave it out, or name one model")
     files = find_texts(texts or [], Path(), "--texts")
-    choices = Choices(
+    choices = ScoringOptions(
         tasks_dir=tasks, limit=limit, batch_size=batch_size, device=device, run_code=run_generated_code,
         without=tuple(without or ()), texts=files, missing_only=several, overwrite=overwrite,
     )  # fmt: skip
@@ -182,12 +182,12 @@ def _show_tasks(names: list[str], as_json: bool) -> None:
 
 
 def _score_checkpoints(
-    checkpoints: list[Path], suite: str | None, choices: Choices, out: Path | None, keep: bool, nproc: int | None
+    checkpoints: list[Path], suite: str | None, choices: ScoringOptions, out: Path | None, keep: bool, nproc: int | None
 ) -> list[dict[str, Any]]:
     if out is not None:
         refuse_existing([out], choices.overwrite, "--out")
         refuse_unwritable(out, "--out")
-    from megacode.eval.checkpoints import as_the_run_asks, score_checkpoints
+    from megacode.eval.checkpoint_scores import as_the_run_asks, score_checkpoints
 
     if suite is None and not choices.texts:
         suite, choices, keep = as_the_run_asks(checkpoints[0].parent.parent, choices, keep)
@@ -195,9 +195,9 @@ def _score_checkpoints(
     return score_checkpoints(checkpoints, suite, choices, out=out, keep_exports=keep, score=score)
 
 
-def _score_on_ranks(nproc: int, suite: str | None, hf_dir: Path, out: Path, choices: Choices) -> dict[str, Any]:
+def _score_on_ranks(nproc: int, suite: str | None, hf_dir: Path, out: Path, choices: ScoringOptions) -> dict[str, Any]:
     """Score a model on some ranks of this machine, and return what they wrote."""
-    from megacode.launch.local import run_ranks
+    from megacode.launch.local_ranks import run_ranks
     from megacode.metrics.scores import read_score_file
 
     given = {"--suite": suite, "--tasks": choices.tasks_dir, "--limit": choices.limit, "--device": choices.device,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from megacode.base.files import to_json
-from megacode.base.places import refuse_unwritable
+from megacode.base.user_paths import refuse_unwritable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -32,11 +32,11 @@ def plan(
     dry_run_rank: Annotated[list[int] | None, typer.Option(help="Build this rank; may be repeated.")] = None,
 ) -> None:
     """Show what a config will read and cost, phase by phase, before anything is started."""
+    from megacode.capacity.cluster import Cluster, check_feasible
+    from megacode.capacity.scaling import parse_counts
     from megacode.config.loading import load_config
     from megacode.convert.exportable import warnings_of
-    from megacode.plan.cluster import Cluster, check_feasible
-    from megacode.plan.scaling import parse_counts
-    from megacode.train.planning import plan_run
+    from megacode.planning.run_plan import plan_run
 
     parsed = load_config(config, overrides or [])
     counts = parse_counts(scale) if scale else ()
@@ -48,19 +48,19 @@ def plan(
     if as_json:
         print_json(document)
     else:
-        from megacode.plan.table import render_plan
+        from megacode.planning.tables import render_plan
 
         render_plan(document, console())
     check_feasible(document)
 
 
 def _dry_run(parsed: RunConfig, gpus: int | None, vocab_size: int, ranks: list[int]) -> list[dict[str, Any]]:
+    from megacode.capacity.layout import Layout
     from megacode.mcore.dry_run import dry_run
-    from megacode.plan.placement import Placement
 
     if gpus is None:
         raise ConfigError("a dry run needs a number of ranks", "--dry-run", "add --gpus N")
-    return dry_run(Placement(parsed, gpus, vocab_size), ranks)
+    return dry_run(Layout(parsed, gpus, vocab_size), ranks)
 
 
 @app.command()
@@ -73,7 +73,7 @@ def order(
 ) -> None:
     """List what samples FIRST, FIRST+1, ... read."""
     from megacode.config.loading import load_config
-    from megacode.data.audit import order_rows
+    from megacode.planning.order import order_rows
 
     _show_samples(order_rows(load_config(config, overrides or []), first, count), as_json)
 
@@ -88,7 +88,7 @@ def seen(
 ) -> None:
     """List the samples that read a document, or a part of it."""
     from megacode.config.loading import load_config
-    from megacode.data.audit import seen_rows
+    from megacode.planning.order import seen_rows
 
     _show_samples(seen_rows(load_config(config, overrides or []), source, document), as_json)
 

@@ -30,8 +30,8 @@ def preflight(
     """Examine this node and, under srun --ntasks-per-node=1, all nodes of a job; exit code 3 names the unfit ones."""
     setup_logging()
     from megacode.base.files import RunDir
-    from megacode.train.preflight import examine
-    from megacode.train.preflight_report import render, summary
+    from megacode.preflight.examine import examine
+    from megacode.preflight.findings import render, summary
 
     with examine(RunDir(run_dir) if run_dir else None, gpus, timeout) as verdict:
         if is_first_rank() and as_json:

@@ -11,7 +11,7 @@ import typer
 
 from megacode.base.errors import EXIT_CHECK, MegacodeError
 from megacode.base.logs import setup_logging
-from megacode.base.places import refuse_existing
+from megacode.base.user_paths import refuse_existing
 from megacode.cli.options import (
     AcceptChangedPast,
     Config,
@@ -53,7 +53,7 @@ def train(
         if _opened(config, overrides or [], ranks, alone, accept_changed_past, from_scratch):
             return
     if nproc is not None:
-        from megacode.launch.local import run_ranks
+        from megacode.launch.local_ranks import run_ranks
 
         os.environ[_OPENED] = "1"
         flags = ["--accept-changed-past"] * accept_changed_past + ["--from-scratch"] * from_scratch
@@ -76,7 +76,7 @@ def _opened(
     from megacode.config.loading import load_config
     from megacode.convert.exportable import warnings_of
     from megacode.train.presence import finished_lines, is_finished, opening_lines
-    from megacode.train.ready import check_ready
+    from megacode.train.start_checks import check_ready
 
     try:
         plan, origin = check_ready(load_config(config, overrides), ranks, accept_changed_past, from_scratch)
@@ -103,19 +103,19 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Train one iteration again, in memory: what it read, what each sample lost, where the gradient came from."""
-    from megacode.train.replay_report import render, replayable
+    from megacode.replay.comparison import render, replayable
 
     if out is not None and is_first_rank():
         refuse_existing([out], overwrite, "--out")
     if nproc is not None:
-        from megacode.launch.local import run_ranks
-        from megacode.mcore.layout import check
+        from megacode.launch.local_ranks import run_ranks
+        from megacode.mcore.layout_check import check
 
         check(replayable(run_dir, iteration)[0].config, nproc)
         options = [*(["--out", str(out), "--overwrite"] if out else []), *(["--json"] if as_json else [])]
         raise typer.Exit(run_ranks(["replay", str(run_dir), "--iteration", str(iteration), *options], nproc))
     setup_logging()
-    from megacode.train.replay import replay as train_again
+    from megacode.replay.retrain import replay as train_again
 
     document = train_again(run_dir, iteration, out)
     if is_first_rank() and as_json:
@@ -134,21 +134,21 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show where a run is, its rates and goodput, what stopped it, and what it read."""
-    from megacode.launch.status import read_status
+    from megacode.status.document import read_status
 
     document = read_status(run_dir)
     if samples:
-        from megacode.launch.status_samples import prove_samples
+        from megacode.status.sample_proof import prove_samples
 
         document["samples"] = prove_samples(run_dir)
     if as_json:
         print_json(document)
     else:
-        from megacode.launch.status_table import render_status
+        from megacode.status.tables import render_status
 
         render_status(document, console())
     if samples and document["samples"]["differing"]:
-        from megacode.launch.status_samples import differing_error
+        from megacode.status.sample_proof import differing_error
 
         raise differing_error(document["samples"], run_dir)
 
@@ -163,6 +163,6 @@ def report(
     ] = None,
 ) -> None:
     """Write a run's page, or one page of several: mixture, losses, scores, texts and proof; it needs no network."""
-    from megacode.study.report import write_report
+    from megacode.report.page import write_report
 
     typer.echo(str(write_report(run_dirs, out)))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from megacode.base.errors import Problem
 from megacode.config.evaluate import DEMO_SOURCES, SHIPPED_SUITES
-from megacode.config.fixes import did_you_mean
 from megacode.config.rules import Rule
+from megacode.config.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from megacode.config.run import RunConfig

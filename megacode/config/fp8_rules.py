@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from megacode.base.errors import Problem
-from megacode.config.fixes import neighbours
+from megacode.config.suggestions import neighbours
 
 if TYPE_CHECKING:
     from megacode.config.run import RunConfig

@@ -18,7 +18,7 @@ class Spikes(Frozen):
     Attributes:
         policy: `off`; `warn` in log and events; `skip` the update of that iteration; `rollback` to the newest
             checkpoint before it and withhold the iterations that led there.
-        window: iterations that median and deviation are taken over; nothing is judged before a quarter of
+        window: iterations that median and deviation are taken over; nothing is checked before a quarter of
             them, and 8.
         threshold: robust standard deviations.
         withhold: `rollback` only: how many iterations, up to and including the spike, are computed but not learned

@@ -17,14 +17,14 @@ from pydantic import ValidationError
 
 from megacode.base.errors import ConfigError, Problem
 from megacode.config.evaluate_rules import EVALUATE_RULES
-from megacode.config.fixes import did_you_mean
-from megacode.config.origins import Layer, Origins
 from megacode.config.overrides import apply_overrides
 from megacode.config.phase_rules import PHASE_RULES
+from megacode.config.placeholders import LENIENT, UNKNOWN, while_known
 from megacode.config.problems import problems_of
 from megacode.config.rules import RULES
 from megacode.config.run import RunConfig
-from megacode.config.unknown import LENIENT, UNKNOWN, while_known
+from megacode.config.setting_origins import Layer, Origins
+from megacode.config.suggestions import did_you_mean
 from megacode.config.yaml_reader import Loader, parse_yaml
 
 _PRESETS = Path(__file__).with_name("presets.yaml")
@@ -140,18 +140,23 @@ def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def presets() -> dict[str, dict[str, Any]]:
+    """Return the named model shapes: their keys of the section `model`."""
+    return dict(parse_yaml(_PRESETS.read_text(encoding="utf-8"), str(_PRESETS)))
+
+
 def _with_preset(raw: dict[str, Any], problems: list[Problem]) -> dict[str, Any]:
     model = raw.get("model")
     if not isinstance(model, dict) or model.get("preset") is None:
         return raw
-    presets = parse_yaml(_PRESETS.read_text(encoding="utf-8"), str(_PRESETS))
+    known = presets()
     name = model["preset"]
-    if not isinstance(name, str) or name not in presets:
+    if not isinstance(name, str) or name not in known:
         if isinstance(name, str):
-            problems.append(Problem(f"there is no preset {name!r}", "model.preset", did_you_mean(name, list(presets))))
-        shape = {key for preset in presets.values() for key in preset}
+            problems.append(Problem(f"there is no preset {name!r}", "model.preset", did_you_mean(name, list(known))))
+        shape = {key for preset in known.values() for key in preset}
         return {**raw, "model": {**dict.fromkeys(shape, UNKNOWN), **model}}
-    return {**raw, "model": {**presets[name], **model}}
+    return {**raw, "model": {**known[name], **model}}
 
 
 def _absolute(config: RunConfig) -> RunConfig:

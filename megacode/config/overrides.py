@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from megacode.base.errors import Problem
-from megacode.config.fixes import did_you_mean
+from megacode.config.suggestions import did_you_mean
 from megacode.config.yaml_reader import TwiceError
 
 COMMAND_LINE = "command line"

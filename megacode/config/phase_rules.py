@@ -10,8 +10,8 @@ from math import fsum, isclose
 from typing import TYPE_CHECKING
 
 from megacode.base.errors import Problem
-from megacode.config.fixes import did_you_mean
-from megacode.config.unknown import UNKNOWN
+from megacode.config.placeholders import UNKNOWN
+from megacode.config.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from megacode.config.data import Phase

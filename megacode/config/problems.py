@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from megacode.base.errors import Problem
-from megacode.config.fixes import did_you_mean
 from megacode.config.run import RunConfig
+from megacode.config.suggestions import did_you_mean
 
 _BOUNDS = {
     "greater_than": "give more than {gt}",
@@ -88,7 +88,7 @@ def _suggest(location: list[Any]) -> str:
 
 
 def _schema_at(schema: Any, location: list[Any]) -> type[BaseModel] | None:
-    """Return the schema class that judges the dict at a location."""
+    """Return the schema class that validates the dict at a location."""
     for part in location:
         if isinstance(part, int) or not (isinstance(schema, type) and issubclass(schema, BaseModel)):
             schema = _model_in(schema)

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from megacode.base.units import format_count, parse_count, parse_fraction, parse_seconds
-from megacode.config.unknown import LENIENT, UNKNOWN
+from megacode.config.placeholders import LENIENT, UNKNOWN
 
 Unit = Literal["tokens", "samples", "iterations"]
 _LARGEST_WEIGHT = 1e12

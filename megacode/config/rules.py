@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from megacode.base.errors import Problem
-from megacode.config.fixes import divisors, nearest_divisors, neighbours
 from megacode.config.fp8_rules import fp8_divides_the_matrices, fp8_leaves_layers, fp8_parameters_stay_fp8
+from megacode.config.suggestions import divisors, nearest_divisors, neighbours
 
 if TYPE_CHECKING:
     from megacode.config.run import RunConfig

@@ -1,1 +1,1 @@
-"""F5: checkpoints to Hugging Face models and back, and from Megatron-LM, with proof."""
+"""F7: checkpoints to Hugging Face models and back, and from Megatron-LM, with proof."""

@@ -16,7 +16,7 @@ import megacode
 from megacode.base.files import RunDir, digest, write_json, write_text
 from megacode.base.units import format_count
 from megacode.checkpoint.state import TrainState
-from megacode.convert.source import Source
+from megacode.convert.opened_checkpoint import OpenedCheckpoint
 from megacode.convert.verify import Report, folded
 from megacode.data.tokenizer import BEGIN_OF_TEXT
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 FILE_NAME = "megacode.json"
 
 
-def write_card(source: Source, report: Report, parameters: int, out: Path) -> dict[str, Any]:
+def write_card(source: OpenedCheckpoint, report: Report, parameters: int, out: Path) -> dict[str, Any]:
     """Write README.md and megacode.json into an export, and return the latter's document.
 
     Args:
@@ -46,7 +46,7 @@ def write_card(source: Source, report: Report, parameters: int, out: Path) -> di
     return document
 
 
-def facts(source: Source, report: Report, parameters: int) -> dict[str, Any]:
+def facts(source: OpenedCheckpoint, report: Report, parameters: int) -> dict[str, Any]:
     """Return everything an export says of itself, as one JSON document."""
     state, config = source.state, source.config
     length = config.train.seq_length

@@ -97,7 +97,7 @@ class Gaps:
         ]
 
 
-class Choices:
+class NextTokens:
     """What a model's logits say of texts: the greedy token at each position, and the loss. Slice by slice, too.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from megacode.base.errors import ConfigError, MegacodeError, Problem
 from megacode.config.run import RunConfig
-from megacode.convert.layouts import check_exportable
+from megacode.convert.architectures import check_exportable
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
 
 _BPE = 2  # sentencepiece's number for it

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from megacode.base.errors import VerificationError
-from megacode.convert.shards import Shards
+from megacode.convert.safetensors_files import SafetensorsFiles
 
 NOTHING_PUBLISHED = "nothing was published; the checkpoint is as it was"
 
@@ -55,7 +55,7 @@ class Exported:
         # Angles are computed, not stored; on the meta device they were not.
         self._body.rotary_emb = type(self._body.rotary_emb)(config=config)
         self._tied = config.tie_word_embeddings
-        self._shards = Shards(export, tied=self._tied)
+        self._shards = SafetensorsFiles(export, tied=self._tied)
         leftover = [name for name, buffer in self._model.named_buffers() if buffer.is_meta]
         assert not leftover, f"{leftover} are in no file"
 

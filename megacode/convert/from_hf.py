@@ -15,15 +15,15 @@ from typing import Any
 
 from megacode.base.errors import CheckpointError, Problem
 from megacode.base.files import atomic_path
-from megacode.base.places import refuse_unwritable
+from megacode.base.user_paths import refuse_unwritable
 from megacode.config.model import ModelConfig
-from megacode.convert import start
+from megacode.convert import initial_checkpoint
 from megacode.convert.imports import architecture_of, model_of
 from megacode.convert.mapping import Sizes
 from megacode.convert.mapping import from_hf as mapped
+from megacode.convert.opened_checkpoint import OpenedCheckpoint
 from megacode.convert.published import ignored, parsed_config, read_object
-from megacode.convert.shards import INDEX, OUTPUT, SINGLE, Shards
-from megacode.convert.source import Source
+from megacode.convert.safetensors_files import INDEX, OUTPUT, SINGLE, SafetensorsFiles
 from megacode.convert.texts import texts_of
 from megacode.convert.verify import Claim, Report, prove, same_output
 
@@ -52,34 +52,36 @@ def from_hf(model_dir: Path, out: Path) -> Report:
     tensors = _tensors(model_dir, model, architecture_of(document))
     with atomic_path(out) as hidden:
         hidden.mkdir(parents=True)
-        start.copy_tokenizer(model_dir, hidden)
-        config = start.config_of(model, vocab, document["max_position_embeddings"], model_dir, hidden)
-        start.write((tensor for _, tensor in mapped(tensors, model, Sizes.of(model, vocab))), config, hidden)
-        source, dtype = Source.open(hidden), tensors[next(iter(tensors))].dtype
+        initial_checkpoint.copy_tokenizer(model_dir, hidden)
+        config = initial_checkpoint.config_of(model, vocab, document["max_position_embeddings"], model_dir, hidden)
+        initial_checkpoint.write(
+            (tensor for _, tensor in mapped(tensors, model, Sizes.of(model, vocab))), config, hidden
+        )
+        source, dtype = OpenedCheckpoint.open(hidden), tensors[next(iter(tensors))].dtype
         facts = (source.label, source.config, source.path, source.tokenizer, texts_of(source), dtype)
         report = prove(Claim(*facts, vocab=vocab), model_dir)
-        start.settle(config, hidden, out)
+        initial_checkpoint.settle(config, hidden, out)
     return report
 
 
-def _tensors(model_dir: Path, model: ModelConfig, architecture: str) -> Shards:
+def _tensors(model_dir: Path, model: ModelConfig, architecture: str) -> SafetensorsFiles:
     """Return the tensors that count, of files that are whole.
 
     Raises:
         CheckpointError: a file is damaged, or holds an output layer of its own where the config says there is none.
     """
-    surplus = ignored(Shards(model_dir), architecture)
+    surplus = ignored(SafetensorsFiles(model_dir), architecture)
     if surplus:
         log.info("%d tensors are left out, as transformers does: %s, ...", len(surplus), surplus[0])
     tied = model.share_embeddings_and_output_weights
-    if tied and not same_output(Shards(model_dir)):
+    if tied and not same_output(SafetensorsFiles(model_dir)):
         fix = (
             "set tie_word_embeddings to false in config.json to keep that output layer (transformers 5 does), "
             "or remove it from the files to use the embedding (earlier ones do)"
         )
         what = f"tie_word_embeddings is true, and {OUTPUT} in the files differs from the embedding"
         raise CheckpointError(what, str(model_dir), fix)
-    return Shards(model_dir, tied=tied, left_out=surplus)
+    return SafetensorsFiles(model_dir, tied=tied, left_out=surplus)
 
 
 def _document(model_dir: Path) -> dict[str, Any]:

@@ -17,11 +17,11 @@ import torch
 
 from megacode.base.errors import CheckpointError, Problem, VerificationError
 from megacode.base.files import atomic_path
-from megacode.base.places import refuse_unwritable
 from megacode.base.progress import steps
+from megacode.base.user_paths import refuse_unwritable
 from megacode.checkpoint.tensors import Weights
 from megacode.config.model import ModelConfig
-from megacode.convert import start
+from megacode.convert import initial_checkpoint
 from megacode.convert.mapping import VOCABULARY, Sizes, mcore_shapes
 from megacode.convert.torch_dist import TorchDist
 
@@ -73,13 +73,13 @@ def from_megatron(checkpoint: Path, tokenizer: Path, out: Path) -> dict[str, Any
     model = model_of(arguments, str(checkpoint))
     with atomic_path(out) as hidden:
         hidden.mkdir(parents=True)
-        start.copy_tokenizer(tokenizer, hidden)
+        initial_checkpoint.copy_tokenizer(tokenizer, hidden)
         vocab = _vocabulary(hidden / "tokenizer", stored, checkpoint)
         names = _names(model, vocab, stored, checkpoint)
-        config = start.config_of(model, vocab, arguments.get("seq_length") or 2048, checkpoint, hidden)
-        start.write((tensor for _, tensor in _tensors(stored, names, vocab)), config, hidden)
+        config = initial_checkpoint.config_of(model, vocab, arguments.get("seq_length") or 2048, checkpoint, hidden)
+        initial_checkpoint.write((tensor for _, tensor in _tensors(stored, names, vocab)), config, hidden)
         parameters = _compare(Weights(hidden), _tensors(stored, names, vocab), hidden)
-        start.settle(config, hidden, out)
+        initial_checkpoint.settle(config, hidden, out)
     padded = stored.shapes[VOCABULARY[0]][0] - vocab
     return {"parameters": parameters, "tensors": len(names), "vocab_size": vocab, "padded_rows": padded}
 

@@ -12,15 +12,15 @@ from typing import Any
 
 from megacode.base.errors import CheckpointError, ConfigError, Problem, VerificationError
 from megacode.base.files import atomic_path, write_json
-from megacode.base.places import refuse_unwritable
+from megacode.base.user_paths import refuse_unwritable
 from megacode.convert import push
+from megacode.convert.architectures import hf_config, layout_of
 from megacode.convert.card import FILE_NAME, note_elsewhere, write_card
-from megacode.convert.layouts import hf_config, layout_of
 from megacode.convert.mapping import VOCABULARY, Sizes, hf_shapes
 from megacode.convert.mapping import to_hf as mapped
+from megacode.convert.opened_checkpoint import OpenedCheckpoint
 from megacode.convert.published import read_object
-from megacode.convert.shards import write_shards
-from megacode.convert.source import Source
+from megacode.convert.safetensors_files import write_shards
 from megacode.convert.texts import texts_of
 from megacode.convert.tokenizer import export_tokenizer, named_id
 from megacode.convert.verify import TYPES, Claim, Report, prove
@@ -62,7 +62,7 @@ def to_hf(
         raise ConfigError(f"{dtype!r} is not a type of weights", "--dtype", f"use one of {', '.join(TYPES)}")
     if push_to is not None:
         push.check(push_to)
-    source = Source.open(checkpoint)
+    source = OpenedCheckpoint.open(checkpoint)
     layout_of(source.config.model)
     _check_out(out, source, force)
     refuse_unwritable(out, "OUT", directory=True)
@@ -134,7 +134,7 @@ def _unproven(claim: Claim) -> Report:
     return Report(claim.label, architecture, str(claim.dtype).removeprefix("torch."), verified=False)
 
 
-def _check_out(out: Path, source: Source, force: bool) -> None:
+def _check_out(out: Path, source: OpenedCheckpoint, force: bool) -> None:
     """Refuse a directory that holds something; with force, an earlier export of the same checkpoint may go."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return

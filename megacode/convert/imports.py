@@ -7,7 +7,7 @@ from typing import Any
 
 from megacode.base.errors import CheckpointError, Problem
 from megacode.config.model import ModelConfig
-from megacode.convert.layouts import LAYOUTS, STABLELM, Layout
+from megacode.convert.architectures import LAYOUTS, STABLELM, Architecture
 
 
 def model_of(document: Mapping[str, Any], where: str) -> ModelConfig:
@@ -57,7 +57,7 @@ def _rope(document: Mapping[str, Any]) -> dict[str, Any]:
     return document.get("rope_parameters") or {}
 
 
-def _differences(document: Mapping[str, Any], layout: Layout, where: str) -> Iterator[Problem]:
+def _differences(document: Mapping[str, Any], layout: Architecture, where: str) -> Iterator[Problem]:
     """Yield what the model computes otherwise than megacode."""
     rope = _rope(document)
     given = {**document, **{key: rope[key] for key in ("partial_rotary_factor",) if key in rope}}

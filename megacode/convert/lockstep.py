@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from megacode.base.progress import Advance, bar, steps
-from megacode.convert.compare import Choices, Difference, Gaps, difference
+from megacode.convert.compare import Difference, Gaps, NextTokens, difference
 from megacode.convert.exported import Exported
 from megacode.convert.reference import Reference, Step
 
@@ -131,7 +131,7 @@ def _logits(reference: Reference, exported: Exported, ours: Tensor, theirs: Tens
     """
     lengths = [len(text) for text in ids]
     forced, free = Gaps(LOGITS, lengths), Gaps(END_TO_END, lengths)
-    our_choices, their_choices = Choices(ids), Choices(ids)
+    our_choices, their_choices = NextTokens(ids), NextTokens(ids)
     with steps(_slices(len(ours), vocab), "comparing logits") as counted:
         for first, last in counted:
             logits = reference.logits(ours, first, last)

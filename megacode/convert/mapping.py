@@ -34,7 +34,7 @@ from torch import Tensor
 
 from megacode.base.errors import CheckpointError
 from megacode.config.model import ModelConfig
-from megacode.convert.layouts import Layout, layout_of
+from megacode.convert.architectures import Architecture, layout_of
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _applied(rules: tuple[Rule, ...], layers: int) -> Iterator[tuple[Rule, str, 
     yield from ((rule, rule.mcore, rule.hf) for rule in after)
 
 
-def _bias_of(layout: Layout, hf_name: str) -> str | None:
+def _bias_of(layout: Architecture, hf_name: str) -> str | None:
     """Return the name of the zero bias that goes with a norm's weight in this layout."""
     is_norm = hf_name.endswith(("norm.weight", "layernorm.weight"))
     return hf_name.removesuffix("weight") + "bias" if layout.norm_bias and is_norm else None

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from megacode.config.run import RunConfig
 from megacode.config.training import Parallel, Precision
+from megacode.mcore.checkpoint_pieces import Piece
 from megacode.mcore.groups import Ranks
-from megacode.mcore.pieces import Piece
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,18 @@ class Reference:
         from megacode.checkpoint.reader import Reader
         from megacode.data.windows import vocabulary_size
         from megacode.mcore import device
-        from megacode.mcore.parts import Parts
+        from megacode.mcore.rank_model import RankModel
         from megacode.mcore.translate import padded_vocab_size
 
         vocab = vocabulary_size(config)
         self._model = _without_memory(config, vocab).eval()
-        self._parts = Parts(config, ranks, [self._model], None, vocab, padded_vocab_size(config, vocab))
+        self._rank_model = RankModel(config, ranks, [self._model], None, vocab, padded_vocab_size(config, vocab))
         self._reader, self._dtype, self._device = Reader(checkpoint), dtype, device.device()
 
     @property
     def layers(self) -> int:
         """Number of blocks."""
-        return self._parts.config.model.num_layers
+        return self._rank_model.config.model.num_layers
 
     @torch.no_grad()
     def embedding(self, tokens: Tensor) -> Tensor:
@@ -136,11 +136,11 @@ class Reference:
             hidden: what `final_norm` gave, [t, h].
             first, last: the tokens.
         """
-        from megacode.mcore import pieces
+        from megacode.mcore import checkpoint_pieces
 
-        tied = self._parts.config.model.share_embeddings_and_output_weights
+        tied = self._rank_model.config.model.share_embeddings_and_output_weights
         end = "word_embeddings.weight" if tied else "output_layer.weight"
-        whole = next(piece for piece in pieces.weights(self._parts) if piece.name.endswith(end))
+        whole = next(piece for piece in checkpoint_pieces.weights(self._rank_model) if piece.name.endswith(end))
         slice_ = torch.empty(last - first, whole.shape[1], device=self._device)
         self._fill([replace(whole, offset=(first, 0), data=slice_)])
         return _batch_first(self._model.output_layer(hidden[:, None].to(self._device), slice_)[0])[0]
@@ -148,10 +148,10 @@ class Reference:
     @contextmanager
     def _holding(self, module: Any, cut: Callable[[Piece], Iterable[Piece]] | None = None) -> Iterator[Any]:
         """Give a module its weights, or the pieces that are cut of them, until the block ends."""
-        from megacode.mcore import pieces
+        from megacode.mcore import checkpoint_pieces
 
         module.to_empty(device=self._device)
-        held = [piece for piece in pieces.weights(self._parts) if not piece.data.is_meta]
+        held = [piece for piece in checkpoint_pieces.weights(self._rank_model) if not piece.data.is_meta]
         self._fill([part for piece in held for part in cut(piece)] if cut else held)
         yield module
         module.to_empty(device="meta")

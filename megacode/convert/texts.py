@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megacode.base.errors import CheckpointError
-from megacode.convert.source import Source
+from megacode.convert.opened_checkpoint import OpenedCheckpoint
 from megacode.data.indexed import IndexedDataset, idx_path
 from megacode.data.tokenizer import Tokenizer
 
@@ -31,7 +31,7 @@ class Text:
     ids: tuple[int, ...]
 
 
-def texts_of(source: Source, given: Sequence[str] | None = None) -> list[Text]:
+def texts_of(source: OpenedCheckpoint, given: Sequence[str] | None = None) -> list[Text]:
     """Return the texts to compare models of a run on.
 
     Args:
@@ -59,7 +59,7 @@ def _shipped(name: str) -> str:
     return Path(__file__).with_name(f"{name}.txt").read_text(encoding="utf-8")
 
 
-def _held_out(source: Source, limit: int) -> Iterator[Text]:
+def _held_out(source: OpenedCheckpoint, limit: int) -> Iterator[Text]:
     """Yield the last stored tokens of every source that is at hand: held-out documents are the last ones."""
     for name, entry in source.config.sources.items():
         if source.config.validation.fraction == 0 or not idx_path(entry.path).exists():

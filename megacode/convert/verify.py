@@ -7,12 +7,12 @@ Four checks, each with an error of its own, in the order in which they explain e
 2. The tokenizer: transformers' gives the ids that the run's gives, on every text.
 3. Every step of the forward pass, given the same, computes the same on real text (see `lockstep`), the logits last;
    the first that does not is named. What the export's whole forward pass makes of it, logits, loss and greedy choice,
-   is reported and not judged: a model may blow up the rounding of float32 without being wrong.
+   is reported and not checked: a model may blow up the rounding of float32 without being wrong.
 4. The weights in the files, mapped back, are the checkpoint's bit for bit: texts do not touch every row. All tensors
    of the files count, but those that transformers leaves out by its own rules.
 
 Where the export's type is narrower than the checkpoint's, both sides compute with the rounded weights, so that the
-tolerance stays that of a layout; what rounding itself does to the logits is measured and reported, not judged.
+tolerance stays that of a layout; what rounding itself does to the logits is measured and reported, not checked.
 
 Memory is bounded by the largest tensor: neither model is ever whole.
 """
@@ -33,14 +33,14 @@ from megacode.base.progress import steps
 from megacode.base.tables import FigureTable
 from megacode.checkpoint.tensors import Weights
 from megacode.config.run import RunConfig
+from megacode.convert.architectures import layout_of
 from megacode.convert.compare import TOLERANCE, Difference, first_beyond, worst
 from megacode.convert.exported import NOTHING_PUBLISHED, Exported
-from megacode.convert.layouts import layout_of
 from megacode.convert.lockstep import Walk, walk
 from megacode.convert.mapping import Sizes, from_hf, mcore_shapes
 from megacode.convert.published import ignored, read_object
 from megacode.convert.reference import Reference, alone
-from megacode.convert.shards import EMBEDDING, OUTPUT, Shards
+from megacode.convert.safetensors_files import EMBEDDING, OUTPUT, SafetensorsFiles
 from megacode.convert.texts import Text
 from megacode.data.tokenizer import Tokenizer
 
@@ -147,7 +147,7 @@ def prove(claim: Claim, export: Path, tolerance: float = TOLERANCE) -> Report:
     check_config(claim, export)
     compared = check_tokenizer(claim.tokenizer, export, claim.texts)
     walked = _walked(claim, export)
-    points = judge(walked, [text.name for text in claim.texts], export, tolerance)
+    points = differences(walked, [text.name for text in claim.texts], export, tolerance)
     check_weights(claim, export)
     return Report(
         source=claim.label,
@@ -175,7 +175,7 @@ def _walked(claim: Claim, export: Path) -> Walk:
         return walk(reference, exported, ids, claim.rows, unrounded)
 
 
-def judge(walked: Walk, names: Sequence[str], export: Path, tolerance: float) -> list[Difference]:
+def differences(walked: Walk, names: Sequence[str], export: Path, tolerance: float) -> list[Difference]:
     """Return the largest difference at each point.
 
     Raises:
@@ -202,19 +202,19 @@ def check_weights(claim: Claim, export: Path) -> None:
         VerificationError: one is not equal bit for bit; its name in the checkpoint is given.
     """
     weights, sizes, model = claim.weights(), Sizes.of(claim.config.model, claim.rows), claim.config.model
-    tied, everything = model.share_embeddings_and_output_weights, Shards(export)
+    tied, everything = model.share_embeddings_and_output_weights, SafetensorsFiles(export)
     if tied and not same_output(everything):
         what = f"{OUTPUT} in the files is not the embedding, and the checkpoint has no output layer of its own"
         raise VerificationError(what, str(export), NOTHING_PUBLISHED)
     left_out = ignored(everything, layout_of(model).architecture)
-    mapped = from_hf(Shards(export, tied=tied, left_out=left_out), model, sizes)
+    mapped = from_hf(SafetensorsFiles(export, tied=tied, left_out=left_out), model, sizes)
     with steps(mapped, "comparing tensors", len(mcore_shapes(model, sizes))) as counted:
         for name, tensor in counted:
             if not _equal(tensor, weights[name][: len(tensor)], claim.dtype):
                 raise VerificationError(f"{name} in the files is not the checkpoint's", str(export), NOTHING_PUBLISHED)
 
 
-def same_output(files: Shards) -> bool:
+def same_output(files: SafetensorsFiles) -> bool:
     """Tell whether the files' output layer, where they hold one, is the embedding bit for bit; in memory: some rows."""
     if OUTPUT not in files or EMBEDDING not in files:
         return True

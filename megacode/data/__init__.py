@@ -1,1 +1,1 @@
-"""F4: indexed datasets, windows, tokenizers, preprocessing and the loader."""
+"""F5: indexed datasets, windows, tokenizers, preprocessing and the loader."""

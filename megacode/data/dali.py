@@ -25,9 +25,9 @@ from torch import Tensor
 
 from megacode.base.errors import LaunchError
 from megacode.data.device_loader import DeviceLoader, padded
-from megacode.data.rows import Rows
+from megacode.data.rank_windows import Rows
 from megacode.mcore import device
-from megacode.mcore.batch import MicroBatch
+from megacode.mcore.micro_batch import MicroBatch
 
 PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 OLDEST = "2.0"  # the first whose outputs stay valid while the pipeline goes on

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from megacode.data.loader import Loader, borders
-from megacode.data.rows import Rows
+from megacode.data.rank_windows import Rows
 from megacode.mcore import device
-from megacode.mcore.batch import MicroBatch
+from megacode.mcore.micro_batch import MicroBatch
 from megacode.plan.batch import samples_digest
 
 

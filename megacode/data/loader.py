@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 
 from megacode.config.run import RunConfig
-from megacode.data.rows import RowPlan, Rows
+from megacode.data.rank_windows import RowPlan, Rows
 from megacode.data.windows import SourceStream
-from megacode.mcore.batch import MicroBatch
+from megacode.mcore.micro_batch import MicroBatch
 from megacode.plan.batch import BatchSchedule, samples_digest
 from megacode.plan.phases import Schedule
 

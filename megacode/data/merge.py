@@ -18,15 +18,15 @@ from typing import Any
 
 from megacode.base.errors import ConfigError, DataError, Problem
 from megacode.base.files import remove
-from megacode.base.places import refuse_existing, refuse_unwritable
 from megacode.base.progress import steps
 from megacode.base.units import format_bytes, format_count
+from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.data import manifest as manifests
+from megacode.data.document_batches import AGAIN, StoredDataset
 from megacode.data.indexed import IndexedDatasetWriter, bin_path, idx_path
+from megacode.data.machine_files import WHOLE, Shard
 from megacode.data.manifest import Manifest
-from megacode.data.parts import AGAIN, Part
 from megacode.data.progress import PassProgress
-from megacode.data.shards import WHOLE, Shard
 from megacode.data.shuffle import ShuffledWriter
 
 _LOG = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def merge(
     return made
 
 
-def find_parts(patterns: Sequence[str]) -> list[Part]:
+def find_parts(patterns: Sequence[str]) -> list[StoredDataset]:
     """Return the data sets that prefixes and globs name: shards in their order, others as named, a glob's sorted.
 
     Raises:
@@ -92,7 +92,7 @@ def find_parts(patterns: Sequence[str]) -> list[Part]:
     if twice:
         fix = "its documents would come twice; name it once"
         raise ConfigError("the same data set is named twice", f"--input {twice[0]}", fix)
-    return [Part(name, manifests.read(name)) for name in _in_order(found)]
+    return [StoredDataset(name, manifests.read(name)) for name in _in_order(found)]
 
 
 def _files(pattern: str) -> list[str]:
@@ -126,7 +126,7 @@ def _unfinished(prefix: str, found: Sequence[str]) -> str:
     return "" if manifests.manifest_path(prefix).exists() else "not finished: it has no manifest"
 
 
-def _check_alike(parts: Sequence[Part], shuffle_seed: int | None) -> dict[str, Any]:
+def _check_alike(parts: Sequence[StoredDataset], shuffle_seed: int | None) -> dict[str, Any]:
     """Check that data sets make one together, and return what the manifest says of them all."""
     for part in parts:
         if part.dtype() != parts[0].dtype():
@@ -145,12 +145,14 @@ def _check_alike(parts: Sequence[Part], shuffle_seed: int | None) -> dict[str, A
     }
 
 
-def _differs(part: Part, first: Part, what: str, here: object, there: object) -> DataError:
+def _differs(part: StoredDataset, first: StoredDataset, what: str, here: object, there: object) -> DataError:
     fix = f"{first.prefix} has {str(there)[:120]}; merge only data sets that are alike, made by the same command"
     return DataError(f"the data sets have different {what}: it has {str(here)[:120]}", part.prefix, fix)
 
 
-def _same(name: str, parts: Sequence[Part], absent: Any, show: Callable[[Any], object] = lambda value: value) -> Any:
+def _same(
+    name: str, parts: Sequence[StoredDataset], absent: Any, show: Callable[[Any], object] = lambda value: value
+) -> Any:
     """Return what the manifests say under a name, if it is the same in all; `absent` without manifests."""
     told = [(part, getattr(part.manifest, name)) for part in parts if part.manifest]
     for part, value in told:
@@ -159,7 +161,7 @@ def _same(name: str, parts: Sequence[Part], absent: Any, show: Callable[[Any], o
     return told[0][1] if told else absent
 
 
-def _inputs(parts: Sequence[Part], known: list[Manifest]) -> tuple[dict[str, Any], ...]:
+def _inputs(parts: Sequence[StoredDataset], known: list[Manifest]) -> tuple[dict[str, Any], ...]:
     """Return the files that all were made of; each shard names those of the whole."""
     if known and known[0].shard is not None:
         return tuple(_same("inputs", parts, (), _sizes))
@@ -170,7 +172,7 @@ def _sizes(files: Sequence[dict[str, Any]]) -> list[tuple[Any, Any]]:
     return [(file["path"], file["bytes"]) for file in files]
 
 
-def _seed(parts: Sequence[Part], wanted: int | None) -> int | None:
+def _seed(parts: Sequence[StoredDataset], wanted: int | None) -> int | None:
     """Return the seed of the shuffle; shards must have been made for one whole, and for this seed if for any."""
 
     def whole_of(shard: dict[str, Any] | None) -> object:
@@ -184,7 +186,7 @@ def _seed(parts: Sequence[Part], wanted: int | None) -> int | None:
     return made_for if wanted is None else wanted
 
 
-def _check_contents(parts: Sequence[Part]) -> None:
+def _check_contents(parts: Sequence[StoredDataset]) -> None:
     """Check sizes, sampled blocks and whole indexes against the manifests, before anything is written."""
     with steps(parts, "checking data sets") as counted:
         for part in counted:
@@ -195,7 +197,7 @@ def _check_contents(parts: Sequence[Part]) -> None:
                 raise DataError("its contents are not those of its manifest", str(idx_path(part.prefix)), AGAIN)
 
 
-def _check_space(parts: Sequence[Part], output: Path, shuffled: bool) -> None:
+def _check_space(parts: Sequence[StoredDataset], output: Path, shuffled: bool) -> None:
     """Check that the output, and what a shuffle lays down before it, find room on the disk."""
     files = [path(part.prefix) for part in parts if not part.is_empty for path in (bin_path, idx_path)]
     needed = sum(file.stat().st_size for file in files) * (2 if shuffled else 1)
@@ -206,7 +208,7 @@ def _check_space(parts: Sequence[Part], output: Path, shuffled: bool) -> None:
         raise DataError(what, str(output.parent), "free some space, or name an output elsewhere")
 
 
-def _write(parts: Sequence[Part], output_prefix: str, facts: dict[str, Any]) -> Manifest:
+def _write(parts: Sequence[StoredDataset], output_prefix: str, facts: dict[str, Any]) -> Manifest:
     dtype, seed = parts[0].dtype(), facts["shuffle_seed"]
     plain = IndexedDatasetWriter(output_prefix, dtype) if seed is None else None
     writer = plain or ShuffledWriter(output_prefix, dtype, seed)

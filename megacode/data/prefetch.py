@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from megacode.data.loader import Loader
-from megacode.mcore.batch import MicroBatch
 from megacode.mcore.device import SideStream
+from megacode.mcore.micro_batch import MicroBatch
 
 # Two threads of Python take turns: this one lets the step that was given its batch begin first. Without the wait, which
 # is short beside any iteration, being handed a batch that is ready took 0.7 ms in place of 0.1.

@@ -21,16 +21,16 @@ import numpy.typing as npt
 
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.files import remove
-from megacode.base.places import refuse_existing, refuse_unwritable
 from megacode.base.units import format_count
+from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.config.model import TokenizerConfig
 from megacode.data import manifest as manifests
 from megacode.data.encoders import pieces
 from megacode.data.indexed import IndexedDatasetWriter, bin_path
 from megacode.data.jsonl import Chunk, Texts, cut_by, find_inputs, parse, read_chunks
+from megacode.data.machine_files import WHOLE, Shard
 from megacode.data.manifest import Manifest
 from megacode.data.progress import PassProgress
-from megacode.data.shards import WHOLE, Shard
 from megacode.data.shuffle import ShuffledWriter
 from megacode.data.tokenizer import EncoderMismatch, Tokenizer, load_tokenizer
 

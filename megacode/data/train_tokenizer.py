@@ -16,8 +16,8 @@ from typing import Any
 
 from megacode.base.errors import ConfigError, DataError, VerificationError
 from megacode.base.files import atomic_path
-from megacode.base.places import refuse_existing, refuse_unwritable
 from megacode.base.progress import bar
+from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.data.encoders import pieces
 from megacode.data.jsonl import find_inputs, parse, read_chunks
 from megacode.data.progress import PassProgress

@@ -1,1 +1,1 @@
-"""F6: scores of exported models."""
+"""F8: scores of exported models."""

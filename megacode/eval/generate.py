@@ -18,8 +18,8 @@ from megacode.base.errors import CheckpointError, ConfigError, DataError
 from megacode.base.files import RunDir
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
-from megacode.eval.judge_answers import end_ids, open_model
-from megacode.eval.models import check_model
+from megacode.eval.hf_model import end_ids, open_model
+from megacode.eval.scored_models import check_model
 from megacode.metrics.scores import read_score_file
 
 log = logging.getLogger(__name__)

@@ -20,30 +20,30 @@ from typing import Any
 
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, atomic_path, to_json, write_json
-from megacode.base.places import refuse_existing, refuse_unwritable
+from megacode.base.user_paths import refuse_existing, refuse_unwritable
+from megacode.data.contamination import contamination, task_items
 from megacode.eval.categories import category_means
-from megacode.eval.contamination import contamination, task_items
-from megacode.eval.cuts import cut_facts, describe_cut
+from megacode.eval.finished_tasks import FinishedTask, Partial
 from megacode.eval.generate import Writer
-from megacode.eval.loading import load_tasks, network_problem, prefetch
-from megacode.eval.models import check_model, default_out, is_scored
-from megacode.eval.partial import Part, Partial
-from megacode.eval.ranks import Ranks, scoring_ranks
-from megacode.eval.running import aggregate, load_model, run_items
-from megacode.eval.samples import write_samples
+from megacode.eval.offline import surroundings
+from megacode.eval.score_log import tell_run
+from megacode.eval.scored_models import check_model, default_out, is_scored
 from megacode.eval.scores import model_facts, prompts_digest, provenance, questions_digest, render_scores, task_scores
+from megacode.eval.scoring_ranks import ScoringRanks, scoring_ranks
 from megacode.eval.suites import Suite, load_suite, run_of
-from megacode.eval.surroundings import surroundings
-from megacode.eval.telling import tell_run
+from megacode.eval.task_loading import load_tasks, network_problem, prefetch
+from megacode.eval.task_run import aggregate, load_model, run_items
+from megacode.eval.truncation import cut_facts, describe_cut
+from megacode.eval.writing_samples import write_samples
 
-__all__ = ["Choices", "evaluate", "evaluate_many", "prefetch_suite", "render_scores"]
+__all__ = ["ScoringOptions", "evaluate", "evaluate_many", "prefetch_suite", "render_scores"]
 
 BATCH_SIZE = 16
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Choices:
+class ScoringOptions:
     """How a suite is run.
 
     Attributes:
@@ -72,7 +72,7 @@ class Choices:
 
 
 def evaluate(
-    hf_dir: Path, suite: str | Path | None = "demo", out: Path | None = None, choices: Choices | None = None
+    hf_dir: Path, suite: str | Path | None = "demo", out: Path | None = None, choices: ScoringOptions | None = None
 ) -> dict[str, Any]:
     """Score an exported model and write the scores, with the results of every item in a `.items.jsonl` beside them.
 
@@ -97,16 +97,16 @@ def evaluate_many(
     hf_dirs: Sequence[Path],
     suite: str | Path | None = "demo",
     outs: Sequence[Path | None] | None = None,
-    choices: Choices | None = None,
+    choices: ScoringOptions | None = None,
 ) -> list[dict[str, Any]]:
     """Score several models one after another in this process; see `evaluate`."""
-    choices = choices or Choices()
+    choices = choices or ScoringOptions()
     check_device(choices.device)
     for hf_dir in hf_dirs:
         check_model(hf_dir)
     outs = outs or [None] * len(hf_dirs)
     with scoring_ranks() as ranks:
-        ranks.tell([suite_of(suite, hf_dir, choices) for hf_dir in hf_dirs] if ranks.first else None)
+        ranks.broadcast([suite_of(suite, hf_dir, choices) for hf_dir in hf_dirs] if ranks.first else None)
         suites = [suite_of(suite, hf_dir, choices) for hf_dir in hf_dirs]  # the first rank has made the items by now
         targets = [out or default_out(path, one.name) for path, one, out in zip(hf_dirs, suites, outs, strict=True)]
         if not (choices.overwrite or choices.missing_only):
@@ -136,14 +136,18 @@ def prefetch_suite(suite: str | Path, verbose: bool = False) -> list[str]:
         return prefetch(wanted, no_network)
 
 
-def suite_of(suite: str | Path | None, hf_dir: Path, choices: Choices) -> Suite:
+def suite_of(suite: str | Path | None, hf_dir: Path, choices: ScoringOptions) -> Suite:
     """Return the suite to run on a model or a checkpoint, with the texts that were chosen."""
     found = Suite("texts", (), ()) if suite is None else load_suite(suite, hf_dir, choices.tasks_dir)
     return found.with_texts(choices.texts)
 
 
 def _score_all(
-    hf_dirs: Sequence[Path], suites: Sequence[Suite], targets: Sequence[Path], choices: Choices, ranks: Ranks
+    hf_dirs: Sequence[Path],
+    suites: Sequence[Suite],
+    targets: Sequence[Path],
+    choices: ScoringOptions,
+    ranks: ScoringRanks,
 ) -> list[dict[str, Any]]:
     documents, loaded, device = [], None, choices.device or _default_device(ranks)
     tasks: dict[str, Any] = {}
@@ -152,7 +156,7 @@ def _score_all(
         if suite != loaded:
             tasks, left_out = load_tasks(suite, choices.run_code or suite.unsafe_code, choices.without)
             loaded = suite
-        if choices.missing_only and ranks.tell(ranks.first and is_scored(hf_dir, suite, target, left_out)):
+        if choices.missing_only and ranks.broadcast(ranks.first and is_scored(hf_dir, suite, target, left_out)):
             continue
         document, lines = _score(hf_dir, suite, tasks, choices, (device, target, ranks))
         document["left_out"] = left_out
@@ -162,7 +166,7 @@ def _score_all(
             _write(document, lines, target)
             if (run := run_of(hf_dir)) is not None:
                 tell_run(RunDir(run))
-        documents.append(ranks.tell(document))
+        documents.append(ranks.broadcast(document))
     return documents
 
 
@@ -176,19 +180,19 @@ def _write(document: dict[str, Any], lines: Sequence[Mapping[str, Any]], out: Pa
 
 
 def _score(
-    hf_dir: Path, suite: Suite, tasks: Mapping[str, Any], choices: Choices, where: tuple[str, Path, Ranks]
+    hf_dir: Path, suite: Suite, tasks: Mapping[str, Any], choices: ScoringOptions, where: tuple[str, Path, ScoringRanks]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run tasks on one model; return the score document and the items' lines, on rank 0 with all ranks' results."""
     start, (device, target, ranks) = time.perf_counter(), where
     model = load_model(hf_dir, choices.batch_size, device)
-    facts = ranks.tell(model_facts(hf_dir) if ranks.first else None)
+    facts = ranks.broadcast(model_facts(hf_dir) if ranks.first else None)
     settings = {"limit": choices.limit, "device": device.partition(":")[0], "dtype": str(model.model.dtype)}
     made = provenance()
     identity = {"model": facts, "suite": suite.files_digest(), "settings": settings, "versions": made["versions"]}
     identity["clusters"] = suite.clusters
     partial, parts = Partial(target, identity), {}
     for name, task in tasks.items():
-        part = ranks.tell(partial.read(name) if ranks.first else None)
+        part = ranks.broadcast(partial.read(name) if ranks.first else None)
         if part is None:
             part = _run_task(model, (name, task, suite.clusters.get(name)), choices, ranks)
             if ranks.first:
@@ -213,7 +217,9 @@ def _score(
     return document, [line for part in parts.values() for line in part["lines"]]
 
 
-def _run_task(model: Any, what: tuple[str, Any, str | None], choices: Choices, ranks: Ranks) -> Part:
+def _run_task(
+    model: Any, what: tuple[str, Any, str | None], choices: ScoringOptions, ranks: ScoringRanks
+) -> FinishedTask:
     """Run this rank's share of a task; return what all ranks found on rank 0, the same without numbers elsewhere."""
     (name, task, cluster), start = what, time.perf_counter()
     count = min(len(task.eval_docs), choices.limit or len(task.eval_docs))
@@ -247,7 +253,7 @@ def check_device(device: str | None) -> None:
         raise ConfigError("no GPU is to be seen here", f"--device {device}", "give --device cpu, or leave it out")
 
 
-def _default_device(ranks: Ranks) -> str:
+def _default_device(ranks: ScoringRanks) -> str:
     import torch
 
     if not torch.cuda.is_available():

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-_INSIDE = Path(__file__).with_name("sandboxed.py")
+_INSIDE = Path(__file__).with_name("sandbox_program.py")
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from megacode.base.errors import ConfigError
 from megacode.base.files import digest, file_digest, tree_digest
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_count, format_seconds
-from megacode.eval.contamination import describe
-from megacode.eval.cuts import describe_cut
+from megacode.data.contamination import describe
+from megacode.eval.truncation import describe_cut
 from megacode.metrics.intervals import LEVEL, half_width
 
 PACKAGES = ("lm_eval", "transformers", "torch", "tokenizers", "datasets")

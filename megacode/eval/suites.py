@@ -30,8 +30,8 @@ from typing import Any
 from megacode.base.errors import ConfigError, Problem
 from megacode.base.files import RunDir, tree_digest
 from megacode.config.yaml_reader import parse_yaml
-from megacode.eval.demo_items import INDEX
-from megacode.eval.heldout import build_run_items
+from megacode.data.demo_items import INDEX
+from megacode.data.heldout_items import build_run_items
 
 SHIPPED = Path(__file__).parent / "tasks"
 _KEYS: dict[str, type | tuple[type, ...]] = {

@@ -1,1 +1,1 @@
-"""F6: starting processes, and recording what was started."""
+"""F8: starting processes, and recording what was started."""

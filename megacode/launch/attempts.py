@@ -13,9 +13,8 @@ import logging
 import time
 from itertools import takewhile
 
-from megacode.base.files import RunDir, read_jsonl, to_json
+from megacode.base.files import Json, RunDir, read_jsonl, to_json
 from megacode.launch.slurm import Job
-from megacode.launch.status_files import Json
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from megacode.base.files import RunDir
+from megacode.base.files import Json, RunDir, read_json
 from megacode.launch.slurm import Job
-from megacode.launch.status_files import Json, read_json
 from megacode.metrics.reader import read_events
 
 _READ_AT_ONCE = 32  # stacks of thousands of ranks, one after the other, would take the time that a job has to end

@@ -22,11 +22,10 @@ from typing import Literal, get_args
 
 from megacode.base import lock, ownership
 from megacode.base.errors import EXIT_CHECK, EXIT_INPUT, EXIT_RESUMABLE, LaunchError, MegacodeError
-from megacode.base.files import RunDir, remove
+from megacode.base.files import Json, RunDir, remove
 from megacode.launch import attempts, bad_nodes, slurm
-from megacode.launch.excluding import excluded_by_user, keep_off, to_exclude, unwanted
+from megacode.launch.excluded_nodes import excluded_by_user, keep_off, to_exclude, unwanted
 from megacode.launch.slurm import Job
-from megacode.launch.status_files import Json
 from megacode.launch.submission import successor_command
 from megacode.metrics.reader import read_events
 

@@ -14,14 +14,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from megacode.base import children
+from megacode.base import child_processes
 from megacode.base.errors import EXIT_FAILURE, LaunchError
 from megacode.base.files import RunDir, digest
 from megacode.checkpoint.state import TrainState
 from megacode.config.evaluate import Evaluate
 from megacode.launch import slurm
 from megacode.launch.submission import default_site, launch_command
-from megacode.train.scoring_process import suite_name
+from megacode.planning.suite import suite_name
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,10 @@ def _submit(name: str, output: Path, arguments: Sequence[str], options: Sequence
     site = default_site()
     flags = [*options, f"--job-name={name}", f"--output={output}"]  # the later ones win
     # The job runs this very megacode, whatever its shell, the site's file or its working directory would find.
-    variables = {"MEGACODE": shlex.join(children.command([])), **({"SITE": str(site)} if site is not None else {})}
+    variables = {
+        "MEGACODE": shlex.join(child_processes.command([])),
+        **({"SITE": str(site)} if site is not None else {}),
+    }
     return slurm.submit([*launch_command(site), *flags, str(_SCRIPT), *arguments], variables)
 
 

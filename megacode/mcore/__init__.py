@@ -1,1 +1,1 @@
-"""F3: the one door to Megatron-core and Transformer Engine."""
+"""F4: the one door to Megatron-core and Transformer Engine."""

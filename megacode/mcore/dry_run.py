@@ -22,12 +22,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 from megacode.base.errors import ConfigError
+from megacode.capacity.buffers import buffers, countable, rank_parameters
+from megacode.capacity.costs import ParameterCounts
+from megacode.capacity.layout import Layout
 from megacode.config.run import RunConfig
 from megacode.mcore import device, groups
 from megacode.mcore.groups import Ranks
-from megacode.plan.buffers import buffers, countable, rank_parameters
-from megacode.plan.costs import ParameterCounts
-from megacode.plan.placement import Placement
 
 _KINDS = {
     "word_embeddings": "embedding",
@@ -60,7 +60,7 @@ class Built:
     buckets: int
 
 
-def dry_run(place: Placement, ranks: Iterable[int]) -> list[dict[str, Any]]:
+def dry_run(place: Layout, ranks: Iterable[int]) -> list[dict[str, Any]]:
     """Build some ranks of a run and compare each with the plan's arithmetic.
 
     Args:
@@ -89,7 +89,7 @@ def _buildable(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"precision": precision, "phases": phases})
 
 
-def _compared(place: Placement, rank: int, built: Built) -> dict[str, Any]:
+def _compared(place: Layout, rank: int, built: Built) -> dict[str, Any]:
     stage, index = place.coordinates(rank)
     counted, planned_buffers = countable(place, stage, index), buffers(place, stage)
     planned = {
@@ -139,11 +139,11 @@ def _build_rank(config: RunConfig, world_size: int, rank: int, vocab_size: int) 
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
         found = groups.start(config.parallel, config.seed)
-        from megacode.mcore.parts import build
+        from megacode.mcore.build import build
 
         with _without_memory():
-            parts = build(config, found, vocab_size)
-        return _count(found, parts.chunks, parts.optimizer)
+            rank_model = build(config, found, vocab_size)
+        return _count(found, rank_model.chunks, rank_model.optimizer)
     finally:
         groups.stop()
 

@@ -9,28 +9,28 @@ import torch
 from torch import Tensor
 
 from megacode.mcore import groups, optimizer_state
-from megacode.mcore.parts import Parts
+from megacode.mcore.rank_model import RankModel
 from megacode.mcore.sharding import model_state
 
 
 @torch.no_grad()
-def by_parameter(parts: Parts) -> dict[str, float]:
+def by_parameter(rank_model: RankModel) -> dict[str, float]:
     """Return the 2-norm of each whole parameter's gradient before clipping, by mcore's name of it.
 
     To be called by all ranks from `train_step`'s judge, or after a step whose gradient was not finite: the optimizer's
     gradients are ready then, and not yet clipped. The root of the sum of their squares is the step's `grad_norm`.
 
     Args:
-        parts: of `parts.build`, with an optimizer.
+        rank_model: of `build`, with an optimizer.
 
     Returns:
         Norms by name, the same on every rank, the largest first, nan before all others.
     """
-    known = names(parts)
+    known = names(rank_model)
     squares: dict[str, float] = {}
-    optimizer_state.prime(parts.optimizer)
-    for held in optimizer_state.held(parts.optimizer):
-        if held.main.grad is not None and _counts(parts, held):
+    optimizer_state.prime(rank_model.optimizer)
+    for held in optimizer_state.held(rank_model.optimizer):
+        if held.main.grad is not None and _counts(rank_model, held):
             name = known[id(held.parameter)]
             squares[name] = squares.get(name, 0.0) + float(torch.linalg.vector_norm(held.main.grad.double())) ** 2
     total: dict[str, float] = {}
@@ -41,16 +41,16 @@ def by_parameter(parts: Parts) -> dict[str, float]:
     return dict(sorted(norms.items(), key=lambda item: (not math.isnan(item[1]), -item[1], item[0])))
 
 
-def names(parts: Parts) -> dict[int, str]:
+def names(rank_model: RankModel) -> dict[int, str]:
     """Return the name of each parameter of this rank, by its identity; layers carry their number in the whole model."""
-    described = (entry for state in model_state(parts.chunks).values() for entry in state.values())
+    described = (entry for state in model_state(rank_model.chunks).values() for entry in state.values())
     return {id(entry.data): entry.key for entry in described if isinstance(getattr(entry, "data", None), Tensor)}
 
 
-def _counts(parts: Parts, held: Any) -> bool:
+def _counts(rank_model: RankModel, held: Any) -> bool:
     """Whether a gradient counts here: of what several ranks hold alike, it counts on one."""
     from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
     from megatron.core.transformer.module import param_is_not_shared
 
-    first_copy = held.sharded or (parts.ranks.dp_rank == 0 and parts.ranks.cp_rank == 0)
+    first_copy = held.sharded or (rank_model.ranks.dp_rank == 0 and rank_model.ranks.cp_rank == 0)
     return first_copy and param_is_not_shared(held.main) and param_is_not_tensor_parallel_duplicate(held.main)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from megacode.base.files import digest
 from megacode.config.training import Parallel
-from megacode.mcore import device, gloo, layout, rendezvous
+from megacode.mcore import device, gloo, layout_check, rendezvous
 
 # A collective that waits so many seconds longer than a hang may last ends the run: the watchdog has its chance first.
 _AFTER_THE_WATCHDOG = 600.0
@@ -69,9 +69,9 @@ def start(parallel: Parallel, seed: int, patience: float = 1800.0) -> Ranks:
     timeout = timedelta(seconds=patience + _AFTER_THE_WATCHDOG)
     if not dist.is_initialized():
         place = rendezvous.read(os.environ)
-        layout.data_parallel_size(parallel, place.world_size)
+        layout_check.data_parallel_size(parallel, place.world_size)
         _join(place, timeout)
-    layout.data_parallel_size(parallel, dist.get_world_size())
+    layout_check.data_parallel_size(parallel, dist.get_world_size())
     _lay_out(parallel, timeout)
     ranks = _ranks()
     seed_ranks(seed, ranks)

@@ -34,7 +34,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from megacode.config.model import ModelConfig
-from megacode.mcore import emulation, precision
+from megacode.mcore import fp8_emulation, precision
 from megacode.mcore.attention import CausalSelfAttention
 from megacode.mcore.kernels import GatedLinearUnit, Linear, Lookup, RootMeanSquareNorm
 
@@ -83,10 +83,10 @@ class RowSlice(RowParallelLinear):
 
 def _product(module: Any, x: Tensor, weight: Tensor) -> Tensor:
     """Return x weight^T, in emulated FP8 where that is asked for."""
-    recipe = emulation.current()
+    recipe = fp8_emulation.current()
     if recipe is None:
         return Linear.apply(x, weight)
-    return emulation.Product.apply(x, weight, recipe, module, torch.is_grad_enabled())
+    return fp8_emulation.Product.apply(x, weight, recipe, module, torch.is_grad_enabled())
 
 
 class Embedding(VocabParallelEmbedding):

@@ -13,7 +13,7 @@ from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
 from megacode.config.run import RunConfig
-from megacode.mcore import device, engine, gradients, layout, translate, weights
+from megacode.mcore import device, gradients, layout_check, te, translate, weights
 from megacode.mcore.attention import RotaryTable
 from megacode.mcore.kernels import CrossEntropy
 from megacode.mcore.layers import Embedding, OutputLayer, block_spec
@@ -53,7 +53,7 @@ class Model(GPTModel):
             vp_stage=vp_stage,
         )
         self.tokens = vocab_size
-        self.engine = engine.used(config)
+        self.engine = te.used(config)
         # mcore's spec does not reach these two, which it builds of the classes that ours refine.
         if first:
             self.embedding.word_embeddings.__class__ = Embedding
@@ -82,7 +82,7 @@ class Model(GPTModel):
             logits.detach()[..., max(own, 0) :] = float("-inf")
         labels = labels.t().contiguous()
         if self.engine:
-            from megacode.mcore.engine_kernels import CrossEntropy as EngineCrossEntropy
+            from megacode.mcore.te_kernels import CrossEntropy as EngineCrossEntropy
 
             return EngineCrossEntropy.apply(logits, labels, self.pg_collection.tp).t()
         if self.pg_collection.tp.size() > 1:
@@ -92,18 +92,18 @@ class Model(GPTModel):
 
 
 def _output_layer(config: RunConfig) -> type[OutputLayer]:
-    if not engine.used(config):
+    if not te.used(config):
         return OutputLayer
-    from megacode.mcore.engine_layers import EngineOutputLayer
+    from megacode.mcore.te_layers import EngineOutputLayer
 
     return EngineOutputLayer
 
 
 def _spec(config: RunConfig) -> Callable[..., TransformerBlockSubmodules]:
     """Return the function that lists what the blocks are built from."""
-    if not engine.used(config):
+    if not te.used(config):
         return block_spec
-    from megacode.mcore.engine_layers import block_spec as engine_spec
+    from megacode.mcore.te_layers import block_spec as engine_spec
 
     return engine_spec
 
@@ -121,7 +121,7 @@ def build_model(config: RunConfig, vocab_size: int) -> list[Any]:
     Raises:
         ConfigError: the config asks for what this build cannot compute.
     """
-    layout.check_model(config)
+    layout_check.check_model(config)
     device.make_deterministic(config.train.deterministic)
     mcore_config = translate.transformer_config(config)
     stages = range(config.parallel.virtual_pipeline) if config.parallel.virtual_pipeline else (None,)

@@ -28,9 +28,9 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
     )
     configure(config, optimizer)
     if config.precision.dtype == "fp32":
-        for part in parts(optimizer):
+        for inner in inner_optimizers(optimizer):
             # Sharded or not, Adam updates views of the parameters themselves: mcore would copy each onto itself.
-            part._copy_main_params_to_model_params = _nothing_to_copy
+            inner._copy_main_params_to_model_params = _nothing_to_copy
     return optimizer
 
 
@@ -77,15 +77,15 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
 
 def adams(optimizer: Any) -> Iterator[torch.optim.AdamW]:
     """Yield torch's AdamW objects inside an mcore optimizer; none where Transformer Engine's or apex' Adam runs."""
-    for inner in parts(optimizer):
+    for inner in inner_optimizers(optimizer):
         if isinstance(inner.optimizer, torch.optim.AdamW):
             yield inner.optimizer
 
 
-def parts(optimizer: Any) -> list[Any]:
+def inner_optimizers(optimizer: Any) -> list[Any]:
     """Return the mcore optimizers that a chained one holds, or the one that it is, without empty ones."""
-    inner = getattr(optimizer, "chained_optimizers", [optimizer])
-    return [part for part in inner if not part.is_stub_optimizer]
+    chained = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [inner for inner in chained if not inner.is_stub_optimizer]
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def update(optimizer: Any, norm: float, clip_grad: float) -> None:
 
 def _multiply(optimizer: Any, factor: float) -> None:
     """Multiply the readied gradients that this rank's optimizer holds: its share, where it is sharded."""
-    gradients = [p.grad for part in parts(optimizer) for p in part.get_parameters() if p.grad is not None]
+    gradients = [p.grad for inner in inner_optimizers(optimizer) for p in inner.get_parameters() if p.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor)
 
@@ -131,8 +131,8 @@ def restore_weights(chunks: list[Any], optimizer: Any) -> None:
 
     Each rank rounds what its optimizer holds; what others hold it gathers. So no rank reads the whole model.
     """
-    for part in parts(optimizer):
-        part._copy_main_params_to_model_params()
+    for inner in inner_optimizers(optimizer):
+        inner._copy_main_params_to_model_params()
     for chunk in chunks:
         if chunk.ddp_config.use_distributed_optimizer:
             chunk.start_param_sync(force_sync=True)
@@ -140,7 +140,7 @@ def restore_weights(chunks: list[Any], optimizer: Any) -> None:
 
 def gradient_norm(optimizer: Any) -> float:
     """Return the 2-norm of all gradients over all ranks; mcore's own takes one device-to-host copy a tensor."""
-    gradients = [gradient for part in parts(optimizer) for gradient in part.get_main_grads_for_grad_norm()]
+    gradients = [gradient for inner in inner_optimizers(optimizer) for gradient in inner.get_main_grads_for_grad_norm()]
     square = torch.zeros((), device=device.device())
     if gradients:
         square = torch.stack(torch._foreach_norm(gradients)).square().sum()

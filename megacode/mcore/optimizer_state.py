@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megacode.mcore.optimizer import parts
+from megacode.mcore.optimizer import inner_optimizers
 
 WEIGHT = "model"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -43,30 +43,30 @@ def held(optimizer: Any) -> Iterator[Held]:
     """Yield what this rank's optimizer holds; its state must exist (`prime`)."""
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-    for part in parts(optimizer):
-        yield from _sharded(part) if isinstance(part, DistributedOptimizer) else _whole(part)
+    for inner in inner_optimizers(optimizer):
+        yield from _sharded(inner) if isinstance(inner, DistributedOptimizer) else _whole(inner)
 
 
-def _sharded(part: Any) -> Iterator[Held]:
-    for parameter, (group, number) in part.model_param_group_index_map.items():
-        main = part.optimizer.param_groups[group]["params"][number]
-        start = part._get_model_param_range_map(parameter)["param"].start
-        yield Held(parameter, start, True, main, _tensors(part, main))
+def _sharded(inner: Any) -> Iterator[Held]:
+    for parameter, (group, number) in inner.model_param_group_index_map.items():
+        main = inner.optimizer.param_groups[group]["params"][number]
+        start = inner._get_model_param_range_map(parameter)["param"].start
+        yield Held(parameter, start, True, main, _tensors(inner, main))
 
 
-def _whole(part: Any) -> Iterator[Held]:
+def _whole(inner: Any) -> Iterator[Held]:
     masters: dict[int, Tensor] = {}
     for models, mains in zip(
-        getattr(part, "float16_groups", ()), getattr(part, "fp32_from_float16_groups", ()), strict=True
+        getattr(inner, "float16_groups", ()), getattr(inner, "fp32_from_float16_groups", ()), strict=True
     ):
         masters |= {id(main): model for model, main in zip(models, mains, strict=True)}
-    for group in part.optimizer.param_groups:
+    for group in inner.optimizer.param_groups:
         for main in group["params"]:
-            yield Held(masters.get(id(main), main), 0, False, main, _tensors(part, main))
+            yield Held(masters.get(id(main), main), 0, False, main, _tensors(inner, main))
 
 
-def _tensors(part: Any, main: Tensor) -> dict[str, Tensor]:
-    state = part.optimizer.state[main]
+def _tensors(inner: Any, main: Tensor) -> dict[str, Tensor]:
+    state = inner.optimizer.state[main]
     found = {WEIGHT: main.detach(), **{name: state[name] for name in MOMENTS}}
     assert all(tensor.dtype == torch.float32 for tensor in found.values())
     return {name: tensor.view(-1) for name, tensor in found.items()}
@@ -75,21 +75,21 @@ def _tensors(part: Any, main: Tensor) -> dict[str, Tensor]:
 @torch.no_grad()
 def prime(optimizer: Any) -> None:
     """Give each parameter the state that Adam would make in its first step, where it has none."""
-    for part in parts(optimizer):
-        part.init_state_fn(part.optimizer)
-        if isinstance(part.optimizer, torch.optim.AdamW):
-            for state in part.optimizer.state.values():
+    for inner in inner_optimizers(optimizer):
+        inner.init_state_fn(inner.optimizer)
+        if isinstance(inner.optimizer, torch.optim.AdamW):
+            for state in inner.optimizer.state.values():
                 state.setdefault("step", torch.zeros((), device=state["exp_avg"].device))
 
 
 def step_count(optimizer: Any) -> int:
     """Return how many steps the optimizer has done; 0 where this rank holds nothing."""
-    for part in parts(optimizer):
-        for group in part.optimizer.param_groups:
+    for inner in inner_optimizers(optimizer):
+        for group in inner.optimizer.param_groups:
             if "step" in group:  # Transformer Engine's and apex' Adam count by group
                 return int(group["step"])
             for main in group["params"]:
-                return int(part.optimizer.state[main]["step"])
+                return int(inner.optimizer.state[main]["step"])
     return 0
 
 
@@ -98,10 +98,10 @@ def set_step_count(optimizer: Any, count: int) -> None:
 
     Each parameter keeps a counter of its own: Adam advances every one it sees, so a shared one would run ahead.
     """
-    for part in parts(optimizer):
-        for group in part.optimizer.param_groups:
-            if not isinstance(part.optimizer, torch.optim.AdamW):
+    for inner in inner_optimizers(optimizer):
+        for group in inner.optimizer.param_groups:
+            if not isinstance(inner.optimizer, torch.optim.AdamW):
                 group["step"] = count
                 continue
             for main in group["params"]:
-                part.optimizer.state[main]["step"].fill_(count)
+                inner.optimizer.state[main]["step"].fill_(count)

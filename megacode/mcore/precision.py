@@ -11,21 +11,21 @@ from contextlib import nullcontext
 from typing import Any
 
 from megacode.config.training import Fp8
-from megacode.mcore import emulation, engine, translate
-from megacode.mcore.parts import Parts
+from megacode.mcore import fp8_emulation, te, translate
+from megacode.mcore.rank_model import RankModel
 from megacode.mcore.sharding import bare
 
 
-def use(parts: Parts, recipe: Fp8 | None) -> None:
+def use(rank_model: RankModel, recipe: Fp8 | None) -> None:
     """Compute the blocks' matrix products in FP8, or without.
 
     Args:
-        parts: of `parts.build`.
+        rank_model: of `build`.
         recipe: one of the run's recipes (`engine.problems` has seen them), or None.
     """
-    for chunk in parts.chunks:
+    for chunk in rank_model.chunks:
         config = bare(chunk).config
-        if engine.used(parts.config):
+        if te.used(rank_model.config):
             for name, value in translate.mcore_recipe(recipe).items():
                 setattr(config, name, value)
             config.fp8_output_layer = recipe is not None and recipe.output_layer
@@ -44,7 +44,7 @@ def emulated(config: Any, layer_number: int) -> Any:
     if recipe is None:
         return nullcontext()
     first, last = recipe.num_layers_at_start_in_bf16, config.num_layers - recipe.num_layers_at_end_in_bf16
-    return emulation.region(recipe) if first < layer_number <= last else nullcontext()
+    return fp8_emulation.region(recipe) if first < layer_number <= last else nullcontext()
 
 
 def emulated_output(config: Any) -> Any:
@@ -52,7 +52,7 @@ def emulated_output(config: Any) -> Any:
     recipe: Fp8 | None = getattr(config, "emulated_fp8", None)
     if recipe is None or not recipe.output_layer:
         return nullcontext()
-    return emulation.region(recipe.model_copy(update={"recipe": "tensorwise"}))
+    return fp8_emulation.region(recipe.model_copy(update={"recipe": "tensorwise"}))
 
 
 def blocks(chunks: Sequence[Any]) -> list[Any]:

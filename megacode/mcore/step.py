@@ -18,14 +18,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megacode.mcore import context, device, gradients, optimizer, scales
-from megacode.mcore.batch import MicroBatch
+from megacode.mcore import context, device, fp8_scales, gradients, optimizer
 from megacode.mcore.groups import Ranks
-from megacode.mcore.parts import Parts
+from megacode.mcore.micro_batch import MicroBatch
+from megacode.mcore.rank_model import RankModel
 from megacode.mcore.sharding import bare
 from megacode.plan.batch import samples_digest
 
-Judge = Callable[[float, float], bool]
+Accepts = Callable[[float, float], bool]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class StepResult:
         loss_sum_by_source, tokens_by_source, samples_by_source: the same by source number, as sums and counts.
         samples_digest: what tells these samples from all others (`plan.batch.samples_digest`, summed).
         grad_norm: global norm of the gradient before clipping; nan where it is not finite.
-        skipped: the parameters were left as they were: loss or gradient were not finite, or the judge said so.
+        skipped: the parameters were left as they were: loss or gradient were not finite, or `accepts` said no.
     """
 
     loss: float
@@ -73,58 +73,58 @@ class StepResult:
 
 
 def train_step(
-    parts: Parts,
+    rank_model: RankModel,
     microbatches: Sequence[MicroBatch],
     learning_rate: float,
     num_sources: int,
-    judge: Judge | None = None,
+    accepts: Accepts | None = None,
 ) -> StepResult:
     """Train one iteration; a loss or a gradient that is not finite never reaches the parameters.
 
     Args:
-        parts: of `parts.build`, with an optimizer.
+        rank_model: of `build`, with an optimizer.
         microbatches: this data-parallel rank's, all of one shape and as many on every rank; whole sequences, of which
             each context-parallel rank takes its part.
         learning_rate: of this step.
         num_sources: number of sources; `source_ids` are below it.
-        judge: says of a finite loss and gradient norm whether the parameters are updated; absent: always.
+        accepts: says of a finite loss and gradient norm whether the parameters are updated; absent: always.
     """
     gradients.begin()
-    losses = backward(parts, microbatches, num_sources)
-    optimizer.set_learning_rate(parts.optimizer, learning_rate)
-    norm = optimizer.measure(parts.optimizer, sum(losses.tokens))
-    wanted = math.isfinite(losses.loss) and math.isfinite(norm) and (judge is None or judge(losses.loss, norm))
+    losses = backward(rank_model, microbatches, num_sources)
+    optimizer.set_learning_rate(rank_model.optimizer, learning_rate)
+    norm = optimizer.measure(rank_model.optimizer, sum(losses.tokens))
+    wanted = math.isfinite(losses.loss) and math.isfinite(norm) and (accepts is None or accepts(losses.loss, norm))
     if wanted:
-        optimizer.update(parts.optimizer, norm, parts.config.train.clip_grad)
+        optimizer.update(rank_model.optimizer, norm, rank_model.config.train.clip_grad)
     return StepResult(
         losses.loss, losses.loss_sum, losses.tokens, losses.samples, losses.digest, norm, skipped=not wanted
     )
 
 
-def backward(parts: Parts, microbatches: Sequence[MicroBatch], num_sources: int) -> Losses:
+def backward(rank_model: RankModel, microbatches: Sequence[MicroBatch], num_sources: int) -> Losses:
     """Return the losses; their sum's gradient stands in mcore's buffers then, reduced. Arguments as in `train_step`."""
-    for chunk in parts.chunks:
+    for chunk in rank_model.chunks:
         _set_mode(chunk, training=True)
         chunk.zero_grad_buffer()
-    parts.optimizer.zero_grad()
-    whole = _in_groups(parts, microbatches)
-    return _summed(parts, _run(parts, whole, num_sources, forward_only=False), num_sources)
+    rank_model.optimizer.zero_grad()
+    whole = _in_groups(rank_model, microbatches)
+    return _summed(rank_model, _run(rank_model, whole, num_sources, forward_only=False), num_sources)
 
 
 @torch.no_grad()
-def evaluate(parts: Parts, microbatches: Sequence[MicroBatch], num_sources: int) -> Losses:
+def evaluate(rank_model: RankModel, microbatches: Sequence[MicroBatch], num_sources: int) -> Losses:
     """Return the losses of some micro-batches, without gradients and dropout; arguments as in `train_step`."""
-    for chunk in parts.chunks:
+    for chunk in rank_model.chunks:
         _set_mode(chunk, training=False)
-    remembered = scales.snapshot(parts)  # what is only measured leaves no trace in later scales
-    found = _run(parts, _in_groups(parts, microbatches), num_sources, forward_only=True)
-    scales.put_back(remembered)
-    return _summed(parts, found, num_sources)
+    remembered = fp8_scales.snapshot(rank_model)  # what is only measured leaves no trace in later scales
+    found = _run(rank_model, _in_groups(rank_model, microbatches), num_sources, forward_only=True)
+    fp8_scales.put_back(remembered)
+    return _summed(rank_model, found, num_sources)
 
 
-def _in_groups(parts: Parts, microbatches: Sequence[MicroBatch]) -> list[MicroBatch]:
+def _in_groups(rank_model: RankModel, microbatches: Sequence[MicroBatch]) -> list[MicroBatch]:
     """Return micro-batches as the interleaved schedule takes them, in groups of one a pipeline rank."""
-    missing = -len(microbatches) % parts.ranks.pp_size if len(parts.chunks) > 1 else 0
+    missing = -len(microbatches) % rank_model.ranks.pp_size if len(rank_model.chunks) > 1 else 0
     return [*microbatches, *(_filler(microbatches[0]) for _ in range(missing))]
 
 
@@ -135,25 +135,25 @@ def _filler(like: MicroBatch) -> MicroBatch:
 
 
 @torch.no_grad()
-def logits(parts: Parts, tokens: Tensor) -> Tensor:
+def logits(rank_model: RankModel, tokens: Tensor) -> Tensor:
     """Return the logits of some sequences, whole and on every rank.
 
     Args:
-        parts: of `parts.build`.
+        rank_model: of `build`.
         tokens: [b, s] int64, the same on every rank; s divides as the layout asks of `seq_length`.
 
     Returns:
         [b, s, vocab_size] fp32 on this rank's device, without the padding.
     """
-    for chunk in parts.chunks:
+    for chunk in rank_model.chunks:
         _set_mode(chunk, training=False)
     tokens = device.to_device(tokens)
     # The interleaved schedule takes one micro-batch a pipeline rank at least; all of them are the same here.
-    count = parts.ranks.pp_size if len(parts.chunks) > 1 else 1
-    part = context.own(tokens, parts.ranks.cp_size, parts.ranks.cp_rank, dim=1)
-    found = _schedule(parts, partial(_forward_logits, part), count, tuple(tokens.shape), True, collect=True)
-    whole = found[0] if found else torch.empty(*tokens.shape, parts.vocab_size, device=tokens.device)
-    _from_last_stage(parts, whole)
+    count = rank_model.ranks.pp_size if len(rank_model.chunks) > 1 else 1
+    part = context.own(tokens, rank_model.ranks.cp_size, rank_model.ranks.cp_rank, dim=1)
+    found = _schedule(rank_model, partial(_forward_logits, part), count, tuple(tokens.shape), True, collect=True)
+    whole = found[0] if found else torch.empty(*tokens.shape, rank_model.vocab_size, device=tokens.device)
+    _from_last_stage(rank_model, whole)
     return whole
 
 
@@ -178,17 +178,19 @@ def _vocab_size(chunk: Any) -> int:
     return int(bare(chunk).tokens)
 
 
-def _run(parts: Parts, microbatches: Sequence[MicroBatch], num_sources: int, forward_only: bool) -> list[Tensor]:
+def _run(
+    rank_model: RankModel, microbatches: Sequence[MicroBatch], num_sources: int, forward_only: bool
+) -> list[Tensor]:
     """Drive the micro-batches through the pipeline; return what `_losses` made of each, on its last stage."""
     batch, length = microbatches[0].tokens.shape
     packed = microbatches[0].cu_seqlens is not None
     shape = (1, batch * length) if packed else (batch, length)
-    forward = partial(_forward, parts.ranks, num_sources)
-    return _schedule(parts, forward, len(microbatches), shape, forward_only, microbatches)
+    forward = partial(_forward, rank_model.ranks, num_sources)
+    return _schedule(rank_model, forward, len(microbatches), shape, forward_only, microbatches)
 
 
 def _schedule(
-    parts: Parts,
+    rank_model: RankModel,
     forward: Any,
     count: int,
     shape: tuple[int, ...],
@@ -198,12 +200,12 @@ def _schedule(
 ) -> list[Tensor]:
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    iterators: list[Iterator[Any]] = [iter(microbatches) for _ in parts.chunks]
-    single = len(parts.chunks) == 1
+    iterators: list[Iterator[Any]] = [iter(microbatches) for _ in rank_model.chunks]
+    single = len(rank_model.chunks) == 1
     return get_forward_backward_func()(
         forward_step_func=forward,
         data_iterator=iterators[0] if single else iterators,
-        model=parts.chunks[0] if single else parts.chunks,
+        model=rank_model.chunks[0] if single else rank_model.chunks,
         num_microbatches=count,
         micro_batch_size=shape[0],
         seq_length=shape[1],
@@ -229,7 +231,7 @@ def _forward(ranks: Ranks, num_sources: int, iterator: Iterator[MicroBatch], chu
 
 def _counted(ranks: Ranks, batch: MicroBatch, labels: Tensor) -> Tensor:
     """Return the labels, and in place of those that do not count the one that Transformer Engine's loss leaves out."""
-    from megacode.mcore.engine_kernels import IGNORED
+    from megacode.mcore.te_kernels import IGNORED
 
     return labels.masked_fill(_part(ranks, batch.loss_mask).view_as(labels) == 0, IGNORED)
 
@@ -257,23 +259,23 @@ def _losses(ranks: Ranks, batch: MicroBatch, num_sources: int, losses: Tensor) -
     return masked.sum(), rows[1].sum().int(), sums.index_add_(1, sources, torch.cat((rows, counts)))
 
 
-def _summed(parts: Parts, found: list[Tensor], num_sources: int) -> Losses:
+def _summed(rank_model: RankModel, found: list[Tensor], num_sources: int) -> Losses:
     """Add up the micro-batches of all data- and context-parallel ranks, and tell every pipeline stage."""
     from megatron.core import parallel_state
 
     sums = torch.zeros(4, num_sources + 1, dtype=torch.float64, device=device.device())
     if found:
         sums = torch.stack(found).sum(0)
-        if parts.ranks.dp_size * parts.ranks.cp_size > 1:
+        if rank_model.ranks.dp_size * rank_model.ranks.cp_size > 1:
             dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    _from_last_stage(parts, sums)
+    _from_last_stage(rank_model, sums)
     loss_sum, tokens, samples, digests = sums[:, :num_sources].tolist()
     return Losses(loss_sum, [int(n) for n in tokens], [int(n) for n in samples], int(sum(digests)))
 
 
-def _from_last_stage(parts: Parts, tensor: Tensor) -> None:
+def _from_last_stage(rank_model: RankModel, tensor: Tensor) -> None:
     from megatron.core import parallel_state
 
-    if parts.ranks.pp_size > 1:
+    if rank_model.ranks.pp_size > 1:
         last = parallel_state.get_pipeline_model_parallel_last_rank()
         dist.broadcast(tensor, src=last, group=parallel_state.get_pipeline_model_parallel_group())

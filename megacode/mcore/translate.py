@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from megacode.capacity.costs import padded_vocabulary
 from megacode.config.run import RunConfig
 from megacode.config.training import Fp8
 from megacode.mcore import device
-from megacode.plan.costs import padded_vocabulary
 
 if TYPE_CHECKING:
     from megatron.core.distributed import DistributedDataParallelConfig

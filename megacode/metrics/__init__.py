@@ -1,1 +1,1 @@
-"""F4: what is measured each iteration, and where it is written."""
+"""F5: what is measured each iteration, and where it is written."""

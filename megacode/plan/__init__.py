@@ -1,1 +1,1 @@
-"""F2: pure arithmetic on the config: which sample, which learning rate, what it costs. Never imports torch."""
+"""F2: the order of data as pure arithmetic: which sample, which batch, which learning rate. Never imports torch."""

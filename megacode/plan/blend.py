@@ -200,12 +200,12 @@ class QuotaTree:
         """
         sources = np.empty(len(samples), dtype=np.int16)
         numbers = np.empty(len(samples), dtype=np.int64)
-        for source, places, here in self.parts(samples):
+        for source, places, here in self.by_source(samples):
             sources[places] = self.names.index(source)
             numbers[places] = here
         return sources, numbers
 
-    def parts(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.intp], NDArray[np.int64]]]:
+    def by_source(self, samples: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.intp], NDArray[np.int64]]]:
         """Yield many samples by source.
 
         Args:

@@ -112,7 +112,7 @@ class Schedule:
     def _draw_phase(
         self, phase: PhasePlan, slots: NDArray[np.intp], samples: NDArray[np.int64], result: DrawArrays
     ) -> None:
-        for name, places, numbers in phase.tree.parts(samples[slots] - phase.first_sample):
+        for name, places, numbers in phase.tree.by_source(samples[slots] - phase.first_sample):
             if len(numbers):
                 read = self.orders[name].many(phase.first_index[name] + numbers)
                 target = slots[places]

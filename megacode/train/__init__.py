@@ -1,1 +1,1 @@
-"""F5: from a config to a trained checkpoint."""
+"""F7: from a config to a trained checkpoint."""

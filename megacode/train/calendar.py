@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
+from megacode.mcore.step import StepResult
 from megacode.plan.phases import Schedule
-from megacode.train.planning import crosses
+from megacode.planning.run_plan import crosses
 
 
-class Tick(NamedTuple):
-    """An iteration, and the clock before and after it, in samples."""
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration on its way through the loop: its clock and, once it is trained, its result.
 
-    iteration: int
+    Attributes:
+        number: counted from 1; 0 is the untrained model.
+        before, after: the clock before and after it, in samples. They are equal where a start has trained nothing yet.
+        result: what the step did; None before it.
+        seconds: how long the step took.
+    """
+
+    number: int
     before: int
     after: int
+    result: StepResult | None = None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -35,32 +45,32 @@ class Calendar:
         """Whether a phase ends at this clock."""
         return any(phase.last_sample == consumed for phase in self.schedule.phases)
 
-    def validates(self, tick: Tick) -> bool:
+    def validates(self, iteration: Iteration) -> bool:
         """Whether held-out losses are measured after an iteration."""
         held_out = self.config.validation
-        return held_out.fraction > 0 and (self.ends_phase(tick.after) or self._due(held_out.every, tick))
+        return held_out.fraction > 0 and (self.ends_phase(iteration.after) or self._due(held_out.every, iteration))
 
-    def saves(self, tick: Tick) -> bool:
+    def saves(self, iteration: Iteration) -> bool:
         """Whether the config asks for a checkpoint after an iteration."""
-        return self._due(self.config.checkpoint.every, tick) or bool(self.kept_for(tick))
+        return self._due(self.config.checkpoint.every, iteration) or bool(self.kept_for(iteration))
 
-    def kept_for(self, tick: Tick) -> str:
+    def kept_for(self, iteration: Iteration) -> str:
         """Return why a checkpoint after an iteration is kept for good; empty: it is not."""
         policy = self.config.checkpoint
-        if tick.iteration == 0:
+        if iteration.number == 0:
             return "start"
-        if policy.keep_phase_ends and self.ends_phase(tick.after):
+        if policy.keep_phase_ends and self.ends_phase(iteration.after):
             return "phase end"
-        return "keep_every" if self._due(policy.keep_every, tick) else ""
+        return "keep_every" if self._due(policy.keep_every, iteration) else ""
 
-    def probes(self, tick: Tick) -> bool:
+    def probes(self, iteration: Iteration) -> bool:
         """Whether FP8 is probed before an iteration, where it is in use."""
-        return self._due(self.config.health.fp8_probe.every, tick)
+        return self._due(self.config.health.fp8_probe.every, iteration)
 
-    def reports(self, iteration: int) -> bool:
+    def reports(self, number: int) -> bool:
         """Whether an iteration says how the ranks are."""
-        return iteration % self.config.health.report_every == 0
+        return number % self.config.health.report_every == 0
 
-    def _due(self, every: Quantity | None, tick: Tick) -> bool:
+    def _due(self, every: Quantity | None, iteration: Iteration) -> bool:
         """Whether an iteration moves the clock across a multiple of `every`."""
-        return crosses(every, self.schedule.seq_length, *tick)
+        return crosses(every, self.schedule.seq_length, iteration.number, iteration.before, iteration.after)

@@ -11,11 +11,11 @@ from megacode.config.data import Phase
 from megacode.config.health import Fp8Probe
 from megacode.config.run import RunConfig
 from megacode.config.training import Fp8
-from megacode.mcore import engine, precision
-from megacode.mcore.batch import MicroBatch
-from megacode.mcore.calibration import calibrate
-from megacode.mcore.parts import Parts
-from megacode.mcore.probe import Comparison, compare
+from megacode.mcore import precision, te
+from megacode.mcore.fp8_calibration import calibrate
+from megacode.mcore.fp8_probe import Comparison, compare
+from megacode.mcore.micro_batch import MicroBatch
+from megacode.mcore.rank_model import RankModel
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class Fp8Watch:
 
     Args:
         config: of the run.
-        parts: this rank's.
+        rank_model: this rank's.
 
     Attributes:
         fell_back: the run goes on without FP8.
@@ -33,8 +33,8 @@ class Fp8Watch:
         calibrated: delayed scaling has scales to go by.
     """
 
-    def __init__(self, config: RunConfig, parts: Parts) -> None:
-        self._config, self._parts, self._policy = config, parts, config.health.fp8_probe
+    def __init__(self, config: RunConfig, rank_model: RankModel) -> None:
+        self._config, self._rank_model, self._policy = config, rank_model, config.health.fp8_probe
         self._recipe: Fp8 | None = None
         self.fell_back, self.alarms, self.calibrated = False, 0, False
 
@@ -50,15 +50,15 @@ class Fp8Watch:
         if recipe != self._recipe:
             log.info("phase %s: matrix products in %s", phase.name, self._described(recipe))
         self._recipe = recipe
-        precision.use(self._parts, recipe)
+        precision.use(self._rank_model, recipe)
         if recipe is not None and recipe.recipe == "delayed" and not self.calibrated:
-            calibrate(self._parts, microbatches()[0], num_sources)
+            calibrate(self._rank_model, microbatches()[0], num_sources)
             self.calibrated = True
 
     def _described(self, recipe: Fp8 | None) -> str:
         if recipe is None:
             return f"{self._config.precision.dtype}, without FP8"
-        return f"FP8, recipe {recipe.recipe}" + ("" if engine.used(self._config) else ", emulated")
+        return f"FP8, recipe {recipe.recipe}" + ("" if te.used(self._config) else ", emulated")
 
     @property
     def recipe(self) -> str | None:
@@ -72,15 +72,15 @@ class Fp8Watch:
             What is measured, for the record: losses, differences, `alarm` (empty where there is none), `fell_back`.
         """
         assert self._recipe is not None
-        found = compare(self._parts, microbatches[0], num_sources, self._recipe)
-        alarm = judge(found, self._policy)
+        found = compare(self._rank_model, microbatches[0], num_sources, self._recipe)
+        alarm = alarm_of(found, self._policy)
         self.alarms = self.alarms + 1 if alarm else 0
         if alarm:
             log.warning("FP8: %s", alarm)
         if self.alarms >= self._policy.patience and self._policy.policy == "fall_back":
             log.warning("FP8: %d alarms in a row; the run goes on without it", self.alarms)
             self.fell_back, self._recipe = True, None
-            precision.use(self._parts, None)
+            precision.use(self._rank_model, None)
         return {
             "loss": found.loss,
             "loss_without_fp8": found.loss_without,
@@ -104,7 +104,7 @@ class Fp8Watch:
         self.calibrated = state.get("calibrated", False)
 
 
-def judge(found: Comparison, policy: Fp8Probe) -> str:
+def alarm_of(found: Comparison, policy: Fp8Probe) -> str:
     """Return what lies too far apart; empty where nothing does."""
     far = []
     if not (math.isfinite(found.loss) and found.loss_difference <= policy.loss):

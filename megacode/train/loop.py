@@ -11,17 +11,18 @@ def train(trainer: Trainer) -> StopReason:
     Args:
         trainer: the parts of a run on this rank, standing at its first or at a resumed iteration.
     """
-    trainer.begin()
+    iteration = trainer.begin()
+    first = iteration.number
     while not trainer.finished:
-        result = trainer.step()
-        trainer.record(result)
-        if trainer.must_roll_back and trainer.roll_back():
+        iteration = trainer.step()
+        back_to = trainer.record(iteration)
+        if back_to is not None and trainer.roll_back(iteration, back_to):
             continue
-        if trainer.validation_due:
+        if trainer.validation_due(iteration):
             trainer.validate("phase_end" if trainer.at_phase_end else "interval")
-        if trainer.save_due:
-            trainer.save()
-        reason = trainer.agree()
+        if trainer.save_due(iteration):
+            trainer.save(iteration)
+        reason = trainer.agree(iteration)
         if reason is not None:
-            return trainer.end(reason)
-    return trainer.end("finished")
+            return trainer.end(reason, iteration, first)
+    return trainer.end("finished", iteration, first)

@@ -13,10 +13,10 @@ from megacode.base.errors import EXIT_CHECK, EXIT_FAILURE, EXIT_RESUMABLE
 from megacode.config.health import Health
 from megacode.config.loading import dump_config, load_config
 from megacode.config.run import RunConfig
-from megacode.mcore import agreement, groups, layout
-from megacode.plan.document import notes
+from megacode.mcore import agreement, groups, layout_check
+from megacode.planning.document import notes
+from megacode.planning.run_plan import Plan, check_trainable, make_plan, read_sizes
 from megacode.train.loop import train
-from megacode.train.planning import Plan, check_trainable, make_plan, read_sizes
 from megacode.train.presence import finished_lines, is_finished
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
@@ -73,7 +73,7 @@ def _agreed_plan(path: Path, overrides: Sequence[str]) -> Plan:
     groups.join(patience)
     config = agreement.all_succeeded(outcome)
     agreement.prove_equal({"config": yaml.safe_load(dump_config(config))})
-    agreement.on_all(lambda: layout.check(config, groups.size()))
+    agreement.on_all(lambda: layout_check.check(config, groups.size()))
     sizes = agreement.decided(lambda: read_sizes(config))
     plan = agreement.on_all(lambda: make_plan(config, sizes))
     for note in notes(config, plan.schedule):

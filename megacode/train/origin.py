@@ -15,12 +15,12 @@ from typing import Literal
 
 from megacode.base.errors import CheckpointError, ConfigError, Problem
 from megacode.base.files import RunDir, read_jsonl
+from megacode.checkpoint.ledger import Ledger
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
 from megacode.plan.difference import Difference, render_changes
-from megacode.plan.ledger import Ledger
 from megacode.plan.past import render_lost
-from megacode.train.planning import Plan, judge, prove_same_model
+from megacode.planning.run_plan import Plan, prove_compatible, prove_same_model
 
 Kind = Literal["fresh", "weights", "branch", "resume"]
 
@@ -190,7 +190,7 @@ def run_of(checkpoint: Path) -> RunDir | None:
 def _going_on(plan: Plan, kind: Kind, checkpoint: Path, accept_changed_past: bool) -> Origin:
     state = TrainState.read(checkpoint)
     try:
-        difference = judge(plan, checkpoint, state, accept_changed_past)
+        difference = prove_compatible(plan, checkpoint, state, accept_changed_past)
     except CheckpointError as error:
         raise CheckpointError(
             problems=[_with_earlier(plan, checkpoint, problem) for problem in error.problems]

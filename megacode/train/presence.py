@@ -11,14 +11,14 @@ from typing import Literal
 
 from megacode.base.files import RunDir
 from megacode.base.units import format_count, format_seconds
+from megacode.capacity.costs import parameter_counts
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import latest
 from megacode.config.training import Parallel
 from megacode.plan.batch import BatchSchedule
-from megacode.plan.costs import parameter_counts
+from megacode.planning.run_plan import Plan
+from megacode.planning.suite import suite_name
 from megacode.train.origin import Origin, find_origin
-from megacode.train.planning import Plan
-from megacode.train.scoring_process import suite_name
 
 StopReason = Literal["finished", "signal", "time_limit", "stop_file", "spikes", "save_failed"]
 

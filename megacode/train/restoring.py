@@ -10,19 +10,19 @@ from pathlib import Path
 from megacode.base.errors import CheckpointError, LaunchError, Problem
 from megacode.base.files import RunDir
 from megacode.checkpoint import store, tensors
+from megacode.checkpoint.ledger import Ledger
 from megacode.checkpoint.state import TrainState
 from megacode.config.run import RunConfig
 from megacode.mcore import agreement, groups
-from megacode.mcore.parts import Parts
+from megacode.mcore.rank_model import RankModel
 from megacode.metrics.sinks import Events
 from megacode.plan.difference import model_changes, shown
-from megacode.plan.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Choice:
+class FoundCheckpoint:
     """The checkpoint that a run goes on from, chosen by all ranks together; the same on each.
 
     Attributes:
@@ -38,7 +38,7 @@ class Choice:
     problems: list[Problem] = field(default_factory=list)
 
 
-def newest_whole(run: RunDir, ledger: Ledger, events: Events | None, before: int | None = None) -> Choice:
+def newest_whole(run: RunDir, ledger: Ledger, events: Events | None, before: int | None = None) -> FoundCheckpoint:
     """Return the newest checkpoint of a run that it may go on from; nothing is moved or changed yet.
 
     Args:
@@ -55,7 +55,9 @@ def newest_whole(run: RunDir, ledger: Ledger, events: Events | None, before: int
     return pick(agreement.decided(look), ledger, before, events)
 
 
-def pick(paths: Sequence[Path], ledger: Ledger, before: int | None = None, events: Events | None = None) -> Choice:
+def pick(
+    paths: Sequence[Path], ledger: Ledger, before: int | None = None, events: Events | None = None
+) -> FoundCheckpoint:
     """Return the first of some checkpoints whose every byte is as it was written; all ranks share the reading.
 
     One that has learned what the ledger withholds since (it was saved on the way to a spike) is passed over as well.
@@ -66,7 +68,7 @@ def pick(paths: Sequence[Path], ledger: Ledger, before: int | None = None, event
         before: only checkpoints with a clock up to this one; absent: any.
         events: the run's diary, which hears of damaged ones; None for none.
     """
-    choice = Choice()
+    choice = FoundCheckpoint()
     for path in paths:
         state, damaged = _read(path)
         if state is not None and before is not None and state.consumed_samples > before:
@@ -90,7 +92,7 @@ def _note_corrupt(events: Events | None, path: Path, what: str) -> None:
         events.write("corrupt", iteration=RunDir.iteration_of(path), checkpoint=path.name, what=what)
 
 
-def step_back(run: RunDir, choice: Choice, events: Events | None) -> None:
+def step_back(run: RunDir, choice: FoundCheckpoint, events: Events | None) -> None:
     """Set aside what a start or a rollback passes over, and let `latest` name what it goes on from; collective.
 
     In this order: a kill in between leaves a `latest` that names no checkpoint, and the newest one is the right one.
@@ -101,7 +103,7 @@ def step_back(run: RunDir, choice: Choice, events: Events | None) -> None:
     agreement.decided(lambda: _step_back(run, choice, events))
 
 
-def _step_back(run: RunDir, choice: Choice, events: Events | None) -> None:
+def _step_back(run: RunDir, choice: FoundCheckpoint, events: Events | None) -> None:
     goes_on = RunDir.iteration_of(choice.path) if choice.path is not None else -1
     default: store.Reason = "stepped-back" if choice.path is not None else "restarted"
     # A run that starts over never repeats these: they stay, whatever is wrong with them.
@@ -175,12 +177,14 @@ def seal_seen(path: Path) -> str:
     return outcome.value or (outcome.error.problems[0].what if outcome.error is not None else "")
 
 
-def load(config: RunConfig, parts: Parts, path: Path, state: TrainState, *, weights_only: bool = False) -> None:
+def load(
+    config: RunConfig, rank_model: RankModel, path: Path, state: TrainState, *, weights_only: bool = False
+) -> None:
     """Load a checkpoint of the same model, on all ranks or on none.
 
     Args:
         config: of the run.
-        parts: this rank's, to be filled.
+        rank_model: this rank's, to be filled.
         path: the checkpoint.
         state: what it says of itself, as rank 0 has read it.
         weights_only: leave optimizer and random states as they are.
@@ -189,7 +193,7 @@ def load(config: RunConfig, parts: Parts, path: Path, state: TrainState, *, weig
         CheckpointError: it is of another model, or damaged.
     """
     _prove_same_model(config, state, path)
-    tensors.load(parts, path, weights_only=weights_only)
+    tensors.load(rank_model, path, weights_only=weights_only)
 
 
 def _prove_same_model(config: RunConfig, state: TrainState, checkpoint: Path) -> None:

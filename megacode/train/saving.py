@@ -22,12 +22,12 @@ from megacode.base.files import RunDir, remove
 from megacode.base.units import format_bytes, format_seconds
 from megacode.checkpoint import store
 from megacode.checkpoint.files import Written
-from megacode.checkpoint.shards import Writer
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.tensors import saved_pieces
+from megacode.checkpoint.writer import Writer
 from megacode.config.training import CheckpointPolicy
 from megacode.mcore import groups
-from megacode.mcore.parts import Parts
+from megacode.mcore.rank_model import RankModel
 from megacode.metrics.sinks import Events
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Saver:
 
     Args:
         run: where checkpoints go.
-        parts: what is saved.
+        rank_model: what is saved.
         policy: what is kept, and whether the loop waits.
         events: the run's diary; None but on rank 0.
         took: hears how many seconds each save took until it was durable.
@@ -97,15 +97,15 @@ class Saver:
     def __init__(
         self,
         run: RunDir,
-        parts: Parts,
+        rank_model: RankModel,
         policy: CheckpointPolicy,
         events: Events | None,
         took: Callable[[float], None],
         saved_iteration: int,
         spared: Callable[[], Collection[int]] = tuple,
     ) -> None:
-        self._run, self._parts, self._policy, self._events, self._took = run, parts, policy, events, took
-        self._first, self._spared = parts.ranks.rank == 0, spared
+        self._run, self._rank_model, self._policy, self._events, self._took = run, rank_model, policy, events, took
+        self._first, self._spared = rank_model.ranks.rank == 0, spared
         self._writer = Writer()
         self._save: _Save | None = None
         self.saved_iteration = saved_iteration
@@ -118,7 +118,7 @@ class Saver:
         """
         self.wait()
         started = time.perf_counter()
-        found = saved_pieces(self._parts)
+        found = saved_pieces(self._rank_model)
         writer = self._writer
         writer.prepare(found)
         hidden = self._begin(state.iteration, writer.bytes)

@@ -18,18 +18,14 @@ import time
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megacode.base.files import RunDir
 from megacode.checkpoint.state import TrainState, seal_of
 from megacode.config.evaluate import Evaluate
-from megacode.mcore import groups
 from megacode.metrics.scores import ScoreBook
 from megacode.metrics.sinks import Events, Record
-from megacode.train.scoring_process import Child, at_once, start, suite_name
-
-if TYPE_CHECKING:
-    from megacode.train.trainer import Trainer
+from megacode.planning.suite import suite_name
+from megacode.train.scoring_process import Child, at_once, start
 
 log = logging.getLogger(__name__)
 
@@ -222,31 +218,3 @@ class Scoring:
         of = {"checkpoint": self._run.iteration_name(iteration), "suite": self._suite}
         if self._events is not None:
             self._events.write(event, **clock, **of, **facts)
-
-
-def end_scoring(trainer: Trainer, finished: bool) -> None:
-    """Record what is there, and end; a run that is finished waits first, all ranks together."""
-    if finished and trainer.config.evaluate is not None:
-        _wait_for_scores(trainer, trainer.config.evaluate)
-        trainer.saver.tidy()
-    trainer.write_scores()
-    trainer.scoring.close()
-
-
-def _wait_for_scores(trainer: Trainer, config: Evaluate) -> None:
-    """Wait for scores that a finished run owes; not for jobs, which go on by themselves."""
-    scoring, told = trainer.scoring, False
-    end = time.monotonic() + (config.wait if config.where == "local" else 0.0)
-    while True:
-        trainer.watchdog.beat("waiting for scores", trainer.state.iteration, trainer.state.consumed_samples)
-        trainer.write_scores()
-        owing = scoring.owing and time.monotonic() < end
-        asked = trainer.requests is not None and trainer.requests.touched() == "stop"
-        asked = asked or trainer.stop_signal.name is not None or trainer.limit.due()
-        asked, owing = groups.any_of(asked, owing)
-        if asked or not owing:
-            return
-        if scoring.owing and not told:
-            log.info("training is done; waiting for scores, at most %.0f s (evaluate.wait)", config.wait)
-        told = True
-        time.sleep(_PAUSE_SECONDS)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
+import platform
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from megacode.base.files import RunDir, write_json, write_text
 from megacode.base.lock import RunLock
-from megacode.base.places import refuse_unwritable
+from megacode.base.revision import revision
+from megacode.base.user_paths import refuse_unwritable
+from megacode.capacity.costs import flops_per_token
+from megacode.checkpoint.ledger import Ledger
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
 from megacode.config.run import RunConfig
@@ -23,26 +29,25 @@ from megacode.data.loader import BatchSource, Loader
 from megacode.data.prefetch import Prefetch
 from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import SourceStream, open_streams
-from megacode.mcore import agreement, device, groups
-from megacode.mcore import parts as mcore_parts
+from megacode.mcore import agreement, device, groups, te
 from megacode.mcore.agreement import code_digest
+from megacode.mcore.build import build
 from megacode.mcore.groups import Ranks
-from megacode.mcore.parts import Parts
+from megacode.mcore.rank_model import RankModel
 from megacode.metrics.meter import Meter
 from megacode.metrics.reader import lost_work
 from megacode.metrics.sinks import Events, Sink, open_sinks
-from megacode.plan.costs import flops_per_token
-from megacode.plan.ledger import Ledger
-from megacode.train import node, old_stacks, restoring
+from megacode.planning.run_plan import Plan
+from megacode.train import node_ranks, old_stacks, restoring
 from megacode.train.fp8_watch import Fp8Watch
-from megacode.train.guard import Guard
-from megacode.train.limits import TimeLimit, TouchFiles
 from megacode.train.origin import Origin, check_inherited, check_restart, find_origin
-from megacode.train.planning import Plan
+from megacode.train.run_log import RunLog
 from megacode.train.saving import Saver
 from megacode.train.scoring import Scoring
 from megacode.train.signals import StopSignal
+from megacode.train.stop_limits import TimeLimit, TouchFiles
 from megacode.train.trainer import Trainer
+from megacode.train.update_guard import Guard
 from megacode.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -82,25 +87,23 @@ def build_trainer(
     ledger = Ledger(run, agreement.decided(lambda: Ledger.read(run).entries), writes=first)
     choice = restoring.newest_whole(run, ledger, events)
     origin = _origin(plan, choice, accept_changed_past, from_scratch)
-    parts = _agreed_model(plan, ranks, streams, origin, ledger)
-    state = _restore(plan, parts, origin)
+    rank_model = _agreed_model(plan, ranks, streams, origin, ledger)
+    state = _restore(plan, rank_model, origin)
     start = agreement.decided(lambda: _start(plan, run, origin))
     restoring.step_back(run, choice, events)
     saved = state.iteration if origin.kind == "resume" else -1
-    guard, fp8 = _watches(plan, parts, ledger, events, state)
+    guard, fp8 = _watches(plan, rank_model, ledger, events, state)
     limit, scoring = TimeLimit(config.limits.wall_clock), _scoring(plan, run, events, ledger, closing)
     return Trainer(
         config=config,
         schedule=plan.schedule,
         batches=plan.batches,
         rates=plan.rates,
-        parts=parts,
+        rank_model=rank_model,
         loader=_loader(plan, streams, ranks, closing),
-        meter=_meter(plan, ranks.world_size, state),
-        sinks=agreement.on_all(lambda: _sinks(plan, run, state) if first else []),
-        events=events,
+        run_log=_run_log(plan, run, ranks, state, events),
         state=state,
-        saver=Saver(run, parts, config.checkpoint, events, limit.saved, saved, lambda: scoring.spared),
+        saver=Saver(run, rank_model, config.checkpoint, events, limit.saved, saved, lambda: scoring.spared),
         guard=guard,
         fp8=fp8,
         watchdog=watching,
@@ -108,7 +111,7 @@ def build_trainer(
         requests=requests,
         stop_signal=stop_signal,
         scoring=scoring,
-        start=start,
+        start=start | _this_process(config, state, ranks),
     )
 
 
@@ -118,7 +121,7 @@ def _scoring(plan: Plan, run: RunDir, events: Events | None, ledger: Ledger, clo
     return scoring
 
 
-def _origin(plan: Plan, choice: restoring.Choice, accept_changed_past: bool, from_scratch: bool) -> Origin:
+def _origin(plan: Plan, choice: restoring.FoundCheckpoint, accept_changed_past: bool, from_scratch: bool) -> Origin:
     """Return what this start goes on from, by rank 0's view of the files."""
 
     def decide() -> Origin:
@@ -135,7 +138,7 @@ def _origin(plan: Plan, choice: restoring.Choice, accept_changed_past: bool, fro
 
 def _agreed_model(
     plan: Plan, ranks: Ranks, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger
-) -> Parts:
+) -> RankModel:
     """Build this rank's part of the model, once it is proven that all ranks would train the same.
 
     A branch takes over what its trunk has withheld first.
@@ -147,7 +150,7 @@ def _agreed_model(
         _inherit(RunDir(plan.config.directory), ledger, origin.saved)
     agreement.prove_equal(_facts(plan, streams, origin, ledger))
     log.info("all ranks agree; building the model")
-    return mcore_parts.build(plan.config, ranks, plan.vocab_size)
+    return build(plan.config, ranks, plan.vocab_size)
 
 
 def _inherit(run: RunDir, ledger: Ledger, trunk: TrainState) -> None:
@@ -158,8 +161,13 @@ def _inherit(run: RunDir, ledger: Ledger, trunk: TrainState) -> None:
     agreement.on_all(lambda: ledger.inherit(trunk.ledger))
 
 
-def _sinks(plan: Plan, run: RunDir, state: TrainState) -> list[Sink]:
-    return open_sinks(run, state.iteration, state.consumed_samples, plan.batches.total_iterations)
+def _run_log(plan: Plan, run: RunDir, ranks: Ranks, state: TrainState, events: Events | None) -> RunLog:
+    total = plan.batches.total_iterations
+
+    def sinks() -> list[Sink]:
+        return open_sinks(run, state.iteration, state.consumed_samples, total) if ranks.rank == 0 else []
+
+    return RunLog(run, state, _meter(plan, ranks.world_size, state), events, total, agreement.on_all(sinks))
 
 
 def _facts(plan: Plan, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger) -> dict[str, Any]:
@@ -220,7 +228,7 @@ def _watched(plan: Plan, run: RunDir, ranks: Ranks, requests: TouchFiles | None,
 
     agreement.on_all(clear)
     # After this no rank takes an old request for one of now.
-    here = node.meet(ranks.rank, ranks.world_size, groups.broadcast_object, groups.gather_objects)
+    here = node_ranks.meet(ranks.rank, ranks.world_size, groups.broadcast_object, groups.gather_objects)
     timeout, memory = plan.config.health.hang_timeout, device.memory_high_water
     watching = Watchdog(
         run, ranks.rank, ranks.world_size, timeout,
@@ -231,26 +239,26 @@ def _watched(plan: Plan, run: RunDir, ranks: Ranks, requests: TouchFiles | None,
     return watching.start()
 
 
-def _restore(plan: Plan, parts: Parts, origin: Origin) -> TrainState:
+def _restore(plan: Plan, rank_model: RankModel, origin: Origin) -> TrainState:
     """Load what a start goes on from, and return its state."""
     config, state = plan.config, origin.state
     for line in origin.log_lines():
         log.info("%s", line)
     if origin.checkpoint is not None and origin.saved is not None:
-        restoring.load(config, parts, origin.checkpoint, origin.saved, weights_only=origin.weights_only)
+        restoring.load(config, rank_model, origin.checkpoint, origin.saved, weights_only=origin.weights_only)
     state.config = dump_config(config)
     sizes = config.parallel.model_dump(include={"tensor", "pipeline", "context"})
-    state.layout = {"world_size": parts.ranks.world_size, **sizes}
+    state.layout = {"world_size": rank_model.ranks.world_size, **sizes}
     state.tokenizer_hash = agreement.decided(lambda: load_tokenizer(config.tokenizer).hash if config.tokenizer else "")
     state.versions = {name: metadata.version(name) for name in _RECORDED}
     return state
 
 
 def _watches(
-    plan: Plan, parts: Parts, ledger: Ledger, events: Events | None, state: TrainState
+    plan: Plan, rank_model: RankModel, ledger: Ledger, events: Events | None, state: TrainState
 ) -> tuple[Guard, Fp8Watch]:
     """Return what watches over updates and over FP8, with the memory that they had."""
-    guard, fp8 = Guard(plan.config.health.spikes, ledger, plan.batches, events), Fp8Watch(plan.config, parts)
+    guard, fp8 = Guard(plan.config.health.spikes, ledger, plan.batches, events), Fp8Watch(plan.config, rank_model)
     guard.detector.restore(state.health)
     fp8.restore(state.health.get("fp8", {}))
     return guard, fp8
@@ -268,6 +276,19 @@ def _start(plan: Plan, run: RunDir, origin: Origin) -> dict[str, Any]:
     if origin.difference is not None and origin.difference.lost:
         facts["changed_past"] = origin.difference.lost
     return facts
+
+
+def _this_process(config: RunConfig, state: TrainState, ranks: Ranks) -> dict[str, Any]:
+    """Return what the event of a start says of ranks, machine and code."""
+    return {
+        "ranks": ranks.world_size,
+        "device": device.name(),
+        "layers": "transformer_engine" if te.used(config) else "local",
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "versions": state.versions,
+        "git": revision(Path(__file__)) if ranks.rank == 0 else None,
+    }
 
 
 def _record_run(plan: Plan, run: RunDir) -> None:

@@ -1,6 +1,6 @@
 """Spikes: leaps of the loss or the gradient norm, told from noise by robust statistics.
 
-A value x is judged against the last `window` values of the same kind in the same phase by the robust z-score
+A value x is compared with the last `window` values of the same kind in the same phase by the robust z-score
 
     z = (x - median) / max(1.4826 MAD, 0.005 |median|, 0.001)
 
@@ -8,11 +8,11 @@ where MAD is the median absolute deviation, which for normal noise is the standa
 the window move neither median nor MAD. The two floors keep a flat window from making noise a spike: at a threshold of
 8 nothing less than 4 % above the median is one, and nothing less than 0.008 (of a loss in nats; a gradient norm as
 small as that is far below what is clipped). Only leaps upwards count. The falling loss of a run's start widens the
-deviation and so only makes the judgement milder.
+deviation and so only makes the check milder.
 
 Only iterations whose update was applied enter the windows, so that a plateau of skipped spikes never becomes the norm;
 the limit on skips in a row ends a run that would otherwise skip for ever. A new phase reads other data at another level
-of loss: its windows begin empty, and nothing is judged before they are a quarter full and hold 8 values.
+of loss: its windows begin empty, and nothing is checked before they are a quarter full and hold 8 values.
 
 Pure Python on numbers that every rank has alike: each rank comes to the same verdict by itself.
 Source: for the median and MAD, Rousseeuw & Croux 1993, "Alternatives to the Median Absolute Deviation", section 1.
@@ -36,11 +36,11 @@ _FEWEST = 8  # values that a median absolute deviation means anything of
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SpikeCheck:
     """What is thought of one iteration.
 
     Attributes:
-        score: the larger of the two robust z-scores; 0 while nothing can be judged yet.
+        score: the larger of the two robust z-scores; 0 while nothing can be checked yet.
         which: what leaped (that with the larger score, if both did); None for an ordinary iteration.
     """
 
@@ -56,8 +56,8 @@ class Verdict:
 class SpikeDetector:
     """Judges iterations, one after another.
 
-    Each iteration: `enter` its phase, `judge` it, then `accept` it if its update is applied, or `refuse` it if not.
-    Iterations that the ledger withholds are none of its business: they are neither judged nor accepted.
+    Each iteration: `enter` its phase, `check` it, then `accept` it if its update is applied, or `refuse` it if not.
+    Iterations that the ledger withholds are none of its business: they are neither checked nor accepted.
 
     Args:
         policy: window, threshold and limit.
@@ -80,7 +80,7 @@ class SpikeDetector:
             for window in self._windows.values():
                 window.clear()
 
-    def judge(self, loss: float, grad_norm: float) -> Verdict:
+    def check(self, loss: float, grad_norm: float) -> SpikeCheck:
         """Return what is thought of an iteration; nothing changes.
 
         Args:
@@ -88,13 +88,13 @@ class SpikeDetector:
             grad_norm: before clipping, finite.
         """
         if len(self._windows["loss"]) < max(_FEWEST, self._policy.window / 4):
-            return Verdict()
+            return SpikeCheck()
         scores: dict[Kind, float] = {
             "loss": robust_score(loss, self._windows["loss"]),
             "grad_norm": robust_score(grad_norm, self._windows["grad_norm"]),
         }
         largest: Kind = max(scores, key=lambda kind: scores[kind])
-        return Verdict(scores[largest], largest if scores[largest] > self._policy.threshold else None)
+        return SpikeCheck(scores[largest], largest if scores[largest] > self._policy.threshold else None)
 
     def accept(self, loss: float, grad_norm: float) -> None:
         """Take an iteration whose update was applied into the windows. A spike that is only warned of is one too."""
@@ -116,7 +116,7 @@ class SpikeDetector:
         return max(self._refused, self.rollbacks[1]) >= self._policy.limit
 
     def state(self) -> dict[str, Any]:
-        """Return, as JSON, what a run must know to judge on as if it had not stopped."""
+        """Return, as JSON, what a run must know to check on as if it had not stopped."""
         windows: dict[str, Any] = {kind: list(values) for kind, values in self._windows.items()}
         return {"phase": self._phase, "refused": self._refused, **windows}
 

@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import shlex
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from megacode.base.files import RunDir
-from megacode.base.revision import revision
 from megacode.checkpoint.state import TrainState
+from megacode.config.evaluate import Evaluate
 from megacode.config.run import RunConfig
 from megacode.data.loader import BatchSource
-from megacode.mcore import device, engine, gradients, groups
-from megacode.mcore.parts import Parts
-from megacode.mcore.step import StepResult, evaluate, train_step
-from megacode.metrics.meter import Meter, fp8_probe_record, health_record, source_means, validation_record
-from megacode.metrics.reader import lost_work
-from megacode.metrics.sinks import Events, Sink, open_sinks
+from megacode.mcore import device, gradients, groups
+from megacode.mcore.rank_model import RankModel
+from megacode.mcore.step import evaluate, train_step
+from megacode.metrics.meter import source_means
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.plan.phases import PhasePlan, Schedule
 from megacode.train import restoring
-from megacode.train.calendar import Calendar, Tick
+from megacode.train.calendar import Calendar, Iteration
 from megacode.train.fp8_watch import Fp8Watch
-from megacode.train.guard import Guard, Interval
-from megacode.train.limits import TimeLimit, TouchFiles, process_start
 from megacode.train.presence import StopReason, closing_lines
+from megacode.train.run_log import RunLog, seconds_since_start
 from megacode.train.saving import Saver
-from megacode.train.scoring import Scoring, end_scoring
+from megacode.train.scoring import Scoring
 from megacode.train.signals import StopSignal
+from megacode.train.stop_limits import TimeLimit, TouchFiles
+from megacode.train.update_guard import Guard, Interval
 from megacode.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -48,11 +45,9 @@ class Trainer:
     Attributes:
         config: the resolved config.
         schedule, batches, rates: the plan: data order, batch sizes, learning rate; pure functions of the clock.
-        parts: model chunks, optimizer and ranks.
+        rank_model: model chunks, optimizer and ranks.
         loader: this data-parallel rank's micro-batches.
-        meter: results to records.
-        sinks: where records go; empty but on rank 0.
-        events: the run's diary; None but on rank 0.
+        run_log: metrics and events.
         state: the clock and what is saved with it.
         saver: writes checkpoints beside the loop.
         guard: which updates reach the weights.
@@ -62,18 +57,16 @@ class Trainer:
         requests: files that a user touches; None but on rank 0.
         stop_signal: signals to this process.
         scoring: has checkpoints scored.
-        start: the event that begins the diary of this start.
+        start: facts of the event that this start begins with.
     """
 
     config: RunConfig
     schedule: Schedule
     batches: BatchSchedule
     rates: LearningRateSchedule
-    parts: Parts
+    rank_model: RankModel
     loader: BatchSource
-    meter: Meter
-    sinks: list[Sink]
-    events: Events | None
+    run_log: RunLog
     state: TrainState
     saver: Saver
     guard: Guard
@@ -83,12 +76,7 @@ class Trainer:
     requests: TouchFiles | None
     stop_signal: StopSignal
     scoring: Scoring
-    start: dict[str, Any] = field(default_factory=dict)
-    _before: int = 0
-    _seconds: float = 0.0
-    _result: StepResult | None = None
-    _back_to: int | None = None
-    _first: int = 0
+    start: dict[str, Any]
 
     @cached_property
     def calendar(self) -> Calendar:
@@ -110,117 +98,94 @@ class Trainer:
         """Whether the clock stands at the end of a phase."""
         return self.calendar.ends_phase(self.state.consumed_samples)
 
-    @property
-    def validation_due(self) -> bool:
-        """Whether held-out losses are measured now."""
-        return self.calendar.validates(self._passed())
+    def validation_due(self, iteration: Iteration) -> bool:
+        """Whether held-out losses are measured after an iteration."""
+        return self.calendar.validates(iteration)
 
-    @property
-    def save_due(self) -> bool:
-        """Whether a checkpoint is saved now."""
-        return self.calendar.saves(self._passed()) or self.state.iteration in self.scoring.points
+    def save_due(self, iteration: Iteration) -> bool:
+        """Whether a checkpoint is saved after an iteration."""
+        return self.calendar.saves(iteration) or iteration.number in self.scoring.points
 
-    def begin(self) -> None:
-        """Write what a run starts with: an event and, where nothing is trained yet, losses of the untrained model."""
-        self._first = self.state.iteration
-        self._event(
-            **{"event": "start", **self.start},
-            ranks=self.parts.ranks.world_size,
-            device=device.name(),
-            layers="transformer_engine" if engine.used(self.config) else "local",
-            host=platform.node(),
-            pid=os.getpid(),
-            command=shlex.join(["megacode", *sys.argv[1:]]),
-            versions=self.state.versions,
-            git=revision(Path(__file__)) if self.events is not None else None,
-            seconds=self._age(),
-        )
-        self.scoring.begin(self.state.iteration)
-        if self.state.iteration == 0 and self.config.checkpoint.at_start:
-            self.save()
-        if self.state.iteration == 0 and self.config.validation.fraction > 0:
-            self.validate("start")
-
-    def step(self) -> StepResult:
-        """Train one iteration and move the clock."""
-        iteration, before, after = tick = self._next()
-        self.watchdog.beat("training", iteration, before)
-        phase, sources = self.config.phases[self.schedule.phase_at(before).index], len(self.schedule.source_names)
-        self.fp8.enter(phase, lambda: self.loader.batch(before), sources)
-        if self.fp8.recipe is not None and self.calendar.probes(tick):
-            self._probe_fp8(iteration, before, phase.name)
-        self.guard.enter(Interval(iteration, phase.name, before, after))
-        started = time.perf_counter()
-        gradients.time_the_device(self.calendar.reports(iteration))
-        result = train_step(self.parts, self.loader.batch(before), self.rates.at(after), sources, self.guard.judge)
-        self._before = before
-        self.state.iteration, self.state.consumed_samples = iteration, after
-        self._seconds = time.perf_counter() - started
-        return result
-
-    def _probe_fp8(self, iteration: int, before: int, phase: str) -> None:
-        """Measure what FP8 costs in accuracy, on the iteration that comes next."""
-        found = self.fp8.probe(self.loader.batch(before), len(self.schedule.source_names))
-        self._write(fp8_probe_record(found, iteration=iteration, consumed=before, phase=phase))
-        if found["alarm"]:
-            self._event("fp8_alarm", alarm=found["alarm"], fell_back=found["fell_back"])
-
-    def record(self, result: StepResult) -> None:
-        """Measure and write the iteration that was just done, and decide what its loss and gradient call for."""
-        consumed = self.state.consumed_samples
-        record = self.meter.train(
-            result,
-            iteration=self.state.iteration,
-            consumed_before=self._before,
-            consumed=consumed,
-            learning_rate=self.rates.at(consumed),
-            fp8=self.fp8.recipe,
-            seconds=self._seconds,
-        )
-        self._write(record)
-        self._result, self._back_to = result, self.guard.conclude(result)
-        self.limit.stepped(self._seconds)
-        if self.calendar.reports(self.state.iteration):
-            self._report_health()
-        if self.at_phase_end:
-            self._event("phase_end", phase=record["phase"])
-
-    @property
-    def must_roll_back(self) -> bool:
-        """Whether the last iteration asks to go back to before a spike; all ranks get the same answer."""
-        return self._back_to is not None
-
-    def roll_back(self) -> bool:
-        """Go back to the newest checkpoint before a spike; without one, leave out the spike alone.
+    def begin(self) -> Iteration:
+        """Write what a start begins with: an event and, where nothing is trained yet, losses of the untrained model.
 
         Returns:
-            Whether the run stands at another iteration now. If not, what is due after this one still is.
+            The iteration that the run stands at.
         """
-        assert self._result is not None
-        assert self._back_to is not None
+        last = Iteration(self.state.iteration, self.state.consumed_samples, self.state.consumed_samples)
+        self.run_log.event(**self.start, command=shlex.join(["megacode", *sys.argv[1:]]), seconds=seconds_since_start())
+        self.scoring.begin(self.state.iteration)
+        if self.state.iteration == 0 and self.config.checkpoint.at_start:
+            self.save(last)
+        if self.state.iteration == 0 and self.config.validation.fraction > 0:
+            self.validate("start")
+        return last
+
+    def step(self) -> Iteration:
+        """Train one iteration and move the clock; return it with its result."""
+        iteration = self._next()
+        number, before, after = iteration.number, iteration.before, iteration.after
+        self.watchdog.beat("training", number, before)
+        phase, sources = self.config.phases[self.schedule.phase_at(before).index], len(self.schedule.source_names)
+        self.fp8.enter(phase, lambda: self.loader.batch(before), sources)
+        if self.fp8.recipe is not None and self.calendar.probes(iteration):
+            self.run_log.probed(self.fp8.probe(self.loader.batch(before), sources), iteration, phase.name)
+        self.guard.enter(Interval(number, phase.name, before, after))
+        started = time.perf_counter()
+        gradients.time_the_device(self.calendar.reports(number))
+        result = train_step(
+            self.rank_model, self.loader.batch(before), self.rates.at(after), sources, self.guard.accepts
+        )
+        self.state.iteration, self.state.consumed_samples = number, after
+        return replace(iteration, result=result, seconds=time.perf_counter() - started)
+
+    def record(self, iteration: Iteration) -> int | None:
+        """Measure and write an iteration, and decide what its loss and gradient call for.
+
+        Returns:
+            The clock to roll back to, the same on all ranks; None to go on.
+        """
+        assert iteration.result is not None
+        record = self.run_log.trained(iteration, self.rates.at(iteration.after), self.fp8.recipe)
+        back_to = self.guard.conclude(iteration.result)
+        self.limit.stepped(iteration.seconds)
+        if self.calendar.reports(iteration.number):
+            reports = groups.gather_objects((gradients.arrival(), device.memory_high_water(), platform.node()))
+            self.run_log.health(reports, self._phase().name)
+        if self.at_phase_end:
+            self.run_log.event("phase_end", phase=record["phase"])
+        return back_to
+
+    def roll_back(self, spike: Iteration, first: int) -> bool:
+        """Go back to the newest checkpoint before a spike; without one, leave out the spike alone.
+
+        Args:
+            spike: the last iteration.
+            first: the clock to go back to, or further.
+
+        Returns:
+            Whether the run stands at another iteration now. If not, what is due after the spike still is.
+        """
+        assert spike.result is not None
         self.saver.wait()
-        first, self._back_to = self._back_to, None
-        choice = restoring.newest_whole(self.run, self.guard.ledger, self.events, before=first)
+        choice = restoring.newest_whole(self.run, self.guard.ledger, self.run_log.events, before=first)
         path, saved = choice.path, choice.state
         if path is None or saved is None:
             log.warning("there is no checkpoint before the spike to go back to; only its update is left out")
-            self.guard.leave_out(self._result)
+            self.guard.leave_out(spike.result)
             return False
-        lost = lost_work(self.run.metrics, RunDir.iteration_of(path)) if self.sinks else (0, 0.0)
-        restoring.load(self.config, self.parts, path, saved)
+        lost = self.run_log.lost(RunDir.iteration_of(path))
+        restoring.load(self.config, self.rank_model, path, saved)
         log.warning("going back to %s; what led to the spike will not be learned", path)
-        self._event("rollback", to_iteration=saved.iteration, lost_iterations=lost[0], lost_seconds=lost[1])
+        self.run_log.event("rollback", to_iteration=saved.iteration, lost_iterations=lost[0], lost_seconds=lost[1])
         self.state = replace(self.state, iteration=saved.iteration, consumed_samples=saved.consumed_samples)
-        self.meter.seen = dict(saved.samples_by_source)
-        self.guard.roll_back(self._result, first, saved.iteration)
-        restoring.step_back(self.run, choice, self.events)
+        self.run_log.meter.seen = dict(saved.samples_by_source)
+        self.guard.roll_back(spike.result, first, saved.iteration)
+        restoring.step_back(self.run, choice, self.run_log.events)
         self.guard.detector.restore(saved.health)
         self.fp8.roll_back(saved.health.get("fp8", {}))
         self.saver.saved_iteration = saved.iteration
-        for sink in self.sinks:
-            sink.close()
-        clock = (saved.iteration, saved.consumed_samples)
-        self.sinks = open_sinks(self.run, *clock, self.batches.total_iterations) if self.sinks else []
+        self.run_log.rewind(self.state)
         self.scoring.begin(saved.iteration)
         return True
 
@@ -232,21 +197,19 @@ class Trainer:
         for name in names:
             self.watchdog.beat("validating", self.state.iteration, self.state.consumed_samples)
             batches = list(self.loader.validation_batches(name))
-            sums = evaluate(self.parts, batches, len(names))
+            sums = evaluate(self.rank_model, batches, len(names))
             losses |= source_means(names, sums.loss_sum, sums.tokens)
-        clock = {"iteration": self.state.iteration, "consumed": self.state.consumed_samples}
-        self._write(validation_record(losses, phase=self._phase().name, reason=reason, **clock))
         seconds = time.perf_counter() - started
+        self.run_log.validated(losses, self._phase().name, reason, seconds)
         self.limit.validated(seconds)
-        self._event("validation", reason=reason, seconds=round(seconds, 4))
 
-    def save(self) -> None:
+    def save(self, iteration: Iteration) -> None:
         """Save a checkpoint, beside the loop where the config says so."""
         self.watchdog.beat("saving", self.state.iteration, self.state.consumed_samples)
         self.scoring.expect(self.state.iteration)
-        self.saver.start(self._state_now())
+        self.saver.start(self._state_now(iteration))
 
-    def agree(self) -> StopReason | None:
+    def agree(self, iteration: Iteration) -> StopReason | None:
         """Agree with all ranks, once an iteration, on what was asked for from outside, and move saves and scores along.
 
         Returns:
@@ -259,90 +222,91 @@ class Trainer:
         self.saver.settle(busy, failed)
         self.write_scores()
         if save:
-            self.save_unless_saved()
+            self.save_unless_saved(iteration)
         if self.guard.exhausted:
             return "spikes"
         if signalled:
             return "signal"
         return "time_limit" if late else "stop_file" if stop else None
 
-    def save_unless_saved(self) -> bool:
+    def save_unless_saved(self, iteration: Iteration) -> bool:
         """Save, unless the newest checkpoint is that of the present clock; wait, and return whether it is now."""
         self.saver.wait()
         if self.saver.saved_iteration != self.state.iteration:
-            self.save()
+            self.save(iteration)
             self.saver.wait()
         return self.saver.saved_iteration == self.state.iteration
 
-    def end(self, reason: StopReason) -> StopReason:
+    def end(self, reason: StopReason, iteration: Iteration, first: int) -> StopReason:
         """Save what is not saved yet, write why the run stops, and close everything.
+
+        Args:
+            reason: why it stops.
+            iteration: the last one.
+            first: the iteration that this start began at.
 
         Returns:
             The reason, or `save_failed` where the last state could not be saved.
         """
         if reason != "finished":
             self.scoring.stop()
-        saved = self.save_unless_saved()
-        end_scoring(self, finished=reason == "finished")
-        self._event("stop", reason=reason, signal=self.stop_signal.name, saved=saved, seconds=self._age())
-        for sink in self.sinks:
-            sink.close()
-        for line in closing_lines(reason, self.run, self.state, self.batches, self._first, self._age()):
+        saved = self.save_unless_saved(iteration)
+        if reason == "finished" and self.config.evaluate is not None:
+            self._wait_for_scores(self.config.evaluate)
+            self.saver.tidy()
+        self.write_scores()
+        self.scoring.close()
+        seconds = seconds_since_start()
+        self.run_log.event("stop", reason=reason, signal=self.stop_signal.name, saved=saved, seconds=seconds)
+        self.run_log.close()
+        for line in closing_lines(reason, self.run, self.state, self.batches, first, seconds):
             log.info("%s", line)
         return reason if saved else "save_failed"
 
     def write_scores(self) -> None:
         """Record the scores that have come since the last call."""
         for record in self.scoring.poll(self.state, self.saver.saved_iteration):
-            self._write(record)
+            self.run_log.write(record)
 
     def note_error(self, error: Exception) -> None:
-        """Write into the diary that the run ends by an error."""
-        self._event("stop", reason="error", error=f"{type(error).__name__}: {error}", seconds=self._age())
+        """Write an event that says by which error the run ends."""
+        seconds = seconds_since_start()
+        self.run_log.event("stop", reason="error", error=f"{type(error).__name__}: {error}", seconds=seconds)
+
+    def _wait_for_scores(self, config: Evaluate) -> None:
+        """Wait for scores that a finished run owes, all ranks together; not for jobs, which go on by themselves."""
+        end, told = time.monotonic() + (config.wait if config.where == "local" else 0.0), False
+        while True:
+            self.watchdog.beat("waiting for scores", self.state.iteration, self.state.consumed_samples)
+            self.write_scores()
+            asked = self.requests is not None and self.requests.touched() == "stop"
+            asked = asked or self.stop_signal.name is not None or self.limit.due()
+            asked, owing = groups.any_of(asked, self.scoring.owing and time.monotonic() < end)
+            if asked or not owing:
+                return
+            if self.scoring.owing and not told:
+                log.info("training is done; waiting for scores, at most %.0f s (evaluate.wait)", config.wait)
+            told = True
 
     def _phase(self) -> PhasePlan:
         """Return the phase of the last consumed sample (at the run's start, of the first one)."""
         return self.schedule.phase_at(max(0, self.state.consumed_samples - 1))
 
-    def _passed(self) -> Tick:
-        """Return the last iteration."""
-        return Tick(self.state.iteration, self._before, self.state.consumed_samples)
-
-    def _next(self) -> Tick:
+    def _next(self) -> Iteration:
         """Return the iteration that comes next; the run is not finished."""
         consumed = self.state.consumed_samples
-        return Tick(self.state.iteration + 1, consumed, self.batches.next(consumed))
+        return Iteration(self.state.iteration + 1, consumed, self.batches.next(consumed))
 
-    def _state_now(self) -> TrainState:
+    def _state_now(self, iteration: Iteration) -> TrainState:
         chain = self.schedule.fingerprints()
         upto = self._phase().index + 1 if self.state.consumed_samples else 0
         return replace(
             self.state,
             phase=self._phase().name,
-            samples_by_source=dict(self.meter.seen),
+            samples_by_source=dict(self.run_log.meter.seen),
             fingerprints=chain[:upto],
             withheld=self.guard.ledger.samples(self.state.consumed_samples),
             ledger=self.guard.ledger.up_to(self.state.consumed_samples),
             health=self.guard.detector.state() | {"fp8": self.fp8.state()},
-            keep=self.calendar.kept_for(self._passed()),
+            keep=self.calendar.kept_for(iteration),
         )
-
-    def _report_health(self) -> None:
-        """Write which rank the others wait for, and how much memory the fullest one has used."""
-        mine = (gradients.arrival(), device.memory_high_water(), platform.node())
-        reports = groups.gather_objects(mine)
-        clock = {"iteration": self.state.iteration, "consumed": self.state.consumed_samples}
-        self._write(health_record(reports, phase=self._phase().name, **clock))
-
-    def _age(self) -> float:
-        """Return the seconds since this process started."""
-        return round(time.time() - process_start(), 3)
-
-    def _write(self, record: dict[str, Any]) -> None:
-        for sink in self.sinks:
-            sink.write(record)
-
-    def _event(self, event: str, **facts: Any) -> None:
-        if self.events is not None:
-            clock = {"iteration": self.state.iteration, "consumed_samples": self.state.consumed_samples}
-            self.events.write(event, **clock, **facts)

@@ -40,9 +40,9 @@ from megacode.base.files import RunDir
 from megacode.base.lock import RunLock
 from megacode.base.units import format_seconds
 from megacode.metrics.sinks import write_hang
-from megacode.train.node import Node
-from megacode.train.node_board import Sign
-from megacode.train.node_duty import GATHERED, REQUEST, NodeDuty, answer_path, last_beat, stack_path, wrote
+from megacode.train.heartbeat_board import Sign
+from megacode.train.node_files import GATHERED, REQUEST, NodeDuty, answer_path, last_beat, stack_path, wrote
+from megacode.train.node_ranks import Node
 
 log = logging.getLogger(__name__)
 

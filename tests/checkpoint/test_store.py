@@ -18,10 +18,10 @@ from megacode.checkpoint import store
 from megacode.checkpoint.files import Written, joined
 from megacode.checkpoint.reader import Reader
 from megacode.checkpoint.regions import Slot, lay_out
-from megacode.checkpoint.shards import bytes_of, slot_of, write_alone, write_region
 from megacode.checkpoint.state import TrainState
+from megacode.checkpoint.writer import bytes_of, slot_of, write_alone, write_region
 from megacode.config.training import CheckpointPolicy
-from megacode.mcore.pieces import Piece
+from megacode.mcore.checkpoint_pieces import Piece
 
 
 def write(hidden: Path) -> Written:

@@ -120,12 +120,13 @@ def state_of(config: RunConfig) -> TrainState:
 def save(config: RunConfig) -> Path:
     """Write the checkpoint of a model whose weights are large enough to matter, and return the run directory."""
     from megacode.checkpoint import tensors
-    from megacode.mcore import groups, parts, sharding
+    from megacode.mcore import groups, sharding
+    from megacode.mcore.build import build
 
     assert config.tokenizer is not None
     ranks = groups.start(config.parallel, config.seed)
     try:
-        built = parts.build(config, ranks, load_tokenizer(config.tokenizer).vocab_size)
+        built = build(config, ranks, load_tokenizer(config.tokenizer).vocab_size)
         with torch.no_grad():
             for name, parameter in sharding.bare(built.chunks[0]).named_parameters():
                 noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))

@@ -14,7 +14,7 @@ from megacode.base.files import RunDir, read_jsonl
 from megacode.cli import app
 from megacode.convert.hf import to_hf
 from megacode.eval.generate import model_of
-from megacode.study.record import read_run
+from megacode.report.run_record import read_run
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from megacode.cli import app
 from megacode.config.loading import load_config
 from megacode.convert.from_hf import from_hf
 from megacode.convert.hf import to_hf
-from megacode.convert.shards import Shards
+from megacode.convert.safetensors_files import SafetensorsFiles
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ def test_a_model_goes_there_and_back_bit_for_bit(
     assert base["model"]["rotary_base"] == 700.0
     assert base["model"]["vocab_size"] == 320
     to_hf(tmp_path / "checkpoint", tmp_path / "back", dtype="bf16" if dtype == torch.bfloat16 else "fp32")
-    before, after = Shards(public, tied=kind == "llama-tied"), Shards(tmp_path / "back")
+    before, after = SafetensorsFiles(public, tied=kind == "llama-tied"), SafetensorsFiles(tmp_path / "back")
     assert len(after) > 10
     for name in after:
         assert torch.equal(before[name][: len(after[name])], after[name]), name
@@ -91,7 +91,7 @@ def test_training_goes_on_from_a_public_model(
 ) -> None:
     from contextlib import ExitStack
 
-    from megacode.train.planning import make_plan
+    from megacode.planning.run_plan import make_plan
     from megacode.train.setup import build_trainer
     from megacode.train.signals import StopSignal
 
@@ -229,12 +229,12 @@ def test_a_proof_finds_an_epsilon_that_the_logits_do_not_show(tokenizer_dir: Pat
     from types import SimpleNamespace
 
     from megacode.base.errors import VerificationError
-    from megacode.convert.source import Source
+    from megacode.convert.opened_checkpoint import OpenedCheckpoint
     from megacode.convert.verify import check_config
 
     public = public_model("llama", tokenizer_dir, tmp_path / "public")
     from_hf(public, tmp_path / "checkpoint")
-    claim: Any = SimpleNamespace(config=Source.open(tmp_path / "checkpoint").config)
+    claim: Any = SimpleNamespace(config=OpenedCheckpoint.open(tmp_path / "checkpoint").config)
     check_config(claim, public)
     _edit(public, rms_norm_eps=2e-6)
     with pytest.raises(VerificationError, match="transformers takes rms_norm_eps to be 2e-06"):
@@ -249,7 +249,7 @@ def test_a_tied_model_with_an_output_layer_of_its_own_is_refused_and_one_that_re
     from megacode.convert.verify import same_output
 
     public = public_model("llama-tied", tokenizer_dir, tmp_path / "public", dtype=torch.float32)
-    files = Shards(public)
+    files = SafetensorsFiles(public)
     tensors = {name: files[name].clone() for name in files}
     for item in public.glob("model*"):
         item.unlink()
@@ -259,7 +259,7 @@ def test_a_tied_model_with_an_output_layer_of_its_own_is_refused_and_one_that_re
     from_hf(public, tmp_path / "same")
     tensors["lm_head.weight"][-1, -1] += 1
     save_file(tensors, public / "model.safetensors", metadata={"format": "pt"})
-    assert not same_output(Shards(public))
+    assert not same_output(SafetensorsFiles(public))
     with pytest.raises(CheckpointError, match=r"tie_word_embeddings is true, and lm_head\.weight in the files differs"):
         from_hf(public, tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -305,7 +305,7 @@ def test_a_directory_that_did_not_arrive_whole_is_refused_with_its_file(
 def test_a_directory_may_have_any_name(name: str) -> None:
     import re
 
-    from megacode.convert.start import _run_name
+    from megacode.convert.initial_checkpoint import _run_name
 
     assert re.fullmatch(r"[A-Za-z0-9._-]+", _run_name(Path("/somewhere") / name))
 

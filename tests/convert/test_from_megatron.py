@@ -20,8 +20,8 @@ from megacode.cli import app
 from megacode.convert import from_megatron as module
 from megacode.convert.from_megatron import from_megatron
 from megacode.convert.hf import to_hf
+from megacode.convert.opened_checkpoint import OpenedCheckpoint
 from megacode.convert.reference import Reference, alone
-from megacode.convert.source import Source
 from megacode.convert.torch_dist import TorchDist
 from tests.ranks import run_ranks
 
@@ -55,7 +55,7 @@ def test_megacode_computes_what_megatron_computed(
     assert (found["vocab_size"], found["padded_rows"]) == (300, 84)
     expected = torch.load(saved(ranks).with_suffix(".logits"))[:, :300]
     tokens = torch.arange(1, len(expected) + 1)[None]
-    source = Source.open(tmp_path / "out")
+    source = OpenedCheckpoint.open(tmp_path / "out")
     assert source.config.model.rotary_base == 500
     with alone(source.config) as (config, here):
         side = Reference(config, here, source.path, torch.float32)

@@ -15,7 +15,7 @@ from megacode.base.errors import CheckpointError, ConfigError
 from megacode.checkpoint.state import TrainState
 from megacode.convert.card import phases_read
 from megacode.convert.hf import to_hf
-from megacode.convert.shards import Shards
+from megacode.convert.safetensors_files import SafetensorsFiles
 from megacode.convert.verify import render_report
 
 
@@ -44,7 +44,7 @@ def test_an_export_loads_and_generates(runs, out, corpus) -> None:
 
 def test_padded_rows_are_gone_and_the_padding_of_any_layout_is_understood(runs, out) -> None:
     to_hf(runs("llama"), out)
-    assert Shards(out)["lm_head.weight"].shape == (300, 32)
+    assert SafetensorsFiles(out)["lm_head.weight"].shape == (300, 32)
     assert json.loads((out / "config.json").read_text())["vocab_size"] == 300
 
 
@@ -59,7 +59,7 @@ def test_large_models_are_written_in_several_files(runs, out) -> None:
 
 def test_a_narrower_type_is_proven_and_its_rounding_measured(runs, out) -> None:
     report = to_hf(runs("llama"), out, dtype="bf16", text=["Some words of one's own, to compare on."])
-    assert Shards(out)["model.norm.weight"].dtype is torch.bfloat16
+    assert SafetensorsFiles(out)["model.norm.weight"].dtype is torch.bfloat16
     assert report.dtype == "bfloat16"
     assert 1e-4 < report.rounding < 1
     assert [name for name, _ in report.texts] == ["text 0"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from megacode.base.errors import CheckpointError, ConfigError
 from megacode.config.model import ModelConfig
-from megacode.convert.layouts import check_exportable, layout_of
+from megacode.convert.architectures import check_exportable, layout_of
 from megacode.convert.mapping import (
     Sizes,
     deinterleave_rotary,

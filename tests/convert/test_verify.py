@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from megacode.base.errors import CheckpointError, VerificationError
 from megacode.convert import hf
-from megacode.convert.compare import Choices, Gaps, difference, first_beyond, worst
+from megacode.convert.compare import Gaps, NextTokens, difference, first_beyond, worst
+from megacode.convert.opened_checkpoint import OpenedCheckpoint
 from megacode.convert.reference import Reference, alone
-from megacode.convert.shards import Shards
-from megacode.convert.source import Source
+from megacode.convert.safetensors_files import SafetensorsFiles
 from megacode.convert.texts import Text, texts_of
 from megacode.convert.verify import Claim, prove
 
@@ -31,7 +31,7 @@ def claims(runs) -> Callable[[str], Claim]:
 
     def claim_of(name: str) -> Claim:
         if name not in opened:
-            source = Source.open(runs(name))
+            source = OpenedCheckpoint.open(runs(name))
             texts = texts_of(source)[:3]
             opened[name] = Claim(source.label, source.config, source.path, source.tokenizer, texts, torch.float32)
         return opened[name]
@@ -180,13 +180,14 @@ def test_the_padding_of_another_layout_changes_nothing(claims, tmp_path) -> None
     other = replace(claim, config=claim.config.model_copy(update={"model": model}))
     hf.write_model(other, tmp_path)
     assert prove(other, tmp_path).verified
-    assert Shards(tmp_path)["model.embed_tokens.weight"].shape == (300, 32)
+    assert SafetensorsFiles(tmp_path)["model.embed_tokens.weight"].shape == (300, 32)
 
 
 @pytest.mark.parametrize("name", ["cohere", "llama"])
 def test_megacode_s_side_is_what_training_computes(name, claims) -> None:
     from megacode.checkpoint import tensors
-    from megacode.mcore import groups, parts
+    from megacode.mcore import groups
+    from megacode.mcore.build import build
     from megacode.mcore.step import logits
 
     claim = claims(name)
@@ -197,7 +198,7 @@ def test_megacode_s_side_is_what_training_computes(name, claims) -> None:
         ours = torch.cat([side.logits(hidden, first, first + 100) for first in (0, 100, 200)], dim=-1)
     ranks = groups.start(claim.config.parallel, 1)
     try:
-        built = parts.build(claim.config, ranks, 300, with_optimizer=False)
+        built = build(claim.config, ranks, 300, with_optimizer=False)
         tensors.load(built, claim.checkpoint, weights_only=True)
         trained = logits(built, ids)[..., :300]
     finally:
@@ -234,7 +235,7 @@ def test_values_that_cannot_be_compared_are_infinitely_far_apart(bad) -> None:
 def test_logits_in_slices_are_logits_at_once() -> None:
     ids = [tuple(range(5)), (3, 1, 4, 1)]
     ours, theirs = torch.randn(9, 40, generator=torch.Generator().manual_seed(1)), torch.zeros(9, 40)
-    gaps, choices = Gaps("logits", [5, 4]), Choices(ids)
+    gaps, choices = Gaps("logits", [5, 4]), NextTokens(ids)
     for first in range(0, 40, 7):
         gaps.add(ours[:, first : first + 7], theirs[:, first : first + 7])
         choices.add(first, ours[:, first : first + 7])

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from megacode.base.errors import ConfigError
-from megacode.data.audit import order_rows, seen_rows
 from megacode.data.loader import Loader, isolated
-from megacode.data.rows import micro_batch_size
+from megacode.data.rank_windows import micro_batch_size
 from megacode.data.windows import open_streams, stream_sizes
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.phases import build_schedule
+from megacode.planning.order import order_rows, seen_rows
 
 
 def document_lengths(seed: int, count: int) -> list[int]:

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 from megacode.base.errors import ConfigError, DataError
 from megacode.config.model import TokenizerConfig
+from megacode.data import document_batches
 from megacode.data import manifest as manifests
 from megacode.data import merge as module
-from megacode.data import parts
 from megacode.data.indexed import IndexedDataset, IndexedDatasetWriter
 from megacode.data.jsonl import read_chunks
+from megacode.data.machine_files import Shard
 from megacode.data.merge import merge
 from megacode.data.preprocess import Job, preprocess
-from megacode.data.shards import Shard
 from megacode.data.train_tokenizer import train_tokenizer
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -309,8 +309,8 @@ def test_wrong_names_are_errors(write_dataset, tmp_path):
     documents=st.integers(1, 30),
 )  # fmt: skip
 def test_merging_is_what_writing_all_at_once_is(sets, batch_bytes, documents, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "_BATCH_BYTES", batch_bytes)
-    monkeypatch.setattr(parts, "_DOCUMENTS", documents)
+    monkeypatch.setattr(document_batches, "_BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(document_batches, "_DOCUMENTS", documents)
 
     def write(name, some):
         lengths = np.array([length for document in some for length in document], dtype=np.int64)

@@ -15,7 +15,7 @@ from megacode.config.run import RunConfig
 from megacode.data import manifest as manifests
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.data.windows import source_sizes
-from megacode.train.planning import plan_run
+from megacode.planning.run_plan import plan_run
 
 EOD = 7
 ONE = {"kind": "huggingface", "hash": "a" * 64, "vocab_size": 100, "eod": EOD}

@@ -6,7 +6,7 @@ import sys
 
 from megacode.base.files import RunDir
 from megacode.base.logs import setup_logging
-from megacode.eval.checkpoints import scoring_alone
+from megacode.eval.checkpoint_scores import scoring_alone
 
 if __name__ == "__main__":
     setup_logging()

@@ -7,10 +7,10 @@ import pytest
 from megacode.base.errors import CheckpointError, ConfigError
 from megacode.cli import models
 from megacode.config.evaluate import DEMO_SOURCES, SHIPPED_SUITES
-from megacode.eval.checkpoints import score_checkpoints
-from megacode.eval.demo_items import SOURCES
-from megacode.eval.harness import Choices
-from megacode.eval.models import checkpoints_in, models_in
+from megacode.data.demo_items import SOURCES
+from megacode.eval.checkpoint_scores import score_checkpoints
+from megacode.eval.harness import ScoringOptions
+from megacode.eval.scored_models import checkpoints_in, models_in
 from megacode.eval.suites import SHIPPED
 
 
@@ -56,16 +56,16 @@ def test_a_run_and_its_checkpoints_directory_mean_all_checkpoints_of_the_run(tmp
 def test_a_device_that_is_none_is_refused_before_anything_is_exported(tmp_path):
     checkpoint = tmp_path / "checkpoints" / "iter_0000003"
     with pytest.raises(ConfigError, match="'gpu' is not a device"):
-        score_checkpoints([checkpoint], "demo", Choices(device="gpu"))
+        score_checkpoints([checkpoint], "demo", ScoringOptions(device="gpu"))
     with pytest.raises(ConfigError, match="there is no suite 'demoo'"):
-        score_checkpoints([checkpoint], "demoo", Choices())
+        score_checkpoints([checkpoint], "demoo", ScoringOptions())
 
 
 def test_several_processes_may_not_export_the_same_checkpoints(tmp_path, monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="2 processes were started to export") as caught:
-        score_checkpoints([tmp_path / "checkpoints" / "iter_0000003"], "demo", Choices())
+        score_checkpoints([tmp_path / "checkpoints" / "iter_0000003"], "demo", ScoringOptions())
     assert "--nproc" in str(caught.value)
 
 

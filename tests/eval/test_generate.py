@@ -15,8 +15,8 @@ from megacode.base.errors import CheckpointError, ConfigError, DataError
 from megacode.base.files import RunDir
 from megacode.cli import app
 from megacode.eval.generate import Sampling, Writer, choose, model_of, pieces
-from megacode.eval.samples import PROMPTS, write_samples
 from megacode.eval.scores import model_facts
+from megacode.eval.writing_samples import PROMPTS, write_samples
 
 CONTEXT = 96
 GREEDY = Sampling(max_new_tokens=20, temperature=0)

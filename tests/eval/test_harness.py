@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from megacode.base.errors import CheckpointError, ConfigError, DataError
-from megacode.eval.demo_items import Sizes, build_demo_tasks
-from megacode.eval.harness import Choices, evaluate, evaluate_many
-from megacode.eval.models import check_model, default_out
+from megacode.data.demo_items import Sizes, build_demo_tasks
+from megacode.eval.harness import ScoringOptions, evaluate, evaluate_many
+from megacode.eval.scored_models import check_model, default_out
 from megacode.eval.suites import items_dir
 from megacode.statistics.arms import read_arms
 from megacode.statistics.comparing import Question, compare
@@ -71,7 +71,7 @@ def save_model(path: Path, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def scored(run) -> dict:
-    return evaluate(run / "hf/iter_0000000", choices=Choices(batch_size=3))
+    return evaluate(run / "hf/iter_0000000", choices=ScoringOptions(batch_size=3))
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_every_items_result_stands_beside_the_scores(run, scored):
 def test_several_models_are_scored_in_one_process_and_answer_the_same_questions(run, scored, tmp_path):
     models = [run / "hf/iter_0000000", run / "hf/iter_0000010"]
     first, second = evaluate_many(
-        models, outs=[tmp_path / "a.json", tmp_path / "b.json"], choices=Choices(batch_size=3)
+        models, outs=[tmp_path / "a.json", tmp_path / "b.json"], choices=ScoringOptions(batch_size=3)
     )
     assert first["scores"] == scored["scores"]
     assert second["scores"] != scored["scores"]
@@ -274,7 +274,7 @@ def test_a_users_own_suite_runs_from_its_yaml(run, tmp_path):
     (tmp_path / "tasks/mine.yaml").write_text(json.dumps(task))
     suite = tmp_path / "own.yaml"
     suite.write_text("tasks: [mine]\ninclude_path: tasks\n")
-    document = evaluate(run / "hf/iter_0000000", suite, choices=Choices(limit=3))
+    document = evaluate(run / "hf/iter_0000000", suite, choices=ScoringOptions(limit=3))
     assert document["tasks"]["mine"]["items"] == 3
     assert document["scores"]["mine"]["bits_per_byte_stderr"] > 0
     assert (run / "eval/own@iter_0000000.json").exists()
@@ -283,14 +283,14 @@ def test_a_users_own_suite_runs_from_its_yaml(run, tmp_path):
         evaluate(run / "hf/iter_0000000", suite)
     suite.write_text("tasks: [mine]\ninclude_path: tasks\n")
     with pytest.raises(ConfigError, match=r"it has no task 'mien' to leave out\n.*did you mean 'mine'"):
-        evaluate(run / "hf/iter_0000000", suite, choices=Choices(without=("mien",)))
+        evaluate(run / "hf/iter_0000000", suite, choices=ScoringOptions(without=("mien",)))
     with pytest.raises(ConfigError, match=r"no task is left to run\n.*left out on request"):
-        evaluate(run / "hf/iter_0000000", suite, choices=Choices(without=("mine",)))
+        evaluate(run / "hf/iter_0000000", suite, choices=ScoringOptions(without=("mine",)))
     (tmp_path / "tasks/mine.yaml").write_text(json.dumps({**task, "unsafe_code": True}))
     with pytest.raises(ConfigError, match=r"no task is left to run\n.*--run-generated-code"):
         evaluate(run / "hf/iter_0000000", suite)
     suite.write_text("tasks: [mine]\ninclude_path: tasks\nunsafe_code: true\n")
-    assert evaluate(run / "hf/iter_0000000", suite, choices=Choices(limit=1))["tasks"]["mine"]["items"] == 1
+    assert evaluate(run / "hf/iter_0000000", suite, choices=ScoringOptions(limit=1))["tasks"]["mine"]["items"] == 1
     (tmp_path / "tasks/mine.yaml").write_text(json.dumps(task))
     (tmp_path / "data.jsonl").unlink()
     suite.write_text("tasks: [mine]\ninclude_path: tasks\n")
@@ -328,7 +328,7 @@ def test_an_answer_longer_than_the_context_is_a_clear_error(run, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 12}))
     with pytest.raises(DataError, match="an answer is longer than the model's context of 12 tokens") as caught:
-        evaluate(tmp_path, out=tmp_path / "scores.json", choices=Choices(tasks_dir=items_dir(run)))
+        evaluate(tmp_path, out=tmp_path / "scores.json", choices=ScoringOptions(tasks_dir=items_dir(run)))
     assert caught.value.exit_code == 2
     assert not (tmp_path / "scores.json").exists()
     words = json.loads((items_dir(run) / "items.json").read_text())
@@ -338,7 +338,7 @@ def test_an_answer_longer_than_the_context_is_a_clear_error(run, tmp_path):
     (tmp_path / "words/items.json").write_text(json.dumps(words))
     (tmp_path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8}))
     with pytest.raises(DataError, match="leave no room for a question in the model's context of 8 tokens"):
-        evaluate(tmp_path, out=tmp_path / "scores.json", choices=Choices(tasks_dir=tmp_path / "words"))
+        evaluate(tmp_path, out=tmp_path / "scores.json", choices=ScoringOptions(tasks_dir=tmp_path / "words"))
 
 
 @slow
@@ -348,7 +348,7 @@ def test_damaged_weights_are_an_error_without_a_score_file(run, tmp_path):
     weights = next(model.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1_000])
     with pytest.raises(CheckpointError, match=r"transformers cannot load it"):
-        evaluate(model, choices=Choices(tasks_dir=items_dir(run)))
+        evaluate(model, choices=ScoringOptions(tasks_dir=items_dir(run)))
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
@@ -383,7 +383,7 @@ def test_without_lm_eval_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "lm_eval.evaluator", raising=False)
     with pytest.raises(ConfigError, match=r"lm-eval is not installed here.*\n.*megacode\[eval\]"):
-        evaluate(tmp_path, choices=Choices(tasks_dir=tmp_path / "items"))
+        evaluate(tmp_path, choices=ScoringOptions(tasks_dir=tmp_path / "items"))
 
 
 def test_importing_the_harness_loads_neither_torch_nor_lm_eval():

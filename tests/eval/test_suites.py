@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megacode.base.errors import ConfigError
-from megacode.eval.demo_items import build_demo_tasks
+from megacode.data.demo_items import build_demo_tasks
 from megacode.eval.suites import find_texts, items_dir, load_suite, run_of
 
 
@@ -31,7 +31,7 @@ def test_the_demo_suite_finds_its_items_in_the_models_run(run):
 
 
 def test_every_task_of_the_demo_suite_ships_with_a_task_file():
-    from megacode.eval.demo_items import SOURCES
+    from megacode.data.demo_items import SOURCES
     from megacode.eval.suites import SHIPPED
 
     names = {path.stem for path in (SHIPPED / "demo").glob("*.yaml")}

@@ -204,7 +204,7 @@ def test_answers_are_judged_by_running_their_tests():
 def test_quac_is_scored_by_the_words_shared_with_the_best_answer(to_code, monkeypatch):
     from importlib.util import module_from_spec, spec_from_file_location
 
-    from megacode.eval.own_data import read_quac, read_storycloze
+    from megacode.eval.manual_datasets import read_quac, read_storycloze
     from megacode.eval.suites import SHIPPED
 
     monkeypatch.setenv("HF_HOME", str(to_code / "cache"))

@@ -11,9 +11,10 @@ import torch
 
 from megacode.checkpoint import tensors
 from megacode.config.training import Fp8
-from megacode.mcore import groups, precision, probe, scales
-from megacode.mcore.calibration import calibrate
-from megacode.mcore.parts import Parts, build
+from megacode.mcore import fp8_probe, fp8_scales, groups, precision
+from megacode.mcore.build import build
+from megacode.mcore.fp8_calibration import calibrate
+from megacode.mcore.rank_model import RankModel
 from megacode.mcore.step import StepResult, train_step
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mcore"))
@@ -33,25 +34,25 @@ MODELS: dict[str, dict[str, Any]] = {
 RECIPES = ("delayed", "tensorwise", "blockwise")
 
 
-def started(case: dict[str, Any], implementation: str, fp8: Fp8 | None = None) -> Parts:
+def started(case: dict[str, Any], implementation: str, fp8: Fp8 | None = None) -> RankModel:
     """Return the parts of a run of a case on one GPU."""
     config = tiny.run_config(**{**case, "dtype": "bf16"})
     settings: dict[str, Any] = {"transformer_impl": implementation, "fp8": fp8 or "none"}
     config = config.model_copy(update={"precision": config.precision.model_copy(update=settings)})
-    parts = build(config, groups.start(config.parallel, config.seed), tiny.VOCAB)
-    precision.use(parts, fp8)
-    return parts
+    rank_model = build(config, groups.start(config.parallel, config.seed), tiny.VOCAB)
+    precision.use(rank_model, fp8)
+    return rank_model
 
 
-def iterate(parts: Parts, first: int, count: int) -> list[StepResult]:
+def iterate(rank_model: RankModel, first: int, count: int) -> list[StepResult]:
     """Train some iterations on two batches in turn, which a tiny model soon knows by heart."""
-    batches = [tiny.microbatches(parts, number) for number in range(2)]
-    return [train_step(parts, batches[n % 2], 5e-4, tiny.SOURCES) for n in range(first, first + count)]
+    batches = [tiny.microbatches(rank_model, number) for number in range(2)]
+    return [train_step(rank_model, batches[n % 2], 5e-4, tiny.SOURCES) for n in range(first, first + count)]
 
 
-def losses(parts: Parts, first: int, count: int) -> list[float]:
+def losses(rank_model: RankModel, first: int, count: int) -> list[float]:
     """Train some iterations and return their losses."""
-    return [step.loss for step in iterate(parts, first, count)]
+    return [step.loss for step in iterate(rank_model, first, count)]
 
 
 def implementations() -> dict[str, Any]:
@@ -60,8 +61,8 @@ def implementations() -> dict[str, Any]:
     for name, case in MODELS.items():
         found[name] = {}
         for implementation in ("local", "transformer_engine"):
-            parts = started(case, implementation)
-            steps = iterate(parts, 0, 10)
+            rank_model = started(case, implementation)
+            steps = iterate(rank_model, 0, 10)
             found[name][implementation] = {key: [vars(step)[key] for step in steps] for key in ("loss", "grad_norm")}
     return found
 
@@ -71,11 +72,11 @@ def interchange() -> dict[str, Any]:
     found = {}
     for name in ("sequential", "parallel"):
         for saver, reader in (("local", "transformer_engine"), ("transformer_engine", "local")):
-            parts = started(MODELS[name], saver)
-            losses(parts, 0, 5)
+            rank_model = started(MODELS[name], saver)
+            losses(rank_model, 0, 5)
             with tempfile.TemporaryDirectory() as directory:
-                _save(parts, Path(directory))
-                went_on = losses(parts, 5, 5)
+                _save(rank_model, Path(directory))
+                went_on = losses(rank_model, 5, 5)
                 other = started(MODELS[name], reader)
                 tensors.load(other, Path(directory))
                 found[f"{name}: {saver} -> {reader}"] = [went_on, losses(other, 5, 5)]
@@ -93,12 +94,12 @@ def recipes() -> dict[str, Any]:
         for title, recipe in asked.items():
             found[name][title] = losses(started(MODELS[name], "transformer_engine", recipe), 0, 10)
     recipe = Fp8(recipe="delayed")
-    parts = started(MODELS["parallel"], "transformer_engine", recipe)
-    switched = losses(parts, 0, 5)
-    precision.use(parts, None)
-    switched += losses(parts, 5, 3)
-    precision.use(parts, recipe)
-    found["parallel"]["delayed, bf16, delayed"] = switched + losses(parts, 8, 2)
+    rank_model = started(MODELS["parallel"], "transformer_engine", recipe)
+    switched = losses(rank_model, 0, 5)
+    precision.use(rank_model, None)
+    switched += losses(rank_model, 5, 3)
+    precision.use(rank_model, recipe)
+    found["parallel"]["delayed, bf16, delayed"] = switched + losses(rank_model, 8, 2)
     return found
 
 
@@ -110,11 +111,11 @@ def held() -> dict[str, Any]:
         for recipe in ("tensorwise", "delayed"):
             kept = Fp8(recipe=recipe, param_gather=True)
             _spoil_memory()
-            parts = started(case, "transformer_engine", kept)
-            first = losses(parts, 0, 6)
+            rank_model = started(case, "transformer_engine", kept)
+            first = losses(rank_model, 0, 6)
             with tempfile.TemporaryDirectory() as directory:
-                _save(parts, Path(directory))
-                went_on = losses(parts, 6, 4)
+                _save(rank_model, Path(directory))
+                went_on = losses(rank_model, 6, 4)
                 again = started(case, "transformer_engine", kept)
                 tensors.load(again, Path(directory))
                 precision.use(again, kept)
@@ -133,19 +134,19 @@ def held() -> dict[str, Any]:
 def resumed() -> dict[str, Any]:
     """Go on from a checkpoint of a delayed-scaling run, with its scales and, as a control, without them."""
     fp8 = Fp8(recipe="delayed", amax_history_len=16)
-    parts = started(MODELS["parallel"], "transformer_engine", fp8)
-    losses(parts, 0, 8)
+    rank_model = started(MODELS["parallel"], "transformer_engine", fp8)
+    losses(rank_model, 0, 8)
     with tempfile.TemporaryDirectory() as directory:
-        _save(parts, Path(directory))
-        found = {"uninterrupted": losses(parts, 8, 8)}
+        _save(rank_model, Path(directory))
+        found = {"uninterrupted": losses(rank_model, 8, 8)}
         for name in ("resumed", "without scales"):
             other = started(MODELS["parallel"], "transformer_engine", fp8)
             if name == "resumed":
                 tensors.load(other, Path(directory))
             else:
-                kept, scales.restore = scales.restore, lambda *unused: None
+                kept, fp8_scales.restore = fp8_scales.restore, lambda *unused: None
                 tensors.load(other, Path(directory))
-                scales.restore = kept
+                fp8_scales.restore = kept
             precision.use(other, fp8)
             found[name] = losses(other, 8, 8)
     return found
@@ -156,11 +157,13 @@ def probed() -> dict[str, Any]:
     found = {}
     for name in ("probed", "not probed"):
         fp8 = Fp8(recipe="delayed")
-        parts = started(MODELS["parallel"], "transformer_engine", fp8)
-        first = losses(parts, 0, 4)
+        rank_model = started(MODELS["parallel"], "transformer_engine", fp8)
+        first = losses(rank_model, 0, 4)
         if name == "probed":
-            found["comparison"] = vars(probe.compare(parts, tiny.microbatches(parts, 4)[0], tiny.SOURCES, fp8))
-        found[name] = first + losses(parts, 4, 4)
+            found["comparison"] = vars(
+                fp8_probe.compare(rank_model, tiny.microbatches(rank_model, 4)[0], tiny.SOURCES, fp8)
+            )
+        found[name] = first + losses(rank_model, 4, 4)
     return found
 
 
@@ -169,11 +172,11 @@ def first_scales() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, recipe in (("cold", "delayed"), ("calibrated", "delayed"), ("tensorwise", "tensorwise")):
         fp8 = Fp8(recipe=recipe)
-        parts = started(MODELS["parallel"], "transformer_engine", fp8)
-        microbatch = tiny.microbatches(parts, 0)[0]
+        rank_model = started(MODELS["parallel"], "transformer_engine", fp8)
+        microbatch = tiny.microbatches(rank_model, 0)[0]
         if name == "calibrated":
-            calibrate(parts, microbatch, tiny.SOURCES)
-        found[name] = probe.compare(parts, microbatch, tiny.SOURCES, fp8).gradients
+            calibrate(rank_model, microbatch, tiny.SOURCES)
+        found[name] = fp8_probe.compare(rank_model, microbatch, tiny.SOURCES, fp8).gradients
     return found
 
 
@@ -193,12 +196,12 @@ def rounding() -> float:
     import transformer_engine_torch as tex
     from transformer_engine.pytorch.tensor.float8_tensor import Float8CurrentScalingQuantizer
 
-    from megacode.mcore import emulation
+    from megacode.mcore import fp8_emulation
 
     x = torch.randn(64, 128, device="cuda", dtype=torch.bfloat16)
     quantizer = Float8CurrentScalingQuantizer(tex.DType.kFloat8E4M3, device=torch.device("cuda"))
     theirs = quantizer(x).dequantize().float().cpu()
-    ours = emulation.rounded(x.cpu(), emulation.E4M3, Fp8(recipe="tensorwise"), None, 0).float()
+    ours = fp8_emulation.rounded(x.cpu(), fp8_emulation.E4M3, Fp8(recipe="tensorwise"), None, 0).float()
     return float((theirs - ours).abs().max() / ours.abs().max())
 
 
@@ -221,5 +224,5 @@ def _spoil_memory() -> None:
     del large
 
 
-def _save(parts: Parts, directory: Path) -> None:
-    tensors.save(parts, directory)
+def _save(rank_model: RankModel, directory: Path) -> None:
+    tensors.save(rank_model, directory)

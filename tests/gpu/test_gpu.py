@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from megacode.base.files import RunDir, read_jsonl
-from megacode.mcore import engine
+from megacode.mcore import te
 from megacode.metrics.reader import read_metrics
 from tests.distance import furthest
 from tests.ranks import run_ranks
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(engine.obstacle()), reason=engine.obstacle())]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(te.obstacle()), reason=te.obstacle())]
 
 Megacode = Callable[..., subprocess.CompletedProcess[str]]
 PROGRAM = Path(__file__).with_name("gpu_program.py")

@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from megacode.base.tables import FigureTable
+from megacode.capacity.cluster import Cluster
 from megacode.config.loading import load_config
-from megacode.plan.cluster import Cluster
-from megacode.train.planning import plan_run
+from megacode.planning.run_plan import plan_run
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = "a-name-much-longer-than-any-column-of-80-would-like"
@@ -60,7 +60,7 @@ def lengthened(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_plans_are_whole() -> None:
-    from megacode.plan.table import render_plan
+    from megacode.planning.tables import render_plan
 
     document = plan_of("wsd_web_code_math.yaml", cluster=Cluster(4, (4, 64, 4096), "H200", 2.5))
     assert_whole(lambda console: render_plan(document, console))
@@ -79,7 +79,7 @@ def judged(prompts: int) -> dict[str, Any]:
 
 
 def test_judgements_are_whole() -> None:
-    from megacode.eval.judge_table import render_judgement
+    from megacode.judge.tables import render_judgement
 
     document = {
         "a": {"name": LONG}, "b": {"name": LONG}, "judge": {"model": LONG}, "overall": judged(1234),
@@ -106,7 +106,7 @@ def test_samples_and_checkpoints_are_whole(capsys: pytest.CaptureFixture[str], m
 
 
 def test_starts_and_sources_of_a_run_are_whole() -> None:
-    from megacode.launch.status_table import _sources, _starts
+    from megacode.status.tables import _sources, _starts
 
     starts = [{"number": 1234, "time": 1e9, "cause": "a cause of many words " * 3, "from_iteration": 1_234_567,
                "iterations": 1_234_568, "lost_iterations": 1_234_569, "ranks": 4096, "host": LONG}]  # fmt: skip

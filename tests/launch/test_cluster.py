@@ -16,11 +16,11 @@ from megacode.base.errors import LaunchError
 from megacode.base.files import RunDir
 from megacode.launch import attempts, bad_nodes, continuity, slurm, submission
 from megacode.launch.continuity import ChainStoppedError, Settings
-from megacode.launch.excluding import keep_off
+from megacode.launch.excluded_nodes import keep_off
 from megacode.launch.provenance import allowed
 from megacode.launch.slurm import Job
-from megacode.launch.status_files import read_events
-from megacode.launch.status_job import describe, read_job
+from megacode.status.job import describe, read_job
+from megacode.status.run_files import read_events
 
 JOB = Job("7", 0, "7", "", ("a", "b"), 4)
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import rank_program as program
 
 from megacode.mcore.optimizer_state import held, prime
-from megacode.mcore.parts import Parts
+from megacode.mcore.rank_model import RankModel
 
 
 def holdings(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -25,16 +25,16 @@ def holdings(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {name: _holdings(program.started(program.run_config(**case))) for name, case in cases.items()}
 
 
-def _holdings(parts: Parts) -> dict[str, Any]:
-    prime(parts.optimizer)
-    runs = list(held(parts.optimizer))
-    buffers = [buffer for chunk in parts.chunks for buffer in chunk.buffers]
-    weights = {p.untyped_storage().data_ptr(): p.untyped_storage() for c in parts.chunks for p in c.parameters()}
+def _holdings(rank_model: RankModel) -> dict[str, Any]:
+    prime(rank_model.optimizer)
+    runs = list(held(rank_model.optimizer))
+    buffers = [buffer for chunk in rank_model.chunks for buffer in chunk.buffers]
+    weights = {p.untyped_storage().data_ptr(): p.untyped_storage() for c in rank_model.chunks for p in c.parameters()}
     copies = [run.tensors["model"] for run in runs if run.parameter.dtype != torch.float32]
     moments = [tensor for run in runs for name, tensor in run.tensors.items() if name != "model"]
     return {
-        "rank": parts.ranks.rank,
-        "parameters": sum(p.numel() for chunk in parts.chunks for p in chunk.parameters()),
+        "rank": rank_model.ranks.rank,
+        "parameters": sum(p.numel() for chunk in rank_model.chunks for p in chunk.parameters()),
         "weights": sum(storage.nbytes() for storage in weights.values()),
         "gradients": sum(buffer.grad_data.untyped_storage().nbytes() for buffer in buffers),
         "optimizer": sum(tensor.numel() * tensor.element_size() for tensor in (*copies, *moments)),
@@ -45,18 +45,20 @@ def checkpoints(case: dict[str, Any]) -> dict[str, int]:
     """Return the bytes of weights and moments that this rank writes into a checkpoint, and its rank."""
     from megacode.checkpoint.tensors import saved_pieces
 
-    parts = program.started(program.run_config(**case))
-    found = [piece for piece in saved_pieces(parts) if piece.name.split(".")[0] in ("model", "exp_avg", "exp_avg_sq")]
-    return {"rank": parts.ranks.rank, "bytes": sum(p.data.numel() * p.data.element_size() for p in found)}
+    rank_model = program.started(program.run_config(**case))
+    found = [
+        piece for piece in saved_pieces(rank_model) if piece.name.split(".")[0] in ("model", "exp_avg", "exp_avg_sq")
+    ]
+    return {"rank": rank_model.ranks.rank, "bytes": sum(p.data.numel() * p.data.element_size() for p in found)}
 
 
 def activations(cases: dict[str, dict[str, Any]]) -> dict[str, int]:
     """Train an iteration of each case; return, by case, the most bytes that were kept for a backward pass at once."""
     found = {}
     for name, case in cases.items():
-        parts = program.started(program.run_config(**case))
-        with kept_bytes(parts) as most:
-            program.iterate(parts, 0, 1)
+        rank_model = program.started(program.run_config(**case))
+        with kept_bytes(rank_model) as most:
+            program.iterate(rank_model, 0, 1)
         found[name] = most[0]
     return found
 
@@ -69,9 +71,9 @@ class _Kept:
 
 
 @contextmanager
-def kept_bytes(parts: Parts) -> Iterator[list[int]]:
+def kept_bytes(rank_model: RankModel) -> Iterator[list[int]]:
     """Follow the storages that graphs keep, weights left out; yield the most bytes at once."""
-    weights = {p.untyped_storage().data_ptr() for chunk in parts.chunks for p in chunk.parameters()}
+    weights = {p.untyped_storage().data_ptr() for chunk in rank_model.chunks for p in chunk.parameters()}
     graphs: Counter[int] = Counter()
     now, most = [0], [0]
 

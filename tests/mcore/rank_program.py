@@ -19,8 +19,9 @@ from torch import Tensor
 
 from megacode.config.run import RunConfig
 from megacode.mcore import groups
+from megacode.mcore.build import build
 from megacode.mcore.nodes import NODE
-from megacode.mcore.parts import Parts, build
+from megacode.mcore.rank_model import RankModel
 
 SOURCES, SEQ_LENGTH, BATCH, MICRO, VOCAB = 2, 32, 8, 2, 250
 
@@ -89,27 +90,27 @@ def microbatch(iteration: int, index: int, isolated: bool = False) -> Batch:
     )
 
 
-def microbatches(parts: Parts, iteration: int) -> list[Batch]:
+def microbatches(rank_model: RankModel, iteration: int) -> list[Batch]:
     """Return this rank's micro-batches of an iteration."""
-    ranks, isolated = parts.ranks, parts.config.train.isolate_documents
+    ranks, isolated = rank_model.ranks, rank_model.config.train.isolate_documents
     count = BATCH // MICRO
     return [microbatch(iteration, index, isolated) for index in range(count)][ranks.dp_rank :: ranks.dp_size]
 
 
-def started(config: RunConfig) -> Parts:
+def started(config: RunConfig) -> RankModel:
     """Return the parts of a run on the ranks there are, where memory that nobody has written yet is nan."""
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # which alone makes torch fill it
     return build(config, groups.start(config.parallel, config.seed), VOCAB)
 
 
-def iterate(parts: Parts, first: int, count: int) -> list[dict[str, Any]]:
+def iterate(rank_model: RankModel, first: int, count: int) -> list[dict[str, Any]]:
     """Train some iterations; return what each said."""
     from megacode.mcore.step import train_step
 
     results = []
     for iteration in range(first, first + count):
-        result = train_step(parts, microbatches(parts, iteration), 4e-4 * (iteration + 1), SOURCES)
+        result = train_step(rank_model, microbatches(rank_model, iteration), 4e-4 * (iteration + 1), SOURCES)
         results.append(vars(result))
     return results
 
@@ -129,19 +130,19 @@ def _layout(case: dict[str, Any], iterations: int) -> dict[str, Any]:
     from megacode.mcore.step import evaluate, logits
 
     spoil = case.pop("spoil", None)
-    parts = started(run_config(**case))
+    rank_model = started(run_config(**case))
     if spoil:
-        _SPOILERS[spoil](parts)
-    results = iterate(parts, 0, iterations - 1)
+        _SPOILERS[spoil](rank_model)
+    results = iterate(rank_model, 0, iterations - 1)
     with counted_collectives() as count:
-        results += iterate(parts, iterations - 1, 1)
-    found = logits(parts, microbatch(0, 0).tokens).double()
+        results += iterate(rank_model, iterations - 1, 1)
+    found = logits(rank_model, microbatch(0, 0).tokens).double()
     return {
         "iterations": results,
         "logits": [found.sum().item(), found[1, 7, 9].item()],
-        "losses": vars(evaluate(parts, microbatches(parts, iterations), SOURCES)),
+        "losses": vars(evaluate(rank_model, microbatches(rank_model, iterations), SOURCES)),
         "collectives": count[0],
-        "parameters": sum(p.numel() for chunk in parts.chunks for p in chunk.parameters()),
+        "parameters": sum(p.numel() for chunk in rank_model.chunks for p in chunk.parameters()),
     }
 
 
@@ -171,38 +172,38 @@ def _counting(original: Any, counted: Any, count: list[int], *args: Any, **kwarg
     return original(*args, **kwargs)
 
 
-def _unmark_norms(parts: Parts) -> None:
-    for chunk in parts.chunks:
+def _unmark_norms(rank_model: RankModel) -> None:
+    for chunk in rank_model.chunks:
         for parameter in chunk.parameters():
             parameter.sequence_parallel = False
 
 
-def _batch_p2p(parts: Parts) -> None:
-    parts.chunks[0].config.batch_p2p_comm = True
+def _batch_p2p(rank_model: RankModel) -> None:
+    rank_model.chunks[0].config.batch_p2p_comm = True
 
 
-def _overlap_p2p(parts: Parts) -> None:
-    parts.chunks[0].config.overlap_p2p_comm = True
+def _overlap_p2p(rank_model: RankModel) -> None:
+    rank_model.chunks[0].config.overlap_p2p_comm = True
 
 
-def _fuse_cross_entropy(parts: Parts) -> None:
+def _fuse_cross_entropy(rank_model: RankModel) -> None:
     from megatron.core.models.common.language_module.language_module import LanguageModule
 
     from megacode.mcore.sharding import bare
 
-    parts.chunks[0].config.cross_entropy_loss_fusion = True
-    model = bare(parts.chunks[0])
+    rank_model.chunks[0].config.cross_entropy_loss_fusion = True
+    model = bare(rank_model.chunks[0])
     model.compute_language_model_loss = LanguageModule.compute_language_model_loss.__get__(model)
 
 
-def _contiguous_places(parts: Parts) -> None:
+def _contiguous_places(rank_model: RankModel) -> None:
     """As if rank r of c held the r-th c-th of each sequence: the positions it would then begin with, on rank 0."""
     from megacode.mcore.sharding import bare
 
-    table = bare(parts.chunks[0]).rotary_pos_emb
+    table = bare(rank_model.chunks[0]).rotary_pos_emb
     table._context_group = None
     needed = table.get_rotary_seq_len
-    table.get_rotary_seq_len = lambda *arguments: needed(*arguments) // parts.ranks.cp_size
+    table.get_rotary_seq_len = lambda *arguments: needed(*arguments) // rank_model.ranks.cp_size
 
 
 _SPOILERS = {
@@ -225,10 +226,10 @@ def recomputations(cases: dict[str, dict[str, Any]], iterations: int = 3) -> dic
 
 
 def _recomputed(case: dict[str, Any], way: str, iterations: int) -> dict[str, Any]:
-    parts = started(run_config(**{**case, "parallel": {**case.get("parallel", {}), "recompute": way}}))
-    results = iterate(parts, 0, iterations)
+    rank_model = started(run_config(**{**case, "parallel": {**case.get("parallel", {}), "recompute": way}}))
+    results = iterate(rank_model, 0, iterations)
     hashed = hashlib.sha256()
-    for chunk in parts.chunks:
+    for chunk in rank_model.chunks:
         for parameter in chunk.parameters():
             hashed.update(parameter.detach().float().numpy().tobytes())
     return {"iterations": results, "parameters": hashed.hexdigest()}
@@ -247,13 +248,13 @@ def decayed(cases: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
 def _decayed(case: dict[str, Any]) -> list[str]:
     from megacode.mcore import optimizer
 
-    parts = started(run_config(**case))
-    named = [pair for chunk in parts.chunks for pair in chunk.module.named_parameters()]
+    rank_model = started(run_config(**case))
+    named = [pair for chunk in rank_model.chunks for pair in chunk.module.named_parameters()]
     before = [parameter.detach().clone() for _, parameter in named]
-    for chunk in parts.chunks:
+    for chunk in rank_model.chunks:
         chunk.zero_grad_buffer()
-    optimizer.set_learning_rate(parts.optimizer, 0.1)
-    optimizer.update(parts.optimizer, optimizer.measure(parts.optimizer, 1), 1.0)
+    optimizer.set_learning_rate(rank_model.optimizer, 0.1)
+    optimizer.update(rank_model.optimizer, optimizer.measure(rank_model.optimizer, 1), 1.0)
     pairs = zip(named, before, strict=True)
     return [name for (name, now), then in pairs if now.detach().norm() < 0.995 * then.norm()]
 
@@ -262,13 +263,13 @@ def arrivals(slowed_by: float) -> list[float]:
     """Train two iterations, the last rank slowed in the second; return after how many seconds this rank arrived."""
     from megacode.mcore import gradients
 
-    parts = started(run_config())
+    rank_model = started(run_config())
     found = []
     for iteration in range(2):
-        if iteration == 1 and parts.ranks.rank == parts.ranks.world_size - 1:
-            parts.chunks[0].register_forward_pre_hook(lambda *unused: time.sleep(slowed_by))
+        if iteration == 1 and rank_model.ranks.rank == rank_model.ranks.world_size - 1:
+            rank_model.chunks[0].register_forward_pre_hook(lambda *unused: time.sleep(slowed_by))
         gradients.time_the_device(iteration == 1)
-        iterate(parts, iteration, 1)
+        iterate(rank_model, iteration, 1)
         found.append(gradients.arrival())
     gradients.time_the_device(False)
     return found
@@ -282,16 +283,16 @@ def skips(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def _skip(parallel: dict[str, Any]) -> dict[str, Any]:
     from megacode.mcore.step import train_step
 
-    parts = started(run_config(parallel=parallel))
-    iterate(parts, 0, 1)
-    before = [p.detach().clone() for chunk in parts.chunks for p in chunk.parameters()]
-    batches = microbatches(parts, 1)
-    if parts.ranks.rank == parts.ranks.world_size - 1:
+    rank_model = started(run_config(parallel=parallel))
+    iterate(rank_model, 0, 1)
+    before = [p.detach().clone() for chunk in rank_model.chunks for p in chunk.parameters()]
+    batches = microbatches(rank_model, 1)
+    if rank_model.ranks.rank == rank_model.ranks.world_size - 1:
         batches[0].loss_mask[0, 0] = 3e38
-    result = train_step(parts, batches, 1e-3, SOURCES)
-    after = [p.detach() for chunk in parts.chunks for p in chunk.parameters()]
+    result = train_step(rank_model, batches, 1e-3, SOURCES)
+    after = [p.detach() for chunk in rank_model.chunks for p in chunk.parameters()]
     same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    return {"skipped": result.skipped, "unchanged": same, "next": iterate(parts, 1, 1)[0]["loss"]}
+    return {"skipped": result.skipped, "unchanged": same, "next": iterate(rank_model, 1, 1)[0]["loss"]}
 
 
 def resumes(cases: dict[str, list[dict[str, Any]]], directory: str, before: int = 3, after: int = 3) -> dict[str, Any]:
@@ -307,16 +308,16 @@ def resumes(cases: dict[str, list[dict[str, Any]]], directory: str, before: int 
     found = {}
     for name, configs in cases.items():
         path = Path(directory) / name
-        parts = started(run_config(**configs[0]))
-        iterate(parts, 0, before)
-        save(parts, path)
-        uninterrupted = iterate(parts, before, after)
+        rank_model = started(run_config(**configs[0]))
+        iterate(rank_model, 0, before)
+        save(rank_model, path)
+        uninterrupted = iterate(rank_model, before, after)
         resumed = []
         for config in configs:
-            parts = started(run_config(**{**config, "seed": 99}))
-            tensors.load(parts, path)
-            resumed.append(iterate(parts, before, after))
-            _assert_own_counters(parts)
+            rank_model = started(run_config(**{**config, "seed": 99}))
+            tensors.load(rank_model, path)
+            resumed.append(iterate(rank_model, before, after))
+            _assert_own_counters(rank_model)
         found[name] = {"uninterrupted": uninterrupted, "resumed": resumed}
     return found
 
@@ -325,11 +326,11 @@ def writes(layouts: dict[str, dict[str, Any]], directory: str, dtype: str, model
     """Save after two iterations under each layout; return the losses of the two iterations after that."""
     found = {}
     for name, layout in layouts.items():
-        parts = started(run_config(parallel=layout, dtype=dtype, model=model))
-        stand_on_nodes(parts)
-        iterate(parts, 0, 2)
-        save(parts, Path(directory) / name)
-        found[name] = [result["loss"] for result in iterate(parts, 2, 2)]
+        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model))
+        stand_on_nodes(rank_model)
+        iterate(rank_model, 0, 2)
+        save(rank_model, Path(directory) / name)
+        found[name] = [result["loss"] for result in iterate(rank_model, 2, 2)]
     return found
 
 
@@ -341,26 +342,26 @@ def reads(
 
     found = {}
     for own, layout in layouts.items():
-        parts = started(run_config(parallel=layout, dtype=dtype, model=model, seed=99))
+        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model, seed=99))
         found[own] = {}
         for name in names:
-            tensors.load(parts, Path(directory) / name)
-            _assert_weights_of(parts, Path(directory) / name)
-            found[own][name] = [result["loss"] for result in iterate(parts, 2, 2)]
+            tensors.load(rank_model, Path(directory) / name)
+            _assert_weights_of(rank_model, Path(directory) / name)
+            found[own][name] = [result["loss"] for result in iterate(rank_model, 2, 2)]
     return found
 
 
-def stand_on_nodes(parts: Parts, ranks_per_node: int = 2) -> None:
+def stand_on_nodes(rank_model: RankModel, ranks_per_node: int = 2) -> None:
     """Let these ranks be those of several nodes."""
-    os.environ[NODE] = f"n{parts.ranks.rank // ranks_per_node}"
+    os.environ[NODE] = f"n{rank_model.ranks.rank // ranks_per_node}"
 
 
-def _assert_weights_of(parts: Parts, path: Path) -> None:
+def _assert_weights_of(rank_model: RankModel, path: Path) -> None:
     """Every weight of this rank is the stored one, rounded: also where other ranks have read it."""
     from megacode.checkpoint.reader import Reader
-    from megacode.mcore import pieces
+    from megacode.mcore import checkpoint_pieces
 
-    held = pieces.weights(parts)
+    held = checkpoint_pieces.weights(rank_model)
     stored = [replace(piece, data=torch.full_like(piece.data, torch.nan)) for piece in held]
     Reader(path).fill(stored)
     assert held
@@ -372,14 +373,14 @@ def shares(directory: str) -> dict[str, Any]:
     """Save and load on ranks of two nodes; return what this rank `created` and `opened` by file, and `read`."""
     from megacode.checkpoint import tensors
 
-    parts = started(run_config(parallel={"distributed_optimizer": True}))
-    stand_on_nodes(parts)
-    iterate(parts, 0, 1)
+    rank_model = started(run_config(parallel={"distributed_optimizer": True}))
+    stand_on_nodes(rank_model)
+    iterate(rank_model, 0, 1)
     with _counted_files(Path(directory)) as written:
-        save(parts, Path(directory))
+        save(rank_model, Path(directory))
     with _counted_files(Path(directory)) as loaded:
-        tensors.load(parts, Path(directory))
-    _assert_weights_of(parts, Path(directory))
+        tensors.load(rank_model, Path(directory))
+    _assert_weights_of(rank_model, Path(directory))
     created = {name: count for name, count in written.opened.items() if name != "index.json"}
     return {"created": created, "opened": dict(loaded.opened), "read": loaded.bytes}
 
@@ -417,35 +418,35 @@ def fails_together(directory: str) -> list[str]:
     from megacode.base.errors import CheckpointError
     from megacode.checkpoint import tensors
 
-    parts = started(run_config(parallel={"distributed_optimizer": True}))
-    stand_on_nodes(parts, 1)
+    rank_model = started(run_config(parallel={"distributed_optimizer": True}))
+    stand_on_nodes(rank_model, 1)
     whole = Path(directory) / "whole"
-    save(parts, whole)
-    if parts.ranks.rank == 1:
+    save(rank_model, whole)
+    if rank_model.ranks.rank == 1:
         shutil.copytree(whole, torn := Path(directory) / "torn")
         (torn / "shard_00001.safetensors").unlink()
     said = []
-    for name in ("torn" if parts.ranks.rank == 1 else "whole", "absent"):
+    for name in ("torn" if rank_model.ranks.rank == 1 else "whole", "absent"):
         try:
-            tensors.load(parts, Path(directory) / name)
+            tensors.load(rank_model, Path(directory) / name)
         except CheckpointError as error:
             said.append(str(error))
     return said
 
 
-def save(parts: Parts, path: Path) -> None:
+def save(rank_model: RankModel, path: Path) -> None:
     """Write a checkpoint; every rank returns when it is whole."""
     from megacode.checkpoint import tensors
 
     path.mkdir(exist_ok=True)
-    tensors.save(parts, path)
+    tensors.save(rank_model, path)
     groups.barrier()
 
 
-def _assert_own_counters(parts: Parts) -> None:
+def _assert_own_counters(rank_model: RankModel) -> None:
     from megacode.mcore.optimizer import adams
 
-    for adam in adams(parts.optimizer):
+    for adam in adams(rank_model.optimizer):
         counters = [state["step"] for state in adam.state.values()]
         assert len({counter.data_ptr() for counter in counters}) == len(counters)
         assert len({counter.item() for counter in counters}) == 1

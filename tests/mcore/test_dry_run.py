@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from megacode.base.errors import ConfigError
+from megacode.capacity.hardware import load_hardware
+from megacode.capacity.layout import Layout
 from megacode.config.loading import validate
 from megacode.config.run import RunConfig
 from megacode.mcore import device, dry_run
-from megacode.plan.hardware import load_hardware
-from megacode.plan.placement import Placement
 
 CALL = Callable[..., subprocess.CompletedProcess[str]]
 PRESETS = {"to-code-470m": 0.47e9, "to-code-2.8b": 2.8e9, "llama-1b": 1.24e9, "llama-8b": 8.03e9}
@@ -47,7 +47,7 @@ def test_every_preset_is_built_on_512_gpus_and_on_one() -> None:
     for preset, size in PRESETS.items():
         for gpus, parallel in ((512, LAYOUTS["tp4-sp-pp2"]), (1, {})):
             run = config(preset, parallel)
-            place = Placement(run, gpus, run.model.vocab_size or 0)
+            place = Layout(run, gpus, run.model.vocab_size or 0)
             rows = dry_run.dry_run(place, [])
             assert [row["rank"] for row in rows] == sorted({0, gpus // 2, gpus - 1})
             assert not any(row["unequal"] for row in rows)
@@ -61,7 +61,7 @@ def test_every_preset_is_built_on_512_gpus_and_on_one() -> None:
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_layouts_are_built_as_planned(preset: str, layout: str, dtype: str) -> None:
     run = config(preset, LAYOUTS[layout], precision={"dtype": dtype})
-    rows = dry_run.dry_run(Placement(run, 512, run.model.vocab_size or 0), [0, 3, 129, 300, 511])
+    rows = dry_run.dry_run(Layout(run, 512, run.model.vocab_size or 0), [0, 3, 129, 300, 511])
     for row in rows:
         assert row["unequal"] == {}
     assert {row["tensor"] for row in rows} == set(range(run.parallel.tensor)) & {0, 1, 3}
@@ -70,14 +70,14 @@ def test_layouts_are_built_as_planned(preset: str, layout: str, dtype: str) -> N
 def test_runs_that_only_a_gpu_can_compute_are_built_too() -> None:
     held = {"recipe": "tensorwise", "param_gather": True, "output_layer": True}
     run = config("llama-8b", LAYOUTS["tp4-sp-pp2"], precision={"fp8": held, "transformer_impl": "transformer_engine"})
-    (row,) = dry_run.dry_run(Placement(run, 4096, run.model.vocab_size or 0), [4000])
+    (row,) = dry_run.dry_run(Layout(run, 4096, run.model.vocab_size or 0), [4000])
     assert row["unequal"] == {}
     assert (row["pipeline"], row["data"]) == (1, 488)
 
 
 def test_what_is_built_otherwise_than_planned_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     run = config("to-code-470m", {})
-    place = Placement(run, 4, run.model.vocab_size or 0)
+    place = Layout(run, 4, run.model.vocab_size or 0)
     monkeypatch.setattr(dry_run, "_KINDS", {**dry_run._KINDS, "linear_fc1": "mlp_down"})
     (row,) = dry_run.dry_run(place, [1])
     assert set(row["unequal"]) == {"mlp_gate_up", "mlp_down"}
@@ -87,7 +87,7 @@ def test_what_is_built_otherwise_than_planned_is_named(monkeypatch: pytest.Monke
 def test_a_rank_that_is_not_there_is_refused() -> None:
     run = config("to-code-470m", {})
     with pytest.raises(ConfigError, match="--dry-run-rank: there is no rank 8") as caught:
-        dry_run.dry_run(Placement(run, 8, 256_000), [8])
+        dry_run.dry_run(Layout(run, 8, 256_000), [8])
     assert caught.value.problems[0].fix == "give 0 to 7"
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from megacode.plan.activations import head_tensors, layer_tensors, per_token
-from megacode.plan.buffers import countable
-from megacode.plan.costs import parameters
-from megacode.plan.placement import Placement
+from megacode.capacity.activations import head_tensors, layer_tensors, per_token
+from megacode.capacity.buffers import countable
+from megacode.capacity.costs import parameters
+from megacode.capacity.layout import Layout
 
 PROGRAM = Path(__file__).with_name("memory_program.py")
 TIED = {"share_embeddings_and_output_weights": True, "block": "parallel", "normalization": "LayerNorm"}
@@ -44,8 +44,8 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def placed(program: ModuleType, case: dict[str, Any], gpus: int = 2) -> Placement:
-    return Placement(program.run_config(**case), gpus, program.VOCAB)
+def placed(program: ModuleType, case: dict[str, Any], gpus: int = 2) -> Layout:
+    return Layout(program.run_config(**case), gpus, program.VOCAB)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_weights_gradients_and_optimizer_are_those_of_real_ranks(
         assert {key: found[key] for key in counted} == counted
 
 
-def most_kept(place: Placement, stage: int) -> float:
+def most_kept(place: Layout, stage: int) -> float:
     """Return the bytes that the plan says a rank keeps for backward passes, at the moment of most."""
     recompute = place.config.parallel.recompute
     layer = layer_tensors(place, "local")

@@ -4,7 +4,7 @@ import pkgutil
 import subprocess
 import sys
 
-import megacode.plan
+import megacode
 
 PROGRAM = """
 import importlib, sys
@@ -16,6 +16,12 @@ assert not heavy, heavy
 
 
 def test_planning_loads_no_torch() -> None:
-    names = [f"megacode.plan.{module.name}" for module in pkgutil.iter_modules(megacode.plan.__path__)]
-    assert "megacode.plan.table" in names
+    rooms = {"plan", "capacity", "planning"}
+    names = [
+        f"megacode.{room}.{module.name}"
+        for room in sorted(rooms)
+        for module in pkgutil.iter_modules([f"{megacode.__path__[0]}/{room}"])
+    ]
+    assert {name.split(".")[1] for name in names} == rooms
+    assert "megacode.planning.tables" in names
     subprocess.run([sys.executable, "-c", PROGRAM.format(names=names)], check=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 from megacode.base.errors import MegacodeError
 from megacode.checkpoint import store
+from megacode.checkpoint.ledger import Ledger
 from megacode.mcore import agreement, groups
-from megacode.plan.ledger import Ledger
 from megacode.train import main, origin
 
 SHORT = ("phases.balanced.iterations=4", "phases.prose.iterations=1", "phases.cooldown.iterations=1")

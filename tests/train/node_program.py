@@ -10,8 +10,8 @@ from typing import Any
 import torch.distributed as dist
 
 from megacode.mcore import groups
-from megacode.train import node, node_board
-from megacode.train.node_board import Sign
+from megacode.train import heartbeat_board, node_ranks
+from megacode.train.heartbeat_board import Sign
 
 
 def meet(per_node: int, blind: int) -> dict[str, Any]:
@@ -20,14 +20,14 @@ def meet(per_node: int, blind: int) -> dict[str, Any]:
     os.environ["MEGACODE_NODE"] = f"n{rank // per_node}"
     dist.init_process_group("gloo")
     opened: list[Path] = []
-    where = node_board.board_path
+    where = heartbeat_board.board_path
 
     def noted(token: str, name: str) -> Path:
         opened.append(Path("/no/such/folder/board") if rank == blind else where(token, name))
         return opened[-1]
 
-    node.board_path = noted
-    found = node.meet(rank, ranks, groups.broadcast_object, groups.gather_objects)
+    node_ranks.board_path = noted
+    found = node_ranks.meet(rank, ranks, groups.broadcast_object, groups.gather_objects)
     sign = Sign(rank, os.getpid(), 2, 3.0, 3.0, 5, 6, time.monotonic(), 1.0, f"I am {rank}", False)
     found.board.write(found.members.index(rank), sign)
     dist.barrier()

@@ -53,8 +53,8 @@ def _two_nodes(out: Path, config: Path) -> None:
     from contextlib import ExitStack
 
     from megacode.config.loading import load_config
+    from megacode.planning.run_plan import make_plan
     from megacode.train.loop import train
-    from megacode.train.planning import make_plan
     from megacode.train.setup import build_trainer
     from megacode.train.signals import StopSignal
 

@@ -13,10 +13,10 @@ import yaml
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir
 from megacode.config.loading import load_config
-from megacode.launch.status_samples import prove_samples
 from megacode.metrics.reader import read_metrics
+from megacode.planning.run_plan import make_plan
+from megacode.status.sample_proof import prove_samples
 from megacode.train.loop import train
-from megacode.train.planning import make_plan
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
 

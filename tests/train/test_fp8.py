@@ -13,9 +13,9 @@ import pytest
 
 from megacode.base.files import RunDir, read_jsonl
 from megacode.config.health import Fp8Probe
-from megacode.mcore.probe import Comparison
+from megacode.mcore.fp8_probe import Comparison
 from megacode.metrics.reader import read_metrics
-from megacode.train.fp8_watch import judge
+from megacode.train.fp8_watch import alarm_of
 
 Megacode = Callable[..., subprocess.CompletedProcess[str]]
 DELAYED = "precision.fp8={recipe: delayed, amax_history_len: 4}"
@@ -102,11 +102,11 @@ def test_a_run_falls_back_after_alarms_and_stays_so(golden: Path, megacode: Mega
 def test_what_lies_too_far_apart_is_named() -> None:
     policy = Fp8Probe(loss=0.01, gradient=0.2)
     near = Comparison(2.0, 2.01, {"linear_fc1": 0.1})
-    assert judge(near, policy) == ""
-    assert judge(Comparison(2.1, 2.0, {}), policy) == "the loss is 2.1000, without FP8 2.0000"
-    assert judge(Comparison(2.0, 2.0, {"norms": 0.3}), policy) == "gradient of norms is 30% off"
-    assert "gradient of norms" in judge(Comparison(2.0, 2.0, {"norms": float("nan")}), policy)
-    assert "the loss is nan" in judge(Comparison(float("nan"), 2.0, {}), policy)
+    assert alarm_of(near, policy) == ""
+    assert alarm_of(Comparison(2.1, 2.0, {}), policy) == "the loss is 2.1000, without FP8 2.0000"
+    assert alarm_of(Comparison(2.0, 2.0, {"norms": 0.3}), policy) == "gradient of norms is 30% off"
+    assert "gradient of norms" in alarm_of(Comparison(2.0, 2.0, {"norms": float("nan")}), policy)
+    assert "the loss is nan" in alarm_of(Comparison(float("nan"), 2.0, {}), policy)
 
 
 def test_recipes_that_cannot_be_computed_here_are_refused(golden: Path, megacode: Megacode) -> None:

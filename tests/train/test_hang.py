@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from megacode.base.files import RunDir, read_jsonl
-from megacode.launch.status import read_status
 from megacode.metrics.reader import read_events
+from megacode.status.document import read_status
 from tests.limits import HANG
 
 pytestmark = pytest.mark.slow

@@ -21,8 +21,9 @@ from megacode.base.files import RunDir, read_jsonl
 from megacode.checkpoint.tensors import Weights
 from megacode.config.loading import load_config
 from megacode.metrics.reader import read_metrics
+from megacode.planning.run_plan import make_plan
+from megacode.train.calendar import Iteration
 from megacode.train.loop import train
-from megacode.train.planning import make_plan
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
 from megacode.train.trainer import StopReason, Trainer
@@ -173,12 +174,12 @@ def test_a_failed_save_ends_nothing_and_the_next_one_is_whole(golden: Path) -> N
     checkpoints = RunDir("run").checkpoints
     original = trainer.save
 
-    def save() -> None:
-        if trainer.state.iteration == 8:
+    def save(iteration: Iteration) -> None:
+        if iteration.number == 8:
             checkpoints.rename("aside")
             checkpoints.write_text("a file where a directory should be")
-        original()
-        if trainer.state.iteration == 8:
+        original(iteration)
+        if iteration.number == 8:
             checkpoints.unlink()
             Path("aside").rename(checkpoints)
 

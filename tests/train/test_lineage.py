@@ -14,16 +14,17 @@ import torch
 from megacode.base.errors import CheckpointError, ConfigError, LaunchError
 from megacode.base.files import RunDir, read_jsonl
 from megacode.checkpoint import store
+from megacode.checkpoint.ledger import Ledger
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.tensors import Weights
 from megacode.config.loading import load_config
-from megacode.data.audit import order_rows
-from megacode.plan.ledger import Ledger
+from megacode.planning.order import order_rows
+from megacode.planning.run_plan import make_plan
+from megacode.train.calendar import Iteration
 from megacode.train.loop import train
-from megacode.train.planning import make_plan
-from megacode.train.ready import check_ready
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
+from megacode.train.start_checks import check_ready
 from megacode.train.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -50,11 +51,12 @@ def train_to(config: Path, last: int, *overrides: str, **more: bool) -> Trainer:
     trainer = trainer_of(config, *overrides, **more)
     original = trainer.record
 
-    def record(result: Any) -> None:
-        original(result)
+    def record(iteration: Iteration) -> int | None:
+        back_to = original(iteration)
         if trainer.state.iteration == last < 20:
             RUN.stop_request.touch()
             trainer.requests._looked = float("-inf")  # type: ignore[union-attr]
+        return back_to
 
     trainer.record = record  # type: ignore[method-assign]
     assert train(trainer) == ("finished" if last == 20 else "stop_file")

@@ -15,8 +15,8 @@ from megacode.base.files import RunDir
 from megacode.config.loading import load_config
 from megacode.data import dali
 from megacode.metrics.reader import read_metrics
+from megacode.planning.run_plan import make_plan
 from megacode.train.loop import train
-from megacode.train.planning import make_plan
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
 from tests.limits import HANG

@@ -18,9 +18,9 @@ from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint
 from megacode.config.loading import dump_config, validate
 from megacode.data.indexed import IndexedDatasetWriter
-from megacode.train import planning
+from megacode.planning import run_plan
+from megacode.planning.run_plan import Plan, make_plan, plan_run
 from megacode.train.origin import find_origin
-from megacode.train.planning import Plan, make_plan, plan_run
 
 RATE = {"schedule": "constant", "peak": 1e-3}
 TRUNK = {"name": "trunk", "iterations": 40, "blend": {"a": 0.7, "b": 0.3}, "learning_rate": RATE}
@@ -245,5 +245,5 @@ def test_another_tokenizer_than_the_run_s_is_refused_by_plan_and_start(
     plan = plan_of("trunk", [TRUNK])
     assert refused_by_plan_and_start(plan, checkpoint) == []  # the run has none: nothing to compare
     for hash_, where in (("a" * 64, []), ("b" * 64, ["tokenizer"])):
-        monkeypatch.setattr(planning, "tokenizer_facts", lambda config, hash_=hash_: {"hash": hash_})
+        monkeypatch.setattr(run_plan, "tokenizer_facts", lambda config, hash_=hash_: {"hash": hash_})
         assert refused_by_plan_and_start(plan, checkpoint) == where

@@ -14,8 +14,8 @@ from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, read_jsonl
 from megacode.config.loading import load_config
 from megacode.metrics.reader import read_metrics
+from megacode.planning.run_plan import make_plan
 from megacode.train.loop import train
-from megacode.train.planning import make_plan
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
 from megacode.train.trainer import Trainer
@@ -46,11 +46,11 @@ def run_part(config: Path, iterations: int, *overrides: str) -> None:
     trainer = trainer_of(config, *overrides)
     trainer.begin()
     for number in range(iterations + 2):
-        trainer.record(trainer.step())
+        iteration = trainer.step()
+        trainer.record(iteration)
         if number + 1 == iterations:
-            trainer.save_unless_saved()
-    for sink in trainer.sinks:
-        sink.close()
+            trainer.save_unless_saved(iteration)
+    trainer.run_log.close()
     CLOSING.close()
 
 

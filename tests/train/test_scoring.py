@@ -26,12 +26,14 @@ from megacode.config.loading import dump_config, load_config
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.metrics.reader import read_metrics
 from megacode.metrics.sinks import Events
-from megacode.train.planning import make_plan
-from megacode.train.ready import most_at_once
+from megacode.planning.run_plan import make_plan
+from megacode.planning.suite import check_scoring
+from megacode.train.calendar import Iteration
 from megacode.train.scoring import Scoring
-from megacode.train.scoring_process import check_scoring, command, environment
+from megacode.train.scoring_process import command, environment
 from megacode.train.setup import build_trainer
 from megacode.train.signals import StopSignal
+from megacode.train.start_checks import most_at_once
 from megacode.train.trainer import Trainer
 from tests.limits import HANG
 
@@ -100,17 +102,21 @@ def trainer_of(config: Path, *overrides: str) -> Trainer:
     return build_trainer(make_plan(load_config(config, overrides)), StopSignal(), CLOSING)
 
 
-def train_until(trainer: Trainer, done: Callable[[], bool]) -> None:
-    """Train, saving where it is due, until something has happened."""
+def train_until(trainer: Trainer, done: Callable[[], bool]) -> Iteration:
+    """Train, saving where it is due, until something has happened; return the last iteration."""
+    iteration = None
     end = time.monotonic() + HANG
     while not done():
         assert time.monotonic() < end, "it did not happen"
         assert not trainer.finished
-        trainer.record(trainer.step())
-        if trainer.save_due:
-            trainer.save()
-        assert trainer.agree() is None
+        iteration = trainer.step()
+        trainer.record(iteration)
+        if trainer.save_due(iteration):
+            trainer.save(iteration)
+        assert trainer.agree(iteration) is None
         time.sleep(0.05)  # for the child, which has the lower priority
+    assert iteration is not None
+    return iteration
 
 
 def lines(kind: str) -> list[dict[str, Any]]:
@@ -170,19 +176,19 @@ def test_a_killed_child_is_told_and_a_stopped_run_makes_up_for_it(config: Path, 
     train_until(trainer, lambda: bool(events("evaluation_start")))
     (child,) = trainer.scoring._children
     os.killpg(child.process.pid, signal.SIGKILL)
-    train_until(trainer, lambda: bool(events("evaluation_failed")))
+    last = train_until(trainer, lambda: bool(events("evaluation_failed")))
     assert events("evaluation_failed")[0]["error"] == "killed by SIGKILL"
     assert "iter_0000005" in [path.name for path in RunDir("run").checkpoints.iterdir()]
-    trainer.end("signal")
+    trainer.end("signal", last, first=0)
     CLOSING.close()
 
     trainer = trainer_of(config, *longer)
     trainer.begin()
-    train_until(trainer, lambda: len(events("evaluation_start")) == 2)
+    last = train_until(trainer, lambda: len(events("evaluation_start")) == 2)
     assert events("evaluation_start")[1]["checkpoint"] == "iter_0000005"
     (child,) = trainer.scoring._children
     begun = time.monotonic()
-    trainer.end("signal")
+    trainer.end("signal", last, first=last.number)
     assert time.monotonic() - begun < 10
     assert is_gone(child.process.pid)
     CLOSING.close()
@@ -204,8 +210,8 @@ def test_a_suite_that_fails_does_not_end_the_run(config: Path, tmp_path: Path) -
     (tmp_path / "wrong.yaml").write_text("tasks: [no_such_task]\nlm_eval: [piqa]\n")
     trainer = trainer_of(config, "phases.second.iterations=20000", f"evaluate.suite={tmp_path}/wrong.yaml")
     trainer.begin()
-    train_until(trainer, lambda: bool(events("evaluation_failed")))
-    assert trainer.end("signal") == "signal"
+    last = train_until(trainer, lambda: bool(events("evaluation_failed")))
+    assert trainer.end("signal", last, first=0) == "signal"
     (failed,) = events("evaluation_failed")
     assert "there is no task 'no_such_task'" in failed["error"]
     assert "exit code 2" in failed["error"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megacode.config.health import Spikes
-from megacode.train.spikes import SpikeDetector, Verdict, robust_score
+from megacode.train.spikes import SpikeCheck, SpikeDetector, robust_score
 
 numbers = st.floats(1e-3, 1e3)
 histories = st.lists(st.tuples(numbers, numbers), min_size=8, max_size=40)
@@ -42,11 +42,11 @@ def test_a_noisy_falling_curve_of_20k_iterations_raises_no_alarm_and_every_leap_
     leaps = random.Random(1)
     alarms, missed = [], []
     for iteration, (loss, norm) in enumerate(curve(20_000, 7, noise)):
-        if detector.judge(loss, norm).spike:
+        if detector.check(loss, norm).spike:
             alarms.append(iteration)
         if iteration >= 200 and leaps.random() < 0.02:
             usual = level(iteration)
-            verdicts = detector.judge(3 * usual[0], norm), detector.judge(loss, 3 * usual[1])
+            verdicts = detector.check(3 * usual[0], norm), detector.check(loss, 3 * usual[1])
             if [verdict.which for verdict in verdicts] != ["loss", "grad_norm"]:
                 missed.append(iteration)
         detector.accept(loss, norm)
@@ -60,7 +60,7 @@ def test_a_phase_whose_loss_lies_a_fifth_higher_raises_no_alarm():
     for iteration, (loss, norm) in enumerate(curve(2000, 3)):
         second = iteration >= 1000
         detector.enter("second" if second else "first")
-        alarms += detector.judge(loss * (1.2 if second else 1), norm).spike
+        alarms += detector.check(loss * (1.2 if second else 1), norm).spike
         detector.accept(loss * (1.2 if second else 1), norm)
     assert alarms == 0
 
@@ -68,36 +68,36 @@ def test_a_phase_whose_loss_lies_a_fifth_higher_raises_no_alarm():
 def test_without_the_phases_border_the_same_lift_would_be_an_alarm():
     detector = detector_of(list(curve(1000, 3)), window=128)
     loss, norm = list(curve(1001, 3))[-1]
-    assert detector.judge(1.2 * loss, norm).which == "loss"
+    assert detector.check(1.2 * loss, norm).which == "loss"
 
 
-def test_nothing_is_judged_before_a_quarter_of_the_window():
+def test_nothing_is_checked_before_a_quarter_of_the_window():
     history = [(2.0 + k % 3 / 100, 1.0) for k in range(8)]
-    assert detector_of(history[:7]).judge(100.0, 100.0) == Verdict()
-    assert detector_of(history).judge(100.0, 1.0).which == "loss"
-    assert detector_of(history).judge(2.0, 100.0).which == "grad_norm"
+    assert detector_of(history[:7]).check(100.0, 100.0) == SpikeCheck()
+    assert detector_of(history).check(100.0, 1.0).which == "loss"
+    assert detector_of(history).check(2.0, 100.0).which == "grad_norm"
 
 
 def test_a_flat_window_makes_no_spike_of_noise():
     detector = detector_of([(2.0, 0.5)] * 32)
-    assert not detector.judge(2.0 * 1.039, 0.5).spike
-    assert detector.judge(2.0 * 1.041, 0.5).which == "loss"
+    assert not detector.check(2.0 * 1.039, 0.5).spike
+    assert detector.check(2.0 * 1.041, 0.5).which == "loss"
     almost_learned = detector_of([(0.0, 0.0)] * 32)
-    assert not almost_learned.judge(0.0079, 0.0079).spike
-    assert almost_learned.judge(0.0081, 0.0).spike
+    assert not almost_learned.check(0.0079, 0.0079).spike
+    assert almost_learned.check(0.0081, 0.0).spike
 
 
 @given(histories, numbers, numbers)
 def test_a_fall_is_never_a_spike(history, loss, norm):
     detector = detector_of(history)
     lowest = min(pair[0] for pair in history[-32:]), min(pair[1] for pair in history[-32:])
-    assert not detector.judge(min(loss, lowest[0]), min(norm, lowest[1])).spike
+    assert not detector.check(min(loss, lowest[0]), min(norm, lowest[1])).spike
 
 
 @given(histories, numbers, st.floats(1.0, 10.0))
 def test_a_higher_value_never_scores_less(history, loss, factor):
     detector = detector_of(history)
-    assert detector.judge(loss * factor, 1e-3).score >= detector.judge(loss, 1e-3).score
+    assert detector.check(loss * factor, 1e-3).score >= detector.check(loss, 1e-3).score
 
 
 @given(st.lists(numbers, min_size=8, max_size=40), numbers, st.integers(0, 2**32))
@@ -116,7 +116,7 @@ def test_a_resumed_detector_judges_exactly_as_one_that_never_stopped(before, aft
     for loss, norm in after:
         for detector in (whole, resumed):
             detector.enter("first")
-        assert resumed.judge(loss, norm) == whole.judge(loss, norm)
+        assert resumed.check(loss, norm) == whole.check(loss, norm)
         whole.accept(loss, norm)
         resumed.accept(loss, norm)
     assert resumed.state() == whole.state()

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from megacode.base.files import RunDir, read_jsonl
-from megacode.train import node_board
-from megacode.train.node import Node, arrange
-from megacode.train.node_board import Board, Sign
-from megacode.train.node_duty import NodeDuty
+from megacode.train import heartbeat_board
+from megacode.train.heartbeat_board import Board, Sign
+from megacode.train.node_files import NodeDuty
+from megacode.train.node_ranks import Node, arrange
 from megacode.train.old_stacks import clear
 from megacode.train.watchdog import Pace, Watchdog
 from tests.limits import HANG
@@ -282,7 +282,7 @@ def test_a_sign_is_read_whole_or_as_it_was() -> None:
     found = board.read(0)
     assert found is not None
     assert (found.rank, found.time, found.answered, found.doing) == (7, 3.5, True, "waiting for scores, and for very")
-    board._memory[node_board._HEAD_BYTES + 10] ^= 255
+    board._memory[heartbeat_board._HEAD_BYTES + 10] ^= 255
     assert board.read(0) == found
     assert board.read(1) is None
 

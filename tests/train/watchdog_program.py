@@ -13,8 +13,8 @@ from pathlib import Path
 from megacode.base.files import RunDir
 from megacode.base.lock import RunLock
 from megacode.base.logs import setup_logging
-from megacode.train.node import arrange
-from megacode.train.node_board import Board
+from megacode.train.heartbeat_board import Board
+from megacode.train.node_ranks import arrange
 from megacode.train.watchdog import Pace, Watchdog
 
 PACE = Pace(look=0.1, heartbeat=0.3, poll=0.3, grace=8.0)

@@ -29,13 +29,13 @@ from tokenizers import decoders, models, pre_tokenizers
 from megacode.base.units import format_bytes, format_count, format_seconds
 from megacode.checkpoint.files import shard_name
 from megacode.checkpoint.regions import Slot
-from megacode.checkpoint.shards import bytes_of, write_alone
 from megacode.checkpoint.state import TrainState
+from megacode.checkpoint.writer import bytes_of, write_alone
 from megacode.config.loading import dump_config, validate
 from megacode.config.run import RunConfig
 from megacode.convert.hf import write_model
 from megacode.convert.mapping import Sizes, mcore_shapes
-from megacode.convert.source import Source
+from megacode.convert.opened_checkpoint import OpenedCheckpoint
 from megacode.convert.texts import texts_of
 from megacode.convert.verify import TYPES, Claim, prove
 from megacode.data.tokenizer import load_tokenizer
@@ -119,7 +119,7 @@ def _peak_memory() -> int:
 
 def claim_of(checkpoint: Path, dtype: str) -> Claim:
     """Return what is claimed of an export of a checkpoint."""
-    source = Source.open(checkpoint)
+    source = OpenedCheckpoint.open(checkpoint)
     return Claim(source.label, source.config, source.path, source.tokenizer, texts_of(source), TYPES[dtype])
 
 

@@ -50,14 +50,15 @@ def child(contender: str, layout: str, iterations: int) -> None:
     """Be one rank: train, and print what was found as JSON."""
     import torch
 
-    from megacode.mcore import device, groups, parts
+    from megacode.mcore import device, groups
+    from megacode.mcore.build import build
 
     torch.set_num_threads(1)
     config = RunConfig.model_validate({**demo_config(Path("demo"), layout), "evaluate": None})
     device.install()
     if contender == "torch":  # mcore's groups take their backend from the default group
         torch.distributed.init_process_group("gloo", init_method="env://")
-    built = parts.build(config, groups.start(config.parallel, config.seed), VOCABULARY)
+    built = build(config, groups.start(config.parallel, config.seed), VOCABULARY)
     steps = [_step(built, config, iteration) for iteration in range(WARM_UP + iterations)][WARM_UP:]
     groups.barrier()
     before = _wakes()
@@ -85,7 +86,7 @@ def _batch(config: RunConfig, index: int) -> Any:
     """Return a micro-batch of random tokens."""
     import torch
 
-    from megacode.mcore.batch import MicroBatch
+    from megacode.mcore.micro_batch import MicroBatch
 
     size, length = config.train.micro_batch_size, config.train.seq_length
     tokens = torch.randint(0, VOCABULARY, (size, length + 1), generator=torch.Generator().manual_seed(index))

@@ -140,7 +140,7 @@ def prune_fails(run: Run, chance: random.Random) -> None:
     held = run.files.checkpoint(run.files.iterations()[0]) / "held"
     held.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(held)], check=True)
-    told = _count(run, '"prune_failed"')
+    told, failed = _count(run, '"prune_failed"'), _count(run, '"save_failed"')  # a full disk had failed before
     try:
         run.start("checkpoint.keep_last=1")
         _wait(run, lambda: _count(run, '"prune_failed"') > told)
@@ -148,7 +148,7 @@ def prune_fails(run: Run, chance: random.Random) -> None:
     finally:
         subprocess.run(["umount", str(held)], check=True)
         shutil.rmtree(held.parent)  # half removed, as the run had begun to
-    if _count(run, '"save_failed"'):
+    if _count(run, '"save_failed"') > failed:
         raise run.broken("a clean-up that failed was taken for a failed save")
 
 

@@ -35,9 +35,9 @@ from rich.console import Console
 
 from megacode.base.files import RunDir, write_json
 from megacode.base.logs import setup_logging
-from megacode.launch.status import read_status
-from megacode.launch.status_samples import prove_samples
 from megacode.metrics.reader import read_events, read_metrics
+from megacode.status.document import read_status
+from megacode.status.sample_proof import prove_samples
 
 KINDS = [*KILLS, *STOPS, *DAMAGES, *SEAMS, fill_disk.__name__]
 LAYOUTS = {2: "{distributed_optimizer: true}", 4: "{tensor: 2, sequence_parallel: true}"}

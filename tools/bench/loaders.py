@@ -37,10 +37,10 @@ from megacode.data import dali
 from megacode.data.device_loader import DeviceLoader
 from megacode.data.loader import Loader
 from megacode.data.prefetch import Prefetch
-from megacode.data.rows import RowPlan
+from megacode.data.rank_windows import RowPlan
 from megacode.data.windows import open_streams, stream_sizes
 from megacode.mcore import device
-from megacode.mcore.batch import MicroBatch
+from megacode.mcore.micro_batch import MicroBatch
 from megacode.plan.batch import BatchSchedule, samples_digest
 from megacode.plan.phases import build_schedule
 

@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from megacode.mcore.rendezvous import Rendezvous
-from megacode.train.preflight_meeting import Meeting
+from megacode.preflight.meeting import Meeting
 
 _REPORT = {"node": "node0000", "ok": True, "problems": [], "measured": {"gpu_flops": [700 * 10**12] * 8}}
 _STACK_BYTES = 256 * 1024

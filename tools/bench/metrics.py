@@ -56,7 +56,7 @@ assert lost == {lost}, lost
 """
 _STATUS = """
 from pathlib import Path
-from megacode.launch.status import read_status
+from megacode.status.document import read_status
 {begin}
 found = read_status(Path(run.path))
 {end}

@@ -40,8 +40,8 @@ class Simulation:
         import torch.distributed as dist
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
-        from megacode.mcore import device, dry_run, groups, pieces
-        from megacode.mcore.parts import build
+        from megacode.mcore import checkpoint_pieces, device, dry_run, groups
+        from megacode.mcore.build import build
 
         device.install()
         dist.init_process_group("fake", rank=rank, world_size=self.ranks, store=FakeStore())
@@ -50,45 +50,45 @@ class Simulation:
             found = groups.start(config.parallel, config.seed)
             with dry_run._without_memory():
                 parts = build(config, found, config.model.vocab_size or 128_256)
-                return parts, list(pieces._places(parts))
+                return parts, list(checkpoint_pieces._places(parts))
         finally:
             groups.stop()
 
     def slots(self, rank: int) -> list[Any]:
         """Return what a rank writes."""
-        from megacode.checkpoint.shards import slot_of
-        from megacode.mcore import pieces
+        from megacode.checkpoint.writer import slot_of
+        from megacode.mcore import checkpoint_pieces
 
         with self._standing_for(rank) as parts:
-            return [slot_of(piece) for piece in pieces.share(parts)]
+            return [slot_of(piece) for piece in checkpoint_pieces.share(parts)]
 
     def wanted(self, rank: int) -> list[Any]:
         """Return what a rank reads."""
-        from megacode.mcore import pieces
+        from megacode.mcore import checkpoint_pieces
 
         with self._standing_for(rank) as parts:
-            return pieces.wanted(parts)
+            return checkpoint_pieces.wanted(parts)
 
     def wanted_before(self, rank: int) -> list[Any]:
         """Return what a rank read until c22156b: the weights of its whole slice, then its share of the state."""
-        from megacode.mcore import pieces
+        from megacode.mcore import checkpoint_pieces
 
         with self._standing_for(rank) as parts:
-            return pieces.weights(parts) + pieces.wanted(parts)
+            return checkpoint_pieces.weights(parts) + checkpoint_pieces.wanted(parts)
 
     @contextmanager
     def _standing_for(self, rank: int) -> Iterator[Any]:
-        from megacode.mcore import optimizer_state, pieces
+        from megacode.mcore import checkpoint_pieces, optimizer_state
 
         parts, places = self._slices[rank % self.tensor]
-        originals = pieces._places, optimizer_state.held, optimizer_state.prime
-        pieces._places = lambda _: iter(places)
+        originals = checkpoint_pieces._places, optimizer_state.held, optimizer_state.prime
+        checkpoint_pieces._places = lambda _: iter(places)
         optimizer_state.held = lambda _: held(parts, rank // self.tensor, self.ranks // self.tensor)
         optimizer_state.prime = lambda _: None
         try:
             yield parts
         finally:
-            pieces._places, optimizer_state.held, optimizer_state.prime = originals
+            checkpoint_pieces._places, optimizer_state.held, optimizer_state.prime = originals
 
 
 def held(parts: Any, number: int, size: int) -> Iterator[Any]:

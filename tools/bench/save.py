@@ -31,9 +31,10 @@ from megacode.base.units import format_bytes, format_seconds
 from megacode.checkpoint.state import TrainState
 from megacode.config.run import RunConfig
 from megacode.config.training import CheckpointPolicy
-from megacode.mcore import groups, optimizer_state, parts
-from megacode.mcore.batch import MicroBatch
-from megacode.mcore.parts import Parts
+from megacode.mcore import groups, optimizer_state
+from megacode.mcore.build import build
+from megacode.mcore.micro_batch import MicroBatch
+from megacode.mcore.rank_model import RankModel
 from megacode.mcore.sharding import metadata, model_state
 from megacode.mcore.step import train_step
 from megacode.train.saving import Saver
@@ -42,7 +43,7 @@ Times = tuple[float, float]
 VOCABULARY, LENGTH, BATCH = 8192, 64, 2
 
 
-def built(hidden: int, layers: int) -> Parts:
+def built(hidden: int, layers: int) -> RankModel:
     """Return a model on this process alone."""
     shape = {"hidden_size": hidden, "num_layers": layers, "ffn_hidden_size": 4 * hidden, "num_attention_heads": 8}
     document = {
@@ -62,7 +63,7 @@ def built(hidden: int, layers: int) -> Parts:
         "parallel": {"distributed_optimizer": False},
     }
     config = RunConfig.model_validate(document)
-    return parts.build(config, groups.start(config.parallel, config.seed), VOCABULARY)
+    return build(config, groups.start(config.parallel, config.seed), VOCABULARY)
 
 
 def batch() -> MicroBatch:
@@ -73,7 +74,7 @@ def batch() -> MicroBatch:
     return MicroBatch(tokens[:, :-1], tokens[:, 1:], mask, positions, None, torch.zeros_like(rows), rows)
 
 
-def megacode(trained: Parts, directory: Path, asynchronous: bool) -> Callable[[int], Times]:
+def megacode(trained: RankModel, directory: Path, asynchronous: bool) -> Callable[[int], Times]:
     """Return a save by megacode's Saver: seconds that training waits, and until it is durable."""
     policy = CheckpointPolicy(asynchronous=asynchronous, keep_last=1)
     durable: list[float] = []
@@ -89,7 +90,7 @@ def megacode(trained: Parts, directory: Path, asynchronous: bool) -> Callable[[i
     return save
 
 
-def torch_checkpoint(trained: Parts, directory: Path, asynchronous: bool) -> Callable[[int], Times]:
+def torch_checkpoint(trained: RankModel, directory: Path, asynchronous: bool) -> Callable[[int], Times]:
     """Return a save of the same tensors by torch.distributed.checkpoint."""
     import torch.distributed.checkpoint as dcp
 
@@ -108,7 +109,7 @@ def torch_checkpoint(trained: Parts, directory: Path, asynchronous: bool) -> Cal
     return save
 
 
-def megatron(trained: Parts, directory: Path) -> Callable[[int], Times]:
+def megatron(trained: RankModel, directory: Path) -> Callable[[int], Times]:
     """Return a save by Megatron-core's own function, with its default settings."""
     from megatron.core import dist_checkpointing
 
@@ -126,7 +127,7 @@ def megatron(trained: Parts, directory: Path) -> Callable[[int], Times]:
     return save
 
 
-def tensors(trained: Parts) -> dict[str, torch.Tensor]:
+def tensors(trained: RankModel) -> dict[str, torch.Tensor]:
     """Return the weights and moments by name."""
     optimizer_state.prime(trained.optimizer)
     runs = enumerate(optimizer_state.held(trained.optimizer))

@@ -22,8 +22,9 @@ import torch
 import typer
 
 from megacode.config.run import RunConfig
-from megacode.mcore import groups, parts
-from megacode.mcore.batch import MicroBatch
+from megacode.mcore import groups
+from megacode.mcore.build import build
+from megacode.mcore.micro_batch import MicroBatch
 from megacode.mcore.step import train_step
 
 LEARNING_RATE = 1e-3
@@ -83,7 +84,7 @@ def megacode_step(shape: Shape) -> Callable[[MicroBatch], None]:
             "precision": {"dtype": "fp32"},
         }
     )
-    built = parts.build(config, groups.start(config.parallel, config.seed), shape.vocabulary)
+    built = build(config, groups.start(config.parallel, config.seed), shape.vocabulary)
     return lambda batch: _discard(train_step(built, [batch], LEARNING_RATE, 2))
 
 

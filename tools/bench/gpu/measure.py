@@ -31,10 +31,10 @@ def prepare(name: str) -> Builder:
         from gpu.megatron_loop import build
     else:
         from gpu.megacode_loop import build
-        from megacode.mcore import engine
+        from megacode.mcore import te
 
-        if not engine.obstacle():
-            importlib.import_module("megacode.mcore.engine_layers")  # a build imports it late, and it takes seconds
+        if not te.obstacle():
+            importlib.import_module("megacode.mcore.te_layers")  # a build imports it late, and it takes seconds
     return build
 
 
@@ -52,8 +52,8 @@ def measure(
         micro: sequences a micro-batch; 0: as `MICRO` says.
         profile: print a table of where the time goes.
     """
+    from megacode.capacity.costs import flops_per_token
     from megacode.mcore import device
-    from megacode.plan.costs import flops_per_token
 
     model, vocabulary = shape(preset)
     micro = micro or MICRO[preset].get(name, MICRO[preset]["default"])

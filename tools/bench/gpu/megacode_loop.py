@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from gpu.measure import run_config
-from megacode.mcore import engine, groups, parts, precision
-from megacode.mcore.batch import MicroBatch
+from megacode.mcore import groups, precision, te
+from megacode.mcore.build import build as build_rank
+from megacode.mcore.micro_batch import MicroBatch
 from megacode.mcore.step import train_step
 
 
@@ -17,8 +18,8 @@ def build(preset: str, micro: int, name: str) -> Any:
     wanted, _, head = name.removeprefix("megacode-").partition("+")
     fp8 = {} if wanted in ("bf16", "local") else {"fp8": {"recipe": wanted, "output_layer": head == "output"}}
     config = run_config(preset, micro, transformer_impl="local" if wanted == "local" else "auto", **fp8)
-    assert engine.used(config) == (wanted != "local"), engine.obstacle()
-    built = parts.build(config, groups.start(config.parallel, config.seed), config.model.vocab_size)
+    assert te.used(config) == (wanted != "local"), te.obstacle()
+    built = build_rank(config, groups.start(config.parallel, config.seed), config.model.vocab_size)
     precision.use(built, config.fp8_in(config.phases[0]))
 
     def step(batches: list[torch.Tensor]) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 
-from megacode.eval.own_data import read_quac, read_storycloze
+from megacode.eval.manual_datasets import read_quac, read_storycloze
 
 
 def quac(**_: object) -> dict[str, datasets.Dataset]:

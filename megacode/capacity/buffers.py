@@ -1,0 +1,213 @@
+"""What a rank holds of weights, gradients and optimizer: counted, to the element.
+
+Megatron-core lays the gradients of a chunk of the model into one buffer, in the reverse order of its parameters. With
+the distributed optimizer the weights lie in such a buffer too; parameters start at multiples of 64 elements, and the
+buffer is cut into buckets, each padded to a multiple of 128 and of the ranks that share it out. Buckets are what
+gradient reduction overlaps with: without overlap there is one. Source: `megatron.core.distributed.
+param_and_grad_buffer`, release 0.16.1; the dry run compares with what it builds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from megacode.capacity.costs import ParameterCounts
+from megacode.capacity.layout import Layout
+
+_ALIGNED, _BUCKET_ALIGNED = 64, 128
+_SMALLEST_BUCKET, _BUCKET_PER_RANK = 40_000_000, 1_000_000
+_EMBEDDINGS = ("embedding", "output")
+GRADIENT_BYTES = MASTER_BYTES = 4
+MOMENT_BYTES = 8  # both
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """The gradient buffer of one chunk of the model on one rank.
+
+    Attributes:
+        spans: where each parameter lies, first and behind-last element, in the order of the buffer.
+        buckets: where each bucket lies, padding included.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+    buckets: tuple[tuple[int, int], ...]
+
+    @cached_property
+    def parameters(self) -> int:
+        """Elements that are parameters."""
+        return sum(end - first for first, end in self.spans)
+
+    @property
+    def elements(self) -> int:
+        """Elements with padding."""
+        return self.buckets[-1][1]
+
+    def share(self, index: int | None, shards: int) -> int:
+        """Return how many parameters' elements lie in share `index` of `shards` equal ones of every bucket.
+
+        Without an index: how many at most, which is a share without padding.
+        """
+        if index is None:
+            return min(self.parameters, self.elements // shards)
+        found = 0
+        for first, end in self.buckets:
+            size = (end - first) // shards
+            low, high = first + index * size, first + (index + 1) * size
+            found += sum(max(0, min(high, b) - max(low, a)) for a, b in self.spans)
+        return found
+
+
+Parameters = tuple[tuple[str, int], ...]  # kind and elements, in the order in which mcore registers them
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A piece of the model on one tensor-parallel rank: what comes before its layers, one of them, what comes after."""
+
+    before: Parameters
+    layer: Parameters
+    layers: int
+    after: Parameters
+
+    @property
+    def parameters(self) -> Parameters:
+        return self.before + self.layer * self.layers + self.after
+
+
+def _layer(place: Layout) -> Parameters:
+    model, tensor = place.config.model, place.config.parallel.tensor
+    hidden, channels = model.hidden_size, model.head_size
+    norm = (("norms", hidden),)
+    attention = (
+        ("attention_proj", model.num_attention_heads * channels * hidden // tensor),
+        ("attention_qkv", hidden * (model.num_attention_heads + 2 * model.query_groups) * channels // tensor),
+    )
+    mlp = (
+        ("mlp_gate_up", hidden * 2 * model.ffn_hidden_size // tensor),
+        ("mlp_down", model.ffn_hidden_size * hidden // tensor),
+    )
+    return norm + attention + (() if model.block == "parallel" else norm) + mlp
+
+
+def _chunks(place: Layout, stage: int) -> Iterator[_Chunk]:
+    model, layer = place.config.model, _layer(place)
+    vocabulary = place.vocabulary_rows * model.hidden_size
+    between = _Chunk((), layer, place.chunk_layers, ())
+    for first, last in place.chunk_ends(stage):
+        if not first and not last:
+            yield between
+            continue
+        # A tied output layer on another stage than the embedding's is a copy of it.
+        output = (("output", vocabulary),) if not (first and model.share_embeddings_and_output_weights) else ()
+        after = (("norms", model.hidden_size), *output) if last else ()
+        yield _Chunk((("embedding", vocabulary),) if first else (), layer, place.chunk_layers, after)
+
+
+def rank_parameters(place: Layout, stage: int) -> ParameterCounts:
+    """Return the parameters of one rank of a pipeline stage, by component."""
+    counts = dict.fromkeys(ParameterCounts.__dataclass_fields__, 0)
+    for chunk in _chunks(place, stage):
+        for parameters, times in ((chunk.before, 1), (chunk.layer, chunk.layers), (chunk.after, 1)):
+            for kind, elements in parameters:
+                counts[kind] += elements * times
+    return ParameterCounts(**counts)
+
+
+@lru_cache(maxsize=64)
+def buffers(place: Layout, stage: int) -> list[Buffer]:
+    """Return the gradient buffers of one rank of a pipeline stage, one for each of its chunks."""
+    parallel = place.config.parallel
+    # mcore gives what two pipeline stages share a bucket of its own.
+    shared = place.config.model.share_embeddings_and_output_weights and parallel.pipeline > 1
+    padding = _Padding(place.shards, shared) if parallel.distributed_optimizer else None
+    sizes = (_bucket_size(place, stage, number) for number in range(place.chunks))
+    return [_buffer(chunk, size, padding) for chunk, size in zip(_chunks(place, stage), sizes, strict=True)]
+
+
+def _bucket_size(place: Layout, stage: int, chunk: int) -> float:
+    """Return after how many elements a bucket ends; mcore cuts only where reduction is on the critical path."""
+    if not place.config.parallel.overlap_grad_reduce or stage > 0 or chunk > 0:
+        return math.inf
+    return max(_SMALLEST_BUCKET, _BUCKET_PER_RANK * place.data)
+
+
+@dataclass(frozen=True)
+class _Padding:
+    """How the distributed optimizer pads: for so many shares, and shared embeddings in buckets of their own."""
+
+    shards: int
+    embedding_alone: bool
+
+
+@lru_cache(maxsize=4096)  # advice asks for the same buffers under many micro-batches
+def _buffer(chunk: _Chunk, bucket_size: float, padding: _Padding | None) -> Buffer:
+    align = _ALIGNED if padding else 1
+    bucket_align = math.lcm(padding.shards, _BUCKET_ALIGNED) if padding else 1
+    alone = _EMBEDDINGS if padding and padding.embedding_alone else ()
+    spans: list[tuple[int, int]] = []
+    buckets: list[tuple[int, int]] = []
+    start = bucket = 0
+    for kind, elements in reversed(chunk.parameters):
+        start = -(-start // align) * align
+        if kind in alone and start > bucket:
+            bucket = start = _closed(buckets, bucket, start, bucket_align)
+        spans.append((start, start + elements))
+        start += elements
+        if start - bucket >= bucket_size or kind in alone:
+            bucket = start = _closed(buckets, bucket, start, bucket_align)
+    if start > bucket:
+        _closed(buckets, bucket, start, bucket_align)
+    return Buffer(tuple(spans), tuple(buckets))
+
+
+def _closed(buckets: list[tuple[int, int]], first: int, end: int, align: int) -> int:
+    end = -(-end // align) * align
+    buckets.append((first, end))
+    return end
+
+
+@dataclass(frozen=True)
+class Countable:
+    """Bytes of one rank that follow from the config alone.
+
+    Attributes:
+        parameters: elements.
+        weights, gradients, optimizer: bytes; of the optimizer, fp32 masters (with bf16 weights) and two moments.
+    """
+
+    parameters: int
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return self.weights + self.gradients + self.optimizer
+
+
+def countable(place: Layout, stage: int, index: int | None = None) -> Countable:
+    """Return the bytes of weights, gradients and optimizer of a rank.
+
+    Args:
+        place: the run on its GPUs.
+        stage: its pipeline stage.
+        index: its number among the ranks that hold the same weights, of which the last hold some padding; absent: one
+            without.
+    """
+    found = buffers(place, stage)
+    parameters = sum(buffer.parameters for buffer in found)
+    sharded = place.config.parallel.distributed_optimizer
+    padded = sum(buffer.elements for buffer in found)
+    owned = sum(buffer.share(index, place.shards) for buffer in found) if sharded else parameters
+    master = MASTER_BYTES if place.config.precision.dtype == "bf16" else 0
+    return Countable(
+        parameters=parameters,
+        weights=place.activation_bytes * (padded if sharded else parameters),
+        gradients=GRADIENT_BYTES * padded,
+        optimizer=owned * (master + MOMENT_BYTES),
+    )

@@ -1,0 +1,200 @@
+"""What a run needs on a number of GPUs, as one part of the plan's JSON document: `gpus`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megacode.base.errors import ConfigError, PlanError, Problem
+from megacode.capacity.activations import Layers, head_tensors, layer_tensors, layers_of
+from megacode.capacity.advice import LayoutCandidate, choices
+from megacode.capacity.hardware import GIB, Hardware, load_hardware
+from megacode.capacity.interruptions import checkpoint, failures
+from megacode.capacity.layout import Layout
+from megacode.capacity.memory import Memory, fullest
+from megacode.capacity.speed import StepTime, step_time
+from megacode.config.run import RunConfig
+
+_SHOWN = 5
+_HOUR = 3600
+_Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What to plan for.
+
+    Attributes:
+        gpus: how many to lay the config's own layout over; absent: none.
+        scale: numbers of them to compare, each with the fastest layout that fits it.
+        gpu: their kind, as `hardware.yaml` names it.
+        price: of one GPU for an hour, in any currency; absent: nothing is said of money.
+        file: a table of constants of the user's own.
+    """
+
+    gpus: int | None = None
+    scale: tuple[int, ...] = ()
+    gpu: str = "H100"
+    price: float | None = None
+    file: Path | None = None
+
+
+def cluster_document(config: RunConfig, cluster: Cluster, vocab_size: int, work: _Json) -> _Json:
+    """Return memory, time, checkpoints, failures and advice, as plain values for JSON: bytes, seconds, hours.
+
+    Args:
+        config: the run.
+        cluster: the GPUs.
+        vocab_size: tokens the model knows, without padding.
+        work: the plan's document, for `flops`, `total_samples` and `phases`.
+
+    Raises:
+        ConfigError: the GPUs are not known, or do not divide into whole copies of the model and whole micro-batches.
+    """
+    assert cluster.gpus is not None
+    gpus, hardware, layers = cluster.gpus, load_hardware(cluster.gpu, cluster.file), layers_of(config)
+    place = Layout(config, gpus, vocab_size, longest_phase(work))
+    place.check()
+    check_formats(config, hardware)
+    memory, time = fullest(place, hardware, layers), step_time(place, hardware, layers)
+    phases = phase_times(place, hardware, layers, work)
+    hours, rate = sum(phase["hours"] for phase in phases), model_rate(place, time, work)
+    return {
+        "gpus": gpus,
+        "gpu": hardware.gpu,
+        "layers": layers,
+        "nodes": -(-gpus // int(hardware["gpus_per_node"])),
+        "data_parallel": place.data,
+        "micro_batches": place.micro_batches,
+        "flops_per_gpu": work["flops"] / gpus,
+        "memory": _memory(memory, hardware),
+        "activations": _activations(place, layers),
+        "step": {**vars(time), "seconds": time.total},
+        "phases": phases,
+        "tokens_per_second": config.train.global_batch_size * config.train.seq_length / time.total,
+        "model_flops_per_second_per_gpu": rate,
+        "mfu": rate / hardware.peak_flops(config.precision.dtype),
+        "hours": hours,
+        "gpu_hours": hours * gpus,
+        "cost": None if cluster.price is None else hours * gpus * cluster.price,
+        "checkpoint": checkpoint(place, hardware),
+        "failures": failures(place, hardware, time.total, [phase["hours"] for phase in phases]),
+        "advice": _advice(place, hardware, layers, time),
+        "measured": hardware.measured,
+    }
+
+
+def check_formats(config: RunConfig, hardware: Hardware) -> None:
+    """Refuse number formats that a GPU does not compute.
+
+    Raises:
+        ConfigError: FP8 is asked for, and the GPU has none.
+    """
+    if config.fp8_recipes and not hardware["fp8_flops"]:
+        fix = "set it to none, or plan for another --gpu"
+        raise ConfigError(f"{hardware.gpu} computes no FP8", "precision.fp8", fix)
+
+
+def longest_phase(work: _Json) -> int:
+    """Return the number of the phase with most samples, whose iteration is shown."""
+    samples = [phase["samples"] for phase in work["phases"]]
+    return samples.index(max(samples))
+
+
+def phase_times(place: Layout, hardware: Hardware, layers: Layers, work: _Json) -> list[_Json]:
+    """Return what an iteration and the whole of each phase take, at the rate of full batches."""
+    config, rows = place.config, []
+    for number, (phase, said) in enumerate(zip(config.phases, work["phases"], strict=True)):
+        seconds = step_time(replace(place, phase=number), hardware, layers).total
+        iterations = said["samples"] / config.train.global_batch_size
+        recipe = config.fp8_in(phase)
+        rows.append(
+            {
+                "name": phase.name,
+                "fp8": recipe.recipe if recipe else None,
+                "seconds": seconds,
+                "hours": iterations * seconds / _HOUR,
+            }
+        )
+    return rows
+
+
+def model_rate(place: Layout, time: StepTime, work: _Json) -> float:
+    """Return the model's operations a second and GPU; over the peak of the run's dtype they are its MFU, in FP8 too."""
+    batch = place.config.train.global_batch_size
+    return float(work["flops"] / work["total_samples"] * batch / time.total / place.gpus)
+
+
+def check_feasible(document: _Json) -> None:
+    """Refuse a plan that cannot be carried out on its GPUs; to be asked when it has been shown.
+
+    Raises:
+        PlanError: a rank does not fit its GPU, or a dry run built other than what is planned.
+    """
+    problems = []
+    if "gpus" in document and not document["gpus"]["memory"]["fits"]:
+        memory, advice = document["gpus"]["memory"], document["gpus"]["advice"]
+        need, have = (f"{memory[key] / GIB:.1f} GiB" for key in ("total", "capacity"))
+        fix = (
+            "take more GPUs, or larger ones"
+            if not advice["best"]
+            else "use " + " ".join(advice["best"][0]["overrides"])
+        )
+        what = f"a rank of pipeline stage {memory['stage']} needs {need}; one {document['gpus']['gpu']} has {have}"
+        problems.append(Problem(what, "--gpus", fix))
+    for row in document.get("dry_run", []):
+        for name, counts in row["unequal"].items():
+            what = f"{name}: {counts['built']:,} were built, {counts['planned']:,} are planned"
+            problems.append(Problem(what, f"rank {row['rank']}", "report it: the plan's arithmetic is wrong here"))
+    if problems:
+        raise PlanError(problems=problems)
+
+
+def _memory(memory: Memory, hardware: Hardware) -> _Json:
+    return {
+        **vars(memory),
+        "reserved": memory.reserved,
+        "total": memory.total,
+        "capacity": hardware.memory,
+        "fits": memory.total <= hardware.memory,
+        "tight": memory.total > hardware.memory_to_plan_with,
+    }
+
+
+def _activations(place: Layout, layers: Layers) -> list[_Json]:
+    """Return what is kept of each token: by every layer, and after the last one."""
+    recompute = place.config.parallel.recompute
+    parts = (("layer", layer_tensors(place, layers)), ("head", head_tensors(place, layers)))
+    return [
+        {"of": part, "tensor": saved.name, "bytes_per_token": saved.bytes_per_token}
+        for part, tensors in parts
+        for saved in tensors
+        if recompute in saved.recompute
+    ]
+
+
+def _advice(place: Layout, hardware: Hardware, layers: Layers, time: StepTime) -> _Json:
+    found = choices(place, hardware, layers)
+    return {
+        "tried_that_fit": len(found),
+        "faster_than_this": sum(choice.time.total < time.total for choice in found),
+        "best": [_choice(choice, time) for choice in found[:_SHOWN]],
+    }
+
+
+def _choice(choice: LayoutCandidate, own: StepTime) -> _Json:
+    config, parallel = choice.place.config, choice.place.config.parallel
+    return {
+        "tensor": parallel.tensor,
+        "pipeline": parallel.pipeline,
+        "virtual_pipeline": parallel.virtual_pipeline,
+        "context": parallel.context,
+        "data_parallel": choice.place.data,
+        "micro_batch_size": config.train.micro_batch_size,
+        "recompute": parallel.recompute,
+        "memory": choice.memory.total,
+        "seconds": choice.time.total,
+        "time_of_this": choice.time.total / own.total,
+        "overrides": choice.overrides,
+    }

@@ -1,0 +1,65 @@
+"""What it takes for a run to last on its GPUs: checkpoints, and interruptions between them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from megacode.capacity.costs import parameters
+from megacode.capacity.hardware import Hardware
+from megacode.capacity.layout import Layout
+from megacode.config.quantity import Length
+from megacode.config.run import RunConfig
+
+_SAVED_BYTES = 12  # a parameter: fp32 weight and two moments
+_HOUR = 3600
+_Json = dict[str, Any]
+
+
+def checkpoint(place: Layout, hardware: Hardware) -> _Json:
+    """Return size and times of a checkpoint: fp32 weights and moments, without padding, each once."""
+    size = _SAVED_BYTES * parameters(place.config.model, place.vocab_size)
+    nodes = -(-place.gpus // int(hardware["gpus_per_node"]))
+    seconds = size / min(hardware["disk_bandwidth"], nodes * hardware["node_disk_bandwidth"])
+    copying = size / place.gpus / hardware["host_bandwidth"]
+    return {
+        "bytes": size,
+        "write_seconds": seconds,
+        "read_seconds": seconds,
+        "held_up_seconds": copying if place.config.checkpoint.asynchronous else seconds,
+    }
+
+
+def failures(place: Layout, hardware: Hardware, seconds: float, phase_hours: list[float]) -> _Json:
+    """Return what interruptions cost: half an interval between checkpoints and a restart each.
+
+    The best interval between saves is sqrt(2 x what a save costs x time between failures), but no shorter than keeps
+    the file system busy for `disk_share` of the time. Source: Young, A First Order Approximation to the Optimum
+    Checkpoint Interval (1974).
+
+    Args:
+        place: the run on its GPUs.
+        hardware: how often they fail.
+        seconds: of an iteration.
+        phase_hours: how long each phase takes; without `checkpoint.every`, only their ends are saved.
+    """
+    saved, between = checkpoint(place, hardware), hardware["gpu_hours_between"] / place.gpus * _HOUR
+    held_up, hours, every = saved["held_up_seconds"], sum(phase_hours), place.config.checkpoint.every
+    best = max(math.sqrt(2 * held_up * between), saved["write_seconds"] / hardware["disk_share"], seconds)
+    interval = max(phase_hours) * _HOUR if every is None else _iterations(every, place.config) * seconds
+    lost = (interval / 2 + hardware["restart_seconds"] + saved["read_seconds"]) / between
+    share = min(1.0, lost + held_up / interval)
+    return {
+        "hours_between": between / _HOUR,
+        "expected": hours * _HOUR / between,
+        "best_checkpoint_every_iterations": max(1, round(best / seconds)),
+        "checkpoint_every_iterations": max(1, round(interval / seconds)),
+        "lost_share": share,
+        "hours_with_failures": hours / (1 - share) if share < 1 else None,
+    }
+
+
+def _iterations(length: Length, config: RunConfig) -> float:
+    samples = config.train.global_batch_size
+    per = {"iterations": 1.0, "samples": 1 / samples, "tokens": 1 / (samples * config.train.seq_length)}
+    return length.count * per[length.unit]

@@ -1,0 +1,276 @@
+"""Data sets: `data tokenizer`, `data preprocess`, `data merge`, `data inspect`, `data corpus`.
+
+The scripts in `tools/` are these commands under Megatron-LM's names.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from megacode.base.errors import ConfigError
+from megacode.base.logs import setup_logging
+from megacode.base.units import parse_count
+from megacode.cli.data_options import Inputs, JsonKeys, Overwrite, ToolCommand, command_line, run_as_script
+from megacode.cli.options import console
+from megacode.data.tool_exit import run_tool
+
+app = typer.Typer(help="Make, merge and inspect indexed data sets.", no_args_is_help=True, rich_markup_mode=None)
+
+TOKENIZER_KINDS: dict[str, Literal["huggingface", "sentencepiece"]] = {
+    "HuggingFaceTokenizer": "huggingface",
+    "SentencePieceTokenizer": "sentencepiece",
+    "GPTSentencePieceTokenizer": "sentencepiece",
+    "Llama2Tokenizer": "sentencepiece",
+}
+_HUGGINGFACE = "make a tokenizer.json of it and give --tokenizer-type HuggingFaceTokenizer --tokenizer-model DIR"
+_REFUSED = {
+    "split_sentences": "split them beforehand: a list of texts under a key becomes a document of several sequences",
+    "find_optimal_num_workers": "--workers is the number of threads; the number of cores is the best",
+    "vocab_file": _HUGGINGFACE,
+    "merge_file": _HUGGINGFACE,
+}
+
+
+def script(name: str, path: str, arguments: Sequence[str] | None = None) -> int:
+    """Run one of the data commands as the script that `tools/` has for it.
+
+    Args:
+        name: of the command.
+        path: of the script, as usage and manifests show it.
+        arguments: its command line; None: this process's.
+
+    Returns:
+        The exit code.
+    """
+    return run_as_script(app, name, path, arguments)
+
+
+@app.command("tokenizer", cls=ToolCommand)
+def train_tokenizer(
+    input_files: Inputs,
+    vocab_size: Annotated[str, typer.Option(help="Tokens, special ones included, for example 32000 or 32k.")],
+    output: Annotated[Path, typer.Option(help="Directory to write.")],
+    kind: Annotated[Literal["huggingface", "sentencepiece"], typer.Option(help="Library it is for.")] = "huggingface",
+    json_keys: JsonKeys = ["text"],  # noqa: B006 (typer copies it)
+    max_bytes: Annotated[str, typer.Option(help="Learn from this much of the input, sampled evenly.")] = "100M",
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a tokenizer on JSON lines.
+
+    \b
+    megacode data tokenizer --input 'corpus/*.jsonl' --vocab-size 32000 --output tokenizer/
+
+    Writes a directory that transformers' AutoTokenizer loads (huggingface), or one with a tokenizer.model
+    (sentencepiece).
+    """
+    setup_logging()
+
+    def work() -> None:
+        from megacode.data.train_tokenizer import train_tokenizer as train
+
+        size, most = _count("--vocab-size", vocab_size), _count("--max-bytes", max_bytes)
+        made = train(kind, input_files, size, output, json_keys, most, overwrite)
+        message = "%s: %d tokens, hash %s"
+        logging.getLogger("megacode").info(message, made.path, made.vocab_size, made.hash[:12])
+
+    raise typer.Exit(run_tool(work))
+
+
+def _count(flag: str, text: str) -> int:
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise ConfigError(str(error), flag, "write for example 32000 or 32k") from None
+
+
+@app.command(cls=ToolCommand)
+def preprocess(
+    ctx: typer.Context,
+    input_files: Inputs,
+    output_prefix: Annotated[str, typer.Option(help="Data sets are PREFIX_KEY_document.bin and .idx.")],
+    tokenizer_type: Annotated[str, typer.Option(help=f"One of {', '.join(TOKENIZER_KINDS)}.")],
+    tokenizer_model: Annotated[str, typer.Option(help="Directory with a tokenizer.json, or a SentencePiece .model.")],
+    json_keys: Annotated[
+        list[str], typer.Option(metavar="KEY...", help="Keys that hold text; each makes a data set.")
+    ] = ["text"],  # noqa: B006 (typer copies it)
+    append_eod: Annotated[
+        bool, typer.Option("--append-eod", help="End each document with the end-of-document token.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(help="Threads that encode; absent: all cores.")] = None,
+    log_interval: Annotated[int, typer.Option(help="Documents between two lines of the log.")] = 100_000,
+    shuffle_seed: Annotated[
+        int | None, typer.Option(help="Shuffle the documents: a run reads them as stored. Absent: keep their order.")
+    ] = None,
+    shard: Annotated[
+        str,
+        typer.Option(metavar="I/N", help="Only part I of N of the input, I from 0 as in an array 0-15; then merge."),
+    ] = "",
+    skip_bad_lines: Annotated[
+        bool, typer.Option("--skip-bad-lines", help="Leave out and count lines that cannot be read.")
+    ] = False,
+    dtype: Annotated[Literal["auto", "uint16", "int32"], typer.Option(help="Type of a token on disk.")] = "auto",
+    overwrite: Overwrite = False,
+    partitions: Annotated[int, typer.Option(help="Accepted and ignored: one process with threads does the work.")] = 1,
+    keep_sequential_samples: Annotated[
+        bool, typer.Option("--keep-sequential-samples", help="Accepted and ignored: the order is always kept.")
+    ] = False,
+    split_sentences: Annotated[bool, typer.Option("--split-sentences", hidden=True)] = False,
+    find_optimal_num_workers: Annotated[bool, typer.Option("--find-optimal-num-workers", hidden=True)] = False,
+    vocab_file: Annotated[str, typer.Option(hidden=True)] = "",
+    merge_file: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Turn JSON lines into Megatron's .bin and .idx.
+
+    \b
+    megacode data preprocess --input 'raw/*.jsonl.zst' --output-prefix data/web
+        --tokenizer-type HuggingFaceTokenizer --tokenizer-model tokenizer/
+        --append-eod --shuffle-seed 1234
+
+    Flags and bytes are Megatron-LM's. Writes data/web_text_document.bin, .idx and .manifest.json. Several processes or
+    machines share the work with --shard 0/16 to --shard 15/16.
+    `megacode data merge` makes of their shards what one process makes, to the byte.
+    slurm/preprocess.sh does both.
+    """
+    setup_logging()
+
+    def work() -> None:
+        from megacode.data.preprocess import preprocess as run
+
+        run(_job(ctx.params, command_line(ctx)))
+
+    raise typer.Exit(run_tool(work))
+
+
+def _job(given: dict[str, Any], command: str) -> Any:
+    """Return what to preprocess, from the options of `preprocess`.
+
+    Raises:
+        ConfigError: they ask for what this tool does not do.
+    """
+    from megacode.config.model import TokenizerConfig
+    from megacode.data.machine_files import Shard
+    from megacode.data.preprocess import Job
+
+    for name, fix in _REFUSED.items():
+        if given[name]:
+            raise ConfigError("this flag of Megatron-LM is not supported", f"--{name.replace('_', '-')}", fix)
+    if given["tokenizer_type"] not in TOKENIZER_KINDS:
+        what = f"the tokenizer type {given['tokenizer_type']!r} is not supported"
+        raise ConfigError(what, "--tokenizer-type", f"give one of {', '.join(TOKENIZER_KINDS)}")
+    if given["workers"] is not None and given["workers"] < 1:
+        raise ConfigError(f"{given['workers']} threads cannot work", "--workers", "give 1 or more, or leave it out")
+    same = ("output_prefix", "append_eod", "shuffle_seed", "skip_bad_lines", "dtype", "workers", "log_interval")
+    return Job(
+        inputs=tuple(given["input_files"]),
+        tokenizer=TokenizerConfig(kind=TOKENIZER_KINDS[given["tokenizer_type"]], path=given["tokenizer_model"]),
+        keys=tuple(given["json_keys"]),
+        command=command,
+        shard=Shard.parse(given["shard"]) if given["shard"] else None,
+        overwrite=given["overwrite"],
+        **{name: given[name] for name in same},
+    )
+
+
+@app.command(cls=ToolCommand)
+def merge(
+    ctx: typer.Context,
+    prefixes: Annotated[
+        list[str],
+        typer.Option("--input", metavar="PREFIX...", help="Prefixes without .bin and .idx, or quoted globs of them."),
+    ],
+    output_prefix: Annotated[str, typer.Option(help="Prefix of the data set to make.")],
+    shuffle_seed: Annotated[
+        int | None, typer.Option(help="Shuffle the documents; absent: as the shards were made to be, or not.")
+    ] = None,
+    remove_shards: Annotated[
+        bool, typer.Option("--remove-shards", help="Remove shards once the whole is on disk.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge several data sets into one.
+
+    \b
+    megacode data merge --input 'data/web_text_document.shard_*_of_0016'
+        --output-prefix data/web_text_document
+
+    It takes less than 300 MB of memory, whatever their size.
+    Shards of `megacode data preprocess --shard` become what one process makes of the whole input, to the byte. Shards
+    made with --shuffle-seed are shuffled here. Other data sets follow each other in the order given. They must have one
+    tokenizer and one token type. A shard that is missing, not finished or damaged is named, and nothing is written.
+    """
+    setup_logging()
+
+    def work() -> None:
+        from megacode.data.merge import merge as run
+
+        command = command_line(ctx)
+        run(prefixes, output_prefix, shuffle_seed, remove_shards=remove_shards, command=command, overwrite=overwrite)
+
+    raise typer.Exit(run_tool(work))
+
+
+@app.command(cls=ToolCommand)
+def inspect(
+    prefix: Annotated[str, typer.Argument(help="Path of the data set without .bin and .idx.", show_default=False)],
+    tokenizer: Annotated[
+        str, typer.Option(help="Directory with a tokenizer.json, or a SentencePiece .model, to decode documents.")
+    ] = "",
+    documents: Annotated[int, typer.Option(help="How many documents to show.")] = 3,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every entry of the index, and the hashes of the whole files.")
+    ] = False,
+) -> None:
+    """Show what an indexed data set holds.
+
+    \b
+    megacode data inspect data/web_text_document --tokenizer tokenizer/ --verify
+
+    Shows its header, the lengths of its documents, its manifest and its first documents.
+    """
+
+    def work() -> None:
+        from megacode.cli.data_inspect import inspect as show
+
+        show(prefix, tokenizer, documents, verify, console())
+
+    raise typer.Exit(run_tool(work))
+
+
+@app.command(cls=ToolCommand)
+def corpus(
+    output: Annotated[Path, typer.Option(help="Directory to write to.")],
+    roots: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR...", help="Directories to look into; absent: Python's and /usr's."),
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE=BYTES", help="Such as code=50M; absent: code=16M, text=10M, markup=6M."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed takes other files in another order.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what another call has collected there.")
+    ] = False,
+) -> None:
+    """Collect files of this machine into a corpus.
+
+    \b
+    megacode data corpus --output corpus/
+    megacode data corpus --output corpus/ --roots ~/projects /usr/share/doc --limit code=50M
+
+    Writes code.jsonl, text.jsonl, markup.jsonl and collect.json.
+    The same file never comes twice, docstrings become text, generated and minified files are left out. The same call
+    again has nothing to do. Next: `megacode data tokenizer` and `megacode data preprocess`.
+    """
+
+    def work() -> None:
+        from megacode.cli.data_corpus import collect_with_bars
+
+        collect_with_bars(output, roots, limit or [], seed, overwrite)
+
+    raise typer.Exit(run_tool(work))

@@ -1,0 +1,79 @@
+"""Collect this machine's files into a corpus: limits as users write them, progress bars, a table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
+
+from megacode.base.errors import ConfigError
+from megacode.base.progress import new_progress
+from megacode.base.tables import FigureTable
+from megacode.base.units import format_bytes, parse_count
+from megacode.data.collect import DEFAULT_BYTES, collect
+
+_MOST = 4  # kinds of files, and reasons to leave one out, that the table names
+
+
+def collect_with_bars(
+    output: Path, roots: Sequence[Path] | None, settings: Sequence[str], seed: int, overwrite: bool
+) -> None:
+    """Collect a corpus, and show how far it is and what it holds on standard error.
+
+    Args:
+        output: directory to write to.
+        roots: directories to look into; None: the defaults.
+        settings: limits as `SOURCE=BYTES`.
+        seed: another seed takes other files in another order.
+        overwrite: replace what another call has collected there.
+
+    Raises:
+        ConfigError: a limit, a root or the output cannot be used.
+        DataError: a source that was asked for got no document.
+    """
+    limits = read_limits(settings)
+    columns = TextColumn("{task.description:8}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
+    with new_progress(*columns) as bars:
+        tasks = {source: bars.add_task(source, total=limit) for source, limit in limits.items() if limit}
+
+        def advance(source: str, done: int, _: int) -> None:
+            bars.update(tasks[source], completed=done)
+
+        report = collect(output, roots, limits, seed, advance, overwrite=overwrite)
+    Console(stderr=True).print(_table(report))
+
+
+def read_limits(settings: Sequence[str]) -> dict[str, int]:
+    """Return the bytes of each source, from `SOURCE=BYTES`.
+
+    Raises:
+        ConfigError: one is not of that form, or a source stands twice.
+    """
+    limits, given = dict(DEFAULT_BYTES), set[str]()
+    for setting in settings:
+        source, separator, size = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"{setting!r} is not SOURCE=BYTES", "--limit", "write for example --limit code=50M")
+        if source in given:
+            raise ConfigError(f"the limit of {source} is given twice", "--limit", "give it once")
+        given.add(source)
+        try:
+            limits[source] = parse_count(size)
+        except ValueError as error:
+            raise ConfigError(str(error), f"--limit {setting}", "write for example --limit code=50M") from None
+    return limits
+
+
+def _table(report: dict[str, Any]) -> FigureTable:
+    table = FigureTable("source", "documents", "size", "most of", "left out", figures=("documents", "size"))
+    for source, part in report["sources"].items():
+        kinds, dropped = _first(part["kinds"]), _first(part["dropped"])
+        table.add_row(source, f"{part['documents']:,}", format_bytes(part["bytes"]), kinds, dropped)
+    return table
+
+
+def _first(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:_MOST])

@@ -1,0 +1,97 @@
+"""What an indexed data set holds: its header, the lengths of its documents, its manifest, its first documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from rich.console import Console
+
+from megacode.base.tables import FigureTable
+from megacode.base.units import format_bytes, format_count
+from megacode.cli.data_options import tokenizer_at
+from megacode.data import manifest as manifests
+from megacode.data.indexed import IndexedDataset, bin_path, idx_path
+from megacode.data.tokenizer import Tokenizer, load_tokenizer
+
+QUANTILES = (0, 10, 50, 90, 99, 100)
+SAMPLED_DOCUMENTS = 1_000_000
+LOOKED_AT = 1_000
+SHOWN_TOKENS = 200
+
+
+def inspect(prefix: str, tokenizer_path: str, documents: int, verify: bool, console: Console) -> None:
+    """Show and check a data set.
+
+    Args:
+        prefix: its path without .bin and .idx.
+        tokenizer_path: what decodes its documents; empty: none are shown.
+        documents: how many of them to show.
+        verify: read everything, and compare it with the manifest.
+        console: where to print; without markup, for documents hold anything.
+
+    Raises:
+        DataError: it cannot be read, or is not what its manifest says.
+    """
+    data = IndexedDataset(prefix)
+    table = FigureTable("fact", "value", title=prefix, show_header=False, title_justify="left")
+    for name, value in facts(data):
+        table.add_row(name, value)
+    console.print(table)
+    if verify:
+        data.verify()
+        console.print("index: every entry fits")
+    manifest = manifests.check(prefix, whole=verify)
+    _show_manifest(manifest, verify, console)
+    if tokenizer_path:
+        tokenizer = load_tokenizer(tokenizer_at(tokenizer_path))
+        manifests.check_tokenizer(prefix, manifest, tokenizer.hash)
+        console.print(_document_ends(data, tokenizer), soft_wrap=True)
+        _show_documents(data, tokenizer, documents, console)
+
+
+def facts(data: IndexedDataset) -> Iterator[tuple[str, str]]:
+    """Yield what a data set's header and the lengths of its documents say."""
+    sizes = bin_path(data.prefix).stat().st_size, idx_path(data.prefix).stat().st_size
+    yield "tokens", f"{data.tokens:,} ({format_count(data.tokens)}) as {data.dtype.name}"
+    yield "documents", f"{data.documents:,}"
+    yield "sequences", f"{data.sequences:,}"
+    yield "files", f".bin {format_bytes(sizes[0])}, .idx {format_bytes(sizes[1])}"
+    step = -(-data.documents // SAMPLED_DOCUMENTS)
+    bounds = np.array([data.document_bounds(document) for document in range(0, data.documents, step)])
+    lengths = bounds[:, 1] - bounds[:, 0] + 1
+    values = np.percentile(lengths, QUANTILES).round().astype(int)
+    sampled = f" (every {step}th document)" if step > 1 else ""
+    shown = (f"{quantile} % {value:,}" for quantile, value in zip(QUANTILES, values, strict=True))
+    yield "tokens a document", ", ".join(shown) + sampled
+    yield "empty documents", f"{int((lengths == 0).sum()):,}{sampled}"
+
+
+def _show_manifest(manifest: manifests.Manifest | None, verified: bool, console: Console) -> None:
+    if manifest is None:
+        console.print("manifest: none; the data set is known by its size and sampled blocks", soft_wrap=True)
+        return
+    extent = "the whole files are" if verified else "sizes and sampled blocks are"
+    console.print(f"manifest: {extent} as it says; identity {manifest.identity}", soft_wrap=True)
+    if not manifest.append_eod:
+        console.print("end of documents: not marked (made without --append-eod); a run reads one endless text")
+
+
+def _document_ends(data: IndexedDataset, tokenizer: Tokenizer) -> str:
+    """Return how many of some documents end with the tokenizer's end-of-document token."""
+    if tokenizer.eod is None:
+        return "end of documents: the tokenizer has no token for it"
+    step = -(-data.documents // LOOKED_AT)
+    bounds = [data.document_bounds(document) for document in range(0, data.documents, step)]
+    lasts = [last for first, last in bounds if last >= first]
+    marked = sum(int(data.read(last, 1)[0]) == tokenizer.eod for last in lasts)
+    return f"end of documents: {marked:,} of {len(lasts):,} that were looked at end with token {tokenizer.eod}"
+
+
+def _show_documents(data: IndexedDataset, tokenizer: Tokenizer, count: int, console: Console) -> None:
+    """Print the beginnings of the first documents."""
+    for document in range(min(count, data.documents)):
+        first, last = data.document_bounds(document)
+        ids = data.read(first, min(SHOWN_TOKENS, last + 1 - first)).tolist()
+        console.rule(f"document {document}, {last + 1 - first:,} tokens", align="left")
+        console.print(tokenizer.decode(ids), highlight=False, soft_wrap=True)

@@ -1,0 +1,94 @@
+"""How the data tools read their command lines, as commands of megacode and as the scripts in `tools/`.
+
+Megatron-LM's flags take several values after one flag (`--json-keys title text`), which click does not know.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+if TYPE_CHECKING:
+    from megacode.config.model import TokenizerConfig
+
+_GIVEN = "megacode.data.arguments"
+
+Inputs = Annotated[
+    list[str],
+    typer.Option("--input", metavar="FILE...", help="JSON-lines files or quoted globs: .jsonl, .json, .gz, .zst."),
+]
+JsonKeys = Annotated[list[str], typer.Option(metavar="KEY...", help="Keys that hold text.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+
+
+class ToolCommand(TyperCommand):
+    """A command whose list options take one or more values each, and whose command line goes into manifests."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Note what was given, and repeat flags before each of their values, as click wants them."""
+        ctx.meta[_GIVEN] = list(args)
+        lists = {flag for param in self.params if getattr(param, "multiple", False) for flag in param.opts}
+        spread, lacking = _spread(args, lists)
+        if lacking and not {"--help"} & {*args}:
+            ctx.fail(f"Option '{lacking}' requires an argument.")
+        return super().parse_args(ctx, spread)
+
+
+def _spread(arguments: Sequence[str], lists: Collection[str]) -> tuple[list[str], str]:
+    """Turn `--input a b` into `--input a --input b`; return that, and a flag without a value, if there is one."""
+    spread: list[str] = []
+    flag, waits, lacking = "", False, ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            lacking = lacking or (flag if waits else "")
+            name, has_value, _ = argument.partition("=")
+            flag = name if name in lists else ""
+            waits = bool(flag) and not has_value
+        elif flag and not waits:
+            spread.append(flag)
+        else:
+            waits = False
+        spread.append(argument)
+    return spread, lacking or (flag if waits else "")
+
+
+def command_line(ctx: typer.Context) -> str:
+    """Return the command line as it was given: of `megacode`, however that was started, or of a script."""
+    program = ctx.info_name if ctx.parent is None else f"megacode {ctx.parent.info_name} {ctx.info_name}"
+    return f"{program} {shlex.join(ctx.meta[_GIVEN])}"
+
+
+def tokenizer_at(path: str) -> TokenizerConfig:
+    """Return the tokenizer of either kind that lies at a path."""
+    from megacode.config.model import TokenizerConfig
+
+    place = Path(path)
+    is_model = place.suffix == ".model" or (place / "tokenizer.model").exists()
+    has_json = (place / "tokenizer.json").exists()  # a directory may hold both; transformers prefers this one
+    return TokenizerConfig(kind="sentencepiece" if is_model and not has_json else "huggingface", path=path)
+
+
+def run_as_script(app: typer.Typer, name: str, script: str, arguments: Sequence[str] | None) -> int:
+    """Run one command of an app as a program of its own.
+
+    Args:
+        app: the commands.
+        name: of the command.
+        script: what usage and manifests call the program.
+        arguments: its command line; None: this process's.
+
+    Returns:
+        The exit code.
+    """
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    try:
+        group.commands[name].main(args=None if arguments is None else [*arguments], prog_name=script)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0

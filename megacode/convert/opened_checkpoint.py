@@ -1,0 +1,82 @@
+"""An opened checkpoint: everything an export says about where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megacode.base.errors import CheckpointError
+from megacode.base.files import RunDir
+from megacode.checkpoint.state import TrainState
+from megacode.checkpoint.store import find_checkpoint
+from megacode.config.loading import validate
+from megacode.config.run import RunConfig
+from megacode.data.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """A checkpoint and the run it belongs to.
+
+    Attributes:
+        path: the checkpoint's directory.
+        state: what it says of itself.
+        config: the run's resolved config.
+    """
+
+    path: Path
+    state: TrainState
+    config: RunConfig
+
+    @classmethod
+    def open(cls, path: Path) -> OpenedCheckpoint:
+        """Open a checkpoint, or the newest one of a run directory.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+            ConfigError: its config is not one of this version of megacode.
+        """
+        found = find_checkpoint(path).resolve()
+        state = TrainState.read(found)
+        return cls(found, state, validate(yaml.safe_load(state.config), str(found)))
+
+    @cached_property
+    def run(self) -> RunDir:
+        """The run directory: the one the checkpoint lies in, else the one its config names."""
+        inside = self.path.parent.name == "checkpoints"
+        return RunDir(self.path.parent.parent if inside else self.config.directory)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer.
+
+        Raises:
+            CheckpointError: the run has none, it is another one than it was, or it marks no end of a document.
+            DataError: its files are missing.
+        """
+        fix = "put the tokenizer of the run back where its config says"
+        if self.config.tokenizer is None:
+            what = "the run has no tokenizer, and a model cannot be used without one"
+            raise CheckpointError(what, str(self.path), "name the data's tokenizer in the config's tokenizer: section")
+        tokenizer = load_tokenizer(self.config.tokenizer)
+        if tokenizer.hash != self.state.tokenizer_hash:
+            what = f"the tokenizer is {tokenizer.hash[:12]}, the run was trained with {self.state.tokenizer_hash[:12]}"
+            raise CheckpointError(what, str(tokenizer.path), fix)
+        if tokenizer.eod is None:
+            what = "the tokenizer has no end-of-document token, so generation would never end"
+            raise CheckpointError(what, str(tokenizer.path), "train a tokenizer with one, such as <|endoftext|>")
+        return tokenizer
+
+    @property
+    def label(self) -> str:
+        """The run's name and the iteration."""
+        return f"{self.config.name}@{RunDir.iteration_name(self.state.iteration)}"
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells this checkpoint from every other."""
+        last = self.state.fingerprints[-1]["fingerprint"] if self.state.fingerprints else ""
+        return {"run": self.config.name, "iteration": self.state.iteration, "fingerprint": last}

@@ -1,0 +1,314 @@
+"""Contamination: which of a suite's items stand in what the run has read, and exactly what was looked at.
+
+An item overlaps where 13 tokens in a row, as the run's own tokenizer cuts them, stand verbatim in the training data.
+Only windows that the schedule gave the run before the model's clock are looked at; where they hold more than a budget
+of tokens, an even sample of them, which is said: what a sample does not show may still have been read.
+
+Each item is cut into tokens as it stands and behind a space, since words carry their space with them. Runs of tokens
+that stand in many items of a task are its template, and are left out.
+
+Source: Brown et al., arXiv:2005.14165, appendix C (13-grams); Touvron et al., arXiv:2307.09288, appendix A.6 (tokens of
+the model's own tokenizer, share of an item's tokens that overlap).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megacode.base.errors import MegacodeError
+from megacode.base.files import RunDir
+from megacode.base.units import format_count
+from megacode.config.loading import load_config
+from megacode.config.run import RunConfig
+from megacode.data.ngram_runs import NGRAM, Grams, Marker, covered, find_runs, take_out_templates
+from megacode.data.tokenizer import Tokenizer, load_tokenizer
+from megacode.data.windows import SourceStream, open_source
+from megacode.plan.phases import Schedule, build_schedule, prove_past
+from megacode.plan.sources import SourceSize
+
+BUDGET = 200_000_000
+MOSTLY = 0.8
+_LINK = {"phase", "first_sample", "samples", "read", "sources", "fingerprint"}
+_TEMPLATE_ITEMS = 10
+_TEMPLATE_SHARE = 0.1
+_EXHAUSTIVE_SAMPLES = 4_000_000
+_SHOWN = 10
+_EXCERPT = 200
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a suite: its question with the true answer."""
+
+    task: str
+    number: int
+    text: str
+
+
+@dataclass
+class _Past:
+    """What a model has read.
+
+    Attributes:
+        config: its run's.
+        schedule: proven to be the one that gave it its samples.
+        clock: samples read.
+        streams: the sources that are at hand, by name; absent: why the others are not.
+    """
+
+    config: RunConfig
+    schedule: Schedule
+    clock: int
+    streams: dict[str, SourceStream]
+    absent: dict[str, str]
+
+
+class _NotKnownError(Exception):
+    """Why nothing can be checked."""
+
+
+def task_items(name: str, task: Any, limit: int | None = None) -> list[Item]:
+    """Return the items of one of lm-eval's task objects, without a model: the first `limit`, or all.
+
+    It makes the task's requests anew, so it comes before or after the task is run, not while.
+    """
+    task.build_all_requests(limit=limit, rank=0, world_size=1)
+    requests: dict[int, list[Any]] = defaultdict(list)
+    for instance in task.instances:
+        requests[instance.doc_id].append(instance)
+    samples = (
+        {
+            "doc_id": number,
+            "arguments": [one.args for one in sorted(instances, key=lambda one: one.idx)],
+            "target": task.doc_to_target(instances[0].doc),
+        }
+        for number, instances in sorted(requests.items())
+    )
+    return items_of(name, samples)
+
+
+def items_of(task: str, samples: Iterable[Mapping[str, Any]]) -> list[Item]:
+    """Return a task's items from `doc_id`, `arguments` and `target` of each, as lm-eval names them.
+
+    The text is the request with the true answer behind it: of several endings the one that is the target.
+    """
+    return [Item(task, int(one["doc_id"]), _text(one["arguments"], one["target"])) for one in samples]
+
+
+def _text(arguments: Any, target: Any) -> str:
+    requests = [tuple(one) for one in arguments]
+    if isinstance(target, str) and target.isdigit() and len(requests) > int(target):
+        target = int(target)
+    if isinstance(target, int) and not isinstance(target, bool) and target < len(requests):
+        return "".join(part for part in requests[target] if isinstance(part, str))
+    question = str(requests[0][0])
+    answers = [target] if isinstance(target, str) else list(target) if isinstance(target, (list, tuple)) else []
+    answer = next((one for one in answers if isinstance(one, str)), "")
+    if not answer or question.endswith(answer):
+        return question
+    return question + ("" if question[-1:].isspace() or answer[:1].isspace() else " ") + answer
+
+
+def contamination(
+    run_dir: Path | None, facts: Mapping[str, Any] | None, items: Sequence[Item], budget: int = BUDGET
+) -> dict[str, Any]:
+    """Return a note for a score file: how many items stand in what the model has read.
+
+    Args:
+        run_dir: the model's run, None where that is not known.
+        facts: the model's `megacode.json`: `consumed_samples`, `fingerprints`.
+        items: what was asked.
+        budget: tokens to look at, at most.
+
+    Returns:
+        `checked`: whether anything could be checked, and else `why` not. Otherwise: the rule, what was read and what
+        was looked at, in all and by source; by task the number of items, those too short to tell, those with an
+        overlap and their share, those with four fifths of their tokens in overlaps; the worst examples.
+    """
+    start = time.perf_counter()
+    try:
+        past = _past(run_dir, facts)
+        if not past.streams:
+            return _unchecked("; ".join(f"{name}: {why}" for name, why in past.absent.items()))
+        assert past.config.tokenizer is not None
+        tokenizer = load_tokenizer(past.config.tokenizer)
+    except (MegacodeError, _NotKnownError) as error:
+        return _unchecked(" ".join(str(error).split()))
+    grams = find_runs([item.text for item in items], tokenizer)
+    numbers = {task: number for number, task in enumerate(dict.fromkeys(item.task for item in items))}
+    templates = take_out_templates(grams, [numbers[item.task] for item in items], _TEMPLATE_ITEMS, _TEMPLATE_SHARE)
+    seen = _look(past, grams, budget)
+    tasks, worst = _assess(past, grams, items, tokenizer)
+    return {
+        "checked": True,
+        "rule": f"{NGRAM} tokens of the run's tokenizer in a row, verbatim; the item's question with its true answer",
+        **seen,
+        "not_covered": _not_covered(past),
+        "template_runs_left_out": templates,
+        "tasks": tasks,
+        "worst": worst,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def describe(note: Mapping[str, Any]) -> str:
+    """Return a note as one line for the terminal."""
+    if not note["checked"]:
+        return f"contamination: not checked, {note['why']}"
+    items, hits = (sum(task[key] for task in note["tasks"].values()) for key in ("items", "overlapping"))
+    looked = (
+        f"{100 * note['share_checked']:.3g} % of the {format_count(note['tokens_read'])} tokens read were looked at"
+    )
+    return f"contamination: {hits} of {items} items overlap what was read ({NGRAM} tokens in a row); {looked}"
+
+
+def _unchecked(why: str) -> dict[str, Any]:
+    return {"checked": False, "why": why}
+
+
+def _past(run_dir: Path | None, facts: Mapping[str, Any] | None) -> _Past:
+    """Open what a model has read, and prove that its run's config still tells it."""
+    if run_dir is None or not facts or "fingerprints" not in facts:
+        raise _NotKnownError("the model's run is not known")
+    if not all(link.keys() >= _LINK for link in facts["fingerprints"]):
+        raise _NotKnownError("the model's chain of phases is of another version: export it again")
+    config = load_config(RunDir(run_dir).config)
+    if config.tokenizer is None:
+        raise _NotKnownError("the run has no tokenizer")
+    chain, clock = facts["fingerprints"], int(facts["consumed_samples"])
+    if not clock:
+        raise _NotKnownError("the model had read nothing yet")
+    read = {name: entry for link in chain for name, entry in link["sources"].items()}
+    sizes = {name: SourceSize(name, entry["tokens"], identity=entry["identity"]) for name, entry in read.items()}
+    streams, absent = {}, {}
+    for name, size in sizes.items():
+        try:
+            streams[name] = _same_source(config, size)
+        except (MegacodeError, _NotKnownError) as error:
+            absent[name] = " ".join(str(error).split())
+    # Later phases may draw from sources that nobody has looked at yet.
+    begun = config.model_copy(update={"phases": config.phases[: len(chain)]})
+    schedule = build_schedule(begun, sizes)
+    prove_past(schedule, chain, clock)
+    return _Past(config, schedule, clock, streams, absent)
+
+
+def _same_source(config: RunConfig, size: SourceSize) -> SourceStream:
+    if size.name not in config.sources:
+        raise _NotKnownError("the run's config no longer names it")
+    stream = open_source(config, size.name)
+    found = stream.size()
+    if (found.tokens, found.identity) != (size.tokens, size.identity):
+        raise _NotKnownError("the data set is no longer the one that was read")
+    return stream
+
+
+def _not_covered(past: _Past) -> list[str]:
+    origin = past.config.init.from_
+    start = [] if origin == "random" else [f"what the weights it started from had read: {origin}"]
+    return start + [f"source {name}: {why}" for name, why in past.absent.items()]
+
+
+def _look(past: _Past, grams: Grams, budget: int) -> dict[str, Any]:
+    """Look through what was read, mark the runs that stand there, and return what was looked at."""
+    length, read = past.schedule.seq_length, past.schedule.counts_at(past.clock)
+    names = past.schedule.source_names
+    numbers = _numbers(past, budget, read)
+    draws = past.schedule.draws(numbers)
+    sources: dict[str, dict[str, Any]] = {}
+    mark = Marker(grams)
+    for source in (name for name in names if read[name]):
+        mine = draws.first_token[draws.source_id == names.index(source)]
+        distinct = 0
+        if source in past.streams:
+            for first, last in _union(mine, length + 1):
+                distinct += last - first
+                mark.scan(past.streams[source], names.index(source), first, last)
+        sources[source] = {
+            "samples_read": read[source],
+            "samples_checked": len(mine) if source in past.streams else 0,
+            "distinct_tokens_checked": distinct,
+        }
+    checked = sum(entry["samples_checked"] for entry in sources.values())
+    return {
+        "samples_read": past.clock,
+        "samples_checked": checked,
+        "tokens_read": past.clock * length,
+        "tokens_checked": checked * length,
+        "share_checked": checked / max(1, past.clock),
+        "sources": sources,
+    }
+
+
+def _numbers(past: _Past, budget: int, read: Mapping[str, int]) -> npt.NDArray[np.int64]:
+    """Return the samples to look at: all, or one at random from each of equally many equal stretches of the run."""
+    length = past.schedule.seq_length
+    distinct = sum(min(count * length, past.schedule.sizes[name].tokens) for name, count in read.items() if count)
+    if past.clock * length <= budget or (distinct <= budget and past.clock <= _EXHAUSTIVE_SAMPLES):
+        return np.arange(past.clock, dtype=np.int64)
+    count = max(1, min(past.clock, budget // length))
+    places = (np.arange(count) + np.random.default_rng(past.schedule.seed).random(count)) * (past.clock / count)
+    return np.minimum(places.astype(np.int64), past.clock - 1)
+
+
+def _union(first_tokens: npt.NDArray[np.int64], size: int) -> Iterator[tuple[int, int]]:
+    """Yield the stretches that windows cover, each first token and end, ascending; neighbours become one."""
+    if not len(first_tokens):
+        return
+    begins = np.unique(first_tokens)
+    cuts = np.flatnonzero(begins[1:] > begins[:-1] + size) + 1
+    for part in np.split(begins, cuts):
+        yield int(part[0]), int(part[-1]) + size
+
+
+def _assess(
+    past: _Past, grams: Grams, items: Sequence[Item], tokenizer: Tokenizer
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the figures of each task, and the items with the largest share of their tokens in overlaps."""
+    marked = covered(grams)
+    sums = np.concatenate([[0], np.cumsum(marked)])
+    lengths = np.diff(grams.starts)
+    shares = ((sums[grams.starts[1:]] - sums[grams.starts[:-1]]) / np.maximum(1, lengths)).reshape(-1, 2)
+    share, short = shares.max(1, initial=0), lengths.reshape(-1, 2).max(1, initial=0) < NGRAM
+    tasks: dict[str, Any] = {}
+    for task in dict.fromkeys(item.task for item in items):
+        mine = np.array([item.task == task for item in items])
+        overlaps, asked = int((share[mine] > 0).sum()), int(mine.sum())
+        tasks[task] = {
+            "items": asked,
+            "too_short": int(short[mine].sum()),
+            "overlapping": overlaps,
+            "overlapping_share": overlaps / asked,
+            "mostly_overlapping": int((share[mine] >= MOSTLY).sum()),
+        }
+    order = [int(number) for number in np.argsort(-share, kind="stable")[:_SHOWN] if share[number] > 0]
+    texts = [2 * number + int(shares[number].argmax()) for number in order]
+    worst = [
+        {"task": items[number].task, "item": items[number].number, "share_of_tokens": round(float(share[number]), 4)}
+        | _example(past, grams, marked, text, tokenizer)
+        for number, text in zip(order, texts, strict=True)
+    ]
+    return tasks, worst
+
+
+def _example(
+    past: _Past, grams: Grams, marked: npt.NDArray[np.bool_], text: int, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Return the first overlap of a text: its words, and the source and document where they stand."""
+    first, last = int(grams.starts[text]), int(grams.starts[text + 1])
+    begin = first + int(np.flatnonzero(marked[first:last])[0])
+    ends = np.flatnonzero(~marked[begin:last])
+    end = begin + int(ends[0]) if len(ends) else last
+    source, token = grams.where[grams.run_of[begin]]
+    name = past.schedule.source_names[source]
+    document = past.streams[name].data.document_at(int(token))
+    words = tokenizer.decode(grams.ids[begin:end].tolist())
+    return {"source": name, "document": document, "text": words[:_EXCERPT]}

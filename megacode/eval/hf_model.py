@@ -1,0 +1,36 @@
+"""An exported model opened with transformers, ready to generate text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megacode.base.errors import CheckpointError
+
+
+def open_model(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
+    """Return a model and its tokenizer: fp32 on CPU, the type it was saved in on a GPU.
+
+    Raises:
+        CheckpointError: transformers cannot load it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        dtype = "float32" if place == "cpu" else "auto"
+        model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=dtype, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
+    except Exception as error:  # a damaged directory makes its parsers raise errors of any kind
+        reason = " ".join(str(error).split())[:300]
+        fix = "export it again with `megacode convert to-hf`"
+        raise CheckpointError(f"transformers cannot load it: {reason}", str(hf_dir), fix) from error
+    return model.to(place).eval(), tokenizer
+
+
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids that end a text."""
+    given = model.generation_config.eos_token_id
+    given = tokenizer.eos_token_id if given is None else given
+    return [] if given is None else [given] if isinstance(given, int) else list(given)

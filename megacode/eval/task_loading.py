@@ -1,0 +1,158 @@
+"""From a suite to lm-eval's task objects: each loaded by itself, so that all data sets that lack are named at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import urllib.error
+import urllib.request
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from megacode.base.errors import ConfigError, DataError, Problem
+from megacode.eval.manual_datasets import cache_dir, fetch_quac
+from megacode.eval.suites import Suite
+from megacode.eval.text_tasks import text_task
+
+log = logging.getLogger(__name__)
+
+RUN_CODE = "it runs code that the model writes: allow it with --run-generated-code"
+_ASKED_OUT = "left out on request"
+_PREFETCH = (
+    "scoring downloads nothing: on a machine with network run `megacode evaluate --prefetch` with this --suite; "
+    "--cache or HF_HOME names another cache"
+)
+_LEAVE_OUT = "leave it out with --without, or fix its file"
+_TRY_SECONDS = 10.0
+_SEED = 1234  # lm-eval's own
+
+
+def load_tasks(
+    suite: Suite, run_code: bool, without: tuple[str, ...] = (), lacking: str = _PREFETCH
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Load the tasks of a suite with their data.
+
+    Args:
+        suite: the suite.
+        run_code: whether tasks may run code that the model writes; others are loaded without such tasks.
+        without: tasks to leave out.
+        lacking: what to say of data that are not in the cache.
+
+    Returns:
+        lm-eval's task objects by name, groups and tags unfolded; and why tasks of the suite were left out, by name.
+
+    Raises:
+        ConfigError: for an unknown task, or if none is left.
+        DataError: naming every task whose data cannot be loaded, and how to fetch them.
+    """
+    manager = _manager(suite)
+    _check_names(suite, manager, without)
+    left_out = dict.fromkeys(without, _ASKED_OUT)
+    left_out |= {name: RUN_CODE for name in suite.tasks if not run_code and _runs_code(manager, name)}
+    specs: list[Any] = [name for name in suite.tasks if name not in left_out]
+    specs += [text_task(path) for path in suite.texts]
+    tasks: dict[str, Any] = {}
+    problems: list[Problem] = []
+    own: list[Problem] = []
+    for spec in specs:
+        name = spec if isinstance(spec, str) else spec["task"]
+        try:
+            tasks.update(manager.load([spec])["tasks"])
+        except DataError as error:  # of files that a user gave or copied: no download helps
+            own += error.problems
+        except (OSError, ValueError) as error:  # the Hub's and datasets' errors, those of offline mode among them
+            problems.append(_unloaded(name, error))
+        except Exception as error:  # what a task's own code raises
+            own.append(Problem(f"it cannot be loaded: {type(error).__name__}: {error}", f"task {name}", _LEAVE_OUT))
+    if problems:
+        problems.append(Problem("this cache lacks data sets", str(cache_dir()), lacking))
+    if own or problems:
+        raise DataError(problems=[*own, *problems])
+    for name in [name for name, task in tasks.items() if getattr(task, "UNSAFE_CODE", False) and not run_code]:
+        left_out[name] = RUN_CODE
+        del tasks[name]
+    for name, why in left_out.items():
+        log.warning("the task %s is left out: %s", name, why)
+    if not tasks:
+        raise ConfigError("no task is left to run", f"suite {suite.name}", "; ".join(sorted(set(left_out.values()))))
+    for task in tasks.values():
+        _ask_without_examples(task)
+    return tasks, left_out
+
+
+def prefetch(suite: Suite, no_network: str) -> list[str]:
+    """Download the data of all tasks of a suite into the cache.
+
+    Args:
+        suite: the suite.
+        no_network: why the network cannot be reached; empty where it can. Without, this sees what the cache lacks.
+
+    Returns:
+        The tasks' names.
+
+    Raises:
+        DataError: naming every task whose data could not be had.
+    """
+    if "quac" in suite.tasks and not no_network:
+        try:
+            fetch_quac()
+        except OSError as error:
+            log.warning("QuAC's file cannot be downloaded: %s", error)
+    lacking = no_network or "it answers, but not with these; see whether the network lets all of them through"
+    tasks, _ = load_tasks(suite, run_code=True, lacking=lacking)
+    return list(tasks)
+
+
+def network_problem() -> str:
+    """Return why the data sets' hub cannot be reached, after one try of a few seconds; empty where it can."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(hub, timeout=_TRY_SECONDS).close()
+    except urllib.error.HTTPError:
+        return ""  # it answers: what may be had there shows when it is asked for
+    except (OSError, ValueError) as error:
+        return f"{hub} cannot be reached from here: {error}"
+    return ""
+
+
+def _manager(suite: Suite) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    metadata: Any = {"items": str(suite.items)} if suite.items else None
+    places: Any = [str(place) for place in suite.places()]
+    return TaskManager(include_path=places, include_defaults=suite.defaults, metadata=metadata)
+
+
+def _check_names(suite: Suite, manager: Any, without: tuple[str, ...]) -> None:
+    where = f"suite {suite.name}"
+    for task in without:
+        if task not in suite.tasks:
+            close = get_close_matches(task, suite.tasks, n=1)
+            fix = f"did you mean {close[0]!r}?" if close else f"its tasks are {', '.join(suite.tasks)}"
+            raise ConfigError(f"it has no task {task!r} to leave out", where, fix)
+    for task in suite.tasks:
+        if task not in manager.all_tasks and not Path(task).is_file():
+            close = get_close_matches(task, manager.all_tasks, n=1)
+            fix = f"did you mean {close[0]!r}?" if close else "name a task of lm-eval, or set include_path"
+            raise ConfigError(f"there is no task {task!r}", where, fix)
+
+
+def _runs_code(manager: Any, name: str) -> bool:
+    """Return whether a task says of itself that it runs code; a group or tag says nothing, its tasks do once loaded."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    entry = manager.task_index.get(name)
+    path = entry.yaml_path if entry is not None else Path(name)
+    return path is not None and bool(load_yaml(path, resolve_func=False, recursive=True).get("unsafe_code", False))
+
+
+def _unloaded(name: str, error: Exception) -> Problem:
+    reason = " ".join(str(error).split())[:300]
+    return Problem(f"a task's data cannot be loaded: {reason}", f"task {name}")
+
+
+def _ask_without_examples(task: Any) -> None:
+    if task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=_SEED)

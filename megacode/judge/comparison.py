@@ -1,0 +1,258 @@
+"""Win-rates: which of two models answers prompts better, in the eyes of a third.
+
+Answers are generated from the exported models and kept; a judge behind an OpenAI-compatible server compares them in
+both orders. Answers and verdicts are kept by what they depend on, so that the same command goes on where it was killed,
+and costs nothing when it is given again. Answers can be made on a compute node without a network, and judged elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import megacode
+from megacode.base.errors import VerificationError
+from megacode.base.files import RunDir, atomic_path, digest, file_digest, to_json, write_json
+from megacode.base.progress import bar
+from megacode.base.user_paths import refuse_existing, refuse_unwritable
+from megacode.eval.offline import surroundings
+from megacode.eval.scored_models import check_model
+from megacode.eval.suites import run_of
+from megacode.judge.answers import PLAIN, AnswerCache, Generation, answers, model_identity
+from megacode.judge.client import KEY_VARIABLE, JudgeClient, Patience
+from megacode.judge.prompts import SHIPPED, Prompt, read_prompts
+from megacode.judge.statistics import DRAWS, by_category, summarise
+from megacode.judge.verdicts import REQUEST, SYSTEM, Question, Verdict, judge_question
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = ("transformers", "torch", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """How two models are compared.
+
+    Attributes:
+        generation: how they answer.
+        batch_size: prompts in one forward pass.
+        device: of the models; None: CUDA where there is any.
+        max_judge_tokens: length of the judge's answers, at most.
+        threads: requests at the same time.
+        patience: retries, timeouts, rate.
+        key_variable: the environment variable with the API key.
+        seed: of the bootstrap.
+        cache: directory of answers and verdicts; None: `default_cache()`.
+        overwrite: replace an earlier result.
+    """
+
+    generation: Generation = field(default_factory=Generation)
+    batch_size: int = 8
+    device: str | None = None
+    max_judge_tokens: int = 512
+    threads: int = 4
+    patience: Patience = field(default_factory=Patience)
+    key_variable: str = KEY_VARIABLE
+    seed: int = 0
+    cache: Path | None = None
+    overwrite: bool = False
+
+
+def default_cache() -> Path:
+    """Return where answers and verdicts are kept: `$XDG_CACHE_HOME/megacode/judge`, else under `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "megacode" / "judge"
+
+
+def default_out(hf_a: Path, hf_b: Path) -> Path:
+    """Return where results go: `RUN/eval/judge/A-vs-B.json` in the run of model A, else beside that model."""
+    name, run = f"{_label(hf_a)}-vs-{_label(hf_b)}.json", run_of(hf_a)
+    return RunDir(run).eval / "judge" / name if run else hf_a.resolve().with_name(name)
+
+
+def make_answers(
+    hf_a: Path, hf_b: Path, prompts_file: Path = SHIPPED, out: Path | None = None, settings: JudgeSettings | None = None
+) -> dict[str, Any]:
+    """Let both models answer and write the answers, one JSON line a prompt; no judge is asked.
+
+    Returns:
+        `answers_file`, and for both models how many answers were generated and how many were kept from before.
+
+    Raises:
+        CheckpointError: if one of them is no model.
+        DataError: if the prompts cannot be read, or are too long for a model.
+    """
+    settings, target = settings or JudgeSettings(), out or default_out(hf_a, hf_b).with_suffix(".answers.jsonl")
+    _check_target([target], settings)
+    prompts = read_prompts(prompts_file)
+    questions, models = _questions(hf_a, hf_b, prompts, settings)
+    _write_lines([_question_line(question) for question in questions], target)
+    return {"answers_file": str(target), **models}
+
+
+def judge(
+    hf_a: Path,
+    hf_b: Path,
+    url: str,
+    model: str | None = None,
+    prompts_file: Path = SHIPPED,
+    out: Path | None = None,
+    settings: JudgeSettings | None = None,
+) -> dict[str, Any]:
+    """Compare two models, and write the result, with every prompt's answers and verdicts in `.items.jsonl` beside it.
+
+    Args:
+        hf_a: an exported model; wins and losses are its own.
+        hf_b: the model it is compared with.
+        url: of an OpenAI-compatible server, up to `/v1`.
+        model: name of the judge; None: the server's only one.
+        prompts_file: what the models are asked.
+        out: the result's file; None: `default_out`.
+        settings: everything else.
+
+    Returns:
+        The result document.
+
+    Raises:
+        CheckpointError: if one of them is no model.
+        ConfigError: if the address is none, or the server refuses what it is asked; or if a result is there already.
+        DataError: if the prompts cannot be read, or are too long for a model.
+        JudgeError: if the judge does not answer.
+        VerificationError: if not one of its verdicts could be read; the files are written all the same.
+    """
+    settings, start, target = settings or JudgeSettings(), time.perf_counter(), out or default_out(hf_a, hf_b)
+    _check_target([target, target.with_name(f"{target.stem}.items.jsonl")], settings)
+    prompts = read_prompts(prompts_file)
+    for hf_dir in (hf_a, hf_b):
+        check_model(hf_dir)
+    cache = settings.cache or default_cache()
+    client = JudgeClient(url, cache / "verdicts", settings.patience, settings.key_variable)
+    model = model or client.only_model()
+    questions, models = _questions(hf_a, hf_b, prompts, settings)
+    verdicts = _verdicts(client, model, questions, settings)
+    document = {
+        **models,
+        "prompts": {"file": str(prompts_file), "sha256": file_digest(prompts_file), "number": len(prompts)},
+        "judge": {"url": client.url, "model": model, "instructions_sha256": digest(SYSTEM, REQUEST)},
+        "settings": _settings(settings),
+        "overall": summarise(verdicts, settings.seed),
+        "categories": by_category(verdicts, settings.seed),
+        "malformed_answers": sum(verdict.malformed for verdict in verdicts),
+        "requests": {"sent": client.requests, "retries": client.retries, "from_cache": client.hits},
+        "items_file": f"{target.stem}.items.jsonl",
+        "seconds": round(time.perf_counter() - start, 3),
+        **_provenance(),
+    }
+    _write_lines([_verdict_line(verdict) for verdict in verdicts], target.with_name(document["items_file"]))
+    write_json(target, document)
+    _check_any_valid(verdicts, client.url, target)
+    return document
+
+
+def _check_target(files: Sequence[Path], settings: JudgeSettings) -> None:
+    """Refuse, before anything is asked, files that are there or cannot be written."""
+    refuse_existing(files, settings.overwrite, "--out")
+    refuse_unwritable(files[0], "--out")
+    refuse_unwritable((settings.cache or default_cache()) / "answers", "--cache", directory=True)
+
+
+def _questions(
+    hf_a: Path, hf_b: Path, prompts: Sequence[Prompt], settings: JudgeSettings
+) -> tuple[list[Question], dict[str, Any]]:
+    """Return every prompt with both answers, and what identifies the models `a` and `b`."""
+    for hf_dir in (hf_a, hf_b):
+        check_model(hf_dir)
+    told, cache = {}, settings.cache or default_cache()
+    facts: dict[str, Any] = {}
+    for side, hf_dir in (("a", hf_a), ("b", hf_b)):
+        identity = model_identity(hf_dir)
+        kept = AnswerCache(cache / "answers", identity, settings.generation)
+        with surroundings(offline=True, own_cache=False, verbose=False):
+            told[side], made = answers(
+                hf_dir, prompts, settings.generation, kept, batch_size=settings.batch_size, device=settings.device
+            )
+        log.info("%s: %d answers made, %d kept from before", _label(hf_dir), made, len(prompts) - made)
+        counts = {"generated": made, "from_cache": len(prompts) - made}
+        facts[side] = {"name": _label(hf_dir), **identity, "answers": counts}
+    return [Question(prompt, told["a"][prompt.id], told["b"][prompt.id]) for prompt in prompts], facts
+
+
+def _verdicts(client: JudgeClient, model: str, questions: Sequence[Question], settings: JudgeSettings) -> list[Verdict]:
+    """Ask about all questions, some at a time; the first failure ends the others that have not begun."""
+    with bar("judging questions", len(questions)) as advance, ThreadPoolExecutor(settings.threads) as pool:
+        futures = [pool.submit(judge_question, client, model, one, settings.max_judge_tokens) for one in questions]
+        for future in futures:
+            future.add_done_callback(lambda _: advance(1))
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            client.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _check_any_valid(verdicts: Sequence[Verdict], url: str, target: Path) -> None:
+    if not any(verdict.valid for verdict in verdicts):
+        said = next(
+            (text for verdict in verdicts for text in verdict.said if text), "nothing that is a chat completion"
+        )
+        what = f"not one verdict could be read; the judge says for example {said[-200:]!r}"
+        raise VerificationError(what, url, f"take a judge that follows its instructions; what it said is in {target}")
+
+
+def _label(hf_dir: Path) -> str:
+    """Return a model's name: its run's and its directory's, where its run is known."""
+    try:
+        name = json.loads((hf_dir / "megacode.json").read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return hf_dir.resolve().name
+    return f"{name}@{hf_dir.resolve().name}"
+
+
+def _settings(settings: JudgeSettings) -> dict[str, Any]:
+    patience, generation = asdict(settings.patience), asdict(settings.generation)
+    judge_settings = {"temperature": 0, "max_tokens": settings.max_judge_tokens, "threads": settings.threads}
+    bootstrap = {"seed": settings.seed, "draws": DRAWS}
+    plain = {"prompt_form": PLAIN, "prompt_form_note": "models with a chat template are asked in that form"}
+    return {"generation": {**generation, **plain}, "judge": {**judge_settings, **patience}, "bootstrap": bootstrap}
+
+
+def _provenance() -> dict[str, Any]:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {
+        "versions": {"megacode": megacode.__version__, "python": platform.python_version(), **versions},
+        "date": date,
+    }
+
+
+def _question_line(question: Question) -> dict[str, Any]:
+    prompt = question.prompt
+    line = {"id": prompt.id, "category": prompt.category, "prompt": prompt.text}
+    return {**line, "answer_a": question.answer_a, "answer_b": question.answer_b}
+
+
+def _verdict_line(verdict: Verdict) -> dict[str, Any]:
+    return {
+        **_question_line(verdict.question),
+        "outcome": verdict.outcome,
+        "a_first": verdict.forward,
+        "b_first": verdict.backward,
+        "said_a_first": verdict.said[0],
+        "said_b_first": verdict.said[1],
+        "malformed": verdict.malformed,
+    }
+
+
+def _write_lines(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(to_json(line) + "\n" for line in lines), encoding="utf-8")

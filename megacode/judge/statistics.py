@@ -1,0 +1,82 @@
+"""Win-rates with intervals: what a difference of two models is worth on these prompts.
+
+The unit is the prompt: a bootstrap draws prompts with replacement, 10,000 times, and gives the 2.5 % and 97.5 % points
+of what is measured (percentile intervals). It says how far the figures depend on which prompts were asked, not what
+another judge would say.
+
+Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from megacode.judge.verdicts import Verdict
+
+DRAWS = 10_000
+_POINTS = {"a": 1, "tie": 0, "b": -1}
+
+
+def summarise(verdicts: Sequence[Verdict], seed: int, draws: int = DRAWS) -> dict[str, Any]:
+    """Return the figures of model a against model b.
+
+    Args:
+        verdicts: one a prompt.
+        seed: of the bootstrap.
+        draws: of the bootstrap.
+
+    Returns:
+        Counts; `win_loss`: wins - losses, a share of the valid prompts; `win_rate`: wins + half the ties; both with
+        95 % intervals [low, high]. `agreement`: the share of prompts on which both orders say the same;
+        `first_place`: how often the answer that stood first won, of the verdicts that name a winner; 0.5 is fair.
+        None where there is nothing to count.
+    """
+    outcomes = Counter(verdict.outcome for verdict in verdicts if verdict.outcome)
+    points = np.array([_POINTS[verdict.outcome] for verdict in verdicts if verdict.outcome], dtype=np.int64)
+    asked = [verdict for verdict in verdicts if verdict.valid and not verdict.identical]
+    interval = _interval(points, seed, draws)
+    difference = float(points.mean()) if len(points) else None
+    return {
+        "prompts": len(verdicts),
+        "wins": outcomes["a"],
+        "ties": outcomes["tie"],
+        "losses": outcomes["b"],
+        "invalid": len(verdicts) - len(points),
+        "identical": sum(verdict.identical for verdict in verdicts),
+        "win_loss": difference,
+        "win_loss_95": interval,
+        "win_rate": None if difference is None else (1 + difference) / 2,
+        "win_rate_95": None if interval is None else [(1 + bound) / 2 for bound in interval],
+        "agreement": sum(verdict.agree for verdict in asked) / len(asked) if asked else None,
+        "first_place": _first_place(asked),
+    }
+
+
+def by_category(verdicts: Sequence[Verdict], seed: int, draws: int = DRAWS) -> dict[str, dict[str, Any]]:
+    """Return the figures of each category, in the order in which they first come."""
+    names = dict.fromkeys(verdict.question.prompt.category for verdict in verdicts)
+    return {
+        name: summarise([one for one in verdicts if one.question.prompt.category == name], seed, draws)
+        for name in names
+    }
+
+
+def _interval(points: np.ndarray, seed: int, draws: int) -> list[float] | None:
+    """Return the 95 % interval of a mean, None for fewer than two prompts."""
+    if len(points) < 2:
+        return None
+    # Prompts of one outcome are alike: drawing how many of each come is the same as drawing prompts.
+    counts = np.array([(points == value).sum() for value in (1, 0, -1)]) / len(points)
+    drawn = np.random.default_rng(seed).multinomial(len(points), counts, size=draws)
+    means = (drawn[:, 0] - drawn[:, 2]) / len(points)
+    return [float(bound) for bound in np.quantile(means, [0.025, 0.975])]
+
+
+def _first_place(verdicts: Sequence[Verdict]) -> float | None:
+    named = [(one.forward, "a") for one in verdicts if one.forward != "tie"]
+    named += [(one.backward, "b") for one in verdicts if one.backward != "tie"]
+    return sum(choice == first for choice, first in named) / len(named) if named else None

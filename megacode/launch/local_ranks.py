@@ -1,0 +1,115 @@
+"""Starting the ranks of a run on this machine: one child process a rank, wired up by torch.distributed's variables.
+
+The parent only waits. It passes signals on, and when one rank fails it stops the others, so that no rank hangs in a
+collective whose partner is gone. Should the parent be killed, the kernel sends the ranks a SIGTERM: they save and end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from megacode.base import child_processes, cores
+from megacode.base.errors import EXIT_FAILURE, EXIT_RESUMABLE
+from megacode.base.ports import free_port
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_POLL_SECONDS = 0.1
+_GRACE_SECONDS = 20.0
+_PR_SET_PDEATHSIG = 1  # prctl's name for: a signal to this process when its parent has died
+
+
+def run_ranks(arguments: Sequence[str], nproc: int) -> int:
+    """Run `megacode ARGUMENTS` as `nproc` ranks on this machine and wait.
+
+    Args:
+        arguments: the command line after `megacode`, without `--nproc`.
+        nproc: ranks to start.
+
+    Returns:
+        0 if every rank ended with 0, else the first failing rank's exit code.
+    """
+    assert nproc > 0
+    command = child_processes.command(arguments)
+    port = free_port()
+    follow = _follow_parent() if sys.platform == "linux" else None
+    # Groups of their own: a terminal's Ctrl-C reaches the parent alone, which passes it on once.
+    ranks = [
+        subprocess.Popen(command, env=_environment(rank, nproc, port), process_group=0, preexec_fn=follow)
+        for rank in range(nproc)
+    ]
+    previous = {number: signal.signal(number, _forward_to(ranks)) for number in _PASSED_ON}
+    try:
+        return _wait(ranks)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _stop(ranks)
+
+
+def _follow_parent() -> Callable[[], None]:
+    """Return what a rank does before its program starts, so that it ends when this process is killed."""
+    parent, library = os.getpid(), ctypes.CDLL(None)
+
+    def follow() -> None:
+        library.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:  # it has died in between
+            os._exit(EXIT_FAILURE)
+
+    return follow
+
+
+def _environment(rank: int, nproc: int, port: int) -> dict[str, str]:
+    threads = max(1, cores.usable() // nproc)
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(nproc),
+        "LOCAL_WORLD_SIZE": str(nproc),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def _forward_to(ranks: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:
+    def forward(number: int, frame: FrameType | None) -> None:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    return forward
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+    """Wait until all ranks ended well, or one did not."""
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        failed = [code for code in codes if code not in (None, 0, EXIT_RESUMABLE)]
+        if failed:
+            return failed[0] if failed[0] is not None and failed[0] > 0 else EXIT_FAILURE
+        if None not in codes:
+            return max(code or 0 for code in codes)
+        time.sleep(_POLL_SECONDS)
+
+
+def _stop(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """End every rank that still runs: ask first, also one that was stopped, then kill."""
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.terminate()
+            rank.send_signal(signal.SIGCONT)
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for rank in ranks:
+        try:
+            rank.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            rank.wait()

@@ -1,0 +1,104 @@
+"""What FP8 costs in accuracy: one micro-batch computed with it and without, from the same weights and random numbers.
+
+Nothing of the run changes: gradients are thrown away, and random states and scales are put back.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megacode.config.training import Fp8
+from megacode.mcore import checkpoint_pieces, fp8_scales, gradient_norms, groups, optimizer_state, precision
+from megacode.mcore.micro_batch import MicroBatch
+from megacode.mcore.rank_model import RankModel
+from megacode.mcore.step import Losses, backward
+
+_KINDS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2", "word_embeddings", "output_layer")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One micro-batch a data-parallel rank, computed twice; equal on every rank.
+
+    Attributes:
+        loss: with FP8.
+        loss_without: in the run's own dtype.
+        gradients: by kind of layer, how far the gradient with FP8 lies from the other, relative to the other's norm.
+    """
+
+    loss: float
+    loss_without: float
+    gradients: dict[str, float]
+
+    @property
+    def loss_difference(self) -> float:
+        """Of the losses, relative to the one without FP8."""
+        return abs(self.loss - self.loss_without) / abs(self.loss_without)
+
+
+def compare(rank_model: RankModel, microbatch: MicroBatch, num_sources: int, recipe: Fp8) -> Comparison:
+    """Compute a micro-batch with FP8 and without; to be called by all ranks, between iterations.
+
+    Costs two forward and backward passes of it, and host memory for this rank's share of the gradients in fp32.
+
+    Args:
+        rank_model: of `build`, with an optimizer.
+        microbatch: one of this data-parallel rank's, whole sequences.
+        num_sources: number of sources.
+        recipe: the one in use; it is in use again afterwards.
+    """
+    random_states, remembered = checkpoint_pieces.random_states(rank_model), fp8_scales.snapshot(rank_model)
+    precision.use(rank_model, None)
+    without = _losses(rank_model, microbatch, num_sources)
+    kept = {key: gradient.to("cpu", copy=True) for key, (_, gradient) in _gradients(rank_model).items()}
+    checkpoint_pieces.set_random_states(rank_model, random_states)
+    precision.use(rank_model, recipe)
+    with_fp8 = _losses(rank_model, microbatch, num_sources)
+    distances = _distances(rank_model, kept)
+    checkpoint_pieces.set_random_states(rank_model, random_states)
+    fp8_scales.put_back(remembered)
+    return Comparison(with_fp8.loss, without.loss, distances)
+
+
+def _losses(rank_model: RankModel, microbatch: MicroBatch, num_sources: int) -> Losses:
+    losses = backward(rank_model, [microbatch], num_sources)
+    rank_model.optimizer.prepare_grads()
+    return losses
+
+
+def _gradients(rank_model: RankModel) -> dict[int, tuple[str, Tensor]]:
+    """Return the readied gradients that this rank's optimizer holds, with the names of their parameters."""
+    names = gradient_norms.names(rank_model)
+    optimizer_state.prime(rank_model.optimizer)
+    held = optimizer_state.held(rank_model.optimizer)
+    return {
+        number: (names[id(item.parameter)], item.main.grad)
+        for number, item in enumerate(held)
+        if item.main.grad is not None
+    }
+
+
+def _distances(rank_model: RankModel, kept: dict[int, Tensor]) -> dict[str, float]:
+    """Return the relative distance of the gradients from those kept, by kind, over all ranks."""
+    squares: dict[str, tuple[float, float]] = {}
+    for number, (name, gradient) in _gradients(rank_model).items():
+        reference, kind = kept[number].to(gradient.device), _kind(name)
+        apart, own = squares.get(kind, (0.0, 0.0))
+        squares[kind] = (apart + _square(gradient - reference), own + _square(reference))
+    total: dict[str, tuple[float, float]] = {}
+    for found in groups.gather_objects(squares):
+        for kind, (apart, own) in found.items():
+            total[kind] = (total.get(kind, (0.0, 0.0))[0] + apart, total.get(kind, (0.0, 0.0))[1] + own)
+    return {kind: math.sqrt(apart / own) if own else math.inf for kind, (apart, own) in sorted(total.items())}
+
+
+def _square(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x)) ** 2
+
+
+def _kind(name: str) -> str:
+    return next((kind for kind in _KINDS if kind in name and "norm" not in name), "norms")

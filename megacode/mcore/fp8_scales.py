@@ -1,0 +1,98 @@
+"""What FP8 with delayed scaling remembers, as pieces of a checkpoint: the scales and histories of every matrix.
+
+Without them a resumed run scales its first products by 1: gradients fall below what FP8 can hold, values overflow, and
+the loss jumps or turns nan. All ranks that share a block hold the same (the maxima are reduced over them), so one of
+them writes, and every layout reads. Other recipes remember nothing.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megacode.mcore import fp8_emulation, precision
+from megacode.mcore.checkpoint_pieces import Piece
+from megacode.mcore.rank_model import RankModel
+from megacode.mcore.sharding import bare
+
+_LINEARS = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
+_TENSORS = ("scale_fwd", "amax_history_fwd", "scale_bwd", "amax_history_bwd")
+
+
+def pieces(rank_model: RankModel) -> list[Piece]:
+    """Return what this rank writes of the scales and histories: fp32, one of the ranks that share a block, each."""
+    ranks = rank_model.ranks
+    if ranks.tp_rank or ranks.dp_rank or ranks.cp_rank:
+        return []
+    return [
+        Piece(f"{stem}{name}", tuple(tensor.shape), (0,) * tensor.dim(), tensor)
+        for stem, module in _modules(rank_model)
+        for name, tensor in _remembered(module).items()
+    ]
+
+
+def restore(rank_model: RankModel, stored: Mapping[str, Any], read: Callable[[str], Tensor]) -> None:
+    """Give every matrix of this rank's blocks what a checkpoint remembers of it; scales of 1 where it remembers none.
+
+    Args:
+        rank_model: of `build`.
+        stored: the names that the checkpoint holds.
+        read: returns one of them, whole, on the host.
+    """
+    recipe = next((recipe for recipe in rank_model.config.fp8_recipes if recipe.recipe == "delayed"), None)
+    if recipe is None:
+        return
+    precision.use(rank_model, recipe)
+    for stem, module in _modules(rank_model):
+        if stem + _TENSORS[0] in stored:
+            found = {name: read(stem + name) for name in _TENSORS}
+            if hasattr(module, "fp8_meta"):
+                _give_engine(rank_model, module, found)
+            else:
+                module.fp8_history = fp8_emulation.History(**found)
+        else:
+            for name, tensor in _remembered(module).items():
+                tensor.fill_(1.0 if name.startswith("scale") else 0.0)
+
+
+def snapshot(rank_model: RankModel) -> list[tuple[Tensor, Tensor]]:
+    """Return what this rank's blocks remember, each tensor with a copy of it."""
+    return [(tensor, tensor.clone()) for _, module in _modules(rank_model) for tensor in _remembered(module).values()]
+
+
+def put_back(remembered: list[tuple[Tensor, Tensor]]) -> None:
+    """Let the blocks remember what they did at a `snapshot`."""
+    for tensor, copy in remembered:
+        tensor.copy_(copy)
+
+
+def _give_engine(rank_model: RankModel, module: Any, found: dict[str, Tensor]) -> None:
+    """Hand scales to one of Transformer Engine's modules, in the form in which it writes them."""
+    from megatron.core.fp8_utils import get_fp8_recipe
+
+    recipe = get_fp8_recipe(bare(rank_model.chunks[0]).config)
+    state = {**found, "recipe": recipe, "extra_fp8_variables": {"num_gemms": 1}}
+    module.set_extra_state(torch.frombuffer(bytearray(pickle.dumps(state)), dtype=torch.uint8))
+
+
+def _modules(rank_model: RankModel) -> Iterator[tuple[str, Any]]:
+    for block in precision.blocks(rank_model.chunks):
+        for linear in _LINEARS:
+            yield f"fp8.{block.layer_number - 1}.{linear}.", block.get_submodule(linear)
+
+
+def _remembered(module: Any) -> dict[str, Tensor]:
+    """Return what a linear module remembers; empty where it has never computed with delayed scaling."""
+    kept = getattr(module, "fp8_history", None)
+    if kept is not None:
+        return {name: getattr(kept, name) for name in _TENSORS}
+    meta: dict[str, Any] = getattr(module, "fp8_meta", {})
+    forward, backward = meta.get("scaling_fwd"), meta.get("scaling_bwd")
+    if forward is None or backward is None or not hasattr(forward, "amax_history"):
+        return {}
+    values = (forward.scale, forward.amax_history, backward.scale, backward.amax_history)
+    return dict(zip(_TENSORS, values, strict=True))

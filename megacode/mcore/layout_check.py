@@ -1,0 +1,59 @@
+"""Does this run fit these processes, and can this build carry it out? Asked once, before anything is built."""
+
+from __future__ import annotations
+
+from megacode.base.errors import ConfigError, LaunchError, Problem
+from megacode.capacity.layout import uneven_batches
+from megacode.config.run import RunConfig
+from megacode.config.training import Parallel
+from megacode.mcore import te
+
+
+def data_parallel_size(parallel: Parallel, world_size: int) -> int:
+    """Return how many copies of the model a number of processes holds.
+
+    Raises:
+        LaunchError: the processes do not divide into whole copies.
+    """
+    if world_size % parallel.model_size == 0:
+        return world_size // parallel.model_size
+    size, low = parallel.model_size, world_size // parallel.model_size * parallel.model_size
+    legal = f"{low} or {low + size}" if low else str(size)
+    what = (
+        f"{world_size} processes are not divisible by tensor {parallel.tensor} x pipeline {parallel.pipeline}"
+        f" x context {parallel.context} = {size}"
+    )
+    raise LaunchError(what, "parallel", f"start {legal} processes, or change parallel.tensor, pipeline or context")
+
+
+def layout_problems(config: RunConfig, world_size: int) -> list[Problem]:
+    """Return everything that keeps a run from starting on so many processes; empty: it can start.
+
+    Raises:
+        LaunchError: the processes do not divide into whole copies of the model, so that nothing else can be judged.
+    """
+    data_parallel_size(config.parallel, world_size)
+    return [*te.problems(config), *uneven_batches(config, world_size)]
+
+
+def check(config: RunConfig, world_size: int) -> None:
+    """Refuse a run that does not fit.
+
+    Raises:
+        ConfigError: all problems of `layout_problems` at once.
+        LaunchError: the processes do not divide into whole copies of the model.
+    """
+    problems = layout_problems(config, world_size)
+    if problems:
+        raise ConfigError(problems=problems)
+
+
+def check_model(config: RunConfig) -> None:
+    """Refuse what this build cannot compute at all, whatever the processes.
+
+    Raises:
+        ConfigError: number formats or layers are asked for that this machine does not have.
+    """
+    problems = list(te.problems(config))
+    if problems:
+        raise ConfigError(problems=problems)

@@ -1,0 +1,1 @@
+"""F7: the health of every node, checked before a run starts."""

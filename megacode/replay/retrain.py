@@ -1,0 +1,290 @@
+"""One iteration of a run, trained again in memory: what it read, what each sample lost, where the gradient came from.
+
+A run is deterministic, so the newest checkpoint before an iteration leads to the very same iteration; on the layout and
+device of the run bit for bit, which the record in metrics.jsonl proves. Nothing in the run directory changes but the
+file of the replay itself, and the run may be going on meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from megacode.base.errors import ConfigError, MegacodeError
+from megacode.base.files import Json, RunDir, write_json
+from megacode.checkpoint.ledger import Ledger
+from megacode.config.loading import dump_config
+from megacode.data.loader import Loader
+from megacode.data.tokenizer import load_tokenizer
+from megacode.data.windows import SourceStream, open_streams
+from megacode.mcore import gradient_norms, groups
+from megacode.mcore.agreement import decided, prove_equal
+from megacode.mcore.build import build
+from megacode.mcore.micro_batch import MicroBatch
+from megacode.mcore.rank_model import RankModel
+from megacode.mcore.step import StepResult, evaluate, train_step
+from megacode.metrics.meter import source_means
+from megacode.metrics.reader import read_metrics
+from megacode.planning.order import sample_rows
+from megacode.planning.run_plan import Plan
+from megacode.replay.comparison import COMPARED, agreement, ranks_of, replayable, worst_first
+from megacode.train import restoring
+from megacode.train.fp8_watch import Fp8Watch
+from megacode.train.origin import find_origin
+
+log = logging.getLogger(__name__)
+
+_TEXTS = 5
+_CHARACTERS = 400
+
+
+@dataclass
+class _Run:
+    """A run on this rank, standing between two iterations.
+
+    Attributes:
+        plan, streams, parts, loader, ledger: as in training.
+        iteration, clock: where it stands.
+        checkpoint: what it was loaded from; None: the run's start.
+        layout: what that was saved under; empty at the run's start.
+        fp8: in which number format the next iteration is computed.
+        fp8_until: the iteration from which on the run went without FP8; infinite: it never fell back.
+    """
+
+    plan: Plan
+    streams: dict[str, SourceStream]
+    rank_model: RankModel
+    loader: Loader
+    ledger: Ledger
+    iteration: int
+    clock: int
+    checkpoint: Path | None
+    layout: dict[str, int]
+    fp8: Fp8Watch
+    fp8_until: float
+
+    def enter(self) -> None:
+        """Compute from here on as the next iteration was computed."""
+        self.fp8.fell_back = self.fp8.fell_back or self.iteration + 1 >= self.fp8_until
+        schedule = self.plan.schedule
+        phase = self.plan.config.phases[schedule.phase_at(self.clock).index]
+        self.fp8.enter(phase, self.batch, len(schedule.source_names))
+
+    def batch(self) -> list[MicroBatch]:
+        return self.loader.batch(self.clock)
+
+    def next_clock(self) -> int:
+        return self.plan.batches.next(self.clock)
+
+    def step(self, probe: _Probe | None = None) -> StepResult:
+        """Train the next iteration as it was trained, and move the clock."""
+        self.enter()
+        after = self.next_clock()
+        withheld = self.ledger.withheld(self.clock, after) is not None
+
+        def accepts(loss: float, grad_norm: float) -> bool:
+            if probe is not None:
+                probe.measure(self.rank_model)
+            return not withheld
+
+        sources = len(self.plan.schedule.source_names)
+        result = train_step(self.rank_model, self.batch(), self.plan.rates.at(after), sources, accepts)
+        self.iteration, self.clock = self.iteration + 1, after
+        return result
+
+
+class _Probe:
+    """Takes the gradient norms of one iteration while they are there."""
+
+    def __init__(self) -> None:
+        self.norms: dict[str, float] = {}
+
+    def measure(self, rank_model: RankModel) -> None:
+        self.norms = self.norms or gradient_norms.by_parameter(rank_model)
+
+
+def replay(run_dir: Path, iteration: int, out: Path | None = None) -> Json:
+    """Train an iteration of a run again, and write and return what is found; every rank calls it.
+
+    Args:
+        run_dir: the run directory.
+        iteration: from 1 to one more than the run has trained, if its plan has one more.
+        out: the file to write; None: `replays/` in the run directory.
+
+    Returns:
+        The replay's document, the same on every rank.
+
+    Raises:
+        CheckpointError: a checkpoint that is needed is missing, damaged or of another past.
+        ConfigError: there is no such run or iteration.
+        LaunchError: the processes do not fit the run's layout.
+    """
+    started = time.perf_counter()
+    plan, record = replayable(run_dir, iteration)
+    with _joined():
+        run = _begin(plan, RunDir(run_dir), iteration)
+        if iteration - 1 > run.iteration:
+            log.info("training iterations %d to %d again", run.iteration + 1, iteration - 1)
+        while run.iteration < iteration - 1:
+            run.step()
+        document = _replayed(run, record)
+        document["seconds"] = round(time.perf_counter() - started, 3)
+        if run.rank_model.ranks.rank == 0:
+            _write(document, out or RunDir(run_dir).replays / f"iteration_{iteration}.json")
+        return groups.broadcast_object(document)
+
+
+@contextmanager
+def _joined() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        groups.stop()
+
+
+def _begin(plan: Plan, directory: RunDir, iteration: int) -> _Run:
+    """Build the run and bring it to the newest whole checkpoint before an iteration, or to its start."""
+    config = plan.config
+    streams = open_streams(config)
+    ranks = groups.start(config.parallel, config.seed)
+    prove_equal({"config": yaml.safe_load(dump_config(config)), "plan": plan.schedule.fingerprints()})
+    rank_model = build(config, ranks, plan.vocab_size)
+    ledger = Ledger(directory, decided(lambda: Ledger.read(directory).entries))
+    own = _checkpoint_before(directory, iteration, ledger)
+    origin = decided(lambda: find_origin(plan, own))
+    state = origin.state
+    if origin.checkpoint is not None and origin.saved is not None:
+        restoring.load(config, rank_model, origin.checkpoint, origin.saved, weights_only=origin.weights_only)
+    if state.iteration >= iteration:
+        what = f"the run branched off {origin.checkpoint}, after iteration {state.iteration}"
+        raise ConfigError(what, "--iteration", f"give a number from {state.iteration + 1} on, or replay that run")
+    loader = Loader(config, plan.schedule, plan.batches, streams, ranks.dp_rank, ranks.dp_size)
+    fp8 = Fp8Watch(config, rank_model)
+    fp8.restore(state.health.get("fp8", {}))
+    return _Run(
+        plan=plan,
+        streams=streams,
+        rank_model=rank_model,
+        loader=loader,
+        ledger=ledger,
+        iteration=state.iteration,
+        clock=state.consumed_samples,
+        checkpoint=origin.checkpoint,
+        layout=state.layout,
+        fp8=fp8,
+        fp8_until=_fp8_until(directory),
+    )
+
+
+def _fp8_until(directory: RunDir) -> float:
+    """Return the iteration from which on a run went without FP8, because a probe had found it too far off."""
+    probes = read_metrics(directory.metrics, "fp8_probe")
+    return min((record["iteration"] for record in probes if record["fell_back"]), default=math.inf)
+
+
+def _checkpoint_before(directory: RunDir, iteration: int, ledger: Ledger) -> Path | None:
+    """Return the newest checkpoint that is whole and was saved before an iteration began."""
+    numbers = decided(directory.iterations)
+    earlier = [directory.checkpoint(number) for number in reversed(numbers) if number < iteration]
+    return restoring.pick(earlier, ledger).path
+
+
+def _replayed(run: _Run, record: Json | None) -> Json:
+    """Train the next iteration and describe it."""
+    first, last, schedule = run.clock, run.next_clock(), run.plan.schedule
+    run.enter()
+    losses = _losses_by_sample(run)
+    probe = _Probe()
+    result = run.step(probe)
+    probe.measure(run.rank_model)
+    found = _measured(run, result)
+    entry = run.ledger.withheld(first, last)
+    ranks, dtype = run.rank_model.ranks, run.plan.config.precision.dtype
+    return {
+        "iteration": run.iteration,
+        "phase": schedule.phase_at(first).name,
+        "first_sample": first,
+        "last_sample": last,
+        "checkpoint": str(run.checkpoint) if run.checkpoint else None,
+        "ranks": ranks.world_size,
+        "recorded_ranks": ranks_of(RunDir(run.plan.config.directory), run.iteration),
+        "saved_layout": run.layout,
+        "withheld": entry.reason if entry else None,
+        "agreement": agreement(found, record, dtype),
+        "recorded": {key: record[key] for key in COMPARED if key in record} if record else None,
+        "replayed": found,
+        "samples": _samples(run, first, losses) if ranks.rank == 0 else [],
+        "gradient_norms": probe.norms,
+    }
+
+
+def _measured(run: _Run, result: StepResult) -> Json:
+    """Return an iteration's measurements as metrics.jsonl has them."""
+    names = run.plan.schedule.source_names
+    return {
+        "loss": result.loss,
+        "loss_by_source": source_means(names, result.loss_sum_by_source, result.tokens_by_source),
+        "grad_norm": result.grad_norm,
+        "samples_digest": result.samples_digest,
+        "samples_by_source": {name: n for name, n in zip(names, result.samples_by_source, strict=True) if n},
+        "skipped": result.skipped,
+    }
+
+
+def _losses_by_sample(run: _Run) -> list[tuple[float, int]]:
+    """Return the mean loss and the number of valid tokens of each sample of the next iteration, in order of the clock.
+
+    Without dropout, before the update, on every rank. The sums over sources serve: each sample is a source of its own.
+    """
+    size = run.next_clock() - run.clock
+    alone = [
+        replace(batch, source_ids=(batch.samples - run.clock).where(batch.samples >= 0, batch.source_ids))
+        for batch in run.batch()
+    ]
+    sums = evaluate(run.rank_model, alone, size)
+    return [(total / max(count, 1), count) for total, count in zip(sums.loss_sum, sums.tokens, strict=True)]
+
+
+def _samples(run: _Run, first: int, losses: list[tuple[float, int]]) -> list[Json]:
+    """Return each sample's place, loss and, of the worst ones, text; the worst first."""
+    numbers = range(first, first + len(losses))
+    rows: list[Json] = sample_rows(run.plan.schedule, numbers, run.ledger, run.streams.__getitem__)
+    for row, (loss, tokens) in zip(rows, losses, strict=True):
+        row |= {"loss": loss, "tokens": tokens, "text": None}
+    rows = worst_first(rows)
+    for row, text in zip(rows, _texts(run, [row["sample"] for row in rows[:_TEXTS]]), strict=False):
+        row["text"] = text
+    return rows
+
+
+def _texts(run: _Run, samples: list[int]) -> list[str]:
+    """Return how some samples begin; nothing without a tokenizer."""
+    config = run.plan.config
+    if config.tokenizer is None:
+        return []
+    try:
+        tokenizer = load_tokenizer(config.tokenizer)
+    except MegacodeError as error:
+        log.warning("the samples' text is left out: %s", error.problems[0].what)
+        return []
+    texts = []
+    for sample in samples:
+        draw = run.plan.schedule.draw(sample)
+        tokens = run.streams[draw.source].window(draw.first_token)[:_CHARACTERS]
+        texts.append(tokenizer.decode(tokens.tolist())[:_CHARACTERS])
+    return texts
+
+
+def _write(document: Json, path: Path) -> None:
+    try:
+        write_json(path, document)
+        log.info("written to %s", path)
+    except OSError as error:
+        log.warning("the replay could not be written to %s (%s)", path, error)

@@ -1,0 +1,1 @@
+"""F10: pages that show one run or several. Never imports torch."""

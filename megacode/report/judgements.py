@@ -1,0 +1,65 @@
+"""What a judge said of the run's models against others, and what the models write."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from megacode.base.files import Json
+from megacode.report import figure as fig
+from megacode.report.run_record import RunRecord
+from megacode.report.scores import checkpoint_title
+from megacode.report.series import value
+
+MOST_SAMPLES = 6  # models whose texts are shown; all lie in samples/
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def judgements(record: RunRecord) -> list[dict[str, str]]:
+    """Return a row a comparison that `megacode judge` left in the run: counts, win rate with its 95 % interval."""
+    return [_row(one) for one in record.judgements if isinstance(one.get("overall"), dict)]
+
+
+def _row(document: Json) -> dict[str, str]:
+    overall = document["overall"]
+    low, high = overall.get("win_rate_95") or (None, None)
+    interval = f"{100 * low:.1f} to {100 * high:.1f} %" if low is not None and high is not None else fig.NOTHING
+    rate, agreement = value(overall, "win_rate"), value(overall, "agreement")
+    return {
+        "model": _name(document.get("a")),
+        "against": _name(document.get("b")),
+        "judge": str((document.get("judge") or {}).get("model") or ""),
+        "prompts": f"{int(overall.get('prompts') or 0):,}",
+        "outcome": " / ".join(str(overall.get(key, 0)) for key in ("wins", "ties", "losses")),
+        "rate": fig.texts([rate], fig.percent)[0],
+        "interval": interval,
+        "agreement": fig.texts([agreement], fig.percent)[0],
+    }
+
+
+def _name(side: object) -> str:
+    facts = side if isinstance(side, dict) else {}
+    return str(facts.get("name") or Path(str(facts.get("path") or "unknown")).name)
+
+
+def samples(record: RunRecord) -> list[Json]:
+    """Return what the newest models write, the newest first: `title`, `settings`, `texts` of `prompt` and `text`."""
+    found = [document for document in record.samples if isinstance(document.get("samples"), list)]
+    return [_samples(record, document) for document in reversed(found[-MOST_SAMPLES:])]
+
+
+def _samples(record: RunRecord, document: Json) -> Json:
+    settings = document.get("settings") or {}
+    said = ", ".join(f"{str(key).replace('_', ' ')} {number}" for key, number in settings.items())
+    texts = [
+        {"prompt": _shown(one.get("prompt")), "text": _shown(one.get("text")), "cut": one.get("ended") != "end of text"}
+        for one in document["samples"]
+        if isinstance(one, dict)
+    ]
+    title = checkpoint_title(record, int(document.get("iteration") or 0))
+    return {"title": title, "settings": said, "texts": texts}
+
+
+def _shown(text: object) -> str:
+    """Return a text without control characters, which a page cannot hold."""
+    return _CONTROL.sub("\u00b7", str(text or ""))

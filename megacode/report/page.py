@@ -1,0 +1,159 @@
+"""One page that shows a run, or several: `report.html`, self-contained, from the files of run directories alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import megacode
+from megacode.base.errors import ConfigError
+from megacode.base.files import Json, write_text
+from megacode.base.units import format_bytes, format_count
+from megacode.report import (
+    fp8_accuracy,
+    headline,
+    judgements,
+    mixture,
+    run_charts,
+    score_charts,
+    score_table,
+    scores,
+    several_runs,
+    tables,
+)
+from megacode.report.figure import readout
+from megacode.report.run_record import RunRecord, read_run
+from megacode.report.series import slots
+
+FILE_NAME = "report.html"
+PAGE_MARKS = (b'<meta name="generator" content="megacode', b"megacode</title>")  # the latter of older pages
+_HEAD = 4096  # bytes of a file that hold one of them
+
+
+def write_report(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page of a run, or of several beside each other; what is not there yet is said to be missing.
+
+    Args:
+        run_dirs: run directories; the runs may still be going on.
+        out: the file to write. Absent: `report.html` in the run directory, for several runs in the working directory.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ConfigError: one of them is no run directory or named twice, or `out` cannot be written: it is a directory,
+            a file that is no such page, or lies where nothing may be written.
+        CheckpointError: if a file of a run cannot be parsed.
+    """
+    runs = [run_dirs] if isinstance(run_dirs, Path) else list(run_dirs)
+    twice = [run for index, run in enumerate(runs) if run.resolve() in [other.resolve() for other in runs[:index]]]
+    if twice:
+        raise ConfigError("this run is named twice", str(twice[0]), "name each run once")
+    target = out or (runs[0] if len(runs) == 1 else Path()) / FILE_NAME
+    _check_target(target)
+    records = [read_run(run) for run in runs]
+    text = render(records[0]) if len(records) == 1 else render_several(records)
+    try:
+        write_text(target, text)
+    except OSError as error:
+        what = f"the page cannot be written: {error.strerror}"
+        raise ConfigError(what, str(target), "name another file with --out") from error
+    return target
+
+
+def _check_target(target: Path) -> None:
+    """Refuse to write over a directory, and over a file that is not an earlier page."""
+    if target.is_dir():
+        fix = f"name a file: {target / FILE_NAME}"
+        raise ConfigError("the page cannot be written over a directory", str(target), fix)
+    try:
+        with target.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:  # there is none, or writing will say what is wrong
+        return
+    if head and not any(mark in head for mark in PAGE_MARKS):
+        what = "this file is not a page that megacode wrote, so it is not replaced"
+        raise ConfigError(what, str(target), "name another file with --out, or remove this one")
+
+
+def render(record: RunRecord) -> str:
+    """Return the page of a run."""
+    return _environment().get_template("report.html.j2").render(page(record))
+
+
+def render_several(records: Sequence[RunRecord]) -> str:
+    """Return the page of several runs."""
+    return _environment().get_template("report_runs.html.j2").render({**several_runs.page(records), **_written()})
+
+
+def _environment() -> Environment:
+    loader = PackageLoader("megacode.study", ".")
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+
+
+def _written() -> dict[str, str]:
+    return {"version": megacode.__version__, "written": datetime.now(tz=UTC).strftime("%Y-%m-%d %H:%M UTC")}
+
+
+def page(record: RunRecord) -> dict[str, Any]:
+    """Return all that the template shows."""
+    clock = slots(record)
+    found = scores.collect(record)
+    charts = (run_charts.learning_rate, run_charts.throughput, run_charts.gradient_norm, run_charts.passes)
+    over_time = [chart(record, clock) for chart in charts]
+    over_time += fp8_accuracy.figures(record, clock)
+    figures = {"mixture": mixture.mixture(record, clock), "loss": run_charts.loss(record, clock)}
+    every = [*figures.values(), *over_time]
+    at = readout(record, clock)
+    return {
+        "name": record.name,
+        "summary": headline.summary(record),
+        "status": headline.status(record),
+        "cards": headline.cards(record, found),
+        **figures,
+        "over_time": over_time,
+        "score_figures": score_charts.figures(record, found),
+        "score_table": score_table.table(record, found),
+        "phases": tables.plan_phases(record),
+        "plan_total": tables.plan_total(record),
+        "warnings": [str(warning) for warning in record.plan.get("warnings") or []],
+        "proof": tables.proof(record),
+        "provenance": tables.provenance(record),
+        "samples": judgements.samples(record),
+        "sampled": len(record.samples),
+        "judgements": judgements.judgements(record),
+        "corpus": corpus(record),
+        "is_demo": bool(record.collected),
+        "has_flops": record.flops_per_token > 0,
+        "sources": record.sources,
+        "run_dir": str(record.path),
+        "readout": {
+            "clock": at,
+            "at": [slot.stop for slot in clock],
+            "whole": max(record.planned_tokens, record.tokens(record.last), 1),
+            "values": {f"{f.key}:{i}": e.values for f in every for i, e in enumerate(f.legend) if e.values},
+        },
+        "now": at[-1] if at else "",
+        **_written(),
+    }
+
+
+def corpus(record: RunRecord) -> list[Json]:
+    """Return what the demo collected, a row a source; empty where the run is no demo."""
+    return [
+        {
+            "source": name,
+            "documents": f"{int(part.get('documents') or 0):,}",
+            "bytes": format_bytes(int(part.get("bytes") or 0)),
+            "dropped": f"{sum((part.get('dropped') or {}).values()):,}",
+            "kinds": ", ".join(f"{kind} {format_count(count)}" for kind, count in list(part["kinds"].items())[:8])
+            if isinstance(part.get("kinds"), dict)
+            else "",
+        }
+        for name, part in (record.collected.get("sources") or {}).items()
+        if isinstance(part, dict)
+    ]

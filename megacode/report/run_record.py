@@ -1,0 +1,211 @@
+"""What a run left in its directory, read back: the files are the interface, any of them may not be there yet.
+
+Nothing here needs torch: a page can be written on a login node, while the run goes on elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megacode.base.errors import CheckpointError, ConfigError
+from megacode.base.files import Json, RunDir, read_jsonl
+from megacode.metrics.reader import read_events, read_metrics
+from megacode.report.svg import Span
+
+COLLECTED = Path("corpus") / "collect.json"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run's files, parsed.
+
+    Attributes:
+        path: the run directory.
+        config: `run.yaml`.
+        plan: `plan.json`.
+        train: lines of kind `train`, one an iteration, in order; of an iteration done twice (a resume) the last one.
+        validation: lines of kind `validation`, likewise.
+        probes: lines of kind `fp8_probe`, likewise.
+        events: lines of `events.jsonl` and `hangs.jsonl`, by time.
+        scores: the files of `eval/`, each with `iteration` and `suite` filled in, in order of iteration.
+        exports: `hf/*/megacode.json`, each with `iteration` and `directory` filled in, in order of iteration; of those
+            that were removed once they had their scores, the same from there, without a `directory`.
+        samples: the files of `samples/`: what exported models write, in order of iteration.
+        judgements: the files of `eval/judge/`, each with `file` filled in.
+        collected: what the demo collected, if this run is one: `collect.json` here, or in the corpus beside the run.
+    """
+
+    path: Path
+    config: Json = field(default_factory=dict)
+    plan: Json = field(default_factory=dict)
+    train: Sequence[Json] = ()
+    validation: Sequence[Json] = ()
+    probes: Sequence[Json] = ()
+    events: Sequence[Json] = ()
+    scores: Sequence[Json] = ()
+    exports: Sequence[Json] = ()
+    samples: Sequence[Json] = ()
+    judgements: Sequence[Json] = ()
+    collected: Json = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The run's name; the directory's where there is no config."""
+        return str(self.config.get("name") or self.path.resolve().name)
+
+    @property
+    def phases(self) -> list[Json]:
+        """The planned phases."""
+        return list(self.plan.get("phases") or [])
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """Names of the sources in the config's order, which is also their order in every chart."""
+        names = dict.fromkeys(str(name) for name in self.config.get("sources") or {})
+        names.update(dict.fromkeys(name for phase in self.phases for name in phase.get("sources") or {}))
+        names.update(dict.fromkeys(name for line in self.train for name in line.get("samples_by_source") or {}))
+        return list(names)
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens in a sample; 1 where nothing says it (then the clock counts samples)."""
+        settings = self.config.get("train") or {}
+        return int(settings.get("seq_length") or self.plan.get("seq_length") or 1)
+
+    @property
+    def last(self) -> Json:
+        """The last iteration's line; empty before the first."""
+        return self.train[-1] if self.train else {}
+
+    def tokens(self, line: Json) -> int:
+        """Return the clock of a line in tokens."""
+        return int(line.get("consumed_tokens") or int(line.get("consumed_samples") or 0) * self.seq_length)
+
+    @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs a token costs, by the plan; 0 where it does not say."""
+        flops = self.plan.get("flops")
+        return float(flops) / self.planned_tokens if isinstance(flops, (int, float)) and self.planned_tokens else 0.0
+
+    @property
+    def planned_tokens(self) -> int:
+        """Tokens the whole plan reads; what was read so far where there is no plan."""
+        samples = int(self.plan.get("total_samples") or 0)
+        return samples * self.seq_length if samples else self.tokens(self.last)
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """The phases on the clock, in tokens; from the measurements where there is no plan."""
+        if self.phases:
+            size = self.seq_length
+            first = [(p, int(p.get("first_sample") or 0), int(p.get("samples") or 0)) for p in self.phases]
+            return [Span(str(p.get("name")), f * size, (f + n) * size) for p, f, n in first if n]
+        names = list(dict.fromkeys(str(line.get("phase")) for line in self.train))
+        ends = {str(line.get("phase")): self.tokens(line) for line in self.train}
+        stops = [ends[name] for name in names]
+        return [Span(n, a, b) for n, a, b in zip(names, [0, *stops], stops, strict=False)]
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run directory.
+
+    Raises:
+        ConfigError: if it does not exist or holds no run.
+        CheckpointError: if one of its files cannot be parsed.
+        DataError: if a line of its metrics or events is damaged.
+    """
+    run = RunDir(path)
+    if not path.is_dir():
+        raise ConfigError("there is no such directory", str(path), "name a run directory, such as runs/demo")
+    if not any(Path(item).exists() for item in (run.config, run.plan, run.metrics)):
+        raise ConfigError(
+            "this is not a run directory: it holds no run.yaml, plan.json or metrics.jsonl", str(path),
+            "name a directory that `megacode train` wrote (`run_dir` in the config, runs/<name> by default)",
+        )  # fmt: skip
+    metrics, scores = list(read_metrics(run.metrics, "train", "validation", "fp8_probe")), _scores(Path(run.eval))
+    return RunRecord(
+        path=path,
+        config=_mapping(Path(run.config), lambda file: yaml.safe_load(file.read_text(encoding="utf-8"))),
+        plan=_mapping(Path(run.plan), _read_json),
+        train=_lines(metrics, "train"),
+        validation=_lines(metrics, "validation"),
+        probes=_lines(metrics, "fp8_probe"),
+        events=read_events(run),
+        scores=scores,
+        exports=_exports(Path(run.hf), _parsed(Path(run.exports), read_jsonl) or [], scores),
+        samples=_documents(Path(run.samples), "iter_*.json"),
+        judgements=_documents(Path(run.eval) / "judge", "*.json"),
+        collected=_mapping(path / "collect.json", _read_json)
+        or _mapping(path.resolve().parent / COLLECTED, _read_json),
+    )
+
+
+def _read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _parsed(file: Path, parse: Callable[[Path], Any]) -> Any:
+    """Return a file's contents, None where there is no such file."""
+    try:
+        return parse(file) if file.exists() else None
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"cannot be read: {reason}", str(file), "restore the file, or move it away") from None
+
+
+def _mapping(file: Path, parse: Callable[[Path], Any]) -> Json:
+    found = _parsed(file, parse)
+    if found is not None and not isinstance(found, dict):
+        raise CheckpointError("holds no mapping of names to values", str(file), "restore the file, or move it away")
+    return found or {}
+
+
+def _lines(metrics: Sequence[Json], kind: str) -> list[Json]:
+    """Return the lines of one kind by iteration."""
+    return sorted((line for line in metrics if line["kind"] == kind), key=lambda line: int(line["iteration"]))
+
+
+def iteration_of(name: str) -> int:
+    """Return the iteration in `iter_0001000` or `suite@iter_0001000.json`; -1 where there is none."""
+    digits = name.rpartition("iter_")[2].removesuffix(".json")
+    return int(digits) if digits.isdigit() else -1
+
+
+def _scores(directory: Path) -> list[Json]:
+    found = []
+    for file in sorted(directory.glob("*.json")):
+        suite = file.stem.partition("@")[0]
+        found.append({"suite": suite, "iteration": iteration_of(file.name), **_mapping(file, _read_json)})
+    return sorted(found, key=lambda score: (int(score["iteration"]), str(score["suite"])))
+
+
+def _documents(directory: Path, pattern: str) -> list[Json]:
+    """Return the files of a directory that match, by name, each with its name as `file`."""
+    return [{**_mapping(file, _read_json), "file": file.stem} for file in sorted(directory.glob(pattern))]
+
+
+def _exports(directory: Path, elsewhere: Sequence[Json], scores: Sequence[Json]) -> list[Json]:
+    """Return the run's exports, one an iteration: what lies in `hf/`, what was published elsewhere, what was scored.
+
+    Of an export that was made for its scores alone the score file says what it was.
+    """
+    found: dict[int, Json] = {}
+    for item in sorted(path for path in directory.glob("*") if path.is_dir() and not path.name.startswith(".")):
+        facts = _mapping(item / "megacode.json", _read_json)
+        found[iteration_of(item.name)] = {**facts, "iteration": iteration_of(item.name), "directory": item.name}
+    for line in reversed(elsewhere):  # the newest counts
+        if isinstance(line.get("iteration"), int):
+            found.setdefault(line["iteration"], line)
+    for document in scores:
+        model, iteration = document.get("model"), document["iteration"]
+        said = model.get("megacode") if isinstance(model, dict) else None
+        if isinstance(said, dict):
+            found.setdefault(iteration, {**said, "iteration": iteration, "directory": None})
+    return [found[iteration] for iteration in sorted(found)]

@@ -1,0 +1,206 @@
+"""Scores of the exported models over the run: what was measured, of which model, how surely."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeVar
+
+from megacode.base.files import Json
+from megacode.metrics.intervals import half_width
+from megacode.report import figure as fig
+from megacode.report.contamination import Overlap, overlaps
+from megacode.report.run_record import RunRecord
+from megacode.report.series import value
+
+Key = TypeVar("Key")
+MEAN = "mean"  # the metric of means over tasks
+TITLES = {  # in the order of the charts: what leaves chance first comes first
+    MEAN: "means of tasks",
+    "bits_per_byte": "bits per byte",
+    "acc_mutual_info": "accuracy, by mutual information",
+    "acc": "accuracy",
+    "acc_norm": "accuracy, by length",
+    "exact_match": "exact match",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measurement of one model.
+
+    Attributes:
+        iteration: of the model; 0 is before training.
+        suite: the suite's name.
+        task: the task's name.
+        metric: the metric's name.
+        value: the score.
+        lower: whether lower is better.
+        stderr: its standard error; not a number where unknown.
+        chance: what guessing gets; not a number where that means nothing.
+        overlap: items of the task that overlap what this model had read; None where unknown.
+        source: the source that the task is named after; empty for none.
+        missing: of a mean over tasks, those that were not scored.
+    """
+
+    iteration: int
+    suite: str
+    task: str
+    metric: str
+    value: float
+    lower: bool = False
+    stderr: float = math.nan
+    chance: float = math.nan
+    overlap: Overlap | None = None
+    source: str = ""
+    missing: Sequence[str] = ()
+
+    @property
+    def error(self) -> float:
+        """Half of its 95 % interval; not a number where unknown."""
+        return half_width(self.stderr)
+
+    @property
+    def is_bits(self) -> bool:
+        """Whether it is in bits per byte."""
+        return self.metric.startswith("bits_per_byte")
+
+    @property
+    def place(self) -> int:
+        """Where its metric stands among the charts; unknown ones come last."""
+        names = list(TITLES)
+        name = self.metric.partition(",")[0]
+        return names.index(name) if name in names else len(names)
+
+    @property
+    def title(self) -> str:
+        """The metric as people call it."""
+        name, comma, filtered = self.metric.partition(",")
+        return TITLES.get(name, name.replace("_", " ")) + (f" ({filtered})" if comma and filtered != "none" else "")
+
+
+def collect(record: RunRecord) -> list[Score]:
+    """Return all scores of a run in order of iteration; a suite's means come with them."""
+    return [score for document in record.scores for score in _of_document(document, record.sources)]
+
+
+def _of_document(document: Json, sources: Sequence[str]) -> list[Score]:
+    found = [_mean(document, str(name), mean) for name, mean in (document.get("means") or {}).items()]
+    found = [score for score in found if math.isfinite(score.value)]
+    for task, metrics in (document.get("scores") or {}).items():
+        found += _of_task(document, str(task), metrics, sources)
+    return found
+
+
+def _mean(document: Json, name: str, mean: Json) -> Score:
+    missing = [str(task) for task in mean.get("missing") or []]
+    return Score(int(document["iteration"]), str(document["suite"]), name, MEAN, value(mean, "score"),
+                 stderr=value(mean, "stderr"), missing=missing)  # fmt: skip
+
+
+def _of_task(document: Json, task: str, metrics: Json, sources: Sequence[str]) -> list[Score]:
+    facts, overlap = (document.get("tasks") or {}).get(task) or {}, overlaps(document).get(task)
+    source, found = source_of(task, sources), []
+    for metric, number in metrics.items():
+        if metric.endswith("_stderr") or isinstance(number, bool) or not isinstance(number, (int, float)):
+            continue
+        bits = metric.startswith("bits_per_byte")
+        higher = (facts.get("higher_is_better") or {}).get(metric.partition(",")[0], not bits)
+        found.append(
+            Score(int(document["iteration"]), str(document["suite"]), task, metric, float(number), not higher,
+                  value(metrics, f"{metric}_stderr"), value(document.get("chance") or {}, task), overlap, source)
+        )  # fmt: skip
+    return found
+
+
+def source_of(task: str, sources: Iterable[str]) -> str:
+    """Return the source a task is named after, "" for none: `demo_endings_text` belongs to `text`."""
+    words = "_" + re.sub(r"[^a-z0-9]+", "_", task.lower()) + "_"
+    found = [s for s in sources if "_" + re.sub(r"[^a-z0-9]+", "_", s.lower()) + "_" in words]
+    return max(found, key=len, default="")
+
+
+def checkpoint_title(record: RunRecord, iteration: int) -> str:
+    """Return what a checkpoint is called: `before training`, `after balanced`, `iteration 250`."""
+    if iteration == 0:
+        return "before training"
+    ends = accumulate(int(phase.get("iterations") or 0) for phase in record.phases)
+    names = {end: str(phase.get("name")) for end, phase in zip(ends, record.phases, strict=True)}
+    return f"after {names[iteration]}" if iteration in names else f"iteration {iteration:,}"
+
+
+def tokens_at(record: RunRecord, iteration: int) -> float:
+    """Return the clock of a checkpoint, in tokens; not a number where nothing says it."""
+    if iteration <= 0:
+        return 0.0 if iteration == 0 else math.nan
+    lines = [line for line in record.train if line["iteration"] <= iteration]
+    return float(record.tokens(lines[-1])) if lines and lines[-1]["iteration"] == iteration else math.nan
+
+
+def form(score: Score, number: float) -> str:
+    """Return a score as it is read: bits with three decimals, rates as percentages."""
+    if not math.isfinite(number):
+        return fig.NOTHING
+    return fig.percent(number) if not score.is_bits and 0 <= number <= 1 else f"{number:.3f}"
+
+
+def cell(score: Score | None, percent: bool) -> dict[str, str]:
+    """Return a score as `value` and `error`, ready to print; in per cent without the sign where the table says so."""
+    if score is None or not math.isfinite(score.value):
+        return {"value": fig.NOTHING, "error": ""}
+    factor, digits = (100, 1) if percent else (1, 3)
+    error = f"± {factor * score.error:.{digits}f}" if math.isfinite(score.stderr) else ""
+    return {"value": f"{factor * score.value:.{digits}f}", "error": error}
+
+
+def in_percent(scores: Sequence[Score]) -> bool:
+    """Return whether scores are rates, shown in per cent."""
+    return not any(score.is_bits for score in scores) and all(0 <= score.value <= 1 for score in scores)
+
+
+def grouped(scores: Sequence[Score]) -> list[list[Score]]:
+    """Return scores by metric, in the order of the charts; tasks named after sources by kind of task as well."""
+
+    def key(score: Score) -> tuple[str, str]:
+        return (score.metric, family(score) if score.source else "")
+
+    return sorted(group_by(scores, key).values(), key=lambda group: group[0].place)
+
+
+def group_title(scores: Sequence[Score]) -> str:
+    """Return the title of scores of one metric and kind of task: `Endings: accuracy`."""
+    what = family(scores[0]) if scores[0].source and not scores[0].is_bits else ""
+    return f"{what.capitalize()}: {scores[0].title}" if what else scores[0].title.capitalize()
+
+
+def group_note(scores: Sequence[Score]) -> str:
+    """Return how to read such scores: unit, which way is better, what guessing gets where that is the same in all."""
+    unit = "%, " if in_percent(scores) else ""
+    guess = common_chance(scores)
+    said = f", chance {100 * guess:.3g} %" if math.isfinite(guess) else ""
+    return f"{unit}{'lower' if scores[0].lower else 'higher'} is better{said}"
+
+
+def common_chance(scores: Sequence[Score]) -> float:
+    """Return what guessing gets in all of some tasks; not a number where it differs, or means nothing."""
+    found = {score.chance for score in scores if math.isfinite(score.chance)}
+    everywhere = all(math.isfinite(score.chance) for score in scores)
+    return next(iter(found)) if len(found) == 1 and everywhere else math.nan
+
+
+def family(score: Score) -> str:
+    """Return a task's name without its suite and source: `demo_next_word_code` is `next word`."""
+    words = score.task.removeprefix(f"{score.suite}_")
+    words = re.sub(re.escape(score.source), "", words, flags=re.IGNORECASE) if score.source else words
+    return " ".join(re.split(r"[_\W]+", words)).strip()
+
+
+def group_by(scores: Sequence[Score], key: Callable[[Score], Key]) -> dict[Key, list[Score]]:
+    """Return scores gathered by a key, in the order in which its values first come."""
+    found: dict[Key, list[Score]] = {}
+    for score in scores:
+        found.setdefault(key(score), []).append(score)
+    return found

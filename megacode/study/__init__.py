@@ -1,1 +1,0 @@
-"""F7: questions across runs, and the pages that answer them."""

@@ -1,0 +1,122 @@
+"""What a run writes about itself: records to metrics.jsonl and its mirrors, events to events.jsonl.
+
+All ranks have one; rank 0's alone has files behind it, so that no caller has to ask which rank it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from megacode.base.files import RunDir
+from megacode.checkpoint.state import TrainState
+from megacode.metrics.meter import Meter, fp8_probe_record, health_record, validation_record
+from megacode.metrics.reader import lost_work
+from megacode.metrics.sinks import Events, Record, Sink, open_sinks
+from megacode.train.calendar import Iteration
+from megacode.train.stop_limits import process_start
+
+
+class RunLog:
+    """The records and events of a run.
+
+    Args:
+        run: the run directory.
+        state: the clock that events carry; replaced by `rewind`.
+        meter: from results to records.
+        events: `events.jsonl`; None but on rank 0.
+        total_iterations: of the whole run, for the console.
+        sinks: where records go; empty but on rank 0.
+
+    Attributes:
+        meter, events, sinks: the same.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        state: TrainState,
+        meter: Meter,
+        events: Events | None,
+        total_iterations: int,
+        sinks: Sequence[Sink],
+    ) -> None:
+        self._run, self._state, self.meter, self.events = run, state, meter, events
+        self._total_iterations, self.sinks = total_iterations, list(sinks)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this rank's log has files behind it."""
+        return bool(self.sinks)
+
+    def write(self, record: Record) -> None:
+        """Write one record to every sink."""
+        for sink in self.sinks:
+            sink.write(record)
+
+    def event(self, event: str, **facts: Any) -> None:
+        """Write one event at the present clock."""
+        if self.events is not None:
+            clock = {"iteration": self._state.iteration, "consumed_samples": self._state.consumed_samples}
+            self.events.write(event, **clock, **facts)
+
+    def trained(self, iteration: Iteration, learning_rate: float, fp8: Any) -> Record:
+        """Write the record of an iteration, and return it.
+
+        Args:
+            iteration: with the result of its step.
+            learning_rate: that it was trained with.
+            fp8: its recipe; None where it ran without FP8.
+        """
+        assert iteration.result is not None
+        record = self.meter.train(
+            iteration.result,
+            iteration=iteration.number,
+            consumed_before=iteration.before,
+            consumed=iteration.after,
+            learning_rate=learning_rate,
+            fp8=fp8,
+            seconds=iteration.seconds,
+        )
+        self.write(record)
+        return record
+
+    def validated(self, losses: dict[str, float], phase: str, reason: str, seconds: float) -> None:
+        """Write losses on held-out documents by source, in nats a token."""
+        self.write(validation_record(losses, phase=phase, reason=reason, **self._clock()))
+        self.event("validation", reason=reason, seconds=round(seconds, 4))
+
+    def probed(self, found: dict[str, Any], iteration: Iteration, phase: str) -> None:
+        """Write what FP8 costs in accuracy, measured before an iteration."""
+        self.write(fp8_probe_record(found, iteration=iteration.number, consumed=iteration.before, phase=phase))
+        if found["alarm"]:
+            self.event("fp8_alarm", alarm=found["alarm"], fell_back=found["fell_back"])
+
+    def health(self, reports: Sequence[Any], phase: str) -> None:
+        """Write which rank the others wait for, and the largest memory use."""
+        self.write(health_record(reports, phase=phase, **self._clock()))
+
+    def lost(self, iteration: int) -> tuple[int, float]:
+        """Return how many iterations after this one were trained already, and their seconds; zeros off rank 0."""
+        return lost_work(self._run.metrics, iteration) if self.writes else (0, 0.0)
+
+    def rewind(self, state: TrainState) -> None:
+        """Go on at an earlier clock: sinks are opened again there, so that mirrors drop what is trained again."""
+        self._state = state
+        if self.writes:
+            self.close()
+            self.sinks = open_sinks(self._run, state.iteration, state.consumed_samples, self._total_iterations)
+
+    def close(self) -> None:
+        """Close every sink."""
+        for sink in self.sinks:
+            sink.close()
+
+    def _clock(self) -> dict[str, int]:
+        return {"iteration": self._state.iteration, "consumed": self._state.consumed_samples}
+
+
+def seconds_since_start() -> float:
+    """Return the seconds since this process started."""
+    return round(time.time() - process_start(), 3)

@@ -1,0 +1,102 @@
+"""Whether a run can start on so many ranks: everything that can be known before a rank, or a GPU, is held.
+
+Asked on a login node, at the begin of a job and before local ranks are started; needs no torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from megacode.base.errors import LaunchError
+from megacode.base.files import RunDir
+from megacode.base.lock import refuse_if_live
+from megacode.base.units import format_bytes
+from megacode.base.user_paths import refuse_unwritable
+from megacode.capacity.costs import parameter_counts
+from megacode.checkpoint.store import latest, recover
+from megacode.config.run import RunConfig
+from megacode.data.windows import open_streams
+from megacode.mcore.layout_check import check
+from megacode.planning.run_plan import Plan, check_trainable, make_plan
+from megacode.train.origin import Origin, check_restart, find_origin
+from megacode.train.scoring_process import spared_at_most
+
+_BYTES_A_PARAMETER = 12  # fp32 weights, or the masters of bf16 ones, and Adam's two moments
+_ROOM = 1.05  # index, state and the file system's own
+
+
+def check_ready(
+    config: RunConfig, ranks: int, accept_changed_past: bool = False, from_scratch: bool = False
+) -> tuple[Plan, Origin]:
+    """Refuse a run that cannot start; return its plan, and what it goes on from as this process sees it.
+
+    Args:
+        config: the run.
+        ranks: how many it is to start on.
+        accept_changed_past: go on although the config would have read something else so far.
+        from_scratch: begin with random weights although the run has saved before, where no checkpoint can be used.
+
+    Raises:
+        MegacodeError: settings are wrong, the plan is infeasible, the layout does not fit the ranks, data is missing
+            or not what its manifest says, the past has changed, nothing can be written into the run directory, the run
+            is live, or the disk too small.
+    """
+    check_trainable(config)
+    check(config, ranks)
+    plan = make_plan(config)
+    open_streams(config)
+    run = RunDir(config.directory)
+    refuse_unwritable(run.path, "run_dir", directory=True)
+    refuse_unwritable(run.checkpoints, "run_dir", directory=True)
+    refuse_if_live(run)
+    recover(run)  # nobody trains here: what a kill left without its name may be the only checkpoint
+    own = latest(run)
+    check_restart(run, from_scratch, own)
+    origin = find_origin(plan, own, accept_changed_past)
+    check_disk(plan, run)
+    return plan, origin
+
+
+def check_disk(plan: Plan, run: RunDir) -> None:
+    """Refuse a run whose checkpoints, as many as its policy keeps, will not fit on the disk.
+
+    Raises:
+        LaunchError: they will not.
+    """
+    parameters = parameter_counts(plan.config.model, plan.vocab_size).total
+    size = int(_ROOM * _BYTES_A_PARAMETER * parameters)
+    missing = max(1, most_at_once(plan) - len(run.iterations()))
+    place = run.path.absolute()
+    there = next(item for item in (place, *place.parents) if item.exists())
+    free = shutil.disk_usage(there).free
+    if free >= missing * size:
+        return
+    what = (
+        f"the run keeps up to {most_at_once(plan)} checkpoints of {format_bytes(size)}; the {missing} that are not "
+        f"there yet need {format_bytes(missing * size)}, and {there} has {format_bytes(free)} free"
+    )
+    raise LaunchError(what, "checkpoint", _fix(plan, free // size))
+
+
+def _fix(plan: Plan, room: int) -> str:
+    kept = len(_kept(plan)) + 2
+    if plan.config.checkpoint.every is None or room < kept:
+        return "free some space, or set run_dir to a larger disk"
+    return f"set checkpoint.keep_last={room - kept + 1} or less, save less often, or set run_dir to a larger disk"
+
+
+def most_at_once(plan: Plan) -> int:
+    """Return how many checkpoints lie on the disk at most: those that are kept, and the one that is being written."""
+    policy, kept = plan.config.checkpoint, _kept(plan)
+    periodic = {*plan.multiples(policy.every), *plan.scored(), plan.batches.total_iterations} - kept
+    last = len(periodic) if policy.keep_last is None else policy.keep_last
+    return len(kept) + min(len(periodic), last + 1 + spared_at_most(plan.config.evaluate))
+
+
+def _kept(plan: Plan) -> set[int]:
+    """Return the iterations whose checkpoints are kept for good."""
+    policy = plan.config.checkpoint
+    kept = set(plan.multiples(policy.keep_every)) | ({0} if policy.at_start else set())
+    if policy.keep_phase_ends:
+        kept |= plan.phase_ends()
+    return kept

@@ -1,0 +1,74 @@
+"""Places that users name are refused with a fix, whatever the system says of them."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from megacode.base.errors import ConfigError
+from megacode.base.user_paths import DiskFullError, FileError, explained, refuse_existing, refuse_unwritable
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"),
+    [
+        (errno.EACCES, "check the permissions of it"),
+        (errno.EROFS, "name a place where you may write"),
+        (errno.EISDIR, "name a file"),
+        (errno.ENOTDIR, "name a directory"),
+        (errno.ENOENT, "check the path"),
+        (errno.ENAMETOOLONG, "use a shorter name"),
+        (errno.ELOOP, "symbolic links"),
+    ],
+)
+def test_a_refusal_of_a_path_gets_a_fix(number: int, fix: str) -> None:
+    error = explained(OSError(number, "No", "some where"))
+    assert type(error) is FileError
+    assert error.exit_code == 2
+    assert str(error).startswith("File error: some where: no\n")
+    assert fix in str(error)
+
+
+def test_a_full_disk_is_no_mistake_of_the_user_s() -> None:
+    error = explained(OSError(errno.ENOSPC, "No space left on device", b"out"))
+    assert isinstance(error, DiskFullError)
+    assert error.exit_code == 1
+    assert (
+        str(error) == "Disk full: out: no space left on device\n    free some space, then give the same command again"
+    )
+
+
+def test_what_is_no_refusal_of_a_path_stays_a_failure() -> None:
+    assert explained(OSError("megacode's own")) is None
+    assert explained(OSError(errno.EACCES, "no path")) is None
+    assert explained(OSError(errno.ECONNREFUSED, "refused", "somewhere")) is None
+
+
+def test_places_where_nothing_can_be_written_are_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path, directory, expected in (
+        (Path("/proc/nowhere/deep/page.html"), False, "nothing can be written in /proc"),
+        (Path("/proc/nowhere"), True, "nothing can be written in /proc"),
+        (tmp_path, False, f"{tmp_path} is a directory"),
+        (tmp_path / "file", True, "file is a file"),
+        (tmp_path / "file" / "page.html", False, "file is a file, so nothing can be written into it"),
+    ):
+        with pytest.raises(ConfigError, match=f"--out: .*{expected}"):
+            refuse_unwritable(path, "--out", directory)
+    refuse_unwritable(tmp_path / "new" / "deep" / "page.html", "--out")
+    refuse_unwritable(tmp_path / "file", "--out")
+    refuse_unwritable(tmp_path, "--out", directory=True)
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_is_there_is_refused_with_all_names_unless_it_may_go(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    paths[0].write_text("x")
+    paths[2].mkdir()
+    with pytest.raises(ConfigError, match="give --overwrite") as caught:
+        refuse_existing(paths, False, "--out")
+    assert [problem.what for problem in caught.value.problems] == [f"{paths[i]} is there already" for i in (0, 2)]
+    refuse_existing(paths, True, "--out")
+    refuse_existing(paths[1:2], False, "--out")
