@@ -1,1 +1,1 @@
-"""What is compared with what, and how sure: paired differences of score files, with intervals that hold together."""
+"""F10: what is compared with what, and how sure: paired differences of score files. Never imports torch."""
