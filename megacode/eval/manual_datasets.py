@@ -36,8 +36,8 @@ def read_quac() -> list[dict[str, Any]]:
     """Return QuAC's validation questions in the file's order.
 
     Returns:
-        `{id, prompt, answers}`: the prompt is the section's title and text, the dialogue so far and the question;
-        `answers` are the distinct reference answers, at least one.
+        `{id, prompt, answers, dialogue}`: the prompt is the section's title and text, the dialogue so far and the
+        question; `answers` are the distinct reference answers, at least one.
 
     Raises:
         DataError: if the file is not there or damaged.
@@ -61,7 +61,8 @@ def _quac(article: dict[str, Any], section: dict[str, Any]) -> list[dict[str, An
     for question in section["qas"]:
         prompt += f"\nQ: {question['question']}\nA:"
         answers = list(dict.fromkeys(answer["text"] for answer in question["answers"]))
-        items.append({"id": question["id"], "prompt": prompt, "answers": [_said(answer) for answer in answers]})
+        item = {"id": question["id"], "prompt": prompt, "answers": [_said(answer) for answer in answers]}
+        items.append({**item, "dialogue": question["id"].partition("_q#")[0]})
         prompt += f" {_said(question['orig_answer']['text'])}"
     return items
 

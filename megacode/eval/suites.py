@@ -13,6 +13,7 @@ the run directory. `to-code` ships as well, as a file like a user's own:
     bits_per_byte: {files: [a.txt, books/*.jsonl]}   # texts of one's own, relative to this file
     categories: {reasoning: {piqa: acc, copa: acc}}  # means of tasks, each with the metric that counts
     means: {total: [reasoning, code]}                # means of categories
+    clusters: {boolq: passage}     # the field of a task's documents that items of one passage share
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from megacode.data.heldout_items import build_run_items
 SHIPPED = Path(__file__).parent / "tasks"
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "name": str, "tasks": list, "include_path": (str, list), "lm_eval": list, "defaults": bool, "offline": bool,
-    "unsafe_code": bool, "bits_per_byte": dict, "categories": dict, "means": dict,
+    "unsafe_code": bool, "bits_per_byte": dict, "categories": dict, "means": dict, "clusters": dict,
 }  # fmt: skip
 
 
@@ -56,6 +57,7 @@ class Suite:
         texts: the user's text files, for bits per byte.
         categories: per category the metric that counts for each of its tasks.
         means: per mean the categories in it.
+        clusters: per task the field of its documents that items of one passage share.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Suite:
     texts: tuple[Path, ...] = ()
     categories: dict[str, dict[str, str]] = field(default_factory=dict)
     means: dict[str, list[str]] = field(default_factory=dict)
+    clusters: dict[str, str] = field(default_factory=dict)
 
     def places(self) -> list[Path]:
         """Return the directories of task YAMLs, lm-eval's own among them; the suite's own come last, and win.
@@ -124,7 +127,8 @@ def load_suite(suite: str | Path, hf_dir: Path | None, tasks_dir: Path | None = 
     items = tasks_dir or _items_of(hf_dir, str(suite))
     index = _read_index(items)
     chance = {name: task["chance"] for name, task in index["tasks"].items() if "chance" in task}
-    return Suite(str(suite), tuple(index["tasks"]), (SHIPPED / str(suite),), items=items, chance=chance)
+    own: dict[str, Any] = {"items": items, "chance": chance, "clusters": dict.fromkeys(index["tasks"], "document")}
+    return Suite(str(suite), tuple(index["tasks"]), (SHIPPED / str(suite),), **own)
 
 
 def items_dir(run_dir: Path, suite: str = "demo") -> Path:
@@ -205,6 +209,7 @@ def _read_suite(path: Path) -> Suite:
         texts=find_texts(texts, path.parent, f"{path}: bits_per_byte") if texts else (),
         categories=document.get("categories", {}),
         means=document.get("means", {}),
+        clusters=document.get("clusters", {}),
     )
 
 
@@ -263,14 +268,18 @@ def _are_words(value: Any) -> bool:
 
 
 def _category_problems(document: dict[str, Any], path: Path) -> Iterable[Problem]:
-    categories, means = document.get("categories", {}), document.get("means", {})
-    if not isinstance(categories, dict) or not isinstance(means, dict):
+    categories, means, clusters = (document.get(key, {}) for key in ("categories", "means", "clusters"))
+    if not all(isinstance(part, dict) for part in (categories, means, clusters)):
         return
     for name, tasks in categories.items():
         if not isinstance(tasks, dict) or not all(isinstance(metric, str) for metric in tasks.values()):
             yield Problem("a category names tasks and metrics", f"{path}: categories.{name}", "write `{piqa: acc}`")
         elif unknown := [task for task in tasks if task not in (document.get("tasks") or [])]:
             yield Problem(f"no such task: {unknown[0]}", f"{path}: categories.{name}", "add it under `tasks`")
+    for task, shared in clusters.items():
+        if task not in (document.get("tasks") or []) or not isinstance(shared, str):
+            fix = "write for example `{boolq: passage}`, with a task of `tasks`"
+            yield Problem("it names no task and field", f"{path}: clusters.{task}", fix)
     for name, parts in means.items():
         if not _are_words(parts) or any(part not in categories for part in parts):
             yield Problem("a mean names categories", f"{path}: means.{name}", f"they are {', '.join(categories)}")

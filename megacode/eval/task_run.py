@@ -47,7 +47,7 @@ def load_model(hf_dir: Path, batch_size: int, device: str) -> Any:
     return counting_cuts()(pretrained=model.to(device).eval(), **settings)
 
 
-def run_items(model: Any, name: str, task: Any, items: range) -> list[dict[str, Any]]:
+def run_items(model: Any, name: str, task: Any, items: range, cluster: str | None = None) -> list[dict[str, Any]]:
     """Run some items of a task as lm-eval's `simple_evaluate` does, without its 2 s of gathering facts.
 
     Args:
@@ -55,6 +55,7 @@ def run_items(model: Any, name: str, task: Any, items: range) -> list[dict[str, 
         name: the task's name.
         task: lm-eval's task object.
         items: numbers of the items; none is none.
+        cluster: the field of the task's documents that items of one passage share.
 
     Returns:
         `item_lines` of them.
@@ -90,7 +91,7 @@ def run_items(model: Any, name: str, task: Any, items: range) -> list[dict[str, 
         raise DataError(what, f"task {name}", "leave the task out with --without, or fix it") from error
     assert results is not None, "each rank runs its items as if alone"
     samples = results["samples"][name]
-    return item_lines(name, samples, [model.cut_of(sample["arguments"]) for sample in samples])
+    return item_lines(name, samples, [model.cut_of(sample["arguments"]) for sample in samples], cluster)
 
 
 def aggregate(task: Any, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:

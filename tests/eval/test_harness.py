@@ -15,6 +15,8 @@ from megacode.data.demo_items import Sizes, build_demo_tasks
 from megacode.eval.harness import ScoringOptions, evaluate, evaluate_many
 from megacode.eval.scored_models import check_model, default_out
 from megacode.eval.suites import items_dir
+from megacode.statistics.arms import read_arms
+from megacode.statistics.comparing import Question, compare
 
 SOURCES = ("text", "code", "markup")
 TASKS = (*(f"demo_{kind}_{source}" for kind in ("endings", "bits") for source in SOURCES), "demo_next_word_code")
@@ -222,6 +224,16 @@ def test_several_models_are_scored_in_one_process_and_answer_the_same_questions(
     for task, facts in first["tasks"].items():
         assert facts["questions_sha256"] == second["tasks"][task]["questions_sha256"]
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", "a.items.jsonl", "b.json", "b.items.jsonl"}
+    arms = read_arms([f"a={tmp_path / 'a.json'}", f"b={tmp_path / 'b.json'}"])
+    lines = [json.loads(line) for line in (tmp_path / "a.items.jsonl").read_bytes().splitlines()]
+    assert lines
+    assert all("cluster" in line for line in lines), "items of one document belong together"
+    differences = {one["metric"]: one["difference"] for one in compare(arms, Question("a"))["comparisons"]}
+    for task in TASKS:
+        for metric in [name for name in first["scores"][task] if not name.endswith("_stderr")]:
+            gap = second["scores"][task][metric] - first["scores"][task][metric]
+            assert differences.pop(f"{task}/{metric}") == pytest.approx(gap, abs=1e-9)
+    assert not differences
 
 
 @slow

@@ -110,6 +110,7 @@ def test_a_users_suite_is_read_from_yaml(tmp_path):
         ("tasks: [a]\noffline: perhaps\n", "mine.yaml: offline: 'perhaps' is not a valid value for this key"),
         ("tasks: [a]\ninclude_path: gone\n", "there is no directory gone.*\n.*relative to this file"),
         ("tasks: [a]\nlm_eval: a\n", "mine.yaml: lm_eval: 'a' is not a valid value for this key"),
+        ("tasks: [a]\nclusters: {b: passage}\n", "mine.yaml: clusters.b: it names no task and field"),
         ("bits_per_byte: {file: [a.txt]}\n", "mine.yaml: bits_per_byte: it names no files"),
         ("bits_per_byte: {files: [gone*.txt]}\n", "bits_per_byte: no file fits 'gone\\*.txt'"),
         ("bits_per_byte: {files: [mine.yaml]}\n", "mine.yaml is neither .txt nor .jsonl"),

@@ -52,7 +52,7 @@ def test_functions_and_files_stay_short() -> None:
 def test_planning_loads_no_torch() -> None:
     program = (
         "import sys, megacode.cli, megacode.planning.run_plan, megacode.planning.order, megacode.planning.tables,"
-        "megacode.report.page, megacode.launch.local_ranks;"
+        "megacode.report.page, megacode.launch.local_ranks, megacode.statistics.comparing, megacode.statistics.table;"
         "print([m for m in ('torch', 'megatron', 'transformers', 'lm_eval') if m in sys.modules])"
     )
     done = run(sys.executable, "-c", program)
