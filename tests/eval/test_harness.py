@@ -246,9 +246,9 @@ def test_scoring_is_silent_and_touches_neither_network_nor_home_nor_working_dire
         "def refuse(*a, **k): raise AssertionError('network')\n"
         "socket.socket.connect = refuse\n"
         "from pathlib import Path\n"
-        "from megacode.eval.harness import Choices, evaluate\n"
+        "from megacode.eval.harness import ScoringOptions, evaluate\n"
         f"out = Path({str(tmp_path / 'out.json')!r})\n"
-        f"evaluate(Path({str(run / 'hf/iter_0000010')!r}), out=out, choices=Choices(limit=2))\n"
+        f"evaluate(Path({str(run / 'hf/iter_0000010')!r}), out=out, choices=ScoringOptions(limit=2))\n"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
     environment |= {"HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
