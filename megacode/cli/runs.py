@@ -45,8 +45,10 @@ def train(
 ) -> None:
     """Train, or go on where the run directory stands; under torchrun or srun each process is one rank."""
     from megacode.mcore import rendezvous
+    from megacode.train.signals import StopSignal
 
     setup_logging()
+    stop_signal = StopSignal()
     if is_first_rank() and _OPENED not in os.environ:
         ranks = nproc or rendezvous.read(os.environ).world_size
         alone = nproc is not None or ranks == 1
@@ -55,13 +57,17 @@ def train(
     if nproc is not None:
         from megacode.launch.local import run_ranks
 
+        stop_signal.refuse_to_start()
         os.environ[_OPENED] = "1"
         flags = ["--accept-changed-past"] * accept_changed_past + ["--from-scratch"] * from_scratch
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or []), *flags], nproc))
     rendezvous.refuse_busy_port(os.environ)  # before torch is imported, which takes a while
     from megacode.train.main import EXIT_CODES, run
 
-    reason = run(config, overrides or [], accept_changed_past=accept_changed_past, from_scratch=from_scratch)
+    reason = run(
+        config, overrides or [],
+        accept_changed_past=accept_changed_past, from_scratch=from_scratch, stop_signal=stop_signal,
+    )  # fmt: skip
     raise typer.Exit(EXIT_CODES[reason])
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import megacode
-from megacode.base.errors import LaunchError, MegacodeError, Problem
+from megacode.base.errors import LaunchError, MegacodeError, Problem, StoppedError
 from megacode.base.files import digest
 from megacode.mcore import groups
 
@@ -79,6 +79,21 @@ def all_succeeded(outcome: Outcome[T]) -> T:
     if failed:
         raise _merged(groups.gather_objects(outcome.error))
     return outcome.value  # type: ignore[return-value]
+
+
+def stop_together(asked: str | None) -> None:
+    """End the start on all ranks, if any was asked to stop; for moments at which nothing is half done.
+
+    Args:
+        asked: name of the signal that has asked this rank, or None.
+
+    Raises:
+        StoppedError: on every rank, where one was asked.
+    """
+    (any_asked,) = groups.any_of(asked is not None)
+    if any_asked:
+        signals = [name for name in groups.gather_objects(asked) if name is not None]
+        raise StoppedError(signals[0])
 
 
 def _merged(errors: Sequence[MegacodeError | None]) -> MegacodeError:

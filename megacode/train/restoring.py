@@ -12,7 +12,7 @@ from megacode.base.files import RunDir
 from megacode.checkpoint import store, tensors
 from megacode.checkpoint.state import TrainState
 from megacode.config.run import RunConfig
-from megacode.mcore import agreement, groups
+from megacode.mcore import agreement, groups, nodes
 from megacode.mcore.parts import Parts
 from megacode.metrics.sinks import Events
 from megacode.plan.difference import model_changes, shown
@@ -148,7 +148,7 @@ def _damage(path: Path, state: TrainState) -> str:
     Raises:
         LaunchError: a rank sees another checkpoint there than rank 0, or damage that rank 0 does not see.
     """
-    agreement.prove_equal({"checkpoint": seal_seen(path) if groups.first_of_node() else None})
+    agreement.prove_equal({"checkpoint": seal_seen(path) if nodes.first_of_node() else None})
     size, rank = groups.size(), groups.rank()
     mine = store.damage(path, lambda number: number % size == rank, state)
     seen = dict(enumerate(groups.gather_objects(mine)))

@@ -23,7 +23,7 @@ from megacode.data.loader import BatchSource, Loader
 from megacode.data.prefetch import Prefetch
 from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import SourceStream, open_streams
-from megacode.mcore import agreement, device, groups
+from megacode.mcore import agreement, device, groups, nodes
 from megacode.mcore import parts as mcore_parts
 from megacode.mcore.agreement import code_digest
 from megacode.mcore.groups import Ranks
@@ -68,13 +68,15 @@ def build_trainer(
 
     Raises:
         MegacodeError: for every mistake of the user's, on every rank alike.
+        StoppedError: on every rank, where one was asked to stop meanwhile.
     """
     config, run = plan.config, RunDir(plan.config.directory)
     closing.callback(groups.stop)
-    ranks = groups.start(config.parallel, config.seed, patience=config.health.hang_timeout)
-    first = ranks.rank == 0
+    ranks = groups.start(config.parallel, config.seed, config.health.hang_timeout, lambda: stop_signal.name)
+    first, looks = ranks.rank == 0, nodes.first_of_node()
     log.info("%d ranks have met; checking data and checkpoints", ranks.world_size)
-    streams = agreement.on_all(lambda: _streams(config))  # before anything is written
+    streams = agreement.on_all(lambda: _streams(config, looks))  # before anything is written
+    agreement.stop_together(stop_signal.name)
     requests = TouchFiles(run) if first else None
     watching = _watched(plan, run, ranks, requests, closing)
     closing.callback(groups.stop)  # a hang in it is still watched
@@ -82,8 +84,14 @@ def build_trainer(
     ledger = Ledger(run, agreement.decided(lambda: Ledger.read(run).entries), writes=first)
     choice = restoring.newest_whole(run, ledger, events)
     origin = _origin(plan, choice, accept_changed_past, from_scratch)
-    parts = _agreed_model(plan, ranks, streams, origin, ledger)
+    agreement.stop_together(stop_signal.name)  # every byte of the checkpoint was read meanwhile
+    if origin.kind == "branch" and origin.saved is not None:
+        _inherit(run, ledger, origin.saved)
+    agreement.prove_equal(_facts(plan, streams if looks else None, origin, ledger))
+    log.info("all ranks agree; building the model")
+    parts = mcore_parts.build(config, ranks, plan.vocab_size)
     state = _restore(plan, parts, origin)
+    agreement.stop_together(stop_signal.name)
     start = agreement.decided(lambda: _start(plan, run, origin))
     restoring.step_back(run, choice, events)
     saved = state.iteration if origin.kind == "resume" else -1
@@ -133,23 +141,6 @@ def _origin(plan: Plan, choice: restoring.Choice, accept_changed_past: bool, fro
     return origin
 
 
-def _agreed_model(
-    plan: Plan, ranks: Ranks, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger
-) -> Parts:
-    """Build this rank's part of the model, once it is proven that all ranks would train the same.
-
-    A branch takes over what its trunk has withheld first.
-
-    Raises:
-        LaunchError: on every rank, where one differs.
-    """
-    if origin.kind == "branch" and origin.saved is not None:
-        _inherit(RunDir(plan.config.directory), ledger, origin.saved)
-    agreement.prove_equal(_facts(plan, streams, origin, ledger))
-    log.info("all ranks agree; building the model")
-    return mcore_parts.build(plan.config, ranks, plan.vocab_size)
-
-
 def _inherit(run: RunDir, ledger: Ledger, trunk: TrainState) -> None:
     """Let a branch withhold what its trunk withheld, where nothing else was withheld before the trunk's clock."""
     both = Ledger(run, ledger.entries)
@@ -162,8 +153,13 @@ def _sinks(plan: Plan, run: RunDir, state: TrainState) -> list[Sink]:
     return open_sinks(run, state.iteration, state.consumed_samples, plan.batches.total_iterations)
 
 
-def _facts(plan: Plan, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger) -> dict[str, Any]:
-    """Return what decides what is learned, as this rank sees it; files as the first rank of its node sees them."""
+def _facts(plan: Plan, streams: Mapping[str, SourceStream] | None, origin: Origin, ledger: Ledger) -> dict[str, Any]:
+    """Return what decides what is learned, as this rank sees it.
+
+    Args:
+        plan, origin, ledger: of this start.
+        streams: of the sources; None where another rank of this node looks at files.
+    """
     facts: dict[str, Any] = {
         "config": yaml.safe_load(dump_config(plan.config)),
         "plan": plan.schedule.fingerprints(),
@@ -173,18 +169,18 @@ def _facts(plan: Plan, streams: Mapping[str, SourceStream], origin: Origin, ledg
         "checkpoint": None,
         "code": None,
     }
-    if groups.first_of_node():
+    if streams is not None:
         facts["sources"] = {name: asdict(stream.size()) for name, stream in streams.items()}
         facts["checkpoint"] = restoring.seal_seen(origin.checkpoint) if origin.checkpoint is not None else "none"
         facts["code"] = {name: metadata.version(name) for name in _RECORDED} | {"megacode's files": code_digest()}
     return facts
 
 
-def _streams(config: RunConfig) -> dict[str, SourceStream]:
+def _streams(config: RunConfig, check: bool) -> dict[str, SourceStream]:
     """Open the sources, where what the config reads them with is there; the first rank of a node checks them."""
     if config.train.loader == "dali":
         dali.check()
-    return open_streams(config, check=groups.first_of_node())
+    return open_streams(config, check=check)
 
 
 def _loader(plan: Plan, streams: Mapping[str, SourceStream], ranks: Ranks, closing: ExitStack) -> BatchSource:

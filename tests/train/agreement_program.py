@@ -11,6 +11,7 @@ from typing import Any
 from megacode.base.errors import MegacodeError
 from megacode.checkpoint import store
 from megacode.mcore import agreement, groups
+from megacode.mcore.nodes import NODE
 from megacode.plan.ledger import Ledger
 from megacode.train import main, origin
 
@@ -44,7 +45,7 @@ def starts(config: str, data: str, out: str) -> dict[str, Any]:
         ends["own ledger"] = _end(config, overrides(data, f"{out}/ledger"))
     # One name that leads each rank to files of its own, as a directory does that is local to a node.
     os.chdir(f"{out}/node{rank}")
-    os.environ["LOCAL_RANK"] = "0"
+    os.environ[NODE] = f"node{rank}"
     branch = overrides(data, f"{out}/moved", "init={from: /proc/self/cwd/checkpoint, load: all}")
     ends["own checkpoint"] = _end(config, branch)
     ends["own data"] = _end(config, overrides("/proc/self/cwd/data", f"{out}/moved"))
