@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megacode.base.logs import OF_ALL_RANKS
 from megacode.checkpoint.files import Facts
 from megacode.checkpoint.index import Index
 from megacode.checkpoint.reader import Reader
@@ -96,7 +97,7 @@ def _restore_small(parts: Parts, index: Index, small: dict[str, Tensor]) -> None
 
 def _warn_of_other_dropout(parts: Parts) -> None:
     if parts.config.model.hidden_dropout or parts.config.model.attention_dropout:
-        log.warning("the layout changed: dropout draws other random numbers than it would have")
+        log.warning("the layout changed: dropout draws other random numbers than it would have", extra=OF_ALL_RANKS)
 
 
 class Weights(Mapping[str, Tensor]):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from megacode.base.errors import EXIT_CHECK, MegacodeError
-from megacode.base.logs import setup_logging
+from megacode.base.logs import OPENED, setup_logging
 from megacode.base.places import refuse_existing
 from megacode.cli.options import (
     AcceptChangedPast,
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 log = logging.getLogger(__name__)
 
-_OPENED = "MEGACODE_OPENED"  # in a rank's environment: whoever started it has said what is about to happen
-
 
 @app.command()
 def train(
@@ -49,7 +47,7 @@ def train(
 
     setup_logging()
     stop_signal = StopSignal()
-    if is_first_rank() and _OPENED not in os.environ:
+    if is_first_rank() and OPENED not in os.environ:
         ranks = nproc or rendezvous.read(os.environ).world_size
         alone = nproc is not None or ranks == 1
         if _opened(config, overrides or [], ranks, alone, accept_changed_past, from_scratch):
@@ -58,7 +56,7 @@ def train(
         from megacode.launch.local import run_ranks
 
         stop_signal.refuse_to_start()
-        os.environ[_OPENED] = "1"
+        os.environ[OPENED] = "1"
         flags = ["--accept-changed-past"] * accept_changed_past + ["--from-scratch"] * from_scratch
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or []), *flags], nproc))
     rendezvous.refuse_busy_port(os.environ)  # before torch is imported, which takes a while

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megacode.base.errors import CheckpointError, LaunchError, Problem
 from megacode.base.files import RunDir
+from megacode.base.logs import OF_ALL_RANKS
 from megacode.checkpoint import store, tensors
 from megacode.checkpoint.state import TrainState
 from megacode.config.run import RunConfig
@@ -72,13 +73,15 @@ def pick(paths: Sequence[Path], ledger: Ledger, before: int | None = None, event
         if state is not None and before is not None and state.consumed_samples > before:
             choice.passed_over[RunDir.iteration_of(path)] = "withheld"
         elif state is not None and ledger.samples(state.consumed_samples) != state.withheld:
-            log.warning("skipping %s: it has learned from samples that the ledger withholds since", path)
+            log.warning(
+                "skipping %s: it has learned from samples that the ledger withholds since", path, extra=OF_ALL_RANKS
+            )
             choice.passed_over[RunDir.iteration_of(path)] = "withheld"
         elif state is not None and not (damaged := _damage(path, state)):
             choice.path, choice.state = path, state
             break
         else:
-            log.warning("skipping %s: %s", path, damaged)
+            log.warning("skipping %s: %s", path, damaged, extra=OF_ALL_RANKS)
             _note_corrupt(events, path, damaged)
             choice.problems.append(Problem(damaged, str(path), "bring it back from a copy"))
             choice.passed_over[RunDir.iteration_of(path)] = "damaged"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.files import RunDir
+from megacode.base.logs import OF_ALL_RANKS
 from megacode.base.revision import revision
 from megacode.checkpoint.state import TrainState
 from megacode.config.run import RunConfig
@@ -203,12 +204,14 @@ class Trainer:
         choice = restoring.newest_whole(self.run, self.guard.ledger, self.events, before=first)
         path, saved = choice.path, choice.state
         if path is None or saved is None:
-            log.warning("there is no checkpoint before the spike to go back to; only its update is left out")
+            log.warning(
+                "there is no checkpoint before the spike to go back to; only its update is left out", extra=OF_ALL_RANKS
+            )
             self.guard.leave_out(self._result)
             return False
         lost = lost_work(self.run.metrics, RunDir.iteration_of(path)) if self.sinks else (0, 0.0)
         restoring.load(self.config, self.parts, path, saved)
-        log.warning("going back to %s; what led to the spike will not be learned", path)
+        log.warning("going back to %s; what led to the spike will not be learned", path, extra=OF_ALL_RANKS)
         self._event("rollback", to_iteration=saved.iteration, lost_iterations=lost[0], lost_seconds=lost[1])
         self.state = replace(self.state, iteration=saved.iteration, consumed_samples=saved.consumed_samples)
         self.meter.seen = dict(saved.samples_by_source)
