@@ -18,7 +18,8 @@ from typing import Any, Generic, TypeVar
 
 import megacode
 from megacode.base.errors import LaunchError, MegacodeError, Problem, StoppedError
-from megacode.base.files import digest
+from megacode.base.files import DISK_FULL, digest
+from megacode.base.places import explained
 from megacode.mcore import groups
 
 T = TypeVar("T")
@@ -43,7 +44,8 @@ def attempt(work: Callable[[], T]) -> Outcome[T]:
         return Outcome(error=error)
     except OSError as error:
         fix = "check that the path is there, and that this user may use it"
-        return Outcome(error=LaunchError(error.strerror or str(error), str(error.filename or ""), fix))
+        other = LaunchError(error.strerror or str(error), str(error.filename or ""), fix)
+        return Outcome(error=explained(error) if error.errno in DISK_FULL else other)
 
 
 def decided(work: Callable[[], T]) -> T:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from megacode.base.errors import EXIT_CHECK, EXIT_FAILURE, EXIT_RESUMABLE
+from megacode.base.errors import EXIT_CHECK, EXIT_RESUMABLE
 from megacode.config.health import Health
 from megacode.config.loading import dump_config, load_config
 from megacode.config.run import RunConfig
@@ -30,7 +30,7 @@ EXIT_CODES: dict[StopReason, int] = {
     "time_limit": EXIT_RESUMABLE,
     "stop_file": EXIT_RESUMABLE,
     "spikes": EXIT_CHECK,
-    "save_failed": EXIT_FAILURE,
+    "save_failed": EXIT_RESUMABLE,  # most often a full disk; the checkpoint before it is there
 }
 
 
