@@ -63,7 +63,7 @@ def _make_room(where: str) -> str:
     if there is None:
         return f"free some space, {again}"
     free = format_bytes(shutil.disk_usage(there).free)
-    return f"free some space on the disk of {there} ({free} free now), or name a place on another one; {again}"
+    return f"free some space on the disk of {there} ({free} free without it), or name a place on another one; {again}"
 
 
 def refuse_unwritable(path: Path, where: str, directory: bool = False) -> None:

@@ -248,7 +248,7 @@ class IndexedDatasetWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
             if kind is None:
-                with naming(self._paths["bin"]):
+                with naming(bin_path(self.prefix)):
                     self.finish()
                     self._publish()
         finally:
@@ -278,7 +278,7 @@ class IndexedDatasetWriter:
         assert lengths.sum() == len(tokens)
         borders = self.sequences + np.cumsum(counts)
         raw = self._fitting(tokens).data
-        with naming(self._paths["bin"]):
+        with naming(bin_path(self.prefix)):
             self._bin.write(raw)
             self._lengths.write(lengths.astype(np.int32).data)
             self._borders.write(borders.data)
