@@ -89,8 +89,10 @@ class TorchDist:
             with path.open("rb") as file:
                 file.seek(place.offset)
                 loaded: Tensor = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            what = f"a piece of {name} cannot be read ({error})"
+        except MemoryError:
+            raise
+        except Exception as error:  # damaged bytes make the reader of pickles raise errors of any kind
+            what = f"a piece of {name} cannot be read ({type(error).__name__}: {error})"
             raise CheckpointError(what, str(path), "copy the checkpoint again") from error
         return loaded.detach()
 

@@ -49,7 +49,7 @@ def read_quac() -> list[dict[str, Any]]:
     try:
         articles = json.loads(path.read_text(encoding="utf-8"))["data"]
         return [item for article in articles for section in article["paragraphs"] for item in _quac(article, section)]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         fix = "remove it and fetch it again with `megacode evaluate --prefetch`"
         raise DataError(f"this is not QuAC's file ({type(error).__name__}: {error})", str(path), fix) from None
 
@@ -88,7 +88,7 @@ def read_storycloze() -> list[dict[str, Any]]:
     try:
         with found[0].open(encoding="utf-8-sig", newline="") as file:
             return [_story(row) for row in csv.DictReader(file)]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         fix = "copy the file again, as its authors sent it"
         raise DataError(f"this is not its file ({type(error).__name__}: {error})", str(found[0]), fix) from None
 
