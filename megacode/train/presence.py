@@ -112,8 +112,5 @@ def closing_lines(
     going_on = "next: the same command goes on from the newest checkpoint"
     if not saved.exists():
         head += f"; iteration {state.iteration:,} could NOT be saved"
-        return [
-            head,
-            f"{going_on}, once there is room on the disk of {run.path} or what else prevented the save is mended",
-        ]
+        return [head, f"{going_on}; first make room on the disk of {run.path}, or see above why it could not be saved"]
     return [f"{head}; saved as {saved}", next_steps(run.path) if reason == "finished" else going_on]
