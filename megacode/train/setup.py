@@ -16,7 +16,6 @@ from megacode.base.lock import RunLock
 from megacode.base.places import refuse_unwritable
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
-from megacode.config.run import RunConfig
 from megacode.data import dali
 from megacode.data.device_loader import DeviceLoader
 from megacode.data.loader import BatchSource, Loader
@@ -74,24 +73,16 @@ def build_trainer(
     closing.callback(groups.stop)
     ranks = groups.start(config.parallel, config.seed, config.health.hang_timeout, lambda: stop_signal.name)
     first, looks = ranks.rank == 0, nodes.first_of_node()
-    log.info("%d ranks have met; checking data and checkpoints", ranks.world_size)
-    streams = agreement.on_all(lambda: _streams(config, looks))  # before anything is written
-    agreement.stop_together(stop_signal.name)
+    streams = _streams(plan, ranks, looks, stop_signal)  # before anything is written
     requests = TouchFiles(run) if first else None
     watching = _watched(plan, run, ranks, requests, closing)
     closing.callback(groups.stop)  # a hang in it is still watched
     events = agreement.on_all(lambda: Events(run) if first else None)
     ledger = Ledger(run, agreement.decided(lambda: Ledger.read(run).entries), writes=first)
     choice = restoring.newest_whole(run, ledger, events)
-    origin = _origin(plan, choice, accept_changed_past, from_scratch)
-    agreement.stop_together(stop_signal.name)  # every byte of the checkpoint was read meanwhile
-    if origin.kind == "branch" and origin.saved is not None:
-        _inherit(run, ledger, origin.saved)
-    agreement.prove_equal(_facts(plan, streams if looks else None, origin, ledger))
-    log.info("all ranks agree; building the model")
-    parts = mcore_parts.build(config, ranks, plan.vocab_size)
-    state = _restore(plan, parts, origin)
-    agreement.stop_together(stop_signal.name)
+    origin = _origin(plan, choice, stop_signal, accept_changed_past, from_scratch)
+    parts = _agreed_model(plan, ranks, streams if looks else None, origin, ledger)
+    state = _restore(plan, parts, origin, stop_signal)
     start = agreement.decided(lambda: _start(plan, run, origin))
     restoring.step_back(run, choice, events)
     saved = state.iteration if origin.kind == "resume" else -1
@@ -126,7 +117,9 @@ def _scoring(plan: Plan, run: RunDir, events: Events | None, ledger: Ledger, clo
     return scoring
 
 
-def _origin(plan: Plan, choice: restoring.Choice, accept_changed_past: bool, from_scratch: bool) -> Origin:
+def _origin(
+    plan: Plan, choice: restoring.Choice, stop_signal: StopSignal, accept_changed_past: bool, from_scratch: bool
+) -> Origin:
     """Return what this start goes on from, by rank 0's view of the files."""
 
     def decide() -> Origin:
@@ -138,7 +131,25 @@ def _origin(plan: Plan, choice: restoring.Choice, accept_changed_past: bool, fro
     origin = agreement.decided(decide)
     if origin.checkpoint is not None and origin.saved is not None and origin.kind != "resume":
         restoring.check_whole(origin.checkpoint, origin.saved)
+    agreement.stop_together(stop_signal.name)  # every byte of the checkpoint was read meanwhile
     return origin
+
+
+def _agreed_model(
+    plan: Plan, ranks: Ranks, streams: Mapping[str, SourceStream] | None, origin: Origin, ledger: Ledger
+) -> Parts:
+    """Build this rank's part of the model, once it is proven that all ranks would train the same.
+
+    A branch takes over what its trunk has withheld first.
+
+    Raises:
+        LaunchError: on every rank, where one differs.
+    """
+    if origin.kind == "branch" and origin.saved is not None:
+        _inherit(RunDir(plan.config.directory), ledger, origin.saved)
+    agreement.prove_equal(_facts(plan, streams, origin, ledger))
+    log.info("all ranks agree; building the model")
+    return mcore_parts.build(plan.config, ranks, plan.vocab_size)
 
 
 def _inherit(run: RunDir, ledger: Ledger, trunk: TrainState) -> None:
@@ -176,11 +187,18 @@ def _facts(plan: Plan, streams: Mapping[str, SourceStream] | None, origin: Origi
     return facts
 
 
-def _streams(config: RunConfig, check: bool) -> dict[str, SourceStream]:
+def _streams(plan: Plan, ranks: Ranks, check: bool, stop_signal: StopSignal) -> dict[str, SourceStream]:
     """Open the sources, where what the config reads them with is there; the first rank of a node checks them."""
-    if config.train.loader == "dali":
-        dali.check()
-    return open_streams(config, check=check)
+
+    def opened() -> dict[str, SourceStream]:
+        if plan.config.train.loader == "dali":
+            dali.check()
+        return open_streams(plan.config, check=check)
+
+    log.info("%d ranks have met; checking data and checkpoints", ranks.world_size)
+    streams = agreement.on_all(opened)
+    agreement.stop_together(stop_signal.name)
+    return streams
 
 
 def _loader(plan: Plan, streams: Mapping[str, SourceStream], ranks: Ranks, closing: ExitStack) -> BatchSource:
@@ -227,7 +245,7 @@ def _watched(plan: Plan, run: RunDir, ranks: Ranks, requests: TouchFiles | None,
     return watching.start()
 
 
-def _restore(plan: Plan, parts: Parts, origin: Origin) -> TrainState:
+def _restore(plan: Plan, parts: Parts, origin: Origin, stop_signal: StopSignal) -> TrainState:
     """Load what a start goes on from, and return its state."""
     config, state = plan.config, origin.state
     for line in origin.log_lines():
@@ -239,6 +257,7 @@ def _restore(plan: Plan, parts: Parts, origin: Origin) -> TrainState:
     state.layout = {"world_size": parts.ranks.world_size, **sizes}
     state.tokenizer_hash = agreement.decided(lambda: load_tokenizer(config.tokenizer).hash if config.tokenizer else "")
     state.versions = {name: metadata.version(name) for name in _RECORDED}
+    agreement.stop_together(stop_signal.name)
     return state
 
 

@@ -204,9 +204,7 @@ class Trainer:
         choice = restoring.newest_whole(self.run, self.guard.ledger, self.events, before=first)
         path, saved = choice.path, choice.state
         if path is None or saved is None:
-            log.warning(
-                "there is no checkpoint before the spike to go back to; only its update is left out", extra=OF_ALL_RANKS
-            )
+            log.warning("no checkpoint before the spike to go back to: only its update is left out", extra=OF_ALL_RANKS)
             self.guard.leave_out(self._result)
             return False
         lost = lost_work(self.run.metrics, RunDir.iteration_of(path)) if self.sinks else (0, 0.0)
