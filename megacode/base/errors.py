@@ -88,6 +88,23 @@ class LaunchError(MegacodeError):
     title = "Launch error"
 
 
+class StoppedError(MegacodeError):
+    """The run was asked to stop before it trained; it can be started again (exit code 75).
+
+    Args:
+        signal: name of what has asked.
+    """
+
+    title = "Stopped"
+    exit_code = EXIT_RESUMABLE
+    of_all_ranks = True
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(
+            f"{signal} came while the run was starting; nothing was trained", "", "start it again to go on"
+        )
+
+
 class PlanError(MegacodeError):
     """The plan cannot be carried out: a check failed (exit code 3)."""
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import math
@@ -22,7 +23,19 @@ from megacode.base.errors import DataError
 
 Json: TypeAlias = dict[str, Any]
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _HASH_BLOCK = 1 << 20
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let a full disk's error name the file: the system names one where it is opened, but not where it is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in DISK_FULL:
+            error.filename = os.fspath(path)
+        raise
 
 
 @contextmanager
@@ -35,8 +48,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     remove(temporary)
     try:
-        yield temporary
-        publish(temporary, path)
+        with naming(path):
+            yield temporary
+            publish(temporary, path)
     except BaseException:
         remove(temporary)
         raise

@@ -6,10 +6,35 @@ import logging
 import os
 import sys
 import warnings
-from typing import TextIO
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 # Said by megatron-core at import, five times a rank; `megacode doctor` says it once, with what follows from it.
 _KNOWN = ("Transformer Engine and Apex are not installed",)
+
+
+OPENED = "MEGACODE_OPENED"  # in a rank's environment: whoever started it has said what is about to happen
+# `extra` of a record that every rank makes alike: rank 0 alone shows it.
+OF_ALL_RANKS: Mapping[str, Any] = {"of_all_ranks": True}
+# `extra` of a record about files that a start looks at several times: it is shown once.
+ONCE: Mapping[str, Any] = {"of_all_ranks": True, "once": True}
+
+
+class _Repeated:
+    """Leaves out what another rank, the process that started this one, or this one itself has said."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank, self._said = rank, set[str]()
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        if getattr(record, "of_all_ranks", False) and self._rank:
+            return False
+        if not getattr(record, "once", False):
+            return True
+        message = record.getMessage()
+        new = message not in self._said and OPENED not in os.environ
+        self._said.add(message)
+        return new
 
 
 class _CurrentStderr(logging.StreamHandler[TextIO]):
@@ -30,6 +55,7 @@ def setup_logging(level: int = logging.INFO) -> None:
     handler = _CurrentStderr()
     prefix = "" if rank == 0 else f"[rank {rank}] "
     handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(message)s", "%H:%M:%S"))
+    handler.addFilter(_Repeated(rank))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from megacode.base.files import digest
+from megacode.base.files import digest, naming
 
 # The start of a process follows from the time of boot, which moves when the clock is set.
 _SAME_START_SECONDS = 2.0
@@ -151,7 +151,7 @@ def _content(record: Path) -> bytes | None:
 
 def write(record: Path, mine: Owner) -> None:
     """Write a record and flush it to disk; for a name that no other process uses."""
-    with record.open("wb") as file:
+    with naming(record), record.open("wb") as file:
         file.write(json.dumps(asdict(mine)).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from megacode.base.errors import EXIT_FAILURE, ConfigError, MegacodeError, Problem
+from megacode.base.errors import ConfigError, MegacodeError, Problem
+from megacode.base.files import DISK_FULL
+from megacode.base.units import format_bytes
 
 _ANOTHER = "name a place where you may write"
 _FIXES = {
@@ -28,7 +31,6 @@ _FIXES = {
     errno.ELOOP: "its symbolic links lead in a circle: name the file itself",
     errno.ENXIO: "name a regular file",
 }
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class FileError(MegacodeError):
@@ -38,21 +40,30 @@ class FileError(MegacodeError):
 
 
 class DiskFullError(FileError):
-    """There is no room left: no mistake in the input (exit code 1)."""
+    """There is no room left, which a person must see to (exit code 2)."""
 
     title = "Disk full"
-    exit_code = EXIT_FAILURE
 
 
 def explained(error: OSError) -> FileError | None:
     """Return a system's refusal of a path as an error with a fix; None where it speaks of no path, or is no refusal."""
     where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
     said = (error.strerror or str(error)).lower()
-    if error.errno in _FULL:
-        return DiskFullError(said, where, "free some space, then give the same command again")
+    if error.errno in DISK_FULL:
+        return DiskFullError(said, where, _make_room(where))
     if not where or error.errno not in _FIXES:
         return None
     return FileError(said, where, _FIXES[error.errno])
+
+
+def _make_room(where: str) -> str:
+    """Return what to do about a full disk: where to free some space, and how much there is."""
+    again = "then give the same command again"
+    there = next((item for item in Path(where).absolute().parents if item.is_dir()), None) if where else None
+    if there is None:
+        return f"free some space, {again}"
+    free = format_bytes(shutil.disk_usage(there).free)
+    return f"free some space on the disk of {there} ({free} free without it), or name a place on another one; {again}"
 
 
 def refuse_unwritable(path: Path, where: str, directory: bool = False) -> None:
@@ -81,7 +92,7 @@ def refuse_unwritable(path: Path, where: str, directory: bool = False) -> None:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             raise
         raise ConfigError(f"nothing can be written in {there}", where, _ANOTHER) from None
 

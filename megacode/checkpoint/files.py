@@ -16,6 +16,8 @@ from typing import Any
 
 import xxhash
 
+from megacode.base.files import naming
+
 INDEX = "index.json"
 BLOCK = 16 << 20  # bytes read or written at once
 
@@ -49,7 +51,7 @@ class Written:
             size = (directory / name).stat().st_size
             if size != facts["bytes"]:
                 raise OSError(f"{directory / name} has {size:,} bytes of the {facts['bytes']:,} that were written")
-        with (directory / INDEX).open("wb") as file:
+        with naming(directory / INDEX), (directory / INDEX).open("wb") as file:
             file.write(self.index)
             file.flush()
             os.fsync(file.fileno())

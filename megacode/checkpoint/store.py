@@ -21,6 +21,7 @@ from typing import Literal
 
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, publish, remove, write_text
+from megacode.base.logs import ONCE
 from megacode.base.units import format_bytes
 from megacode.checkpoint import files
 from megacode.checkpoint.files import Written
@@ -78,7 +79,7 @@ def candidates(run: RunDir) -> list[Path]:
     if latest_one in paths:
         return paths[paths.index(latest_one) :]
     if paths:
-        log.warning("%s names no checkpoint that is there; taking the newest one", run.latest)
+        log.warning("%s names no checkpoint that is there; taking the newest one", run.latest, extra=ONCE)
     return paths
 
 

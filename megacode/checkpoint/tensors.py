@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megacode.base.logs import OF_ALL_RANKS
 from megacode.checkpoint.files import Facts
 from megacode.checkpoint.index import Index
 from megacode.checkpoint.reader import Reader
@@ -97,7 +98,7 @@ def _restore_small(rank_model: RankModel, index: Index, small: dict[str, Tensor]
 
 def _warn_of_other_dropout(rank_model: RankModel) -> None:
     if rank_model.config.model.hidden_dropout or rank_model.config.model.attention_dropout:
-        log.warning("the layout changed: dropout draws other random numbers than it would have")
+        log.warning("the layout changed: dropout draws other random numbers than it would have", extra=OF_ALL_RANKS)
 
 
 class Weights(Mapping[str, Tensor]):

@@ -16,6 +16,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from megacode.base.files import naming
 from megacode.checkpoint.files import BLOCK, Facts, Written, joined
 from megacode.checkpoint.index import SIZES
 from megacode.checkpoint.regions import Region, RegionTable, Slot, index_of, lay_out
@@ -159,16 +160,17 @@ def write_region(directory: Path, region: Region, contents: Iterable[memoryview]
     Raises:
         OSError: the disk is full or gone.
     """
-    state, at = xxhash.xxh3_128(), region.start
-    descriptor = os.open(directory / region.file, os.O_WRONLY | os.O_CREAT, 0o666)
+    state, at, path = xxhash.xxh3_128(), region.start, directory / region.file
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
-        for content in itertools.chain([memoryview(region.header)], contents):
-            for first in range(0, len(content), BLOCK):
-                block = content[first : first + BLOCK]
-                _write_at(descriptor, block, at)
-                state.update(block)
-                at += len(block)
-        os.fsync(descriptor)
+        with naming(path):
+            for content in itertools.chain([memoryview(region.header)], contents):
+                for first in range(0, len(content), BLOCK):
+                    block = content[first : first + BLOCK]
+                    _write_at(descriptor, block, at)
+                    state.update(block)
+                    at += len(block)
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
     assert at == region.start + region.bytes

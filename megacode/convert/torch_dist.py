@@ -12,6 +12,8 @@ import io
 import pickle
 from argparse import Namespace
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +43,9 @@ class TorchDist:
         missing = [name for name in (".metadata", _COMMON) if not (path / name).is_file()]
         if missing:
             raise CheckpointError(f"there is no {missing[0]}", str(path), _FIX)
-        self._path, self._metadata = path, FileSystemReader(path).read_metadata()
+        self._path = path
+        with _parsed(path / ".metadata"):
+            self._metadata = FileSystemReader(path).read_metadata()
         described = self._metadata.state_dict_metadata.items()
         self._tensors = {name: about for name, about in described if isinstance(about, TensorStorageMetadata)}
         self.shapes = {name: tuple(about.size) for name, about in self._tensors.items()}
@@ -52,7 +56,9 @@ class TorchDist:
         Raises:
             CheckpointError: there are none.
         """
-        common = torch.load(self._path / _COMMON, map_location="cpu", weights_only=False, pickle_module=_PLAIN)
+        path = self._path / _COMMON
+        with _parsed(path):
+            common = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_PLAIN)
         found = common.get("args") if isinstance(common, dict) else None
         if not isinstance(found, Namespace):
             raise CheckpointError("it holds no arguments of Megatron-LM", str(self._path / _COMMON), _FIX)
@@ -85,14 +91,22 @@ class TorchDist:
     def _piece(self, name: str, offsets: torch.Size) -> Tensor:
         place = self._metadata.storage_data[MetadataIndex(name, offsets)]
         path = self._path / place.relative_path
-        try:
-            with path.open("rb") as file:
-                file.seek(place.offset)
-                loaded: Tensor = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            what = f"a piece of {name} cannot be read ({error})"
-            raise CheckpointError(what, str(path), "copy the checkpoint again") from error
+        with _parsed(path, f"a piece of {name}"), path.open("rb") as file:
+            file.seek(place.offset)
+            loaded: Tensor = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
         return loaded.detach()
+
+
+@contextmanager
+def _parsed(path: Path, what: str = "it") -> Iterator[None]:
+    """Name the file in whatever its parser raises: damaged bytes make readers of pickles raise errors of any kind."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        said = f"{what} cannot be read and may be damaged ({type(error).__name__}: {error})"
+        raise CheckpointError(said, str(path), "copy the checkpoint again") from error
 
 
 class _Standin:

@@ -20,6 +20,7 @@ import os
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ import numpy.typing as npt
 import xxhash
 
 from megacode.base.errors import DataError
-from megacode.base.files import publish, remove
+from megacode.base.files import naming, publish, remove
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -247,11 +248,13 @@ class IndexedDatasetWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
             if kind is None:
-                self.finish()
-                self._publish()
+                with naming(bin_path(self.prefix)):
+                    self.finish()
+                    self._publish()
         finally:
             for file in (self._bin, self._lengths, self._borders):
-                file.close()
+                with suppress(OSError):  # on a full disk, where the rest of the buffer goes nowhere
+                    file.close()
             for path in self._paths.values():
                 remove(path)
 
@@ -275,10 +278,11 @@ class IndexedDatasetWriter:
         assert lengths.sum() == len(tokens)
         borders = self.sequences + np.cumsum(counts)
         raw = self._fitting(tokens).data
-        self._bin.write(raw)
+        with naming(bin_path(self.prefix)):
+            self._bin.write(raw)
+            self._lengths.write(lengths.astype(np.int32).data)
+            self._borders.write(borders.data)
         self._hash.update(raw)
-        self._lengths.write(lengths.astype(np.int32).data)
-        self._borders.write(borders.data)
         self.tokens, self.sequences = self.tokens + len(tokens), self.sequences + len(lengths)
         self.documents += len(counts)
 

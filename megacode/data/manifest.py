@@ -11,7 +11,6 @@ between the blocks would go unnoticed, which is said once in the log.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -23,6 +22,7 @@ import xxhash
 
 from megacode.base.errors import DataError
 from megacode.base.files import digest, write_json
+from megacode.base.logs import ONCE
 from megacode.base.progress import Advance, bar
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
 
@@ -191,10 +191,9 @@ def identity(prefix: str | Path) -> str:
     return _identity("sampled", *parts)
 
 
-@functools.cache
 def _say_once(prefix: str) -> None:
-    """Log that a data set has no manifest, once a process: plan, check and handshake all ask for its identity."""
-    _LOG.info("%s has no manifest: it is known by its size and sampled blocks only", prefix)
+    """Log that a data set has no manifest: plan, check and handshake all ask for its identity."""
+    _LOG.info("%s has no manifest: it is known by its size and sampled blocks only", prefix, extra=ONCE)
 
 
 def _identity(*parts: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megacode.base.files import digest
+from megacode.base.files import digest, naming
 from megacode.data.indexed import IndexedDatasetWriter, by_document
 
 _BITS = 7
@@ -60,7 +60,7 @@ class _Documents:
     def write(self, path: Path) -> None:
         """Append them to a file."""
         arrays = [getattr(self, item.name) for item in fields(self)]
-        with path.open("ab") as file:
+        with naming(path), path.open("ab") as file:
             file.write(np.array([len(array) for array in arrays], dtype=np.int64).data)
             for array in arrays:
                 file.write(np.ascontiguousarray(array).data)

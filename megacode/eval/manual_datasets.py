@@ -49,9 +49,15 @@ def read_quac() -> list[dict[str, Any]]:
     try:
         articles = json.loads(path.read_text(encoding="utf-8"))["data"]
         return [item for article in articles for section in article["paragraphs"] for item in _quac(article, section)]
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         fix = "remove it and fetch it again with `megacode evaluate --prefetch`"
         raise DataError(f"this is not QuAC's file ({type(error).__name__}: {error})", str(path), fix) from None
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"it cannot be read: {error.strerror or error}", str(path), "check its permissions, and its disk")
 
 
 def _quac(article: dict[str, Any], section: dict[str, Any]) -> list[dict[str, Any]]:
@@ -89,7 +95,9 @@ def read_storycloze() -> list[dict[str, Any]]:
     try:
         with found[0].open(encoding="utf-8-sig", newline="") as file:
             return [_story(row) for row in csv.DictReader(file)]
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise _unreadable(found[0], error) from None
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         fix = "copy the file again, as its authors sent it"
         raise DataError(f"this is not its file ({type(error).__name__}: {error})", str(found[0]), fix) from None
 

@@ -72,8 +72,10 @@ def scoring_ranks() -> Iterator[ScoringRanks]:
         return
     import torch.distributed as dist
 
-    os.environ.update(MASTER_ADDR=found.address, MASTER_PORT=str(found.port))
-    dist.init_process_group("gloo", rank=found.rank, world_size=found.world_size, timeout=_PATIENCE)
+    from megacode.mcore.meeting import meet
+
+    store = meet(found, _PATIENCE.total_seconds())
+    dist.init_process_group("gloo", rank=found.rank, world_size=found.world_size, timeout=_PATIENCE, store=store)
     try:
         yield ScoringRanks(found.rank, found.world_size, found.local_rank)
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -118,6 +119,15 @@ class JsonlSink:
         self._lines.close()
 
 
+_other_threads = threading.excepthook
+
+
+def _without_tensorboard(ended: threading.ExceptHookArgs) -> None:
+    """Show no traceback of TensorBoard's own thread: the next value meets the same error, and that is told in words."""
+    if not type(ended.thread).__module__.startswith("tensorboard."):
+        _other_threads(ended)
+
+
 class TensorBoardSink:
     """A mirror for TensorBoard: every number of a record, by kind and name. A full disk ends it, not the run.
 
@@ -134,6 +144,9 @@ class TensorBoardSink:
 
         purge = None if resume_iteration is None else resume_iteration + 1
         self._writer: Any = SummaryWriter(str(directory), purge_step=purge)
+        if threading.excepthook is not _without_tensorboard:
+            global _other_threads
+            _other_threads, threading.excepthook = threading.excepthook, _without_tensorboard
         self._thread = ThreadPoolExecutor(1, "megacode-tensorboard")
 
     def write(self, record: Record) -> None:

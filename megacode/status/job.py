@@ -8,6 +8,7 @@ from datetime import datetime
 from megacode.base.files import Json, RunDir, read_jsonl
 from megacode.base.units import format_seconds
 from megacode.launch import slurm
+from megacode.launch.excluded_nodes import DEAD_ENDS
 
 
 def read_job(run: RunDir, now: float | None = None) -> Json | None:
@@ -19,8 +20,8 @@ def read_job(run: RunDir, now: float | None = None) -> Json | None:
 
     Returns:
         None where no job began or SLURM is not here; else `id`, `state` and `reason` as SLURM names them (None once it
-        has forgotten the job), `nodes`, `time_left` in seconds, `restarts`, `attempts` so far, and `ended`: what the
-        last end of an attempt decided and why.
+        has forgotten the job), `nodes`, `excluded` (nodes that it keeps off), `time_left` in seconds, `restarts`,
+        `attempts` so far, and `ended`: what the last end of an attempt decided and why.
     """
     lines = read_jsonl(run.attempts, [])
     if not lines or not slurm.present():
@@ -34,6 +35,7 @@ def read_job(run: RunDir, now: float | None = None) -> Json | None:
         "state": facts.get("JobState"),
         "reason": facts.get("Reason"),
         "nodes": facts.get("NodeList"),
+        "excluded": facts.get("ExcNodeList"),
         "time_left": _time_left(facts, time.time() if now is None else now),
         "restarts": int(facts.get("Restarts", last.get("restart") or 0)),
         "attempts": sum(line.get("event") == "begin" for line in lines),
@@ -46,6 +48,9 @@ def describe(job: Json) -> str:
     said = [f"{job['id']} {job['state'] or 'not known to SLURM any more'}"]
     said += [str(job["reason"])] if job["reason"] else []
     said += [f"on {job['nodes']}"] if job["nodes"] else []
+    if job["state"] == "PENDING" and job["excluded"] and job["reason"] in DEAD_ENDS:
+        # A site that moved it to a smaller partition after its nodes were chosen: nobody of the run is there to see.
+        said += [f"keeps off {job['excluded']}; let it use them: scontrol update JobId={job['id']} ExcNodeList="]
     said += [f"{format_seconds(job['time_left'])} left"] if job["time_left"] else []
     said += [f"{job['attempts']} attempts"] if job["attempts"] > 1 else []
     said += [f"{job['ended']['action']}: {job['ended']['reason']}"] if job["ended"] else []

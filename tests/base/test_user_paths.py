@@ -31,13 +31,17 @@ def test_a_refusal_of_a_path_gets_a_fix(number: int, fix: str) -> None:
     assert fix in str(error)
 
 
-def test_a_full_disk_is_no_mistake_of_the_user_s() -> None:
-    error = explained(OSError(errno.ENOSPC, "No space left on device", b"out"))
+def test_a_full_disk_says_where_to_make_room(tmp_path: Path) -> None:
+    error = explained(OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "new" / "out")))
     assert isinstance(error, DiskFullError)
-    assert error.exit_code == 1
-    assert (
-        str(error) == "Disk full: out: no space left on device\n    free some space, then give the same command again"
+    assert error.exit_code == 2
+    assert str(error).startswith(
+        f"Disk full: {tmp_path}/new/out: no space left on device\n    free some space on the disk"
     )
+    assert f"of {tmp_path} (" in str(error)
+    assert "then give the same command again" in str(error)
+    nameless = explained(OSError(errno.ENOSPC, "No space left on device"))
+    assert str(nameless) == "Disk full: no space left on device\n    free some space, then give the same command again"
 
 
 def test_what_is_no_refusal_of_a_path_stays_a_failure() -> None:

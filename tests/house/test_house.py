@@ -96,7 +96,7 @@ def test_the_version_is_told() -> None:
             "File error: /a b/run.yaml: perm",
         ),
         (OSError(errno.EROFS, "Read-only file system", "/ro/x"), 2, "/ro/x: read-only file system\n    name a place"),
-        (OSError(errno.ENOSPC, "No space left on device", "/full"), 1, "Disk full: /full: no space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device", "/full"), 2, "Disk full: /full: no space left on device"),
     ],
 )
 def test_what_the_system_refuses_ends_without_a_traceback(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import orjson
 import pytest
 
 from megacode.base.files import RunDir, read_jsonl
-from megacode.metrics import probes
+from megacode.metrics import probes, sinks
 from megacode.metrics.reader import read_events, read_metrics
 from megacode.metrics.sinks import Events, JsonlSink, Lines, TensorBoardSink, train_line, write_hang
 
@@ -169,3 +170,16 @@ def test_an_iteration_is_one_line() -> None:
     )
     assert "41.0% MFU" in train_line({**RECORD, "mfu": 0.41}, 300)
     assert json.loads(json.dumps(RECORD)) == RECORD
+
+
+def test_tensorboards_own_thread_ends_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[type[BaseException]] = []
+    monkeypatch.setattr(sinks, "_other_threads", lambda ended: said.append(ended.exc_type))
+    monkeypatch.setattr(threading, "excepthook", sinks._without_tensorboard)
+    TensorBoardSink(tmp_path).close()
+    tensorboards = type("Thread", (threading.Thread,), {"__module__": "tensorboard.summary.writer"})
+    for kind, shown in ((tensorboards, False), (threading.Thread, True)):
+        thread = kind(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+        assert said == [ZeroDivisionError] * shown
