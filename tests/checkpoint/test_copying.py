@@ -65,7 +65,7 @@ def test_what_a_user_does_with_checkpoints(run: RunDir, golden: Path, megacode: 
         (("checkpoint", "average", run.path, "--out", "one"), "name two or more"),
         (("checkpoint", "average", run.path, "--last", 9, "--out", "one"), "the run has"),
         (("convert", "reshard", run.path, "three"), "it is there already"),
-        (("convert", "reshard", run.path, "three/megacode.json/x"), "is a file, so nothing can be written into it"),
+        (("convert", "reshard", run.path, "three/megacode.json/x"), "is a file, not a directory"),
         (("checkpoint", "average", run.path, "--last", 2, "--out", "mean"), "it is there already"),
         (("checkpoint", "list", "nowhere"), "there is no such directory"),
     ):
