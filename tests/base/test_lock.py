@@ -97,7 +97,7 @@ def test_the_lock_of_a_killed_owner_is_taken_over_at_once(
     assert owner(run) is None
     refuse_if_live(run)
     RunLock(run).acquire()
-    assert f"from process {holder.pid}" in caplog.text
+    assert f"its owner (process {holder.pid}" in caplog.text
     assert json.loads(run.lock.read_text())["pid"] == os.getpid()
 
 

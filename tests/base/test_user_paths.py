@@ -16,8 +16,8 @@ from megacode.base.user_paths import DiskFullError, FileError, explained, refuse
     [
         (errno.EACCES, "check the permissions of the file"),
         (errno.EROFS, "choose a path you can write to"),
-        (errno.EISDIR, "name a file"),
-        (errno.ENOTDIR, "name a directory"),
+        (errno.EISDIR, "give the path of a file"),
+        (errno.ENOTDIR, "give the path of a directory"),
         (errno.ENOENT, "check the path"),
         (errno.ENAMETOOLONG, "use a shorter name"),
         (errno.ELOOP, "symbolic links"),

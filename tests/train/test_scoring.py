@@ -299,8 +299,8 @@ def test_points_are_phase_ends_and_multiples_and_the_disk_has_room_for_them(conf
     ("change", "expected"),
     [
         ("suite=demoo", "did you mean demo?"),
-        ("at_phase_ends=false", "no checkpoint would get scores"),
-        ("suite=demo", "none is held out"),
+        ("at_phase_ends=false", "no checkpoint would be scored"),
+        ("suite=demo", "none are held out"),
         ("sbatch=[--partition=x]", "add where: slurm"),
         ("every=1000", "has no unit"),
         ("device=gpu", "device"),
