@@ -206,4 +206,4 @@ def test_a_lost_past_is_said_in_place_of_the_proof(config: RunConfig) -> None:
     document["against"] = against(lost=loss)
     text = " ".join(rendered(document).split())
     assert "stay as they were" not in text
-    assert "text: 9 windows were read, 7 are taken for read; 3 come again in their epoch, 1 are not read in it" in text
+    assert "text: 9 windows were read, 7 count as read; 3 are repeated in their epoch, 1 are lost in it" in text

@@ -86,7 +86,7 @@ def test_a_branch_resumes_its_own_checkpoints_and_refuses_one_behind_its_cut(tra
     assert [record["iteration"] for record in again] == [7, 8, 9, 10, 11, 12]
     proof = prove_samples(Path("runs/branch"))
     assert (proof["equal"], proof["complete"], proof["differing"]) == (6, True, [])
-    with pytest.raises(CheckpointError, match=r"(?s)leaves it after 40.*start from \S*iter_0000004, or raise until"):
+    with pytest.raises(CheckpointError, match=r"(?s)ends it after 40.*start from \S*iter_0000004, or raise until"):
         trained("early", left_at(5), of("trunk", 6))
 
 

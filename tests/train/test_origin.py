@@ -114,7 +114,7 @@ def test_a_checkpoint_behind_the_cut_is_refused_and_the_right_one_named(plan_of:
     (problem,) = caught.value.problems
     assert problem.where == "phases[0].until"
     assert problem.fix == f"start from {trunk.parent / 'iter_0000020'}, or raise until to 120 samples or more"
-    with pytest.raises(CheckpointError, match="start from a checkpoint of sample 20 or before"):
+    with pytest.raises(CheckpointError, match="start from a checkpoint of sample 20 or earlier"):
         find_origin(branch(plan_of, 5, trunk), None)
 
 
@@ -129,7 +129,7 @@ def test_a_branch_in_its_trunk_s_directory_is_refused(plan_of: MakePlan) -> None
 def test_a_changed_past_is_refused_or_accepted_at_a_known_loss(plan_of: MakePlan) -> None:
     checkpoint = saved(plan_of("trunk", [TRUNK]), 10)
     plan = plan_of("trunk", [TRUNK | {"blend": {"a": 0.5, "b": 0.5}}])
-    with pytest.raises(CheckpointError, match="or go on with --accept-changed-past at a known loss"):
+    with pytest.raises(CheckpointError, match="or resume with --accept-changed-past"):
         find_origin(plan, checkpoint)
     origin = find_origin(plan, checkpoint, accept_changed_past=True)
     assert origin.difference is not None
@@ -139,7 +139,7 @@ def test_a_changed_past_is_refused_or_accepted_at_a_known_loss(plan_of: MakePlan
         "a": (28, 20, 8, 0),
         "b": (12, 20, 0, 8),
     }
-    assert any("a: 28 windows were read, 20 are taken for read" in line for line in origin.log_lines())
+    assert any("a: 28 windows were read, 20 count as read" in line for line in origin.log_lines())
 
 
 def test_the_plan_says_the_same_against_a_checkpoint(plan_of: MakePlan) -> None:
