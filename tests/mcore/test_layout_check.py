@@ -43,7 +43,9 @@ def test_a_batch_that_does_not_divide_over_ranks_is_refused_with_the_nearest_num
 
 def test_interleaved_pipelines_take_micro_batches_in_groups(program: ModuleType) -> None:
     config = program.run_config(parallel={"pipeline": 2, "virtual_pipeline": 2}, train={"global_batch_size": 6})
-    with pytest.raises(ConfigError, match=r"\(micro_batch_size 2 x data parallel 1 x pipeline 2, as virtual") as caught:
+    with pytest.raises(
+        ConfigError, match=r"\(micro_batch_size 2 x data parallel 1 x pipeline 2, required by virtual"
+    ) as caught:
         layout_check.check(config, 2)
     assert caught.value.problems[0].fix.startswith("set micro_batch_size to 1 or 3, which does not change training")
     odd = program.run_config(parallel={"pipeline": 2, "virtual_pipeline": 2}, train={"global_batch_size": 5})

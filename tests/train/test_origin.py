@@ -220,14 +220,14 @@ def test_a_plan_checks_what_its_run_would_start_from(plan_of: MakePlan) -> None:
     with pytest.raises(CheckpointError, match="until: the checkpoint has read 40 samples"):
         plan_run(branch(plan_of, 5, checkpoint).config)
     said = plan_run(branch(plan_of, 20, Path("nowhere")).config)["warnings"]
-    assert any(line.startswith("init.from holds no checkpoint yet: ") for line in said)
+    assert any(line.startswith("init.from has no checkpoint yet: ") for line in said)
 
 
 def test_a_checkpoint_that_is_not_there_lists_those_that_are(plan_of: MakePlan, tmp_path: Path) -> None:
     checkpoint = saved(plan_of("trunk", [TRUNK]), 10, 20)
     with pytest.raises(CheckpointError) as caught:
         find_checkpoint(checkpoint.with_name("iter_0000015"))
-    assert caught.value.problems[0].fix == "there are iter_0000010, iter_0000020"
+    assert caught.value.problems[0].fix == "available: iter_0000010, iter_0000020"
     run = RunDir(checkpoint.parents[1])
     run.latest.write_text("iter_0000020")
     with pytest.raises(CheckpointError, match=f"runs with checkpoints in {run.path.parent}: trunk"):

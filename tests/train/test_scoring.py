@@ -332,5 +332,5 @@ def test_a_suite_file_that_is_not_there_is_refused_before_a_rank_starts(config: 
     with pytest.raises(ConfigError, match="there is no suite file"):
         check_scoring(load_config(config, ["evaluate.suite=nowhere.yaml"]))
     (tmp_path / "odd.yaml").write_text("- piqa\n")
-    with pytest.raises(ConfigError, match="holds no suite"):
+    with pytest.raises(ConfigError, match="contains no suite"):
         check_scoring(load_config(config, ["evaluate.suite=odd.yaml"]))
