@@ -191,7 +191,7 @@ def _parsed(line: str, number: int, run: RunDir) -> Withheld:
         if not whole or not 0 <= entry.first_sample < entry.last_sample or entry.reason not in get_args(Reason):
             raise ValueError("it has no valid range of samples, or no known reason")
     except (ValueError, TypeError) as error:
-        fix = f"restore the file from a backup, or delete line {number}: its samples will then be learned from"
+        fix = f"restore the file from a backup, or remove line {number}: its samples will then be learned from"
         raise DataError(f"this line of the ledger is damaged: {error}", f"{run.ledger}:{number}", fix) from None
     return entry
 

@@ -49,7 +49,7 @@ def seen_rows(config: RunConfig, source: str, document: int) -> list[Row]:
     if not 0 <= document < stream.data.documents:
         what = f"there is no document {document} in {source!r}, which has {stream.data.documents:,} documents"
         raise ConfigError(what, "--document", f"give a number from 0 to {stream.data.documents - 1}")
-    # Tokens first .. last of the stored stream, the end-of-document token included.
+    # Tokens first .. last of the stored stream, both inclusive.
     first, last = stream.data.document_bounds(document)
     # Held-out documents are the last ones of a source; no sample reads them.
     if document >= stream.train_documents or last < first:

@@ -145,7 +145,7 @@ def test_clipped_shares_rounded_lengths_short_batches_and_jumps_are_remarked(mak
     phases = [(45, {"a": 0.5, "b": 0.5}), ("50 tokens", {"a": 0.5, "b": 0.5}, jump)]
     config = make_config(phases, batch=10, caps={"a": 1}).model_copy(update={"caps": "spread"})
     said = warnings_of(config, {"a": 41, "b": 1000})
-    assert "p0: a reaches max_epochs 1, so its share is 22.2% in place of 50.0%" in said
+    assert "p0: a reaches max_epochs 1, so its share is 22.2% instead of 50.0%" in said
     assert "p1: a reaches max_epochs 1, so its share is 0.0% in place of 50.0%" in said
     assert "p1: 50 tokens requested, 40 in whole global batches" in said
     assert "p0: its last batch has 5 samples" in said
@@ -157,7 +157,7 @@ def test_gpus_that_do_not_fit_are_refused_with_the_nearest_numbers(make_config: 
     assert document_of(config, {"a": 999}, gpus=16)["gpus"]["micro_batches"] == 8
     with pytest.raises(ConfigError, match="--gpus: 10 is not divisible by 4, the GPUs that hold one") as caught:
         document_of(config, {"a": 999}, gpus=10)
-    assert caught.value.problems[0].fix == "use 8 or 12, or change parallel"
+    assert caught.value.problems[0].fix == "use 8 or 12, or change the parallel section"
     with pytest.raises(ConfigError, match=r"parallel: global_batch_size 64 is not divisible by 6 \(micro_batch_size 2"):
         document_of(config, {"a": 999}, gpus=12)
 
@@ -173,7 +173,7 @@ def test_an_unchanged_past_is_said(config: RunConfig) -> None:
     document = document_of(config, {"text": 1000, "code": 300})
     document["against"] = against()
     assert "✓ the 1,234 samples read by runs/x are unchanged" in rendered(document)
-    assert "changed" not in rendered(document)
+    assert "affects" not in rendered(document)
 
 
 def test_changes_and_tokens_to_come_are_shown_in_eighty_columns(config: RunConfig) -> None:

@@ -208,7 +208,7 @@ def test_plan_and_train_agree_on_whether_a_checkpoint_s_model_fits(
     changed = replace(alone, config=plan_of("branch", [TRUNK], model=MODEL | change, init=alone.config.init).config)
     changed = replace(changed, vocab_size=(MODEL | change)["vocab_size"])
     if where:
-        with pytest.raises(CheckpointError, match="use the model it was saved with"):
+        with pytest.raises(CheckpointError, match="use the model settings it was saved with"):
             find_origin(changed, None)
     else:
         assert find_origin(changed, None).kind == "weights"
