@@ -58,7 +58,7 @@ def test_nvidias_apex_is_known_by_its_parts(installed: Callable[..., Path], monk
     assert found == apex.Apex("nvidia", str(place), ("Adam", "multi-tensor scale", "weight gradient"))
     assert found.used(engine=False) == ("Adam", "multi-tensor scale")
     assert found.used(engine=True) == ()
-    assert row()["path"].endswith("lack it: Adam, multi-tensor scale")
+    assert row()["path"].endswith("lack: Adam, multi-tensor scale")
     assert row("2.11.0")["path"] == "not used: Transformer Engine and torch replace it"
     monkeypatch.setattr(apex, "torch_adds_in_fp32", lambda: False)
     assert found.used(engine=True) == ("weight gradient",)
