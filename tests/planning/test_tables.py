@@ -148,7 +148,7 @@ def test_clipped_shares_rounded_lengths_short_batches_and_jumps_are_remarked(mak
     assert "p0: a reaches max_epochs 1, so its share is 22.2% instead of 50.0%" in said
     assert "p1: a reaches max_epochs 1, so its share is 0.0% instead of 50.0%" in said
     assert "p1: 50 tokens requested, 40 in whole global batches" in said
-    assert "p0: its last batch has 5 samples" in said
+    assert "p0: its last batch has only 5 samples" in said
     assert "p1: the learning rate jumps from 0.001 to 0.009 without a warmup" in said
 
 
