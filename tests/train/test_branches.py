@@ -93,7 +93,7 @@ def test_a_branch_resumes_its_own_checkpoints_and_refuses_one_behind_its_cut(tra
 def test_a_changed_past_goes_on_only_if_that_is_accepted(trained: Train) -> None:
     trained("trunk", [TRUNK])
     other = [TRUNK | {"iterations": 14, "blend": {"prose": 0.5, "code": 0.5}}]
-    with pytest.raises(CheckpointError, match="or go on with --accept-changed-past"):
+    with pytest.raises(CheckpointError, match="or resume with --accept-changed-past"):
         trained("trunk", other)
     records = trained("trunk", other, accept_changed_past=True)
     assert [record["iteration"] for record in records] == list(range(1, 15))
