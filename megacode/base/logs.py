@@ -1,4 +1,4 @@
-"""Logging: one format, rank 0 speaks, the others only warn."""
+"""Logging: one format; rank 0 logs everything, other ranks only warnings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-# Said by megatron-core at import, five times a rank; `megacode doctor` says it once, with what follows from it.
+# megatron-core warns of this five times per rank at import; `megacode doctor` reports it once, with its consequences.
 _KNOWN = ("Transformer Engine and Apex are not installed",)
 
 
@@ -38,7 +38,7 @@ class _Repeated:
 
 
 class _CurrentStderr(logging.StreamHandler[TextIO]):
-    """Writes to whatever standard error is at the moment, so that lines go above a progress bar that redirects it."""
+    """Writes to the current `sys.stderr`, so that lines appear above a progress bar that redirects it."""
 
     @property
     def stream(self) -> TextIO:
@@ -46,17 +46,19 @@ class _CurrentStderr(logging.StreamHandler[TextIO]):
 
     @stream.setter
     def stream(self, value: TextIO) -> None:
-        """Keep no stream."""
+        """Ignore the stream that the base class sets."""
 
 
 def setup_logging(level: int = logging.INFO) -> None:
     """Send log records to standard error: `level` and up from rank 0, warnings and up from the others."""
+    # Before torch.distributed is set up, so from the launcher's variables: torchrun's, else srun's.
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
     handler = _CurrentStderr()
     prefix = "" if rank == 0 else f"[rank {rank}] "
     handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(message)s", "%H:%M:%S"))
     handler.addFilter(_Repeated(rank))
     root = logging.getLogger()
+    # Replaces handlers that imported libraries have installed, which would print every line twice.
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     for message in _KNOWN:

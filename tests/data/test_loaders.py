@@ -229,6 +229,6 @@ def test_the_doctor_says_when_dali_would_do(monkeypatch):
         monkeypatch.setattr(dali, "installed", lambda found=found: found)
         rows.append(doctor._dali())
     assert [row["found"] for row in rows] == ["", "nvidia-dali-cuda120 1.53.0", "nvidia-dali-cuda130 2.4.0"]
-    assert rows[0]["path"].startswith("nothing is missing: ")
+    assert rows[0]["path"].startswith("not needed: ")
     assert rows[1]["path"].startswith("not usable: train.loader: dali needs 2.0 or newer")
     assert rows[2]["path"].startswith("used with train.loader: dali")

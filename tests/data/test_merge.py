@@ -232,7 +232,7 @@ def test_an_old_manifest_never_stands_beside_new_tokens(sharded, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(manifests, "write", interrupt)
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         merge([f"{sharded}.shard_*"], str(sharded), shuffle_seed=2)
     with pytest.raises(KeyboardInterrupt):
         merge([f"{sharded}.shard_*"], str(sharded), shuffle_seed=2, overwrite=True)

@@ -158,7 +158,7 @@ def test_an_old_set_stays_whole_when_a_new_one_fails(corpus, huggingface, tmp_pa
     preprocess(Job((str(corpus),), str(tmp_path / "out"), huggingface))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     source = write_lines(tmp_path / "in.jsonl", GOOD, "{")
-    with pytest.raises(ConfigError, match="is there already") as caught:
+    with pytest.raises(ConfigError, match="already exists") as caught:
         preprocess(Job((str(corpus),), str(tmp_path / "out"), huggingface))
     assert len(caught.value.problems) == 3
     for seed in (None, 1):

@@ -107,7 +107,7 @@ def test_what_a_start_would_refuse_of_the_data_is_refused_by_the_plan(write: Wri
 
 def test_a_blend_that_was_normalised_is_said() -> None:
     config = config_of(a={"tokens": 1000}, b={"tokens": 1000})
-    said = "p: its blend sums to 2, and is normalised: a 50.0%, b 50.0%"
+    said = "p: its blend sums to 2 and was normalised: a 50.0%, b 50.0%"
     assert said in plan_run(config)["warnings"]
 
 

@@ -118,7 +118,7 @@ def test_a_users_suite_is_read_from_yaml(tmp_path):
         ("tasks: [a]\ncategories: {x: {b: acc}}\n", "categories.x: no such task: b"),
         ("tasks: [a]\ncategories: {x: {a: acc}}\nmeans: {all: [y]}\n", "means.all: a mean names categories"),
         ("- a\n", "a suite is a mapping"),
-        ("tasks: [a\n", "it is not YAML"),
+        ("tasks: [a\n", "not valid YAML"),
     ],
 )
 def test_a_wrong_suite_file_says_what_is_wrong(tmp_path, text, message):

@@ -95,7 +95,7 @@ def test_the_version_is_told() -> None:
             2,
             "File error: /a b/run.yaml: perm",
         ),
-        (OSError(errno.EROFS, "Read-only file system", "/ro/x"), 2, "/ro/x: read-only file system\n    name a place"),
+        (OSError(errno.EROFS, "Read-only file system", "/ro/x"), 2, "/ro/x: read-only file system\n    choose a path"),
         (OSError(errno.ENOSPC, "No space left on device", "/full"), 2, "Disk full: /full: no space left on device"),
     ],
 )
@@ -126,7 +126,7 @@ def test_an_output_where_nothing_can_be_written_is_refused_before_the_work(comma
     place = ["/proc/nowhere/out"] if "convert" in command else ["--out", "/proc/nowhere/out"]
     done = run(sys.executable, "-m", "megacode.cli", *command, *place)
     assert done.returncode == 2
-    assert "OUT: nothing can be written in /proc" in done.stderr.replace("--out", "OUT")
+    assert "OUT: cannot write in /proc" in done.stderr.replace("--out", "OUT")
     assert "Traceback" not in done.stderr
 
 

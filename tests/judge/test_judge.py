@@ -543,7 +543,7 @@ def test_a_killed_comparison_goes_on_and_a_finished_one_costs_nothing(server, mo
     assert done == 3
     assert document["a"]["answers"] == {"generated": 0, "from_cache": 3}
     assert len(server.seen) == 6 - done
-    with pytest.raises(ConfigError, match=r"out\.json is there already"):
+    with pytest.raises(ConfigError, match=r"out\.json already exists"):
         judge(*models_ab, server.url, "judge-1", prompts_file, out, settings)
     settings = replace(settings, overwrite=True)
     again = judge(*models_ab, server.url, "judge-1", prompts_file, out, settings)

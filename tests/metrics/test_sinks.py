@@ -98,14 +98,16 @@ def test_a_full_disk_takes_back_what_it_took_in_part(tmp_path: Path, caplog: pyt
     lines._file = disk  # type: ignore[assignment]
     lines.append({"a": 1})
     assert (tmp_path / "x.jsonl").read_bytes() == b""
-    assert "its lines wait in memory" in caplog.text
+    assert "new lines are kept in memory" in caplog.text
     lines.append({"a": 2})
     assert read_jsonl(tmp_path / "x.jsonl") == [{"a": 1}, {"a": 2}]
     disk.turns = iter((0, 3, 0))
     lines.append({"a": 3})
     lines.close()
     assert read_jsonl(tmp_path / "x.jsonl") == [{"a": 1}, {"a": 2}]
-    assert caplog.messages[-1].endswith("x.jsonl lacks 1 lines: [Errno 28] No space left on device")
+    assert caplog.messages[-1].endswith(
+        "x.jsonl: 1 lines could not be written and are lost: [Errno 28] No space left on device"
+    )
 
 
 def test_a_hang_that_another_rank_writes_stands_among_the_events_by_time(tmp_path: Path) -> None:
@@ -151,7 +153,7 @@ def test_a_mirror_that_fails_is_told_once_and_the_run_goes_on(
     sink.write(record(8))
     sink.close()
     (message,) = caplog.messages
-    assert message.endswith("get no more values in this start: [Errno 28] No space left on device")
+    assert message.endswith("has stopped until the next start: [Errno 28] No space left on device")
 
 
 def test_a_probe_is_one_line_from_the_nearest_kind_of_layer_to_the_furthest() -> None:
