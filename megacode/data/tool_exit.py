@@ -1,4 +1,4 @@
-"""How the offline tools end: an exit code, a message on standard error, nothing half-written."""
+"""Exit codes and messages of the offline tools; nothing is left half-written."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from collections.abc import Callable
 from megacode.base.errors import EXIT_FAILURE, EXIT_INPUT, MegacodeError
 
 EXIT_INTERRUPTED = 130
-# Places that cannot be read or written are the user's to change; a full disk is the machine's.
+# A path that cannot be read or written is the user's mistake; a full disk is the machine's failure.
 _USERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def run_tool(work: Callable[[], object]) -> int:
-    """Run a tool's work; a termination signal unwinds it like Ctrl-C, so that temporary files go.
+    """Run a tool's work; a termination signal unwinds it like Ctrl-C, so that temporary files are removed.
 
     Returns:
         0, the exit code of a user's mistake, 130 if interrupted, or 1 for a failure of the machine (disk full, ...).
     """
+    # By default SIGTERM kills at once, and SLURM sends it at a job's time limit.
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         work()

@@ -170,7 +170,7 @@ def test_no_token_offline_and_a_wrong_id_are_each_said(
         to_hf(runs("llama"), out, push_to="a/b/c")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match="there is no token of the hub"):
+    with pytest.raises(ConfigError, match="there is no token for the hub"):
         to_hf(runs("llama"), out, push_to="group/model")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="huggingface_hub is offline"):

@@ -328,8 +328,8 @@ def test_contamination_that_was_not_checked_says_why(run):
     for iteration in (200, 380, 420):
         (run / f"eval/demo@iter_{iteration:07d}.json").unlink()
     page = page_of(run)
-    assert "not checked: the model had read nothing yet" in page.words
-    assert "Overlap with the training data was not checked: the model had read nothing yet." in page.words
+    assert "not checked: the model has consumed no samples yet" in page.words
+    assert "Overlap with the training data was not checked: the model has consumed no samples yet." in page.words
 
 
 def test_the_page_and_the_terminal_show_the_same_interval(run):
