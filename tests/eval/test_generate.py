@@ -135,7 +135,7 @@ def test_a_text_is_cut_where_the_context_is_full_and_that_is_said(model):
 
 def test_a_prompt_longer_than_the_context_is_refused(model):
     message = refusal(model, "--prompt", "a" * CONTEXT)
-    assert f"the prompt has {CONTEXT + 1} tokens, the model's context only {CONTEXT}" in message
+    assert f"the prompt has {CONTEXT + 1} tokens, but the model's context only {CONTEXT}" in message
     assert f"shorten the prompt to {CONTEXT - 1} tokens or fewer" in message
 
 
@@ -245,5 +245,5 @@ def test_samples_are_kept_in_the_run(model, writer, tmp_path):
 def test_samples_never_end_an_evaluation(model, writer, tmp_path, caplog):
     (tmp_path / "samples").write_text("in the way")
     write_samples(writer, tmp_path, model_facts(model))
-    assert "no sample texts of iteration 4" in caplog.text
+    assert "no text samples for iteration 4" in caplog.text
     write_samples(writer, None, model_facts(model))

@@ -305,7 +305,7 @@ def test_no_key_is_sent_where_none_is_set_and_a_damaged_one_is_refused(server, t
     ask(server, tmp_path)
     assert all("Authorization" not in headers for _, _, headers in server.seen)
     monkeypatch.setenv(client.KEY_VARIABLE, "two\nlines")
-    with pytest.raises(ConfigError, match="the API key holds characters that no key has"):
+    with pytest.raises(ConfigError, match="the API key contains invalid characters"):
         JudgeClient(server.url, tmp_path)
 
 
@@ -329,7 +329,7 @@ def test_a_request_that_the_server_refuses_is_not_repeated(server, tmp_path):
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://a/v1", "https://", ""])
 def test_an_address_that_is_none_is_refused(url, tmp_path):
-    with pytest.raises(ConfigError, match=r"is not an address\n.*--judge http://"):
+    with pytest.raises(ConfigError, match=r"is not a valid address\n.*--judge http://"):
         JudgeClient(url, tmp_path)
 
 
@@ -381,7 +381,7 @@ def test_all_wrong_lines_of_a_prompt_file_are_named_at_once(tmp_path):
     with pytest.raises(DataError, match=r"there is no such file.*\n.*leave --prompts out"):
         read_prompts(path)
     path.write_text("\n")
-    with pytest.raises(DataError, match="it holds no prompt"):
+    with pytest.raises(DataError, match="it contains no prompt"):
         read_prompts(path)
     path.write_text('{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}\n[]\nnope\n{"prompt": "c"}\n{"id": "2"}\n'
                     '{"id": "3", "prompt": "d", "category": 4}\n')  # fmt: skip
@@ -517,7 +517,7 @@ def test_what_does_not_fit_into_the_context_is_refused_with_the_length_that_does
     ):
         answers(models_ab[0], PROMPTS, generation, kept(tmp_path, models_ab[0], generation), device="cpu")
     assert not list(tmp_path.rglob("*.json"))
-    with pytest.raises(DataError, match=r"1 of 1 prompts.*\n.*leave such prompts out"):
+    with pytest.raises(DataError, match=r"1 of 1 prompts.*\n.*remove such prompts"):
         answers(
             models_ab[0], [Prompt("1", "x" * 300)], generation, kept(tmp_path, models_ab[0], generation), device="cpu"
         )

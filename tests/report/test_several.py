@@ -100,7 +100,7 @@ def test_a_run_without_scores_or_plan_has_its_place(runs, tmp_path):
     for file in (runs[1] / "eval").glob("*.json"):
         file.unlink()
     html = write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")
-    assert "not every plan says its FLOPs" in html
+    assert "not every plan has its FLOPs" in html
     assert "no scores" in html
 
 
