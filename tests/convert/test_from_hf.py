@@ -273,10 +273,13 @@ def _cut(path: Path, share: float) -> None:
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (lambda p: _cut(p / "config.json", 0.5), r"config\.json: it is not JSON, or only a part"),
+        (lambda p: _cut(p / "config.json", 0.5), r"config\.json: it is not JSON, or truncated"),
         (lambda p: (p / "config.json").write_text("[]"), "it is a JSON list"),
         (lambda p: (p / "config.json").write_text('{"a": 1, "a": 2}'), "the key 'a' appears twice"),
-        (lambda p: _edit(p, vocab_size=None, hidden_size=None), "config.json: hidden_size: it has no number"),
+        (
+            lambda p: _edit(p, vocab_size=None, hidden_size=None),
+            "config.json: hidden_size: hidden_size is missing or not a positive integer",
+        ),
         (lambda p: _edit(p, model_type="new"), "model_type is 'new', which transformers does not support"),
         (lambda p: _edit(p, hidden_size="64"), " hidden_size"),
         (lambda p: _cut(sorted(p.glob("model-*"))[1], 0.5), r"model-00002-of-\d+\.safetensors: it cannot be read"),

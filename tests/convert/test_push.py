@@ -122,7 +122,7 @@ def test_a_wrong_export_is_not_pushed(
 
 
 def test_an_export_without_proof_is_not_pushed(runs: Callable[[str], Path], out: Path, hub: Hub) -> None:
-    with pytest.raises(CheckpointError, match="only proven exports are pushed"):
+    with pytest.raises(CheckpointError, match="only verified exports are pushed"):
         to_hf(runs("llama"), out, verify=False, push_to="group/model")
     assert not hub.created
 

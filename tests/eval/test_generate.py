@@ -103,7 +103,7 @@ def test_tokens_are_drawn_by_their_shares_and_only_from_the_nucleus():
 
 
 def test_a_model_that_computes_nan_is_refused():
-    with pytest.raises(CheckpointError, match="computes NaN"):
+    with pytest.raises(CheckpointError, match="logits are NaN"):
         choose(torch.tensor([0.0, float("nan")]), GREEDY, torch.Generator())
 
 
@@ -230,7 +230,7 @@ def test_a_checkpoint_outside_of_a_run_is_told_how(tmp_path):
     from megacode.checkpoint.state import TrainState
 
     TrainState(iteration=4, consumed_samples=32).write(tmp_path)
-    with pytest.raises(CheckpointError, match=r"does not lie in a run directory") as refused:
+    with pytest.raises(CheckpointError, match=r"is not in a run directory") as refused:
         model_of(tmp_path)
     assert "megacode convert to-hf" in str(refused.value)
 

@@ -68,7 +68,7 @@ def test_the_digest_changes_with_the_items(run):
 
 
 def test_a_model_without_a_run_says_how_to_name_the_items(tmp_path):
-    with pytest.raises(ConfigError, match=r"this model's run is not known\n.*--tasks"):
+    with pytest.raises(ConfigError, match=r"this model's run is unknown\n.*--tasks"):
         load_suite("demo", tmp_path)
 
 
@@ -105,12 +105,12 @@ def test_a_users_suite_is_read_from_yaml(tmp_path):
     [
         ("tasks: [a]\ntaskz: 1\n", "unknown key 'taskz'.*\n.*did you mean 'tasks'"),
         ("tasks: [a]\nseed: 1\n", "unknown key 'seed'.*\n.*the keys are name, tasks"),
-        ("tasks: []\n", "mine.yaml: tasks: it names no tasks"),
+        ("tasks: []\n", "mine.yaml: tasks: it lists no tasks"),
         ("name: x\n", "it lists no tasks"),
         ("tasks: [a]\noffline: perhaps\n", "mine.yaml: offline: 'perhaps' is not a valid value for this key"),
         ("tasks: [a]\ninclude_path: gone\n", "there is no directory gone.*\n.*relative to this file"),
         ("tasks: [a]\nlm_eval: a\n", "mine.yaml: lm_eval: 'a' is not a valid value for this key"),
-        ("bits_per_byte: {file: [a.txt]}\n", "mine.yaml: bits_per_byte: it names no files"),
+        ("bits_per_byte: {file: [a.txt]}\n", "mine.yaml: bits_per_byte: it lists no files"),
         ("bits_per_byte: {files: [gone*.txt]}\n", "bits_per_byte: no file fits 'gone\\*.txt'"),
         ("bits_per_byte: {files: [mine.yaml]}\n", "mine.yaml is neither .txt nor .jsonl"),
         ("tasks: [a]\ncategories: {x: [a]}\n", "categories.x: a category maps tasks to metrics"),

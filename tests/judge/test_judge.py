@@ -323,7 +323,7 @@ def test_a_request_that_the_server_refuses_is_not_repeated(server, tmp_path):
         ask(server, tmp_path)
     assert caught.value.exit_code == 2
     assert len(server.seen) == 1
-    with pytest.raises(ConfigError, match=r"answers 404.*\n.*mostly ends in /v1"):
+    with pytest.raises(ConfigError, match=r"answers 404.*\n.*usually ends in /v1"):
         JudgeClient(server.url.removesuffix("/v1"), tmp_path, QUICK).chat({"model": "m"})
 
 
@@ -335,7 +335,7 @@ def test_an_address_that_is_none_is_refused(url, tmp_path):
 
 @pytest.mark.parametrize("url", ["https://me:pw@host/v1", "https://host/v1?key=secret"])
 def test_an_address_with_a_secret_is_refused_without_repeating_it(url, tmp_path):
-    with pytest.raises(ConfigError, match="carries a user name, a query") as caught:
+    with pytest.raises(ConfigError, match="contains a user name, query") as caught:
         JudgeClient(url, tmp_path)
     assert "pw" not in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -378,7 +378,7 @@ def test_the_shipped_prompts_are_forty_in_five_categories():
 
 def test_all_wrong_lines_of_a_prompt_file_are_named_at_once(tmp_path):
     path = tmp_path / "p.jsonl"
-    with pytest.raises(DataError, match=r"there is no such file.*\n.*leave --prompts out"):
+    with pytest.raises(DataError, match=r"there is no such file.*\n.*omit --prompts"):
         read_prompts(path)
     path.write_text("\n")
     with pytest.raises(DataError, match="it contains no prompt"):
@@ -575,7 +575,7 @@ def test_the_result_says_who_was_compared_by_whom_on_what(server, models_ab, pro
 @slow
 def test_a_judge_that_never_gives_a_verdict_is_a_failed_check(server, models_ab, prompts_file, tmp_path):
     server.behave = lambda body, number: chat("I cannot say.")
-    with pytest.raises(VerificationError, match=r"not one verdict could be read.*'I cannot say.'") as caught:
+    with pytest.raises(VerificationError, match=r"none of the verdicts could be read.*'I cannot say.'") as caught:
         judge(*models_ab, server.url, None, prompts_file, tmp_path / "out.json", settings_in(tmp_path))
     assert caught.value.exit_code == 3
     assert json.loads((tmp_path / "out.json").read_text())["overall"]["invalid"] == 3
