@@ -114,7 +114,7 @@ def test_an_earlier_export_is_replaced_only_by_force(runs, out) -> None:
     with pytest.raises(CheckpointError, match="add --force"):
         to_hf(runs("llama"), out)
     assert to_hf(runs("llama"), out, force=True).verified
-    with pytest.raises(CheckpointError, match="not by an export of tiny-cohere"):
+    with pytest.raises(CheckpointError, match="does not contain an export of tiny-cohere"):
         to_hf(runs("cohere"), out, force=True)
 
 

@@ -166,7 +166,7 @@ def test_a_hub_that_cannot_be_reached_is_named(
 def test_no_token_offline_and_a_wrong_id_are_each_said(
     runs: Callable[[str], Path], out: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="'a/b/c' is not a valid id on the hub"):
+    with pytest.raises(ConfigError, match="'a/b/c' is not a valid repository id"):
         to_hf(runs("llama"), out, push_to="a/b/c")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))

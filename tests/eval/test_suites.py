@@ -81,7 +81,7 @@ def test_missing_and_damaged_items_are_errors(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "fix"), [("dem", "did you mean 'demo'"), ("mmlu-pro", "name one of demo, to-code, or a suite")]
+    ("name", "fix"), [("dem", "did you mean 'demo'"), ("mmlu-pro", "use one of demo, to-code, or a suite")]
 )
 def test_an_unknown_suite_is_an_error_with_a_fix(tmp_path, name, fix):
     with pytest.raises(ConfigError, match=rf"there is no suite '{name}'\n.*{fix}"):
@@ -111,7 +111,7 @@ def test_a_users_suite_is_read_from_yaml(tmp_path):
         ("tasks: [a]\ninclude_path: gone\n", "there is no directory gone.*\n.*relative to this file"),
         ("tasks: [a]\nlm_eval: a\n", "mine.yaml: lm_eval: 'a' is not a valid value for this key"),
         ("bits_per_byte: {file: [a.txt]}\n", "mine.yaml: bits_per_byte: it lists no files"),
-        ("bits_per_byte: {files: [gone*.txt]}\n", "bits_per_byte: no file fits 'gone\\*.txt'"),
+        ("bits_per_byte: {files: [gone*.txt]}\n", "bits_per_byte: no file matches 'gone\\*.txt'"),
         ("bits_per_byte: {files: [mine.yaml]}\n", "mine.yaml is neither .txt nor .jsonl"),
         ("tasks: [a]\ncategories: {x: [a]}\n", "categories.x: a category maps tasks to metrics"),
         ("tasks: [a]\ncategories: {x: {b: acc}}\n", "categories.x: no such task: b"),
@@ -158,7 +158,7 @@ def test_two_texts_of_one_name_are_refused(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.txt").write_text("x")
-    with pytest.raises(ConfigError, match=r"--texts: .*/b/x.txt and .*/a/x.txt have one name"):
+    with pytest.raises(ConfigError, match=r"--texts: .*/b/x.txt and .*/a/x.txt have the same name"):
         find_texts(["*/x.txt"], tmp_path, "--texts")
 
 

@@ -216,7 +216,7 @@ def test_a_connection_that_breaks_is_tried_again(server, tmp_path):
 def test_a_server_that_is_not_there_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     client = JudgeClient("http://127.0.0.1:9/v1", tmp_path, Patience(tries=2, first_wait=0.01))
-    with pytest.raises(JudgeError, match=r"127.0.0.1:9/v1/chat/completions: no answer after 2 tries.*\n.*is kept"):
+    with pytest.raises(JudgeError, match=r"127.0.0.1:9/v1/chat/completions: no answer after 2 tries.*\n.*are kept"):
         client.chat({"model": "m"})
 
 
@@ -345,7 +345,7 @@ def test_a_server_with_one_model_needs_no_name(server, tmp_path):
     client = JudgeClient(f"{server.url}/chat/completions/", tmp_path, QUICK)
     assert client.only_model() == "judge-1"
     server.models = ["x", "y"]
-    with pytest.raises(ConfigError, match=r"which model is to judge\? it has x, y\n.*--model"):
+    with pytest.raises(ConfigError, match=r"the judge's model is not clear: it offers x, y\n.*--model"):
         client.only_model()
 
 
@@ -391,13 +391,13 @@ def test_all_wrong_lines_of_a_prompt_file_are_named_at_once(tmp_path):
     assert "6 problems" in text
     for part in (":3: the line is a JSON list, not an object", ":4: the line is not JSON",
                  ":5: `id` is None", ":6: `prompt` is None",
-                 ":7: `category` is 4", "the id '1' comes twice"):  # fmt: skip
+                 ":7: `category` is 4", "the id '1' appears twice"):  # fmt: skip
         assert part in text
 
 
 def test_half_a_surrogate_pair_in_a_prompt_is_a_wrong_line_and_in_a_reply_is_replaced(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"id": "1", "prompt": "a"}\n{"id": "2", "prompt": "a\\ud800b"}\n')
-    with pytest.raises(DataError, match=r"p\.jsonl:2: the key 'prompt' holds half of a surrogate pair"):
+    with pytest.raises(DataError, match=r"p\.jsonl:2: the key 'prompt' holds an unpaired surrogate"):
         read_prompts(tmp_path / "p.jsonl")
     reply = client._json('{"choices": [{"message": {"content": "Well \\ud800. \\ud83d\\ude00"}}]}')
     assert message_of(reply) == "Well \ufffd. \U0001f600"
@@ -668,5 +668,5 @@ def test_a_key_over_plain_http_to_elsewhere_is_warned_of(tmp_path, monkeypatch, 
     JudgeClient("http://127.0.0.1:1/v1", tmp_path)
     assert not caplog.records
     JudgeClient("http://judge.example/v1", tmp_path)
-    assert "the API key goes over plain http to http://judge.example/v1" in caplog.text
+    assert "the API key is sent unencrypted over http to http://judge.example/v1" in caplog.text
     assert KEY not in caplog.text

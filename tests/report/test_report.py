@@ -250,7 +250,7 @@ def test_the_page_is_written_where_asked_and_the_same_twice(run, tmp_path):
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"not a run directory: it holds no run\.yaml") as refusal:
+    with pytest.raises(ConfigError, match=r"not a run directory: it has no run\.yaml") as refusal:
         write_report(tmp_path)
     assert str(tmp_path) in str(refusal.value)
     assert "megacode train" in str(refusal.value)
@@ -261,7 +261,7 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path):
 
 def test_a_damaged_file_is_named(run):
     (run / "plan.json").write_text('{"phases": [')
-    with pytest.raises(CheckpointError, match=r"plan\.json: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"plan\.json: it cannot be read"):
         write_report(run)
     (run / "plan.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"plan\.json: it is not a mapping"):
