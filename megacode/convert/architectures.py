@@ -109,7 +109,7 @@ def _problems(model: ModelConfig) -> list[Problem]:
         ]
     even = model.hidden_size // model.num_attention_heads
     if layout is LLAMA and model.hidden_size % model.num_attention_heads:
-        what = f"LlamaConfig needs it: {model.hidden_size} is not divisible by {model.num_attention_heads} heads"
+        what = f"hidden_size {model.hidden_size} is not divisible by {model.num_attention_heads} heads"
         return [Problem(what, "model.hidden_size", f"set model.hidden_size: {even * model.num_attention_heads}")]
     if layout is STABLELM and model.head_size * model.num_attention_heads != model.hidden_size:
         what = f"StableLM's heads must fill hidden_size {model.hidden_size}; heads of {model.head_size} channels do not"

@@ -126,7 +126,7 @@ FAULTS = [
     ("stablelm", permute_a_head, "diverges from the checkpoint at layer 1 attention"),
     ("cohere", swap_gate_and_up, "diverges from the checkpoint at layer 2 MLP"),
     ("llama", swap_gate_and_up, "diverges from the checkpoint at layer 2 MLP"),
-    ("llama", rotate_by_the_wrong_base, "transformers reads rope_theta to be 10000.0, but the checkpoint has 500.0"),
+    ("llama", rotate_by_the_wrong_base, "transformers reads rope_theta as 10000.0, but the checkpoint has 500.0"),
     ("cohere", forget_the_interleaving, "diverges from the checkpoint at layer 0 attention"),
     ("cohere", scale_the_logits, "diverges from the checkpoint at logits"),
     ("llama", damage_the_last_norm, "diverges from the checkpoint at final norm"),
@@ -137,7 +137,7 @@ FAULTS = [
     ("llama", lose_a_tensor, "missing keys: model.layers.1.mlp.down_proj.weight"),
     ("llama", change_a_row_that_no_text_holds, "word_embeddings.weight in the files differs from the checkpoint"),
     ("llama", split_words_otherwise, "the exported tokenizer gives different ids on 'prose'"),
-    ("llama", end_otherwise, "the run with 0"),
+    ("llama", end_otherwise, "but the run's is 0"),
     ("llama", break_the_tokenizer, "transformers cannot load the tokenizer"),
 ]
 
