@@ -1,4 +1,4 @@
-"""How the offline tools end: an exit code, a message on standard error, nothing half-written."""
+"""Exit codes and messages of the offline tools; nothing is left half-written."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ EXIT_INTERRUPTED = 130
 
 
 def run_tool(work: Callable[[], object]) -> int:
-    """Run a tool's work; a termination signal unwinds it like Ctrl-C, so that temporary files go.
+    """Run a tool's work; a termination signal unwinds it like Ctrl-C, so that temporary files are removed.
 
     Returns:
         0, the exit code of a user's mistake, 130 if interrupted, or 1 for a failure of the machine.
     """
+    # By default SIGTERM kills at once, and SLURM sends it at a job's time limit.
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         work()

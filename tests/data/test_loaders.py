@@ -208,7 +208,7 @@ def test_a_missing_or_old_dali_is_refused_with_the_command_that_installs_it(monk
         return version
 
     monkeypatch.setattr(dali.metadata, "version", version_of({}))
-    with pytest.raises(LaunchError, match="asks for DALI, which is not installed") as caught:
+    with pytest.raises(LaunchError, match="DALI is not installed") as caught:
         dali.check()
     assert caught.value.exit_code == 2
     assert caught.value.problems[0].where == "train.loader"

@@ -355,7 +355,7 @@ def test_damaged_weights_are_an_error_without_a_score_file(run, tmp_path):
 def test_what_is_no_model_is_refused_before_anything_is_loaded(tmp_path):
     with pytest.raises(CheckpointError, match="there is no such directory"):
         evaluate(tmp_path / "gone")
-    with pytest.raises(CheckpointError, match=r"config.json is missing or damaged.*\n.*megacode convert to-hf"):
+    with pytest.raises(CheckpointError, match=r"config.json is missing or invalid.*\n.*megacode convert to-hf"):
         check_model(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(CheckpointError, match="no weights"):
@@ -382,7 +382,7 @@ def test_without_lm_eval_the_error_says_what_to_install(tmp_path, monkeypatch):
     build_demo_tasks({"text": documents("text")}, tmp_path / "items", seed=0, sizes=SIZES)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "lm_eval.evaluator", raising=False)
-    with pytest.raises(ConfigError, match=r"lm-eval is not installed here.*\n.*megacode\[eval\]"):
+    with pytest.raises(ConfigError, match=r"lm-eval is not installed.*\n.*megacode\[eval\]"):
         evaluate(tmp_path, choices=ScoringOptions(tasks_dir=tmp_path / "items"))
 
 

@@ -147,8 +147,8 @@ def test_data_sets_that_lack_are_all_named_with_the_way_to_fetch_them(place):
         assert done.returncode == 2
         assert "task piqa: a task's data cannot be loaded" in done.stderr
         assert "task winogrande: a task's data cannot be loaded" in done.stderr
-        assert "QuAC's validation file is not there" in done.stderr
-        assert "its authors only send it on request" in done.stderr
+        assert "QuAC's validation file is missing" in done.stderr
+        assert "its authors send it on request only" in done.stderr
         assert "5 problems" in done.stderr
         assert "hellaswag" not in done.stderr
         assert "Traceback" not in done.stderr
