@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megacode.base.claims import claimed
 from megacode.base.errors import CheckpointError, Problem, VerificationError
 from megacode.base.files import atomic_path
 from megacode.base.progress import steps
@@ -136,7 +137,7 @@ def _write(source: Path, out: Path, names: Sequence[str], make: Make, files: int
     about = Reader(source).tensors
     sizes = {name: math.prod(about[name].shape) for name in names}
     groups = [group for group in _dealt(sizes, files) if group]
-    with atomic_path(out) as hidden:
+    with claimed(out, "OUT", new=True), atomic_path(out) as hidden:
         hidden.mkdir(parents=True)
         slots = [[Slot(name, about[name].shape, about[name].dtype) for name in group] for group in groups]
         planned = [(shard_name(number), group) for number, group in enumerate(slots)]

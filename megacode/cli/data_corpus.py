@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 
+from megacode.base.claims import claimed
 from megacode.base.errors import ConfigError
 from megacode.base.progress import new_progress
 from megacode.base.tables import FigureTable
@@ -42,7 +43,8 @@ def collect_with_bars(
         def advance(source: str, done: int, _: int) -> None:
             bars.update(tasks[source], completed=done)
 
-        report = collect(output, roots, limits, seed, advance, overwrite=overwrite)
+        with claimed(output, "--output"):
+            report = collect(output, roots, limits, seed, advance, overwrite=overwrite)
     Console(stderr=True).print(_table(report))
 
 

@@ -13,6 +13,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from megacode.base.claims import claimed
 from megacode.base.errors import CheckpointError, Problem
 from megacode.base.files import atomic_path
 from megacode.base.user_paths import refuse_unwritable
@@ -50,7 +51,7 @@ def from_hf(model_dir: Path, out: Path) -> Report:
     refuse_unwritable(out, "OUT", directory=True)
     model, vocab = model_of(document, str(model_dir / "config.json")), document["vocab_size"]
     tensors = _tensors(model_dir, model, architecture_of(document))
-    with atomic_path(out) as hidden:
+    with claimed(out, "OUT", new=True), atomic_path(out) as hidden:
         hidden.mkdir(parents=True)
         initial_checkpoint.copy_tokenizer(model_dir, hidden)
         config = initial_checkpoint.config_of(model, vocab, document["max_position_embeddings"], model_dir, hidden)

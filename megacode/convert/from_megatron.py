@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from megacode.base.claims import claimed
 from megacode.base.errors import CheckpointError, Problem, VerificationError
 from megacode.base.files import atomic_path
 from megacode.base.progress import steps
@@ -71,7 +72,7 @@ def from_megatron(checkpoint: Path, tokenizer: Path, out: Path) -> dict[str, Any
     stored = TorchDist(checkpoint)
     arguments = stored.arguments()
     model = model_of(arguments, str(checkpoint))
-    with atomic_path(out) as hidden:
+    with claimed(out, "OUT", new=True), atomic_path(out) as hidden:
         hidden.mkdir(parents=True)
         initial_checkpoint.copy_tokenizer(tokenizer, hidden)
         vocab = _vocabulary(hidden / "tokenizer", stored, checkpoint)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megacode.base.claims import claimed
 from megacode.base.errors import CheckpointError, ConfigError, Problem, VerificationError
 from megacode.base.files import atomic_path, write_json
 from megacode.base.user_paths import refuse_unwritable
@@ -69,7 +70,8 @@ def to_hf(
     texts = texts_of(source, text)
     kind = TYPES[dtype or source.config.precision.dtype]
     claim = Claim(source.label, source.config, source.path, source.tokenizer, texts, kind)
-    with atomic_path(out) as hidden:
+    with claimed(out, "OUT"), atomic_path(out) as hidden:
+        _check_out(out, source, force)  # again: another process may have made it since
         hidden.mkdir()
         parameters = write_model(claim, hidden, max_shard_size)
         report = _proven(claim, hidden, out) if verify else _unproven(claim)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from megacode.base.claims import claimed
 from megacode.base.errors import ConfigError, DataError, Problem
 from megacode.base.files import remove
 from megacode.base.progress import steps
@@ -63,11 +64,12 @@ def merge(
             "the output is one of the inputs", f"--output-prefix {output_prefix}", "choose another prefix"
         )
     facts = _check_alike(parts, shuffle_seed)
-    refuse_existing(manifests.files_of([Path(output_prefix)]), overwrite, "--output-prefix")
     refuse_unwritable(bin_path(output_prefix), "--output-prefix")
-    _check_contents(parts)
-    _check_space(parts, Path(output_prefix), facts["shuffle_seed"] is not None)
-    made = _write(parts, output_prefix, {**facts, "command": command})
+    with claimed(Path(output_prefix), "--output-prefix"):
+        refuse_existing(manifests.files_of([Path(output_prefix)]), overwrite, "--output-prefix")
+        _check_contents(parts)
+        _check_space(parts, Path(output_prefix), facts["shuffle_seed"] is not None)
+        made = _write(parts, output_prefix, {**facts, "command": command})
     if remove_shards:
         for part in parts:
             # Only shards are removed, never data sets that the user has listed by other names.

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from megacode.base.claims import claimed
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.files import remove
 from megacode.base.units import format_count
@@ -102,19 +103,20 @@ def preprocess(job: Job) -> dict[str, Manifest]:
     if len(set(job.keys)) != len(job.keys):
         raise ConfigError("a key is listed twice", "--json-keys", "list each key once")
     prefixes = [job.prefix(key) for key in job.keys]
-    refuse_existing(manifests.files_of(prefixes), job.overwrite, "--output-prefix")
     refuse_unwritable(bin_path(prefixes[0]), "--output-prefix")
-    if job.workers is not None:
-        tokenizer.limit_threads(job.workers)
-    inputs = find_inputs(job.inputs)
-    if tokenizer.use_fast(_sample(inputs, job)):
-        _LOG.info("encoding with gigatoken: its ids match the reference library's on probe texts and on this input")
-    try:
-        return _run(job, tokenizer, dtype, inputs)
-    except EncoderMismatch as mismatch:
-        _LOG.warning("%s: restarting with the reference library", mismatch)
-        tokenizer.use_reference()
-        return _run(job, tokenizer, dtype, inputs)
+    with claimed(prefixes[0], "--output-prefix"):
+        refuse_existing(manifests.files_of(prefixes), job.overwrite, "--output-prefix")
+        if job.workers is not None:
+            tokenizer.limit_threads(job.workers)
+        inputs = find_inputs(job.inputs)
+        if tokenizer.use_fast(_sample(inputs, job)):
+            _LOG.info("encoding with gigatoken: its ids match the reference library's on probe texts and on this input")
+        try:
+            return _run(job, tokenizer, dtype, inputs)
+        except EncoderMismatch as mismatch:
+            _LOG.warning("%s: restarting with the reference library", mismatch)
+            tokenizer.use_reference()
+            return _run(job, tokenizer, dtype, inputs)
 
 
 def choose_dtype(wanted: str, tokenizer: Tokenizer) -> np.dtype:

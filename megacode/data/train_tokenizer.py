@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from megacode.base.claims import claimed
 from megacode.base.errors import ConfigError, DataError, VerificationError
 from megacode.base.files import atomic_path
 from megacode.base.progress import bar
@@ -31,6 +32,7 @@ SPLIT = (
 _WRITTEN = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 DEFAULT_BYTES = 100_000_000
 _BYTES_IN_VOCABULARY = 256
+SMALLEST = _BYTES_IN_VOCABULARY + len(FILL_IN) + 4
 _PROVEN_TEXTS = 64
 _PROVEN_CHARACTERS = 1 << 17
 _SPACE_SIGN = "\u2581"
@@ -62,29 +64,29 @@ def train_tokenizer(
         DataError: if the input cannot be read, or is too small for the vocabulary.
         VerificationError: if encoding and decoding changes a text.
     """
-    smallest = _BYTES_IN_VOCABULARY + len(FILL_IN) + 4
-    if vocab_size < smallest:
-        raise ConfigError(f"a vocabulary of {vocab_size} is too small", "--vocab-size", f"use {smallest} or more")
+    if vocab_size < SMALLEST:
+        raise ConfigError(f"a vocabulary of {vocab_size} is too small", "--vocab-size", f"use {SMALLEST} or more")
     others = sorted(item.name for item in output.glob("*") if item.name not in _WRITTEN)
     if others or output.is_file():
         what = f"it exists and contains {', '.join(others[:3])}" if others else "it is a file"
         raise ConfigError(
             what, f"--output {output}", "give a directory that holds only the tokenizer; it is replaced as a whole"
         )
-    refuse_existing([output / name for name in _WRITTEN], overwrite, "--output")
     refuse_unwritable(output, "--output", directory=True)
-    files = find_inputs(inputs)
-    with PassProgress("reading", sum(path.stat().st_size for path in files)) as progress:
-        texts = list(_thinned(files, keys, max_bytes, progress))
-    if not any(texts):
-        raise DataError("the input contains no text", " ".join(inputs), "check the input and its keys")
-    with atomic_path(output) as directory, bar(f"training {vocab_size} tokens"):
-        directory.mkdir()
-        if kind == "huggingface":
-            _write_huggingface(texts, vocab_size, directory)
-        else:
-            _write_sentencepiece(texts, vocab_size, directory)
-        _prove(_load(kind, directory), texts, vocab_size)
+    with claimed(output, "--output"):
+        refuse_existing([output / name for name in _WRITTEN], overwrite, "--output")
+        files = find_inputs(inputs)
+        with PassProgress("reading", sum(path.stat().st_size for path in files)) as progress:
+            texts = list(_thinned(files, keys, max_bytes, progress))
+        if not any(texts):
+            raise DataError("the input contains no text", " ".join(inputs), "check the input and its keys")
+        with atomic_path(output) as directory, bar(f"training {vocab_size} tokens"):
+            directory.mkdir()
+            if kind == "huggingface":
+                _write_huggingface(texts, vocab_size, directory)
+            else:
+                _write_sentencepiece(texts, vocab_size, directory)
+            _prove(_load(kind, directory), texts, vocab_size)
     return _load(kind, output)
 
 
@@ -174,7 +176,9 @@ def _prove(tokenizer: Tokenizer, texts: list[str], vocab_size: int) -> None:
     """Check the size, and that decoding returns each text."""
     if tokenizer.vocab_size != vocab_size:
         what = f"the input yields {tokenizer.vocab_size} tokens, not {vocab_size}"
-        raise DataError(what, "--vocab-size", f"use --vocab-size {tokenizer.vocab_size}, or more text")
+        smaller = f"use --vocab-size {tokenizer.vocab_size}, or more text"
+        fix = smaller if tokenizer.vocab_size >= SMALLEST else "give more text, or more varied text"
+        raise DataError(what, "--vocab-size", fix)
     step = max(1, len(texts) // _PROVEN_TEXTS)
     proven = islice(pieces(texts[::step], _PROVEN_CHARACTERS, _PROVEN_CHARACTERS // _PROVEN_TEXTS), None)
     for text in proven:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import megacode
+from megacode.base.claims import claimed
 from megacode.base.errors import VerificationError
 from megacode.base.files import RunDir, atomic_path, digest, file_digest, to_json, write_json
 from megacode.base.progress import bar
@@ -129,7 +130,16 @@ def judge(
         JudgeError: if the judge does not answer.
         VerificationError: if none of its verdicts could be read; the files are written nevertheless.
     """
-    settings, start, target = settings or JudgeSettings(), time.perf_counter(), out or default_out(hf_a, hf_b)
+    settings, target = settings or JudgeSettings(), out or default_out(hf_a, hf_b)
+    refuse_unwritable(target, "--out")
+    with claimed(target, "--out"):
+        return _judge(hf_a, hf_b, url, model, prompts_file, target, settings)
+
+
+def _judge(
+    hf_a: Path, hf_b: Path, url: str, model: str | None, prompts_file: Path, target: Path, settings: JudgeSettings
+) -> dict[str, Any]:
+    start = time.perf_counter()
     _check_target([target, target.with_name(f"{target.stem}.items.jsonl")], settings)
     prompts = read_prompts(prompts_file)
     for hf_dir in (hf_a, hf_b):
