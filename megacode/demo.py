@@ -165,13 +165,15 @@ class _Demo:
         """Write data/NAME_text_document.bin, .idx and a manifest for each source."""
         from megacode.config.model import TokenizerConfig
         from megacode.data.manifest import manifest_path
-        from megacode.data.preprocess import Job, preprocess
+        from megacode.data.preprocess import PreprocessJob, preprocess
 
         tokenizer = TokenizerConfig(kind="huggingface", path=str(self.out / "tokenizer"))
         for name in SOURCES:
             prefix = str(self.out / "data" / name)
             source = str(self.out / "corpus" / f"{name}.jsonl")
-            job = Job((source,), prefix, tokenizer, append_eod=True, shuffle_seed=1234, command="megacode demo")
+            job = PreprocessJob(
+                (source,), prefix, tokenizer, append_eod=True, shuffle_seed=1234, command="megacode demo"
+            )
             job = replace(job, overwrite=True)  # a killed demo leaves files without a manifest
             if not manifest_path(job.prefix("text")).exists():
                 preprocess(job)

@@ -30,11 +30,11 @@ def compare(
 ) -> None:
     """Compare score files item by item: differences with intervals, corrected for how many there are."""
     from megacode.statistics.arms import read_arms
-    from megacode.statistics.comparing import Question
+    from megacode.statistics.comparing import ComparisonDesign
     from megacode.statistics.comparing import compare as compared
 
     found = read_arms(arms, without or ())
-    question = Question(baseline or found[0].name, level, primary or None, secondary or ())
+    question = ComparisonDesign(baseline or found[0].name, level, primary or None, secondary or ())
     document = compared(found, question, without or ())
     if as_json:
         print_json(document)

@@ -154,7 +154,7 @@ def _job(given: dict[str, Any], command: str) -> Any:
     """
     from megacode.config.model import TokenizerConfig
     from megacode.data.machine_files import Shard
-    from megacode.data.preprocess import Job
+    from megacode.data.preprocess import PreprocessJob
 
     for name, fix in _REFUSED.items():
         if given[name]:
@@ -165,7 +165,7 @@ def _job(given: dict[str, Any], command: str) -> Any:
     if given["workers"] is not None and given["workers"] < 1:
         raise ConfigError(f"{given['workers']} threads cannot work", "--workers", "give 1 or more, or leave it out")
     same = ("output_prefix", "append_eod", "shuffle_seed", "skip_bad_lines", "dtype", "workers", "log_interval")
-    return Job(
+    return PreprocessJob(
         inputs=tuple(given["input_files"]),
         tokenizer=TokenizerConfig(kind=TOKENIZER_KINDS[given["tokenizer_type"]], path=given["tokenizer_model"]),
         keys=tuple(given["json_keys"]),

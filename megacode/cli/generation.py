@@ -16,7 +16,7 @@ from megacode.base.logs import setup_logging
 from megacode.cli.options import Json, print_json
 
 if TYPE_CHECKING:
-    from megacode.eval.generate import Sampling, Text, Writer
+    from megacode.eval.generate import GeneratedText, Sampling, TextWriter
 
 log = logging.getLogger(__name__)
 app = typer.Typer()
@@ -46,14 +46,14 @@ def generate(
         raise ConfigError("there is no prompt", where, fix)
     if count > 1 and temperature == 0:
         raise ConfigError("at temperature 0 all texts are the same", f"--count {count}", "leave it out, or draw")
-    from megacode.eval.generate import Sampling, Writer, model_of
+    from megacode.eval.generate import Sampling, TextWriter, model_of
     from megacode.eval.harness import check_device
     from megacode.eval.offline import surroundings
 
     check_device(device)
     hf_dir, sampling = model_of(model), Sampling(max_new_tokens, temperature, top_p, seed)
     with surroundings(offline=True, own_cache=False, verbose=False):
-        writer = Writer.open(hf_dir, device)
+        writer = TextWriter.open(hf_dir, device)
         if asked is None:
             _converse(writer, sampling, chat)
             return
@@ -94,19 +94,19 @@ def _prompt(given: str | None, file: Path | None) -> str | None:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _document(text: Text) -> dict[str, Any]:
+def _document(text: GeneratedText) -> dict[str, Any]:
     written = "".join(text)
     return {"text": written, "tokens": text.tokens, "ended": text.ended, "seed": text.seed}
 
 
-def _stream_all(texts: Sequence[Text]) -> None:
+def _stream_all(texts: Sequence[GeneratedText]) -> None:
     for number, text in enumerate(texts, 1):
         if len(texts) > 1:
             typer.echo(f"--- {number} of {len(texts)}, seed {text.seed} ---")
         _stream(text)
 
 
-def _stream(text: Text, said: list[str] | None = None) -> None:
+def _stream(text: GeneratedText, said: list[str] | None = None) -> None:
     """Print a text while it is generated, and keep it in `said`; say why it was cut where it was."""
     for piece in text:
         typer.echo(piece, nl=False)
@@ -120,7 +120,7 @@ def _stream(text: Text, said: list[str] | None = None) -> None:
         log.info("cut after %d tokens (--max-new-tokens)", text.tokens)
 
 
-def _converse(writer: Writer, sampling: Sampling, chat: bool) -> None:
+def _converse(writer: TextWriter, sampling: Sampling, chat: bool) -> None:
     """Answer what a person types, a line at a time; Ctrl-C stops a text, Ctrl-D ends."""
     if chat:
         writer.chat_ids([{"role": "user", "content": ""}])  # refused before anything is typed
@@ -140,7 +140,7 @@ def _converse(writer: Writer, sampling: Sampling, chat: bool) -> None:
         turns.append({"role": "assistant", "content": "".join(said)})
 
 
-def _chat_ids(writer: Writer, turns: list[dict[str, str]]) -> list[int]:
+def _chat_ids(writer: TextWriter, turns: list[dict[str, str]]) -> list[int]:
     """Return a conversation's ids, without its oldest turns where it is longer than the context."""
     ids = writer.chat_ids(turns)
     while writer.context is not None and len(ids) >= writer.context and len(turns) > 1:

@@ -25,7 +25,7 @@ from megacode.config.rules import RULES
 from megacode.config.run import RunConfig
 from megacode.config.setting_origins import Layer, Origins
 from megacode.config.suggestions import did_you_mean
-from megacode.config.yaml_reader import Loader, parse_yaml
+from megacode.config.yaml_reader import StrictYamlLoader, parse_yaml
 
 _PRESETS = Path(__file__).with_name("presets.yaml")
 
@@ -45,7 +45,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     raw: dict[str, Any] = {}
     for layer in reversed(layers):
         raw = _merge(raw, copy.deepcopy(layer.document))
-    given, unusable = apply_overrides(raw, overrides, lambda text: yaml.load(text, Loader=Loader))
+    given, unusable = apply_overrides(raw, overrides, lambda text: yaml.load(text, Loader=StrictYamlLoader))
     return validate(raw, Origins(layers, given), unusable)
 
 

@@ -18,7 +18,7 @@ class TwiceError(yaml.MarkedYAMLError):
     """A mapping has a duplicate key."""
 
 
-class Loader(yaml.SafeLoader):
+class StrictYamlLoader(yaml.SafeLoader):
     """YAML with unique keys, and with floats such as `3e-4`, which YAML 1.1 reads as text."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -39,7 +39,7 @@ class Loader(yaml.SafeLoader):
 
 
 # PyYAML follows YAML 1.1, where a float needs a dot: `3e-4` would be a string.
-Loader.add_implicit_resolver(
+StrictYamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)$"),
     list("-+0123456789"),
@@ -57,7 +57,7 @@ def parse_yaml(text: str, where: str) -> Any:
         ConfigError: it is not valid YAML, or has a duplicate key; the message names the line.
     """
     try:
-        return yaml.load(text, Loader=Loader)
+        return yaml.load(text, Loader=StrictYamlLoader)
     except TwiceError as error:
         fix = "remove one of them"
         raise ConfigError(str(error.problem), _at(where, error), fix) from None

@@ -21,7 +21,7 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Difference:
+class PointDifference:
     """The difference of two models at one point.
 
     Attributes:
@@ -42,29 +42,29 @@ class Difference:
         return self.largest / self.scale if self.scale else self.largest
 
 
-def difference(point: str, reference: Tensor, other: Tensor) -> Difference:
+def difference(point: str, reference: Tensor, other: Tensor) -> PointDifference:
     """Compare what two models computed at one point."""
     scale = float(reference.abs().max())
     if reference.shape != other.shape:
-        return Difference(point, float("inf"), float("inf"), scale)
+        return PointDifference(point, float("inf"), float("inf"), scale)
     gap = (reference.double() - other.double()).abs()
     return finite_difference(point, float(gap.max()), float(gap.mean()), scale)
 
 
-def finite_difference(point: str, largest: float, mean: float, scale: float) -> Difference:
+def finite_difference(point: str, largest: float, mean: float, scale: float) -> PointDifference:
     """Return a difference; NaN becomes infinite."""
     finite = largest == largest and largest != float("inf")
-    return Difference(point, largest if finite else float("inf"), mean if finite else float("inf"), scale)
+    return PointDifference(point, largest if finite else float("inf"), mean if finite else float("inf"), scale)
 
 
-def worst(same_point: Sequence[Difference]) -> Difference:
+def worst(same_point: Sequence[PointDifference]) -> PointDifference:
     """Combine the differences of several texts at one point: the largest, and the mean over the texts."""
     peak = max(same_point, key=lambda item: item.relative)
     mean = sum(item.mean for item in same_point) / len(same_point)
-    return Difference(peak.point, peak.largest, mean, peak.scale)
+    return PointDifference(peak.point, peak.largest, mean, peak.scale)
 
 
-def first_beyond(rows: Iterable[Difference], tolerance: float) -> Difference | None:
+def first_beyond(rows: Iterable[PointDifference], tolerance: float) -> PointDifference | None:
     """Return the first point at which two models differ by more than the tolerance."""
     # `not <=` instead of `>`: a comparison with NaN is false, and must count as a difference.
     return next((row for row in rows if not row.relative <= tolerance), None)
@@ -90,7 +90,7 @@ class Gaps:
         self._scale = torch.maximum(self._scale, reference.abs().amax(-1).double())
         self._rows += reference.shape[-1]
 
-    def by_text(self) -> list[Difference]:
+    def by_text(self) -> list[PointDifference]:
         """Return the difference of each text."""
         parts = zip(*(column.split(self._lengths) for column in (self._peak, self._total, self._scale)), strict=True)
         return [

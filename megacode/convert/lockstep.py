@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from megacode.base.progress import Advance, bar, steps
-from megacode.convert.compare import Difference, Gaps, NextTokens, difference
+from megacode.convert.compare import Gaps, NextTokens, PointDifference, difference
 from megacode.convert.exported import Exported
 from megacode.convert.reference import Reference, Step
 
@@ -40,8 +40,8 @@ class Walk:
         rounding: largest change of a logit by the rounding of the weights; None if nothing was rounded.
     """
 
-    points: list[list[Difference]] = field(default_factory=list)
-    end_to_end: list[Difference] = field(default_factory=list)
+    points: list[list[PointDifference]] = field(default_factory=list)
+    end_to_end: list[PointDifference] = field(default_factory=list)
     greedy_agreement: float = 0.0
     loss: float = 0.0
     exported_loss: float = 0.0
@@ -78,7 +78,7 @@ class _Guide:
     def __init__(self, reference: Reference, tokens: Tensor, lengths: list[int], advance: Advance) -> None:
         self._reference, self._lengths, self._advance = reference, lengths, advance
         self._step: Step | None = None
-        self.points: list[list[Difference]] = []
+        self.points: list[list[PointDifference]] = []
         self.hidden = reference.embedding(tokens)
 
     def arrive(self, number: int, hidden: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class _Guide:
         """Compare megacode's latest output with the export's."""
         self.points.append(self._compared(point, self.hidden, hidden))
 
-    def _compared(self, point: str, ours: Tensor, theirs: Tensor) -> list[Difference]:
+    def _compared(self, point: str, ours: Tensor, theirs: Tensor) -> list[PointDifference]:
         # Only the second copy had equal inputs, so only it is compared step by step.
         forced = theirs[len(self._lengths) :]
         pairs = zip(ours, forced, self._lengths, strict=True)

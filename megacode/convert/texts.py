@@ -17,7 +17,7 @@ _SHIPPED = ("prose", "code", "markup")
 
 
 @dataclass(frozen=True)
-class Text:
+class ProofText:
     """A text and its token ids.
 
     Attributes:
@@ -31,7 +31,7 @@ class Text:
     ids: tuple[int, ...]
 
 
-def texts_of(source: OpenedCheckpoint, given: Sequence[str] | None = None) -> list[Text]:
+def texts_of(source: OpenedCheckpoint, given: Sequence[str] | None = None) -> list[ProofText]:
     """Return the texts to compare models of a run on.
 
     Args:
@@ -46,7 +46,7 @@ def texts_of(source: OpenedCheckpoint, given: Sequence[str] | None = None) -> li
         named = [(f"text {number}", text) for number, text in enumerate(given)]
     else:
         named = [(name, _shipped(name)) for name in _SHIPPED]
-    texts = [Text(name, text, tuple(source.tokenizer.encode(text)[:limit])) for name, text in named]
+    texts = [ProofText(name, text, tuple(source.tokenizer.encode(text)[:limit])) for name, text in named]
     if given is None:
         texts += _held_out(source, limit)
     texts = [text for text in texts if len(text.ids) > 1]
@@ -59,7 +59,7 @@ def _shipped(name: str) -> str:
     return Path(__file__).with_name(f"{name}.txt").read_text(encoding="utf-8")
 
 
-def _held_out(source: OpenedCheckpoint, limit: int) -> Iterator[Text]:
+def _held_out(source: OpenedCheckpoint, limit: int) -> Iterator[ProofText]:
     """Yield the last stored tokens of every available source: held-out documents are the last ones."""
     for name, entry in source.config.sources.items():
         # An export may run on a machine without the data; the shipped texts suffice there.
@@ -69,7 +69,7 @@ def _held_out(source: OpenedCheckpoint, limit: int) -> Iterator[Text]:
         count = min(WINDOWS_PER_SOURCE, int(data.tokens * source.config.validation.fraction) // limit)
         for number in range(count):
             ids = tuple(int(token) for token in data.read(data.tokens - (number + 1) * limit, limit))
-            yield Text(f"{name} (held out {number})", _text_of(ids, source.tokenizer), ids)
+            yield ProofText(f"{name} (held out {number})", _text_of(ids, source.tokenizer), ids)
 
 
 def _text_of(ids: tuple[int, ...], tokenizer: Tokenizer) -> str:

@@ -35,14 +35,14 @@ from megacode.base.tables import FigureTable
 from megacode.checkpoint.tensors import Weights
 from megacode.config.run import RunConfig
 from megacode.convert.architectures import layout_of
-from megacode.convert.compare import TOLERANCE, Difference, first_beyond, worst
+from megacode.convert.compare import TOLERANCE, PointDifference, first_beyond, worst
 from megacode.convert.exported import NOTHING_PUBLISHED, Exported
 from megacode.convert.lockstep import Walk, walk
 from megacode.convert.mapping import Sizes, from_hf, mcore_shapes
 from megacode.convert.published import ignored, read_object
 from megacode.convert.reference import Reference, alone
 from megacode.convert.safetensors_files import EMBEDDING, OUTPUT, SafetensorsFiles
-from megacode.convert.texts import Text
+from megacode.convert.texts import ProofText
 from megacode.data.tokenizer import Tokenizer
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,8 +76,8 @@ class Report:
     verified: bool
     tolerance: float = TOLERANCE
     texts: tuple[tuple[str, int], ...] = ()
-    points: tuple[Difference, ...] = ()
-    end_to_end: Difference | None = None
+    points: tuple[PointDifference, ...] = ()
+    end_to_end: PointDifference | None = None
     greedy_agreement: float = 0.0
     loss: float = 0.0
     exported_loss: float = 0.0
@@ -90,7 +90,7 @@ class Report:
         return sum(count for _, count in self.texts)
 
     @property
-    def logits(self) -> Difference:
+    def logits(self) -> PointDifference:
         """The difference of the logits for equal inputs of the output layer."""
         return self.points[-1]
 
@@ -118,7 +118,7 @@ class Claim:
     config: RunConfig
     checkpoint: Path
     tokenizer: Tokenizer
-    texts: Sequence[Text]
+    texts: Sequence[ProofText]
     dtype: torch.dtype
     vocab: int = 0
 
@@ -176,7 +176,7 @@ def _walked(claim: Claim, export: Path) -> Walk:
         return walk(reference, exported, ids, claim.rows, unrounded)
 
 
-def differences(walked: Walk, names: Sequence[str], export: Path, tolerance: float) -> list[Difference]:
+def differences(walked: Walk, names: Sequence[str], export: Path, tolerance: float) -> list[PointDifference]:
     """Return the largest difference at each point.
 
     Raises:
@@ -267,7 +267,7 @@ def _equal(tensor: Tensor, kept: Tensor, dtype: torch.dtype) -> bool:
     return all(torch.equal(ours, theirs.to(dtype)) for ours, theirs in pairs)
 
 
-def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[Text]) -> int:
+def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[ProofText]) -> int:
     """Return the number of ids compared between the exported tokenizer and the run's; all agree.
 
     Raises:
@@ -329,9 +329,9 @@ def render_report(report: Report, console: Console) -> None:
         console.print(f"rounding to {report.dtype} alone changes the logits by up to {report.rounding:.2g}")
 
 
-def folded(points: Sequence[Difference]) -> list[Difference]:
+def folded(points: Sequence[PointDifference]) -> list[PointDifference]:
     """Return the points with those of all layers folded into the worst layer of each kind."""
-    kinds: dict[str, list[Difference]] = {}
+    kinds: dict[str, list[PointDifference]] = {}
     for point in points:
         kind = point.point.split()[-1] if point.point.startswith("layer ") else point.point
         kinds.setdefault(kind, []).append(point)

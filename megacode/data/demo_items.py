@@ -41,7 +41,7 @@ _WORD = re.compile(r"(?<=\S) ([A-Za-z_]\w{2,})\b")
 
 
 @dataclass(frozen=True)
-class Sizes:
+class SuiteSizes:
     """Maximum number of items of each kind of task."""
 
     endings: int = 80
@@ -65,7 +65,7 @@ class Passage:
 
 
 def build_demo_tasks(
-    heldout: Mapping[str, Sequence[str]], out_dir: Path, seed: int, sizes: Sizes | None = None
+    heldout: Mapping[str, Sequence[str]], out_dir: Path, seed: int, sizes: SuiteSizes | None = None
 ) -> dict[str, Any]:
     """Write the demo suite's items, one JSON-lines file a task, and their index `items.json`.
 
@@ -82,7 +82,7 @@ def build_demo_tasks(
         ConfigError: for a source that the suite has no task for.
         DataError: if a source has too few or too short documents.
     """
-    sizes = sizes or Sizes()
+    sizes = sizes or SuiteSizes()
     for source in heldout:
         if source not in SOURCES:
             fix = f"the suite's sources are {', '.join(SOURCES)}; for others, write your own suite"

@@ -24,7 +24,7 @@ GENERATED_HEAD = 400
 
 
 @dataclass(frozen=True)
-class Limits:
+class FilterLimits:
     """Limits for the documents of one source.
 
     Attributes:
@@ -44,13 +44,13 @@ class Limits:
 
 LIMITS = {
     # Prose has paragraphs on one line and few symbols; markup lies in between.
-    "code": Limits(),
-    "text": Limits(max_line=10_000, mean_line=2_000, min_letters=0.5),
-    "markup": Limits(max_line=2_000, mean_line=200),
+    "code": FilterLimits(),
+    "text": FilterLimits(max_line=10_000, mean_line=2_000, min_letters=0.5),
+    "markup": FilterLimits(max_line=2_000, mean_line=200),
 }
 
 
-def reason_to_drop(text: str, limits: Limits) -> str | None:
+def reason_to_drop(text: str, limits: FilterLimits) -> str | None:
     """Return the first reason to drop a document, or None if it is usable.
 
     The reasons, cheapest test first: `short`, `long`, `hexadecimal`, `generated`, `control characters`, `long lines`,
@@ -76,7 +76,7 @@ def reason_to_drop(text: str, limits: Limits) -> str | None:
     return "domains" if is_domain_list(text) else None
 
 
-def has_long_lines(text: str, limits: Limits) -> bool:
+def has_long_lines(text: str, limits: FilterLimits) -> bool:
     """Tell whether a line, or the lines on average, are longer than the limits allow: minified files are."""
     lines = text.split("\n")
     return len(text) > limits.mean_line * len(lines) or max(map(len, lines)) > limits.max_line

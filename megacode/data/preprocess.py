@@ -46,7 +46,7 @@ Batch = tuple[npt.NDArray[np.integer], npt.NDArray[np.int64], npt.NDArray[np.int
 
 
 @dataclass(frozen=True)
-class Job:
+class PreprocessJob:
     """The settings of one preprocessing job.
 
     Attributes:
@@ -85,7 +85,7 @@ class Job:
         return self.shard.prefix(whole) if self.shard else whole
 
 
-def preprocess(job: Job) -> dict[str, Manifest]:
+def preprocess(job: PreprocessJob) -> dict[str, Manifest]:
     """Make the data sets of a job and their manifests; on an error nothing is left behind.
 
     Returns:
@@ -134,7 +134,7 @@ def choose_dtype(wanted: str, tokenizer: Tokenizer) -> np.dtype:
     return dtype
 
 
-def _sample(inputs: list[Path], job: Job) -> list[str]:
+def _sample(inputs: list[Path], job: PreprocessJob) -> list[str]:
     """Return stretches of text from the heads of some of the files."""
     # Files often differ in language or format, so the sample takes some from all over the list.
     chosen = inputs[:: -(-len(inputs) // _SAMPLED_FILES)]
@@ -147,7 +147,7 @@ def _sample(inputs: list[Path], job: Job) -> list[str]:
     return stretches
 
 
-def _run(job: Job, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) -> dict[str, Manifest]:
+def _run(job: PreprocessJob, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) -> dict[str, Manifest]:
     sizes = [path.stat().st_size for path in inputs]
     with ExitStack() as stack:
         writers = {key: _writer(job, key, dtype) for key in job.keys}
@@ -176,13 +176,13 @@ def _run(job: Job, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) ->
     return {key: _manifest(job.prefix(key), writer, facts) for key, writer in writers.items()}
 
 
-def _shard_facts(job: Job, inputs: list[Path]) -> dict[str, object] | None:
+def _shard_facts(job: PreprocessJob, inputs: list[Path]) -> dict[str, object] | None:
     if job.shard is None:
         return None
     return {**asdict(job.shard), "shuffle_seed": job.shuffle_seed, "cut_by": cut_by(inputs)}
 
 
-def _writer(job: Job, key: str, dtype: np.dtype) -> Writer:
+def _writer(job: PreprocessJob, key: str, dtype: np.dtype) -> Writer:
     # A shard keeps the input's order: only the merge knows all documents that are to be shuffled.
     if job.shuffle_seed is None or job.shard:
         return IndexedDatasetWriter(job.prefix(key), dtype, may_be_empty=job.shard is not None)
@@ -202,7 +202,7 @@ def _manifest(prefix: Path, writer: Writer, facts: dict[str, object]) -> Manifes
 
 
 def _encode_all(
-    job: Job, tokenizer: Tokenizer, inputs: list[Path], writers: dict[str, Writer], progress: PassProgress
+    job: PreprocessJob, tokenizer: Tokenizer, inputs: list[Path], writers: dict[str, Writer], progress: PassProgress
 ) -> int:
     """Parse chunk after chunk while a thread encodes and writes the one before; return the number of bad lines."""
     bad_lines = 0

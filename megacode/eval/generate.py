@@ -100,7 +100,7 @@ def _export(checkpoint: Path, target: Path) -> None:
         raise CheckpointError(f"the export cannot be written: {why}", str(target), fix) from error
 
 
-class Writer:
+class TextWriter:
     """A loaded model that generates text.
 
     Args:
@@ -115,7 +115,7 @@ class Writer:
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
 
     @classmethod
-    def open(cls, hf_dir: Path, device: str | None = None) -> Writer:
+    def open(cls, hf_dir: Path, device: str | None = None) -> TextWriter:
         """Load an exported model.
 
         Args:
@@ -167,7 +167,7 @@ class Writer:
             what = f"the prompt has {len(ids)} tokens, but the model's context only {self.context}"
             raise DataError(what, str(self._where), f"shorten the prompt to {self.context - 1} tokens or fewer")
 
-    def write(self, ids: Sequence[int], sampling: Sampling, number: int = 0) -> Text:
+    def write(self, ids: Sequence[int], sampling: Sampling, number: int = 0) -> GeneratedText:
         """Return a text that continues a prompt; its pieces arrive as they are generated.
 
         Args:
@@ -181,10 +181,12 @@ class Writer:
         self.check(ids)
         # Models without a stated context have no limit here.
         room = sampling.max_new_tokens if self.context is None else self.context - len(ids)
-        return Text(self._model, self._tokenizer, self._ends, list(ids), room, sampling, sampling.seed + number)
+        return GeneratedText(
+            self._model, self._tokenizer, self._ends, list(ids), room, sampling, sampling.seed + number
+        )
 
 
-class Text:
+class GeneratedText:
     """A text being generated: iterate over its pieces, then ask how it ended.
 
     Attributes:

@@ -24,7 +24,7 @@ from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.data.contamination import contamination, task_items
 from megacode.eval.categories import category_means
 from megacode.eval.finished_tasks import FinishedTask, Partial
-from megacode.eval.generate import Writer
+from megacode.eval.generate import TextWriter
 from megacode.eval.offline import surroundings
 from megacode.eval.score_log import tell_run
 from megacode.eval.scored_models import check_model, default_out, is_scored
@@ -199,7 +199,7 @@ def _score(
                 partial.keep(name, part)
         parts[name] = part
     if ranks.first:
-        write_samples(Writer(model.model, model.tokenizer, hf_dir), run_of(hf_dir), facts)
+        write_samples(TextWriter(model.model, model.tokenizer, hf_dir), run_of(hf_dir), facts)
     scores = {name: part["scores"] for name, part in parts.items()}
     document = {
         "suite": suite.name,

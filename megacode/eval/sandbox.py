@@ -23,7 +23,7 @@ _INSIDE = Path(__file__).with_name("sandbox_program.py")
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """Resource limits of a program.
 
     Attributes:
@@ -40,7 +40,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SandboxOutcome:
     """How a program ended.
 
     Attributes:
@@ -54,7 +54,7 @@ class Outcome:
     network: bool | None
 
 
-def run_program(program: str, limits: Limits | None = None) -> Outcome:
+def run_program(program: str, limits: SandboxLimits | None = None) -> SandboxOutcome:
     """Run a Python program until it ends or hits a limit, and return how it ended.
 
     Args:
@@ -62,7 +62,7 @@ def run_program(program: str, limits: Limits | None = None) -> Outcome:
         limits: its resource limits.
     """
     # Only our wrapper knows the token, so a program cannot print a success report of its own.
-    limits, token = limits or Limits(), secrets.token_hex(16)
+    limits, token = limits or SandboxLimits(), secrets.token_hex(16)
     order = json.dumps({"program": program, "token": token, "limits": asdict(limits)})
     with tempfile.TemporaryDirectory(prefix="megacode-sandbox-", ignore_cleanup_errors=True) as place:
         process = subprocess.Popen(
@@ -74,7 +74,7 @@ def run_program(program: str, limits: Limits | None = None) -> Outcome:
         try:
             output, _ = process.communicate(order.encode(), timeout=limits.wall_seconds)
         except subprocess.TimeoutExpired:
-            return Outcome(False, "timed out", None)
+            return SandboxOutcome(False, "timed out", None)
         finally:
             _end(process)
     return _read(output, token)
@@ -92,13 +92,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 pipe.close()
 
 
-def _read(output: bytes, token: str) -> Outcome:
+def _read(output: bytes, token: str) -> SandboxOutcome:
     try:
         report = json.loads(output)
         passed = report["token"] == token
-        return Outcome(passed, str(report["outcome"]) if passed else _failure(report), bool(report["network"]))
+        return SandboxOutcome(passed, str(report["outcome"]) if passed else _failure(report), bool(report["network"]))
     except (ValueError, KeyError, TypeError):
-        return Outcome(False, "killed", None)
+        return SandboxOutcome(False, "killed", None)
 
 
 def _failure(report: dict[str, object]) -> str:

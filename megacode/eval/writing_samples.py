@@ -12,7 +12,7 @@ from typing import Any
 
 from megacode.base.errors import MegacodeError
 from megacode.base.files import RunDir, write_json
-from megacode.eval.generate import Sampling, Writer
+from megacode.eval.generate import Sampling, TextWriter
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ PROMPTS = {
 SAMPLING = Sampling(max_new_tokens=64)
 
 
-def write_samples(writer: Writer, run_dir: Path | None, model: Mapping[str, Any]) -> None:
+def write_samples(writer: TextWriter, run_dir: Path | None, model: Mapping[str, Any]) -> None:
     """Let a model continue each prompt, and write the texts to `samples/iter_N.json` in its run.
 
     Scores do not depend on it: if generation fails or the disk is full, a warning is logged.
@@ -54,6 +54,6 @@ def write_samples(writer: Writer, run_dir: Path | None, model: Mapping[str, Any]
         log.warning("no text samples for iteration %d: %s", iteration, " ".join(str(error).split()))
 
 
-def _sample(writer: Writer, name: str, prompt: str) -> dict[str, Any]:
+def _sample(writer: TextWriter, name: str, prompt: str) -> dict[str, Any]:
     text = writer.write(writer.ids(prompt), SAMPLING)
     return {"kind": name, "prompt": prompt, "text": "".join(text), "tokens": text.tokens, "ended": text.ended}

@@ -62,7 +62,7 @@ class Patience:
     requests_per_minute: float | None = None
 
 
-class Pace:
+class RequestPace:
     """Rate limiter for all threads together."""
 
     def __init__(self, requests_per_minute: float | None) -> None:
@@ -134,7 +134,7 @@ class JudgeClient:
         self._key, self._key_variable = _key(key_variable), key_variable
         if self._key and not _private(self.url):
             log.warning("judge: the API key is sent unencrypted over http to %s", self.url)
-        self._pace = Pace(self._patience.requests_per_minute)
+        self._pace = RequestPace(self._patience.requests_per_minute)
         self._opener = urllib.request.build_opener(_NoRedirection)  # no cookies, and no redirects that leak the key
         self._lock = threading.Lock()
         self._asking: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)

@@ -17,7 +17,7 @@ from megacode.config.quantity import Quantity
 from megacode.config.training import Training
 
 
-class Stretch(NamedTuple):
+class BatchStretch(NamedTuple):
     """Consecutive iterations of one batch size, from the clock `first_sample`."""
 
     first_sample: int
@@ -49,7 +49,7 @@ class Ramp:
         level = bisect_right(self._starts, clock)
         return self._starts[level] if level < len(self._starts) else None
 
-    def stretches(self, first: int, last: int) -> Iterator[Stretch]:
+    def stretches(self, first: int, last: int) -> Iterator[BatchStretch]:
         """Yield the iterations of a phase between two clocks; the last one may be short."""
         clock = first
         while clock < last:
@@ -57,7 +57,7 @@ class Ramp:
             whole = (last - clock) // size
             # An iteration keeps its size to its end, also where the ramp rises in the middle of it.
             count = whole if rise is None else min(whole, -(-(rise - clock) // size))
-            stretch = Stretch(clock, size, count) if count else Stretch(clock, last - clock, 1)
+            stretch = BatchStretch(clock, size, count) if count else BatchStretch(clock, last - clock, 1)
             yield stretch
             clock += stretch.batch_size * stretch.iterations
 

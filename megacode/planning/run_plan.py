@@ -116,23 +116,23 @@ def _untrainable(config: RunConfig) -> list[Problem]:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class SourceSizes:
     """What a plan needs to know about files: the sizes of all sources and of the vocabulary."""
 
     sources: dict[str, SourceSize]
     vocabulary: int
 
 
-def read_sizes(config: RunConfig, *, allow_declared: bool = False) -> Sizes:
+def read_sizes(config: RunConfig, *, allow_declared: bool = False) -> SourceSizes:
     """Read the sizes of a run's sources and vocabulary.
 
     Raises:
         DataError: if a data set is missing or damaged.
     """
-    return Sizes(source_sizes(config, allow_declared=allow_declared), vocabulary_size(config))
+    return SourceSizes(source_sizes(config, allow_declared=allow_declared), vocabulary_size(config))
 
 
-def make_plan(config: RunConfig, sizes: Sizes | None = None, *, allow_declared: bool = False) -> Plan:
+def make_plan(config: RunConfig, sizes: SourceSizes | None = None, *, allow_declared: bool = False) -> Plan:
     """Derive the plan of a run.
 
     Args:

@@ -27,7 +27,7 @@ from megacode.mcore import device, rendezvous
 from megacode.mcore.rendezvous import Rendezvous
 from megacode.preflight.findings import Findings, node_name, node_names, same_start, silent_node
 from megacode.preflight.meeting import Meeting, soon, within
-from megacode.preflight.node_health import Health, checks, slow
+from megacode.preflight.node_health import NodeHealth, checks, slow
 
 _OWN_SHARE = 0.6  # of the timeout, for a node's own checks; the rest is for those that begin later
 _LEFT_BEHIND_SECONDS = 60.0  # a collective that hangs is given up by whoever waits for it, not by the backend
@@ -84,10 +84,10 @@ class _Node:
         self.names = node_names(os.environ, place.world_size)
         self.name = node_name(os.environ, platform.node())
         self.names[place.rank] = self.name
-        self.health = Health()
+        self.health = NodeHealth()
         self.doing = ""
 
-    def look(self, todo: dict[str, Callable[[Health], None]]) -> None:
+    def look(self, todo: dict[str, Callable[[NodeHealth], None]]) -> None:
         """Make the node's own checks, as far as there is time."""
         deadline = time.monotonic() + _OWN_SHARE * self.timeout
         for name, check in todo.items():

@@ -38,7 +38,7 @@ _SMI_REASONS = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 
 
 @dataclass
-class Health:
+class NodeHealth:
     """What is known of a node.
 
     Attributes:
@@ -52,14 +52,14 @@ class Health:
     looks_at: str = ""
 
 
-def checks(directory: Path | None, gpus: int | None) -> dict[str, Callable[[Health], None]]:
+def checks(directory: Path | None, gpus: int | None) -> dict[str, Callable[[NodeHealth], None]]:
     """Return the checks of a node in order, each by the name of what it looks at.
 
     Args:
         directory: that must be writable; absent: the disk is not looked at.
         gpus: how many this node must have; absent: as many as it has.
     """
-    found: dict[str, Callable[[Health], None]] = {
+    found: dict[str, Callable[[NodeHealth], None]] = {
         "GPU count": lambda health: count_gpus(health, gpus),
         "processor and memory": look_at_machine,
     }
@@ -68,7 +68,7 @@ def checks(directory: Path | None, gpus: int | None) -> dict[str, Callable[[Heal
     return found | {"matrix product": multiply_everywhere, "nvidia-smi": ask_driver}
 
 
-def count_gpus(health: Health, expected: int | None) -> None:
+def count_gpus(health: NodeHealth, expected: int | None) -> None:
     """Count the GPUs and look whether their memory is free."""
     found = torch.cuda.device_count() if device.on_gpu() else 0
     health.measured["gpus"] = found
@@ -88,7 +88,7 @@ def count_gpus(health: Health, expected: int | None) -> None:
     health.looks_at = ""
 
 
-def look_at_machine(health: Health) -> None:
+def look_at_machine(health: NodeHealth) -> None:
     """Note cores, load and free memory; too little memory is a problem, load is not."""
     memory = psutil.virtual_memory()
     load = os.getloadavg()[0]
@@ -99,7 +99,7 @@ def look_at_machine(health: Health) -> None:
         health.problems.append(Problem(what, "memory", fix))
 
 
-def write_disk(health: Health, directory: Path, size: int = _WRITTEN) -> None:
+def write_disk(health: NodeHealth, directory: Path, size: int = _WRITTEN) -> None:
     """Write some bytes to the run directory, flush them to disk, and remove them.
 
     Args:
@@ -131,7 +131,7 @@ def write_disk(health: Health, directory: Path, size: int = _WRITTEN) -> None:
         health.problems.append(Problem(f"writes only {format_bytes(rate)}/s", str(directory), fix))
 
 
-def multiply_everywhere(health: Health) -> None:
+def multiply_everywhere(health: NodeHealth) -> None:
     """Multiply matrices on each GPU, or on a node without any on the processor; compare the speed of the GPUs."""
     if not health.measured.get("gpus"):
         right, rate = multiply(torch.device("cpu"), _CPU_SIZE, _CPU_SECONDS)
@@ -210,7 +210,7 @@ def slow(rates: list[int], against: str, usual: float | None = None) -> list[Pro
     ]
 
 
-def ask_driver(health: Health) -> None:
+def ask_driver(health: NodeHealth) -> None:
     """Note clocks, temperature, memory errors and what slows the GPUs down, where nvidia-smi is there to tell."""
     command = shutil.which("nvidia-smi")
     if command is None or not health.measured.get("gpus"):
@@ -227,7 +227,7 @@ def ask_driver(health: Health) -> None:
         read_driver(health, done.stdout, [_uuid(index) for index in range(health.measured["gpus"])])
 
 
-def read_driver(health: Health, answer: str, uuids: list[str]) -> None:
+def read_driver(health: NodeHealth, answer: str, uuids: list[str]) -> None:
     """Add to a node's health what nvidia-smi says of its GPUs.
 
     Args:

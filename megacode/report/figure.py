@@ -11,7 +11,7 @@ from markupsafe import Markup
 from megacode.base.units import format_count
 from megacode.report.incidents import incidents
 from megacode.report.run_record import RunRecord
-from megacode.report.series import Slot
+from megacode.report.series import ClockSlot
 from megacode.report.svg import (
     Frame,
     Scale,
@@ -169,7 +169,7 @@ def _ticks(frame: Frame) -> int:
     return 8 if frame.width > 700 else 4
 
 
-def readout(record: RunRecord, grid: Sequence[Slot]) -> list[str]:
+def readout(record: RunRecord, grid: Sequence[ClockSlot]) -> list[str]:
     """Return the pointer's text at each slot: iteration, tokens, phase."""
     return [
         f"iteration {slot.last['iteration']:,} · {format_count(slot.stop)} tokens · {slot.last.get('phase', '')}"

@@ -12,7 +12,7 @@ from megacode.metrics import probes
 from megacode.report import figure as fig
 from megacode.report.figure import Entry, Figure
 from megacode.report.run_record import RunRecord
-from megacode.report.series import Slot, value
+from megacode.report.series import ClockSlot, value
 from megacode.report.svg import Frame, domain, element, path, tip
 
 TITLE = "Accuracy of FP8"
@@ -22,7 +22,7 @@ READING = (
 )
 
 
-def figures(record: RunRecord, clock: Sequence[Slot]) -> Iterator[Figure]:
+def figures(record: RunRecord, clock: Sequence[ClockSlot]) -> Iterator[Figure]:
     """Yield the chart of the probes, if there are any."""
     probed = [line for line in record.probes if distances(line)]
     if not probed:
@@ -52,7 +52,7 @@ def distances(probe: Json) -> list[float]:
     return [number for number in (value(by_kind, kind) for kind in by_kind) if math.isfinite(number)]
 
 
-def at_slots(clock: Sequence[Slot], points: Sequence[tuple[int, float]]) -> list[str]:
+def at_slots(clock: Sequence[ClockSlot], points: Sequence[tuple[int, float]]) -> list[str]:
     """Return, for each slot, the text of the last probe before its end."""
     last = [next((y for x, y in reversed(points) if x < slot.stop), math.nan) for slot in clock]
     return fig.texts(last, "{:.2%}".format)

@@ -12,11 +12,11 @@ from megacode.base.units import format_count
 from megacode.report import figure as fig
 from megacode.report.figure import Entry, Figure, colour
 from megacode.report.run_record import RunRecord
-from megacode.report.series import BINS, Slot, planned_shares, realised_shares, slots, total_shares
+from megacode.report.series import BINS, ClockSlot, planned_shares, realised_shares, slots, total_shares
 from megacode.report.svg import CHARACTER_WIDTH, Frame, Point, element, path, tip
 
 
-def mixture(record: RunRecord, clock: Sequence[Slot]) -> Figure:
+def mixture(record: RunRecord, clock: Sequence[ClockSlot]) -> Figure:
     """Return the realised mixture as stacked areas, the planned one as dashed steps over it."""
     reading = (
         "Each coloured band is the share of the tokens read in a short stretch of training that came from one source; "
@@ -33,7 +33,7 @@ def mixture(record: RunRecord, clock: Sequence[Slot]) -> Figure:
                   _mixture_legend(record, bins, clock), at=at)  # fmt: skip
 
 
-def _mixture_legend(record: RunRecord, bins: Sequence[Slot], clock: Sequence[Slot]) -> list[Entry]:
+def _mixture_legend(record: RunRecord, bins: Sequence[ClockSlot], clock: Sequence[ClockSlot]) -> list[Entry]:
     """Return each source's share of everything read, and at each slot its share of that stretch."""
     # The pointer moves by slots, the areas by wider bins: find the bin of each slot.
     of_slot = [next((b for b in bins if b.stop >= slot.stop), bins[-1]) for slot in clock]
@@ -46,7 +46,7 @@ def _mixture_legend(record: RunRecord, bins: Sequence[Slot], clock: Sequence[Slo
     return [*entries, Entry("planned", "", "dash")]
 
 
-def _mixture_drawing(record: RunRecord, bins: Sequence[Slot], size: tuple[int, int]) -> Markup:
+def _mixture_drawing(record: RunRecord, bins: Sequence[ClockSlot], size: tuple[int, int]) -> Markup:
     frame = fig.make_frame(record, size, (0.0, 1.0))
     areas = [_area(record, frame, bins, index) for index in range(len(record.sources))]
     ahead = [_ahead(record, frame, phase) for phase in record.phases]
@@ -56,7 +56,7 @@ def _mixture_drawing(record: RunRecord, bins: Sequence[Slot], size: tuple[int, i
                  *ahead, *areas, *planned, *_area_names(record, frame))  # fmt: skip
 
 
-def _area(record: RunRecord, frame: Frame, bins: Sequence[Slot], index: int) -> Markup:
+def _area(record: RunRecord, frame: Frame, bins: Sequence[ClockSlot], index: int) -> Markup:
     """Draw one source's band as steps, one per bin; sources stack from the top in the config's order."""
     upper: list[Point] = []
     lower: list[Point] = []

@@ -17,7 +17,7 @@ from megacode.report.incidents import counts
 from megacode.report.run_record import RunRecord
 from megacode.report.series import (
     SMOOTHED_SAMPLES,
-    Slot,
+    ClockSlot,
     extent,
     is_read,
     last_read,
@@ -30,7 +30,7 @@ from megacode.report.series import (
 from megacode.report.svg import Frame, Point, domain, element, path, tip
 
 
-def loss(record: RunRecord, clock: Sequence[Slot]) -> Figure:
+def loss(record: RunRecord, clock: Sequence[ClockSlot]) -> Figure:
     """Return the smoothed training loss and the validation loss of every source."""
     reading = (
         f"Thick lines: training loss of each source, a mean over at least {SMOOTHED_SAMPLES} of its samples; a line "
@@ -65,7 +65,7 @@ def validation_points(record: RunRecord, source: str) -> list[tuple[float, float
     return points
 
 
-def _loss_drawing(record: RunRecord, clock: Sequence[Slot], lines: dict[str, list[float]],
+def _loss_drawing(record: RunRecord, clock: Sequence[ClockSlot], lines: dict[str, list[float]],
                   dots: dict[str, list[tuple[float, float, str]]], size: tuple[int, int]) -> Markup:  # fmt: skip
     shown = [v for values in lines.values() for v in values] + [d[1] for points in dots.values() for d in points]
     # Losses fall fast first and slowly later; only a logarithmic axis shows both.
@@ -87,7 +87,7 @@ def held_out(frame: Frame, points: Sequence[tuple[float, float, str]], css: str)
     return element("g", line, *dots)
 
 
-def joined(frame: Frame, clock: Sequence[Slot], values: Sequence[float]) -> list[Point]:
+def joined(frame: Frame, clock: Sequence[ClockSlot], values: Sequence[float]) -> list[Point]:
     """Return a line's points: slots without a value are bridged, phases without any value are not."""
     read = {slot.last.get("phase") for slot, number in zip(clock, values, strict=True) if math.isfinite(number)}
     return [
@@ -98,7 +98,7 @@ def joined(frame: Frame, clock: Sequence[Slot], values: Sequence[float]) -> list
     ]
 
 
-def learning_rate(record: RunRecord, clock: Sequence[Slot]) -> Figure:
+def learning_rate(record: RunRecord, clock: Sequence[ClockSlot]) -> Figure:
     """Return the learning rate."""
     reading = "The optimiser's learning rate at each iteration; every phase has its own warm-up and decay."
     rates = [value(slot.last, "learning_rate") for slot in clock]
@@ -112,7 +112,7 @@ def learning_rate(record: RunRecord, clock: Sequence[Slot]) -> Figure:
                   fig.texts(rates, fig.scientific))])  # fmt: skip
 
 
-def gradient_norm(record: RunRecord, clock: Sequence[Slot]) -> Figure:
+def gradient_norm(record: RunRecord, clock: Sequence[ClockSlot]) -> Figure:
     """Return the gradient norm, with the clipping threshold."""
     reading = (
         "The length of the gradient before clipping (median, with the range in grey); "
@@ -133,7 +133,7 @@ def gradient_norm(record: RunRecord, clock: Sequence[Slot]) -> Figure:
                   fig.texts(norms, "{:.3g}".format))])  # fmt: skip
 
 
-def throughput(record: RunRecord, clock: Sequence[Slot]) -> Figure:
+def throughput(record: RunRecord, clock: Sequence[ClockSlot]) -> Figure:
     """Return tokens per second, and the share of the machine's peak (MFU) if known."""
     reading = (
         "Tokens per second of training (median, with the range in grey), "
@@ -154,18 +154,18 @@ def throughput(record: RunRecord, clock: Sequence[Slot]) -> Figure:
     return Figure("throughput", "Throughput", reading, [drawn], entries)
 
 
-def _range(frame: Frame, clock: Sequence[Slot], ranges: Sequence[tuple[float, float]]) -> Markup:
+def _range(frame: Frame, clock: Sequence[ClockSlot], ranges: Sequence[tuple[float, float]]) -> Markup:
     kept = [(s.stop, low, high) for s, (low, high) in zip(clock, ranges, strict=True) if math.isfinite(low)]
     upper = [(frame.x(x), frame.y(high)) for x, _, high in kept]
     lower = [(frame.x(x), frame.y(low)) for x, low, _ in kept]
     return path([*upper, *reversed(lower)], class_="range")
 
 
-def _median(frame: Frame, clock: Sequence[Slot], values: Sequence[float]) -> Markup:
+def _median(frame: Frame, clock: Sequence[ClockSlot], values: Sequence[float]) -> Markup:
     return path([(frame.x(s.stop), frame.y(v)) for s, v in zip(clock, values, strict=True)], class_="line ink")
 
 
-def passes(record: RunRecord, clock: Sequence[Slot]) -> Figure:
+def passes(record: RunRecord, clock: Sequence[ClockSlot]) -> Figure:
     """Return how many times each source was read."""
     reading = (
         "How many times each source was read; above 1 the model sees documents again, "

@@ -22,7 +22,7 @@ SMOOTHED_SAMPLES = 100  # one document's loss varies by a third; the mean of a h
 
 
 @dataclass(frozen=True)
-class Slot:
+class ClockSlot:
     """Some consecutive iterations of one phase.
 
     Attributes:
@@ -41,7 +41,7 @@ class Slot:
         return self.lines[-1]
 
 
-def slots(record: RunRecord, limit: int = SLOTS) -> list[Slot]:
+def slots(record: RunRecord, limit: int = SLOTS) -> list[ClockSlot]:
     """Gather the iterations into about `limit` slots of equal length."""
     size = math.ceil(len(record.train) / limit) or 1
     gathered, start = [], 0
@@ -52,7 +52,7 @@ def slots(record: RunRecord, limit: int = SLOTS) -> list[Slot]:
         ends = [len(lines) * (index + 1) // count for index in range(count)]
         for first, last in zip([0, *ends], ends, strict=False):
             part = lines[first:last]
-            gathered.append(Slot(start, record.tokens(part[-1]), part))
+            gathered.append(ClockSlot(start, record.tokens(part[-1]), part))
             start = gathered[-1].stop
     return gathered
 
@@ -63,19 +63,19 @@ def value(line: Mapping[str, Any], key: str) -> float:
     return float(measured) if isinstance(measured, (int, float)) else math.nan
 
 
-def median(slot: Slot, key: str) -> float:
+def median(slot: ClockSlot, key: str) -> float:
     """Return a slot's median of a measurement; nan if there is none."""
     numbers = [number for number in (value(line, key) for line in slot.lines) if math.isfinite(number)]
     return statistics.median(numbers) if numbers else math.nan
 
 
-def extent(slot: Slot, key: str) -> tuple[float, float]:
+def extent(slot: ClockSlot, key: str) -> tuple[float, float]:
     """Return a slot's smallest and largest value of a measurement."""
     numbers = [number for number in (value(line, key) for line in slot.lines) if math.isfinite(number)]
     return (min(numbers), max(numbers)) if numbers else (math.nan, math.nan)
 
 
-def realised_shares(slot: Slot, sources: Sequence[str]) -> list[float]:
+def realised_shares(slot: ClockSlot, sources: Sequence[str]) -> list[float]:
     """Return the share of a slot's samples that came from each source."""
     counts = [sum(int((line.get("samples_by_source") or {}).get(s, 0)) for line in slot.lines) for s in sources]
     total = sum(counts)
@@ -94,7 +94,7 @@ def smoothing(record: RunRecord) -> int:
     return max(1, int(record.plan.get("total_iterations") or len(record.train)) // 60)
 
 
-def smoothed_loss(record: RunRecord, grid: Sequence[Slot], source: str) -> list[float]:
+def smoothed_loss(record: RunRecord, grid: Sequence[ClockSlot], source: str) -> list[float]:
     """Return a source's training loss at each slot's end: the mean over the samples around it, in nats per token.
 
     The window holds at least `SMOOTHED_SAMPLES` of the source (half of all, if there are few), equally on both sides.
@@ -111,15 +111,15 @@ def smoothed_loss(record: RunRecord, grid: Sequence[Slot], source: str) -> list[
     return losses
 
 
-def _parts(grid: Sequence[Slot]) -> list[list[Slot]]:
+def _parts(grid: Sequence[ClockSlot]) -> list[list[ClockSlot]]:
     return [list(group) for _, group in groupby(grid, key=lambda slot: slot.last.get("phase"))]
 
 
-def _reads(part: Sequence[Slot], source: str) -> bool:
+def _reads(part: Sequence[ClockSlot], source: str) -> bool:
     return any((line.get("samples_by_source") or {}).get(source) for slot in part for line in slot.lines)
 
 
-def _smoothed(grid: Sequence[Slot], source: str, reach: int) -> list[float]:
+def _smoothed(grid: Sequence[ClockSlot], source: str, reach: int) -> list[float]:
     """Smooth over consecutive slots, with at least `reach` iterations on each side."""
     pairs = [_loss_and_weight(line, source) for slot in grid for line in slot.lines]
     kept = [(loss * weight, weight) if weight and math.isfinite(loss) else (0.0, 0.0) for loss, weight in pairs]
@@ -164,7 +164,7 @@ def is_read(record: RunRecord, source: str) -> bool:
 
 def total_shares(record: RunRecord) -> list[float]:
     """Return the share of each source of all samples read."""
-    return realised_shares(Slot(0, 0, record.train), record.sources)
+    return realised_shares(ClockSlot(0, 0, record.train), record.sources)
 
 
 def seen_tokens(line: Mapping[str, Any], source: str, which: str = "seen") -> float:

@@ -13,7 +13,7 @@ from megacode.base.units import format_count
 from megacode.report import figure as fig
 from megacode.report.figure import Entry, Figure
 from megacode.report.run_record import RunRecord
-from megacode.report.series import Slot, smoothed_loss, value
+from megacode.report.series import ClockSlot, smoothed_loss, value
 from megacode.report.svg import (
     Frame,
     Scale,
@@ -44,7 +44,7 @@ class Run:
     label: str
     css: str
     record: RunRecord
-    clock: Sequence[Slot]
+    clock: Sequence[ClockSlot]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 
 from megacode.base.errors import ConfigError
 from megacode.statistics.arms import Arm
-from megacode.statistics.differences import Difference, difference, own_variance, seed_covariance
+from megacode.statistics.differences import ScoreDifference, difference, own_variance, seed_covariance
 from megacode.statistics.families import DRAWS, benjamini_hochberg, holm, single_step, smallest_p_values
 from megacode.statistics.power import POWER, smallest_visible
 from megacode.statistics.quantities import Results, tabulate
@@ -32,7 +32,7 @@ KEY = "megacode compare"
 
 
 @dataclass(frozen=True)
-class Question:
+class ComparisonDesign:
     """What is asked of some arms, fixed before their scores are seen.
 
     Attributes:
@@ -56,7 +56,7 @@ class Question:
     draws: int = DRAWS
 
 
-def compare(arms: Sequence[Arm], question: Question, without: Sequence[str] = ()) -> dict[str, Any]:
+def compare(arms: Sequence[Arm], question: ComparisonDesign, without: Sequence[str] = ()) -> dict[str, Any]:
     """Compare arms with the baseline in all that they answered.
 
     Args:
@@ -79,7 +79,7 @@ def compare(arms: Sequence[Arm], question: Question, without: Sequence[str] = ()
     for family, members in families.items():
         found = [difference(results, arm, base, quantity) for quantity in members for arm in others]
         if found:
-            comparisons += _judged(results, found, family, question)
+            comparisons += _corrected(results, found, family, question)
     return {
         "level": question.level,
         "baseline": question.baseline,
@@ -99,7 +99,7 @@ def _named(name: str, names: Sequence[str], where: str) -> int:
     return names.index(name)
 
 
-def _families(results: Results, question: Question) -> dict[str, list[int]]:
+def _families(results: Results, question: ComparisonDesign) -> dict[str, list[int]]:
     names = [quantity.name for quantity in results.quantities]
     means = [name for name in names if name.startswith("mean/")]
     primary = (means or names) if question.primary is None else question.primary
@@ -112,7 +112,9 @@ def _families(results: Results, question: Question) -> dict[str, list[int]]:
     return {**found, "exploratory": [number for number in range(len(names)) if number not in taken]}
 
 
-def _judged(results: Results, found: Sequence[Difference], family: str, question: Question) -> list[dict[str, Any]]:
+def _corrected(
+    results: Results, found: Sequence[ScoreDifference], family: str, question: ComparisonDesign
+) -> list[dict[str, Any]]:
     """Return the comparisons of one family as documents."""
     alpha = 1 - question.level
     p = np.array([one.p for one in found])
@@ -126,7 +128,7 @@ def _judged(results: Results, found: Sequence[Difference], family: str, question
 
 
 def _max_t(
-    results: Results, found: Sequence[Difference], p: np.ndarray, question: Question
+    results: Results, found: Sequence[ScoreDifference], p: np.ndarray, question: ComparisonDesign
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return adjusted p-values and levels by max-T; exact tests, which have no t, get their Bonferroni share."""
     alpha, count = 1 - question.level, len(found)
@@ -144,7 +146,7 @@ def _max_t(
     return adjusted, levels
 
 
-def _correlation(results: Results, found: Sequence[Difference]) -> np.ndarray:
+def _correlation(results: Results, found: Sequence[ScoreDifference]) -> np.ndarray:
     """Return float64[K, K], how differences move together: by items that they share, and by seeds."""
     covariance = seed_covariance(results, found)
     tasks = dict.fromkeys(task for one in found for task, _ in results.quantities[one.quantity].keys)
@@ -157,7 +159,7 @@ def _correlation(results: Results, found: Sequence[Difference]) -> np.ndarray:
 
 
 def _document(
-    results: Results, one: Difference, adjusted: float, level: float, family: str, question: Question
+    results: Results, one: ScoreDifference, adjusted: float, level: float, family: str, question: ComparisonDesign
 ) -> dict[str, Any]:
     quantity = results.quantities[one.quantity]
     low, high = one.interval(1 - question.level)
@@ -198,14 +200,14 @@ def _document(
     return {**document, "words": sentence(document)}
 
 
-def _relative(results: Results, one: Difference, alpha: float) -> dict[str, float] | None:
+def _relative(results: Results, one: ScoreDifference, alpha: float) -> dict[str, float] | None:
     variance, base = (own_variance(results, number, one) for number in (one.arm, one.base))
     covariance = (variance + base - one.spread.whole.variance) / 2
     quantile = one.spread.half_width(alpha) / one.spread.error
     return relative_gain(one.score, one.score - one.value, variance, base, covariance, quantile)
 
 
-def _seed_reach(results: Results, one: Difference, question: Question) -> float | None:
+def _seed_reach(results: Results, one: ScoreDifference, question: ComparisonDesign) -> float | None:
     """Return the difference that other seeds alone may well make between two models of one recipe, if that is known."""
     if one.seeds > 1:
         return None

@@ -26,7 +26,7 @@ _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
-class Difference:
+class ScoreDifference:
     """Arm minus baseline.
 
     Attributes:
@@ -83,7 +83,7 @@ class Difference:
         return np.asarray(sum(w * (a.items - b.items) for (name, _), w, (a, b) in parts if name == task))
 
 
-def difference(results: Results, arm: int, base: int, number: int) -> Difference:
+def difference(results: Results, arm: int, base: int, number: int) -> ScoreDifference:
     """Return an arm's difference from the baseline.
 
     Args:
@@ -107,7 +107,7 @@ def difference(results: Results, arm: int, base: int, number: int) -> Difference
     few = positive + negative < FEW and 2 * (positive + negative) < len(signs)
     is_exact = few or not known
     p = sign_test(positive, negative) if is_exact else spread.p_value(value)
-    return Difference(
+    return ScoreDifference(
         arm, base, number, 0.0 if positive + negative == 0 else value, score, spread, p,
         min(len(results.arms[arm].models), len(results.arms[base].models)), paired, sum(one.count for one in own),
         positive, negative, is_exact,
@@ -144,7 +144,7 @@ def seed_part(results: Results, arm: int, base: int, number: int) -> Part | None
     return Part(own.variance * (1 / counts[0] + 1 / counts[1]), own.df)
 
 
-def own_variance(results: Results, number: int, one: Difference) -> float:
+def own_variance(results: Results, number: int, one: ScoreDifference) -> float:
     """Return the variance of one arm's own score, for the same generalisation as a difference's."""
     quantity = results.quantities[one.quantity]
     parts = list(zip(results.profiles(number, quantity), quantity.weights, strict=True))
@@ -158,7 +158,7 @@ def own_variance(results: Results, number: int, one: Difference) -> float:
     return max(by_items + by_seeds - rest, by_items, by_seeds)
 
 
-def seed_covariance(results: Results, found: Sequence[Difference]) -> np.ndarray:
+def seed_covariance(results: Results, found: Sequence[ScoreDifference]) -> np.ndarray:
     """Return float64[K, K], the part of differences' covariance that seeds make; it shapes their correlation only."""
     same = len({arm.seeds for arm in results.arms}) == 1
     count = len(results.arms[0].models)

@@ -17,7 +17,7 @@ Key = tuple[str, str]  # a task and a metric
 
 
 @dataclass(frozen=True)
-class Quantity:
+class ComparedScore:
     """One number that is compared between arms: sum over `keys` of weight times the task's score.
 
     Attributes:
@@ -51,11 +51,11 @@ class Results:
     """
 
     arms: Sequence[Arm]
-    quantities: Sequence[Quantity]
+    quantities: Sequence[ComparedScore]
     left_out: dict[str, str]
     _profiles: dict[tuple[int, Key], Profile] = field(default_factory=dict)
 
-    def profiles(self, arm: int, quantity: Quantity) -> list[Profile]:
+    def profiles(self, arm: int, quantity: ComparedScore) -> list[Profile]:
         """Return an arm's profiles, one a part of a quantity; each is made once."""
         found = []
         for key in quantity.keys:
@@ -64,7 +64,7 @@ class Results:
             found.append(self._profiles[arm, key])
         return found
 
-    def scores(self, arm: int, quantity: Quantity) -> np.ndarray:
+    def scores(self, arm: int, quantity: ComparedScore) -> np.ndarray:
         """Return float64[seeds], an arm's value of a quantity at each of its seeds."""
         parts = zip(self.profiles(arm, quantity), quantity.weights, strict=True)
         return np.asarray(sum(weight * one.scores for one, weight in parts))
@@ -103,7 +103,7 @@ def tabulate(arms: Sequence[Arm], without: Sequence[str] = ()) -> Results:
         places = ", ".join(str(model.path) for _, model in models[:3])
         raise DataError("the arms have no task in common", places, "score them with the same suite")
     singles = [
-        Quantity(f"{key[0]}/{key[1]}", (key,), (1.0,), first.tasks[key[0]].outcomes[key[1]].higher_is_better)
+        ComparedScore(f"{key[0]}/{key[1]}", (key,), (1.0,), first.tasks[key[0]].outcomes[key[1]].higher_is_better)
         for key in keys
     ]
     return Results(arms, [*_means(first, keys), *singles], left_out)
@@ -114,7 +114,7 @@ def _why(task: str, arm: str, model: Scores) -> str:
     return f"{arm} has no scores of it ({model.path.name})" + (f": {reason}" if reason else "")
 
 
-def _means(model: Scores, keys: Sequence[Key]) -> list[Quantity]:
+def _means(model: Scores, keys: Sequence[Key]) -> list[ComparedScore]:
     """Return the means over tasks that the arms have in common; one without any task there is none."""
     parts, found = model.mean_parts, []
     for name, what in parts.items():
@@ -125,7 +125,7 @@ def _means(model: Scores, keys: Sequence[Key]) -> list[Quantity]:
         better = {model.tasks[task].outcomes[metric].higher_is_better for (task, metric), _ in pairs}
         named, weights = tuple(key for key, _ in pairs), tuple(weight for _, weight in pairs)
         direction = better.pop() if len(better) == 1 else None
-        found.append(Quantity(f"mean/{name}", named, weights, direction, tuple(missing)))
+        found.append(ComparedScore(f"mean/{name}", named, weights, direction, tuple(missing)))
     return found
 
 

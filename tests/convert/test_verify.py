@@ -18,7 +18,7 @@ from megacode.convert.compare import Gaps, NextTokens, difference, first_beyond,
 from megacode.convert.opened_checkpoint import OpenedCheckpoint
 from megacode.convert.reference import Reference, alone
 from megacode.convert.safetensors_files import SafetensorsFiles
-from megacode.convert.texts import Text, texts_of
+from megacode.convert.texts import ProofText, texts_of
 from megacode.convert.verify import Claim, prove
 
 Weights = dict[str, torch.Tensor]
@@ -212,7 +212,7 @@ def test_special_tokens_in_a_text_are_text_on_both_sides(claims, tmp_path) -> No
     text = "the <|endoftext|> of a text"
     ids = tuple(claim.tokenizer.encode(text))
     assert 0 not in ids
-    assert prove(replace(claim, texts=[Text("odd", text, ids)]), tmp_path).tokenizer_ids == len(ids)
+    assert prove(replace(claim, texts=[ProofText("odd", text, ids)]), tmp_path).tokenizer_ids == len(ids)
 
 
 def test_the_first_point_beyond_the_tolerance_is_named() -> None:

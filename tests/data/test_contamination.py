@@ -284,12 +284,12 @@ def test_a_note_is_one_line_on_the_terminal(run):
 
 @pytest.mark.slow
 def test_items_come_from_lm_evals_own_tasks(tmp_path):
-    from megacode.data.demo_items import Sizes, build_demo_tasks
+    from megacode.data.demo_items import SuiteSizes, build_demo_tasks
     from megacode.eval.suites import load_suite
     from megacode.eval.task_loading import load_tasks
 
     files = sorted((Path(os.__file__).parent / "email").glob("*.py"))[:12]
-    build_demo_tasks({"code": [path.read_text("utf-8") for path in files]}, tmp_path, 0, Sizes(6, 3, 4))
+    build_demo_tasks({"code": [path.read_text("utf-8") for path in files]}, tmp_path, 0, SuiteSizes(6, 3, 4))
     tasks, _ = load_tasks(load_suite("demo", tmp_path, tmp_path), run_code=False)
     found = {name: task_items(name, task) for name, task in tasks.items()}
     lines = {name: [json.loads(x) for x in (tmp_path / f"{name}.jsonl").read_bytes().splitlines()] for name in tasks}

@@ -20,7 +20,7 @@ from megacode.cli.init_text import scalar
 from megacode.config.loading import load_config
 from megacode.config.yaml_reader import parse_yaml
 from megacode.data import manifest as manifests
-from megacode.data.preprocess import Job, preprocess
+from megacode.data.preprocess import PreprocessJob, preprocess
 from megacode.data.train_tokenizer import train_tokenizer
 
 Call = Callable[..., int]
@@ -34,7 +34,9 @@ def made(corpus, huggingface, tmp_path_factory) -> Path:
     lines = corpus.read_text().splitlines(keepends=True)
     for name, count in (("code", len(lines)), ("few", len(lines) // 4)):
         (place / f"{name}.jsonl").write_text("".join(lines[:count]))
-        preprocess(Job((str(place / f"{name}.jsonl"),), str(place / "data" / name), huggingface, append_eod=True))
+        preprocess(
+            PreprocessJob((str(place / f"{name}.jsonl"),), str(place / "data" / name), huggingface, append_eod=True)
+        )
     return place
 
 

@@ -25,7 +25,7 @@ from megacode.data.indexed import IndexedDataset, IndexedDatasetWriter
 from megacode.data.jsonl import read_chunks
 from megacode.data.machine_files import Shard
 from megacode.data.merge import merge
-from megacode.data.preprocess import Job, preprocess
+from megacode.data.preprocess import PreprocessJob, preprocess
 from megacode.data.train_tokenizer import train_tokenizer
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -52,7 +52,9 @@ def files(prefix: str | Path) -> list[bytes]:
 
 def make_shards(count: int, inputs: list[Path], out: Path, tokenizer: TokenizerConfig, **settings: object) -> Path:
     for index in reversed(range(count)):
-        job = Job(tuple(map(str, inputs)), str(out), tokenizer, shard=Shard(index, count), overwrite=True, **settings)
+        job = PreprocessJob(
+            tuple(map(str, inputs)), str(out), tokenizer, shard=Shard(index, count), overwrite=True, **settings
+        )
         preprocess(job)
     return Path(f"{out}_text_document")
 
@@ -116,7 +118,7 @@ def test_merged_shards_are_what_one_process_makes(kind, settings, texts, hugging
     paths = [
         pack(tmp_path / name, lines(rows[turn * each : (turn + 1) * each])) for turn, name in enumerate(INPUTS[kind])
     ]
-    one = preprocess(Job(tuple(map(str, paths)), str(tmp_path / "one"), huggingface, **settings))["text"]
+    one = preprocess(PreprocessJob(tuple(map(str, paths)), str(tmp_path / "one"), huggingface, **settings))["text"]
     whole = make_shards(5, paths, tmp_path / "many", huggingface, **settings)
     many = merge([f"{whole}.shard_*"], str(whole), command="merge them")
     assert files(whole) == files(tmp_path / "one_text_document")
@@ -126,7 +128,7 @@ def test_merged_shards_are_what_one_process_makes(kind, settings, texts, hugging
 
 def test_a_line_that_a_shards_border_cuts_belongs_to_one_shard(texts, huggingface, tmp_path):
     source = pack(tmp_path / "a.jsonl", lines([texts[0] * 5, "x", texts[1]]))
-    preprocess(Job((str(source),), str(tmp_path / "one"), huggingface))
+    preprocess(PreprocessJob((str(source),), str(tmp_path / "one"), huggingface))
     whole = make_shards(9, [source], tmp_path / "many", huggingface)
     documents = [manifests.read(Shard(index, 9).prefix(whole)).documents for index in range(9)]
     assert sorted(documents)[-3:] == [1, 1, 1] or sum(documents) == 3
@@ -137,7 +139,7 @@ def test_a_line_that_a_shards_border_cuts_belongs_to_one_shard(texts, huggingfac
 
 def test_shards_without_a_token_count_their_empty_documents(texts, huggingface, tmp_path):
     source = pack(tmp_path / "a.jsonl", lines([texts[0], *[""] * 200, texts[1]]))
-    one = preprocess(Job((str(source),), str(tmp_path / "one"), huggingface))["text"]
+    one = preprocess(PreprocessJob((str(source),), str(tmp_path / "one"), huggingface))["text"]
     whole = make_shards(3, [source], tmp_path / "many", huggingface)
     middle = Shard(1, 3).prefix(whole)
     assert manifests.read(middle).tokens == 0
@@ -159,7 +161,7 @@ def test_each_key_has_its_own_shards(texts, huggingface, tmp_path):
     rows = [{"title": text[:20], "text": text} for text in texts[:9]]
     source = tmp_path / "a.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    preprocess(Job((str(source),), str(tmp_path / "one"), huggingface, keys=("title", "text")))
+    preprocess(PreprocessJob((str(source),), str(tmp_path / "one"), huggingface, keys=("title", "text")))
     make_shards(2, [source], tmp_path / "many", huggingface, keys=("title", "text"))
     for key in ("title", "text"):
         merge([f"{tmp_path}/many_{key}_document.shard_*"], f"{tmp_path}/many_{key}_document", remove_shards=True)
@@ -242,7 +244,7 @@ def test_an_old_manifest_never_stands_beside_new_tokens(sharded, monkeypatch):
 def test_shards_of_different_makings_do_not_merge(sharded, corpus, huggingface, sentencepiece, tmp_path):
     def again(tokenizer=huggingface, **settings):
         settings = {"append_eod": True, "shard": Shard(2, 3), "overwrite": True, **settings}
-        preprocess(Job((str(corpus),), str(tmp_path / "out"), tokenizer, **settings))
+        preprocess(PreprocessJob((str(corpus),), str(tmp_path / "out"), tokenizer, **settings))
 
     again(sentencepiece)
     refused(sharded, DataError, "different values of tokenizer")
@@ -255,7 +257,7 @@ def test_shards_of_different_makings_do_not_merge(sharded, corpus, huggingface, 
     again()
     Path(corpus).rename(tmp_path / "moved.jsonl")
     try:
-        preprocess(Job((str(tmp_path / "moved.jsonl"),), str(tmp_path / "out"), huggingface, append_eod=True,
+        preprocess(PreprocessJob((str(tmp_path / "moved.jsonl"),), str(tmp_path / "out"), huggingface, append_eod=True,
                        overwrite=True, shard=Shard(2, 3)))  # fmt: skip
     finally:
         (tmp_path / "moved.jsonl").rename(corpus)
@@ -263,7 +265,7 @@ def test_shards_of_different_makings_do_not_merge(sharded, corpus, huggingface, 
 
 
 def test_the_seed_of_the_merge_is_the_one_the_shards_were_made_for(corpus, huggingface, tmp_path):
-    one = preprocess(Job((str(corpus),), str(tmp_path / "one"), huggingface, shuffle_seed=3))["text"]
+    one = preprocess(PreprocessJob((str(corpus),), str(tmp_path / "one"), huggingface, shuffle_seed=3))["text"]
     whole = make_shards(2, [corpus], tmp_path / "many", huggingface)
     assert merge([f"{whole}.shard_*"], str(whole), shuffle_seed=3).identity == one.identity
     whole = make_shards(2, [corpus], tmp_path / "many", huggingface, shuffle_seed=3)
@@ -396,6 +398,6 @@ def test_memory_stays_below_what_the_data_sets_take(seed, tmp_path):
 def test_tokenizers_that_differ_are_told_apart_by_their_hash(corpus, huggingface, tmp_path):
     train_tokenizer("huggingface", [str(corpus)], 900, tmp_path / "tokenizer")
     for name, path in (("a", huggingface.path), ("b", str(tmp_path / "tokenizer"))):
-        preprocess(Job((str(corpus),), str(tmp_path / name), TokenizerConfig(kind="huggingface", path=path)))
+        preprocess(PreprocessJob((str(corpus),), str(tmp_path / name), TokenizerConfig(kind="huggingface", path=path)))
     with pytest.raises(DataError, match="different values of tokenizer"):
         merge([str(tmp_path / f"{name}_text_document") for name in "ab"], str(tmp_path / "out"))

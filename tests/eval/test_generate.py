@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from megacode.base.errors import CheckpointError, ConfigError, DataError
 from megacode.base.files import RunDir
 from megacode.cli import app
-from megacode.eval.generate import Sampling, Writer, choose, model_of, pieces
+from megacode.eval.generate import Sampling, TextWriter, choose, model_of, pieces
 from megacode.eval.scores import model_facts
 from megacode.eval.writing_samples import PROMPTS, write_samples
 
@@ -50,8 +50,8 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def writer(model) -> Writer:
-    return Writer.open(model, "cpu")
+def writer(model) -> TextWriter:
+    return TextWriter.open(model, "cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +118,7 @@ def test_characters_of_several_tokens_come_whole(writer):
 
 
 def test_a_text_ends_with_the_token_that_ends_it(model):
-    writer = Writer.open(model, "cpu")
+    writer = TextWriter.open(model, "cpu")
     text = writer.write(writer.ids("Go"), GREEDY)
     expected = list(text._generate())
     writer._ends = frozenset(expected[5:6])
@@ -144,7 +144,7 @@ def test_a_chat_needs_a_template(model, tmp_path):
 
 
 def test_a_chat_is_asked_in_the_models_own_form(model):
-    writer = Writer.open(model, "cpu")
+    writer = TextWriter.open(model, "cpu")
     writer._tokenizer.chat_template = TEMPLATE
     turns = [{"role": "user", "content": "hi"}]
     assert writer._tokenizer.decode(writer.chat_ids(turns)) == "[user]hi[a]"
@@ -217,7 +217,7 @@ def test_a_person_at_a_terminal_is_asked_line_by_line(model, monkeypatch):
 def test_a_conversation_remembers_and_forgets_its_oldest_turns(model, caplog):
     import megacode.cli.generation as generation
 
-    writer = Writer.open(model, "cpu")
+    writer = TextWriter.open(model, "cpu")
     writer._tokenizer.chat_template = TEMPLATE
     turns = [{"role": role, "content": letter * 30} for role, letter in (("user", "a"), ("a", "b"), ("user", "c"))]
     ids = generation._chat_ids(writer, turns)

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from megacode.base.errors import CheckpointError, ConfigError, DataError
-from megacode.data.demo_items import Sizes, build_demo_tasks
+from megacode.data.demo_items import SuiteSizes, build_demo_tasks
 from megacode.eval.harness import ScoringOptions, evaluate, evaluate_many
 from megacode.eval.scored_models import check_model, default_out
 from megacode.eval.suites import items_dir
 from megacode.statistics.arms import read_arms
-from megacode.statistics.comparing import Question, compare
+from megacode.statistics.comparing import ComparisonDesign, compare
 
 SOURCES = ("text", "code", "markup")
 TASKS = (*(f"demo_{kind}_{source}" for kind in ("endings", "bits") for source in SOURCES), "demo_next_word_code")
-SIZES = Sizes(endings=6, bits=4, next_words=4)
+SIZES = SuiteSizes(endings=6, bits=4, next_words=4)
 slow = pytest.mark.slow
 
 
@@ -228,7 +228,7 @@ def test_several_models_are_scored_in_one_process_and_answer_the_same_questions(
     lines = [json.loads(line) for line in (tmp_path / "a.items.jsonl").read_bytes().splitlines()]
     assert lines
     assert all("cluster" in line for line in lines), "items of one document belong together"
-    differences = {one["metric"]: one["difference"] for one in compare(arms, Question("a"))["comparisons"]}
+    differences = {one["metric"]: one["difference"] for one in compare(arms, ComparisonDesign("a"))["comparisons"]}
     for task in TASKS:
         for metric in [name for name in first["scores"][task] if not name.endswith("_stderr")]:
             gap = second["scores"][task][metric] - first["scores"][task][metric]

@@ -21,7 +21,7 @@ import pytest
 from megacode.base.errors import ConfigError, DataError, VerificationError
 from megacode.judge import client
 from megacode.judge.answers import PLAIN, AnswerCache, Generation, _ids, answers, model_identity
-from megacode.judge.client import JudgeClient, JudgeError, Pace, Patience, message_of
+from megacode.judge.client import JudgeClient, JudgeError, Patience, RequestPace, message_of
 from megacode.judge.comparison import JudgeSettings, default_out, judge, make_answers
 from megacode.judge.prompts import SHIPPED, Prompt, read_prompts
 from megacode.judge.statistics import by_category, summarise
@@ -350,7 +350,7 @@ def test_a_server_with_one_model_needs_no_name(server, tmp_path):
 
 
 def test_requests_keep_their_pace_over_all_threads():
-    pace, times = Pace(1200), []
+    pace, times = RequestPace(1200), []
     threads = [threading.Thread(target=lambda: (pace.wait(), times.append(time.monotonic()))) for _ in range(6)]
     for thread in threads:
         thread.start()

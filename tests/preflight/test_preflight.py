@@ -27,7 +27,7 @@ from megacode.preflight import examine as examination
 from megacode.preflight.examine import examine, expected_gpus
 from megacode.preflight.findings import expand, node_names
 from megacode.preflight.meeting import Meeting, port_beside, soon, within
-from megacode.preflight.node_health import Health, count_gpus, multiply, read_driver, slow, write_disk
+from megacode.preflight.node_health import NodeHealth, count_gpus, multiply, read_driver, slow, write_disk
 from tests.limits import HANG
 from tests.ranks import load_program
 
@@ -242,7 +242,7 @@ def examine_in(path: Path) -> Iterator[Any]:
 
 def test_a_file_size_limit_is_named(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    health = Health()
+    health = NodeHealth()
     resource.setrlimit(resource.RLIMIT_FSIZE, (4 * 2**20, before[1]))
     try:
         write_disk(health, tmp_path)
@@ -267,11 +267,11 @@ def test_several_processes_on_a_node_are_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_check_that_hangs_or_fails_is_the_nodes_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hanging(health: Health) -> None:
+    def hanging(health: NodeHealth) -> None:
         health.looks_at = "GPU 3"
         time.sleep(30)
 
-    def failing(health: Health) -> None:
+    def failing(health: NodeHealth) -> None:
         raise RuntimeError("CUDA error: unspecified launch failure\nmore of it")
 
     monkeypatch.setattr(examination, "checks", lambda directory, gpus: {"count": failing, "product": hanging})
@@ -282,7 +282,7 @@ def test_a_check_that_hangs_or_fails_is_the_nodes_problem(monkeypatch: pytest.Mo
 
 
 def test_a_wrong_count_of_gpus_says_both_numbers() -> None:
-    health = Health()
+    health = NodeHealth()
     count_gpus(health, torch.cuda.device_count() + 1)
     assert "GPUs are expected" in health.problems[0].what
     assert expected_gpus({"SLURM_GPUS_ON_NODE": "8"}) == 8
@@ -318,7 +318,7 @@ GPU-bb, 1980, 1980, 40, 3, Not Active, Not Active, Not Active
 GPU-xx, 1980, 1980, 40, 9, Active, Active, Active
 GPU-cc, 765, 1980, 92, [N/A], Active, Active, Not Active
 """
-    health = Health()
+    health = NodeHealth()
     read_driver(health, answer, ["aa", "bb", "cc"])
     assert [(problem.where, problem.what) for problem in health.problems] == [
         ("GPU 1", "3 uncorrected memory errors"),

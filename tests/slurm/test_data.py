@@ -17,7 +17,7 @@ import pytest
 from megacode.base.files import RunDir
 from megacode.config.model import TokenizerConfig
 from megacode.data import manifest as manifests
-from megacode.data.preprocess import Job, preprocess
+from megacode.data.preprocess import PreprocessJob, preprocess
 from megacode.data.train_tokenizer import train_tokenizer
 from megacode.metrics.reader import read_metrics
 from tests.limits import HANG
@@ -57,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_tokenizer("huggingface", [str(place / "corpus" / "*.jsonl")], 600, place / "tokenizer")
     tokenizer = TokenizerConfig(kind="huggingface", path=str(place / "tokenizer"))
     inputs = (str(place / "corpus" / "*.jsonl"),)
-    preprocess(Job(inputs, str(place / "one"), tokenizer, append_eod=True, shuffle_seed=5))
+    preprocess(PreprocessJob(inputs, str(place / "one"), tokenizer, append_eod=True, shuffle_seed=5))
     return place
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from megacode.base.errors import ConfigError, DataError, MegacodeError
 from megacode.cli import app
 from megacode.statistics.arms import read_arms
-from megacode.statistics.comparing import Question, compare
+from megacode.statistics.comparing import ComparisonDesign, compare
 from megacode.statistics.table import render_comparison
 from tests.statistics.synthetic import BITS, write_scores
 
@@ -32,7 +32,7 @@ SHAPE = {
 
 def compared(*words: str, baseline: str = "base", **settings: Any) -> dict[str, Any]:
     arms = read_arms(words)
-    return compare(arms, Question(baseline, **settings))
+    return compare(arms, ComparisonDesign(baseline, **settings))
 
 
 def only(document: dict[str, Any]) -> dict[str, Any]:
@@ -230,7 +230,7 @@ def test_other_items_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a was asked differently: other items"):
         compared(f"base={one}", f"arm={two}")
     arms = read_arms([f"base={one}", f"arm={two}"], ["a"])
-    document = compare(arms, Question("base"), ["a"])
+    document = compare(arms, ComparisonDesign("base"), ["a"])
     assert only(document)["metric"] == "b/acc"
     assert document["left_out"] == {"a": "left out on request"}
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megacode.statistics.comparing import Question, compare
+from megacode.statistics.comparing import ComparisonDesign, compare
 from tests.statistics.synthetic import made_arms
 
 STUDIES = 1000
@@ -40,7 +40,7 @@ def studies(
         values += rng.normal(0, 0.1, (1, seeds, 1)) + rng.normal(0, REST / math.sqrt(2), (arms, seeds, items))
         values[1:] += effect
         # No exact tests here, and a baseline that no percentage is taken of.
-        found.append(compare(made_arms(values, clusters), Question("a0", draws=DRAWS)))
+        found.append(compare(made_arms(values, clusters), ComparisonDesign("a0", draws=DRAWS)))
     return found
 
 
@@ -91,7 +91,7 @@ def test_seeds_that_differ_between_arms_cost_width_and_no_truth() -> None:
         values = rng.normal(0, ITEM / math.sqrt(2), (4, 1, 200)) + rng.normal(0, 1, (1, 1, 200))
         values = values + rng.normal(0, 0.05, (4, 4, 1)) + rng.normal(0, REST / math.sqrt(2), (4, 4, 200))
         arms = made_arms(values, seeds=[(0, 1, 2, 3), (0, 1, 2), (4, 5, 6), (7,)])
-        found = compare(arms, Question("a0", draws=DRAWS))["comparisons"]
+        found = compare(arms, ComparisonDesign("a0", draws=DRAWS))["comparisons"]
         hits.append([c["low"] <= 0 <= c["high"] for c in found])
         widths.append([c["high"] - c["low"] for c in found])
     assert np.mean(hits, axis=0) == pytest.approx([0.95] * 3, abs=0.025)

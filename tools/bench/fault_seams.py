@@ -84,7 +84,7 @@ def no_checkpoints(run: Run, chance: random.Random) -> None:
 
 
 def step_back(run: Run, chance: random.Random) -> None:
-    """Damage the newest checkpoint, and stop the run soon after it went on from the one before, with few kept."""
+    """Damage the newest checkpoint, and stop the run soon after it resumed from the one before, with few kept."""
     iterations = run.files.iterations()
     if len(iterations) < 2:
         return
