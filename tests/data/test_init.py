@@ -95,7 +95,7 @@ def test_it_says_why_and_what_else_could_be_chosen(call, place) -> None:
 def test_an_existing_file_stays_without_overwrite(call, place, capsys) -> None:
     (place / "run.yaml").write_text("mine")
     assert call("init", *BOTH) == 2
-    assert "OUT: run.yaml is there already\n    give --overwrite" in capsys.readouterr().err
+    assert "OUT: run.yaml already exists\n    give --overwrite" in capsys.readouterr().err
     assert (place / "run.yaml").read_text() == "mine"
     assert call("init", *BOTH, "--overwrite") == 0
     assert load_config("run.yaml").name == "run"
@@ -145,7 +145,7 @@ def test_every_data_set_of_another_tokenizer_is_named(call, place, capsys) -> No
     assert call("init", *BOTH[:4], "--tokenizer", "other") == 2
     shown = capsys.readouterr().err
     for name in ("code", "few"):
-        assert f"--data {name}=data/{name}_text_document: it was made by tokenizer" in shown
+        assert f"--data {name}=data/{name}_text_document: it was made with tokenizer" in shown
     assert "give --tokenizer the one that made it" in shown
 
 

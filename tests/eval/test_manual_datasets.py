@@ -48,5 +48,5 @@ def test_a_file_that_is_not_story_clozes_is_named(
     path = tmp_path / "megacode" / "story_cloze" / "cloze_test_test__spring2016.csv"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"{path}: this is not its file"):
+    with pytest.raises(DataError, match=f"{path}: this is not the expected file"):
         read_storycloze()
