@@ -41,6 +41,7 @@ class TorchDist:
         if missing:
             raise CheckpointError(f"there is no {missing[0]}", str(path), _FIX)
         self._path, self._metadata = path, FileSystemReader(path).read_metadata()
+        # Everything that is not a tensor (random states, counters) is left aside.
         described = self._metadata.state_dict_metadata.items()
         self._tensors = {name: about for name, about in described if isinstance(about, TensorStorageMetadata)}
         self.shapes = {name: tuple(about.size) for name, about in self._tensors.items()}
@@ -89,6 +90,7 @@ class TorchDist:
         try:
             with path.open("rb") as file:
                 file.seek(place.offset)
+                # weights_only: tensors alone, no code.
                 loaded: Tensor = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             what = f"a piece of {name} cannot be read ({error})"
@@ -113,6 +115,7 @@ class _Plain(pickle.Unpickler):
     """Builds plain data, tensors and argument lists; never runs code that a pickle names."""
 
     def find_class(self, module: str, name: str) -> Any:
+        # An allow-list: a pickle can name any function, and plain unpickling would call it.
         if (module, name) == ("argparse", "Namespace"):
             return Namespace
         if (module, name) == ("collections", "OrderedDict"):
