@@ -129,7 +129,7 @@ def _generate(
         rows = _continue(model, tokenizer, [ids for _, ids in batch], [prompt for prompt, _ in batch], generation)
         for (prompt, _), ids in zip(batch, rows, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True)
-            # A base model goes on with the next instruction; the answer ends before it.
+            # A base model continues with the next instruction; the answer ends before it.
             yield prompt, text.split(_STOP)[0].strip()
 
 

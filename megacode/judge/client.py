@@ -210,9 +210,7 @@ class JudgeClient:
     def _wait_after(self, number: int, error: _AgainError) -> float:
         """Return how long to wait after a failed try."""
         patience = self._patience
-        own = min(patience.longest_wait, patience.first_wait * 2**number) * random.uniform(
-            0.5, 1.0
-        )  # threads must not retry in step
+        own = min(patience.longest_wait, patience.first_wait * 2**number) * random.uniform(0.5, 1.0)  # spread
         if error.wait is None:
             return own
         if error.wait > patience.longest_wait:
