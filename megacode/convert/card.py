@@ -89,6 +89,7 @@ def note_elsewhere(run: RunDir, out: Path, card: Mapping[str, Any]) -> None:
     # Exports inside the run directory are found by their path; only others need a record.
     if not run.path.is_dir() or place.is_relative_to(run.hf.resolve()):
         return
+    # Only what the report shows; the card itself stays in the export.
     facts = {key: card[key] for key in ("iteration", "checkpoint_seal", "hashes", "layout", "versions", "parity")}
     line = json.dumps({"time": round(time.time(), 3), "directory": str(place), **facts})
     try:
@@ -105,6 +106,7 @@ def sources_read(state: TrainState, seq_length: int) -> dict[str, dict[str, Any]
         state: clock, counters, and the chain of phases, which records each data set's size and hash.
         seq_length: tokens a sample.
     """
+    # At least 1: a model exported before training has read nothing.
     total = max(1, sum(state.samples_by_source.values()))
     data = {name: entry for link in state.fingerprints for name, entry in link["sources"].items()}
     return {
@@ -136,6 +138,7 @@ def phases_read(state: TrainState, seq_length: int) -> list[dict[str, Any]]:
         read = min(link["samples"], state.consumed_samples - link["first_sample"])
         if read <= 0:
             break
+        # A finished phase read exactly its plan; the counters need no look.
         complete = read == link["samples"]
         counts = {name: entry["samples"] if complete else left[name] for name, entry in link["sources"].items()}
         left = {name: count - counts.get(name, 0) for name, count in left.items()}

@@ -44,7 +44,9 @@ class PointDifference:
 
 def difference(point: str, reference: Tensor, other: Tensor) -> PointDifference:
     """Compare what two models computed at one point."""
+    # The reference sets the scale: a broken export must not hide behind its own large values.
     scale = float(reference.abs().max())
+    # Different shapes are a result of the comparison, not a crash.
     if reference.shape != other.shape:
         return PointDifference(point, float("inf"), float("inf"), scale)
     gap = (reference.double() - other.double()).abs()
@@ -60,6 +62,7 @@ def finite_difference(point: str, largest: float, mean: float, scale: float) -> 
 def worst(same_point: Sequence[PointDifference]) -> PointDifference:
     """Combine the differences of several texts at one point: the largest, and the mean over the texts."""
     peak = max(same_point, key=lambda item: item.relative)
+    # The worst text decides the verdict; the mean is only reported.
     mean = sum(item.mean for item in same_point) / len(same_point)
     return PointDifference(peak.point, peak.largest, mean, peak.scale)
 
@@ -80,6 +83,7 @@ class Gaps:
 
     def __init__(self, point: str, lengths: Sequence[int]) -> None:
         self._point, self._lengths, self._rows = point, list(lengths), 0
+        # Three running figures per token; the logits themselves are never kept.
         self._peak, self._total, self._scale = torch.zeros(3, sum(lengths), dtype=torch.float64).unbind()
 
     def add(self, reference: Tensor, other: Tensor) -> None:
@@ -123,6 +127,7 @@ class NextTokens:
         # The log-sum-exp of slices adds up in fp64, so the slicing does not show in the loss.
         self._log_sum = torch.logaddexp(self._log_sum, logits.double().logsumexp(-1))
         inside = (self._labels >= first) & (self._labels < first + logits.shape[-1])
+        # Each label lies in exactly one slice of the vocabulary, so its logit is found once.
         rows = inside.nonzero().squeeze(-1)
         self._given[rows] = logits[rows, self._labels[rows] - first].double()
 

@@ -28,6 +28,7 @@ def export_problems(config: RunConfig) -> list[Problem]:
         check_exportable(config.model)
     except MegacodeError as error:
         problems += error.problems
+    # A missing data tokenizer is reported elsewhere; here only export matters.
     if config.tokenizer is not None:
         try:
             problems += tokenizer_problems(load_tokenizer(config.tokenizer))
@@ -55,6 +56,7 @@ def tokenizer_problems(tokenizer: Tokenizer) -> list[Problem]:
 def _model_type(tokenizer: Tokenizer) -> int:
     from sentencepiece import sentencepiece_model_pb2
 
+    # The processor does not tell the model type; the file does.
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(tokenizer.path.read_bytes())
     kind: int = proto.trainer_spec.model_type

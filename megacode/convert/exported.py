@@ -54,6 +54,7 @@ class Exported:
         config = self._model.config
         # Rotary angles are computed, not stored, and on the meta device they were never computed.
         self._body.rotary_emb = type(self._body.rotary_emb)(config=config)
+        # With tied weights the file holds the embedding only.
         self._tied = config.tie_word_embeddings
         self._shards = SafetensorsFiles(export, tied=self._tied)
         leftover = [name for name, buffer in self._model.named_buffers() if buffer.is_meta]
@@ -79,6 +80,7 @@ class Exported:
 
     def _watch(self, companion: Companion) -> list[Any]:
         layers = self._body.layers
+        # Hooks at every block and at the final norm; their inputs are what gets compared.
         stations = [(layer, f"model.layers.{number}.") for number, layer in enumerate(layers)]
         handles = []
         for number, (module, prefix) in enumerate([*stations, (self._body.norm, "model.norm.")]):
@@ -86,6 +88,7 @@ class Exported:
             # Weights return to the meta device at once: at most one block is in memory.
             handles.append(module.register_forward_hook(_give_back))
         for number, layer in enumerate(layers):
+            # The last matrix of attention and MLP: its output is what enters the residual stream.
             for kind, module in (("attention", layer.self_attn.o_proj), ("MLP", layer.mlp.down_proj)):
                 handles.append(module.register_forward_hook(partial(_inside, companion, number, kind)))
         return handles
@@ -121,6 +124,7 @@ class Exported:
         # A slice of the output layer at a time: for large vocabularies it is the largest tensor.
         rows = self._shards.rows("model.embed_tokens.weight" if self._tied else "lm_head.weight", first, last)
         self._model.lm_head.weight = nn.Parameter(rows.float(), requires_grad=False)
+        # Swapping the body lets transformers' own code run from here to the logits.
         self._model.model = _Done()
         logits: Tensor = self._model(inputs_embeds=hidden[None], use_cache=False).logits[0]
         self._model.model = self._body
@@ -166,6 +170,7 @@ def _load(export: Path) -> Any:
 def _without_progress_bar() -> Iterator[None]:
     from transformers.utils import logging
 
+    # A global switch of transformers: restore what the caller had.
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -61,7 +61,9 @@ def from_hf(model_dir: Path, out: Path) -> Report:
         # Verified through the reader that training uses, not through what is still in memory.
         source, dtype = OpenedCheckpoint.open(hidden), tensors[next(iter(tensors))].dtype
         facts = (source.label, source.config, source.path, source.tokenizer, texts_of(source), dtype)
+        # The roles are swapped here: the public model plays the export of the new checkpoint.
         report = prove(Claim(*facts, vocab=vocab), model_dir)
+        # From here on the checkpoint names its final path, so nothing may read the old one.
         initial_checkpoint.settle(config, hidden, out)
     return report
 
@@ -91,6 +93,7 @@ def _document(model_dir: Path) -> dict[str, Any]:
     """Return config.json of a directory, after checking that all needed files exist."""
     needed = ["config.json", "tokenizer.json"]
     missing = [name for name in needed if not (model_dir / name).is_file()]
+    # Either one file, or an index that names several.
     if not any((model_dir / name).is_file() for name in (SINGLE, INDEX)):
         missing.append(SINGLE)
     if missing:

@@ -81,6 +81,7 @@ def from_megatron(checkpoint: Path, tokenizer: Path, out: Path) -> dict[str, Any
         initial_checkpoint.write((tensor for _, tensor in _tensors(stored, names, vocab)), config, hidden)
         parameters = _compare(Weights(hidden), _tensors(stored, names, vocab), hidden)
         initial_checkpoint.settle(config, hidden, out)
+    # Reported, so that a wrong tokenizer shows as an odd number of dropped rows.
     padded = stored.shapes[VOCABULARY[0]][0] - vocab
     return {"parameters": parameters, "tensors": len(names), "vocab_size": vocab, "padded_rows": padded}
 
@@ -123,6 +124,7 @@ def _vocabulary(tokenizer: Path, stored: TorchDist, checkpoint: Path) -> int:
 
     vocab = load_tokenizer(TokenizerConfig(kind="huggingface", path=str(tokenizer))).vocab_size
     rows = stored.shapes.get(VOCABULARY[0], (0,))[0]
+    # More rows than tokens is padding; fewer means the wrong tokenizer.
     if vocab > rows:
         what = f"the tokenizer has {vocab} tokens, but the embedding only {rows} rows"
         raise CheckpointError(what, str(checkpoint), "give the tokenizer that the model was trained with")
@@ -170,6 +172,7 @@ def _candidates(name: str) -> Iterator[tuple[str, int | None]]:
         yield name, None
         return
     layer, _, rest = name.removeprefix(_LAYERS).partition(".")
+    # Local modules keep the norm by its own name, Transformer Engine fuses it into the matrix.
     for end in (rest, _WITH_THE_MATRIX.get(rest, rest)):
         yield f"{_LAYERS}{layer}.{end}", None
         yield f"{_LAYERS}{end}", int(layer)

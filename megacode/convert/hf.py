@@ -67,6 +67,7 @@ def to_hf(
     layout_of(source.config.model)
     _check_out(out, source, force)
     refuse_unwritable(out, "OUT", directory=True)
+    # Before any weight is written: a bad text would otherwise fail after minutes.
     texts = texts_of(source, text)
     kind = TYPES[dtype or source.config.precision.dtype]
     claim = Claim(source.label, source.config, source.path, source.tokenizer, texts, kind)
@@ -126,6 +127,7 @@ def _proven(claim: Claim, hidden: Path, out: Path) -> Report:
     try:
         return prove(claim, hidden)
     except VerificationError as error:
+        # Only the paths in the messages change.
         named = [
             Problem(*(part.replace(str(hidden), str(out)) for part in (problem.what, problem.where, problem.fix)))
             for problem in error.problems
@@ -140,6 +142,7 @@ def _unproven(claim: Claim) -> Report:
 
 def _check_out(out: Path, source: OpenedCheckpoint, force: bool) -> None:
     """Refuse a directory that is not empty; with force, an earlier export of the same checkpoint is replaced."""
+    # An empty directory may be replaced: schedulers and users create them in advance.
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     card = out / FILE_NAME

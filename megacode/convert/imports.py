@@ -50,6 +50,7 @@ def model_of(document: Mapping[str, Any], where: str) -> ModelConfig:
 
 def architecture_of(document: Mapping[str, Any]) -> str:
     """Return the class that a config.json names, or `none`."""
+    # A list by convention, of which the first entry counts.
     named = document.get("architectures")
     return str(named[0]) if isinstance(named, list) and named else "none"
 

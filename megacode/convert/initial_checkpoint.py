@@ -57,11 +57,13 @@ def config_of(model: ModelConfig, vocab: int, seq_length: int, origin: Path, hid
 
 def _run_name(origin: Path) -> str:
     """Return a valid run name made from a directory's name."""
+    # Run names become directory names, so anything else is replaced.
     return re.sub(r"[^A-Za-z0-9._-]+", "-", origin.resolve().name).strip("-.") or "model"
 
 
 def copy_tokenizer(directory: Path, hidden: Path) -> None:
     """Copy the files of a Hugging Face tokenizer into a checkpoint."""
+    # A copy of its own: the checkpoint must work after the download is deleted.
     (hidden / "tokenizer").mkdir()
     for name in _TOKENIZER:
         if (directory / name).is_file():
@@ -89,10 +91,12 @@ def settle(config: RunConfig, hidden: Path, out: Path) -> None:
     """Set the tokenizer's final path, and write `model.yaml`, the base for configs of new runs."""
     path = {"kind": "huggingface", "path": str(out.resolve() / "tokenizer")}
     settled = config.model_copy(update={"tokenizer": type(config.tokenizer).model_validate(path)})  # type: ignore[union-attr]
+    # The state was written with the temporary path; only the path changes.
     state = TrainState.read(hidden)
     state.config = dump_config(settled)
     state.write(hidden)
     document = yaml.safe_load(state.config)
+    # Only what a new run takes over; data and phases are its own.
     base = {key: document[key] for key in ("model", "tokenizer")}
     head = f"# base: this file, and init: {{from: {out.resolve()}, load: weights}}, in a run's config\n"
     write_text(hidden / "model.yaml", head + yaml.safe_dump(base, sort_keys=False))

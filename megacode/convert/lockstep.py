@@ -66,6 +66,7 @@ def walk(reference: Reference, exported: Exported, ids: Ids, vocab: int, unround
     guide.compare("final norm", arrived)
     differences = _logits(reference, exported, _end_to_end(guide.hidden, ids), _end_to_end(arrived, ids), ids, vocab)
     differences.points = [*guide.points, *differences.points]
+    # Costs one more forward pass of megacode's side.
     if unrounded is not None:
         pair = (reference, guide.hidden), (unrounded, unrounded.hidden(tokens))
         differences.rounding = _rounding([(side, _end_to_end(hidden, ids)) for side, hidden in pair], vocab)
@@ -85,6 +86,7 @@ class _Guide:
         self.compare(f"layer {number - 1} output" if number else "embedding", hidden)
         # The free copy passes through; the second one gets megacode's own activations.
         given = torch.cat([hidden[: len(self._lengths)], self.hidden])
+        # The final norm arrives last, under the number after the last block.
         if number < self._reference.layers:
             self._step = self._reference.block(number, self.hidden)
             self.hidden = self._step.output
@@ -104,6 +106,7 @@ class _Guide:
     def _compared(self, point: str, ours: Tensor, theirs: Tensor) -> list[PointDifference]:
         # Only the second copy had equal inputs, so only it is compared step by step.
         forced = theirs[len(self._lengths) :]
+        # Text by text and without padding, so that no padded value counts.
         pairs = zip(ours, forced, self._lengths, strict=True)
         return [difference(point, our[:length], their[:length]) for our, their, length in pairs]
 
@@ -119,6 +122,7 @@ def _end_to_end(hidden: Tensor, ids: Ids) -> Tensor:
 
 
 def _slices(positions: int, vocab: int) -> list[tuple[int, int]]:
+    # Slices of the vocabulary bound memory, whatever the number of texts.
     step = max(1, _SLICE // positions)
     return [(first, min(vocab, first + step)) for first in range(0, vocab, step)]
 
@@ -138,6 +142,7 @@ def _logits(reference: Reference, exported: Exported, ours: Tensor, theirs: Tens
     with steps(_slices(len(ours), vocab), "comparing logits") as counted:
         for first, last in counted:
             logits = reference.logits(ours, first, last)
+            # Same input for both: this compares the output layers alone.
             forced.add(logits, exported.logits(ours, first, last))
             run_free = exported.logits(theirs, first, last)
             free.add(logits, run_free)

@@ -90,6 +90,7 @@ class Rule:
 
 def interleave_rotary(weight: Tensor, head_size: int) -> Tensor:
     """Re-arrange the rows of each head [n*d, h] from rotary halves to rotary neighbours."""
+    # [heads, half, pair, h] to [heads, pair, half, h]: a transposition of each head's rows.
     halves = weight.reshape(-1, 2, head_size // 2, weight.shape[-1])
     return halves.transpose(1, 2).reshape(weight.shape)
 
@@ -116,6 +117,7 @@ def join_qkv(parts: tuple[Tensor, ...], sizes: Sizes, *, interleaved: bool) -> T
     query, key, value = parts
     if interleaved:
         query, key = (deinterleave_rotary(part, sizes.head_size) for part in (query, key))
+    # Back to one row block per group: its queries, then its key, then its value.
     groups = [part.reshape(sizes.groups, -1, sizes.head_size, sizes.hidden) for part in (query, key, value)]
     return torch.cat(groups, dim=1).reshape(-1, sizes.hidden)
 
@@ -188,6 +190,7 @@ def rules_of(model: ModelConfig) -> tuple[Rule, ...]:
         ),
         *([second_norm] if model.block == "sequential" else []),
         _GATED_MLP,
+        # Output projections are not fused, so they only change their names.
         _same(layer + "mlp.linear_fc2.weight", hf + "mlp.down_proj.weight", lambda s: (s.hidden, s.ffn)),
         _same("decoder.final_layernorm.weight", "model.norm.weight", _norm),
         *([] if model.share_embeddings_and_output_weights else [_vocabulary(output, "lm_head.weight")]),
@@ -201,6 +204,7 @@ def _norm(sizes: Sizes) -> tuple[int, ...]:
 def _applied(rules: tuple[Rule, ...], layers: int) -> Iterator[tuple[Rule, str, tuple[str, ...]]]:
     """Yield every rule with its names filled in: those of the layers layer by layer."""
     inner = [rule for rule in rules if "*" in rule.mcore]
+    # Rules of layers are neighbours, so the others come before or after all layers.
     first = rules.index(inner[0])
     before, after = rules[:first], rules[first + len(inner) :]
     yield from ((rule, rule.mcore, rule.hf) for rule in before)
@@ -212,6 +216,7 @@ def _applied(rules: tuple[Rule, ...], layers: int) -> Iterator[tuple[Rule, str, 
 
 def _bias_of(layout: Architecture, hf_name: str) -> str | None:
     """Return the name of the zero bias that goes with a norm's weight in this layout."""
+    # Both endings: the final norm is called model.norm, others end in layernorm.
     is_norm = hf_name.endswith(("norm.weight", "layernorm.weight"))
     return hf_name.removesuffix("weight") + "bias" if layout.norm_bias and is_norm else None
 
@@ -252,6 +257,7 @@ def to_hf(weights: Mapping[str, Tensor], model: ModelConfig, sizes: Sizes) -> It
             # Splits are views into the fused tensor; the files need their bytes in a row.
             yield name, part.contiguous()
             if bias := _bias_of(layout, name):
+                # StableLM requires the tensor; zero is what megacode's norm adds.
                 yield bias, torch.zeros_like(part)
 
 

@@ -64,6 +64,7 @@ class OpenedCheckpoint:
             what = "the run has no tokenizer, and a model cannot be used without one"
             raise CheckpointError(what, str(self.path), "set the data's tokenizer in the config's tokenizer: section")
         tokenizer = load_tokenizer(self.config.tokenizer)
+        # Another tokenizer would give the exported weights another meaning, without any error.
         if tokenizer.hash != self.state.tokenizer_hash:
             what = (
                 f"the tokenizer is {tokenizer.hash[:12]}, but the run was trained with {self.state.tokenizer_hash[:12]}"

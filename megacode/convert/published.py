@@ -38,6 +38,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Python's parser keeps the last of equal keys in silence; readers in other languages may keep the first.
     names = [name for name, _ in pairs]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1] if len(set(names)) < len(names) else []
     if twice:
@@ -66,6 +67,7 @@ def parsed_config(document: Mapping[str, Any], where: str) -> dict[str, Any]:
     if problems:
         raise CheckpointError(problems=problems)
     kind = document.get("model_type")
+    # Models that ship their own code are not supported: that code is never run.
     if kind not in CONFIG_MAPPING:
         raise CheckpointError(f"model_type is {kind!r}, which transformers does not support", where, _FETCH)
     try:

@@ -40,6 +40,7 @@ def check(hub_id: str) -> None:
     if get_token() is None:
         raise ConfigError("there is no token for the hub", _FLAG, "log in with `hf auth login`, or set HF_TOKEN")
     try:
+        # The cheapest request that tests both the network and the token.
         HfApi().whoami()
     except (HTTPError, OSError) as error:
         raise ConfigError(_reason(error), _FLAG, _fix(error)) from error
@@ -63,6 +64,7 @@ def push(report: Report, export: Path, hub_id: str) -> str:
     api = HfApi()
     try:
         repository = api.create_repo(hub_id, repo_type="model", private=True, exist_ok=True)
+        # One commit for all files: readers never see half an export.
         api.upload_folder(
             repo_id=repository.repo_id, folder_path=export, commit_message=f"{report.source}, by megacode"
         )

@@ -43,6 +43,7 @@ def alone(config: RunConfig) -> Iterator[tuple[RunConfig, Ranks]]:
     """Start a process group of one; yields the run's config for it, in float32, and its ranks."""
     from megacode.mcore import groups
 
+    # One process in float32 without FP8, whatever layout and precision trained the checkpoint.
     changes = {
         "parallel": Parallel(),
         "precision": Precision(dtype="fp32", transformer_impl="local"),
@@ -108,6 +109,7 @@ class Reference:
             return lambda module, given, result: inside.__setitem__(kind, _batch_first(result[0]))
 
         with self._holding(self._model.decoder.layers[number]) as block:
+            # The outputs that enter the residual stream, as on the other side.
             recorded = {"attention": block.self_attention.linear_proj, "MLP": block.mlp.linear_fc2}
             handles = [module.register_forward_hook(record(kind)) for kind, module in recorded.items()]
             table = self._model.rotary_pos_emb(hidden.shape[1])
@@ -142,6 +144,7 @@ class Reference:
 
         tied = self._rank_model.config.model.share_embeddings_and_output_weights
         end = "word_embeddings.weight" if tied else "output_layer.weight"
+        # The piece describes the whole matrix; only its offset and data are replaced.
         whole = next(piece for piece in checkpoint_pieces.weights(self._rank_model) if piece.name.endswith(end))
         slice_ = torch.empty(last - first, whole.shape[1], device=self._device)
         self._fill([replace(whole, offset=(first, 0), data=slice_)])
@@ -155,6 +158,7 @@ class Reference:
         module.to_empty(device=self._device)
         # After to_empty only this module has memory, so only its pieces are not meta.
         held = [piece for piece in checkpoint_pieces.weights(self._rank_model) if not piece.data.is_meta]
+        # `cut` narrows what is read; the embedding's other rows stay uninitialised and unused.
         self._fill([part for piece in held for part in cut(piece)] if cut else held)
         yield module
         module.to_empty(device="meta")
@@ -170,6 +174,7 @@ class Reference:
 
 
 def _batch_first(hidden: Tensor) -> Tensor:
+    # Megatron-core is sequence first, transformers batch first.
     return hidden.transpose(0, 1).contiguous().to("cpu", torch.float32)
 
 

@@ -89,6 +89,7 @@ def _begin(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def _write_at(path: Path, start: int, tensor: Tensor, dtype: torch.dtype) -> None:
     with path.open("r+b") as file:
         file.seek(start)
+        # Casting block by block avoids a second copy of the largest tensor.
         for block in tensor.reshape(-1).split(_BLOCK):
             file.write(block.to(dtype).view(torch.uint8).numpy())
 
@@ -118,10 +119,12 @@ class SafetensorsFiles(Mapping[str, Tensor]):
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
             raise CheckpointError("it has no weight_map from tensors to files", str(index), _FETCH)
         held = {file: set(_names_in(self._path / file)) for file in sorted(set(weight_map.values()))}
+        # An index from one download and shards from another: names tell.
         lacking = [(name, file) for name, file in weight_map.items() if name not in held[file]]
         if lacking:
             what = f"it does not contain {lacking[0][0]}, although {INDEX} lists it"
             raise CheckpointError(what, str(self._path / lacking[0][1]), _FETCH)
+        # Reading stays lazy: so far only headers were read.
         return self._wanted({name: self._path / file for name, file in weight_map.items()})
 
     def _wanted(self, files: dict[str, Path]) -> dict[str, Path]:

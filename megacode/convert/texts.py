@@ -45,6 +45,7 @@ def texts_of(source: OpenedCheckpoint, given: Sequence[str] | None = None) -> li
     if given is not None:
         named = [(f"text {number}", text) for number, text in enumerate(given)]
     else:
+        # Shipped texts make exports of different runs comparable.
         named = [(name, _shipped(name)) for name in _SHIPPED]
     texts = [ProofText(name, text, tuple(source.tokenizer.encode(text)[:limit])) for name, text in named]
     if given is None:
@@ -68,6 +69,7 @@ def _held_out(source: OpenedCheckpoint, limit: int) -> Iterator[ProofText]:
         data = IndexedDataset(entry.path)
         count = min(WINDOWS_PER_SOURCE, int(data.tokens * source.config.validation.fraction) // limit)
         for number in range(count):
+            # The stored ids, end-of-document tokens included, as in training.
             ids = tuple(int(token) for token in data.read(data.tokens - (number + 1) * limit, limit))
             yield ProofText(f"{name} (held out {number})", _text_of(ids, source.tokenizer), ids)
 

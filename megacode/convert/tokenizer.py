@@ -54,6 +54,7 @@ def export_tokenizer(tokenizer: Tokenizer, out: Path, max_length: int) -> None:
     write = _copy_huggingface if tokenizer.kind == "huggingface" else _write_sentencepiece
     settings = write(tokenizer.path, out)
     assert tokenizer.eod is not None, "an export needs a token to end texts with"
+    # Read back from the written file, so that name and id agree there.
     end = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json")).id_to_token(tokenizer.eod)
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     settings |= {"eos_token": end, "model_max_length": max_length}
@@ -79,6 +80,7 @@ def _copy_huggingface(path: Path, out: Path) -> dict[str, Any]:
         log.warning(
             "the exported tokenizer does not add %s to texts, since the training data has none", ", ".join(added)
         )
+        # The post-processor is what adds tokens; everything else is copied unchanged.
         document["post_processor"] = None
         (out / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False, indent=2), encoding="utf-8")
     else:
@@ -125,6 +127,7 @@ def bpe_merges(proto: Any) -> list[tuple[str, str]]:
     merges = []
     for piece in sorted(joined, key=lambda piece: -piece.score):
         text = piece.piece
+        # All ways to build a piece from two known ones, the best pieces first.
         cuts = ((text[:cut], text[cut:]) for cut in range(1, len(text)))
         merges += [(left, right) for left, right in cuts if left in known and right in known]
     return merges

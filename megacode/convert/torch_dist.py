@@ -45,6 +45,7 @@ class TorchDist:
         self._path = path
         with _parsed(path / ".metadata"):
             self._metadata = FileSystemReader(path).read_metadata()
+        # Everything that is not a tensor (random states, counters) is left aside.
         described = self._metadata.state_dict_metadata.items()
         self._tensors = {name: about for name, about in described if isinstance(about, TensorStorageMetadata)}
         self.shapes = {name: tuple(about.size) for name, about in self._tensors.items()}
@@ -94,6 +95,7 @@ class TorchDist:
         path = self._path / place.relative_path
         with _parsed(path, f"a piece of {name}"), path.open("rb") as file:
             file.seek(place.offset)
+            # weights_only: tensors alone, no code.
             loaded: Tensor = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
         return loaded.detach()
 
@@ -127,6 +129,7 @@ class _Plain(pickle.Unpickler):
     """Builds plain data, tensors and argument lists; never runs code that a pickle names."""
 
     def find_class(self, module: str, name: str) -> Any:
+        # An allow-list: a pickle can name any function, and plain unpickling would call it.
         if (module, name) == ("argparse", "Namespace"):
             return Namespace
         if (module, name) == ("collections", "OrderedDict"):

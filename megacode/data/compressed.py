@@ -57,6 +57,7 @@ def decompressed(path: Path, file: BinaryIO) -> Stream:
     """
     if path.stat().st_size == 0:
         raise CutShortError("it is empty, which no valid compressed file is")
+    # gzip.open reads files of several members, as parallel compressors write them.
     return gzip.open(file, "rb") if path.suffix in _GZIP else _Zstandard(file)
 
 

@@ -147,6 +147,7 @@ def check() -> None:
 
 def installed() -> tuple[str, str] | None:
     """Return the package of DALI that is installed and its version, without importing it; None: there is none."""
+    # Metadata, not an import: importing DALI loads CUDA and takes seconds.
     for package in PACKAGES:
         try:
             return package, metadata.version(package)

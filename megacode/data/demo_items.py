@@ -84,6 +84,7 @@ def build_demo_tasks(
     """
     sizes = sizes or SuiteSizes()
     for source in heldout:
+        # The tasks are shipped as YAML files per source, so other names have none.
         if source not in SOURCES:
             fix = f"the suite's sources are {', '.join(SOURCES)}; for others, write your own suite"
             raise ConfigError(f"the demo suite has no task for the source {source!r}", "demo suite", fix)

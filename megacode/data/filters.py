@@ -97,4 +97,5 @@ def has_many_floats(text: str) -> bool:
 def is_domain_list(text: str) -> bool:
     """Tell whether a text is a list of top-level domains: all the typical ones, and hardly two words a line."""
     words = _WORD.findall(text.lower())
+    # The second test spares long texts that merely mention all of these words.
     return _TYPICAL_DOMAINS.issubset(words) and len(words) <= 2 * (text.count("\n") + 1)

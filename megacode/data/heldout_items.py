@@ -48,6 +48,7 @@ def heldout_documents(
             f"source {name} ({source.path})",
             "increase validation.fraction, or use more documents",
         )
+    # The cut is at a document's border, so no document is half trained on.
     first = dataset.document_at(stream.train_tokens)
     assert dataset.document_bounds(first)[0] == stream.train_tokens, "training ends at a document's end"
     last = dataset.documents if limit is None else min(dataset.documents, first + limit)

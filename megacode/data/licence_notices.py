@@ -31,6 +31,7 @@ def without_notice(name: str, text: str) -> str:
     if name.lower().endswith(_PROSE):
         return text
     kept, rest = [], text
+    # Bounded: a file of comments only would otherwise be searched to its end.
     for _ in range(_MOST_COMMENTS):
         comment = _COMMENT.match(rest)
         if comment is None:

@@ -38,6 +38,7 @@ class Shard:
         if match is None:
             raise ConfigError(f"{text!r} is not of the form I/N", "--shard", "write for example --shard 0/16")
         shard = Shard(int(match[1]), int(match[2]))
+        # A typical slip: counting from 1 to n.
         if shard.index >= shard.count:
             fix = "shards are numbered from 0: the last of 16 is --shard 15/16"
             raise ConfigError(f"there is no shard {text}", "--shard", fix)

@@ -224,6 +224,7 @@ def _check_space(parts: Sequence[StoredDataset], output: Path, shuffled: bool) -
 
 def _write(parts: Sequence[StoredDataset], output_prefix: str, facts: dict[str, Any]) -> Manifest:
     dtype, seed = parts[0].dtype(), facts["shuffle_seed"]
+    # Without a shuffle tokens are only copied, so no sorting files are needed.
     plain = IndexedDatasetWriter(output_prefix, dtype) if seed is None else None
     writer = plain or ShuffledWriter(output_prefix, dtype, seed)
     size = sum(bin_path(part.prefix).stat().st_size for part in parts if not part.is_empty)

@@ -46,6 +46,7 @@ class Grams:
 
 def find_runs(items: Sequence[str], tokenizer: Tokenizer) -> Grams:
     """Tokenize items, as they stand and after a space, and list all their runs."""
+    # Text 2k is item k as it stands, text 2k + 1 the same after a space.
     texts = [text for item in items for text in (item, " " + item)]
     encoded = [np.asarray(tokenizer.encode(text), dtype=np.int64) for text in texts]
     ids = np.concatenate([*encoded, np.zeros(0, np.int64)])

@@ -46,6 +46,7 @@ class Prefetch:
         """Return this rank's micro-batches of the iteration that starts at a clock, all of one size."""
         if consumed_samples == self._given[0]:
             return self._given[1]  # asked twice for one step: measured first, then run
+        # Normally it is there already; a jump of the clock makes it on demand.
         asked = self._ahead.pop(consumed_samples, None) or self._order(consumed_samples, 0.0)
         clocks = self._clocks_after(consumed_samples)
         # After a rollback or a phase change the clocks differ: batches for the others are stale.

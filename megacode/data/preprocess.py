@@ -100,6 +100,7 @@ def preprocess(job: PreprocessJob) -> dict[str, Manifest]:
     if job.append_eod and tokenizer.eod is None:
         fix = "name one as eos_token in its tokenizer_config.json, or omit --append-eod"
         raise DataError("the tokenizer has no end-of-document token", str(tokenizer.path), fix)
+    # Two writers of one prefix would overwrite each other.
     if len(set(job.keys)) != len(job.keys):
         raise ConfigError("a key is listed twice", "--json-keys", "list each key once")
     prefixes = [job.prefix(key) for key in job.keys]

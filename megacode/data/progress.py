@@ -25,6 +25,7 @@ class PassProgress:
     def __init__(self, label: str, total_bytes: int, log_interval: int = 100_000) -> None:
         self.documents = self.bytes = 0
         self._total, self._interval, self._start = total_bytes, max(1, log_interval), time.monotonic()
+        # Bytes drive the bar: the number of documents is not known in advance.
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

@@ -29,6 +29,7 @@ def tokenizer_facts(config: TokenizerConfig | None) -> dict[str, Any] | None:
     Raises:
         DataError: it cannot be read.
     """
+    # A plan may be made before the tokenizer exists.
     if config is None or not Path(config.path).exists():
         return None
     return _read_facts(config, _newest_change(Path(config.path)))

@@ -78,6 +78,7 @@ class Tokenizer(ABC):
     @property
     def reference(self) -> Any:
         """The reference encoder, loaded on first use."""
+        # Loading takes up to a second for large vocabularies, and many callers need the hash only.
         if self._reference is None:
             self._reference = self._load_reference()
         return self._reference
@@ -164,6 +165,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._raw = _read(self.path, "give the directory that holds a tokenizer.json")
         self._document = _parse(self._raw, self.path)
         added: list[dict[str, Any]] = self._document.get("added_tokens") or []
+        # Added tokens may be new ids or names for existing ones; the union has both.
         ids = _vocabulary(self._document) | {str(token["content"]): int(token["id"]) for token in added}
         # Ids may have gaps, so the largest one decides the size of the embedding, not their number.
         self.vocab_size = max(ids.values()) + 1

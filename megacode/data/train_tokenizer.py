@@ -162,7 +162,7 @@ def _write_sentencepiece(texts: list[str], vocab_size: int, directory: Path) -> 
             eos_id=2,
             pad_id=-1,
             max_sentence_length=1 << 30,  # longer documents would be skipped
-            # More threads would make the result depend on their timing.
+            # With more threads the result could depend on their timing.
             num_threads=1,
             minloglevel=2,
         )

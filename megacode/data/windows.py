@@ -68,6 +68,7 @@ class SourceStream:
         return self.data.document_at(self.data.tokens - wanted) if wanted else self.data.documents
 
     def _check_lengths(self, fraction: float) -> None:
+        # The shortest usable source gives one window; each message says which part is too short.
         window, where = self.seq_length + 1, f"sources.{self.name} ({self.prefix})"
         if self.data.tokens < window:
             what = f"it has {self.data.tokens:,} tokens, less than one window of seq_length + 1 = {window:,}"
@@ -182,6 +183,7 @@ def vocabulary_size(config: RunConfig) -> int:
         ConfigError: if the config has neither, or the first is smaller than the second.
         DataError: if the tokenizer cannot be read.
     """
+    # The config may ask for more rows than the tokenizer has, never for fewer.
     given, facts = config.model.vocab_size, tokenizer_facts(config.tokenizer)
     if config.tokenizer is None:
         if given is None:

@@ -56,6 +56,7 @@ def as_the_run_asks(run: Path, choices: ScoringOptions, keep: bool) -> tuple[str
     wanted = load_config(RunDir(run).config).evaluate
     if wanted is None:
         return "demo", choices, keep
+    # `or`: an option that the user left at its default takes the run's value.
     made = replace(
         choices,
         limit=choices.limit or wanted.limit,
@@ -94,6 +95,7 @@ def score_checkpoints(
     _refuse_ranks()
     check_device(choices.device)
     suite_of(suite, checkpoints[0], choices)  # before anything is exported
+    # New documents, existing ones, and failures; only failures raise, and only at the end.
     documents: list[dict[str, Any]] = []
     there: list[dict[str, Any]] = []
     failed: list[MegacodeError] = []
@@ -173,6 +175,7 @@ def is_scored(state: TrainState, suite: Suite, out: Path, choices: ScoringOption
     except (KeyError, TypeError, ValueError):
         return False
     allowed = choices.run_code or suite.unsafe_code
+    # Tasks that are excluded now too do not make the file incomplete.
     whole = all(task in choices.without or (why == RUN_CODE and not allowed) for task, why in left_out.items())
     same = document.get("suite_sha256") == suite.files_digest() and limit in (None, choices.limit)
     return whole and same and facts.get("checkpoint_seal") == state.seal
@@ -192,6 +195,7 @@ def _exported(run: RunDir, checkpoint: Path, state: TrainState, keep: bool) -> I
     if read_score_file(kept / CARD).get("checkpoint_seal") == state.seal:
         yield kept
         return
+    # A temporary export lies outside hf/, so nobody takes it for a published one.
     target = kept if keep else temporary
     for left in (temporary, *temporary.parent.glob(f".{temporary.name}.*")):  # left behind by a killed process
         remove(left)
@@ -216,6 +220,7 @@ def scoring_alone(run: RunDir, iteration: int) -> Iterator[None]:
         waits = True
         time.sleep(_POLL_SECONDS)
     done = threading.Event()
+    # A thread: scoring may spend minutes inside one call.
     beats = threading.Thread(target=_beat, args=(lock, done), daemon=True)
     beats.start()
     try:

@@ -35,6 +35,7 @@ class Partial:
         """Return a task's kept result, or None."""
         try:
             part: FinishedTask = orjson.loads(self._file(task).read_bytes())
+        # A damaged file raises: publishing is atomic, so it cannot be half-written.
         except FileNotFoundError:
             return None
         return part

@@ -62,12 +62,14 @@ def model_of(place: Path) -> Path:
     if (place / "config.json").exists():
         check_model(place)
         return place
+    # `latest` may point elsewhere a minute later, so it is resolved once.
     checkpoint = _checkpoint_of(place).resolve()
     if checkpoint.parent.name != "checkpoints":
         fix = f"export it first: megacode convert to-hf {checkpoint} OUT, then megacode generate OUT"
         raise CheckpointError("this checkpoint is not in a run directory", str(checkpoint), fix)
     run, state = RunDir(checkpoint.parent.parent), TrainState.read(checkpoint)
     target = run.hf / run.iteration_name(state.iteration)
+    # The seal tells whether the export is of this very checkpoint, and not of an earlier run's.
     if read_score_file(target / _CARD).get("checkpoint_seal") != state.seal:
         _export(checkpoint, target)
     check_model(target)
@@ -150,6 +152,7 @@ class TextWriter:
         Raises:
             ConfigError: the model has no chat template.
         """
+        # Pre-trained models have none, as a rule.
         if not getattr(self._tokenizer, "chat_template", None):
             what = "this model has no chat template: it was trained on plain text, or its tokenizer lacks one"
             raise ConfigError(what, f"--chat with {self._where}", "omit --chat: the model then continues a text")
@@ -210,6 +213,7 @@ class GeneratedText:
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
+        # The first pass reads the whole prompt, later ones a single token.
         given, cache = self._ids, None
         for _ in range(min(self._room, self._sampling.max_new_tokens)):
             with torch.inference_mode():
@@ -222,6 +226,7 @@ class GeneratedText:
             self.tokens += 1
             yield token
             given, cache = [token], output.past_key_values
+        # Which limit came first decides how the text is reported.
         self.ended = "context" if self._room < self._sampling.max_new_tokens else "max_new_tokens"
 
 

@@ -19,6 +19,7 @@ def open_model(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        # On CPUs bf16 is slow, and less exact for no gain.
         dtype = "float32" if place == "cpu" else "auto"
         model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=dtype, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
@@ -32,5 +33,6 @@ def open_model(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
 def end_ids(model: Any, tokenizer: Any) -> list[int]:
     """Return the ids that end a text."""
     given = model.generation_config.eos_token_id
+    # Models without a generation config fall back to their tokenizer's token.
     given = tokenizer.eos_token_id if given is None else given
     return [] if given is None else [given] if isinstance(given, int) else list(given)

@@ -28,6 +28,7 @@ _TIMEOUT_SECONDS = 60.0
 
 def cache_dir() -> Path:
     """Return the cache directory of Hugging Face's libraries."""
+    # The order in which Hugging Face's own libraries look.
     home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("HF_HOME", f"{home}/huggingface")).expanduser()
 
@@ -61,11 +62,13 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 
 def _quac(article: dict[str, Any], section: dict[str, Any]) -> list[dict[str, Any]]:
+    # The marker is the data set's own device and no part of the text.
     text = section["context"].removesuffix(_NO_ANSWER).strip()
     prompt = f"{article['title']} - {article['section_title']}\n\n{text}\n"
     items = []
     for question in section["qas"]:
         prompt += f"\nQ: {question['question']}\nA:"
+        # Annotators often agree; equal answers count once.
         answers = list(dict.fromkeys(answer["text"] for answer in question["answers"]))
         item = {"id": question["id"], "prompt": prompt, "answers": [_shown_answer(answer) for answer in answers]}
         items.append({**item, "dialogue": question["id"].partition("_q#")[0]})
@@ -93,6 +96,7 @@ def read_storycloze() -> list[dict[str, Any]]:
         fix = f"request it at {_STORYCLOZE_FORM}, copy {_STORYCLOZE_FILE} there; or use --without storycloze"
         raise DataError(what, str(place), fix)
     try:
+        # utf-8-sig: spreadsheet programs add a byte-order mark.
         with files[0].open(encoding="utf-8-sig", newline="") as file:
             return [_story(row) for row in csv.DictReader(file)]
     except OSError as error:

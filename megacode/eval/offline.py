@@ -38,6 +38,7 @@ def surroundings(offline: bool, own_cache: bool, verbose: bool) -> Iterator[None
     """
     with ExitStack() as stack:
         changes = dict(_OFFLINE) if offline else {}
+        # Home directories of compute nodes are often read-only or full.
         if own_cache:
             cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="megacode-eval-"))
             changes |= {"HF_HOME": cache, "HF_DATASETS_CACHE": cache, "HF_MODULES_CACHE": cache}
@@ -57,6 +58,7 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         for name, value in before.items():
+            # A variable that was absent must be absent again, not empty.
             if value is None:
                 os.environ.pop(name, None)
             else:
@@ -97,6 +99,7 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.WARNING)
         logger.handlers, logger.propagate = [heard], False
+    # Every library draws its bars through this one class.
     tqdm.__init__ = draw_nothing
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -119,6 +122,7 @@ class _Heard(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = " ".join(record.getMessage().split())
+        # Errors must appear even if the process dies before the end.
         if record.levelno >= logging.ERROR:
             log.error("%s: %s", record.name, text)
         else:

@@ -73,6 +73,7 @@ def run_program(program: str, limits: SandboxLimits | None = None) -> SandboxOut
         )  # fmt: skip
         try:
             output, _ = process.communicate(order.encode(), timeout=limits.wall_seconds)
+        # A sleeping program uses no CPU time, so wall time is limited as well.
         except subprocess.TimeoutExpired:
             return SandboxOutcome(False, "timed out", None)
         finally:
@@ -95,6 +96,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _read(output: bytes, token: str) -> SandboxOutcome:
     try:
         report = json.loads(output)
+        # A report that claims success without the token came from the program itself.
         passed = report["token"] == token
         return SandboxOutcome(passed, str(report["outcome"]) if passed else _failure(report), bool(report["network"]))
     except (ValueError, KeyError, TypeError):

@@ -16,6 +16,7 @@ _NEW_USER, _NEW_NETWORK, _NEW_PROCESSES = 0x10000000, 0x40000000, 0x20000000
 
 def main() -> None:
     """Run the program given on standard input."""
+    # Read completely before the program runs, which then finds nothing to read.
     order = json.load(sys.stdin)
     report = os.dup(1)
     # The program gets no way to the report: its standard streams lead nowhere.
@@ -47,6 +48,7 @@ def _limit(limits: dict[str, int]) -> None:
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_FSIZE, size),
+        # Few files and no core dumps: a failing program leaves nothing behind.
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),
     ):

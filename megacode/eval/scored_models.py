@@ -53,6 +53,7 @@ def checkpoints_in(place: Path) -> list[Path]:
 
     Empty if it is none of these.
     """
+    # A single checkpoint, a run, or its checkpoints/: whichever the user has at hand.
     if place.parent.name == "checkpoints" and (place / FILE_NAME).exists():
         return [place]
     for run in (RunDir(place), RunDir(place.parent)):
@@ -64,6 +65,7 @@ def checkpoints_in(place: Path) -> list[Path]:
 def default_out(hf_dir: Path, suite: str) -> Path:
     """Return where scores go: `RUN/eval/SUITE@iter_N.json` for a model of a run, else `MODEL.SUITE.json` beside it."""
     run, place = run_of(hf_dir), hf_dir.resolve()
+    # Scores belong to the run, so that its report and metrics find them.
     if run is not None:
         return Path(RunDir(run).eval) / f"{suite}@{place.name}.json"
     return place.with_name(f"{place.name}.{suite}.json")

@@ -45,6 +45,7 @@ class ScoringRanks:
         import torch.distributed as dist
 
         parts: list[Any] | None = [None] * self.world_size if self.first else None
+        # Results are small Python objects; one gather at the end of each task is enough.
         dist.gather_object(part, parts)
         return [item for lines in parts or [] for item in lines]
 

@@ -99,6 +99,7 @@ class Suite:
     def files_digest(self) -> str:
         """Return one digest of the task files, the texts, and the items if known."""
         files = [path for place in self.places() for path in place.rglob("*") if path.is_file()]
+        # Compiled files change with the Python version, not with the tasks.
         files = [path for path in files if "__pycache__" not in path.parts]
         return tree_digest([*files, *self.texts, *(self.items.glob("*.jsonl") if self.items else [])])
 
@@ -114,6 +115,7 @@ def load_suite(suite: str | Path, hf_dir: Path | None, tasks_dir: Path | None = 
     Raises:
         ConfigError: if there is no such suite, its file is wrong, or its items are not found.
     """
+    # A file ending decides: a user's file may have the name of a shipped suite.
     path = Path(suite)
     if path.suffix in (".yaml", ".yml"):
         return _read_suite(path)
@@ -143,6 +145,7 @@ def run_of(hf_dir: Path) -> Path | None:
     models in `RUN/hf/` and checkpoints in `RUN/checkpoints/` belong to `RUN`.
     """
     try:
+        # Relative paths survive when a run directory is moved as a whole.
         named = json.loads((hf_dir / "megacode.json").read_text(encoding="utf-8")).get("run_dir")
     except (OSError, ValueError, AttributeError):
         named = None
@@ -170,6 +173,7 @@ def _read_index(items: Path) -> dict[str, Any]:
     """Return the index of a shipped suite's items, after checking that all files exist."""
     try:
         index: dict[str, Any] = json.loads((items / INDEX).read_text(encoding="utf-8"))
+        # A half-copied directory would otherwise fail task by task, later.
         missing = [task["file"] for task in index["tasks"].values() if not (items / task["file"]).is_file()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"there are no items of the suite here: {INDEX} is missing or invalid ({type(error).__name__})"
@@ -193,6 +197,7 @@ def _read_suite(path: Path) -> Suite:
     document = parse_yaml(text, str(path))
     if not isinstance(document, dict):
         raise ConfigError("a suite is a mapping", str(path), "write for example `tasks: [piqa]`")
+    # All mistakes at once: fixing a YAML file one error at a time is tedious.
     if problems := list(_problems(document, path)):
         raise ConfigError(problems=problems)
     given = document.get("include_path", [])
@@ -234,6 +239,7 @@ def find_texts(patterns: Iterable[str], place: Path, where: str) -> tuple[Path, 
             if path.suffix not in (".txt", ".jsonl"):
                 fix = "a .txt file is one document; a .jsonl file has one per line, in the key `text`"
                 raise ConfigError(f"{path} is neither .txt nor .jsonl", where, fix)
+            # Two files of one name would overwrite each other's score.
             if files.setdefault(path.name, path) != path:
                 fix = "rename one: scores are listed by file name"
                 raise ConfigError(f"{path} and {files[path.name]} have the same name", where, fix)
@@ -246,6 +252,7 @@ def _problems(document: dict[str, Any], path: Path) -> Iterable[Problem]:
             close = get_close_matches(str(key), _KEYS, n=1)
             fix = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(_KEYS)}"
             yield Problem(f"unknown key {key!r}", str(path), fix)
+        # Types only; what the values mean is checked below.
         elif not isinstance(value, _KEYS[key]):
             yield Problem(
                 f"{value!r} is not a valid value for this key",

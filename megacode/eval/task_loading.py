@@ -47,10 +47,12 @@ def load_tasks(
         DataError: with every task whose data cannot be loaded, and how to fetch it.
     """
     manager = _manager(suite)
+    # Names first: a typo should not wait for data sets to load.
     _check_names(suite, manager, without)
     left_out = dict.fromkeys(without, _ASKED_OUT)
     left_out |= {name: RUN_CODE for name in suite.tasks if not run_code and _runs_code(manager, name)}
     specs: list[Any] = [name for name in suite.tasks if name not in left_out]
+    # lm-eval takes task descriptions as well as names.
     specs += [text_task(path) for path in suite.texts]
     tasks: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -113,6 +115,7 @@ def network_problem() -> str:
     """Return why the data sets' hub cannot be reached, after one attempt of a few seconds; empty if it can."""
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
+        # Asked once: each library would otherwise retry for minutes, task by task.
         urllib.request.urlopen(hub, timeout=_TRY_SECONDS).close()
     except urllib.error.HTTPError:
         return ""  # it answers; whether a data set is available shows when it is requested

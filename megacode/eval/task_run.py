@@ -102,6 +102,7 @@ def aggregate(task: Any, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]
 
     values: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for line in lines:
+        # Values of all ranks together: means of means would weigh ranks, not items.
         for metric in line["metrics"]:
             values[metric, line["filter"]].append(line[metric])
     return {

@@ -17,6 +17,7 @@ def text_task(path: Path) -> dict[str, Any]:
         "custom_dataset": _load,
         "dataset_kwargs": {"file": str(path)},
         "test_split": "test",
+        # Long documents are scored in windows that together cover every byte once.
         "output_type": "loglikelihood_rolling",
         "doc_to_text": "",
         "doc_to_target": "{{text}}",

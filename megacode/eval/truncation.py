@@ -61,6 +61,7 @@ def counting_cuts() -> Any:
         @contextmanager
         def _shown(self, requests: Any) -> Iterator[None]:
             """Show the progress of a task's requests: lm-eval passes each answer to its cache hook."""
+            # lm-eval may have installed a hook of its own.
             before = self.cache_hook
             with bar(f"scoring {requests[0].task_name}" if requests else "scoring", len(requests)) as advance:
                 self.cache_hook = _Counting(advance)
@@ -75,6 +76,7 @@ def counting_cuts() -> Any:
 
         def cut_of(self, arguments: Iterable[Sequence[Any]]) -> int:
             """Return by how many tokens the longest request of an item was truncated; 0 if none was."""
+            # An item has several requests, one per answer; the worst one counts.
             keys = [(args[0], args[1] if isinstance(args[1], str) else "") for args in arguments if len(args) == 2]
             return max((self._cuts.get(key, 0) for key in keys), default=0)
 

@@ -57,6 +57,7 @@ class AnswerCache:
     """
 
     def __init__(self, directory: Path, model: Mapping[str, Any], generation: Generation) -> None:
+        # Everything that shapes an answer is in the name: a changed model never meets old answers.
         keys = ("weights_sha256", "config_sha256", "tokenizer_sha256", "forms_sha256")
         self._directory = directory
         self._name = digest(*(str(model[key]) for key in keys), PLAIN, json.dumps(asdict(generation)))
@@ -65,6 +66,7 @@ class AnswerCache:
         """Return the answer to a prompt, None if it was not generated yet."""
         try:
             answer = json.loads(self._path(prompt).read_text(encoding="utf-8"))["answer"]
+        # An unreadable file counts as missing: the answer is simply generated again.
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return str(answer)
@@ -127,7 +129,7 @@ def _generate(
         rows = _continue(model, tokenizer, [ids for _, ids in batch], [prompt for prompt, _ in batch], generation)
         for (prompt, _), ids in zip(batch, rows, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True)
-            # A base model goes on with the next instruction; the answer ends before it.
+            # A base model continues with the next instruction; the answer ends before it.
             yield prompt, text.split(_STOP)[0].strip()
 
 
@@ -143,6 +145,7 @@ def _ids(tokenizer: Any, text: str, exported: bool = False) -> list[int]:
 
 
 def _check_lengths(asked: Sequence[tuple[Prompt, list[int]]], new: int, config: Any, where: str) -> None:
+    # Checked for all prompts before the first is generated.
     context = getattr(config, "max_position_embeddings", None)
     if context is None:
         return
@@ -171,6 +174,7 @@ def _continue(
     # Padding goes to the left, so that every row's last token is its prompt's last one.
     ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    # An explicit config: the model's own might sample or penalise repetition.
     settings = GenerationConfig(
         max_new_tokens=generation.max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=ends or None
     )
@@ -183,6 +187,7 @@ def _continue(
 
 
 def _cut(ids: list[int], ends: Sequence[int]) -> list[int]:
+    # Rows of a batch end at different places; what follows an end is padding.
     return next((ids[:place] for place, token in enumerate(ids) if token in ends), ids)
 
 

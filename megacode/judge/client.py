@@ -151,7 +151,7 @@ class JudgeClient:
             ConfigError: if it has none or several.
             JudgeError: if it does not answer.
         """
-        document = self._send("/models", None)
+        document = self._send("/models", None)  # never cached: a server may change its model
         entries = document.get("data") if isinstance(document, dict) else None
         names = [str(entry["id"]) for entry in entries or [] if isinstance(entry, dict) and "id" in entry]
         if len(names) != 1:
@@ -210,7 +210,7 @@ class JudgeClient:
     def _wait_after(self, number: int, error: _AgainError) -> float:
         """Return how long to wait after a failed try."""
         patience = self._patience
-        own = min(patience.longest_wait, patience.first_wait * 2**number) * random.uniform(0.5, 1.0)  # random: no waves
+        own = min(patience.longest_wait, patience.first_wait * 2**number) * random.uniform(0.5, 1.0)  # spread
         if error.wait is None:
             return own
         if error.wait > patience.longest_wait:
@@ -261,7 +261,7 @@ class JudgeClient:
         return ConfigError(self._clean(what), self.url + path, self._clean(fix))
 
     def _clean(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+        return text.replace(self._key, "***") if self._key else text  # some servers echo headers in errors
 
 
 def message_of(reply: Any) -> str | None:

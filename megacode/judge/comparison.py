@@ -173,6 +173,7 @@ def _judge(
 
 def _check_target(files: Sequence[Path], settings: JudgeSettings) -> None:
     """Refuse output files that exist or cannot be written, before anything is asked."""
+    # Hours of generation and paid requests must not end at an existing file.
     refuse_existing(files, settings.overwrite, "--out")
     refuse_unwritable(files[0], "--out")
     refuse_unwritable((settings.cache or default_cache()) / "answers", "--cache", directory=True)
@@ -195,6 +196,7 @@ def _questions(
             )
         log.info("%s: %d answers generated, %d from the cache", _label(hf_dir), made, len(prompts) - made)
         counts = {"generated": made, "from_cache": len(prompts) - made}
+        # Full hashes of both models, so that the result can be traced to its weights.
         facts[side] = {"name": _label(hf_dir), **identity, "answers": counts}
     return [Question(prompt, texts["a"][prompt.id], texts["b"][prompt.id]) for prompt in prompts], facts
 
@@ -204,6 +206,7 @@ def _verdicts(client: JudgeClient, model: str, questions: Sequence[Question], se
     with bar("judging questions", len(questions)) as advance, ThreadPoolExecutor(settings.threads) as pool:
         futures = [pool.submit(judge_question, client, model, one, settings.max_judge_tokens) for one in questions]
         for future in futures:
+            # The bar follows the requests as they finish, not their order.
             future.add_done_callback(lambda _: advance(1))
         try:
             return [future.result() for future in futures]
@@ -231,6 +234,7 @@ def _label(hf_dir: Path) -> str:
 
 def _settings(settings: JudgeSettings) -> dict[str, Any]:
     patience, generation = asdict(settings.patience), asdict(settings.generation)
+    # Recorded, though fixed: readers of the file need not know this version.
     judge_settings = {"temperature": 0, "max_tokens": settings.max_judge_tokens, "threads": settings.threads}
     bootstrap = {"seed": settings.seed, "draws": DRAWS}
     plain = {"prompt_form": PLAIN, "prompt_form_note": "models with a chat template are asked in that form"}

@@ -42,6 +42,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise DataError(error.problems[0].what, str(path), fix) from None
     problems = [item for item in parsed if isinstance(item, Problem)]
     prompts = [item for item in parsed if isinstance(item, Prompt)]
+    # Results are joined by id, so a repeated one would mix two prompts.
     problems += _repeated(prompts, path)
     if problems:
         raise DataError(problems=problems[:_SHOWN])
@@ -57,6 +58,7 @@ def _parse(line: bytes, where: str) -> Prompt | Problem:
             text_in(item, key)
     except ValueError as error:
         return Problem(str(error), where, 'write for example {"id": "1", "prompt": "Why is ...?"}')
+    # Numbers are accepted as ids: many prompt files count their lines.
     identity, text, category = item.get("id"), item.get("prompt"), item.get("category", UNSORTED)
     # bool is a subclass of int in Python, and `true` is no id.
     if not isinstance(identity, (str, int)) or isinstance(identity, bool) or identity == "":

@@ -27,6 +27,7 @@ def render_judgement(document: Mapping[str, Any], console: Console) -> None:
 
 def _row(name: str, figures: Mapping[str, Any]) -> list[str]:
     counts = [str(figures[key]) for key in ("prompts", "wins", "ties", "losses")]
+    # Fewer than two prompts have no interval.
     bounds = figures["win_loss_95"]
     interval = "" if bounds is None else f"{bounds[0]:+.1%} .. {bounds[1]:+.1%}"
     rates = [_share(figures["win_loss"], "+"), interval, _share(figures["win_rate"]), _share(figures["agreement"])]
@@ -42,6 +43,7 @@ def _footnote(document: Mapping[str, Any]) -> str:
     parts = [f"{requests['sent']} requests, {requests['from_cache']} answers of the judge from the cache"]
     if overall["first_place"] is not None:
         parts.append(f"the answer shown first won {overall['first_place']:.0%} of decided verdicts")
+    # Remarks appear only if there is something to remark.
     if overall["identical"]:
         parts.append(f"{overall['identical']} prompts with identical answers, counted as ties")
     if document["malformed_answers"]:

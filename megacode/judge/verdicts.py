@@ -99,6 +99,7 @@ def judge_question(client: JudgeClient, model: str, question: Question, max_toke
     Raises:
         JudgeError: if the judge does not answer.
     """
+    # A judge asked about equal answers measures only its position bias.
     if question.answer_a == question.answer_b:
         return Verdict(question, "tie", "tie", (None, None))
     first, said_first, bad_first = _ask(client, request_body(model, question, False, max_tokens))
@@ -114,6 +115,7 @@ def request_body(model: str, question: Question, swapped: bool, max_tokens: int)
     if swapped:
         first, second = second, first
     content = REQUEST.format(prompt=question.prompt.text, first=first, second=second)
+    # Temperature 0: the same question should get the same verdict.
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
     return {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
 
@@ -132,7 +134,7 @@ def parse_verdict(text: str | None) -> Choice | None:
 def _ask(client: JudgeClient, body: dict[str, Any]) -> tuple[Choice | None, str | None, int]:
     """Return the verdict, the judge's answer, and the number of unreadable answers; it is asked at most twice."""
     answer = None
-    # Even at temperature 0 a second attempt often helps: servers are not deterministic.
+    # Even at temperature 0 a second attempt may help: servers are not deterministic.
     for turn in range(2):
         answer = message_of(client.chat(body, turn))
         if (choice := parse_verdict(answer)) is not None:

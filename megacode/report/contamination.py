@@ -78,5 +78,6 @@ def remark(record: RunRecord) -> str:
 
 
 def _why(record: RunRecord) -> str:
+    # The newest reason is the one that the user can still act on.
     reasons = [str(note["why"]) for d in record.scores if (note := d.get("contamination") or {}).get("why")]
     return reasons[-1].rstrip(".") if reasons else "the score files do not mention it"

@@ -121,6 +121,7 @@ def plain(number: float) -> str:
 
 def colour(index: int) -> str:
     """Return the classes of a source's colour."""
+    # The class `again` draws it dashed, so that two sources of one colour differ.
     return f"s{index % COLOURS}" + (" again" if index >= COLOURS else "")
 
 

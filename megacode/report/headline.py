@@ -24,6 +24,7 @@ def status(record: RunRecord) -> dict[str, str]:
         return {"state": "waiting", "text": "Not started: no iteration has been done yet."}
     if total and done >= total:
         return {"state": "finished", "text": "Finished: every planned sample was read."}
+    # Without a plan there is no total to compare with.
     share = f"{100 * done / total:.1f} % of the planned samples" if total else f"{done:,} samples"
     # Only a stop event proves an end: a killed process writes none, and looks like a running one.
     last = record.events[-1] if record.events else {}
@@ -119,6 +120,7 @@ def training_seconds(record: RunRecord) -> float:
 
 
 def _time_card(record: RunRecord) -> dict[str, str]:
+    # Wall time includes queues and restarts; the card shows both.
     times = [value(event, "time") for event in record.events if math.isfinite(value(event, "time"))]
     resumes = sum(event.get("event") == "resume" for event in record.events)
     wall = f"{format_seconds(times[-1] - times[0])} from start to last event" if len(times) > 1 else ""

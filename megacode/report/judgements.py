@@ -23,6 +23,7 @@ def judgements(record: RunRecord) -> list[dict[str, str]]:
 
 def _row(document: Json) -> dict[str, str]:
     overall = document["overall"]
+    # Fewer than two valid prompts have no interval.
     low, high = overall.get("win_rate_95") or (None, None)
     interval = f"{100 * low:.1f} to {100 * high:.1f} %" if low is not None and high is not None else fig.NOTHING
     rate, agreement = value(overall, "win_rate"), value(overall, "agreement")

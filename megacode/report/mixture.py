@@ -78,6 +78,7 @@ def _ahead(record: RunRecord, frame: Frame, phase: Json) -> Markup:
     """Draw the planned bands of data that has not been read yet, pale."""
     start, stop = _phase_ends(record, phase)
     start = max(start, record.tokens(record.last))
+    # The phase is finished: nothing of it lies ahead.
     if stop <= start:
         return Markup("")
     shares = planned_shares(phase, record.sources)

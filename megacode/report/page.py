@@ -75,6 +75,7 @@ def _check_target(target: Path) -> None:
             head = file.read(_HEAD)
     except OSError:  # it does not exist, or writing it will report the error
         return
+    # An empty file is replaced: `mktemp` and shell redirects create one.
     if head and not any(mark in head for mark in PAGE_MARKS):
         what = "this file was not written by megacode, so it is not replaced"
         raise ConfigError(what, str(target), "choose another file with --out, or remove this one")

@@ -148,6 +148,7 @@ def throughput(record: RunRecord, clock: Sequence[ClockSlot]) -> Figure:
     drawn = fig.draw(record, frame, "Throughput over time", "tokens per second", labels,
                   _range(frame, clock, ranges), _median(frame, clock, rates))  # fmt: skip
     entries = [Entry("tokens/s", "ink", "line", fig.texts(rates, format_count))]
+    # Present only if the machine's peak is known.
     mfu = [median(slot, "mfu") for slot in clock]
     if any(map(math.isfinite, mfu)):
         entries.append(Entry("of the machine's peak (MFU)", "", "none", fig.texts(mfu, fig.percent)))

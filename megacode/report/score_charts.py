@@ -57,6 +57,7 @@ def _drawing(record: RunRecord, scores: Sequence[Score], title: str, size: tuple
     # Chance belongs into view: a score means little without it.
     shown = [v for s in scores for v in (s.value, s.value - s.error, s.value + s.error)] + [common_chance(scores)]
     frame = fig.make_frame(record, size, domain(shown, zero=not bits))
+    # Many tasks share the same 24 pixels.
     step = min(SHIFT, 24 / len(tasks))
     marks = [
         _series(record, frame, part, _css(record, part[0], index), step * (index - (len(tasks) - 1) / 2))

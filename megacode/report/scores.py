@@ -196,6 +196,7 @@ def common_chance(scores: Sequence[Score]) -> float:
 def family(score: Score) -> str:
     """Return a task's name without its suite and source: `demo_next_word_code` is `next word`."""
     words = score.task.removeprefix(f"{score.suite}_")
+    # Without suite and source, tasks of one kind share a name and so a chart.
     words = re.sub(re.escape(score.source), "", words, flags=re.IGNORECASE) if score.source else words
     return " ".join(re.split(r"[_\W]+", words)).strip()
 

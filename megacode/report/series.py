@@ -158,6 +158,7 @@ def last_read(record: RunRecord, source: str) -> int:
 
 def is_read(record: RunRecord, source: str) -> bool:
     """Return whether the newest phase reads a source."""
+    # By phase, not by the last batch: a source with a small share is not in every batch.
     phase = record.last.get("phase")
     return any((ln.get("samples_by_source") or {}).get(source) for ln in record.train if ln.get("phase") == phase)
 

@@ -98,6 +98,7 @@ def _figure(key: str, title: str, runs: Sequence[Run], training: Sequence[Curve]
 def _entry(run: Run, training: Sequence[Curve], held_out: Sequence[Curve]) -> Entry:
     """Return a run's legend entry: its newest held-out loss, else its newest smoothed one, and its clock."""
     for curves in (held_out, training):
+        # Held-out loss first: it compares runs on equal data.
         kept = [(x, y) for curve in curves if curve.run is run for x, y in curve.points if math.isfinite(y)]
         if kept:
             note = f"at {format_count(round(kept[-1][0]))} tokens"

@@ -117,6 +117,7 @@ def _questions(record: RunRecord, task: str) -> str:
 def config_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return one row for each setting or data set in which the runs differ."""
     flat = [{**_flat(run.record.config), **_data(run.record)} for run in runs]
+    # Keys of all runs: a setting that one run lacks is a difference too.
     keys = dict.fromkeys(key for one in flat for key in one if key not in IGNORED)
     return [
         {"key": key, "cells": [one.get(key, fig.NOTHING) for one in flat]}

@@ -41,6 +41,7 @@ def path(points: Iterable[Point], **attributes: object) -> Markup:
     """Return a line through points; a point that is not finite breaks it."""
     steps, pen = [], "M"
     for x, y in points:
+        # A gap, not a line across it: the browser starts a new stroke.
         if not (math.isfinite(x) and math.isfinite(y)):
             pen = "M"
             continue

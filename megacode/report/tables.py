@@ -147,6 +147,7 @@ def provenance(record: RunRecord) -> list[dict[str, str]]:
     rows += _flat({"hash of": export.get("hashes") or {}, "layout": export.get("layout") or {}})
     rows += _flat({"evaluated": score.get("date"), "evaluated on": score.get("hardware"), "version of": versions})
     run = RunDir(record.path)
+    # Hashes of the files as they are now: they show whether a copied run is complete.
     files = [Path(path) for path in (run.config, run.plan, run.metrics, run.events) if Path(path).exists()]
     rows += [(f"SHA-256 of {file.name}", file_digest(file)) for file in files]
     return [{"name": name, "value": text} for name, text in rows]

@@ -112,7 +112,7 @@ def test_training_goes_on_from_a_public_model(
     with ExitStack() as closing:
         trainer = build_trainer(make_plan(load_config(Path("run.yaml"))), StopSignal(), closing)
         weights = Weights(tmp_path / "start")
-        model = dict(trainer.parts.chunks[0].named_parameters())
+        model = dict(trainer.rank_model.chunks[0].named_parameters())
         norm = next(tensor for name, tensor in model.items() if name.endswith("final_layernorm.weight"))
         assert torch.equal(norm.detach(), weights["decoder.final_layernorm.weight"])
         assert trainer.state.iteration == 0
@@ -125,7 +125,7 @@ def test_the_command_says_what_it_did_and_a_second_time_refuses(tokenizer_dir: P
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["verified"]
     assert TrainState.read(tmp_path / "out").tokenizer_hash
-    with pytest.raises(CheckpointError, match="it is there already"):
+    with pytest.raises(CheckpointError, match="it already exists"):
         from_hf(public, tmp_path / "out")
 
 
@@ -237,7 +237,7 @@ def test_a_proof_finds_an_epsilon_that_the_logits_do_not_show(tokenizer_dir: Pat
     claim: Any = SimpleNamespace(config=OpenedCheckpoint.open(tmp_path / "checkpoint").config)
     check_config(claim, public)
     _edit(public, rms_norm_eps=2e-6)
-    with pytest.raises(VerificationError, match="transformers reads rms_norm_eps to be 2e-06"):
+    with pytest.raises(VerificationError, match="transformers reads rms_norm_eps as 2e-06"):
         check_config(claim, public)
 
 

@@ -87,11 +87,11 @@ def test_pieces_are_put_together_as_megatron_core_does(saved: Callable[[int], Pa
     [
         ({"swiglu": False}, "swiglu is False, but megacode supports only True"),
         ({"num_experts": 8, "qk_layernorm": True}, "qk_layernorm is True(.|\n)*num_experts is 8"),
-        ({"num_layers": 4}, "it holds 3 layers, but the arguments say 4"),
-        ({"num_layers": 2}, "it holds 3 layers, but the arguments say 2"),
+        ({"num_layers": 4}, "it contains 3 layers, but the arguments say 4"),
+        ({"num_layers": 2}, "it contains 3 layers, but the arguments say 2"),
         (
             {"untie_embeddings_and_output_weights": False},
-            r"it holds output_layer\.weight, which megacode's model does not have",
+            r"it contains output_layer\.weight, which megacode's model does not have",
         ),
         ({"ffn_hidden_size": 64}, r"has shape \[96, 32\], but by the arguments it is \[128, 32\]"),
     ],
@@ -114,7 +114,7 @@ def test_what_is_no_checkpoint_is_refused(saved: Callable[[int], Path], tokenize
     with pytest.raises(CheckpointError, match=r"there is no tokenizer\.json"):
         from_megatron(saved(1), tmp_path, tmp_path / "out")
     (tmp_path / "there").mkdir()
-    with pytest.raises(CheckpointError, match="it is there already"):
+    with pytest.raises(CheckpointError, match="it already exists"):
         from_megatron(saved(1), tokenizer_dir, tmp_path / "there")
     shutil.copytree(saved(1), tmp_path / "copy")
     torch.save({"iteration": 5}, tmp_path / "copy" / "common.pt")
@@ -141,12 +141,12 @@ def test_a_damaged_file_is_named(
 def test_a_tensor_that_was_written_wrong_is_named(
     saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = module.start.write
+    write = module.initial_checkpoint.write
 
     def spoiled(tensors: Any, config: Any, hidden: Path) -> None:
         write((tensor.roll(1, 0) if tensor.shape == (64, 32) else tensor for tensor in tensors), config, hidden)
 
-    monkeypatch.setattr(module.start, "write", spoiled)
+    monkeypatch.setattr(module.initial_checkpoint, "write", spoiled)
     with pytest.raises(VerificationError, match=r"linear_qkv\.weight was not written as it was read"):
         from_megatron(saved(1), tokenizer_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -70,7 +70,7 @@ def test_the_card_states_phases_tokens_hashes_and_proof(runs, out) -> None:
     report = to_hf(runs("llama") / "checkpoints/iter_0000003", out)
     card, facts = (out / "README.md").read_text(), json.loads((out / "megacode.json").read_text())
     assert "| first | 8 | 512 | text 512 (100.0 %) |" in card
-    assert "| second (under way) | 4 | 256 | text 256 (100.0 %) |" in card
+    assert "| second (unfinished) | 4 | 256 | text 256 (100.0 %) |" in card
     assert "| text | 768 | 100.00 % | 5000 | `c0ffee` |" in card
     assert f"{report.tokens}\ntokens of {len(report.texts)} texts" in card
     for known in facts["hashes"].values():

@@ -513,7 +513,8 @@ def test_answers_are_kept_by_model_prompt_and_settings(models_ab, tmp_path):
 def test_what_does_not_fit_into_the_context_is_refused_with_the_length_that_does(models_ab, tmp_path):
     generation = Generation(max_new_tokens=150)
     with pytest.raises(
-        DataError, match=r"1 of 3 prompts.* of 150 tokens.*context of 192; the longest, 'long', has 73\n.*tokens 119"
+        DataError,
+        match=r"1 of 3 prompts.* of 150 tokens.*context of 192 tokens; the longest, 'long', has 73\n.*tokens 119",
     ):
         answers(models_ab[0], PROMPTS, generation, kept(tmp_path, models_ab[0], generation), device="cpu")
     assert not list(tmp_path.rglob("*.json"))
