@@ -164,7 +164,7 @@ def test_a_data_set_whose_tokens_are_not_in_the_vocabulary_is_refused(call, plac
 def test_data_for_less_than_one_batch_are_refused(call, place, write_dataset, capsys) -> None:
     given = ["--data", f"long={write_dataset([5000, 2000])}", *TOKENIZER, "--seq-length", "1000"]
     assert call("init", *given) == 2
-    assert "the data sets give 3,000 tokens, less than one batch of 8,000" in capsys.readouterr().err
+    assert "the data sets have 3,000 tokens for training, less than one batch of 8,000" in capsys.readouterr().err
 
 
 def test_a_preset_and_a_length_are_taken_as_given(call, place, capsys) -> None:

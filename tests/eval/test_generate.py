@@ -185,7 +185,7 @@ def test_what_cannot_work_is_refused(model, tmp_path):
     assert "standard input is empty" in refusal(model, stdin="")
     assert "not UTF-8" in refusal(model, "--prompt-file", tmp_path / "latin.txt")
     assert "cannot be read: No such file" in refusal(model, "--prompt-file", tmp_path / "none.txt")
-    assert "all texts are the same" in refusal(model, "--prompt", "a", "--count", 2, "--temperature", 0)
+    assert "all texts are equal" in refusal(model, "--prompt", "a", "--count", 2, "--temperature", 0)
     assert "is not a device" in refusal(model, "--prompt", "a", "--device", "tpu")
     assert "neither an exported model" in refusal(tmp_path, "--prompt", "a")
     assert "no such directory" in refusal(tmp_path / "none", "--prompt", "a")

@@ -201,7 +201,7 @@ def test_a_killed_child_is_told_and_a_stopped_run_makes_up_for_it(config: Path, 
     assert [RunDir.iteration_name(line["iteration"]) for line in lines("score")] == names
     assert not RunDir("run").lock.exists()
     before = RunDir("run").metrics.read_bytes()
-    assert "every model has its scores" in megacode("evaluate", "run/checkpoints").stdout
+    assert "every model already has scores" in megacode("evaluate", "run/checkpoints").stdout
     assert RunDir("run").metrics.read_bytes() == before
 
 
