@@ -80,8 +80,8 @@ def test_what_it_writes_is_planned_as_it_stands(call, place, capsys) -> None:
 def test_it_says_why_and_what_else_could_be_chosen(call, place) -> None:
     assert call("init", *BOTH, "--name", "first") == 0
     text = (place / "run.yaml").read_text()
-    for part in ("20 tokens a parameter are", "one pass over the data is", "Even shares would be {code: 0.5, few: 0.5}",
-                 "warm-up", "the smallest known one", "held out", "name: first "):  # fmt: skip
+    for part in ("20 tokens per parameter are", "one pass over the data is", "Even shares would be {code: 0.5, few: 0.5}",
+                 "warm-up", "the smallest known model", "held out", "name: first "):  # fmt: skip
         assert part in text
     assert max(map(len, text.splitlines())) <= 120
     config = load_config("run.yaml")
