@@ -121,9 +121,7 @@ def reshard(
 def evaluate(
     place: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="PATH", help="An exported model or a directory of them; a checkpoint, or a run for all of its own."
-        ),
+        typer.Argument(metavar="PATH", help="Exported models or checkpoints; a run stands for all its checkpoints."),
     ] = None,
     # What is measured.
     suite: Annotated[str | None, typer.Option(help="demo (default), to-code, or a suite's YAML file.")] = None,
@@ -138,12 +136,8 @@ def evaluate(
     run_generated_code: Annotated[
         bool, typer.Option("--run-generated-code", help="Run code that the model writes, in a sandbox.")
     ] = False,
-    keep_exports: Annotated[
-        bool, typer.Option("--keep-exports", help="Keep the exported models of checkpoints, in RUN/hf/.")
-    ] = False,
-    prefetch: Annotated[
-        bool, typer.Option("--prefetch", help="Download the suite's data sets; score nothing.")
-    ] = False,
+    keep_exports: Annotated[bool, typer.Option("--keep-exports", help="Keep checkpoints' exports in RUN/hf/.")] = False,
+    prefetch: Annotated[bool, typer.Option("--prefetch", help="Only download the suite's data sets.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Directory of data sets; default: HF_HOME.")] = None,
     nproc: Nproc = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing score file.")] = False,

@@ -223,7 +223,7 @@ def test_a_conversation_remembers_and_forgets_its_oldest_turns(model, caplog):
     ids = generation._chat_ids(writer, turns)
     assert writer._tokenizer.decode(ids) == "[user]" + "c" * 30 + "[a]"
     assert [turn["content"][0] for turn in turns] == ["c"]
-    assert "are forgotten" in caplog.text
+    assert "are dropped" in caplog.text
 
 
 def test_a_checkpoint_outside_of_a_run_is_told_how(tmp_path):
