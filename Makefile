@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
+# Processes that run tests side by side. Most tests start ranks of their own, so two keep a machine busy.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadgroup
 
 .PHONY: demo test check quick format lock clean
 .DEFAULT_GOAL := demo
@@ -41,14 +44,14 @@ demo: $(STAMP)
 	$(BIN)/megacode demo --out $(OUT) $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q --durations=15 $(ARGS)
+	$(PYTEST) --durations=15 $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

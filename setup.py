@@ -16,6 +16,7 @@ TRAINING = [
     "megatron-core>=0.16.1,<0.17",
     "psutil",  # whose process holds a run directory; megatron-core needs it too, without saying so
     "numpy",
+    "scipy",  # distributions, for intervals of scores
     "pydantic>=2.7",
     "PyYAML",
     "typer>=0.19",  # Literal as the type of an option
@@ -39,7 +40,17 @@ EXTRAS = {
     "dali": ["nvidia-dali-cuda130>=2.0"],  # for torch built for CUDA 13; pulls in its CUDA libraries
     "dali-cuda12": ["nvidia-dali-cuda120>=2.0"],
     "eval": ["lm-eval==0.4.13"],
-    "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "types-PyYAML", "types-psutil"],
+    "dev": [
+        "pytest",
+        "pytest-timeout",
+        "pytest-xdist",
+        "hypothesis",
+        "ruff",
+        "mypy",
+        "import-linter",
+        "types-PyYAML",
+        "types-psutil",
+    ],
 }
 
 setup(

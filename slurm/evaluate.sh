@@ -17,13 +17,12 @@
 # Environment: CHECKPOINT (a name such as iter_0001000, instead of the newest), SITE, VENV. Arguments after the suite go
 # to `megacode evaluate`. Exit codes: 2 wrong input, 3 the model does not compute what the checkpoint does.
 set -eo pipefail
-cd "${SLURM_SUBMIT_DIR:-.}"
-SITE=${SITE:-$([ -f slurm/site.env ] && echo slurm/site.env || true)}
-set -a                                            # export the site's variables to the programs
-if [ -n "$SITE" ]; then source "$SITE"; fi
-set +a
-if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi
-fail() { echo "Config error: $1" >&2; exit 2; }
+# SLURM runs a copy of this script, but knows the path of the original. If it does not tell, the repository is where
+# the job was submitted.
+root=$(scontrol show job "$SLURM_JOB_ID" 2> /dev/null | sed -n 's#^ *Command=\(/.*\)/slurm/evaluate\.sh.*#\1#p' || true)
+export MEGACODE_ROOT=${root:-${MEGACODE_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}}
+root=$MEGACODE_ROOT
+source "$root/slurm/prepare.sh"
 run() {
     srun --export=ALL --ntasks=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" $CONTAINER_SRUN $CONTAINER_EXEC megacode "$@"
 }

@@ -19,13 +19,12 @@
 # Environment: KEYS (JSON keys with text, default `text`), KEEP_SHARDS=1, SITE, VENV. If tasks failed, submit only those
 # again; a merge follows them: SHARDS=16 INPUT=... sbatch --array=3,7 slurm/preprocess.sh ...
 set -eo pipefail
-cd "${SLURM_SUBMIT_DIR:-.}"
-SITE=${SITE:-$([ -f slurm/site.env ] && echo slurm/site.env || true)}
-set -a                                            # export the site's variables to the programs
-if [ -n "$SITE" ]; then source "$SITE"; fi
-set +a
-if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi
-fail() { echo "Config error: $1" >&2; exit 2; }
+# SLURM runs a copy of this script, but knows the path of the original. If it does not tell, the repository is where
+# the job was submitted.
+root=$(scontrol show job "$SLURM_JOB_ID" 2> /dev/null | sed -n 's#^ *Command=\(/.*\)/slurm/preprocess\.sh.*#\1#p' || true)
+export MEGACODE_ROOT=${root:-${MEGACODE_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}}
+root=$MEGACODE_ROOT
+source "$root/slurm/prepare.sh"
 tool() {
     srun --export=ALL --ntasks=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" $CONTAINER_SRUN $CONTAINER_EXEC python3 "$@"
 }
@@ -39,7 +38,7 @@ if [ -n "$MERGE_SHARDS" ]; then                   # the job that the array's fir
     for key in $KEYS; do
         whole=${OUTPUT}_${key}_document
         shards="$whole.shard_*_of_$(printf %04d "$MERGE_SHARDS")"
-        tool tools/merge_datasets.py --input "$shards" --output-prefix "$whole" $again "$@"
+        tool "$root/tools/merge_datasets.py" --input "$shards" --output-prefix "$whole" $again "$@"
     done
     exit
 fi
@@ -58,9 +57,9 @@ if [ -n "$SLURM_ARRAY_JOB_ID" ]; then
         MERGE_SHARDS=$shards sbatch --dependency="afterok:$SLURM_ARRAY_JOB_ID" --kill-on-invalid-dep=yes \
             --job-name="$SLURM_JOB_NAME-merge" --cpus-per-task=2 --output=slurm-%x-%j.log \
             --partition="$SLURM_JOB_PARTITION" ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"} \
-            slurm/preprocess.sh || echo "This node cannot submit jobs. When all shards are done, submit the merge:" \
+            "$root/slurm/preprocess.sh" || echo "This node cannot submit jobs. When all shards are done, submit the merge:" \
             "MERGE_SHARDS=$shards OUTPUT=$OUTPUT KEYS='$KEYS' sbatch slurm/preprocess.sh" >&2
     fi
 fi
-tool tools/preprocess_data.py --input $INPUT --output-prefix "$OUTPUT" --json-keys $KEYS --tokenizer-type "$kind" \
+tool "$root/tools/preprocess_data.py" --input $INPUT --output-prefix "$OUTPUT" --json-keys $KEYS --tokenizer-type "$kind" \
     --tokenizer-model "$TOKENIZER" --workers "$SLURM_CPUS_PER_TASK" $again "$@"

@@ -2,10 +2,9 @@
 # The body of every pretraining job: check the config, check the nodes, run one rank per GPU, decide what follows.
 # usage: run.sh CONFIG [key.path=value ...]        called by slurm/pretrain_*.sh and `megacode launch`; see docs/slurm.md
 set -eo pipefail
-cd "${SLURM_SUBMIT_DIR:-.}"
-SITE=${SITE:-$([ -f slurm/site.env ] && echo slurm/site.env || true)}
-set -a                                            # export the site's variables to megacode and the ranks
-if [ -n "$SITE" ]; then source "$SITE"; fi
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/slurm/prepare.sh"
+set -a                                            # for megacode and the ranks too
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}             # torch would start one thread a core in every rank
 CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}   # Megatron overlaps collectives and compute by the order
                                                   # in which they are issued; several hardware queues would lose it
@@ -14,7 +13,6 @@ PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}  # 
                                                   # with fixed block sizes a quarter of it was never used
 PYTHONFAULTHANDLER=1                              # a crash in C code leaves the Python stack in the log
 set +a
-if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi
 CONFIG=$1
 shift
 if [ -n "$RUN_DIR" ]; then set -- "$@" "run_dir=$RUN_DIR"; fi

@@ -20,6 +20,17 @@ GOLDEN = ROOT / "tests" / "golden" / "golden.yaml"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# Folders whose tests share something costly or the only one of its kind: a SLURM cluster, trained exports.
+TOGETHER = ("slurm", "convert")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each worker whole files, so that what a file sets up is set up once; some folders go to one worker whole."""
+    for item in items:
+        folder = item.path.relative_to(ROOT / "tests").parts[0]
+        item.add_marker(pytest.mark.xdist_group(folder if folder in TOGETHER else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def compare_losses() -> ModuleType:
     """The tool tools/compare_losses.py as a module."""

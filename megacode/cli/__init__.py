@@ -12,7 +12,20 @@ import typer
 
 from megacode.base.errors import MegacodeError
 from megacode.base.user_paths import explained
-from megacode.cli import checkpoints, cluster, data, generation, init, judging, machine, models, plans, preflight, runs
+from megacode.cli import (
+    checkpoints,
+    cluster,
+    comparing,
+    data,
+    generation,
+    init,
+    judging,
+    machine,
+    models,
+    plans,
+    preflight,
+    runs,
+)
 from megacode.cli.options import is_first_rank, rank
 
 app = typer.Typer(
@@ -24,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 # The order here is the order in `megacode --help` and in docs/commands.md.
-for module in (init, plans, runs, models, generation, judging, machine, preflight, cluster):
+for module in (init, plans, runs, models, generation, judging, comparing, machine, preflight, cluster):
     app.add_typer(module.app)  # without a name: their commands stand at the top level
 app.add_typer(data.app, name="data")
 app.add_typer(models.convert, name="convert")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from megacode.base.errors import EXIT_CHECK, MegacodeError
-from megacode.base.logs import setup_logging
+from megacode.base.logs import OPENED, setup_logging
 from megacode.base.user_paths import refuse_existing
 from megacode.cli.options import (
     AcceptChangedPast,
@@ -29,8 +29,6 @@ from megacode.cli.options import (
 app = typer.Typer()
 log = logging.getLogger(__name__)
 
-_OPENED = "MEGACODE_OPENED"  # set in a rank's environment by a launcher that has checked and announced the run
-
 
 @app.command()
 def train(
@@ -42,10 +40,12 @@ def train(
 ) -> None:
     """Train, or resume the run in its directory; under torchrun or srun each process is one rank."""
     from megacode.mcore import rendezvous
+    from megacode.train.signals import StopSignal
 
     setup_logging()
+    stop_signal = StopSignal()  # first: a signal during the slow imports must not be lost
     # First what can be checked in a second, then the imports that take ten.
-    if is_first_rank() and _OPENED not in os.environ:
+    if is_first_rank() and OPENED not in os.environ:
         ranks = nproc or rendezvous.read(os.environ).world_size
         alone = nproc is not None or ranks == 1
         if _opened(config, overrides or [], ranks, alone, accept_changed_past, from_scratch):
@@ -53,13 +53,17 @@ def train(
     if nproc is not None:  # this process becomes the launcher; its children come here again, without --nproc
         from megacode.launch.local_ranks import run_ranks
 
-        os.environ[_OPENED] = "1"
+        stop_signal.refuse_to_start()
+        os.environ[OPENED] = "1"
         flags = ["--accept-changed-past"] * accept_changed_past + ["--from-scratch"] * from_scratch
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or []), *flags], nproc))
     rendezvous.refuse_busy_port(os.environ)  # before torch is imported, which takes a while
     from megacode.train.main import EXIT_CODES, run
 
-    reason = run(config, overrides or [], accept_changed_past=accept_changed_past, from_scratch=from_scratch)
+    reason = run(
+        config, overrides or [],
+        accept_changed_past=accept_changed_past, from_scratch=from_scratch, stop_signal=stop_signal,
+    )  # fmt: skip
     raise typer.Exit(EXIT_CODES[reason])
 
 

@@ -1,4 +1,4 @@
-"""An exported model opened with transformers, ready to generate text."""
+"""Open an exported model with transformers to generate text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from megacode.base.errors import CheckpointError
 
 
 def open_model(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
-    """Return a model and its tokenizer: fp32 on CPU, the type it was saved in on a GPU.
+    """Return a model and its tokenizer: fp32 on CPU, its saved dtype on a GPU.
 
     Raises:
         CheckpointError: transformers cannot load it.
@@ -22,7 +22,7 @@ def open_model(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
         dtype = "float32" if place == "cpu" else "auto"
         model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=dtype, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
-    except Exception as error:  # a damaged directory makes its parsers raise errors of any kind
+    except Exception as error:  # its parsers raise errors of any kind for a corrupted directory
         reason = " ".join(str(error).split())[:300]
         fix = "export it again with `megacode convert to-hf`"
         raise CheckpointError(f"transformers cannot load it: {reason}", str(hf_dir), fix) from error

@@ -1,7 +1,7 @@
-"""What lm-eval finds around it while it runs: no network, no home directory to write to, a quiet terminal.
+"""Run lm-eval without network, without the user's cache directory, and with a quiet terminal.
 
-The libraries read their environment when they are imported, so it is set before that; what is imported already is told
-directly. All is put back afterwards.
+The libraries read their environment when they are imported, so it is set before that. Modules that are imported already
+are changed directly. Everything is restored afterwards.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _OFFLINE_SWITCHES = (
 
 @contextmanager
 def surroundings(offline: bool, own_cache: bool, verbose: bool) -> Iterator[None]:
-    """Set lm-eval's surroundings.
+    """Set environment, offline switches and logging for lm-eval; restore them at the end.
 
     Args:
-        offline: never ask the network.
-        own_cache: let caches lie in a directory that goes with this context, instead of the user's.
+        offline: never use the network.
+        own_cache: use a temporary cache directory instead of the user's.
         verbose: leave logging, warnings and progress bars as they are.
     """
     with ExitStack() as stack:
@@ -65,9 +65,9 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _switched_offline() -> Iterator[None]:
-    """Tell libraries that were imported before that there is no network."""
-    found = [(sys.modules[name], key) for name, key in _OFFLINE_SWITCHES if name in sys.modules]
-    before = [(module, key, getattr(module, key)) for module, key in found if hasattr(module, key)]
+    """Switch libraries offline that have been imported already."""
+    switches = [(sys.modules[name], key) for name, key in _OFFLINE_SWITCHES if name in sys.modules]
+    before = [(module, key, getattr(module, key)) for module, key in switches if hasattr(module, key)]
     for module, key, _ in before:
         setattr(module, key, True)
     try:
@@ -79,14 +79,15 @@ def _switched_offline() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let through errors only, and draw no bars: lm-eval has no switch for all of its own.
+    """Show errors only, and no progress bars: lm-eval has no single switch for all of its own.
 
-    What the libraries warn of is not lost: each kind of warning is logged once, at the end.
+    The libraries' warnings are not lost: each kind is logged once, at the end.
     """
     from tqdm.std import tqdm
 
     heard = _Heard()
     loggers = [logging.getLogger(name) for name in _NOISY]
+    # Everything that is changed here is global to the process, so all of it is remembered.
     before = [(logger, logger.level, logger.handlers, logger.propagate) for logger in loggers]
     draw = tqdm.__init__
 
@@ -110,7 +111,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Heard(logging.Handler):
-    """Keeps the libraries' warnings, each text once; errors go on at once."""
+    """Keeps the libraries' warnings, each kind once; errors are logged immediately."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -121,14 +122,15 @@ class _Heard(logging.Handler):
         if record.levelno >= logging.ERROR:
             log.error("%s: %s", record.name, text)
         else:
+            # The unformatted message tells kinds apart: the same warning with other numbers counts once.
             self._texts.setdefault(str(record.msg)[:_KIND], f"{record.name}: {text}")
 
     def tell(self, caught: Iterable[warnings.WarningMessage]) -> None:
-        """Log what was heard, and Python's warnings that were caught."""
+        """Log the kept warnings, and Python's warnings that were caught."""
         for warning in caught:
             if not issubclass(warning.category, (DeprecationWarning, FutureWarning, ResourceWarning)):
                 self._texts.setdefault(str(warning.message)[:_KIND], " ".join(str(warning.message).split()))
         for text in list(self._texts.values())[:_SHOWN]:
-            log.info("a library warns: %s", text[:_LONGEST])
+            log.info("library warning: %s", text[:_LONGEST])
         if len(self._texts) > _SHOWN:
             log.info("%d further kinds of warnings are not shown", len(self._texts) - _SHOWN)

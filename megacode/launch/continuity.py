@@ -93,7 +93,8 @@ def check_chain(run: RunDir, job: Job, chosen: Settings) -> None:
     """Refuse to begin where the chain has ended.
 
     Raises:
-        ChainStoppedError: the job before was cancelled, a stop was asked for, or the attempts get no further.
+        ChainStoppedError: the job before was cancelled or has not ended, a stop was asked for, or the attempts get no
+            further.
     """
     if job.before:
         _check_before(run, job)
@@ -110,6 +111,11 @@ def _check_before(run: RunDir, job: Job) -> None:
     Where neither says anything, the job was killed with its node: a chain is there to go on after that.
     """
     word, facts = attempts.last_word(run, job.before), slurm.show_job(job.before)
+    if facts.get("JobState") in slurm.UNENDED:  # its dependency was taken away, or SLURM has lost it
+        what = f"job {job.before}, which this one follows, has not ended: it is {facts['JobState']}"
+        raise ChainStoppedError(
+            what, str(run.path), f"nothing is lost: job {job.before} goes on, and another follows it"
+        )
     if word.get("event") == "cancelled" or slurm.was_cancelled(facts, int(facts.get("Restarts", 0))):
         what = f"job {job.before}, which this one follows, was cancelled; so the chain ends"
         raise ChainStoppedError(what, str(run.path), "submit again to go on")

@@ -13,7 +13,7 @@ from megacode.launch.slurm import Job
 log = logging.getLogger(__name__)
 
 # Why a pending job will never start by itself.
-_DEAD_ENDS = (
+DEAD_ENDS = (
     "BadConstraints", "JobHeldAdmin", "JobHeldUser", "PartitionDown", "PartitionInactive", "PartitionNodeLimit",
     "PartitionTimeLimit", "ReservationDeleted",
 )  # fmt: skip
@@ -33,7 +33,7 @@ def keep_off(job: Job, following: str, wanted: Sequence[str]) -> list[str]:
     except LaunchError as error:
         log.warning("which nodes job %s keeps off could not be set: %s", following, error)
         return []
-    if facts.get("Reason") in _DEAD_ENDS:
+    if facts.get("Reason") in DEAD_ENDS:
         log.warning("job %s waits for a person: SLURM says %s", following, facts["Reason"])
     return kept
 

@@ -39,14 +39,18 @@ def run_ranks(arguments: Sequence[str], nproc: int) -> int:
     command = child_processes.command(arguments)
     port = free_port()
     follow = _follow_parent() if sys.platform == "linux" else None
-    # Groups of their own: a terminal's Ctrl-C reaches the parent alone, which passes it on once.
-    ranks = [
-        subprocess.Popen(command, env=_environment(rank, nproc, port), process_group=0, preexec_fn=follow)
-        for rank in range(nproc)
-    ]
-    previous = {number: signal.signal(number, _forward_to(ranks)) for number in _PASSED_ON}
+    ranks: list[subprocess.Popen[bytes]] = []
+    passed_on: list[int] = []
+    previous = {number: signal.signal(number, _forward_to(ranks, passed_on)) for number in _PASSED_ON}
     try:
-        return _wait(ranks)
+        for rank in range(nproc):
+            # Groups of their own: a terminal's Ctrl-C reaches the parent alone, which passes it on once.
+            ranks.append(
+                subprocess.Popen(command, env=_environment(rank, nproc, port), process_group=0, preexec_fn=follow)
+            )
+            if passed_on:  # while the ranks were being started
+                ranks[-1].send_signal(signal.SIGTERM)
+        return _wait(ranks, passed_on)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -79,8 +83,9 @@ def _environment(rank: int, nproc: int, port: int) -> dict[str, str]:
     }
 
 
-def _forward_to(ranks: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:
+def _forward_to(ranks: list[subprocess.Popen[bytes]], passed_on: list[int]) -> Callable[[int, FrameType | None], None]:
     def forward(number: int, frame: FrameType | None) -> None:
+        passed_on.append(number)
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
@@ -88,16 +93,21 @@ def _forward_to(ranks: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameTyp
     return forward
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+def _wait(ranks: list[subprocess.Popen[bytes]], passed_on: list[int]) -> int:
     """Wait until all ranks ended well, or one did not."""
     while True:
-        codes = [rank.poll() for rank in ranks]
+        codes = [_meant(rank.poll(), passed_on) for rank in ranks]
         failed = [code for code in codes if code not in (None, 0, EXIT_RESUMABLE)]
         if failed:
             return failed[0] if failed[0] is not None and failed[0] > 0 else EXIT_FAILURE
         if None not in codes:
             return max(code or 0 for code in codes)
         time.sleep(_POLL_SECONDS)
+
+
+def _meant(code: int | None, passed_on: list[int]) -> int | None:
+    """Return what an exit code means: a rank that was too young to catch the signal passed on to it was stopped."""
+    return EXIT_RESUMABLE if code is not None and -code in passed_on else code
 
 
 def _stop(ranks: list[subprocess.Popen[bytes]]) -> None:

@@ -33,6 +33,9 @@ ENDED = (
     "TIMEOUT",
 )
 
+# A job in one of these has processes, or will have them (again).
+UNENDED = ("CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_HOLD", "RESIZING", "RUNNING", "SUSPENDED")
+
 _PATIENCE_SECONDS = 60.0
 _PAUSES = (0.5, 2.0, 5.0)  # seconds before a question that was cut off is asked again
 _PAIR = re.compile(r"(\S+?)=(.*?)(?=\s+[^\s=]+=|\s*$)")

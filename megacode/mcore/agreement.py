@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import megacode
-from megacode.base.errors import LaunchError, MegacodeError, Problem
-from megacode.base.files import digest
+from megacode.base.errors import LaunchError, MegacodeError, Problem, StoppedError
+from megacode.base.files import DISK_FULL, digest
+from megacode.base.user_paths import explained
 from megacode.mcore import groups
 
 T = TypeVar("T")
@@ -43,7 +44,8 @@ def attempt(work: Callable[[], T]) -> Outcome[T]:
         return Outcome(error=error)
     except OSError as error:
         fix = "check that the path is there, and that this user may use it"
-        return Outcome(error=LaunchError(error.strerror or str(error), str(error.filename or ""), fix))
+        other = LaunchError(error.strerror or str(error), str(error.filename or ""), fix)
+        return Outcome(error=explained(error) if error.errno in DISK_FULL else other)
 
 
 def decided(work: Callable[[], T]) -> T:
@@ -79,6 +81,21 @@ def all_succeeded(outcome: Outcome[T]) -> T:
     if failed:
         raise _merged(groups.gather_objects(outcome.error))
     return outcome.value  # type: ignore[return-value]
+
+
+def stop_together(asked: str | None) -> None:
+    """End the start on all ranks, if any was asked to stop; for moments at which nothing is half done.
+
+    Args:
+        asked: name of the signal that has asked this rank, or None.
+
+    Raises:
+        StoppedError: on every rank, where one was asked.
+    """
+    (any_asked,) = groups.any_of(asked is not None)
+    if any_asked:
+        signals = [name for name in groups.gather_objects(asked) if name is not None]
+        raise StoppedError(signals[0])
 
 
 def _merged(errors: Sequence[MegacodeError | None]) -> MegacodeError:

@@ -39,6 +39,13 @@ _PEAK_TFLOPS: dict[str, dict[str, float]] = {
     "H200": {"bf16": 989.4, "fp8": 1978.9, "fp32": 67.0},
     "B200": {"bf16": 2250.0, "fp8": 4500.0, "fp32": 75.0},
 }
+# Seen on CPU ranks in each layout; `megacode doctor` says which libraries are here.
+_AT_EVERY_START = (
+    r"(Transformer Engine and Apex are|Apex is) not installed",
+    r"full scope is deprecated\. Use empty cuda_graph_scope",
+    r"The \.grad attribute of a Tensor that is not a leaf Tensor is being accessed",
+    r".*(_tensor|_into_tensor|load_state_dict)` is deprecated",
+)
 _installed = False
 
 
@@ -178,10 +185,11 @@ def install() -> None:
 
 
 def _quieten() -> None:
-    """Leave out warnings that mcore gives at every start and that a user can do nothing about."""
-    warnings.filterwarnings("ignore", module=r"megatron\.")
-    warnings.filterwarnings("ignore", message=r".*(Transformer Engine|Apex)")
-    warnings.filterwarnings("ignore", message=r".*(_tensor|_into_tensor|load_state_dict)` is deprecated")
+    """Leave out warnings that mcore gives at every start and that a user can do nothing about; rank 0 shows others."""
+    for message in _AT_EVERY_START:
+        warnings.filterwarnings("ignore", message=message)
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        warnings.filterwarnings("ignore", module=r"megatron\.")
 
 
 def _cpu_stands_in() -> None:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from megacode.base.files import digest
 from megacode.config.training import Parallel
-from megacode.mcore import device, gloo, layout_check, rendezvous
+from megacode.mcore import device, gloo, layout_check, meeting, rendezvous
 
 # A collective that waits so many seconds longer than a hang may last ends the run: the watchdog has its chance first.
 _AFTER_THE_WATCHDOG = 600.0
@@ -51,7 +51,7 @@ class Ranks:
     is_last_stage: bool
 
 
-def start(parallel: Parallel, seed: int, patience: float = 1800.0) -> Ranks:
+def start(parallel: Parallel, seed: int, patience: float = 1800.0, asked: meeting.Asked = meeting.nobody_asks) -> Ranks:
     """Join the other processes, lay the model's parts out over them, and seed the random states.
 
     Works under torchrun, under srun, and for one process without either. If the processes are joined already (a
@@ -61,16 +61,18 @@ def start(parallel: Parallel, seed: int, patience: float = 1800.0) -> Ranks:
         parallel: the layout.
         seed: of the random states.
         patience: seconds that a rank may stand still before it counts as a hang.
+        asked: see `meeting.meet`.
 
     Raises:
         LaunchError: the environment is incomplete, or the processes do not divide into copies of the model.
+        StoppedError: see `meeting.meet`.
     """
     device.install()
     timeout = timedelta(seconds=patience + _AFTER_THE_WATCHDOG)
     if not dist.is_initialized():
         place = rendezvous.read(os.environ)
         layout_check.data_parallel_size(parallel, place.world_size)
-        _join(place, timeout)
+        _join(place, timeout, asked)
     layout_check.data_parallel_size(parallel, dist.get_world_size())
     _lay_out(parallel, timeout)
     ranks = _ranks()
@@ -78,18 +80,20 @@ def start(parallel: Parallel, seed: int, patience: float = 1800.0) -> Ranks:
     return ranks
 
 
-def join(patience: float = 1800.0) -> None:
+def join(patience: float = 1800.0, asked: meeting.Asked = meeting.nobody_asks) -> None:
     """Join the other processes, unless that is done; a layout over them is made by `start`.
 
     Args:
         patience: seconds that a rank may stand still before it counts as a hang.
+        asked: see `meeting.meet`.
 
     Raises:
-        LaunchError: the environment is incomplete.
+        LaunchError: the environment is incomplete, or see `meeting.meet`.
+        StoppedError: see `meeting.meet`.
     """
     if not dist.is_initialized():
         device.install()
-        _join(rendezvous.read(os.environ), timedelta(seconds=patience + _AFTER_THE_WATCHDOG))
+        _join(rendezvous.read(os.environ), timedelta(seconds=patience + _AFTER_THE_WATCHDOG), asked)
 
 
 def rank() -> int:
@@ -100,11 +104,6 @@ def rank() -> int:
 def size() -> int:
     """Return the number of processes."""
     return dist.get_world_size()
-
-
-def first_of_node() -> bool:
-    """Return whether this process is the first one of its node, which looks at files for the others there."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def stop() -> None:
@@ -200,17 +199,17 @@ def seed_ranks(seed: int, ranks: Ranks) -> None:
     model_parallel_cuda_manual_seed(own)
 
 
-def _join(place: rendezvous.Rendezvous, timeout: timedelta) -> None:
+def _join(place: rendezvous.Rendezvous, timeout: timedelta, asked: meeting.Asked) -> None:
+    store: dist.Store
     if place.address:
-        rendezvous.refuse_busy_port(os.environ)
         os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port), LOCAL_RANK=str(place.local_rank))
-        where: dict[str, object] = {"init_method": "env://"}
+        store = meeting.meet(place, timeout.total_seconds(), asked)
     else:
-        where = {"store": dist.HashStore()}
+        store = dist.HashStore()
     backend = device.backend()
     if backend == "gloo":
         backend = gloo.backend()
-    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=timeout, **where)
+    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=timeout, store=store)
 
 
 def _end_layout() -> None:

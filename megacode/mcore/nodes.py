@@ -1,6 +1,7 @@
 """Which ranks share a node; what rank 0 collects from all, or deals out to them.
 
-A node is a running kernel: its processes share the page cache, so they may write into one file side by side.
+A node is a running kernel, however the launcher numbers its processes: they share the page cache, so they see the same
+files and may write into one side by side.
 """
 
 from __future__ import annotations
@@ -35,6 +36,12 @@ def node_numbers() -> list[int]:
     """Return the number of each rank's node, the same on all ranks: nodes are counted by their first rank, from 0."""
     numbers: dict[str, int] = {}
     return [numbers.setdefault(name, len(numbers)) for name in groups.gather_objects(node_name())]
+
+
+def first_of_node() -> bool:
+    """Return whether this rank is the first of its node, which looks at files for the others there. Collective."""
+    numbers = node_numbers()
+    return numbers.index(numbers[groups.rank()]) == groups.rank()
 
 
 def collect(value: T) -> list[T] | None:

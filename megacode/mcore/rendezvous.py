@@ -54,8 +54,13 @@ def refuse_busy_port(environment: Mapping[str, str]) -> None:
         LaunchError: the port cannot be listened at, or the environment is incomplete.
     """
     place = read(environment)
-    if place.address and place.rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if place.address and place.rank == 0 and not from_agent(environment):
         refuse_if_busy(place.port)
+
+
+def from_agent(environment: Mapping[str, str]) -> bool:
+    """Return whether torchrun itself listens at the port, for the ranks that it has started."""
+    return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _torchrun(environment: Mapping[str, str]) -> Rendezvous:

@@ -1,4 +1,4 @@
-"""The mixture over a run's clock: what was read as stacked areas, what the plan asked for as dashed steps over them."""
+"""Chart of the mixture over a run's clock: the realised mixture as stacked areas, the planned one as dashed steps."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def mixture(record: RunRecord, clock: Sequence[Slot]) -> Figure:
     """Return the realised mixture as stacked areas, the planned one as dashed steps over it."""
     reading = (
         "Each coloured band is the share of the tokens read in a short stretch of training that came from one source; "
-        "the dashed lines are what the plan asked for, so bands that end on the lines mean the plan was kept."
+        "the dashed lines are the planned shares, so bands that end on the lines follow the plan."
     )
     if record.tokens(record.last) < record.planned_tokens:
-        reading = reading.removesuffix(".") + "; what is pale has not been read yet."
+        reading = reading.removesuffix(".") + "; pale areas have not been read yet."
     if not record.phases and not record.train:
         return Figure("mixture", "Mixture over time", reading, missing=fig.NO_ITERATIONS)
     bins = slots(record, BINS)
@@ -34,7 +34,8 @@ def mixture(record: RunRecord, clock: Sequence[Slot]) -> Figure:
 
 
 def _mixture_legend(record: RunRecord, bins: Sequence[Slot], clock: Sequence[Slot]) -> list[Entry]:
-    """Return each source's share of all that was read; of a stretch of training where the pointer stands."""
+    """Return each source's share of everything read, and at each slot its share of that stretch."""
+    # The pointer moves by slots, the areas by wider bins: find the bin of each slot.
     of_slot = [next((b for b in bins if b.stop >= slot.stop), bins[-1]) for slot in clock]
     shares = {id(b): realised_shares(b, record.sources) for b in bins}
     whole = [fig.percent(share) for share in total_shares(record)] if record.train else [""] * len(record.sources)
@@ -56,10 +57,11 @@ def _mixture_drawing(record: RunRecord, bins: Sequence[Slot], size: tuple[int, i
 
 
 def _area(record: RunRecord, frame: Frame, bins: Sequence[Slot], index: int) -> Markup:
-    """Draw one source's band: steps, a bin each; sources stack from the top in the config's order."""
+    """Draw one source's band as steps, one per bin; sources stack from the top in the config's order."""
     upper: list[Point] = []
     lower: list[Point] = []
     for part in bins:
+        # Two points per bin make the edges vertical: shares are constant within a bin.
         sums = [0.0, *accumulate(realised_shares(part, record.sources))]
         for tokens in (part.start, part.stop):
             upper.append((frame.x(tokens), frame.y(1 - sums[index])))
@@ -73,7 +75,7 @@ def _phase_ends(record: RunRecord, phase: Json) -> tuple[float, float]:
 
 
 def _ahead(record: RunRecord, frame: Frame, phase: Json) -> Markup:
-    """Draw the planned bands of what has not been read yet, pale."""
+    """Draw the planned bands of data that has not been read yet, pale."""
     start, stop = _phase_ends(record, phase)
     start = max(start, record.tokens(record.last))
     if stop <= start:
@@ -92,23 +94,25 @@ def _planned_lines(record: RunRecord, frame: Frame, phase: Json) -> Markup:
     start, stop = (frame.x(tokens) for tokens in _phase_ends(record, phase))
     shares = planned_shares(phase, record.sources)
     text = ", ".join(f"{n} {fig.percent(s)}" for n, s in zip(record.sources, shares, strict=True) if s)
+    # Borders at 0 and 1 are the frame's own; rounding merges lines on the same pixel.
     heights = sorted({round(frame.y(1 - s), 1) for s in accumulate(shares) if 0.001 < s < 0.999})
     lines = [path([(start, y), (stop, y)], class_="planned") for y in heights]
     return element("g", *lines, tip(f"planned in {phase.get('name')}: {text}"))
 
 
 def _area_names(record: RunRecord, frame: Frame) -> list[Markup]:
-    """Write each source's planned share into its band where it fits."""
-    found = []
+    """Write each source's planned share into its band if it fits."""
+    names = []
     for phase in record.phases:
         start, stop = (frame.x(tokens) for tokens in _phase_ends(record, phase))
         shares = planned_shares(phase, record.sources)
         for name, share, end in zip(record.sources, shares, accumulate(shares), strict=True):
             text = f"{name} {100 * share:.0f} %"
+            # First the name with its share, then the share alone, else nothing.
             short = text if len(text) * CHARACTER_WIDTH + 12 < stop - start else f"{100 * share:.0f} %"
             fits = len(short) * CHARACTER_WIDTH + 6 < stop - start and frame.y(0) - frame.y(share) > 15
             if fits:
                 middle = frame.y(1 - end + share / 2)
-                found.append(element("text", short, class_="inside", x=(start + stop) / 2, y=middle + 4.0,
+                names.append(element("text", short, class_="inside", x=(start + stop) / 2, y=middle + 4.0,
                                      text_anchor="middle"))  # fmt: skip
-    return found
+    return names

@@ -8,6 +8,7 @@ from datetime import datetime
 from megacode.base.files import Json, RunDir, read_jsonl
 from megacode.base.units import format_seconds
 from megacode.launch import slurm
+from megacode.launch.excluded_nodes import DEAD_ENDS
 
 
 def read_job(run: RunDir, now: float | None = None) -> Json | None:
@@ -19,8 +20,8 @@ def read_job(run: RunDir, now: float | None = None) -> Json | None:
 
     Returns:
         None if no job has begun or this machine has no SLURM. Else `id`, `state` and `reason` as SLURM names them
-        (None once SLURM has forgotten the job), `nodes`, `time_left` in seconds, `restarts`, `attempts` so far, and
-        `ended`: what was decided when the last attempt ended, and why.
+        (None once SLURM has forgotten the job), `nodes`, `excluded` (its excluded nodes), `time_left` in seconds,
+        `restarts`, `attempts` so far, and `ended`: what was decided when the last attempt ended, and why.
     """
     lines = read_jsonl(run.attempts, [])
     if not lines or not slurm.present():
@@ -35,6 +36,7 @@ def read_job(run: RunDir, now: float | None = None) -> Json | None:
         "state": facts.get("JobState"),
         "reason": facts.get("Reason"),
         "nodes": facts.get("NodeList"),
+        "excluded": facts.get("ExcNodeList"),
         "time_left": _time_left(facts, time.time() if now is None else now),
         "restarts": int(facts.get("Restarts", last.get("restart") or 0)),
         "attempts": sum(line.get("event") == "begin" for line in lines),
@@ -47,6 +49,9 @@ def describe(job: Json) -> str:
     facts = [f"{job['id']} {job['state'] or 'no longer known to SLURM'}"]
     facts += [str(job["reason"])] if job["reason"] else []
     facts += [f"on {job['nodes']}"] if job["nodes"] else []
+    if job["state"] == "PENDING" and job["excluded"] and job["reason"] in DEAD_ENDS:
+        # The site moved it to a smaller partition after its nodes were excluded, when no process of the run was there.
+        facts += [f"excludes {job['excluded']}; to allow them: scontrol update JobId={job['id']} ExcNodeList="]
     facts += [f"{format_seconds(job['time_left'])} left"] if job["time_left"] else []
     facts += [f"{job['attempts']} attempts"] if job["attempts"] > 1 else []
     facts += [f"{job['ended']['action']}: {job['ended']['reason']}"] if job["ended"] else []

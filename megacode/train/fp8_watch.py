@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from megacode.base.logs import OF_ALL_RANKS
 from megacode.config.data import Phase
 from megacode.config.health import Fp8Probe
 from megacode.config.run import RunConfig
@@ -76,9 +77,9 @@ class Fp8Watch:
         alarm = alarm_of(found, self._policy)
         self.alarms = self.alarms + 1 if alarm else 0
         if alarm:
-            log.warning("FP8: %s", alarm)
+            log.warning("FP8: %s", alarm, extra=OF_ALL_RANKS)
         if self.alarms >= self._policy.patience and self._policy.policy == "fall_back":
-            log.warning("FP8: %d alarms in a row; the run goes on without it", self.alarms)
+            log.warning("FP8: %d alarms in a row; the run goes on without it", self.alarms, extra=OF_ALL_RANKS)
             self.fell_back, self._recipe = True, None
             precision.use(self._rank_model, None)
         return {

@@ -109,6 +109,8 @@ def closing_lines(
     head = f"{_ENDS[reason]} at iteration {state.iteration:,} of {batches.total_iterations:,}"
     head += f" after {state.iteration - first:,} in {format_seconds(seconds)}"
     saved = run.checkpoint(state.iteration)
-    head += f"; saved as {saved}" if saved.exists() else f"; iteration {state.iteration:,} could NOT be saved"
     going_on = "next: the same command goes on from the newest checkpoint"
-    return [head, next_steps(run.path) if reason == "finished" else going_on]
+    if not saved.exists():
+        head += f"; iteration {state.iteration:,} could NOT be saved"
+        return [head, f"{going_on}; first make room on the disk of {run.path}, or see above why it could not be saved"]
+    return [f"{head}; saved as {saved}", next_steps(run.path) if reason == "finished" else going_on]

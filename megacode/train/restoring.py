@@ -9,11 +9,12 @@ from pathlib import Path
 
 from megacode.base.errors import CheckpointError, LaunchError, Problem
 from megacode.base.files import RunDir
+from megacode.base.logs import OF_ALL_RANKS
 from megacode.checkpoint import store, tensors
 from megacode.checkpoint.ledger import Ledger
 from megacode.checkpoint.state import TrainState
 from megacode.config.run import RunConfig
-from megacode.mcore import agreement, groups
+from megacode.mcore import agreement, groups, nodes
 from megacode.mcore.rank_model import RankModel
 from megacode.metrics.sinks import Events
 from megacode.plan.difference import model_changes, shown
@@ -74,13 +75,15 @@ def pick(
         if state is not None and before is not None and state.consumed_samples > before:
             choice.passed_over[RunDir.iteration_of(path)] = "withheld"
         elif state is not None and ledger.samples(state.consumed_samples) != state.withheld:
-            log.warning("skipping %s: it has learned from samples that the ledger withholds since", path)
+            log.warning(
+                "skipping %s: it has learned from samples that the ledger withholds since", path, extra=OF_ALL_RANKS
+            )
             choice.passed_over[RunDir.iteration_of(path)] = "withheld"
         elif state is not None and not (damaged := _damage(path, state)):
             choice.path, choice.state = path, state
             break
         else:
-            log.warning("skipping %s: %s", path, damaged)
+            log.warning("skipping %s: %s", path, damaged, extra=OF_ALL_RANKS)
             _note_corrupt(events, path, damaged)
             choice.problems.append(Problem(damaged, str(path), "bring it back from a copy"))
             choice.passed_over[RunDir.iteration_of(path)] = "damaged"
@@ -150,7 +153,7 @@ def _damage(path: Path, state: TrainState) -> str:
     Raises:
         LaunchError: a rank sees another checkpoint there than rank 0, or damage that rank 0 does not see.
     """
-    agreement.prove_equal({"checkpoint": seal_seen(path) if groups.first_of_node() else None})
+    agreement.prove_equal({"checkpoint": seal_seen(path) if nodes.first_of_node() else None})
     size, rank = groups.size(), groups.rank()
     mine = store.damage(path, lambda number: number % size == rank, state)
     seen = dict(enumerate(groups.gather_objects(mine)))

@@ -22,14 +22,13 @@ from megacode.capacity.costs import flops_per_token
 from megacode.checkpoint.ledger import Ledger
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
-from megacode.config.run import RunConfig
 from megacode.data import dali
 from megacode.data.device_loader import DeviceLoader
 from megacode.data.loader import BatchSource, Loader
 from megacode.data.prefetch import Prefetch
 from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import SourceStream, open_streams
-from megacode.mcore import agreement, device, groups, te
+from megacode.mcore import agreement, device, groups, nodes, te
 from megacode.mcore.agreement import code_digest
 from megacode.mcore.build import build
 from megacode.mcore.groups import Ranks
@@ -73,22 +72,22 @@ def build_trainer(
 
     Raises:
         MegacodeError: for every mistake of the user's, on every rank alike.
+        StoppedError: on every rank, where one was asked to stop meanwhile.
     """
     config, run = plan.config, RunDir(plan.config.directory)
     closing.callback(groups.stop)
-    ranks = groups.start(config.parallel, config.seed, patience=config.health.hang_timeout)
-    first = ranks.rank == 0
-    log.info("%d ranks have met; checking data and checkpoints", ranks.world_size)
-    streams = agreement.on_all(lambda: _streams(config))  # before anything is written
+    ranks = groups.start(config.parallel, config.seed, config.health.hang_timeout, lambda: stop_signal.name)
+    first, looks = ranks.rank == 0, nodes.first_of_node()
+    streams = _streams(plan, ranks, looks, stop_signal)  # before anything is written
     requests = TouchFiles(run) if first else None
     watching = _watched(plan, run, ranks, requests, closing)
     closing.callback(groups.stop)  # a hang in it is still watched
     events = agreement.on_all(lambda: Events(run) if first else None)
     ledger = Ledger(run, agreement.decided(lambda: Ledger.read(run).entries), writes=first)
     choice = restoring.newest_whole(run, ledger, events)
-    origin = _origin(plan, choice, accept_changed_past, from_scratch)
-    rank_model = _agreed_model(plan, ranks, streams, origin, ledger)
-    state = _restore(plan, rank_model, origin)
+    origin = _origin(plan, choice, stop_signal, accept_changed_past, from_scratch)
+    rank_model = _agreed_model(plan, ranks, streams if looks else None, origin, ledger)
+    state = _restore(plan, rank_model, origin, stop_signal)
     start = agreement.decided(lambda: _start(plan, run, origin))
     restoring.step_back(run, choice, events)
     saved = state.iteration if origin.kind == "resume" else -1
@@ -111,7 +110,7 @@ def build_trainer(
         requests=requests,
         stop_signal=stop_signal,
         scoring=scoring,
-        start=start | _this_process(config, state, ranks),
+        start=start | _this_process(plan, state, ranks),
     )
 
 
@@ -121,7 +120,13 @@ def _scoring(plan: Plan, run: RunDir, events: Events | None, ledger: Ledger, clo
     return scoring
 
 
-def _origin(plan: Plan, choice: restoring.FoundCheckpoint, accept_changed_past: bool, from_scratch: bool) -> Origin:
+def _origin(
+    plan: Plan,
+    choice: restoring.FoundCheckpoint,
+    stop_signal: StopSignal,
+    accept_changed_past: bool,
+    from_scratch: bool,
+) -> Origin:
     """Return what this start goes on from, by rank 0's view of the files."""
 
     def decide() -> Origin:
@@ -133,11 +138,12 @@ def _origin(plan: Plan, choice: restoring.FoundCheckpoint, accept_changed_past: 
     origin = agreement.decided(decide)
     if origin.checkpoint is not None and origin.saved is not None and origin.kind != "resume":
         restoring.check_whole(origin.checkpoint, origin.saved)
+    agreement.stop_together(stop_signal.name)  # every byte of the checkpoint was read meanwhile
     return origin
 
 
 def _agreed_model(
-    plan: Plan, ranks: Ranks, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger
+    plan: Plan, ranks: Ranks, streams: Mapping[str, SourceStream] | None, origin: Origin, ledger: Ledger
 ) -> RankModel:
     """Build this rank's part of the model, once it is proven that all ranks would train the same.
 
@@ -170,8 +176,13 @@ def _run_log(plan: Plan, run: RunDir, ranks: Ranks, state: TrainState, events: E
     return RunLog(run, state, _meter(plan, ranks.world_size, state), events, total, agreement.on_all(sinks))
 
 
-def _facts(plan: Plan, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger) -> dict[str, Any]:
-    """Return what decides what is learned, as this rank sees it; files as the first rank of its node sees them."""
+def _facts(plan: Plan, streams: Mapping[str, SourceStream] | None, origin: Origin, ledger: Ledger) -> dict[str, Any]:
+    """Return what decides what is learned, as this rank sees it.
+
+    Args:
+        plan, origin, ledger: of this start.
+        streams: of the sources; None where another rank of this node looks at files.
+    """
     facts: dict[str, Any] = {
         "config": yaml.safe_load(dump_config(plan.config)),
         "plan": plan.schedule.fingerprints(),
@@ -181,18 +192,25 @@ def _facts(plan: Plan, streams: Mapping[str, SourceStream], origin: Origin, ledg
         "checkpoint": None,
         "code": None,
     }
-    if groups.first_of_node():
+    if streams is not None:
         facts["sources"] = {name: asdict(stream.size()) for name, stream in streams.items()}
         facts["checkpoint"] = restoring.seal_seen(origin.checkpoint) if origin.checkpoint is not None else "none"
         facts["code"] = {name: metadata.version(name) for name in _RECORDED} | {"megacode's files": code_digest()}
     return facts
 
 
-def _streams(config: RunConfig) -> dict[str, SourceStream]:
+def _streams(plan: Plan, ranks: Ranks, check: bool, stop_signal: StopSignal) -> dict[str, SourceStream]:
     """Open the sources, where what the config reads them with is there; the first rank of a node checks them."""
-    if config.train.loader == "dali":
-        dali.check()
-    return open_streams(config, check=groups.first_of_node())
+
+    def opened() -> dict[str, SourceStream]:
+        if plan.config.train.loader == "dali":
+            dali.check()
+        return open_streams(plan.config, check=check)
+
+    log.info("%d ranks have met; checking data and checkpoints", ranks.world_size)
+    streams = agreement.on_all(opened)
+    agreement.stop_together(stop_signal.name)
+    return streams
 
 
 def _loader(plan: Plan, streams: Mapping[str, SourceStream], ranks: Ranks, closing: ExitStack) -> BatchSource:
@@ -239,7 +257,7 @@ def _watched(plan: Plan, run: RunDir, ranks: Ranks, requests: TouchFiles | None,
     return watching.start()
 
 
-def _restore(plan: Plan, rank_model: RankModel, origin: Origin) -> TrainState:
+def _restore(plan: Plan, rank_model: RankModel, origin: Origin, stop_signal: StopSignal) -> TrainState:
     """Load what a start goes on from, and return its state."""
     config, state = plan.config, origin.state
     for line in origin.log_lines():
@@ -251,6 +269,7 @@ def _restore(plan: Plan, rank_model: RankModel, origin: Origin) -> TrainState:
     state.layout = {"world_size": rank_model.ranks.world_size, **sizes}
     state.tokenizer_hash = agreement.decided(lambda: load_tokenizer(config.tokenizer).hash if config.tokenizer else "")
     state.versions = {name: metadata.version(name) for name in _RECORDED}
+    agreement.stop_together(stop_signal.name)
     return state
 
 
@@ -278,12 +297,12 @@ def _start(plan: Plan, run: RunDir, origin: Origin) -> dict[str, Any]:
     return facts
 
 
-def _this_process(config: RunConfig, state: TrainState, ranks: Ranks) -> dict[str, Any]:
+def _this_process(plan: Plan, state: TrainState, ranks: Ranks) -> dict[str, Any]:
     """Return what the event of a start says of ranks, machine and code."""
     return {
         "ranks": ranks.world_size,
         "device": device.name(),
-        "layers": "transformer_engine" if te.used(config) else "local",
+        "layers": "transformer_engine" if te.used(plan.config) else "local",
         "host": platform.node(),
         "pid": os.getpid(),
         "versions": state.versions,

@@ -6,6 +6,8 @@ import logging
 import signal
 from types import FrameType
 
+from megacode.base.errors import StoppedError
+
 log = logging.getLogger(__name__)
 
 _CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -15,10 +17,15 @@ class StopSignal:
     """Remembers the first signal that asked this process to stop.
 
     A second SIGINT kills at once, for a user who does not want to wait for the checkpoint.
+
+    Attributes:
+        name: of that signal; None: none has come.
+        training: whether there is something to save; before that a start ends as soon as all ranks know.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self.training = False
         for number in _CAUGHT:
             signal.signal(number, self._catch)
 
@@ -27,4 +34,16 @@ class StopSignal:
             raise KeyboardInterrupt
         if self.name is None:
             self.name = signal.Signals(number).name
-            log.info("%s: saving after this iteration, then stopping", self.name)
+            what = (
+                "saving after this iteration, then stopping" if self.training else "stopping before anything is trained"
+            )
+            log.info("%s: %s", self.name, what)
+
+    def refuse_to_start(self) -> None:
+        """End a start that was asked to stop before there are ranks.
+
+        Raises:
+            StoppedError: a signal has come.
+        """
+        if self.name is not None:
+            raise StoppedError(self.name)

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from megacode.base.files import RunDir
+from megacode.base.logs import OF_ALL_RANKS
 from megacode.checkpoint.state import TrainState
 from megacode.config.evaluate import Evaluate
 from megacode.config.run import RunConfig
@@ -171,12 +172,12 @@ class Trainer:
         choice = restoring.newest_whole(self.run, self.guard.ledger, self.run_log.events, before=first)
         path, saved = choice.path, choice.state
         if path is None or saved is None:
-            log.warning("there is no checkpoint before the spike to go back to; only its update is left out")
+            log.warning("no checkpoint before the spike to go back to: only its update is left out", extra=OF_ALL_RANKS)
             self.guard.leave_out(spike.result)
             return False
         lost = self.run_log.lost(RunDir.iteration_of(path))
         restoring.load(self.config, self.rank_model, path, saved)
-        log.warning("going back to %s; what led to the spike will not be learned", path)
+        log.warning("going back to %s; what led to the spike will not be learned", path, extra=OF_ALL_RANKS)
         self.run_log.event("rollback", to_iteration=saved.iteration, lost_iterations=lost[0], lost_seconds=lost[1])
         self.state = replace(self.state, iteration=saved.iteration, consumed_samples=saved.consumed_samples)
         self.run_log.meter.seen = dict(saved.samples_by_source)

@@ -6,6 +6,7 @@ import logging
 import math
 from dataclasses import dataclass
 
+from megacode.base.logs import OF_ALL_RANKS
 from megacode.checkpoint.ledger import Ledger, Reason, Withheld
 from megacode.config.health import Spikes
 from megacode.mcore.step import StepResult
@@ -73,7 +74,11 @@ class Guard:
             self._withhold(result, self._entry.reason, self._interval.first_sample)
             return None
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            log.warning("iteration %d: loss or gradient is not finite; the weights stay", self._interval.iteration)
+            log.warning(
+                "iteration %d: loss or gradient is not finite; the weights stay",
+                self._interval.iteration,
+                extra=OF_ALL_RANKS,
+            )
             self._withhold(result, "non-finite", self._interval.first_sample)
             return None
         if not self._check.spike:
@@ -90,7 +95,7 @@ class Guard:
         policy, at = self._policy.policy, self._interval
         said = f"{self._check.which} spiked, {self._check.score:.1f} robust standard deviations"
         measured = f"loss {result.loss:.4f}, gradient norm {result.grad_norm:.3f}"
-        log.warning("iteration %d: %s (%s)", at.iteration, said, measured)
+        log.warning("iteration %d: %s (%s)", at.iteration, said, measured, extra=OF_ALL_RANKS)
         self._event(
             "spike", loss=result.loss, grad_norm=result.grad_norm, score=round(self._check.score, 3), policy=policy
         )

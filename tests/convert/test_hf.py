@@ -104,7 +104,7 @@ def shown(report) -> str:
 def test_a_directory_in_use_is_left_alone(runs, out) -> None:
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    with pytest.raises(CheckpointError, match="it is in use, and not by an export of tiny-llama@iter_0000003"):
+    with pytest.raises(CheckpointError, match="does not contain an export of tiny-llama@iter_0000003"):
         to_hf(runs("llama"), out, force=True)
     assert (out / "thesis.tex").exists()
 
@@ -114,7 +114,7 @@ def test_an_earlier_export_is_replaced_only_by_force(runs, out) -> None:
     with pytest.raises(CheckpointError, match="add --force"):
         to_hf(runs("llama"), out)
     assert to_hf(runs("llama"), out, force=True).verified
-    with pytest.raises(CheckpointError, match="not by an export of tiny-cohere"):
+    with pytest.raises(CheckpointError, match="does not contain an export of tiny-cohere"):
         to_hf(runs("cohere"), out, force=True)
 
 

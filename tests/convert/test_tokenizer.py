@@ -73,7 +73,7 @@ def test_a_sentencepiece_model_for_code_gives_texts_back(corpus, tmp_path) -> No
 
 def test_a_unigram_model_is_refused(corpus, tmp_path) -> None:
     tokenizer = sentencepiece_of(tmp_path, corpus, model_type="unigram")
-    with pytest.raises(DataError, match="of SentencePiece models only BPE can be exported"):
+    with pytest.raises(DataError, match="only BPE models of SentencePiece can be exported"):
         export(tokenizer, tmp_path / "hf")
 
 

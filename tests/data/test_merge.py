@@ -195,7 +195,7 @@ def test_shards_that_are_missing_or_not_finished_are_named(sharded):
     Path(f"{sharded}.shard_0002_of_0003.manifest.json").unlink()
     shown = str(refused(sharded, DataError, "2 problems"))
     assert f"{sharded}.shard_0001_of_0003: shard 1 of 3 is missing" in shown
-    assert f"{sharded}.shard_0002_of_0003: shard 2 of 3 is not finished: it has no manifest" in shown
+    assert f"{sharded}.shard_0002_of_0003: shard 2 of 3 is unfinished: it has no manifest" in shown
     assert "--shard 1/3" in shown
 
 
@@ -205,7 +205,7 @@ def test_a_shard_that_was_damaged_is_named(end, place, sharded):
     raw = bytearray(path.read_bytes())
     raw[place % len(raw)] ^= 1
     path.write_bytes(raw)
-    shown = refused(sharded, DataError, "its contents are not those of its manifest")
+    shown = refused(sharded, DataError, "its contents do not match its manifest")
     assert shown.problems[0].where == str(path)
 
 
@@ -216,7 +216,7 @@ def test_damage_between_the_sampled_blocks_is_found_too(end, seed, sharded, monk
     raw[-4 if end == "idx" else 1000] ^= 1
     path.write_bytes(raw)
     monkeypatch.setattr(manifests, "check", lambda prefix: None)
-    refused(sharded, DataError, "its contents are not those of its manifest", shuffle_seed=seed)
+    refused(sharded, DataError, "its contents do not match its manifest", shuffle_seed=seed)
 
 
 def test_shards_come_in_their_order_whatever_order_they_are_named_in(sharded):
@@ -232,7 +232,7 @@ def test_an_old_manifest_never_stands_beside_new_tokens(sharded, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(manifests, "write", interrupt)
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         merge([f"{sharded}.shard_*"], str(sharded), shuffle_seed=2)
     with pytest.raises(KeyboardInterrupt):
         merge([f"{sharded}.shard_*"], str(sharded), shuffle_seed=2, overwrite=True)
@@ -267,13 +267,13 @@ def test_the_seed_of_the_merge_is_the_one_the_shards_were_made_for(corpus, huggi
     whole = make_shards(2, [corpus], tmp_path / "many", huggingface)
     assert merge([f"{whole}.shard_*"], str(whole), shuffle_seed=3).identity == one.identity
     whole = make_shards(2, [corpus], tmp_path / "many", huggingface, shuffle_seed=3)
-    with pytest.raises(ConfigError, match="the shards were made to be shuffled by 3"):
+    with pytest.raises(ConfigError, match="the shards were made for shuffle seed 3"):
         merge([f"{whole}.shard_*"], str(whole), shuffle_seed=4)
 
 
 def test_no_room_on_the_disk_is_said_before_a_byte_is_written(sharded, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    refused(sharded, DataError, "1000 B are free|are free")
+    refused(sharded, DataError, "only 1000 B is free")
 
 
 def test_other_data_sets_follow_each_other_as_they_are_named(corpus, huggingface, write_dataset, tmp_path):
@@ -293,9 +293,9 @@ def test_wrong_names_are_errors(write_dataset, tmp_path):
     for names, error, message in [
         ([str(tmp_path / "none")], DataError, "there is no such data set"),
         ([first + ".bin"], DataError, "without .bin and .idx"),
-        ([first, first], ConfigError, "the same data set is named twice"),
-        ([first, other], ConfigError, "they do not belong together: .*other in 2 shards; no shard"),
-        ([first], ConfigError, "it is one of the inputs"),
+        ([first, first], ConfigError, "the same data set is listed twice"),
+        ([first, other], ConfigError, "they belong to different data sets: .*other in 2 shards; no shard"),
+        ([first], ConfigError, "the output is one of the inputs"),
     ]:
         with pytest.raises(error, match=message):
             merge(names, first)
@@ -332,7 +332,7 @@ def test_merging_is_what_writing_all_at_once_is(sets, batch_bytes, documents, tm
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        (34 + 4 * 3 + 8, "a sequence after 0 does not begin where the one before ends"),
+        (34 + 4 * 3 + 8, "a sequence after 0 does not begin where the previous one ends"),
         (34 + 12 * 3 + 8 + 1, "a document after 0 ends before it begins"),
     ],
     ids=["offset", "border"],

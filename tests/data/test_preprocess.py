@@ -126,10 +126,10 @@ BAD = [
     ("{not json", "the line is not JSON"),
     ("[1, 2]", "a JSON list, not an object"),
     ('{"content": "x", "id": 3}', "no key 'text'; its keys are 'content', 'id'"),
-    ('{"text": 5}', "the key 'text' holds 5, not a text"),
-    ('{"text": null}', "the key 'text' holds null, not a text"),
-    ('{"text": ["a", 5]}', "not a text"),
-    ('{"text": "\\ud800"}', "half of a surrogate pair"),
+    ('{"text": 5}', "the key 'text' holds 5, not a string"),
+    ('{"text": null}', "the key 'text' holds null, not a string"),
+    ('{"text": ["a", 5]}', "not a string"),
+    ('{"text": "\\ud800"}', "unpaired surrogate"),
 ]
 
 
@@ -151,14 +151,14 @@ def test_bad_lines_are_skipped_and_counted_if_asked(huggingface, tmp_path, caplo
     job = Job((str(source), str(tmp_path / "bytes.jsonl")), str(tmp_path / "out"), huggingface, skip_bad_lines=True)
     made = preprocess(job)["text"]
     assert (made.documents, made.bad_lines) == (3, len(BAD) + 1)
-    assert "8 bad lines were left out" in caplog.text
+    assert "8 bad lines were skipped" in caplog.text
 
 
 def test_an_old_set_stays_whole_when_a_new_one_fails(corpus, huggingface, tmp_path):
     preprocess(Job((str(corpus),), str(tmp_path / "out"), huggingface))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     source = write_lines(tmp_path / "in.jsonl", GOOD, "{")
-    with pytest.raises(ConfigError, match="is there already") as caught:
+    with pytest.raises(ConfigError, match="already exists") as caught:
         preprocess(Job((str(corpus),), str(tmp_path / "out"), huggingface))
     assert len(caught.value.problems) == 3
     for seed in (None, 1):
@@ -189,19 +189,19 @@ def test_it_starts_again_with_the_reference_when_the_fast_encoder_fails_late(
 
     def encode(texts):
         if tokenizer._race is not None:
-            raise EncoderMismatch("the fast encoder differs on 'x'")
+            raise EncoderMismatch("the fast encoder differs from the reference on 'x'")
         return real_encode(texts)
 
     monkeypatch.setattr(tokenizer, "encode_batch", encode)
     made = preprocess(Job((str(corpus),), str(tmp_path / "late"), huggingface))["text"]
     assert made.identity == expected.identity
-    assert "starting again with the reference library" in caplog.text
+    assert "restarting with the reference library" in caplog.text
 
 
 @pytest.mark.parametrize("rows", [[], [{"text": ""}, {"text": ""}], ["", ""]])
 def test_an_empty_corpus_is_an_error(rows, huggingface, tmp_path):
     source = write_lines(tmp_path / "in.jsonl", *rows)
-    with pytest.raises(DataError, match="there is not one token to write"):
+    with pytest.raises(DataError, match="there are no tokens to write"):
         preprocess(Job((str(source),), str(tmp_path / "out"), huggingface, append_eod=True))
     assert left_in(tmp_path) == []
 
@@ -210,9 +210,9 @@ def test_inputs_that_are_missing_or_named_twice_are_errors(corpus, huggingface, 
     with pytest.raises(DataError, match="there is no such file") as caught:
         preprocess(Job((str(tmp_path / "*.jsonl"),), str(tmp_path / "out"), huggingface))
     assert caught.value.problems[0].where == f"--input {tmp_path}/*.jsonl"
-    with pytest.raises(ConfigError, match="the same file is named twice"):
+    with pytest.raises(ConfigError, match="the same file is listed twice"):
         preprocess(Job((str(corpus), str(corpus.parent / "*.jsonl")), str(tmp_path / "out"), huggingface))
-    with pytest.raises(ConfigError, match="a key is named twice"):
+    with pytest.raises(ConfigError, match="a key is listed twice"):
         preprocess(Job((str(corpus),), str(tmp_path / "out"), huggingface, keys=("text", "text")))
 
 
@@ -232,7 +232,7 @@ def test_a_vocabulary_that_does_not_fit_the_type_is_an_error(corpus, huggingface
     tokenizer.vocab_size = 65_500
     assert choose_dtype("auto", tokenizer) == np.int32
     tokenizer.vocab_size = 65_537
-    with pytest.raises(DataError, match="a vocabulary of 65537 does not fit uint16") as caught:
+    with pytest.raises(DataError, match="a vocabulary of 65537 does not fit into uint16") as caught:
         choose_dtype("uint16", tokenizer)
     assert caught.value.problems[0].where == "--dtype uint16"
     assert caught.value.exit_code == 2

@@ -124,7 +124,7 @@ def test_inspect_shows_and_verifies(corpus, huggingface, tmp_path, capsys):
     with (tmp_path / "out_text_document.bin").open("r+b") as file:
         file.write(b"\xff")
     assert tool("inspect_dataset")([prefix, "--verify"]) == 2
-    assert "are not those of its manifest" in capsys.readouterr().err
+    assert "do not match its manifest" in capsys.readouterr().err
 
 
 def test_inspect_of_a_foreign_set_says_it_has_no_manifest(tmp_path, capsys):

@@ -103,7 +103,7 @@ def test_tokens_are_drawn_by_their_shares_and_only_from_the_nucleus():
 
 
 def test_a_model_that_computes_nan_is_refused():
-    with pytest.raises(CheckpointError, match="computes NaN"):
+    with pytest.raises(CheckpointError, match="logits are NaN"):
         choose(torch.tensor([0.0, float("nan")]), GREEDY, torch.Generator())
 
 
@@ -135,7 +135,7 @@ def test_a_text_is_cut_where_the_context_is_full_and_that_is_said(model):
 
 def test_a_prompt_longer_than_the_context_is_refused(model):
     message = refusal(model, "--prompt", "a" * CONTEXT)
-    assert f"the prompt has {CONTEXT + 1} tokens, the model's context only {CONTEXT}" in message
+    assert f"the prompt has {CONTEXT + 1} tokens, but the model's context only {CONTEXT}" in message
     assert f"shorten the prompt to {CONTEXT - 1} tokens or fewer" in message
 
 
@@ -230,7 +230,7 @@ def test_a_checkpoint_outside_of_a_run_is_told_how(tmp_path):
     from megacode.checkpoint.state import TrainState
 
     TrainState(iteration=4, consumed_samples=32).write(tmp_path)
-    with pytest.raises(CheckpointError, match=r"does not lie in a run directory") as refused:
+    with pytest.raises(CheckpointError, match=r"is not in a run directory") as refused:
         model_of(tmp_path)
     assert "megacode convert to-hf" in str(refused.value)
 
@@ -245,5 +245,5 @@ def test_samples_are_kept_in_the_run(model, writer, tmp_path):
 def test_samples_never_end_an_evaluation(model, writer, tmp_path, caplog):
     (tmp_path / "samples").write_text("in the way")
     write_samples(writer, tmp_path, model_facts(model))
-    assert "no sample texts of iteration 4" in caplog.text
+    assert "no text samples for iteration 4" in caplog.text
     write_samples(writer, None, model_facts(model))

@@ -131,6 +131,20 @@ def test_a_next_job_goes_by_the_last_word_of_the_one_before(run: RunDir, caplog:
 
 
 @pytest.mark.parametrize(
+    ("state", "ended"), [("RUNNING", False), ("PENDING", False), ("COMPLETING", True), ("FAILED", True)]
+)
+def test_a_next_job_never_trains_beside_the_one_before(run: RunDir, tmp_path: Path, state: str, ended: bool) -> None:
+    """As where an administrator has taken its dependency away."""
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho JobId=7 JobState={state} Reason=TimeLimit\n")
+    attempts.note(run, JOB, "begin", next="8")
+    if ended:
+        continuity.check_chain(run, SUCCESSOR, Settings())
+        return
+    with pytest.raises(ChainStoppedError, match=f"job 7, which .* follows, has not ended: it is {state}\n.*goes on"):
+        continuity.check_chain(run, SUCCESSOR, Settings())
+
+
+@pytest.mark.parametrize(
     ("facts", "cancelled"),
     [
         ("JobState=COMPLETING Reason=None Restarts=0", True),
@@ -322,6 +336,9 @@ def test_status_knows_the_last_job_as_far_as_slurm_does(
     monkeypatch.setattr(slurm, "show_job", lambda number: facts)
     now = datetime(2026, 1, 1, 9, 0).timestamp()
     assert "8 RUNNING, on n[0-1], 1 h 00 min left" in describe(read_job(run, now) or {})
+    moved = {"JobState": "PENDING", "Reason": "BadConstraints", "ExcNodeList": "n0"}
+    monkeypatch.setattr(slurm, "show_job", lambda number: moved)
+    assert "excludes n0; to allow them: scontrol update JobId=8 ExcNodeList=" in describe(read_job(run, now) or {})
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     assert read_job(run) is None
 

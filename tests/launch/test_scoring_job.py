@@ -75,7 +75,7 @@ def test_a_forgotten_job_has_succeeded_where_the_checkpoint_has_its_scores(
 
 
 def test_what_is_no_checkpoint_is_refused_before_a_job_is_submitted(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"there is no megacode\.json"):
+    with pytest.raises(CheckpointError, match=r"it has no megacode\.json"):
         score_by_job(tmp_path / "nothing", "demo", [], [])
     assert not (tmp_path / "arguments").exists()
 

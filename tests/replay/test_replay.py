@@ -306,7 +306,7 @@ def test_the_command_shows_tables_or_json_and_its_mistakes_end_with_2(
     kept.write_text("written by hand")
     refused = megacode("replay", run_dir, "--iteration", 4, "--out", kept)
     assert refused.returncode == 2
-    assert "is there already" in refused.stderr
+    assert "already exists" in refused.stderr
     assert kept.read_text() == "written by hand"
     assert megacode("replay", run_dir, "--iteration", 4, "--nproc", 1, "--out", kept, "--overwrite").returncode == 0
     assert json.loads(kept.read_text())["agreement"] == "bit for bit"

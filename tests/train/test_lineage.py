@@ -285,7 +285,7 @@ def test_names_that_no_save_gave_are_neither_counted_nor_stumbled_over(golden: P
 def test_checkpoints_that_can_never_be_written_are_refused_at_the_start(golden: Path) -> None:
     RUN.create()
     RUN.checkpoints.symlink_to("gone")
-    with pytest.raises(ConfigError, match="is a link to gone, which is not there"):
+    with pytest.raises(ConfigError, match="is a link to gone, which does not exist"):
         trainer_of(golden, every(5, 2))
     assert not RUN.metrics.exists()
 

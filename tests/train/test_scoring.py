@@ -299,8 +299,8 @@ def test_points_are_phase_ends_and_multiples_and_the_disk_has_room_for_them(conf
     ("change", "expected"),
     [
         ("suite=demoo", "did you mean demo?"),
-        ("at_phase_ends=false", "no checkpoint would get scores"),
-        ("suite=demo", "none is held out"),
+        ("at_phase_ends=false", "no checkpoint would be scored"),
+        ("suite=demo", "none are held out"),
         ("sbatch=[--partition=x]", "add where: slurm"),
         ("every=1000", "has no unit"),
         ("device=gpu", "device"),
@@ -332,5 +332,5 @@ def test_a_suite_file_that_is_not_there_is_refused_before_a_rank_starts(config: 
     with pytest.raises(ConfigError, match="there is no suite file"):
         check_scoring(load_config(config, ["evaluate.suite=nowhere.yaml"]))
     (tmp_path / "odd.yaml").write_text("- piqa\n")
-    with pytest.raises(ConfigError, match="holds no suite"):
+    with pytest.raises(ConfigError, match="contains no suite"):
         check_scoring(load_config(config, ["evaluate.suite=odd.yaml"]))

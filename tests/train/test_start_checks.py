@@ -49,7 +49,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused(
 
 def test_a_run_directory_where_nothing_can_be_written_is_refused(golden: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for place, said in (("/proc/nowhere", "nothing can be written in /proc"), (tmp_path / "file", "is a file")):
+    for place, said in (("/proc/nowhere", "cannot write in /proc"), (tmp_path / "file", "is a file")):
         with pytest.raises(ConfigError, match=f"run_dir: .*{said}"):
             check_ready(load_config(golden, [f"run_dir={place}"]), 1)
 

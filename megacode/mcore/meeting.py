@@ -1,0 +1,223 @@
+"""How ranks meet at a start, before there are groups: each hears signals, and learns why the others do not come.
+
+torch's own way waits in C++ for as long as a hang may last. No Python handler of a signal runs meanwhile, and a rank
+that reaches another program's port waits just as long. Here all ranks meet in torch's store first, by short questions.
+When all are there, or one was asked to stop, one key says so: of the two, the first is true for every rank. The groups
+are then made with the same store, and find everybody present.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from megacode.base.errors import EXIT_FAILURE, LaunchError, StoppedError
+from megacode.base.units import format_seconds
+from megacode.mcore.rendezvous import Rendezvous, from_agent, refuse_busy_port
+
+log = logging.getLogger(__name__)
+
+_PAUSES = (0.02, 1.0)  # seconds between two questions: the first, doubled up to the last; 4,096 ranks ask each second
+_ANSWER_SECONDS = 20.0  # within which rank 0's store answers, also to 4,096 ranks; later it is another program
+_TELL_SECONDS = 60.0  # after which a rank says for whom it waits
+_LINGER_SECONDS = 10.0  # that a rank stays, once it is to stop, so that others hear of it
+_RANKS, _ALL, _STOPPED = "megacode/ranks", "all", "stopped by "
+_joins = itertools.count()  # a process that leaves and joins again finds old keys under torchrun, whose store stays
+
+Asked = Callable[[], str | None]
+
+
+class MissingRanksError(LaunchError):
+    """Other ranks did not come, or have gone: no mistake in the input (exit code 1)."""
+
+    exit_code = EXIT_FAILURE
+
+
+def nobody_asks() -> str | None:
+    """Say that nothing has asked this process to stop."""
+    return None
+
+
+def meet(place: Rendezvous, patience: float, asked: Asked = nobody_asks) -> dist.Store:
+    """Wait until all ranks of a run are here, and return the store that they met in, for `init_process_group`.
+
+    Args:
+        place: this process among them, with an address.
+        patience: seconds to wait for the others.
+        asked: returns the name of the signal that has asked this process to stop, or None.
+
+    Raises:
+        StoppedError: on every rank, where one was asked to stop before all were here.
+        LaunchError: rank 0's port is another program's, or two processes have one number.
+        MissingRanksError: ranks are missing when the patience ends, or rank 0 has gone.
+    """
+    refuse_busy_port(os.environ)
+    deadline = time.monotonic() + patience
+    try:
+        tcp = _open(place, deadline, asked)
+        store = dist.PrefixStore(f"megacode/{next(_joins)}", tcp)
+        _arrive(store, place, deadline, asked)
+    except dist.DistNetworkError as error:
+        if signal := asked():
+            raise StoppedError(signal) from None
+        what = f"rank 0 at {_where(place)} has gone while ranks were joining"
+        raise MissingRanksError(what, f"rank {place.rank}", "see what rank 0 says, then start again") from error
+    tcp.set_timeout(timedelta(seconds=patience))
+    return store
+
+
+def _where(place: Rendezvous) -> str:
+    return f"{place.address}:{place.port}"
+
+
+def _open(place: Rendezvous, deadline: float, asked: Asked) -> dist.TCPStore:
+    if from_agent(os.environ):
+        return _connected(place, deadline, asked)
+    if place.rank != 0:
+        store = _connected(place, deadline, asked)
+        _check_run(store, place)
+        return store
+    try:
+        store = dist.TCPStore(
+            place.address, place.port, place.world_size, is_master=True, wait_for_workers=False, multi_tenant=True,
+            timeout=timedelta(seconds=_ANSWER_SECONDS),
+        )  # fmt: skip
+    except dist.DistError as error:
+        fix = "set MASTER_ADDR to an address of the node of rank 0, and MASTER_PORT to a port that is free there"
+        raise LaunchError(f"rank 0 cannot be found there: {str(error).splitlines()[0]}", _where(place), fix) from None
+    store.set(_RANKS, str(place.world_size))
+    return store
+
+
+def _connected(place: Rendezvous, deadline: float, asked: Asked) -> dist.TCPStore:
+    """Return a connection to rank 0's store, once it is there."""
+    refusal, until = [""], [deadline]
+
+    def give_up() -> str | None:
+        """Let a rank that is asked to stop tell rank 0, should that come in a moment."""
+        signal, now = asked(), time.monotonic()
+        if signal is not None:
+            until.append(min(until[-1], now + _LINGER_SECONDS))
+        return signal if now > until[-1] else None
+
+    for _ in _waiting(place, deadline, give_up, lambda: f"rank 0 at {_where(place)} ({refusal[-1]})"):
+        try:
+            socket.create_connection((place.address, place.port), timeout=_ANSWER_SECONDS).close()
+        except OSError as error:
+            refusal[:] = [error.strerror or str(error)]
+        else:
+            return _answer(place, asked)
+    raise AssertionError("the waiting ends with an error")
+
+
+def _answer(place: Rendezvous, asked: Asked) -> dist.TCPStore:
+    """Return a connection to what listens at rank 0's place, if it answers as a store does.
+
+    In a thread, since torch waits without end for the first answer; it stays behind where another program listens.
+    """
+    found: list[dist.TCPStore | Exception] = []
+
+    def connect() -> None:
+        timeout = timedelta(seconds=_ANSWER_SECONDS)
+        try:
+            found.append(
+                dist.TCPStore(
+                    place.address,
+                    place.port,
+                    place.world_size,
+                    is_master=False,
+                    wait_for_workers=False,
+                    timeout=timeout,
+                )
+            )
+        except dist.DistError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=connect, name="meeting", daemon=True)
+    thread.start()
+    end = time.monotonic() + _ANSWER_SECONDS
+    while thread.is_alive() and time.monotonic() < end:
+        thread.join(_PAUSES[0])
+    if found and isinstance(found[0], dist.TCPStore):
+        return found[0]
+    if signal := asked():
+        raise StoppedError(signal)
+    raise _another(place, "what listens there does not answer as rank 0 does")
+
+
+def _check_run(store: dist.TCPStore, place: Rendezvous) -> None:
+    """Refuse the store of another program, or of a run of another size, at the port of this one."""
+    try:
+        ranks = store.get(_RANKS).decode()
+    except dist.DistStoreError:  # its timeout
+        raise _another(place, "the store there is not megacode's") from None
+    if ranks != str(place.world_size):
+        raise _another(place, f"the run there has {ranks} ranks, and this is rank {place.rank} of {place.world_size}")
+
+
+def _another(place: Rendezvous, why: str) -> LaunchError:
+    what = f"another program uses {_where(place)}, where rank 0 should be: {why}"
+    return LaunchError(what, "MASTER_PORT", "give all ranks another port, or end the other program")
+
+
+def _arrive(store: dist.Store, place: Rendezvous, deadline: float, asked: Asked) -> None:
+    """Say that this rank is here, and wait until that is known of all; or until one was asked to stop."""
+    if store.add(f"rank/{place.rank}", 1) > 1:
+        what = f"two processes are rank {place.rank} at {_where(place)}"
+        raise LaunchError(what, "RANK", "give each process its own RANK, and each run its own MASTER_PORT")
+    if store.add("here", 1) == place.world_size:
+        store.compare_set("verdict", "", _ALL)
+
+    def leave() -> str | None:
+        if signal := asked():
+            store.compare_set("verdict", "", _STOPPED + signal)
+        return None
+
+    for _ in _waiting(place, deadline, leave, lambda: _missing(store, place)):
+        if store.check(["verdict"]):
+            break
+    verdict = store.get("verdict").decode()
+    if verdict != _ALL:
+        _let_others_hear(store, place)
+        raise StoppedError(verdict.removeprefix(_STOPPED))
+
+
+def _let_others_hear(store: dist.Store, place: Rendezvous) -> None:
+    """Keep rank 0's store until all ranks that are here have heard the verdict."""
+    heard, until = store.add("heard", 1), time.monotonic() + _LINGER_SECONDS
+    while place.rank == 0 and heard < store.add("here", 0) and time.monotonic() < until:
+        time.sleep(_PAUSES[0])
+        heard = store.add("heard", 0)
+
+
+def _missing(store: dist.Store, place: Rendezvous) -> str:
+    missing = [rank for rank in range(place.world_size) if not store.check([f"rank/{rank}"])]
+    named = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+    return f"{len(missing)} of {place.world_size} ranks ({named})"
+
+
+def _waiting(place: Rendezvous, deadline: float, asked: Asked, for_whom: Callable[[], str]) -> Iterator[None]:
+    """Yield at each moment to look again, and end with an error at the deadline, or when asked to stop."""
+    began, pause, told = time.monotonic(), _PAUSES[0], False
+    while True:
+        yield
+        if signal := asked():
+            raise StoppedError(signal)
+        now = time.monotonic()
+        waited = format_seconds(now - began)
+        if now > deadline:
+            fix = "see why they do not come: their messages, MASTER_ADDR, MASTER_PORT, a firewall between the nodes"
+            raise MissingRanksError(f"waited {waited} in vain for {for_whom()}", f"rank {place.rank}", fix)
+        if not told and now - began > _TELL_SECONDS and place.local_rank == 0:
+            told = True
+            log.warning("waiting for %s, %s so far", for_whom(), waited)
+        time.sleep(pause)
+        pause = min(2 * pause, _PAUSES[1])
