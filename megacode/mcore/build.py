@@ -1,4 +1,4 @@
-"""Builds one rank's model and optimizer from the config."""
+"""Build one rank's model and optimizer from the config."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def test_a_run_has_jobs_score_its_checkpoints_and_the_next_start_finds_them(
         return any(line["kind"] == "score" for line in read_metrics(run.metrics))
 
     # On a slow machine the job may be done before the second start asks for it.
-    until(lambda: "is there already; waiting for it" in log.read_text() or scored())
+    until(lambda: "already exists; waiting for it" in log.read_text() or scored())
     until(scored)
     stop(second)
     assert len(jobs()) == 1

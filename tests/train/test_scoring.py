@@ -258,7 +258,7 @@ def test_a_rollback_ends_the_scoring_of_what_it_takes_back(config: Path) -> None
     assert not scoring.owing
     assert not scoring.spared
     (stopped,) = events("evaluation_stopped")
-    assert (stopped["checkpoint"], stopped["reason"]) == ("iter_0000010", "the run has gone back to before it")
+    assert (stopped["checkpoint"], stopped["reason"]) == ("iter_0000010", "the run has rolled back to before it")
 
 
 def test_a_child_knows_nothing_of_the_ranks() -> None:
