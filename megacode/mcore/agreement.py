@@ -159,11 +159,13 @@ def prove_equal(facts: Mapping[str, Any]) -> None:
 
 
 def _number(value: Any) -> int:
+    # 60 bits: `groups.all_equal` needs numbers below 2**62.
     return int(digest(json.dumps(value, sort_keys=True, default=str))[:15], 16)
 
 
 def _disagreement(facts: Mapping[str, Any]) -> LaunchError:
     """Return the error that lists what differs from rank 0's facts, setting by setting, with the ranks."""
+    # Only now, when the run ends anyway, are the values themselves exchanged.
     reference = groups.broadcast_object(facts)
     assert reference is not None
     mine = [line for name in facts if facts[name] is not None for line in _lines(name, reference[name], facts[name])]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 WEIGHT_GRADIENT = "fused_weight_gradient_mlp_cuda"
+# For each part, the modules that it needs.
 _PARTS = {
     "Adam": ("apex.optimizers", "amp_C"),
     "multi-tensor scale": ("apex.multi_tensor_apply", "amp_C"),

@@ -143,6 +143,7 @@ class CausalSelfAttention(SelfAttention):
             packed_seq_params: the documents, if attention must not cross their borders.
         """
         mixed, _ = self.linear_qkv(hidden_states)
+        # Selective recomputation keeps only `mixed`, and repeats the rest in the backward pass.
         core = partial(self._core, packed_seq_params)
         if self.checkpoint_core_attention and self.training:
             attended = tensor_parallel.checkpoint(core, False, mixed, rotary_pos_emb)
@@ -184,6 +185,7 @@ class CausalSelfAttention(SelfAttention):
             key, value: [b, groups, at least s, channels].
         """
         dropout = self.config.attention_dropout if self.training else 0.0
+        # Without a mask torch can choose a flash kernel, which never stores the scores.
         grouped = query.size(1) != key.size(1)
         mask = _seen(query.size(2), key.size(2), query.is_cuda)
         with self._dropout_state(dropout):

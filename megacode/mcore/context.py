@@ -51,6 +51,7 @@ def stretches(borders: Sequence[int], rows: int, size: int, rank: int) -> tuple[
     """
     if size == 1:
         return (_stretch(borders, 0, borders[-1]),)
+    # Of each sequence this rank holds an early and a late chunk, in this order.
     chunk = borders[-1] // (rows * 2 * size)
     held = [2 * size * row + place for row in range(rows) for place in (rank, 2 * size - 1 - rank)]
     return tuple(_stretch(borders, place * chunk, (place + 1) * chunk) for place in held)

@@ -29,6 +29,7 @@ from megacode.config.run import RunConfig
 from megacode.mcore import device, groups
 from megacode.mcore.groups import Ranks
 
+# A part of a parameter's name, and the component of the plan's arithmetic that counts it.
 _KINDS = {
     "word_embeddings": "embedding",
     "linear_qkv": "attention_qkv",
@@ -130,6 +131,7 @@ def build_ranks(config: RunConfig, world_size: int, ranks: Iterable[int], vocab_
     Raises:
         ConfigError: the config does not fit so many ranks, or asks for what this build cannot compute.
     """
+    # Process groups and mcore's parallel state are global: one rank at a time, and none of a real run beside them.
     assert not dist.is_initialized(), "a dry run needs a process of its own"
     return [_build_rank(config, world_size, rank, vocab_size) for rank in ranks]
 
@@ -137,7 +139,7 @@ def build_ranks(config: RunConfig, world_size: int, ranks: Iterable[int], vocab_
 def _build_rank(config: RunConfig, world_size: int, rank: int, vocab_size: int) -> Built:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    device.install()
+    device.install()  # before any module of mcore is imported, hence the import below
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
         ranks = groups.start(config.parallel, config.seed)
@@ -154,6 +156,7 @@ class _OnMeta(TorchFunctionMode):
     """Creates every tensor on the meta device, whichever device is asked for, and keeps it there."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # mcore names devices explicitly, which torch's own `with torch.device("meta")` does not override.
         kwargs = dict(kwargs or {})
         if func in _device_constructors():
             kwargs["device"] = "meta"
@@ -209,7 +212,7 @@ def _count(ranks: Ranks, chunks: list[Any], optimizer: Any) -> Built:
 
 
 def _kind(name: str, parameter: torch.Tensor) -> str:
-    if parameter.dim() == 1:
+    if parameter.dim() == 1:  # there are no biases
         return "norms"
     return next(kind for part, kind in _KINDS.items() if part in name)
 

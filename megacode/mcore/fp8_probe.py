@@ -104,4 +104,5 @@ def _square(x: Tensor) -> float:
 
 
 def _kind(name: str) -> str:
+    # A fused norm has the name of the matrix after it: `linear_qkv.layer_norm_weight`.
     return next((kind for kind in _KINDS if kind in name and "norm" not in name), "norms")

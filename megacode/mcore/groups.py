@@ -71,6 +71,7 @@ def start(parallel: Parallel, seed: int, patience: float = 1800.0, asked: meetin
     timeout = timedelta(seconds=patience + _AFTER_THE_WATCHDOG)
     if not dist.is_initialized():
         place = rendezvous.read(os.environ)
+        # Also before joining: a wrong number of processes is refused at once, without waiting for all of them.
         layout_check.data_parallel_size(parallel, place.world_size)
         _join(place, timeout, asked)
     layout_check.data_parallel_size(parallel, dist.get_world_size())
@@ -122,7 +123,9 @@ def leave_layout() -> None:
     """
     dist.barrier()  # a rank that still computes with a group must not find it closed
     _end_layout()
-    gc.collect()  # modules and their hooks refer to each other in circles, and hold groups
+    # Modules and their hooks refer to each other in circles, and hold groups. Collected now, or the groups' threads
+    # would run until Python happens to do it.
+    gc.collect()
 
 
 def barrier() -> None:
@@ -237,6 +240,7 @@ def _lay_out(parallel: Parallel, timeout: timedelta) -> None:
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         context_parallel_size=parallel.context,
         create_gloo_process_groups=False,
+        # mcore takes whole minutes; rounded up.
         distributed_timeout_minutes=-(-int(timeout.total_seconds()) // 60),
     )
 

@@ -171,6 +171,7 @@ class Block(TransformerLayer):
 
     def _add(self, residual: Tensor, branch: Tensor) -> Tensor:
         branch = self._leave(branch)
+        # Without sequence parallel all ranks hold this sum, and their shared random state drops alike.
         if self.hidden_dropout > 0.0 and self.training:
             branch = F.dropout(branch, self.hidden_dropout)
         return residual + branch

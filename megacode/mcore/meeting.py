@@ -207,7 +207,7 @@ def _missing(store: dist.Store, place: Rendezvous) -> str:
 
 def _waiting(place: Rendezvous, deadline: float, asked: Asked, for_whom: Callable[[], str]) -> Iterator[None]:
     """Yield whenever it is time to look again; raise at the deadline, or after a signal."""
-    began, pause, told = time.monotonic(), _PAUSES[0], False
+    began, pause, announced = time.monotonic(), _PAUSES[0], False
     while True:
         yield
         if signal := asked():
@@ -217,8 +217,8 @@ def _waiting(place: Rendezvous, deadline: float, asked: Asked, for_whom: Callabl
         if now > deadline:
             fix = "check their logs, MASTER_ADDR, MASTER_PORT, and that no firewall is between the nodes"
             raise MissingRanksError(f"waited {waited} in vain for {for_whom()}", f"rank {place.rank}", fix)
-        if not told and now - began > _TELL_SECONDS and place.local_rank == 0:  # one line per node
-            told = True
+        if not announced and now - began > _TELL_SECONDS and place.local_rank == 0:  # one line per node
+            announced = True
             log.warning("waiting for %s, %s so far", for_whom(), waited)
         time.sleep(pause)
         pause = min(2 * pause, _PAUSES[1])

@@ -29,6 +29,7 @@ class MicroBatch:
         digests: `samples_digest` of `samples`, float64 [b], if made ahead.
     """
 
+    # Labels are stored, not derived from tokens: the last one is the window's extra token.
     tokens: torch.Tensor
     labels: torch.Tensor
     loss_mask: torch.Tensor

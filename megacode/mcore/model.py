@@ -83,6 +83,7 @@ class Model(GPTModel):
         if own < slice_size:
             logits.detach()[..., max(own, 0) :] = float("-inf")
         labels = labels.t().contiguous()
+        # Transformer Engine's layers have a fused loss; a divided vocabulary takes mcore's; the rest is for one rank.
         if self.engine:
             from megacode.mcore.te_kernels import CrossEntropy as EngineCrossEntropy
 

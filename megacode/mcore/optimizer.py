@@ -100,6 +100,7 @@ def measure(optimizer: Any, tokens: int) -> float:
         tokens: number of tokens that the gradients are summed over; prepared gradients are of the mean.
     """
     optimizer.prepare_grads()
+    # Only this rank's share is divided. mcore would divide all gradients, in one more pass over them.
     _multiply(optimizer, 1.0 / max(tokens, 1))
     return gradient_norm(optimizer)
 
@@ -145,6 +146,7 @@ def gradient_norm(optimizer: Any) -> float:
     square = torch.zeros((), device=device.device())
     if gradients:
         square = torch.stack(torch._foreach_norm(gradients)).square().sum()
+    # Ranks that hold copies of a parameter contribute it once: mcore's list above leaves the others out.
     group = optimizer.get_grad_stats_parallel_group()
     if group.size() > 1:
         dist.all_reduce(square, group=group)

@@ -79,6 +79,7 @@ def prime(optimizer: Any) -> None:
     """Create the state that Adam would create in its first step, for each parameter that has none."""
     for inner in inner_optimizers(optimizer):
         inner.init_state_fn(inner.optimizer)
+        # mcore's function omits the step counter, without which torch's AdamW fails.
         if isinstance(inner.optimizer, torch.optim.AdamW):
             for state in inner.optimizer.state.values():
                 state.setdefault("step", torch.zeros((), device=state["exp_avg"].device))

@@ -25,6 +25,7 @@ def use(rank_model: RankModel, recipe: Fp8 | None) -> None:
     """
     for chunk in rank_model.chunks:
         config = bare(chunk).config
+        # Transformer Engine's layers read mcore's own settings; the emulation has one of ours beside them.
         if te.used(rank_model.config):
             for name, value in translate.mcore_recipe(recipe).items():
                 setattr(config, name, value)

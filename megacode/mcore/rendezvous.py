@@ -80,6 +80,7 @@ def _torchrun(environment: Mapping[str, str]) -> Rendezvous:
 def _slurm(environment: Mapping[str, str]) -> Rendezvous:
     size = _number(environment, "SLURM_STEP_NUM_TASKS")
     job = _number(environment, "SLURM_JOB_ID") if "SLURM_JOB_ID" in environment else 0
+    # Every process derives the same port from the job's number, without communication.
     port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else port_of_job(job)
     rank, local = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_LOCALID")
     return _checked(Rendezvous(rank, size, local, _slurm_address(environment), port))
@@ -100,6 +101,7 @@ def first_host(nodes: str) -> str:
     Raises:
         LaunchError: the list is empty.
     """
+    # A name, then perhaps [first-last,...] and a suffix: the first number in the brackets is the first host's.
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", nodes)
     if not match:
         raise LaunchError("SLURM names no nodes for this step", "SLURM_STEP_NODELIST", "set MASTER_ADDR")

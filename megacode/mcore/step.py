@@ -202,6 +202,7 @@ def _schedule(
 ) -> list[Tensor]:
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
+    # Each chunk runs through all micro-batches by itself, so each has an iterator of its own.
     iterators: list[Iterator[Any]] = [iter(microbatches) for _ in rank_model.chunks]
     single = len(rank_model.chunks) == 1
     return get_forward_backward_func()(
@@ -252,6 +253,7 @@ def _losses(ranks: Ranks, batch: MicroBatch, num_sources: int, losses: Tensor) -
     """
     mask = _part(ranks, batch.loss_mask)
     masked = losses.float().view_as(mask) * mask
+    # fp64: the sums of millions of tokens must be comparable between layouts, which add in other orders.
     rows = torch.stack((masked.detach(), mask)).sum(2, dtype=torch.float64)
     digests = batch.digests
     if digests is None:
@@ -279,6 +281,6 @@ def _summed(rank_model: RankModel, by_micro_batch: list[Tensor], num_sources: in
 def _from_last_stage(rank_model: RankModel, tensor: Tensor) -> None:
     from megatron.core import parallel_state
 
-    if rank_model.ranks.pp_size > 1:
+    if rank_model.ranks.pp_size > 1:  # only the last stage computes losses and logits
         last = parallel_state.get_pipeline_model_parallel_last_rank()
         dist.broadcast(tensor, src=last, group=parallel_state.get_pipeline_model_parallel_group())

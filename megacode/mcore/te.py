@@ -54,11 +54,13 @@ def obstacle() -> str:
         return (
             f"Transformer Engine {release} is installed, but megacode supports {oldest} up to, not including, {below}"
         )
+    # A package of its own, compiled for one version of torch.
     return "" if _version("transformer-engine-torch") else "Transformer Engine is installed without its part for torch"
 
 
 def used(config: RunConfig) -> bool:
     """Return whether a run's blocks are Transformer Engine's."""
+    # `auto` only in bf16: Transformer Engine's attention has no fp32 kernel.
     asked, bf16 = config.precision.transformer_impl, config.precision.dtype == "bf16"
     return asked == "transformer_engine" or (asked == "auto" and bf16 and not obstacle())
 
@@ -101,6 +103,7 @@ def _recipe_problems(config: RunConfig, recipe: Fp8, why: str) -> Iterator[Probl
 
 def _missing(recipe: Fp8) -> str:
     """Return why this GPU does not support a recipe; empty if it does."""
+    # Transformer Engine knows the GPU's generation and the CUDA version that each recipe needs.
     from transformer_engine.pytorch import quantization as te
 
     asked = {

@@ -49,12 +49,12 @@ def _norm_backward(
     weight_gradient = tl.zeros((BLOCK,), tl.float32)
     for turn in range(0, turns):
         row = (turn * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
-        here, there = row * columns + at, inside & (row < rows)
-        x = tl.load(x_in + here, mask=there, other=0.0).to(tl.float32)
-        gradient = tl.load(one_in + here, mask=there, other=0.0).to(tl.float32)
+        places, valid = row * columns + at, inside & (row < rows)
+        x = tl.load(x_in + places, mask=valid, other=0.0).to(tl.float32)
+        gradient = tl.load(one_in + places, mask=valid, other=0.0).to(tl.float32)
         if BRANCHES == 2:
-            gradient += tl.load(other_in + here, mask=there, other=0.0).to(tl.float32)
-        residual = tl.load(residual_in + here, mask=there, other=0.0).to(tl.float32)
+            gradient += tl.load(other_in + places, mask=valid, other=0.0).to(tl.float32)
+        residual = tl.load(residual_in + places, mask=valid, other=0.0).to(tl.float32)
         if CENTRED:
             x = tl.where(inside, x - tl.sum(x) / columns, 0.0)
         scale = tl.rsqrt(tl.sum(x * x) / columns + eps)
@@ -64,7 +64,7 @@ def _norm_backward(
         back = inner - unit * (tl.sum(inner * unit) / columns)
         if CENTRED:
             back -= tl.sum(inner) / columns
-        tl.store(x_out + here, back * scale + residual, mask=there)
+        tl.store(x_out + places, back * scale + residual, mask=valid)
     tl.store(weight_out + tl.program_id(0) * columns + at, weight_gradient, mask=inside)
 
 

@@ -82,6 +82,7 @@ def _draw(config: RunConfig, name: str, weight: Tensor) -> None:
     std = config.model.init_method_std
     if name.endswith(_INTO_THE_RESIDUAL):
         std /= math.sqrt(2 * config.model.num_layers)
+    # Drawn on the device, which is fast; but a CPU and a GPU draw different numbers from the same seed.
     generator = torch.Generator(device=device.device())
     generator.manual_seed(int(digest("initial weights", str(config.seed), name)[:15], 16))
     weight.normal_(0.0, std, generator=generator)

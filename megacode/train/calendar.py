@@ -47,7 +47,7 @@ class Calendar:
 
     def validates(self, iteration: Iteration) -> bool:
         """Whether held-out losses are measured after an iteration."""
-        held_out = self.config.validation
+        held_out = self.config.validation  # always at a phase's end, so that phases can be compared
         return held_out.fraction > 0 and (self.ends_phase(iteration.after) or self._due(held_out.every, iteration))
 
     def saves(self, iteration: Iteration) -> bool:

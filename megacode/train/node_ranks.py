@@ -50,6 +50,7 @@ def meet(rank: int, ranks: int, broadcast: Callable[[Any], Any], gather: Callabl
         broadcast: returns on all ranks what rank 0 passes in.
         gather: returns on all ranks what each passes in, by rank.
     """
+    # A random name: a board that a killed start left behind is never opened again.
     token = broadcast(uuid.uuid4().hex if rank == 0 else None)
     mine = node_name()
     path = board_path(token, mine)

@@ -85,12 +85,15 @@ def find_origin(plan: Plan, own: Path | None, accept_changed_past: bool = False)
     if own is not None:
         return _continued(plan, "resume", own, accept_changed_past)
     checkpoint = find_checkpoint(Path(init.from_))
-    if init.load == "weights":
+    if init.load == "weights":  # the clock starts at 0, so there is no past to prove
         saved = TrainState.read(checkpoint)
         prove_same_model(plan, saved, checkpoint)
         return Origin("weights", checkpoint, saved=saved)
-    _check_trunk(checkpoint)
+    _check_trunk(checkpoint)  # what a trunk withholds, its branches must not have learned
     return _continued(plan, "branch", checkpoint, accept_changed_past)
+
+
+# Refusals. Each protects work that a start would otherwise overwrite or falsify.
 
 
 def check_restart(run: RunDir, from_scratch: bool, own: Path | None, problems: Sequence[Problem] = ()) -> None:
@@ -205,6 +208,7 @@ def _continued(plan: Plan, kind: Kind, checkpoint: Path, accept_changed_past: bo
 def _check_directories(plan: Plan) -> None:
     """Refuse a branch with its trunk's run directory: it would resume the trunk instead of branching."""
     run, source = Path(plan.config.directory), Path(plan.config.init.from_)
+    # Resolved: a link, or another spelling, is the same directory.
     if run.resolve() in (source.resolve(), *source.resolve().parents):
         what = f"the run would be written into {run}, the run that it starts from"
         raise ConfigError(what, "init.from", "give the run a name or a run_dir of its own")

@@ -67,6 +67,7 @@ def is_finished(plan: Plan, accept_changed_past: bool = False) -> bool:
     if newest is None or RunDir.iteration_of(newest) < plan.batches.total_iterations:
         return False
     state = find_origin(plan, newest, accept_changed_past).state
+    # A checkpoint may have lost a file after the run had finished: then the run must train again.
     whole = all((newest / name).is_file() and (newest / name).stat().st_size == facts["bytes"]
                 for name, facts in state.files.items())  # fmt: skip
     return state.consumed_samples == plan.schedule.total_samples and whole and not _scores_missing(plan, run)

@@ -198,7 +198,7 @@ def load(
     Raises:
         CheckpointError: it is of another model, or damaged.
     """
-    _prove_same_model(config, state, path)
+    _prove_same_model(config, state, path)  # before a tensor is written into the model
     tensors.load(rank_model, path, weights_only=weights_only)
 
 

@@ -57,6 +57,7 @@ class RunLog:
 
     def event(self, event: str, **facts: Any) -> None:
         """Write one event at the present clock."""
+        # Every event has the clock, so that readers can place it without metrics.jsonl.
         if self.events is not None:
             clock = {"iteration": self._state.iteration, "consumed_samples": self._state.consumed_samples}
             self.events.write(event, **clock, **facts)
@@ -84,6 +85,7 @@ class RunLog:
 
     def validated(self, losses: dict[str, float], phase: str, reason: str, seconds: float) -> None:
         """Write losses on held-out documents by source, in nats per token."""
+        # A record for the curves, and an event for the time that it took.
         self.write(validation_record(losses, phase=phase, reason=reason, **self._clock()))
         self.event("validation", reason=reason, seconds=round(seconds, 4))
 

@@ -145,6 +145,7 @@ class Saver:
             busy: whether any rank is busy with the save.
             failed: whether it has failed on any rank.
         """
+        # All ranks have the same flags here, so they take the same branch, and the collectives inside match.
         save = self._save
         if save is None or busy:
             return
@@ -152,7 +153,7 @@ class Saver:
             self._give_up(save)
         elif not save.publishing:
             save.publishing = True
-            written = self._writer.collect()
+            written = self._writer.collect()  # collective; None except on rank 0, which alone publishes
             save.work = _Work(lambda: self._publish(save, written)) if written is not None else None
         else:
             self._done(save)
@@ -173,6 +174,7 @@ class Saver:
 
     def _begin(self, iteration: int, size: int) -> Path | str:
         """Return the directory to write to, or the error that prevents it; the same on all ranks."""
+        # Rank 0 alone looks at the disk, so that all ranks get one answer.
         total = groups.total(size)
         answer: Any = None
         if self._first:

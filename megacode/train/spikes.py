@@ -93,6 +93,7 @@ class SpikeDetector:
             "loss": robust_score(loss, self._windows["loss"]),
             "grad_norm": robust_score(grad_norm, self._windows["grad_norm"]),
         }
+        # One result per iteration: the kind with the larger score. A spike of both is counted once.
         largest: Kind = max(scores, key=lambda kind: scores[kind])
         return SpikeCheck(scores[largest], largest if scores[largest] > self._policy.threshold else None)
 
@@ -130,11 +131,12 @@ class SpikeDetector:
         self._phase, self._refused = state.get("phase", ""), state.get("refused", 0)
         for kind, window in self._windows.items():
             window.clear()
-            window.extend(state.get(kind, ()))
+            window.extend(state.get(kind, ()))  # a full deque drops its oldest values
 
 
 def robust_score(value: float, window: deque[float]) -> float:
     """Return the number of robust standard deviations by which a value exceeds the median of a non-empty window."""
     middle = median(window)
+    # The floors also keep the divisor from being 0, when all values of the window are equal.
     deviation = _NORMAL * median(abs(other - middle) for other in window)
     return (value - middle) / max(deviation, _RELATIVE_FLOOR * abs(middle), _ABSOLUTE_FLOOR)

@@ -90,6 +90,7 @@ def most_at_once(plan: Plan) -> int:
     """Return the maximum number of checkpoints on the disk: those that are kept, and the one being written."""
     policy, kept = plan.config.checkpoint, _kept(plan)
     periodic = {*plan.multiples(policy.every), *plan.scored(), plan.batches.total_iterations} - kept
+    # One more than `keep_last`: a new checkpoint is complete before the oldest one is deleted.
     last = len(periodic) if policy.keep_last is None else policy.keep_last
     return len(kept) + min(len(periodic), last + 1 + spared_at_most(plan.config.evaluate))
 

@@ -74,6 +74,7 @@ class TimeLimit:
         Args:
             validation_next: whether the next iteration is followed by a validation.
         """
+        # Maxima, not means: a stop that comes too late loses everything since the last save.
         step, save = max(self._steps, default=0.0), max(self._saves, default=self._guess)
         validation = max(self._validations, default=0.0) if validation_next else 0.0
         return self.left < _SAFETY * (step + save + validation)
@@ -109,6 +110,7 @@ class TouchFiles:
             return None
         self._looked = now
         save, stop = self._run.save_request.exists(), self._run.stop_request.exists()
+        # Deleted at once: a file that stays would stop the next start as well.
         if save:
             self._run.save_request.unlink(missing_ok=True)
         if stop:

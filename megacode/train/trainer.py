@@ -155,7 +155,7 @@ class Trainer:
         record = self.run_log.trained(iteration, self.rates.at(iteration.after), self.fp8.recipe)
         back_to = self.guard.conclude(iteration.result)
         self.limit.stepped(iteration.seconds)
-        if self.calendar.reports(iteration.number):
+        if self.calendar.reports(iteration.number):  # not always: a gather of objects makes all ranks wait
             reports = groups.gather_objects((gradients.arrival(), device.memory_high_water(), platform.node()))
             self.run_log.health(reports, self._phase().name)
         if self.at_phase_end:
@@ -204,6 +204,7 @@ class Trainer:
         names = self.schedule.source_names
         losses: dict[str, float] = {}
         for name in names:
+            # A beat per source: one may take as long as many iterations.
             self.watchdog.beat("validating", self.state.iteration, self.state.consumed_samples)
             batches = list(self.loader.validation_batches(name))
             sums = evaluate(self.rank_model, batches, len(names))
@@ -263,7 +264,7 @@ class Trainer:
         saved = self.save_unless_saved(iteration)
         if reason == "finished" and self.config.evaluate is not None:
             self._wait_for_scores(self.config.evaluate)
-            self.saver.tidy()
+            self.saver.tidy()  # checkpoints that were kept only until they were scored
         self.write_scores()
         self.scoring.close()
         seconds = seconds_since_start()
@@ -310,6 +311,7 @@ class Trainer:
     def _state_now(self, iteration: Iteration) -> TrainState:
         """Return everything that a checkpoint holds besides tensors, at the present clock."""
         chain = self.schedule.fingerprints()
+        # Only of phases that have begun: later ones may still be changed.
         upto = self._phase().index + 1 if self.state.consumed_samples else 0
         return replace(
             self.state,

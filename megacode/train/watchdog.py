@@ -144,6 +144,7 @@ class Watchdog:
     def stop(self) -> None:
         """Stop watching, write a last heartbeat, and delete the stacks' file if it is empty."""
         self._ended.set()
+        # First the thread, then the timer: a running thread would set it again.
         if self._thread.is_alive():
             self._thread.join()
         faulthandler.cancel_dump_traceback_later()
