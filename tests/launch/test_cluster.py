@@ -51,7 +51,7 @@ def stopped(run: RunDir, **facts: Any) -> None:
 @pytest.mark.parametrize(
     ("code", "action", "exit_code", "said"),
     [
-        (0, "done", 0, "fulfilled"),
+        (0, "done", 0, "finished"),
         (2, "stop", 2, "a person must fix"),
         (3, "stop", 3, "a person must fix"),
         (75, "requeue", 75, "resumable"),
