@@ -1,11 +1,11 @@
-# What every job does first: go where it was submitted, read the site's file, find megacode. Sourced; `root` is the
-# repository, or empty where it is not known.
+# What every job does first: change to the directory of submission, read the site file, find megacode. Sourced; `root`
+# is the repository, or empty if it is not known.
 cd "${SLURM_SUBMIT_DIR:-.}"
 fail() { echo "Config error: $1" >&2; exit 2; }
 for file in slurm/site.env "$root/slurm/site.env"; do
     SITE=${SITE:-$([ -f "$file" ] && echo "$file" || true)}
 done
-set -a                                            # what the site's file sets is for megacode and the ranks too
+set -a                                            # export the site's variables to megacode and the ranks
 if [ -n "$SITE" ]; then source "$SITE"; fi
 set +a
 if [ -n "$VENV" ]; then

@@ -19,8 +19,8 @@
 # CONTINUITY, MAX_TRIES. Flags of sbatch: nodes, partition, account, time. Arguments after the script's name override the
 # config. 300 seconds before the time limit the run saves. Then the job is requeued and resumes, until the run is finished
 # or a person is needed. `touch RUN_DIR/stop` ends it. See docs/slurm.md.
-# SLURM runs a copy of this script. It knows where the script lies; a job that it does not know so keeps to where it was
-# submitted.
+# SLURM runs a copy of this script, but knows the path of the original. If it does not tell, the repository is where
+# the job was submitted.
 root=$(scontrol show job "$SLURM_JOB_ID" 2> /dev/null | sed -n 's#^ *Command=\(/.*\)/slurm/pretrain_2p8b\.sh.*#\1#p' || true)
 export MEGACODE_ROOT=${root:-${MEGACODE_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}}
 CONFIG=${CONFIG:-$MEGACODE_ROOT/examples/to_code/balanced_to_text_2p8b.yaml}

@@ -1,9 +1,10 @@
-"""What ranks agree on before they train together: rank 0 decides, all others follow, and a handshake proves it.
+"""Agreement of all ranks before training: rank 0 decides, the others follow, and a handshake proves it.
 
-Ranks read the same paths at different moments, through the caches of different nodes. So what a start goes on from is
-read by rank 0 alone and told to the others (`decided`), what each node must see for itself is checked there and refused
-by all (`on_all`), and before the first iteration every rank compares a digest of all that decides what is learned
-(`prove_equal`). One rank that would train another run ends all of them, with the ranks and the setting named.
+Ranks read the same paths at different moments, through the caches of different nodes. So rank 0 alone reads what a
+start begins with, and broadcasts it (`decided`). What each node must see for itself is checked there, and an error on
+one rank is raised on all (`on_all`). Before the first iteration, every rank compares a digest of everything that
+determines training (`prove_equal`). If one rank would train another run, all end, and the error names the ranks and
+the setting.
 
 All functions here are collective: every rank calls them in the same order.
 """
@@ -30,26 +31,27 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Outcome(Generic[T]):
-    """What a call returned, or the user's mistake that it ended with."""
+    """The value that a call returned, or the user error that it raised."""
 
     value: T | None = None
     error: MegacodeError | None = None
 
 
 def attempt(work: Callable[[], T]) -> Outcome[T]:
-    """Call something; a mistake of the user's, or a file that cannot be read, becomes a part of the outcome."""
+    """Call `work`; a user error, or a file that cannot be accessed, is returned in the outcome."""
+    # Other exceptions are bugs: they end this rank with a traceback, and the launcher ends the others.
     try:
         return Outcome(work())
     except MegacodeError as error:
         return Outcome(error=error)
     except OSError as error:
-        fix = "check that the path is there, and that this user may use it"
+        fix = "check that the path exists, and that you have permission to use it"
         other = LaunchError(error.strerror or str(error), str(error.filename or ""), fix)
         return Outcome(error=explained(error) if error.errno in DISK_FULL else other)
 
 
 def decided(work: Callable[[], T]) -> T:
-    """Return on all ranks what `work` returns on rank 0, which alone calls it.
+    """Call `work` on rank 0 only, and return its result on all ranks.
 
     Raises:
         MegacodeError: rank 0's, on every rank.
@@ -63,10 +65,10 @@ def decided(work: Callable[[], T]) -> T:
 
 
 def on_all(work: Callable[[], T]) -> T:
-    """Call `work` on every rank and return its result there, once it has succeeded on all.
+    """Call `work` on every rank and return its result there, if it has succeeded on all.
 
     Raises:
-        MegacodeError: with the problems of every rank where it failed, on every rank.
+        MegacodeError: on every rank, with the problems of all ranks on which it failed.
     """
     return all_succeeded(attempt(work))
 
@@ -75,8 +77,9 @@ def all_succeeded(outcome: Outcome[T]) -> T:
     """Return this rank's value, if no rank's call has failed.
 
     Raises:
-        MegacodeError: with the problems of every rank where it failed, on every rank.
+        MegacodeError: on every rank, with the problems of all ranks on which it failed.
     """
+    # The usual case costs one number per rank; errors are exchanged only if there are any.
     (failed,) = groups.any_of(outcome.error is not None)
     if failed:
         raise _merged(groups.gather_objects(outcome.error))
@@ -84,13 +87,13 @@ def all_succeeded(outcome: Outcome[T]) -> T:
 
 
 def stop_together(asked: str | None) -> None:
-    """End the start on all ranks, if any was asked to stop; for moments at which nothing is half done.
+    """End the start on all ranks if any has received a signal; called when nothing is half done.
 
     Args:
-        asked: name of the signal that has asked this rank, or None.
+        asked: name of the signal that this rank has received, or None.
 
     Raises:
-        StoppedError: on every rank, where one was asked.
+        StoppedError: on every rank, if one has received a signal.
     """
     (any_asked,) = groups.any_of(asked is not None)
     if any_asked:
@@ -99,7 +102,7 @@ def stop_together(asked: str | None) -> None:
 
 
 def _merged(errors: Sequence[MegacodeError | None]) -> MegacodeError:
-    """Return one error with each problem once, and the ranks that have it where not all have."""
+    """Return one error with each problem once, and with its ranks unless all have it."""
     first = next(error for error in errors if error is not None)
     holders: dict[Problem, list[int]] = {}
     for rank, error in enumerate(errors):
@@ -118,7 +121,7 @@ def _of_all(error: MegacodeError) -> MegacodeError:
 
 
 def named(ranks: Sequence[int]) -> str:
-    """Return some ranks as people write them: `rank 3`, `ranks 0-2, 5`."""
+    """Return some ranks as text: `rank 3`, `ranks 0-2, 5`."""
     runs: list[list[int]] = []
     for rank in ranks:
         if runs and rank == runs[-1][-1] + 1:
@@ -130,21 +133,20 @@ def named(ranks: Sequence[int]) -> str:
 
 
 def code_digest() -> str:
-    """Return a hash of megacode's own source files: two checkouts of one version may differ."""
+    """Return a hash of megacode's own source files; the version is not enough, because checkouts of it may differ."""
     root = Path(megacode.__file__).parent
     paths = sorted(root.rglob("*.py"))
-    return digest(*(part for path in paths for part in (str(path.relative_to(root)), path.read_bytes())))
+    return digest(*(item for path in paths for item in (str(path.relative_to(root)), path.read_bytes())))
 
 
 def prove_equal(facts: Mapping[str, Any]) -> None:
     """Prove that all ranks would train the same run.
 
-    Costs one reduction of two 64-bit numbers a fact; only where a digest differs do ranks show each other what they
-    have.
+    Costs one reduction of two 64-bit numbers per fact. Only if a digest differs do ranks exchange the values.
 
     Args:
-        facts: by name, what decides what is learned, as JSON values; the same names on all ranks. None where this rank
-            does not look for itself, because another one of its node does.
+        facts: by name, everything that determines training, as JSON values; the same names on all ranks. None if
+            another rank of this node looks in place of this one.
 
     Raises:
         LaunchError: on every rank, with the ranks that differ from rank 0, in which setting, and both values.
@@ -157,11 +159,13 @@ def prove_equal(facts: Mapping[str, Any]) -> None:
 
 
 def _number(value: Any) -> int:
+    # 60 bits: `groups.all_equal` needs numbers below 2**62.
     return int(digest(json.dumps(value, sort_keys=True, default=str))[:15], 16)
 
 
 def _disagreement(facts: Mapping[str, Any]) -> LaunchError:
-    """Return what differs from rank 0's facts, setting by setting, with the ranks."""
+    """Return the error that lists what differs from rank 0's facts, setting by setting, with the ranks."""
+    # Only now, when the run ends anyway, are the values themselves exchanged.
     reference = groups.broadcast_object(facts)
     assert reference is not None
     mine = [line for name in facts if facts[name] is not None for line in _lines(name, reference[name], facts[name])]
@@ -170,8 +174,8 @@ def _disagreement(facts: Mapping[str, Any]) -> LaunchError:
         for line in lines:
             holders.setdefault(line, []).append(rank)
     fix = (
-        "start all ranks from the same files and packages; after an edit on a network file system, wait until every "
-        "node sees it (its cache may be a minute old)"
+        "start all ranks with the same files and packages; after an edit on a network file system, wait until every "
+        "node sees it (caches may be a minute old)"
     )
     problems = [Problem(f"{named(ranks)}: {what}", where, fix) for (where, what), ranks in holders.items()]
     more = len(problems) - _SHOWN
@@ -183,7 +187,7 @@ def _disagreement(facts: Mapping[str, Any]) -> LaunchError:
 
 
 def _lines(name: str, theirs: Any, mine: Any) -> Iterator[tuple[str, str]]:
-    """Yield (setting, what differs) between rank 0's value and this rank's, as deep as both are mappings."""
+    """Yield (setting, difference) between rank 0's value and this rank's, down to the innermost settings."""
     if isinstance(theirs, Mapping) and isinstance(mine, Mapping):
         for key in sorted(theirs.keys() | mine.keys(), key=str):
             yield from _lines(f"{name}.{key}", theirs.get(key, _ABSENT), mine.get(key, _ABSENT))

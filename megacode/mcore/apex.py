@@ -1,10 +1,11 @@
-"""NVIDIA's apex: which of its parts are here, and the one that megacode calls itself. It is never required.
+"""NVIDIA's apex: find out which of its parts are built, and call the one that megacode itself uses. Never required.
 
 mcore looks for each part in Transformer Engine, then in apex, then in torch: Adam in one kernel, and scaling many
-tensors at once. One part has no stand-in in mcore: the product that adds a weight's gradient to an fp32 buffer as it
-goes, for linears that are not Transformer Engine's. torch has it since `addmm` takes `out_dtype`; before, apex alone.
+tensors at once. One part has no substitute in mcore: the product that adds a weight's gradient directly to an fp32
+buffer, for linear layers that are not Transformer Engine's. torch has it since `addmm` takes `out_dtype`; before that,
+only apex has it.
 
-Another package is named apex too: PyPI's is a toolkit for web sites, which is what `pip install apex` gets.
+Another package is named apex too: PyPI's is a toolkit for web sites, which is what `pip install apex` installs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 WEIGHT_GRADIENT = "fused_weight_gradient_mlp_cuda"
+# For each part, the modules that it needs.
 _PARTS = {
     "Adam": ("apex.optimizers", "amp_C"),
     "multi-tensor scale": ("apex.multi_tensor_apply", "amp_C"),
@@ -30,11 +32,11 @@ _NVIDIAS = ("multi_tensor_apply", "optimizers")  # packages in NVIDIA's apex, si
 
 @dataclass(frozen=True)
 class Apex:
-    """What goes by the name of apex on this machine.
+    """The package named apex on this machine.
 
     Attributes:
         kind: NVIDIA's, another package of that name, or none.
-        place: where it lies; empty where there is none.
+        place: its directory; empty if there is none.
         parts: NVIDIA's parts that are built, of `Adam`, `multi-tensor scale` and `weight gradient`.
     """
 
@@ -46,7 +48,7 @@ class Apex:
         """Return the parts that a training step on a GPU takes from it.
 
         Args:
-            engine: whether Transformer Engine is here, which has the first two.
+            engine: whether Transformer Engine is installed, which has the first two.
         """
         wanted: tuple[str, ...] = () if engine else ("Adam", "multi-tensor scale")
         if not torch_adds_in_fp32():
@@ -55,11 +57,11 @@ class Apex:
 
 
 def find() -> Apex:
-    """Look for apex without importing it: neither package can be imported everywhere."""
+    """Look for apex without importing it: neither package of that name can be imported everywhere."""
     spec = importlib.util.find_spec("apex")
     built = tuple(name for name, modules in _PARTS.items() if all(map(_there, modules)))
     if spec is None:
-        # The extensions are modules of their own, and remain where the package was taken away.
+        # The extensions are modules of their own, and may outlive the package.
         return Apex("none", parts=tuple(part for part in built if part == "weight gradient"))
     places = [Path(place) for place in spec.submodule_search_locations or ()]
     place = str(places[0]) if places else spec.origin or ""
@@ -84,7 +86,7 @@ def torch_adds_in_fp32() -> bool:
 
 @functools.cache
 def _extension() -> Any:
-    """Return apex' extension, or None where it is missing, or built for another torch and cannot be loaded."""
+    """Return apex' extension; None if it is missing, or was built for another torch and cannot be loaded."""
     try:
         return importlib.import_module(WEIGHT_GRADIENT)
     except ImportError:
@@ -100,7 +102,7 @@ def add_weight_gradient(gradient: Tensor, x: Tensor, main_grad: Tensor) -> bool:
         main_grad: [out, in] fp32, written in place.
 
     Returns:
-        Whether it was added; False: nothing happened, because the extension or what it needs is not there.
+        Whether it was added. If not, nothing happened: the extension is missing, or it cannot take these tensors.
     """
     fits = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and gradient.dtype == x.dtype
     if not fits or main_grad.dtype != torch.float32 or not main_grad.is_contiguous() or _extension() is None:

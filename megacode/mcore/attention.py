@@ -1,10 +1,10 @@
-"""Causal self-attention on torch's scaled_dot_product_attention, with rotary positions and document borders.
+"""Causal self-attention with torch's scaled_dot_product_attention, rotary positions and document borders.
 
-mcore's own attention for machines without Transformer Engine builds an S x S mask, cannot keep documents apart and is
-slow. Here no mask exists at all. Two shapes of input are known:
+mcore's own attention for machines without Transformer Engine builds an S x S mask, cannot isolate documents, and is
+slow. Here no mask exists at all. There are two shapes of input:
 
 * [s, b, h], the usual one: position = index, and every token sees those before it in its sequence.
-* [b*s, 1, h] with `Documents`: the sequences laid end to end and cut at document borders. Positions restart in each
+* [b*s, 1, h] with `Documents`: the sequences concatenated and cut at document borders. Positions restart in each
   document, and attention runs document by document, so that the result equals that of each document alone.
 
 Under context parallel s is this rank's part of the sequence (module `context`), and the keys are those of the whole.
@@ -32,10 +32,10 @@ from megacode.mcore.kernels import RotarySplit
 
 @dataclass
 class Documents(PackedSeqParams):
-    """Documents laid end to end: mcore's packed sequences, with what our attention asks for beside them.
+    """Concatenated documents: mcore's packed sequences, with fields that our attention needs in addition.
 
     Attributes:
-        rows: sequences that are laid end to end.
+        rows: number of concatenated sequences.
         stretches: this rank's tokens, cut at document borders; on the host, so that no kernel has to be waited for.
         positions: int64, position of each of this rank's tokens in its document.
     """
@@ -50,13 +50,13 @@ def documents(cu_seqlens: Tensor, rows: int = 1, size: int = 1, rank: int = 0) -
 
     Args:
         cu_seqlens: where they begin, int32 on the host: 0, borders in order, total length.
-        rows: sequences of which they are.
+        rows: number of sequences that they make up.
         size, rank: of the context-parallel group.
     """
     starts = cu_seqlens.cpu().long()
     lengths = torch.diff(starts)
     positions = torch.arange(int(starts[-1])) - torch.repeat_interleave(starts[:-1], lengths)
-    # Kernels are planned for a length: powers of two keep the plans few.
+    # Kernels are planned, and cached, for a maximum length: powers of two keep the number of plans small.
     longest = 1 << (int(lengths.max()) - 1).bit_length()
     borders = device.to_device(cu_seqlens.int())
     return Documents(
@@ -74,14 +74,14 @@ def documents(cu_seqlens: Tensor, rows: int = 1, size: int = 1, rank: int = 0) -
 class RotaryTable(torch.nn.Module):
     """Cosines and sines of the rotary angles, computed once and not at each layer and call.
 
-    Takes the place of mcore's rotary embedding in a GPTModel, and keeps its interface: one tensor travels down to the
+    Replaces mcore's rotary embedding in a GPTModel, with the same interface: one tensor is passed down to the
     layers. Source: Su et al., RoFormer (2021), section 3.4.2, channels rotated in halves as in GPT-NeoX and Llama.
 
     Args:
         head_size: channels of a head, even.
         base: base of the wavelengths.
         dtype: of the table: the activations', or fp32 for kernels that rotate in fp32.
-        context_group: the ranks among which sequences are shared out; absent: this rank holds them whole.
+        context_group: the context-parallel ranks; None: this rank holds whole sequences.
     """
 
     def __init__(self, head_size: int, base: float, dtype: torch.dtype, context_group: Any = None) -> None:
@@ -94,9 +94,10 @@ class RotaryTable(torch.nn.Module):
     def get_rotary_seq_len(
         self, inference_context: Any, transformer: Any, transformer_input: Tensor, config: Any, packed: Any
     ) -> int:
-        """Return the positions needed: the longest document, or the whole sequence over all its slices."""
+        """Return the number of positions needed: the longest document, or the whole sequence over all its slices."""
         if packed is not None:
             return int(packed.max_seqlen_q)
+        # Later pipeline stages get their input from the previous stage, and have no embedding's output.
         given = transformer.input_tensor if transformer.input_tensor is not None else transformer_input
         slices = config.tensor_model_parallel_size if config.sequence_parallel else 1
         return int(given.size(0)) * slices * config.context_parallel_size
@@ -106,7 +107,7 @@ class RotaryTable(torch.nn.Module):
 
         Without documents, the positions are those of this rank's tokens, and there are as many of them.
         """
-        if len(self._table) < length:
+        if len(self._table) < length:  # in fp32 first: bf16 cannot tell large positions apart
             angles = torch.outer(torch.arange(length, dtype=torch.float32), self._frequencies)
             cos, sin = angles.cos(), angles.sin()
             table = torch.cat((cos, cos, -sin, sin), dim=-1).to(self._dtype)
@@ -120,8 +121,8 @@ class RotaryTable(torch.nn.Module):
 class CausalSelfAttention(SelfAttention):
     """mcore's self-attention, its projections and their names, with a forward pass of our own.
 
-    Each tensor-parallel rank holds whole query groups: `num_query_groups` divides by the tensor-parallel size, which
-    the config's rules see to.
+    Each tensor-parallel rank holds whole query groups: `num_query_groups` is divisible by the tensor-parallel size,
+    which the config's rules ensure.
     """
 
     def forward(
@@ -139,9 +140,10 @@ class CausalSelfAttention(SelfAttention):
             hidden_states: [s, b, h]; under sequence parallel this rank's slice of s.
             attention_mask: unused; attention is causal.
             rotary_pos_emb: [s, 2 * head_size] of `RotaryTable`.
-            packed_seq_params: the documents, where attention must not cross their borders.
+            packed_seq_params: the documents, if attention must not cross their borders.
         """
         mixed, _ = self.linear_qkv(hidden_states)
+        # Selective recomputation keeps only `mixed`, and repeats the rest in the backward pass.
         core = partial(self._core, packed_seq_params)
         if self.checkpoint_core_attention and self.training:
             attended = tensor_parallel.checkpoint(core, False, mixed, rotary_pos_emb)
@@ -151,7 +153,7 @@ class CausalSelfAttention(SelfAttention):
         return output, None
 
     def _core(self, packed: Documents | None, mixed: Tensor, table: Tensor) -> Tensor:
-        """Return [s, b, heads * channels]: all between the two projections, which selective recomputation repeats."""
+        """Return [s, b, heads * channels]: the part between the projections, which selective recomputation repeats."""
         length, batch, _ = mixed.shape
         mixed = mixed.view(length, batch, self.num_query_groups_per_partition, -1, self.hidden_size_per_attention_head)
         if packed is not None:
@@ -170,19 +172,20 @@ class CausalSelfAttention(SelfAttention):
         return attended.permute(2, 0, 1, 3).reshape(length, batch, -1)
 
     def _attend_in(self, stretches: tuple[context.Stretch, ...], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return what `_attend` makes of each piece of this rank's tokens, in their order."""
+        """Return the results of `_attend` for each piece of this rank's tokens, in their order."""
         queries = query.split([count for stretch in stretches for count in stretch.queries], dim=2)
         keys, values = ([piece for stretch in stretches for piece in stretch.of(x)] for x in (key, value))
         return torch.cat([self._attend(*piece) for piece in zip(queries, keys, values, strict=True)], dim=2)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Return [b, heads, s, channels] of queries of that shape, which are the last of the tokens of the keys.
+        """Return [b, heads, s, channels] of queries of that shape, which are the last tokens of the keys.
 
         Args:
             query: [b, heads, s, channels].
             key, value: [b, groups, at least s, channels].
         """
         dropout = self.config.attention_dropout if self.training else 0.0
+        # Without a mask torch can choose a flash kernel, which never stores the scores.
         grouped = query.size(1) != key.size(1)
         mask = _seen(query.size(2), key.size(2), query.is_cuda)
         with self._dropout_state(dropout):
@@ -191,16 +194,17 @@ class CausalSelfAttention(SelfAttention):
             )
 
     def _dropout_state(self, dropout: float) -> Any:
-        """Ranks hold different heads and must drop differently; under sequence parallel the block sees to that."""
+        """Return the context in which attention draws its dropout, different on each tensor-parallel rank."""
+        # Ranks hold different heads and must drop differently. Under sequence parallel the block forks the state.
         if dropout == 0.0 or self.config.sequence_parallel:
             return nullcontext()
         return tensor_parallel.get_cuda_rng_tracker().fork()
 
 
 def _seen(queries: int, keys: int, on_gpu: bool) -> Any:
-    """Return which keys each of the last tokens sees; None where they are all the tokens.
+    """Return the mask of the keys that each of the last tokens sees; None if they are all the tokens.
 
-    On a GPU it is a note to the kernel, which needs no memory; kernels for the CPU know of no such note.
+    On a GPU it is a flag for the kernel and needs no memory; CPU kernels do not support that flag.
     """
     if queries == keys:
         return None

@@ -1,4 +1,4 @@
-"""Builds one rank's model and optimizer from the config."""
+"""Build one rank's model and optimizer from the config."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def build(config: RunConfig, ranks: Ranks, vocab_size: int, *, with_optimizer: b
     Raises:
         ConfigError: the config does not fit these ranks, or asks for what this build cannot compute.
     """
+    # Again, though a start has checked it: dry runs and replays build models as well.
     layout_check.check(config, ranks.world_size)
     chunks = build_model(config, vocab_size)
     optimizer = build_optimizer(config, chunks) if with_optimizer else None

@@ -1,11 +1,11 @@
-"""Which rank holds which box of which tensor: all that a checkpoint must know of a layout.
+"""Which rank holds which box of which tensor: all that a checkpoint needs to know about a layout.
 
-Every tensor of the model has one name and one shape, whatever the layout; each rank holds boxes of it. Tensor parallel
-cuts rows or columns (the gate and the up projection, stacked, each for itself), pipeline parallel deals out layers, and
-the distributed optimizer cuts the elements of a slice into runs, which are up to three boxes: the end of a row, whole
-rows, the beginning of a row. A checkpoint is the boxes of all ranks; another layout reads the boxes it needs.
+Every tensor of the model has one name and one shape in all layouts; each rank holds boxes of it. Tensor parallel cuts
+rows or columns (of the stacked gate and up projections, each separately), pipeline parallel distributes layers, and the
+distributed optimizer cuts the elements of a slice into runs. A run is up to three boxes: the end of a row, whole rows,
+the beginning of a row. A checkpoint is the boxes of all ranks; another layout reads the boxes it needs.
 
-Rows of the vocabulary's padding are no part of any tensor here: they stay zero, and their number depends on the layout.
+The vocabulary's padding rows are not part of any tensor here: they stay zero, and their number depends on the layout.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Piece:
     Attributes:
         name: of the whole tensor: `model.` or a moment's name, then mcore's name of the parameter.
         shape: of the whole tensor.
-        offset: where in it the box begins.
+        offset: of the box in the whole tensor.
         data: the box, a view of this rank's memory.
     """
 
@@ -43,7 +43,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows of a rank's slice of a parameter that lie together in the whole one."""
+    """Rows of a rank's slice of a parameter that are contiguous in the whole parameter."""
 
     first_row: int
     rows: int
@@ -52,7 +52,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a rank's slice of a parameter lies: its name, the whole's shape, its blocks, and whether to write it."""
+    """The position of a rank's slice of a parameter: name, whole shape, blocks, and whether this rank writes it."""
 
     name: str
     shape: tuple[int, ...]
@@ -60,39 +60,42 @@ class _Place:
     first_copy: bool
 
 
+# What a checkpoint asks for: pieces to write, pieces to read, and what to do after reading.
+
+
 def weights(rank_model: RankModel) -> list[Piece]:
-    """Return the model's weights on this rank, as the forward pass reads them; without those that are held in FP8."""
+    """Return the model's weights on this rank, as the forward pass reads them; except those held in FP8."""
     from megatron.core.fp8_utils import is_float8tensor
 
     pieces: list[Piece] = []
     for parameter, place in _places(rank_model):
-        if not is_float8tensor(parameter):  # it has no elements that could be read or written one by one
+        if not is_float8tensor(parameter):  # it has no elements that can be read or written one by one
             pieces += _boxes(place, WEIGHT, parameter.detach().view(-1), 0, _columns(parameter))
     return pieces
 
 
 def share(rank_model: RankModel) -> list[Piece]:
-    """Return what this rank writes of the state: together, all ranks write every element once.
+    """Return the pieces of the state that this rank writes: together, all ranks write every element once.
 
-    What all data-parallel ranks hold is cut evenly among them, so that all write alike.
+    Elements that all data-parallel ranks hold are divided evenly among them, so that all write about the same amount.
     """
     return [piece for run in _runs(rank_model) if run.place.first_copy for piece in run.own()]
 
 
 def wanted(rank_model: RankModel, *, moments: bool = True) -> list[Piece]:
-    """Return what this rank reads of the state: together, the ranks that share a block read each element of it once.
+    """Return the pieces of the state that this rank reads: the ranks that share a block read each element of it once.
 
-    They are fp32 weights and, where wanted, moments of the optimizer; without one they are the model's weights. After
-    reading, `spread` gives each rank what the others have read.
+    They are fp32 weights and, if wanted, moments of the optimizer; without an optimizer they are the model's weights.
+    After reading, `spread` gives each rank what the others have read.
     """
     return [piece for run in _runs(rank_model, moments=moments) for piece in run.own()]
 
 
 @torch.no_grad()
 def spread(rank_model: RankModel, *, moments: bool = True) -> None:
-    """Give all data-parallel ranks the shares that each has read of what all of them hold; a collective.
+    """Exchange the shares that data-parallel ranks have read of elements that all of them hold; collective.
 
-    All but a rank's own share is set to zero, and the *bytes* are added up: no value is rounded, and no sign lost.
+    Each rank zeroes all but its own share, then the *bytes* are summed: no value is rounded, no sign of a zero lost.
     """
     from megatron.core import parallel_state
 
@@ -128,7 +131,7 @@ class _Run:
     sharded: bool
 
     def share(self) -> tuple[int, int]:
-        """Return the first of the elements that this rank writes and reads, and the one after its last: whole rows."""
+        """Return the range of elements that this rank writes and reads, in whole rows: first, and one past the last."""
         from megatron.core import parallel_state
 
         if self.sharded:
@@ -145,7 +148,7 @@ class _Run:
 
 
 def _runs(rank_model: RankModel, *, moments: bool = True) -> Iterator[_Run]:
-    """Yield all that this rank's optimizer holds; without one, the model's weights but those held in FP8."""
+    """Yield everything that this rank's optimizer holds; without one, the model's weights except those held in FP8."""
     from megatron.core.fp8_utils import is_float8tensor
 
     if rank_model.optimizer is None:
@@ -154,7 +157,7 @@ def _runs(rank_model: RankModel, *, moments: bool = True) -> Iterator[_Run]:
                 yield _Run(place, WEIGHT, parameter.detach().view(-1), 0, _columns(parameter), False)
         return
     places = {id(parameter): place for parameter, place in _places(rank_model)}
-    optimizer_state.prime(rank_model.optimizer)
+    optimizer_state.prime(rank_model.optimizer)  # Adam creates its moments only in the first step
     for held in optimizer_state.held(rank_model.optimizer):
         for name, tensor in held.tensors.items():
             if moments or name == WEIGHT:
@@ -162,8 +165,11 @@ def _runs(rank_model: RankModel, *, moments: bool = True) -> Iterator[_Run]:
                 yield _Run(place, name, tensor, held.start, columns, held.sharded)
 
 
+# Random states. They belong to a rank of a layout; another layout cannot use them and starts with its own.
+
+
 def random_states(rank_model: RankModel) -> list[Piece]:
-    """Return copies of this rank's random states, uint8, under names that only an equal layout has."""
+    """Return copies of this rank's random states, uint8, under names that only the same layout has."""
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
     tracked = get_cuda_rng_tracker().get_states()
@@ -191,8 +197,11 @@ def _random_stem(rank_model: RankModel) -> str:
     return f"random.{'x'.join(map(str, sizes))}.{'.'.join(map(str, own))}."
 
 
+# From mcore's description of shards to boxes.
+
+
 def _places(rank_model: RankModel) -> Iterator[tuple[Tensor, _Place]]:
-    """Yield this rank's parameters with their places; mcore's description of its shards says where they are."""
+    """Yield this rank's parameters with their positions, from mcore's description of its shards."""
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
     from megatron.core.fp8_utils import is_float8tensor
 
@@ -201,9 +210,10 @@ def _places(rank_model: RankModel) -> Iterator[tuple[Tensor, _Place]]:
             if not isinstance(entry, (ShardedTensor, ShardedTensorFactory)):
                 continue
             parameter = entry.data
-            if is_float8tensor(parameter):  # parts of it do not say where they lie; those of a plain tensor do
+            if is_float8tensor(parameter):  # its slices have no storage offset; those of a plain tensor have
                 plain = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
                 entry = replace(entry, data=plain)
+            # A factory describes stacked matrices (gate and up), each of which is sharded separately.
             boxes = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]
             yield parameter, _place(rank_model, entry, boxes)
 
@@ -215,10 +225,10 @@ def _place(rank_model: RankModel, entry: Any, shards: list[Any]) -> _Place:
         for shard in shards
     ]
     shape = tuple(shards[0].global_shape)
-    if entry.key.endswith(VOCABULARY):
+    if entry.key.endswith(VOCABULARY):  # cut off the padding, which may be some of a rank's rows, or all of them
         shape = (rank_model.vocab_size, *shape[1:])
         blocks = [replace(block, rows=max(0, min(block.rows, shape[0] - block.offset[0]))) for block in blocks]
-    # The last number counts data-parallel copies, which share the work; the others copies within one model.
+    # The last number counts data-parallel copies, which share the work. The others count copies within one model.
     return _Place(entry.key, shape, blocks, not any(entry.replica_id[:-1]))
 
 
@@ -241,17 +251,18 @@ def _boxes(place: _Place, kind: str, flat: Tensor, start: int, columns: int) -> 
             first, last = max(row, block.first_row), min(row + rows, block.first_row + block.rows)
             if first >= last:
                 continue
-            at = first * columns + column - start
+            begin = first * columns + column - start
+            end = begin + (last - first) * width
             offset = (block.offset[0] + first - block.first_row, *(k + column for k in block.offset[1:]))
             shape = (last - first, width)[: len(place.shape)]
-            yield Piece(f"{kind}.{place.name}", place.shape, offset, flat[at : at + (last - first) * width].view(shape))
+            yield Piece(f"{kind}.{place.name}", place.shape, offset, flat[begin:end].view(shape))
 
 
 def _rectangles(start: int, stop: int, columns: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield row, column, rows and width of the rectangles that elements start .. stop - 1 of a matrix make."""
+    """Yield row, column, rows and width of the rectangles that elements start .. stop - 1 of a matrix form."""
     while start < stop:
         row, column = divmod(start, columns)
-        if column or stop - start < columns:
+        if column or stop - start < columns:  # a part of one row
             width = min(columns - column, stop - start)
             yield row, column, 1, width
             start += width

@@ -1,8 +1,8 @@
-"""The first scales of FP8 with delayed scaling, from one micro-batch that is computed and not learned from.
+"""Find the first scales of FP8 with delayed scaling, from one micro-batch that is computed but not learned from.
 
-Delayed scaling rounds by what earlier micro-batches showed. Before the first one there is nothing to go by, and scales
-of 1: gradients fall below what FP8 can hold, and the first update is made of what is left of them. That is a jump where
-a phase with FP8 follows one without, at full learning rate.
+Delayed scaling chooses scales from earlier micro-batches. Before the first one, scales are 1: most gradients underflow
+in FP8, and the first update is computed from the rest. If a phase with FP8 follows one without, at full learning rate,
+the loss jumps.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from megacode.mcore.step import backward
 
 
 def calibrate(rank_model: RankModel, microbatch: MicroBatch, num_sources: int) -> None:
-    """Let every matrix learn the size of its operands; to be called by all ranks, between iterations.
+    """Set every matrix's scales from the size of its operands; called by all ranks, between iterations.
 
-    Costs a forward and a backward pass of the micro-batch. Weights stay as they are, gradients are thrown away, random
-    states are put back.
+    Costs a forward and a backward pass of the micro-batch. Weights do not change, gradients are discarded, random
+    states are restored.
 
     Args:
         rank_model: of `build`, with an optimizer, computing with delayed scaling.
@@ -27,4 +27,5 @@ def calibrate(rank_model: RankModel, microbatch: MicroBatch, num_sources: int) -
     random_states = checkpoint_pieces.random_states(rank_model)
     backward(rank_model, [microbatch], num_sources)
     checkpoint_pieces.set_random_states(rank_model, random_states)
-    optimizer.restore_weights(rank_model.chunks, rank_model.optimizer)  # rounded anew, by the scales that are known now
+    # Weights held in FP8 were rounded with scales of 1: round them again, with the scales that are known now.
+    optimizer.restore_weights(rank_model.chunks, rank_model.optimizer)

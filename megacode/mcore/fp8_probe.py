@@ -1,6 +1,7 @@
-"""What FP8 costs in accuracy: one micro-batch computed with it and without, from the same weights and random numbers.
+"""Measure what FP8 costs in accuracy: compute one micro-batch with and without it, all else being equal.
 
-Nothing of the run changes: gradients are thrown away, and random states and scales are put back.
+Weights and random numbers are the same. The run does not change: gradients are discarded, random states and scales are
+restored.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ _KINDS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2", "word_embeddi
 
 @dataclass(frozen=True)
 class Comparison:
-    """One micro-batch a data-parallel rank, computed twice; equal on every rank.
+    """One micro-batch per data-parallel rank, computed twice; equal on every rank.
 
     Attributes:
         loss: with FP8.
         loss_without: in the run's own dtype.
-        gradients: by kind of layer, how far the gradient with FP8 lies from the other, relative to the other's norm.
+        gradients: by kind of layer, the norm of the gradients' difference relative to the norm without FP8.
     """
 
     loss: float
@@ -36,21 +37,22 @@ class Comparison:
 
     @property
     def loss_difference(self) -> float:
-        """Of the losses, relative to the one without FP8."""
+        """Difference of the losses, relative to the one without FP8."""
         return abs(self.loss - self.loss_without) / abs(self.loss_without)
 
 
 def compare(rank_model: RankModel, microbatch: MicroBatch, num_sources: int, recipe: Fp8) -> Comparison:
-    """Compute a micro-batch with FP8 and without; to be called by all ranks, between iterations.
+    """Compute a micro-batch with and without FP8; called by all ranks, between iterations.
 
-    Costs two forward and backward passes of it, and host memory for this rank's share of the gradients in fp32.
+    Costs two forward and backward passes, and host memory for this rank's share of the gradients in fp32.
 
     Args:
         rank_model: of `build`, with an optimizer.
         microbatch: one of this data-parallel rank's, whole sequences.
         num_sources: number of sources.
-        recipe: the one in use; it is in use again afterwards.
+        recipe: the one in use, also afterwards.
     """
+    # Without FP8 first: its gradients are kept on the host, so that the GPU holds only one set at a time.
     random_states, remembered = checkpoint_pieces.random_states(rank_model), fp8_scales.snapshot(rank_model)
     precision.use(rank_model, None)
     without = _losses(rank_model, microbatch, num_sources)
@@ -71,7 +73,7 @@ def _losses(rank_model: RankModel, microbatch: MicroBatch, num_sources: int) -> 
 
 
 def _gradients(rank_model: RankModel) -> dict[int, tuple[str, Tensor]]:
-    """Return the readied gradients that this rank's optimizer holds, with the names of their parameters."""
+    """Return the gradients that this rank's optimizer holds, ready for a step, with their parameters' names."""
     names = gradient_norms.names(rank_model)
     optimizer_state.prime(rank_model.optimizer)
     held = optimizer_state.held(rank_model.optimizer)
@@ -83,17 +85,18 @@ def _gradients(rank_model: RankModel) -> dict[int, tuple[str, Tensor]]:
 
 
 def _distances(rank_model: RankModel, kept: dict[int, Tensor]) -> dict[str, float]:
-    """Return the relative distance of the gradients from those kept, by kind, over all ranks."""
+    """Return the relative difference of the gradients from those kept, by kind, over all ranks."""
+    # Sums of squares of difference and reference: they can be added over ranks, norms cannot.
     squares: dict[str, tuple[float, float]] = {}
     for number, (name, gradient) in _gradients(rank_model).items():
         reference, kind = kept[number].to(gradient.device), _kind(name)
-        apart, own = squares.get(kind, (0.0, 0.0))
-        squares[kind] = (apart + _square(gradient - reference), own + _square(reference))
+        apart, whole = squares.get(kind, (0.0, 0.0))
+        squares[kind] = (apart + _square(gradient - reference), whole + _square(reference))
     total: dict[str, tuple[float, float]] = {}
-    for found in groups.gather_objects(squares):
-        for kind, (apart, own) in found.items():
-            total[kind] = (total.get(kind, (0.0, 0.0))[0] + apart, total.get(kind, (0.0, 0.0))[1] + own)
-    return {kind: math.sqrt(apart / own) if own else math.inf for kind, (apart, own) in sorted(total.items())}
+    for of_rank in groups.gather_objects(squares):
+        for kind, (apart, whole) in of_rank.items():
+            total[kind] = (total.get(kind, (0.0, 0.0))[0] + apart, total.get(kind, (0.0, 0.0))[1] + whole)
+    return {kind: math.sqrt(apart / whole) if whole else math.inf for kind, (apart, whole) in sorted(total.items())}
 
 
 def _square(x: Tensor) -> float:
@@ -101,4 +104,5 @@ def _square(x: Tensor) -> float:
 
 
 def _kind(name: str) -> str:
+    # A fused norm has the name of the matrix after it: `linear_qkv.layer_norm_weight`.
     return next((kind for kind in _KINDS if kind in name and "norm" not in name), "norms")

@@ -1,8 +1,8 @@
-"""What FP8 with delayed scaling remembers, as pieces of a checkpoint: the scales and histories of every matrix.
+"""Save and restore the state of FP8 with delayed scaling: the scales and histories of every matrix.
 
-Without them a resumed run scales its first products by 1: gradients fall below what FP8 can hold, values overflow, and
-the loss jumps or turns nan. All ranks that share a block hold the same (the maxima are reduced over them), so one of
-them writes, and every layout reads. Other recipes remember nothing.
+Without them a resumed run scales its first products by 1: gradients underflow in FP8, values overflow, and the loss
+jumps or becomes nan. All ranks that share a block have the same state, because maxima are reduced over them. So one of
+them writes, and every layout can read. Other recipes have no state.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TENSORS = ("scale_fwd", "amax_history_fwd", "scale_bwd", "amax_history_bwd")
 
 
 def pieces(rank_model: RankModel) -> list[Piece]:
-    """Return what this rank writes of the scales and histories: fp32, one of the ranks that share a block, each."""
+    """Return the scales and histories that this rank writes, fp32: those of its blocks if it is their first rank."""
     ranks = rank_model.ranks
     if ranks.tp_rank or ranks.dp_rank or ranks.cp_rank:
         return []
@@ -36,46 +36,46 @@ def pieces(rank_model: RankModel) -> list[Piece]:
 
 
 def restore(rank_model: RankModel, stored: Mapping[str, Any], read: Callable[[str], Tensor]) -> None:
-    """Give every matrix of this rank's blocks what a checkpoint remembers of it; scales of 1 where it remembers none.
+    """Restore the state of every matrix of this rank's blocks; scales of 1 for those that the checkpoint lacks.
 
     Args:
         rank_model: of `build`.
-        stored: the names that the checkpoint holds.
+        stored: the names that the checkpoint contains.
         read: returns one of them, whole, on the host.
     """
     recipe = next((recipe for recipe in rank_model.config.fp8_recipes if recipe.recipe == "delayed"), None)
     if recipe is None:
         return
-    precision.use(rank_model, recipe)
+    precision.use(rank_model, recipe)  # Transformer Engine restores the state of the recipe that is in use
     for stem, module in _modules(rank_model):
         if stem + _TENSORS[0] in stored:
-            found = {name: read(stem + name) for name in _TENSORS}
+            tensors = {name: read(stem + name) for name in _TENSORS}
             if hasattr(module, "fp8_meta"):
-                _give_engine(rank_model, module, found)
+                _give_engine(rank_model, module, tensors)
             else:
-                module.fp8_history = fp8_emulation.History(**found)
-        else:
+                module.fp8_history = fp8_emulation.History(**tensors)
+        else:  # a rollback to before the first FP8 phase
             for name, tensor in _remembered(module).items():
                 tensor.fill_(1.0 if name.startswith("scale") else 0.0)
 
 
 def snapshot(rank_model: RankModel) -> list[tuple[Tensor, Tensor]]:
-    """Return what this rank's blocks remember, each tensor with a copy of it."""
+    """Return the state tensors of this rank's blocks, each with a copy."""
     return [(tensor, tensor.clone()) for _, module in _modules(rank_model) for tensor in _remembered(module).values()]
 
 
 def put_back(remembered: list[tuple[Tensor, Tensor]]) -> None:
-    """Let the blocks remember what they did at a `snapshot`."""
+    """Restore the state of a `snapshot`."""
     for tensor, copy in remembered:
         tensor.copy_(copy)
 
 
-def _give_engine(rank_model: RankModel, module: Any, found: dict[str, Tensor]) -> None:
-    """Hand scales to one of Transformer Engine's modules, in the form in which it writes them."""
+def _give_engine(rank_model: RankModel, module: Any, tensors: dict[str, Tensor]) -> None:
+    """Give state to one of Transformer Engine's modules, in the form in which that writes it."""
     from megatron.core.fp8_utils import get_fp8_recipe
 
     recipe = get_fp8_recipe(bare(rank_model.chunks[0]).config)
-    state = {**found, "recipe": recipe, "extra_fp8_variables": {"num_gemms": 1}}
+    state = {**tensors, "recipe": recipe, "extra_fp8_variables": {"num_gemms": 1}}
     module.set_extra_state(torch.frombuffer(bytearray(pickle.dumps(state)), dtype=torch.uint8))
 
 
@@ -86,7 +86,8 @@ def _modules(rank_model: RankModel) -> Iterator[tuple[str, Any]]:
 
 
 def _remembered(module: Any) -> dict[str, Tensor]:
-    """Return what a linear module remembers; empty where it has never computed with delayed scaling."""
+    """Return a linear module's state; empty if it has never computed with delayed scaling."""
+    # Ours first, then Transformer Engine's, whose names differ.
     kept = getattr(module, "fp8_history", None)
     if kept is not None:
         return {name: getattr(kept, name) for name in _TENSORS}

@@ -1,9 +1,9 @@
 """Gloo on CPU ranks: one device for all groups of a process.
 
 Megatron-core makes about 18 groups for a layout. torch gives each gloo group a device of its own, whose thread polls
-its sockets a hundred times a second, so a rank woke 1,800 times a second with nothing to do. torch's own door for
-other settings is a registered backend, which new groups take from the default group; `ProcessGroupGloo` itself, and so
-every number it computes, is unchanged.
+its sockets a hundred times a second. So an idle rank woke up 1,800 times a second. torch's way to other settings is a
+registered backend, which new groups take from the default group. `ProcessGroupGloo` itself, and so every number it
+computes, is unchanged.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from megacode.base.errors import LaunchError
 
 BACKEND = "gloo_shared"
 _INTERFACES = "GLOO_SOCKET_IFNAME"
-# As torch has; they sleep until there is a collective. With one, small all-reduces took 2 to 8 ms in place of 0.3 on
-# two busy cores: the only loop is preempted while it holds a socket's lock, and the device's thread spins meanwhile.
+# Threads, as many as torch has; they sleep until there is a collective. With only one, small all-reduces took 2 to 8 ms
+# instead of 0.3 on two busy cores: it is preempted while it holds a socket's lock, and the device's thread spins.
 _RUN_LOOPS = 2
 
 
@@ -32,9 +32,9 @@ def backend() -> str:
 
 @functools.cache
 def _devices() -> tuple[Any, ...]:
-    """Return the devices of this process: one for each interface that the user names, or that of the host's name.
+    """Return the devices of this process: one per interface that the user names, or that of the host's name.
 
-    torch makes the same choice for its own groups. Sockets of all groups share them and the thread that polls them.
+    torch makes the same choice for its own groups. The sockets of all groups share the devices and their threads.
 
     Raises:
         LaunchError: an interface does not exist, or has no address.
@@ -45,8 +45,8 @@ def _devices() -> tuple[Any, ...]:
     try:
         return tuple(dist.ProcessGroupGloo.create_device(interface=name) for name in names)
     except RuntimeError as error:
-        said = str(error).splitlines()[0].rpartition(". ")[2]  # before it stands where in gloo's source
-        what = f"gloo cannot use this network interface: {said}"
+        reason = str(error).splitlines()[0].rpartition(". ")[2]  # without the place in gloo's source before it
+        what = f"gloo cannot use this network interface: {reason}"
         fix = "name an interface that `ip address` lists, or unset it"
         raise LaunchError(what, f"environment {_INTERFACES}", fix) from None
 
@@ -65,5 +65,5 @@ def _group(wanted: Any, _: Any) -> dist.ProcessGroupGloo:
     options.global_ranks_in_group = wanted.global_ranks_in_group
     options.group_name = wanted.group_id
     group = dist.ProcessGroupGloo(wanted.store, wanted.group_rank, wanted.group_size, options)
-    group._set_sequence_number_for_group()  # torch does so for its own backends
+    group._set_sequence_number_for_group()  # torch does this itself only for its own backends
     return group

@@ -1,4 +1,4 @@
-"""The norm of the gradient of each parameter: which part of the model a spike comes from."""
+"""The gradient norm of each parameter, to see which part of the model a spike comes from."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from megacode.mcore.sharding import model_state
 def by_parameter(rank_model: RankModel) -> dict[str, float]:
     """Return the 2-norm of each whole parameter's gradient before clipping, by mcore's name of it.
 
-    To be called by all ranks from `train_step`'s judge, or after a step whose gradient was not finite: the optimizer's
-    gradients are ready then, and not yet clipped. The root of the sum of their squares is the step's `grad_norm`.
+    Called by all ranks from `train_step`'s `accepts`, or after a step whose gradient was not finite: then the
+    optimizer's gradients are ready but not yet clipped. The root of the sum of the squared norms is the step's
+    `grad_norm`.
 
     Args:
         rank_model: of `build`, with an optimizer.
@@ -33,22 +34,23 @@ def by_parameter(rank_model: RankModel) -> dict[str, float]:
         if held.main.grad is not None and _counts(rank_model, held):
             name = known[id(held.parameter)]
             squares[name] = squares.get(name, 0.0) + float(torch.linalg.vector_norm(held.main.grad.double())) ** 2
+    # Squares, not norms, because ranks hold disjoint parts of a parameter, and squares add up.
     total: dict[str, float] = {}
-    for found in groups.gather_objects(squares):
-        for name, square in found.items():
+    for of_rank in groups.gather_objects(squares):
+        for name, square in of_rank.items():
             total[name] = total.get(name, 0.0) + square
     norms = {name: math.sqrt(square) for name, square in total.items()}
     return dict(sorted(norms.items(), key=lambda item: (not math.isnan(item[1]), -item[1], item[0])))
 
 
 def names(rank_model: RankModel) -> dict[int, str]:
-    """Return the name of each parameter of this rank, by its identity; layers carry their number in the whole model."""
+    """Return the name of each parameter of this rank, by its `id`; layers have their number in the whole model."""
     described = (entry for state in model_state(rank_model.chunks).values() for entry in state.values())
     return {id(entry.data): entry.key for entry in described if isinstance(getattr(entry, "data", None), Tensor)}
 
 
 def _counts(rank_model: RankModel, held: Any) -> bool:
-    """Whether a gradient counts here: of what several ranks hold alike, it counts on one."""
+    """Whether a gradient counts on this rank: one that several ranks hold alike counts on only one of them."""
     from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
     from megatron.core.transformer.module import param_is_not_shared
 

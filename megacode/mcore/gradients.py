@@ -1,6 +1,6 @@
-"""What happens to gradients between the last backward pass and the optimizer, and when this rank got there.
+"""Gradients between the last backward pass and the optimizer: how they are reduced, and when this rank gets there.
 
-There the ranks wait for each other. How long each worked before tells which of them the others wait for: `arrival`.
+Here the ranks wait for each other. The time each worked before shows which one the others wait for: `arrival`.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from megacode.mcore.sharding import bare
 
 @dataclass
 class _Watch:
-    """When the iteration began and when this rank had its gradients, in seconds of the host's clock."""
+    """When the iteration began, and when this rank had its gradients, in seconds of the host's clock."""
 
     synchronizes: bool = False
     begun: float = 0.0
     arrived: float = 0.0
 
 
-_watch = _Watch()
+_watch = _Watch()  # of the process: mcore calls `_finalize` without a way to pass anything to it
 
 
 def begin() -> None:
-    """Note that an iteration begins."""
+    """Mark the begin of an iteration."""
     _watch.begun = _watch.arrived = time.perf_counter()
 
 
 def arrival() -> float:
-    """Return how many seconds this rank worked on the last iteration before it waited for others' gradients.
+    """Return the seconds that this rank worked on the last iteration before it waited for others' gradients.
 
-    Ranks of one tensor-, context- or pipeline-parallel group wait for each other on the way, so that a slow one slows
-    them all: compare groups. On a GPU see `time_the_device`.
+    Ranks of one tensor-, context- or pipeline-parallel group wait for each other on the way, so a slow one delays them
+    all: compare groups. On a GPU see `time_the_device`.
     """
     return _watch.arrived - _watch.begun
 
 
 def time_the_device(wanted: bool) -> None:
-    """Choose whether `arrival` waits for the GPU's work, which costs some of the overlap of host and GPU.
+    """Choose whether `arrival` waits for the GPU's work, which costs some overlap of host and GPU.
 
-    Otherwise it is the time at which the host had given the GPU its work.
+    Otherwise it is the time at which the host has launched the work.
     """
     _watch.synchronizes = wanted
 
@@ -63,19 +63,20 @@ def prepare(chunks: list[Any]) -> None:
     config.finalize_model_grads_func = _finalize_alone if alone else _finalize
     for chunk in chunks:
         if alone and not settings.fp8_param_gather:
-            # mcore's optimizer gathers the parameters after each step, here from this very rank.
+            # mcore's optimizer gathers parameters after each step, even from one rank to itself.
             chunk.start_param_sync = _nothing_to_gather
         _accumulate_in_place(chunk, announced=settings.overlap_grad_reduce)
-    if settings.overlap_grad_reduce:
+    if settings.overlap_grad_reduce:  # reduce only after the last micro-batch; the schedule uses this in between
         no_sync = [chunk.no_sync for chunk in chunks]
         config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
 
 
 def _accumulate_in_place(chunk: Any, announced: bool) -> None:
-    """Let every matrix add its gradients to `main_grad`; a tied output layer has no weight of its own."""
+    """Let every matrix add its gradients directly to `main_grad`, which saves a tensor of the weight's size."""
     from megacode.mcore.layers import ColumnSlice, Embedding, OutputLayer, RowSlice
 
     model = bare(chunk)
+    # A tied output layer has no weight of its own: lookup and product both add to the embedding's.
     if model.pre_process and model.post_process and model.share_embeddings_and_output_weights:
         model.embedding.word_embeddings.weight.multiplied_too = True
     for module in chunk.modules():
@@ -86,7 +87,7 @@ def _accumulate_in_place(chunk: Any, announced: bool) -> None:
 
 
 def _finalize(model: list[Any], num_tokens: Any = None, **keywords: Any) -> None:
-    """Reduce the gradients; `optimizer.measure` divides this rank's share of them, mcore would divide them all here."""
+    """Reduce the gradients, undivided; `optimizer.measure` divides only this rank's share of them."""
     from megatron.core.distributed import finalize_model_grads
 
     _arrive()
@@ -94,7 +95,7 @@ def _finalize(model: list[Any], num_tokens: Any = None, **keywords: Any) -> None
 
 
 def _finalize_alone(*unused: Any, **also_unused: Any) -> None:
-    """Do what is left of mcore's function where there is one rank."""
+    """What remains of mcore's function with a single rank."""
     _arrive()
 
 

@@ -1,4 +1,4 @@
-"""The processes of a run: how they join, which part of the model each holds, and what they draw at random."""
+"""The processes of a run: joining, the layout over them, small collectives, and random states."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from megacode.base.files import digest
 from megacode.config.training import Parallel
 from megacode.mcore import device, gloo, layout_check, meeting, rendezvous
 
-# A collective that waits so many seconds longer than a hang may last ends the run: the watchdog has its chance first.
+# A collective's timeout is so many seconds longer than a hang's, so that the watchdog acts first.
 _AFTER_THE_WATCHDOG = 600.0
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands.
+    """This process's position in the layout.
 
     Attributes:
         rank, world_size: among all processes.
@@ -52,25 +52,26 @@ class Ranks:
 
 
 def start(parallel: Parallel, seed: int, patience: float = 1800.0, asked: meeting.Asked = meeting.nobody_asks) -> Ranks:
-    """Join the other processes, lay the model's parts out over them, and seed the random states.
+    """Join the other processes, make the groups of the layout, and seed the random states.
 
-    Works under torchrun, under srun, and for one process without either. If the processes are joined already (a
-    caller that tries several layouts in turn), the old layout ends and only the layout is made again.
+    Works under torchrun, under srun, and for one process without either. If the processes have joined already (a
+    caller that tries several layouts in turn), only the layout is replaced.
 
     Args:
         parallel: the layout.
         seed: of the random states.
-        patience: seconds that a rank may stand still before it counts as a hang.
+        patience: seconds without progress after which a rank counts as hanging.
         asked: see `meeting.meet`.
 
     Raises:
-        LaunchError: the environment is incomplete, or the processes do not divide into copies of the model.
+        LaunchError: the environment is incomplete, or the number of processes is not divisible by a copy's size.
         StoppedError: see `meeting.meet`.
     """
     device.install()
     timeout = timedelta(seconds=patience + _AFTER_THE_WATCHDOG)
     if not dist.is_initialized():
         place = rendezvous.read(os.environ)
+        # Also before joining: a wrong number of processes is refused at once, without waiting for all of them.
         layout_check.data_parallel_size(parallel, place.world_size)
         _join(place, timeout, asked)
     layout_check.data_parallel_size(parallel, dist.get_world_size())
@@ -81,10 +82,10 @@ def start(parallel: Parallel, seed: int, patience: float = 1800.0, asked: meetin
 
 
 def join(patience: float = 1800.0, asked: meeting.Asked = meeting.nobody_asks) -> None:
-    """Join the other processes, unless that is done; a layout over them is made by `start`.
+    """Join the other processes, unless that is done; `start` makes a layout over them.
 
     Args:
-        patience: seconds that a rank may stand still before it counts as a hang.
+        patience: seconds without progress after which a rank counts as hanging.
         asked: see `meeting.meet`.
 
     Raises:
@@ -107,7 +108,7 @@ def size() -> int:
 
 
 def stop() -> None:
-    """Part from the other processes, and end every group. Other ranks may be gone: nothing is asked of them."""
+    """Leave the other processes, and end every group. No collective, because other ranks may be gone."""
     if not dist.is_initialized():
         return
     _end_layout()
@@ -116,13 +117,15 @@ def stop() -> None:
 
 
 def leave_layout() -> None:
-    """End the layout and its groups, and stay joined; for a caller that goes on with another one. Collective.
+    """End the layout and its groups, but stay joined, for a caller that makes another one; collective.
 
     Threads and sockets of a group end with the last reference to it, so drop the model and the optimizer before.
     """
     dist.barrier()  # a rank that still computes with a group must not find it closed
     _end_layout()
-    gc.collect()  # modules and their hooks refer to each other in circles, and hold groups
+    # Modules and their hooks refer to each other in circles, and hold groups. Collected now, or the groups' threads
+    # would run until Python happens to do it.
+    gc.collect()
 
 
 def barrier() -> None:
@@ -130,34 +133,37 @@ def barrier() -> None:
     dist.barrier()
 
 
+# Small collectives on Python values, for decisions and messages.
+
+
 def broadcast_object(value: T | None, source: int = 0) -> T:
-    """Return to all ranks what rank `source` passes in; the others' argument is not looked at."""
+    """Return on all ranks what rank `source` passes in; the others' argument is ignored."""
     box = [packed(value) if rank() == source else None]
     dist.broadcast_object_list(box, src=source)
-    found: T = unpacked(box[0])
-    return found
+    received: T = unpacked(box[0])
+    return received
 
 
 def gather_objects(value: T) -> list[T]:
-    """Return to all ranks what each passes in, by rank."""
+    """Return on all ranks what each passes in, by rank."""
     box: list[bytes | None] = [None] * dist.get_world_size()
     dist.all_gather_object(box, packed(value))
     return [unpacked(own) for own in box]
 
 
 def packed(value: object) -> bytes:
-    """Return an object as few bytes: collectives on objects take a GPU's memory for them, which may be full."""
+    """Return an object as compressed bytes: object collectives use GPU memory, which may be nearly full."""
     return zlib.compress(pickle.dumps(value), level=1)
 
 
 def unpacked(value: bytes | None) -> Any:
-    """Return the object that `packed` got."""
+    """Return the object that `packed` packed."""
     assert value is not None
     return pickle.loads(zlib.decompress(value))
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
-    """Return on all ranks, for each flag, whether it is set on any: how they agree what to do next."""
+    """Return on all ranks, for each flag, whether it is set on any; this is how ranks agree on what to do next."""
     tensor = torch.tensor(flags, dtype=torch.float32, device=device.device())
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tuple(bool(value) for value in tensor.tolist())
@@ -174,8 +180,9 @@ def all_equal(numbers: Sequence[int | None]) -> list[bool]:
     """Return on all ranks, for each number, whether all ranks that have one have the same.
 
     Args:
-        numbers: as many on every rank, below 2**62; None: this rank has none.
+        numbers: equally many on every rank, below 2**62; None: this rank has none.
     """
+    # One MIN over n and -n gives the minimum and the maximum together.
     nothing = 1 << 62  # above every number and its negative, so the smallest of both is some rank's own
     low = [nothing if number is None else number for number in numbers]
     high = [nothing if number is None else -number for number in numbers]
@@ -187,8 +194,8 @@ def all_equal(numbers: Sequence[int | None]) -> list[bool]:
 def seed_ranks(seed: int, ranks: Ranks) -> None:
     """Seed the random states that dropout draws from; initial weights and data order have their own keys.
 
-    Ranks that hold slices of the same matrices share the state that acts outside those slices, and have different
-    ones inside (mcore's tracker sees to that). So dropout differs between layouts, by design; all else does not.
+    Ranks that hold slices of the same matrices share the state used outside those slices, and have different ones
+    inside (mcore's tracker switches). So dropout differs between layouts, by design; nothing else does.
     """
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
@@ -213,11 +220,11 @@ def _join(place: rendezvous.Rendezvous, timeout: timedelta, asked: meeting.Asked
 
 
 def _end_layout() -> None:
-    """Destroy the groups that mcore made; its own `destroy_model_parallel` only forgets them."""
+    """Destroy the groups that mcore made; its own `destroy_model_parallel` only drops its references."""
     from megatron.core import parallel_state
 
     for group in reversed(parallel_state._global_process_group_list or []):  # the same order on every rank
-        if group is not None:  # which stands for the default group
+        if group is not None:  # None stands for the default group
             dist.destroy_process_group(group)
     parallel_state.destroy_model_parallel()
 
@@ -233,6 +240,7 @@ def _lay_out(parallel: Parallel, timeout: timedelta) -> None:
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         context_parallel_size=parallel.context,
         create_gloo_process_groups=False,
+        # mcore takes whole minutes; rounded up.
         distributed_timeout_minutes=-(-int(timeout.total_seconds()) // 60),
     )
 

@@ -1,9 +1,9 @@
 """The operations between the matrix products, each with a backward pass of its own.
 
-On a CPU these cost as much as their passes over memory, and autograd's own composition makes many: it keeps every
-intermediate, pads and adds the gradients of slices, and clears buffers that are overwritten at once. Here each
+On a CPU the cost of these is that of their passes over memory, and autograd's own composition makes many: it keeps
+every intermediate, pads and adds the gradients of slices, and clears buffers that are overwritten at once. Here each
 operation keeps little, recomputes what is cheap, and writes its gradient once. The arithmetic is the same: tests
-compare each with autograd's. They are written for CUDA as well, where Transformer Engine's fused ones are faster.
+compare each with autograd's. They also run on CUDA, where Transformer Engine's fused ones are faster.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_l
 _SMALL = 1 << 22  # multiplications below which copying transposed operands costs more than oneDNN saves
 
 
-class Linear(torch.autograd.Function):
-    """y = x weight^T, in three products that this machine does fastest, the weight's gradient added where it belongs.
+# Matrix products, and where the gradients of weights go.
 
-    mcore gathers gradients over micro-batches in `weight.main_grad`. A weight marked by `mark_accumulating` gets its
-    gradient there at once, which saves a tensor of the weight's size and passes over it. Other weights hand their
-    gradient to autograd.
+
+class Linear(torch.autograd.Function):
+    """y = x weight^T, with the fastest products of this machine, and the weight's gradient added in place.
+
+    mcore accumulates gradients over micro-batches in `weight.main_grad`. The gradient of a weight marked by
+    `mark_accumulating` is added there at once, which saves a tensor of the weight's size and passes over it. Other
+    weights return their gradient to autograd.
     """
 
     @staticmethod
@@ -44,11 +47,12 @@ class Linear(torch.autograd.Function):
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
-    """Return gradient^T x of [n, out] and [n, in], or a stand-in where it was added to the weight's `main_grad`."""
+    """Return gradient^T x of [n, out] and [n, in], or a stand-in if it was added to the weight's `main_grad`."""
     if not getattr(weight, "accumulates", False):
         return _outer(gradient, x)
     weight.grad_added_to_main_grad = True
     main = weight.main_grad
+    # Best first: one fused product with an fp32 sum (torch's, or apex's), then torch's in-place one, then two passes.
     if x.is_cuda and main.dtype == torch.float32 and apex.torch_adds_in_fp32():
         torch.addmm(main, gradient.t(), x, out_dtype=torch.float32, out=main)
     elif apex.add_weight_gradient(gradient, x, main):
@@ -61,7 +65,8 @@ def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor | Non
 
 
 def _outer(gradient: Tensor, x: Tensor) -> Tensor:
-    """Return gradient^T x; oneDNN copies its first operand if it is transposed: that should be the smaller one."""
+    """Return gradient^T x."""
+    # oneDNN copies a transposed first operand, so that should be the smaller one.
     if gradient.size(1) > x.size(1):
         return product(x.t(), gradient.t()).t()
     return product(gradient.t(), x.t())
@@ -70,12 +75,12 @@ def _outer(gradient: Tensor, x: Tensor) -> Tensor:
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """Return x weight^T, [..., out] of [..., in] and [out, in], either of which may be a transposed view.
 
-    torch hands fp32 products on a CPU to MKL, which on AMD's processors is half as fast as the oneDNN that torch
-    brings along (both sum in fp32). The choice depends on nothing but the build, so that runs repeat bit by bit.
+    torch computes fp32 products on a CPU with MKL, which on AMD's processors is half as fast as oneDNN, which torch
+    also contains (both sum in fp32). The choice depends only on the build, so that runs repeat bit for bit.
     """
     if _ONEDNN and x.dtype == torch.float32 and not x.is_cuda:
         rows = torch.ops.mkldnn._linear_pointwise(x.flatten(0, -2), weight, None, "none", [], "")
-        # Not `view`: autograd would call the result a view, and forbid the loss to overwrite it.
+        # Not `view`: autograd would mark the result as a view, and forbid the loss to overwrite it.
         return torch.ops.aten._unsafe_view(rows, (*x.shape[:-1], rows.size(-1)))
     return torch.nn.functional.linear(x, weight)
 
@@ -83,15 +88,15 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 def mark_accumulating(weight: Tensor, announced: bool) -> None:
     """Let `Linear` and `Lookup` add this weight's gradient to its `main_grad`.
 
-    Not for a weight that has a gradient from elsewhere too: mcore drops whatever comes the usual way once the mark
-    `grad_added_to_main_grad` is set.
+    Not for a weight that also gets gradients from elsewhere: once `grad_added_to_main_grad` is set, mcore ignores
+    whatever autograd delivers.
 
     Args:
         weight: the parameter.
-        announced: autograd must deliver something, since mcore's overlap waits for each parameter's gradient.
+        announced: autograd must deliver something, because mcore's overlap waits for each parameter's gradient.
     """
     weight.accumulates, weight.announced = True, announced
-    # mcore's mark of a tied weight, by which it would add what autograd delivers, the stand-in, all the same.
+    # mcore sets this for a tied weight, and would then add what autograd delivers, which is the stand-in.
     weight.zero_out_wgrad = False
 
 
@@ -99,19 +104,23 @@ _stand_ins: dict[tuple[torch.Size, torch.dtype, torch.device], Tensor] = {}
 
 
 def stand_in(weight: Tensor) -> Tensor | None:
-    """Return what autograd gets for a gradient that is in `main_grad` already: nothing, or nan that nobody may read."""
+    """Return what autograd gets for a gradient that is already in `main_grad`: nothing, or nan that nobody may read."""
     if not getattr(weight, "announced", False):
         return None
     key = (weight.shape, weight.dtype, weight.device)
     if key not in _stand_ins:
+        # One per shape, shared. nan, not zero: if anything ever read it, the loss would show that at once.
         _stand_ins[key] = torch.full_like(weight, float("nan"), requires_grad=False)
     return _stand_ins[key].detach()  # a tensor of its own, or autograd would copy it
 
 
-class Lookup(torch.autograd.Function):
-    """Rows of the embedding; its gradient is added to `main_grad` where the weight is marked.
+# Embedding, norm, SwiGLU, rotary positions and loss.
 
-    torch's own makes a gradient of the whole vocabulary's size for the few thousand rows that a micro-batch names.
+
+class Lookup(torch.autograd.Function):
+    """Rows of the embedding; its gradient is added to `main_grad` if the weight is marked.
+
+    torch's own creates a gradient of the whole vocabulary's size for the few thousand rows that a micro-batch uses.
     """
 
     @staticmethod
@@ -128,7 +137,7 @@ class Lookup(torch.autograd.Function):
         if getattr(weight, "accumulates", False):
             weight.grad_added_to_main_grad = True
             weight.main_grad.index_put_(where, rows.to(weight.main_grad.dtype), accumulate=True)
-            # Where the output layer is the same matrix, its product delivers the stand-in.
+            # If the output layer is the same matrix, its product has already delivered the stand-in.
             return None if getattr(weight, "multiplied_too", False) else stand_in(weight), None
         return torch.zeros_like(weight).index_put_(where, rows.to(weight.dtype), accumulate=True), None
 
@@ -160,7 +169,7 @@ class RootMeanSquareNorm(torch.autograd.Function):
 
 
 class GatedLinearUnit(torch.autograd.Function):
-    """SwiGLU: silu(gate) * up, of a tensor that holds both. Source: Shazeer, GLU Variants (2020), equation 6."""
+    """SwiGLU: silu(gate) * up, of a tensor that contains both. Source: Shazeer, GLU Variants (2020), equation 6."""
 
     @staticmethod
     def forward(ctx: Any, both: Tensor) -> Tensor:
@@ -175,7 +184,7 @@ class GatedLinearUnit(torch.autograd.Function):
         """dgate = gradient * up * silu'(gate), dup = gradient * silu(gate)."""
         both, activated = ctx.saved_tensors
         gate, up = both.chunk(2, dim=-1)
-        out = torch.empty_like(both)
+        out = torch.empty_like(both)  # both gradients are written into their halves; nothing is concatenated
         gate_gradient, up_gradient = out.chunk(2, dim=-1)
         torch.mul(activated, gradient, out=up_gradient)
         torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=gate_gradient)
@@ -186,8 +195,8 @@ class RotarySplit(torch.autograd.Function):
     """Splits a projection into queries, keys and values, rotates the first two, and lays each out for attention.
 
     Channels rotate in halves. With c and s the cosines and sines of a head's angles: x * (c, c) + (second, first half
-    of x) * (-s, s). The gradient of a rotation is the rotation back, so nothing is kept but the table. All three are
-    written once, in the order in which attention reads them.
+    of x) * (-s, s). The gradient of a rotation is the inverse rotation, so only the table is kept. All three outputs
+    are written once, in the order in which attention reads them.
     """
 
     @staticmethod
@@ -215,6 +224,7 @@ class RotarySplit(torch.autograd.Function):
         cos, sin = ctx.saved_tensors
         batch, groups, length, channels = key.shape
         heads = query.size(1) // groups + 2
+        # Queries, keys and values are slices of one tensor: written in place, their gradients need no concatenation.
         mixed = query.new_empty(length, batch, groups, heads, channels)
         parts = mixed.permute(1, 2, 3, 0, 4).split((heads - 2, 1, 1), dim=2)
         _rotate(query.unflatten(1, (groups, heads - 2)), cos, sin, -1, parts[0])
@@ -228,16 +238,16 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int, out: Tensor) -> None
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Each token's -log softmax(logits)[label], in fp32, where one rank holds the whole vocabulary.
+    """Each token's -log softmax(logits)[label], in fp32, if one rank holds the whole vocabulary.
 
     The logits are the largest tensor of a training step. In fp32 they are overwritten by their log-probabilities, and
-    those by their gradient: no second tensor of that size is ever made.
+    those by their gradient: a second tensor of that size is never created.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         """Return [n] of logits [n, vocabulary] and labels [n] int64."""
-        # Detached: autograd need not follow what happens to logits that nobody else looks at.
+        # Detached: autograd need not track in-place changes of logits that nobody else reads.
         log_probabilities = logits.detach().float()
         torch.log_softmax(log_probabilities, dim=-1, out=log_probabilities)
         ctx.save_for_backward(log_probabilities, labels)

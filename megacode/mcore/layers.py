@@ -1,13 +1,13 @@
-"""The transformer block: norms, linear layers, and the two orders of attention and MLP.
+"""The transformer block: norms, linear layers, and attention and MLP in sequence or in parallel.
 
 sequential  x + attention(norm(x)), then the same with the MLP and a norm of its own
 parallel    x + attention(norm(x)) + mlp(norm(x)), one norm, both at once. Source: GPT-J (Wang and Komatsuzaki, 2021)
 
-Tensor parallel cuts matrices into columns, then rows: attention's projections are one such pair, the MLP's another.
-Each rank computes with its slices alone, between *entering* the parallel region (one collective in the backward pass)
-and *leaving* it (one in the forward pass). mcore's linear layers own these collectives; here the block does. So the
-parallel block, whose branches read the same input and are added anyway, enters and leaves once for both: half the
-collectives of the sequential one. Under sequence parallel the collectives also gather and scatter the sequence.
+Tensor parallel cuts one matrix into columns and the next into rows: attention's projections are one such pair, the
+MLP's another. Each rank computes with its slices alone, between *entering* the parallel region (a collective in the
+backward pass) and *leaving* it (a collective in the forward pass). In mcore the linear layers own these collectives;
+here the block does. The branches of a parallel block read the same input and are added anyway, so it enters and leaves
+once for both, with half the collectives. Under sequence parallel the collectives also gather and scatter the sequence.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from megacode.mcore.kernels import GatedLinearUnit, Linear, Lookup, RootMeanSqua
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm, whose fused kernel is for CUDA only."""
+    """torch's RMSNorm on CUDA, where it has a fused kernel; our own on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x, normed over its last dimension."""
@@ -50,10 +50,12 @@ class RMSNorm(torch.nn.RMSNorm):
 class Norm:
     """RMSNorm or LayerNorm, weight only, as mcore's specs build them.
 
-    The weight is marked `sequence_parallel`: each rank then sees a slice of the sequence only, and mcore must add up
-    the ranks' gradients. Without the mark a run goes on and learns slightly wrong (7e-4 in the loss after 20 steps).
-    mcore's own wrapper refuses sequence parallel altogether.
+    Under sequence parallel the weight is marked `sequence_parallel`: each rank sees only a slice of the sequence, and
+    mcore must sum the ranks' gradients. Without the mark nothing fails, but the run learns slightly wrong (7e-4 in the
+    loss after 20 steps). mcore's own wrapper refuses sequence parallel altogether.
     """
+
+    # `__new__`, because mcore's specs call a class, and two classes are possible here.
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> Any:
         norm: torch.nn.Module
@@ -82,7 +84,7 @@ class RowSlice(RowParallelLinear):
 
 
 def _product(module: Any, x: Tensor, weight: Tensor) -> Tensor:
-    """Return x weight^T, in emulated FP8 where that is asked for."""
+    """Return x weight^T, in emulated FP8 inside an `fp8_emulation.region`."""
     recipe = fp8_emulation.current()
     if recipe is None:
         return Linear.apply(x, weight)
@@ -90,25 +92,26 @@ def _product(module: Any, x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Embedding(VocabParallelEmbedding):
-    """mcore's embedding, with our lookup."""
+    """mcore's embedding with our lookup."""
 
     def forward(self, input_: Tensor) -> Tensor:
         """Return [b, s, h] of tokens [b, s], or under sequence parallel this rank's slice of it as [s, b, h]."""
         if self.tp_group.size() == 1:
             return Lookup.apply(self.weight, input_)
+        # This rank has the rows of a part of the vocabulary. Other tokens give zeros; the sum over ranks is complete.
         elsewhere = (input_ < self.vocab_start_index) | (input_ >= self.vocab_end_index)
         tokens = (input_ - self.vocab_start_index).masked_fill(elsewhere, 0)
-        found = Lookup.apply(self.weight, tokens).masked_fill(elsewhere[..., None], 0.0)
+        rows = Lookup.apply(self.weight, tokens).masked_fill(elsewhere[..., None], 0.0)
         if self.reduce_scatter_embeddings:
-            return reduce_scatter_to_sequence_parallel_region(found.transpose(0, 1).contiguous(), group=self.tp_group)
-        return reduce_from_tensor_model_parallel_region(found, group=self.tp_group)
+            return reduce_scatter_to_sequence_parallel_region(rows.transpose(0, 1).contiguous(), group=self.tp_group)
+        return reduce_from_tensor_model_parallel_region(rows, group=self.tp_group)
 
 
 class OutputLayer(ColumnParallelLinear):
-    """mcore's output layer, with our product and the block's way into it."""
+    """mcore's output layer with our product; it enters the tensor-parallel region like a block."""
 
     def forward(self, input_: Tensor, weight: Tensor | None = None, **unused: Any) -> tuple[Tensor, None]:
-        """Return the logits of this rank's part of the vocabulary; `weight` is the embedding's where they are tied."""
+        """Return the logits of this rank's part of the vocabulary; `weight` is the embedding's if they are tied."""
         x = entered(input_, self.tp_group, self.config.sequence_parallel)
         weight = self.weight if weight is None else weight
         with precision.emulated_output(self.config):
@@ -116,7 +119,7 @@ class OutputLayer(ColumnParallelLinear):
 
 
 def entered(x: Tensor, group: Any, sequence_parallel: bool) -> Tensor:
-    """From what every rank holds (or a slice of the sequence) to the input of this rank's slices of matrices."""
+    """Enter the tensor-parallel region: from a tensor that all ranks hold, or slices of it, to the slices' input."""
     if group.size() == 1:
         return x
     if sequence_parallel:
@@ -125,7 +128,7 @@ def entered(x: Tensor, group: Any, sequence_parallel: bool) -> Tensor:
 
 
 class Block(TransformerLayer):
-    """What both orders share: mcore's submodules under mcore's names, and a forward pass of our own."""
+    """Base of both blocks: mcore's submodules under mcore's names, with a forward pass of our own."""
 
     def forward(
         self,
@@ -159,7 +162,7 @@ class Block(TransformerLayer):
         return entered(x, self.tp_group, self.config.sequence_parallel)
 
     def _leave(self, x: Tensor) -> Tensor:
-        """From each rank's part of a sum to the sum (or a slice of its sequence)."""
+        """Leave the tensor-parallel region: from each rank's part of a sum to the sum (or a slice of its sequence)."""
         if self.tp_group.size() == 1:
             return x
         if self.config.sequence_parallel:
@@ -168,6 +171,7 @@ class Block(TransformerLayer):
 
     def _add(self, residual: Tensor, branch: Tensor) -> Tensor:
         branch = self._leave(branch)
+        # Without sequence parallel all ranks hold this sum, and their shared random state drops alike.
         if self.hidden_dropout > 0.0 and self.training:
             branch = F.dropout(branch, self.hidden_dropout)
         return residual + branch
@@ -190,8 +194,9 @@ class ParallelBlock(Block):
 
 
 def block_spec(model: ModelConfig, config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
-    """Return what mcore builds the layers of this pipeline rank's chunk from."""
+    """Return mcore's description of the layers of this pipeline rank's chunk."""
     parallel = model.block == "parallel"
+    # mcore's names of submodules are kept, so parameters have the names that checkpoints and converters know.
     attention = ModuleSpec(
         module=CausalSelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},

@@ -1,4 +1,4 @@
-"""Does this run fit these processes, and can this build carry it out? Asked once, before anything is built."""
+"""Check, before anything is built, that a run fits a number of processes and that this machine can compute it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from megacode.mcore import te
 
 
 def data_parallel_size(parallel: Parallel, world_size: int) -> int:
-    """Return how many copies of the model a number of processes holds.
+    """Return the data-parallel size: how many copies of the model a number of processes holds.
 
     Raises:
-        LaunchError: the processes do not divide into whole copies.
+        LaunchError: the number is not divisible by the size of a copy.
     """
     if world_size % parallel.model_size == 0:
         return world_size // parallel.model_size
+    # Name the nearest legal numbers of processes.
     size, low = parallel.model_size, world_size // parallel.model_size * parallel.model_size
     legal = f"{low} or {low + size}" if low else str(size)
     what = (
@@ -27,10 +28,10 @@ def data_parallel_size(parallel: Parallel, world_size: int) -> int:
 
 
 def layout_problems(config: RunConfig, world_size: int) -> list[Problem]:
-    """Return everything that keeps a run from starting on so many processes; empty: it can start.
+    """Return everything that prevents a run from starting on a number of processes; empty if it can start.
 
     Raises:
-        LaunchError: the processes do not divide into whole copies of the model, so that nothing else can be judged.
+        LaunchError: the number is not divisible by the size of a copy of the model; nothing else can be checked then.
     """
     data_parallel_size(config.parallel, world_size)
     return [*te.problems(config), *uneven_batches(config, world_size)]
@@ -41,7 +42,7 @@ def check(config: RunConfig, world_size: int) -> None:
 
     Raises:
         ConfigError: all problems of `layout_problems` at once.
-        LaunchError: the processes do not divide into whole copies of the model.
+        LaunchError: the number of processes is not divisible by the size of a copy of the model.
     """
     problems = layout_problems(config, world_size)
     if problems:
@@ -49,10 +50,10 @@ def check(config: RunConfig, world_size: int) -> None:
 
 
 def check_model(config: RunConfig) -> None:
-    """Refuse what this build cannot compute at all, whatever the processes.
+    """Refuse what this machine cannot compute, whatever the number of processes.
 
     Raises:
-        ConfigError: number formats or layers are asked for that this machine does not have.
+        ConfigError: the config asks for number formats or layers that this machine does not have.
     """
     problems = list(te.problems(config))
     if problems:

@@ -1,9 +1,9 @@
-"""How ranks meet at a start, before there are groups: each hears signals, and learns why the others do not come.
+"""Let all ranks meet at a start, before groups exist: each can handle signals, and learns which ranks are missing.
 
-torch's own way waits in C++ for as long as a hang may last. No Python handler of a signal runs meanwhile, and a rank
-that reaches another program's port waits just as long. Here all ranks meet in torch's store first, by short questions.
-When all are there, or one was asked to stop, one key says so: of the two, the first is true for every rank. The groups
-are then made with the same store, and find everybody present.
+torch's own rendezvous waits in C++ for as long as a hang may last. No Python signal handler runs meanwhile, and a rank
+that reaches another program's port waits just as long. So all ranks first meet in torch's store, by short queries. One
+key is set when all have arrived, or when one has received a signal. Whichever comes first holds for every rank. The
+groups are then made with the same store, and find all ranks present.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ from megacode.mcore.rendezvous import Rendezvous, from_agent, refuse_busy_port
 
 log = logging.getLogger(__name__)
 
-_PAUSES = (0.02, 1.0)  # seconds between two questions: the first, doubled up to the last; 4,096 ranks ask each second
-_ANSWER_SECONDS = 20.0  # within which rank 0's store answers, also to 4,096 ranks; later it is another program
-_TELL_SECONDS = 60.0  # after which a rank says for whom it waits
-_LINGER_SECONDS = 10.0  # that a rank stays, once it is to stop, so that others hear of it
+_PAUSES = (0.02, 1.0)  # seconds between queries: the first, doubled up to the last; 4,096 ranks then ask each second
+_ANSWER_SECONDS = 20.0  # rank 0's store answers within this, even with 4,096 ranks; otherwise it is another program
+_TELL_SECONDS = 60.0  # after which a rank logs which ranks it waits for
+_LINGER_SECONDS = 10.0  # that a rank stays after a signal, so that the others learn of it
 _RANKS, _ALL, _STOPPED = "megacode/ranks", "all", "stopped by "
-_joins = itertools.count()  # a process that leaves and joins again finds old keys under torchrun, whose store stays
+_joins = itertools.count()  # torchrun's store outlives a join: a second join must not find the keys of the first
 
 Asked = Callable[[], str | None]
 
 
 class MissingRanksError(LaunchError):
-    """Other ranks did not come, or have gone: no mistake in the input (exit code 1)."""
+    """Other ranks did not arrive, or have gone; not an error in the input (exit code 1)."""
 
     exit_code = EXIT_FAILURE
 
 
 def nobody_asks() -> str | None:
-    """Say that nothing has asked this process to stop."""
+    """Return None: for callers without signal handling."""
     return None
 
 
 def meet(place: Rendezvous, patience: float, asked: Asked = nobody_asks) -> dist.Store:
-    """Wait until all ranks of a run are here, and return the store that they met in, for `init_process_group`.
+    """Wait until all ranks of a run have arrived, and return the store that they met in, for `init_process_group`.
 
     Args:
         place: this process among them, with an address.
         patience: seconds to wait for the others.
-        asked: returns the name of the signal that has asked this process to stop, or None.
+        asked: returns the name of the signal that this process has received, or None.
 
     Raises:
-        StoppedError: on every rank, where one was asked to stop before all were here.
-        LaunchError: rank 0's port is another program's, or two processes have one number.
-        MissingRanksError: ranks are missing when the patience ends, or rank 0 has gone.
+        StoppedError: on every rank, if one received a signal before all had arrived.
+        LaunchError: another program uses rank 0's port, or two processes have the same rank.
+        MissingRanksError: ranks are missing at the timeout, or rank 0 has gone.
     """
     refuse_busy_port(os.environ)
     deadline = time.monotonic() + patience
@@ -69,7 +69,7 @@ def meet(place: Rendezvous, patience: float, asked: Asked = nobody_asks) -> dist
         if signal := asked():
             raise StoppedError(signal) from None
         what = f"rank 0 at {_where(place)} has gone while ranks were joining"
-        raise MissingRanksError(what, f"rank {place.rank}", "see what rank 0 says, then start again") from error
+        raise MissingRanksError(what, f"rank {place.rank}", "see rank 0's log, then start again") from error
     tcp.set_timeout(timedelta(seconds=patience))
     return store
 
@@ -92,17 +92,17 @@ def _open(place: Rendezvous, deadline: float, asked: Asked) -> dist.TCPStore:
         )  # fmt: skip
     except dist.DistError as error:
         fix = "set MASTER_ADDR to an address of the node of rank 0, and MASTER_PORT to a port that is free there"
-        raise LaunchError(f"rank 0 cannot be found there: {str(error).splitlines()[0]}", _where(place), fix) from None
+        raise LaunchError(f"rank 0 cannot listen there: {str(error).splitlines()[0]}", _where(place), fix) from None
     store.set(_RANKS, str(place.world_size))
     return store
 
 
 def _connected(place: Rendezvous, deadline: float, asked: Asked) -> dist.TCPStore:
-    """Return a connection to rank 0's store, once it is there."""
+    """Return a connection to rank 0's store, once it exists."""
     refusal, until = [""], [deadline]
 
     def give_up() -> str | None:
-        """Let a rank that is asked to stop tell rank 0, should that come in a moment."""
+        """After a signal, keep trying for a moment: if rank 0 arrives, it must learn of the signal."""
         signal, now = asked(), time.monotonic()
         if signal is not None:
             until.append(min(until[-1], now + _LINGER_SECONDS))
@@ -119,16 +119,17 @@ def _connected(place: Rendezvous, deadline: float, asked: Asked) -> dist.TCPStor
 
 
 def _answer(place: Rendezvous, asked: Asked) -> dist.TCPStore:
-    """Return a connection to what listens at rank 0's place, if it answers as a store does.
+    """Return a connection to whatever listens at rank 0's address, if it answers as a store does.
 
-    In a thread, since torch waits without end for the first answer; it stays behind where another program listens.
+    In a thread, because torch waits for the first answer without a timeout. If another program listens, the thread is
+    abandoned.
     """
-    found: list[dist.TCPStore | Exception] = []
+    results: list[dist.TCPStore | Exception] = []
 
     def connect() -> None:
         timeout = timedelta(seconds=_ANSWER_SECONDS)
         try:
-            found.append(
+            results.append(
                 dist.TCPStore(
                     place.address,
                     place.port,
@@ -139,42 +140,42 @@ def _answer(place: Rendezvous, asked: Asked) -> dist.TCPStore:
                 )
             )
         except dist.DistError as error:
-            found.append(error)
+            results.append(error)
 
     thread = threading.Thread(target=connect, name="meeting", daemon=True)
     thread.start()
     end = time.monotonic() + _ANSWER_SECONDS
     while thread.is_alive() and time.monotonic() < end:
         thread.join(_PAUSES[0])
-    if found and isinstance(found[0], dist.TCPStore):
-        return found[0]
+    if results and isinstance(results[0], dist.TCPStore):
+        return results[0]
     if signal := asked():
         raise StoppedError(signal)
-    raise _another(place, "what listens there does not answer as rank 0 does")
+    raise _another(place, "it does not answer as rank 0 does")
 
 
 def _check_run(store: dist.TCPStore, place: Rendezvous) -> None:
-    """Refuse the store of another program, or of a run of another size, at the port of this one."""
+    """Refuse the store of another program, or of a run of another size, on this run's port."""
     try:
         ranks = store.get(_RANKS).decode()
     except dist.DistStoreError:  # its timeout
         raise _another(place, "the store there is not megacode's") from None
     if ranks != str(place.world_size):
-        raise _another(place, f"the run there has {ranks} ranks, and this is rank {place.rank} of {place.world_size}")
+        raise _another(place, f"the run there has {ranks} ranks, but this is rank {place.rank} of {place.world_size}")
 
 
 def _another(place: Rendezvous, why: str) -> LaunchError:
-    what = f"another program uses {_where(place)}, where rank 0 should be: {why}"
+    what = f"another program listens at {_where(place)} instead of rank 0: {why}"
     return LaunchError(what, "MASTER_PORT", "give all ranks another port, or end the other program")
 
 
 def _arrive(store: dist.Store, place: Rendezvous, deadline: float, asked: Asked) -> None:
-    """Say that this rank is here, and wait until that is known of all; or until one was asked to stop."""
+    """Register this rank, and wait until all have arrived or one has received a signal."""
     if store.add(f"rank/{place.rank}", 1) > 1:
         what = f"two processes are rank {place.rank} at {_where(place)}"
         raise LaunchError(what, "RANK", "give each process its own RANK, and each run its own MASTER_PORT")
     if store.add("here", 1) == place.world_size:
-        store.compare_set("verdict", "", _ALL)
+        store.compare_set("verdict", "", _ALL)  # atomic: only the first value is kept, here and below
 
     def leave() -> str | None:
         if signal := asked():
@@ -191,7 +192,7 @@ def _arrive(store: dist.Store, place: Rendezvous, deadline: float, asked: Asked)
 
 
 def _let_others_hear(store: dist.Store, place: Rendezvous) -> None:
-    """Keep rank 0's store until all ranks that are here have heard the verdict."""
+    """Keep rank 0's store open until all ranks that have arrived have read the verdict."""
     heard, until = store.add("heard", 1), time.monotonic() + _LINGER_SECONDS
     while place.rank == 0 and heard < store.add("here", 0) and time.monotonic() < until:
         time.sleep(_PAUSES[0])
@@ -205,8 +206,8 @@ def _missing(store: dist.Store, place: Rendezvous) -> str:
 
 
 def _waiting(place: Rendezvous, deadline: float, asked: Asked, for_whom: Callable[[], str]) -> Iterator[None]:
-    """Yield at each moment to look again, and end with an error at the deadline, or when asked to stop."""
-    began, pause, told = time.monotonic(), _PAUSES[0], False
+    """Yield whenever it is time to look again; raise at the deadline, or after a signal."""
+    began, pause, announced = time.monotonic(), _PAUSES[0], False
     while True:
         yield
         if signal := asked():
@@ -214,10 +215,10 @@ def _waiting(place: Rendezvous, deadline: float, asked: Asked, for_whom: Callabl
         now = time.monotonic()
         waited = format_seconds(now - began)
         if now > deadline:
-            fix = "see why they do not come: their messages, MASTER_ADDR, MASTER_PORT, a firewall between the nodes"
+            fix = "check their logs, MASTER_ADDR, MASTER_PORT, and that no firewall is between the nodes"
             raise MissingRanksError(f"waited {waited} in vain for {for_whom()}", f"rank {place.rank}", fix)
-        if not told and now - began > _TELL_SECONDS and place.local_rank == 0:
-            told = True
+        if not announced and now - began > _TELL_SECONDS and place.local_rank == 0:  # one line per node
+            announced = True
             log.warning("waiting for %s, %s so far", for_whom(), waited)
         time.sleep(pause)
         pause = min(2 * pause, _PAUSES[1])

@@ -31,7 +31,7 @@ class Model(GPTModel):
 
     Args:
         config: the run's config.
-        mcore_config: the same in mcore's words.
+        mcore_config: of `translate.transformer_config`.
         vocab_size: tokens; the embedding has `translate.padded_vocab_size` rows.
         vp_stage: which of this rank's chunks, with interleaved pipelines.
     """
@@ -54,11 +54,13 @@ class Model(GPTModel):
         )
         self.tokens = vocab_size
         self.engine = te.used(config)
-        # mcore's spec does not reach these two, which it builds of the classes that ours refine.
+        # mcore's spec does not cover these two. They are built as mcore's classes, from which ours are derived, so
+        # changing the class afterwards is safe: ours add methods, and no state.
         if first:
             self.embedding.word_embeddings.__class__ = Embedding
         if last:
             self.output_layer.__class__ = _output_layer(config)
+        # Our kernels for Transformer Engine rotate in fp32; the others rotate in the activations' dtype.
         wide = self.engine and config.parallel.context == 1
         self.rotary_pos_emb = RotaryTable(
             config.model.head_size,
@@ -71,16 +73,17 @@ class Model(GPTModel):
         """Return each token's loss, [b, s] fp32.
 
         Args:
-            labels: [b, s] int64; with Transformer Engine's layers `IGNORED` where a token does not count.
-            logits: [s, b, padded vocabulary / tensor-parallel size], overwritten where they belong to no token: the
-                padding takes no part in the softmax, so that the loss depends neither on it nor on the layout, and is
-                the loss of the exported model.
+            labels: [b, s] int64; with Transformer Engine's layers `IGNORED` if a token does not count.
+            logits: [s, b, padded vocabulary / tensor-parallel size]; those of the padding are overwritten.
         """
+        # Padding at -inf takes no part in the softmax. So the loss depends neither on it nor on the layout, and equals
+        # that of the exported model, which has no padding.
         slice_size = logits.size(-1)
         own = self.tokens - slice_size * self.pg_collection.tp.rank()
         if own < slice_size:
             logits.detach()[..., max(own, 0) :] = float("-inf")
         labels = labels.t().contiguous()
+        # Transformer Engine's layers have a fused loss; a divided vocabulary takes mcore's; the rest is for one rank.
         if self.engine:
             from megacode.mcore.te_kernels import CrossEntropy as EngineCrossEntropy
 
@@ -100,7 +103,7 @@ def _output_layer(config: RunConfig) -> type[OutputLayer]:
 
 
 def _spec(config: RunConfig) -> Callable[..., TransformerBlockSubmodules]:
-    """Return the function that lists what the blocks are built from."""
+    """Return the function that describes the blocks to mcore."""
     if not te.used(config):
         return block_spec
     from megacode.mcore.te_layers import block_spec as engine_spec
@@ -126,6 +129,7 @@ def build_model(config: RunConfig, vocab_size: int) -> list[Any]:
     mcore_config = translate.transformer_config(config)
     stages = range(config.parallel.virtual_pipeline) if config.parallel.virtual_pipeline else (None,)
     models = [Model(config, mcore_config, vocab_size, stage).to(device.device()) for stage in stages]
+    # Before the wrap: fp32 initial values are needed once, for the optimizer's masters.
     weights.initialize(config, vocab_size, list(model_state(models).values()))
     return _wrapped(config, mcore_config, models)
 

@@ -1,4 +1,4 @@
-"""Which ranks share a node; what rank 0 collects from all, or deals out to them.
+"""Which ranks share a node; gathering objects on rank 0, and distributing them from there.
 
 A node is a running kernel, however the launcher numbers its processes: they share the page cache, so they see the same
 files and may write into one side by side.
@@ -17,13 +17,14 @@ import torch.distributed as dist
 
 from megacode.mcore import groups
 
-NODE = "MEGACODE_NODE"  # an environment variable: the name of this process's node, in place of the machine's own
+NODE = "MEGACODE_NODE"  # environment variable that overrides the name of this process's node
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 T = TypeVar("T")
 
 
 def node_name() -> str:
-    """Return a name that this process's node has alone; host names repeat where containers are all called alike."""
+    """Return a unique name of this process's node."""
+    # Containers may all have the same host name; the boot id is of the kernel.
     if NODE in os.environ:
         return os.environ[NODE]
     name = platform.node()
@@ -39,13 +40,13 @@ def node_numbers() -> list[int]:
 
 
 def first_of_node() -> bool:
-    """Return whether this rank is the first of its node, which looks at files for the others there. Collective."""
+    """Return whether this rank is the first of its node, which reads files for the others there; collective."""
     numbers = node_numbers()
     return numbers.index(numbers[groups.rank()]) == groups.rank()
 
 
 def collect(value: T) -> list[T] | None:
-    """Return to rank 0 what each rank passes in, by rank; None to the others."""
+    """Gather on rank 0 what each rank passes in, by rank; returns None on the others."""
     first = dist.get_rank() == 0
     box: list[bytes | None] | None = [None] * dist.get_world_size() if first else None
     dist.gather_object(groups.packed(value), box, dst=0)
@@ -53,10 +54,8 @@ def collect(value: T) -> list[T] | None:
 
 
 def deal(values: Sequence[T] | None) -> T:
-    """Return to each rank its own of the values that rank 0 passes in; the others' argument is not looked at.
-
-    All are broadcast, since torch pads what it scatters to the largest, once for each rank, in a GPU's memory.
-    """
+    """Return on each rank its own one of the values that rank 0 passes in; the others' argument is ignored."""
+    # All values are broadcast: torch's scatter pads each one to the largest, in a GPU's memory.
     packed = groups.broadcast_object([groups.packed(value) for value in values] if values is not None else None)
     own: T = groups.unpacked(packed[dist.get_rank()])
     return own

@@ -1,4 +1,4 @@
-"""AdamW as mcore wraps it: whole or sharded over data-parallel ranks, with fp32 masters where parameters are bf16.
+"""mcore's AdamW: whole or sharded over data-parallel ranks, with fp32 masters if parameters are bf16.
 
 The learning rate is a function of the clock and is set before each step; mcore's scheduler is not used.
 """
@@ -29,7 +29,7 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
     configure(config, optimizer)
     if config.precision.dtype == "fp32":
         for inner in inner_optimizers(optimizer):
-            # Sharded or not, Adam updates views of the parameters themselves: mcore would copy each onto itself.
+            # In fp32, Adam updates views of the parameters themselves: mcore would copy each onto itself.
             inner._copy_main_params_to_model_params = _nothing_to_copy
     return optimizer
 
@@ -39,10 +39,10 @@ def _nothing_to_copy() -> None:
 
 
 def _exemptions(kinds: Collection[str]) -> dict[Any, Any]:
-    """Return for mcore which parameters are not decayed.
+    """Return mcore's override that exempts some kinds of parameters from weight decay.
 
-    mcore asks of each parameter and its name. A tied output layer is the embedding, and where the last pipeline stage
-    holds a copy of it, mcore has marked that; an output layer of its own is no embedding.
+    mcore calls the predicate for each parameter and its name. A tied output layer is the embedding; a copy of it on the
+    last pipeline stage is marked by mcore. An untied output layer is not an embedding.
     """
     from megatron.core.optimizer import ParamKey, ParamWithNamePredicate
 
@@ -54,9 +54,9 @@ def _exemptions(kinds: Collection[str]) -> dict[Any, Any]:
 
 
 def configure(config: RunConfig, optimizer: Any) -> None:
-    """Give each group of parameters the config's settings; also after a load, which brings the saved ones.
+    """Set the config's values in each parameter group; also after a load, which restores the saved ones.
 
-    mcore keeps the exemption from weight decay as a factor, `wd_mult`, that only its own scheduler would apply.
+    mcore keeps the exemption from weight decay as a factor, `wd_mult`, which only its own scheduler would apply.
     """
     train = config.train
     for group in optimizer.param_groups:
@@ -65,61 +65,63 @@ def configure(config: RunConfig, optimizer: Any) -> None:
         group["eps"] = train.adam_eps
     for adam in adams(optimizer):
         for group in adam.param_groups:
-            # torch's own one-pass kernel, several times faster than one operation after the other.
+            # torch's one-pass kernel, several times faster than separate operations.
             group["fused"] = True
 
 
 def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
-    """Set the learning rate of the steps to come."""
+    """Set the learning rate of the following steps."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
 
 
 def adams(optimizer: Any) -> Iterator[torch.optim.AdamW]:
-    """Yield torch's AdamW objects inside an mcore optimizer; none where Transformer Engine's or apex' Adam runs."""
+    """Yield torch's AdamW objects inside an mcore optimizer; none if Transformer Engine's or apex's Adam is used."""
     for inner in inner_optimizers(optimizer):
         if isinstance(inner.optimizer, torch.optim.AdamW):
             yield inner.optimizer
 
 
 def inner_optimizers(optimizer: Any) -> list[Any]:
-    """Return the mcore optimizers that a chained one holds, or the one that it is, without empty ones."""
+    """Return the non-empty mcore optimizers inside a chained one, or a single one itself."""
+    # A rank may hold no parameters of a kind: mcore then puts a stub in its place.
     chained = getattr(optimizer, "chained_optimizers", [optimizer])
     return [inner for inner in chained if not inner.is_stub_optimizer]
 
 
 @torch.no_grad()
 def measure(optimizer: Any, tokens: int) -> float:
-    """Ready the gradients for a step and return their global norm; nan where it is not finite.
+    """Prepare the gradients for a step and return their global norm; nan if it is not finite.
 
-    All ranks see one norm, so all decide alike whether to step.
+    The norm is equal on all ranks, so all make the same decision whether to step.
 
     Args:
         optimizer: of `build_optimizer`.
-        tokens: the gradients are of the sum over so many tokens; those readied are of the mean.
+        tokens: number of tokens that the gradients are summed over; prepared gradients are of the mean.
     """
     optimizer.prepare_grads()
+    # Only this rank's share is divided. mcore would divide all gradients, in one more pass over them.
     _multiply(optimizer, 1.0 / max(tokens, 1))
     return gradient_norm(optimizer)
 
 
 @torch.no_grad()
 def update(optimizer: Any, norm: float, clip_grad: float) -> None:
-    """Clip the gradients that `measure` has readied, and update the parameters.
+    """Clip the gradients that `measure` has prepared, and update the parameters.
 
     Args:
         optimizer: of `build_optimizer`.
         norm: global norm of the gradients, finite.
         clip_grad: largest global norm; 0: no clipping.
     """
-    factor = clip_grad / (norm + 1e-6)
+    factor = clip_grad / (norm + 1e-6)  # as mcore and torch compute it
     if 0.0 < factor < 1.0:
         _multiply(optimizer, factor)
     optimizer.step_with_ready_grads()
 
 
 def _multiply(optimizer: Any, factor: float) -> None:
-    """Multiply the readied gradients that this rank's optimizer holds: its share, where it is sharded."""
+    """Multiply the gradients that this rank's optimizer holds: only its share if it is sharded."""
     gradients = [p.grad for inner in inner_optimizers(optimizer) for p in inner.get_parameters() if p.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor)
@@ -127,9 +129,9 @@ def _multiply(optimizer: Any, factor: float) -> None:
 
 @torch.no_grad()
 def restore_weights(chunks: list[Any], optimizer: Any) -> None:
-    """Make the model's weights from the optimizer's fp32 ones, after a load; a collective of the data-parallel ranks.
+    """Compute the model's weights from the optimizer's fp32 ones, after a load; collective over data-parallel ranks.
 
-    Each rank rounds what its optimizer holds; what others hold it gathers. So no rank reads the whole model.
+    Each rank rounds the weights that its optimizer holds, and gathers the others. So no rank reads the whole model.
     """
     for inner in inner_optimizers(optimizer):
         inner._copy_main_params_to_model_params()
@@ -139,11 +141,12 @@ def restore_weights(chunks: list[Any], optimizer: Any) -> None:
 
 
 def gradient_norm(optimizer: Any) -> float:
-    """Return the 2-norm of all gradients over all ranks; mcore's own takes one device-to-host copy a tensor."""
+    """Return the 2-norm of all gradients over all ranks; mcore's own makes one device-to-host copy per tensor."""
     gradients = [gradient for inner in inner_optimizers(optimizer) for gradient in inner.get_main_grads_for_grad_norm()]
     square = torch.zeros((), device=device.device())
     if gradients:
         square = torch.stack(torch._foreach_norm(gradients)).square().sum()
+    # Ranks that hold copies of a parameter contribute it once: mcore's list above leaves the others out.
     group = optimizer.get_grad_stats_parallel_group()
     if group.size() > 1:
         dist.all_reduce(square, group=group)

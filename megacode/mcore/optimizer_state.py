@@ -1,8 +1,9 @@
-"""What the optimizer holds of each parameter, whichever way mcore keeps it: whole, with fp32 masters, or sharded.
+"""Access the optimizer's tensors of each parameter, in whichever form mcore keeps them.
 
-mcore has three forms, and each hides the same three fp32 tensors elsewhere: the weight itself, and Adam's two moments.
-With the distributed optimizer a data-parallel rank holds a run of elements that cuts through rows and parameters; else
-it holds all elements of its tensor-parallel slice.
+mcore has three forms: whole fp32 parameters, fp32 masters of bf16 parameters, and sharded. Each keeps the same three
+fp32 tensors elsewhere: the weight itself, and Adam's two moments. With the distributed optimizer a data-parallel rank
+holds a run of elements that cuts through rows and parameters. Otherwise it holds all elements of its tensor-parallel
+slice.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Held:
-    """A run of one parameter's elements, as this rank's optimizer holds them.
+    """Consecutive elements of one parameter, as held by this rank's optimizer.
 
     Attributes:
         parameter: this rank's slice of the parameter.
         start: number of the first element, in the slice's own order.
         sharded: no other data-parallel rank holds these elements; else all of them do.
-        main: what the optimizer updates; between `optimizer.measure` and the next step its `grad` is the gradient.
+        main: the tensor that the optimizer updates; its `grad` is valid between `optimizer.measure` and the next step.
         tensors: `model`, the fp32 weights, and the moments by name: fp32, flat, all of one length.
     """
 
@@ -40,7 +41,7 @@ class Held:
 
 
 def held(optimizer: Any) -> Iterator[Held]:
-    """Yield what this rank's optimizer holds; its state must exist (`prime`)."""
+    """Yield everything that this rank's optimizer holds; its state must exist (`prime`)."""
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
     for inner in inner_optimizers(optimizer):
@@ -55,6 +56,7 @@ def _sharded(inner: Any) -> Iterator[Held]:
 
 
 def _whole(inner: Any) -> Iterator[Held]:
+    # With bf16, Adam's parameters are fp32 masters; map each back to the model's parameter.
     masters: dict[int, Tensor] = {}
     for models, mains in zip(
         getattr(inner, "float16_groups", ()), getattr(inner, "fp32_from_float16_groups", ()), strict=True
@@ -67,26 +69,27 @@ def _whole(inner: Any) -> Iterator[Held]:
 
 def _tensors(inner: Any, main: Tensor) -> dict[str, Tensor]:
     state = inner.optimizer.state[main]
-    found = {WEIGHT: main.detach(), **{name: state[name] for name in MOMENTS}}
-    assert all(tensor.dtype == torch.float32 for tensor in found.values())
-    return {name: tensor.view(-1) for name, tensor in found.items()}
+    tensors = {WEIGHT: main.detach(), **{name: state[name] for name in MOMENTS}}
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    return {name: tensor.view(-1) for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
 def prime(optimizer: Any) -> None:
-    """Give each parameter the state that Adam would make in its first step, where it has none."""
+    """Create the state that Adam would create in its first step, for each parameter that has none."""
     for inner in inner_optimizers(optimizer):
         inner.init_state_fn(inner.optimizer)
+        # mcore's function omits the step counter, without which torch's AdamW fails.
         if isinstance(inner.optimizer, torch.optim.AdamW):
             for state in inner.optimizer.state.values():
                 state.setdefault("step", torch.zeros((), device=state["exp_avg"].device))
 
 
 def step_count(optimizer: Any) -> int:
-    """Return how many steps the optimizer has done; 0 where this rank holds nothing."""
+    """Return the number of steps that the optimizer has done; 0 if this rank holds nothing."""
     for inner in inner_optimizers(optimizer):
         for group in inner.optimizer.param_groups:
-            if "step" in group:  # Transformer Engine's and apex' Adam count by group
+            if "step" in group:  # Transformer Engine's and apex's Adam count by group
                 return int(group["step"])
             for main in group["params"]:
                 return int(inner.optimizer.state[main]["step"])
@@ -94,10 +97,8 @@ def step_count(optimizer: Any) -> int:
 
 
 def set_step_count(optimizer: Any, count: int) -> None:
-    """Set how many steps the optimizer has done.
-
-    Each parameter keeps a counter of its own: Adam advances every one it sees, so a shared one would run ahead.
-    """
+    """Set the number of steps that the optimizer has done."""
+    # torch's Adam increments a counter per parameter; a tensor shared among them would be incremented many times.
     for inner in inner_optimizers(optimizer):
         for group in inner.optimizer.param_groups:
             if not isinstance(inner.optimizer, torch.optim.AdamW):

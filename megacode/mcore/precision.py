@@ -1,7 +1,7 @@
-"""Which number format the blocks' matrix products take from here on; a run changes it between iterations.
+"""Set the number format of the blocks' matrix products; a run may change it between iterations.
 
-mcore reads its config in every forward pass, and so do our layers: to change the format is to change the config that
-all modules of a chunk share. Weights, gradients and the optimizer's state do not know of it.
+mcore reads its config in every forward pass, and so do our layers. So the format is changed in the config that all
+modules of a chunk share. Weights, gradients and the optimizer's state do not depend on it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ def use(rank_model: RankModel, recipe: Fp8 | None) -> None:
 
     Args:
         rank_model: of `build`.
-        recipe: one of the run's recipes (`engine.problems` has seen them), or None.
+        recipe: one of the run's recipes (checked by `te.problems`), or None.
     """
     for chunk in rank_model.chunks:
         config = bare(chunk).config
+        # Transformer Engine's layers read mcore's own settings; the emulation has one of ours beside them.
         if te.used(rank_model.config):
             for name, value in translate.mcore_recipe(recipe).items():
                 setattr(config, name, value)
@@ -34,7 +35,7 @@ def use(rank_model: RankModel, recipe: Fp8 | None) -> None:
 
 
 def emulated(config: Any, layer_number: int) -> Any:
-    """Return the context of a block's forward pass: emulated FP8 where the block computes in it, else nothing.
+    """Return the context of a block's forward pass: emulated FP8 if the block computes in it, else a null context.
 
     Args:
         config: mcore's, shared by the chunk's modules.
@@ -48,10 +49,11 @@ def emulated(config: Any, layer_number: int) -> Any:
 
 
 def emulated_output(config: Any) -> Any:
-    """Return the context of the output layer's product: emulated FP8 where the recipe asks for it, else nothing."""
+    """Return the context of the output layer's product: emulated FP8 if the recipe says so, else a null context."""
     recipe: Fp8 | None = getattr(config, "emulated_fp8", None)
     if recipe is None or not recipe.output_layer:
         return nullcontext()
+    # Always tensorwise, as on a GPU (`te_layers.EngineOutputLayer`), whatever the blocks' recipe is.
     return fp8_emulation.region(recipe.model_copy(update={"recipe": "tensorwise"}))
 
 

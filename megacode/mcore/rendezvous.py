@@ -1,4 +1,4 @@
-"""How the processes of one run find each other: read from what torchrun or SLURM left in the environment."""
+"""Read from the environment of torchrun or SLURM how the processes of one run find each other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Rendezvous:
         rank: number of this process, from 0.
         world_size: number of processes.
         local_rank: number of this process on its node, which is also its GPU there.
-        address: where rank 0 listens; empty where this process is alone and needs no one to find it.
+        address: where rank 0 listens; empty if this process is alone.
         port: the port it listens on.
     """
 
@@ -30,10 +30,11 @@ class Rendezvous:
 
 
 def read(environment: Mapping[str, str]) -> Rendezvous:
-    """Return the rendezvous that torchrun or srun prepared, or that of a process alone.
+    """Return the rendezvous that torchrun or srun prepared, or that of a single process.
 
-    torchrun's variables win over SLURM's, since torchrun may itself run under srun. Of SLURM only a *step's*
-    variables count: in a batch script, outside srun, `SLURM_NTASKS` speaks of processes that were never started.
+    torchrun's variables take precedence over SLURM's, because torchrun may itself run under srun. Of SLURM's only the
+    variables of a *step* count: in a batch script, outside srun, `SLURM_NTASKS` counts processes that were never
+    started.
 
     Raises:
         LaunchError: the variables are incomplete or contradict each other.
@@ -46,12 +47,12 @@ def read(environment: Mapping[str, str]) -> Rendezvous:
 
 
 def refuse_busy_port(environment: Mapping[str, str]) -> None:
-    """Refuse, on rank 0, a port that another process listens at; torch would say so in a traceback, and much later.
+    """Refuse, on rank 0, a port on which another process listens; torch would report it much later, by a traceback.
 
-    Under torchrun it is torchrun that listens there, for its ranks.
+    Under torchrun the port is torchrun's own, which listens there for its ranks.
 
     Raises:
-        LaunchError: the port cannot be listened at, or the environment is incomplete.
+        LaunchError: the port is in use, or the environment is incomplete.
     """
     place = read(environment)
     if place.address and place.rank == 0 and not from_agent(environment):
@@ -59,7 +60,7 @@ def refuse_busy_port(environment: Mapping[str, str]) -> None:
 
 
 def from_agent(environment: Mapping[str, str]) -> bool:
-    """Return whether torchrun itself listens at the port, for the ranks that it has started."""
+    """Return whether torchrun itself listens on the port, for the ranks that it has started."""
     return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
@@ -71,6 +72,7 @@ def _torchrun(environment: Mapping[str, str]) -> Rendezvous:
         fix = "start with torchrun or srun, or unset RANK to run one process"
         raise LaunchError(what, "environment", fix)
     rank, size = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
+    # Without LOCAL_RANK, somebody starts ranks by hand: most probably all on one machine.
     local = _number(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else rank
     return _checked(Rendezvous(rank, size, local, environment["MASTER_ADDR"], _number(environment, "MASTER_PORT")))
 
@@ -78,13 +80,14 @@ def _torchrun(environment: Mapping[str, str]) -> Rendezvous:
 def _slurm(environment: Mapping[str, str]) -> Rendezvous:
     size = _number(environment, "SLURM_STEP_NUM_TASKS")
     job = _number(environment, "SLURM_JOB_ID") if "SLURM_JOB_ID" in environment else 0
+    # Every process derives the same port from the job's number, without communication.
     port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else port_of_job(job)
     rank, local = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_LOCALID")
     return _checked(Rendezvous(rank, size, local, _slurm_address(environment), port))
 
 
 def _slurm_address(environment: Mapping[str, str]) -> str:
-    """MASTER_ADDR wins, since node names do not resolve everywhere; one node needs no name."""
+    """Return rank 0's address: MASTER_ADDR if set, as node names do not resolve everywhere; on one node localhost."""
     if "MASTER_ADDR" in environment:
         return environment["MASTER_ADDR"]
     if environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES")) == "1":
@@ -93,11 +96,12 @@ def _slurm_address(environment: Mapping[str, str]) -> str:
 
 
 def first_host(nodes: str) -> str:
-    """Return the first host of SLURM's short form: `gpu[003-010,12],login1` begins with `gpu003`.
+    """Return the first host of a list in SLURM's short form: `gpu[003-010,12],login1` begins with `gpu003`.
 
     Raises:
-        LaunchError: there is none.
+        LaunchError: the list is empty.
     """
+    # A name, then perhaps [first-last,...] and a suffix: the first number in the brackets is the first host's.
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", nodes)
     if not match:
         raise LaunchError("SLURM names no nodes for this step", "SLURM_STEP_NODELIST", "set MASTER_ADDR")
@@ -111,8 +115,8 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     return int(value)
 
 
-def _checked(found: Rendezvous) -> Rendezvous:
-    if not found.rank < found.world_size:
-        what = f"rank {found.rank} does not exist among {found.world_size} processes"
+def _checked(place: Rendezvous) -> Rendezvous:
+    if not place.rank < place.world_size:
+        what = f"rank {place.rank} does not exist among {place.world_size} processes"
         raise LaunchError(what, "environment", "let torchrun or srun set RANK and WORLD_SIZE")
-    return found
+    return place

@@ -1,4 +1,4 @@
-"""How mcore names and slices the model's tensors over ranks: for initial weights and for checkpoints."""
+"""mcore's names and slices of the model's tensors over ranks, for initial weights and for checkpoints."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-VOCABULARY = ("word_embeddings.weight", "output_layer.weight")  # the ends of names of tensors with a row for each token
+VOCABULARY = ("word_embeddings.weight", "output_layer.weight")  # suffixes of names of tensors with one row per token
 
 
 def metadata() -> dict[str, Any]:
-    """Return what mcore must be told to describe a state as we save it.
+    """Return mcore's metadata that makes it describe a state as we save it.
 
     Each layer's tensors get a name with the layer's number in the whole model.
     """
+    # Otherwise mcore stacks all layers into one tensor, whose first dimension is the layer.
     from megatron.core import parallel_state
 
     return {
@@ -24,7 +25,7 @@ def metadata() -> dict[str, Any]:
 
 
 def bare(chunk: torch.nn.Module) -> torch.nn.Module:
-    """Return the GPTModel inside the wraps for data parallel and bf16."""
+    """Return the GPTModel inside the wrappers for data parallel and bf16."""
     while hasattr(chunk, "module"):
         chunk = chunk.module
     return chunk

@@ -1,4 +1,4 @@
-"""`megacode train` on one rank."""
+"""`megacode train` on one rank: agree on the plan, build the trainer, train, clean up."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from megacode.train.trainer import StopReason
 
 log = logging.getLogger(__name__)
 
+# 75 tells a scheduler to start the run again. `spikes` needs a person first.
 EXIT_CODES: dict[StopReason, int] = {
     "finished": 0,
     "signal": EXIT_RESUMABLE,
     "time_limit": EXIT_RESUMABLE,
     "stop_file": EXIT_RESUMABLE,
     "spikes": EXIT_CHECK,
-    "save_failed": EXIT_RESUMABLE,  # most often a full disk; the checkpoint before it is there
+    "save_failed": EXIT_RESUMABLE,  # usually a full disk; the previous checkpoint still exists
 }
 
 
@@ -42,18 +43,18 @@ def run(
     from_scratch: bool = False,
     stop_signal: StopSignal | None = None,
 ) -> StopReason:
-    """Train the run of a config file, from its start or from its newest whole checkpoint.
+    """Train the run of a config file, from its start or from its newest intact checkpoint.
 
     Args:
         path: the config file.
         overrides: `key.path=value`.
-        accept_changed_past: go on although the config would have read something else so far.
-        from_scratch: begin with random weights although the run has saved before, where no checkpoint can be used.
-        stop_signal: hears signals to this process; absent: from now on.
+        accept_changed_past: resume although the config changes what was already read.
+        from_scratch: start with random weights although the run has saved before, if no checkpoint can be used.
+        stop_signal: catches signals to this process; None: a new one, from now on.
 
     Raises:
-        MegacodeError: for every mistake of the user's, on every rank alike.
-        StoppedError: on every rank, where one was asked to stop before it trained.
+        MegacodeError: for every user error, on every rank alike.
+        StoppedError: on every rank, if one received a signal before training began.
     """
     stop_signal = stop_signal or StopSignal()
     with ExitStack() as closing:
@@ -69,13 +70,14 @@ def run(
         stop_signal.training = True
         try:
             return train(trainer)
-        except Exception as error:
+        except Exception as error:  # recorded, so that `status` and `job end` can say why the run ended
             trainer.note_error(error)
             raise
 
 
 def _agreed_plan(path: Path, overrides: Sequence[str], stop_signal: StopSignal) -> Plan:
-    """Join the other ranks and return the plan, once all have read the same config; rank 0 alone looks at the data."""
+    """Join the other ranks and return the plan, proven equal on all; only rank 0 reads the data sets' sizes."""
+    # A rank that exited over its config before joining would leave the others waiting: so join first, raise after.
     outcome = agreement.attempt(lambda: _trainable(path, overrides))
     patience = outcome.value.health.hang_timeout if outcome.value is not None else Health().hang_timeout
     groups.join(patience, lambda: stop_signal.name)

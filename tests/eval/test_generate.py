@@ -185,7 +185,7 @@ def test_what_cannot_work_is_refused(model, tmp_path):
     assert "standard input is empty" in refusal(model, stdin="")
     assert "not UTF-8" in refusal(model, "--prompt-file", tmp_path / "latin.txt")
     assert "cannot be read: No such file" in refusal(model, "--prompt-file", tmp_path / "none.txt")
-    assert "all texts are the same" in refusal(model, "--prompt", "a", "--count", 2, "--temperature", 0)
+    assert "all texts are equal" in refusal(model, "--prompt", "a", "--count", 2, "--temperature", 0)
     assert "is not a device" in refusal(model, "--prompt", "a", "--device", "tpu")
     assert "neither an exported model" in refusal(tmp_path, "--prompt", "a")
     assert "no such directory" in refusal(tmp_path / "none", "--prompt", "a")
@@ -223,7 +223,7 @@ def test_a_conversation_remembers_and_forgets_its_oldest_turns(model, caplog):
     ids = generation._chat_ids(writer, turns)
     assert writer._tokenizer.decode(ids) == "[user]" + "c" * 30 + "[a]"
     assert [turn["content"][0] for turn in turns] == ["c"]
-    assert "are forgotten" in caplog.text
+    assert "are dropped" in caplog.text
 
 
 def test_a_checkpoint_outside_of_a_run_is_told_how(tmp_path):

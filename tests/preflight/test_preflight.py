@@ -152,7 +152,7 @@ def test_a_node_that_never_joins_and_one_that_stops_are_named_in_time(tmp_path: 
     document = json.loads(ended[0][1])
     assert document["failed"] == document["missing"] == ["n1", "n2"]
     said = {node["node"]: whats(node["problems"]) for node in document["nodes"]}
-    assert said["n1"].startswith("stopped in the middle of a check (disk)")
+    assert said["n1"].startswith("stopped or froze during a check (disk)")
     assert said["n2"] == "did not start within 9.0 s"
     assert (said["n0"], said["n3"]) == ("", "")
     assert [nodes.file(f"n{rank}")["ok"] for rank in range(4)] == [True, False, False, True]
@@ -164,7 +164,7 @@ def test_a_first_node_that_never_comes_is_named_by_the_others(tmp_path: Path, po
         nodes.start(1, "--timeout", "3")
         code, out, error = nodes.finish(1)[1]
     assert (code, out) == (3, "")
-    assert "the nodes do not meet at n0 within 3.0 s: [Errno 111] Connection refused" in error
+    assert "the nodes cannot connect to n0 within 3.0 s: [Errno 111] Connection refused" in error
     assert "failed on 1 of 2 nodes: n0" in error
     assert "Traceback" not in error
     assert whats(nodes.file("n0")["problems"]) == "did not start within 3.0 s"
@@ -182,7 +182,7 @@ def test_a_wrong_address_is_no_nodes_fault(tmp_path: Path, port: int) -> None:
     assert [ended[rank][0] for rank in (0, 1)] == [3, 3], ended
     document = json.loads(ended[0][1])
     assert document["failed"] == []
-    assert "do not meet at n0" in whats(document["problems"])
+    assert "cannot connect to n0" in whats(document["problems"])
     assert nodes.file("n0")["ok"]
     assert nodes.file("n1")["ok"]
 
@@ -211,7 +211,7 @@ def test_a_node_that_dies_in_the_collective_is_named(tmp_path: Path, port: int) 
     document = json.loads(ended[0][1])
     assert document["failed"] == document["missing"] == ["n1"]
     assert "an all-reduce failed on n0" in whats(document["problems"])
-    assert whats(nodes.file("n1")["problems"]).startswith("made its own checks, but did not answer the others")
+    assert whats(nodes.file("n1")["problems"]).startswith("passed its own checks, but did not answer the others")
 
 
 @pytest.mark.slow
@@ -322,7 +322,7 @@ GPU-cc, 765, 1980, 92, [N/A], Active, Active, Not Active
     read_driver(health, answer, ["aa", "bb", "cc"])
     assert [(problem.where, problem.what) for problem in health.problems] == [
         ("GPU 1", "3 uncorrected memory errors"),
-        ("GPU 2", "its hardware slows it down (hw slowdown, hw thermal slowdown) at 92 degrees Celsius"),
+        ("GPU 2", "its hardware throttles it (hw slowdown, hw thermal slowdown) at 92 degrees Celsius"),
     ]
     assert health.measured["driver"][2]["clocks.sm"] == "765"
 

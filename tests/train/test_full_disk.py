@@ -84,7 +84,7 @@ def test_a_disk_that_fills_while_a_run_trains_ends_it_resumable(
     said = (tmp_path / "log").read_text()
     assert "could not be saved" in said
     assert (
-        f"next: the same command goes on from the newest checkpoint; first make room on the disk of {run.path}" in said
+        f"next: the same command resumes from the newest checkpoint; first free space on the disk of {run.path}" in said
     )
     assert "Traceback" not in said
     assert not list(run.checkpoints.glob("iter_*"))

@@ -201,7 +201,7 @@ def test_a_killed_child_is_told_and_a_stopped_run_makes_up_for_it(config: Path, 
     assert [RunDir.iteration_name(line["iteration"]) for line in lines("score")] == names
     assert not RunDir("run").lock.exists()
     before = RunDir("run").metrics.read_bytes()
-    assert "every model has its scores" in megacode("evaluate", "run/checkpoints").stdout
+    assert "every model already has scores" in megacode("evaluate", "run/checkpoints").stdout
     assert RunDir("run").metrics.read_bytes() == before
 
 
@@ -258,7 +258,7 @@ def test_a_rollback_ends_the_scoring_of_what_it_takes_back(config: Path) -> None
     assert not scoring.owing
     assert not scoring.spared
     (stopped,) = events("evaluation_stopped")
-    assert (stopped["checkpoint"], stopped["reason"]) == ("iter_0000010", "the run has gone back to before it")
+    assert (stopped["checkpoint"], stopped["reason"]) == ("iter_0000010", "the run has rolled back to before it")
 
 
 def test_a_child_knows_nothing_of_the_ranks() -> None:
