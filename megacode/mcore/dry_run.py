@@ -84,7 +84,6 @@ def dry_run(place: Layout, ranks: Iterable[int]) -> list[dict[str, Any]]:
 
 def _buildable(config: RunConfig) -> RunConfig:
     """Return the config with blocks that every machine can build."""
-
     precision = config.precision.model_copy(update={"fp8": "none", "transformer_impl": "local"})
     phases = tuple(phase.model_copy(update={"fp8": None}) for phase in config.phases)
     return config.model_copy(update={"precision": precision, "phases": phases})

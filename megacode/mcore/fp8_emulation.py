@@ -181,7 +181,7 @@ def _agree(maxima: Tensor) -> None:
     """Replace the collected maxima by those over all ranks that share a block; a collective."""
     from megatron.core import parallel_state
 
-    # One small all-reduce per matrix and pass. Without it ranks would round the same weight by different scales.
+    # One small all-reduce per matrix and pass. Without it scales would differ by rank, and fit no other layout.
     group = parallel_state.get_amax_reduction_group(with_context_parallel=True)
     if group.size() > 1:
         dist.all_reduce(maxima[0], op=dist.ReduceOp.MAX, group=group)

@@ -74,7 +74,7 @@ def _losses(rank_model: RankModel, microbatch: MicroBatch, num_sources: int) -> 
 
 def _gradients(rank_model: RankModel) -> dict[int, tuple[str, Tensor]]:
     """Return the prepared gradients that this rank's optimizer holds, with the names of their parameters."""
-    # Keyed by position: names repeat under the distributed optimizer, and the order is the same both times.
+    # Keyed by position: the optimizer yields its tensors in the same order both times.
     names = gradient_norms.names(rank_model)
     optimizer_state.prime(rank_model.optimizer)
     held = optimizer_state.held(rank_model.optimizer)

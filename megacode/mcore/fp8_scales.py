@@ -47,7 +47,7 @@ def restore(rank_model: RankModel, stored: Mapping[str, Any], read: Callable[[st
     recipe = next((recipe for recipe in rank_model.config.fp8_recipes if recipe.recipe == "delayed"), None)
     if recipe is None:
         return
-    # Transformer Engine accepts the state only while the recipe is set; the next phase's `use` sets it again.
+    # `_give_engine` reads the recipe from mcore's config, so it is set first. Each phase sets its own when it begins.
     precision.use(rank_model, recipe)
     for stem, module in _modules(rank_model):
         if stem + _TENSORS[0] in stored:
@@ -57,7 +57,7 @@ def restore(rank_model: RankModel, stored: Mapping[str, Any], read: Callable[[st
             else:
                 module.fp8_history = fp8_emulation.History(**state)
         else:
-            # A model that trained in this process before goes back to a checkpoint without FP8: forget its scales.
+            # After a rollback in this process there may be scales of the iterations that were undone.
             for name, tensor in _remembered(module).items():
                 tensor.fill_(1.0 if name.startswith("scale") else 0.0)
 
@@ -69,7 +69,7 @@ def snapshot(rank_model: RankModel) -> list[tuple[Tensor, Tensor]]:
 
 def put_back(remembered: list[tuple[Tensor, Tensor]]) -> None:
     """Restore the FP8 state of a `snapshot`."""
-    # In place: Transformer Engine's kernels hold pointers to these very tensors.
+    # In place: Transformer Engine's quantizers refer to these very tensors.
     for tensor, copy in remembered:
         tensor.copy_(copy)
 
