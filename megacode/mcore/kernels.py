@@ -47,7 +47,7 @@ def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor | Non
     """Return gradient^T x of [n, out] and [n, in], or a stand-in if it was added to the weight's `main_grad`."""
     if not getattr(weight, "accumulates", False):
         return _outer(gradient, x)
-    weight.grad_added_to_main_grad = True  # or mcore's hook would add what autograd delivers once more
+    weight.grad_added_to_main_grad = True  # or mcore's hook would add the stand-in as well
     main = weight.main_grad
     # From best to worst: one kernel that accumulates in fp32, then a product and an addition.
     if x.is_cuda and main.dtype == torch.float32 and apex.torch_adds_in_fp32():
