@@ -1,8 +1,8 @@
-"""CUDA or CPU: every difference between them is handled here.
+"""CUDA or CPU: every difference between them is here.
 
-Megatron-core is written for CUDA. On a machine without it, `install()` makes the CPU stand in for the device. It
-replaces only calls that would raise there (`torch.cuda.current_device`, the CUDA random state, `device="cuda"` in
-tensor factories, `Tensor.cuda`), so nothing that works changes. `torch.cuda.is_available()` still returns False, so
+Megatron-core is written for CUDA. On a machine without it, `install()` lets the CPU stand in for the device. It
+replaces only calls that would raise there: `torch.cuda.current_device`, the CUDA random state, `device="cuda"` in
+tensor factories, and `Tensor.cuda`. Nothing that works changes. `torch.cuda.is_available()` still returns False, so
 other libraries are not misled. On a machine with CUDA nothing is replaced.
 """
 
@@ -28,8 +28,8 @@ _CPU = torch.device("cpu")
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "empty_like", "zeros_like")
 _OPTIMIZER_MODULES = "megatron.core.optimizer"
 
-# Dense peak of one GPU in TFLOP/s, half of the figure "with sparsity". Source: NVIDIA's data sheets.
-# fp32 is the peak of the CUDA cores: torch uses TF32 for fp32 matrix products only if it is told to.
+# Dense peak of one GPU in TFLOP/s, half of the figure advertised "with sparsity". Source: NVIDIA's data sheets.
+# fp32 is the peak of the CUDA cores: torch uses TF32 for fp32 matrix products only on request.
 _PEAK_TFLOPS: dict[str, dict[str, float]] = {
     "A100": {"bf16": 312.0, "fp32": 19.5},
     "H100 PCIe": {"bf16": 756.0, "fp8": 1513.0, "fp32": 51.0},
@@ -39,7 +39,7 @@ _PEAK_TFLOPS: dict[str, dict[str, float]] = {
     "H200": {"bf16": 989.4, "fp8": 1978.9, "fp32": 67.0},
     "B200": {"bf16": 2250.0, "fp8": 4500.0, "fp32": 75.0},
 }
-# Warnings that CPU ranks give in every layout. `megacode doctor` says which libraries are installed.
+# Warnings seen at every start on CPU ranks, in each layout; `megacode doctor` lists the installed libraries instead.
 _AT_EVERY_START = (
     r"(Transformer Engine and Apex are|Apex is) not installed",
     r"full scope is deprecated\. Use empty cuda_graph_scope",
@@ -58,6 +58,7 @@ def device() -> torch.device:
     """Return this rank's device: its local GPU, or the CPU."""
     if not on_gpu():
         return _CPU
+    # Some SLURM sites show each task only its own GPU, as number 0. The remainder is right there as well.
     local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
     return torch.device("cuda", local % torch.cuda.device_count())
 
@@ -68,7 +69,7 @@ def backend() -> str:
 
 
 def name() -> str:
-    """Return the device's name as its vendor gives it."""
+    """Return the device's name as its vendor writes it."""
     return torch.cuda.get_device_name(device()) if on_gpu() else platform.processor() or platform.machine()
 
 
@@ -76,17 +77,17 @@ def peak_flops(dtype: str, device_name: str | None = None) -> float | None:
     """Return the dense peak of one device in FLOP/s, the denominator of MFU.
 
     Args:
-        dtype: `fp32`, `bf16` or `fp8`, as the matrix products are computed.
+        dtype: `fp32`, `bf16` or `fp8`: the number format of the matrix products.
         device_name: the device; None: this rank's.
 
     Returns:
-        The peak, or None if it is not known: on a CPU, and on GPUs outside the table.
+        The peak; None if it is not known, as on a CPU or on GPUs outside the table.
     """
     if device_name is None:
         if not on_gpu():
             return None
         device_name = name()
-    # "NVIDIA H100 NVL" contains "H100" as well: the longest name that fits is the right one.
+    # "NVIDIA H100 80GB HBM3" matches "H100"; "NVIDIA H100 NVL" matches both, and the longer key wins.
     known = [model for model in _PEAK_TFLOPS if all(word in device_name for word in model.split())]
     if not known:
         return None
@@ -95,28 +96,29 @@ def peak_flops(dtype: str, device_name: str | None = None) -> float | None:
 
 
 def synchronize() -> None:
-    """Wait until this rank's device has finished its work; returns at once on a CPU."""
+    """Wait until this rank's GPU has finished its queued work; does nothing on a CPU."""
     if on_gpu():
         torch.cuda.synchronize()
 
 
 def memory_high_water() -> int:
-    """Return the peak memory of this process in bytes: GPU memory, or host memory on a CPU."""
+    """Return the peak memory of this process in bytes: torch's reserved GPU memory, or on a CPU its resident set."""
     if on_gpu():
         return int(torch.cuda.max_memory_reserved())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def make_deterministic(wanted: bool) -> None:
-    """Let GPU kernels sum in a fixed order, or in the fastest one; CPUs always sum in a fixed order.
+    """Make GPU kernels sum in a reproducible order, or allow the fastest; CPU kernels are always reproducible.
 
-    To be called before the model is built, because attention reads the variable then.
+    Call it before the model is built: Transformer Engine's attention reads the setting then.
     """
     if on_gpu():
         os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0" if wanted else "1"
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch requires it; it costs some MiB
         torch.use_deterministic_algorithms(wanted)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over memory that nothing here reads
+        # Deterministic mode also fills each new tensor with nan: a pass over memory that nothing here needs.
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def to_device(tensor: torch.Tensor) -> torch.Tensor:
@@ -127,48 +129,54 @@ def to_device(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def host_memory(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Return host memory to be filled and given to `to_device`, without a second copy.
+    """Return host memory to fill and pass to `to_device`, which then needs no extra copy into pinned memory.
 
-    On a GPU machine it is pinned; torch keeps pinned memory and reuses it once the copies from it are done.
+    On a GPU machine it is pinned. torch caches pinned memory, and reuses it once the copies from it have finished.
     """
     return torch.empty(shape, dtype=dtype, pin_memory=on_gpu())
 
 
 class SideStream:
-    """A second CUDA stream, beside the one that computes; on a CPU there is none, and nothing to wait for."""
+    """A CUDA stream beside the one that computes; on a CPU there is none, and nothing to wait for."""
 
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream(device()) if on_gpu() else None
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Put this thread's copies and kernels on the stream."""
+        """Run this thread's copies and kernels on the stream."""
         if self._stream is None:
             yield
             return
-        torch.cuda.set_device(device())  # the current device is per thread, and GPU 0 in a new one
+        torch.cuda.set_device(device())  # the current device is per thread, and starts as GPU 0
         with torch.cuda.stream(self._stream):
             yield
 
     def mark(self) -> Any:
-        """Return an event after everything that is on the stream now."""
+        """Return an event after everything that is on the stream now; None on a CPU."""
         return None if self._stream is None else self._stream.record_event()
 
     def hand_over(self, mark: Any, tensors: Iterable[torch.Tensor]) -> None:
-        """Let the calling thread's stream, not the host, wait for an event, and then use tensors made before it."""
+        """Make the calling thread's stream wait for an event, and use tensors made before it; the host does not wait.
+
+        Args:
+            mark: of `mark`.
+            tensors: what the calling thread's stream will read.
+        """
         if mark is None:
             return
-        current = torch.cuda.current_stream()
-        current.wait_event(mark)
+        stream = torch.cuda.current_stream()
+        stream.wait_event(mark)
         for tensor in tensors:
             if tensor.is_cuda:
-                tensor.record_stream(current)  # otherwise their memory could be reused while this stream reads it
+                # torch's allocator knows only the stream that made the tensor, and could reuse its memory too early.
+                tensor.record_stream(stream)
 
 
 def install() -> None:
-    """Prepare for Megatron-core: check its release and, without CUDA, make the CPU stand in for the device.
+    """Prepare for Megatron-core: check its version and, without CUDA, let the CPU stand in for the device.
 
-    To be called before anything else of mcore; calling it again does nothing.
+    Call it before importing anything of mcore that makes tensors. A second call does nothing.
 
     Raises:
         LaunchError: see `version.check`.
@@ -186,7 +194,8 @@ def install() -> None:
 
 
 def _quieten() -> None:
-    """Suppress warnings that mcore gives at every start and a user cannot act on; only rank 0 shows the others."""
+    """Hide mcore's warnings that come at every start and need no action; only rank 0 shows its other warnings."""
+    # By environment variable: torch.distributed is not initialized this early.
     for message in _AT_EVERY_START:
         warnings.filterwarnings("ignore", message=message)
     if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
@@ -194,15 +203,15 @@ def _quieten() -> None:
 
 
 def _cpu_stands_in() -> None:
-    # Each replacement below is a call that mcore makes and that raises without CUDA.
+    # There is one random state on a CPU: the "CUDA" state is that of the host's default generator.
     generator = torch.default_generator
     torch.cuda.current_device = lambda: _CPU
     torch.cuda.synchronize = lambda device=None: None
     torch.cuda.manual_seed = lambda seed: generator.manual_seed(seed)
     torch.cuda.get_rng_state = torch.cuda.random.get_rng_state = lambda device="cuda": generator.get_state()
     torch.cuda.set_rng_state = torch.cuda.random.set_rng_state = lambda state, device="cuda": _restore(state)
-    # torch collects the factories that `with torch.device("meta")` redirects once, by identity. It must see the
-    # originals, or models built in such a context (as transformers does) stay uninitialised, without an error.
+    # torch lists the factories that `with torch.device("meta")` redirects by identity, once. It must see the originals.
+    # Otherwise models built in such a context (transformers does this) stay uninitialized, without an error.
     torch.utils._device._device_constructors()
     for factory in _FACTORIES:
         setattr(torch, factory, _on_cpu(getattr(torch, factory)))
@@ -235,10 +244,11 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 def _named_for_the_optimizer(type_of: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a `Tensor.type` that names CUDA types, but only to mcore's optimizers, which accept no others."""
+    """Return a `Tensor.type` that gives mcore's optimizers CUDA's names; they raise for any other."""
 
     def answer(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         result = type_of(self, *args, **kwargs)
+        # Everybody else must see the true name: torch and transformers choose code by it.
         caller = sys._getframe(1).f_globals.get("__name__", "")
         if isinstance(result, str) and caller.startswith(_OPTIMIZER_MODULES):
             return result.replace("torch.", "torch.cuda.", 1)

@@ -1,12 +1,12 @@
 """Build any rank of any number of GPUs on one CPU: the real modules, without memory and without other processes.
 
 torch's *fake* process group completes every collective at once and moves nothing, so one process can be rank 300 of
-512. Tensors are created on the `meta` device: they have a shape but no storage. Groups, layout, model, data-parallel
-wrap and optimizer are built by the functions that training calls, and then counted. The blocks are always megacode's
-own, without FP8: their parameters are the same as those of Transformer Engine's blocks.
+512. Tensors are made on the `meta` device: they have a shape and no storage. Groups, layout, model, data-parallel wrap
+and optimizer are built by the functions that training calls, and we count what they built. The blocks are always
+megacode's own, without FP8; Transformer Engine's have the same parameters.
 
-A fake group leaves received objects unchanged. mcore receives one when it builds an optimizer: the parameter groups of
-every rank. They are alike, so this rank's own are used for all.
+A fake group does not fill in received objects. mcore gathers objects once, when it builds an optimizer: the parameter
+groups of every rank. Those are alike on all ranks here, so this rank's own stand in for them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from megacode.config.run import RunConfig
 from megacode.mcore import device, groups
 from megacode.mcore.groups import Ranks
 
-# A part of a parameter's name, and the component of the plan's arithmetic that counts it.
 _KINDS = {
     "word_embeddings": "embedding",
     "linear_qkv": "attention_qkv",
@@ -42,12 +41,12 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Built:
-    """What one rank holds.
+    """The size of what one rank holds.
 
     Attributes:
-        ranks: its position.
+        ranks: its position in the layout.
         parameters: elements by component.
-        modules: for each class of module with parameters, the number of modules and of elements.
+        modules: number of modules and of elements, for each class of module that has parameters.
         weights, gradients, optimizer: bytes.
         buckets: number of gradient buckets, over all its chunks.
     """
@@ -66,21 +65,21 @@ def dry_run(place: Layout, ranks: Iterable[int]) -> list[dict[str, Any]]:
 
     Args:
         place: the run on its GPUs.
-        ranks: which of them; empty: the first, one in the middle and the last.
+        ranks: which ranks; empty: the first, one in the middle and the last.
 
     Returns:
-        By rank, for JSON: its position, `parameters` in total and by component, `modules`, bytes of `weights`,
-        `gradients` and `optimizer`, and `unequal`: where the plan differs, as built and as planned.
+        One dict per rank, for JSON: its position, `parameters` in total and by component, `modules`, bytes of
+        `weights`, `gradients` and `optimizer`, and `unequal`: where built and planned values differ.
 
     Raises:
-        ConfigError: there is no such rank, or the config does not fit the number of ranks.
+        ConfigError: there is no such rank, or the config does not fit this number of GPUs.
     """
     wanted = sorted(set(ranks)) or sorted({0, place.gpus // 2, place.gpus - 1})
     for rank in wanted:
         if not 0 <= rank < place.gpus:
             raise ConfigError(f"there is no rank {rank}", "--dry-run-rank", f"give 0 to {place.gpus - 1}")
     built = build_ranks(_buildable(place.config), place.gpus, wanted, place.vocab_size)
-    return [_compared(place, rank, one) for rank, one in zip(wanted, built, strict=True)]
+    return [_compared(place, rank, sizes) for rank, sizes in zip(wanted, built, strict=True)]
 
 
 def _buildable(config: RunConfig) -> RunConfig:
@@ -91,7 +90,6 @@ def _buildable(config: RunConfig) -> RunConfig:
 
 
 def _compared(place: Layout, rank: int, built: Built) -> dict[str, Any]:
-    """Return a rank's document: what was built, and where it differs from the plan's arithmetic."""
     stage, index = place.coordinates(rank)
     counted, planned_buffers = countable(place, stage, index), buffers(place, stage)
     planned = {
@@ -103,7 +101,6 @@ def _compared(place: Layout, rank: int, built: Built) -> dict[str, Any]:
     }
     sizes = {name: getattr(built, name) for name in ("weights", "gradients", "optimizer", "buckets")}
     counts = {**vars(built.parameters), **sizes}
-    unequal = {key: {"built": count, "planned": planned[key]} for key, count in counts.items() if count != planned[key]}
     ranks = built.ranks
     return {
         "rank": rank,
@@ -115,7 +112,7 @@ def _compared(place: Layout, rank: int, built: Built) -> dict[str, Any]:
         "parameters_by_component": vars(built.parameters),
         "modules": {name: {"count": count, "parameters": own} for name, (count, own) in built.modules.items()},
         **sizes,
-        "unequal": unequal,
+        "unequal": {key: {"built": n, "planned": planned[key]} for key, n in counts.items() if n != planned[key]},
     }
 
 
@@ -124,14 +121,14 @@ def build_ranks(config: RunConfig, world_size: int, ranks: Iterable[int], vocab_
 
     Args:
         config: the run's config.
-        world_size: ranks of the run.
-        ranks: which of them.
-        vocab_size: tokens the model knows, without padding.
+        world_size: number of ranks of the run.
+        ranks: which of them to build.
+        vocab_size: tokens in the vocabulary, without padding.
 
     Raises:
-        ConfigError: the config does not fit so many ranks, or asks for what this build cannot compute.
+        ConfigError: the config does not fit this number of ranks, or asks for something this machine cannot compute.
     """
-    # Process groups and mcore's parallel state are global: one rank at a time, and none of a real run beside them.
+    # The fake group becomes this process's default group; a real one could not exist beside it.
     assert not dist.is_initialized(), "a dry run needs a process of its own"
     return [_build_rank(config, world_size, rank, vocab_size) for rank in ranks]
 
@@ -139,24 +136,25 @@ def build_ranks(config: RunConfig, world_size: int, ranks: Iterable[int], vocab_
 def _build_rank(config: RunConfig, world_size: int, rank: int, vocab_size: int) -> Built:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    device.install()  # before any module of mcore is imported, hence the import below
+    device.install()
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
-        ranks = groups.start(config.parallel, config.seed)
+        position = groups.start(config.parallel, config.seed)
         from megacode.mcore.build import build
 
         with _without_memory():
-            rank_model = build(config, ranks, vocab_size)
-        return _count(ranks, rank_model.chunks, rank_model.optimizer)
+            rank_model = build(config, position, vocab_size)
+        return _count(position, rank_model.chunks, rank_model.optimizer)
     finally:
         groups.stop()
 
 
 class _OnMeta(TorchFunctionMode):
-    """Creates every tensor on the meta device, whichever device is asked for, and keeps it there."""
+    """Make every tensor on the meta device, whichever device is asked for, and keep it there."""
+
+    # `with torch.device("meta")` does not suffice: it loses to an explicit `device=`, and mcore passes one.
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # mcore names devices explicitly, which torch's own `with torch.device("meta")` does not override.
         kwargs = dict(kwargs or {})
         if func in _device_constructors():
             kwargs["device"] = "meta"
@@ -167,7 +165,7 @@ class _OnMeta(TorchFunctionMode):
 
 @contextmanager
 def _without_memory() -> Iterator[None]:
-    """Build on the meta device; gathered objects are this rank's own, once for each rank."""
+    """Build on the meta device; gathered objects of all other ranks are copies of this rank's."""
     type_of, gather = torch.Tensor.type, dist.all_gather_object
 
     def echo(answers: list[Any], own: Any, group: Any = None) -> None:
@@ -198,7 +196,7 @@ def _count(ranks: Ranks, chunks: list[Any], optimizer: Any) -> Built:
             if own:
                 count, elements = modules.get(type(module).__name__, (0, 0))
                 modules[type(module).__name__] = (count + 1, elements + own)
-    # With the distributed optimizer, weights are views of mcore's buffers; else they have memory of their own.
+    # With the distributed optimizer weights live in padded buffers; otherwise they are tensors of their own.
     weights = [buffer.param_data for buffer in buffers if buffer.param_data is not None]
     return Built(
         ranks=ranks,
@@ -212,7 +210,7 @@ def _count(ranks: Ranks, chunks: list[Any], optimizer: Any) -> Built:
 
 
 def _kind(name: str, parameter: torch.Tensor) -> str:
-    if parameter.dim() == 1:  # there are no biases
+    if parameter.dim() == 1:
         return "norms"
     return next(kind for part, kind in _KINDS.items() if part in name)
 
@@ -222,7 +220,7 @@ def _bytes(tensors: list[torch.Tensor]) -> int:
 
 
 def _optimizer_bytes(optimizer: Any) -> int:
-    """Return the bytes of fp32 masters, unless weights are fp32 themselves, and of Adam's two moments."""
+    """Return the bytes of Adam's two moments, and of the fp32 masters unless the weights are fp32 themselves."""
     from megacode.mcore.optimizer_state import held, prime
 
     with _without_memory():

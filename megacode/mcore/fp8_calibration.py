@@ -1,8 +1,8 @@
 """Find the first scales of FP8 with delayed scaling, from one micro-batch that is computed but not learned from.
 
-Delayed scaling chooses scales from earlier micro-batches. Before the first one, scales are 1: most gradients underflow
-in FP8, and the first update is computed from the rest. If a phase with FP8 follows one without, at full learning rate,
-the loss jumps.
+Delayed scaling takes its scales from the maxima of earlier micro-batches. Before the first one, all scales are 1:
+gradients underflow in FP8, and the first update consists of what is left of them. The loss then jumps where a phase
+with FP8 follows one without, at full learning rate.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from megacode.mcore.step import backward
 
 
 def calibrate(rank_model: RankModel, microbatch: MicroBatch, num_sources: int) -> None:
-    """Set every matrix's scales from the size of its operands; called by all ranks, between iterations.
+    """Give every matrix the scales of its operands; called by all ranks, between iterations.
 
-    Costs a forward and a backward pass of the micro-batch. Weights do not change, gradients are discarded, random
+    Costs a forward and a backward pass of the micro-batch. Weights stay unchanged, gradients are discarded, and random
     states are restored.
 
     Args:
@@ -25,7 +25,8 @@ def calibrate(rank_model: RankModel, microbatch: MicroBatch, num_sources: int) -
         num_sources: number of sources.
     """
     random_states = checkpoint_pieces.random_states(rank_model)
+    # The next iteration zeroes the gradient buffers first, so what this leaves in them is never applied.
     backward(rank_model, [microbatch], num_sources)
     checkpoint_pieces.set_random_states(rank_model, random_states)
-    # Weights held in FP8 were rounded with scales of 1: round them again, with the scales that are known now.
+    # Weights held in FP8 were rounded by the old scales: round them again from the fp32 masters.
     optimizer.restore_weights(rank_model.chunks, rank_model.optimizer)

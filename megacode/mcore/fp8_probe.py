@@ -1,7 +1,6 @@
-"""Measure what FP8 costs in accuracy: compute one micro-batch with and without it, all else being equal.
+"""Measure the accuracy cost of FP8: compute one micro-batch with and without it, from equal weights and random states.
 
-Weights and random numbers are the same. The run does not change: gradients are discarded, random states and scales are
-restored.
+The run is unaffected: gradients are discarded, and random states and scales are restored.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Comparison:
     Attributes:
         loss: with FP8.
         loss_without: in the run's own dtype.
-        gradients: by kind of layer, the norm of the gradients' difference relative to the norm without FP8.
+        gradients: by kind of layer, 2-norm of the difference of both gradients, relative to the norm without FP8.
     """
 
     loss: float
@@ -37,12 +36,12 @@ class Comparison:
 
     @property
     def loss_difference(self) -> float:
-        """Difference of the losses, relative to the one without FP8."""
+        """Absolute difference of the losses, relative to the one without FP8."""
         return abs(self.loss - self.loss_without) / abs(self.loss_without)
 
 
 def compare(rank_model: RankModel, microbatch: MicroBatch, num_sources: int, recipe: Fp8) -> Comparison:
-    """Compute a micro-batch with and without FP8; called by all ranks, between iterations.
+    """Compute a micro-batch with FP8 and without; called by all ranks, between iterations.
 
     Costs two forward and backward passes, and host memory for this rank's share of the gradients in fp32.
 
@@ -50,14 +49,15 @@ def compare(rank_model: RankModel, microbatch: MicroBatch, num_sources: int, rec
         rank_model: of `build`, with an optimizer.
         microbatch: one of this data-parallel rank's, whole sequences.
         num_sources: number of sources.
-        recipe: the one in use, also afterwards.
+        recipe: the current recipe; it is current again afterwards.
     """
-    # Without FP8 first: its gradients are kept on the host, so that the GPU holds only one set at a time.
     random_states, remembered = checkpoint_pieces.random_states(rank_model), fp8_scales.snapshot(rank_model)
     precision.use(rank_model, None)
+    # First without. Its gradients must wait on the host: the second pass overwrites mcore's gradient buffers.
     without = _losses(rank_model, microbatch, num_sources)
     kept = {key: gradient.to("cpu", copy=True) for key, (_, gradient) in _gradients(rank_model).items()}
     checkpoint_pieces.set_random_states(rank_model, random_states)
+    # Then with FP8 and the same dropout. This order leaves the run's recipe in use.
     precision.use(rank_model, recipe)
     with_fp8 = _losses(rank_model, microbatch, num_sources)
     distances = _distances(rank_model, kept)
@@ -73,7 +73,8 @@ def _losses(rank_model: RankModel, microbatch: MicroBatch, num_sources: int) -> 
 
 
 def _gradients(rank_model: RankModel) -> dict[int, tuple[str, Tensor]]:
-    """Return the gradients that this rank's optimizer holds, ready for a step, with their parameters' names."""
+    """Return the prepared gradients that this rank's optimizer holds, with the names of their parameters."""
+    # Keyed by position: the optimizer yields its tensors in the same order both times.
     names = gradient_norms.names(rank_model)
     optimizer_state.prime(rank_model.optimizer)
     held = optimizer_state.held(rank_model.optimizer)
@@ -85,18 +86,18 @@ def _gradients(rank_model: RankModel) -> dict[int, tuple[str, Tensor]]:
 
 
 def _distances(rank_model: RankModel, kept: dict[int, Tensor]) -> dict[str, float]:
-    """Return the relative difference of the gradients from those kept, by kind, over all ranks."""
-    # Sums of squares of difference and reference: they can be added over ranks, norms cannot.
+    """Return the relative distance of the gradients from those kept, by kind, over all ranks."""
     squares: dict[str, tuple[float, float]] = {}
     for number, (name, gradient) in _gradients(rank_model).items():
         reference, kind = kept[number].to(gradient.device), _kind(name)
-        apart, whole = squares.get(kind, (0.0, 0.0))
-        squares[kind] = (apart + _square(gradient - reference), whole + _square(reference))
+        apart, own = squares.get(kind, (0.0, 0.0))
+        squares[kind] = (apart + _square(gradient - reference), own + _square(reference))
+    # Kinds differ between ranks: only one pipeline stage has the embedding. So objects are gathered, not tensors.
     total: dict[str, tuple[float, float]] = {}
-    for of_rank in groups.gather_objects(squares):
-        for kind, (apart, whole) in of_rank.items():
-            total[kind] = (total.get(kind, (0.0, 0.0))[0] + apart, total.get(kind, (0.0, 0.0))[1] + whole)
-    return {kind: math.sqrt(apart / whole) if whole else math.inf for kind, (apart, whole) in sorted(total.items())}
+    for squares_of_rank in groups.gather_objects(squares):
+        for kind, (apart, own) in squares_of_rank.items():
+            total[kind] = (total.get(kind, (0.0, 0.0))[0] + apart, total.get(kind, (0.0, 0.0))[1] + own)
+    return {kind: math.sqrt(apart / own) if own else math.inf for kind, (apart, own) in sorted(total.items())}
 
 
 def _square(x: Tensor) -> float:
@@ -104,5 +105,4 @@ def _square(x: Tensor) -> float:
 
 
 def _kind(name: str) -> str:
-    # A fused norm has the name of the matrix after it: `linear_qkv.layer_norm_weight`.
     return next((kind for kind in _KINDS if kind in name and "norm" not in name), "norms")

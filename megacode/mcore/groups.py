@@ -1,4 +1,4 @@
-"""The processes of a run: joining, the layout over them, small collectives, and random states."""
+"""The processes of a run: join them, lay the model out over them, seed them, and run small collectives."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from megacode.base.files import digest
 from megacode.config.training import Parallel
 from megacode.mcore import device, gloo, layout_check, meeting, rendezvous
 
-# A collective's timeout is so many seconds longer than a hang's, so that the watchdog acts first.
+# A collective ends the run only so many seconds after the hang timeout: the watchdog, which says why, comes first.
 _AFTER_THE_WATCHDOG = 600.0
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's position in the layout.
+    """The position of this process in the layout.
 
     Attributes:
         rank, world_size: among all processes.
@@ -52,7 +52,7 @@ class Ranks:
 
 
 def start(parallel: Parallel, seed: int, patience: float = 1800.0, asked: meeting.Asked = meeting.nobody_asks) -> Ranks:
-    """Join the other processes, make the groups of the layout, and seed the random states.
+    """Join the other processes, make the layout's groups, and seed the random states.
 
     Works under torchrun, under srun, and for one process without either. If the processes have joined already (a
     caller that tries several layouts in turn), only the layout is replaced.
@@ -60,18 +60,18 @@ def start(parallel: Parallel, seed: int, patience: float = 1800.0, asked: meetin
     Args:
         parallel: the layout.
         seed: of the random states.
-        patience: seconds without progress after which a rank counts as hanging.
+        patience: hang timeout in seconds.
         asked: see `meeting.meet`.
 
     Raises:
-        LaunchError: the environment is incomplete, or the number of processes is not divisible by a copy's size.
+        LaunchError: the environment is incomplete, or the number of processes is not divisible by the model size.
         StoppedError: see `meeting.meet`.
     """
     device.install()
     timeout = timedelta(seconds=patience + _AFTER_THE_WATCHDOG)
     if not dist.is_initialized():
+        # Checked before joining too: a wrong number of processes is reported at once, not after the last has come.
         place = rendezvous.read(os.environ)
-        # Also before joining: a wrong number of processes is refused at once, without waiting for all of them.
         layout_check.data_parallel_size(parallel, place.world_size)
         _join(place, timeout, asked)
     layout_check.data_parallel_size(parallel, dist.get_world_size())
@@ -82,10 +82,10 @@ def start(parallel: Parallel, seed: int, patience: float = 1800.0, asked: meetin
 
 
 def join(patience: float = 1800.0, asked: meeting.Asked = meeting.nobody_asks) -> None:
-    """Join the other processes, unless that is done; `start` makes a layout over them.
+    """Join the other processes, unless they have joined; `start` makes a layout over them.
 
     Args:
-        patience: seconds without progress after which a rank counts as hanging.
+        patience: hang timeout in seconds.
         asked: see `meeting.meet`.
 
     Raises:
@@ -98,7 +98,7 @@ def join(patience: float = 1800.0, asked: meeting.Asked = meeting.nobody_asks) -
 
 
 def rank() -> int:
-    """Return the number of this process among all."""
+    """Return the global rank of this process."""
     return dist.get_rank()
 
 
@@ -108,7 +108,7 @@ def size() -> int:
 
 
 def stop() -> None:
-    """Leave the other processes, and end every group. No collective, because other ranks may be gone."""
+    """Leave the other processes and destroy every group. Not a collective: other ranks may be gone."""
     if not dist.is_initialized():
         return
     _end_layout()
@@ -117,15 +117,13 @@ def stop() -> None:
 
 
 def leave_layout() -> None:
-    """End the layout and its groups, but stay joined, for a caller that makes another one; collective.
+    """Destroy the layout's groups but stay joined, for a caller that continues with another layout. Collective.
 
-    Threads and sockets of a group end with the last reference to it, so drop the model and the optimizer before.
+    Threads and sockets of a group end with the last reference to it, so drop the model and the optimizer first.
     """
     dist.barrier()  # a rank that still computes with a group must not find it closed
     _end_layout()
-    # Modules and their hooks refer to each other in circles, and hold groups. Collected now, or the groups' threads
-    # would run until Python happens to do it.
-    gc.collect()
+    gc.collect()  # modules and their hooks refer to each other in circles, and hold groups
 
 
 def barrier() -> None:
@@ -133,11 +131,9 @@ def barrier() -> None:
     dist.barrier()
 
 
-# Small collectives on Python values, for decisions and messages.
-
-
 def broadcast_object(value: T | None, source: int = 0) -> T:
-    """Return on all ranks what rank `source` passes in; the others' argument is ignored."""
+    """Return on all ranks the value of rank `source`; the argument of other ranks is ignored."""
+    # Two broadcasts, of the size and of the bytes. Fine at starts and saves; a step uses tensors.
     box = [packed(value) if rank() == source else None]
     dist.broadcast_object_list(box, src=source)
     received: T = unpacked(box[0])
@@ -145,25 +141,27 @@ def broadcast_object(value: T | None, source: int = 0) -> T:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Return on all ranks what each passes in, by rank."""
+    """Return on all ranks the values of all ranks, by rank."""
+    # Every rank receives world size times the largest value: keep values small on 4,096 ranks.
     box: list[bytes | None] = [None] * dist.get_world_size()
     dist.all_gather_object(box, packed(value))
     return [unpacked(own) for own in box]
 
 
 def packed(value: object) -> bytes:
-    """Return an object as compressed bytes: object collectives use GPU memory, which may be nearly full."""
+    """Return an object as few bytes: collectives on objects copy them to the GPU, whose memory may be full."""
     return zlib.compress(pickle.dumps(value), level=1)
 
 
 def unpacked(value: bytes | None) -> Any:
-    """Return the object that `packed` packed."""
+    """Return the object that was passed to `packed`."""
     assert value is not None
     return pickle.loads(zlib.decompress(value))
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
-    """Return on all ranks, for each flag, whether it is set on any; this is how ranks agree on what to do next."""
+    """Return on all ranks, for each flag, whether it is set on any rank: how ranks agree on what to do next."""
+    # One reduction for all flags, and a wait for the GPU: call it once per iteration at most.
     tensor = torch.tensor(flags, dtype=torch.float32, device=device.device())
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tuple(bool(value) for value in tensor.tolist())
@@ -177,13 +175,13 @@ def total(count: int) -> int:
 
 
 def all_equal(numbers: Sequence[int | None]) -> list[bool]:
-    """Return on all ranks, for each number, whether all ranks that have one have the same.
+    """Return on all ranks, for each number, whether it is equal on all ranks that have it.
 
     Args:
         numbers: equally many on every rank, below 2**62; None: this rank has none.
     """
-    # One MIN over n and -n gives the minimum and the maximum together.
-    nothing = 1 << 62  # above every number and its negative, so the smallest of both is some rank's own
+    # One MIN reduction gives both ends: the largest number is the negative of the smallest negative.
+    nothing = 1 << 62  # above every number and its negative, so it never wins a minimum against a real one
     low = [nothing if number is None else number for number in numbers]
     high = [nothing if number is None else -number for number in numbers]
     tensor = torch.tensor([low, high], dtype=torch.int64, device=device.device())
@@ -194,11 +192,12 @@ def all_equal(numbers: Sequence[int | None]) -> list[bool]:
 def seed_ranks(seed: int, ranks: Ranks) -> None:
     """Seed the random states that dropout draws from; initial weights and data order have their own keys.
 
-    Ranks that hold slices of the same matrices share the state used outside those slices, and have different ones
-    inside (mcore's tracker switches). So dropout differs between layouts, by design; nothing else does.
+    Tensor-parallel ranks share the state used outside their slices of matrices, and have different ones inside
+    (mcore's tracker does that). So dropout differs between layouts, by design; nothing else does.
     """
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
+    # One number per pipeline stage and set of tokens, but not per tensor-parallel rank: mcore adds that rank itself.
     tokens = ranks.dp_rank + ranks.dp_size * ranks.cp_rank
     own = int(digest("random state", str(seed), str(ranks.pp_rank), str(tokens))[:7], 16)
     random.seed(own)
@@ -209,6 +208,7 @@ def seed_ranks(seed: int, ranks: Ranks) -> None:
 def _join(place: rendezvous.Rendezvous, timeout: timedelta, asked: meeting.Asked) -> None:
     store: dist.Store
     if place.address:
+        # For what reads the environment later: `device()`, torch, and libraries that ask for torchrun's variables.
         os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port), LOCAL_RANK=str(place.local_rank))
         store = meeting.meet(place, timeout.total_seconds(), asked)
     else:
@@ -234,13 +234,15 @@ def _lay_out(parallel: Parallel, timeout: timedelta) -> None:
 
     if parallel_state.model_parallel_is_initialized():
         leave_layout()
+    # mcore's default order puts neighbouring ranks into one tensor-parallel group: it stays within a node's NVLink.
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         context_parallel_size=parallel.context,
+        # Its extra gloo groups serve its own checkpoints and logs; each would cost threads and sockets.
         create_gloo_process_groups=False,
-        # mcore takes whole minutes; rounded up.
+        # In whole minutes, rounded up, or these groups would give up before the watchdog.
         distributed_timeout_minutes=-(-int(timeout.total_seconds()) // 60),
     )
 

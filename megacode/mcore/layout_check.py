@@ -1,4 +1,4 @@
-"""Check, before anything is built, that a run fits a number of processes and that this machine can compute it."""
+"""Check that a run fits the number of processes and can be computed on this machine, before anything is built."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from megacode.mcore import te
 def data_parallel_size(parallel: Parallel, world_size: int) -> int:
     """Return the data-parallel size: how many copies of the model a number of processes holds.
 
+    Context-parallel ranks belong to one copy here: they share its sequences.
+
     Raises:
-        LaunchError: the number is not divisible by the size of a copy.
+        LaunchError: the number of processes is not divisible by the size of one copy.
     """
     if world_size % parallel.model_size == 0:
         return world_size // parallel.model_size
-    # Name the nearest legal numbers of processes.
+    # The nearest numbers of processes that would work, for the message.
     size, low = parallel.model_size, world_size // parallel.model_size * parallel.model_size
     legal = f"{low} or {low + size}" if low else str(size)
     what = (
@@ -28,21 +30,21 @@ def data_parallel_size(parallel: Parallel, world_size: int) -> int:
 
 
 def layout_problems(config: RunConfig, world_size: int) -> list[Problem]:
-    """Return everything that prevents a run from starting on a number of processes; empty if it can start.
+    """Return every problem that prevents a run from starting on this number of processes; empty: it can start.
 
     Raises:
-        LaunchError: the number is not divisible by the size of a copy of the model; nothing else can be checked then.
+        LaunchError: see `data_parallel_size`; without that size nothing else can be checked.
     """
     data_parallel_size(config.parallel, world_size)
     return [*te.problems(config), *uneven_batches(config, world_size)]
 
 
 def check(config: RunConfig, world_size: int) -> None:
-    """Refuse a run that does not fit.
+    """Reject a run that does not fit.
 
     Raises:
         ConfigError: all problems of `layout_problems` at once.
-        LaunchError: the number of processes is not divisible by the size of a copy of the model.
+        LaunchError: see `data_parallel_size`.
     """
     problems = layout_problems(config, world_size)
     if problems:
@@ -50,10 +52,10 @@ def check(config: RunConfig, world_size: int) -> None:
 
 
 def check_model(config: RunConfig) -> None:
-    """Refuse what this machine cannot compute, whatever the number of processes.
+    """Reject what this machine cannot compute with any number of processes.
 
     Raises:
-        ConfigError: the config asks for number formats or layers that this machine does not have.
+        ConfigError: the config asks for number formats or layers that this machine does not support.
     """
     problems = list(te.problems(config))
     if problems:

@@ -1,6 +1,6 @@
-"""mcore's AdamW: whole or sharded over data-parallel ranks, with fp32 masters if parameters are bf16.
+"""mcore's AdamW: replicated or sharded over data-parallel ranks, with fp32 masters if parameters are bf16.
 
-The learning rate is a function of the clock and is set before each step; mcore's scheduler is not used.
+The learning rate is a function of the clock, set before each step; mcore's scheduler is not used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
     configure(config, optimizer)
     if config.precision.dtype == "fp32":
         for inner in inner_optimizers(optimizer):
-            # In fp32, Adam updates views of the parameters themselves: mcore would copy each onto itself.
+            # In fp32 Adam updates views of the parameters themselves; mcore would copy each onto itself.
             inner._copy_main_params_to_model_params = _nothing_to_copy
     return optimizer
 
@@ -39,10 +39,10 @@ def _nothing_to_copy() -> None:
 
 
 def _exemptions(kinds: Collection[str]) -> dict[Any, Any]:
-    """Return mcore's override that exempts some kinds of parameters from weight decay.
+    """Return mcore's override that exempts parameters from weight decay.
 
-    mcore calls the predicate for each parameter and its name. A tied output layer is the embedding; a copy of it on the
-    last pipeline stage is marked by mcore. An untied output layer is not an embedding.
+    mcore calls the predicate with each parameter and its name. A tied output layer is the embedding. If the last
+    pipeline stage holds a copy of it, mcore has marked the copy. An untied output layer does not count as an embedding.
     """
     from megatron.core.optimizer import ParamKey, ParamWithNamePredicate
 
@@ -54,9 +54,10 @@ def _exemptions(kinds: Collection[str]) -> dict[Any, Any]:
 
 
 def configure(config: RunConfig, optimizer: Any) -> None:
-    """Set the config's values in each parameter group; also after a load, which restores the saved ones.
+    """Set the config's values in each parameter group; also called after a load, which restores the saved ones.
 
-    mcore keeps the exemption from weight decay as a factor, `wd_mult`, which only its own scheduler would apply.
+    mcore keeps the exemption from weight decay as a factor, `wd_mult`, that only its own scheduler applies. Without
+    that scheduler, which we do not use, every parameter would be decayed.
     """
     train = config.train
     for group in optimizer.param_groups:
@@ -65,7 +66,7 @@ def configure(config: RunConfig, optimizer: Any) -> None:
         group["eps"] = train.adam_eps
     for adam in adams(optimizer):
         for group in adam.param_groups:
-            # torch's one-pass kernel, several times faster than separate operations.
+            # torch's fused kernel: one pass over memory, several times faster than separate operations.
             group["fused"] = True
 
 
@@ -76,15 +77,15 @@ def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
 
 
 def adams(optimizer: Any) -> Iterator[torch.optim.AdamW]:
-    """Yield torch's AdamW objects inside an mcore optimizer; none if Transformer Engine's or apex's Adam is used."""
+    """Yield the torch AdamW objects inside an mcore optimizer; none if it uses Transformer Engine's or apex's Adam."""
     for inner in inner_optimizers(optimizer):
         if isinstance(inner.optimizer, torch.optim.AdamW):
             yield inner.optimizer
 
 
 def inner_optimizers(optimizer: Any) -> list[Any]:
-    """Return the non-empty mcore optimizers inside a chained one, or a single one itself."""
-    # A rank may hold no parameters of a kind: mcore then puts a stub in its place.
+    """Return the optimizers inside a chained mcore optimizer, or the optimizer itself; empty ones are left out."""
+    # A stub stands for a rank without parameters of some kind; most of its methods fail.
     chained = getattr(optimizer, "chained_optimizers", [optimizer])
     return [inner for inner in chained if not inner.is_stub_optimizer]
 
@@ -97,31 +98,32 @@ def measure(optimizer: Any, tokens: int) -> float:
 
     Args:
         optimizer: of `build_optimizer`.
-        tokens: number of tokens that the gradients are summed over; prepared gradients are of the mean.
+        tokens: number of valid tokens; gradients of the sum over them become gradients of the mean.
     """
+    # mcore's `step` prepares, clips and updates at once. In parts, a step can be rejected once its norm is known.
     optimizer.prepare_grads()
-    # Only this rank's share is divided. mcore would divide all gradients, in one more pass over them.
     _multiply(optimizer, 1.0 / max(tokens, 1))
     return gradient_norm(optimizer)
 
 
 @torch.no_grad()
 def update(optimizer: Any, norm: float, clip_grad: float) -> None:
-    """Clip the gradients that `measure` has prepared, and update the parameters.
+    """Clip the gradients prepared by `measure`, and update the parameters.
 
     Args:
         optimizer: of `build_optimizer`.
         norm: global norm of the gradients, finite.
         clip_grad: largest global norm; 0: no clipping.
     """
-    factor = clip_grad / (norm + 1e-6)  # as mcore and torch compute it
+    factor = clip_grad / (norm + 1e-6)  # mcore's formula, so that results agree
     if 0.0 < factor < 1.0:
         _multiply(optimizer, factor)
     optimizer.step_with_ready_grads()
 
 
 def _multiply(optimizer: Any, factor: float) -> None:
-    """Multiply the gradients that this rank's optimizer holds: only its share if it is sharded."""
+    """Multiply the prepared gradients that this rank's optimizer holds; if it is sharded, that is its share."""
+    # One kernel over a list of tensors; a loop would launch one per tensor.
     gradients = [p.grad for inner in inner_optimizers(optimizer) for p in inner.get_parameters() if p.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor)
@@ -129,26 +131,28 @@ def _multiply(optimizer: Any, factor: float) -> None:
 
 @torch.no_grad()
 def restore_weights(chunks: list[Any], optimizer: Any) -> None:
-    """Compute the model's weights from the optimizer's fp32 ones, after a load; collective over data-parallel ranks.
+    """Set the model's weights from the optimizer's fp32 ones, after a load; a collective of the data-parallel ranks.
 
-    Each rank rounds the weights that its optimizer holds, and gathers the others. So no rank reads the whole model.
+    Each rank rounds what its optimizer holds and gathers the rest, so no rank reads the whole model.
     """
     for inner in inner_optimizers(optimizer):
         inner._copy_main_params_to_model_params()
     for chunk in chunks:
         if chunk.ddp_config.use_distributed_optimizer:
+            # Forced: with overlap the gather would only start here, and end in the next forward pass.
             chunk.start_param_sync(force_sync=True)
 
 
 def gradient_norm(optimizer: Any) -> float:
-    """Return the 2-norm of all gradients over all ranks; mcore's own makes one device-to-host copy per tensor."""
+    """Return the 2-norm of all gradients over all ranks; nan if it is not finite."""
+    # mcore's own function copies to the host once per tensor where neither apex nor Transformer Engine is installed.
+    # Its list leaves out copies of tied and replicated weights, which must count once.
     gradients = [gradient for inner in inner_optimizers(optimizer) for gradient in inner.get_main_grads_for_grad_norm()]
     square = torch.zeros((), device=device.device())
     if gradients:
         square = torch.stack(torch._foreach_norm(gradients)).square().sum()
-    # Ranks that hold copies of a parameter contribute it once: mcore's list above leaves the others out.
     group = optimizer.get_grad_stats_parallel_group()
     if group.size() > 1:
         dist.all_reduce(square, group=group)
-    value = square.item()
+    value = square.item()  # the one wait for the GPU in a step
     return math.sqrt(value) if math.isfinite(value) else float("nan")

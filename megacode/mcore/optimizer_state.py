@@ -1,9 +1,8 @@
-"""Access the optimizer's tensors of each parameter, in whichever form mcore keeps them.
+"""A uniform view of the optimizer's state, in each of mcore's forms: plain fp32, with fp32 masters, or sharded.
 
-mcore has three forms: whole fp32 parameters, fp32 masters of bf16 parameters, and sharded. Each keeps the same three
-fp32 tensors elsewhere: the weight itself, and Adam's two moments. With the distributed optimizer a data-parallel rank
-holds a run of elements that cuts through rows and parameters. Otherwise it holds all elements of its tensor-parallel
-slice.
+Each form keeps the same three fp32 tensors in different places: the weight itself and Adam's two moments. With the
+distributed optimizer a data-parallel rank holds a run of elements that cuts through rows and parameters. Otherwise it
+holds all elements of its tensor-parallel slice.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Held:
-    """Consecutive elements of one parameter, as held by this rank's optimizer.
+    """A run of one parameter's elements, as this rank's optimizer holds them.
 
     Attributes:
         parameter: this rank's slice of the parameter.
         start: number of the first element, in the slice's own order.
-        sharded: no other data-parallel rank holds these elements; else all of them do.
-        main: the tensor that the optimizer updates; its `grad` is valid between `optimizer.measure` and the next step.
+        sharded: True: no other data-parallel rank holds these elements. False: all of them do.
+        main: the tensor that the optimizer updates; between `optimizer.measure` and the step its `grad` is set.
         tensors: `model`, the fp32 weights, and the moments by name: fp32, flat, all of one length.
     """
 
@@ -41,7 +40,7 @@ class Held:
 
 
 def held(optimizer: Any) -> Iterator[Held]:
-    """Yield everything that this rank's optimizer holds; its state must exist (`prime`)."""
+    """Yield what this rank's optimizer holds; its state must exist (`prime`)."""
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
     for inner in inner_optimizers(optimizer):
@@ -49,6 +48,7 @@ def held(optimizer: Any) -> Iterator[Held]:
 
 
 def _sharded(inner: Any) -> Iterator[Held]:
+    # mcore maps the model's parameter to (group, index) of the flat fp32 shard that Adam updates.
     for parameter, (group, number) in inner.model_param_group_index_map.items():
         main = inner.optimizer.param_groups[group]["params"][number]
         start = inner._get_model_param_range_map(parameter)["param"].start
@@ -56,7 +56,7 @@ def _sharded(inner: Any) -> Iterator[Held]:
 
 
 def _whole(inner: Any) -> Iterator[Held]:
-    # With bf16, Adam's parameters are fp32 masters; map each back to the model's parameter.
+    # bf16: Adam's parameters are fp32 masters of the model's. fp32: they are the model's, and `masters` stays empty.
     masters: dict[int, Tensor] = {}
     for models, mains in zip(
         getattr(inner, "float16_groups", ()), getattr(inner, "fp32_from_float16_groups", ()), strict=True
@@ -71,25 +71,26 @@ def _tensors(inner: Any, main: Tensor) -> dict[str, Tensor]:
     state = inner.optimizer.state[main]
     tensors = {WEIGHT: main.detach(), **{name: state[name] for name in MOMENTS}}
     assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    # Views, so that loading a checkpoint into them changes the optimizer.
     return {name: tensor.view(-1) for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
 def prime(optimizer: Any) -> None:
-    """Create the state that Adam would create in its first step, for each parameter that has none."""
+    """Give each parameter without state the state that Adam would make in its first step."""
     for inner in inner_optimizers(optimizer):
         inner.init_state_fn(inner.optimizer)
-        # mcore's function omits the step counter, without which torch's AdamW fails.
         if isinstance(inner.optimizer, torch.optim.AdamW):
+            # mcore's init function makes the moments only; torch's fused kernel also expects a counter.
             for state in inner.optimizer.state.values():
                 state.setdefault("step", torch.zeros((), device=state["exp_avg"].device))
 
 
 def step_count(optimizer: Any) -> int:
-    """Return the number of steps that the optimizer has done; 0 if this rank holds nothing."""
+    """Return how many steps the optimizer has done; 0 if this rank holds nothing."""
     for inner in inner_optimizers(optimizer):
         for group in inner.optimizer.param_groups:
-            if "step" in group:  # Transformer Engine's and apex's Adam count by group
+            if "step" in group:  # Transformer Engine's and apex's Adam count per group
                 return int(group["step"])
             for main in group["params"]:
                 return int(inner.optimizer.state[main]["step"])
@@ -97,8 +98,10 @@ def step_count(optimizer: Any) -> int:
 
 
 def set_step_count(optimizer: Any, count: int) -> None:
-    """Set the number of steps that the optimizer has done."""
-    # torch's Adam increments a counter per parameter; a tensor shared among them would be incremented many times.
+    """Set how many steps the optimizer has done.
+
+    torch's AdamW needs a counter per parameter: it advances each one it sees, so a shared one would run ahead.
+    """
     for inner in inner_optimizers(optimizer):
         for group in inner.optimizer.param_groups:
             if not isinstance(inner.optimizer, torch.optim.AdamW):

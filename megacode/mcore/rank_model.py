@@ -15,10 +15,10 @@ class RankModel:
 
     Attributes:
         config: the run's config.
-        ranks: this rank's position.
-        chunks: its part of the model, one DistributedDataParallel per pipeline chunk.
+        ranks: this rank's position in the layout.
+        chunks: its part of the model, one DistributedDataParallel for each pipeline chunk.
         optimizer: mcore's optimizer for them; None if the model is not trained.
-        vocab_size: number of tokens.
+        vocab_size: tokens in the vocabulary, without padding.
         padded_vocab_size: rows of the embedding, over all ranks.
     """
 

@@ -1,4 +1,4 @@
-"""Read from the environment of torchrun or SLURM how the processes of one run find each other."""
+"""How the processes of one run find each other: rank, size and address from torchrun's or SLURM's variables."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from megacode.base.ports import port_of_job, refuse_if_busy
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """This process among those of the run.
+    """Rank of this process, and where to find rank 0.
 
     Attributes:
-        rank: number of this process, from 0.
+        rank: of this process, from 0.
         world_size: number of processes.
         local_rank: number of this process on its node, which is also its GPU there.
-        address: where rank 0 listens; empty if this process is alone.
+        address: where rank 0 listens; empty if this is the only process.
         port: the port it listens on.
     """
 
@@ -30,29 +30,27 @@ class Rendezvous:
 
 
 def read(environment: Mapping[str, str]) -> Rendezvous:
-    """Return the rendezvous that torchrun or srun prepared, or that of a single process.
-
-    torchrun's variables take precedence over SLURM's, because torchrun may itself run under srun. Of SLURM's only the
-    variables of a *step* count: in a batch script, outside srun, `SLURM_NTASKS` counts processes that were never
-    started.
+    """Return the rendezvous that torchrun or srun prepared; without either, that of a single process.
 
     Raises:
         LaunchError: the variables are incomplete or contradict each other.
     """
+    # torchrun first: it may itself run under srun, and then both sets of variables are there.
     if "RANK" in environment:
         return _torchrun(environment)
+    # A step's variables only. In a batch script outside srun, `SLURM_NTASKS` counts processes that nobody started.
     if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
         return _slurm(environment)
     return Rendezvous()
 
 
 def refuse_busy_port(environment: Mapping[str, str]) -> None:
-    """Refuse, on rank 0, a port on which another process listens; torch would report it much later, by a traceback.
+    """On rank 0, reject a port that another process uses; torch would raise a traceback, and much later.
 
-    Under torchrun the port is torchrun's own, which listens there for its ranks.
+    Under torchrun the agent itself uses the port, for its ranks.
 
     Raises:
-        LaunchError: the port is in use, or the environment is incomplete.
+        LaunchError: this process cannot listen on the port, or the environment is incomplete.
     """
     place = read(environment)
     if place.address and place.rank == 0 and not from_agent(environment):
@@ -60,7 +58,7 @@ def refuse_busy_port(environment: Mapping[str, str]) -> None:
 
 
 def from_agent(environment: Mapping[str, str]) -> bool:
-    """Return whether torchrun itself listens on the port, for the ranks that it has started."""
+    """Return whether torchrun's agent listens on the port, for the ranks that it has started."""
     return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
@@ -72,22 +70,21 @@ def _torchrun(environment: Mapping[str, str]) -> Rendezvous:
         fix = "start with torchrun or srun, or unset RANK to run one process"
         raise LaunchError(what, "environment", fix)
     rank, size = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
-    # Without LOCAL_RANK, somebody starts ranks by hand: most probably all on one machine.
     local = _number(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else rank
     return _checked(Rendezvous(rank, size, local, environment["MASTER_ADDR"], _number(environment, "MASTER_PORT")))
 
 
 def _slurm(environment: Mapping[str, str]) -> Rendezvous:
     size = _number(environment, "SLURM_STEP_NUM_TASKS")
+    # The port follows from the job's id, so all ranks agree on it and two jobs on one node rarely collide.
     job = _number(environment, "SLURM_JOB_ID") if "SLURM_JOB_ID" in environment else 0
-    # Every process derives the same port from the job's number, without communication.
     port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else port_of_job(job)
     rank, local = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_LOCALID")
     return _checked(Rendezvous(rank, size, local, _slurm_address(environment), port))
 
 
 def _slurm_address(environment: Mapping[str, str]) -> str:
-    """Return rank 0's address: MASTER_ADDR if set, as node names do not resolve everywhere; on one node localhost."""
+    """Return rank 0's address: MASTER_ADDR if set, since node names do not resolve everywhere; else the first node."""
     if "MASTER_ADDR" in environment:
         return environment["MASTER_ADDR"]
     if environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES")) == "1":
@@ -96,15 +93,16 @@ def _slurm_address(environment: Mapping[str, str]) -> str:
 
 
 def first_host(nodes: str) -> str:
-    """Return the first host of a list in SLURM's short form: `gpu[003-010,12],login1` begins with `gpu003`.
+    """Return the first host of SLURM's compact host list: `gpu[003-010,12],login1` begins with `gpu003`.
 
     Raises:
         LaunchError: the list is empty.
     """
-    # A name, then perhaps [first-last,...] and a suffix: the first number in the brackets is the first host's.
+    # Parsed here: `scontrol show hostnames` is often missing in containers.
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", nodes)
     if not match:
-        raise LaunchError("SLURM names no nodes for this step", "SLURM_STEP_NODELIST", "set MASTER_ADDR")
+        fix = "set MASTER_ADDR to the node of rank 0"
+        raise LaunchError("SLURM lists no nodes for this step", "SLURM_STEP_NODELIST", fix)
     return match[1] + (match[2] or "") + (match[3] or "")
 
 
@@ -117,6 +115,6 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 def _checked(place: Rendezvous) -> Rendezvous:
     if not place.rank < place.world_size:
-        what = f"rank {place.rank} does not exist among {place.world_size} processes"
+        what = f"rank {place.rank} does not exist: {place.world_size} processes have ranks 0 to {place.world_size - 1}"
         raise LaunchError(what, "environment", "let torchrun or srun set RANK and WORLD_SIZE")
     return place

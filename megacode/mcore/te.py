@@ -1,6 +1,6 @@
-"""Transformer Engine: whether it is installed, whether its layers are used, which FP8 recipes this machine supports.
+"""Transformer Engine: whether it is here, whether its layers are used, and which FP8 recipes this machine computes.
 
-Without CUDA, FP8 products are emulated (`fp8_emulation`): rounded as on a GPU, but slow.
+On a machine without CUDA FP8 products are emulated (`emulation`): rounded as on a GPU, and slow.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from megacode.config.run import RunConfig
 from megacode.config.training import Fp8
 from megacode.mcore.version import parse
 
-# Releases that megacode is tested with. Private names, such as a layer's quantizers, move between minor releases.
 OLDEST = (2, 9, 0)
 BELOW = (2, 12, 0)
 PINNED = "2.11.0"
@@ -22,7 +21,7 @@ _INSTALL = f"python -m pip install --no-build-isolation 'transformer-engine[pyto
 
 
 def installed() -> str:
-    """Return the version of Transformer Engine; empty if it is not installed."""
+    """Return the version of Transformer Engine, empty where it is not installed."""
     return _version("transformer-engine")
 
 
@@ -34,7 +33,7 @@ def _version(package: str) -> str:
 
 
 def _on_gpu() -> bool:
-    """Return whether this machine trains on CUDA; does not import torch if it is a CPU build."""
+    """Return whether this machine trains on CUDA; a CPU build of torch is not imported to say no."""
     if _version("torch").endswith("+cpu"):
         return False
     from megacode.mcore import device
@@ -43,37 +42,33 @@ def _on_gpu() -> bool:
 
 
 def obstacle() -> str:
-    """Return why Transformer Engine's layers cannot run on this machine; empty if they can."""
+    """Return why Transformer Engine's layers cannot run here; empty where they can."""
     if not _on_gpu():
         return "Transformer Engine's layers need a GPU"
-    release = installed()
-    if not release:
+    found = installed()
+    if not found:
         return "Transformer Engine is not installed"
-    if not OLDEST <= parse(release) < BELOW:
+    if not OLDEST <= parse(found) < BELOW:
         oldest, below = ".".join(map(str, OLDEST)), ".".join(map(str, BELOW))
-        return (
-            f"Transformer Engine {release} is installed, but megacode supports {oldest} up to, not including, {below}"
-        )
-    # A package of its own, compiled for one version of torch.
+        return f"Transformer Engine {found} is installed, and megacode drives {oldest} up to, not including, {below}"
     return "" if _version("transformer-engine-torch") else "Transformer Engine is installed without its part for torch"
 
 
 def used(config: RunConfig) -> bool:
     """Return whether a run's blocks are Transformer Engine's."""
-    # `auto` only in bf16: Transformer Engine's attention has no fp32 kernel.
     asked, bf16 = config.precision.transformer_impl, config.precision.dtype == "bf16"
     return asked == "transformer_engine" or (asked == "auto" and bf16 and not obstacle())
 
 
 def recipes() -> tuple[str, ...]:
-    """Return the FP8 recipes that this machine supports."""
+    """Return the FP8 recipes that this machine computes."""
     names = get_args(Fp8.model_fields["recipe"].annotation)
     refuses = _missing if _on_gpu() else _not_emulated
     return tuple(name for name in names if not refuses(Fp8(recipe=name)))
 
 
 def problems(config: RunConfig) -> Iterator[Problem]:
-    """Yield a problem for each of a run's number formats that this machine does not support."""
+    """Yield what of a run's number formats cannot be computed here."""
     why = obstacle()
     if config.precision.transformer_impl == "transformer_engine" and why:
         fix = "use transformer_impl: auto" if not _on_gpu() else f"{_INSTALL}, or use transformer_impl: auto"
@@ -102,8 +97,7 @@ def _recipe_problems(config: RunConfig, recipe: Fp8, why: str) -> Iterator[Probl
 
 
 def _missing(recipe: Fp8) -> str:
-    """Return why this GPU does not support a recipe; empty if it does."""
-    # Transformer Engine knows the GPU's generation and the CUDA version that each recipe needs.
+    """Return why this GPU does not compute a recipe; empty where it does."""
     from transformer_engine.pytorch import quantization as te
 
     asked = {
@@ -117,4 +111,4 @@ def _missing(recipe: Fp8) -> str:
 
 
 def _not_emulated(recipe: Fp8) -> str:
-    return "it needs a Blackwell GPU, and is not emulated" if recipe.recipe == "mxfp8" else ""
+    return "it needs a Blackwell GPU, and is not emulated without one" if recipe.recipe == "mxfp8" else ""

@@ -1,6 +1,6 @@
 """The operations between the matrix products of Transformer Engine's layers, each with its backward pass.
 
-SwiGLU is Transformer Engine's kernel; the others are our own Triton kernels (`triton_kernels`).
+SwiGLU is Transformer Engine's kernel, the others are Triton's and ours (`triton_kernels`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from transformer_engine.pytorch.quantization import FP8GlobalStateManager
 
 from megacode.mcore import triton_kernels
 
-assert transformer_engine.pytorch  # a use of the import, which linters would otherwise remove
+assert transformer_engine.pytorch
 IGNORED = -100  # label of a token that does not count
 
 
 class GatedLinearUnit(torch.autograd.Function):
-    """SwiGLU, silu(gate) * up, of a tensor that contains both; keeps only its input.
+    """SwiGLU, silu(gate) * up, of a tensor that holds both; keeps its input alone.
 
-    With FP8, the layers before and after it round its results first of all. Given their quantizers, the kernel writes
-    rounded results itself, which saves writing and reading them in bf16.
+    What follows rounds to FP8 first of all, forward and backward. With the quantizers of the two layers that do so, the
+    results are born rounded, which saves writing and reading them in bf16.
     """
 
     @staticmethod
@@ -49,7 +49,7 @@ class GatedLinearUnit(torch.autograd.Function):
 
 
 class Quantizers:
-    """The quantizers of the layers before and after SwiGLU, with delayed scales.
+    """How the layers before and after SwiGLU round what lies between them, with delayed scales.
 
     Args:
         before: the linear layer whose output SwiGLU takes.
@@ -61,27 +61,27 @@ class Quantizers:
 
     @classmethod
     def between(cls, before: Any, after: Any) -> Quantizers | None:
-        """Return those of two layers; None without FP8, or if scales depend on SwiGLU's results (not delayed)."""
+        """Return those of two layers; None without FP8, and with scales that are not known before SwiGLU's results."""
         if not FP8GlobalStateManager.is_fp8_enabled() or not FP8GlobalStateManager.get_fp8_recipe().delayed():
             return None
         if is_fp8_activation_recompute_enabled():
-            return None  # when recomputed, a layer rounds with its earlier scales, which are not known here
-        after.init_fp8_metadata()  # otherwise it would do this when it is called, which is too late
+            return None  # recomputed, a layer rounds with the scales that it had: not known here
+        after.init_fp8_metadata()  # otherwise it would do so when it is called, which is too late
         return cls(before, after)
 
     def output(self) -> Any:
-        """Return the quantizer of SwiGLU's output: that of the next layer's input."""
+        """Return what rounds SwiGLU's output: how the layer after it rounds its input."""
         return self._prepared(self._after.quantizers["scaling_fwd"][tex.FP8FwdTensors.GEMM1_INPUT])
 
     def gradient(self) -> Any:
-        """Return the quantizer of SwiGLU's input gradient: that of the previous layer's output gradient."""
+        """Return what rounds the gradient of SwiGLU's input: how the layer before it rounds its output's gradient."""
         return self._prepared(self._before.quantizers["scaling_bwd"][tex.FP8BwdTensors.GRAD_OUTPUT1])
 
     @staticmethod
     def _prepared(quantizer: Any) -> Any:
-        # The kernel would get memory for a transposed copy, but does not write one; it is made later, if needed.
+        # The kernel writes no transposed copy, though it would be given memory for one: it is made where it is needed.
         quantizer.set_usage(rowwise=True, columnwise=False)
-        quantizer.internal = False  # Transformer Engine's internal type is no tensor, and autograd takes only tensors
+        quantizer.internal = False  # autograd takes only whole tensors
         return quantizer
 
 
@@ -107,9 +107,9 @@ class RotarySplit(torch.autograd.Function):
 
 
 class Fork(torch.autograd.Function):
-    """The fork of a block into the residual and its branches, which start from the residual's norm.
+    """Where a block's ways part: the residual goes on as it is, and the branches start from its norm.
 
-    Backward, one pass sums the branches' gradients, propagates them through the norm and adds the residual's.
+    Backward, the branches' gradients are added, taken through the norm and added to the residual's in one pass.
     """
 
     @staticmethod
@@ -122,12 +122,11 @@ class Fork(torch.autograd.Function):
             weight: [h].
             eps: of the norm.
             centred: LayerNorm, not RMSNorm.
-            branches: number of branches, one or two.
+            branches: how many start here, one or two.
         """
         x = x.contiguous()
         ctx.save_for_backward(x, weight)
         ctx.norm = (eps, centred)
-        # Views, one per branch: autograd then delivers each branch's gradient separately, instead of their sum.
         normed = triton_kernels.norm(x, weight, eps, centred)
         return x.view_as(x), *(normed.view_as(normed) for _ in range(branches))
 
@@ -149,15 +148,15 @@ class Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradient for all three."""
+        """Hand the gradient to all three."""
         return gradient, gradient, gradient
 
 
 class CrossEntropy(torch.autograd.Function):
     """Each token's loss; the logits are overwritten by the gradient of the sum of the losses.
 
-    Training needs exactly this gradient, so the backward pass returns it unchanged, and checks on the device that the
-    incoming gradient is 1. A multiplication would be two more passes over the largest tensor of a step.
+    That is the gradient which training asks for, so the backward pass hands it on as it is, and checks on the device
+    that nothing else was asked for: a multiplication would be two more passes over the largest tensor there is.
     """
 
     @staticmethod
@@ -171,21 +170,20 @@ class CrossEntropy(torch.autograd.Function):
             group: tensor parallel.
         """
         rows, flat, columns = logits.detach().flatten(0, 1), labels.flatten(), logits.size(-1)
-        statistics, first = triton_kernels.RowStatistics(len(rows), rows.device), columns * group.rank()
-        step = partial(triton_kernels.cross_entropy, rows, flat, statistics, first, IGNORED)
+        found, first = triton_kernels.RowStatistics(len(rows), rows.device), columns * group.rank()
+        step = partial(triton_kernels.cross_entropy, rows, flat, found, first, IGNORED)
         if group.size() == 1:
             step(statistics=True, gradient=True)
-        else:  # the gradient needs the sums over the whole vocabulary, of which other ranks hold parts
+        else:
             step(statistics=True, gradient=False)
-            statistics.merge(group)
+            found.merge(group)
             step(statistics=False, gradient=True)
         ctx.save_for_backward(rows.view_as(logits), labels)
-        return statistics.losses().masked_fill(flat == IGNORED, 0.0).view_as(labels)
+        return found.losses().masked_fill(flat == IGNORED, 0.0).view_as(labels)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Return the gradient that `forward` has computed."""
+        """Hand the gradient on."""
         logits_gradient, labels = ctx.saved_tensors
-        # On the device, without a synchronisation: a violation fails the next one.
         torch._assert_async(((gradient == 1) | (labels == IGNORED)).all())
         return logits_gradient, None, None

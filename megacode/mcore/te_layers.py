@@ -1,13 +1,13 @@
-"""The transformer block with Transformer Engine's layers: the same two kinds, names and checkpoints as in `layers`.
+"""The transformer block of Transformer Engine's layers: the same two orders, names and checkpoints as `layers`.
 
-sequential  a norm and the projection after it are one kernel (RMSNorm), and each linear layer owns its collectives,
-            which Transformer Engine performs in FP8 if it can
-parallel    the norm feeds two projections, so it is separate; the block enters and leaves the tensor-parallel region
+sequential  norm and the projection after it are one kernel (RMSNorm), and each linear layer owns its collectives,
+            which Transformer Engine carries out in FP8 where it can
+parallel    the norm feeds two projections, so it stands alone; the block enters and leaves the tensor-parallel region
             once for both, as in `layers`
 
-Attention and SwiGLU are Transformer Engine's kernels; rotary positions and the parallel block's norm are ours. Under
-context parallel attention is ours, too: it gathers keys and values, supports documents, and has been tested rank by
-rank.
+Attention and SwiGLU are Transformer Engine's kernels, rotary positions and the parallel block's norm are ours. Under
+context parallel attention is ours too: it gathers keys and values, knows documents there, and has been tested rank
+against rank.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from megacode.mcore.attention import CausalSelfAttention, Documents
 from megacode.mcore.layers import Block, Norm, OutputLayer, ParallelBlock, SequentialBlock, entered
 from megacode.mcore.te_kernels import Fork, GatedLinearUnit, Quantizers, RotarySplit, Sum
 
-# The prefix of a fused norm's weight, and that of a separate norm, which checkpoints use for both.
+# Where a fused norm keeps its weight, and its name where it stands alone: checkpoints know the latter.
 _FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
     "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
@@ -51,10 +51,10 @@ class _Slice(Linear):
     """This rank's slice of a matrix; the block owns the collectives.
 
     Attributes:
-        is_first_microbatch: set by mcore after an update: the FP8 copy of the weight must be made again.
+        is_first_microbatch: mcore sets it: the weights have changed, and their FP8 copy is made anew.
     """
 
-    cut = 0  # the dimension of the weight that is divided among ranks
+    cut = 0
 
     def __init__(self, input_size: int, output_size: int, *, config: Any, tp_group: Any, **unused: Any) -> None:
         sides = [output_size, input_size]
@@ -67,7 +67,7 @@ class _Slice(Linear):
             device=device.device(),
             init_method=config.init_method,
         )
-        # Transformer Engine does not know that this is a slice. mcore needs these marks for the gradients' norm.
+        # Transformer Engine knows of no slices here; mcore asks these of every parameter, for the gradients' norm.
         self.weight.tensor_model_parallel, self.weight.partition_dim = True, self.cut
         self.is_first_microbatch, self._group = True, tp_group
 
@@ -77,7 +77,7 @@ class _Slice(Linear):
         return super().forward(x, is_first_microbatch=first), None
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
-        """Return mcore's description of the slice, for checkpoints and initial weights."""
+        """Return mcore's description of the slice."""
         return make_sharded_tensors_for_checkpoint(
             {"weight": self.weight},
             prefix,
@@ -103,7 +103,7 @@ class EngineSelfAttention(CausalSelfAttention):
 
     def _core(self, packed: Documents | None, mixed: Tensor, table: Tensor) -> Tensor:
         """Return [s, b, heads * channels]; see `CausalSelfAttention._core`."""
-        if self.pg_collection.cp.size() > 1:  # Transformer Engine's context parallel is not used
+        if self.pg_collection.cp.size() > 1:
             return super()._core(packed, mixed, table)
         if packed is not None:
             table = table[packed.positions]
@@ -112,14 +112,13 @@ class EngineSelfAttention(CausalSelfAttention):
         query, key, value = RotarySplit.apply(grouped, table)
         if packed is None:
             return self.core_attention(query, key, value, None, attn_mask_type=AttnMaskType.causal)
-        # Packed sequences ("thd") have no batch dimension.
-        flat = (tensor.squeeze(1) for tensor in (query, key, value))
+        flat = (part.squeeze(1) for part in (query, key, value))
         attended = self.core_attention(*flat, None, attn_mask_type=AttnMaskType.causal, packed_seq_params=packed)
         return attended.view(*mixed.shape[:2], -1)
 
 
 class _EngineBlock(Block):
-    """Base of both blocks: SwiGLU rounds for the layers around it."""
+    """What both orders share."""
 
     def _activated(self, both: Tensor) -> Tensor:
         return GatedLinearUnit.apply(both, Quantizers.between(self.mlp.linear_fc1, self.mlp.linear_fc2))
@@ -136,9 +135,9 @@ class EngineSequentialBlock(_EngineBlock, SequentialBlock):
 
 
 class ForkedNorm(torch.nn.Module):
-    """The norm of a parallel block, which also returns the residual (`te_kernels.Fork`); weight only.
+    """The norm of a parallel block, which hands on the residual too, see `engine_kernels.Fork`; weight only.
 
-    A module of its own, because mcore's overlapped gather waits for a module's parameters when the module is called.
+    A module of its own, since mcore waits for parameters that are still being gathered when a module is called.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> None:
@@ -165,9 +164,9 @@ class EngineParallelBlock(_EngineBlock, ParallelBlock):
 
 
 class EngineOutputLayer(OutputLayer):
-    """Our output layer, which multiplies in FP8 if the recipe says so, with current (tensorwise) scales.
+    """Our output layer, which multiplies in FP8 where the recipe asks for it, with scales of the tensors as they are.
 
-    The weight may be the embedding's. So the linear layer that quantizes it owns no weight and is not a submodule.
+    The weight may be the embedding's, so the linear layer that quantizes it owns none and is no part of the model.
 
     Attributes:
         is_first_microbatch: see `_Slice`.
@@ -176,7 +175,7 @@ class EngineOutputLayer(OutputLayer):
     is_first_microbatch = True
 
     def forward(self, input_: Tensor, weight: Tensor | None = None, **unused: Any) -> tuple[Tensor, None]:
-        """Return the logits of this rank's part of the vocabulary; `weight` is the embedding's if they are tied."""
+        """Return the logits of this rank's part of the vocabulary; `weight` is the embedding's where they are tied."""
         if not (self.config.fp8 and self.config.fp8_output_layer):
             return super().forward(input_, weight)
         x = entered(input_, self.tp_group, self.config.sequence_parallel)
@@ -187,7 +186,6 @@ class EngineOutputLayer(OutputLayer):
             return linear(x, is_first_microbatch=first), None
 
     def _linear(self, weight: Tensor) -> Linear:
-        # In a list, which torch does not search for submodules: parameters and checkpoints must not list it.
         kept: list[Linear] = self.__dict__.setdefault("_fp8_linear", [])
         if not kept:
             rows, columns = weight.shape
@@ -198,9 +196,9 @@ class EngineOutputLayer(OutputLayer):
 
 
 def block_spec(model: ModelConfig, config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
-    """Return mcore's description of the layers of this pipeline rank's chunk."""
+    """Return what mcore builds the layers of this pipeline rank's chunk from."""
     parallel = model.block == "parallel"
-    # Transformer Engine's fused LayerNorm has a bias, which our models do not have.
+    # Transformer Engine's fused LayerNorm has a bias, which our models have not.
     fused = not parallel and model.normalization == "RMSNorm"
     columns: type[torch.nn.Module] = ColumnSlice if parallel else TEColumnParallelLinear
     if fused:

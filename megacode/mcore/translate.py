@@ -1,7 +1,7 @@
-"""Translate our settings to Megatron-core's: one table for the model, one for data parallel, one for Adam.
+"""Our settings in Megatron-core's words: one table for the model, one for its data-parallel wrap, one for Adam.
 
-Where a default of mcore is wrong for us, the table sets the value, with the reason. Nothing else in megacode fills
-mcore's config classes.
+Every value that mcore would otherwise choose by a default that is wrong here stands in these tables too, with the
+reason. Nothing else in megacode fills mcore's config classes.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def _model(config: RunConfig) -> dict[str, Any]:
         "gated_linear_unit": True,
         "activation_func": F.silu,
         "add_bias_linear": False,
-        # `weights.initialize` fills them later, equally in every layout. `perform_initialization` must stay on all the
-        # same: it also marks which parameters are slices, without which the gradient norm is wrong.
+        # weights.initialize fills them, alike in every layout, which mcore's own way does not. `perform_initialization`
+        # must stay on even so: it also marks which parameters are slices, without which the gradient norm is wrong.
         "init_method": leave_as_is,
         "output_layer_init_method": leave_as_is,
         "embedding_init_method": leave_as_is,
@@ -66,7 +66,7 @@ def _model(config: RunConfig) -> dict[str, Any]:
 
 
 def leave_as_is(weight: torch.Tensor) -> torch.Tensor:
-    """Return a weight unchanged, in place of an initialisation."""
+    """Stand in for an initialisation: the weights are filled later."""
     return weight
 
 
@@ -79,19 +79,19 @@ def _layout(config: RunConfig) -> dict[str, Any]:
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline,
         "context_parallel_size": parallel.context,
         "sequence_parallel": parallel.sequence_parallel,
-        # If the next and the previous pipeline rank are the same (two ranks, interleaved), batched sends and receives
-        # are matched wrongly: nothing fails, but the run learns from other micro-batches' activations.
+        # Batched send and receive pairs up wrongly where the next and the previous pipeline rank are one and the same
+        # (two ranks, interleaved): the run goes on and learns from other micro-batches' activations.
         "batch_p2p_comm": not interleaved,
-        # gloo reads a tensor after the send call has returned, when its memory may be freed already: with overlap the
-        # gradients are silently wrong. NCCL orders both on a stream.
+        # gloo reads a tensor after the call that sends it has returned, when its memory was given back already: with
+        # overlap the gradients are silently wrong. NCCL orders both on a stream.
         "overlap_p2p_comm": interleaved and device.on_gpu(),
-        # After it is sent, a stage's output is only needed as a node of autograd's graph: its memory is freed.
+        # A stage's output is only needed for its graph once it was sent: its memory is given back.
         "deallocate_pipeline_outputs": True,
     }
 
 
 def _recomputation(config: RunConfig) -> dict[str, Any]:
-    """Return which activations are recomputed: whole blocks by mcore, or only attention, by our own code."""
+    """Return which activations are computed anew: mcore does whole blocks, our attention does its own part."""
     if config.parallel.recompute == "full":
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     if config.parallel.recompute == "selective":
@@ -105,8 +105,8 @@ def _numbers(config: RunConfig) -> dict[str, Any]:
         "bf16": config.precision.dtype == "bf16",
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
-        # Gradients of the sum of the tokens' losses, divided once by the global batch's number of valid tokens: the
-        # mean is right, however padding and masks are distributed over ranks and micro-batches.
+        # Gradients are those of the sum of the tokens' losses, divided once by the global batch's number of valid
+        # tokens: the mean is right however padding and masks spread over ranks and micro-batches.
         "calculate_per_token_loss": True,
         # mcore's fused cross entropy rounds the gradient of the logits to bf16, even in fp32 training.
         "cross_entropy_loss_fusion": False,
@@ -114,18 +114,18 @@ def _numbers(config: RunConfig) -> dict[str, Any]:
 
 
 def _held_in_fp8(config: RunConfig) -> dict[str, Any]:
-    """Return the recipe that matrices are built with, if they are held in FP8; else phases switch recipes freely."""
+    """Return the recipe that matrices are built in; where they stay in `dtype`, recipes come and go with the phases."""
     recipe = fp8_parameters(config)
     return {} if recipe is None else mcore_recipe(recipe)
 
 
 def fp8_parameters(config: RunConfig) -> Fp8 | None:
-    """Return the recipe in whose format the blocks' matrices are stored, or None."""
+    """Return the recipe in whose format the blocks' matrices are held, or None."""
     return next((recipe for recipe in config.fp8_recipes if recipe.param_gather), None)
 
 
 def mcore_recipe(recipe: Fp8 | None) -> dict[str, Any]:
-    """Return mcore's settings of an FP8 recipe."""
+    """Return an FP8 recipe in mcore's words."""
     if recipe is None:
         return {"fp8": None}
     ends = (recipe.num_layers_at_start_in_bf16, recipe.num_layers_at_end_in_bf16)
@@ -133,7 +133,7 @@ def mcore_recipe(recipe: Fp8 | None) -> dict[str, Any]:
         "fp8": recipe.format,
         "fp8_recipe": recipe.recipe,
         "fp8_amax_history_len": recipe.amax_history_len,
-        # mcore's default uses only the latest maximum, and overflows as soon as a tensor grows.
+        # mcore's default, the latest maximum alone, overflows as soon as a tensor grows.
         "fp8_amax_compute_algo": "max",
         "first_last_layers_bf16": any(ends),
         "num_layers_at_start_in_bf16": ends[0],
@@ -154,18 +154,18 @@ def ddp_config(config: RunConfig) -> DistributedDataParallelConfig:
         fp8_param_gather=recipe is not None,
         reuse_grad_buf_for_mxfp8_param_ag=recipe is not None and recipe.recipe == "mxfp8",
         use_distributed_optimizer=config.parallel.distributed_optimizer,
-        # It would raise on a non-finite gradient; `train_step` skips such an iteration and reports it.
+        # It would raise on a non-finite gradient; train_step skips such an iteration and reports it.
         check_for_nan_in_grad=False,
     )
 
 
 def _alone() -> bool:
-    """Whether there is only one rank, so that no communication can be overlapped."""
+    """Whether there is no other rank, and so nothing that could be overlapped."""
     return torch.distributed.get_world_size() == 1
 
 
 def optimizer_config(config: RunConfig) -> OptimizerConfig:
-    """Return mcore's description of AdamW; the learning rate here is a placeholder, set in each iteration."""
+    """Return mcore's description of AdamW; the learning rate here is a placeholder, set anew each iteration."""
     from megatron.core.optimizer import OptimizerConfig
 
     train, recipe = config.train, fp8_parameters(config)

@@ -1,8 +1,8 @@
-"""Triton kernels for the operations between the matrix products: each reads its input and writes its output once.
+"""Triton kernels for the operations between the matrix products: each reads and writes what it must, once.
 
-Kernels of other libraries are used if they are as fast (`te_kernels`). These exist for two reasons, measured on an
-H200. torch adds the gradients that meet before a parallel block's norm in separate passes. And its compiled kernels
-for rotary positions and the loss reach only 1/2 to 1/14 of the memory bandwidth, depending on the shape.
+Those of other libraries are taken where they are as fast (`engine_kernels`). These are here because, on an H200, torch
+adds the gradients that meet before a parallel block's norm in passes of their own, and what it compiles for rotary
+positions and for the loss reaches between a half and a fourteenth of the memory's speed, by the shape.
 docs/performance.md has the figures; `tools/bench/kernels.py` measures them.
 
 All compute in fp32 and round once. `TRITON_INTERPRET=1` runs them on a CPU.
@@ -21,12 +21,9 @@ from torch import Tensor
 # ruff: noqa: N803 -- Triton's constants are in capitals
 
 
-# The norm of a parallel block, forward and backward. One program handles one row, which fits into registers.
-
-
 @triton.jit
 def _norm(x_in, weight_in, normed_out, columns, eps, CENTRED: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)  # 64 bits: row * columns may exceed 2**31
+    row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < columns
     x = tl.load(x_in + row * columns + at, mask=inside, other=0.0).to(tl.float32)
@@ -42,29 +39,29 @@ def _norm_backward(
     x_in, weight_in, residual_in, one_in, other_in, x_out, weight_out, rows, turns, columns, eps,
     CENTRED: tl.constexpr, BRANCHES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Each program handles many rows, and sums the weight's gradient over them; the caller sums over programs."""
+    """Each program takes every so many rows, and gathers the weight's gradient of all of them."""
     at = tl.arange(0, BLOCK)
     inside = at < columns
     weight = tl.load(weight_in + at, mask=inside, other=0.0).to(tl.float32)
     weight_gradient = tl.zeros((BLOCK,), tl.float32)
     for turn in range(0, turns):
         row = (turn * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
-        places, valid = row * columns + at, inside & (row < rows)
-        x = tl.load(x_in + places, mask=valid, other=0.0).to(tl.float32)
-        gradient = tl.load(one_in + places, mask=valid, other=0.0).to(tl.float32)
+        here, there = row * columns + at, inside & (row < rows)
+        x = tl.load(x_in + here, mask=there, other=0.0).to(tl.float32)
+        gradient = tl.load(one_in + here, mask=there, other=0.0).to(tl.float32)
         if BRANCHES == 2:
-            gradient += tl.load(other_in + places, mask=valid, other=0.0).to(tl.float32)
-        residual = tl.load(residual_in + places, mask=valid, other=0.0).to(tl.float32)
+            gradient += tl.load(other_in + here, mask=there, other=0.0).to(tl.float32)
+        residual = tl.load(residual_in + here, mask=there, other=0.0).to(tl.float32)
         if CENTRED:
             x = tl.where(inside, x - tl.sum(x) / columns, 0.0)
         scale = tl.rsqrt(tl.sum(x * x) / columns + eps)
-        unit = x * scale  # recomputed from x: reading it back would cost another pass over memory
+        unit = x * scale
         weight_gradient += gradient * unit
         inner = gradient * weight
         back = inner - unit * (tl.sum(inner * unit) / columns)
         if CENTRED:
             back -= tl.sum(inner) / columns
-        tl.store(x_out + places, back * scale + residual, mask=valid)
+        tl.store(x_out + here, back * scale + residual, mask=there)
     tl.store(weight_out + tl.program_id(0) * columns + at, weight_gradient, mask=inside)
 
 
@@ -82,7 +79,7 @@ def norm(x: Tensor, weight: Tensor, eps: float, centred: bool) -> Tensor:
 def norm_backward(
     x: Tensor, weight: Tensor, eps: float, centred: bool, residual: Tensor, branches: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and weight if x continues as a residual, and its norm into one or two branches.
+    """Return the gradients of x and weight where x goes on as a residual, and its norm into one or two branches.
 
     Args:
         x: [..., h], contiguous.
@@ -96,7 +93,6 @@ def norm_backward(
     rows, block = x.numel() // columns, triton.next_power_of_2(columns)
     residual, one, *more = (gradient.contiguous() for gradient in (residual, *branches))
     out = torch.empty_like(x)
-    # Two programs per multiprocessor: few enough that the partial sums of the weight's gradient stay small.
     programs = min(rows, _processors(x.device) * 2)
     parts = torch.empty(programs, columns, dtype=torch.float32, device=x.device)
     _norm_backward[(programs,)](
@@ -104,9 +100,6 @@ def norm_backward(
         CENTRED=centred, BRANCHES=len(branches), BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
     return out, parts.sum(0).to(weight.dtype)
-
-
-# The sum at the end of a parallel block.
 
 
 @triton.jit
@@ -127,15 +120,12 @@ def added(one: Tensor, two: Tensor, three: Tensor) -> Tensor:
     return out
 
 
-# Rotary positions, together with the split into queries, keys and values.
-
-
 @triton.jit
 def _rotate(
     mixed_at, query_at, key_at, value_at, table_in, batch, slots, heads,
     FORWARD: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """Handle some slots of one token; slots are each group's queries, then its key and its value."""
+    """One token: its slots are each group's queries, then its key and its value."""
     token = tl.program_id(0).to(tl.int64)
     slot = tl.program_id(1) * SLOTS + tl.arange(0, SLOTS)
     group, place = slot // (heads + 2), slot % (heads + 2)
@@ -143,7 +133,6 @@ def _rotate(
     channel = tl.arange(0, WIDE)[None, :]
     inside = (slot < slots)[:, None] & (channel < HALF)
     is_query, is_value = (place < heads)[:, None], (place > heads)[:, None]
-    # The table's row is c, c, -s, s: the cosines are its first quarter, the sines its last.
     angle = token // batch * 4 * HALF + channel
     cos = tl.load(table_in + angle, mask=channel < HALF)
     sin = tl.load(table_in + 3 * HALF + angle, mask=channel < HALF)
@@ -156,7 +145,7 @@ def _rotate(
         source, goal = mixed, part
     else:
         source, goal = part, mixed
-        sin = -sin  # the gradient of a rotation is the inverse rotation
+        sin = -sin
     low = tl.load(source, mask=inside).to(tl.float32)
     high = tl.load(source + HALF, mask=inside).to(tl.float32)
     tl.store(goal, tl.where(is_value, low, low * cos - high * sin), mask=inside)
@@ -195,15 +184,12 @@ def _turn(mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tenso
     )  # fmt: skip
 
 
-# The loss. Statistics and gradient are separate steps if the vocabulary is divided among ranks.
-
-
 @triton.jit
 def _cross_entropy(
     logits_at, labels_in, highest_at, total_at, wanted_out, columns, first, IGNORED: tl.constexpr,
     STATISTICS: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Handle one token's row of logits: find its maximum and sum of exponentials, then overwrite it by its gradient."""
+    """One token's row of logits: learn its maximum and its sum of exponentials, and turn it into its gradient."""
     token = tl.program_id(0).to(tl.int64)
     logits = logits_at + token * columns
     label = tl.load(labels_in + token)
@@ -214,7 +200,7 @@ def _cross_entropy(
         for start in range(0, columns, BLOCK):
             at = start + tl.arange(0, BLOCK)
             x = tl.load(logits + at, mask=at < columns, other=float("-inf")).to(tl.float32)
-            # Relative to the higher of the new logit and the highest so far, that one counts 1: a single exponential.
+            # Of the new logit and the highest one yet, the higher one counts 1: a single exponential for both.
             lower = tl.exp(-tl.abs(x - highest))
             grown = tl.where(x > highest, total * lower + 1.0, total + lower)
             total = tl.where(x == float("-inf"), total, grown)
@@ -229,7 +215,7 @@ def _cross_entropy(
         top = tl.load(highest_at + token)
         total_of_row = tl.load(total_at + token)
     if GRADIENT:
-        tl.debug_barrier()  # the label's logit must be read before it is overwritten
+        tl.debug_barrier()  # the label's logit is read before it is overwritten
         log_sum = top + tl.log(total_of_row)
         for start in range(0, columns, BLOCK):
             at = start + tl.arange(0, BLOCK)
@@ -239,13 +225,13 @@ def _cross_entropy(
 
 
 class RowStatistics:
-    """Statistics of each token's row of logits, fp32 [n]: maximum, sum of exponentials below it, label's logit."""
+    """Of each token's row of logits, fp32 [n]: maximum, sum of exponentials relative to it, and the label's logit."""
 
     def __init__(self, tokens: int, device: torch.device) -> None:
         self.highest, self.total, self.wanted = torch.empty(3, tokens, dtype=torch.float32, device=device).unbind()
 
     def merge(self, group: Any) -> None:
-        """Combine the statistics of all slices of the vocabulary, on all ranks of the group."""
+        """Turn the statistics of this rank's slice of the vocabulary into those of all of it."""
         own = self.highest.clone()
         dist.all_reduce(self.highest, dist.ReduceOp.MAX, group=group)
         self.total.mul_((own - self.highest).exp())
@@ -258,21 +244,21 @@ class RowStatistics:
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, rows: RowStatistics, first: int, ignored: int, *, statistics: bool, gradient: bool
+    logits: Tensor, labels: Tensor, found: RowStatistics, first: int, ignored: int, *, statistics: bool, gradient: bool
 ) -> None:
-    """Do one or both steps of a loss: compute the statistics, overwrite the logits by the gradient of the loss.
+    """Take one or both steps of a loss: fill in the statistics, overwrite the logits by the gradient of the loss.
 
     Args:
         logits: [n, vocabulary or a slice of it], contiguous.
         labels: [n] int64.
-        rows: written by the first step, read by the second if that is done alone.
+        found: filled in by the first step, or read by the second alone.
         first: token of the first column.
         ignored: label of rows whose gradient is 0.
-        statistics: do the first step.
-        gradient: do the second step.
+        statistics: take the first step.
+        gradient: take the second step.
     """
     _cross_entropy[(len(labels),)](
-        logits, labels, rows.highest, rows.total, rows.wanted, logits.size(-1), first, ignored,
+        logits, labels, found.highest, found.total, found.wanted, logits.size(-1), first, ignored,
         STATISTICS=statistics, GRADIENT=gradient, BLOCK=2048, num_warps=8,
     )  # fmt: skip
 

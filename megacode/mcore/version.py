@@ -1,7 +1,7 @@
-"""The supported releases of Megatron-core: the one place that compares versions.
+"""Which Megatron-core this megacode drives: the one place that compares versions.
 
 mcore moves arguments and private names between minor releases (`model_comm_pgs` became `pg_collection` in 0.15,
-`config_overrides` came in 0.16). So everything else here is written for one minor release and calls by keyword.
+`config_overrides` came in 0.16), so everything else here is written for one minor release and calls by keyword.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ _INSTALL = f"python -m pip install megatron-core=={PINNED} psutil"
 
 
 def check(installed: str | None = None) -> str:
-    """Return the installed version of megatron-core, if megacode supports it.
+    """Return the installed version of megatron-core, if megacode can drive it.
 
     Args:
-        installed: the version to check; None: what is installed.
+        installed: the version to judge; absent: what is installed.
 
     Raises:
-        LaunchError: megatron-core is missing or of an unsupported release, or psutil is missing.
+        LaunchError: megatron-core is absent, of an unsupported release, or psutil is missing, without which mcore's
+            checkpoint writer dies and leaves its parent waiting for ever.
     """
-    release = installed or _installed("megatron-core")
-    if not OLDEST <= parse(release) < BELOW:
+    found = installed or _installed("megatron-core")
+    if not OLDEST <= parse(found) < BELOW:
         oldest, below = ".".join(map(str, OLDEST)), ".".join(map(str, BELOW))
-        what = f"megatron-core {release} is installed, but megacode supports {oldest} up to, not including, {below}"
+        what = f"megatron-core {found} is installed, and megacode drives {oldest} up to, not including, {below}"
         raise LaunchError(what, "megatron-core", _INSTALL)
-    # mcore does not declare psutil. Without it, its checkpoint writer dies and its parent waits for ever.
     if find_spec("psutil") is None:
         raise LaunchError("psutil is not installed, and saving a checkpoint would hang", "psutil", _INSTALL)
-    return release
+    return found
 
 
 def parse(version: str) -> tuple[int, int, int]:
-    """Return major, minor and patch of a version; suffixes (`rc0`, `+cu130`) are ignored."""
+    """Return major, minor and patch of a version; what follows them (`rc0`, `+cu130`) is left out."""
     match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
     assert match, f"not a version: {version!r}"
     return int(match[1]), int(match[2]), int(match[3] or 0)

@@ -1,8 +1,8 @@
-"""Initial weights that depend only on the seed: not on the layout, nor on padding.
+"""Initial weights that depend on the seed and on nothing else: not on the layout, nor on padding.
 
 Every matrix is drawn whole from a generator of its own, keyed by (seed, name), and each rank keeps its slice. So one
-process and 512 GPUs start from the same model; mcore's own initialisation differs between layouts. The price: a rank
-draws the whole of each matrix of which it keeps a part, tensor-parallel-size times more than it needs, once per run.
+process and 512 GPUs start from the same model, where mcore's own way gives each layout another. The price: a rank
+draws the whole of each matrix of which it keeps a part, tensor-parallel-size times more than it needs, once a run.
 
 Normal(0, std), and std / sqrt(2 * num_layers) for the matrices that write into the residual stream. Source: Radford et
 al., Language Models are Unsupervised Multitask Learners (2019), section 2.3.
@@ -34,7 +34,7 @@ def initialize(config: RunConfig, vocab_size: int, sharded_states: Sequence[dict
     """Fill a model's parameters in place.
 
     Args:
-        config: for the seed, the standard deviation and the number of layers.
+        config: names the seed, the standard deviation and the number of layers.
         vocab_size: tokens; rows of the embedding beyond them become zero.
         sharded_states: mcore's sharded state dict of each chunk that this rank holds; its tensors are the parameters.
     """
@@ -42,12 +42,12 @@ def initialize(config: RunConfig, vocab_size: int, sharded_states: Sequence[dict
         rows = vocab_size if shard.key.endswith(VOCABULARY) else shard.global_shape[0]
         whole = torch.zeros(shard.global_shape, device=shard.data.device)
         _draw(config, shard.key, whole[:rows])
-        ranges = zip(shard.global_offset, shard.local_shape, strict=True)
-        shard.data.copy_(whole[tuple(slice(first, first + length) for first, length in ranges)])
+        region = tuple(slice(at, at + n) for at, n in zip(shard.global_offset, shard.local_shape, strict=True))
+        shard.data.copy_(whole[region])
 
 
 def _shards(sharded_states: Sequence[dict[str, Any]]) -> Iterator[ShardedTensor]:
-    """Yield the shards to fill; a matrix held in FP8 is filled through a plain copy, once all its shards are drawn."""
+    """Yield what is to be filled; a matrix held in FP8 is given its values once all of them are there."""
     for state in sharded_states:
         for entry in state.values():
             if not isinstance(entry, (ShardedTensor, ShardedTensorFactory)):
@@ -61,14 +61,14 @@ def _shards(sharded_states: Sequence[dict[str, Any]]) -> Iterator[ShardedTensor]
             if held:
                 _forget_largest(parameter)
                 parameter.copy_(data)
-                # The optimizer's masters start from these, not from the values rounded to FP8.
+                # The optimizer's masters begin with these, not with what FP8 made of them.
                 parameter._high_precision_init_val = data.cpu()
 
 
 def _forget_largest(parameter: Tensor) -> None:
-    """Clear the largest value seen so far, with delayed scaling: it is of the uninitialised memory of the parameter.
+    """Forget the largest value yet, with delayed scaling: that of the memory which the parameter was built in.
 
-    It would determine the scale of the next thousand iterations, and weights would underflow in FP8.
+    It would decide the scale of a thousand iterations to come, and weights would fall below what FP8 can hold.
     """
     largest = getattr(parameter._quantizer, "amax", None)
     if largest is not None:
@@ -76,13 +76,12 @@ def _forget_largest(parameter: Tensor) -> None:
 
 
 def _draw(config: RunConfig, name: str, weight: Tensor) -> None:
-    if weight.dim() == 1:  # norms; there are no biases
+    if weight.dim() == 1:
         weight.fill_(1.0)
         return
     std = config.model.init_method_std
     if name.endswith(_INTO_THE_RESIDUAL):
         std /= math.sqrt(2 * config.model.num_layers)
-    # Drawn on the device, which is fast; but a CPU and a GPU draw different numbers from the same seed.
     generator = torch.Generator(device=device.device())
     generator.manual_seed(int(digest("initial weights", str(config.seed), name)[:15], 16))
     weight.normal_(0.0, std, generator=generator)
