@@ -191,7 +191,7 @@ def set_random_states(rank_model: RankModel, pieces: list[Piece]) -> None:
 
 
 def _random_stem(rank_model: RankModel) -> str:
-    # Another layout finds no such name, and seeds anew by design: random states cannot be split or merged.
+    # Another layout finds no such name, and seeds again by design: random states cannot be split or merged.
     ranks = rank_model.ranks
     sizes = (ranks.pp_size, len(rank_model.chunks), ranks.tp_size, ranks.cp_size, ranks.dp_size)
     own = (ranks.pp_rank, ranks.tp_rank, ranks.cp_rank, ranks.dp_rank)

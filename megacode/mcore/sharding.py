@@ -36,6 +36,6 @@ def chunk_names(chunks: Sequence[torch.nn.Module]) -> list[str]:
 
 def model_state(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
     """Return mcore's sharded state dict of the chunks that this rank holds; its tensors are the parameters."""
-    # Built anew at each call. It holds descriptions, not copies, so that costs milliseconds and no memory.
+    # Built again at each call. It holds descriptions, not copies, so that costs milliseconds and no memory.
     described = (bare(chunk).sharded_state_dict(metadata=metadata()) for chunk in chunks)
     return dict(zip(chunk_names(chunks), described, strict=True))
