@@ -208,6 +208,7 @@ def _document(
 
 
 def _relative(results: Results, one: Difference, alpha: float) -> dict[str, float] | None:
+    # The covariance follows from Var(a - b) = Var(a) + Var(b) - 2 Cov(a, b).
     variance, base = (own_variance(results, number, one) for number in (one.arm, one.base))
     covariance = (variance + base - one.spread.whole.variance) / 2
     quantile = one.spread.half_width(alpha) / one.spread.error
@@ -245,6 +246,7 @@ def _arm(results: Results, number: int) -> dict[str, Any]:
 
 def _notes(results: Results) -> list[str]:
     """Return what a reader must know in addition to the numbers."""
+    # None of these is an error: they weaken a comparison without making it wrong.
     notes, models = [], [model for arm in results.arms for model in arm.models]
     for key in models[0].conditions:
         values = list(dict.fromkeys(str(model.conditions.get(key)) for model in models))

@@ -78,6 +78,7 @@ class Difference:
     def deviations(self, results: Results, task: str) -> np.ndarray:
         """Return float64[clusters], the deviation of each cluster of a task; the sum of squares is its variance."""
         quantity = results.quantities[self.quantity]
+        # A task may be several parts of a quantity, one per metric; their weighted deviations add up per cluster.
         pairs = zip(results.profiles(self.arm, quantity), results.profiles(self.base, quantity), strict=True)
         parts = zip(quantity.keys, quantity.weights, pairs, strict=True)
         return np.asarray(sum(w * (a.items - b.items) for (name, _), w, (a, b) in parts if name == task))
@@ -109,6 +110,7 @@ def difference(results: Results, arm: int, base: int, number: int) -> Difference
     few = positive + negative < FEW and 2 * (positive + negative) < len(signs)
     is_exact = few or not known
     p = sign_test(positive, negative) if is_exact else spread.p_value(value)
+    # Without any differing item the value is exactly 0: means over seeds may leave a rounding error.
     return Difference(
         arm, base, number, 0.0 if positive + negative == 0 else value, score, spread, p,
         min(len(results.arms[arm].models), len(results.arms[base].models)), paired, sum(one.count for one in own),
@@ -137,6 +139,7 @@ def seed_part(results: Results, arm: int, base: int, number: int) -> Part | None
     seeds, counts = arms[arm].seeds, (len(arms[arm].models), len(arms[base].models))
     if max(counts) == 1:
         return None
+    # Same seeds: more arms with them give more degrees of freedom. Twice the variance of one score is a difference's.
     if seeds == arms[base].seeds:
         alike = [i for i, other in enumerate(arms) if other.seeds == seeds]
         spread = paired_spread(np.array([results.scores(i, quantity) for i in alike]))

@@ -45,6 +45,7 @@ def smallest_p_values(correlation: np.ndarray, df: np.ndarray, key: str, draws: 
     # One uniform variable for all chi-squared ones, so that estimates of the variance err together, as in a study.
     common = random.random(draws)
     grid = np.array([_rounded(one) for one in df])
+    # t = normal / sqrt(chi-squared / df): columns of equal degrees of freedom are divided together.
     for one in np.unique(grid):
         if math.isfinite(one):
             t[:, grid == one] /= np.sqrt(chi_squared_quantile(common, one) / one)[:, None]

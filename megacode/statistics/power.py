@@ -100,6 +100,7 @@ def expected(
     df = (arms - 1) * (seeds - 1) if seeds > 1 else math.inf
     seed = Part(2 * seed_deviation**2 / seeds, df)
     spread = spread_of(seed, [Part(item_error**2, items - 1)], [])
+    # The level whose single interval is as wide as one that holds for all arms.
     critical = critical_value(arms - 1, spread.whole.df, alpha)
     together = float(two_sided_p(critical, spread.whole.df))
     return Expected(

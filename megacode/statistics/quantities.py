@@ -53,6 +53,7 @@ class Results:
     arms: Sequence[Arm]
     quantities: Sequence[Quantity]
     left_out: dict[str, str]
+    # A cache: frozen protects the fields, not what is in this one.
     _profiles: dict[tuple[int, Key], Profile] = field(default_factory=dict)
 
     def profiles(self, arm: int, quantity: Quantity) -> list[Profile]:

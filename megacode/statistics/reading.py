@@ -108,6 +108,7 @@ def read_scores(path: Path) -> Scores:
         DataError: if one of them is missing or damaged, or they do not belong together.
     """
     document = _document(path)
+    # `_scores` reads a well-formed file without checking each type; a damaged one fails somewhere in it.
     try:
         return _scores(path, document)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # values of other types than a score file has
@@ -248,6 +249,7 @@ def _check_questions(
     path: Path,
 ) -> None:
     """Check that the items are those of the score file: all of them, and each once per filter."""
+    # First the numbers, for a clear message; then the hash, which also covers documents and order.
     for column in columns.values():
         if len(set(column.items)) != len(column.items) or len(column.items) != facts.get("items"):
             what = f"it has {len(column.items):,} lines of {name}, but the score file has {facts.get('items')} items"

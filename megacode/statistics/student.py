@@ -13,6 +13,7 @@ ENDLESS = 1e7  # from these degrees of freedom on, t is normal to ten digits
 
 
 def _special() -> Any:
+    # Not scipy.stats, which takes still longer to import.
     from scipy import special
 
     return special

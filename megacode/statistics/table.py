@@ -65,7 +65,7 @@ def _table(document: Mapping[str, Any], comparisons: Sequence[dict[str, Any]]) -
         rows = [one for one in comparisons if one["metric"] == metric]
         arrow = " ↓" if rows[0]["higher_is_better"] is False else ""
         table.add_row(metric + arrow, style="bold")
-        places = min(digits(one) for one in rows)
+        places = min(digits(one) for one in rows)  # one number of decimals per metric, so that columns align
         table.add_row(f"  {document['baseline']}", figure(rows[0], rows[0]["baseline_score"], places=places))
         for one in rows:
             score = figure(one, one["score"], places=places)

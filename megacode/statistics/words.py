@@ -43,6 +43,7 @@ def span(one: Comparison, low: float | None, high: float | None) -> str:
 
 def verdict(one: Comparison) -> str:
     """Return one word: better, worse, higher, lower, equal; empty if the two are not distinguishable."""
+    # The margin comes first: a difference can be distinguishable and still too small to matter.
     if one["within_margin"]:
         return "equal"
     if not one["distinguishable"]:
@@ -66,6 +67,7 @@ def about(one: Comparison) -> str:
     """Return what a comparison is about: recipes only where several seeds were trained."""
     if one["about"] == "recipes":
         return f"these recipes ({one['seeds']} seeds)"
+    # With one seed, the difference may be luck of the seed. Say how large that luck is, if known.
     reach = one["seeds_could_move_by"]
     moved = "" if reach is None else f"; other seeds alone may move it by {figure(one, reach)}{_unit(one)}"
     return f"these two models{moved}"
