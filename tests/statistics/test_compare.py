@@ -210,9 +210,9 @@ def test_tasks_beside_means_are_exploratory_and_a_second_family_is_holm_s(tmp_pa
         (lambda d, ls: d["settings"].update(limit=100), "limit none and 100"),
         (lambda d, ls: d["versions"].update(lm_eval="0.4.9"), "lm-eval version 0.4.13 and 0.4.9"),
         (lambda d, ls: d["tasks"]["piqa"].update(version=2.0), "task version 1.0 and 2.0"),
-        (lambda d, ls: d["tasks"]["piqa"].update(prompts_sha256="x"), "other prompts"),
+        (lambda d, ls: d["tasks"]["piqa"].update(prompts_sha256="x"), "different prompts"),
         (lambda d, ls: d["tasks"]["piqa"].update(cut={"items": 1}), "truncated to different context lengths"),
-        (lambda d, ls: [line.update(cluster="a") for line in ls], "other passages"),
+        (lambda d, ls: [line.update(cluster="a") for line in ls], "different passages"),
     ],
 )
 def test_what_was_asked_differently_is_refused_and_both_are_named(
@@ -346,7 +346,9 @@ def test_any_value_of_another_type_is_refused_and_breaks_nothing(
             said.append(said_of(words))
     refused = [one for one in said if one]
     assert len(refused) > 60
-    assert [one for one in refused if not one.startswith("2 ") or not ("two." in one or "/x: the items" in one)] == []
+    assert [
+        one for one in refused if not one.startswith("2 ") or not ("two." in one or "/x: the score file's items" in one)
+    ] == []
     assert len(refused) < len(said)
 
 
