@@ -113,7 +113,7 @@ def test_a_run_of_another_size_at_the_port_is_another_program() -> None:
     )
     assert isinstance(first, StoppedError)
     assert type(second) is LaunchError
-    assert "the run there has 2 ranks, but this is rank 1 of 3" in str(second)
+    assert "the run there has 2 ranks, and this is rank 1 of 3" in str(second)
 
 
 def test_two_processes_with_one_number_are_refused() -> None:
