@@ -18,12 +18,15 @@ class Source(Frozen):
         path: prefix of its `.bin` and `.idx`, relative to the working directory.
         max_epochs: how often it may be read over the whole run; absent: without limit.
         tokens: its declared size, with which `plan` works where the data set is not there yet.
+        take: how many of its training tokens are used, the first ones; absent: all. Documents are shuffled when a data
+            set is made, so this is a sample of it, and no data are copied.
         fim_rate: share of its documents that are read as prefix, suffix, middle (fill in the middle).
     """
 
     path: str
     max_epochs: float | None = Field(default=None, gt=0)
     tokens: Count | None = Field(default=None, ge=2)
+    take: Count | None = Field(default=None, ge=2)
     fim_rate: Share = Field(default=0.0, ge=0, le=1)
 
 

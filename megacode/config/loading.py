@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: with every mistake: what, where, and how to fix it.
     """
-    layers = _read_layers(Path(path), ())
+    layers = read_layers(Path(path))
     raw: dict[str, Any] = {}
     for layer in reversed(layers):
-        raw = _merge(raw, copy.deepcopy(layer.document))
+        raw = merge(raw, copy.deepcopy(layer.document))
     given, unusable = apply_overrides(raw, overrides, lambda text: yaml.load(text, Loader=Loader))
     return validate(raw, Origins(layers, given), unusable)
 
@@ -102,41 +102,58 @@ def _written(value: Any) -> Any:
     return [_written(item) for item in value] if isinstance(value, list) else value
 
 
-def _read_layers(path: Path, seen: tuple[str, ...]) -> list[Layer]:
-    """Return a config file and those that it is based on, the first with the last word."""
+def read_layers(path: Path, seen: tuple[str, ...] = ()) -> list[Layer]:
+    """Return a config file and those that it is based on, the first with the last word.
+
+    Args:
+        path: the file.
+        seen: real paths of the files that led here.
+
+    Raises:
+        ConfigError: one cannot be read, or they name each other.
+    """
     if os.path.realpath(path) in seen:
         raise ConfigError(f"base files name each other: {path}", str(path), "remove one of the base: lines")
-    raw = _read_yaml(path)
+    raw = read_document(path)
     base = raw.pop("base", None)
     if base is None:
         return [Layer(str(path), raw)]
     if not isinstance(base, str):
         raise ConfigError(f"base is {base!r}, not a file name", f"{path}: base", "write base: other.yaml")
-    return [Layer(str(path), raw), *_read_layers(path.parent / base, (*seen, os.path.realpath(path)))]
+    return [Layer(str(path), raw), *read_layers(path.parent / base, (*seen, os.path.realpath(path)))]
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_document(path: Path, wanted: str = "a run's YAML config") -> dict[str, Any]:
+    """Return what a YAML file holds.
+
+    Args:
+        path: the file.
+        wanted: what it should be, for messages.
+
+    Raises:
+        ConfigError: it is not there, is no text, no YAML, or no mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError("there is no such file", str(path), "give the path of a run's YAML config") from None
+        raise ConfigError("there is no such file", str(path), f"give the path of {wanted}") from None
     except UnicodeDecodeError:
-        raise ConfigError("it is not a text file", str(path), "give the path of a run's YAML config") from None
+        raise ConfigError("it is not a text file", str(path), f"give the path of {wanted}") from None
     except OSError as error:
         what = f"it cannot be read: {error.strerror}"
-        raise ConfigError(what, str(path), "give the path of a run's YAML config") from None
+        raise ConfigError(what, str(path), f"give the path of {wanted}") from None
     document = parse_yaml(text, str(path))
     if not isinstance(document, dict):
         raise ConfigError("it holds no settings", str(path), "start from a file in examples/")
     return document
 
 
-def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     """Merge two documents key by key; lists and scalars of `high` replace those of `low`."""
     merged = dict(low)
     for key, value in high.items():
         both = isinstance(value, dict) and isinstance(low.get(key), dict) and key != "blend"
-        merged[key] = _merge(low[key], value) if both else value
+        merged[key] = merge(low[key], value) if both else value
     return merged
 
 

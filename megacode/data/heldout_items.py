@@ -41,14 +41,14 @@ def heldout_documents(
     """
     dataset = IndexedDataset(source.path)
     stream = SourceStream(name, source.path, validation_fraction, seq_length=1)
-    if stream.train_tokens >= dataset.tokens:
+    if stream.held_out_from >= dataset.tokens:
         raise DataError(
             f"validation.fraction {validation_fraction} holds no document of it out",
             f"source {name} ({source.path})",
             "take a larger fraction, or more documents",
         )
-    first = dataset.document_at(stream.train_tokens)
-    assert dataset.document_bounds(first)[0] == stream.train_tokens, "training ends at a document's end"
+    first = dataset.document_at(stream.held_out_from)
+    assert dataset.document_bounds(first)[0] == stream.held_out_from, "training ends at a document's end"
     last = dataset.documents if limit is None else min(dataset.documents, first + limit)
     return [_text(dataset, document, tokenizer) for document in range(first, last)]
 

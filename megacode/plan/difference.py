@@ -16,6 +16,7 @@ from megacode.base.errors import CheckpointError, MegacodeError
 from megacode.base.units import format_count
 from megacode.config.loading import dump_config, validate
 from megacode.config.run import RunConfig
+from megacode.plan.effects import effect_of
 from megacode.plan.fingerprint import Link, prove_past
 from megacode.plan.phases import Schedule, SourceSize, build_schedule
 
@@ -24,35 +25,6 @@ _UNKNOWN_TOKENS = 10**15  # of a source that was planned, never read and is gone
 _FREE = (
     "preset", "hidden_dropout", "attention_dropout", "make_vocab_size_divisible_by", "init_method_std", "vocab_size",
 )  # fmt: skip
-_EFFECTS = (
-    ("name", "bookkeeping"),
-    ("run_dir", "bookkeeping"),
-    ("init", "bookkeeping"),
-    ("checkpoint", "bookkeeping"),
-    ("evaluate", "measurement"),
-    ("limits", "bookkeeping"),
-    ("health", "health"),
-    ("seed", "data order"),
-    ("model.hidden_dropout", "dropout"),
-    ("model.attention_dropout", "dropout"),
-    ("model", "model"),
-    ("tokenizer", "tokenizer"),
-    ("sources", "future data"),
-    ("caps", "future data"),
-    ("validation.fraction", "held-out data"),
-    ("validation", "measurement"),
-    ("train.seq_length", "data order"),
-    ("train.global_batch_size", "batch size"),
-    ("train.batch_ramp", "batch size"),
-    ("train.micro_batch_size", "layout"),
-    ("train.isolate_documents", "attention mask"),
-    ("train.deterministic", "layout"),
-    ("train.loader", "layout"),
-    ("train.prefetch", "layout"),
-    ("train", "optimizer"),
-    ("parallel", "layout"),
-    ("precision", "number formats"),
-)
 
 
 @dataclass(frozen=True)
@@ -125,7 +97,7 @@ def compare_configs(former: str, config: RunConfig, chain: Sequence[Link], consu
     new = yaml.safe_load(dump_config(config))
     over = sum(link["first_sample"] + link["read"] <= consumed_samples for link in chain)
     phases = list(_phase_changes(old.pop("phases", []), new.pop("phases"), over))
-    settings = [Change(key, *values, _effect(key)) for key, values in _changed(old, new)]
+    settings = [Change(key, *values, effect_of(key)) for key, values in _changed(old, new)]
     return phases + settings
 
 
@@ -212,8 +184,7 @@ def _phase_changes(old: list[dict[str, Any]], new: list[dict[str, Any]], over: i
             yield Change(key, was and _phase_title(was), now and _phase_title(now), "future data, learning rate")
             continue
         for name, values in _changed(was, now):
-            harmless = {"learning_rate": "learning rate", "fp8": "number formats"}
-            effect = harmless.get(name.partition(".")[0], "future data")
+            effect = effect_of(f"{key}.{name}")
             if number < over:
                 effect = "past data" if effect == "future data" else "nothing: the phase is over"
             yield Change(f"{key}.{name}", *values, effect)
@@ -233,7 +204,3 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") ->
             yield from _changed(was, now, f"{above}{key}.")
         elif was != now:
             yield f"{above}{key}", (was, now)
-
-
-def _effect(key: str) -> str:
-    return next((effect for start, effect in _EFFECTS if key == start or key.startswith(f"{start}.")), "other")

@@ -31,7 +31,7 @@ _LABELS = {
 _FIXES = {
     "samples": "set the blend, the lengths and the caps back to what they were up to this phase",
     "first_index": "set repeat and the blends of earlier phases back to what they were",
-    "tokens": "put the former data set back, or set validation.fraction back to what it was",
+    "tokens": "put the former data set back, or set validation.fraction or sources.{source}.take back to what it was",
     "identity": "put the former data set back at sources.{source}.path",
 }
 
