@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag
 
-from megacode.config.placeholders import LENIENT, UNKNOWN
 from megacode.config.quantity import Frozen, Length
 
 
-def _read_scale(value: Any, info: Any) -> Any:
+THE_FACTOR = "*"  # in `set` of a level: the key that the factor is named by
+
+
+def _read_part(value: Any) -> Fraction:
     """Read the share of a full run that a twin is: `1/16`, `6.25%` or `0.0625`."""
     try:
         if isinstance(value, bool):
@@ -21,8 +23,6 @@ def _read_scale(value: Any, info: Any) -> Any:
         if not 0 < share < 1:
             raise ValueError
     except (ValueError, ZeroDivisionError):
-        if info.context is LENIENT:
-            return UNKNOWN
         raise ValueError(f"{value!r} is not a part of a full run; write for example 1/16") from None
     return share
 
@@ -30,6 +30,16 @@ def _read_scale(value: Any, info: Any) -> Any:
 def _read_arm(value: Any) -> Any:
     """Read an arm that is only a list of phases."""
     return {"phases": value} if isinstance(value, list) else value
+
+
+def _read_factor(value: Any) -> Any:
+    """Give the values of a factor that is a list their names; the key is filled in where it is known."""
+    if not isinstance(value, list):
+        return value
+    names = [str(item).lower() if isinstance(item, bool) else str(item) for item in value]
+    if len(set(names)) < len(names):
+        raise ValueError("a value stands twice; name each level once")
+    return {name: {"set": {THE_FACTOR: item}} for name, item in zip(names, value, strict=True)}
 
 
 class PhaseUse(Frozen):
@@ -92,7 +102,7 @@ class Level(Frozen):
 
     set: dict[str, Any] = {}
     only: tuple[str, ...] | None = None
-    twin: Annotated[Fraction, PlainValidator(_read_scale)] | None = None
+    twin: Annotated[Fraction, PlainValidator(_read_part)] | None = None
     of: str | None = None
 
 
@@ -155,7 +165,7 @@ class Study(Frozen):
     sources: dict[str, dict[str, Any]] = {}
     phases: dict[str, dict[str, Any]] = Field(min_length=1)
     arms: dict[str, Annotated[Arm, BeforeValidator(_read_arm)]] = Field(min_length=1)
-    factors: dict[str, dict[str, Level]] = {}
+    factors: dict[str, Annotated[dict[str, Level], BeforeValidator(_read_factor)]] = {}
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(1234,), min_length=1)
     baseline: str
     compare: Compare = Compare()
