@@ -39,7 +39,17 @@ EXTRAS = {
     "dali": ["nvidia-dali-cuda130>=2.0"],  # for torch built for CUDA 13; pulls in its CUDA libraries
     "dali-cuda12": ["nvidia-dali-cuda120>=2.0"],
     "eval": ["lm-eval==0.4.13"],
-    "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "import-linter", "types-PyYAML", "types-psutil"],
+    "dev": [
+        "pytest",
+        "pytest-timeout",
+        "pytest-xdist",
+        "hypothesis",
+        "ruff",
+        "mypy",
+        "import-linter",
+        "types-PyYAML",
+        "types-psutil",
+    ],
 }
 
 setup(

@@ -12,7 +12,20 @@ import typer
 
 from megacode.base.errors import MegacodeError
 from megacode.base.user_paths import explained
-from megacode.cli import checkpoints, cluster, data, generation, init, judging, machine, models, plans, preflight, runs
+from megacode.cli import (
+    checkpoints,
+    cluster,
+    data,
+    generation,
+    init,
+    judging,
+    machine,
+    models,
+    plans,
+    preflight,
+    runs,
+    studies,
+)
 from megacode.cli.options import is_first_rank, rank
 
 app = typer.Typer(
@@ -28,6 +41,7 @@ for part in (init, plans, runs, models, generation, judging, machine, preflight,
 app.add_typer(data.app, name="data")
 app.add_typer(models.convert, name="convert")
 app.add_typer(checkpoints.app, name="checkpoint")
+app.add_typer(studies.app, name="study")
 app.add_typer(cluster.job)
 
 

@@ -91,7 +91,7 @@ def compare_configs(former: str, config: RunConfig, chain: Sequence[Link], consu
         consumed_samples: its clock.
     """
     try:
-        old = yaml.safe_load(dump_config(_former_config(former)))
+        old = yaml.safe_load(dump_config(former_config(former)))
     except MegacodeError:  # another version's, with settings that are no more
         old = yaml.safe_load(former) or {}
     new = yaml.safe_load(dump_config(config))
@@ -128,7 +128,7 @@ def former_schedule(
         for name, facts in link["sources"].items()
     }
     try:
-        config = _former_config(former)
+        config = former_config(former)
         declared = {name: SourceSize(name, source.tokens or _UNKNOWN_TOKENS) for name, source in config.sources.items()}
         schedule = build_schedule(config, {**declared, **sizes, **known})
         prove_past(schedule, chain, consumed_samples)
@@ -161,7 +161,12 @@ def compare_schedules(old: Schedule | None, new: Schedule, consumed_samples: int
     return Difference([], sources, total)
 
 
-def _former_config(former: str) -> RunConfig:
+def former_config(former: str) -> RunConfig:
+    """Return the config that a checkpoint carries.
+
+    Raises:
+        MegacodeError: it is none, or another version's.
+    """
     raw = yaml.safe_load(former)
     if not isinstance(raw, dict):
         raise CheckpointError("it carries no config", "megacode.json", "use another checkpoint")

@@ -269,7 +269,9 @@ class _Builder:
             return start_from("checkpoint", TrainState.read(find_checkpoint(Path(given.from_))).seal)
         except MegacodeError as error:
             problem = error.problems[0]
-            raise ConfigError(problem.what, f"{self.file}: arms.{arm}.init.from: {problem.where}", problem.fix) from None
+            raise ConfigError(
+                problem.what, f"{self.file}: arms.{arm}.init.from: {problem.where}", problem.fix
+            ) from None
 
     def _placed(self, error: MegacodeError, arm: str, levels: Levels) -> MegacodeError:
         """Return an error whose places are those of the study file."""

@@ -187,9 +187,7 @@ def _missing(wanted: Counts, counts: Counts) -> Counts:
     return {name: wanted.get(name, 0) - counts.get(name, 0) for name in names}
 
 
-def _moved(
-    config: RunConfig, plans: Sequence[PhasePlan], missing: Counts, by_blend: bool
-) -> tuple[Phase, ...] | None:
+def _moved(config: RunConfig, plans: Sequence[PhasePlan], missing: Counts, by_blend: bool) -> tuple[Phase, ...] | None:
     """Return the phases with what is missing added to those that read most of each source."""
     targets = [dict(plan.counts) for plan in plans]
     for name, more in missing.items():

@@ -10,7 +10,7 @@ Blends are written as counts, which are exact as weights; so all arms read each 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -37,11 +37,13 @@ class Placed:
         place: `early`, `late` or `uniform`.
         phases: all phases of the arm, those at the end that stay among them.
         samples_by_source: over the whole run.
+        phase_counts: by phase.
     """
 
     place: str
     phases: tuple[Phase, ...]
     samples_by_source: Counts
+    phase_counts: list[Counts]
 
 
 def place_arms(
@@ -76,7 +78,9 @@ class _Placer:
         config = cell.plan.config
         count = self._placeable(keep)
         self.kept = list(zip(config.phases[count:], self.schedule.phases[count:], strict=True))
-        self.phases, self.lengths = _halves(config.phases[:count], [plan.samples for plan in self.schedule.phases[:count]])
+        self.phases, self.lengths = _halves(
+            config.phases[:count], [plan.samples for plan in self.schedule.phases[:count]]
+        )
         plans = self.schedule.phases[:count]
         self.total: Counts = {}
         for plan in plans:
@@ -136,7 +140,9 @@ class _Placer:
         mean = Fraction(wanted, sum(self.lengths))
         shares = [mean] * len(self.lengths)
         if place != "uniform":
-            shares = sorted(self.shares, reverse=True) if len(set(self.shares)) > 1 else _spread(mean, len(self.lengths))
+            shares = (
+                sorted(self.shares, reverse=True) if len(set(self.shares)) > 1 else _spread(mean, len(self.lengths))
+            )
             shares = shares if place == "early" else shares[::-1]
         quotas = [min(length, round(share * length)) for share, length in zip(shares, self.lengths, strict=True)]
         order = range(len(quotas)) if place != "late" else range(len(quotas) - 1, -1, -1)
@@ -154,7 +160,7 @@ class _Placer:
             schedule = build_schedule(config, self.schedule.sizes)
             counts = exposure(schedule)
             if counts == exposure(self.schedule):
-                return Placed(place, config.phases, counts)
+                return Placed(place, config.phases, counts, [_present(plan.counts) for plan in schedule.phases])
         raise AssertionError(f"{place}: {counts} for {exposure(self.schedule)}")
 
 
@@ -171,7 +177,11 @@ def _halves(phases: Sequence[Phase], lengths: list[int]) -> tuple[list[Phase], l
     return [phase, second], [length - length // 2, length // 2]
 
 
-def _share(counts: Any, names: Collection[str]) -> Fraction:
+def _present(counts: Mapping[str, int]) -> Counts:
+    return {name: count for name, count in counts.items() if count}
+
+
+def _share(counts: Mapping[str, int], names: Collection[str]) -> Fraction:
     return Fraction(sum(counts.get(name, 0) for name in names), sum(counts.values()))
 
 
@@ -190,23 +200,54 @@ def _divided(left: Counts, names: Collection[str], samples: int) -> Counts:
     return counts
 
 
-def written(grid: Grid, arm: str, found: Sequence[Placed]) -> str:
-    """Return arms as YAML to be pasted into the study: phases, arms, and the claim that they match."""
-    phases: dict[str, Any] = {}
-    arms: dict[str, list[str]] = {}
-    known = grid.of(arm)[0].plan.config.phases
+def check_places(places: Sequence[str]) -> list[str]:
+    """Return places, each once.
+
+    Raises:
+        ConfigError: one is none.
+    """
+    for place in places:
+        if place not in PLACES:
+            raise ConfigError(f"there is no place {place!r}", "--place", did_you_mean(place, list(PLACES)))
+    return list(dict.fromkeys(places))
+
+
+def placed_document(grid: Grid, arm: str, found: Sequence[Placed]) -> dict[str, Any]:
+    """Return arms as plain values: `phases`, `arms` and `match` to add to the study, and places `unchanged`.
+
+    Args:
+        grid: of the study.
+        arm: whose samples were placed.
+        found: of `place_arms`.
+    """
+    cell = grid.of(arm)[0]
+    known = cell.plan.config.phases
+    document: dict[str, Any] = {"phases": {}, "arms": {}, "match": [], "unchanged": []}
     for one in found:
         name = f"{arm}-{one.place}"
-        arms[name] = []
+        if one.phase_counts == [_present(plan.counts) for plan in cell.plan.schedule.phases]:
+            document["unchanged"].append(one.place)
+            continue
+        uses: list[str] = []
         for number, phase in enumerate(one.phases):
-            if phase in known and phase.name in grid.study.phases:
-                arms[name].append(phase.name)
-                continue
-            arms[name].append(f"{name}-{number + 1}")
-            phases[arms[name][-1]] = _document(phase)
-    claim = [{"arms": [arm, *arms], "exposure": "samples"}]
-    parts = ({"phases": phases}, {"arms": arms}, {"match": claim})
-    return "".join(yaml.dump(part, Dumper=_Plain, sort_keys=False, width=120, default_flow_style=None) for part in parts)
+            written_already = phase in known and phase.name in grid.study.phases
+            uses.append(phase.name if written_already else f"{name}-{number + 1}")
+            if not written_already:
+                document["phases"][uses[-1]] = _document(phase)
+        document["arms"][name] = uses
+    if document["arms"]:
+        document["match"] = [{"arms": [arm, *document["arms"]], "exposure": "samples"}]
+    return document
+
+
+def written(grid: Grid, arm: str, found: Sequence[Placed]) -> str:
+    """Return arms as YAML to be pasted into the study."""
+    document = placed_document(grid, arm, found)
+    text = "".join(f"# {place}: {arm} itself\n" for place in document.pop("unchanged"))
+    parts = ({key: value} for key, value in document.items() if value)
+    return text + "".join(
+        yaml.dump(part, Dumper=_Plain, sort_keys=False, width=120, default_flow_style=None) for part in parts
+    )
 
 
 class _Plain(yaml.SafeDumper):

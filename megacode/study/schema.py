@@ -9,7 +9,6 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, PlainVal
 
 from megacode.config.quantity import Frozen, Length
 
-
 THE_FACTOR = "*"  # in `set` of a level: the key that the factor is named by
 
 
