@@ -25,15 +25,16 @@ def plan(
 ) -> None:
     """Show what the arms share, what the study costs, and prove what it claims, before anything is trained."""
     from megacode.study.costs import Gpus
-    from megacode.study.document import plan_study
+    from megacode.study.document import check_claims, plan_study
 
     document = plan_study(study, Gpus(gpus, gpu, hardware), why)
     if as_json:
         print_json(document)
-        return
-    from megacode.study.tables import render_study
+    else:
+        from megacode.study.tables import render_study
 
-    render_study(document, console())
+        render_study(document, console())
+    check_claims(document)
 
 
 @app.command()

@@ -46,16 +46,8 @@ EFFECTS: Mapping[str, str] = {key: effect for effect, keys in _TABLE.items() for
 IN_FINGERPRINT = frozenset({"data order", "future data", "held-out data"})
 FUNCTIONS_OF_THE_CLOCK = frozenset({"learning rate", "batch size"})
 LEARNED = frozenset(
-    [
-        "model",
-        "dropout",
-        "tokenizer",
-        "document form",
-        "optimizer",
-        "attention mask",
-        "number formats",
-        "withheld samples",
-    ]
+    {"model", "dropout", "tokenizer", "document form", "optimizer", "attention mask"}
+    | {"number formats", "withheld samples"}
 )
 OUTSIDE = frozenset({"bookkeeping", "measurement", "layout"})
 UNKNOWN_EFFECT = "other"

@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from megacode.base.errors import PlanError, Problem
 from megacode.study.confounds import exposures
 from megacode.study.costs import Costs, Gpus
 from megacode.study.found import Found, find_states
 from megacode.study.grid import Cell, Grid, build_grid
 from megacode.study.keeping import check_kept
 from megacode.study.loading import load_study
-from megacode.study.matching import Proof, check, prove
+from megacode.study.matching import Proof, prove
 from megacode.study.schema import Study
 from megacode.study.tree import Node, Tree, totals
 from megacode.study.why import reasons
@@ -32,15 +33,24 @@ def plan_study(path: Path, gpus: Gpus = Gpus(), why: bool = False) -> _Json:  # 
     Raises:
         ConfigError: the study or an arm is wrong.
         DataError: a data set cannot be read.
-        PlanError: an arm cannot be trained as it is written, or a claim of `match` is wrong.
+        PlanError: an arm cannot be trained as it is written.
     """
     study = load_study(path)
     grid = build_grid(study, path)
     tree = Tree(grid)
     check_kept(tree)
-    proofs = prove(grid)
-    check(proofs)
-    return study_document(tree, proofs, find_states(Path(study.directory)), Costs(gpus), why)
+    return study_document(tree, prove(grid), find_states(Path(study.directory)), Costs(gpus), why)
+
+
+def check_claims(document: _Json) -> None:
+    """Refuse a study with a claim that is wrong; to be asked when the plan has been shown.
+
+    Raises:
+        PlanError: with every difference, and the lengths that would match.
+    """
+    problems = [Problem(**problem) for match in document["match"] for problem in match["problems"]]
+    if problems:
+        raise PlanError(problems=problems)
 
 
 def study_document(
@@ -134,6 +144,7 @@ def _match(proof: Proof) -> _Json:
     return {
         "arms": [cell.name for cell in proof.cells],
         "equal": proof.equal,
+        "problems": [asdict(problem) for problem in proof.problems],
         "exposure": proof.claim.exposure,
         "end": proof.claim.end,
         "samples_by_source": proof.samples_by_source,

@@ -171,10 +171,10 @@ class _Builder:
         full = None
         if cut is not None:
             factor, name, level = cut
-            lent = {"model": config.model.model_dump(exclude_none=True), "train": {"micro_batch_size": 1}}
+            lent = config.model.model_dump(exclude_none=True)
             full = self._plan(self._config(arm, self._full_levels(chosen, own=False), lent))
             assert level.twin is not None
-            config = twin_of(full, config, level.twin, f"factors.{factor}.{name}.twin")
+            config = twin_of(full, config, level.twin, f"{self.file}: factors.{factor}.{name}.twin")
         for seed in self.study.seeds:
             name = slug("-".join((self.study.name, arm, *levels.values(), f"s{seed}")))
             changes = {"seed": seed, "name": name, "run_dir": f"{self.study.directory}/{name}"}
@@ -201,9 +201,9 @@ class _Builder:
         return found
 
     def _config(
-        self, arm: str, levels: list[tuple[str, Mapping[str, Any]]], lent: Mapping[str, Any] | None = None
+        self, arm: str, levels: list[tuple[str, Mapping[str, Any]]], model: Mapping[str, Any] | None = None
     ) -> RunConfig:
-        """Return the config of an arm, with settings lent to it where it has none of its own."""
+        """Return the config of an arm; with this model where it has none of its own."""
         settings = [("set", self.study.set), (f"arms.{arm}.set", self.study.arms[arm].set), *levels]
         phases = self._phases(arm, [one for _, one in settings])
         drawn = {source for phase in phases for source in _names(phase.get("blend"))}
@@ -212,10 +212,12 @@ class _Builder:
         documents = [(place, nested(one)) for place, one in settings]
         layers = [Layer(f"{self.file}: {place}", document) for place, document in reversed(documents)]
         layers = [Layer(self.file, own), *layers, *self.layers]
-        raw = dict(lent or {})
+        raw: dict[str, Any] = {}
         for layer in reversed(layers):
             raw = merge(raw, layer.document)
         raw.pop("init", None)
+        if model is not None:
+            raw.setdefault("model", model)
         return validate(raw, Origins(layers))
 
     def _phases(self, arm: str, settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

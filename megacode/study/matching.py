@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from megacode.base.errors import MegacodeError, PlanError, Problem
+from megacode.base.errors import MegacodeError, Problem
 from megacode.config.data import Phase
 from megacode.config.run import RunConfig
 from megacode.plan.phases import PhasePlan, Schedule, build_schedule
@@ -60,17 +60,6 @@ def prove(grid: Grid) -> list[Proof]:
             if len(cells) > 1:
                 found.append(_proof(claim, cells, f"match[{number}]"))
     return found
-
-
-def check(proofs: Sequence[Proof]) -> None:
-    """Refuse a study with a claim that is wrong.
-
-    Raises:
-        PlanError: with every difference, and the lengths that would match.
-    """
-    problems = [problem for proof in proofs for problem in proof.problems]
-    if problems:
-        raise PlanError(problems=problems)
 
 
 def exposure(schedule: Schedule) -> Counts:

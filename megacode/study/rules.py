@@ -186,8 +186,11 @@ def _settings(study: Study, keys: Iterable[str], where: str, phases: frozenset[s
     for key in keys:
         section, _, rest = key.partition(".")
         if section == "phases" and rest:
-            phase = rest.partition(".")[0]
-            if phase not in study.phases:
+            phase, _, inside = rest.partition(".")
+            if not inside:
+                fix = "write for example phases.NAME.learning_rate.peak"
+                yield Problem(f"{key!r} names no setting of a phase", f"{where}.{key}", fix)
+            elif phase not in study.phases:
                 fix = did_you_mean(phase, list(study.phases))
                 yield Problem(f"there is no phase {phase!r}", f"{where}.{key}", fix)
             elif phase not in phases:

@@ -48,11 +48,11 @@ def _headline(document: _Json) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
-    arms = {row["arm"] for row in document["arms"]}
+    arms, seeds = {row["arm"] for row in document["arms"]}, document["seeds"]
     runs = {row["run"] for row in document["nodes"]}
     levels = "".join(f", {name}: {', '.join(names)}" for name, names in document["factors"].items())
     grid.add_row("study", Text(document["name"], style="bold"))
-    grid.add_row("arms", f"{len(arms)}, baseline {document['baseline']}{levels}; {len(document['seeds'])} seeds")
+    grid.add_row("arms", f"{len(arms)}, baseline {document['baseline']}{levels}; {_seeds(seeds)}")
     grid.add_row("runs", f"{len(runs)}, {len(document['nodes'])} nodes, below {document['runs']}")
     trained = sum(row["state"] == "trained" for row in document["nodes"])
     to_train = f"{format_count(document['tokens_to_train'])} tokens"
@@ -63,6 +63,11 @@ def _headline(document: _Json) -> Table:
     disk = format_bytes(document["disk_bytes"])
     grid.add_row("cost", f"{document['flops']:.3g} FLOPs, {time}{on}, {disk} of checkpoints")
     return grid
+
+
+def _seeds(seeds: list[int]) -> str:
+    said = ", ".join(str(seed) for seed in seeds)
+    return f"seed {said}" if len(seeds) == 1 else f"seeds {said}"
 
 
 def _tree(document: _Json) -> RenderableType:
@@ -117,6 +122,9 @@ def _matches(matches: list[_Json]) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for match in matches:
         arms = ", ".join(match["arms"])
+        if not match["equal"]:
+            parts.append(Text.assemble(("✗ ", "red"), f"{arms} do not match"))
+            continue
         if match["end"] is not None:
             parts.append(Text.assemble(("✓ ", "green"), f"{arms} end with the same {match['end']}"))
         if match["exposure"] is not None:

@@ -233,7 +233,7 @@ def totals(tree: Tree, cells: Iterable[Cell] | None = None) -> Totals:
         table = tree.grid.study.arms[cell.arm].table
         tables.setdefault((table, cell.place, cell.seed), {})[path[-1]] = cell
     rows = 0
-    for table in tables.values():
-        inner = {state for cell in table.values() for state in tree.paths[cell.name, cell.seed][:-1]}
-        rows += sum(cell.tokens for end, cell in table.items() if end not in inner)
+    for ends in tables.values():
+        inner = {state for cell in ends.values() for state in tree.paths[cell.name, cell.seed][:-1]}
+        rows += sum(cell.tokens for end, cell in ends.items() if end not in inner)
     return Totals(shared, rows, sum(cell.tokens for cell in chosen))

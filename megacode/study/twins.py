@@ -40,6 +40,7 @@ def twin_of(full: Plan, config: RunConfig, share: Fraction, where: str) -> RunCo
         ConfigError: a source would keep no window.
     """
     ratio = share * full.schedule.seq_length / config.train.seq_length
+    _refuse_short(full, config, ratio, where)
     phases = tuple(
         _phase(phase, was, plan, rate, ratio)
         for phase, was, plan, rate in zip(
@@ -48,6 +49,18 @@ def twin_of(full: Plan, config: RunConfig, share: Fraction, where: str) -> RunCo
     )
     changes: dict[str, Any] = {"phases": phases, "train": _train(config.train, full.config.train, ratio)}
     return config.model_copy(update=changes | {"sources": _sources(full, config, ratio, where)})
+
+
+def _refuse_short(full: Plan, config: RunConfig, ratio: Fraction, where: str) -> None:
+    """Refuse a twin with a phase shorter than a global batch."""
+    batch = config.train.global_batch_size
+    for plan in full.schedule.phases:
+        if _scaled(plan.samples, ratio) < batch:
+            what = (
+                f"phase {plan.name!r} would have {_scaled(plan.samples, ratio):,} samples, less than one global batch"
+            )
+            part = f"use a larger part, or set train.global_batch_size to at most {_scaled(plan.samples, ratio)}"
+            raise ConfigError(f"{what} of {batch:,}", where, part)
 
 
 def _phase(phase: Phase, was: Phase, plan: PhasePlan, rate: PhaseRate, ratio: Fraction) -> Phase:
@@ -80,11 +93,19 @@ def _sources(full: Plan, config: RunConfig, ratio: Fraction, where: str) -> dict
         kept = round(whole * ratio)
         if kept < 1:
             what = f"source {name!r} has {whole:,} windows, and the twin would keep none of them"
-            problems.append(Problem(what, where, f"use a larger part, at least 1/{int(whole * 2 * ratio / ratio)}"))
-        found[name] = source.model_copy(update={"take": kept * length + 1})
+            problems.append(Problem(what, where, "use a larger part of the full run, or a smaller train.seq_length"))
+        found[name] = source.model_copy(update={"take": kept * length + 1, "max_epochs": _cap(config, name, kept)})
     if problems:
         raise ConfigError(problems=problems)
     return found
+
+
+def _cap(config: RunConfig, name: str, windows_kept: int) -> float | None:
+    """Return a source's `max_epochs`: where passing it is an error, with room for rounding to whole windows."""
+    cap = config.sources[name].max_epochs
+    if cap is None or config.caps == "spread":
+        return cap
+    return cap + (cap + len(config.phases) + 2) / max(1, windows_kept)
 
 
 def _scaled(samples: int, ratio: Fraction) -> int:
