@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Annotated, Any
+from math import inf
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag
 
@@ -39,6 +40,20 @@ def _read_factor(value: Any) -> Any:
     if len(set(names)) < len(names):
         raise ValueError("a value stands twice; name each level once")
     return {name: {"set": {THE_FACTOR: item}} for name, item in zip(names, value, strict=True)}
+
+
+def _read_points(value: Any) -> float:
+    """Read a difference of scores: `0.5 points`."""
+    number, _, unit = str(value).strip().rpartition(" ")
+    try:
+        if isinstance(value, bool) or unit not in ("point", "points") or not 0 <= float(number) < inf:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{value!r} is not a difference; write for example 0.5 points") from None
+    return float(number)
+
+
+Points = Annotated[float, PlainValidator(_read_points)]
 
 
 class PhaseUse(Frozen):
@@ -115,7 +130,7 @@ class Match(Frozen):
     """
 
     arms: tuple[str, ...] = Field(min_length=2)
-    exposure: str | None = Field(default=None, pattern=r"^samples$")
+    exposure: Literal["samples"] | None = None
     end: str | None = None
 
 
@@ -132,7 +147,7 @@ class Compare(Frozen):
 
     primary: tuple[str, ...] = ()
     secondary: tuple[str, ...] = ()
-    margin: str | None = Field(default=None, pattern=r"^\d+(\.\d+)? points$")
+    margin: Points | None = None
     seed_sd: float | None = Field(default=None, gt=0)
     pairs: tuple[tuple[str, str], ...] = ()
 
