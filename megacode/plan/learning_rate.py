@@ -147,5 +147,7 @@ def _misfits(phase: Phase, plan: PhasePlan, rate: PhaseRate, batches: BatchSched
 
 
 def _between(first: float, last: float, share: float) -> float:
-    """Return the value a share of the way from one to another; exactly `last` at 1."""
+    """Return the value a share of the way from one to another; exactly `last` at 1, and where both are equal."""
+    if first == last:  # a constant rate is then the same float as that of `wsd` before its decay
+        return first
     return first * (1 - share) + last * share

@@ -27,6 +27,7 @@ from megacode.study.matching import Counts, exact_phase, exposure
 
 PLACES = ("early", "late", "uniform")
 _SPREAD = Fraction(2, 3)
+_ROUNDING = 4  # samples by which equal shares of two phases may differ
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,8 @@ class _Placer:
         mean = Fraction(wanted, sum(self.lengths))
         shares = [mean] * len(self.lengths)
         if place != "uniform":
-            shares = (
-                sorted(self.shares, reverse=True) if len(set(self.shares)) > 1 else _spread(mean, len(self.lengths))
-            )
+            alike = max(self.shares) - min(self.shares) <= Fraction(_ROUNDING, min(self.lengths))
+            shares = _spread(mean, len(self.lengths)) if alike else sorted(self.shares, reverse=True)
             shares = shares if place == "early" else shares[::-1]
         quotas = [min(length, round(share * length)) for share, length in zip(shares, self.lengths, strict=True)]
         order = range(len(quotas)) if place != "late" else range(len(quotas) - 1, -1, -1)
