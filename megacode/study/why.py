@@ -46,7 +46,9 @@ class _State:
 
 
 def reasons(tree: Tree, found: Iterable[Found] = ()) -> dict[str, Reason]:
-    """Return for each node of a tree what makes it new, compared with nodes before it and with what was found.
+    """Return for each node of a tree what makes it new.
+
+    A node is compared with those of arms before it in the study's file, and with what was found on disk.
 
     Args:
         tree: of the study.
@@ -59,7 +61,8 @@ def reasons(tree: Tree, found: Iterable[Found] = ()) -> dict[str, Reason]:
         if state.id not in tree.nodes
     ]
     result = {}
-    for node in tree.nodes.values():
+    for state in dict.fromkeys(state for path in tree.paths.values() for state in path):
+        node = tree.nodes[state]
         here = _of_node(node, names)
         result[node.id] = _reason(here, known)
         known.append(here)

@@ -18,7 +18,13 @@ CONSTANT = {"schedule": "constant", "peak": 3e-4, "warmup": "2 iterations"}
 STUDY: dict[str, Any] = {
     "seeds": [1, 2],
     "set": {
-        "model": {"num_layers": 2, "hidden_size": 64, "ffn_hidden_size": 128, "num_attention_heads": 4, "vocab_size": 99},
+        "model": {
+            "num_layers": 2,
+            "hidden_size": 64,
+            "ffn_hidden_size": 128,
+            "num_attention_heads": 4,
+            "vocab_size": 99,
+        },
         "sources": {"text": {"path": "data/text", "tokens": 40_000}, "code": {"path": "data/code", "tokens": 8_000}},
         "validation": {"fraction": 0},
         "train": {"seq_length": 16, "global_batch_size": 8},

@@ -83,7 +83,13 @@ CHANGES: dict[str, Document] = {
     },
     **{
         f"health.fp8_probe.{key}": {"health": {"fp8_probe": {key: value}}}
-        for key, value in {"every": "7 iterations", "loss": 0.1, "gradient": 0.1, "patience": 3, "policy": "warn"}.items()
+        for key, value in {
+            "every": "7 iterations",
+            "loss": 0.1,
+            "gradient": 0.1,
+            "patience": 3,
+            "policy": "warn",
+        }.items()
     },
     **{
         f"model.{key}": {"model": {key: value}}
@@ -260,7 +266,9 @@ def test_the_rate_counts_up_to_the_point_only() -> None:
 def studies(draw: st.DrawFn) -> Document:
     """Some arms of one to three phases, no two alike."""
     document = copy.deepcopy(STUDY)
-    path = st.lists(st.sampled_from(sorted(document["phases"])[:1] + sorted(document["phases"])[2:]), min_size=1, max_size=3)
+    path = st.lists(
+        st.sampled_from(sorted(document["phases"])[:1] + sorted(document["phases"])[2:]), min_size=1, max_size=3
+    )
     arms = draw(st.lists(path, min_size=2, max_size=5, unique_by=tuple))
     document["arms"] = {f"arm{number}": phases for number, phases in enumerate(arms)}
     document["baseline"] = "arm0"
@@ -306,7 +314,9 @@ def test_permuted_and_renamed_arms_moved_data_and_other_layouts_have_the_same_id
 )
 def test_clip_batch_and_data_change_every_id(document: Document, change: Document, grid_of: GridOf) -> None:
     before = {state for ends in ids(grid_of(document)).values() for state in ends}
-    after = {state for ends in ids(grid_of({**document, "set": merge(document["set"], change)})).values() for state in ends}
+    after = {
+        state for ends in ids(grid_of({**document, "set": merge(document["set"], change)})).values() for state in ends
+    }
     assert len(before) >= 2
     assert not before & after
 

@@ -100,9 +100,7 @@ def test_a_restart_reads_other_windows(study: Document, grid_of: GridOf) -> None
     study["arms"] |= {"two": ["balanced", "text"], "again": ["balanced", "again"]}
     study["match"] = [{"arms": ["two", "again"], "exposure": "samples"}]
     (proof,) = prove(grid_of(study))
-    assert [problem.fix for problem in proof.problems] == [
-        "remove repeat: restart, so that arms read the same windows"
-    ]
+    assert [problem.fix for problem in proof.problems] == ["remove repeat: restart, so that arms read the same windows"]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +128,9 @@ def test_ends_are_compared_in_samples_and_rate(study: Document, grid_of: GridOf)
     study["match"].append({"arms": ["a", "one"], "end": "cooldown"})
     good, other_rate, other_end = prove(grid_of(study))
     assert good.equal
-    assert other_rate.problems[0].what == "the learning rate of 'cooldown' differs: it starts in 'a' 3e-05 and 'c' 0.0003"
+    assert (
+        other_rate.problems[0].what == "the learning rate of 'cooldown' differs: it starts in 'a' 3e-05 and 'c' 0.0003"
+    )
     assert other_end.problems[0].what == "'one' ends with 'balanced', not with 'cooldown'"
 
 

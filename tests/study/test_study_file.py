@@ -90,7 +90,10 @@ def test_levels_are_crossed_and_limited(study: Document, grid_of: GridOf) -> Non
     }
     cells = grid_of(study).cells
     assert len(cells) == 2 * (2 * 4 + 2)
-    assert [cell.name for cell in cells if cell.seed == 1 and cell.arm == "three"] == ["three@small@1.0", "three@small@0.5"]
+    assert [cell.name for cell in cells if cell.seed == 1 and cell.arm == "three"] == [
+        "three@small@1.0",
+        "three@small@0.5",
+    ]
 
 
 def test_an_arm_has_the_study_s_sources_that_it_draws_from(study: Document, grid_of: GridOf) -> None:
@@ -263,7 +266,11 @@ def test_all_mistakes_are_reported_at_once_and_each_once(study: Document, grid_o
     [
         ("set", {"train.clip_gard": 1}, "small.yaml: set: train.clip_gard: clip_gard is not a setting"),
         ("arm", {"train.clip_gard": 1}, "small.yaml: arms.one.set: train.clip_gard: clip_gard is not a setting"),
-        ("level", {"train.clip_gard": 1}, "small.yaml: factors.scale.a.set: train.clip_gard: clip_gard is not a setting"),
+        (
+            "level",
+            {"train.clip_gard": 1},
+            "small.yaml: factors.scale.a.set: train.clip_gard: clip_gard is not a setting",
+        ),
         ("phase", {"blend": {"txt": 1}}, "small.yaml: phases.text.blend.txt: 'txt' is not one of the sources"),
         ("phase", {"iteration": 3}, "small.yaml: phases.text.iteration: iteration is not a setting"),
     ],

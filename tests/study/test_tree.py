@@ -97,7 +97,11 @@ def test_a_wsd_phase_shares_what_lies_before_its_decay(study: Document, tree_of:
     wsd = {"schedule": "wsd", "peak": 3e-4, "warmup": "2 iterations", "final": 0, "decay": "10%"}
     study["phases"]["wsd"] = {**study["phases"]["trunk"], "learning_rate": wsd}
     cut = {"phase": "trunk", "until": "30 iterations"}
-    study["arms"] = {"wsd": ["wsd"], "branch": [cut, "cooldown"], "late": [{**cut, "until": "38 iterations"}, "cooldown"]}
+    study["arms"] = {
+        "wsd": ["wsd"],
+        "branch": [cut, "cooldown"],
+        "late": [{**cut, "until": "38 iterations"}, "cooldown"],
+    }
     study["baseline"] = "wsd"
     tree = tree_of(study)
     assert tree.paths["wsd", 1][0] == tree.paths["branch", 1][0] == tree.paths["late", 1][0]
@@ -157,7 +161,10 @@ def test_the_tree_depends_on_no_order_of_arms(data: st.DataObject, tree_of: Tree
 
 
 def test_two_arms_that_are_the_same_are_refused(study: Document, tree_of: TreeOf) -> None:
-    study["phases"]["again"] = {**study["phases"]["balanced"], "learning_rate": study["phases"]["text"]["learning_rate"]}
+    study["phases"]["again"] = {
+        **study["phases"]["balanced"],
+        "learning_rate": study["phases"]["text"]["learning_rate"],
+    }
     study["arms"]["twice"] = ["again"]
     with pytest.raises(ConfigError) as caught:
         tree_of(study)
