@@ -7,6 +7,7 @@ Paths are relative to the working directory, like those of any command, and abso
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -159,6 +160,11 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
 
 def presets() -> dict[str, dict[str, Any]]:
     """Return the named model shapes: their keys of the section `model`."""
+    return copy.deepcopy(_read_presets())
+
+
+@functools.cache  # a study reads them once an arm
+def _read_presets() -> dict[str, dict[str, Any]]:
     return dict(parse_yaml(_PRESETS.read_text(encoding="utf-8"), str(_PRESETS)))
 
 

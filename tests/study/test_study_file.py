@@ -248,7 +248,7 @@ def test_a_mistake_in_the_study_is_reported_with_its_place_and_a_fix(
 
 def test_a_study_without_a_baseline_says_so(study: Document, grid_of: GridOf) -> None:
     del study["baseline"]
-    with pytest.raises(ConfigError, match="small.yaml: baseline: it is missing\n    add baseline"):
+    with pytest.raises(ConfigError, match=r"small\.yaml: baseline: it is missing\n    add baseline"):
         grid_of(study)
 
 
@@ -311,7 +311,7 @@ def test_a_source_that_is_missing_and_not_declared_is_an_input_error(study: Docu
 def test_first_weights_from_an_arm_that_is_not_trained_at_this_scale(study: Document, grid_of: GridOf) -> None:
     study["arms"]["four"] = {"phases": ["trunk"], "init": {"arm": "two"}}
     study["factors"] = {"scale": {"a": {}, "b": {**LEVEL, "only": ["one", "four"]}}}
-    with pytest.raises(ConfigError, match="arms.four.init.arm: arm 'two' is not trained at b"):
+    with pytest.raises(ConfigError, match=r"arms\.four\.init\.arm: arm 'two' is not trained at b"):
         grid_of(study)
 
 

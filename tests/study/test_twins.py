@@ -133,7 +133,7 @@ def test_a_cap_that_just_fits_the_full_run_fits_the_twin(study: Document, grid_o
         (
             "1/1000",
             {},
-            "small.yaml: factors.scale.proxy.twin: phase 'balanced' would have 1 samples, less than one global batch of 8",
+            "factors.scale.proxy.twin: phase 'balanced' would have 1 samples, less than one global batch of 8",
             "use a larger part, or set train.global_batch_size to at most 1",
         ),
         (
