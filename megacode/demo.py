@@ -1,8 +1,8 @@
-"""`megacode demo`: the whole job on this machine's own files, in minutes on two cores.
+"""`megacode demo`: the complete workflow on this machine's own files, in minutes on two cores.
 
-Real files become three indexed data sets; a small GPT with the paper's parallel block trains through balanced -> text
--> cooldown on two ranks; each phase's model is exported, proven and scored; a page shows it all. Every stage leaves
-its result on disk and is passed over when it is there, so an interrupted demo goes on where it was.
+Real files become three indexed data sets. A small GPT with the paper's parallel block trains through balanced -> text
+-> cooldown on two ranks. The model of each phase is exported, proven and scored, and a page shows the results. Every
+step leaves its result on disk and is skipped if it exists, so an interrupted demo resumes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from megacode.config.suggestions import did_you_mean
 log = logging.getLogger(__name__)
 
 SOURCES = ("text", "code", "markup")
+# The same run on two ranks in three ways: data, tensor or pipeline parallel.
 LAYOUTS: dict[str, dict[str, Any]] = {
     "dp2": {"distributed_optimizer": True},
     "tp2": {"tensor": 2, "sequence_parallel": True},
@@ -35,6 +36,7 @@ RANKS = 2
 VOCABULARY = 4096
 ITERATIONS = {"balanced": 180, "text": 140, "cooldown": 60}
 PAGE_WIDTH = 100
+# Far more than usual: the corpus is small, and the questions come from held-out documents.
 HELD_OUT = 0.05
 
 
@@ -57,6 +59,7 @@ def demo_config(out: Path, layout: str) -> dict[str, Any]:
             "num_query_groups": 2,
             "block": "parallel",
             "normalization": "LayerNorm",
+            # Untied, two embeddings of 4,096 x 192 would be a large part of this small model.
             "share_embeddings_and_output_weights": True,
         },
         "tokenizer": {"kind": "huggingface", "path": str(out / "tokenizer")},
@@ -85,32 +88,34 @@ def demo_config(out: Path, layout: str) -> dict[str, Any]:
         "train": {"seq_length": 256, "global_batch_size": 16, "micro_batch_size": 8},
         "parallel": LAYOUTS[layout],
         "precision": {"dtype": "fp32"},
+        # At the start too: the untrained model is scored, so that the page shows where learning began.
         "checkpoint": {"every": "25 iterations", "at_start": True, "keep_last": 1, "keep_phase_ends": True},
         "run_dir": str(out / "run"),
     }
 
 
 def run_demo(out: Path, layout: str) -> int:
-    """Do the whole job, or what is left of it.
+    """Run the demo, or what is left of it.
 
     Args:
-        out: directory that everything is written to.
-        layout: how two ranks share the work: `dp2`, `tp2` or `pp2`.
+        out: directory for all results.
+        layout: parallel layout of the two ranks: `dp2`, `tp2` or `pp2`.
 
     Returns:
-        The exit code: 0, or what training ended with (75: stopped and resumable).
+        The exit code: 0, or that of training (75: stopped and resumable).
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"there is no layout {layout!r}", "--layout", did_you_mean(layout, list(LAYOUTS)))
     started = time.perf_counter()
     demo = _Demo(out.resolve(), layout)
-    for title, stage in demo.stages():
+    for title, step in demo.steps():
         begun = time.perf_counter()
         demo.console.rule(f"[bold]{title}", align="left")
-        code = stage()
+        # Imports are inside the steps: a finished demo prints its result without loading torch.
+        code = step()
         if code:
             if code == EXIT_RESUMABLE:
-                demo.console.print("\nStopped and saved. The same command goes on where it was.")
+                demo.console.print("\nStopped and saved. Run the same command again to resume.")
             return code
         log.info("%s: %s", title, format_seconds(time.perf_counter() - begun))
     demo.console.print(f"\nDone in {format_seconds(time.perf_counter() - started)}. Open {demo.out / 'report.html'}")
@@ -118,7 +123,7 @@ def run_demo(out: Path, layout: str) -> int:
 
 
 class _Demo:
-    """The stages, each of which leaves its result on disk and is passed over when it is there."""
+    """The steps of the demo; each leaves its result on disk and is skipped if that exists."""
 
     def __init__(self, out: Path, layout: str) -> None:
         self.out = out
@@ -127,8 +132,8 @@ class _Demo:
         self.run = RunDir(out / "run")
         self.config = out / "demo.yaml"
 
-    def stages(self) -> list[tuple[str, Callable[[], int | None]]]:
-        """Return the stages in order."""
+    def steps(self) -> list[tuple[str, Callable[[], int | None]]]:
+        """Return titles and functions of the steps, in order."""
         return [
             ("1. Collect real files of this machine", self.collect),
             ("2. Train a tokenizer", self.tokenizer),
@@ -149,7 +154,7 @@ class _Demo:
             log.info("%s: %d documents, %s", name, part["documents"], format_bytes(part["bytes"]))
 
     def tokenizer(self) -> None:
-        """Write tokenizer/: byte-level BPE, learnt from all three sources."""
+        """Write tokenizer/: byte-level BPE, trained on all three sources."""
         from megacode.data.train_tokenizer import train_tokenizer
 
         if not (self.out / "tokenizer" / "tokenizer.json").exists():
@@ -160,13 +165,15 @@ class _Demo:
         """Write data/NAME_text_document.bin, .idx and a manifest for each source."""
         from megacode.config.model import TokenizerConfig
         from megacode.data.manifest import manifest_path
-        from megacode.data.preprocess import Job, preprocess
+        from megacode.data.preprocess import PreprocessJob, preprocess
 
         tokenizer = TokenizerConfig(kind="huggingface", path=str(self.out / "tokenizer"))
         for name in SOURCES:
             prefix = str(self.out / "data" / name)
             source = str(self.out / "corpus" / f"{name}.jsonl")
-            job = Job((source,), prefix, tokenizer, append_eod=True, shuffle_seed=1234, command="megacode demo")
+            job = PreprocessJob(
+                (source,), prefix, tokenizer, append_eod=True, shuffle_seed=1234, command="megacode demo"
+            )
             job = replace(job, overwrite=True)  # a killed demo leaves files without a manifest
             if not manifest_path(job.prefix("text")).exists():
                 preprocess(job)
@@ -177,27 +184,29 @@ class _Demo:
         from megacode.planning.run_plan import plan_run
         from megacode.planning.tables import render_plan
 
+        # Before demo.yaml is overwritten, which records the layout.
         self._refuse_another_layout()
         text = yaml.safe_dump(demo_config(self.out, self.layout), sort_keys=False, width=120)
-        write_text(self.config, "# The demo's run; `megacode plan` and `megacode train` take it as it stands.\n" + text)
+        write_text(self.config, "# The demo's run, ready for `megacode plan` and `megacode train`.\n" + text)
         render_plan(plan_run(load_config(self.config)), self.console)
 
     def _refuse_another_layout(self) -> None:
-        """A second layout in one directory would go on with the first one's run, and show nothing of itself."""
+        """Refuse a second layout in one directory: it would resume the run of the first one."""
         if self.config.exists() and yaml.safe_load(self.config.read_text())["parallel"] != LAYOUTS[self.layout]:
-            what = f"the demo here trains with another layout than {self.layout}"
-            raise ConfigError(what, str(self.config), f"add --out runs/demo-{self.layout}, or give the layout it has")
+            what = f"the demo in this directory has another layout than {self.layout}"
+            raise ConfigError(what, str(self.config), f"add --out runs/demo-{self.layout}, or use the same --layout")
 
     def train(self) -> int:
-        """Train, or go on from the newest checkpoint."""
+        """Train, or resume from the newest checkpoint."""
         from megacode.launch.local_ranks import run_ranks
 
+        # Phase ends are never deleted, so the last checkpoint proves that training is done.
         if self.run.checkpoint(self.milestones()[-1]).exists():
             return 0
         return run_ranks(["train", str(self.config)], RANKS)
 
     def milestones(self) -> list[int]:
-        """Return the iterations before the first and after each phase."""
+        """Return the iterations before the first phase and after each phase."""
         total, ends = 0, [0]
         for iterations in ITERATIONS.values():
             total += iterations
@@ -205,19 +214,21 @@ class _Demo:
         return ends
 
     def export(self) -> None:
-        """Write run/hf/iter_*: the untrained model and the one of each phase's end."""
+        """Write run/hf/iter_*: the untrained model and the one at the end of each phase."""
         from megacode.convert.hf import to_hf
         from megacode.convert.verify import render_report
 
         for iteration in self.milestones():
             target = self.run.hf / self.run.iteration_name(iteration)
+            # A published export is a proven one, so its existence is enough.
             if not target.exists():
                 render_report(to_hf(self.run.checkpoint(iteration), target), self.console)
 
     def score(self) -> None:
-        """Write run/eval/demo@iter_*.json, on questions made from documents that training holds out."""
+        """Write run/eval/demo@iter_*.json, on questions made from held-out documents."""
         from megacode.eval.harness import evaluate_many, render_scores
 
+        # All models in one call: lm-eval and the tasks are loaded only once.
         missing = [i for i in self.milestones() if not self.run.score("demo", i).exists()]
         if missing:
             models = [self.run.hf / self.run.iteration_name(iteration) for iteration in missing]

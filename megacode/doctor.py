@@ -1,4 +1,4 @@
-"""What this machine has, and which path megacode takes on it: `megacode doctor`."""
+"""`megacode doctor`: what this machine has, and what megacode will use on it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _NETWORK_HINT = "if ranks do not find each other, set NCCL_SOCKET_IFNAME, NCCL_I
 
 
 class Finding(TypedDict):
-    """One part of a machine.
+    """One part of the machine.
 
     Attributes:
-        part: what was looked for.
-        found: its version or size; empty if it is not there.
+        part: its name.
+        found: its version or size; empty if it is missing.
         path: what megacode does with it, or without it.
     """
 
@@ -37,7 +37,7 @@ class Finding(TypedDict):
 
 
 def examine() -> list[Finding]:
-    """Look for everything that decides how megacode runs here."""
+    """Check everything that determines how megacode runs here."""
     return [
         _machine(), _torch(), _cuda(), _nccl(), _network(), *_megatron(), _dali(), _lm_eval(), _slurm(),
         _disk(Path.cwd()),
@@ -55,21 +55,25 @@ def render(findings: list[Finding], console: Console) -> None:
 
 def _version(package: str) -> str:
     try:
+        # Metadata only: importing each package to ask would take many seconds.
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
 
 
 def _machine() -> Finding:
+    # The cores this process may use, which a container or SLURM may have restricted.
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = f"{cores} cores, {format_bytes(memory)}, Python {platform.python_version()}"
-    return Finding(part="machine", found=found, path="threads per rank: cores / ranks, unless OMP_NUM_THREADS says")
+    return Finding(part="machine", found=found, path="threads per rank: cores / ranks, unless OMP_NUM_THREADS is set")
 
 
 def _torch() -> Finding:
     found = _version("torch")
-    path = "tensors and autograd" if found else "nothing trains: install torch for this machine, then megacode"
+    path = (
+        "tensors and autograd" if found else "training is not possible: install torch for this machine, then megacode"
+    )
     return Finding(part="torch", found=found, path=path)
 
 
@@ -77,6 +81,7 @@ def _cuda() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
+        # A common trap: a CUDA build of torch on a machine without a driver, or the reverse.
         built = f"torch is built for CUDA {torch.version.cuda}, but sees no GPU; " if torch.version.cuda else ""
         return Finding(part="CUDA", found="", path=f"{built}training runs on the CPU, with gloo")
     names = sorted({torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())})
@@ -88,19 +93,20 @@ def _nccl() -> Finding:
     import torch
 
     if not (torch.cuda.is_available() and torch.distributed.is_nccl_available()):
-        return Finding(part="NCCL", found="", path="collectives go through gloo")
+        return Finding(part="NCCL", found="", path="collectives use gloo")
     found = ".".join(str(part) for part in torch.cuda.nccl.version())
-    return Finding(part="NCCL", found=found, path="collectives go through NCCL")
+    return Finding(part="NCCL", found=found, path="collectives use NCCL")
 
 
 def _network() -> Finding:
-    """List the interfaces between which NCCL and gloo choose, and what the environment tells them."""
+    """List the network interfaces that NCCL and gloo choose from, and the environment variables that restrict them."""
     states = psutil.net_if_stats()
+    # Without loopback, which reaches no other node.
     up = sorted(name for name, state in states.items() if state.isup and name != "lo")
     adapters = sorted(path.name for path in Path("/sys/class/infiniband").glob("*"))
     infiniband = f"; InfiniBand {', '.join(adapters)}" if adapters else ""
-    told = [f"{name}={os.environ[name]}" for name in _NETWORK_VARIABLES if name in os.environ]
-    path = f"set by the environment: {', '.join(told)}" if told else "NCCL and gloo choose; " + _NETWORK_HINT
+    settings = [f"{name}={os.environ[name]}" for name in _NETWORK_VARIABLES if name in os.environ]
+    path = f"set by the environment: {', '.join(settings)}" if settings else "NCCL and gloo choose; " + _NETWORK_HINT
     return Finding(part="network", found=", ".join(up) + infiniband, path=path)
 
 
@@ -116,13 +122,14 @@ def _megatron() -> list[Finding]:
 
 
 def _layers(obstacle: str) -> str:
-    """Say whose layers train, and what FP8 would be."""
+    """Return which layers are used, and whether FP8 is available."""
     from megacode.mcore import te
 
     if not obstacle:
-        return f"its layers, in bf16; FP8 by {', '.join(te.recipes())}"
+        return f"its layers, in bf16; FP8 recipes {', '.join(te.recipes())}"
+    # Emulation is for tests and replays on a CPU; a run on GPUs must not use it unnoticed.
     fp8 = "FP8 is refused" if _version("torch") and _gpus() else "FP8 is emulated, for tests and replays"
-    return f"{obstacle}: layers are megacode's own, attention torch's; {fp8}"
+    return f"{obstacle}: megacode's own layers are used, with torch's attention; {fp8}"
 
 
 def _gpus() -> int:
@@ -132,48 +139,50 @@ def _gpus() -> int:
 
 
 def _apex(engine: str) -> Finding:
-    """Tell NVIDIA's apex from other packages of that name, and say what of it is used."""
+    """Distinguish NVIDIA's apex from other packages of that name, and list the parts that are used."""
     from megacode.mcore import apex
 
     found = apex.find()
+    # `pip install apex` installs an unrelated package of the same name.
     if found.kind == "other":
         path = f"{found.place} is not NVIDIA's apex (PyPI's is a web toolkit): python -m pip uninstall apex"
         return Finding(part="apex", found="", path=path)
     used = ", ".join(found.used(bool(engine)))
-    instead = "Transformer Engine and torch have its parts" if engine else "torch has its parts"
+    instead = "Transformer Engine and torch replace it" if engine else "torch replaces it"
     if not used and not apex.torch_adds_in_fp32():
-        instead += ", but for weight gradients in one pass: update torch, or build NVIDIA's apex from source"
+        instead += ", except for weight gradients in one pass: update torch, or build NVIDIA's apex from source"
     if found.kind == "none" and not found.parts:
         return Finding(part="apex", found="", path=f"not needed: {instead}")
-    path = f"used on GPUs, where Transformer Engine and torch lack it: {used}" if used else f"not used: {instead}"
+    path = f"used on GPUs for what Transformer Engine and torch lack: {used}" if used else f"not used: {instead}"
     built = ", ".join(found.parts) or "built without its CUDA parts"
     return Finding(part="apex", found=f"{_version('apex')} ({built})".strip(), path=path)
 
 
 def _dali() -> Finding:
-    """Say which DALI is here, whether it would do, and when it is worth using."""
+    """Report the installed DALI, whether it can be used, and whether it is worth using."""
     from megacode.data import dali
 
     package, version = dali.installed() or ("", "")
-    worth = (
-        "for windows of tokens it was measured to gain nothing: the default loader reads the same samples with less "
-        "CPU (tools/bench/loaders.py compares them here)"
+    benefit = (
+        "for windows of tokens it brought no gain in our measurements: the default loader reads the same samples with "
+        "less CPU (compare with tools/bench/loaders.py)"
     )
     if not version:
-        return Finding(part="DALI", found="", path=f"nothing is missing: {worth}")
+        return Finding(part="DALI", found="", path=f"not needed: {benefit}")
     if dali.too_old(version):
-        path = f"not usable: train.loader: dali needs {dali.OLDEST} or newer; {worth}"
+        path = f"not usable: train.loader: dali needs {dali.OLDEST} or newer; {benefit}"
         return Finding(part="DALI", found=f"{package} {version}", path=path)
-    return Finding(part="DALI", found=f"{package} {version}", path=f"used with train.loader: dali; {worth}")
+    return Finding(part="DALI", found=f"{package} {version}", path=f"used with train.loader: dali; {benefit}")
 
 
 def _lm_eval() -> Finding:
     found = _version("lm-eval")
-    path = "megacode evaluate" if found else "megacode evaluate does not run; pip install 'megacode[eval]'"
+    path = "megacode evaluate" if found else "megacode evaluate needs it: pip install 'megacode[eval]'"
     return Finding(part="lm-eval", found=found, path=path)
 
 
 def _slurm() -> Finding:
+    # Present on login nodes as well, where no job runs.
     command = shutil.which("sbatch")
     if command is None:
         return Finding(part="SLURM", found="", path="megacode train --nproc N starts ranks on this machine")
@@ -185,4 +194,4 @@ def _slurm() -> Finding:
 def _disk(path: Path) -> Finding:
     usage = shutil.disk_usage(path)
     found = f"{format_bytes(usage.free)} free of {format_bytes(usage.total)} at {path}"
-    return Finding(part="disk", found=found, path="runs/ is written here unless run_dir says otherwise")
+    return Finding(part="disk", found=found, path="runs/ is written here, unless run_dir is set")

@@ -6,32 +6,31 @@
 #SBATCH --time=24:00:00
 #SBATCH --output=slurm-%x-%A_%a.log
 #
-# Turns JSON lines into one .bin/.idx data set, by an array of jobs. Submit it from the repository:
+# Turns JSON lines into one .bin/.idx data set with a job array. Submit from the repository:
 #
 #     INPUT='corpus/*.jsonl.zst' OUTPUT=data/code TOKENIZER=tokenizer/ sbatch --array=0-15 slurm/preprocess.sh
 #
-# Each task of the array makes a shard. The first one submits a job that merges them when all have succeeded. The result
-# (data/code_text_document.bin, .idx, .manifest.json) equals that of tools/preprocess_data.py in one process, to the byte.
-# Without --array one job makes it all. Arguments after the script's name go to tools/preprocess_data.py:
+# Each array task makes a shard. The first one submits a job that merges them when all have succeeded. The result
+# (data/code_text_document.bin, .idx, .manifest.json) equals that of tools/preprocess_data.py in one process, byte for
+# byte. Without --array one job does everything. Arguments after the script's name go to tools/preprocess_data.py:
 #
 #     ... sbatch --array=0-63%16 slurm/preprocess.sh --append-eod --shuffle-seed 1234 --skip-bad-lines
 #
-# Environment: KEYS (JSON keys with text, default `text`), KEEP_SHARDS=1, SITE, VENV. If tasks failed, run those again;
-# the merge follows: SHARDS=16 INPUT=... sbatch --array=3,7 slurm/preprocess.sh ...
+# Environment: KEYS (JSON keys with text, default `text`), KEEP_SHARDS=1, SITE, VENV. If tasks failed, submit only those
+# again; a merge follows them: SHARDS=16 INPUT=... sbatch --array=3,7 slurm/preprocess.sh ...
 set -eo pipefail
-cd "${SLURM_SUBMIT_DIR:-.}"
-SITE=${SITE:-$([ -f slurm/site.env ] && echo slurm/site.env || true)}
-set -a                                            # export the site's variables to the programs
-if [ -n "$SITE" ]; then source "$SITE"; fi
-set +a
-if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi
-fail() { echo "Config error: $1" >&2; exit 2; }
+# SLURM runs a copy of this script, but knows the path of the original. If it does not tell, the repository is where
+# the job was submitted.
+root=$(scontrol show job "$SLURM_JOB_ID" 2> /dev/null | sed -n 's#^ *Command=\(/.*\)/slurm/preprocess\.sh.*#\1#p' || true)
+export MEGACODE_ROOT=${root:-${MEGACODE_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}}
+root=$MEGACODE_ROOT
+source "$root/slurm/prepare.sh"
 tool() {
     srun --export=ALL --ntasks=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" $CONTAINER_SRUN $CONTAINER_EXEC python3 "$@"
 }
 KEYS=${KEYS:-text}
 if [ "${SLURM_RESTART_COUNT:-0}" != 0 ]; then again=--overwrite; fi   # a requeued job replaces its own output
-set -f                                            # the tools expand globs, and name the one without files
+set -f                                            # the tools expand globs, and name one that matches no file
 if [ -z "$OUTPUT" ]; then fail "OUTPUT is not set; give the data set's prefix, such as data/code"; fi
 
 if [ -n "$MERGE_SHARDS" ]; then                   # the job that the array's first task submitted
@@ -39,7 +38,7 @@ if [ -n "$MERGE_SHARDS" ]; then                   # the job that the array's fir
     for key in $KEYS; do
         whole=${OUTPUT}_${key}_document
         shards="$whole.shard_*_of_$(printf %04d "$MERGE_SHARDS")"
-        tool tools/merge_datasets.py --input "$shards" --output-prefix "$whole" $again "$@"
+        tool "$root/tools/merge_datasets.py" --input "$shards" --output-prefix "$whole" $again "$@"
     done
     exit
 fi
@@ -51,16 +50,16 @@ if [[ "$TOKENIZER" == *.model ]]; then kind=SentencePieceTokenizer; fi
 if [ -n "$SLURM_ARRAY_JOB_ID" ]; then
     shards=${SHARDS:-$SLURM_ARRAY_TASK_COUNT}
     if [ "$SLURM_ARRAY_TASK_MAX" -ge "$shards" ] || { [ -z "$SHARDS" ] && [ "$SLURM_ARRAY_TASK_MIN" != 0 ]; }; then
-        fail "the array is not 0-$((shards - 1)); to make some shards again, name the number of all: SHARDS=16"
+        fail "the array is not 0-$((shards - 1)); to redo some shards, give the total number: SHARDS=16"
     fi
     set -- "$@" --shard "$SLURM_ARRAY_TASK_ID/$shards"
     if [ "$SLURM_ARRAY_TASK_ID" = "$SLURM_ARRAY_TASK_MIN" ] && [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
         MERGE_SHARDS=$shards sbatch --dependency="afterok:$SLURM_ARRAY_JOB_ID" --kill-on-invalid-dep=yes \
             --job-name="$SLURM_JOB_NAME-merge" --cpus-per-task=2 --output=slurm-%x-%j.log \
             --partition="$SLURM_JOB_PARTITION" ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"} \
-            slurm/preprocess.sh || echo "Nothing can be submitted from here. When all shards are made, submit their" \
-            "merge: MERGE_SHARDS=$shards OUTPUT=$OUTPUT KEYS='$KEYS' sbatch slurm/preprocess.sh" >&2
+            "$root/slurm/preprocess.sh" || echo "This node cannot submit jobs. When all shards are done, submit the merge:" \
+            "MERGE_SHARDS=$shards OUTPUT=$OUTPUT KEYS='$KEYS' sbatch slurm/preprocess.sh" >&2
     fi
 fi
-tool tools/preprocess_data.py --input $INPUT --output-prefix "$OUTPUT" --json-keys $KEYS --tokenizer-type "$kind" \
+tool "$root/tools/preprocess_data.py" --input $INPUT --output-prefix "$OUTPUT" --json-keys $KEYS --tokenizer-type "$kind" \
     --tokenizer-model "$TOKENIZER" --workers "$SLURM_CPUS_PER_TASK" $again "$@"

@@ -19,5 +19,9 @@
 # CONTINUITY, MAX_TRIES. Flags of sbatch: nodes, partition, account, time. Arguments after the script's name override the
 # config. 300 seconds before the time limit the run saves. Then the job is requeued and resumes, until the run is finished
 # or a person is needed. `touch RUN_DIR/stop` ends it. See docs/slurm.md.
-CONFIG=${CONFIG:-examples/to_code/balanced_to_text_2p8b.yaml}
-exec bash "${SLURM_SUBMIT_DIR:-.}/slurm/run.sh" "$CONFIG" "$@"
+# SLURM runs a copy of this script, but knows the path of the original. If it does not tell, the repository is where
+# the job was submitted.
+root=$(scontrol show job "$SLURM_JOB_ID" 2> /dev/null | sed -n 's#^ *Command=\(/.*\)/slurm/pretrain_2p8b\.sh.*#\1#p' || true)
+export MEGACODE_ROOT=${root:-${MEGACODE_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}}
+CONFIG=${CONFIG:-$MEGACODE_ROOT/examples/to_code/balanced_to_text_2p8b.yaml}
+exec bash "$MEGACODE_ROOT/slurm/run.sh" "$CONFIG" "$@"

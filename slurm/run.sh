@@ -1,11 +1,10 @@
 #!/bin/bash
-# What every pretraining job does: refuse early, check the nodes, run one rank per GPU, decide what follows.
+# The body of every pretraining job: check the config, check the nodes, run one rank per GPU, decide what follows.
 # usage: run.sh CONFIG [key.path=value ...]        called by slurm/pretrain_*.sh and `megacode launch`; see docs/slurm.md
 set -eo pipefail
-cd "${SLURM_SUBMIT_DIR:-.}"
-SITE=${SITE:-$([ -f slurm/site.env ] && echo slurm/site.env || true)}
-set -a                                            # export the site's variables to megacode and the ranks
-if [ -n "$SITE" ]; then source "$SITE"; fi
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/slurm/prepare.sh"
+set -a                                            # for megacode and the ranks too
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-4}             # torch would start one thread a core in every rank
 CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}   # Megatron overlaps collectives and compute by the order
                                                   # in which they are issued; several hardware queues would lose it
@@ -14,7 +13,6 @@ PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}  # 
                                                   # with fixed block sizes a quarter of it was never used
 PYTHONFAULTHANDLER=1                              # a crash in C code leaves the Python stack in the log
 set +a
-if [ -n "$VENV" ]; then source "$VENV/bin/activate"; fi
 CONFIG=$1
 shift
 if [ -n "$RUN_DIR" ]; then set -- "$@" "run_dir=$RUN_DIR"; fi
@@ -25,16 +23,16 @@ address=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n
 port=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}
 step=(env "MASTER_ADDR=$address" "MASTER_PORT=$port" srun --export=ALL --gpu-bind=none --kill-on-bad-exit=0 --wait=60
     $CONTAINER_SRUN)
-# gpu-bind=none: every rank sees all GPUs of its node and takes the one of its local number. If it saw only its own, NCCL
-# could not open its peers' memory, and would go through the host's memory instead of NVLink.
+# gpu-bind=none: every rank sees all GPUs of its node and takes the one with its local number. If it saw only its own,
+# NCCL could not open its peers' memory, and would copy through host memory instead of NVLink.
 # cpu-bind=cores: threads and pinned buffers stay near the rank's GPU. cpus-per-task: srun does not inherit it.
 # distribution=block: ranks fill one node after the other, so that tensor-parallel groups stay inside a node.
-# wait: a minute after the first rank ends, the others are ended, because they might wait for it for ever. Not
-# kill-on-bad-exit: of ranks that have saved and exit with 75, the first to exit would have the others killed.
+# wait: a minute after the first rank exits, srun ends the others, which might wait for it for ever. Not
+# kill-on-bad-exit: when ranks have saved and exit with 75, the first one to exit would have the others killed.
 ranks=("${step[@]}" --cpu-bind=cores "--cpus-per-task=${SLURM_CPUS_PER_TASK:-1}" --distribution=block)
 
-# SLURM ends a job by SIGTERM, and kills it KillWait seconds (30) later. A shell acts on a signal at once only while it
-# waits for something in the background; when a person cancels the job, the next one of its chain must not start.
+# SLURM ends a job by SIGTERM, and kills it KillWait seconds (30) later. If a person cancels the job, the next one of its
+# chain must not start. A shell runs a trap at once only while it waits for a background process; hence `step`.
 trap 'terminated=1; if [ -n "$run" ]; then megacode job terminated "$run" || true; fi' TERM
 step() {
     "$@" &
@@ -46,7 +44,7 @@ run=
 run=$(megacode job begin "$CONFIG" "$@")          # a job that cannot work ends here, with exit code 2 or 3
 code=0
 if step "${step[@]}" --ntasks-per-node=1 --ntasks="$SLURM_NNODES" --kill-on-bad-exit=1 --wait=30 \
-    $CONTAINER_EXEC megacode preflight --run-dir "$run"; then     # a frozen node is ended with those that reported it
+    $CONTAINER_EXEC megacode preflight --run-dir "$run"; then     # srun also ends a frozen node's process
     step "${ranks[@]}" $CONTAINER_EXEC megacode train "$CONFIG" "$@" || code=$?
 else
     code=1                                        # not 3: try again, without the nodes that failed

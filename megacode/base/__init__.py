@@ -1,1 +1,1 @@
-"""F0: errors, files, logs and units. Knows nothing of models, data or torch."""
+"""F0: errors, files, logs and units. Independent of models, data and torch."""

@@ -1,8 +1,8 @@
-"""How this process starts another one of megacode: with the same code, whatever lies in the working directory.
+"""Build the command line of a child process that runs this same copy of megacode.
 
-`python -m megacode.cli` would look for every module in the working directory first: a `random.py` there, or another
-copy of megacode, would run in place of what this process runs. So a child gets the path of this very package, and
-`-P`, which keeps the working directory out of its search. The environment is left alone.
+`python -m megacode.cli` searches the working directory first. A `random.py` there, or another copy of megacode, would
+run instead of this code. So a child gets the path of this package, and `-P`, which removes the working directory from
+`sys.path`. The environment is left alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def command(arguments: Sequence[str]) -> list[str]:
         arguments: what follows `megacode`.
     """
     flags = ["-P"]
-    if sys.flags.ignore_environment:  # then PYTHONPATH chose nothing here, and must not choose there
+    if sys.flags.ignore_environment:  # this process ignored PYTHONPATH, so its child must ignore it too
         flags.append("-E")
     if sys.flags.no_user_site:
         flags.append("-s")

@@ -1,4 +1,4 @@
-"""How many cores this process may use: those it is bound to, and no more than its container's quota pays for."""
+"""Count the cores this process may use: its CPU affinity, limited by the CPU quota of its container."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ _CGROUPS = Path("/sys/fs/cgroup")
 def usable(cgroups: Path = _CGROUPS) -> int:
     """Return the number of cores, at least 1.
 
-    A container with a quota of two cores sees all cores of its machine; threads for all of them fight over the two.
+    A container with a quota of two cores still sees all cores of its machine. One thread for each of them would be
+    throttled to the time of two.
 
     Args:
         cgroups: where the system shows this process's control groups.
     """
+    # macOS has no affinity; there every core counts.
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Half a core still runs one thread, so a fraction is rounded up.
     return max(1, math.ceil(min(bound, _quota(cgroups))))
 
 

@@ -1,6 +1,6 @@
 """Errors that users can fix: each says what is wrong, where, and how to fix it.
 
-A user's mistake is a `MegacodeError` and ends a command with `exit_code`, without a traceback. `assert` is kept for
+A user's mistake is a `MegacodeError`: the command ends with its `exit_code`, without a traceback. `assert` is only for
 megacode's own invariants.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# Scripts and SLURM jobs branch on these codes, so they never change. 75 is EX_TEMPFAIL of <sysexits.h>.
 EXIT_FAILURE = 1
 EXIT_INPUT = 2
 EXIT_CHECK = 3
@@ -36,7 +37,7 @@ class Problem:
 
 
 class MegacodeError(Exception):
-    """A mistake of the user's that they can fix.
+    """A user's mistake, with a fix.
 
     Args:
         what: what is wrong, with the offending values.
@@ -47,17 +48,20 @@ class MegacodeError(Exception):
 
     title = "Error"
     exit_code = EXIT_INPUT
-    of_all_ranks = False  # every rank of the run raises it: rank 0 alone shows it
+    of_all_ranks = False  # True where every rank raises the same error; then only rank 0 prints it
 
     def __init__(self, what: str = "", where: str = "", fix: str = "", *, problems: Sequence[Problem] = ()) -> None:
         self.problems: tuple[Problem, ...] = tuple(problems) or (Problem(what, where, fix),)
         super().__init__(self.render())
 
     def __str__(self) -> str:
-        return self.render()  # not `args`: ranks send errors to each other, and unpickling calls the class on them
+        return (
+            self.render()
+        )  # not from `args`: ranks pickle errors to each other, and unpickling calls the class on `args`
 
     def render(self) -> str:
         """Return the message as shown to the user."""
+        # One problem is printed on the title's line; several are listed below it.
         if len(self.problems) == 1:
             return f"{self.title}: " + self.problems[0].render(indent="").lstrip()
         body = "\n".join(problem.render() for problem in self.problems)
@@ -71,7 +75,7 @@ class ConfigError(MegacodeError):
 
 
 class DataError(MegacodeError):
-    """A data set, a tokenizer or an input file is missing, damaged or unfit."""
+    """A data set, a tokenizer or an input file is missing, damaged or unsuitable."""
 
     title = "Data error"
 
@@ -86,6 +90,23 @@ class LaunchError(MegacodeError):
     """The processes of a run cannot be started as asked."""
 
     title = "Launch error"
+
+
+class StoppedError(MegacodeError):
+    """The run was asked to stop before it trained; it can be started again (exit code 75).
+
+    Args:
+        signal: name of what has asked.
+    """
+
+    title = "Stopped"
+    exit_code = EXIT_RESUMABLE
+    of_all_ranks = True
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(
+            f"{signal} came while the run was starting; nothing was trained", "", "start it again to go on"
+        )
 
 
 class PlanError(MegacodeError):

@@ -1,11 +1,13 @@
-"""Files: written whole or not at all, known by their hash, and named in one place.
+"""Atomic writes, strict JSON, hashes, and the paths of a run directory.
 
-`RunDir` is the only owner of path names inside a run directory; every process that speaks through files asks it.
+`RunDir` is the only place that knows path names inside a run directory. Processes of a run communicate through files,
+and all of them take the paths from here.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import math
@@ -22,40 +24,56 @@ from megacode.base.errors import DataError
 
 Json: TypeAlias = dict[str, Any]
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _HASH_BLOCK = 1 << 20
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; a file or directory written there takes its name when the block succeeds.
+def naming(path: Path) -> Iterator[None]:
+    """Let a full disk's error name the file: the system names one where it is opened, but not where it is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in DISK_FULL:
+            error.filename = os.fspath(path)
+        raise
 
-    On an exception the temporary is removed and `path` stays as it was. The contents are flushed to disk first.
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what is written there is renamed to `path` when the block succeeds.
+
+    The contents are flushed to disk before the rename. On an exception the temporary is removed; `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # The same directory, since a rename is atomic only inside one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     remove(temporary)
     try:
-        yield temporary
-        publish(temporary, path)
+        with naming(path):
+            yield temporary
+            publish(temporary, path)
+    # Also on KeyboardInterrupt: a temporary checkpoint left by Ctrl-C may be hundreds of gigabytes.
     except BaseException:
         remove(temporary)
         raise
 
 
 def publish(temporary: Path, path: Path, *, flushed: bool = False) -> None:
-    """Flush a finished file or directory to disk and give it its name, in place of what stood there.
+    """Flush a finished file or directory to disk and rename it to `path`, replacing what was there.
 
-    Whoever looks at `path` sees what stood there or the new one, never neither. Only where the file system cannot
-    exchange two names (NFS) a directory is gone for a moment; a kill just then leaves it as `.NAME.PID.old` beside.
+    A reader of `path` sees the old version or the new one, never neither. One exception: where the file system cannot
+    exchange two names (NFS), a directory is missing for a moment. A kill at that moment leaves it as `.NAME.PID.old`.
 
     Args:
-        temporary: the finished one.
-        path: its name.
-        flushed: what is in the directory is on disk already: whoever wrote it has seen to that.
+        temporary: the finished file or directory.
+        path: its final name.
+        flushed: the caller has already flushed the contents of the directory to disk.
     """
     for item in [temporary, *temporary.rglob("*")] if temporary.is_dir() and not flushed else [temporary]:
         _sync(item)
     if path.is_dir() and not path.is_symlink():
+        # rename() cannot replace a directory that is not empty, hence the exchange.
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         if _exchange(temporary, path):
             os.replace(temporary, old)
@@ -69,17 +87,17 @@ def publish(temporary: Path, path: Path, *, flushed: bool = False) -> None:
         _sync(path.parent)
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Let two names change places in one step, as Linux can on most file systems; return whether it did."""
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names atomically, which Linux can do on most file systems; return whether it worked."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     if rename is None:
         return False
-    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of <fcntl.h> and <linux/fs.h>
-    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
+    at_fdcwd, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of <fcntl.h> and <linux/fs.h>
+    return bool(rename(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), exchange) == 0)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a directory, if it is there."""
+    """Remove a file or a directory, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -95,32 +113,33 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write a JSON document whole or not at all, keys in the order given."""
+    """Write a JSON document atomically, keys in the order given."""
     write_text(path, to_json(document, indent=2) + "\n")
 
 
 def to_json(document: Any, indent: int | None = None, *, other: Callable[[Any], Any] | None = None) -> str:
-    """Return a document as strict JSON, keys in the order given; all JSON that megacode writes for others is made here.
+    """Return a document as strict JSON, keys in the order given. All JSON for other programs is made here.
 
-    A number that is not finite becomes null: strict readers refuse `NaN`. Text that UTF-8 cannot hold, such as a path
-    of other bytes, keeps a `?` in the place of each such character.
+    NaN and infinity become null, since strict readers refuse `NaN`. A character that UTF-8 cannot encode, such as an
+    undecodable byte of a path, becomes `?`.
 
     Args:
         document: what to write.
-        indent: spaces a level; None: one line.
-        other: makes a value of a type that JSON does not have one that it has; None: such a value is an error.
+        indent: spaces per level; None: one line.
+        other: converts a value of a type that JSON does not have; None: such a value is an error.
     """
+    # json, not orjson: orjson refuses integers above 64 bits and cannot indent by other than 2.
     return json.dumps(strict(document), indent=indent, ensure_ascii=False, allow_nan=False, default=other)
 
 
 def strict(document: Any) -> Any:
-    """Return a document without what strict JSON cannot hold; see `to_json`."""
+    """Return a document with the values that strict JSON cannot hold replaced; see `to_json`."""
     if isinstance(document, dict):
         return {strict(key): strict(value) for key, value in document.items()}
     if isinstance(document, (list, tuple)):
@@ -129,28 +148,30 @@ def strict(document: Any) -> Any:
         return strict(document.tolist())
     if isinstance(document, float):
         return document if math.isfinite(document) else None
+    # Linux paths are bytes; Python decodes invalid ones to surrogates, which UTF-8 refuses.
     if isinstance(document, str) and not document.isascii():
         return document.encode(errors="replace").decode()
     return document
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """Return the object of one JSON line; `NaN`, which older files hold, is read as None.
+    """Return the object of one JSON line; `NaN` is read as None.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: the line is not a JSON object.
     """
     try:
+        # orjson is several times faster than json, but refuses the `NaN` that other writers leave.
         document = orjson.loads(line)
     except orjson.JSONDecodeError:
         document = strict(json.loads(line.decode("utf-8")))
     if not isinstance(document, dict):
-        raise ValueError("it is not a JSON object")
+        raise ValueError("not a JSON object")
     return document
 
 
 def read_json(path: Path) -> Json:
-    """Return a small JSON file's object; empty where it is not there, or half."""
+    """Return the object in a small JSON file; empty where the file is missing or damaged."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -159,20 +180,21 @@ def read_json(path: Path) -> Json:
 
 
 def read_jsonl(path: Path, damaged: list[str] | None = None) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line; a torn last line (a writer was killed) is left out.
+    """Read a file of one JSON object per line; an incomplete last line (its writer was killed) is skipped.
 
     Args:
-        path: the file; one that is not there is empty.
-        damaged: gets a text for each whole line that cannot be read; absent: such a line is an error.
+        path: the file; a missing one is empty.
+        damaged: collects a message for each complete line that cannot be read; None: such a line is an error.
 
     Raises:
-        DataError: a line is damaged, and nobody takes note of it.
+        DataError: a line is damaged, and `damaged` is None.
     """
     if not path.exists():
         return []
     rows = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            # A line without a newline is one whose writer was killed, or is still writing.
             if line.endswith(b"\n") and not line.isspace():
                 try:
                     rows.append(parse_line(line))
@@ -182,18 +204,19 @@ def read_jsonl(path: Path, damaged: list[str] | None = None) -> list[dict[str, A
 
 
 def note_damage(path: Path, number: int, error: ValueError, damaged: list[str] | None) -> None:
-    """Take note of a damaged line, or raise where nobody takes note."""
+    """Add a damaged line to the list, or raise where there is no list."""
     if damaged is None:
         what = f"the line is damaged: {error}"
-        raise DataError(what, f"{path}:{number}", "bring the file back from a copy, or remove the line") from None
+        raise DataError(what, f"{path}:{number}", "restore the file from a backup, or delete this line") from None
     damaged.append(f"{path.name}:{number}: {error}")
 
 
 def digest(*parts: bytes | str) -> str:
-    """Return the SHA-256 of some parts, each prefixed by its length, as 64 hexadecimal digits."""
+    """Return the SHA-256 of several strings, each prefixed by its length, as 64 hexadecimal digits."""
     state = hashlib.sha256()
     for part in parts:
         raw = part.encode() if isinstance(part, str) else part
+        # Without the lengths, ("ab", "c") and ("a", "bc") would have one hash.
         state.update(len(raw).to_bytes(8, "little"))
         state.update(raw)
     return state.hexdigest()
@@ -206,7 +229,7 @@ def file_digest(path: Path) -> str:
 
 
 def tree_digest(paths: Iterable[Path]) -> str:
-    """Return one digest of the names and bytes of some files, whatever their order."""
+    """Return one digest over the names and bytes of files, independent of their order."""
     return digest(*(part for path in sorted(paths) for part in (path.name, file_digest(path))))
 
 
@@ -214,31 +237,31 @@ class RunDir:
     """The layout of a run directory.
 
     Args:
-        path: the directory; made by `create`.
+        path: the directory; `create` makes it.
 
     Attributes:
         config: the resolved config, YAML.
         plan: the plan, as `megacode plan --json` prints it.
-        metrics: one JSON object a measurement; the truth. It only grows: `metrics.reader` returns what counts.
-        events: starts, stops and saves, one JSON object each; rank 0 alone writes it.
-        hangs: the watchdog's events; the rank that first notices a hang writes them, as rank 0 may hang itself.
-        tensorboard: TensorBoard's mirror of the metrics.
+        metrics: all measurements, one JSON object each. Append-only: `metrics.reader` returns the valid ones.
+        events: starts, stops and saves, one JSON object each; only rank 0 writes it.
+        hangs: the watchdog's events, written by the rank that first notices a hang: rank 0 may be the one that hangs.
+        tensorboard: a copy of the metrics for TensorBoard.
         checkpoints: one directory a checkpoint.
-        abandoned: checkpoints that the run went back from, with the reason in their names; it goes on from none.
-        latest: a text file with the name of the newest whole checkpoint.
+        abandoned: checkpoints that were moved aside, with the reason in their names; the run never resumes from them.
+        latest: a text file with the name of the newest complete checkpoint.
         hf: exported Hugging Face models, one directory a checkpoint.
-        exports: exports that were published outside of this directory, one JSON object each.
-        samples: what exported models write to shipped prompts, one JSON file a checkpoint.
+        exports: exports that were written outside of this directory, one JSON object each.
+        samples: completions of the shipped prompts by exported models, one JSON file a checkpoint.
         eval: scores, one JSON file a suite and checkpoint.
-        provenance: what was started, when, with which packages.
+        provenance: command, time and package versions of each start.
         ledger: the samples that were withheld from training, and why, one JSON object a range.
-        lock: who is training here.
-        heartbeats: one small JSON file a node: where its ranks are.
+        lock: the process that trains in this directory.
+        heartbeats: the progress of the ranks, one small JSON file a node.
         stacks: Python stacks of ranks that hung, one file a rank.
-        replays: what `megacode replay` found, one JSON file an iteration.
-        attempts: how each job of this run began and ended, one JSON object each; `megacode job` writes it.
-        preflight: what each node's health check found, one JSON file a node.
-        save_request, stop_request: touch them to have the run save, or save and stop.
+        replays: results of `megacode replay`, one JSON file an iteration.
+        attempts: start and end of each SLURM attempt, one JSON object each; `megacode job` writes it.
+        preflight: results of the node health checks, one JSON file a node.
+        save_request, stop_request: touch them to make the run save, or save and stop.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -279,7 +302,7 @@ class RunDir:
 
     @staticmethod
     def iteration_of(checkpoint: Path) -> int:
-        """Return the iteration that a checkpoint's name tells."""
+        """Return the iteration in a checkpoint's name."""
         return int(checkpoint.name.removeprefix("iter_"))
 
     def checkpoint(self, iteration: int) -> Path:
@@ -291,28 +314,30 @@ class RunDir:
         return self.eval / f"{suite}@{self.iteration_name(iteration)}.json"
 
     def scoring(self, iteration: int) -> RunDir:
-        """Return the place of the lock of whoever scores a checkpoint."""
+        """Return the directory whose lock is held by the process that scores a checkpoint."""
+        # A scoring process locks its checkpoint with the same RunLock, in a directory of its own.
         place = RunDir(self.eval / ".scoring")
         place.lock = place.path / f"{self.iteration_name(iteration)}.lock"
         return place
 
     def score_log(self, suite: str, iteration: int) -> Path:
-        """Return the log of the process that scores a checkpoint while the run goes on."""
+        """Return the log of the process that scores a checkpoint during training."""
         return self.eval / "logs" / f"{suite}@{self.iteration_name(iteration)}.log"
 
     def passing_export(self, iteration: int) -> Path:
-        """Return where a model lies that is exported for its scores alone, and removed after them."""
+        """Return the path of a temporary export, which is deleted once it has its scores."""
         return self.hf / ".scoring" / self.iteration_name(iteration)
 
     def iterations(self) -> list[int]:
-        """Return the iterations of the published checkpoints, in order; other names, such as `iter_10`, are none.
+        """Return the iterations of the published checkpoints, ascending; other names, such as `iter_10`, are ignored.
 
         Raises:
-            OSError: the directory is there, and cannot be read: it may well hold some.
+            OSError: the directory exists but cannot be read, so whether it holds checkpoints is unknown.
         """
         try:
             items = [item for item in self.checkpoints.iterdir() if item.name.startswith("iter_") and item.is_dir()]
         except FileNotFoundError:
             return []
         numbers = [self.iteration_of(item) for item in items if item.name.removeprefix("iter_").isdecimal()]
+        # The name made again must exist: `iter_10` is not `iter_0000010`.
         return sorted({number for number in numbers if self.checkpoint(number) in items})

@@ -1,21 +1,21 @@
-"""The lock of a run directory: one run trains there at a time, and a dead owner's lock is taken over.
+"""The lock of a run directory: one process trains there at a time, and the lock of a dead owner is taken over.
 
-`run.lock` says who owns it; its modification time is the owner's last beat. No flock is used: on Lustre it may be local
-to a node, and on NFS it may wait for ever for a client that died. What every shared file system does atomically is to
-make a name that must not exist, and to replace a name. So a record is written under a private name first, and readers
-see a whole record or none.
+`run.lock` names its owner; its modification time is the owner's last heartbeat. flock is not used: on Lustre it may be
+local to a node, and on NFS it may wait for ever for a client that died. Two operations are atomic on every shared file
+system: creating a name that must not exist, and replacing a name. So a record is first written under a private name,
+and readers see a complete record or none.
 
-* **A free directory** is taken by linking the record to `run.lock`. One of any number of starters succeeds.
-* **A dead owner's record** may be replaced only by whoever holds the claim on it, the file `.run.lock.after.TOKEN`,
-  made the same way. The winner looks again, since the owner may have changed before it claimed. It then replaces the
-  record and removes the claim. A claim whose holder has died is itself claimed, so nothing needs a person.
-* **A release** first renews the sign of life, then looks for a claim, then removes the record. A claimant first claims,
-  then looks for a sign of life. So one of the two sees the other.
+* **A free directory** is taken by linking the record to `run.lock`. Of any number of processes, one succeeds.
+* **A dead owner's record** may be replaced only by the holder of a claim on it: the file `.run.lock.after.TOKEN`, made
+  in the same way. The holder checks again, since the owner may have changed before the claim. It then replaces the
+  record and removes the claim. A claim whose holder has died is itself claimed, so no manual cleanup is needed.
+* **A release** first renews the heartbeat, then looks for a claim, then removes the record. A claimant first claims,
+  then looks at the heartbeat. So at least one of the two sees the other.
 
-Whether an owner lives: on the same machine (host, boot and process-number space: two containers may share a host name)
-the process is looked up, and its time of start tells it from a later one with the same number. Elsewhere its beat is
-younger than STALE_SECONDS, by the file system's own clock. A restarted SLURM job knows without waiting that its earlier
-self is gone. Everything ends within PATIENCE_SECONDS, as long as the file system answers.
+Is an owner alive? On the same machine (host, boot and PID namespace: two containers may share a host name) its process
+is looked up; the start time tells it from a later process with the same PID. On another machine, its heartbeat must be
+younger than STALE_SECONDS by the file system's own clock. A requeued SLURM job knows without waiting that its earlier
+attempt is gone. Everything ends within PATIENCE_SECONDS, as long as the file system responds.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ log = logging.getLogger(__name__)
 STALE_SECONDS = 120.0
 PATIENCE_SECONDS = 30.0
 _PAUSE_SECONDS = 0.1
-# A record that is no JSON may be one whose writer is at it, where a file system has no links.
+# Where a file system has no hard links, a record that is not JSON may still be in the middle of being written.
 _TORN_SECONDS = 1.0
-# A claim is held for milliseconds. Its holder gives up long before others take it for dead.
+# A claim is held for milliseconds. Its holder gives up long before others consider it dead.
 _CLAIM_STALE_SECONDS = 60.0
 _CLAIM_SECONDS = 20.0
 
 
 class RunLock:
-    """This process's claim to a run directory; for rank 0, the one rank that writes there.
+    """This process's lock on a run directory; taken by rank 0, the only rank that writes there.
 
     Args:
-        run: the run directory; made by `acquire` if it is not there.
+        run: the run directory; `acquire` creates it if needed.
     """
 
     def __init__(self, run: RunDir) -> None:
@@ -58,7 +58,7 @@ class RunLock:
     def acquire(self) -> None:
         """Take the lock, also from a dead owner.
 
-        A process whose own lock is still there takes it again: it trains one run after another, never two at once.
+        A process that already holds the lock takes it again: it trains one run after another, never two at once.
 
         Raises:
             LaunchError: if another live process holds it.
@@ -71,11 +71,11 @@ class RunLock:
         _sweep(self._run)
 
     def beat(self) -> bool:
-        """Say that the owner lives; many times within STALE_SECONDS.
+        """Renew the heartbeat; to be called many times within STALE_SECONDS.
 
         Returns:
-            False if the lock is another's by now: this process must not write into the run directory any more. A lock
-            that was removed by hand still counts as ours.
+            False if another process has taken the lock: this process must not write into the run directory any more. A
+            lock that was removed by hand still counts as ours.
         """
         assert self._token, "the lock was never taken"
         if generation(self._run.lock) not in (self._token, None):
@@ -85,20 +85,20 @@ class RunLock:
         return True
 
     def release(self) -> None:
-        """Give the lock back, if it is still ours."""
+        """Release the lock, if it is still ours."""
         token, self._token = self._token, ""
         if token:
             _give_back(self._run, token)
 
 
 def owner(run: RunDir) -> Owner | None:
-    """Return the live process that trains in a run directory, if there is one."""
+    """Return the live process that trains in a run directory, or None."""
     holder = read(run.lock)
     return holder if holder is not None and not holder.passing and _alive(run, holder, this_process()) else None
 
 
 def discard(run: RunDir, dead: Owner) -> None:
-    """Remove the lock of an owner that is known to be dead, unless it is another's by now."""
+    """Remove the lock of an owner that is known to be dead, unless another process has taken it since."""
     mine = this_process(passing=True)
     with _draft(run, mine) as draft, _claimed(run, dead.token, mine, draft, known_dead=True) as claimed:
         if claimed:
@@ -107,10 +107,10 @@ def discard(run: RunDir, dead: Owner) -> None:
 
 @contextmanager
 def while_idle(run: RunDir) -> Iterator[bool]:
-    """Keep starts waiting for a moment; yields whether nobody trains here.
+    """Delay new starts for a moment; yields whether no process trains here.
 
-    For a process that adds to a file of which the trainer is the one writer, and is done within seconds. The record of
-    a dead owner stays, since it tells how the run ended: the claim on it keeps starts waiting.
+    For a process that appends, within seconds, to a file that normally only the trainer writes. The record of a dead
+    owner stays, since it says how the run ended: a claim on it is enough to make starts wait.
     """
     mine, deadline = this_process(passing=True), time.monotonic() + PATIENCE_SECONDS
     with _draft(run, mine) as draft:
@@ -124,6 +124,7 @@ def while_idle(run: RunDir) -> Iterator[bool]:
             holder, token = read(run.lock), generation(run.lock)
             if holder is not None and not holder.passing and _alive(run, holder, mine):
                 break
+            # The owner is dead: take only the claim on its record, not the lock.
             if token is not None and not _busy(run, holder, mine):
                 with _claimed(run, token, mine, draft) as claimed:
                     if claimed:
@@ -136,7 +137,7 @@ def while_idle(run: RunDir) -> Iterator[bool]:
 def refuse_if_live(run: RunDir) -> None:
     """Refuse to start in a run directory that another process trains in, without taking the lock.
 
-    For the parent of the ranks, so that they are not started in vain; the lock is rank 0's.
+    For the parent of the ranks: it fails before starting them. The lock itself is taken by rank 0.
 
     Raises:
         LaunchError: if a live process holds the lock.
@@ -147,14 +148,15 @@ def refuse_if_live(run: RunDir) -> None:
 
 
 def _take(run: RunDir, mine: Owner, draft: Path) -> None:
-    """Make the record ours, or raise; each round ends because another process got further."""
+    """Take the lock, or raise. A round of the loop is repeated only because another process made progress."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if publish_once(draft, run.lock):
             return
         holder, token = read(run.lock), generation(run.lock)
         if token is None:
-            continue  # it was released meanwhile
+            continue  # released in the meantime
+        # Same process: an earlier run of this process, whose lock was not released.
         if holder is not None and same_process(holder, mine) and not holder.passing:
             os.replace(draft, run.lock)
             return
@@ -163,29 +165,29 @@ def _take(run: RunDir, mine: Owner, draft: Path) -> None:
         if not _busy(run, holder, mine):
             with _claimed(run, token, mine, draft) as claimed:
                 if claimed:
-                    log.warning("taking over %s from %s, which is gone", run.lock, holder or "nobody")
+                    log.warning("taking over %s: its owner (%s) is gone", run.lock, holder or "unknown")
                     os.replace(draft, run.lock)
                     return
         time.sleep(_PAUSE_SECONDS)
     what = f"other processes kept its lock busy for {format_seconds(PATIENCE_SECONDS)}"
-    raise LaunchError(what, str(run.lock), "see who else starts this run, then start again")
+    raise LaunchError(what, str(run.lock), "check which other processes are starting this run, then start again")
 
 
 def _busy(run: RunDir, holder: Owner | None, mine: Owner) -> bool:
-    """Return whether a record is to be waited for: it is being written, or its owner is gone in a moment."""
+    """Return whether to wait for a record: it is still being written, or its owner holds it only for a moment."""
     return age(run.lock) < _TORN_SECONDS if holder is None else _alive(run, holder, mine)
 
 
 @contextmanager
 def _claimed(run: RunDir, token: str, mine: Owner, draft: Path, *, known_dead: bool = False) -> Iterator[bool]:
-    """Hold the only right to replace or remove a dead owner's record; yields whether this process got it.
+    """Hold the exclusive right to replace or remove a dead owner's record; yields whether this process got it.
 
     Args:
         run: the run directory.
         token: generation of the dead record.
         mine: this process.
         draft: its record under a private name.
-        known_dead: the owner is dead, however young its last sign of life is.
+        known_dead: the owner is dead, however recent its last heartbeat is.
     """
     began = time.monotonic()
     claims = _claim(run, token, mine, draft)
@@ -194,16 +196,18 @@ def _claimed(run: RunDir, token: str, mine: Owner, draft: Path, *, known_dead: b
         return
     try:
         holder = read(run.lock)
+        # Look again now that the claim is ours: the owner may have changed, or come back to life, before it.
         dead = known_dead or holder is None or not _alive(run, holder, mine)
+        # A claim held for long may have been taken over by others: give up before that.
         yield dead and generation(run.lock) == token and time.monotonic() - began < _CLAIM_SECONDS
     finally:
-        # Where we were taken for dead meanwhile, the claims are another's to remove.
+        # If another process considered us dead and claimed our claim, these files are now its to remove.
         for claim in claims if not _claim_path(run, mine.token).exists() else []:
             claim.unlink(missing_ok=True)
 
 
 def _claim(run: RunDir, token: str, mine: Owner, draft: Path) -> list[Path]:
-    """Return the claims that end in ours, the dead record's own first; empty where a live process has one."""
+    """Return the chain of claims from the dead record to ours; empty where a live process holds one of them."""
     claims: list[Path] = []
     while True:
         claims.append(_claim_path(run, token))
@@ -211,9 +215,10 @@ def _claim(run: RunDir, token: str, mine: Owner, draft: Path) -> list[Path]:
             return claims
         other = read(claims[-1])
         if other is None and age(claims[-1]) < _CLAIM_STALE_SECONDS:
-            return []  # it is being written or removed
+            return []  # being written or removed right now
         if other is not None and alive(other, mine, claims[-1], _CLAIM_STALE_SECONDS):
             return []
+        # The claim's holder died too: claim its claim, and so on down the chain.
         token = generation(claims[-1]) or ""
         if not token:
             return []
@@ -228,6 +233,7 @@ def _give_back(run: RunDir, token: str) -> None:
         return
     with suppress(FileNotFoundError):
         os.utime(run.lock)
+    # A claimant saw no heartbeat and is about to take over: leave the record to it.
     if _claim_path(run, token).exists() or generation(run.lock) != token:
         return
     run.lock.unlink(missing_ok=True)
@@ -235,7 +241,7 @@ def _give_back(run: RunDir, token: str) -> None:
 
 @contextmanager
 def _draft(run: RunDir, mine: Owner) -> Iterator[Path]:
-    """Write a record under a name of its own, and remove that name afterwards."""
+    """Write a record under a private name, and remove that name afterwards."""
     draft = run.lock.with_name(f".{run.lock.name}.{mine.token}")
     try:
         write(draft, mine)
@@ -245,7 +251,8 @@ def _draft(run: RunDir, mine: Owner) -> Iterator[Path]:
 
 
 def _sweep(run: RunDir) -> None:
-    """Remove what starts that were killed in the middle left behind."""
+    """Remove drafts and claims left behind by starts that were killed."""
+    # Only old ones: a young draft belongs to a process that is starting right now.
     for path in run.path.glob(f".{run.lock.name}.*"):
         if age(path) > STALE_SECONDS:
             path.unlink(missing_ok=True)
@@ -256,12 +263,13 @@ def _alive(run: RunDir, holder: Owner, mine: Owner) -> bool:
 
 
 def _held(run: RunDir, holder: Owner, mine: Owner) -> LaunchError:
-    stop = f"`touch {run.stop_request}` has it save and stop"
+    # Fixes differ: a local process can be looked up, a remote one only goes stale.
+    stop = f"`touch {run.stop_request}` makes it save and stop"
     if holder.machine == mine.machine:
         why, fix = "it is alive", f"wait until it ends; {stop}"
     else:
         seconds = age(run.lock)
         left = max(1.0, STALE_SECONDS - seconds)
-        why = f"its last sign of life is {format_seconds(max(0.0, seconds))} old"
+        why = f"its last heartbeat was {format_seconds(max(0.0, seconds))} ago"
         fix = f"wait until it ends; {stop}; if you know that it is dead, start again in {left:.0f} s"
     return LaunchError(f"this run directory belongs to {holder}: {why}", str(run.lock), fix)

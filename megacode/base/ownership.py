@@ -1,6 +1,6 @@
-"""Who owns a run directory: the record in `run.lock`, whether its process lives, and files that only one may make.
+"""The owner record in `run.lock`: reading and writing it, whether its process is alive, and exclusive creation.
 
-The modification time of a record is its owner's last sign of life.
+The modification time of a record is its owner's last heartbeat.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 
 import psutil
 
-from megacode.base.files import digest
+from megacode.base.files import digest, naming
 
-# The start of a process follows from the time of boot, which moves when the clock is set.
+# psutil computes a start time from the time of boot, which moves when the clock is set.
 _SAME_START_SECONDS = 2.0
 _STALE_TRIES = 3
-# File systems without hard links (FAT, some of FUSE and SMB) answer one of these.
+# Errors of file systems without hard links (FAT, some FUSE and SMB).
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -34,14 +34,14 @@ class Owner:
 
     Attributes:
         host: name of its machine, for people.
-        machine: host, boot and process-number space; equal only where its process can be looked up.
+        machine: host, boot ID and PID namespace; equal only where the process can be looked up by its PID.
         pid: of its rank 0.
         started: when that process started, in seconds since 1970.
-        since: when it took the lock.
-        token: tells this taking of the lock from all others.
+        since: when it took the lock, in seconds since 1970.
+        token: unique for each time a lock is taken.
         slurm_job: its SLURM job; empty outside SLURM.
         slurm_restart: how often that job was requeued.
-        passing: it only adds to a file and is gone in a moment; it does not train.
+        passing: it does not train; it only appends to a file and releases the lock within seconds.
     """
 
     host: str
@@ -75,23 +75,25 @@ def _machine() -> str:
     return " ".join(parts)
 
 
-def same_process(one: Owner, other: Owner) -> bool:
+def same_process(first: Owner, second: Owner) -> bool:
     """Return whether two records are of one process."""
-    near = abs(one.started - other.started) < _SAME_START_SECONDS
-    return one.machine == other.machine and one.pid == other.pid and near
+    near = abs(first.started - second.started) < _SAME_START_SECONDS
+    return first.machine == second.machine and first.pid == second.pid and near
 
 
 def alive(holder: Owner, mine: Owner, record: Path, patience: float) -> bool:
-    """Return whether a record's owner lives.
+    """Return whether a record's owner is alive.
 
     Args:
         holder: the owner.
         mine: this process.
         record: the file that names the owner.
-        patience: seconds without a sign of life after which an owner on another machine counts as dead.
+        patience: seconds without a heartbeat after which an owner on another machine counts as dead.
     """
+    # SLURM never runs two attempts of one job at once, so the earlier attempt has ended.
     if holder.slurm_job and holder.slurm_job == mine.slurm_job and holder.slurm_restart < mine.slurm_restart:
         return False
+    # Its processes cannot be seen from here; only the heartbeat can.
     if holder.machine != mine.machine:
         return age(record) < patience
     try:
@@ -99,13 +101,14 @@ def alive(holder: Owner, mine: Owner, record: Path, patience: float) -> bool:
         ended, started = process.status() == psutil.STATUS_ZOMBIE, process.create_time()
     except psutil.NoSuchProcess:
         return False
+    # A zombie has ended; its parent has only not collected it yet. PIDs are reused, hence the start time.
     return not ended and abs(started - holder.started) < _SAME_START_SECONDS
 
 
 def age(record: Path) -> float:
-    """Return the seconds since a record's last sign of life, by the clock of its file system; infinite without one.
+    """Return the seconds since a record's last heartbeat, by the clock of its file system; infinite without a record.
 
-    Clocks of machines differ; a new file beside the record tells what time it is where the record lies.
+    Clocks of machines differ, so the current time is taken from a new file beside the record.
     """
     now = time.time()
     with suppress(OSError), tempfile.TemporaryFile(dir=record.parent) as probe:
@@ -117,16 +120,16 @@ def age(record: Path) -> float:
 
 
 def read(record: Path) -> Owner | None:
-    """Return whom a record names; None where there is none, or one that its writer has not finished."""
+    """Return the owner in a record; None where there is no record, or its writer has not finished."""
     try:
-        facts: dict[str, Any] = json.loads(_content(record) or b"")
-        return Owner(**facts)
+        fields: dict[str, Any] = json.loads(_content(record) or b"")
+        return Owner(**fields)
     except (ValueError, TypeError):
         return None
 
 
 def generation(record: Path) -> str | None:
-    """Return what tells this content of a record from any other: its token; None where there is no record."""
+    """Return a string that identifies this version of a record: its token; None where there is no record."""
     content = _content(record)
     if content is None:
         return None
@@ -137,37 +140,38 @@ def generation(record: Path) -> str | None:
 
 
 def _content(record: Path) -> bytes | None:
-    """Return a record's bytes; None where there is none. On NFS one that was replaced while it was opened is stale."""
+    """Return a record's bytes; None where there is no record."""
     for _ in range(_STALE_TRIES):
         try:
             return record.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
+            # On NFS a file that is replaced while it is opened has a stale handle; opening it again helps.
             if error.errno != errno.ESTALE:
                 raise
     return None
 
 
 def write(record: Path, mine: Owner) -> None:
-    """Write a record and flush it to disk; for a name that no other process uses."""
-    with record.open("wb") as file:
+    """Write a record and flush it to disk, under a name that no other process uses."""
+    with naming(record), record.open("wb") as file:
         file.write(json.dumps(asdict(mine)).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def publish_once(draft: Path, record: Path) -> bool:
-    """Give a draft its name, unless another process was first; of any number of processes one succeeds.
+    """Publish a draft under its final name, unless another process was first; of any number of processes one succeeds.
 
-    By a hard link, which is atomic between machines and shows the record whole. Where there are no links the file is
-    made exclusively, and is empty for a moment.
+    By a hard link, which is atomic across machines and shows a complete record. Without hard links the file is created
+    exclusively (O_EXCL), and is empty for a moment.
     """
     token = generation(draft)
     try:
         os.link(draft, record)
     except FileExistsError:
-        # NFS may lose the answer, ask again, and find the link that it has just made.
+        # NFS may lose the reply, retry, and find the link that it has just made: compare the contents.
         return generation(record) == token
     except OSError as error:
         if error.errno not in _NO_LINKS:

@@ -1,7 +1,7 @@
-"""Ports where the ranks of a run meet.
+"""Choose and check the rendezvous port of a run's ranks.
 
-Below 32768: above it the kernel hands ports to connections that go out, and takes one that is free at this moment, so
-that a run which leaves its meeting place and comes back to it (another layout) may find somebody else there.
+Ports lie below 32768. Above it, Linux assigns them to outgoing connections. A run that closes its rendezvous and opens
+it again (with another layout) could then find its port taken.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _TRIES = 200
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens at.
+    """Return a port of this machine that no process listens on.
 
     Raises:
-        OSError: none was found.
+        OSError: every port that was tried is in use.
     """
-    drawn = random.SystemRandom()  # not the seeded generator: two runs with one seed must not meet
+    drawn = random.SystemRandom()  # not the seeded generator: two runs with one seed would choose the same port
     for _ in range(_TRIES):
         port = FIRST + drawn.randrange(COUNT)
         with socket.socket() as probe, suppress(OSError):
@@ -33,25 +33,26 @@ def free_port() -> int:
 
 
 def port_of_job(job: int) -> int:
-    """Return the port that all tasks of a SLURM job agree on without asking each other."""
+    """Return a port that all tasks of a SLURM job compute alike, without communication."""
+    # Two jobs on one node share a port only if their ids differ by a multiple of COUNT.
     return FIRST + job % COUNT
 
 
 def refuse_if_busy(port: int, where: str = "MASTER_PORT") -> None:
-    """Refuse a port of this machine that another process listens at, or that no process may.
+    """Refuse a port of this machine that is in use or not permitted.
 
     Args:
-        port: where rank 0 is to listen.
-        where: what decided on it.
+        port: the port that rank 0 will listen on.
+        where: the setting it comes from.
 
     Raises:
-        LaunchError: it is in use, not allowed, or no port number.
+        LaunchError: the port is in use, not permitted, or not a port number.
     """
     if not 0 < port < 65536:
         raise LaunchError(f"{port} is not a port number", where, f"choose one from {FIRST} to {FIRST + COUNT - 1}")
-    fix = f"give another port: {where}={free_port()}, or end the process that listens there"
+    fix = f"give another port: {where}={free_port()}, or stop the process that listens on it"
     with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:
-        # As torch does it: a connection that was closed a moment ago keeps nobody out.
+        # Same option as torch's store: a connection in TIME_WAIT does not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if probe.family == socket.AF_INET6:
             probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)

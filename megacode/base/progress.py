@@ -1,7 +1,7 @@
-"""How far long work is: a bar on standard error where that is a terminal, nothing elsewhere.
+"""Progress bars on standard error, drawn only on a terminal.
 
-Standard output is left alone, so that what is printed there stays clean. Of several ranks the first one draws. A bar
-inside another one is not drawn.
+Standard output is never touched, so piped results stay clean. Only the first rank draws. A bar inside another one is
+not drawn.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rich.progress import (
 Item = TypeVar("Item")
 Advance = Callable[[int], None]
 
-_drawn: list[Progress] = []  # two at once would write over each other
+_drawn: list[Progress] = []  # rich allows one live display at a time
 
 
 def on_terminal() -> bool:
@@ -37,7 +37,7 @@ def on_terminal() -> bool:
 
 
 class _OneAtATime(Progress):
-    """Progress that is drawn unless another one is."""
+    """Progress that is drawn only if no other one is."""
 
     def start(self) -> None:
         if not self.disable and not _drawn:
@@ -51,22 +51,23 @@ class _OneAtATime(Progress):
 
 
 def new_progress(*columns: ProgressColumn) -> Progress:
-    """Return rich's progress with some columns; without a terminal, or inside another one, it draws nothing."""
+    """Return rich's progress with the given columns; without a terminal, or inside another bar, it draws nothing."""
+    # A bar in a log file would be thousands of lines of control characters.
     hidden = not on_terminal()
     return _OneAtATime(*columns, console=Console(stderr=True), disable=hidden, transient=True, redirect_stdout=False)
 
 
 @contextmanager
 def bar(label: str, total: int | None = None, *, size: bool = False) -> Iterator[Advance]:
-    """Show how far some work is.
+    """Show a progress bar.
 
     Args:
-        label: what is done.
-        total: how many steps, or bytes; None: not known, so only that it goes on is shown.
+        label: text in front of the bar.
+        total: number of steps, or of bytes; None: unknown, so only the elapsed time is shown.
         size: steps are bytes.
 
     Yields:
-        A function to call with the number of steps that are done since the last call; any thread may.
+        A function to call with the number of steps done since the last call; thread-safe.
     """
     counts = (DownloadColumn() if size else MofNCompleteColumn(), TimeRemainingColumn())
     ends = counts if total is not None else (TimeElapsedColumn(),)
@@ -78,12 +79,12 @@ def bar(label: str, total: int | None = None, *, size: bool = False) -> Iterator
 
 @contextmanager
 def steps(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Iterator[Item]]:
-    """Show how many of some items are done; a context, so that no bar stays under an error.
+    """Show a progress bar over items; a context, so that an error does not leave a bar on the screen.
 
     Args:
-        items: what is worked on.
-        label: what is done with them.
-        total: how many there are; None: as `len` tells, where it does.
+        items: the items to iterate over.
+        label: text in front of the bar.
+        total: number of items; None: `len(items)`, where it is defined.
 
     Yields:
         An iterator over the items.

@@ -1,4 +1,4 @@
-"""Which commit of a git repository a file is from."""
+"""Find the git commit that a file belongs to."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-_SECONDS = 5.0  # a repository on a slow file system must not hold a start up
+_SECONDS = 5.0  # a repository on a slow file system must not delay a start
 
 
 def revision(file: Path) -> dict[str, Any] | None:
     """Return `commit` and `changed` of the repository that tracks a file.
 
     Args:
-        file: such as a module of this package.
+        file: for example a module of this package.
 
     Returns:
-        None where there is no git, no repository, or the repository ignores the file (an installed package in it).
+        None without git or a repository, or where the repository does not track the file (a package installed into it).
     """
     if _git(file, "ls-files", "--error-unmatch", "--", file.name) is None:
         return None
     commit = _git(file, "rev-parse", "HEAD")
     if commit is None:
         return None
+    # Untracked files do not count: logs and run directories often lie in the checkout.
     changes = _git(file, "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit.strip(), "changed": None if changes is None else bool(changes.strip())}
 

@@ -1,10 +1,11 @@
-"""Quantities as people write them (`200B`, `1325 iterations`, `10%`), and numbers as people read them."""
+"""Parse counts, shares and durations (`200B`, `10%`, `3h50m`), and format numbers for people."""
 
 from __future__ import annotations
 
 import math
 import re
 
+# 10^9 is G in SI, and B (billion) for tokens and parameters; both are accepted.
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12, "p": 10**15, "e": 10**18}
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _COUNT = re.compile(r"^\s*([0-9][0-9_,]*(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*$", re.IGNORECASE)
@@ -36,6 +37,7 @@ def parse_count(text: str | int | float) -> int:
     scale = _DECIMAL.get(suffix, _BINARY.get(suffix))
     if scale is None:
         raise ValueError(f"{text!r} has the unknown suffix {match[2]!r}; use k, M, B, T or Ki, Mi, Gi, Ti")
+    # Integers stay exact: as a float, 9007199254740993 would lose its last digit.
     return _whole(int(digits) * scale if digits.isdigit() else float(digits) * scale, text)
 
 
@@ -65,21 +67,22 @@ def parse_seconds(text: str | int | float) -> float:
     """Read a duration: `3h50m`, `90 s`, SLURM's `1-02:30:00`, or a plain number of seconds.
 
     Raises:
-        ValueError: if it is none, or not positive.
+        ValueError: if it is not a duration, or not positive.
     """
-    wanted = f"{text!r} is not a duration; write for example 3h50m, 45s or 1-02:30:00"
+    message = f"{text!r} is not a duration; write for example 3h50m, 45s or 1-02:30:00"
     if isinstance(text, bool) or not isinstance(text, (str, int, float)):
-        raise ValueError(wanted)
+        raise ValueError(message)
     if isinstance(text, (int, float)):
+        # An integer above 1e308 does not fit a float; zero is refused below, with the same message.
         seconds = float(text) if abs(text) < _ENDLESS else 0.0
     else:
-        found = _DURATION.match(text.replace(" ", "").lower()) or _CLOCK.match(text.strip())
-        if not found:
-            raise ValueError(wanted)
-        days, hours, minutes, rest = (int(part or 0) for part in found.groups())
+        match = _DURATION.match(text.replace(" ", "").lower()) or _CLOCK.match(text.strip())
+        if not match:
+            raise ValueError(message)
+        days, hours, minutes, rest = (int(part or 0) for part in match.groups())
         seconds = float(((days * 24 + hours) * 60 + minutes) * 60 + rest)
     if not 0 < seconds < float("inf"):
-        raise ValueError(wanted)
+        raise ValueError(message)
     return seconds
 
 
@@ -102,6 +105,7 @@ def _scaled(value: int | float, scales: tuple[tuple[str, int], ...], gap: str) -
     for suffix, scale in scales:
         if abs(value) >= scale:
             short = f"{value / scale:.3g}"
+            # 999.9 rounds to 1e+03 at three digits.
             if "e" in short:
                 short = f"{value / scale:.0f}"
             return f"{short}{gap}{suffix}"
@@ -124,5 +128,5 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_measured(value: float | None, digits: int) -> str:
-    """Return a measurement with some digits behind the point; null in a file, or nan, is `not finite`."""
+    """Return a measurement with `digits` decimals; None (null in a file) and NaN become `not finite`."""
     return "not finite" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

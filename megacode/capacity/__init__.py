@@ -1,1 +1,1 @@
-"""F3: what a run needs on a number of GPUs: memory, time, layouts, traffic. Never imports torch."""
+"""F3: memory, time, layouts and traffic of a run on a number of GPUs. Never imports torch."""

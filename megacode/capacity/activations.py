@@ -1,18 +1,20 @@
-"""What a forward pass keeps for the backward pass, tensor by tensor: the one list to correct where a kernel changes.
+"""Activations that are kept for the backward pass, tensor by tensor: the list to update when a kernel changes.
 
-Bytes are those of one token of one micro-batch on one rank. A tensor is cut over the tensor-parallel ranks by heads,
-by the width of the MLP or by the vocabulary (`_Widths.cut`), over the same ranks along the sequence where sequence
-parallel is on (`sliced`), or not at all (`whole`). Under context parallel a rank has fewer tokens, but attention's keys
-and values are gathered: those of all tokens are kept.
+Bytes are those of one token of one micro-batch on one rank. Tensor parallelism splits a tensor by heads, by the width
+of the MLP or by the vocabulary. Sequence parallelism splits others along the sequence (`sliced`); some are not split.
+Under context parallelism a rank has fewer tokens, but keys and values are gathered: those of all tokens are kept.
 
-Two sets of layers are known. `transformer_engine`: the sequential block's linear layers keep a norm's output as this
-rank's slice; attention's output needs no copy before its projection; SwiGLU keeps its input alone; the loss overwrites
-the logits with their gradient. `local`: megacode's own layers, which keep the gathered output of a norm, silu(gate) and
-log-probabilities in fp32. Neither keeps anything of size S x S. Under FP8 each linear layer keeps its input in bytes.
+There are two sets of layers. `transformer_engine`: the linear layers of the sequential block keep only this rank's
+slice of a norm's output; attention's output needs no copy before its projection; SwiGLU keeps only its input; the loss
+overwrites the logits with their gradient. `local`: megacode's own layers, which keep the gathered output of a norm,
+silu(gate), and log-probabilities in fp32. Neither keeps anything of size S x S. Under FP8 each linear layer keeps its
+input in one byte per element.
 
-Recomputation keeps less: `selective` repeats what lies between attention's two projections, `full` all of a layer but
-its input. Source: Korthikanti et al., Reducing Activation Recomputation in Large Transformer Models (2022), section 4,
-for the method; the lists are those of the kernels in use.
+Recomputation keeps less: `selective` recomputes everything between attention's two projections, `full` everything in a
+layer but its input.
+
+Source: Korthikanti et al., Reducing Activation Recomputation in Large Transformer Models (2022), section 4, for the
+method; the lists are those of the kernels in use.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Saved:
     Attributes:
         name: for people.
         bytes_per_token: on one rank.
-        recompute: under which of `none`, `selective` and `full` it is kept.
+        recompute: the settings (`none`, `selective`, `full`) under which it is kept.
     """
 
     name: str
@@ -47,7 +49,7 @@ class Saved:
 
 
 class _Widths:
-    """Elements of one token on one rank, by what they are."""
+    """Elements per token on one rank, by kind of tensor."""
 
     def __init__(self, place: Layout, layers: Layers) -> None:
         model, tensor = place.config.model, place.config.parallel.tensor
@@ -55,12 +57,14 @@ class _Widths:
         self.sliced = model.hidden_size / place.sequence_slices
         self.heads = model.num_attention_heads / tensor
         self.queries = model.num_attention_heads * model.head_size / tensor
+        # GQA: fewer key and value heads than query heads.
         self.pairs = 2 * model.query_groups * model.head_size / tensor  # keys and values
         self.mlp = model.ffn_hidden_size / tensor
         self.vocabulary = place.vocabulary_rows
+        # RMSNorm keeps one fp32 number per token, LayerNorm two.
         self.statistics = (1 if model.normalization == "RMSNorm" else 2) * _FP32 / place.sequence_slices
-        # The parallel block gathers the sequence once for both branches and keeps what it gathered, as local layers do;
-        # in FP8 each branch keeps a copy of its own.
+        # The parallel block gathers the sequence once for both branches and keeps the gathered tensor, as local layers
+        # do. In FP8 each branch keeps a copy of its own.
         parallel = model.block == "parallel"
         self.normed = self.hidden if layers == "local" or parallel else self.sliced
         self.fp8 = _FP8 * place.fp8_share
@@ -74,30 +78,32 @@ def _widths(place: Layout, layers: Layers) -> _Widths:
 
 
 def layers_of(config: RunConfig) -> Layers:
-    """Return which layers a run has on GPUs: Transformer Engine's, unless it asks for megacode's own."""
+    """Return the layers that a run uses on GPUs: Transformer Engine's, unless it selects megacode's own."""
     return "local" if config.precision.transformer_impl == "local" else "transformer_engine"
 
 
 def output_in_fp8(place: Layout) -> bool:
-    """Return whether the output layer multiplies in FP8."""
+    """Return whether the output layer computes in FP8."""
     return place.recipe is not None and place.recipe.output_layer
 
 
 def layer_tensors(place: Layout, layers: Layers) -> list[Saved]:
-    """Return what one layer keeps."""
+    """Return the activations that one layer keeps."""
     return [*_attention(place, layers), *_mlp(place, layers), *_dropout(place)]
 
 
 def _attention(place: Layout, layers: Layers) -> list[Saved]:
     width, size = _widths(place, layers), place.activation_bytes
-    # Attention in pieces of a sequence, and the local kernel with several sequences, write heads before tokens.
+    # Attention on parts of a sequence, and the local kernel with several sequences, write heads before tokens, so their
+    # output is copied.
     copied = place.config.parallel.context > 1 or (layers == "local" and place.config.train.micro_batch_size > 1)
-    own = copied or place.recipe is not None  # the projection keeps another tensor than attention's kernel
+    own = copied or place.recipe is not None  # the projection keeps a different tensor than attention's kernel
     kept = (_NONE,) if own else _NOT_FULL
-    found = [
+    tensors = [
         Saved("block input", size * width.sliced, _ALWAYS),
         Saved("its norm's statistics", width.statistics),
         Saved("its norm's output", width.normed_bytes),
+        # Under `selective` only the unrotated tensors are kept; rotation and attention run again.
         Saved("queries", size * width.queries, (_NONE,)),
         Saved("keys and values", size * width.pairs * place.config.parallel.context, (_NONE,)),
         Saved("queries, keys and values, unrotated", size * (width.queries + width.pairs), (_SELECTIVE,)),
@@ -105,25 +111,25 @@ def _attention(place: Layout, layers: Layers) -> list[Saved]:
         Saved("softmax statistics", _FP32 * width.heads, (_NONE,)),
     ]
     if own:
-        found.append(Saved("projection's input", (width.linear_input if copied else width.fp8) * width.queries))
-    return found
+        tensors.append(Saved("projection's input", (width.linear_input if copied else width.fp8) * width.queries))
+    return tensors
 
 
 def _mlp(place: Layout, layers: Layers) -> list[Saved]:
     width, size = _widths(place, layers), place.activation_bytes
-    found = [
+    tensors = [
         Saved("gate and up", size * 2 * width.mlp),
         Saved("activated", width.linear_input * width.mlp),
     ]
     if layers == "local":
-        found.append(Saved("silu of the gate", size * width.mlp))
+        tensors.append(Saved("silu of the gate", size * width.mlp))
     if place.config.model.block == "sequential":
-        found += [
+        tensors += [
             Saved("MLP input", size * width.sliced),
             Saved("its norm's statistics", width.statistics),
             Saved("its norm's output", width.normed_bytes),
         ]
-    return found
+    return tensors
 
 
 def _dropout(place: Layout) -> list[Saved]:
@@ -135,8 +141,9 @@ def _dropout(place: Layout) -> list[Saved]:
 
 
 def head_tensors(place: Layout, layers: Layers) -> list[Saved]:
-    """Return what the last pipeline stage keeps after its layers, of one micro-batch."""
+    """Return what the last pipeline stage keeps after its layers, for one micro-batch."""
     width, size = _widths(place, layers), place.activation_bytes
+    # With a large vocabulary this single tensor outweighs several layers.
     loss = Saved("log-probabilities, fp32", _FP32 * width.vocabulary, _ALWAYS)
     if layers == "transformer_engine":
         loss = Saved("logits, then their gradient", size * width.vocabulary, _ALWAYS)
@@ -151,10 +158,11 @@ def head_tensors(place: Layout, layers: Layers) -> list[Saved]:
 
 
 def beside_logits(place: Layout, layers: Layers) -> list[Saved]:
-    """Return what lives beside the loss's own tensor of logits at the moment of most memory.
+    """Return what is alive beside the loss's tensor of logits at the moment of peak memory.
 
-    Our own layers': the logits before they are cast, where the forward pass ends. Transformer Engine's: what the output
-    layer's backward pass makes, whose FP8 product needs the logits' gradient in a byte twice, once transposed.
+    With our own layers: the logits before they are cast, at the end of the forward pass. With Transformer Engine: the
+    results of the output layer's backward pass. In FP8 it needs the gradient of the logits twice, once transposed, at
+    one byte per element.
     """
     width, size = _widths(place, layers), place.activation_bytes
     if layers == "local":
@@ -166,7 +174,7 @@ def beside_logits(place: Layout, layers: Layers) -> list[Saved]:
 
 
 def working_tensors(place: Layout, layers: Layers) -> list[Saved]:
-    """Return what lives while one layer's backward pass runs and no longer."""
+    """Return what is alive only while the backward pass of one layer runs."""
     width, size = _widths(place, layers), place.activation_bytes
     return [
         Saved("gradient of the block's output", size * width.sliced, _ALWAYS),
@@ -177,5 +185,5 @@ def working_tensors(place: Layout, layers: Layers) -> list[Saved]:
 
 
 def per_token(tensors: list[Saved], recompute: str) -> float:
-    """Return the bytes a token of what is kept under a way to recompute."""
+    """Return the bytes per token of the tensors that are kept under a recompute setting."""
     return sum(tensor.bytes_per_token for tensor in tensors if recompute in tensor.recompute)

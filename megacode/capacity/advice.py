@@ -1,8 +1,9 @@
-"""Which layouts of a run fit so many GPUs, and which of them are fastest by the plan's model.
+"""Find the layouts of a run that fit a number of GPUs, ranked by the step time of the plan's model.
 
-All legal ones are tried: tensor parallel within a node, pipelines that divide the layers, interleaved or not, context
-parallel, micro-batches, and the least recomputation that fits. What only helps is on: sequence parallel beside tensor
-parallel, the distributed optimizer and both overlaps beside data parallel. The global batch stays as it is.
+All legal layouts are tried: tensor parallel within a node, pipelines that divide the layers, interleaved or not,
+context parallel, micro-batches, and the least recomputation that fits. Settings without a drawback are on: sequence
+parallel with tensor parallel, and the distributed optimizer and both overlaps with data parallel. The global batch is
+not changed.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class LayoutCandidate:
     """A layout that fits.
 
     Attributes:
-        place: the run laid out that way.
-        memory: of its fullest rank.
+        place: the run in this layout.
+        memory: of the rank that needs most.
         time: of an iteration.
     """
 
@@ -41,7 +42,7 @@ class LayoutCandidate:
 
     @property
     def overrides(self) -> list[str]:
-        """What to give on the command line of any command to get this layout."""
+        """The overrides on the command line that select this layout."""
         parallel, train = self.place.config.parallel, self.place.config.train
         set_ = {
             "tensor": parallel.tensor,
@@ -58,17 +59,18 @@ class LayoutCandidate:
 
 
 def choices(place: Layout, hardware: Hardware, layers: Layers) -> list[LayoutCandidate]:
-    """Return every layout that fits the GPUs, the fastest first; of equal ones that with the most memory to spare."""
-    found = [choice for config in _layouts(place, hardware) if (choice := _fitting(place, config, hardware, layers))]
-    return sorted(found, key=lambda choice: (choice.time.total, choice.memory.total))
+    """Return every layout that fits the GPUs, the fastest first; ties go to the one that needs less memory."""
+    fitting = [choice for config in _layouts(place, hardware) if (choice := _fitting(place, config, hardware, layers))]
+    return sorted(fitting, key=lambda choice: (choice.time.total, choice.memory.total))
 
 
 def _fitting(place: Layout, config: RunConfig, hardware: Hardware, layers: Layers) -> LayoutCandidate | None:
-    """Return the layout with the least recomputation that fits, or nothing."""
+    """Return the layout with the least recomputation that fits, or None."""
     for recompute in _RECOMPUTE:
         parallel = config.parallel.model_copy(update={"recompute": recompute})
         tried = Layout(config.model_copy(update={"parallel": parallel}), place.gpus, place.vocab_size, place.phase)
         memory = fullest(tried, hardware, layers)
+        # Less recomputation is always faster, so the first that fits is the best.
         if memory.total <= hardware.memory_to_plan_with:
             return LayoutCandidate(tried, memory, step_time(tried, hardware, layers))
     return None
@@ -78,22 +80,25 @@ def _layouts(place: Layout, hardware: Hardware) -> Iterator[RunConfig]:
     config, layers = place.config, place.config.model.num_layers
     pipelines = [size for size in range(1, min(layers, _LONGEST_PIPELINE) + 1) if layers % size == 0]
     for tensor, pipeline, context in product(_TENSOR, pipelines, _CONTEXT):
+        # Tensor parallel talks in every layer: beyond a node's links it is never worth it.
         if place.gpus % (tensor * pipeline * context) or tensor > hardware["gpus_per_node"]:
             continue
         copies = place.gpus // (tensor * pipeline * context)
         for virtual, micro in product(_pieces(layers, pipeline), _MICRO_BATCH):
-            # Of several sequences a rank rather holds some whole than parts of all.
+            # With several sequences per rank, context parallel would only add communication: use more data parallel.
             if context > 1 and micro > 1:
                 continue
+            # Interleaved schedules need micro-batches in multiples of the pipeline's size.
             if config.train.global_batch_size % (copies * micro * (pipeline if virtual else 1)):
                 continue
             laid_out = _laid_out(config, tensor, pipeline, context, virtual, micro, copies)
+            # The same rules that validate a config, so that advice never names an illegal layout.
             if not any(_refusals(laid_out)):
                 yield laid_out
 
 
 def _pieces(layers: int, pipeline: int) -> list[int | None]:
-    """Return into how many pieces a pipeline rank's layers are cut: one, as few as interleave, or one for each."""
+    """Return the numbers of chunks per pipeline rank to try: one, the fewest that interleave, one per layer."""
     each = layers // pipeline
     if pipeline == 1 or each == 1:
         return [None]

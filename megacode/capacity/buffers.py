@@ -1,10 +1,10 @@
-"""What a rank holds of weights, gradients and optimizer: counted, to the element.
+"""Weights, gradients and optimizer state of a rank, counted to the element.
 
-Megatron-core lays the gradients of a chunk of the model into one buffer, in the reverse order of its parameters. With
-the distributed optimizer the weights lie in such a buffer too; parameters start at multiples of 64 elements, and the
-buffer is cut into buckets, each padded to a multiple of 128 and of the ranks that share it out. Buckets are what
-gradient reduction overlaps with: without overlap there is one. Source: `megatron.core.distributed.
-param_and_grad_buffer`, release 0.16.1; the dry run compares with what it builds.
+Megatron-core puts the gradients of a model chunk into one buffer, in the reverse order of its parameters. With the
+distributed optimizer the weights lie in such a buffer too. Parameters start at multiples of 64 elements, and the buffer
+is divided into buckets, each padded to a multiple of 128 and of the number of ranks that share it. A bucket is the unit
+of overlapped gradient reduction; without overlap there is one. Source: `megatron.core.distributed.
+param_and_grad_buffer`, release 0.16.1; the dry run checks this module against it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Buffer:
     """The gradient buffer of one chunk of the model on one rank.
 
     Attributes:
-        spans: where each parameter lies, first and behind-last element, in the order of the buffer.
-        buckets: where each bucket lies, padding included.
+        spans: range [first, end) of each parameter, in elements, in the order of the buffer.
+        buckets: range [first, end) of each bucket, padding included.
     """
 
     spans: tuple[tuple[int, int], ...]
@@ -38,27 +38,27 @@ class Buffer:
 
     @cached_property
     def parameters(self) -> int:
-        """Elements that are parameters."""
+        """Elements without padding."""
         return sum(end - first for first, end in self.spans)
 
     @property
     def elements(self) -> int:
-        """Elements with padding."""
+        """Elements including padding."""
         return self.buckets[-1][1]
 
     def share(self, index: int | None, shards: int) -> int:
-        """Return how many parameters' elements lie in share `index` of `shards` equal ones of every bucket.
+        """Return the parameter elements in share `index` of `shards` equal shares of every bucket.
 
-        Without an index: how many at most, which is a share without padding.
+        Without an index: the largest possible number, that of a share without padding.
         """
         if index is None:
             return min(self.parameters, self.elements // shards)
-        found = 0
+        elements = 0
         for first, end in self.buckets:
             size = (end - first) // shards
             low, high = first + index * size, first + (index + 1) * size
-            found += sum(max(0, min(high, b) - max(low, a)) for a, b in self.spans)
-        return found
+            elements += sum(max(0, min(high, b) - max(low, a)) for a, b in self.spans)
+        return elements
 
 
 Parameters = tuple[tuple[str, int], ...]  # kind and elements, in the order in which mcore registers them
@@ -66,7 +66,7 @@ Parameters = tuple[tuple[str, int], ...]  # kind and elements, in the order in w
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A piece of the model on one tensor-parallel rank: what comes before its layers, one of them, what comes after."""
+    """A model chunk on one tensor-parallel rank: parameters before its layers, of one layer, and after them."""
 
     before: Parameters
     layer: Parameters
@@ -81,6 +81,7 @@ class _Chunk:
 def _layer(place: Layout) -> Parameters:
     model, tensor = place.config.model, place.config.parallel.tensor
     hidden, channels = model.hidden_size, model.head_size
+    # The order of registration in mcore decides the layout of the buffer, so it is reproduced here.
     norm = (("norms", hidden),)
     attention = (
         ("attention_proj", model.num_attention_heads * channels * hidden // tensor),
@@ -101,7 +102,7 @@ def _chunks(place: Layout, stage: int) -> Iterator[_Chunk]:
         if not first and not last:
             yield between
             continue
-        # A tied output layer on another stage than the embedding's is a copy of it.
+        # Tied weights: an output layer on another stage than the embedding is a copy of it.
         output = (("output", vocabulary),) if not (first and model.share_embeddings_and_output_weights) else ()
         after = (("norms", model.hidden_size), *output) if last else ()
         yield _Chunk((("embedding", vocabulary),) if first else (), layer, place.chunk_layers, after)
@@ -121,7 +122,7 @@ def rank_parameters(place: Layout, stage: int) -> ParameterCounts:
 def buffers(place: Layout, stage: int) -> list[Buffer]:
     """Return the gradient buffers of one rank of a pipeline stage, one for each of its chunks."""
     parallel = place.config.parallel
-    # mcore gives what two pipeline stages share a bucket of its own.
+    # mcore puts a weight that two pipeline stages share into a bucket of its own.
     shared = place.config.model.share_embeddings_and_output_weights and parallel.pipeline > 1
     padding = _Padding(place.shards, shared) if parallel.distributed_optimizer else None
     sizes = (_bucket_size(place, stage, number) for number in range(place.chunks))
@@ -129,7 +130,8 @@ def buffers(place: Layout, stage: int) -> list[Buffer]:
 
 
 def _bucket_size(place: Layout, stage: int, chunk: int) -> float:
-    """Return after how many elements a bucket ends; mcore cuts only where reduction is on the critical path."""
+    """Return the size at which a bucket ends; mcore makes several only where reduction is on the critical path."""
+    # Later stages and chunks finish while others still compute, so mcore gives them one bucket.
     if not place.config.parallel.overlap_grad_reduce or stage > 0 or chunk > 0:
         return math.inf
     return max(_SMALLEST_BUCKET, _BUCKET_PER_RANK * place.data)
@@ -137,7 +139,7 @@ def _bucket_size(place: Layout, stage: int, chunk: int) -> float:
 
 @dataclass(frozen=True)
 class _Padding:
-    """How the distributed optimizer pads: for so many shares, and shared embeddings in buckets of their own."""
+    """Padding of the distributed optimizer: number of shares, and whether embeddings get buckets of their own."""
 
     shards: int
     embedding_alone: bool
@@ -151,6 +153,7 @@ def _buffer(chunk: _Chunk, bucket_size: float, padding: _Padding | None) -> Buff
     spans: list[tuple[int, int]] = []
     buckets: list[tuple[int, int]] = []
     start = bucket = 0
+    # Reversed, since the backward pass finishes the last layer first: its bucket is reduced at once.
     for kind, elements in reversed(chunk.parameters):
         start = -(-start // align) * align
         if kind in alone and start > bucket:
@@ -172,11 +175,11 @@ def _closed(buckets: list[tuple[int, int]], first: int, end: int, align: int) ->
 
 @dataclass(frozen=True)
 class Countable:
-    """Bytes of one rank that follow from the config alone.
+    """Bytes of one rank that follow from the config alone, without any estimate.
 
     Attributes:
         parameters: elements.
-        weights, gradients, optimizer: bytes; of the optimizer, fp32 masters (with bf16 weights) and two moments.
+        weights, gradients, optimizer: bytes; the optimizer holds fp32 masters (with bf16 weights) and two moments.
     """
 
     parameters: int
@@ -196,14 +199,15 @@ def countable(place: Layout, stage: int, index: int | None = None) -> Countable:
     Args:
         place: the run on its GPUs.
         stage: its pipeline stage.
-        index: its number among the ranks that hold the same weights, of which the last hold some padding; absent: one
-            without.
+        index: its number among the ranks with the same weights, of which the last hold some padding; None: a rank
+            without padding.
     """
-    found = buffers(place, stage)
-    parameters = sum(buffer.parameters for buffer in found)
+    chunks = buffers(place, stage)
+    parameters = sum(buffer.parameters for buffer in chunks)
     sharded = place.config.parallel.distributed_optimizer
-    padded = sum(buffer.elements for buffer in found)
-    owned = sum(buffer.share(index, place.shards) for buffer in found) if sharded else parameters
+    padded = sum(buffer.elements for buffer in chunks)
+    owned = sum(buffer.share(index, place.shards) for buffer in chunks) if sharded else parameters
+    # fp32 weights are their own masters.
     master = MASTER_BYTES if place.config.precision.dtype == "bf16" else 0
     return Countable(
         parameters=parameters,

@@ -1,4 +1,4 @@
-"""What a run needs on a number of GPUs, as one part of the plan's JSON document: `gpus`."""
+"""The `gpus` part of the plan's JSON document: memory, time, checkpoints and advice for a number of GPUs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cluster:
-    """What to plan for.
+    """The GPUs to plan for.
 
     Attributes:
-        gpus: how many to lay the config's own layout over; absent: none.
-        scale: numbers of them to compare, each with the fastest layout that fits it.
-        gpu: their kind, as `hardware.yaml` names it.
-        price: of one GPU for an hour, in any currency; absent: nothing is said of money.
-        file: a table of constants of the user's own.
+        gpus: number of GPUs for the config's own layout; None: no such plan.
+        scale: numbers of GPUs to compare, each with its fastest layout.
+        gpu: kind of GPU, as named in `hardware.yaml`.
+        price: of one GPU-hour, in any currency; None: no cost is given.
+        file: a user's own table of constants.
     """
 
     gpus: int | None = None
@@ -46,24 +46,28 @@ def cluster_document(config: RunConfig, cluster: Cluster, vocab_size: int, work:
     Args:
         config: the run.
         cluster: the GPUs.
-        vocab_size: tokens the model knows, without padding.
+        vocab_size: size of the vocabulary, without padding.
         work: the plan's document, for `flops`, `total_samples` and `phases`.
 
     Raises:
-        ConfigError: the GPUs are not known, or do not divide into whole copies of the model and whole micro-batches.
+        ConfigError: the GPU is unknown, or the number of GPUs does not give whole copies of the model and whole
+            micro-batches.
     """
     assert cluster.gpus is not None
     gpus, hardware, layers = cluster.gpus, load_hardware(cluster.gpu, cluster.file), layers_of(config)
+    # Phases may differ in FP8; memory is checked for all of them, time is shown for the longest.
     place = Layout(config, gpus, vocab_size, longest_phase(work))
     place.check()
     check_formats(config, hardware)
     memory, time = fullest(place, hardware, layers), step_time(place, hardware, layers)
     phases = phase_times(place, hardware, layers, work)
+    # Without failures; `failures.hours_with_failures` adds them.
     hours, rate = sum(phase["hours"] for phase in phases), model_rate(place, time, work)
     return {
         "gpus": gpus,
         "gpu": hardware.gpu,
         "layers": layers,
+        # A partly used node counts as one.
         "nodes": -(-gpus // int(hardware["gpus_per_node"])),
         "data_parallel": place.data,
         "micro_batches": place.micro_batches,
@@ -74,6 +78,7 @@ def cluster_document(config: RunConfig, cluster: Cluster, vocab_size: int, work:
         "phases": phases,
         "tokens_per_second": config.train.global_batch_size * config.train.seq_length / time.total,
         "model_flops_per_second_per_gpu": rate,
+        # Against the dense bf16 peak also in FP8, so that runs are comparable.
         "mfu": rate / hardware.peak_flops(config.precision.dtype),
         "hours": hours,
         "gpu_hours": hours * gpus,
@@ -86,28 +91,29 @@ def cluster_document(config: RunConfig, cluster: Cluster, vocab_size: int, work:
 
 
 def check_formats(config: RunConfig, hardware: Hardware) -> None:
-    """Refuse number formats that a GPU does not compute.
+    """Refuse number formats that a GPU does not support.
 
     Raises:
-        ConfigError: FP8 is asked for, and the GPU has none.
+        ConfigError: FP8 is configured, and the GPU does not support it.
     """
     if config.fp8_recipes and not hardware["fp8_flops"]:
         fix = "set it to none, or plan for another --gpu"
-        raise ConfigError(f"{hardware.gpu} computes no FP8", "precision.fp8", fix)
+        raise ConfigError(f"{hardware.gpu} does not support FP8", "precision.fp8", fix)
 
 
 def longest_phase(work: _Json) -> int:
-    """Return the number of the phase with most samples, whose iteration is shown."""
+    """Return the number of the phase with most samples, which the step time is shown for."""
     samples = [phase["samples"] for phase in work["phases"]]
     return samples.index(max(samples))
 
 
 def phase_times(place: Layout, hardware: Hardware, layers: Layers, work: _Json) -> list[_Json]:
-    """Return what an iteration and the whole of each phase take, at the rate of full batches."""
+    """Return the step time and total hours of each phase, with full batches."""
     config, rows = place.config, []
-    for number, (phase, said) in enumerate(zip(config.phases, work["phases"], strict=True)):
+    for number, (phase, row) in enumerate(zip(config.phases, work["phases"], strict=True)):
         seconds = step_time(replace(place, phase=number), hardware, layers).total
-        iterations = said["samples"] / config.train.global_batch_size
+        # A fraction of a batch counts as that fraction: ramps and short last batches are not modelled.
+        iterations = row["samples"] / config.train.global_batch_size
         recipe = config.fp8_in(phase)
         rows.append(
             {
@@ -121,32 +127,35 @@ def phase_times(place: Layout, hardware: Hardware, layers: Layers, work: _Json) 
 
 
 def model_rate(place: Layout, time: StepTime, work: _Json) -> float:
-    """Return the model's operations a second and GPU; over the peak of the run's dtype they are its MFU, in FP8 too."""
+    """Return model FLOP/s per GPU; divided by the peak of the run's dtype this is the MFU, also in FP8."""
     batch = place.config.train.global_batch_size
     return float(work["flops"] / work["total_samples"] * batch / time.total / place.gpus)
 
 
 def check_feasible(document: _Json) -> None:
-    """Refuse a plan that cannot be carried out on its GPUs; to be asked when it has been shown.
+    """Refuse a plan that cannot run on its GPUs; to be called after the plan has been shown.
 
     Raises:
-        PlanError: a rank does not fit its GPU, or a dry run built other than what is planned.
+        PlanError: a rank does not fit its GPU, or a dry run differs from the plan.
     """
     problems = []
     if "gpus" in document and not document["gpus"]["memory"]["fits"]:
         memory, advice = document["gpus"]["memory"], document["gpus"]["advice"]
         need, have = (f"{memory[key] / GIB:.1f} GiB" for key in ("total", "capacity"))
+        # The best layout that fits, ready to paste after the command.
         fix = (
-            "take more GPUs, or larger ones"
+            "use more GPUs, or GPUs with more memory"
             if not advice["best"]
             else "use " + " ".join(advice["best"][0]["overrides"])
         )
-        what = f"a rank of pipeline stage {memory['stage']} needs {need}; one {document['gpus']['gpu']} has {have}"
+        what = f"a rank of pipeline stage {memory['stage']} needs {need}; a {document['gpus']['gpu']} has {have}"
         problems.append(Problem(what, "--gpus", fix))
     for row in document.get("dry_run", []):
         for name, counts in row["unequal"].items():
-            what = f"{name}: {counts['built']:,} were built, {counts['planned']:,} are planned"
-            problems.append(Problem(what, f"rank {row['rank']}", "report it: the plan's arithmetic is wrong here"))
+            what = f"{name}: the dry run has {counts['built']:,}, the plan {counts['planned']:,}"
+            problems.append(
+                Problem(what, f"rank {row['rank']}", "please report this: the plan's arithmetic is wrong here")
+            )
     if problems:
         raise PlanError(problems=problems)
 
@@ -157,29 +166,30 @@ def _memory(memory: Memory, hardware: Hardware) -> _Json:
         "reserved": memory.reserved,
         "total": memory.total,
         "capacity": hardware.memory,
+        # `fits` is the hard limit; `tight` says that the model's error could still exceed it.
         "fits": memory.total <= hardware.memory,
         "tight": memory.total > hardware.memory_to_plan_with,
     }
 
 
 def _activations(place: Layout, layers: Layers) -> list[_Json]:
-    """Return what is kept of each token: by every layer, and after the last one."""
+    """Return the activations kept per token: by every layer, and after the last one."""
     recompute = place.config.parallel.recompute
-    parts = (("layer", layer_tensors(place, layers)), ("head", head_tensors(place, layers)))
+    groups = (("layer", layer_tensors(place, layers)), ("head", head_tensors(place, layers)))
     return [
-        {"of": part, "tensor": saved.name, "bytes_per_token": saved.bytes_per_token}
-        for part, tensors in parts
+        {"of": group, "tensor": saved.name, "bytes_per_token": saved.bytes_per_token}
+        for group, tensors in groups
         for saved in tensors
         if recompute in saved.recompute
     ]
 
 
 def _advice(place: Layout, hardware: Hardware, layers: Layers, time: StepTime) -> _Json:
-    found = choices(place, hardware, layers)
+    fitting = choices(place, hardware, layers)
     return {
-        "tried_that_fit": len(found),
-        "faster_than_this": sum(choice.time.total < time.total for choice in found),
-        "best": [_choice(choice, time) for choice in found[:_SHOWN]],
+        "tried_that_fit": len(fitting),
+        "faster_than_this": sum(choice.time.total < time.total for choice in fitting),
+        "best": [_choice(choice, time) for choice in fitting[:_SHOWN]],
     }
 
 

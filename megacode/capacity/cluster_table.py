@@ -1,4 +1,4 @@
-"""What a run needs on its GPUs, as tables for people."""
+"""Tables of memory, step time and advice for the terminal."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from megacode.base.units import format_bytes, format_count, format_rate, format_
 _Json = dict[str, Any]
 _GIB = 2**30
 _NAMED = 3
+# The third column tells how a number is known: counted to the byte, summed by tensor, or a stated constant.
 _MEMORY = (
     ("weights", "weights", "counted"),
     ("gradients", "gradients", "counted"),
@@ -46,17 +47,18 @@ _STEP = (
 
 
 def headline(gpus: _Json) -> str:
-    """Return the plan's one line about its GPUs."""
+    """Return a one-line summary of the GPUs."""
     split = f"data parallel {gpus['data_parallel']}, {gpus['micro_batches']} micro-batches"
     return f"{gpus['gpus']:,} x {gpus['gpu']}: {split}; {_days(gpus['hours'])}, {gpus['gpu_hours']:,.0f} GPU-hours"
 
 
 def render_cluster(gpus: _Json | None) -> list[RenderableType]:
-    """Return memory, time and advice; nothing where no GPUs were asked about."""
+    """Return memory, time and advice; empty where no GPUs were given."""
     if gpus is None:
         return []
     title = Text(f"on {gpus['gpus']:,} x {gpus['gpu']}", style="bold")
     tables = Table.grid(padding=(0, 2))
+    # Side by side they just fit 80 columns.
     tables.add_row(_memory(gpus["memory"]), _step(gpus["step"]))
     return [
         Text(),
@@ -70,10 +72,11 @@ def render_cluster(gpus: _Json | None) -> list[RenderableType]:
 
 
 def render_dry_run(rows: list[_Json] | None) -> list[RenderableType]:
-    """Return what was built of some ranks; nothing where none was."""
+    """Return the table of the ranks of a dry run; empty where there was none."""
     if not rows:
         return []
     figures = ("rank", "tp", "pp", "cp", "dp", "parameters", "weights", "gradients", "optimizer")
+    # Every row compares counts of a rank that was really built with the plan's.
     table = FigureTable(*figures, "equal", figures=figures, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(
@@ -81,8 +84,8 @@ def render_dry_run(rows: list[_Json] | None) -> list[RenderableType]:
             *(f"{row[key] / _GIB:.2f}" for key in ("weights", "gradients", "optimizer")),
             Text("no: " + ", ".join(row["unequal"]), style="bold red") if row["unequal"] else Text("✓", style="green"),
         )
-    kinds = {name: one for row in rows for name, one in row["modules"].items()}
-    modules = "modules that hold parameters: " + ", ".join(kinds)
+    kinds = dict.fromkeys(name for row in rows for name in row["modules"])
+    modules = "modules with parameters: " + ", ".join(kinds)
     title = Rule(Text("dry run: ranks as built, GiB, equal to the plan", style="bold"), align="left", style="dim")
     return [Text(), title, table, Text(modules, style="dim")]
 
@@ -92,6 +95,7 @@ def _memory(memory: _Json) -> Table:
     for key, name, how in _MEMORY:
         if memory[key]:
             table.add_row(name, f"{memory[key] / _GIB:.2f}", Text(how, style="dim"))
+    # The verdict stands beside the total, next to the capacity of the GPU.
     word, style = _verdict(memory)
     table.add_row(
         Text("all", style="bold"), f"{memory['total'] / _GIB:.2f}", Text(f"{word} {_gib(memory['capacity'])}", style)
@@ -112,6 +116,7 @@ def _gib(size: float) -> str:
 def _step(step: _Json) -> Table:
     table = _plain("an iteration")
     for key, name in _STEP:
+        # Rows below 0.1 % would only be zeros.
         if step[key] / step["seconds"] >= 5e-4:
             table.add_row(name, format_seconds(step[key]), Text(f"{step[key] / step['seconds']:.1%}", style="dim"))
     table.add_row(Text("all", style="bold"), format_seconds(step["seconds"]), "")
@@ -129,18 +134,20 @@ def _facts(gpus: _Json) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
+    # MFU counts model FLOPs alone, so recomputation lowers it.
     each = gpus["tokens_per_second"] / gpus["gpus"]
     flops = f"{format_rate(gpus['model_flops_per_second_per_gpu'], 'FLOP/s')} a GPU, MFU {gpus['mfu']:.1%}"
     grid.add_row("a layer", _layer(gpus["activations"]))
     grid.add_row("speed", f"{format_count(gpus['tokens_per_second'])} tokens/s, {each:,.0f} a GPU; {flops}")
     cost = "" if gpus["cost"] is None else f", cost {gpus['cost']:,.0f}"
+    # Phases differ in step time only where they differ in FP8.
     if len({phase["seconds"] for phase in gpus["phases"]}) > 1:
         grid.add_row("phases", "; ".join(_phase(phase) for phase in gpus["phases"]))
     grid.add_row("run", f"{_days(gpus['hours'])}, {gpus['gpu_hours']:,.0f} GPU-hours{cost}")
     if not gpus["memory"]["fits"]:
         need, have = (_gib(gpus["memory"][key]) for key in ("total", "capacity"))
-        said = f"does not fit: a rank of stage {gpus['memory']['stage']} needs {need} GiB of {have}"
-        grid.add_row("memory", Text(said, style="bold red"))
+        refusal = f"does not fit: a rank of stage {gpus['memory']['stage']} needs {need} GiB of {have}"
+        grid.add_row("memory", Text(refusal, style="bold red"))
     saved = gpus["checkpoint"]
     grid.add_row(
         "checkpoint",
@@ -152,11 +159,12 @@ def _facts(gpus: _Json) -> Table:
 
 
 def _layer(activations: list[_Json]) -> str:
-    """Return what a layer keeps of each token, the largest tensors by name."""
+    """Return the activations of a layer as text, with its largest tensors by name."""
     kept = {row["tensor"]: row["bytes_per_token"] for row in activations if row["of"] == "layer"}
+    # Three names fill the line; all tensors are in the JSON document.
     largest = sorted(kept, key=lambda name: -kept[name])[:_NAMED]
     named = ", ".join(f"{name} {kept[name]:,.0f}" for name in largest)
-    return f"keeps {sum(kept.values()):,.0f} bytes a token: {named}{', ...' if len(kept) > len(largest) else ''}"
+    return f"keeps {sum(kept.values()):,.0f} bytes per token: {named}{', ...' if len(kept) > len(largest) else ''}"
 
 
 def _phase(phase: _Json) -> str:
@@ -165,18 +173,20 @@ def _phase(phase: _Json) -> str:
 
 
 def _failures(failures: _Json) -> str:
-    often = f"one in {_days(failures['hours_between'])}, {failures['expected']:.1f} in the run"
+    often = f"one every {_days(failures['hours_between'])}, {failures['expected']:.1f} in the run"
     every = f"saving every {failures['checkpoint_every_iterations']:,} iterations"
     best = failures["best_checkpoint_every_iterations"]
-    lost = f"{failures['lost_share']:.1%} of the time" if failures["lost_share"] < 1 else "more time than there is"
-    said = f"{often}; {every} they and the saves cost {lost}"
-    return said if best == failures["checkpoint_every_iterations"] else f"{said} (best: every {best:,})"
+    lost = f"{failures['lost_share']:.1%} of the time" if failures["lost_share"] < 1 else "all of the time"
+    text = f"{often}; {every}, failures and saves cost {lost}"
+    return text if best == failures["checkpoint_every_iterations"] else f"{text} (best: every {best:,})"
 
 
 def _advice(gpus: _Json) -> RenderableType:
     advice = gpus["advice"]
     if not advice["best"]:
-        return Text("no layout of this run fits these GPUs: take more of them, or larger ones", style="bold red")
+        return Text(
+            "no layout of this run fits these GPUs: use more of them, or GPUs with more memory", style="bold red"
+        )
     figures = ("tensor", "pipeline", "context", "data", "micro\nbatch", "recompute", "GiB", "iteration", "time")
     table = FigureTable(*figures, figures=figures, padding=(0, 1, 0, 0))
     for row in advice["best"]:
@@ -190,25 +200,27 @@ def _advice(gpus: _Json) -> RenderableType:
             row["recompute"],
             f"{row['memory'] / _GIB:.1f}",
             format_seconds(row["seconds"]),
+            # Relative to the config's own layout: -5 % is faster.
             f"{row['time_of_this'] - 1:+.1%}",
         )
     return Group(
         Text(_ranked(advice, gpus["memory"]["fits"])),
         table,
-        Text("as " + " ".join(advice["best"][0]["overrides"]), style="dim"),
+        Text("use " + " ".join(advice["best"][0]["overrides"]), style="dim"),
     )
 
 
 def _ranked(advice: _Json, fits: bool) -> str:
     faster, fitting = advice["faster_than_this"], advice["tried_that_fit"]
     if not fits:
-        return f"{fitting} other layouts fit; by this model the fastest, against this one if it did:"
+        return f"{fitting} other layouts fit; the fastest, with times relative to this one:"
     if not faster:
-        return f"no layout of the {fitting} that fit is faster by this model"
-    return f"{faster} of the {fitting} layouts that fit are faster by this model:"
+        return f"none of the {fitting} layouts that fit is faster"
+    return f"{faster} of the {fitting} layouts that fit are faster:"
 
 
 def _days(hours: float) -> str:
     if hours < 1:
         return f"{hours * 60:.1f} minutes"
+    # Days from 48 hours on, as people plan.
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"

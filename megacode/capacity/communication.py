@@ -1,8 +1,8 @@
-"""How long the ranks of a run talk to each other: tensor, context, pipeline and data parallel.
+"""Communication time of tensor, context, pipeline and data parallel.
 
-A collective over n ranks that gathers or scatters B bytes moves (n - 1) / n B over each rank's link; an all-reduce is
-both. Ranks of one node talk over its links. A group that spans nodes moves its data over as many network adapters as it
-has ranks on a node, one each, up to the node's own bandwidth; and each of its ranks adds a latency.
+All-gather or reduce-scatter of B bytes over n ranks move (n - 1) / n B over each rank's link. An all-reduce is both.
+Ranks of one node use its links. A group that spans nodes uses one network adapter for each of its ranks on a node, up
+to the bandwidth inside the node. Each rank adds a latency.
 
 Source: Narayanan et al. (2021), section 3; Thakur et al., Optimization of Collective Communication Operations (2005).
 """
@@ -19,12 +19,12 @@ from megacode.capacity.layout import Layout
 
 @dataclass(frozen=True)
 class Link:
-    """What connects the ranks of one group.
+    """The connection of the ranks of one group.
 
     Attributes:
-        size: ranks.
-        bandwidth: bytes a second of each.
-        latency: seconds of one collective.
+        size: number of ranks.
+        bandwidth: of each rank, in bytes per second.
+        latency: of one collective, in seconds.
     """
 
     size: int
@@ -32,17 +32,19 @@ class Link:
     latency: float
 
     def seconds(self, size_bytes: float, collectives: int = 1) -> float:
-        """Return how long gathering or scattering so many bytes takes, in so many collectives."""
+        """Return the time of all-gathers or reduce-scatters of `size_bytes` in total, in seconds."""
         if self.size == 1:
             return 0.0
         return size_bytes * (self.size - 1) / self.size / self.bandwidth + collectives * self.latency
 
 
 def link(hardware: Hardware, size: int, stride: int) -> Link:
-    """Return the link of a group whose ranks lie `stride` apart."""
+    """Return the link of a group whose rank numbers are `stride` apart."""
     per_node = int(hardware["gpus_per_node"])
+    # Ranks of a group are `stride` apart, so a node holds per_node / stride of them.
     on_node = min(size, max(1, per_node // stride))
     nodes = -(-size // on_node)
+    # A ring: one step for each rank, most of them inside a node.
     latency = (size - nodes) * hardware["node_latency_seconds"]
     if nodes == 1:
         return Link(size, hardware["node_bandwidth"], latency)
@@ -52,7 +54,7 @@ def link(hardware: Hardware, size: int, stride: int) -> Link:
 
 @dataclass(frozen=True)
 class LayerTraffic:
-    """Seconds of one layer and micro-batch that compute does not hide, forward and backward."""
+    """Exposed communication of one layer and micro-batch, in seconds, forward and backward."""
 
     forward: float
     backward: float
@@ -61,26 +63,26 @@ class LayerTraffic:
 def tensor_parallel(place: Layout, hardware: Hardware, layers: Layers) -> LayerTraffic:
     """Return the time of the collectives around each layer's matrix products.
 
-    The sequential block enters and leaves the parallel region twice, the parallel block once. Each is a gathering or a
-    scattering under sequence parallel; without it an all-reduce, on one of the two ways. Transformer Engine gathers
-    the sequence a third time in the backward pass, where it kept a slice.
+    The sequential block enters and leaves the tensor-parallel region twice, the parallel block once. With sequence
+    parallel each is an all-gather or a reduce-scatter; without it one of the two is an all-reduce. Transformer Engine
+    gathers the sequence a third time in the backward pass, because it kept only a slice.
     """
     parallel = place.config.parallel
     pairs = 1 if place.config.model.block == "parallel" else 2
     again = 1 if parallel.sequence_parallel and layers == "transformer_engine" and pairs == 2 else 0
     once = link(hardware, parallel.tensor, 1).seconds(_residual_bytes(place))
-    shown = 1 - hardware["tensor_overlap"]
-    return LayerTraffic(2 * pairs * once * shown, (2 + again) * pairs * once * shown)
+    exposed = 1 - hardware["tensor_overlap"]
+    return LayerTraffic(2 * pairs * once * exposed, (2 + again) * pairs * once * exposed)
 
 
 def tensor_parallel_ends(place: Layout, hardware: Hardware) -> LayerTraffic:
-    """Return the time of the same around embedding or output layer."""
+    """Return the time of the collectives around the embedding or the output layer."""
     once = link(hardware, place.config.parallel.tensor, 1).seconds(_residual_bytes(place))
     return LayerTraffic(once, once)
 
 
 def context_parallel(place: Layout, hardware: Hardware) -> LayerTraffic:
-    """Return the time of gathering each layer's keys and values, and of scattering their gradients."""
+    """Return the time to all-gather each layer's keys and values, and to reduce-scatter their gradients."""
     model, parallel = place.config.model, place.config.parallel
     width = 2 * model.query_groups * model.head_size / parallel.tensor
     whole = place.activation_bytes * width * place.tokens * parallel.context
@@ -89,12 +91,14 @@ def context_parallel(place: Layout, hardware: Hardware) -> LayerTraffic:
 
 
 def pipeline_transfer(place: Layout, hardware: Hardware) -> float:
-    """Return the time of handing one micro-batch from one pipeline stage to the next."""
+    """Return the time to send one micro-batch from one pipeline stage to the next."""
     if place.config.parallel.pipeline == 1:
         return 0.0
+    # Stages are the outermost dimension: they share a node only if the whole run does.
     near = place.gpus <= hardware["gpus_per_node"]
     bandwidth = hardware["node_bandwidth" if near else "network_bandwidth"]
     latency = hardware["node_latency_seconds" if near else "network_latency_seconds"]
+    # Each tensor-parallel rank sends only its slice of the residual stream.
     seconds = _residual_bytes(place) / place.sequence_slices / bandwidth + latency
     return seconds * (1 - hardware["pipeline_overlap"])
 
@@ -105,7 +109,7 @@ def _residual_bytes(place: Layout) -> float:
 
 @dataclass(frozen=True)
 class DataParallel:
-    """Seconds of an iteration's gradient reduction and parameter gathering, and the part that is not hidden."""
+    """Seconds per iteration of gradient reduction and parameter gathering, and the exposed part of both."""
 
     gradients: float
     weights: float
@@ -113,10 +117,10 @@ class DataParallel:
 
 
 def data_parallel(place: Layout, hardware: Hardware, forward: float, backward: float) -> DataParallel:
-    """Return the time of summing gradients over the copies of the model, and of handing out new weights.
+    """Return the time to reduce gradients over the copies of the model, and to gather new weights.
 
-    Overlapped, they run beside the backward pass of the last micro-batch and the forward pass of the first; the last
-    bucket has nothing left to run beside.
+    With overlap, they run during the backward pass of the last micro-batch and the forward pass of the first one. The
+    last bucket cannot be hidden.
 
     Args:
         place: the run on its GPUs.
@@ -124,26 +128,29 @@ def data_parallel(place: Layout, hardware: Hardware, forward: float, backward: f
         forward, backward: seconds of a micro-batch on the first pipeline stage.
     """
     parallel = place.config.parallel
-    found = buffers(place, 0)
-    elements, buckets = sum(b.elements for b in found), sum(len(b.buckets) for b in found)
+    chunks = buffers(place, 0)
+    elements, buckets = sum(b.elements for b in chunks), sum(len(b.buckets) for b in chunks)
+    # Context-parallel ranks hold the same weights too, so they take part.
     connected = link(hardware, place.shards, parallel.tensor)
     sharded = parallel.distributed_optimizer
     gradients = connected.seconds(GRADIENT_BYTES * elements, buckets) * (1 if sharded else 2)
     gathered = place.activation_bytes * elements
     if place.recipe is not None and place.recipe.param_gather:
+        # Matrices held in FP8 travel as one byte per element.
         gathered -= (place.activation_bytes - 1) * rank_parameters(place, 0).in_layers
     weights = connected.seconds(gathered, buckets) if sharded else 0.0
-    exposed = _shown(gradients, buckets, backward * hardware["data_overlap"] * parallel.overlap_grad_reduce)
-    exposed += _shown(weights, buckets, forward * hardware["data_overlap"] * parallel.overlap_param_gather)
+    exposed = _exposed(gradients, buckets, backward * hardware["data_overlap"] * parallel.overlap_grad_reduce)
+    exposed += _exposed(weights, buckets, forward * hardware["data_overlap"] * parallel.overlap_param_gather)
     return DataParallel(gradients, weights, exposed + _tied(place, hardware))
 
 
-def _shown(seconds: float, buckets: int, beside: float) -> float:
+def _exposed(seconds: float, buckets: int, beside: float) -> float:
+    # What is left after hiding, but at least the last bucket.
     return max(seconds - beside, seconds / buckets)
 
 
 def _tied(place: Layout, hardware: Hardware) -> float:
-    """Return the time of summing the gradients of an embedding that first and last pipeline stage share."""
+    """Return the time to reduce the gradients of an embedding that the first and last pipeline stages share."""
     parallel, model = place.config.parallel, place.config.model
     if parallel.pipeline == 1 or not model.share_embeddings_and_output_weights:
         return 0.0

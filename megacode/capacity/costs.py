@@ -1,14 +1,14 @@
-"""What a model costs: parameters by component, and floating-point operations a token.
+"""Parameters of a model by component, and floating-point operations per token.
 
 Shapes: h hidden_size, f ffn_hidden_size, n heads of d channels, g query groups, L layers, V vocabulary. No biases, a
-gated MLP (gate and up are one matrix of 2f rows), norms of h weights each (RMSNorm and LayerNorm alike): two a layer in
-sequential blocks, one in parallel blocks, and one before the output.
+gated MLP (gate and up are one matrix of 2f rows), norms of h weights each (RMSNorm and LayerNorm alike): two per layer
+in sequential blocks, one in parallel blocks, and one before the output.
 
-A matrix of P weights costs 2P operations a token forward, and twice that backward. Attention costs a token at position
-p the products with p + 1 keys and as many values: 4 n d (p + 1) operations forward, so on average over a sequence of S
-tokens 2 n d (S + 1). That is *causal* attention, half of what formulas for full attention count; what a mask of
-document boundaries would save is not taken off. Norms, rotary positions, softmax and the optimizer, below 1 % together,
-are left out.
+A matrix of P weights costs 2P operations per token forward, and twice that backward. In attention, a token at position
+p is multiplied with p + 1 keys and as many values: 4 n d (p + 1) operations forward, so 2 n d (S + 1) on average over a
+sequence of S tokens. This is *causal* attention, half of what formulas for full attention count. Savings from a mask of
+document boundaries are not subtracted. Norms, rotary positions, softmax and the optimizer, together below 1 %, are not
+counted.
 
 Source: Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters" (2021), appendix; causal half:
 Dao, FlashAttention-2 (2023), section 4.1.
@@ -32,7 +32,7 @@ class ParameterCounts:
         mlp_gate_up: L h 2f.
         mlp_down: L f h.
         norms: L h (parallel blocks) or 2 L h (sequential), and h for the last.
-        output: V h, or 0 where it is the embedding.
+        output: V h, or 0 where it is tied to the embedding.
     """
 
     embedding: int
@@ -45,7 +45,7 @@ class ParameterCounts:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of all components."""
         return sum(getattr(self, field.name) for field in fields(self))
 
     @property
@@ -55,7 +55,7 @@ class ParameterCounts:
 
 
 def padded_vocabulary(model: ModelConfig, vocab_size: int, tensor: int = 1) -> int:
-    """Return the rows of the embedding: the vocabulary, padded to whole and equal shards.
+    """Return the rows of the embedding: the vocabulary, padded so that it splits into equal shards.
 
     Args:
         model: for `make_vocab_size_divisible_by`.
@@ -74,14 +74,15 @@ def parameter_counts(model: ModelConfig, vocab_size: int) -> ParameterCounts:
         vocab_size: rows of the embedding: the vocabulary, or the padded one.
     """
     layers, hidden, heads = model.num_layers, model.hidden_size, model.num_attention_heads
-    norms_a_layer = 1 if model.block == "parallel" else 2
+    norms_per_layer = 1 if model.block == "parallel" else 2
     return ParameterCounts(
         embedding=vocab_size * hidden,
         attention_qkv=layers * hidden * (heads + 2 * model.query_groups) * model.head_size,
         attention_proj=layers * heads * model.head_size * hidden,
         mlp_gate_up=layers * hidden * 2 * model.ffn_hidden_size,
         mlp_down=layers * model.ffn_hidden_size * hidden,
-        norms=(layers * norms_a_layer + 1) * hidden,
+        norms=(layers * norms_per_layer + 1) * hidden,
+        # Tied weights are counted once, at the embedding.
         output=0 if model.share_embeddings_and_output_weights else vocab_size * hidden,
     )
 
@@ -101,9 +102,11 @@ def flops_per_token(model: ModelConfig, vocab_size: int, seq_length: int) -> int
 
     Args:
         model: its shape.
-        vocab_size: columns of the output matrix; tied or not, it is multiplied with.
-        seq_length: tokens a sequence.
+        vocab_size: columns of the output matrix, which costs the same whether tied or not.
+        seq_length: tokens per sequence.
     """
+    # The embedding is a table look-up: it costs no operations.
     matrices = 2 * (parameter_counts(model, vocab_size).in_layers + vocab_size * model.hidden_size)
     attention = 2 * model.num_layers * model.num_attention_heads * model.head_size * (seq_length + 1)
+    # The backward pass costs twice the forward pass: gradients of inputs and of weights.
     return 3 * (matrices + attention)

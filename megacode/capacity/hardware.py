@@ -1,4 +1,4 @@
-"""The constants of the plan's memory and step-time models: `hardware.yaml`, and a user's own file over it."""
+"""Load the constants of the memory and step-time models: `hardware.yaml`, overridden by a user's own file."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from megacode.config.suggestions import did_you_mean
 from megacode.config.yaml_reader import parse_yaml
 
 _TABLE = Path(__file__).with_name("hardware.yaml")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # written in C where libyaml was found: ten times faster
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where libyaml is installed: ten times faster
 GIB = 2**30
 _Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One kind of GPU, the machines around it, and how well megacode uses them.
+    """Constants of one kind of GPU, its nodes and network, and of megacode's efficiency on them.
 
     Attributes:
         gpu: its name.
         values: the constants by name, of `gpus.<gpu>` and of the other sections; `hardware.yaml` gives their units.
-        measured: those that were measured with megacode, and when.
+        measured: the constants that were measured with megacode, and when.
     """
 
     gpu: str
@@ -43,11 +43,12 @@ class Hardware:
 
     @property
     def memory_to_plan_with(self) -> float:
-        """Bytes of one GPU, less what the model may be wrong by."""
+        """Bytes of one GPU, minus a margin for the error of the model."""
+        # Advice only names layouts that fit with this margin.
         return self.memory * (1 - self.values["headroom"])
 
     def peak_flops(self, dtype: str) -> float:
-        """Return the dense peak of products in a run's own dtype, in FLOP/s."""
+        """Return the peak of dense matrix products in a dtype, in FLOP/s."""
         return self.values[f"{dtype}_flops"]
 
 
@@ -56,18 +57,19 @@ def load_hardware(gpu: str, file: Path | None = None) -> Hardware:
 
     Args:
         gpu: its name; case does not matter.
-        file: a user's table, whose constants win.
+        file: a user's table, whose constants take precedence.
 
     Raises:
-        ConfigError: no such GPU, or a table that is not one.
+        ConfigError: unknown GPU, or an invalid table.
     """
     table = _read(_TABLE)
     if file is not None:
         table = _laid_over(table, _read(file), str(file))
     known = {name.lower(): name for name in table["gpus"]}
     if gpu.lower() not in known:
-        fix = f"{did_you_mean(gpu, list(known.values()))}; a table of your own (--hardware FILE) may add another"
-        raise ConfigError(f"{gpu!r} is not a GPU that the plan knows", "--gpu", fix)
+        fix = f"{did_you_mean(gpu, list(known.values()))}; --hardware FILE can add another"
+        raise ConfigError(f"unknown GPU {gpu!r}", "--gpu", fix)
+    # Sections other than `gpus` are global: their constants hold for every GPU.
     name = known[gpu.lower()]
     constants = {
         **table["gpus"][name],
@@ -84,18 +86,18 @@ def _read(file: Path) -> _Json:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"it cannot be read: {error}", f"--hardware {file}", "give a YAML file in UTF-8") from None
-    # The parser in C is ten times faster; a user's own table is looked at for keys that stand twice.
+        raise ConfigError(f"cannot be read: {error}", f"--hardware {file}", "give a YAML file in UTF-8") from None
+    # The C parser is ten times faster; a user's own table is also checked for duplicate keys.
     table = yaml.load(text, Loader=_LOADER) if file == _TABLE else parse_yaml(text, f"--hardware {file}")
     if not isinstance(table, dict):
         raise ConfigError(
-            "not a table of constants", f"--hardware {file}", "write it as megacode/capacity/hardware.yaml"
+            "not a table of constants", f"--hardware {file}", "write it like megacode/capacity/hardware.yaml"
         )
     return table
 
 
 def _laid_over(table: _Json, own: _Json, file: str) -> _Json:
-    """Return the table with a user's constants in it; all mistakes are reported at once."""
+    """Return the table overridden by a user's constants; all mistakes are reported at once."""
     problems: list[Problem] = []
     result = dict(table)
     for section, entries in own.items():
@@ -113,16 +115,17 @@ def _laid_over(table: _Json, own: _Json, file: str) -> _Json:
 
 
 def _gpus_laid_over(known: _Json, own: _Json, where: str, problems: list[Problem]) -> _Json:
-    """Return the GPUs with a user's; one that is not known says which known one it is `like`."""
+    """Return the GPUs overridden by a user's; a new GPU names a known one that it is `like`."""
     result = dict(known)
     for gpu, constants in own.items():
         entries = dict(constants) if isinstance(constants, dict) else {}
+        # A known GPU that is overridden is `like` itself.
         model = entries.pop("like", gpu)
         if model in known and entries:
             result[gpu] = _merged(known[model], entries, f"{where}.{gpu}", problems)
             continue
-        fix = f"write {gpu}: {{like: H100, memory_gib: 95}}, with what is different; known: {', '.join(known)}"
-        problems.append(Problem(f"{gpu!r} is not a table of constants like one of the known GPUs", where, fix))
+        fix = f"write {gpu}: {{like: H100, memory_gib: 95}}, with the constants that differ; known: {', '.join(known)}"
+        problems.append(Problem(f"{gpu!r} has no constants, or is not `like` a known GPU", where, fix))
     return result
 
 
@@ -141,7 +144,7 @@ def _merged(known: _Json, own: _Json, where: str, problems: list[Problem]) -> _J
 
 
 def _is_positive(value: object) -> bool:
-    # YAML takes 4.5e10, without a sign in the exponent, for text.
+    # YAML 1.1 reads 4.5e10, without a sign in the exponent, as text.
     try:
         return isinstance(value, (int, float, str)) and not isinstance(value, bool) and float(value) > 0
     except ValueError:

@@ -1,4 +1,4 @@
-"""What it takes for a run to last on its GPUs: checkpoints, and interruptions between them."""
+"""Cost of checkpoints and failures of a run, and the best interval between checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megacode.config.model import ModelConfig
 from megacode.config.quantity import Length
 from megacode.config.run import RunConfig
 
-_SAVED_BYTES = 12  # a parameter: fp32 weight and two moments
+_SAVED_BYTES = 12  # per parameter: fp32 weight and two moments
 _HOUR = 3600
 _Json = dict[str, Any]
 
@@ -26,7 +26,9 @@ def checkpoint(place: Layout, hardware: Hardware) -> _Json:
     """Return size and times of a checkpoint."""
     size = checkpoint_bytes(place.config.model, place.vocab_size)
     nodes = -(-place.gpus // int(hardware["gpus_per_node"]))
+    # The shared file system, or the nodes' own links to it, whichever is slower.
     seconds = size / min(hardware["disk_bandwidth"], nodes * hardware["node_disk_bandwidth"])
+    # Asynchronous: training only waits for the copy from the GPU to host memory.
     copying = size / place.gpus / hardware["host_bandwidth"]
     return {
         "bytes": size,
@@ -37,23 +39,25 @@ def checkpoint(place: Layout, hardware: Hardware) -> _Json:
 
 
 def failures(place: Layout, hardware: Hardware, seconds: float, phase_hours: list[float]) -> _Json:
-    """Return what interruptions cost: half an interval between checkpoints and a restart each.
+    """Return the cost of failures: each loses half an interval between checkpoints, and a restart.
 
-    The best interval between saves is sqrt(2 x what a save costs x time between failures), but no shorter than keeps
-    the file system busy for `disk_share` of the time. Source: Young, A First Order Approximation to the Optimum
-    Checkpoint Interval (1974).
+    The best interval between saves is sqrt(2 x cost of a save x time between failures). It is at least so long that
+    saves keep the file system busy for only `disk_share` of the time.
+
+    Source: Young, A First Order Approximation to the Optimum Checkpoint Interval (1974).
 
     Args:
         place: the run on its GPUs.
         hardware: how often they fail.
-        seconds: of an iteration.
-        phase_hours: how long each phase takes; without `checkpoint.every`, only their ends are saved.
+        seconds: per iteration.
+        phase_hours: duration of each phase; without `checkpoint.every`, only the ends of phases are saved.
     """
     saved, between = checkpoint(place, hardware), hardware["gpu_hours_between"] / place.gpus * _HOUR
     held_up, hours, every = saved["held_up_seconds"], sum(phase_hours), place.config.checkpoint.every
     best = max(math.sqrt(2 * held_up * between), saved["write_seconds"] / hardware["disk_share"], seconds)
     interval = max(phase_hours) * _HOUR if every is None else _iterations(every, place.config) * seconds
     lost = (interval / 2 + hardware["restart_seconds"] + saved["read_seconds"]) / between
+    # Above 1 the run would never finish: it loses more than it gains between failures.
     share = min(1.0, lost + held_up / interval)
     return {
         "hours_between": between / _HOUR,

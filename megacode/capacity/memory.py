@@ -1,9 +1,8 @@
-"""The memory of one rank: what is countable to the byte, what is kept and used by an iteration, what is stated.
+"""Peak memory of one rank: parts counted to the byte, activations by tensor, and stated constants.
 
-The most is needed at one of two moments: where the forward pass ends and the backward pass begins, when all activations
-of the micro-batches in flight and the logits exist, or in the backward pass of the layer after that, when a layer's
-gradients do (and, under full recomputation, all that the layer keeps). Whichever is more is counted, and what the
-allocator cannot use.
+The peak is at one of two moments. At the end of the forward pass, all activations of the micro-batches in flight and
+the logits exist. In the backward pass of the last layer, the gradients of that layer exist (and, under full
+recomputation, all of its activations). The larger one is counted, plus the fragmentation of the allocator.
 """
 
 from __future__ import annotations
@@ -26,21 +25,22 @@ from megacode.capacity.layout import Layout
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank at the moment that needs most.
+    """Bytes of one rank at the moment of peak memory.
 
     Attributes:
         stage: its pipeline stage.
         parameters: elements.
-        weights, gradients, optimizer: countable; the most of the data-parallel ranks.
+        weights, gradients, optimizer: counted; the largest among the data-parallel ranks.
         fp8_weights: FP8 copies of the layers' weights.
-        stand_ins: what autograd is given where the gradient was added up already: one unread tensor for each shape of
-            matrix. Transformer Engine's linear layers always give one, ours where a reduction waits for it.
+        stand_ins: dummy gradients for autograd where the real gradient has already been accumulated: one tensor for
+            each shape of matrix. Transformer Engine's linear layers always return one, ours only where a reduction
+            waits for it.
         activations: kept by the layers of all micro-batches in flight.
         head: kept after the last layer, without the logits.
-        logits: on the last stage, with what lives beside them at the moment of most memory.
-        working: one layer's gradients, as far as they exceed what is counted under `logits`.
-        workspace, fragmentation: stated.
-        context: outside torch's allocator: the CUDA context and NCCL.
+        logits: on the last stage, with what is alive beside them at the peak.
+        working: gradients of one layer, as far as they exceed `logits`.
+        workspace, fragmentation: stated constants.
+        context: memory outside torch's allocator: the CUDA context and NCCL.
     """
 
     stage: int
@@ -60,18 +60,18 @@ class Memory:
 
     @property
     def tensors(self) -> float:
-        """What tensors take at most; compare with `torch.cuda.max_memory_allocated`."""
+        """Peak of allocated tensors; compare with `torch.cuda.max_memory_allocated`."""
         fixed = self.weights + self.gradients + self.optimizer + self.fp8_weights + self.stand_ins + self.workspace
         return fixed + self.activations + self.head + self.logits + self.working
 
     @property
     def reserved(self) -> float:
-        """What torch's allocator reserves at most; compare with `torch.cuda.max_memory_reserved`."""
+        """Peak of torch's allocator; compare with `torch.cuda.max_memory_reserved`."""
         return self.tensors + self.fragmentation
 
     @property
     def total(self) -> float:
-        """What the GPU must hold."""
+        """All memory that the GPU needs."""
         return self.reserved + self.context
 
 
@@ -79,8 +79,9 @@ def stage_memory(place: Layout, stage: int, hardware: Hardware, layers: Layers) 
     """Return the memory of one rank of a pipeline stage."""
     counted = countable(place, stage)
     activations, head, logits, working = _moving(place, stage, layers)
+    # A single GPU creates no communicator, so NCCL allocates nothing.
     nccl = hardware["nccl_gib"] if place.gpus > 1 else 0.0
-    found = Memory(
+    memory = Memory(
         stage=stage,
         parameters=counted.parameters,
         weights=counted.weights - _held_in_fp8(place, stage),
@@ -96,20 +97,21 @@ def stage_memory(place: Layout, stage: int, hardware: Hardware, layers: Layers) 
         workspace=hardware["workspace_gib"] * GIB,
         context=(hardware["context_gib"] + nccl) * GIB,
     )
-    return replace(found, fragmentation=hardware["fragmentation"] * found.tensors)
+    return replace(memory, fragmentation=hardware["fragmentation"] * memory.tensors)
 
 
 def _held_in_fp8(place: Layout, stage: int) -> int:
-    """Return what weights take less where the layers' are held in FP8 alone."""
+    """Return the bytes saved where the weights of the layers are held only in FP8."""
     held = place.recipe is not None and place.recipe.param_gather
     return (place.activation_bytes - 1) * rank_parameters(place, stage).in_layers if held else 0
 
 
 def _fp8_weights(place: Layout, stage: int, hardware: Hardware) -> float:
-    """Return the FP8 copies of weights, transposed ones included, that are kept over the micro-batches."""
+    """Return the bytes of FP8 copies of weights, transposed ones included, that are kept across micro-batches."""
     if place.recipe is None:
         return 0.0
     counts, copies = rank_parameters(place, stage), hardware["fp8_weight_copies"]
+    # With param_gather one of the copies is the weight itself.
     layers = (copies - 1 if place.recipe.param_gather else copies) * counts.in_layers * place.fp8_share
     last = stage == place.config.parallel.pipeline - 1
     output = place.vocabulary_rows * place.config.model.hidden_size * (last and output_in_fp8(place))
@@ -119,10 +121,11 @@ def _fp8_weights(place: Layout, stage: int, hardware: Hardware) -> float:
 def _stand_ins(place: Layout, stage: int, layers: Layers) -> int:
     counts, parallel = rank_parameters(place, stage), place.config.parallel
     engine, waiting = layers == "transformer_engine", parallel.overlap_grad_reduce and place.gpus > 1
+    # One per shape, not per layer: all layers can share the same unread tensor.
     matrices = (engine or waiting) * counts.in_layers // place.stage_layers
     if engine and output_in_fp8(place) and stage == parallel.pipeline - 1:
         matrices += place.vocabulary_rows * place.config.model.hidden_size
-        # Where they are one matrix, the output layer's is the embedding's too.
+        # With tied weights, one dummy gradient serves both.
         ours = 0 if place.config.model.share_embeddings_and_output_weights else counts.embedding
     else:
         ours = max(counts.embedding, counts.output)
@@ -130,28 +133,31 @@ def _stand_ins(place: Layout, stage: int, layers: Layers) -> int:
 
 
 def _moving(place: Layout, stage: int, layers: Layers) -> tuple[float, float, float, float]:
-    """Return activations, head, logits and working tensors of a stage."""
+    """Return the bytes of activations, head, logits and working tensors of a stage."""
     recompute, tensors = place.config.parallel.recompute, layer_tensors(place, layers)
     activations = place.tokens * place.layers_in_flight(stage) * per_token(tensors, recompute)
     head = logits = 0.0
     if stage == place.config.parallel.pipeline - 1:
         kept = head_tensors(place, layers)
+        # The loss's own tensor, and what exists beside it at the peak.
         logits = place.tokens * per_token([kept[-1], *beside_logits(place, layers)], recompute)
         head = place.tokens * per_token(kept[:-1], recompute)
+    # Full recomputation brings all activations of one layer back while its backward pass runs.
     again = per_token(tensors, "none") - per_token(tensors, recompute) if recompute == "full" else 0.0
     working = place.tokens * (per_token(working_tensors(place, layers), recompute) + again)
+    # The two moments exclude each other: only the excess over the logits adds to the peak.
     return activations, head, logits, max(0.0, working - logits)
 
 
 def fullest(place: Layout, hardware: Hardware, layers: Layers) -> Memory:
     """Return the memory of the pipeline stage and phase that need most.
 
-    The first stage keeps most micro-batches, the last the logits; one between keeps fewer of the former and has none of
-    the latter. Phases differ in FP8 alone.
+    Only the first and last stage can be the largest: the first keeps most micro-batches, the last the logits. Phases
+    differ only in FP8.
     """
     config = place.config
     phases = {config.fp8_in(phase): number for number, phase in enumerate(config.phases)}
     places = [place] if len(phases) == 1 else [replace(place, phase=number) for number in phases.values()]
     stages = sorted({0, config.parallel.pipeline - 1})
-    found = (stage_memory(each, stage, hardware, layers) for each in places for stage in stages)
-    return max(found, key=lambda memory: memory.total)
+    memories = (stage_memory(each, stage, hardware, layers) for each in places for stage in stages)
+    return max(memories, key=lambda memory: memory.total)

@@ -1,4 +1,4 @@
-"""One run on several numbers of GPUs: the fastest layout that fits each, and what is left of perfect scaling."""
+"""The fastest layout of a run for several numbers of GPUs, with its share of communication and bubble."""
 
 from __future__ import annotations
 
@@ -25,31 +25,32 @@ def parse_counts(text: str) -> tuple[int, ...]:
     """Read numbers of GPUs: `8,64,512`.
 
     Raises:
-        ConfigError: one of them is no positive whole number.
+        ConfigError: one of them is not a positive whole number.
     """
     counts = []
     for part in text.split(","):
         if not part.strip().isdigit() or not int(part):
-            raise ConfigError(f"{part.strip()!r} is not a number of GPUs", "--scale", "give some, such as 8,64,512")
+            raise ConfigError(f"{part.strip()!r} is not a number of GPUs", "--scale", "give numbers such as 8,64,512")
         counts.append(int(part))
     return tuple(counts)
 
 
 def scaling_document(config: RunConfig, cluster: Cluster, vocab_size: int, work: _Json) -> list[_Json]:
-    """Return, for each number of GPUs, the fastest layout and what it costs; or that there is none.
+    """Return the fastest layout for each number of GPUs and its cost; `layout` is None where nothing fits.
 
     Args:
-        config: the run; its own layout is not looked at.
+        config: the run; its own layout is ignored.
         cluster: numbers and kind of the GPUs.
-        vocab_size: tokens the model knows, without padding.
+        vocab_size: size of the vocabulary, without padding.
         work: the plan's document, as for `cluster_document`.
     """
     hardware, layers = load_hardware(cluster.gpu, cluster.file), layers_of(config)
     check_formats(config, hardware)
     rows: list[_Json] = []
+    # Each count is searched from scratch: the best layout of 8 GPUs is rarely that of 512.
     for gpus in cluster.scale:
-        found = choices(Layout(config, gpus, vocab_size, longest_phase(work)), hardware, layers)
-        best = {"layout": None} if not found else _row(found[0], hardware, cluster.price, work)
+        fitting = choices(Layout(config, gpus, vocab_size, longest_phase(work)), hardware, layers)
+        best = {"layout": None} if not fitting else _row(fitting[0], hardware, cluster.price, work)
         rows.append({"gpus": gpus, "gpu": hardware.gpu, **best})
     return rows
 
@@ -58,8 +59,9 @@ def _row(choice: LayoutCandidate, hardware: Hardware, price: float | None, work:
     config, parallel = choice.place.config, choice.place.config.parallel
     hours = sum(row["hours"] for row in phase_times(choice.place, hardware, layers_of(config), work))
     tokens = config.train.global_batch_size * config.train.seq_length / choice.time.total
+    # Data parallel grows with the GPUs while the batch stays: that is what ends perfect scaling.
     time = choice.time
-    talking = time.tensor_parallel + time.context_parallel + time.pipeline_transfer + time.data_parallel
+    communication = time.tensor_parallel + time.context_parallel + time.pipeline_transfer + time.data_parallel
     return {
         "layout": {
             "tensor": parallel.tensor,
@@ -74,35 +76,37 @@ def _row(choice: LayoutCandidate, hardware: Hardware, price: float | None, work:
         "overrides": choice.overrides,
         "memory": choice.memory.total,
         "seconds": time.total,
-        "communication_share": talking / time.total,
+        "communication_share": communication / time.total,
         "bubble_share": time.bubble / time.total,
         "tokens_per_second": tokens,
         "mfu": model_rate(choice.place, time, work) / hardware.peak_flops(config.precision.dtype),
         "hours": hours,
         "gpu_hours": hours * choice.place.gpus,
+        # Any currency: the price is only multiplied.
         "cost": None if price is None else hours * choice.place.gpus * price,
     }
 
 
 def render_scaling(rows: list[_Json] | None) -> list[RenderableType]:
-    """Return the table of the numbers of GPUs; nothing where none were asked about."""
+    """Return the table of layouts by number of GPUs; empty where none were given."""
     if not rows:
         return []
     figures = ("GPUs", "t", "p", "c", "d", "b", "GiB", "seconds", "comm", "bubble", "tokens/s", "MFU", "days")
     table = FigureTable(*figures, figures=figures, padding=(0, 1, 0, 0))
     for row in rows:
         table.add_row(f"{row['gpus']:,}", *(_cells(row) if row["layout"] else ["-"]))
-    legend = "t tensor, p pipeline x pieces, c context, d data, b micro-batch"
+    legend = "t tensor, p pipeline x chunks, c context, d data, b micro-batch"
     if any(row["layout"] and row["layout"]["recompute"] != "none" for row in rows):
-        legend += "; s, f: recompute"
+        legend += "; s selective, f full recompute"
     without = [f"{row['gpus']:,}" for row in rows if not row["layout"]]
     missing = [Text(f"no layout fits {', '.join(without)}", style="red")] if without else []
-    title = Rule(Text(f"the fastest layout on so many {rows[0]['gpu']}", style="bold"), align="left", style="dim")
+    title = Rule(Text(f"the fastest layout by number of {rows[0]['gpu']}", style="bold"), align="left", style="dim")
     return [Text(), title, table, *missing, Text(legend, style="dim")]
 
 
 def _cells(row: _Json) -> list[str]:
     layout = row["layout"]
+    # `4x2` is 4 stages of 2 chunks each, as in the legend.
     pieces = f"x{layout['virtual_pipeline']}" if layout["virtual_pipeline"] else ""
     recompute = "" if layout["recompute"] == "none" else layout["recompute"][0]
     return [

@@ -1,10 +1,10 @@
-"""How long an iteration takes: a model of sums of stated parts, each a count over a stated rate.
+"""Step time: the sum of its parts, each a count divided by a stated rate.
 
 Matrix products: their operations over peak x efficiency, less where a side of the product is narrow. Attention: causal
-operations likewise. What lies between: bytes read and written over the memory's bandwidth. Communication: module
-`communication`. A pipeline of p stages works on m micro-batches in m times its slowest stage, and fills and drains in
-the time of the others once, over v where it is interleaved: the bubble (p - 1) / (v m) of equal stages. Source:
-Narayanan et al. (2021), section 2.2. Data-parallel communication and the optimizer come once.
+operations likewise. Elementwise operations: bytes read and written over the memory's bandwidth. Communication: module
+`communication`. A pipeline of p stages takes m times its slowest stage for m micro-batches. It fills and drains once,
+in the time of the other stages, divided by v where it is interleaved: the bubble (p - 1) / (v m) of equal stages.
+Data-parallel communication and the optimizer are counted once per iteration. Source: Narayanan et al. (2021), 2.2.
 
 Not in the model: stragglers, contention on the network, data loading, validation, saves.
 """
@@ -25,18 +25,18 @@ _FULL_WIDTH = 128  # channels of a head that fill the tensor cores
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of an iteration, by what they are spent on, on the slowest pipeline stage.
+    """Seconds of an iteration by cause, on the slowest pipeline stage.
 
     Attributes:
         matrices: matrix products, forward and backward.
         attention: the products inside attention.
         elementwise: norms, rotations, SwiGLU, residual sums, the loss, and casts to FP8.
-        recompute: what is computed again in the backward pass.
-        launches: what the GPU waits for the host: between kernels, and where layers are small.
-        tensor_parallel, context_parallel, pipeline_transfer, data_parallel: communication that nothing hides.
-        bubble: waiting for the pipeline to fill and to drain.
-        optimizer: adding up gradients, clipping, Adam.
-        overhead: once an iteration.
+        recompute: recomputation in the backward pass.
+        launches: time the GPU waits for the host: between kernels, and where layers are small.
+        tensor_parallel, context_parallel, pipeline_transfer, data_parallel: exposed communication.
+        bubble: waiting while the pipeline fills and drains.
+        optimizer: gradient accumulation, clipping, Adam.
+        overhead: fixed cost per iteration.
     """
 
     matrices: float
@@ -54,7 +54,7 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """The whole iteration."""
+        """Seconds of the whole iteration."""
         return float(sum(vars(self).values()))
 
 
@@ -89,12 +89,14 @@ def step_time(place: Layout, hardware: Hardware, layers: Layers) -> StepTime:
     stages = {stage: _stage(place, layer, end) for stage, end in ends.items()}
     times = {stage: (forward + backward).total for stage, (forward, backward) in stages.items()}
     middle = (layer[0] + layer[1]).times(place.stage_layers).total
+    # The slowest stage sets the pace of the whole pipeline.
     slowest = max(times, key=lambda stage: times[stage])
     # The stages between the first and the last have layers only.
     filling = sum(times.values()) + middle * max(0, last - 1) - times[slowest]
     each = sum(stages[slowest], start=_Pass())
     count = place.micro_batches
     reduced = communication.data_parallel(place, hardware, stages[0][0].total, stages[0][1].total)
+    # Forward and backward; interleaving multiplies the hops by the number of chunks.
     transfers = 2 * count * place.chunks * communication.pipeline_transfer(place, hardware)
     return StepTime(
         matrices=count * each.matrices,
@@ -113,12 +115,12 @@ def step_time(place: Layout, hardware: Hardware, layers: Layers) -> StepTime:
 
 
 def _stage(place: Layout, layer: tuple[_Pass, _Pass], ends: tuple[_Pass, _Pass]) -> tuple[_Pass, _Pass]:
-    forward, backward = (one.times(place.stage_layers) + end for one, end in zip(layer, ends, strict=True))
+    forward, backward = (each.times(place.stage_layers) + end for each, end in zip(layer, ends, strict=True))
     return forward, backward
 
 
 def _layer(place: Layout, hardware: Hardware, layers: Layers) -> tuple[_Pass, _Pass]:
-    """Return one layer's forward and backward pass of one micro-batch."""
+    """Return the forward and backward pass of one layer for one micro-batch."""
     tensor = communication.tensor_parallel(place, hardware, layers)
     context = communication.context_parallel(place, hardware)
     matrices = sum(_product(place, hardware, *shape, share=place.fp8_share) for shape in _products(place))
@@ -127,6 +129,7 @@ def _layer(place: Layout, hardware: Hardware, layers: Layers) -> tuple[_Pass, _P
         (moved / hardware["elementwise_efficiency"] + cast / hardware["cast_efficiency"]) / hardware["memory_bandwidth"]
         for moved, cast in zip(layer_traffic(place, layers), casts(place), strict=True)
     ]
+    # 1. Forward: one product per matrix. 2. Backward: two, for inputs and for weights.
     forward = _Pass(matrices, attention[0], elementwise[0], tensor=tensor.forward, context=context.forward)
     recompute = {"none": 0.0, "selective": attention[0] + context.forward, "full": forward.total}
     backward = _Pass(
@@ -137,12 +140,13 @@ def _layer(place: Layout, hardware: Hardware, layers: Layers) -> tuple[_Pass, _P
         tensor=tensor.backward,
         context=context.backward,
     )
+    # Where the GPU is faster than Python can launch kernels, the host sets the pace.
     waiting = hardware["host_seconds_a_layer"] - forward.total - backward.total
     return forward, backward + _Pass(launches=max(hardware["idle_seconds_a_layer"], waiting))
 
 
 def _products(place: Layout) -> list[tuple[float, float]]:
-    """Return the layer's matrices on one rank, rows by columns."""
+    """Return rows and columns of the layer's matrices on one rank."""
     model, tensor = place.config.model, place.config.parallel.tensor
     queries = model.num_attention_heads * model.head_size
     return [
@@ -154,13 +158,13 @@ def _products(place: Layout) -> list[tuple[float, float]]:
 
 
 def _product(place: Layout, hardware: Hardware, rows: float, columns: float, share: float) -> float:
-    """Return the time of a micro-batch's product with a matrix: 2 x tokens x rows x columns operations.
+    """Return the time to multiply a micro-batch with a matrix: 2 x tokens x rows x columns operations.
 
     Args:
         place: the run on its GPUs.
         hardware: their rates.
         rows, columns: of the matrix on this rank.
-        share: of the layers' products that are computed in FP8.
+        share: fraction of the layers whose products are computed in FP8.
     """
     operations = 2 * place.tokens * rows * columns
     rate = hardware.peak_flops(place.config.precision.dtype) * hardware["gemm_efficiency"]
@@ -168,16 +172,18 @@ def _product(place: Layout, hardware: Hardware, rows: float, columns: float, sha
     if share:
         seconds += share * operations / (hardware["fp8_flops"] * hardware["fp8_gemm_efficiency"])
     side = min(rows, columns, place.tokens)
+    # Half the peak at `half_efficient_width`; wide products come close to it.
     return seconds * (side + hardware["half_efficient_width"]) / side
 
 
 def _attention(place: Layout, hardware: Hardware, layers: Layers) -> tuple[float, float]:
-    """Return the time of attention's products, forward and backward: causal, so S + 1 keys on average over 2."""
+    """Return the time of attention's products, forward and backward: causal, so (S + 1) / 2 keys on average."""
     model, length = place.config.model, place.config.train.seq_length
     width = model.num_attention_heads * model.head_size / place.config.parallel.tensor
     operations = 2 * width * (length + 1) * place.tokens
     peak = hardware.peak_flops(place.config.precision.dtype)
     narrow = min(1.0, max(model.head_size, 64) / _FULL_WIDTH)
+    # Heads of 64 channels use half of a tensor core's width; interpolate in between.
     peak *= hardware["attention_at_64"] ** ((1.0 - narrow) * 2)
     if layers == "local" or place.config.parallel.context > 1:
         peak *= hardware["attention_by_torch"]
@@ -187,7 +193,7 @@ def _attention(place: Layout, hardware: Hardware, layers: Layers) -> tuple[float
 
 
 def _ends(place: Layout, hardware: Hardware, layers: Layers, stage: int) -> tuple[_Pass, _Pass]:
-    """Return what a stage does beside its layers: the embedding on the first, the logits and the loss on the last."""
+    """Return the work of a stage besides its layers: the embedding on the first, the logits and loss on the last."""
     rate = hardware["memory_bandwidth"] * hardware["elementwise_efficiency"]
     hidden = place.config.model.hidden_size
     collective = communication.tensor_parallel_ends(place, hardware)
@@ -199,6 +205,7 @@ def _ends(place: Layout, hardware: Hardware, layers: Layers, stage: int) -> tupl
     if stage == place.config.parallel.pipeline - 1:
         matrices = _product(place, hardware, place.vocabulary_rows, hidden, float(output_in_fp8(place)))
         logits = place.tokens * place.vocabulary_rows / rate
+        # Casts and transposes have an efficiency of their own, measured apart from other passes.
         cast_rate = hardware["memory_bandwidth"] * hardware["cast_efficiency"]
         elementwise = [
             passes * logits + cast / cast_rate
@@ -210,10 +217,11 @@ def _ends(place: Layout, hardware: Hardware, layers: Layers, stage: int) -> tupl
 
 
 def _optimizer(place: Layout, hardware: Hardware) -> float:
-    """Return the time of adding up gradients over an iteration, and of the optimizer's step."""
+    """Return the time to accumulate gradients over an iteration, and of the optimizer step."""
     counted = countable(place, 0)
     rate = hardware["memory_bandwidth"] * hardware["optimizer_efficiency"]
     share = counted.parameters / (place.shards if place.config.parallel.distributed_optimizer else 1)
+    # The optimizer's step is sharded over ranks; accumulating gradients is not.
     moved = hardware["accumulation_bytes"] * counted.parameters * place.micro_batches
     moved += hardware["gradient_bytes"] * counted.parameters + hardware["optimizer_bytes"] * share
     return moved / rate

@@ -1,1 +1,1 @@
-"""F5: what a checkpoint holds, and how it is published and found."""
+"""F5: checkpoints: their files, publishing, finding, reading and writing."""

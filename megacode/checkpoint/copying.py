@@ -1,8 +1,8 @@
-"""Checkpoints made of others: written anew over another number of files, without the optimizer, or averaged.
+"""Copy checkpoints: with another number of files, without the optimizer, or as the mean of several.
 
-A checkpoint does not remember the layout that wrote it, so nothing needs to be converted to train on other ranks. What
-a copy changes is the files: fewer for a slow archive, weights alone for evaluation, the mean of several for a smoother
-model. One tensor is in memory at a time, and each is read back and compared before the copy is published.
+A checkpoint is independent of the layout that wrote it, so training on other ranks needs no conversion. A copy changes
+the files: fewer for a slow archive, only weights for evaluation, or the mean of several for a smoother model. One
+tensor is in memory at a time, and each is read back and compared before the copy is published.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megacode.base.claims import claimed
 from megacode.base.errors import CheckpointError, Problem, VerificationError
 from megacode.base.files import atomic_path
 from megacode.base.progress import steps
@@ -32,14 +33,14 @@ Make = Callable[[str], Tensor]
 
 @dataclass(frozen=True)
 class Copy:
-    """What became of a copy.
+    """The result of a copy.
 
     Attributes:
-        checkpoint: what was read; of several the newest.
-        out: what was written.
-        tensors: how many.
-        elements: numbers in them.
-        files: shard files.
+        checkpoint: the source; of several the newest.
+        out: the new checkpoint.
+        tensors: number of tensors.
+        elements: number of their elements.
+        files: number of shard files.
     """
 
     checkpoint: str
@@ -50,17 +51,17 @@ class Copy:
 
 
 def reshard(source: Path, out: Path, *, files: int = 1, weights_only: bool = False) -> Copy:
-    """Write a checkpoint anew over so many files.
+    """Copy a checkpoint to another number of files.
 
     Args:
         source: a checkpoint or a run directory.
-        out: the new checkpoint; not there yet.
-        files: shard files.
-        weights_only: leave out moments and random states: it can be evaluated and started from, not resumed.
+        out: the new checkpoint, which must not exist.
+        files: number of shard files.
+        weights_only: leave out moments and random states; the copy can be evaluated and started from, not resumed.
 
     Raises:
         CheckpointError: the source is damaged, or `out` exists.
-        VerificationError: what was written is not what was read.
+        VerificationError: the copy differs from the source.
     """
     path = store.find_checkpoint(source)
     _check_out(out)
@@ -77,44 +78,47 @@ def average(sources: Sequence[Path], out: Path) -> Copy:
 
     Args:
         sources: checkpoints or run directories.
-        out: the new checkpoint, weights only; what it says of itself is the newest one's.
+        out: the new checkpoint, weights only; its state is that of the newest source.
 
     Raises:
         CheckpointError: there are fewer than two, one is damaged, or they are of different models.
     """
+    # By iteration: the newest one lends its state to the mean.
     paths = sorted((store.find_checkpoint(source) for source in sources), key=lambda p: TrainState.read(p).iteration)
     if len(set(paths)) < 2:
-        fix = "name two or more, or one run with --last N"
-        raise CheckpointError(f"{len(set(paths))} checkpoint has no average", str(out), fix)
+        fix = "give two or more, or one run with --last N"
+        raise CheckpointError(f"averaging needs at least 2 checkpoints, and got {len(set(paths))}", str(out), fix)
     _check_out(out)
     for path in paths:
         _check(path)
     readers = [Reader(path) for path in paths]
     names = [name for name in readers[-1].tensors if name.startswith(f"{WEIGHT}.")]
+    # Before any arithmetic: shapes could be broadcast without an error.
     _check_alike(paths, readers, names)
 
     def mean(name: str) -> Tensor:
         total = readers[0].whole(name).double()
         for reader in readers[1:]:
             total += reader.whole(name)
+        # fp64: adding many fp32 weights would lose the digits in which checkpoints differ.
         return (total / len(readers)).float()
 
     return _write(paths[-1], out, names, mean, files=1)
 
 
 def _check_out(out: Path) -> None:
-    """Refuse a place before the sources are read: that may take long."""
+    """Refuse a bad output path before the sources are read, which may take long."""
     if out.exists():
-        raise CheckpointError("it is there already", str(out), "give a directory that does not exist")
+        raise CheckpointError("it already exists", str(out), "give a directory that does not exist")
     refuse_unwritable(out, "OUT", directory=True)
 
 
 def _check(path: Path) -> None:
-    found = store.damage(path)
-    if found:
+    damaged = store.damage(path)
+    if damaged:
         raise CheckpointError(
             problems=[
-                Problem(line, str(path), "use another checkpoint, or bring it back from a copy") for line in found
+                Problem(line, str(path), "use another checkpoint, or restore it from a backup") for line in damaged
             ]
         )
 
@@ -124,32 +128,35 @@ def _check_alike(paths: Sequence[Path], readers: Sequence[Reader], names: Sequen
         for name in names:
             ours, theirs = readers[-1].tensors[name], reader.tensors.get(name)
             if theirs is None or ours.shape != theirs.shape:
-                said = theirs.shape if theirs is not None else "missing"
-                what = f"{name} is {said} here, and {ours.shape} in {paths[-1]}"
-                raise CheckpointError(what, str(path), "average checkpoints of one model")
+                shape = f"has the shape {theirs.shape}" if theirs is not None else "is missing"
+                what = f"{name} {shape} here, and has the shape {ours.shape} in {paths[-1]}"
+                raise CheckpointError(what, str(path), "average checkpoints of the same model")
 
 
 def _write(source: Path, out: Path, names: Sequence[str], make: Make, files: int) -> Copy:
     about = Reader(source).tensors
     sizes = {name: math.prod(about[name].shape) for name in names}
     groups = [group for group in _dealt(sizes, files) if group]
-    with atomic_path(out) as hidden:
+    with claimed(out, "OUT", new=True), atomic_path(out) as hidden:
         hidden.mkdir(parents=True)
         slots = [[Slot(name, about[name].shape, about[name].dtype) for name in group] for group in groups]
         planned = [(shard_name(number), group) for number, group in enumerate(slots)]
         with steps([name for group in groups for name in group], "writing tensors") as counted:
             written = write_alone(hidden, planned, (bytes_of(make(name)) for name in counted))
+        # `keep` is a policy of the source's run; the copy belongs to none.
         state = replace(TrainState.read(source), files=written, keep="")
         state.write(hidden)
+        # Still under its hidden name: a copy that differs is never published.
         _prove(hidden, names, make)
     return Copy(str(source), str(out), len(names), sum(sizes.values()), len(groups))
 
 
 def _dealt(sizes: dict[str, int], files: int) -> list[list[str]]:
-    """Return the names dealt out to files in their order, so that none is much fuller than another."""
+    """Divide the names among the files, in order, so that the files have similar sizes."""
     groups: list[list[str]] = [[] for _ in range(max(1, files))]
     total, before = sum(sizes.values()), 0
     for name, size in sizes.items():
+        # By the middle of each tensor, so that one large tensor does not leave a file empty.
         groups[min(len(groups) - 1, (before + size // 2) * len(groups) // max(1, total))].append(name)
         before += size
     return groups
@@ -160,4 +167,6 @@ def _prove(path: Path, names: Sequence[str], make: Make) -> None:
     with steps(names, "comparing tensors") as counted:
         for name in counted:
             if not torch.equal(reader.whole(name), make(name)):
-                raise VerificationError(f"{name} is not what was read", str(path), "check the disk, then try again")
+                raise VerificationError(
+                    f"{name} differs from its source after writing", str(path), "check the disk, then try again"
+                )

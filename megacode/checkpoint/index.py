@@ -1,7 +1,7 @@
-"""The index of a checkpoint: which box of which tensor lies at which byte of which file. Needs no torch.
+"""The index of a checkpoint: file and byte position of every box of every tensor. Needs no torch.
 
-Thousands of ranks write a million boxes, so one process reads the index and sends it to the others, and the boxes of a
-tensor are one array. With it a rank finds its own boxes without opening any file that does not hold them.
+Thousands of ranks write a million boxes. So one process reads the index and sends it to the others, and the boxes of a
+tensor are one array. With it, a rank finds its boxes without opening files that do not contain them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _FORMAT = 2
 
 @dataclass
 class Stored:
-    """A tensor as a checkpoint holds it.
+    """A tensor as stored in a checkpoint.
 
     Attributes:
-        dtype: as safetensors writes it.
-        shape: of the whole tensor, of n dimensions.
-        boxes: a row each, int64: number of its file, first byte there, where it begins (n numbers), its shape (n).
+        dtype: safetensors' name of it.
+        shape: of the whole tensor, n dimensions.
+        boxes: int64, one row per box: number of its file, first byte there, offset in the tensor (n), shape (n).
     """
 
     dtype: str
@@ -41,6 +41,7 @@ class Stored:
     @property
     def complete(self) -> bool:
         """Whether the boxes have as many elements as the tensor."""
+        # Boxes never overlap (each rank writes its own share), so counting elements is enough.
         return int(self.boxes[:, 2 + len(self.shape) :].prod(axis=1).sum()) == math.prod(self.shape)
 
 
@@ -57,7 +58,7 @@ class Index:
     _tensors: dict[str, Stored] = field(default_factory=dict)
 
     def add(self, name: str, dtype: str, shape: tuple[int, ...], row: tuple[int, ...]) -> None:
-        """Add a box of a tensor; `row` as in `Stored.boxes`."""
+        """Add a box of a tensor; `row` is a row of `Stored.boxes`."""
         if name not in self._tensors:
             self._tensors[name] = Stored(dtype, shape, np.empty((0, 2 + 2 * len(shape)), np.int64))
         self._rows.setdefault(name, []).append(row)
@@ -67,12 +68,13 @@ class Index:
         """The tensors by name."""
         for name, rows in self._rows.items():
             about = self._tensors[name]
+            # Rows are collected in lists and joined once: adding to an array a million times is quadratic.
             about.boxes = np.concatenate([about.boxes, np.array(rows, np.int64)])
         self._rows.clear()
         return self._tensors
 
     def incomplete(self) -> list[str]:
-        """Return the names of the tensors that lack elements."""
+        """Return the names of the tensors with missing elements."""
         return [name for name, about in self.tensors.items() if not about.complete]
 
     def dumps(self) -> bytes:
@@ -82,6 +84,7 @@ class Index:
             for name, about in self.tensors.items()
         }
         document = {"format": _FORMAT, "files": self.files, "tensors": tensors}
+        # orjson writes numpy arrays directly, without a Python integer for each of millions of numbers.
         return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
 
     @classmethod
@@ -89,16 +92,17 @@ class Index:
         """Read the index of a checkpoint.
 
         Raises:
-            CheckpointError: there is none, or it is damaged.
+            CheckpointError: it is missing or damaged.
         """
         path = directory / INDEX
         try:
             document = orjson.loads(path.read_bytes())
             return cls._first_format(document, directory) if document["format"] == 1 else cls._parsed(document)
         except FileNotFoundError as error:
+            # In format 1 a file of tensors may be the missing one.
             if Path(error.filename) != path:
-                raise unreadable(Path(error.filename), "it is missing") from None
-            fix = "name a directory such as checkpoints/iter_0001000"
+                raise unreadable(Path(error.filename), "the file is missing") from None
+            fix = "give a directory such as checkpoints/iter_0001000"
             raise CheckpointError("there is no checkpoint here", str(directory), fix) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise unreadable(path, str(error)) from None
@@ -106,19 +110,20 @@ class Index:
     @classmethod
     def _parsed(cls, document: dict[str, Any]) -> Index:
         if document["format"] != _FORMAT:
-            raise ValueError(f"its format is {document['format']}, and this version reads up to {_FORMAT}")
+            raise ValueError(f"the index has format {document['format']}, and this version reads up to {_FORMAT}")
         index = cls(document["files"])
         for name, about in document["tensors"].items():
             shape = tuple(about["shape"])
             boxes = np.array(about["boxes"], np.int64).reshape(-1, 2 + 2 * len(shape))
+            # A wrong number here would read bytes of another tensor without an error.
             if about["dtype"] not in SIZES or (boxes[:, 0] >= len(index.files)).any() or (boxes < 0).any():
-                raise ValueError(f"what it says of {name} is not possible")
+                raise ValueError(f"the entry of {name} in the index is invalid")
             index._tensors[name] = Stored(about["dtype"], shape, boxes)
         return index
 
     @classmethod
     def _first_format(cls, document: dict[str, Any], directory: Path) -> Index:
-        """Return the index of a checkpoint whose own does not say at which bytes boxes lie: the files' headers do."""
+        """Return the index of a checkpoint of format 1, where only the headers of the files hold byte positions."""
         index, starts = cls([]), dict[str, dict[str, int]]()
         for name, about in document["tensors"].items():
             for file, entry, offset, box in about["pieces"]:
@@ -135,12 +140,13 @@ def _entries(path: Path) -> Iterator[tuple[str, int]]:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
+    # safetensors: 8 bytes of length, a JSON header, then data; positions count from the data.
     header.pop("__metadata__", None)
     for entry, about in header.items():
         yield entry, 8 + size + about["data_offsets"][0]
 
 
 def unreadable(path: Path, what: str) -> CheckpointError:
-    """Return the error that says why a checkpoint, or a file of one, cannot be read."""
-    fix = "check it with `megacode checkpoint verify`, and that the model's shape is the saved one"
+    """Return the error for a checkpoint, or one of its files, that cannot be read."""
+    fix = "run `megacode checkpoint verify` on it, and check that the config has the saved model's shape"
     return CheckpointError(f"the checkpoint cannot be read: {what}", str(path), fix)

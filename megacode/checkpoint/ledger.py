@@ -1,12 +1,12 @@
-"""The ledger: samples that were read, but withheld from learning, and why; `ledger.jsonl` in the run directory.
+"""The ledger, `ledger.jsonl` in the run directory: samples that were read but withheld from learning, and why.
 
-The schedule says what a run reads; the ledger is the one record of what it did not learn from. The law: an iteration
-any of whose samples is withheld is computed and measured as always, but its update is not applied; so data, random
-states, metrics and clock are those of the first time, and a run that starts again from before it repeats it exactly.
-Of every source, planned samples are those learned from and those withheld, and no others.
+The schedule says what a run reads; the ledger is the only record of what it did not learn from. The law: an iteration
+with a withheld sample is computed and measured as always, but its update is not applied. So data, random states,
+metrics and clock do not change, and a run that resumes from before it repeats it exactly. The planned samples of a
+source are exactly those learned from plus those withheld.
 
-A line is on disk before the iteration after it begins. A killed writer can leave a torn last line: it is left out, and
-cut off before the next line is added. Any other damage is an error, since a lost line would change what is learned.
+A line is on disk before the next iteration begins. A killed writer can leave an incomplete last line: it is ignored,
+and removed before the next line is added. Any other damage is an error, since a lost line would change what is learned.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Reason = Literal["non-finite", "spike", "rollback"]
 
 @dataclass(frozen=True)
 class Withheld:
-    """A range of samples that were read and not learned from.
+    """A range of samples that were read but not learned from.
 
     Attributes:
-        first_sample: the first of them.
-        last_sample: the first one behind them.
-        phase: name of the phase they lie in.
+        first_sample: first sample of the range.
+        last_sample: first sample after the range.
+        phase: name of their phase.
         iteration: the iteration that read them when they were withheld.
-        reason: loss or gradient were not finite; they leaped; or the iterations led to a leap and were rolled back.
-        loss, grad_norm: of that iteration; None where it was not finite, or not known.
-        time: when, in seconds since 1970.
-        to_iteration: the checkpoint's that a rollback went back to; None for other reasons.
+        reason: loss or gradient were not finite; they spiked; or the iterations led to a spike and were rolled back.
+        loss, grad_norm: of that iteration; None where not finite or unknown.
+        time: in seconds since 1970.
+        to_iteration: checkpoint that a rollback returned to; None for other reasons.
     """
 
     first_sample: int
@@ -52,24 +52,24 @@ class Withheld:
     to_iteration: int | None = None
 
     def document(self) -> dict[str, Any]:
-        """Return it as JSON; `to_iteration` is there only after a rollback."""
+        """Return it as plain values for JSON; `to_iteration` is present only after a rollback."""
         return {name: value for name, value in asdict(self).items() if name != "to_iteration" or value is not None}
 
     def overlaps(self, first_sample: int, last_sample: int) -> bool:
-        """Return whether any sample of first_sample .. last_sample - 1 is among these."""
+        """Return whether the range contains any of the samples first_sample .. last_sample - 1."""
         return first_sample < self.last_sample and self.first_sample < last_sample
 
 
 class Ledger:
-    """What a run withheld; the same on every rank.
+    """All samples that a run withheld; identical on every rank.
 
-    Every rank comes to the same verdicts and adds the same ranges, so that each knows the ledger without asking; only
-    the rank that `writes` puts them on disk.
+    Every rank reaches the same decisions and adds the same ranges, so no communication is needed. Only the rank that
+    `writes` saves them to disk.
 
     Args:
         run: the run directory.
-        entries: what it has withheld so far.
-        writes: whether this process keeps the file: rank 0.
+        entries: the ranges withheld so far.
+        writes: whether this process writes the file: rank 0.
     """
 
     def __init__(self, run: RunDir, entries: Iterable[Withheld] = (), writes: bool = False) -> None:
@@ -78,12 +78,13 @@ class Ledger:
 
     @classmethod
     def read(cls, run: RunDir, writes: bool = False) -> Ledger:
-        """Read the ledger of a run directory; one without a ledger has withheld nothing.
+        """Read the ledger of a run directory; empty where there is none.
 
         Raises:
-            DataError: if a line other than a torn last one is damaged.
+            DataError: if a line other than an incomplete last one is damaged.
         """
         text = run.ledger.read_text(encoding="utf-8", errors="replace") if run.ledger.exists() else ""
+        # What follows the last newline is empty, or a line whose writer was killed.
         lines = text.split("\n")[:-1]
         return cls(run, (_parsed(line, number, run) for number, line in enumerate(lines, 1)), writes)
 
@@ -105,13 +106,14 @@ class Ledger:
     ) -> bool:
         """Withhold samples first_sample .. last_sample - 1 from now on; durable on return where this rank writes.
 
-        Nothing is added where each of them is withheld already. So an iteration that overlaps an entry may be added
-        whole: where batches have changed since, the samples beside the entry are withheld with it, and are named here.
+        Nothing is added if all of them are withheld already. An iteration that only overlaps an entry is added whole:
+        if the batch size has changed since, its other samples are withheld with it, and must be recorded.
 
         Returns:
             Whether an entry was added.
         """
         assert 0 <= first_sample < last_sample, (first_sample, last_sample)
+        # The ranges are disjoint, so overlaps can be summed.
         known = sum(max(0, min(last, last_sample) - max(first, first_sample)) for first, last in self.ranges())
         if known == last_sample - first_sample:
             return False
@@ -126,25 +128,27 @@ class Ledger:
             _append(self._run, to_json(entry.document()) + "\n")
 
     def inherit(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Add what the trunk of a branch withheld, as its checkpoint tells; what is known already stays as it is."""
+        """Add the entries of a branch's trunk, as stored in its checkpoint; known entries are skipped."""
         for entry in (Withheld(**facts) for facts in entries):
+            # A branch that resumes inherits again at every start.
             if entry not in self.entries:
                 self._add(entry)
 
     def up_to(self, clock: int) -> list[dict[str, Any]]:
-        """Return the entries that withhold samples before a clock, as JSON."""
+        """Return the entries with samples before a clock, as plain values for JSON."""
         return [entry.document() for entry in self.entries if entry.first_sample < clock]
 
     def rollbacks(self) -> tuple[int, int]:
-        """Return the checkpoint's iteration that the last rollback went back to, and how often in a row; (-1, 0)."""
+        """Return the checkpoint of the last rollback, and how often in a row it was used; (-1, 0) without rollbacks."""
         targets = [entry.to_iteration for entry in self.entries if entry.to_iteration is not None]
         if not targets:
             return -1, 0
+        # Counts from the newest backwards, until another target.
         others = (number for number, target in enumerate(reversed(targets)) if target != targets[-1])
         return targets[-1], next(others, len(targets))
 
     def ranges(self) -> list[tuple[int, int]]:
-        """Return the withheld samples as ranges (first, one behind the last), in order, that do not touch."""
+        """Return the withheld samples as sorted, disjoint ranges [first, last)."""
         merged: list[tuple[int, int]] = []
         for first, last in sorted((entry.first_sample, entry.last_sample) for entry in self.entries):
             if merged and first <= merged[-1][1]:
@@ -154,20 +158,21 @@ class Ledger:
         return merged
 
     def samples(self, clock: int | None = None) -> int:
-        """Return how many samples are withheld, each counted once; before a clock, where one is given."""
+        """Return the number of withheld samples, each counted once; only those before a clock, if one is given."""
         limit = math.inf if clock is None else clock
         return int(sum(min(last, limit) - first for first, last in self.ranges() if first < limit))
 
     def samples_by_source(self, schedule: Schedule, clock: int | None = None) -> dict[str, int]:
-        """Return how many samples of each of a run's sources are withheld, of those before a clock.
+        """Return the number of withheld samples of each source, of those before a clock.
 
         Args:
             schedule: of the run.
-            clock: a number of samples; absent: all of the run's.
+            clock: a number of samples; None: the whole run.
         """
         limit = schedule.total_samples if clock is None else clock
         counts = dict.fromkeys(schedule.source_names, 0)
         for first, last in self.ranges():
+            # Two look-ups per range, however many samples it holds.
             before, after = (schedule.counts_at(min(sample, limit)) for sample in (first, last))
             for name in counts:
                 counts[name] += after[name] - before[name]
@@ -181,26 +186,29 @@ def _finite(value: float | None) -> float | None:
 def _parsed(line: str, number: int, run: RunDir) -> Withheld:
     try:
         entry = Withheld(**json.loads(line))
+        # isinstance would accept booleans, and 1.0 would pass comparisons.
         whole = all(type(value) is int for value in (entry.first_sample, entry.last_sample, entry.iteration))
         if not whole or not 0 <= entry.first_sample < entry.last_sample or entry.reason not in get_args(Reason):
-            raise ValueError("it names no range of samples, or no known reason")
+            raise ValueError("it has no valid range of samples, or no known reason")
     except (ValueError, TypeError) as error:
-        fix = f"bring the file back from a copy, or remove line {number}: what it withheld will then be learned from"
+        fix = f"restore the file from a backup, or remove line {number}: its samples will then be learned from"
         raise DataError(f"this line of the ledger is damaged: {error}", f"{run.ledger}:{number}", fix) from None
     return entry
 
 
 def _append(run: RunDir, line: str) -> None:
-    """Add a line behind the last whole one, and wait until the disk has it."""
+    """Add a line after the last complete one, and wait until it is on disk."""
     descriptor = os.open(run.ledger, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         size = os.fstat(descriptor).st_size
         end = os.pread(descriptor, size, 0).rfind(b"\n") + 1 if size else 0
+        # Cut an incomplete last line, or the new one would be appended to it.
         os.ftruncate(descriptor, end)
         os.pwrite(descriptor, line.encode(), end)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    # A new file is durable only when its directory is, too.
     _sync_directory(run)
 
 

@@ -1,4 +1,4 @@
-"""A run's checkpoints, for people: which there are, how large, why they are kept, and whether they are whole."""
+"""List and verify the checkpoints of a run, for `megacode checkpoint list` and `verify`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def listing(path: Path) -> list[dict[str, Any]]:
     """Return a run's checkpoints, oldest first.
 
     Each row has `name`, `iteration`, `consumed_samples`, `phase`, `bytes`, `keep`, `ranks`, `latest`, and `problem`:
-    what is wrong with its files without reading them, or None.
+    what is visibly wrong with its files without reading them, or None.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no checkpoint.
     """
     run = RunDir(path)
     paths = _of_run(run)
@@ -31,8 +31,8 @@ def listing(path: Path) -> list[dict[str, Any]]:
 def _of_run(run: RunDir) -> list[Path]:
     paths = [run.checkpoint(iteration) for iteration in run.iterations()]
     if not paths:
-        what = "there is no checkpoint" if run.path.exists() else "there is no such directory"
-        raise CheckpointError(what, str(run.path), "give a run directory that has saved one")
+        what = "there is no checkpoint here" if run.path.exists() else "no such directory"
+        raise CheckpointError(what, str(run.path), "give the directory of a run that has saved one")
     return paths
 
 
@@ -41,8 +41,10 @@ def _row(path: Path, is_latest: bool) -> dict[str, Any]:
     try:
         state = TrainState.read(path)
     except CheckpointError as error:
+        # A damaged checkpoint is still listed, so that people see it.
         facts = {"consumed_samples": 0, "phase": "", "bytes": 0, "keep": "", "ranks": 0}
         return {**row, **facts, "problem": error.problems[0].what}
+    # Sizes alone: a list of terabytes must not take hours. `verify` reads every byte.
     wrong = [name for name, facts in state.files.items() if _size(path / name) != facts["bytes"]]
     return {
         **row,
@@ -51,7 +53,7 @@ def _row(path: Path, is_latest: bool) -> dict[str, Any]:
         "bytes": sum(facts["bytes"] for facts in state.files.values()),
         "keep": state.keep,
         "ranks": state.layout.get("world_size", 0),
-        "problem": f"{', '.join(wrong)} missing or cut short" if wrong else None,
+        "problem": f"{', '.join(wrong)} missing or truncated" if wrong else None,
     }
 
 
@@ -63,11 +65,12 @@ def verify(path: Path) -> list[dict[str, Any]]:
     """Read every byte of a checkpoint, or of all checkpoints of a run.
 
     Returns:
-        A row each: `path`, `files`, `bytes`, and `damage`: what is wrong, a line a file; empty: it is whole.
+        One row each: `path`, `files`, `bytes`, and `damage`: one line per damaged file; empty: intact.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no checkpoint.
     """
+    # A checkpoint itself, or a run directory with several.
     paths = [path] if (path / FILE_NAME).exists() else _of_run(RunDir(path))
     rows = []
     with steps(paths, "reading checkpoints") as counted:
@@ -79,16 +82,21 @@ def verify(path: Path) -> list[dict[str, Any]]:
 
 
 def newest(paths: Sequence[Path], last: int | None) -> list[Path]:
-    """Return the checkpoints that a command names: as given, or the newest `last` of one run directory.
+    """Return the checkpoints that a command uses: as given, or the newest `last` of one run directory.
 
     Raises:
-        ConfigError: `last` is asked of several paths, or the run has fewer.
+        ConfigError: `last` is combined with several paths, or the run has fewer checkpoints.
     """
     if last is None:
         return list(paths)
     if len(paths) != 1:
-        raise ConfigError(f"{len(paths)} paths are given", "--last", "give one run directory, or leave out --last")
-    found = _of_run(RunDir(paths[0]))
-    if len(found) < last:
-        raise ConfigError(f"the run has {len(found)} checkpoints", "--last", f"give {len(found)} or fewer")
-    return found[-last:]
+        raise ConfigError(
+            f"--last needs one run directory, and got {len(paths)} paths",
+            "--last",
+            "give one run directory, or omit --last",
+        )
+    checkpoints = _of_run(RunDir(paths[0]))
+    if len(checkpoints) < last:
+        what, fix = f"the run has only {len(checkpoints)} checkpoints", f"give {len(checkpoints)} or fewer"
+        raise ConfigError(what, "--last", fix)
+    return checkpoints[-last:]

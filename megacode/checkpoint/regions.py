@@ -1,8 +1,8 @@
-"""Which bytes of which file each rank writes: the boxes of all ranks of a node lie in one safetensors file.
+"""Assign bytes to ranks: the boxes of all ranks of a node are in one safetensors file.
 
-A file begins with a header that names every box in it; then come the boxes, rank after rank. So each rank writes one
-run of consecutive bytes, its *region*, and needs to know only where that begins. The first rank of a node writes the
-header as well. Everything here is arithmetic over what the ranks hold, done once, by rank 0. Needs no torch.
+A file begins with a header that names every box in it. Then come the boxes, rank after rank. So each rank writes one
+range of consecutive bytes, its *region*, and only needs to know where it begins. The first rank of a node also writes
+the header. All of this is arithmetic over the pieces of the ranks, done once, by rank 0. Needs no torch.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _ALIGNED = 64
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A box's place in a file.
+    """A box of a tensor, as an entry of a file.
 
     Attributes:
-        name: of the tensor it is a box of.
-        shape: of that tensor.
-        dtype: as safetensors writes it.
-        offset: where the box begins; absent: at the tensor's beginning.
-        box: the box's shape; absent: the tensor's.
+        name: of the tensor.
+        shape: of the tensor.
+        dtype: safetensors' name of it.
+        offset: of the box in the tensor; None: zero.
+        box: shape of the box; None: that of the tensor.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Slot:
 
     @property
     def entry(self) -> str:
-        """The box's name in the file: the tensor's, with the place where it begins."""
+        """Name of the box in the file: the tensor's name and the offset."""
         return f"{self.name}@{','.join(map(str, self.offset or (0,) * len(self.shape)))}"
 
     @property
     def bytes(self) -> int:
-        """The box's size."""
+        """Size of the box in bytes."""
         return math.prod(self.box or self.shape) * SIZES[self.dtype]
 
 
 class RegionTable:
-    """A file's header and where each box lies in it.
+    """The header of a file, and the position of each box in it.
 
     Args:
         slots: the boxes in order.
@@ -59,7 +59,7 @@ class RegionTable:
         slots: the same.
         header: the first bytes of the file.
         starts: first byte of each box in the file.
-        bytes: of the file.
+        bytes: size of the file.
     """
 
     def __init__(self, slots: Sequence[Slot]) -> None:
@@ -67,6 +67,7 @@ class RegionTable:
         sizes = [slot.bytes for slot in slots]
         ends = list(itertools.accumulate(sizes))
         document: dict[str, Any] = {
+            # safetensors knows no boxes: name and full shape go into the metadata.
             "__metadata__": {slot.entry: json.dumps([slot.name, slot.shape]) for slot in slots},
         }
         for slot, size, end in zip(slots, sizes, ends, strict=True):
@@ -75,8 +76,10 @@ class RegionTable:
                 "shape": list(slot.box or slot.shape),
                 "data_offsets": [end - size, end],
             }
-        assert len(document) == len(slots) + 1, "two boxes of a file begin at the same place of one tensor"
+        # Same name and offset: two ranks would both write one box, and the header would name it once.
+        assert len(document) == len(slots) + 1, "two boxes in a file have the same offset in one tensor"
         text = json.dumps(document).encode()
+        # Data starts aligned, so that readers can map it; JSON ignores trailing spaces.
         text += b" " * (-(len(text) + 8) % _ALIGNED)
         self.header = len(text).to_bytes(8, "little") + text
         self.starts = [len(self.header) + end - size for end, size in zip(ends, sizes, strict=True)]
@@ -90,8 +93,8 @@ class Region:
     Attributes:
         file: its name.
         start: first byte.
-        header: the file's header, where the region begins with it; else empty.
-        bytes: of the region, the header included.
+        header: the file's header, if the region begins with it; otherwise empty.
+        bytes: size of the region, header included.
     """
 
     file: str
@@ -102,11 +105,11 @@ class Region:
 
 @dataclass(frozen=True)
 class SavePlan:
-    """Where the boxes of all ranks go.
+    """The regions of all ranks.
 
     Attributes:
-        regions: of each rank.
-        index: over all of them.
+        regions: one per rank.
+        index: of all boxes.
     """
 
     regions: list[Region]
@@ -114,20 +117,22 @@ class SavePlan:
 
 
 def lay_out(slots: Sequence[Sequence[Slot]], nodes: Sequence[int]) -> SavePlan:
-    """Return where the boxes of all ranks go, one file a node.
+    """Plan the regions of all ranks, one file per node.
 
     Args:
-        slots: what each rank writes.
-        nodes: the number of each rank's node, from 0.
+        slots: the boxes that each rank writes.
+        nodes: the node of each rank, numbered from 0.
     """
     regions: dict[int, Region] = {}
     files: dict[str, RegionTable] = {}
+    # One file per node, not per rank: file systems prefer few large files.
     for node in range(max(nodes) + 1):
         ranks = [rank for rank, its_node in enumerate(nodes) if its_node == node]
         name = shard_name(node)
         layout = files[name] = RegionTable([slot for rank in ranks for slot in slots[rank]])
         start = 0
         for rank in ranks:
+            # The first rank's region begins with the header, so nobody writes outside of a region.
             header = layout.header if rank == ranks[0] else b""
             size = len(header) + sum(slot.bytes for slot in slots[rank])
             regions[rank] = Region(name, start, header, size)
@@ -137,7 +142,7 @@ def lay_out(slots: Sequence[Sequence[Slot]], nodes: Sequence[int]) -> SavePlan:
 
 
 def index_of(files: dict[str, RegionTable]) -> Index:
-    """Return the index over some files."""
+    """Return the index of all boxes in the files."""
     index = Index(list(files))
     for number, layout in enumerate(files.values()):
         for slot, start in zip(layout.slots, layout.starts, strict=True):

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, besides tensors: `megacode.json` in its directory."""
+"""`TrainState`: the state of a checkpoint besides its tensors, in `megacode.json`."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _ADDED = {"ledger"}  # fields that checkpoints of earlier releases lack
 
 @dataclass
 class TrainState:
-    """The clock of a run, and what proves that a checkpoint belongs to it.
+    """The clock of a run, and the proof that a checkpoint belongs to it.
 
     Attributes:
         iteration: optimizer steps done.
         consumed_samples: samples read; the clock that decides all data.
-        phase: name of the phase the clock stands in (the last one at the run's end).
-        samples_by_source: samples really read of each source, counted by the training step.
-        fingerprints: the schedule's chain, one entry a phase up to the clock.
-        withheld: samples before the clock that were read, but not learned from, by the ledger of that time.
+        phase: name of the phase that contains the clock (the last one at the end of the run).
+        samples_by_source: samples of each source, as counted by the training step.
+        fingerprints: the schedule's chain, one entry per phase up to the clock.
+        withheld: samples before the clock that were read but not learned from, by the ledger at that time.
         ledger: the entries of that ledger up to the clock, so that a branch knows what its trunk withheld.
-        health: what the spike detector remembers.
+        health: state of the spike detector.
         config: the resolved config as YAML.
-        layout: parallel sizes it was saved under.
-        tokenizer_hash: of the tokenizer that made the data; empty without a tokenizer.
-        versions: packages it was saved with.
-        keep: why it is kept for good: `start`, `phase end`, `keep_every`; empty for one that makes room some day.
+        layout: parallel sizes of the run that saved it.
+        tokenizer_hash: of the data's tokenizer; empty without a tokenizer.
+        versions: of the packages it was saved with.
+        keep: why it is never deleted: `start`, `phase end`, `keep_every`; empty: keep_last may delete it.
         files: size and hash of each file, `{name: {bytes, xxh3}}`.
     """
 
@@ -52,7 +52,7 @@ class TrainState:
 
     @property
     def seal(self) -> str:
-        """A hash of all this, so of the checkpoint's every byte."""
+        """A hash over this state; it includes the hashes of all files, so it covers every byte of the checkpoint."""
         return _seal(asdict(self))
 
     def write(self, directory: Path) -> None:
@@ -64,27 +64,30 @@ class TrainState:
         """Read the state of a checkpoint.
 
         Raises:
-            CheckpointError: if the directory is no checkpoint, or its state is damaged.
+            CheckpointError: if the directory is not a checkpoint, or its state is damaged.
         """
         path = directory / FILE_NAME
         fix = "give a run directory, or one of its checkpoints/iter_* directories"
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
+            # The seal covers everything else, so it is taken out before hashing.
             seal = document.pop("seal")
+            # A field that older checkpoints lack takes its default; any other missing field is damage.
             names = [item.name for item in fields(cls) if item.name in document or item.name not in _ADDED]
             state = cls(**{name: document[name] for name in names})
         except FileNotFoundError:
-            what = "there is no megacode.json, so this is not a checkpoint"
+            what = "not a checkpoint: it has no megacode.json"
             raise CheckpointError(what, str(directory), fix) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(path, str(error)) from None
+        # Over the document as read: unknown fields of newer versions are covered too.
         if seal != _seal(document):
-            raise _damaged(path, "its contents do not match its seal")
+            raise _damaged(path, "its contents do not match its seal (hash)")
         return state
 
 
 def seal_of(run: RunDir, iteration: int) -> str:
-    """Return the seal of a run's checkpoint; empty where none lies there, or it is damaged."""
+    """Return the seal of a run's checkpoint; empty where it is missing or damaged."""
     try:
         return TrainState.read(run.checkpoint(iteration)).seal
     except CheckpointError:
@@ -92,8 +95,9 @@ def seal_of(run: RunDir, iteration: int) -> str:
 
 
 def _seal(document: dict[str, Any]) -> str:
+    # Of what strict JSON keeps: a NaN is null on disk, and must hash alike after reading.
     return digest(json.dumps(strict(document), sort_keys=True))
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"megacode.json is damaged: {what}", str(path), "use the checkpoint before it")
+    return CheckpointError(f"megacode.json is damaged: {what}", str(path), "use an earlier checkpoint")

@@ -1,12 +1,12 @@
-"""Where checkpoints are: published whole, found by `latest`, checked by hash, set aside and pruned by policy.
+"""The checkpoints of a run: publish, find, check, move aside and prune.
 
-A checkpoint is written under a hidden name and renamed when every byte is on disk; `latest` moves after that. So what
-`latest` names is always whole, and a killed save leaves only a hidden directory that the next save removes. What
-happens to it later - a truncated file, a flipped bit - its hashes tell.
+A checkpoint is written under a hidden name and renamed when every byte is on disk; then `latest` is updated. So
+`latest` always names a complete checkpoint. A killed save leaves only a hidden directory, which the next save removes.
+Later damage, such as a truncated file or a flipped bit, is detected by hashes.
 
-The published checkpoints are one lineage: each was saved by a run that went on from the one before it. A run that goes
-back to an earlier one moves all later ones to `checkpoints/abandoned/`, so that no later step can take one of them for
-the newest: not pruning, not the next start, not scoring.
+The published checkpoints are one lineage: each was saved by a run that resumed from the one before it. A run that
+returns to an earlier one moves all later ones to `checkpoints/abandoned/`. So nothing can mistake one of them for the
+newest: not pruning, not the next start, not scoring.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Literal
 
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, publish, remove, write_text
+from megacode.base.logs import ONCE
 from megacode.base.units import format_bytes
 from megacode.checkpoint import files
 from megacode.checkpoint.files import Written
@@ -32,30 +33,31 @@ log = logging.getLogger(__name__)
 Reason = Literal["damaged", "withheld", "stepped-back", "restarted"]
 
 _SHOWN = 8  # names in a message
-_ROOM = 1.05  # what a save needs on the disk, in sizes of its tensors: index, state and the file system's own
+_ROOM = 1.05  # disk space of a save, relative to its tensors: index, state, and overhead of the file system
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return the checkpoint that a path names: itself, or the newest one of a run directory.
+    """Return the checkpoint at a path: the path itself, or the newest one of a run directory.
 
     Raises:
-        CheckpointError: if it names none.
+        CheckpointError: if there is none.
     """
     if (path / FILE_NAME).exists():
         return path
     newest = latest(RunDir(path))
     if newest is not None:
         return newest
-    what = "there is no checkpoint" if path.exists() else "there is no such directory"
+    what = "there is no checkpoint here" if path.exists() else "no such directory"
     raise CheckpointError(what, str(path), _those_there(path))
 
 
 def _those_there(path: Path) -> str:
-    """Return the checkpoints beside one that is not there, or the run directories beside a path that is none."""
+    """Return a fix: existing checkpoints beside a missing one, or run directories beside a wrong path."""
     beside = [item.name for item in sorted(path.parent.glob("iter_*")) if item.is_dir() and item != path]
     if beside:
+        # The first two and the newest ones: those people usually mean.
         shown = beside if len(beside) <= _SHOWN else [*beside[:2], "...", *beside[3 - _SHOWN :]]
-        return f"there are {', '.join(shown)}"
+        return f"available: {', '.join(shown)}"
     runs = [item.parent.name for item in sorted(path.parent.glob("*/latest"))][:_SHOWN]
     if runs and not path.exists():
         return f"runs with checkpoints in {path.parent}: {', '.join(runs)}"
@@ -63,74 +65,78 @@ def _those_there(path: Path) -> str:
 
 
 def latest(run: RunDir) -> Path | None:
-    """Return the newest checkpoint of a run, or None before the first one; one whose state is damaged comes last."""
+    """Return the newest checkpoint of a run, or None; one with a damaged state only if all are damaged."""
     paths = candidates(run)
     return next((path for path in paths if _state(path) is not None), paths[0] if paths else None)
 
 
 def candidates(run: RunDir) -> list[Path]:
-    """Return the checkpoints that a run may go on from, the best first: what `latest` names, and those before it.
+    """Return the checkpoints that a run may resume from, the best first: the one in `latest`, and earlier ones.
 
-    Where `latest` is missing, or names what is not there, every published checkpoint is one.
+    If `latest` is missing, or names a missing checkpoint, all published checkpoints are candidates.
     """
     paths = [run.checkpoint(iteration) for iteration in reversed(run.iterations())]
-    latest_one = named(run)
-    if latest_one in paths:
-        return paths[paths.index(latest_one) :]
+    current = named(run)
+    if current in paths:
+        # Newer ones than `latest` are ignored: a user may have set it back on purpose.
+        return paths[paths.index(current) :]
     if paths:
-        log.warning("%s names no checkpoint that is there; taking the newest one", run.latest)
+        log.warning("%s does not name an existing checkpoint; using the newest one", run.latest, extra=ONCE)
     return paths
 
 
 def set_aside(run: RunDir, after: int, reasons: Mapping[int, Reason], default: Reason = "stepped-back") -> list[Path]:
-    """Move the checkpoints after an iteration to `checkpoints/abandoned/`: the run goes on from before them.
+    """Move the checkpoints after an iteration to `checkpoints/abandoned/`: the run resumes from an earlier one.
 
     Args:
         run: the run.
-        after: the iteration that the run goes on from; -1: it starts over.
-        reasons: why each is passed over, by iteration.
-        default: the reason for all others: `latest` was set back by hand, or the user starts over.
+        after: the iteration that the run resumes from; -1: it starts from scratch.
+        reasons: why a checkpoint is skipped, by iteration.
+        default: the reason for all others: `latest` was edited by hand, or the user starts from scratch.
 
     Returns:
-        Where they are now, `iter_0000010.damaged`, oldest first.
+        Their new paths, such as `iter_0000010.damaged`, oldest first.
 
     Raises:
         OSError: one could not be moved.
     """
     moved = []
-    for iteration in (one for one in run.iterations() if one > after):
+    for iteration in (number for number in run.iterations() if number > after):
         run.abandoned.mkdir(parents=True, exist_ok=True)
         name = f"{run.iteration_name(iteration)}.{reasons.get(iteration, default)}"
+        # A run may be rolled back to the same iteration more than once.
         target = next(path for path in _numbered(run.abandoned / name) if not path.exists())
         run.checkpoint(iteration).rename(target)
-        log.warning("set aside %s as %s", run.checkpoint(iteration), target)
+        log.warning("moved checkpoint %s aside to %s", run.checkpoint(iteration), target)
         moved.append(target)
     return moved
 
 
 def _numbered(path: Path) -> Iterator[Path]:
-    """Yield a path, and the path with `.2`, `.3`, ... behind it."""
+    """Yield a path, then the path with the suffixes `.2`, `.3`, ..."""
     yield path
     yield from (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
 
 
 def recover(run: RunDir) -> None:
-    """Give a checkpoint its name back that a kill in the middle of `publish` left under a hidden one."""
+    """Restore the name of a checkpoint that a kill during `publish` left under a hidden name."""
     for old in run.checkpoints.glob(".iter_*.old"):
         path = run.checkpoints / old.name.removeprefix(".").partition(".")[0]
         if not path.exists():
-            log.warning("a save was killed while it replaced %s: the checkpoint is put back", path)
+            log.warning("a save was killed while it replaced %s: restoring the previous checkpoint", path)
+            # Only where `publish` could not exchange names: the old version was moved, the new one not yet there.
             old.rename(path)
 
 
 def begin(run: RunDir, iteration: int) -> Path:
-    """Return the hidden directory to write a checkpoint into, empty; remains of killed saves are removed.
+    """Return an empty hidden directory for a new checkpoint; remains of killed saves are removed.
 
     Raises:
         OSError: the disk is full or gone.
     """
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     recover(run)
+    # Only rank 0 of the lock's owner gets here, so no other save is in progress.
     for torn in run.checkpoints.glob(".iter_*"):
         remove(torn)
     hidden = run.checkpoints / f".{run.iteration_name(iteration)}.saving"
@@ -139,19 +145,20 @@ def begin(run: RunDir, iteration: int) -> Path:
 
 
 def check_room(run: RunDir, needed: int) -> None:
-    """Check that the disk has room for a save.
+    """Check that the disk has enough space for a save.
 
     Args:
-        run: where it goes.
-        needed: bytes of its tensors.
+        run: the run.
+        needed: bytes of its tensors on this disk.
 
     Raises:
-        OSError: it has not.
+        OSError: it does not.
     """
     run.create()
+    # Before any byte is written: a half-written save would fill the disk for everyone.
     free = shutil.disk_usage(run.path).free
     if free < _ROOM * needed:
-        raise OSError(f"a save needs {format_bytes(_ROOM * needed)}, and {run.path} has {format_bytes(free)} free")
+        raise OSError(f"a save needs {format_bytes(_ROOM * needed)}, but {run.path} has only {format_bytes(free)} free")
 
 
 def finish(run: RunDir, hidden: Path, state: TrainState, written: Written) -> Path:
@@ -159,62 +166,67 @@ def finish(run: RunDir, hidden: Path, state: TrainState, written: Written) -> Pa
 
     Args:
         run: the run.
-        hidden: of `begin`.
-        state: what the checkpoint says of itself.
-        written: what all ranks wrote, as they said.
+        hidden: the directory from `begin`.
+        state: of the checkpoint; gets sizes and hashes of the files.
+        written: the files of all ranks, as reported by them.
 
     Raises:
-        OSError: the disk is full or gone, or a file that was written is not there.
+        OSError: the disk is full or gone, or a written file is missing.
     """
     state.files = written.write_index(hidden)
     state.write(hidden)
     path = run.checkpoint(state.iteration)
+    # All ranks have flushed their regions; only the directory's name is left to write.
     publish(hidden, path, flushed=True)
     point_at(run, path)
     return path
 
 
 def point_at(run: RunDir, path: Path) -> None:
-    """Let `latest` name a checkpoint."""
+    """Set `latest` to a checkpoint."""
     write_text(run.latest, path.name + os.linesep)
 
 
 def prune(run: RunDir, policy: CheckpointPolicy, spared: Collection[int] = ()) -> None:
-    """Remove periodic checkpoints beyond `keep_last`, never one kept for good, and never the one `latest` names.
+    """Delete periodic checkpoints beyond `keep_last`, but never a permanent one, and never the one in `latest`.
 
-    One whose `megacode.json` cannot be read goes by its age among all, but does not count as one that is kept: no good
-    one goes because of it. What was set aside as damaged or withheld goes, once the lineage has a checkpoint as far.
+    A checkpoint with an unreadable `megacode.json` is deleted by its age, but does not count as kept: no intact one is
+    deleted because of it. Checkpoints moved aside as damaged or withheld are deleted once the lineage has reached their
+    iteration again.
 
     Args:
         run: the run.
         policy: what is kept.
-        spared: iterations whose checkpoints somebody reads: they go another time.
+        spared: iterations whose checkpoints are being read; they are deleted later.
 
     Raises:
-        OSError: one could not be removed; the checkpoints that stay are whole.
+        OSError: one could not be deleted; the remaining checkpoints are intact.
     """
     if policy.keep_last is None:
         return
-    latest_one = named(run)
+    current = named(run)
     states = {iteration: _state(run.checkpoint(iteration)) for iteration in run.iterations()}
+    # Intact and not permanent: of these the newest `keep_last` stay.
     good = [iteration for iteration, state in states.items() if state is not None and not state.keep]
     periodic = [iteration for iteration, state in states.items() if state is None or not state.keep]
-    old = {*good[: -policy.keep_last], *(one for one in periodic[: -policy.keep_last] if states[one] is None)}
+    old = {*good[: -policy.keep_last], *(number for number in periodic[: -policy.keep_last] if states[number] is None)}
     for iteration in sorted(old):
-        if iteration not in spared and run.checkpoint(iteration) != latest_one:
-            log.info("removing checkpoint %s (keep_last: %d)", run.iteration_name(iteration), policy.keep_last)
+        # By name: a `latest` that was set back by hand keeps its checkpoint.
+        if iteration not in spared and run.checkpoint(iteration) != current:
+            log.info("deleting checkpoint %s (keep_last: %d)", run.iteration_name(iteration), policy.keep_last)
             remove(run.checkpoint(iteration))
     _prune_abandoned(run, max((iteration for iteration, state in states.items() if state is not None), default=-1))
 
 
 def _prune_abandoned(run: RunDir, reached: int) -> None:
-    """Remove what was passed over by the run itself, once it has come as far again."""
+    """Delete checkpoints that the run itself moved aside, once it has reached their iteration again."""
     for path in sorted(run.abandoned.glob("iter_*")):
         name, _, reason = path.name.partition(".")
         number = name.removeprefix("iter_")
+        # Those that a user left behind (`restarted`, `stepped-back`) may be wanted, and are never deleted.
         by_itself = reason.partition(".")[0] in ("damaged", "withheld") and number.isdecimal()
         if by_itself and int(number) <= reached:
-            log.info("removing %s: the run has a whole checkpoint of that iteration or a later one", path)
+            log.info("deleting %s: the run has an intact checkpoint of that iteration or a later one", path)
             remove(path)
 
 
@@ -226,7 +238,7 @@ def _state(path: Path) -> TrainState | None:
 
 
 def named(run: RunDir) -> Path | None:
-    """Return the checkpoint that `latest` names, there or not."""
+    """Return the path of the checkpoint in `latest`, which may not exist."""
     try:
         return run.checkpoints / run.latest.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -234,12 +246,12 @@ def named(run: RunDir) -> Path | None:
 
 
 def damage(path: Path, part: Callable[[int], bool] = lambda number: True, state: TrainState | None = None) -> list[str]:
-    """Return what is wrong with a checkpoint's files, one line each; empty: every byte is as it was written.
+    """Return the damage of a checkpoint, one line per file; empty: every byte is as it was written.
 
     Args:
         path: the checkpoint.
-        part: which regions of its files to read, by number (see `files.damage`); so ranks can share them.
-        state: what the checkpoint says of itself; absent: read from it.
+        part: which regions of its files to read, by number (see `files.damage`), so that ranks can share the work.
+        state: of the checkpoint; None: read it.
     """
     try:
         state = state or TrainState.read(path)

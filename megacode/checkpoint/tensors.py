@@ -1,4 +1,4 @@
-"""The tensors of a run in a checkpoint: weights, moments, step count, FP8 scales, random states; for any layout."""
+"""Save and load the tensors of a run for any layout: weights, moments, step count, FP8 scales, random states."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megacode.base.logs import OF_ALL_RANKS
 from megacode.checkpoint.files import Facts
 from megacode.checkpoint.index import Index
 from megacode.checkpoint.reader import Reader
@@ -25,24 +26,25 @@ _STEPS, _FP8 = "optimizer.steps", "fp8."
 
 
 def saved_pieces(rank_model: RankModel) -> list[Piece]:
-    """Return what this rank writes into a checkpoint: its share of the state, scales, and its random states."""
-    found = [*checkpoint_pieces.share(rank_model), *fp8_scales.pieces(rank_model)]
-    found += checkpoint_pieces.random_states(rank_model)
+    """Return what this rank writes into a checkpoint: its share of the state, FP8 scales, and its random states."""
+    pieces = [*checkpoint_pieces.share(rank_model), *fp8_scales.pieces(rank_model)]
+    pieces += checkpoint_pieces.random_states(rank_model)
+    # Equal on all ranks, so one of them writes it.
     if rank_model.ranks.rank == 0:
         steps = torch.tensor([optimizer_state.step_count(rank_model.optimizer)])
-        found.append(Piece(_STEPS, (1,), (0,), steps))
-    return found
+        pieces.append(Piece(_STEPS, (1,), (0,), steps))
+    return pieces
 
 
 def save(rank_model: RankModel, directory: Path) -> dict[str, Facts]:
-    """Write a checkpoint's tensors and index and wait for them; every rank calls it.
+    """Write a checkpoint's tensors and index, synchronously; a collective.
 
     Returns:
-        On rank 0 the size and hash of each file; on the others nothing.
+        On rank 0 the size and hash of each file; empty on the others.
     """
-    found, writer = saved_pieces(rank_model), Writer()
-    writer.prepare(found)
-    writer.stage(found)
+    pieces, writer = saved_pieces(rank_model), Writer()
+    writer.prepare(pieces)
+    writer.stage(pieces)
     writer.write(directory)
     written = writer.collect()
     return written.write_index(directory) if written is not None else {}
@@ -50,41 +52,46 @@ def save(rank_model: RankModel, directory: Path) -> dict[str, Facts]:
 
 @torch.no_grad()
 def load(rank_model: RankModel, path: Path, *, weights_only: bool = False) -> None:
-    """Read a checkpoint into a built model and optimizer; every rank calls it.
+    """Read a checkpoint into a built model and optimizer; a collective.
 
-    Each rank reads its share of the optimizer's fp32 weights and moments, and the model's weights are gathered from
-    them. What is small and the same for all is read by rank 0, which sends it to the others.
+    Each rank reads its share of the optimizer's fp32 weights and moments; the model's weights are gathered from them.
+    Small state that is the same for all ranks is read by rank 0 and broadcast.
 
     Args:
-        rank_model: what to fill; the model's shape must be the saved one, the layout need not.
+        rank_model: what to fill; the model's shape must be the saved one, the layout may differ.
         path: the checkpoint.
         weights_only: leave moments, step count and random states as they are.
 
     Raises:
-        CheckpointError: the checkpoint is absent, damaged, or of a model of another shape; on all ranks.
+        CheckpointError: the checkpoint is missing, damaged, or of a model of another shape; on all ranks.
     """
     first, whole = rank_model.ranks.rank == 0, rank_model.optimizer is not None and not weights_only
+    # One process reads the index, or thousands would at once.
     index = agreement.decided(lambda: Index.read(path))
     reader = Reader(path, index)
     random = checkpoint_pieces.random_states(rank_model) if whole else []
+    # Random states belong to a rank of a layout; another layout has no use for them.
     if not all(piece.name in index.tensors for piece in random):
         random = []
         _warn_of_other_dropout(rank_model)
+    # A rank that fails must not leave the others waiting in a collective: all of them raise.
     small = agreement.on_all(
         lambda: _read(reader, [*checkpoint_pieces.wanted(rank_model, moments=whole), *random], small=first and whole)
     )
+    # Each rank has read only its share; now data-parallel ranks exchange theirs.
     checkpoint_pieces.spread(rank_model, moments=whole)
     if whole:
         _restore_small(rank_model, index, groups.broadcast_object(small))
     if rank_model.optimizer is not None:
-        restore_weights(rank_model.chunks, rank_model.optimizer)  # in FP8 rounded with the scales that they had
+        restore_weights(rank_model.chunks, rank_model.optimizer)  # in FP8, rounded with the saved scales
     if random:
         checkpoint_pieces.set_random_states(rank_model, random)
 
 
 def _read(reader: Reader, wanted: Sequence[Piece], *, small: bool) -> dict[str, Tensor]:
-    """Fill pieces, and return what is small and the same for all, if asked for."""
+    """Fill pieces, and return the small state that is the same for all ranks, if requested."""
     reader.fill(wanted)
+    # FP8 scales and the step count: kilobytes, so one rank reads them for all.
     names = [name for name in reader.tensors if name.startswith(_FP8)] if small else []
     return {name: reader.whole(name) for name in ([*names, _STEPS] if small else [])}
 
@@ -92,18 +99,19 @@ def _read(reader: Reader, wanted: Sequence[Piece], *, small: bool) -> dict[str, 
 def _restore_small(rank_model: RankModel, index: Index, small: dict[str, Tensor]) -> None:
     fp8_scales.restore(rank_model, index.tensors, small.__getitem__)
     optimizer_state.set_step_count(rank_model.optimizer, int(small[_STEPS]))
+    # The config may have changed: its weight decay and betas win over the saved ones.
     configure(rank_model.config, rank_model.optimizer)
 
 
 def _warn_of_other_dropout(rank_model: RankModel) -> None:
     if rank_model.config.model.hidden_dropout or rank_model.config.model.attention_dropout:
-        log.warning("the layout changed: dropout draws other random numbers than it would have")
+        log.warning("the layout changed: dropout masks will differ from those of the former layout", extra=OF_ALL_RANKS)
 
 
 class Weights(Mapping[str, Tensor]):
-    """A checkpoint's model for a process alone: mcore's parameter names -> full fp32 tensors on the CPU.
+    """A checkpoint's weights for a single process: mcore's parameter names -> full fp32 tensors on the CPU.
 
-    Each tensor is read when it is asked for, and not kept. Layers carry their number
+    A tensor is read when it is accessed, and not cached. Layers carry their number
     (`decoder.layers.0.self_attention.linear_qkv.weight`); the embedding has no padding; the gate is the first half of
     `linear_fc1`, the up projection the second.
 
@@ -111,7 +119,7 @@ class Weights(Mapping[str, Tensor]):
         path: the checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint is absent or damaged.
+        CheckpointError: the checkpoint is missing or damaged.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The `megacode` command: each verb imports what it needs when it is called, so that planning starts at once.
+"""The `megacode` command line. Each command imports what it needs when it is called, so light commands start fast.
 
 Exit codes: 0 done; 2 the user's input is wrong; 3 a check failed; 75 stopped early and resumable; 1 anything else.
 """
@@ -15,6 +15,7 @@ from megacode.base.user_paths import explained
 from megacode.cli import (
     checkpoints,
     cluster,
+    comparing,
     data,
     generation,
     init,
@@ -36,8 +37,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (init, plans, runs, models, generation, judging, machine, preflight, cluster):
-    app.add_typer(part.app)
+# The order here is the order in `megacode --help` and in docs/commands.md.
+for module in (init, plans, runs, models, generation, judging, comparing, machine, preflight, cluster):
+    app.add_typer(module.app)  # without a name: their commands stand at the top level
 app.add_typer(data.app, name="data")
 app.add_typer(models.convert, name="convert")
 app.add_typer(checkpoints.app, name="checkpoint")
@@ -47,7 +49,7 @@ app.add_typer(cluster.job)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib import metadata
+        from importlib import metadata  # slow to import, and rarely needed
 
         typer.echo(f"megacode {metadata.version('megacode')}")
         raise typer.Exit
@@ -67,16 +69,18 @@ def main() -> None:
     try:
         app()
     except MegacodeError as error:
+        # An error that every rank raises is printed once. One that a single rank raises names its rank.
         if is_first_rank() or not error.of_all_ranks:
-            _say(str(error))
+            _print_error(str(error))
         sys.exit(error.exit_code)
     except OSError as error:
+        # A full disk or a path without permission is the user's to fix. Any other is our bug, so the traceback stays.
         refusal = explained(error)
         if refusal is None:
             raise
-        _say(str(refusal))
+        _print_error(str(refusal))
         sys.exit(refusal.exit_code)
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
     typer.echo(message if is_first_rank() else f"[rank {rank()}] {message}", err=True)

@@ -1,4 +1,4 @@
-"""Checkpoints as they lie on disk: `checkpoint list`, `verify`, `average`."""
+"""Commands on stored checkpoints: `checkpoint list`, `verify`, `average`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from megacode.cli.options import Checkpoint, Json, RunDirectory, console, out_di
 if TYPE_CHECKING:
     from megacode.checkpoint.copying import Copy
 
-app = typer.Typer(help="Checkpoints of a run: which there are, and whether they are whole.", no_args_is_help=True)
+app = typer.Typer(help="List, verify and average the checkpoints of a run.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_(run_dir: RunDirectory, as_json: Json = False) -> None:
-    """List a run's checkpoints, oldest first, with what `latest` names; files are looked at, but not read."""
+    """List a run's checkpoints, oldest first, and mark the latest; shard contents are not read."""
     from megacode.checkpoint.listing import listing
 
     rows = listing(run_dir)
@@ -29,6 +29,7 @@ def list_(run_dir: RunDirectory, as_json: Json = False) -> None:
         return
     from megacode.base.tables import FigureTable
 
+    # A row's `keep` says why `keep_last` spares it; a row's `problem` is what a look at its files shows.
     headings = ("checkpoint", "phase", "samples", "size", "kept for", "ranks", "state")
     table = FigureTable(*headings, figures=("samples", "size", "ranks"))
     for row in rows:
@@ -40,7 +41,7 @@ def list_(run_dir: RunDirectory, as_json: Json = False) -> None:
 
 @app.command()
 def verify(checkpoint: Checkpoint, as_json: Json = False) -> None:
-    """Read every byte of a checkpoint, or of all of a run, and compare with the hashes taken when it was written."""
+    """Read every byte of a checkpoint, or of all checkpoints of a run, and compare with the stored hashes."""
     from megacode.checkpoint.listing import verify as read_all
 
     rows = read_all(checkpoint)
@@ -49,8 +50,8 @@ def verify(checkpoint: Checkpoint, as_json: Json = False) -> None:
     damaged = [row for row in rows if row["damage"]]
     for row in rows:
         if not as_json and not row["damage"]:
-            typer.echo(f"{row['path']}: whole, {format_bytes(row['bytes'])} in {row['files']} files")
-    if damaged:
+            typer.echo(f"{row['path']}: intact, {format_bytes(row['bytes'])} in {row['files']} files")
+    if damaged:  # raised last, so that the intact ones are listed as well
         what = "; ".join(f"{row['path']}: {', '.join(row['damage'])}" for row in damaged)
         fix = "a resume skips it and uses the one before; remove it, or restore it from a copy"
         raise VerificationError(what, fix=fix)
@@ -60,7 +61,9 @@ def verify(checkpoint: Checkpoint, as_json: Json = False) -> None:
 def average(
     checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints of one model.", show_default=False)],
     out: Annotated[Path, out_directory("Directory of the new checkpoint.")],
-    last: Annotated[int | None, typer.Option(min=2, help="Of one run directory: its newest N.")] = None,
+    last: Annotated[
+        int | None, typer.Option(min=2, help="Average the newest N checkpoints of one run directory.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Average the weights of several checkpoints, to evaluate or to start from."""
@@ -71,7 +74,7 @@ def average(
 
 
 def show_copy(copy: Copy, as_json: bool) -> None:
-    """Print what became of a copy."""
+    """Print what a copied checkpoint contains."""
     document: dict[str, Any] = asdict(copy)
     if as_json:
         print_json(document)

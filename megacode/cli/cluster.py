@@ -1,4 +1,4 @@
-"""SLURM: `launch` submits a run; `job begin` and `job end` are what its script calls around the ranks."""
+"""Commands for SLURM: `launch` submits a run; its job script calls `job begin` and `job end` around the ranks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from megacode.base.logs import setup_logging
 from megacode.cli.options import AcceptChangedPast, Config, Json, Overrides, RunDirectory, print_json
 
 app = typer.Typer()
-job = typer.Typer(name="job", help="What a SLURM job calls before and after its ranks.", no_args_is_help=True)
+job = typer.Typer(name="job", help="Called by a SLURM job's script, around its ranks.", no_args_is_help=True)
+
+
+# The `job` commands: slurm/run.sh calls them, on the first node of a job. They need no GPU and load no torch.
 
 
 @job.command()
 def begin(config: Config, overrides: Overrides = None, accept_changed_past: AcceptChangedPast = False) -> None:
-    """Refuse a job that cannot work, before a rank starts; else note what starts, and print the run directory."""
+    """Check a job before its ranks start, record its provenance, and print the run directory."""
     setup_logging()
     from megacode.base import lock
     from megacode.base.files import RunDir
@@ -31,23 +34,24 @@ def begin(config: Config, overrides: Overrides = None, accept_changed_past: Acce
     run, this, chosen = RunDir(parsed.directory), slurm.this_job(os.environ), continuity.settings(os.environ)
     with continuity.noting_refusal(run, this):
         continuity.check_chain(run, this, chosen)
+        # A killed job leaves its lock behind. It is removed only if SLURM says that its job has ended.
         holder = lock.owner(run)
         continuity.free_lock(run, this, holder.slurm_job if holder is not None else "")
         check_ready(parsed, this.ranks, accept_changed_past)
-    run.create()
+    run.create()  # only now: a refused job must leave no new directory
     start = provenance.record(run, this, dump_config(parsed), os.environ, sys.argv)
     # Each job of a chain adds its RUN_DIR to what it was given: once is enough.
     given = reversed(dict.fromkeys(reversed(overrides or [])))
     arguments = [str(config), *given, *(["--accept-changed-past"] if accept_changed_past else [])]
     continuity.begin(run, this, chosen, start / provenance.SCRIPT, arguments, start.name)
-    typer.echo(str(run.path))
+    typer.echo(str(run.path))  # the script captures standard output; logs go to standard error
 
 
 @job.command()
 def end(
     code: Annotated[int, typer.Argument(help="Exit code of the ranks.", show_default=False)], run_dir: RunDirectory
 ) -> None:
-    """Decide whether and how the run goes on after this job, and see to it; exits as the job should."""
+    """Decide what follows this job (requeue, chain or stop), do it, and exit with the job's exit code."""
     setup_logging()
     from megacode.base.files import RunDir
     from megacode.launch import continuity, slurm
@@ -61,35 +65,36 @@ def end(
 
 @job.command()
 def terminated(run_dir: RunDirectory) -> None:
-    """Look who ends this job, as SLURM's SIGTERM arrives; where a person does, the chain ends with it."""
+    """Called on SLURM's SIGTERM: if a person cancelled this job, end its chain too."""
     setup_logging()
     from megacode.base.files import RunDir
     from megacode.launch import continuity, slurm
 
     if continuity.cancelled(RunDir(run_dir), slurm.this_job(os.environ)):
-        typer.echo("this job was cancelled: no other one follows it", err=True)
+        typer.echo("this job was cancelled: no job follows it", err=True)
 
 
 @job.command()
 def score(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of a run.", show_default=False)],
-    suite: Annotated[str, typer.Option(help="As `megacode evaluate` takes it.")] = "demo",
-    limit: Annotated[int | None, typer.Option(min=1, help="Items per task, at most.")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="Leave a task out.")] = None,
+    suite: Annotated[str, typer.Option(help="As for `megacode evaluate`.")] = "demo",
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of items per task.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Exclude a task; may be repeated.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     run_generated_code: Annotated[
-        bool, typer.Option("--run-generated-code", help="Run what the model writes.")
+        bool, typer.Option("--run-generated-code", help="Run code that the model writes.")
     ] = False,
     keep_exports: Annotated[bool, typer.Option("--keep-exports", help="Keep the exported model.")] = False,
     sbatch: Annotated[list[str] | None, typer.Option(help="An option of sbatch, such as --partition=debug.")] = None,
 ) -> None:
-    """Have a job score a checkpoint, unless one does already, and wait for it; a run's trainer calls this."""
+    """Submit a job that scores a checkpoint, unless one exists, and wait for it; called by a run's trainer."""
     setup_logging()
     from megacode.launch.scoring_job import score_by_job
 
-    given = {"--limit": limit, "--device": device}
-    arguments = [str(part) for name, value in given.items() if value is not None for part in (name, value)]
-    arguments += [part for task in without or [] for part in ("--without", task)]
+    # The options again as a command line, which the job passes to `megacode evaluate`.
+    values = {"--limit": limit, "--device": device}
+    arguments = [str(word) for name, value in values.items() if value is not None for word in (name, value)]
+    arguments += [word for task in without or [] for word in ("--without", task)]
     flags = {"--run-generated-code": run_generated_code, "--keep-exports": keep_exports}
     arguments += [flag for flag, given in flags.items() if given]
     raise typer.Exit(score_by_job(checkpoint, suite, arguments, sbatch or []))
@@ -99,28 +104,32 @@ def score(
 def launch(
     config: Config,
     overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(min=1, help="How many nodes.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs a node; one rank each.")] = 8,
-    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks a node where it has no GPU.")] = None,
-    cpus_per_task: Annotated[int, typer.Option(min=1, help="Cores a rank.")] = 12,
-    time: Annotated[str, typer.Option(help="Time limit of one job, as sbatch takes it.")] = "24:00:00",
-    partition: Annotated[str, typer.Option(help="Absent: the site's.")] = "",
-    account: Annotated[str, typer.Option(help="Absent: the site's.")] = "",
+    # What to ask SLURM for. Empty ones are left to the site file, which sets sbatch's own variables.
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs per node.")] = 8,
+    ranks_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Ranks per node; default: one per GPU, or one without GPUs.")
+    ] = None,
+    cpus_per_task: Annotated[int, typer.Option(min=1, help="CPU cores per rank.")] = 12,
+    time: Annotated[str, typer.Option(help="Time limit of each job, in sbatch's format.")] = "24:00:00",
+    partition: Annotated[str, typer.Option(help="SLURM partition; default: the site file's.")] = "",
+    account: Annotated[str, typer.Option(help="SLURM account; default: the site file's.")] = "",
     site: Annotated[
         Path | None,
         typer.Option(
-            exists=True, dir_okay=False, envvar="SITE", help="The site's file; absent: slurm/site.env, if any."
+            exists=True, dir_okay=False, envvar="SITE", help="Cluster settings; default: slurm/site.env, if it exists."
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show script and command, and submit nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print script and command; submit nothing.")] = False,
     accept_changed_past: AcceptChangedPast = False,
     as_json: Json = False,
 ) -> None:
-    """Submit a run to SLURM, after the checks that its job would make."""
+    """Submit a run to SLURM, after making the checks that its job would make."""
     from megacode.config.loading import load_config
     from megacode.launch import slurm, submission
     from megacode.train.start_checks import check_ready
 
+    # Refuse here what would otherwise fail after hours in the queue.
     parsed, ranks = load_config(config, overrides or []), ranks_per_node or gpus_per_node or 1
     check_ready(parsed, nodes * ranks, accept_changed_past)
     request = submission.Request(nodes, ranks, gpus_per_node, cpus_per_task, time, partition, account)
@@ -134,6 +143,6 @@ def launch(
         print_json({"script": script, "command": command, "job": submitted})
     elif submitted is not None:
         typer.echo(f"submitted job {submitted}")
-    else:
+    else:  # a dry run: print a command line that a shell accepts as it is
         assignments = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
         typer.echo(f"{script}\n{' '.join([*assignments, shlex.join(command)])}")

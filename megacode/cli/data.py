@@ -1,4 +1,4 @@
-"""Data sets: `data tokenizer`, `data preprocess`, `data merge`, `data inspect`, `data corpus`.
+"""Commands on data sets: `data tokenizer`, `data preprocess`, `data merge`, `data inspect`, `data corpus`.
 
 The scripts in `tools/` are these commands under Megatron-LM's names.
 """
@@ -21,26 +21,28 @@ from megacode.data.tool_exit import run_tool
 
 app = typer.Typer(help="Make, merge and inspect indexed data sets.", no_args_is_help=True, rich_markup_mode=None)
 
+# Megatron-LM's names of tokenizer classes, so that its command lines work here. SentencePiece has three of them.
 TOKENIZER_KINDS: dict[str, Literal["huggingface", "sentencepiece"]] = {
     "HuggingFaceTokenizer": "huggingface",
     "SentencePieceTokenizer": "sentencepiece",
     "GPTSentencePieceTokenizer": "sentencepiece",
     "Llama2Tokenizer": "sentencepiece",
 }
-_HUGGINGFACE = "make a tokenizer.json of it and give --tokenizer-type HuggingFaceTokenizer --tokenizer-model DIR"
+_HUGGINGFACE = "convert it to a tokenizer.json and give --tokenizer-type HuggingFaceTokenizer --tokenizer-model DIR"
+# Flags of Megatron-LM that are parsed only to refuse them, each with what to do instead.
 _REFUSED = {
-    "split_sentences": "split them beforehand: a list of texts under a key becomes a document of several sequences",
-    "find_optimal_num_workers": "--workers is the number of threads; the number of cores is the best",
+    "split_sentences": "split texts beforehand: a list of texts under a key becomes a document of several sequences",
+    "find_optimal_num_workers": "--workers is the number of threads; leave it out to use all cores",
     "vocab_file": _HUGGINGFACE,
     "merge_file": _HUGGINGFACE,
 }
 
 
 def script(name: str, path: str, arguments: Sequence[str] | None = None) -> int:
-    """Run one of the data commands as the script that `tools/` has for it.
+    """Run a data command as the script of `tools/` that belongs to it.
 
     Args:
-        name: of the command.
+        name: the command.
         path: of the script, as usage and manifests show it.
         arguments: its command line; None: this process's.
 
@@ -55,9 +57,13 @@ def train_tokenizer(
     input_files: Inputs,
     vocab_size: Annotated[str, typer.Option(help="Tokens, special ones included, for example 32000 or 32k.")],
     output: Annotated[Path, typer.Option(help="Directory to write.")],
-    kind: Annotated[Literal["huggingface", "sentencepiece"], typer.Option(help="Library it is for.")] = "huggingface",
+    kind: Annotated[
+        Literal["huggingface", "sentencepiece"], typer.Option(help="Library that loads it.")
+    ] = "huggingface",
     json_keys: JsonKeys = ["text"],  # noqa: B006 (typer copies it)
-    max_bytes: Annotated[str, typer.Option(help="Learn from this much of the input, sampled evenly.")] = "100M",
+    max_bytes: Annotated[
+        str, typer.Option(help="Train on at most this many bytes of the input, sampled evenly.")
+    ] = "100M",
     overwrite: Overwrite = False,
 ) -> None:
     """Train a tokenizer on JSON lines.
@@ -101,20 +107,23 @@ def preprocess(
     append_eod: Annotated[
         bool, typer.Option("--append-eod", help="End each document with the end-of-document token.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(help="Threads that encode; absent: all cores.")] = None,
-    log_interval: Annotated[int, typer.Option(help="Documents between two lines of the log.")] = 100_000,
+    # How the work is done.
+    workers: Annotated[int | None, typer.Option(help="Encoding threads; default: all cores.")] = None,
+    log_interval: Annotated[int, typer.Option(help="Documents between two log lines.")] = 100_000,
     shuffle_seed: Annotated[
-        int | None, typer.Option(help="Shuffle the documents: a run reads them as stored. Absent: keep their order.")
+        int | None,
+        typer.Option(help="Shuffle the documents, as runs read them in stored order; default: keep their order."),
     ] = None,
     shard: Annotated[
         str,
-        typer.Option(metavar="I/N", help="Only part I of N of the input, I from 0 as in an array 0-15; then merge."),
+        typer.Option(metavar="I/N", help="Process part I of N of the input, I from 0 to N-1; then run merge."),
     ] = "",
     skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="Leave out and count lines that cannot be read.")
+        bool, typer.Option("--skip-bad-lines", help="Skip and count lines that cannot be read.")
     ] = False,
-    dtype: Annotated[Literal["auto", "uint16", "int32"], typer.Option(help="Type of a token on disk.")] = "auto",
+    dtype: Annotated[Literal["auto", "uint16", "int32"], typer.Option(help="Dtype of a token on disk.")] = "auto",
     overwrite: Overwrite = False,
+    # Flags of Megatron-LM: the first two change nothing, the hidden ones are refused with a fix (`_REFUSED`).
     partitions: Annotated[int, typer.Option(help="Accepted and ignored: one process with threads does the work.")] = 1,
     keep_sequential_samples: Annotated[
         bool, typer.Option("--keep-sequential-samples", help="Accepted and ignored: the order is always kept.")
@@ -131,9 +140,9 @@ def preprocess(
         --tokenizer-type HuggingFaceTokenizer --tokenizer-model tokenizer/
         --append-eod --shuffle-seed 1234
 
-    Flags and bytes are Megatron-LM's. Writes data/web_text_document.bin, .idx and .manifest.json. Several processes or
-    machines share the work with --shard 0/16 to --shard 15/16.
-    `megacode data merge` makes of their shards what one process makes, to the byte.
+    Flags and output bytes are Megatron-LM's. Writes data/web_text_document.bin, .idx and .manifest.json.
+    Several processes or machines can share the work with --shard 0/16 to --shard 15/16.
+    `megacode data merge` joins the shards; the result equals that of one process, byte for byte.
     slurm/preprocess.sh does both.
     """
     setup_logging()
@@ -150,11 +159,11 @@ def _job(given: dict[str, Any], command: str) -> Any:
     """Return what to preprocess, from the options of `preprocess`.
 
     Raises:
-        ConfigError: they ask for what this tool does not do.
+        ConfigError: an option is not supported, or its value is invalid.
     """
     from megacode.config.model import TokenizerConfig
     from megacode.data.machine_files import Shard
-    from megacode.data.preprocess import Job
+    from megacode.data.preprocess import PreprocessJob
 
     for name, fix in _REFUSED.items():
         if given[name]:
@@ -163,9 +172,11 @@ def _job(given: dict[str, Any], command: str) -> Any:
         what = f"the tokenizer type {given['tokenizer_type']!r} is not supported"
         raise ConfigError(what, "--tokenizer-type", f"give one of {', '.join(TOKENIZER_KINDS)}")
     if given["workers"] is not None and given["workers"] < 1:
-        raise ConfigError(f"{given['workers']} threads cannot work", "--workers", "give 1 or more, or leave it out")
+        what = f"{given['workers']} is not a valid number of threads"
+        raise ConfigError(what, "--workers", "give 1 or more, or leave it out")
+    # Options that `Job` takes under the same name.
     same = ("output_prefix", "append_eod", "shuffle_seed", "skip_bad_lines", "dtype", "workers", "log_interval")
-    return Job(
+    return PreprocessJob(
         inputs=tuple(given["input_files"]),
         tokenizer=TokenizerConfig(kind=TOKENIZER_KINDS[given["tokenizer_type"]], path=given["tokenizer_model"]),
         keys=tuple(given["json_keys"]),
@@ -185,10 +196,11 @@ def merge(
     ],
     output_prefix: Annotated[str, typer.Option(help="Prefix of the data set to make.")],
     shuffle_seed: Annotated[
-        int | None, typer.Option(help="Shuffle the documents; absent: as the shards were made to be, or not.")
+        int | None,
+        typer.Option(help="Shuffle the documents; default: with the seed that the shards were made with, if any."),
     ] = None,
     remove_shards: Annotated[
-        bool, typer.Option("--remove-shards", help="Remove shards once the whole is on disk.")
+        bool, typer.Option("--remove-shards", help="Remove the shards once the merged data set is on disk.")
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -198,10 +210,10 @@ def merge(
     megacode data merge --input 'data/web_text_document.shard_*_of_0016'
         --output-prefix data/web_text_document
 
-    It takes less than 300 MB of memory, whatever their size.
-    Shards of `megacode data preprocess --shard` become what one process makes of the whole input, to the byte. Shards
-    made with --shuffle-seed are shuffled here. Other data sets follow each other in the order given. They must have one
-    tokenizer and one token type. A shard that is missing, not finished or damaged is named, and nothing is written.
+    Uses less than 300 MB of memory, whatever the size of the data.
+    Shards of `megacode data preprocess --shard` become what one process makes of the whole input, byte for byte.
+    Shards made with --shuffle-seed are shuffled here. Other data sets are joined in the order given. All must have the
+    same tokenizer and token dtype. If a shard is missing, unfinished or damaged, it is named and nothing is written.
     """
     setup_logging()
 
@@ -220,7 +232,7 @@ def inspect(
     tokenizer: Annotated[
         str, typer.Option(help="Directory with a tokenizer.json, or a SentencePiece .model, to decode documents.")
     ] = "",
-    documents: Annotated[int, typer.Option(help="How many documents to show.")] = 3,
+    documents: Annotated[int, typer.Option(help="Number of documents to show.")] = 3,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every entry of the index, and the hashes of the whole files.")
     ] = False,
@@ -246,16 +258,16 @@ def corpus(
     output: Annotated[Path, typer.Option(help="Directory to write to.")],
     roots: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR...", help="Directories to look into; absent: Python's and /usr's."),
+        typer.Option(metavar="DIR...", help="Directories to search; default: Python's and /usr's."),
     ] = None,
     limit: Annotated[
         list[str] | None,
-        typer.Option(metavar="SOURCE=BYTES", help="Such as code=50M; absent: code=16M, text=10M, markup=6M."),
+        typer.Option(
+            metavar="SOURCE=BYTES", help="Size limit, such as code=50M; default: code=16M, text=10M, markup=6M."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed takes other files in another order.")] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what another call has collected there.")
-    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the choice and order of files.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier corpus there.")] = False,
 ) -> None:
     """Collect files of this machine into a corpus.
 
@@ -264,8 +276,8 @@ def corpus(
     megacode data corpus --output corpus/ --roots ~/projects /usr/share/doc --limit code=50M
 
     Writes code.jsonl, text.jsonl, markup.jsonl and collect.json.
-    The same file never comes twice, docstrings become text, generated and minified files are left out. The same call
-    again has nothing to do. Next: `megacode data tokenizer` and `megacode data preprocess`.
+    Duplicate files are dropped, docstrings become text, generated and minified files are excluded.
+    Repeating the same call does nothing. Next: `megacode data tokenizer` and `megacode data preprocess`.
     """
 
     def work() -> None:

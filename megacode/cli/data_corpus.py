@@ -1,4 +1,4 @@
-"""Collect this machine's files into a corpus: limits as users write them, progress bars, a table at the end."""
+"""`data corpus`: parse the size limits, show progress bars while files are collected, print a summary table."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
 
+from megacode.base.claims import claimed
 from megacode.base.errors import ConfigError
 from megacode.base.progress import new_progress
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, parse_count
 from megacode.data.collect import DEFAULT_BYTES, collect
 
-_MOST = 4  # kinds of files, and reasons to leave one out, that the table names
+_MOST = 4  # file kinds, and reasons for exclusion, that the table names; longer lists would wrap
 
 
 def collect_with_bars(
     output: Path, roots: Sequence[Path] | None, settings: Sequence[str], seed: int, overwrite: bool
 ) -> None:
-    """Collect a corpus, and show how far it is and what it holds on standard error.
+    """Collect a corpus; show progress and a summary on standard error.
 
     Args:
         output: directory to write to.
-        roots: directories to look into; None: the defaults.
+        roots: directories to search; None: the defaults.
         settings: limits as `SOURCE=BYTES`.
-        seed: another seed takes other files in another order.
-        overwrite: replace what another call has collected there.
+        seed: of the choice and order of files.
+        overwrite: replace an earlier corpus in `output`.
 
     Raises:
         ConfigError: a limit, a root or the output cannot be used.
         DataError: a source that was asked for got no document.
     """
     limits = read_limits(settings)
+    # A bar counts bytes towards its source's limit. A source with limit 0 is switched off, and has none.
     columns = TextColumn("{task.description:8}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
     with new_progress(*columns) as bars:
         tasks = {source: bars.add_task(source, total=limit) for source, limit in limits.items() if limit}
@@ -42,16 +44,18 @@ def collect_with_bars(
         def advance(source: str, done: int, _: int) -> None:
             bars.update(tasks[source], completed=done)
 
-        report = collect(output, roots, limits, seed, advance, overwrite=overwrite)
+        with claimed(output, "--output"):
+            report = collect(output, roots, limits, seed, advance, overwrite=overwrite)
     Console(stderr=True).print(_table(report))
 
 
 def read_limits(settings: Sequence[str]) -> dict[str, int]:
-    """Return the bytes of each source, from `SOURCE=BYTES`.
+    """Return the size limit of each source in bytes, from `SOURCE=BYTES`.
 
     Raises:
-        ConfigError: one is not of that form, or a source stands twice.
+        ConfigError: a setting has another form, or a source is given twice.
     """
+    # Whether a source of that name exists is checked by `collect`, which knows them all.
     limits, given = dict(DEFAULT_BYTES), set[str]()
     for setting in settings:
         source, separator, size = setting.partition("=")
@@ -69,9 +73,9 @@ def read_limits(settings: Sequence[str]) -> dict[str, int]:
 
 def _table(report: dict[str, Any]) -> FigureTable:
     table = FigureTable("source", "documents", "size", "most of", "left out", figures=("documents", "size"))
-    for source, part in report["sources"].items():
-        kinds, dropped = _first(part["kinds"]), _first(part["dropped"])
-        table.add_row(source, f"{part['documents']:,}", format_bytes(part["bytes"]), kinds, dropped)
+    for source, totals in report["sources"].items():
+        kinds, dropped = _first(totals["kinds"]), _first(totals["dropped"])
+        table.add_row(source, f"{totals['documents']:,}", format_bytes(totals["bytes"]), kinds, dropped)
     return table
 
 

@@ -1,4 +1,4 @@
-"""What an indexed data set holds: its header, the lengths of its documents, its manifest, its first documents."""
+"""`data inspect`: show a data set's header, document lengths, manifest and first documents."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from megacode.data.indexed import IndexedDataset, bin_path, idx_path
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
 
 QUANTILES = (0, 10, 50, 90, 99, 100)
-SAMPLED_DOCUMENTS = 1_000_000
-LOOKED_AT = 1_000
+SAMPLED_DOCUMENTS = 1_000_000  # for the quantiles of lengths; all of them would take minutes on a large data set
+END_CHECKED = 1_000  # documents whose last token is read; each is a random access to the disk
 SHOWN_TOKENS = 200
 
 
@@ -25,13 +25,13 @@ def inspect(prefix: str, tokenizer_path: str, documents: int, verify: bool, cons
 
     Args:
         prefix: its path without .bin and .idx.
-        tokenizer_path: what decodes its documents; empty: none are shown.
-        documents: how many of them to show.
+        tokenizer_path: decodes the documents; empty: none are shown.
+        documents: number of documents to show.
         verify: read everything, and compare it with the manifest.
-        console: where to print; without markup, for documents hold anything.
+        console: where to print; without markup, because documents may contain anything.
 
     Raises:
-        DataError: it cannot be read, or is not what its manifest says.
+        DataError: it cannot be read, or differs from its manifest.
     """
     data = IndexedDataset(prefix)
     table = FigureTable("fact", "value", title=prefix, show_header=False, title_justify="left")
@@ -40,10 +40,10 @@ def inspect(prefix: str, tokenizer_path: str, documents: int, verify: bool, cons
     console.print(table)
     if verify:
         data.verify()
-        console.print("index: every entry fits")
+        console.print("index: every entry is valid")
     manifest = manifests.check(prefix, whole=verify)
     _show_manifest(manifest, verify, console)
-    if tokenizer_path:
+    if tokenizer_path:  # decoding with another tokenizer would show plausible nonsense: compare hashes first
         tokenizer = load_tokenizer(tokenizer_at(tokenizer_path))
         manifests.check_tokenizer(prefix, manifest, tokenizer.hash)
         console.print(_document_ends(data, tokenizer), soft_wrap=True)
@@ -51,41 +51,42 @@ def inspect(prefix: str, tokenizer_path: str, documents: int, verify: bool, cons
 
 
 def facts(data: IndexedDataset) -> Iterator[tuple[str, str]]:
-    """Yield what a data set's header and the lengths of its documents say."""
+    """Yield names and values from a data set's header and its document lengths."""
     sizes = bin_path(data.prefix).stat().st_size, idx_path(data.prefix).stat().st_size
     yield "tokens", f"{data.tokens:,} ({format_count(data.tokens)}) as {data.dtype.name}"
     yield "documents", f"{data.documents:,}"
     yield "sequences", f"{data.sequences:,}"
     yield "files", f".bin {format_bytes(sizes[0])}, .idx {format_bytes(sizes[1])}"
+    # Every step-th document, step rounded up, so that at most SAMPLED_DOCUMENTS are looked up.
     step = -(-data.documents // SAMPLED_DOCUMENTS)
     bounds = np.array([data.document_bounds(document) for document in range(0, data.documents, step)])
     lengths = bounds[:, 1] - bounds[:, 0] + 1
     values = np.percentile(lengths, QUANTILES).round().astype(int)
     sampled = f" (every {step}th document)" if step > 1 else ""
     shown = (f"{quantile} % {value:,}" for quantile, value in zip(QUANTILES, values, strict=True))
-    yield "tokens a document", ", ".join(shown) + sampled
+    yield "tokens per document", ", ".join(shown) + sampled
     yield "empty documents", f"{int((lengths == 0).sum()):,}{sampled}"
 
 
 def _show_manifest(manifest: manifests.Manifest | None, verified: bool, console: Console) -> None:
     if manifest is None:
-        console.print("manifest: none; the data set is known by its size and sampled blocks", soft_wrap=True)
+        console.print("manifest: none; the data set is identified by its size and sampled blocks", soft_wrap=True)
         return
-    extent = "the whole files are" if verified else "sizes and sampled blocks are"
-    console.print(f"manifest: {extent} as it says; identity {manifest.identity}", soft_wrap=True)
+    extent = "every byte matches" if verified else "sizes and sampled blocks match"
+    console.print(f"manifest: {extent}; identity {manifest.identity}", soft_wrap=True)
     if not manifest.append_eod:
-        console.print("end of documents: not marked (made without --append-eod); a run reads one endless text")
+        console.print("end of documents: not marked (made without --append-eod); documents run into each other")
 
 
 def _document_ends(data: IndexedDataset, tokenizer: Tokenizer) -> str:
-    """Return how many of some documents end with the tokenizer's end-of-document token."""
+    """Say how many of a sample of documents end with the tokenizer's end-of-document token."""
     if tokenizer.eod is None:
         return "end of documents: the tokenizer has no token for it"
-    step = -(-data.documents // LOOKED_AT)
+    step = -(-data.documents // END_CHECKED)
     bounds = [data.document_bounds(document) for document in range(0, data.documents, step)]
-    lasts = [last for first, last in bounds if last >= first]
+    lasts = [last for first, last in bounds if last >= first]  # positions of last tokens; empty documents have none
     marked = sum(int(data.read(last, 1)[0]) == tokenizer.eod for last in lasts)
-    return f"end of documents: {marked:,} of {len(lasts):,} that were looked at end with token {tokenizer.eod}"
+    return f"end of documents: {marked:,} of {len(lasts):,} sampled documents end with token {tokenizer.eod}"
 
 
 def _show_documents(data: IndexedDataset, tokenizer: Tokenizer, count: int, console: Console) -> None:

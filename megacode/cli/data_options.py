@@ -1,6 +1,6 @@
-"""How the data tools read their command lines, as commands of megacode and as the scripts in `tools/`.
+"""Command lines of the data tools, both as commands of megacode and as the scripts in `tools/`.
 
-Megatron-LM's flags take several values after one flag (`--json-keys title text`), which click does not know.
+Megatron-LM's flags take several values after one flag (`--json-keys title text`), which click does not support.
 """
 
 from __future__ import annotations
@@ -16,55 +16,56 @@ from typer.core import TyperCommand, TyperGroup
 if TYPE_CHECKING:
     from megacode.config.model import TokenizerConfig
 
-_GIVEN = "megacode.data.arguments"
+_GIVEN = "megacode.data.arguments"  # key of the command line in click's context; click asks for a name with a package
 
 Inputs = Annotated[
     list[str],
     typer.Option("--input", metavar="FILE...", help="JSON-lines files or quoted globs: .jsonl, .json, .gz, .zst."),
 ]
 JsonKeys = Annotated[list[str], typer.Option(metavar="KEY...", help="Keys that hold text.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 
 
 class ToolCommand(TyperCommand):
-    """A command whose list options take one or more values each, and whose command line goes into manifests."""
+    """A command whose list options take one or more values each, and which keeps its command line for manifests."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Note what was given, and repeat flags before each of their values, as click wants them."""
+        """Keep the arguments as given, and repeat flags before each of their values, as click wants them."""
         ctx.meta[_GIVEN] = list(args)
         lists = {flag for param in self.params if getattr(param, "multiple", False) for flag in param.opts}
-        spread, lacking = _spread(args, lists)
-        if lacking and not {"--help"} & {*args}:
-            ctx.fail(f"Option '{lacking}' requires an argument.")
+        spread, bare = _spread(args, lists)
+        if bare and "--help" not in args:
+            ctx.fail(f"Option '{bare}' requires an argument.")  # click's own wording
         return super().parse_args(ctx, spread)
 
 
 def _spread(arguments: Sequence[str], lists: Collection[str]) -> tuple[list[str], str]:
-    """Turn `--input a b` into `--input a --input b`; return that, and a flag without a value, if there is one."""
+    """Turn `--input a b` into `--input a --input b`; return that, and the first flag without a value, or ''."""
     spread: list[str] = []
-    flag, waits, lacking = "", False, ""
+    flag, waits, bare = "", False, ""  # the current list flag; whether its first value is still to come
     for argument in arguments:
         if argument.startswith("-"):
-            lacking = lacking or (flag if waits else "")
+            bare = bare or (flag if waits else "")
             name, has_value, _ = argument.partition("=")
             flag = name if name in lists else ""
             waits = bool(flag) and not has_value
-        elif flag and not waits:
+        elif flag and not waits:  # a second value, or one after `--input=a`
             spread.append(flag)
         else:
             waits = False
         spread.append(argument)
-    return spread, lacking or (flag if waits else "")
+    return spread, bare or (flag if waits else "")
 
 
 def command_line(ctx: typer.Context) -> str:
-    """Return the command line as it was given: of `megacode`, however that was started, or of a script."""
+    """Return the command line as given: of `megacode`, however it was started, or of a script."""
+    # A script's command has no parent context. A manifest must name what can be typed again.
     program = ctx.info_name if ctx.parent is None else f"megacode {ctx.parent.info_name} {ctx.info_name}"
     return f"{program} {shlex.join(ctx.meta[_GIVEN])}"
 
 
 def tokenizer_at(path: str) -> TokenizerConfig:
-    """Return the tokenizer of either kind that lies at a path."""
+    """Return the config of the tokenizer at a path, of whichever kind it is."""
     from megacode.config.model import TokenizerConfig
 
     place = Path(path)
@@ -78,8 +79,8 @@ def run_as_script(app: typer.Typer, name: str, script: str, arguments: Sequence[
 
     Args:
         app: the commands.
-        name: of the command.
-        script: what usage and manifests call the program.
+        name: the command to run.
+        script: the program's name in usage and manifests.
         arguments: its command line; None: this process's.
 
     Returns:
@@ -88,6 +89,7 @@ def run_as_script(app: typer.Typer, name: str, script: str, arguments: Sequence[
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
     try:
+        # click ends a program by SystemExit, with or without an error.
         group.commands[name].main(args=None if arguments is None else [*arguments], prog_name=script)
     except SystemExit as end:
         return int(end.code or 0)

@@ -1,4 +1,4 @@
-"""Text from a trained model: `generate`."""
+"""`generate`: text from a trained model, for one prompt or interactively."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megacode.base.logs import setup_logging
 from megacode.cli.options import Json, print_json
 
 if TYPE_CHECKING:
-    from megacode.eval.generate import Sampling, Text, Writer
+    from megacode.eval.generate import GeneratedText, Sampling, TextWriter
 
 log = logging.getLogger(__name__)
 app = typer.Typer()
@@ -27,33 +27,39 @@ def generate(
     model: Annotated[
         Path, typer.Argument(help="An exported model, or a run: its newest checkpoint.", show_default=False)
     ],
-    prompt: Annotated[str | None, typer.Option(help="The text to go on from; '' begins a new one.")] = None,
+    # The prompt; without one it is read from standard input, or asked for at a terminal.
+    prompt: Annotated[str | None, typer.Option(help="The text to continue; '' starts from nothing.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A UTF-8 file with the prompt.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's chat template.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a text, at most.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token each time.")] = 0.8,
-    top_p: Annotated[float, typer.Option(min=1e-6, max=1, help="Draw from the likeliest tokens of this share.")] = 0.95,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws; further texts have the next ones.")] = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="Apply the model's chat template to the prompt.")] = False,
+    # Sampling.
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of generated tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0: greedy decoding.")] = 0.8,
+    top_p: Annotated[
+        float, typer.Option(min=1e-6, max=1, help="Sample from the most likely tokens with this total probability.")
+    ] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first text; each further text uses the next one.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Number of texts.")] = 1,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; absent: CUDA where there is any.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: CUDA if available.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Let a trained model write: from --prompt, from standard input, or line by line at a terminal."""
+    """Generate text with a trained model: from --prompt, from standard input, or interactively at a terminal."""
     setup_logging()
     asked = _prompt(prompt, prompt_file)
     if asked is None and (as_json or count > 1):
         where, fix = "--json" if as_json else "--count", "give --prompt or --prompt-file, or pipe the prompt in"
         raise ConfigError("there is no prompt", where, fix)
     if count > 1 and temperature == 0:
-        raise ConfigError("at temperature 0 all texts are the same", f"--count {count}", "leave it out, or draw")
-    from megacode.eval.generate import Sampling, Writer, model_of
+        fix = "leave it out, or give a --temperature above 0"
+        raise ConfigError("at temperature 0 all texts are equal", f"--count {count}", fix)
+    # Everything that needs no model is checked by now: these imports load torch and transformers.
+    from megacode.eval.generate import Sampling, TextWriter, model_of
     from megacode.eval.harness import check_device
     from megacode.eval.offline import surroundings
 
     check_device(device)
     hf_dir, sampling = model_of(model), Sampling(max_new_tokens, temperature, top_p, seed)
     with surroundings(offline=True, own_cache=False, verbose=False):
-        writer = Writer.open(hf_dir, device)
+        writer = TextWriter.open(hf_dir, device)
         if asked is None:
             _converse(writer, sampling, chat)
             return
@@ -67,9 +73,9 @@ def generate(
 
 
 def _prompt(given: str | None, file: Path | None) -> str | None:
-    """Return the prompt; None where a person at a terminal is to be asked for it.
+    """Return the prompt; None if it is to be read line by line from a terminal.
 
-    The line end that closes a file or a pipe is no part of the prompt.
+    The final line end of a file or a pipe is not part of the prompt.
 
     Raises:
         ConfigError: two prompts are given, or standard input is empty.
@@ -82,6 +88,7 @@ def _prompt(given: str | None, file: Path | None) -> str | None:
     if file is None and sys.stdin is not None and sys.stdin.isatty():
         return None
     where = str(file) if file else "standard input"
+    # Decoded here, not by Python's text layer: a locale such as C would read UTF-8 as something else.
     try:
         raw = file.read_bytes() if file else sys.stdin.buffer.read() if sys.stdin is not None else b""
         text = raw.decode("utf-8")
@@ -90,29 +97,30 @@ def _prompt(given: str | None, file: Path | None) -> str | None:
     except UnicodeDecodeError as error:
         raise DataError("the prompt is not UTF-8", where, "convert it, for example with iconv") from error
     if not text and file is None:
-        raise ConfigError("there is no prompt: standard input is empty", "--prompt", "give one; '' begins a new text")
+        fix = "give one; '' starts a text from nothing"
+        raise ConfigError("there is no prompt: standard input is empty", "--prompt", fix)
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _document(text: Text) -> dict[str, Any]:
+def _document(text: GeneratedText) -> dict[str, Any]:
     written = "".join(text)
     return {"text": written, "tokens": text.tokens, "ended": text.ended, "seed": text.seed}
 
 
-def _stream_all(texts: Sequence[Text]) -> None:
+def _stream_all(texts: Sequence[GeneratedText]) -> None:
     for number, text in enumerate(texts, 1):
         if len(texts) > 1:
             typer.echo(f"--- {number} of {len(texts)}, seed {text.seed} ---")
         _stream(text)
 
 
-def _stream(text: Text, said: list[str] | None = None) -> None:
-    """Print a text while it is generated, and keep it in `said`; say why it was cut where it was."""
+def _stream(text: GeneratedText, printed: list[str] | None = None) -> None:
+    """Print a text while it is generated, collect it in `printed`, and log why it was cut, if it was."""
     for piece in text:
         typer.echo(piece, nl=False)
         sys.stdout.flush()
-        if said is not None:
-            said.append(piece)
+        if printed is not None:  # piece by piece: Ctrl-C must not lose what is on the screen already
+            printed.append(piece)
     typer.echo()
     if text.ended == "context":
         log.info("cut after %d tokens: the model's context is full", text.tokens)
@@ -120,11 +128,11 @@ def _stream(text: Text, said: list[str] | None = None) -> None:
         log.info("cut after %d tokens (--max-new-tokens)", text.tokens)
 
 
-def _converse(writer: Writer, sampling: Sampling, chat: bool) -> None:
-    """Answer what a person types, a line at a time; Ctrl-C stops a text, Ctrl-D ends."""
+def _converse(writer: TextWriter, sampling: Sampling, chat: bool) -> None:
+    """Answer prompts typed at a terminal, one line each; Ctrl-C stops a text, Ctrl-D quits."""
     if chat:
-        writer.chat_ids([{"role": "user", "content": ""}])  # refused before anything is typed
-    typer.echo("Type a prompt. Ctrl-C stops a text, Ctrl-D ends.", err=True)
+        writer.chat_ids([{"role": "user", "content": ""}])  # a model without a template is refused before typing
+    typer.echo("Type a prompt. Ctrl-C stops a text, Ctrl-D quits.", err=True)
     turns: list[dict[str, str]] = []
     for number, line in enumerate(_lines()):
         turns.append({"role": "user", "content": line})
@@ -132,20 +140,20 @@ def _converse(writer: Writer, sampling: Sampling, chat: bool) -> None:
             text = writer.write(_chat_ids(writer, turns) if chat else writer.ids(line), sampling, number)
         except (ConfigError, DataError) as error:
             typer.echo(str(error), err=True)
-            turns.pop()
+            turns.pop()  # a refused prompt must not stay in the conversation
             continue
-        said: list[str] = []
+        printed: list[str] = []
         with suppress(KeyboardInterrupt):
-            _stream(text, said)
-        turns.append({"role": "assistant", "content": "".join(said)})
+            _stream(text, printed)
+        turns.append({"role": "assistant", "content": "".join(printed)})
 
 
-def _chat_ids(writer: Writer, turns: list[dict[str, str]]) -> list[int]:
-    """Return a conversation's ids, without its oldest turns where it is longer than the context."""
+def _chat_ids(writer: TextWriter, turns: list[dict[str, str]]) -> list[int]:
+    """Return a conversation's ids; drop its oldest turns (from `turns` too) until it fits the context."""
     ids = writer.chat_ids(turns)
     while writer.context is not None and len(ids) >= writer.context and len(turns) > 1:
-        log.info("the context is full: the oldest question and its answer are forgotten")
-        del turns[:2]
+        log.info("the context is full: the oldest question and its answer are dropped")
+        del turns[:2]  # in pairs: templates refuse a conversation that starts with an answer
         ids = writer.chat_ids(turns)
     return ids
 
@@ -156,7 +164,7 @@ def _lines() -> Iterator[str]:
     while True:
         try:
             line = input("> ")
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # discards the line, as a shell does
             typer.echo(err=True)
             continue
         except EOFError:

@@ -1,4 +1,4 @@
-"""A first config for one's own data sets: `init`."""
+"""`init`: write a first config for the user's own data sets."""
 
 from __future__ import annotations
 
@@ -18,20 +18,28 @@ app = typer.Typer()
 def init(
     data: Annotated[
         list[str],
-        typer.Option(metavar="NAME=PREFIX", help="A data set, path without .bin and .idx; may be repeated."),
+        typer.Option(
+            metavar="NAME=PREFIX", help="A data set: a name, and its path without .bin and .idx; may be repeated."
+        ),
     ],
     tokenizer: Annotated[
         str, typer.Option(metavar="PATH", help="Its tokenizer: a directory with a tokenizer.json, or a .model file.")
     ],
     out: Annotated[Path, typer.Argument(help="The config to write.")] = Path("run.yaml"),
+    # Without these, a choice is made and explained in the file.
     model: Annotated[
-        str, typer.Option(metavar="PRESET", help="A named model, such as llama-1b; absent: what fits the data.")
+        str, typer.Option(metavar="PRESET", help="Model preset, such as llama-1b; default: chosen by the data's size.")
     ] = "",
     tokens: Annotated[
-        str, typer.Option(help="How long to train, such as 20B; absent: one pass, or 20 tokens a parameter if less.")
+        str,
+        typer.Option(
+            help="How long to train, such as 20B; default: one pass over the data, at most 20 tokens per parameter."
+        ),
     ] = "",
-    seq_length: Annotated[int | None, typer.Option(min=16, help="Tokens a sequence; absent: by the model.")] = None,
-    name: Annotated[str, typer.Option(help="Name of the run; absent: that of the file.")] = "",
+    seq_length: Annotated[
+        int | None, typer.Option(min=16, help="Sequence length in tokens; default: chosen by model and data.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the run; default: the file's name.")] = "",
     overwrite: Overwrite = False,
 ) -> None:
     """Write a run.yaml for your own data sets.
@@ -40,7 +48,7 @@ def init(
     megacode init --data text=data/text_text_document --data code=data/code_text_document
         --tokenizer tokenizer/
 
-    Sizes are read from the data sets. The blend follows them, and every choice is explained in the file.
+    Reads the sizes of the data sets and blends in proportion. Every choice is explained in the file.
     """
     if out.suffix not in (".yaml", ".yml"):  # `--data a=x b=y` would end up here, with b=y as the file
         fix = "name a file such as run.yaml, and give --data before each data set"
@@ -51,6 +59,7 @@ def init(
     from megacode.cli.init_config import InitOptions, compose
     from megacode.cli.init_text import next_steps, render
 
+    # Composed and planned in memory: a config that `megacode plan` would refuse is never written.
     config = compose(InitOptions(out, name or out.stem, tuple(data), tokenizer, model, tokens, seq_length))
     write_text(out, render(config))
     for line in next_steps(config, out):

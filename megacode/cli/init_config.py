@@ -1,7 +1,7 @@
-"""The choices of a first config: a model that fits the data, how long to train it, in which batches.
+"""Choose the settings of a first config: a model size for the data, the training length, the batch size.
 
-Rules of thumb, each said in the file: one pass over the data or 20 tokens a parameter, whichever is less; shares in
-proportion to tokens; batches of at most a million tokens, and at least 500 of them where the data suffice.
+Rules of thumb, each explained in the file: one pass over the data or 20 tokens per parameter, whichever is less;
+shares in proportion to tokens; batches of at most a million tokens, and at least 500 of them if the data suffice.
 
 Source: Hoffmann et al. 2022, "Training Compute-Optimal Large Language Models", table 3, for 20 tokens a parameter.
 """
@@ -29,22 +29,23 @@ from megacode.plan.sources import windows
 TOKENS_A_PARAMETER = 20
 _LARGEST_BATCH = 1 << 20  # tokens
 _SMALLEST_BATCH = 8  # sequences: two ranks of micro-batches of 4
-_ITERATIONS = 500
-_SMALL_WINDOWS = 64  # windows that the smallest source should have at least
+_ITERATIONS = 500  # at least, so that warm-up and decay have a shape
+_SMALL_WINDOWS = 64  # minimum number of windows of the smallest source
+# A run's name becomes a directory and a SLURM job's name: no separators, no leading dot.
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model, and what is usual for one of its size.
+    """A model's shape and the usual training settings for its size.
 
     Attributes:
         keys: of the section `model`, without the vocabulary.
         fields: the whole shape, presets resolved.
         seq_length: tokens a sequence.
-        micro_batch_size: sequences a rank handles at once.
-        peak: learning rate.
-        dtype: of the weights; small models are for a first run, often without a GPU.
+        micro_batch_size: sequences per rank and forward pass.
+        peak: peak learning rate.
+        dtype: of the weights; fp32 for small models, which are for a first run, often without a GPU.
     """
 
     keys: Mapping[str, Any]
@@ -55,13 +56,13 @@ class Shape:
     dtype: str = "bf16"
 
     def parameters(self, vocab_size: int) -> int:
-        """Return how many parameters it has with a vocabulary."""
+        """Return the number of parameters with a given vocabulary."""
         return parameters(ModelConfig.model_validate({**self.fields, "vocab_size": vocab_size}), vocab_size)
 
 
 @dataclass(frozen=True)
 class InitOptions:
-    """What the command line asks for; empty and None: chosen here.
+    """The options of `megacode init`; empty or None: chosen here.
 
     Attributes:
         out: the file to write.
@@ -84,19 +85,20 @@ class InitOptions:
 
 @dataclass(frozen=True)
 class NewConfig:
-    """A config and what its text says.
+    """The chosen settings, and the numbers that the file's comments quote.
 
     Attributes:
-        options: what was asked for.
+        options: from the command line.
         data_sets: the sources.
         tokenizer: their tokenizer.
-        vocab_size: tokens it knows.
+        vocab_size: number of tokens in its vocabulary.
         shape: the model.
         seq_length: tokens a sequence.
-        fraction: share of each source that is held out.
-        streams: the sources without it, by name.
+        fraction: held-out share of each source.
+        streams: the sources by name, without the held-out share.
     """
 
+    # Everything below is derived, and computed once when it is first asked for.
     ratio = TOKENS_A_PARAMETER
     options: InitOptions
     data_sets: Sequence[DataSet]
@@ -109,17 +111,17 @@ class NewConfig:
 
     @cached_property
     def parameters(self) -> int:
-        """Of the model."""
+        """Number of parameters of the model."""
         return self.shape.parameters(self.vocab_size)
 
     @property
     def why(self) -> str:
-        """Why it is this model, for a comment."""
+        """The reason for this model, as text of a comment."""
         if self.options.model:
-            return "as asked for"
-        if TOKENS_A_PARAMETER * self.parameters > sum(one.tokens for one in self.data_sets):
-            return "the smallest known one, as there is little data"
-        return f"the largest known one for which the data have {TOKENS_A_PARAMETER} tokens a parameter"
+            return "as given by --model"
+        if TOKENS_A_PARAMETER * self.parameters > sum(data.tokens for data in self.data_sets):
+            return "the smallest known model, because there is little data"
+        return f"the largest known model for which the data have {TOKENS_A_PARAMETER} tokens per parameter"
 
     @cached_property
     def even(self) -> dict[str, str]:
@@ -133,7 +135,8 @@ class NewConfig:
 
     @cached_property
     def one_pass(self) -> int:
-        """Tokens after which the first source would be read a second time."""
+        """Tokens that the run can read before any source starts its second epoch."""
+        # The -1 leaves room for rounding: a phase's shares become whole samples.
         return min(
             int((windows(stream.train_tokens, self.seq_length) - 1) / float(self.blend[name])) * self.seq_length
             for name, stream in self.streams.items()
@@ -141,10 +144,10 @@ class NewConfig:
 
     @cached_property
     def wanted(self) -> int:
-        """Tokens to train on, before they are cut to whole batches.
+        """Tokens to train on, before rounding to whole batches.
 
         Raises:
-            ConfigError: `--tokens` is no number.
+            ConfigError: `--tokens` is not a number.
         """
         if not self.options.tokens:
             return min(self.one_pass, TOKENS_A_PARAMETER * self.parameters)
@@ -155,22 +158,22 @@ class NewConfig:
 
     @cached_property
     def global_batch_size(self) -> int:
-        """Sequences an iteration: a power of two."""
+        """Sequences per iteration: a power of two, so that it is divisible by most numbers of ranks."""
         most = min(_LARGEST_BATCH, self.wanted // _ITERATIONS) // self.seq_length
-        return max(_SMALLEST_BATCH, 1 << max(0, most.bit_length() - 1))
+        return max(_SMALLEST_BATCH, 1 << max(0, most.bit_length() - 1))  # the largest power of two up to `most`
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens an iteration."""
+        """Tokens per iteration."""
         return self.global_batch_size * self.seq_length
 
     @cached_property
     def iterations(self) -> int:
-        """How many whole batches there are.
+        """Number of iterations.
 
         Raises:
             ConfigError: `--tokens` is less than one batch.
-            DataError: the data are.
+            DataError: the data sets hold less than one batch.
         """
         batch = self.batch_tokens
         if self.wanted >= batch:
@@ -178,27 +181,28 @@ class NewConfig:
         if self.options.tokens:
             what = f"{self.options.tokens} is less than one batch of {batch:,} tokens"
             raise ConfigError(what, "--tokens", f"give --tokens {batch} or more, or a smaller --seq-length")
-        what = f"the data sets give {self.wanted:,} tokens, less than one batch of {batch:,}"
+        what = f"the data sets have {self.wanted:,} tokens for training, less than one batch of {batch:,}"
         raise DataError(what, "--data", "use larger data sets, or a smaller --seq-length")
 
     @property
     def passes(self) -> float:
-        """How often the run reads the source that it reads most often."""
+        """Number of passes over the source that is read most often."""
         return self.iterations * self.batch_tokens / max(1, self.one_pass)
 
     @cached_property
     def every(self) -> int:
-        """Iterations between two checkpoints, and two measurements of the held-out loss."""
+        """Iterations between checkpoints, and between measurements of the held-out loss."""
         return max(1, min(1000, self.iterations // 10))
 
 
 def compose(options: InitOptions) -> NewConfig:
-    """Return a config for some data sets.
+    """Choose the settings for some data sets.
 
     Raises:
-        ConfigError: a name, the preset or the number of tokens cannot be used.
-        DataError: a data set or the tokenizer is missing, damaged or another one.
+        ConfigError: a name, the preset or the number of tokens is invalid.
+        DataError: a data set or the tokenizer is missing or damaged, or they do not belong together.
     """
+    # What costs nothing to check comes first; opening data sets and the tokenizer takes seconds.
     if not _RUN_NAME.fullmatch(options.name):
         what = f"the run's name {options.name!r} may only hold letters, digits, ., - and _"
         raise ConfigError(what, "--name", "give for example --name first-run")
@@ -207,8 +211,9 @@ def compose(options: InitOptions) -> NewConfig:
         raise ConfigError(f"there is no preset {options.model!r}", "--model", did_you_mean(options.model, list(known)))
     tokenizer = tokenizer_at(options.tokenizer)
     data_sets, made_with = read_data_sets(options.data, tokenizer)
-    shape = _shape(options.model, sum(one.tokens for one in data_sets), made_with.vocab_size)
-    seq_length = options.seq_length or _fitting(shape.seq_length, min(one.tokens for one in data_sets))
+    # Model first, then sequence length, then the held-out share: each depends on the one before.
+    shape = _shape(options.model, sum(data.tokens for data in data_sets), made_with.vocab_size)
+    seq_length = options.seq_length or _fitting(shape.seq_length, min(data.tokens for data in data_sets))
     fraction, streams = open_streams(data_sets, seq_length)
     for stream in streams.values():
         stream.check_vocabulary(made_with.vocab_size)
@@ -216,7 +221,8 @@ def compose(options: InitOptions) -> NewConfig:
 
 
 def _shapes() -> list[Shape]:
-    """Return all models, small ones first; those below the smallest preset have no name."""
+    """Return all models that may be chosen; those smaller than every preset have no name."""
+    # About 3, 25 and 85 million parameters without the embeddings, for data sets that fit on a laptop.
     small = [
         Shape(keys, keys, 512, 4, "1.0e-3", "fp32")
         for layers, hidden, ffn, heads in ((4, 256, 704, 4), (8, 512, 1408, 8), (12, 768, 2048, 12))
@@ -234,12 +240,12 @@ def _shapes() -> list[Shape]:
 
 
 def _shape(preset: str, tokens: int, vocab_size: int) -> Shape:
-    """Return the model that was asked for, or the largest that the data can teach."""
+    """Return the preset, or else the largest model with enough tokens per parameter (the smallest if none has)."""
     shapes = sorted(_shapes(), key=lambda shape: shape.parameters(vocab_size))
     if preset:
         return next(shape for shape in shapes if shape.keys.get("preset") == preset)
-    taught = [shape for shape in shapes if TOKENS_A_PARAMETER * shape.parameters(vocab_size) <= tokens]
-    return taught[-1] if taught else shapes[0]
+    affordable = [shape for shape in shapes if TOKENS_A_PARAMETER * shape.parameters(vocab_size) <= tokens]
+    return affordable[-1] if affordable else shapes[0]
 
 
 def _fitting(seq_length: int, tokens: int) -> int:
@@ -256,12 +262,12 @@ def shares(tokens: Mapping[str, int]) -> dict[str, str]:
         tokens: of each source, at least 1.
 
     Returns:
-        decimals of 3 digits, or as many as the smallest source needs for an error below 1 %.
+        decimals of 3 digits, or as many as keep the smallest source's rounding error at 1 % or less.
     """
     total, smallest, largest = sum(tokens.values()), min(tokens.values()), max(tokens, key=lambda name: tokens[name])
     digits = 3
     while smallest * 10**digits < 50 * total:
         digits += 1
     units = {name: round(count * 10**digits / total) for name, count in tokens.items()}
-    units[largest] += 10**digits - sum(units.values())
+    units[largest] += 10**digits - sum(units.values())  # the largest share absorbs the rounding: it notices least
     return {name: f"{count / 10**digits:.{digits}f}".rstrip("0").rstrip(".") for name, count in units.items()}

@@ -1,4 +1,4 @@
-"""The data sets and the tokenizer of a new config: read, and refused where they do not belong together."""
+"""Read the data sets and the tokenizer of a new config; refuse those that do not belong together."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from megacode.data.tokenizer import Tokenizer, load_tokenizer
 from megacode.data.windows import SourceStream
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # no dot: `sources.NAME.path=...` on a command line splits at dots
-_FRACTIONS = (0.005, 0.02, 0.05, 0.1)
-_HELD_OUT_WINDOWS = 16  # of each source; a loss over fewer says little
+_FRACTIONS = (0.005, 0.02, 0.05, 0.1)  # held-out shares to try, smallest first
+_HELD_OUT_WINDOWS = 16  # of each source; a loss averaged over fewer is too noisy
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class DataSet:
     Attributes:
         name: of the source.
         prefix: path of its files without .bin and .idx, as given.
-        tokens: it has.
-        has_manifest: whether it is known which tokenizer made it.
+        tokens: number of tokens.
+        has_manifest: whether a manifest says which tokenizer made it.
     """
 
     name: str
@@ -41,36 +41,37 @@ def read_data_sets(given: Sequence[str], tokenizer: TokenizerConfig) -> tuple[li
     """Read the data sets of `--data NAME=PREFIX`, and their tokenizer.
 
     Raises:
-        ConfigError: names that cannot be used.
+        ConfigError: invalid names.
         DataError: data sets that are missing, damaged or made by another tokenizer, all at once.
     """
     named = _named(given)
     made_with = load_tokenizer(tokenizer)
-    found: list[DataSet] = []
+    data_sets: list[DataSet] = []
     problems: list[Problem] = []
     for name, prefix in named.items():
         try:
             data, manifest = IndexedDataset(prefix), manifests.check(prefix)
             problems += _foreign(name, prefix, manifest, made_with)
-            found.append(DataSet(name, prefix, data.tokens, bool(manifest and manifest.tokenizer)))
-        except MegacodeError as error:
+            data_sets.append(DataSet(name, prefix, data.tokens, bool(manifest and manifest.tokenizer)))
+        except MegacodeError as error:  # collected, so that all are reported at once
             problems += [_placed(problem, name, prefix) for problem in error.problems]
     if problems:
         raise DataError(problems=problems)
-    return found, made_with
+    return data_sets, made_with
 
 
 def _foreign(name: str, prefix: str, manifest: manifests.Manifest | None, given: Tokenizer) -> list[Problem]:
-    """Return what is wrong with a data set that another tokenizer made."""
+    """Return a problem if another tokenizer made the data set; its token ids would mean other words."""
     try:
         manifests.check_tokenizer(prefix, manifest, given.hash)
     except DataError as error:
         fix = "give --tokenizer the one that made it, or preprocess it again with this one"
-        return [Problem(one.what, f"--data {name}={prefix}", fix) for one in error.problems]
+        return [Problem(problem.what, f"--data {name}={prefix}", fix) for problem in error.problems]
     return []
 
 
 def _named(given: Sequence[str]) -> dict[str, str]:
+    """Return prefixes by source name, from `NAME=PREFIX`."""
     problems: list[Problem] = []
     named: dict[str, str] = {}
     for text in given:
@@ -78,7 +79,7 @@ def _named(given: Sequence[str]) -> dict[str, str]:
         where = f"--data {text}"
         if not equals or not prefix:
             problems.append(
-                Problem("it is not NAME=PREFIX", where, "write for example --data code=data/code_text_document")
+                Problem("the value is not NAME=PREFIX", where, "write for example --data code=data/code_text_document")
             )
         elif not _NAME.fullmatch(name):
             legal = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_") or "text"
@@ -86,14 +87,15 @@ def _named(given: Sequence[str]) -> dict[str, str]:
             problems.append(Problem(what, where, f"write for example --data {legal}={prefix}"))
         elif name in named:
             problems.append(Problem(f"the name {name!r} is given twice", where, "give each data set a name of its own"))
-        named[name] = os.path.expanduser(prefix)  # shells leave a ~ behind NAME= alone
+        named[name] = os.path.expanduser(prefix)  # shells do not expand a ~ after NAME=
     if problems:
         raise ConfigError(problems=problems)
     return named
 
 
 def _placed(problem: Problem, name: str, prefix: str) -> Problem:
-    """Say which option names a data set, and which one was probably meant."""
+    """Return the problem with the option that names the data set, and a suggestion if a similar path exists."""
+    # A wrong path is mostly a typo. Damaged files do exist, and keep their own fix.
     similar = "" if idx_path(prefix).exists() else similar_data(prefix)
     where = f"--data {name}={prefix}"
     fix = f"did you mean --data {name}={similar}?" if similar else problem.fix
@@ -103,19 +105,22 @@ def _placed(problem: Problem, name: str, prefix: str) -> Problem:
 
 
 def open_streams(data_sets: Sequence[DataSet], seq_length: int) -> tuple[float, dict[str, SourceStream]]:
-    """Return a share to hold out that gives every source a loss worth reading, and the sources without it.
+    """Return the smallest share that holds out enough windows of every source, and the sources without it.
 
     Raises:
         DataError: a data set is too short for any share.
     """
+    # Whole documents are held out. So a small share of few long documents can hold out nothing: then try a larger one.
     for fraction in _FRACTIONS:
         try:
-            streams = {one.name: SourceStream(one.name, one.prefix, fraction, seq_length) for one in data_sets}
+            streams = {data.name: SourceStream(data.name, data.prefix, fraction, seq_length) for data in data_sets}
         except DataError as error:
             if fraction == _FRACTIONS[-1]:
                 fix = "give a smaller --seq-length, or a data set of more and shorter documents"
-                raise DataError(problems=[Problem(one.what, one.where, fix) for one in error.problems]) from None
+                problems = [Problem(problem.what, problem.where, fix) for problem in error.problems]
+                raise DataError(problems=problems) from None
             continue
-        if fraction == _FRACTIONS[-1] or min(one.validation_windows for one in streams.values()) >= _HELD_OUT_WINDOWS:
+        fewest = min(stream.validation_windows for stream in streams.values())
+        if fraction == _FRACTIONS[-1] or fewest >= _HELD_OUT_WINDOWS:
             break
     return fraction, streams

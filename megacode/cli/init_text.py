@@ -1,4 +1,4 @@
-"""The text of a first config, with the reason of every choice in comments, and what to do with it."""
+"""Write the text of a first config, with the reason for every choice in comments, and list the next steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megacode.config.loading import presets, validate
 from megacode.config.quantity import Quantity
 from megacode.config.yaml_reader import parse_yaml
 
-_PLAIN = re.compile(r"[A-Za-z0-9_./~-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9_./~-]+")  # needs no quotes in YAML, if YAML reads it as a string
 _TEMPLATE = Template("""\
 # A run on your own data sets, written by `megacode init`. Change what you like; docs/config.md lists every key.
 # Paths are relative to the directory in which the commands are run:
@@ -38,7 +38,7 @@ $sources
 validation: {fraction: $fraction, every: $every, samples: 128}
 
 # One phase. Add more below it to change the blend or the learning rate during the run.
-# Length: one pass over the data is $one_pass tokens, and $ratio tokens a parameter are $enough.
+# Length: one pass over the data is $one_pass tokens, and $ratio tokens per parameter are $enough.
 # $length_choice
 # $blend_choice
 phases:
@@ -48,21 +48,21 @@ phases:
     # A short linear warm-up to the peak, then a cosine down to a tenth of it.
     learning_rate: {schedule: cosine, peak: $peak, final: $final, warmup: $warmup}
 
-# An iteration reads $batch tokens over all ranks, whatever their number.
-# micro_batch_size is what one rank holds at once: raise it while memory allows.
+# An iteration reads $batch tokens, whatever the number of ranks.
+# micro_batch_size is the number of sequences per rank and forward pass: raise it while memory allows.
 train: {seq_length: $seq_length, global_batch_size: $global_batch_size, micro_batch_size: $micro_batch_size}
 precision: {dtype: $dtype}    # bf16 on GPUs; fp32 is faster on most CPUs
 
-# A checkpoint at each multiple of `every`. The newest three are kept, and the one at the end of each phase.
+# A checkpoint every `every` iterations. The newest three are kept, and the one at the end of each phase.
 checkpoint: {every: $every, keep_last: 3, keep_phase_ends: true}
 """)
 
 
 def render(new: NewConfig) -> str:
-    """Return a config's text, which `megacode plan` accepts: it is planned here, before anybody writes it.
+    """Return a config's text after planning it, so that `megacode plan` accepts what is written.
 
     Raises:
-        MegacodeError: what `megacode plan` would refuse.
+        MegacodeError: `megacode plan` would refuse it.
     """
     from megacode.planning.run_plan import plan_run
 
@@ -106,24 +106,25 @@ def _blend_choice(new: NewConfig) -> str:
 
 
 def _sources(new: NewConfig) -> Iterator[str]:
-    for one in new.data_sets:
-        unknown = "" if one.has_manifest else "; no manifest says which tokenizer made it"
-        yield f"  {scalar(one.name)}: {{path: {scalar(one.prefix)}}}    # {format_count(one.tokens)} tokens{unknown}"
+    for data in new.data_sets:
+        unknown = "" if data.has_manifest else "; no manifest says which tokenizer made it"
+        yield f"  {scalar(data.name)}: {{path: {scalar(data.prefix)}}}    # {format_count(data.tokens)} tokens{unknown}"
 
 
 def _lengths(new: NewConfig) -> dict[str, Any]:
     asked = new.options.tokens
-    passes = f"Below is what --tokens asked for. Passes over the data: {_times(new.passes)}."
+    passes = f"Below is the value of --tokens. Passes over the data: {_times(new.passes)}."
     return {
         "one_pass": format_count(new.one_pass),
         "ratio": new.ratio,
         "enough": format_count(new.ratio * new.parameters),
         "length_choice": passes if asked else "Below is the smaller one, in whole batches.",
-        "tokens": asked or new.iterations * new.batch_tokens,
+        "tokens": asked or new.iterations * new.batch_tokens,  # as the user wrote it: `20B` stays readable
         "iterations": _iterations(new.iterations),
         "every": _iterations(new.every),
         "peak": new.shape.peak,
         "final": f"{float(new.shape.peak) / 10:.1e}".replace("e-0", "e-"),
+        # 2 % of the run, as is usual for large models, and never more than 2,000 iterations.
         "warmup": _iterations(max(1, min(2000, new.iterations // 50))),
         "batch": format_count(new.batch_tokens),
         "seq_length": new.seq_length,
@@ -134,7 +135,8 @@ def _lengths(new: NewConfig) -> dict[str, Any]:
 
 
 def scalar(text: str) -> str:
-    """Return a text as YAML that is read as that text, in quotes where it would be something else."""
+    """Return a string as a YAML scalar, quoted if YAML would read it as another type."""
+    # A source may be called `no` or `1e3`: YAML's own reader decides.
     plain = _PLAIN.fullmatch(text) and parse_yaml(text, "") == text
     return text if plain else json.dumps(text, ensure_ascii=False)
 
@@ -156,7 +158,7 @@ def _times(passes: float) -> str:
 
 
 def next_steps(new: NewConfig, out: Path) -> Iterator[str]:
-    """Yield what was written, and the commands that come next."""
+    """Yield a summary of the config and the next commands, line by line."""
     model = new.shape.keys.get("preset", "a small model")
     blend = ", ".join(f"{name} {float(share):.1%}" for name, share in new.blend.items())
     tokens, path = format_count(new.iterations * new.batch_tokens), shlex.quote(str(out))

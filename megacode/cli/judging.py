@@ -1,4 +1,4 @@
-"""Two models' answers compared: `judge`."""
+"""`judge`: win-rates of two models, by a third one that compares their answers."""
 
 from __future__ import annotations
 
@@ -16,33 +16,38 @@ app = typer.Typer()
 
 @app.command()
 def judge(
-    hf_a: Annotated[Path, typer.Argument(help="An exported model; wins are its own.", show_default=False)],
-    hf_b: Annotated[Path, typer.Argument(help="The model it is compared with.", show_default=False)],
-    prompts: Annotated[Path | None, typer.Option(help="JSON lines id, prompt, category; absent: ours.")] = None,
-    judge: Annotated[str | None, typer.Option(help="An OpenAI-compatible server, up to /v1.")] = None,
-    model: Annotated[str | None, typer.Option(help="The judge's name; absent: the server's only one.")] = None,
-    out: Annotated[Path | None, out_file("Result file; absent: in the run of the first model.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of an answer, at most.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="Of the answers; 0: the likeliest token each time.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of drawn answers, and of the bootstrap.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts in one forward pass.")] = 8,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; absent: CUDA where there is any.")] = None,
-    answers_only: Annotated[bool, typer.Option("--answers-only", help="Make the answers, ask no judge.")] = False,
-    max_judge_tokens: Annotated[int, typer.Option(min=16, help="Length of the judge's answer, at most.")] = 512,
-    parallel: Annotated[int, typer.Option(min=1, help="Requests at the same time.")] = 4,
-    requests_per_minute: Annotated[float | None, typer.Option(min=0.1, help="Requests a minute, at most.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a request may take.")] = 120.0,
-    tries: Annotated[int, typer.Option(min=1, help="Tries of a request.")] = 6,
+    # What is compared, and who compares.
+    hf_a: Annotated[Path, typer.Argument(help="An exported model; the win-rate is its own.", show_default=False)],
+    hf_b: Annotated[Path, typer.Argument(help="The model to compare it with.", show_default=False)],
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON lines with id, prompt, category; default: megacode's own.")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible server, ending in /v1.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model to use as judge; default: the server's only one.")] = None,
+    out: Annotated[Path | None, out_file("Result file; default: in the run of the first model.")] = None,
+    # How answers are generated, on this machine.
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="Temperature of answers; 0: greedy decoding.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampled answers and of the bootstrap.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")] = 8,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: CUDA if available.")] = None,
+    answers_only: Annotated[bool, typer.Option("--answers-only", help="Generate answers; call no judge.")] = False,
+    # How the judge is called.
+    max_judge_tokens: Annotated[int, typer.Option(min=16, help="Maximum length of the judge's reply in tokens.")] = 512,
+    parallel: Annotated[int, typer.Option(min=1, help="Concurrent requests.")] = 4,
+    requests_per_minute: Annotated[float | None, typer.Option(min=0.1, help="Maximum requests per minute.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Timeout of a request in seconds.")] = 120.0,
+    tries: Annotated[int, typer.Option(min=1, help="Attempts per request.")] = 6,
     key_variable: Annotated[
         str, typer.Option(help="Environment variable with the API key.")
     ] = "MEGACODE_JUDGE_API_KEY",
-    cache: Annotated[Path | None, typer.Option(help="Directory that keeps answers and verdicts.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Cache directory of answers and verdicts.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Let two models answer prompts, and a judge compare the answers in both orders."""
+    """Generate answers of two models, and have a judge compare them in both orders."""
     if judge is None and not answers_only:
-        fix = "write --judge http://HOST:PORT/v1, or --answers-only to make the answers and judge them later"
+        fix = "give --judge http://HOST:PORT/v1, or --answers-only to generate the answers and judge them later"
         raise ConfigError("no judge is named", "--judge", fix)
     setup_logging()
     from megacode.judge import comparison as judging
@@ -55,7 +60,7 @@ def judge(
         Generation(max_new_tokens, temperature, seed), batch_size, device, max_judge_tokens, parallel, patience,
         key_variable, seed, cache, overwrite,
     )  # fmt: skip
-    if answers_only:
+    if answers_only:  # for compute nodes without a network; the cached answers are judged elsewhere
         print_json(judging.make_answers(hf_a, hf_b, prompts or SHIPPED, out, settings))
         return
     assert judge is not None

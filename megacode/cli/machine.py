@@ -1,4 +1,4 @@
-"""This machine: `doctor`, and the whole path on it, `demo`."""
+"""Commands about this machine: `doctor` examines it, `demo` runs the whole pipeline on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app = typer.Typer()
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Tell what this machine has, and which path megacode will take on it."""
+    """Show what this machine has, and what megacode will use of it."""
     from megacode.doctor import examine, render
 
     findings = examine()
@@ -28,9 +28,9 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def demo(
     out: Annotated[Path, out_directory("Where everything is written.")] = Path("runs/demo"),
-    layout: Annotated[str, typer.Option(help="dp2 (fastest here), tp2 or pp2.")] = "dp2",
+    layout: Annotated[str, typer.Option(help="Layout of the two ranks: dp2 (fastest), tp2 or pp2.")] = "dp2",
 ) -> None:
-    """Do the whole job on this machine's own files: data, tokenizer, three phases, export, scores, a page."""
+    """Run the whole pipeline on this machine's own files: data, tokenizer, three phases, export, scores, report."""
     setup_logging()
     from megacode.demo import run_demo
 

@@ -1,4 +1,4 @@
-"""Checkpoints to models and scores: `convert`, `evaluate`."""
+"""Commands on models: `convert` changes a checkpoint's format, `evaluate` scores models and checkpoints."""
 
 from __future__ import annotations
 
@@ -28,20 +28,25 @@ if TYPE_CHECKING:
     from megacode.eval.harness import ScoringOptions
 
 app = typer.Typer()
-convert = typer.Typer(help="Checkpoints to other formats, with proof.", no_args_is_help=True)
+convert = typer.Typer(help="Convert checkpoints, and prove the result equal.", no_args_is_help=True)
+
+
+# The `convert` commands. Each writes to a hidden directory, and renames it only once the result is proven equal.
 
 
 @convert.command("to-hf")
 def to_hf(
     checkpoint: Checkpoint,
     out: Annotated[Path, out_directory_argument("Directory of the Hugging Face model.")],
-    dtype: Annotated[str | None, typer.Option(help="Dtype of the weights; absent: as trained.")] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Largest safetensors file.")] = "5GB",
+    dtype: Annotated[str | None, typer.Option(help="Dtype of the weights; default: as trained.")] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Maximum size of a safetensors file.")] = "5GB",
     force: Annotated[bool, typer.Option(help="Replace an earlier export.")] = False,
-    push_to: Annotated[str | None, typer.Option(help="Push the proven export here on the Hugging Face hub.")] = None,
+    push_to: Annotated[
+        str | None, typer.Option(help="Hugging Face hub repository to push the verified export to.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Export a checkpoint as a Hugging Face model; published only if its logits equal megacode's own."""
+    """Export a checkpoint as a Hugging Face model; kept only if its logits equal megacode's own."""
     setup_logging()
     from megacode.convert.hf import to_hf as export
     from megacode.convert.verify import render_report
@@ -59,7 +64,7 @@ def from_hf(
     out: Annotated[Path, out_directory_argument("Directory of the new checkpoint.")],
     as_json: Json = False,
 ) -> None:
-    """Make a Llama, Cohere or StableLM model a checkpoint to start from; published only if it computes the same."""
+    """Import a Llama, Cohere or StableLM model as a checkpoint to start from; kept only if it computes the same."""
     setup_logging()
     from megacode.convert.from_hf import from_hf as load
     from megacode.convert.verify import render_report
@@ -78,65 +83,69 @@ def from_megatron(
     out: Annotated[Path, out_directory_argument("Directory of the new checkpoint.")],
     as_json: Json = False,
 ) -> None:
-    """Make a checkpoint of Megatron-LM's one to start from; every tensor is compared with what was read."""
+    """Import a Megatron-LM checkpoint to start from; every tensor is compared with what was read."""
     setup_logging()
     from megacode.convert.from_megatron import from_megatron as load
 
-    found = load(checkpoint, tokenizer, out)
+    totals = load(checkpoint, tokenizer, out)
     if as_json:
-        print_json(found)
+        print_json(totals)
     else:
-        typer.echo(f"{out}: {found['parameters']:,} parameters in {found['tensors']} tensors, each as it was read")
+        message = f"{totals['parameters']:,} parameters in {totals['tensors']} tensors, all equal to what was read"
+        typer.echo(f"{out}: {message}")
 
 
 @convert.command()
 def reshard(
     checkpoint: Checkpoint,
     out: Annotated[Path, out_directory_argument("Directory of the new checkpoint.")],
-    files: Annotated[int, typer.Option(min=1, help="Shard files.")] = 1,
+    files: Annotated[int, typer.Option(min=1, help="Number of shard files.")] = 1,
     weights_only: Annotated[
-        bool, typer.Option("--weights-only", help="Without the optimizer: to evaluate or start from, not to resume.")
+        bool,
+        typer.Option("--weights-only", help="Omit the optimizer state: to evaluate or start from, not to resume."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a checkpoint again, over another number of files; any layout of ranks reads it either way."""
-    from megacode.checkpoint.copying import reshard as write_anew
+    """Rewrite a checkpoint with another number of files; any parallel layout can read either."""
+    from megacode.checkpoint.copying import reshard as rewrite
     from megacode.cli.checkpoints import show_copy
 
-    show_copy(write_anew(checkpoint, out, files=files, weights_only=weights_only), as_json)
+    show_copy(rewrite(checkpoint, out, files=files, weights_only=weights_only), as_json)
+
+
+# `evaluate` has three forms: exported models are scored here, or on the local ranks of --nproc; checkpoints are
+# exported one by one, scored, and their exports removed.
 
 
 @app.command()
 def evaluate(
     place: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="PATH", help="An exported model, or a directory of them; a checkpoint, or a run for all of its own."
-        ),
+        typer.Argument(metavar="PATH", help="Exported models or checkpoints; a run stands for all its checkpoints."),
     ] = None,
+    # What is measured.
     suite: Annotated[str | None, typer.Option(help="demo (default), to-code, or a suite's YAML file.")] = None,
     texts: Annotated[list[str] | None, typer.Option(help="Text files for bits per byte: 'a/*.txt', 'b.jsonl'.")] = None,
-    out: Annotated[Path | None, out_file("Score file; absent: beside the model's run.")] = None,
+    out: Annotated[Path | None, out_file("Score file; default: in the model's run.")] = None,
     tasks: Annotated[Path | None, typer.Option(help="Directory of the demo suite's items.")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="Leave a task out.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Items per task, at most.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Exclude a task; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of items per task.")] = None,
+    # How and where.
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 16,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; absent: CUDA where there is any.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: CUDA if available.")] = None,
     run_generated_code: Annotated[
-        bool, typer.Option("--run-generated-code", help="Run the code that the model writes, in a sandbox.")
+        bool, typer.Option("--run-generated-code", help="Run code that the model writes, in a sandbox.")
     ] = False,
-    keep_exports: Annotated[
-        bool, typer.Option("--keep-exports", help="Of checkpoints: keep the exported models, in RUN/hf/.")
-    ] = False,
+    keep_exports: Annotated[bool, typer.Option("--keep-exports", help="Keep checkpoints' exports in RUN/hf/.")] = False,
     prefetch: Annotated[bool, typer.Option("--prefetch", help="Only download the suite's data sets.")] = False,
-    cache: Annotated[Path | None, typer.Option(help="Directory of data sets; absent: HF_HOME.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Directory of data sets; default: HF_HOME.")] = None,
     nproc: Nproc = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a score file that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing score file.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print no table.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Score exported models, or checkpoints, with lm-eval; of several, those whose scores are missing."""
-    if cache is not None:
+    """Score exported models or checkpoints with lm-eval; of several, only those without scores."""
+    if cache is not None:  # before any import: Hugging Face's libraries read it once
         os.environ["HF_HOME"] = str(cache.resolve())
     from megacode.eval.scored_models import checkpoints_in, models_in
 
@@ -151,8 +160,8 @@ def evaluate(
 
     if prefetch:
         return _show_tasks(prefetch_suite(suite or "demo"), as_json)
-    found = checkpoints or models_in(_named(place))
-    several = found != [place]
+    models = checkpoints or models_in(_named(place))
+    several = models != [place]
     if several and out is not None:
         raise ConfigError("one score file cannot hold several models", "--out", "leave it out, or name one model")
     files = find_texts(texts or [], Path(), "--texts")
@@ -163,14 +172,14 @@ def evaluate(
     if checkpoints:
         documents = _score_checkpoints(checkpoints, suite, choices, out, keep_exports, nproc)
     else:
-        documents = evaluate_many(found, suite or (None if files else "demo"), [out] * len(found), choices)
+        documents = evaluate_many(models, suite or (None if files else "demo"), [out] * len(models), choices)
     if is_first_rank() and not quiet:
         _show_scores(documents, several, as_json)
 
 
 def _named(place: Path | None) -> Path:
     if place is None:
-        raise ConfigError("it names no model", "megacode evaluate", "name an exported model's directory, or a run's")
+        raise ConfigError("no model is named", "megacode evaluate", "give the directory of an exported model or a run")
     return place
 
 
@@ -189,23 +198,25 @@ def _score_checkpoints(
         refuse_unwritable(out, "--out")
     from megacode.eval.checkpoint_scores import as_the_run_asks, score_checkpoints
 
-    if suite is None and not choices.texts:
+    if suite is None and not choices.texts:  # nothing asked for: score as the run's own config says
         suite, choices, keep = as_the_run_asks(checkpoints[0].parent.parent, choices, keep)
     score = None if nproc is None else partial(_score_on_ranks, nproc, suite)
     return score_checkpoints(checkpoints, suite, choices, out=out, keep_exports=keep, score=score)
 
 
 def _score_on_ranks(nproc: int, suite: str | None, hf_dir: Path, out: Path, choices: ScoringOptions) -> dict[str, Any]:
-    """Score a model on some ranks of this machine, and return what they wrote."""
+    """Score a model on several ranks of this machine, and return the score file's content."""
     from megacode.launch.local_ranks import run_ranks
     from megacode.metrics.scores import read_score_file
 
-    given = {"--suite": suite, "--tasks": choices.tasks_dir, "--limit": choices.limit, "--device": choices.device,
-             "--batch-size": choices.batch_size}  # fmt: skip
-    options = [str(part) for name, value in given.items() if value is not None for part in (name, value)]
-    options += [part for task in choices.without for part in ("--without", task)]
-    options += [part for path in choices.texts for part in ("--texts", str(path))]
+    # The options again as a command line: the ranks are this same command, without --nproc.
+    values = {"--suite": suite, "--tasks": choices.tasks_dir, "--limit": choices.limit, "--device": choices.device,
+              "--batch-size": choices.batch_size}  # fmt: skip
+    options = [str(word) for name, value in values.items() if value is not None for word in (name, value)]
+    options += [word for task in choices.without for word in ("--without", task)]
+    options += [word for path in choices.texts for word in ("--texts", str(path))]
     options += ["--run-generated-code"] if choices.run_code else []
+    # --overwrite: whoever called this has already decided that `out` may be replaced.
     code = run_ranks(["evaluate", str(hf_dir), "--out", str(out), "--quiet", "--overwrite", *options], nproc)
     if code:
         raise typer.Exit(code)
@@ -231,4 +242,4 @@ def _show_scores(documents: list[dict[str, Any]], several: bool, as_json: bool) 
     for document in documents:
         render_scores(document, console())
     if not documents:
-        typer.echo("every model has its scores")
+        typer.echo("every model already has scores")

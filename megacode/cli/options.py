@@ -1,4 +1,4 @@
-"""What commands share: arguments of the same name mean the same everywhere, and JSON goes out one way."""
+"""Options, checks and output that commands share, so that a name means the same everywhere."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+# Paths to write to. They are checked while the command line is parsed, not after an hour of work.
+
+
 def _writable_file(option: typer.CallbackParam, path: Path | None) -> Path | None:
     return _writable(option, path, directory=False)
 
@@ -24,23 +27,25 @@ def _writable_directory(option: typer.CallbackParam, path: Path | None) -> Path 
 
 
 def _writable(option: typer.CallbackParam, path: Path | None, directory: bool) -> Path | None:
-    """Refuse a place to write to before the command has worked for it."""
+    """Return the path, or refuse it if it could not be written."""
     if path is not None:
+        # Errors name an option as it was typed, and an argument as the usage line does.
         name = option.opts[0] if option.opts[0].startswith("-") else option.opts[0].upper()
         refuse_unwritable(path, name, directory)
     return path
 
 
 def out_file(text: str) -> Any:
-    """Return an `--out` that names a file to write, refused at once where it cannot be."""
+    """Return an option that names a file to write; a path that cannot be written is refused at once."""
     return typer.Option(help=text, callback=_writable_file)
 
 
 def out_directory(text: str) -> Any:
-    """Return an option that names a directory to write, refused at once where it cannot be."""
+    """Return an option that names a directory to write; a path that cannot be written is refused at once."""
     return typer.Option(help=text, callback=_writable_directory)
 
 
+# Options and arguments that several commands have.
 Config = Annotated[Path, typer.Argument(help="A run's YAML config.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value ...", show_default=False)]
 RunDirectory = Annotated[Path, typer.Argument(help="A run directory.", show_default=False)]
@@ -48,11 +53,11 @@ Checkpoint = Annotated[Path, typer.Argument(help="A run directory, or one checkp
 Nproc = Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this machine.")]
 AcceptChangedPast = Annotated[
     bool,
-    typer.Option("--accept-changed-past", help="Go on where the config changes what was read; say what is lost."),
+    typer.Option("--accept-changed-past", help="Resume even if the config changes what was read; log what is lost."),
 ]
 FromScratch = Annotated[
     bool,
-    typer.Option("--from-scratch", help="Begin with random weights although the run has saved: no checkpoint is left."),
+    typer.Option("--from-scratch", help="Start with random weights, although this run has lost its checkpoints."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, and nothing else.")]
 
@@ -63,22 +68,23 @@ def print_json(document: Any) -> None:
 
 
 def console() -> Console:
-    """Return where tables are printed; names in them are no markup."""
+    """Return the console that tables are printed on; brackets in names are not read as markup."""
     from rich.console import Console
 
     return Console(markup=False, emoji=False)
 
 
 def rank() -> str:
-    """Return this process's rank as its launcher names it."""
+    """Return this process's rank as its launcher gives it; '0' without a launcher."""
+    # torchrun and our own launcher set RANK, srun sets SLURM_PROCID.
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
 
 
 def is_first_rank() -> bool:
-    """Return whether this process speaks for all ranks."""
+    """Return whether this process prints for all ranks."""
     return rank() == "0"
 
 
 def out_directory_argument(text: str) -> Any:
-    """Return an argument that names a directory to write, refused at once where it cannot be."""
+    """Return an argument that names a directory to write; a path that cannot be written is refused at once."""
     return typer.Argument(help=text, show_default=False, callback=_writable_directory)

@@ -1,4 +1,4 @@
-"""What a config means, before anything runs: `plan`, `order`, `seen`."""
+"""Commands on a config before anything runs: `plan`, `order`, `seen`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,22 @@ def plan(
     config: Config,
     overrides: Overrides = None,
     as_json: Json = False,
-    against: Annotated[Path | None, typer.Option(help="A run or checkpoint whose past must stay as it is.")] = None,
+    # What was already read, and must stay so.
+    against: Annotated[Path | None, typer.Option(help="A run or checkpoint whose past must not change.")] = None,
     accept_changed_past: AcceptChangedPast = False,
-    gpus: Annotated[int | None, typer.Option(min=1, help="Say what the run needs on this many GPUs.")] = None,
-    gpu: Annotated[str, typer.Option(help="Their kind: A100, H100, H200, B200, or one of --hardware.")] = "H100",
-    gpu_hour_price: Annotated[float | None, typer.Option(min=0, help="Of one GPU, in any currency.")] = None,
-    scale: Annotated[str, typer.Option(help="Compare numbers of GPUs: 8,64,512.")] = "",
-    hardware: Annotated[Path | None, typer.Option(help="Constants of your own cluster: docs/scale.md.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build the first, a middle and the last rank.")] = False,
+    # Memory, time and price on GPUs.
+    gpus: Annotated[int | None, typer.Option(min=1, help="Estimate memory and time on this many GPUs.")] = None,
+    gpu: Annotated[str, typer.Option(help="GPU type: A100, H100, H200, B200, or one from --hardware.")] = "H100",
+    gpu_hour_price: Annotated[float | None, typer.Option(min=0, help="Price of a GPU hour, in any currency.")] = None,
+    scale: Annotated[str, typer.Option(help="Compare numbers of GPUs, such as 8,64,512.")] = "",
+    hardware: Annotated[Path | None, typer.Option(help="Constants of your own cluster; see docs/scale.md.")] = None,
+    # Megatron-core's own modules, on the meta device.
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build the first, a middle and the last rank, without GPUs.")
+    ] = False,
     dry_run_rank: Annotated[list[int] | None, typer.Option(help="Build this rank; may be repeated.")] = None,
 ) -> None:
-    """Show what a config will read and cost, phase by phase, before anything is started."""
+    """Show what a config will read and cost, phase by phase, before anything starts."""
     from megacode.capacity.cluster import Cluster, check_feasible
     from megacode.capacity.scaling import parse_counts
     from megacode.config.loading import load_config
@@ -51,7 +56,7 @@ def plan(
         from megacode.planning.tables import render_plan
 
         render_plan(document, console())
-    check_feasible(document)
+    check_feasible(document)  # last: an infeasible plan is shown, too, and then exits with 3
 
 
 def _dry_run(parsed: RunConfig, gpus: int | None, vocab_size: int, ranks: list[int]) -> list[dict[str, Any]]:
@@ -67,11 +72,11 @@ def _dry_run(parsed: RunConfig, gpus: int | None, vocab_size: int, ranks: list[i
 def order(
     config: Config,
     overrides: Overrides = None,
-    first: Annotated[int, typer.Option(min=0, help="First sample.")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="How many samples.")] = 16,
+    first: Annotated[int, typer.Option(min=0, help="Number of the first sample.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 16,
     as_json: Json = False,
 ) -> None:
-    """List what samples FIRST, FIRST+1, ... read."""
+    """List what some samples read: source, epoch, window and documents."""
     from megacode.config.loading import load_config
     from megacode.planning.order import order_rows
 
@@ -86,7 +91,7 @@ def seen(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """List the samples that read a document, or a part of it."""
+    """List the samples that read a document or part of it."""
     from megacode.config.loading import load_config
     from megacode.planning.order import seen_rows
 
@@ -99,10 +104,11 @@ def _show_samples(rows: list[dict[str, Any]], as_json: bool) -> None:
         return
     from megacode.base.tables import FigureTable
 
+    # Most runs withhold nothing: the column appears only where a row needs it.
     names = ["sample", "phase", "source", "epoch", "window", "first_document", "last_document"]
     if any(row["withheld"] for row in rows):
         names.append("withheld")
-    headings = [name.replace("_", "\n") for name in names]
+    headings = [name.replace("_", "\n") for name in names]  # two lines, so that all columns fit into 80
     table = FigureTable(*headings, figures={*headings} - {"phase", "source", "withheld"})
     for row in rows:
         table.add_row(*(str(row[name] or "") if name == "withheld" else str(row[name]) for name in names))

@@ -1,4 +1,4 @@
-"""Before a run: `preflight`, one process a node."""
+"""`preflight`: check the nodes of a job before its ranks start, one process per node."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ app = typer.Typer()
 @app.command()
 def preflight(
     run_dir: Annotated[
-        Path | None, typer.Option(help="The run directory: must be writable, and gets preflight/NODE.json.")
+        Path | None, typer.Option(help="The run directory; must be writable. Writes preflight/NODE.json there.")
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(min=0, help="GPUs that each node must have; absent: as many as SLURM gave.")
+        int | None, typer.Option(min=0, help="GPUs that each node must have; default: as many as SLURM allocated.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=1.0, help="Seconds to wait for a node.")] = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Examine this node and, under srun --ntasks-per-node=1, all nodes of a job; exit code 3 names the unfit ones."""
+    """Check this node or, under srun --ntasks-per-node=1, all nodes of a job; exit code 3 if any fails."""
     setup_logging()
     from megacode.base.files import RunDir
     from megacode.preflight.examine import examine
@@ -38,9 +38,9 @@ def preflight(
             print_json(verdict.document())
         elif is_first_rank():
             render(verdict, console())
-        elif not verdict.has_met:
+        elif not verdict.has_met:  # rank 0 knows nothing of this node, so it reports itself
             for problem in verdict.problems:
                 typer.echo(problem.render(""), err=True)
             typer.echo(summary(verdict), err=True)
-        sys.stdout.flush()
-    os._exit(0 if verdict.ok else EXIT_CHECK)  # threads that wait for a dead GPU or node would keep the process
+        sys.stdout.flush()  # os._exit does not
+    os._exit(0 if verdict.ok else EXIT_CHECK)  # threads that wait for a dead GPU or node would keep the process alive

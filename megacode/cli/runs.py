@@ -1,16 +1,16 @@
-"""Runs: `train`, and what can be asked of a run directory: `status`, `replay`, `report`."""
+"""Commands on runs: `train`, and `replay`, `status` and `report`, which read a run directory."""
 
 from __future__ import annotations
 
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from megacode.base.errors import EXIT_CHECK, MegacodeError
-from megacode.base.logs import setup_logging
+from megacode.base.logs import OPENED, setup_logging
 from megacode.base.user_paths import refuse_existing
 from megacode.cli.options import (
     AcceptChangedPast,
@@ -26,13 +26,8 @@ from megacode.cli.options import (
     print_json,
 )
 
-if TYPE_CHECKING:
-    pass
-
 app = typer.Typer()
 log = logging.getLogger(__name__)
-
-_OPENED = "MEGACODE_OPENED"  # in a rank's environment: whoever started it has said what is about to happen
 
 
 @app.command()
@@ -43,35 +38,42 @@ def train(
     accept_changed_past: AcceptChangedPast = False,
     from_scratch: FromScratch = False,
 ) -> None:
-    """Train, or go on where the run directory stands; under torchrun or srun each process is one rank."""
+    """Train, or resume the run in its directory; under torchrun or srun each process is one rank."""
     from megacode.mcore import rendezvous
+    from megacode.train.signals import StopSignal
 
     setup_logging()
-    if is_first_rank() and _OPENED not in os.environ:
+    stop_signal = StopSignal()  # first: a signal during the slow imports must not be lost
+    # First what can be checked in a second, then the imports that take ten.
+    if is_first_rank() and OPENED not in os.environ:
         ranks = nproc or rendezvous.read(os.environ).world_size
         alone = nproc is not None or ranks == 1
         if _opened(config, overrides or [], ranks, alone, accept_changed_past, from_scratch):
             return
-    if nproc is not None:
+    if nproc is not None:  # this process becomes the launcher; its children come here again, without --nproc
         from megacode.launch.local_ranks import run_ranks
 
-        os.environ[_OPENED] = "1"
+        stop_signal.refuse_to_start()
+        os.environ[OPENED] = "1"
         flags = ["--accept-changed-past"] * accept_changed_past + ["--from-scratch"] * from_scratch
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or []), *flags], nproc))
     rendezvous.refuse_busy_port(os.environ)  # before torch is imported, which takes a while
     from megacode.train.main import EXIT_CODES, run
 
-    reason = run(config, overrides or [], accept_changed_past=accept_changed_past, from_scratch=from_scratch)
+    reason = run(
+        config, overrides or [],
+        accept_changed_past=accept_changed_past, from_scratch=from_scratch, stop_signal=stop_signal,
+    )  # fmt: skip
     raise typer.Exit(EXIT_CODES[reason])
 
 
 def _opened(
     config: Path, overrides: list[str], ranks: int, alone: bool, accept_changed_past: bool, from_scratch: bool
 ) -> bool:
-    """Check a run and say what is about to happen, before the slow imports; return whether it is finished already.
+    """Check a run and log what is about to happen, before the slow imports; return whether it is already finished.
 
-    Of several ranks that a launcher started, this one must not end alone: what is wrong, and that nothing is left to
-    do, all of them find together.
+    If a launcher started several ranks, this one must not exit alone, or the others would wait for it. Then it
+    returns False, and all ranks find the same error, or that nothing is left to do, together.
     """
     from megacode.config.loading import load_config
     from megacode.convert.exportable import warnings_of
@@ -98,11 +100,13 @@ def replay(
     run_dir: RunDirectory,
     iteration: Annotated[int, typer.Option(help="Number of the iteration, from 1.")],
     nproc: Nproc = None,
-    out: Annotated[Path | None, out_file("The file; absent: the run's replays/, in place of an earlier one.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
+    out: Annotated[
+        Path | None, out_file("Result file; default: in the run's replays/, replacing an earlier one.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file at --out.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train one iteration again, in memory: what it read, what each sample lost, where the gradient came from."""
+    """Recompute one iteration in memory: what it read, the loss of each sample, where the gradient came from."""
     from megacode.replay.comparison import render, replayable
 
     if out is not None and is_first_rank():
@@ -111,6 +115,7 @@ def replay(
         from megacode.launch.local_ranks import run_ranks
         from megacode.mcore.layout_check import check
 
+        # Refuse here, once, what each rank would refuse on its own.
         check(replayable(run_dir, iteration)[0].config, nproc)
         options = [*(["--out", str(out), "--overwrite"] if out else []), *(["--json"] if as_json else [])]
         raise typer.Exit(run_ranks(["replay", str(run_dir), "--iteration", str(iteration), *options], nproc))
@@ -127,13 +132,13 @@ def replay(
 
 @app.command()
 def status(
-    run_dir: Annotated[Path, typer.Argument(help="A run directory; the run may go on meanwhile.")],
+    run_dir: Annotated[Path, typer.Argument(help="A run directory; the run may be training meanwhile.")],
     samples: Annotated[
         bool, typer.Option("--samples", help="Prove that each iteration read what was planned.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show where a run is, its rates and goodput, what stopped it, and what it read."""
+    """Show a run's progress, rates and goodput, why it stopped, and what it read."""
     from megacode.status.document import read_status
 
     document = read_status(run_dir)
@@ -147,7 +152,7 @@ def status(
         from megacode.status.tables import render_status
 
         render_status(document, console())
-    if samples and document["samples"]["differing"]:
+    if samples and document["samples"]["differing"]:  # raised last: the document is printed even then
         from megacode.status.sample_proof import differing_error
 
         raise differing_error(document["samples"], run_dir)
@@ -156,13 +161,13 @@ def status(
 @app.command()
 def report(
     run_dirs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_DIR...", help="A run, or several.", show_default=False)
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="One run directory or several.", show_default=False)
     ],
     out: Annotated[
-        Path | None, out_file("The page; absent: report.html, in the run directory or, of several runs, here.")
+        Path | None, out_file("The page; default: report.html in the run directory, or here for several runs.")
     ] = None,
 ) -> None:
-    """Write a run's page, or one page of several: mixture, losses, scores, texts and proof; it needs no network."""
+    """Write a self-contained HTML report of one run or several: mixture, losses, scores, texts and proofs."""
     from megacode.report.page import write_report
 
     typer.echo(str(write_report(run_dirs, out)))

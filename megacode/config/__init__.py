@@ -1,1 +1,1 @@
-"""F1: the schema of a run, frozen and validated once. Never imports torch."""
+"""F1: the schema of a run: validated once, then frozen. Never imports torch."""

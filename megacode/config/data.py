@@ -16,8 +16,8 @@ class Source(Frozen):
 
     Attributes:
         path: prefix of its `.bin` and `.idx`, relative to the working directory.
-        max_epochs: how often it may be read over the whole run; absent: without limit.
-        tokens: its declared size, with which `plan` works where the data set is not there yet.
+        max_epochs: the most epochs that may be read of it over the whole run; absent: no limit.
+        tokens: its declared size, so that `plan` works before the data set exists.
         take: how many of its training tokens are used, the first ones; absent: all. Documents are shuffled when a data
             set is made, so this is a sample of it, and no data are copied.
         fim_rate: share of its documents that are read as prefix, suffix, middle (fill in the middle).
@@ -35,17 +35,18 @@ class Validation(Frozen):
 
     Attributes:
         fraction: share of each source's tokens that is held out, cut at a document boundary; 0: none.
-        every: how often the loss on them is measured, besides at every phase's end; absent: only there.
-        samples: windows per source that are measured, at most.
+        every: how often their loss is measured; it always is at the end of a phase. Absent: only there.
+        samples: the most windows measured per source.
     """
 
+    # Cut per source at a document boundary: no document is half held out.
     fraction: Share = Field(default=0.005, ge=0, lt=1)
     every: Length | None = None
     samples: int = Field(default=512, ge=1)
 
 
 class LearningRate(Frozen):
-    """The learning rate inside one phase, a function of the clock.
+    """The learning rate inside one phase, as a function of the clock (consumed samples).
 
     Attributes:
         schedule: its form. `wsd` is warmup, constant, then a linear decay over `decay`.
@@ -68,23 +69,24 @@ _ROUNDING = 1e-6  # of weights such as 0.333333
 Restart = Literal["continue", "restart"]
 Repeat = Annotated[
     Annotated[Restart, Tag("as-one")] | Annotated[dict[str, Restart], Tag("as-each")],
+    # Explicit tags, so that pydantic reports errors of the form that was written, not of both.
     Discriminator(lambda value: "as-each" if isinstance(value, dict) else "as-one"),
 ]
 
 
 class Phase(Frozen):
-    """A stretch of the run with one blend and one learning-rate schedule.
+    """A part of the run with one blend and one learning-rate schedule.
 
     Attributes:
-        name: how plans, logs and pages call it.
+        name: its name in plans, logs and pages.
         tokens, samples, iterations: its length; exactly one of them. Tokens are rounded to whole global batches.
-        until: how far into its length the phase is left for the next one; its order and learning rate stay those of the
-            whole length, so that a branch may leave a trunk anywhere. Absent: it runs to its end.
+        until: end the phase early at this point. Data order and learning rate are still those of the full length, so a
+            branch may leave a trunk anywhere. Absent: it runs to its end.
         blend: weight of each source: shares that sum to 1, or percentages that sum to 100; other sums are normalised,
             and the plan says so. 0 means none.
         learning_rate: the schedule inside the phase.
-        repeat: whether a source goes on where it stopped (`continue`) or starts again (`restart`), for all or each.
-        fp8: matrix products in this phase; absent: as `precision.fp8` says.
+        repeat: whether a source continues where it stopped (`continue`) or starts again (`restart`), for all or each.
+        fp8: FP8 recipe of this phase, or `none`; absent: that of `precision.fp8`.
     """
 
     name: str = Field(min_length=1)
@@ -94,24 +96,26 @@ class Phase(Frozen):
     until: Length | None = None
     blend: Blend
     learning_rate: LearningRate
+    # `continue` is the default, since it reads no window twice before the source is exhausted.
     repeat: Repeat = "continue"
     fp8: Fp8OrNone | None = None
 
     @property
     def length(self) -> Quantity:
         """The length, in the unit it was given in."""
+        # Exactly one is set: `a_phase_has_one_length` has checked it.
         given = {"tokens": self.tokens, "samples": self.samples, "iterations": self.iterations}
         (length,) = [Quantity(count=given[unit] or 0, unit=unit) for unit in UNITS if given[unit] is not None]
         return length
 
     @property
     def total_weight(self) -> float:
-        """What the weights of the blend sum to."""
+        """Sum of the weights of the blend."""
         return fsum(self.blend.values())
 
     @property
     def sums_to(self) -> int | None:
-        """What the blend sums to if that is 1 or 100, up to the rounding of decimals; otherwise None."""
+        """1 or 100 if the blend sums to it, up to the rounding of decimals; otherwise None."""
         return next((whole for whole in _WHOLES if isclose(self.total_weight, whole, rel_tol=_ROUNDING)), None)
 
     def restarts(self, source: str) -> bool:

@@ -1,4 +1,4 @@
-"""Scores while training: which checkpoints are exported and scored beside the run, with what, and where."""
+"""The `evaluate` section: which checkpoints are scored during training, with what suite, and where."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pydantic import BeforeValidator, Field
 from megacode.base.units import parse_seconds
 from megacode.config.quantity import Frozen, Length
 
+# Names only: the suites themselves live in eval/, above this floor.
 SHIPPED_SUITES = ("demo", "to-code")
 SUITE_FILES = (".yaml", ".yml")
 DEMO_SOURCES = ("text", "code", "markup")
 
 
 def _read_wait(value: Any) -> float:
-    """Read a duration; 0 is one too."""
+    """Read a duration, or 0."""
     return 0.0 if value in (0, "0") else parse_seconds(value)
 
 
@@ -23,21 +24,21 @@ SecondsOrNone = Annotated[float, BeforeValidator(_read_wait)]
 
 
 class Evaluate(Frozen):
-    """Which checkpoints get scores, and how; they are saved for it, whatever `checkpoint` says.
+    """Which checkpoints are scored, and how. They are saved for this, whatever `checkpoint` says.
 
     Attributes:
         every: how often; absent: at phase ends only.
-        at_phase_ends: at every phase's end too.
+        at_phase_ends: also at the end of every phase.
         suite: `demo`, `to-code`, or the path of a suite's YAML file.
-        limit: items per task, at most.
+        limit: the most items per task.
         without: tasks to leave out.
         run_generated_code: run the code that the model writes, in a sandbox; otherwise tasks that need it are left out.
         where: `local`: a process on the node of rank 0; `slurm`: a job for each checkpoint.
-        device: what the model runs on; absent: the CPU locally, what is there in a job.
-        threads: CPU threads of a local process, at most.
+        device: what the model runs on; absent: the CPU in a local process, a GPU if there is one in a job.
+        threads: the most CPU threads of a local process.
         sbatch: options of `sbatch` for the jobs, such as `--partition=debug`.
-        keep_exports: keep the exported models; otherwise they are removed once they have their scores.
-        wait: how long a finished run waits for scores that local processes still owe.
+        keep_exports: keep the exported models; otherwise each is deleted after scoring.
+        wait: how long to wait after training for local scoring to finish. All ranks stay allocated meanwhile.
     """
 
     every: Length | None = None
@@ -51,6 +52,7 @@ class Evaluate(Frozen):
     threads: int = Field(default=4, ge=1)
     sbatch: tuple[str, ...] = ()
     keep_exports: bool = False
+    # 0 on many GPUs: every rank would idle for it.
     wait: SecondsOrNone = 300.0
 
     @property

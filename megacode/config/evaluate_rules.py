@@ -1,4 +1,4 @@
-"""Rules of the `evaluate` section and what it needs of others; see `rules`."""
+"""Rules of the `evaluate` section, and of what it needs from other sections; see `rules`."""
 
 from __future__ import annotations
 
@@ -16,48 +16,52 @@ if TYPE_CHECKING:
 
 def the_suite_is_known(config: RunConfig) -> Iterator[Problem]:
     """A suite ships with megacode, or is a file."""
-    wanted = config.evaluate
-    if wanted is not None and not wanted.suite_is_a_file and wanted.suite not in SHIPPED_SUITES:
-        fix = f"{did_you_mean(wanted.suite, list(SHIPPED_SUITES))}; a suite of your own is a YAML file"
-        yield Problem(f"there is no suite {wanted.suite!r}", "evaluate.suite", fix)
+    evaluate = config.evaluate
+    if evaluate is not None and not evaluate.suite_is_a_file and evaluate.suite not in SHIPPED_SUITES:
+        fix = f"{did_you_mean(evaluate.suite, list(SHIPPED_SUITES))}; your own suite is given as a YAML file"
+        yield Problem(f"there is no suite {evaluate.suite!r}", "evaluate.suite", fix)
 
 
 def some_checkpoint_gets_scores(config: RunConfig) -> Iterator[Problem]:
-    """A section that scores nothing is a mistake."""
-    wanted = config.evaluate
-    if wanted is not None and wanted.every is None and not wanted.at_phase_ends:
+    """A section that selects no checkpoint is a mistake."""
+    evaluate = config.evaluate
+    if evaluate is not None and evaluate.every is None and not evaluate.at_phase_ends:
         fix = "add every: 1000 iterations, or at_phase_ends: true"
-        yield Problem("no checkpoint would get scores", "evaluate.every", fix)
+        yield Problem("no checkpoint would be scored", "evaluate.every", fix)
 
 
 def what_is_scored_can_be_exported(config: RunConfig) -> Iterator[Problem]:
-    """Exports carry the tokenizer; the demo suite asks about held-out documents of three sources, by name."""
-    wanted = config.evaluate
-    if wanted is None:
+    """Exports carry the tokenizer; the demo suite needs held-out documents of three sources, known by name."""
+    evaluate = config.evaluate
+    if evaluate is None:
         return
     if config.tokenizer is None:
-        what = "scores need an exported model, and a model without a tokenizer cannot be used"
+        what = "scoring needs an exported model, and an export needs a tokenizer"
         yield Problem(what, "evaluate", "add tokenizer: {kind: huggingface, path: DIR}, or remove evaluate")
-    if wanted.suite != "demo":
+    if evaluate.suite != "demo":
         return
+    # One of the three is enough: tasks of the others are left out.
     if not set(DEMO_SOURCES) & set(config.sources):
-        what = f"the demo suite asks about sources named {', '.join(DEMO_SOURCES)}, and this run has none"
-        yield Problem(what, "evaluate.suite", "name a suite of your own, suite: FILE.yaml, or rename a source")
+        what = f"the demo suite needs a source named one of {', '.join(DEMO_SOURCES)}, and this run has none"
+        yield Problem(what, "evaluate.suite", "use a suite of your own, suite: FILE.yaml, or rename a source")
     if not config.validation.fraction:
-        what = "the demo suite asks about held-out documents, and none is held out"
-        yield Problem(what, "validation.fraction", "set it to 0.5% or more, or name another evaluate.suite")
+        what = "the demo suite needs held-out documents, and none are held out"
+        yield Problem(what, "validation.fraction", "set it to 0.5% or more, or choose another evaluate.suite")
 
 
 def only_jobs_take_sbatch_options(config: RunConfig) -> Iterator[Problem]:
-    """Options of sbatch need a job, and are options."""
-    wanted = config.evaluate
-    if wanted is None:
+    """sbatch options need `where: slurm`, and begin with a dash."""
+    evaluate = config.evaluate
+    if evaluate is None:
         return
-    if wanted.sbatch and wanted.where != "slurm":
-        yield Problem("sbatch's options are for jobs", "evaluate.sbatch", "add where: slurm, or remove them")
-    for option in wanted.sbatch:
+    if evaluate.sbatch and evaluate.where != "slurm":
+        yield Problem("sbatch options only apply to SLURM jobs", "evaluate.sbatch", "add where: slurm, or remove them")
+    # A word without a dash would become the job's script, and sbatch would run that.
+    for option in evaluate.sbatch:
         if not option.startswith("-"):
-            yield Problem(f"{option!r} is not an option", "evaluate.sbatch", "write them such as [--partition=debug]")
+            yield Problem(
+                f"{option!r} is not an sbatch option", "evaluate.sbatch", "write for example [--partition=debug]"
+            )
 
 
 EVALUATE_RULES: tuple[Rule, ...] = (

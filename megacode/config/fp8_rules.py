@@ -1,4 +1,4 @@
-"""Rules of FP8: which matrices it can multiply, and what goes together."""
+"""Rules of FP8: which matrix shapes it supports, and which settings can be combined."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 
 def fp8_divides_the_matrices(config: RunConfig) -> Iterator[Problem]:
-    """FP8 products take matrices whose sides on each rank are multiples of 16, and tokens in multiples of 8."""
+    """FP8 matrix products need dimensions that are multiples of 16 on each rank, and multiples of 8 tokens."""
     if not config.fp8_recipes:
         return
     model, tensor = config.model, config.parallel.tensor
+    # Q, K and V are rows of one fused matrix. K and V have equal size, so 8 for each makes 16.
     heads = model.num_attention_heads * model.head_size // tensor
     sides = (
         ("hidden_size", model.hidden_size, 16),
@@ -26,40 +27,44 @@ def fp8_divides_the_matrices(config: RunConfig) -> Iterator[Problem]:
     )
     for name, value, divisor in sides:
         if value % divisor:
-            what = f"FP8 products need multiples of 16 on each rank, and {name} gives {value} for {divisor}"
+            what = f"FP8 needs multiples of 16 on each rank: {name} gives {value}, not divisible by {divisor}"
             smaller = "a smaller parallel.tensor, " if tensor > 1 else ""
             fix = f"use {smaller}{name} {neighbours(value, divisor)}, or precision.fp8: none"
             yield Problem(what, f"model.{name}", fix)
+    # The token dimension is the inner one of the weight gradient's product.
     tokens = config.train.seq_length // config.parallel.context
     if tokens % 8:
-        what = f"FP8 products take tokens in multiples of 8, and a rank holds {tokens} of a sequence"
+        what = f"FP8 needs multiples of 8 tokens, and a rank holds {tokens} tokens of a sequence"
         yield Problem(
             what, "train.seq_length", f"use {neighbours(config.train.seq_length, 8 * config.parallel.context)}"
         )
 
 
 def fp8_leaves_layers(config: RunConfig) -> Iterator[Problem]:
-    """Blocks at the ends may keep their number format where scales need no history, and some must be left for FP8."""
+    """First and last blocks may stay in bf16 with recipes without amax history, and some block must be left for FP8."""
     for recipe in config.fp8_recipes:
         kept = recipe.num_layers_at_start_in_bf16 + recipe.num_layers_at_end_in_bf16
         where = "precision.fp8.num_layers_at_start_in_bf16"
         if kept and recipe.recipe == "delayed":
-            what = "recipe delayed updates the scales of all blocks at once, so none can be left out"
-            yield Problem(what, where, "use recipe: tensorwise, or leave no blocks out")
+            what = "recipe delayed updates the scales of all blocks together, so none can stay in bf16"
+            yield Problem(what, where, "use recipe: tensorwise, or set both numbers of bf16 blocks to 0")
         elif kept >= config.model.num_layers:
-            what = f"{kept} blocks keep their number format, and the model has {config.model.num_layers}"
-            yield Problem(what, where, "leave fewer out, or set precision.fp8: none")
+            what = f"{kept} blocks would stay in bf16, and the model has only {config.model.num_layers}"
+            yield Problem(what, where, "keep fewer blocks in bf16, or set precision.fp8: none")
 
 
 def fp8_parameters_stay_fp8(config: RunConfig) -> Iterator[Problem]:
-    """Matrices held in FP8 alone need masters elsewhere, and one recipe for the whole run."""
+    """Parameters held only in FP8 need fp32 masters elsewhere, and one recipe for the whole run."""
     if not any(recipe.param_gather for recipe in config.fp8_recipes):
         return
     where = "precision.fp8.param_gather"
+    # It is the distributed optimizer that keeps fp32 masters apart from the parameters.
     if not config.parallel.distributed_optimizer:
-        yield Problem("param_gather without distributed_optimizer", where, "set parallel.distributed_optimizer: true")
+        yield Problem("param_gather needs the distributed optimizer", where, "set parallel.distributed_optimizer: true")
     if len({config.fp8_in(phase) for phase in config.phases}) > 1:
-        what = "param_gather holds the matrices in one FP8 format, and the phases differ in theirs"
+        what = "param_gather needs one FP8 recipe for the whole run, and the phases use different ones"
         yield Problem(what, where, "give all phases the same fp8, or set param_gather: false")
     if config.precision.dtype != "bf16":
-        yield Problem("param_gather with dtype fp32", where, "set precision.dtype: bf16, or param_gather: false")
+        yield Problem(
+            "param_gather does not work with dtype fp32", where, "set precision.dtype: bf16, or param_gather: false"
+        )

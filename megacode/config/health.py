@@ -1,4 +1,4 @@
-"""What watches over a run: spikes of the loss, hangs, slow ranks, and how long it may take."""
+"""Monitoring of a run: spikes, FP8 accuracy, hangs, slow ranks, and a time limit."""
 
 from __future__ import annotations
 
@@ -10,39 +10,38 @@ from megacode.config.quantity import Frozen, Length, Seconds
 
 
 class Spikes(Frozen):
-    """What to do where the loss or the gradient norm leaps.
+    """What to do about spikes of the loss or the gradient norm.
 
-    A value is a spike if it lies more than `threshold` robust standard deviations (1.4826 times the median absolute
-    deviation) above the median of the last `window` iterations of the same phase.
+    A spike is a value more than `threshold` robust standard deviations above the median of the last `window` iterations
+    of this phase. The robust standard deviation is 1.4826 times the median absolute deviation.
 
     Attributes:
         policy: `off`; `warn` in log and events; `skip` the update of that iteration; `rollback` to the newest
-            checkpoint before it and withhold the iterations that led there.
-        window: iterations that median and deviation are taken over; nothing is checked before a quarter of
-            them, and 8.
+            checkpoint before it and withhold the iterations that led to it.
+        window: iterations for median and deviation; detection starts after max(window / 4, 8) iterations.
         threshold: robust standard deviations.
         withhold: `rollback` only: how many iterations, up to and including the spike, are computed but not learned
-            from the second time.
-        limit: so many skips or rollbacks without an ordinary iteration between them, or rollbacks to the same
-            checkpoint, end the run.
+            from after the rollback.
+        limit: the run ends after this many consecutive skips or rollbacks, or rollbacks to the same checkpoint.
     """
 
     policy: Literal["off", "warn", "skip", "rollback"] = "warn"
     window: int = Field(default=128, ge=8)
+    # A loss is not normally distributed: at 3 or 4, ordinary noise would raise alarms every day.
     threshold: float = Field(default=8.0, gt=0)
     withhold: int = Field(default=4, ge=1)
     limit: int = Field(default=5, ge=1)
 
 
 class Fp8Probe(Frozen):
-    """A micro-batch computed a second time without FP8, and the alarm where the two lie too far apart.
+    """Compute a micro-batch a second time without FP8, and raise an alarm if the results differ too much.
 
     Attributes:
-        every: between two probes, in phases with FP8; absent: none.
-        loss: largest difference of the losses, relative to the one without FP8.
-        gradient: largest distance of the gradients of a kind of layer, relative to the norm of the one without FP8.
-        patience: so many alarms in a row call for the policy.
-        policy: `warn` in log and events; `fall_back`: the rest of the run, resumed or not, goes without FP8.
+        every: interval between probes, in phases with FP8; absent: no probes.
+        loss: largest allowed difference of the losses, relative to the loss without FP8.
+        gradient: largest allowed distance of the gradients of a kind of layer, relative to the norm without FP8.
+        patience: consecutive alarms before the policy applies.
+        policy: `warn` in log and events; `fall_back`: the rest of the run, also after a resume, is without FP8.
     """
 
     every: Length | None = None
@@ -53,28 +52,29 @@ class Fp8Probe(Frozen):
 
 
 class Health(Frozen):
-    """What is watched, and how closely.
+    """What is monitored.
 
     Attributes:
-        spikes: leaps of the loss or of the gradient norm.
-        fp8_probe: what FP8 costs in accuracy.
-        hang_timeout: a rank that finishes no iteration, validation or save for so long is taken to hang: the Python
+        spikes: of the loss or of the gradient norm.
+        fp8_probe: measures the accuracy lost to FP8.
+        hang_timeout: a rank that finishes no iteration, validation or save in this time counts as hung: the Python
             stacks of all ranks are written, and the job ends.
         report_every: iterations between two reports of the slowest rank and of memory.
     """
 
     spikes: Spikes = Spikes()
     fp8_probe: Fp8Probe = Fp8Probe()
+    # Longer than the slowest save or compilation, since a wrong alarm ends the job.
     hang_timeout: Seconds = 1800.0
     report_every: int = Field(default=100, ge=1)
 
 
 class Limits(Frozen):
-    """How long one start of a run may take.
+    """Time limit of one start of a run.
 
     Attributes:
-        wall_clock: from the start of the process: the run saves and ends, resumable, when another iteration and a
-            save would no longer fit; absent: no limit.
+        wall_clock: time since the start of the process. The run saves and stops, resumable, when one more iteration and
+            a save would not fit; absent: no limit.
     """
 
     wall_clock: Seconds | None = None

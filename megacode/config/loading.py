@@ -1,4 +1,4 @@
-"""From YAML files and `key.path=value` to one frozen `RunConfig`, or to every mistake at once.
+"""Load a config: YAML files and `key.path=value` overrides become one frozen `RunConfig`, or a list of all mistakes.
 
 Precedence: default < `base:` file < the file itself < overrides. All are merged as plain dicts and validated once.
 Paths are relative to the working directory, like those of any command, and absolute in the result.
@@ -26,7 +26,7 @@ from megacode.config.rules import RULES
 from megacode.config.run import RunConfig
 from megacode.config.setting_origins import Layer, Origins
 from megacode.config.suggestions import did_you_mean
-from megacode.config.yaml_reader import Loader, parse_yaml
+from megacode.config.yaml_reader import StrictYamlLoader, parse_yaml
 
 _PRESETS = Path(__file__).with_name("presets.yaml")
 
@@ -41,11 +41,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: with every mistake: what, where, and how to fix it.
     """
+    # 1. Merge: base files first, then this file, then the command line.
     layers = read_layers(Path(path))
     raw: dict[str, Any] = {}
     for layer in reversed(layers):
         raw = merge(raw, copy.deepcopy(layer.document))
-    given, unusable = apply_overrides(raw, overrides, lambda text: yaml.load(text, Loader=Loader))
+    given, unusable = apply_overrides(raw, overrides, lambda text: yaml.load(text, Loader=StrictYamlLoader))
     return validate(raw, Origins(layers, given), unusable)
 
 
@@ -54,8 +55,8 @@ def validate(raw: dict[str, Any], origins: Origins | str, unusable: Sequence[Pro
 
     Args:
         raw: the document.
-        origins: what it was merged from; or a name for all of it.
-        unusable: what is wrong with overrides that are not in it.
+        origins: the files and overrides it was merged from; or one name for all of it.
+        unusable: problems of overrides that could not be merged.
 
     Raises:
         ConfigError: with every mistake.
@@ -65,18 +66,21 @@ def validate(raw: dict[str, Any], origins: Origins | str, unusable: Sequence[Pro
     problems: list[Problem] = list(unusable)
     raw = _with_preset(raw, problems)
     try:
+        # 2. Types and bounds of single settings (pydantic), then rules across settings.
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
         problems += problems_of(error)
+        # Read it again with placeholders, so that the rules below still check everything else.
         config = RunConfig.model_validate(raw, context=LENIENT)
     problems += _broken_rules(config)
     if problems:
         raise ConfigError(problems=[origins.place(problem) for problem in dict.fromkeys(problems)])
+    # 3. A run may be resumed from another working directory, so the saved config has absolute paths.
     return _absolute(config)
 
 
 def _broken_rules(config: RunConfig) -> Iterator[Problem]:
-    """Yield what rules find in a config, in which settings may be unknown."""
+    """Yield the problems of a config, in which settings may be unknown."""
     for rule in (*RULES, *EVALUATE_RULES):
         yield from while_known(rule(config))
     yield from while_known(_broken_phase_rules(config))
@@ -95,8 +99,9 @@ def dump_config(config: RunConfig) -> str:
 
 
 def _written(value: Any) -> Any:
-    """Turn quantities back into the text a user writes."""
+    """Turn quantities back into the text that a user writes."""
     if isinstance(value, dict):
+        # A dumped Quantity is a dict of exactly these two keys; no section has them.
         if set(value) == {"count", "unit"}:
             return f"{value['count']} {value['unit']}"
         return {key: _written(item) for key, item in value.items()}
@@ -104,23 +109,25 @@ def _written(value: Any) -> Any:
 
 
 def read_layers(path: Path, seen: tuple[str, ...] = ()) -> list[Layer]:
-    """Return a config file and those that it is based on, the first with the last word.
+    """Return a config file and its base files, the highest precedence first.
 
     Args:
         path: the file.
         seen: real paths of the files that led here.
 
     Raises:
-        ConfigError: one cannot be read, or they name each other.
+        ConfigError: one cannot be read, or they form a cycle.
     """
+    # By real path: a cycle through symbolic links has ever new names.
     if os.path.realpath(path) in seen:
-        raise ConfigError(f"base files name each other: {path}", str(path), "remove one of the base: lines")
+        raise ConfigError(f"base files form a cycle through {path}", str(path), "remove one of the base: lines")
     raw = read_document(path)
     base = raw.pop("base", None)
     if base is None:
         return [Layer(str(path), raw)]
     if not isinstance(base, str):
         raise ConfigError(f"base is {base!r}, not a file name", f"{path}: base", "write base: other.yaml")
+    # `base` is relative to the file that names it; all other paths to the working directory.
     return [Layer(str(path), raw), *read_layers(path.parent / base, (*seen, os.path.realpath(path)))]
 
 
@@ -137,15 +144,15 @@ def read_document(path: Path, wanted: str = "a run's YAML config") -> dict[str, 
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError("there is no such file", str(path), f"give the path of {wanted}") from None
+        raise ConfigError("no such file", str(path), f"give the path of {wanted}") from None
     except UnicodeDecodeError:
-        raise ConfigError("it is not a text file", str(path), f"give the path of {wanted}") from None
+        raise ConfigError("not a UTF-8 text file", str(path), f"give the path of {wanted}") from None
     except OSError as error:
-        what = f"it cannot be read: {error.strerror}"
+        what = f"cannot be read: {error.strerror}"
         raise ConfigError(what, str(path), f"give the path of {wanted}") from None
     document = parse_yaml(text, str(path))
     if not isinstance(document, dict):
-        raise ConfigError("it holds no settings", str(path), "start from a file in examples/")
+        raise ConfigError("the file holds no settings", str(path), "start from a file in examples/")
     return document
 
 
@@ -153,8 +160,9 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     """Merge two documents key by key; lists and scalars of `high` replace those of `low`."""
     merged = dict(low)
     for key, value in high.items():
-        both = isinstance(value, dict) and isinstance(low.get(key), dict) and key != "blend"
-        merged[key] = merge(low[key], value) if both else value
+        # A blend is replaced as a whole: a merge would silently keep sources of the base file.
+        nested = isinstance(value, dict) and isinstance(low.get(key), dict) and key != "blend"
+        merged[key] = merge(low[key], value) if nested else value
     return merged
 
 
@@ -177,8 +185,10 @@ def _with_preset(raw: dict[str, Any], problems: list[Problem]) -> dict[str, Any]
     if not isinstance(name, str) or name not in known:
         if isinstance(name, str):
             problems.append(Problem(f"there is no preset {name!r}", "model.preset", did_you_mean(name, list(known))))
+        # Without a preset every key of the shape would be reported missing; one mistake is enough.
         shape = {key for preset in known.values() for key in preset}
         return {**raw, "model": {**dict.fromkeys(shape, UNKNOWN), **model}}
+    # Keys given inline win over the preset.
     return {**raw, "model": {**known[name], **model}}
 
 

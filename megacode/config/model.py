@@ -1,4 +1,4 @@
-"""The model's shape, and the tokenizer it reads with."""
+"""The `model` and `tokenizer` sections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megacode.config.quantity import Count, Frozen
 
 
 class ModelConfig(Frozen):
-    """A decoder-only GPT: SwiGLU, rotary positions by halves, no biases anywhere.
+    """A decoder-only GPT with SwiGLU, rotary positions (rotating halves, as GPT-NeoX does), and no biases.
 
     Attributes:
         preset: a named shape; keys given inline win over it.
@@ -20,8 +20,8 @@ class ModelConfig(Frozen):
         num_attention_heads: query heads.
         num_query_groups: key and value heads (GQA); absent: one for each query head.
         kv_channels: width of one head; absent: `hidden_size / num_attention_heads`.
-        vocab_size: tokens the model knows; absent: the tokenizer's own number.
-        block: `sequential` (attention, then MLP) or `parallel` (both read one norm, and are added together).
+        vocab_size: number of tokens; absent: that of the tokenizer.
+        block: `sequential` (attention, then MLP) or `parallel` (both read the same norm, and their outputs are added).
         normalization: RMSNorm or LayerNorm, weights only.
         layernorm_epsilon: added to the variance.
         rotary_base: base of the rotary positions' wavelengths.
@@ -45,13 +45,16 @@ class ModelConfig(Frozen):
     rotary_base: float = Field(default=10000.0, gt=0)
     share_embeddings_and_output_weights: bool = False
     init_method_std: float = Field(default=0.02, gt=0)
+    # One epoch of pre-training hardly overfits, so dropout is off by default.
     hidden_dropout: float = Field(default=0.0, ge=0, lt=1)
     attention_dropout: float = Field(default=0.0, ge=0, lt=1)
+    # A padded embedding keeps matrix products fast. Padding is never saved, so it may change at a resume.
     make_vocab_size_divisible_by: int = Field(default=128, ge=1)
 
     @property
     def query_groups(self) -> int:
         """Key and value heads."""
+        # Absent means classic multi-head attention.
         return self.num_query_groups or self.num_attention_heads
 
     @property
@@ -61,7 +64,7 @@ class ModelConfig(Frozen):
 
 
 class TokenizerConfig(Frozen):
-    """The tokenizer that made the data sets.
+    """The tokenizer of the data sets.
 
     Attributes:
         kind: `huggingface` (a directory with tokenizer.json) or `sentencepiece` (a `.model` file).

@@ -1,4 +1,4 @@
-"""`key.path=value` on the command line: where each value goes, and which of them contradict each other."""
+"""Apply `key.path=value` overrides from the command line, and refuse contradictory ones."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Override:
     """One value from the command line.
 
     Attributes:
-        text: as it was written.
-        location: where it goes in the document; phases by number, whatever they were called by.
+        text: as written.
+        location: its place in the document; phases by number, also where a name was given.
         value: parsed as YAML.
     """
 
@@ -47,11 +47,11 @@ def apply_overrides(
         parse: reads a value; raises `yaml.YAMLError`.
 
     Returns:
-        The overrides, and what is wrong with those that cannot be used.
+        The overrides, and the problems of those that cannot be used.
     """
     overrides: list[Override] = []
     problems: list[Problem] = []
-    for text in dict.fromkeys(texts):  # the same one twice says nothing new
+    for text in dict.fromkeys(texts):  # an identical repetition is harmless
         try:
             override = _read(raw, text, parse)
             _refuse_contradiction(override, overrides)
@@ -73,6 +73,7 @@ def _read(raw: dict[str, Any], text: str, parse: Callable[[str], Any]) -> Overri
         fix = f"write {key.strip()}=VALUE; null removes a setting"
         raise _Unusable(f"{text!r} gives no value", fix)
     try:
+        # The same YAML types as in a file: `64` is a number, `null` removes a setting.
         parsed = parse(value)
     except TwiceError as error:
         raise _Unusable(f"in {text!r} {error.problem}", "remove one of them") from None
@@ -87,26 +88,33 @@ def _read(raw: dict[str, Any], text: str, parse: Callable[[str], Any]) -> Overri
             place = place[number]
         else:
             location.append(name)
+            # A key that does not exist yet is created by `_write`; the schema decides whether it is legal.
             place = place.get(name) if isinstance(place, dict) else None
     return Override(text, tuple(location), parsed)
 
 
 def _index(place: list[Any], name: str, text: str) -> int:
-    """Find a list's item by number, or a phase by its name."""
+    """Return the index of a list item, given its number or the name of a phase."""
     names = [str(item.get("name")) if isinstance(item, dict) else "" for item in place]
+    # A phase may be named "1": names win over numbers.
     if name in names:
         return names.index(name)
     if name.isdigit() and int(name) < len(place):
         return int(name)
     known = [*filter(None, names), *(str(number) for number in range(len(place)))]
-    raise _Unusable(f"{text!r} names no item {name!r}", did_you_mean(name, known))
+    raise _Unusable(f"{text!r}: there is no item {name!r}", did_you_mean(name, known))
 
 
 def _refuse_contradiction(override: Override, before: list[Override]) -> None:
     """Refuse a value that would silently replace another one from the command line."""
     for other in before:
+        # The other order is fine: train={...} first, then train.seq_length=64, refines it.
         if other.location[: len(override.location)] == override.location:
-            fix = "give it once" if other.location == override.location else f"give {override.text!r} first, or only it"
+            fix = (
+                "give it only once"
+                if other.location == override.location
+                else f"put {override.text!r} first, or remove {other.text!r}"
+            )
             raise _Unusable(f"{override.text!r} would replace {other.text!r}", fix)
 
 
@@ -114,6 +122,7 @@ def _write(raw: dict[str, Any], override: Override) -> None:
     *path, last = override.location
     place: Any = raw  # a mapping, or a list where the step is a number
     for step in path:
+        # A section that is missing, or holds a scalar such as `fp8: none`, becomes a mapping.
         if isinstance(place, dict) and not isinstance(place.get(step), (dict, list)):
             place[step] = {}
         place = place[step]

@@ -1,4 +1,4 @@
-"""Pydantic's complaints in megacode's words: what is wrong, where, and how to fix it."""
+"""Translate pydantic's validation errors into problems: what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from megacode.base.errors import Problem
 from megacode.config.run import RunConfig
 from megacode.config.suggestions import did_you_mean
 
+# pydantic's error types, and a fix for each. Other types show pydantic's own message.
 _BOUNDS = {
     "greater_than": "give more than {gt}",
     "greater_than_equal": "give at least {ge}",
@@ -37,14 +38,14 @@ _BOUNDS = {
 
 
 def problems_of(error: ValidationError, schema: type[BaseModel] = RunConfig) -> list[Problem]:
-    """Translate every complaint of one validation.
+    """Translate every error of one validation.
 
     Args:
-        error: what pydantic raised.
+        error: raised by pydantic.
         schema: what was validated; misspelt settings are compared with its own.
     """
     items = error.errors()
-    # A list whose items are wrong is also called too short.
+    # pydantic also reports a list with invalid items as too short.
     inside = {item["loc"][:end] for item in items for end in range(len(item["loc"]))}
     return [
         _translate(dict(item), schema) for item in items if item["loc"] not in inside or item["type"] != "too_short"
@@ -57,19 +58,21 @@ def _translate(item: dict[str, Any], root: type[BaseModel]) -> Problem:
     if kind == "extra_forbidden":
         return Problem(f"{location[-1]!s} is not a setting", where, _suggest(location, root))
     if kind == "missing":
-        return Problem("it is missing", where, f"add {location[-1]}")
+        return Problem("required setting is missing", where, f"add {location[-1]}")
     message = str(item["msg"]).removeprefix("Value error, ")
     if kind == "value_error":
+        # Our own validators write "WHAT; FIX" (`quantity`).
         what, _, fix = message.partition("; ")
         return Problem(what, where, fix or "write for example 200B, 1.5M, 64Ki or 4096")
     shown = repr(item["input"])
+    # A whole section given in place of a number would fill the screen.
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     fix = _BOUNDS.get(kind, message).format(**item.get("ctx", {}))
-    return Problem(f"{shown} does not fit", where, fix)
+    return Problem(f"{shown} is not a valid value", where, fix)
 
 
 def _in_document(location: Iterable[Any]) -> list[Any]:
-    """Keep the parts of a pydantic location that are keys of the document; tags of unions are not."""
+    """Return the steps of a pydantic location that are keys of the document; tags of unions are dropped."""
     return [part for part in location if not str(part).startswith("as-")]
 
 
@@ -93,21 +96,21 @@ def _suggest(location: list[Any], root: type[BaseModel]) -> str:
 def _schema_at(schema: Any, location: list[Any]) -> type[BaseModel] | None:
     """Return the schema class that validates the dict at a location."""
     for part in location:
+        # An index steps into the items of a list, a dict's key into its values: look inside the annotation.
         if isinstance(part, int) or not (isinstance(schema, type) and issubclass(schema, BaseModel)):
             schema = _model_in(schema)
         elif part in schema.model_fields:
             schema = schema.model_fields[part].annotation
         else:
             return None
-    found = _model_in(schema)
-    return found
+    return _model_in(schema)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for argument in typing.get_args(annotation):
-        found = _model_in(argument)
-        if found is not None:
-            return found
+        model = _model_in(argument)
+        if model is not None:
+            return model
     return None

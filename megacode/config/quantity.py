@@ -1,4 +1,4 @@
-"""Quantities with their unit, and the YAML types that read them."""
+"""Quantities with their unit, and the pydantic types that parse them from YAML."""
 
 from __future__ import annotations
 
@@ -24,30 +24,32 @@ from megacode.base.units import format_count, parse_count, parse_fraction, parse
 from megacode.config.placeholders import LENIENT, UNKNOWN
 
 Unit = Literal["tokens", "samples", "iterations"]
+# Weights become exact fractions; absurd ones would make their arithmetic slow.
 _LARGEST_WEIGHT = 1e12
 UNITS: tuple[Unit, ...] = ("tokens", "samples", "iterations")
 
 
 class Frozen(BaseModel):
-    """Base of every schema class: unknown keys are errors, and nothing changes after validation."""
+    """Base of every schema class: unknown keys are errors, and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, raw: Any, info: ValidationInfo) -> Any:
-        """In the second reading of a wrong config, leave out unknown keys, and fill in missing ones as unknown."""
+        """In the second validation (`placeholders`), drop unknown keys, and fill in missing ones as UNKNOWN."""
         if info.context is not LENIENT or not isinstance(raw, dict):
             return raw
         names = {key: field.alias or key for key, field in cls.model_fields.items()}
         known = {key: value for key, value in raw.items() if key in names or key in names.values()}
         needed = [(key, name) for key, name in names.items() if cls.model_fields[key].is_required()]
+        # Required settings that are missing become UNKNOWN; pydantic has reported them in the first pass.
         return {name: UNKNOWN for key, name in needed if key not in raw and name not in raw} | known
 
     @field_validator("*", mode="wrap")
     @classmethod
     def _or_unknown(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        """In the second reading of a wrong config, let an unknown value stand for what is wrong."""
+        """In the second validation, replace an invalid value by UNKNOWN."""
         if value is UNKNOWN:
             return value
         try:
@@ -62,8 +64,8 @@ class Quantity(Frozen):
     """A length of training.
 
     Attributes:
-        count: how many, at least one.
-        unit: of what.
+        count: at least one.
+        unit: tokens, samples or iterations.
     """
 
     count: int = Field(ge=1)
@@ -73,18 +75,19 @@ class Quantity(Frozen):
         return f"{self.count} {self.unit if self.count != 1 else self.unit[:-1]}"
 
     def short(self) -> str:
-        """Return it for people: `200B tokens`."""
+        """Return it in short form: `200B tokens`."""
         return f"{format_count(self.count)} {self.unit}"
 
 
 def read_quantity(value: Any) -> Any:
-    """Read `500 iterations`, `2B tokens` or `64 samples`; pydantic reports what is raised here."""
+    """Read `500 iterations`, `2B tokens` or `64 samples`; pydantic reports a ValueError raised here."""
     if not isinstance(value, str):
         if isinstance(value, (int, float)):
             raise ValueError(f"{value} has no unit; write '{value} iterations', '{value} samples' or '{value} tokens'")
         return value
     number, _, unit = value.strip().rpartition(" ")
     for known in UNITS:
+        # Singular is accepted too: `1 iteration`.
         if number and unit.lower() in (known, known[:-1]):
             count = parse_count(number)
             if count < 1:
@@ -117,13 +120,14 @@ def read_weight(value: Any, handler: ValidatorFunctionWrapHandler, info: Validat
 
 
 def read_blend(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-    """Read a blend; weights with and without a percent sign do not mix."""
+    """Read a blend; weights with and without a percent sign must not be mixed."""
     blend = handler(value)
     marked = [name for name, weight in value.items() if isinstance(weight, str) and weight.strip().endswith("%")]
+    # A plain 0 means the same either way, so it is not a mixture.
     bare = [name for name, weight in blend.items() if name not in marked and (weight is UNKNOWN or weight)]
     if marked and bare and info.context is not LENIENT:
-        said = f"{marked[0]} {value[marked[0]]} beside {bare[0]} {value[bare[0]]}"
-        raise ValueError(f"the blend mixes percentages and plain numbers: {said}; write all of them one way")
+        example = f"{marked[0]} {value[marked[0]]} beside {bare[0]} {value[bare[0]]}"
+        raise ValueError(f"the blend mixes percentages and plain numbers: {example}; write all of them in one form")
     return blend
 
 

@@ -1,8 +1,8 @@
-"""Rules across settings: one named function a rule, each yielding every problem it finds.
+"""Rules across settings: one named function per rule, each yielding every problem it finds.
 
-All of them run, so that a user sees all mistakes at once; one that needs a wrong setting ends there (`unknown`). Rules
-of a single phase are in `phase_rules`. A fix names first what leaves the experiment as it is: the micro-batch, then the
-layout, and only then the model or the global batch.
+All rules run, so that a user sees all mistakes at once; a rule that needs an invalid setting ends early
+(`placeholders`). Rules of a single phase are in `phase_rules`. A fix first names what does not change the experiment:
+the micro-batch, then the layout, and only then the model or the global batch.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ if TYPE_CHECKING:
 
 Rule = Callable[["RunConfig"], Iterator[Problem]]
 
-_SHOWN = 6  # legal numbers that a fix names
+_SHOWN = 6  # how many legal numbers a fix lists
 
 
 def heads_divide_the_width(config: RunConfig) -> Iterator[Problem]:
-    """Without `kv_channels`, the heads share the width evenly."""
+    """Without `kv_channels`, hidden_size is divided evenly among the heads."""
     model = config.model
     heads, hidden = model.num_attention_heads, model.hidden_size
     if model.kv_channels is None and hidden % heads:
         what = f"hidden_size {hidden} is not divisible by num_attention_heads {heads}"
         yield Problem(what, "model.hidden_size", f"use {neighbours(hidden, heads)}, or give model.kv_channels")
     elif model.head_size % 2:
-        what = f"a head is {model.head_size} channels wide, and rotary positions need an even number"
+        what = f"a head has {model.head_size} channels, and rotary positions need an even number"
         yield Problem(what, "model.kv_channels", f"use {neighbours(model.head_size, 2)}, or another number of heads")
 
 
 def groups_divide_the_heads(config: RunConfig) -> Iterator[Problem]:
     """Every query group serves the same number of heads."""
+    # GQA; also Megatron's layout of the fused QKV matrix, which is grouped by query group.
     heads, groups = config.model.num_attention_heads, config.model.query_groups
     if heads % groups:
         legal = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-        what = f"num_query_groups {groups} does not divide num_attention_heads {heads}"
+        what = f"num_attention_heads {heads} is not divisible by num_query_groups {groups}"
         yield Problem(what, "model.num_query_groups", f"use one of {legal}")
 
 
@@ -54,42 +55,44 @@ def a_vocabulary_is_known(config: RunConfig) -> Iterator[Problem]:
 def shards_divide_the_model(config: RunConfig) -> Iterator[Problem]:
     """Tensor parallel splits heads, query groups and the MLP; pipeline parallel splits layers."""
     model, layout = config.model, config.parallel
-    parts = (
+    dimensions = (
         ("num_attention_heads", model.num_attention_heads),
         ("num_query_groups", model.query_groups),
         ("ffn_hidden_size", model.ffn_hidden_size),
     )
-    legal = divisors(math.gcd(*(value for _, value in parts)))
-    for name, value in parts:
+    # A tensor size must divide all three, so the fix lists divisors of their gcd.
+    legal = divisors(math.gcd(*(value for _, value in dimensions)))
+    for name, value in dimensions:
         if value % layout.tensor:
             what = f"model.{name} {value} is not divisible by parallel.tensor {layout.tensor}"
             fix = f"set parallel.tensor to {_one_of(legal)}, or {name} to {neighbours(value, layout.tensor)}"
             yield Problem(what, "parallel.tensor", fix)
     chunks = layout.pipeline * (layout.virtual_pipeline or 1)
     if model.num_layers % chunks:
-        said = "pipeline x virtual_pipeline" if layout.virtual_pipeline else "pipeline"
-        what = f"model.num_layers {model.num_layers} is not divisible by parallel.{said} {chunks}"
+        setting = "pipeline x virtual_pipeline" if layout.virtual_pipeline else "pipeline"
+        what = f"model.num_layers {model.num_layers} is not divisible by parallel.{setting} {chunks}"
         near = nearest_divisors(model.num_layers, chunks)
-        fix = f"make {said} {near}, or num_layers {neighbours(model.num_layers, chunks)}"
+        fix = f"set {setting} to {near}, or num_layers to {neighbours(model.num_layers, chunks)}"
         yield Problem(what, "parallel.pipeline", fix)
 
 
 def _one_of(numbers: list[int]) -> str:
-    """Return some legal numbers as text: all of a few, else the smallest."""
+    """Return legal numbers as text: all of them if few, else the smallest."""
     shown = [str(number) for number in numbers[:_SHOWN]]
     return " or ".join(shown) if len(shown) < 3 else f"{', '.join(shown[:-1])} or {shown[-1]}"
 
 
 def the_sequence_divides(config: RunConfig) -> Iterator[Problem]:
-    """Context parallel gives each rank two chunks of the sequence; sequence parallel shares out what a rank holds."""
+    """Context parallel gives each rank two chunks of the sequence; sequence parallel splits each rank's tokens."""
     layout, length = config.parallel, config.train.seq_length
+    # Context parallel cuts 2 x cp chunks, so that causal attention costs every rank the same.
     slices = layout.tensor if layout.sequence_parallel else 1
-    parts = layout.context * math.lcm(2, slices) if layout.context > 1 else slices
-    if length % parts:
-        what = f"train.seq_length {length} cannot be cut into {parts} equal parts (sequence and context parallel)"
+    divisor = layout.context * math.lcm(2, slices) if layout.context > 1 else slices
+    if length % divisor:
+        what = f"train.seq_length {length} is not divisible by {divisor} (sequence and context parallel)"
         where = "parallel.context" if layout.context > 1 else "parallel.sequence_parallel"
         smaller = "a smaller parallel.context or parallel.tensor" if layout.context > 1 else "sequence_parallel: false"
-        yield Problem(what, where, f"use {smaller}, or seq_length {neighbours(length, parts)}")
+        yield Problem(what, where, f"use {smaller}, or seq_length {neighbours(length, divisor)}")
 
 
 def sequence_parallel_needs_tensor(config: RunConfig) -> Iterator[Problem]:
@@ -100,37 +103,39 @@ def sequence_parallel_needs_tensor(config: RunConfig) -> Iterator[Problem]:
 
 
 def interleaving_needs_a_pipeline(config: RunConfig) -> Iterator[Problem]:
-    """Chunks interleave over at least two pipeline ranks."""
+    """Interleaving needs at least two pipeline ranks."""
     if config.parallel.virtual_pipeline and config.parallel.pipeline == 1:
         fix = "set parallel.pipeline to 2 or more, or remove virtual_pipeline"
         yield Problem("virtual_pipeline is set with parallel.pipeline 1", "parallel.virtual_pipeline", fix)
 
 
 def gather_overlap_needs_sharding(config: RunConfig) -> Iterator[Problem]:
-    """There is a parameter gather only where optimizer state is sharded."""
+    """Parameters are gathered only where the optimizer is sharded."""
     layout = config.parallel
     if layout.overlap_param_gather and not (layout.distributed_optimizer and layout.overlap_grad_reduce):
-        what = "overlap_param_gather is on without distributed_optimizer and overlap_grad_reduce"
+        what = "overlap_param_gather needs distributed_optimizer and overlap_grad_reduce"
         yield Problem(what, "parallel.overlap_param_gather", "set both to true, or overlap_param_gather: false")
 
 
 def the_batch_is_whole_micro_batches(config: RunConfig) -> Iterator[Problem]:
-    """A global batch holds whole micro-batches."""
+    """A global batch is a whole number of micro-batches."""
     batch, micro = config.train.global_batch_size, config.train.micro_batch_size
     if batch % micro:
         what = f"global_batch_size {batch} is not divisible by micro_batch_size {micro}"
-        fix = f"set micro_batch_size to {nearest_divisors(batch, micro)}, which learns the same; "
+        # The micro-batch first: it changes speed and memory, not what is learned.
+        fix = f"set micro_batch_size to {nearest_divisors(batch, micro)}, which does not change training; "
         yield Problem(what, "train.micro_batch_size", f"{fix}or global_batch_size to {neighbours(batch, micro)}")
 
 
 def the_ramp_reaches_the_batch(config: RunConfig) -> Iterator[Problem]:
-    """The ramp climbs in whole steps of whole micro-batches from `start` to `global_batch_size`."""
+    """The ramp rises from `start` to `global_batch_size` in whole steps of whole micro-batches."""
     ramp, full, micro = config.train.batch_ramp, config.train.global_batch_size, config.train.micro_batch_size
     if ramp is None:
         return
+    # Megatron requires the same of --rampup-batch-size.
     rise = full - ramp.start
     if rise <= 0 or rise % ramp.increment:
-        what = f"from start {ramp.start} by increment {ramp.increment} the batch never becomes {full}"
+        what = f"a ramp from start {ramp.start} by increment {ramp.increment} never reaches global_batch_size {full}"
         fix = f"make global_batch_size - start a multiple of increment (for example increment: {max(1, rise)})"
         yield Problem(what, "train.batch_ramp", fix)
     if ramp.start % micro or ramp.increment % micro:

@@ -1,4 +1,4 @@
-"""The root of a run's config."""
+"""`RunConfig`: the root of the config schema."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from megacode.config.training import CheckpointPolicy, Fp8, Init, Parallel, Prec
 
 
 class RunConfig(Frozen):
-    """Everything that decides a run; no value in it is derived from another.
+    """Everything that determines a run; no value in it is derived from another.
 
     Attributes:
         name: of the run, its directory and its model.
         seed: of the data order and of the initial weights.
         model: the model's shape.
-        tokenizer: what made the data sets; absent where only `model.vocab_size` is needed.
+        tokenizer: the tokenizer of the data sets; absent where only `model.vocab_size` is needed.
         sources: the data sets by name.
         validation: what is held out, and how often it is measured.
-        phases: the run, in order.
-        caps: what to do where a source's `max_epochs` binds: `error`, or `spread` its share over the others.
+        phases: the phases of the run, in order.
+        caps: what to do where `max_epochs` limits a source: `error`, or `spread` its share over the others.
         train: batches and optimizer.
         parallel: how the model is laid over ranks.
         precision: number formats.
         checkpoint: when to save and what to keep.
         evaluate: scores while training; absent: none.
-        health: what watches over the run.
+        health: monitoring of spikes, hangs and slow ranks.
         limits: how long one start may take.
         init: where the first weights come from.
         run_dir: where everything is written; absent: `runs/<name>` under the working directory.
     """
 
+    # Also the name of a directory, so no spaces or slashes.
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=1234, ge=0)
     model: ModelConfig
@@ -62,6 +63,7 @@ class RunConfig(Frozen):
 
     def fp8_in(self, phase: Phase) -> Fp8 | None:
         """Return the FP8 recipe of a phase, or None."""
+        # `fp8: none` in a phase switches it off; an absent key inherits.
         chosen = self.precision.fp8 if phase.fp8 is None else phase.fp8
         return chosen if isinstance(chosen, Fp8) else None
 

@@ -1,4 +1,4 @@
-"""Where a setting stands: on the command line, in the config file, or in one of its base files."""
+"""Find where a setting was given: on the command line, in the config file, or in one of its base files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _STEP = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
 
 @dataclass(frozen=True)
 class Layer:
-    """One file's settings, before they were merged.
+    """One file's settings before merging.
 
     Attributes:
         name: of the file, for messages.
-        document: what it holds.
+        document: its parsed content.
     """
 
     name: str
@@ -28,18 +28,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class Origins:
-    """What a config was merged from.
+    """The files and overrides that a config was merged from.
 
     Attributes:
-        layers: files, the one with the last word first; at least one.
-        overrides: of the command line, which win over all of them.
+        layers: files, the highest precedence first; at least one.
+        overrides: from the command line, which win over all files.
     """
 
     layers: Sequence[Layer]
     overrides: Sequence[Override] = ()
 
     def place(self, problem: Problem) -> Problem:
-        """Return a problem with the file, or the command line, in front of its key."""
+        """Return a problem with the file, or `command line`, in front of its key."""
         where = problem.where
         if where == COMMAND_LINE:
             return problem
@@ -47,9 +47,11 @@ class Origins:
 
     def _of(self, where: str) -> str:
         location: Location = tuple(int(number) if number else name for number, name in _STEP.findall(where))
+        # The last override that covers the key has decided its value.
         for override in reversed(self.overrides):
             if location[: len(override.location)] == override.location:
                 return COMMAND_LINE
+        # The problem is about a section of which an override set only a part: name both.
         inside = [other for other in self.overrides if other.location[: len(location)] == location]
         if inside and not any(_holds(layer.document, location) for layer in self.layers):
             return COMMAND_LINE
@@ -57,7 +59,8 @@ class Origins:
         return f"{file}, with {inside[-1].text} of the {COMMAND_LINE}" if inside else file
 
     def _file(self, location: Location) -> str:
-        """Return the file that sets the value, or that sets the most of the way to one that is missing."""
+        """Return the file that sets a value; for a missing one, the file that sets its closest parent."""
+        # A missing key is reported at the file that holds its section, the most specific one first.
         for length in range(len(location), 0, -1):
             for layer in self.layers:
                 if _holds(layer.document, location[:length]):

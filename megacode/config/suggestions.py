@@ -1,4 +1,4 @@
-"""How to fix a value: the nearest legal numbers, the name that was meant."""
+"""Suggestions for a fix: the nearest legal numbers, or a similar name."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ def divisors(value: int) -> list[int]:
 def nearest_divisors(value: int, wanted: int) -> str:
     """Return the divisors of `value` around `wanted`, as text for a fix."""
     known = divisors(value)
-    low, high = (one for one in reversed(known) if one <= wanted), (one for one in known if one >= wanted)
-    return " or ".join(str(one) for one in dict.fromkeys([*islice(low, 1), *islice(high, 1)]))
+    low, high = (n for n in reversed(known) if n <= wanted), (n for n in known if n >= wanted)
+    return " or ".join(str(n) for n in dict.fromkeys([*islice(low, 1), *islice(high, 1)]))
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """Return a suggestion for a misspelt name, or the list of known ones."""
+    """Return the known name most similar to a misspelt one, or the list of all known names."""
+    # 0.6 still matches one wrong letter in a short name such as `text`.
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else "known: " + ", ".join(sorted(known))

@@ -1,4 +1,4 @@
-"""Batches, optimizer, parallel layout, precision, checkpoints and start of a run."""
+"""The sections `train`, `parallel`, `precision`, `checkpoint` and `init`."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class BatchRamp(Frozen):
 
 
 class Training(Frozen):
-    """What an iteration is.
+    """Batches and optimizer.
 
     Attributes:
-        seq_length: tokens a sequence (a sample reads one more, for the last label).
-        global_batch_size: sequences an iteration, over all ranks.
-        micro_batch_size: sequences a rank handles at once.
+        seq_length: tokens per sequence (a sample reads one more, for the last label).
+        global_batch_size: sequences per iteration, over all ranks.
+        micro_batch_size: sequences in one forward and backward pass of a rank.
         batch_ramp: a smaller batch at the start.
         weight_decay, adam_beta1, adam_beta2, adam_eps: AdamW.
-        weight_decay_exempt: what is not decayed.
-        clip_grad: largest global norm of the gradient; 0: no clipping.
+        weight_decay_exempt: kinds of parameters without weight decay.
+        clip_grad: the global gradient norm is clipped to this; 0: no clipping.
         isolate_documents: attention and positions never cross a document's border.
-        loader: what makes the micro-batches, which are the same either way: megacode's own, or NVIDIA's DALI.
-        prefetch: iterations whose micro-batches are made ahead, on the device where it is a GPU; 0: none.
-        deterministic: the same bits from run to run on GPUs too, where attention's backward pass is slower for it;
-            CPUs always give them.
+        loader: which code builds the micro-batches, megacode's own or NVIDIA's DALI; the batches are identical.
+        prefetch: iterations whose micro-batches are prepared in advance, on the GPU where there is one; 0: none.
+        deterministic: bit-identical runs on GPUs too, where it makes the backward pass of attention slower. CPU runs
+            always are.
     """
 
     seq_length: Count = Field(ge=2)
@@ -47,10 +47,13 @@ class Training(Frozen):
     batch_ramp: BatchRamp | None = None
     weight_decay: float = Field(default=0.1, ge=0)
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    # 0.95 as in most recipes of large models; PyTorch's default is 0.999.
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
     adam_eps: float = Field(default=1e-8, gt=0)
+    # Embeddings are decayed unless listed, as Megatron does.
     weight_decay_exempt: tuple[Literal["norms", "embeddings"], ...] = ("norms",)
     clip_grad: float = Field(default=1.0, ge=0)
+    # Off as in most pre-training runs: one causal mask over the whole sequence is faster.
     isolate_documents: bool = False
     loader: Literal["default", "dali"] = "default"
     prefetch: int = Field(default=1, ge=0)
@@ -58,7 +61,7 @@ class Training(Frozen):
 
 
 class Parallel(Frozen):
-    """How the model is laid over ranks; what is left over is data parallel.
+    """How the model is split over ranks; the remaining factor is data parallel.
 
     Attributes:
         tensor, pipeline, context: parallel sizes.
@@ -66,8 +69,8 @@ class Parallel(Frozen):
         sequence_parallel: split norms and dropout along the sequence over the tensor-parallel ranks.
         distributed_optimizer: shard optimizer state over the data-parallel ranks.
         overlap_grad_reduce, overlap_param_gather: hide those collectives behind compute.
-        recompute: activations computed again in the backward pass to save memory: `none`, attention's own
-            (`selective`), or all but each block's input (`full`).
+        recompute: activations recomputed in the backward pass to save memory: `none`, those of attention
+            (`selective`), or all but the input of each block (`full`).
     """
 
     tensor: int = Field(default=1, ge=1)
@@ -90,15 +93,15 @@ class Fp8(Frozen):
     """FP8 matrix products in the transformer blocks; embedding, norms and attention keep `dtype`.
 
     Attributes:
-        recipe: how scales are chosen: from a history of maxima (`delayed`), from each tensor as it is (`tensorwise`),
-            from each block of 128 (`blockwise`), or of 32 values (`mxfp8`, from Blackwell on).
+        recipe: how scales are computed: from a history of maxima (`delayed`), from the current tensor (`tensorwise`),
+            from each block of 128 values (`blockwise`) or of 32 values (`mxfp8`, Blackwell and later).
         format: `hybrid` is e4m3 forward and e5m2 backward.
-        amax_history_len: `delayed` only: micro-batches that the history of maxima goes back.
+        amax_history_len: `delayed` only: length of the history of maxima, in micro-batches.
         num_layers_at_start_in_bf16, num_layers_at_end_in_bf16: blocks that keep `dtype`; not with `delayed`.
-        output_layer: the output layer's products too, always with scales of the tensors as they are. There rounding
-            reaches the loss at once; with a large vocabulary it is also much of the time.
-        param_gather: keep the blocks' matrices in FP8 alone, beside the optimizer's fp32 masters: half the memory, and
-            half the traffic where the distributed optimizer gathers them. Transformer Engine only.
+        output_layer: FP8 for the output layer too, always with scales of the current tensors. Its rounding reaches the
+            loss directly; with a large vocabulary it also takes much of the time.
+        param_gather: hold the matrices of the blocks only in FP8; the optimizer keeps fp32 masters. Half the memory,
+            and half the traffic when the distributed optimizer gathers them. Transformer Engine only.
     """
 
     recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"]
@@ -112,18 +115,19 @@ class Fp8(Frozen):
 
 Fp8OrNone = Annotated[
     Annotated[Literal["none"], Tag("as-none")] | Annotated[Fp8, Tag("as-recipe")],
+    # `none` is a word rather than YAML's null, since an absent key of a phase means "inherit".
     Discriminator(lambda value: "as-none" if isinstance(value, str) else "as-recipe"),
 ]
 
 
 class Precision(Frozen):
-    """Number formats, and whose layers compute with them.
+    """Number formats, and which layers compute with them.
 
     Attributes:
         dtype: of parameters and activations; the optimizer keeps fp32 masters.
-        fp8: `none`, or a recipe; a phase may say otherwise.
-        transformer_impl: `transformer_engine` layers, megacode's own (`local`), or Transformer Engine's where they can
-            run (`auto`). Checkpoints are the same.
+        fp8: `none`, or a recipe; a phase may override it.
+        transformer_impl: Transformer Engine's layers (`transformer_engine`), megacode's own (`local`), or Transformer
+            Engine's where they can run (`auto`). Checkpoints are the same.
     """
 
     dtype: Literal["fp32", "bf16"] = "bf16"
@@ -136,11 +140,11 @@ class CheckpointPolicy(Frozen):
 
     Attributes:
         every: how often; absent: only at phase ends and at the end.
-        keep_last: how many of the periodic ones are kept; absent: all.
-        keep_every: those at multiples of it are kept for good.
-        at_start: save the untrained model too.
-        keep_phase_ends: keep the one at every phase's end for good.
-        asynchronous: write in the background while training goes on (in YAML: `async`).
+        keep_last: how many of the periodic checkpoints are kept; absent: all.
+        keep_every: checkpoints at multiples of it are never deleted.
+        at_start: also save the untrained model.
+        keep_phase_ends: never delete the checkpoint at the end of a phase.
+        asynchronous: write in the background during training (in YAML: `async`).
     """
 
     every: Length | None = None
@@ -152,11 +156,11 @@ class CheckpointPolicy(Frozen):
 
 
 class Init(Frozen):
-    """Where the first weights come from.
+    """Where the initial weights come from.
 
     Attributes:
         from_: `random`, a run directory or a checkpoint (in YAML: `from`).
-        load: `weights` alone, or `all`: optimizer and random state too.
+        load: only `weights`, or `all`: also optimizer and random state.
     """
 
     from_: str = Field(default="random", alias="from")

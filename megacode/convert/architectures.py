@@ -1,11 +1,11 @@
-"""Which Hugging Face architecture computes exactly what a megacode model computes.
+"""Choose the Hugging Face architecture that computes exactly what a megacode model computes.
 
 A layout is a choice of block and norm. Where transformers has an architecture that does the same arithmetic, the
-export needs no code of its own: the weights are renamed and re-arranged, and the config says the rest.
+export needs no model code: the weights are renamed and re-arranged, and the config does the rest.
 
     block        norm        architecture            what differs from megacode's own
     sequential   RMSNorm     LlamaForCausalLM        names only
-    parallel     LayerNorm   CohereForCausalLM       rotary pairs are neighbours; logit_scale must be 1
+    parallel     LayerNorm   CohereForCausalLM       rotary pairs are adjacent channels; logit_scale must be 1
     sequential   LayerNorm   StableLmForCausalLM     norms have a bias (zero); rotary factor must be 1
     parallel     RMSNorm     none
 
@@ -27,11 +27,11 @@ class Architecture:
     """One Hugging Face architecture and how it differs from megacode's own model.
 
     Attributes:
-        architecture: the class transformers builds.
+        architecture: the class that transformers builds.
         model_type: its name in config.json.
         epsilon_key: what config.json calls the norms' epsilon.
         interleaved_rotary: rotary pairs are channels (2j, 2j+1) instead of (j, j + d/2).
-        norm_bias: the norms carry a bias, which is zero here.
+        norm_bias: the norms have a bias, which is zero here.
         constants: keys of config.json that make the architecture compute what megacode computes.
     """
 
@@ -59,6 +59,7 @@ STABLELM = Architecture(
     "layer_norm_eps",
     norm_bias=True,
     constants={
+        # StableLM's defaults differ: rotary positions on a quarter of each head, for one.
         "use_parallel_residual": False,
         "use_qkv_bias": False,
         "qk_layernorm": False,
@@ -67,6 +68,7 @@ STABLELM = Architecture(
     },
 )
 
+# The fourth combination, parallel with RMSNorm, exists in no architecture of transformers.
 LAYOUTS: dict[tuple[str, str], Architecture] = {
     ("sequential", "RMSNorm"): LLAMA,
     ("parallel", "LayerNorm"): COHERE,
@@ -78,7 +80,7 @@ def layout_of(model: ModelConfig) -> Architecture:
     """Return the architecture that computes what a model computes.
 
     Raises:
-        ConfigError: transformers has none; the message says what to choose.
+        ConfigError: transformers has none; the message says what to set.
     """
     problems = _problems(model)
     if problems:
@@ -107,10 +109,10 @@ def _problems(model: ModelConfig) -> list[Problem]:
         ]
     even = model.hidden_size // model.num_attention_heads
     if layout is LLAMA and model.hidden_size % model.num_attention_heads:
-        what = f"LlamaConfig wants hidden_size {model.hidden_size} to be divisible by {model.num_attention_heads} heads"
+        what = f"hidden_size {model.hidden_size} is not divisible by {model.num_attention_heads} heads"
         return [Problem(what, "model.hidden_size", f"set model.hidden_size: {even * model.num_attention_heads}")]
     if layout is STABLELM and model.head_size * model.num_attention_heads != model.hidden_size:
-        what = f"StableLM's heads fill hidden_size {model.hidden_size}, and heads of {model.head_size} channels do not"
+        what = f"StableLM's heads must fill hidden_size {model.hidden_size}; heads of {model.head_size} channels do not"
         return [Problem(what, "model.kv_channels", f"remove model.kv_channels (it is then {even})")]
     return []
 
@@ -118,17 +120,18 @@ def _problems(model: ModelConfig) -> list[Problem]:
 def hf_config(model: ModelConfig, vocab_size: int, seq_length: int, eod: int | None, dtype: str) -> dict[str, Any]:
     """Return the document of config.json.
 
-    `rope_theta` stands beside `rope_parameters`: transformers before 5, and engines that follow it, read only the
-    former and would fall back to 10000 without a word.
+    `rope_theta` is written beside `rope_parameters`: transformers before 5, and engines that follow it, read only the
+    former and would silently fall back to 10000.
 
     Args:
         model: the model's shape.
-        vocab_size: tokens the tokenizer knows, without padding.
-        seq_length: tokens the model was trained to see at once.
+        vocab_size: tokens of the tokenizer, without padding.
+        seq_length: the sequence length of training.
         eod: the token between documents; None without a tokenizer.
         dtype: the exported weights' type, as torch names it.
     """
     layout = layout_of(model)
+    # transformers derives head_dim from hidden_size; it is written only where that would be wrong.
     head = {} if model.kv_channels is None else {"head_dim": model.kv_channels}
     rope = {"rope_type": "default", "rope_theta": model.rotary_base}
     if "partial_rotary_factor" in layout.constants:
@@ -152,6 +155,7 @@ def hf_config(model: ModelConfig, vocab_size: int, seq_length: int, eod: int | N
         "initializer_range": model.init_method_std,
         "attention_dropout": model.attention_dropout,
         **layout.constants,
+        # A document begins after another one's end, so one token serves for both.
         "bos_token_id": eod,
         "eos_token_id": eod,
         "pad_token_id": None,  # naming one would freeze that row of the embedding in fine-tuning

@@ -1,4 +1,4 @@
-"""The model card and `megacode.json` of an export: which run, which phases, how much data, what was proven."""
+"""The model card and `megacode.json` of an export: which run, which phases, how much data, what was verified."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ def write_card(source: OpenedCheckpoint, report: Report, parameters: int, out: P
 
     Args:
         source: the checkpoint.
-        report: its proof.
+        report: the result of its verification.
         parameters: of the exported model.
         out: the export's directory.
     """
     document = facts(source, report, parameters)
     write_json(out / FILE_NAME, document)
+    # StrictUndefined: a fact that is missing from the card is an error, not an empty space.
     environment = Environment(
         loader=PackageLoader("megacode.convert", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -47,7 +48,7 @@ def write_card(source: OpenedCheckpoint, report: Report, parameters: int, out: P
 
 
 def facts(source: OpenedCheckpoint, report: Report, parameters: int) -> dict[str, Any]:
-    """Return everything an export says of itself, as one JSON document."""
+    """Return everything that an export records about itself, as one JSON document."""
     state, config = source.state, source.config
     length = config.train.seq_length
     return {
@@ -77,7 +78,7 @@ def facts(source: OpenedCheckpoint, report: Report, parameters: int) -> dict[str
 
 
 def note_elsewhere(run: RunDir, out: Path, card: Mapping[str, Any]) -> None:
-    """Add an export that lies outside of its run directory to the run's `exports.jsonl`, so that its page knows it.
+    """Add an export outside its run directory to the run's `exports.jsonl`, so that the report page lists it.
 
     Args:
         run: the run.
@@ -85,24 +86,27 @@ def note_elsewhere(run: RunDir, out: Path, card: Mapping[str, Any]) -> None:
         card: its `megacode.json`.
     """
     place = out.resolve()
+    # Exports inside the run directory are found by their path; only others need a record.
     if not run.path.is_dir() or place.is_relative_to(run.hf.resolve()):
         return
+    # Only what the report shows; the card itself stays in the export.
     facts = {key: card[key] for key in ("iteration", "checkpoint_seal", "hashes", "layout", "versions", "parity")}
     line = json.dumps({"time": round(time.time(), 3), "directory": str(place), **facts})
     try:
         with run.exports.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
     except OSError as error:
-        log.warning("%s does not say where the export is, so the run's page will not show it: %s", run.exports, error)
+        log.warning("could not record the export in %s, so the run's report will not show it: %s", run.exports, error)
 
 
 def sources_read(state: TrainState, seq_length: int) -> dict[str, dict[str, Any]]:
     """Return tokens read, their share, and the identity of the data, for every source that was read.
 
     Args:
-        state: clock, counters, and the chain of phases, which knows each data set's size and hash.
+        state: clock, counters, and the chain of phases, which records each data set's size and hash.
         seq_length: tokens a sample.
     """
+    # At least 1: a model exported before training has read nothing.
     total = max(1, sum(state.samples_by_source.values()))
     data = {name: entry for link in state.fingerprints for name, entry in link["sources"].items()}
     return {
@@ -121,22 +125,24 @@ def sources_read(state: TrainState, seq_length: int) -> dict[str, dict[str, Any]
 def phases_read(state: TrainState, seq_length: int) -> list[dict[str, Any]]:
     """Return what was read in every phase up to the clock.
 
-    A phase that is over read what was planned; the one that the clock stands in read what the counters say beyond that.
+    A finished phase read what was planned. The current phase read what the counters show beyond that.
 
     Args:
         state: clock, counters, and the chain of phases.
         seq_length: tokens a sample.
     """
+    # Counters run over the whole run: subtract finished phases to get the current one's share.
     left = dict(state.samples_by_source)
-    found = []
+    phases = []
     for link in state.fingerprints:
         read = min(link["samples"], state.consumed_samples - link["first_sample"])
         if read <= 0:
             break
+        # A finished phase read exactly its plan; the counters need no look.
         complete = read == link["samples"]
         counts = {name: entry["samples"] if complete else left[name] for name, entry in link["sources"].items()}
         left = {name: count - counts.get(name, 0) for name, count in left.items()}
         tokens = {name: count * seq_length for name, count in counts.items()}
         entry = {"name": link["phase"], "samples": read, "tokens": read * seq_length, "sources": tokens}
-        found.append({**entry, "complete": complete})
-    return found
+        phases.append({**entry, "complete": complete})
+    return phases

@@ -1,11 +1,11 @@
-"""Two models at the same point of their forward passes: how far are they apart?
+"""Measure how far two models differ at the same point of their forward passes.
 
 Both sides compute in fp32 from the same weights and, at every step, from the same input (see `lockstep`), so they
-differ only by the order in which sums are taken: some 1e-6 of the values' size. A wrong weight shows at its own point,
-and at no other.
+differ only by the order of summation: about 1e-6 of the values' size. A wrong weight shows at its own point, and at no
+other.
 
-Differences are measured against the largest value of their own point. Relative to the residual stream a
-young model's attention is tiny, and a permuted head would hide in it.
+Differences are measured against the largest value of their own point. Early in training,
+attention is tiny relative to the residual stream, and a permuted head would hide in it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# A hundred times the usual rounding, and far below what any wrong layout causes.
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far two models are apart at one point.
+class PointDifference:
+    """The difference of two models at one point.
 
     Attributes:
         point: where, such as `layer 3 attention`.
-        largest: the largest absolute difference; infinite where the shapes differ or a value is not finite.
+        largest: the largest absolute difference; infinite if the shapes differ or a value is not finite.
         mean: the mean absolute difference.
         scale: the largest absolute value of the reference there.
     """
@@ -37,34 +38,38 @@ class Difference:
 
     @property
     def relative(self) -> float:
-        """The largest difference against the largest value."""
+        """The largest difference divided by the largest value."""
         return self.largest / self.scale if self.scale else self.largest
 
 
-def difference(point: str, reference: Tensor, other: Tensor) -> Difference:
+def difference(point: str, reference: Tensor, other: Tensor) -> PointDifference:
     """Compare what two models computed at one point."""
+    # The reference sets the scale: a broken export must not hide behind its own large values.
     scale = float(reference.abs().max())
+    # Different shapes are a result of the comparison, not a crash.
     if reference.shape != other.shape:
-        return Difference(point, float("inf"), float("inf"), scale)
+        return PointDifference(point, float("inf"), float("inf"), scale)
     gap = (reference.double() - other.double()).abs()
-    return summed_up(point, float(gap.max()), float(gap.mean()), scale)
+    return finite_difference(point, float(gap.max()), float(gap.mean()), scale)
 
 
-def summed_up(point: str, largest: float, mean: float, scale: float) -> Difference:
-    """Return a difference; one that is no number is infinite."""
+def finite_difference(point: str, largest: float, mean: float, scale: float) -> PointDifference:
+    """Return a difference; NaN becomes infinite."""
     finite = largest == largest and largest != float("inf")
-    return Difference(point, largest if finite else float("inf"), mean if finite else float("inf"), scale)
+    return PointDifference(point, largest if finite else float("inf"), mean if finite else float("inf"), scale)
 
 
-def worst(same_point: Sequence[Difference]) -> Difference:
+def worst(same_point: Sequence[PointDifference]) -> PointDifference:
     """Combine the differences of several texts at one point: the largest, and the mean over the texts."""
     peak = max(same_point, key=lambda item: item.relative)
+    # The worst text decides the verdict; the mean is only reported.
     mean = sum(item.mean for item in same_point) / len(same_point)
-    return Difference(peak.point, peak.largest, mean, peak.scale)
+    return PointDifference(peak.point, peak.largest, mean, peak.scale)
 
 
-def first_beyond(rows: Iterable[Difference], tolerance: float) -> Difference | None:
+def first_beyond(rows: Iterable[PointDifference], tolerance: float) -> PointDifference | None:
     """Return the first point at which two models differ by more than the tolerance."""
+    # `not <=` instead of `>`: a comparison with NaN is false, and must count as a difference.
     return next((row for row in rows if not row.relative <= tolerance), None)
 
 
@@ -72,39 +77,41 @@ class Gaps:
     """The differences of logits, vocabulary slice by vocabulary slice.
 
     Args:
-        point: what they are called.
+        point: the name of the differences.
         lengths: tokens of each text; the texts lie end to end.
     """
 
     def __init__(self, point: str, lengths: Sequence[int]) -> None:
         self._point, self._lengths, self._rows = point, list(lengths), 0
+        # Three running figures per token; the logits themselves are never kept.
         self._peak, self._total, self._scale = torch.zeros(3, sum(lengths), dtype=torch.float64).unbind()
 
     def add(self, reference: Tensor, other: Tensor) -> None:
-        """Take in the logits of some tokens of the vocabulary, [t, n] fp32 each."""
+        """Add the logits of a slice of the vocabulary, [t, n] fp32 each."""
         gap = (reference.double() - other.double()).abs()
         self._peak = torch.maximum(self._peak, gap.amax(-1))
         self._total = self._total + gap.sum(-1)
         self._scale = torch.maximum(self._scale, reference.abs().amax(-1).double())
         self._rows += reference.shape[-1]
 
-    def by_text(self) -> list[Difference]:
+    def by_text(self) -> list[PointDifference]:
         """Return the difference of each text."""
         parts = zip(*(column.split(self._lengths) for column in (self._peak, self._total, self._scale)), strict=True)
         return [
-            summed_up(self._point, float(peak.max()), float(total.mean()) / self._rows, float(scale.max()))
+            finite_difference(self._point, float(peak.max()), float(total.mean()) / self._rows, float(scale.max()))
             for peak, total, scale in parts
         ]
 
 
 class NextTokens:
-    """What a model's logits say of texts: the greedy token at each position, and the loss. Slice by slice, too.
+    """The greedy token at each position and the loss, from a model's logits, vocabulary slice by slice.
 
     Args:
         ids: of each text.
     """
 
     def __init__(self, ids: Sequence[tuple[int, ...]]) -> None:
+        # The last token of each text has no label.
         self._labels = torch.cat([torch.tensor([*text[1:], -1]) for text in ids])
         count = len(self._labels)
         self.greedy = torch.zeros(count, dtype=torch.int64)
@@ -113,12 +120,14 @@ class NextTokens:
         self._given = torch.zeros(count, dtype=torch.float64)
 
     def add(self, first: int, logits: Tensor) -> None:
-        """Take in the logits [t, n] fp32 of the vocabulary's tokens first .. first + n - 1."""
+        """Add the logits [t, n] fp32 of the vocabulary's tokens first .. first + n - 1."""
         best, token = logits.max(-1)
         self.greedy = torch.where(best > self._best, token + first, self.greedy)
         self._best = torch.maximum(best, self._best)
+        # The log-sum-exp of slices adds up in fp64, so the slicing does not show in the loss.
         self._log_sum = torch.logaddexp(self._log_sum, logits.double().logsumexp(-1))
         inside = (self._labels >= first) & (self._labels < first + logits.shape[-1])
+        # Each label lies in exactly one slice of the vocabulary, so its logit is found once.
         rows = inside.nonzero().squeeze(-1)
         self._given[rows] = logits[rows, self._labels[rows] - first].double()
 

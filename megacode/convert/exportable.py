@@ -1,7 +1,7 @@
-"""Whether a run's model can become a Hugging Face model, known before anything is trained. No torch here.
+"""Check before training whether a run's model can be exported to Hugging Face. No torch here.
 
-`convert to-hf` refuses some models and tokenizers for good. What it would say after weeks of training, `plan` and
-`train` say at the start; a run that is to be scored as it trains is refused, since each score needs an export.
+`convert to-hf` refuses some models and tokenizers. `plan` and `train` report this at the start, not after weeks of
+training. A run with evaluation during training is refused, since each score needs an export.
 """
 
 from __future__ import annotations
@@ -15,46 +15,48 @@ _BPE = 2  # sentencepiece's number for it
 
 
 def export_problems(config: RunConfig) -> list[Problem]:
-    """Return everything for which an export of this run would be refused.
+    """Return all reasons why an export of this run would be refused.
 
     Args:
         config: the run's.
 
     Raises:
-        ConfigError: there are some, and the run's own scores need exports.
+        ConfigError: there are some, and the run's evaluation needs exports.
     """
     problems: list[Problem] = []
     try:
         check_exportable(config.model)
     except MegacodeError as error:
         problems += error.problems
+    # A missing data tokenizer is reported elsewhere; here only export matters.
     if config.tokenizer is not None:
         try:
             problems += tokenizer_problems(load_tokenizer(config.tokenizer))
         except MegacodeError as error:
             problems += error.problems
     if problems and config.evaluate is not None:
-        what = "the run is to be scored while it trains, and scores need exports, which are impossible"
-        raise ConfigError(problems=[Problem(what, "evaluate", "remove evaluate, or see to this:"), *problems])
+        what = "evaluation during training needs exports, and this run cannot be exported"
+        raise ConfigError(problems=[Problem(what, "evaluate", "remove evaluate, or fix the following:"), *problems])
     return problems
 
 
 def tokenizer_problems(tokenizer: Tokenizer) -> list[Problem]:
-    """Return why a tokenizer cannot be exported; what `export_tokenizer` refuses."""
+    """Return the reasons why `export_tokenizer` would refuse a tokenizer."""
     where, problems = str(tokenizer.path), []
     if tokenizer.eod is None:
         fix = "name one as eos_token in its tokenizer_config.json, or train a tokenizer that has one"
         problems.append(Problem("the tokenizer has no end-of-document token: generation would never end", where, fix))
     if tokenizer.kind == "sentencepiece" and _model_type(tokenizer) != _BPE:
-        # A unigram model breaks ties its own way: some words would get other ids.
+        # A unigram model breaks ties differently from tokenizers' own: some words would get other ids.
         fix = "train one with tools/train_tokenizer.py"
-        problems.append(Problem("of SentencePiece models only BPE can be exported", where, fix))
+        problems.append(Problem("only BPE models of SentencePiece can be exported", where, fix))
     return problems
 
 
 def _model_type(tokenizer: Tokenizer) -> int:
     from sentencepiece import sentencepiece_model_pb2
 
+    # The processor does not tell the model type; the file does.
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(tokenizer.path.read_bytes())
     kind: int = proto.trainer_spec.model_type

@@ -1,8 +1,8 @@
-"""The other side of a proof: transformers' own model on an export's files, a block at a time.
+"""Run transformers' own model on an export's files, one block at a time: the export's side of a verification.
 
-transformers loads the export onto torch's meta device, where weights have shapes and no memory, and says what it
-misses. Then its own forward pass runs, from the first line to the last; hooks give each module its weights from the
-files when its turn comes, take them back after, and tell a `Companion` what arrives and what is computed.
+transformers loads the export onto torch's meta device, where weights have shapes and no memory, and reports what is
+missing. Then its own forward pass runs unchanged. Hooks load each module's weights from the files before it runs,
+release them afterwards, and pass its inputs and outputs to a `Companion`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from torch import Tensor, nn
 from megacode.base.errors import VerificationError
 from megacode.convert.safetensors_files import SafetensorsFiles
 
-NOTHING_PUBLISHED = "nothing was published; the checkpoint is as it was"
+NOTHING_PUBLISHED = "nothing was published; the checkpoint is unchanged"
 
 
 class Companion(Protocol):
-    """Who goes along with a forward pass."""
+    """Observer of a forward pass; it may replace a block's input."""
 
     def arrive(self, number: int, hidden: Tensor) -> Tensor:
-        """Take what arrives at a block, [b, s, h] (or at the final norm, whose number is that of the blocks).
+        """Receive the input of a block, [b, s, h] (or of the final norm, whose number is the number of blocks).
 
         Returns:
-            What the block shall be given in its place.
+            The input to give to the block instead.
         """
         ...
 
     def inside(self, number: int, kind: str, output: Tensor) -> None:
-        """Take what a block's `attention` or `MLP` computed, [b, s, h]."""
+        """Receive the output of a block's `attention` or `MLP`, [b, s, h]."""
         ...
 
 
@@ -52,8 +52,9 @@ class Exported:
         self._model = _load(export)
         self._body = self._model.model
         config = self._model.config
-        # Angles are computed, not stored; on the meta device they were not.
+        # Rotary angles are computed, not stored, and on the meta device they were never computed.
         self._body.rotary_emb = type(self._body.rotary_emb)(config=config)
+        # With tied weights the file holds the embedding only.
         self._tied = config.tie_word_embeddings
         self._shards = SafetensorsFiles(export, tied=self._tied)
         leftover = [name for name, buffer in self._model.named_buffers() if buffer.is_meta]
@@ -65,10 +66,10 @@ class Exported:
 
         Args:
             tokens: [b, s] int64.
-            companion: is told of every point, in order.
+            companion: receives every point, in order.
 
         Returns:
-            What arrives at the output layer, [b, s, h] fp32.
+            The input of the output layer, [b, s, h] fp32.
         """
         handles = self._watch(companion)
         with self._holding_embedding():
@@ -79,18 +80,21 @@ class Exported:
 
     def _watch(self, companion: Companion) -> list[Any]:
         layers = self._body.layers
+        # Hooks at every block and at the final norm; their inputs are what gets compared.
         stations = [(layer, f"model.layers.{number}.") for number, layer in enumerate(layers)]
         handles = []
         for number, (module, prefix) in enumerate([*stations, (self._body.norm, "model.norm.")]):
             handles.append(module.register_forward_pre_hook(partial(self._before, companion, number, prefix)))
+            # Weights return to the meta device at once: at most one block is in memory.
             handles.append(module.register_forward_hook(_give_back))
         for number, layer in enumerate(layers):
+            # The last matrix of attention and MLP: its output is what enters the residual stream.
             for kind, module in (("attention", layer.self_attn.o_proj), ("MLP", layer.mlp.down_proj)):
                 handles.append(module.register_forward_hook(partial(_inside, companion, number, kind)))
         return handles
 
     def _before(self, companion: Companion, number: int, prefix: str, module: Any, given: Any) -> Any:
-        """The companion first: while it computes its own block, this one's weights are not held yet."""
+        """Call the companion first: while it runs its own block, this one's weights are not in memory yet."""
         hidden = companion.arrive(number, given[0])
         names = list(module.state_dict())
         module.load_state_dict({name: self._shards[prefix + name].float() for name in names}, assign=True)
@@ -98,7 +102,7 @@ class Exported:
 
     @contextmanager
     def _holding_embedding(self) -> Iterator[None]:
-        """The embedding stays as the file has it, mapped, not copied; only what it gives is made float32."""
+        """Keep the embedding memory-mapped in the file's dtype; only its output is converted to float32."""
         embedding = self._body.embed_tokens
         embedding.load_state_dict({"weight": self._shards["model.embed_tokens.weight"]}, assign=True)
         handle = embedding.register_forward_hook(lambda module, given, output: output.float())
@@ -110,15 +114,17 @@ class Exported:
     def logits(self, hidden: Tensor, first: int, last: int) -> Tensor:
         """Return the logits of tokens first .. last - 1 of the vocabulary, [t, last - first] fp32.
 
-        transformers' own forward pass computes them, with all that it does after the output layer; only the body is
-        out of it, having run already.
+        transformers' own forward pass computes them, with everything it does after the output layer. Only the body is
+        skipped: it has run already.
 
         Args:
-            hidden: what arrives at the output layer, [t, h].
+            hidden: the input of the output layer, [t, h].
             first, last: the tokens.
         """
+        # A slice of the output layer at a time: for large vocabularies it is the largest tensor.
         rows = self._shards.rows("model.embed_tokens.weight" if self._tied else "lm_head.weight", first, last)
         self._model.lm_head.weight = nn.Parameter(rows.float(), requires_grad=False)
+        # Swapping the body lets transformers' own code run from here to the logits.
         self._model.model = _Done()
         logits: Tensor = self._model(inputs_embeds=hidden[None], use_cache=False).logits[0]
         self._model.model = self._body
@@ -126,7 +132,7 @@ class Exported:
 
 
 class _Done(nn.Module):
-    """A body that has run: what it is given is its result."""
+    """A replacement for a body that has run: it returns its input."""
 
     def forward(self, inputs_embeds: Tensor, **unused: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -155,7 +161,7 @@ def _load(export: Path) -> Any:
         raise VerificationError(what, str(export), NOTHING_PUBLISHED) from error
     wrong = [f"{kind.replace('_', ' ')}: {min(map(str, names))}" for kind, names in info.items() if names]
     if wrong:
-        what = f"transformers does not find the parameters it expects; {'; '.join(wrong)}"
+        what = f"the export's parameters are not those that transformers expects; {'; '.join(wrong)}"
         raise VerificationError(what, str(export), NOTHING_PUBLISHED)
     return model.eval()
 
@@ -164,6 +170,7 @@ def _load(export: Path) -> Any:
 def _without_progress_bar() -> Iterator[None]:
     from transformers.utils import logging
 
+    # A global switch of transformers: restore what the caller had.
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -1,10 +1,10 @@
-"""A Hugging Face model as a checkpoint, so that continued pre-training starts from public models.
+"""Convert a Hugging Face model to a checkpoint, to continue pre-training from public models.
 
     megacode convert from-hf MODEL OUT
     # then, in a run's config:  base: OUT/model.yaml   and   init: {from: OUT, load: weights}
 
-The way back of `to_hf`, proven the same way: every tensor of the checkpoint, mapped back, is the model's, bit for bit,
-and megacode's own model computes the logits that transformers computes. One tensor is in memory while writing.
+The inverse of `to_hf`, verified the same way. Every tensor of the checkpoint, mapped back, equals the model's bit for
+bit, and megacode's own model computes the same logits as transformers. One tensor is in memory while writing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from megacode.base.claims import claimed
 from megacode.base.errors import CheckpointError, Problem
 from megacode.base.files import atomic_path
 from megacode.base.user_paths import refuse_unwritable
@@ -31,49 +32,53 @@ log = logging.getLogger(__name__)
 
 
 def from_hf(model_dir: Path, out: Path) -> Report:
-    """Write a Hugging Face model as a checkpoint, and prove it.
+    """Convert a Hugging Face model to a checkpoint, and verify it.
 
     Args:
         model_dir: a directory with config.json, safetensors and tokenizer.json.
         out: the checkpoint to publish; it must not exist. Its `model.yaml` is a base for runs' configs.
 
     Returns:
-        What the proof found.
+        The result of the verification.
 
     Raises:
-        CheckpointError: there is no such model, or it computes what megacode does not; or `out` exists.
-        VerificationError: the checkpoint does not compute what the model computes; nothing is published.
+        CheckpointError: there is no such model, megacode does not support it, or `out` exists.
+        VerificationError: the checkpoint does not compute the same as the model; nothing is published.
     """
     document = _document(model_dir)
     if out.exists():
-        raise CheckpointError("it is there already", str(out), "give a directory that does not exist")
+        raise CheckpointError("it already exists", str(out), "choose a directory that does not exist")
     refuse_unwritable(out, "OUT", directory=True)
     model, vocab = model_of(document, str(model_dir / "config.json")), document["vocab_size"]
     tensors = _tensors(model_dir, model, architecture_of(document))
-    with atomic_path(out) as hidden:
+    with claimed(out, "OUT", new=True), atomic_path(out) as hidden:
         hidden.mkdir(parents=True)
         initial_checkpoint.copy_tokenizer(model_dir, hidden)
         config = initial_checkpoint.config_of(model, vocab, document["max_position_embeddings"], model_dir, hidden)
         initial_checkpoint.write(
             (tensor for _, tensor in mapped(tensors, model, Sizes.of(model, vocab))), config, hidden
         )
+        # Verified through the reader that training uses, not through what is still in memory.
         source, dtype = OpenedCheckpoint.open(hidden), tensors[next(iter(tensors))].dtype
         facts = (source.label, source.config, source.path, source.tokenizer, texts_of(source), dtype)
+        # The roles are swapped here: the public model plays the export of the new checkpoint.
         report = prove(Claim(*facts, vocab=vocab), model_dir)
+        # From here on the checkpoint names its final path, so nothing may read the old one.
         initial_checkpoint.settle(config, hidden, out)
     return report
 
 
 def _tensors(model_dir: Path, model: ModelConfig, architecture: str) -> SafetensorsFiles:
-    """Return the tensors that count, of files that are whole.
+    """Return the tensors that transformers uses, from intact files.
 
     Raises:
-        CheckpointError: a file is damaged, or holds an output layer of its own where the config says there is none.
+        CheckpointError: a file is corrupted, or contains a separate output layer although the config ties it.
     """
     surplus = ignored(SafetensorsFiles(model_dir), architecture)
     if surplus:
-        log.info("%d tensors are left out, as transformers does: %s, ...", len(surplus), surplus[0])
+        log.info("skipping %d tensors that transformers ignores too: %s, ...", len(surplus), surplus[0])
     tied = model.share_embeddings_and_output_weights
+    # Two versions of transformers would load two different models here, so the user decides.
     if tied and not same_output(SafetensorsFiles(model_dir)):
         fix = (
             "set tie_word_embeddings to false in config.json to keep that output layer (transformers 5 does), "
@@ -85,9 +90,10 @@ def _tensors(model_dir: Path, model: ModelConfig, architecture: str) -> Safetens
 
 
 def _document(model_dir: Path) -> dict[str, Any]:
-    """Return config.json of a directory that holds all that is needed."""
+    """Return config.json of a directory, after checking that all needed files exist."""
     needed = ["config.json", "tokenizer.json"]
     missing = [name for name in needed if not (model_dir / name).is_file()]
+    # Either one file, or an index that names several.
     if not any((model_dir / name).is_file() for name in (SINGLE, INDEX)):
         missing.append(SINGLE)
     if missing:

@@ -1,10 +1,10 @@
-"""Megatron-LM's checkpoints of the same models as checkpoints of megacode's.
+"""Convert Megatron-LM's checkpoints to megacode's.
 
     megacode convert from-megatron ITERATION TOKENIZER OUT
 
 Names and fused tensors are Megatron-core's on both sides. Three things differ: layers may be stacked, Transformer
-Engine's modules hold the norm before a matrix under the matrix's name, and the vocabulary is padded. Whatever
-the arguments or the tensors say that megacode does not compute is named, and nothing is written.
+Engine's modules store the norm before a matrix under the matrix's name, and the vocabulary is padded. Arguments or
+tensors that megacode does not support are listed, and nothing is written.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from megacode.base.claims import claimed
 from megacode.base.errors import CheckpointError, Problem, VerificationError
 from megacode.base.files import atomic_path
 from megacode.base.progress import steps
@@ -30,7 +31,7 @@ _WITH_THE_MATRIX = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
 }
-# What megacode computes, and the value of a checkpoint that does not say.
+# What megacode supports, and Megatron's default for checkpoints that lack the argument.
 _WANTED: dict[str, tuple[Any, Any]] = {
     "swiglu": (True, False),
     "add_bias_linear": (False, True),
@@ -49,7 +50,7 @@ _WANTED: dict[str, tuple[Any, Any]] = {
 
 
 def from_megatron(checkpoint: Path, tokenizer: Path, out: Path) -> dict[str, Any]:
-    """Write a checkpoint of Megatron-LM's as one of megacode's, and compare every tensor with what was read.
+    """Convert a Megatron-LM checkpoint, and compare every written tensor with the one that was read.
 
     Args:
         checkpoint: the directory of an iteration.
@@ -57,21 +58,21 @@ def from_megatron(checkpoint: Path, tokenizer: Path, out: Path) -> dict[str, Any
         out: the checkpoint to publish; it must not exist. Its `model.yaml` is a base for runs' configs.
 
     Returns:
-        `parameters`, `tensors`, `vocab_size`, `padded_rows` left out.
+        `parameters`, `tensors`, `vocab_size`, and the number of `padded_rows` that were dropped.
 
     Raises:
-        CheckpointError: it is none, or of a model that megacode does not compute; or `out` exists.
-        VerificationError: what was written is not what was read; nothing is published.
+        CheckpointError: it is not one, megacode does not support its model, or `out` exists.
+        VerificationError: a written tensor differs from the one read; nothing is published.
     """
     if not (tokenizer / "tokenizer.json").is_file():
         raise CheckpointError("there is no tokenizer.json", str(tokenizer), "give a Hugging Face tokenizer's directory")
     if out.exists():
-        raise CheckpointError("it is there already", str(out), "give a directory that does not exist")
+        raise CheckpointError("it already exists", str(out), "choose a directory that does not exist")
     refuse_unwritable(out, "OUT", directory=True)
     stored = TorchDist(checkpoint)
     arguments = stored.arguments()
     model = model_of(arguments, str(checkpoint))
-    with atomic_path(out) as hidden:
+    with claimed(out, "OUT", new=True), atomic_path(out) as hidden:
         hidden.mkdir(parents=True)
         initial_checkpoint.copy_tokenizer(tokenizer, hidden)
         vocab = _vocabulary(hidden / "tokenizer", stored, checkpoint)
@@ -80,6 +81,7 @@ def from_megatron(checkpoint: Path, tokenizer: Path, out: Path) -> dict[str, Any
         initial_checkpoint.write((tensor for _, tensor in _tensors(stored, names, vocab)), config, hidden)
         parameters = _compare(Weights(hidden), _tensors(stored, names, vocab), hidden)
         initial_checkpoint.settle(config, hidden, out)
+    # Reported, so that a wrong tokenizer shows as an odd number of dropped rows.
     padded = stored.shapes[VOCABULARY[0]][0] - vocab
     return {"parameters": parameters, "tensors": len(names), "vocab_size": vocab, "padded_rows": padded}
 
@@ -88,11 +90,11 @@ def model_of(arguments: Mapping[str, Any], where: str) -> ModelConfig:
     """Return the model that Megatron-LM's arguments describe.
 
     Raises:
-        CheckpointError: with everything in them that megacode does not compute.
+        CheckpointError: with all arguments that megacode does not support.
     """
-    fix = "only models of the Llama family can be read"
+    fix = "only models of the Llama family are supported"
     problems = [
-        Problem(f"{key} is {arguments.get(key, absent)!r}, and megacode computes {wanted!r}", where, fix)
+        Problem(f"{key} is {arguments.get(key, absent)!r}, but megacode supports only {wanted!r}", where, fix)
         for key, (wanted, absent) in _WANTED.items()
         if arguments.get(key, absent) != wanted
     ]
@@ -109,6 +111,7 @@ def model_of(arguments: Mapping[str, Any], where: str) -> ModelConfig:
         kv_channels=None if channels * heads == hidden else channels,
         normalization=arguments.get("normalization", "LayerNorm"),
         layernorm_epsilon=arguments.get("norm_epsilon", arguments.get("layernorm_epsilon", 1e-5)),
+        # From here on: Megatron's defaults for arguments that old checkpoints lack.
         rotary_base=arguments.get("rotary_base", 10000),
         share_embeddings_and_output_weights=not arguments.get("untie_embeddings_and_output_weights", False),
         init_method_std=arguments.get("init_method_std") or 0.02,
@@ -121,40 +124,46 @@ def _vocabulary(tokenizer: Path, stored: TorchDist, checkpoint: Path) -> int:
 
     vocab = load_tokenizer(TokenizerConfig(kind="huggingface", path=str(tokenizer))).vocab_size
     rows = stored.shapes.get(VOCABULARY[0], (0,))[0]
+    # More rows than tokens is padding; fewer means the wrong tokenizer.
     if vocab > rows:
-        what = f"the tokenizer has {vocab} tokens, the embedding only {rows} rows"
+        what = f"the tokenizer has {vocab} tokens, but the embedding only {rows} rows"
         raise CheckpointError(what, str(checkpoint), "give the tokenizer that the model was trained with")
     return vocab
 
 
 def _names(model: ModelConfig, vocab: int, stored: TorchDist, checkpoint: Path) -> dict[str, tuple[str, int | None]]:
-    """Return where each of megacode's tensors lies: the name there, and the layer where layers are stacked.
+    """Return where each of megacode's tensors is stored: its name there, and its layer if layers are stacked.
 
     Raises:
         CheckpointError: a tensor is missing, surplus or of another shape.
     """
-    shapes, found = mcore_shapes(model, Sizes.of(model, vocab)), {}
+    shapes, places = mcore_shapes(model, Sizes.of(model, vocab)), {}
     for name, shape in shapes.items():
-        there = next((place for place in _candidates(name) if place[0] in stored.shapes), None)
-        if there is None:
-            raise CheckpointError(f"it holds no {name}", str(checkpoint), "check the arguments it was trained with")
-        depth = model.num_layers if there[1] is None else stored.shapes[there[0]][0]
+        stored_as = next((place for place in _candidates(name) if place[0] in stored.shapes), None)
+        if stored_as is None:
+            raise CheckpointError(
+                f"it does not contain {name}", str(checkpoint), "check the arguments it was trained with"
+            )
+        # A stacked tensor has the layer as its first axis.
+        depth = model.num_layers if stored_as[1] is None else stored.shapes[stored_as[0]][0]
         if depth != model.num_layers:
-            what = f"it holds {depth} layers, and the arguments say {model.num_layers}"
+            what = f"it contains {depth} layers, but the arguments say {model.num_layers}"
             raise CheckpointError(what, str(checkpoint), "check the arguments it was trained with")
-        given = stored.shapes[there[0]][0 if there[1] is None else 1 :]
+        given = stored.shapes[stored_as[0]][0 if stored_as[1] is None else 1 :]
+        # Only the vocabulary's first axis may differ: it is padded for tensor parallelism.
         if given[1:] != shape[1:] or (given != shape and name not in VOCABULARY):
-            what = f"{name} has shape {list(given)}, and the arguments make it {list(shape)}"
+            what = f"{name} has shape {list(given)}, but by the arguments it is {list(shape)}"
             raise CheckpointError(what, str(checkpoint), "check the arguments it was trained with")
-        found[name] = there
-    known = {name for name, _ in found.values()}
+        places[name] = stored_as
+    # A tensor without a counterpart (a bias, a router) means that the model computes something else.
+    known = {name for name, _ in places.values()}
     surplus = [
         name for name in stored.shapes if name not in known and name.startswith(("embedding", "decoder", "output"))
     ]
     if surplus:
-        what = f"it holds {min(surplus)}, and megacode's model does not"
-        raise CheckpointError(what, str(checkpoint), "only models of the Llama family can be read")
-    return found
+        what = f"it contains {min(surplus)}, which megacode's model does not have"
+        raise CheckpointError(what, str(checkpoint), "only models of the Llama family are supported")
+    return places
 
 
 def _candidates(name: str) -> Iterator[tuple[str, int | None]]:
@@ -163,6 +172,7 @@ def _candidates(name: str) -> Iterator[tuple[str, int | None]]:
         yield name, None
         return
     layer, _, rest = name.removeprefix(_LAYERS).partition(".")
+    # Local modules keep the norm by its own name, Transformer Engine fuses it into the matrix.
     for end in (rest, _WITH_THE_MATRIX.get(rest, rest)):
         yield f"{_LAYERS}{layer}.{end}", None
         yield f"{_LAYERS}{end}", int(layer)
@@ -177,11 +187,13 @@ def _tensors(
 
 
 def _compare(written: Mapping[str, torch.Tensor], read: Iterator[tuple[str, torch.Tensor]], where: Path) -> int:
-    """Hold every tensor that was written against what was read; return the number of parameters."""
+    """Compare every written tensor with the one that was read; return the number of parameters."""
     parameters = 0
     with steps(read, "comparing tensors", len(written)) as counted:
         for name, tensor in counted:
             if not torch.equal(written[name], tensor.float()):
-                raise VerificationError(f"{name} is not what was read", str(where), "nothing was published; try again")
+                raise VerificationError(
+                    f"{name} was not written as it was read", str(where), "nothing was published; try again"
+                )
             parameters += tensor.numel()
     return parameters

@@ -1,7 +1,7 @@
-"""A checkpoint as a Hugging Face model: written beside its final place, proven there, then published by one rename.
+"""Export a checkpoint as a Hugging Face model: write it beside its final place, verify it, publish it by one rename.
 
-Whoever finds the directory finds a model that was read back by transformers and computed what megacode computes.
-In memory at a time: one tensor while writing; one, or one block, while proving (see `verify`).
+If the directory exists, transformers has read the model back and computed the same as megacode. In memory at a time:
+one tensor while writing; one tensor or one block while verifying (see `verify`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megacode.base.claims import claimed
 from megacode.base.errors import CheckpointError, ConfigError, Problem, VerificationError
 from megacode.base.files import atomic_path, write_json
 from megacode.base.user_paths import refuse_unwritable
@@ -38,38 +39,40 @@ def to_hf(
     force: bool = False,
     push_to: str | None = None,
 ) -> Report:
-    """Export a checkpoint, prove the export, and publish it.
+    """Export a checkpoint, verify the export, and publish it.
 
     Args:
-        checkpoint: a checkpoint's directory, or a run's, of which the newest is taken.
+        checkpoint: a checkpoint's directory, or a run's, whose newest checkpoint is used.
         out: the directory to publish; it must not exist, or be empty.
-        dtype: `fp32`, `bf16` or `fp16`; absent: the type the checkpoint has.
+        dtype: `fp32`, `bf16` or `fp16`; None: the checkpoint's type.
         max_shard_size: bytes of a weights file, or such as "5GB".
-        verify: prove the export; one that was not proven says so on its card.
-        text: texts to prove it on; absent: held-out windows of the run's sources and shipped texts.
+        verify: verify the export; without, its card says that it is not verified.
+        text: texts to verify it on; None: held-out windows of the run's sources and shipped texts.
         force: replace an earlier export of the same checkpoint.
-        push_to: a repository on the Hugging Face hub that gets the export too, when it is proven and published.
+        push_to: a repository on the Hugging Face hub to push the export to, once it is verified and published.
 
     Returns:
-        What the proof found.
+        The result of the verification.
 
     Raises:
         CheckpointError: there is no such checkpoint, its tokenizer is not the run's, or `out` is in use.
-        ConfigError: transformers has no architecture for this model, `dtype` is unknown, or nothing can be pushed.
-        VerificationError: the export does not compute what the checkpoint computes; nothing is published.
+        ConfigError: transformers has no architecture for this model, `dtype` is unknown, or pushing is impossible.
+        VerificationError: the export does not compute the same as the checkpoint; nothing is published.
     """
     if dtype is not None and dtype not in TYPES:
-        raise ConfigError(f"{dtype!r} is not a type of weights", "--dtype", f"use one of {', '.join(TYPES)}")
+        raise ConfigError(f"{dtype!r} is not a supported dtype", "--dtype", f"use one of {', '.join(TYPES)}")
     if push_to is not None:
         push.check(push_to)
     source = OpenedCheckpoint.open(checkpoint)
     layout_of(source.config.model)
     _check_out(out, source, force)
     refuse_unwritable(out, "OUT", directory=True)
+    # Before any weight is written: a bad text would otherwise fail after minutes.
     texts = texts_of(source, text)
     kind = TYPES[dtype or source.config.precision.dtype]
     claim = Claim(source.label, source.config, source.path, source.tokenizer, texts, kind)
-    with atomic_path(out) as hidden:
+    with claimed(out, "OUT"), atomic_path(out) as hidden:
+        _check_out(out, source, force)  # again: another process may have made it since
         hidden.mkdir()
         parameters = write_model(claim, hidden, max_shard_size)
         report = _proven(claim, hidden, out) if verify else _unproven(claim)
@@ -89,15 +92,17 @@ def write_model(claim: Claim, out: Path, max_shard_size: int | str = "5GB") -> i
     model, train, tokenizer = claim.config.model, claim.config.train, claim.tokenizer
     vocab = tokenizer.vocab_size
     weights = claim.weights()
+    # Padding depends on the run's tensor parallelism, so the file's own size counts.
     padded = len(weights[VOCABULARY[0]])
     if vocab > padded:
-        what = f"the tokenizer has {vocab} tokens, the embedding only {padded} rows"
-        raise CheckpointError(what, claim.label, "use the tokenizer of the run")
+        what = f"the tokenizer has {vocab} tokens, but the embedding only {padded} rows"
+        raise CheckpointError(what, claim.label, "use the run's tokenizer")
     sizes = Sizes.of(model, vocab, padded)
     tensors = mapped(weights, model, sizes)
     parameters = write_shards(tensors, hf_shapes(model, sizes), claim.dtype, out, max_shard_size)
     dtype = str(claim.dtype).removeprefix("torch.")
     document = hf_config(model, vocab, train.seq_length, tokenizer.eod, dtype)
+    # An imported model keeps the begin token that its users know.
     if (own := named_id(tokenizer, "bos_token")) is not None:
         document["bos_token_id"] = own
     write_json(out / "config.json", document)
@@ -107,9 +112,9 @@ def write_model(claim: Claim, out: Path, max_shard_size: int | str = "5GB") -> i
 
 
 def _generation(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return how the model generates: an imported one's own settings, else from the end of a document on.
+    """Return the generation config: an imported model's own, else one that starts after the end of a document.
 
-    A text begins where another ended: the end of a document is the only sign of a beginning the model has seen.
+    A text begins where another ended: the end-of-document token is the only begin marker that training showed.
     """
     own, eod = tokenizer.path.with_name("generation_config.json"), tokenizer.eod
     if own.is_file():
@@ -118,10 +123,11 @@ def _generation(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _proven(claim: Claim, hidden: Path, out: Path) -> Report:
-    """Prove an export where it lies; errors name the place it was to have, since this one is about to vanish."""
+    """Verify an export in its temporary directory; errors name its final path, since this one is removed then."""
     try:
         return prove(claim, hidden)
     except VerificationError as error:
+        # Only the paths in the messages change.
         named = [
             Problem(*(part.replace(str(hidden), str(out)) for part in (problem.what, problem.where, problem.fix)))
             for problem in error.problems
@@ -135,13 +141,15 @@ def _unproven(claim: Claim) -> Report:
 
 
 def _check_out(out: Path, source: OpenedCheckpoint, force: bool) -> None:
-    """Refuse a directory that holds something; with force, an earlier export of the same checkpoint may go."""
+    """Refuse a directory that is not empty; with force, an earlier export of the same checkpoint is replaced."""
+    # An empty directory may be replaced: schedulers and users create them in advance.
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     card = out / FILE_NAME
     document = read_object(card) if card.is_file() else {}
+    # Only what megacode.json identifies as the same checkpoint may be replaced, never foreign files.
     if document.get("checkpoint") != source.identity():
-        what = f"it is in use, and not by an export of {source.label}"
-        raise CheckpointError(what, str(out), "give a directory that does not exist, or remove this one")
+        what = f"it is not empty, and does not contain an export of {source.label}"
+        raise CheckpointError(what, str(out), "choose a directory that does not exist, or remove this one")
     if not force:
-        raise CheckpointError("it holds an earlier export of this checkpoint", str(out), "add --force to replace it")
+        raise CheckpointError("it contains an earlier export of this checkpoint", str(out), "add --force to replace it")

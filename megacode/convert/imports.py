@@ -1,4 +1,4 @@
-"""From a Hugging Face config.json to megacode's model, or to every reason why there is none. No torch here."""
+"""Translate a Hugging Face config.json to megacode's model config, or list every reason why not. No torch here."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ def model_of(document: Mapping[str, Any], where: str) -> ModelConfig:
         where: its path, for messages.
 
     Raises:
-        CheckpointError: with everything in it that megacode does not compute.
+        CheckpointError: with every setting that megacode does not support.
     """
     architecture = architecture_of(document)
-    found = [item for item in LAYOUTS.items() if item[1].architecture == architecture]
-    if not found:
+    supported = [item for item in LAYOUTS.items() if item[1].architecture == architecture]
+    if not supported:
         known = ", ".join(layout.architecture for layout in LAYOUTS.values())
-        raise CheckpointError(f"megacode has no layout for {architecture}", where, f"convert one of {known}")
-    (block, norm), layout = found[0]
+        raise CheckpointError(f"megacode does not support {architecture}", where, f"choose a model of one of {known}")
+    (block, norm), layout = supported[0]
     problems = list(_differences(document, layout, where))
     if problems:
         raise CheckpointError(problems=problems)
     heads, hidden = document["num_attention_heads"], document["hidden_size"]
+    # Absent in configs of models whose heads fill hidden_size.
     head = document.get("head_dim") or hidden // heads
     return ModelConfig(
         num_layers=document["num_hidden_layers"],
@@ -49,6 +50,7 @@ def model_of(document: Mapping[str, Any], where: str) -> ModelConfig:
 
 def architecture_of(document: Mapping[str, Any]) -> str:
     """Return the class that a config.json names, or `none`."""
+    # A list by convention, of which the first entry counts.
     named = document.get("architectures")
     return str(named[0]) if isinstance(named, list) and named else "none"
 
@@ -58,16 +60,22 @@ def _rope(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(document: Mapping[str, Any], layout: Architecture, where: str) -> Iterator[Problem]:
-    """Yield what the model computes otherwise than megacode."""
+    """Yield every setting by which the model computes something other than megacode."""
     rope = _rope(document)
+    # transformers 5 moved this key into rope_parameters; constants name it without.
     given = {**document, **{key: rope[key] for key in ("partial_rotary_factor",) if key in rope}}
     for key, wanted in {**layout.constants, "hidden_act": "silu"}.items():
         if given.get(key) != wanted:
             fix = "choose a model without it"
-            yield Problem(f"{key} is {given.get(key)!r}, and megacode computes {wanted!r}", f"{where}: {key}", fix)
+            yield Problem(f"{key} is {given.get(key)!r}, but megacode supports only {wanted!r}", f"{where}: {key}", fix)
+    # `type` is the older spelling of `rope_type`.
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
-        fix = "choose a model with plain rotary positions"
-        yield Problem(f"rotary positions are scaled ({kind}), and megacode's are not", f"{where}: rope_parameters", fix)
+        fix = "choose a model with unscaled rotary positions"
+        yield Problem(
+            f"rotary positions are scaled ({kind}), which megacode does not support", f"{where}: rope_parameters", fix
+        )
     if layout is STABLELM and document.get("head_dim"):
-        yield Problem("head_dim is set, and StableLM's heads fill hidden_size", f"{where}: head_dim", "remove it")
+        yield Problem(
+            "head_dim is set, but StableLM ignores it: its heads fill hidden_size", f"{where}: head_dim", "remove it"
+        )

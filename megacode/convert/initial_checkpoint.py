@@ -1,4 +1,4 @@
-"""Writing a checkpoint to start from, of weights that were trained elsewhere: one tensor in memory at a time."""
+"""Write an initial checkpoint from weights trained by another program: one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 
 
 def config_of(model: ModelConfig, vocab: int, seq_length: int, origin: Path, hidden: Path) -> RunConfig:
-    """Return a run's config whose model is this one; what it was trained on is not known here.
+    """Return a run config for an imported model; its training data is unknown.
 
     Args:
         model: the model.
         vocab: rows of the embedding.
-        seq_length: tokens the model was trained to see at once.
-        origin: where the weights are from.
-        hidden: the checkpoint under way, which holds the tokenizer.
+        seq_length: the sequence length of training.
+        origin: the directory of the original weights.
+        hidden: the unfinished checkpoint, which holds the tokenizer.
     """
     raw: dict[str, Any] = {
         "name": _run_name(origin),
         "model": {**model.model_dump(mode="json", exclude_none=True), "vocab_size": vocab},
         "tokenizer": {"kind": "huggingface", "path": str(hidden / "tokenizer")},
+        # Placeholders: a config needs sources and phases, but none are known and none are read.
         "sources": {"unknown": {"path": "unknown", "tokens": 1 << 40}},
         "phases": [
             {
@@ -55,12 +56,14 @@ def config_of(model: ModelConfig, vocab: int, seq_length: int, origin: Path, hid
 
 
 def _run_name(origin: Path) -> str:
-    """Return a run's name from a directory's, which may be called anything."""
+    """Return a valid run name made from a directory's name."""
+    # Run names become directory names, so anything else is replaced.
     return re.sub(r"[^A-Za-z0-9._-]+", "-", origin.resolve().name).strip("-.") or "model"
 
 
 def copy_tokenizer(directory: Path, hidden: Path) -> None:
     """Copy the files of a Hugging Face tokenizer into a checkpoint."""
+    # A copy of its own: the checkpoint must work after the download is deleted.
     (hidden / "tokenizer").mkdir()
     for name in _TOKENIZER:
         if (directory / name).is_file():
@@ -74,6 +77,7 @@ def write(tensors: Iterable[Tensor], config: RunConfig, hidden: Path) -> None:
     assert config.tokenizer is not None
     assert config.model.vocab_size is not None
     sizes = Sizes.of(config.model, config.model.vocab_size)
+    # FP32, as every checkpoint's masters, whatever type the original weights had.
     slots = [Slot(f"{WEIGHT}.{name}", shape, "F32") for name, shape in mcore_shapes(config.model, sizes).items()]
     with steps(tensors, "writing tensors", len(slots)) as counted:
         files = write_alone(hidden, [(shard_name(0), slots)], (bytes_of(tensor.float()) for tensor in counted))
@@ -84,13 +88,15 @@ def write(tensors: Iterable[Tensor], config: RunConfig, hidden: Path) -> None:
 
 
 def settle(config: RunConfig, hidden: Path, out: Path) -> None:
-    """Name the tokenizer where it will lie, and write the base of the configs to come."""
+    """Set the tokenizer's final path, and write `model.yaml`, the base for configs of new runs."""
     path = {"kind": "huggingface", "path": str(out.resolve() / "tokenizer")}
     settled = config.model_copy(update={"tokenizer": type(config.tokenizer).model_validate(path)})  # type: ignore[union-attr]
+    # The state was written with the temporary path; only the path changes.
     state = TrainState.read(hidden)
     state.config = dump_config(settled)
     state.write(hidden)
     document = yaml.safe_load(state.config)
+    # Only what a new run takes over; data and phases are its own.
     base = {key: document[key] for key in ("model", "tokenizer")}
     head = f"# base: this file, and init: {{from: {out.resolve()}, load: weights}}, in a run's config\n"
     write_text(hidden / "model.yaml", head + yaml.safe_dump(base, sort_keys=False))

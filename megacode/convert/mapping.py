@@ -1,4 +1,4 @@
-"""Megatron-core's parameters and Hugging Face's, bit for bit, in both directions.
+"""Map Megatron-core's parameters to Hugging Face's, bit for bit, in both directions.
 
 Both sides hold the same numbers. Four things differ.
 
@@ -15,8 +15,8 @@ Both sides hold the same numbers. Four things differ.
        by halves    0 1 2 3 | 4 5 6 7      ->      interleaved    0 4 | 1 5 | 2 6 | 3 7
 
 4. Rows. Megatron-core pads the vocabulary to a multiple of make_vocab_size_divisible_by times TP. No token has the
-   number of a padded row, so a model with those rows would sample tokens that do not exist: they go. Coming back
-   they are zero, which is what nobody trained.
+   number of a padded row, so a model with those rows would sample tokens that do not exist. They are dropped on export
+   and zero on import, since they were never trained.
 
 Shape suffixes: h hidden, f feed-forward, n heads, g groups, r heads per group, d head size, v vocabulary, p padded.
 
@@ -39,11 +39,11 @@ from megacode.convert.architectures import Architecture, layout_of
 
 @dataclass(frozen=True)
 class Sizes:
-    """The numbers that re-arranging needs.
+    """The dimensions that the mapping needs.
 
     Attributes:
         layers, hidden, ffn, heads, groups, head_size: the model's shape.
-        vocab: tokens the tokenizer knows.
+        vocab: tokens of the tokenizer.
         padded: rows of Megatron-core's embedding.
     """
 
@@ -74,10 +74,10 @@ class Rule:
     Attributes:
         mcore: its name, `*` for the layer.
         hf: their names.
-        split: from the one to the many; rows in the order of `hf`.
-        join: the way back.
-        shapes: the shapes of the many.
-        fused: the shape of the one.
+        split: from the Megatron-core tensor to the Hugging Face ones, in the order of `hf`.
+        join: the inverse of `split`.
+        shapes: the shapes of the Hugging Face tensors.
+        fused: the shape of the Megatron-core tensor.
     """
 
     mcore: str
@@ -90,6 +90,7 @@ class Rule:
 
 def interleave_rotary(weight: Tensor, head_size: int) -> Tensor:
     """Re-arrange the rows of each head [n*d, h] from rotary halves to rotary neighbours."""
+    # [heads, half, pair, h] to [heads, pair, half, h]: a transposition of each head's rows.
     halves = weight.reshape(-1, 2, head_size // 2, weight.shape[-1])
     return halves.transpose(1, 2).reshape(weight.shape)
 
@@ -102,6 +103,7 @@ def deinterleave_rotary(weight: Tensor, head_size: int) -> Tensor:
 
 def split_qkv(weight: Tensor, sizes: Sizes, *, interleaved: bool) -> tuple[Tensor, ...]:
     """Cut linear_qkv [(n+2g)d, h] into Q [nd, h], K [gd, h] and V [gd, h]."""
+    # One axis for the groups, one for a group's r queries, key and value, one for the channels.
     rows = weight.reshape(sizes.groups, sizes.heads // sizes.groups + 2, sizes.head_size, sizes.hidden)
     parts = (rows[:, :-2], rows[:, -2], rows[:, -1])
     query, key, value = (part.reshape(-1, sizes.hidden) for part in parts)
@@ -115,6 +117,7 @@ def join_qkv(parts: tuple[Tensor, ...], sizes: Sizes, *, interleaved: bool) -> T
     query, key, value = parts
     if interleaved:
         query, key = (deinterleave_rotary(part, sizes.head_size) for part in (query, key))
+    # Back to one row block per group: its queries, then its key, then its value.
     groups = [part.reshape(sizes.groups, -1, sizes.head_size, sizes.hidden) for part in (query, key, value)]
     return torch.cat(groups, dim=1).reshape(-1, sizes.hidden)
 
@@ -129,7 +132,7 @@ def _vocabulary(name: str, hf: str) -> Rule:
 
     def pad(parts: tuple[Tensor, ...], sizes: Sizes) -> Tensor:
         rows = parts[0]
-        if sizes.padded == sizes.vocab:  # the largest tensor there is: no copy of it
+        if sizes.padded == sizes.vocab:  # no copy: this is the largest tensor of most models
             return rows
         return torch.cat([rows, rows.new_zeros(sizes.padded - sizes.vocab, sizes.hidden)])
 
@@ -166,13 +169,14 @@ _GATED_MLP = Rule(
 
 
 def rules_of(model: ModelConfig) -> tuple[Rule, ...]:
-    """Return the rules of a model, in the order of its forward pass.
+    """Return the rules of a model, in forward order.
 
     Raises:
         ConfigError: transformers has no architecture that computes the same.
     """
     layout = layout_of(model)
     layer, hf = "decoder.layers.*.", "model.layers.*."
+    # A parallel block has one norm for attention and MLP, a sequential block one for each.
     second_norm = _same(layer + "pre_mlp_layernorm.weight", hf + "post_attention_layernorm.weight", _norm)
     embedding, output = VOCABULARY
     return (
@@ -186,6 +190,7 @@ def rules_of(model: ModelConfig) -> tuple[Rule, ...]:
         ),
         *([second_norm] if model.block == "sequential" else []),
         _GATED_MLP,
+        # Output projections are not fused, so they only change their names.
         _same(layer + "mlp.linear_fc2.weight", hf + "mlp.down_proj.weight", lambda s: (s.hidden, s.ffn)),
         _same("decoder.final_layernorm.weight", "model.norm.weight", _norm),
         *([] if model.share_embeddings_and_output_weights else [_vocabulary(output, "lm_head.weight")]),
@@ -199,6 +204,7 @@ def _norm(sizes: Sizes) -> tuple[int, ...]:
 def _applied(rules: tuple[Rule, ...], layers: int) -> Iterator[tuple[Rule, str, tuple[str, ...]]]:
     """Yield every rule with its names filled in: those of the layers layer by layer."""
     inner = [rule for rule in rules if "*" in rule.mcore]
+    # Rules of layers are neighbours, so the others come before or after all layers.
     first = rules.index(inner[0])
     before, after = rules[:first], rules[first + len(inner) :]
     yield from ((rule, rule.mcore, rule.hf) for rule in before)
@@ -210,6 +216,7 @@ def _applied(rules: tuple[Rule, ...], layers: int) -> Iterator[tuple[Rule, str, 
 
 def _bias_of(layout: Architecture, hf_name: str) -> str | None:
     """Return the name of the zero bias that goes with a norm's weight in this layout."""
+    # Both endings: the final norm is called model.norm, others end in layernorm.
     is_norm = hf_name.endswith(("norm.weight", "layernorm.weight"))
     return hf_name.removesuffix("weight") + "bias" if layout.norm_bias and is_norm else None
 
@@ -231,7 +238,7 @@ def hf_shapes(model: ModelConfig, sizes: Sizes) -> dict[str, tuple[int, ...]]:
 
 
 def to_hf(weights: Mapping[str, Tensor], model: ModelConfig, sizes: Sizes) -> Iterator[tuple[str, Tensor]]:
-    """Yield the Hugging Face tensors of a model, contiguous, in the type they have.
+    """Yield the Hugging Face tensors of a model, contiguous, in their own dtype.
 
     Args:
         weights: every Megatron-core parameter by its plain name, whole; each is asked for once, in forward order.
@@ -242,12 +249,15 @@ def to_hf(weights: Mapping[str, Tensor], model: ModelConfig, sizes: Sizes) -> It
         CheckpointError: a tensor is missing, surplus or of another shape.
     """
     layout = layout_of(model)
+    # Names are checked before the first tensor is read: a wrong config fails in seconds.
     _check(dict.fromkeys(weights), dict.fromkeys(mcore_shapes(model, sizes)))
     for rule, mcore_name, names in _applied(rules_of(model), sizes.layers):
         weight = _shaped(mcore_name, weights[mcore_name], rule.fused(sizes))
         for name, part in zip(names, rule.split(weight, sizes), strict=True):
+            # Splits are views into the fused tensor; the files need their bytes in a row.
             yield name, part.contiguous()
             if bias := _bias_of(layout, name):
+                # StableLM requires the tensor; zero is what megacode's norm adds.
                 yield bias, torch.zeros_like(part)
 
 
@@ -263,8 +273,11 @@ def from_hf(weights: Mapping[str, Tensor], model: ModelConfig, sizes: Sizes) -> 
         shapes = zip(names, rule.shapes(sizes), strict=True)
         parts = tuple(_shaped(name, weights[name], shape) for name, shape in shapes)
         for bias in filter(None, (_bias_of(layout, name) for name in names)):
+            # A trained bias would be lost without a trace, so it is refused.
             if weights[bias].count_nonzero():
-                raise CheckpointError(f"the bias {bias} is not zero", fix="megacode's norms have no bias")
+                raise CheckpointError(
+                    f"the bias {bias} is not zero, and megacode's norms have no bias", fix="choose a model without it"
+                )
         yield mcore_name, rule.join(parts, sizes).contiguous()
 
 
@@ -272,13 +285,13 @@ def _check(given: Mapping[str, None], expected: Mapping[str, None]) -> None:
     missing = [name for name in expected if name not in given]
     surplus = [name for name in given if name not in expected]
     counted = (("missing", missing), ("surplus", surplus))
-    said = [f"{len(names)} {word}, such as {names[0]}" for word, names in counted if names]
-    if said:
-        what = f"the parameters are not those of this model: {'; '.join(said)}"
+    mismatches = [f"{len(names)} {word}, such as {names[0]}" for word, names in counted if names]
+    if mismatches:
+        what = f"the parameters do not match the config's model: {'; '.join(mismatches)}"
         raise CheckpointError(what, fix="use the config that the weights were trained with")
 
 
 def _shaped(name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(tensor.shape) != shape:
-        raise CheckpointError(f"{name} has shape {list(tensor.shape)}, and the config makes it {list(shape)}")
+        raise CheckpointError(f"{name} has shape {list(tensor.shape)}, but by the config it is {list(shape)}")
     return tensor

@@ -1,4 +1,4 @@
-"""An opened checkpoint: everything an export says about where it came from."""
+"""An opened checkpoint: its state, config, run directory and tokenizer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OpenedCheckpoint:
 
     Attributes:
         path: the checkpoint's directory.
-        state: what it says of itself.
+        state: its recorded state: clock, counters, fingerprints, versions.
         config: the run's resolved config.
     """
 
@@ -37,16 +37,17 @@ class OpenedCheckpoint:
         """Open a checkpoint, or the newest one of a run directory.
 
         Raises:
-            CheckpointError: there is none, or it is damaged.
+            CheckpointError: there is none, or it is corrupted.
             ConfigError: its config is not one of this version of megacode.
         """
-        found = find_checkpoint(path).resolve()
-        state = TrainState.read(found)
-        return cls(found, state, validate(yaml.safe_load(state.config), str(found)))
+        checkpoint = find_checkpoint(path).resolve()
+        state = TrainState.read(checkpoint)
+        return cls(checkpoint, state, validate(yaml.safe_load(state.config), str(checkpoint)))
 
     @cached_property
     def run(self) -> RunDir:
-        """The run directory: the one the checkpoint lies in, else the one its config names."""
+        """The run directory: the one that contains the checkpoint, else the one its config names."""
+        # A run directory may have been moved since its config was written, so its own place comes first.
         inside = self.path.parent.name == "checkpoints"
         return RunDir(self.path.parent.parent if inside else self.config.directory)
 
@@ -55,16 +56,19 @@ class OpenedCheckpoint:
         """The run's tokenizer.
 
         Raises:
-            CheckpointError: the run has none, it is another one than it was, or it marks no end of a document.
+            CheckpointError: the run has none, it has changed since training, or it has no end-of-document token.
             DataError: its files are missing.
         """
-        fix = "put the tokenizer of the run back where its config says"
+        fix = "restore the run's tokenizer to the path in its config"
         if self.config.tokenizer is None:
             what = "the run has no tokenizer, and a model cannot be used without one"
-            raise CheckpointError(what, str(self.path), "name the data's tokenizer in the config's tokenizer: section")
+            raise CheckpointError(what, str(self.path), "set the data's tokenizer in the config's tokenizer: section")
         tokenizer = load_tokenizer(self.config.tokenizer)
+        # Another tokenizer would give the exported weights another meaning, without any error.
         if tokenizer.hash != self.state.tokenizer_hash:
-            what = f"the tokenizer is {tokenizer.hash[:12]}, the run was trained with {self.state.tokenizer_hash[:12]}"
+            what = (
+                f"the tokenizer is {tokenizer.hash[:12]}, but the run was trained with {self.state.tokenizer_hash[:12]}"
+            )
             raise CheckpointError(what, str(tokenizer.path), fix)
         if tokenizer.eod is None:
             what = "the tokenizer has no end-of-document token, so generation would never end"
@@ -77,6 +81,7 @@ class OpenedCheckpoint:
         return f"{self.config.name}@{RunDir.iteration_name(self.state.iteration)}"
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells this checkpoint from every other."""
+        """Return what distinguishes this checkpoint from every other."""
+        # Name and iteration may repeat after a fresh start; the fingerprint of the data order does not.
         last = self.state.fingerprints[-1]["fingerprint"] if self.state.fingerprints else ""
         return {"run": self.config.name, "iteration": self.state.iteration, "fingerprint": last}

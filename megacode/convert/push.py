@@ -1,7 +1,7 @@
-"""A proven export on the Hugging Face hub, or on any server that speaks its protocol (`HF_ENDPOINT`).
+"""Push a verified export to the Hugging Face hub, or to any server with its protocol (`HF_ENDPOINT`).
 
-A repository that is new is made private: to publish a model is its owner's decision, made on the hub. All that can be
-known beforehand is asked before the export begins: the id, the token, and whether the hub answers.
+A new repository is created private: making a model public is its owner's decision, made on the hub. Everything that can
+be checked in advance is checked before the export begins: the id, the token, and whether the hub answers.
 """
 
 from __future__ import annotations
@@ -22,54 +22,60 @@ _FLAG = "--push-to"
 
 
 def check(hub_id: str) -> None:
-    """Check that something could be pushed, before the work is done.
+    """Check that a push is possible, before the export begins.
 
     Args:
         hub_id: such as `group/model`.
 
     Raises:
-        ConfigError: the id is none, there is no token, or it is refused, or the hub cannot be reached.
+        ConfigError: the id is invalid, the token is missing or refused, or the hub cannot be reached.
     """
     try:
         validate_repo_id(hub_id)
     except HFValidationError as error:
-        what = f"{hub_id!r} is not a valid id on the hub: {error}"
-        raise ConfigError(what, _FLAG, "give one such as group/model") from None
+        what = f"{hub_id!r} is not a valid repository id: {error}"
+        raise ConfigError(what, _FLAG, "use an id such as group/model") from None
     if constants.is_offline_mode():
         raise ConfigError("huggingface_hub is offline", _FLAG, "unset HF_HUB_OFFLINE, or push from a login node")
     if get_token() is None:
-        raise ConfigError("there is no token of the hub", _FLAG, "log in with `hf auth login`, or set HF_TOKEN")
+        raise ConfigError("there is no token for the hub", _FLAG, "log in with `hf auth login`, or set HF_TOKEN")
     try:
+        # The cheapest request that tests both the network and the token.
         HfApi().whoami()
     except (HTTPError, OSError) as error:
-        raise ConfigError(_said(error), _FLAG, _fix(error)) from error
+        raise ConfigError(_reason(error), _FLAG, _fix(error)) from error
 
 
 def push(report: Report, export: Path, hub_id: str) -> str:
-    """Push an export, and return the address of what it has become.
+    """Push an export, and return its address.
 
     Args:
-        report: its proof.
+        report: the result of its verification.
         export: its directory.
-        hub_id: the repository; one that is not there is made, private.
+        hub_id: the repository; created, private, if it does not exist.
 
     Raises:
-        CheckpointError: it was not proven, or the hub did not take it; the export stays where it is.
+        CheckpointError: it was not verified, or the hub did not accept it; the local export stays.
     """
     if not report.verified:
-        raise CheckpointError("it was not proven, and only proven exports are pushed", str(export), "export it again")
+        raise CheckpointError(
+            "it was not verified, and only verified exports are pushed", str(export), "export it again"
+        )
     api = HfApi()
     try:
-        there = api.create_repo(hub_id, repo_type="model", private=True, exist_ok=True)
-        api.upload_folder(repo_id=there.repo_id, folder_path=export, commit_message=f"{report.source}, by megacode")
+        repository = api.create_repo(hub_id, repo_type="model", private=True, exist_ok=True)
+        # One commit for all files: readers never see half an export.
+        api.upload_folder(
+            repo_id=repository.repo_id, folder_path=export, commit_message=f"{report.source}, by megacode"
+        )
     except (HTTPError, OSError) as error:
-        fix = f"the export is whole; once that is fixed: hf upload {hub_id} {export}"
-        raise CheckpointError(f"it could not be pushed to {hub_id}: {_said(error)}", str(export), fix) from error
-    log.info("pushed to %s", there.url)
-    return str(there.url)
+        fix = f"the local export is complete; once this is fixed, run: hf upload {hub_id} {export}"
+        raise CheckpointError(f"it could not be pushed to {hub_id}: {_reason(error)}", str(export), fix) from error
+    log.info("pushed to %s", repository.url)
+    return str(repository.url)
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if not isinstance(error, HfHubHTTPError):
         return f"the hub at {constants.ENDPOINT} cannot be reached ({error})"
     status = error.response.status_code
@@ -81,7 +87,7 @@ def _said(error: Exception) -> str:
 def _fix(error: Exception) -> str:
     refused = isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403)
     return (
-        "make a token with write access, and log in with `hf auth login`"
+        "create a token with write access, and log in with `hf auth login`"
         if refused
         else "check the network and HF_ENDPOINT"
     )

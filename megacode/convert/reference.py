@@ -1,11 +1,11 @@
-"""One side of a proof: megacode's own model, read from the checkpoint as a resumed run reads it, a block at a time.
+"""Run megacode's own model from a checkpoint, one block at a time: the checkpoint's side of a verification.
 
-The model stands on torch's meta device, where weights have shapes and no memory. Each block gets its weights when it
-is run and gives them back at once. Of the embedding only the rows of the texts' tokens are read, and the output layer
-is run on slices of the vocabulary: nothing is held that grows with the number of layers or of tokens.
+The model is on torch's meta device, where weights have shapes and no memory. Each block gets its weights when it runs
+and releases them at once. Of the embedding only the rows of the texts' tokens are read, and the output layer runs on
+slices of the vocabulary. So memory does not grow with the number of layers or the size of the vocabulary.
 
-Which elements of a file belong to which weight is asked of Megatron-core, by the names it gives them in this model:
-nothing here knows how the export's tensors were made, so that a mistake there shows.
+Weights are read as a resumed run reads them, by the names that Megatron-core gives them in this model. Nothing here
+knows how the export's tensors were made, so a mistake there shows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from megacode.mcore.groups import Ranks
 
 @dataclass(frozen=True)
 class Step:
-    """What a block computed, [b, s, h] fp32 on the CPU.
+    """The outputs of one block, [b, s, h] fp32 on the CPU.
 
     Attributes:
         inside: what its attention and its MLP add to the residual stream, by `attention` and `MLP`.
@@ -40,15 +40,17 @@ class Step:
 
 @contextmanager
 def alone(config: RunConfig) -> Iterator[tuple[RunConfig, Ranks]]:
-    """Join a group of one process; yields the run's config for it, in float32, and the place in that group."""
+    """Start a process group of one; yields the run's config for it, in float32, and its ranks."""
     from megacode.mcore import groups
 
+    # One process in float32 without FP8, whatever layout and precision trained the checkpoint.
     changes = {
         "parallel": Parallel(),
         "precision": Precision(dtype="fp32", transformer_impl="local"),
         "phases": tuple(phase.model_copy(update={"fp8": None}) for phase in config.phases),
     }
     config = config.model_copy(update=changes)
+    # Evaluation during training may have a group already; that one must stay open.
     joined = torch.distributed.is_initialized()
     try:
         yield config, groups.start(config.parallel, config.seed)
@@ -64,7 +66,7 @@ class Reference:
         config: of `alone`.
         ranks: of `alone`.
         checkpoint: its directory; any layout may have written it.
-        dtype: the weights are rounded to this type first, as in the export; a layout is proven apart from rounding.
+        dtype: the weights are rounded to this type first, as in the export, so that rounding is no difference.
     """
 
     def __init__(self, config: RunConfig, ranks: Ranks, checkpoint: Path, dtype: torch.dtype) -> None:
@@ -87,6 +89,7 @@ class Reference:
     @torch.no_grad()
     def embedding(self, tokens: Tensor) -> Tensor:
         """Return the embedding, [b, s, h] fp32, of tokens, [b, s] int64."""
+        # Texts use a few hundred tokens: reading whole embeddings would dominate memory.
         rows: list[int] = tokens.unique().tolist()
 
         def of_rows(piece: Piece) -> Iterator[Piece]:
@@ -106,6 +109,7 @@ class Reference:
             return lambda module, given, result: inside.__setitem__(kind, _batch_first(result[0]))
 
         with self._holding(self._model.decoder.layers[number]) as block:
+            # The outputs that enter the residual stream, as on the other side.
             recorded = {"attention": block.self_attention.linear_proj, "MLP": block.mlp.linear_fc2}
             handles = [module.register_forward_hook(record(kind)) for kind, module in recorded.items()]
             table = self._model.rotary_pos_emb(hidden.shape[1])
@@ -122,7 +126,7 @@ class Reference:
 
     @torch.no_grad()
     def hidden(self, tokens: Tensor) -> Tensor:
-        """Return what the output layer is given for tokens, [b, s]: [b, s, h] fp32."""
+        """Return the output layer's input for tokens, [b, s]: [b, s, h] fp32."""
         hidden = self.embedding(tokens)
         for number in range(self.layers):
             hidden = self.block(number, hidden).output
@@ -133,13 +137,14 @@ class Reference:
         """Return the logits of tokens first .. last - 1 of the vocabulary, [t, last - first] fp32.
 
         Args:
-            hidden: what `final_norm` gave, [t, h].
+            hidden: the output of `final_norm`, [t, h].
             first, last: the tokens.
         """
         from megacode.mcore import checkpoint_pieces
 
         tied = self._rank_model.config.model.share_embeddings_and_output_weights
         end = "word_embeddings.weight" if tied else "output_layer.weight"
+        # The piece describes the whole matrix; only its offset and data are replaced.
         whole = next(piece for piece in checkpoint_pieces.weights(self._rank_model) if piece.name.endswith(end))
         slice_ = torch.empty(last - first, whole.shape[1], device=self._device)
         self._fill([replace(whole, offset=(first, 0), data=slice_)])
@@ -147,11 +152,13 @@ class Reference:
 
     @contextmanager
     def _holding(self, module: Any, cut: Callable[[Piece], Iterable[Piece]] | None = None) -> Iterator[Any]:
-        """Give a module its weights, or the pieces that are cut of them, until the block ends."""
+        """Load a module's weights, or pieces of them made by `cut`, until the block ends."""
         from megacode.mcore import checkpoint_pieces
 
         module.to_empty(device=self._device)
+        # After to_empty only this module has memory, so only its pieces are not meta.
         held = [piece for piece in checkpoint_pieces.weights(self._rank_model) if not piece.data.is_meta]
+        # `cut` narrows what is read; the embedding's other rows stay uninitialised and unused.
         self._fill([part for piece in held for part in cut(piece)] if cut else held)
         yield module
         module.to_empty(device="meta")
@@ -167,6 +174,7 @@ class Reference:
 
 
 def _batch_first(hidden: Tensor) -> Tensor:
+    # Megatron-core is sequence first, transformers batch first.
     return hidden.transpose(0, 1).contiguous().to("cpu", torch.float32)
 
 
@@ -176,7 +184,7 @@ def _without_memory(config: RunConfig, vocab: int) -> Any:
     from megacode.mcore.model import Model
     from megacode.mcore.translate import transformer_config
 
-    # Only so does mcore leave the device to torch.
+    # With these settings alone does mcore leave the choice of device to torch.
     mcore_config = replace(transformer_config(config), use_cpu_initialization=True, perform_initialization=False)
     with torch.device("meta"):
         model = Model(config, mcore_config, vocab, None)

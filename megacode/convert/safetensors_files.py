@@ -1,7 +1,7 @@
-"""Safetensors files of a Hugging Face model, written and read a tensor at a time.
+"""Write and read the safetensors files of a Hugging Face model, one tensor at a time.
 
-Where each tensor will lie is known from the shapes alone, so files are opened with their headers and each tensor is
-written at its place when it comes, cast block by block: one tensor is in memory, whatever the size of the files.
+The position of each tensor follows from the shapes alone. So headers are written first, and each tensor at its place
+when it arrives, cast block by block. One tensor is in memory, whatever the size of the files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from megacode.convert.published import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 OUTPUT, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-_FETCH = "fetch the model again"
+_FETCH = "download the model again"
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _ALIGNED = 8  # bytes; what safetensors itself does
 _BLOCK = 1 << 22  # elements cast and written at once
@@ -42,7 +42,7 @@ def write_shards(
 
     Args:
         tensors: names and tensors, in the order of `shapes`.
-        shapes: what will come.
+        shapes: shapes of all tensors.
         dtype: the type they are written in.
         out: the directory, which exists.
         max_shard_size: bytes of a file, or such as "5GB"; one larger tensor makes a larger file.
@@ -50,6 +50,7 @@ def write_shards(
     Returns:
         The number of parameters.
     """
+    # Tensors without memory: the hub's own splitter then decides the files as for any model.
     planned = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
     plan = split_torch_state_dict_into_shards(planned, max_shard_size=max_shard_size)
     places: dict[str, tuple[Path, int]] = {}
@@ -60,7 +61,7 @@ def write_shards(
         for name, tensor in counted:
             path, start = places.pop(name)
             _write_at(path, start, tensor, dtype)
-    assert not places, f"{sorted(places)} did not come"
+    assert not places, f"{sorted(places)} did not arrive"
     parameters: int = sum(tensor.numel() for tensor in planned.values())
     if plan.is_sharded:
         metadata = {"total_parameters": parameters, **plan.metadata}
@@ -71,13 +72,15 @@ def write_shards(
 
 def _begin(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Write a file's header, and return where in the file each tensor begins."""
+    # transformers refuses files without the format entry.
     document: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    starts, at = {}, 0
+    starts, position = {}, 0
     for name, tensor in tensors.items():
-        end = at + tensor.nbytes
-        document[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
-        starts[name], at = at, end
+        end = position + tensor.nbytes
+        document[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+        starts[name], position = position, end
     text = json.dumps(document).encode()
+    # Padding keeps the data aligned, so that readers can map it without copying.
     text += b" " * (-len(text) % _ALIGNED)
     path.write_bytes(len(text).to_bytes(8, "little") + text)
     return {name: 8 + len(text) + start for name, start in starts.items()}
@@ -86,20 +89,21 @@ def _begin(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def _write_at(path: Path, start: int, tensor: Tensor, dtype: torch.dtype) -> None:
     with path.open("r+b") as file:
         file.seek(start)
+        # Casting block by block avoids a second copy of the largest tensor.
         for block in tensor.reshape(-1).split(_BLOCK):
             file.write(block.to(dtype).view(torch.uint8).numpy())
 
 
 class SafetensorsFiles(Mapping[str, Tensor]):
-    """The tensors of a Hugging Face model's directory by name, each read when it is asked for.
+    """The tensors of a Hugging Face model's directory by name, each read on access.
 
     Args:
         path: the directory, with one safetensors file, or several and an index.
-        tied: the output layer is the embedding: where a file repeats it, it is left out.
-        left_out: further names that do not count.
+        tied: the output layer is the embedding; a copy of it in a file is ignored.
+        left_out: further names to ignore.
 
     Raises:
-        CheckpointError: on first use, if a file is missing, was cut short, or lacks what the index says it holds.
+        CheckpointError: on first use, if a file is missing, truncated, or lacks a tensor that the index lists.
     """
 
     def __init__(self, path: Path, *, tied: bool = False, left_out: Collection[str] = ()) -> None:
@@ -107,18 +111,20 @@ class SafetensorsFiles(Mapping[str, Tensor]):
 
     @cached_property
     def _files(self) -> dict[str, Path]:
-        """The file of each tensor. Each file's header is read, which shows a download that did not end."""
+        """The file of each tensor. Each file's header is read, which finds unfinished downloads."""
         index = self._path / INDEX
         if not index.exists():
             return self._wanted(dict.fromkeys(_names_in(self._path / SINGLE), self._path / SINGLE))
         weight_map = read_object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-            raise CheckpointError("it has no weight_map of tensors to files", str(index), _FETCH)
+            raise CheckpointError("it has no weight_map from tensors to files", str(index), _FETCH)
         held = {file: set(_names_in(self._path / file)) for file in sorted(set(weight_map.values()))}
+        # An index from one download and shards from another: names tell.
         lacking = [(name, file) for name, file in weight_map.items() if name not in held[file]]
         if lacking:
-            what = f"it does not hold {lacking[0][0]}, though {INDEX} says so"
+            what = f"it does not contain {lacking[0][0]}, although {INDEX} lists it"
             raise CheckpointError(what, str(self._path / lacking[0][1]), _FETCH)
+        # Reading stays lazy: so far only headers were read.
         return self._wanted({name: self._path / file for name, file in weight_map.items()})
 
     def _wanted(self, files: dict[str, Path]) -> dict[str, Path]:
@@ -149,12 +155,12 @@ class SafetensorsFiles(Mapping[str, Tensor]):
 def _opened(path: Path) -> Iterator[Any]:
     """Open a safetensors file; whatever the library raises names the file."""
     if not path.is_file():
-        raise CheckpointError("there is no such file, and the model needs it", str(path), _FETCH)
+        raise CheckpointError("the file is missing, and the model needs it", str(path), _FETCH)
     try:
         with safe_open(str(path), framework="pt") as file:
             yield file
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        what = f"it cannot be read, and may be cut short: {' '.join(str(error).split())}"
+        what = f"it cannot be read, and may be truncated: {' '.join(str(error).split())}"
         raise CheckpointError(what, str(path), _FETCH) from None
 
 

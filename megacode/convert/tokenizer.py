@@ -1,15 +1,15 @@
-"""The run's tokenizer, as files that transformers loads and that give the same ids.
+"""Export the run's tokenizer as files that transformers loads and that give the same ids.
 
 A Hugging Face tokenizer is copied; only `tokenizer_config.json` is written again, because without a class in it
-transformers picks the one usual for the architecture, which re-builds the tokenizer with its own pre-tokenizer and so
+transformers picks the architecture's usual one. That class rebuilds the tokenizer with its own pre-tokenizer, and so
 gives other ids. A SentencePiece model becomes a `tokenizer.json`:
 
 - Its BPE joins the two neighbours whose union is the best piece, whatever they were made from. So every cut of a
   piece into two pieces is a merge, in the order of the pieces' scores. Joining never makes a control or byte piece.
 - A character without a piece becomes its UTF-8 bytes.
-- White space is the letter U+2581; nothing splits the text beforehand.
+- White space is the character U+2581; nothing splits the text beforehand.
 
-One difference is wanted: preprocessing reads a literal `</s>` in a text as characters, transformers as the token,
+One difference is intended: preprocessing reads a literal `</s>` in a text as characters, transformers as the token,
 so that prompts can hold special tokens.
 """
 
@@ -42,41 +42,45 @@ def export_tokenizer(tokenizer: Tokenizer, out: Path, max_length: int) -> None:
     """Write a run's tokenizer into an export.
 
     Args:
-        tokenizer: the run's; the token that ends a document becomes eos, and bos and padding where none are named.
+        tokenizer: the run's; its end-of-document token becomes eos, and also bos and padding unless others are named.
         out: the export, which exists.
-        max_length: tokens the model was trained to see at once.
+        max_length: the sequence length of training.
 
     Raises:
-        DataError: the tokenizer is of a kind that cannot be written so.
+        DataError: the tokenizer cannot be exported.
     """
     if problems := tokenizer_problems(tokenizer):
         raise DataError(problems=problems)
     write = _copy_huggingface if tokenizer.kind == "huggingface" else _write_sentencepiece
     settings = write(tokenizer.path, out)
     assert tokenizer.eod is not None, "an export needs a token to end texts with"
+    # Read back from the written file, so that name and id agree there.
     end = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json")).id_to_token(tokenizer.eod)
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     settings |= {"eos_token": end, "model_max_length": max_length}
-    settings |= {
-        role: settings.get(role) or end for role in ("bos_token", "pad_token")
-    }  # an imported one keeps its own
+    # An imported tokenizer keeps its own tokens.
+    settings |= {role: settings.get(role) or end for role in ("bos_token", "pad_token")}
+    # Training never saw a token added before or after a text.
     settings |= {role: False for role in ("add_bos_token", "add_eos_token") if role in settings}
     write_json(out / "tokenizer_config.json", settings)
 
 
 def named_id(tokenizer: Tokenizer, role: str) -> int | None:
-    """Return the id of the token that a Hugging Face tokenizer's files give a role; None if they give none."""
+    """Return the id of the token with a role in a Hugging Face tokenizer's files; None if there is none."""
     if tokenizer.kind != "huggingface" or not (name := named_token(tokenizer.path.parent, role)):
         return None
-    found: int | None = tokenizers.Tokenizer.from_file(str(tokenizer.path)).token_to_id(name)
-    return found
+    token: int | None = tokenizers.Tokenizer.from_file(str(tokenizer.path)).token_to_id(name)
+    return token
 
 
 def _copy_huggingface(path: Path, out: Path) -> dict[str, Any]:
     document = json.loads(path.read_bytes())
     added = tokenizers.Tokenizer.from_file(str(path)).encode("").tokens
-    if added:  # training data have none of them, see BEGIN_OF_TEXT
-        log.warning("the export's tokenizer does not add %s to texts: the training data have none", ", ".join(added))
+    if added:  # training data has none of them, see BEGIN_OF_TEXT
+        log.warning(
+            "the exported tokenizer does not add %s to texts, since the training data has none", ", ".join(added)
+        )
+        # The post-processor is what adds tokens; everything else is copied unchanged.
         document["post_processor"] = None
         (out / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False, indent=2), encoding="utf-8")
     else:
@@ -97,6 +101,7 @@ def _write_sentencepiece(path: Path, out: Path) -> dict[str, Any]:
     tokenizer = _model(proto)
     tokenizer.normalizer = _normalizer(proto.normalizer_spec)
     tokenizer.decoder = _decoder(proto.normalizer_spec)
+    # Special tokens are matched before normalization, user-defined ones after it, as in sentencepiece.
     special = [piece.piece for piece in proto.pieces if piece.type in (_UNKNOWN, _CONTROL)]
     tokenizer.add_special_tokens([tokenizers.AddedToken(text, normalized=False, special=True) for text in special])
     wanted = [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED]
@@ -116,12 +121,13 @@ def _model(proto: Any) -> Any:
 
 
 def bpe_merges(proto: Any) -> list[tuple[str, str]]:
-    """Return the merges that join the same neighbours in the same order as a SentencePiece BPE model does."""
+    """Return merges that join the same neighbours in the same order as a SentencePiece BPE model."""
     joined = [piece for piece in proto.pieces if piece.type not in (_UNKNOWN, _CONTROL, _BYTE)]
     known = {piece.piece for piece in joined}
     merges = []
     for piece in sorted(joined, key=lambda piece: -piece.score):
         text = piece.piece
+        # All ways to build a piece from two known ones, the best pieces first.
         cuts = ((text[:cut], text[cut:]) for cut in range(1, len(text)))
         merges += [(left, right) for left, right in cuts if left in known and right in known]
     return merges
@@ -131,6 +137,7 @@ def _normalizer(spec: Any) -> Any:
     steps: list[Any] = []
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    # The order is sentencepiece's: characters first, then white space, then the leading space.
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.add_dummy_prefix:

@@ -1,9 +1,8 @@
-"""Megatron-core's `torch_dist` checkpoints, read a piece at a time: what Megatron-LM writes by default.
+"""Read Megatron-core's `torch_dist` checkpoints, Megatron-LM's default format, one piece at a time.
 
-The tensors lie in torch's distributed format: pieces of whole tensors, each with its place in some file. Layers that
-are alike are stacked in one tensor with the layer as first axis. What is not a tensor is in `common.pt`, a pickle that
-may name any class of the program that wrote it: here it is read without running anything, and what is not plain data
-becomes an empty stand-in.
+The tensors are in torch's distributed format: pieces of whole tensors, each with its place in a file. Equal layers are
+stacked in one tensor with the layer as first axis. Everything else is in `common.pt`, a pickle that may name any class
+of the program that wrote it. It is read without running any code; what is not plain data becomes an empty stand-in.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ import io
 import pickle
 from argparse import Namespace
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 from megacode.base.errors import CheckpointError
 
 _COMMON = "common.pt"
-_FIX = "give an iteration's directory of Megatron-LM's, such as iter_0001000, saved with --ckpt-format torch_dist"
+_FIX = "give the directory of a Megatron-LM iteration, such as iter_0001000, saved with --ckpt-format torch_dist"
 
 
 class TorchDist:
@@ -41,34 +42,41 @@ class TorchDist:
         missing = [name for name in (".metadata", _COMMON) if not (path / name).is_file()]
         if missing:
             raise CheckpointError(f"there is no {missing[0]}", str(path), _FIX)
-        self._path, self._metadata = path, FileSystemReader(path).read_metadata()
+        self._path = path
+        with _parsed(path / ".metadata"):
+            self._metadata = FileSystemReader(path).read_metadata()
+        # Everything that is not a tensor (random states, counters) is left aside.
         described = self._metadata.state_dict_metadata.items()
         self._tensors = {name: about for name, about in described if isinstance(about, TensorStorageMetadata)}
         self.shapes = {name: tuple(about.size) for name, about in self._tensors.items()}
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments that the checkpoint's program was started with.
+        """Return the command-line arguments of the run that wrote the checkpoint.
 
         Raises:
             CheckpointError: there are none.
         """
-        common = torch.load(self._path / _COMMON, map_location="cpu", weights_only=False, pickle_module=_PLAIN)
-        found = common.get("args") if isinstance(common, dict) else None
-        if not isinstance(found, Namespace):
-            raise CheckpointError("it holds no arguments of Megatron-LM", str(self._path / _COMMON), _FIX)
-        return vars(found)
+        path = self._path / _COMMON
+        with _parsed(path):
+            common = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_PLAIN)
+        parsed = common.get("args") if isinstance(common, dict) else None
+        if not isinstance(parsed, Namespace):
+            raise CheckpointError("it contains no Megatron-LM arguments", str(path), _FIX)
+        return vars(parsed)
 
     def tensor(self, name: str, layer: int | None = None) -> Tensor:
-        """Return a tensor, or one layer of a stacked one, in the type it has.
+        """Return a tensor, or one layer of a stacked one, in its own dtype.
 
         Raises:
-            CheckpointError: a piece is missing or damaged.
+            CheckpointError: a piece is missing or corrupted.
         """
         about = self._tensors[name]
         head = 0 if layer is None else layer
         whole = torch.empty(about.size if layer is None else (1, *about.size[1:]), dtype=about.properties.dtype)
+        # Counted down piece by piece: a checkpoint with a lost file must not read as garbage.
         missing = whole.numel()
         for chunk in about.chunks:
+            # Pipeline stages wrote disjoint ranges of layers: skip those without this layer.
             if layer is not None and not chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]:
                 continue
             piece = self._piece(name, chunk.offsets).view(tuple(chunk.sizes))
@@ -78,25 +86,34 @@ class TorchDist:
             whole[tuple(slice(at, at + size) for at, size in zip(starts, piece.shape, strict=True))] = piece
             missing -= piece.numel()
         if missing:
-            what = f"{name} (layer {head}) lacks {missing:,} elements"
+            what = f"{missing:,} elements of {name} (layer {head}) are missing"
             raise CheckpointError(what, str(self._path), "copy the checkpoint again")
         return whole if layer is None else whole[0]
 
     def _piece(self, name: str, offsets: torch.Size) -> Tensor:
         place = self._metadata.storage_data[MetadataIndex(name, offsets)]
         path = self._path / place.relative_path
-        try:
-            with path.open("rb") as file:
-                file.seek(place.offset)
-                loaded: Tensor = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            what = f"a piece of {name} cannot be read ({error})"
-            raise CheckpointError(what, str(path), "copy the checkpoint again") from error
+        with _parsed(path, f"a piece of {name}"), path.open("rb") as file:
+            file.seek(place.offset)
+            # weights_only: tensors alone, no code.
+            loaded: Tensor = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
         return loaded.detach()
 
 
+@contextmanager
+def _parsed(path: Path, what: str = "it") -> Iterator[None]:
+    """Name the file in whatever its parser raises: damaged bytes make readers of pickles raise errors of any kind."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        said = f"{what} cannot be read and may be damaged ({type(error).__name__}: {error})"
+        raise CheckpointError(said, str(path), "copy the checkpoint again") from error
+
+
 class _Standin:
-    """Takes the place of everything in a pickle that is not plain data."""
+    """Replaces everything in a pickle that is not plain data."""
 
     def __init__(self, *unused: Any, **also_unused: Any) -> None:
         pass
@@ -109,15 +126,17 @@ class _Standin:
 
 
 class _Plain(pickle.Unpickler):
-    """Builds plain data, tensors and argument lists; never runs what a pickle names."""
+    """Builds plain data, tensors and argument lists; never runs code that a pickle names."""
 
     def find_class(self, module: str, name: str) -> Any:
+        # An allow-list: a pickle can name any function, and plain unpickling would call it.
         if (module, name) == ("argparse", "Namespace"):
             return Namespace
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return torch._utils._rebuild_tensor_v2
+        # Storage classes and dtypes are data; every other name of torch becomes a stand-in.
         known = getattr(torch, name, None) if module == "torch" else None
         if name.endswith("Storage") and isinstance(known, type):
             return known

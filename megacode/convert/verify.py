@@ -1,20 +1,21 @@
-"""The proof of an export: what transformers reads back computes what megacode computes.
+"""Verify an export: the model that transformers reads back computes the same as megacode's.
 
-Four checks, each with an error of its own, in the order in which they explain each other:
+Four checks, each with its own error. Earlier ones explain failures of later ones:
 
-1. The config: config.json, the embedding and the tokenizer agree on the number of tokens. A padded row too many, and
-   a model can say what no tokenizer can read. What transformers' own parser makes of it is the checkpoint's config.
-2. The tokenizer: transformers' gives the ids that the run's gives, on every text.
-3. Every step of the forward pass, given the same, computes the same on real text (see `lockstep`), the logits last;
-   the first that does not is named. What the export's whole forward pass makes of it, logits, loss and greedy choice,
-   is reported and not checked: a model may blow up the rounding of float32 without being wrong.
-4. The weights in the files, mapped back, are the checkpoint's bit for bit: texts do not touch every row. All tensors
-   of the files count, but those that transformers leaves out by its own rules.
+1. The config: config.json, the embedding and the tokenizer agree on the number of tokens. With a
+   padded row too many, a model can generate a token that no tokenizer can decode. The config that transformers parses
+   equals the checkpoint's.
+2. The tokenizer: transformers' gives the same ids as the run's, on every text.
+3. Every step of the forward pass gives equal outputs for equal inputs on real text (see `lockstep`), the logits last.
+   The first step that does not is named. Logits, loss and greedy tokens of the export's whole forward pass are reported
+   but not checked: a correct model may amplify float32 rounding.
+4. The weights in the files, mapped back, are the checkpoint's bit for bit: texts do not use every row. All
+   tensors of the files are compared, except those that transformers ignores by its own rules.
 
-Where the export's type is narrower than the checkpoint's, both sides compute with the rounded weights, so that the
-tolerance stays that of a layout; what rounding itself does to the logits is measured and reported, not checked.
+If the export's type is narrower than the checkpoint's, both sides use the rounded weights, so the tolerance stays the
+same. The effect of rounding on the logits is measured and reported, not checked.
 
-Memory is bounded by the largest tensor: neither model is ever whole.
+Memory is bounded by the largest tensor: neither model is ever in memory as a whole.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from megacode.base.tables import FigureTable
 from megacode.checkpoint.tensors import Weights
 from megacode.config.run import RunConfig
 from megacode.convert.architectures import layout_of
-from megacode.convert.compare import TOLERANCE, Difference, first_beyond, worst
+from megacode.convert.compare import TOLERANCE, PointDifference, first_beyond, worst
 from megacode.convert.exported import NOTHING_PUBLISHED, Exported
 from megacode.convert.lockstep import Walk, walk
 from megacode.convert.mapping import Sizes, from_hf, mcore_shapes
 from megacode.convert.published import ignored, read_object
 from megacode.convert.reference import Reference, alone
 from megacode.convert.safetensors_files import EMBEDDING, OUTPUT, SafetensorsFiles
-from megacode.convert.texts import Text
+from megacode.convert.texts import ProofText
 from megacode.data.tokenizer import Tokenizer
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,23 +51,23 @@ _BLOCK = 1 << 22  # elements compared at once
 
 @dataclass(frozen=True)
 class Report:
-    """What a proof found.
+    """The result of a verification.
 
     Attributes:
         source: the checkpoint, as `run@iter_0001000`.
         architecture: the class transformers built.
         dtype: type of the exported weights.
-        verified: whether the proof was made; an export without it says so.
+        verified: whether the export was verified; without, its card says so.
         tolerance: the largest difference allowed at any point, relative to the largest value there.
         texts: name and number of tokens of each text.
-        points: largest and mean difference, and scale, at every point of the forward pass, where both sides were given
-            the same; the last are the logits.
-        end_to_end: the difference of the logits after the export's whole forward pass; None without a proof.
+        points: largest and mean difference, and scale, at every point of the forward pass, with equal inputs
+            on both sides; the last are the logits.
+        end_to_end: the difference of the logits after the export's whole forward pass; None if not verified.
         greedy_agreement: share of positions at which both models choose the same token, end to end.
-        loss: megacode's loss on the texts, over the tokens that exist, nats a token.
+        loss: megacode's loss on the texts, in nats per token.
         exported_loss: transformers' loss on the same, end to end.
         tokenizer_ids: ids on which both tokenizers were compared.
-        rounding: largest change of a logit by rounding the weights to `dtype`; None where nothing was rounded.
+        rounding: largest change of a logit by rounding the weights to `dtype`; None if nothing was rounded.
     """
 
     source: str
@@ -75,8 +76,8 @@ class Report:
     verified: bool
     tolerance: float = TOLERANCE
     texts: tuple[tuple[str, int], ...] = ()
-    points: tuple[Difference, ...] = ()
-    end_to_end: Difference | None = None
+    points: tuple[PointDifference, ...] = ()
+    end_to_end: PointDifference | None = None
     greedy_agreement: float = 0.0
     loss: float = 0.0
     exported_loss: float = 0.0
@@ -89,8 +90,8 @@ class Report:
         return sum(count for _, count in self.texts)
 
     @property
-    def logits(self) -> Difference:
-        """The difference of the logits, both output layers given the same."""
+    def logits(self) -> PointDifference:
+        """The difference of the logits for equal inputs of the output layer."""
         return self.points[-1]
 
     def document(self) -> dict[str, Any]:
@@ -101,23 +102,23 @@ class Report:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a proof is about.
+    """A checkpoint, and what its export is verified on.
 
     Attributes:
         label: the checkpoint, as `run@iter_0001000`.
         config: the run's.
         checkpoint: its directory.
         tokenizer: the run's.
-        texts: what both models are run on.
+        texts: the texts to run both models on.
         dtype: type of the exported weights.
-        vocab: rows of the exported embedding; 0: as many as the tokenizer has tokens.
+        vocab: rows of the exported embedding; 0: the tokenizer's vocabulary size.
     """
 
     label: str
     config: RunConfig
     checkpoint: Path
     tokenizer: Tokenizer
-    texts: Sequence[Text]
+    texts: Sequence[ProofText]
     dtype: torch.dtype
     vocab: int = 0
 
@@ -127,20 +128,20 @@ class Claim:
         return self.vocab or self.tokenizer.vocab_size
 
     def weights(self) -> Mapping[str, Tensor]:
-        """Return the checkpoint's parameters, whole, by Megatron-core's plain names; each is read when asked for."""
+        """Return the checkpoint's parameters, whole, by Megatron-core's plain names; each is read on access."""
         return Weights(self.checkpoint)
 
 
 def prove(claim: Claim, export: Path, tolerance: float = TOLERANCE) -> Report:
-    """Prove that an export computes what a checkpoint computes.
+    """Verify that an export computes the same as a checkpoint.
 
     Args:
-        claim: the checkpoint, and what to run it on.
+        claim: the checkpoint, and the texts to run it on.
         export: the exported directory.
         tolerance: the largest difference allowed at any point, relative to the largest value there.
 
     Raises:
-        VerificationError: it does not; the message names the first thing that differs.
+        VerificationError: it does not; the message names the first difference.
     """
     document = read_object(export / "config.json")
     _check_vocabulary(document, claim.rows, export)
@@ -175,28 +176,29 @@ def _walked(claim: Claim, export: Path) -> Walk:
         return walk(reference, exported, ids, claim.rows, unrounded)
 
 
-def differences(walked: Walk, names: Sequence[str], export: Path, tolerance: float) -> list[Difference]:
+def differences(walked: Walk, names: Sequence[str], export: Path, tolerance: float) -> list[PointDifference]:
     """Return the largest difference at each point.
 
     Raises:
-        VerificationError: one is beyond the tolerance; the first of the forward pass is named.
+        VerificationError: one exceeds the tolerance; the first in forward order is named.
     """
     combined = [worst(same_point) for same_point in walked.points]
+    # Errors propagate forward, so the first point beyond the tolerance is nearest to the cause.
     bad = first_beyond(combined, tolerance)
     if bad is None:
         return combined
     at = walked.points[combined.index(bad)]
     text = next(name for name, row in zip(names, at, strict=True) if first_beyond([row], tolerance))
     what = (
-        f"the export diverges from the checkpoint at {bad.point}: largest difference {bad.largest:.3g} where values "
-        f"reach {bad.scale:.3g}, {bad.relative:.1e} of them; {tolerance:.0e} is allowed (first seen on {text!r}; "
-        f"end to end the logits are {worst(walked.end_to_end).largest:.3g} apart)"
+        f"the export diverges from the checkpoint at {bad.point}: largest difference {bad.largest:.3g} with values "
+        f"up to {bad.scale:.3g}, relative {bad.relative:.1e}; the tolerance is {tolerance:.0e} (first text: {text!r}; "
+        f"end to end the logits differ by {worst(walked.end_to_end).largest:.3g})"
     )
     raise VerificationError(what, str(export), NOTHING_PUBLISHED)
 
 
 def check_weights(claim: Claim, export: Path) -> None:
-    """Map an export's files back and hold every tensor against the checkpoint's.
+    """Map an export's files back, and compare every tensor with the checkpoint's.
 
     Raises:
         VerificationError: one is not equal bit for bit; its name in the checkpoint is given.
@@ -204,20 +206,23 @@ def check_weights(claim: Claim, export: Path) -> None:
     weights, sizes, model = claim.weights(), Sizes.of(claim.config.model, claim.rows), claim.config.model
     tied, everything = model.share_embeddings_and_output_weights, SafetensorsFiles(export)
     if tied and not same_output(everything):
-        what = f"{OUTPUT} in the files is not the embedding, and the checkpoint has no output layer of its own"
+        what = f"{OUTPUT} in the files differs from the embedding, but the checkpoint ties them"
         raise VerificationError(what, str(export), NOTHING_PUBLISHED)
     left_out = ignored(everything, layout_of(model).architecture)
     mapped = from_hf(SafetensorsFiles(export, tied=tied, left_out=left_out), model, sizes)
     with steps(mapped, "comparing tensors", len(mcore_shapes(model, sizes))) as counted:
         for name, tensor in counted:
             if not _equal(tensor, weights[name][: len(tensor)], claim.dtype):
-                raise VerificationError(f"{name} in the files is not the checkpoint's", str(export), NOTHING_PUBLISHED)
+                raise VerificationError(
+                    f"{name} in the files differs from the checkpoint", str(export), NOTHING_PUBLISHED
+                )
 
 
 def same_output(files: SafetensorsFiles) -> bool:
-    """Tell whether the files' output layer, where they hold one, is the embedding bit for bit; in memory: some rows."""
+    """Tell whether the files' output layer, if any, equals the embedding bit for bit; some rows in memory."""
     if OUTPUT not in files or EMBEDDING not in files:
         return True
+    # One row first: in files that differ it nearly always tells at once.
     rows, first = 1, 0
     while len(ours := files.rows(OUTPUT, first, first + rows)):
         if not torch.equal(ours, files.rows(EMBEDDING, first, first + rows)):
@@ -227,9 +232,9 @@ def same_output(files: SafetensorsFiles) -> bool:
 
 
 def check_config(claim: Claim, export: Path) -> None:
-    """Hold what transformers takes from config.json, its defaults included, against the checkpoint's config.
+    """Compare what transformers reads from config.json, defaults included, with the checkpoint's config.
 
-    A norm's epsilon or the base of rotary positions that is a little off hides below the tolerance of the logits.
+    A slightly wrong norm epsilon or rotary base would stay below the tolerance of the logits.
 
     Raises:
         VerificationError: a value differs; it is named.
@@ -248,22 +253,22 @@ def check_config(claim: Claim, export: Path) -> None:
         "num_key_value_heads": model.query_groups,
         "tie_word_embeddings": model.share_embeddings_and_output_weights,
     }
-    found = {key: getattr(parsed, key, None) for key in wanted}
-    wanted["rope_theta"], found["rope_theta"] = model.rotary_base, parsed.rope_parameters["rope_theta"]
+    parsed_values = {key: getattr(parsed, key, None) for key in wanted}
+    wanted["rope_theta"], parsed_values["rope_theta"] = model.rotary_base, parsed.rope_parameters["rope_theta"]
     for key, value in wanted.items():
-        if found[key] != value:
-            what = f"transformers takes {key} to be {found[key]!r}, the checkpoint has {value!r}"
+        if parsed_values[key] != value:
+            what = f"transformers reads {key} as {parsed_values[key]!r}, but the checkpoint has {value!r}"
             raise VerificationError(what, str(export / "config.json"), NOTHING_PUBLISHED)
 
 
 def _equal(tensor: Tensor, kept: Tensor, dtype: torch.dtype) -> bool:
-    """Compare with what a tensor of the checkpoint becomes in another type, without a copy of the whole."""
+    """Compare with a checkpoint's tensor cast to another type, without a full copy."""
     pairs = zip(tensor.view(-1).split(_BLOCK), kept.reshape(-1).split(_BLOCK), strict=True)
     return all(torch.equal(ours, theirs.to(dtype)) for ours, theirs in pairs)
 
 
-def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[Text]) -> int:
-    """Return the number of ids on which the exported tokenizer agrees with the run's: all.
+def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[ProofText]) -> int:
+    """Return the number of ids compared between the exported tokenizer and the run's; all agree.
 
     Raises:
         VerificationError: transformers cannot load it, or it gives other ids; the first difference is shown.
@@ -277,30 +282,31 @@ def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[Text]) -
             f"transformers cannot load the tokenizer: {error}", str(export), NOTHING_PUBLISHED
         ) from error
     if exported.eos_token_id != tokenizer.eod:
-        what = f"the exported tokenizer ends a text with {exported.eos_token_id}, the run with {tokenizer.eod}"
+        what = f"the exported tokenizer's end token is {exported.eos_token_id}, but the run's is {tokenizer.eod}"
         raise VerificationError(what, str(export), NOTHING_PUBLISHED)
     compared = 0
     for text in texts:
         ours = tokenizer.encode(text.text)
         theirs = exported(text.text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         if ours != theirs:
+            # -1: one list is the other one's beginning, so they differ at the end only.
             at = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if len(set(pair)) == 2), -1)
             around = tokenizer.decode(ours[max(0, at - 4) : at + 4]) if at >= 0 else "its end"
-            what = f"the exported tokenizer gives other ids on {text.name!r}, near {around!r}"
+            what = f"the exported tokenizer gives different ids on {text.name!r}, near {around!r}"
             raise VerificationError(what, str(export), NOTHING_PUBLISHED)
         compared += len(ours)
     return compared
 
 
 def _check_vocabulary(document: Mapping[str, Any], rows: int, export: Path) -> None:
-    """The rows of the weights themselves are held against config.json by transformers when it loads them."""
+    """Check config.json; transformers itself compares the weights' rows with it on loading."""
     if document["vocab_size"] != rows:
-        what = f"config.json has {document['vocab_size']} tokens, the tokenizer {rows}"
+        what = f"config.json has {document['vocab_size']} tokens, but the tokenizer has {rows}"
         raise VerificationError(what, str(export / "config.json"), NOTHING_PUBLISHED)
 
 
 def render_report(report: Report, console: Console) -> None:
-    """Show a report as a table: the proof in one line a point, layers folded to their worst."""
+    """Show a report as a table: one line per point, layers folded into the worst one."""
     if not report.verified:
         console.print(f"{report.source}: exported as {report.architecture}, not verified", markup=False)
         return
@@ -316,16 +322,16 @@ def render_report(report: Report, console: Console) -> None:
     )
     if report.end_to_end is not None:
         console.print(
-            f"each step was given the same; end to end the logits are {report.end_to_end.largest:.2e} apart, "
+            f"each step got equal inputs; end to end the logits differ by {report.end_to_end.largest:.2e}, "
             f"{report.end_to_end.relative:.1e} of the largest"
         )
     if report.rounding is not None:
-        console.print(f"rounding to {report.dtype} itself moves the logits by up to {report.rounding:.2g}")
+        console.print(f"rounding to {report.dtype} alone changes the logits by up to {report.rounding:.2g}")
 
 
-def folded(points: Sequence[Difference]) -> list[Difference]:
+def folded(points: Sequence[PointDifference]) -> list[PointDifference]:
     """Return the points with those of all layers folded into the worst layer of each kind."""
-    kinds: dict[str, list[Difference]] = {}
+    kinds: dict[str, list[PointDifference]] = {}
     for point in points:
         kind = point.point.split()[-1] if point.point.startswith("layer ") else point.point
         kinds.setdefault(kind, []).append(point)

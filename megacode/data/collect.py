@@ -1,12 +1,12 @@
 """Real files of this machine as documents of three sources: code, text and markup.
 
-Every file below some roots is a candidate. Candidates are taken in the order of a keyed hash of their names until each
-source has the bytes it may have, so the choice depends on the seed and on what is there, never on the order of a
-directory. No document comes twice: neither the same bytes under two names, nor the same words (licences come in
+Every file below the root directories is a candidate. Candidates are taken in the order of a keyed hash of their names
+until each source reaches its limit of bytes. So the choice depends on the seed and on the files, never on directory
+order. No document is taken twice: neither the same bytes under two names, nor the same words (licences come in
 thousands of copies that differ in a name and a year), nor one document in two sources. Docstrings are taken out of
-Python modules and become text, so code is code. Licence notices at the head of a file are cut off. No package may give
-more than a tenth of a source while others are left. The files stay on this machine: whatever is collected is under the
-licences of its packages.
+Python modules and become text, so code is code. Licence notices at the head of a file are removed. No package may give
+more than a tenth of a source while other packages remain. The files stay on this machine: they are under the licences
+of their packages.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ from megacode.data.licence_notices import without_notice
 
 RULES = 2  # counted up when the same machine, limits and seed would give other documents
 REPORT = "collect.json"
+# UTF-8 text per source: enough for the demo's tokenizer and all of its phases.
 DEFAULT_BYTES = {"code": 16_000_000, "text": 10_000_000, "markup": 6_000_000}
-MAX_FILE_BYTES = 120_000
+MAX_FILE_BYTES = 120_000  # larger files are mostly generated code or data tables
 MIN_FILE_BYTES = 100
-PACKAGE_SHARE = 0.1
+PACKAGE_SHARE = 0.1  # of a source's bytes; one large package would otherwise set a source's style
 
 _NOT_A_LETTER = re.compile(r"[\W\d_]+")
 _OWNER_LINE = re.compile(r"^.*(?:copyright|\(c\)|©).*$", re.IGNORECASE | re.MULTILINE)
@@ -50,7 +51,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class _Selection:
-    """The documents taken so far, and what was left out of each source for which reason."""
+    """The documents taken so far, and how many were dropped from each source for which reason."""
 
     limits: Mapping[str, int]
     progress: Progress | None = None
@@ -66,6 +67,7 @@ class _Selection:
         return [
             source
             for source in candidate.sources
+            # A source may exceed its limit by one document, which keeps documents whole.
             if self.bytes[source] < self.limits.get(source, 0)
             and self.package_bytes[source, candidate.package] <= share * self.limits[source]
         ]
@@ -74,8 +76,9 @@ class _Selection:
         self.dropped.setdefault(source, Counter())[reason] += 1
 
     def offer(self, candidate: Candidate, source: str, name: str, text: str) -> None:
-        """Take a document, or count why not."""
+        """Take a document, or count the reason for dropping it."""
         reason = reason_to_drop(text, LIMITS[source])
+        # The hash costs a pass of regular expressions, so it is only made for documents that pass the filters.
         identity = None if reason else same_words_digest(text)
         if reason or identity in self.seen:
             return self.drop(source, reason or "duplicate")
@@ -104,21 +107,22 @@ def collect(
 
     Args:
         output: the directory to write to; each file is written whole or not at all, the report last.
-        roots: directories to look into; default: `default_roots()`.
-        limits: bytes of UTF-8 text per source, default `DEFAULT_BYTES`; a source with 0 is left out.
-        seed: another seed takes other files in another order.
+        roots: directories to search; default: `default_roots()`.
+        limits: bytes of UTF-8 text per source, default `DEFAULT_BYTES`; a source with 0 is skipped.
+        seed: a different seed takes different files in a different order.
         progress: called with (source, bytes so far, limit).
-        overwrite: replace what another call has collected there.
+        overwrite: replace the corpus of an earlier call.
 
     Returns:
         The report: settings, documents, bytes and hash of each source, and what was dropped for which reason.
 
     Raises:
-        ConfigError: for an unknown source or a root that is not there, or if `output` holds another corpus.
+        ConfigError: for an unknown source or a missing root, or if `output` holds another corpus.
         DataError: if a source that was asked for got no document.
     """
     limits = _checked_limits(DEFAULT_BYTES if limits is None else limits)
     places = _checked_roots(default_roots() if roots is None else roots)
+    # An equal report means equal output: a second call costs one file read instead of minutes.
     settings = {"rules": RULES, "roots": [str(root) for root in places], "limits": limits, "seed": seed}
     if (report := _finished(output, settings)) is not None:
         return report
@@ -130,9 +134,9 @@ def collect(
     for source in limits:
         if not selection.documents.get(source):
             raise DataError(
-                f"no {source} file fit to train on was found",
+                f"no usable {source} file was found",
                 ", ".join(str(root) for root in places),
-                f"add directories that hold {source}, or ask for none with a limit of 0",
+                f"add directories that contain {source} files, or set its limit to 0",
             )
     report = {**settings, "sources": {source: _write(output, source, selection, seed) for source in limits}}
     report["note"] = "Files of this machine under the licences of their packages: for use here, not for publication."
@@ -148,20 +152,21 @@ def same_words_digest(text: str) -> str:
     return digest(_NOT_A_LETTER.sub(" ", _OWNER_LINE.sub("", text).lower()).strip())
 
 
-def _select(found: Sequence[Candidate], limits: Mapping[str, int], progress: Progress | None) -> _Selection:
+def _select(remaining: Sequence[Candidate], limits: Mapping[str, int], progress: Progress | None) -> _Selection:
     """Take documents in order until every source is full; first with the cap on a package's share, then without."""
     selection = _Selection(limits, progress)
     with warnings.catch_warnings(), _without_garbage_collection():
         warnings.simplefilter("ignore")  # parsing warns of other people's escape sequences
+        # Two passes: the cap on packages gives way only where nothing else is left to fill a source.
         for share in (PACKAGE_SHARE, 1.0):
-            left_over = []
-            for candidate in found:
+            skipped = []
+            for candidate in remaining:
                 wanted = selection.open_sources(candidate, share)
                 if wanted:
                     _take(candidate, wanted, selection)
                 else:
-                    left_over.append(candidate)
-            found = left_over
+                    skipped.append(candidate)
+            remaining = skipped
     return selection
 
 
@@ -180,6 +185,7 @@ def _without_garbage_collection() -> Iterator[None]:
 def _take(candidate: Candidate, wanted: Sequence[str], selection: _Selection) -> None:
     """Read one file and offer its documents to the sources that want them."""
     text, reason = _read(candidate.path)
+    # Exact copies are dropped before parsing. The label keeps file hashes apart from document hashes.
     identity = digest("file", text)
     if not reason and identity in selection.seen:
         reason = "duplicate"
@@ -199,6 +205,7 @@ def _read(path: str) -> tuple[str, str | None]:
             return "", "long"
         if size < MIN_FILE_BYTES:
             return "", "short"
+        # utf-8-sig: a byte-order mark is not part of the text.
         raw = Path(path).read_bytes()
         text = (gzip.decompress(raw) if path.endswith(".gz") else raw).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -214,10 +221,12 @@ def _documents(
     """Yield (source, name, text) of the documents in a file."""
     name = candidate.path
     if candidate.kind == "python":
+        # Once code is full, parse a module only if its docstrings are worth the time.
         if "code" not in wanted and not _is_rich_in_docstrings(text):
             return
         try:
             code, docstrings = split_docstrings(text)
+        # Python 2 sources, test files with broken syntax, expressions nested too deeply.
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return selection.drop("code", "not this Python")
         yield "code", name, without_notice(name, code)
@@ -230,6 +239,7 @@ def _documents(
         yield candidate.sources[0], name, without_notice(name, text)
 
 
+# Splitting at the quotes is crude, but parsing every module would be the longest part of a collection.
 def _is_rich_in_docstrings(source: str) -> bool:
     """Tell whether triple-quoted strings make up a quarter of a module: parsing others for prose costs too much."""
     return sum(map(len, source.split('"""')[1::2])) * 4 > len(source)
@@ -237,7 +247,9 @@ def _is_rich_in_docstrings(source: str) -> bool:
 
 def _write(output: Path, source: str, selection: _Selection, seed: int) -> dict[str, Any]:
     """Write one source's documents, shuffled by a keyed hash, and return its part of the report."""
+    # Sorted by content hash: the order no longer tells which files lay side by side.
     documents = sorted(selection.documents[source], key=lambda item: digest(str(seed), "order", item["sha256"]))
+    # Documents arrive in hash order of file names; hashing contents breaks up what one file gave.
     path = output / f"{source}.jsonl"
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.writelines(orjson.dumps(item) + b"\n" for item in documents)
@@ -265,6 +277,7 @@ def _finished(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | Non
     try:
         report: dict[str, Any] = orjson.loads((output / REPORT).read_bytes())
         same = all(report[key] == value for key, value in settings.items())
+        # Sizes only: hashing the corpus at each call would take longer than the check is worth.
         sizes = [(output / part["path"]).stat().st_size == part["file_bytes"] for part in report["sources"].values()]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -283,5 +296,5 @@ def _checked_limits(limits: Mapping[str, int]) -> dict[str, int]:
 def _checked_roots(roots: Sequence[Path]) -> list[Path]:
     for root in roots:
         if not root.is_dir():
-            raise ConfigError("no such directory", str(root), "name directories that are there with --roots")
+            raise ConfigError("no such directory", str(root), "give existing directories with --roots")
     return sorted({root.resolve() for root in roots})

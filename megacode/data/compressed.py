@@ -1,4 +1,4 @@
-"""Compressed files as streams: a file that was cut short is an error, never an early end.
+"""Compressed files as streams: a truncated file is an error, never an early end.
 
 A compressed format marks its own end. The libraries differ in what they do when the mark is missing: `gzip` raises,
 except for an empty file; `zstandard` returns what it has, as if all had been read. Here both raise `CutShortError`.
@@ -14,12 +14,12 @@ from typing import Any, BinaryIO, Protocol
 
 import zstandard
 
-# What the libraries raise for bytes that are not theirs. EOFError: gzip's word for a file that was cut short.
+# What the libraries raise for bytes that are not theirs. gzip raises EOFError for a truncated file.
 BAD_STREAM = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
 _GZIP, _ZSTD = (".gz",), (".zst", ".zstd")
-# Formats that are not read, by name: their bytes would be told as lines that are not JSON.
+# Formats that are not supported. Without this list their bytes would be reported as lines that are not JSON.
 NOT_READ = (".bz2", ".xz", ".lz4", ".zip", ".7z", ".parquet", ".arrow", ".tar")
-# Bytes given to zstandard at once. Text grows some 5-fold; all of what they become is held.
+# Bytes given to zstandard at once. Text expands about 5-fold, and all of the result is held in memory.
 _INPUT_BYTES = 1 << 15
 
 
@@ -28,7 +28,7 @@ class CutShortError(EOFError):
 
 
 class Stream(Protocol):
-    """What can be read from."""
+    """A source of bytes."""
 
     def read(self, size: int) -> bytes:
         """Return at most `size` bytes; none at the end."""
@@ -36,12 +36,12 @@ class Stream(Protocol):
 
 
 def is_compressed(path: Path) -> bool:
-    """Tell by its name whether a file is compressed in a way that is read here."""
+    """Tell by its name whether a file has a supported compression."""
     return path.suffix in (*_GZIP, *_ZSTD)
 
 
 def versions() -> str:
-    """Return what decides where a compressed file is cut into chunks: the libraries, and how they are asked."""
+    """Return what decides where a compressed file is cut into chunks: library versions and read size."""
     return f"Python {platform.python_version()}, zstandard {zstandard.__version__}, reads of {_INPUT_BYTES}"
 
 
@@ -53,21 +53,22 @@ def decompressed(path: Path, file: BinaryIO) -> Stream:
         file: the open file.
 
     Raises:
-        CutShortError: it has no byte; reading raises it where the file ends too early.
+        CutShortError: the file is empty; reading raises it where the file ends too early.
     """
     if path.stat().st_size == 0:
-        raise CutShortError("it is empty; even a compressed file of nothing has some bytes")
+        raise CutShortError("it is empty, which no valid compressed file is")
+    # gzip.open reads files of several members, as parallel compressors write them.
     return gzip.open(file, "rb") if path.suffix in _GZIP else _Zstandard(file)
 
 
 class _Zstandard:
-    """Frames of zstandard, one after another; each must end with its own mark."""
+    """Zstandard frames, one after another; each must end with its own end mark."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._frame: Any = None
         self._held = b""  # decompressed, not returned yet
-        self._input = b""  # read, behind the end of the last frame
+        self._input = b""  # read, but after the end of the last frame
 
     def read(self, size: int) -> bytes:
         """Return at most `size` bytes, fewer only at the end.
@@ -89,9 +90,10 @@ class _Zstandard:
         self._input = b""
         if not raw:
             if self._frame is not None:
-                raise CutShortError("it is cut short: the file ends inside a zstandard frame")
+                raise CutShortError("it is truncated: the file ends inside a zstandard frame")
             return None
         if self._frame is None:
+            # Parallel compressors write many frames into one file; each needs its own decompressor.
             self._frame = zstandard.ZstdDecompressor().decompressobj()
         data: bytes = self._frame.decompress(raw)
         if self._frame.eof:

@@ -1,11 +1,11 @@
-"""Contamination: which of a suite's items stand in what the run has read, and exactly what was looked at.
+"""Contamination: which of a suite's items occur in the data that the run has read, and exactly what was checked.
 
-An item overlaps where 13 tokens in a row, as the run's own tokenizer cuts them, stand verbatim in the training data.
-Only windows that the schedule gave the run before the model's clock are looked at; where they hold more than a budget
-of tokens, an even sample of them, which is said: what a sample does not show may still have been read.
+An item overlaps where 13 consecutive tokens, as the run's own tokenizer cuts them, occur verbatim in the training
+data. Only windows that the schedule gave the run before the model's clock are checked. Where they exceed a budget of
+tokens, an even sample of them is checked, and the note says so: text outside a sample may still have been read.
 
-Each item is cut into tokens as it stands and behind a space, since words carry their space with them. Runs of tokens
-that stand in many items of a task are its template, and are left out.
+Each item is tokenized as it stands and after a space, since tokens include the space before a word. Runs of tokens that
+occur in many items of a task are its template, and are excluded.
 
 Source: Brown et al., arXiv:2005.14165, appendix C (13-grams); Touvron et al., arXiv:2307.09288, appendix A.6 (tokens of
 the model's own tokenizer, share of an item's tokens that overlap).
@@ -34,19 +34,20 @@ from megacode.data.windows import SourceStream, open_source
 from megacode.plan.phases import Schedule, build_schedule, prove_past
 from megacode.plan.sources import SourceSize
 
-BUDGET = 200_000_000
-MOSTLY = 0.8
+BUDGET = 200_000_000  # tokens
+MOSTLY = 0.8  # share of an item's tokens in overlaps, from Llama 2's "dirty" items
 _LINK = {"phase", "first_sample", "samples", "read", "sources", "fingerprint"}
+# A run in more than 10 items and more than a tenth of a task is the task's wording, not its content.
 _TEMPLATE_ITEMS = 10
 _TEMPLATE_SHARE = 0.1
-_EXHAUSTIVE_SAMPLES = 4_000_000
+_EXHAUSTIVE_SAMPLES = 4_000_000  # above this the draws alone take too much memory
 _SHOWN = 10
 _EXCERPT = 200
 
 
 @dataclass(frozen=True)
 class Item:
-    """One item of a suite: its question with the true answer."""
+    """One item of a suite: its question followed by the correct answer."""
 
     task: str
     number: int
@@ -59,7 +60,7 @@ class _Past:
 
     Attributes:
         config: its run's.
-        schedule: proven to be the one that gave it its samples.
+        schedule: proven to be the one that the model was trained with.
         clock: samples read.
         streams: the sources that are at hand, by name; absent: why the others are not.
     """
@@ -72,13 +73,13 @@ class _Past:
 
 
 class _NotKnownError(Exception):
-    """Why nothing can be checked."""
+    """Nothing can be checked; the message says why."""
 
 
 def task_items(name: str, task: Any, limit: int | None = None) -> list[Item]:
     """Return the items of one of lm-eval's task objects, without a model: the first `limit`, or all.
 
-    It makes the task's requests anew, so it comes before or after the task is run, not while.
+    It builds the task's requests again, so call it before or after the task runs, not during.
     """
     task.build_all_requests(limit=limit, rank=0, world_size=1)
     requests: dict[int, list[Any]] = defaultdict(list)
@@ -98,13 +99,14 @@ def task_items(name: str, task: Any, limit: int | None = None) -> list[Item]:
 def items_of(task: str, samples: Iterable[Mapping[str, Any]]) -> list[Item]:
     """Return a task's items from `doc_id`, `arguments` and `target` of each, as lm-eval names them.
 
-    The text is the request with the true answer behind it: of several endings the one that is the target.
+    The text is the request followed by the correct answer; among several endings, the target one.
     """
     return [Item(task, int(one["doc_id"]), _text(one["arguments"], one["target"])) for one in samples]
 
 
 def _text(arguments: Any, target: Any) -> str:
     requests = [tuple(one) for one in arguments]
+    # lm-eval gives the target as an index, as a digit, as a text, or as a list of texts.
     if isinstance(target, str) and target.isdigit() and len(requests) > int(target):
         target = int(target)
     if isinstance(target, int) and not isinstance(target, bool) and target < len(requests):
@@ -120,17 +122,17 @@ def _text(arguments: Any, target: Any) -> str:
 def contamination(
     run_dir: Path | None, facts: Mapping[str, Any] | None, items: Sequence[Item], budget: int = BUDGET
 ) -> dict[str, Any]:
-    """Return a note for a score file: how many items stand in what the model has read.
+    """Return a note for a score file: how many items occur in what the model has read.
 
     Args:
         run_dir: the model's run, None where that is not known.
         facts: the model's `megacode.json`: `consumed_samples`, `fingerprints`.
-        items: what was asked.
-        budget: tokens to look at, at most.
+        items: the items that were scored.
+        budget: tokens to check, at most.
 
     Returns:
-        `checked`: whether anything could be checked, and else `why` not. Otherwise: the rule, what was read and what
-        was looked at, in all and by source; by task the number of items, those too short to tell, those with an
+        `checked`: whether anything could be checked; if not, `why`. Otherwise: the rule, what was read and what
+        was checked, in total and by source; by task the number of items, those too short to tell, those with an
         overlap and their share, those with four fifths of their tokens in overlaps; the worst examples.
     """
     start = time.perf_counter()
@@ -142,6 +144,7 @@ def contamination(
         tokenizer = load_tokenizer(past.config.tokenizer)
     except (MegacodeError, _NotKnownError) as error:
         return _unchecked(" ".join(str(error).split()))
+    # Items are few and data is large: hash the items once, then stream the data past them.
     grams = find_runs([item.text for item in items], tokenizer)
     numbers = {task: number for number, task in enumerate(dict.fromkeys(item.task for item in items))}
     templates = take_out_templates(grams, [numbers[item.task] for item in items], _TEMPLATE_ITEMS, _TEMPLATE_SHARE)
@@ -164,10 +167,8 @@ def describe(note: Mapping[str, Any]) -> str:
     if not note["checked"]:
         return f"contamination: not checked, {note['why']}"
     items, hits = (sum(task[key] for task in note["tasks"].values()) for key in ("items", "overlapping"))
-    looked = (
-        f"{100 * note['share_checked']:.3g} % of the {format_count(note['tokens_read'])} tokens read were looked at"
-    )
-    return f"contamination: {hits} of {items} items overlap what was read ({NGRAM} tokens in a row); {looked}"
+    checked = f"{100 * note['share_checked']:.3g} % of the {format_count(note['tokens_read'])} tokens read were checked"
+    return f"contamination: {hits} of {items} items overlap the data read ({NGRAM} tokens in a row); {checked}"
 
 
 def _unchecked(why: str) -> dict[str, Any]:
@@ -175,17 +176,18 @@ def _unchecked(why: str) -> dict[str, Any]:
 
 
 def _past(run_dir: Path | None, facts: Mapping[str, Any] | None) -> _Past:
-    """Open what a model has read, and prove that its run's config still tells it."""
+    """Open what a model has read, and prove that its run's config still describes it."""
     if run_dir is None or not facts or "fingerprints" not in facts:
         raise _NotKnownError("the model's run is not known")
     if not all(link.keys() >= _LINK for link in facts["fingerprints"]):
-        raise _NotKnownError("the model's chain of phases is of another version: export it again")
+        raise _NotKnownError("the model's chain of phases was written by another version: export the model again")
     config = load_config(RunDir(run_dir).config)
     if config.tokenizer is None:
         raise _NotKnownError("the run has no tokenizer")
     chain, clock = facts["fingerprints"], int(facts["consumed_samples"])
     if not clock:
-        raise _NotKnownError("the model had read nothing yet")
+        raise _NotKnownError("the model has consumed no samples yet")
+    # The chain says what each source was when it was read; the config may have moved on since.
     read = {name: entry for link in chain for name, entry in link["sources"].items()}
     sizes = {name: SourceSize(name, entry["tokens"], identity=entry["identity"]) for name, entry in read.items()}
     streams, absent = {}, {}
@@ -194,7 +196,7 @@ def _past(run_dir: Path | None, facts: Mapping[str, Any] | None) -> _Past:
             streams[name] = _same_source(config, size)
         except (MegacodeError, _NotKnownError) as error:
             absent[name] = " ".join(str(error).split())
-    # Later phases may draw from sources that nobody has looked at yet.
+    # Later phases may draw from sources that do not exist yet; only phases that have begun are rebuilt.
     begun = config.model_copy(update={"phases": config.phases[: len(chain)]})
     schedule = build_schedule(begun, sizes)
     prove_past(schedule, chain, clock)
@@ -203,22 +205,22 @@ def _past(run_dir: Path | None, facts: Mapping[str, Any] | None) -> _Past:
 
 def _same_source(config: RunConfig, size: SourceSize) -> SourceStream:
     if size.name not in config.sources:
-        raise _NotKnownError("the run's config no longer names it")
+        raise _NotKnownError("the run's config no longer lists this source")
     stream = open_source(config, size.name)
-    found = stream.size()
-    if (found.tokens, found.identity) != (size.tokens, size.identity):
-        raise _NotKnownError("the data set is no longer the one that was read")
+    now = stream.size()
+    if (now.tokens, now.identity) != (size.tokens, size.identity):
+        raise _NotKnownError("the data set has changed since the run read it")
     return stream
 
 
 def _not_covered(past: _Past) -> list[str]:
     origin = past.config.init.from_
-    start = [] if origin == "random" else [f"what the weights it started from had read: {origin}"]
+    start = [] if origin == "random" else [f"data that its initial weights had read before this run: {origin}"]
     return start + [f"source {name}: {why}" for name, why in past.absent.items()]
 
 
 def _look(past: _Past, grams: Grams, budget: int) -> dict[str, Any]:
-    """Look through what was read, mark the runs that stand there, and return what was looked at."""
+    """Scan the data that was read, mark the runs of tokens found there, and return what was checked."""
     length, read = past.schedule.seq_length, past.schedule.counts_at(past.clock)
     names = past.schedule.source_names
     numbers = _numbers(past, budget, read)
@@ -229,6 +231,7 @@ def _look(past: _Past, grams: Grams, budget: int) -> dict[str, Any]:
         mine = draws.first_token[draws.source_id == names.index(source)]
         distinct = 0
         if source in past.streams:
+            # Windows of several epochs overlap; each token is scanned once.
             for first, last in _union(mine, length + 1):
                 distinct += last - first
                 mark.scan(past.streams[source], names.index(source), first, last)
@@ -249,12 +252,14 @@ def _look(past: _Past, grams: Grams, budget: int) -> dict[str, Any]:
 
 
 def _numbers(past: _Past, budget: int, read: Mapping[str, int]) -> npt.NDArray[np.int64]:
-    """Return the samples to look at: all, or one at random from each of equally many equal stretches of the run."""
+    """Return the samples to check: all, or one at random from each of equally many equal stretches of the run."""
     length = past.schedule.seq_length
+    # Many epochs of a small source cost one scan, so the budget counts distinct tokens.
     distinct = sum(min(count * length, past.schedule.sizes[name].tokens) for name, count in read.items() if count)
     if past.clock * length <= budget or (distinct <= budget and past.clock <= _EXHAUSTIVE_SAMPLES):
         return np.arange(past.clock, dtype=np.int64)
     count = max(1, min(past.clock, budget // length))
+    # Stratified: one random sample from each stretch, seeded by the run so that a repeat agrees.
     places = (np.arange(count) + np.random.default_rng(past.schedule.seed).random(count)) * (past.clock / count)
     return np.minimum(places.astype(np.int64), past.clock - 1)
 
@@ -264,6 +269,7 @@ def _union(first_tokens: npt.NDArray[np.int64], size: int) -> Iterator[tuple[int
     if not len(first_tokens):
         return
     begins = np.unique(first_tokens)
+    # A gap between one window's end and the next one's beginning starts a new stretch.
     cuts = np.flatnonzero(begins[1:] > begins[:-1] + size) + 1
     for part in np.split(begins, cuts):
         yield int(part[0]), int(part[-1]) + size
@@ -274,6 +280,8 @@ def _assess(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the figures of each task, and the items with the largest share of their tokens in overlaps."""
     marked = covered(grams)
+    # Prefix sums give each text's number of overlapping tokens in one subtraction. Each item has two texts (with and
+    # without the space); the worse one counts.
     sums = np.concatenate([[0], np.cumsum(marked)])
     lengths = np.diff(grams.starts)
     shares = ((sums[grams.starts[1:]] - sums[grams.starts[:-1]]) / np.maximum(1, lengths)).reshape(-1, 2)
@@ -302,7 +310,7 @@ def _assess(
 def _example(
     past: _Past, grams: Grams, marked: npt.NDArray[np.bool_], text: int, tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    """Return the first overlap of a text: its words, and the source and document where they stand."""
+    """Return the first overlap of a text: its words, and the source and document in which they occur."""
     first, last = int(grams.starts[text]), int(grams.starts[text + 1])
     begin = first + int(np.flatnonzero(marked[first:last])[0])
     ends = np.flatnonzero(~marked[begin:last])

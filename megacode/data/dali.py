@@ -1,14 +1,13 @@
 """Micro-batches by NVIDIA DALI: `train.loader: dali`.
 
-DALI's pipeline takes an iteration's windows as they are read, copies them to pinned memory and to the GPU, and makes
-tokens and labels of them there, in its own threads and queues; on a machine without a GPU it does the same on the CPU.
-It reads in the thread that asks for them, which in training is that of `prefetch`: a worker process of DALI's costs
-more than the reading.
-It has no cumulative maximum, so positions, loss mask and document borders are made of its output by torch, on the same
-device. What is read, and every bit of the result, is the default loader's.
+DALI's pipeline takes an iteration's windows, copies them to pinned memory and to the GPU, and makes tokens and labels
+there, in its own threads and queues. Without a GPU it does the same on the CPU. Reading happens in the thread that asks
+for the batch, which in training is that of `prefetch`: a DALI worker process costs more than the reading itself.
+DALI has no cumulative maximum, so torch makes positions, loss mask and document borders from its output, on the same
+device. The result equals the default loader's bit for bit.
 
-A pipeline runs ahead of what is asked for. It is fed by clock, and each iteration that it gives back is known by the
-clock it was fed with: after a leap (a rollback, a validation) those that were under way are dropped.
+A pipeline runs ahead of the requests. Each iteration is labelled with the clock it was fed with. After a jump (a
+rollback, a validation) iterations that are still in the pipeline are dropped.
 """
 
 from __future__ import annotations
@@ -30,19 +29,20 @@ from megacode.mcore import device
 from megacode.mcore.micro_batch import MicroBatch
 
 PACKAGES = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
-OLDEST = "2.0"  # the first whose outputs stay valid while the pipeline goes on
+OLDEST = "2.0"  # the first whose outputs stay valid while the pipeline continues
+# DALI's dependencies without CUDA. On a CPU machine pip would otherwise fetch gigabytes of CUDA libraries.
 _NEEDS = "astunparse gast makefun nvtx optree libcst six packaging numpy"
 
 
 class _Part(NamedTuple):
-    """What is read at once: an iteration, by its clock, or a micro-batch of a source's held-out windows, by number."""
+    """One unit of reading: an iteration, by its clock, or a micro-batch of a source's held-out windows, by number."""
 
     source: str | None
     number: int
 
 
 class _Fed(NamedTuple):
-    """What the pipeline was given: of which part, its rows, the size of its micro-batches, and its document starts."""
+    """One input of the pipeline: its part, its rows, the size of its micro-batches, and its document starts."""
 
     part: _Part
     rows: Rows
@@ -65,6 +65,7 @@ class DaliLoader(DeviceLoader):
         check()
         super().__init__(*arguments, **named)
         self._held_out: dict[str, list[Rows]] = {}
+        # The pipeline returns tensors only. What belongs to each is kept here, in the order of feeding.
         self._under_way: deque[_Fed] = deque()
         self._next = _Part(None, 0)
         self._pipeline = _pipeline(self._feed, self._rows.most, self._rows.token_type, self._isolate, 1 + ahead)
@@ -80,12 +81,13 @@ class DaliLoader(DeviceLoader):
             yield from self._run(_Part(source, number))
 
     def close(self) -> None:
-        """Let go of the pipeline, its threads and its memory."""
+        """Release the pipeline, its threads and its memory."""
         self._under_way.clear()
         self._pipeline = None
 
     def _run(self, part: _Part) -> list[MicroBatch]:
-        """Run the pipeline until it gives a part; at once where it is the one after the last."""
+        """Run the pipeline until it returns a part; the next part in order is returned immediately."""
+        # A jump: the part is not in the pipeline yet, so feed it next and drop everything before it.
         if part not in (fed.part for fed in self._under_way):
             self._next = part
         while True:
@@ -95,7 +97,7 @@ class DaliLoader(DeviceLoader):
                 return self._cut(tokens, labels, fed.starts, places[0] if places else None, fed.rows, fed.size)
 
     def _outputs(self) -> list[Tensor]:
-        """Return the pipeline's next outputs; what torch does with them is queued behind what makes them."""
+        """Return the pipeline's next outputs; torch's work on them is queued after the work that makes them."""
         outputs = self._pipeline.run(torch.cuda.current_stream()) if device.on_gpu() else self._pipeline.run()
         return [torch.from_dlpack(output.as_tensor()) for output in outputs]
 
@@ -117,34 +119,35 @@ class DaliLoader(DeviceLoader):
         return rows, len(rows)
 
     def _after(self, part: _Part) -> _Part:
-        """Return what is probably asked for next; at an end, where nothing is, the beginning does."""
+        """Return the part that will probably be requested next; after the last one, the first."""
         if part.source is None:
             return _Part(None, self._rows.after(part.number) or 0)
         return _Part(part.source, (part.number + 1) % len(self._held_out[part.source]))
 
 
 def check() -> None:
-    """Check that DALI is there and new enough.
+    """Check that DALI is installed and new enough.
 
     Raises:
         LaunchError: with the command that installs it.
     """
-    found = installed()
-    if found is None:
-        raise LaunchError("it asks for DALI, which is not installed", "train.loader", _fix("install"))
-    package, version = found
+    package_version = installed()
+    if package_version is None:
+        raise LaunchError("dali is selected, but DALI is not installed", "train.loader", _fix("install"))
+    package, version = package_version
     if too_old(version):
-        what = f"it asks for DALI, but {package} {version} is older than {OLDEST}"
+        what = f"dali is selected, but {package} {version} is older than {OLDEST}"
         raise LaunchError(what, "train.loader", _fix("install --upgrade"))
     try:
         import nvidia.dali  # noqa: F401
     except ImportError as error:
-        what = f"it asks for DALI, but {package} {version} cannot be imported: {error}"
+        what = f"dali is selected, but {package} {version} cannot be imported: {error}"
         raise LaunchError(what, "train.loader", _fix("install --upgrade")) from error
 
 
 def installed() -> tuple[str, str] | None:
     """Return the package of DALI that is installed and its version, without importing it; None: there is none."""
+    # Metadata, not an import: importing DALI loads CUDA and takes seconds.
     for package in PACKAGES:
         try:
             return package, metadata.version(package)
@@ -162,9 +165,7 @@ def _fix(verb: str) -> str:
     cuda = torch.version.cuda
     package = PACKAGES[1] if cuda and cuda.startswith("12.") else PACKAGES[0]
     parts = package if cuda else f"--no-deps {package} {_NEEDS}"  # its CUDA libraries are of no use without a GPU
-    return (
-        f"run: python -m pip {verb} {parts}\n    or leave train.loader out: the default loader reads the same samples"
-    )
+    return f"run: python -m pip {verb} {parts}\n    or remove train.loader: the default loader reads the same samples"
 
 
 def _pipeline(feed: Any, most_rows: int, token_type: np.dtype, isolate: bool, depth: int) -> Any:
@@ -173,9 +174,11 @@ def _pipeline(feed: Any, most_rows: int, token_type: np.dtype, isolate: bool, de
 
     kinds = [types.to_dali_type(token_type.name)] + [types.INT64] * isolate
     gpu = device.device().index if device.on_gpu() else None
+    # One thread is enough: the work is a copy and two casts.
     pipeline = Pipeline(most_rows, num_threads=1, device_id=gpu, prefetch_queue_depth=depth)
     with pipeline:
         inputs = fn.external_source(source=feed, num_outputs=len(kinds), batch=True, dtype=kinds, ndim=[1] * len(kinds))
+        # Copy first, cast afterwards: uint16 windows travel at a quarter of the size of int64 tokens.
         windows, *starts = [node.gpu() for node in inputs] if device.on_gpu() else inputs
         tokens, labels = (fn.cast(part, dtype=types.INT64) for part in (windows[:-1], windows[1:]))
         pipeline.set_outputs(tokens, labels, *starts)

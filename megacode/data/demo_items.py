@@ -3,14 +3,15 @@
 Three kinds of task, each from passages that no phase trains on:
 
 - *endings*: which of four endings is the true one? Every false ending is the true one of a passage from another
-  document. So an ending's length, frequency or style says nothing of its truth: only what stands before it does, and a
-  model that ignores that scores 25 % (in `acc_mutual_info` even where it likes some endings better than others).
-- *bits*: bits per byte of passages, the measure that moves first and most with training.
-- *next word*: the model writes the word of code that comes next. Words are chosen that stand in the prompt already and
-  follow a space, where byte-level tokenizers break anyway: a prompt cut inside a token would test the cut.
+  document. So an ending's length, frequency or style gives nothing away; only the context does. A model that ignores
+  the context scores 25 % (in `acc_mutual_info` even if it prefers some endings).
+- *bits*: bits per byte of passages, the metric that improves first and most with training.
+- *next word*: the model writes the word of code that comes next. The chosen words occur in the
+  prompt already and follow a space, where byte-level tokenizers split anyway. A prompt cut inside a token would measure
+  the effect of the cut.
 
 Passages are taken in rounds, one of each document before a second of any, in a keyed order: so the items depend on
-the documents and the seed only, and few long documents do not crowd out many short ones.
+the documents and the seed only, and a few long documents do not crowd out many short ones.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ _WORD = re.compile(r"(?<=\S) ([A-Za-z_]\w{2,})\b")
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """How many items a task gets at most."""
+class SuiteSizes:
+    """Maximum number of items of each kind of task."""
 
     endings: int = 80
     bits: int = 32
@@ -64,14 +65,14 @@ class Passage:
 
 
 def build_demo_tasks(
-    heldout: Mapping[str, Sequence[str]], out_dir: Path, seed: int, sizes: Sizes | None = None
+    heldout: Mapping[str, Sequence[str]], out_dir: Path, seed: int, sizes: SuiteSizes | None = None
 ) -> dict[str, Any]:
     """Write the demo suite's items, one JSON-lines file a task, and their index `items.json`.
 
     Args:
         heldout: held-out documents of the sources `text`, `code`, `markup`, or of some of them.
         out_dir: the directory to write to.
-        seed: another seed takes other passages.
+        seed: a different seed takes different passages.
         sizes: items a task at most; fewer documents give fewer items.
 
     Returns:
@@ -81,10 +82,11 @@ def build_demo_tasks(
         ConfigError: for a source that the suite has no task for.
         DataError: if a source has too few or too short documents.
     """
-    sizes = sizes or Sizes()
+    sizes = sizes or SuiteSizes()
     for source in heldout:
+        # The tasks are shipped as YAML files per source, so other names have none.
         if source not in SOURCES:
-            fix = f"the suite's sources are {', '.join(SOURCES)}; score others with a suite of your own"
+            fix = f"the suite's sources are {', '.join(SOURCES)}; for others, write your own suite"
             raise ConfigError(f"the demo suite has no task for the source {source!r}", "demo suite", fix)
     tasks: dict[str, list[dict[str, Any]]] = {}
     for source, documents in heldout.items():
@@ -108,15 +110,18 @@ def _write(out_dir: Path, name: str, items: Iterable[dict[str, Any]]) -> dict[st
 def _endings(source: str, documents: Sequence[str], seed: int, count: int) -> list[dict[str, Any]]:
     """Return items `{context, endings[4], answer, document}`."""
     size = CONTEXT_CHARACTERS + ENDING_CHARACTERS
-    found = (split_ending(passage) for passage in passages(documents, size, f"{seed}/endings/{source}"))
-    pairs = _distinct(pair for pair in found if pair)[:count]
+    splits = (split_ending(passage) for passage in passages(documents, size, f"{seed}/endings/{source}"))
+    pairs = _distinct(pair for pair in splits if pair)[:count]
     items = []
     for number, (passage, context, ending) in enumerate(pairs):
+        # Taking the following pairs in a ring uses each ending about as often as a false one as any other.
         others = pairs[number + 1 :] + pairs[:number]
         false = [item[2] for item in others if item[0].document != passage.document][: ENDINGS - 1]
         if len(false) < ENDINGS - 1:
             raise _too_few(source, f"{ENDINGS} passages of {size} characters from several documents")
+        # A hash, not a generator: adding documents leaves the other items' answers in place.
         answer = int(digest(str(seed), source, context, ending)[:8], 16) % ENDINGS
+        # All endings get the true one's white space, which would give it away (a line break after a heading).
         gap = ending[: len(ending) - len(ending.lstrip())]
         endings = [gap + text.lstrip() for text in false]
         endings.insert(answer, ending)
@@ -127,14 +132,14 @@ def _endings(source: str, documents: Sequence[str], seed: int, count: int) -> li
 
 
 def _distinct(pairs: Iterable[tuple[Passage, str, str]]) -> list[tuple[Passage, str, str]]:
-    """Return the pairs whose ending has not come before: a false ending that is true, too, has no answer."""
+    """Return the pairs with distinct endings: if two endings were equal, an item would have two true answers."""
     return list({pair[2].strip(): pair for pair in pairs}.values())
 
 
 def _bits(source: str, documents: Sequence[str], seed: int, count: int) -> list[dict[str, Any]]:
     """Return items `{text, document}`."""
-    found = passages(documents, BITS_CHARACTERS, f"{seed}/bits/{source}", whole=False)
-    items = [{"text": passage.text, "document": passage.document} for passage in islice(found, count)]
+    stretches = passages(documents, BITS_CHARACTERS, f"{seed}/bits/{source}", whole=False)
+    items = [{"text": passage.text, "document": passage.document} for passage in islice(stretches, count)]
     if not items:
         raise _too_few(source, "one document")
     return items
@@ -158,8 +163,9 @@ def passages(documents: Sequence[str], size: int, key: str, whole: bool = True) 
         documents: the documents.
         size: characters of a passage.
         key: decides the order of the documents in each round.
-        whole: leave out passages shorter than `size`, at the end of a document.
+        whole: skip passages shorter than `size` at the end of a document.
     """
+    # rounds[k] holds the k-th passage of every document that has one.
     rounds: list[list[Passage]] = []
     for number, text in enumerate(documents):
         for turn, passage in enumerate(_passages_of(number, text, size, whole)):
@@ -176,6 +182,7 @@ def _passages_of(number: int, text: str, size: int, whole: bool) -> Iterator[Pas
         stretch = text[position : position + size]
         if len(stretch) == size or (stretch.strip() and not whole):
             yield Passage(number, position, stretch)
+        # The next passage begins at the next line, so passages never start inside a word.
         position = text.find("\n", position + len(stretch) - 1) + 1 or len(text)
 
 
@@ -184,10 +191,11 @@ def split_ending(passage: Passage) -> tuple[Passage, str, str] | None:
 
     Returns:
         The passage, its context without white space at the end, and its ending, which begins with the white space and
-        breaks off at a word's end; None where there is no such place or too few letters to tell endings apart.
+        stops at a word's end; None without such a place, or with too few letters to tell endings apart.
     """
     head = passage.text[:CONTEXT_CHARACTERS]
     context = head[: len(head) - len(head.split()[-1])].rstrip() if head.strip() else ""
+    # The white space goes to the ending: tokenizers join it to the word after it.
     rest = passage.text[len(context) : len(context) + ENDING_CHARACTERS]
     ending = _LAST_WORD.sub("", rest)
     fit = (
@@ -199,18 +207,19 @@ def split_ending(passage: Passage) -> tuple[Passage, str, str] | None:
 
 
 def _repeated_word(text: str, key: str) -> tuple[str, str] | None:
-    """Return the text up to some word that stands there already, and the word; None if no word comes again."""
-    found = [
+    """Return the text up to a word that occurred before, and the word; None if no word is repeated."""
+    prompts = [
         (text[: match.start()], match[1])
+        # The first third stays context, so that a prompt is never too short to predict from.
         for match in _WORD.finditer(text, len(text) // 3)
         if re.search(rf"\b{match[1]}\b", text[: match.start()])
     ]
-    return found[int(digest(key)[:8], 16) % len(found)] if found else None
+    return prompts[int(digest(key)[:8], 16) % len(prompts)] if prompts else None
 
 
 def _too_few(source: str, wanted: str) -> DataError:
     return DataError(
-        f"the held-out documents of {source} give no items: at least {wanted} are needed",
+        f"the held-out documents of {source} give no items: at least {wanted} needed",
         f"source {source}",
-        "hold out more with validation.fraction",
+        "increase validation.fraction",
     )

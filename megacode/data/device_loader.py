@@ -1,8 +1,8 @@
-"""Micro-batches made on the device: the host gathers windows, the device makes of them all that a step reads.
+"""Micro-batches made on the device: the host gathers windows, the device makes everything a step reads from them.
 
-What travels is little: the windows in the sources' own type (2 bytes a token where the vocabulary allows), an
-iteration's at once, from pinned memory, and where documents are isolated the places at which they begin. Tokens,
-labels, loss mask and positions are made where they are used. The result equals the host's (`loader`) bit for bit, on
+Little is copied: an iteration's windows at once, in the sources' own type (2 bytes a token where the vocabulary
+allows), from pinned memory, and the document starts if documents are isolated. Tokens, labels, loss mask and positions
+are made where they are used. The result equals the host's (`loader`) bit for bit, on
 any device.
 """
 
@@ -23,7 +23,7 @@ from megacode.plan.batch import samples_digest
 
 
 class DeviceLoader(Loader):
-    """A `Loader` whose micro-batches lie on this rank's device, but for what the host reads of them."""
+    """A `Loader` whose micro-batches are on this rank's device, except for the fields that the host reads."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -38,6 +38,7 @@ class DeviceLoader(Loader):
     def _gathered(self, rows: Rows) -> Tensor:
         """Return the rows' windows, [k, S + 1] in the sources' type, on the host."""
         dtype = torch.from_numpy(np.empty(0, self._rows.token_type)).dtype
+        # Pinned on a GPU machine, so that the copy to the device runs beside the computation.
         windows = device.host_memory((len(rows), self._seq_length + 1), dtype)
         self._gather(rows, windows.numpy())
         return windows
@@ -69,23 +70,23 @@ class DeviceLoader(Loader):
             mask = mask * _sent(~rows.filling)[:, None]
         source_ids, samples = rows.marked()
         of_step = tokens, labels, mask, positions, _sent(source_ids), _sent(samples_digest(samples))
-        cut = [tensor.split(size) for tensor in of_step]
-        kept = torch.from_numpy(samples).split(size)
-        found = [None] * len(kept)
+        tensors = [tensor.split(size) for tensor in of_step]
+        host_samples = torch.from_numpy(samples).split(size)
+        found = [None] * len(host_samples)
         if starts is not None:
-            found = [borders(starts[k * size : (k + 1) * size], self._seq_length) for k in range(len(kept))]
+            found = [borders(starts[k * size : (k + 1) * size], self._seq_length) for k in range(len(host_samples))]
         return [
             MicroBatch(
-                tokens=cut[0][k],
-                labels=cut[1][k],
-                loss_mask=cut[2][k],
-                position_ids=cut[3][k],
+                tokens=tensors[0][k],
+                labels=tensors[1][k],
+                loss_mask=tensors[2][k],
+                position_ids=tensors[3][k],
                 cu_seqlens=found[k],
-                source_ids=cut[4][k],
-                samples=kept[k],
-                digests=cut[5][k],
+                source_ids=tensors[4][k],
+                samples=host_samples[k],
+                digests=tensors[5][k],
             )
-            for k in range(len(kept))
+            for k in range(len(host_samples))
         ]
 
     def _on_device(self, count: int) -> tuple[Tensor, Tensor]:
@@ -109,7 +110,7 @@ def padded(starts: list[npt.NDArray[np.int64]], seq_length: int) -> npt.NDArray[
         seq_length: S.
 
     Returns:
-        int64 [b, n], n at least 1: the positions; what is left of a row holds S + 1.
+        int64 [b, n], n at least 1: the positions; unused places of a row hold S + 1.
     """
     array = np.full((len(starts), max(1, *map(len, starts))), seq_length + 1)
     for row, places in enumerate(starts):
@@ -120,15 +121,17 @@ def padded(starts: list[npt.NDArray[np.int64]], seq_length: int) -> npt.NDArray[
 def isolated_on_device(places: Tensor, seq_length: int) -> tuple[Tensor, Tensor]:
     """Return loss mask float32 [b, S] and positions int64 [b, S] of isolated documents, as `loader.isolated` does.
 
-    Nothing is waited for: what must be dropped (a document that begins with the last label, and the padding) falls
-    into columns that are cut off.
+    The host never waits for the device: what must be dropped (a document that begins with the last label, and the
+    padding) falls into columns that are cut off.
 
     Args:
         places: of `padded`, on the device on which the result is made.
         seq_length: S.
     """
     size = len(places)
+    # Masks are indexed by position, 1 .. S + 1: a document start at p hides label p - 1. Column S takes the padding.
     mask = torch.ones(size, seq_length + 1, device=places.device).scatter_(1, places - 1, 0.0)
+    # A running maximum of document starts gives each token's own start; subtracting it restarts the count.
     begun = places.new_zeros(size, seq_length + 2).scatter_(1, places, places)
     positions = torch.arange(seq_length, device=places.device) - begun[:, :seq_length].cummax(1).values
     return mask[:, :seq_length].contiguous(), positions

@@ -1,7 +1,7 @@
 """Data sets read from end to end, as batches of documents, in memory that does not grow with their size.
 
-Files are read in stretches, into one buffer: a mapping would hold everything that it has passed in memory. What is read
-is checked: the index against itself, and the tokens against the hash in the manifest, where there is one.
+Files are read in stretches, into one buffer: a memory map would keep every page it has passed. Everything that is read
+is checked: the index against itself, and the tokens against the hash in the manifest, if there is one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megacode.data.indexed import IndexedDataset, array_offsets, bin_path, idx_p
 from megacode.data.manifest import Manifest
 
 AGAIN = "make it with tools/preprocess_data.py"
-_DOCUMENTS = 1 << 16
+_DOCUMENTS = 1 << 16  # whose index entries are read at once
 _BATCH_BYTES = 8 << 20
 
 Batch = tuple[npt.NDArray[np.integer], npt.NDArray[np.int32], npt.NDArray[np.int64]]
@@ -34,11 +34,11 @@ class StoredDataset:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it is a shard without a token, which has no files."""
+        """Whether it is a shard without tokens, which has no files."""
         return self.manifest is not None and self.manifest.tokens == 0
 
     def open(self) -> IndexedDataset:
-        """Map it; nothing is read but the ends of its index."""
+        """Map it into memory; only the header and the ends of its index are read."""
         return IndexedDataset(self.prefix)
 
     def dtype(self) -> np.dtype:
@@ -49,17 +49,19 @@ class StoredDataset:
         """Yield its documents; tokens lie in a buffer that the next batch overwrites.
 
         Raises:
-            DataError: if its bytes are not those of its manifest, or its index does not fit them.
+            DataError: if its bytes do not match its manifest or its index.
         """
         if self.is_empty:
             assert self.manifest is not None
             nothing = np.empty(0, self.dtype())
             yield nothing, np.empty(0, np.int32), np.zeros(self.manifest.documents, np.int64)
             return
+        # Hashing costs little beside reading, and finds damage that sampled blocks would miss.
         state, buffer = xxhash.xxh3_128(), bytearray(_BATCH_BYTES)
         with bin_path(self.prefix).open("rb", buffering=0) as file:
             for lengths, counts in _index_batches(self):
                 size = int(lengths.sum()) * self.dtype().itemsize
+                # A single document may be longer than a batch.
                 if size > len(buffer):
                     buffer = bytearray(size)
                 view = memoryview(buffer)[:size]
@@ -67,7 +69,7 @@ class StoredDataset:
                 state.update(view)
                 yield np.frombuffer(view, self.dtype()), lengths, counts
         if self.manifest and state.hexdigest() != self.manifest.bin_hash:
-            raise DataError("its contents are not those of its manifest", str(bin_path(self.prefix)), AGAIN)
+            raise DataError("its contents do not match its manifest", str(bin_path(self.prefix)), AGAIN)
 
 
 def _fill(file: Any, view: memoryview) -> None:
@@ -76,7 +78,7 @@ def _fill(file: Any, view: memoryview) -> None:
     while done < len(view):
         read = file.readinto(view[done:])
         if not read:
-            raise DataError("it ends before its index does", file.name, AGAIN)
+            raise DataError("it is shorter than its index describes", file.name, AGAIN)
         done += read
 
 
@@ -88,9 +90,11 @@ def _index_batches(part: StoredDataset) -> Iterator[tuple[npt.NDArray[np.int32],
         for first in range(0, data.documents, _DOCUMENTS):
             borders = index.borders(first, min(_DOCUMENTS, data.documents - first))
             lengths = index.lengths(int(borders[0]), int(borders[-1]))
+            # Tokens before each document, relative to the first one of this stretch.
             ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))[borders - borders[0]]
             start, last = 0, len(borders) - 1
             while start < last:
+                # As many documents as fit into a batch, and always one.
                 stop = max(start + 1, int(np.searchsorted(ends, ends[start] + limit, "right")) - 1)
                 some = lengths[borders[start] - borders[0] : borders[stop] - borders[0]]
                 yield some, np.diff(borders[start : stop + 1])
@@ -127,7 +131,7 @@ class _Index:
         lengths, offsets = self._read(0, first, last - first, np.int32), self._read(1, first, last - first, np.int64)
         ends = self._end + np.cumsum(lengths, dtype=np.int64) * self._itemsize
         if (lengths < 0).any() or not np.array_equal(offsets, ends - lengths.astype(np.int64) * self._itemsize):
-            what = f"a sequence after {first} does not begin where the one before ends"
+            what = f"a sequence after {first} does not begin where the previous one ends"
             raise DataError(what, str(self._path), AGAIN)
         self._end = int(ends[-1]) if len(ends) else self._end
         return lengths

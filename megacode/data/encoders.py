@@ -1,10 +1,10 @@
-"""Encoders: texts to token ids, in batches, by the reference libraries and by a faster one that must prove itself.
+"""Encoders: texts to token ids, in batches, by reference libraries and by a faster one that is checked against them.
 
 The reference for a Hugging Face tokenizer is `tokenizers`, for a SentencePiece model `sentencepiece`. gigatoken gives
-the same ids 10 to 100 times faster for the split patterns it knows. It is never trusted: `Race` compares both on probes
-that are hard on purpose, on the first texts, and on pieces of every later batch.
+the same ids 10 to 100 times faster for the split patterns it knows. It is never trusted: `Race` compares both on
+deliberately hard probes, on the first texts, and on pieces of every later batch.
 
-Special tokens that stand literally in a text (`<|endoftext|>` in a tokenizer's documentation, `<s>` in HTML) are plain
+Special tokens that occur in a text (`<|endoftext|>` in a tokenizer's documentation, `<s>` in HTML) are plain
 text: no document can end itself or forge a control token. Megatron's tools turn them into the control token.
 """
 
@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 Encoded = tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]
 
+# Where tokenizers disagree: empty and white-space texts, contractions, combining marks, scripts without spaces, emoji
+# of several code points, odd separators, control characters, runs of punctuation, literal special tokens.
 PROBES = (
     "",
     " ",
@@ -41,7 +43,7 @@ PROBES = (
 
 
 class Encoder(Protocol):
-    """What turns texts into ids."""
+    """Turns texts into token ids."""
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Return the ids of all texts, one after another, and int64 [texts + 1] offsets of where each begins."""
@@ -61,6 +63,7 @@ class HuggingFaceEncoder:
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """See `Encoder`."""
+        # The fast variant leaves out character offsets, which nothing here needs.
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return _flat([encoding.ids for encoding in encoded])
 
@@ -88,10 +91,10 @@ class SentencePieceEncoder:
 
 
 class GigatokenEncoder:
-    """gigatoken on a `tokenizer.json` whose special tokens were taken out, so that it cannot find them in texts.
+    """gigatoken on a `tokenizer.json` without its special tokens, so that it cannot find them in texts.
 
-    It remembers every word it ever saw: 7 bytes of memory for each byte of random text. So it is made anew, which takes
-    0.05 s, whenever the process has grown by 176 MiB.
+    It caches every word it has seen: 7 bytes of memory for each byte of random text. So it is created again (0.05 s)
+    whenever the process has grown by 176 MiB.
     """
 
     growth_bytes = 176 << 20
@@ -110,18 +113,20 @@ class GigatokenEncoder:
         return gigatoken.Tokenizer.from_json(self._document)
 
     def _forget(self) -> None:
-        """Make the tokenizer anew; the C library keeps what it is given back unless it is told to trim."""
+        """Create the tokenizer again; the C library keeps freed memory unless it is told to trim."""
         self._tokenizer = None
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
         self._tokenizer = self._made()
+        # Memory that trimming cannot return raises the limit, or every batch would start over.
         self._limit = max(self._limit, self._process.memory_info().rss + self.growth_bytes // 2)
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """See `Encoder`."""
         layout = self._tokenizer.encode_batch(list(texts)).layout
         ids, offsets = np.asarray(layout.content.data), np.asarray(layout.offsets.data)
+        # Reading the process's size costs microseconds, a batch milliseconds.
         if self._process.memory_info().rss > self._limit:
             self._forget()
         return ids, offsets.astype(np.int64, copy=False)
@@ -130,6 +135,7 @@ class GigatokenEncoder:
 def _flat(ids: Sequence[Sequence[int]]) -> Encoded:
     offsets = np.zeros(len(ids) + 1, dtype=np.int64)
     np.cumsum([len(item) for item in ids], out=offsets[1:])
+    # Filling one array avoids a list of all ids, which takes several times the memory.
     flat = np.empty(offsets[-1], dtype=np.uint32)
     for number, item in enumerate(ids):
         flat[offsets[number] : offsets[number + 1]] = item
@@ -137,6 +143,7 @@ def _flat(ids: Sequence[Sequence[int]]) -> Encoded:
 
 
 def _without_specials(document: dict[str, Any]) -> dict[str, Any]:
+    # Added tokens that are not special (runs of spaces, say) are matched by the reference too, so they stay.
     added = [token for token in document.get("added_tokens") or [] if not token.get("special")]
     return {**document, "added_tokens": added}
 
@@ -154,6 +161,7 @@ def sentencepiece_document(model: bytes) -> dict[str, Any]:
 
     document: dict[str, Any] = json.loads(sentencepiece_to_tokenizer_json(model))
     processor = SentencePieceEncoder(model).processor
+
     kinds = (processor.is_control, processor.is_unknown, processor.is_byte)
     size = processor.get_piece_size()
     reserved = {processor.id_to_piece(token) for token in range(size) if any(kind(token) for kind in kinds)}
@@ -163,11 +171,11 @@ def sentencepiece_document(model: bytes) -> dict[str, Any]:
 
 
 class Race:
-    """A fast encoder beside the reference, compared again and again on the texts that really come.
+    """A fast encoder beside the reference, compared repeatedly on the texts that are really encoded.
 
     Args:
-        fast: the encoder to prove.
-        reference: the one that is right.
+        fast: the encoder to check.
+        reference: the one that is correct by definition.
         sample_bytes: characters of the first texts that are compared.
         batch_bytes: characters compared in every later batch; 4 Ki of a 4 MiB batch cost 5 % of its time.
     """
@@ -181,12 +189,14 @@ class Race:
 
     def first_difference(self, texts: Sequence[str], added: Sequence[str] = ()) -> str | None:
         """Return a text on which the two differ, out of the probes, the added tokens, and the head of `texts`."""
+        # No single text may use up the sample: an eighth each at most.
         probes = [*PROBES, *(probe for token in added for probe in probes_of(token))]
         return self._compare([*probes, *pieces(texts, self._sample_bytes, self._sample_bytes // 8)])
 
     def check(self, texts: Sequence[str]) -> str | None:
-        """Return a piece of a batch on which the two differ; each batch is looked at in other places."""
+        """Return a piece of a batch on which the two differ; each batch is checked in different places."""
         self._batches += 1
+        # A prime step visits different texts of each batch without a generator's state.
         start = self._batches * 7919 % max(1, len(texts))
         turned = [*texts[start : start + 64], *texts[: max(0, 64 - len(texts) + start)]]
         return self._compare(pieces(turned, self._batch_bytes, self._batch_bytes // 4, self._batches))
@@ -195,6 +205,7 @@ class Race:
         ours, our_offsets = self.fast.encode(texts)
         theirs, their_offsets = self._reference.encode(texts)
         for number, text in enumerate(texts):
+            # Compared text by text, so that the message can show the first one that differs.
             mine = ours[our_offsets[number] : our_offsets[number + 1]]
             if not np.array_equal(mine, theirs[their_offsets[number] : their_offsets[number + 1]]):
                 return text
@@ -202,7 +213,7 @@ class Race:
 
 
 def probes_of(token: str) -> tuple[str, ...]:
-    """Return texts that show how an added token is found: within words, among white space, twice, in other letters."""
+    """Return texts that show how an added token is matched: in words, among white space, twice, in other case."""
     return (
         f"a{token} b{token}\n{token}",
         f"{token}{token} x  {token}  y",
@@ -212,12 +223,12 @@ def probes_of(token: str) -> tuple[str, ...]:
 
 
 def pieces(texts: Sequence[str], total: int, longest: int, turn: int = 0) -> list[str]:
-    """Return stretches of texts: `longest` characters of each at most, `total` in all; `turn` moves the places."""
-    found: list[str] = []
+    """Return stretches of texts: `longest` characters of each at most, `total` in all; `turn` shifts the starts."""
+    stretches: list[str] = []
     for text in texts:
         if total <= 0:
             break
         start = turn * 104729 % max(1, len(text) - longest + 1)
-        found.append(text[start : start + min(longest, total)])
-        total -= len(found[-1]) + 1
-    return found
+        stretches.append(text[start : start + min(longest, total)])
+        total -= len(stretches[-1]) + 1
+    return stretches

@@ -1,4 +1,4 @@
-"""What is in a file: code and docstrings apart, manual pages as plain text, the prose of a package's metadata."""
+"""Text extracted from files: Python code without docstrings, manual pages as plain text, a package's description."""
 
 from __future__ import annotations
 
@@ -15,33 +15,35 @@ _BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 def split_docstrings(source: str) -> tuple[str, list[str]]:
     """Take the docstrings out of a Python module.
 
-    The code stays true to the byte but for the docstrings: lines that hold nothing else go, and a docstring that is
-    the whole of a body, or shares its line, becomes `pass`.
+    The code is unchanged to the byte except for the docstrings. Lines that hold nothing else are removed; a docstring
+    that is a whole body, or shares its line, becomes `pass`.
 
     Args:
         source: the text of the module.
 
     Returns:
-        The code, and the docstrings with their indentation taken off, in the order of the file.
+        The code, and the docstrings without their indentation, in the order of the file.
 
     Raises:
         SyntaxError, ValueError, RecursionError: if this Python cannot parse it.
     """
+    # ast counts columns in UTF-8 bytes, so all cutting is done on bytes.
     lines = source.encode().splitlines(keepends=True)
     starts = [0]
     for line in lines:
         starts.append(starts[-1] + len(line))
-    raw, pieces, docstrings, at = b"".join(lines), [], [], 0
-    for statement, alone in sorted(_docstrings(ast.parse(source)), key=lambda found: found[0].lineno):
+    raw, pieces, docstrings, copied = b"".join(lines), [], [], 0
+    for statement, alone in sorted(_docstrings(ast.parse(source)), key=lambda pair: pair[0].lineno):
         first, last, replacement = _cut(raw, starts, statement, alone)
-        pieces += [raw[at:first], replacement]
+        pieces += [raw[copied:first], replacement]
         docstrings.append(inspect.cleandoc(statement.value.value))  # type: ignore[attr-defined]
-        at = last
-    return b"".join([*pieces, raw[at:]]).decode(), docstrings
+        copied = last
+    return b"".join([*pieces, raw[copied:]]).decode(), docstrings
 
 
 def _docstrings(tree: ast.Module) -> Iterator[tuple[ast.Expr, bool]]:
     """Yield each docstring's statement and whether its body would be empty without it."""
+    # A stack, not recursion: generated code nests deeper than Python's limit.
     stack: list[ast.AST] = [tree]
     while stack:
         node = stack.pop()
@@ -63,6 +65,7 @@ def _cut(raw: bytes, starts: list[int], statement: ast.Expr, alone: bool) -> tup
     line_first, line_last = starts[statement.lineno - 1], starts[statement.end_lineno]
     first = line_first + statement.col_offset
     last = starts[statement.end_lineno - 1] + statement.end_col_offset
+    # `class A: "text"` and `"text"; x = 1` must stay valid Python.
     if alone or raw[line_first:first].strip() or raw[last:line_last].strip():
         return first, last, b"pass"
     return line_first, line_last, b""
@@ -73,7 +76,7 @@ def package_description(metadata: str) -> str:
     return metadata.partition("\n\n")[2].strip()
 
 
-# roff: the few escapes and macros that manual pages are made of; what is not known is left out.
+# roff: the few escapes and macros that manual pages use; unknown ones are dropped.
 _ESCAPES = {"-": "-", "e": "\\", "\\": "\\", " ": " ", "~": " ", "0": " ", "t": " ", "'": "'", "`": "`", ".": "."}
 _ESCAPES |= {"(aq": "'", "(oq": "'", "(cq": "'", "(dq": '"', "(lq": '"', "(rq": '"', "(bu": "*", "(em": "-"}
 _ESCAPES |= {"(en": "-", "(hy": "-", "(ti": "~", "(ha": "^", "(ga": "`", "(rs": "\\", "(co": "(c)", "(>=": ">="}
@@ -97,6 +100,7 @@ def manual_page_text(roff: str) -> str:
     paragraphs, words, verbatim = list[str](), list[str](), False
     for line in _content_lines(roff):
         name, arguments = _macro(line)
+        # A paragraph ends at each of these; its lines are joined unless they are verbatim.
         if name in _BREAKS or name in _HEADINGS or not line.strip():
             paragraphs.append(("\n" if verbatim else " ").join(words))
             words = []
@@ -116,6 +120,7 @@ def _content_lines(roff: str) -> Iterator[str]:
         word = control.split(None, 1)[0] if control else ""
         if skipped_until:
             skipped_until = "" if word == skipped_until else skipped_until
+        # Conditional blocks hold output for other printers; braces tell where they end.
         elif depth or word in ("if", "ie", "el"):
             depth = max(0, depth + line.count("\\{") - line.count("\\}"))
         elif word in _SKIPPED:
@@ -144,6 +149,7 @@ def _character(match: re.Match[str]) -> str:
     escape = match[1]
     if escape.startswith("["):
         escape = "(" + escape[1:-1]
+    # A comment: the rest of the line is not text.
     if escape[0] == '"':
         return ""
     return _STRINGS.get(escape, _ESCAPES.get(escape, ""))

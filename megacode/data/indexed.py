@@ -3,7 +3,7 @@
 `<prefix>.bin` holds the tokens of all documents, one after another, and nothing else. `<prefix>.idx` holds, little
 endian: 9 magic bytes; a version (uint64, 1); a code for the token type (uint8); the number of sequences n and of
 document borders d (uint64 each); then `int32[n]` lengths, `int64[n]` byte offsets, `int64[d]` borders: document k is
-made of the sequences `borders[k]` to `borders[k + 1] - 1`, mostly just one. A document without tokens has no sequence.
+made of the sequences `borders[k]` to `borders[k + 1] - 1`, usually just one. A document without tokens has no sequence.
 
 The header has 34 bytes, so the int64 arrays are not aligned: numpy copies them whole before it searches (163 ms at 20
 million documents). Here they are memory views, which `bisect` searches in microseconds and without allocating, so
@@ -20,6 +20,7 @@ import os
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ import numpy.typing as npt
 import xxhash
 
 from megacode.base.errors import DataError
-from megacode.base.files import publish, remove
+from megacode.base.files import naming, publish, remove
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -43,9 +44,9 @@ DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 _FLOAT_CODES = (6, 7)
 _VERSION = 1
 _BLOCK = 1 << 20
-_EMPTY = "an empty corpus cannot be read; check what it is made of"
+_EMPTY = "check the input: an empty data set cannot be used"
 _PAIR = "give the prefix of a .bin/.idx pair"
-_AGAIN = "copy it again from where it came from, or make it again with tools/preprocess_data.py"
+_AGAIN = "copy it again from its origin, or recreate it with tools/preprocess_data.py"
 
 
 def bin_path(prefix: str | Path) -> Path:
@@ -71,7 +72,7 @@ class IndexedDataset:
         dtype: numpy type of a token.
 
     Raises:
-        DataError: if a file is missing, cut short, no Megatron index, or holds no token.
+        DataError: if a file is missing, truncated, not a Megatron index, or holds no token.
     """
 
     def __init__(self, prefix: str | Path) -> None:
@@ -81,6 +82,7 @@ class IndexedDataset:
         self.documents = borders - 1
         first, second, third = array_offsets(self.sequences)
         view = memoryview(index)
+        # A cast of a memory view copies nothing, unlike numpy on arrays that are not aligned.
         self._lengths = view[first:second].cast("i")
         self._offsets = view[second:third].cast("q")
         self._borders = view[third : third + 8 * borders].cast("q")
@@ -96,9 +98,9 @@ class IndexedDataset:
             raise DataError("it holds no tokens", self.prefix, _EMPTY)
         size = self._offsets[last] + self._lengths[last] * self.dtype.itemsize
         path = bin_path(self.prefix)
-        found = path.stat().st_size if path.exists() else None
-        if found is not None and found != size:
-            raise DataError(f"it has {found} bytes, its index describes {size}", str(path), _AGAIN)
+        actual = path.stat().st_size if path.exists() else None
+        if actual is not None and actual != size:
+            raise DataError(f"it has {actual} bytes, but its index describes {size}", str(path), _AGAIN)
         return size // self.dtype.itemsize
 
     def read(self, first_token: int, count: int) -> npt.NDArray[np.integer]:
@@ -115,6 +117,7 @@ class IndexedDataset:
     def document_at(self, token: int) -> int:
         """Return the document that holds a token."""
         assert 0 <= token < self.tokens
+        # Two binary searches of the mapped index: some 30 entries each at a billion documents.
         sequence = bisect_right(self._offsets, token * self.dtype.itemsize) - 1
         return bisect_right(self._borders, sequence) - 1
 
@@ -122,6 +125,7 @@ class IndexedDataset:
         """Return where, in (first_token, last_token], a document begins: ascending, once each, int64."""
         starts: list[int] = []
         document = self.document_at(first_token) + 1
+        # A window spans few documents, so walking on is cheaper than a second search.
         while document < self.documents and (start := self._start(document)) <= last_token and start < self.tokens:
             if not starts or starts[-1] != start:  # an empty document begins where the next one does
                 starts.append(start)
@@ -143,13 +147,17 @@ class IndexedDataset:
             DataError: at the first entry that does not fit the others.
         """
         where, end = str(idx_path(self.prefix)), 0
+        # Offsets must be the running sum of lengths: one check covers both arrays.
         for first in range(0, self.sequences, block):
+            # Blocks bound the memory: a view's slice is copied when it is converted to int64.
             lengths = np.frombuffer(self._lengths[first : first + block], dtype=np.int32).astype(np.int64)
             ends = end + np.cumsum(lengths) * self.dtype.itemsize
             offsets = np.frombuffer(self._offsets[first : first + block], dtype=np.int64)
             wrong = np.flatnonzero((lengths < 0) | (offsets != ends - lengths * self.dtype.itemsize))
             if len(wrong):
-                raise DataError(f"sequence {first + wrong[0]} does not begin where the one before ends", where, _AGAIN)
+                raise DataError(
+                    f"sequence {first + wrong[0]} does not begin where the previous one ends", where, _AGAIN
+                )
             end = int(ends[-1])
         for first in range(0, self.documents, block):
             borders = np.frombuffer(self._borders[first : first + block + 1], dtype=np.int64)
@@ -163,7 +171,7 @@ def _map(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        fix = "check the path (it is given without .bin and .idx), or make it with tools/preprocess_data.py"
+        fix = "check the path (give it without .bin and .idx), or create the data set with tools/preprocess_data.py"
         raise DataError("there is no such file", str(path), fix) from None
     except ValueError:  # a file without bytes cannot be mapped
         raise DataError("it is empty", str(path), _AGAIN) from None
@@ -177,16 +185,16 @@ def _read_header(index: mmap.mmap, path: Path) -> tuple[np.dtype, int, int]:
     if index[: len(MAGIC)] != MAGIC:
         raise DataError("it is not a Megatron index: its first bytes are wrong", where, _PAIR)
     if len(index) < HEADER.size:
-        raise DataError(f"it is cut short: {len(index)} bytes", where, _AGAIN)
+        raise DataError(f"it is truncated: only {len(index)} bytes", where, _AGAIN)
     _, version, code, sequences, borders = HEADER.unpack_from(index)
     if version != _VERSION:
-        raise DataError(f"it has version {version}; only version {_VERSION} is known", where, _AGAIN)
+        raise DataError(f"it has version {version}; only version {_VERSION} is supported", where, _AGAIN)
     if code not in DTYPES:
         kind = "floating-point numbers" if code in _FLOAT_CODES else f"the unknown type {code}"
-        raise DataError(f"its entries are {kind}, no tokens", where, "give a data set of token ids")
+        raise DataError(f"its entries are {kind}, not token ids", where, "give a data set of token ids")
     size = array_offsets(sequences)[2] + 8 * borders
     if len(index) not in (size, size + sequences):  # multimodal sets end with one mode byte a sequence
-        what = f"it has {len(index)} bytes, its header describes {size}: it is cut short or damaged"
+        what = f"it has {len(index)} bytes, but its header describes {size}: it is truncated or corrupted"
         raise DataError(what, where, _AGAIN)
     if borders < 1:
         raise DataError("it has no document borders", where, _AGAIN)
@@ -210,16 +218,16 @@ def by_document(
 
 
 class IndexedDatasetWriter:
-    """Writes a data set in one pass with flat memory; a context in which nothing appears under `prefix` before its end.
+    """Writes a data set in one pass with flat memory; a context: nothing appears under `prefix` before its end.
 
-    Lengths and borders go to files beside the tokens until their number is known. If the block raises, the files are
-    removed and what stood under `prefix` stays; otherwise the old index goes first and the new one comes last, so that
-    an `.idx` always belongs to its `.bin`.
+    Lengths and borders go to temporary files until their number is known. If the block raises, these are removed and
+    an older data set under `prefix` stays. Otherwise the old index is removed first and the new one published last, so
+    that an `.idx` always belongs to its `.bin`.
 
     Args:
         prefix: path without `.bin` and `.idx`.
         dtype: integer type of a token.
-        may_be_empty: without a token publish no files, instead of raising.
+        may_be_empty: with no tokens, publish no files instead of raising.
 
     Attributes:
         tokens, sequences, documents: how many were added so far.
@@ -232,6 +240,7 @@ class IndexedDatasetWriter:
         self.tokens = self.sequences = self.documents = 0
         self._hash = xxhash.xxh3_128()
         self.bin_hash = self.idx_hash = ""
+        # The process id keeps two writers of one prefix from mixing their files.
         self._paths = {part: self._temporary(part) for part in ("bin", "idx", "lengths", "borders")}
 
     def _temporary(self, part: str) -> Path:
@@ -247,11 +256,13 @@ class IndexedDatasetWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
             if kind is None:
-                self.finish()
-                self._publish()
+                with naming(bin_path(self.prefix)):
+                    self.finish()
+                    self._publish()
         finally:
             for file in (self._bin, self._lengths, self._borders):
-                file.close()
+                with suppress(OSError):  # on a full disk, where the rest of the buffer goes nowhere
+                    file.close()
             for path in self._paths.values():
                 remove(path)
 
@@ -274,34 +285,38 @@ class IndexedDatasetWriter:
         lengths, counts = by_document(lengths, counts)
         assert lengths.sum() == len(tokens)
         borders = self.sequences + np.cumsum(counts)
+        # Written and hashed as one buffer: no second pass over the tokens is needed for the manifest.
         raw = self._fitting(tokens).data
-        self._bin.write(raw)
+        with naming(bin_path(self.prefix)):
+            self._bin.write(raw)
+            self._lengths.write(lengths.astype(np.int32).data)
+            self._borders.write(borders.data)
         self._hash.update(raw)
-        self._lengths.write(lengths.astype(np.int32).data)
-        self._borders.write(borders.data)
         self.tokens, self.sequences = self.tokens + len(tokens), self.sequences + len(lengths)
         self.documents += len(counts)
 
     def _fitting(self, tokens: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
         limits = np.iinfo(self.dtype)
+        # Equal types need no check, which would read every token once more.
         if tokens.dtype != self.dtype and len(tokens) and not limits.min <= tokens.min() <= tokens.max() <= limits.max:
             token = int(tokens.max() if tokens.max() > limits.max else tokens.min())
-            raise DataError(f"token {token} does not fit {self.dtype.name}", str(self.prefix), "write it as int32")
+            raise DataError(f"token {token} does not fit into {self.dtype.name}", str(self.prefix), "use int32")
         return np.ascontiguousarray(tokens, dtype=self.dtype)
 
     def finish(self) -> None:
         """Write the index beside the tokens; nothing can be added any more.
 
         Raises:
-            DataError: if no token was added, unless the set may be empty.
+            DataError: if no token was added, unless the data set may be empty.
         """
         if self.idx_hash or (self.tokens == 0 and self._may_be_empty):
             return
         if self.tokens == 0:
-            raise DataError("there is not one token to write", str(self.prefix), _EMPTY)
+            raise DataError("there are no tokens to write", str(self.prefix), _EMPTY)
         for file in (self._bin, self._lengths, self._borders):
             file.close()
         self.bin_hash, state = self._hash.hexdigest(), xxhash.xxh3_128()
+        # The order of the file: header, lengths, offsets, and borders, which begin with a 0.
         header = HEADER.pack(MAGIC, _VERSION, DTYPE_CODES[self.dtype], self.sequences, self.documents + 1)
         with self._paths["idx"].open("wb") as file:
             for part in itertools.chain(
@@ -325,6 +340,7 @@ class IndexedDatasetWriter:
             end = int(ends[-1])
 
     def _publish(self) -> None:
+        # A crash after this line leaves no index, so the data set counts as missing, never as mixed.
         remove(idx_path(self.prefix))
         if not self.idx_hash:
             remove(bin_path(self.prefix))

@@ -1,8 +1,8 @@
 """JSON lines: plain, gzip or zstandard files, read in chunks of whole lines, with the number of each bad line.
 
-One rule for every JSON-lines file that a user gives, whoever reads it: lines end at a line feed, blank ones are left
-out, each other one is a JSON object in UTF-8, and a text in it holds whole characters only. `read_objects` reads small
-files (prompts, texts to score) a line at a time, `read_chunks` and `parse` whole corpora.
+The same rules hold for every JSON-lines file that a user gives. Lines end at a line feed; blank ones are skipped; each
+other line is a JSON object in UTF-8; its texts contain whole characters only. `read_objects` reads small files
+(prompts, texts to score) a line at a time, `read_chunks` and `parse` read whole corpora.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Chunk:
     def place(self, line: int) -> str:
         """Return a line, counted as `first_line` is, as `file:line` of the whole file, whose head is read for it."""
         with self.path.open("rb") as file:
+            # Counted only when a message needs it: shards do not know how many lines lie before theirs.
             blocks = iter(lambda: file.read(min(CHUNK_BYTES, self.counted_from - file.tell())), b"")
             return f"{self.path}:{line + sum(block.count(10) for block in blocks)}"
 
@@ -66,29 +67,29 @@ class Texts:
 
 
 def find_inputs(patterns: Sequence[str]) -> list[Path]:
-    """Return the files that some paths and globs name: in the order given, those of a glob sorted.
+    """Return the files that paths and globs match: in the order given, those of a glob sorted.
 
     Raises:
-        DataError: if a path or glob names no file, or one in a format that is not read.
+        DataError: if a path or glob matches no file, or one in an unsupported format.
         ConfigError: if two of them name the same file.
     """
-    found: list[Path] = []
+    inputs: list[Path] = []
     for pattern in patterns:
         names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
         files = [Path(name) for name in names if Path(name).is_file()]
         if not files:
             fix = "give JSON-lines files, or a quoted glob of them"
             raise DataError("there is no such file", f"--input {pattern}", fix)
-        found += files
-    for path in found:
+        inputs += files
+    for path in inputs:
         if path.suffix in NOT_READ:
-            fix = "decompress it, or convert it to JSON lines; .gz and .zst are read as they are"
-            raise DataError(f"files of the kind {path.suffix} are not read", str(path), fix)
-    twice = [path for path, times in Counter(found).items() if times > 1]
+            fix = "decompress it, or convert it to JSON lines; .gz and .zst are read directly"
+            raise DataError(f"{path.suffix} files are not supported", str(path), fix)
+    twice = [path for path, times in Counter(inputs).items() if times > 1]
     if twice:
-        fix = "its documents would come twice; name it once"
-        raise ConfigError("the same file is named twice", f"--input {twice[0]}", fix)
-    return found
+        fix = "list it once; otherwise its documents would appear twice"
+        raise ConfigError("the same file is listed twice", f"--input {twice[0]}", fix)
+    return inputs
 
 
 def read_chunks(path: Path, size: int = CHUNK_BYTES, start: int = 0, end: int | None = None) -> Iterator[Chunk]:
@@ -97,8 +98,8 @@ def read_chunks(path: Path, size: int = CHUNK_BYTES, start: int = 0, end: int | 
     Args:
         path: the file.
         size: bytes of a chunk, uncompressed.
-        start: of a plain file, the lines that begin from this byte on; of a compressed one, the chunks for which
-            reading went on from this byte on.
+        start: of a plain file, the lines that begin at or after this byte; of a compressed one, the chunks whose
+            reading began at or after this byte.
         end: ... and before this byte; None: the file's end.
 
     Raises:
@@ -117,12 +118,14 @@ def read_chunks(path: Path, size: int = CHUNK_BYTES, start: int = 0, end: int | 
 
 
 def _bad_stream(path: Path, position: int, error: Exception) -> DataError:
-    """Return what a file that cannot be decompressed to its end is told as, with the byte it was read up to."""
+    """Return the error for a file that cannot be decompressed to its end, with the byte up to which it was read."""
     size = path.stat().st_size
     short = isinstance(error, EOFError)  # gzip's own word for it, and ours
-    said = error if isinstance(error, CutShortError) or not short else "it is cut short"
-    at = f"at its end, byte {size:,}" if short else f"before byte {position:,} of {size:,}"
-    return DataError(f"it cannot be decompressed: {said} ({at})", str(path), "fetch the file again")
+    message = error if isinstance(error, CutShortError) or not short else "it is truncated"
+    position_text = f"at its end, byte {size:,}" if short else f"before byte {position:,} of {size:,}"
+    return DataError(
+        f"it cannot be decompressed: {message} ({position_text})", str(path), "download or copy the file again"
+    )
 
 
 def cut_by(paths: Sequence[Path]) -> str:
@@ -144,6 +147,7 @@ def _next_line(file: BinaryIO, position: int) -> int:
     """Return where the first line begins that does not begin before a position."""
     if position == 0:
         return 0
+    # From one byte earlier: a line that begins exactly here must be found, not skipped.
     file.seek(position - 1)
     file.readline()
     return file.tell()
@@ -157,13 +161,14 @@ class _Head:
     end: int
 
     def read(self, size: int) -> bytes:
-        """Read on."""
+        """Return the next bytes before the end."""
         return self.file.read(min(size, max(0, self.end - self.file.tell())))
 
 
 def _chunks_in(path: Path, file: BinaryIO, size: int, start: int, end: int) -> Iterator[Chunk]:
-    """Yield the chunks of a compressed file for which reading went on in some of its bytes."""
+    """Yield the chunks of a compressed file whose reading began in some range of its bytes."""
     last, begin = path.stat().st_size - 1, 0
+    # Everything from the beginning is decompressed; only the parsing is shared among shards.
     for chunk in _whole_lines(path, file, decompressed(path, file), size):
         if min(begin, last) >= end:  # where all is read, what is left to decompress belongs to the last byte
             return
@@ -177,6 +182,7 @@ def _whole_lines(path: Path, file: BinaryIO, stream: Any, size: int) -> Iterator
     while block := stream.read(size):
         end = block.rfind(b"\n") + 1
         if not end:
+            # A line longer than a block: keep collecting until it ends.
             rest += block
             continue
         data, rest = rest + block[:end], block[end:]
@@ -187,26 +193,29 @@ def _whole_lines(path: Path, file: BinaryIO, stream: Any, size: int) -> Iterator
 
 
 def parse(chunk: Chunk, keys: Sequence[str], skip_bad_lines: bool = False) -> tuple[dict[str, Texts], int]:
-    """Read the texts of a chunk; blank lines are no documents.
+    """Read the texts of a chunk; blank lines are not documents.
 
     Args:
         chunk: whole lines, each a JSON object whose `keys` hold a text, or a list of texts that make one document.
         keys: which to read.
-        skip_bad_lines: leave out, and count, lines that are not like that.
+        skip_bad_lines: skip and count lines that are not like that.
 
     Returns:
-        the texts by key, and the number of lines left out.
+        the texts by key, and the number of lines skipped.
 
     Raises:
         DataError: at the first bad line, unless they are skipped.
     """
     try:
+        # The fast path: orjson is several times faster than json, but tells less about a bad line.
         rows = [orjson.loads(line) for line in chunk.data.split(b"\n") if line and not line.isspace()]
+
         texts = {key: [row[key] for row in rows] for key in keys}
     except (ValueError, KeyError, TypeError):
         return _parse_one_by_one(chunk, keys, skip_bad_lines)
     if any(chunk.data.count(_as_key(key)) > len(rows) for key in keys):  # a key may stand twice in one object
         return _parse_one_by_one(chunk, keys, skip_bad_lines)
+    # Lists of texts are rare and take the slow path too.
     if all(set(map(type, column)) <= {str} for column in texts.values()):
         return {key: Texts(column) for key, column in texts.items()}, 0
     return _parse_one_by_one(chunk, keys, skip_bad_lines)
@@ -223,18 +232,18 @@ def _parse_one_by_one(chunk: Chunk, keys: Sequence[str], skip: bool) -> tuple[di
             row = _row(line, keys)
         except ValueError as error:
             if not skip:
-                fix = "correct the line, or give --skip-bad-lines to leave such lines out and count them"
+                fix = "fix the line, or use --skip-bad-lines to skip and count such lines"
                 raise DataError(str(error), chunk.place(number), fix) from None
             bad += 1
             continue
-        for key, found in row.items():
-            texts[key] += found
-            counts[key].append(len(found))
+        for key, column in row.items():
+            texts[key] += column
+            counts[key].append(len(column))
     return {key: Texts(texts[key], counts[key]) for key in keys}, bad
 
 
 def _as_key(key: str) -> bytes:
-    """Return how a key is written before its value; with a space before the colon it is not found, which is rare."""
+    """Return how a key is written before its value; a space before the colon hides it, which is rare."""
     return json.dumps(key, ensure_ascii=False).encode() + b":"
 
 
@@ -249,13 +258,13 @@ def _row(line: bytes, keys: Sequence[str]) -> dict[str, list[str]]:
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a small file with their numbers, from 1; blank ones are left out.
+    """Yield the lines of a small file with their numbers, from 1; blank ones are skipped.
 
     Raises:
         DataError: if the file is not there, cannot be read or decompressed.
     """
     if not path.is_file():
-        raise DataError("there is no such file", str(path), "name a file of JSON lines")
+        raise DataError("there is no such file", str(path), "give a JSON-lines file")
     for chunk in read_chunks(path):
         for number, line in enumerate(chunk.data.split(b"\n"), chunk.first_line):
             if line and not line.isspace():
@@ -266,7 +275,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     """Return the JSON object of one line.
 
     Raises:
-        ValueError: it is none, it is not UTF-8, or a key stands twice in it; the message says so.
+        ValueError: it is not an object, not UTF-8, or repeats a key; the message says which.
     """
     try:
         # Unlike orjson it reads NaN, which some writers leave in other fields.
@@ -286,15 +295,15 @@ def text_in(row: Mapping[str, Any], key: str) -> str:
     """Return the text under a key.
 
     Raises:
-        ValueError: there is none, or it is not made of whole characters; the message says so.
+        ValueError: it is missing, or holds a broken character; the message says which.
     """
     if key not in row:
         raise ValueError(f"the line has no key {key!r}; its keys are {', '.join(map(repr, row)) or 'none'}")
     text = row[key]
     if not isinstance(text, str):
-        raise ValueError(f"the key {key!r} holds {json.dumps(text)[:40]}, not a text")
+        raise ValueError(f"the key {key!r} holds {json.dumps(text)[:40]}, not a string")
     if not _encodable(text):
-        raise ValueError(f"the key {key!r} holds half of a surrogate pair, which is not a character")
+        raise ValueError(f"the key {key!r} holds an unpaired surrogate, which is not a valid character")
     return text
 
 
@@ -307,7 +316,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _TwiceError(f"the key {twice!r} stands twice in the line")
+        raise _TwiceError(f"the key {twice!r} appears twice in the line")
     return row
 
 

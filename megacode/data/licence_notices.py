@@ -1,6 +1,6 @@
 """Licence notices at the head of source files: the same words in thousands of files, and nothing to learn from.
 
-Left in, they stand in training and held-out documents alike, so that questions made from the latter have been read.
+If they stay, training and held-out documents share them, and items made from held-out documents look contaminated.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _NOTICE = re.compile(
     r"copyright|\(c\)|©|licen[sc]e|SPDX-|public domain|all rights reserved|warrant|this file is part of", re.IGNORECASE
 )
 _PROSE = (".md", ".markdown", ".rst", ".txt")  # where a line that begins with # is a heading
-_MOST_COMMENTS = 6  # at the head of a file; a notice stands in the first few, or nowhere
+_MOST_COMMENTS = 6  # at the head of a file; a notice is among the first few, or absent
 
 
 def without_notice(name: str, text: str) -> str:
-    """Return a file's text without the comments at its head that speak of licences and owners.
+    """Return a file's text without the comments at its head that name licences and owners.
 
     Other comments at the head stay; nothing below the first line of code is touched.
 
@@ -31,11 +31,12 @@ def without_notice(name: str, text: str) -> str:
     if name.lower().endswith(_PROSE):
         return text
     kept, rest = [], text
+    # Bounded: a file of comments only would otherwise be searched to its end.
     for _ in range(_MOST_COMMENTS):
-        found = _COMMENT.match(rest)
-        if found is None:
+        comment = _COMMENT.match(rest)
+        if comment is None:
             break
-        if not _NOTICE.search(found.group()):
-            kept.append(found.group())
-        rest = rest[found.end() :]
+        if not _NOTICE.search(comment.group()):
+            kept.append(comment.group())
+        rest = rest[comment.end() :]
     return ("".join(kept) + rest).lstrip("\n") if rest != text else text

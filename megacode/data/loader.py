@@ -1,7 +1,7 @@
 """Micro-batches: the windows that the schedule names, as tensors on the host.
 
-Everything here follows from the clock. A batch costs one copy a sample. Rows that only fill up a batch have mask 0,
-sample -1 and source -1: they weigh nothing in a loss that is summed over tokens.
+Everything here follows from the clock. A batch costs one copy per sample. Padding rows have mask 0, sample -1 and
+source -1: they weigh nothing in a loss that is summed over tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from megacode.plan.phases import Schedule
 
 
 class BatchSource(Protocol):
-    """What training reads from, whatever makes the micro-batches; all of them make the same, bit for bit."""
+    """The interface that training reads from; all implementations return the same micro-batches, bit for bit."""
 
     def batch(self, consumed_samples: int) -> list[MicroBatch]:
         """Return this rank's micro-batches of the iteration that starts at a clock, all of one size."""
@@ -31,7 +31,7 @@ class BatchSource(Protocol):
         """Yield this rank's micro-batches of a source's held-out windows, on every rank as many, all of one size."""
 
     def close(self) -> None:
-        """Let go of threads and memory; nothing is read afterwards."""
+        """Release threads and memory; nothing is read afterwards."""
 
 
 class Loader:
@@ -42,7 +42,7 @@ class Loader:
         schedule: which tokens a sample reads.
         batches: which samples an iteration has.
         streams: the opened sources, by name.
-        dp_rank, dp_size: this rank among those that share out a batch. Ranks of one tensor- or pipeline-parallel group
+        dp_rank, dp_size: this rank among those that share a batch. Ranks of one tensor- or pipeline-parallel group
             have the same, and read the same.
     """
 
@@ -57,6 +57,7 @@ class Loader:
     ) -> None:
         self._rows = RowPlan(config, schedule, batches, streams, dp_rank, dp_size)
         self._seq_length, self._isolate = config.train.seq_length, config.train.isolate_documents
+        # Full-size masks and positions are the same in every batch, so they are made once.
         self._plain: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def batch(self, consumed_samples: int) -> list[MicroBatch]:
@@ -73,7 +74,7 @@ class Loader:
             yield from self._micro_batches(rows, len(rows))
 
     def close(self) -> None:
-        """Nothing is held but the sources' mappings, which end with the process."""
+        """Only the sources' memory maps are held; they end with the process."""
 
     def _micro_batches(self, rows: Rows, size: int) -> list[MicroBatch]:
         digests = torch.from_numpy(samples_digest(rows.marked()[1])).split(size)
@@ -84,12 +85,14 @@ class Loader:
         labels = np.empty_like(tokens)
         for row, place in enumerate(self._rows.places(rows)):
             window = self._rows.window(*place)
+            # A window of S + 1 tokens gives S inputs and, shifted by one, their S labels.
             tokens[row], labels[row] = window[:-1], window[1:]
         loss_mask, position_ids = self._plain_tensors(len(rows))
         cu_seqlens = None
         if self._isolate:
             loss_mask, position_ids, cu_seqlens = isolated(self._rows.document_starts(rows), self._seq_length)
         if rows.filling.any():
+            # A product, not an assignment: the plain mask is shared by all batches.
             loss_mask = loss_mask * torch.from_numpy(~rows.filling)[:, None]
         source_ids, samples = rows.marked()
         return MicroBatch(
@@ -126,7 +129,9 @@ def isolated(starts: list[npt.NDArray[np.int64]], seq_length: int) -> tuple[torc
     loss_mask = np.ones((size, seq_length), dtype=np.float32)
     positions = np.tile(np.arange(seq_length), (size, 1))
     for row, places in enumerate(starts):
+        # No loss on the step from one document's last token to the next document's first.
         loss_mask[row, places - 1] = 0.0
+        # A document that begins with the last label has no input token here: position S does not exist.
         inner = places[places < seq_length]
         lengths = np.diff(np.concatenate(([0], inner, [seq_length])))
         positions[row] -= np.repeat(np.concatenate(([0], inner)), lengths)
@@ -137,5 +142,6 @@ def borders(starts: list[npt.NDArray[np.int64]], seq_length: int) -> torch.Tenso
     """Return where the documents of some rows begin in the rows laid end to end: `cu_seqlens` of a `MicroBatch`."""
     places = [np.zeros(1, dtype=np.int64)]
     for row, begun in enumerate(starts):
+        # Each row is a border as well: attention kernels see one long packed row.
         places += [row * seq_length + begun[begun < seq_length], np.array([(row + 1) * seq_length])]
     return torch.from_numpy(np.concatenate(places).astype(np.int32))

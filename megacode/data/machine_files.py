@@ -1,9 +1,10 @@
-"""Shards: the parts of an input that several processes preprocess at once, and whose results merge into the whole.
+"""Shards: parts of an input that several processes preprocess in parallel; their results are merged afterwards.
 
 Take an input's files one after another, as bytes on disk: shard i of n has the bytes from `total * i // n` to
-`total * (i + 1) // n`. A line of a plain file belongs to the shard in whose bytes it begins. A compressed file cannot
-be entered in its middle: each shard that has a part of it reads it from its beginning and takes the chunks that begin
-in its bytes. So shards are consecutive stretches of the input's documents, and one shard after another is the whole.
+`total * (i + 1) // n`. A line of a plain file belongs to the shard in whose bytes it begins. Reading a
+compressed file cannot start in the middle: each shard that has a part of it reads from the beginning and keeps the
+chunks that begin in its own bytes. So shards are consecutive stretches of the input's documents; joined, they are the
+whole.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ class Shard:
         """
         match = _SHARD.fullmatch(text)
         if match is None:
-            raise ConfigError(f"{text!r} is not I/N", "--shard", "write for example --shard 0/16")
+            raise ConfigError(f"{text!r} is not of the form I/N", "--shard", "write for example --shard 0/16")
         shard = Shard(int(match[1]), int(match[2]))
+        # A typical slip: counting from 1 to n.
         if shard.index >= shard.count:
-            fix = "shards count from 0: the last of 16 is --shard 15/16"
+            fix = "shards are numbered from 0: the last of 16 is --shard 15/16"
             raise ConfigError(f"there is no shard {text}", "--shard", fix)
         return shard
 
@@ -50,6 +52,7 @@ class Shard:
 
     def prefix(self, whole: str | Path) -> Path:
         """Return the prefix of this shard's data set, from the one of the whole."""
+        # Four digits keep a glob's order equal to the shards' order up to 10,000.
         return Path(f"{whole}.shard_{self.index:04d}_of_{self.count:04d}")
 
     def parts(self, sizes: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -58,14 +61,15 @@ class Shard:
         Args:
             sizes: bytes of the input's files, in order.
         """
-        total, begin, found = sum(sizes), 0, []
+        total, begin, stretches = sum(sizes), 0, []
         first, last = total * self.index // self.count, total * (self.index + 1) // self.count
         for number, size in enumerate(sizes):
+            # The shard's range in this file's own bytes; empty ranges are files that it skips.
             start, end = max(first - begin, 0), min(last - begin, size)
             if start < end:
-                found.append((number, start, end))
+                stretches.append((number, start, end))
             begin += size
-        return found
+        return stretches
 
 
 WHOLE = Shard(0, 1)

@@ -1,17 +1,16 @@
-"""Manifests: what a data set is, and the proof that it still is that.
+"""Manifests: what a data set contains, and how to check that it has not changed.
 
-`<prefix>.manifest.json` stands beside a `.bin` and `.idx` and carries their sizes and hashes, the tokenizer that made
-them, and where they came from. The `identity` of a data set is one hash of its contents; the fingerprints of a run's
+`<prefix>.manifest.json` lies beside a `.bin` and `.idx`. It records their sizes and hashes, the tokenizer that made
+them, and their inputs. The `identity` of a data set is one hash of its contents; the fingerprints of a run's
 data order are built on it. A check reads sizes and some sampled blocks (a few MB, whatever the size); on request
 everything.
 
-A data set from elsewhere has no manifest. Its identity is then made of its sizes and the sampled blocks alone: a change
-between the blocks would go unnoticed, which is said once in the log.
+A data set made by another tool has no manifest. Its identity is then made of its sizes and the sampled blocks alone. A
+change between the blocks would go unnoticed; the log says so once.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -23,20 +22,21 @@ import xxhash
 
 from megacode.base.errors import DataError
 from megacode.base.files import digest, write_json
+from megacode.base.logs import ONCE
 from megacode.base.progress import Advance, bar
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
-_BLOCKS = 32
+_BLOCKS = 32  # sampled blocks of a file: 2 MiB in all, whatever its size
 _BLOCK_BYTES = 1 << 16
 _READ_BYTES = 1 << 22
-_CHANGED = "restore the files, or make the data set again with tools/preprocess_data.py"
+_CHANGED = "restore the files, or recreate the data set with tools/preprocess_data.py"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The facts of a data set.
+    """The contents, origin and hashes of a data set.
 
     Attributes:
         identity: hash of the contents of both files and of the token type.
@@ -49,8 +49,8 @@ class Manifest:
         bad_lines: lines of the input that were skipped.
         inputs: the files it was made of: `path` and `bytes`.
         command: the command line that made it.
-        shard: of a part of a data set: `index` and `count`, `shuffle_seed` of the whole, and `cut_by`: what decided
-            where compressed inputs were cut. None: it is a whole.
+        shard: for a part of a data set: `index` and `count`, `shuffle_seed` of the whole, and `cut_by`: what decided
+            where compressed inputs were cut. None: it is not a shard.
     """
 
     tokens: int
@@ -88,7 +88,7 @@ def describe(prefix: str | Path, bin_hash: str = "", idx_hash: str = "", **facts
 
     Args:
         prefix: its path without `.bin` and `.idx`.
-        bin_hash, idx_hash: xxh3-128 of the files where they are known; else they are read whole.
+        bin_hash, idx_hash: xxh3-128 of the files if known; else the files are read whole.
         facts: further fields of the manifest.
     """
     data = IndexedDataset(prefix)
@@ -110,7 +110,7 @@ def describe(prefix: str | Path, bin_hash: str = "", idx_hash: str = "", **facts
 
 
 def describe_empty(dtype: str, documents: int, **facts: Any) -> Manifest:
-    """Make the manifest of a shard without a token, which has no files: some empty documents, or none."""
+    """Make the manifest of a shard without tokens, which has no files: only empty documents, or none."""
     hashes = dict.fromkeys(("bin_hash", "idx_hash", "bin_sample", "idx_sample"), "")
     facts = {"bin_bytes": 0, "idx_bytes": 0, **hashes, **facts}
     return Manifest(tokens=0, documents=documents, dtype=dtype, identity=_identity(dtype, str(documents)), **facts)
@@ -125,21 +125,26 @@ def read(prefix: str | Path) -> Manifest | None:
     """Read a data set's manifest; None if it has none.
 
     Raises:
-        DataError: if the file is no manifest, or of a later format.
+        DataError: if the file is not a manifest, or has a later format.
     """
     path = manifest_path(prefix)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+        # Unknown keys come from later versions that kept the format; they are ignored.
         known = {field.name for field in fields(Manifest)}
         document["inputs"] = tuple(document.get("inputs", ()))
         manifest = Manifest(**{key: value for key, value in document.items() if key in known})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        fix = "restore it, or remove it: the data set is then known by its size and sampled blocks"
+        fix = "restore or delete it; without it the data set is identified by its size and sampled blocks"
         raise DataError(f"it is not a manifest: {error}", str(path), fix) from None
     if manifest.format > _FORMAT:
-        raise DataError(f"it has format {manifest.format}, this megacode knows {_FORMAT}", str(path), "update megacode")
+        raise DataError(
+            f"its format is {manifest.format}, but this version supports formats up to {_FORMAT}",
+            str(path),
+            "update megacode",
+        )
     return manifest
 
 
@@ -170,15 +175,16 @@ def check(prefix: str | Path, whole: bool = False) -> Manifest | None:
 def _check_file(path: Path, size: int, expected: str, whole: bool) -> None:
     if not path.exists():
         raise DataError("there is no such file", str(path), _CHANGED)
-    found = path.stat().st_size
-    if found != size:
-        raise DataError(f"it has {found} bytes, its manifest says {size}", str(path), _CHANGED)
+    actual = path.stat().st_size
+    if actual != size:
+        raise DataError(f"it has {actual} bytes, but its manifest says {size}", str(path), _CHANGED)
+    # The size is compared first: it costs nothing and finds nearly every truncated copy.
     if (whole_hash(path) if whole else sample_hash(path)) != expected:
-        raise DataError("its contents are not those of its manifest", str(path), _CHANGED)
+        raise DataError("its contents do not match its manifest", str(path), _CHANGED)
 
 
 def identity(prefix: str | Path) -> str:
-    """Return the hash by which a data set is known.
+    """Return the hash that identifies a data set's contents.
 
     Raises:
         DataError: if its manifest cannot be read.
@@ -191,10 +197,9 @@ def identity(prefix: str | Path) -> str:
     return _identity("sampled", *parts)
 
 
-@functools.cache
 def _say_once(prefix: str) -> None:
-    """Log that a data set has no manifest, once a process: plan, check and handshake all ask for its identity."""
-    _LOG.info("%s has no manifest: it is known by its size and sampled blocks only", prefix)
+    """Log, once a process, that a data set has no manifest: plan, check and handshake all ask for its identity."""
+    _LOG.info("%s has no manifest: it is identified only by its size and sampled blocks", prefix, extra=ONCE)
 
 
 def _identity(*parts: str) -> str:
@@ -222,6 +227,7 @@ def _sampled_blocks(path: Path) -> Iterator[bytes]:
     last = max(0, path.stat().st_size - _BLOCK_BYTES)
     with path.open("rb") as file:
         for number in range(_BLOCKS):
+            # Truncation shows at the end, a different header at the beginning: both are always sampled.
             file.seek(last * number // (_BLOCKS - 1))
             yield file.read(_BLOCK_BYTES)
 
@@ -241,6 +247,6 @@ def check_tokenizer(prefix: str | Path, manifest: Manifest | None, tokenizer_has
     """
     made_by = (manifest.tokenizer or {}).get("hash") if manifest else None
     if made_by is not None and made_by != tokenizer_hash:
-        what = f"it was made by tokenizer {made_by[:12]}, the run's tokenizer is {tokenizer_hash[:12]}"
-        fix = "name the tokenizer that made it under tokenizer.path, or preprocess it again with the run's"
+        what = f"it was made with tokenizer {made_by[:12]}, but the run's tokenizer is {tokenizer_hash[:12]}"
+        fix = "set tokenizer.path to the tokenizer that made it, or preprocess it again with the run's"
         raise DataError(what, str(prefix), fix)

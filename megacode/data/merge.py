@@ -1,9 +1,9 @@
-"""Several data sets into one, streamed: memory does not grow with their size.
+"""Merge several data sets into one, streamed: memory does not grow with their size.
 
-Shards of one input (see `shards`) become what a single process makes of it, to the byte, whatever order they are named
-in; if a shuffle was asked for when they were made, it happens here. Other data sets follow each other as they are
-named. Every byte that is copied is hashed on the way and compared with its manifest, so a shard that was damaged or
-cut short since it was made is named, not merged.
+Shards of one input (see `machine_files`) become what a single process makes of it, to the byte, in whatever order they
+are listed. If they were made for a shuffle, it happens here. Other data sets follow each other as listed. Every byte
+that is copied is hashed and compared with its manifest, so a shard that was corrupted or truncated since is reported,
+not merged.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from megacode.base.claims import claimed
 from megacode.base.errors import ConfigError, DataError, Problem
 from megacode.base.files import remove
 from megacode.base.progress import steps
@@ -48,51 +49,56 @@ def merge(
     Args:
         inputs: prefixes of data sets, without `.bin` and `.idx`, and globs of them.
         output_prefix: the one to make.
-        shuffle_seed: shuffle the documents; None: as the shards were made to be, else as they come.
+        shuffle_seed: shuffle the documents; None: as the shards were made for, else in order.
         remove_shards: remove shards once the whole is on disk.
         command: the command line, for the manifest.
         overwrite: replace a data set that is there already.
 
     Raises:
-        DataError: if a data set is missing, not finished, damaged, or does not go with the others.
-        ConfigError: if a data set is named twice, or the output is one of them, is there, or cannot be written.
+        DataError: if a data set is missing, unfinished, corrupted, or incompatible with the others.
+        ConfigError: if a data set is listed twice, or the output is one of them, exists, or cannot be written.
     """
     parts = find_parts(inputs)
     if Path(output_prefix).absolute() in [Path(part.prefix).absolute() for part in parts]:
-        raise ConfigError("it is one of the inputs", f"--output-prefix {output_prefix}", "give another prefix")
+        raise ConfigError(
+            "the output is one of the inputs", f"--output-prefix {output_prefix}", "choose another prefix"
+        )
     facts = _check_alike(parts, shuffle_seed)
-    refuse_existing(manifests.files_of([Path(output_prefix)]), overwrite, "--output-prefix")
     refuse_unwritable(bin_path(output_prefix), "--output-prefix")
-    _check_contents(parts)
-    _check_space(parts, Path(output_prefix), facts["shuffle_seed"] is not None)
-    made = _write(parts, output_prefix, {**facts, "command": command})
+    with claimed(Path(output_prefix), "--output-prefix"):
+        refuse_existing(manifests.files_of([Path(output_prefix)]), overwrite, "--output-prefix")
+        _check_contents(parts)
+        _check_space(parts, Path(output_prefix), facts["shuffle_seed"] is not None)
+        made = _write(parts, output_prefix, {**facts, "command": command})
     if remove_shards:
         for part in parts:
+            # Only shards are removed, never data sets that the user has listed by other names.
             if Shard.of(part.prefix):
+                # The manifest goes first: an interrupted removal leaves an unfinished shard, not a damaged one.
                 for end in reversed(_ENDS):
                     remove(Path(part.prefix + end))
     return made
 
 
 def find_parts(patterns: Sequence[str]) -> list[StoredDataset]:
-    """Return the data sets that prefixes and globs name: shards in their order, others as named, a glob's sorted.
+    """Return the data sets that prefixes and globs match: shards in their order, others as listed, a glob's sorted.
 
     Raises:
-        DataError: if a prefix or glob names none, or shards of a set are missing or not finished.
-        ConfigError: if one is named twice, or shards of several sets, or shards and others, are named together.
+        DataError: if a prefix or glob matches none, or shards of a set are missing or unfinished.
+        ConfigError: if one is listed twice, or shards of several sets, or shards and others, are mixed.
     """
-    found: list[str] = []
+    prefixes: list[str] = []
     for pattern in patterns:
         names = {name.removesuffix(end) for end in (".idx", ".manifest.json") for name in _files(pattern + end)}
         if not names:
             fix = "give prefixes without .bin and .idx, or a quoted glob of them"
             raise DataError("there is no such data set", f"--input {pattern}", fix)
-        found += sorted(names)
-    twice = [name for name, times in Counter(found).items() if times > 1]
+        prefixes += sorted(names)
+    twice = [name for name, times in Counter(prefixes).items() if times > 1]
     if twice:
-        fix = "its documents would come twice; name it once"
-        raise ConfigError("the same data set is named twice", f"--input {twice[0]}", fix)
-    return [StoredDataset(name, manifests.read(name)) for name in _in_order(found)]
+        fix = "list it once; otherwise its documents would appear twice"
+        raise ConfigError("the same data set is listed twice", f"--input {twice[0]}", fix)
+    return [StoredDataset(name, manifests.read(name)) for name in _in_order(prefixes)]
 
 
 def _files(pattern: str) -> list[str]:
@@ -100,18 +106,23 @@ def _files(pattern: str) -> list[str]:
 
 
 def _in_order(prefixes: list[str]) -> list[str]:
-    """Return shards in their order, after a look at whether all are there; other data sets as they are."""
+    """Return shards in their order, after checking that all exist; other data sets as they are."""
     shards = [Shard.of(prefix) for prefix in prefixes]
     if not any(shards):
         return prefixes
     wholes = sorted({f"{shard[0]} in {shard[1].count} shards" if shard else "no shard" for shard in shards})
     if len(wholes) > 1:
         fix = "merge the shards of one data set at a time"
-        raise ConfigError(f"they do not belong together: {'; '.join(wholes)}", "--input", fix)
-    whole, one = shards[0] or ("", WHOLE)
-    expected = [str(Shard(index, one.count).prefix(whole)) for index in range(one.count)]
+        raise ConfigError(f"they belong to different data sets: {'; '.join(wholes)}", "--input", fix)
+    whole, shard_of_whole = shards[0] or ("", WHOLE)
+    # The names are known from any one shard, so a glob that misses one is noticed.
+    expected = [str(Shard(index, shard_of_whole.count).prefix(whole)) for index in range(shard_of_whole.count)]
     problems = [
-        Problem(f"shard {index} of {one.count} is {what}", prefix, f"{AGAIN} --shard {index}/{one.count}")
+        Problem(
+            f"shard {index} of {shard_of_whole.count} is {what}",
+            prefix,
+            f"{AGAIN} --shard {index}/{shard_of_whole.count}",
+        )
         for index, prefix in enumerate(expected)
         if (what := _unfinished(prefix, prefixes))
     ]
@@ -123,18 +134,19 @@ def _in_order(prefixes: list[str]) -> list[str]:
 def _unfinished(prefix: str, found: Sequence[str]) -> str:
     if prefix not in found:
         return "missing"
-    return "" if manifests.manifest_path(prefix).exists() else "not finished: it has no manifest"
+    return "" if manifests.manifest_path(prefix).exists() else "unfinished: it has no manifest"
 
 
 def _check_alike(parts: Sequence[StoredDataset], shuffle_seed: int | None) -> dict[str, Any]:
-    """Check that data sets make one together, and return what the manifest says of them all."""
+    """Check that data sets can be merged, and return the manifest entries of the result."""
     for part in parts:
         if part.dtype() != parts[0].dtype():
             raise _differs(part, parts[0], "token types", part.dtype().name, parts[0].dtype().name)
     known = [part.manifest for part in parts if part.manifest]
+    # Compared by hash: equal tokenizers may lie under different paths.
     tokenizer = _same("tokenizer", parts, None, lambda facts: (facts or {}).get("hash", "none known")[:12])
     if len(known) < len(parts):
-        _LOG.warning("some data sets have no manifest: whether one tokenizer made them all is not known")
+        _LOG.warning("some data sets have no manifest: megacode cannot check that one tokenizer made them all")
         tokenizer = None
     return {
         "tokenizer": tokenizer,
@@ -146,19 +158,19 @@ def _check_alike(parts: Sequence[StoredDataset], shuffle_seed: int | None) -> di
 
 
 def _differs(part: StoredDataset, first: StoredDataset, what: str, here: object, there: object) -> DataError:
-    fix = f"{first.prefix} has {str(there)[:120]}; merge only data sets that are alike, made by the same command"
+    fix = f"{first.prefix} has {str(there)[:120]}; merge only data sets made with the same settings"
     return DataError(f"the data sets have different {what}: it has {str(here)[:120]}", part.prefix, fix)
 
 
 def _same(
     name: str, parts: Sequence[StoredDataset], absent: Any, show: Callable[[Any], object] = lambda value: value
 ) -> Any:
-    """Return what the manifests say under a name, if it is the same in all; `absent` without manifests."""
-    told = [(part, getattr(part.manifest, name)) for part in parts if part.manifest]
-    for part, value in told:
-        if show(value) != show(told[0][1]):
-            raise _differs(part, told[0][0], f"values of {name}", show(value), show(told[0][1]))
-    return told[0][1] if told else absent
+    """Return a field of the manifests if it is equal in all of them; `absent` without manifests."""
+    values = [(part, getattr(part.manifest, name)) for part in parts if part.manifest]
+    for part, value in values:
+        if show(value) != show(values[0][1]):
+            raise _differs(part, values[0][0], f"values of {name}", show(value), show(values[0][1]))
+    return values[0][1] if values else absent
 
 
 def _inputs(parts: Sequence[StoredDataset], known: list[Manifest]) -> tuple[dict[str, Any], ...]:
@@ -181,8 +193,8 @@ def _seed(parts: Sequence[StoredDataset], wanted: int | None) -> int | None:
     shard = _same("shard", parts, None, whole_of) or {}
     made_for = shard.get("shuffle_seed")
     if wanted is not None and made_for is not None and wanted != made_for:
-        fix = f"leave it out, or give --shuffle-seed {made_for}"
-        raise ConfigError(f"the shards were made to be shuffled by {made_for}", f"--shuffle-seed {wanted}", fix)
+        fix = f"omit it, or use --shuffle-seed {made_for}"
+        raise ConfigError(f"the shards were made for shuffle seed {made_for}", f"--shuffle-seed {wanted}", fix)
     return made_for if wanted is None else wanted
 
 
@@ -192,24 +204,27 @@ def _check_contents(parts: Sequence[StoredDataset]) -> None:
         for part in counted:
             if part.is_empty or part.manifest is None:
                 continue
+            # Cheap checks for all first: finding damage after hours of copying would cost the copy.
             manifests.check(part.prefix)
             if manifests.whole_hash(idx_path(part.prefix)) != part.manifest.idx_hash:
-                raise DataError("its contents are not those of its manifest", str(idx_path(part.prefix)), AGAIN)
+                raise DataError("its contents do not match its manifest", str(idx_path(part.prefix)), AGAIN)
 
 
 def _check_space(parts: Sequence[StoredDataset], output: Path, shuffled: bool) -> None:
-    """Check that the output, and what a shuffle lays down before it, find room on the disk."""
+    """Check that the output, and the temporary files of a shuffle, fit on the disk."""
     files = [path(part.prefix) for part in parts if not part.is_empty for path in (bin_path, idx_path)]
+    # A shuffle writes every document to its sorting files before it writes the output.
     needed = sum(file.stat().st_size for file in files) * (2 if shuffled else 1)
     output.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(output.parent).free
     if free < needed:
-        what = f"merging needs {format_bytes(needed)}, {format_bytes(free)} are free"
-        raise DataError(what, str(output.parent), "free some space, or name an output elsewhere")
+        what = f"merging needs {format_bytes(needed)} of disk space, but only {format_bytes(free)} is free"
+        raise DataError(what, str(output.parent), "free some space, or choose an output on another disk")
 
 
 def _write(parts: Sequence[StoredDataset], output_prefix: str, facts: dict[str, Any]) -> Manifest:
     dtype, seed = parts[0].dtype(), facts["shuffle_seed"]
+    # Without a shuffle tokens are only copied, so no sorting files are needed.
     plain = IndexedDatasetWriter(output_prefix, dtype) if seed is None else None
     writer = plain or ShuffledWriter(output_prefix, dtype, seed)
     size = sum(bin_path(part.prefix).stat().st_size for part in parts if not part.is_empty)
@@ -220,6 +235,7 @@ def _write(parts: Sequence[StoredDataset], output_prefix: str, facts: dict[str, 
                 writer.add(*batch)
                 progress.advance(len(batch[2]), batch[0].nbytes)
         writer.finish()
+        # The old manifest would contradict the new files if the process died between them.
         remove(manifests.manifest_path(output_prefix))
     out = writer if isinstance(writer, IndexedDatasetWriter) else writer.out
     made = manifests.describe(output_prefix, out.bin_hash, out.idx_hash, **facts)

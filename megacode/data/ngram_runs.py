@@ -1,7 +1,7 @@
-"""Runs of 13 tokens: those of some items, found again in a stream of any length.
+"""Runs of 13 tokens: find those of some items in a token stream of any length.
 
-The stream is scanned with a hash of each run, h = sum of t_j * B^(12-j) mod 2^64, a table of bits that lets few of the
-others pass, a search among the items' hashes, and a look at the tokens themselves: no find is a collision.
+Each run of the stream is hashed, h = sum of t_j * B^(12-j) mod 2^64. A Bloom filter rejects most runs, a binary search
+among the items' hashes most of the rest. Finally the tokens themselves are compared, so no match is a hash collision.
 """
 
 from __future__ import annotations
@@ -45,13 +45,15 @@ class Grams:
 
 
 def find_runs(items: Sequence[str], tokenizer: Tokenizer) -> Grams:
-    """Cut items into tokens, as they stand and behind a space, and find all their runs."""
+    """Tokenize items, as they stand and after a space, and list all their runs."""
+    # Text 2k is item k as it stands, text 2k + 1 the same after a space.
     texts = [text for item in items for text in (item, " " + item)]
     encoded = [np.asarray(tokenizer.encode(text), dtype=np.int64) for text in texts]
     ids = np.concatenate([*encoded, np.zeros(0, np.int64)])
     starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     whole = np.zeros(len(ids), dtype=bool)
     for first, last in pairwise(starts.tolist()):
+        # A run may not cross from one text into the next.
         whole[first : max(first, last - NGRAM + 1)] = True
     begins = np.flatnonzero(whole)
     hashes, places, inverse = np.unique(rolling_hashes(ids)[begins], return_index=True, return_inverse=True)
@@ -68,6 +70,7 @@ def rolling_hashes(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
     """
     if len(ids) < NGRAM:
         return np.zeros(0, np.uint64)
+    # + 1, so that leading zeros count; unsigned, so that overflow is the modulus.
     one = (ids + 1).astype(np.uint64)
     with np.errstate(over="ignore"):
         square = _BASE * _BASE
@@ -80,12 +83,12 @@ def rolling_hashes(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
 
 
 def take_out_templates(grams: Grams, tasks: Sequence[int], least: int, share: float) -> int:
-    """Let runs that stand in many items of one task count for none; return how many there are.
+    """Exclude runs that occur in many items of one task; return how many there are.
 
     Args:
         grams: of the items.
         tasks: each item's task, numbered from 0.
-        least: a run in so many items of a task or fewer is no template.
+        least: a run in this many items of a task or fewer is not a template.
         share: nor is one in this share of the task's items or fewer.
     """
     if not tasks:
@@ -93,9 +96,10 @@ def take_out_templates(grams: Grams, tasks: Sequence[int], least: int, share: fl
     task_of, items = np.array(tasks, dtype=np.int64), len(tasks)
     sizes = np.bincount(task_of)
     begins = np.flatnonzero(grams.run_of >= 0)
-    # What stands nowhere more often is no template: that leaves few of the many.
+    # Most runs occur too rarely to be a template anywhere; dropping them first keeps the sort below small.
     begins = begins[np.bincount(grams.run_of[begins], minlength=1)[grams.run_of[begins]] > least]
     item = (np.searchsorted(grams.starts, begins, side="right") - 1) // 2
+    # Each (run, item) pair once: a run repeated within one item is still one item.
     pairs = np.unique(grams.run_of[begins] * items + item)
     stand, counts = np.unique(pairs // items * len(sizes) + task_of[pairs % items], return_counts=True)
     many = stand[counts > np.maximum(least, share * sizes)[stand % len(sizes)]]
@@ -106,10 +110,11 @@ def take_out_templates(grams: Grams, tasks: Sequence[int], least: int, share: fl
 
 
 class Marker:
-    """Marks the runs that stand in a stream."""
+    """Marks the runs that occur in a stream."""
 
     def __init__(self, grams: Grams) -> None:
         self._grams = grams
+        # At least 16 slots a run keep false positives low; the table has at most 32 MiB.
         bits = min(28, max(16, len(grams.hashes).bit_length() + 4))
         self._shift = np.uint64(64 - bits)
         marked = np.zeros(1 << bits, dtype=bool)
@@ -122,15 +127,16 @@ class Marker:
             return ((hashes * spread) >> self._shift).astype(np.int64)
 
     def _may_be(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
-        """Return the places of hashes that may be among the items' (a Bloom filter): each table look-up costs most."""
+        """Return the places of hashes that may be among the items' (a Bloom filter)."""
         places = np.arange(len(hashes))
         for spread in _SPREADS:
             slots = self._slots(hashes[places], spread)
+            # Random table look-ups are the cost of a scan; the second one runs on the survivors only.
             places = places[(self._table[slots >> 3] >> (slots & 7).astype(np.uint8)) & 1 == 1]
         return places
 
     def scan(self, stream: SourceStream, source: int, first: int, last: int) -> None:
-        """Look at the tokens first .. last - 1 of a stream, in blocks that share `NGRAM - 1` tokens."""
+        """Scan the tokens first .. last - 1 of a stream, in blocks that overlap by `NGRAM - 1` tokens."""
         while last - first >= NGRAM:
             block = stream.data.read(first, min(_BLOCK, last - first)).astype(np.int64)
             self._mark(block, source, first)
@@ -144,21 +150,24 @@ class Marker:
             return
         run = np.minimum(np.searchsorted(grams.hashes, hashes[maybe]), len(grams.hashes) - 1)
         offsets = np.arange(NGRAM)
+        # First equal hashes, then equal tokens: each check is dearer and sees fewer candidates.
         same = grams.hashes[run] == hashes[maybe]
         maybe, run = maybe[same], run[same]
         same = (block[maybe[:, None] + offsets] == grams.ids[grams.places[run][:, None] + offsets]).all(1)
         maybe, run = maybe[same], run[same]
+        # Only the first place of each run is kept, for the examples in the note.
         new, where = np.unique(run[~grams.found[run]], return_index=True)
         grams.where[new] = np.stack([np.full(len(new), source), first + maybe[~grams.found[run]][where]], axis=1)
         grams.found[run] = True
 
 
 def covered(grams: Grams) -> npt.NDArray[np.bool_]:
-    """Return which of the items' tokens lie in a run that was found, bool [tokens]."""
-    hit = np.zeros(len(grams.ids), dtype=bool)
+    """Return which of the items' tokens are part of a run that was found, bool [tokens]."""
+    matched = np.zeros(len(grams.ids), dtype=bool)
     begins = np.flatnonzero(grams.run_of >= 0)
-    hit[begins] = grams.found[grams.run_of[begins]]
+    matched[begins] = grams.found[grams.run_of[begins]]
+    # +1 where a run begins and -1 where it ends: the running sum is the number of runs over a token.
     steps = np.zeros(len(grams.ids) + NGRAM, dtype=np.int64)
-    steps[:-NGRAM] += hit
-    steps[NGRAM:] -= hit
+    steps[:-NGRAM] += matched
+    steps[NGRAM:] -= matched
     return np.cumsum(steps)[: len(grams.ids)] > 0

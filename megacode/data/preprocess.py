@@ -1,9 +1,9 @@
-"""From JSON lines to indexed data sets, in one pass with flat memory.
+"""Preprocess JSON lines into indexed data sets, in one pass with flat memory.
 
-Lines are parsed while the last chunk is encoded and written, so that parsing (which holds Python's lock) and encoding
-(which does not) share the cores. Nothing is handed between processes: unpickling token lists is what bounds Megatron's
-tool at 30 MB/s. Its output is matched byte for byte, but for special tokens: those in a text stay text (see
-`encoders`), and none are put before or around a text, whatever the tokenizer would add (Llama's begin-of-text).
+Lines are parsed while the previous chunk is encoded and written, so that parsing (which holds Python's lock) and
+encoding (which does not) share the cores. No data passes between processes: unpickling token lists limits Megatron's
+tool to 30 MB/s. The output equals Megatron's byte for byte, except for special tokens. Those in a text stay text (see
+`encoders`), and none are added before or around a text, whatever the tokenizer would add (Llama's begin-of-text).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from megacode.base.claims import claimed
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.files import remove
 from megacode.base.units import format_count
@@ -35,7 +36,7 @@ from megacode.data.shuffle import ShuffledWriter
 from megacode.data.tokenizer import EncoderMismatch, Tokenizer, load_tokenizer
 
 _LOG = logging.getLogger(__name__)
-_UINT16_VOCABULARY = 65_500  # Megatron's border, a little below 2^16
+_UINT16_VOCABULARY = 65_500  # Megatron's threshold, a little below 2^16
 _SAMPLED_FILES = 16
 _SAMPLED_CHARACTERS = 1 << 18
 _SAMPLED_CHUNK = 1 << 20
@@ -45,8 +46,8 @@ Batch = tuple[npt.NDArray[np.integer], npt.NDArray[np.int64], npt.NDArray[np.int
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to preprocess.
+class PreprocessJob:
+    """The settings of one preprocessing job.
 
     Attributes:
         inputs: paths and globs of JSON-lines files: `.jsonl`, `.json`, and `.gz` and `.zst` of them.
@@ -55,12 +56,12 @@ class Job:
         keys: JSON keys that hold text; each makes a data set.
         append_eod: end each document that is not empty with the tokenizer's end-of-document token.
         shuffle_seed: shuffle the documents; None: keep the input's order. A shard keeps it; merging shuffles.
-        skip_bad_lines: leave out and count lines that cannot be read, instead of stopping.
+        skip_bad_lines: skip and count lines that cannot be read, instead of stopping.
         dtype: `auto` (uint16 where the vocabulary allows), `uint16` or `int32`.
         workers: threads that encode; None: all cores.
-        log_interval: documents between two lines of the log.
+        log_interval: documents between two log lines.
         command: the command line, for the manifest.
-        shard: preprocess only this part of the input, into data sets that `merge` makes one of; None: all of it.
+        shard: preprocess only this part of the input, into data sets for `merge` to join; None: all of it.
         overwrite: replace data sets that are there already.
     """
 
@@ -79,12 +80,12 @@ class Job:
     overwrite: bool = False
 
     def prefix(self, key: str) -> Path:
-        """Return the prefix of a key's data set, named as Megatron's tool names it; a shard's name says which it is."""
+        """Return the prefix of a key's data set, named as by Megatron's tool; a shard's name contains its number."""
         whole = Path(f"{self.output_prefix}_{key}_document")
         return self.shard.prefix(whole) if self.shard else whole
 
 
-def preprocess(job: Job) -> dict[str, Manifest]:
+def preprocess(job: PreprocessJob) -> dict[str, Manifest]:
     """Make the data sets of a job and their manifests; on an error nothing is left behind.
 
     Returns:
@@ -92,29 +93,31 @@ def preprocess(job: Job) -> dict[str, Manifest]:
 
     Raises:
         DataError: if the input cannot be read or is empty (a shard may be), or the tokenizer does not fit.
-        ConfigError: if the job contradicts itself, a data set is there already, or none can be written there.
+        ConfigError: if the job contradicts itself, or a data set exists already or cannot be written.
     """
     tokenizer = load_tokenizer(job.tokenizer)
     dtype = choose_dtype(job.dtype, tokenizer)
     if job.append_eod and tokenizer.eod is None:
-        fix = "name one as eos_token in its tokenizer_config.json, or leave out --append-eod"
+        fix = "name one as eos_token in its tokenizer_config.json, or omit --append-eod"
         raise DataError("the tokenizer has no end-of-document token", str(tokenizer.path), fix)
+    # Two writers of one prefix would overwrite each other.
     if len(set(job.keys)) != len(job.keys):
-        raise ConfigError("a key is named twice", "--json-keys", "name each key once")
+        raise ConfigError("a key is listed twice", "--json-keys", "list each key once")
     prefixes = [job.prefix(key) for key in job.keys]
-    refuse_existing(manifests.files_of(prefixes), job.overwrite, "--output-prefix")
     refuse_unwritable(bin_path(prefixes[0]), "--output-prefix")
-    if job.workers is not None:
-        tokenizer.limit_threads(job.workers)
-    inputs = find_inputs(job.inputs)
-    if tokenizer.use_fast(_sample(inputs, job)):
-        _LOG.info("encoding with gigatoken: its ids are those of the reference library on probes and on this input")
-    try:
-        return _run(job, tokenizer, dtype, inputs)
-    except EncoderMismatch as mismatch:
-        _LOG.warning("%s: starting again with the reference library", mismatch)
-        tokenizer.use_reference()
-        return _run(job, tokenizer, dtype, inputs)
+    with claimed(prefixes[0], "--output-prefix"):
+        refuse_existing(manifests.files_of(prefixes), job.overwrite, "--output-prefix")
+        if job.workers is not None:
+            tokenizer.limit_threads(job.workers)
+        inputs = find_inputs(job.inputs)
+        if tokenizer.use_fast(_sample(inputs, job)):
+            _LOG.info("encoding with gigatoken: its ids match the reference library's on probe texts and on this input")
+        try:
+            return _run(job, tokenizer, dtype, inputs)
+        except EncoderMismatch as mismatch:
+            _LOG.warning("%s: restarting with the reference library", mismatch)
+            tokenizer.use_reference()
+            return _run(job, tokenizer, dtype, inputs)
 
 
 def choose_dtype(wanted: str, tokenizer: Tokenizer) -> np.dtype:
@@ -127,24 +130,25 @@ def choose_dtype(wanted: str, tokenizer: Tokenizer) -> np.dtype:
         return np.dtype(np.uint16 if tokenizer.vocab_size < _UINT16_VOCABULARY else np.int32)
     dtype = np.dtype(wanted)
     if tokenizer.vocab_size - 1 > np.iinfo(dtype).max:
-        what = f"a vocabulary of {tokenizer.vocab_size} does not fit {dtype.name}"
-        raise DataError(what, f"--dtype {wanted}", "give --dtype int32, or leave it out")
+        what = f"a vocabulary of {tokenizer.vocab_size} does not fit into {dtype.name}"
+        raise DataError(what, f"--dtype {wanted}", "use --dtype int32, or omit it")
     return dtype
 
 
-def _sample(inputs: list[Path], job: Job) -> list[str]:
+def _sample(inputs: list[Path], job: PreprocessJob) -> list[str]:
     """Return stretches of text from the heads of some of the files."""
+    # Files often differ in language or format, so the sample takes some from all over the list.
     chosen = inputs[:: -(-len(inputs) // _SAMPLED_FILES)]
     share = _SAMPLED_CHARACTERS // (len(chosen) * len(job.keys))
-    found: list[str] = []
+    stretches: list[str] = []
     for path in chosen:
         for chunk in islice(read_chunks(path, _SAMPLED_CHUNK), 1):
             for column in parse(chunk, job.keys, skip_bad_lines=True)[0].values():
-                found += pieces(column.texts, share, max(1, share // 8))
-    return found
+                stretches += pieces(column.texts, share, max(1, share // 8))
+    return stretches
 
 
-def _run(job: Job, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) -> dict[str, Manifest]:
+def _run(job: PreprocessJob, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) -> dict[str, Manifest]:
     sizes = [path.stat().st_size for path in inputs]
     with ExitStack() as stack:
         writers = {key: _writer(job, key, dtype) for key in job.keys}
@@ -155,11 +159,12 @@ def _run(job: Job, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) ->
         bad_lines = _encode_all(job, tokenizer, inputs, writers, progress)
         for key, writer in writers.items():
             writer.finish()
+            # The old manifest goes before the new files are published: they never contradict each other.
             remove(manifests.manifest_path(job.prefix(key)))
     if bad_lines:
-        _LOG.warning("%d bad lines were left out", bad_lines)
+        _LOG.warning("%d bad lines were skipped", bad_lines)
     if not job.append_eod:
-        _LOG.warning("documents do not end with an end-of-document token: a run reads them as one text; --append-eod")
+        _LOG.warning("documents have no end-of-document token, so a run reads them as one text; --append-eod adds it")
     facts = {
         "tokenizer": tokenizer.facts(),
         "append_eod": job.append_eod,
@@ -172,13 +177,14 @@ def _run(job: Job, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) ->
     return {key: _manifest(job.prefix(key), writer, facts) for key, writer in writers.items()}
 
 
-def _shard_facts(job: Job, inputs: list[Path]) -> dict[str, object] | None:
+def _shard_facts(job: PreprocessJob, inputs: list[Path]) -> dict[str, object] | None:
     if job.shard is None:
         return None
     return {**asdict(job.shard), "shuffle_seed": job.shuffle_seed, "cut_by": cut_by(inputs)}
 
 
-def _writer(job: Job, key: str, dtype: np.dtype) -> Writer:
+def _writer(job: PreprocessJob, key: str, dtype: np.dtype) -> Writer:
+    # A shard keeps the input's order: only the merge knows all documents that are to be shuffled.
     if job.shuffle_seed is None or job.shard:
         return IndexedDatasetWriter(job.prefix(key), dtype, may_be_empty=job.shard is not None)
     return ShuffledWriter(job.prefix(key), dtype, job.shuffle_seed)
@@ -197,7 +203,7 @@ def _manifest(prefix: Path, writer: Writer, facts: dict[str, object]) -> Manifes
 
 
 def _encode_all(
-    job: Job, tokenizer: Tokenizer, inputs: list[Path], writers: dict[str, Writer], progress: PassProgress
+    job: PreprocessJob, tokenizer: Tokenizer, inputs: list[Path], writers: dict[str, Writer], progress: PassProgress
 ) -> int:
     """Parse chunk after chunk while a thread encodes and writes the one before; return the number of bad lines."""
     bad_lines = 0
@@ -205,6 +211,7 @@ def _encode_all(
 
     def encode_and_write(texts: dict[str, Texts], size: int) -> None:
         for key, column in texts.items():
+            # The encoders release Python's lock, so the main thread parses meanwhile.
             flat, offsets = tokenizer.encode_batch(column.texts)
             writers[key].add(*assemble(flat, offsets, column.counts, eod))
         progress.advance(texts[job.keys[0]].documents, size)
@@ -216,6 +223,7 @@ def _encode_all(
             bad_lines += bad
             if pending is not None:
                 pending.result()
+            # One chunk is encoded and one parsed at any time: memory holds two chunks, whatever the input's size.
             pending = thread.submit(encode_and_write, texts, chunk.read_bytes)
         if pending is not None:
             pending.result()
@@ -230,7 +238,7 @@ def _chunks(inputs: list[Path], shard: Shard) -> Iterator[Chunk]:
 def assemble(
     flat: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], counts: list[int] | None, eod: int | None
 ) -> Batch:
-    """Put encoded texts together as documents.
+    """Assemble encoded texts into documents.
 
     Args:
         flat: ids of all texts, one after another.
@@ -239,7 +247,7 @@ def assemble(
         eod: token that ends each document that is not empty.
 
     Returns:
-        tokens; lengths of the sequences, those without tokens left out; and sequences in each document.
+        tokens; lengths of the sequences, without empty ones; and sequences in each document.
     """
     lengths = np.diff(offsets)
     kept = lengths > 0
@@ -251,6 +259,7 @@ def assemble(
     lengths = lengths[kept]
     if eod is None:
         return flat, lengths, per_document
+    # The last sequence of each document that has any; empty documents get no token.
     last = np.cumsum(per_document)[per_document > 0] - 1
     flat = np.insert(flat, np.cumsum(lengths)[last], eod)
     lengths[last] += 1

@@ -1,4 +1,4 @@
-"""How far a long pass over files is: a bar on a terminal, lines in a log elsewhere."""
+"""Progress of a long pass over files: a bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ class PassProgress:
     """Shows the progress of one pass; a context.
 
     Args:
-        label: what is done.
+        label: what the pass does.
         total_bytes: size of the whole input.
-        log_interval: without a terminal, a line each time that many more documents are done.
+        log_interval: without a terminal, documents between two log lines.
     """
 
     def __init__(self, label: str, total_bytes: int, log_interval: int = 100_000) -> None:
         self.documents = self.bytes = 0
         self._total, self._interval, self._start = total_bytes, max(1, log_interval), time.monotonic()
+        # Bytes drive the bar: the number of documents is not known in advance.
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -44,10 +45,11 @@ class PassProgress:
         self._bar.stop()
 
     def advance(self, documents: int, size: int) -> None:
-        """Count documents and bytes of the input that are done."""
+        """Add documents and input bytes to those that are done."""
         before = self.documents // self._interval
         self.documents, self.bytes = self.documents + documents, self.bytes + size
         self._bar.update(self._task, completed=self.bytes, documents=format_count(self.documents))
+        # The bar is disabled without a terminal; then one line per interval goes to the log.
         if self._bar.disable and self.documents // self._interval > before:
             self._log()
 

@@ -1,11 +1,11 @@
 """Which windows a data-parallel rank reads, and in which micro-batches: a pure function of the clock.
 
-A batch's slots are dealt to data-parallel ranks in equal runs, and each run is cut into micro-batches; which sample a
-slot takes is `placement`'s business. So every layout trains on the same samples. What the samples of some dozens of
-batches read is worked out at once, in vectors.
+A batch's slots are dealt to data-parallel ranks in equal runs, and each run is split into micro-batches. `placement`
+decides which sample a slot takes. So every layout trains on the same samples. The windows of some dozens of batches are
+computed at once, vectorized.
 
-A phase's last batch may be short. It is cut into smaller micro-batches, all of one size; where it cannot be dealt
-evenly to the ranks, rows that only fill up take the places left over.
+A phase's last batch may be short. It is split into smaller micro-batches, all of one size. If its size is not divisible
+by the number of ranks, padding rows take the remaining slots.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from megacode.plan.batch import BatchSchedule, placement
 from megacode.plan.phases import Schedule
 
 PADDING = -1
-_AHEAD_BATCHES = 64
+_AHEAD_BATCHES = 64  # drawn at once: numpy's overhead is shared among them
 _AHEAD_SAMPLES = 1 << 14
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Where some windows lie.
+    """Positions of some windows in their sources.
 
     Attributes:
         samples, source_ids, first_tokens: int64 [k].
-        filling: rows that only fill up a batch, bool [k].
+        filling: padding rows, bool [k].
     """
 
     samples: npt.NDArray[np.int64]
@@ -44,16 +44,16 @@ class Rows:
         return len(self.samples)
 
     def part(self, first: int, last: int) -> Rows:
-        """Return the rows from one up to, but not with, another."""
-        here = slice(first, last)
-        return Rows(self.samples[here], self.source_ids[here], self.first_tokens[here], self.filling[here])
+        """Return the rows `first` to `last - 1`."""
+        range_ = slice(first, last)
+        return Rows(self.samples[range_], self.source_ids[range_], self.first_tokens[range_], self.filling[range_])
 
     def parts(self, size: int) -> list[Rows]:
-        """Return the rows in groups of a size that divides their number."""
+        """Return the rows in groups of `size`; their number must be divisible by it."""
         return [self.part(first, first + size) for first in range(0, len(self), size)]
 
     def marked(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return source ids and samples, -1 for a row that only fills up."""
+        """Return source ids and samples, -1 for padding rows."""
         if not self.filling.any():
             return self.source_ids, self.samples
         return np.where(self.filling, PADDING, self.source_ids), np.where(self.filling, PADDING, self.samples)
@@ -67,7 +67,7 @@ class RowPlan:
         schedule: which tokens a sample reads.
         batches: which samples an iteration has.
         streams: the opened sources, by name.
-        dp_rank, dp_size: this rank among those that share out a batch. Ranks of one tensor- or pipeline-parallel group
+        dp_rank, dp_size: this rank among those that share a batch. Ranks of one tensor- or pipeline-parallel group
             have the same, and read the same.
     """
 
@@ -81,6 +81,7 @@ class RowPlan:
         dp_size: int,
     ) -> None:
         self._schedule, self._batches = schedule, batches
+        # Sources of later phases may not be opened yet.
         self._streams = [streams.get(name) for name in schedule.source_names]
         self._dp_rank, self._dp_size = dp_rank, dp_size
         self._micro_batch_size = config.train.micro_batch_size
@@ -91,6 +92,7 @@ class RowPlan:
 
     def at(self, clock: int) -> tuple[Rows, int]:
         """Return this rank's rows of the iteration that starts at a clock, and the size of its micro-batches."""
+        # Training asks for clocks in order, so one draw serves the next dozens of iterations.
         if clock not in self._ahead:
             self._ahead = self._draw_ahead(clock)
         rows = self._ahead[clock]
@@ -120,7 +122,7 @@ class RowPlan:
         return [self.stream(source).document_starts(first) for source, first in self.places(rows)]
 
     def _draw_ahead(self, clock: int) -> dict[int, Rows]:
-        """Work out this rank's rows of the next batches."""
+        """Compute this rank's rows of the next batches."""
         mine: dict[int, npt.NDArray[np.int64]] = {}
         filling: dict[int, npt.NDArray[np.bool_]] = {}
         total = 0
@@ -142,16 +144,18 @@ class RowPlan:
         """Return this rank's micro-batches of a source's held-out windows, on every rank as many, all of one size."""
         number = self._schedule.source_names.index(source)
         stream, size = self.stream(number), self._micro_batch_size
+        # Rounded up: collectives need the same number of batches on every rank.
         steps = -(-stream.validation_windows // (size * self._dp_size))
         return [self._held_out(number, stream, (step * self._dp_size + self._dp_rank) * size) for step in range(steps)]
 
     def _held_out(self, number: int, stream: SourceStream, first: int) -> Rows:
         windows = np.arange(first, first + self._micro_batch_size)
         filling = windows >= stream.validation_windows
+        # Padding rows read window 0; the mask removes them from the loss.
         tokens = [stream.validation_first_token(k) for k in np.where(filling, 0, windows).tolist()]
         return Rows(windows, np.full(len(windows), number), np.array(tokens), filling)
 
 
 def micro_batch_size(rows: int, wanted: int) -> int:
-    """Return the largest size up to `wanted` that cuts some rows into equal micro-batches."""
+    """Return the largest size up to `wanted` by which the number of rows is divisible."""
     return next(size for size in range(min(rows, wanted), 0, -1) if rows % size == 0)

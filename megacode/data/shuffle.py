@@ -1,8 +1,8 @@
 """An exact shuffle of a data set's documents in one pass, with flat memory at any size.
 
-Every document gets a key: a 64-bit mix of the seed and of its number in the input, no two alike. The order is that of
-the keys. Documents go to 128 files by the first 7 bits of their keys while they come; each file is then small enough to
-be sorted in memory, or is split again by the next 7 bits. So everything is read and written in sequence, and the order
+Every document gets a distinct key: a 64-bit mix of the seed and of its number in the input. Documents are sorted by
+key. As they arrive, they go to 128 files by the first 7 bits of their keys. Each file is then small enough to be sorted
+in memory, or is split again by the next 7 bits. So everything is read and written in sequence, and the order
 depends on the seed and on the order of the input only.
 
 Source of the mix: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014 (SplitMix64), section 5.
@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megacode.base.files import digest
+from megacode.base.files import digest, naming
 from megacode.data.indexed import IndexedDatasetWriter, by_document
 
 _BITS = 7
 _FILES = 1 << _BITS
-_SORTED_BYTES = 32 << 20
-_FRAME = 4 * 8
+_SORTED_BYTES = 32 << 20  # a file up to this size is sorted in memory
+_FRAME = 4 * 8  # a frame's header: the four arrays' lengths, int64
 _STRETCHES = 1 << 12
 
 
@@ -33,6 +33,7 @@ def document_keys(seed: int, first: int, count: int) -> npt.NDArray[np.uint64]:
     """Return the sort keys of documents `first` to `first + count - 1`, uint64 [count]."""
     start = int(digest("documents", str(seed))[:16], 16)
     gamma = 0x9E3779B97F4A7C15
+    # Every step of the mix is invertible, so keys of different documents never collide.
     state = np.arange(count, dtype=np.uint64) * np.uint64(gamma) + np.uint64((start + first * gamma) % (1 << 64))
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -50,6 +51,7 @@ class _Documents:
 
     def take(self, documents: npt.NDArray[np.intp]) -> _Documents:
         """Return some of them, in the order given."""
+        # Documents to sequences, sequences to tokens: two levels of offsets, both by prefix sums.
         sequence_ends = np.cumsum(self.counts)
         sequences = _ranges((sequence_ends - self.counts)[documents], self.counts[documents])
         token_ends = np.concatenate(([0], np.cumsum(self.lengths)))
@@ -60,7 +62,7 @@ class _Documents:
     def write(self, path: Path) -> None:
         """Append them to a file."""
         arrays = [getattr(self, item.name) for item in fields(self)]
-        with path.open("ab") as file:
+        with naming(path), path.open("ab") as file:
             file.write(np.array([len(array) for array in arrays], dtype=np.int64).data)
             for array in arrays:
                 file.write(np.ascontiguousarray(array).data)
@@ -70,19 +72,20 @@ def _gathered(
     tokens: npt.NDArray[np.integer], starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.integer]:
     """Return some stretches of tokens, one after another; by blocks, since a stretch as an object takes 200 bytes."""
-    found, position = np.empty((ends - starts).sum(), tokens.dtype), 0
+    gathered, position = np.empty((ends - starts).sum(), tokens.dtype), 0
     for first in range(0, len(starts), _STRETCHES):
         block = slice(first, first + _STRETCHES)
         parts = [tokens[start:end] for start, end in zip(starts[block].tolist(), ends[block].tolist(), strict=True)]
         stop = position + int((ends[block] - starts[block]).sum())
-        np.concatenate(parts, out=found[position:stop])
+        np.concatenate(parts, out=gathered[position:stop])
         position = stop
-    return found
+    return gathered
 
 
 def _ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return the numbers of some ranges, one range after another."""
     ends = np.cumsum(lengths)
+    # Each range's start minus its place in the output, so that one arange serves all ranges.
     shifts = np.repeat(starts - (ends - lengths), lengths)
     return shifts + np.arange(len(shifts))
 
@@ -91,7 +94,7 @@ class ShuffledWriter:
     """An `IndexedDatasetWriter` whose documents come out in the order of their keys.
 
     Args:
-        prefix: path without `.bin` and `.idx`; the files of the sort lie beside it until the end.
+        prefix: path without `.bin` and `.idx`; the temporary files of the sort are beside it until the end.
         dtype: integer type of a token.
         seed: of the order.
     """
@@ -145,9 +148,10 @@ class ShuffledWriter:
     def _drain(self, directory: Path, shift: int) -> None:
         """Write the documents of a directory's files, whose keys agree in the bits above `shift` + 7."""
         for path in sorted(directory.iterdir()):
+            # Memory stays at a few times this size. With no bits left, keys are nearly equal: sort regardless.
             if path.stat().st_size <= _SORTED_BYTES or shift < _BITS:
-                found = _joined(list(_frames(path, self.out.dtype)))
-                ordered = found.take(np.argsort(found.keys, kind="stable"))
+                documents = _joined(list(_frames(path, self.out.dtype)))
+                ordered = documents.take(np.argsort(documents.keys, kind="stable"))
                 self.out.add(ordered.tokens, ordered.lengths, ordered.counts)
                 path.unlink()
             else:
@@ -161,6 +165,7 @@ class ShuffledWriter:
 
 def _distribute(batch: _Documents, directory: Path, shift: int) -> None:
     """Append each document to the file of its key's 7 bits from `shift` up."""
+    # Sorting the batch by file first means one append per file instead of one per document.
     numbers = (batch.keys >> np.uint64(shift)).astype(np.int64) & (_FILES - 1)
     order = np.argsort(numbers, kind="stable")
     ends = np.searchsorted(numbers[order], np.arange(_FILES), side="right")

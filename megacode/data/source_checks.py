@@ -1,4 +1,4 @@
-"""What can be said of a run's sources before it starts: which cannot work together, and what looks like a slip.
+"""Checks of a run's sources before it starts: which are incompatible, and what looks like a mistake.
 
 Headers, manifests and the ends of a few documents are read; nothing here depends on the size of a data set.
 """
@@ -19,16 +19,17 @@ from megacode.data.manifest import Manifest
 from megacode.data.tokenizer import load_tokenizer
 
 _LOOKED_AT = 16  # documents whose last token is read
-_FAR_OFF = 0.05  # relative error of a declared size that is worth saying
+_FAR_OFF = 0.05  # relative error of a declared size that is worth a warning
 _Facts = Mapping[str, Any]
 
 
 def tokenizer_facts(config: TokenizerConfig | None) -> dict[str, Any] | None:
-    """Return `kind`, `hash`, `vocab_size` and `eod` of a run's tokenizer; None where it has none, or it is not there.
+    """Return `kind`, `hash`, `vocab_size` and `eod` of a run's tokenizer; None if it has none, or the file is missing.
 
     Raises:
         DataError: it cannot be read.
     """
+    # A plan may be made before the tokenizer exists.
     if config is None or not Path(config.path).exists():
         return None
     return _read_facts(config, _newest_change(Path(config.path)))
@@ -41,23 +42,24 @@ def _read_facts(config: TokenizerConfig, changed: int) -> dict[str, Any]:
 
 def _newest_change(path: Path) -> int:
     files = [path, *path.glob("*")] if path.is_dir() else [path]
+    # Part of the cache's key: a tokenizer that is replaced in place is read again.
     return max(file.stat().st_mtime_ns for file in files)
 
 
 def tokenizer_problems(made_by: Mapping[str, _Facts], run: _Facts | None) -> list[Problem]:
-    """Return what is wrong where sources were made by different tokenizers, or by another one than the run's.
+    """Return the problems of sources that were made with different tokenizers, or not with the run's.
 
     Args:
-        made_by: the tokenizer of each source, by name, where its manifest says.
+        made_by: the tokenizer of each source, by name, if its manifest records it.
         run: the run's own, where it is known.
     """
-    fix = "preprocess them again with one tokenizer, and name it under tokenizer"
+    fix = "preprocess them again with one tokenizer, and set it under tokenizer"
     if run is not None:
         return [
             Problem(
-                f"it was made by tokenizer {facts['hash'][:12]}, the run's tokenizer is {run['hash'][:12]}",
+                f"it was made with tokenizer {facts['hash'][:12]}, but the run's tokenizer is {run['hash'][:12]}",
                 f"sources.{name}",
-                "name the tokenizer that made it under tokenizer.path, or preprocess it again with the run's",
+                "set tokenizer.path to the tokenizer that made it, or preprocess it again with the run's",
             )
             for name, facts in made_by.items()
             if facts.get("hash") and facts["hash"] != run["hash"]
@@ -65,39 +67,39 @@ def tokenizer_problems(made_by: Mapping[str, _Facts], run: _Facts | None) -> lis
     makers = {name: str(facts["hash"]) for name, facts in made_by.items() if facts.get("hash")}
     if len(set(makers.values())) < 2:
         return []
-    said = ", ".join(f"{name} by {maker[:12]}" for name, maker in makers.items())
-    return [Problem(f"they were made by different tokenizers: {said}", "sources", fix)]
+    makers_text = ", ".join(f"{name} with {maker[:12]}" for name, maker in makers.items())
+    return [Problem(f"they were made with different tokenizers: {makers_text}", "sources", fix)]
 
 
 def notes(data: IndexedDataset, manifest: Manifest | None, source: Source, run: _Facts | None) -> tuple[str, ...]:
-    """Return what a user should know of a source that works nevertheless."""
-    found = (_declared_size(data, source), _document_ends(data, manifest, run))
-    return tuple(note for note in found if note)
+    """Return warnings about a source that is usable."""
+    warnings = (_declared_size(data, source), _document_ends(data, manifest, run))
+    return tuple(note for note in warnings if note)
 
 
 def _declared_size(data: IndexedDataset, source: Source) -> str:
     declared = source.tokens
     if declared is None or abs(declared - data.tokens) <= _FAR_OFF * data.tokens:
         return ""
-    return f"{declared:,} tokens are declared, and it has {data.tokens:,}; the plan uses what it has"
+    return f"{declared:,} tokens are declared, but the data set has {data.tokens:,}; the plan uses the actual number"
 
 
 def _document_ends(data: IndexedDataset, manifest: Manifest | None, run: _Facts | None) -> str:
-    """Say where documents run into each other without a token between them."""
+    """Return a warning if documents follow each other without a token between them."""
     tokenizer = (manifest.tokenizer if manifest is not None else None) or run
-    taught = "a model does not learn where texts end"
+    consequence = "the model cannot learn where texts end"
     if manifest is not None and manifest.append_eod:
         return ""
     if tokenizer is None:
-        return ""  # nobody knows which token it would be
+        return ""  # without a tokenizer the end token is unknown
     if tokenizer.get("eod") is None:
-        return f"its tokenizer has no end-of-document token: {taught}"
-    looked_at = _documents(data)
-    ended = sum(int(data.read(last, 1)[0]) == tokenizer["eod"] for last in looked_at)
-    if ended == len(looked_at):
+        return f"its tokenizer has no end-of-document token: {consequence}"
+    sampled = _documents(data)
+    ended = sum(int(data.read(last, 1)[0]) == tokenizer["eod"] for last in sampled)
+    if ended == len(sampled):
         return ""
-    which = "documents do" if not ended else f"{len(looked_at) - ended} of {len(looked_at)} documents looked at do"
-    return f"{which} not end with the end-of-document token {tokenizer['eod']} (--append-eod): {taught}"
+    which = "documents do" if not ended else f"{len(sampled) - ended} of {len(sampled)} sampled documents do"
+    return f"{which} not end with the end-of-document token {tokenizer['eod']} (--append-eod): {consequence}"
 
 
 def _documents(data: IndexedDataset) -> list[int]:
@@ -108,12 +110,13 @@ def _documents(data: IndexedDataset) -> list[int]:
 
 
 def similar_data(prefix: str) -> str:
-    """Return a data set beside a path that was probably meant, such as `data/code_text_document`; or nothing."""
+    """Return the data set that was probably meant, such as `data/code_text_document`; or an empty string."""
     path = Path(prefix)
     try:
         names = sorted(file.stem for file in path.parent.iterdir() if file.suffix == ".idx")
     except OSError:
         return ""
+    # The usual slips: the `_text_document` that preprocessing adds is missing, or `.bin` was typed.
     longer = [name for name in names if name.startswith(path.name) or path.name.startswith(f"{name}.")]
-    found = longer or difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return str(path.with_name(found[0])) if found else ""
+    matches = longer or difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return str(path.with_name(matches[0])) if matches else ""

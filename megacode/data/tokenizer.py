@@ -1,4 +1,4 @@
-"""Tokenizers: the ones that make the data sets, known by a hash of what decides their ids."""
+"""Tokenizers: the ones that make the data sets, identified by a hash of everything that decides their ids."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from megacode.data.encoders import (
 _LOG = logging.getLogger(__name__)
 _END_NAMES = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<EOD>")
 BEGIN_OF_TEXT: int | None = None
-"""The token put before each text: none. Decided here for data, proofs, scores, answers and exports alike.
+"""The token before each text: none. Decided here for data, checks, scores, answers and exports alike.
 
-A text begins where the one before it ended, after its end-of-document token. Tokenizers that would put a token of their
-own before a text (Llama's do) are asked not to: training never saw it there. A chat form may write any token it likes.
+A text begins where the one before it ended, after its end-of-document token. Tokenizers that would add a token before
+a text (Llama's do) are told not to: training never saw it there. A chat template may write any token.
 """
 _DECIDES_IDS = ("model", "added_tokens", "normalizer", "pre_tokenizer")
 
 
 class EncoderMismatch(Exception):  # noqa: N818 (a signal between parts of the library, never shown)
-    """The fast encoder gave other ids than the reference, after it had been proven on the first texts."""
+    """The fast encoder gave other ids than the reference, after it matched on the first texts."""
 
 
 class Tokenizer(ABC):
@@ -48,7 +48,7 @@ class Tokenizer(ABC):
         vocab_size: one more than the largest id, added tokens included.
         eod: id of the token that ends a document; None if it has none.
         specials: its special tokens, as text.
-        added: all tokens that are looked for in a text before it is split, special ones included.
+        added: all tokens that are matched in a text before it is split, special ones included.
     """
 
     kind: str
@@ -65,19 +65,20 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _load_reference(self) -> Any:
-        """Return the encoder that is right by definition; it decodes, too."""
+        """Return the encoder that is correct by definition; it also decodes."""
 
     @abstractmethod
     def _load_fast(self) -> Encoder:
         """Return the fast encoder.
 
         Raises:
-            Exception: any, if it does not know this tokenizer.
+            Exception: any, if it does not support this tokenizer.
         """
 
     @property
     def reference(self) -> Any:
         """The reference encoder, loaded on first use."""
+        # Loading takes up to a second for large vocabularies, and many callers need the hash only.
         if self._reference is None:
             self._reference = self._load_reference()
         return self._reference
@@ -94,8 +95,9 @@ class Tokenizer(ABC):
         Raises:
             EncoderMismatch: if the fast encoder is in use and differs from the reference on a piece of this batch.
         """
+        # A few KiB of every batch are encoded twice: a wrong id would poison a data set silently.
         if self._race is not None and texts and (piece := self._race.check(texts)) is not None:
-            raise EncoderMismatch(f"the fast encoder differs on {piece[:60]!r}")
+            raise EncoderMismatch(f"the fast encoder differs from the reference on {piece[:60]!r}")
         return (self._encoder or self.reference).encode(texts)
 
     def encode(self, text: str) -> list[int]:
@@ -115,10 +117,10 @@ class Tokenizer(ABC):
         try:
             race = Race(self._load_fast(), self.reference)
             text = race.first_difference(sample, self.added)
-        except BaseException as error:  # a panic of its Rust code is no Exception
+        except BaseException as error:  # a panic of its Rust code is not an Exception
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            _LOG.info("encoding with the reference library: gigatoken does not know this tokenizer (%s)", error)
+            _LOG.info("encoding with the reference library: gigatoken does not support this tokenizer (%s)", error)
             return False
         if text is not None:
             _LOG.warning("encoding with the reference library: gigatoken differs on %r", text[:60])
@@ -131,7 +133,8 @@ class Tokenizer(ABC):
         self._race = self._encoder = None
 
     def limit_threads(self, threads: int) -> None:
-        """Encode with this many threads; to be called before the first text, when the libraries start their pools."""
+        """Encode with this many threads; call it before the first text, which starts the libraries' pools."""
+        # Rayon reads its variable once, at its first use in the process.
         os.environ["RAYON_NUM_THREADS"] = str(threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
         self.reference.threads = threads
@@ -139,7 +142,7 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def hash(self) -> str:
-        """SHA-256 of what decides its ids: the same for equal tokenizers wherever they lie."""
+        """SHA-256 of what decides its ids: equal for equal tokenizers wherever they are stored."""
 
     def facts(self) -> dict[str, Any]:
         """Return what a manifest records."""
@@ -162,7 +165,9 @@ class HuggingFaceTokenizer(Tokenizer):
         self._raw = _read(self.path, "give the directory that holds a tokenizer.json")
         self._document = _parse(self._raw, self.path)
         added: list[dict[str, Any]] = self._document.get("added_tokens") or []
+        # Added tokens may be new ids or names for existing ones; the union has both.
         ids = _vocabulary(self._document) | {str(token["content"]): int(token["id"]) for token in added}
+        # Ids may have gaps, so the largest one decides the size of the embedding, not their number.
         self.vocab_size = max(ids.values()) + 1
         self.specials = tuple(str(token["content"]) for token in added if token.get("special"))
         self.added = tuple(str(token["content"]) for token in added)
@@ -172,6 +177,7 @@ class HuggingFaceTokenizer(Tokenizer):
     @cached_property
     def hash(self) -> str:
         """See `Tokenizer.hash`."""
+        # Padding, truncation and template change no id here, and differ between copies of one tokenizer.
         deciding = {key: self._document.get(key) for key in _DECIDES_IDS}
         return digest(self.kind, json.dumps(deciding, sort_keys=True), str(self.eod))
 
@@ -214,6 +220,7 @@ class SentencePieceTokenizer(Tokenizer):
     def _end(processor: Any) -> int | None:
         if processor.eos_id() >= 0:
             return int(processor.eos_id())
+        # piece_to_id returns the unknown token for names that do not exist.
         known = [processor.piece_to_id(name) for name in _END_NAMES]
         return next((token for token in known if token != processor.unk_id()), None)
 
@@ -232,7 +239,7 @@ def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """Load a run's tokenizer.
 
     Raises:
-        DataError: if it is missing or damaged.
+        DataError: if it is missing or invalid.
     """
     kinds: dict[str, type[HuggingFaceTokenizer] | type[SentencePieceTokenizer]] = {
         "huggingface": HuggingFaceTokenizer,

@@ -1,25 +1,24 @@
-"""How the offline tools end: an exit code, a message on standard error, nothing half-written."""
+"""Exit codes and messages of the offline tools; nothing is left half-written."""
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 from collections.abc import Callable
 
-from megacode.base.errors import EXIT_FAILURE, EXIT_INPUT, MegacodeError
+from megacode.base.errors import EXIT_FAILURE, MegacodeError
+from megacode.base.user_paths import explained
 
 EXIT_INTERRUPTED = 130
-# Places that cannot be read or written are the user's to change; a full disk is the machine's.
-_USERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def run_tool(work: Callable[[], object]) -> int:
-    """Run a tool's work; a termination signal unwinds it like Ctrl-C, so that temporary files go.
+    """Run a tool's work; a termination signal unwinds it like Ctrl-C, so that temporary files are removed.
 
     Returns:
-        0, the exit code of a user's mistake, 130 if interrupted, or 1 for a failure of the machine (disk full, ...).
+        0, the exit code of a user's mistake, 130 if interrupted, or 1 for a failure of the machine.
     """
+    # By default SIGTERM kills at once, and SLURM sends it at a job's time limit.
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         work()
@@ -30,8 +29,9 @@ def run_tool(work: Callable[[], object]) -> int:
         sys.stderr.write("Interrupted; nothing was written\n")
         return EXIT_INTERRUPTED
     except OSError as error:
-        sys.stderr.write(f"Error: {error}\n")
-        return EXIT_INPUT if error.errno in _USERS else EXIT_FAILURE
+        refusal = explained(error)
+        sys.stderr.write(f"{refusal.render() if refusal is not None else f'Error: {error}'}\n")
+        return refusal.exit_code if refusal is not None else EXIT_FAILURE
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0

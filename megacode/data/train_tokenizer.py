@@ -1,4 +1,4 @@
-"""Training a tokenizer on JSON lines: byte-level BPE (Hugging Face) or BPE with byte fallback (SentencePiece).
+"""Train a tokenizer on JSON lines: byte-level BPE (Hugging Face) or BPE with byte fallback (SentencePiece).
 
 Both split numbers into single digits, keep every white space, change no character, and decode to exactly the text that
 was encoded (SentencePiece: all but a literal U+2581, its own sign for a space). The Hugging Face one uses the split
@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from megacode.base.claims import claimed
 from megacode.base.errors import ConfigError, DataError, VerificationError
 from megacode.base.files import atomic_path
 from megacode.base.progress import bar
@@ -31,6 +32,7 @@ SPLIT = (
 _WRITTEN = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
 DEFAULT_BYTES = 100_000_000
 _BYTES_IN_VOCABULARY = 256
+SMALLEST = _BYTES_IN_VOCABULARY + len(FILL_IN) + 4
 _PROVEN_TEXTS = 64
 _PROVEN_CHARACTERS = 1 << 17
 _SPACE_SIGN = "\u2581"
@@ -53,38 +55,38 @@ def train_tokenizer(
         vocab_size: tokens, special ones included.
         output: directory, written whole or not at all.
         keys: JSON keys that hold text.
-        max_bytes: of the input that is learnt from; a larger one is thinned out evenly.
+        max_bytes: how much of the input to train on; a larger input is sampled evenly.
         overwrite: replace a tokenizer that is there already.
 
     Raises:
         ConfigError: if the vocabulary is too small for the 256 bytes, `output` holds a tokenizer or anything else, or
             cannot be written.
         DataError: if the input cannot be read, or is too small for the vocabulary.
-        VerificationError: if a text does not come back from its ids.
+        VerificationError: if encoding and decoding changes a text.
     """
-    smallest = _BYTES_IN_VOCABULARY + len(FILL_IN) + 4
-    if vocab_size < smallest:
-        raise ConfigError(f"a vocabulary of {vocab_size} is too small", "--vocab-size", f"give {smallest} or more")
+    if vocab_size < SMALLEST:
+        raise ConfigError(f"a vocabulary of {vocab_size} is too small", "--vocab-size", f"use {SMALLEST} or more")
     others = sorted(item.name for item in output.glob("*") if item.name not in _WRITTEN)
     if others or output.is_file():
-        what = f"it exists and holds {', '.join(others[:3])}" if others else "it is a file"
+        what = f"it exists and contains {', '.join(others[:3])}" if others else "it is a file"
         raise ConfigError(
-            what, f"--output {output}", "give a directory for the tokenizer alone: it is replaced as a whole"
+            what, f"--output {output}", "give a directory that holds only the tokenizer; it is replaced as a whole"
         )
-    refuse_existing([output / name for name in _WRITTEN], overwrite, "--output")
     refuse_unwritable(output, "--output", directory=True)
-    files = find_inputs(inputs)
-    with PassProgress("reading", sum(path.stat().st_size for path in files)) as progress:
-        texts = list(_thinned(files, keys, max_bytes, progress))
-    if not any(texts):
-        raise DataError("there is no text to learn from", " ".join(inputs), "check the input and its keys")
-    with atomic_path(output) as directory, bar(f"learning {vocab_size} tokens"):
-        directory.mkdir()
-        if kind == "huggingface":
-            _write_huggingface(texts, vocab_size, directory)
-        else:
-            _write_sentencepiece(texts, vocab_size, directory)
-        _prove(_load(kind, directory), texts, vocab_size)
+    with claimed(output, "--output"):
+        refuse_existing([output / name for name in _WRITTEN], overwrite, "--output")
+        files = find_inputs(inputs)
+        with PassProgress("reading", sum(path.stat().st_size for path in files)) as progress:
+            texts = list(_thinned(files, keys, max_bytes, progress))
+        if not any(texts):
+            raise DataError("the input contains no text", " ".join(inputs), "check the input and its keys")
+        with atomic_path(output) as directory, bar(f"training {vocab_size} tokens"):
+            directory.mkdir()
+            if kind == "huggingface":
+                _write_huggingface(texts, vocab_size, directory)
+            else:
+                _write_sentencepiece(texts, vocab_size, directory)
+            _prove(_load(kind, directory), texts, vocab_size)
     return _load(kind, output)
 
 
@@ -93,7 +95,7 @@ def _load(kind: str, directory: Path) -> Tokenizer:
 
 
 def _thinned(files: Sequence[Path], keys: Sequence[str], max_bytes: int, progress: PassProgress) -> Iterator[str]:
-    """Yield every text, or as many of them, evenly spaced, as keep to the limit."""
+    """Yield every text, or as many evenly spaced texts as the limit allows."""
     total = max(1, sum(path.stat().st_size for path in files))
     wanted, number = min(max_bytes, total), 0
     for path in files:
@@ -103,6 +105,7 @@ def _thinned(files: Sequence[Path], keys: Sequence[str], max_bytes: int, progres
             for column in columns:
                 for text in column.texts:
                     number += 1
+                    # Integer arithmetic spaces the texts evenly without knowing their number.
                     if number * wanted // total > (number - 1) * wanted // total:
                         yield text
 
@@ -113,6 +116,7 @@ def _write_huggingface(texts: list[str], vocab_size: int, directory: Path) -> No
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
+            # The pattern cuts first; the byte-level step then only maps bytes to characters.
             pre_tokenizers.Split(Regex(SPLIT), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
@@ -121,6 +125,7 @@ def _write_huggingface(texts: list[str], vocab_size: int, directory: Path) -> No
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[END, *FILL_IN],
+        # All 256 bytes, so that no text is ever unknown, whatever the training input lacked.
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -156,23 +161,27 @@ def _write_sentencepiece(texts: list[str], vocab_size: int, directory: Path) -> 
             bos_id=1,
             eos_id=2,
             pad_id=-1,
-            max_sentence_length=1 << 30,  # longer documents would be left out
+            max_sentence_length=1 << 30,  # longer documents would be skipped
+            # With more threads the result could depend on their timing.
             num_threads=1,
             minloglevel=2,
         )
     except RuntimeError as error:
-        fix = "give a smaller --vocab-size, or more text"
+        fix = "use a smaller --vocab-size, or more text"
         raise DataError(f"sentencepiece cannot learn {vocab_size} tokens: {error}", "--vocab-size", fix) from None
     (directory / "tokenizer.model").write_bytes(model.getvalue())
 
 
 def _prove(tokenizer: Tokenizer, texts: list[str], vocab_size: int) -> None:
-    """Check the size, and that texts come back from their ids."""
+    """Check the size, and that decoding returns each text."""
     if tokenizer.vocab_size != vocab_size:
-        what = f"the input gives {tokenizer.vocab_size} tokens, not {vocab_size}"
-        raise DataError(what, "--vocab-size", f"give {tokenizer.vocab_size}, or more text")
+        what = f"the input yields {tokenizer.vocab_size} tokens, not {vocab_size}"
+        smaller = f"use --vocab-size {tokenizer.vocab_size}, or more text"
+        fix = smaller if tokenizer.vocab_size >= SMALLEST else "give more text, or more varied text"
+        raise DataError(what, "--vocab-size", fix)
     step = max(1, len(texts) // _PROVEN_TEXTS)
     proven = islice(pieces(texts[::step], _PROVEN_CHARACTERS, _PROVEN_CHARACTERS // _PROVEN_TEXTS), None)
     for text in proven:
+        # A literal U+2581 is sentencepiece's own sign for a space, and decodes to one.
         if tokenizer.decode(tokenizer.encode(text)) != text and _SPACE_SIGN not in text:
-            raise VerificationError(f"the text {text[:60]!r} does not come back from its ids", str(tokenizer.path))
+            raise VerificationError(f"encoding and decoding changes the text {text[:60]!r}", str(tokenizer.path))

@@ -1,8 +1,8 @@
-"""Sources as training reads them: a stream of documents in stored order, its end held out, cut into windows.
+"""Sources as training reads them: documents in stored order, the last ones held out, split into windows.
 
-The held-out documents are the last ones of a data set that together hold at least the share asked for; everything
-before the first of them is the training stream. `plan` decides which window a sample reads; this module fetches it,
-says which documents it touches, and names what is wrong with a source before a run starts.
+The held-out documents are the last ones of a data set that together hold at least the requested share of tokens.
+Everything before them is the training stream. `plan` decides which window a sample reads. This module fetches it, tells
+which documents it touches, and reports what is wrong with a source before a run starts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SourceStream:
         prefix: path of its data set without `.bin` and `.idx`.
         validation_fraction: share of its tokens to hold out; 0: none.
         seq_length: S; a window is S + 1 tokens.
-        validation_samples: held-out windows that are used, at most; they are spread over the held-out documents.
+        validation_samples: maximum number of held-out windows; they are spread over the held-out documents.
         take: training tokens that are used, the first ones; None: all.
 
     Attributes:
@@ -76,10 +76,12 @@ class SourceStream:
 
     def _cut(self, fraction: float) -> int:
         """Return the first held-out document."""
+        # Fractions of the written decimal: 0.01 as a float would round differently for large data sets.
         wanted = ceil(Fraction(str(fraction)) * self.data.tokens)
         return self.data.document_at(self.data.tokens - wanted) if wanted else self.data.documents
 
     def _check_lengths(self, fraction: float) -> None:
+        # The shortest usable source gives one window; each message says which part is too short.
         window, where = self.seq_length + 1, f"sources.{self.name} ({self.prefix})"
         if self.data.tokens < window:
             what = f"it has {self.data.tokens:,} tokens, less than one window of seq_length + 1 = {window:,}"
@@ -114,8 +116,9 @@ class SourceStream:
         return self.data.document_starts(first_token, first_token + self.seq_length) - first_token
 
     def validation_first_token(self, number: int) -> int:
-        """Return where a held-out window begins; all begin at fixed places and share no label."""
+        """Return where a held-out window begins; windows begin at fixed places and share no label."""
         assert 0 <= number < self.validation_windows
+        # Integer division spreads the windows evenly; each starts at a multiple of S.
         return self.held_out_from + number * self._held_out_windows // self.validation_windows * self.seq_length
 
     def validation_window(self, number: int) -> npt.NDArray[np.integer]:
@@ -134,7 +137,9 @@ class SourceStream:
             block = self.data.read(first, min(_CHECKED_TOKENS, self.data.tokens))
             worst = int(block.max()) if int(block.min()) >= 0 else int(block.min())
             if not 0 <= worst < vocab_size:
-                what = f"it holds token {worst}, but the vocabulary has {vocab_size:,} (near token {first:,})"
+                what = (
+                    f"it contains token {worst} near position {first:,}, but the vocabulary has {vocab_size:,} tokens"
+                )
                 where = f"sources.{self.name} ({self.prefix})"
                 raise DataError(what, where, "use the tokenizer that made it, or preprocess it again with the run's")
 
@@ -170,11 +175,12 @@ def open_streams(config: RunConfig, *, check: bool = True) -> dict[str, SourceSt
 
     Args:
         config: the run.
-        check: read blocks of every source; False where another process of this node does.
+        check: read blocks of every source; False if another process of this node does.
 
     Raises:
         DataError: with the problems of all sources at once.
     """
+    # Parsing a large tokenizer takes a second, so it happens once, not once a source.
     tokenizer_hash = load_tokenizer(config.tokenizer).hash if check and config.tokenizer else None
     vocab_size = vocabulary_size(config) if check else 0
     streams: dict[str, SourceStream] = {}
@@ -200,17 +206,18 @@ def _check_stream(stream: SourceStream, tokenizer_hash: str | None, vocab_size: 
 
 
 def vocabulary_size(config: RunConfig) -> int:
-    """Return how many tokens a run's model knows, without padding: `model.vocab_size`, else the tokenizer's.
+    """Return the size of a run's vocabulary, without padding: `model.vocab_size`, else the tokenizer's.
 
     Raises:
         ConfigError: if the config has neither, or the first is smaller than the second.
         DataError: if the tokenizer cannot be read.
     """
+    # The config may ask for more rows than the tokenizer has, never for fewer.
     given, facts = config.model.vocab_size, tokenizer_facts(config.tokenizer)
     if config.tokenizer is None:
         if given is None:
-            fix = "name the data's tokenizer, or set model.vocab_size"
-            raise ConfigError("there is no vocabulary", "tokenizer", fix)
+            fix = "set the tokenizer that made the data, or set model.vocab_size"
+            raise ConfigError("the vocabulary size is unknown", "tokenizer", fix)
         return given
     if facts is None:
         needed = load_tokenizer(config.tokenizer).vocab_size if given is None else 0
@@ -218,7 +225,7 @@ def vocabulary_size(config: RunConfig) -> int:
         needed = int(facts["vocab_size"])
     if given is not None and given < needed:
         what = f"{given:,} is less than the {needed:,} tokens of the tokenizer"
-        raise ConfigError(what, "model.vocab_size", f"set it to {needed} or more, or leave it out")
+        raise ConfigError(what, "model.vocab_size", f"set it to {needed} or more, or remove it")
     return given or needed
 
 
@@ -228,11 +235,11 @@ def stream_sizes(streams: Mapping[str, SourceStream]) -> dict[str, SourceSize]:
 
 
 def source_sizes(config: RunConfig, allow_declared: bool = False) -> dict[str, SourceSize]:
-    """Return the sizes of all sources of a run, and what to note of them; reads headers, manifests and a few tokens.
+    """Return the sizes of all sources of a run, with warnings; reads headers, manifests and a few tokens.
 
     Args:
         config: the run.
-        allow_declared: take the size that the config declares where a data set is not there yet.
+        allow_declared: use the size declared in the config if a data set does not exist yet.
 
     Raises:
         DataError: with the problems of all sources at once; sources of different tokenizers are one.
@@ -241,6 +248,7 @@ def source_sizes(config: RunConfig, allow_declared: bool = False) -> dict[str, S
     problems: list[Problem] = []
     tokenizer, made_by = tokenizer_facts(config.tokenizer), {}
     for name, source in sorted(config.sources.items()):
+        # Only a data set that is wholly missing may be planned by its declared size; half of one is damage.
         absent = not bin_path(source.path).exists() and not idx_path(source.path).exists()
         if absent and allow_declared and source.tokens is not None:
             try:
@@ -250,8 +258,8 @@ def source_sizes(config: RunConfig, allow_declared: bool = False) -> dict[str, S
             continue
         try:
             stream, manifest = open_source(config, name), manifests.read(source.path)
-            said = source_checks.notes(stream.data, manifest, source, tokenizer)
-            sizes[name] = replace(stream.size(), notes=said)
+            warnings = source_checks.notes(stream.data, manifest, source, tokenizer)
+            sizes[name] = replace(stream.size(), notes=warnings)
             if manifest is not None and manifest.tokenizer:
                 made_by[name] = manifest.tokenizer
         except MegacodeError as error:
@@ -274,7 +282,7 @@ def _declared(name: str, source: Source, config: RunConfig) -> SourceSize:
 
 
 def _with_hint(problem: Problem, path: str, name: str, allow_declared: bool) -> Problem:
-    """Name the data set that was probably meant, and how to plan without it."""
+    """Add the data set that was probably meant, and how to plan without it."""
     similar = source_checks.similar_data(path)
     fix = f"did you mean {similar}?" if similar else problem.fix
     declare = f"; to plan without it, declare its size: sources.{name}.tokens" if allow_declared else ""

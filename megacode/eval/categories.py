@@ -1,4 +1,4 @@
-"""Means of tasks by category, and means of those means, as the suite says."""
+"""Means of scores by category, and means of categories, as the suite defines them."""
 
 from __future__ import annotations
 
@@ -20,27 +20,29 @@ def category_means(
         means: categories by mean.
 
     Returns:
-        By name `{score, stderr, of, missing}`: the score is None where no task was scored; `of` counts the tasks or
-        categories that belong there, `missing` names the tasks that were not scored. The standard error is that of a
-        mean of independent parts; None where a part has none.
+        By name `{score, stderr, of, missing}`: the score is None if no task was scored; `of` is the number of tasks
+        or categories in it; `missing` lists the tasks that were not scored. The standard error is that of a mean of
+        independent parts; None if a part has none.
     """
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name, tasks in categories.items():
         missing = [task for task, metric in tasks.items() if metric not in scores.get(task, {})]
         parts = [(scores[t][m], scores[t].get(f"{m}_stderr")) for t, m in tasks.items() if t not in missing]
-        found[name] = {**_mean(parts), "of": len(tasks), "missing": missing}
+        results[name] = {**_mean(parts), "of": len(tasks), "missing": missing}
     for name, members in means.items():
-        whole = all(found[member]["score"] is not None for member in members)
-        parts = [(found[member]["score"], found[member]["stderr"]) for member in members] if whole else []
-        missing = [task for member in members for task in found[member]["missing"]]
-        found[name] = {**_mean(parts), "of": len(members), "missing": missing}
-    return found
+        # A mean of fewer categories would not be comparable with other models' means.
+        whole = all(results[member]["score"] is not None for member in members)
+        parts = [(results[member]["score"], results[member]["stderr"]) for member in members] if whole else []
+        missing = [task for member in members for task in results[member]["missing"]]
+        results[name] = {**_mean(parts), "of": len(members), "missing": missing}
+    return results
 
 
 def _mean(parts: Sequence[tuple[float, float | None]]) -> dict[str, float | None]:
     if not parts:
         return {"score": None, "stderr": None}
     errors = [error for _, error in parts if error is not None]
+    # Independent parts: variances add, and the mean divides by their number.
     known = len(errors) == len(parts)
     error = math.sqrt(sum(error**2 for error in errors)) / len(parts) if known else None
     return {"score": sum(score for score, _ in parts) / len(parts), "stderr": error}

@@ -1,8 +1,8 @@
-"""Scores of checkpoints: each is exported, proven equal, scored, and the export removed, unless it is to be kept.
+"""Score checkpoints: each is exported, verified and scored; its export is removed afterwards unless it is kept.
 
-One at a time, so that the disk holds one export however many checkpoints there are. A checkpoint has its scores if its
-score file is of the same checkpoint, to the last byte, by the same suite. Two processes that score the same checkpoint
-wait for each other, and the second finds it done: a run that was killed leaves a child that its next start may meet.
+Checkpoints are scored one at a time, so that the disk holds one export at any time. A checkpoint
+is scored if its score file has the same checkpoint seal and the same suite digest. Two processes never score the same
+checkpoint at once; the second waits and finds it done. This happens when a killed run leaves a scoring child behind.
 """
 
 from __future__ import annotations
@@ -43,19 +43,20 @@ from megacode.metrics.scores import read_score_file
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
-_BEAT_SECONDS = STALE_SECONDS / 12
+_BEAT_SECONDS = STALE_SECONDS / 12  # a dozen heartbeats may be lost before others take the lock
 
 Score = Callable[[Path, Path, ScoringOptions], dict[str, Any]]
 
 
 def as_the_run_asks(run: Path, choices: ScoringOptions, keep: bool) -> tuple[str, ScoringOptions, bool]:
-    """Return suite, choices and whether exports stay, where a user named no suite: as the run's config has them.
+    """Return suite, options and whether to keep exports from the run's config, for a user who named no suite.
 
-    What the user chose otherwise wins. A run that asks for no scores gets the demo suite's.
+    The user's own options take precedence. Without an evaluate section the suite is `demo`.
     """
     wanted = load_config(RunDir(run).config).evaluate
     if wanted is None:
         return "demo", choices, keep
+    # `or`: an option that the user left at its default takes the run's value.
     made = replace(
         choices,
         limit=choices.limit or wanted.limit,
@@ -74,33 +75,35 @@ def score_checkpoints(
     keep_exports: bool = False,
     score: Score | None = None,
 ) -> list[dict[str, Any]]:
-    """Score the checkpoints of one run that lack scores; one that cannot be scored keeps no other from it.
+    """Score the checkpoints of one run that lack scores; a failure of one does not stop the others.
 
     Args:
         checkpoints: `RUN/checkpoints/iter_*`.
-        suite: as `megacode evaluate` takes it.
+        suite: as for `megacode evaluate`.
         choices: how the suite is run.
-        out: score file, of one checkpoint; absent: `RUN/eval/SUITE@iter_N.json`.
-        keep_exports: publish the exports as `RUN/hf/iter_N`, to stay.
-        score: scores a model into a file; absent: this process does.
+        out: score file, for one checkpoint only; None: `RUN/eval/SUITE@iter_N.json`.
+        keep_exports: publish the exports as `RUN/hf/iter_N` and keep them.
+        score: function that scores a model into a file; None: score in this process.
 
     Returns:
-        The new score documents; of one checkpoint that has its scores already, those.
+        The new score documents; for a single checkpoint that is scored already, its existing one.
 
     Raises:
-        ConfigError, DataError: at once, what would go wrong with each.
-        CheckpointError, VerificationError: what went wrong with some, when all others are done.
+        ConfigError, DataError: immediately, for errors that concern every checkpoint.
+        CheckpointError, VerificationError: for failed checkpoints, after all others are done.
     """
     _refuse_ranks()
     check_device(choices.device)
     suite_of(suite, checkpoints[0], choices)  # before anything is exported
+    # New documents, existing ones, and failures; only failures raise, and only at the end.
     documents: list[dict[str, Any]] = []
     there: list[dict[str, Any]] = []
     failed: list[MegacodeError] = []
     with _ended_by_sigterm():
         for checkpoint in checkpoints:
+            # A live run prunes; for a single named checkpoint a missing directory is an error instead.
             if len(checkpoints) > 1 and not checkpoint.exists():
-                log.info("%s has been deleted by the run meanwhile: the run is live", checkpoint)
+                log.info("%s was deleted by keep_last of the live run before it could be scored", checkpoint)
                 continue
             try:
                 document, is_new = _score_one(checkpoint, suite, choices, out, keep_exports, score)
@@ -108,27 +111,28 @@ def score_checkpoints(
             except (CheckpointError, VerificationError) as error:
                 failed.append(error)
                 if len(checkpoints) > 1:
-                    log.error("%s has no scores: %s", checkpoint, error)
-    if not documents:  # what others have made may still be to be told
+                    log.error("%s could not be scored: %s", checkpoint, error)
+    if not documents:  # scores made by other processes may not be in the metrics yet
         tell_run(RunDir(checkpoints[0].parent.parent))
     if len(failed) == 1:
         raise failed[0]
     if failed:
         problems: list[Problem] = [problem for error in failed for problem in error.problems]
+        # One exit code for all: the most serious one.
         raise max(failed, key=lambda error: error.exit_code).__class__(problems=problems)
     return there if len(checkpoints) == 1 and there else documents
 
 
 def _refuse_ranks() -> None:
-    """Refuse several processes: one exports, and starts what ranks there are to be.
+    """Refuse several processes: one process exports, and starts further ranks itself.
 
     Raises:
         ConfigError: this process is one of several that torchrun or srun started.
     """
     ranks = read(os.environ).world_size
     if ranks > 1:
-        fix = "start one process, with --nproc for more ranks; or export first, and name the models"
-        raise ConfigError(f"{ranks} processes were started to export the same checkpoints", "megacode evaluate", fix)
+        fix = "start one process, with --nproc for more ranks; or export first, and give the models"
+        raise ConfigError(f"{ranks} processes would export the same checkpoints", "megacode evaluate", fix)
 
 
 def _score_one(
@@ -139,11 +143,12 @@ def _score_one(
     keep_exports: bool,
     score: Score | None,
 ) -> tuple[dict[str, Any], bool]:
-    """Return the score document of a checkpoint, and whether it was made now."""
+    """Return the score document of a checkpoint, and whether it is new."""
     run, state = RunDir(checkpoint.parent.parent), TrainState.read(checkpoint)
     wanted = suite_of(suite, checkpoint, choices)
     target = out or run.score(wanted.name, state.iteration)
     with scoring_alone(run, state.iteration):
+        # Asked under the lock: the process that held it may just have scored this checkpoint.
         if is_scored(state, wanted, target, choices):
             return read_score_file(target), False
         with _exported(run, checkpoint, state, keep_exports) as hf_dir:
@@ -155,13 +160,13 @@ def _score_one(
 
 
 def is_scored(state: TrainState, suite: Suite, out: Path, choices: ScoringOptions) -> bool:
-    """Return whether a score file holds all of a suite's scores of a checkpoint, as it lies there now.
+    """Return whether a score file holds all of a suite's scores for the checkpoint as it is now.
 
     Args:
         state: of the checkpoint.
         suite: the suite.
         out: the score file.
-        choices: how it would be run now; a file with more items a task, or more tasks, is as good.
+        choices: the current options; a file with more items per task, or more tasks, also counts.
     """
     document = read_score_file(out)
     try:
@@ -170,6 +175,7 @@ def is_scored(state: TrainState, suite: Suite, out: Path, choices: ScoringOption
     except (KeyError, TypeError, ValueError):
         return False
     allowed = choices.run_code or suite.unsafe_code
+    # Tasks that are excluded now too do not make the file incomplete.
     whole = all(task in choices.without or (why == RUN_CODE and not allowed) for task, why in left_out.items())
     same = document.get("suite_sha256") == suite.files_digest() and limit in (None, choices.limit)
     return whole and same and facts.get("checkpoint_seal") == state.seal
@@ -177,20 +183,21 @@ def is_scored(state: TrainState, suite: Suite, out: Path, choices: ScoringOption
 
 @contextmanager
 def _exported(run: RunDir, checkpoint: Path, state: TrainState, keep: bool) -> Iterator[Path]:
-    """Yield a proven export: the one that is there already, else a new one, removed afterwards unless it is kept.
+    """Yield a verified export: an existing one, else a new one, which is removed afterwards unless it is kept.
 
     Raises:
-        MegacodeError: it does not compute what the checkpoint computes, or cannot be made.
+        MegacodeError: it does not compute the same as the checkpoint, or cannot be made.
     """
     from megacode.convert.card import FILE_NAME as CARD
     from megacode.convert.hf import to_hf
 
-    lasting, passing = run.hf / run.iteration_name(state.iteration), run.passing_export(state.iteration)
-    if read_score_file(lasting / CARD).get("checkpoint_seal") == state.seal:
-        yield lasting
+    kept, temporary = run.hf / run.iteration_name(state.iteration), run.passing_export(state.iteration)
+    if read_score_file(kept / CARD).get("checkpoint_seal") == state.seal:
+        yield kept
         return
-    target = lasting if keep else passing
-    for left in (passing, *passing.parent.glob(f".{passing.name}.*")):  # by a process that was killed
+    # A temporary export lies outside hf/, so nobody takes it for a published one.
+    target = kept if keep else temporary
+    for left in (temporary, *temporary.parent.glob(f".{temporary.name}.*")):  # left behind by a killed process
         remove(left)
     log.info("exporting %s to score it", checkpoint)
     to_hf(checkpoint, target, force=keep)
@@ -198,21 +205,22 @@ def _exported(run: RunDir, checkpoint: Path, state: TrainState, keep: bool) -> I
         yield target
     finally:
         if not keep:
-            remove(passing)
-            with suppress(OSError):  # others may lie there
-                passing.parent.rmdir()
+            remove(temporary)
+            with suppress(OSError):  # other exports may be in it
+                temporary.parent.rmdir()
 
 
 @contextmanager
 def scoring_alone(run: RunDir, iteration: int) -> Iterator[None]:
-    """Keep other processes out that score the same checkpoint, on whatever node: see `base.lock`."""
+    """Lock out other processes that score the same checkpoint, on any node; see `base.lock`."""
     lock, waits = RunLock(run.scoring(iteration)), False
     while not _taken(lock):
         if not waits:
-            log.info("another process scores %s; waiting for it", run.checkpoint(iteration))
+            log.info("another process is scoring %s; waiting for it", run.checkpoint(iteration))
         waits = True
         time.sleep(_POLL_SECONDS)
     done = threading.Event()
+    # A thread: scoring may spend minutes inside one call.
     beats = threading.Thread(target=_beat, args=(lock, done), daemon=True)
     beats.start()
     try:
@@ -232,17 +240,19 @@ def _taken(lock: RunLock) -> bool:
 
 
 def _beat(lock: RunLock, done: threading.Event) -> None:
-    """Say that this process lives, for those on other nodes; while its file system hangs they wait, too."""
+    """Refresh the lock's heartbeat for processes on other nodes; they also wait while the file system hangs."""
     while not done.wait(_BEAT_SECONDS):
         with suppress(OSError):
             if not lock.beat():
-                log.warning("another process took this one for dead; it may score the same checkpoint")
+                log.warning(
+                    "another process considered this one dead and took its lock; it may score the same checkpoint"
+                )
                 return
 
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process in good order, so that half an export does not stay."""
+    """Let SIGTERM unwind this process, so that no partial export is left behind."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(EXIT_RESUMABLE)

@@ -1,7 +1,7 @@
-"""Text from an exported model, token by token: what `megacode generate` prints and the report page shows.
+"""Generate text from an exported model, token by token, for `megacode generate` and the report page.
 
-A text begins as in training: behind the token that ends a document, the only beginning an export has ever seen. Draws
-come from a generator of their own on the CPU, so that a seed gives the same text on any device, up to rounding.
+A text begins as in training, after the end-of-document token: the model has seen no other beginning. Sampling uses its
+own generator on the CPU, so that a seed gives the same text on any device, up to rounding.
 
 Source of the nucleus (`top_p`): Holtzman et al., arXiv:1904.09751, section 3.1.
 """
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _CONTEXT_TOKENS = 8  # of the prompt, decoded with the first new ones: some tokenizers drop the first token's space
 _CARD = "megacode.json"  # convert.card's; that module would load torch
-_TORN = "\ufffd"  # the end of a text whose last character is not complete
+_TORN = "\ufffd"  # decoders return it for an incomplete character
 
 Turns = Sequence[dict[str, str]]
 
@@ -36,10 +36,10 @@ class Sampling:
     """How tokens are chosen.
 
     Attributes:
-        max_new_tokens: length of a text, at most.
-        temperature: 0 takes the likeliest token each time; above, tokens are drawn.
-        top_p: draw only from the likeliest tokens that have this probability together.
-        seed: of the first text's draws; each further text has the next one.
+        max_new_tokens: maximum length of a text.
+        temperature: 0 takes the most likely token each time; above 0, tokens are sampled.
+        top_p: sample only from the most likely tokens whose probabilities add up to this.
+        seed: seed of the first text; each further text uses the next one.
     """
 
     max_new_tokens: int = 128
@@ -49,7 +49,7 @@ class Sampling:
 
 
 def model_of(place: Path) -> Path:
-    """Return the exported model that a path means; the newest checkpoint of a run is exported if need be.
+    """Return the exported model for a path; the newest checkpoint of a run is exported if needed.
 
     Args:
         place: an exported model, a run directory, or a checkpoint in one.
@@ -57,17 +57,19 @@ def model_of(place: Path) -> Path:
     Raises:
         CheckpointError: it is none of these, or its export cannot be published.
         ConfigError: the checkpoint's model has no architecture in transformers.
-        VerificationError: the export does not compute what the checkpoint computes.
+        VerificationError: the export does not compute the same as the checkpoint.
     """
     if (place / "config.json").exists():
         check_model(place)
         return place
+    # `latest` may point elsewhere a minute later, so it is resolved once.
     checkpoint = _checkpoint_of(place).resolve()
     if checkpoint.parent.name != "checkpoints":
         fix = f"export it first: megacode convert to-hf {checkpoint} OUT, then megacode generate OUT"
-        raise CheckpointError("this checkpoint does not lie in a run directory", str(checkpoint), fix)
+        raise CheckpointError("this checkpoint is not in a run directory", str(checkpoint), fix)
     run, state = RunDir(checkpoint.parent.parent), TrainState.read(checkpoint)
     target = run.hf / run.iteration_name(state.iteration)
+    # The seal tells whether the export is of this very checkpoint, and not of an earlier run's.
     if read_score_file(target / _CARD).get("checkpoint_seal") != state.seal:
         _export(checkpoint, target)
     check_model(target)
@@ -81,27 +83,27 @@ def _checkpoint_of(place: Path) -> Path:
         if not place.is_dir() or RunDir(place).config.exists():
             raise
         what = "it is neither an exported model (no config.json) nor a run with a checkpoint"
-        fix = "name a directory that `megacode convert to-hf` wrote, or a run directory"
+        fix = "give a directory that `megacode convert to-hf` wrote, or a run directory"
         raise CheckpointError(what, str(place), fix) from error
 
 
 def _export(checkpoint: Path, target: Path) -> None:
     from megacode.convert.hf import to_hf
 
-    log.info("exporting %s to %s, with proof; this is done once", checkpoint, target)
+    log.info("exporting %s to %s and verifying it; this happens once", checkpoint, target)
     try:
         to_hf(checkpoint, target, force=target.exists())
     except (OSError, ConfigError) as error:
         if not checkpoint.exists():
-            what, fix = "the checkpoint was deleted meanwhile: the run is live", "give the same command again"
+            what, fix = "the live run deleted this checkpoint during the export", "run the same command again"
             raise CheckpointError(what, str(checkpoint), fix) from error
         fix = f"export it elsewhere: megacode convert to-hf {checkpoint} OUT, then megacode generate OUT"
         why = error.strerror if isinstance(error, OSError) else error.problems[0].what
         raise CheckpointError(f"the export cannot be written: {why}", str(target), fix) from error
 
 
-class Writer:
-    """A loaded model that writes.
+class TextWriter:
+    """A loaded model that generates text.
 
     Args:
         model: transformers' model.
@@ -115,7 +117,7 @@ class Writer:
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
 
     @classmethod
-    def open(cls, hf_dir: Path, device: str | None = None) -> Writer:
+    def open(cls, hf_dir: Path, device: str | None = None) -> TextWriter:
         """Load an exported model.
 
         Args:
@@ -128,32 +130,32 @@ class Writer:
         return cls(*open_model(hf_dir, device), hf_dir)
 
     def ids(self, prompt: str) -> list[int]:
-        """Return a prompt's ids as the model was trained to see the beginning of a text.
+        """Return a prompt's ids, with the beginning of a text as in training.
 
         Raises:
-            ConfigError: the prompt is empty, and the model has no token to begin a text with.
+            ConfigError: the prompt is empty, and the model has no begin-of-text token.
         """
         ids = list(self._tokenizer(prompt)["input_ids"])
         begin = self._tokenizer.bos_token_id
         ours = (self._where / _CARD).exists()
+        # Our exports have a begin token but do not add it by themselves.
         if begin is not None and (ours or not ids) and ids[:1] != [begin]:
             ids = [begin, *ids]
         if not ids:
-            what = "the prompt is empty, and this model has no token that begins a text"
-            raise ConfigError(what, "--prompt", "give some text to go on from")
+            what = "the prompt is empty, and this model has no begin-of-text token"
+            raise ConfigError(what, "--prompt", "give some text to continue")
         return ids
 
     def chat_ids(self, turns: Turns) -> list[int]:
-        """Return a conversation's ids in the model's own chat form, up to where it answers.
+        """Return a conversation's ids in the model's chat template, up to the start of its answer.
 
         Raises:
             ConfigError: the model has no chat template.
         """
+        # Pre-trained models have none, as a rule.
         if not getattr(self._tokenizer, "chat_template", None):
             what = "this model has no chat template: it was trained on plain text, or its tokenizer lacks one"
-            raise ConfigError(
-                what, f"--chat with {self._where}", "leave out --chat: the model then goes on with a text"
-            )
+            raise ConfigError(what, f"--chat with {self._where}", "omit --chat: the model then continues a text")
         ids = self._tokenizer.apply_chat_template(list(turns), add_generation_prompt=True, tokenize=True,
                                                   return_dict=False)  # fmt: skip
         return list(ids)
@@ -165,32 +167,35 @@ class Writer:
             DataError: it does not.
         """
         if self.context is not None and len(ids) >= self.context:
-            what = f"the prompt has {len(ids)} tokens, the model's context only {self.context}"
+            what = f"the prompt has {len(ids)} tokens, but the model's context only {self.context}"
             raise DataError(what, str(self._where), f"shorten the prompt to {self.context - 1} tokens or fewer")
 
-    def write(self, ids: Sequence[int], sampling: Sampling, number: int = 0) -> Text:
-        """Return a text that goes on from a prompt; its pieces come while they are generated.
+    def write(self, ids: Sequence[int], sampling: Sampling, number: int = 0) -> GeneratedText:
+        """Return a text that continues a prompt; its pieces arrive as they are generated.
 
         Args:
             ids: the prompt's, from `ids` or `chat_ids`.
             sampling: how tokens are chosen.
-            number: of the text, from 0; each has draws of its own.
+            number: of the text, from 0; each has its own seed.
 
         Raises:
             DataError: the prompt fills the model's context.
         """
         self.check(ids)
+        # Models without a stated context have no limit here.
         room = sampling.max_new_tokens if self.context is None else self.context - len(ids)
-        return Text(self._model, self._tokenizer, self._ends, list(ids), room, sampling, sampling.seed + number)
+        return GeneratedText(
+            self._model, self._tokenizer, self._ends, list(ids), room, sampling, sampling.seed + number
+        )
 
 
-class Text:
+class GeneratedText:
     """A text being generated: iterate over its pieces, then ask how it ended.
 
     Attributes:
-        seed: of its draws.
+        seed: of its sampling.
         tokens: generated so far, without the one that ends the text.
-        ended: `end of text`, `max_new_tokens` or `context`; empty while it goes on.
+        ended: `end of text`, `max_new_tokens` or `context`; empty while it is being generated.
     """
 
     def __init__(self, model: Any, tokenizer: Any, ends: frozenset[int], ids: list[int], room: int, sampling: Sampling,
@@ -204,10 +209,11 @@ class Text:
         return pieces(self._tokenizer, self._ids[-_CONTEXT_TOKENS:], self._generate())
 
     def _generate(self) -> Iterator[int]:
-        """Yield new ids; each forward pass sees one token, the rest is in the cache of keys and values."""
+        """Yield new ids; each forward pass gets one token, the rest is in the key-value cache."""
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
+        # The first pass reads the whole prompt, later ones a single token.
         given, cache = self._ids, None
         for _ in range(min(self._room, self._sampling.max_new_tokens)):
             with torch.inference_mode():
@@ -220,6 +226,7 @@ class Text:
             self.tokens += 1
             yield token
             given, cache = [token], output.past_key_values
+        # Which limit came first decides how the text is reported.
         self.ended = "context" if self._room < self._sampling.max_new_tokens else "max_new_tokens"
 
 
@@ -228,20 +235,21 @@ def choose(logits: Any, sampling: Sampling, generator: Any) -> int:
 
     Args:
         logits: [vocabulary] fp32 on the CPU.
-        sampling: how it is chosen.
-        generator: of the draws.
+        sampling: the sampling settings.
+        generator: torch's CPU generator.
 
     Raises:
         CheckpointError: the logits are not numbers.
     """
     if logits.isnan().any():
-        raise CheckpointError("the model computes NaN", fix="its weights are damaged: export another checkpoint")
+        raise CheckpointError("the model's logits are NaN", fix="its weights are corrupted: export another checkpoint")
     if sampling.temperature == 0:
         return int(logits.argmax())
     shares, order = (logits / sampling.temperature).softmax(-1).sort(descending=True)
+    # Probability of all likelier tokens: the token that crosses top_p is still kept.
     before = shares.cumsum(-1) - shares
     kept = shares.masked_fill(before >= sampling.top_p, 0.0)
-    kept[0] = shares[0]  # the likeliest token stays whatever top_p is
+    kept[0] = shares[0]  # the most likely token is kept whatever top_p is
     return int(order[kept.multinomial(1, generator=generator)])
 
 
@@ -260,9 +268,11 @@ def pieces(tokenizer: Any, before: Sequence[int], new: Iterable[int]) -> Iterato
 
     for token in new:
         ids.append(token)
+        # Decoding a window twice finds what the new tokens add, however the tokenizer joins pieces.
         known, now = text(read), text()
         if len(now) > len(known) and not now.endswith(_TORN):
             yield now[len(known) :]
             start, read = read, len(ids)
+    # An incomplete character at the very end comes out as it is.
     if read < len(ids):
         yield text()[len(text(read)) :]

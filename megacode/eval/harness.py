@@ -24,11 +24,11 @@ from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.data.contamination import contamination, task_items
 from megacode.eval.categories import category_means
 from megacode.eval.finished_tasks import FinishedTask, Partial
-from megacode.eval.generate import Writer
+from megacode.eval.generate import TextWriter
 from megacode.eval.offline import surroundings
 from megacode.eval.score_log import tell_run
 from megacode.eval.scored_models import check_model, default_out, is_scored
-from megacode.eval.scores import model_facts, provenance, questions_digest, render_scores, task_scores
+from megacode.eval.scores import model_facts, prompts_digest, provenance, questions_digest, render_scores, task_scores
 from megacode.eval.scoring_ranks import ScoringRanks, scoring_ranks
 from megacode.eval.suites import Suite, load_suite, run_of
 from megacode.eval.task_loading import load_tasks, network_problem, prefetch
@@ -189,22 +189,24 @@ def _score(
     settings = {"limit": choices.limit, "device": device.partition(":")[0], "dtype": str(model.model.dtype)}
     made = provenance()
     identity = {"model": facts, "suite": suite.files_digest(), "settings": settings, "versions": made["versions"]}
+    identity["clusters"] = suite.clusters
     partial, parts = Partial(target, identity), {}
     for name, task in tasks.items():
         part = ranks.broadcast(partial.read(name) if ranks.first else None)
         if part is None:
-            part = _run_task(model, name, task, choices, ranks)
+            part = _run_task(model, (name, task, suite.clusters.get(name)), choices, ranks)
             if ranks.first:
                 partial.keep(name, part)
         parts[name] = part
     if ranks.first:
-        write_samples(Writer(model.model, model.tokenizer, hf_dir), run_of(hf_dir), facts)
+        write_samples(TextWriter(model.model, model.tokenizer, hf_dir), run_of(hf_dir), facts)
     scores = {name: part["scores"] for name, part in parts.items()}
     document = {
         "suite": suite.name,
         "model": {**facts, "parameters": sum(parameter.numel() for parameter in model.model.parameters())},
         "scores": scores,
         "means": category_means(scores, suite.categories, suite.means),
+        "mean_parts": {**suite.categories, **suite.means},
         "chance": {name: chance for name, chance in (suite.chance or {}).items() if name in scores},
         "tasks": {name: part["facts"] for name, part in parts.items()},
         "suite_sha256": suite.files_digest(),
@@ -215,15 +217,19 @@ def _score(
     return document, [line for part in parts.values() for line in part["lines"]]
 
 
-def _run_task(model: Any, name: str, task: Any, choices: ScoringOptions, ranks: ScoringRanks) -> FinishedTask:
+def _run_task(
+    model: Any, what: tuple[str, Any, str | None], choices: ScoringOptions, ranks: ScoringRanks
+) -> FinishedTask:
     """Run this rank's share of a task; return what all ranks found on rank 0, the same without numbers elsewhere."""
-    start, count = time.perf_counter(), min(len(task.eval_docs), choices.limit or len(task.eval_docs))
-    part = run_items(model, name, task, ranks.share(count))
+    (name, task, cluster), start = what, time.perf_counter()
+    count = min(len(task.eval_docs), choices.limit or len(task.eval_docs))
+    part = run_items(model, name, task, ranks.share(count), cluster)
     lines = sorted(ranks.gather(part), key=lambda line: (line["filter"], line["item"]))
     facts = {
         "items": len({line["item"] for line in lines}),
         "seconds": round(time.perf_counter() - start, 3),
         "questions_sha256": questions_digest(lines),
+        "prompts_sha256": prompts_digest(lines),
         "higher_is_better": task.higher_is_better(),
         "version": task.VERSION,
         "cut": cut_facts(lines, model.max_length),

@@ -1,4 +1,4 @@
-"""An exported model opened with transformers, ready to generate text."""
+"""Open an exported model with transformers to generate text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from megacode.base.errors import CheckpointError
 
 
 def open_model(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
-    """Return a model and its tokenizer: fp32 on CPU, the type it was saved in on a GPU.
+    """Return a model and its tokenizer: fp32 on CPU, its saved dtype on a GPU.
 
     Raises:
         CheckpointError: transformers cannot load it.
@@ -19,10 +19,11 @@ def open_model(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        # On CPUs bf16 is slow, and less exact for no gain.
         dtype = "float32" if place == "cpu" else "auto"
         model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=dtype, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
-    except Exception as error:  # a damaged directory makes its parsers raise errors of any kind
+    except Exception as error:  # its parsers raise errors of any kind for a corrupted directory
         reason = " ".join(str(error).split())[:300]
         fix = "export it again with `megacode convert to-hf`"
         raise CheckpointError(f"transformers cannot load it: {reason}", str(hf_dir), fix) from error
@@ -32,5 +33,6 @@ def open_model(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
 def end_ids(model: Any, tokenizer: Any) -> list[int]:
     """Return the ids that end a text."""
     given = model.generation_config.eos_token_id
+    # Models without a generation config fall back to their tokenizer's token.
     given = tokenizer.eos_token_id if given is None else given
     return [] if given is None else [given] if isinstance(given, int) else list(given)

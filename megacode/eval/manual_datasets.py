@@ -1,9 +1,9 @@
-"""Data sets that `datasets` cannot load: where they lie, how they are fetched, what their items are.
+"""Data sets that `datasets` cannot load: where they are stored, how to fetch them, and how to read their items.
 
-Both lie in the cache directory that Hugging Face's libraries use (HF_HOME), below `megacode/`:
+Both are in the cache directory that Hugging Face's libraries use (HF_HOME), below `megacode/`:
 
     megacode/quac/val_v0.2.json      its authors' file; `megacode evaluate --prefetch` downloads it
-    megacode/story_cloze/*.csv       the authors send it on request; copied there by hand
+    megacode/story_cloze/*.csv       sent by its authors on request; copy it there by hand
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _TIMEOUT_SECONDS = 60.0
 
 
 def cache_dir() -> Path:
-    """Return where Hugging Face's libraries keep what they downloaded."""
+    """Return the cache directory of Hugging Face's libraries."""
+    # The order in which Hugging Face's own libraries look.
     home = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("HF_HOME", f"{home}/huggingface")).expanduser()
 
@@ -36,37 +37,46 @@ def read_quac() -> list[dict[str, Any]]:
     """Return QuAC's validation questions in the file's order.
 
     Returns:
-        `{id, prompt, answers}`: the prompt is the section's title and text, the dialogue so far and the question;
-        `answers` are the distinct reference answers, at least one.
+        `{id, prompt, answers, dialogue}`: the prompt is the section's title and text, the dialogue so far and the
+        question; `answers` are the distinct reference answers, at least one.
 
     Raises:
-        DataError: if the file is not there or damaged.
+        DataError: if the file is missing or invalid.
     """
     path = _quac_file()
     if not path.exists():
         fix = f"`megacode evaluate --prefetch` downloads it; or copy {QUAC_URL} there by hand"
-        raise DataError("QuAC's validation file is not there", str(path), fix)
+        raise DataError("QuAC's validation file is missing", str(path), fix)
     try:
         articles = json.loads(path.read_text(encoding="utf-8"))["data"]
         return [item for article in articles for section in article["paragraphs"] for item in _quac(article, section)]
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         fix = "remove it and fetch it again with `megacode evaluate --prefetch`"
         raise DataError(f"this is not QuAC's file ({type(error).__name__}: {error})", str(path), fix) from None
 
 
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"it cannot be read: {error.strerror or error}", str(path), "check its permissions, and its disk")
+
+
 def _quac(article: dict[str, Any], section: dict[str, Any]) -> list[dict[str, Any]]:
+    # The marker is the data set's own device and no part of the text.
     text = section["context"].removesuffix(_NO_ANSWER).strip()
     prompt = f"{article['title']} - {article['section_title']}\n\n{text}\n"
     items = []
     for question in section["qas"]:
         prompt += f"\nQ: {question['question']}\nA:"
+        # Annotators often agree; equal answers count once.
         answers = list(dict.fromkeys(answer["text"] for answer in question["answers"]))
-        items.append({"id": question["id"], "prompt": prompt, "answers": [_said(answer) for answer in answers]})
-        prompt += f" {_said(question['orig_answer']['text'])}"
+        item = {"id": question["id"], "prompt": prompt, "answers": [_shown_answer(answer) for answer in answers]}
+        items.append({**item, "dialogue": question["id"].partition("_q#")[0]})
+        prompt += f" {_shown_answer(question['orig_answer']['text'])}"
     return items
 
 
-def _said(answer: str) -> str:
+def _shown_answer(answer: str) -> str:
     return "I don't know." if answer == _NO_ANSWER else answer
 
 
@@ -77,20 +87,25 @@ def read_storycloze() -> list[dict[str, Any]]:
         `{id, context, endings[2], answer}`, answer 0 or 1.
 
     Raises:
-        DataError: if the file is not there or damaged.
+        DataError: if the file is missing or invalid.
     """
     place = cache_dir() / "megacode" / "story_cloze"
-    found = sorted(place.glob(_STORYCLOZE_FILE))
-    if not found:
-        what = "the Story Cloze Test's file is not there, and its authors only send it on request"
-        fix = f"ask at {_STORYCLOZE_FORM}, copy {_STORYCLOZE_FILE} there; or leave the task out: --without storycloze"
+    files = sorted(place.glob(_STORYCLOZE_FILE))
+    if not files:
+        what = "the Story Cloze Test's file is missing; its authors send it on request only"
+        fix = f"request it at {_STORYCLOZE_FORM}, copy {_STORYCLOZE_FILE} there; or use --without storycloze"
         raise DataError(what, str(place), fix)
     try:
-        with found[0].open(encoding="utf-8-sig", newline="") as file:
+        # utf-8-sig: spreadsheet programs add a byte-order mark.
+        with files[0].open(encoding="utf-8-sig", newline="") as file:
             return [_story(row) for row in csv.DictReader(file)]
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise _unreadable(files[0], error) from None
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         fix = "copy the file again, as its authors sent it"
-        raise DataError(f"this is not its file ({type(error).__name__}: {error})", str(found[0]), fix) from None
+        raise DataError(
+            f"this is not the expected file ({type(error).__name__}: {error})", str(files[0]), fix
+        ) from None
 
 
 def _story(row: dict[str, str]) -> dict[str, Any]:
@@ -106,7 +121,7 @@ def _story(row: dict[str, str]) -> dict[str, Any]:
 
 
 def fetch_quac() -> None:
-    """Download QuAC's validation file, if it is not there.
+    """Download QuAC's validation file, if it is missing.
 
     Raises:
         OSError: without network.

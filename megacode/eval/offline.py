@@ -1,7 +1,7 @@
-"""What lm-eval finds around it while it runs: no network, no home directory to write to, a quiet terminal.
+"""Run lm-eval without network, without the user's cache directory, and with a quiet terminal.
 
-The libraries read their environment when they are imported, so it is set before that; what is imported already is told
-directly. All is put back afterwards.
+The libraries read their environment when they are imported, so it is set before that. Modules that are imported already
+are changed directly. Everything is restored afterwards.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ _OFFLINE_SWITCHES = (
 
 @contextmanager
 def surroundings(offline: bool, own_cache: bool, verbose: bool) -> Iterator[None]:
-    """Set lm-eval's surroundings.
+    """Set environment, offline switches and logging for lm-eval; restore them at the end.
 
     Args:
-        offline: never ask the network.
-        own_cache: let caches lie in a directory that goes with this context, instead of the user's.
+        offline: never use the network.
+        own_cache: use a temporary cache directory instead of the user's.
         verbose: leave logging, warnings and progress bars as they are.
     """
     with ExitStack() as stack:
         changes = dict(_OFFLINE) if offline else {}
+        # Home directories of compute nodes are often read-only or full.
         if own_cache:
             cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="megacode-eval-"))
             changes |= {"HF_HOME": cache, "HF_DATASETS_CACHE": cache, "HF_MODULES_CACHE": cache}
@@ -57,6 +58,7 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         for name, value in before.items():
+            # A variable that was absent must be absent again, not empty.
             if value is None:
                 os.environ.pop(name, None)
             else:
@@ -65,9 +67,9 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _switched_offline() -> Iterator[None]:
-    """Tell libraries that were imported before that there is no network."""
-    found = [(sys.modules[name], key) for name, key in _OFFLINE_SWITCHES if name in sys.modules]
-    before = [(module, key, getattr(module, key)) for module, key in found if hasattr(module, key)]
+    """Switch libraries offline that have been imported already."""
+    switches = [(sys.modules[name], key) for name, key in _OFFLINE_SWITCHES if name in sys.modules]
+    before = [(module, key, getattr(module, key)) for module, key in switches if hasattr(module, key)]
     for module, key, _ in before:
         setattr(module, key, True)
     try:
@@ -79,14 +81,15 @@ def _switched_offline() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let through errors only, and draw no bars: lm-eval has no switch for all of its own.
+    """Show errors only, and no progress bars: lm-eval has no single switch for all of its own.
 
-    What the libraries warn of is not lost: each kind of warning is logged once, at the end.
+    The libraries' warnings are not lost: each kind is logged once, at the end.
     """
     from tqdm.std import tqdm
 
     heard = _Heard()
     loggers = [logging.getLogger(name) for name in _NOISY]
+    # Everything that is changed here is global to the process, so all of it is remembered.
     before = [(logger, logger.level, logger.handlers, logger.propagate) for logger in loggers]
     draw = tqdm.__init__
 
@@ -96,6 +99,7 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.WARNING)
         logger.handlers, logger.propagate = [heard], False
+    # Every library draws its bars through this one class.
     tqdm.__init__ = draw_nothing
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -110,7 +114,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Heard(logging.Handler):
-    """Keeps the libraries' warnings, each text once; errors go on at once."""
+    """Keeps the libraries' warnings, each kind once; errors are logged immediately."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -118,17 +122,19 @@ class _Heard(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = " ".join(record.getMessage().split())
+        # Errors must appear even if the process dies before the end.
         if record.levelno >= logging.ERROR:
             log.error("%s: %s", record.name, text)
         else:
+            # The unformatted message tells kinds apart: the same warning with other numbers counts once.
             self._texts.setdefault(str(record.msg)[:_KIND], f"{record.name}: {text}")
 
     def tell(self, caught: Iterable[warnings.WarningMessage]) -> None:
-        """Log what was heard, and Python's warnings that were caught."""
+        """Log the kept warnings, and Python's warnings that were caught."""
         for warning in caught:
             if not issubclass(warning.category, (DeprecationWarning, FutureWarning, ResourceWarning)):
                 self._texts.setdefault(str(warning.message)[:_KIND], " ".join(str(warning.message).split()))
         for text in list(self._texts.values())[:_SHOWN]:
-            log.info("a library warns: %s", text[:_LONGEST])
+            log.info("library warning: %s", text[:_LONGEST])
         if len(self._texts) > _SHOWN:
             log.info("%d further kinds of warnings are not shown", len(self._texts) - _SHOWN)

@@ -1,9 +1,9 @@
-"""Runs code that a model wrote, in a process that can do little harm.
+"""Run code that a model wrote, in a restricted process.
 
-The process has limits of CPU time, memory, file sizes and open files; an empty environment and a temporary directory
-that goes with it; where the kernel allows it no network, and a process-number space of its own. A deadline ends its
-whole process group. This stops accidents, which is what models write; it is no wall against an attacker, because the
-process reads what this user reads. So it runs on an explicit word only, and a container around it is a good idea.
+The process has limits on CPU time, memory, file sizes and open files, an empty environment and a temporary directory.
+Where the kernel allows it, it has no network and its own PID namespace. A deadline kills its whole process group. This
+stops accidents, which is what models write. It does not stop an attacker, because the process can read this user's
+files. So code runs only if the user allows it explicitly, and a container around it is a good idea.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _INSIDE = Path(__file__).with_name("sandbox_program.py")
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a program may use.
+class SandboxLimits:
+    """Resource limits of a program.
 
     Attributes:
         wall_seconds: from start to end.
-        cpu_seconds: of computing.
+        cpu_seconds: of CPU time.
         memory_bytes: of address space.
         file_bytes: of one file that it writes.
     """
@@ -40,13 +40,13 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SandboxOutcome:
     """How a program ended.
 
     Attributes:
         passed: whether it ran to its last line without an exception.
         reason: `passed`, the exception's name, `timed out`, or `killed`.
-        network: whether it had the machine's network; None if it did not live to say so.
+        network: whether it had network access; None if it died before it could report that.
     """
 
     passed: bool
@@ -54,33 +54,37 @@ class Outcome:
     network: bool | None
 
 
-def run_program(program: str, limits: Limits | None = None) -> Outcome:
-    """Run a Python program to its end or to a limit, and tell how it ended; it sees none of this process's memory.
+def run_program(program: str, limits: SandboxLimits | None = None) -> SandboxOutcome:
+    """Run a Python program until it ends or hits a limit, and return how it ended.
 
     Args:
         program: its text.
-        limits: what it may use.
+        limits: its resource limits.
     """
-    limits, token = limits or Limits(), secrets.token_hex(16)
+    # Only our wrapper knows the token, so a program cannot print a success report of its own.
+    limits, token = limits or SandboxLimits(), secrets.token_hex(16)
     order = json.dumps({"program": program, "token": token, "limits": asdict(limits)})
     with tempfile.TemporaryDirectory(prefix="megacode-sandbox-", ignore_cleanup_errors=True) as place:
         process = subprocess.Popen(
+            # -I: no user packages, no PYTHON* variables, and no import from the working directory.
             [sys.executable, "-I", str(_INSIDE)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=place,
             env={"PATH": os.defpath, "HOME": place, "TMPDIR": place, "OMP_NUM_THREADS": "1"}, start_new_session=True,
         )  # fmt: skip
         try:
-            said, _ = process.communicate(order.encode(), timeout=limits.wall_seconds)
+            output, _ = process.communicate(order.encode(), timeout=limits.wall_seconds)
+        # A sleeping program uses no CPU time, so wall time is limited as well.
         except subprocess.TimeoutExpired:
-            return Outcome(False, "timed out", None)
+            return SandboxOutcome(False, "timed out", None)
         finally:
             _end(process)
-    return _read(said, token)
+    return _read(output, token)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the process's group, and clear it away."""
+    """Kill what is left of the process group, and reap it."""
     with suppress(ProcessLookupError):
+        # The program may have started children of its own; its session is its group.
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for pipe in (process.stdin, process.stdout):
@@ -89,13 +93,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 pipe.close()
 
 
-def _read(said: bytes, token: str) -> Outcome:
+def _read(output: bytes, token: str) -> SandboxOutcome:
     try:
-        report = json.loads(said)
+        report = json.loads(output)
+        # A report that claims success without the token came from the program itself.
         passed = report["token"] == token
-        return Outcome(passed, str(report["outcome"]) if passed else _failure(report), bool(report["network"]))
+        return SandboxOutcome(passed, str(report["outcome"]) if passed else _failure(report), bool(report["network"]))
     except (ValueError, KeyError, TypeError):
-        return Outcome(False, "killed", None)
+        return SandboxOutcome(False, "killed", None)
 
 
 def _failure(report: dict[str, object]) -> str:

@@ -1,8 +1,8 @@
-"""The inside of the sandbox: a program of its own that knows nothing of megacode; see `sandbox`.
+"""The program that runs inside the sandbox; it imports nothing of megacode; see `sandbox`.
 
-Reads one JSON object on standard input: the program's text, the limits, and a token that the program never sees. It
-sets the limits, cuts the network where the kernel allows that, runs the program, and reports on the standard output
-it was started with: the token stands there only if the program ended by itself, at its last line.
+It reads one JSON object from standard input: the program's text, the limits, and a token that the program never sees.
+It sets the limits, disables the network where the kernel allows that, runs the program, and reports on its original
+standard output. The report contains the token only if the program ran to its last line.
 """
 
 import ctypes
@@ -15,14 +15,16 @@ _NEW_USER, _NEW_NETWORK, _NEW_PROCESSES = 0x10000000, 0x40000000, 0x20000000
 
 
 def main() -> None:
-    """Run the program that stands on standard input."""
+    """Run the program given on standard input."""
+    # Read completely before the program runs, which then finds nothing to read.
     order = json.load(sys.stdin)
     report = os.dup(1)
+    # The program gets no way to the report: its standard streams lead nowhere.
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
     cut = _cut_off()
-    # The first process of a process-number space of its own: when it ends, the kernel kills all it ever started.
+    # The child is the first process of its own PID namespace: when it ends, the kernel kills everything it started.
     if cut and (child := os.fork()):
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
     _limit(order["limits"])
@@ -33,9 +35,10 @@ def main() -> None:
 
 
 def _cut_off() -> bool:
-    """Leave the machine's network and processes behind; False where the kernel forbids it."""
+    """Enter new network and PID namespaces; False if the kernel forbids it."""
     library = ctypes.CDLL(None, use_errno=True)
     alone = _NEW_NETWORK | _NEW_PROCESSES
+    # Root may do it directly; others need a user namespace, which some kernels forbid.
     return library.unshare(alone) == 0 or library.unshare(alone | _NEW_USER) == 0
 
 
@@ -45,6 +48,7 @@ def _limit(limits: dict[str, int]) -> None:
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_FSIZE, size),
+        # Few files and no core dumps: a failing program leaves nothing behind.
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),
     ):
@@ -54,6 +58,7 @@ def _limit(limits: dict[str, int]) -> None:
 def _run(program: str) -> str:
     try:
         exec(compile(program, "<answer>", "exec"), {"__name__": "__main__"})
+    # SystemExit too: a program that exits early has not passed its tests.
     except BaseException as error:
         return type(error).__name__
     return "passed"

@@ -1,4 +1,4 @@
-"""Telling a run of its models' scores, whoever had them made."""
+"""Append score files to a run's metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def tell_run(run: RunDir) -> None:
         withheld, newest = Ledger.read(run).samples, _newest(run)
         added = merge(run, _limit(run), withheld, lambda iteration: seal_of(run, iteration), newest)
     except (MegacodeError, OSError) as error:
-        log.warning("the scores are not in %s yet: %s", run.metrics, " ".join(str(error).split()))
+        log.warning("could not add the scores to %s yet: %s", run.metrics, " ".join(str(error).split()))
         return
     if added is None:
         log.info("the run is live: it records the scores itself within half a minute")
 
 
 def _newest(run: RunDir) -> int | None:
-    """Return the iteration that `latest` names; None where it names none."""
+    """Return the iteration that `latest` names; None if it names none."""
     try:
         return RunDir.iteration_of(Path(run.latest.read_text(encoding="utf-8").strip()))
     except (OSError, ValueError):
@@ -37,8 +37,9 @@ def _newest(run: RunDir) -> int | None:
 
 
 def _limit(run: RunDir) -> int | None:
-    """Return the limit that the run's own evaluations have; its other settings need not be those of this version."""
+    """Return the item limit of the run's own evaluations; the config may be of another megacode version."""
     try:
+        # Read as plain YAML: a config that this version no longer accepts must not lose its scores.
         config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
         limit = config["evaluate"]["limit"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from megacode.base.errors import ConfigError
 from megacode.base.files import digest, file_digest, tree_digest
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_count, format_seconds
@@ -81,23 +82,40 @@ def task_scores(results: Mapping[str, float], lines: Sequence[Mapping[str, Any]]
 
 
 def item_lines(
-    task: str, samples: Sequence[Mapping[str, Any]], cuts: Sequence[int] | None = None
+    task: str,
+    samples: Sequence[Mapping[str, Any]],
+    cuts: Sequence[int] | None = None,
+    cluster: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Return one line an item for the file beside the scores: enough for a paired bootstrap and for a look.
+    """Return one line an item for the file beside the scores: enough for paired statistics and for a look.
 
     Args:
         task: its name.
         samples: lm-eval's record of each item.
         cuts: tokens that each item lost to the model's context; None: nobody counted.
+        cluster: the field of a task's documents that items of one passage share; None: items stand alone.
+
+    Raises:
+        ConfigError: if the documents have no such field.
     """
     lines = []
     for sample, cut in zip(samples, cuts or [0] * len(samples), strict=True):
         metrics = {metric: sample[metric] for metric in sample["metrics"]}
         answers = [answer if isinstance(answer, str) else list(answer) for answer in _flat(sample["filtered_resps"])]
         line = {"task": task, "item": sample["doc_id"], "filter": sample["filter"], "doc_hash": sample["doc_hash"]}
+        line["prompt_hash"] = digest(json.dumps(sample["arguments"], sort_keys=True, default=str))[:16]
+        if cluster is not None:
+            line["cluster"] = _cluster_of(task, sample["doc"], cluster)
         names = {"metrics": sample["metrics"], "target": sample["target"], "answers": answers}
         lines.append({**line, **metrics, **names, **({"cut_tokens": cut} if cut else {})})
     return lines
+
+
+def _cluster_of(task: str, document: Mapping[str, Any], field: str) -> str:
+    if field not in document:
+        fix = f"its fields are {', '.join(document)}"
+        raise ConfigError(f"the task's documents have no field {field!r}", f"clusters.{task}", fix)
+    return digest(str(document[field]))[:16]
 
 
 def _flat(responses: Iterable[Any]) -> list[Any]:
@@ -135,6 +153,11 @@ def provenance() -> dict[str, Any]:
 def questions_digest(lines: Iterable[Mapping[str, Any]]) -> str:
     """Return a digest of the questions of a task: scores with the same one are comparable item by item."""
     return digest(*(f"{line['item']}:{line['doc_hash']}" for line in lines))
+
+
+def prompts_digest(lines: Iterable[Mapping[str, Any]]) -> str:
+    """Return a digest of what the model was asked: questions in another wording are other prompts."""
+    return digest(*(f"{line['item']}:{line['prompt_hash']}" for line in lines))
 
 
 def render_scores(document: Mapping[str, Any], console: Console) -> None:

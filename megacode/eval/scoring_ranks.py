@@ -1,4 +1,4 @@
-"""Scoring on several ranks: each computes its share of every task's items, rank 0 gathers and writes."""
+"""Scoring on several ranks: each computes its share of every task's items; rank 0 gathers and writes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 from megacode.mcore.rendezvous import read
 
-# A rank whose share is slow is waited for; one that died is its launcher's to notice, which ends the others.
+# Slow ranks are waited for. A dead rank is noticed by its launcher, which ends the others.
 _PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class ScoringRanks:
-    """This process among those that score together.
+    """This process's rank among those that score together.
 
     Attributes:
-        rank: its number.
-        world_size: how many there are.
-        local_rank: its number on its node, which is also its GPU there.
+        rank: its rank.
+        world_size: number of ranks.
+        local_rank: its rank within its node, which is also its GPU index.
     """
 
     rank: int = 0
@@ -31,11 +31,11 @@ class ScoringRanks:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this is rank 0, which writes the files and the log."""
         return self.rank == 0
 
     def share(self, items: int) -> range:
-        """Return the numbers of this rank's items: dealt out in turn, so that long ones are spread."""
+        """Return the numbers of this rank's items: every world_size-th one, so that long ones are spread."""
         return range(self.rank, items, self.world_size)
 
     def gather(self, part: list[Any]) -> list[Any]:
@@ -45,8 +45,9 @@ class ScoringRanks:
         import torch.distributed as dist
 
         parts: list[Any] | None = [None] * self.world_size if self.first else None
+        # Results are small Python objects; one gather at the end of each task is enough.
         dist.gather_object(part, parts)
-        return [item for one in parts or [] for item in one]
+        return [item for lines in parts or [] for item in lines]
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's value on every rank."""
@@ -54,9 +55,9 @@ class ScoringRanks:
             return value
         import torch.distributed as dist
 
-        told = [value]
-        dist.broadcast_object_list(told)
-        return told[0]
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
 
 
 @contextmanager
@@ -66,15 +67,18 @@ def scoring_ranks() -> Iterator[ScoringRanks]:
     Raises:
         LaunchError: if the launcher's variables contradict each other.
     """
-    found = read(os.environ)
-    if found.world_size == 1:
+    launch = read(os.environ)
+    if launch.world_size == 1:
         yield ScoringRanks()
         return
     import torch.distributed as dist
 
-    os.environ.update(MASTER_ADDR=found.address, MASTER_PORT=str(found.port))
-    dist.init_process_group("gloo", rank=found.rank, world_size=found.world_size, timeout=_PATIENCE)
+    from megacode.mcore.meeting import meet
+
+    store = meet(launch, _PATIENCE.total_seconds())
+    # gloo, even on GPUs: only small Python objects are exchanged.
+    dist.init_process_group("gloo", rank=launch.rank, world_size=launch.world_size, timeout=_PATIENCE, store=store)
     try:
-        yield ScoringRanks(found.rank, found.world_size, found.local_rank)
+        yield ScoringRanks(launch.rank, launch.world_size, launch.local_rank)
     finally:
         dist.destroy_process_group()

@@ -1,18 +1,19 @@
-"""Suites: named lists of lm-eval tasks, and where their items lie.
+"""Suites: named lists of lm-eval tasks, and where their items are stored.
 
-`demo` ships with the project; its items are made for each run, from the documents which that run holds out, and lie in
-the run directory. `to-code` ships as well, as a file like a user's own:
+`demo` ships with the project; its items are made for each run from its held-out documents, and are stored in the
+run directory. `to-code` is shipped as a file like a user's own:
 
     name: paper                    # default: the file's name
     tasks: [piqa, my_task]         # tasks, groups or tags
     include_path: my_tasks/        # directories of task YAMLs, relative to this file; absent: lm-eval's own tasks
-    lm_eval: [piqa, super_glue/cb] # directories of lm-eval's own tasks: only these are indexed, which takes no time
-    defaults: true                 # all of lm-eval's own tasks (half a minute); false where one of the two above stands
-    offline: true                  # never ask the network; data sets come from the local cache
+    lm_eval: [piqa, super_glue/cb] # directories of lm-eval's own tasks: only these are indexed, which is quick
+    defaults: true                 # all of lm-eval's own tasks (half a minute); false if one of the two above is set
+    offline: true                  # never use the network; data sets come from the local cache
     unsafe_code: false             # let tasks run the code that the model writes
-    bits_per_byte: {files: [a.txt, books/*.jsonl]}   # texts of one's own, relative to this file
+    bits_per_byte: {files: [a.txt, books/*.jsonl]}   # your own texts, relative to this file
     categories: {reasoning: {piqa: acc, copa: acc}}  # means of tasks, each with the metric that counts
     means: {total: [reasoning, code]}                # means of categories
+    clusters: {boolq: passage}     # the field of a task's documents that items of one passage share
 """
 
 from __future__ import annotations
@@ -35,27 +36,28 @@ from megacode.data.heldout_items import build_run_items
 SHIPPED = Path(__file__).parent / "tasks"
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "name": str, "tasks": list, "include_path": (str, list), "lm_eval": list, "defaults": bool, "offline": bool,
-    "unsafe_code": bool, "bits_per_byte": dict, "categories": dict, "means": dict,
+    "unsafe_code": bool, "bits_per_byte": dict, "categories": dict, "means": dict, "clusters": dict,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Suite:
-    """What to run.
+    """A list of tasks and where to find them.
 
     Attributes:
-        name: stands in the score file's name.
+        name: part of the score file's name.
         tasks: names of tasks, groups or tags.
         include_path: directories of task YAMLs.
-        defaults: whether lm-eval's own tasks are known as well.
-        offline: whether the network stays untouched.
-        unsafe_code: whether tasks may run what the model wrote.
+        defaults: whether lm-eval's own tasks are available too.
+        offline: whether the network is never used.
+        unsafe_code: whether tasks may run code that the model wrote.
         items: directory of the items of a shipped suite; None for a user's own.
-        chance: what guessing scores, per task, where that is known.
-        lm_eval: directories of lm-eval's own tasks, relative to where those lie.
+        chance: the score of guessing, per task, if known.
+        lm_eval: directories of lm-eval's own tasks, relative to its `tasks`.
         texts: the user's text files, for bits per byte.
         categories: per category the metric that counts for each of its tasks.
         means: per mean the categories in it.
+        clusters: per task the field of its documents that items of one passage share.
     """
 
     name: str
@@ -70,22 +72,23 @@ class Suite:
     texts: tuple[Path, ...] = ()
     categories: dict[str, dict[str, str]] = field(default_factory=dict)
     means: dict[str, list[str]] = field(default_factory=dict)
+    clusters: dict[str, str] = field(default_factory=dict)
 
     def places(self) -> list[Path]:
-        """Return the directories of task YAMLs, lm-eval's own among them; the suite's own come last, and win.
+        """Return the directories of task YAMLs, including lm-eval's own; the suite's own come last and win.
 
         Raises:
             ConfigError: if lm-eval has no such directory.
         """
         places = []
         for name in self.lm_eval:
-            found = find_spec("lm_eval")
-            if found is None:
+            package = find_spec("lm_eval")
+            if package is None:
                 fix = "pip install 'megacode[eval]'"
-                raise ConfigError("lm-eval is not installed here", f"suite {self.name}", fix)
-            places.append(Path(next(iter(found.submodule_search_locations or []))) / "tasks" / name)
+                raise ConfigError("lm-eval is not installed", f"suite {self.name}", fix)
+            places.append(Path(next(iter(package.submodule_search_locations or []))) / "tasks" / name)
             if not places[-1].is_dir():
-                fix = "name one of the directories there, or `defaults: true` for all"
+                fix = "use one of the directories there, or `defaults: true` for all"
                 raise ConfigError(f"lm-eval has no tasks in {name}", str(places[-1].parent), fix)
         return [*places, *self.include_path]
 
@@ -94,8 +97,9 @@ class Suite:
         return replace(self, texts=tuple(dict.fromkeys([*self.texts, *texts])))
 
     def files_digest(self) -> str:
-        """Return one digest of the task files, the texts, and the items where they are known."""
+        """Return one digest of the task files, the texts, and the items if known."""
         files = [path for place in self.places() for path in place.rglob("*") if path.is_file()]
+        # Compiled files change with the Python version, not with the tasks.
         files = [path for path in files if "__pycache__" not in path.parts]
         return tree_digest([*files, *self.texts, *(self.items.glob("*.jsonl") if self.items else [])])
 
@@ -105,12 +109,13 @@ def load_suite(suite: str | Path, hf_dir: Path | None, tasks_dir: Path | None = 
 
     Args:
         suite: `demo`, `to-code`, or the path of a YAML file.
-        hf_dir: the model to score; its run holds the demo suite's items, made here the first time.
+        hf_dir: the model to score; its run directory holds the demo suite's items, which are made on first use.
         tasks_dir: directory of the items, instead of the run's.
 
     Raises:
         ConfigError: if there is no such suite, its file is wrong, or its items are not found.
     """
+    # A file ending decides: a user's file may have the name of a shipped suite.
     path = Path(suite)
     if path.suffix in (".yaml", ".yml"):
         return _read_suite(path)
@@ -119,26 +124,28 @@ def load_suite(suite: str | Path, hf_dir: Path | None, tasks_dir: Path | None = 
     shipped = sorted({item.stem for item in SHIPPED.iterdir()})
     if str(suite) not in shipped:
         close = get_close_matches(str(suite), shipped, n=1)
-        fix = f"did you mean {close[0]!r}?" if close else f"name one of {', '.join(shipped)}, or a suite's YAML file"
+        fix = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(shipped)}, or a suite's YAML file"
         raise ConfigError(f"there is no suite {str(suite)!r}", "--suite", fix)
     items = tasks_dir or _items_of(hf_dir, str(suite))
     index = _read_index(items)
     chance = {name: task["chance"] for name, task in index["tasks"].items() if "chance" in task}
-    return Suite(str(suite), tuple(index["tasks"]), (SHIPPED / str(suite),), items=items, chance=chance)
+    own: dict[str, Any] = {"items": items, "chance": chance, "clusters": dict.fromkeys(index["tasks"], "document")}
+    return Suite(str(suite), tuple(index["tasks"]), (SHIPPED / str(suite),), **own)
 
 
 def items_dir(run_dir: Path, suite: str = "demo") -> Path:
-    """Return where a run keeps the items of a shipped suite."""
+    """Return the directory of a shipped suite's items in a run."""
     return Path(RunDir(run_dir).eval) / "items" / suite
 
 
 def run_of(hf_dir: Path) -> Path | None:
     """Return the run directory that an exported model, or a checkpoint, belongs to, or None.
 
-    A model's `megacode.json` names it (`run_dir`, absolute or relative to the model's directory); failing that, what
-    lies in `RUN/hf/` or `RUN/checkpoints/` belongs to `RUN`.
+    A model's `megacode.json` names it (`run_dir`, absolute or relative to the model's directory); otherwise,
+    models in `RUN/hf/` and checkpoints in `RUN/checkpoints/` belong to `RUN`.
     """
     try:
+        # Relative paths survive when a run directory is moved as a whole.
         named = json.loads((hf_dir / "megacode.json").read_text(encoding="utf-8")).get("run_dir")
     except (OSError, ValueError, AttributeError):
         named = None
@@ -152,9 +159,9 @@ def _items_of(hf_dir: Path | None, suite: str) -> Path:
     run = run_of(hf_dir) if hf_dir else None
     if run is None:
         raise ConfigError(
-            f"the items of the suite {suite!r} are made for each run, and this model's run is not known",
+            f"the items of the suite {suite!r} are made for each run, but this model's run is unknown",
             str(hf_dir or "--suite"),
-            "name their directory with --tasks RUN/eval/items/demo, or score with a suite of your own",
+            "give their directory with --tasks RUN/eval/items/demo, or use your own suite",
         )
     items = items_dir(run, suite)
     if not (items / INDEX).exists():
@@ -163,18 +170,19 @@ def _items_of(hf_dir: Path | None, suite: str) -> Path:
 
 
 def _read_index(items: Path) -> dict[str, Any]:
-    """Return the index of a shipped suite's items, after a look at whether all its files are there."""
+    """Return the index of a shipped suite's items, after checking that all files exist."""
     try:
         index: dict[str, Any] = json.loads((items / INDEX).read_text(encoding="utf-8"))
+        # A half-copied directory would otherwise fail task by task, later.
         missing = [task["file"] for task in index["tasks"].values() if not (items / task["file"]).is_file()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"there are no items of the suite here: {INDEX} is missing or damaged ({type(error).__name__})"
+        what = f"there are no items of the suite here: {INDEX} is missing or invalid ({type(error).__name__})"
         raise ConfigError(
-            what, str(items), "name another directory with --tasks, or remove it to have them made again"
+            what, str(items), "give another directory with --tasks, or remove this one: items are then made again"
         ) from None
     if missing:
         raise ConfigError(
-            f"items are missing: {', '.join(missing)}", str(items), f"remove {items}, and they are made again"
+            f"items are missing: {', '.join(missing)}", str(items), f"remove {items}: items are then made again"
         )
     return index
 
@@ -183,12 +191,13 @@ def _read_suite(path: Path) -> Suite:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError("there is no such suite file", str(path), "name a YAML file, or `demo`") from None
+        raise ConfigError("there is no such suite file", str(path), "give a YAML file, or `demo`") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"it cannot be read: {error}", str(path), "give a suite's YAML file in UTF-8") from None
     document = parse_yaml(text, str(path))
     if not isinstance(document, dict):
         raise ConfigError("a suite is a mapping", str(path), "write for example `tasks: [piqa]`")
+    # All mistakes at once: fixing a YAML file one error at a time is tedious.
     if problems := list(_problems(document, path)):
         raise ConfigError(problems=problems)
     given = document.get("include_path", [])
@@ -198,6 +207,7 @@ def _read_suite(path: Path) -> Suite:
         name=document.get("name", path.stem),
         tasks=tuple(document.get("tasks", ())),
         include_path=places,
+        # Indexing all of lm-eval's tasks takes half a minute, so it is the last resort.
         defaults=document.get("defaults", not places and not lm_eval and "tasks" in document),
         offline=document.get("offline", True),
         unsafe_code=document.get("unsafe_code", False),
@@ -205,32 +215,34 @@ def _read_suite(path: Path) -> Suite:
         texts=find_texts(texts, path.parent, f"{path}: bits_per_byte") if texts else (),
         categories=document.get("categories", {}),
         means=document.get("means", {}),
+        clusters=document.get("clusters", {}),
     )
 
 
 def find_texts(patterns: Iterable[str], place: Path, where: str) -> tuple[Path, ...]:
-    """Return the text files that some paths or patterns mean, each once.
+    """Return the text files that paths or patterns match, each once.
 
     Args:
         patterns: paths, with `*` and `?`, relative to `place` or absolute.
         place: a directory.
-        where: where the patterns stand, for the message.
+        where: origin of the patterns, for messages.
 
     Raises:
-        ConfigError: for a pattern that no file fits, a file that is neither .txt nor .jsonl, or two of one name.
+        ConfigError: for a pattern without a match, an unsupported file, or two files with the same name.
     """
     files: dict[str, Path] = {}
     for pattern in patterns:
-        found = sorted(Path(name).resolve() for name in glob(str(place / pattern), recursive=True))
-        if not found:
-            raise ConfigError(f"no file fits {pattern!r}", where, f"it is looked for in {place.resolve()}")
-        for path in found:
+        matches = sorted(Path(name).resolve() for name in glob(str(place / pattern), recursive=True))
+        if not matches:
+            raise ConfigError(f"no file matches {pattern!r}", where, f"patterns are relative to {place.resolve()}")
+        for path in matches:
             if path.suffix not in (".txt", ".jsonl"):
-                fix = "a .txt is one document, a .jsonl holds one in the key `text` of each line"
+                fix = "a .txt file is one document; a .jsonl file has one per line, in the key `text`"
                 raise ConfigError(f"{path} is neither .txt nor .jsonl", where, fix)
+            # Two files of one name would overwrite each other's score.
             if files.setdefault(path.name, path) != path:
-                fix = "rename one: the scores go by the files' names"
-                raise ConfigError(f"{path} and {files[path.name]} have one name", where, fix)
+                fix = "rename one: scores are listed by file name"
+                raise ConfigError(f"{path} and {files[path.name]} have the same name", where, fix)
     return tuple(files.values())
 
 
@@ -240,17 +252,18 @@ def _problems(document: dict[str, Any], path: Path) -> Iterable[Problem]:
             close = get_close_matches(str(key), _KEYS, n=1)
             fix = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(_KEYS)}"
             yield Problem(f"unknown key {key!r}", str(path), fix)
+        # Types only; what the values mean is checked below.
         elif not isinstance(value, _KEYS[key]):
             yield Problem(
                 f"{value!r} is not a valid value for this key",
                 f"{path}: {key}",
-                "see the head of megacode/eval/suites.py",
+                "see the beginning of megacode/eval/suites.py",
             )
     tasks, texts = document.get("tasks"), document.get("bits_per_byte")
     if isinstance(texts, dict) and (list(texts) != ["files"] or not _are_words(texts["files"])):
-        yield Problem("it names no files", f"{path}: bits_per_byte", "write for example `{files: [books/*.txt]}`")
+        yield Problem("it lists no files", f"{path}: bits_per_byte", "write for example `{files: [books/*.txt]}`")
     if not _are_words(tasks) and not (texts and tasks is None):
-        yield Problem("it names no tasks", f"{path}: tasks", "write for example `tasks: [piqa, arc_easy]`")
+        yield Problem("it lists no tasks", f"{path}: tasks", "write for example `tasks: [piqa, arc_easy]`")
     yield from _category_problems(document, path)
     places = document.get("include_path", [])
     for place in [places] if isinstance(places, str) else places if isinstance(places, list) else []:
@@ -263,14 +276,20 @@ def _are_words(value: Any) -> bool:
 
 
 def _category_problems(document: dict[str, Any], path: Path) -> Iterable[Problem]:
-    categories, means = document.get("categories", {}), document.get("means", {})
-    if not isinstance(categories, dict) or not isinstance(means, dict):
+    categories, means, clusters = (document.get(key, {}) for key in ("categories", "means", "clusters"))
+    if not all(isinstance(part, dict) for part in (categories, means, clusters)):
         return
     for name, tasks in categories.items():
         if not isinstance(tasks, dict) or not all(isinstance(metric, str) for metric in tasks.values()):
-            yield Problem("a category names tasks and metrics", f"{path}: categories.{name}", "write `{piqa: acc}`")
+            yield Problem("a category maps tasks to metrics", f"{path}: categories.{name}", "write `{piqa: acc}`")
         elif unknown := [task for task in tasks if task not in (document.get("tasks") or [])]:
             yield Problem(f"no such task: {unknown[0]}", f"{path}: categories.{name}", "add it under `tasks`")
+    for task, shared in clusters.items():
+        if task not in (document.get("tasks") or []) or not isinstance(shared, str):
+            fix = "write for example `{boolq: passage}`, with a task of `tasks`"
+            yield Problem("it names no task and field", f"{path}: clusters.{task}", fix)
     for name, parts in means.items():
         if not _are_words(parts) or any(part not in categories for part in parts):
-            yield Problem("a mean names categories", f"{path}: means.{name}", f"they are {', '.join(categories)}")
+            yield Problem(
+                "a mean lists categories", f"{path}: means.{name}", f"the categories are {', '.join(categories)}"
+            )

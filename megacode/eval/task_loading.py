@@ -1,4 +1,4 @@
-"""From a suite to lm-eval's task objects: each loaded by itself, so that all data sets that lack are named at once."""
+"""Load a suite's lm-eval tasks one by one, so that all missing data sets are reported together."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 RUN_CODE = "it runs code that the model writes: allow it with --run-generated-code"
 _ASKED_OUT = "left out on request"
 _PREFETCH = (
-    "scoring downloads nothing: on a machine with network run `megacode evaluate --prefetch` with this --suite; "
-    "--cache or HF_HOME names another cache"
+    "scoring never downloads: on a machine with network run `megacode evaluate --prefetch` with this --suite; "
+    "--cache or HF_HOME sets another cache"
 )
-_LEAVE_OUT = "leave it out with --without, or fix its file"
+_LEAVE_OUT = "exclude it with --without, or fix its file"
 _TRY_SECONDS = 10.0
 _SEED = 1234  # lm-eval's own
 
@@ -36,21 +36,23 @@ def load_tasks(
     Args:
         suite: the suite.
         run_code: whether tasks may run code that the model writes; others are loaded without such tasks.
-        without: tasks to leave out.
-        lacking: what to say of data that are not in the cache.
+        without: tasks to exclude.
+        lacking: the fix to suggest for data that is not in the cache.
 
     Returns:
-        lm-eval's task objects by name, groups and tags unfolded; and why tasks of the suite were left out, by name.
+        lm-eval's task objects by name, groups and tags expanded; and the reason for each excluded task, by name.
 
     Raises:
         ConfigError: for an unknown task, or if none is left.
-        DataError: naming every task whose data cannot be loaded, and how to fetch them.
+        DataError: with every task whose data cannot be loaded, and how to fetch it.
     """
     manager = _manager(suite)
+    # Names first: a typo should not wait for data sets to load.
     _check_names(suite, manager, without)
     left_out = dict.fromkeys(without, _ASKED_OUT)
     left_out |= {name: RUN_CODE for name in suite.tasks if not run_code and _runs_code(manager, name)}
     specs: list[Any] = [name for name in suite.tasks if name not in left_out]
+    # lm-eval takes task descriptions as well as names.
     specs += [text_task(path) for path in suite.texts]
     tasks: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -58,6 +60,7 @@ def load_tasks(
     for spec in specs:
         name = spec if isinstance(spec, str) else spec["task"]
         try:
+            # One load call per task: a call for all would stop at the first missing data set.
             tasks.update(manager.load([spec])["tasks"])
         except DataError as error:  # of files that a user gave or copied: no download helps
             own += error.problems
@@ -66,14 +69,15 @@ def load_tasks(
         except Exception as error:  # what a task's own code raises
             own.append(Problem(f"it cannot be loaded: {type(error).__name__}: {error}", f"task {name}", _LEAVE_OUT))
     if problems:
-        problems.append(Problem("this cache lacks data sets", str(cache_dir()), lacking))
+        problems.append(Problem("data sets are missing from this cache", str(cache_dir()), lacking))
     if own or problems:
         raise DataError(problems=[*own, *problems])
+    # Tasks inside groups and tags show only now whether they run code.
     for name in [name for name, task in tasks.items() if getattr(task, "UNSAFE_CODE", False) and not run_code]:
         left_out[name] = RUN_CODE
         del tasks[name]
     for name, why in left_out.items():
-        log.warning("the task %s is left out: %s", name, why)
+        log.warning("excluding the task %s: %s", name, why)
     if not tasks:
         raise ConfigError("no task is left to run", f"suite {suite.name}", "; ".join(sorted(set(left_out.values()))))
     for task in tasks.values():
@@ -86,31 +90,35 @@ def prefetch(suite: Suite, no_network: str) -> list[str]:
 
     Args:
         suite: the suite.
-        no_network: why the network cannot be reached; empty where it can. Without, this sees what the cache lacks.
+        no_network: why the network cannot be reached; empty if it can. If it cannot, only the cache is checked.
 
     Returns:
         The tasks' names.
 
     Raises:
-        DataError: naming every task whose data could not be had.
+        DataError: with every task whose data could not be loaded.
     """
     if "quac" in suite.tasks and not no_network:
         try:
             fetch_quac()
         except OSError as error:
             log.warning("QuAC's file cannot be downloaded: %s", error)
-    lacking = no_network or "it answers, but not with these; see whether the network lets all of them through"
+    lacking = (
+        no_network
+        or "the hub answers, but these could not be downloaded; check whether the network lets all of them through"
+    )
     tasks, _ = load_tasks(suite, run_code=True, lacking=lacking)
     return list(tasks)
 
 
 def network_problem() -> str:
-    """Return why the data sets' hub cannot be reached, after one try of a few seconds; empty where it can."""
+    """Return why the data sets' hub cannot be reached, after one attempt of a few seconds; empty if it can."""
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
+        # Asked once: each library would otherwise retry for minutes, task by task.
         urllib.request.urlopen(hub, timeout=_TRY_SECONDS).close()
     except urllib.error.HTTPError:
-        return ""  # it answers: what may be had there shows when it is asked for
+        return ""  # it answers; whether a data set is available shows when it is requested
     except (OSError, ValueError) as error:
         return f"{hub} cannot be reached from here: {error}"
     return ""
@@ -130,16 +138,16 @@ def _check_names(suite: Suite, manager: Any, without: tuple[str, ...]) -> None:
         if task not in suite.tasks:
             close = get_close_matches(task, suite.tasks, n=1)
             fix = f"did you mean {close[0]!r}?" if close else f"its tasks are {', '.join(suite.tasks)}"
-            raise ConfigError(f"it has no task {task!r} to leave out", where, fix)
+            raise ConfigError(f"it has no task {task!r} to exclude", where, fix)
     for task in suite.tasks:
         if task not in manager.all_tasks and not Path(task).is_file():
             close = get_close_matches(task, manager.all_tasks, n=1)
-            fix = f"did you mean {close[0]!r}?" if close else "name a task of lm-eval, or set include_path"
+            fix = f"did you mean {close[0]!r}?" if close else "use a task of lm-eval, or set include_path"
             raise ConfigError(f"there is no task {task!r}", where, fix)
 
 
 def _runs_code(manager: Any, name: str) -> bool:
-    """Return whether a task says of itself that it runs code; a group or tag says nothing, its tasks do once loaded."""
+    """Return whether a task's YAML declares that it runs code; for groups and tags that is known only after loading."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     entry = manager.task_index.get(name)
@@ -153,6 +161,7 @@ def _unloaded(name: str, error: Exception) -> Problem:
 
 
 def _ask_without_examples(task: Any) -> None:
+    # Few-shot examples only where the task itself asks for them.
     if task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=_SEED)

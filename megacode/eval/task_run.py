@@ -1,4 +1,4 @@
-"""One model, one task: the model as lm-eval takes it, some items' results, and a task's scores from all of them."""
+"""Run one task on one model with lm-eval: load the model, score items, and aggregate a task's scores."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 _SEED = 1234  # lm-eval's own
 _TOO_LONG = {
     "_loglikelihood_tokens": "an answer is longer than the model's context of {} tokens",
-    "generate_until": "the answers it asks for leave no room for a question in the model's context of {} tokens",
+    "generate_until": "its answers leave no room for a question in the model's context of {} tokens",
 }
 
 
 def load_model(hf_dir: Path, batch_size: int, device: str) -> Any:
-    """Return lm-eval's wrapper of a model: fp32 on CPU, the type it was saved in on a GPU.
+    """Return lm-eval's wrapper of a model: fp32 on CPU, its saved dtype on a GPU.
 
     Raises:
         CheckpointError: if transformers cannot load it.
@@ -35,29 +35,30 @@ def load_model(hf_dir: Path, batch_size: int, device: str) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=dtype, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
-    except Exception as error:  # a damaged directory makes its parsers raise errors of any kind
+    except Exception as error:  # its parsers raise errors of any kind for a corrupted directory
         reason = " ".join(str(error).split())[:300]
         fix = "export it again with `megacode convert to-hf`"
         raise CheckpointError(f"transformers cannot load it: {reason}", str(hf_dir), fix) from error
     beginning: dict[str, Any] = {}
     if is_export(hf_dir) and tokenizer.eos_token_id is not None:
-        # As in training: nothing is put before a text, and it stands after the end of another.
+        # As in training: no token is added, and a text follows the end of another document.
         beginning = {"add_bos_token": False, "prefix_token_id": tokenizer.eos_token_id}
     settings = {"tokenizer": tokenizer, "batch_size": batch_size, "device": device, **beginning}
     return counting_cuts()(pretrained=model.to(device).eval(), **settings)
 
 
-def run_items(model: Any, name: str, task: Any, items: range) -> list[dict[str, Any]]:
-    """Run some items of a task as lm-eval's `simple_evaluate` does, without its 2 s of gathering facts.
+def run_items(model: Any, name: str, task: Any, items: range, cluster: str | None = None) -> list[dict[str, Any]]:
+    """Run some items of a task as lm-eval's `simple_evaluate` does, without its 2 s of collecting versions.
 
     Args:
         model: lm-eval's wrapper.
         name: the task's name.
         task: lm-eval's task object.
-        items: numbers of the items; none is none.
+        items: numbers of the items; may be empty.
+        cluster: the field of the task's documents that items of one passage share.
 
     Returns:
-        `item_lines` of them.
+        Their `item_lines`.
 
     Raises:
         DataError: if an item does not fit into the model's context.
@@ -68,29 +69,31 @@ def run_items(model: Any, name: str, task: Any, items: range) -> list[dict[str, 
 
     if not items:
         return []
+    # The seeds of lm-eval's own command line, so that scores can be compared with published ones.
     random.seed(0)
     np.random.seed(_SEED)
     torch.manual_seed(_SEED)
-    samples: Any = {name: items}  # a range: lm-eval asks of every item whether it is in there
+    samples: Any = {name: items}  # a range: lm-eval tests every item for membership
     try:
         results = run(
             model, {"tasks": {name: task}}, samples=samples, bootstrap_iters=0, confirm_run_unsafe_code=True
         )  # fmt: skip
     except AssertionError as error:
+        # lm-eval asserts that texts fit; the function that failed tells which kind of item it was.
         what = _TOO_LONG.get(traceback.extract_tb(error.__traceback__)[-1].name)
         if what is None:
             what = f"lm-eval fails on it: {error}"
-        fix = "score a model with a longer train.seq_length, or leave the task out: --without"
+        fix = "score a model with a longer train.seq_length, or exclude the task: --without"
         raise DataError(what.format(model.max_length), f"task {name}", fix) from error
     except (DataError, OSError, MemoryError):
         raise
     except Exception as error:  # a task's own templates and code, and the libraries below them
         log.debug("lm-eval failed", exc_info=True)
         what = f"lm-eval fails on it: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise DataError(what, f"task {name}", "leave the task out with --without, or fix it") from error
+        raise DataError(what, f"task {name}", "exclude the task with --without, or fix it") from error
     assert results is not None, "each rank runs its items as if alone"
     samples = results["samples"][name]
-    return item_lines(name, samples, [model.cut_of(sample["arguments"]) for sample in samples])
+    return item_lines(name, samples, [model.cut_of(sample["arguments"]) for sample in samples], cluster)
 
 
 def aggregate(task: Any, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -99,6 +102,9 @@ def aggregate(task: Any, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]
 
     values: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for line in lines:
+        # Values of all ranks together: means of means would weigh ranks, not items.
         for metric in line["metrics"]:
             values[metric, line["filter"]].append(line[metric])
-    return {f"{metric},{name}": task.aggregation().get(metric, mean)(found) for (metric, name), found in values.items()}
+    return {
+        f"{metric},{name}": task.aggregation().get(metric, mean)(numbers) for (metric, name), numbers in values.items()
+    }

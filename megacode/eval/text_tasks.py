@@ -17,6 +17,7 @@ def text_task(path: Path) -> dict[str, Any]:
         "custom_dataset": _load,
         "dataset_kwargs": {"file": str(path)},
         "test_split": "test",
+        # Long documents are scored in windows that together cover every byte once.
         "output_type": "loglikelihood_rolling",
         "doc_to_text": "",
         "doc_to_target": "{{text}}",
@@ -26,22 +27,22 @@ def text_task(path: Path) -> dict[str, Any]:
 
 
 def read_texts(path: Path) -> list[dict[str, Any]]:
-    """Return a file's documents as `{text, line}`; empty ones have no bytes to pay for and are left out.
+    """Return a file's documents as `{text, line}`; empty ones have no bytes to score and are skipped.
 
     Args:
-        path: a `.txt` is one document; each line of a `.jsonl` holds one in its key `text`.
+        path: a `.txt` is one document; each line of a `.jsonl` has one in its key `text`.
 
     Raises:
-        DataError: if it cannot be read, or holds no text.
+        DataError: if it cannot be read, or contains no text.
     """
     try:
-        # Bytes, not text mode: that would turn Windows line ends into others, and the bits would be of another text.
+        # Bytes, not text mode, which would convert Windows line ends and so score a different text.
         texts = list(_lines(path)) if path.suffix == ".jsonl" else [(1, path.read_bytes().decode("utf-8"))]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"it cannot be read: {error}", str(path), "texts are UTF-8 files") from None
     items = [{"text": text, "line": line} for line, text in texts if text]
     if not items:
-        raise DataError("it holds no text", str(path), "leave it out")
+        raise DataError("it contains no text", str(path), "remove it from the list of files")
     return items
 
 

@@ -1,6 +1,6 @@
-"""lm-eval's model, with a count of what it cuts: questions longer than the model's context lose their beginning.
+"""Count what lm-eval truncates: questions longer than the model's context lose their beginning.
 
-lm-eval says so in a warning a batch, and scores what is left. A score of half questions must say so itself.
+lm-eval only logs a warning per batch and scores what is left. A score of truncated questions must say so itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from megacode.base.progress import Advance, bar
 
 
 class _Counting:
-    """Stands where lm-eval's cache of answers would be, and counts them."""
+    """Takes the place of lm-eval's answer cache, and counts answers."""
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
@@ -25,7 +25,7 @@ class _Counting:
 
 @cache
 def counting_cuts() -> Any:
-    """Return a subclass of lm-eval's HFLM that remembers by how many tokens it cut each request."""
+    """Return a subclass of lm-eval's HFLM that records by how many tokens each request was truncated."""
     from lm_eval.models.huggingface import HFLM, normalize_gen_kwargs
 
     class CountingModel(HFLM):
@@ -45,13 +45,14 @@ def counting_cuts() -> Any:
 
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **settings: Any) -> Any:
             for texts, context, answer in requests:
-                if texts is not None and texts[0] is not None:  # windows of a whole text are cut by nobody
+                if texts is not None and texts[0] is not None:  # windows of rolling texts are never truncated
                     self._note((texts[0], texts[1]), len(context) + len(answer) - self.max_length - 1)
             return super()._loglikelihood_tokens(requests, *args, **settings)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
             for request in requests:
                 context, settings = request.args
+                # lm-eval reserves room for the longest answer and truncates the question to what is left.
                 answer = normalize_gen_kwargs(dict(settings), self.max_gen_toks)["max_gen_toks"]
                 self._note((context, ""), len(self.tok_encode(context)) + answer - self.max_length)
             with self._shown(requests):
@@ -59,7 +60,8 @@ def counting_cuts() -> Any:
 
         @contextmanager
         def _shown(self, requests: Any) -> Iterator[None]:
-            """Show how many of a task's requests are done: lm-eval offers each answer to its cache."""
+            """Show the progress of a task's requests: lm-eval passes each answer to its cache hook."""
+            # lm-eval may have installed a hook of its own.
             before = self.cache_hook
             with bar(f"scoring {requests[0].task_name}" if requests else "scoring", len(requests)) as advance:
                 self.cache_hook = _Counting(advance)
@@ -73,7 +75,8 @@ def counting_cuts() -> Any:
                 self._cuts[key] = surplus
 
         def cut_of(self, arguments: Iterable[Sequence[Any]]) -> int:
-            """Return by how many tokens the longest request of an item was cut; 0 if none was."""
+            """Return by how many tokens the longest request of an item was truncated; 0 if none was."""
+            # An item has several requests, one per answer; the worst one counts.
             keys = [(args[0], args[1] if isinstance(args[1], str) else "") for args in arguments if len(args) == 2]
             return max((self._cuts.get(key, 0) for key in keys), default=0)
 
@@ -81,7 +84,7 @@ def counting_cuts() -> Any:
 
 
 def cut_facts(lines: Iterable[Mapping[str, Any]], context: int) -> dict[str, int] | None:
-    """Return what a score file says of a task whose items were cut; None where none was.
+    """Return a score file's record of a task's truncated items; None if there are none.
 
     Args:
         lines: `item_lines` of all items.
@@ -93,9 +96,9 @@ def cut_facts(lines: Iterable[Mapping[str, Any]], context: int) -> dict[str, int
 
 
 def describe_cut(task: str, facts: Mapping[str, Any]) -> str:
-    """Return the line under the score table for a task whose items were cut."""
+    """Return the line under the score table for a task with truncated items."""
     cut = facts["cut"]
     return (
-        f"cut: {task}: {cut['items']} of {facts['items']} items do not fit the context of {cut['context']} tokens; "
-        f"they lost up to {cut['most_tokens']} tokens at their beginning"
+        f"truncated: {task}: {cut['items']} of {facts['items']} items exceed the context of {cut['context']} tokens; "
+        f"up to {cut['most_tokens']} tokens at their beginning were cut"
     )

@@ -1,4 +1,4 @@
-"""What a scored model writes to a few shipped prompts, kept in the run directory for its page."""
+"""Text samples of a scored model for a few shipped prompts, kept in the run directory for the report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from megacode.base.errors import MegacodeError
 from megacode.base.files import RunDir, write_json
-from megacode.eval.generate import Sampling, Writer
+from megacode.eval.generate import Sampling, TextWriter
 
 log = logging.getLogger(__name__)
 
@@ -21,13 +21,14 @@ PROMPTS = {
     "code": "def read_lines(path):\n",
     "markup": "# Installation\n\n",
 }
+# The same prompts and seed for every checkpoint, so that samples can be compared.
 SAMPLING = Sampling(max_new_tokens=64)
 
 
-def write_samples(writer: Writer, run_dir: Path | None, model: Mapping[str, Any]) -> None:
-    """Let a model go on from each prompt, and write the texts to `samples/iter_N.json` in its run.
+def write_samples(writer: TextWriter, run_dir: Path | None, model: Mapping[str, Any]) -> None:
+    """Let a model continue each prompt, and write the texts to `samples/iter_N.json` in its run.
 
-    Scores do not depend on it: where the model cannot write, or the disk is full, that is a warning.
+    Scores do not depend on it: if generation fails or the disk is full, a warning is logged.
 
     Args:
         writer: the loaded model.
@@ -50,9 +51,9 @@ def write_samples(writer: Writer, run_dir: Path | None, model: Mapping[str, Any]
         }
         write_json(run.samples / f"{run.iteration_name(iteration)}.json", document)
     except (MegacodeError, OSError) as error:
-        log.warning("no sample texts of iteration %d: %s", iteration, " ".join(str(error).split()))
+        log.warning("no text samples for iteration %d: %s", iteration, " ".join(str(error).split()))
 
 
-def _sample(writer: Writer, name: str, prompt: str) -> dict[str, Any]:
+def _sample(writer: TextWriter, name: str, prompt: str) -> dict[str, Any]:
     text = writer.write(writer.ids(prompt), SAMPLING)
     return {"kind": name, "prompt": prompt, "text": "".join(text), "tokens": text.tokens, "ended": text.ended}

@@ -1,8 +1,8 @@
-"""What a model answers to prompts: generated in batches with transformers, and kept by model, prompt and settings.
+"""Generate a model's answers to prompts in batches with transformers, cached by model, prompt and settings.
 
-An answer depends on its prompt, the model and the settings, not on which prompts stand beside it in a batch (up to
-rounding): sampling draws from a generator of its own for each prompt. It takes the token with the largest
-logit / temperature + g, with g from the standard Gumbel distribution, which is a draw from the softmax.
+An answer depends on its prompt, the model and the settings, not on the other prompts of its batch (up to rounding):
+each prompt has its own random generator. Sampling takes the token with the largest logit / temperature + g, with g from
+the standard Gumbel distribution, which is a draw from the softmax.
 
 Source: Gumbel, Statistical Theory of Extreme Values (1954), lecture 4; Maddison et al., arXiv:1411.0030, section 2.
 """
@@ -28,12 +28,12 @@ _STOP = "\n### "
 
 @dataclass(frozen=True)
 class Generation:
-    """How answers are made.
+    """Settings for generating answers.
 
     Attributes:
-        max_new_tokens: an answer's length, at most.
-        temperature: 0 takes the likeliest token each time; above, answers are drawn.
-        seed: of the draws.
+        max_new_tokens: maximum length of an answer.
+        temperature: 0 takes the most likely token each time; above 0, tokens are sampled.
+        seed: of the sampling.
     """
 
     max_new_tokens: int = 256
@@ -42,7 +42,7 @@ class Generation:
 
 
 def model_identity(hf_dir: Path) -> dict[str, Any]:
-    """Return what identifies a model that answers: `model_facts`, and a hash of its chat form and generation config."""
+    """Return a model's identity: `model_facts`, and a hash of its chat template and generation config."""
     forms = [hf_dir / name for name in ("chat_template.jinja", "generation_config.json")]
     return {**model_facts(hf_dir), "forms_sha256": tree_digest(path for path in forms if path.exists())}
 
@@ -51,20 +51,22 @@ class AnswerCache:
     """Answers of one model with some settings, one file each.
 
     Args:
-        directory: of all models' answers.
+        directory: directory of all models' answers.
         model: its `model_identity`.
-        generation: how answers are made.
+        generation: generation settings.
     """
 
     def __init__(self, directory: Path, model: Mapping[str, Any], generation: Generation) -> None:
+        # Everything that shapes an answer is in the name: a changed model never meets old answers.
         keys = ("weights_sha256", "config_sha256", "tokenizer_sha256", "forms_sha256")
         self._directory = directory
         self._name = digest(*(str(model[key]) for key in keys), PLAIN, json.dumps(asdict(generation)))
 
     def get(self, prompt: Prompt) -> str | None:
-        """Return the answer to a prompt, None where it was not made yet."""
+        """Return the answer to a prompt, None if it was not generated yet."""
         try:
             answer = json.loads(self._path(prompt).read_text(encoding="utf-8"))["answer"]
+        # An unreadable file counts as missing: the answer is simply generated again.
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return str(answer)
@@ -88,13 +90,13 @@ def answers(
 ) -> tuple[dict[str, str], int]:
     """Return a model's answers by the prompts' ids, and how many were generated now.
 
-    The model is loaded only if an answer is missing; each batch is kept as soon as it is there.
+    The model is loaded only if an answer is missing; each answer is cached as soon as its batch is done.
 
     Args:
         hf_dir: the exported model.
-        prompts: what it is asked.
-        generation: how answers are made.
-        cache: answers that were made before.
+        prompts: the prompts to answer.
+        generation: generation settings.
+        cache: earlier answers.
         batch_size: prompts in one forward pass.
         device: `cpu`, `cuda`, `cuda:1`; absent: CUDA where there is any.
 
@@ -102,8 +104,8 @@ def answers(
         CheckpointError: if transformers cannot load the model.
         DataError: if a prompt and its answer do not fit into the model's context.
     """
-    found = {prompt.id: cache.get(prompt) for prompt in prompts}
-    missing = [prompt for prompt in prompts if found[prompt.id] is None]
+    texts = {prompt.id: cache.get(prompt) for prompt in prompts}
+    missing = [prompt for prompt in prompts if texts[prompt.id] is None]
     if missing:
         model, tokenizer = open_model(hf_dir, device)
         made_on = f"{model.device}, {model.dtype}"
@@ -111,14 +113,14 @@ def answers(
         with steps(made, "writing answers", len(missing)) as counted:
             for prompt, answer in counted:
                 cache.put(prompt, answer, made_on)
-                found[prompt.id] = answer
-    return {identity: str(answer) for identity, answer in found.items()}, len(missing)
+                texts[prompt.id] = answer
+    return {identity: str(answer) for identity, answer in texts.items()}, len(missing)
 
 
 def _generate(
     model: Any, tokenizer: Any, prompts: Sequence[Prompt], generation: Generation, batch_size: int, where: str
 ) -> Iterator[tuple[Prompt, str]]:
-    """Yield prompts with their answers, longest prompts first: what does not fit in memory fails at once."""
+    """Yield prompts with their answers, longest prompts first, so that running out of memory happens at once."""
     asked = [(prompt, _ids(tokenizer, prompt.text, is_export(Path(where)))) for prompt in prompts]
     _check_lengths(asked, generation.max_new_tokens, model.config, where)
     asked.sort(key=lambda pair: len(pair[1]), reverse=True)
@@ -127,21 +129,23 @@ def _generate(
         rows = _continue(model, tokenizer, [ids for _, ids in batch], [prompt for prompt, _ in batch], generation)
         for (prompt, _), ids in zip(batch, rows, strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True)
+            # A base model continues with the next instruction; the answer ends before it.
             yield prompt, text.split(_STOP)[0].strip()
 
 
 def _ids(tokenizer: Any, text: str, exported: bool = False) -> list[int]:
-    """Return a prompt as the model is given it: in its own chat form if it has one, else as `PLAIN`."""
+    """Return a prompt's ids: in the model's chat template if it has one, else as `PLAIN`."""
     if getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": text}]
         ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
         return list(ids)
-    # As in training, nothing is put before a text; a model from elsewhere is asked as its own tokenizer says.
+    # As in training, exports get no token before a text; other models are asked as their own tokenizer does it.
     own = {"add_special_tokens": False} if exported else {}
     return list(tokenizer(PLAIN.format(prompt=text), **own)["input_ids"])
 
 
 def _check_lengths(asked: Sequence[tuple[Prompt, list[int]]], new: int, config: Any, where: str) -> None:
+    # Checked for all prompts before the first is generated.
     context = getattr(config, "max_position_embeddings", None)
     if context is None:
         return
@@ -150,25 +154,27 @@ def _check_lengths(asked: Sequence[tuple[Prompt, list[int]]], new: int, config: 
         return
     prompt, ids = max(long, key=lambda pair: len(pair[1]))
     what = (
-        f"{len(long)} of {len(asked)} prompts with an answer of {new} tokens are longer than the context of {context}; "
+        f"{len(long)} of {len(asked)} prompts plus an answer of {new} tokens exceed the context of {context} tokens; "
         f"the longest, {prompt.id!r}, has {len(ids)}"
     )
     left = context - len(ids)
-    raise DataError(what, where, f"--max-new-tokens {left} fits all" if left > 0 else "leave such prompts out")
+    raise DataError(what, where, f"--max-new-tokens {left} fits all" if left > 0 else "remove such prompts")
 
 
 def _continue(
     model: Any, tokenizer: Any, rows: Sequence[list[int]], prompts: Sequence[Prompt], generation: Generation
 ) -> list[list[int]]:
-    """Return the new tokens of each row, without what follows its end."""
+    """Return the new tokens of each row up to its end token."""
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
 
     longest = max(map(len, rows))
     ends = end_ids(model, tokenizer)
     pad = ends[0] if ends else 0
+    # Padding goes to the left, so that every row's last token is its prompt's last one.
     ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    # An explicit config: the model's own might sample or penalise repetition.
     settings = GenerationConfig(
         max_new_tokens=generation.max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=ends or None
     )
@@ -181,18 +187,21 @@ def _continue(
 
 
 def _cut(ids: list[int], ends: Sequence[int]) -> list[int]:
+    # Rows of a batch end at different places; what follows an end is padding.
     return next((ids[:place] for place, token in enumerate(ids) if token in ends), ids)
 
 
 def _draws(generation: Generation, prompts: Sequence[Prompt]) -> Any:
-    """Return a logits processor that makes the likeliest token of each row a draw, [rows, vocabulary]."""
+    """Return a logits processor that turns greedy decoding into sampling, [rows, vocabulary]."""
     import torch
 
+    # Seeded by the prompt's text: reordering or removing prompts changes no other answer.
     seeds = [int(digest(str(generation.seed), prompt.text)[:12], 16) for prompt in prompts]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def draw(_: Any, logits: Any) -> Any:
         uniform = torch.stack([torch.rand(logits.shape[1], generator=generator) for generator in generators])
+        # The clamp keeps both logarithms finite.
         noise = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
         return logits.float() / generation.temperature + noise.to(logits.device)
 

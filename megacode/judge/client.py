@@ -1,8 +1,8 @@
-"""An HTTP client for chat completions in OpenAI's form, made for servers that are slow, busy or wrong.
+"""An HTTP client for OpenAI-compatible chat completions that copes with slow, busy and faulty servers.
 
-A request is known by the hash of its address and body, and its reply is kept on disk under that name before anyone
-reads it: a second run asks nothing, and a killed one goes on. The API key comes from the environment, goes into one
-header, and is cut out of whatever the server says. Redirections are not followed: they would carry the key elsewhere.
+A request is identified by the hash of its address and body, and its reply is stored on disk under that name before it
+is used. A second run sends no requests, and a killed one resumes. The API key comes from the environment, goes into one
+header, and is removed from server messages. Redirects are not followed: they would send the key to another host.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from megacode.base.files import digest, write_json
 log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "MEGACODE_JUDGE_API_KEY"
-_BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-_LARGEST_REPLY = 4 << 20
+_BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # worth a retry; 529 is "overloaded" at some providers
+_LARGEST_REPLY = 4 << 20  # a faulty server must not fill memory
 _PIECE = 1 << 16
 
 
 class JudgeError(MegacodeError):
-    """The judge does not answer; what it has answered so far is kept, and the same command goes on (exit code 75)."""
+    """The judge does not answer; earlier answers are kept, and the same command resumes (exit code 75)."""
 
     title = "Judge error"
     exit_code = EXIT_RESUMABLE
@@ -45,14 +45,14 @@ class JudgeError(MegacodeError):
 
 @dataclass(frozen=True)
 class Patience:
-    """How a server is treated.
+    """Timeouts, retries and rate limit for a server.
 
     Attributes:
         timeout: seconds a request may take, from its start to the last byte of its reply.
-        tries: how often a request is sent before it is given up.
-        first_wait: seconds before the second try, doubled with each further one, less up to half at random.
-        longest_wait: seconds between two tries, at most; a server that asks for more ends the run.
-        requests_per_minute: requests that begin within a minute, at most; None: no limit.
+        tries: how often a request is sent before giving up.
+        first_wait: seconds before the second try, doubled each time, then reduced at random by up to half.
+        longest_wait: maximum seconds between two tries; a server that asks for more ends the run.
+        requests_per_minute: maximum number of requests per minute; None: no limit.
     """
 
     timeout: float = 120.0
@@ -62,8 +62,8 @@ class Patience:
     requests_per_minute: float | None = None
 
 
-class Pace:
-    """When the next request may begin, for all threads together."""
+class RequestPace:
+    """Rate limiter for all threads together."""
 
     def __init__(self, requests_per_minute: float | None) -> None:
         self.stopped = threading.Event()
@@ -72,35 +72,35 @@ class Pace:
         self._lock = threading.Lock()
 
     def wait(self) -> None:
-        """Take the next place in the row, and sleep until it comes."""
+        """Reserve the next time slot, and sleep until it begins."""
         with self._lock:
             now = time.monotonic()
-            turn = max(now, self._next)
+            turn = max(now, self._next)  # slots are handed out under the lock, the sleep is outside
             self._next = turn + self._gap
         self.rest(turn - now)
 
     def rest(self, seconds: float) -> None:
-        """Sleep, unless all is to end.
+        """Sleep, unless the client is stopped.
 
         Raises:
-            JudgeError: if it is.
+            JudgeError: if it is stopped.
         """
         if self.stopped.wait(seconds):
-            raise JudgeError("stopped", "", "give the same command again: what was answered is kept")
+            raise JudgeError("stopped", "", "run the same command again: earlier answers are kept")
 
     def hold(self, seconds: float) -> None:
-        """Let nobody begin for some seconds: the server asked for it."""
+        """Delay all requests by some seconds, as the server asked."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
 
 
 class _NoRedirection(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any) -> None:
-        """Let a redirection stand as the error it is here."""
+        """Treat a redirect as an error."""
 
 
 class _AgainError(Exception):
-    """A try that may succeed when it is repeated, after `wait` seconds if the server named a time."""
+    """A failed try that may succeed later: after `wait` seconds if the server gave a time."""
 
     def __init__(self, what: str, wait: float | None = None) -> None:
         super().__init__(what)
@@ -112,18 +112,18 @@ class JudgeClient:
 
     Args:
         url: its address up to `/v1`, or up to `/chat/completions`.
-        cache: directory that keeps replies.
+        cache: directory of stored replies.
         patience: retries, timeouts, rate.
-        key_variable: the environment variable with the API key; a server that needs none gets none.
+        key_variable: the environment variable with the API key; may be unset.
 
     Attributes:
         url: the address without `/chat/completions`.
-        requests: how often a request was sent, tries counted singly.
-        retries: how many of them were repetitions.
+        requests: number of requests sent, each try counted.
+        retries: how many of them were retries.
         hits: replies that came from the cache.
 
     Raises:
-        ConfigError: for an address that is none, or carries a secret.
+        ConfigError: for an invalid address, or one that contains a secret.
     """
 
     def __init__(
@@ -133,15 +133,15 @@ class JudgeClient:
         self._cache, self._patience = cache, patience or Patience()
         self._key, self._key_variable = _key(key_variable), key_variable
         if self._key and not _private(self.url):
-            log.warning("judge: the API key goes over plain http to %s: whoever listens can read it", self.url)
-        self._pace = Pace(self._patience.requests_per_minute)
-        self._opener = urllib.request.build_opener(_NoRedirection)
+            log.warning("judge: the API key is sent unencrypted over http to %s", self.url)
+        self._pace = RequestPace(self._patience.requests_per_minute)
+        self._opener = urllib.request.build_opener(_NoRedirection)  # no cookies, and no redirects that leak the key
         self._lock = threading.Lock()
         self._asking: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self.requests = self.retries = self.hits = 0
 
     def stop(self) -> None:
-        """Let threads that wait for their next request end now, and begin none."""
+        """End threads that wait for their next request, and start none."""
         self._pace.stopped.set()
 
     def only_model(self) -> str:
@@ -151,12 +151,12 @@ class JudgeClient:
             ConfigError: if it has none or several.
             JudgeError: if it does not answer.
         """
-        document = self._send("/models", None)
+        document = self._send("/models", None)  # never cached: a server may change its model
         entries = document.get("data") if isinstance(document, dict) else None
         names = [str(entry["id"]) for entry in entries or [] if isinstance(entry, dict) and "id" in entry]
         if len(names) != 1:
-            known = f"it has {', '.join(sorted(names)[:10])}" if names else "it names no model"
-            raise ConfigError(f"which model is to judge? {known}", self.url, "name it with --model")
+            known = f"it offers {', '.join(sorted(names)[:10])}" if names else "it lists no model"
+            raise ConfigError(f"the judge's model is not clear: {known}", self.url, "choose it with --model")
         return names[0]
 
     def chat(self, body: Mapping[str, Any], turn: int = 0) -> Any:
@@ -164,10 +164,10 @@ class JudgeClient:
 
         Args:
             body: the request.
-            turn: asks the same thing anew: another turn is another entry of the cache.
+            turn: number of the attempt; each has its own cache entry.
 
         Returns:
-            The reply as JSON; None if it is none, or no chat completion: that is not kept.
+            The reply as JSON; None if it is not JSON or not a chat completion, which is not cached.
 
         Raises:
             ConfigError: if the server refuses the request.
@@ -187,11 +187,11 @@ class JudgeClient:
         reply = self._send("/chat/completions", body)
         if not isinstance(reply, dict) or not isinstance(reply.get("choices"), list):
             return None
-        write_json(kept, reply)
+        write_json(kept, reply)  # before anyone uses it: paid for once
         return reply
 
     def _send(self, path: str, body: Mapping[str, Any] | None) -> Any:
-        """Send a request until it is answered; return the reply, None if it is no JSON."""
+        """Send a request until it is answered; return the reply, None if it is not JSON."""
         for number in range(self._patience.tries):
             self._pace.wait()
             with self._lock:
@@ -202,21 +202,21 @@ class JudgeClient:
             except _AgainError as error:
                 wait, reason = self._wait_after(number, error), str(error)
             if number + 1 < self._patience.tries:
-                log.warning("judge: %s; asking again in %.1f s", reason, wait)
+                log.warning("judge: %s; retrying in %.1f s", reason, wait)
                 self._pace.rest(wait)
-        fix = "see whether the server runs, then give the same command again: what was answered is kept"
+        fix = "check that the server is running, then run the same command again: earlier answers are kept"
         raise JudgeError(f"no answer after {self._patience.tries} tries: {reason}", self.url + path, fix)
 
     def _wait_after(self, number: int, error: _AgainError) -> float:
         """Return how long to wait after a failed try."""
         patience = self._patience
-        own = min(patience.longest_wait, patience.first_wait * 2**number) * random.uniform(0.5, 1.0)
+        own = min(patience.longest_wait, patience.first_wait * 2**number) * random.uniform(0.5, 1.0)  # spread
         if error.wait is None:
             return own
         if error.wait > patience.longest_wait:
-            fix = "give the same command again then: what was answered is kept"
-            raise JudgeError(f"{error}, and asks to wait {error.wait:.0f} s", self.url, fix)
-        self._pace.hold(error.wait)
+            fix = "run the same command again then: earlier answers are kept"
+            raise JudgeError(f"{error}; the server asks to wait {error.wait:.0f} s", self.url, fix)
+        self._pace.hold(error.wait)  # all threads wait: the limit is the server's, not the request's
         return error.wait
 
     def _try(self, path: str, body: Mapping[str, Any] | None) -> str:
@@ -230,7 +230,7 @@ class JudgeClient:
         request = urllib.request.Request(self.url + path, data=data, headers=headers)
         deadline = time.monotonic() + self._patience.timeout
         try:
-            with self._opener.open(request, timeout=self._patience.timeout) as response:
+            with self._opener.open(request, timeout=self._patience.timeout) as response:  # timeout of one read
                 return _read_body(response, deadline)
         except urllib.error.HTTPError as error:
             with error:
@@ -242,26 +242,26 @@ class JudgeClient:
             raise _AgainError(what) from None
 
     def _refusal(self, error: urllib.error.HTTPError, path: str) -> Exception:
-        """Return what a reply that is an error means: try again, or the user's mistake."""
+        """Return the exception for an error reply: retry, or the user's mistake."""
         try:
-            said = " ".join(self._clean(error.read(_PIECE).decode(errors="replace")).split())[:300]
+            reply_text = " ".join(self._clean(error.read(_PIECE).decode(errors="replace")).split())[:300]
         except (OSError, http.client.HTTPException):
-            said = ""
-        what = f"the server answers {error.code} {error.reason}" + (f": {said}" if said else "")
+            reply_text = ""
+        what = f"the server answers {error.code} {error.reason}" + (f": {reply_text}" if reply_text else "")
         if error.code in _BUSY:
             return _AgainError(what, _retry_after(error.headers.get("Retry-After")))
         fixes = {
             401: f"put the API key into the environment variable {self._key_variable}",
-            403: f"see whether the API key in {self._key_variable} may use this model",
-            404: "check the address (it mostly ends in /v1) and --model",
+            403: f"check whether the API key in {self._key_variable} may use this model",
+            404: "check the address (it usually ends in /v1) and --model",
         }
         fix = fixes.get(error.code, "check the address, --model and the prompts' length")
         if 300 <= error.code < 400:
-            fix = f"it redirects to {error.headers.get('Location')}: give the final address, if you trust it"
+            fix = f"it redirects to {error.headers.get('Location')}: use that address directly, if you trust it"
         return ConfigError(self._clean(what), self.url + path, self._clean(fix))
 
     def _clean(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+        return text.replace(self._key, "***") if self._key else text  # some servers echo headers in errors
 
 
 def message_of(reply: Any) -> str | None:
@@ -274,14 +274,14 @@ def message_of(reply: Any) -> str | None:
 
 
 def _checked(url: str) -> str:
-    """Return an address without `/chat/completions`, after a look at whether it is one."""
+    """Return an address without `/chat/completions`, after validating it."""
     parts = urllib.parse.urlsplit(url)
     fix = "write for example --judge http://127.0.0.1:8000/v1"
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{url!r} is not an address", "--judge", fix)
+        raise ConfigError(f"{url!r} is not a valid address", "--judge", fix)
     if parts.username or parts.password or parts.query or parts.fragment:
-        what = "the address carries a user name, a query or a fragment, which would be written to the results"
-        raise ConfigError(what, "--judge", f"leave it out; a key belongs into the variable {KEY_VARIABLE}")
+        what = "the address contains a user name, query or fragment, which would be written to the results"
+        raise ConfigError(what, "--judge", f"remove it; put an API key into the variable {KEY_VARIABLE}")
     return url.rstrip("/").removesuffix("/chat/completions").rstrip("/")
 
 
@@ -293,12 +293,12 @@ def _private(url: str) -> bool:
 def _key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigError("the API key holds characters that no key has", f"variable {variable}", "set it again")
+        raise ConfigError("the API key contains invalid characters", f"variable {variable}", "set it again")
     return key
 
 
 def _read_body(response: Any, deadline: float) -> str:
-    """Read a reply; a server that sends a byte now and then is late all the same."""
+    """Read a reply by the deadline, even if the server sends single bytes slowly."""
     pieces, size = [], 0
     while piece := response.read1(_PIECE):
         pieces.append(piece)
@@ -307,13 +307,13 @@ def _read_body(response: Any, deadline: float) -> str:
             raise _AgainError(f"the reply is longer than {_LARGEST_REPLY:,} bytes")
         if time.monotonic() > deadline:
             raise TimeoutError
-    if response.length:  # what Content-Length promised and did not come
+    if response.length:  # bytes of Content-Length that did not arrive
         raise http.client.IncompleteRead(b"".join(pieces), response.length)
     return b"".join(pieces).decode("utf-8", errors="replace")
 
 
 def _json(text: str) -> Any:
-    """Return a reply's JSON, None if it is none; half a surrogate pair in it becomes U+FFFD, so that it can be kept."""
+    """Return a reply's JSON, or None; an unpaired surrogate becomes U+FFFD, so that it can be stored."""
     try:
         return _with_whole_characters(json.loads(text))
     except (ValueError, RecursionError):
@@ -336,7 +336,7 @@ def _read(path: Path) -> Any:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Return the seconds that a `Retry-After` header names, as a number or as a date."""
+    """Return the seconds of a `Retry-After` header, which is a number or a date."""
     if value is None:
         return None
     try:

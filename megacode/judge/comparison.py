@@ -1,8 +1,8 @@
-"""Win-rates: which of two models answers prompts better, in the eyes of a third.
+"""Win-rates: which of two models answers prompts better, as judged by a third model.
 
-Answers are generated from the exported models and kept; a judge behind an OpenAI-compatible server compares them in
-both orders. Answers and verdicts are kept by what they depend on, so that the same command goes on where it was killed,
-and costs nothing when it is given again. Answers can be made on a compute node without a network, and judged elsewhere.
+Answers are generated from the exported models; a judge behind an OpenAI-compatible server compares them in both orders.
+Answers and verdicts are cached by everything they depend on. So a killed command resumes where it stopped, and running
+it again costs nothing. Answers can be generated on a compute node without network, and judged elsewhere.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import megacode
+from megacode.base.claims import claimed
 from megacode.base.errors import VerificationError
 from megacode.base.files import RunDir, atomic_path, digest, file_digest, to_json, write_json
 from megacode.base.progress import bar
@@ -41,14 +42,14 @@ _PACKAGES = ("transformers", "torch", "tokenizers", "numpy")
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """How two models are compared.
+    """Settings of a comparison.
 
     Attributes:
-        generation: how they answer.
+        generation: settings for the models' answers.
         batch_size: prompts in one forward pass.
-        device: of the models; None: CUDA where there is any.
-        max_judge_tokens: length of the judge's answers, at most.
-        threads: requests at the same time.
+        device: of the models; None: CUDA if available.
+        max_judge_tokens: maximum length of the judge's answers.
+        threads: concurrent requests.
         patience: retries, timeouts, rate.
         key_variable: the environment variable with the API key.
         seed: of the bootstrap.
@@ -69,7 +70,7 @@ class JudgeSettings:
 
 
 def default_cache() -> Path:
-    """Return where answers and verdicts are kept: `$XDG_CACHE_HOME/megacode/judge`, else under `~/.cache`."""
+    """Return the cache directory of answers and verdicts: `$XDG_CACHE_HOME/megacode/judge`, else under `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "megacode" / "judge"
 
 
@@ -82,13 +83,13 @@ def default_out(hf_a: Path, hf_b: Path) -> Path:
 def make_answers(
     hf_a: Path, hf_b: Path, prompts_file: Path = SHIPPED, out: Path | None = None, settings: JudgeSettings | None = None
 ) -> dict[str, Any]:
-    """Let both models answer and write the answers, one JSON line a prompt; no judge is asked.
+    """Let both models answer, and write the answers, one JSON line per prompt; no judge is asked.
 
     Returns:
-        `answers_file`, and for both models how many answers were generated and how many were kept from before.
+        `answers_file`, and for both models how many answers were generated and how many came from the cache.
 
     Raises:
-        CheckpointError: if one of them is no model.
+        CheckpointError: if one of them is not a model.
         DataError: if the prompts cannot be read, or are too long for a model.
     """
     settings, target = settings or JudgeSettings(), out or default_out(hf_a, hf_b).with_suffix(".answers.jsonl")
@@ -115,7 +116,7 @@ def judge(
         hf_b: the model it is compared with.
         url: of an OpenAI-compatible server, up to `/v1`.
         model: name of the judge; None: the server's only one.
-        prompts_file: what the models are asked.
+        prompts_file: the prompts.
         out: the result's file; None: `default_out`.
         settings: everything else.
 
@@ -123,21 +124,32 @@ def judge(
         The result document.
 
     Raises:
-        CheckpointError: if one of them is no model.
-        ConfigError: if the address is none, or the server refuses what it is asked; or if a result is there already.
+        CheckpointError: if one of them is not a model.
+        ConfigError: if the address is invalid, the server refuses a request, or a result exists already.
         DataError: if the prompts cannot be read, or are too long for a model.
         JudgeError: if the judge does not answer.
-        VerificationError: if not one of its verdicts could be read; the files are written all the same.
+        VerificationError: if none of its verdicts could be read; the files are written nevertheless.
     """
-    settings, start, target = settings or JudgeSettings(), time.perf_counter(), out or default_out(hf_a, hf_b)
+    settings, target = settings or JudgeSettings(), out or default_out(hf_a, hf_b)
+    refuse_unwritable(target, "--out")
+    with claimed(target, "--out"):
+        return _judge(hf_a, hf_b, url, model, prompts_file, target, settings)
+
+
+def _judge(
+    hf_a: Path, hf_b: Path, url: str, model: str | None, prompts_file: Path, target: Path, settings: JudgeSettings
+) -> dict[str, Any]:
+    start = time.perf_counter()
     _check_target([target, target.with_name(f"{target.stem}.items.jsonl")], settings)
     prompts = read_prompts(prompts_file)
     for hf_dir in (hf_a, hf_b):
         check_model(hf_dir)
     cache = settings.cache or default_cache()
     client = JudgeClient(url, cache / "verdicts", settings.patience, settings.key_variable)
+    # Asked before the answers are made: a wrong address fails in seconds, not after hours.
     model = model or client.only_model()
     questions, models = _questions(hf_a, hf_b, prompts, settings)
+    # Both models are out of memory by now; only texts are left.
     verdicts = _verdicts(client, model, questions, settings)
     document = {
         **models,
@@ -153,13 +165,15 @@ def judge(
         **_provenance(),
     }
     _write_lines([_verdict_line(verdict) for verdict in verdicts], target.with_name(document["items_file"]))
+    # The items come first: a result file always has its items.
     write_json(target, document)
     _check_any_valid(verdicts, client.url, target)
     return document
 
 
 def _check_target(files: Sequence[Path], settings: JudgeSettings) -> None:
-    """Refuse, before anything is asked, files that are there or cannot be written."""
+    """Refuse output files that exist or cannot be written, before anything is asked."""
+    # Hours of generation and paid requests must not end at an existing file.
     refuse_existing(files, settings.overwrite, "--out")
     refuse_unwritable(files[0], "--out")
     refuse_unwritable((settings.cache or default_cache()) / "answers", "--cache", directory=True)
@@ -171,26 +185,28 @@ def _questions(
     """Return every prompt with both answers, and what identifies the models `a` and `b`."""
     for hf_dir in (hf_a, hf_b):
         check_model(hf_dir)
-    told, cache = {}, settings.cache or default_cache()
+    texts, cache = {}, settings.cache or default_cache()
     facts: dict[str, Any] = {}
     for side, hf_dir in (("a", hf_a), ("b", hf_b)):
         identity = model_identity(hf_dir)
         kept = AnswerCache(cache / "answers", identity, settings.generation)
         with surroundings(offline=True, own_cache=False, verbose=False):
-            told[side], made = answers(
+            texts[side], made = answers(
                 hf_dir, prompts, settings.generation, kept, batch_size=settings.batch_size, device=settings.device
             )
-        log.info("%s: %d answers made, %d kept from before", _label(hf_dir), made, len(prompts) - made)
+        log.info("%s: %d answers generated, %d from the cache", _label(hf_dir), made, len(prompts) - made)
         counts = {"generated": made, "from_cache": len(prompts) - made}
+        # Full hashes of both models, so that the result can be traced to its weights.
         facts[side] = {"name": _label(hf_dir), **identity, "answers": counts}
-    return [Question(prompt, told["a"][prompt.id], told["b"][prompt.id]) for prompt in prompts], facts
+    return [Question(prompt, texts["a"][prompt.id], texts["b"][prompt.id]) for prompt in prompts], facts
 
 
 def _verdicts(client: JudgeClient, model: str, questions: Sequence[Question], settings: JudgeSettings) -> list[Verdict]:
-    """Ask about all questions, some at a time; the first failure ends the others that have not begun."""
+    """Judge all questions, several at a time; the first failure cancels those that have not begun."""
     with bar("judging questions", len(questions)) as advance, ThreadPoolExecutor(settings.threads) as pool:
         futures = [pool.submit(judge_question, client, model, one, settings.max_judge_tokens) for one in questions]
         for future in futures:
+            # The bar follows the requests as they finish, not their order.
             future.add_done_callback(lambda _: advance(1))
         try:
             return [future.result() for future in futures]
@@ -202,15 +218,13 @@ def _verdicts(client: JudgeClient, model: str, questions: Sequence[Question], se
 
 def _check_any_valid(verdicts: Sequence[Verdict], url: str, target: Path) -> None:
     if not any(verdict.valid for verdict in verdicts):
-        said = next(
-            (text for verdict in verdicts for text in verdict.said if text), "nothing that is a chat completion"
-        )
-        what = f"not one verdict could be read; the judge says for example {said[-200:]!r}"
-        raise VerificationError(what, url, f"take a judge that follows its instructions; what it said is in {target}")
+        example = next((text for verdict in verdicts for text in verdict.said if text), "no chat completion")
+        what = f"none of the verdicts could be read; the judge says, for example, {example[-200:]!r}"
+        raise VerificationError(what, url, f"use a judge that follows its instructions; its answers are in {target}")
 
 
 def _label(hf_dir: Path) -> str:
-    """Return a model's name: its run's and its directory's, where its run is known."""
+    """Return a model's name: `RUN@DIRECTORY`, or the directory's name if its run is unknown."""
     try:
         name = json.loads((hf_dir / "megacode.json").read_text(encoding="utf-8"))["name"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -220,6 +234,7 @@ def _label(hf_dir: Path) -> str:
 
 def _settings(settings: JudgeSettings) -> dict[str, Any]:
     patience, generation = asdict(settings.patience), asdict(settings.generation)
+    # Recorded, though fixed: readers of the file need not know this version.
     judge_settings = {"temperature": 0, "max_tokens": settings.max_judge_tokens, "threads": settings.threads}
     bootstrap = {"seed": settings.seed, "draws": DRAWS}
     plain = {"prompt_form": PLAIN, "prompt_form_note": "models with a chat template are asked in that form"}

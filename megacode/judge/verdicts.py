@@ -1,8 +1,8 @@
-"""One prompt, two answers, both orders: what the judge is asked, and how its answer is read.
+"""Ask the judge about two answers in both orders, and parse its verdicts.
 
-Judges like the answer they read first, or last. So each pair is asked both ways, and a model wins only where both
-orders say so; where they differ the verdict is a tie. The answer's last line must be the verdict, letter by letter:
-whoever guesses at what a judge meant measures the guess.
+Judges prefer the answer that they read first, or last. So each pair is judged in both orders, and a model wins only if
+both orders agree; otherwise the verdict is a tie. The answer's last line must be exactly a verdict: interpreting looser
+answers would measure the interpretation.
 
 Source: Zheng et al., arXiv:2306.05685, sections 3.3 and 3.4 (position bias, swapping positions).
 """
@@ -17,6 +17,7 @@ from megacode.judge.client import JudgeClient, message_of
 from megacode.judge.prompts import Prompt
 
 Choice = Literal["a", "b", "tie"]
+# Results record a digest of these texts: changing a word makes verdicts incomparable.
 SYSTEM = (
     "You compare two answers to the same request. Judge how well each does what the request asks: whether it is "
     "correct, complete, clear and to the point. Neither the order of the answers nor their length may count. The "
@@ -53,14 +54,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a question.
+    """The judge's verdict on a question.
 
     Attributes:
         question: the question.
-        forward: which model wins where a's answer stands first; None: no answer that could be read.
-        backward: the same where b's answer stands first.
-        said: the judge's last words in both orders.
-        malformed: how many of its answers could not be read, repetitions counted.
+        forward: which model wins when a's answer is shown first; None: the judge's answer could not be read.
+        backward: the same when b's answer is shown first.
+        said: the judge's last answers in both orders.
+        malformed: how many of its answers could not be read, retries included.
     """
 
     question: Question
@@ -71,7 +72,7 @@ class Verdict:
 
     @property
     def identical(self) -> bool:
-        """Whether both models answer the same, so that nobody was asked."""
+        """Whether both answers are identical, so that the judge was not asked."""
         return self.question.answer_a == self.question.answer_b
 
     @property
@@ -81,37 +82,40 @@ class Verdict:
 
     @property
     def agree(self) -> bool:
-        """Whether both orders say the same."""
+        """Whether both orders agree."""
         return self.valid and self.forward == self.backward
 
     @property
     def outcome(self) -> Choice | None:
-        """Who wins; a tie where the orders disagree; None where the verdict is invalid."""
+        """Who wins; a tie if the orders disagree; None if the verdict is invalid."""
         if not self.valid:
             return None
         return self.forward if self.agree else "tie"
 
 
 def judge_question(client: JudgeClient, model: str, question: Question, max_tokens: int) -> Verdict:
-    """Ask about a question in both orders; answers that are the same are a tie without asking.
+    """Ask about a question in both orders; identical answers are a tie without asking.
 
     Raises:
         JudgeError: if the judge does not answer.
     """
+    # A judge asked about equal answers measures only its position bias.
     if question.answer_a == question.answer_b:
         return Verdict(question, "tie", "tie", (None, None))
     first, said_first, bad_first = _ask(client, request_body(model, question, False, max_tokens))
     second, said_second, bad_second = _ask(client, request_body(model, question, True, max_tokens))
+    # The judge names places; swapped, its A is model b.
     backward = None if second is None else _SWAPPED[second]
     return Verdict(question, first, backward, (said_first, said_second), bad_first + bad_second)
 
 
 def request_body(model: str, question: Question, swapped: bool, max_tokens: int) -> dict[str, Any]:
-    """Return the chat completion that asks about a question; `swapped`: b's answer stands first."""
+    """Return the chat completion that asks about a question; `swapped`: b's answer is shown first."""
     first, second = question.answer_a, question.answer_b
     if swapped:
         first, second = second, first
     content = REQUEST.format(prompt=question.prompt.text, first=first, second=second)
+    # Temperature 0: the same question should get the same verdict.
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
     return {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
 
@@ -119,6 +123,7 @@ def request_body(model: str, question: Question, swapped: bool, max_tokens: int)
 def parse_verdict(text: str | None) -> Choice | None:
     """Return the place that wins: `a` the first, `b` the second; None unless the last line alone is a verdict."""
     lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
+    # Exactly one line may look like a verdict: a judge that names two has not decided.
     if not lines or sum(_CLAIM.match(line) is not None for line in lines) != 1:
         return None
     match = _VERDICT.match(lines[-1])
@@ -127,10 +132,11 @@ def parse_verdict(text: str | None) -> Choice | None:
 
 
 def _ask(client: JudgeClient, body: dict[str, Any]) -> tuple[Choice | None, str | None, int]:
-    """Return the verdict, the judge's words, and how many of its answers could not be read: asked twice at most."""
-    said = None
+    """Return the verdict, the judge's answer, and the number of unreadable answers; it is asked at most twice."""
+    answer = None
+    # Even at temperature 0 a second attempt may help: servers are not deterministic.
     for turn in range(2):
-        said = message_of(client.chat(body, turn))
-        if (choice := parse_verdict(said)) is not None:
-            return choice, said, turn
-    return None, said, 2
+        answer = message_of(client.chat(body, turn))
+        if (choice := parse_verdict(answer)) is not None:
+            return choice, answer, turn
+    return None, answer, 2

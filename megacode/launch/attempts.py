@@ -1,10 +1,10 @@
-"""The diary of a run's jobs: one line in attempts.jsonl where an attempt begins, and one where it ends.
+"""Record a run's jobs: one line in attempts.jsonl when an attempt begins, and one when it ends.
 
-A job that a person cancels says so there, since SLURM forgets a job some minutes after its end (MinJobAge).
+A cancelled job is recorded as well, because SLURM forgets a job some minutes after its end (MinJobAge).
 
-An attempt is one start of a job: a job that was requeued twice has made three. One that was killed leaves no end. A
-chain is what follows, without a person, from one submission: the job, its requeues, and the jobs that it submitted to
-go on after it. Attempts are counted within a chain, so a person who has mended something and submits again starts anew.
+An attempt is one start of a job: a job that was requeued twice has made three. A killed attempt leaves no end line. A
+chain is everything that follows from one submission without a person: the job, its requeues, and the successors that
+it submitted. Attempts are counted within a chain: whoever fixes a problem and submits again starts a new count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 
 def newest_checkpoint(run: RunDir) -> str | None:
-    """Return the name of the newest durable checkpoint, or None before the first: `latest` moves after every byte."""
+    """Return the name of the newest durable checkpoint, or None before the first."""
+    # `latest` is updated after every byte of the checkpoint is on disk.
     try:
         return run.latest.read_text(encoding="utf-8").strip() or None
     except OSError:
@@ -33,7 +34,7 @@ def of_chain(run: RunDir, job: Job) -> list[Json]:
 
 
 def note(run: RunDir, job: Job, event: str, **facts: object) -> None:
-    """Add a line: who, where, how far the run is, and facts of this event."""
+    """Append a line: job, nodes, newest checkpoint, and facts of this event."""
     line = {
         "time": round(time.time(), 3), "event": event, "job": job.id, "restart": job.restart, "chain": job.chain,
         "nodes": list(job.nodes), "ranks": job.ranks, "checkpoint": newest_checkpoint(run), **facts,
@@ -41,12 +42,13 @@ def note(run: RunDir, job: Job, event: str, **facts: object) -> None:
     try:
         with run.attempts.open("a", encoding="utf-8") as file:
             file.write(to_json(line) + "\n")
-    except OSError as error:  # a full disk: what must be done for the job is done all the same
+    except OSError as error:  # a full disk must not keep the job from being requeued
         log.warning("%s: %s", run.attempts, error)
 
 
 def tries(run: RunDir, job: Job) -> int:
-    """Return how many attempts of this chain in a row, the latest last, have begun where the run still stands."""
+    """Return the number of this chain's latest attempts that began at the checkpoint that is still the newest."""
+    # Counted by begins: a killed attempt has no end.
     newest = newest_checkpoint(run)
     begun = [line for line in of_chain(run, job) if line.get("event") == "begin"]
     return sum(1 for _ in takewhile(lambda line: line.get("checkpoint") == newest, reversed(begun)))
@@ -59,19 +61,19 @@ def begun_at(run: RunDir, job: Job) -> float:
 
 
 def excluded_before(run: RunDir, job: Job) -> list[str]:
-    """Return the nodes that this chain keeps off by now."""
-    found = {node for line in of_chain(run, job) for node in line.get("excluded") or []}
-    return sorted(found)
+    """Return the nodes that this chain has excluded so far."""
+    excluded = {node for line in of_chain(run, job) for node in line.get("excluded") or []}
+    return sorted(excluded)
 
 
 def last_word(run: RunDir, number: str) -> Json:
-    """Return the last line in which a job said how it ended, or that it was cancelled; empty where it said nothing."""
+    """Return a job's last line if it says how the job ended or that it was cancelled; else an empty one."""
     mine = [line for line in read_jsonl(run.attempts) if line.get("job") == number]
-    said = mine[-1] if mine else {}
-    return {} if said.get("event") == "begin" else said
+    last = mine[-1] if mine else {}
+    return {} if last.get("event") == "begin" else last
 
 
 def successor(run: RunDir, job: Job) -> str | None:
-    """Return the job that this one has put into the queue behind itself."""
+    """Return the number of the job that this one has queued to follow it; None if there is none."""
     named = [line["next"] for line in of_chain(run, job) if line.get("job") == job.id and line.get("next")]
     return str(named[-1]) if named else None

@@ -1,4 +1,4 @@
-"""Which nodes the next attempt keeps off: as many as the partition that it may run in can spare."""
+"""Exclude nodes from the next attempt, but never more than its partition can spare."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from megacode.launch.slurm import Job
 
 log = logging.getLogger(__name__)
 
-# Why a pending job will never start by itself.
-_DEAD_ENDS = (
+# SLURM's reasons for which a pending job never starts by itself.
+DEAD_ENDS = (
     "BadConstraints", "JobHeldAdmin", "JobHeldUser", "PartitionDown", "PartitionInactive", "PartitionNodeLimit",
     "PartitionTimeLimit", "ReservationDeleted",
 )  # fmt: skip
 
 
 def keep_off(job: Job, following: str, wanted: Sequence[str]) -> list[str]:
-    """Keep a pending job off some nodes, as many as its partition can spare; returns those, none where SLURM refuses.
+    """Exclude nodes from a pending job, as many as its partition can spare.
 
-    It may be another partition than this job's: a site's plugin or an administrator moves jobs. There the same nodes
+    Its partition may differ from this job's: a site's plugin or an administrator may move jobs. There, the same nodes
     may be all that it could run on.
+
+    Returns:
+        The excluded nodes; none if SLURM refuses.
     """
     facts = slurm.show_job(following)
     try:
@@ -31,29 +34,30 @@ def keep_off(job: Job, following: str, wanted: Sequence[str]) -> list[str]:
         if facts and sorted(kept) != sorted(slurm.hostnames(facts.get("ExcNodeList", ""))):
             slurm.exclude(following, kept)
     except LaunchError as error:
-        log.warning("which nodes job %s keeps off could not be set: %s", following, error)
+        log.warning("nodes could not be excluded from job %s: %s", following, error)
         return []
-    if facts.get("Reason") in _DEAD_ENDS:
-        log.warning("job %s waits for a person: SLURM says %s", following, facts["Reason"])
+    if facts.get("Reason") in DEAD_ENDS:
+        log.warning("job %s will not start by itself: SLURM's reason is %s", following, facts["Reason"])
     return kept
 
 
 def _spared(wanted: Sequence[str], facts: Mapping[str, str], job: Job) -> list[str]:
-    """Return as many nodes, the first ones first, as some partition that a job may run in has to spare."""
+    """Return the first of some nodes, as many as a partition that a job may run in can spare."""
+    # A pending job may list several partitions, and a range of nodes such as 4-8, of which the lower bound counts.
     count = facts.get("NumNodes", "").partition("-")[0]
     needed = int(count) if count.isdigit() else len(job.nodes)
-    found: list[str] = []
+    most: list[str] = []
     for partition in facts.get("Partition", "").split(","):
-        there = slurm.partition_nodes(partition)
-        kept = [node for node in dict.fromkeys(wanted) if node in there][: max(0, len(there) - needed)]
-        found = max(found, kept, key=len)
-    return found
+        nodes = slurm.partition_nodes(partition)
+        kept = [node for node in dict.fromkeys(wanted) if node in nodes][: max(0, len(nodes) - needed)]
+        most = max(most, kept, key=len)
+    return most
 
 
 def to_exclude(run: RunDir, job: Job) -> tuple[str, ...]:
-    """Return the nodes to keep off: those that are bad now first, then those of before and those that the user named.
+    """Return the nodes to exclude: those that are bad now, then earlier ones, then those that the user excluded.
 
-    As many as the partition can spare: a job that too few nodes are left for would wait for ever.
+    At most as many as the partition can spare: with too few nodes left, a job would wait for ever.
     """
     wanted = unwanted(run, job)
     if not wanted:
@@ -61,16 +65,16 @@ def to_exclude(run: RunDir, job: Job) -> tuple[str, ...]:
     kept = _spared(wanted, slurm.show_job(job.id), job)
     for node in bad_nodes.find(run, job, attempts.begun_at(run, job)):
         if node not in kept:
-            log.warning("node %s looks bad, but the partition has no other to spare", node)
+            log.warning("node %s looks bad, but the partition has no spare node to replace it", node)
     return tuple(kept)
 
 
 def unwanted(run: RunDir, job: Job) -> list[str]:
-    """Return all nodes to keep off, the most important first."""
+    """Return all nodes that should be excluded, the most important first."""
     known = attempts.excluded_before(run, job) + excluded_by_user(job)
     return list(dict.fromkeys([*bad_nodes.find(run, job, attempts.begun_at(run, job)), *known]))
 
 
 def excluded_by_user(job: Job) -> list[str]:
-    """Return the nodes that the user had this job keep off, and those that it keeps off by now."""
+    """Return the nodes that this job excludes: the user's, and those that were added since."""
     return slurm.hostnames(slurm.show_job(job.id).get("ExcNodeList", ""))

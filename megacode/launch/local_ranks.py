@@ -1,7 +1,7 @@
-"""Starting the ranks of a run on this machine: one child process a rank, wired up by torch.distributed's variables.
+"""Start the ranks of a run on this machine: one child process per rank, with torch.distributed's variables.
 
-The parent only waits. It passes signals on, and when one rank fails it stops the others, so that no rank hangs in a
-collective whose partner is gone. Should the parent be killed, the kernel sends the ranks a SIGTERM: they save and end.
+The parent only waits. It forwards signals, and if one rank fails it stops the others, so that none hangs in a
+collective whose peer is gone. If the parent is killed, the kernel sends the ranks a SIGTERM: they save and exit.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from megacode.base.ports import free_port
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _POLL_SECONDS = 0.1
-_GRACE_SECONDS = 20.0
-_PR_SET_PDEATHSIG = 1  # prctl's name for: a signal to this process when its parent has died
+_GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL
+_PR_SET_PDEATHSIG = 1  # of prctl: the signal that this process gets when its parent dies
 
 
 def run_ranks(arguments: Sequence[str], nproc: int) -> int:
@@ -39,14 +39,18 @@ def run_ranks(arguments: Sequence[str], nproc: int) -> int:
     command = child_processes.command(arguments)
     port = free_port()
     follow = _follow_parent() if sys.platform == "linux" else None
-    # Groups of their own: a terminal's Ctrl-C reaches the parent alone, which passes it on once.
-    ranks = [
-        subprocess.Popen(command, env=_environment(rank, nproc, port), process_group=0, preexec_fn=follow)
-        for rank in range(nproc)
-    ]
-    previous = {number: signal.signal(number, _forward_to(ranks)) for number in _PASSED_ON}
+    ranks: list[subprocess.Popen[bytes]] = []
+    passed_on: list[int] = []
+    previous = {number: signal.signal(number, _forward_to(ranks, passed_on)) for number in _PASSED_ON}
     try:
-        return _wait(ranks)
+        for rank in range(nproc):
+            # Process groups of their own: a terminal's Ctrl-C reaches only the parent, which forwards it once.
+            ranks.append(
+                subprocess.Popen(command, env=_environment(rank, nproc, port), process_group=0, preexec_fn=follow)
+            )
+            if passed_on:  # a signal came while ranks were being started: this one was not there to get it
+                ranks[-1].send_signal(signal.SIGTERM)
+        return _wait(ranks, passed_on)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -54,12 +58,13 @@ def run_ranks(arguments: Sequence[str], nproc: int) -> int:
 
 
 def _follow_parent() -> Callable[[], None]:
-    """Return what a rank does before its program starts, so that it ends when this process is killed."""
+    """Return a function that a rank calls before its program starts, so that it ends if this process is killed."""
+    # Looked up before the fork: after it, loading a library could deadlock.
     parent, library = os.getpid(), ctypes.CDLL(None)
 
     def follow() -> None:
         library.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != parent:  # it has died in between
+        if os.getppid() != parent:  # the parent died before the line above took effect
             os._exit(EXIT_FAILURE)
 
     return follow
@@ -68,7 +73,7 @@ def _follow_parent() -> Callable[[], None]:
 def _environment(rank: int, nproc: int, port: int) -> dict[str, str]:
     threads = max(1, cores.usable() // nproc)
     return {
-        "OMP_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(threads),  # before the environment: a user's own value wins
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -79,8 +84,9 @@ def _environment(rank: int, nproc: int, port: int) -> dict[str, str]:
     }
 
 
-def _forward_to(ranks: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameType | None], None]:
+def _forward_to(ranks: list[subprocess.Popen[bytes]], passed_on: list[int]) -> Callable[[int, FrameType | None], None]:
     def forward(number: int, frame: FrameType | None) -> None:
+        passed_on.append(number)
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
@@ -88,10 +94,11 @@ def _forward_to(ranks: list[subprocess.Popen[bytes]]) -> Callable[[int, FrameTyp
     return forward
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
-    """Wait until all ranks ended well, or one did not."""
+def _wait(ranks: list[subprocess.Popen[bytes]], passed_on: list[int]) -> int:
+    """Wait until all ranks have ended or one has failed; returns the exit code."""
     while True:
-        codes = [rank.poll() for rank in ranks]
+        codes = [_meant(rank.poll(), passed_on) for rank in ranks]
+        # 75 is no failure: the other ranks have saved as well, and exit a moment later.
         failed = [code for code in codes if code not in (None, 0, EXIT_RESUMABLE)]
         if failed:
             return failed[0] if failed[0] is not None and failed[0] > 0 else EXIT_FAILURE
@@ -100,12 +107,17 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
         time.sleep(_POLL_SECONDS)
 
 
+def _meant(code: int | None, passed_on: list[int]) -> int | None:
+    """Return an exit code; 75 for a rank that was killed by a forwarded signal, before it could catch it."""
+    return EXIT_RESUMABLE if code is not None and -code in passed_on else code
+
+
 def _stop(ranks: list[subprocess.Popen[bytes]]) -> None:
-    """End every rank that still runs: ask first, also one that was stopped, then kill."""
+    """End every rank that still runs: by SIGTERM and, after a while, SIGKILL."""
     for rank in ranks:
         if rank.poll() is None:
             rank.terminate()
-            rank.send_signal(signal.SIGCONT)
+            rank.send_signal(signal.SIGCONT)  # a stopped process does not see SIGTERM
     deadline = time.monotonic() + _GRACE_SECONDS
     for rank in ranks:
         try:

@@ -1,4 +1,6 @@
-"""What was started, where and with what: a directory a start, `provenance/start_0001/`, written before any rank runs.
+"""Record what was started, where and with what: one directory per start, written before any rank runs.
+
+`provenance/start_0001/` contains:
 
 script.sh         the job's script as it was submitted
 config.yaml       the resolved config
@@ -6,7 +8,7 @@ environment.json  variables of an allow-list; nothing that could be a secret
 packages.txt      every installed package, as `name==version`
 nodes.json        job, nodes, ranks, host of the batch script, command
 git.json          commit and branch of the working directory's repository, and whether it had changes
-git.diff          those changes; both only where it is one
+git.diff          those changes; both only if it is a repository
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from megacode.launch.slurm import Job
 
 SCRIPT = "script.sh"
 
+# Run directories are shared and published. An allow-list forgets a variable now and then; a deny-list leaks a password.
 _ALLOWED = {
     "CONFIG", "RUN_DIR", "VENV", "SITE", "CONTINUITY", "MAX_TRIES", "CONTAINER_SRUN", "CONTAINER_EXEC", "PATH",
     "LD_LIBRARY_PATH", "LOADEDMODULES", "VIRTUAL_ENV", "CONDA_PREFIX", "HOSTNAME", "LANG", "TZ", "MASTER_ADDR",
@@ -38,7 +41,7 @@ _GIT_SECONDS = 30.0
 
 
 def record(run: RunDir, job: Job, config: str, environment: Mapping[str, str], command: Sequence[str]) -> Path:
-    """Write what a start is made of.
+    """Write the provenance of a start.
 
     Args:
         run: the run directory.
@@ -67,7 +70,7 @@ def record(run: RunDir, job: Job, config: str, environment: Mapping[str, str], c
 
 
 def allowed(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that may be written down: those of a list, and of it none whose name speaks of a secret."""
+    """Return the variables that may be recorded: those of the allow-list whose name does not suggest a secret."""
     return {
         name: value
         for name, value in sorted(environment.items())
@@ -76,8 +79,9 @@ def allowed(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _packages() -> list[str]:
-    found = {(item.metadata["Name"] or "", item.version) for item in importlib.metadata.distributions()}
-    return sorted(f"{name}=={version}" for name, version in found)
+    # A set: a package that lies on the path twice is listed once.
+    packages = {(item.metadata["Name"] or "", item.version) for item in importlib.metadata.distributions()}
+    return sorted(f"{name}=={version}" for name, version in packages)
 
 
 def _record_git(directory: Path) -> None:
@@ -92,7 +96,7 @@ def _record_git(directory: Path) -> None:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git prints; None where there is no git or no repository."""
+    """Return git's output; None without git or a repository, or if git takes too long."""
     try:
         done = subprocess.run(
             ["git", *arguments], capture_output=True, text=True, errors="replace", timeout=_GIT_SECONDS, check=False

@@ -1,7 +1,7 @@
-"""The job that scores a checkpoint of a run that goes on: submitted once, found again by its name, and waited for.
+"""Score a checkpoint in a SLURM job while the run continues: submit the job once, find it by name, wait for it.
 
-A process beside the trainer waits for it (`megacode job score`). When the run stops, that process ends and the job goes
-on; the next start's process finds it by its name, whether it waits in the queue or runs, and submits no second one.
+A process beside the trainer waits for the job (`megacode job score`). When the run stops, that process ends and the
+job continues. The next start's process finds it by name, pending or running, and submits no second one.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ log = logging.getLogger(__name__)
 
 _SCRIPT = Path(__file__).resolve().parents[2] / "slurm" / "score.sh"
 _POLL_SECONDS = 15.0
-_SILENT_POLLS = 8  # SLURM forgets a job minutes after its end; it may also be away for a moment
-_TAIL_BYTES = 2000
+_SILENT_POLLS = 8  # SLURM forgets a job minutes after its end; but it may also be unreachable for a moment
+_TAIL_BYTES = 2000  # of a failed job's log, copied to this process's
 
 
 def score_by_job(checkpoint: Path, suite: str, arguments: Sequence[str], options: Sequence[str]) -> int:
-    """Have a job score a checkpoint, and wait for its end.
+    """Score a checkpoint in a job, and wait for its end.
 
     Args:
         checkpoint: `RUN/checkpoints/iter_N`.
-        suite: as `megacode evaluate` takes it.
-        arguments: what `megacode evaluate` is told besides.
+        suite: as for `megacode evaluate`.
+        arguments: further arguments of `megacode evaluate`.
         options: of sbatch.
 
     Returns:
-        The job's exit code. Where SLURM has forgotten the job, its score file decides.
+        The job's exit code. If SLURM has forgotten the job, its score file decides.
 
     Raises:
-        LaunchError: SLURM refuses it, or is not there.
+        LaunchError: SLURM refuses the job, or is not installed.
         ConfigError: the suite cannot be read.
         CheckpointError: there is no such checkpoint.
     """
@@ -52,6 +52,7 @@ def score_by_job(checkpoint: Path, suite: str, arguments: Sequence[str], options
     state = TrainState.read(place)
     scores = RunDir(place.parent.parent).score(suite_name(Evaluate(suite=suite)), state.iteration)
     arguments = ["--suite", suite, *arguments]
+    # The name identifies checkpoint and arguments, so that the next start of the run finds the job again.
     name = f"scores-{place.name}-{digest(str(place), *arguments)[:8]}"
     output = RunDir(place.parent.parent).eval / "logs" / f"{name}.log"
     number = _queued(name)
@@ -59,21 +60,21 @@ def score_by_job(checkpoint: Path, suite: str, arguments: Sequence[str], options
         number = _submit(name, output, [str(place), *arguments], options)
         log.info("submitted job %s (%s); it writes to %s", number, name, output)
     else:
-        log.info("job %s (%s) is there already; waiting for it", number, name)
+        log.info("job %s (%s) already exists; waiting for it", number, name)
     code = _wait(number)
     if code is None:
         code = 0 if _scored(state, scores) else EXIT_FAILURE
-        found = "are in" if code == 0 else "are not in"
-        log.warning("SLURM knows nothing of job %s any more; the checkpoint's scores %s %s", number, found, scores)
+        presence = "are in" if code == 0 else "are not in"
+        log.warning("SLURM no longer knows job %s; the checkpoint's scores %s %s", number, presence, scores)
     if code:
         sys.stderr.write(_tail(output))
     return code
 
 
 def _queued(name: str) -> str | None:
-    """Return the number of a job of this name that has not ended, if there is one."""
-    found = slurm.ask("squeue", "--noheader", f"--name={name}", "--format=%A").split()
-    return found[0] if found else None
+    """Return the number of a pending or running job of this name, if there is one."""
+    numbers = slurm.ask("squeue", "--noheader", f"--name={name}", "--format=%A").split()
+    return numbers[0] if numbers else None
 
 
 def _submit(name: str, output: Path, arguments: Sequence[str], options: Sequence[str]) -> str:
@@ -81,8 +82,8 @@ def _submit(name: str, output: Path, arguments: Sequence[str], options: Sequence
         what, fix = "there is no such file", "install megacode from its repository: pip install --editable ."
         raise LaunchError(what, str(_SCRIPT), fix)
     site = default_site()
-    flags = [*options, f"--job-name={name}", f"--output={output}"]  # the later ones win
-    # The job runs this very megacode, whatever its shell, the site's file or its working directory would find.
+    flags = [*options, f"--job-name={name}", f"--output={output}"]  # sbatch takes the last of equal options
+    # The job runs this very megacode, not the one that its shell, the site file or the working directory would find.
     variables = {
         "MEGACODE": shlex.join(child_processes.command([])),
         **({"SITE": str(site)} if site is not None else {}),
@@ -91,7 +92,7 @@ def _submit(name: str, output: Path, arguments: Sequence[str], options: Sequence
 
 
 def _wait(number: str) -> int | None:
-    """Wait for a job's end, and return its exit code; None where SLURM has forgotten the job."""
+    """Wait for a job's end, and return its exit code; None if SLURM has forgotten the job."""
     silent = 0
     while silent < _SILENT_POLLS:
         facts = slurm.show_job(number)
@@ -100,13 +101,14 @@ def _wait(number: str) -> int | None:
         if state in slurm.ENDED:
             code = facts.get("ExitCode", "").partition(":")[0]
             log.info("job %s: %s", number, state)
+            # A job that was killed or timed out has exit code 0, and has failed all the same.
             return 0 if state == "COMPLETED" else int(code) if code.isdigit() and int(code) else EXIT_FAILURE
         time.sleep(_POLL_SECONDS)
     return None
 
 
 def _scored(state: TrainState, scores: Path) -> bool:
-    """Return whether a score file is of this very checkpoint."""
+    """Return whether a score file belongs to this very checkpoint, by its seal."""
     try:
         facts = json.loads(scores.read_text(encoding="utf-8"))["model"]["megacode"]
         return bool(facts["checkpoint_seal"] == state.seal)

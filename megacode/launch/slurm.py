@@ -1,9 +1,10 @@
-"""SLURM, as much of it as megacode uses: a few commands, without an accounting database and without their --json.
+"""The few SLURM commands that megacode uses; no accounting database and no --json needed.
 
-Everything here was seen on SLURM 22.05. Two things surprise. Only a pending job's excluded nodes can be changed, and
-`scontrol requeue` ends the very process that calls it; but a job is pending from the moment that the call returns, and
-a process that ignores SIGTERM has KillWait seconds left (30 by default): enough to change them. And `sbatch` inside a
-job hands the job's own SLURM_* variables on, which the next job's steps would believe; so they are taken out.
+Everything here was observed on SLURM 22.05. Two things surprise. First, excluded nodes can be changed only for a
+pending job, and `scontrol requeue` kills the very process that calls it. But the job is pending as soon as the call
+returns, and a process that ignores SIGTERM lives for another KillWait seconds (30 by default): enough to change them.
+Second, `sbatch` inside a job exports the job's own SLURM_* variables, which would mislead the next job's steps; so
+they are removed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from megacode.base.errors import LaunchError
 
-# A job in one of these states has no process any more, and will have none.
+# A job in one of these states has no process, and will not get one again.
 ENDED = (
     "BOOT_FAIL",
     "CANCELLED",
@@ -33,8 +34,11 @@ ENDED = (
     "TIMEOUT",
 )
 
-_PATIENCE_SECONDS = 60.0
-_PAUSES = (0.5, 2.0, 5.0)  # seconds before a question that was cut off is asked again
+# A job in one of these states has processes, or will get them (again).
+UNENDED = ("CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_HOLD", "RESIZING", "RUNNING", "SUSPENDED")
+
+_PATIENCE_SECONDS = 60.0  # for one command; a busy controller may need tens of seconds
+_PAUSES = (0.5, 2.0, 5.0)  # seconds before a query that was cut off is repeated
 _PAIR = re.compile(r"(\S+?)=(.*?)(?=\s+[^\s=]+=|\s*$)")
 _NOTHING = ("", "(null)", "N/A", "None")
 
@@ -46,10 +50,10 @@ class Job:
     Attributes:
         id: its number.
         restart: how often it was requeued.
-        chain: number of the first job of the chain that it continues; its own, where a person submitted it.
+        chain: number of the first job of its chain; its own number if a person submitted it.
         before: number of the job that it follows in the chain; empty for the first.
         nodes: names of its nodes, in the order of the ranks.
-        ranks: how many it was asked to start.
+        ranks: number of ranks that it starts.
     """
 
     id: str
@@ -60,13 +64,13 @@ class Job:
     ranks: int
 
     def node_of(self, rank: int) -> str | None:
-        """Return the node that a rank runs on: ranks fill one node after the other."""
+        """Return the node that a rank runs on (slurm/run.sh: --distribution=block); None if it is unknown."""
         place = rank * len(self.nodes) // self.ranks
         return self.nodes[place] if 0 <= place < len(self.nodes) else None
 
 
 def this_job(environment: Mapping[str, str]) -> Job:
-    """Return the job that a batch script's environment speaks of.
+    """Return the job described by a batch script's environment.
 
     Raises:
         LaunchError: not in a SLURM job, or the number of ranks is unknown.
@@ -78,28 +82,28 @@ def this_job(environment: Mapping[str, str]) -> Job:
     each = environment.get("SLURM_NTASKS_PER_NODE", "")
     ranks = len(nodes) * int(each) if each.isdigit() else int(environment.get("SLURM_NTASKS") or 0)
     if not ranks:
-        fix = "submit with --ntasks-per-node=GPUS, one rank a GPU"
-        raise LaunchError("the job does not say how many ranks it starts", "SLURM_NTASKS_PER_NODE", fix)
+        fix = "submit with --ntasks-per-node=GPUS, one rank per GPU"
+        raise LaunchError("the number of ranks is unknown", "SLURM_NTASKS_PER_NODE", fix)
     restart, before = environment.get("SLURM_RESTART_COUNT", "0"), environment.get("MEGACODE_CHAIN_BEFORE", "")
     chain = environment.get("MEGACODE_CHAIN", "") or number
     return Job(number, int(restart) if restart.isdigit() else 0, chain, before, tuple(nodes), ranks)
 
 
 def present() -> bool:
-    """Return whether SLURM's commands are here."""
+    """Return whether SLURM's commands are installed."""
     return shutil.which("scontrol") is not None
 
 
 def ask(*command: str, environment: Mapping[str, str] | None = None, text: str = "") -> str:
-    """Run one of SLURM's commands, with some text on its standard input, and return what it printed.
+    """Run one of SLURM's commands, with some text on its standard input, and return its output.
 
     Raises:
-        LaunchError: it is not there, does not answer, or refuses.
+        LaunchError: it is not installed, does not answer, or fails.
     """
     done = _run(command, environment, text)
     if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
-        raise LaunchError(said, " ".join(command), "see what SLURM says against it")
+        what = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        raise LaunchError(what, " ".join(command), "correct what SLURM's message names")
     return done.stdout
 
 
@@ -119,9 +123,10 @@ def _run(
 
 
 def show_job(number: str) -> dict[str, str]:
-    """Return what `scontrol show job` says of a job, without empty values; nothing where it is not known any more.
+    """Return the fields of `scontrol show job` that have values; empty if SLURM does not know the job any more.
 
-    A controller that is busy or starts anew closes the connection, which kills `scontrol`, and says nothing of the job.
+    A controller that is busy or restarting closes the connection, and `scontrol` dies of SIGPIPE. That says nothing
+    about the job, so the query is repeated.
     """
     command = ("scontrol", "show", "job", "--oneliner", number)
     try:
@@ -135,19 +140,19 @@ def show_job(number: str) -> dict[str, str]:
     facts: dict[str, str] = {}
     for name, value in _PAIR.findall("" if done.returncode else done.stdout):
         if value not in _NOTHING:
-            facts.setdefault(name, value)
+            facts.setdefault(name, value)  # the first of equal names: later ones are of the job's nodes
     return facts
 
 
 def was_cancelled(facts: Mapping[str, str], restart: int) -> bool:
-    """Return whether a person (scancel) is what ended a job, or ends it at this moment.
+    """Return whether a person (scancel) ended a job, or is ending it at this moment.
 
-    While its script still runs an ending job is COMPLETING, whatever ends it. A time limit or a lost node is then its
-    reason, a requeue has counted one more restart, and a preemption has its time; a cancellation has none of these.
+    While its script still runs, an ending job is COMPLETING, whatever ends it. A time limit or a lost node gives a
+    reason, a requeue increments the restarts, and a preemption sets its time. A cancellation does none of these.
 
     Args:
-        facts: what SLURM says of the job.
-        restart: how often it was requeued, as its script knows it.
+        facts: of `show_job`.
+        restart: how often the job was requeued, according to its script's environment.
     """
     state = facts.get("JobState")
     if state != "COMPLETING":
@@ -157,12 +162,12 @@ def was_cancelled(facts: Mapping[str, str], restart: int) -> bool:
 
 
 def hostnames(nodes: str) -> list[str]:
-    """Return the nodes of SLURM's short form, `gpu[003-010,12]`, one by one."""
+    """Return the nodes of a list in SLURM's short form, such as `gpu[003-010,12]`."""
     return ask("scontrol", "show", "hostnames", nodes).split() if nodes else []
 
 
 def partition_nodes(partition: str) -> list[str]:
-    """Return the nodes of a partition, whatever their state; none where it is not named."""
+    """Return the nodes of a partition, whatever their state; none for an empty name."""
     if not partition:
         return []
     return sorted(set(ask("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N").split()))
@@ -174,24 +179,24 @@ def write_script(number: str, path: Path) -> None:
 
 
 def requeue(number: str, excluded: Sequence[str]) -> None:
-    """Have this process's own job start anew, on other nodes than some; SLURM ends the job within seconds.
+    """Requeue this process's own job, excluding some nodes; SLURM ends this process within seconds.
 
     Raises:
         LaunchError: this site allows no requeue.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # to live for KillWait seconds more: see the head of this file
     ask("scontrol", "requeue", number)
     if excluded:
         exclude(number, excluded)
 
 
 def exclude(number: str, excluded: Sequence[str]) -> None:
-    """Keep a pending job off some nodes, and off no others."""
+    """Set a pending job's excluded nodes, replacing earlier ones."""
     ask("scontrol", "update", f"JobId={number}", f"ExcNodeList={','.join(excluded)}")
 
 
 def cancel(number: str) -> None:
-    """Take a job out of the queue."""
+    """Cancel a job."""
     ask("scancel", number)
 
 
@@ -200,8 +205,8 @@ def submit(command: Sequence[str], variables: Mapping[str, str], script: str = "
 
     Args:
         command: `sbatch --parsable` with its options, the script's path and its arguments.
-        variables: to set for the job, besides this process's own.
-        script: the script itself, where the command names none.
+        variables: to set for the job, in addition to this process's own.
+        script: the script's text, if the command names no file.
 
     Returns:
         The job's number.

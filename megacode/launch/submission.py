@@ -1,6 +1,6 @@
-"""Submitting jobs: what `megacode launch` writes and hands to sbatch, and the job that follows another in a chain.
+"""Build the scripts and commands that submit jobs: for `megacode launch`, and for the next job of a chain.
 
-Both submit the body that every pretraining job has, `slurm/run.sh`; there is no other.
+Both run `slurm/run.sh`, the body of every pretraining job.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from megacode.launch.slurm import Job
 
 _BODY = Path(__file__).resolve().parents[2] / "slurm" / "run.sh"
 _SITE = Path("slurm/site.env")
-_SIGNAL_SECONDS = 300
+_SIGNAL_SECONDS = 300  # before the time limit; enough for an iteration and a save
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask SLURM for.
+    """The resources of a job.
 
     Attributes:
-        nodes: how many.
-        ranks_per_node: one rank a GPU.
-        gpus_per_node: as many, or 0 on nodes that have none.
-        cpus_per_task: cores a rank: its own threads and those of its data loader.
-        time: limit, as sbatch takes it.
-        partition, account: empty: the site's.
+        nodes: number of nodes.
+        ranks_per_node: one per GPU.
+        gpus_per_node: as many, or 0 on nodes without GPUs.
+        cpus_per_task: cores per rank, for its own threads and its data loader's.
+        time: time limit in sbatch's format.
+        partition, account: of SLURM; empty: the site file's.
     """
 
     nodes: int
@@ -46,13 +46,13 @@ def render_script(request: Request, name: str, config: Path, overrides: Sequence
     """Return a job's script.
 
     Args:
-        request: what it asks for.
+        request: its resources.
         name: of the job.
-        config: of the run; it must be found from the working directory.
+        config: of the run; an absolute path, or relative to the working directory.
         overrides: of the config.
 
     Raises:
-        LaunchError: the body of the job is not there.
+        LaunchError: slurm/run.sh does not exist.
     """
     if not _BODY.exists():
         what, fix = "there is no such file", "install megacode from its repository: pip install --editable ."
@@ -69,40 +69,41 @@ def render_script(request: Request, name: str, config: Path, overrides: Sequence
 
 
 def default_site() -> Path | None:
-    """Return the site's file that jobs read by themselves, if it is there."""
+    """Return the site file that jobs read by default, if it exists."""
     return _SITE if _SITE.exists() else None
 
 
 def launch_command(site: Path | None) -> list[str]:
-    """Return the command that submits the script on its standard input, after reading the site's file if any."""
+    """Return the command that submits the script on its standard input, after sourcing the site file, if any."""
     command = ["sbatch", "--parsable"]
+    # sbatch reads the site's SBATCH_* variables; the site file is bash, so only bash can read it.
     return ["bash", "-c", 'set -ea; source "$SITE"; exec "$@"', "launch", *command] if site is not None else command
 
 
 def successor_command(
     job: Job, facts: Mapping[str, str], script: Path, arguments: Sequence[str], excluded: Sequence[str]
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the command that submits the job after another one, and what to set in its environment.
+    """Return the command that submits a job's successor, and the variables to set in its environment.
 
-    It is the same script with the same options. Those of the script are in it; those of the command line are asked of
-    SLURM, or of the job's environment where SLURM does not tell.
+    The successor has the same script and the same options. Options in the script are part of it. Options of the
+    command line are taken from SLURM, or from the job's environment if SLURM does not list them.
 
     Args:
-        job: the other one.
-        facts: what SLURM says of it.
+        job: the job to follow.
+        facts: of `slurm.show_job`.
         script: as it was submitted.
         arguments: the config and its overrides.
-        excluded: nodes to keep off.
+        excluded: nodes to exclude.
     """
-    told = {
+    fields = {
         "job-name": "JobName", "nodes": "NumNodes", "partition": "Partition", "account": "Account", "qos": "QOS",
         "time": "TimeLimit", "chdir": "WorkDir", "constraint": "Features",
     }  # fmt: skip
-    options = {option: facts[name] for option, name in told.items() if facts.get(name)}
+    options = {option: facts[name] for option, name in fields.items() if facts.get(name)}
     inherited = {"cpus-per-task": "SLURM_CPUS_PER_TASK", "ntasks-per-node": "SLURM_NTASKS_PER_NODE"}
     options |= {option: os.environ[name] for option, name in inherited.items() if os.environ.get(name)}
     options["gpus-per-node"] = os.environ.get("SLURM_GPUS_PER_NODE") or "0"
-    if facts.get("StdOut"):
+    if facts.get("StdOut"):  # already expanded: put `%j` back, or all jobs of a chain would share one log
         log = Path(facts["StdOut"])
         options["output"] = str(log.with_name(re.sub(rf"(?<!\d){job.id}(?!\d)", "%j", log.name)))
     if excluded or facts.get("ExcNodeList"):

@@ -1,1 +1,1 @@
-"""F4: the one door to Megatron-core and Transformer Engine."""
+"""Floor 4: the only package that imports Megatron-core and Transformer Engine."""

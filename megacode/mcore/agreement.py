@@ -1,9 +1,9 @@
-"""What ranks agree on before they train together: rank 0 decides, all others follow, and a handshake proves it.
+"""Make all ranks agree before they train: rank 0 decides, the others follow, and a handshake proves it.
 
-Ranks read the same paths at different moments, through the caches of different nodes. So what a start goes on from is
-read by rank 0 alone and told to the others (`decided`), what each node must see for itself is checked there and refused
-by all (`on_all`), and before the first iteration every rank compares a digest of all that decides what is learned
-(`prove_equal`). One rank that would train another run ends all of them, with the ranks and the setting named.
+Ranks read the same paths at different moments, through the caches of different nodes. So rank 0 alone reads what a
+start resumes from, and broadcasts it (`decided`). What each node must see for itself is checked on every rank, and one
+failure stops all (`on_all`). Before the first iteration all ranks compare digests of everything that decides what is
+learned (`prove_equal`). If one rank would train a different run, all stop, and the error names ranks and setting.
 
 All functions here are collective: every rank calls them in the same order.
 """
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import megacode
-from megacode.base.errors import LaunchError, MegacodeError, Problem
-from megacode.base.files import digest
+from megacode.base.errors import LaunchError, MegacodeError, Problem, StoppedError
+from megacode.base.files import DISK_FULL, digest
+from megacode.base.user_paths import explained
 from megacode.mcore import groups
 
 T = TypeVar("T")
@@ -29,29 +30,35 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Outcome(Generic[T]):
-    """What a call returned, or the user's mistake that it ended with."""
+    """The value that a call returned, or the user error that it raised."""
 
     value: T | None = None
     error: MegacodeError | None = None
 
 
 def attempt(work: Callable[[], T]) -> Outcome[T]:
-    """Call something; a mistake of the user's, or a file that cannot be read, becomes a part of the outcome."""
+    """Call `work`, and capture a user error or an operating-system error in the outcome.
+
+    A rank that raised here would leave the others waiting in the next collective until its timeout.
+    """
     try:
         return Outcome(work())
     except MegacodeError as error:
         return Outcome(error=error)
     except OSError as error:
-        fix = "check that the path is there, and that this user may use it"
-        return Outcome(error=LaunchError(error.strerror or str(error), str(error.filename or ""), fix))
+        # Anything else is a bug of ours: it keeps its traceback, and the launcher ends the other ranks.
+        fix = "check that the path exists and that this user has access to it"
+        other = LaunchError(error.strerror or str(error), str(error.filename or ""), fix)
+        return Outcome(error=explained(error) if error.errno in DISK_FULL else other)
 
 
 def decided(work: Callable[[], T]) -> T:
-    """Return on all ranks what `work` returns on rank 0, which alone calls it.
+    """Call `work` on rank 0 only, and return its result on all ranks.
 
     Raises:
-        MegacodeError: rank 0's, on every rank.
+        MegacodeError: rank 0's error, on every rank.
     """
+    # The broadcast carries the outcome, not the value: a failure of rank 0 must reach the others too.
     outcome = attempt(work) if groups.rank() == 0 else None
     outcome = groups.broadcast_object(outcome)
     assert outcome is not None
@@ -61,28 +68,45 @@ def decided(work: Callable[[], T]) -> T:
 
 
 def on_all(work: Callable[[], T]) -> T:
-    """Call `work` on every rank and return its result there, once it has succeeded on all.
+    """Call `work` on every rank; return this rank's result once it has succeeded on all.
 
     Raises:
-        MegacodeError: with the problems of every rank where it failed, on every rank.
+        MegacodeError: on every rank, with the problems of all ranks where it failed.
     """
     return all_succeeded(attempt(work))
 
 
 def all_succeeded(outcome: Outcome[T]) -> T:
-    """Return this rank's value, if no rank's call has failed.
+    """Return this rank's value, if the call failed on no rank.
 
     Raises:
-        MegacodeError: with the problems of every rank where it failed, on every rank.
+        MegacodeError: on every rank, with the problems of all ranks where it failed.
     """
+    # One reduced float in the usual case; errors are gathered from all ranks only where there is one.
     (failed,) = groups.any_of(outcome.error is not None)
     if failed:
         raise _merged(groups.gather_objects(outcome.error))
     return outcome.value  # type: ignore[return-value]
 
 
+def stop_together(asked: str | None) -> None:
+    """Stop all ranks during a start if any of them was asked to stop; call it where nothing is half done.
+
+    Args:
+        asked: name of the signal that this rank has received, or None.
+
+    Raises:
+        StoppedError: on every rank, if one was asked to stop.
+    """
+    (any_asked,) = groups.any_of(asked is not None)
+    if any_asked:
+        signals = [name for name in groups.gather_objects(asked) if name is not None]
+        raise StoppedError(signals[0])
+
+
 def _merged(errors: Sequence[MegacodeError | None]) -> MegacodeError:
-    """Return one error with each problem once, and the ranks that have it where not all have."""
+    """Return one error that lists each problem once, with the ranks that have it unless all do."""
+    # Its class decides the exit code. The lowest failing rank's is taken, so all ranks end with the same code.
     first = next(error for error in errors if error is not None)
     holders: dict[Problem, list[int]] = {}
     for rank, error in enumerate(errors):
@@ -96,12 +120,13 @@ def _merged(errors: Sequence[MegacodeError | None]) -> MegacodeError:
 
 
 def _of_all(error: MegacodeError) -> MegacodeError:
+    # With this mark only rank 0 prints the error; otherwise 512 ranks would print the same lines.
     error.of_all_ranks = True
     return error
 
 
 def named(ranks: Sequence[int]) -> str:
-    """Return some ranks as people write them: `rank 3`, `ranks 0-2, 5`."""
+    """Return ascending ranks in short form: `rank 3`, `ranks 0-2, 5`."""
     runs: list[list[int]] = []
     for rank in ranks:
         if runs and rank == runs[-1][-1] + 1:
@@ -113,24 +138,23 @@ def named(ranks: Sequence[int]) -> str:
 
 
 def code_digest() -> str:
-    """Return a hash of megacode's own source files: two checkouts of one version may differ."""
+    """Return a hash of megacode's own source files, since two checkouts of one version may differ."""
     root = Path(megacode.__file__).parent
     paths = sorted(root.rglob("*.py"))
     return digest(*(part for path in paths for part in (str(path.relative_to(root)), path.read_bytes())))
 
 
 def prove_equal(facts: Mapping[str, Any]) -> None:
-    """Prove that all ranks would train the same run.
+    """Check that all ranks would train the same run.
 
-    Costs one reduction of two 64-bit numbers a fact; only where a digest differs do ranks show each other what they
-    have.
+    Costs one all-reduce of two 64-bit numbers per fact. Only if a digest differs do ranks exchange the facts.
 
     Args:
-        facts: by name, what decides what is learned, as JSON values; the same names on all ranks. None where this rank
-            does not look for itself, because another one of its node does.
+        facts: what decides what is learned, as JSON values by name; the same names on all ranks. None where another
+            rank of this node looks at the fact for this one.
 
     Raises:
-        LaunchError: on every rank, with the ranks that differ from rank 0, in which setting, and both values.
+        LaunchError: on every rank, with the ranks that differ from rank 0, the setting, and both values.
     """
     names = sorted(facts)
     numbers = [None if facts[name] is None else _number(facts[name]) for name in names]
@@ -140,21 +164,24 @@ def prove_equal(facts: Mapping[str, Any]) -> None:
 
 
 def _number(value: Any) -> int:
+    # 15 hexadecimal digits are 60 bits: they fit the int64 of `groups.all_equal`, negated too.
     return int(digest(json.dumps(value, sort_keys=True, default=str))[:15], 16)
 
 
 def _disagreement(facts: Mapping[str, Any]) -> LaunchError:
-    """Return what differs from rank 0's facts, setting by setting, with the ranks."""
+    """Return an error that lists each setting in which ranks differ from rank 0."""
+    # All ranks know the same unequal names, so all get here and these two collectives match up.
     reference = groups.broadcast_object(facts)
     assert reference is not None
     mine = [line for name in facts if facts[name] is not None for line in _lines(name, reference[name], facts[name])]
+    # On 4,096 ranks a bad file is one line with a range of ranks, not 4,096 lines.
     holders: dict[tuple[str, str], list[int]] = {}
     for rank, lines in enumerate(groups.gather_objects(mine)):
         for line in lines:
             holders.setdefault(line, []).append(rank)
     fix = (
-        "start all ranks from the same files and packages; after an edit on a network file system, wait until every "
-        "node sees it (its cache may be a minute old)"
+        "start all ranks from the same files and packages; after an edit on a network file system, wait a minute: "
+        "each node caches files"
     )
     problems = [Problem(f"{named(ranks)}: {what}", where, fix) for (where, what), ranks in holders.items()]
     more = len(problems) - _SHOWN
@@ -166,15 +193,15 @@ def _disagreement(facts: Mapping[str, Any]) -> LaunchError:
 
 
 def _lines(name: str, theirs: Any, mine: Any) -> Iterator[tuple[str, str]]:
-    """Yield (setting, what differs) between rank 0's value and this rank's, as deep as both are mappings."""
+    """Yield (setting, difference) between rank 0's value and this rank's, going down into mappings and lists."""
     if isinstance(theirs, Mapping) and isinstance(mine, Mapping):
         for key in sorted(theirs.keys() | mine.keys(), key=str):
             yield from _lines(f"{name}.{key}", theirs.get(key, _ABSENT), mine.get(key, _ABSENT))
     elif isinstance(theirs, list) and isinstance(mine, list) and len(theirs) == len(mine):
-        for number, (one, other) in enumerate(zip(theirs, mine, strict=True)):
-            yield from _lines(f"{name}[{number}]", one, other)
+        for number, (their_item, my_item) in enumerate(zip(theirs, mine, strict=True)):
+            yield from _lines(f"{name}[{number}]", their_item, my_item)
     elif theirs is _ABSENT or mine is _ABSENT or theirs != mine:
-        yield name, f"{_shown(mine)} there, {_shown(theirs)} on rank 0"
+        yield name, f"{_shown(mine)}, but {_shown(theirs)} on rank 0"
 
 
 def _shown(value: Any) -> str:

@@ -1,10 +1,10 @@
-"""NVIDIA's apex: which of its parts are here, and the one that megacode calls itself. It is never required.
+"""Find NVIDIA's apex and its built extensions, and call the one that megacode uses itself. apex is optional.
 
-mcore looks for each part in Transformer Engine, then in apex, then in torch: Adam in one kernel, and scaling many
-tensors at once. One part has no stand-in in mcore: the product that adds a weight's gradient to an fp32 buffer as it
-goes, for linears that are not Transformer Engine's. torch has it since `addmm` takes `out_dtype`; before, apex alone.
+mcore looks for fused Adam and for multi-tensor scaling in Transformer Engine, then in apex, then in torch. It has no
+fallback for a third part: the matrix product that accumulates a weight's gradient into an fp32 buffer, for linear
+layers that are not Transformer Engine's. torch can do that since `addmm` takes `out_dtype`; before, only apex could.
 
-Another package is named apex too: PyPI's is a toolkit for web sites, which is what `pip install apex` gets.
+PyPI's `apex` is a different package, a web toolkit. `pip install apex` installs that one.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _PARTS = {
     "multi-tensor scale": ("apex.multi_tensor_apply", "amp_C"),
     "weight gradient": (WEIGHT_GRADIENT,),
 }
-_NVIDIAS = ("multi_tensor_apply", "optimizers")  # packages in NVIDIA's apex, since its first release
+_NVIDIAS = ("multi_tensor_apply", "optimizers")  # subpackages that tell NVIDIA's apex from the other one
 
 
 @dataclass(frozen=True)
 class Apex:
-    """What goes by the name of apex on this machine.
+    """The package named apex on this machine.
 
     Attributes:
         kind: NVIDIA's, another package of that name, or none.
-        place: where it lies; empty where there is none.
-        parts: NVIDIA's parts that are built, of `Adam`, `multi-tensor scale` and `weight gradient`.
+        place: its directory; empty if there is none.
+        parts: which of `Adam`, `multi-tensor scale` and `weight gradient` are built.
     """
 
     kind: Literal["none", "nvidia", "other"]
@@ -43,10 +43,10 @@ class Apex:
     parts: tuple[str, ...] = ()
 
     def used(self, engine: bool) -> tuple[str, ...]:
-        """Return the parts that a training step on a GPU takes from it.
+        """Return the parts that a training step on a GPU uses.
 
         Args:
-            engine: whether Transformer Engine is here, which has the first two.
+            engine: whether Transformer Engine is installed; it has the first two parts.
         """
         wanted: tuple[str, ...] = () if engine else ("Adam", "multi-tensor scale")
         if not torch_adds_in_fp32():
@@ -55,11 +55,11 @@ class Apex:
 
 
 def find() -> Apex:
-    """Look for apex without importing it: neither package can be imported everywhere."""
+    """Look for apex without importing it: either package may fail to import, for lack of its dependencies."""
     spec = importlib.util.find_spec("apex")
     built = tuple(name for name, modules in _PARTS.items() if all(map(_there, modules)))
     if spec is None:
-        # The extensions are modules of their own, and remain where the package was taken away.
+        # The extensions are top-level modules. They stay behind when the package is uninstalled.
         return Apex("none", parts=tuple(part for part in built if part == "weight gradient"))
     places = [Path(place) for place in spec.submodule_search_locations or ()]
     place = str(places[0]) if places else spec.origin or ""
@@ -69,6 +69,7 @@ def find() -> Apex:
 
 
 def _there(module: str) -> bool:
+    """Return whether a module exists; `find_spec` of a dotted name would import the parent package."""
     package, _, name = module.rpartition(".")
     if not package:
         return importlib.util.find_spec(module) is not None
@@ -78,13 +79,14 @@ def _there(module: str) -> bool:
 
 @functools.cache
 def torch_adds_in_fp32() -> bool:
-    """Return whether torch's own product of bf16 matrices can be added to an fp32 one."""
+    """Return whether torch's `addmm` can add a product of bf16 matrices to an fp32 matrix."""
+    # The operator's schema says so on every build. A version number would not: vendors patch theirs.
     return any("out_dtype" in str(schema) for schema in torch._C._jit_get_schemas_for_operator("aten::addmm"))
 
 
 @functools.cache
 def _extension() -> Any:
-    """Return apex' extension, or None where it is missing, or built for another torch and cannot be loaded."""
+    """Return apex's extension; None if it is missing, or was built for another torch and cannot be loaded."""
     try:
         return importlib.import_module(WEIGHT_GRADIENT)
     except ImportError:
@@ -92,7 +94,7 @@ def _extension() -> Any:
 
 
 def add_weight_gradient(gradient: Tensor, x: Tensor, main_grad: Tensor) -> bool:
-    """Add gradient^T x to a weight's `main_grad` in one product, on a GPU and by apex' extension.
+    """Add gradient^T x to a weight's `main_grad` in one product, by apex's GPU extension.
 
     Args:
         gradient: [n, out], bf16 or fp16 on this rank's GPU.
@@ -100,8 +102,9 @@ def add_weight_gradient(gradient: Tensor, x: Tensor, main_grad: Tensor) -> bool:
         main_grad: [out, in] fp32, written in place.
 
     Returns:
-        Whether it was added; False: nothing happened, because the extension or what it needs is not there.
+        True if it was added. False if nothing was done: no extension, or tensors that it does not take.
     """
+    # The extension writes through a raw pointer, so `main_grad` must be contiguous fp32.
     fits = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and gradient.dtype == x.dtype
     if not fits or main_grad.dtype != torch.float32 or not main_grad.is_contiguous() or _extension() is None:
         return False

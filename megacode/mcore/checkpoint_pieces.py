@@ -1,11 +1,11 @@
-"""Which rank holds which box of which tensor: all that a checkpoint must know of a layout.
+"""Which rank holds which box of which tensor: everything a checkpoint must know about a layout.
 
-Every tensor of the model has one name and one shape, whatever the layout; each rank holds boxes of it. Tensor parallel
-cuts rows or columns (the gate and the up projection, stacked, each for itself), pipeline parallel deals out layers, and
-the distributed optimizer cuts the elements of a slice into runs, which are up to three boxes: the end of a row, whole
-rows, the beginning of a row. A checkpoint is the boxes of all ranks; another layout reads the boxes it needs.
+Every tensor of the model has one name and one shape in every layout; each rank holds boxes of it. Tensor parallel cuts
+rows or columns (the stacked gate and up projections are cut separately), and pipeline parallel distributes layers. The
+distributed optimizer cuts the elements of a slice into runs of up to three boxes: the end of a row, whole rows, and the
+beginning of a row. A checkpoint is the boxes of all ranks; another layout reads the boxes it needs.
 
-Rows of the vocabulary's padding are no part of any tensor here: they stay zero, and their number depends on the layout.
+The vocabulary's padding rows are not part of any tensor here: they stay zero, and their number depends on the layout.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Piece:
     Attributes:
         name: of the whole tensor: `model.` or a moment's name, then mcore's name of the parameter.
         shape: of the whole tensor.
-        offset: where in it the box begins.
+        offset: index of the box's first element in the whole tensor.
         data: the box, a view of this rank's memory.
     """
 
@@ -43,7 +43,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows of a rank's slice of a parameter that lie together in the whole one."""
+    """Rows of a rank's slice of a parameter that are adjacent in the whole parameter."""
 
     first_row: int
     rows: int
@@ -52,7 +52,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a rank's slice of a parameter lies: its name, the whole's shape, its blocks, and whether to write it."""
+    """Where a rank's slice of a parameter lies: name, whole shape, blocks, and whether this rank writes it."""
 
     name: str
     shape: tuple[int, ...]
@@ -61,44 +61,47 @@ class _Place:
 
 
 def weights(rank_model: RankModel) -> list[Piece]:
-    """Return the model's weights on this rank, as the forward pass reads them; without those that are held in FP8."""
+    """Return the model's weights on this rank, as the forward pass reads them; weights held in FP8 are left out."""
     from megatron.core.fp8_utils import is_float8tensor
 
     pieces: list[Piece] = []
     for parameter, place in _places(rank_model):
-        if not is_float8tensor(parameter):  # it has no elements that could be read or written one by one
+        if not is_float8tensor(parameter):  # an FP8 tensor cannot be viewed as a flat run of elements
             pieces += _boxes(place, WEIGHT, parameter.detach().view(-1), 0, _columns(parameter))
     return pieces
 
 
 def share(rank_model: RankModel) -> list[Piece]:
-    """Return what this rank writes of the state: together, all ranks write every element once.
+    """Return what this rank writes of the state; together, all ranks write every element once.
 
-    What all data-parallel ranks hold is cut evenly among them, so that all write alike.
+    State that all data-parallel ranks hold is divided evenly among them, so all write about the same amount.
     """
     return [piece for run in _runs(rank_model) if run.place.first_copy for piece in run.own()]
 
 
 def wanted(rank_model: RankModel, *, moments: bool = True) -> list[Piece]:
-    """Return what this rank reads of the state: together, the ranks that share a block read each element of it once.
+    """Return what this rank reads of the state; together, the ranks that share a block read each element of it once.
 
-    They are fp32 weights and, where wanted, moments of the optimizer; without one they are the model's weights. After
-    reading, `spread` gives each rank what the others have read.
+    With an optimizer: its fp32 weights and, if wanted, its moments. Without: the model's weights. After reading,
+    `spread` gives each rank what the others have read.
     """
+    # Unlike `share`, every copy of a block reads: tied embeddings on two pipeline stages are two copies.
     return [piece for run in _runs(rank_model, moments=moments) for piece in run.own()]
 
 
 @torch.no_grad()
 def spread(rank_model: RankModel, *, moments: bool = True) -> None:
-    """Give all data-parallel ranks the shares that each has read of what all of them hold; a collective.
+    """Exchange the shares that data-parallel ranks have read of state that all of them hold; a collective.
 
-    All but a rank's own share is set to zero, and the *bytes* are added up: no value is rounded, and no sign lost.
+    Everything but a rank's own share is set to zero, then the *bytes* are summed. So no value is rounded, and -0.0
+    keeps its sign.
     """
     from megatron.core import parallel_state
 
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     if group.size() == 1:
         return
+    # With the distributed optimizer no run is shared, and this loop costs nothing: each rank has read its own.
     for run in _runs(rank_model, moments=moments):
         if not run.sharded:
             first, last = run.share()
@@ -117,7 +120,7 @@ class _Run:
         flat: the elements.
         start: number of the first one in this rank's slice of the parameter.
         columns: of that slice.
-        sharded: no other data-parallel rank holds these elements; else all of them do.
+        sharded: True: no other data-parallel rank holds these elements. False: all of them do.
     """
 
     place: _Place
@@ -128,13 +131,14 @@ class _Run:
     sharded: bool
 
     def share(self) -> tuple[int, int]:
-        """Return the first of the elements that this rank writes and reads, and the one after its last: whole rows."""
+        """Return first and end (exclusive) of the elements that this rank writes and reads: whole rows."""
         from megatron.core import parallel_state
 
         if self.sharded:
             return 0, self.flat.numel()
         rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
         size = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+        # Whole rows, so that a share is one box. Of a tensor with fewer rows than ranks some ranks get nothing.
         rows = self.flat.numel() // self.columns
         return rows * rank // size * self.columns, rows * (rank + 1) // size * self.columns
 
@@ -145,7 +149,7 @@ class _Run:
 
 
 def _runs(rank_model: RankModel, *, moments: bool = True) -> Iterator[_Run]:
-    """Yield all that this rank's optimizer holds; without one, the model's weights but those held in FP8."""
+    """Yield everything that this rank's optimizer holds; without one, the model's weights except those in FP8."""
     from megatron.core.fp8_utils import is_float8tensor
 
     if rank_model.optimizer is None:
@@ -154,6 +158,7 @@ def _runs(rank_model: RankModel, *, moments: bool = True) -> Iterator[_Run]:
                 yield _Run(place, WEIGHT, parameter.detach().view(-1), 0, _columns(parameter), False)
         return
     places = {id(parameter): place for parameter, place in _places(rank_model)}
+    # Adam makes its moments in its first step. Before it they must exist too, to be written or read into.
     optimizer_state.prime(rank_model.optimizer)
     for held in optimizer_state.held(rank_model.optimizer):
         for name, tensor in held.tensors.items():
@@ -163,9 +168,10 @@ def _runs(rank_model: RankModel, *, moments: bool = True) -> Iterator[_Run]:
 
 
 def random_states(rank_model: RankModel) -> list[Piece]:
-    """Return copies of this rank's random states, uint8, under names that only an equal layout has."""
+    """Return copies of this rank's random states, uint8, under names that contain the layout and the rank."""
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
+    # Three kinds: the host's generator, the device's, and the states that mcore's tracker swaps in and out.
     tracked = get_cuda_rng_tracker().get_states()
     states = {"host": torch.get_rng_state(), "device": torch.cuda.get_rng_state()}
     states |= {f"tracker.{name}": value for name, value in tracked.items()}
@@ -185,6 +191,7 @@ def set_random_states(rank_model: RankModel, pieces: list[Piece]) -> None:
 
 
 def _random_stem(rank_model: RankModel) -> str:
+    # Another layout finds no such name, and seeds again by design: random states cannot be split or merged.
     ranks = rank_model.ranks
     sizes = (ranks.pp_size, len(rank_model.chunks), ranks.tp_size, ranks.cp_size, ranks.dp_size)
     own = (ranks.pp_rank, ranks.tp_rank, ranks.cp_rank, ranks.dp_rank)
@@ -192,18 +199,21 @@ def _random_stem(rank_model: RankModel) -> str:
 
 
 def _places(rank_model: RankModel) -> Iterator[tuple[Tensor, _Place]]:
-    """Yield this rank's parameters with their places; mcore's description of its shards says where they are."""
+    """Yield this rank's parameters with their places, taken from mcore's sharded state dict."""
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
     from megatron.core.fp8_utils import is_float8tensor
 
     for described in model_state(rank_model.chunks).values():
         for entry in described.values():
+            # The dict also holds extra state of Transformer Engine's modules, which is not made of tensors.
             if not isinstance(entry, (ShardedTensor, ShardedTensorFactory)):
                 continue
             parameter = entry.data
-            if is_float8tensor(parameter):  # parts of it do not say where they lie; those of a plain tensor do
+            # `_place` reads storage offsets of views. Views of an FP8 tensor have none; those of a plain tensor do.
+            if is_float8tensor(parameter):
                 plain = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
                 entry = replace(entry, data=plain)
+            # A factory splits one parameter into several shards: the gate and the up projection.
             boxes = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]
             yield parameter, _place(rank_model, entry, boxes)
 
@@ -215,10 +225,11 @@ def _place(rank_model: RankModel, entry: Any, shards: list[Any]) -> _Place:
         for shard in shards
     ]
     shape = tuple(shards[0].global_shape)
+    # Padding rows are cut off here, so that a checkpoint fits every tensor-parallel size.
     if entry.key.endswith(VOCABULARY):
         shape = (rank_model.vocab_size, *shape[1:])
         blocks = [replace(block, rows=max(0, min(block.rows, shape[0] - block.offset[0]))) for block in blocks]
-    # The last number counts data-parallel copies, which share the work; the others copies within one model.
+    # The last number counts data-parallel copies, which share the writing. The others count copies within one model.
     return _Place(entry.key, shape, blocks, not any(entry.replica_id[:-1]))
 
 
@@ -241,14 +252,17 @@ def _boxes(place: _Place, kind: str, flat: Tensor, start: int, columns: int) -> 
             first, last = max(row, block.first_row), min(row + rows, block.first_row + block.rows)
             if first >= last:
                 continue
-            at = first * columns + column - start
+            begin = first * columns + column - start
+            # A vector (a norm) counts as a matrix of one column; here that second dimension is dropped again.
             offset = (block.offset[0] + first - block.first_row, *(k + column for k in block.offset[1:]))
             shape = (last - first, width)[: len(place.shape)]
-            yield Piece(f"{kind}.{place.name}", place.shape, offset, flat[at : at + (last - first) * width].view(shape))
+            data = flat[begin : begin + (last - first) * width].view(shape)
+            yield Piece(f"{kind}.{place.name}", place.shape, offset, data)
 
 
 def _rectangles(start: int, stop: int, columns: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield row, column, rows and width of the rectangles that elements start .. stop - 1 of a matrix make."""
+    """Yield row, column, rows and width of the rectangles that cover elements start .. stop - 1 of a matrix."""
+    # At most three turns: the rest of a row, whole rows, the beginning of a row.
     while start < stop:
         row, column = divmod(start, columns)
         if column or stop - start < columns:

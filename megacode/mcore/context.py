@@ -1,9 +1,9 @@
-"""Context parallel: each rank computes a part of every sequence, and gathers the keys and values of the whole.
+"""Context parallel: each rank computes a part of every sequence, and gathers the whole sequence's keys and values.
 
-A sequence is cut into 2 * size chunks, and rank r holds chunks r and 2 * size - 1 - r: an early one, whose tokens see
-few others, and a late one, whose tokens see many, so that all ranks have the same work. Keys and values are small where
-query groups share them, so each rank gathers them whole and attends as it would alone; nothing but attention looks
-beyond a token. Source: Llama Team, The Llama 3 Herd of Models (2024), section 3.3.2.
+A sequence is cut into 2 * size chunks, and rank r holds chunks r and 2 * size - 1 - r. Tokens of the early chunk see
+few others, those of the late one see many, so all ranks have the same work. With grouped queries, keys and values are
+small, so each rank gathers all of them and attends as if it were alone. Only attention needs other ranks' tokens.
+Source: Llama Team, The Llama 3 Herd of Models (2024), section 3.3.2.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Stretch:
-    """Tokens of this rank that follow each other in the whole, and the keys that each of them may see.
+    """Consecutive tokens held by this rank, cut into pieces at document borders, with the keys each piece sees.
 
     Attributes:
-        queries: tokens of each piece; a piece ends where a document ends.
-        first_key: where the first piece's keys begin in the whole; the other pieces' keys follow.
-        keys: keys of each piece, of which the last ones are those of its own tokens.
+        queries: number of tokens of each piece.
+        first_key: index of the first piece's first key in the whole; the other pieces' keys follow.
+        keys: number of keys of each piece; the last of them belong to its own tokens.
     """
 
     queries: tuple[int, ...]
@@ -34,7 +34,7 @@ class Stretch:
     keys: tuple[int, ...]
 
     def of(self, whole: Tensor) -> tuple[Tensor, ...]:
-        """Return the pieces of the keys or values [b, groups, tokens, channels] of all tokens."""
+        """Return each piece's part of the keys or values of all tokens, [b, groups, tokens, channels]."""
         count = sum(self.keys)
         if count < whole.size(2):
             whole = whole.narrow(2, self.first_key, count)
@@ -42,30 +42,33 @@ class Stretch:
 
 
 def stretches(borders: Sequence[int], rows: int, size: int, rank: int) -> tuple[Stretch, ...]:
-    """Return what a rank computes of sequences that are laid end to end, in the order in which it holds its tokens.
+    """Return the stretches that a rank computes of concatenated sequences, in the order of its tokens.
 
     Args:
-        borders: where documents begin and end, those of the sequences included: 0, in order, total length.
-        rows: sequences, of one length.
+        borders: where documents and sequences begin and end: 0, ascending, total length.
+        rows: number of sequences, all of one length.
         size, rank: of the context-parallel group.
     """
     if size == 1:
         return (_stretch(borders, 0, borders[-1]),)
+    # Two chunks per sequence, the same ones as `own` gives this rank.
     chunk = borders[-1] // (rows * 2 * size)
     held = [2 * size * row + place for row in range(rows) for place in (rank, 2 * size - 1 - rank)]
     return tuple(_stretch(borders, place * chunk, (place + 1) * chunk) for place in held)
 
 
 def _stretch(borders: Sequence[int], first: int, end: int) -> Stretch:
+    # Index of the first border after `first`; the document of the first token began at the border before it.
     begun = bisect_right(borders, first)
     places = (first, *borders[begun : bisect_left(borders, end)], end)
     queries = tuple(after - before for before, after in pairwise(places))
+    # Only the first piece sees keys before its own tokens: it may start inside a document.
     document = borders[begun - 1]
     return Stretch(queries, document, (queries[0] + first - document, *queries[1:]))
 
 
 def own(whole: Tensor, size: int, rank: int, dim: int) -> Tensor:
-    """Return a rank's part of what is laid out by token along `dim`, which divides by 2 * size."""
+    """Return a rank's part of a tensor with one entry per token along `dim`, whose length is divisible by 2 * size."""
     if size == 1:
         return whole
     chunks = whole.chunk(2 * size, dim)
@@ -73,43 +76,45 @@ def own(whole: Tensor, size: int, rank: int, dim: int) -> Tensor:
 
 
 def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Return the whole of all ranks' parts, by rank."""
+    """Return the whole tensor, given the parts of all ranks in rank order; the inverse of `own`."""
     halves = [part.chunk(2, dim) for part in parts]
     return torch.cat([early for early, _ in halves] + [late for _, late in reversed(halves)], dim)
 
 
 def gathered(part: Tensor, group: Any, dim: int) -> Tensor:
-    """Return the whole of which each rank of the group holds its part, on every rank; no gradients."""
+    """Gather the parts of a group's ranks into the whole tensor on every rank; without gradients."""
     if group.size() == 1:
         return part
+    # all_gather_into_tensor stacks along the first dimension, whichever dimension `dim` is.
     parts = part.new_empty(group.size() * len(part), *part.shape[1:])
     dist.all_gather_into_tensor(parts, part.contiguous(), group=group)
     return joined(parts.chunk(group.size()), dim)
 
 
 class GatherKeysAndValues(torch.autograd.Function):
-    """Keys and values of all tokens, of which each rank has computed its part."""
+    """Gather keys and values of all tokens: one all-gather forward, one reduce-scatter backward."""
 
     @staticmethod
     def forward(ctx: Any, key: Tensor, value: Tensor, rows: int, group: Any) -> tuple[Tensor, ...]:
-        """Return keys and values, both [b, groups, tokens, channels], in the order of the whole.
+        """Return keys and values, both [b, groups, tokens, channels], in the order of the whole sequence.
 
         Args:
             ctx: autograd's.
-            key, value: [b, groups, tokens / group.size(), channels], `rows` sequences laid end to end.
+            key, value: [b, groups, tokens / group.size(), channels], `rows` concatenated sequences.
             rows: sequences in the third dimension.
             group: context-parallel.
         """
         ctx.rows, ctx.group = rows, group
-        both = torch.stack((key, value)).unflatten(-2, (rows, -1))
-        return gathered(both, group, -2).flatten(-3, -2).unbind()
+        # Stacked, so that both travel in one collective. Each sequence has its own two chunks, hence the unflatten.
+        stacked = torch.stack((key, value)).unflatten(-2, (rows, -1))
+        return gathered(stacked, group, -2).flatten(-3, -2).unbind()
 
     @staticmethod
     def backward(ctx: Any, key: Tensor, value: Tensor) -> tuple[Tensor | None, ...]:
-        """Each rank gets its part of the gradients, summed over the ranks, whose queries all have seen it."""
+        """Return this rank's part of the gradients, summed over all ranks: their queries have seen these keys."""
         size = ctx.group.size()
-        both = torch.stack((key, value)).unflatten(-2, (ctx.rows, -1))
-        parts = [own(both, size, rank, -2) for rank in range(size)]
+        stacked = torch.stack((key, value)).unflatten(-2, (ctx.rows, -1))
+        parts = [own(stacked, size, rank, -2) for rank in range(size)]
         mine = torch.empty_like(parts[0])
         dist.reduce_scatter_tensor(mine, torch.cat(parts), group=ctx.group)
         return *mine.flatten(-3, -2).unbind(), None, None

@@ -1,8 +1,8 @@
 """CUDA or CPU: every difference between them is here.
 
-Megatron-core is written for CUDA. On a machine without it, `install()` lets the CPU stand in for the device: it
-replaces only calls that would raise there (`torch.cuda.current_device`, the CUDA random state, `device="cuda"` in
-tensor factories, `Tensor.cuda`), so nothing that works changes. `torch.cuda.is_available()` goes on saying no, and
+Megatron-core is written for CUDA. On a machine without it, `install()` lets the CPU stand in for the device. It
+replaces only calls that would raise there: `torch.cuda.current_device`, the CUDA random state, `device="cuda"` in
+tensor factories, and `Tensor.cuda`. Nothing that works changes. `torch.cuda.is_available()` still returns False, so
 other libraries are not misled. On a machine with CUDA nothing is replaced.
 """
 
@@ -28,8 +28,8 @@ _CPU = torch.device("cpu")
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "empty_like", "zeros_like")
 _OPTIMIZER_MODULES = "megatron.core.optimizer"
 
-# Dense peak of one GPU in TFLOP/s, half of what is advertised "with sparsity". Source: NVIDIA's data sheets.
-# fp32 is that of the CUDA cores: torch computes fp32 matrix products in TF32 only where it is told to.
+# Dense peak of one GPU in TFLOP/s, half of the figure advertised "with sparsity". Source: NVIDIA's data sheets.
+# fp32 is the peak of the CUDA cores: torch uses TF32 for fp32 matrix products only on request.
 _PEAK_TFLOPS: dict[str, dict[str, float]] = {
     "A100": {"bf16": 312.0, "fp32": 19.5},
     "H100 PCIe": {"bf16": 756.0, "fp8": 1513.0, "fp32": 51.0},
@@ -39,6 +39,13 @@ _PEAK_TFLOPS: dict[str, dict[str, float]] = {
     "H200": {"bf16": 989.4, "fp8": 1978.9, "fp32": 67.0},
     "B200": {"bf16": 2250.0, "fp8": 4500.0, "fp32": 75.0},
 }
+# Warnings seen at every start on CPU ranks, in each layout; `megacode doctor` lists the installed libraries instead.
+_AT_EVERY_START = (
+    r"(Transformer Engine and Apex are|Apex is) not installed",
+    r"full scope is deprecated\. Use empty cuda_graph_scope",
+    r"The \.grad attribute of a Tensor that is not a leaf Tensor is being accessed",
+    r".*(_tensor|_into_tensor|load_state_dict)` is deprecated",
+)
 _installed = False
 
 
@@ -51,6 +58,7 @@ def device() -> torch.device:
     """Return this rank's device: its local GPU, or the CPU."""
     if not on_gpu():
         return _CPU
+    # Some SLURM sites show each task only its own GPU, as number 0. The remainder is right there as well.
     local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
     return torch.device("cuda", local % torch.cuda.device_count())
 
@@ -61,7 +69,7 @@ def backend() -> str:
 
 
 def name() -> str:
-    """Return the device's name as its maker writes it."""
+    """Return the device's name as its vendor writes it."""
     return torch.cuda.get_device_name(device()) if on_gpu() else platform.processor() or platform.machine()
 
 
@@ -69,16 +77,17 @@ def peak_flops(dtype: str, device_name: str | None = None) -> float | None:
     """Return the dense peak of one device in FLOP/s, the denominator of MFU.
 
     Args:
-        dtype: `fp32`, `bf16` or `fp8`, as the matrix products are computed.
-        device_name: the device; absent: this rank's.
+        dtype: `fp32`, `bf16` or `fp8`: the number format of the matrix products.
+        device_name: the device; None: this rank's.
 
     Returns:
-        The peak, or None where it is not known: on a CPU, and on GPUs outside the table.
+        The peak; None if it is not known, as on a CPU or on GPUs outside the table.
     """
     if device_name is None:
         if not on_gpu():
             return None
         device_name = name()
+    # "NVIDIA H100 80GB HBM3" matches "H100"; "NVIDIA H100 NVL" matches both, and the longer key wins.
     known = [model for model in _PEAK_TFLOPS if all(word in device_name for word in model.split())]
     if not known:
         return None
@@ -87,80 +96,87 @@ def peak_flops(dtype: str, device_name: str | None = None) -> float | None:
 
 
 def synchronize() -> None:
-    """Wait until this rank's device has done its work; on a CPU it always has."""
+    """Wait until this rank's GPU has finished its queued work; does nothing on a CPU."""
     if on_gpu():
         torch.cuda.synchronize()
 
 
 def memory_high_water() -> int:
-    """Return the most memory that this process ever held, in bytes: the GPU's, or on a CPU that of the process."""
+    """Return the peak memory of this process in bytes: torch's reserved GPU memory, or on a CPU its resident set."""
     if on_gpu():
         return int(torch.cuda.max_memory_reserved())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def make_deterministic(wanted: bool) -> None:
-    """Let GPU kernels add up in an order that does not change from run to run, or in the fastest; CPUs always do.
+    """Make GPU kernels sum in a reproducible order, or allow the fastest; CPU kernels are always reproducible.
 
-    To be called before the model is built: attention asks then.
+    Call it before the model is built: Transformer Engine's attention reads the setting then.
     """
     if on_gpu():
         os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0" if wanted else "1"
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it; it costs some MiB
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch requires it; it costs some MiB
         torch.use_deterministic_algorithms(wanted)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads any
+        # Deterministic mode also fills each new tensor with nan: a pass over memory that nothing here needs.
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def to_device(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor on this rank's device, copied in the background from pinned memory where that is a GPU."""
+    """Return a tensor on this rank's device; to a GPU it is copied asynchronously from pinned memory."""
     if not on_gpu() or tensor.is_cuda:
         return tensor
     return tensor.pin_memory().to(device(), non_blocking=True)
 
 
 def host_memory(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Return memory of the host to be filled and given to `to_device`, which then copies it no second time.
+    """Return host memory to fill and pass to `to_device`, which then needs no extra copy into pinned memory.
 
-    On a GPU machine it is pinned; torch keeps pinned memory and gives it out again once the copies from it are done.
+    On a GPU machine it is pinned. torch caches pinned memory, and reuses it once the copies from it have finished.
     """
     return torch.empty(shape, dtype=dtype, pin_memory=on_gpu())
 
 
 class SideStream:
-    """A queue of the device beside the one in which it computes; on a CPU there is none, and nothing to wait for."""
+    """A CUDA stream beside the one that computes; on a CPU there is none, and nothing to wait for."""
 
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream(device()) if on_gpu() else None
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Let this thread's copies and kernels go into the queue."""
+        """Run this thread's copies and kernels on the stream."""
         if self._stream is None:
             yield
             return
-        torch.cuda.set_device(device())  # of which each thread has one of its own, at first GPU 0
+        torch.cuda.set_device(device())  # the current device is per thread, and starts as GPU 0
         with torch.cuda.stream(self._stream):
             yield
 
     def mark(self) -> Any:
-        """Return a mark behind everything that is in the queue now."""
+        """Return an event after everything that is on the stream now; None on a CPU."""
         return None if self._stream is None else self._stream.record_event()
 
     def hand_over(self, mark: Any, tensors: Iterable[torch.Tensor]) -> None:
-        """Let the calling thread's queue, not the host, wait for a mark, and then use what was made before it."""
+        """Make the calling thread's stream wait for an event, and use tensors made before it; the host does not wait.
+
+        Args:
+            mark: of `mark`.
+            tensors: what the calling thread's stream will read.
+        """
         if mark is None:
             return
-        here = torch.cuda.current_stream()
-        here.wait_event(mark)
+        stream = torch.cuda.current_stream()
+        stream.wait_event(mark)
         for tensor in tensors:
             if tensor.is_cuda:
-                tensor.record_stream(here)  # their memory is not given out again before this queue is done with it
+                # torch's allocator knows only the stream that made the tensor, and could reuse its memory too early.
+                tensor.record_stream(stream)
 
 
 def install() -> None:
-    """Make ready for Megatron-core: check its release and, without CUDA, let the CPU stand in for the device.
+    """Prepare for Megatron-core: check its version and, without CUDA, let the CPU stand in for the device.
 
-    To be called before anything else of mcore; calling it again does nothing.
+    Call it before importing anything of mcore that makes tensors. A second call does nothing.
 
     Raises:
         LaunchError: see `version.check`.
@@ -178,21 +194,24 @@ def install() -> None:
 
 
 def _quieten() -> None:
-    """Leave out warnings that mcore gives at every start and that a user can do nothing about."""
-    warnings.filterwarnings("ignore", module=r"megatron\.")
-    warnings.filterwarnings("ignore", message=r".*(Transformer Engine|Apex)")
-    warnings.filterwarnings("ignore", message=r".*(_tensor|_into_tensor|load_state_dict)` is deprecated")
+    """Hide mcore's warnings that come at every start and need no action; only rank 0 shows its other warnings."""
+    # By environment variable: torch.distributed is not initialized this early.
+    for message in _AT_EVERY_START:
+        warnings.filterwarnings("ignore", message=message)
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        warnings.filterwarnings("ignore", module=r"megatron\.")
 
 
 def _cpu_stands_in() -> None:
+    # There is one random state on a CPU: the "CUDA" state is that of the host's default generator.
     generator = torch.default_generator
     torch.cuda.current_device = lambda: _CPU
     torch.cuda.synchronize = lambda device=None: None
     torch.cuda.manual_seed = lambda seed: generator.manual_seed(seed)
     torch.cuda.get_rng_state = torch.cuda.random.get_rng_state = lambda device="cuda": generator.get_state()
     torch.cuda.set_rng_state = torch.cuda.random.set_rng_state = lambda state, device="cuda": _restore(state)
-    # torch finds the factories that `with torch.device("meta")` redirects by identity, once: it must see the originals,
-    # or models built in such a context (transformers does) are left uninitialised, without an error.
+    # torch lists the factories that `with torch.device("meta")` redirects by identity, once. It must see the originals.
+    # Otherwise models built in such a context (transformers does this) stay uninitialized, without an error.
     torch.utils._device._device_constructors()
     for factory in _FACTORIES:
         setattr(torch, factory, _on_cpu(getattr(torch, factory)))
@@ -201,7 +220,7 @@ def _cpu_stands_in() -> None:
     from megatron.core.tensor_parallel import random as mcore_random
 
     mcore_random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: _restore(state)
-    # The tracker forks the one generator there is, so its warning that the CPU's state moved is no news.
+    # The tracker forks the only generator there is, so its warning that the CPU's state changed means nothing.
     logging.getLogger(mcore_random.__name__).addFilter(_not_about_the_cpu_state)
 
 
@@ -225,10 +244,11 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 def _named_for_the_optimizer(type_of: Callable[..., Any]) -> Callable[..., Any]:
-    """mcore's optimizers ask whether `Tensor.type()` is `torch.cuda.FloatTensor`; they alone get that answer."""
+    """Return a `Tensor.type` that gives mcore's optimizers CUDA's names; they raise for any other."""
 
     def answer(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         result = type_of(self, *args, **kwargs)
+        # Everybody else must see the true name: torch and transformers choose code by it.
         caller = sys._getframe(1).f_globals.get("__name__", "")
         if isinstance(result, str) and caller.startswith(_OPTIMIZER_MODULES):
             return result.replace("torch.", "torch.cuda.", 1)

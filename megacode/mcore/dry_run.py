@@ -1,12 +1,12 @@
-"""Any rank of any number of GPUs, built on one CPU: the real modules, without memory and without other processes.
+"""Build any rank of any number of GPUs on one CPU: the real modules, without memory and without other processes.
 
-torch's *fake* process group answers every collective at once and moves nothing, so one process can be rank 300 of 512.
-Tensors are made on the `meta` device: they have a shape and no storage. Groups, layout, model, data-parallel wrap and
-optimizer are built by the functions that training calls; what is counted is what they built. The blocks are megacode's
-own, and without FP8, wherever this runs: their parameters are those of Transformer Engine's.
+torch's *fake* process group completes every collective at once and moves nothing, so one process can be rank 300 of
+512. Tensors are made on the `meta` device: they have a shape and no storage. Groups, layout, model, data-parallel wrap
+and optimizer are built by the functions that training calls, and we count what they built. The blocks are always
+megacode's own, without FP8; Transformer Engine's have the same parameters.
 
-A fake group leaves received objects as they were. mcore asks for one when it builds an optimizer: the groups of
-parameters of every rank, which are alike here; this rank's own stand in for them.
+A fake group does not fill in received objects. mcore gathers objects once, when it builds an optimizer: the parameter
+groups of every rank. Those are alike on all ranks here, so this rank's own stand in for them.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Built:
-    """What one rank holds.
+    """The size of what one rank holds.
 
     Attributes:
-        ranks: where it stands.
+        ranks: its position in the layout.
         parameters: elements by component.
-        modules: for each class of module that holds parameters, how many of them and how many elements.
+        modules: number of modules and of elements, for each class of module that has parameters.
         weights, gradients, optimizer: bytes.
-        buckets: into which its gradients are cut, over all its chunks.
+        buckets: number of gradient buckets, over all its chunks.
     """
 
     ranks: Ranks
@@ -65,25 +65,25 @@ def dry_run(place: Layout, ranks: Iterable[int]) -> list[dict[str, Any]]:
 
     Args:
         place: the run on its GPUs.
-        ranks: which of them; none: the first, one in the middle and the last.
+        ranks: which ranks; empty: the first, one in the middle and the last.
 
     Returns:
-        By rank, for JSON: where it stands, `parameters` in all and by component, `modules`, bytes of `weights`,
-        `gradients` and `optimizer`, and `unequal`: what the plan counts otherwise, as built and as planned.
+        One dict per rank, for JSON: its position, `parameters` in total and by component, `modules`, bytes of
+        `weights`, `gradients` and `optimizer`, and `unequal`: where built and planned values differ.
 
     Raises:
-        ConfigError: there is no such rank, or the config does not fit so many.
+        ConfigError: there is no such rank, or the config does not fit this number of GPUs.
     """
     wanted = sorted(set(ranks)) or sorted({0, place.gpus // 2, place.gpus - 1})
     for rank in wanted:
         if not 0 <= rank < place.gpus:
             raise ConfigError(f"there is no rank {rank}", "--dry-run-rank", f"give 0 to {place.gpus - 1}")
     built = build_ranks(_buildable(place.config), place.gpus, wanted, place.vocab_size)
-    return [_compared(place, rank, found) for rank, found in zip(wanted, built, strict=True)]
+    return [_compared(place, rank, sizes) for rank, sizes in zip(wanted, built, strict=True)]
 
 
 def _buildable(config: RunConfig) -> RunConfig:
-    """Return the run with blocks that every machine can build."""
+    """Return the config with blocks that every machine can build."""
     precision = config.precision.model_copy(update={"fp8": "none", "transformer_impl": "local"})
     phases = tuple(phase.model_copy(update={"fp8": None}) for phase in config.phases)
     return config.model_copy(update={"precision": precision, "phases": phases})
@@ -100,7 +100,7 @@ def _compared(place: Layout, rank: int, built: Built) -> dict[str, Any]:
         "buckets": sum(len(buffer.buckets) for buffer in planned_buffers),
     }
     sizes = {name: getattr(built, name) for name in ("weights", "gradients", "optimizer", "buckets")}
-    found = {**vars(built.parameters), **sizes}
+    counts = {**vars(built.parameters), **sizes}
     ranks = built.ranks
     return {
         "rank": rank,
@@ -112,7 +112,7 @@ def _compared(place: Layout, rank: int, built: Built) -> dict[str, Any]:
         "parameters_by_component": vars(built.parameters),
         "modules": {name: {"count": count, "parameters": own} for name, (count, own) in built.modules.items()},
         **sizes,
-        "unequal": {key: {"built": found[key], "planned": planned[key]} for key in found if found[key] != planned[key]},
+        "unequal": {key: {"built": n, "planned": planned[key]} for key, n in counts.items() if n != planned[key]},
     }
 
 
@@ -121,13 +121,14 @@ def build_ranks(config: RunConfig, world_size: int, ranks: Iterable[int], vocab_
 
     Args:
         config: the run's config.
-        world_size: ranks of the run.
-        ranks: which of them.
-        vocab_size: tokens the model knows, without padding.
+        world_size: number of ranks of the run.
+        ranks: which of them to build.
+        vocab_size: tokens in the vocabulary, without padding.
 
     Raises:
-        ConfigError: the config does not fit so many ranks, or asks for what this build cannot compute.
+        ConfigError: the config does not fit this number of ranks, or asks for something this machine cannot compute.
     """
+    # The fake group becomes this process's default group; a real one could not exist beside it.
     assert not dist.is_initialized(), "a dry run needs a process of its own"
     return [_build_rank(config, world_size, rank, vocab_size) for rank in ranks]
 
@@ -138,18 +139,20 @@ def _build_rank(config: RunConfig, world_size: int, rank: int, vocab_size: int) 
     device.install()
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
-        found = groups.start(config.parallel, config.seed)
+        position = groups.start(config.parallel, config.seed)
         from megacode.mcore.build import build
 
         with _without_memory():
-            rank_model = build(config, found, vocab_size)
-        return _count(found, rank_model.chunks, rank_model.optimizer)
+            rank_model = build(config, position, vocab_size)
+        return _count(position, rank_model.chunks, rank_model.optimizer)
     finally:
         groups.stop()
 
 
 class _OnMeta(TorchFunctionMode):
-    """Makes every tensor on the meta device, whichever device is asked for, and keeps it there."""
+    """Make every tensor on the meta device, whichever device is asked for, and keep it there."""
+
+    # `with torch.device("meta")` does not suffice: it loses to an explicit `device=`, and mcore passes one.
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -162,14 +165,14 @@ class _OnMeta(TorchFunctionMode):
 
 @contextmanager
 def _without_memory() -> Iterator[None]:
-    """Build on the meta device, every other rank answering as this one does."""
+    """Build on the meta device; gathered objects of all other ranks are copies of this rank's."""
     type_of, gather = torch.Tensor.type, dist.all_gather_object
 
     def echo(answers: list[Any], own: Any, group: Any = None) -> None:
         answers[:] = [own] * len(answers)
 
     def as_on_cuda(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        # mcore's optimizers know CUDA's tensors only, by the name of their type.
+        # mcore's optimizers accept only CUDA tensors, by the name of their type.
         result = type_of(self, *args, **kwargs)
         return f"torch.cuda.{result.rsplit('.', 1)[1]}" if isinstance(result, str) and self.is_meta else result
 
@@ -193,6 +196,7 @@ def _count(ranks: Ranks, chunks: list[Any], optimizer: Any) -> Built:
             if own:
                 count, elements = modules.get(type(module).__name__, (0, 0))
                 modules[type(module).__name__] = (count + 1, elements + own)
+    # With the distributed optimizer weights live in padded buffers; otherwise they are tensors of their own.
     weights = [buffer.param_data for buffer in buffers if buffer.param_data is not None]
     return Built(
         ranks=ranks,
@@ -216,12 +220,12 @@ def _bytes(tensors: list[torch.Tensor]) -> int:
 
 
 def _optimizer_bytes(optimizer: Any) -> int:
-    """Return the bytes of fp32 masters, where weights are not fp32 themselves, and of Adam's two moments."""
+    """Return the bytes of Adam's two moments, and of the fp32 masters unless the weights are fp32 themselves."""
     from megacode.mcore.optimizer_state import held, prime
 
     with _without_memory():
         prime(optimizer)
-        found = list(held(optimizer))
-    masters = [run.tensors["model"] for run in found if run.parameter.dtype != torch.float32]
-    moments = [tensor for run in found for name, tensor in run.tensors.items() if name != "model"]
+        runs = list(held(optimizer))
+    masters = [run.tensors["model"] for run in runs if run.parameter.dtype != torch.float32]
+    moments = [tensor for run in runs for name, tensor in run.tensors.items() if name != "model"]
     return _bytes([*masters, *moments])

@@ -1,8 +1,8 @@
-"""The first scales of FP8 with delayed scaling, from one micro-batch that is computed and not learned from.
+"""Find the first scales of FP8 with delayed scaling, from one micro-batch that is computed but not learned from.
 
-Delayed scaling rounds by what earlier micro-batches showed. Before the first one there is nothing to go by, and scales
-of 1: gradients fall below what FP8 can hold, and the first update is made of what is left of them. That is a jump where
-a phase with FP8 follows one without, at full learning rate.
+Delayed scaling takes its scales from the maxima of earlier micro-batches. Before the first one, all scales are 1:
+gradients underflow in FP8, and the first update consists of what is left of them. The loss then jumps where a phase
+with FP8 follows one without, at full learning rate.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from megacode.mcore.step import backward
 
 
 def calibrate(rank_model: RankModel, microbatch: MicroBatch, num_sources: int) -> None:
-    """Let every matrix learn the size of its operands; to be called by all ranks, between iterations.
+    """Give every matrix the scales of its operands; called by all ranks, between iterations.
 
-    Costs a forward and a backward pass of the micro-batch. Weights stay as they are, gradients are thrown away, random
-    states are put back.
+    Costs a forward and a backward pass of the micro-batch. Weights stay unchanged, gradients are discarded, and random
+    states are restored.
 
     Args:
         rank_model: of `build`, with an optimizer, computing with delayed scaling.
@@ -25,6 +25,8 @@ def calibrate(rank_model: RankModel, microbatch: MicroBatch, num_sources: int) -
         num_sources: number of sources.
     """
     random_states = checkpoint_pieces.random_states(rank_model)
+    # The next iteration zeroes the gradient buffers first, so what this leaves in them is never applied.
     backward(rank_model, [microbatch], num_sources)
     checkpoint_pieces.set_random_states(rank_model, random_states)
-    optimizer.restore_weights(rank_model.chunks, rank_model.optimizer)  # rounded anew, by the scales that are known now
+    # Weights held in FP8 were rounded by the old scales: round them again from the fp32 masters.
+    optimizer.restore_weights(rank_model.chunks, rank_model.optimizer)

@@ -1,8 +1,8 @@
-"""What FP8 with delayed scaling remembers, as pieces of a checkpoint: the scales and histories of every matrix.
+"""The state of FP8 with delayed scaling as checkpoint pieces: the scales and histories of every matrix.
 
-Without them a resumed run scales its first products by 1: gradients fall below what FP8 can hold, values overflow, and
-the loss jumps or turns nan. All ranks that share a block hold the same (the maxima are reduced over them), so one of
-them writes, and every layout reads. Other recipes remember nothing.
+Without them a resumed run scales its first products by 1: gradients underflow, values overflow, and the loss jumps or
+becomes nan. All ranks that share a block hold the same state, since maxima are reduced over them. So one of them
+writes, and every layout can read. Other recipes have no state.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _TENSORS = ("scale_fwd", "amax_history_fwd", "scale_bwd", "amax_history_bwd")
 
 
 def pieces(rank_model: RankModel) -> list[Piece]:
-    """Return what this rank writes of the scales and histories: fp32, one of the ranks that share a block, each."""
+    """Return the scales and histories that this rank writes, fp32; of the ranks that share a block one writes."""
+    # The first rank of each pipeline stage: no two stages share a block.
     ranks = rank_model.ranks
     if ranks.tp_rank or ranks.dp_rank or ranks.cp_rank:
         return []
@@ -36,57 +37,63 @@ def pieces(rank_model: RankModel) -> list[Piece]:
 
 
 def restore(rank_model: RankModel, stored: Mapping[str, Any], read: Callable[[str], Tensor]) -> None:
-    """Give every matrix of this rank's blocks what a checkpoint remembers of it; scales of 1 where it remembers none.
+    """Load the FP8 state of this rank's blocks from a checkpoint; matrices that it does not have get scales of 1.
 
     Args:
         rank_model: of `build`.
-        stored: the names that the checkpoint holds.
+        stored: tensors of the checkpoint by name; only names are looked at.
         read: returns one of them, whole, on the host.
     """
     recipe = next((recipe for recipe in rank_model.config.fp8_recipes if recipe.recipe == "delayed"), None)
     if recipe is None:
         return
+    # `_give_engine` reads the recipe from mcore's config, so it is set first. Each phase sets its own when it begins.
     precision.use(rank_model, recipe)
     for stem, module in _modules(rank_model):
         if stem + _TENSORS[0] in stored:
-            found = {name: read(stem + name) for name in _TENSORS}
+            state = {name: read(stem + name) for name in _TENSORS}
             if hasattr(module, "fp8_meta"):
-                _give_engine(rank_model, module, found)
+                _give_engine(rank_model, module, state)
             else:
-                module.fp8_history = fp8_emulation.History(**found)
+                module.fp8_history = fp8_emulation.History(**state)
         else:
+            # After a rollback in this process there may be scales of the iterations that were undone.
             for name, tensor in _remembered(module).items():
                 tensor.fill_(1.0 if name.startswith("scale") else 0.0)
 
 
 def snapshot(rank_model: RankModel) -> list[tuple[Tensor, Tensor]]:
-    """Return what this rank's blocks remember, each tensor with a copy of it."""
+    """Return the FP8 state of this rank's blocks: each tensor with a copy of it."""
     return [(tensor, tensor.clone()) for _, module in _modules(rank_model) for tensor in _remembered(module).values()]
 
 
 def put_back(remembered: list[tuple[Tensor, Tensor]]) -> None:
-    """Let the blocks remember what they did at a `snapshot`."""
+    """Restore the FP8 state of a `snapshot`."""
+    # In place: Transformer Engine's quantizers refer to these very tensors.
     for tensor, copy in remembered:
         tensor.copy_(copy)
 
 
-def _give_engine(rank_model: RankModel, module: Any, found: dict[str, Tensor]) -> None:
-    """Hand scales to one of Transformer Engine's modules, in the form in which it writes them."""
+def _give_engine(rank_model: RankModel, module: Any, state: dict[str, Tensor]) -> None:
+    """Load FP8 state into one of Transformer Engine's modules, in the form in which it saves it."""
     from megatron.core.fp8_utils import get_fp8_recipe
 
+    # Its saved form is a pickle in a uint8 tensor. We make it here, so that checkpoints hold plain tensors.
     recipe = get_fp8_recipe(bare(rank_model.chunks[0]).config)
-    state = {**found, "recipe": recipe, "extra_fp8_variables": {"num_gemms": 1}}
-    module.set_extra_state(torch.frombuffer(bytearray(pickle.dumps(state)), dtype=torch.uint8))
+    extra = {**state, "recipe": recipe, "extra_fp8_variables": {"num_gemms": 1}}
+    module.set_extra_state(torch.frombuffer(bytearray(pickle.dumps(extra)), dtype=torch.uint8))
 
 
 def _modules(rank_model: RankModel) -> Iterator[tuple[str, Any]]:
     for block in precision.blocks(rank_model.chunks):
         for linear in _LINEARS:
+            # mcore counts layers from 1 over the whole model, so the name is the same in every layout.
             yield f"fp8.{block.layer_number - 1}.{linear}.", block.get_submodule(linear)
 
 
 def _remembered(module: Any) -> dict[str, Tensor]:
-    """Return what a linear module remembers; empty where it has never computed with delayed scaling."""
+    """Return a linear module's FP8 state; empty if it has never computed with delayed scaling."""
+    # Ours first, then Transformer Engine's. Its other recipes have a `scaling_fwd` too, without a history.
     kept = getattr(module, "fp8_history", None)
     if kept is not None:
         return {name: getattr(kept, name) for name in _TENSORS}

@@ -1,9 +1,9 @@
-"""Gloo on CPU ranks: one device for all groups of a process.
+"""Gloo on CPU ranks: one device, and so one polling thread, for all groups of a process.
 
-Megatron-core makes about 18 groups for a layout. torch gives each gloo group a device of its own, whose thread polls
-its sockets a hundred times a second, so a rank woke 1,800 times a second with nothing to do. torch's own door for
-other settings is a registered backend, which new groups take from the default group; `ProcessGroupGloo` itself, and so
-every number it computes, is unchanged.
+Megatron-core makes about 18 groups for a layout. By default torch gives each gloo group its own device, whose thread
+polls its sockets a hundred times a second: an idle rank wakes 1,800 times a second. To change that, torch wants a
+registered backend, which new groups inherit from the default group. `ProcessGroupGloo` itself is unchanged, and so is
+every number it computes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from megacode.base.errors import LaunchError
 
 BACKEND = "gloo_shared"
 _INTERFACES = "GLOO_SOCKET_IFNAME"
-# As torch has; they sleep until there is a collective. With one, small all-reduces took 2 to 8 ms in place of 0.3 on
-# two busy cores: the only loop is preempted while it holds a socket's lock, and the device's thread spins meanwhile.
+# torch's own number; the threads sleep until there is a collective. With one, small all-reduces took 2 to 8 ms instead
+# of 0.3 on two busy cores: the only loop is preempted while it holds a socket's lock, and the device's thread spins.
 _RUN_LOOPS = 2
 
 
 def backend() -> str:
-    """Return the name of the backend for CPU ranks, registered with torch.distributed."""
+    """Return the name of the backend for CPU ranks; it is registered with torch.distributed at the first call."""
     if BACKEND not in dist.Backend.backend_list:
         dist.Backend.register_backend(BACKEND, _group, extended_api=True, devices=["cpu"])
     return BACKEND
@@ -32,9 +32,9 @@ def backend() -> str:
 
 @functools.cache
 def _devices() -> tuple[Any, ...]:
-    """Return the devices of this process: one for each interface that the user names, or that of the host's name.
+    """Return the gloo devices of this process: one per interface that the user names, else that of the host name.
 
-    torch makes the same choice for its own groups. Sockets of all groups share them and the thread that polls them.
+    torch makes the same choice for its own groups. All groups share these devices and their polling threads.
 
     Raises:
         LaunchError: an interface does not exist, or has no address.
@@ -45,9 +45,9 @@ def _devices() -> tuple[Any, ...]:
     try:
         return tuple(dist.ProcessGroupGloo.create_device(interface=name) for name in names)
     except RuntimeError as error:
-        said = str(error).splitlines()[0].rpartition(". ")[2]  # before it stands where in gloo's source
-        what = f"gloo cannot use this network interface: {said}"
-        fix = "name an interface that `ip address` lists, or unset it"
+        reason = str(error).splitlines()[0].rpartition(". ")[2]  # what precedes it is a place in gloo's source
+        what = f"gloo cannot use this network interface: {reason}"
+        fix = "name an interface that `ip address` lists, or unset the variable"
         raise LaunchError(what, f"environment {_INTERFACES}", fix) from None
 
 
@@ -56,8 +56,9 @@ def _group(wanted: Any, _: Any) -> dist.ProcessGroupGloo:
 
     Args:
         wanted: torch's `DistributedBackendOptions`: store, rank, size and timeout of the group.
-        _: options of the backend; Megatron-core has none for gloo.
+        _: backend options; Megatron-core passes none for gloo.
     """
+    # What torch itself does for a gloo group, except for the shared devices.
     options = dist.ProcessGroupGloo._Options()
     options._devices = list(_devices())
     options._threads = _RUN_LOOPS * len(options._devices)
@@ -65,5 +66,5 @@ def _group(wanted: Any, _: Any) -> dist.ProcessGroupGloo:
     options.global_ranks_in_group = wanted.global_ranks_in_group
     options.group_name = wanted.group_id
     group = dist.ProcessGroupGloo(wanted.store, wanted.group_rank, wanted.group_size, options)
-    group._set_sequence_number_for_group()  # torch does so for its own backends
+    group._set_sequence_number_for_group()  # torch calls it for its built-in backends only
     return group

@@ -1,4 +1,4 @@
-"""The processes of a run: how they join, which part of the model each holds, and what they draw at random."""
+"""The processes of a run: join them, lay the model out over them, seed them, and run small collectives."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ import torch.distributed as dist
 
 from megacode.base.files import digest
 from megacode.config.training import Parallel
-from megacode.mcore import device, gloo, layout_check, rendezvous
+from megacode.mcore import device, gloo, layout_check, meeting, rendezvous
 
-# A collective that waits so many seconds longer than a hang may last ends the run: the watchdog has its chance first.
+# A collective ends the run only so many seconds after the hang timeout: the watchdog, which says why, comes first.
 _AFTER_THE_WATCHDOG = 600.0
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands.
+    """The position of this process in the layout.
 
     Attributes:
         rank, world_size: among all processes.
@@ -51,26 +51,29 @@ class Ranks:
     is_last_stage: bool
 
 
-def start(parallel: Parallel, seed: int, patience: float = 1800.0) -> Ranks:
-    """Join the other processes, lay the model's parts out over them, and seed the random states.
+def start(parallel: Parallel, seed: int, patience: float = 1800.0, asked: meeting.Asked = meeting.nobody_asks) -> Ranks:
+    """Join the other processes, make the layout's groups, and seed the random states.
 
-    Works under torchrun, under srun, and for one process without either. If the processes are joined already (a
-    caller that tries several layouts in turn), the old layout ends and only the layout is made again.
+    Works under torchrun, under srun, and for one process without either. If the processes have joined already (a
+    caller that tries several layouts in turn), only the layout is replaced.
 
     Args:
         parallel: the layout.
         seed: of the random states.
-        patience: seconds that a rank may stand still before it counts as a hang.
+        patience: hang timeout in seconds.
+        asked: see `meeting.meet`.
 
     Raises:
-        LaunchError: the environment is incomplete, or the processes do not divide into copies of the model.
+        LaunchError: the environment is incomplete, or the number of processes is not divisible by the model size.
+        StoppedError: see `meeting.meet`.
     """
     device.install()
     timeout = timedelta(seconds=patience + _AFTER_THE_WATCHDOG)
     if not dist.is_initialized():
+        # Checked before joining too: a wrong number of processes is reported at once, not after the last has come.
         place = rendezvous.read(os.environ)
         layout_check.data_parallel_size(parallel, place.world_size)
-        _join(place, timeout)
+        _join(place, timeout, asked)
     layout_check.data_parallel_size(parallel, dist.get_world_size())
     _lay_out(parallel, timeout)
     ranks = _ranks()
@@ -78,22 +81,24 @@ def start(parallel: Parallel, seed: int, patience: float = 1800.0) -> Ranks:
     return ranks
 
 
-def join(patience: float = 1800.0) -> None:
-    """Join the other processes, unless that is done; a layout over them is made by `start`.
+def join(patience: float = 1800.0, asked: meeting.Asked = meeting.nobody_asks) -> None:
+    """Join the other processes, unless they have joined; `start` makes a layout over them.
 
     Args:
-        patience: seconds that a rank may stand still before it counts as a hang.
+        patience: hang timeout in seconds.
+        asked: see `meeting.meet`.
 
     Raises:
-        LaunchError: the environment is incomplete.
+        LaunchError: the environment is incomplete, or see `meeting.meet`.
+        StoppedError: see `meeting.meet`.
     """
     if not dist.is_initialized():
         device.install()
-        _join(rendezvous.read(os.environ), timedelta(seconds=patience + _AFTER_THE_WATCHDOG))
+        _join(rendezvous.read(os.environ), timedelta(seconds=patience + _AFTER_THE_WATCHDOG), asked)
 
 
 def rank() -> int:
-    """Return the number of this process among all."""
+    """Return the global rank of this process."""
     return dist.get_rank()
 
 
@@ -102,13 +107,8 @@ def size() -> int:
     return dist.get_world_size()
 
 
-def first_of_node() -> bool:
-    """Return whether this process is the first one of its node, which looks at files for the others there."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
 def stop() -> None:
-    """Part from the other processes, and end every group. Other ranks may be gone: nothing is asked of them."""
+    """Leave the other processes and destroy every group. Not a collective: other ranks may be gone."""
     if not dist.is_initialized():
         return
     _end_layout()
@@ -117,9 +117,9 @@ def stop() -> None:
 
 
 def leave_layout() -> None:
-    """End the layout and its groups, and stay joined; for a caller that goes on with another one. Collective.
+    """Destroy the layout's groups but stay joined, for a caller that continues with another layout. Collective.
 
-    Threads and sockets of a group end with the last reference to it, so drop the model and the optimizer before.
+    Threads and sockets of a group end with the last reference to it, so drop the model and the optimizer first.
     """
     dist.barrier()  # a rank that still computes with a group must not find it closed
     _end_layout()
@@ -132,33 +132,36 @@ def barrier() -> None:
 
 
 def broadcast_object(value: T | None, source: int = 0) -> T:
-    """Return to all ranks what rank `source` passes in; the others' argument is not looked at."""
+    """Return on all ranks the value of rank `source`; the argument of other ranks is ignored."""
+    # Two broadcasts, of the size and of the bytes. Fine at starts and saves; a step uses tensors.
     box = [packed(value) if rank() == source else None]
     dist.broadcast_object_list(box, src=source)
-    found: T = unpacked(box[0])
-    return found
+    received: T = unpacked(box[0])
+    return received
 
 
 def gather_objects(value: T) -> list[T]:
-    """Return to all ranks what each passes in, by rank."""
+    """Return on all ranks the values of all ranks, by rank."""
+    # Every rank receives world size times the largest value: keep values small on 4,096 ranks.
     box: list[bytes | None] = [None] * dist.get_world_size()
     dist.all_gather_object(box, packed(value))
     return [unpacked(own) for own in box]
 
 
 def packed(value: object) -> bytes:
-    """Return an object as few bytes: collectives on objects take a GPU's memory for them, which may be full."""
+    """Return an object as few bytes: collectives on objects copy them to the GPU, whose memory may be full."""
     return zlib.compress(pickle.dumps(value), level=1)
 
 
 def unpacked(value: bytes | None) -> Any:
-    """Return the object that `packed` got."""
+    """Return the object that was passed to `packed`."""
     assert value is not None
     return pickle.loads(zlib.decompress(value))
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
-    """Return on all ranks, for each flag, whether it is set on any: how they agree what to do next."""
+    """Return on all ranks, for each flag, whether it is set on any rank: how ranks agree on what to do next."""
+    # One reduction for all flags, and a wait for the GPU: call it once per iteration at most.
     tensor = torch.tensor(flags, dtype=torch.float32, device=device.device())
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tuple(bool(value) for value in tensor.tolist())
@@ -172,12 +175,13 @@ def total(count: int) -> int:
 
 
 def all_equal(numbers: Sequence[int | None]) -> list[bool]:
-    """Return on all ranks, for each number, whether all ranks that have one have the same.
+    """Return on all ranks, for each number, whether it is equal on all ranks that have it.
 
     Args:
-        numbers: as many on every rank, below 2**62; None: this rank has none.
+        numbers: equally many on every rank, below 2**62; None: this rank has none.
     """
-    nothing = 1 << 62  # above every number and its negative, so the smallest of both is some rank's own
+    # One MIN reduction gives both ends: the largest number is the negative of the smallest negative.
+    nothing = 1 << 62  # above every number and its negative, so it never wins a minimum against a real one
     low = [nothing if number is None else number for number in numbers]
     high = [nothing if number is None else -number for number in numbers]
     tensor = torch.tensor([low, high], dtype=torch.int64, device=device.device())
@@ -188,11 +192,12 @@ def all_equal(numbers: Sequence[int | None]) -> list[bool]:
 def seed_ranks(seed: int, ranks: Ranks) -> None:
     """Seed the random states that dropout draws from; initial weights and data order have their own keys.
 
-    Ranks that hold slices of the same matrices share the state that acts outside those slices, and have different
-    ones inside (mcore's tracker sees to that). So dropout differs between layouts, by design; all else does not.
+    Tensor-parallel ranks share the state used outside their slices of matrices, and have different ones inside
+    (mcore's tracker does that). So dropout differs between layouts, by design; nothing else does.
     """
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
+    # One number per pipeline stage and set of tokens, but not per tensor-parallel rank: mcore adds that rank itself.
     tokens = ranks.dp_rank + ranks.dp_size * ranks.cp_rank
     own = int(digest("random state", str(seed), str(ranks.pp_rank), str(tokens))[:7], 16)
     random.seed(own)
@@ -200,25 +205,26 @@ def seed_ranks(seed: int, ranks: Ranks) -> None:
     model_parallel_cuda_manual_seed(own)
 
 
-def _join(place: rendezvous.Rendezvous, timeout: timedelta) -> None:
+def _join(place: rendezvous.Rendezvous, timeout: timedelta, asked: meeting.Asked) -> None:
+    store: dist.Store
     if place.address:
-        rendezvous.refuse_busy_port(os.environ)
+        # For what reads the environment later: `device()`, torch, and libraries that ask for torchrun's variables.
         os.environ.update(MASTER_ADDR=place.address, MASTER_PORT=str(place.port), LOCAL_RANK=str(place.local_rank))
-        where: dict[str, object] = {"init_method": "env://"}
+        store = meeting.meet(place, timeout.total_seconds(), asked)
     else:
-        where = {"store": dist.HashStore()}
+        store = dist.HashStore()
     backend = device.backend()
     if backend == "gloo":
         backend = gloo.backend()
-    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=timeout, **where)
+    dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=timeout, store=store)
 
 
 def _end_layout() -> None:
-    """Destroy the groups that mcore made; its own `destroy_model_parallel` only forgets them."""
+    """Destroy the groups that mcore made; its own `destroy_model_parallel` only drops its references."""
     from megatron.core import parallel_state
 
     for group in reversed(parallel_state._global_process_group_list or []):  # the same order on every rank
-        if group is not None:  # which stands for the default group
+        if group is not None:  # None stands for the default group
             dist.destroy_process_group(group)
     parallel_state.destroy_model_parallel()
 
@@ -228,12 +234,15 @@ def _lay_out(parallel: Parallel, timeout: timedelta) -> None:
 
     if parallel_state.model_parallel_is_initialized():
         leave_layout()
+    # mcore's default order puts neighbouring ranks into one tensor-parallel group: it stays within a node's NVLink.
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         context_parallel_size=parallel.context,
+        # Its extra gloo groups serve its own checkpoints and logs; each would cost threads and sockets.
         create_gloo_process_groups=False,
+        # In whole minutes, rounded up, or these groups would give up before the watchdog.
         distributed_timeout_minutes=-(-int(timeout.total_seconds()) // 60),
     )
 

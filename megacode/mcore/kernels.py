@@ -1,9 +1,9 @@
-"""The operations between the matrix products, each with a backward pass of its own.
+"""Matrix products and the operations between them, each with its own backward pass.
 
-On a CPU these cost as much as their passes over memory, and autograd's own composition makes many: it keeps every
-intermediate, pads and adds the gradients of slices, and clears buffers that are overwritten at once. Here each
+On a CPU the cost of these is the number of passes over memory, and plain autograd makes many. It keeps every
+intermediate, pads and adds the gradients of slices, and clears buffers that are overwritten right away. Here each
 operation keeps little, recomputes what is cheap, and writes its gradient once. The arithmetic is the same: tests
-compare each with autograd's. They are written for CUDA as well, where Transformer Engine's fused ones are faster.
+compare each with autograd's. They also run on CUDA, where Transformer Engine's fused kernels are faster.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from megacode.mcore import apex
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-_SMALL = 1 << 22  # multiplications below which copying transposed operands costs more than oneDNN saves
+_SMALL = 1 << 22  # multiplications; below it, copying transposed operands costs more than oneDNN saves
 
 
 class Linear(torch.autograd.Function):
-    """y = x weight^T, in three products that this machine does fastest, the weight's gradient added where it belongs.
+    """y = x weight^T; the weight's gradient is added to `main_grad` directly.
 
-    mcore gathers gradients over micro-batches in `weight.main_grad`. A weight marked by `mark_accumulating` gets its
-    gradient there at once, which saves a tensor of the weight's size and passes over it. Other weights hand their
-    gradient to autograd.
+    mcore accumulates gradients over micro-batches in `weight.main_grad`. For a weight marked by `mark_accumulating`
+    the backward pass adds to it directly, which saves a tensor of the weight's size and passes over it. Gradients of
+    other weights go through autograd.
     """
 
     @staticmethod
@@ -44,11 +44,12 @@ class Linear(torch.autograd.Function):
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
-    """Return gradient^T x of [n, out] and [n, in], or a stand-in where it was added to the weight's `main_grad`."""
+    """Return gradient^T x of [n, out] and [n, in], or a stand-in if it was added to the weight's `main_grad`."""
     if not getattr(weight, "accumulates", False):
         return _outer(gradient, x)
-    weight.grad_added_to_main_grad = True
+    weight.grad_added_to_main_grad = True  # or mcore's hook would add the stand-in as well
     main = weight.main_grad
+    # From best to worst: one kernel that accumulates in fp32, then a product and an addition.
     if x.is_cuda and main.dtype == torch.float32 and apex.torch_adds_in_fp32():
         torch.addmm(main, gradient.t(), x, out_dtype=torch.float32, out=main)
     elif apex.add_weight_gradient(gradient, x, main):
@@ -61,21 +62,21 @@ def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor | Non
 
 
 def _outer(gradient: Tensor, x: Tensor) -> Tensor:
-    """Return gradient^T x; oneDNN copies its first operand if it is transposed: that should be the smaller one."""
+    """Return gradient^T x; oneDNN copies a transposed first operand, so the smaller one goes first."""
     if gradient.size(1) > x.size(1):
         return product(x.t(), gradient.t()).t()
     return product(gradient.t(), x.t())
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x weight^T, [..., out] of [..., in] and [out, in], either of which may be a transposed view.
+    """Return x weight^T, [..., out] of [..., in] and [out, in]; either may be a transposed view.
 
-    torch hands fp32 products on a CPU to MKL, which on AMD's processors is half as fast as the oneDNN that torch
-    brings along (both sum in fp32). The choice depends on nothing but the build, so that runs repeat bit by bit.
+    For fp32 on a CPU torch calls MKL, which on AMD processors is half as fast as the oneDNN that torch also ships
+    (both sum in fp32). The choice depends only on the build, so runs stay reproducible bit by bit.
     """
     if _ONEDNN and x.dtype == torch.float32 and not x.is_cuda:
         rows = torch.ops.mkldnn._linear_pointwise(x.flatten(0, -2), weight, None, "none", [], "")
-        # Not `view`: autograd would call the result a view, and forbid the loss to overwrite it.
+        # Not `view`: autograd would treat the result as a view, and the loss could not overwrite it.
         return torch.ops.aten._unsafe_view(rows, (*x.shape[:-1], rows.size(-1)))
     return torch.nn.functional.linear(x, weight)
 
@@ -83,35 +84,35 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 def mark_accumulating(weight: Tensor, announced: bool) -> None:
     """Let `Linear` and `Lookup` add this weight's gradient to its `main_grad`.
 
-    Not for a weight that has a gradient from elsewhere too: mcore drops whatever comes the usual way once the mark
-    `grad_added_to_main_grad` is set.
+    Not for a weight that also gets gradients through autograd: mcore drops those once `grad_added_to_main_grad` is set.
 
     Args:
         weight: the parameter.
         announced: autograd must deliver something, since mcore's overlap waits for each parameter's gradient.
     """
     weight.accumulates, weight.announced = True, announced
-    # mcore's mark of a tied weight, by which it would add what autograd delivers, the stand-in, all the same.
+    # mcore sets this mark on tied weights. With it, its hook would add what autograd delivers: the stand-in.
     weight.zero_out_wgrad = False
 
 
+# One per shape, dtype and device for the whole process: the stand-ins of equal layers share their memory.
 _stand_ins: dict[tuple[torch.Size, torch.dtype, torch.device], Tensor] = {}
 
 
 def stand_in(weight: Tensor) -> Tensor | None:
-    """Return what autograd gets for a gradient that is in `main_grad` already: nothing, or nan that nobody may read."""
+    """Return what autograd gets in place of a gradient that is in `main_grad`: None, or nan that nobody may read."""
     if not getattr(weight, "announced", False):
         return None
     key = (weight.shape, weight.dtype, weight.device)
     if key not in _stand_ins:
         _stand_ins[key] = torch.full_like(weight, float("nan"), requires_grad=False)
-    return _stand_ins[key].detach()  # a tensor of its own, or autograd would copy it
+    return _stand_ins[key].detach()  # a new tensor object, or autograd would copy it
 
 
 class Lookup(torch.autograd.Function):
-    """Rows of the embedding; its gradient is added to `main_grad` where the weight is marked.
+    """Rows of the embedding; the gradient is added to `main_grad` if the weight is marked.
 
-    torch's own makes a gradient of the whole vocabulary's size for the few thousand rows that a micro-batch names.
+    torch's own function makes a gradient of the whole vocabulary's size for the few thousand rows of a micro-batch.
     """
 
     @staticmethod
@@ -122,13 +123,13 @@ class Lookup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
-        """Add each row's gradients, in an order that does not change from run to run."""
+        """Add up the gradients of each row, in a reproducible order."""
         weight, tokens = ctx.saved_tensors
         rows, where = gradient.flatten(0, -2), (tokens.flatten(),)
         if getattr(weight, "accumulates", False):
             weight.grad_added_to_main_grad = True
             weight.main_grad.index_put_(where, rows.to(weight.main_grad.dtype), accumulate=True)
-            # Where the output layer is the same matrix, its product delivers the stand-in.
+            # With tied embeddings the output layer's product already delivers the stand-in.
             return None if getattr(weight, "multiplied_too", False) else stand_in(weight), None
         return torch.zeros_like(weight).index_put_(where, rows.to(weight.dtype), accumulate=True), None
 
@@ -140,6 +141,7 @@ class RootMeanSquareNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Return [..., h] in x's dtype; the mean of squares is taken in fp32."""
         wide = x.float()
+        # vector_norm reads x once; squaring it would write a second tensor of x's size.
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.size(-1)).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
@@ -149,6 +151,7 @@ class RootMeanSquareNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         """dx = scale * (g - n * mean(g * n)) with n = x * scale, g = gradient * weight; dweight = sum gradient * n."""
         x, weight, scale = ctx.saved_tensors
+        # Recomputed from x: keeping the normed x would cost as much memory as x itself.
         normed = x.float() * scale
         product = normed * gradient
         weight_gradient = product.flatten(0, -2).sum(0).to(weight.dtype)
@@ -163,19 +166,21 @@ class GatedLinearUnit(torch.autograd.Function):
     """SwiGLU: silu(gate) * up, of a tensor that holds both. Source: Shazeer, GLU Variants (2020), equation 6."""
 
     @staticmethod
-    def forward(ctx: Any, both: Tensor) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         """Return [..., f] of [..., 2 f], whose first half is the gate."""
-        gate, up = both.chunk(2, dim=-1)
+        gate, up = gate_up.chunk(2, dim=-1)
         activated = torch.nn.functional.silu(gate)
-        ctx.save_for_backward(both, activated)
+        # silu(gate) is kept as well: its exponentials are the expensive part on a CPU.
+        ctx.save_for_backward(gate_up, activated)
         return activated * up
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """dgate = gradient * up * silu'(gate), dup = gradient * silu(gate)."""
-        both, activated = ctx.saved_tensors
-        gate, up = both.chunk(2, dim=-1)
-        out = torch.empty_like(both)
+        gate_up, activated = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        # Both halves are written in place; autograd would pad each to the whole width and add them.
+        out = torch.empty_like(gate_up)
         gate_gradient, up_gradient = out.chunk(2, dim=-1)
         torch.mul(activated, gradient, out=up_gradient)
         torch.ops.aten.silu_backward.grad_input(gradient * up, gate, grad_input=gate_gradient)
@@ -183,11 +188,11 @@ class GatedLinearUnit(torch.autograd.Function):
 
 
 class RotarySplit(torch.autograd.Function):
-    """Splits a projection into queries, keys and values, rotates the first two, and lays each out for attention.
+    """Split a projection into queries, keys and values, rotate the first two, and lay each out for attention.
 
     Channels rotate in halves. With c and s the cosines and sines of a head's angles: x * (c, c) + (second, first half
-    of x) * (-s, s). The gradient of a rotation is the rotation back, so nothing is kept but the table. All three are
-    written once, in the order in which attention reads them.
+    of x) * (-s, s). The gradient of a rotation is the rotation back, so only the table is kept. All three outputs are
+    written once, in the memory order in which attention reads them.
     """
 
     @staticmethod
@@ -211,7 +216,7 @@ class RotarySplit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, None, None]:
-        """Rotate the gradients back, into one of the projection's shape."""
+        """Rotate the gradients back, into one tensor of the projection's shape."""
         cos, sin = ctx.saved_tensors
         batch, groups, length, channels = key.shape
         heads = query.size(1) // groups + 2
@@ -224,20 +229,21 @@ class RotarySplit(torch.autograd.Function):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int, out: Tensor) -> None:
+    # Rolling by half the channels swaps the halves. `sign` -1 rotates back.
     torch.mul(x, cos, out=out).addcmul_(x.roll(x.size(-1) // 2, -1), sin, value=sign)
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Each token's -log softmax(logits)[label], in fp32, where one rank holds the whole vocabulary.
+    """Each token's -log softmax(logits)[label], in fp32, if one rank holds the whole vocabulary.
 
     The logits are the largest tensor of a training step. In fp32 they are overwritten by their log-probabilities, and
-    those by their gradient: no second tensor of that size is ever made.
+    those by their gradient. So no second tensor of that size is made.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         """Return [n] of logits [n, vocabulary] and labels [n] int64."""
-        # Detached: autograd need not follow what happens to logits that nobody else looks at.
+        # Detached: autograd must not track the overwriting. Nothing else reads the logits.
         log_probabilities = logits.detach().float()
         torch.log_softmax(log_probabilities, dim=-1, out=log_probabilities)
         ctx.save_for_backward(log_probabilities, labels)

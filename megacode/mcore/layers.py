@@ -3,11 +3,12 @@
 sequential  x + attention(norm(x)), then the same with the MLP and a norm of its own
 parallel    x + attention(norm(x)) + mlp(norm(x)), one norm, both at once. Source: GPT-J (Wang and Komatsuzaki, 2021)
 
-Tensor parallel cuts matrices into columns, then rows: attention's projections are one such pair, the MLP's another.
-Each rank computes with its slices alone, between *entering* the parallel region (one collective in the backward pass)
-and *leaving* it (one in the forward pass). mcore's linear layers own these collectives; here the block does. So the
-parallel block, whose branches read the same input and are added anyway, enters and leaves once for both: half the
-collectives of the sequential one. Under sequence parallel the collectives also gather and scatter the sequence.
+Tensor parallel cuts one matrix into columns and the next into rows: attention's projections are one such pair, the
+MLP's another. Between *entering* the parallel region (one collective in the backward pass) and *leaving* it (one in
+the forward pass), each rank computes with its slices alone. mcore's linear layers own these collectives; here the block
+does. The parallel block's branches read the same input and are added anyway, so it enters and leaves once for both:
+half the collectives of the sequential one. Under sequence parallel the collectives also gather and scatter the
+sequence.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from megacode.mcore.kernels import GatedLinearUnit, Linear, Lookup, RootMeanSqua
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm, whose fused kernel is for CUDA only."""
+    """torch's RMSNorm on CUDA, where it has a fused kernel; our kernel elsewhere."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x, normed over its last dimension."""
@@ -50,10 +51,12 @@ class RMSNorm(torch.nn.RMSNorm):
 class Norm:
     """RMSNorm or LayerNorm, weight only, as mcore's specs build them.
 
-    The weight is marked `sequence_parallel`: each rank then sees a slice of the sequence only, and mcore must add up
-    the ranks' gradients. Without the mark a run goes on and learns slightly wrong (7e-4 in the loss after 20 steps).
-    mcore's own wrapper refuses sequence parallel altogether.
+    The weight is marked `sequence_parallel`: each rank then sees only a slice of the sequence, and mcore must sum the
+    ranks' gradients. Without the mark a run continues and learns slightly wrong (7e-4 in the loss after 20 steps).
+    mcore's own wrapper rejects sequence parallel altogether.
     """
+
+    # A class, although it only builds: mcore's specs expect a class, and call it to get the module.
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> Any:
         norm: torch.nn.Module
@@ -68,6 +71,8 @@ class Norm:
 class ColumnSlice(ColumnParallelLinear):
     """This rank's columns of a matrix; the block owns the collectives."""
 
+    # The base class builds and names the weight, and describes its slice for checkpoints. Its forward is not used.
+
     def forward(self, input_: Tensor, *unused: Any, **also_unused: Any) -> tuple[Tensor, None]:
         """Return this rank's columns of the product, and no bias."""
         return _product(self, input_, self.weight), None
@@ -77,38 +82,41 @@ class RowSlice(RowParallelLinear):
     """This rank's rows of a matrix; the block owns the collectives."""
 
     def forward(self, input_: Tensor) -> tuple[Tensor, None]:
-        """Return this rank's part of the sum that the product is, and no bias."""
+        """Return this rank's term of the product, which is a sum over ranks, and no bias."""
         return _product(self, input_, self.weight), None
 
 
 def _product(module: Any, x: Tensor, weight: Tensor) -> Tensor:
-    """Return x weight^T, in emulated FP8 where that is asked for."""
+    """Return x weight^T, in emulated FP8 inside of `fp8_emulation.region`."""
     recipe = fp8_emulation.current()
     if recipe is None:
         return Linear.apply(x, weight)
+    # Under full recomputation the first forward pass runs without gradients: only the second one moves the history.
     return fp8_emulation.Product.apply(x, weight, recipe, module, torch.is_grad_enabled())
 
 
 class Embedding(VocabParallelEmbedding):
-    """mcore's embedding, with our lookup."""
+    """mcore's embedding with our lookup, whose gradient goes straight to `main_grad`."""
 
     def forward(self, input_: Tensor) -> Tensor:
         """Return [b, s, h] of tokens [b, s], or under sequence parallel this rank's slice of it as [s, b, h]."""
         if self.tp_group.size() == 1:
             return Lookup.apply(self.weight, input_)
+        # Each rank has a range of rows. It looks up its own tokens, puts zeros for the others, and ranks are summed.
         elsewhere = (input_ < self.vocab_start_index) | (input_ >= self.vocab_end_index)
         tokens = (input_ - self.vocab_start_index).masked_fill(elsewhere, 0)
-        found = Lookup.apply(self.weight, tokens).masked_fill(elsewhere[..., None], 0.0)
+        rows = Lookup.apply(self.weight, tokens).masked_fill(elsewhere[..., None], 0.0)
         if self.reduce_scatter_embeddings:
-            return reduce_scatter_to_sequence_parallel_region(found.transpose(0, 1).contiguous(), group=self.tp_group)
-        return reduce_from_tensor_model_parallel_region(found, group=self.tp_group)
+            return reduce_scatter_to_sequence_parallel_region(rows.transpose(0, 1).contiguous(), group=self.tp_group)
+        return reduce_from_tensor_model_parallel_region(rows, group=self.tp_group)
 
 
 class OutputLayer(ColumnParallelLinear):
-    """mcore's output layer, with our product and the block's way into it."""
+    """mcore's output layer with our product; it enters the parallel region as a block does."""
 
     def forward(self, input_: Tensor, weight: Tensor | None = None, **unused: Any) -> tuple[Tensor, None]:
-        """Return the logits of this rank's part of the vocabulary; `weight` is the embedding's where they are tied."""
+        """Return the logits of this rank's part of the vocabulary; `weight` is the embedding's if they are tied."""
+        # There is no leaving: the loss is computed on slices of the vocabulary, and the logits are never gathered.
         x = entered(input_, self.tp_group, self.config.sequence_parallel)
         weight = self.weight if weight is None else weight
         with precision.emulated_output(self.config):
@@ -116,16 +124,17 @@ class OutputLayer(ColumnParallelLinear):
 
 
 def entered(x: Tensor, group: Any, sequence_parallel: bool) -> Tensor:
-    """From what every rank holds (or a slice of the sequence) to the input of this rank's slices of matrices."""
+    """Enter the parallel region: turn x, or its slice of the sequence, into the input of this rank's matrix slices."""
     if group.size() == 1:
         return x
+    # Sequence parallel: all-gather forward, reduce-scatter backward. Else: nothing forward, all-reduce backward.
     if sequence_parallel:
         return gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=True, group=group)
     return copy_to_tensor_model_parallel_region(x, group=group)
 
 
 class Block(TransformerLayer):
-    """What both orders share: mcore's submodules under mcore's names, and a forward pass of our own."""
+    """Base of both orders: mcore's submodules under mcore's names, with our own forward pass."""
 
     def forward(
         self,
@@ -137,7 +146,7 @@ class Block(TransformerLayer):
         packed_seq_params: Any = None,
         **unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the block's output, [s, b, h] as its input, and the context as it came."""
+        """Return the block's output, [s, b, h] like its input, and `context` unchanged, as mcore expects."""
 
         def attention(x: Tensor) -> Tensor:
             return self.self_attention(x, rotary_pos_emb=rotary_pos_emb, packed_seq_params=packed_seq_params)[0]
@@ -146,7 +155,7 @@ class Block(TransformerLayer):
             return self._output(hidden_states, attention), context
 
     def _output(self, hidden_states: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the block's output; `attention` takes what `_enter` gave and returns what `_leave` takes."""
+        """Return the block's output; `attention` maps the result of `_enter` to the input of `_leave`."""
         raise NotImplementedError
 
     def _mlp(self, x: Tensor) -> Tensor:
@@ -159,22 +168,24 @@ class Block(TransformerLayer):
         return entered(x, self.tp_group, self.config.sequence_parallel)
 
     def _leave(self, x: Tensor) -> Tensor:
-        """From each rank's part of a sum to the sum (or a slice of its sequence)."""
+        """Leave the parallel region: sum x over ranks; under sequence parallel each keeps a slice of the sequence."""
         if self.tp_group.size() == 1:
             return x
+        # The mirror image of `entered`: reduce-scatter or all-reduce forward, all-gather or nothing backward.
         if self.config.sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(x, group=self.tp_group)
         return reduce_from_tensor_model_parallel_region(x, group=self.tp_group)
 
     def _add(self, residual: Tensor, branch: Tensor) -> Tensor:
         branch = self._leave(branch)
+        # Dropout after the sum: ranks that hold the same values must drop the same ones, and share that random state.
         if self.hidden_dropout > 0.0 and self.training:
             branch = F.dropout(branch, self.hidden_dropout)
         return residual + branch
 
 
 class SequentialBlock(Block):
-    """Attention, then MLP."""
+    """Attention, then MLP: enters and leaves the parallel region twice."""
 
     def _output(self, hidden_states: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
         hidden_states = self._add(hidden_states, attention(self._enter(self.input_layernorm(hidden_states))))
@@ -182,16 +193,18 @@ class SequentialBlock(Block):
 
 
 class ParallelBlock(Block):
-    """Attention and MLP at once, from one norm."""
+    """Attention and MLP in parallel, from one norm: enters and leaves the parallel region once."""
 
     def _output(self, hidden_states: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
         normed = self._enter(self.input_layernorm(hidden_states))
+        # The branches are added before leaving, so one collective sums both over ranks.
         return self._add(hidden_states, attention(normed) + self._mlp(normed))
 
 
 def block_spec(model: ModelConfig, config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
-    """Return what mcore builds the layers of this pipeline rank's chunk from."""
+    """Return mcore's specification of the layers of this pipeline rank's chunk."""
     parallel = model.block == "parallel"
+    # Our attention calls torch's kernel itself, so mcore's core attention is left out.
     attention = ModuleSpec(
         module=CausalSelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},

@@ -1,4 +1,4 @@
-"""Does this run fit these processes, and can this build carry it out? Asked once, before anything is built."""
+"""Check that a run fits the number of processes and can be computed on this machine, before anything is built."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from megacode.mcore import te
 
 
 def data_parallel_size(parallel: Parallel, world_size: int) -> int:
-    """Return how many copies of the model a number of processes holds.
+    """Return the data-parallel size: how many copies of the model a number of processes holds.
+
+    Context-parallel ranks belong to one copy here: they share its sequences.
 
     Raises:
-        LaunchError: the processes do not divide into whole copies.
+        LaunchError: the number of processes is not divisible by the size of one copy.
     """
     if world_size % parallel.model_size == 0:
         return world_size // parallel.model_size
+    # The nearest numbers of processes that would work, for the message.
     size, low = parallel.model_size, world_size // parallel.model_size * parallel.model_size
     legal = f"{low} or {low + size}" if low else str(size)
     what = (
@@ -27,21 +30,21 @@ def data_parallel_size(parallel: Parallel, world_size: int) -> int:
 
 
 def layout_problems(config: RunConfig, world_size: int) -> list[Problem]:
-    """Return everything that keeps a run from starting on so many processes; empty: it can start.
+    """Return every problem that prevents a run from starting on this number of processes; empty: it can start.
 
     Raises:
-        LaunchError: the processes do not divide into whole copies of the model, so that nothing else can be judged.
+        LaunchError: see `data_parallel_size`; without that size nothing else can be checked.
     """
     data_parallel_size(config.parallel, world_size)
     return [*te.problems(config), *uneven_batches(config, world_size)]
 
 
 def check(config: RunConfig, world_size: int) -> None:
-    """Refuse a run that does not fit.
+    """Reject a run that does not fit.
 
     Raises:
         ConfigError: all problems of `layout_problems` at once.
-        LaunchError: the processes do not divide into whole copies of the model.
+        LaunchError: see `data_parallel_size`.
     """
     problems = layout_problems(config, world_size)
     if problems:
@@ -49,10 +52,10 @@ def check(config: RunConfig, world_size: int) -> None:
 
 
 def check_model(config: RunConfig) -> None:
-    """Refuse what this build cannot compute at all, whatever the processes.
+    """Reject what this machine cannot compute with any number of processes.
 
     Raises:
-        ConfigError: number formats or layers are asked for that this machine does not have.
+        ConfigError: the config asks for number formats or layers that this machine does not support.
     """
     problems = list(te.problems(config))
     if problems:

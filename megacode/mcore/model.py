@@ -1,4 +1,4 @@
-"""The model: mcore's GPTModel with our blocks, rotary positions and loss, wrapped for bf16 and data parallel."""
+"""Build the model: mcore's GPTModel with our blocks, rotary positions and loss, wrapped for bf16 and data parallel."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Model(GPTModel):
 
     Args:
         config: the run's config.
-        mcore_config: the same in mcore's words.
-        vocab_size: tokens; the embedding has `translate.padded_vocab_size` rows.
-        vp_stage: which of this rank's chunks, with interleaved pipelines.
+        mcore_config: mcore's translation of it.
+        vocab_size: tokens in the vocabulary; the embedding has `translate.padded_vocab_size` rows.
+        vp_stage: number of this rank's chunk, with interleaved pipelines; else None.
     """
 
     def __init__(
@@ -54,11 +54,12 @@ class Model(GPTModel):
         )
         self.tokens = vocab_size
         self.engine = te.used(config)
-        # mcore's spec does not reach these two, which it builds of the classes that ours refine.
+        # mcore's spec does not cover these two. Ours are subclasses without state, so changing the class is enough.
         if first:
             self.embedding.word_embeddings.__class__ = Embedding
         if last:
             self.output_layer.__class__ = _output_layer(config)
+        # The Triton kernel rotates in fp32. Our other attention rotates in the activations' dtype.
         wide = self.engine and config.parallel.context == 1
         self.rotary_pos_emb = RotaryTable(
             config.model.head_size,
@@ -72,15 +73,16 @@ class Model(GPTModel):
 
         Args:
             labels: [b, s] int64; with Transformer Engine's layers `IGNORED` where a token does not count.
-            logits: [s, b, padded vocabulary / tensor-parallel size], overwritten where they belong to no token: the
-                padding takes no part in the softmax, so that the loss depends neither on it nor on the layout, and is
-                the loss of the exported model.
+            logits: [s, b, padded vocabulary / tensor-parallel size], overwritten.
         """
+        # Padding columns get -inf, so they have no part in the softmax. The loss then depends neither on the padding
+        # nor on the layout, and equals that of the exported model. Usually only the last rank has such columns.
         slice_size = logits.size(-1)
         own = self.tokens - slice_size * self.pg_collection.tp.rank()
         if own < slice_size:
             logits.detach()[..., max(own, 0) :] = float("-inf")
         labels = labels.t().contiguous()
+        # Three losses, one result: fused on a GPU, mcore's over slices of the vocabulary, ours in place.
         if self.engine:
             from megacode.mcore.te_kernels import CrossEntropy as EngineCrossEntropy
 
@@ -100,9 +102,10 @@ def _output_layer(config: RunConfig) -> type[OutputLayer]:
 
 
 def _spec(config: RunConfig) -> Callable[..., TransformerBlockSubmodules]:
-    """Return the function that lists what the blocks are built from."""
+    """Return the function that specifies the blocks: Transformer Engine's or ours."""
     if not te.used(config):
         return block_spec
+    # Imported late: Transformer Engine need not be installed.
     from megacode.mcore.te_layers import block_spec as engine_spec
 
     return engine_spec
@@ -113,19 +116,20 @@ def build_model(config: RunConfig, vocab_size: int) -> list[Any]:
 
     Args:
         config: the run's config.
-        vocab_size: tokens the model knows, without padding.
+        vocab_size: tokens in the vocabulary, without padding.
 
     Returns:
         One DistributedDataParallel for each chunk that this pipeline rank holds.
 
     Raises:
-        ConfigError: the config asks for what this build cannot compute.
+        ConfigError: the config asks for something this machine cannot compute.
     """
     layout_check.check_model(config)
     device.make_deterministic(config.train.deterministic)
     mcore_config = translate.transformer_config(config)
     stages = range(config.parallel.virtual_pipeline) if config.parallel.virtual_pipeline else (None,)
     models = [Model(config, mcore_config, vocab_size, stage).to(device.device()) for stage in stages]
+    # Before the wrap: with the distributed optimizer it moves the parameters into its own buffers.
     weights.initialize(config, vocab_size, list(model_state(models).values()))
     return _wrapped(config, mcore_config, models)
 
@@ -134,7 +138,7 @@ def _wrapped(config: RunConfig, mcore_config: TransformerConfig, models: list[Mo
     ddp_config = translate.ddp_config(config)
     inner = [Float16Module(mcore_config, model) for model in models] if mcore_config.bf16 else models
     chunks = [
-        # Later chunks of an interleaved pipeline are not on the critical path: one bucket each.
+        # Later chunks of an interleaved pipeline are not on the critical path, so they get one bucket each.
         DistributedDataParallel(mcore_config, ddp_config, model, disable_bucketing=index > 0)
         for index, model in enumerate(inner)
     ]

@@ -1,6 +1,6 @@
-"""AdamW as mcore wraps it: whole or sharded over data-parallel ranks, with fp32 masters where parameters are bf16.
+"""mcore's AdamW: replicated or sharded over data-parallel ranks, with fp32 masters if parameters are bf16.
 
-The learning rate is a function of the clock and is set before each step; mcore's scheduler is not used.
+The learning rate is a function of the clock, set before each step; mcore's scheduler is not used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
     configure(config, optimizer)
     if config.precision.dtype == "fp32":
         for inner in inner_optimizers(optimizer):
-            # Sharded or not, Adam updates views of the parameters themselves: mcore would copy each onto itself.
+            # In fp32 Adam updates views of the parameters themselves; mcore would copy each onto itself.
             inner._copy_main_params_to_model_params = _nothing_to_copy
     return optimizer
 
@@ -39,10 +39,10 @@ def _nothing_to_copy() -> None:
 
 
 def _exemptions(kinds: Collection[str]) -> dict[Any, Any]:
-    """Return for mcore which parameters are not decayed.
+    """Return mcore's override that exempts parameters from weight decay.
 
-    mcore asks of each parameter and its name. A tied output layer is the embedding, and where the last pipeline stage
-    holds a copy of it, mcore has marked that; an output layer of its own is no embedding.
+    mcore calls the predicate with each parameter and its name. A tied output layer is the embedding. If the last
+    pipeline stage holds a copy of it, mcore has marked the copy. An untied output layer does not count as an embedding.
     """
     from megatron.core.optimizer import ParamKey, ParamWithNamePredicate
 
@@ -54,9 +54,10 @@ def _exemptions(kinds: Collection[str]) -> dict[Any, Any]:
 
 
 def configure(config: RunConfig, optimizer: Any) -> None:
-    """Give each group of parameters the config's settings; also after a load, which brings the saved ones.
+    """Set the config's values in each parameter group; also called after a load, which restores the saved ones.
 
-    mcore keeps the exemption from weight decay as a factor, `wd_mult`, that only its own scheduler would apply.
+    mcore keeps the exemption from weight decay as a factor, `wd_mult`, that only its own scheduler applies. Without
+    that scheduler, which we do not use, every parameter would be decayed.
     """
     train = config.train
     for group in optimizer.param_groups:
@@ -65,39 +66,41 @@ def configure(config: RunConfig, optimizer: Any) -> None:
         group["eps"] = train.adam_eps
     for adam in adams(optimizer):
         for group in adam.param_groups:
-            # torch's own one-pass kernel, several times faster than one operation after the other.
+            # torch's fused kernel: one pass over memory, several times faster than separate operations.
             group["fused"] = True
 
 
 def set_learning_rate(optimizer: Any, learning_rate: float) -> None:
-    """Set the learning rate of the steps to come."""
+    """Set the learning rate of the following steps."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
 
 
 def adams(optimizer: Any) -> Iterator[torch.optim.AdamW]:
-    """Yield torch's AdamW objects inside an mcore optimizer; none where Transformer Engine's or apex' Adam runs."""
+    """Yield the torch AdamW objects inside an mcore optimizer; none if it uses Transformer Engine's or apex's Adam."""
     for inner in inner_optimizers(optimizer):
         if isinstance(inner.optimizer, torch.optim.AdamW):
             yield inner.optimizer
 
 
 def inner_optimizers(optimizer: Any) -> list[Any]:
-    """Return the mcore optimizers that a chained one holds, or the one that it is, without empty ones."""
+    """Return the optimizers inside a chained mcore optimizer, or the optimizer itself; empty ones are left out."""
+    # A stub stands for a rank without parameters of some kind; most of its methods fail.
     chained = getattr(optimizer, "chained_optimizers", [optimizer])
     return [inner for inner in chained if not inner.is_stub_optimizer]
 
 
 @torch.no_grad()
 def measure(optimizer: Any, tokens: int) -> float:
-    """Ready the gradients for a step and return their global norm; nan where it is not finite.
+    """Prepare the gradients for a step and return their global norm; nan if it is not finite.
 
-    All ranks see one norm, so all decide alike whether to step.
+    The norm is equal on all ranks, so all make the same decision whether to step.
 
     Args:
         optimizer: of `build_optimizer`.
-        tokens: the gradients are of the sum over so many tokens; those readied are of the mean.
+        tokens: number of valid tokens; gradients of the sum over them become gradients of the mean.
     """
+    # mcore's `step` prepares, clips and updates at once. In parts, a step can be rejected once its norm is known.
     optimizer.prepare_grads()
     _multiply(optimizer, 1.0 / max(tokens, 1))
     return gradient_norm(optimizer)
@@ -105,21 +108,22 @@ def measure(optimizer: Any, tokens: int) -> float:
 
 @torch.no_grad()
 def update(optimizer: Any, norm: float, clip_grad: float) -> None:
-    """Clip the gradients that `measure` has readied, and update the parameters.
+    """Clip the gradients prepared by `measure`, and update the parameters.
 
     Args:
         optimizer: of `build_optimizer`.
         norm: global norm of the gradients, finite.
         clip_grad: largest global norm; 0: no clipping.
     """
-    factor = clip_grad / (norm + 1e-6)
+    factor = clip_grad / (norm + 1e-6)  # mcore's formula, so that results agree
     if 0.0 < factor < 1.0:
         _multiply(optimizer, factor)
     optimizer.step_with_ready_grads()
 
 
 def _multiply(optimizer: Any, factor: float) -> None:
-    """Multiply the readied gradients that this rank's optimizer holds: its share, where it is sharded."""
+    """Multiply the prepared gradients that this rank's optimizer holds; if it is sharded, that is its share."""
+    # One kernel over a list of tensors; a loop would launch one per tensor.
     gradients = [p.grad for inner in inner_optimizers(optimizer) for p in inner.get_parameters() if p.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor)
@@ -127,19 +131,22 @@ def _multiply(optimizer: Any, factor: float) -> None:
 
 @torch.no_grad()
 def restore_weights(chunks: list[Any], optimizer: Any) -> None:
-    """Make the model's weights from the optimizer's fp32 ones, after a load; a collective of the data-parallel ranks.
+    """Set the model's weights from the optimizer's fp32 ones, after a load; a collective of the data-parallel ranks.
 
-    Each rank rounds what its optimizer holds; what others hold it gathers. So no rank reads the whole model.
+    Each rank rounds what its optimizer holds and gathers the rest, so no rank reads the whole model.
     """
     for inner in inner_optimizers(optimizer):
         inner._copy_main_params_to_model_params()
     for chunk in chunks:
         if chunk.ddp_config.use_distributed_optimizer:
+            # Forced: with overlap the gather would only start here, and end in the next forward pass.
             chunk.start_param_sync(force_sync=True)
 
 
 def gradient_norm(optimizer: Any) -> float:
-    """Return the 2-norm of all gradients over all ranks; mcore's own takes one device-to-host copy a tensor."""
+    """Return the 2-norm of all gradients over all ranks; nan if it is not finite."""
+    # mcore's own function copies to the host once per tensor where neither apex nor Transformer Engine is installed.
+    # Its list leaves out copies of tied and replicated weights, which must count once.
     gradients = [gradient for inner in inner_optimizers(optimizer) for gradient in inner.get_main_grads_for_grad_norm()]
     square = torch.zeros((), device=device.device())
     if gradients:
@@ -147,5 +154,5 @@ def gradient_norm(optimizer: Any) -> float:
     group = optimizer.get_grad_stats_parallel_group()
     if group.size() > 1:
         dist.all_reduce(square, group=group)
-    value = square.item()
+    value = square.item()  # the one wait for the GPU in a step
     return math.sqrt(value) if math.isfinite(value) else float("nan")

@@ -1,8 +1,8 @@
-"""What the optimizer holds of each parameter, whichever way mcore keeps it: whole, with fp32 masters, or sharded.
+"""A uniform view of the optimizer's state, in each of mcore's forms: plain fp32, with fp32 masters, or sharded.
 
-mcore has three forms, and each hides the same three fp32 tensors elsewhere: the weight itself, and Adam's two moments.
-With the distributed optimizer a data-parallel rank holds a run of elements that cuts through rows and parameters; else
-it holds all elements of its tensor-parallel slice.
+Each form keeps the same three fp32 tensors in different places: the weight itself and Adam's two moments. With the
+distributed optimizer a data-parallel rank holds a run of elements that cuts through rows and parameters. Otherwise it
+holds all elements of its tensor-parallel slice.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Held:
     Attributes:
         parameter: this rank's slice of the parameter.
         start: number of the first element, in the slice's own order.
-        sharded: no other data-parallel rank holds these elements; else all of them do.
-        main: what the optimizer updates; between `optimizer.measure` and the next step its `grad` is the gradient.
+        sharded: True: no other data-parallel rank holds these elements. False: all of them do.
+        main: the tensor that the optimizer updates; between `optimizer.measure` and the step its `grad` is set.
         tensors: `model`, the fp32 weights, and the moments by name: fp32, flat, all of one length.
     """
 
@@ -48,6 +48,7 @@ def held(optimizer: Any) -> Iterator[Held]:
 
 
 def _sharded(inner: Any) -> Iterator[Held]:
+    # mcore maps the model's parameter to (group, index) of the flat fp32 shard that Adam updates.
     for parameter, (group, number) in inner.model_param_group_index_map.items():
         main = inner.optimizer.param_groups[group]["params"][number]
         start = inner._get_model_param_range_map(parameter)["param"].start
@@ -55,6 +56,7 @@ def _sharded(inner: Any) -> Iterator[Held]:
 
 
 def _whole(inner: Any) -> Iterator[Held]:
+    # bf16: Adam's parameters are fp32 masters of the model's. fp32: they are the model's, and `masters` stays empty.
     masters: dict[int, Tensor] = {}
     for models, mains in zip(
         getattr(inner, "float16_groups", ()), getattr(inner, "fp32_from_float16_groups", ()), strict=True
@@ -67,26 +69,28 @@ def _whole(inner: Any) -> Iterator[Held]:
 
 def _tensors(inner: Any, main: Tensor) -> dict[str, Tensor]:
     state = inner.optimizer.state[main]
-    found = {WEIGHT: main.detach(), **{name: state[name] for name in MOMENTS}}
-    assert all(tensor.dtype == torch.float32 for tensor in found.values())
-    return {name: tensor.view(-1) for name, tensor in found.items()}
+    tensors = {WEIGHT: main.detach(), **{name: state[name] for name in MOMENTS}}
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    # Views, so that loading a checkpoint into them changes the optimizer.
+    return {name: tensor.view(-1) for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
 def prime(optimizer: Any) -> None:
-    """Give each parameter the state that Adam would make in its first step, where it has none."""
+    """Give each parameter without state the state that Adam would make in its first step."""
     for inner in inner_optimizers(optimizer):
         inner.init_state_fn(inner.optimizer)
         if isinstance(inner.optimizer, torch.optim.AdamW):
+            # mcore's init function makes the moments only; torch's fused kernel also expects a counter.
             for state in inner.optimizer.state.values():
                 state.setdefault("step", torch.zeros((), device=state["exp_avg"].device))
 
 
 def step_count(optimizer: Any) -> int:
-    """Return how many steps the optimizer has done; 0 where this rank holds nothing."""
+    """Return how many steps the optimizer has done; 0 if this rank holds nothing."""
     for inner in inner_optimizers(optimizer):
         for group in inner.optimizer.param_groups:
-            if "step" in group:  # Transformer Engine's and apex' Adam count by group
+            if "step" in group:  # Transformer Engine's and apex's Adam count per group
                 return int(group["step"])
             for main in group["params"]:
                 return int(inner.optimizer.state[main]["step"])
@@ -96,7 +100,7 @@ def step_count(optimizer: Any) -> int:
 def set_step_count(optimizer: Any, count: int) -> None:
     """Set how many steps the optimizer has done.
 
-    Each parameter keeps a counter of its own: Adam advances every one it sees, so a shared one would run ahead.
+    torch's AdamW needs a counter per parameter: it advances each one it sees, so a shared one would run ahead.
     """
     for inner in inner_optimizers(optimizer):
         for group in inner.optimizer.param_groups:

@@ -1,7 +1,7 @@
-"""Which number format the blocks' matrix products take from here on; a run changes it between iterations.
+"""Switch the number format of the blocks' matrix products; a run does so between iterations.
 
-mcore reads its config in every forward pass, and so do our layers: to change the format is to change the config that
-all modules of a chunk share. Weights, gradients and the optimizer's state do not know of it.
+mcore and our layers read mcore's config in every forward pass. All modules of a chunk share that config, so changing
+it switches the format. Weights, gradients and the optimizer's state are not affected.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from megacode.mcore.sharding import bare
 
 
 def use(rank_model: RankModel, recipe: Fp8 | None) -> None:
-    """Compute the blocks' matrix products in FP8, or without.
+    """Compute the blocks' matrix products in FP8 by a recipe, or without FP8.
 
     Args:
         rank_model: of `build`.
-        recipe: one of the run's recipes (`engine.problems` has seen them), or None.
+        recipe: one of the run's recipes, which `te.problems` has checked; or None.
     """
     for chunk in rank_model.chunks:
         config = bare(chunk).config
         if te.used(rank_model.config):
             for name, value in translate.mcore_recipe(recipe).items():
                 setattr(config, name, value)
+            # Not a field of mcore's: it has no FP8 output layer. `te_layers.EngineOutputLayer` reads it.
             config.fp8_output_layer = recipe is not None and recipe.output_layer
         else:
             config.emulated_fp8 = recipe
 
 
 def emulated(config: Any, layer_number: int) -> Any:
-    """Return the context of a block's forward pass: emulated FP8 where the block computes in it, else nothing.
+    """Return the context of a block's forward pass: emulated FP8 if the block computes in it, else a null context.
 
     Args:
         config: mcore's, shared by the chunk's modules.
@@ -43,15 +44,17 @@ def emulated(config: Any, layer_number: int) -> Any:
     recipe: Fp8 | None = getattr(config, "emulated_fp8", None)
     if recipe is None:
         return nullcontext()
+    # The same rule as mcore's `first_last_layers_bf16`, which only looks at Transformer Engine's layers.
     first, last = recipe.num_layers_at_start_in_bf16, config.num_layers - recipe.num_layers_at_end_in_bf16
     return fp8_emulation.region(recipe) if first < layer_number <= last else nullcontext()
 
 
 def emulated_output(config: Any) -> Any:
-    """Return the context of the output layer's product: emulated FP8 where the recipe asks for it, else nothing."""
+    """Return the context of the output layer's product: emulated FP8 if the recipe says so, else a null context."""
     recipe: Fp8 | None = getattr(config, "emulated_fp8", None)
     if recipe is None or not recipe.output_layer:
         return nullcontext()
+    # Always with current scales, whatever the blocks use: as `te_layers.EngineOutputLayer` does on a GPU.
     return fp8_emulation.region(recipe.model_copy(update={"recipe": "tensorwise"}))
 
 

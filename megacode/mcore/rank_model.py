@@ -15,10 +15,10 @@ class RankModel:
 
     Attributes:
         config: the run's config.
-        ranks: where this rank stands.
+        ranks: this rank's position in the layout.
         chunks: its part of the model, one DistributedDataParallel for each pipeline chunk.
-        optimizer: mcore's optimizer for them; None where the model is only read.
-        vocab_size: tokens the model knows.
+        optimizer: mcore's optimizer for them; None if the model is not trained.
+        vocab_size: tokens in the vocabulary, without padding.
         padded_vocab_size: rows of the embedding, over all ranks.
     """
 

@@ -1,4 +1,4 @@
-"""How the processes of one run find each other: read from what torchrun or SLURM left in the environment."""
+"""How the processes of one run find each other: rank, size and address from torchrun's or SLURM's variables."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from megacode.base.ports import port_of_job, refuse_if_busy
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """This process among those of the run.
+    """Rank of this process, and where to find rank 0.
 
     Attributes:
-        rank: number of this process, from 0.
+        rank: of this process, from 0.
         world_size: number of processes.
         local_rank: number of this process on its node, which is also its GPU there.
-        address: where rank 0 listens; empty where this process is alone and needs no one to find it.
+        address: where rank 0 listens; empty if this is the only process.
         port: the port it listens on.
     """
 
@@ -30,32 +30,36 @@ class Rendezvous:
 
 
 def read(environment: Mapping[str, str]) -> Rendezvous:
-    """Return the rendezvous that torchrun or srun prepared, or that of a process alone.
-
-    torchrun's variables win over SLURM's, since torchrun may itself run under srun. Of SLURM only a *step's*
-    variables count: in a batch script, outside srun, `SLURM_NTASKS` speaks of processes that were never started.
+    """Return the rendezvous that torchrun or srun prepared; without either, that of a single process.
 
     Raises:
         LaunchError: the variables are incomplete or contradict each other.
     """
+    # torchrun first: it may itself run under srun, and then both sets of variables are there.
     if "RANK" in environment:
         return _torchrun(environment)
+    # A step's variables only. In a batch script outside srun, `SLURM_NTASKS` counts processes that nobody started.
     if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
         return _slurm(environment)
     return Rendezvous()
 
 
 def refuse_busy_port(environment: Mapping[str, str]) -> None:
-    """Refuse, on rank 0, a port that another process listens at; torch would say so in a traceback, and much later.
+    """On rank 0, reject a port that another process uses; torch would raise a traceback, and much later.
 
-    Under torchrun it is torchrun that listens there, for its ranks.
+    Under torchrun the agent itself uses the port, for its ranks.
 
     Raises:
-        LaunchError: the port cannot be listened at, or the environment is incomplete.
+        LaunchError: this process cannot listen on the port, or the environment is incomplete.
     """
     place = read(environment)
-    if place.address and place.rank == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if place.address and place.rank == 0 and not from_agent(environment):
         refuse_if_busy(place.port)
+
+
+def from_agent(environment: Mapping[str, str]) -> bool:
+    """Return whether torchrun's agent listens on the port, for the ranks that it has started."""
+    return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _torchrun(environment: Mapping[str, str]) -> Rendezvous:
@@ -72,6 +76,7 @@ def _torchrun(environment: Mapping[str, str]) -> Rendezvous:
 
 def _slurm(environment: Mapping[str, str]) -> Rendezvous:
     size = _number(environment, "SLURM_STEP_NUM_TASKS")
+    # The port follows from the job's id, so all ranks agree on it and two jobs on one node rarely collide.
     job = _number(environment, "SLURM_JOB_ID") if "SLURM_JOB_ID" in environment else 0
     port = _number(environment, "MASTER_PORT") if "MASTER_PORT" in environment else port_of_job(job)
     rank, local = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_LOCALID")
@@ -79,7 +84,7 @@ def _slurm(environment: Mapping[str, str]) -> Rendezvous:
 
 
 def _slurm_address(environment: Mapping[str, str]) -> str:
-    """MASTER_ADDR wins, since node names do not resolve everywhere; one node needs no name."""
+    """Return rank 0's address: MASTER_ADDR if set, since node names do not resolve everywhere; else the first node."""
     if "MASTER_ADDR" in environment:
         return environment["MASTER_ADDR"]
     if environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES")) == "1":
@@ -88,14 +93,16 @@ def _slurm_address(environment: Mapping[str, str]) -> str:
 
 
 def first_host(nodes: str) -> str:
-    """Return the first host of SLURM's short form: `gpu[003-010,12],login1` begins with `gpu003`.
+    """Return the first host of SLURM's compact host list: `gpu[003-010,12],login1` begins with `gpu003`.
 
     Raises:
-        LaunchError: there is none.
+        LaunchError: the list is empty.
     """
+    # Parsed here: `scontrol show hostnames` is often missing in containers.
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", nodes)
     if not match:
-        raise LaunchError("SLURM names no nodes for this step", "SLURM_STEP_NODELIST", "set MASTER_ADDR")
+        fix = "set MASTER_ADDR to the node of rank 0"
+        raise LaunchError("SLURM lists no nodes for this step", "SLURM_STEP_NODELIST", fix)
     return match[1] + (match[2] or "") + (match[3] or "")
 
 
@@ -106,8 +113,8 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     return int(value)
 
 
-def _checked(found: Rendezvous) -> Rendezvous:
-    if not found.rank < found.world_size:
-        what = f"rank {found.rank} does not exist among {found.world_size} processes"
+def _checked(place: Rendezvous) -> Rendezvous:
+    if not place.rank < place.world_size:
+        what = f"rank {place.rank} does not exist: {place.world_size} processes have ranks 0 to {place.world_size - 1}"
         raise LaunchError(what, "environment", "let torchrun or srun set RANK and WORLD_SIZE")
-    return found
+    return place

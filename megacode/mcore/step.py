@@ -1,9 +1,9 @@
-"""One iteration: gradients over all micro-batches and ranks, then a step; and the same without gradients.
+"""One iteration: forward and backward passes over all micro-batches, then an optimizer step; also evaluation.
 
-The loss of an iteration is the mean over the valid tokens of the whole global batch, and so is its gradient: every
-rank backpropagates the *sum* over its tokens, and divides its optimizer's share of it once, by the number of tokens of
-all ranks. Losses per source are summed on the device in fp64 and fetched once an iteration; no micro-batch waits for
-the host.
+The loss of an iteration is the mean over the valid tokens of the whole global batch, and so is its gradient. Every
+rank backpropagates the *sum* over its tokens, and divides its optimizer's share once by the number of tokens of all
+ranks. Losses per source are summed on the device in fp64 and fetched once per iteration; no micro-batch waits for the
+host.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class Losses:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an iteration did; equal on every rank.
+    """The result of one iteration; equal on every rank.
 
     Attributes:
         loss: mean over the valid tokens of the global batch, in nats.
         loss_sum_by_source, tokens_by_source, samples_by_source: the same by source number, as sums and counts.
-        samples_digest: what tells these samples from all others (`plan.batch.samples_digest`, summed).
-        grad_norm: global norm of the gradient before clipping; nan where it is not finite.
-        skipped: the parameters were left as they were: loss or gradient were not finite, or `accepts` said no.
+        samples_digest: sum of `plan.batch.samples_digest` over the samples, which identifies the set of them.
+        grad_norm: global norm of the gradient before clipping; nan if it is not finite.
+        skipped: the parameters were not updated: loss or gradient were not finite, or `accepts` returned False.
     """
 
     loss: float
@@ -79,20 +79,21 @@ def train_step(
     num_sources: int,
     accepts: Accepts | None = None,
 ) -> StepResult:
-    """Train one iteration; a loss or a gradient that is not finite never reaches the parameters.
+    """Train one iteration; parameters are never updated by a loss or gradient that is not finite.
 
     Args:
         rank_model: of `build`, with an optimizer.
-        microbatches: this data-parallel rank's, all of one shape and as many on every rank; whole sequences, of which
-            each context-parallel rank takes its part.
+        microbatches: of this data-parallel rank, all of one shape, equally many on every rank; whole sequences, of
+            which each context-parallel rank takes its part.
         learning_rate: of this step.
         num_sources: number of sources; `source_ids` are below it.
-        accepts: says of a finite loss and gradient norm whether the parameters are updated; absent: always.
+        accepts: decides, given a finite loss and gradient norm, whether to update the parameters; None: always.
     """
     gradients.begin()
     losses = backward(rank_model, microbatches, num_sources)
     optimizer.set_learning_rate(rank_model.optimizer, learning_rate)
     norm = optimizer.measure(rank_model.optimizer, sum(losses.tokens))
+    # Loss and norm are equal on every rank, so this decision needs no collective; `accepts` must keep it so.
     wanted = math.isfinite(losses.loss) and math.isfinite(norm) and (accepts is None or accepts(losses.loss, norm))
     if wanted:
         optimizer.update(rank_model.optimizer, norm, rank_model.config.train.clip_grad)
@@ -102,7 +103,8 @@ def train_step(
 
 
 def backward(rank_model: RankModel, microbatches: Sequence[MicroBatch], num_sources: int) -> Losses:
-    """Return the losses; their sum's gradient stands in mcore's buffers then, reduced. Arguments as in `train_step`."""
+    """Return the losses; the reduced gradient of their sum is then in mcore's buffers. Arguments as in `train_step`."""
+    # Both: DDP's buffers accumulate over micro-batches, and the optimizer holds `grad`s of the last step.
     for chunk in rank_model.chunks:
         _set_mode(chunk, training=True)
         chunk.zero_grad_buffer()
@@ -113,23 +115,24 @@ def backward(rank_model: RankModel, microbatches: Sequence[MicroBatch], num_sour
 
 @torch.no_grad()
 def evaluate(rank_model: RankModel, microbatches: Sequence[MicroBatch], num_sources: int) -> Losses:
-    """Return the losses of some micro-batches, without gradients and dropout; arguments as in `train_step`."""
+    """Return the losses of micro-batches, without gradients and dropout; arguments as in `train_step`."""
     for chunk in rank_model.chunks:
         _set_mode(chunk, training=False)
-    remembered = fp8_scales.snapshot(rank_model)  # what is only measured leaves no trace in later scales
-    found = _run(rank_model, _in_groups(rank_model, microbatches), num_sources, forward_only=True)
+    # Validation data must not affect the scales of later training, or a run would depend on how often it validates.
+    remembered = fp8_scales.snapshot(rank_model)
+    sums = _run(rank_model, _in_groups(rank_model, microbatches), num_sources, forward_only=True)
     fp8_scales.put_back(remembered)
-    return _summed(rank_model, found, num_sources)
+    return _summed(rank_model, sums, num_sources)
 
 
 def _in_groups(rank_model: RankModel, microbatches: Sequence[MicroBatch]) -> list[MicroBatch]:
-    """Return micro-batches as the interleaved schedule takes them, in groups of one a pipeline rank."""
+    """Return the micro-batches, padded to a multiple of the pipeline size, as the interleaved schedule requires."""
     missing = -len(microbatches) % rank_model.ranks.pp_size if len(rank_model.chunks) > 1 else 0
     return [*microbatches, *(_filler(microbatches[0]) for _ in range(missing))]
 
 
 def _filler(like: MicroBatch) -> MicroBatch:
-    """Return a micro-batch that counts nowhere."""
+    """Return a micro-batch that counts nowhere: no valid token, and no source."""
     nothing = {"loss_mask": torch.zeros_like(like.loss_mask), "source_ids": torch.full_like(like.source_ids, -1)}
     return replace(like, **nothing)
 
@@ -140,7 +143,7 @@ def logits(rank_model: RankModel, tokens: Tensor) -> Tensor:
 
     Args:
         rank_model: of `build`.
-        tokens: [b, s] int64, the same on every rank; s divides as the layout asks of `seq_length`.
+        tokens: [b, s] int64, the same on every rank; s is divisible as the layout requires of `seq_length`.
 
     Returns:
         [b, s, vocab_size] fp32 on this rank's device, without the padding.
@@ -148,17 +151,18 @@ def logits(rank_model: RankModel, tokens: Tensor) -> Tensor:
     for chunk in rank_model.chunks:
         _set_mode(chunk, training=False)
     tokens = device.to_device(tokens)
-    # The interleaved schedule takes one micro-batch a pipeline rank at least; all of them are the same here.
+    # The interleaved schedule needs at least one micro-batch per pipeline rank; here all of them are the same.
     count = rank_model.ranks.pp_size if len(rank_model.chunks) > 1 else 1
     part = context.own(tokens, rank_model.ranks.cp_size, rank_model.ranks.cp_rank, dim=1)
-    found = _schedule(rank_model, partial(_forward_logits, part), count, tuple(tokens.shape), True, collect=True)
-    whole = found[0] if found else torch.empty(*tokens.shape, rank_model.vocab_size, device=tokens.device)
+    outputs = _schedule(rank_model, partial(_forward_logits, part), count, tuple(tokens.shape), True, collect=True)
+    # Only the last stage has outputs; the other stages receive them by broadcast.
+    whole = outputs[0] if outputs else torch.empty(*tokens.shape, rank_model.vocab_size, device=tokens.device)
     _from_last_stage(rank_model, whole)
     return whole
 
 
 def _set_mode(chunk: Any, training: bool) -> None:
-    """Turn dropout on or off; walking through all modules costs as much as a small layer, so only where it changes."""
+    """Turn dropout on or off; visiting all modules costs as much as a small layer, so only if it changes."""
     if chunk.training != training:
         chunk.train(training)
 
@@ -168,6 +172,7 @@ def _forward_logits(tokens: Tensor, iterator: Any, chunk: Any) -> tuple[Tensor, 
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
     def gathered(output: Tensor, non_loss_data: bool = True) -> Tensor:
+        # First the slices of the vocabulary, then the parts of the sequence; padding is cut off in between.
         part = gather_from_tensor_model_parallel_region(output.float())[..., : _vocab_size(chunk)]
         return context.gathered(part.contiguous(), parallel_state.get_context_parallel_group(), dim=1)
 
@@ -181,7 +186,8 @@ def _vocab_size(chunk: Any) -> int:
 def _run(
     rank_model: RankModel, microbatches: Sequence[MicroBatch], num_sources: int, forward_only: bool
 ) -> list[Tensor]:
-    """Drive the micro-batches through the pipeline; return what `_losses` made of each, on its last stage."""
+    """Run the micro-batches through the pipeline; return the sums of `_losses` for each, on the last stage only."""
+    # mcore sizes the activations that it sends between stages by this shape, the same for every micro-batch.
     batch, length = microbatches[0].tokens.shape
     packed = microbatches[0].cu_seqlens is not None
     shape = (1, batch * length) if packed else (batch, length)
@@ -200,6 +206,7 @@ def _schedule(
 ) -> list[Tensor]:
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
+    # Each chunk reads all micro-batches in order, so each has its own iterator.
     iterators: list[Iterator[Any]] = [iter(microbatches) for _ in rank_model.chunks]
     single = len(rank_model.chunks) == 1
     return get_forward_backward_func()(
@@ -215,6 +222,8 @@ def _schedule(
 
 
 def _forward(ranks: Ranks, num_sources: int, iterator: Iterator[MicroBatch], chunk: Any) -> tuple[Tensor, Any]:
+    """Run one micro-batch through one chunk: mcore's `forward_step_func`, which returns output and loss function."""
+    # All stages get tokens and labels; mcore uses tokens on the first one and labels on the last one only.
     batch = next(iterator)
     tokens, labels = _part(ranks, batch.tokens), _part(ranks, batch.labels)
     packed = None
@@ -230,45 +239,47 @@ def _forward(ranks: Ranks, num_sources: int, iterator: Iterator[MicroBatch], chu
 
 
 def _counted(ranks: Ranks, batch: MicroBatch, labels: Tensor) -> Tensor:
-    """Return the labels, and in place of those that do not count the one that Transformer Engine's loss leaves out."""
+    """Return the labels, with `IGNORED` for tokens that do not count."""
     from megacode.mcore.te_kernels import IGNORED
 
     return labels.masked_fill(_part(ranks, batch.loss_mask).view_as(labels) == 0, IGNORED)
 
 
 def _part(ranks: Ranks, whole: Tensor) -> Tensor:
-    """Return this rank's part of [b, s], [b, s / context-parallel size] on its device."""
+    """Return this rank's part of [b, s]: [b, s / context-parallel size], on its device."""
     return device.to_device(context.own(whole, ranks.cp_size, ranks.cp_rank, dim=1))
 
 
 def _losses(ranks: Ranks, batch: MicroBatch, num_sources: int, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sum to backpropagate, the number of valid tokens, and [4, num_sources + 1] fp64 sums by source.
 
-    Its rows are losses, tokens, samples and digests; the last column takes what belongs to no source. Losses and tokens
-    are those of this rank's part of the sequences; the sequences are counted by the first of the ranks that share them.
+    Its rows are losses, tokens, samples and digests; the last column collects rows without a source. Losses and tokens
+    are those of this rank's part of the sequences. Samples are counted by the first context-parallel rank only.
     """
     mask = _part(ranks, batch.loss_mask)
     masked = losses.float().view_as(mask) * mask
+    # fp64 sums hardly depend on the order of addition, so reported losses agree between layouts.
     rows = torch.stack((masked.detach(), mask)).sum(2, dtype=torch.float64)
     digests = batch.digests
     if digests is None:
         digests = device.to_device(torch.from_numpy(samples_digest(batch.samples.numpy())))
     counts = torch.stack((torch.ones_like(rows[0]), digests)) * (ranks.cp_rank == 0)
-    sources = device.to_device(batch.source_ids) % (num_sources + 1)
+    sources = device.to_device(batch.source_ids) % (num_sources + 1)  # -1 becomes the last column
     sums = torch.zeros(4, num_sources + 1, dtype=torch.float64, device=rows.device)
     return masked.sum(), rows[1].sum().int(), sums.index_add_(1, sources, torch.cat((rows, counts)))
 
 
-def _summed(rank_model: RankModel, found: list[Tensor], num_sources: int) -> Losses:
-    """Add up the micro-batches of all data- and context-parallel ranks, and tell every pipeline stage."""
+def _summed(rank_model: RankModel, sums_by_micro_batch: list[Tensor], num_sources: int) -> Losses:
+    """Sum over micro-batches and over data- and context-parallel ranks, then broadcast to every pipeline stage."""
     from megatron.core import parallel_state
 
     sums = torch.zeros(4, num_sources + 1, dtype=torch.float64, device=device.device())
-    if found:
-        sums = torch.stack(found).sum(0)
+    if sums_by_micro_batch:
+        sums = torch.stack(sums_by_micro_batch).sum(0)
         if rank_model.ranks.dp_size * rank_model.ranks.cp_size > 1:
             dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     _from_last_stage(rank_model, sums)
+    # Here the host waits for the device: all numbers of the iteration come over in one copy.
     loss_sum, tokens, samples, digests = sums[:, :num_sources].tolist()
     return Losses(loss_sum, [int(n) for n in tokens], [int(n) for n in samples], int(sum(digests)))
 

@@ -51,7 +51,7 @@ class _Slice(Linear):
     """This rank's slice of a matrix; the block owns the collectives.
 
     Attributes:
-        is_first_microbatch: mcore sets it: the weights have changed, and their FP8 copy is made anew.
+        is_first_microbatch: mcore sets it: the weights have changed, and their FP8 copy is made again.
     """
 
     cut = 0

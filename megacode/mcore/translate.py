@@ -91,7 +91,7 @@ def _layout(config: RunConfig) -> dict[str, Any]:
 
 
 def _recomputation(config: RunConfig) -> dict[str, Any]:
-    """Return which activations are computed anew: mcore does whole blocks, our attention does its own part."""
+    """Return which activations are recomputed: mcore does whole blocks, our attention does its own part."""
     if config.parallel.recompute == "full":
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     if config.parallel.recompute == "selective":
@@ -165,7 +165,7 @@ def _alone() -> bool:
 
 
 def optimizer_config(config: RunConfig) -> OptimizerConfig:
-    """Return mcore's description of AdamW; the learning rate here is a placeholder, set anew each iteration."""
+    """Return mcore's description of AdamW; the learning rate here is a placeholder, set before each iteration."""
     from megatron.core.optimizer import OptimizerConfig
 
     train, recipe = config.train, fp8_parameters(config)

@@ -1,1 +1,1 @@
-"""F5: what is measured each iteration, and where it is written."""
+"""F5: the measurements of a run: records, their files, and reading them."""

@@ -1,11 +1,11 @@
-"""How sure a score is, said the same way wherever one is shown: as 95 % intervals."""
+"""The uncertainty of scores, shown everywhere as 95 % intervals."""
 
 from __future__ import annotations
 
 LEVEL = "95 %"
-_DEVIATIONS = 1.96  # of a normal distribution, on both sides of the mean, hold 95 % of it
+_DEVIATIONS = 1.96  # of a normal distribution: the mean +- 1.96 of them covers 95 %
 
 
 def half_width(stderr: float) -> float:
-    """Return what stands behind the ± of a score: half of its 95 % interval, from its standard error."""
+    """Return the number after the ± of a score: half of its 95 % interval, from its standard error."""
     return _DEVIATIONS * stderr

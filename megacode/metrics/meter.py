@@ -1,4 +1,4 @@
-"""From what a step returns to one record: losses by source, tokens planned and seen, rates."""
+"""Turn the result of a training step into a record: losses by source, tokens planned and seen, rates."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Meter:
     """Turns step results into records of metrics.jsonl.
 
     Attributes:
-        schedule: the plan of the data order, which says what should have been seen.
+        schedule: the data order, for the planned token counts.
         flops_per_token: forward and backward, of the whole model.
-        peak_flops: of all devices together, or None where it is not known.
-        seen: samples of each source that training has really read, counted by the steps.
+        peak_flops: of all devices together; None if unknown.
+        seen: samples of each source that were actually read, as counted by the steps.
     """
 
     schedule: Schedule
@@ -41,15 +41,16 @@ class Meter:
         """Return the record of one iteration.
 
         Args:
-            result: of the step; equal on every rank.
+            result: of the step; identical on every rank.
             iteration: number of the iteration, from 1.
             consumed_before: clock before the iteration, in samples.
             consumed: clock after it.
-            learning_rate: it was done with.
-            fp8: the recipe it was computed with; None: without FP8.
-            seconds: wall time it took.
+            learning_rate: of this iteration.
+            fp8: its FP8 recipe; None: without FP8.
+            seconds: its wall time.
         """
         names = self.schedule.source_names
+        # Only sources of this batch: a run may have many, of which most are rarely read.
         samples = {name: int(n) for name, n in zip(names, result.samples_by_source, strict=True) if n}
         for name, count in samples.items():
             self.seen[name] = self.seen.get(name, 0) + count
@@ -60,6 +61,7 @@ class Meter:
             "iteration": iteration,
             "consumed_samples": consumed,
             "consumed_tokens": consumed * self.schedule.seq_length,
+            # The clock before: the last iteration of a phase ends at the first sample of the next.
             "phase": self.schedule.phase_at(consumed_before).name,
             "loss": result.loss,
             "loss_by_source": source_means(names, result.loss_sum_by_source, result.tokens_by_source),
@@ -74,11 +76,13 @@ class Meter:
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "flops_per_second": flops,
+            # Of the dense peak of the run's own dtype, also in FP8, so that runs are comparable.
             "mfu": flops / self.peak_flops if self.peak_flops else None,
         }
 
     def _planned_and_seen(self, consumed: int) -> dict[str, dict[str, int]]:
         length = self.schedule.seq_length
+        # Two independent counts: the plan's arithmetic, and what the loss function really saw.
         planned = self.schedule.counts_at(consumed)
         return {
             name: {"planned": count * length, "seen": self.seen.get(name, 0) * length}
@@ -94,7 +98,8 @@ def source_means(names: Sequence[str], sums: Sequence[float], tokens: Sequence[i
 def validation_record(
     loss_by_source: dict[str, float], *, iteration: int, consumed: int, phase: str, reason: str
 ) -> dict[str, Any]:
-    """Return the record of one validation; its `loss` is the plain mean over sources."""
+    """Return the record of one validation; its `loss` is the unweighted mean over sources."""
+    # Unweighted, so that it stays comparable when the blend changes between phases.
     mean = sum(loss_by_source.values()) / len(loss_by_source)
     return {
         "kind": "validation",
@@ -107,20 +112,20 @@ def validation_record(
     }
 
 
-def fp8_probe_record(found: dict[str, Any], *, iteration: int, consumed: int, phase: str) -> dict[str, Any]:
-    """Return the record of one comparison of FP8 with the run's own dtype, made before an iteration."""
-    return {"kind": "fp8_probe", "iteration": iteration, "consumed_samples": consumed, "phase": phase, **found}
+def fp8_probe_record(distances: dict[str, Any], *, iteration: int, consumed: int, phase: str) -> dict[str, Any]:
+    """Return the record of one FP8 probe, which compares FP8 with the run's own dtype before an iteration."""
+    return {"kind": "fp8_probe", "iteration": iteration, "consumed_samples": consumed, "phase": phase, **distances}
 
 
 def health_record(
     reports: Sequence[tuple[float, int, str]], *, iteration: int, consumed: int, phase: str
 ) -> dict[str, Any]:
-    """Return the record of how the ranks are.
+    """Return the record of the slowest rank and of the one with most memory.
 
     Args:
-        reports: by rank: seconds it worked on the last iteration before it waited for the others, its memory
-            high-water in bytes, and its host.
-        iteration, consumed, phase: where the run is.
+        reports: by rank: seconds of work in the last iteration, before waiting for the others; peak memory in bytes;
+            and host.
+        iteration, consumed, phase: position of the run.
     """
     seconds, memory, hosts = zip(*reports, strict=True)
     slowest, fullest = seconds.index(max(seconds)), memory.index(max(memory))

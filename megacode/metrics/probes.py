@@ -1,4 +1,4 @@
-"""What a probe of FP8 found, in words: for the log and for `megacode status`."""
+"""Format an FP8 probe as text, for the log and `megacode status`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 def found(probe: Mapping[str, Any]) -> str:
     """Return the distances of a `fp8_probe` record: `loss 0.02% off, gradients 1.3% (norms) to 9.6% (linear_qkv)`."""
     distances: dict[str, float | None] = probe.get("gradient_difference") or {}
-    said = f"loss {_percent(probe['loss_difference'])} off"
+    text = f"loss {_percent(probe['loss_difference'])} off"
     if not distances:
-        return said
-    # What is not finite is the furthest of all. In memory that is nan, which compares with nothing; in a file null.
+        return text
+    # Not finite sorts last. It is NaN in memory, which cannot be compared, and null in a file.
     order = sorted(distances, key=lambda kind: _number(distances[kind]))
     least, most = order[0], order[-1]
-    return f"{said}, gradients {_percent(distances[least])} ({least}) to {_percent(distances[most])} ({most})"
+    return f"{text}, gradients {_percent(distances[least])} ({least}) to {_percent(distances[most])} ({most})"
 
 
 def _number(share: float | None) -> float:

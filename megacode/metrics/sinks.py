@@ -1,13 +1,14 @@
-"""Where measurements go: metrics.jsonl is the truth, the others mirror it.
+"""Write measurements: metrics.jsonl is the record, TensorBoard and the console are copies.
 
-Only global rank 0 writes. metrics.jsonl only grows: a run that goes on from iteration n says so by a `segment` line,
-and `metrics.reader` leaves out what that line supersedes.
+Only global rank 0 writes. metrics.jsonl is append-only: a run that resumes from iteration n adds a `segment` line, and
+`metrics.reader` skips what that line supersedes.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,49 +31,52 @@ _BLOCK = 1 << 16
 
 
 class Sink(Protocol):
-    """Something that takes records, one after another."""
+    """A destination of records."""
 
     def write(self, record: Record) -> None:
-        """Take one record."""
+        """Write one record."""
 
     def close(self) -> None:
-        """Write out what is still held."""
+        """Flush and close."""
 
 
 class Lines:
-    """A file of JSON lines that grows while the disk has room; what finds none waits in memory until there is.
+    """An append-only file of JSON lines; while the disk is full, new lines wait in memory.
 
     Args:
-        path: the file; its directory is there. A torn last line, of a writer that was killed, is cut off. It has one
-            writer at a time.
+        path: the file; its directory exists. An incomplete last line, of a writer that was killed, is cut off. There
+            must be only one writer at a time.
     """
 
     def __init__(self, path: Path) -> None:
+        # Unbuffered: a killed process loses no line that was written.
         self._file = path.open("ab+", buffering=0)
-        self._waiting, self._told = b"", False
+        self._waiting, self._reported = b"", False
         self._cut_torn_line()
 
     def append(self, document: Record) -> None:
-        """Append one line, whole, or keep it for the next call."""
+        """Append one line completely, or keep it for the next call."""
         self._waiting += to_json(document).encode() + b"\n"
         try:
             self._write()
-            self._told = False
+            self._reported = False
         except OSError as error:
-            if not self._told:
-                log.error("cannot write to %s: %s; its lines wait in memory", self._file.name, error)
-            self._told = True
+            if not self._reported:
+                log.error("cannot write to %s: %s; new lines are kept in memory", self._file.name, error)
+            self._reported = True
 
     def close(self) -> None:
-        """Write what still waits, or say that it is lost, and close the file."""
+        """Write waiting lines, or log how many are lost, and close the file."""
         try:
             self._write()
         except OSError as error:
-            log.error("%s lacks %d lines: %s", self._file.name, self._waiting.count(b"\n"), error)
+            log.error(
+                "%s: %d lines could not be written and are lost: %s", self._file.name, self._waiting.count(b"\n"), error
+            )
         self._file.close()
 
     def _cut_torn_line(self) -> None:
-        """Cut the file behind its last whole line; only its end is read."""
+        """Truncate the file after its last complete line; only its end is read."""
         end = place = self._file.seek(0, os.SEEK_END)
         newline = -1
         while place and newline < 0:
@@ -83,7 +87,8 @@ class Lines:
             self._file.truncate(place + newline + 1)
 
     def _write(self) -> None:
-        """Write all that waits, or nothing: what a full disk took in part is taken back."""
+        """Write all waiting lines, or none: a partial write is undone."""
+        # Half a line at the end of the file would make the next line unreadable, too.
         end, done = self._file.seek(0, os.SEEK_END), 0
         try:
             while done < len(self._waiting):
@@ -95,11 +100,11 @@ class Lines:
 
 
 class JsonlSink:
-    """`metrics.jsonl`: one JSON object a line, on its way to the disk at once; the file only grows.
+    """`metrics.jsonl`: append-only, one JSON object per line, written without buffering.
 
     Args:
-        path: the file. Where it holds lines already, a `segment` line says where the run goes on.
-        iteration: the run stands after it; lines of later iterations that are there do not count any more.
+        path: the file. If it has lines already, a `segment` line records where the run resumes.
+        iteration: the last completed iteration; existing lines of later ones are superseded.
         consumed_samples: the clock.
     """
 
@@ -107,6 +112,7 @@ class JsonlSink:
         self._lines = Lines(path)
         if path.stat().st_size:
             now = round(time.time(), 3)
+            # Each segment line repeats what still counts, so a start never reads past the last one.
             past = read_past(path).back_to(iteration, now)
             clock = {"iteration": iteration, "consumed_samples": consumed_samples, "time": now}
             self._lines.append({"kind": SEGMENT, **clock, "scores": past.scores, "segments": past.segments})
@@ -118,40 +124,54 @@ class JsonlSink:
         self._lines.close()
 
 
-class TensorBoardSink:
-    """A mirror for TensorBoard: every number of a record, by kind and name. A full disk ends it, not the run.
+_other_threads = threading.excepthook
 
-    TensorBoard takes a tenth of a millisecond a number, and where its disk is slow it lets its caller wait; so a thread
-    of its own tells it, and training does not.
+
+def _without_tensorboard(ended: threading.ExceptHookArgs) -> None:
+    """Show no traceback of TensorBoard's own thread: the next value meets the same error, and that is told in words."""
+    if not type(ended.thread).__module__.startswith("tensorboard."):
+        _other_threads(ended)
+
+
+class TensorBoardSink:
+    """A copy for TensorBoard: every number of a record, by kind and name. A full disk stops it, but not the run.
+
+    TensorBoard takes 0.1 ms per number, and blocks its caller while the disk is slow. So it is called from a thread of
+    its own.
 
     Args:
-        directory: where its files lie.
-        resume_iteration: values after it are taken back; absent: none are.
+        directory: of its files.
+        resume_iteration: later values are purged; None: none are.
     """
 
     def __init__(self, directory: Path, resume_iteration: int | None = None) -> None:
+        # Imported late: it is slow, and only rank 0 needs it.
         from torch.utils.tensorboard import SummaryWriter
 
         purge = None if resume_iteration is None else resume_iteration + 1
         self._writer: Any = SummaryWriter(str(directory), purge_step=purge)
+        if threading.excepthook is not _without_tensorboard:
+            global _other_threads
+            _other_threads, threading.excepthook = threading.excepthook, _without_tensorboard
         self._thread = ThreadPoolExecutor(1, "megacode-tensorboard")
 
     def write(self, record: Record) -> None:
-        self._thread.submit(self._mirror, self._tell, record)
+        self._thread.submit(self._mirror, self._add_scalars, record)
 
     def close(self) -> None:
         self._thread.submit(self._mirror, self._end)
+        # Waits for all records, so that none is lost at the end of a run.
         self._thread.shutdown()
 
     def _mirror(self, action: Callable[..., None], *arguments: Any) -> None:
         try:
             if self._writer is not None:
                 action(*arguments)
-        except Exception as error:  # in a thread nobody else would hear of it
-            log.warning("TensorBoard's files get no more values in this start: %s", error)
+        except Exception as error:  # an exception in this thread would otherwise be lost
+            log.warning("writing to TensorBoard has stopped until the next start: %s", error)
             self._writer = None
 
-    def _tell(self, record: Record) -> None:
+    def _add_scalars(self, record: Record) -> None:
         numbers = _score_numbers(record) if record["kind"] == "score" else _numbers(record, record["kind"])
         for name, value in numbers:
             self._writer.add_scalar(name, value, record["iteration"])
@@ -162,23 +182,24 @@ class TensorBoardSink:
 
 def _numbers(record: Record, prefix: str) -> list[tuple[str, float]]:
     """Return a record's numbers with their path as name: `train/loss_by_source/code`."""
-    found: list[tuple[str, float]] = []
+    numbers: list[tuple[str, float]] = []
     for key, value in record.items():
         if isinstance(value, dict):
-            found += _numbers(value, f"{prefix}/{key}")
+            numbers += _numbers(value, f"{prefix}/{key}")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            found.append((f"{prefix}/{key}", float(value)))
-    return found
+            numbers.append((f"{prefix}/{key}", float(value)))
+    return numbers
 
 
 def _score_numbers(record: Record) -> list[tuple[str, float]]:
     """Return scores and means by suite and task: `score/demo/demo_bits_code/bits_per_byte`."""
-    found = _numbers({"means": record.get("means", {}), **record["scores"]}, f"score/{record['suite']}")
-    return [(name, value) for name, value in found if not name.endswith("_stderr")]
+    numbers = _numbers({"means": record.get("means", {}), **record["scores"]}, f"score/{record['suite']}")
+    # Standard errors would double the number of curves.
+    return [(name, value) for name, value in numbers if not name.endswith("_stderr")]
 
 
 class ConsoleSink:
-    """One log line a record, and a progress bar where standard error is a terminal."""
+    """One log line per record, and a progress bar if standard error is a terminal."""
 
     def __init__(self, total_iterations: int, iteration: int) -> None:
         self._total = total_iterations
@@ -199,7 +220,7 @@ class ConsoleSink:
             log.info("FP8 probe before iteration %d: %s", record["iteration"], probes.found(record))
         elif record["kind"] == "score":
             log.info("%s", score_line(record))
-        if self._bar is not None and record["kind"] != "score":  # which is of an iteration long ago
+        if self._bar is not None and record["kind"] != "score":  # a score is of an earlier iteration
             self._bar.update(self._task, completed=record["iteration"], description=record["phase"])
 
     def close(self) -> None:
@@ -208,7 +229,7 @@ class ConsoleSink:
 
 
 def train_line(record: Record, total_iterations: int) -> str:
-    """Return one iteration's line."""
+    """Return the log line of one iteration."""
     losses = " ".join(f"{name} {loss:.3f}" for name, loss in record["loss_by_source"].items())
     mfu = f" {record['mfu']:.1%} MFU" if record["mfu"] is not None else ""
     speed = f"{format_count(record['tokens_per_second'])} tokens/s {format_rate(record['flops_per_second'], 'FLOP/s')}"
@@ -220,7 +241,7 @@ def train_line(record: Record, total_iterations: int) -> str:
 
 
 def score_line(record: Record) -> str:
-    """Return a model's scores as a line: its suite's means, or each task's first metric."""
+    """Return the log line of a model's scores: the means of its suite, or the first metric of each task."""
     firsts = {f"{task} {next(iter(scores))}": next(iter(scores.values())) for task, scores in record["scores"].items()}
     shown = record.get("means") or firsts
     listed = ", ".join(f"{name} {format_measured(value, 3)}" for name, value in shown.items())
@@ -228,7 +249,7 @@ def score_line(record: Record) -> str:
 
 
 def open_sinks(run: RunDir, iteration: int, consumed_samples: int, total_iterations: int) -> list[Sink]:
-    """Open every sink of a run that starts or goes on after an iteration, where the clock is `consumed_samples`."""
+    """Open all sinks of a run that starts or resumes after an iteration, at the clock `consumed_samples`."""
     return [
         JsonlSink(run.metrics, iteration, consumed_samples),
         TensorBoardSink(run.tensorboard, iteration),
@@ -237,7 +258,7 @@ def open_sinks(run: RunDir, iteration: int, consumed_samples: int, total_iterati
 
 
 class Events:
-    """`events.jsonl`: starts, stops, saves, spikes and whatever else happens to a run, in order. Rank 0 has one."""
+    """`events.jsonl`: starts, stops, saves, spikes and other events of a run, in order. Only on rank 0."""
 
     def __init__(self, run: RunDir) -> None:
         run.create()
@@ -249,16 +270,18 @@ class Events:
 
 
 def write_hang(run: RunDir, **facts: Any) -> None:
-    """Add a `hang` event, from any rank, to a file of its own: so no line of rank 0's can be torn by another node's.
+    """Add a `hang` event, from any rank, to a separate file, so that two nodes never write to one file.
 
-    One rank of a start may call it: the first that notices. A torn last line, of an earlier writer, is ended first.
+    Only one rank of a start calls it, the first that notices. An incomplete last line of an earlier writer is ended
+    first.
 
     Raises:
-        OSError: the disk is full, or not there.
+        OSError: the disk is full or missing.
     """
     descriptor = os.open(run.hangs, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         end = os.fstat(descriptor).st_size
+        # One byte tells whether the last line was completed.
         torn = end and os.pread(descriptor, 1, end - 1) != b"\n"
         line = to_json(_event("hang", facts)) + "\n"
         os.write(descriptor, (("\n" if torn else "") + line).encode())

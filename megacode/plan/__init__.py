@@ -1,1 +1,1 @@
-"""F2: the order of data as pure arithmetic: which sample, which batch, which learning rate. Never imports torch."""
+"""F2: the order of data as pure arithmetic: samples, batches, learning rates. Never imports torch."""

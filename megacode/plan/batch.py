@@ -1,8 +1,8 @@
-"""Iterations: how the clock (`consumed_samples`) is cut into global batches, and who takes which sample of a batch.
+"""Iterations: how the clock (`consumed_samples`) is divided into global batches, and which slot gets which sample.
 
-The batch size is a function of the clock (`ramp.py`). No iteration crosses a phase's end; the last batch of a phase may
-be shorter. So the number of the iteration at any clock is found without walking there. The order of samples knows
-nothing of all this.
+The batch size is a function of the clock (`ramp.py`). No iteration crosses the end of a phase, so the last batch of a
+phase may be shorter. The iteration at any clock is computed directly, without stepping through the run. The order of
+samples does not depend on any of this.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class BatchSchedule:
 
     Args:
         config: batch sizes and sequence length.
-        schedule: where phases are left.
-        alone: lay out this phase alone, over its full length; its clocks stay those of the run.
+        schedule: the phases and where they end.
+        alone: use only this phase, over its full length; clocks are still those of the run.
     """
 
     def __init__(self, config: RunConfig, schedule: Schedule, alone: PhasePlan | None = None) -> None:
@@ -50,14 +50,16 @@ class BatchSchedule:
         return self.next(consumed_samples) - consumed_samples
 
     def next(self, consumed_samples: int) -> int:
-        """Return the clock after the iteration that starts at a clock, which may lie off this config's boundaries."""
+        """Return the clock after the iteration that starts at a clock, which need not be an iteration boundary."""
         assert 0 <= consumed_samples < self._ends[-1], consumed_samples
+        # A resume may start off this config's boundaries, after a change of the batch size.
         end = self._ends[bisect_right(self._ends, consumed_samples)]
         return min(end, consumed_samples + self._ramp.size(consumed_samples))
 
     def iteration_at(self, clock: int) -> int:
         """Return how many iterations start before a clock."""
         assert 0 <= clock <= self._ends[-1], clock
+        # A clock at the start of a stretch belongs to the end of the one before: no iteration lies between.
         number = max(0, bisect_left(self._starts, clock) - 1)
         stretch = self.stretches[number]
         return self._iterations[number] + -(-(clock - stretch.first_sample) // stretch.batch_size)
@@ -70,24 +72,26 @@ class BatchSchedule:
         return stretch.first_sample + (iterations - self._iterations[number]) * stretch.batch_size
 
     def iterations(self, first: int, last: int) -> int:
-        """Return how many iterations start from one clock up to, but not at, another."""
+        """Return how many iterations start in the clocks `first` .. `last` - 1."""
         return self.iteration_at(last) - self.iteration_at(first)
 
     def samples(self, quantity: Quantity, clock: int) -> int:
-        """Return a quantity that starts at a clock in samples; tokens are rounded, iterations taken as they fall."""
+        """Convert a quantity that starts at a clock to samples; tokens are rounded to whole samples."""
         if quantity.unit == "samples":
             return quantity.count
         if quantity.unit == "tokens":
+            # Rounds to the nearest sample in integers; floats would be inexact beyond 2**53 tokens.
             return (2 * quantity.count + self._seq_length) // (2 * self._seq_length)
+        # Past the run's end, iterations continue with the ramp alone, as if the last phase went on.
         last = self.iteration_at(clock) + quantity.count
         beyond = max(0, last - self.total_iterations)
         return self._ramp.after(self.clock_after(last - beyond), beyond) - clock
 
 
 def placement(seed: int, first_sample: int, size: int) -> NDArray[np.int64]:
-    """Return which sample each slot of a global batch takes, so that no rank locks on to one source.
+    """Return which sample each slot of a global batch takes.
 
-    Slot s belongs to micro-batch and data-parallel rank by the loader's rule alone; the order knows nothing of it.
+    The loader decides which micro-batch and data-parallel rank slot s belongs to; the order does not depend on it.
 
     Args:
         seed: of the run.
@@ -97,14 +101,15 @@ def placement(seed: int, first_sample: int, size: int) -> NDArray[np.int64]:
     Returns:
         Samples by slot, int64 [size].
     """
+    # A quota tree is periodic. In stored order, one rank could read the same source for hours.
     return first_sample + Permutation(size, seed, "placement", first_sample).many(np.arange(size, dtype=np.int64))
 
 
 def samples_digest(samples: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return a 32-bit hash of each sample, to be summed over a batch in any order and grouping.
 
-    The sum tells which samples a batch held, up to a chance of 2**-32, whatever the layout; it is exact in fp64 for up
-    to 2**21 samples.
+    The sum identifies the set of samples of a batch, whatever the layout, up to a collision chance of 2**-32. In fp64
+    it is exact for up to 2**21 samples.
 
     Args:
         samples: numbers of samples, int64 [k].

@@ -1,7 +1,7 @@
-"""What is different between the config that a checkpoint was saved under and the one that goes on from it.
+"""Compare the config that a checkpoint was saved with and the config that resumes it.
 
-Settings are compared after defaults are filled in, so that a setting a former version did not know counts as its
-default. What the data schedule makes of them is said apart: tokens of each source from the clock on, before and now.
+Settings are compared after defaults are filled in, so a setting that an older version did not have counts as its
+default. The effect on the data schedule is listed separately: tokens of each source after the clock, before and now.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from megacode.plan.effects import effect_of
 from megacode.plan.fingerprint import Link, prove_past
 from megacode.plan.phases import Schedule, SourceSize, build_schedule
 
-_UNKNOWN_TOKENS = 10**15  # of a source that was planned, never read and is gone: it counts as inexhaustible
-# Settings of `model` that say nothing of the weights: draws, padding that is never saved, and the vocabulary.
+_UNKNOWN_TOKENS = 10**15  # for a source that was planned, never read and is gone: treat it as inexhaustible
+# Settings of `model` that do not change what trained weights compute: initialization, dropout, padding that is
+# never saved, and the vocabulary, which may come from the tokenizer.
 _FREE = (
     "preset", "hidden_dropout", "attention_dropout", "make_vocab_size_divisible_by", "init_method_std", "vocab_size",
 )  # fmt: skip
@@ -32,9 +33,9 @@ class Change:
     """One setting that has changed.
 
     Attributes:
-        key: the setting, such as `train.clip_grad`; `phases[2]` is a whole phase that came, went or was replaced.
+        key: the setting, such as `train.clip_grad`; `phases[2]` is a whole phase that was added, removed or replaced.
         old, new: its values, plain; None where there is none.
-        effect: what it decides, such as `future data`, `learning rate`, `optimizer`, `layout` or `bookkeeping`.
+        effect: what it affects, such as `future data`, `learning rate`, `optimizer`, `layout` or `bookkeeping`.
     """
 
     key: str
@@ -45,14 +46,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Difference:
-    """What is different from a checkpoint on.
+    """What changes after a checkpoint.
 
     Attributes:
-        changes: of settings.
-        sources: by name, tokens `read` so far, and planned from the clock on, `before` and `now`; `before` is None
-            where the former plan cannot be made any more.
+        changes: changed settings.
+        sources: by name, tokens `read` so far, and planned after the clock, `before` and `now`; `before` is None where
+            the former plan cannot be rebuilt.
         total_tokens: of the whole run, `before` and `now`.
-        lost: what a changed past costs (`past.lost`), where one was accepted.
+        lost: the cost of a changed past (`past.lost`), where one was accepted.
     """
 
     changes: list[Change]
@@ -61,7 +62,7 @@ class Difference:
     lost: dict[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
-        """Return it as plain values for JSON; `lost` is there only where a changed past was accepted."""
+        """Return it as plain values for JSON; `lost` is present only where a changed past was accepted."""
         document = asdict(self)
         if self.lost is None:
             del document["lost"]
@@ -87,12 +88,12 @@ def compare_configs(former: str, config: RunConfig, chain: Sequence[Link], consu
     Args:
         former: the config that the checkpoint carries, YAML.
         config: the present one.
-        chain: the checkpoint's fingerprints; phases that are over change nothing to come.
+        chain: the checkpoint's fingerprints, which tell which phases are over and have no effect any more.
         consumed_samples: its clock.
     """
     try:
         old = yaml.safe_load(dump_config(former_config(former)))
-    except MegacodeError:  # another version's, with settings that are no more
+    except MegacodeError:  # from another version, with settings that no longer exist
         old = yaml.safe_load(former) or {}
     new = yaml.safe_load(dump_config(config))
     over = sum(link["first_sample"] + link["read"] <= consumed_samples for link in chain)
@@ -102,9 +103,9 @@ def compare_configs(former: str, config: RunConfig, chain: Sequence[Link], consu
 
 
 def model_changes(former: str, config: RunConfig) -> list[Change]:
-    """Return the settings in which a config's weights differ from a former one's, in shape or in what is computed.
+    """Return the changed settings that affect shapes of weights or the forward pass.
 
-    The vocabulary is not looked at: it may stand in the config or follow from a tokenizer.
+    The vocabulary is not compared: it may be in the config or come from a tokenizer.
     """
     changes = compare_configs(former, config, (), 0)
     free = [f"model.{key}" for key in _FREE]
@@ -114,11 +115,11 @@ def model_changes(former: str, config: RunConfig) -> list[Change]:
 def former_schedule(
     former: str, chain: Sequence[Link], consumed_samples: int, sizes: Mapping[str, SourceSize]
 ) -> Schedule | None:
-    """Return the schedule that a checkpoint was saved under, or None where it cannot be made again.
+    """Return the schedule that a checkpoint was saved with, or None where it cannot be rebuilt.
 
     Args:
         former: the config that the checkpoint carries, YAML.
-        chain: its fingerprints, which know the sizes of the sources that were read.
+        chain: its fingerprints, which hold the sizes of the sources that were read.
         consumed_samples: its clock.
         sizes: present sizes, for sources that were only planned.
     """
@@ -130,7 +131,9 @@ def former_schedule(
     try:
         config = former_config(former)
         declared = {name: SourceSize(name, source.tokens or _UNKNOWN_TOKENS) for name, source in config.sources.items()}
+        # Later entries win: sizes that the chain has proven, then present ones, then declared ones.
         schedule = build_schedule(config, {**declared, **sizes, **known})
+        # A rebuilt schedule counts only if it proves the checkpoint's own chain.
         prove_past(schedule, chain, consumed_samples)
     except MegacodeError:
         return None
@@ -138,7 +141,7 @@ def former_schedule(
 
 
 def compare_schedules(old: Schedule | None, new: Schedule, consumed_samples: int) -> Difference:
-    """Return what two schedules read from a clock on, with no changes of settings yet.
+    """Compare what two schedules read after a clock; the changed settings are added by the caller.
 
     Args:
         old: the former one; None: unknown.
@@ -169,12 +172,12 @@ def former_config(former: str) -> RunConfig:
     """
     raw = yaml.safe_load(former)
     if not isinstance(raw, dict):
-        raise CheckpointError("it carries no config", "megacode.json", "use another checkpoint")
+        raise CheckpointError("the checkpoint contains no config", "megacode.json", "use another checkpoint")
     return validate(raw, "the checkpoint's config")
 
 
 def _to_come(schedule: Schedule, clock: int) -> dict[str, int]:
-    """Return the tokens of each source from a clock on."""
+    """Return the tokens of each source after a clock."""
     done = schedule.counts_at(min(clock, schedule.total_samples))
     whole = schedule.counts_at(schedule.total_samples)
     return {name: (whole[name] - done[name]) * schedule.seq_length for name in whole}
@@ -185,25 +188,29 @@ def _phase_changes(old: list[dict[str, Any]], new: list[dict[str, Any]], over: i
         was = old[number] if number < len(old) else None
         now = new[number] if number < len(new) else None
         key = f"phases[{number}]"
+        # Phases are matched by position; another name there is another phase.
         if was is None or now is None or was["name"] != now["name"]:
             yield Change(key, was and _phase_title(was), now and _phase_title(now), "future data, learning rate")
             continue
         for name, values in _changed(was, now):
             effect = effect_of(f"{key}.{name}")
             if number < over:
+                # Phases that are over cannot change what will be read, unless their data changed (the chain refuses
+                # that).
                 effect = "past data" if effect == "future data" else "nothing: the phase is over"
             yield Change(f"{key}.{name}", *values, effect)
 
 
 def _phase_title(phase: Mapping[str, Any]) -> str:
     unit = next(unit for unit in ("tokens", "samples", "iterations") if unit in phase)
-    left = f", left after {phase['until']}" if "until" in phase else ""
+    left = f", ends early after {phase['until']}" if "until" in phase else ""
     return f"{phase['name']}, {format_count(phase[unit])} {unit}{left}"
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Yield the dotted keys whose values differ, with both; what only one side has is not looked into."""
+    """Yield the dotted keys whose values differ, with both values; sections that only one side has are not split."""
     for key in [*old, *(key for key in new if key not in old)]:
+        # A setting without a default is absent on one side: compare it with None.
         was, now = old.get(key), new.get(key)
         if isinstance(was, dict) and isinstance(now, dict):
             yield from _changed(was, now, f"{above}{key}.")

@@ -1,14 +1,14 @@
 """The learning rate as a pure function of the clock.
 
-The loop asks for the clock *after* an iteration. So the first iteration of a warmup from 0 already learns, a warmup of
-n iterations reaches `peak` exactly on its n-th, and the last iteration of a phase gets exactly `final`. A phase without
-`peak` goes on from where the last one ended, and a warmup rises from there (from 0 at the run's start); a phase with
-`peak` and no warmup starts at `peak` at once, which is a jump unless the last one ended there. A phase that is left
-early has the rate of its full length up to the cut, and the next one goes on from there.
+The loop uses the clock *after* an iteration. So the first iteration of a warmup from 0 already learns, a warmup of n
+iterations reaches `peak` exactly at its n-th, and the last iteration of a phase gets exactly `final`. A phase without
+`peak` continues at the rate where the previous one ended. A warmup rises from that rate (from 0 at the run's start). A
+phase with `peak` and no warmup starts at `peak`, which is a jump unless the previous one ended there. A phase that ends
+early has the rate of its full length up to the cut, and the next one continues from there.
 
-With t the share of the way from the warmup's end to the phase's end: `constant` stays at the peak; `linear` falls by t;
-`cosine` by (1 - cos(pi t)) / 2; `wsd` stays and then falls linearly over `decay`; `inverse_sqrt` is peak times
-sqrt(warmup / samples into the phase), never below `final`.
+Let t be the fraction of the way from the end of the warmup to the end of the phase. `constant` stays at the peak;
+`linear` falls by t; `cosine` by (1 - cos(pi t)) / 2; `wsd` stays and then falls linearly over `decay`; `inverse_sqrt`
+is peak times sqrt(warmup / samples into the phase), never below `final`.
 
 Sources: cosine: Loshchilov and Hutter, SGDR (2017), section 3; wsd: Hu et al., MiniCPM (2024), section 4; inverse_sqrt:
 Vaswani et al. (2017), section 5.3, with the warmup as its time scale.
@@ -35,10 +35,10 @@ class PhaseRate:
     Attributes:
         rule: the schedule's name.
         first_sample: clock at which the phase starts.
-        samples: of the phase's full length.
-        warmup: its length in samples.
-        decay: length of the final fall in samples; all after the warmup unless `wsd`.
-        start: value that the warmup rises from; without warmup, `peak`.
+        samples: full length of the phase.
+        warmup: length of the warmup in samples.
+        decay: length of the decay in samples; everything after the warmup, except for `wsd`.
+        start: value at the start of the warmup; without warmup, `peak`.
         peak: value after the warmup.
         final: value at the end (`constant`: the peak; `inverse_sqrt`: a lower bound).
     """
@@ -59,6 +59,7 @@ class PhaseRate:
             return _between(self.start, self.peak, done / self.warmup)
         if self.rule == "inverse_sqrt":
             return max(self.final, self.peak * math.sqrt(self.warmup / done))
+        # `fall` is t: 0 until the decay starts, 1 at the end of the phase.
         fall = max(0, done - (self.samples - self.decay)) / self.decay if self.decay else 0.0
         if self.rule == "cosine":
             fall = (1 - math.cos(math.pi * fall)) / 2
@@ -74,7 +75,7 @@ class LearningRateSchedule:
         batches: where iterations end, for lengths in iterations.
 
     Raises:
-        ConfigError: if a warmup, or a warmup and a decay, are longer than their phase.
+        ConfigError: if a warmup, or warmup plus decay, is longer than its phase.
     """
 
     def __init__(self, config: RunConfig, schedule: Schedule, batches: BatchSchedule) -> None:
@@ -82,10 +83,12 @@ class LearningRateSchedule:
         problems: list[Problem] = []
         end = 0.0
         for phase, plan in zip(config.phases, schedule.phases, strict=True):
+            # Lengths in iterations are those of the full length, also where `until` cuts the phase.
             whole = BatchSchedule(config, schedule, alone=plan) if plan.left_early else batches
             rate = _phase_rate(phase.learning_rate, plan, whole, end)
             problems += _misfits(phase, plan, rate, whole)
             self.phases.append(rate)
+            # The next phase continues here: at the cut of a phase that ends early, otherwise at `final`.
             end = rate.at(plan.last_sample) if not problems else rate.final
         self._ends = [plan.last_sample for plan in schedule.phases]
         if problems:
@@ -123,7 +126,7 @@ def _decay_samples(rate: LearningRate, plan: PhasePlan, batches: BatchSchedule, 
     if rate.schedule != "wsd":
         return plan.full_samples - warmup
     if isinstance(rate.decay, Quantity):
-        if rate.decay.unit == "iterations":  # counted back from the phase's end, where the batches are
+        if rate.decay.unit == "iterations":  # counted back from the phase's end, since batches may ramp
             last = batches.iteration_at(plan.full_end)
             first = last - rate.decay.count
             in_phase = first >= batches.iteration_at(plan.first_sample)
@@ -133,7 +136,7 @@ def _decay_samples(rate: LearningRate, plan: PhasePlan, batches: BatchSchedule, 
 
 
 def _misfits(phase: Phase, plan: PhasePlan, rate: PhaseRate, batches: BatchSchedule) -> list[Problem]:
-    """Return what does not fit into the phase."""
+    """Return problems of a warmup or decay that is longer than the phase."""
     iterations = batches.iterations(plan.first_sample, plan.full_end)
     where = f"phases[{plan.index}].learning_rate"
     if rate.warmup > plan.full_samples:
@@ -141,13 +144,14 @@ def _misfits(phase: Phase, plan: PhasePlan, rate: PhaseRate, batches: BatchSched
         return [Problem(what, f"{where}.warmup", f"give at most {iterations} iterations, or lengthen the phase")]
     if rate.rule == "wsd" and rate.warmup + rate.decay > plan.full_samples:
         left = plan.full_samples - rate.warmup
-        what = f"warmup and decay together are longer than phase {plan.name!r} of {plan.full_samples:,} samples"
+        what = f"warmup plus decay is longer than phase {plan.name!r} of {plan.full_samples:,} samples"
         return [Problem(what, f"{where}.decay", f"give at most {left} samples")]
     return []
 
 
 def _between(first: float, last: float, share: float) -> float:
-    """Return the value a share of the way from one to another; exactly `last` at 1, and where both are equal."""
+    """Interpolate linearly between two values; exactly `last` at share 1, and where both are equal."""
     if first == last:  # a constant rate is then the same float as that of `wsd` before its decay
         return first
+    # Not first + share * (last - first), which may miss `last` by a rounding error.
     return first * (1 - share) + last * share

@@ -1,14 +1,14 @@
-"""What it costs to go on under a schedule that would have read something else so far.
+"""The cost of resuming with a schedule that has a different past: windows that are repeated or lost.
 
-A window of a source is read once an epoch. `read` are the windows that the old schedule really read before the clock,
-`taken` those that the new one takes for read, since it goes on behind them. Windows that were read and are not taken
-for read come again before their epoch is over (`repeated`); windows that are taken for read and were not are not read
-in that epoch any more (`lost`).
+A window of a source is read once per epoch. `read` are the windows that the old schedule actually read before the
+clock. `taken` are those that the new schedule assumes as read, because it continues after them. A window that was read
+but not assumed is read again in the same epoch (`repeated`). A window that was assumed but not read is skipped in that
+epoch (`lost`).
 
-Under one seed a source has one order, and both are stretches of it: exact whatever the length. Under another seed the
-windows of each epoch are compared by number, which is exact in the first epoch; later epochs cut their windows up to
-one window apart. Beyond `EXACT_UP_TO` samples that comparison is an estimate, from a systematic sample of the windows
-read. With another `seq_length` or another data set windows are not the same things, and nothing can be compared.
+With the same seed a source has one order, and both sets are spans of it: the result is exact. With another seed, the
+windows of each epoch are compared by number. That is exact in the first epoch; in later epochs the offsets of windows
+differ by up to one window. Beyond `EXACT_UP_TO` samples it is an estimate from a systematic sample of the windows read.
+With another `seq_length` or another data set the windows are different, and nothing can be compared.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from megacode.plan.sources import SourceOrder
 
 EXACT_UP_TO = 2_000_000
 _SAMPLED = 10_000
-_Spans = list[tuple[int, int]]  # disjoint stretches of a source's samples, first and behind the last, ascending
+_Spans = list[tuple[int, int]]  # disjoint ranges [first, last) of a source's samples, ascending
 
 
 def lost(old: Schedule, new: Schedule, clock: int, exact_up_to: int = EXACT_UP_TO) -> dict[str, Any]:
-    """Return what going on under a new schedule repeats and loses, as plain values for JSON.
+    """Return the windows that a resume with a new schedule repeats and loses, as plain values for JSON.
 
     Args:
-        old: the schedule that was followed up to the clock.
-        new: the schedule to follow from there.
+        old: the schedule that was used up to the clock.
+        new: the schedule to use after it.
         clock: consumed samples.
         exact_up_to: samples up to which windows under different seeds are compared one by one.
 
@@ -47,24 +47,24 @@ def lost(old: Schedule, new: Schedule, clock: int, exact_up_to: int = EXACT_UP_T
 
 
 def unknown_loss(clock: int) -> dict[str, Any]:
-    """Return the report of a past whose order cannot be made again: by another version's law, or settings."""
-    why = "its order cannot be made again from the checkpoint's config"
+    """Return the report of a past whose order cannot be rebuilt, because of another version or its settings."""
+    why = "its order cannot be rebuilt from the checkpoint's config"
     return {"consumed_samples": clock, "comparable": False, "exact": False, "sources": {}, "why": why}
 
 
 def render_lost(report: dict[str, Any]) -> list[str]:
     """Return a report of `lost` as lines for people."""
     if not report["sources"] and report.get("why"):
-        return [f"the changed past cannot be compared: {report['why']}; every window may come again"]
+        return [f"the changed past cannot be compared: {report['why']}; any window may be read again"]
     lines = [f"the past of {report['consumed_samples']:,} samples has changed:"]
     for name, row in report["sources"].items():
         if row["why"]:
-            lines.append(f"{name}: cannot be compared: {row['why']}; every window may come again")
+            lines.append(f"{name}: cannot be compared: {row['why']}; any window may be read again")
             continue
         about = "" if row["exact"] else "about "
         lines.append(
-            f"{name}: {row['read']:,} windows were read, {row['taken']:,} are taken for read; "
-            f"{about}{row['repeated']:,} come again in their epoch, {about}{row['lost']:,} are not read in it"
+            f"{name}: {row['read']:,} windows were read, {row['taken']:,} count as read; "
+            f"{about}{row['repeated']:,} are repeated in their epoch, {about}{row['lost']:,} are lost in it"
         )
     return lines
 
@@ -75,6 +75,7 @@ def _row(old: Schedule, new: Schedule, name: str, clock: int, exact: bool) -> di
     why = _incomparable(old, new, name)
     if why:
         return {**row, "exact": False, "why": why}
+    # Same seed, same order: compare spans, without looking at any window.
     if old.seed == new.seed or not read or not taken:
         common, exact = _length(_intersection(read, taken)), True
     else:
@@ -86,7 +87,7 @@ def _incomparable(old: Schedule, new: Schedule, name: str) -> str:
     if old.seq_length != new.seq_length:
         return f"seq_length was {old.seq_length} and is now {new.seq_length}"
     if name not in old.orders or name not in new.orders:
-        return ""  # one of the two reads nothing of it
+        return ""  # one of the two schedules does not read this source
     was, now = old.sizes[name], new.sizes[name]
     if was.tokens != now.tokens or was.identity != now.identity:
         return f"its data set had {was.tokens:,} training tokens ({was.identity:.12}) and has {now.tokens:,} " + (
@@ -96,7 +97,7 @@ def _incomparable(old: Schedule, new: Schedule, name: str) -> str:
 
 
 def _spans(schedule: Schedule, name: str, clock: int) -> _Spans:
-    """Return which samples of a source a schedule reads before a clock."""
+    """Return the samples of a source that a schedule reads before a clock, as merged spans."""
     spans = []
     for phase in schedule.phases:
         if name in phase.counts and phase.first_sample < clock:
@@ -104,6 +105,7 @@ def _spans(schedule: Schedule, name: str, clock: int) -> _Spans:
             spans.append((phase.first_index[name], phase.first_index[name] + count))
     merged: _Spans = []
     for first, last in sorted(span for span in spans if span[0] < span[1]):
+        # A restart may read the same samples again; `read` counts each once.
         if merged and first <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
         else:
@@ -115,17 +117,19 @@ def _length(spans: _Spans) -> int:
     return sum(last - first for first, last in spans)
 
 
-def _intersection(one: _Spans, other: _Spans) -> _Spans:
-    pairs = ((max(a, c), min(b, d)) for a, b in one for c, d in other)
+def _intersection(left: _Spans, right: _Spans) -> _Spans:
+    pairs = ((max(a, c), min(b, d)) for a, b in left for c, d in right)
     return [(first, last) for first, last in pairs if first < last]
 
 
 def _common(old: SourceOrder, new: SourceOrder, read: _Spans, taken: _Spans, exact: bool) -> int:
-    """Return how many windows two orders of one source have in common in the same epochs."""
+    """Return how many windows two orders of one source share within the same epochs."""
     common = 0
+    # Only epochs that both have begun can share windows.
     for epoch in range((min(read[-1][1], taken[-1][1]) - 1) // old.windows + 1):
         whole = [(epoch * old.windows, (epoch + 1) * old.windows)]
         ours, theirs = _intersection(read, whole), _intersection(taken, whole)
+        # An epoch that one side has read completely contains whatever the other read of it.
         if old.windows in (_length(ours), _length(theirs)):
             common += min(_length(ours), _length(theirs))
         elif ours and theirs:
@@ -134,17 +138,18 @@ def _common(old: SourceOrder, new: SourceOrder, read: _Spans, taken: _Spans, exa
 
 
 def _common_windows(old: SourceOrder, new: SourceOrder, ours: _Spans, theirs: _Spans) -> int:
-    one, other = old.many(_indices(ours)).window, new.many(_indices(theirs)).window
-    return len(np.intersect1d(one, other, assume_unique=True))
+    old_windows, new_windows = old.many(_indices(ours)).window, new.many(_indices(theirs)).window
+    return len(np.intersect1d(old_windows, new_windows, assume_unique=True))
 
 
 def _estimate(old: SourceOrder, new: SourceOrder, ours: _Spans, theirs: _Spans) -> int:
     total = _length(ours)
     places = old.many(_sampled(ours, min(total, _SAMPLED)))
-    found = (
+    indices = (
         new.index_of(epoch, window) for epoch, window in zip(places.epoch.tolist(), places.window.tolist(), strict=True)
     )
-    hits = sum(any(first <= index < last for first, last in theirs) for index in found)
+    hits = sum(any(first <= index < last for first, last in theirs) for index in indices)
+    # The estimate must not exceed either side.
     return min(round(total * hits / len(places.window)), _length(theirs))
 
 
@@ -153,7 +158,7 @@ def _indices(spans: _Spans) -> NDArray[np.int64]:
 
 
 def _sampled(spans: _Spans, count: int) -> NDArray[np.int64]:
-    """Return so many samples of some stretches, evenly spread."""
+    """Return `count` samples of the spans, evenly spaced."""
     offsets = np.arange(count, dtype=np.int64) * _length(spans) // count
     firsts = np.array([first for first, _ in spans], dtype=np.int64)
     starts = np.cumsum([0, *(last - first for first, last in spans)])[:-1]

@@ -1,4 +1,4 @@
-"""One phase of a schedule, as integers."""
+"""`PhasePlan`: one phase of a schedule, as integers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class PhasePlan:
         name: as in the config.
         index: number of the phase, from 0.
         first_sample: clock at which it starts.
-        samples: how many of it are read.
-        counts: samples read of each source with a positive weight, by name in order.
-        first_index: of each of them, the number of its first sample in the source's stream.
-        tree: the order of the sources over the phase's full length, which may be longer than what is read.
-        weights: the blend as asked for, normalised.
-        clipped: sources whose share a cap has cut.
+        samples: how many samples of it are read.
+        counts: samples read of each source with a positive weight, sorted by name.
+        first_index: for each of them, the index of its first sample in the source's stream.
+        tree: the order of the sources over the full length of the phase, which may be longer than what is read.
+        weights: the blend as given in the config, normalised.
+        clipped: sources whose share is reduced by a cap.
         restarted: sources that start again here although they were read before.
     """
 
@@ -31,6 +31,7 @@ class PhasePlan:
     samples: int
     counts: Mapping[str, int]
     first_index: Mapping[str, int]
+    # Rebuilt from the counts at every start, in microseconds; nothing of it is saved.
     tree: QuotaTree
     weights: Mapping[str, float]
     clipped: tuple[str, ...] = ()
@@ -38,12 +39,12 @@ class PhasePlan:
 
     @property
     def last_sample(self) -> int:
-        """Clock at which it is left: that of the first sample behind it."""
+        """Clock at which it ends: that of the first sample after it."""
         return self.first_sample + self.samples
 
     @property
     def full_samples(self) -> int:
-        """Samples of its full length, by which its order and its learning rate are laid out."""
+        """Samples of its full length, which determines its order and its learning rate."""
         return self.tree.samples
 
     @property
@@ -53,5 +54,5 @@ class PhasePlan:
 
     @property
     def left_early(self) -> bool:
-        """Whether it is left before its full length is read."""
+        """Whether it ends before its full length is read."""
         return self.samples < self.full_samples

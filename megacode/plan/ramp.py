@@ -1,7 +1,7 @@
-"""The global batch as a function of the clock, and the phase lengths that follow from it.
+"""The global batch size as a function of the clock, and the phase lengths that follow from it.
 
-The batch climbs from `start` by `increment` in equal steps of samples, as in Megatron's `--rampup-batch-size`, and is
-`global_batch_size` from then on. Iterations come in *stretches* of one size, few enough to list.
+The batch grows from `start` by `increment` in equal intervals of samples, as with Megatron's `--rampup-batch-size`, and
+is then `global_batch_size`. Iterations form *stretches* of equal size, few enough to list.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from megacode.config.quantity import Quantity
 from megacode.config.training import Training
 
 
-class Stretch(NamedTuple):
+class BatchStretch(NamedTuple):
     """Consecutive iterations of one batch size, from the clock `first_sample`."""
 
     first_sample: int
@@ -37,6 +37,7 @@ class Ramp:
         ramp = training.batch_ramp
         if ramp is not None:
             steps = (training.global_batch_size - ramp.start) // ramp.increment
+            # Rounded up: a step begins with the first sample at or after its exact share.
             self._starts = [-(-step * ramp.samples // steps) for step in range(steps + 1)]
             self._sizes = [ramp.start + step * ramp.increment for step in range(steps + 1)]
 
@@ -48,19 +49,20 @@ class Ramp:
         level = bisect_right(self._starts, clock)
         return self._starts[level] if level < len(self._starts) else None
 
-    def stretches(self, first: int, last: int) -> Iterator[Stretch]:
-        """Yield the iterations of a phase that goes from one clock to another; the last may be short."""
+    def stretches(self, first: int, last: int) -> Iterator[BatchStretch]:
+        """Yield the iterations of a phase between two clocks; the last one may be short."""
         clock = first
         while clock < last:
             size, rise = self.size(clock), self._next_rise(clock)
             whole = (last - clock) // size
+            # An iteration keeps its size to its end, also where the ramp rises in the middle of it.
             count = whole if rise is None else min(whole, -(-(rise - clock) // size))
-            stretch = Stretch(clock, size, count) if count else Stretch(clock, last - clock, 1)
+            stretch = BatchStretch(clock, size, count) if count else BatchStretch(clock, last - clock, 1)
             yield stretch
             clock += stretch.batch_size * stretch.iterations
 
     def after(self, first: int, iterations: int) -> int:
-        """Return the clock after some iterations, starting at a clock and crossing no phase end."""
+        """Return the clock after some iterations from a clock, without any end of a phase between."""
         clock = first
         while iterations:
             size, rise = self.size(clock), self._next_rise(clock)
@@ -70,9 +72,10 @@ class Ramp:
         return clock
 
     def nearest(self, first: int, samples: Fraction) -> int:
-        """Return the iteration boundary nearest to `samples` after a clock (the later of two), at least one batch."""
+        """Return the iteration boundary nearest to `first + samples` (ties: the later one), at least one batch away."""
         below = first
         for stretch in self.stretches(first, first + int(samples)):
+            # Skips the short batch at the end: it is not a boundary of the ramp.
             if stretch.batch_size == self.size(stretch.first_sample):
                 below = stretch.first_sample + stretch.batch_size * stretch.iterations
         size = self.size(below)
@@ -80,14 +83,14 @@ class Ramp:
 
 
 class Extent(NamedTuple):
-    """Samples of a phase: `whole`, over which it is laid out, and `read`, after which it is left."""
+    """Samples of a phase: `whole` is its full length, `read` is how many are read before it ends."""
 
     whole: int
     read: int
 
 
 def phase_extent(phase: Phase, number: int, first: int, training: Training) -> Extent:
-    """Return how many samples a phase is laid out over, and after how many of them it is left.
+    """Return the full length of a phase, and after how many samples it ends.
 
     Args:
         phase: its length and `until`, in tokens (the nearest iteration boundary), samples or iterations (exact).
@@ -96,23 +99,23 @@ def phase_extent(phase: Phase, number: int, first: int, training: Training) -> E
         training: sequence length and batch sizes.
 
     Raises:
-        ConfigError: if either is shorter than one global batch, or `until` lies behind the phase's end.
+        ConfigError: if either is shorter than one global batch, or `until` lies after the end of the phase.
     """
     where = f"phases[{number}]"
     named = f"phase {phase.name!r} has"
     whole = _samples(phase.length, first, training, named, f"{where}.{phase.length.unit}")
     if phase.until is None:
         return Extent(whole, whole)
-    read = _samples(phase.until, first, training, f"phase {phase.name!r} is left after", f"{where}.until")
+    read = _samples(phase.until, first, training, f"phase {phase.name!r} ends early after", f"{where}.until")
     most = _most(phase, first, whole, training)
     if phase.until.count > most:
-        what = f"phase {phase.name!r} is left after {phase.until}, but has only {most:,} {phase.until.unit}"
+        what = f"phase {phase.name!r} ends early after {phase.until}, but has only {most:,} {phase.until.unit}"
         raise ConfigError(what, f"{where}.until", f"give at most {most} {phase.until.unit}, or lengthen the phase")
     return Extent(whole, min(whole, read))
 
 
 def _samples(length: Quantity, first: int, training: Training, named: str, where: str) -> int:
-    """Return a length from a clock on in samples."""
+    """Convert a length that starts at a clock to samples."""
     ramp = Ramp(training)
     if length.unit == "iterations":
         return ramp.after(first, length.count) - first
@@ -125,11 +128,12 @@ def _samples(length: Quantity, first: int, training: Training, named: str, where
         fix = f"give it at least {least}"
         fix += f", or train.global_batch_size at most {int(samples)}" if samples >= 1 else ""
         raise ConfigError(what, where, fix)
+    # Only tokens are rounded; samples and iterations are exact.
     return ramp.nearest(first, samples) - first if length.unit == "tokens" else length.count
 
 
 def _most(phase: Phase, first: int, whole: int, training: Training) -> int:
-    """Return the largest `until` that lies in a phase, in its own unit."""
+    """Return the largest legal `until` of a phase, in the unit of `until`."""
     assert phase.until is not None
     unit, length = phase.until.unit, phase.length
     most = {

@@ -1,12 +1,12 @@
-"""One source's endless stream of windows: which tokens its sample number i reads.
+"""The endless stream of windows of one source: which tokens its sample i reads.
 
-A source has T training tokens in stored order. A window is S + 1 tokens (the inputs, and one more for the last label),
-and neighbouring windows share one token, so an epoch has W = (T - 1) div S windows, and r = T - 1 - W S tokens are left
-over. Epoch e starts its first window at token o_e = (e k) mod (r + 1), with k keyed and coprime to r + 1: o_0 = 0,
-consecutive epochs cut the documents elsewhere, and the left-over is another each time, while every epoch has W windows.
+A source has T training tokens in stored order. A window is S + 1 tokens (the inputs, and one more for the last label).
+Adjacent windows share one token, so an epoch has W = (T - 1) div S windows, and r = T - 1 - W S tokens remain. Window 0
+of epoch e starts at token o_e = (e k) mod (r + 1), with k keyed and coprime to r + 1. So o_0 = 0, consecutive
+epochs cut the documents at different places and leave out different tokens, and every epoch has W windows.
 
-Sample i of the source is position i mod W of epoch i div W; the epoch's keyed permutation says which window that is.
-So no window comes twice before all have come, and any sample is found without walking there.
+Sample i of the source is position i mod W of epoch i div W; the keyed permutation of that epoch gives the window. So no
+window is repeated before all have been read, and any sample is found directly.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from megacode.plan.permutation import Permutation
 
 @dataclass(frozen=True)
 class SourceSize:
-    """What the plan needs to know of a source.
+    """What the plan needs to know about a source.
 
     Attributes:
         name: the source's name in the config.
-        tokens: training tokens, after the held-out documents were cut off.
+        tokens: training tokens, without the held-out documents.
         documents: training documents; 0 where unknown.
         validation_tokens: held-out tokens.
         identity: content hash from the manifest; empty where the size is only declared in the config.
-        notes: what a user should know of it; decides nothing.
+        notes: remarks for the user; they affect nothing.
     """
 
     name: str
@@ -45,7 +45,7 @@ class SourceSize:
 
 
 class Place(NamedTuple):
-    """Where a sample of a source lies: its window covers tokens first_token .. first_token + seq_length."""
+    """What a sample of a source reads: its window covers tokens first_token .. first_token + seq_length."""
 
     epoch: int
     position: int
@@ -62,7 +62,7 @@ class Places(NamedTuple):
 
 
 def windows(tokens: int, seq_length: int) -> int:
-    """Return how many windows an epoch of a source has."""
+    """Return the number of windows per epoch of a source."""
     return max(0, tokens - 1) // seq_length
 
 
@@ -85,6 +85,7 @@ class SourceOrder:
         self.windows = windows(size.tokens, seq_length)
         assert self.windows > 0, size
         self.tail_tokens = size.tokens - 1 - self.windows * seq_length
+        # Coprime: the offsets of consecutive epochs visit all r + 1 values before one is repeated.
         self._stride = _coprime(digest("offset", str(seed), size.name), self.tail_tokens + 1)
 
     def offset(self, epoch: int) -> int:
@@ -92,6 +93,7 @@ class SourceOrder:
         return epoch * self._stride % (self.tail_tokens + 1)
 
     def _order(self, epoch: int) -> Permutation:
+        # Cached per process: making the keys of a permutation costs two SHA-256.
         return _epoch_order(self.windows, self.seed, self.name, epoch)
 
     def at(self, index: int) -> Place:
@@ -110,26 +112,28 @@ class SourceOrder:
         Args:
             indices: int64 [k].
         """
-        epochs = indices // self.windows  # and a product: twice as fast as divmod
+        epochs = indices // self.windows  # with a multiplication: twice as fast as np.divmod
         positions = indices - epochs * self.windows
         window, first_token = np.empty_like(positions), np.empty_like(positions)
+        # Nearly always one epoch; np.unique would sort for nothing.
         present = np.unique(epochs) if len(epochs) and epochs.min() != epochs.max() else epochs[:1]
         for epoch in present.tolist():
-            here = slice(None) if len(present) == 1 else np.flatnonzero(epochs == epoch)
-            window[here] = self._order(epoch).many(positions[here])
-            first_token[here] = self.offset(epoch) + window[here] * self.seq_length
+            selected = slice(None) if len(present) == 1 else np.flatnonzero(epochs == epoch)
+            window[selected] = self._order(epoch).many(positions[selected])
+            first_token[selected] = self.offset(epoch) + window[selected] * self.seq_length
         return Places(epochs, window, first_token)
 
     def indices_reading(self, first_token: int, last_token: int, epoch: int) -> list[int]:
         """Return the samples of an epoch whose windows hold any of the tokens first_token .. last_token, unsorted."""
         offset, length = self.offset(epoch), self.seq_length
+        # A window covers length + 1 tokens, so the one that ends at first_token counts.
         first = max(0, -(-(first_token - offset - length) // length))
         last = min(self.windows - 1, (last_token - offset) // length)
         return [self.index_of(epoch, window) for window in range(first, last + 1)]
 
 
 def _coprime(key: str, modulus: int) -> int:
-    """Return a keyed number that is coprime to `modulus`, below it."""
+    """Return a keyed number below `modulus` that is coprime to it."""
     number = int(key[:16], 16) % modulus
     while gcd(number, modulus) != 1:
         number = (number + 1) % modulus

@@ -1,1 +1,1 @@
-"""F6: a run's plan from its config and its data sets: as an object, as JSON, as tables. Without torch."""
+"""F6: the plan of a run from its config and data sets: as an object, as JSON, as tables. Without torch."""

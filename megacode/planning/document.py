@@ -26,22 +26,24 @@ def plan_document(
     vocab_size: int,
     cluster: Cluster | None = None,
 ) -> _Json:
-    """Return everything that a plan says, as plain values for JSON.
+    """Return the whole plan as plain values for JSON.
 
-    Counts are exact integers; `share`, `weight` and `epochs_*` are ratios; clocks are in samples. What is said of a
-    phase is what is read of it; `full_samples` and `full_tokens` are its length if it were not left early.
+    Counts are exact integers; `share`, `weight` and `epochs_*` are ratios; clocks are in samples. Figures of a phase
+    are of what is read; `full_samples` and `full_tokens` are its length without `until`.
 
     Args:
-        config: what the plan follows from.
+        config: the run.
         schedule: which tokens each sample reads.
         batches: how many samples each iteration reads.
         rates: the learning rate of each iteration.
-        vocab_size: tokens the model knows, without padding.
-        cluster: GPUs to lay the run over; absent: nothing is said of memory and time.
+        vocab_size: size of the vocabulary, without padding.
+        cluster: the GPUs to plan for; None: without memory and time.
 
     Raises:
-        ConfigError: the GPUs are not known, are no whole copies of the model, or do not divide the global batch.
+        ConfigError: the GPU is unknown, or the number of GPUs does not give whole copies of the model and whole
+            micro-batches.
     """
+    # FLOPs and parameters are of the real vocabulary; padding is waste, and listed apart.
     per_token = flops_per_token(config.model, vocab_size, schedule.seq_length)
     padded = padded_vocabulary(config.model, vocab_size, config.parallel.tensor)
     total_tokens = schedule.total_samples * schedule.seq_length
@@ -69,12 +71,13 @@ def plan_document(
     if cluster is not None and cluster.scale:
         document["scale"] = scaling_document(config, cluster, vocab_size, document)
     document["warnings"] = list(_warnings(config, schedule, document))
+    # Last, since it is long and of no use to people.
     document["fingerprints"] = schedule.fingerprints()
     return document
 
 
 def _phases(schedule: Schedule, batches: BatchSchedule, rates: LearningRateSchedule, per_token: int) -> list[_Json]:
-    """Return the phases; sources carry what they have been read so far from one to the next."""
+    """Return the phases; the counters of the sources continue from one to the next."""
     drawn = dict.fromkeys(schedule.source_names, 0)
     reached = dict.fromkeys(schedule.source_names, 0)  # samples 0 .. reached - 1 of the stream have been read
     result = []
@@ -83,9 +86,11 @@ def _phases(schedule: Schedule, batches: BatchSchedule, rates: LearningRateSched
         for name, count in phase.counts.items():
             sources[name] = _phase_source(schedule, phase, name, drawn[name], reached[name])
             drawn[name] += count
+            # A restart does not lower what has been read: max, not assignment.
             reached[name] = max(reached[name], phase.first_index[name] + count)
         first_iteration = batches.iteration_at(phase.first_sample)
         iterations = batches.iterations(phase.first_sample, phase.last_sample)
+        # No batch crosses the end of a phase, so the last one may be short.
         last_batch = phase.last_sample - batches.clock_after(first_iteration + iterations - 1)
         result.append(
             {
@@ -110,6 +115,7 @@ def _phases(schedule: Schedule, batches: BatchSchedule, rates: LearningRateSched
 
 def _phase_source(schedule: Schedule, phase: PhasePlan, name: str, drawn: int, reached: int) -> _Json:
     count, order = phase.counts[name], schedule.orders.get(name)
+    # A source without windows is not drawn: its counts are 0.
     windows = order.windows if order else 1
     repetition = _first_repeated_index(phase.first_index[name], count, windows, reached)
     first = None if repetition is None else phase.tree.position(name, repetition - phase.first_index[name])
@@ -128,9 +134,10 @@ def _phase_source(schedule: Schedule, phase: PhasePlan, name: str, drawn: int, r
 
 
 def _first_repeated_index(first: int, count: int, windows: int, reached: int) -> int | None:
-    """Return the first sample of a source's stream in a phase whose window was read before, if there is one."""
+    """Return the index of the first sample in a phase whose window was read before, or None."""
     if not count:
         return None
+    # A restart reads from 0 again; beyond `windows` a new epoch has begun.
     if first < reached or first >= windows:
         return first
     return windows if first + count > windows else None
@@ -170,27 +177,28 @@ def _warnings(config: RunConfig, schedule: Schedule, document: _Json) -> Iterato
 
 
 def _source_warnings(schedule: Schedule, sources: _Json) -> Iterator[str]:
+    # A declared size has no content hash, since no data was read.
     declared = [name for name, row in sources.items() if row["declared"] and row["samples"]]
     if declared:
-        yield f"{_listed(declared)}: sizes as declared, not read from data; the real plan may differ"
+        yield f"{_listed(declared)}: sizes are declared, not read from data; the real plan may differ"
     unused = [name for name in schedule.source_names if not sources.get(name, {}).get("samples")]
     if unused:
         yield f"{_listed(unused)}: in sources, but no phase draws from it"
     for name, row in sources.items():
         if row["epochs"] > _USEFUL_EPOCHS:
-            said = f"beyond about {_USEFUL_EPOCHS}, repetition teaches little (Muennighoff et al., 2023)"
-            yield f"{name}: read {row['epochs']:.1f} times over the run; {said}"
+            reason = f"more than about {_USEFUL_EPOCHS} epochs teach little (Muennighoff et al., 2023)"
+            yield f"{name}: read {row['epochs']:.1f} times over the run; {reason}"
 
 
 def notes(config: RunConfig, schedule: Schedule) -> list[str]:
-    """Return what was made of the config in silence: blends that were normalised, and what its sources are like."""
+    """Return remarks on the config: blends that were normalised, and notes on its sources."""
     blends = [_normalised(phase) for phase in config.phases if phase.sums_to is None]
     return [*blends, *(f"{name}: {note}" for name, size in schedule.sizes.items() for note in size.notes)]
 
 
 def _normalised(phase: Phase) -> str:
     shares = (f"{name} {weight / phase.total_weight:.1%}" for name, weight in phase.blend.items())
-    return f"{phase.name}: its blend sums to {phase.total_weight:.6g}, and is normalised: {', '.join(shares)}"
+    return f"{phase.name}: its blend sums to {phase.total_weight:.6g} and was normalised: {', '.join(shares)}"
 
 
 def _phase_warnings(config: RunConfig, schedule: Schedule, phases: list[_Json]) -> Iterator[str]:
@@ -199,13 +207,15 @@ def _phase_warnings(config: RunConfig, schedule: Schedule, phases: list[_Json]) 
         rate, asked = row["learning_rate"], phase.length
         for name, source in row["sources"].items():
             if source["clipped"]:
-                said = f"its share is {source['share']:.1%} in place of {source['weight']:.1%}"
-                yield f"{phase.name}: {name} reaches max_epochs {config.sources[name].max_epochs:g}, so {said}"
-        for wanted, tokens in ((asked, row["full_tokens"]), (phase.until, row["tokens"])):
-            if wanted is not None and wanted.unit == "tokens" and abs(tokens - wanted.count) > wanted.count / 100:
-                yield f"{phase.name}: {wanted.count:,} tokens asked for, {tokens:,} in whole global batches"
+                change = f"its share is {source['share']:.1%} instead of {source['weight']:.1%}"
+                yield f"{phase.name}: {name} reaches max_epochs {config.sources[name].max_epochs:g}, so {change}"
+        # Only tokens are rounded, and only a difference above 1 % is worth a warning.
+        for length, tokens in ((asked, row["full_tokens"]), (phase.until, row["tokens"])):
+            if length is not None and length.unit == "tokens" and abs(tokens - length.count) > length.count / 100:
+                yield f"{phase.name}: {length.count:,} tokens requested, {tokens:,} in whole global batches"
         if row["last_batch_short"]:
-            yield f"{phase.name}: its last batch has {row['last_batch_size']} samples"
+            yield f"{phase.name}: its last batch has only {row['last_batch_size']} samples"
+        # A jump without warmup is often a mistake, and a frequent cause of spikes.
         if number and rate["start"] > 1.5 * end:
             yield f"{phase.name}: the learning rate jumps from {end:.3g} to {rate['start']:.3g} without a warmup"
         end = rate["end"]

@@ -1,6 +1,6 @@
-"""What samples read, and which samples read a document, answered from the code that training uses.
+"""What samples read, and which samples read a document, computed by the code that training uses.
 
-Each row also says why its sample was withheld from learning, if the config's run directory has a ledger that says so.
+Each row also has the reason why its sample was withheld from learning, if the ledger of the run directory lists it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 def order_rows(config: RunConfig, first: int, count: int) -> list[Row]:
-    """Return what samples `first` to `first + count - 1` read, one row each; fewer where the run ends before.
+    """Return what samples `first` to `first + count - 1` read, one row each; fewer at the end of the run.
 
     Raises:
         ConfigError: if `first` lies outside the run.
@@ -44,12 +44,14 @@ def seen_rows(config: RunConfig, source: str, document: int) -> list[Row]:
     """
     if source not in config.sources:
         known = ", ".join(sorted(config.sources))
-        raise ConfigError(f"there is no source {source!r}", "--source", f"the config's sources are {known}")
+        raise ConfigError(f"there is no source {source!r}", "--source", f"use one of {known}")
     stream = open_source(config, source)
     if not 0 <= document < stream.data.documents:
-        what = f"there is no document {document} in {source!r}: it has {stream.data.documents:,}"
+        what = f"there is no document {document} in {source!r}, which has {stream.data.documents:,} documents"
         raise ConfigError(what, "--document", f"give a number from 0 to {stream.data.documents - 1}")
+    # Tokens first .. last of the stored stream, both inclusive.
     first, last = stream.data.document_bounds(document)
+    # Held-out documents are the last ones of a source; no sample reads them.
     if document >= stream.train_documents or last < first:
         return []
     schedule = build_schedule(config, source_sizes(config))
@@ -57,6 +59,7 @@ def seen_rows(config: RunConfig, source: str, document: int) -> list[Row]:
 
 
 def _rows(config: RunConfig, schedule: Schedule, samples: Iterable[int]) -> list[Row]:
+    # Sources are opened once each, on first use.
     return sample_rows(schedule, samples, Ledger.read(RunDir(config.directory)), cache(partial(open_source, config)))
 
 
@@ -67,15 +70,17 @@ def sample_rows(
 
     Args:
         schedule: of the run.
-        samples: their numbers.
-        ledger: what the run has withheld.
+        samples: numbers of the samples.
+        ledger: the samples that the run has withheld.
         stream_of: returns an opened source by its name.
     """
     numbers = np.fromiter(samples, dtype=np.int64)
+    # One vectorized draw, then plain integers, which JSON can hold.
     columns = (column.tolist() for column in (numbers, *schedule.draws(numbers)))
     rows: list[Row] = []
     for sample, source_id, epoch, window, first_token in zip(*columns, strict=True):
         name = schedule.source_names[source_id]
+        # A window usually spans several documents.
         first, last = stream_of(name).documents_of(first_token)
         entry = ledger.withheld(sample, sample + 1)
         rows.append(

@@ -1,4 +1,4 @@
-"""A run's plan from its config and its data sets, without torch: what `megacode plan` shows and training obeys."""
+"""`Plan`: derive a run's plan from its config and data sets, without torch, for `megacode plan` and for training."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from megacode.planning.tables import plan_document
 
 @dataclass(frozen=True)
 class Plan:
-    """The pure functions of the clock that decide a run.
+    """Data order, batches and learning rate of a run, as pure functions of the clock.
 
     Attributes:
-        config: what they follow from.
+        config: the run.
         schedule: which tokens each sample reads.
         batches: how many samples each iteration reads.
         rates: the learning rate of each iteration.
-        vocab_size: tokens the model knows, without padding.
+        vocab_size: size of the vocabulary, without padding.
     """
 
     config: RunConfig
@@ -52,12 +52,13 @@ class Plan:
     vocab_size: int
 
     def multiples(self, every: Quantity | None) -> list[int]:
-        """Return the iterations at which a quantity is reached again, from the run's start."""
+        """Return the iterations at which multiples of a quantity are reached."""
         if every is None:
             return []
         if every.unit == "iterations":
             return list(range(every.count, self.batches.total_iterations + 1, every.count))
         samples = -(-every.count // (self.schedule.seq_length if every.unit == "tokens" else 1))
+        # A multiple inside an iteration is reached by that iteration.
         clocks = range(samples, self.schedule.total_samples + 1, samples)
         return [self.batches.iteration_at(clock) for clock in clocks]
 
@@ -66,14 +67,14 @@ class Plan:
         return {self.batches.iteration_at(phase.last_sample) for phase in self.schedule.phases}
 
     def scored(self) -> frozenset[int]:
-        """Return the iterations whose checkpoints get scores while the run goes on."""
-        wanted = self.config.evaluate
-        if wanted is None:
+        """Return the iterations whose checkpoints are scored during training."""
+        evaluate = self.config.evaluate
+        if evaluate is None:
             return frozenset()
-        return frozenset(self.multiples(wanted.every)) | (self.phase_ends() if wanted.at_phase_ends else set())
+        return frozenset(self.multiples(evaluate.every)) | (self.phase_ends() if evaluate.at_phase_ends else set())
 
     def document(self, cluster: Cluster | None = None) -> dict[str, Any]:
-        """Return the plan as one JSON document; with memory and time where there are GPUs to lay it over."""
+        """Return the plan as one JSON document, with memory and time if GPUs are given."""
         return plan_document(self.config, self.schedule, self.batches, self.rates, self.vocab_size, cluster)
 
 
@@ -84,14 +85,15 @@ def crosses(every: Quantity | None, seq_length: int, iteration: int, before: int
     if every.unit == "iterations":
         return iteration % every.count == 0
     samples = -(-every.count // (seq_length if every.unit == "tokens" else 1))
+    # Comparing quotients also works where an iteration jumps over the multiple.
     return after // samples > before // samples
 
 
 def check_trainable(config: RunConfig) -> None:
-    """Refuse settings that can be planned, but that this release does not train with.
+    """Refuse settings that can be planned but not trained.
 
     Raises:
-        ConfigError: with all of them.
+        ConfigError: lists all of them.
     """
     problems = _untrainable(config)
     if problems:
@@ -99,7 +101,7 @@ def check_trainable(config: RunConfig) -> None:
 
 
 def _untrainable(config: RunConfig) -> list[Problem]:
-    what = "fill in the middle ({:g}) is not part of this release"
+    what = "fill in the middle (fim_rate {:g}) is not supported yet"
     problems = [
         Problem(what.format(source.fim_rate), f"sources.{name}.fim_rate", "set it to 0")
         for name, source in config.sources.items()
@@ -108,40 +110,42 @@ def _untrainable(config: RunConfig) -> list[Problem]:
     try:
         check_scoring(config)
     except ConfigError as error:
+        # Collected, so that all reasons are reported at once.
         problems += error.problems
     return problems
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """What a plan needs to know of files: the sizes of all sources, and how many tokens the model knows."""
+class SourceSizes:
+    """What a plan needs to know about files: the sizes of all sources and of the vocabulary."""
 
     sources: dict[str, SourceSize]
     vocabulary: int
 
 
-def read_sizes(config: RunConfig, *, allow_declared: bool = False) -> Sizes:
+def read_sizes(config: RunConfig, *, allow_declared: bool = False) -> SourceSizes:
     """Read the sizes of a run's sources and vocabulary.
 
     Raises:
         DataError: if a data set is missing or damaged.
     """
-    return Sizes(source_sizes(config, allow_declared=allow_declared), vocabulary_size(config))
+    return SourceSizes(source_sizes(config, allow_declared=allow_declared), vocabulary_size(config))
 
 
-def make_plan(config: RunConfig, sizes: Sizes | None = None, *, allow_declared: bool = False) -> Plan:
+def make_plan(config: RunConfig, sizes: SourceSizes | None = None, *, allow_declared: bool = False) -> Plan:
     """Derive the plan of a run.
 
     Args:
         config: the resolved config.
-        sizes: as rank 0 has read them; absent: read here.
-        allow_declared: let a source's declared `tokens` stand in for a data set that is not there yet.
+        sizes: as read by rank 0; None: read here.
+        allow_declared: use a source's declared `tokens` where its data set does not exist yet.
 
     Raises:
         DataError: if a data set is missing or damaged.
-        PlanError: if the plan cannot be carried out.
+        PlanError: if a cap makes a phase infeasible.
     """
     sizes = sizes or read_sizes(config, allow_declared=allow_declared)
+    # Each follows from the ones before: order, then batches, then learning rates.
     schedule = build_schedule(config, sizes.sources)
     batches = BatchSchedule(config, schedule)
     rates = LearningRateSchedule(config, schedule, batches)
@@ -149,46 +153,47 @@ def make_plan(config: RunConfig, sizes: Sizes | None = None, *, allow_declared: 
 
 
 def prove_same_model(plan: Plan, state: TrainState, checkpoint: Path) -> None:
-    """Refuse a checkpoint whose weights are not those of the config's model, naming every difference.
+    """Refuse a checkpoint of another model than the config's, listing every difference.
 
     Args:
-        plan: to go on with.
+        plan: to resume or start with.
         state: of the checkpoint.
         checkpoint: its directory.
 
     Raises:
-        CheckpointError: a shape or what is computed differs, or the vocabulary's size.
+        CheckpointError: a shape, a setting of the forward pass or the size of the vocabulary differs.
     """
-    fix = "use the model it was saved with, or another run_dir"
+    fix = "use the model settings it was saved with, or another run_dir"
     problems = [
         Problem(f"the checkpoint has {shown(change.old)}, the config {shown(change.new)}", change.key, fix)
         for change in model_changes(state.config, plan.config)
     ]
     saved = saved_vocabulary(checkpoint)
     if saved not in (None, plan.vocab_size):
-        what = f"the checkpoint has {saved:,} tokens, the config {plan.vocab_size:,}"
+        what = f"the checkpoint has a vocabulary of {saved:,} tokens, the config {plan.vocab_size:,}"
         problems.append(Problem(what, "model.vocab_size", fix))
     if problems:
         raise CheckpointError(problems=problems)
 
 
 def prove_compatible(plan: Plan, checkpoint: Path, state: TrainState, accept_changed_past: bool = False) -> Difference:
-    """Prove that a plan agrees with what a checkpoint is and has read, and say what is different from there on.
+    """Prove that a plan agrees with a checkpoint's model and past, and return what changes after it.
 
-    `plan --against` and every start that resumes or branches ask here, so that they give one answer.
+    Used by `plan --against` and by every start that resumes or branches, so that all of them agree.
 
     Args:
-        plan: to go on with.
+        plan: to resume or branch with.
         checkpoint: its directory.
         state: of the checkpoint.
-        accept_changed_past: report what a changed past repeats and loses in place of refusing it.
+        accept_changed_past: report what a changed past repeats and loses instead of refusing it.
 
     Raises:
-        CheckpointError: the model is another one, or its tokenizer; or the past has changed and that is not accepted.
+        CheckpointError: the model or the tokenizer differs, or the past has changed and that is not accepted.
     """
     prove_same_model(plan, state, checkpoint)
     _prove_same_tokenizer(plan.config, state)
     clock, chain = state.consumed_samples, state.fingerprints
+    # Rebuilt from the checkpoint's own config; None if that is no longer possible.
     former = former_schedule(state.config, chain, clock, plan.schedule.sizes)
     loss = None
     try:
@@ -196,6 +201,7 @@ def prove_compatible(plan: Plan, checkpoint: Path, state: TrainState, accept_cha
     except CheckpointError:
         if not accept_changed_past:
             raise
+        # Accepted by the user: report the cost instead of refusing.
         loss = unknown_loss(clock) if former is None else lost(former, plan.schedule, clock)
     changes = compare_configs(state.config, plan.config, chain, clock)
     return replace(compare_schedules(former, plan.schedule, clock), changes=changes, lost=loss)
@@ -205,7 +211,7 @@ def _prove_same_tokenizer(config: RunConfig, state: TrainState) -> None:
     facts = tokenizer_facts(config.tokenizer)
     if facts is not None and state.tokenizer_hash and facts["hash"] != state.tokenizer_hash:
         what = f"the run was trained with tokenizer {state.tokenizer_hash[:12]}, this one is {facts['hash'][:12]}"
-        fix = "name the tokenizer it was trained with, or start a new run from its weights (init.from)"
+        fix = "use the tokenizer it was trained with, or start a new run from its weights (init.from)"
         raise CheckpointError(what, "tokenizer", fix)
 
 
@@ -215,22 +221,25 @@ def plan_run(
     accept_changed_past: bool = False,
     cluster: Cluster | None = None,
 ) -> dict[str, Any]:
-    """Return a run's plan as one document, and prove that the past of `against` stays as it was.
+    """Return a run's plan as one document, and prove that the past of `against` is unchanged.
 
     Args:
         config: the run.
         against: a run directory or a checkpoint, or None.
-        accept_changed_past: say what a changed past repeats and loses in place of refusing it.
-        cluster: GPUs to lay the run over, or None.
+        accept_changed_past: report what a changed past repeats and loses instead of refusing it.
+        cluster: GPUs to plan for, or None.
 
     Raises:
         CheckpointError: if the config would change what that checkpoint has already read.
-        DataError: if a source that is there is damaged, or not of the run's tokenizer or vocabulary.
+        DataError: if an existing source is damaged, or has another tokenizer or vocabulary than the run.
     """
     plan = make_plan(config, allow_declared=True)
     _check_present_sources(config)
     document = plan.document(cluster)
-    document["warnings"] += [f"train refuses this run: {_on_one_line(problem)}" for problem in _untrainable(config)]
+    document["warnings"] += [
+        f"`megacode train` will refuse this run: {_on_one_line(problem)}" for problem in _untrainable(config)
+    ]
+    # Planning before the data exists is allowed, so these are warnings.
     document["warnings"] += _missing_yet(config)
     if against is not None:
         checkpoint = find_checkpoint(against)
@@ -244,12 +253,13 @@ def plan_run(
 
 
 def _check_present_sources(config: RunConfig) -> None:
-    """Check the sources that are there as a start checks them: what cannot work is refused before it."""
+    """Check the sources that exist, as a start of training does."""
     present = {
         name: source
         for name, source in config.sources.items()
         if bin_path(source.path).exists() or idx_path(source.path).exists()
     }
+    # Without the tokenizer's files its hash cannot be compared with those of the data sets.
     known = config.tokenizer if tokenizer_facts(config.tokenizer) is not None else None
     open_streams(config.model_copy(update={"sources": present, "tokenizer": known}))
 
@@ -259,17 +269,17 @@ def _on_one_line(problem: Problem) -> str:
 
 
 def _missing_yet(config: RunConfig) -> list[str]:
-    """Return what a start needs and a plan does not: it may come later."""
+    """Return what training needs but a plan does not: it may be created later."""
     missing = []
     if config.tokenizer is not None and not Path(config.tokenizer.path).exists():
-        missing.append(f"the tokenizer is not there yet: {config.tokenizer.path}; model.vocab_size stands in for it")
+        missing.append(f"the tokenizer does not exist yet: {config.tokenizer.path}; model.vocab_size is used instead")
     if config.init.from_ != "random" and _start(config) is None and latest(RunDir(config.directory)) is None:
-        missing.append(f"init.from holds no checkpoint yet: {config.init.from_}")
+        missing.append(f"init.from has no checkpoint yet: {config.init.from_}")
     return missing
 
 
 def _start(config: RunConfig) -> Path | None:
-    """Return the checkpoint that `init.from` names, if it is there."""
+    """Return the checkpoint that `init.from` names, or None."""
     try:
         return find_checkpoint(Path(config.init.from_))
     except CheckpointError:
@@ -277,12 +287,13 @@ def _start(config: RunConfig) -> Path | None:
 
 
 def _check_start(plan: Plan) -> None:
-    """Check the weights that a run would start from, as its first start does; a run of its own goes on from its own."""
+    """Check the weights that a run would start from, as its first start does; a run with checkpoints resumes."""
     init = plan.config.init
     checkpoint = None if init.from_ == "random" else _start(plan.config)
     if checkpoint is None or latest(RunDir(plan.config.directory)) is not None:
         return
     state = TrainState.read(checkpoint)
+    # Weights alone have no past to prove; `all` continues the clock of the trunk.
     if init.load == "weights":
         prove_same_model(plan, state, checkpoint)
     else:

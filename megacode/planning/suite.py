@@ -1,4 +1,4 @@
-"""The suite that scores a run's checkpoints: its name, and whether it can be scored here. Without lm-eval."""
+"""Name and availability of the suite that scores a run's checkpoints. Does not import lm-eval."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from megacode.config.yaml_reader import parse_yaml
 
 
 def suite_name(config: Evaluate) -> str:
-    """Return the suite's name, as it stands in score files.
+    """Return the suite's name, as used in score files.
 
     Raises:
-        ConfigError: its file cannot be read.
+        ConfigError: the suite's file cannot be read.
     """
     if not config.suite_is_a_file:
         return config.suite
@@ -23,17 +23,22 @@ def suite_name(config: Evaluate) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"there is no suite file {path}", where, "name a YAML file, demo or to-code") from None
+        raise ConfigError(
+            f"there is no suite file {path}", where, "give the path of a YAML file, demo or to-code"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"the suite file {path} cannot be read: {error}", where, "give a file in UTF-8") from None
     document = parse_yaml(text, f"{where}: {path}")
     if not isinstance(document, dict):
-        raise ConfigError(f"the suite file {path} holds no suite", where, "write for example `tasks: [piqa]` into it")
+        raise ConfigError(
+            f"the suite file {path} contains no suite", where, "write a mapping, for example `tasks: [piqa]`"
+        )
+    # A suite without a name is called after its file.
     return str(document.get("name", path.stem))
 
 
 def check_scoring(config: RunConfig) -> None:
-    """Refuse a run whose scores could not be made.
+    """Refuse a run that could not be scored.
 
     Raises:
         ConfigError: the suite cannot be read, or lm-eval is missing where it is needed.
@@ -41,6 +46,7 @@ def check_scoring(config: RunConfig) -> None:
     if config.evaluate is None:
         return
     suite_name(config.evaluate)
+    # A SLURM job may have an environment of its own, so only local scoring is checked here.
     if config.evaluate.where == "local" and find_spec("lm_eval") is None:
         fix = "pip install 'megacode[eval]', or remove evaluate"
-        raise ConfigError("lm-eval is not installed here, and scores need it", "evaluate", fix)
+        raise ConfigError("lm-eval is not installed, and scoring needs it", "evaluate", fix)

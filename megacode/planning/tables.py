@@ -1,4 +1,4 @@
-"""The plan of a run as tables for people."""
+"""Print the plan of a run as tables on a terminal."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ __all__ = ["plan_document", "render_plan"]
 
 _Json = dict[str, Any]
 _WIDEST = 100
-_OTHER_COLUMNS = 62  # all but the names and the bars, with the margins
-_LONGEST_NAME = 12  # of a source on one line
+_OTHER_COLUMNS = 62  # width of all columns except names and bars, with margins
+_LONGEST_NAME = 12  # longer names of sources wrap
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _MUCH_REPEATED = 4
 
 
 def render_plan(document: _Json, console: Console) -> None:
-    """Print a plan: the model and its cost, phases x sources, the sources over the whole run, and what to look at.
+    """Print a plan: model and cost, phases x sources, sources over the whole run, and warnings.
 
     Args:
-        document: of `plan_document`.
-        console: to print on; the table fits into 80 columns, and its bars grow up to 100.
+        document: from `plan_document`.
+        console: to print on; tables fit into 80 columns, and bars use up to 100.
     """
-    parts: list[RenderableType] = [_headline(document)]
+    blocks: list[RenderableType] = [_headline(document)]
     for number, phase in enumerate(document["phases"]):
-        parts += [Text(), _phase_head(phase), _phase_table(document, phase, console.width, number == 0)]
-    parts += [Text(), Rule(Text("sources over the whole run", style="bold"), align="left", style="dim")]
-    parts += [_source_table(document), *render_cluster(document.get("gpus")), *render_scaling(document.get("scale"))]
-    parts += render_dry_run(document.get("dry_run"))
-    parts += [Text()] if document["warnings"] or "against" in document else []
-    parts.append(_notes(document))
-    console.print(Padding(Group(*parts), 1), width=min(_WIDEST, console.width))
+        blocks += [Text(), _phase_head(phase), _phase_table(document, phase, console.width, number == 0)]
+    blocks += [Text(), Rule(Text("sources over the whole run", style="bold"), align="left", style="dim")]
+    blocks += [_source_table(document), *render_cluster(document.get("gpus")), *render_scaling(document.get("scale"))]
+    blocks += render_dry_run(document.get("dry_run"))
+    # An empty line only where notes follow.
+    blocks += [Text()] if document["warnings"] or "against" in document else []
+    blocks.append(_notes(document))
+    console.print(Padding(Group(*blocks), 1), width=min(_WIDEST, console.width))
 
 
 def _headline(document: _Json) -> RenderableType:
@@ -66,10 +67,10 @@ def _headline(document: _Json) -> RenderableType:
 
 
 def _phase_head(phase: _Json) -> RenderableType:
-    """Return the line over a phase: name, length and learning rate, in a rule."""
+    """Return the heading of a phase: name, length and learning rate, in a rule."""
     length = f"{format_count(phase['tokens'])} tokens, {phase['iterations']:,} iterations"
     if phase["left_early"]:
-        length = f"left after {format_count(phase['tokens'])} of {format_count(phase['full_tokens'])} tokens, "
+        length = f"ends early after {format_count(phase['tokens'])} of {format_count(phase['full_tokens'])} tokens, "
         length += f"{phase['iterations']:,} iterations"
     text = Text.assemble((phase["name"], "bold"), f"  {length}  ", (_rates(phase["learning_rate"]), "italic"))
     return Rule(text, align="left", style="dim")
@@ -77,7 +78,9 @@ def _phase_head(phase: _Json) -> RenderableType:
 
 def _phase_table(document: _Json, phase: _Json, width: int, show_header: bool) -> Table:
     names = _name_width(document)
+    # Whatever width is left goes to the bars.
     bar = max(6, min(_WIDEST, width) - _OTHER_COLUMNS - names)
+    # Fixed widths, so that the tables of all phases align under one header.
     table = FigureTable(show_header=show_header, padding=(0, 1, 0, 0))
     table.add_column("source", width=names, overflow="fold")
     table.add_column("share", width=bar + 8, no_wrap=True)
@@ -108,12 +111,14 @@ def _share(row: _Json, colour: str, width: int) -> Text:
 
 
 def _bar(share: float, width: int) -> str:
+    # Block characters of an eighth: 1 % is still visible.
     whole, rest = divmod(round(share * width * 8), 8)
     return ("█" * whole + (_EIGHTHS[rest] if rest else "")).ljust(width)
 
 
 def _epochs(epochs: float) -> Text:
     text = f"{epochs:.2f}" if epochs < 100 else f"{epochs:,.0f}"
+    # Red above 4 epochs, where repetition teaches little; yellow above 1.
     if epochs > _MUCH_REPEATED:
         return Text(text, style="bold red")
     return Text(text, style="yellow" if epochs > 1 else "dim" if not epochs else "")
@@ -123,12 +128,13 @@ def _repetition(row: _Json) -> Text:
     first = row["first_repetition_sample"]
     if first is None:
         return Text("-", style="dim")
-    said = "restarted" if row["restarted"] else "all of it" if row["epochs_before"] >= 1 else f"{first:,}"
-    return Text(said, style="yellow")
+    start = "restarted" if row["restarted"] else "all of it" if row["epochs_before"] >= 1 else f"{first:,}"
+    return Text(start, style="yellow")
 
 
 def _rates(rate: _Json) -> str:
     values = [rate["start"], rate["peak"], rate["end"]]
+    # A constant rate is printed once, not three times.
     distinct = [value for k, value in enumerate(values) if not k or value != values[k - 1]]
     return f"{rate['schedule']} " + " → ".join(_scientific(value) for value in distinct)
 
@@ -143,6 +149,7 @@ def _source_table(document: _Json) -> Table:
     table = FigureTable("source", *figures, figures=figures, padding=(0, 1, 0, 0))
     colours = _colours(document)
     for name, row in document["sources"].items():
+        # A `~` marks a declared size, which the real data set may not have.
         cap, windows, tail = row["max_epochs"], row["windows"], row["tail_unused_tokens"]
         table.add_row(
             Text(name, style=colours[name]),
@@ -165,27 +172,28 @@ def _notes(document: _Json) -> RenderableType:
 
 
 def _against(against: _Json) -> list[RenderableType]:
-    """Return what is proven or lost of a checkpoint's past, and what has changed since."""
+    """Return the proof (or the cost) of a checkpoint's past, the changed settings, and tokens before and after."""
     proof = Table.grid(padding=(0, 1))
     if "lost" in against:
         for line in render_lost(against["lost"]):
             proof.add_row(Text("!", style="yellow"), line)
     else:
-        said = f"the {against['consumed_samples']:,} samples read by {against['checkpoint']} stay as they were"
-        proof.add_row(Text("✓", style="green"), said)
-    parts: list[RenderableType] = [proof]
+        proven = f"the {against['consumed_samples']:,} samples read by {against['checkpoint']} are unchanged"
+        proof.add_row(Text("✓", style="green"), proven)
+    blocks: list[RenderableType] = [proof]
     if against["changes"]:
-        table = FigureTable("changed", "was", "is", "decides", padding=(0, 1, 0, 0))
+        table = FigureTable("changed", "was", "is", "affects", padding=(0, 1, 0, 0))
         for change in against["changes"]:
             table.add_row(change["key"], shown(change["old"]), shown(change["new"]), change["effect"])
-        parts += [Text(), table]
-    return [*parts, Text(), _tokens_table(against)]
+        blocks += [Text(), table]
+    return [*blocks, Text(), _tokens_table(against)]
 
 
 def _tokens_table(against: _Json) -> Table:
     figures = ("read", "to come, was", "is")
     table = FigureTable("tokens", *figures, figures=figures, padding=(0, 1, 0, 0))
     for name, row in against["sources"].items():
+        # Highlight the sources whose future changes.
         style = "" if row["before"] == row["now"] else "yellow"
         table.add_row(name, format_count(row["read"]), _count(row["before"]), Text(format_count(row["now"]), style))
     total = against["total_tokens"]

@@ -1,9 +1,9 @@
-"""The preflight: every node looks at itself, then all compare clocks and add up numbers together, before a run starts.
+"""The preflight: before a run starts, every node checks itself, then all compare clocks and try an all-reduce.
 
-One process a node. They meet in a key-value store that rank 0 opens, which needs no GPU and no NCCL: so a node whose
-GPUs or network adapters are dead can still say so, and one that does not answer is known by its name. Only where all
-nodes are sound is the collective tried. Everything that can block does so in a thread that is not waited for beyond its
-time; the process must therefore end by `os._exit`.
+There is one process per node. They exchange results through a key-value store on rank 0, which needs no GPU and no
+NCCL. So a node with dead GPUs or network adapters can still report them, and a silent node is known by name. The
+all-reduce is tried only if all nodes passed their own checks. Everything that may block runs in a thread with a
+timeout. A blocked thread cannot be stopped; the process must therefore end by `os._exit`.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from megacode.mcore import device, rendezvous
 from megacode.mcore.rendezvous import Rendezvous
 from megacode.preflight.findings import Findings, node_name, node_names, same_start, silent_node
 from megacode.preflight.meeting import Meeting, soon, within
-from megacode.preflight.node_health import Health, checks, slow
+from megacode.preflight.node_health import NodeHealth, checks, slow
 
 _OWN_SHARE = 0.6  # of the timeout, for a node's own checks; the rest is for those that begin later
-_LEFT_BEHIND_SECONDS = 60.0  # a collective that hangs is given up by whoever waits for it, not by the backend
-_CLOCKS_APART = 5.0
-_FILE_SECONDS = 5.0
-_NAMED = 16  # nodes; an answer of all names to all nodes would be quadratic
-_GPU_NUMBERS, _CPU_NUMBERS = 64 * 2**20, 2**20
+_BACKEND_SECONDS = 60.0  # beyond our own timeout, so that we report a hanging collective before the backend aborts
+_CLOCKS_APART = 5.0  # seconds; locks and heartbeats compare times between nodes
+_FILE_SECONDS = 5.0  # per file; a dead file system blocks for ever
+_NAMED = 16  # nodes; sending all names to all nodes would be quadratic
+_GPU_NUMBERS, _CPU_NUMBERS = 64 * 2**20, 2**20  # elements of the all-reduce: 256 MiB on GPUs, 4 MiB on CPUs
 
 
 @contextmanager
 def examine(
     run: RunDir | None, gpus: int | None, timeout: float, clock: Callable[[], float] = time.time
 ) -> Iterator[Findings]:
-    """Examine this node and, with the others, the whole job; the nodes part when the block ends.
+    """Check this node and, with the others, the whole job; the nodes disconnect when the block ends.
 
-    So that rank 0 can tell what was found before another process ends, which may have the launcher kill the rest.
+    A context manager, because rank 0 must print the result before any process exits: a launcher may kill the rest.
 
     Args:
-        run: the run directory, which gets a file a node; absent: no disk is looked at, and no file written.
-        gpus: that each node must have; absent: what SLURM says that it has, if anything does.
-        timeout: seconds for the nodes' own checks and for meeting; the collective has as many again.
+        run: the run directory, which gets one file per node; None: no disk is checked, and no file written.
+        gpus: number that each node must have; None: SLURM's number, if it gives one.
+        timeout: seconds for the nodes' own checks and for reporting; the all-reduce has as many again.
         clock: this node's time of day, in seconds since 1970.
 
     Raises:
@@ -57,7 +57,7 @@ def examine(
     started = time.monotonic()
     place = rendezvous.read(os.environ)
     if place.local_rank:
-        what = f"this is process {place.local_rank} of its node, and one is enough"
+        what = f"this is process {place.local_rank} of its node, but preflight needs exactly one per node"
         raise LaunchError(what, "megacode preflight", "srun --ntasks-per-node=1 megacode preflight")
     node = _Node(run, place, timeout)
     node.look(checks(run.path if run else None, expected_gpus(os.environ) if gpus is None else gpus))
@@ -71,44 +71,45 @@ def examine(
 
 
 def expected_gpus(environment: Mapping[str, str]) -> int | None:
-    """Return how many GPUs of a node SLURM has given to this job; None where it does not say."""
+    """Return the number of GPUs per node that SLURM allocated; None if it does not say."""
     count = environment.get("SLURM_GPUS_ON_NODE", "")
     return int(count) if count.isdigit() else None
 
 
 class _Node:
-    """This node, what it found out about itself, and its file."""
+    """This node: its name, the results of its own checks, and its file in the run directory."""
 
     def __init__(self, run: RunDir | None, place: Rendezvous, timeout: float) -> None:
         self.run, self.place, self.timeout = run, place, timeout
         self.names = node_names(os.environ, place.world_size)
         self.name = node_name(os.environ, platform.node())
         self.names[place.rank] = self.name
-        self.health = Health()
-        self.doing = ""
+        self.health = NodeHealth()
+        self.doing = ""  # the current check; in the file of a node that froze, it names the culprit
 
-    def look(self, todo: dict[str, Callable[[Health], None]]) -> None:
-        """Make the node's own checks, as far as there is time."""
+    def look(self, todo: dict[str, Callable[[NodeHealth], None]]) -> None:
+        """Run the node's own checks until the first one that times out."""
         deadline = time.monotonic() + _OWN_SHARE * self.timeout
         for name, check in todo.items():
             self.doing = name
-            self.write()
+            self.write()  # before the check, which may freeze the whole machine
             try:
                 within(deadline - time.monotonic(), lambda check=check: check(self.health))  # type: ignore[misc]
             except TimeoutError:
                 what = f"its check ({name}) did not end within {format_seconds(_OWN_SHARE * self.timeout)}"
-                fix = "leave the node out, or give more time: --timeout"
+                fix = "exclude the node, or allow more time: --timeout"
                 self.health.problems.append(Problem(what, self.health.looks_at or name, fix))
                 break
-            except Exception as error:  # whatever it is, it is this node's, and the others must hear of it
+            except Exception as error:  # of any kind: the other nodes must learn that this one failed
                 what = f"failed: {str(error).strip().partition(chr(10))[0] or type(error).__name__}"
                 where = self.health.looks_at or name
-                self.health.problems.append(Problem(what, where, "leave the node out and have it looked at"))
+                self.health.problems.append(Problem(what, where, "exclude the node and have it repaired"))
         self.doing = ""
         self.write()
 
     def document(self) -> Json:
-        """Return what the node says of itself; while a check is under way, the node counts as failed."""
+        """Return the node's report; while a check is under way, the node counts as failed."""
+        # Job, restart and step identify this very start: files of earlier ones lie in the same directory.
         variables = {"job": "SLURM_JOB_ID", "restart": "SLURM_RESTART_COUNT", "step": "SLURM_STEP_ID"}
         return {
             "node": self.name,
@@ -122,33 +123,33 @@ class _Node:
         }
 
     def write(self) -> None:
-        """Write the node's file; a disk that does not take it is found by the check of the disk."""
+        """Write this node's file; a disk that refuses it is reported by the disk check."""
         self.write_file(self.document())
 
     def write_file(self, document: Json) -> None:
-        """Write the file of a node."""
+        """Write a node's report to its file."""
         if self.run is not None:
             path = self.run.preflight / f"{document['node']}.json"
             with suppress(OSError, TimeoutError):
                 within(_FILE_SECONDS, lambda: write_json(path, document))
 
     def read_file(self, name: str) -> Json | None:
-        """Return what another node has left in its file at this very start, if anything."""
+        """Return another node's report from its file, if it has written one in this very start."""
         if self.run is None:
             return None
         try:
             path = self.run.preflight / f"{name}.json"
-            found: Json = within(_FILE_SECONDS, lambda: json.loads(path.read_text(encoding="utf-8")))
+            report: Json = within(_FILE_SECONDS, lambda: json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TimeoutError):
             return None
-        return found if same_start(found, self.document()) else None
+        return report if same_start(report, self.document()) else None
 
 
 class _Talk:
-    """What the nodes say to each other. Rank 0 hears all, and gives each the little that it needs.
+    """The exchange of reports. Rank 0 collects them all, and answers each node with the little that it needs.
 
     Attributes:
-        verdict: on rank 0, of all nodes, once there is one.
+        verdict: on rank 0, the verdict on all nodes, once there is one.
     """
 
     def __init__(self, node: _Node, meeting: Meeting) -> None:
@@ -157,17 +158,18 @@ class _Talk:
         self._reports: dict[int, Json] = {}
 
     def report(self, deadline: float) -> Json | None:
-        """Tell what the node found itself.
+        """Send the results of the node's own checks.
 
         Returns:
-            `ok`, and `rate`: the median FLOP/s of all GPUs; or, where nodes are missing, the `verdict`. None where
-            rank 0 does not answer.
+            `ok`, and `rate`: the median FLOP/s of all GPUs; or, if nodes are missing, the `verdict`. None if rank 0
+            does not answer.
         """
+        # `late`: nodes start at different times, and rank 0 may begin a whole timeout later than this one.
         left = deadline - time.monotonic()
         return self.meeting.exchange("report", self.node.document(), left, self._hear, late=self.node.timeout)
 
     def conclude(self, problems: list[Problem]) -> Json | None:
-        """Tell what the node found since then; returns the `verdict`."""
+        """Send the results of the comparisons and the all-reduce; returns the `verdict`."""
 
         def answer(reports: dict[int, Json]) -> Json:
             self._reports |= reports
@@ -177,78 +179,88 @@ class _Talk:
         return self.meeting.exchange("last report", self.node.document(), seconds, answer)
 
     def _hear(self, reports: dict[int, Json]) -> Json:
+        """On rank 0: answer the first reports."""
         self._reports = reports
-        if len(reports) < self.node.place.world_size:
+        if len(reports) < self.node.place.world_size:  # without all nodes, an all-reduce could only hang
             return self._conclude([])
         rates = [rate for report in reports.values() for rate in report["measured"].get("gpu_flops", []) if rate]
         return {"ok": all(report["ok"] for report in reports.values()), "rate": median(rates) if rates else None}
 
     def _conclude(self, problems: list[Problem]) -> Json:
-        found = self.verdict = _findings(self.node, self.meeting, self._reports, problems)
-        said = [vars(problem) for problem in found.problems]
-        return {"verdict": {"ok": found.ok, "missing": found.missing[:_NAMED], "problems": said}}
+        verdict = self.verdict = _findings(self.node, self.meeting, self._reports, problems)
+        listed = [vars(problem) for problem in verdict.problems]
+        return {"verdict": {"ok": verdict.ok, "missing": verdict.missing[:_NAMED], "problems": listed}}
 
 
 def _together(node: _Node, meeting: Meeting, clock: Callable[[], float], deadline: float) -> Findings:
-    """Meet the other nodes, compare clocks and speeds, add up numbers, and tell what comes of it."""
+    """Exchange reports, compare clocks and speeds, try an all-reduce, and return the verdict."""
     talk, problems = _Talk(node, meeting), []
-    told = talk.report(deadline)
-    if told is not None and "verdict" not in told:
+    answer = talk.report(deadline)
+    if answer is not None and "verdict" not in answer:  # all nodes reported: now the checks that need them all
         _compare_clocks(node, meeting, clock)
-        _compare_speeds(node, told["rate"])
-        if node.place.world_size > 1 and told["ok"]:
+        _compare_speeds(node, answer["rate"])
+        if node.place.world_size > 1 and answer["ok"]:
             problems = _try_collective(node, meeting)
         node.write()
-        told = talk.conclude(problems)
+        answer = talk.conclude(problems)
     node.write()
-    if told is None:
+    if answer is None:
         return _never_met(node, meeting)
     if talk.verdict is not None:
         return talk.verdict
-    heard = told["verdict"]
-    found = [Problem(**problem) for problem in heard["problems"]]
-    return Findings([node.document()], heard["missing"], found, others_ok=heard["ok"])
+    # Every other rank knows its own report and the summary, which is all that it must know to exit correctly.
+    summary = answer["verdict"]
+    common = [Problem(**problem) for problem in summary["problems"]]
+    return Findings([node.document()], summary["missing"], common, others_ok=summary["ok"])
+
+
+# What is concluded from reports, and from silence.
 
 
 def _findings(node: _Node, meeting: Meeting, reports: dict[int, Json], problems: list[Problem]) -> Findings:
-    """Put together, on rank 0, what the nodes say, and what is known of those that say nothing."""
+    """Combine, on rank 0, the nodes' reports with what is known of those that did not answer."""
     silent = sorted({*range(node.place.world_size)} - {*meeting.present})
-    left = {rank: node.read_file(node.names[rank]) for rank in silent}
+    files = {rank: node.read_file(node.names[rank]) for rank in silent}
     missing = [node.names[rank] for rank in silent]
-    sound = [file for file in left.values() if file is not None and file["ok"]]
-    if silent and len(reports) == 1 and len(sound) == len(silent):
-        return Findings([*reports.values(), *sound], missing, [_unreachable(node, meeting)])
+    healthy = [file for file in files.values() if file is not None and file["ok"]]
+    # Nobody answered, yet every node's file says that it is healthy: then the address is wrong, and not the nodes.
+    if silent and len(reports) == 1 and len(healthy) == len(silent):
+        return Findings([*reports.values(), *healthy], missing, [_unreachable(node, meeting)])
     own = node.document()
     for rank in silent:
-        told = silent_node(node.names[rank], rank, left[rank] or reports.get(rank), node.timeout, own)
-        reports[rank] = told
-        node.write_file(told)
+        report = silent_node(node.names[rank], rank, files[rank] or reports.get(rank), node.timeout, own)
+        reports[rank] = report
+        node.write_file(report)  # `job end` reads the files to know which nodes to exclude
     return Findings([reports[rank] for rank in sorted(reports)], missing, problems)
 
 
 def _never_met(node: _Node, meeting: Meeting) -> Findings:
-    """Tell of rank 0, which does not answer; the other nodes find that out as well, each for itself."""
+    """Report that rank 0 does not answer; every other node finds that out by itself."""
     name, own = node.names[0], node.document()
     problem = _unreachable(node, meeting)
+    # If rank 0 has written its file, it has started: the network is at fault, and its node must not be excluded.
     if node.place.rank == 0 or node.read_file(name) is not None:
         return Findings([own], [], [problem], has_met=False)
-    told = silent_node(name, 0, None, node.timeout, own)
-    node.write_file(told)
-    return Findings([told, own], [name], [problem], has_met=False)
+    report = silent_node(name, 0, None, node.timeout, own)
+    node.write_file(report)
+    return Findings([report, own], [name], [problem], has_met=False)
 
 
 def _unreachable(node: _Node, meeting: Meeting) -> Problem:
     where = f"{node.place.address}:{meeting.port}"
     why = f": {meeting.error}" if meeting.error else ""
-    what = f"the nodes do not meet at {node.names[0]} within {format_seconds(node.timeout)}{why}"
-    fix = "is MASTER_ADDR that node's address, the port free, and no firewall between the nodes?"
+    what = f"the nodes cannot connect to {node.names[0]} within {format_seconds(node.timeout)}{why}"
+    fix = "check that MASTER_ADDR is that node's address, the port is free, and no firewall is between the nodes"
     return Problem(what, where, fix)
 
 
+# The checks that need all nodes.
+
+
 def _compare_clocks(node: _Node, meeting: Meeting, clock: Callable[[], float]) -> None:
-    """Read all clocks at one moment; of two that differ, the first node's is believed."""
+    """Read all clocks at the same moment and compare with the median; with two nodes, the first one's is taken."""
     seconds = soon(node.place.world_size)
-    meeting.exchange("now", True, seconds, lambda said: True)
+    meeting.exchange("now", True, seconds, lambda said: True)  # a barrier: the answer reaches all nodes together
     moment = clock()
     usual = meeting.exchange("clock", moment, seconds, _usual)
     if usual is None:
@@ -257,7 +269,7 @@ def _compare_clocks(node: _Node, meeting: Meeting, clock: Callable[[], float]) -
     node.health.measured["clock_offset"] = round(offset, 3)
     if abs(offset) > _CLOCKS_APART:
         what = f"its clock is {format_seconds(abs(offset))} {'ahead' if offset > 0 else 'behind'}"
-        node.health.problems.append(Problem(what, "clock", "have its time service (chrony, ntpd) looked at"))
+        node.health.problems.append(Problem(what, "clock", "have its time service (chrony, ntpd) repaired"))
 
 
 def _usual(moments: dict[int, float]) -> float:
@@ -265,59 +277,61 @@ def _usual(moments: dict[int, float]) -> float:
 
 
 def _compare_speeds(node: _Node, rate: float | None) -> None:
-    """Compare this node's GPUs with those of all nodes; those that are slow among their own have been named."""
+    """Compare this node's GPUs with the median of all nodes; GPUs slow within their node are already reported."""
     if rate and node.place.world_size > 1 and not node.health.problems:
         own = node.health.measured.get("gpu_flops", [])
         node.health.problems += slow(own, "the median of all nodes'", rate)
 
 
 def _try_collective(node: _Node, meeting: Meeting) -> list[Problem]:
-    """Add up numbers over all nodes; returns what failed, on this or on another node."""
+    """Try an all-reduce over all nodes; returns the failure, on this or on another node, if there is one."""
     error, deadline = "", time.monotonic() + node.timeout
     try:
         right, rate = within(node.timeout, lambda: _all_reduce(meeting, node.timeout))
         node.health.measured["all_reduce"] = round(rate)
         if not right:
-            node.health.problems.append(Problem("an all-reduce came out wrong", "network", "leave the node out"))
+            node.health.problems.append(Problem("an all-reduce gave a wrong result", "network", "exclude the node"))
     except TimeoutError:
         error = f"did not end within {format_seconds(node.timeout)}"
     except (RuntimeError, OSError) as failure:
         error = str(failure).strip().partition("\n")[0]
+    # Errors travel through the store, which works even if the collective's network does not.
     seconds = deadline - time.monotonic() + soon(node.place.world_size)
     failed = meeting.exchange("all-reduce", error, seconds, _failures)
     if not failed or not failed["nodes"]:
         return []
     names = ", ".join(node.names[rank] for rank in failed["ranks"])
     more = f" and {failed['nodes'] - _NAMED} more" if failed["nodes"] > _NAMED else ""
-    fix = "NCCL_DEBUG=INFO says more; are NCCL_SOCKET_IFNAME and NCCL_IB_HCA (GLOO_SOCKET_IFNAME on CPUs) right?"
+    fix = "check NCCL_SOCKET_IFNAME and NCCL_IB_HCA (GLOO_SOCKET_IFNAME on CPUs); NCCL_DEBUG=INFO shows details"
     return [Problem(f"an all-reduce failed on {names}{more}: {failed['first']}", "network", fix)]
 
 
 def _failures(errors: dict[int, str]) -> Json:
-    failed = [rank for rank, said in sorted(errors.items()) if said]
+    failed = [rank for rank, error in sorted(errors.items()) if error]
     return {"nodes": len(failed), "ranks": failed[:_NAMED], "first": errors[failed[0]] if failed else ""}
 
 
 def _all_reduce(meeting: Meeting, timeout: float) -> tuple[bool, float]:
-    """Return whether a sum over all nodes is right on this one, and the bytes/s each node sent for it."""
+    """Return whether a sum over all nodes is correct on this one, and the bytes/s that each node sent for it."""
     place, where = meeting.place, device.device()
     if where.type == "cuda":
         torch.cuda.set_device(where)
-        # Otherwise NCCL's own watchdog ends this process when a partner dies, before it can name that partner.
+        # Otherwise NCCL's own watchdog kills this process when a peer dies, before it can name that peer.
         os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
     dist.init_process_group(
         device.backend(), store=meeting.connect(timeout), rank=place.rank, world_size=place.world_size,
-        timeout=timedelta(seconds=timeout + _LEFT_BEHIND_SECONDS),
+        timeout=timedelta(seconds=timeout + _BACKEND_SECONDS),
     )  # fmt: skip
     count = _GPU_NUMBERS if where.type == "cuda" else _CPU_NUMBERS
+    # Small whole numbers, different on every rank: their sum is exact in fp32, whatever the order of additions.
     pattern = torch.arange(count, device=where, dtype=torch.float32).remainder_(1000.0)
     numbers = pattern + place.rank
     dist.all_reduce(numbers)
     size = place.world_size
     right = bool((numbers == pattern * size + size * (size - 1) // 2).all())
     device.synchronize()
-    started = time.perf_counter()
+    started = time.perf_counter()  # the first all-reduce sets up connections; only the second one is timed
     dist.all_reduce(numbers)
     device.synchronize()
     seconds = time.perf_counter() - started
-    return right, 2 * (size - 1) / size * numbers.nbytes / seconds
+    return right, 2 * (size - 1) / size * numbers.nbytes / seconds  # bytes that a ring all-reduce sends per node

@@ -1,7 +1,7 @@
-"""What nodes tell of their health, in files and in a table; without torch, so that whoever starts runs can read it.
+"""Results of the preflight, as files and as a table. No torch, so that login nodes and `job end` can read them.
 
-`RUN_DIR/preflight/NODE.json`, one a node, is written before each check and after the last: a node that stops half-way
-leaves what it was doing. Nodes that never answered get their file from one that did.
+Each node writes `RUN_DIR/preflight/NODE.json` before each check and after the last: a node that freezes leaves the
+name of the check. For a node that never answered, one that did writes the file.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from megacode.base.files import Json
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, format_rate, format_seconds
 
-_NARROWEST = 100  # a job's log is no terminal, and a table folded to 80 columns is hard to read
-_NO_ANSWER = "leave it out (sbatch --exclude) and look whether it is up and reaches the others"
+_NARROWEST = 100  # columns; a job's log is not a terminal, and a table folded to 80 columns is hard to read
+_NO_ANSWER = "exclude it (sbatch --exclude), and check that it is up and can reach the other nodes"
 
 
 @dataclass
 class Findings:
-    """What all nodes found together.
+    """The verdict on all nodes of a job.
 
     Attributes:
-        nodes: on rank 0 what each node says, by rank, elsewhere what this one says; of those that did not answer, what
-            is known of them. Keys: `node`, `rank`, `ok`, `problems` (`what`, `where`, `fix`), `measured`, `time`,
+        nodes: on rank 0 the report of each node, by rank; elsewhere this node's. For a node that did not answer, what
+            is known of it. Keys: `node`, `rank`, `ok`, `problems` (`what`, `where`, `fix`), `measured`, `time`,
             `doing`, `job`, `restart`, `step`.
         missing: names of the nodes that did not answer.
-        problems: what is wrong with no node in particular.
-        seconds: that it took.
-        has_met: whether this node reached the others, so that one of them speaks for all.
-        others_ok: what rank 0 says of all nodes, on the others, which know only themselves.
+        problems: problems of no particular node, such as the network between them.
+        seconds: duration of the preflight.
+        has_met: whether this node reached rank 0, so that rank 0 reports for all.
+        others_ok: on other ranks, rank 0's verdict on all nodes; they know only their own report.
     """
 
     nodes: list[Json]
@@ -65,18 +65,20 @@ class Findings:
 
 
 def node_name(environment: Mapping[str, str], host: str) -> str:
-    """Return this node's name as SLURM has it, since that is what can be excluded; elsewhere the host's."""
+    """Return this node's name in SLURM, which is what `--exclude` takes; outside SLURM the host's name."""
     return environment.get("SLURMD_NODENAME") or host
 
 
 def node_names(environment: Mapping[str, str], nodes: int) -> list[str]:
-    """Return the names of all nodes by rank, one process a node; `rank 3` where SLURM does not tell."""
+    """Return the names of all nodes by rank, one process per node; names like `rank 3` if SLURM gives none."""
+    # A step may use fewer nodes than its job has.
     listed = expand(environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "")))
     return listed if len(listed) == nodes else [f"rank {rank}" for rank in range(nodes)]
 
 
 def expand(nodes: str) -> list[str]:
-    """Return the hosts of SLURM's short form: `gpu[003-004,12],login1` is gpu003, gpu004, gpu12, login1."""
+    """Return the hosts in SLURM's short form: `gpu[003-004,12],login1` is gpu003, gpu004, gpu12, login1."""
+    # Split at commas outside brackets. `scontrol show hostnames` does the same, but a container may lack it.
     return [name for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes) for name in _expand_part(part)]
 
 
@@ -85,7 +87,7 @@ def _expand_part(part: str) -> list[str]:
     if not match:
         return [part]
     names, rests = [], _expand_part(part[match.end() :])
-    for span in match[1].split(","):
+    for span in match[1].split(","):  # numbers keep their leading zeros
         low, _, high = span.partition("-")
         for number in range(int(low), int(high or low) + 1):
             names += [f"{part[: match.start()]}{number:0{len(low)}d}{rest}" for rest in rests]
@@ -93,21 +95,21 @@ def _expand_part(part: str) -> list[str]:
 
 
 def silent_node(name: str, rank: int, left: Json | None, timeout: float, own: Json) -> Json:
-    """Return what is known of a node that did not answer.
+    """Return a report on a node that did not answer.
 
     Args:
         name, rank: of the node.
-        left: its file of this very start, if it left one.
+        left: its own file of this very start, if there is one.
         timeout: seconds that the others waited.
-        own: the document of the node that tells.
+        own: the report of the node that writes this one.
     """
     within = f"within {format_seconds(timeout)}"
     if left is None:
         what = f"did not start {within}"
     elif left["doing"]:
-        what = f"stopped in the middle of a check ({left['doing']}), or is still at it after {format_seconds(timeout)}"
+        what = f"stopped or froze during a check ({left['doing']}): not done after {format_seconds(timeout)}"
     else:
-        what = f"made its own checks, but did not answer the others {within}"
+        what = f"passed its own checks, but did not answer the others {within}"
     start = {key: own[key] for key in ("job", "restart", "step")}
     known = left or {"node": name, "rank": rank, "problems": [], "measured": {}, "doing": "", **start}
     problems = [*known["problems"], vars(Problem(what, "", _NO_ANSWER))]
@@ -115,12 +117,12 @@ def silent_node(name: str, rank: int, left: Json | None, timeout: float, own: Js
 
 
 def same_start(one: Json, other: Json) -> bool:
-    """Return whether two nodes' documents are of one and the same start."""
+    """Return whether two nodes' reports are from the same start of the same job."""
     return all(one.get(key) == other.get(key) for key in ("job", "restart", "step"))
 
 
 def render(verdict: Findings, console: Console) -> None:
-    """Print one line a node, what is wrong, and what follows from it."""
+    """Print one line per node, then the problems, then the verdict."""
     figures = ("GPUs", "slowest", "memory", "disk", "writes", "clock", "network")
     table = FigureTable("node", *figures, "", figures=figures, padding=(0, 1, 0, 0))
     for node in verdict.nodes:
@@ -141,9 +143,9 @@ def summary(verdict: Findings) -> str:
     took = f"({format_seconds(verdict.seconds)})"
     count = f"{len(verdict.nodes)} node{'s' * (len(verdict.nodes) != 1)}"
     if verdict.ok:
-        return f"Preflight: {count} fit to train {took}"
-    if not verdict.failed:
-        return f"Preflight failed: {count} sound, but not together {took}"
+        return f"Preflight passed: {count} ready to train {took}"
+    if not verdict.failed:  # the nodes passed, the network between them did not
+        return f"Preflight failed: {count} passed alone, but not together {took}"
     return f"Preflight failed on {len(verdict.failed)} of {count}: {', '.join(verdict.failed)} {took}"
 
 
@@ -152,6 +154,7 @@ def _print(console: Console, text: str) -> None:
 
 
 def _figures(measured: Json) -> list[str]:
+    """Return a row's cells; `-` for what was not measured."""
     rates = (
         measured.get("gpu_flops") or [measured["cpu_flops"]] if "cpu_flops" in measured else measured.get("gpu_flops")
     )

@@ -1,9 +1,9 @@
-"""Where nodes meet before a run: a key-value store that rank 0 opens, and patience that ends.
+"""Exchange between nodes before a run: a key-value store on rank 0, and timeouts on everything.
 
-What N nodes exchange costs N messages a step, not N x N: each node adds its value to one list and counts itself; the
-last one to come tells rank 0, which reads the list once and gives one answer, the same small one for all. Whoever
-waits for it sends one message and is woken. Rank 0 alone looks again and again: it has the store at hand, and torch
-would print a page of C++ frames where its patience ends.
+An exchange of N nodes costs N messages, not N x N. Each node appends its value to one list and increments a counter.
+The last one sets a key that rank 0 waits for. Rank 0 reads the list once and sets one small answer, the same for all.
+The other nodes wait for it in the store, which costs one message each. Only rank 0 polls: it holds the store itself,
+and torch prints a page of C++ frames when a wait times out.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from megacode.base.units import format_seconds
 from megacode.mcore.rendezvous import Rendezvous
 
 _FAREWELL_SECONDS = 5.0  # for what takes no time unless something is wrong
-_NODES_A_SECOND = 100  # slower than a busy rank 0 serves them
-_PORTS_APART = 10000
+_NODES_A_SECOND = 100  # a pessimistic rate at which rank 0 serves nodes
+_PORTS_APART = 10000  # between the run's port and the preflight's
 _POLL_SECONDS = 0.1
 
 T = TypeVar("T")
 
 
 def soon(nodes: int) -> float:
-    """Return the seconds within which so many nodes say something that they have ready."""
+    """Return a timeout in seconds for an exchange for which all nodes have their values ready."""
     return _FAREWELL_SECONDS + nodes / _NODES_A_SECOND
 
 
 class Meeting:
-    """Where the nodes tell each other what they found.
+    """A node's connection to the store through which all nodes exchange values.
 
     Args:
         place: this node's process among those of all nodes.
-        deadline: by `time.monotonic`, until which rank 0 may take to open the store.
-        store: where they meet; absent: one that rank 0 opens at its address.
+        deadline: in `time.monotonic`; until then rank 0 may open the store.
+        store: the store to use; None: one that rank 0 opens at its address.
 
     Attributes:
-        present: on rank 0, the ranks that took part in the last exchange; elsewhere this one.
-        error: why the store cannot be reached; empty where it can.
+        present: on rank 0, the ranks that took part in the last exchange; elsewhere this rank alone.
+        error: why the store cannot be reached; empty if it can.
     """
 
     def __init__(self, place: Rendezvous, deadline: float, store: Any = None) -> None:
@@ -59,14 +59,15 @@ class Meeting:
         self.present = [place.rank]
 
     def connect(self, timeout: float) -> Any:
-        """Return a connection of its own to the store; on rank 0 the first one opens it."""
+        """Return a new connection to the store; the first one on rank 0 opens the store."""
         if self.place.world_size == 1:
-            return dist.HashStore()
+            return dist.HashStore()  # in memory: a single node needs no port
         opens = self.place.rank == 0 and self._store is None
         where = (self.place.address, self.port, self.place.world_size)
         if not opens:
             _await_listener(where[:2], time.monotonic() + timeout)
         limit = timedelta(seconds=timeout)
+        # A thread as well: resolving a host name may block for longer than torch's own timeout.
         return within(timeout + 1.0, lambda: dist.TCPStore(*where, opens, limit, wait_for_workers=False))
 
     @property
@@ -77,20 +78,21 @@ class Meeting:
     def exchange(
         self, topic: str, value: Any, seconds: float, answer: Callable[[dict[int, Any]], T], late: float = 0.0
     ) -> T | None:
-        """Return on every node what rank 0 makes of all nodes' values.
+        """Return on every node what rank 0 computes from all nodes' values.
 
         Args:
-            topic: of this exchange; never used twice.
+            topic: name of this exchange; never used twice.
             value: this node's, JSON.
-            seconds: that rank 0 waits for the nodes.
-            answer: on rank 0, makes the answer of the values by rank, of those nodes that came; JSON, and small.
-            late: seconds that rank 0 may begin later than this node.
+            seconds: time that rank 0 waits for the nodes.
+            answer: on rank 0, computes the answer from the values by rank of those nodes that sent one; small JSON.
+            late: seconds by which rank 0 may start later than this node.
 
         Returns:
-            The answer; None where rank 0 cannot be reached, or gave none in time.
+            The answer; None if rank 0 cannot be reached or did not answer in time.
         """
         if not self.is_open:
             return None
+        # A node waits for longer than rank 0 does, or it would give up just before the answer.
         patience = seconds + late + 2 * soon(self.place.world_size)
         try:
             return within(patience, lambda: self._exchange(topic, value, seconds, patience, answer))
@@ -101,14 +103,15 @@ class Meeting:
     def _exchange(
         self, topic: str, value: Any, seconds: float, patience: float, answer: Callable[[dict[int, Any]], T]
     ) -> T:
+        # `append` and `add` are atomic in the store. Values come before the count, so a full count means all values.
         self._store.append(f"{topic}/values", json.dumps([self.place.rank, value]) + "\n")
         if self._store.add(f"{topic}/count", 1) == self.place.world_size:
             self._store.set(f"{topic}/full", "")
         if self.place.rank:
             self._await(f"{topic}/answer", patience)
-            told: T = json.loads(self._store.get(f"{topic}/answer"))
-            return told
-        with suppress(RuntimeError):  # not all came
+            received: T = json.loads(self._store.get(f"{topic}/answer"))
+            return received
+        with suppress(RuntimeError):  # some nodes are missing: go on with those that came
             self._await(f"{topic}/full", seconds)
         lines = self._store.get(f"{topic}/values").decode().splitlines()
         values = dict(map(json.loads, lines))
@@ -118,7 +121,7 @@ class Meeting:
         return result
 
     def part(self) -> None:
-        """Leave: rank 0 first, when it has spoken, and it keeps the store until the others have heard of that."""
+        """Disconnect: rank 0 announces its end, but keeps the store open until the other nodes have seen that."""
         if self.is_open and self.place.world_size > 1:
             with suppress(RuntimeError, TimeoutError):
                 within(soon(self.place.world_size), self._part)
@@ -136,10 +139,10 @@ class Meeting:
             self._store.set("left", "")
 
     def _await(self, key: str, seconds: float) -> None:
-        """Sleep until a key is there; for all but rank 0 one message, however long it takes.
+        """Wait until a key exists; on all ranks but rank 0 that costs one message, however long it takes.
 
         Raises:
-            RuntimeError: it is not there in time, or rank 0 is gone.
+            RuntimeError: it does not exist in time, or rank 0 is gone.
         """
         if self.place.rank:
             self._store.wait([key], timedelta(seconds=max(0.001, seconds)))
@@ -155,10 +158,10 @@ class Meeting:
 
 
 def _await_listener(where: tuple[str, int], deadline: float) -> None:
-    """Wait until rank 0 listens; torch's store would wait as well, but say why not in a page of C++ frames.
+    """Wait until rank 0 listens; torch's store would wait too, but reports a timeout with a page of C++ frames.
 
     Raises:
-        OSError: it does not until the deadline; the last reason.
+        OSError: it does not listen by the deadline; the error of the last attempt.
     """
     while True:
         try:
@@ -171,11 +174,12 @@ def _await_listener(where: tuple[str, int], deadline: float) -> None:
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
-    """Return what some work returns, or go on without it: the thread it is done in is left behind.
+    """Run some work in a thread and return its result; after a timeout the thread is abandoned.
 
     Raises:
         TimeoutError: it did not end in time.
     """
+    # Python cannot stop a thread that is blocked in C. A daemon thread at least does not delay the process's exit.
     box: list[tuple[T | None, BaseException | None]] = []
 
     def run() -> None:
@@ -196,5 +200,5 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
 
 def port_beside(port: int) -> int:
-    """Return a port for the preflight, far from that of the run, which follows at once."""
+    """Return a port for the preflight, other than the run's: the run starts at once, while this one is still in use."""
     return port - _PORTS_APART if port >= _PORTS_APART + 2000 else port + _PORTS_APART

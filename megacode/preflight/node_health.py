@@ -1,6 +1,6 @@
-"""The health of one node, as seen by itself: its GPUs, its processor and memory, and the disk a run will write to.
+"""Checks that a node makes on its own: its GPUs, processor and memory, and the disk that a run will write to.
 
-Each check adds what it measured and what is wrong to a report. They are cheap: a few seconds for eight GPUs.
+Each check adds its measurements and problems to a report. All are cheap: a few seconds for eight GPUs.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from megacode.base.errors import Problem
 from megacode.base.units import format_bytes, format_rate, format_seconds
 from megacode.mcore import device
 
-_FREE_SHARE = 0.85  # of a GPU's memory, before a run starts: a forgotten process holds more than the rest
-_SLOW_SHARE = 0.75  # of the median speed: GPUs of one kind differ by some per cent, a throttled one by half
-_ROWS, _GPU_SIZE, _CPU_SIZE = 64, 4096, 512
-_GPU_SECONDS, _CPU_SECONDS = 0.3, 0.05
-_WRITTEN = 64 * 2**20
-_SLOWEST_DISK = 4 * 2**20  # bytes a second; a checkpoint would take hours
+_FREE_SHARE = 0.85  # of a GPU's memory before a run starts; a forgotten process usually holds more than the rest
+_SLOW_SHARE = 0.75  # of the median speed; GPUs of one type differ by a few per cent, a throttled one by half
+_ROWS, _GPU_SIZE, _CPU_SIZE = 64, 4096, 512  # of the matrices
+_GPU_SECONDS, _CPU_SECONDS = 0.3, 0.05  # of multiplying, per device
+_WRITTEN = 64 * 2**20  # bytes
+_SLOWEST_DISK = 4 * 2**20  # bytes/s; a checkpoint would take hours
 _LEAST_MEMORY = 2**30
 _LEAST_DISK = 2**30
 
-_SMI_SECONDS = 15.0
+_SMI_SECONDS = 15.0  # nvidia-smi takes several seconds on a large node, and for ever if the driver hangs
 _SMI_NUMBERS = ("clocks.sm", "clocks.max.sm", "temperature.gpu", "ecc.errors.uncorrected.volatile.total")
 _SMI_REASONS = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
 
 
 @dataclass
-class Health:
-    """What is known of a node.
+class NodeHealth:
+    """A node's measurements and problems.
 
     Attributes:
-        measured: figures by name: bytes, seconds, FLOP/s, bytes/s.
+        measured: figures by name, in bytes, seconds, FLOP/s or bytes/s.
         problems: what is wrong with this node.
-        looks_at: the GPU that is being looked at, so that one that hangs is known; empty elsewhere.
+        looks_at: the GPU under test, so that one that hangs is known; empty between tests.
     """
 
     measured: dict[str, Any] = field(default_factory=dict)
@@ -52,32 +52,33 @@ class Health:
     looks_at: str = ""
 
 
-def checks(directory: Path | None, gpus: int | None) -> dict[str, Callable[[Health], None]]:
-    """Return the checks of a node in order, each by the name of what it looks at.
+def checks(directory: Path | None, gpus: int | None) -> dict[str, Callable[[NodeHealth], None]]:
+    """Return a node's checks in order, by the name of what they test.
 
     Args:
-        directory: that must be writable; absent: the disk is not looked at.
-        gpus: how many this node must have; absent: as many as it has.
+        directory: must be writable; None: no disk is checked.
+        gpus: number that this node must have; None: any.
     """
-    found: dict[str, Callable[[Health], None]] = {
+    # Cheap and harmless ones first. The driver comes last: a hanging nvidia-smi may block what follows it.
+    ordered: dict[str, Callable[[NodeHealth], None]] = {
         "GPU count": lambda health: count_gpus(health, gpus),
         "processor and memory": look_at_machine,
     }
     if directory is not None:
-        found["disk"] = lambda health: write_disk(health, directory)
-    return found | {"matrix product": multiply_everywhere, "nvidia-smi": ask_driver}
+        ordered["disk"] = lambda health: write_disk(health, directory)
+    return ordered | {"matrix product": multiply_everywhere, "nvidia-smi": ask_driver}
 
 
-def count_gpus(health: Health, expected: int | None) -> None:
-    """Count the GPUs and look whether their memory is free."""
-    found = torch.cuda.device_count() if device.on_gpu() else 0
-    health.measured["gpus"] = found
-    if expected is not None and found != expected:
-        fix = "look at `nvidia-smi` there; leave the node out (sbatch --exclude) until all of its GPUs are back"
-        health.problems.append(Problem(f"{expected} GPUs are expected, {found} found", "GPU count", fix))
+def count_gpus(health: NodeHealth, expected: int | None) -> None:
+    """Count the GPUs and check that their memory is free."""
+    count = torch.cuda.device_count() if device.on_gpu() else 0
+    health.measured["gpus"] = count
+    if expected is not None and count != expected:
+        fix = "see `nvidia-smi` there; exclude the node (sbatch --exclude) until all of its GPUs are back"
+        health.problems.append(Problem(f"{expected} GPUs are expected, {count} found", "GPU count", fix))
     frees: list[int] = []
     health.measured["gpu_memory_free"] = frees
-    for index in range(found):
+    for index in range(count):
         health.looks_at = f"GPU {index}"
         free, total = torch.cuda.mem_get_info(index)
         frees.append(free)
@@ -88,8 +89,8 @@ def count_gpus(health: Health, expected: int | None) -> None:
     health.looks_at = ""
 
 
-def look_at_machine(health: Health) -> None:
-    """Note cores, load and free memory; too little memory is a problem, load is not."""
+def look_at_machine(health: NodeHealth) -> None:
+    """Measure cores, load and free memory; too little memory is a problem, load is not."""
     memory = psutil.virtual_memory()
     load = os.getloadavg()[0]
     health.measured |= {"cores": len(os.sched_getaffinity(0)), "load": round(load, 2), "memory_free": memory.available}
@@ -99,15 +100,15 @@ def look_at_machine(health: Health) -> None:
         health.problems.append(Problem(what, "memory", fix))
 
 
-def write_disk(health: Health, directory: Path, size: int = _WRITTEN) -> None:
+def write_disk(health: NodeHealth, directory: Path, size: int = _WRITTEN) -> None:
     """Write some bytes to the run directory, flush them to disk, and remove them.
 
     Args:
-        health: is added to.
-        directory: made if it is not there.
+        health: gets the results.
+        directory: created if it does not exist.
         size: bytes.
     """
-    block = os.urandom(2**20)
+    block = os.urandom(2**20)  # random: a file system that compresses would be too fast on zeros
     started = time.perf_counter()
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,7 @@ def write_disk(health: Health, directory: Path, size: int = _WRITTEN) -> None:
             for _ in range(size // len(block)):
                 file.write(block)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # without it, this measures memory
         free = shutil.disk_usage(directory).free
     except OSError as error:
         fix = "free some space there, or give another run_dir; all nodes must be able to write to it"
@@ -127,12 +128,12 @@ def write_disk(health: Health, directory: Path, size: int = _WRITTEN) -> None:
     if free < _LEAST_DISK:
         health.problems.append(Problem(f"only {format_bytes(free)} are free", str(directory), "free some space there"))
     if rate < _SLOWEST_DISK:
-        fix = "ask who keeps this file system what ails it, or give another run_dir"
+        fix = "report it to the file system's administrators, or give another run_dir"
         health.problems.append(Problem(f"writes only {format_bytes(rate)}/s", str(directory), fix))
 
 
-def multiply_everywhere(health: Health) -> None:
-    """Multiply matrices on each GPU, or on a node without any on the processor; compare the speed of the GPUs."""
+def multiply_everywhere(health: NodeHealth) -> None:
+    """Multiply matrices on each GPU, or on the processor if there is none; compare the GPUs' speeds."""
     if not health.measured.get("gpus"):
         right, rate = multiply(torch.device("cpu"), _CPU_SIZE, _CPU_SECONDS)
         health.measured["cpu_flops"] = round(rate)
@@ -147,8 +148,8 @@ def multiply_everywhere(health: Health) -> None:
             right, rate = multiply(torch.device("cuda", index), _GPU_SIZE, _GPU_SECONDS)
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
-            health.problems.append(Problem(f"a matrix product failed: {reason}", health.looks_at, _LEAVE_OUT))
-            rates.append(0)
+            health.problems.append(Problem(f"a matrix product failed: {reason}", health.looks_at, _EXCLUDE))
+            rates.append(0)  # keeps the others at their numbers
             continue
         rates.append(round(rate))
         if not right:
@@ -158,18 +159,18 @@ def multiply_everywhere(health: Health) -> None:
 
 
 def multiply(where: torch.device, size: int, seconds: float) -> tuple[bool, float]:
-    """Multiply two matrices on a device again and again.
+    """Multiply two matrices on a device repeatedly, and check the result.
 
-    The factors hold -1, 0 and 1, so that all sums are small whole numbers, exact also in bf16. The left one repeats its
-    first rows: the processor has to compute only those, and yet every element is compared.
+    The factors contain -1, 0 and 1. So all sums are small whole numbers, which are exact even in bf16. The left factor
+    repeats its first rows: the processor computes only those, and still every element is compared.
 
     Args:
         where: bf16 on a GPU, fp32 on the processor.
         size: rows and columns; a multiple of 64.
-        seconds: how long.
+        seconds: duration.
 
     Returns:
-        Whether all elements of the first and of the last product are right, and the speed in FLOP/s.
+        Whether all elements of the first and the last product are correct, and the speed in FLOP/s.
     """
     generator = torch.Generator().manual_seed(size)
     rows = torch.randint(-1, 2, (_ROWS, size), generator=generator).float()
@@ -180,7 +181,7 @@ def multiply(where: torch.device, size: int, seconds: float) -> tuple[bool, floa
     product = left @ right
     good = bool((product.view(-1, _ROWS, size) == expected).all())
     done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
+    while time.perf_counter() - started < seconds:  # in tens: kernels are queued faster than they run
         for _ in range(10):
             torch.mm(left, right, out=product)
         if where.type == "cuda":
@@ -191,18 +192,16 @@ def multiply(where: torch.device, size: int, seconds: float) -> tuple[bool, floa
 
 
 def slow(rates: list[int], against: str, usual: float | None = None) -> list[Problem]:
-    """Return the GPUs that are much slower than usual; those that did not work at all have been named before.
+    """Return a problem for each GPU that is much slower than usual; a rate of 0 has been reported before.
 
     Args:
         rates: FLOP/s of a node's GPUs.
-        against: what is usual, in words.
-        usual: FLOP/s; absent: the median of these GPUs.
+        against: name of the reference in messages.
+        usual: the reference in FLOP/s; None: the median of these GPUs.
     """
     working = [rate for rate in rates if rate]
     usual = usual if usual is not None else median(working or [0])
-    fix = (
-        "it is throttled or shared: see its clocks, temperature and processes in `nvidia-smi -q`; or leave the node out"
-    )
+    fix = "it is throttled or shared: see its clocks, temperature and processes in `nvidia-smi -q`; or exclude the node"
     return [
         Problem(f"{_flops(rate)}, {rate / usual:.0%} of {against} {_flops(usual)}", f"GPU {index}", fix)
         for index, rate in enumerate(rates)
@@ -210,8 +209,8 @@ def slow(rates: list[int], against: str, usual: float | None = None) -> list[Pro
     ]
 
 
-def ask_driver(health: Health) -> None:
-    """Note clocks, temperature, memory errors and what slows the GPUs down, where nvidia-smi is there to tell."""
+def ask_driver(health: NodeHealth) -> None:
+    """Read clocks, temperature, memory errors and reasons for throttling from nvidia-smi, if it is installed."""
     command = shutil.which("nvidia-smi")
     if command is None or not health.measured.get("gpus"):
         return
@@ -221,42 +220,43 @@ def ask_driver(health: Health) -> None:
         done = subprocess.run(query, capture_output=True, text=True, timeout=_SMI_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         what = f"no answer within {format_seconds(_SMI_SECONDS)}"
-        health.problems.append(Problem(what, "nvidia-smi", f"the driver hangs: {_LEAVE_OUT}"))
+        health.problems.append(Problem(what, "nvidia-smi", f"the driver hangs: {_EXCLUDE}"))
         return
-    if done.returncode == 0:
+    if done.returncode == 0:  # older drivers do not know all fields; that is no reason to refuse a node
         read_driver(health, done.stdout, [_uuid(index) for index in range(health.measured["gpus"])])
 
 
-def read_driver(health: Health, answer: str, uuids: list[str]) -> None:
-    """Add to a node's health what nvidia-smi says of its GPUs.
+def read_driver(health: NodeHealth, answer: str, uuids: list[str]) -> None:
+    """Add nvidia-smi's output to a node's health.
 
     Args:
-        health: is added to.
-        answer: one line a GPU: its uuid, clock and highest clock in MHz, temperature in degrees Celsius, uncorrected
-            memory errors since the driver was loaded, and `Active` or not for each reason to slow down.
-        uuids: of the GPUs that torch sees, by their number; others are not this job's.
+        health: gets the results.
+        answer: one line per GPU: its uuid, clock and maximum clock in MHz, temperature in degrees Celsius, uncorrected
+            memory errors since the driver was loaded, and `Active` or not for each reason for throttling.
+        uuids: of the GPUs that torch sees, by their number; others belong to other jobs.
     """
+    # By uuid: nvidia-smi numbers all GPUs of a node, torch only those that CUDA_VISIBLE_DEVICES leaves.
     lines = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines() if line.strip()]
-    told = {cells[0].removeprefix("GPU-"): cells[1:] for cells in lines}
+    cells_of = {cells[0].removeprefix("GPU-"): cells[1:] for cells in lines}
     health.measured["driver"] = []
-    for index, cells in enumerate(told.get(uuid, []) for uuid in uuids):
+    for index, cells in enumerate(cells_of.get(uuid, []) for uuid in uuids):
         numbers = dict(zip(_SMI_NUMBERS, cells, strict=False))
         health.measured["driver"].append(numbers)
         errors = numbers.get("ecc.errors.uncorrected.volatile.total", "")
         if errors.isdigit() and int(errors):
-            health.problems.append(Problem(f"{errors} uncorrected memory errors", f"GPU {index}", _LEAVE_OUT))
+            health.problems.append(Problem(f"{errors} uncorrected memory errors", f"GPU {index}", _EXCLUDE))
         reasons = zip(_SMI_REASONS, cells[len(_SMI_NUMBERS) :], strict=False)
         active = [reason.replace("_", " ") for reason, state in reasons if state == "Active"]
         if active:
-            what = f"its hardware slows it down ({', '.join(active)}) at {numbers['temperature.gpu']} degrees Celsius"
-            health.problems.append(Problem(what, f"GPU {index}", f"cooling or power: {_LEAVE_OUT}"))
+            what = f"its hardware throttles it ({', '.join(active)}) at {numbers['temperature.gpu']} degrees Celsius"
+            health.problems.append(Problem(what, f"GPU {index}", f"cooling or power is at fault: {_EXCLUDE}"))
 
 
-_LEAVE_OUT = "leave the node out (sbatch --exclude) and have it looked at"
+_EXCLUDE = "exclude the node (sbatch --exclude) and have it repaired"
 
 
 def _wrong(where: str) -> Problem:
-    return Problem("a matrix product came out wrong", where, _LEAVE_OUT)
+    return Problem("a matrix product gave a wrong result", where, _EXCLUDE)
 
 
 def _flops(rate: float) -> str:

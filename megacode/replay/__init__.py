@@ -1,1 +1,1 @@
-"""F8: one iteration of a run trained again in memory, and compared with what was recorded."""
+"""Recompute one iteration of a run in memory, and compare it with its record."""

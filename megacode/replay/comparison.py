@@ -1,4 +1,4 @@
-"""What `megacode replay` may replay, how what it finds compares with what was recorded, and how it is shown."""
+"""Check that an iteration can be replayed, compare the replay with its record, and print the result."""
 
 from __future__ import annotations
 
@@ -17,25 +17,28 @@ from megacode.config.loading import load_config
 from megacode.metrics.reader import read_events, read_metrics
 from megacode.planning.run_plan import Plan, make_plan
 
-# Another layout or device adds in another order; what is further apart than this was another computation.
+# Relative. Another layout or device adds in another order; larger differences mean a different computation.
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+# Keys of a record of metrics.jsonl. Rates and times differ between any two executions, and are not compared.
 COMPARED = ("loss", "loss_by_source", "grad_norm", "samples_digest", "samples_by_source", "skipped")
 _SHOWN_ROWS = 12
 
 
 def replayable(run_dir: Path, iteration: int) -> tuple[Plan, Json | None]:
-    """Return the plan of a run, wherever its directory lies by now, and what it has recorded of an iteration.
+    """Return a run's plan and its record of an iteration.
 
-    Nothing is recorded of the iteration after the last one, which may be the one that a run has died in.
+    The iteration after the last recorded one may be replayed, too: it may be the one in which the run died. It has no
+    record. The run's directory may have been moved since.
 
     Raises:
-        ConfigError: if there is no such run, or it has not come so far.
-        MegacodeError: if its data sets are not what they were.
+        ConfigError: if there is no such run, or it has not trained so far.
+        MegacodeError: if its data sets have changed.
     """
     run = RunDir(run_dir)
     if not run.config.is_file():
-        what = "it holds no run.yaml" if run_dir.is_dir() else "there is no such directory"
+        what = "it has no run.yaml" if run_dir.is_dir() else "there is no such directory"
         raise ConfigError(what, str(run_dir), "give the directory of a run that was started: runs/<name>")
+    # The stored run_dir is where the run was started; checkpoints and ledger are read from where it is now.
     plan = make_plan(load_config(run.config, [f"run_dir={run_dir.absolute()}"]))
     last, clock, recorded = 0, 0, None
     for line in read_metrics(run.metrics, "train"):
@@ -44,35 +47,36 @@ def replayable(run_dir: Path, iteration: int) -> tuple[Plan, Json | None]:
     finished = clock >= plan.schedule.total_samples
     most = last if finished else last + 1
     if not 1 <= iteration <= most:
-        what = f"the run has no iteration {iteration}: it has trained {last}"
+        what = f"the run has no iteration {iteration}: it has trained {last} iterations"
         raise ConfigError(what, "--iteration", f"give a number from 1 to {most}")
     return plan, recorded
 
 
 def ranks_of(run: RunDir, iteration: int) -> int | None:
-    """Return how many ranks trained an iteration: those of the last start before it; None where none is recorded."""
+    """Return the number of ranks that trained an iteration; None if no start is recorded before it."""
+    # The last start before the iteration trained it: an earlier one's work was replaced.
     starts = [event for event in read_events(run) if event.get("event") in ("start", "resume")]
     return next((start.get("ranks") for start in reversed(starts) if start["iteration"] < iteration), None)
 
 
-def agreement(found: Mapping[str, Any], expected: Mapping[str, Any] | None, dtype: str) -> str:
-    """Return how a replayed iteration compares with the recorded one.
+def agreement(replayed: Mapping[str, Any], expected: Mapping[str, Any] | None, dtype: str) -> str:
+    """Return how a replayed iteration compares with its record.
 
     Returns:
         `bit for bit`, `within tolerance`, `different`, or `not recorded`.
     """
     if expected is None:
         return "not recorded"
-    pairs = [(found[key], expected[key]) for key in COMPARED if key in expected]
-    if all(_distance(one, other) == 0.0 for one, other in pairs):
+    pairs = [(replayed[key], expected[key]) for key in COMPARED if key in expected]
+    if all(_distance(*pair) == 0.0 for pair in pairs):
         return "bit for bit"
     return "within tolerance" if all(_distance(*pair) <= TOLERANCE[dtype] for pair in pairs) else "different"
 
 
 def _distance(one: Any, other: Any) -> float:
-    """Return how far two values are apart: relative for floats, 0 or infinite for all that must be equal.
+    """Return how much two values differ: relatively for floats, 0 or infinity for what must be equal.
 
-    What is not finite is so in memory, and null in a file: one is as good as the other.
+    A value that is not finite is NaN or infinite in memory, and null in a file: these count as equal.
     """
     if isinstance(one, dict) and isinstance(other, dict) and set(one) == set(other):
         return max((_distance(one[key], other[key]) for key in one), default=0.0)
@@ -83,22 +87,23 @@ def _distance(one: Any, other: Any) -> float:
 
 
 def worst_first(samples: list[Json]) -> list[Json]:
-    """Return samples by their loss, the largest first; those whose loss is not finite stand before all others."""
+    """Return samples by loss, the largest first; those with a loss that is not finite come before all others."""
     return sorted(samples, key=lambda row: (math.isfinite(row["loss"]), -row["loss"], row["sample"]))
 
 
 def render(document: Json, console: Console) -> None:
-    """Print a replay: the iteration against its record, its samples by loss, and where the gradient was large."""
+    """Print a replay: the iteration beside its record, its samples by loss, and its largest gradient norms."""
     where = document["checkpoint"] or "the run's start"
-    head = f"iteration {document['iteration']} ({document['phase']}), trained again from {where}: "
+    head = f"iteration {document['iteration']} ({document['phase']}), recomputed from {where}: "
     withheld = f"; withheld ({document['withheld']}), so its update is not applied" if document["withheld"] else ""
     console.print(Text(head), Text(document["agreement"], style="bold"), Text(withheld), sep="")
     console.print(_comparison(document))
     ranks = document["recorded_ranks"]
+    # The most frequent cause of a difference is not a bug; say so before anybody looks for one.
     if document["agreement"] == "different" and ranks not in (None, document["ranks"]):
-        said = f"It was trained on {ranks} ranks, and here on {document['ranks']}, which add in another order:"
-        more = f"differences grow with every iteration trained again. --nproc {ranks} adds as they did."
-        console.print(Text(f"{said} {more}"))
+        reason = f"The run used {ranks} ranks, this replay {document['ranks']}. They add in another order, and the"
+        advice = f"differences grow with every iteration. --nproc {ranks} adds in the same order."
+        console.print(Text(f"{reason} {advice}"))
     console.print(_samples(document["samples"]))
     console.print(_gradients(document["gradient_norms"]))
     for row in document["samples"]:
@@ -109,13 +114,14 @@ def render(document: Json, console: Console) -> None:
 
 def _comparison(document: Json) -> FigureTable:
     table = FigureTable("", "recorded", "replayed", figures=("recorded", "replayed"))
-    found, expected = _flat(document["replayed"]), _flat(document["recorded"] or {})
-    for name, value in found.items():
+    replayed, expected = _flat(document["replayed"]), _flat(document["recorded"] or {})
+    for name, value in replayed.items():
         table.add_row(name, _shown(expected.get(name, "")), _shown(value))
     return table
 
 
 def _flat(values: Mapping[str, Any]) -> Json:
+    """Return a mapping without nested ones: `loss_by_source: {text: 2}` becomes `loss_by_source text: 2`."""
     flat: Json = {}
     for key, value in values.items():
         flat |= {f"{key} {name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
@@ -125,7 +131,7 @@ def _flat(values: Mapping[str, Any]) -> Json:
 def _shown(value: Any) -> str:
     if strict(value) is None:
         return "not finite"
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
+    return f"{value:.9g}" if isinstance(value, float) else str(value)  # 9 digits tell any two fp32 values apart
 
 
 def _samples(rows: list[Json]) -> FigureTable:
@@ -141,7 +147,7 @@ def _samples(rows: list[Json]) -> FigureTable:
 
 
 def _gradients(norms: Json) -> FigureTable:
-    whole = sum(norm**2 for norm in norms.values())
+    whole = sum(norm**2 for norm in norms.values())  # squares add up to the square of the whole gradient's norm
     figures = ("gradient norm", "of its square")
     table = FigureTable(*figures, "parameter", figures=figures)
     for name, norm in list(norms.items())[:_SHOWN_ROWS]:

@@ -1,1 +1,1 @@
-"""F10: pages that show one run or several. Never imports torch."""
+"""F11: pages that show one run or several. Never imports torch."""

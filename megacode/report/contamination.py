@@ -1,4 +1,4 @@
-"""Which of a suite's questions stand in what the model has read: what a score is worth, shown beside it."""
+"""Contamination on the report page: how many of a suite's items occur in what the model has read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megacode.report.run_record import RunRecord
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many items of a task, or of several, overlap what was read.
+    """Number of items of one or several tasks that overlap the data read.
 
     Attributes:
         hits: items with an overlap.
@@ -33,7 +33,7 @@ class Overlap:
 
 
 def overlaps(document: Mapping[str, Json]) -> dict[str, Overlap]:
-    """Return the overlap of each task of a score file; empty where it was not checked."""
+    """Return the overlap of each task of a score file; empty if it was not checked."""
     note = document.get("contamination") or {}
     tasks = note.get("tasks") if note.get("checked") else None
     return {
@@ -44,37 +44,40 @@ def overlaps(document: Mapping[str, Json]) -> dict[str, Overlap]:
 
 def newest(record: RunRecord) -> dict[str, Overlap]:
     """Return the overlap of each task with what the newest model scored on it has read."""
-    found: dict[str, Overlap] = {}
+    by_task: dict[str, Overlap] = {}
+    # Scores are in order of iteration, so later ones replace earlier ones.
     for document in record.scores:
-        found.update(overlaps(document))
-    return found
+        by_task.update(overlaps(document))
+    return by_task
 
 
 def card(record: RunRecord) -> dict[str, str]:
-    """Return the headline: how many questions of the newest scores overlap what was read."""
-    found = list(newest(record).values())
+    """Return the headline: how many questions of the newest scores overlap the data read."""
+    by_task = list(newest(record).values())
     if not record.scores:
         return {"label": "Contamination", "value": fig.NOTHING, "note": "not evaluated yet: megacode evaluate"}
-    if not found:
+    if not by_task:
         return {"label": "Contamination", "value": fig.NOTHING, "note": f"not checked: {_why(record)}"}
-    total = Overlap(sum(one.hits for one in found), sum(one.items for one in found))
-    label = "questions overlap what was read, verbatim"
+    total = Overlap(sum(one.hits for one in by_task), sum(one.items for one in by_task))
+    label = "questions overlap the data read, verbatim"
     return {"label": "Contamination", "value": str(total), "note": f"{label} ({fig.percent(total.share)})"}
 
 
 def remark(record: RunRecord) -> str:
-    """Return how the overlap was found, as a sentence; why not where nothing was checked."""
+    """Return how the overlap was determined, as a sentence, or why nothing was checked."""
     notes = [note for d in record.scores if (note := d.get("contamination") or {}).get("checked")]
     if not notes:
         return f"Overlap with the training data was not checked: {_why(record)}." if record.scores else ""
+    # The newest model has read the most, so its note covers the largest part of the data.
     note = notes[-1]
     share, read = float(note.get("share_checked") or 0), int(note.get("tokens_read") or 0)
     return (
-        f"Overlap: questions of which a passage stands verbatim in what the newest model had read. The rule: "
-        f"{note.get('rule', 'not recorded')}. {fig.percent(share)} of {format_count(read)} tokens read were searched."
+        f"Overlap: questions with a passage that occurs verbatim in what the newest model had read. The rule: "
+        f"{note.get('rule', 'not recorded')}. {fig.percent(share)} of {format_count(read)} tokens read were checked."
     )
 
 
 def _why(record: RunRecord) -> str:
+    # The newest reason is the one that the user can still act on.
     reasons = [str(note["why"]) for d in record.scores if (note := d.get("contamination") or {}).get("why")]
-    return reasons[-1].rstrip(".") if reasons else "the score files say nothing of it"
+    return reasons[-1].rstrip(".") if reasons else "the score files do not mention it"

@@ -1,4 +1,4 @@
-"""What a chart hands to the page: its drawings, its legend with the values at every slot, and how to read it."""
+"""Figures: what a chart gives to the page, and the axes and number formats that all charts share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from markupsafe import Markup
 from megacode.base.units import format_count
 from megacode.report.incidents import incidents
 from megacode.report.run_record import RunRecord
-from megacode.report.series import Slot
+from megacode.report.series import ClockSlot
 from megacode.report.svg import (
     Frame,
     Scale,
@@ -31,7 +31,7 @@ WIDE = (960, 330)
 NARROW = (380, 290)
 HALF = (460, 250)
 SHAPES = {WIDE: "wide", NARROW: "narrow", HALF: "half"}  # classes of the style sheet
-COLOURS = 8  # in the style sheet; a ninth source has the first colour again, drawn dashed
+COLOURS = 8  # in the style sheet; a ninth source reuses the first colour, dashed
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Entry:
     """A line of a legend.
 
     Attributes:
-        label: what it is called.
+        label: its name.
         css: the class of its colour: `s0`, `s1`, ... for sources.
         mark: how its key is drawn: `area`, `line`, `dash`, `dot`.
-        values: what to show at each slot, ready to print; empty for an entry without a value.
-        whole: what to show of the whole run, while no position is pointed at; absent: the last of `values`.
-        note: what to say behind it.
-        past: whether it is grey: a source that is no longer read.
+        values: text at each slot; empty for an entry without values.
+        whole: text for the whole run, shown without a pointer; empty: the last of `values`.
+        note: text after the value.
+        past: whether it is grey, for a source that is no longer read.
     """
 
     label: str
@@ -58,7 +58,7 @@ class Entry:
 
     @property
     def final(self) -> str:
-        """What is shown while no position is pointed at."""
+        """The text shown without a pointer."""
         return self.whole or next((text for text in reversed(self.values) if text != NOTHING), "")
 
 
@@ -70,12 +70,12 @@ class Figure:
         key: its anchor and the name of its values.
         title: what it shows, with the unit.
         reading: one sentence on how to read it.
-        drawings: for wide pages, and for narrow ones where that is another drawing.
+        drawings: for wide pages, and for narrow ones if they need a different drawing.
         legend: its entries.
-        missing: why there is nothing to draw; empty where there is.
-        at: where on the clock the legend's values are from.
+        missing: why there is nothing to draw; empty if there is something.
+        at: the clock position of the legend's values.
         follows: whether the legend's values follow the pointer.
-        tab: its short name among figures of which one is shown at a time.
+        tab: its short name, for figures that share a place as tabs.
     """
 
     key: str
@@ -90,7 +90,7 @@ class Figure:
 
 
 NOTHING = "—"
-NO_ITERATIONS = "No iteration has been measured yet: metrics.jsonl holds no line of kind “train”."
+NO_ITERATIONS = "No iteration has been measured yet: metrics.jsonl has no line of kind “train”."
 
 
 def texts(values: Sequence[float], form: Callable[[float], str]) -> list[str]:
@@ -107,6 +107,7 @@ def scientific(number: float) -> str:
     """Return a small number as `3e-4`; 0 as `0`."""
     if number == 0:
         return "0"
+    # Python writes 3.00e-04; the page shows 3e-4.
     mantissa, _, exponent = f"{number:.2e}".partition("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
@@ -120,6 +121,7 @@ def plain(number: float) -> str:
 
 def colour(index: int) -> str:
     """Return the classes of a source's colour."""
+    # The class `again` draws it dashed, so that two sources of one colour differ.
     return f"s{index % COLOURS}" + (" again" if index >= COLOURS else "")
 
 
@@ -133,14 +135,15 @@ def make_frame(record: RunRecord, size: tuple[int, int], ends: tuple[float, floa
         log: whether the y axis is logarithmic.
     """
     width, height = size
+    # The axis covers the whole plan, so that an unfinished run shows how far it is.
     stop = max(record.planned_tokens, record.tokens(record.last), 1)
     return Frame(width, height, Scale(0, stop, 52, width - 14), Scale(*ends, height - 42, 42, log))
 
 
 def clock_axis(record: RunRecord, frame: Frame) -> Markup:
-    """Return the axis of tokens, and the same axis in FLOPs where the plan says what a token costs.
+    """Return the axis of tokens, and the same axis in FLOPs if the plan gives the cost of a token.
 
-    Both are drawn; the style sheet shows the one that the page's switch asks for.
+    Both are drawn; the style sheet shows the one selected by the page's switch.
     """
     title = "tokens consumed" if record.seq_length > 1 else "samples consumed"
     drawn = [element("g", token_axis(frame, title), class_="by-tokens")]
@@ -157,17 +160,18 @@ def token_axis(frame: Frame, title: str) -> Markup:
 
 
 def flops_axis(frame: Frame, cost: float = 1.0) -> Markup:
-    """Return an axis of FLOPs below a plot over tokens that cost `cost` each; over FLOPs where that is 1."""
+    """Return an axis of FLOPs below a plot over tokens that cost `cost` each; 1 for a plot over FLOPs."""
     ticks = Scale(0, frame.x.high * cost, 0, 1).ticks(_ticks(frame))
     return axis(frame, [(tick / cost, scientific(tick)) for tick in ticks], "FLOPs spent on training")
 
 
 def _ticks(frame: Frame) -> int:
+    # As many labels as fit without touching.
     return 8 if frame.width > 700 else 4
 
 
-def readout(record: RunRecord, grid: Sequence[Slot]) -> list[str]:
-    """Return what the pointer stands on at each slot: iteration, tokens, phase."""
+def readout(record: RunRecord, grid: Sequence[ClockSlot]) -> list[str]:
+    """Return the pointer's text at each slot: iteration, tokens, phase."""
     return [
         f"iteration {slot.last['iteration']:,} · {format_count(slot.stop)} tokens · {slot.last.get('phase', '')}"
         for slot in grid
@@ -186,7 +190,7 @@ def draw(record: RunRecord, frame: Frame, title: str, unit: str, labels: Sequenc
 
 
 def limit(frame: Frame, at: float, text: str) -> Markup:
-    """Return a dashed line across a chart, with what it means."""
+    """Return a dashed line across a chart, with its label."""
     line = path([(frame.left, frame.y(at)), (frame.right, frame.y(at))], class_="planned")
     label = element("text", text, class_="note", x=frame.right - 4, y=frame.y(at) - 5, text_anchor="end")
     return element("g", line, label)

@@ -1,4 +1,4 @@
-"""Where a run stands, in a sentence, and its headline numbers."""
+"""The run's status in a sentence, and its headline numbers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", 
 
 
 def status(record: RunRecord) -> dict[str, str]:
-    """Return where the run stands: `state` (finished, stopped, open, waiting) and `text`."""
+    """Return the run's status: `state` (finished, stopped, open, waiting) and `text`."""
     total, done = int(record.plan.get("total_samples") or 0), int(record.last.get("consumed_samples") or 0)
     if not record.train:
         return {"state": "waiting", "text": "Not started: no iteration has been done yet."}
     if total and done >= total:
         return {"state": "finished", "text": "Finished: every planned sample was read."}
+    # Without a plan there is no total to compare with.
     share = f"{100 * done / total:.1f} % of the planned samples" if total else f"{done:,} samples"
+    # Only a stop event proves an end: a killed process writes none, and looks like a running one.
     last = record.events[-1] if record.events else {}
     if last.get("event") == "stop":
         reason = f" ({last['reason']})" if last.get("reason") else ""
@@ -49,7 +51,7 @@ def _listed(names: list[str]) -> str:
 
 
 def parameters_of(parameters: Any) -> int:
-    """Return the number of parameters in a plan, whether written as a number or as a breakdown."""
+    """Return the number of parameters in a plan, given as a number or as a breakdown."""
     if isinstance(parameters, dict):
         return int(parameters.get("total") or sum(v for v in parameters.values() if isinstance(v, int)))
     return int(parameters or 0)
@@ -104,6 +106,7 @@ def _loss_card(record: RunRecord) -> dict[str, str]:
         start = f"; {value(first, 'loss'):.3f} before training" if first["iteration"] == 0 else ""
         return _card("Validation loss", f"{value(last, 'loss'):.3f}", note + start)
     if record.train:
+        # One iteration's loss is noise, so the mean of ten is shown.
         recent = [value(line, "loss") for line in record.train[-10:] if math.isfinite(value(line, "loss"))]
         if recent:
             note = f"mean of the last {len(recent)} iterations"
@@ -117,6 +120,7 @@ def training_seconds(record: RunRecord) -> float:
 
 
 def _time_card(record: RunRecord) -> dict[str, str]:
+    # Wall time includes queues and restarts; the card shows both.
     times = [value(event, "time") for event in record.events if math.isfinite(value(event, "time"))]
     resumes = sum(event.get("event") == "resume" for event in record.events)
     wall = f"{format_seconds(times[-1] - times[0])} from start to last event" if len(times) > 1 else ""
@@ -127,7 +131,7 @@ def _time_card(record: RunRecord) -> dict[str, str]:
 
 
 def _rates(record: RunRecord) -> str:
-    """Return the medians of tokens a second, FLOP/s and MFU, as far as they are measured."""
+    """Return the medians of tokens per second, FLOP/s and MFU, if they were measured."""
     rates, flops, mfu = (
         [number for number in (value(line, key) for line in record.train) if math.isfinite(number)]
         for key in ("tokens_per_second", "flops_per_second", "mfu")
@@ -139,24 +143,25 @@ def _rates(record: RunRecord) -> str:
 
 
 def _flops(rate: float) -> str:
-    """Return a rate as physicists write it: `738 GFLOP/s`, where a count would say 738B."""
+    """Return a rate with SI prefixes: `738 GFLOP/s`, not 738B as for counts."""
     text = format_count(rate).replace("B", "G")
     return f"{text[:-1]} {text[-1]}FLOP/s" if text[-1:].isalpha() else f"{text} FLOP/s"
 
 
 def parity(export: Json) -> float:
-    """Return the largest difference of a logit, end to end, of megacode's model and an export; nan if not proven."""
+    """Return the largest end-to-end logit difference between megacode's model and an export; nan if not verified."""
     return value((export.get("parity") or {}).get("end_to_end") or {}, "largest")
 
 
 def _parity_card(record: RunRecord) -> dict[str, str]:
-    """Return whether the exports compute what the trainer computes."""
+    """Return whether the exports compute the same as the trainer."""
     label = "Export = trainer"
     if not record.exports:
         return _card(label, fig.NOTHING, "no Hugging Face model yet: megacode convert to-hf")
     numbers = [number for number in map(parity, record.exports) if math.isfinite(number)]
     count = len(record.exports)
     exports = f"{count} export{'s' if count != 1 else ''}"
+    # One unverified export is enough to withdraw the claim.
     if len(numbers) < count:
         return _card(label, fig.NOTHING, f"{count - len(numbers)} of {exports} not verified")
     note = f"{exports} read back by transformers; logits differ by {fig.scientific(max(numbers))} at most"
@@ -164,9 +169,10 @@ def _parity_card(record: RunRecord) -> dict[str, str]:
 
 
 def _bits_card(record: RunRecord, scores: list[Score]) -> dict[str, str]:
-    """Return bits per byte, else the suite's last mean, else how many tasks were scored."""
+    """Return bits per byte, else the suite's last mean, else the number of scored tasks."""
     if not scores:
         return _card("Scores", fig.NOTHING, "not evaluated yet: megacode evaluate")
+    # Bits per byte move first in training, so small models show something.
     bits = [score for score in scores if score.is_bits]
     if bits:
         ends = (bits[0].iteration, bits[-1].iteration)

@@ -1,4 +1,4 @@
-"""What happened to a run besides training: restarts, spikes, rollbacks and the like, as the charts mark them."""
+"""Incidents of a run that charts mark: restarts, spikes, rollbacks, failed saves, alarms and hangs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from megacode.base.files import Json
 from megacode.report.run_record import RunRecord
 
-KINDS = {  # events, the class of their mark, and what one is called
+KINDS = {  # event: class of its mark, and its name
     "resume": ("restart", "restart"),
     "spike": ("spike", "spike"),
     "rollback": ("rollback", "rollback"),
@@ -15,24 +15,24 @@ KINDS = {  # events, the class of their mark, and what one is called
     "fp8_alarm": ("trouble", "FP8 alarm"),
     "hang": ("trouble", "hang"),
 }
-MOST_MARKS = 150  # a chart of a run with more would be nothing but marks
+MOST_MARKS = 150  # more would hide the chart
 
 
 def incidents(record: RunRecord) -> list[tuple[float, str, str]]:
-    """Return where on the clock things happened, their kind, and what there is to say; the newest `MOST_MARKS`."""
-    found = []
+    """Return clock position, kind and description of incidents; the newest `MOST_MARKS`."""
+    marks = []
     for event in record.events:
         kind, name = KINDS.get(_name(event), ("", ""))
         if kind and event.get("consumed_samples") is not None:
             text = f"{name} at iteration {int(event.get('iteration') or 0):,}{_why(event)}"
-            found.append((float(record.tokens(event)), kind, text))
-    return found[-MOST_MARKS:]
+            marks.append((float(record.tokens(event)), kind, text))
+    return marks[-MOST_MARKS:]
 
 
 def counts(record: RunRecord) -> list[tuple[str, str]]:
-    """Return the kinds of marks on the charts and how often each thing happened, such as `2 restarts`."""
-    found = Counter(KINDS[_name(event)] for event in record.events if _name(event) in KINDS)
-    return [(kind, f"{n} {name}{'s' if n > 1 else ''}") for (kind, name), n in found.items()]
+    """Return the kinds of marks on the charts and their counts, such as `2 restarts`."""
+    by_kind = Counter(KINDS[_name(event)] for event in record.events if _name(event) in KINDS)
+    return [(kind, f"{n} {name}{'s' if n > 1 else ''}") for (kind, name), n in by_kind.items()]
 
 
 def _name(event: Json) -> str:

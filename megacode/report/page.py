@@ -1,4 +1,4 @@
-"""One page that shows a run, or several: `report.html`, self-contained, from the files of run directories alone."""
+"""Write the report page of one or several runs: a self-contained `report.html`, made from run directories alone."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ from megacode.report.series import slots
 
 FILE_NAME = "report.html"
 PAGE_MARKS = (b'<meta name="generator" content="megacode', b"megacode</title>")  # the latter of older pages
-_HEAD = 4096  # bytes of a file that hold one of them
+_HEAD = 4096  # bytes at a file's head in which to look for them
 
 
 def write_report(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Path:
-    """Write the page of a run, or of several beside each other; what is not there yet is said to be missing.
+    """Write the page of one run, or of several side by side; missing parts are marked as missing.
 
     Args:
-        run_dirs: run directories; the runs may still be going on.
-        out: the file to write. Absent: `report.html` in the run directory, for several runs in the working directory.
+        run_dirs: run directories; the runs may still be running.
+        out: the file to write. None: `report.html` in the run directory; for several runs, in the working directory.
 
     Returns:
         The file written.
 
     Raises:
-        ConfigError: one of them is no run directory or named twice, or `out` cannot be written: it is a directory,
-            a file that is no such page, or lies where nothing may be written.
+        ConfigError: one of them is not a run directory or is listed twice, or `out` cannot be written: it is a
+            directory, a file that is not such a page, or its directory is not writable.
         CheckpointError: if a file of a run cannot be parsed.
     """
     runs = [run_dirs] if isinstance(run_dirs, Path) else list(run_dirs)
     twice = [run for index, run in enumerate(runs) if run.resolve() in [other.resolve() for other in runs[:index]]]
     if twice:
-        raise ConfigError("this run is named twice", str(twice[0]), "name each run once")
+        raise ConfigError("this run is listed twice", str(twice[0]), "list each run once")
     target = out or (runs[0] if len(runs) == 1 else Path()) / FILE_NAME
     _check_target(target)
     records = [read_run(run) for run in runs]
@@ -61,23 +61,24 @@ def write_report(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Pa
         write_text(target, text)
     except OSError as error:
         what = f"the page cannot be written: {error.strerror}"
-        raise ConfigError(what, str(target), "name another file with --out") from error
+        raise ConfigError(what, str(target), "choose another file with --out") from error
     return target
 
 
 def _check_target(target: Path) -> None:
-    """Refuse to write over a directory, and over a file that is not an earlier page."""
+    """Refuse to overwrite a directory, or a file that is not an earlier page."""
     if target.is_dir():
-        fix = f"name a file: {target / FILE_NAME}"
-        raise ConfigError("the page cannot be written over a directory", str(target), fix)
+        fix = f"give a file: {target / FILE_NAME}"
+        raise ConfigError("the output is a directory", str(target), fix)
     try:
         with target.open("rb") as file:
             head = file.read(_HEAD)
-    except OSError:  # there is none, or writing will say what is wrong
+    except OSError:  # it does not exist, or writing it will report the error
         return
+    # An empty file is replaced: `mktemp` and shell redirects create one.
     if head and not any(mark in head for mark in PAGE_MARKS):
-        what = "this file is not a page that megacode wrote, so it is not replaced"
-        raise ConfigError(what, str(target), "name another file with --out, or remove this one")
+        what = "this file was not written by megacode, so it is not replaced"
+        raise ConfigError(what, str(target), "choose another file with --out, or remove this one")
 
 
 def render(record: RunRecord) -> str:
@@ -92,6 +93,7 @@ def render_several(records: Sequence[RunRecord]) -> str:
 
 def _environment() -> Environment:
     loader = PackageLoader("megacode.report", ".")
+    # Autoescape: names, paths and generated texts come from users. StrictUndefined: a missing value is an error.
     return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
 
 
@@ -100,24 +102,25 @@ def _written() -> dict[str, str]:
 
 
 def page(record: RunRecord) -> dict[str, Any]:
-    """Return all that the template shows."""
+    """Return the template's variables."""
     clock = slots(record)
-    found = scores.collect(record)
+    run_scores = scores.collect(record)
     charts = (run_charts.learning_rate, run_charts.throughput, run_charts.gradient_norm, run_charts.passes)
     over_time = [chart(record, clock) for chart in charts]
     over_time += fp8_accuracy.figures(record, clock)
     figures = {"mixture": mixture.mixture(record, clock), "loss": run_charts.loss(record, clock)}
+    # Figures whose legends follow the pointer; scores have no slots.
     every = [*figures.values(), *over_time]
     at = readout(record, clock)
     return {
         "name": record.name,
         "summary": headline.summary(record),
         "status": headline.status(record),
-        "cards": headline.cards(record, found),
+        "cards": headline.cards(record, run_scores),
         **figures,
         "over_time": over_time,
-        "score_figures": score_charts.figures(record, found),
-        "score_table": score_table.table(record, found),
+        "score_figures": score_charts.figures(record, run_scores),
+        "score_table": score_table.table(record, run_scores),
         "phases": tables.plan_phases(record),
         "plan_total": tables.plan_total(record),
         "warnings": [str(warning) for warning in record.plan.get("warnings") or []],
@@ -143,7 +146,7 @@ def page(record: RunRecord) -> dict[str, Any]:
 
 
 def corpus(record: RunRecord) -> list[Json]:
-    """Return what the demo collected, a row a source; empty where the run is no demo."""
+    """Return what the demo collected, one row per source; empty if the run is not a demo."""
     return [
         {
             "source": name,

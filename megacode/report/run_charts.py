@@ -1,6 +1,6 @@
-"""The line charts over a run's clock: loss per source, learning rate, throughput, gradient norm, passes.
+"""Line charts over a run's clock: loss per source, learning rate, throughput, gradient norm, passes.
 
-All have the same x axis (tokens, the whole plan), the same phase boundaries, and one colour a source.
+All have the same x axis (tokens, the whole plan), the same phase boundaries, and one colour per source.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from megacode.report.incidents import counts
 from megacode.report.run_record import RunRecord
 from megacode.report.series import (
     SMOOTHED_SAMPLES,
-    Slot,
+    ClockSlot,
     extent,
     is_read,
     last_read,
@@ -30,11 +30,11 @@ from megacode.report.series import (
 from megacode.report.svg import Frame, Point, domain, element, path, tip
 
 
-def loss(record: RunRecord, clock: Sequence[Slot]) -> Figure:
+def loss(record: RunRecord, clock: Sequence[ClockSlot]) -> Figure:
     """Return the smoothed training loss and the validation loss of every source."""
     reading = (
-        f"Thick lines: training loss of each source, a mean over {SMOOTHED_SAMPLES} of its samples or more; a line "
-        "starts once that many are around it. Thin lines with dots: loss on held-out documents. "
+        f"Thick lines: training loss of each source, a mean over at least {SMOOTHED_SAMPLES} of its samples; a line "
+        "starts once it has that many. Thin lines with dots: loss on held-out documents. "
         "The axis is logarithmic."
     )
     lines = {name: smoothed_loss(record, clock, name) for name in record.sources}
@@ -56,18 +56,19 @@ def _loss_entry(record: RunRecord, index: int, name: str, values: Sequence[float
 
 def validation_points(record: RunRecord, source: str) -> list[tuple[float, float, str]]:
     """Return tokens, loss and a description of each validation of a source."""
-    found = []
+    points = []
     for line in record.validation:
         number = value(line.get("loss_by_source") or {}, source)
         if math.isfinite(number):
             text = f"{source}, held out: {number:.4f} at iteration {line['iteration']:,} ({line.get('reason', '')})"
-            found.append((float(record.tokens(line)), number, text))
-    return found
+            points.append((float(record.tokens(line)), number, text))
+    return points
 
 
-def _loss_drawing(record: RunRecord, clock: Sequence[Slot], lines: dict[str, list[float]],
+def _loss_drawing(record: RunRecord, clock: Sequence[ClockSlot], lines: dict[str, list[float]],
                   dots: dict[str, list[tuple[float, float, str]]], size: tuple[int, int]) -> Markup:  # fmt: skip
     shown = [v for values in lines.values() for v in values] + [d[1] for points in dots.values() for d in points]
+    # Losses fall fast first and slowly later; only a logarithmic axis shows both.
     frame = fig.make_frame(record, size, domain(shown, log=True), log=True)
     labels = [(tick, fig.plain(tick)) for tick in frame.y.ticks(6)]
     marks = []
@@ -86,19 +87,20 @@ def held_out(frame: Frame, points: Sequence[tuple[float, float, str]], css: str)
     return element("g", line, *dots)
 
 
-def joined(frame: Frame, clock: Sequence[Slot], values: Sequence[float]) -> list[Point]:
-    """Return a line's points: slots without a value are bridged, phases without any are not."""
+def joined(frame: Frame, clock: Sequence[ClockSlot], values: Sequence[float]) -> list[Point]:
+    """Return a line's points: slots without a value are bridged, phases without any value are not."""
     read = {slot.last.get("phase") for slot, number in zip(clock, values, strict=True) if math.isfinite(number)}
     return [
         (frame.x(slot.stop), frame.y(number))
         for slot, number in zip(clock, values, strict=True)
+        # Keeping the gap of a whole phase shows that the source was not read there.
         if math.isfinite(number) or slot.last.get("phase") not in read
     ]
 
 
-def learning_rate(record: RunRecord, clock: Sequence[Slot]) -> Figure:
+def learning_rate(record: RunRecord, clock: Sequence[ClockSlot]) -> Figure:
     """Return the learning rate."""
-    reading = "The step size the optimiser was given at each iteration; every phase has its own warm-up and decay."
+    reading = "The optimiser's learning rate at each iteration; every phase has its own warm-up and decay."
     rates = [value(slot.last, "learning_rate") for slot in clock]
     if not any(map(math.isfinite, rates)):
         return Figure("rate", "Learning rate", reading, missing=fig.NO_ITERATIONS)
@@ -110,11 +112,11 @@ def learning_rate(record: RunRecord, clock: Sequence[Slot]) -> Figure:
                   fig.texts(rates, fig.scientific))])  # fmt: skip
 
 
-def gradient_norm(record: RunRecord, clock: Sequence[Slot]) -> Figure:
-    """Return the gradient's norm, with the norm it is clipped to."""
+def gradient_norm(record: RunRecord, clock: Sequence[ClockSlot]) -> Figure:
+    """Return the gradient norm, with the clipping threshold."""
     reading = (
         "The length of the gradient before clipping (median, with the range in grey); "
-        "above the dashed line it was shortened to it, and lone spikes are worth a look."
+        "above the dashed line it was clipped; isolated spikes deserve attention."
     )
     norms = [median(slot, "grad_norm") for slot in clock]
     if not any(map(math.isfinite, norms)):
@@ -131,11 +133,11 @@ def gradient_norm(record: RunRecord, clock: Sequence[Slot]) -> Figure:
                   fig.texts(norms, "{:.3g}".format))])  # fmt: skip
 
 
-def throughput(record: RunRecord, clock: Sequence[Slot]) -> Figure:
-    """Return tokens a second, and the share of the machine's peak where that is known."""
+def throughput(record: RunRecord, clock: Sequence[ClockSlot]) -> Figure:
+    """Return tokens per second, and the share of the machine's peak (MFU) if known."""
     reading = (
-        "Tokens trained on in a second of training (median, with the range in grey), "
-        "without validation and saving; dips are pauses of the machine."
+        "Tokens per second of training (median, with the range in grey), "
+        "without validation and saving; dips are stalls."
     )
     rates = [median(slot, "tokens_per_second") for slot in clock]
     if not any(map(math.isfinite, rates)):
@@ -146,28 +148,29 @@ def throughput(record: RunRecord, clock: Sequence[Slot]) -> Figure:
     drawn = fig.draw(record, frame, "Throughput over time", "tokens per second", labels,
                   _range(frame, clock, ranges), _median(frame, clock, rates))  # fmt: skip
     entries = [Entry("tokens/s", "ink", "line", fig.texts(rates, format_count))]
+    # Present only if the machine's peak is known.
     mfu = [median(slot, "mfu") for slot in clock]
     if any(map(math.isfinite, mfu)):
         entries.append(Entry("of the machine's peak (MFU)", "", "none", fig.texts(mfu, fig.percent)))
     return Figure("throughput", "Throughput", reading, [drawn], entries)
 
 
-def _range(frame: Frame, clock: Sequence[Slot], ranges: Sequence[tuple[float, float]]) -> Markup:
+def _range(frame: Frame, clock: Sequence[ClockSlot], ranges: Sequence[tuple[float, float]]) -> Markup:
     kept = [(s.stop, low, high) for s, (low, high) in zip(clock, ranges, strict=True) if math.isfinite(low)]
     upper = [(frame.x(x), frame.y(high)) for x, _, high in kept]
     lower = [(frame.x(x), frame.y(low)) for x, low, _ in kept]
     return path([*upper, *reversed(lower)], class_="range")
 
 
-def _median(frame: Frame, clock: Sequence[Slot], values: Sequence[float]) -> Markup:
+def _median(frame: Frame, clock: Sequence[ClockSlot], values: Sequence[float]) -> Markup:
     return path([(frame.x(s.stop), frame.y(v)) for s, v in zip(clock, values, strict=True)], class_="line ink")
 
 
-def passes(record: RunRecord, clock: Sequence[Slot]) -> Figure:
-    """Return how often each source had been read."""
+def passes(record: RunRecord, clock: Sequence[ClockSlot]) -> Figure:
+    """Return how many times each source was read."""
     reading = (
-        "How many times over each source had been read; from 1 on, the model sees documents again, "
-        "and from about 4 on repetition buys little."
+        "How many times each source was read; above 1 the model sees documents again, "
+        "and beyond about 4 repetition helps little."
     )
     sizes = {name: source_tokens(record, name) for name in record.sources}
     lines = {n: [seen_tokens(slot.last, n) / sizes[n] for slot in clock] for n in sizes if math.isfinite(sizes[n])}
@@ -175,6 +178,7 @@ def passes(record: RunRecord, clock: Sequence[Slot]) -> Figure:
         missing = fig.NO_ITERATIONS if not record.train else "The plan does not say how large the sources are."
         return Figure("passes", "Passes over each source", reading, missing=missing)
     shown = [*_planned_epochs(record), *(v for values in lines.values() for v in values)]
+    # Far below one pass, a line at 1 would flatten all others.
     repeated = max(filter(math.isfinite, shown)) > 0.5
     frame = fig.make_frame(record, fig.HALF, domain([*shown, 1.15] if repeated else shown, zero=True))
     labels = [(tick, f"{fig.plain(tick)}x") for tick in frame.y.ticks(5)]

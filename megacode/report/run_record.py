@@ -1,6 +1,6 @@
-"""What a run left in its directory, read back: the files are the interface, any of them may not be there yet.
+"""Read a run directory's files: they are the interface, and any of them may be missing so far.
 
-Nothing here needs torch: a page can be written on a login node, while the run goes on elsewhere.
+Nothing here needs torch: a page can be written on a login node while the run continues elsewhere.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class RunRecord:
         path: the run directory.
         config: `run.yaml`.
         plan: `plan.json`.
-        train: lines of kind `train`, one an iteration, in order; of an iteration done twice (a resume) the last one.
+        train: lines of kind `train`, one per iteration, in order; for an iteration repeated by a resume the last one.
         validation: lines of kind `validation`, likewise.
         probes: lines of kind `fp8_probe`, likewise.
         events: lines of `events.jsonl` and `hangs.jsonl`, by time.
         scores: the files of `eval/`, each with `iteration` and `suite` filled in, in order of iteration.
-        exports: `hf/*/megacode.json`, each with `iteration` and `directory` filled in, in order of iteration; of those
-            that were removed once they had their scores, the same from there, without a `directory`.
-        samples: the files of `samples/`: what exported models write, in order of iteration.
+        exports: `hf/*/megacode.json`, each with `iteration` and `directory` filled in, in order of iteration; for
+            exports removed after scoring, the same from their score files, without a `directory`.
+        samples: the files of `samples/`: text samples of exported models, in order of iteration.
         judgements: the files of `eval/judge/`, each with `file` filled in.
-        collected: what the demo collected, if this run is one: `collect.json` here, or in the corpus beside the run.
+        collected: for the demo, its `collect.json`, from here or from the corpus beside the run.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The run's name; the directory's where there is no config."""
+        """The run's name; the directory's name without a config."""
         return str(self.config.get("name") or self.path.resolve().name)
 
     @property
@@ -70,12 +70,13 @@ class RunRecord:
         """Names of the sources in the config's order, which is also their order in every chart."""
         names = dict.fromkeys(str(name) for name in self.config.get("sources") or {})
         names.update(dict.fromkeys(name for phase in self.phases for name in phase.get("sources") or {}))
+        # A branch or an edited config may no longer list a source that was read.
         names.update(dict.fromkeys(name for line in self.train for name in line.get("samples_by_source") or {}))
         return list(names)
 
     @property
     def seq_length(self) -> int:
-        """Tokens in a sample; 1 where nothing says it (then the clock counts samples)."""
+        """Tokens in a sample; 1 if unknown (the clock then counts samples)."""
         settings = self.config.get("train") or {}
         return int(settings.get("seq_length") or self.plan.get("seq_length") or 1)
 
@@ -90,24 +91,25 @@ class RunRecord:
 
     @property
     def flops_per_token(self) -> float:
-        """Training FLOPs a token costs, by the plan; 0 where it does not say."""
+        """Training FLOPs per token, from the plan; 0 if unknown."""
         flops = self.plan.get("flops")
         return float(flops) / self.planned_tokens if isinstance(flops, (int, float)) and self.planned_tokens else 0.0
 
     @property
     def planned_tokens(self) -> int:
-        """Tokens the whole plan reads; what was read so far where there is no plan."""
+        """Tokens of the whole plan; without a plan, tokens read so far."""
         samples = int(self.plan.get("total_samples") or 0)
         return samples * self.seq_length if samples else self.tokens(self.last)
 
     @cached_property
     def spans(self) -> list[Span]:
-        """The phases on the clock, in tokens; from the measurements where there is no plan."""
+        """The phases on the clock, in tokens; without a plan, from the measurements."""
         if self.phases:
             size = self.seq_length
             first = [(p, int(p.get("first_sample") or 0), int(p.get("samples") or 0)) for p in self.phases]
             return [Span(str(p.get("name")), f * size, (f + n) * size) for p, f, n in first if n]
         names = list(dict.fromkeys(str(line.get("phase")) for line in self.train))
+        # The last line of each phase wins, so this is where the phase ended so far.
         ends = {str(line.get("phase")): self.tokens(line) for line in self.train}
         stops = [ends[name] for name in names]
         return [Span(n, a, b) for n, a, b in zip(names, [0, *stops], stops, strict=False)]
@@ -117,17 +119,17 @@ def read_run(path: Path) -> RunRecord:
     """Read a run directory.
 
     Raises:
-        ConfigError: if it does not exist or holds no run.
+        ConfigError: if it does not exist or is not a run directory.
         CheckpointError: if one of its files cannot be parsed.
-        DataError: if a line of its metrics or events is damaged.
+        DataError: if a line of its metrics or events is invalid.
     """
     run = RunDir(path)
     if not path.is_dir():
-        raise ConfigError("there is no such directory", str(path), "name a run directory, such as runs/demo")
+        raise ConfigError("there is no such directory", str(path), "give a run directory, such as runs/demo")
     if not any(Path(item).exists() for item in (run.config, run.plan, run.metrics)):
         raise ConfigError(
-            "this is not a run directory: it holds no run.yaml, plan.json or metrics.jsonl", str(path),
-            "name a directory that `megacode train` wrote (`run_dir` in the config, runs/<name> by default)",
+            "this is not a run directory: it has no run.yaml, plan.json or metrics.jsonl", str(path),
+            "give a directory that `megacode train` wrote (`run_dir` in the config, runs/<name> by default)",
         )  # fmt: skip
     metrics, scores = list(read_metrics(run.metrics, "train", "validation", "fp8_probe")), _scores(Path(run.eval))
     return RunRecord(
@@ -152,19 +154,19 @@ def _read_json(file: Path) -> Any:
 
 
 def _parsed(file: Path, parse: Callable[[Path], Any]) -> Any:
-    """Return a file's contents, None where there is no such file."""
+    """Return a file's contents, None if it does not exist."""
     try:
         return parse(file) if file.exists() else None
     except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"cannot be read: {reason}", str(file), "restore the file, or move it away") from None
+        raise CheckpointError(f"it cannot be read: {reason}", str(file), "restore the file, or move it away") from None
 
 
 def _mapping(file: Path, parse: Callable[[Path], Any]) -> Json:
-    found = _parsed(file, parse)
-    if found is not None and not isinstance(found, dict):
-        raise CheckpointError("holds no mapping of names to values", str(file), "restore the file, or move it away")
-    return found or {}
+    document = _parsed(file, parse)
+    if document is not None and not isinstance(document, dict):
+        raise CheckpointError("it is not a mapping of names to values", str(file), "restore the file, or move it away")
+    return document or {}
 
 
 def _lines(metrics: Sequence[Json], kind: str) -> list[Json]:
@@ -173,17 +175,17 @@ def _lines(metrics: Sequence[Json], kind: str) -> list[Json]:
 
 
 def iteration_of(name: str) -> int:
-    """Return the iteration in `iter_0001000` or `suite@iter_0001000.json`; -1 where there is none."""
+    """Return the iteration in `iter_0001000` or `suite@iter_0001000.json`; -1 if there is none."""
     digits = name.rpartition("iter_")[2].removesuffix(".json")
     return int(digits) if digits.isdigit() else -1
 
 
 def _scores(directory: Path) -> list[Json]:
-    found = []
+    documents = []
     for file in sorted(directory.glob("*.json")):
         suite = file.stem.partition("@")[0]
-        found.append({"suite": suite, "iteration": iteration_of(file.name), **_mapping(file, _read_json)})
-    return sorted(found, key=lambda score: (int(score["iteration"]), str(score["suite"])))
+        documents.append({"suite": suite, "iteration": iteration_of(file.name), **_mapping(file, _read_json)})
+    return sorted(documents, key=lambda score: (int(score["iteration"]), str(score["suite"])))
 
 
 def _documents(directory: Path, pattern: str) -> list[Json]:
@@ -192,20 +194,20 @@ def _documents(directory: Path, pattern: str) -> list[Json]:
 
 
 def _exports(directory: Path, elsewhere: Sequence[Json], scores: Sequence[Json]) -> list[Json]:
-    """Return the run's exports, one an iteration: what lies in `hf/`, what was published elsewhere, what was scored.
+    """Return the run's exports, one per iteration: those in `hf/`, those published elsewhere, those that were scored.
 
-    Of an export that was made for its scores alone the score file says what it was.
+    An export that was made only for scoring is described by its score file.
     """
-    found: dict[int, Json] = {}
+    exports: dict[int, Json] = {}
     for item in sorted(path for path in directory.glob("*") if path.is_dir() and not path.name.startswith(".")):
         facts = _mapping(item / "megacode.json", _read_json)
-        found[iteration_of(item.name)] = {**facts, "iteration": iteration_of(item.name), "directory": item.name}
+        exports[iteration_of(item.name)] = {**facts, "iteration": iteration_of(item.name), "directory": item.name}
     for line in reversed(elsewhere):  # the newest counts
         if isinstance(line.get("iteration"), int):
-            found.setdefault(line["iteration"], line)
+            exports.setdefault(line["iteration"], line)
     for document in scores:
         model, iteration = document.get("model"), document["iteration"]
-        said = model.get("megacode") if isinstance(model, dict) else None
-        if isinstance(said, dict):
-            found.setdefault(iteration, {**said, "iteration": iteration, "directory": None})
-    return [found[iteration] for iteration in sorted(found)]
+        facts_of_model = model.get("megacode") if isinstance(model, dict) else None
+        if isinstance(facts_of_model, dict):
+            exports.setdefault(iteration, {**facts_of_model, "iteration": iteration, "directory": None})
+    return [exports[iteration] for iteration in sorted(exports)]

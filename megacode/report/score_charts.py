@@ -1,4 +1,4 @@
-"""The scores of a run as charts: one a metric and kind of task, of which the page shows one at a time."""
+"""Charts of a run's scores: one per metric and kind of task, shown as tabs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from megacode.report.scores import (
 )
 from megacode.report.svg import Frame, domain, element, path, tip
 
-MOST_FIGURES = 8  # of a large suite the rest is in the table
-SHIFT = 4.0  # pixels between tasks at one clock; many stand closer
+MOST_FIGURES = 8  # the rest of a large suite is in the table
+SHIFT = 4.0  # pixels between tasks at the same clock; less for many tasks
 
 
 def figures(record: RunRecord, scores: Sequence[Score]) -> list[Figure]:
-    """Return a chart a metric and kind of task, of which the page shows one at a time."""
+    """Return one chart per metric and kind of task; the page shows them as tabs."""
     shown = [score for score in scores if math.isfinite(tokens_at(record, score.iteration))]
     groups = grouped(shown)[:MOST_FIGURES]
     return [_figure(record, part, f"score{index}") for index, part in enumerate(groups)]
@@ -38,7 +38,13 @@ def _figure(record: RunRecord, scores: Sequence[Score], key: str) -> Figure:
     title = group_title(scores)
     drawn = fig.both(lambda size: _drawing(record, scores, title, size))
     entries = [
-        Entry(part[-1].source or task, _css(record, part[-1], index), "dot", [_said(part[-1])], note=_overlap(part[-1]))
+        Entry(
+            part[-1].source or task,
+            _css(record, part[-1], index),
+            "dot",
+            [_with_interval(part[-1])],
+            note=_overlap(part[-1]),
+        )
         for index, (task, part) in enumerate(tasks.items())
     ]
     at = checkpoint_title(record, scores[-1].iteration)
@@ -48,8 +54,10 @@ def _figure(record: RunRecord, scores: Sequence[Score], key: str) -> Figure:
 def _drawing(record: RunRecord, scores: Sequence[Score], title: str, size: tuple[int, int]) -> Markup:
     tasks = group_by(scores, lambda s: s.task)
     bits, metric = scores[0].is_bits, scores[0].title
+    # Chance belongs into view: a score means little without it.
     shown = [v for s in scores for v in (s.value, s.value - s.error, s.value + s.error)] + [common_chance(scores)]
     frame = fig.make_frame(record, size, domain(shown, zero=not bits))
+    # Many tasks share the same 24 pixels.
     step = min(SHIFT, 24 / len(tasks))
     marks = [
         _series(record, frame, part, _css(record, part[0], index), step * (index - (len(tasks) - 1) / 2))
@@ -75,25 +83,25 @@ def _chance(frame: Frame, chance: float) -> Markup:
 
 
 def _series(record: RunRecord, frame: Frame, scores: Sequence[Score], css: str, shift: float) -> Markup:
-    """Draw a task's scores, `shift` pixels aside, so that intervals at the same clock stand beside each other."""
+    """Draw a task's scores, `shift` pixels aside, so that intervals at the same clock do not overlap."""
     points = [(frame.x(tokens_at(record, s.iteration)) + shift, s) for s in scores]
     bars = [
         path([(x, frame.y(s.value - s.error)), (x, frame.y(s.value + s.error))], class_=f"error {css}")
         for x, s in points
         if s.stderr > 0
     ]
-    said = [f"{s.task}, {checkpoint_title(record, s.iteration)}: {_said(s)}" for s in scores]
-    said = [
-        text + (f"; {_overlap(s)} what was read" if _overlap(s) else "") for text, s in zip(said, scores, strict=True)
+    texts = [f"{s.task}, {checkpoint_title(record, s.iteration)}: {_with_interval(s)}" for s in scores]
+    texts = [
+        text + (f"; {_overlap(s)} the data read" if _overlap(s) else "") for text, s in zip(texts, scores, strict=True)
     ]
     dots = [
         element("circle", tip(text), class_=f"dot {css}", cx=x, cy=frame.y(s.value), r=4.5)
-        for text, (x, s) in zip(said, points, strict=True)
+        for text, (x, s) in zip(texts, points, strict=True)
     ]
     return element("g", *bars, path([(x, frame.y(s.value)) for x, s in points], class_=f"line {css}"), *dots)
 
 
-def _said(score: Score) -> str:
+def _with_interval(score: Score) -> str:
     """Return a score with its interval, in a line."""
     error = f" ± {form(score, score.error).removesuffix(' %')}" if math.isfinite(score.stderr) else ""
     unit = " %" if "%" in form(score, score.value) else ""

@@ -1,4 +1,4 @@
-"""The scores of a run as a table: a row a task, a column a checkpoint, and what overlaps the training data."""
+"""Table of a run's scores: a row per task, a column per checkpoint, and the overlap with training data."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from megacode.report.scores import (
     in_percent,
 )
 
-MOST_COLUMNS = 6  # as many as a page of 1,400 pixels shows whole; the rest is in the charts
+MOST_COLUMNS = 6  # as many as fit on 1,400 pixels; the rest is in the charts
 
 
 def table(record: RunRecord, scores: Sequence[Score]) -> dict[str, Any]:
     """Return the scores as a table.
 
     Returns:
-        `columns` (of the `checkpoints`), and `groups`, one a metric and kind of task: `title`, `note`, and `rows` of
-        texts, one a task. `remark` says how the overlap with the training data was found, `left_out` which tasks are
-        missing and why.
+        `columns` (of the `checkpoints`), and `groups`, one per metric and kind of task: `title`, `note`, and `rows` of
+        texts, one per task. `remark` says how the overlap with training data was determined, `left_out` which tasks
+        are missing and why.
     """
     scored = sorted({score.iteration for score in scores})
     iterations = _columns(record, scored)
-    found = newest(record)
+    overlap_by_task = newest(record)
     groups = [
-        {"title": group_title(part), "note": group_note(part), "rows": _rows(record, part, iterations, found)}
+        {"title": group_title(part), "note": group_note(part), "rows": _rows(record, part, iterations, overlap_by_task)}
         for part in grouped(scores)
     ]
     columns = [checkpoint_title(record, iteration) for iteration in iterations]
@@ -54,12 +54,13 @@ def left_out(record: RunRecord) -> list[str]:
 
 
 def _rows(
-    record: RunRecord, scores: Sequence[Score], iterations: Sequence[int], found: Mapping[str, Overlap]
+    record: RunRecord, scores: Sequence[Score], iterations: Sequence[int], overlap_by_task: Mapping[str, Overlap]
 ) -> list[Json]:
+    # A chance level that is the same for all tasks is in the group's note, else in each row.
     percent, same = in_percent(scores), math.isfinite(common_chance(scores))
     rows = []
     for task, part in group_by(scores, lambda score: score.task).items():
-        row = _row(record, part, iterations, percent, found.get(task) if part[0].metric != MEAN else None)
+        row = _row(record, part, iterations, percent, overlap_by_task.get(task) if part[0].metric != MEAN else None)
         rows.append(row if same else {**row, "remark": " ".join(filter(None, [row["remark"], _chance(part)]))})
     return rows
 
@@ -85,11 +86,12 @@ def _row(
 
 
 def _columns(record: RunRecord, iterations: Sequence[int]) -> list[int]:
-    """Return the checkpoints that a table shows: ends of phases, the last, and others as far as there is room."""
+    """Return the checkpoints that a table shows: ends of phases, the last one, and others if there is room."""
     if len(iterations) <= MOST_COLUMNS:
         return list(iterations)
     ends = [one for one in iterations if not checkpoint_title(record, one).startswith("iteration")]
     shown = {*ends[-MOST_COLUMNS + 1 :], iterations[-1]}
+    # Evenly spaced: each of `room` equal stretches gives its middle one.
     others = [one for one in iterations if one not in shown]
     room = MOST_COLUMNS - len(shown)
     return sorted(shown | {others[(2 * number + 1) * len(others) // (2 * room)] for number in range(room)})

@@ -1,4 +1,4 @@
-"""Scores of the exported models over the run: what was measured, of which model, how surely."""
+"""Scores of a run's exported models, with their uncertainty, chance level and overlap."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megacode.report.series import value
 
 Key = TypeVar("Key")
 MEAN = "mean"  # the metric of means over tasks
-TITLES = {  # in the order of the charts: what leaves chance first comes first
+TITLES = {  # in the order of the charts: metrics that move first in training come first
     MEAN: "means of tasks",
     "bits_per_byte": "bits per byte",
     "acc_mutual_info": "accuracy, by mutual information",
@@ -30,7 +30,7 @@ TITLES = {  # in the order of the charts: what leaves chance first comes first
 
 @dataclass(frozen=True)
 class Score:
-    """One measurement of one model.
+    """One score of one model.
 
     Attributes:
         iteration: of the model; 0 is before training.
@@ -39,11 +39,11 @@ class Score:
         metric: the metric's name.
         value: the score.
         lower: whether lower is better.
-        stderr: its standard error; not a number where unknown.
-        chance: what guessing gets; not a number where that means nothing.
-        overlap: items of the task that overlap what this model had read; None where unknown.
+        stderr: its standard error; nan if unknown.
+        chance: the score of guessing; nan if that is meaningless.
+        overlap: items of the task that overlap what this model had read; None if unknown.
         source: the source that the task is named after; empty for none.
-        missing: of a mean over tasks, those that were not scored.
+        missing: for a mean over tasks, those that were not scored.
     """
 
     iteration: int
@@ -60,7 +60,7 @@ class Score:
 
     @property
     def error(self) -> float:
-        """Half of its 95 % interval; not a number where unknown."""
+        """Half the width of its 95 % interval; nan if unknown."""
         return half_width(self.stderr)
 
     @property
@@ -70,29 +70,29 @@ class Score:
 
     @property
     def place(self) -> int:
-        """Where its metric stands among the charts; unknown ones come last."""
+        """Its metric's position in the order of charts; unknown metrics come last."""
         names = list(TITLES)
         name = self.metric.partition(",")[0]
         return names.index(name) if name in names else len(names)
 
     @property
     def title(self) -> str:
-        """The metric as people call it."""
+        """The metric's readable name."""
         name, comma, filtered = self.metric.partition(",")
         return TITLES.get(name, name.replace("_", " ")) + (f" ({filtered})" if comma and filtered != "none" else "")
 
 
 def collect(record: RunRecord) -> list[Score]:
-    """Return all scores of a run in order of iteration; a suite's means come with them."""
+    """Return all scores of a run in order of iteration; including the suites' means."""
     return [score for document in record.scores for score in _of_document(document, record.sources)]
 
 
 def _of_document(document: Json, sources: Sequence[str]) -> list[Score]:
-    found = [_mean(document, str(name), mean) for name, mean in (document.get("means") or {}).items()]
-    found = [score for score in found if math.isfinite(score.value)]
+    scores = [_mean(document, str(name), mean) for name, mean in (document.get("means") or {}).items()]
+    scores = [score for score in scores if math.isfinite(score.value)]
     for task, metrics in (document.get("scores") or {}).items():
-        found += _of_task(document, str(task), metrics, sources)
-    return found
+        scores += _of_task(document, str(task), metrics, sources)
+    return scores
 
 
 def _mean(document: Json, name: str, mean: Json) -> Score:
@@ -103,28 +103,30 @@ def _mean(document: Json, name: str, mean: Json) -> Score:
 
 def _of_task(document: Json, task: str, metrics: Json, sources: Sequence[str]) -> list[Score]:
     facts, overlap = (document.get("tasks") or {}).get(task) or {}, overlaps(document).get(task)
-    source, found = source_of(task, sources), []
+    source, scores = source_of(task, sources), []
     for metric, number in metrics.items():
         if metric.endswith("_stderr") or isinstance(number, bool) or not isinstance(number, (int, float)):
             continue
         bits = metric.startswith("bits_per_byte")
+        # Metrics are better when higher, unless the task says otherwise or they count bits.
         higher = (facts.get("higher_is_better") or {}).get(metric.partition(",")[0], not bits)
-        found.append(
+        scores.append(
             Score(int(document["iteration"]), str(document["suite"]), task, metric, float(number), not higher,
                   value(metrics, f"{metric}_stderr"), value(document.get("chance") or {}, task), overlap, source)
         )  # fmt: skip
-    return found
+    return scores
 
 
 def source_of(task: str, sources: Iterable[str]) -> str:
-    """Return the source a task is named after, "" for none: `demo_endings_text` belongs to `text`."""
+    """Return the source that a task is named after, "" for none: `demo_endings_text` belongs to `text`."""
+    # Underscores at both ends make it a comparison of whole words.
     words = "_" + re.sub(r"[^a-z0-9]+", "_", task.lower()) + "_"
-    found = [s for s in sources if "_" + re.sub(r"[^a-z0-9]+", "_", s.lower()) + "_" in words]
-    return max(found, key=len, default="")
+    matches = [s for s in sources if "_" + re.sub(r"[^a-z0-9]+", "_", s.lower()) + "_" in words]
+    return max(matches, key=len, default="")
 
 
 def checkpoint_title(record: RunRecord, iteration: int) -> str:
-    """Return what a checkpoint is called: `before training`, `after balanced`, `iteration 250`."""
+    """Return a checkpoint's readable name: `before training`, `after balanced`, `iteration 250`."""
     if iteration == 0:
         return "before training"
     ends = accumulate(int(phase.get("iterations") or 0) for phase in record.phases)
@@ -133,7 +135,7 @@ def checkpoint_title(record: RunRecord, iteration: int) -> str:
 
 
 def tokens_at(record: RunRecord, iteration: int) -> float:
-    """Return the clock of a checkpoint, in tokens; not a number where nothing says it."""
+    """Return the clock of a checkpoint, in tokens; nan if unknown."""
     if iteration <= 0:
         return 0.0 if iteration == 0 else math.nan
     lines = [line for line in record.train if line["iteration"] <= iteration]
@@ -141,14 +143,14 @@ def tokens_at(record: RunRecord, iteration: int) -> float:
 
 
 def form(score: Score, number: float) -> str:
-    """Return a score as it is read: bits with three decimals, rates as percentages."""
+    """Return a score as text: bits with three decimals, rates as percentages."""
     if not math.isfinite(number):
         return fig.NOTHING
     return fig.percent(number) if not score.is_bits and 0 <= number <= 1 else f"{number:.3f}"
 
 
 def cell(score: Score | None, percent: bool) -> dict[str, str]:
-    """Return a score as `value` and `error`, ready to print; in per cent without the sign where the table says so."""
+    """Return a score as `value` and `error`, as text; with `percent`, in per cent without the sign."""
     if score is None or not math.isfinite(score.value):
         return {"value": fig.NOTHING, "error": ""}
     factor, digits = (100, 1) if percent else (1, 3)
@@ -162,7 +164,7 @@ def in_percent(scores: Sequence[Score]) -> bool:
 
 
 def grouped(scores: Sequence[Score]) -> list[list[Score]]:
-    """Return scores by metric, in the order of the charts; tasks named after sources by kind of task as well."""
+    """Return scores by metric, in the order of the charts; tasks named after sources also by kind of task."""
 
     def key(score: Score) -> tuple[str, str]:
         return (score.metric, family(score) if score.source else "")
@@ -177,30 +179,31 @@ def group_title(scores: Sequence[Score]) -> str:
 
 
 def group_note(scores: Sequence[Score]) -> str:
-    """Return how to read such scores: unit, which way is better, what guessing gets where that is the same in all."""
+    """Return how to read such scores: unit, which direction is better, and the chance level if all share it."""
     unit = "%, " if in_percent(scores) else ""
     guess = common_chance(scores)
-    said = f", chance {100 * guess:.3g} %" if math.isfinite(guess) else ""
-    return f"{unit}{'lower' if scores[0].lower else 'higher'} is better{said}"
+    chance_note = f", chance {100 * guess:.3g} %" if math.isfinite(guess) else ""
+    return f"{unit}{'lower' if scores[0].lower else 'higher'} is better{chance_note}"
 
 
 def common_chance(scores: Sequence[Score]) -> float:
-    """Return what guessing gets in all of some tasks; not a number where it differs, or means nothing."""
-    found = {score.chance for score in scores if math.isfinite(score.chance)}
+    """Return the chance level that all tasks share; nan if they differ or have none."""
+    levels = {score.chance for score in scores if math.isfinite(score.chance)}
     everywhere = all(math.isfinite(score.chance) for score in scores)
-    return next(iter(found)) if len(found) == 1 and everywhere else math.nan
+    return next(iter(levels)) if len(levels) == 1 and everywhere else math.nan
 
 
 def family(score: Score) -> str:
     """Return a task's name without its suite and source: `demo_next_word_code` is `next word`."""
     words = score.task.removeprefix(f"{score.suite}_")
+    # Without suite and source, tasks of one kind share a name and so a chart.
     words = re.sub(re.escape(score.source), "", words, flags=re.IGNORECASE) if score.source else words
     return " ".join(re.split(r"[_\W]+", words)).strip()
 
 
 def group_by(scores: Sequence[Score], key: Callable[[Score], Key]) -> dict[Key, list[Score]]:
-    """Return scores gathered by a key, in the order in which its values first come."""
-    found: dict[Key, list[Score]] = {}
+    """Return scores grouped by a key, in order of first appearance."""
+    groups: dict[Key, list[Score]] = {}
     for score in scores:
-        found.setdefault(key(score), []).append(score)
-    return found
+        groups.setdefault(key(score), []).append(score)
+    return groups

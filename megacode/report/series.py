@@ -1,6 +1,6 @@
-"""Numbers over a run's clock: the measurements gathered into a few hundred slots, none across a phase's end.
+"""Time series over a run's clock: measurements gathered into a few hundred slots that never cross a phase's end.
 
-All charts share the slots, so one position of the pointer means the same iterations everywhere.
+All charts share the slots, so one pointer position means the same iterations everywhere.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from megacode.base.files import Json
 from megacode.report.run_record import RunRecord
 
 SLOTS = 200  # about one every five pixels of the widest chart
-BINS = 60  # of the mixture: wide enough that a handful of samples does not look like a deviation
-SMOOTHED_SAMPLES = 100  # a single document's loss is off by a third; a hundred bring that to a thirtieth
+BINS = 60  # of the mixture: wide enough that sampling noise does not look like a deviation
+SMOOTHED_SAMPLES = 100  # one document's loss varies by a third; the mean of a hundred by a thirtieth
 
 
 @dataclass(frozen=True)
-class Slot:
+class ClockSlot:
     """Some consecutive iterations of one phase.
 
     Attributes:
@@ -41,40 +41,41 @@ class Slot:
         return self.lines[-1]
 
 
-def slots(record: RunRecord, limit: int = SLOTS) -> list[Slot]:
+def slots(record: RunRecord, limit: int = SLOTS) -> list[ClockSlot]:
     """Gather the iterations into about `limit` slots of equal length."""
     size = math.ceil(len(record.train) / limit) or 1
-    found, start = [], 0
+    gathered, start = [], 0
     for _, group in groupby(record.train, key=lambda line: line.get("phase")):
         lines = list(group)
+        # Equal slots within a phase: a short remainder would be a noisy point at each phase's end.
         count = math.ceil(len(lines) / size)
         ends = [len(lines) * (index + 1) // count for index in range(count)]
         for first, last in zip([0, *ends], ends, strict=False):
             part = lines[first:last]
-            found.append(Slot(start, record.tokens(part[-1]), part))
-            start = found[-1].stop
-    return found
+            gathered.append(ClockSlot(start, record.tokens(part[-1]), part))
+            start = gathered[-1].stop
+    return gathered
 
 
 def value(line: Mapping[str, Any], key: str) -> float:
-    """Return a measurement as a number; not a number where it is absent or null."""
-    found = line.get(key)
-    return float(found) if isinstance(found, (int, float)) else math.nan
+    """Return a measurement as a float; nan if it is absent or null."""
+    measured = line.get(key)
+    return float(measured) if isinstance(measured, (int, float)) else math.nan
 
 
-def median(slot: Slot, key: str) -> float:
-    """Return a slot's median of a measurement; not a number where there is none."""
-    found = [number for number in (value(line, key) for line in slot.lines) if math.isfinite(number)]
-    return statistics.median(found) if found else math.nan
+def median(slot: ClockSlot, key: str) -> float:
+    """Return a slot's median of a measurement; nan if there is none."""
+    numbers = [number for number in (value(line, key) for line in slot.lines) if math.isfinite(number)]
+    return statistics.median(numbers) if numbers else math.nan
 
 
-def extent(slot: Slot, key: str) -> tuple[float, float]:
+def extent(slot: ClockSlot, key: str) -> tuple[float, float]:
     """Return a slot's smallest and largest value of a measurement."""
-    found = [number for number in (value(line, key) for line in slot.lines) if math.isfinite(number)]
-    return (min(found), max(found)) if found else (math.nan, math.nan)
+    numbers = [number for number in (value(line, key) for line in slot.lines) if math.isfinite(number)]
+    return (min(numbers), max(numbers)) if numbers else (math.nan, math.nan)
 
 
-def realised_shares(slot: Slot, sources: Sequence[str]) -> list[float]:
+def realised_shares(slot: ClockSlot, sources: Sequence[str]) -> list[float]:
     """Return the share of a slot's samples that came from each source."""
     counts = [sum(int((line.get("samples_by_source") or {}).get(s, 0)) for line in slot.lines) for s in sources]
     total = sum(counts)
@@ -89,42 +90,44 @@ def planned_shares(phase: Mapping[str, Any], sources: Sequence[str]) -> list[flo
 
 
 def smoothing(record: RunRecord) -> int:
-    """Return how many iterations on each side the smoothed loss looks at, at least."""
+    """Return the minimum number of iterations on each side of the smoothing window."""
     return max(1, int(record.plan.get("total_iterations") or len(record.train)) // 60)
 
 
-def smoothed_loss(record: RunRecord, grid: Sequence[Slot], source: str) -> list[float]:
+def smoothed_loss(record: RunRecord, grid: Sequence[ClockSlot], source: str) -> list[float]:
     """Return a source's training loss at each slot's end: the mean over the samples around it, in nats per token.
 
-    The window holds `SMOOTHED_SAMPLES` of the source or more (half of all, where they are few), as many on either side.
-    It goes across the borders of phases that read the source: cut there, it would hold too few samples, and a line
-    would jump where nothing happened. Where reading begins, a line starts once both sides are full.
+    The window holds at least `SMOOTHED_SAMPLES` of the source (half of all, if there are few), equally on both sides.
+    It crosses phase boundaries if both phases read the source: cut there, it would hold too few samples, and the line
+    would jump where nothing happened. Where reading begins, the line starts once the window is full.
 
     Returns:
-        One value a slot; not a number where there is no line.
+        One value per slot; nan where there is no line.
     """
-    found: list[float] = []
+    losses: list[float] = []
     for read, group in groupby(_parts(grid), key=lambda part: _reads(part, source)):
-        slots_here = [slot for part in group for slot in part]
-        found += _smoothed(slots_here, source, smoothing(record)) if read else [math.nan] * len(slots_here)
-    return found
+        run_of_slots = [slot for part in group for slot in part]
+        losses += _smoothed(run_of_slots, source, smoothing(record)) if read else [math.nan] * len(run_of_slots)
+    return losses
 
 
-def _parts(grid: Sequence[Slot]) -> list[list[Slot]]:
+def _parts(grid: Sequence[ClockSlot]) -> list[list[ClockSlot]]:
     return [list(group) for _, group in groupby(grid, key=lambda slot: slot.last.get("phase"))]
 
 
-def _reads(part: Sequence[Slot], source: str) -> bool:
+def _reads(part: Sequence[ClockSlot], source: str) -> bool:
     return any((line.get("samples_by_source") or {}).get(source) for slot in part for line in slot.lines)
 
 
-def _smoothed(grid: Sequence[Slot], source: str, reach: int) -> list[float]:
-    """Smooth over slots that follow each other; `reach` iterations on each side are looked at, at least."""
+def _smoothed(grid: Sequence[ClockSlot], source: str, reach: int) -> list[float]:
+    """Smooth over consecutive slots, with at least `reach` iterations on each side."""
     pairs = [_loss_and_weight(line, source) for slot in grid for line in slot.lines]
     kept = [(loss * weight, weight) if weight and math.isfinite(loss) else (0.0, 0.0) for loss, weight in pairs]
+    # Prefix sums make each window's mean two subtractions.
     sums = [0.0, *accumulate(loss for loss, _ in kept)]
     weights = [0.0, *accumulate(weight for _, weight in kept)]
     total = weights[-1]
+    # Half a window, in samples: wide enough to be smooth, at most a quarter of what there is.
     half = min(max(SMOOTHED_SAMPLES / 2, reach * total / len(pairs)), max(0.5, total / 4))
     return [_around(end, half, sums, weights) for end in accumulate(len(slot.lines) for slot in grid)]
 
@@ -132,6 +135,7 @@ def _smoothed(grid: Sequence[Slot], source: str, reach: int) -> list[float]:
 def _around(end: int, half: float, sums: Sequence[float], weights: Sequence[float]) -> float:
     """Return the mean of about `half` samples on either side of the first `end` iterations; at the end, of the left."""
     left = weights[end]
+    # Too few samples so far: no line rather than a misleading one.
     if left < min(half, SMOOTHED_SAMPLES / 2):
         return math.nan
     side = min(half, left)
@@ -153,23 +157,24 @@ def last_read(record: RunRecord, source: str) -> int:
 
 
 def is_read(record: RunRecord, source: str) -> bool:
-    """Return whether a source is read where the run stands: the newest phase draws from it."""
+    """Return whether the newest phase reads a source."""
+    # By phase, not by the last batch: a source with a small share is not in every batch.
     phase = record.last.get("phase")
     return any((ln.get("samples_by_source") or {}).get(source) for ln in record.train if ln.get("phase") == phase)
 
 
 def total_shares(record: RunRecord) -> list[float]:
     """Return the share of each source of all samples read."""
-    return realised_shares(Slot(0, 0, record.train), record.sources)
+    return realised_shares(ClockSlot(0, 0, record.train), record.sources)
 
 
 def seen_tokens(line: Mapping[str, Any], source: str, which: str = "seen") -> float:
-    """Return the tokens of a source up to a line's clock, `seen` or `planned`; not a number if not written."""
+    """Return the tokens of a source up to a line's clock, `seen` or `planned`; nan if not recorded."""
     return value((line.get("tokens_by_source") or {}).get(source) or {}, which)
 
 
 def source_tokens(record: RunRecord, source: str) -> float:
-    """Return how many tokens one epoch of a source reads (whole windows); not a number where the plan does not say."""
+    """Return the tokens of one epoch of a source (whole windows); nan if the plan does not say."""
     described = (record.plan.get("sources") or {}).get(source)
     return value(described or {}, "windows") * record.seq_length
 
@@ -177,13 +182,13 @@ def source_tokens(record: RunRecord, source: str) -> float:
 def deviation(record: RunRecord) -> float:
     """Return the largest distance, in samples, of any source from its planned share at any iteration's end.
 
-    Counted inside each phase from its first sample. Not a number where iterations are missing from the measurements.
+    Counted inside each phase from its first sample. It is nan if iterations are missing from the measurements.
     """
-    found = []
+    worst_by_phase = []
     for phase in record.phases:
         lines = [line for line in record.train if line.get("phase") == phase.get("name")]
-        found += [_phase_deviation(phase, lines, record.sources)] if lines else []
-    return math.nan if not found or any(map(math.isnan, found)) else max(found)
+        worst_by_phase += [_phase_deviation(phase, lines, record.sources)] if lines else []
+    return math.nan if not worst_by_phase or any(map(math.isnan, worst_by_phase)) else max(worst_by_phase)
 
 
 def _phase_deviation(phase: Json, lines: Sequence[Json], sources: Sequence[str]) -> float:
@@ -193,6 +198,7 @@ def _phase_deviation(phase: Json, lines: Sequence[Json], sources: Sequence[str])
         drawn = line.get("samples_by_source") or {}
         counts = [count + int(drawn.get(s, 0)) for count, s in zip(counts, sources, strict=True)]
         done = int(line.get("consumed_samples") or 0) - int(phase.get("first_sample") or 0)
+        # Some iterations are not in the metrics: a deviation from part of them would mean nothing.
         if sum(counts) != done:
             return math.nan
         worst = max(worst, *(abs(c - share * done) for c, share in zip(counts, shares, strict=True)))

@@ -1,4 +1,4 @@
-"""Charts of several runs: a colour a run, over tokens or over FLOPs."""
+"""Charts that compare several runs: one colour per run, over tokens or over FLOPs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megacode.base.units import format_count
 from megacode.report import figure as fig
 from megacode.report.figure import Entry, Figure
 from megacode.report.run_record import RunRecord
-from megacode.report.series import Slot, smoothed_loss, value
+from megacode.report.series import ClockSlot, smoothed_loss, value
 from megacode.report.svg import (
     Frame,
     Scale,
@@ -35,7 +35,7 @@ class Run:
     """One of several runs on a page.
 
     Attributes:
-        label: what it is called there; no two are the same.
+        label: its unique name on the page.
         css: its colour.
         record: its files.
         clock: its slots.
@@ -44,12 +44,12 @@ class Run:
     label: str
     css: str
     record: RunRecord
-    clock: Sequence[Slot]
+    clock: Sequence[ClockSlot]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of a chart: tokens, values, and what to say of each point (of those that get a dot)."""
+    """A line of a chart: tokens and values, and a tooltip for each point that gets a dot."""
 
     run: Run
     points: Sequence[tuple[float, float]]
@@ -57,7 +57,7 @@ class Curve:
 
 
 def loss_figure(runs: Sequence[Run], index: int, source: str) -> Figure:
-    """Return the losses of a source, training and held out, a line a run."""
+    """Return the losses of a source, training and held out, a line per run."""
     training = [Curve(run, _training(run, source)) for run in runs]
     held_out = [Curve(run, *_validation(run.record, lambda line: value(line.get("loss_by_source") or {}, source)))
                 for run in runs]  # fmt: skip
@@ -65,7 +65,7 @@ def loss_figure(runs: Sequence[Run], index: int, source: str) -> Figure:
 
 
 def validation_figure(runs: Sequence[Run]) -> Figure:
-    """Return the validation losses, means over sources, a line a run."""
+    """Return the validation losses, means over sources, a line per run."""
     held_out = [Curve(run, *_validation(run.record, lambda line: value(line, "loss"))) for run in runs]
     return _figure("validation", "Validation loss, mean over sources", runs, [], held_out, [fig.WIDE, fig.NARROW])
 
@@ -96,8 +96,9 @@ def _figure(key: str, title: str, runs: Sequence[Run], training: Sequence[Curve]
 
 
 def _entry(run: Run, training: Sequence[Curve], held_out: Sequence[Curve]) -> Entry:
-    """Return a run's line of the legend: its newest held-out loss, else its newest smoothed one, and of which clock."""
+    """Return a run's legend entry: its newest held-out loss, else its newest smoothed one, and its clock."""
     for curves in (held_out, training):
+        # Held-out loss first: it compares runs on equal data.
         kept = [(x, y) for curve in curves if curve.run is run for x, y in curve.points if math.isfinite(y)]
         if kept:
             note = f"at {format_count(round(kept[-1][0]))} tokens"
@@ -117,11 +118,12 @@ def _drawing(runs: Sequence[Run], training: Sequence[Curve], held_out: Sequence[
     ]  # fmt: skip
     if all(run.record.flops_per_token for run in runs):
         cost: Callable[[Run], float] = lambda run: run.record.flops_per_token  # noqa: E731
+        # Runs of different sizes need a frame of their own: a token costs each of them differently.
         over_flops = _frame(runs, training, held_out, size, cost)
         parts.append(element("g", *_curves(over_flops, training, held_out, cost), fig.flops_axis(over_flops),
                              class_="by-flops"))  # fmt: skip
     else:
-        note = element("text", "not every plan says its FLOPs", class_="note", x=frame.left + 8, y=frame.top + 16)
+        note = element("text", "not every plan has its FLOPs", class_="note", x=frame.left + 8, y=frame.top + 16)
         parts.append(element("g", note, class_="by-flops"))
     return drawing(*size, title, grid(frame, labels), *parts, vertical_title(frame, "loss (nats per token)"),
                    class_=fig.SHAPES[size])  # fmt: skip
@@ -152,4 +154,5 @@ def _curves(frame: Frame, training: Sequence[Curve], held_out: Sequence[Curve],
 
 def _common_phases(runs: Sequence[Run]) -> list[Span]:
     spans = runs[0].record.spans
+    # Boundaries of one run would mislead beside lines of another.
     return spans if all(run.record.spans == spans for run in runs) else []

@@ -1,7 +1,7 @@
-"""Several runs on one page: their losses by source, validation, scores side by side, and what they do differently.
+"""The page of several runs: losses by source, validation, scores side by side, and differences of their configs.
 
-Runs are told apart by colour, sources by chart. The clock is tokens, or FLOPs: runs of models of different sizes lie
-at different places on the two.
+Each run has a colour, each source a chart. The clock is tokens or FLOPs: runs of models of different sizes are at
+different positions on the two.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from megacode.report.run_record import RunRecord
 from megacode.report.series import slots, value
 from megacode.report.several_charts import Run, loss_figure, validation_figure
 
-IGNORED = ("name", "run_dir")  # of a config: what differs between any two runs
+IGNORED = ("name", "run_dir")  # config keys that differ between any two runs
 
 
 def named(records: Sequence[RunRecord]) -> list[Run]:
-    """Give each run a label: its name, or its directory where two have the same name."""
+    """Give each run a label: its name, or its directory if two have the same name."""
     names = [record.name for record in records]
     labels = [name if names.count(name) == 1 else str(record.path) for name, record in zip(names, records, strict=True)]
     pairs = zip(labels, records, strict=True)
@@ -33,7 +33,7 @@ def named(records: Sequence[RunRecord]) -> list[Run]:
 
 
 def page(records: Sequence[RunRecord]) -> dict[str, Any]:
-    """Return all that the template of several runs shows."""
+    """Return the variables of the template for several runs."""
     runs = named(records)
     sources = list(dict.fromkeys(name for run in runs for name in run.record.sources))
     return {
@@ -72,7 +72,7 @@ def _summary(run: Run) -> dict[str, str]:
 
 
 def score_table(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the newest scores of each run: `columns`, and `groups` of rows, a cell a run."""
+    """Return the newest scores of each run: `columns`, and `groups` of rows, one cell per run."""
     newest = {run.label: _newest(scoring.collect(run.record)) for run in runs}
     every = [score for found in newest.values() for score in found.values()]
     groups = []
@@ -86,35 +86,38 @@ def score_table(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _newest(scores: Sequence[scoring.Score]) -> dict[tuple[str, str], scoring.Score]:
     """Return the newest score of each task and metric."""
+    # In order of iteration, so a later score replaces an earlier one.
     return {(score.task, score.metric): score for score in scores}
 
 
-def _column(run: Run, found: Mapping[tuple[str, str], scoring.Score]) -> dict[str, str]:
-    iterations = {score.iteration for score in found.values()}
+def _column(run: Run, newest_scores: Mapping[tuple[str, str], scoring.Score]) -> dict[str, str]:
+    iterations = {score.iteration for score in newest_scores.values()}
     at = scoring.checkpoint_title(run.record, max(iterations)) if iterations else "no scores"
     return {"label": run.label, "css": run.css, "at": at if len(iterations) < 2 else f"{at} and before"}
 
 
 def _score_row(runs: Sequence[Run], newest: Mapping[str, Mapping[tuple[str, str], scoring.Score]],
                key: tuple[str, str], percent: bool) -> Json:  # fmt: skip
-    found = [newest[run.label].get(key) for run in runs]
+    row_scores = [newest[run.label].get(key) for run in runs]
     asked = {question for run in runs if (question := _questions(run.record, key[0]))}
     cells = [
         {**scoring.cell(score, percent), "overlap": str(score.overlap) if score and score.overlap else ""}
-        for score in found
+        for score in row_scores
     ]
+    # Runs with their own held-out data have their own demo questions; the table says so.
     return {"task": key[0], "cells": cells, "remark": "other questions" if len(asked) > 1 else ""}
 
 
 def _questions(record: RunRecord, task: str) -> str:
-    """Return the digest of a task's questions in the newest scores; scores are comparable where they are the same."""
-    told = [(document.get("tasks") or {}).get(task) or {} for document in record.scores]
-    return next((str(row["questions_sha256"]) for row in reversed(told) if row.get("questions_sha256")), "")
+    """Return the digest of a task's questions in the newest scores; scores are comparable only if digests are equal."""
+    facts = [(document.get("tasks") or {}).get(task) or {} for document in record.scores]
+    return next((str(row["questions_sha256"]) for row in reversed(facts) if row.get("questions_sha256")), "")
 
 
 def config_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return the settings in which the runs differ, and the data that are not the same, a row each."""
+    """Return one row for each setting or data set in which the runs differ."""
     flat = [{**_flat(run.record.config), **_data(run.record)} for run in runs]
+    # Keys of all runs: a setting that one run lacks is a difference too.
     keys = dict.fromkeys(key for one in flat for key in one if key not in IGNORED)
     return [
         {"key": key, "cells": [one.get(key, fig.NOTHING) for one in flat]}
@@ -123,14 +126,14 @@ def config_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def _flat(found: Any, prefix: str = "") -> dict[str, str]:
-    """Return nested settings as `dotted.key: text`; items of lists by their name, or number."""
-    if isinstance(found, dict):
-        pairs = [(str(key), part) for key, part in found.items()]
-    elif isinstance(found, list) and any(isinstance(part, dict) for part in found):
-        pairs = [(str(part.get("name", i) if isinstance(part, dict) else i), part) for i, part in enumerate(found)]
+def _flat(settings: Any, prefix: str = "") -> dict[str, str]:
+    """Return nested settings as `dotted.key: text`; list items by their name or number."""
+    if isinstance(settings, dict):
+        pairs = [(str(key), part) for key, part in settings.items()]
+    elif isinstance(settings, list) and any(isinstance(part, dict) for part in settings):
+        pairs = [(str(part.get("name", i) if isinstance(part, dict) else i), part) for i, part in enumerate(settings)]
     else:
-        return {prefix: fig.NOTHING if found is None else str(found)}
+        return {prefix: fig.NOTHING if settings is None else str(settings)}
     return {
         key: text for name, part in pairs for key, text in _flat(part, f"{prefix}.{name}" if prefix else name).items()
     }

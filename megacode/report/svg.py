@@ -1,7 +1,7 @@
-"""SVG by hand: escaped elements, scales with round ticks, and the frame that all charts over the run's clock share.
+"""Build SVG: escaped elements, scales with round ticks, and the frame shared by all charts over the run's clock.
 
-Colours are left to the page's style sheet (classes `s0`, `s1`, ... per source), so that one drawing serves light, dark
-and print. Coordinates are pixels of the view box, origin in the upper left corner.
+The page's style sheet sets the colours (classes `s0`, `s1`, ... per source), so that one drawing serves light and dark
+mode and print. Coordinates are pixels of the view box, origin in the upper left corner.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from markupsafe import Markup, escape
 
-CHARACTER_WIDTH = 6.4  # pixels of one character of a label of 11.5 px, on average: enough to tell what fits
+CHARACTER_WIDTH = 6.4  # average pixels of a character at 11.5 px: good enough to decide what fits
 
 Point: TypeAlias = tuple[float, float]
 
@@ -24,7 +24,8 @@ def number(value: float) -> str:
 
 
 def element(name: str, *children: object, **attributes: object) -> Markup:
-    """Return an element with everything in it escaped; `class_` stands for `class`, `_` for `-`, None is left out."""
+    """Return an element with everything in it escaped; `class_` becomes `class`, `_` becomes `-`, None is skipped."""
+    # Attribute names are ours, so only values need escaping.
     pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items() if value is not None)
     text = "".join(f' {key}="{escape(number(v) if isinstance(v, float) else v)}"' for key, v in pairs)
     inner = Markup("").join(escape(child) for child in children if child is not None)
@@ -40,6 +41,7 @@ def path(points: Iterable[Point], **attributes: object) -> Markup:
     """Return a line through points; a point that is not finite breaks it."""
     steps, pen = [], "M"
     for x, y in points:
+        # A gap, not a line across it: the browser starts a new stroke.
         if not (math.isfinite(x) and math.isfinite(y)):
             pen = "M"
             continue
@@ -67,7 +69,7 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Return the pixel of a value; not a number where the value has none."""
+        """Return the pixel of a value; nan if it has none."""
         if not math.isfinite(value) or (self.log and value <= 0):
             return math.nan
         low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, value))
@@ -81,36 +83,39 @@ class Scale:
 def _linear_ticks(low: float, high: float, count: int) -> list[float]:
     raw = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(raw))
+    # Round steps only; the small tolerance absorbs floating-point error.
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]
 
 
 def _log_ticks(low: float, high: float, count: int) -> list[float]:
+    # Within a factor of 2.5 there may be no power-of-ten tick at all.
     if high / low < 2.5:
         return _linear_ticks(low, high, count)
     for marks in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 3), (1,)):
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        found = [m * 10.0**d for d in decades for m in marks if low * 0.999 <= m * 10.0**d <= high * 1.001]
-        if len(found) <= count + 2:
-            return found
-    stride = math.ceil(len(found) / count)
-    return found[::stride]
+        candidates = [m * 10.0**d for d in decades for m in marks if low * 0.999 <= m * 10.0**d <= high * 1.001]
+        if len(candidates) <= count + 2:
+            return candidates
+    stride = math.ceil(len(candidates) / count)
+    return candidates[::stride]
 
 
 def domain(values: Iterable[float], *, log: bool = False, zero: bool = False) -> tuple[float, float]:
-    """Return an axis' ends for some values: 4 % of room, from 0 where asked for; never empty.
+    """Return the ends of an axis for some values, with 5 % of room; never empty.
 
     Args:
-        values: what is shown; what is not finite (or not positive, on a logarithmic axis) does not count.
+        values: shown values; those that are not finite (or not positive, if logarithmic) are ignored.
         log: whether the axis is logarithmic.
-        zero: whether it begins at 0.
+        zero: whether the axis includes 0.
     """
     kept = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
     if not kept:
         return (0.1, 1.0) if log else (0.0, 1.0)
     low, high = min(kept), max(kept)
     if log:
+        # On a logarithmic axis room is a factor.
         room = max((high / low) ** 0.05, 1.02)
         return low / room or low, high * room
     room = 0.05 * ((high - low) or abs(high) or 1.0)
@@ -164,7 +169,7 @@ class Frame:
 
 
 def bands(frame: Frame, spans: Sequence[Span]) -> Markup:
-    """Return the faint grounds of every other phase: behind everything else."""
+    """Return a faint background for every other phase."""
     rects = [
         element("rect", class_="band", x=frame.x(span.start), y=frame.top,
                 width=frame.x(span.stop) - frame.x(span.start), height=frame.bottom - frame.top)
@@ -183,11 +188,12 @@ def boundaries(frame: Frame, spans: Sequence[Span]) -> Markup:
 
 
 def _phase_names(frame: Frame, spans: Sequence[Span]) -> list[Markup]:
-    """Centre each name over its phase, push it left where it would run into the next, number the phases if need be."""
+    """Centre each name over its phase, shift it left before it touches the next; use numbers if names do not fit."""
     texts = [span.name if len(span.name) <= 18 else span.name[:17] + "…" for span in spans]
     if sum(len(text) * CHARACTER_WIDTH + 10 for text in texts) > frame.right - frame.left:
         texts = [str(index + 1) for index in range(len(spans))]
     limit, centres = frame.right, []
+    # From right to left: each name may shift left only as far as the next one leaves room.
     for span, text in zip(reversed(spans), reversed(texts), strict=True):
         half = len(text) * CHARACTER_WIDTH / 2
         centre = min((frame.x(span.start) + frame.x(span.stop)) / 2, limit - half)
@@ -226,7 +232,7 @@ def event_marks(frame: Frame, events: Sequence[tuple[float, str, str]]) -> Marku
 
     Args:
         frame: the plot.
-        events: where on the clock, kind (a class of the style sheet), and what it says of itself.
+        events: clock position, kind (a class of the style sheet), and tooltip.
     """
     marks = [
         element("path", tip(text), class_=f"event {kind}",
@@ -237,7 +243,7 @@ def event_marks(frame: Frame, events: Sequence[tuple[float, str, str]]) -> Marku
 
 
 def vertical_title(frame: Frame, title: str) -> Markup:
-    """Return the name and unit of the y axis, above its labels, read horizontally."""
+    """Return the name and unit of the y axis, above its labels, written horizontally."""
     return element("text", title, class_="title", x=0, y=12)
 
 
@@ -248,6 +254,6 @@ def cursor(frame: Frame) -> Markup:
 
 
 def drawing(width: int, height: int, label: str, *parts: object, class_: str = "") -> Markup:
-    """Return a whole chart; `label` is what a screen reader says."""
+    """Return a whole chart; `label` is for screen readers."""
     return element("svg", *parts, viewBox=f"0 0 {width} {height}", role="img", aria_label=label, class_=class_ or None,
                    xmlns="http://www.w3.org/2000/svg")  # fmt: skip

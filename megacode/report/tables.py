@@ -1,4 +1,4 @@
-"""The page's tables: what the plan says, the proof that the data came in its order, and what made the run."""
+"""The page's tables: the plan, planned against realised tokens, and the run's provenance."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from megacode.report import figure as fig
 from megacode.report.run_record import RunRecord
 from megacode.report.series import deviation, planned_shares, seen_tokens, source_tokens, value
 
-LONGEST_VALUE = 160
+LONGEST_VALUE = 160  # characters; longer values would widen the table
 REMARKS = {"restarted": "restarts", "clipped": "cut by max_epochs"}
+# Fields of a start event that say nothing about how the run was made, or are shown elsewhere.
 NO_PROVENANCE = (
     "time",
     "event",
@@ -31,12 +32,12 @@ NO_PROVENANCE = (
 
 
 def plan_phases(record: RunRecord) -> list[Json]:
-    """Return the plan table: phases with rows of texts, one a source that the phase draws from."""
+    """Return the plan table: phases with rows of texts, one per source that the phase reads."""
     return [_plan_phase(record, phase) for phase in record.phases]
 
 
 def plan_total(record: RunRecord) -> str:
-    """Return the whole plan in a line; empty without a plan."""
+    """Return the plan's totals in one line; empty without a plan."""
     plan = record.plan
     parts = [
         f"{format_count(record.planned_tokens)} tokens" if record.phases else "",
@@ -66,10 +67,11 @@ def _plan_phase(record: RunRecord, phase: Json) -> Json:
 
 
 def _rates(record: RunRecord, phase: Json) -> str:
-    """Return the learning rate at a phase's boundaries and peak, as planned, else at its measured ends."""
+    """Return the learning rate at a phase's boundaries and peak, as planned; without a plan, as measured."""
     planned = phase.get("learning_rate")
     if isinstance(planned, dict):
         ends = [fig.scientific(value(planned, key)) for key in ("start", "peak", "end") if key in planned]
+        # groupby joins equal neighbours: a constant rate is shown once.
         return " → ".join(text for text, _ in groupby(ends))
     rates = [value(line, "learning_rate") for line in record.train if line.get("phase") == phase.get("name")]
     return f"{fig.scientific(rates[0])} → {fig.scientific(rates[-1])}" if rates else fig.NOTHING
@@ -123,12 +125,13 @@ def _proof_row(record: RunRecord, name: str) -> Json:
         "seen": f"{seen:,.0f}" if math.isfinite(seen) else fig.NOTHING,
         "difference": f"{seen - planned:+,.0f}" if known and seen != planned else "0" if known else fig.NOTHING,
         "size": format_count(round(size)) if math.isfinite(size) else fig.NOTHING,
+        # None: not measured, which is neither equal nor different.
         "equal": planned == seen if known else None,
     }
 
 
 def provenance(record: RunRecord) -> list[dict[str, str]]:
-    """Return what made the run, as pairs of `name` and `value`: machine, versions, command, hashes of its files."""
+    """Return the run's provenance as pairs of `name` and `value`: machine, versions, command, hashes of its files."""
     starts = [event for event in record.events if event.get("event") in ("start", "resume")]
     rows: list[tuple[str, str]] = [("run directory", str(record.path))]
     rows += [("started", _time(starts[0]))] if starts else []
@@ -137,27 +140,30 @@ def provenance(record: RunRecord) -> list[dict[str, str]]:
     rows += [("git commit", ran)] if (ran := commit(record)) else []
     rows += _flat(_identities(record))
     export, score = (found[-1] if found else {} for found in (record.exports, record.scores))
-    told = (score, export, *starts[-1:])
-    versions = {name: version for facts in told for name, version in (facts.get("versions") or {}).items()}
+    sources_of_versions = (score, export, *starts[-1:])
+    versions = {
+        name: version for facts in sources_of_versions for name, version in (facts.get("versions") or {}).items()
+    }
     rows += _flat({"hash of": export.get("hashes") or {}, "layout": export.get("layout") or {}})
     rows += _flat({"evaluated": score.get("date"), "evaluated on": score.get("hardware"), "version of": versions})
     run = RunDir(record.path)
+    # Hashes of the files as they are now: they show whether a copied run is complete.
     files = [Path(path) for path in (run.config, run.plan, run.metrics, run.events) if Path(path).exists()]
     rows += [(f"SHA-256 of {file.name}", file_digest(file)) for file in files]
     return [{"name": name, "value": text} for name, text in rows]
 
 
 def commit(record: RunRecord) -> str:
-    """Return the commit that the last start ran: of megacode's own files, else of the directory a job started in."""
-    told = next((event["git"] for event in reversed(record.events) if isinstance(event.get("git"), dict)), None)
-    if told is None:
+    """Return the commit that the last start ran: of megacode's own files, else of the job's working directory."""
+    git = next((event["git"] for event in reversed(record.events) if isinstance(event.get("git"), dict)), None)
+    if git is None:
         files = sorted(RunDir(record.path).provenance.glob("start_*/git.json"))
         try:
-            told = json.loads(files[-1].read_text(encoding="utf-8")) if files else {}
+            git = json.loads(files[-1].read_text(encoding="utf-8")) if files else {}
         except (OSError, ValueError):
-            told = {}
-    changed = " with uncommitted changes" if told.get("changed") else ""
-    return f"{told['commit']}{changed}" if told.get("commit") else ""
+            git = {}
+    changed = " with uncommitted changes" if git.get("changed") else ""
+    return f"{git['commit']}{changed}" if git.get("commit") else ""
 
 
 def _identities(record: RunRecord) -> Json:
@@ -173,13 +179,13 @@ def _time(event: Json) -> str:
 
 
 def _flat(facts: Json, prefix: str = "") -> list[tuple[str, str]]:
-    """Return nested facts as pairs, keys joined by a space; long values are cut."""
+    """Return nested facts as pairs, keys joined by a space; long values are shortened."""
     rows: list[tuple[str, str]] = []
-    for key, found in facts.items():
+    for key, fact in facts.items():
         name = f"{prefix}{str(key).replace('_', ' ')}"
-        if isinstance(found, dict):
-            rows += _flat(found, f"{name} ")
-        elif found not in (None, "", [], ()):
-            text = " ".join(map(str, found)) if isinstance(found, list) else str(found)
+        if isinstance(fact, dict):
+            rows += _flat(fact, f"{name} ")
+        elif fact not in (None, "", [], ()):
+            text = " ".join(map(str, fact)) if isinstance(fact, list) else str(fact)
             rows.append((name, text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"))
     return rows

@@ -1,1 +1,1 @@
-"""F9: where a run is, how it fares, and where its time went. Never imports torch."""
+"""A run's progress, its incidents, and how its time was spent. Never imports torch."""

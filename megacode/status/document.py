@@ -1,7 +1,7 @@
-"""`megacode status`: one document that says where a run is, how it fares, and where its time went.
+"""Build the document that `megacode status` shows: a run's state, progress, rates, time and incidents.
 
-It reads files only, needs no torch, and works on a run that another machine is writing: what is not there yet is None
-or empty.
+It reads files only and needs no torch. It works while another machine writes to the run: what is not there yet is
+None or empty.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def read_status(path: Path, now: float | None = None) -> Json:
     """Read a run directory into one plain document.
 
     Args:
-        path: the run directory; the run may go on meanwhile.
-        now: the moment to judge from, in seconds since 1970; absent: the present.
+        path: the run directory; the run may be training meanwhile.
+        now: the time that ages are relative to, in seconds since 1970; None: the present.
 
     Returns:
         `state` with `reason`, `progress`, `loss`, `validation`, `fp8`, `rates`, `checkpoint`, `scores`, `estimate`,
@@ -33,8 +33,9 @@ def read_status(path: Path, now: float | None = None) -> Json:
         times in seconds since 1970.
 
     Raises:
-        ConfigError: if it is no run directory.
+        ConfigError: if it is not a run directory.
     """
+    # Every file is read once, here; all that follows is arithmetic on it.
     files = read_files(path, time.time() if now is None else now)
     runs = sessions(files)
     state, reason = _state(files, runs)
@@ -67,19 +68,20 @@ def read_status(path: Path, now: float | None = None) -> Json:
 
 
 def _state(files: RunFiles, runs: list[Session]) -> tuple[State, str | None]:
-    """Return the state, and why it is that where it is not running."""
+    """Return the state, and the reason for it if there is one to give."""
     session = runs[-1] if runs else None
+    # A hang comes first: the ranks that waited for the hung one end with an error, which is only a consequence.
     if session is not None and session.hung:
         ranks = ", ".join(str(event.get("rank")) for event in session.hangs)
         return "hung", f"rank {ranks} made no progress"
     if session is not None and session.stop is not None:
-        if files.owner is not None:
+        if files.owner is not None:  # locked again, but the new start has not written its event yet
             return "running", "starting"
         error = session.stop.get("error")
         return ("finished", None) if session.cause == "finished" else ("stopped", str(error or session.cause))
     if files.alive:
         return "running", None if files.train or session else "starting"
-    return ("new", None) if session is None else ("died", "no stop event, and nobody is alive")
+    return ("new", None) if session is None else ("died", "no stop event, and no process is alive")
 
 
 def _progress(files: RunFiles, last: Json) -> Json:
@@ -103,7 +105,7 @@ def _chosen(line: Json, *names: str) -> Json | None:
 
 
 def _fp8(files: RunFiles, last: Json) -> Json | None:
-    """Return the recipe of the last iteration, and what the last probe found; None where the run knows no FP8."""
+    """Return the last iteration's recipe and the last probe's result; None for a run without FP8."""
     probe = _chosen(files.fp8_probe, "iteration", "loss_difference", "gradient_difference", "alarm", "fell_back")
     return {"recipe": last.get("fp8"), "probe": probe} if last.get("fp8") or probe else None
 
@@ -120,7 +122,7 @@ def _rates(files: RunFiles) -> Json:
 
 
 def _checkpoint(files: RunFiles, iteration: int) -> Json | None:
-    """Return the newest checkpoint, as `latest` names it, and how old it is."""
+    """Return the checkpoint that `latest` names, its age and its cost; None if there is none."""
     try:
         name = files.run.latest.read_text(encoding="utf-8").strip()
     except OSError:
@@ -129,14 +131,15 @@ def _checkpoint(files: RunFiles, iteration: int) -> Json | None:
     if not name.startswith("iter_"):
         return None
     path, saved = files.run.checkpoints / name, saves.get(name, {})
+    # A full disk may have swallowed the save event; then the directory's own time has to do.
     when = saved.get("time") or (path.stat().st_mtime if path.exists() else None)
-    at = int(name.removeprefix("iter_")) if name.removeprefix("iter_").isdigit() else 0
+    saved_iteration = int(name.removeprefix("iter_")) if name.removeprefix("iter_").isdigit() else 0
     return {
         "name": name,
         "present": path.is_dir(),
-        "iteration": at,
+        "iteration": saved_iteration,
         "age": None if when is None else round(max(0.0, files.now - float(when)), 3),
-        "iterations_since": max(0, iteration - at),
+        "iterations_since": max(0, iteration - saved_iteration),
         "bytes": saved.get("bytes"),
         "seconds": saved.get("seconds"),
         "blocked": saved.get("blocked"),
@@ -144,11 +147,12 @@ def _checkpoint(files: RunFiles, iteration: int) -> Json | None:
 
 
 def _estimate(files: RunFiles, split: Json | None, state: State) -> Json | None:
-    """Return how long the rest takes at the recent rate, with as much saving and validation as until now."""
+    """Return the time to the end at the recent rate, with the share of saving and validation so far."""
     total = files.plan.get("total_samples")
     lines = [line for line in files.recent if line.get("batch_size") and line.get("seconds")]
     if total is None or split is None or not lines or state == "finished":
         return None
+    # Seconds per sample, not per iteration: the batch size may ramp up. The median ignores an iteration that stalled.
     pace = statistics.median(float(line["seconds"]) / int(line["batch_size"]) for line in lines)
     training = float(split["training"])
     overhead = (training + split["saving"] + split["validating"]) / training if training else 1.0
@@ -157,13 +161,14 @@ def _estimate(files: RunFiles, split: Json | None, state: State) -> Json | None:
     return {
         "seconds": round(seconds, 3),
         "overhead": overhead - 1,
-        "end": round(files.now + seconds, 3) if state == "running" else None,
+        "end": round(files.now + seconds, 3) if state == "running" else None,  # a stopped run has no end in sight
     }
 
 
 def _sources(files: RunFiles, last: Json) -> Json:
-    """Return the tokens of each source: planned up to the clock, seen, withheld from the weights, learned from."""
+    """Return tokens by source: planned up to the clock, seen, withheld from the weights, learned from."""
     length = files.seq_length
+    # `seen` counts all forward passes. Skipped iterations are among them, but never reached the weights.
     withheld: dict[str, int] = {}
     for line in files.train:
         if line.get("skipped"):
@@ -183,12 +188,12 @@ def _sources(files: RunFiles, last: Json) -> Json:
 
 
 def _incidents(files: RunFiles) -> Json:
-    """Return what went wrong over the whole run."""
+    """Return everything that went wrong over the whole run."""
 
     def events(name: str) -> list[Json]:
         return [event for event in files.events if event.get("event") == name]
 
-    withheld: dict[str, int] = {}
+    withheld: dict[str, int] = {}  # samples by reason
     for entry in files.ledger:
         count = int(entry.get("last_sample") or 0) - int(entry.get("first_sample") or 0)
         withheld[str(entry.get("reason"))] = withheld.get(str(entry.get("reason")), 0) + count

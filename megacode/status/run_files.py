@@ -1,4 +1,4 @@
-"""What a run has left in its directory so far, read while it may be writing: any file may be absent or end early."""
+"""Read a run directory, possibly while the run is writing to it: any file may be missing or incomplete."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from megacode.base.errors import ConfigError
 from megacode.base.files import Json, RunDir, read_json, read_jsonl
 from megacode.metrics.reader import read_events, read_metrics
 
-_FRESH_SECONDS = 60.0
-_FRESH_ITERATIONS = 10  # a run is given as many of its slowest recent iterations before it is taken for dead
-_RECENT = 50
+_FRESH_SECONDS = 60.0  # network file systems show a file's new time late
+_FRESH_ITERATIONS = 10  # a silent run counts as dead after this many of its slowest recent iterations
+_RECENT = 50  # iterations that rates are a median of
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class RunFiles:
     """A run directory's files, parsed.
 
     Attributes:
-        run: their names.
-        now: the moment that ages are counted to, in seconds since 1970.
+        run: names of the files.
+        now: the time that ages are relative to, in seconds since 1970.
         plan: `plan.json`.
-        train: lines of kind `train`, one an iteration, by iteration. Those before the last 50 hold `iteration` and
-            `seconds` alone, and where the update was left out `skipped` and `samples_by_source`: a run has 100,000s.
+        train: lines of kind `train`, one per iteration, in order. Those before the last 50 keep only `iteration` and
+            `seconds`, and for skipped updates `skipped` and `samples_by_source`: a run may have 100,000s of lines.
         scores: lines of kind `score`, the last one of each suite and iteration, by iteration.
-        validation, health, fp8_probe: the last line of that kind; empty where there is none.
+        validation, health, fp8_probe: the last line of that kind; empty if there is none.
         events: lines of `events.jsonl` and `hangs.jsonl`, by time.
         ledger: lines of `ledger.jsonl`.
         heartbeats: by rank: `rank`, `age` in seconds, and what the rank says of itself.
@@ -56,7 +56,8 @@ class RunFiles:
 
     @property
     def seq_length(self) -> int:
-        """Tokens in a sample; 1 where nothing says it (then the clock counts samples)."""
+        """Tokens per sample; 1 if unknown (then tokens are a count of samples)."""
+        # plan.json may be lost or half-written; a line of metrics gives the same number.
         last = self.train[-1] if self.train else {}
         samples = int(last.get("consumed_samples") or 0)
         from_line = int(last.get("consumed_tokens") or 0) // samples if samples else 0
@@ -64,19 +65,20 @@ class RunFiles:
 
     @cached_property
     def owner(self) -> Json | None:
-        """Who trains here by the run's lock: `host`, `pid`, `since`; None where nobody does."""
+        """The process that holds the run's lock: `host`, `pid`, `since`; None if no live process does."""
         holder = lock.owner(self.run)
         return None if holder is None else {"host": holder.host, "pid": holder.pid, "since": holder.since}
 
     @cached_property
     def alive(self) -> bool:
-        """Whether somebody trains here: the lock's owner lives, or, where there is no lock, files are fresh."""
+        """Whether a process is training: the lock's owner is alive or, without a lock, files are fresh."""
         if self.owner is not None or self.run.lock.exists():
             return self.owner is not None
         return self._fresh
 
     @property
     def _fresh(self) -> bool:
+        """Whether some file changed recently, compared with the run's own pace."""
         slowest = max((float(line.get("seconds") or 0) for line in self.recent), default=0.0)
         patience = max(_FRESH_SECONDS, _FRESH_ITERATIONS * slowest)
         ages = [beat["age"] for beat in self.heartbeats]
@@ -88,14 +90,15 @@ def read_files(path: Path, now: float) -> RunFiles:
     """Read a run directory.
 
     Raises:
-        ConfigError: if it is none.
+        ConfigError: if it is not a run directory.
     """
     run = RunDir(path)
+    # Any one of its files is enough: a run that died while starting is worth a status, too.
     fix = "name a directory that `megacode train` wrote (`run_dir` in the config, runs/<name> by default)"
     if not path.is_dir():
         raise ConfigError("there is no such directory", str(path), fix)
     if not any(item.exists() for item in (run.config, run.plan, run.metrics, run.events, run.lock)):
-        what = "this is not a run directory: it holds no run.yaml, plan.json, metrics.jsonl or events.jsonl"
+        what = "this is not a run directory: it has no run.yaml, plan.json, metrics.jsonl or events.jsonl"
         raise ConfigError(what, str(path), fix)
     damaged: list[str] = []
     last: dict[str, Json] = {}
@@ -118,7 +121,8 @@ def read_files(path: Path, now: float) -> RunFiles:
 
 
 def _slim(lines: Iterable[Json], last: dict[str, Json], scores: list[Json]) -> list[Json]:
-    """Return the lines of kind `train`; put scores, and the last line of each kind, where they are asked for."""
+    """Return the lines of kind `train`; add scores to `scores`, and the last line of each kind to `last`."""
+    # Lines are reduced while they are read: a long run's metrics take a gigabyte as Python objects.
     recent: deque[Json] = deque()
     earlier: list[Json] = []
     for line in lines:
@@ -134,16 +138,16 @@ def _slim(lines: Iterable[Json], last: dict[str, Json], scores: list[Json]) -> l
 
 
 def _kept(line: Json) -> Json:
-    """Return what is still needed of a line that is no recent one."""
+    """Return what is needed of a line that is not recent."""
     names = ("iteration", "seconds", *(("skipped", "samples_by_source") if line.get("skipped") else ()))
     return {name: line[name] for name in names if name in line}
 
 
 def _heartbeats(directory: Path, now: float) -> list[Json]:
-    """Return the ranks' last signs of life, the oldest first."""
+    """Return the ranks' last heartbeats, the oldest first."""
     beats = [beat for path in directory.glob("node_*.json") for beat in read_json(path).get("ranks") or []]
-    found = [
+    aged = [
         {**beat, "age": round(max(0.0, now - float(beat["time"])), 3)}
         for beat in beats if isinstance(beat.get("time"), (int, float)) and isinstance(beat.get("rank"), int)
     ]  # fmt: skip
-    return sorted(found, key=lambda beat: -beat["age"])
+    return sorted(aged, key=lambda beat: -beat["age"])

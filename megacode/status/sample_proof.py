@@ -1,8 +1,7 @@
-"""The proof that a run read what was planned: every iteration's samples, by their digest, against the plan's.
+"""Prove that a run read what was planned: compare the digest of every iteration's samples with the plan's.
 
-The plan is built anew from `run.yaml` and the sizes in `plan.json`; no data set is opened. An iteration proves its
-samples by the digest that the training step took of the numbers it was given on all ranks, and its sources by the
-counts of the same step.
+The plan is rebuilt from `run.yaml` and the sizes in `plan.json`; no data set is opened. Every training step records a
+digest of the sample numbers that all ranks were given, and their counts by source. Both are compared.
 """
 
 from __future__ import annotations
@@ -29,25 +28,24 @@ def prove_samples(path: Path) -> Json:
         path: the run directory.
 
     Returns:
-        `iterations` in metrics.jsonl, `equal`: how many read exactly the planned samples, `complete`: whether they
-        reach the plan's end, `differing`: for each of the others `iteration` and `what`, in order.
+        `iterations`: number in metrics.jsonl; `equal`: number that read exactly the planned samples; `complete`:
+        whether they reach the plan's end; `differing`: `iteration` and `what` of each difference, in order.
 
     Raises:
         ConfigError: if run.yaml or plan.json cannot be read.
-        VerificationError: if run.yaml and plan.json do not tell the same order.
+        VerificationError: if run.yaml and plan.json describe different orders.
     """
     run = RunDir(path)
     damaged: list[str] = []
     repeated: list[int] = []
     needed = ("iteration", "consumed_samples", "batch_size", "samples_digest", "samples_by_source")
-    found = read_metrics(run.metrics, "train", damaged=damaged, repeated=repeated)
-    lines: list[Json] = [{name: line.get(name) for name in needed} for line in found]
+    records = read_metrics(run.metrics, "train", damaged=damaged, repeated=repeated)
+    lines: list[Json] = [{name: line.get(name) for name in needed} for line in records]
     schedule = _schedule(run)
     begun = next((event for event in read_events(run, damaged) if event.get("event") == "start"), {})
-    first = (
-        int(begun.get("iteration") or 0),
-        int(begun.get("consumed_samples") or 0),
-    )  # a branch begins at its trunk's
+    # A branch starts at its trunk's iteration and clock, any other run at 0.
+    first = (int(begun.get("iteration") or 0), int(begun.get("consumed_samples") or 0))
+    # Three kinds of difference: a line that does not match the plan, an iteration twice, a line that cannot be read.
     differing = list(_differing(lines, schedule, *first))
     differing += [{"iteration": number, "what": f"comes after iteration {number} as well"} for number in repeated]
     differing += [{"iteration": None, "what": f"a line is damaged: {where}"} for where in damaged]
@@ -63,7 +61,7 @@ def prove_samples(path: Path) -> Json:
 
 
 def differing_error(proof: Json, path: Path) -> VerificationError:
-    """Return the error that names the first iterations that did not read what was planned."""
+    """Return the error that names the first iterations that did not read the planned samples."""
     rows = proof["differing"]
     shown = [
         row["what"] if row["iteration"] is None else f"iteration {row['iteration']}: {row['what']}" for row in rows
@@ -76,38 +74,40 @@ def differing_error(proof: Json, path: Path) -> VerificationError:
 
 
 def _schedule(run: RunDir) -> Schedule:
-    """Build the run's order anew, and prove that it is the one it was started with."""
+    """Rebuild the run's order, and prove by its fingerprints that the run was started with it."""
     plan = read_json(run.plan)
     if not plan.get("sources"):
-        fix = "it is written when the run starts: try again, or start the run again"
+        fix = "it is written when the run starts: try again later, or resume the run"
         raise ConfigError("there is no plan to compare with", str(run.plan), fix)
     fields = ("tokens", "documents", "validation_tokens", "identity")
     sizes = {name: SourceSize(name, **{key: row[key] for key in fields}) for name, row in plan["sources"].items()}
     schedule = build_schedule(load_config(run.config), sizes)
     if schedule.fingerprints() != plan.get("fingerprints"):
-        fix = "start the run again: `megacode train` writes both again, and refuses a changed past"
-        raise VerificationError("run.yaml and plan.json do not tell the same order", str(run.path), fix)
+        fix = "resume the run: `megacode train` rewrites both, and refuses a changed past"
+        raise VerificationError("run.yaml and plan.json describe different orders of samples", str(run.path), fix)
     return schedule
 
 
 def _differing(lines: list[Json], schedule: Schedule, iteration: int, clock: int) -> Iterator[Json]:
-    """Yield a row for each thing that is not as planned, in the file's order.
+    """Yield a row for each difference from the plan, in the file's order.
 
     Args:
         lines: the records.
         schedule: of the run.
-        iteration, clock: where the run began.
+        iteration, clock: at which the run began.
     """
     for line in lines:
         if line["consumed_samples"] is None or line["batch_size"] is None:
-            yield {"iteration": line["iteration"], "what": "it does not say which samples it read"}
+            yield {"iteration": line["iteration"], "what": "its record does not say which samples it read"}
             continue
+        # First: does this line follow the one before, without a gap or an overlap?
         before, after = int(line["consumed_samples"]) - int(line["batch_size"]), int(line["consumed_samples"])
         if line["iteration"] != iteration + 1:
             yield {"iteration": line["iteration"], "what": f"comes after iteration {iteration}"}
         if before != clock:
-            what = f"begins with sample {before:,}, the one before it ended with {clock - 1:,}"
+            what = f"begins with sample {before:,}, but the previous iteration ended with {clock - 1:,}"
             yield {"iteration": line["iteration"], "what": what}
+        # Then: did it read these samples?
         what = _compare(line, before, after, schedule)
         if what:
             yield {"iteration": line["iteration"], "what": what}
@@ -115,16 +115,16 @@ def _differing(lines: list[Json], schedule: Schedule, iteration: int, clock: int
 
 
 def _compare(line: Json, before: int, after: int, schedule: Schedule) -> str:
-    """Return what one iteration read that was not planned; empty where all is as planned."""
+    """Return how one iteration differs from the plan; empty if it does not."""
     if not 0 <= before < after <= schedule.total_samples:
         return f"samples {before:,} to {after - 1:,} are not part of the plan"
     if line.get("samples_digest") is None:
-        return "it carries no digest of its samples"
+        return "its record has no digest of its samples"
     planned = float(samples_digest(np.arange(before, after)).sum())
     if float(line["samples_digest"]) != planned:
-        return f"the digest of its samples is {line['samples_digest']}, that of the planned ones {planned}"
+        return f"the digest of its samples is {line['samples_digest']}, the plan's is {planned}"
     low, high = schedule.counts_at(before), schedule.counts_at(after)
     counts = {name: count - low[name] for name, count in high.items() if count > low[name]}
     if line["samples_by_source"] != counts:
-        return f"it read {line['samples_by_source']}, planned were {counts}"
+        return f"it read {line['samples_by_source']} by source, planned were {counts}"
     return ""

@@ -1,4 +1,4 @@
-"""The status of a run as tables for people."""
+"""Print a run's status as tables."""
 
 from __future__ import annotations
 
@@ -18,35 +18,39 @@ from megacode.status.goodput import PARTS
 from megacode.status.job import describe
 from megacode.status.scores import score_rows
 
-_WIDEST = 100
+_WIDEST = 100  # on wider screens, figures would drift away from their names
 _STARTS_SHOWN = 12
 _HEARTBEATS_SHOWN = 4
 _COLOURS = {"running": "green", "finished": "green", "stopped": "yellow", "new": "yellow", "died": "red", "hung": "red"}
 
 
 def render_status(document: Json, console: Console) -> None:
-    """Print where a run is, where its time went, its starts, its sources and what went wrong.
+    """Print a run's progress, time, starts, sources, incidents and ranks.
 
     Args:
-        document: of `read_status`; with `samples` of `prove_samples`, that too.
+        document: of `read_status`; if it has `samples` of `prove_samples`, they are printed too.
         console: to print on; the tables fit into 80 columns.
     """
-    parts: list[RenderableType] = [_headline(document)]
+    # Sections without content are left out, so that a young run has a short page.
+    sections: list[RenderableType] = [_headline(document)]
     if document["goodput"]:
-        parts += [Text(), _rule("time"), _goodput(document["goodput"])]
+        sections += [Text(), _rule("time"), _goodput(document["goodput"])]
     if document["starts"]:
-        parts += [Text(), _rule("starts"), _starts(document["starts"])]
+        sections += [Text(), _rule("starts"), _starts(document["starts"])]
     if document["sources"]:
-        parts += [Text(), _rule("tokens by source, up to the clock"), _sources(document["sources"])]
+        sections += [Text(), _rule("tokens by source so far"), _sources(document["sources"])]
     incidents = list(_incidents(document))
     if incidents:
-        parts += [Text(), _rule("what went wrong"), *(Text(line) for line in incidents)]
+        sections += [Text(), _rule("incidents"), *(Text(line) for line in incidents)]
     ranks = _ranks(document)
     if ranks:
-        parts += [Text(), _rule("ranks"), *(Text(line) for line in ranks)]
+        sections += [Text(), _rule("ranks"), *(Text(line) for line in ranks)]
     if "samples" in document:
-        parts += [Text(), _rule("samples"), _samples(document["samples"])]
-    console.print(Padding(Group(*parts), 1), width=min(_WIDEST, console.width))
+        sections += [Text(), _rule("samples"), _samples(document["samples"])]
+    console.print(Padding(Group(*sections), 1), width=min(_WIDEST, console.width))
+
+
+# The headline: one row per fact, names on the left. Facts that are not known have no row.
 
 
 def _rule(title: str) -> Rule:
@@ -54,7 +58,7 @@ def _rule(title: str) -> Rule:
 
 
 def _clock(time: float) -> str:
-    """Return a moment in local time."""
+    """Return a time as local date and time."""
     return datetime.fromtimestamp(time).strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -111,29 +115,33 @@ def _fp8(fp8: Json) -> str:
 
 
 def _rate(rates: Json) -> str:
-    said = [f"{format_count(rates['tokens_per_second'])} tokens/s"] if rates["tokens_per_second"] else []
+    # MFU is None on hardware without a known peak, such as a CPU.
+    facts = [f"{format_count(rates['tokens_per_second'])} tokens/s"] if rates["tokens_per_second"] else []
     if rates["flops_per_second"]:
-        said.append(format_rate(rates["flops_per_second"], "FLOP/s"))
+        facts.append(format_rate(rates["flops_per_second"], "FLOP/s"))
     if rates["mfu"] is not None:
-        said.append(f"{rates['mfu']:.1%} MFU")
+        facts.append(f"{rates['mfu']:.1%} MFU")
     if rates["seconds"]:
-        said.append(f"{format_seconds(rates['seconds'])} an iteration")
-    return f"{', '.join(said)} (median of the last {rates['iterations']})"
+        facts.append(f"{format_seconds(rates['seconds'])} per iteration")
+    return f"{', '.join(facts)} (median of the last {rates['iterations']})"
 
 
 def _checkpoint(newest: Json) -> str:
-    said = [newest["name"] if newest["present"] else f"{newest['name']} (NOT there)"]
+    facts = [newest["name"] if newest["present"] else f"{newest['name']} (MISSING)"]
     if newest["age"] is not None:
-        said.append(f"{format_seconds(newest['age'])} old")
-    said.append(f"{newest['iterations_since']:,} iterations since")
+        facts.append(f"{format_seconds(newest['age'])} old")
+    facts.append(f"{newest['iterations_since']:,} iterations since")
     if newest["bytes"]:
-        said.append(format_bytes(newest["bytes"]))
-    return ", ".join(said)
+        facts.append(format_bytes(newest["bytes"]))
+    return ", ".join(facts)
 
 
 def _estimate(estimate: Json) -> str:
-    ends = f", ends {_clock(estimate['end'])}" if estimate["end"] is not None else " once it goes on"
+    ends = f", ends {_clock(estimate['end'])}" if estimate["end"] is not None else " after it is resumed"
     return f"{format_seconds(estimate['seconds'])}{ends} (saving and validation add {estimate['overhead']:.1%})"
+
+
+# The tables below the headline.
 
 
 def _goodput(split: Json) -> RenderableType:
@@ -144,19 +152,20 @@ def _goodput(split: Json) -> RenderableType:
     for name in PARTS:
         grid.add_row(name, format_seconds(split[name]), f"{split['shares'][name]:.1%}")
     grid.add_row("wall clock", format_seconds(split["wall"]), "100.0%", style="dim")
-    said = f"goodput {split['of_running']:.1%} of the time it ran, {split['of_wall']:.1%} of the wall clock"
-    return Group(grid, Text(said, style="bold"))
+    # Two figures: time in a queue is idle, and says nothing about the run itself.
+    line = f"goodput {split['of_running']:.1%} of the time it ran, {split['of_wall']:.1%} of the wall clock"
+    return Group(grid, Text(line, style="bold"))
 
 
 def _starts(rows: list[Json]) -> RenderableType:
     figures = ("from", "done", "lost", "ranks")
     table = FigureTable("", "when", "because of", *figures, "host", figures=("", "when", *figures))
-    hidden = len(rows) - _STARTS_SHOWN
+    hidden = len(rows) - _STARTS_SHOWN  # the newest starts are the ones of interest
     for row in rows[-_STARTS_SHOWN:]:
         counts = (f"{row[name]:,}" for name in ("from_iteration", "iterations", "lost_iterations"))
         ranks, host = str(row["ranks"] or "-"), str(row["host"] or "-")
         table.add_row(str(row["number"]), _clock(row["time"]), row["cause"] or "-", *counts, ranks, host)
-    return Group(Text(f"{hidden:,} earlier ones"), table) if hidden > 0 else table
+    return Group(Text(f"{hidden:,} earlier starts"), table) if hidden > 0 else table
 
 
 def _sources(rows: Json) -> RenderableType:
@@ -170,28 +179,30 @@ def _sources(rows: Json) -> RenderableType:
 
 
 def _incidents(document: Json) -> list[str]:
-    found = document["incidents"]
+    """Return one line per kind of incident, and one per event of the kinds that are rare."""
+    incidents = document["incidents"]
     lines = []
-    if found["skipped_iterations"]:
-        shown = ", ".join(f"{iteration:,}" for iteration in found["last_skipped"])
-        lines.append(f"{found['skipped_iterations']:,} iterations left the weights as they were: the last {shown}")
-    lines += [f"{count:,} samples are withheld ({reason})" for reason, count in found["withheld_samples"].items()]
+    # What happened to the training itself.
+    if incidents["skipped_iterations"]:
+        shown = ", ".join(f"{iteration:,}" for iteration in incidents["last_skipped"])
+        lines.append(f"{incidents['skipped_iterations']:,} iterations skipped their update, most recently {shown}")
+    lines += [f"{count:,} samples are withheld ({reason})" for reason, count in incidents["withheld_samples"].items()]
     for kind in ("spikes", "rollbacks"):
-        if found[kind]:
-            last = found[kind][-1].get("iteration")
-            lines.append(f"{len(found[kind]):,} {kind}, the last at iteration {last}")
-    if found["fp8_alarms"]:
-        last = found["fp8_alarms"][-1]
-        ended = "; the run goes on without FP8" if last.get("fell_back") else ""
-        lines.append(
-            f"{len(found['fp8_alarms']):,} FP8 probes too far off, the last after iteration {last.get('iteration')}: "
-            f"{last.get('alarm')}{ended}"
-        )
-    lines += [f"corrupt: {event.get('checkpoint')}: {event.get('what')}" for event in found["corrupt"]]
-    lines += [f"not saved: {event.get('checkpoint')}: {event.get('error')}" for event in found["failed_saves"]]
+        if incidents[kind]:
+            last = incidents[kind][-1].get("iteration")
+            lines.append(f"{len(incidents[kind]):,} {kind}, the last at iteration {last}")
+    alarms = incidents["fp8_alarms"]
+    if alarms:
+        last = alarms[-1]
+        fallback = "; the run continues without FP8" if last.get("fell_back") else ""
+        count, iteration = f"{len(alarms):,} FP8 probes out of tolerance", last.get("iteration")
+        lines.append(f"{count}, the last after iteration {iteration}: {last.get('alarm')}{fallback}")
+    # What happened to its files and processes.
+    lines += [f"corrupt: {event.get('checkpoint')}: {event.get('what')}" for event in incidents["corrupt"]]
+    lines += [f"not saved: {event.get('checkpoint')}: {event.get('error')}" for event in incidents["failed_saves"]]
     lines += [f"not scored: {event['checkpoint']}: {event['error']}" for event in document["scores"]["failed"]]
-    for event in found["hangs"]:
-        lines.append(f"rank {event.get('rank')} hung on {event.get('host')}: its stacks are in {event['stacks']}")
+    for event in incidents["hangs"]:
+        lines.append(f"rank {event.get('rank')} hung on {event.get('host')}; its stacks are in {event['stacks']}")
     if document["damaged_lines"]:
         lines.append(f"damaged lines: {document['damaged_lines']:,}, the last {document['last_damaged']}")
     return lines
@@ -202,10 +213,11 @@ def _ranks(document: Json) -> list[str]:
     if health.get("slowest_seconds") is not None:
         median = f", the median {format_seconds(health['median_seconds'])}" if health.get("median_seconds") else ""
         place = f"rank {health.get('slowest_rank')} on {health.get('slowest_host')}"
-        lines.append(f"slowest: {place}, {format_seconds(health['slowest_seconds'])} an iteration{median}")
+        lines.append(f"slowest: {place}, {format_seconds(health['slowest_seconds'])} per iteration{median}")
     if health.get("memory_bytes") is not None:
         lines.append(f"most memory: {format_bytes(health['memory_bytes'])} on rank {health.get('memory_rank')}")
     beats = document["heartbeats"]
+    # After a regular end, heartbeats are old and mean nothing.
     if beats and document["state"] in ("running", "died", "hung"):
         shown = ", ".join(_heartbeat(beat) for beat in beats[:_HEARTBEATS_SHOWN])
         lines.append(f"oldest heartbeats of {len(beats):,}: {shown}")
@@ -218,6 +230,6 @@ def _heartbeat(beat: Json) -> str:
 
 
 def _samples(proof: Json) -> RenderableType:
-    said = f"{proof['equal']:,} of {proof['iterations']:,} iterations read exactly the planned samples"
-    rest = ", to the plan's end" if proof["complete"] else f", up to sample {proof['consumed_samples']:,}"
-    return Text(said + rest, style="red" if proof["differing"] else "green")
+    line = f"{proof['equal']:,} of {proof['iterations']:,} iterations read exactly the planned samples"
+    extent = ", to the plan's end" if proof["complete"] else f", up to sample {proof['consumed_samples']:,}"
+    return Text(line + extent, style="red" if proof["differing"] else "green")

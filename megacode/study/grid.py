@@ -21,7 +21,7 @@ from megacode.config.loading import merge, read_layers, validate
 from megacode.config.run import RunConfig
 from megacode.config.setting_origins import Layer, Origins
 from megacode.data.source_checks import tokenizer_facts
-from megacode.planning.run_plan import Plan, Sizes, make_plan, read_sizes
+from megacode.planning.run_plan import Plan, SourceSizes, make_plan, read_sizes
 from megacode.study.identity import RANDOM, Past, start_from
 from megacode.study.schema import THE_FACTOR, Level, Study
 from megacode.study.twins import twin_of
@@ -114,7 +114,7 @@ class _Builder:
         self.base: dict[str, Any] = {}
         for layer in reversed(self.layers):
             self.base = merge(self.base, layer.document)
-        self.sizes: dict[str, Sizes] = {}
+        self.sizes: dict[str, SourceSizes] = {}
         self.errors: list[MegacodeError] = []
         self.cells: dict[tuple[str, tuple[str, ...], int], Cell] = {}
 

@@ -1,4 +1,4 @@
-"""What is due when, as a pure function of the config and the clock: the same on every rank, and after any resume."""
+"""Decide what is due when: a pure function of config and clock, so the same on every rank and after any resume."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from megacode.planning.run_plan import crosses
 
 @dataclass(frozen=True)
 class Iteration:
-    """One iteration on its way through the loop: its clock and, once it is trained, its result.
+    """One iteration of the loop: its number, its clock and, once it is trained, its result.
 
     Attributes:
         number: counted from 1; 0 is the untrained model.
-        before, after: the clock before and after it, in samples. They are equal where a start has trained nothing yet.
-        result: what the step did; None before it.
-        seconds: how long the step took.
+        before, after: the clock before and after it, in samples. Both are equal if a start has trained nothing yet.
+        result: of the step; None before it.
+        seconds: duration of the step.
     """
 
     number: int
@@ -31,7 +31,7 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Calendar:
-    """What a run does around an iteration.
+    """What a run does besides training: validations, saves, probes and reports.
 
     Attributes:
         config: the resolved config.
@@ -47,7 +47,7 @@ class Calendar:
 
     def validates(self, iteration: Iteration) -> bool:
         """Whether held-out losses are measured after an iteration."""
-        held_out = self.config.validation
+        held_out = self.config.validation  # always at a phase's end, so that phases can be compared
         return held_out.fraction > 0 and (self.ends_phase(iteration.after) or self._due(held_out.every, iteration))
 
     def saves(self, iteration: Iteration) -> bool:
@@ -55,7 +55,8 @@ class Calendar:
         return self._due(self.config.checkpoint.every, iteration) or bool(self.kept_for(iteration))
 
     def kept_for(self, iteration: Iteration) -> str:
-        """Return why a checkpoint after an iteration is kept for good; empty: it is not."""
+        """Return why `keep_last` never deletes a checkpoint after an iteration; empty if it may."""
+        # Stored in the checkpoint (`keep`), where pruning reads it.
         policy = self.config.checkpoint
         if iteration.number == 0:
             return "start"
@@ -64,13 +65,14 @@ class Calendar:
         return "keep_every" if self._due(policy.keep_every, iteration) else ""
 
     def probes(self, iteration: Iteration) -> bool:
-        """Whether FP8 is probed before an iteration, where it is in use."""
+        """Whether FP8 is probed before an iteration, if it is in use."""
         return self._due(self.config.health.fp8_probe.every, iteration)
 
     def reports(self, number: int) -> bool:
-        """Whether an iteration says how the ranks are."""
+        """Whether ranks report their speed and memory after an iteration."""
         return number % self.config.health.report_every == 0
 
     def _due(self, every: Quantity | None, iteration: Iteration) -> bool:
         """Whether an iteration moves the clock across a multiple of `every`."""
+        # Not `number % every`: an interval may be in tokens or samples, and batch sizes may ramp up.
         return crosses(every, self.schedule.seq_length, iteration.number, iteration.before, iteration.after)

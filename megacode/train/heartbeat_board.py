@@ -1,8 +1,8 @@
-"""Signs of life of the ranks of one node, in memory that they share: no file system is asked.
+"""Heartbeats of one node's ranks in shared memory, without any access to a file system.
 
-Each rank has a slot that it alone writes, so nothing is locked. A slot that is read while it is written fails its check
-sum, and the reader keeps what it knew. The file behind the memory loses its name as soon as all ranks have opened it:
-nothing is left behind, however the ranks end.
+Each rank has a slot that only it writes, so nothing is locked. A slot that is read while it is being written fails its
+checksum, and the reader keeps the value it had. The file behind the memory is unlinked as soon as all ranks have opened
+it: nothing is left behind, however the ranks end.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-_SIGN = struct.Struct("<qqqddqqdd32sB")  # rank to answered; 32 bytes of what the rank is doing
-_SLOT_BYTES = 256
+_SIGN = struct.Struct("<qqqddqqdd32sB")  # the fields of `Sign` in order; 32 bytes for `doing`
+_SLOT_BYTES = 256  # a multiple of a cache line, so that ranks do not slow each other down
 _HEAD_BYTES = 64
-_ASKED, _GATHERED = 0, 1  # bytes of the head
+_ASKED, _GATHERED = 0, 1  # flags, one byte each, in the head
 
 
 @dataclass(frozen=True)
 class Sign:
-    """What a rank says of itself.
+    """One rank's heartbeat.
 
     Attributes:
         rank, pid: of the process.
         iteration: iterations done.
-        time: when it said so, in seconds since 1970.
-        since: its loop's last sign of life, likewise.
-        memory_bytes: that it uses.
+        time: when it was written, in seconds since 1970.
+        since: when its loop last gave a sign of life, in seconds since 1970.
+        memory_bytes: memory in use.
         consumed_samples: the clock.
         begun: `time.monotonic` when its watchdog wrote this; ranks of a node share that clock.
         beaten: 1.0 once its loop has given a sign of life.
-        doing: what its loop does.
+        doing: what its loop is doing.
         answered: whether it has written its stacks.
     """
 
@@ -51,7 +51,7 @@ class Sign:
     answered: bool
 
     def pack(self) -> bytes:
-        """Return it as bytes with a check sum before them."""
+        """Return it as bytes, after a checksum of them."""
         doing = self.doing.encode()[:32]
         body = _SIGN.pack(
             self.rank, self.pid, self.iteration, self.time, self.since, self.memory_bytes, self.consumed_samples,
@@ -61,7 +61,7 @@ class Sign:
 
     @staticmethod
     def unpack(raw: bytes) -> Sign | None:
-        """Return a sign; None where it is half-written or not there."""
+        """Return a heartbeat; None if it is half-written or missing."""
         body = raw[4 : 4 + _SIGN.size]
         if struct.unpack("<I", raw[:4])[0] != zlib.crc32(body):
             return None
@@ -71,11 +71,11 @@ class Sign:
 
 
 class Board:
-    """The signs of a node's ranks.
+    """The heartbeats of a node's ranks.
 
     Args:
-        slots: how many ranks there may be.
-        path: of the file behind the memory; absent: this process is alone.
+        slots: maximum number of ranks.
+        path: of the file behind the memory; None: this process is alone.
     """
 
     def __init__(self, slots: int, path: Path | None = None) -> None:
@@ -86,7 +86,8 @@ class Board:
         else:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(descriptor, 0, size)  # a full memory refuses here; later it would kill the rank
+                # If memory is full, this raises. Without it the first write would kill the rank by SIGBUS.
+                os.posix_fallocate(descriptor, 0, size)
                 self._memory = mmap.mmap(descriptor, size)
                 status = os.fstat(descriptor)
                 self.identity = (status.st_dev, status.st_ino)
@@ -95,12 +96,12 @@ class Board:
         self._known: dict[int, Sign] = {}
 
     def write(self, slot: int, sign: Sign) -> None:
-        """Write a rank's sign into its slot."""
+        """Write a rank's heartbeat into its slot."""
         raw, start = sign.pack(), _HEAD_BYTES + _SLOT_BYTES * slot
         self._memory[start : start + len(raw)] = raw
 
     def read(self, slot: int) -> Sign | None:
-        """Return the last whole sign in a slot; None where there was none."""
+        """Return the last complete heartbeat in a slot; None if there was none."""
         start = _HEAD_BYTES + _SLOT_BYTES * slot
         sign = Sign.unpack(self._memory[start : start + _SLOT_BYTES])
         if sign is not None:
@@ -109,30 +110,31 @@ class Board:
 
     @property
     def asked(self) -> bool:
-        """Whether some rank of the run asks for stacks."""
+        """Whether some rank of the run has requested stacks."""
         return bool(self._memory[_ASKED])
 
     def ask(self) -> None:
-        """Pass on to the node's ranks that they are asked for their stacks."""
+        """Tell the node's ranks that their stacks are requested."""
         self._memory[_ASKED] = 1
 
     @property
     def gathered(self) -> bool:
-        """Whether the rank that noticed a hang has all it waits for."""
+        """Whether the rank that noticed a hang has all stacks, or has stopped waiting for them."""
         return bool(self._memory[_GATHERED])
 
     def end(self) -> None:
-        """Pass on that nothing is waited for any more."""
+        """Tell the node's ranks that nobody waits for stacks any more."""
         self._memory[_GATHERED] = 1
 
 
 def board_path(token: str, node: str) -> Path:
-    """Return where the ranks of a node find their board.
+    """Return the path of a node's board.
 
     Args:
         token: of this start of the run, the same on all ranks.
         node: name of the node.
     """
+    # /dev/shm is memory. A temporary directory works too, but may be a disk.
     memory = Path("/dev/shm")
     folder = memory if memory.is_dir() and os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
     return folder / f"megacode-{token}-{node.replace('/', '_')}"

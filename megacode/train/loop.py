@@ -1,4 +1,4 @@
-"""The training loop: from where a run stands to its end, or to a reason to stop."""
+"""The training loop: from the run's current iteration to its end, or to a reason to stop."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from megacode.train.trainer import StopReason, Trainer
 
 
 def train(trainer: Trainer) -> StopReason:
-    """Train until the plan is fulfilled or something asks to stop; either way the last state is saved.
+    """Train until all samples are consumed or a stop is requested; either way the last state is saved.
 
     Args:
-        trainer: the parts of a run on this rank, standing at its first or at a resumed iteration.
+        trainer: this rank's, at the run's first or at a resumed iteration.
     """
+    # Every rank takes the same branches: each decision is a pure function of the clock, or was agreed on by all.
     iteration = trainer.begin()
     first = iteration.number
     while not trainer.finished:
         iteration = trainer.step()
         back_to = trainer.record(iteration)
         if back_to is not None and trainer.roll_back(iteration, back_to):
-            continue
+            continue  # at an earlier iteration: what is due after this one is due when it comes again
         if trainer.validation_due(iteration):
             trainer.validate("phase_end" if trainer.at_phase_end else "interval")
         if trainer.save_due(iteration):

@@ -1,7 +1,7 @@
-"""What one rank of a node does at the file system for all of them: heartbeats, and requests for stacks.
+"""File accesses that one rank of a node makes for all of them: heartbeats, and requests for stacks.
 
-The first of the node's ranks that gives signs of life does it. Where it falls silent the next one takes over. Should
-two do it for a moment, they write the same. So a run of N nodes writes N heartbeats, and looks N times for a request.
+The first live rank of the node makes them. If it falls silent, the next one takes over. Should two do it for a moment,
+they write the same. So a run of N nodes writes N heartbeat files and makes N lookups, however many ranks it has.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from megacode.train.node_ranks import Node
 
 REQUEST = "request.json"
 GATHERED = "gathered.json"
-_SILENT_LOOKS = 10
+_SILENT_LOOKS = 10  # missed heartbeats after which the next rank takes over
 
 
 def stack_path(run: RunDir, rank: int) -> Path:
@@ -31,20 +31,20 @@ def heartbeat_path(run: RunDir, members: tuple[int, ...]) -> Path:
 
 
 def answer_path(run: RunDir, members: tuple[int, ...]) -> Path:
-    """Return the file that says that all ranks of a node have written their stacks."""
+    """Return the file that marks that all ranks of a node have written their stacks."""
     return run.stacks / f"node_{members[0]:05d}.json"
 
 
 class NodeDuty:
-    """The duty of a node, as one of its ranks sees it.
+    """A node's file accesses; every rank has one, and the acting rank's does the work.
 
     Args:
         run: the run directory.
         node: of the rank.
         rank: this one.
-        look: seconds between two signs of life on the board.
-        poll: seconds between two looks for a request.
-        heartbeat: seconds between two heartbeats.
+        look: seconds between heartbeats on the board.
+        poll: seconds between lookups of a request.
+        heartbeat: seconds between writes of the heartbeat file.
     """
 
     def __init__(self, run: RunDir, node: Node, rank: int, look: float, poll: float, heartbeat: float) -> None:
@@ -56,15 +56,16 @@ class NodeDuty:
 
     @property
     def acting(self) -> bool:
-        """Whether this rank speaks for its node: no rank before it gives signs of life."""
+        """Whether this rank acts for its node: no rank before it is alive."""
         return not any(self._is_live(place) for place in range(self._place))
 
     def _is_live(self, place: int) -> bool:
         sign = self._node.board.read(place)
+        # A rank that has not written yet counts as live for a while: it may still be starting.
         return time.monotonic() - (self._began if sign is None else sign.begun) < self._silence
 
     def pass_on_requests(self) -> None:
-        """Look whether some rank asks for stacks, or has them all, and tell the node's ranks."""
+        """Check whether stacks are requested, or complete, and tell the node's ranks."""
         now = time.monotonic()
         if now < self._poll_at + self._poll or not self.acting:
             return
@@ -76,7 +77,7 @@ class NodeDuty:
             board.end()
 
     def report(self) -> None:
-        """Once asked: say so when all ranks of the node have written their stacks."""
+        """After a request: mark when all ranks of the node have written their stacks."""
         if self._reported or not self._node.board.asked or not self.acting:
             return
         if all(self._wrote(place) for place in range(len(self._node.members))):
@@ -87,10 +88,11 @@ class NodeDuty:
         sign = self._node.board.read(place)
         if sign is not None and sign.answered:
             return True
-        return wrote(self._run, self._node.members[place])  # one that is stuck in C code writes and says nothing
+        # A rank that is stuck in C code cannot set its flag, but faulthandler's timer writes its stacks all the same.
+        return wrote(self._run, self._node.members[place])
 
     def beat_out(self, *, now: bool = False) -> None:
-        """Write the node's heartbeats, if it is time to."""
+        """Write the node's heartbeat file, if it is due."""
         moment = time.monotonic()
         if (moment < self._heartbeat_at + self._heartbeat and not now) or not self.acting:
             return
@@ -107,7 +109,7 @@ class NodeDuty:
             return
         self._heartbeat_at = moment
         path = heartbeat_path(self._run, self._node.members)
-        # Not flushed to disk, since only the newest one is of use. By rank: two may act for a moment.
+        # Not flushed to disk, since only the newest one is of use. Named by rank, since two may act for a moment.
         temporary = path.with_name(f".{path.name}.{self._node.members[self._place]}")
         temporary.write_text(json.dumps({"ranks": beats}))
         os.replace(temporary, path)
@@ -122,7 +124,7 @@ def wrote(run: RunDir, rank: int) -> bool:
 
 
 def last_beat(run: RunDir, members: tuple[int, ...], rank: int) -> dict[str, Any]:
-    """Return the last heartbeat of a rank; empty where there is none."""
+    """Return the last heartbeat of a rank; empty if there is none."""
     try:
         beats = json.loads(heartbeat_path(run, members).read_text())["ranks"]
     except (OSError, ValueError, KeyError):

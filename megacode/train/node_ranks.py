@@ -1,4 +1,4 @@
-"""Which ranks share a node, so that one of them speaks for all to the file system."""
+"""Find out which ranks share a node, so that one of them can access the file system for all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from megacode.mcore.nodes import node_name
 from megacode.train.heartbeat_board import Board, board_path
 
-_SLOTS = 64  # the most ranks that share a board; those beyond speak for themselves
+_SLOTS = 64  # maximum number of ranks that share a board; further ones act for themselves
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Node:
     """The node of a rank.
 
     Attributes:
-        members: its ranks, in order; the first that lives speaks for all.
-        board: their signs, by place among the members.
+        members: its ranks, in order; the first live one acts for all.
+        board: their heartbeats, by place among the members.
         nodes: the members of every node of the run.
-        hosts: name of the machine of each rank.
+        hosts: machine name of each rank.
     """
 
     members: tuple[int, ...]
@@ -40,51 +40,53 @@ class Node:
 
 
 def meet(rank: int, ranks: int, broadcast: Callable[[Any], Any], gather: Callable[[Any], list[Any]]) -> Node:
-    """Find out, together with all ranks, who shares this node, and open its board.
+    """Find out, together with all ranks, which of them share this node, and open its board; collective.
 
-    Ranks share a node where they have opened the same file in the same memory: so two containers on one machine that
-    see different ones are two nodes, and a rank that can open none is a node of its own.
+    Ranks share a node if they have opened the same file in the same memory. So two containers on one machine with
+    different /dev/shm are two nodes, and a rank that can open no file is a node of its own.
 
     Args:
-        rank, ranks: this one, of how many.
+        rank, ranks: this rank's number, and how many there are.
         broadcast: returns on all ranks what rank 0 passes in.
         gather: returns on all ranks what each passes in, by rank.
     """
+    # A random name: a board that a killed start left behind is never opened again.
     token = broadcast(uuid.uuid4().hex if rank == 0 else None)
     mine = node_name()
     path = board_path(token, mine)
     board, identity = _open(path)
-    # Also a barrier: after it nobody needs the file's name.
-    told = gather((mine, identity, platform.node()))
+    # The gather is also a barrier: after it every rank has opened the file, and its name is not needed any more.
+    entries = gather((mine, identity, platform.node()))
     with suppress(OSError):
         path.unlink(missing_ok=True)
-    return arrange(rank, ranks, [(*entry,) for entry in told], board)
+    return arrange(rank, ranks, [(*entry,) for entry in entries], board)
 
 
-def arrange(rank: int, ranks: int, told: list[tuple[str, tuple[int, int] | None, str]], board: Board | None) -> Node:
+def arrange(rank: int, ranks: int, entries: list[tuple[str, tuple[int, int] | None, str]], board: Board | None) -> Node:
     """Return this rank's node.
 
     Args:
-        rank, ranks: this one, of how many.
-        told: of each rank the node's name, what tells its board from others (None: it has none), and its machine.
-        board: this rank's; None where it could not be opened.
+        rank, ranks: this rank's number, and how many there are.
+        entries: for each rank the node's name, the identity of its board's file (None: no board), and its machine.
+        board: this rank's; None if it could not be opened.
     """
-    found: dict[object, list[int]] = {}
-    for other, (node, identity, _) in enumerate(told):
+    groups: dict[object, list[int]] = {}
+    for other, (node, identity, _) in enumerate(entries):
+        # Inode numbers repeat between machines, so the node's name is a part of the key.
         key: object = (node, tuple(identity)) if identity is not None else other
-        if len(found.setdefault(key, [])) < _SLOTS:
-            found[key].append(other)
+        if len(groups.setdefault(key, [])) < _SLOTS:
+            groups[key].append(other)
         else:
-            found[other] = [other]
-    nodes = tuple(sorted(tuple(ranks_there) for ranks_there in found.values()))
-    members = next(ranks_there for ranks_there in nodes if rank in ranks_there)
-    hosts = {other: host for other, (_, _, host) in enumerate(told)}
+            groups[other] = [other]
+    nodes = tuple(sorted(tuple(members) for members in groups.values()))
+    members = next(members for members in nodes if rank in members)
+    hosts = {other: host for other, (_, _, host) in enumerate(entries)}
     return Node(members, board if board is not None and len(members) > 1 else Board(1), nodes, hosts)
 
 
 def _open(path: Path) -> tuple[Board | None, tuple[int, int] | None]:
     try:
         board = Board(_SLOTS, path)
-    except (OSError, ValueError):  # no memory to share, or a full one: this rank speaks for itself
+    except (OSError, ValueError):  # no shared memory, or it is full: this rank acts for itself
         return None, None
     return board, board.identity

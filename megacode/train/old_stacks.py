@@ -1,6 +1,6 @@
-"""Makes room for a start: what the last one left of heartbeats and stacks goes out of the way, by whole directories.
+"""Clear the heartbeats and stacks of earlier starts, by renaming whole directories.
 
-A start waits for three renames, however many ranks there were. What is thrown away is removed beside it.
+A start waits for three renames, however many ranks there were. Files are deleted in a background thread.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _AT_ONCE = 16
 
 
 def clear(run: RunDir) -> Path | None:
-    """Make room for a new start: heartbeats go, and stacks move to a folder of their own under `stacks/earlier`.
+    """Delete old heartbeats, and move old stacks to a folder of their own under `stacks/earlier`.
 
-    For rank 0, before the ranks meet, so that none of them takes an old request for one of now.
+    For rank 0, before the watchdogs start, so that none of them mistakes an old request for a new one.
 
     Returns:
-        Where the stacks are now, if the start before left any.
+        The folder with the stacks of the previous start, if it left any.
     """
     if any(path.name != _EARLIER for path in _items(run.stacks)):
         os.rename(run.stacks, _aside(run.stacks))
@@ -39,15 +39,16 @@ def clear(run: RunDir) -> Path | None:
     for aside in sorted(run.path.glob(f".{run.stacks.name}.*")):  # also one of a start that was killed right here
         kept = _keep(run, aside) or kept
     rubbish = [*run.path.glob(f".{run.stacks.name}.*"), *run.path.glob(f".{run.heartbeats.name}.*")]
-    if rubbish or kept:
+    if rubbish or kept:  # thousands of files on a network file system take minutes
         threading.Thread(target=_throw_away, args=(rubbish, kept), name="old stacks", daemon=True).start()
     if kept is not None:
-        log.warning("the start before this one hung: the stacks of its ranks are in %s", kept)
+        log.warning("the previous start hung: the stacks of its ranks are in %s", kept)
     return kept
 
 
 def _keep(run: RunDir, aside: Path) -> Path | None:
-    """Bring the folders of earlier starts back, and give the stacks of the last one such a folder, if there are any."""
+    """Restore the folders of earlier starts, and give the stacks of the last one such a folder, if there are any."""
+    # `aside` is the former stacks/, with `earlier` in it. First move those folders into the new stacks/.
     folder = run.stacks / _EARLIER
     for path in _items(aside / _EARLIER):
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def _keep(run: RunDir, aside: Path) -> Path | None:
     stacks = [path for path in _items(aside) if path.name.startswith("rank_")]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         sizes = list(pool.map(_size, stacks))
-    if not any(sizes):
+    if not any(sizes):  # every rank opens its file at a start; only a hang writes into it
         return None
     folder.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y-%m-%dT%H-%M-%S", time.localtime(aside.stat().st_mtime))
@@ -72,7 +73,7 @@ def _throw_away(rubbish: list[Path], kept: Path | None) -> None:
     for path in _items(kept) if kept is not None else []:
         with suppress(OSError):
             if path.is_dir():
-                path.rmdir()  # that of still earlier starts, which is empty by now
+                path.rmdir()  # `earlier`, which is empty by now
             elif not path.stat().st_size or not path.name.startswith("rank_"):
                 path.unlink()
 

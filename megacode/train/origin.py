@@ -1,7 +1,7 @@
-"""Where a start of a run goes on from: its own newest checkpoint, another run's, another run's weights, or nothing.
+"""Decide what a start begins with: its own newest checkpoint, another run's, another run's weights, or nothing.
 
-`init: {from, load: all}` makes a branch: weights, optimizer, random state and clock are those of the checkpoint, and
-the branch goes on in a run directory of its own, after the same proof of the past that a resume makes. With
+`init: {from, load: all}` makes a branch: weights, optimizer, random state and clock are those of the checkpoint. The
+branch continues in a run directory of its own, after the same proof of the past that a resume makes. With
 `load: weights` the clock starts at 0.
 """
 
@@ -27,15 +27,15 @@ Kind = Literal["fresh", "weights", "branch", "resume"]
 
 @dataclass(frozen=True)
 class Origin:
-    """What a start goes on from.
+    """What a start begins with.
 
     Attributes:
         kind: `fresh`: random weights; `weights`: another run's, at clock 0; `branch`: another run's whole state;
             `resume`: this run's own.
-        checkpoint: what to load; None where `fresh`.
-        state: the clock to go on from: at 0 where `fresh` or `weights`.
-        saved: what the checkpoint says of itself; None where `fresh`.
-        difference: from the config that the checkpoint was saved under; None where the clock is at 0.
+        checkpoint: what to load; None if `fresh`.
+        state: the clock to start at: 0 if `fresh` or `weights`.
+        saved: the checkpoint's own state; None if `fresh`.
+        difference: from the config that the checkpoint was saved with; None if the clock is at 0.
     """
 
     kind: Kind
@@ -46,19 +46,19 @@ class Origin:
 
     @property
     def weights_only(self) -> bool:
-        """Whether optimizer and random state stay new."""
+        """Whether optimizer and random state are not loaded."""
         return self.kind == "weights"
 
     def log_lines(self) -> list[str]:
-        """Return what to tell the user: where from, what changed, and what a changed past costs."""
+        """Return log lines: what is loaded, what changed in the config, and what a changed past costs."""
         if self.checkpoint is None:
             return []
-        said = {
+        heads = {
             "weights": f"starting from the weights of {self.checkpoint}",
             "branch": f"branching off {self.checkpoint} at sample {self.state.consumed_samples:,}",
-            "resume": f"going on from {self.checkpoint}, sample {self.state.consumed_samples:,}",
+            "resume": f"resuming from {self.checkpoint}, sample {self.state.consumed_samples:,}",
         }
-        lines = [said[self.kind]]
+        lines = [heads[self.kind]]
         if self.difference is not None:
             lines += [f"changed: {line}" for line in render_changes(self.difference.changes)]
             lines += render_lost(self.difference.lost) if self.difference.lost else []
@@ -66,12 +66,12 @@ class Origin:
 
 
 def find_origin(plan: Plan, own: Path | None, accept_changed_past: bool = False) -> Origin:
-    """Decide what a start goes on from, and prove that it may.
+    """Decide what a start begins with, and prove that the config allows it.
 
     Args:
         plan: of the run.
-        own: the newest whole checkpoint in the run's own directory; None before the first.
-        accept_changed_past: go on although the config would have read something else so far.
+        own: the newest intact checkpoint in the run's own directory; None before the first.
+        accept_changed_past: resume although the config changes what was already read.
 
     Raises:
         CheckpointError: if `init.from` names no checkpoint, or the past has changed and that is not accepted.
@@ -79,74 +79,80 @@ def find_origin(plan: Plan, own: Path | None, accept_changed_past: bool = False)
     """
     init = plan.config.init
     if init.from_ == "random":
-        return _going_on(plan, "resume", own, accept_changed_past) if own else Origin("fresh")
+        return _continued(plan, "resume", own, accept_changed_past) if own else Origin("fresh")
     _check_directories(plan)
+    # A branch that has saved resumes from its own checkpoint; its trunk may be deleted by then.
     if own is not None:
-        return _going_on(plan, "resume", own, accept_changed_past)
+        return _continued(plan, "resume", own, accept_changed_past)
     checkpoint = find_checkpoint(Path(init.from_))
-    if init.load == "weights":
+    if init.load == "weights":  # the clock starts at 0, so there is no past to prove
         saved = TrainState.read(checkpoint)
         prove_same_model(plan, saved, checkpoint)
         return Origin("weights", checkpoint, saved=saved)
-    _check_trunk(checkpoint)
-    return _going_on(plan, "branch", checkpoint, accept_changed_past)
+    _check_trunk(checkpoint)  # what a trunk withholds, its branches must not have learned
+    return _continued(plan, "branch", checkpoint, accept_changed_past)
+
+
+# Refusals. Each protects work that a start would otherwise overwrite or falsify.
 
 
 def check_restart(run: RunDir, from_scratch: bool, own: Path | None, problems: Sequence[Problem] = ()) -> None:
-    """Refuse to begin where a run has saved before and no checkpoint can be used, unless the user insists.
+    """Refuse to start from random weights if a run has saved before, unless the user insists.
 
     Args:
         run: the run directory.
         from_scratch: the user insists.
-        own: the checkpoint that the run can go on from; None: there is none.
-        problems: what is wrong with those that are there.
+        own: the checkpoint that the run can resume from; None if there is none.
+        problems: of the damaged ones.
 
     Raises:
-        CheckpointError: the run has saved, and nothing that it saved can be used.
+        CheckpointError: the run has saved, and none of its checkpoints can be used.
         ConfigError: the user insists, but a checkpoint can be used.
     """
     if own is not None:
         if from_scratch:
-            fix = "leave the flag out to go on from it, or give the new run a run_dir of its own"
-            raise ConfigError(f"the run has a checkpoint to go on from, {own}", "--from-scratch", fix)
+            fix = "omit the flag to resume from it, or give the new run a run_dir of its own"
+            raise ConfigError(f"the run has a checkpoint to resume from, {own}", "--from-scratch", fix)
         return
+    # An unmounted directory looks like a new run. Weeks of training must not be overwritten without a question.
     proof = _proof_of_saves(run)
     if proof and not from_scratch:
-        why = "is whole" if problems else "can be used"
+        why = "is intact" if problems else "can be used"
         what = f"this run has trained and saved ({proof}), and no checkpoint of this run {why}"
         fix = (
-            f"mount {run.checkpoints}, or bring a checkpoint back from a copy; "
-            "to begin with random weights all the same, add --from-scratch"
+            f"mount {run.checkpoints}, or restore a checkpoint from a copy; "
+            "to start with random weights anyway, add --from-scratch"
         )
         raise CheckpointError(problems=[*problems, Problem(what, str(run.path), fix)])
 
 
 def _proof_of_saves(run: RunDir) -> str:
-    """Return what shows that a run directory has held checkpoints; empty: it never has.
+    """Return the evidence that a run directory has held checkpoints; empty if there is none.
 
-    A run that was killed before its first save has lost nothing that could be kept, and simply begins again.
+    A run that was killed before its first save has lost nothing that could be kept, and simply starts again.
     """
+    # From strong evidence to weak: each file may be lost while others are still there.
     if run.latest.exists():
         return f"{run.latest.name} names {run.latest.read_text(encoding='utf-8', errors='replace').strip()}"
     if run.iterations():
-        return f"{run.checkpoints} holds {len(run.iterations())}"
+        return f"{run.checkpoints} has {len(run.iterations())}"
     saved = None
     for event in read_jsonl(run.events):
         if event.get("event") in ("start", "resume") and event.get("kind") == "fresh":
-            saved = None  # of a start before that, which the user has given up
+            saved = None  # by an earlier start, whose checkpoints the user has given up
         elif event.get("event") == "save":
             saved = event.get("checkpoint")
     if saved:
-        return f"{run.events.name} tells of {saved}"
-    lost_diary = not run.events.exists() and run.metrics.exists() and run.metrics.stat().st_size > 0
-    return f"{run.metrics.name} has measurements" if lost_diary else ""
+        return f"{run.events.name} records {saved}"
+    events_lost = not run.events.exists() and run.metrics.exists() and run.metrics.stat().st_size > 0
+    return f"{run.metrics.name} has measurements" if events_lost else ""
 
 
 def _check_trunk(checkpoint: Path) -> None:
-    """Refuse to branch off a checkpoint that has learned from what its run withholds since, as that run would.
+    """Refuse to branch off a checkpoint that has learned from samples its run now withholds, as that run would.
 
     Raises:
-        CheckpointError: it has.
+        CheckpointError: it has learned from them.
     """
     trunk, state = run_of(checkpoint), TrainState.read(checkpoint)
     if trunk is None or not trunk.ledger.exists():
@@ -154,17 +160,17 @@ def _check_trunk(checkpoint: Path) -> None:
     withheld = Ledger.read(trunk).samples(state.consumed_samples)
     if withheld != state.withheld:
         what = (
-            f"it has learned from samples that its run withholds since: {trunk.ledger} names {withheld:,} before its "
-            f"clock, and it left out {state.withheld:,}"
+            f"it has learned from samples that its run now withholds: {trunk.ledger} lists {withheld:,} samples before "
+            f"its clock, of which it withheld {state.withheld:,}"
         )
         raise CheckpointError(what, str(checkpoint), "branch off an earlier checkpoint of that run")
 
 
 def check_inherited(ledger: Ledger, trunk: TrainState, run: RunDir) -> None:
-    """Refuse a branch whose run directory holds the ledger of another beginning: the trunk has learned those samples.
+    """Refuse a branch whose run directory has the ledger of another start: the trunk has learned those samples.
 
     Args:
-        ledger: of the branch, with what it takes over.
+        ledger: of the branch, with the entries that it inherits.
         trunk: the checkpoint's state.
         run: the branch's directory.
 
@@ -174,20 +180,21 @@ def check_inherited(ledger: Ledger, trunk: TrainState, run: RunDir) -> None:
     withheld = ledger.samples(trunk.consumed_samples)
     if withheld > trunk.withheld:
         what = (
-            f"it withholds {withheld:,} samples before the branch begins, and the checkpoint that the run starts from "
-            f"withheld {trunk.withheld:,}: it is left from another start"
+            f"it withholds {withheld:,} samples before the branch begins, but the checkpoint that the run starts from "
+            f"withheld {trunk.withheld:,}: it is a leftover of another start"
         )
         raise CheckpointError(what, str(run.ledger), "move it away, or give the run a run_dir of its own")
 
 
 def run_of(checkpoint: Path) -> RunDir | None:
-    """Return the run directory that a checkpoint lies in, set aside or not; None: it lies elsewhere."""
+    """Return the run directory that contains a checkpoint, moved aside or not; None if none does."""
     folder = checkpoint.absolute().parent
     folder = folder.parent if folder.name == "abandoned" else folder
     return RunDir(folder.parent) if folder.name == "checkpoints" else None
 
 
-def _going_on(plan: Plan, kind: Kind, checkpoint: Path, accept_changed_past: bool) -> Origin:
+def _continued(plan: Plan, kind: Kind, checkpoint: Path, accept_changed_past: bool) -> Origin:
+    """Return an origin at a checkpoint's clock, once the config is proven to have the same past."""
     state = TrainState.read(checkpoint)
     try:
         difference = prove_compatible(plan, checkpoint, state, accept_changed_past)
@@ -199,15 +206,17 @@ def _going_on(plan: Plan, kind: Kind, checkpoint: Path, accept_changed_past: boo
 
 
 def _check_directories(plan: Plan) -> None:
-    """Refuse a branch that would be written over its trunk: it would resume there instead of branching."""
+    """Refuse a branch with its trunk's run directory: it would resume the trunk instead of branching."""
     run, source = Path(plan.config.directory), Path(plan.config.init.from_)
+    # Resolved: a link, or another spelling, is the same directory.
     if run.resolve() in (source.resolve(), *source.resolve().parents):
         what = f"the run would be written into {run}, the run that it starts from"
         raise ConfigError(what, "init.from", "give the run a name or a run_dir of its own")
 
 
 def _with_earlier(plan: Plan, checkpoint: Path, problem: Problem) -> Problem:
-    """Name the checkpoint to branch from, where the one that was given lies behind the cut."""
+    """Suggest an earlier checkpoint to branch from if the given one lies after the cut."""
+    # The problem comes from `plan`, which knows no run directories: recognised by its place and fix.
     number = problem.where.removeprefix("phases[").removesuffix("].until")
     if not problem.fix.startswith("start from") or not number.isdigit():
         return problem
@@ -220,7 +229,7 @@ def _with_earlier(plan: Plan, checkpoint: Path, problem: Problem) -> Problem:
 
 
 def _clock(checkpoint: Path) -> float:
-    """Return a checkpoint's clock; one that cannot be read stands behind all others."""
+    """Return a checkpoint's clock; infinity if it cannot be read, so that it is never suggested."""
     try:
         return TrainState.read(checkpoint).consumed_samples
     except CheckpointError:

@@ -1,6 +1,6 @@
-"""What `megacode train` says to a person: what it is about to do, that there is nothing to do, and what was done.
+"""The lines that `megacode train` logs for a person: at its start, at its end, and when nothing is left to do.
 
-Needs no torch, so the first lines are there before the slow imports.
+Needs no torch, so the first lines appear before the slow imports.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ENDS: dict[StopReason, str] = {
 
 
 def opening_lines(plan: Plan, origin: Origin, ranks: int) -> list[str]:
-    """Return what a start is about to do: model, length, ranks, layout, run directory, and what it goes on from."""
+    """Return what a start is about to do: model, length, ranks, layout, run directory, and what it starts from."""
     config, batches = plan.config, plan.batches
     parameters = parameter_counts(config.model, plan.vocab_size).total
     tokens = plan.schedule.total_samples * plan.schedule.seq_length
@@ -49,23 +49,25 @@ def opening_lines(plan: Plan, origin: Origin, ranks: int) -> list[str]:
 
 def _layout(parallel: Parallel, ranks: int) -> str:
     sizes = {"tensor": parallel.tensor, "pipeline": parallel.pipeline, "context": parallel.context}
-    parts = [f"{name} {size}" for name, size in sizes.items() if size > 1]
-    return " x ".join([*parts, f"data {max(1, ranks // parallel.model_size)}"]) + " parallel"
+    factors = [f"{name} {size}" for name, size in sizes.items() if size > 1]
+    return " x ".join([*factors, f"data {max(1, ranks // parallel.model_size)}"]) + " parallel"
 
 
 def is_finished(plan: Plan, accept_changed_past: bool = False) -> bool:
-    """Return whether a run has trained all its samples, has saved that state, and has no scores left to make.
+    """Return whether a run has trained all its samples, has saved that state, and has all its scores.
 
-    Looks at the newest checkpoint's state and the sizes of its files; nothing is hashed.
+    Reads the newest checkpoint's state and the sizes of its files; nothing is hashed.
 
     Raises:
-        CheckpointError: the run has read something else than this config says, and that is not accepted.
+        CheckpointError: the config changes what the run has read, and that is not accepted.
     """
+    # Nothing slow: a chain of jobs asks this at every start, before it loads torch.
     run = RunDir(plan.config.directory)
     newest = latest(run)
     if newest is None or RunDir.iteration_of(newest) < plan.batches.total_iterations:
         return False
     state = find_origin(plan, newest, accept_changed_past).state
+    # A checkpoint may have lost a file after the run had finished: then the run must train again.
     whole = all((newest / name).is_file() and (newest / name).stat().st_size == facts["bytes"]
                 for name, facts in state.files.items())  # fmt: skip
     return state.consumed_samples == plan.schedule.total_samples and whole and not _scores_missing(plan, run)
@@ -79,7 +81,7 @@ def _scores_missing(plan: Plan, run: RunDir) -> bool:
 
 
 def finished_lines(plan: Plan) -> list[str]:
-    """Return what to say of a run that has nothing left to train."""
+    """Return the lines for a run that has nothing left to train."""
     run, last = RunDir(plan.config.directory), plan.batches.total_iterations
     return [
         f"{plan.config.name} is finished: {last:,} iterations, saved as {run.checkpoint(last)}; nothing to train",
@@ -88,7 +90,7 @@ def finished_lines(plan: Plan) -> list[str]:
 
 
 def next_steps(run: Path) -> str:
-    """Return what a person does with a finished run."""
+    """Return what to do with a finished run."""
     path = shlex.quote(str(run))
     return f"next: megacode convert to-hf {path} OUT, megacode report {path}; to train on, add a phase to the config"
 
@@ -101,14 +103,16 @@ def closing_lines(
     Args:
         reason: why it ends.
         run: the run directory.
-        state: where the run stands.
+        state: the run's, at its last iteration.
         batches: the whole run's.
-        first: the iteration that this start went on from.
-        seconds: how long it took.
+        first: the iteration that this start began at.
+        seconds: duration of this start.
     """
     head = f"{_ENDS[reason]} at iteration {state.iteration:,} of {batches.total_iterations:,}"
     head += f" after {state.iteration - first:,} in {format_seconds(seconds)}"
     saved = run.checkpoint(state.iteration)
-    head += f"; saved as {saved}" if saved.exists() else f"; iteration {state.iteration:,} could NOT be saved"
-    going_on = "next: the same command goes on from the newest checkpoint"
-    return [head, next_steps(run.path) if reason == "finished" else going_on]
+    resume = "next: the same command resumes from the newest checkpoint"
+    if not saved.exists():
+        head += f"; iteration {state.iteration:,} could NOT be saved"
+        return [head, f"{resume}; first free space on the disk of {run.path}, or see above why it could not be saved"]
+    return [f"{head}; saved as {saved}", next_steps(run.path) if reason == "finished" else resume]

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: the newest whole one; a damaged one is named and passed over for the one before it."""
+"""Choose the checkpoint to resume from: the newest intact one. A damaged one is logged and skipped."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 from megacode.base.errors import CheckpointError, LaunchError, Problem
 from megacode.base.files import RunDir
+from megacode.base.logs import OF_ALL_RANKS
 from megacode.checkpoint import store, tensors
 from megacode.checkpoint.ledger import Ledger
 from megacode.checkpoint.state import TrainState
 from megacode.config.run import RunConfig
-from megacode.mcore import agreement, groups
+from megacode.mcore import agreement, groups, nodes
 from megacode.mcore.rank_model import RankModel
 from megacode.metrics.sinks import Events
 from megacode.plan.difference import model_changes, shown
@@ -23,13 +24,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class FoundCheckpoint:
-    """The checkpoint that a run goes on from, chosen by all ranks together; the same on each.
+    """The checkpoint that a run resumes from, chosen by all ranks together; the same on each.
 
     Attributes:
-        path: the checkpoint; None: there is none to go on from.
-        state: what it says of itself, as rank 0 has read it.
-        passed_over: why newer ones were not taken, by iteration.
-        problems: what is wrong with the damaged ones among them.
+        path: the checkpoint; None if there is none to resume from.
+        state: its state, as rank 0 has read it.
+        passed_over: why newer ones were skipped, by iteration.
+        problems: of the damaged ones among them.
     """
 
     path: Path | None = None
@@ -39,17 +40,17 @@ class FoundCheckpoint:
 
 
 def newest_whole(run: RunDir, ledger: Ledger, events: Events | None, before: int | None = None) -> FoundCheckpoint:
-    """Return the newest checkpoint of a run that it may go on from; nothing is moved or changed yet.
+    """Return the newest checkpoint of a run that it may resume from; nothing is moved or changed yet.
 
     Args:
         run: the run directory.
         ledger: of the run.
-        events: the run's diary, which hears of damaged ones; None but on rank 0.
-        before: only checkpoints with a clock up to this one; absent: any.
+        events: events.jsonl, in which damaged ones are recorded; None except on rank 0.
+        before: only checkpoints with a clock up to this one; None: any.
     """
 
     def look() -> list[Path]:
-        store.recover(run)
+        store.recover(run)  # a kill between two renames may have left a checkpoint without its name
         return store.candidates(run)
 
     return pick(agreement.decided(look), ledger, before, events)
@@ -58,31 +59,34 @@ def newest_whole(run: RunDir, ledger: Ledger, events: Events | None, before: int
 def pick(
     paths: Sequence[Path], ledger: Ledger, before: int | None = None, events: Events | None = None
 ) -> FoundCheckpoint:
-    """Return the first of some checkpoints whose every byte is as it was written; all ranks share the reading.
+    """Return the first intact one of some checkpoints; all ranks share the hashing.
 
-    One that has learned what the ledger withholds since (it was saved on the way to a spike) is passed over as well.
+    A checkpoint that has learned samples which the ledger now withholds (saved shortly before a spike) is skipped, too.
 
     Args:
         paths: the checkpoints, the best first; the same on all ranks.
         ledger: of the run.
-        before: only checkpoints with a clock up to this one; absent: any.
-        events: the run's diary, which hears of damaged ones; None for none.
+        before: only checkpoints with a clock up to this one; None: any.
+        events: events.jsonl, in which damaged ones are recorded; None: they are not.
     """
+    # Every byte is hashed before anything is loaded: a flipped bit in the weights would go unnoticed afterwards.
     choice = FoundCheckpoint()
     for path in paths:
         state, damaged = _read(path)
         if state is not None and before is not None and state.consumed_samples > before:
             choice.passed_over[RunDir.iteration_of(path)] = "withheld"
         elif state is not None and ledger.samples(state.consumed_samples) != state.withheld:
-            log.warning("skipping %s: it has learned from samples that the ledger withholds since", path)
+            log.warning(
+                "skipping %s: it has learned from samples that the ledger now withholds", path, extra=OF_ALL_RANKS
+            )
             choice.passed_over[RunDir.iteration_of(path)] = "withheld"
         elif state is not None and not (damaged := _damage(path, state)):
             choice.path, choice.state = path, state
             break
         else:
-            log.warning("skipping %s: %s", path, damaged)
+            log.warning("skipping %s: %s", path, damaged, extra=OF_ALL_RANKS)
             _note_corrupt(events, path, damaged)
-            choice.problems.append(Problem(damaged, str(path), "bring it back from a copy"))
+            choice.problems.append(Problem(damaged, str(path), "restore it from a copy"))
             choice.passed_over[RunDir.iteration_of(path)] = "damaged"
     return choice
 
@@ -93,9 +97,9 @@ def _note_corrupt(events: Events | None, path: Path, what: str) -> None:
 
 
 def step_back(run: RunDir, choice: FoundCheckpoint, events: Events | None) -> None:
-    """Set aside what a start or a rollback passes over, and let `latest` name what it goes on from; collective.
+    """Move aside the checkpoints that were skipped, and point `latest` at the one that is resumed from; collective.
 
-    In this order: a kill in between leaves a `latest` that names no checkpoint, and the newest one is the right one.
+    In this order: after a kill in between, `latest` names no checkpoint, and the newest one is the right one.
 
     Raises:
         LaunchError: on every rank; nothing is lost, and the next start tries again.
@@ -104,39 +108,40 @@ def step_back(run: RunDir, choice: FoundCheckpoint, events: Events | None) -> No
 
 
 def _step_back(run: RunDir, choice: FoundCheckpoint, events: Events | None) -> None:
-    goes_on = RunDir.iteration_of(choice.path) if choice.path is not None else -1
+    resumed = RunDir.iteration_of(choice.path) if choice.path is not None else -1
     default: store.Reason = "stepped-back" if choice.path is not None else "restarted"
-    # A run that starts over never repeats these: they stay, whatever is wrong with them.
+    # Abandoned checkpoints are deleted once the run has trained as far again. A run that starts over never repeats
+    # these, so they are kept, whatever is wrong with them.
     reasons = choice.passed_over if choice.path is not None else {}
-    moved = store.set_aside(run, goes_on, reasons, default)
+    moved = store.set_aside(run, resumed, reasons, default)
     if moved and events is not None:
-        events.write("set_aside", iteration=max(0, goes_on), checkpoints=[path.name for path in moved])
+        events.write("set_aside", iteration=max(0, resumed), checkpoints=[path.name for path in moved])
     if choice.path is None:
         run.latest.unlink(missing_ok=True)
     elif store.named(run) != choice.path:
-        store.point_at(run, choice.path)  # so that exports and the next start do not stumble again
+        store.point_at(run, choice.path)  # so that exports and the next start do not find the damaged one again
 
 
 def check_whole(path: Path, state: TrainState) -> None:
-    """Check every byte of another run's checkpoint; all ranks share the reading.
+    """Check every byte of another run's checkpoint; all ranks share the hashing.
 
     Args:
         path: the checkpoint.
-        state: what it says of itself, as rank 0 has read it.
+        state: its state, as rank 0 has read it.
 
     Raises:
         CheckpointError: it is damaged.
     """
     damaged = _damage(path, state)
     if damaged:
-        fix = "name another checkpoint, or bring it back from a copy"
+        fix = "name another checkpoint, or restore it from a copy"
         error = CheckpointError(damaged, str(path), fix)
         error.of_all_ranks = True
         raise error
 
 
 def _read(path: Path) -> tuple[TrainState | None, str]:
-    """Return what a checkpoint says of itself, or why it cannot be read; the same on all ranks."""
+    """Return a checkpoint's state, or why it cannot be read; the same on all ranks."""
     outcome = agreement.decided(lambda: agreement.attempt(lambda: TrainState.read(path)))
     return outcome.value, outcome.error.problems[0].what if outcome.error is not None else ""
 
@@ -144,13 +149,14 @@ def _read(path: Path) -> tuple[TrainState | None, str]:
 def _damage(path: Path, state: TrainState) -> str:
     """Return what is wrong with a checkpoint's files, the same on all ranks; each hashes its share of them.
 
-    Rank 0 looks again at what another rank finds damaged. A good checkpoint must not be set aside because one node sees
-    an old state of a directory, or reads wrongly.
+    Rank 0 checks again what another rank finds damaged. A good checkpoint must not be moved aside because one node
+    sees an outdated directory, or reads wrongly.
 
     Raises:
         LaunchError: a rank sees another checkpoint there than rank 0, or damage that rank 0 does not see.
     """
-    agreement.prove_equal({"checkpoint": seal_seen(path) if groups.first_of_node() else None})
+    # Caches of network file systems may show a node the checkpoint that was there a minute ago.
+    agreement.prove_equal({"checkpoint": seal_seen(path) if nodes.first_of_node() else None})
     size, rank = groups.size(), groups.rank()
     mine = store.damage(path, lambda number: number % size == rank, state)
     seen = dict(enumerate(groups.gather_objects(mine)))
@@ -164,15 +170,15 @@ def _damage(path: Path, state: TrainState) -> str:
 
 
 def _seen_elsewhere(path: Path, lines: Sequence[tuple[int, str]]) -> LaunchError:
-    fix = "wait until every node sees the same files, or start without that node"
-    problems = [Problem(f"on rank {rank}: {line}, and rank 0 finds it whole", str(path), fix) for rank, line in lines]
+    fix = "wait until every node sees the same files, or exclude that node"
+    problems = [Problem(f"on rank {rank}: {line}, but rank 0 finds it intact", str(path), fix) for rank, line in lines]
     error = LaunchError(problems=problems)
     error.of_all_ranks = True
     return error
 
 
 def seal_seen(path: Path) -> str:
-    """Return the seal of a checkpoint as this process sees it, or what keeps it from that."""
+    """Return the seal of a checkpoint as this process sees it, or the error that it gets."""
     outcome = agreement.attempt(lambda: TrainState.read(path).seal)
     return outcome.value or (outcome.error.problems[0].what if outcome.error is not None else "")
 
@@ -186,18 +192,18 @@ def load(
         config: of the run.
         rank_model: this rank's, to be filled.
         path: the checkpoint.
-        state: what it says of itself, as rank 0 has read it.
+        state: its state, as rank 0 has read it.
         weights_only: leave optimizer and random states as they are.
 
     Raises:
         CheckpointError: it is of another model, or damaged.
     """
-    _prove_same_model(config, state, path)
+    _prove_same_model(config, state, path)  # before a tensor is written into the model
     tensors.load(rank_model, path, weights_only=weights_only)
 
 
 def _prove_same_model(config: RunConfig, state: TrainState, checkpoint: Path) -> None:
-    """Refuse a checkpoint of another model shape, naming every difference; tensors' shapes tell the vocabulary."""
+    """Refuse a checkpoint of another model shape, naming every difference; `tensors.load` checks the vocabulary."""
     problems = [
         Problem(
             f"the checkpoint has {shown(change.old)}, the config {shown(change.new)}",

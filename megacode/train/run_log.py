@@ -1,6 +1,6 @@
-"""What a run writes about itself: records to metrics.jsonl and its mirrors, events to events.jsonl.
+"""Write a run's records to metrics.jsonl and its mirrors, and its events to events.jsonl.
 
-All ranks have one; rank 0's alone has files behind it, so that no caller has to ask which rank it is.
+All ranks have a RunLog; only rank 0's writes files, so that no caller has to ask which rank it is.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class RunLog:
 
     Args:
         run: the run directory.
-        state: the clock that events carry; replaced by `rewind`.
-        meter: from results to records.
-        events: `events.jsonl`; None but on rank 0.
+        state: the clock that is written with events; replaced by `rewind`.
+        meter: makes records of results.
+        events: `events.jsonl`; None except on rank 0.
         total_iterations: of the whole run, for the console.
-        sinks: where records go; empty but on rank 0.
+        sinks: where records are written; empty except on rank 0.
 
     Attributes:
         meter, events, sinks: the same.
@@ -47,7 +47,7 @@ class RunLog:
 
     @property
     def writes(self) -> bool:
-        """Whether this rank's log has files behind it."""
+        """Whether this rank's log writes files."""
         return bool(self.sinks)
 
     def write(self, record: Record) -> None:
@@ -57,6 +57,7 @@ class RunLog:
 
     def event(self, event: str, **facts: Any) -> None:
         """Write one event at the present clock."""
+        # Every event has the clock, so that readers can place it without metrics.jsonl.
         if self.events is not None:
             clock = {"iteration": self._state.iteration, "consumed_samples": self._state.consumed_samples}
             self.events.write(event, **clock, **facts)
@@ -66,8 +67,8 @@ class RunLog:
 
         Args:
             iteration: with the result of its step.
-            learning_rate: that it was trained with.
-            fp8: its recipe; None where it ran without FP8.
+            learning_rate: of its update.
+            fp8: name of its recipe; None without FP8.
         """
         assert iteration.result is not None
         record = self.meter.train(
@@ -83,26 +84,28 @@ class RunLog:
         return record
 
     def validated(self, losses: dict[str, float], phase: str, reason: str, seconds: float) -> None:
-        """Write losses on held-out documents by source, in nats a token."""
+        """Write losses on held-out documents by source, in nats per token."""
+        # A record for the curves, and an event for the time that it took.
         self.write(validation_record(losses, phase=phase, reason=reason, **self._clock()))
         self.event("validation", reason=reason, seconds=round(seconds, 4))
 
-    def probed(self, found: dict[str, Any], iteration: Iteration, phase: str) -> None:
-        """Write what FP8 costs in accuracy, measured before an iteration."""
-        self.write(fp8_probe_record(found, iteration=iteration.number, consumed=iteration.before, phase=phase))
-        if found["alarm"]:
-            self.event("fp8_alarm", alarm=found["alarm"], fell_back=found["fell_back"])
+    def probed(self, probe: dict[str, Any], iteration: Iteration, phase: str) -> None:
+        """Write an FP8 probe, which was made before an iteration."""
+        self.write(fp8_probe_record(probe, iteration=iteration.number, consumed=iteration.before, phase=phase))
+        if probe["alarm"]:
+            self.event("fp8_alarm", alarm=probe["alarm"], fell_back=probe["fell_back"])
 
     def health(self, reports: Sequence[Any], phase: str) -> None:
-        """Write which rank the others wait for, and the largest memory use."""
+        """Write which rank the others wait for, and the largest memory use of any rank."""
         self.write(health_record(reports, phase=phase, **self._clock()))
 
     def lost(self, iteration: int) -> tuple[int, float]:
-        """Return how many iterations after this one were trained already, and their seconds; zeros off rank 0."""
+        """Return how many iterations after this one were trained already, and their seconds; zeros except on rank 0."""
+        # Read from the file: iterations of earlier starts count as well.
         return lost_work(self._run.metrics, iteration) if self.writes else (0, 0.0)
 
     def rewind(self, state: TrainState) -> None:
-        """Go on at an earlier clock: sinks are opened again there, so that mirrors drop what is trained again."""
+        """Continue at an earlier clock: reopen the sinks there, so that mirrors drop what will be trained again."""
         self._state = state
         if self.writes:
             self.close()

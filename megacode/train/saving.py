@@ -1,10 +1,10 @@
-"""Saving beside the loop: the loop waits while the state is copied to host memory, and trains on while it is written.
+"""Asynchronous saves: the loop waits while the state is copied to host memory, and trains while it is written.
 
-Each rank writes its region of its node's file in a thread; no thread takes part in a collective. Once an iteration all
-ranks agree on who still writes and who failed, and so go through the same steps at the same iteration: *writing*, until
-each rank's region is on disk and rank 0 has been told what all of them wrote; *publishing*, by rank 0, in a thread too;
-done. A failed save is removed and told, and the run goes on: the checkpoint before it is still there, and the next save
-tries again.
+Each rank writes its region of its node's file in a thread; no thread takes part in a collective. Once per iteration
+all ranks agree on who is still writing and who has failed. So they take the same steps at the same iteration: first
+*writing*, until each rank's region is on disk and rank 0 knows what all of them wrote; then *publishing*, by rank 0,
+in a thread too; then done. A failed save is removed and logged, and the run continues: the previous checkpoint still
+exists, and the next save tries again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class _Work:
-    """Something done in a thread, and the error it ended with, if any."""
+    """Work in a thread, and the error that it ended with, if any."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         self.error: str | None = None
@@ -44,7 +44,7 @@ class _Work:
     def _run(self, work: Callable[[], object]) -> None:
         try:
             work()
-        except Exception as error:  # a full disk, most of all; whatever it is, it must not end the run
+        except Exception as error:  # usually a full disk; whatever it is, it must not end the run
             self.error = f"{type(error).__name__}: {error}"
 
     @property
@@ -60,13 +60,13 @@ class _Save:
     """A save under way.
 
     Attributes:
-        state: what the checkpoint says of itself.
-        hidden: where it is written.
-        work: what this rank does for it now; None on ranks that only wait for rank 0.
-        started: when the loop began to wait.
+        state: the checkpoint's state.
+        hidden: the directory it is written to, under a hidden name until it is complete.
+        work: what this rank is doing for it; None on ranks that only wait for rank 0.
+        started: when the loop began to wait, by `time.perf_counter`.
         blocked: seconds the loop has waited.
         publishing: every file is on disk.
-        not_pruned: why an old checkpoint could not be removed after it; empty: nothing was in the way.
+        not_pruned: why an old checkpoint could not be deleted after it; empty if all could.
     """
 
     state: TrainState
@@ -82,13 +82,13 @@ class Saver:
     """Writes this rank's part of every checkpoint; all ranks call its methods in lockstep.
 
     Args:
-        run: where checkpoints go.
+        run: the run directory.
         rank_model: what is saved.
-        policy: what is kept, and whether the loop waits.
-        events: the run's diary; None but on rank 0.
-        took: hears how many seconds each save took until it was durable.
+        policy: which checkpoints are kept, and whether the loop waits.
+        events: events.jsonl; None except on rank 0.
+        took: called with the seconds that each save took until it was durable.
         saved_iteration: the newest iteration that has a checkpoint; -1 before the first one.
-        spared: says which iterations' checkpoints must not go now; asked on rank 0, in a thread.
+        spared: returns the iterations whose checkpoints must not be deleted now; called on rank 0, in a thread.
 
     Attributes:
         saved_iteration: the same, kept up to date.
@@ -111,40 +111,41 @@ class Saver:
         self.saved_iteration = saved_iteration
 
     def start(self, state: TrainState) -> None:
-        """Copy the state and write it beside the loop, or at once where the policy says so.
+        """Copy the state and write it in the background, or wait for it if the policy says so.
 
         Args:
-            state: what the checkpoint says of itself; not changed any more.
+            state: the checkpoint's state; must not be changed afterwards.
         """
-        self.wait()
+        self.wait()  # one save at a time: there is one staging buffer
         started = time.perf_counter()
-        found = saved_pieces(self._rank_model)
+        pieces = saved_pieces(self._rank_model)
         writer = self._writer
-        writer.prepare(found)
+        writer.prepare(pieces)
         hidden = self._begin(state.iteration, writer.bytes)
-        if isinstance(hidden, str):
+        if isinstance(hidden, str):  # no room, or no directory: the same on all ranks
             self._tell_failed(state, hidden)
             return
-        writer.stage(found)
+        writer.stage(pieces)  # after this, training may change the weights again
         self._save = _Save(state, hidden, _Work(lambda: writer.write(hidden)), started)
         self._save.blocked = time.perf_counter() - started
         if not self._policy.asynchronous:
             self.wait()
 
     def flags(self) -> tuple[bool, bool]:
-        """Return whether this rank is busy with a save, and whether its part of one has failed."""
+        """Return whether this rank is busy with a save, and whether its part of it has failed."""
         work = self._save.work if self._save is not None else None
         if work is None:
             return False, False
         return work.busy, not work.busy and work.error is not None
 
     def settle(self, busy: bool, failed: bool) -> None:
-        """Go on to a save's next step, once all ranks are ready for it.
+        """Start a save's next step if all ranks are ready for it; collective.
 
         Args:
-            busy: whether any rank is busy with it.
+            busy: whether any rank is busy with the save.
             failed: whether it has failed on any rank.
         """
+        # All ranks have the same flags here, so they take the same branch, and the collectives inside match.
         save = self._save
         if save is None or busy:
             return
@@ -152,7 +153,7 @@ class Saver:
             self._give_up(save)
         elif not save.publishing:
             save.publishing = True
-            written = self._writer.collect()
+            written = self._writer.collect()  # collective; None except on rank 0, which alone publishes
             save.work = _Work(lambda: self._publish(save, written)) if written is not None else None
         else:
             self._done(save)
@@ -167,12 +168,13 @@ class Saver:
             self.settle(*groups.any_of(*self.flags()))
 
     def tidy(self) -> None:
-        """Remove what was spared at the last save, and need not be any more."""
+        """Delete checkpoints that were spared at the last save and need not be any more."""
         if self._first:
             self._tell_pruned(self._prune())
 
     def _begin(self, iteration: int, size: int) -> Path | str:
-        """Return the directory to write into, or why there is none; the same on all ranks."""
+        """Return the directory to write to, or the error that prevents it; the same on all ranks."""
+        # Rank 0 alone looks at the disk, so that all ranks get one answer.
         total = groups.total(size)
         answer: Any = None
         if self._first:
@@ -181,15 +183,16 @@ class Saver:
                 answer = store.begin(self._run, iteration)
             except OSError as error:
                 answer = str(error)
-        found: Path | str = groups.broadcast_object(answer)
-        return found
+        decision: Path | str = groups.broadcast_object(answer)
+        return decision
 
     def _publish(self, save: _Save, written: Written) -> None:
         store.finish(self._run, save.hidden, save.state, written)
         save.not_pruned = self._prune()
 
     def _prune(self) -> str:
-        """Remove old checkpoints; return why one could not be (a file open on NFS): the save before it is good."""
+        """Delete old checkpoints; return the error if one could not be deleted, such as a file open on NFS."""
+        # Not an exception: the save itself has succeeded, and must not count as failed.
         try:
             store.prune(self._run, self._policy, self._spared())
         except OSError as error:
@@ -198,7 +201,7 @@ class Saver:
 
     def _tell_pruned(self, error: str) -> None:
         if error:
-            log.warning("an old checkpoint could not be removed: %s. The next save tries again.", error)
+            log.warning("an old checkpoint could not be deleted: %s. The next save tries again.", error)
             if self._events is not None:
                 self._events.write("prune_failed", error=error)
 
@@ -217,15 +220,15 @@ class Saver:
     def _give_up(self, save: _Save) -> None:
         self._save = None
         error = save.work.error if save.work is not None else None
-        errors = [said for said in groups.gather_objects(error) if said]
+        errors = [message for message in groups.gather_objects(error) if message]
         if self._first:
-            with suppress(OSError):  # the next save sweeps it away
+            with suppress(OSError):  # the next save removes leftovers
                 remove(save.hidden)
         self._tell_failed(save.state, errors[0])
 
     def _tell_failed(self, state: TrainState, error: str) -> None:
         if self._first:
-            what = "%s could not be saved: %s. The run goes on; the checkpoint before it stays."
+            what = "%s could not be saved: %s. The run continues; the previous checkpoint is kept."
             log.error(what, self._run.iteration_name(state.iteration), error)
             self._event("save_failed", state, error=error)
 

@@ -1,13 +1,12 @@
-"""Scores while training: rank 0 has checkpoints exported, proven and scored by other processes, and waits for none.
+"""Score checkpoints while training: rank 0 starts processes that export, prove and score, and never waits for them.
 
-Once an iteration it asks its child, if it has one, whether it has ended: a question to the kernel, not to the file
-system. It looks for new score files when a child ends, and else twice a minute: a job may have written some, or a
-person. What fails is told, and the run goes on. What a run still owes when it stops, its next start finds: each of its
-checkpoints that is to have scores, and has none.
+Once per iteration it asks the kernel, not the file system, whether a child process has ended. It looks for new score
+files when a child ends, and otherwise twice a minute: a job or a person may have written some. Failures are logged,
+and the run continues. Checkpoints that are still without scores when a run stops are found by its next start.
 
-The newest goes first. The checkpoint that is being scored and the one that comes next are spared when checkpoints make
-room. If scoring is slower than saving, others go before their turn, and are told: scores get sparser, the disk does not
-fill.
+The newest checkpoint is scored first. `keep_last` never deletes the checkpoint being scored or the next in line. If
+scoring is slower than saving, others are deleted unscored (event `evaluation_failed`): there are fewer scores, but the
+disk does not fill.
 """
 
 from __future__ import annotations
@@ -29,24 +28,24 @@ from megacode.train.scoring_process import Child, at_once, start
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 30.0
+_LOOK_SECONDS = 30.0  # between lookups of score files that others wrote
 _PAUSE_SECONDS = 0.2
-_FAILURES = 3
+_FAILURES = 3  # in a row; then the rest is left to the next start, since the cause is probably the same
 
 
 class Scoring:
-    """The scores of a run's checkpoints; all ranks have one, and rank 0's alone does anything.
+    """Schedules the scoring of a run's checkpoints; all ranks have one, but only rank 0's does anything.
 
     Args:
         run: the run.
-        config: how checkpoints are scored; None: they are not, and scores that others make are still recorded.
+        config: how checkpoints are scored; None: they are not, but scores that others write are recorded.
         points: iterations whose checkpoints get scores.
-        events: the run's diary; None but on rank 0.
-        withheld: samples before a clock that the ledger withholds.
+        events: events.jsonl; None except on rank 0.
+        withheld: returns the number of samples before a clock that the ledger withholds.
 
     Attributes:
         points: the same.
-        spared: iterations whose checkpoints must not make room now; read by the thread that saves.
+        spared: iterations whose checkpoints must not be deleted now; read by the thread that saves.
     """
 
     def __init__(
@@ -68,13 +67,13 @@ class Scoring:
         self.spared: frozenset[int] = frozenset()
 
     def begin(self, iteration: int) -> None:
-        """Begin where the run stands: find what is owed, and what others have scored. The metrics end there already."""
+        """Begin at an iteration, at which metrics end by now: find checkpoints without scores, and others' scores."""
         if self._events is None:
             return
         limit = self._config.limit if self._config is not None else None
         self._book = ScoreBook(self._run, limit, self._withheld, partial(seal_of, self._run))
         for child in [child for child in self._children if child.iteration > iteration]:
-            self._stop(child, "the run has gone back to before it")
+            self._stop(child, "the run has rolled back to before it")
         self._waiting.clear()
         busy = [child.iteration for child in self._children]
         for point in self._run.iterations():
@@ -83,21 +82,21 @@ class Scoring:
         self._spare()
 
     def expect(self, iteration: int) -> None:
-        """Take note that a checkpoint is being saved; if it is to have scores, its turn comes once it is durable."""
+        """Note that a checkpoint is being saved; if it gets scores, it is queued until it is durable."""
         new = iteration in self.points and iteration not in self._owed
         if self._book is not None and new:
             self._waiting.add(iteration)
             self._spare()
 
     def poll(self, state: TrainState, saved: int) -> list[Record]:
-        """Move on, once an iteration, without waiting for anything.
+        """Handle what has happened since the last iteration, without waiting for anything.
 
         Args:
-            state: where the run stands.
+            state: of the run.
             saved: the newest iteration that has a checkpoint.
 
         Returns:
-            Scores that are new, to be recorded.
+            New scores, to be recorded.
         """
         if self._book is None:
             return []
@@ -111,8 +110,8 @@ class Scoring:
                 return []
             self._looked = time.monotonic()
             return self._book.new(saved)
-        except OSError as error:
-            log.warning("scores have to wait: %s", error)
+        except OSError as error:  # a file system that is away for a moment must not end the run
+            log.warning("scores are delayed: %s", error)
             return []
 
     @property
@@ -121,21 +120,21 @@ class Scoring:
         return bool(self._children or self._waiting)
 
     def stop(self) -> None:
-        """Start nothing more, and ask the children to end; what is not finished, the next start makes up for."""
+        """Start no more children, and ask the running ones to end; the next start scores what is unfinished."""
         self._stopping = True
         for child in self._children:
             child.tell(signal.SIGTERM)
 
     def close(self) -> None:
-        """End the children, and say what is owed."""
+        """End the children, and log which checkpoints are without scores."""
         owed = [self._run.iteration_name(iteration) for iteration in self._owed]
         self.stop()
         for child in list(self._children):
             self._stop(child, "the run has stopped")
         self._waiting.clear()
         if owed and self._config is not None:
-            jobs = "jobs that are queued go on; " if self._config.where == "slurm" else ""
-            what = "no scores yet: %s; %sthe next start, or `megacode evaluate %s`, has them made"
+            jobs = "queued jobs continue; " if self._config.where == "slurm" else ""
+            what = "no scores yet: %s; %sthe next start, or `megacode evaluate %s`, will score them"
             log.warning(what, ", ".join(owed), jobs, self._run.path)
         self._spare()
 
@@ -144,7 +143,7 @@ class Scoring:
         return sorted([*(child.iteration for child in self._children), *self._waiting])
 
     def _start_next(self, saved: int) -> None:
-        """Start what has its turn: the newest that is durable."""
+        """Start children for the newest durable checkpoints, up to the limit of concurrent ones."""
         if self._config is None or self._stopping:
             return
         while len(self._children) < at_once(self._config):
@@ -173,8 +172,9 @@ class Scoring:
         log.info("scoring %s beside the run; see %s", self._run.checkpoint(iteration), child.log)
 
     def _conclude(self, child: Child) -> None:
-        """Take note of how a child ended."""
+        """Record how a child ended."""
         self._children.remove(child)
+        # Exit code 0 is not enough: the score file must belong to the checkpoint that is there now.
         if child.process.returncode == 0 and self._scored(child.iteration):
             self._failures = 0
             self._event("evaluation", child.iteration, seconds=child.seconds)
@@ -185,7 +185,7 @@ class Scoring:
             self._failures += 1
             self._fail(child.iteration, child.reason(), log=self._name(child.log), seconds=child.seconds)
         if self._failures >= _FAILURES and self._waiting:
-            log.error("%d evaluations in a row failed: those that wait are left to the next start", self._failures)
+            log.error("%d evaluations in a row failed: the remaining ones are left to the next start", self._failures)
             self._waiting.clear()
         self._spare()
 
@@ -198,16 +198,18 @@ class Scoring:
     def _fail(self, iteration: int, error: str, **facts: object) -> None:
         self._event("evaluation_failed", iteration, error=error, **facts)
         place = f"; see {self._run.path}/{facts['log']}" if "log" in facts else ""
-        log.error("%s has no scores: %s%s. The run goes on.", self._run.iteration_name(iteration), error, place)
+        log.error("%s has no scores: %s%s. The run continues.", self._run.iteration_name(iteration), error, place)
 
     def _scored(self, iteration: int) -> bool:
-        """Return whether a score file belongs to a checkpoint as it lies there now."""
+        """Return whether there is a score file of a checkpoint as it is now."""
+        # A run that rolled back writes other checkpoints with the same numbers; the seal tells them apart.
         seal = seal_of(self._run, iteration)
         if not seal:
-            return False  # the process that exports it says what is wrong
+            return False  # damaged: the process that exports it will say how
         return self._book is not None and self._book.accept(self._suite, iteration, seal)
 
     def _spare(self) -> None:
+        # A new object in one assignment: the saving thread reads it without a lock.
         self.spared = frozenset([*(child.iteration for child in self._children), *sorted(self._waiting)[-1:]])
 
     def _name(self, path: Path) -> str:

@@ -1,8 +1,8 @@
-"""The process that scores a checkpoint beside the run: its command, its surroundings, its end.
+"""The process that scores a checkpoint beside the run: its command, its environment, its end.
 
-It is the user's own `megacode evaluate CHECKPOINT`, or `megacode job score CHECKPOINT`, which has SLURM do that and
-waits. It knows nothing of the run's ranks, and cannot disturb them: a process group of its own, so that a terminal's
-Ctrl-C does not reach it; a lower priority; few threads; no GPU unless the config gives it one.
+It runs `megacode evaluate CHECKPOINT`, or `megacode job score CHECKPOINT`, which submits that to SLURM and waits. It
+is no rank, and must not disturb the ranks. So it has a process group of its own, which a terminal's Ctrl-C does not
+reach, a lower priority, few threads, and no GPU unless the config gives it one.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from megacode.base import child_processes, cores
 from megacode.base.files import RunDir
 from megacode.config.evaluate import Evaluate
 
-# Against the niceness 0 of the ranks, a tenth of a busy core: idle cores are used, and on a laptop scores still come.
+# Beside ranks of niceness 0 this gets a tenth of a busy core. It uses idle cores, and on a laptop scores still arrive.
 _NICENESS = 10
 _AT_ONCE = {"local": 1, "slurm": 3}
-_GRACE_SECONDS = 5.0
-_TAIL_BYTES = 4096
-_LONGEST_REASON = 500
+_GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
+_TAIL_BYTES = 4096  # of the log, searched for an error message
+_LONGEST_REASON = 500  # characters in an event
 _PROMPT = "$ "
 _MESSAGE = re.compile(r"^(?:[A-Z][a-z]+ error|Verification failed): ", re.MULTILINE)
 
-# What torchrun, srun and MPI tell a rank of itself; a child that believed it would wait for the others.
+# Variables by which torchrun, srun and MPI describe a rank. A child that inherited them would wait for other ranks.
 _OF_A_RANK = re.compile(
     r"RANK|WORLD_SIZE|LOCAL_(RANK|WORLD_SIZE)|NODE_RANK|(GROUP|ROLE|MASTER)_.*|(TORCHELASTIC|PMI|PMIX|OMPI|SLURM)_.*"
 )
@@ -45,8 +45,8 @@ class Child:
     Attributes:
         iteration: of the checkpoint.
         process: the process.
-        log: what it says.
-        started: when, by a clock that never goes back.
+        log: its output.
+        started: when, by `time.monotonic`.
     """
 
     iteration: int
@@ -56,11 +56,11 @@ class Child:
 
     @property
     def seconds(self) -> float:
-        """How long it has been there."""
+        """Seconds since its start."""
         return round(time.monotonic() - self.started, 3)
 
     def tell(self, number: int) -> None:
-        """Send a signal to it and all it started, if it is still there."""
+        """Send a signal to it and its own children, if it is still running."""
         if self.process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
@@ -74,11 +74,11 @@ class Child:
             self.process.wait()
 
     def reason(self) -> str:
-        """Return why it failed: its error message, or the last thing that it said."""
+        """Return why it failed: its error message, or the last line of its output."""
         code = self.process.returncode
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        said = _last_words(self.log)
-        return f"{said} ({ended})" if said else ended
+        message = _last_message(self.log)
+        return f"{message} ({ended})" if message else ended
 
 
 def start(run: RunDir, config: Evaluate, suite: str, iteration: int) -> Child:
@@ -86,17 +86,17 @@ def start(run: RunDir, config: Evaluate, suite: str, iteration: int) -> Child:
 
     Args:
         run: the run.
-        config: how.
+        config: how it is scored.
         suite: the suite's name.
         iteration: of the checkpoint.
 
     Raises:
-        OSError: there is no room for its log, or for another process.
+        OSError: its log cannot be written, or no process can be started.
     """
     log = run.score_log(suite, iteration)
     log.parent.mkdir(parents=True, exist_ok=True)
     words = command(config, run.checkpoint(iteration))
-    log.unlink(missing_ok=True)  # what a killed start has left behind may still write to the old one
+    log.unlink(missing_ok=True)  # a process that a killed start left behind may still write to the old file
     with log.open("wb", buffering=0) as file:
         file.write(f"{_PROMPT}{shlex.join(['megacode', *words])}\n".encode())
         process = subprocess.Popen(
@@ -107,7 +107,7 @@ def start(run: RunDir, config: Evaluate, suite: str, iteration: int) -> Child:
             env=environment(config, os.environ),
             process_group=0,
         )
-    with suppress(OSError):  # where it is not allowed, it competes with the ranks
+    with suppress(OSError):  # if this is not allowed, it competes with the ranks
         os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
     return Child(iteration, process, log, time.monotonic())
 
@@ -119,7 +119,7 @@ def command(config: Evaluate, checkpoint: Path) -> list[str]:
     return [
         *(*verb, str(checkpoint), "--suite", config.suite),
         *(["--limit", str(config.limit)] if config.limit is not None else []),
-        *(part for task in config.without for part in ("--without", task)),
+        *(word for task in config.without for word in ("--without", task)),
         *(["--device", device] if device is not None else []),
         *(["--run-generated-code"] if config.run_generated_code else []),
         *(["--keep-exports"] if config.keep_exports else []),
@@ -128,33 +128,34 @@ def command(config: Evaluate, checkpoint: Path) -> list[str]:
 
 
 def environment(config: Evaluate, mine: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a process that scores, from that of a rank."""
+    """Return the environment of a scoring process, made from a rank's."""
     kept = {name: value for name, value in mine.items() if not _OF_A_RANK.fullmatch(name) or name == "SLURM_CONF"}
     if config.where == "slurm":  # the job's node has other cores and GPUs
         return {name: value for name, value in kept.items() if name not in (*_THREADS, "CUDA_VISIBLE_DEVICES")}
     threads = str(min(config.threads, cores.usable()))
-    # The export's proof would take a GPU that is there.
+    # Hidden, or the proof of the export would take a GPU that belongs to a rank.
     hidden = {} if (config.device or "cpu") != "cpu" else {"CUDA_VISIBLE_DEVICES": ""}
     return kept | dict.fromkeys(_THREADS, threads) | hidden
 
 
 def at_once(config: Evaluate) -> int:
-    """Return how many processes score at the same time."""
+    """Return the maximum number of concurrent scoring processes."""
     return _AT_ONCE[config.where]
 
 
 def spared_at_most(config: Evaluate | None) -> int:
-    """Return how many checkpoints are kept for their scores alone: those being scored, and the one that comes next."""
+    """Return how many checkpoints may be kept only for their scores: those being scored, and the next in line."""
     return 0 if config is None else at_once(config) + 1
 
 
-def _last_words(log: Path) -> str:
+def _last_message(log: Path) -> str:
+    """Return a log's last error message, or else its last line; empty if it has only the command."""
     try:
         text = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", errors="replace")
     except OSError:
         return ""
     messages = list(_MESSAGE.finditer(text))
-    said = text[messages[-1].start() :] if messages else (text.strip().splitlines() or [""])[-1]
-    if said.startswith(_PROMPT):
+    message = text[messages[-1].start() :] if messages else (text.strip().splitlines() or [""])[-1]
+    if message.startswith(_PROMPT):
         return ""
-    return " ".join(said.split())[:_LONGEST_REASON]
+    return " ".join(message.split())[:_LONGEST_REASON]

@@ -1,4 +1,4 @@
-"""From a plan to a Trainer, in order, on every rank."""
+"""Build a Trainer from a plan, on every rank: lock, watchdog, data, checkpoint, model, optimizer, in this order."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from megacode.capacity.costs import flops_per_token
 from megacode.checkpoint.ledger import Ledger
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
-from megacode.config.run import RunConfig
 from megacode.data import dali
 from megacode.data.device_loader import DeviceLoader
 from megacode.data.loader import BatchSource, Loader
 from megacode.data.prefetch import Prefetch
 from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import SourceStream, open_streams
-from megacode.mcore import agreement, device, groups, te
+from megacode.mcore import agreement, device, groups, nodes, te
 from megacode.mcore.agreement import code_digest
 from megacode.mcore.build import build
 from megacode.mcore.groups import Ranks
@@ -52,6 +51,7 @@ from megacode.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+# Packages whose versions are recorded in checkpoints and must be the same on all nodes.
 _RECORDED = ("megacode", "torch", "megatron-core", "numpy", "tokenizers", "transformers")
 
 
@@ -63,32 +63,34 @@ def build_trainer(
     accept_changed_past: bool = False,
     from_scratch: bool = False,
 ) -> Trainer:
-    """Build this rank's Trainer: groups, lock, model, optimizer, data, and the state of the newest whole checkpoint.
+    """Build this rank's Trainer: groups, lock, model, optimizer, data, and the state of the newest intact checkpoint.
 
     Args:
         plan: of the run, the same on all ranks.
-        stop_signal: hears signals to this process.
-        closing: what must end with the run, however it ends: groups, lock and watchdog are added to it.
+        stop_signal: of this process.
+        closing: gets what must end with the run, however it ends: groups, lock and watchdog.
         accept_changed_past, from_scratch: see `main.run`.
 
     Raises:
-        MegacodeError: for every mistake of the user's, on every rank alike.
+        MegacodeError: for every user error, on every rank alike.
+        StoppedError: on every rank, if one received a signal meanwhile.
     """
+    # Everything here is collective, so all ranks must go through it in this order.
     config, run = plan.config, RunDir(plan.config.directory)
     closing.callback(groups.stop)
-    ranks = groups.start(config.parallel, config.seed, patience=config.health.hang_timeout)
-    first = ranks.rank == 0
-    log.info("%d ranks have met; checking data and checkpoints", ranks.world_size)
-    streams = agreement.on_all(lambda: _streams(config))  # before anything is written
+    ranks = groups.start(config.parallel, config.seed, config.health.hang_timeout, lambda: stop_signal.name)
+    first, looks = ranks.rank == 0, nodes.first_of_node()
+    streams = _streams(plan, ranks, looks, stop_signal)  # before anything is written
     requests = TouchFiles(run) if first else None
     watching = _watched(plan, run, ranks, requests, closing)
-    closing.callback(groups.stop)  # a hang in it is still watched
+    closing.callback(groups.stop)  # again: this one runs before the watchdog ends, so that a hang in it is noticed
     events = agreement.on_all(lambda: Events(run) if first else None)
     ledger = Ledger(run, agreement.decided(lambda: Ledger.read(run).entries), writes=first)
     choice = restoring.newest_whole(run, ledger, events)
-    origin = _origin(plan, choice, accept_changed_past, from_scratch)
-    rank_model = _agreed_model(plan, ranks, streams, origin, ledger)
-    state = _restore(plan, rank_model, origin)
+    origin = _origin(plan, choice, stop_signal, accept_changed_past, from_scratch)
+    rank_model = _agreed_model(plan, ranks, streams if looks else None, origin, ledger)
+    state = _restore(plan, rank_model, origin, stop_signal)
+    # run.yaml, plan.json and `latest` are changed only now, when nothing can be refused any more.
     start = agreement.decided(lambda: _start(plan, run, origin))
     restoring.step_back(run, choice, events)
     saved = state.iteration if origin.kind == "resume" else -1
@@ -111,7 +113,7 @@ def build_trainer(
         requests=requests,
         stop_signal=stop_signal,
         scoring=scoring,
-        start=start | _this_process(config, state, ranks),
+        start=start | _this_process(plan, state, ranks),
     )
 
 
@@ -121,30 +123,38 @@ def _scoring(plan: Plan, run: RunDir, events: Events | None, ledger: Ledger, clo
     return scoring
 
 
-def _origin(plan: Plan, choice: restoring.FoundCheckpoint, accept_changed_past: bool, from_scratch: bool) -> Origin:
-    """Return what this start goes on from, by rank 0's view of the files."""
+def _origin(
+    plan: Plan,
+    choice: restoring.FoundCheckpoint,
+    stop_signal: StopSignal,
+    accept_changed_past: bool,
+    from_scratch: bool,
+) -> Origin:
+    """Return what this start begins with, according to rank 0's view of the files."""
 
     def decide() -> Origin:
         run = RunDir(plan.config.directory)
-        refuse_unwritable(run.checkpoints, "run_dir", directory=True)  # or no save would ever succeed
+        refuse_unwritable(run.checkpoints, "run_dir", directory=True)  # otherwise the first save would fail
         check_restart(run, from_scratch, choice.path, choice.problems)
         return find_origin(plan, choice.path, accept_changed_past)
 
     origin = agreement.decided(decide)
+    # The run's own checkpoint was hashed when it was chosen; another run's is hashed here.
     if origin.checkpoint is not None and origin.saved is not None and origin.kind != "resume":
         restoring.check_whole(origin.checkpoint, origin.saved)
+    agreement.stop_together(stop_signal.name)  # every byte of the checkpoint was read meanwhile
     return origin
 
 
 def _agreed_model(
-    plan: Plan, ranks: Ranks, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger
+    plan: Plan, ranks: Ranks, streams: Mapping[str, SourceStream] | None, origin: Origin, ledger: Ledger
 ) -> RankModel:
-    """Build this rank's part of the model, once it is proven that all ranks would train the same.
+    """Build this rank's part of the model, after proving that all ranks would train the same.
 
-    A branch takes over what its trunk has withheld first.
+    A branch first inherits its trunk's ledger.
 
     Raises:
-        LaunchError: on every rank, where one differs.
+        LaunchError: on every rank, if one differs.
     """
     if origin.kind == "branch" and origin.saved is not None:
         _inherit(RunDir(plan.config.directory), ledger, origin.saved)
@@ -154,10 +164,11 @@ def _agreed_model(
 
 
 def _inherit(run: RunDir, ledger: Ledger, trunk: TrainState) -> None:
-    """Let a branch withhold what its trunk withheld, where nothing else was withheld before the trunk's clock."""
-    both = Ledger(run, ledger.entries)
-    both.inherit(trunk.ledger)
-    agreement.on_all(lambda: check_inherited(both, trunk, run))
+    """Let a branch withhold what its trunk withheld, unless something else is withheld before the trunk's clock."""
+    # First on a copy in memory: the file must not change if the check refuses.
+    merged = Ledger(run, ledger.entries)
+    merged.inherit(trunk.ledger)
+    agreement.on_all(lambda: check_inherited(merged, trunk, run))
     agreement.on_all(lambda: ledger.inherit(trunk.ledger))
 
 
@@ -170,8 +181,13 @@ def _run_log(plan: Plan, run: RunDir, ranks: Ranks, state: TrainState, events: E
     return RunLog(run, state, _meter(plan, ranks.world_size, state), events, total, agreement.on_all(sinks))
 
 
-def _facts(plan: Plan, streams: Mapping[str, SourceStream], origin: Origin, ledger: Ledger) -> dict[str, Any]:
-    """Return what decides what is learned, as this rank sees it; files as the first rank of its node sees them."""
+def _facts(plan: Plan, streams: Mapping[str, SourceStream] | None, origin: Origin, ledger: Ledger) -> dict[str, Any]:
+    """Return everything that determines training, as this rank sees it.
+
+    Args:
+        plan, origin, ledger: of this start.
+        streams: of the sources; None if another rank of this node looks at files.
+    """
     facts: dict[str, Any] = {
         "config": yaml.safe_load(dump_config(plan.config)),
         "plan": plan.schedule.fingerprints(),
@@ -181,22 +197,30 @@ def _facts(plan: Plan, streams: Mapping[str, SourceStream], origin: Origin, ledg
         "checkpoint": None,
         "code": None,
     }
-    if groups.first_of_node():
+    if streams is not None:  # once per node: thousands of ranks would overload the file system
         facts["sources"] = {name: asdict(stream.size()) for name, stream in streams.items()}
         facts["checkpoint"] = restoring.seal_seen(origin.checkpoint) if origin.checkpoint is not None else "none"
         facts["code"] = {name: metadata.version(name) for name in _RECORDED} | {"megacode's files": code_digest()}
     return facts
 
 
-def _streams(config: RunConfig) -> dict[str, SourceStream]:
-    """Open the sources, where what the config reads them with is there; the first rank of a node checks them."""
-    if config.train.loader == "dali":
-        dali.check()
-    return open_streams(config, check=groups.first_of_node())
+def _streams(plan: Plan, ranks: Ranks, check: bool, stop_signal: StopSignal) -> dict[str, SourceStream]:
+    """Open the sources on all ranks; the first rank of each node checks them."""
+
+    def opened() -> dict[str, SourceStream]:
+        if plan.config.train.loader == "dali":
+            dali.check()  # before anything is read: a missing package is refused at once
+        return open_streams(plan.config, check=check)
+
+    log.info("%d ranks have met; checking data and checkpoints", ranks.world_size)
+    streams = agreement.on_all(opened)
+    agreement.stop_together(stop_signal.name)
+    return streams
 
 
 def _loader(plan: Plan, streams: Mapping[str, SourceStream], ranks: Ranks, closing: ExitStack) -> BatchSource:
-    """Open the loader that the config asks for, closed with the run; on a GPU it makes its micro-batches there."""
+    """Open the loader that the config names, closed with the run; on a GPU it builds its micro-batches there."""
+    # All loaders give the same micro-batches, bit for bit; they differ in speed.
     train = plan.config.train
     arguments = (plan.config, plan.schedule, plan.batches, streams, ranks.dp_rank, ranks.dp_size)
     loader: Loader
@@ -217,8 +241,8 @@ def _locked(run: RunDir) -> RunLock:
 
 
 def _watched(plan: Plan, run: RunDir, ranks: Ranks, requests: TouchFiles | None, closing: ExitStack) -> Watchdog:
-    """Take the run's lock and start the watchdog of this rank; both end with the run."""
-    lock = _locked(run)
+    """Take the run's lock and start this rank's watchdog; both end with the run."""
+    lock = _locked(run)  # first: whoever does not hold it must not touch the files below
     closing.callback(lock.release)
 
     def clear() -> None:
@@ -227,20 +251,20 @@ def _watched(plan: Plan, run: RunDir, ranks: Ranks, requests: TouchFiles | None,
             requests.clear()
 
     agreement.on_all(clear)
-    # After this no rank takes an old request for one of now.
-    here = node_ranks.meet(ranks.rank, ranks.world_size, groups.broadcast_object, groups.gather_objects)
+    # Old requests are gone on all ranks now, so no watchdog mistakes one for a new one.
+    node = node_ranks.meet(ranks.rank, ranks.world_size, groups.broadcast_object, groups.gather_objects)
     timeout, memory = plan.config.health.hang_timeout, device.memory_high_water
     watching = Watchdog(
         run, ranks.rank, ranks.world_size, timeout,
-        node=here, lock=lock if requests is not None else None, memory=memory,
+        node=node, lock=lock if requests is not None else None, memory=memory,
     )  # fmt: skip
     watching.beat("starting", 0)
     closing.callback(watching.stop)
     return watching.start()
 
 
-def _restore(plan: Plan, rank_model: RankModel, origin: Origin) -> TrainState:
-    """Load what a start goes on from, and return its state."""
+def _restore(plan: Plan, rank_model: RankModel, origin: Origin, stop_signal: StopSignal) -> TrainState:
+    """Load the checkpoint that a start begins with, if any, and return the state at its clock."""
     config, state = plan.config, origin.state
     for line in origin.log_lines():
         log.info("%s", line)
@@ -251,13 +275,14 @@ def _restore(plan: Plan, rank_model: RankModel, origin: Origin) -> TrainState:
     state.layout = {"world_size": rank_model.ranks.world_size, **sizes}
     state.tokenizer_hash = agreement.decided(lambda: load_tokenizer(config.tokenizer).hash if config.tokenizer else "")
     state.versions = {name: metadata.version(name) for name in _RECORDED}
+    agreement.stop_together(stop_signal.name)
     return state
 
 
 def _watches(
     plan: Plan, rank_model: RankModel, ledger: Ledger, events: Events | None, state: TrainState
 ) -> tuple[Guard, Fp8Watch]:
-    """Return what watches over updates and over FP8, with the memory that they had."""
+    """Return the update guard and the FP8 watch, with their state from the checkpoint."""
     guard, fp8 = Guard(plan.config.health.spikes, ledger, plan.batches, events), Fp8Watch(plan.config, rank_model)
     guard.detector.restore(state.health)
     fp8.restore(state.health.get("fp8", {}))
@@ -265,7 +290,7 @@ def _watches(
 
 
 def _start(plan: Plan, run: RunDir, origin: Origin) -> dict[str, Any]:
-    """Write config and plan; return what the diary says of this start: its event, its origin, the work it repeats."""
+    """Write config and plan; return the facts of the start event: its kind, its origin, the work it repeats."""
     _record_run(plan, run)
     facts: dict[str, Any] = {"event": "resume" if run.events.stat().st_size else "start", "kind": origin.kind}
     if origin.checkpoint is not None:
@@ -278,12 +303,12 @@ def _start(plan: Plan, run: RunDir, origin: Origin) -> dict[str, Any]:
     return facts
 
 
-def _this_process(config: RunConfig, state: TrainState, ranks: Ranks) -> dict[str, Any]:
-    """Return what the event of a start says of ranks, machine and code."""
+def _this_process(plan: Plan, state: TrainState, ranks: Ranks) -> dict[str, Any]:
+    """Return the facts of the start event on ranks, machine and code."""
     return {
         "ranks": ranks.world_size,
         "device": device.name(),
-        "layers": "transformer_engine" if te.used(config) else "local",
+        "layers": "transformer_engine" if te.used(plan.config) else "local",
         "host": platform.node(),
         "pid": os.getpid(),
         "versions": state.versions,
@@ -298,6 +323,6 @@ def _record_run(plan: Plan, run: RunDir) -> None:
 
 
 def _meter(plan: Plan, world_size: int, state: TrainState) -> Meter:
-    peak = device.peak_flops(plan.config.precision.dtype)  # in FP8 phases too, so that phases compare
+    peak = device.peak_flops(plan.config.precision.dtype)  # also in FP8 phases, so that their MFU can be compared
     flops = flops_per_token(plan.config.model, plan.vocab_size, plan.schedule.seq_length)
     return Meter(plan.schedule, flops, peak * world_size if peak else None, dict(state.samples_by_source))

@@ -1,6 +1,6 @@
-"""Whether a run can start on so many ranks: everything that can be known before a rank, or a GPU, is held.
+"""Check that a run can start on a number of ranks: everything that can be known without a rank or a GPU.
 
-Asked on a login node, at the begin of a job and before local ranks are started; needs no torch.
+Called on a login node, at the begin of a job, and before local ranks are started; needs no torch.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from megacode.train.origin import Origin, check_restart, find_origin
 from megacode.train.scoring_process import spared_at_most
 
 _BYTES_A_PARAMETER = 12  # fp32 weights, or the masters of bf16 ones, and Adam's two moments
-_ROOM = 1.05  # index, state and the file system's own
+_ROOM = 1.05  # for index, state and the file system's overhead
 
 
 def check_ready(
     config: RunConfig, ranks: int, accept_changed_past: bool = False, from_scratch: bool = False
 ) -> tuple[Plan, Origin]:
-    """Refuse a run that cannot start; return its plan, and what it goes on from as this process sees it.
+    """Refuse a run that cannot start; return its plan, and what it starts from as this process sees it.
 
     Args:
         config: the run.
-        ranks: how many it is to start on.
-        accept_changed_past: go on although the config would have read something else so far.
-        from_scratch: begin with random weights although the run has saved before, where no checkpoint can be used.
+        ranks: number of ranks.
+        accept_changed_past: resume although the config changes what was already read.
+        from_scratch: start with random weights although the run has saved before, if no checkpoint can be used.
 
     Raises:
         MegacodeError: settings are wrong, the plan is infeasible, the layout does not fit the ranks, data is missing
-            or not what its manifest says, the past has changed, nothing can be written into the run directory, the run
-            is live, or the disk too small.
+            or differs from its manifest, the past has changed, the run directory cannot be written, the run is live,
+            or the disk is too small.
     """
+    # From cheap to slow. Each check repeats one that the ranks make, but before they are started.
     check_trainable(config)
     check(config, ranks)
     plan = make_plan(config)
@@ -49,7 +50,7 @@ def check_ready(
     refuse_unwritable(run.path, "run_dir", directory=True)
     refuse_unwritable(run.checkpoints, "run_dir", directory=True)
     refuse_if_live(run)
-    recover(run)  # nobody trains here: what a kill left without its name may be the only checkpoint
+    recover(run)  # nobody trains here: a checkpoint that a kill left under a hidden name may be the only one
     own = latest(run)
     check_restart(run, from_scratch, own)
     origin = find_origin(plan, own, accept_changed_past)
@@ -58,7 +59,7 @@ def check_ready(
 
 
 def check_disk(plan: Plan, run: RunDir) -> None:
-    """Refuse a run whose checkpoints, as many as its policy keeps, will not fit on the disk.
+    """Refuse a run if the checkpoints that its policy keeps will not fit on the disk.
 
     Raises:
         LaunchError: they will not.
@@ -67,13 +68,13 @@ def check_disk(plan: Plan, run: RunDir) -> None:
     size = int(_ROOM * _BYTES_A_PARAMETER * parameters)
     missing = max(1, most_at_once(plan) - len(run.iterations()))
     place = run.path.absolute()
-    there = next(item for item in (place, *place.parents) if item.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(item for item in (place, *place.parents) if item.exists())
+    free = shutil.disk_usage(existing).free
     if free >= missing * size:
         return
     what = (
-        f"the run keeps up to {most_at_once(plan)} checkpoints of {format_bytes(size)}; the {missing} that are not "
-        f"there yet need {format_bytes(missing * size)}, and {there} has {format_bytes(free)} free"
+        f"the run keeps up to {most_at_once(plan)} checkpoints of {format_bytes(size)}; the {missing} still to be "
+        f"saved need {format_bytes(missing * size)}, but {existing} has {format_bytes(free)} free"
     )
     raise LaunchError(what, "checkpoint", _fix(plan, free // size))
 
@@ -86,15 +87,16 @@ def _fix(plan: Plan, room: int) -> str:
 
 
 def most_at_once(plan: Plan) -> int:
-    """Return how many checkpoints lie on the disk at most: those that are kept, and the one that is being written."""
+    """Return the maximum number of checkpoints on the disk: those that are kept, and the one being written."""
     policy, kept = plan.config.checkpoint, _kept(plan)
     periodic = {*plan.multiples(policy.every), *plan.scored(), plan.batches.total_iterations} - kept
+    # One more than `keep_last`: a new checkpoint is complete before the oldest one is deleted.
     last = len(periodic) if policy.keep_last is None else policy.keep_last
     return len(kept) + min(len(periodic), last + 1 + spared_at_most(plan.config.evaluate))
 
 
 def _kept(plan: Plan) -> set[int]:
-    """Return the iterations whose checkpoints are kept for good."""
+    """Return the iterations whose checkpoints are never deleted."""
     policy = plan.config.checkpoint
     kept = set(plan.multiples(policy.keep_every)) | ({0} if policy.at_start else set())
     if policy.keep_phase_ends:

@@ -1,4 +1,4 @@
-"""What ends a start from outside, besides signals: the wall clock, and files that a user touches."""
+"""Stop requests besides signals: the time limit, and files that a user touches."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 Request = Literal["save", "stop"]
 Clock = Callable[[], float]
 
-_REMEMBERED = 32
-# Half as long again as the longest of late: a slow file system at the end of a job costs all since the last save.
+_REMEMBERED = 32  # durations of each kind
+# 1.5 x the slowest of the last 32: if the file system is slow at a job's end, all work since the last save is lost.
 _SAFETY = 1.5
-_UNKNOWN_SAVE_SHARE = 0.02
+_UNKNOWN_SAVE_SHARE = 0.02  # of the limit, until a save has been measured
 _LOOK_SECONDS = 0.5
 
 
@@ -30,11 +30,11 @@ def process_start() -> float:
 
 
 class TimeLimit:
-    """Says when to stop so that the last save still fits into the time that a start has.
+    """Decides when to stop, so that the last save still fits into the time limit of a start.
 
-    Due when what is left is less than 1.5 times the longest of the last 32 iterations, plus the longest of the last
-    saves, plus the longest of the last validations where one comes next. Before the first save is known, one is taken
-    to need 2 % of the limit. Clocks of ranks differ, so the ranks must agree by one of them saying so.
+    It is due when the time left is less than 1.5 times this sum: the longest of the last 32 iterations, the longest of
+    the last saves, and, if a validation comes next, the longest of those. Until a save has been measured, 2 % of the
+    limit is assumed. Clocks of ranks differ, so one rank must decide for all.
 
     Args:
         wall_clock: seconds that a start may take; None: no limit.
@@ -52,15 +52,15 @@ class TimeLimit:
         self._validations: deque[float] = deque(maxlen=_REMEMBERED)
 
     def stepped(self, seconds: float) -> None:
-        """Take note of what an iteration took, with its data and its records."""
+        """Record the duration of an iteration, including its data and its records."""
         self._steps.append(seconds)
 
     def saved(self, seconds: float) -> None:
-        """Take note of what a save took until it was durable, whether or not the loop waited for it."""
+        """Record the duration of a save until it was durable, whether or not the loop waited for it."""
         self._saves.append(seconds)
 
     def validated(self, seconds: float) -> None:
-        """Take note of what a validation took."""
+        """Record the duration of a validation."""
         self._validations.append(seconds)
 
     @property
@@ -74,17 +74,18 @@ class TimeLimit:
         Args:
             validation_next: whether the next iteration is followed by a validation.
         """
+        # Maxima, not means: a stop that comes too late loses everything since the last save.
         step, save = max(self._steps, default=0.0), max(self._saves, default=self._guess)
         validation = max(self._validations, default=0.0) if validation_next else 0.0
         return self.left < _SAFETY * (step + save + validation)
 
 
 class TouchFiles:
-    """The files `save` and `stop` in the run directory: requests of a user who has no signal at hand. For rank 0.
+    """The files `save` and `stop` in the run directory, for users who cannot send a signal. For rank 0.
 
     Args:
         run: the run directory.
-        clock: seconds, never going back.
+        clock: monotonic seconds.
     """
 
     def __init__(self, run: RunDir, clock: Clock = time.monotonic) -> None:
@@ -92,23 +93,24 @@ class TouchFiles:
         self._looked = float("-inf")
 
     def clear(self) -> None:
-        """Remove what was meant for an earlier start that ended before it obeyed, so that it does not stop this one."""
+        """Delete requests to an earlier start that ended before it saw them, so that they do not stop this one."""
         for path in (self._run.stop_request, self._run.save_request):
             if path.exists():
                 path.unlink(missing_ok=True)
                 log.info("removed %s: it was meant for an earlier start", path)
 
     def touched(self) -> Request | None:
-        """Return what is asked for, and remove the file that asks; to be called after every iteration.
+        """Return the request, and delete its file; to be called after every iteration.
 
-        Looks at most twice a second, since each look is a question to the file system. A stop saves as well, so where
-        both files are there, both are answered by it.
+        Looks at most twice a second, since each look is an access to the file system. A stop saves as well, so it
+        answers both requests if both files exist.
         """
         now = self._clock()
         if now - self._looked < _LOOK_SECONDS:
             return None
         self._looked = now
         save, stop = self._run.save_request.exists(), self._run.stop_request.exists()
+        # Deleted at once: a file that stays would stop the next start as well.
         if save:
             self._run.save_request.unlink(missing_ok=True)
         if stop:

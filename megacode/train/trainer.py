@@ -1,4 +1,4 @@
-"""The verbs of the loop: step, record, validate, save, agree. Each rank has one Trainer; they move in lockstep."""
+"""The verbs of the training loop: step, record, validate, save, agree. Each rank has one Trainer, in lockstep."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from megacode.base.files import RunDir
+from megacode.base.logs import OF_ALL_RANKS
 from megacode.checkpoint.state import TrainState
 from megacode.config.evaluate import Evaluate
 from megacode.config.run import RunConfig
@@ -50,14 +51,14 @@ class Trainer:
         run_log: metrics and events.
         state: the clock and what is saved with it.
         saver: writes checkpoints beside the loop.
-        guard: which updates reach the weights.
-        fp8: which number format the matrix products take.
+        guard: decides which updates reach the weights.
+        fp8: sets the number format of matrix products.
         watchdog: notices hangs.
-        limit: how long this start may take.
-        requests: files that a user touches; None but on rank 0.
+        limit: time limit of this start.
+        requests: files that a user touches; None except on rank 0.
         stop_signal: signals to this process.
-        scoring: has checkpoints scored.
-        start: facts of the event that this start begins with.
+        scoring: schedules the scoring of checkpoints.
+        start: facts of this start's event.
     """
 
     config: RunConfig
@@ -78,9 +79,11 @@ class Trainer:
     scoring: Scoring
     start: dict[str, Any]
 
+    # What is due: pure functions of the clock.
+
     @cached_property
     def calendar(self) -> Calendar:
-        """What is due when."""
+        """Decides what is due when."""
         return Calendar(self.config, self.schedule)
 
     @property
@@ -95,7 +98,7 @@ class Trainer:
 
     @property
     def at_phase_end(self) -> bool:
-        """Whether the clock stands at the end of a phase."""
+        """Whether the clock is at the end of a phase."""
         return self.calendar.ends_phase(self.state.consumed_samples)
 
     def validation_due(self, iteration: Iteration) -> bool:
@@ -106,11 +109,13 @@ class Trainer:
         """Whether a checkpoint is saved after an iteration."""
         return self.calendar.saves(iteration) or iteration.number in self.scoring.points
 
+    # The verbs, in the order in which the loop calls them.
+
     def begin(self) -> Iteration:
-        """Write what a start begins with: an event and, where nothing is trained yet, losses of the untrained model.
+        """Write the start event and, if nothing is trained yet, validate and save the untrained model.
 
         Returns:
-            The iteration that the run stands at.
+            The iteration that the run is at.
         """
         last = Iteration(self.state.iteration, self.state.consumed_samples, self.state.consumed_samples)
         self.run_log.event(**self.start, command=shlex.join(["megacode", *sys.argv[1:]]), seconds=seconds_since_start())
@@ -122,16 +127,17 @@ class Trainer:
         return last
 
     def step(self) -> Iteration:
-        """Train one iteration and move the clock; return it with its result."""
+        """Train one iteration and advance the clock; return it with its result."""
         iteration = self._next()
         number, before, after = iteration.number, iteration.before, iteration.after
         self.watchdog.beat("training", number, before)
         phase, sources = self.config.phases[self.schedule.phase_at(before).index], len(self.schedule.source_names)
+        # `Prefetch` keeps the batch of a clock, so that calibration, probe and step read it once.
         self.fp8.enter(phase, lambda: self.loader.batch(before), sources)
         if self.fp8.recipe is not None and self.calendar.probes(iteration):
             self.run_log.probed(self.fp8.probe(self.loader.batch(before), sources), iteration, phase.name)
         self.guard.enter(Interval(number, phase.name, before, after))
-        started = time.perf_counter()
+        started = time.perf_counter()  # after probe and calibration, which are not a part of the iteration's speed
         gradients.time_the_device(self.calendar.reports(number))
         result = train_step(
             self.rank_model, self.loader.batch(before), self.rates.at(after), sources, self.guard.accepts
@@ -140,16 +146,16 @@ class Trainer:
         return replace(iteration, result=result, seconds=time.perf_counter() - started)
 
     def record(self, iteration: Iteration) -> int | None:
-        """Measure and write an iteration, and decide what its loss and gradient call for.
+        """Write an iteration's record, and decide whether its loss and gradient require a rollback.
 
         Returns:
-            The clock to roll back to, the same on all ranks; None to go on.
+            The clock to roll back to, the same on all ranks; None to continue.
         """
         assert iteration.result is not None
         record = self.run_log.trained(iteration, self.rates.at(iteration.after), self.fp8.recipe)
         back_to = self.guard.conclude(iteration.result)
         self.limit.stepped(iteration.seconds)
-        if self.calendar.reports(iteration.number):
+        if self.calendar.reports(iteration.number):  # not always: a gather of objects makes all ranks wait
             reports = groups.gather_objects((gradients.arrival(), device.memory_high_water(), platform.node()))
             self.run_log.health(reports, self._phase().name)
         if self.at_phase_end:
@@ -157,29 +163,32 @@ class Trainer:
         return back_to
 
     def roll_back(self, spike: Iteration, first: int) -> bool:
-        """Go back to the newest checkpoint before a spike; without one, leave out the spike alone.
+        """Roll back to the newest checkpoint before a spike; without one, skip only the spike's update.
 
         Args:
             spike: the last iteration.
-            first: the clock to go back to, or further.
+            first: the clock to roll back to, or further.
 
         Returns:
-            Whether the run stands at another iteration now. If not, what is due after the spike still is.
+            Whether the run is at another iteration now. If not, what is due after the spike is still due.
         """
         assert spike.result is not None
-        self.saver.wait()
+        self.saver.wait()  # the checkpoint to go back to may be the one that is being written
         choice = restoring.newest_whole(self.run, self.guard.ledger, self.run_log.events, before=first)
         path, saved = choice.path, choice.state
         if path is None or saved is None:
-            log.warning("there is no checkpoint before the spike to go back to; only its update is left out")
+            log.warning(
+                "no checkpoint before the spike to roll back to: only its update is skipped", extra=OF_ALL_RANKS
+            )
             self.guard.leave_out(spike.result)
             return False
         lost = self.run_log.lost(RunDir.iteration_of(path))
         restoring.load(self.config, self.rank_model, path, saved)
-        log.warning("going back to %s; what led to the spike will not be learned", path)
+        log.warning("rolling back to %s; samples that led to the spike are withheld", path, extra=OF_ALL_RANKS)
         self.run_log.event("rollback", to_iteration=saved.iteration, lost_iterations=lost[0], lost_seconds=lost[1])
         self.state = replace(self.state, iteration=saved.iteration, consumed_samples=saved.consumed_samples)
         self.run_log.meter.seen = dict(saved.samples_by_source)
+        # The ledger first: after a kill in between, the next start knows which checkpoints have learned too much.
         self.guard.roll_back(spike.result, first, saved.iteration)
         restoring.step_back(self.run, choice, self.run_log.events)
         self.guard.detector.restore(saved.health)
@@ -195,6 +204,7 @@ class Trainer:
         names = self.schedule.source_names
         losses: dict[str, float] = {}
         for name in names:
+            # A beat per source: one may take as long as many iterations.
             self.watchdog.beat("validating", self.state.iteration, self.state.consumed_samples)
             batches = list(self.loader.validation_batches(name))
             sums = evaluate(self.rank_model, batches, len(names))
@@ -204,17 +214,18 @@ class Trainer:
         self.limit.validated(seconds)
 
     def save(self, iteration: Iteration) -> None:
-        """Save a checkpoint, beside the loop where the config says so."""
+        """Save a checkpoint, in the background if the config says so."""
         self.watchdog.beat("saving", self.state.iteration, self.state.consumed_samples)
         self.scoring.expect(self.state.iteration)
         self.saver.start(self._state_now(iteration))
 
     def agree(self, iteration: Iteration) -> StopReason | None:
-        """Agree with all ranks, once an iteration, on what was asked for from outside, and move saves and scores along.
+        """Agree with all ranks, once per iteration, on requests from outside; advance saves and scores.
 
         Returns:
             Why to stop now, or None.
         """
+        # Signals, files and clocks reach ranks at different moments. One all-reduce of flags makes them one decision.
         request = self.requests.touched() if self.requests is not None else None
         late = self.requests is not None and not self.finished and self.limit.due(self.calendar.validates(self._next()))
         wishes = (self.stop_signal.name is not None, late, request == "stop", request == "save", *self.saver.flags())
@@ -230,7 +241,7 @@ class Trainer:
         return "time_limit" if late else "stop_file" if stop else None
 
     def save_unless_saved(self, iteration: Iteration) -> bool:
-        """Save, unless the newest checkpoint is that of the present clock; wait, and return whether it is now."""
+        """Save, unless the newest checkpoint is at the present clock; wait, and return whether it is now."""
         self.saver.wait()
         if self.saver.saved_iteration != self.state.iteration:
             self.save(iteration)
@@ -238,7 +249,7 @@ class Trainer:
         return self.saver.saved_iteration == self.state.iteration
 
     def end(self, reason: StopReason, iteration: Iteration, first: int) -> StopReason:
-        """Save what is not saved yet, write why the run stops, and close everything.
+        """Save the last state, write the stop event, and close everything.
 
         Args:
             reason: why it stops.
@@ -246,14 +257,14 @@ class Trainer:
             first: the iteration that this start began at.
 
         Returns:
-            The reason, or `save_failed` where the last state could not be saved.
+            The reason, or `save_failed` if the last state could not be saved.
         """
         if reason != "finished":
-            self.scoring.stop()
+            self.scoring.stop()  # first: scoring processes end while the state is saved
         saved = self.save_unless_saved(iteration)
         if reason == "finished" and self.config.evaluate is not None:
             self._wait_for_scores(self.config.evaluate)
-            self.saver.tidy()
+            self.saver.tidy()  # checkpoints that were kept only until they were scored
         self.write_scores()
         self.scoring.close()
         seconds = seconds_since_start()
@@ -269,13 +280,13 @@ class Trainer:
             self.run_log.write(record)
 
     def note_error(self, error: Exception) -> None:
-        """Write an event that says by which error the run ends."""
+        """Write the stop event of a run that ends by an error."""
         seconds = seconds_since_start()
         self.run_log.event("stop", reason="error", error=f"{type(error).__name__}: {error}", seconds=seconds)
 
     def _wait_for_scores(self, config: Evaluate) -> None:
-        """Wait for scores that a finished run owes, all ranks together; not for jobs, which go on by themselves."""
-        end, told = time.monotonic() + (config.wait if config.where == "local" else 0.0), False
+        """Wait for local scores of a finished run, all ranks together; jobs continue by themselves."""
+        end, announced = time.monotonic() + (config.wait if config.where == "local" else 0.0), False
         while True:
             self.watchdog.beat("waiting for scores", self.state.iteration, self.state.consumed_samples)
             self.write_scores()
@@ -284,21 +295,23 @@ class Trainer:
             asked, owing = groups.any_of(asked, self.scoring.owing and time.monotonic() < end)
             if asked or not owing:
                 return
-            if self.scoring.owing and not told:
+            if self.scoring.owing and not announced:
                 log.info("training is done; waiting for scores, at most %.0f s (evaluate.wait)", config.wait)
-            told = True
+            announced = True
 
     def _phase(self) -> PhasePlan:
         """Return the phase of the last consumed sample (at the run's start, of the first one)."""
         return self.schedule.phase_at(max(0, self.state.consumed_samples - 1))
 
     def _next(self) -> Iteration:
-        """Return the iteration that comes next; the run is not finished."""
+        """Return the next iteration; the run must not be finished."""
         consumed = self.state.consumed_samples
         return Iteration(self.state.iteration + 1, consumed, self.batches.next(consumed))
 
     def _state_now(self, iteration: Iteration) -> TrainState:
+        """Return everything that a checkpoint holds besides tensors, at the present clock."""
         chain = self.schedule.fingerprints()
+        # Only of phases that have begun: later ones may still be changed.
         upto = self._phase().index + 1 if self.state.consumed_samples else 0
         return replace(
             self.state,

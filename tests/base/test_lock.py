@@ -97,7 +97,7 @@ def test_the_lock_of_a_killed_owner_is_taken_over_at_once(
     assert owner(run) is None
     refuse_if_live(run)
     RunLock(run).acquire()
-    assert f"from process {holder.pid}" in caplog.text
+    assert f"its owner (process {holder.pid}" in caplog.text
     assert json.loads(run.lock.read_text())["pid"] == os.getpid()
 
 
@@ -124,7 +124,7 @@ def test_a_process_may_train_one_run_after_another_in_one_directory(run: RunDir)
 
 def test_an_owner_on_another_machine_is_known_by_its_beat(run: RunDir) -> None:
     owned_elsewhere(run, seconds_ago=30)
-    with pytest.raises(LaunchError, match=r"process 4711 on node7, .*: its last sign of life is 30\.\d s old") as error:
+    with pytest.raises(LaunchError, match=r"process 4711 on node7, .*: its last heartbeat was 30\.\d s ago") as error:
         RunLock(run).acquire()
     assert re.search(r"start again in (89|90) s", error.value.problems[0].fix)
     assert owner(run) is not None

@@ -81,12 +81,12 @@ def test_a_model_too_large_for_its_gpus_gets_no_advice_and_is_no_feasible_plan(p
     with pytest.raises(PlanError, match="--gpus: a rank of pipeline stage 0 needs") as caught:
         check_feasible({"gpus": gpus})
     assert caught.value.exit_code == 3
-    assert caught.value.problems[0].fix == "take more GPUs, or larger ones"
+    assert caught.value.problems[0].fix == "use more GPUs, or GPUs with more memory"
 
 
 def test_what_was_built_otherwise_than_planned_is_no_feasible_plan(place: Place) -> None:
     row = {"rank": 3, "unequal": {"norms": {"built": 1, "planned": 2}}}
-    with pytest.raises(PlanError, match="rank 3: norms: 1 were built, 2 are planned"):
+    with pytest.raises(PlanError, match="rank 3: norms: the dry run has 1, the plan 2"):
         check_feasible({"gpus": document(place(8)), "dry_run": [row]})
     check_feasible({"gpus": document(place(8)), "dry_run": [{"rank": 3, "unequal": {}}]})
 
@@ -134,7 +134,7 @@ def test_time_between_saves_weighs_what_they_cost_against_what_is_lost(place: Pl
 
 def test_fp8_is_refused_where_the_gpu_has_none(place: Place) -> None:
     fp8 = place(8, precision={"fp8": {"recipe": "delayed"}})
-    with pytest.raises(ConfigError, match=r"precision\.fp8: A100 computes no FP8"):
+    with pytest.raises(ConfigError, match=r"precision\.fp8: A100 does not support FP8"):
         document(fp8, gpu="A100")
     assert document(fp8)["memory"]["fp8_weights"] > 0
 

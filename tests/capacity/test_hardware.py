@@ -28,7 +28,7 @@ def test_every_constant_has_value_source_and_date_and_every_gpu_the_same_ones() 
 
 def test_a_gpu_is_known_by_its_name_in_any_case() -> None:
     assert load_hardware("h200").gpu == "H200"
-    with pytest.raises(ConfigError, match="--gpu: 'H10' is not a GPU that the plan knows") as caught:
+    with pytest.raises(ConfigError, match="--gpu: unknown GPU 'H10'") as caught:
         load_hardware("H10")
     assert "did you mean H100?" in caught.value.problems[0].fix
 
@@ -64,9 +64,9 @@ network: {gpus_per_node: 4}
         ("network: {gpus_per_node: many}", "'many' is not a positive number"),
         ("network: {gpus_per_node: 0}", "0 is not a positive number"),
         ("network: 4", "'network' is not a section of the table"),
-        ("gpus: {X1: {like: Y1}}", "'X1' is not a table of constants like one of the known GPUs"),
+        ("gpus: {X1: {like: Y1}}", "'X1' has no constants, or is not `like` a known GPU"),
         ("[1, 2]", "not a table of constants"),
-        ("a: [", "not YAML"),
+        ("a: [", "not valid YAML"),
     ],
 )
 def test_mistakes_in_a_table_are_named(tmp_path: Path, text: str, said: str) -> None:

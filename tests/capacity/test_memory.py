@@ -185,8 +185,8 @@ def test_full_recomputation_needs_room_for_one_whole_layer(place: Place, h100: H
 def test_gpus_that_are_no_whole_copies_and_batches_that_do_not_divide_are_refused(place: Place) -> None:
     with pytest.raises(ConfigError, match="--gpus: 10 is not divisible by 4, the GPUs that hold one copy") as caught:
         place(10, parallel={"tensor": 4}).check()
-    assert caught.value.problems[0].fix == "use 8 or 12, or change parallel"
-    with pytest.raises(ConfigError, match="x pipeline 2, as virtual_pipeline asks"):
+    assert caught.value.problems[0].fix == "use 8 or 12, or change the parallel section"
+    with pytest.raises(ConfigError, match="x pipeline 2, required by virtual_pipeline"):
         place(64, parallel={"pipeline": 2, "virtual_pipeline": 2}, train={"global_batch_size": 96}).check()
     with pytest.raises(
         ConfigError, match=r"parallel: global_batch_size 64 is not divisible by 6.*\n.*use 8 or 16 GPUs"

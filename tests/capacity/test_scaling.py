@@ -47,7 +47,7 @@ def test_numbers_that_nothing_fits_are_said(place: Place) -> None:
     text = console.file.getvalue()
     assert "no layout fits 12,288" in text
     assert "…" not in text
-    assert "the fastest layout on so many H100" in text
+    assert "the fastest layout by number of H100" in text
 
 
 def test_numbers_of_gpus_are_read_or_refused() -> None:
@@ -55,4 +55,4 @@ def test_numbers_of_gpus_are_read_or_refused() -> None:
     for text in ("8;64", "8,", "0", "-8", "many"):
         with pytest.raises(ConfigError, match=r"--scale: .* is not a number of GPUs") as caught:
             parse_counts(text)
-        assert caught.value.problems[0].fix == "give some, such as 8,64,512"
+        assert caught.value.problems[0].fix == "give numbers such as 8,64,512"

@@ -51,7 +51,7 @@ def test_what_a_user_does_with_checkpoints(run: RunDir, golden: Path, megacode: 
     assert set(Reader(tmp_path / "weights").tensors) == {name for name in before.tensors if name.startswith("model.")}
     refused = megacode("train", golden, "run_dir=next", "init={from: weights, load: all}")
     assert refused.returncode == 2
-    assert "it holds weights only, no exp_avg" in refused.stderr
+    assert "it contains only weights, no exp_avg" in refused.stderr
 
     assert megacode("checkpoint", "average", run.path, "--last", 2, "--out", "mean").returncode == 0
     newest = [Weights(run.checkpoint(iteration)) for iteration in run.iterations()[-2:]]
@@ -62,12 +62,12 @@ def test_what_a_user_does_with_checkpoints(run: RunDir, golden: Path, megacode: 
         assert torch.equal(mean[name], expected)
 
     for arguments, said in (
-        (("checkpoint", "average", run.path, "--out", "one"), "name two or more"),
+        (("checkpoint", "average", run.path, "--out", "one"), "give two or more"),
         (("checkpoint", "average", run.path, "--last", 9, "--out", "one"), "the run has"),
-        (("convert", "reshard", run.path, "three"), "it is there already"),
-        (("convert", "reshard", run.path, "three/megacode.json/x"), "is a file, so nothing can be written into it"),
-        (("checkpoint", "average", run.path, "--last", 2, "--out", "mean"), "it is there already"),
-        (("checkpoint", "list", "nowhere"), "there is no such directory"),
+        (("convert", "reshard", run.path, "three"), "it already exists"),
+        (("convert", "reshard", run.path, "three/megacode.json/x"), "is a file, not a directory"),
+        (("checkpoint", "average", run.path, "--last", 2, "--out", "mean"), "it already exists"),
+        (("checkpoint", "list", "nowhere"), "no such directory"),
     ):
         wrong = megacode(*arguments)
         assert wrong.returncode == 2

@@ -75,7 +75,11 @@ def test_old_checkpoints_go_by_policy_and_kept_ones_stay(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(None, "there is no megacode.json"), ("{", "megacode.json is damaged"), ('{"iteration": 1}', "is damaged")],
+    [
+        (None, "not a checkpoint: it has no megacode.json"),
+        ("{", "megacode.json is damaged"),
+        ('{"iteration": 1}', "is damaged"),
+    ],
 )
 def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: str | None, expected: str) -> None:
     if content is not None:
@@ -85,9 +89,9 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: str | None, exp
 
 
 def test_a_path_without_checkpoints_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+    with pytest.raises(CheckpointError, match="there is no checkpoint here"):
         store.find_checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match="there is no such directory"):
+    with pytest.raises(CheckpointError, match="no such directory"):
         store.find_checkpoint(tmp_path / "none")
 
 
@@ -102,11 +106,11 @@ def test_boxes_of_any_shape_are_read_from_the_boxes_there_are(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("piece", "expected"),
     [
-        (Piece("model.bias", (4,), (0,), torch.zeros(4)), "it holds no model.bias"),
-        (Piece("exp_avg.weight", (4, 2), (0, 0), torch.zeros(4, 2)), "it holds weights only, no exp_avg"),
+        (Piece("model.bias", (4,), (0,), torch.zeros(4)), "it has no tensor model.bias"),
+        (Piece("exp_avg.weight", (4, 2), (0, 0), torch.zeros(4, 2)), "it contains only weights, no exp_avg"),
         (
             Piece("model.weight", (8, 2), (0, 0), torch.zeros(8, 2)),
-            r"has the shape \(4, 2\), and the model's is \(8, 2\)",
+            r"has the shape \(4, 2\), but the model needs \(8, 2\)",
         ),
     ],
 )
@@ -192,7 +196,10 @@ def test_a_checkpoint_of_an_earlier_release_is_read(tmp_path: Path) -> None:
     path = Path(__file__).parent / "format_1"
     assert store.damage(path) == []
     assert Reader(path).whole("model.weight").tolist() == [[0, 0], [0, 0], [1, 1], [1, 1]]
-    for victim, said in (("rank_00001.safetensors", "it is missing"), ("index.json", "there is no checkpoint here")):
+    for victim, said in (
+        ("rank_00001.safetensors", "the file is missing"),
+        ("index.json", "there is no checkpoint here"),
+    ):
         torn = tmp_path / victim
         shutil.copytree(path, torn)
         (torn / victim).unlink()
@@ -203,10 +210,10 @@ def test_a_checkpoint_of_an_earlier_release_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b'{"format": 3}', "its format is 3, and this version reads up to 2"),
+        (b'{"format": 3}', "the index has format 3, and this version reads up to 2"),
         (
             b'{"format": 2, "files": [], "tensors": {"a": {"dtype": "F32", "shape": [1], "boxes": [[0, 8, 0, 1]]}}}',
-            "a is",
+            "the entry of a in the index is invalid",
         ),
     ],
 )

@@ -98,15 +98,16 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
     for expected in (
         "train.micro_batch_sise: micro_batch_sise is not a setting\n      did you mean micro_batch_size?",
         "model.hidden_size: hidden_size 65 is not divisible by num_attention_heads 4\n      use 64 or 68",
-        "model.num_query_groups: num_query_groups 3 does not divide num_attention_heads 4\n      use one of 1, 2, 4",
+        "model.num_query_groups: num_attention_heads 4 is not divisible by num_query_groups 3\n"
+        "      use one of 1, 2, 4",
         "phases[0].blend.txt: 'txt' is not one of the sources\n      did you mean text?",
         "phases[1].blend: every weight of phase 'second' is zero",
-        "phases[1]: phase 'second' has one length, and gives tokens and iterations",
+        "phases[1]: phase 'second' needs exactly one length, and gives tokens and iterations",
         "parallel.tensor: model.num_attention_heads 4 is not divisible by parallel.tensor 3\n"
         "      set parallel.tensor to 1, or num_attention_heads to 3 or 6",
         "train.micro_batch_size: global_batch_size 7 is not divisible by micro_batch_size 2\n"
-        "      set micro_batch_size to 1 or 7, which learns the same; or global_batch_size to 6 or 8",
-        "precision.dtype: 'fp64' does not fit\n      use one of 'fp32' or 'bf16'",
+        "      set micro_batch_size to 1 or 7, which does not change training; or global_batch_size to 6 or 8",
+        "precision.dtype: 'fp64' is not a valid value\n      use one of 'fp32' or 'bf16'",
         "validation.every: 100 has no unit\n      write '100 iterations', '100 samples' or '100 tokens'",
     ):
         assert expected in message
@@ -123,42 +124,45 @@ def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
         ("phases.0.blend={text: .nan}", "blend.text: nan is not a weight"),
         (
             "parallel={pipeline: 4}",
-            "num_layers 2 is not divisible by parallel.pipeline 4\n    make pipeline 2, or num_l",
+            "num_layers 2 is not divisible by parallel.pipeline 4\n    set pipeline to 2, or num_l",
         ),
         ("parallel={sequence_parallel: true}", "sequence_parallel is on with parallel.tensor 1"),
         ("parallel={virtual_pipeline: 2}", "virtual_pipeline is set with parallel.pipeline 1"),
-        ("parallel={overlap_param_gather: true}", "overlap_param_gather is on without"),
-        ("train.batch_ramp={start: 3, increment: 2, samples: 100}", "the batch never becomes 8"),
-        ("phases.0.until=65Ki tokens", "is left after 66560 tokens, but is only 65536 tokens long"),
+        ("parallel={overlap_param_gather: true}", "overlap_param_gather needs distributed_optimizer and"),
+        ("train.batch_ramp={start: 3, increment: 2, samples: 100}", "never reaches global_batch_size 8"),
+        ("phases.0.until=65Ki tokens", "ends early after 66560 tokens, but is only 65536 tokens long"),
         ("phases.0.until=1025 samples", "is only 65536 tokens long\n    give at most 1024 samples, or lengthen"),
         ("phases.1.until=21 iterations", "give at most 20 iterations"),
-        ("phases.1.name=first", "a second phase is named 'first'"),
+        ("phases.1.name=first", "another phase is already named 'first'"),
         ("phases.0.learning_rate={schedule: cosine, final: 0}", "the first phase has no peak to start from"),
         ("phases.0.learning_rate={schedule: linear, peak: 1e-3}", "schedule linear needs final"),
-        ("phases.0.learning_rate={schedule: constant, peak: 1, final: 0}", "schedule constant has no final value"),
-        ("phases.0.learning_rate={schedule: wsd, peak: 1, final: 0}", "schedule wsd and decay do not fit"),
+        ("phases.0.learning_rate={schedule: constant, peak: 1, final: 0}", "schedule constant takes no final"),
+        ("phases.0.learning_rate={schedule: wsd, peak: 1, final: 0}", "schedule wsd needs decay"),
         ("phases.0.learning_rate={schedule: wsd, peak: 1, final: 0, decay: 120%}", "1.2 is not a share of the phase"),
         ("phases.0.learning_rate={schedule: inverse_sqrt, peak: 1}", "inverse_sqrt needs warmup"),
-        ("phases.0.learning_rate={schedule: linear, peak: 1, final: 2}", "final 2 lies above peak 1"),
+        ("phases.0.learning_rate={schedule: linear, peak: 1, final: 2}", "final 2 is larger than peak 1"),
         ("model.vocab_size=null", "neither tokenizer nor model.vocab_size is given"),
         ("model.preset=to-code-470", "there is no preset 'to-code-470'\n    did you mean to-code-470m?"),
-        ("model.kv_channels=15", "a head is 15 channels wide"),
-        ("precision.fp8={recipe: delay}", "precision.fp8.recipe: 'delay' does not fit"),
-        ("precision.fp8=all", "precision.fp8: 'all' does not fit"),
+        ("model.kv_channels=15", "a head has 15 channels"),
+        ("precision.fp8={recipe: delay}", "precision.fp8.recipe: 'delay' is not a valid value"),
+        ("precision.fp8=all", "precision.fp8: 'all' is not a valid value"),
         ("sources.text.max_epoch=3", "did you mean max_epochs?"),
         ("phases.0.tokns=3", "did you mean tokens?"),
         ("name=a b", "use letters, digits"),
         ("train.seq_length=1.5", "1.5 is not a whole number\n    write for example 200B"),
-        ("phases.7.tokens=3", "names no item '7'\n    known: 0, 1, first, second"),
+        ("phases.7.tokens=3", "there is no item '7'\n    known: 0, 1, first, second"),
         ("train", "'train' is not an override"),
         ("train.seq_length=[", "is not YAML"),
         ("train.seq_length=", "gives no value\n    write train.seq_length=VALUE; null removes a setting"),
         ("phases.0.blend={text: 50%, code: 0.5}", "mixes percentages and plain numbers: text 50% beside code 0.5"),
-        ("phases.0.blend={text: 0.5, code: 40}", "mixes shares and percentages: text 0.5 beside code 40, 40.5 in all"),
+        (
+            "phases.0.blend={text: 0.5, code: 40}",
+            "mixes shares and percentages: text 0.5 beside code 40, 40.5 in total",
+        ),
         ("phases.0.blend={text: 0.95, code: 5}", "mixes shares and percentages: text 0.95 beside code 5, 5.95"),
         ("phases.0.blend={text: 5O%}", "blend.text: '5O%' is not a weight"),
         ("phases.0.blend={text: true}", "blend.text: True is not a weight"),
-        ("phases.0.blend={}", "phases[0].blend: the blend names no source"),
+        ("phases.0.blend={}", "phases[0].blend: the blend is empty"),
     ],
 )
 def test_each_rule_says_what_where_and_how_to_fix(tmp_path: Path, override: str, expected: str) -> None:
@@ -166,16 +170,16 @@ def test_each_rule_says_what_where_and_how_to_fix(tmp_path: Path, override: str,
 
 
 def test_a_file_that_is_no_config_is_named(tmp_path: Path) -> None:
-    for text, expected in (("- 1", "holds no settings"), ("a: [1\nb: 2", "not YAML"), ("", "holds no settings")):
+    for text, expected in (("- 1", "holds no settings"), ("a: [1\nb: 2", "not valid YAML"), ("", "holds no settings")):
         assert expected in mistakes(tmp_path, text=text)
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "none.yaml")
-    assert "base files name each other" in mistakes(tmp_path, text="base: run.yaml")
+    assert "base files form a cycle" in mistakes(tmp_path, text="base: run.yaml")
     assert "base is 3" in mistakes(tmp_path, text="base: 3")
 
 
 def test_a_missing_setting_is_named(tmp_path: Path) -> None:
-    assert "train.seq_length: it is missing\n    add seq_length" in mistakes(
+    assert "train.seq_length: required setting is missing\n    add seq_length" in mistakes(
         tmp_path, text=GOOD.replace("seq_length: 64, ", "")
     )
 
@@ -225,7 +229,7 @@ def test_a_wrong_value_hides_no_other_mistake(tmp_path: Path) -> None:
         "blend.txt: 'txt' is not one of the sources",
         "blend.text: 'lots' is not a weight",
         "every weight of phase 'second' is zero",
-        "sources.code.path: [3] does not fit",
+        "sources.code.path: [3] is not a valid value",
         "there is no preset 'to-code-470'",
     ):
         assert expected in message

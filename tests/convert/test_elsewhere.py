@@ -46,7 +46,7 @@ def test_a_run_where_nothing_may_be_written_does_not_lose_the_export(run, out, c
     run.exports.mkdir()
     to_hf(run.path, out)
     assert (out / "config.json").exists()
-    assert "the run's page will not show it" in caplog.text
+    assert "the run's report will not show it" in caplog.text
 
 
 def test_a_run_writes_through_its_newest_checkpoint_which_is_exported_once(run) -> None:
@@ -67,7 +67,7 @@ def test_an_export_of_other_weights_is_not_taken_for_the_checkpoints(run) -> Non
     (export / "megacode.json").write_text(json.dumps({**card, "checkpoint_seal": "other"}))
     assert json.loads((model_of(run.path) / "megacode.json").read_text())["checkpoint_seal"] == seal
     (export / "megacode.json").write_text(json.dumps({"checkpoint": "of another run", "checkpoint_seal": "x"}))
-    with pytest.raises(CheckpointError, match="not by an export of"):
+    with pytest.raises(CheckpointError, match="does not contain an export of"):
         model_of(run.path)
 
 

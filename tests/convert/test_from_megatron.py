@@ -85,15 +85,15 @@ def test_pieces_are_put_together_as_megatron_core_does(saved: Callable[[int], Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"swiglu": False}, "swiglu is False, and megacode computes True"),
+        ({"swiglu": False}, "swiglu is False, but megacode supports only True"),
         ({"num_experts": 8, "qk_layernorm": True}, "qk_layernorm is True(.|\n)*num_experts is 8"),
-        ({"num_layers": 4}, "it holds 3 layers, and the arguments say 4"),
-        ({"num_layers": 2}, "it holds 3 layers, and the arguments say 2"),
+        ({"num_layers": 4}, "it contains 3 layers, but the arguments say 4"),
+        ({"num_layers": 2}, "it contains 3 layers, but the arguments say 2"),
         (
             {"untie_embeddings_and_output_weights": False},
-            r"it holds output_layer\.weight, and megacode's model does not",
+            r"it contains output_layer\.weight, which megacode's model does not have",
         ),
-        ({"ffn_hidden_size": 64}, r"has shape \[96, 32\], and the arguments make it \[128, 32\]"),
+        ({"ffn_hidden_size": 64}, r"has shape \[96, 32\], but by the arguments it is \[128, 32\]"),
     ],
 )
 def test_what_megacode_does_not_compute_is_named(
@@ -114,32 +114,40 @@ def test_what_is_no_checkpoint_is_refused(saved: Callable[[int], Path], tokenize
     with pytest.raises(CheckpointError, match=r"there is no tokenizer\.json"):
         from_megatron(saved(1), tmp_path, tmp_path / "out")
     (tmp_path / "there").mkdir()
-    with pytest.raises(CheckpointError, match="it is there already"):
+    with pytest.raises(CheckpointError, match="it already exists"):
         from_megatron(saved(1), tokenizer_dir, tmp_path / "there")
     shutil.copytree(saved(1), tmp_path / "copy")
     torch.save({"iteration": 5}, tmp_path / "copy" / "common.pt")
-    with pytest.raises(CheckpointError, match="it holds no arguments of Megatron-LM"):
+    with pytest.raises(CheckpointError, match="it contains no Megatron-LM arguments"):
         from_megatron(tmp_path / "copy", tokenizer_dir, tmp_path / "out")
 
 
-def test_a_damaged_file_is_named(saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["__*.distcp", ".metadata", "common.pt"])
+@pytest.mark.parametrize("cut", [0, 30, 200])
+def test_a_damaged_file_is_named(
+    saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path, name: str, cut: int
+) -> None:
+    """Readers of pickles raise errors of many kinds: by where the bytes are cut, or what stands in their place."""
     shutil.copytree(saved(1), tmp_path / "copy")
-    for path in (tmp_path / "copy").glob("*.distcp"):
-        path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    damaged = sorted((tmp_path / "copy").glob(name))
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:cut] + b"\x80\x04\x8c\x03\xff\xfe\xfd.")  # text that is no UTF-8
+    with pytest.raises(CheckpointError, match="cannot be read and may be damaged") as caught:
         from_megatron(tmp_path / "copy", tokenizer_dir, tmp_path / "out")
+    assert caught.value.problems[0].where in map(str, damaged)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tensor_that_was_written_wrong_is_named(
     saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = module.start.write
+    write = module.initial_checkpoint.write
 
     def spoiled(tensors: Any, config: Any, hidden: Path) -> None:
         write((tensor.roll(1, 0) if tensor.shape == (64, 32) else tensor for tensor in tensors), config, hidden)
 
-    monkeypatch.setattr(module.start, "write", spoiled)
-    with pytest.raises(VerificationError, match=r"layers\.0\.self_attention\.linear_qkv\.weight is not what was read"):
+    monkeypatch.setattr(module.initial_checkpoint, "write", spoiled)
+    with pytest.raises(VerificationError, match=r"linear_qkv\.weight was not written as it was read"):
         from_megatron(saved(1), tokenizer_dir, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

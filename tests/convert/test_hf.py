@@ -70,7 +70,7 @@ def test_the_card_states_phases_tokens_hashes_and_proof(runs, out) -> None:
     report = to_hf(runs("llama") / "checkpoints/iter_0000003", out)
     card, facts = (out / "README.md").read_text(), json.loads((out / "megacode.json").read_text())
     assert "| first | 8 | 512 | text 512 (100.0 %) |" in card
-    assert "| second (under way) | 4 | 256 | text 256 (100.0 %) |" in card
+    assert "| second (unfinished) | 4 | 256 | text 256 (100.0 %) |" in card
     assert "| text | 768 | 100.00 % | 5000 | `c0ffee` |" in card
     assert f"{report.tokens}\ntokens of {len(report.texts)} texts" in card
     for known in facts["hashes"].values():
@@ -104,7 +104,7 @@ def shown(report) -> str:
 def test_a_directory_in_use_is_left_alone(runs, out) -> None:
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    with pytest.raises(CheckpointError, match="it is in use, and not by an export of tiny-llama@iter_0000003"):
+    with pytest.raises(CheckpointError, match="does not contain an export of tiny-llama@iter_0000003"):
         to_hf(runs("llama"), out, force=True)
     assert (out / "thesis.tex").exists()
 
@@ -114,7 +114,7 @@ def test_an_earlier_export_is_replaced_only_by_force(runs, out) -> None:
     with pytest.raises(CheckpointError, match="add --force"):
         to_hf(runs("llama"), out)
     assert to_hf(runs("llama"), out, force=True).verified
-    with pytest.raises(CheckpointError, match="not by an export of tiny-cohere"):
+    with pytest.raises(CheckpointError, match="does not contain an export of tiny-cohere"):
         to_hf(runs("cohere"), out, force=True)
 
 

@@ -145,7 +145,7 @@ def test_stablelm_wants_heads_that_fill_the_width() -> None:
 
 
 def test_llama_wants_a_width_that_divides_by_the_heads() -> None:
-    with pytest.raises(ConfigError, match="LlamaConfig wants hidden_size 18"):
+    with pytest.raises(ConfigError, match="hidden_size 18"):
         check_exportable(model_of("sequential", "RMSNorm", kv_channels=8, hidden_size=18))
 
 

@@ -122,7 +122,7 @@ def test_a_wrong_export_is_not_pushed(
 
 
 def test_an_export_without_proof_is_not_pushed(runs: Callable[[str], Path], out: Path, hub: Hub) -> None:
-    with pytest.raises(CheckpointError, match="only proven exports are pushed"):
+    with pytest.raises(CheckpointError, match="only verified exports are pushed"):
         to_hf(runs("llama"), out, verify=False, push_to="group/model")
     assert not hub.created
 
@@ -166,11 +166,11 @@ def test_a_hub_that_cannot_be_reached_is_named(
 def test_no_token_offline_and_a_wrong_id_are_each_said(
     runs: Callable[[str], Path], out: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="'a/b/c' is not a valid id on the hub"):
+    with pytest.raises(ConfigError, match="'a/b/c' is not a valid repository id"):
         to_hf(runs("llama"), out, push_to="a/b/c")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match="there is no token of the hub"):
+    with pytest.raises(ConfigError, match="there is no token for the hub"):
         to_hf(runs("llama"), out, push_to="group/model")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="huggingface_hub is offline"):

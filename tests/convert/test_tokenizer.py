@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from megacode.base.errors import DataError
 from megacode.config.model import TokenizerConfig
-from megacode.convert.texts import Text
+from megacode.convert.texts import ProofText
 from megacode.convert.tokenizer import export_tokenizer
 from megacode.convert.verify import check_tokenizer
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
@@ -56,7 +56,7 @@ CODE = {"remove_extra_whitespaces": False, "normalization_rule_name": "identity"
 def test_a_sentencepiece_model_keeps_its_ids(settings, model_type, corpus, tmp_path) -> None:
     tokenizer = sentencepiece_of(tmp_path, corpus, model_type="bpe", byte_fallback=True, **settings)
     export(tokenizer, tmp_path / "hf", model_type)
-    texts = [Text(str(number), text, ()) for number, text in enumerate([*HARD, *corpus])]
+    texts = [ProofText(str(number), text, ()) for number, text in enumerate([*HARD, *corpus])]
     assert check_tokenizer(tokenizer, tmp_path / "hf", texts) > 10_000
 
 
@@ -73,7 +73,7 @@ def test_a_sentencepiece_model_for_code_gives_texts_back(corpus, tmp_path) -> No
 
 def test_a_unigram_model_is_refused(corpus, tmp_path) -> None:
     tokenizer = sentencepiece_of(tmp_path, corpus, model_type="unigram")
-    with pytest.raises(DataError, match="of SentencePiece models only BPE can be exported"):
+    with pytest.raises(DataError, match="only BPE models of SentencePiece can be exported"):
         export(tokenizer, tmp_path / "hf")
 
 
@@ -81,7 +81,7 @@ def test_a_unigram_model_is_refused(corpus, tmp_path) -> None:
 def test_a_hugging_face_tokenizer_keeps_its_ids(model_type, tokenizer_dir, corpus, tmp_path) -> None:
     tokenizer = load_tokenizer(TokenizerConfig(kind="huggingface", path=str(tokenizer_dir)))
     export(tokenizer, tmp_path / "hf", model_type)
-    texts = [Text(str(number), text, ()) for number, text in enumerate([*HARD, *corpus])]
+    texts = [ProofText(str(number), text, ()) for number, text in enumerate([*HARD, *corpus])]
     assert check_tokenizer(tokenizer, tmp_path / "hf", texts) > 10_000
 
 

@@ -18,7 +18,7 @@ from megacode.convert.compare import Gaps, NextTokens, difference, first_beyond,
 from megacode.convert.opened_checkpoint import OpenedCheckpoint
 from megacode.convert.reference import Reference, alone
 from megacode.convert.safetensors_files import SafetensorsFiles
-from megacode.convert.texts import Text, texts_of
+from megacode.convert.texts import ProofText, texts_of
 from megacode.convert.verify import Claim, prove
 
 Weights = dict[str, torch.Tensor]
@@ -126,18 +126,18 @@ FAULTS = [
     ("stablelm", permute_a_head, "diverges from the checkpoint at layer 1 attention"),
     ("cohere", swap_gate_and_up, "diverges from the checkpoint at layer 2 MLP"),
     ("llama", swap_gate_and_up, "diverges from the checkpoint at layer 2 MLP"),
-    ("llama", rotate_by_the_wrong_base, "transformers takes rope_theta to be 10000.0, the checkpoint has 500.0"),
+    ("llama", rotate_by_the_wrong_base, "transformers reads rope_theta as 10000.0, but the checkpoint has 500.0"),
     ("cohere", forget_the_interleaving, "diverges from the checkpoint at layer 0 attention"),
     ("cohere", scale_the_logits, "diverges from the checkpoint at logits"),
     ("llama", damage_the_last_norm, "diverges from the checkpoint at final norm"),
-    ("llama", with_rows(299, 299), "config.json has 299 tokens, the tokenizer 300"),
-    ("llama", with_rows(301, 301), "config.json has 301 tokens, the tokenizer 300"),
-    ("llama", with_rows(299, 300), "transformers cannot load the export|does not find the parameters"),
-    ("llama", with_rows(301, 300), "transformers cannot load the export|does not find the parameters"),
+    ("llama", with_rows(299, 299), "config.json has 299 tokens, but the tokenizer has 300"),
+    ("llama", with_rows(301, 301), "config.json has 301 tokens, but the tokenizer has 300"),
+    ("llama", with_rows(299, 300), "transformers cannot load the export|the export's parameters are not those"),
+    ("llama", with_rows(301, 300), "transformers cannot load the export|the export's parameters are not those"),
     ("llama", lose_a_tensor, "missing keys: model.layers.1.mlp.down_proj.weight"),
-    ("llama", change_a_row_that_no_text_holds, "embedding.word_embeddings.weight in the files is not the checkpoint's"),
-    ("llama", split_words_otherwise, "the exported tokenizer gives other ids on 'prose'"),
-    ("llama", end_otherwise, "the run with 0"),
+    ("llama", change_a_row_that_no_text_holds, "word_embeddings.weight in the files differs from the checkpoint"),
+    ("llama", split_words_otherwise, "the exported tokenizer gives different ids on 'prose'"),
+    ("llama", end_otherwise, "but the run's is 0"),
     ("llama", break_the_tokenizer, "transformers cannot load the tokenizer"),
 ]
 
@@ -170,7 +170,7 @@ def test_a_wrong_export_is_not_published(runs, out, monkeypatch) -> None:
 def test_an_embedding_smaller_than_the_tokenizer_is_refused(claims, tmp_path) -> None:
     larger = copy(claims("llama").tokenizer)
     larger.vocab_size = 500
-    with pytest.raises(CheckpointError, match="the tokenizer has 500 tokens, the embedding only 300 rows"):
+    with pytest.raises(CheckpointError, match="the tokenizer has 500 tokens, but the embedding only 300 rows"):
         hf.write_model(replace(claims("llama"), tokenizer=larger), tmp_path)
 
 
@@ -212,7 +212,7 @@ def test_special_tokens_in_a_text_are_text_on_both_sides(claims, tmp_path) -> No
     text = "the <|endoftext|> of a text"
     ids = tuple(claim.tokenizer.encode(text))
     assert 0 not in ids
-    assert prove(replace(claim, texts=[Text("odd", text, ids)]), tmp_path).tokenizer_ids == len(ids)
+    assert prove(replace(claim, texts=[ProofText("odd", text, ids)]), tmp_path).tokenizer_ids == len(ids)
 
 
 def test_the_first_point_beyond_the_tolerance_is_named() -> None:

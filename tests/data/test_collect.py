@@ -145,7 +145,7 @@ def test_bad_arguments_say_how_to_mend_them(tree, tmp_path):
     with pytest.raises(ConfigError, match="nowhere: no such directory"):
         collect(tmp_path / "out", [tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no code file fit to train on"):
+    with pytest.raises(DataError, match="no usable code file was found"):
         collect(tmp_path / "out", [tmp_path / "empty"])
     assert not (tmp_path / "out").exists()
 

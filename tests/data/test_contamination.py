@@ -208,11 +208,11 @@ def test_a_source_that_is_gone_or_changed_is_named_and_the_others_are_checked(ru
     assert 0 < note["tasks"]["t"]["overlapping"] <= 11
     run.write_source("code", documents(9))
     note = run.note(items, 440)
-    assert "source code: the data set is no longer the one that was read" in note["not_covered"]
+    assert "source code: the data set has changed since the run read it" in note["not_covered"]
     run.write_source("text", documents(10))
     note = run.note(items, 440)
     assert note["checked"] is False
-    assert "text: the data set is no longer the one that was read" in note["why"]
+    assert "text: the data set has changed since the run read it" in note["why"]
 
 
 def test_a_config_that_tells_another_past_is_not_believed(run):
@@ -230,9 +230,9 @@ def test_what_cannot_be_known_is_said(run, tokenizer_dir):
     assert contamination(run.path, {"name": "foreign"}, items) == unknown
     older = run.facts(4)
     del older["fingerprints"][0]["read"]
-    assert "of another version: export it again" in contamination(run.path, older, items)["why"]
+    assert "by another version: export the model again" in contamination(run.path, older, items)["why"]
     run.write_config(init={"from": "/runs/before"})
-    assert run.note(items)["not_covered"] == ["what the weights it started from had read: /runs/before"]
+    assert run.note(items)["not_covered"] == ["data that its initial weights had read before this run: /runs/before"]
     model = {"num_layers": 1, "hidden_size": 32, "ffn_hidden_size": 48, "num_attention_heads": 4, "vocab_size": 320}
     run.write_config(tokenizer=None, model=model)
     assert run.note(items)["why"] == "the run has no tokenizer"
@@ -277,19 +277,19 @@ def test_a_note_is_one_line_on_the_terminal(run):
     assert describe(contamination(None, None, [])) == "contamination: not checked, the model's run is not known"
     line = describe(run.note(passages(TEXTS["text"][:4]), 440))
     assert line == (
-        "contamination: 4 of 4 items overlap what was read (13 tokens in a row); "
-        "100 % of the 28.2k tokens read were looked at"
+        "contamination: 4 of 4 items overlap the data read (13 tokens in a row); "
+        "100 % of the 28.2k tokens read were checked"
     )
 
 
 @pytest.mark.slow
 def test_items_come_from_lm_evals_own_tasks(tmp_path):
-    from megacode.data.demo_items import Sizes, build_demo_tasks
+    from megacode.data.demo_items import SuiteSizes, build_demo_tasks
     from megacode.eval.suites import load_suite
     from megacode.eval.task_loading import load_tasks
 
     files = sorted((Path(os.__file__).parent / "email").glob("*.py"))[:12]
-    build_demo_tasks({"code": [path.read_text("utf-8") for path in files]}, tmp_path, 0, Sizes(6, 3, 4))
+    build_demo_tasks({"code": [path.read_text("utf-8") for path in files]}, tmp_path, 0, SuiteSizes(6, 3, 4))
     tasks, _ = load_tasks(load_suite("demo", tmp_path, tmp_path), run_code=False)
     found = {name: task_items(name, task) for name, task in tasks.items()}
     lines = {name: [json.loads(x) for x in (tmp_path / f"{name}.jsonl").read_bytes().splitlines()] for name in tasks}

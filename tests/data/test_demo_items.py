@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megacode.base.errors import ConfigError, DataError
-from megacode.data.demo_items import ENDINGS, Sizes, build_demo_tasks, passages, split_ending
+from megacode.data.demo_items import ENDINGS, SuiteSizes, build_demo_tasks, passages, split_ending
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu"]
 
@@ -32,7 +32,7 @@ def read(out: Path, task: str) -> list[dict]:
 
 
 def test_the_index_names_every_task_with_its_items_hash_and_chance(heldout, tmp_path):
-    index = build_demo_tasks(heldout, tmp_path, seed=0, sizes=Sizes(10, 5, 4))
+    index = build_demo_tasks(heldout, tmp_path, seed=0, sizes=SuiteSizes(10, 5, 4))
     assert index == json.loads((tmp_path / "items.json").read_text())
     assert {name: (task["items"], task.get("chance")) for name, task in index["tasks"].items()} == {
         "demo_endings_text": (10, 0.25), "demo_bits_text": (5, None),
@@ -68,7 +68,7 @@ def test_all_endings_begin_with_the_same_white_space_and_break_off_at_a_word(hel
 def test_answers_are_spread_over_the_four_places(tmp_path):
     build_demo_tasks({"text": [prose(i, 60) for i in range(20)]}, tmp_path, seed=0)
     answers = [item["answer"] for item in read(tmp_path, "demo_endings_text")]
-    assert len(answers) == Sizes().endings
+    assert len(answers) == SuiteSizes().endings
     assert min(answers.count(place) for place in range(ENDINGS)) >= 8
 
 

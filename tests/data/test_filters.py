@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from megacode.data.filters import LIMITS, Limits, is_domain_list, letters_share, reason_to_drop
+from megacode.data.filters import LIMITS, FilterLimits, is_domain_list, letters_share, reason_to_drop
 
 PROSE = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.\n" * 6
 
@@ -38,8 +38,8 @@ def test_generated_by_counts_only_in_the_first_400_characters():
 
 
 def test_a_thousand_floats_are_still_fit_and_version_numbers_are_no_floats():
-    assert reason_to_drop("value 1.5\n" * 1_000, Limits()) is None
-    assert reason_to_drop("version 1.2.3\n" * 1_500, Limits()) is None
+    assert reason_to_drop("value 1.5\n" * 1_000, FilterLimits()) is None
+    assert reason_to_drop("version 1.2.3\n" * 1_500, FilterLimits()) is None
 
 
 def test_prose_that_names_a_few_domains_is_no_list_of_domains():

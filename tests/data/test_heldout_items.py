@@ -48,5 +48,7 @@ def test_a_limit_takes_the_first_ones(prefix):
 
 
 def test_nothing_held_out_is_an_error_that_says_what_to_change(prefix):
-    with pytest.raises(DataError, match=r"source letters .*validation.fraction 0.* no document.*\n.*larger fraction"):
+    with pytest.raises(
+        DataError, match=r"source letters .*validation.fraction 0.* no document.*\n.*increase validation.fraction"
+    ):
         heldout_documents("letters", Source(path=prefix), 0.0, Letters())

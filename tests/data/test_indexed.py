@@ -122,7 +122,7 @@ def test_nothing_appears_and_the_old_set_stays_when_writing_fails(tmp_path: Path
 
 def test_a_token_that_does_not_fit_is_an_error_and_nothing_is_written(tmp_path: Path):
     with (
-        pytest.raises(DataError, match="token 70000 does not fit uint16"),
+        pytest.raises(DataError, match="token 70000 does not fit into uint16"),
         IndexedDatasetWriter(tmp_path / "set", np.uint16) as writer,
     ):
         writer.add(np.array([70_000]), np.array([1]))
@@ -130,7 +130,10 @@ def test_a_token_that_does_not_fit_is_an_error_and_nothing_is_written(tmp_path: 
 
 
 def test_an_empty_corpus_is_an_error_when_written_and_when_read(tmp_path: Path):
-    with pytest.raises(DataError, match="not one token"), IndexedDatasetWriter(tmp_path / "set", np.uint16) as writer:
+    with (
+        pytest.raises(DataError, match="no tokens to write"),
+        IndexedDatasetWriter(tmp_path / "set", np.uint16) as writer,
+    ):
         writer.add(np.zeros(0, dtype=np.uint16), np.zeros(3, dtype=np.int64))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "set.bin").write_bytes(b"")
@@ -147,8 +150,8 @@ def damage(path: Path, edit: Callable[[bytes], bytes]) -> None:
 @pytest.mark.parametrize(
     ("suffix", "edit", "message"),
     [
-        ("idx", lambda raw: raw[:20], "cut short"),
-        ("idx", lambda raw: raw[:-8], "cut short or damaged"),
+        ("idx", lambda raw: raw[:20], "truncated"),
+        ("idx", lambda raw: raw[:-8], "truncated or corrupted"),
         ("idx", lambda raw: b"NOTMEGATR" + raw[9:], "its first bytes are wrong"),
         ("idx", lambda raw: b"", "it is empty"),
         ("idx", lambda raw: raw[:9] + b"\x02" + raw[10:], "version 2"),

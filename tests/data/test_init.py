@@ -20,7 +20,7 @@ from megacode.cli.init_text import scalar
 from megacode.config.loading import load_config
 from megacode.config.yaml_reader import parse_yaml
 from megacode.data import manifest as manifests
-from megacode.data.preprocess import Job, preprocess
+from megacode.data.preprocess import PreprocessJob, preprocess
 from megacode.data.train_tokenizer import train_tokenizer
 
 Call = Callable[..., int]
@@ -34,7 +34,9 @@ def made(corpus, huggingface, tmp_path_factory) -> Path:
     lines = corpus.read_text().splitlines(keepends=True)
     for name, count in (("code", len(lines)), ("few", len(lines) // 4)):
         (place / f"{name}.jsonl").write_text("".join(lines[:count]))
-        preprocess(Job((str(place / f"{name}.jsonl"),), str(place / "data" / name), huggingface, append_eod=True))
+        preprocess(
+            PreprocessJob((str(place / f"{name}.jsonl"),), str(place / "data" / name), huggingface, append_eod=True)
+        )
     return place
 
 
@@ -80,8 +82,8 @@ def test_what_it_writes_is_planned_as_it_stands(call, place, capsys) -> None:
 def test_it_says_why_and_what_else_could_be_chosen(call, place) -> None:
     assert call("init", *BOTH, "--name", "first") == 0
     text = (place / "run.yaml").read_text()
-    for part in ("20 tokens a parameter are", "one pass over the data is", "Even shares would be {code: 0.5, few: 0.5}",
-                 "warm-up", "the smallest known one", "held out", "name: first "):  # fmt: skip
+    for part in ("20 tokens per parameter are", "one pass over the data is", "warm-up", "held out",
+                 "Even shares would be {code: 0.5, few: 0.5}", "the smallest known model", "name: first "):  # fmt: skip
         assert part in text
     assert max(map(len, text.splitlines())) <= 120
     config = load_config("run.yaml")
@@ -93,7 +95,7 @@ def test_it_says_why_and_what_else_could_be_chosen(call, place) -> None:
 def test_an_existing_file_stays_without_overwrite(call, place, capsys) -> None:
     (place / "run.yaml").write_text("mine")
     assert call("init", *BOTH) == 2
-    assert "OUT: run.yaml is there already\n    give --overwrite" in capsys.readouterr().err
+    assert "OUT: run.yaml already exists\n    give --overwrite" in capsys.readouterr().err
     assert (place / "run.yaml").read_text() == "mine"
     assert call("init", *BOTH, "--overwrite") == 0
     assert load_config("run.yaml").name == "run"
@@ -113,7 +115,7 @@ TOKENIZER = ["--tokenizer", "tokenizer"]
         ),
         (["--data", "code=nowhere/x", *TOKENIZER], "--data code=nowhere/x: nowhere/x.idx: there is no such file"),
         (["--data", "co.de=data/code", *TOKENIZER], "write for example --data co-de=data/code"),
-        (["--data", "data/code_text_document", *TOKENIZER], "it is not NAME=PREFIX"),
+        (["--data", "data/code_text_document", *TOKENIZER], "the value is not NAME=PREFIX"),
         ([*CODE, *CODE, *TOKENIZER], "the name 'code' is given twice"),
         ([*CODE, "--tokenizer", "nowhere"], "nowhere: the tokenizer cannot be read"),
         ([*CODE, *TOKENIZER, "--model", "llama1b"], "there is no preset 'llama1b'\n    did you mean llama-1b?"),
@@ -143,7 +145,7 @@ def test_every_data_set_of_another_tokenizer_is_named(call, place, capsys) -> No
     assert call("init", *BOTH[:4], "--tokenizer", "other") == 2
     shown = capsys.readouterr().err
     for name in ("code", "few"):
-        assert f"--data {name}=data/{name}_text_document: it was made by tokenizer" in shown
+        assert f"--data {name}=data/{name}_text_document: it was made with tokenizer" in shown
     assert "give --tokenizer the one that made it" in shown
 
 
@@ -164,7 +166,7 @@ def test_a_data_set_whose_tokens_are_not_in_the_vocabulary_is_refused(call, plac
 def test_data_for_less_than_one_batch_are_refused(call, place, write_dataset, capsys) -> None:
     given = ["--data", f"long={write_dataset([5000, 2000])}", *TOKENIZER, "--seq-length", "1000"]
     assert call("init", *given) == 2
-    assert "the data sets give 3,000 tokens, less than one batch of 8,000" in capsys.readouterr().err
+    assert "the data sets have 3,000 tokens for training, less than one batch of 8,000" in capsys.readouterr().err
 
 
 def test_a_preset_and_a_length_are_taken_as_given(call, place, capsys) -> None:

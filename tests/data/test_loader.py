@@ -212,6 +212,6 @@ def test_questions_about_what_is_not_there_are_errors(sources, make_config):
         order_rows(config, 108, 1)
     with pytest.raises(ConfigError, match="there is no source 'prose'") as caught:
         seen_rows(config, "prose", 0)
-    assert caught.value.problems[0].fix == "the config's sources are code, text"
-    with pytest.raises(ConfigError, match="there is no document 40 in 'text': it has 40"):
+    assert caught.value.problems[0].fix == "use one of code, text"
+    with pytest.raises(ConfigError, match="there is no document 40 in 'text', which has 40 documents"):
         seen_rows(config, "text", 40)

@@ -208,7 +208,7 @@ def test_a_missing_or_old_dali_is_refused_with_the_command_that_installs_it(monk
         return version
 
     monkeypatch.setattr(dali.metadata, "version", version_of({}))
-    with pytest.raises(LaunchError, match="asks for DALI, which is not installed") as caught:
+    with pytest.raises(LaunchError, match="DALI is not installed") as caught:
         dali.check()
     assert caught.value.exit_code == 2
     assert caught.value.problems[0].where == "train.loader"
@@ -229,6 +229,6 @@ def test_the_doctor_says_when_dali_would_do(monkeypatch):
         monkeypatch.setattr(dali, "installed", lambda found=found: found)
         rows.append(doctor._dali())
     assert [row["found"] for row in rows] == ["", "nvidia-dali-cuda120 1.53.0", "nvidia-dali-cuda130 2.4.0"]
-    assert rows[0]["path"].startswith("nothing is missing: ")
+    assert rows[0]["path"].startswith("not needed: ")
     assert rows[1]["path"].startswith("not usable: train.loader: dali needs 2.0 or newer")
     assert rows[2]["path"].startswith("used with train.loader: dali")

@@ -40,7 +40,7 @@ def test_a_changed_byte_is_found(path_of, whole, described):
     raw = bytearray(path_of(described).read_bytes())
     raw[5] ^= 1
     path_of(described).write_bytes(raw)
-    with pytest.raises(DataError, match="are not those of its manifest") as caught:
+    with pytest.raises(DataError, match="do not match its manifest") as caught:
         manifests.check(described, whole=whole)
     assert caught.value.problems[0].where == str(path_of(described))
     assert caught.value.exit_code == 2
@@ -49,7 +49,7 @@ def test_a_changed_byte_is_found(path_of, whole, described):
 def test_another_size_and_a_missing_file_are_found(described):
     raw = bin_path(described).read_bytes()
     bin_path(described).write_bytes(raw + b"xx")
-    with pytest.raises(DataError, match="26 bytes, its manifest says 24"):
+    with pytest.raises(DataError, match="26 bytes, but its manifest says 24"):
         manifests.check(described)
     bin_path(described).unlink()
     with pytest.raises(DataError, match="there is no such file"):
@@ -61,7 +61,7 @@ def test_a_set_without_manifest_is_known_by_its_sampled_blocks_and_the_log_says_
     assert manifests.check(prefix) is None
     with caplog.at_level(logging.INFO):
         assert manifests.identity(prefix) != manifests.identity(write_dataset([7, 5], "other"))
-    assert "known by its size and sampled blocks only" in caplog.text
+    assert "identified only by its size and sampled blocks" in caplog.text
 
 
 def test_sampled_blocks_reach_both_ends_of_a_large_file(tmp_path: Path):
@@ -86,13 +86,13 @@ def test_a_file_that_is_no_manifest_is_an_error(text, described):
 def test_a_later_format_is_an_error(described):
     later = dataclasses.asdict(manifests.read(described)) | {"format": 2, "novelty": 1}
     manifests.manifest_path(described).write_text(json.dumps(later))
-    with pytest.raises(DataError, match="it has format 2"):
+    with pytest.raises(DataError, match="its format is 2"):
         manifests.check(described)
 
 
 def test_a_set_made_by_another_tokenizer_is_refused(described):
     manifests.check_tokenizer(described, manifests.read(described), "abc")
     manifests.check_tokenizer(described, None, "xyz")
-    with pytest.raises(DataError, match="made by tokenizer abc, the run's tokenizer is xyz") as caught:
+    with pytest.raises(DataError, match="made with tokenizer abc, but the run's tokenizer is xyz") as caught:
         manifests.check_tokenizer(described, manifests.read(described), "xyz")
     assert "tokenizer.path" in caught.value.problems[0].fix

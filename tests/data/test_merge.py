@@ -25,7 +25,7 @@ from megacode.data.indexed import IndexedDataset, IndexedDatasetWriter
 from megacode.data.jsonl import read_chunks
 from megacode.data.machine_files import Shard
 from megacode.data.merge import merge
-from megacode.data.preprocess import Job, preprocess
+from megacode.data.preprocess import PreprocessJob, preprocess
 from megacode.data.train_tokenizer import train_tokenizer
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -52,7 +52,9 @@ def files(prefix: str | Path) -> list[bytes]:
 
 def make_shards(count: int, inputs: list[Path], out: Path, tokenizer: TokenizerConfig, **settings: object) -> Path:
     for index in reversed(range(count)):
-        job = Job(tuple(map(str, inputs)), str(out), tokenizer, shard=Shard(index, count), overwrite=True, **settings)
+        job = PreprocessJob(
+            tuple(map(str, inputs)), str(out), tokenizer, shard=Shard(index, count), overwrite=True, **settings
+        )
         preprocess(job)
     return Path(f"{out}_text_document")
 
@@ -116,7 +118,7 @@ def test_merged_shards_are_what_one_process_makes(kind, settings, texts, hugging
     paths = [
         pack(tmp_path / name, lines(rows[turn * each : (turn + 1) * each])) for turn, name in enumerate(INPUTS[kind])
     ]
-    one = preprocess(Job(tuple(map(str, paths)), str(tmp_path / "one"), huggingface, **settings))["text"]
+    one = preprocess(PreprocessJob(tuple(map(str, paths)), str(tmp_path / "one"), huggingface, **settings))["text"]
     whole = make_shards(5, paths, tmp_path / "many", huggingface, **settings)
     many = merge([f"{whole}.shard_*"], str(whole), command="merge them")
     assert files(whole) == files(tmp_path / "one_text_document")
@@ -126,7 +128,7 @@ def test_merged_shards_are_what_one_process_makes(kind, settings, texts, hugging
 
 def test_a_line_that_a_shards_border_cuts_belongs_to_one_shard(texts, huggingface, tmp_path):
     source = pack(tmp_path / "a.jsonl", lines([texts[0] * 5, "x", texts[1]]))
-    preprocess(Job((str(source),), str(tmp_path / "one"), huggingface))
+    preprocess(PreprocessJob((str(source),), str(tmp_path / "one"), huggingface))
     whole = make_shards(9, [source], tmp_path / "many", huggingface)
     documents = [manifests.read(Shard(index, 9).prefix(whole)).documents for index in range(9)]
     assert sorted(documents)[-3:] == [1, 1, 1] or sum(documents) == 3
@@ -137,7 +139,7 @@ def test_a_line_that_a_shards_border_cuts_belongs_to_one_shard(texts, huggingfac
 
 def test_shards_without_a_token_count_their_empty_documents(texts, huggingface, tmp_path):
     source = pack(tmp_path / "a.jsonl", lines([texts[0], *[""] * 200, texts[1]]))
-    one = preprocess(Job((str(source),), str(tmp_path / "one"), huggingface))["text"]
+    one = preprocess(PreprocessJob((str(source),), str(tmp_path / "one"), huggingface))["text"]
     whole = make_shards(3, [source], tmp_path / "many", huggingface)
     middle = Shard(1, 3).prefix(whole)
     assert manifests.read(middle).tokens == 0
@@ -159,7 +161,7 @@ def test_each_key_has_its_own_shards(texts, huggingface, tmp_path):
     rows = [{"title": text[:20], "text": text} for text in texts[:9]]
     source = tmp_path / "a.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    preprocess(Job((str(source),), str(tmp_path / "one"), huggingface, keys=("title", "text")))
+    preprocess(PreprocessJob((str(source),), str(tmp_path / "one"), huggingface, keys=("title", "text")))
     make_shards(2, [source], tmp_path / "many", huggingface, keys=("title", "text"))
     for key in ("title", "text"):
         merge([f"{tmp_path}/many_{key}_document.shard_*"], f"{tmp_path}/many_{key}_document", remove_shards=True)
@@ -195,7 +197,7 @@ def test_shards_that_are_missing_or_not_finished_are_named(sharded):
     Path(f"{sharded}.shard_0002_of_0003.manifest.json").unlink()
     shown = str(refused(sharded, DataError, "2 problems"))
     assert f"{sharded}.shard_0001_of_0003: shard 1 of 3 is missing" in shown
-    assert f"{sharded}.shard_0002_of_0003: shard 2 of 3 is not finished: it has no manifest" in shown
+    assert f"{sharded}.shard_0002_of_0003: shard 2 of 3 is unfinished: it has no manifest" in shown
     assert "--shard 1/3" in shown
 
 
@@ -205,7 +207,7 @@ def test_a_shard_that_was_damaged_is_named(end, place, sharded):
     raw = bytearray(path.read_bytes())
     raw[place % len(raw)] ^= 1
     path.write_bytes(raw)
-    shown = refused(sharded, DataError, "its contents are not those of its manifest")
+    shown = refused(sharded, DataError, "its contents do not match its manifest")
     assert shown.problems[0].where == str(path)
 
 
@@ -216,7 +218,7 @@ def test_damage_between_the_sampled_blocks_is_found_too(end, seed, sharded, monk
     raw[-4 if end == "idx" else 1000] ^= 1
     path.write_bytes(raw)
     monkeypatch.setattr(manifests, "check", lambda prefix: None)
-    refused(sharded, DataError, "its contents are not those of its manifest", shuffle_seed=seed)
+    refused(sharded, DataError, "its contents do not match its manifest", shuffle_seed=seed)
 
 
 def test_shards_come_in_their_order_whatever_order_they_are_named_in(sharded):
@@ -232,7 +234,7 @@ def test_an_old_manifest_never_stands_beside_new_tokens(sharded, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(manifests, "write", interrupt)
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         merge([f"{sharded}.shard_*"], str(sharded), shuffle_seed=2)
     with pytest.raises(KeyboardInterrupt):
         merge([f"{sharded}.shard_*"], str(sharded), shuffle_seed=2, overwrite=True)
@@ -242,7 +244,7 @@ def test_an_old_manifest_never_stands_beside_new_tokens(sharded, monkeypatch):
 def test_shards_of_different_makings_do_not_merge(sharded, corpus, huggingface, sentencepiece, tmp_path):
     def again(tokenizer=huggingface, **settings):
         settings = {"append_eod": True, "shard": Shard(2, 3), "overwrite": True, **settings}
-        preprocess(Job((str(corpus),), str(tmp_path / "out"), tokenizer, **settings))
+        preprocess(PreprocessJob((str(corpus),), str(tmp_path / "out"), tokenizer, **settings))
 
     again(sentencepiece)
     refused(sharded, DataError, "different values of tokenizer")
@@ -255,7 +257,7 @@ def test_shards_of_different_makings_do_not_merge(sharded, corpus, huggingface, 
     again()
     Path(corpus).rename(tmp_path / "moved.jsonl")
     try:
-        preprocess(Job((str(tmp_path / "moved.jsonl"),), str(tmp_path / "out"), huggingface, append_eod=True,
+        preprocess(PreprocessJob((str(tmp_path / "moved.jsonl"),), str(tmp_path / "out"), huggingface, append_eod=True,
                        overwrite=True, shard=Shard(2, 3)))  # fmt: skip
     finally:
         (tmp_path / "moved.jsonl").rename(corpus)
@@ -263,17 +265,17 @@ def test_shards_of_different_makings_do_not_merge(sharded, corpus, huggingface, 
 
 
 def test_the_seed_of_the_merge_is_the_one_the_shards_were_made_for(corpus, huggingface, tmp_path):
-    one = preprocess(Job((str(corpus),), str(tmp_path / "one"), huggingface, shuffle_seed=3))["text"]
+    one = preprocess(PreprocessJob((str(corpus),), str(tmp_path / "one"), huggingface, shuffle_seed=3))["text"]
     whole = make_shards(2, [corpus], tmp_path / "many", huggingface)
     assert merge([f"{whole}.shard_*"], str(whole), shuffle_seed=3).identity == one.identity
     whole = make_shards(2, [corpus], tmp_path / "many", huggingface, shuffle_seed=3)
-    with pytest.raises(ConfigError, match="the shards were made to be shuffled by 3"):
+    with pytest.raises(ConfigError, match="the shards were made for shuffle seed 3"):
         merge([f"{whole}.shard_*"], str(whole), shuffle_seed=4)
 
 
 def test_no_room_on_the_disk_is_said_before_a_byte_is_written(sharded, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    refused(sharded, DataError, "1000 B are free|are free")
+    refused(sharded, DataError, "only 1000 B is free")
 
 
 def test_other_data_sets_follow_each_other_as_they_are_named(corpus, huggingface, write_dataset, tmp_path):
@@ -293,9 +295,9 @@ def test_wrong_names_are_errors(write_dataset, tmp_path):
     for names, error, message in [
         ([str(tmp_path / "none")], DataError, "there is no such data set"),
         ([first + ".bin"], DataError, "without .bin and .idx"),
-        ([first, first], ConfigError, "the same data set is named twice"),
-        ([first, other], ConfigError, "they do not belong together: .*other in 2 shards; no shard"),
-        ([first], ConfigError, "it is one of the inputs"),
+        ([first, first], ConfigError, "the same data set is listed twice"),
+        ([first, other], ConfigError, "they belong to different data sets: .*other in 2 shards; no shard"),
+        ([first], ConfigError, "the output is one of the inputs"),
     ]:
         with pytest.raises(error, match=message):
             merge(names, first)
@@ -332,7 +334,7 @@ def test_merging_is_what_writing_all_at_once_is(sets, batch_bytes, documents, tm
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        (34 + 4 * 3 + 8, "a sequence after 0 does not begin where the one before ends"),
+        (34 + 4 * 3 + 8, "a sequence after 0 does not begin where the previous one ends"),
         (34 + 12 * 3 + 8 + 1, "a document after 0 ends before it begins"),
     ],
     ids=["offset", "border"],
@@ -396,6 +398,6 @@ def test_memory_stays_below_what_the_data_sets_take(seed, tmp_path):
 def test_tokenizers_that_differ_are_told_apart_by_their_hash(corpus, huggingface, tmp_path):
     train_tokenizer("huggingface", [str(corpus)], 900, tmp_path / "tokenizer")
     for name, path in (("a", huggingface.path), ("b", str(tmp_path / "tokenizer"))):
-        preprocess(Job((str(corpus),), str(tmp_path / name), TokenizerConfig(kind="huggingface", path=path)))
+        preprocess(PreprocessJob((str(corpus),), str(tmp_path / name), TokenizerConfig(kind="huggingface", path=path)))
     with pytest.raises(DataError, match="different values of tokenizer"):
         merge([str(tmp_path / f"{name}_text_document") for name in "ab"], str(tmp_path / "out"))

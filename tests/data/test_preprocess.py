@@ -17,7 +17,7 @@ from megacode.data import manifest as manifests
 from megacode.data import preprocess as module
 from megacode.data.indexed import IndexedDataset
 from megacode.data.jsonl import read_chunks
-from megacode.data.preprocess import Job, assemble, choose_dtype, preprocess
+from megacode.data.preprocess import PreprocessJob, assemble, choose_dtype, preprocess
 from megacode.data.tokenizer import EncoderMismatch, load_tokenizer
 
 
@@ -54,14 +54,16 @@ def test_bytes_equal_megatrons_builder_fed_by_the_reference_tokenizer(kind, appe
             parts[-1].append(tokenizer.eod)
         builder.add_document([token for part in parts for token in part], [len(part) for part in parts])
     builder.finalize(str(tmp_path / "theirs.idx"))
-    preprocess(Job((str(source),), str(tmp_path / "ours"), config, append_eod=append_eod))
+    preprocess(PreprocessJob((str(source),), str(tmp_path / "ours"), config, append_eod=append_eod))
     for suffix in ("bin", "idx"):
         ours, theirs = tmp_path / f"ours_text_document.{suffix}", tmp_path / f"theirs.{suffix}"
         assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_the_manifest_tells_how_the_data_set_was_made(corpus, huggingface, tmp_path):
-    job = Job((str(corpus),), str(tmp_path / "out"), huggingface, append_eod=True, shuffle_seed=7, command="make it")
+    job = PreprocessJob(
+        (str(corpus),), str(tmp_path / "out"), huggingface, append_eod=True, shuffle_seed=7, command="make it"
+    )
     found = preprocess(job)["text"]
     assert found == manifests.check(tmp_path / "out_text_document", whole=True)
     assert found == manifests.describe(
@@ -86,8 +88,8 @@ def test_gzip_zstandard_and_plain_files_and_globs_give_the_same(texts, huggingfa
         compressor.compress(parts[1][:500]) + compressor.compress(parts[1][500:])
     )
     (tmp_path / "split" / "2.json").write_bytes(parts[2].replace(b"\n", b"\r\n\n  \n"))
-    one = preprocess(Job((str(tmp_path / "a.jsonl"),), str(tmp_path / "one"), huggingface))["text"]
-    many = preprocess(Job((str(tmp_path / "split" / "*"),), str(tmp_path / "many"), huggingface))["text"]
+    one = preprocess(PreprocessJob((str(tmp_path / "a.jsonl"),), str(tmp_path / "one"), huggingface))["text"]
+    many = preprocess(PreprocessJob((str(tmp_path / "split" / "*"),), str(tmp_path / "many"), huggingface))["text"]
     assert one.identity == many.identity
 
 
@@ -106,7 +108,9 @@ def test_chunks_are_whole_lines_with_their_numbers(tmp_path):
 def test_each_key_makes_a_data_set(texts, huggingface, tmp_path):
     rows = [{"title": text[:20], "text": text} for text in texts[:5]]
     source = write_lines(tmp_path / "in.jsonl", *rows)
-    preprocess(Job((str(source),), str(tmp_path / "out"), huggingface, keys=("title", "text"), append_eod=True))
+    preprocess(
+        PreprocessJob((str(source),), str(tmp_path / "out"), huggingface, keys=("title", "text"), append_eod=True)
+    )
     tokenizer = load_tokenizer(huggingface)
     for key in ("title", "text"):
         assert documents(tmp_path / f"out_{key}_document") == [[*tokenizer.encode(row[key]), 0] for row in rows]
@@ -115,7 +119,7 @@ def test_each_key_makes_a_data_set(texts, huggingface, tmp_path):
 def test_a_shuffled_set_has_the_same_documents_in_another_order_that_the_seed_decides(corpus, huggingface, tmp_path):
     made = {}
     for name, seed in (("plain", None), ("one", 1), ("again", 1), ("two", 2)):
-        preprocess(Job((str(corpus),), str(tmp_path / name), huggingface, append_eod=True, shuffle_seed=seed))
+        preprocess(PreprocessJob((str(corpus),), str(tmp_path / name), huggingface, append_eod=True, shuffle_seed=seed))
         made[name] = documents(tmp_path / f"{name}_text_document")
     assert made["one"] == made["again"] != made["two"] != made["plain"] != made["one"]
     assert sorted(made["one"]) == sorted(made["two"]) == sorted(made["plain"])
@@ -126,10 +130,10 @@ BAD = [
     ("{not json", "the line is not JSON"),
     ("[1, 2]", "a JSON list, not an object"),
     ('{"content": "x", "id": 3}', "no key 'text'; its keys are 'content', 'id'"),
-    ('{"text": 5}', "the key 'text' holds 5, not a text"),
-    ('{"text": null}', "the key 'text' holds null, not a text"),
-    ('{"text": ["a", 5]}', "not a text"),
-    ('{"text": "\\ud800"}', "half of a surrogate pair"),
+    ('{"text": 5}', "the key 'text' holds 5, not a string"),
+    ('{"text": null}', "the key 'text' holds null, not a string"),
+    ('{"text": ["a", 5]}', "not a string"),
+    ('{"text": "\\ud800"}', "unpaired surrogate"),
 ]
 
 
@@ -137,7 +141,7 @@ BAD = [
 def test_a_bad_line_is_named_by_file_and_number_and_nothing_is_written(line, message, huggingface, tmp_path):
     source = write_lines(tmp_path / "in.jsonl", GOOD, "", GOOD, line, GOOD)
     with pytest.raises(DataError, match=message) as caught:
-        preprocess(Job((str(source),), str(tmp_path / "out"), huggingface))
+        preprocess(PreprocessJob((str(source),), str(tmp_path / "out"), huggingface))
     (problem,) = caught.value.problems
     assert problem.where == f"{source}:4"
     assert "--skip-bad-lines" in problem.fix
@@ -148,22 +152,26 @@ def test_a_bad_line_is_named_by_file_and_number_and_nothing_is_written(line, mes
 def test_bad_lines_are_skipped_and_counted_if_asked(huggingface, tmp_path, caplog):
     source = write_lines(tmp_path / "in.jsonl", GOOD, *(line for line, _ in BAD), GOOD)
     (tmp_path / "bytes.jsonl").write_bytes(b'{"text": "\xff"}\n{"text": "good", "score": NaN}\n')
-    job = Job((str(source), str(tmp_path / "bytes.jsonl")), str(tmp_path / "out"), huggingface, skip_bad_lines=True)
+    job = PreprocessJob(
+        (str(source), str(tmp_path / "bytes.jsonl")), str(tmp_path / "out"), huggingface, skip_bad_lines=True
+    )
     made = preprocess(job)["text"]
     assert (made.documents, made.bad_lines) == (3, len(BAD) + 1)
-    assert "8 bad lines were left out" in caplog.text
+    assert "8 bad lines were skipped" in caplog.text
 
 
 def test_an_old_set_stays_whole_when_a_new_one_fails(corpus, huggingface, tmp_path):
-    preprocess(Job((str(corpus),), str(tmp_path / "out"), huggingface))
+    preprocess(PreprocessJob((str(corpus),), str(tmp_path / "out"), huggingface))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     source = write_lines(tmp_path / "in.jsonl", GOOD, "{")
-    with pytest.raises(ConfigError, match="is there already") as caught:
-        preprocess(Job((str(corpus),), str(tmp_path / "out"), huggingface))
+    with pytest.raises(ConfigError, match="already exists") as caught:
+        preprocess(PreprocessJob((str(corpus),), str(tmp_path / "out"), huggingface))
     assert len(caught.value.problems) == 3
     for seed in (None, 1):
         with pytest.raises(DataError, match="not JSON"):
-            preprocess(Job((str(source),), str(tmp_path / "out"), huggingface, shuffle_seed=seed, overwrite=True))
+            preprocess(
+                PreprocessJob((str(source),), str(tmp_path / "out"), huggingface, shuffle_seed=seed, overwrite=True)
+            )
     source.unlink()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -175,45 +183,45 @@ def test_an_interrupt_leaves_nothing(seed, corpus, huggingface, tmp_path, monkey
 
     monkeypatch.setattr(module, "assemble", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        preprocess(Job((str(corpus),), str(tmp_path / "out"), huggingface, shuffle_seed=seed))
+        preprocess(PreprocessJob((str(corpus),), str(tmp_path / "out"), huggingface, shuffle_seed=seed))
     assert left_in(tmp_path) == []
 
 
 def test_it_starts_again_with_the_reference_when_the_fast_encoder_fails_late(
     corpus, huggingface, tmp_path, monkeypatch, caplog
 ):
-    expected = preprocess(Job((str(corpus),), str(tmp_path / "right"), huggingface))["text"]
+    expected = preprocess(PreprocessJob((str(corpus),), str(tmp_path / "right"), huggingface))["text"]
     tokenizer = load_tokenizer(huggingface)
     monkeypatch.setattr(module, "load_tokenizer", lambda config: tokenizer)
     real_encode = tokenizer.encode_batch
 
     def encode(texts):
         if tokenizer._race is not None:
-            raise EncoderMismatch("the fast encoder differs on 'x'")
+            raise EncoderMismatch("the fast encoder differs from the reference on 'x'")
         return real_encode(texts)
 
     monkeypatch.setattr(tokenizer, "encode_batch", encode)
-    made = preprocess(Job((str(corpus),), str(tmp_path / "late"), huggingface))["text"]
+    made = preprocess(PreprocessJob((str(corpus),), str(tmp_path / "late"), huggingface))["text"]
     assert made.identity == expected.identity
-    assert "starting again with the reference library" in caplog.text
+    assert "restarting with the reference library" in caplog.text
 
 
 @pytest.mark.parametrize("rows", [[], [{"text": ""}, {"text": ""}], ["", ""]])
 def test_an_empty_corpus_is_an_error(rows, huggingface, tmp_path):
     source = write_lines(tmp_path / "in.jsonl", *rows)
-    with pytest.raises(DataError, match="there is not one token to write"):
-        preprocess(Job((str(source),), str(tmp_path / "out"), huggingface, append_eod=True))
+    with pytest.raises(DataError, match="there are no tokens to write"):
+        preprocess(PreprocessJob((str(source),), str(tmp_path / "out"), huggingface, append_eod=True))
     assert left_in(tmp_path) == []
 
 
 def test_inputs_that_are_missing_or_named_twice_are_errors(corpus, huggingface, tmp_path):
     with pytest.raises(DataError, match="there is no such file") as caught:
-        preprocess(Job((str(tmp_path / "*.jsonl"),), str(tmp_path / "out"), huggingface))
+        preprocess(PreprocessJob((str(tmp_path / "*.jsonl"),), str(tmp_path / "out"), huggingface))
     assert caught.value.problems[0].where == f"--input {tmp_path}/*.jsonl"
-    with pytest.raises(ConfigError, match="the same file is named twice"):
-        preprocess(Job((str(corpus), str(corpus.parent / "*.jsonl")), str(tmp_path / "out"), huggingface))
-    with pytest.raises(ConfigError, match="a key is named twice"):
-        preprocess(Job((str(corpus),), str(tmp_path / "out"), huggingface, keys=("text", "text")))
+    with pytest.raises(ConfigError, match="the same file is listed twice"):
+        preprocess(PreprocessJob((str(corpus), str(corpus.parent / "*.jsonl")), str(tmp_path / "out"), huggingface))
+    with pytest.raises(ConfigError, match="a key is listed twice"):
+        preprocess(PreprocessJob((str(corpus),), str(tmp_path / "out"), huggingface, keys=("text", "text")))
 
 
 @pytest.mark.parametrize("name", ["in.jsonl.gz", "in.jsonl.zst"])
@@ -222,7 +230,7 @@ def test_a_file_that_cannot_be_decompressed_is_named(name, huggingface, tmp_path
     raw = gzip.compress(whole) if name.endswith("gz") else zstandard.ZstdCompressor().compress(whole)
     (tmp_path / name).write_bytes(b"nonsense" + raw)
     with pytest.raises(DataError, match="it cannot be decompressed") as caught:
-        preprocess(Job((str(tmp_path / name),), str(tmp_path / "out"), huggingface))
+        preprocess(PreprocessJob((str(tmp_path / name),), str(tmp_path / "out"), huggingface))
     assert caught.value.problems[0].where == str(tmp_path / name)
 
 
@@ -232,7 +240,7 @@ def test_a_vocabulary_that_does_not_fit_the_type_is_an_error(corpus, huggingface
     tokenizer.vocab_size = 65_500
     assert choose_dtype("auto", tokenizer) == np.int32
     tokenizer.vocab_size = 65_537
-    with pytest.raises(DataError, match="a vocabulary of 65537 does not fit uint16") as caught:
+    with pytest.raises(DataError, match="a vocabulary of 65537 does not fit into uint16") as caught:
         choose_dtype("uint16", tokenizer)
     assert caught.value.problems[0].where == "--dtype uint16"
     assert caught.value.exit_code == 2
@@ -245,12 +253,12 @@ def test_a_tokenizer_without_an_end_cannot_append_it(corpus, huggingface, tmp_pa
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
     config = TokenizerConfig(kind="huggingface", path=str(tmp_path / "tokenizer.json"))
     with pytest.raises(DataError, match="no end-of-document token"):
-        preprocess(Job((str(corpus),), str(tmp_path / "out"), config, append_eod=True))
+        preprocess(PreprocessJob((str(corpus),), str(tmp_path / "out"), config, append_eod=True))
 
 
 def test_progress_is_logged_where_there_is_no_terminal(corpus, huggingface, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        preprocess(Job((str(corpus),), str(tmp_path / "out"), huggingface, log_interval=50))
+        preprocess(PreprocessJob((str(corpus),), str(tmp_path / "out"), huggingface, log_interval=50))
     assert "120 documents, 100 % of the input" in caplog.text
 
 

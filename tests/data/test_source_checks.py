@@ -65,11 +65,11 @@ def test_documents_without_an_end_are_said(write: Write) -> None:
     write("endless", tokenizer=ONE | {"eod": None})
     write("unknown", ended=0)
     names = ("with", "ended", "some", "none", "endless", "unknown")
-    taught = "a model does not learn where texts end"
+    taught = "the model cannot learn where texts end"
     assert notes_of(**{name: {} for name in names}) == {
         "with": (),
         "ended": (),
-        "some": (f"6 of 10 documents looked at do not end with the end-of-document token 7 (--append-eod): {taught}",),
+        "some": (f"6 of 10 sampled documents do not end with the end-of-document token 7 (--append-eod): {taught}",),
         "none": (f"documents do not end with the end-of-document token 7 (--append-eod): {taught}",),
         "endless": (f"its tokenizer has no end-of-document token: {taught}",),
         "unknown": (),
@@ -79,7 +79,7 @@ def test_documents_without_an_end_are_said(write: Write) -> None:
 def test_a_declared_size_far_from_the_real_one_is_said(write: Write) -> None:
     write("text")
     assert notes_of(text={"tokens": 205}) == {"text": ()}
-    said = "300 tokens are declared, and it has 200; the plan uses what it has"
+    said = "300 tokens are declared, but the data set has 200; the plan uses the actual number"
     assert notes_of(text={"tokens": 300}) == {"text": (said,)}
     assert f"text: {said}" in plan_run(config_of(text={"tokens": 300}))["warnings"]
 
@@ -89,7 +89,9 @@ def test_sources_of_different_tokenizers_are_refused_by_the_plan(write: Write) -
     write("same", tokenizer=ONE, append_eod=True)
     write("other", tokenizer=OTHER, append_eod=True)
     assert notes_of(one={}, same={}) == {"one": (), "same": ()}
-    with pytest.raises(DataError, match="made by different tokenizers: one by aaaaaaaaaaaa, other by bbbbbbbbbbbb"):
+    with pytest.raises(
+        DataError, match="made with different tokenizers: one with aaaaaaaaaaaa, other with bbbbbbbbbbbb"
+    ):
         plan_run(config_of(one={}, other={}))
 
 
@@ -97,17 +99,17 @@ def test_what_a_start_would_refuse_of_the_data_is_refused_by_the_plan(write: Wri
     write("text", tokenizer=ONE, append_eod=True)
     small = config_of(text={})
     small = small.model_copy(update={"model": small.model.model_copy(update={"vocab_size": 5})})
-    with pytest.raises(DataError, match="it holds token 7, but the vocabulary has 5"):
+    with pytest.raises(DataError, match="it contains token 7 near position 0, but the vocabulary has 5"):
         plan_run(small)
     with (tmp_path / "text.bin").open("r+b") as file:
         file.write(b"\x09")
-    with pytest.raises(DataError, match="its contents are not those of its manifest"):
+    with pytest.raises(DataError, match="its contents do not match its manifest"):
         plan_run(config_of(text={}))
 
 
 def test_a_blend_that_was_normalised_is_said() -> None:
     config = config_of(a={"tokens": 1000}, b={"tokens": 1000})
-    said = "p: its blend sums to 2, and is normalised: a 50.0%, b 50.0%"
+    said = "p: its blend sums to 2 and was normalised: a 50.0%, b 50.0%"
     assert said in plan_run(config)["warnings"]
 
 

@@ -129,7 +129,7 @@ def test_a_fast_encoder_that_cannot_load_is_not_used(huggingface, texts, monkeyp
     monkeypatch.setattr(tokenizer, "_load_fast", panic)
     with caplog.at_level("INFO"):
         assert not tokenizer.use_fast(texts)
-    assert "gigatoken does not know this tokenizer" in caplog.text
+    assert "gigatoken does not support this tokenizer" in caplog.text
 
 
 def test_later_batches_are_checked_too(huggingface, texts):
@@ -179,9 +179,9 @@ def test_training_says_what_it_cannot_do_and_leaves_nothing(kind, corpus, tmp_pa
     with pytest.raises(ConfigError, match="a vocabulary of 100 is too small"):
         train_tokenizer(kind, [str(corpus)], 100, tmp_path / "out")
     (tmp_path / "empty.jsonl").write_text('{"text": ""}\n')
-    with pytest.raises(DataError, match="no text to learn from"):
+    with pytest.raises(DataError, match="the input contains no text"):
         train_tokenizer(kind, [str(tmp_path / "empty.jsonl")], 1000, tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"it exists and holds empty\.jsonl, small\.jsonl"):
+    with pytest.raises(ConfigError, match=r"it exists and contains empty\.jsonl, small\.jsonl"):
         train_tokenizer(kind, [str(corpus)], 1000, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.jsonl", "small.jsonl"]
 

@@ -59,7 +59,7 @@ def test_sentencepiece_types_of_megatron_all_mean_the_model(kind, corpus, senten
         (["--split-sentences"], "--split-sentences: this flag of Megatron-LM is not supported"),
         (["--find-optimal-num-workers"], "--find-optimal-num-workers"),
         (["--vocab-file", "vocab.json"], "--vocab-file"),
-        (["--workers", "0"], "--workers: 0 threads cannot work"),
+        (["--workers", "0"], "--workers: 0 is not a valid number of threads"),
         (["--input", "/nowhere/*.jsonl"], "--input /nowhere/*.jsonl: there is no such file"),
     ],
 )
@@ -119,12 +119,12 @@ def test_inspect_shows_and_verifies(corpus, huggingface, tmp_path, capsys):
     prefix = str(tmp_path / "out_text_document")
     assert tool("inspect_dataset")([prefix, "--tokenizer", huggingface.path, "--verify"]) == 0
     shown = capsys.readouterr().out
-    for part in ("as uint16", "empty documents", "the whole files are as it says", "document 2", "import"):
+    for part in ("as uint16", "empty documents", "every byte matches", "document 2", "import"):
         assert part in shown
     with (tmp_path / "out_text_document.bin").open("r+b") as file:
         file.write(b"\xff")
     assert tool("inspect_dataset")([prefix, "--verify"]) == 2
-    assert "are not those of its manifest" in capsys.readouterr().err
+    assert "do not match its manifest" in capsys.readouterr().err
 
 
 def test_inspect_of_a_foreign_set_says_it_has_no_manifest(tmp_path, capsys):

@@ -117,16 +117,16 @@ def test_training_checks_manifest_tokenizer_and_vocabulary(write_dataset, make_c
     facts = load_tokenizer(huggingface).facts()
     manifests.write(prefix, manifests.describe(prefix, tokenizer=facts))
     open_streams(make_config({"text": prefix}, tokenizer=huggingface.model_dump()))
-    with pytest.raises(DataError, match="it was made by tokenizer"):
+    with pytest.raises(DataError, match="it was made with tokenizer"):
         open_streams(make_config({"text": prefix}, tokenizer=sentencepiece.model_dump()))
     small = make_config({"text": prefix})
     small = small.model_copy(update={"model": small.model.model_copy(update={"vocab_size": 150})})
-    with pytest.raises(DataError, match=r"it holds token \d+, but the vocabulary has 150"):
+    with pytest.raises(DataError, match=r"it contains token \d+ near position \d+, but the vocabulary has 150"):
         open_streams(small)
     raw = bytearray(bin_path(prefix).read_bytes())
     raw[100] ^= 1
     bin_path(prefix).write_bytes(raw)
-    with pytest.raises(DataError, match="are not those of its manifest"):
+    with pytest.raises(DataError, match="do not match its manifest"):
         open_streams(make_config({"text": prefix}))
 
 
@@ -143,7 +143,7 @@ def test_the_vocabulary_is_the_models_or_the_tokenizers(write_dataset, make_conf
     assert of(512, None) == of(512, TokenizerConfig(kind="huggingface", path="/nowhere")) == 512
     with pytest.raises(ConfigError, match="512 is less than the 1,000 tokens of the tokenizer"):
         of(512, huggingface)
-    with pytest.raises(ConfigError, match="there is no vocabulary"):
+    with pytest.raises(ConfigError, match="the vocabulary size is unknown"):
         of(None, None)
     with pytest.raises(DataError, match="the tokenizer cannot be read"):
         of(None, TokenizerConfig(kind="huggingface", path="/nowhere"))

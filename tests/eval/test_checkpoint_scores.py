@@ -103,7 +103,7 @@ def test_two_processes_score_a_checkpoint_one_after_the_other_also_where_the_fir
         assert said(first.stdout) == "in\n"
         with scorer(tmp_path, 5) as other, scorer(tmp_path, 4) as second:
             assert said(other.stdout) == "in\n", "another checkpoint is scored at the same time"
-            assert "another process scores" in said(second.stderr)
+            assert "another process is scoring" in said(second.stderr)
             first.kill()
             assert "taking over" in said(second.stderr)
             assert said(second.stdout) == "in\n"
@@ -117,7 +117,7 @@ def test_a_scorer_lets_the_next_one_in_when_it_ends(tmp_path: Path) -> None:
     with scorer(tmp_path, 4) as first:
         assert said(first.stdout) == "in\n"
         with scorer(tmp_path, 4) as second:
-            assert "another process scores" in said(second.stderr)
+            assert "another process is scoring" in said(second.stderr)
             first.communicate("")
             assert said(second.stdout) == "in\n"
             second.communicate("")

@@ -64,7 +64,7 @@ def test_a_device_that_is_none_is_refused_before_anything_is_exported(tmp_path):
 def test_several_processes_may_not_export_the_same_checkpoints(tmp_path, monkeypatch):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="2 processes were started to export") as caught:
+    with pytest.raises(ConfigError, match="2 processes would export") as caught:
         score_checkpoints([tmp_path / "checkpoints" / "iter_0000003"], "demo", ScoringOptions())
     assert "--nproc" in str(caught.value)
 

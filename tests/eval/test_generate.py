@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from megacode.base.errors import CheckpointError, ConfigError, DataError
 from megacode.base.files import RunDir
 from megacode.cli import app
-from megacode.eval.generate import Sampling, Writer, choose, model_of, pieces
+from megacode.eval.generate import Sampling, TextWriter, choose, model_of, pieces
 from megacode.eval.scores import model_facts
 from megacode.eval.writing_samples import PROMPTS, write_samples
 
@@ -50,8 +50,8 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def writer(model) -> Writer:
-    return Writer.open(model, "cpu")
+def writer(model) -> TextWriter:
+    return TextWriter.open(model, "cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_tokens_are_drawn_by_their_shares_and_only_from_the_nucleus():
 
 
 def test_a_model_that_computes_nan_is_refused():
-    with pytest.raises(CheckpointError, match="computes NaN"):
+    with pytest.raises(CheckpointError, match="logits are NaN"):
         choose(torch.tensor([0.0, float("nan")]), GREEDY, torch.Generator())
 
 
@@ -118,7 +118,7 @@ def test_characters_of_several_tokens_come_whole(writer):
 
 
 def test_a_text_ends_with_the_token_that_ends_it(model):
-    writer = Writer.open(model, "cpu")
+    writer = TextWriter.open(model, "cpu")
     text = writer.write(writer.ids("Go"), GREEDY)
     expected = list(text._generate())
     writer._ends = frozenset(expected[5:6])
@@ -135,7 +135,7 @@ def test_a_text_is_cut_where_the_context_is_full_and_that_is_said(model):
 
 def test_a_prompt_longer_than_the_context_is_refused(model):
     message = refusal(model, "--prompt", "a" * CONTEXT)
-    assert f"the prompt has {CONTEXT + 1} tokens, the model's context only {CONTEXT}" in message
+    assert f"the prompt has {CONTEXT + 1} tokens, but the model's context only {CONTEXT}" in message
     assert f"shorten the prompt to {CONTEXT - 1} tokens or fewer" in message
 
 
@@ -144,7 +144,7 @@ def test_a_chat_needs_a_template(model, tmp_path):
 
 
 def test_a_chat_is_asked_in_the_models_own_form(model):
-    writer = Writer.open(model, "cpu")
+    writer = TextWriter.open(model, "cpu")
     writer._tokenizer.chat_template = TEMPLATE
     turns = [{"role": "user", "content": "hi"}]
     assert writer._tokenizer.decode(writer.chat_ids(turns)) == "[user]hi[a]"
@@ -185,7 +185,7 @@ def test_what_cannot_work_is_refused(model, tmp_path):
     assert "standard input is empty" in refusal(model, stdin="")
     assert "not UTF-8" in refusal(model, "--prompt-file", tmp_path / "latin.txt")
     assert "cannot be read: No such file" in refusal(model, "--prompt-file", tmp_path / "none.txt")
-    assert "all texts are the same" in refusal(model, "--prompt", "a", "--count", 2, "--temperature", 0)
+    assert "all texts are equal" in refusal(model, "--prompt", "a", "--count", 2, "--temperature", 0)
     assert "is not a device" in refusal(model, "--prompt", "a", "--device", "tpu")
     assert "neither an exported model" in refusal(tmp_path, "--prompt", "a")
     assert "no such directory" in refusal(tmp_path / "none", "--prompt", "a")
@@ -217,20 +217,20 @@ def test_a_person_at_a_terminal_is_asked_line_by_line(model, monkeypatch):
 def test_a_conversation_remembers_and_forgets_its_oldest_turns(model, caplog):
     import megacode.cli.generation as generation
 
-    writer = Writer.open(model, "cpu")
+    writer = TextWriter.open(model, "cpu")
     writer._tokenizer.chat_template = TEMPLATE
     turns = [{"role": role, "content": letter * 30} for role, letter in (("user", "a"), ("a", "b"), ("user", "c"))]
     ids = generation._chat_ids(writer, turns)
     assert writer._tokenizer.decode(ids) == "[user]" + "c" * 30 + "[a]"
     assert [turn["content"][0] for turn in turns] == ["c"]
-    assert "are forgotten" in caplog.text
+    assert "are dropped" in caplog.text
 
 
 def test_a_checkpoint_outside_of_a_run_is_told_how(tmp_path):
     from megacode.checkpoint.state import TrainState
 
     TrainState(iteration=4, consumed_samples=32).write(tmp_path)
-    with pytest.raises(CheckpointError, match=r"does not lie in a run directory") as refused:
+    with pytest.raises(CheckpointError, match=r"is not in a run directory") as refused:
         model_of(tmp_path)
     assert "megacode convert to-hf" in str(refused.value)
 
@@ -245,5 +245,5 @@ def test_samples_are_kept_in_the_run(model, writer, tmp_path):
 def test_samples_never_end_an_evaluation(model, writer, tmp_path, caplog):
     (tmp_path / "samples").write_text("in the way")
     write_samples(writer, tmp_path, model_facts(model))
-    assert "no sample texts of iteration 4" in caplog.text
+    assert "no text samples for iteration 4" in caplog.text
     write_samples(writer, None, model_facts(model))

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 
 from megacode.base.errors import CheckpointError, ConfigError, DataError
-from megacode.data.demo_items import Sizes, build_demo_tasks
+from megacode.data.demo_items import SuiteSizes, build_demo_tasks
 from megacode.eval.harness import ScoringOptions, evaluate, evaluate_many
 from megacode.eval.scored_models import check_model, default_out
 from megacode.eval.suites import items_dir
+from megacode.statistics.arms import read_arms
+from megacode.statistics.comparing import ComparisonDesign, compare
 
 SOURCES = ("text", "code", "markup")
 TASKS = (*(f"demo_{kind}_{source}" for kind in ("endings", "bits") for source in SOURCES), "demo_next_word_code")
-SIZES = Sizes(endings=6, bits=4, next_words=4)
+SIZES = SuiteSizes(endings=6, bits=4, next_words=4)
 slow = pytest.mark.slow
 
 
@@ -222,6 +224,16 @@ def test_several_models_are_scored_in_one_process_and_answer_the_same_questions(
     for task, facts in first["tasks"].items():
         assert facts["questions_sha256"] == second["tasks"][task]["questions_sha256"]
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", "a.items.jsonl", "b.json", "b.items.jsonl"}
+    arms = read_arms([f"a={tmp_path / 'a.json'}", f"b={tmp_path / 'b.json'}"])
+    lines = [json.loads(line) for line in (tmp_path / "a.items.jsonl").read_bytes().splitlines()]
+    assert lines
+    assert all("cluster" in line for line in lines), "items of one document belong together"
+    differences = {one["metric"]: one["difference"] for one in compare(arms, ComparisonDesign("a"))["comparisons"]}
+    for task in TASKS:
+        for metric in [name for name in first["scores"][task] if not name.endswith("_stderr")]:
+            gap = second["scores"][task][metric] - first["scores"][task][metric]
+            assert differences.pop(f"{task}/{metric}") == pytest.approx(gap, abs=1e-9)
+    assert not differences
 
 
 @slow
@@ -234,9 +246,9 @@ def test_scoring_is_silent_and_touches_neither_network_nor_home_nor_working_dire
         "def refuse(*a, **k): raise AssertionError('network')\n"
         "socket.socket.connect = refuse\n"
         "from pathlib import Path\n"
-        "from megacode.eval.harness import Choices, evaluate\n"
+        "from megacode.eval.harness import ScoringOptions, evaluate\n"
         f"out = Path({str(tmp_path / 'out.json')!r})\n"
-        f"evaluate(Path({str(run / 'hf/iter_0000010')!r}), out=out, choices=Choices(limit=2))\n"
+        f"evaluate(Path({str(run / 'hf/iter_0000010')!r}), out=out, choices=ScoringOptions(limit=2))\n"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_"))}
     environment |= {"HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
@@ -343,7 +355,7 @@ def test_damaged_weights_are_an_error_without_a_score_file(run, tmp_path):
 def test_what_is_no_model_is_refused_before_anything_is_loaded(tmp_path):
     with pytest.raises(CheckpointError, match="there is no such directory"):
         evaluate(tmp_path / "gone")
-    with pytest.raises(CheckpointError, match=r"config.json is missing or damaged.*\n.*megacode convert to-hf"):
+    with pytest.raises(CheckpointError, match=r"config.json is missing or invalid.*\n.*megacode convert to-hf"):
         check_model(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(CheckpointError, match="no weights"):
@@ -370,7 +382,7 @@ def test_without_lm_eval_the_error_says_what_to_install(tmp_path, monkeypatch):
     build_demo_tasks({"text": documents("text")}, tmp_path / "items", seed=0, sizes=SIZES)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "lm_eval.evaluator", raising=False)
-    with pytest.raises(ConfigError, match=r"lm-eval is not installed here.*\n.*megacode\[eval\]"):
+    with pytest.raises(ConfigError, match=r"lm-eval is not installed.*\n.*megacode\[eval\]"):
         evaluate(tmp_path, choices=ScoringOptions(tasks_dir=tmp_path / "items"))
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from megacode.eval.sandbox import Limits, run_program
+from megacode.eval.sandbox import SandboxLimits, run_program
 
-TIGHT = Limits(wall_seconds=8.0, cpu_seconds=1, memory_bytes=256 << 20, file_bytes=1 << 16)
+TIGHT = SandboxLimits(wall_seconds=8.0, cpu_seconds=1, memory_bytes=256 << 20, file_bytes=1 << 16)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_program_that_waits_is_ended_with_all_that_it_started(tmp_path):
         "time.sleep(60)\n"
     )
     start = time.monotonic()
-    assert run_program(program, Limits(wall_seconds=2.0)).reason == "timed out"
+    assert run_program(program, SandboxLimits(wall_seconds=2.0)).reason == "timed out"
     assert time.monotonic() - start < 10
     time.sleep(0.3)
     assert mark not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from megacode.eval.scores import questions_digest, render_scores, standard_error, task_scores
+from megacode.base.errors import ConfigError
+from megacode.eval.scores import (
+    item_lines,
+    prompts_digest,
+    questions_digest,
+    render_scores,
+    standard_error,
+    task_scores,
+)
 
 NATS = np.random.default_rng(0)
 
@@ -100,3 +108,15 @@ def test_the_table_is_whole_at_80_columns_with_the_overlap_beside_each_task():
         assert row.split() == [task, "acc_mutual_info", "0.713", "0.100", "0.25", "80", "43"]
     assert "/a/long/path" * 9 in shown
     assert "contamination: 129 of 240 items" in shown
+
+
+def test_items_say_what_was_asked_and_which_passage_they_belong_to():
+    sample = {"doc_id": 0, "filter": "none", "doc_hash": "h", "metrics": ["acc"], "acc": 1, "target": 0,
+              "filtered_resps": [], "arguments": [("Q: x", " y")], "doc": {"passage": "p"}}  # fmt: skip
+    plain, reworded = (item_lines("t", [{**sample, "arguments": [(text, " y")]}])[0] for text in ("Q: x", "R: x"))
+    assert "cluster" not in plain
+    assert prompts_digest([plain]) != prompts_digest([reworded])
+    one, other = (item_lines("t", [{**sample, "doc": {"passage": text}}], cluster="passage")[0] for text in "pq")
+    assert one["cluster"] == item_lines("t", [sample], cluster="passage")[0]["cluster"] != other["cluster"]
+    with pytest.raises(ConfigError, match=r"clusters\.t: the task's documents have no field 'text'"):
+        item_lines("t", [sample], cluster="text")

@@ -68,12 +68,12 @@ def test_the_digest_changes_with_the_items(run):
 
 
 def test_a_model_without_a_run_says_how_to_name_the_items(tmp_path):
-    with pytest.raises(ConfigError, match=r"this model's run is not known\n.*--tasks"):
+    with pytest.raises(ConfigError, match=r"this model's run is unknown\n.*--tasks"):
         load_suite("demo", tmp_path)
 
 
 def test_missing_and_damaged_items_are_errors(run, tmp_path):
-    with pytest.raises(ConfigError, match=r"items.json is missing or damaged \(FileNotFoundError\)"):
+    with pytest.raises(ConfigError, match=r"items.json is missing or invalid \(FileNotFoundError\)"):
         load_suite("demo", tmp_path, tmp_path)
     (run / "eval/items/demo/demo_bits_text.jsonl").unlink()
     with pytest.raises(ConfigError, match=r"items are missing: demo_bits_text.jsonl"):
@@ -81,7 +81,7 @@ def test_missing_and_damaged_items_are_errors(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "fix"), [("dem", "did you mean 'demo'"), ("mmlu-pro", "name one of demo, to-code, or a suite")]
+    ("name", "fix"), [("dem", "did you mean 'demo'"), ("mmlu-pro", "use one of demo, to-code, or a suite")]
 )
 def test_an_unknown_suite_is_an_error_with_a_fix(tmp_path, name, fix):
     with pytest.raises(ConfigError, match=rf"there is no suite '{name}'\n.*{fix}"):
@@ -105,19 +105,20 @@ def test_a_users_suite_is_read_from_yaml(tmp_path):
     [
         ("tasks: [a]\ntaskz: 1\n", "unknown key 'taskz'.*\n.*did you mean 'tasks'"),
         ("tasks: [a]\nseed: 1\n", "unknown key 'seed'.*\n.*the keys are name, tasks"),
-        ("tasks: []\n", "mine.yaml: tasks: it names no tasks"),
-        ("name: x\n", "it names no tasks"),
+        ("tasks: []\n", "mine.yaml: tasks: it lists no tasks"),
+        ("name: x\n", "it lists no tasks"),
         ("tasks: [a]\noffline: perhaps\n", "mine.yaml: offline: 'perhaps' is not a valid value for this key"),
         ("tasks: [a]\ninclude_path: gone\n", "there is no directory gone.*\n.*relative to this file"),
         ("tasks: [a]\nlm_eval: a\n", "mine.yaml: lm_eval: 'a' is not a valid value for this key"),
-        ("bits_per_byte: {file: [a.txt]}\n", "mine.yaml: bits_per_byte: it names no files"),
-        ("bits_per_byte: {files: [gone*.txt]}\n", "bits_per_byte: no file fits 'gone\\*.txt'"),
+        ("tasks: [a]\nclusters: {b: passage}\n", "mine.yaml: clusters.b: it names no task and field"),
+        ("bits_per_byte: {file: [a.txt]}\n", "mine.yaml: bits_per_byte: it lists no files"),
+        ("bits_per_byte: {files: [gone*.txt]}\n", "bits_per_byte: no file matches 'gone\\*.txt'"),
         ("bits_per_byte: {files: [mine.yaml]}\n", "mine.yaml is neither .txt nor .jsonl"),
-        ("tasks: [a]\ncategories: {x: [a]}\n", "categories.x: a category names tasks and metrics"),
+        ("tasks: [a]\ncategories: {x: [a]}\n", "categories.x: a category maps tasks to metrics"),
         ("tasks: [a]\ncategories: {x: {b: acc}}\n", "categories.x: no such task: b"),
-        ("tasks: [a]\ncategories: {x: {a: acc}}\nmeans: {all: [y]}\n", "means.all: a mean names categories"),
+        ("tasks: [a]\ncategories: {x: {a: acc}}\nmeans: {all: [y]}\n", "means.all: a mean lists categories"),
         ("- a\n", "a suite is a mapping"),
-        ("tasks: [a\n", "it is not YAML"),
+        ("tasks: [a\n", "not valid YAML"),
     ],
 )
 def test_a_wrong_suite_file_says_what_is_wrong(tmp_path, text, message):
@@ -158,7 +159,7 @@ def test_two_texts_of_one_name_are_refused(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.txt").write_text("x")
-    with pytest.raises(ConfigError, match=r"--texts: .*/b/x.txt and .*/a/x.txt have one name"):
+    with pytest.raises(ConfigError, match=r"--texts: .*/b/x.txt and .*/a/x.txt have the same name"):
         find_texts(["*/x.txt"], tmp_path, "--texts")
 
 

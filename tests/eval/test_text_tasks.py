@@ -23,11 +23,11 @@ def test_a_txt_is_one_document_and_a_jsonl_one_a_line(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"", "it holds no text"),
+        ("a.txt", b"", "it contains no text"),
         ("a.txt", b"\xff", "it cannot be read"),
         ("a.jsonl", b'{"text": "x"}\n{"texts": 1}\n', "a.jsonl:2: the line has no key 'text'; its keys are 'texts'"),
-        ("a.jsonl", b'{"text": 1}\n', "a.jsonl:1: the key 'text' holds 1, not a text"),
-        ("a.jsonl", b'{"text": "x\\ud800"}\n', "a.jsonl:1: .* half of a surrogate pair"),
+        ("a.jsonl", b'{"text": 1}\n', "a.jsonl:1: the key 'text' holds 1, not a string"),
+        ("a.jsonl", b'{"text": "x\\ud800"}\n', "a.jsonl:1: .* an unpaired surrogate"),
         ("a.jsonl", b"{torn\n", "a.jsonl:1: the line is not JSON"),
     ],
 )
@@ -52,7 +52,7 @@ def test_data_files_of_another_shape_are_named(tmp_path, monkeypatch):
         path.write_text(content)
     with pytest.raises(DataError, match=r"this is not QuAC's file \(KeyError"):
         read_quac()
-    with pytest.raises(DataError, match=r"this is not its file \(ValueError: AnswerRightEnding 3\)"):
+    with pytest.raises(DataError, match=r"this is not the expected file \(ValueError: AnswerRightEnding 3\)"):
         read_storycloze()
 
 

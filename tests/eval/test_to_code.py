@@ -104,12 +104,16 @@ def check_document(place: Path, document: dict) -> None:
     assert means["nl"]["score"] == pytest.approx((means["reasoning"]["score"] + means["knowledge"]["score"]) / 2)
     three = [means[name]["score"] for name in ("reasoning", "knowledge", "code")]
     assert means["total"]["score"] == pytest.approx(sum(three) / 3)
+    assert document["mean_parts"]["nl"] == ["reasoning", "knowledge"]
+    assert list(document["mean_parts"]["code"]) == ["humaneval", "mbpp"]
     assert document["left_out"] == {}
     assert document["contamination"]["checked"] is False  # a model without a run
     assert document["versions"]["lm_eval"] == "0.4.13"
     assert all(facts["version"] is not None for facts in document["tasks"].values())
     lines = [json.loads(line) for line in (place / document["items_file"]).read_text().splitlines()]
     assert [line["task"] for line in lines] == [task for task in TASKS for _ in range(3)]
+    assert {line["task"] for line in lines if "cluster" in line} == {"boolq", "social_iqa", "quac"}
+    assert len({line["cluster"] for line in lines if line["task"] == "quac"}) == 1
     assert sum(line["acc"] for line in lines if line["task"] == "storycloze") / 3 == scores["storycloze"]["acc"]
 
 
@@ -143,8 +147,8 @@ def test_data_sets_that_lack_are_all_named_with_the_way_to_fetch_them(place):
         assert done.returncode == 2
         assert "task piqa: a task's data cannot be loaded" in done.stderr
         assert "task winogrande: a task's data cannot be loaded" in done.stderr
-        assert "QuAC's validation file is not there" in done.stderr
-        assert "its authors only send it on request" in done.stderr
+        assert "QuAC's validation file is missing" in done.stderr
+        assert "its authors send it on request only" in done.stderr
         assert "5 problems" in done.stderr
         assert "hellaswag" not in done.stderr
         assert "Traceback" not in done.stderr

@@ -52,7 +52,7 @@ def test_functions_and_files_stay_short() -> None:
 def test_planning_loads_no_torch() -> None:
     program = (
         "import sys, megacode.cli, megacode.planning.run_plan, megacode.planning.order, megacode.planning.tables,"
-        "megacode.report.page, megacode.launch.local_ranks;"
+        "megacode.report.page, megacode.launch.local_ranks, megacode.statistics.comparing, megacode.statistics.table;"
         "print([m for m in ('torch', 'megatron', 'transformers', 'lm_eval') if m in sys.modules])"
     )
     done = run(sys.executable, "-c", program)
@@ -99,8 +99,8 @@ def test_the_version_is_told() -> None:
             2,
             "File error: /a b/run.yaml: perm",
         ),
-        (OSError(errno.EROFS, "Read-only file system", "/ro/x"), 2, "/ro/x: read-only file system\n    name a place"),
-        (OSError(errno.ENOSPC, "No space left on device", "/full"), 1, "Disk full: /full: no space left on device"),
+        (OSError(errno.EROFS, "Read-only file system", "/ro/x"), 2, "/ro/x: read-only file system\n    choose a path"),
+        (OSError(errno.ENOSPC, "No space left on device", "/full"), 2, "Disk full: /full: no space left on device"),
     ],
 )
 def test_what_the_system_refuses_ends_without_a_traceback(
@@ -130,7 +130,7 @@ def test_an_output_where_nothing_can_be_written_is_refused_before_the_work(comma
     place = ["/proc/nowhere/out"] if "convert" in command else ["--out", "/proc/nowhere/out"]
     done = run(sys.executable, "-m", "megacode.cli", *command, *place)
     assert done.returncode == 2
-    assert "OUT: nothing can be written in /proc" in done.stderr.replace("--out", "OUT")
+    assert "OUT: cannot write in /proc" in done.stderr.replace("--out", "OUT")
     assert "Traceback" not in done.stderr
 
 

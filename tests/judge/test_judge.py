@@ -21,7 +21,7 @@ import pytest
 from megacode.base.errors import ConfigError, DataError, VerificationError
 from megacode.judge import client
 from megacode.judge.answers import PLAIN, AnswerCache, Generation, _ids, answers, model_identity
-from megacode.judge.client import JudgeClient, JudgeError, Pace, Patience, message_of
+from megacode.judge.client import JudgeClient, JudgeError, Patience, RequestPace, message_of
 from megacode.judge.comparison import JudgeSettings, default_out, judge, make_answers
 from megacode.judge.prompts import SHIPPED, Prompt, read_prompts
 from megacode.judge.statistics import by_category, summarise
@@ -216,7 +216,7 @@ def test_a_connection_that_breaks_is_tried_again(server, tmp_path):
 def test_a_server_that_is_not_there_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     client = JudgeClient("http://127.0.0.1:9/v1", tmp_path, Patience(tries=2, first_wait=0.01))
-    with pytest.raises(JudgeError, match=r"127.0.0.1:9/v1/chat/completions: no answer after 2 tries.*\n.*is kept"):
+    with pytest.raises(JudgeError, match=r"127.0.0.1:9/v1/chat/completions: no answer after 2 tries.*\n.*are kept"):
         client.chat({"model": "m"})
 
 
@@ -305,7 +305,7 @@ def test_no_key_is_sent_where_none_is_set_and_a_damaged_one_is_refused(server, t
     ask(server, tmp_path)
     assert all("Authorization" not in headers for _, _, headers in server.seen)
     monkeypatch.setenv(client.KEY_VARIABLE, "two\nlines")
-    with pytest.raises(ConfigError, match="the API key holds characters that no key has"):
+    with pytest.raises(ConfigError, match="the API key contains invalid characters"):
         JudgeClient(server.url, tmp_path)
 
 
@@ -323,19 +323,19 @@ def test_a_request_that_the_server_refuses_is_not_repeated(server, tmp_path):
         ask(server, tmp_path)
     assert caught.value.exit_code == 2
     assert len(server.seen) == 1
-    with pytest.raises(ConfigError, match=r"answers 404.*\n.*mostly ends in /v1"):
+    with pytest.raises(ConfigError, match=r"answers 404.*\n.*usually ends in /v1"):
         JudgeClient(server.url.removesuffix("/v1"), tmp_path, QUICK).chat({"model": "m"})
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://a/v1", "https://", ""])
 def test_an_address_that_is_none_is_refused(url, tmp_path):
-    with pytest.raises(ConfigError, match=r"is not an address\n.*--judge http://"):
+    with pytest.raises(ConfigError, match=r"is not a valid address\n.*--judge http://"):
         JudgeClient(url, tmp_path)
 
 
 @pytest.mark.parametrize("url", ["https://me:pw@host/v1", "https://host/v1?key=secret"])
 def test_an_address_with_a_secret_is_refused_without_repeating_it(url, tmp_path):
-    with pytest.raises(ConfigError, match="carries a user name, a query") as caught:
+    with pytest.raises(ConfigError, match="contains a user name, query") as caught:
         JudgeClient(url, tmp_path)
     assert "pw" not in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -345,12 +345,12 @@ def test_a_server_with_one_model_needs_no_name(server, tmp_path):
     client = JudgeClient(f"{server.url}/chat/completions/", tmp_path, QUICK)
     assert client.only_model() == "judge-1"
     server.models = ["x", "y"]
-    with pytest.raises(ConfigError, match=r"which model is to judge\? it has x, y\n.*--model"):
+    with pytest.raises(ConfigError, match=r"the judge's model is not clear: it offers x, y\n.*--model"):
         client.only_model()
 
 
 def test_requests_keep_their_pace_over_all_threads():
-    pace, times = Pace(1200), []
+    pace, times = RequestPace(1200), []
     threads = [threading.Thread(target=lambda: (pace.wait(), times.append(time.monotonic()))) for _ in range(6)]
     for thread in threads:
         thread.start()
@@ -378,10 +378,10 @@ def test_the_shipped_prompts_are_forty_in_five_categories():
 
 def test_all_wrong_lines_of_a_prompt_file_are_named_at_once(tmp_path):
     path = tmp_path / "p.jsonl"
-    with pytest.raises(DataError, match=r"there is no such file.*\n.*leave --prompts out"):
+    with pytest.raises(DataError, match=r"there is no such file.*\n.*omit --prompts"):
         read_prompts(path)
     path.write_text("\n")
-    with pytest.raises(DataError, match="it holds no prompt"):
+    with pytest.raises(DataError, match="it contains no prompt"):
         read_prompts(path)
     path.write_text('{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}\n[]\nnope\n{"prompt": "c"}\n{"id": "2"}\n'
                     '{"id": "3", "prompt": "d", "category": 4}\n')  # fmt: skip
@@ -391,13 +391,13 @@ def test_all_wrong_lines_of_a_prompt_file_are_named_at_once(tmp_path):
     assert "6 problems" in text
     for part in (":3: the line is a JSON list, not an object", ":4: the line is not JSON",
                  ":5: `id` is None", ":6: `prompt` is None",
-                 ":7: `category` is 4", "the id '1' comes twice"):  # fmt: skip
+                 ":7: `category` is 4", "the id '1' appears twice"):  # fmt: skip
         assert part in text
 
 
 def test_half_a_surrogate_pair_in_a_prompt_is_a_wrong_line_and_in_a_reply_is_replaced(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"id": "1", "prompt": "a"}\n{"id": "2", "prompt": "a\\ud800b"}\n')
-    with pytest.raises(DataError, match=r"p\.jsonl:2: the key 'prompt' holds half of a surrogate pair"):
+    with pytest.raises(DataError, match=r"p\.jsonl:2: the key 'prompt' holds an unpaired surrogate"):
         read_prompts(tmp_path / "p.jsonl")
     reply = client._json('{"choices": [{"message": {"content": "Well \\ud800. \\ud83d\\ude00"}}]}')
     assert message_of(reply) == "Well \ufffd. \U0001f600"
@@ -513,11 +513,12 @@ def test_answers_are_kept_by_model_prompt_and_settings(models_ab, tmp_path):
 def test_what_does_not_fit_into_the_context_is_refused_with_the_length_that_does(models_ab, tmp_path):
     generation = Generation(max_new_tokens=150)
     with pytest.raises(
-        DataError, match=r"1 of 3 prompts.* of 150 tokens.*context of 192; the longest, 'long', has 73\n.*tokens 119"
+        DataError,
+        match=r"1 of 3 prompts.* of 150 tokens.*context of 192 tokens; the longest, 'long', has 73\n.*tokens 119",
     ):
         answers(models_ab[0], PROMPTS, generation, kept(tmp_path, models_ab[0], generation), device="cpu")
     assert not list(tmp_path.rglob("*.json"))
-    with pytest.raises(DataError, match=r"1 of 1 prompts.*\n.*leave such prompts out"):
+    with pytest.raises(DataError, match=r"1 of 1 prompts.*\n.*remove such prompts"):
         answers(
             models_ab[0], [Prompt("1", "x" * 300)], generation, kept(tmp_path, models_ab[0], generation), device="cpu"
         )
@@ -543,7 +544,7 @@ def test_a_killed_comparison_goes_on_and_a_finished_one_costs_nothing(server, mo
     assert done == 3
     assert document["a"]["answers"] == {"generated": 0, "from_cache": 3}
     assert len(server.seen) == 6 - done
-    with pytest.raises(ConfigError, match=r"out\.json is there already"):
+    with pytest.raises(ConfigError, match=r"out\.json already exists"):
         judge(*models_ab, server.url, "judge-1", prompts_file, out, settings)
     settings = replace(settings, overwrite=True)
     again = judge(*models_ab, server.url, "judge-1", prompts_file, out, settings)
@@ -575,7 +576,7 @@ def test_the_result_says_who_was_compared_by_whom_on_what(server, models_ab, pro
 @slow
 def test_a_judge_that_never_gives_a_verdict_is_a_failed_check(server, models_ab, prompts_file, tmp_path):
     server.behave = lambda body, number: chat("I cannot say.")
-    with pytest.raises(VerificationError, match=r"not one verdict could be read.*'I cannot say.'") as caught:
+    with pytest.raises(VerificationError, match=r"none of the verdicts could be read.*'I cannot say.'") as caught:
         judge(*models_ab, server.url, None, prompts_file, tmp_path / "out.json", settings_in(tmp_path))
     assert caught.value.exit_code == 3
     assert json.loads((tmp_path / "out.json").read_text())["overall"]["invalid"] == 3
@@ -668,5 +669,5 @@ def test_a_key_over_plain_http_to_elsewhere_is_warned_of(tmp_path, monkeypatch, 
     JudgeClient("http://127.0.0.1:1/v1", tmp_path)
     assert not caplog.records
     JudgeClient("http://judge.example/v1", tmp_path)
-    assert "the API key goes over plain http to http://judge.example/v1" in caplog.text
+    assert "the API key is sent unencrypted over http to http://judge.example/v1" in caplog.text
     assert KEY not in caplog.text

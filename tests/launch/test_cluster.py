@@ -51,12 +51,12 @@ def stopped(run: RunDir, **facts: Any) -> None:
 @pytest.mark.parametrize(
     ("code", "action", "exit_code", "said"),
     [
-        (0, "done", 0, "fulfilled"),
+        (0, "done", 0, "finished"),
         (2, "stop", 2, "a person must fix"),
         (3, "stop", 3, "a person must fix"),
         (75, "requeue", 75, "resumable"),
         (1, "requeue", 1, "failed with exit code 1"),
-        (137, "requeue", 137, "ended by signal 9"),
+        (137, "requeue", 137, "killed by signal 9"),
     ],
 )
 def test_the_exit_code_decides(run: RunDir, code: int, action: str, exit_code: int, said: str) -> None:
@@ -91,7 +91,7 @@ def test_attempts_without_a_new_checkpoint_are_counted_within_a_chain(run: RunDi
         attempts.note(run, Job(job, 0, "other", "", ("a",), 1), "begin")
     decision = continuity.decide(run, JOB, 75, Settings())
     assert (decision.action, decision.exit_code) == ("stop", 3)
-    with pytest.raises(ChainStoppedError, match="3 attempts in a row got no further: all began at iter_0000020"):
+    with pytest.raises(ChainStoppedError, match="3 attempts in a row made no progress: all began at iter_0000020"):
         continuity.check_chain(run, JOB, Settings())
     continuity.check_chain(run, JOB, Settings(max_tries=4))
     continuity.check_chain(run, Job("10", 0, "10", "", ("a",), 1), Settings())  # a person submitted again
@@ -128,6 +128,20 @@ def test_a_next_job_goes_by_the_last_word_of_the_one_before(run: RunDir, caplog:
     with pytest.raises(ChainStoppedError, match="job 7, which this one follows, was cancelled"):
         continuity.check_chain(run, SUCCESSOR, Settings())
     continuity.check_chain(run, Job("9", 0, "9", "", ("a",), 1), Settings())
+
+
+@pytest.mark.parametrize(
+    ("state", "ended"), [("RUNNING", False), ("PENDING", False), ("COMPLETING", True), ("FAILED", True)]
+)
+def test_a_next_job_never_trains_beside_the_one_before(run: RunDir, tmp_path: Path, state: str, ended: bool) -> None:
+    """As where an administrator has taken its dependency away."""
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho JobId=7 JobState={state} Reason=TimeLimit\n")
+    attempts.note(run, JOB, "begin", next="8")
+    if ended:
+        continuity.check_chain(run, SUCCESSOR, Settings())
+        return
+    with pytest.raises(ChainStoppedError, match=f"job 7, which .* follows, has not ended: it is {state}\n.*continues"):
+        continuity.check_chain(run, SUCCESSOR, Settings())
 
 
 @pytest.mark.parametrize(
@@ -188,7 +202,7 @@ def test_no_more_nodes_are_excluded_than_the_partition_of_the_next_job_can_spare
         monkeypatch.setattr(slurm, "show_job", lambda number, facts=facts: facts)
         assert keep_off(JOB, "8", ["a", "b"]) == kept
         assert told.pop() == ("8", kept)
-    assert "job 8 waits for a person: SLURM says PartitionTimeLimit" in caplog.text
+    assert "job 8 will not start by itself: SLURM's reason is PartitionTimeLimit" in caplog.text
     monkeypatch.setattr(slurm, "show_job", lambda number: {})
     assert keep_off(JOB, "8", ["a"]) == []
     assert not told
@@ -246,7 +260,7 @@ def test_secrets_are_not_written_down() -> None:
     ("environment", "what"),
     [
         ({}, "not running inside a SLURM job"),
-        ({"SLURM_JOB_ID": "7"}, "does not say how many ranks"),
+        ({"SLURM_JOB_ID": "7"}, "number of ranks is unknown"),
     ],
 )
 def test_what_is_no_job_of_ranks_is_refused(environment: dict[str, str], what: str) -> None:
@@ -322,6 +336,9 @@ def test_status_knows_the_last_job_as_far_as_slurm_does(
     monkeypatch.setattr(slurm, "show_job", lambda number: facts)
     now = datetime(2026, 1, 1, 9, 0).timestamp()
     assert "8 RUNNING, on n[0-1], 1 h 00 min left" in describe(read_job(run, now) or {})
+    moved = {"JobState": "PENDING", "Reason": "BadConstraints", "ExcNodeList": "n0"}
+    monkeypatch.setattr(slurm, "show_job", lambda number: moved)
+    assert "excludes n0; to allow them: scontrol update JobId=8 ExcNodeList=" in describe(read_job(run, now) or {})
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     assert read_job(run) is None
 

@@ -55,7 +55,7 @@ def test_a_forgotten_job_has_failed_where_the_checkpoint_has_no_scores(
     checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert score_by_job(checkpoint, "demo", [], []) == 1
-    assert "SLURM knows nothing of job 17 any more; the checkpoint's scores are not in" in caplog.text
+    assert "SLURM no longer knows job 17; the checkpoint's scores are not in" in caplog.text
 
 
 def test_scores_of_another_checkpoint_do_not_make_a_forgotten_job_a_success(checkpoint: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_forgotten_job_has_succeeded_where_the_checkpoint_has_its_scores(
 
 
 def test_what_is_no_checkpoint_is_refused_before_a_job_is_submitted(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"there is no megacode\.json"):
+    with pytest.raises(CheckpointError, match=r"it has no megacode\.json"):
         score_by_job(tmp_path / "nothing", "demo", [], [])
     assert not (tmp_path / "arguments").exists()
 

@@ -40,7 +40,7 @@ def row(engine: str = "") -> doctor.Finding:
 
 def test_no_apex_is_nothing_to_worry_about() -> None:
     assert apex.find() == apex.Apex("none")
-    assert row() == {"part": "apex", "found": "", "path": "not needed: torch has its parts"}
+    assert row() == {"part": "apex", "found": "", "path": "not needed: torch replaces it"}
 
 
 def test_the_web_toolkit_of_that_name_is_told_from_nvidias(installed: Callable[..., Path]) -> None:
@@ -58,18 +58,18 @@ def test_nvidias_apex_is_known_by_its_parts(installed: Callable[..., Path], monk
     assert found == apex.Apex("nvidia", str(place), ("Adam", "multi-tensor scale", "weight gradient"))
     assert found.used(engine=False) == ("Adam", "multi-tensor scale")
     assert found.used(engine=True) == ()
-    assert row()["path"].endswith("lack it: Adam, multi-tensor scale")
-    assert row("2.11.0")["path"] == "not used: Transformer Engine and torch have its parts"
+    assert row()["path"].endswith("lack: Adam, multi-tensor scale")
+    assert row("2.11.0")["path"] == "not used: Transformer Engine and torch replace it"
     monkeypatch.setattr(apex, "torch_adds_in_fp32", lambda: False)
     assert found.used(engine=True) == ("weight gradient",)
-    assert row("2.11.0")["path"].endswith("lack it: weight gradient")
+    assert row("2.11.0")["path"].endswith("lack: weight gradient")
 
 
 def test_nvidias_apex_without_its_extensions_has_no_parts(installed: Callable[..., Path]) -> None:
     place = installed(NVIDIAS)
     assert apex.find() == apex.Apex("nvidia", str(place), ())
     assert row()["found"] == "(built without its CUDA parts)"
-    assert row()["path"] == "not used: torch has its parts"
+    assert row()["path"] == "not used: torch replaces it"
 
 
 def test_an_old_torch_without_apex_is_told_what_it_misses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_a_batch_that_does_not_divide_over_ranks_is_refused_with_the_nearest_num
         layout_check.check(config, 2)
     said = "train.micro_batch_size: global_batch_size 10 is not divisible by 4 (micro_batch_size 2 x data parallel 2)"
     assert said in str(caught.value)
-    assert "set micro_batch_size to 1 or 5, which learns the same; or make global_batch_size 8 or 12" in str(
+    assert "set micro_batch_size to 1 or 5, which does not change training; or make global_batch_size 8 or 12" in str(
         caught.value
     )
     with pytest.raises(ConfigError, match="use 1 or 5 processes, or more tensor or pipeline ranks; or make"):
@@ -43,9 +43,11 @@ def test_a_batch_that_does_not_divide_over_ranks_is_refused_with_the_nearest_num
 
 def test_interleaved_pipelines_take_micro_batches_in_groups(program: ModuleType) -> None:
     config = program.run_config(parallel={"pipeline": 2, "virtual_pipeline": 2}, train={"global_batch_size": 6})
-    with pytest.raises(ConfigError, match=r"\(micro_batch_size 2 x data parallel 1 x pipeline 2, as virtual") as caught:
+    with pytest.raises(
+        ConfigError, match=r"\(micro_batch_size 2 x data parallel 1 x pipeline 2, required by virtual"
+    ) as caught:
         layout_check.check(config, 2)
-    assert caught.value.problems[0].fix.startswith("set micro_batch_size to 1 or 3, which learns the same")
+    assert caught.value.problems[0].fix.startswith("set micro_batch_size to 1 or 3, which does not change training")
     odd = program.run_config(parallel={"pipeline": 2, "virtual_pipeline": 2}, train={"global_batch_size": 5})
     with pytest.raises(ConfigError, match=r"global_batch_size 5 is not .*\n.*remove virtual_pipeline"):
         layout_check.check(odd, 2)
@@ -56,7 +58,9 @@ def test_a_ramp_is_judged_too(program: ModuleType) -> None:
     problems = layout_check.layout_problems(program.run_config(train={"batch_ramp": ramp}), 2)
     assert [problem.where for problem in problems] == ["train.micro_batch_size"]
     assert problems[0].what.startswith("batch_ramp.start 2 and batch_ramp.increment 2 are not divisible by 4")
-    assert problems[0].fix.startswith("set micro_batch_size to 1, which learns the same; or make batch_ramp.start 4")
+    assert problems[0].fix.startswith(
+        "set micro_batch_size to 1, which does not change training; or make batch_ramp.start 4"
+    )
 
 
 def test_a_recipe_that_this_machine_does_not_compute_is_refused(program: ModuleType) -> None:
@@ -75,11 +79,11 @@ def test_ranks_that_share_sequences_take_the_same_samples(program: ModuleType) -
 @pytest.mark.parametrize(
     ("parallel", "legal"),
     [
-        ({"context": 3}, "cannot be cut into 6 equal parts (sequence and context parallel) use a smaller"),
-        ({"context": 4, "tensor": 3, "sequence_parallel": True}, "cannot be cut into 24 equal parts"),
+        ({"context": 3}, "is not divisible by 6 (sequence and context parallel) use a smaller"),
+        ({"context": 4, "tensor": 3, "sequence_parallel": True}, "is not divisible by 24"),
         ({"context": 8, "tensor": 4, "sequence_parallel": True}, ""),
         ({"context": 16}, ""),
-        ({"context": 32}, "cannot be cut into 64 equal parts"),
+        ({"context": 32}, "is not divisible by 64"),
     ],
 )
 def test_the_sequence_divides_into_chunks_and_their_slices(

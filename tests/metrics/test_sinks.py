@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import orjson
 import pytest
 
 from megacode.base.files import RunDir, read_jsonl
-from megacode.metrics import probes
+from megacode.metrics import probes, sinks
 from megacode.metrics.reader import read_events, read_metrics
 from megacode.metrics.sinks import Events, JsonlSink, Lines, TensorBoardSink, train_line, write_hang
 
@@ -97,14 +98,16 @@ def test_a_full_disk_takes_back_what_it_took_in_part(tmp_path: Path, caplog: pyt
     lines._file = disk  # type: ignore[assignment]
     lines.append({"a": 1})
     assert (tmp_path / "x.jsonl").read_bytes() == b""
-    assert "its lines wait in memory" in caplog.text
+    assert "new lines are kept in memory" in caplog.text
     lines.append({"a": 2})
     assert read_jsonl(tmp_path / "x.jsonl") == [{"a": 1}, {"a": 2}]
     disk.turns = iter((0, 3, 0))
     lines.append({"a": 3})
     lines.close()
     assert read_jsonl(tmp_path / "x.jsonl") == [{"a": 1}, {"a": 2}]
-    assert caplog.messages[-1].endswith("x.jsonl lacks 1 lines: [Errno 28] No space left on device")
+    assert caplog.messages[-1].endswith(
+        "x.jsonl: 1 lines could not be written and are lost: [Errno 28] No space left on device"
+    )
 
 
 def test_a_hang_that_another_rank_writes_stands_among_the_events_by_time(tmp_path: Path) -> None:
@@ -150,7 +153,7 @@ def test_a_mirror_that_fails_is_told_once_and_the_run_goes_on(
     sink.write(record(8))
     sink.close()
     (message,) = caplog.messages
-    assert message.endswith("get no more values in this start: [Errno 28] No space left on device")
+    assert message.endswith("has stopped until the next start: [Errno 28] No space left on device")
 
 
 def test_a_probe_is_one_line_from_the_nearest_kind_of_layer_to_the_furthest() -> None:
@@ -169,3 +172,16 @@ def test_an_iteration_is_one_line() -> None:
     )
     assert "41.0% MFU" in train_line({**RECORD, "mfu": 0.41}, 300)
     assert json.loads(json.dumps(RECORD)) == RECORD
+
+
+def test_tensorboards_own_thread_ends_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[type[BaseException]] = []
+    monkeypatch.setattr(sinks, "_other_threads", lambda ended: said.append(ended.exc_type))
+    monkeypatch.setattr(threading, "excepthook", sinks._without_tensorboard)
+    TensorBoardSink(tmp_path).close()
+    tensorboards = type("Thread", (threading.Thread,), {"__module__": "tensorboard.summary.writer"})
+    for kind, shown in ((tensorboards, False), (threading.Thread, True)):
+        thread = kind(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+        assert said == [ZeroDivisionError] * shown

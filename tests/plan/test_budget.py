@@ -64,7 +64,7 @@ def test_every_source_that_passes_its_cap_is_named_once(make_config: Make) -> No
     with pytest.raises(PlanError) as caught:
         allotted(config, {"a": 20, "b": 20, "c": 999})
     assert [problem.where for problem in caught.value.problems] == ["phases[0].blend.a", "phases[1].blend.b"]
-    assert "and leave it out of later phases" in caught.value.problems[0].fix
+    assert "and remove it from later phases" in caught.value.problems[0].fix
     assert "raise sources.a.max_epochs to 4.5" in caught.value.problems[0].fix
 
 
@@ -175,7 +175,7 @@ def test_spread_with_nothing_left_says_what_to_change(make_config: Make) -> None
     with pytest.raises(PlanError) as caught:
         allotted(config, {"a": 30, "b": 40})
     (problem,) = caught.value.problems
-    assert problem.what == "phase 'p0' takes 100 samples, and its sources have 70 left (a 30, b 40)"
+    assert problem.what == "phase 'p0' needs 100 samples, but its sources have 70 left (a 30, b 40)"
     assert problem.fix == (
         "shorten the phase to samples: 70, raise sources.b.max_epochs to 1.75, or add a source without max_epochs"
     )

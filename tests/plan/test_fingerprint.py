@@ -78,8 +78,8 @@ def refused(schedule: Schedule, former: list[dict[str, Any]], consumed: int) -> 
 @pytest.mark.parametrize(
     ("changes", "sizes", "where", "said"),
     [
-        ({"seed": 7}, {}, "seed", "the run has read from phase 'p0' with seed 1234 and it is now 7"),
-        ({"seq_length": 5}, {}, "train.seq_length", "with seq_length 4 and it is now 5"),
+        ({"seed": 7}, {}, "seed", "the run has already read from phase 'p0' with seed 1234, which is now 7"),
+        ({"seq_length": 5}, {}, "train.seq_length", "with seq_length 4, which is now 5"),
         ({}, {"a": 91}, "sources.a", "'a' had 90 training tokens and now has 91"),
         ({}, {"identity": "a2"}, "sources.a", "'a' had the content hash aaaa and now has a2"),
     ],
@@ -104,39 +104,39 @@ def test_a_changed_blend_is_refused_where_it_was_read_and_not_before(
     prove_past(schedule, former, 60)
     error = refused(schedule, former, 61)
     assert [problem.where for problem in error.problems] == ["phases[1].blend.a", "phases[1].blend.b"]
-    assert "'a' gave 8 samples to it and now gives 20" in error.problems[0].what
-    assert "set the blend, the lengths and the caps back" in error.problems[0].fix
+    assert "'a' gave it 8 samples and would now give 20" in error.problems[0].what
+    assert "restore the blends, lengths and caps" in error.problems[0].fix
 
 
 def test_a_changed_length_is_refused_with_the_number_to_write(make_config: Make, former: list[dict[str, Any]]) -> None:
     error = refused(build_schedule(make_config([(50, PHASES[0][1]), *PHASES[1:]]), sized()), former, 10)
     (problem,) = error.problems
     assert problem.where == "phases[0]"
-    assert "as one of 60 samples and it now has 50" in problem.what
-    assert "give it samples: 60 in place of its length" in problem.fix
+    assert "with a length of 60 samples, which is now 50" in problem.what
+    assert "set its length to samples: 60" in problem.fix
 
 
 def test_a_changed_start_is_refused_at_repeat(make_config: Make, former: list[dict[str, Any]]) -> None:
     phases = [*PHASES[:2], (*PHASES[2], {"repeat": "restart"})]
     (problem,) = refused(build_schedule(make_config(phases), sized()), former, 101).problems
     assert problem.where == "phases[2].repeat.a"
-    assert "'a' started in it at its sample 44 and now starts at 0" in problem.what
+    assert "'a' started in it at its sample 44 and would now start at 0" in problem.what
 
 
 def test_a_source_that_is_new_in_the_past_is_refused(make_config: Make, former: list[dict[str, Any]]) -> None:
     phases = [(60, {"a": 0.6, "c": 0.4}), *PHASES[1:]]
     error = refused(build_schedule(make_config(phases), sized() | {"c": SourceSize("c", 50)}), former, 1)
     assert [problem.where for problem in error.problems] == ["phases[0].blend.b", "phases[0].blend.c"]
-    assert "'b' gave 24 samples to it and now gives 0" in error.problems[0].what
+    assert "'b' gave it 24 samples and would now give 0" in error.problems[0].what
 
 
 def test_a_phase_that_was_read_and_is_gone_is_refused(make_config: Make, former: list[dict[str, Any]]) -> None:
     error = refused(build_schedule(make_config(PHASES[:1]), sized()), former, 80)
-    assert "the run has read from phase 'p1', which the config no longer has" in str(error)
+    assert "the run has already read from phase 'p1', which the config no longer has" in str(error)
     assert "samples: 40" in str(error)
 
 
 def test_a_chain_of_another_law_is_refused(make_config: Make, former: list[dict[str, Any]]) -> None:
     former[0]["fingerprint"] = "0" * 64
-    with pytest.raises(CheckpointError, match=r"(?s)another version's law.*resume with the version"):
+    with pytest.raises(CheckpointError, match=r"(?s)another version of megacode.*resume with the version"):
         prove_past(build_schedule(make_config(PHASES), sized()), former, 1)

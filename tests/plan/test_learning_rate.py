@@ -142,7 +142,7 @@ def test_a_warmup_and_a_decay_longer_than_their_phase_are_refused(
     make_config: Make, rates_of: Make, decay: str
 ) -> None:
     config = make_config([phase(100, rule("wsd", peak=1.0, warmup="10 samples", decay=decay))], batch=4)
-    with pytest.raises(ConfigError, match=r"decay: warmup and decay together .*(?s:.)*give at most 90 samples"):
+    with pytest.raises(ConfigError, match=r"decay: warmup plus decay .*(?s:.)*give at most 90 samples"):
         rates_of(config)
 
 

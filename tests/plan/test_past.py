@@ -91,10 +91,10 @@ def test_other_windows_cannot_be_compared(make_config: Make, change: dict[str, A
     report = lost(one(make_config), one(make_config, **change), 1000)
     assert not report["comparable"]
     assert report["sources"]["a"]["repeated"] is None
-    assert render_lost(report)[1] == f"a: cannot be compared: {why}; every window may come again"
+    assert render_lost(report)[1] == f"a: cannot be compared: {why}; any window may be read again"
 
 
 def test_an_order_that_cannot_be_made_again_is_said() -> None:
     (line,) = render_lost(unknown_loss(10))
     assert "cannot be compared" in line
-    assert "every window may come again" in line
+    assert "any window may be read again" in line

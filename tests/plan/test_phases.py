@@ -215,7 +215,7 @@ def test_a_source_s_scalar_and_vector_forms_agree(extra: int, length: int, indic
 
 def test_a_source_shorter_than_a_window_is_refused(make_config: Make, schedule_of: Make) -> None:
     config = make_config([(10, {"a": 1, "tiny": 1, "unused": 0})], seq_length=8)
-    with pytest.raises(DataError, match=r"sources.tiny: it has 8 training tokens, less than .* = 9") as caught:
+    with pytest.raises(DataError, match=r"sources.tiny: the source has 8 training tokens, less than .* = 9") as caught:
         schedule_of(config, {"a": 100, "tiny": 8, "unused": 1})
     assert "smaller train.seq_length" in str(caught.value)
     assert caught.value.exit_code == 2

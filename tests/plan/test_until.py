@@ -118,7 +118,7 @@ def test_a_checkpoint_belongs_to_trunk_and_branch_up_to_the_cut_and_to_one_of_th
         prove_past(schedule, cut, before)
     if branch.clock < made[0].total_samples and made[1].phases[branch.number].left_early:
         behind = data.draw(st.integers(branch.clock + 1, made[0].phases[branch.number].last_sample))
-        with pytest.raises(CheckpointError, match="and the config leaves it after"):
+        with pytest.raises(CheckpointError, match="and the config ends it after"):
             prove_past(made[1], trunk, behind)
         with pytest.raises(CheckpointError, match="the run left phase"):
             prove_past(made[0], cut, branch.clock + 1)
@@ -142,8 +142,8 @@ def test_a_clock_behind_the_cut_is_refused_with_what_to_start_from(make_config: 
         prove_past(cut_links(make_config, 30)[0], trunk, 42)
     (problem,) = caught.value.problems
     assert problem.where == "phases[0].until"
-    assert problem.what == "the checkpoint has read 42 samples of phase 'p0', and the config leaves it after 30"
-    assert problem.fix == "start from a checkpoint of sample 30 or before, or raise until to 42 samples or more"
+    assert problem.what == "the checkpoint has read 42 samples of phase 'p0', and the config ends it after 30"
+    assert problem.fix == "start from a checkpoint of sample 30 or earlier, or raise until to 42 samples or more"
     assert caught.value.exit_code == 2
 
 
@@ -178,8 +178,8 @@ def test_until_is_a_clock_in_the_phase(
 @pytest.mark.parametrize(
     ("until", "said"),
     [
-        ("16 iterations", "left after 16 iterations, but has only 15 iterations"),
-        ("3 samples", "left after 3 samples, less than one global batch of 4 samples"),
+        ("16 iterations", "ends early after 16 iterations, but has only 15 iterations"),
+        ("3 samples", "ends early after 3 samples, less than one global batch of 4 samples"),
         ("9 tokens", r"less than one global batch of 4 samples \(16 tokens\)(?s:.*)give it at least 16 tokens"),
     ],
 )
@@ -235,7 +235,7 @@ def test_a_cap_counts_only_what_is_read_and_says_where_to_leave(make_config: Mak
     assert problem.what == (
         "source 'a' would be read 1.50 times by the point where phase 'p0' ends early, more than its max_epochs 1"
     )
-    assert problem.fix == "leave it earlier (until: 200 samples), or raise sources.a.max_epochs to 1.52"
+    assert problem.fix == "end the phase earlier (until: 200 samples), or raise sources.a.max_epochs to 1.52"
     assert problem.where == "phases[0].blend.a"
     assert run("300 samples", a=1.52).counts_at(300)["a"] == 150
 

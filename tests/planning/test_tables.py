@@ -135,7 +135,7 @@ def test_nothing_to_remark_gives_no_warning(config: RunConfig) -> None:
 def test_declared_unused_and_much_repeated_sources_are_remarked(make_config: Make) -> None:
     config = make_config([(90, {"text": 1})], sources=["spare"])
     said = warnings_of(config, {"text": 60}, identity="")
-    assert "text: sizes as declared, not read from data" in said
+    assert "text: sizes are declared, not read from data" in said
     assert "spare: in sources, but no phase draws from it" in said
     assert "text: read 6.4 times over the run" in said
 
@@ -145,10 +145,10 @@ def test_clipped_shares_rounded_lengths_short_batches_and_jumps_are_remarked(mak
     phases = [(45, {"a": 0.5, "b": 0.5}), ("50 tokens", {"a": 0.5, "b": 0.5}, jump)]
     config = make_config(phases, batch=10, caps={"a": 1}).model_copy(update={"caps": "spread"})
     said = warnings_of(config, {"a": 41, "b": 1000})
-    assert "p0: a reaches max_epochs 1, so its share is 22.2% in place of 50.0%" in said
-    assert "p1: a reaches max_epochs 1, so its share is 0.0% in place of 50.0%" in said
-    assert "p1: 50 tokens asked for, 40 in whole global batches" in said
-    assert "p0: its last batch has 5 samples" in said
+    assert "p0: a reaches max_epochs 1, so its share is 22.2% instead of 50.0%" in said
+    assert "p1: a reaches max_epochs 1, so its share is 0.0% instead of 50.0%" in said
+    assert "p1: 50 tokens requested, 40 in whole global batches" in said
+    assert "p0: its last batch has only 5 samples" in said
     assert "p1: the learning rate jumps from 0.001 to 0.009 without a warmup" in said
 
 
@@ -157,7 +157,7 @@ def test_gpus_that_do_not_fit_are_refused_with_the_nearest_numbers(make_config: 
     assert document_of(config, {"a": 999}, gpus=16)["gpus"]["micro_batches"] == 8
     with pytest.raises(ConfigError, match="--gpus: 10 is not divisible by 4, the GPUs that hold one") as caught:
         document_of(config, {"a": 999}, gpus=10)
-    assert caught.value.problems[0].fix == "use 8 or 12, or change parallel"
+    assert caught.value.problems[0].fix == "use 8 or 12, or change the parallel section"
     with pytest.raises(ConfigError, match=r"parallel: global_batch_size 64 is not divisible by 6 \(micro_batch_size 2"):
         document_of(config, {"a": 999}, gpus=12)
 
@@ -172,8 +172,8 @@ def against(**more: Any) -> dict[str, Any]:
 def test_an_unchanged_past_is_said(config: RunConfig) -> None:
     document = document_of(config, {"text": 1000, "code": 300})
     document["against"] = against()
-    assert "✓ the 1,234 samples read by runs/x stay as they were" in rendered(document)
-    assert "changed" not in rendered(document)
+    assert "✓ the 1,234 samples read by runs/x are unchanged" in rendered(document)
+    assert "affects" not in rendered(document)
 
 
 def test_changes_and_tokens_to_come_are_shown_in_eighty_columns(config: RunConfig) -> None:
@@ -193,7 +193,7 @@ def test_changes_and_tokens_to_come_are_shown_in_eighty_columns(config: RunConfi
 def test_a_phase_that_is_left_early_says_of_how_much(make_config: Make) -> None:
     phases = [("800 tokens", {"a": 1}, {"until": "10 iterations"}), ("8 iterations", {"a": 1})]
     document = document_of(make_config(phases, batch=10), {"a": 10_000})
-    assert "left after 400 of 800 tokens, 10 iterations" in rendered(document)
+    assert "ends early after 400 of 800 tokens, 10 iterations" in rendered(document)
     first = document["phases"][0]
     assert (first["samples"], first["full_samples"], first["full_tokens"], first["left_early"]) == (100, 200, 800, True)
     assert document["total_samples"] == 180
@@ -205,5 +205,5 @@ def test_a_lost_past_is_said_in_place_of_the_proof(config: RunConfig) -> None:
     loss = {"consumed_samples": 1234, "comparable": True, "exact": True, "sources": {"text": row}}
     document["against"] = against(lost=loss)
     text = " ".join(rendered(document).split())
-    assert "stay as they were" not in text
-    assert "text: 9 windows were read, 7 are taken for read; 3 come again in their epoch, 1 are not read in it" in text
+    assert "are unchanged" not in text
+    assert "text: 9 windows were read, 7 count as read; 3 are repeated in their epoch, 1 are lost in it" in text

@@ -27,7 +27,7 @@ from megacode.preflight import examine as examination
 from megacode.preflight.examine import examine, expected_gpus
 from megacode.preflight.findings import expand, node_names
 from megacode.preflight.meeting import Meeting, port_beside, soon, within
-from megacode.preflight.node_health import Health, count_gpus, multiply, read_driver, slow, write_disk
+from megacode.preflight.node_health import NodeHealth, count_gpus, multiply, read_driver, slow, write_disk
 from tests.limits import HANG
 from tests.ranks import load_program
 
@@ -152,7 +152,7 @@ def test_a_node_that_never_joins_and_one_that_stops_are_named_in_time(tmp_path: 
     document = json.loads(ended[0][1])
     assert document["failed"] == document["missing"] == ["n1", "n2"]
     said = {node["node"]: whats(node["problems"]) for node in document["nodes"]}
-    assert said["n1"].startswith("stopped in the middle of a check (disk)")
+    assert said["n1"].startswith("stopped or froze during a check (disk)")
     assert said["n2"] == "did not start within 9.0 s"
     assert (said["n0"], said["n3"]) == ("", "")
     assert [nodes.file(f"n{rank}")["ok"] for rank in range(4)] == [True, False, False, True]
@@ -164,7 +164,7 @@ def test_a_first_node_that_never_comes_is_named_by_the_others(tmp_path: Path, po
         nodes.start(1, "--timeout", "3")
         code, out, error = nodes.finish(1)[1]
     assert (code, out) == (3, "")
-    assert "the nodes do not meet at n0 within 3.0 s: [Errno 111] Connection refused" in error
+    assert "the nodes cannot connect to n0 within 3.0 s: [Errno 111] Connection refused" in error
     assert "failed on 1 of 2 nodes: n0" in error
     assert "Traceback" not in error
     assert whats(nodes.file("n0")["problems"]) == "did not start within 3.0 s"
@@ -182,7 +182,7 @@ def test_a_wrong_address_is_no_nodes_fault(tmp_path: Path, port: int) -> None:
     assert [ended[rank][0] for rank in (0, 1)] == [3, 3], ended
     document = json.loads(ended[0][1])
     assert document["failed"] == []
-    assert "do not meet at n0" in whats(document["problems"])
+    assert "cannot connect to n0" in whats(document["problems"])
     assert nodes.file("n0")["ok"]
     assert nodes.file("n1")["ok"]
 
@@ -211,7 +211,7 @@ def test_a_node_that_dies_in_the_collective_is_named(tmp_path: Path, port: int) 
     document = json.loads(ended[0][1])
     assert document["failed"] == document["missing"] == ["n1"]
     assert "an all-reduce failed on n0" in whats(document["problems"])
-    assert whats(nodes.file("n1")["problems"]).startswith("made its own checks, but did not answer the others")
+    assert whats(nodes.file("n1")["problems"]).startswith("passed its own checks, but did not answer the others")
 
 
 @pytest.mark.slow
@@ -242,7 +242,7 @@ def examine_in(path: Path) -> Iterator[Any]:
 
 def test_a_file_size_limit_is_named(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    health = Health()
+    health = NodeHealth()
     resource.setrlimit(resource.RLIMIT_FSIZE, (4 * 2**20, before[1]))
     try:
         write_disk(health, tmp_path)
@@ -267,11 +267,11 @@ def test_several_processes_on_a_node_are_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_check_that_hangs_or_fails_is_the_nodes_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hanging(health: Health) -> None:
+    def hanging(health: NodeHealth) -> None:
         health.looks_at = "GPU 3"
         time.sleep(30)
 
-    def failing(health: Health) -> None:
+    def failing(health: NodeHealth) -> None:
         raise RuntimeError("CUDA error: unspecified launch failure\nmore of it")
 
     monkeypatch.setattr(examination, "checks", lambda directory, gpus: {"count": failing, "product": hanging})
@@ -282,7 +282,7 @@ def test_a_check_that_hangs_or_fails_is_the_nodes_problem(monkeypatch: pytest.Mo
 
 
 def test_a_wrong_count_of_gpus_says_both_numbers() -> None:
-    health = Health()
+    health = NodeHealth()
     count_gpus(health, torch.cuda.device_count() + 1)
     assert "GPUs are expected" in health.problems[0].what
     assert expected_gpus({"SLURM_GPUS_ON_NODE": "8"}) == 8
@@ -318,11 +318,11 @@ GPU-bb, 1980, 1980, 40, 3, Not Active, Not Active, Not Active
 GPU-xx, 1980, 1980, 40, 9, Active, Active, Active
 GPU-cc, 765, 1980, 92, [N/A], Active, Active, Not Active
 """
-    health = Health()
+    health = NodeHealth()
     read_driver(health, answer, ["aa", "bb", "cc"])
     assert [(problem.where, problem.what) for problem in health.problems] == [
         ("GPU 1", "3 uncorrected memory errors"),
-        ("GPU 2", "its hardware slows it down (hw slowdown, hw thermal slowdown) at 92 degrees Celsius"),
+        ("GPU 2", "its hardware throttles it (hw slowdown, hw thermal slowdown) at 92 degrees Celsius"),
     ]
     assert health.measured["driver"][2]["clocks.sm"] == "765"
 

@@ -132,7 +132,7 @@ def _scores(gain: float) -> dict[str, Any]:
 
 def _contamination(tasks: list[str], gain: float) -> dict[str, Any]:
     if not gain:
-        return {"checked": False, "why": "the model had read nothing yet"}
+        return {"checked": False, "why": "the model has consumed no samples yet"}
     rows = {task: {"items": 80, "overlapping": round((10 + number) * gain)} for number, task in enumerate(tasks)}
     return {
         "checked": True,

@@ -250,7 +250,7 @@ def test_the_page_is_written_where_asked_and_the_same_twice(run, tmp_path):
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"not a run directory: it holds no run\.yaml") as refusal:
+    with pytest.raises(ConfigError, match=r"not a run directory: it has no run\.yaml") as refusal:
         write_report(tmp_path)
     assert str(tmp_path) in str(refusal.value)
     assert "megacode train" in str(refusal.value)
@@ -261,15 +261,15 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path):
 
 def test_a_damaged_file_is_named(run):
     (run / "plan.json").write_text('{"phases": [')
-    with pytest.raises(CheckpointError, match=r"plan\.json: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"plan\.json: it cannot be read"):
         write_report(run)
     (run / "plan.json").write_text("[]")
-    with pytest.raises(CheckpointError, match=r"plan\.json: holds no mapping"):
+    with pytest.raises(CheckpointError, match=r"plan\.json: it is not a mapping"):
         write_report(run)
 
 
 def test_a_page_cannot_take_the_place_of_a_directory(run, tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot be written over a directory"):
+    with pytest.raises(ConfigError, match=r"the output is a directory"):
         write_report(run, tmp_path)
 
 
@@ -320,7 +320,7 @@ def test_contamination_stands_in_a_tile_and_beside_each_score(run):
     assert "Contamination" in page.words
     assert "91 of 560" in page.words  # 10 to 16 of 80 questions of seven tasks
     assert page.words.count("10 of 80") == 1
-    assert "questions overlap what was read, verbatim (16.2 %)" in page.words
+    assert "questions overlap the data read, verbatim (16.2 %)" in page.words
     assert "13 tokens in a row" in page.text
 
 
@@ -328,8 +328,8 @@ def test_contamination_that_was_not_checked_says_why(run):
     for iteration in (200, 380, 420):
         (run / f"eval/demo@iter_{iteration:07d}.json").unlink()
     page = page_of(run)
-    assert "not checked: the model had read nothing yet" in page.words
-    assert "Overlap with the training data was not checked: the model had read nothing yet." in page.words
+    assert "not checked: the model has consumed no samples yet" in page.words
+    assert "Overlap with the training data was not checked: the model has consumed no samples yet." in page.words
 
 
 def test_the_page_and_the_terminal_show_the_same_interval(run):
@@ -425,7 +425,7 @@ def test_the_axis_is_labelled_in_flops_too(run):
 def test_a_file_that_is_no_page_is_not_replaced(run, tmp_path):
     notes = tmp_path / "notes.html"
     notes.write_text("<title>mine</title>")
-    with pytest.raises(ConfigError, match="not a page that megacode wrote"):
+    with pytest.raises(ConfigError, match="was not written by megacode"):
         write_report(run, notes)
     assert notes.read_text() == "<title>mine</title>"
     page = write_report(run, tmp_path / "page.html")

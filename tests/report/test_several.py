@@ -100,7 +100,7 @@ def test_a_run_without_scores_or_plan_has_its_place(runs, tmp_path):
     for file in (runs[1] / "eval").glob("*.json"):
         file.unlink()
     html = write_report(runs, tmp_path / "both.html").read_text(encoding="utf-8")
-    assert "not every plan says its FLOPs" in html
+    assert "not every plan has its FLOPs" in html
     assert "no scores" in html
 
 
@@ -113,7 +113,7 @@ def test_a_run_that_has_not_begun_has_its_place(runs, tmp_path):
 
 
 def test_a_run_named_twice_is_refused(runs):
-    with pytest.raises(ConfigError, match="named twice"):
+    with pytest.raises(ConfigError, match="listed twice"):
         write_report([runs[0], runs[1], runs[0].parent / "." / runs[0].name])
 
 

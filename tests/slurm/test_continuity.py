@@ -132,7 +132,7 @@ def test_three_attempts_without_a_new_checkpoint_end_the_chain(
     assert [line["job"] for line in run.lines("begin")] == [first, chained["next"], chained["next"]]
     assert [line["action"] for line in run.lines("end")] == ["requeue", "requeue", "stop"], run.tail()
     assert cluster.facts(chained["next"])["ExitCode"] == "3:0"
-    assert "3 attempts in a row got no further: none saved a checkpoint" in run.tail()
+    assert "3 attempts in a row made no progress: none saved a checkpoint" in run.tail()
     assert not [line for line in run.tail().splitlines() if "Traceback" in line]
 
 

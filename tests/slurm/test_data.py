@@ -17,7 +17,7 @@ import pytest
 from megacode.base.files import RunDir
 from megacode.config.model import TokenizerConfig
 from megacode.data import manifest as manifests
-from megacode.data.preprocess import Job, preprocess
+from megacode.data.preprocess import PreprocessJob, preprocess
 from megacode.data.train_tokenizer import train_tokenizer
 from megacode.metrics.reader import read_metrics
 from tests.limits import HANG
@@ -57,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_tokenizer("huggingface", [str(place / "corpus" / "*.jsonl")], 600, place / "tokenizer")
     tokenizer = TokenizerConfig(kind="huggingface", path=str(place / "tokenizer"))
     inputs = (str(place / "corpus" / "*.jsonl"),)
-    preprocess(Job(inputs, str(place / "one"), tokenizer, append_eod=True, shuffle_seed=5))
+    preprocess(PreprocessJob(inputs, str(place / "one"), tokenizer, append_eod=True, shuffle_seed=5))
     return place
 
 
@@ -167,7 +167,7 @@ def test_training_export_and_scores_follow_each_other(slurm: dict[str, str], pla
     assert json.loads(run.score("demo", 4).read_text())["scores"]
     again = submit(place, slurm, "slurm/evaluate.sh", RUN_DIR="run")
     assert ended(again, slurm) == ({"COMPLETED"}, {"0"})
-    assert (place / f"job-{again}.log").read_text().count("is there already") == 2
+    assert (place / f"job-{again}.log").read_text().count("already exists") == 2
 
 
 def test_evaluate_ends_with_the_exit_code_of_what_failed(slurm: dict[str, str], place: Path) -> None:
@@ -185,7 +185,7 @@ def test_evaluate_ends_with_the_exit_code_of_what_failed(slurm: dict[str, str], 
 
 def test_evaluate_refuses_what_is_no_run(slurm: dict[str, str], place: Path) -> None:
     (place / "empty").mkdir()
-    for given, message in (("nowhere", "no directory"), ("empty", "empty has no checkpoint yet")):
+    for given, message in (("nowhere", "which is not a directory"), ("empty", "empty has no checkpoint yet")):
         job = submit(place, slurm, "slurm/evaluate.sh", RUN_DIR=given)
         assert ended(job, slurm) == ({"FAILED"}, {"2"})
         assert message in (place / f"job-{job}.log").read_text()
@@ -230,7 +230,7 @@ def test_a_run_has_jobs_score_its_checkpoints_and_the_next_start_finds_them(
         return any(line["kind"] == "score" for line in read_metrics(run.metrics))
 
     # On a slow machine the job may be done before the second start asks for it.
-    until(lambda: "is there already; waiting for it" in log.read_text() or scored())
+    until(lambda: "already exists; waiting for it" in log.read_text() or scored())
     until(scored)
     stop(second)
     assert len(jobs()) == 1

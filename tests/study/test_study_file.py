@@ -127,9 +127,9 @@ LEVEL: Document = {"set": {"model.hidden_size": 128}}
     [
         ({"arms": {"one": ["balancd"]}}, "arms.one.phases[0]: there is no phase 'balancd'", "did you mean balanced?"),
         ({"basline": "one"}, "basline is not a setting", "did you mean baseline?"),
-        ({"baseline": None}, "baseline: None does not fit", "give text"),
+        ({"baseline": None}, "baseline: None is not a valid value", "give text"),
         ({"baseline": "on"}, "baseline: there is no arm 'on'", "did you mean one?"),
-        ({"arms": {"one": []}}, "arms.one.phases: [] does not fit", "give at least 1"),
+        ({"arms": {"one": []}}, "arms.one.phases: [] is not a valid value", "give at least 1"),
         ({"arms": {"one": {}}}, "arms.one.phases: it has no phases", "same_as: ARM"),
         ({"arms": {"one": {"phase": ["text"]}}}, "arms.one.phase: phase is not a setting", "did you mean phases?"),
         ({"arms": {"One": ["text"], "one": ["balanced"]}}, "'one' and 'One' differ in case alone", "another name"),
@@ -174,7 +174,7 @@ LEVEL: Document = {"set": {"model.hidden_size": 128}}
             "write {phase: cut, until: 5 iterations}",
         ),
         ({"seeds": [1, 2, 1]}, "seeds: 1 stands twice", "give each seed once"),
-        ({"seeds": []}, "seeds: [] does not fit", "give at least 1"),
+        ({"seeds": []}, "seeds: [] is not a valid value", "give at least 1"),
         ({"factors": {"scale": {}}}, "factors.scale: it has no levels", "add one"),
         ({"factors": {"train.clip_grad": [1, 1]}}, "a value stands twice", "name each level once"),
         ({"factors": {"scale": {"a": {**LEVEL, "only": ["onne"]}}}}, "there is no arm 'onne'", "did you mean one?"),
@@ -219,7 +219,7 @@ LEVEL: Document = {"set": {"model.hidden_size": 128}}
         ),
         ({"compare": {"margin": "0.5"}}, "compare.margin: '0.5' is not a difference", "write for example 0.5 points"),
         ({"compare": {"pairs": [["one", "tow"]]}}, "compare.pairs[0]: there is no arm 'tow'", "did you mean two?"),
-        ({"match": [{"arms": ["one"], "exposure": "samples"}]}, "match[0].arms: ['one'] does not fit", "at least 2"),
+        ({"match": [{"arms": ["one"], "exposure": "samples"}]}, "match[0].arms: ['one'] is not a valid value", "at least 2"),
         ({"match": [{"arms": ["one", "one"], "end": "text"}]}, "an arm stands twice in it", "name each arm once"),
         ({"match": [{"arms": ["one", "two"]}]}, "match[0]: it claims nothing", "exposure: samples"),
         (
@@ -248,7 +248,7 @@ def test_a_mistake_in_the_study_is_reported_with_its_place_and_a_fix(
 
 def test_a_study_without_a_baseline_says_so(study: Document, grid_of: GridOf) -> None:
     del study["baseline"]
-    with pytest.raises(ConfigError, match=r"small\.yaml: baseline: it is missing\n    add baseline"):
+    with pytest.raises(ConfigError, match=r"small\.yaml: baseline: required setting is missing\n    add baseline"):
         grid_of(study)
 
 
@@ -318,10 +318,10 @@ def test_first_weights_from_an_arm_that_is_not_trained_at_this_scale(study: Docu
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "there is no such file\n    give the path of a study's YAML file"),
-        ("- a\n", "it holds no settings"),
-        ("arms: {a: [x], a: [y]}\n", "the key 'a' stands twice"),
-        ("base: gone.yaml\nbaseline: a\nphases: {x: {}}\narms: {a: [x]}\n", "gone.yaml: there is no such file"),
+        (None, "no such file\n    give the path of a study's YAML file"),
+        ("- a\n", "holds no settings"),
+        ("arms: {a: [x], a: [y]}\n", "duplicate key 'a'"),
+        ("base: gone.yaml\nbaseline: a\nphases: {x: {}}\narms: {a: [x]}\n", "gone.yaml: no such file"),
     ],
 )
 def test_a_file_that_is_no_study_is_an_input_error(text: str | None, said: str, tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_unused_phases_and_a_single_seed_are_told(study: Document, tmp_path: Pat
 
 
 def test_an_unknown_gpu_is_an_input_error() -> None:
-    with pytest.raises(ConfigError, match="is not a GPU that the plan knows"):
+    with pytest.raises(ConfigError, match="unknown GPU .H1000."):
         plan_study(STUDIES / "order_matched.yaml", Gpus(kind="H1000"))
 
 

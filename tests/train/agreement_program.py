@@ -12,6 +12,7 @@ from megacode.base.errors import MegacodeError
 from megacode.checkpoint import store
 from megacode.checkpoint.ledger import Ledger
 from megacode.mcore import agreement, groups
+from megacode.mcore.nodes import NODE
 from megacode.train import main, origin
 
 SHORT = ("phases.balanced.iterations=4", "phases.prose.iterations=1", "phases.cooldown.iterations=1")
@@ -44,7 +45,7 @@ def starts(config: str, data: str, out: str) -> dict[str, Any]:
         ends["own ledger"] = _end(config, overrides(data, f"{out}/ledger"))
     # One name that leads each rank to files of its own, as a directory does that is local to a node.
     os.chdir(f"{out}/node{rank}")
-    os.environ["LOCAL_RANK"] = "0"
+    os.environ[NODE] = f"node{rank}"
     branch = overrides(data, f"{out}/moved", "init={from: /proc/self/cwd/checkpoint, load: all}")
     ends["own checkpoint"] = _end(config, branch)
     ends["own data"] = _end(config, overrides("/proc/self/cwd/data", f"{out}/moved"))

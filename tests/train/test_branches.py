@@ -86,14 +86,14 @@ def test_a_branch_resumes_its_own_checkpoints_and_refuses_one_behind_its_cut(tra
     assert [record["iteration"] for record in again] == [7, 8, 9, 10, 11, 12]
     proof = prove_samples(Path("runs/branch"))
     assert (proof["equal"], proof["complete"], proof["differing"]) == (6, True, [])
-    with pytest.raises(CheckpointError, match=r"(?s)leaves it after 40.*start from \S*iter_0000004, or raise until"):
+    with pytest.raises(CheckpointError, match=r"(?s)ends it after 40.*start from \S*iter_0000004, or raise until"):
         trained("early", left_at(5), of("trunk", 6))
 
 
 def test_a_changed_past_goes_on_only_if_that_is_accepted(trained: Train) -> None:
     trained("trunk", [TRUNK])
     other = [TRUNK | {"iterations": 14, "blend": {"prose": 0.5, "code": 0.5}}]
-    with pytest.raises(CheckpointError, match="or go on with --accept-changed-past"):
+    with pytest.raises(CheckpointError, match="or resume with --accept-changed-past"):
         trained("trunk", other)
     records = trained("trunk", other, accept_changed_past=True)
     assert [record["iteration"] for record in records] == list(range(1, 15))

@@ -84,7 +84,7 @@ def test_a_run_falls_back_after_alarms_and_stays_so(golden: Path, megacode: Mega
     every = "checkpoint={every: 4 iterations}"
     said = trained(megacode, golden, "run", DELAYED, probe, every)
     assert "gradient of linear_fc1 is" in said
-    assert "2 alarms in a row; the run goes on without it" in said
+    assert "2 alarms in a row; the run continues without it" in said
     assert [line["fell_back"] for line in lines("run", "fp8_probe")] == [False, True]
     alarms = [event for event in read_jsonl(RunDir("run").events) if event["event"] == "fp8_alarm"]
     assert [event["fell_back"] for event in alarms] == [False, True]

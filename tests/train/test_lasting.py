@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(golden: Path)
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(golden: Path) -> None:
     run_whole(golden, "run_dir=run")
     (RunDir("run").checkpoint(20) / "index.json").unlink()
-    with pytest.raises(CheckpointError, match="no checkpoint of this run is whole"):
+    with pytest.raises(CheckpointError, match="no checkpoint of this run is intact"):
         trainer_of(golden, "run_dir=run")
 
 

@@ -117,7 +117,7 @@ def test_a_run_without_its_checkpoints_is_refused_unless_the_user_insists(golden
         trainer_of(golden, every(5, 2))
     assert "--from-scratch" in str(caught.value)
     RUN.latest.unlink()
-    with pytest.raises(CheckpointError, match=r"events.jsonl tells of iter_0000010"):
+    with pytest.raises(CheckpointError, match=r"events.jsonl records iter_0000010"):
         trainer_of(golden, every(5, 2))
     assert RUN.metrics.read_bytes() == measured
     CLOSING.close()
@@ -130,7 +130,7 @@ def test_a_run_without_its_checkpoints_is_refused_unless_the_user_insists(golden
 
 def test_whoever_insists_on_random_weights_does_not_lose_a_run_that_can_go_on(golden: Path) -> None:
     train_to(golden, 10, every(5, 2))
-    with pytest.raises(ConfigError, match="the run has a checkpoint to go on from"):
+    with pytest.raises(ConfigError, match="the run has a checkpoint to resume from"):
         trainer_of(golden, every(5, 2), from_scratch=True)
     assert RUN.iterations() == [5, 10]
 
@@ -212,7 +212,7 @@ def test_a_branch_off_a_checkpoint_that_learned_what_is_withheld_since_is_refuse
     train_to(golden, 10, every(5, 3))
     Ledger.read(RUN, writes=True).add(64, 80, phase="balanced", iteration=11, reason="rollback")
     config = load_config(golden, ["run_dir=branch", "init={from: run, load: all}"])
-    with pytest.raises(CheckpointError, match=r"learned from samples that its run withholds since: .*16 before"):
+    with pytest.raises(CheckpointError, match=r"learned from samples that its run now withholds: .*16 samples before"):
         build_trainer(make_plan(config), StopSignal(), CLOSING)
     CLOSING.close()
     config = load_config(golden, ["run_dir=branch", "init={from: run/checkpoints/iter_0000005, load: all}"])
@@ -285,7 +285,7 @@ def test_names_that_no_save_gave_are_neither_counted_nor_stumbled_over(golden: P
 def test_checkpoints_that_can_never_be_written_are_refused_at_the_start(golden: Path) -> None:
     RUN.create()
     RUN.checkpoints.symlink_to("gone")
-    with pytest.raises(ConfigError, match="is a link to gone, which is not there"):
+    with pytest.raises(ConfigError, match="is a link to gone, which does not exist"):
         trainer_of(golden, every(5, 2))
     assert not RUN.metrics.exists()
 

@@ -114,7 +114,7 @@ def test_a_checkpoint_behind_the_cut_is_refused_and_the_right_one_named(plan_of:
     (problem,) = caught.value.problems
     assert problem.where == "phases[0].until"
     assert problem.fix == f"start from {trunk.parent / 'iter_0000020'}, or raise until to 120 samples or more"
-    with pytest.raises(CheckpointError, match="start from a checkpoint of sample 20 or before"):
+    with pytest.raises(CheckpointError, match="start from a checkpoint of sample 20 or earlier"):
         find_origin(branch(plan_of, 5, trunk), None)
 
 
@@ -129,7 +129,7 @@ def test_a_branch_in_its_trunk_s_directory_is_refused(plan_of: MakePlan) -> None
 def test_a_changed_past_is_refused_or_accepted_at_a_known_loss(plan_of: MakePlan) -> None:
     checkpoint = saved(plan_of("trunk", [TRUNK]), 10)
     plan = plan_of("trunk", [TRUNK | {"blend": {"a": 0.5, "b": 0.5}}])
-    with pytest.raises(CheckpointError, match="or go on with --accept-changed-past at a known loss"):
+    with pytest.raises(CheckpointError, match="or resume with --accept-changed-past"):
         find_origin(plan, checkpoint)
     origin = find_origin(plan, checkpoint, accept_changed_past=True)
     assert origin.difference is not None
@@ -139,7 +139,7 @@ def test_a_changed_past_is_refused_or_accepted_at_a_known_loss(plan_of: MakePlan
         "a": (28, 20, 8, 0),
         "b": (12, 20, 0, 8),
     }
-    assert any("a: 28 windows were read, 20 are taken for read" in line for line in origin.log_lines())
+    assert any("a: 28 windows were read, 20 count as read" in line for line in origin.log_lines())
 
 
 def test_the_plan_says_the_same_against_a_checkpoint(plan_of: MakePlan) -> None:
@@ -208,7 +208,7 @@ def test_plan_and_train_agree_on_whether_a_checkpoint_s_model_fits(
     changed = replace(alone, config=plan_of("branch", [TRUNK], model=MODEL | change, init=alone.config.init).config)
     changed = replace(changed, vocab_size=(MODEL | change)["vocab_size"])
     if where:
-        with pytest.raises(CheckpointError, match="use the model it was saved with"):
+        with pytest.raises(CheckpointError, match="use the model settings it was saved with"):
             find_origin(changed, None)
     else:
         assert find_origin(changed, None).kind == "weights"
@@ -220,14 +220,14 @@ def test_a_plan_checks_what_its_run_would_start_from(plan_of: MakePlan) -> None:
     with pytest.raises(CheckpointError, match="until: the checkpoint has read 40 samples"):
         plan_run(branch(plan_of, 5, checkpoint).config)
     said = plan_run(branch(plan_of, 20, Path("nowhere")).config)["warnings"]
-    assert any(line.startswith("init.from holds no checkpoint yet: ") for line in said)
+    assert any(line.startswith("init.from has no checkpoint yet: ") for line in said)
 
 
 def test_a_checkpoint_that_is_not_there_lists_those_that_are(plan_of: MakePlan, tmp_path: Path) -> None:
     checkpoint = saved(plan_of("trunk", [TRUNK]), 10, 20)
     with pytest.raises(CheckpointError) as caught:
         find_checkpoint(checkpoint.with_name("iter_0000015"))
-    assert caught.value.problems[0].fix == "there are iter_0000010, iter_0000020"
+    assert caught.value.problems[0].fix == "available: iter_0000010, iter_0000020"
     run = RunDir(checkpoint.parents[1])
     run.latest.write_text("iter_0000020")
     with pytest.raises(CheckpointError, match=f"runs with checkpoints in {run.path.parent}: trunk"):

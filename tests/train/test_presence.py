@@ -64,7 +64,7 @@ def test_a_finished_run_whose_last_checkpoint_lost_a_file_is_not_called_finished
     next(run.checkpoint(6).glob("*.safetensors")).unlink()
     done = megacode("train", golden, "run_dir=run", *SHORT, "checkpoint.every=3 iterations")
     assert done.returncode == 0, done.stderr
-    assert f"going on from {run.checkpoint(3)}" in done.stderr
+    assert f"resuming from {run.checkpoint(3)}" in done.stderr
     assert "finished at iteration 6 of 6 after 3 in" in done.stderr
 
 

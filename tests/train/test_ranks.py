@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from megacode.base.files import RunDir
+from megacode.base.ports import free_port
 from megacode.metrics.reader import read_metrics
 from tests.limits import HANG, wait_until
 
@@ -101,6 +103,35 @@ def test_a_signal_saves_and_ends_with_75_and_the_run_goes_on_as_if_nothing_happe
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_rank_while_another_is_missing_ends_all_with_75(
+    golden: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    port = free_port()
+    meeting = os.environ | {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "megacode.cli", "train", str(golden), "run_dir=run"]
+    ranks = [
+        subprocess.Popen(command, cwd=tmp_path, env=meeting | {"RANK": str(rank)}, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+
+    def joining() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    try:
+        wait_until(joining, ranks[0])
+        ranks[1].send_signal(number)
+        said = [rank.communicate(timeout=HANG)[1].decode() for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [75, 75], said
+    assert f"Stopped: {number.name} came while the run was starting; nothing was trained" in said[0]
+    assert "Traceback" not in "".join(said)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_killed_rank_ends_the_others(golden: Path, tmp_path: Path) -> None:
     arguments = ["train", str(golden), "run_dir=run", *LONGER, "--nproc", "2"]
     child = subprocess.Popen([sys.executable, "-m", "megacode.cli", *arguments], cwd=tmp_path, stderr=subprocess.PIPE)
@@ -121,7 +152,7 @@ def test_a_killed_rank_ends_the_others(golden: Path, tmp_path: Path) -> None:
         ("train.global_batch_size=6", 2, r"global_batch_size 6 is not divisible"),
         ("sources.code.path=nowhere", 2, r"nowhere"),
         ("precision={fp8: {recipe: mxfp8}}", 1, r"needs a Blackwell GPU"),
-        ("parallel.context=3", 3, r"cannot be cut into 6 equal parts \(sequence and context parallel\)"),
+        ("parallel.context=3", 3, r"is not divisible by 6 \(sequence and context parallel\)"),
         ("sources.code.fim_rate=0.5", 1, r"fill in the middle"),
         ("model.vocab_size=100", 1, r"vocabulary"),
     ],

@@ -201,7 +201,7 @@ def test_a_killed_child_is_told_and_a_stopped_run_makes_up_for_it(config: Path, 
     assert [RunDir.iteration_name(line["iteration"]) for line in lines("score")] == names
     assert not RunDir("run").lock.exists()
     before = RunDir("run").metrics.read_bytes()
-    assert "every model has its scores" in megacode("evaluate", "run/checkpoints").stdout
+    assert "every model already has scores" in megacode("evaluate", "run/checkpoints").stdout
     assert RunDir("run").metrics.read_bytes() == before
 
 
@@ -258,7 +258,7 @@ def test_a_rollback_ends_the_scoring_of_what_it_takes_back(config: Path) -> None
     assert not scoring.owing
     assert not scoring.spared
     (stopped,) = events("evaluation_stopped")
-    assert (stopped["checkpoint"], stopped["reason"]) == ("iter_0000010", "the run has gone back to before it")
+    assert (stopped["checkpoint"], stopped["reason"]) == ("iter_0000010", "the run has rolled back to before it")
 
 
 def test_a_child_knows_nothing_of_the_ranks() -> None:
@@ -299,8 +299,8 @@ def test_points_are_phase_ends_and_multiples_and_the_disk_has_room_for_them(conf
     ("change", "expected"),
     [
         ("suite=demoo", "did you mean demo?"),
-        ("at_phase_ends=false", "no checkpoint would get scores"),
-        ("suite=demo", "none is held out"),
+        ("at_phase_ends=false", "no checkpoint would be scored"),
+        ("suite=demo", "none are held out"),
         ("sbatch=[--partition=x]", "add where: slurm"),
         ("every=1000", "has no unit"),
         ("device=gpu", "device"),
@@ -332,5 +332,5 @@ def test_a_suite_file_that_is_not_there_is_refused_before_a_rank_starts(config: 
     with pytest.raises(ConfigError, match="there is no suite file"):
         check_scoring(load_config(config, ["evaluate.suite=nowhere.yaml"]))
     (tmp_path / "odd.yaml").write_text("- piqa\n")
-    with pytest.raises(ConfigError, match="holds no suite"):
+    with pytest.raises(ConfigError, match="contains no suite"):
         check_scoring(load_config(config, ["evaluate.suite=odd.yaml"]))

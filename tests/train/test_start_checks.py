@@ -38,7 +38,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused(
     config = load_config(golden, ["checkpoint.every=2 iterations", f"run_dir={tmp_path}/run"])
     size = int(1.05 * 12 * 131_904)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 4 * size + 1000))
-    with pytest.raises(LaunchError, match=r"up to 10 checkpoints of .* the 10 that are not there yet need") as caught:
+    with pytest.raises(LaunchError, match=r"up to 10 checkpoints of .* the 10 still to be saved need") as caught:
         check_ready(config, 1)
     assert "set checkpoint.keep_last=3 or less" in caught.value.problems[0].fix
     for number in range(7):
@@ -49,7 +49,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused(
 
 def test_a_run_directory_where_nothing_can_be_written_is_refused(golden: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for place, said in (("/proc/nowhere", "nothing can be written in /proc"), (tmp_path / "file", "is a file")):
+    for place, said in (("/proc/nowhere", "cannot write in /proc"), (tmp_path / "file", "is a file")):
         with pytest.raises(ConfigError, match=f"run_dir: .*{said}"):
             check_ready(load_config(golden, [f"run_dir={place}"]), 1)
 

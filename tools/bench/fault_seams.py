@@ -22,6 +22,7 @@ from fault_kinds import PATIENCE, ROOT, Run, Strike, flip
 
 from megacode.base.files import RunDir
 from megacode.base.ports import free_port
+from megacode.mcore.nodes import NODE
 
 REFUSED = (2,)
 
@@ -83,7 +84,7 @@ def no_checkpoints(run: Run, chance: random.Random) -> None:
 
 
 def step_back(run: Run, chance: random.Random) -> None:
-    """Damage the newest checkpoint, and stop the run soon after it went on from the one before, with few kept."""
+    """Damage the newest checkpoint, and stop the run soon after it resumed from the one before, with few kept."""
     iterations = run.files.iterations()
     if len(iterations) < 2:
         return
@@ -195,8 +196,8 @@ def _refused(run: Run, command: Callable[[int], list[str]], setting: str) -> Non
 
 
 def _environment(rank: int, nproc: int, port: int) -> dict[str, str]:
-    # LOCAL_RANK 0: each rank stands for a node, and looks at its files itself.
-    place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(nproc)}
+    # Each rank stands for a node, and looks at its files itself.
+    place = {"RANK": str(rank), NODE: f"node{rank}", "WORLD_SIZE": str(nproc)}
     return {
         "PYTHONPATH": str(ROOT), **os.environ, **place,
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",

@@ -138,7 +138,7 @@ class Campaign:
                 row.lost = max(0, row.position - following[0])
 
     def _starts(self) -> list[int]:
-        """Return the iteration that each start so far went on from."""
+        """Return the iteration that each start so far resumed from."""
         events = read_events(self._run.files)
         return [event["iteration"] for event in events if event["event"] in ("start", "resume")]
 

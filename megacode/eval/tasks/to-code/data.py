@@ -11,7 +11,7 @@ from megacode.eval.manual_datasets import read_quac, read_storycloze
 
 
 def quac(**_: object) -> dict[str, datasets.Dataset]:
-    """Return QuAC's validation questions as `{id, prompt, answers}`."""
+    """Return QuAC's validation questions as `{id, prompt, answers, dialogue}`."""
     return {"validation": datasets.Dataset.from_list(read_quac())}
 
 

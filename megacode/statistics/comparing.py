@@ -1,0 +1,254 @@
+"""Arms compared with a baseline: every difference with its interval, alone and within its family.
+
+The families are fixed before anyone looks: *primary* (max-T), *secondary* (Holm), and all else *exploratory* (BH).
+Where hardly an item differs, no interval is right, and an exact sign test of the items that differ takes its place:
+McNemar's test, for items that are right or wrong.
+
+Source of the exact test: McNemar, Psychometrika 12 (1947).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from megacode.base.errors import ConfigError
+from megacode.statistics.arms import Arm
+from megacode.statistics.differences import ScoreDifference, difference, own_variance, seed_covariance
+from megacode.statistics.families import DRAWS, benjamini_hochberg, holm, single_step, smallest_p_values
+from megacode.statistics.power import POWER, smallest_visible
+from megacode.statistics.quantities import Results, tabulate
+from megacode.statistics.ratios import relative_gain
+from megacode.statistics.variance import own_spread
+from megacode.statistics.words import sentence, unit_of
+
+FAMILIES = ("primary", "secondary", "exploratory")
+KEY = "megacode compare"
+
+
+@dataclass(frozen=True)
+class ComparisonDesign:
+    """What is asked of some arms, fixed before their scores are seen.
+
+    Attributes:
+        baseline: name of the arm that the others are compared with.
+        level: of the intervals.
+        primary: `TASK/METRIC` and `mean/NAME` of the first family; None: all means, or all metrics without means.
+        secondary: of the second family.
+        margin: a difference that is surely within it counts as equal, in the scores' unit; None: there is none.
+        seed_sd: standard deviation over seeds by `TASK/METRIC` or `mean/NAME`, where it is known from elsewhere.
+        key: of the random draws.
+        draws: how many.
+    """
+
+    baseline: str
+    level: float = 0.95
+    primary: Sequence[str] | None = None
+    secondary: Sequence[str] = ()
+    margin: float | None = None
+    seed_sd: Mapping[str, float] = field(default_factory=dict)
+    key: str = KEY
+    draws: int = DRAWS
+
+
+def compare(arms: Sequence[Arm], question: ComparisonDesign, without: Sequence[str] = ()) -> dict[str, Any]:
+    """Compare arms with the baseline in all that they answered.
+
+    Args:
+        arms: at least two, of `read_arms`.
+        question: what is asked.
+        without: tasks that are not compared.
+
+    Returns:
+        A document of `level`, `baseline`, `arms`, `comparisons` (docs/statistics.md), `left_out` and `notes`.
+
+    Raises:
+        ConfigError: if the question names an arm or a metric that there is none of.
+        DataError: if the arms have no task in common.
+    """
+    results = tabulate(arms, without)
+    base = _named(question.baseline, [arm.name for arm in arms], "--baseline")
+    families = _families(results, question)
+    others = [number for number in range(len(arms)) if number != base]
+    comparisons = []
+    for family, members in families.items():
+        found = [difference(results, arm, base, quantity) for quantity in members for arm in others]
+        if found:
+            comparisons += _corrected(results, found, family, question)
+    return {
+        "level": question.level,
+        "baseline": question.baseline,
+        "arms": [_arm(results, number) for number in range(len(arms))],
+        "comparisons": comparisons,
+        "left_out": results.left_out,
+        "notes": _notes(results),
+    }
+
+
+def _named(name: str, names: Sequence[str], where: str) -> int:
+    if name not in names:
+        close = get_close_matches(name, names, n=1)
+        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        fix = f"did you mean {close[0]!r}?" if close else f"there are {shown}"
+        raise ConfigError(f"there is no {name!r}", where, fix)
+    return names.index(name)
+
+
+def _families(results: Results, question: ComparisonDesign) -> dict[str, list[int]]:
+    names = [quantity.name for quantity in results.quantities]
+    means = [name for name in names if name.startswith("mean/")]
+    primary = (means or names) if question.primary is None else question.primary
+    found = {
+        "primary": [_named(name, names, "--primary") for name in dict.fromkeys(primary)],
+        "secondary": [_named(name, names, "--secondary") for name in dict.fromkeys(question.secondary)],
+    }
+    found["secondary"] = [number for number in found["secondary"] if number not in found["primary"]]
+    taken = {number for members in found.values() for number in members}
+    return {**found, "exploratory": [number for number in range(len(names)) if number not in taken]}
+
+
+def _corrected(
+    results: Results, found: Sequence[ScoreDifference], family: str, question: ComparisonDesign
+) -> list[dict[str, Any]]:
+    """Return the comparisons of one family as documents."""
+    alpha = 1 - question.level
+    p = np.array([one.p for one in found])
+    if family == "primary":
+        adjusted, levels = _max_t(results, found, p, question)
+    else:
+        adjusted, levels = (holm if family == "secondary" else benjamini_hochberg)(p, alpha)
+    return [
+        _document(results, one, float(adjusted[i]), float(levels[i]), family, question) for i, one in enumerate(found)
+    ]
+
+
+def _max_t(
+    results: Results, found: Sequence[ScoreDifference], p: np.ndarray, question: ComparisonDesign
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return adjusted p-values and levels by max-T; exact tests, which have no t, get their Bonferroni share."""
+    alpha, count = 1 - question.level, len(found)
+    adjusted, levels = np.minimum(1, p * count), np.full(count, alpha / count)
+    with_t = [i for i, one in enumerate(found) if not one.is_exact]
+    if not with_t:
+        return adjusted, levels
+    chosen, smallest = [found[i] for i in with_t], np.empty(0)
+    if len(chosen) > 1:
+        df = np.array([one.spread.whole.df for one in chosen])
+        smallest = smallest_p_values(_correlation(results, chosen), df, question.key, question.draws)
+    share = len(chosen) / count
+    own, level = single_step(p[with_t], smallest, alpha * share)
+    adjusted[with_t], levels[with_t] = np.minimum(1, own / share), level
+    return adjusted, levels
+
+
+def _correlation(results: Results, found: Sequence[ScoreDifference]) -> np.ndarray:
+    """Return float64[K, K], how differences move together: by items that they share, and by seeds."""
+    covariance = seed_covariance(results, found)
+    tasks = dict.fromkeys(task for one in found for task, _ in results.quantities[one.quantity].keys)
+    for task in tasks:
+        rows = np.array([one.deviations(results, task) for one in found if one.has(results, task)])
+        which = [i for i, one in enumerate(found) if one.has(results, task)]
+        covariance[np.ix_(which, which)] += rows @ rows.T
+    scale = np.sqrt(np.diag(covariance))
+    return covariance / np.outer(scale, scale)
+
+
+def _document(
+    results: Results, one: ScoreDifference, adjusted: float, level: float, family: str, question: ComparisonDesign
+) -> dict[str, Any]:
+    quantity = results.quantities[one.quantity]
+    low, high = one.interval(1 - question.level)
+    together = one.interval(level)
+    alpha = 1 - question.level
+    document = {
+        "arm": results.arms[one.arm].name,
+        "baseline": results.arms[one.base].name,
+        "metric": quantity.name,
+        "difference": one.value,
+        "low": low,
+        "high": high,
+        "simultaneous_low": together[0],
+        "simultaneous_high": together[1],
+        "degrees_of_freedom": None if one.is_exact else one.spread.whole.df,
+        "seeds": one.seeds,
+        "items": one.items,
+        "distinguishable": adjusted <= alpha if one.is_exact or family != "primary" else one.p <= level,
+        "relative": None if one.is_exact else _relative(results, one, alpha),
+        "score": one.score,
+        "baseline_score": one.score - one.value,
+        "unit": unit_of(quantity.is_bits, one.score, one.score - one.value),
+        "higher_is_better": quantity.higher_is_better,
+        "family": family,
+        "method": "exact" if one.is_exact else "t",
+        "p": one.p,
+        "adjusted_p": adjusted,
+        "standard_error": None if one.is_exact else one.spread.error,
+        "about": one.about,
+        "paired_seeds": one.paired,
+        "items_for": one.positive,
+        "items_against": one.negative,
+        "smallest_visible": None if one.is_exact else smallest_visible(one.spread, level, POWER),
+        "seeds_could_move_by": _seed_reach(results, one, question),
+        "missing_tasks": list(quantity.missing),
+    }
+    document["within_margin"] = _within(document, question.margin)
+    return {**document, "words": sentence(document)}
+
+
+def _relative(results: Results, one: ScoreDifference, alpha: float) -> dict[str, float] | None:
+    variance, base = (own_variance(results, number, one) for number in (one.arm, one.base))
+    covariance = (variance + base - one.spread.whole.variance) / 2
+    quantile = one.spread.half_width(alpha) / one.spread.error
+    return relative_gain(one.score, one.score - one.value, variance, base, covariance, quantile)
+
+
+def _seed_reach(results: Results, one: ScoreDifference, question: ComparisonDesign) -> float | None:
+    """Return the difference that other seeds alone may well make between two models of one recipe, if that is known."""
+    if one.seeds > 1:
+        return None
+    quantity = results.quantities[one.quantity]
+    spread = own_spread([results.scores(number, quantity) for number in range(len(results.arms))])
+    known = question.seed_sd.get(quantity.name, math.sqrt(spread.variance) if spread else None)
+    return None if known is None else 2 * math.sqrt(2) * known
+
+
+def _within(document: Mapping[str, Any], margin: float | None) -> bool:
+    low, high = document["simultaneous_low"], document["simultaneous_high"]
+    return margin is not None and low is not None and -margin <= low and high <= margin
+
+
+def _arm(results: Results, number: int) -> dict[str, Any]:
+    arm = results.arms[number]
+    scores = {quantity.name: results.scores(number, quantity) for quantity in results.quantities}
+    return {
+        "name": arm.name,
+        "files": [str(model.path) for model in arm.models],
+        "seeds": [model.seed for model in arm.models],
+        "scores": {name: float(values.mean()) for name, values in scores.items()},
+        "seed_sd": {name: float(values.std(ddof=1)) if len(values) > 1 else None for name, values in scores.items()},
+    }
+
+
+def _notes(results: Results) -> list[str]:
+    """Return what a reader has to know beside the numbers."""
+    notes, models = [], [model for arm in results.arms for model in arm.models]
+    for key in models[0].conditions:
+        values = list(dict.fromkeys(str(model.conditions.get(key)) for model in models))
+        if len(values) > 1:
+            notes.append(f"the models were scored with different {key}: {', '.join(values)}")
+    several = [arm for arm in results.arms if len(arm.models) > 1]
+    if several and len({arm.seeds for arm in results.arms}) > 1:
+        notes.append("the arms have different seeds, so differences are not paired by seed")
+    if several and any(seed.startswith("file") for arm in several for seed in arm.seeds):
+        notes.append("not all score files say their seed, so seeds are paired in the order given")
+    if several and any(len(arm.models) == 1 for arm in results.arms):
+        notes.append("arms with one seed are taken to spread as much over seeds as the others")
+    for quantity in results.quantities:
+        if quantity.missing:
+            notes.append(f"{quantity.name} is a mean without {', '.join(quantity.missing)}")
+    return notes

@@ -1,0 +1,179 @@
+"""One arm's difference from the baseline in one quantity, and what it would move by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megacode.statistics.quantities import Results
+from megacode.statistics.student import binomial_at_most
+from megacode.statistics.variance import (
+    Part,
+    Spread,
+    item_parts,
+    own_spread,
+    paired_spread,
+    residuals,
+    rest_parts,
+    spread_of,
+)
+
+FEW = 10  # items that differ, below which t intervals of right and wrong answers cover too little
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class ScoreDifference:
+    """Arm minus baseline.
+
+    Attributes:
+        arm: number of the arm.
+        base: number of the baseline.
+        quantity: number of the quantity.
+        value: the difference.
+        score: the arm's own.
+        spread: what it would move by.
+        p: two-sided, not corrected.
+        seeds: of the arm or of the baseline, whichever has fewer.
+        paired: whether both have the same seeds.
+        items: of all tasks.
+        positive: items, or passages, with a larger value in the arm.
+        negative: with a smaller one.
+        is_exact: whether p is of the exact test, and the spread means nothing.
+    """
+
+    arm: int
+    base: int
+    quantity: int
+    value: float
+    score: float
+    spread: Spread
+    p: float
+    seeds: int
+    paired: bool
+    items: int
+    positive: int
+    negative: int
+    is_exact: bool
+
+    @property
+    def about(self) -> str:
+        """What it is about: `recipes` where its interval holds for other seeds, else `models`."""
+        return "recipes" if self.seeds > 1 and not self.is_exact else "models"
+
+    def interval(self, alpha: float) -> tuple[float | None, float | None]:
+        """Return the interval of level 1 - alpha; None where there is none."""
+        if self.is_exact:
+            return None, None
+        half = self.spread.half_width(alpha)
+        return self.value - half, self.value + half
+
+    def has(self, results: Results, task: str) -> bool:
+        """Return whether a task is a part of the quantity."""
+        return any(name == task for name, _ in results.quantities[self.quantity].keys)
+
+    def deviations(self, results: Results, task: str) -> np.ndarray:
+        """Return float64[clusters], what each cluster of a task adds to the difference beyond its share."""
+        quantity = results.quantities[self.quantity]
+        pairs = zip(results.profiles(self.arm, quantity), results.profiles(self.base, quantity), strict=True)
+        parts = zip(quantity.keys, quantity.weights, pairs, strict=True)
+        return np.asarray(sum(w * (a.items - b.items) for (name, _), w, (a, b) in parts if name == task))
+
+
+def difference(results: Results, arm: int, base: int, number: int) -> ScoreDifference:
+    """Return an arm's difference from the baseline.
+
+    Args:
+        results: all arms' results.
+        arm: number of the arm.
+        base: number of the baseline.
+        number: of the quantity.
+    """
+    quantity = results.quantities[number]
+    own, other = results.profiles(arm, quantity), results.profiles(base, quantity)
+    score = float(results.scores(arm, quantity).mean())
+    value = score - float(results.scores(base, quantity).mean())
+    paired = results.arms[arm].seeds == results.arms[base].seeds
+    seed = seed_part(results, arm, base, number)
+    rest = rest_parts(own, other, quantity.weights, paired) if seed is not None else []
+    spread = spread_of(seed, item_parts(own, other, quantity.weights), rest)
+    signs = np.concatenate([_signs(a.sums, b.sums) for a, b in zip(own, other, strict=True)])
+    positive, negative = int(np.sum(signs > 0)), int(np.sum(signs < 0))
+    scale = max(abs(score), abs(score - value))
+    known = math.isfinite(spread.whole.variance) and spread.error > _ROUNDING * scale
+    few = positive + negative < FEW and 2 * (positive + negative) < len(signs)
+    is_exact = few or not known
+    p = sign_test(positive, negative) if is_exact else spread.p_value(value)
+    return ScoreDifference(
+        arm, base, number, 0.0 if positive + negative == 0 else value, score, spread, p,
+        min(len(results.arms[arm].models), len(results.arms[base].models)), paired, sum(one.count for one in own),
+        positive, negative, is_exact,
+    )  # fmt: skip
+
+
+def _signs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the sign of each difference, 0 where only rounding is left."""
+    gap, scale = one - other, np.maximum(np.abs(one), np.abs(other))
+    return np.sign(gap) * (np.abs(gap) > _ROUNDING * scale)
+
+
+def sign_test(positive: int, negative: int) -> float:
+    """Return the exact two-sided p-value of some signs, if both were equally likely: McNemar's exact test."""
+    return min(1.0, 2 * binomial_at_most(min(positive, negative), positive + negative))
+
+
+def seed_part(results: Results, arm: int, base: int, number: int) -> Part | None:
+    """Return the part of a difference's variance that the seeds make; None for one seed each.
+
+    It is pooled over all arms with the same seeds. Where arm and baseline have different ones, nothing that is common
+    to a seed drops out, and each arm's spread around its own mean is pooled.
+    """
+    quantity, arms = results.quantities[number], results.arms
+    seeds, counts = arms[arm].seeds, (len(arms[arm].models), len(arms[base].models))
+    if max(counts) == 1:
+        return None
+    if seeds == arms[base].seeds:
+        alike = [i for i, other in enumerate(arms) if other.seeds == seeds]
+        spread = paired_spread(np.array([results.scores(i, quantity) for i in alike]))
+        return Part(2 * spread.variance / counts[0], spread.df)
+    own = own_spread([results.scores(i, quantity) for i in range(len(arms))])
+    assert own is not None, "one of the two has several seeds"
+    return Part(own.variance * (1 / counts[0] + 1 / counts[1]), own.df)
+
+
+def own_variance(results: Results, number: int, one: ScoreDifference) -> float:
+    """Return the variance of one arm's own score, for the same generalisation as a difference's."""
+    quantity = results.quantities[one.quantity]
+    parts = list(zip(results.profiles(number, quantity), quantity.weights, strict=True))
+    by_items = sum(float(w**2 * np.sum(own.items**2)) for own, w in parts)
+    if max(len(results.arms[i].models) for i in (one.arm, one.base)) == 1:
+        return by_items
+    spread = own_spread([results.scores(i, quantity) for i in range(len(results.arms))])
+    assert spread is not None, "one of the two has several seeds"
+    by_seeds = spread.variance / len(results.arms[number].models)
+    rest = sum(float(w**2 * np.sum(own.rest**2)) for own, w in parts)
+    return max(by_items + by_seeds - rest, by_items, by_seeds)
+
+
+def seed_covariance(results: Results, found: Sequence[ScoreDifference]) -> np.ndarray:
+    """Return float64[K, K], the part of differences' covariance that seeds make; it shapes their correlation only."""
+    same = len({arm.seeds for arm in results.arms}) == 1
+    count = len(results.arms[0].models)
+    numbers = list(dict.fromkeys(one.quantity for one in found))
+    rows = np.array([_seed_residuals(results, number, same) for number in numbers])
+    counts = [len(arm.models) for arm in results.arms]
+    df = (len(results.arms) - 1) * (count - 1) if same else sum(n - 1 for n in counts)
+    common = rows @ rows.T / max(df, 1)
+    place = np.array([numbers.index(one.quantity) for one in found])
+    arms = np.array([one.arm for one in found])
+    shares = (arms[:, None] == arms) / np.array([counts[arm] for arm in arms]) + 1 / counts[found[0].base]
+    seen = np.array([counts[one.arm] > 1 or counts[one.base] > 1 for one in found])
+    return np.asarray(common[np.ix_(place, place)] * shares * np.outer(seen, seen), dtype=np.float64)
+
+
+def _seed_residuals(results: Results, number: int, same: bool) -> np.ndarray:
+    scores = [results.scores(i, results.quantities[number]) for i in range(len(results.arms))]
+    return residuals(np.array(scores)).ravel() if same else np.concatenate([one - one.mean() for one in scores])

@@ -1,0 +1,99 @@
+"""A comparison in a sentence, and figures as people read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+BITS = "bits per byte"
+POINTS = "points"
+Comparison = Mapping[str, Any]
+
+
+def unit_of(is_bits: bool, *scores: float) -> str:
+    """Return the unit of some scores: shares are told in points; empty for what is neither."""
+    if is_bits:
+        return BITS
+    return POINTS if all(0 <= score <= 1 for score in scores) else ""
+
+
+def figure(one: Comparison, number: float | None, *, sign: bool = False, places: int | None = None) -> str:
+    """Return a number of a comparison, with some decimals: absent, those that its standard error shows."""
+    if number is None:
+        return "-"
+    factor = 100 if one["unit"] == POINTS else 1
+    shown = factor * number
+    text = f"{shown:{'+' if sign else ''}.{digits(one) if places is None else places}f}"
+    return text if float(text) else text.replace("-", "+" if sign else "", 1)
+
+
+def digits(one: Comparison) -> int:
+    """Return the decimals that keep two digits of the standard error, within what is read with ease."""
+    least, most = (1, 2) if one["unit"] == POINTS else (3, 4) if one["unit"] == BITS else (1, 6)
+    error = (one["standard_error"] or 0) * (100 if one["unit"] == POINTS else 1)
+    return min(max(1 - math.floor(math.log10(error)), least), most) if error > 0 else least
+
+
+def span(one: Comparison, low: float | None, high: float | None) -> str:
+    """Return an interval: `+0.4 .. +5.8`; `-` where there is none."""
+    return "-" if low is None else f"{figure(one, low, sign=True)} .. {figure(one, high, sign=True)}"
+
+
+def verdict(one: Comparison) -> str:
+    """Return one word: better, worse, higher, lower, equal; empty where the two are not distinguishable."""
+    if one["within_margin"]:
+        return "equal"
+    if not one["distinguishable"]:
+        return ""
+    if one["higher_is_better"] is None:
+        return "higher" if one["difference"] > 0 else "lower"
+    return "better" if (one["difference"] > 0) == one["higher_is_better"] else "worse"
+
+
+def sentence(one: Comparison) -> str:
+    """Return what a comparison says, and of what."""
+    return f"{claim(one)}; this is about {about(one)}"
+
+
+def claim(one: Comparison) -> str:
+    """Return what a comparison says."""
+    return _exact(one) if one["method"] == "exact" else _by_interval(one)
+
+
+def about(one: Comparison) -> str:
+    """Return what a comparison is about: recipes only where several seeds were trained."""
+    if one["about"] == "recipes":
+        return f"these recipes ({one['seeds']} seeds)"
+    reach = one["seeds_could_move_by"]
+    moved = "" if reach is None else f"; other seeds alone may move it by {figure(one, reach)}{_unit(one)}"
+    return f"these two models{moved}"
+
+
+def _by_interval(one: Comparison) -> str:
+    word, interval = verdict(one), span(one, one["simultaneous_low"], one["simultaneous_high"])
+    if word == "equal":
+        return f"{one['metric']}: {one['arm']} and {one['baseline']} are equal within the margin ({interval})"
+    if not word:
+        seen = figure(one, one["smallest_visible"])
+        return (
+            f"{one['metric']}: {one['arm']} and {one['baseline']} are not distinguishable ({interval}); "
+            f"{seen}{_unit(one)} would have been seen with 80 % chance"
+        )
+    by = figure(one, abs(one["difference"]))
+    relative = "" if one["relative"] is None else f", {100 * one['relative']['value']:+.1f} %"
+    return f"{one['metric']}: {one['arm']} is {word} than {one['baseline']} by {by}{_unit(one)} ({interval}{relative})"
+
+
+def _exact(one: Comparison) -> str:
+    head, differing = f"{one['metric']}: {one['arm']}", one["items_for"] + one["items_against"]
+    if not differing:
+        return f"{head} and {one['baseline']} are not distinguishable: no item differs"
+    counts = f"{differing} of {one['items']:,} items differ, {one['items_for']} up and {one['items_against']} down"
+    word = verdict(one)
+    said = f"is {word} than {one['baseline']}" if word else f"and {one['baseline']} are not distinguishable"
+    return f"{head} {said}: {counts} (exact test, p = {one['adjusted_p']:.2g})"
+
+
+def _unit(one: Comparison) -> str:
+    return f" {one['unit']}" if one["unit"] else ""
