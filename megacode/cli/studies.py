@@ -22,12 +22,13 @@ def plan(
     gpus: Annotated[int | None, typer.Option(min=1, help="GPUs of each run; 8 unless given.")] = None,
     gpu: Annotated[str, typer.Option(help="Their kind: A100, H100, H200, B200, or one of --hardware.")] = "H100",
     hardware: Annotated[Path | None, typer.Option(help="Constants of your own cluster: docs/scale.md.")] = None,
+    items: Annotated[int, typer.Option(min=2, help="Items of a score, for the intervals to expect.")] = 1000,
 ) -> None:
     """Show what the arms share, what the study costs, and prove what it claims, before anything is trained."""
     from megacode.study.costs import Gpus
     from megacode.study.document import check_claims, plan_study
 
-    document = plan_study(study, Gpus(gpus, gpu, hardware), why)
+    document = plan_study(study, Gpus(gpus, gpu, hardware), why, items)
     if as_json:
         print_json(document)
     else:

@@ -12,6 +12,7 @@ from megacode.study.confounds import exposures
 from megacode.study.costs import Costs, Gpus
 from megacode.study.found import Found, find_states
 from megacode.study.grid import Cell, Grid, build_grid
+from megacode.study.intervals import USUAL_ITEMS, expected_intervals
 from megacode.study.keeping import check_kept
 from megacode.study.loading import load_study
 from megacode.study.matching import Proof, prove
@@ -22,13 +23,19 @@ from megacode.study.why import reasons
 _Json = dict[str, Any]
 
 
-def plan_study(path: Path, gpus: Gpus = Gpus(), why: bool = False) -> _Json:  # noqa: B008 (frozen)
+def plan_study(
+    path: Path,
+    gpus: Gpus = Gpus(),  # noqa: B008 (frozen)
+    why: bool = False,
+    items: int = USUAL_ITEMS,
+) -> _Json:
     """Return the plan of a study: its tree, what it costs, and what is proven of it.
 
     Args:
         path: of the study file.
         gpus: what runs are laid over.
         why: say of each node what makes it new.
+        items: of a score, for the intervals to expect.
 
     Raises:
         ConfigError: the study or an arm is wrong.
@@ -39,7 +46,9 @@ def plan_study(path: Path, gpus: Gpus = Gpus(), why: bool = False) -> _Json:  # 
     grid = build_grid(study, path)
     tree = Tree(grid)
     check_kept(tree)
-    return study_document(tree, prove(grid), find_states(Path(study.directory)), Costs(gpus), why)
+    document = study_document(tree, prove(grid), find_states(Path(study.directory)), Costs(gpus), why)
+    document["expected"] = expected_intervals(grid, items)
+    return document
 
 
 def check_claims(document: _Json) -> None:

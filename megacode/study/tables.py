@@ -31,6 +31,8 @@ def render_study(document: _Json, console: Console) -> None:
     parts += [Text(), _rule(f"training tree, seed {seeds[0]}" if len(seeds) > 1 else "training tree")]
     parts.append(_tree(document))
     parts += [Text(), _rule("tokens"), _tokens(document)]
+    if document["expected"]:
+        parts += [Text(), _rule("intervals to expect, in points"), *_intervals(document["expected"])]
     if document["match"]:
         parts += [Text(), _rule("arms that match"), *_matches(document["match"])]
     if document["twins"]:
@@ -108,6 +110,23 @@ def _tokens(document: _Json) -> RenderableType:
             table.add_row(levels, str(row["seed"]), *_savings(row["tokens"]))
     table.add_row("whole study", "all", *_savings(document["tokens"]), style="bold")
     return table
+
+
+def _intervals(expected: _Json) -> list[RenderableType]:
+    """Return what the study's seeds can show of an arm's difference from the baseline."""
+    figures = ("seeds", "df", "95 % +-", "visible\nalone", "visible with\nall arms")
+    table = FigureTable(*figures, figures=figures, padding=(0, 2, 0, 0))
+    for row in expected["rows"]:
+        df = row["degrees_of_freedom"]
+        numbers = (row["half_width"], row["smallest_visible"], row["smallest_visible_together"])
+        known = "-" if df is None else f"{df:.0f}"
+        table.add_row(str(row["seeds"]), known, *(f"{number:.2f}" for number in numbers))
+    said = "assumed; compare.seed_sd says otherwise" if expected["seed_spread_assumed"] else "as compare.seed_sd says"
+    basis = f"{expected['arms']} arms, {expected['items']:,} items right or wrong (--items), "
+    basis += (
+        f"correlated {expected['correlation']:g} between arms; {expected['seed_spread']:g} points over seeds, {said}"
+    )
+    return [table, Text(basis, style="dim")]
 
 
 def _savings(tokens: _Json) -> list[str]:
