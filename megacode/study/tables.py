@@ -121,7 +121,7 @@ def _intervals(expected: _Json) -> list[RenderableType]:
         numbers = (row["half_width"], row["smallest_visible"], row["smallest_visible_together"])
         known = "-" if df is None else f"{df:.0f}"
         table.add_row(str(row["seeds"]), known, *(f"{number:.2f}" for number in numbers))
-    said = "assumed; compare.seed_sd says otherwise" if expected["seed_spread_assumed"] else "as compare.seed_sd says"
+    said = "assumed (compare.seed_sd)" if expected["seed_spread_assumed"] else "by compare.seed_sd"
     basis = f"{expected['arms']} arms, {expected['items']:,} items right or wrong (--items), "
     basis += (
         f"correlated {expected['correlation']:g} between arms; {expected['seed_spread']:g} points over seeds, {said}"
