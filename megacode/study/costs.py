@@ -71,6 +71,7 @@ class Costs:
         """
         config = node.cell.plan.config
         parts = {"model": config.model, "train": config.train, "parallel": config.parallel}
+        # Seeds and phases of one shape take equally long.
         key = json.dumps({name: part.model_dump(mode="json") for name, part in parts.items()})
         key += f"{config.precision} {config.phases[node.phase].fp8}"
         if key not in self._seconds:

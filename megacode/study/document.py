@@ -44,6 +44,7 @@ def plan_study(
     """
     study = load_study(path)
     grid = build_grid(study, path)
+    # From here on nothing is read but checkpoints.
     tree = Tree(grid)
     check_kept(tree)
     document = study_document(tree, prove(grid), find_states(Path(study.directory)), Costs(gpus), why)
@@ -214,5 +215,6 @@ def _warnings(grid: Grid, study: Study) -> Iterator[str]:
 
 def _sum(values: Iterator[float | None]) -> float | None:
     """Return a sum, or None where a part is not known."""
+    # Half a cost would look like a whole one.
     numbers = list(values)
     return None if any(number is None for number in numbers) else sum(number or 0.0 for number in numbers)

@@ -50,6 +50,7 @@ def find_states(directory: Path) -> dict[str, Found]:
     Checkpoints that cannot be read, or that another version's law ordered, are passed over.
     """
     found: dict[str, Found] = {}
+    # Abandoned checkpoints lie a directory deeper and do not count.
     for file in sorted(directory.glob(f"**/checkpoints/iter_*/{FILE_NAME}")):
         for state in states_of(file.parent):
             found.setdefault(state.id, state)
@@ -66,6 +67,7 @@ def states_of(checkpoint: Path, depth: int = 0) -> list[Found]:
     try:
         state = TrainState.read(checkpoint)
         config = former_config(state.config)
+        # Built from what the checkpoint carries, and proven against its own chain.
         schedule = former_schedule(state.config, state.fingerprints, state.consumed_samples, {})
         if schedule is None or not 0 < state.consumed_samples <= schedule.total_samples:
             return []
@@ -73,8 +75,10 @@ def states_of(checkpoint: Path, depth: int = 0) -> list[Found]:
         rates = LearningRateSchedule(config, schedule, batches)
     except MegacodeError:
         return []
+    # The tensors know it even where the config leaves it to the tokenizer.
     vocabulary = saved_vocabulary(checkpoint) or config.model.vocab_size or 0
     plan = Plan(config, schedule, batches, rates, vocabulary)
+    # At a phase's end the clock belongs to the phase that is over.
     phase = schedule.phase_at(state.consumed_samples - 1)
     read = state.consumed_samples - phase.first_sample
     pasts = [Past(plan, state.tokenizer_hash, start) for start in _starts(config, depth)]
@@ -96,6 +100,7 @@ def _starts(config: RunConfig, depth: int) -> Iterator[str]:
             return
     except MegacodeError:
         return
+    # Nobody wrote down whether it was an arm's end or a checkpoint from elsewhere: both names are tried.
     yield start_from("checkpoint", state.seal)
     for found in states_of(origin, depth + 1):
         yield start_from("state", found.id)

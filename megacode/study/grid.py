@@ -119,6 +119,7 @@ class _Builder:
         self.cells: dict[tuple[str, tuple[str, ...], int], Cell] = {}
 
     def build(self) -> Grid:
+        # 1. Every arm at every level; a mistake in one hides none in the next.
         for arm in self._ordered():
             for levels in self._combinations(arm):
                 try:
@@ -126,6 +127,7 @@ class _Builder:
                 except MegacodeError as error:
                     self.errors.append(self._placed(error, arm, levels))
         self._refuse()
+        # 2. In the order of the file, second names included.
         grid = Grid(self.study)
         for arm in self.study.arms:
             for levels, seed in product(self._combinations(arm), self.study.seeds):
@@ -144,6 +146,7 @@ class _Builder:
         """Return the arms that are no second names, those that others start from first."""
         ordered: list[str] = []
         waiting = [name for name, arm in self.study.arms.items() if arm.same_as is None]
+        # Rules have refused cycles, so each round finds some.
         while waiting:
             ready = [name for name in waiting if (origin := self._origin(name)) is None or origin in ordered]
             ordered += ready
@@ -155,6 +158,7 @@ class _Builder:
         return self.study.original(init.arm) if init is not None and init.arm is not None else None
 
     def _combinations(self, arm: str) -> Iterator[dict[str, str]]:
+        """Yield the levels of each factor that an arm is crossed with, in the order of the file."""
         factors = self.study.factors
         allowed = [
             [name for name, level in levels.items() if level.only is None or arm in level.only]
@@ -171,10 +175,12 @@ class _Builder:
         full = None
         if cut is not None:
             factor, name, level = cut
+            # The full run may have its model at a level of its own, such as 470m; its order of data needs none.
             lent = config.model.model_dump(exclude_none=True)
             full = self._plan(self._config(arm, self._full_levels(chosen, own=False), lent))
             assert level.twin is not None
             config = twin_of(full, config, level.twin, f"{self.file}: factors.{factor}.{name}.twin")
+        # Validated once; seeds, names and directories break no rule.
         for seed in self.study.seeds:
             name = slug("-".join((self.study.name, arm, *levels.values(), f"s{seed}")))
             changes = {"seed": seed, "name": name, "run_dir": f"{self.study.directory}/{name}"}
@@ -211,10 +217,12 @@ class _Builder:
         own["sources"] = {name: source for name, source in self.study.sources.items() if name in drawn}
         documents = [(place, nested(one)) for place, one in settings]
         layers = [Layer(f"{self.file}: {place}", document) for place, document in reversed(documents)]
+        # The study's own keys come first: mistakes in what no file sets are reported at the first layer.
         layers = [Layer(self.file, own), *layers, *self.layers]
         raw: dict[str, Any] = {}
         for layer in reversed(layers):
             raw = merge(raw, layer.document)
+        # A base may be a branch's config; where an arm starts is said by the arm alone.
         raw.pop("init", None)
         if model is not None:
             raw.setdefault("model", model)
@@ -238,6 +246,7 @@ class _Builder:
         return found
 
     def _plan(self, config: RunConfig) -> Plan:
+        # Reading sizes opens files. Arms differ little in what decides them, so most are read once.
         key = json.dumps(
             {
                 "sources": {name: source.model_dump(mode="json") for name, source in config.sources.items()},
@@ -282,6 +291,7 @@ class _Builder:
         said = f"arm {arm!r}" + (f" at {', '.join(levels.values())}" if levels else "")
 
         def place(problem: Problem) -> Problem:
+            # `phases[1]` of a run's config is a name in the study.
             where = _PHASE.sub(lambda found: f"phases.{uses[int(found[1])].phase}", problem.where)
             if not where.startswith(self.file) and _PHASE.search(problem.where):
                 where = f"{self.file}: {where}"
@@ -292,6 +302,7 @@ class _Builder:
 
     def _refuse(self) -> None:
         """Raise what was found, each thing once; mistakes of the input before plans that cannot be carried out."""
+        # An arm that is wrong says the same at every scale and seed.
         for kind in (ConfigError, DataError, PlanError):
             problems = [one for error in self.errors if isinstance(error, kind) for one in error.problems]
             if problems:

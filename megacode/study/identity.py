@@ -54,6 +54,7 @@ class Past:
         self._links = plan.schedule.fingerprints()
         self._settings = _settings(plan.config, plan.vocab_size, tokenizer_hash)
         self._ramp = Ramp(plan.config.train)
+        # In order: each phase's past is the end of the one before.
         self.ends: list[str] = []
         for number, phase in enumerate(plan.schedule.phases):
             self.ends.append(self.at(number, phase.samples))
@@ -64,7 +65,9 @@ class Past:
 
     def facts(self, phase: int, read: int) -> Facts:
         """Return what is hashed: nested plain values."""
+        # The link is that of the phase's full length, wherever it is left.
         link, plan = self._links[phase], self.plan.schedule.phases[phase]
+        # Clocks relative to the phase: where it starts is in its past.
         first = plan.first_sample
         batches = [[clock - first, size, count] for clock, size, count in self._ramp.stretches(first, first + read)]
         return {
@@ -88,6 +91,7 @@ class Past:
     def passes(self, phase: int, read: int) -> bool:
         """Return whether an iteration of the arm ends after so many samples of a phase, with a full batch."""
         first = self.plan.schedule.phases[phase].first_sample
+        # A short last batch is one of an arm that ends there; a longer arm has a full batch across the point.
         *_, last = self._ramp.stretches(first, first + read)
         return last.batch_size == self._ramp.size(last.first_sample)
 
@@ -99,8 +103,10 @@ def rate_facts(rate: PhaseRate, read: int) -> Facts:
         return rise
     if rate.rule == "inverse_sqrt":
         return {**rise, "rule": rate.rule, "final": rate.final}
+    # Flat so far. How the rate will fall is not learned from yet.
     if read <= rate.samples - rate.decay or rate.final == rate.peak:
         return rise
+    # `wsd` and `linear` fall alike.
     rule = "cosine" if rate.rule == "cosine" else "linear"
     return {**rise, "rule": rule, "final": rate.final, "samples": rate.samples, "decay": rate.decay}
 
@@ -109,7 +115,9 @@ def _settings(config: RunConfig, vocab_size: int, tokenizer_hash: str) -> Facts:
     """Return the settings of the whole run that are learned from; those of phases and sources come apart."""
     document = config.model_dump(mode="json", by_alias=True, exclude={"phases", "sources", "tokenizer"})
     health = document.pop("health")
+    # A phase may have another recipe: `_of_phase` says which one counts.
     document["precision"].pop("fp8")
+    # Defaults that other settings decide: written out or not, the model is the same.
     document["model"] |= {
         "vocab_size": vocab_size,
         "num_query_groups": config.model.query_groups,
@@ -134,6 +142,7 @@ def _of_phase(config: RunConfig, number: int) -> Facts:
     recipe, facts = config.fp8_in(phase), {}
     facts["fp8"] = recipe.model_dump(mode="json") if recipe else None
     probe = config.health.fp8_probe
+    # A probe with `warn` changes nothing, and without FP8 there is none.
     if recipe and probe.every is not None and probe.policy == "fall_back":
         facts["health.fp8_probe"] = probe.model_dump(mode="json")
     forms = {name: config.sources[name].fim_rate for name, weight in sorted(phase.blend.items()) if weight > 0}

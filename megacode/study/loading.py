@@ -45,6 +45,7 @@ def read_study(document: dict[str, Any], path: Path) -> Study:
         study = Study.model_validate(raw)
     except ValidationError as error:
         problems += problems_of(error, Study)
+        # A second reading with unknowns in place of what is wrong, so that rules can check the rest.
         study = Study.model_validate(raw, context=LENIENT)
     for rule in RULES:
         problems += while_known(rule(study))

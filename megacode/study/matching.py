@@ -54,6 +54,7 @@ def prove(grid: Grid) -> list[Proof]:
     for number, claim in enumerate(grid.study.match):
         groups: dict[tuple[str, ...], list[Cell]] = {}
         for arm in claim.arms:
+            # Arms are compared at one scale: another one has other lengths.
             for cell in grid.of(arm):
                 groups.setdefault(cell.place, []).append(cell)
         for cells in groups.values():
@@ -109,6 +110,7 @@ def _exposure_problems(first: Cell, cell: Cell, where: str) -> Iterator[Problem]
         what = f"samples of {first.name!r} have {one.seq_length:,} tokens, those of {cell.name!r} {other.seq_length:,}"
         yield Problem(what, where, "give them one train.seq_length")
         return
+    # 1. As many samples of each source ...
     ours, theirs = exposure(one), exposure(other)
     if ours != theirs:
         changed = [name for name in sorted({*ours, *theirs}) if ours.get(name, 0) != theirs.get(name, 0)]
@@ -116,6 +118,7 @@ def _exposure_problems(first: Cell, cell: Cell, where: str) -> Iterator[Problem]
         what = f"{cell.name!r} does not read as many samples as {first.name!r}: {said}"
         yield Problem(what, where, _fix(cell, ours))
         return
+    # 2. ... from one stream, and so the same windows.
     for name in ours:
         if (one.sizes[name].tokens, one.sizes[name].identity) != (other.sizes[name].tokens, other.sizes[name].identity):
             what = f"{cell.name!r} reads other windows of {name!r} than {first.name!r}: it is cut or held out otherwise"
@@ -154,8 +157,10 @@ def matched(config: RunConfig, schedule: Schedule, wanted: Counts) -> tuple[Phas
     Returns:
         the phases, or None where no lengths and blends of its phases' own sources give these numbers.
     """
+    # Lengths first: they keep the blends as they are written.
     for by_blend in (False, True):
         tried, now = config, schedule
+        # What a phase leaves over is carried into the next one, so one change may call for another.
         for _ in range(_ROUNDS):
             counts = exposure(now)
             if counts == wanted:
@@ -183,6 +188,7 @@ def _moved(config: RunConfig, plans: Sequence[PhasePlan], missing: Counts, by_bl
         if not more:
             continue
         holder = max(targets, key=lambda counts: counts.get(name, 0))
+        # A phase that does not read a source cannot be made to by its length.
         if holder.get(name, 0) + more < 0 or not holder.get(name, 0):
             return None
         holder[name] += more

@@ -114,6 +114,7 @@ class _Placer:
             if name not in self.total:
                 what = f"{self.cell.arm!r} reads no {name!r} in the phases that are placed"
                 raise ConfigError(what, "--source", did_you_mean(name, list(self.total)))
+        # What is asked is usually when code comes, beside a lot of text.
         heaviest = max(self.total, key=lambda name: self.total[name])
         chosen = sorted(sources or {*self.total} - {heaviest})
         if not chosen or len(chosen) == len(self.total):
@@ -126,6 +127,7 @@ class _Placer:
         wanted = sum(self.total[name] for name in self.sources)
         placed = self._quotas(place, wanted)
         others = [name for name in self.total if name not in self.sources]
+        # Each phase takes its quota from what is left, by what is left: the last one then fits exactly.
         left = dict(self.total)
         phases: list[Phase] = []
         for phase, length, quota in zip(self.phases, self.lengths, placed, strict=True):
@@ -141,6 +143,7 @@ class _Placer:
         mean = Fraction(wanted, sum(self.lengths))
         shares = [mean] * len(self.lengths)
         if place != "uniform":
+            # Shares are of whole samples: equal blends differ by a few.
             alike = max(self.shares) - min(self.shares) <= Fraction(_ROUNDING, min(self.lengths))
             shares = _spread(mean, len(self.lengths)) if alike else sorted(self.shares, reverse=True)
             shares = shares if place == "early" else shares[::-1]
@@ -154,6 +157,7 @@ class _Placer:
 
     def _with_kept(self, place: str, phases: list[Phase]) -> Placed:
         """Add the phases that stay: as they are written if they read the same, else by their counts."""
+        # The placed phases owe nothing to the kept ones, while those of the arm may: a sample more or less.
         for exact in (False, True):
             ends = [exact_phase(phase, plan.counts) if exact else phase for phase, plan in self.kept]
             config = self.cell.plan.config.model_copy(update={"phases": (*phases, *ends)})
@@ -172,6 +176,7 @@ def _halves(phases: Sequence[Phase], lengths: list[int]) -> tuple[list[Phase], l
     if phase.learning_rate.schedule != "constant":
         what = f"phase {phase.name!r} stands alone, and a {phase.learning_rate.schedule} rate cannot be cut in two"
         raise ConfigError(what, "--from", "give the arm two phases or more, or this one schedule: constant")
+    # Goes on at the rate that the first half ends with.
     later = phase.learning_rate.model_copy(update={"peak": None, "warmup": None})
     second = phase.model_copy(update={"name": f"{phase.name}-2", "learning_rate": later})
     return [phase, second], [length - length // 2, length // 2]

@@ -29,6 +29,7 @@ def names_can_be_told_apart(study: Study) -> Iterator[Problem]:
 
 
 def _names(where: str, names: Iterable[str]) -> Iterator[Problem]:
+    # macOS and Windows take `Code` and `code` for one directory.
     seen: dict[str, str] = {}
     for name in names:
         place = f"{where}.{name}"
@@ -105,6 +106,7 @@ def _circle(study: Study, name: str) -> list[str]:
         here = init.arm
         if here == name:
             return [*path, name]
+        # Each arm of a circle reports it for itself.
         if here in path:  # a circle that this arm only leads to
             return []
         path.append(here)
@@ -152,6 +154,11 @@ def every_arm_is_trained_somewhere(study: Study) -> Iterator[Problem]:
                 fix = f"add {arm!r} to `only` of a level"
                 yield Problem(f"no level of it is crossed with arm {arm!r}", f"factors.{factor}", fix)
         for name, level in levels.items():
+            for arm in level.only or ():
+                original = study.original(arm) if arm in study.arms else arm
+                if original in study.arms and original not in (level.only or ()):
+                    what = f"{arm!r} is a second name for {original!r}, which is not trained there"
+                    yield Problem(what, f"factors.{factor}.{name}.only", f"add {original!r} to it")
             if level.only is not None and study.baseline not in level.only and study.baseline in study.arms:
                 what = f"the baseline {study.baseline!r} is not trained there, so nothing can be compared"
                 yield Problem(what, f"factors.{factor}.{name}.only", f"add {study.baseline!r} to it")
@@ -173,6 +180,7 @@ def settings_are_the_arms_own(study: Study) -> Iterator[Problem]:
     for factor, levels in study.factors.items():
         for name, level in levels.items():
             arms = [arm for arm in level.only or study.arms if arm in study.arms]
+            # A factor that is a key has no `set` of its own in the file.
             keys = [factor if key == THE_FACTOR else key for key in level.set]
             where = f"factors.{factor}" if THE_FACTOR in level.set else f"factors.{factor}.{name}.set"
             yield from _settings(study, keys, where, _used(study, arms))

@@ -74,6 +74,7 @@ def _seeds(seeds: list[int]) -> str:
 
 def _tree(document: _Json) -> RenderableType:
     """Return the tree of the first seed: a line a node, with its tokens, its id and the arms that end there."""
+    # Seeds have the same tree.
     rows = [row for row in document["nodes"] if row["seed"] == document["seeds"][0]]
     ends: dict[str, list[str]] = {}
     for arm in document["arms"]:

@@ -92,8 +92,10 @@ class Tree:
         self.grid = grid
         self.paths: dict[tuple[str, int], list[str]] = {}
         _refuse_equal_arms(grid)
+        # 1. Where paths are cut depends on all arms, so all are looked at first.
         cuts = _Cuts(grid.cells)
         found: dict[str, Node] = {}
+        # 2. Paths meet where ids are equal.
         for cell in grid.cells:
             path: list[str] = []
             for node in _path(cell, cuts):
@@ -102,6 +104,7 @@ class Tree:
                     known.arms.append(cell.name)
                 path.append(node.id)
             self.paths[cell.name, cell.seed] = path
+        # 3. Parents and children, in an order of their own.
         self.roots = _linked(found)
         self.nodes = {node.id: node for root in self.roots for node in _below(root)}
         self._runs = {node.id: last.id for node in self.nodes.values() if (last := _last_of_run(node))}
@@ -139,6 +142,7 @@ class _Cuts:
         """Yield the states inside a phase of a cell that another arm ends a stretch with, and the phase's own end."""
         past, whole = cell.past, cell.plan.schedule.phases[phase].samples
         for read in sorted(self.reads[past.family(phase)]):
+            # Of one past and one order, and yet another state: with another rate up to there, or another batch.
             if read < whole and past.passes(phase, read) and (state := past.at(phase, read)) in self.ends:
                 yield state, read
         yield past.ends[phase], whole
@@ -146,6 +150,7 @@ class _Cuts:
 
 def _path(cell: Cell, cuts: _Cuts) -> Iterator[Node]:
     """Yield the nodes of a cell, from the first random weights on, each new and alone."""
+    # The first node of an arm never goes on with an optimizer: it starts anew, or from weights alone.
     before, resumes = None, False
     if cell.init is not None:
         for node in _path(cell.init, cuts):
@@ -167,6 +172,7 @@ def _linked(found: dict[str, Node]) -> list[Node]:
         else:
             found[node.parent].children.append(node)
     for node in found.values():
+        # The longest path is the one that everything waits for at the end.
         node.children.sort(key=_order)
     return sorted(roots, key=lambda node: (node.cell.place, node.cell.seed, *_order(node)))
 
@@ -183,9 +189,11 @@ def _below(node: Node) -> Iterator[Node]:
 
 def _refuse_equal_arms(grid: Grid) -> None:
     """Refuse arms, or levels of one arm, that are the same training under two names."""
+    # By the end of the arm; an arm that ends inside another one is no second name for it.
     seen: dict[str, Cell] = {}
     problems: list[Problem] = []
     for cell in grid.cells:
+        # Seeds never make two arms equal, nor different: the first one tells.
         if cell.arm != cell.original or cell.seed != grid.study.seeds[0]:
             continue
         other = seen.setdefault(cell.past.ends[-1], cell)
@@ -234,6 +242,7 @@ def totals(tree: Tree, cells: Iterable[Cell] | None = None) -> Totals:
         tables.setdefault((table, cell.place, cell.seed), {})[path[-1]] = cell
     rows = 0
     for ends in tables.values():
+        # An arm that ends on the way of another one is scored there.
         inner = {state for cell in ends.values() for state in tree.paths[cell.name, cell.seed][:-1]}
         rows += sum(cell.tokens for end, cell in ends.items() if end not in inner)
     return Totals(shared, rows, sum(cell.tokens for cell in chosen))

@@ -39,6 +39,7 @@ def twin_of(full: Plan, config: RunConfig, share: Fraction, where: str) -> RunCo
     Raises:
         ConfigError: a source would keep no window.
     """
+    # Of samples, which have another length in a twin with another seq_length.
     ratio = share * full.schedule.seq_length / config.train.seq_length
     _refuse_short(full, config, ratio, where)
     phases = tuple(
@@ -72,6 +73,7 @@ def _phase(phase: Phase, was: Phase, plan: PhasePlan, rate: PhaseRate, ratio: Fr
 
 def _learning_rate(own: LearningRate, was: LearningRate, rate: PhaseRate, ratio: Fraction) -> LearningRate:
     changes: dict[str, Any] = {}
+    # What differs from the full run's setting is the twin's own, and stays.
     if own.warmup is not None and own.warmup == was.warmup:
         changes["warmup"] = _length(rate.warmup, ratio)
     if isinstance(own.decay, Quantity) and own.decay == was.decay:
@@ -90,10 +92,12 @@ def _sources(full: Plan, config: RunConfig, ratio: Fraction, where: str) -> dict
     length, found, problems = config.train.seq_length, {}, []
     for name, source in config.sources.items():
         whole = windows(full.schedule.sizes[name].tokens, full.schedule.seq_length)
+        # By the source alone, not by what an arm reads of it: arms of one twin scale share their trunks.
         kept = round(whole * ratio)
         if kept < 1:
             what = f"source {name!r} has {whole:,} windows, and the twin would keep none of them"
             problems.append(Problem(what, where, "use a larger part of the full run, or a smaller train.seq_length"))
+        # One token more than the windows hold: the last label.
         found[name] = source.model_copy(update={"take": kept * length + 1, "max_epochs": _cap(config, name, kept)})
     if problems:
         raise ConfigError(problems=problems)
@@ -103,6 +107,7 @@ def _sources(full: Plan, config: RunConfig, ratio: Fraction, where: str) -> dict
 def _cap(config: RunConfig, name: str, windows_kept: int) -> float | None:
     """Return a source's `max_epochs`: where passing it is an error, with room for rounding to whole windows."""
     cap = config.sources[name].max_epochs
+    # Under `spread` the full run is clipped at the cap, and so must be the twin.
     if cap is None or config.caps == "spread":
         return cap
     return cap + (cap + len(config.phases) + 2) / max(1, windows_kept)

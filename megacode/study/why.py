@@ -61,6 +61,7 @@ def reasons(tree: Tree, found: Iterable[Found] = ()) -> dict[str, Reason]:
         if state.id not in tree.nodes
     ]
     result = {}
+    # In the order of the file: the first arm is what a reader has in mind.
     for state in dict.fromkeys(state for path in tree.paths.values() for state in path):
         node = tree.nodes[state]
         here = _of_node(node, names)
@@ -76,6 +77,7 @@ def _of_node(node: Node, names: dict[str, str]) -> _State:
 def _facts(past: Past, phase: int, read: int, names: dict[str, str]) -> dict[str, Any]:
     """Return all that decides a state, flat, in the order in which differences are told."""
     facts = past.facts(phase, read)
+    # Hashes explain nothing; what they are made of stands beside them.
     for hashed in ("law", "order"):
         del facts[hashed]
     before = str(facts.pop(_PAST))
@@ -90,6 +92,7 @@ def _reason(here: _State, known: list[_State]) -> Reason:
         return Reason("", [])
     nearest = min(others, key=lambda state: sum(1 for _ in _differences(state.facts, here.facts)))
     differences = list(_differences(nearest.facts, here.facts))
+    # Another past is mostly the same change, further up.
     own = [one for one in differences if one[0] != _PAST] or differences
     return Reason(nearest.name, own[:_SHOWN], max(0, len(own) - _SHOWN))
 

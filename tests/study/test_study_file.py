@@ -188,6 +188,14 @@ LEVEL: Document = {"set": {"model.hidden_size": 128}}
             "factors.scale: no level of it is crossed with arm 'three'",
             "add 'three' to `only` of a level",
         ),
+        (
+            {
+                "arms": {"one": ["text"], "two": ["balanced"], "three": {"same_as": "two"}},
+                "factors": {"scale": {"a": {}, "b": {**LEVEL, "only": ["one", "three"]}}},
+            },
+            "'three' is a second name for 'two', which is not trained there",
+            "add 'two' to it",
+        ),
         ({"factors": {"scale": {"a": {"twin": "2"}}}}, "'2' is not a part of a full run", "write for example 1/16"),
         (
             {"factors": {"scale": {"a": {}, "b": {"twin": "1/4", "of": "c"}}}},
