@@ -202,7 +202,7 @@ def _refuse_equal_arms(grid: Grid) -> None:
         what = f"{other.name!r} and {cell.name!r} are the same training"
         if other.arm == cell.arm:
             factor = next(name for name, level in cell.levels.items() if other.levels[name] != level)
-            fix = "remove a level, or let it change something that is learned from"
+            fix = "remove a level, limit it with `only`, or let it change something that is learned from"
             problems.append(Problem(what, f"factors.{factor}.{cell.levels[factor]}", fix))
         else:
             fix = f"write same_as: {other.arm} if it shall have both names, or remove it"
