@@ -24,6 +24,7 @@ from megacode.plan.blend import apportion
 from megacode.plan.phases import build_schedule
 from megacode.study.grid import Cell, Grid
 from megacode.study.matching import Counts, exact_phase, exposure
+from megacode.study.schema import Arm
 
 PLACES = ("early", "late", "uniform")
 _SPREAD = Fraction(2, 3)
@@ -239,7 +240,7 @@ def placed_document(grid: Grid, arm: str, found: Sequence[Placed]) -> dict[str, 
             uses.append(phase.name if written_already else f"{name}-{number + 1}")
             if not written_already:
                 document["phases"][uses[-1]] = _document(phase)
-        document["arms"][name] = uses
+        document["arms"][name] = _like(grid.study.arms[cell.original], uses)
     if document["arms"]:
         document["match"] = [{"arms": [arm, *document["arms"]], "exposure": "samples"}]
     return document
@@ -249,10 +250,19 @@ def written(grid: Grid, arm: str, found: Sequence[Placed]) -> str:
     """Return arms as YAML to be pasted into the study."""
     document = placed_document(grid, arm, found)
     text = "".join(f"# {place}: {arm} itself\n" for place in document.pop("unchanged"))
+    text += "# to be added under the study's own keys of these names\n" if document["arms"] else ""
     parts = ({key: value} for key, value in document.items() if value)
     return text + "".join(
         yaml.dump(part, Dumper=_Plain, sort_keys=False, width=120, default_flow_style=None) for part in parts
     )
+
+
+def _like(arm: Arm, uses: list[str]) -> list[str] | dict[str, Any]:
+    """Return an arm of other phases that has everything else of an arm; its changes of phases stand in these."""
+    kept = {key: value for key, value in arm.set.items() if not key.startswith("phases.") or key.split(".")[1] in uses}
+    own = {"table": arm.table, "set": kept, "init": arm.init and arm.init.model_dump(by_alias=True, exclude_none=True)}
+    more = {key: value for key, value in own.items() if value}
+    return {"phases": uses, **more} if more else uses
 
 
 class _Plain(yaml.SafeDumper):

@@ -132,6 +132,10 @@ def test_ends_are_compared_in_samples_and_rate(study: Document, grid_of: GridOf)
         other_rate.problems[0].what == "the learning rate of 'cooldown' differs: it starts in 'a' 3e-05 and 'c' 0.0003"
     )
     assert other_end.problems[0].what == "'one' ends with 'balanced', not with 'cooldown'"
+    study["arms"]["b"] = {"phases": ["text", "cooldown"], "set": {"phases.cooldown.iterations": 4}}
+    other_length = prove(grid_of(study))[0]
+    assert other_length.problems[0].what == "'b' ends with text 32 samples, 'a' with text 40 samples"
+    assert other_length.problems[0].fix == "in 'b' give 'cooldown' samples: 40, blend: {text: 40}"
 
 
 def windows_read(grid: Grid, arm: str) -> set[tuple[int, int, int]]:
@@ -201,6 +205,26 @@ def test_arms_are_written_as_yaml_that_can_be_pasted() -> None:
     document |= {"match": added["match"], "baseline": "early", "compare": {}}
     (proof,) = prove(build_grid(read_study(document, PATH), PATH))
     assert proof.equal
+
+
+def test_a_placed_arm_has_the_settings_of_its_arm(study: Document, grid_of: GridOf) -> None:
+    settings = {"train.clip_grad": 0.5, "phases.balanced.iterations": 30, "phases.cooldown.iterations": 6}
+    study["arms"]["four"] = {"phases": ["balanced", "text", "cooldown"], "set": settings, "table": "order"}
+    study["arms"]["four"]["init"] = {"arm": "one"}
+    grid = grid_of(study)
+    added = placed_document(grid, "four", place_arms(grid, "four", ["late"], keep=["cooldown"]))
+    assert added["arms"]["four-late"] == {
+        "phases": ["four-late-1", "four-late-2", "cooldown"],
+        "table": "order",
+        "set": {"train.clip_grad": 0.5, "phases.cooldown.iterations": 6},
+        "init": {"arm": "one"},
+    }
+    study["phases"] |= added["phases"]
+    study["arms"] |= added["arms"]
+    study["match"] = added["match"]
+    after = grid_of(study)
+    assert [proof.equal for proof in prove(after)] == [True]
+    assert after.of("four-late")[0].plan.config.train.clip_grad == 0.5
 
 
 def test_an_arm_with_nothing_to_write_says_so(study: Document, grid_of: GridOf) -> None:
