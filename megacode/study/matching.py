@@ -20,7 +20,7 @@ from megacode.config.run import RunConfig
 from megacode.plan.phases import PhasePlan, Schedule, build_schedule
 from megacode.study.grid import Cell, Grid
 from megacode.study.identity import rate_facts
-from megacode.study.schema import Match
+from megacode.study.schema import Match, Study
 
 _ROUNDS = 8  # of changing lengths and looking again
 Counts = dict[str, int]
@@ -59,7 +59,7 @@ def prove(grid: Grid) -> list[Proof]:
                 groups.setdefault(cell.place, []).append(cell)
         for cells in groups.values():
             if len(cells) > 1:
-                found.append(_proof(claim, cells, f"match[{number}]"))
+                found.append(_proof(grid.study, claim, cells, f"match[{number}]"))
     return found
 
 
@@ -68,7 +68,7 @@ def exposure(schedule: Schedule) -> Counts:
     return {name: count for name, count in schedule.counts_at(schedule.total_samples).items() if count}
 
 
-def _proof(claim: Match, cells: list[Cell], where: str) -> Proof:
+def _proof(study: Study, claim: Match, cells: list[Cell], where: str) -> Proof:
     problems: list[Problem] = []
     counts: dict[str, Counts] = {}
     if claim.end is not None:
@@ -78,7 +78,7 @@ def _proof(claim: Match, cells: list[Cell], where: str) -> Proof:
     if claim.exposure is not None:
         counts = {cell.name: exposure(cell.plan.schedule) for cell in cells}
         for cell in cells:
-            problems += _exposure_problems(cells[0], cell, f"{where}.exposure")
+            problems += _exposure_problems(study, cells[0], cell, f"{where}.exposure")
     return Proof(claim, cells, counts, problems)
 
 
@@ -95,7 +95,7 @@ def _end_problems(first: Cell, cell: Cell, end: str, where: str) -> Iterator[Pro
     ours, theirs = _last_counts(first), _last_counts(cell)
     if ours != theirs:
         what = f"{cell.name!r} ends with {_listed(theirs)}, {first.name!r} with {_listed(ours)}"
-        yield Problem(what, where, f"in {cell.arm!r} {_as_counts(end, ours)}")
+        yield Problem(what, where, f"in arm {cell.arm!r} {_as_counts(end, ours)}")
     rates = [rate_facts(one.plan.rates.phases[-1], one.plan.schedule.phases[-1].samples) for one in (first, cell)]
     if rates[0] != rates[1]:
         said = " and ".join(f"{one.name!r} {rate['start']:.3g}" for one, rate in zip((first, cell), rates, strict=True))
@@ -103,7 +103,7 @@ def _end_problems(first: Cell, cell: Cell, end: str, where: str) -> Iterator[Pro
         yield Problem(f"the learning rate of {end!r} differs: it starts in {said}", where, fix)
 
 
-def _exposure_problems(first: Cell, cell: Cell, where: str) -> Iterator[Problem]:
+def _exposure_problems(study: Study, first: Cell, cell: Cell, where: str) -> Iterator[Problem]:
     one, other = first.plan.schedule, cell.plan.schedule
     yield from _restarts(cell, where)
     if one.seq_length != other.seq_length:
@@ -116,7 +116,7 @@ def _exposure_problems(first: Cell, cell: Cell, where: str) -> Iterator[Problem]
         changed = [name for name in sorted({*ours, *theirs}) if ours.get(name, 0) != theirs.get(name, 0)]
         said = ", ".join(f"{name} {theirs.get(name, 0):,} in place of {ours.get(name, 0):,}" for name in changed)
         what = f"{cell.name!r} does not read as many samples as {first.name!r}: {said}"
-        yield Problem(what, where, _fix(cell, ours))
+        yield Problem(what, where, _fix(study, cell, ours))
         return
     # 2. ... from one stream, and so the same windows.
     for name in ours:
@@ -133,17 +133,22 @@ def _restarts(cell: Cell, where: str) -> Iterator[Problem]:
             yield Problem(what, where, "remove repeat: restart, so that arms read the same windows")
 
 
-def _fix(cell: Cell, wanted: Counts) -> str:
+def _fix(study: Study, cell: Cell, wanted: Counts) -> str:
     """Return what to write so that an arm reads as many samples of each source as another."""
     found = matched(cell.plan.config, cell.plan.schedule, wanted)
     if found is None:
         return f"no lengths of the phases of {cell.arm!r} give these: change their blends"
+    uses = [use.phase for arm in study.arms.values() if arm.same_as is None for use in arm.named_phases]
     changes = []
-    for phase, was in zip(found, cell.plan.config.phases, strict=True):
+    for phase, was, use in zip(found, cell.plan.config.phases, study.uses(cell.arm), strict=True):
         if phase != was:
             blend = "" if phase.blend == was.blend else f", blend: {_flow(phase.blend)}"
-            changes.append(f"give {phase.name!r} samples: {phase.samples}{blend}")
-    return f"in {cell.arm!r} " + ", and ".join(changes)
+            # A phase that others use must stay as it is for them.
+            own = (
+                f"give phase {use.phase!r}" if uses.count(use.phase) == 1 else f"use a copy of phase {use.phase!r} with"
+            )
+            changes.append(f"{own} samples: {phase.samples}{blend}")
+    return f"in arm {cell.arm!r} " + ", and ".join(changes)
 
 
 def matched(config: RunConfig, schedule: Schedule, wanted: Counts) -> tuple[Phase, ...] | None:
@@ -214,7 +219,7 @@ def _lengthened(phase: Phase, samples: int) -> Phase:
 
 
 def _as_counts(name: str, counts: Counts) -> str:
-    return f"give {name!r} samples: {sum(counts.values())}, blend: {_flow(counts)}"
+    return f"use a copy of phase {name!r} with samples: {sum(counts.values())}, blend: {_flow(counts)}"
 
 
 def _flow(blend: Mapping[str, float]) -> str:

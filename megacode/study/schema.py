@@ -103,6 +103,11 @@ class Arm(Frozen):
     table: str = ""
     same_as: str | None = None
 
+    @property
+    def named_phases(self) -> tuple[PhaseUse, ...]:
+        """The phases that it uses, in order."""
+        return tuple(PhaseUse(phase=use) if isinstance(use, str) else use for use in self.phases or ())
+
 
 class Level(Frozen):
     """One level of a factor.
@@ -198,5 +203,4 @@ class Study(Frozen):
 
     def uses(self, arm: str) -> tuple[PhaseUse, ...]:
         """Return the phases of an arm."""
-        given = self.arms[self.original(arm)].phases or ()
-        return tuple(PhaseUse(phase=use) if isinstance(use, str) else use for use in given)
+        return self.arms[self.original(arm)].named_phases

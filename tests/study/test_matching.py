@@ -55,7 +55,7 @@ def test_one_phase_in_place_of_two_does_not_match_and_the_length_that_does_is_to
     document = order_matched("one", one={"tokens": "400B", "blend": {"text": 0.7, "code": 0.3}})
     what, fix = only_problem(document)
     assert "code 15,624,960 in place of 15,625,114" in what
-    assert fix == "in 'other' give 'one' samples: 48828416"
+    assert fix == "in arm 'other' give phase 'one' samples: 48828416"
     document["phases"]["one"] = {**document["phases"]["one"], "samples": 48_828_416}
     del document["phases"]["one"]["tokens"]
     (proof,) = prove(build_grid(read_study(document, PATH), PATH))
@@ -66,25 +66,21 @@ def test_code_first_is_told_both_lengths() -> None:
     pure = {"c": {"tokens": "120B", "blend": {"code": 1}}, "t": {"tokens": "280B", "blend": {"text": 1}}}
     document = order_matched("c", "t", **pure)
     _, fix = only_problem(document)
-    assert fix == "in 'other' give 'c' samples: 14648525, and give 't' samples: 34179891"
+    assert fix == "in arm 'other' give phase 'c' samples: 14648525, and give phase 't' samples: 34179891"
 
 
 def test_where_lengths_do_not_suffice_the_blend_is_told_as_counts() -> None:
     document = order_matched("x", "tenth", x={"tokens": "200B", "blend": {"text": 0.6, "code": 0.4}})
     _, fix = only_problem(document)
-    assert "blend: {" in fix
-    found = re.findall(r"give '(\w+)' samples: (\d+)(?:, blend: ({[^}]*}))?", fix)
-    assert found
-    for name, samples, blend in found:
-        phase = document["phases"][name]
-        phase.pop("tokens", None)
-        document["phases"][name] = {**phase, "samples": int(samples)}
-        document["phases"][name] |= {"blend": yaml.safe_load(blend)} if blend else {}
-    if "tenth" in {name for name, _, _ in found}:  # it is early's, too
-        document["arms"]["early"] = ["half", "tenth", "cooldown"]
-    grid = build_grid(read_study(document, PATH), PATH)
-    counts = [exposure(grid.of(arm)[0].plan.schedule) for arm in ("uniform", "other")]
-    assert counts[0] == counts[1]
+    found = re.findall(r"(give|use a copy of) phase '(\w+)'(?: with)? samples: (\d+)(?:, blend: ({[^}]*}))?", fix)
+    assert [(how, name) for how, name, _, _ in found] == [("give", "x"), ("use a copy of", "tenth")]
+    for _, name, samples, blend in found:
+        assert blend
+        phase = {key: value for key, value in document["phases"][name].items() if key != "tokens"}
+        document["phases"][f"{name}-own"] = {**phase, "samples": int(samples), "blend": yaml.safe_load(blend)}
+    document["arms"]["other"] = ["x-own", "tenth-own", "cooldown"]
+    (proof,) = prove(build_grid(read_study(document, PATH), PATH))
+    assert proof.equal
 
 
 def test_arms_without_a_source_in_common_cannot_match(study: Document, grid_of: GridOf) -> None:
@@ -135,7 +131,9 @@ def test_ends_are_compared_in_samples_and_rate(study: Document, grid_of: GridOf)
     study["arms"]["b"] = {"phases": ["text", "cooldown"], "set": {"phases.cooldown.iterations": 4}}
     other_length = prove(grid_of(study))[0]
     assert other_length.problems[0].what == "'b' ends with text 32 samples, 'a' with text 40 samples"
-    assert other_length.problems[0].fix == "in 'b' give 'cooldown' samples: 40, blend: {text: 40}"
+    assert (
+        other_length.problems[0].fix == "in arm 'b' use a copy of phase 'cooldown' with samples: 40, blend: {text: 40}"
+    )
 
 
 def windows_read(grid: Grid, arm: str) -> set[tuple[int, int, int]]:

@@ -258,7 +258,7 @@ def test_the_commands_answer_with_json_and_exit_codes(study: Document, tmp_path:
     wrong = call("plan", str(written(tmp_path, study)), "--json", folder=tmp_path)
     assert wrong.returncode == 3
     assert json.loads(wrong.stdout)["match"][0]["equal"] is False
-    assert "in 'two' give" in wrong.stderr or "change their blends" in wrong.stderr
+    assert "in arm 'two'" in wrong.stderr or "change their blends" in wrong.stderr
     missing = call("plan", "gone.yaml", folder=tmp_path)
     assert (missing.returncode, missing.stdout) == (2, "")
     assert "Traceback" not in missing.stderr
