@@ -21,7 +21,7 @@
 # or a person is needed. `touch RUN_DIR/stop` ends it. See docs/slurm.md.
 # SLURM runs a copy of this script, but knows the path of the original. If it does not tell, the repository is where
 # the job was submitted.
-root=$(scontrol show job "$SLURM_JOB_ID" 2> /dev/null | sed -n 's#^ *Command=\(/.*\)/slurm/pretrain_2p8b\.sh.*#\1#p' || true)
+root=$(scontrol show job "$SLURM_JOB_ID" 2> /dev/null | sed -n 's#^ *Command=\(/.*\)/slurm/pretrain_2p8b\.sh.*#\1#p' | head -n 1 || true)
 export MEGACODE_ROOT=${root:-${MEGACODE_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}}
 CONFIG=${CONFIG:-$MEGACODE_ROOT/examples/to_code/balanced_to_text_2p8b.yaml}
 exec bash "$MEGACODE_ROOT/slurm/run.sh" "$CONFIG" "$@"

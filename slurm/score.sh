@@ -19,7 +19,7 @@
 set -eo pipefail
 # SLURM runs a copy of this script, but knows the path of the original. If it does not tell, the repository is where
 # the job was submitted.
-root=$(scontrol show job "$SLURM_JOB_ID" 2> /dev/null | sed -n 's#^ *Command=\(/.*\)/slurm/score\.sh.*#\1#p' || true)
+root=$(scontrol show job "$SLURM_JOB_ID" 2> /dev/null | sed -n 's#^ *Command=\(/.*\)/slurm/score\.sh.*#\1#p' | head -n 1 || true)
 export MEGACODE_ROOT=${root:-${MEGACODE_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}}
 root=$MEGACODE_ROOT
 source "$root/slurm/prepare.sh"

@@ -86,6 +86,7 @@ def _submit(name: str, output: Path, arguments: Sequence[str], options: Sequence
     # The job runs this very megacode, not the one that its shell, the site file or the working directory would find.
     variables = {
         "MEGACODE": shlex.join(child_processes.command([])),
+        "MEGACODE_ROOT": str(_SCRIPT.parents[1]),
         **({"SITE": str(site)} if site is not None else {}),
     }
     return slurm.submit([*launch_command(site), *flags, str(_SCRIPT), *arguments], variables)

@@ -95,7 +95,8 @@ def _open(place: Rendezvous, deadline: float, asked: Asked) -> dist.TCPStore:
         )  # fmt: skip
     except dist.DistError as error:
         fix = "set MASTER_ADDR to an address of the node of rank 0, and MASTER_PORT to a port that is free there"
-        raise LaunchError(f"rank 0 cannot listen there: {str(error).splitlines()[0]}", _where(place), fix) from None
+        what = f"rank 0 cannot open its store at this address: {str(error).splitlines()[0]}"
+        raise LaunchError(what, _where(place), fix) from None
     # What tells this store from another program's, and from that of a run of another size.
     store.set(_RANKS, str(place.world_size))
     return store

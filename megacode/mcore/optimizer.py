@@ -85,7 +85,7 @@ def adams(optimizer: Any) -> Iterator[torch.optim.AdamW]:
 
 def inner_optimizers(optimizer: Any) -> list[Any]:
     """Return the optimizers inside a chained mcore optimizer, or the optimizer itself; empty ones are left out."""
-    # A stub stands for a rank without parameters of some kind; most of its methods fail.
+    # A stub stands for a rank without parameters of some kind; it has no optimizer inside.
     chained = getattr(optimizer, "chained_optimizers", [optimizer])
     return [inner for inner in chained if not inner.is_stub_optimizer]
 
@@ -154,5 +154,5 @@ def gradient_norm(optimizer: Any) -> float:
     group = optimizer.get_grad_stats_parallel_group()
     if group.size() > 1:
         dist.all_reduce(square, group=group)
-    value = square.item()  # the one wait for the GPU in a step
+    value = square.item()  # here the host waits for the GPU
     return math.sqrt(value) if math.isfinite(value) else float("nan")

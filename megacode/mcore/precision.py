@@ -44,7 +44,7 @@ def emulated(config: Any, layer_number: int) -> Any:
     recipe: Fp8 | None = getattr(config, "emulated_fp8", None)
     if recipe is None:
         return nullcontext()
-    # The same rule as mcore's `first_last_layers_bf16`, which only looks at Transformer Engine's layers.
+    # The same rule as mcore's `first_last_layers_bf16`, which works with Transformer Engine's layers only.
     first, last = recipe.num_layers_at_start_in_bf16, config.num_layers - recipe.num_layers_at_end_in_bf16
     return fp8_emulation.region(recipe) if first < layer_number <= last else nullcontext()
 

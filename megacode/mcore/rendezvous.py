@@ -98,7 +98,7 @@ def first_host(nodes: str) -> str:
     Raises:
         LaunchError: the list is empty.
     """
-    # Parsed here: `scontrol show hostnames` is often missing in containers.
+    # Parsed here, since `scontrol show hostnames` may be missing in a container.
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", nodes)
     if not match:
         fix = "set MASTER_ADDR to the node of rank 0"

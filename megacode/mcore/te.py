@@ -1,6 +1,6 @@
-"""Transformer Engine: whether it is here, whether its layers are used, and which FP8 recipes this machine computes.
+"""Transformer Engine: is it installed, does a run use its layers, and which FP8 recipes can this machine compute.
 
-On a machine without CUDA FP8 products are emulated (`emulation`): rounded as on a GPU, and slow.
+Without CUDA, FP8 products are emulated (`fp8_emulation`): rounded as on a GPU, but slow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _INSTALL = f"python -m pip install --no-build-isolation 'transformer-engine[pyto
 
 
 def installed() -> str:
-    """Return the version of Transformer Engine, empty where it is not installed."""
+    """Return the version of Transformer Engine; empty if it is not installed."""
     return _version("transformer-engine")
 
 
@@ -33,7 +33,8 @@ def _version(package: str) -> str:
 
 
 def _on_gpu() -> bool:
-    """Return whether this machine trains on CUDA; a CPU build of torch is not imported to say no."""
+    """Return whether this machine trains on CUDA."""
+    # Without importing a CPU build of torch: `megacode plan` asks this, and the import takes seconds.
     if _version("torch").endswith("+cpu"):
         return False
     from megacode.mcore import device
@@ -42,40 +43,45 @@ def _on_gpu() -> bool:
 
 
 def obstacle() -> str:
-    """Return why Transformer Engine's layers cannot run here; empty where they can."""
+    """Return why Transformer Engine's layers cannot run here; empty if they can."""
     if not _on_gpu():
         return "Transformer Engine's layers need a GPU"
-    found = installed()
-    if not found:
+    version = installed()
+    if not version:
         return "Transformer Engine is not installed"
-    if not OLDEST <= parse(found) < BELOW:
+    if not OLDEST <= parse(version) < BELOW:
         oldest, below = ".".join(map(str, OLDEST)), ".".join(map(str, BELOW))
-        return f"Transformer Engine {found} is installed, and megacode drives {oldest} up to, not including, {below}"
-    return "" if _version("transformer-engine-torch") else "Transformer Engine is installed without its part for torch"
+        return (
+            f"Transformer Engine {version} is installed, but megacode supports {oldest} up to, not including, {below}"
+        )
+    # It comes as two packages. pip installs the first without the second if the extra `[pytorch]` is forgotten.
+    missing = "Transformer Engine is installed without its PyTorch package, transformer-engine-torch"
+    return "" if _version("transformer-engine-torch") else missing
 
 
 def used(config: RunConfig) -> bool:
-    """Return whether a run's blocks are Transformer Engine's."""
-    asked, bf16 = config.precision.transformer_impl, config.precision.dtype == "bf16"
-    return asked == "transformer_engine" or (asked == "auto" and bf16 and not obstacle())
+    """Return whether a run uses Transformer Engine's layers."""
+    # `auto` depends on the machine, so a run may resume with other layers: names and shapes of weights are the same.
+    choice, bf16 = config.precision.transformer_impl, config.precision.dtype == "bf16"
+    return choice == "transformer_engine" or (choice == "auto" and bf16 and not obstacle())
 
 
 def recipes() -> tuple[str, ...]:
-    """Return the FP8 recipes that this machine computes."""
+    """Return the FP8 recipes that this machine can compute."""
     names = get_args(Fp8.model_fields["recipe"].annotation)
     refuses = _missing if _on_gpu() else _not_emulated
     return tuple(name for name in names if not refuses(Fp8(recipe=name)))
 
 
 def problems(config: RunConfig) -> Iterator[Problem]:
-    """Yield what of a run's number formats cannot be computed here."""
+    """Yield why a run's number formats or layers cannot be computed on this machine."""
     why = obstacle()
     if config.precision.transformer_impl == "transformer_engine" and why:
         fix = "use transformer_impl: auto" if not _on_gpu() else f"{_INSTALL}, or use transformer_impl: auto"
         yield Problem(why, "precision.transformer_impl", fix)
-        return
+        return  # every other problem would follow from this one
     if used(config) and config.precision.dtype != "bf16":
-        what = "Transformer Engine's attention computes in bf16, not in fp32"
+        what = "Transformer Engine's attention does not support fp32"
         yield Problem(what, "precision.transformer_impl", "use transformer_impl: auto, or precision.dtype: bf16")
     for recipe in config.fp8_recipes:
         yield from _recipe_problems(config, recipe, why)
@@ -85,19 +91,20 @@ def _recipe_problems(config: RunConfig, recipe: Fp8, why: str) -> Iterator[Probl
     where = "precision.fp8"
     if _on_gpu() and not used(config):
         fix = f"{_INSTALL}, or set precision.fp8: none" if why else "set precision.dtype: bf16, or precision.fp8: none"
-        yield Problem(why or "FP8 on a GPU needs Transformer Engine's layers, in bf16", where, fix)
+        yield Problem(why or "FP8 on a GPU needs Transformer Engine's layers and bf16", where, fix)
         return
     missing = _missing(recipe) if _on_gpu() else _not_emulated(recipe)
     if missing:
         fix = "use recipe tensorwise or delayed, or precision.fp8: none"
         yield Problem(f"recipe {recipe.recipe}: {missing}", f"{where}.recipe", fix)
     if recipe.param_gather and not _on_gpu():
-        what = "param_gather needs Transformer Engine's layers, and they need a GPU"
+        what = "param_gather needs Transformer Engine's layers, which need a GPU"
         yield Problem(what, f"{where}.param_gather", "set it to false")
 
 
 def _missing(recipe: Fp8) -> str:
-    """Return why this GPU does not compute a recipe; empty where it does."""
+    """Return why this GPU cannot compute a recipe; empty if it can."""
+    # Transformer Engine knows what each GPU can do, and gives the reason.
     from transformer_engine.pytorch import quantization as te
 
     asked = {
@@ -111,4 +118,4 @@ def _missing(recipe: Fp8) -> str:
 
 
 def _not_emulated(recipe: Fp8) -> str:
-    return "it needs a Blackwell GPU, and is not emulated without one" if recipe.recipe == "mxfp8" else ""
+    return "it needs a Blackwell GPU and cannot be emulated" if recipe.recipe == "mxfp8" else ""

@@ -1,6 +1,6 @@
 """The operations between the matrix products of Transformer Engine's layers, each with its backward pass.
 
-SwiGLU is Transformer Engine's kernel, the others are Triton's and ours (`triton_kernels`).
+SwiGLU is Transformer Engine's kernel; the others are our Triton kernels (`triton_kernels`).
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from transformer_engine.pytorch.quantization import FP8GlobalStateManager
 
 from megacode.mcore import triton_kernels
 
-assert transformer_engine.pytorch
+assert transformer_engine.pytorch  # imported for its effect alone
 IGNORED = -100  # label of a token that does not count
 
 
 class GatedLinearUnit(torch.autograd.Function):
-    """SwiGLU, silu(gate) * up, of a tensor that holds both; keeps its input alone.
+    """SwiGLU, silu(gate) * up, of a tensor that holds both; only the input is kept for the backward pass.
 
-    What follows rounds to FP8 first of all, forward and backward. With the quantizers of the two layers that do so, the
-    results are born rounded, which saves writing and reading them in bf16.
+    The layers that follow, forward and backward, first round their input to FP8. With their quantizers the kernel
+    writes its results in FP8 directly, which saves writing and reading them in bf16.
     """
 
     @staticmethod
-    def forward(ctx: Any, both: Tensor, quantizers: Quantizers | None) -> Tensor:
+    def forward(ctx: Any, gate_up: Tensor, quantizers: Quantizers | None) -> Tensor:
         """Return [..., f] of [..., 2 f], whose first half is the gate.
 
         Args:
             ctx: autograd's.
-            both: [..., 2 f].
+            gate_up: [..., 2 f].
             quantizers: round the output and the gradient of the input; None: neither is rounded.
         """
-        ctx.save_for_backward(both)
+        ctx.save_for_backward(gate_up)
         ctx.quantizers = quantizers
-        return tex.swiglu(both, quantizers.output() if quantizers else None)
+        return tex.swiglu(gate_up, quantizers.output() if quantizers else None)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -49,11 +49,11 @@ class GatedLinearUnit(torch.autograd.Function):
 
 
 class Quantizers:
-    """How the layers before and after SwiGLU round what lies between them, with delayed scales.
+    """The quantizers of the linear layers before and after SwiGLU, with delayed scales.
 
     Args:
-        before: the linear layer whose output SwiGLU takes.
-        after: the linear layer that takes SwiGLU's output.
+        before: the linear layer whose output is SwiGLU's input.
+        after: the linear layer whose input is SwiGLU's output.
     """
 
     def __init__(self, before: Any, after: Any) -> None:
@@ -61,27 +61,29 @@ class Quantizers:
 
     @classmethod
     def between(cls, before: Any, after: Any) -> Quantizers | None:
-        """Return those of two layers; None without FP8, and with scales that are not known before SwiGLU's results."""
+        """Return the quantizers of two layers; None without FP8, and if scales are not known in advance."""
+        # Only delayed scaling knows its scales before the values. The other recipes compute them from SwiGLU's result.
         if not FP8GlobalStateManager.is_fp8_enabled() or not FP8GlobalStateManager.get_fp8_recipe().delayed():
             return None
         if is_fp8_activation_recompute_enabled():
-            return None  # recomputed, a layer rounds with the scales that it had: not known here
-        after.init_fp8_metadata()  # otherwise it would do so when it is called, which is too late
+            return None  # a recomputed layer uses its earlier scales, which are not known here
+        after.init_fp8_metadata()  # otherwise it creates its quantizers when it is called, which is too late
         return cls(before, after)
 
     def output(self) -> Any:
-        """Return what rounds SwiGLU's output: how the layer after it rounds its input."""
+        """Return the quantizer of SwiGLU's output: that of the next layer's input."""
         return self._prepared(self._after.quantizers["scaling_fwd"][tex.FP8FwdTensors.GEMM1_INPUT])
 
     def gradient(self) -> Any:
-        """Return what rounds the gradient of SwiGLU's input: how the layer before it rounds its output's gradient."""
+        """Return the quantizer of the gradient of SwiGLU's input: that of the previous layer's output gradient."""
         return self._prepared(self._before.quantizers["scaling_bwd"][tex.FP8BwdTensors.GRAD_OUTPUT1])
 
     @staticmethod
     def _prepared(quantizer: Any) -> Any:
-        # The kernel writes no transposed copy, though it would be given memory for one: it is made where it is needed.
+        # The kernel does not write a transposed copy, though memory for one would be allocated. The layer that needs
+        # it makes it.
         quantizer.set_usage(rowwise=True, columnwise=False)
-        quantizer.internal = False  # autograd takes only whole tensors
+        quantizer.internal = False  # internal quantizers return bare storage, which autograd rejects
         return quantizer
 
 
@@ -102,14 +104,14 @@ class RotarySplit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, None]:
-        """Rotate the gradients back, into one of the projection's shape."""
+        """Rotate the gradients back, into one tensor of the projection's shape."""
         return triton_kernels.rotary_join(query, key, value, ctx.saved_tensors[0]), None
 
 
 class Fork(torch.autograd.Function):
-    """Where a block's ways part: the residual goes on as it is, and the branches start from its norm.
+    """The start of a block: the residual passes unchanged, and the branches start from its norm.
 
-    Backward, the branches' gradients are added, taken through the norm and added to the residual's in one pass.
+    Backward, one kernel sums the branches' gradients, takes them through the norm and adds the residual's gradient.
     """
 
     @staticmethod
@@ -128,6 +130,7 @@ class Fork(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.norm = (eps, centred)
         normed = triton_kernels.norm(x, weight, eps, centred)
+        # One view per branch: autograd then delivers their gradients separately, and does not add them in a pass.
         return x.view_as(x), *(normed.view_as(normed) for _ in range(branches))
 
     @staticmethod
@@ -142,21 +145,21 @@ class Sum(torch.autograd.Function):
     """The sum of a residual and two branches, rounded once."""
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, one: Tensor, other: Tensor) -> Tensor:
-        """Return residual + one + other."""
-        return triton_kernels.added(residual, one, other)
+    def forward(ctx: Any, residual: Tensor, attention: Tensor, mlp: Tensor) -> Tensor:
+        """Return residual + attention + mlp."""
+        return triton_kernels.added(residual, attention, mlp)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hand the gradient to all three."""
+        """Return the gradient for each of the three."""
         return gradient, gradient, gradient
 
 
 class CrossEntropy(torch.autograd.Function):
     """Each token's loss; the logits are overwritten by the gradient of the sum of the losses.
 
-    That is the gradient which training asks for, so the backward pass hands it on as it is, and checks on the device
-    that nothing else was asked for: a multiplication would be two more passes over the largest tensor there is.
+    Training needs exactly that gradient, so the backward pass returns it unchanged, and asserts on the device that the
+    incoming gradient is 1. Multiplying by it would cost another read and write of the largest tensor of a step.
     """
 
     @staticmethod
@@ -170,20 +173,22 @@ class CrossEntropy(torch.autograd.Function):
             group: tensor parallel.
         """
         rows, flat, columns = logits.detach().flatten(0, 1), labels.flatten(), logits.size(-1)
-        found, first = triton_kernels.RowStatistics(len(rows), rows.device), columns * group.rank()
-        step = partial(triton_kernels.cross_entropy, rows, flat, found, first, IGNORED)
+        row_statistics, first = triton_kernels.RowStatistics(len(rows), rows.device), columns * group.rank()
+        step = partial(triton_kernels.cross_entropy, rows, flat, row_statistics, first, IGNORED)
+        # With the whole vocabulary here, one kernel does both steps. Else three small all-reduces come in between.
         if group.size() == 1:
             step(statistics=True, gradient=True)
         else:
             step(statistics=True, gradient=False)
-            found.merge(group)
+            row_statistics.merge(group)
             step(statistics=False, gradient=True)
         ctx.save_for_backward(rows.view_as(logits), labels)
-        return found.losses().masked_fill(flat == IGNORED, 0.0).view_as(labels)
+        return row_statistics.losses().masked_fill(flat == IGNORED, 0.0).view_as(labels)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Hand the gradient on."""
+        """Return the gradient of the logits, which the forward pass has computed."""
         logits_gradient, labels = ctx.saved_tensors
+        # Asynchronous: the host does not wait. A violation ends the process with a CUDA error.
         torch._assert_async(((gradient == 1) | (labels == IGNORED)).all())
         return logits_gradient, None, None

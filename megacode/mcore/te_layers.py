@@ -1,13 +1,13 @@
-"""The transformer block of Transformer Engine's layers: the same two orders, names and checkpoints as `layers`.
+"""The transformer block of Transformer Engine's layers, with the same two orders, names and checkpoints as `layers`.
 
-sequential  norm and the projection after it are one kernel (RMSNorm), and each linear layer owns its collectives,
-            which Transformer Engine carries out in FP8 where it can
-parallel    the norm feeds two projections, so it stands alone; the block enters and leaves the tensor-parallel region
-            once for both, as in `layers`
+sequential  a norm and the projection after it are one module (RMSNorm), and each linear layer owns its collectives,
+            which Transformer Engine does in FP8 where it can
+parallel    the norm feeds two projections, so it is a module of its own; the block enters and leaves the
+            tensor-parallel region once for both, as in `layers`
 
-Attention and SwiGLU are Transformer Engine's kernels, rotary positions and the parallel block's norm are ours. Under
-context parallel attention is ours too: it gathers keys and values, knows documents there, and has been tested rank
-against rank.
+Attention and SwiGLU are Transformer Engine's kernels; rotary positions and the parallel block's norm are ours. Under
+context parallel, attention is ours too: it gathers keys and values, supports isolated documents, and is tested against
+a single rank.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from megacode.mcore.attention import CausalSelfAttention, Documents
 from megacode.mcore.layers import Block, Norm, OutputLayer, ParallelBlock, SequentialBlock, entered
 from megacode.mcore.te_kernels import Fork, GatedLinearUnit, Quantizers, RotarySplit, Sum
 
-# Where a fused norm keeps its weight, and its name where it stands alone: checkpoints know the latter.
+# Prefixes of a fused norm's weight, and of the same weight in a norm of its own. Checkpoints use the latter.
 _FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
     "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
@@ -51,7 +51,8 @@ class _Slice(Linear):
     """This rank's slice of a matrix; the block owns the collectives.
 
     Attributes:
-        is_first_microbatch: mcore sets it: the weights have changed, and their FP8 copy is made again.
+        is_first_microbatch: set by mcore at the start of an iteration: the weights have changed since, so their FP8
+            copy must be made again.
     """
 
     cut = 0
@@ -59,15 +60,15 @@ class _Slice(Linear):
     def __init__(self, input_size: int, output_size: int, *, config: Any, tp_group: Any, **unused: Any) -> None:
         sides = [output_size, input_size]
         sides[self.cut] //= tp_group.size()
+        # To Transformer Engine this is a layer without tensor parallelism, so it runs no collectives.
         super().__init__(
-            sides[1],
             sides[0],
             bias=False,
             params_dtype=config.params_dtype,
             device=device.device(),
             init_method=config.init_method,
         )
-        # Transformer Engine knows of no slices here; mcore asks these of every parameter, for the gradients' norm.
+        # mcore reads these attributes of every parameter. Without them the gradient norm would miss all ranks but one.
         self.weight.tensor_model_parallel, self.weight.partition_dim = True, self.cut
         self.is_first_microbatch, self._group = True, tp_group
 
@@ -77,7 +78,8 @@ class _Slice(Linear):
         return super().forward(x, is_first_microbatch=first), None
 
     def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> dict[str, Any]:
-        """Return mcore's description of the slice."""
+        """Return mcore's sharded state dict of the slice."""
+        # mcore's own wrappers have this method; the FP8 state is left out, since `fp8_scales` saves it.
         return make_sharded_tensors_for_checkpoint(
             {"weight": self.weight},
             prefix,
@@ -99,7 +101,7 @@ class RowSlice(_Slice):
 
 
 class EngineSelfAttention(CausalSelfAttention):
-    """Our self-attention with Transformer Engine's kernels between the projections."""
+    """Our self-attention, with Transformer Engine's attention kernels and our rotary kernel between the projections."""
 
     def _core(self, packed: Documents | None, mixed: Tensor, table: Tensor) -> Tensor:
         """Return [s, b, heads * channels]; see `CausalSelfAttention._core`."""
@@ -112,13 +114,14 @@ class EngineSelfAttention(CausalSelfAttention):
         query, key, value = RotarySplit.apply(grouped, table)
         if packed is None:
             return self.core_attention(query, key, value, None, attn_mask_type=AttnMaskType.causal)
+        # Documents: Transformer Engine's `thd` format has no batch dimension.
         flat = (part.squeeze(1) for part in (query, key, value))
         attended = self.core_attention(*flat, None, attn_mask_type=AttnMaskType.causal, packed_seq_params=packed)
         return attended.view(*mixed.shape[:2], -1)
 
 
 class _EngineBlock(Block):
-    """What both orders share."""
+    """Base of both orders: SwiGLU by Transformer Engine's kernel."""
 
     def _activated(self, both: Tensor) -> Tensor:
         return GatedLinearUnit.apply(both, Quantizers.between(self.mlp.linear_fc1, self.mlp.linear_fc2))
@@ -135,9 +138,9 @@ class EngineSequentialBlock(_EngineBlock, SequentialBlock):
 
 
 class ForkedNorm(torch.nn.Module):
-    """The norm of a parallel block, which hands on the residual too, see `engine_kernels.Fork`; weight only.
+    """The norm of a parallel block, which also returns the residual, see `te_kernels.Fork`; weight only.
 
-    A module of its own, since mcore waits for parameters that are still being gathered when a module is called.
+    It must be a module: with overlap, mcore waits for a parameter's all-gather in a hook on the module's call.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> None:
@@ -155,18 +158,20 @@ class EngineParallelBlock(_EngineBlock, ParallelBlock):
     """Attention and MLP at once, from one norm."""
 
     def _output(self, hidden_states: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
+        # On one rank without dropout nothing comes between branches and sum, so one kernel adds all three.
         if self.tp_group.size() == 1 and not (self.hidden_dropout > 0.0 and self.training):
-            residual, one, other = self.input_layernorm(hidden_states, branches=2)
-            return Sum.apply(residual, attention(one), self._mlp(other))
+            residual, for_attention, for_mlp = self.input_layernorm(hidden_states, branches=2)
+            return Sum.apply(residual, attention(for_attention), self._mlp(for_mlp))
         residual, normed = self.input_layernorm(hidden_states, branches=1)
         normed = self._enter(normed)
         return self._add(residual, attention(normed) + self._mlp(normed))
 
 
 class EngineOutputLayer(OutputLayer):
-    """Our output layer, which multiplies in FP8 where the recipe asks for it, with scales of the tensors as they are.
+    """Our output layer, which multiplies in FP8 with current scaling if the recipe asks for it.
 
-    The weight may be the embedding's, so the linear layer that quantizes it owns none and is no part of the model.
+    The weight may be the embedding's. So the linear layer that quantizes it has no weight of its own, and is not a
+    submodule of the model.
 
     Attributes:
         is_first_microbatch: see `_Slice`.
@@ -175,7 +180,7 @@ class EngineOutputLayer(OutputLayer):
     is_first_microbatch = True
 
     def forward(self, input_: Tensor, weight: Tensor | None = None, **unused: Any) -> tuple[Tensor, None]:
-        """Return the logits of this rank's part of the vocabulary; `weight` is the embedding's where they are tied."""
+        """Return the logits of this rank's part of the vocabulary; `weight` is the embedding's if they are tied."""
         if not (self.config.fp8 and self.config.fp8_output_layer):
             return super().forward(input_, weight)
         x = entered(input_, self.tp_group, self.config.sequence_parallel)
@@ -186,6 +191,7 @@ class EngineOutputLayer(OutputLayer):
             return linear(x, is_first_microbatch=first), None
 
     def _linear(self, weight: Tensor) -> Linear:
+        # In a list inside of `__dict__`: as a plain attribute torch would register it, and its weight twice.
         kept: list[Linear] = self.__dict__.setdefault("_fp8_linear", [])
         if not kept:
             rows, columns = weight.shape
@@ -196,9 +202,9 @@ class EngineOutputLayer(OutputLayer):
 
 
 def block_spec(model: ModelConfig, config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
-    """Return what mcore builds the layers of this pipeline rank's chunk from."""
+    """Return mcore's specification of the layers of this pipeline rank's chunk."""
     parallel = model.block == "parallel"
-    # Transformer Engine's fused LayerNorm has a bias, which our models have not.
+    # Transformer Engine's fused LayerNorm always has a bias; our models have none.
     fused = not parallel and model.normalization == "RMSNorm"
     columns: type[torch.nn.Module] = ColumnSlice if parallel else TEColumnParallelLinear
     if fused:

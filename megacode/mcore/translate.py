@@ -1,7 +1,7 @@
-"""Our settings in Megatron-core's words: one table for the model, one for its data-parallel wrap, one for Adam.
+"""Translate our config into Megatron-core's: one table for the model, one for its data-parallel wrapper, one for Adam.
 
-Every value that mcore would otherwise choose by a default that is wrong here stands in these tables too, with the
-reason. Nothing else in megacode fills mcore's config classes.
+Where a default of mcore's is wrong for us, the tables override it and say why. Nothing else in megacode fills mcore's
+config classes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def padded_vocab_size(config: RunConfig, vocab_size: int) -> int:
     """Return the rows of the embedding: a multiple of `make_vocab_size_divisible_by` x the tensor-parallel size.
 
-    The rows beyond `vocab_size` belong to no token: they start as zeros and take no part in the loss.
+    The rows after `vocab_size` belong to no token: they start as zeros and have no part in the loss.
     """
     return padded_vocabulary(config.model, vocab_size, config.parallel.tensor)
 
@@ -57,8 +57,9 @@ def _model(config: RunConfig) -> dict[str, Any]:
         "gated_linear_unit": True,
         "activation_func": F.silu,
         "add_bias_linear": False,
-        # weights.initialize fills them, alike in every layout, which mcore's own way does not. `perform_initialization`
-        # must stay on even so: it also marks which parameters are slices, without which the gradient norm is wrong.
+        # `weights.initialize` fills them, equally in every layout; mcore's initialization depends on the layout.
+        # `perform_initialization` must stay on: it also marks which parameters are slices. Without these marks the
+        # gradient norm is wrong.
         "init_method": leave_as_is,
         "output_layer_init_method": leave_as_is,
         "embedding_init_method": leave_as_is,
@@ -66,7 +67,7 @@ def _model(config: RunConfig) -> dict[str, Any]:
 
 
 def leave_as_is(weight: torch.Tensor) -> torch.Tensor:
-    """Stand in for an initialisation: the weights are filled later."""
+    """Do not initialize: the weights are filled later."""
     return weight
 
 
@@ -79,19 +80,19 @@ def _layout(config: RunConfig) -> dict[str, Any]:
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline,
         "context_parallel_size": parallel.context,
         "sequence_parallel": parallel.sequence_parallel,
-        # Batched send and receive pairs up wrongly where the next and the previous pipeline rank are one and the same
-        # (two ranks, interleaved): the run goes on and learns from other micro-batches' activations.
+        # With two interleaved ranks the next and the previous pipeline rank are the same. Batched sends and receives
+        # are then matched wrongly: the run continues, and learns from activations of other micro-batches.
         "batch_p2p_comm": not interleaved,
-        # gloo reads a tensor after the call that sends it has returned, when its memory was given back already: with
-        # overlap the gradients are silently wrong. NCCL orders both on a stream.
+        # gloo still reads a tensor after the call that sends it has returned, when its memory may be freed already.
+        # With overlap, gradients are then silently wrong. NCCL orders both on a stream.
         "overlap_p2p_comm": interleaved and device.on_gpu(),
-        # A stage's output is only needed for its graph once it was sent: its memory is given back.
+        # Once a stage's output is sent, only its autograd graph is needed: its memory is freed.
         "deallocate_pipeline_outputs": True,
     }
 
 
 def _recomputation(config: RunConfig) -> dict[str, Any]:
-    """Return which activations are recomputed: mcore does whole blocks, our attention does its own part."""
+    """Return which activations are recomputed: mcore recomputes whole blocks, our attention its own part."""
     if config.parallel.recompute == "full":
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     if config.parallel.recompute == "selective":
@@ -104,9 +105,10 @@ def _numbers(config: RunConfig) -> dict[str, Any]:
     return {
         "bf16": config.precision.dtype == "bf16",
         "params_dtype": dtype,
+        # Of activations sent between stages. mcore's default is None, which it rejects with more than one stage.
         "pipeline_dtype": dtype,
-        # Gradients are those of the sum of the tokens' losses, divided once by the global batch's number of valid
-        # tokens: the mean is right however padding and masks spread over ranks and micro-batches.
+        # Gradients are those of the sum of token losses, divided once by the number of valid tokens in the global
+        # batch. The mean is then right, however padding and masks are distributed over ranks and micro-batches.
         "calculate_per_token_loss": True,
         # mcore's fused cross entropy rounds the gradient of the logits to bf16, even in fp32 training.
         "cross_entropy_loss_fusion": False,
@@ -114,18 +116,18 @@ def _numbers(config: RunConfig) -> dict[str, Any]:
 
 
 def _held_in_fp8(config: RunConfig) -> dict[str, Any]:
-    """Return the recipe that matrices are built in; where they stay in `dtype`, recipes come and go with the phases."""
+    """Return the recipe that matrices are built with; if they stay in `dtype`, phases switch recipes later."""
     recipe = fp8_parameters(config)
     return {} if recipe is None else mcore_recipe(recipe)
 
 
 def fp8_parameters(config: RunConfig) -> Fp8 | None:
-    """Return the recipe in whose format the blocks' matrices are held, or None."""
+    """Return the recipe in whose format the blocks' matrices are stored, or None."""
     return next((recipe for recipe in config.fp8_recipes if recipe.param_gather), None)
 
 
 def mcore_recipe(recipe: Fp8 | None) -> dict[str, Any]:
-    """Return an FP8 recipe in mcore's words."""
+    """Return an FP8 recipe as values of mcore's config; None: no FP8."""
     if recipe is None:
         return {"fp8": None}
     ends = (recipe.num_layers_at_start_in_bf16, recipe.num_layers_at_end_in_bf16)
@@ -133,7 +135,7 @@ def mcore_recipe(recipe: Fp8 | None) -> dict[str, Any]:
         "fp8": recipe.format,
         "fp8_recipe": recipe.recipe,
         "fp8_amax_history_len": recipe.amax_history_len,
-        # mcore's default, the latest maximum alone, overflows as soon as a tensor grows.
+        # mcore's default takes the most recent maximum alone, and overflows as soon as a tensor grows.
         "fp8_amax_compute_algo": "max",
         "first_last_layers_bf16": any(ends),
         "num_layers_at_start_in_bf16": ends[0],
@@ -143,36 +145,37 @@ def mcore_recipe(recipe: Fp8 | None) -> dict[str, Any]:
 
 
 def ddp_config(config: RunConfig) -> DistributedDataParallelConfig:
-    """Return mcore's description of how gradients are gathered and reduced."""
+    """Return mcore's config of how gradients are accumulated and reduced."""
     from megatron.core.distributed import DistributedDataParallelConfig
 
     recipe = fp8_parameters(config)
     return DistributedDataParallelConfig(
+        # Costs 4 bytes per parameter instead of 2. In bf16, sums over many micro-batches lose small gradients.
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce and not _alone(),
         overlap_param_gather=config.parallel.overlap_param_gather and not _alone(),
         fp8_param_gather=recipe is not None,
         reuse_grad_buf_for_mxfp8_param_ag=recipe is not None and recipe.recipe == "mxfp8",
         use_distributed_optimizer=config.parallel.distributed_optimizer,
-        # It would raise on a non-finite gradient; train_step skips such an iteration and reports it.
+        # The check would raise on a non-finite gradient; `train_step` skips such an iteration and reports it.
         check_for_nan_in_grad=False,
     )
 
 
 def _alone() -> bool:
-    """Whether there is no other rank, and so nothing that could be overlapped."""
+    """Return whether this is the only rank, so that there is no communication to overlap."""
     return torch.distributed.get_world_size() == 1
 
 
 def optimizer_config(config: RunConfig) -> OptimizerConfig:
-    """Return mcore's description of AdamW; the learning rate here is a placeholder, set before each iteration."""
+    """Return mcore's config of AdamW; the learning rate here is a placeholder, since every iteration sets it."""
     from megatron.core.optimizer import OptimizerConfig
 
     train, recipe = config.train, fp8_parameters(config)
     return OptimizerConfig(
         optimizer="adam",
         lr=0.0,
-        # mcore's schedulers compare with it and fail on None.
+        # mcore compares it with numbers, and fails on its own default of None.
         min_lr=0.0,
         weight_decay=train.weight_decay,
         adam_beta1=train.adam_beta1,

@@ -1,9 +1,9 @@
-"""Triton kernels for the operations between the matrix products: each reads and writes what it must, once.
+"""Triton kernels for the operations between the matrix products; each reads its input and writes its output once.
 
-Those of other libraries are taken where they are as fast (`engine_kernels`). These are here because, on an H200, torch
-adds the gradients that meet before a parallel block's norm in passes of their own, and what it compiles for rotary
-positions and for the loss reaches between a half and a fourteenth of the memory's speed, by the shape.
-docs/performance.md has the figures; `tools/bench/kernels.py` measures them.
+Where other libraries are as fast, we use theirs (`te_kernels`). On an H200 torch sums the gradients before a parallel
+block's norm in separate passes. Its compiled code for rotary positions and for the loss reaches between 1/2 and 1/14 of
+the memory bandwidth, depending on the shape. `tools/bench/kernels.py` measures these kernels; docs/performance.md has
+the figures.
 
 All compute in fp32 and round once. `TRITON_INTERPRET=1` runs them on a CPU.
 """
@@ -23,7 +23,8 @@ from torch import Tensor
 
 @triton.jit
 def _norm(x_in, weight_in, normed_out, columns, eps, CENTRED: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
+    """One program per row, which fits into registers."""
+    row = tl.program_id(0).to(tl.int64)  # int32 offsets would overflow at 2**31 elements
     at = tl.arange(0, BLOCK)
     inside = at < columns
     x = tl.load(x_in + row * columns + at, mask=inside, other=0.0).to(tl.float32)
@@ -39,7 +40,7 @@ def _norm_backward(
     x_in, weight_in, residual_in, one_in, other_in, x_out, weight_out, rows, turns, columns, eps,
     CENTRED: tl.constexpr, BRANCHES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Each program takes every so many rows, and gathers the weight's gradient of all of them."""
+    """Each program takes every n-th row, and sums the weight's gradient over its rows."""
     at = tl.arange(0, BLOCK)
     inside = at < columns
     weight = tl.load(weight_in + at, mask=inside, other=0.0).to(tl.float32)
@@ -55,6 +56,7 @@ def _norm_backward(
         if CENTRED:
             x = tl.where(inside, x - tl.sum(x) / columns, 0.0)
         scale = tl.rsqrt(tl.sum(x * x) / columns + eps)
+        # The norm is recomputed from x, which the forward pass has kept: cheaper than reading it from memory.
         unit = x * scale
         weight_gradient += gradient * unit
         inner = gradient * weight
@@ -62,11 +64,12 @@ def _norm_backward(
         if CENTRED:
             back -= tl.sum(inner) / columns
         tl.store(x_out + here, back * scale + residual, mask=there)
+    # One row of partial sums per program, added up afterwards. Atomic adds would make the order random.
     tl.store(weight_out + tl.program_id(0) * columns + at, weight_gradient, mask=inside)
 
 
 def norm(x: Tensor, weight: Tensor, eps: float, centred: bool) -> Tensor:
-    """Return the norm of x [..., h] times weight [h]: LayerNorm where centred, else RMSNorm."""
+    """Return the norm of x [..., h] times weight [h]: LayerNorm if centred, else RMSNorm."""
     columns = x.size(-1)
     out = torch.empty_like(x)
     block = triton.next_power_of_2(columns)
@@ -79,7 +82,7 @@ def norm(x: Tensor, weight: Tensor, eps: float, centred: bool) -> Tensor:
 def norm_backward(
     x: Tensor, weight: Tensor, eps: float, centred: bool, residual: Tensor, branches: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and weight where x goes on as a residual, and its norm into one or two branches.
+    """Return the gradients of x and weight; x is also the residual, and its norm the input of one or two branches.
 
     Args:
         x: [..., h], contiguous.
@@ -91,13 +94,14 @@ def norm_backward(
     """
     columns = x.size(-1)
     rows, block = x.numel() // columns, triton.next_power_of_2(columns)
-    residual, one, *more = (gradient.contiguous() for gradient in (residual, *branches))
+    residual, first, *others = (gradient.contiguous() for gradient in (residual, *branches))
     out = torch.empty_like(x)
+    # Two programs per multiprocessor keep the GPU busy, and the partial sums of the weight's gradient few.
     programs = min(rows, _processors(x.device) * 2)
     parts = torch.empty(programs, columns, dtype=torch.float32, device=x.device)
     _norm_backward[(programs,)](
-        x, weight, residual, one, more[0] if more else one, out, parts, rows, triton.cdiv(rows, programs), columns, eps,
-        CENTRED=centred, BRANCHES=len(branches), BLOCK=block, num_warps=_warps(block),
+        x, weight, residual, first, others[0] if others else first, out, parts, rows, triton.cdiv(rows, programs),
+        columns, eps, CENTRED=centred, BRANCHES=len(branches), BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
     return out, parts.sum(0).to(weight.dtype)
 
@@ -125,7 +129,8 @@ def _rotate(
     mixed_at, query_at, key_at, value_at, table_in, batch, slots, heads,
     FORWARD: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """One token: its slots are each group's queries, then its key and its value."""
+    """Some slots of one token: a token's slots are, group by group, the queries, then the key and the value."""
+    # The same kernel serves both directions: backward, source and goal change places and the angle its sign.
     token = tl.program_id(0).to(tl.int64)
     slot = tl.program_id(1) * SLOTS + tl.arange(0, SLOTS)
     group, place = slot // (heads + 2), slot % (heads + 2)
@@ -133,6 +138,7 @@ def _rotate(
     channel = tl.arange(0, WIDE)[None, :]
     inside = (slot < slots)[:, None] & (channel < HALF)
     is_query, is_value = (place < heads)[:, None], (place > heads)[:, None]
+    # A table row is c, c, -s, s, each HALF long: the first and the last quarter are read.
     angle = token // batch * 4 * HALF + channel
     cos = tl.load(table_in + angle, mask=channel < HALF)
     sin = tl.load(table_in + 3 * HALF + angle, mask=channel < HALF)
@@ -140,6 +146,7 @@ def _rotate(
     query = query_at + ((token * groups * heads + group * heads + place) * 2 * HALF)[:, None] + channel
     key = key_at + ((token * groups + group) * 2 * HALF)[:, None] + channel
     value = value_at + ((token * groups + group) * 2 * HALF)[:, None] + channel
+    # One pointer per slot and channel into whichever of the three tensors the slot belongs to.
     part = tl.where(is_query, query, tl.where(is_value, value, key))
     if FORWARD:
         source, goal = mixed, part
@@ -176,6 +183,7 @@ def rotary_join(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Ten
 
 def _turn(mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tensor, forward: bool) -> None:
     length, batch, groups, slots, size = mixed.shape
+    # Blocks of about 4096 elements; Triton's ranges must be powers of two, so the rest is masked.
     wide = triton.next_power_of_2(size // 2)
     block = min(triton.next_power_of_2(groups * slots), 4096 // wide)
     _rotate[(length * batch, triton.cdiv(groups * slots, block))](
@@ -189,18 +197,19 @@ def _cross_entropy(
     logits_at, labels_in, highest_at, total_at, wanted_out, columns, first, IGNORED: tl.constexpr,
     STATISTICS: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One token's row of logits: learn its maximum and its sum of exponentials, and turn it into its gradient."""
+    """One token's row of logits: compute its maximum and sum of exponentials, and overwrite it by its gradient."""
     token = tl.program_id(0).to(tl.int64)
     logits = logits_at + token * columns
     label = tl.load(labels_in + token)
     own = label - first
     if STATISTICS:
+        # Step 1, an online softmax: each lane keeps the maximum and sum of its columns, so one pass suffices.
         highest = tl.full((BLOCK,), float("-inf"), tl.float32)
         total = tl.zeros((BLOCK,), tl.float32)
         for start in range(0, columns, BLOCK):
             at = start + tl.arange(0, BLOCK)
             x = tl.load(logits + at, mask=at < columns, other=float("-inf")).to(tl.float32)
-            # Of the new logit and the highest one yet, the higher one counts 1: a single exponential for both.
+            # The higher of the new logit and the maximum so far counts 1, so one exponential serves both cases.
             lower = tl.exp(-tl.abs(x - highest))
             grown = tl.where(x > highest, total * lower + 1.0, total + lower)
             total = tl.where(x == float("-inf"), total, grown)
@@ -215,7 +224,8 @@ def _cross_entropy(
         top = tl.load(highest_at + token)
         total_of_row = tl.load(total_at + token)
     if GRADIENT:
-        tl.debug_barrier()  # the label's logit is read before it is overwritten
+        # Step 2: softmax - 1 at the label, which is out of range on ranks that do not hold it.
+        tl.debug_barrier()  # the label's logit must be read before it is overwritten
         log_sum = top + tl.log(total_of_row)
         for start in range(0, columns, BLOCK):
             at = start + tl.arange(0, BLOCK)
@@ -225,15 +235,16 @@ def _cross_entropy(
 
 
 class RowStatistics:
-    """Of each token's row of logits, fp32 [n]: maximum, sum of exponentials relative to it, and the label's logit."""
+    """Per token, fp32 [n]: maximum of its logits, sum of exponentials relative to it, and the label's logit."""
 
     def __init__(self, tokens: int, device: torch.device) -> None:
         self.highest, self.total, self.wanted = torch.empty(3, tokens, dtype=torch.float32, device=device).unbind()
 
     def merge(self, group: Any) -> None:
-        """Turn the statistics of this rank's slice of the vocabulary into those of all of it."""
+        """Combine the statistics of all slices of the vocabulary; three all-reduces of n numbers."""
         own = self.highest.clone()
         dist.all_reduce(self.highest, dist.ReduceOp.MAX, group=group)
+        # Sums are relative to each rank's own maximum; they must have a common one before they are added.
         self.total.mul_((own - self.highest).exp())
         dist.all_reduce(self.total, group=group)
         dist.all_reduce(self.wanted, group=group)
@@ -244,21 +255,29 @@ class RowStatistics:
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, found: RowStatistics, first: int, ignored: int, *, statistics: bool, gradient: bool
+    logits: Tensor,
+    labels: Tensor,
+    row_statistics: RowStatistics,
+    first: int,
+    ignored: int,
+    *,
+    statistics: bool,
+    gradient: bool,
 ) -> None:
-    """Take one or both steps of a loss: fill in the statistics, overwrite the logits by the gradient of the loss.
+    """Do one or both steps of a loss: fill in the statistics, overwrite the logits by the gradient of the loss.
 
     Args:
         logits: [n, vocabulary or a slice of it], contiguous.
         labels: [n] int64.
-        found: filled in by the first step, or read by the second alone.
+        row_statistics: filled in by the first step; read by the second step if done alone.
         first: token of the first column.
         ignored: label of rows whose gradient is 0.
-        statistics: take the first step.
-        gradient: take the second step.
+        statistics: do the first step.
+        gradient: do the second step.
     """
+    maxima, sums, label_logits = row_statistics.highest, row_statistics.total, row_statistics.wanted
     _cross_entropy[(len(labels),)](
-        logits, labels, found.highest, found.total, found.wanted, logits.size(-1), first, ignored,
+        logits, labels, maxima, sums, label_logits, logits.size(-1), first, ignored,
         STATISTICS=statistics, GRADIENT=gradient, BLOCK=2048, num_warps=8,
     )  # fmt: skip
 

@@ -1,7 +1,8 @@
-"""Which Megatron-core this megacode drives: the one place that compares versions.
+"""Check the version of Megatron-core; no other module compares versions of it.
 
-mcore moves arguments and private names between minor releases (`model_comm_pgs` became `pg_collection` in 0.15,
-`config_overrides` came in 0.16), so everything else here is written for one minor release and calls by keyword.
+mcore changes arguments and private names between minor releases: `model_comm_pgs` became `pg_collection` in 0.15, and
+`config_overrides` came in 0.16. So all other modules here are written for one minor release, and pass arguments by
+keyword.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ _INSTALL = f"python -m pip install megatron-core=={PINNED} psutil"
 
 
 def check(installed: str | None = None) -> str:
-    """Return the installed version of megatron-core, if megacode can drive it.
+    """Return the installed version of megatron-core, if megacode supports it.
 
     Args:
-        installed: the version to judge; absent: what is installed.
+        installed: the version to check; None: the installed one.
 
     Raises:
-        LaunchError: megatron-core is absent, of an unsupported release, or psutil is missing, without which mcore's
-            checkpoint writer dies and leaves its parent waiting for ever.
+        LaunchError: megatron-core is not installed, its version is not supported, or psutil is missing.
     """
-    found = installed or _installed("megatron-core")
-    if not OLDEST <= parse(found) < BELOW:
+    version = installed or _installed("megatron-core")
+    if not OLDEST <= parse(version) < BELOW:
         oldest, below = ".".join(map(str, OLDEST)), ".".join(map(str, BELOW))
-        what = f"megatron-core {found} is installed, and megacode drives {oldest} up to, not including, {below}"
+        what = f"megatron-core {version} is installed, but megacode supports {oldest} up to, not including, {below}"
         raise LaunchError(what, "megatron-core", _INSTALL)
+    # Without psutil mcore's checkpoint writer process dies, and its parent waits forever. pip does not install it.
     if find_spec("psutil") is None:
         raise LaunchError("psutil is not installed, and saving a checkpoint would hang", "psutil", _INSTALL)
-    return found
+    return version
 
 
 def parse(version: str) -> tuple[int, int, int]:
-    """Return major, minor and patch of a version; what follows them (`rc0`, `+cu130`) is left out."""
+    """Return major, minor and patch of a version; suffixes such as `rc0` or `+cu130` are ignored."""
     match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
     assert match, f"not a version: {version!r}"
     return int(match[1]), int(match[2]), int(match[3] or 0)

@@ -1,8 +1,8 @@
-"""Initial weights that depend on the seed and on nothing else: not on the layout, nor on padding.
+"""Draw initial weights that depend only on the seed, and not on the layout or on padding.
 
-Every matrix is drawn whole from a generator of its own, keyed by (seed, name), and each rank keeps its slice. So one
-process and 512 GPUs start from the same model, where mcore's own way gives each layout another. The price: a rank
-draws the whole of each matrix of which it keeps a part, tensor-parallel-size times more than it needs, once a run.
+Every matrix is drawn whole from its own generator, keyed by (seed, name), and each rank keeps its slice. So one process
+and 512 GPUs start from the same model; with mcore's initialization each layout starts from another one. The cost: a
+rank draws whole matrices, tensor-parallel-size times more than it needs, once per run.
 
 Normal(0, std), and std / sqrt(2 * num_layers) for the matrices that write into the residual stream. Source: Radford et
 al., Language Models are Unsupervised Multitask Learners (2019), section 2.3.
@@ -34,20 +34,21 @@ def initialize(config: RunConfig, vocab_size: int, sharded_states: Sequence[dict
     """Fill a model's parameters in place.
 
     Args:
-        config: names the seed, the standard deviation and the number of layers.
-        vocab_size: tokens; rows of the embedding beyond them become zero.
+        config: has the seed, the standard deviation and the number of layers.
+        vocab_size: tokens in the vocabulary; rows of the embedding after them become zero.
         sharded_states: mcore's sharded state dict of each chunk that this rank holds; its tensors are the parameters.
     """
     for shard in _shards(sharded_states):
         rows = vocab_size if shard.key.endswith(VOCABULARY) else shard.global_shape[0]
+        # One whole matrix at a time. CPU and CUDA generators differ, so equal weights need the same kind of device.
         whole = torch.zeros(shard.global_shape, device=shard.data.device)
         _draw(config, shard.key, whole[:rows])
-        region = tuple(slice(at, at + n) for at, n in zip(shard.global_offset, shard.local_shape, strict=True))
+        region = tuple(slice(first, first + n) for first, n in zip(shard.global_offset, shard.local_shape, strict=True))
         shard.data.copy_(whole[region])
 
 
 def _shards(sharded_states: Sequence[dict[str, Any]]) -> Iterator[ShardedTensor]:
-    """Yield what is to be filled; a matrix held in FP8 is given its values once all of them are there."""
+    """Yield the shards to fill; a matrix stored in FP8 is set from a plain copy once that is complete."""
     for state in sharded_states:
         for entry in state.values():
             if not isinstance(entry, (ShardedTensor, ShardedTensorFactory)):
@@ -55,20 +56,21 @@ def _shards(sharded_states: Sequence[dict[str, Any]]) -> Iterator[ShardedTensor]
             parameter = entry.data
             held = is_float8tensor(parameter)
             data = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device) if held else parameter
+            # The stacked gate and up projections become two shards, each drawn whole under the same name.
             copy = {"entry": replace(entry, data=data)}
             apply_factories(copy)
             yield from (value for value in nested_values(copy) if isinstance(value, ShardedTensor))
             if held:
                 _forget_largest(parameter)
                 parameter.copy_(data)
-                # The optimizer's masters begin with these, not with what FP8 made of them.
+                # mcore starts the optimizer's fp32 masters from these values, not from the rounded ones.
                 parameter._high_precision_init_val = data.cpu()
 
 
 def _forget_largest(parameter: Tensor) -> None:
-    """Forget the largest value yet, with delayed scaling: that of the memory which the parameter was built in.
+    """With delayed scaling, reset the recorded maximum: it is that of the uninitialized memory of the parameter.
 
-    It would decide the scale of a thousand iterations to come, and weights would fall below what FP8 can hold.
+    Otherwise it would determine the scale for about a thousand iterations, and weights would underflow in FP8.
     """
     largest = getattr(parameter._quantizer, "amax", None)
     if largest is not None:
@@ -76,7 +78,7 @@ def _forget_largest(parameter: Tensor) -> None:
 
 
 def _draw(config: RunConfig, name: str, weight: Tensor) -> None:
-    if weight.dim() == 1:
+    if weight.dim() == 1:  # norms; there are no biases
         weight.fill_(1.0)
         return
     std = config.model.init_method_std

@@ -1,1 +1,1 @@
-"""F10: what is compared with what, and how sure: paired differences of score files. Never imports torch."""
+"""Floor 10: paired differences of score files, with their uncertainty. Never imports torch."""

@@ -1,8 +1,8 @@
-"""Arms compared with a baseline: every difference with its interval, alone and within its family.
+"""Compare arms with a baseline: every difference with its interval, alone and corrected within its family.
 
-The families are fixed before anyone looks: *primary* (max-T), *secondary* (Holm), and all else *exploratory* (BH).
-Where hardly an item differs, no interval is right, and an exact sign test of the items that differ takes its place:
-McNemar's test, for items that are right or wrong.
+The families are fixed before anyone sees scores: *primary* (max-T), *secondary* (Holm), the rest *exploratory* (BH).
+If only few items differ, no interval is reliable. An exact sign test of the items that differ takes its place; for
+items that are right or wrong this is McNemar's test.
 
 Source of the exact test: McNemar, Psychometrika 12 (1947).
 """
@@ -33,17 +33,17 @@ KEY = "megacode compare"
 
 @dataclass(frozen=True)
 class ComparisonDesign:
-    """What is asked of some arms, fixed before their scores are seen.
+    """What a comparison asks, fixed before scores are seen.
 
     Attributes:
         baseline: name of the arm that the others are compared with.
         level: of the intervals.
-        primary: `TASK/METRIC` and `mean/NAME` of the first family; None: all means, or all metrics without means.
+        primary: `TASK/METRIC` and `mean/NAME` of the first family; None: all means, or all metrics if there are none.
         secondary: of the second family.
-        margin: a difference that is surely within it counts as equal, in the scores' unit; None: there is none.
-        seed_sd: standard deviation over seeds by `TASK/METRIC` or `mean/NAME`, where it is known from elsewhere.
+        margin: arms are equal if the interval of their difference is within it, in the scores' unit; None: no test.
+        seed_sd: standard deviation over seeds by `TASK/METRIC` or `mean/NAME`, if known from other runs.
         key: of the random draws.
-        draws: how many.
+        draws: number of draws.
     """
 
     baseline: str
@@ -57,29 +57,30 @@ class ComparisonDesign:
 
 
 def compare(arms: Sequence[Arm], question: ComparisonDesign, without: Sequence[str] = ()) -> dict[str, Any]:
-    """Compare arms with the baseline in all that they answered.
+    """Compare arms with the baseline in everything that all of them answered.
 
     Args:
         arms: at least two, of `read_arms`.
-        question: what is asked.
+        question: what to compare, and how.
         without: tasks that are not compared.
 
     Returns:
         A document of `level`, `baseline`, `arms`, `comparisons` (docs/statistics.md), `left_out` and `notes`.
 
     Raises:
-        ConfigError: if the question names an arm or a metric that there is none of.
+        ConfigError: if the question names an arm or a metric that does not exist.
         DataError: if the arms have no task in common.
     """
     results = tabulate(arms, without)
     base = _named(question.baseline, [arm.name for arm in arms], "--baseline")
     families = _families(results, question)
     others = [number for number in range(len(arms)) if number != base]
+    # A family is all arms in all its metrics: each arm more, or each metric more, widens the corrected intervals.
     comparisons = []
     for family, members in families.items():
-        found = [difference(results, arm, base, quantity) for quantity in members for arm in others]
-        if found:
-            comparisons += _corrected(results, found, family, question)
+        differences = [difference(results, arm, base, quantity) for quantity in members for arm in others]
+        if differences:
+            comparisons += _corrected(results, differences, family, question)
     return {
         "level": question.level,
         "baseline": question.baseline,
@@ -91,10 +92,11 @@ def compare(arms: Sequence[Arm], question: ComparisonDesign, without: Sequence[s
 
 
 def _named(name: str, names: Sequence[str], where: str) -> int:
+    """Return the position of a name that the user gave; an unknown one raises with a suggestion."""
     if name not in names:
         close = get_close_matches(name, names, n=1)
         shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        fix = f"did you mean {close[0]!r}?" if close else f"there are {shown}"
+        fix = f"did you mean {close[0]!r}?" if close else f"give one of {shown}"
         raise ConfigError(f"there is no {name!r}", where, fix)
     return names.index(name)
 
@@ -103,56 +105,61 @@ def _families(results: Results, question: ComparisonDesign) -> dict[str, list[in
     names = [quantity.name for quantity in results.quantities]
     means = [name for name in names if name.startswith("mean/")]
     primary = (means or names) if question.primary is None else question.primary
-    found = {
+    families = {
         "primary": [_named(name, names, "--primary") for name in dict.fromkeys(primary)],
         "secondary": [_named(name, names, "--secondary") for name in dict.fromkeys(question.secondary)],
     }
-    found["secondary"] = [number for number in found["secondary"] if number not in found["primary"]]
-    taken = {number for members in found.values() for number in members}
-    return {**found, "exploratory": [number for number in range(len(names)) if number not in taken]}
+    # A metric named in both families belongs to the first: each difference is corrected once.
+    families["secondary"] = [number for number in families["secondary"] if number not in families["primary"]]
+    taken = {number for members in families.values() for number in members}
+    return {**families, "exploratory": [number for number in range(len(names)) if number not in taken]}
 
 
 def _corrected(
-    results: Results, found: Sequence[ScoreDifference], family: str, question: ComparisonDesign
+    results: Results, differences: Sequence[ScoreDifference], family: str, question: ComparisonDesign
 ) -> list[dict[str, Any]]:
-    """Return the comparisons of one family as documents."""
+    """Return the comparisons of one family as documents, corrected for their number."""
     alpha = 1 - question.level
-    p = np.array([one.p for one in found])
+    p = np.array([one.p for one in differences])
     if family == "primary":
-        adjusted, levels = _max_t(results, found, p, question)
+        adjusted, levels = _max_t(results, differences, p, question)
     else:
         adjusted, levels = (holm if family == "secondary" else benjamini_hochberg)(p, alpha)
     return [
-        _document(results, one, float(adjusted[i]), float(levels[i]), family, question) for i, one in enumerate(found)
+        _document(results, one, float(adjusted[i]), float(levels[i]), family, question)
+        for i, one in enumerate(differences)
     ]
 
 
 def _max_t(
-    results: Results, found: Sequence[ScoreDifference], p: np.ndarray, question: ComparisonDesign
+    results: Results, differences: Sequence[ScoreDifference], p: np.ndarray, question: ComparisonDesign
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return adjusted p-values and levels by max-T; exact tests, which have no t, get their Bonferroni share."""
-    alpha, count = 1 - question.level, len(found)
+    alpha, count = 1 - question.level, len(differences)
+    # Bonferroni first, for all; then the ones with a t are replaced.
     adjusted, levels = np.minimum(1, p * count), np.full(count, alpha / count)
-    with_t = [i for i, one in enumerate(found) if not one.is_exact]
+    with_t = [i for i, one in enumerate(differences) if not one.is_exact]
     if not with_t:
         return adjusted, levels
-    chosen, smallest = [found[i] for i in with_t], np.empty(0)
+    chosen, smallest = [differences[i] for i in with_t], np.empty(0)
     if len(chosen) > 1:
         df = np.array([one.spread.whole.df for one in chosen])
         smallest = smallest_p_values(_correlation(results, chosen), df, question.key, question.draws)
+    # The family's alpha is divided between both kinds by their number, so together they keep it.
     share = len(chosen) / count
     own, level = single_step(p[with_t], smallest, alpha * share)
     adjusted[with_t], levels[with_t] = np.minimum(1, own / share), level
     return adjusted, levels
 
 
-def _correlation(results: Results, found: Sequence[ScoreDifference]) -> np.ndarray:
-    """Return float64[K, K], how differences move together: by items that they share, and by seeds."""
-    covariance = seed_covariance(results, found)
-    tasks = dict.fromkeys(task for one in found for task, _ in results.quantities[one.quantity].keys)
+def _correlation(results: Results, differences: Sequence[ScoreDifference]) -> np.ndarray:
+    """Return float64[K, K], the correlation of differences through shared items and shared seeds."""
+    covariance = seed_covariance(results, differences)
+    tasks = dict.fromkeys(task for one in differences for task, _ in results.quantities[one.quantity].keys)
+    # Task by task: items of different tasks are independent, and each task has its own number of clusters.
     for task in tasks:
-        rows = np.array([one.deviations(results, task) for one in found if one.has(results, task)])
-        which = [i for i, one in enumerate(found) if one.has(results, task)]
+        rows = np.array([one.deviations(results, task) for one in differences if one.has(results, task)])
+        which = [i for i, one in enumerate(differences) if one.has(results, task)]
         covariance[np.ix_(which, which)] += rows @ rows.T
     scale = np.sqrt(np.diag(covariance))
     return covariance / np.outer(scale, scale)
@@ -201,6 +208,7 @@ def _document(
 
 
 def _relative(results: Results, one: ScoreDifference, alpha: float) -> dict[str, float] | None:
+    # The covariance follows from Var(a - b) = Var(a) + Var(b) - 2 Cov(a, b).
     variance, base = (own_variance(results, number, one) for number in (one.arm, one.base))
     covariance = (variance + base - one.spread.whole.variance) / 2
     quantile = one.spread.half_width(alpha) / one.spread.error
@@ -208,16 +216,18 @@ def _relative(results: Results, one: ScoreDifference, alpha: float) -> dict[str,
 
 
 def _seed_reach(results: Results, one: ScoreDifference, question: ComparisonDesign) -> float | None:
-    """Return the difference that other seeds alone may well make between two models of one recipe, if that is known."""
+    """Return the 95 % range of differences that other seeds alone make between two models of a recipe, if known."""
     if one.seeds > 1:
         return None
     quantity = results.quantities[one.quantity]
     spread = own_spread([results.scores(number, quantity) for number in range(len(results.arms))])
     known = question.seed_sd.get(quantity.name, math.sqrt(spread.variance) if spread else None)
+    # Two standard deviations of a difference of two models, each of which varies by seed.
     return None if known is None else 2 * math.sqrt(2) * known
 
 
 def _within(document: Mapping[str, Any], margin: float | None) -> bool:
+    # An equivalence test: the corrected interval must lie within the margin. A difference of 0 alone proves nothing.
     low, high = document["simultaneous_low"], document["simultaneous_high"]
     return margin is not None and low is not None and -margin <= low and high <= margin
 
@@ -235,7 +245,8 @@ def _arm(results: Results, number: int) -> dict[str, Any]:
 
 
 def _notes(results: Results) -> list[str]:
-    """Return what a reader has to know beside the numbers."""
+    """Return what a reader must know in addition to the numbers."""
+    # None of these is an error: they weaken a comparison without making it wrong.
     notes, models = [], [model for arm in results.arms for model in arm.models]
     for key in models[0].conditions:
         values = list(dict.fromkeys(str(model.conditions.get(key)) for model in models))
@@ -245,9 +256,9 @@ def _notes(results: Results) -> list[str]:
     if several and len({arm.seeds for arm in results.arms}) > 1:
         notes.append("the arms have different seeds, so differences are not paired by seed")
     if several and any(seed.startswith("file") for arm in several for seed in arm.seeds):
-        notes.append("not all score files say their seed, so seeds are paired in the order given")
+        notes.append("not all score files have a seed, so models are paired in the order given")
     if several and any(len(arm.models) == 1 for arm in results.arms):
-        notes.append("arms with one seed are taken to spread as much over seeds as the others")
+        notes.append("arms with one seed are assumed to vary over seeds as much as the others")
     for quantity in results.quantities:
         if quantity.missing:
             notes.append(f"{quantity.name} is a mean without {', '.join(quantity.missing)}")

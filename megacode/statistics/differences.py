@@ -1,4 +1,4 @@
-"""One arm's difference from the baseline in one quantity, and what it would move by."""
+"""One arm's difference from the baseline in one quantity, and its uncertainty."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from megacode.statistics.variance import (
     spread_of,
 )
 
-FEW = 10  # items that differ, below which t intervals of right and wrong answers cover too little
-_ROUNDING = 1e-12
+FEW = 10  # with fewer items that differ, t intervals of right and wrong answers cover too little
+_ROUNDING = 1e-12  # relative differences below it are rounding of sums, not results
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class ScoreDifference:
         quantity: number of the quantity.
         value: the difference.
         score: the arm's own.
-        spread: what it would move by.
+        spread: its variance, over items and over seeds if there are several.
         p: two-sided, not corrected.
         seeds: of the arm or of the baseline, whichever has fewer.
         paired: whether both have the same seeds.
         items: of all tasks.
         positive: items, or passages, with a larger value in the arm.
         negative: with a smaller one.
-        is_exact: whether p is of the exact test, and the spread means nothing.
+        is_exact: whether p is from the exact test; the spread is then meaningless.
     """
 
     arm: int
@@ -61,11 +61,11 @@ class ScoreDifference:
 
     @property
     def about(self) -> str:
-        """What it is about: `recipes` where its interval holds for other seeds, else `models`."""
+        """What it generalises to: `recipes` if its interval holds for other seeds, else `models`."""
         return "recipes" if self.seeds > 1 and not self.is_exact else "models"
 
     def interval(self, alpha: float) -> tuple[float | None, float | None]:
-        """Return the interval of level 1 - alpha; None where there is none."""
+        """Return the interval of level 1 - alpha; (None, None) for the exact test."""
         if self.is_exact:
             return None, None
         half = self.spread.half_width(alpha)
@@ -76,8 +76,9 @@ class ScoreDifference:
         return any(name == task for name, _ in results.quantities[self.quantity].keys)
 
     def deviations(self, results: Results, task: str) -> np.ndarray:
-        """Return float64[clusters], what each cluster of a task adds to the difference beyond its share."""
+        """Return float64[clusters], the deviation of each cluster of a task; the sum of squares is its variance."""
         quantity = results.quantities[self.quantity]
+        # A task may be several parts of a quantity, one per metric; their weighted deviations add up per cluster.
         pairs = zip(results.profiles(self.arm, quantity), results.profiles(self.base, quantity), strict=True)
         parts = zip(quantity.keys, quantity.weights, pairs, strict=True)
         return np.asarray(sum(w * (a.items - b.items) for (name, _), w, (a, b) in parts if name == task))
@@ -97,9 +98,11 @@ def difference(results: Results, arm: int, base: int, number: int) -> ScoreDiffe
     score = float(results.scores(arm, quantity).mean())
     value = score - float(results.scores(base, quantity).mean())
     paired = results.arms[arm].seeds == results.arms[base].seeds
+    # The variance: with one seed each, over items only.
     seed = seed_part(results, arm, base, number)
     rest = rest_parts(own, other, quantity.weights, paired) if seed is not None else []
     spread = spread_of(seed, item_parts(own, other, quantity.weights), rest)
+    # Is it reliable? Not with few differing items, or if all deviations are rounding: then the exact test.
     signs = np.concatenate([_signs(a.sums, b.sums) for a, b in zip(own, other, strict=True)])
     positive, negative = int(np.sum(signs > 0)), int(np.sum(signs < 0))
     scale = max(abs(score), abs(score - value))
@@ -107,6 +110,7 @@ def difference(results: Results, arm: int, base: int, number: int) -> ScoreDiffe
     few = positive + negative < FEW and 2 * (positive + negative) < len(signs)
     is_exact = few or not known
     p = sign_test(positive, negative) if is_exact else spread.p_value(value)
+    # Without any differing item the value is exactly 0: means over seeds may leave a rounding error.
     return ScoreDifference(
         arm, base, number, 0.0 if positive + negative == 0 else value, score, spread, p,
         min(len(results.arms[arm].models), len(results.arms[base].models)), paired, sum(one.count for one in own),
@@ -115,26 +119,27 @@ def difference(results: Results, arm: int, base: int, number: int) -> ScoreDiffe
 
 
 def _signs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the sign of each difference, 0 where only rounding is left."""
+    """Return the sign of each difference, 0 if it is only rounding."""
     gap, scale = one - other, np.maximum(np.abs(one), np.abs(other))
     return np.sign(gap) * (np.abs(gap) > _ROUNDING * scale)
 
 
 def sign_test(positive: int, negative: int) -> float:
-    """Return the exact two-sided p-value of some signs, if both were equally likely: McNemar's exact test."""
+    """Return the exact two-sided p-value of signs, under equal chances of both: McNemar's exact test."""
     return min(1.0, 2 * binomial_at_most(min(positive, negative), positive + negative))
 
 
 def seed_part(results: Results, arm: int, base: int, number: int) -> Part | None:
-    """Return the part of a difference's variance that the seeds make; None for one seed each.
+    """Return the part of a difference's variance that is due to seeds; None for one seed each.
 
-    It is pooled over all arms with the same seeds. Where arm and baseline have different ones, nothing that is common
-    to a seed drops out, and each arm's spread around its own mean is pooled.
+    It is pooled over all arms with the same seeds. If arm and baseline have different seeds, effects common to a seed
+    do not cancel, and each arm's variance around its own mean is pooled.
     """
     quantity, arms = results.quantities[number], results.arms
     seeds, counts = arms[arm].seeds, (len(arms[arm].models), len(arms[base].models))
     if max(counts) == 1:
         return None
+    # Same seeds: more arms with them give more degrees of freedom. Twice the variance of one score is a difference's.
     if seeds == arms[base].seeds:
         alike = [i for i, other in enumerate(arms) if other.seeds == seeds]
         spread = paired_spread(np.array([results.scores(i, quantity) for i in alike]))
@@ -145,7 +150,7 @@ def seed_part(results: Results, arm: int, base: int, number: int) -> Part | None
 
 
 def own_variance(results: Results, number: int, one: ScoreDifference) -> float:
-    """Return the variance of one arm's own score, for the same generalisation as a difference's."""
+    """Return the variance of one arm's own score; it includes seeds if the difference's variance does."""
     quantity = results.quantities[one.quantity]
     parts = list(zip(results.profiles(number, quantity), quantity.weights, strict=True))
     by_items = sum(float(w**2 * np.sum(own.items**2)) for own, w in parts)
@@ -155,22 +160,25 @@ def own_variance(results: Results, number: int, one: ScoreDifference) -> float:
     assert spread is not None, "one of the two has several seeds"
     by_seeds = spread.variance / len(results.arms[number].models)
     rest = sum(float(w**2 * np.sum(own.rest**2)) for own, w in parts)
+    # As in `variance.total`: both estimates contain the rest, and noise must not push the sum below either.
     return max(by_items + by_seeds - rest, by_items, by_seeds)
 
 
-def seed_covariance(results: Results, found: Sequence[ScoreDifference]) -> np.ndarray:
-    """Return float64[K, K], the part of differences' covariance that seeds make; it shapes their correlation only."""
+def seed_covariance(results: Results, differences: Sequence[ScoreDifference]) -> np.ndarray:
+    """Return float64[K, K], the part of differences' covariance that is due to seeds; used for correlations only."""
+    # First the covariance of quantities over seeds, from residuals of all arms.
     same = len({arm.seeds for arm in results.arms}) == 1
     count = len(results.arms[0].models)
-    numbers = list(dict.fromkeys(one.quantity for one in found))
+    numbers = list(dict.fromkeys(one.quantity for one in differences))
     rows = np.array([_seed_residuals(results, number, same) for number in numbers])
     counts = [len(arm.models) for arm in results.arms]
     df = (len(results.arms) - 1) * (count - 1) if same else sum(n - 1 for n in counts)
     common = rows @ rows.T / max(df, 1)
-    place = np.array([numbers.index(one.quantity) for one in found])
-    arms = np.array([one.arm for one in found])
-    shares = (arms[:, None] == arms) / np.array([counts[arm] for arm in arms]) + 1 / counts[found[0].base]
-    seen = np.array([counts[one.arm] > 1 or counts[one.base] > 1 for one in found])
+    # Then that of differences: two of one arm share the arm's seeds, and all share the baseline's.
+    place = np.array([numbers.index(one.quantity) for one in differences])
+    arms = np.array([one.arm for one in differences])
+    shares = (arms[:, None] == arms) / np.array([counts[arm] for arm in arms]) + 1 / counts[differences[0].base]
+    seen = np.array([counts[one.arm] > 1 or counts[one.base] > 1 for one in differences])
     return np.asarray(common[np.ix_(place, place)] * shares * np.outer(seen, seen), dtype=np.float64)
 
 

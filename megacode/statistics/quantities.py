@@ -1,4 +1,4 @@
-"""What is compared: each task's metrics, and means over tasks, as weighted sums of items that all arms answered."""
+"""The quantities that are compared: tasks' metrics and means over tasks, as weighted sums over items."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ComparedScore:
         keys: task and metric of each part.
         weights: of the parts; they sum to 1.
         higher_is_better: None for a mean of both kinds.
-        missing: tasks that belong to a mean and were not scored in all arms.
+        missing: tasks of the mean that were not scored in all arms.
     """
 
     name: str
@@ -36,33 +36,35 @@ class ComparedScore:
 
     @property
     def is_bits(self) -> bool:
-        """Whether it is in bits per byte."""
+        """Whether its unit is bits per byte."""
         return all(metric.startswith("bits_per_byte") for _, metric in self.keys)
 
 
 @dataclass(frozen=True)
 class Results:
-    """All arms' results in what all of them answered.
+    """The results of all arms in everything that all of them answered.
 
     Attributes:
         arms: in the order given.
         quantities: means first, then tasks.
-        left_out: what only some arms have, or what is no mean of items, with the reason.
+        left_out: tasks that only some arms have, and scores that are not means of items, with the reason.
     """
 
     arms: Sequence[Arm]
     quantities: Sequence[ComparedScore]
     left_out: dict[str, str]
+    # A cache: frozen protects the fields, not what is in this one.
     _profiles: dict[tuple[int, Key], Profile] = field(default_factory=dict)
 
     def profiles(self, arm: int, quantity: ComparedScore) -> list[Profile]:
-        """Return an arm's profiles, one a part of a quantity; each is made once."""
-        found = []
+        """Return an arm's profiles, one per part of a quantity; each is computed once."""
+        # Means and tasks share profiles, and every arm is compared with the baseline's, so this saves most of the time.
+        profiles = []
         for key in quantity.keys:
             if (arm, key) not in self._profiles:
                 self._profiles[arm, key] = _profile(self.arms[arm], key)
-            found.append(self._profiles[arm, key])
-        return found
+            profiles.append(self._profiles[arm, key])
+        return profiles
 
     def scores(self, arm: int, quantity: ComparedScore) -> np.ndarray:
         """Return float64[seeds], an arm's value of a quantity at each of its seeds."""
@@ -87,6 +89,7 @@ def tabulate(arms: Sequence[Arm], without: Sequence[str] = ()) -> Results:
         DataError: if the arms have no task in common.
     """
     models = [(arm.name, model) for arm in arms for model in arm.models]
+    # Which tasks and metrics do all models have? The rest is left out, with the reason.
     left_out = {name: "left out on request" for name in without if any(name in model.tasks for _, model in models)}
     keys: list[Key] = []
     first = models[0][1]
@@ -98,10 +101,11 @@ def tabulate(arms: Sequence[Arm], without: Sequence[str] = ()) -> Results:
         metrics = dict.fromkeys(metric for _, model in models for metric in model.tasks[task].outcomes)
         keys += [(task, one) for one in metrics if all(one in model.tasks[task].outcomes for _, model in models)]
     for _, model in models:
-        left_out |= dict.fromkeys(model.unpaired, "it is no mean of its items")
+        left_out |= dict.fromkeys(model.unpaired, "it is not a mean of its items")
     if not keys:
         places = ", ".join(str(model.path) for _, model in models[:3])
         raise DataError("the arms have no task in common", places, "score them with the same suite")
+    # Directions are the first model's: a task's version, which decides them, is the same in all.
     singles = [
         ComparedScore(f"{key[0]}/{key[1]}", (key,), (1.0,), first.tasks[key[0]].outcomes[key[1]].higher_is_better)
         for key in keys
@@ -115,27 +119,29 @@ def _why(task: str, arm: str, model: Scores) -> str:
 
 
 def _means(model: Scores, keys: Sequence[Key]) -> list[ComparedScore]:
-    """Return the means over tasks that the arms have in common; one without any task there is none."""
-    parts, found = model.mean_parts, []
-    for name, what in parts.items():
-        categories = [what] if isinstance(what, dict) else [parts[one] for one in what]
+    """Return the means over tasks that the arms have in common; a mean with an empty category is left out."""
+    parts, means = model.mean_parts, []
+    for name, members in parts.items():
+        # A mean is over the tasks of one category, or over categories, each of which then counts the same.
+        categories = [members] if isinstance(members, dict) else [parts[category] for category in members]
         if not all(any((t, m) in keys for t, m in category.items()) for category in categories):
             continue
         pairs, missing = _weighted(categories, keys)
         better = {model.tasks[task].outcomes[metric].higher_is_better for (task, metric), _ in pairs}
         named, weights = tuple(key for key, _ in pairs), tuple(weight for _, weight in pairs)
         direction = better.pop() if len(better) == 1 else None
-        found.append(ComparedScore(f"mean/{name}", named, weights, direction, tuple(missing)))
-    return found
+        means.append(ComparedScore(f"mean/{name}", named, weights, direction, tuple(missing)))
+    return means
 
 
 def _weighted(categories: Sequence[dict[str, Any]], keys: Sequence[Key]) -> tuple[list[tuple[Key, float]], list[str]]:
-    """Return the parts of a mean of categories with their weights, and the tasks that it lacks."""
+    """Return the parts of a mean of categories with their weights, and the tasks that are missing."""
     weights: dict[Key, float] = {}
     missing = []
     for category in categories:
         there = [(task, metric) for task, metric in category.items() if (task, metric) in keys]
         missing += [task for task, metric in category.items() if (task, metric) not in keys]
+        # Missing tasks leave their category's weight to the others of it.
         for key in there:
             weights[key] = weights.get(key, 0) + 1 / (len(categories) * len(there))
     return list(weights.items()), missing

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 
-CLEAR = 3.0  # standard errors that a baseline must lie above 0 before a percentage means anything
+CLEAR = 3.0  # standard errors; a baseline closer to 0 gives no meaningful percentage
 
 
 def fieller(
     score: float, base: float, variance: float, base_variance: float, covariance: float, quantile: float
 ) -> tuple[float, float] | None:
-    """Return the interval of score / base; None where it is unbounded.
+    """Return the interval of score / base; None if it is unbounded.
 
     Args:
         score: the numerator.
@@ -23,9 +23,11 @@ def fieller(
         covariance: of the two.
         quantile: of t, such as 1.96.
     """
+    # The ratios r for which score - r * base is not significantly different from 0: a quadratic inequality in r.
     square = quantile**2
     a, h = base**2 - square * base_variance, base * score - square * covariance
     inside = h**2 - a * (score**2 - square * variance)
+    # a <= 0: the base itself is not significantly different from 0. `not` also catches nan.
     if not a > 0 or not inside >= 0:
         return None
     root = math.sqrt(inside)
@@ -35,7 +37,7 @@ def fieller(
 def relative_gain(
     score: float, base: float, variance: float, base_variance: float, covariance: float, quantile: float
 ) -> dict[str, float] | None:
-    """Return score / base - 1 as `{value, low, high}`; None where the base is not clearly above 0.
+    """Return score / base - 1 as `{value, low, high}`; None if the base is not clearly above 0.
 
     The arguments are those of `fieller`.
     """

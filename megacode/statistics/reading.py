@@ -1,7 +1,7 @@
-"""Score files: read once into arrays of items, checked against what the files say of themselves.
+"""Read score files into arrays of items, and check that scores and items agree.
 
-`megacode evaluate` writes two files: `NAME.json` with scores and how they were made, and beside it `NAME.items.jsonl`
-with a line for every item and filter. An item is known by its number and the hash of its document.
+`megacode evaluate` writes two files: `NAME.json` with the scores and their settings, and `NAME.items.jsonl` with one
+line per item and filter. An item is identified by its number and the hash of its document.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Outcomes:
     Attributes:
         values: float64[items]; their mean is the score.
         sizes: float64[items] of mean 1, each item's weight in a ratio of sums (bits per byte); None: all are 1.
-        higher_is_better: as the task says.
+        higher_is_better: from the task's definition.
     """
 
     values: np.ndarray
@@ -40,10 +40,10 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Task:
-    """One model's results in one task, items in the order of their numbers.
+    """One model's results in one task, sorted by item number.
 
     Attributes:
-        identity: what must be equal in two models' results that are compared item by item.
+        identity: what must be equal in two models' results so that they can be compared item by item.
         outcomes: by metric.
         clusters: int64[items], the passage that each item belongs to; None: items stand alone.
         count: items.
@@ -62,12 +62,12 @@ class Scores:
     Attributes:
         path: of the file.
         tasks: by name.
-        mean_parts: by name of a mean, its tasks with the metric that counts, or its categories.
-        left_out: why tasks of the suite were not scored.
-        unpaired: `TASK/METRIC` of scores that are no means of their items, such as an F1 of labels.
-        seed: the run's; None where the file does not say it.
-        weights: hash of the model's weights; empty where unknown.
-        conditions: what may move a score in its last digits: versions, device, dtype.
+        mean_parts: by name of a mean: its tasks with the metric that counts, or its categories.
+        left_out: tasks of the suite that were not scored, with the reason.
+        unpaired: `TASK/METRIC` of scores that are not means of their items, such as an F1 of labels.
+        seed: the run's; None if the file does not have it.
+        weights: hash of the model's weights; empty if unknown.
+        conditions: what may change a score in its last digits: versions, device, dtype.
     """
 
     path: Path
@@ -81,33 +81,34 @@ class Scores:
 
 
 def find_scores(path: Path) -> Path:
-    """Return the score file that a path means: itself, or the newest one of a run or of its `eval/`.
+    """Return the score file that a path stands for: itself, or the newest one of a run or of its `eval/`.
 
     Raises:
-        DataError: if there is none, or more than one that is the newest.
+        DataError: if there is none, or the newest checkpoint has scores of several suites.
     """
     if not path.is_dir():
         return path
     place = Path(RunDir(path).eval) if Path(RunDir(path).eval).is_dir() else path
-    found = [one for one in sorted(place.glob("*@iter_*.json")) if one.stem.rpartition("@iter_")[2].isdecimal()]
-    if not found:
-        fix = "name a score file that `megacode evaluate` wrote"
-        raise DataError("there are no scores here", str(place), fix)
-    last = max(int(one.stem.rpartition("@iter_")[2]) for one in found)
-    newest = [one for one in found if int(one.stem.rpartition("@iter_")[2]) == last]
+    files = [file for file in sorted(place.glob("*@iter_*.json")) if file.stem.rpartition("@iter_")[2].isdecimal()]
+    if not files:
+        fix = "give a score file that `megacode evaluate` wrote"
+        raise DataError("there are no score files here", str(place), fix)
+    last = max(int(file.stem.rpartition("@iter_")[2]) for file in files)
+    newest = [file for file in files if int(file.stem.rpartition("@iter_")[2]) == last]
     if len(newest) > 1:
-        names = ", ".join(one.name for one in newest)
-        raise DataError(f"the newest model has scores of {len(newest)} suites: {names}", str(place), "name one of them")
+        names = ", ".join(file.name for file in newest)
+        raise DataError(f"the newest model has scores of {len(newest)} suites: {names}", str(place), "give one of them")
     return newest[0]
 
 
 def read_scores(path: Path) -> Scores:
-    """Read a score file and the items beside it.
+    """Read a score file and its items.
 
     Raises:
-        DataError: if one of them is missing or damaged, or they do not belong together; it names the place.
+        DataError: if one of them is missing or damaged, or they do not belong together.
     """
     document = _document(path)
+    # `_scores` reads a well-formed file without checking each type; a damaged one fails somewhere in it.
     try:
         return _scores(path, document)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # values of other types than a score file has
@@ -122,7 +123,7 @@ def _scores(path: Path, document: Mapping[str, Any]) -> Scores:
     unpaired: list[str] = []
     for name, scores in document["scores"].items():
         if name not in columns:
-            raise DataError(f"it holds no items of the task {name}", str(items), _AGAIN)
+            raise DataError(f"it has no items of the task {name}", str(items), _AGAIN)
         tasks[name] = _task(document, name, scores, columns[name], items, unpaired)
     versions = {key: document["versions"].get(key) for key in ("transformers", "torch")}
     settings = {key: document["settings"].get(key) for key in ("device", "dtype")}
@@ -133,33 +134,34 @@ def _scores(path: Path, document: Mapping[str, Any]) -> Scores:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    fix = "name a score file that `megacode evaluate` wrote"
+    fix = "give a score file that `megacode evaluate` wrote"
     try:
         document = orjson.loads(path.read_bytes())
     except FileNotFoundError:
-        raise DataError("there is no such score file", str(path), fix) from None
+        raise DataError("the score file does not exist", str(path), fix) from None
     except orjson.JSONDecodeError as error:
         what = f"the score file is damaged: line {error.lineno}, column {error.colno}: {error.msg}"
         raise DataError(what, str(path), _AGAIN) from None
     keys = ("scores", "tasks", "settings", "versions", "model")
     missing = [key for key in keys if not isinstance(document, dict) or not isinstance(document.get(key), dict)]
     if missing:
-        raise DataError(f"this is no score file: it lacks {', '.join(missing)}", str(path), fix)
+        raise DataError(f"this is not a score file: {', '.join(missing)} is missing", str(path), fix)
     if lost := [name for name in document["scores"] if not isinstance(document["tasks"].get(name), dict)]:
-        raise DataError(f"the score file is damaged: it says nothing of how {lost[0]} was asked", str(path), _AGAIN)
+        raise DataError(f"the score file is damaged: it has no settings of the task {lost[0]}", str(path), _AGAIN)
     return dict(document)
 
 
 def _mean_parts(document: Mapping[str, Any]) -> dict[str, Any]:
+    # A mean is over tasks (a dict) or over categories, which are means of tasks. It never nests deeper.
     parts = dict(document.get("mean_parts", {}))
-    for name, what in parts.items():
-        if not isinstance(what, dict) and not all(isinstance(parts[category], dict) for category in what):
-            raise ValueError(f"the mean {name} is not of categories")
+    for name, members in parts.items():
+        if not isinstance(members, dict) and not all(isinstance(parts[category], dict) for category in members):
+            raise ValueError(f"the mean {name} is not a mean of categories")
     return parts
 
 
 def _seed(document: Mapping[str, Any]) -> int | None:
-    """Return the seed of a model's first phase: two cooldowns of one trunk are not two seeds."""
+    """Return the seed of a model's first phase, since two cooldowns of one trunk are not two seeds."""
     chain = (document["model"].get("megacode") or {}).get("fingerprints") or [{}]
     seed = chain[0].get("seed")
     return seed if isinstance(seed, int) else None
@@ -176,27 +178,27 @@ class _Column:
 
 
 def _columns(path: Path) -> dict[str, dict[str, _Column]]:
-    """Return the items' lines by task and filter."""
-    found: dict[str, dict[str, _Column]] = {}
+    """Return the lines of an items file by task and filter."""
+    columns: dict[str, dict[str, _Column]] = {}
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    _add(found, parse_line(line))
+                    _add(columns, parse_line(line))
                 except ValueError as error:
                     note_damage(path, number, error, None)
     except FileNotFoundError:
-        fix = "copy it beside the score file, or score the model again"
-        raise DataError("the items of the score file are not here", str(path), fix) from None
-    return found
+        fix = "copy it to the score file's directory, or score the model again"
+        raise DataError("the score file's items file is missing", str(path), fix) from None
+    return columns
 
 
-def _add(found: dict[str, dict[str, _Column]], line: dict[str, Any]) -> None:
+def _add(columns: dict[str, dict[str, _Column]], line: dict[str, Any]) -> None:
     if missing := [key for key in _KNOWN if key not in line]:
-        raise ValueError(f"it lacks {', '.join(missing)}")
+        raise ValueError(f"{', '.join(missing)} is missing")
     if missing := [metric for metric in line["metrics"] if metric not in line]:
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    column = found.setdefault(line["task"], {}).setdefault(line["filter"], _Column())
+        raise ValueError(f"{', '.join(missing)} is missing")
+    column = columns.setdefault(line["task"], {}).setdefault(line["filter"], _Column())
     column.items.append(line["item"])
     column.hashes.append(line["doc_hash"])
     column.clusters.append(line.get("cluster"))
@@ -212,23 +214,25 @@ def _task(
     path: Path,
     unpaired: list[str],
 ) -> Task:
-    """Return a task's outcomes; `unpaired` gets the names of scores that are no means of items."""
+    """Return a task's outcomes; names of scores that are not means of items are added to `unpaired`."""
     facts = document["tasks"][name]
+    # Lines may be in any order; results are paired by item number.
     orders = {key: np.argsort(column.items, kind="stable") for key, column in columns.items()}
     _check_questions(facts, name, columns, orders, path)
     outcomes: dict[str, Outcomes] = {}
     for metric, score in scores.items():
         if metric.endswith("_stderr") or not isinstance(score, (int, float)):
             continue
+        # lm-eval names a score METRIC,FILTER. A score without a filter belongs to the first one.
         bare, _, chosen = metric.partition(",")
         key = chosen if chosen in columns else next(iter(columns))
         values = columns[key].values.get(bare)
         better = (facts.get("higher_is_better") or {}).get(bare, not bare.startswith("bits_per_byte"))
-        found = None if values is None else _outcomes([values[i] for i in orders[key]], float(score), bool(better))
-        if found is not None:
-            outcomes[metric] = found
-        elif f"{metric}_stderr" in scores:  # given only where the score was the mean of the items
-            what = f"{name}/{metric} is {score:g} in the score file, and the items have another mean"
+        result = None if values is None else _outcomes([values[i] for i in orders[key]], float(score), bool(better))
+        if result is not None:
+            outcomes[metric] = result
+        elif f"{metric}_stderr" in scores:  # written only if the score was the mean of the items
+            what = f"{name}/{metric} is {score:g} in the score file, but its items have another mean"
             raise DataError(what, str(path), _AGAIN)
         else:
             unpaired.append(f"{name}/{metric}")
@@ -244,21 +248,23 @@ def _check_questions(
     orders: Mapping[str, np.ndarray],
     path: Path,
 ) -> None:
-    """Check that the items are those that the score file was made of: all of them, each once a filter."""
+    """Check that the items are those of the score file: all of them, and each once per filter."""
+    # First the numbers, for a clear message; then the hash, which also covers documents and order.
     for column in columns.values():
         if len(set(column.items)) != len(column.items) or len(column.items) != facts.get("items"):
-            what = f"it holds {len(column.items):,} lines of {name}, and the score file says {facts.get('items')} items"
+            what = f"it has {len(column.items):,} lines of {name}, but the score file has {facts.get('items')} items"
             raise DataError(what, str(path), _AGAIN)
     named = (
         f"{columns[key].items[i]}:{columns[key].hashes[i]}" for key in sorted(columns) for i in orders[key]
     )  # fmt: skip
     if digest(*named) != facts.get("questions_sha256"):
-        raise DataError(f"it holds other items of {name} than the score file", str(path), _AGAIN)
+        raise DataError(f"its items of {name} differ from those of the score file", str(path), _AGAIN)
 
 
 def _outcomes(values: Sequence[Any], score: float, higher_is_better: bool) -> Outcomes | None:
-    """Return results as numbers whose mean is the score; None where it is no mean of them."""
+    """Return results as numbers whose mean is the score; None if the score is not their mean."""
     sizes = None
+    # Pairs are (log-likelihood in nats, bytes): bits per byte is a ratio of sums, written as a mean of items here.
     if all(isinstance(value, list) and len(value) == 2 for value in values):
         try:
             pairs = np.array(values, dtype=np.float64)
@@ -267,18 +273,18 @@ def _outcomes(values: Sequence[Any], score: float, higher_is_better: bool) -> Ou
         if not pairs[:, 1].sum() > 0:
             return None
         sizes = pairs[:, 1] / pairs[:, 1].mean()
-        found = -pairs[:, 0] / (math.log(2) * pairs[:, 1].mean())
+        numbers = -pairs[:, 0] / (math.log(2) * pairs[:, 1].mean())
     elif all(isinstance(value, (int, float)) for value in values):
-        found = np.array(values, dtype=np.float64)
+        numbers = np.array(values, dtype=np.float64)
     else:
         return None
-    if not math.isclose(float(found.mean()), score, rel_tol=1e-6, abs_tol=1e-9):
+    if not math.isclose(float(numbers.mean()), score, rel_tol=1e-6, abs_tol=1e-9):
         return None
-    return Outcomes(found, sizes, higher_is_better)
+    return Outcomes(numbers, sizes, higher_is_better)
 
 
 def _identity(document: Mapping[str, Any], facts: Mapping[str, Any], clusters: Sequence[str | None]) -> dict[str, Any]:
-    """Return what two results must share; prompts are known by the suite's files where the score file has no hash."""
+    """Return what must be equal in two results; without a hash of the prompts, the suite's hash stands for them."""
     return {
         "items": facts["questions_sha256"],
         "prompts": facts.get("prompts_sha256") or document.get("suite_sha256"),
@@ -291,7 +297,7 @@ def _identity(document: Mapping[str, Any], facts: Mapping[str, Any], clusters: S
 
 
 def _numbered(clusters: Sequence[str | None]) -> np.ndarray | None:
-    """Return the numbers of clusters; None where no two items share one. An item without one stands alone."""
+    """Return each item's cluster number; None if no two items share one. An item without a cluster stands alone."""
     names = [f"item {i}" if one is None else f"cluster {one}" for i, one in enumerate(clusters)]
     numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return np.array([numbers[name] for name in names]) if len(numbers) < len(names) else None

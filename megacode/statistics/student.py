@@ -1,6 +1,6 @@
-"""Student's t, the chi-squared and the binomial distribution: the few functions of them that intervals need.
+"""The few functions of Student's t, chi-squared and binomial distributions that intervals need.
 
-scipy takes half a second to load, so it is loaded by the first call.
+scipy takes half a second to import, so the first call imports it.
 """
 
 from __future__ import annotations
@@ -9,27 +9,28 @@ from typing import Any
 
 import numpy as np
 
-ENDLESS = 1e7  # degrees of freedom from which on t is normal to ten digits
+ENDLESS = 1e7  # from these degrees of freedom on, t is normal to ten digits
 
 
 def _special() -> Any:
+    # Not scipy.stats, which takes still longer to import.
     from scipy import special
 
     return special
 
 
 def t_quantile(probability: float | np.ndarray, df: float | np.ndarray) -> Any:
-    """Return the point that a t variable of `df` degrees of freedom stays below with a probability."""
+    """Return the quantile of t with `df` degrees of freedom."""
     return _special().stdtrit(np.minimum(df, ENDLESS), probability)
 
 
 def two_sided_p(t: float | np.ndarray, df: float | np.ndarray) -> Any:
-    """Return the probability that a t variable lies as far from 0 as `t`, on either side."""
+    """Return the two-sided p-value of `t`: the probability that a t variable is at least as far from 0."""
     return 2 * _special().stdtr(np.minimum(df, ENDLESS), -np.abs(t))
 
 
 def chi_squared_quantile(probability: np.ndarray, df: float) -> np.ndarray:
-    """Return the points that a chi-squared variable of `df` degrees of freedom stays below."""
+    """Return quantiles of chi-squared with `df` degrees of freedom."""
     return np.asarray(2 * _special().gammaincinv(df / 2, probability))
 
 

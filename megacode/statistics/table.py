@@ -1,4 +1,4 @@
-"""A comparison on the terminal: sentences of what was asked first, then a table of all differences."""
+"""Print a comparison on the terminal: sentences on the primary family first, then a table of all differences."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.text import Text
 from megacode.base.tables import FigureTable
 from megacode.statistics.words import about, claim, digits, figure, verdict
 
-_SENTENCES = 12
+_SENTENCES = 12  # about half a screen; the table has the rest
 _TITLES = {
     "primary": "primary: intervals hold together (max-T)",
     "secondary": "secondary: corrected together (Holm)",
-    "exploratory": "exploratory: false in at most {} % of what is found (BH)",
+    "exploratory": "exploratory: at most {} % of the findings are false (BH)",
 }
 
 
@@ -24,11 +24,11 @@ def render_comparison(document: Mapping[str, Any], console: Console) -> None:
     _arms(document, console)
     _sentences([one for one in document["comparisons"] if one["family"] == "primary"], console)
     for family, title in _TITLES.items():
-        if found := [one for one in document["comparisons"] if one["family"] == family]:
+        if comparisons := [one for one in document["comparisons"] if one["family"] == family]:
             console.print()
-            told = title.format(f"{100 * (1 - document['level']):g}")
-            console.print(Text(told, style="italic"), _table(document, found))
-    console.print(Text("\nno word at the end: not distinguishable; shares are in points; ↓: less is better"))
+            heading = title.format(f"{100 * (1 - document['level']):g}")
+            console.print(Text(heading, style="italic"), _table(document, comparisons))
+    console.print(Text("\nno word at the end: not distinguishable; shares are in points; ↓: lower is better"))
     for name, why in document["left_out"].items():
         console.print(Text(f"not compared: {name}: {why}"))
     for note in document["notes"]:
@@ -46,24 +46,26 @@ def _arms(document: Mapping[str, Any], console: Console) -> None:
 
 
 def _sentences(primary: Sequence[dict[str, Any]], console: Console) -> None:
+    # Usually all sentences are about the same models or recipes: then that is said once, at the end.
     scopes = list(dict.fromkeys(about(one) for one in primary))
     for one in primary[:_SENTENCES]:
         console.print(Text(claim(one) if len(scopes) == 1 else one["words"]), highlight=False)
     if len(primary) > _SENTENCES:
         console.print(f"... and {len(primary) - _SENTENCES} more, in the table below")
     if len(scopes) == 1:
-        console.print(Text(f"All this is about {scopes[0]}."), highlight=False)
+        console.print(Text(f"All of this is about {scopes[0]}."), highlight=False)
 
 
-def _table(document: Mapping[str, Any], found: Sequence[dict[str, Any]]) -> FigureTable:
+def _table(document: Mapping[str, Any], comparisons: Sequence[dict[str, Any]]) -> FigureTable:
     figures = ("score", "difference", f"± {100 * document['level']:g} %", "± corrected")
     table = FigureTable("metric, arm", *figures, "", figures=figures)
     spread = {arm["name"]: arm["seed_sd"] for arm in document["arms"]}
-    for metric in dict.fromkeys(one["metric"] for one in found):
-        rows = [one for one in found if one["metric"] == metric]
+    # One block per metric: the baseline's score, the arms' differences, and the spread over seeds.
+    for metric in dict.fromkeys(one["metric"] for one in comparisons):
+        rows = [one for one in comparisons if one["metric"] == metric]
         arrow = " ↓" if rows[0]["higher_is_better"] is False else ""
         table.add_row(metric + arrow, style="bold")
-        places = min(digits(one) for one in rows)
+        places = min(digits(one) for one in rows)  # one number of decimals per metric, so that columns align
         table.add_row(f"  {document['baseline']}", figure(rows[0], rows[0]["baseline_score"], places=places))
         for one in rows:
             score = figure(one, one["score"], places=places)
@@ -77,7 +79,7 @@ def _table(document: Mapping[str, Any], found: Sequence[dict[str, Any]]) -> Figu
 
 
 def _half_widths(one: Mapping[str, Any], places: int) -> tuple[str, str]:
-    """Return half of an interval, alone and corrected; of an exact test its p-values."""
+    """Return the half-widths of both intervals, alone and corrected; for an exact test the p-values."""
     if one["method"] == "exact":
         return f"p = {one['p']:.2g}", f"p = {one['adjusted_p']:.2g}"
     alone, together = (one[high] - one["difference"] for high in ("high", "simultaneous_high"))

@@ -1,4 +1,4 @@
-"""A comparison in a sentence, and figures as people read them."""
+"""Describe a comparison in one sentence, and format its figures."""
 
 from __future__ import annotations
 
@@ -12,36 +12,38 @@ Comparison = Mapping[str, Any]
 
 
 def unit_of(is_bits: bool, *scores: float) -> str:
-    """Return the unit of some scores: shares are told in points; empty for what is neither."""
+    """Return the unit of scores: bits per byte, points for shares, or empty for other scores."""
     if is_bits:
         return BITS
     return POINTS if all(0 <= score <= 1 for score in scores) else ""
 
 
 def figure(one: Comparison, number: float | None, *, sign: bool = False, places: int | None = None) -> str:
-    """Return a number of a comparison, with some decimals: absent, those that its standard error shows."""
+    """Return a number of a comparison as text; without `places`, the standard error sets the decimals."""
     if number is None:
         return "-"
     factor = 100 if one["unit"] == POINTS else 1
     shown = factor * number
     text = f"{shown:{'+' if sign else ''}.{digits(one) if places is None else places}f}"
+    # A small negative number would be rounded to "-0.0".
     return text if float(text) else text.replace("-", "+" if sign else "", 1)
 
 
 def digits(one: Comparison) -> int:
-    """Return the decimals that keep two digits of the standard error, within what is read with ease."""
+    """Return the decimals that show two digits of the standard error, within readable limits."""
     least, most = (1, 2) if one["unit"] == POINTS else (3, 4) if one["unit"] == BITS else (1, 6)
     error = (one["standard_error"] or 0) * (100 if one["unit"] == POINTS else 1)
     return min(max(1 - math.floor(math.log10(error)), least), most) if error > 0 else least
 
 
 def span(one: Comparison, low: float | None, high: float | None) -> str:
-    """Return an interval: `+0.4 .. +5.8`; `-` where there is none."""
+    """Return an interval: `+0.4 .. +5.8`; `-` if there is none."""
     return "-" if low is None else f"{figure(one, low, sign=True)} .. {figure(one, high, sign=True)}"
 
 
 def verdict(one: Comparison) -> str:
-    """Return one word: better, worse, higher, lower, equal; empty where the two are not distinguishable."""
+    """Return one word: better, worse, higher, lower, equal; empty if the two are not distinguishable."""
+    # The margin comes first: a difference can be distinguishable and still too small to matter.
     if one["within_margin"]:
         return "equal"
     if not one["distinguishable"]:
@@ -52,12 +54,12 @@ def verdict(one: Comparison) -> str:
 
 
 def sentence(one: Comparison) -> str:
-    """Return what a comparison says, and of what."""
+    """Return a comparison's claim, and what it is about."""
     return f"{claim(one)}; this is about {about(one)}"
 
 
 def claim(one: Comparison) -> str:
-    """Return what a comparison says."""
+    """Return a comparison's claim as a sentence."""
     return _exact(one) if one["method"] == "exact" else _by_interval(one)
 
 
@@ -65,6 +67,7 @@ def about(one: Comparison) -> str:
     """Return what a comparison is about: recipes only where several seeds were trained."""
     if one["about"] == "recipes":
         return f"these recipes ({one['seeds']} seeds)"
+    # With one seed, the difference may be luck of the seed. Say how large that luck is, if known.
     reach = one["seeds_could_move_by"]
     moved = "" if reach is None else f"; other seeds alone may move it by {figure(one, reach)}{_unit(one)}"
     return f"these two models{moved}"
@@ -78,7 +81,7 @@ def _by_interval(one: Comparison) -> str:
         seen = figure(one, one["smallest_visible"])
         return (
             f"{one['metric']}: {one['arm']} and {one['baseline']} are not distinguishable ({interval}); "
-            f"{seen}{_unit(one)} would have been seen with 80 % chance"
+            f"a difference of {seen}{_unit(one)} would be detected with a chance of 80 %"
         )
     by = figure(one, abs(one["difference"]))
     relative = "" if one["relative"] is None else f", {100 * one['relative']['value']:+.1f} %"
@@ -91,8 +94,8 @@ def _exact(one: Comparison) -> str:
         return f"{head} and {one['baseline']} are not distinguishable: no item differs"
     counts = f"{differing} of {one['items']:,} items differ, {one['items_for']} up and {one['items_against']} down"
     word = verdict(one)
-    said = f"is {word} than {one['baseline']}" if word else f"and {one['baseline']} are not distinguishable"
-    return f"{head} {said}: {counts} (exact test, p = {one['adjusted_p']:.2g})"
+    result = f"is {word} than {one['baseline']}" if word else f"and {one['baseline']} are not distinguishable"
+    return f"{head} {result}: {counts} (exact test, p = {one['adjusted_p']:.2g})"
 
 
 def _unit(one: Comparison) -> str:

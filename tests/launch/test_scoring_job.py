@@ -93,7 +93,8 @@ def test_the_job_runs_the_code_of_its_parent_whatever_the_path_and_the_working_d
     wrong.write_text("#!/bin/bash\nexit 99\n")
     wrong.chmod(0o755)
     path = f"{job / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "MEGACODE": seen["MEGACODE"], "SLURM_CPUS_PER_TASK": "1"}
+    handed = {name: seen[name] for name in ("MEGACODE", "MEGACODE_ROOT")}
+    environment = {**os.environ, "PATH": path, **handed, "SLURM_CPUS_PER_TASK": "1"}
     command = ["bash", str(ROOT / "slurm" / "score.sh"), "--help"]
     done = subprocess.run(command, cwd=job, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -65,7 +65,7 @@ def test_half_a_torchrun_environment_is_refused() -> None:
 
 
 def test_a_rank_beyond_the_world_is_refused() -> None:
-    with pytest.raises(LaunchError, match="rank 8 does not exist among 8 processes"):
+    with pytest.raises(LaunchError, match="rank 8 does not exist: 8 processes have ranks 0 to 7"):
         read({**TORCHRUN, "RANK": "8"})
 
 

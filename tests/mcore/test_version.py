@@ -16,7 +16,7 @@ def test_other_releases_are_refused_with_the_range_and_the_command(found: str) -
     with pytest.raises(LaunchError) as caught:
         version.check(found)
     assert f"megatron-core {found} is installed" in str(caught.value)
-    assert "0.16.0 up to, not including, 0.17.0" in str(caught.value)
+    assert "megacode supports 0.16.0 up to, not including, 0.17.0" in str(caught.value)
     assert f"pip install megatron-core=={version.PINNED}" in str(caught.value)
 
 

@@ -168,7 +168,7 @@ def test_seeds_are_paired_by_their_number_and_speak_of_recipes(tmp_path: Path) -
     assert only(single)["seeds"] == 1
     assert "these two models" in only(single)["words"]
     assert "recipes" not in only(single)["words"]
-    assert any("one seed are taken to spread as much" in note for note in single["notes"])
+    assert any("one seed are assumed to vary over seeds as much" in note for note in single["notes"])
     assert any("not paired by seed" in note for note in single["notes"])
     both = compared(f"base={names['base'][0]}", f"arm={names['arm'][0]}", f"third={','.join(names['arm'])}")
     reach = both["comparisons"][0]["seeds_could_move_by"]
@@ -185,7 +185,8 @@ def test_what_is_not_distinguishable_says_what_would_have_been_seen(tmp_path: Pa
     files = [write_scores(tmp_path / f"{s}.json", {"a": graded(0.5, 100, s)}) for s in (1, 2)]
     words = only(compared(f"base={files[0]}", f"arm={files[1]}"))["words"]
     assert re.search(
-        r"are not distinguishable \(.* \.\. .*\); \d+\.\d points would have been seen with 80 % chance", words
+        r"are not distinguishable \(.* \.\. .*\); a difference of \d+\.\d points would be detected",
+        words,
     )
 
 
@@ -209,15 +210,15 @@ def test_tasks_beside_means_are_exploratory_and_a_second_family_is_holm_s(tmp_pa
         (lambda d, ls: d["settings"].update(limit=100), "limit none and 100"),
         (lambda d, ls: d["versions"].update(lm_eval="0.4.9"), "lm-eval version 0.4.13 and 0.4.9"),
         (lambda d, ls: d["tasks"]["piqa"].update(version=2.0), "task version 1.0 and 2.0"),
-        (lambda d, ls: d["tasks"]["piqa"].update(prompts_sha256="x"), "other prompts"),
-        (lambda d, ls: d["tasks"]["piqa"].update(cut={"items": 1}), "cut to another context"),
-        (lambda d, ls: [line.update(cluster="a") for line in ls], "other passages"),
+        (lambda d, ls: d["tasks"]["piqa"].update(prompts_sha256="x"), "different prompts"),
+        (lambda d, ls: d["tasks"]["piqa"].update(cut={"items": 1}), "truncated to different context lengths"),
+        (lambda d, ls: [line.update(cluster="a") for line in ls], "different passages"),
     ],
 )
 def test_what_was_asked_differently_is_refused_and_both_are_named(
     pair: Callable[..., list[str]], change: Callable[..., None], said: str
 ) -> None:
-    with pytest.raises(DataError, match=r"one\.json and .*two\.json: piqa was asked differently") as caught:
+    with pytest.raises(DataError, match=r"one\.json and .*two\.json: piqa was scored differently") as caught:
         compared(*pair(change))
     assert said in str(caught.value)
     assert "--without piqa" in str(caught.value)
@@ -227,7 +228,7 @@ def test_what_was_asked_differently_is_refused_and_both_are_named(
 def test_other_items_are_refused(tmp_path: Path) -> None:
     one = write_scores(tmp_path / "one.json", {"a": graded(0.5, 60, 1), "b": A})
     two = write_scores(tmp_path / "two.json", {"a": graded(0.5, 50, 1), "b": B})
-    with pytest.raises(DataError, match="a was asked differently: other items"):
+    with pytest.raises(DataError, match="a was scored differently: different items"):
         compared(f"base={one}", f"arm={two}")
     arms = read_arms([f"base={one}", f"arm={two}"], ["a"])
     document = compare(arms, ComparisonDesign("base"), ["a"])
@@ -240,22 +241,22 @@ def test_means_of_other_tasks_are_refused(pair: Callable[..., list[str]], tmp_pa
     third = write_scores(
         tmp_path / "three.json", {"piqa": graded(0.6, 200, 3)}, change=lambda d, ls: d.update(mean_parts={"x": {}})
     )
-    with pytest.raises(DataError, match="mean/x is of other tasks"):
+    with pytest.raises(DataError, match="mean/x is a mean of different tasks in each file"):
         compared(*words, f"third={third}")
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["base={one}"], "1 arm cannot be compared"),
+        (["base={one}"], "there is only 1 arm"),
         (["base={one}", "base={two}"], "list the seeds of one arm as base=A.json,B.json"),
-        (["base={one}", "Base={two}"], "'base' and 'Base' differ in case alone"),
-        (["base={one}", "a/b={two}"], "the name 'a/b' holds a /"),
-        (["base={one}", "{two}"], "does not name an arm and its scores"),
-        (["base={one}", "arm="], "does not name an arm and its scores"),
+        (["base={one}", "Base={two}"], "'base' and 'Base' differ only in case"),
+        (["base={one}", "a/b={two}"], "the name 'a/b' contains a /"),
+        (["base={one}", "{two}"], "is not of the form NAME=SCORES"),
+        (["base={one}", "arm="], "is not of the form NAME=SCORES"),
         (["base={one}", "arm={two},{one}"], "both have seed 1"),
         (["base={one}", "arm={two},{two}"], "the same model, not two seeds"),
-        (["base={one}", "arm={one}x"], "there is no such score file"),
+        (["base={one}", "arm={one}x"], "the score file does not exist"),
     ],
 )
 def test_arms_that_are_none_are_refused(pair: Callable[..., list[str]], words: list[str], said: str) -> None:
@@ -271,7 +272,7 @@ def test_unknown_names_are_refused_with_a_suggestion(pair: Callable[..., list[st
         compared(*pair(), baseline="bas")
     with pytest.raises(ConfigError, match=r"--primary: there is no 'piqa/ac'\n.*did you mean 'piqa/acc'"):
         compared(*pair(), primary=["piqa/ac"])
-    with pytest.raises(ConfigError, match=r"--secondary: there is no 'x'\n.*there are piqa/acc"):
+    with pytest.raises(ConfigError, match=r"--secondary: there is no 'x'\n.*give one of piqa/acc"):
         compared(*pair(), secondary=["x"])
 
 
@@ -296,16 +297,20 @@ def rewrite(old: str, new: str) -> Callable[[Path], None]:
     ("name", "damage", "said"),
     [
         ("two.json", cut, "two.json: the score file is damaged: line 1, column"),
-        ("two.json", rewrite('"scores"', '"scored"'), "this is no score file: it lacks scores"),
-        ("two.json", rewrite('"tasks": {"piqa"', '"tasks": {"copa"'), "it says nothing of how piqa was asked"),
+        ("two.json", rewrite('"scores"', '"scored"'), "this is not a score file: scores is missing"),
+        ("two.json", rewrite('"tasks": {"piqa"', '"tasks": {"copa"'), "it has no settings of the task piqa"),
         ("two.json", rewrite('{"acc": 0.', '{"acc": 0.0'), "piqa/acc is 0.0"),
         ("two.items.jsonl", cut, "two.items.jsonl:200: the line is damaged"),
-        ("two.items.jsonl", drop_line, "it holds 199 lines of piqa, and the score file says 200 items"),
-        ("two.items.jsonl", rewrite('"doc_hash": "piqa0"', '"doc_hash": "x"'), "it holds other items of piqa"),
-        ("two.items.jsonl", rewrite('"filter"', '"filtre"'), "two.items.jsonl:1: the line is damaged: it lacks filter"),
-        ("two.items.jsonl", rewrite('["acc"]', '["acc", "f1"]'), "it lacks f1"),
-        ("two.items.jsonl", lambda path: path.write_text(""), "it holds no items of the task piqa"),
-        ("two.items.jsonl", Path.unlink, "the items of the score file are not here"),
+        ("two.items.jsonl", drop_line, "it has 199 lines of piqa, but the score file has 200 items"),
+        ("two.items.jsonl", rewrite('"doc_hash": "piqa0"', '"doc_hash": "x"'), "its items of piqa differ"),
+        (
+            "two.items.jsonl",
+            rewrite('"filter"', '"filtre"'),
+            "two.items.jsonl:1: the line is damaged: filter is missing",
+        ),
+        ("two.items.jsonl", rewrite('["acc"]', '["acc", "f1"]'), "f1 is missing"),
+        ("two.items.jsonl", lambda path: path.write_text(""), "it has no items of the task piqa"),
+        ("two.items.jsonl", Path.unlink, "the score file's items file is missing"),
     ],
 )
 def test_a_damaged_file_is_refused_with_the_place(
@@ -341,7 +346,9 @@ def test_any_value_of_another_type_is_refused_and_breaks_nothing(
             said.append(said_of(words))
     refused = [one for one in said if one]
     assert len(refused) > 60
-    assert [one for one in refused if not one.startswith("2 ") or not ("two." in one or "/x: the items" in one)] == []
+    assert [
+        one for one in refused if not one.startswith("2 ") or not ("two." in one or "/x: the score file's items" in one)
+    ] == []
     assert len(refused) < len(said)
 
 
@@ -355,7 +362,7 @@ def test_scores_that_are_no_means_of_items_are_named(tmp_path: Path) -> None:
     files = [write_scores(tmp_path / f"{s}.json", {"cb": graded(0.5, 60, s)}, change=f1) for s in (1, 2)]
     document = compared(f"base={files[0]}", f"arm={files[1]}")
     assert only(document)["metric"] == "cb/acc"
-    assert document["left_out"] == dict.fromkeys(["cb/f1", "cb/perplexity"], "it is no mean of its items")
+    assert document["left_out"] == dict.fromkeys(["cb/f1", "cb/perplexity"], "it is not a mean of its items")
 
 
 def test_neither_the_order_of_lines_nor_a_second_call_changes_a_byte(tmp_path: Path) -> None:
@@ -396,7 +403,7 @@ def test_a_run_stands_for_the_scores_of_its_newest_model(tmp_path: Path) -> None
     write_scores(run / "eval" / "more@iter_0000020.json", {"a": graded(0.5, 60, 1)})
     with pytest.raises(DataError, match=r"scores of 2 suites: demo@iter_0000020\.json, more@iter_0000020\.json"):
         compared(f"base={other}", f"arm={run}")
-    with pytest.raises(DataError, match="there are no scores here"):
+    with pytest.raises(DataError, match="there are no score files here"):
         compared(f"base={other}", f"arm={tmp_path}")
 
 

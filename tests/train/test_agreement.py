@@ -73,8 +73,8 @@ def _two_nodes(out: Path, config: Path) -> None:
 @pytest.mark.parametrize(
     ("start", "expected"),
     [
-        ("seed", ["config.seed: rank 1: 8 there, 7 on rank 0"]),
-        ("clip_grad", ["config.train.clip_grad: rank 1: 0.1 there, 1.0 on rank 0"]),
+        ("seed", ["config.seed: rank 1: 8, but 7 on rank 0"]),
+        ("clip_grad", ["config.train.clip_grad: rank 1: 0.1, but 1.0 on rank 0"]),
         ("unreadable", ["on rank 1: ", "no_such"]),
         ("two settings", ["config.phases[0].blend.", "config.train.adam_beta2", "rank 1: "]),
         ("own checkpoint", ["Launch error: checkpoint: rank 1: "]),
@@ -118,9 +118,9 @@ def test_four_ranks_name_the_odd_ones_and_leave_out_who_did_not_look(tmp_path: P
     said = run_ranks(4, HERE / "agreement_program.py", "facts", {"values": values})
     assert len({document["error"] for document in said}) == 1
     for line in (
-        'code.torch: ranks 1, 3: "2.12" there, "2.13" on rank 0',
-        'code.megacode: ranks 1, 3: nothing there, "1" on rank 0',
-        "files[1]: rank 3: 3 there, 2 on rank 0",
+        'code.torch: ranks 1, 3: "2.12", but "2.13" on rank 0',
+        'code.megacode: ranks 1, 3: nothing, but "1" on rank 0',
+        "files[1]: rank 3: 3, but 2 on rank 0",
     ):
         assert line in said[0]["error"]
     assert [document["first"] for document in said] == ["of rank 0"] * 4

@@ -64,7 +64,7 @@ def test_a_run_that_has_no_room_is_refused_at_its_start(
     place = disk("64k")
     done = megacode("train", golden, f"run_dir={place}/run", *SHORT)
     assert done.returncode == 2, done.stderr
-    assert f"need 1.52 MiB, and {place} has" in done.stderr
+    assert f"need 1.52 MiB, but {place} has" in done.stderr
     assert "free some space" in done.stderr
     assert not left(place)
 
