@@ -24,11 +24,11 @@ from megacode.data.source_checks import tokenizer_facts
 from megacode.planning.run_plan import Plan, SourceSizes, make_plan, read_sizes
 from megacode.study.identity import RANDOM, Past, start_from
 from megacode.study.schema import THE_FACTOR, Level, Study
+from megacode.study.settings import nested, phases_of, slug
 from megacode.study.twins import twin_of
 
 Levels = Mapping[str, str]
 _PHASE = re.compile(r"phases\[(\d+)\]")
-_UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class _Builder:
     ) -> RunConfig:
         """Return the config of an arm; with this model where it has none of its own."""
         settings = [("set", self.study.set), (f"arms.{arm}.set", self.study.arms[arm].set), *levels]
-        phases = self._phases(arm, [one for _, one in settings])
+        phases = phases_of(self.study, arm, [one for _, one in settings])
         drawn = {source for phase in phases for source in _names(phase.get("blend"))}
         own: dict[str, Any] = {"name": slug(f"{self.study.name}-{arm}"), "phases": phases}
         own["sources"] = {name: source for name, source in self.study.sources.items() if name in drawn}
@@ -227,23 +227,6 @@ class _Builder:
         if model is not None:
             raw.setdefault("model", model)
         return validate(raw, Origins(layers))
-
-    def _phases(self, arm: str, settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return the phases of an arm as a run's config has them; one that is used again gets a number."""
-        found, used = [], dict.fromkeys(self.study.phases, 0)
-        for use in self.study.uses(arm):
-            used[use.phase] += 1
-            again = f"-{used[use.phase]}" if used[use.phase] > 1 else ""
-            phase = merge({}, self.study.phases[use.phase])
-            for one in settings:
-                for key, value in one.items():
-                    section, _, rest = key.partition(".")
-                    name, _, inside = rest.partition(".")
-                    if section == "phases" and name == use.phase:
-                        phase = merge(phase, nested({inside: value}))
-            until = {} if use.until is None else {"until": str(use.until)}
-            found.append({"name": f"{use.phase}{again}", **phase, **until})
-        return found
 
     def _plan(self, config: RunConfig) -> Plan:
         # Reading sizes opens files. Arms differ little in what decides them, so most are read once.
@@ -309,25 +292,6 @@ class _Builder:
                 raise kind(problems=list(dict.fromkeys(problems)))
         if self.errors:
             raise self.errors[0]
-
-
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return dotted settings as a document; those of phases are left out, they have names."""
-    document: dict[str, Any] = {}
-    for key, value in settings.items():
-        if key.startswith("phases."):
-            continue
-        item: Any = value
-        for part in reversed(key.split(".")):
-            item = {part: item}
-        document = merge(document, item)
-    return document
-
-
-def slug(name: str) -> str:
-    """Return a name as it can stand in a run's name."""
-    plain = _UNSAFE.sub("-", name.replace("→", "-to-").replace("+", "-plus-")).strip("-.")
-    return plain or "arm"
 
 
 def _names(blend: Any) -> Iterator[str]:

@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from megacode.base.errors import ConfigError, Problem
-from megacode.study.grid import Cell, Grid, slug
+from megacode.study.grid import Cell, Grid
+from megacode.study.settings import slug
 
 
 @dataclass

@@ -12,8 +12,9 @@ import yaml
 
 from megacode.base.errors import ConfigError, DataError, MegacodeError, PlanError
 from megacode.config.loading import load_config
-from megacode.study.grid import Grid, build_grid, slug
+from megacode.study.grid import Grid, build_grid
 from megacode.study.loading import load_study
+from megacode.study.settings import slug
 from tests.study.conftest import CONSTANT
 
 Document = dict[str, Any]
