@@ -25,6 +25,7 @@ from megacode.cli import (
     plans,
     preflight,
     runs,
+    studies,
 )
 from megacode.cli.options import is_first_rank, rank
 
@@ -42,6 +43,7 @@ for module in (init, plans, runs, models, generation, judging, comparing, machin
 app.add_typer(data.app, name="data")
 app.add_typer(models.convert, name="convert")
 app.add_typer(checkpoints.app, name="checkpoint")
+app.add_typer(studies.app, name="study")
 app.add_typer(cluster.job)
 
 

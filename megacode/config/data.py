@@ -18,12 +18,15 @@ class Source(Frozen):
         path: prefix of its `.bin` and `.idx`, relative to the working directory.
         max_epochs: the most epochs that may be read of it over the whole run; absent: no limit.
         tokens: its declared size, so that `plan` works before the data set exists.
+        take: how many of its training tokens are used, the first ones; absent: all. Documents are shuffled when a data
+            set is made, so this is a sample of it, and no data are copied.
         fim_rate: share of its documents that are read as prefix, suffix, middle (fill in the middle).
     """
 
     path: str
     max_epochs: float | None = Field(default=None, gt=0)
     tokens: Count | None = Field(default=None, ge=2)
+    take: Count | None = Field(default=None, ge=2)
     fim_rate: Share = Field(default=0.0, ge=0, le=1)
 
 

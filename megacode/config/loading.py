@@ -7,8 +7,9 @@ Paths are relative to the working directory, like those of any command, and abso
 from __future__ import annotations
 
 import copy
+import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: with every mistake: what, where, and how to fix it.
     """
     # 1. Merge: base files first, then this file, then the command line.
-    layers = _read_layers(Path(path), ())
+    layers = read_layers(Path(path))
     raw: dict[str, Any] = {}
     for layer in reversed(layers):
-        raw = _merge(raw, copy.deepcopy(layer.document))
+        raw = merge(raw, copy.deepcopy(layer.document))
     given, unusable = apply_overrides(raw, overrides, lambda text: yaml.load(text, Loader=StrictYamlLoader))
     return validate(raw, Origins(layers, given), unusable)
 
@@ -107,49 +108,71 @@ def _written(value: Any) -> Any:
     return [_written(item) for item in value] if isinstance(value, list) else value
 
 
-def _read_layers(path: Path, seen: tuple[str, ...]) -> list[Layer]:
-    """Return a config file and its base files, the highest precedence first."""
+def read_layers(path: Path, seen: tuple[str, ...] = ()) -> list[Layer]:
+    """Return a config file and its base files, the highest precedence first.
+
+    Args:
+        path: the file.
+        seen: real paths of the files that led here.
+
+    Raises:
+        ConfigError: one cannot be read, or they form a cycle.
+    """
     # By real path: a cycle through symbolic links has ever new names.
     if os.path.realpath(path) in seen:
         raise ConfigError(f"base files form a cycle through {path}", str(path), "remove one of the base: lines")
-    raw = _read_yaml(path)
+    raw = read_document(path)
     base = raw.pop("base", None)
     if base is None:
         return [Layer(str(path), raw)]
     if not isinstance(base, str):
         raise ConfigError(f"base is {base!r}, not a file name", f"{path}: base", "write base: other.yaml")
     # `base` is relative to the file that names it; all other paths to the working directory.
-    return [Layer(str(path), raw), *_read_layers(path.parent / base, (*seen, os.path.realpath(path)))]
+    return [Layer(str(path), raw), *read_layers(path.parent / base, (*seen, os.path.realpath(path)))]
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_document(path: Path, wanted: str = "a run's YAML config") -> dict[str, Any]:
+    """Return what a YAML file holds.
+
+    Args:
+        path: the file.
+        wanted: what it should be, for messages.
+
+    Raises:
+        ConfigError: it is not there, is no text, no YAML, or no mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError("no such file", str(path), "give the path of a run's YAML config") from None
+        raise ConfigError("no such file", str(path), f"give the path of {wanted}") from None
     except UnicodeDecodeError:
-        raise ConfigError("not a UTF-8 text file", str(path), "give the path of a run's YAML config") from None
+        raise ConfigError("not a UTF-8 text file", str(path), f"give the path of {wanted}") from None
     except OSError as error:
         what = f"cannot be read: {error.strerror}"
-        raise ConfigError(what, str(path), "give the path of a run's YAML config") from None
+        raise ConfigError(what, str(path), f"give the path of {wanted}") from None
     document = parse_yaml(text, str(path))
     if not isinstance(document, dict):
         raise ConfigError("the file holds no settings", str(path), "start from a file in examples/")
     return document
 
 
-def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     """Merge two documents key by key; lists and scalars of `high` replace those of `low`."""
     merged = dict(low)
     for key, value in high.items():
         # A blend is replaced as a whole: a merge would silently keep sources of the base file.
         nested = isinstance(value, dict) and isinstance(low.get(key), dict) and key != "blend"
-        merged[key] = _merge(low[key], value) if nested else value
+        merged[key] = merge(low[key], value) if nested else value
     return merged
 
 
 def presets() -> dict[str, dict[str, Any]]:
     """Return the named model shapes: their keys of the section `model`."""
+    return copy.deepcopy(_read_presets())
+
+
+@functools.cache  # a study reads them once an arm
+def _read_presets() -> dict[str, dict[str, Any]]:
     return dict(parse_yaml(_PRESETS.read_text(encoding="utf-8"), str(_PRESETS)))
 
 

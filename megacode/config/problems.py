@@ -37,23 +37,26 @@ _BOUNDS = {
 }
 
 
-def problems_of(error: ValidationError) -> list[Problem]:
+def problems_of(error: ValidationError, schema: type[BaseModel] = RunConfig) -> list[Problem]:
     """Translate every error of one validation.
 
     Args:
         error: raised by pydantic.
+        schema: what was validated; misspelt settings are compared with its own.
     """
     items = error.errors()
     # pydantic also reports a list with invalid items as too short.
     inside = {item["loc"][:end] for item in items for end in range(len(item["loc"]))}
-    return [_translate(dict(item)) for item in items if item["loc"] not in inside or item["type"] != "too_short"]
+    return [
+        _translate(dict(item), schema) for item in items if item["loc"] not in inside or item["type"] != "too_short"
+    ]
 
 
-def _translate(item: dict[str, Any]) -> Problem:
+def _translate(item: dict[str, Any], root: type[BaseModel]) -> Problem:
     location = _in_document(item["loc"])
     where, kind = _dotted(location), item["type"]
     if kind == "extra_forbidden":
-        return Problem(f"{location[-1]!s} is not a setting", where, _suggest(location))
+        return Problem(f"{location[-1]!s} is not a setting", where, _suggest(location, root))
     if kind == "missing":
         return Problem("required setting is missing", where, f"add {location[-1]}")
     message = str(item["msg"]).removeprefix("Value error, ")
@@ -80,8 +83,8 @@ def _dotted(location: list[Any]) -> str:
     return text
 
 
-def _suggest(location: list[Any]) -> str:
-    schema = _schema_at(RunConfig, location[:-1])
+def _suggest(location: list[Any], root: type[BaseModel]) -> str:
+    schema = _schema_at(root, location[:-1])
     if schema is None:
         return "remove it"
     known = [field.alias or name for name, field in schema.model_fields.items()]

@@ -42,15 +42,15 @@ def heldout_documents(
     dataset = IndexedDataset(source.path)
     # The same cut as in training; a window of one token keeps short sources usable.
     stream = SourceStream(name, source.path, validation_fraction, seq_length=1)
-    if stream.train_tokens >= dataset.tokens:
+    if stream.held_out_from >= dataset.tokens:
         raise DataError(
             f"validation.fraction {validation_fraction} holds out no document of this source",
             f"source {name} ({source.path})",
             "increase validation.fraction, or use more documents",
         )
     # The cut is at a document's border, so no document is half trained on.
-    first = dataset.document_at(stream.train_tokens)
-    assert dataset.document_bounds(first)[0] == stream.train_tokens, "training ends at a document's end"
+    first = dataset.document_at(stream.held_out_from)
+    assert dataset.document_bounds(first)[0] == stream.held_out_from, "training ends at a document's end"
     last = dataset.documents if limit is None else min(dataset.documents, first + limit)
     return [_text(dataset, document, tokenizer) for document in range(first, last)]
 

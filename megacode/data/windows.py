@@ -38,28 +38,41 @@ class SourceStream:
         validation_fraction: share of its tokens to hold out; 0: none.
         seq_length: S; a window is S + 1 tokens.
         validation_samples: maximum number of held-out windows; they are spread over the held-out documents.
+        take: training tokens that are used, the first ones; None: all.
 
     Attributes:
         train_tokens: tokens of the training stream.
-        train_documents: documents of the training stream, which are the first ones.
+        train_documents: documents of the training stream, which are the first ones; `take` may end inside the last.
+        held_out_from: the first held-out token.
         validation_tokens: tokens of the held-out documents.
         validation_windows: how many held-out windows `validation_window` gives.
 
     Raises:
-        DataError: if the data set cannot be read, or either part is shorter than one window.
+        DataError: if the data set cannot be read, either part is shorter than one window, or it has less than `take`.
     """
 
     def __init__(
-        self, name: str, prefix: str, validation_fraction: float, seq_length: int, validation_samples: int = 512
+        self,
+        name: str,
+        prefix: str,
+        validation_fraction: float,
+        seq_length: int,
+        validation_samples: int = 512,
+        take: int | None = None,
     ) -> None:
         self.name, self.prefix, self.seq_length = name, prefix, seq_length
         self.data = IndexedDataset(prefix)
         self.train_documents = self._cut(validation_fraction)
         self.train_tokens = self.data.document_bounds(self.train_documents - 1)[1] + 1 if self.train_documents else 0
+        self.held_out_from = self.train_tokens
         self.validation_tokens = self.data.tokens - self.train_tokens
         self._held_out_windows = max(0, self.validation_tokens - 1) // seq_length
         self.validation_windows = min(validation_samples, self._held_out_windows)
         self._check_lengths(validation_fraction)
+        if take is not None:
+            check_take(name, take, self.train_tokens, seq_length)
+            self.train_tokens = take
+            self.train_documents = self.data.document_at(take - 1) + 1
 
     def _cut(self, fraction: float) -> int:
         """Return the first held-out document."""
@@ -106,7 +119,7 @@ class SourceStream:
         """Return where a held-out window begins; windows begin at fixed places and share no label."""
         assert 0 <= number < self.validation_windows
         # Integer division spreads the windows evenly; each starts at a multiple of S.
-        return self.train_tokens + number * self._held_out_windows // self.validation_windows * self.seq_length
+        return self.held_out_from + number * self._held_out_windows // self.validation_windows * self.seq_length
 
     def validation_window(self, number: int) -> npt.NDArray[np.integer]:
         """Return the tokens of a held-out window, [S + 1]."""
@@ -138,7 +151,23 @@ def open_source(config: RunConfig, name: str) -> SourceStream:
         DataError: see `SourceStream`.
     """
     held = config.validation
-    return SourceStream(name, config.sources[name].path, held.fraction, config.train.seq_length, held.samples)
+    source, length = config.sources[name], config.train.seq_length
+    return SourceStream(name, source.path, held.fraction, length, held.samples, source.take)
+
+
+def check_take(name: str, take: int, train_tokens: int, seq_length: int) -> None:
+    """Refuse to take more training tokens of a source than it has, or less than one window.
+
+    Raises:
+        DataError: with the numbers that fit.
+    """
+    where = f"sources.{name}.take"
+    if take > train_tokens:
+        what = f"{take:,} tokens are to be taken, and it has {train_tokens:,} for training"
+        raise DataError(what, where, f"give at most {train_tokens}, or remove take")
+    if take <= seq_length:
+        what = f"{take:,} tokens are less than one window of seq_length + 1 = {seq_length + 1:,}"
+        raise DataError(what, where, f"give at least {seq_length + 1}, or a smaller train.seq_length")
 
 
 def open_streams(config: RunConfig, *, check: bool = True) -> dict[str, SourceStream]:
@@ -222,7 +251,10 @@ def source_sizes(config: RunConfig, allow_declared: bool = False) -> dict[str, S
         # Only a data set that is wholly missing may be planned by its declared size; half of one is damage.
         absent = not bin_path(source.path).exists() and not idx_path(source.path).exists()
         if absent and allow_declared and source.tokens is not None:
-            sizes[name] = _declared(name, source, config.validation.fraction)
+            try:
+                sizes[name] = _declared(name, source, config)
+            except DataError as error:
+                problems += error.problems
             continue
         try:
             stream, manifest = open_source(config, name), manifests.read(source.path)
@@ -241,10 +273,12 @@ def source_sizes(config: RunConfig, allow_declared: bool = False) -> dict[str, S
     return sizes
 
 
-def _declared(name: str, source: Source, fraction: float) -> SourceSize:
+def _declared(name: str, source: Source, config: RunConfig) -> SourceSize:
     assert source.tokens is not None
-    held_out = ceil(Fraction(str(fraction)) * source.tokens)
-    return SourceSize(name, source.tokens - held_out, 0, held_out)
+    held_out = ceil(Fraction(str(config.validation.fraction)) * source.tokens)
+    if source.take is not None:
+        check_take(name, source.take, source.tokens - held_out, config.train.seq_length)
+    return SourceSize(name, source.take or source.tokens - held_out, 0, held_out)
 
 
 def _with_hint(problem: Problem, path: str, name: str, allow_declared: bool) -> Problem:

@@ -16,6 +16,7 @@ from megacode.base.errors import CheckpointError, MegacodeError
 from megacode.base.units import format_count
 from megacode.config.loading import dump_config, validate
 from megacode.config.run import RunConfig
+from megacode.plan.effects import effect_of
 from megacode.plan.fingerprint import Link, prove_past
 from megacode.plan.phases import Schedule, SourceSize, build_schedule
 
@@ -25,36 +26,6 @@ _UNKNOWN_TOKENS = 10**15  # for a source that was planned, never read and is gon
 _FREE = (
     "preset", "hidden_dropout", "attention_dropout", "make_vocab_size_divisible_by", "init_method_std", "vocab_size",
 )  # fmt: skip
-# First match wins, so a specific key stands before its section.
-_EFFECTS = (
-    ("name", "bookkeeping"),
-    ("run_dir", "bookkeeping"),
-    ("init", "bookkeeping"),
-    ("checkpoint", "bookkeeping"),
-    ("evaluate", "measurement"),
-    ("limits", "bookkeeping"),
-    ("health", "health"),
-    ("seed", "data order"),
-    ("model.hidden_dropout", "dropout"),
-    ("model.attention_dropout", "dropout"),
-    ("model", "model"),
-    ("tokenizer", "tokenizer"),
-    ("sources", "future data"),
-    ("caps", "future data"),
-    ("validation.fraction", "held-out data"),
-    ("validation", "measurement"),
-    ("train.seq_length", "data order"),
-    ("train.global_batch_size", "batch size"),
-    ("train.batch_ramp", "batch size"),
-    ("train.micro_batch_size", "layout"),
-    ("train.isolate_documents", "attention mask"),
-    ("train.deterministic", "layout"),
-    ("train.loader", "layout"),
-    ("train.prefetch", "layout"),
-    ("train", "optimizer"),
-    ("parallel", "layout"),
-    ("precision", "number formats"),
-)
 
 
 @dataclass(frozen=True)
@@ -121,13 +92,13 @@ def compare_configs(former: str, config: RunConfig, chain: Sequence[Link], consu
         consumed_samples: its clock.
     """
     try:
-        old = yaml.safe_load(dump_config(_former_config(former)))
+        old = yaml.safe_load(dump_config(former_config(former)))
     except MegacodeError:  # from another version, with settings that no longer exist
         old = yaml.safe_load(former) or {}
     new = yaml.safe_load(dump_config(config))
     over = sum(link["first_sample"] + link["read"] <= consumed_samples for link in chain)
     phases = list(_phase_changes(old.pop("phases", []), new.pop("phases"), over))
-    settings = [Change(key, *values, _effect(key)) for key, values in _changed(old, new)]
+    settings = [Change(key, *values, effect_of(key)) for key, values in _changed(old, new)]
     return phases + settings
 
 
@@ -158,7 +129,7 @@ def former_schedule(
         for name, facts in link["sources"].items()
     }
     try:
-        config = _former_config(former)
+        config = former_config(former)
         declared = {name: SourceSize(name, source.tokens or _UNKNOWN_TOKENS) for name, source in config.sources.items()}
         # Later entries win: sizes that the chain has proven, then present ones, then declared ones.
         schedule = build_schedule(config, {**declared, **sizes, **known})
@@ -193,7 +164,12 @@ def compare_schedules(old: Schedule | None, new: Schedule, consumed_samples: int
     return Difference([], sources, total)
 
 
-def _former_config(former: str) -> RunConfig:
+def former_config(former: str) -> RunConfig:
+    """Return the config that a checkpoint carries.
+
+    Raises:
+        MegacodeError: it is none, or another version's.
+    """
     raw = yaml.safe_load(former)
     if not isinstance(raw, dict):
         raise CheckpointError("the checkpoint contains no config", "megacode.json", "use another checkpoint")
@@ -217,8 +193,7 @@ def _phase_changes(old: list[dict[str, Any]], new: list[dict[str, Any]], over: i
             yield Change(key, was and _phase_title(was), now and _phase_title(now), "future data, learning rate")
             continue
         for name, values in _changed(was, now):
-            harmless = {"learning_rate": "learning rate", "fp8": "number formats"}
-            effect = harmless.get(name.partition(".")[0], "future data")
+            effect = effect_of(f"{key}.{name}")
             if number < over:
                 # Phases that are over cannot change what will be read, unless their data changed (the chain refuses
                 # that).
@@ -241,7 +216,3 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") ->
             yield from _changed(was, now, f"{above}{key}.")
         elif was != now:
             yield f"{above}{key}", (was, now)
-
-
-def _effect(key: str) -> str:
-    return next((effect for start, effect in _EFFECTS if key == start or key.startswith(f"{start}.")), "other")

@@ -32,7 +32,7 @@ _LABELS = {
 _FIXES = {
     "samples": "restore the blends, lengths and caps up to this phase",
     "first_index": "restore repeat and the blends of earlier phases",
-    "tokens": "restore the former data set, or the former validation.fraction",
+    "tokens": "restore the former data set, or the former validation.fraction or sources.{source}.take",
     "identity": "restore the former data set at sources.{source}.path",
 }
 

@@ -150,6 +150,8 @@ def _misfits(phase: Phase, plan: PhasePlan, rate: PhaseRate, batches: BatchSched
 
 
 def _between(first: float, last: float, share: float) -> float:
-    """Interpolate linearly between two values; exactly `last` at share 1."""
+    """Interpolate linearly between two values; exactly `last` at share 1, and where both are equal."""
+    if first == last:  # a constant rate is then the same float as that of `wsd` before its decay
+        return first
     # Not first + share * (last - first), which may miss `last` by a rounding error.
     return first * (1 - share) + last * share

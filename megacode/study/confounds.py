@@ -1,0 +1,54 @@
+"""What order changes besides order: the learning rate at which a source is read, and how long ago."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megacode.planning.run_plan import Plan
+
+_POINTS = 64  # at which the learning rate of a phase is looked at
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """One source in one arm.
+
+    Attributes:
+        samples: over the whole run.
+        passes: over its windows.
+        rate_share: its share of all tokens, each weighted by the learning rate at which it is read.
+        mean_age: tokens that the run reads after a sample of it, on average.
+    """
+
+    samples: int
+    passes: float
+    rate_share: float
+    mean_age: int
+
+
+def exposures(plan: Plan) -> dict[str, Exposure]:
+    """Return how an arm is exposed to each source that it reads; inside a phase blends are even."""
+    schedule = plan.schedule
+    samples: dict[str, int] = {}
+    weighted: dict[str, float] = {}
+    age: dict[str, int] = {}  # twice the samples read after each sample of a source, summed up
+    for phase, rate in zip(schedule.phases, plan.rates.phases, strict=True):
+        # The middle of equal stretches: enough for any schedule, at no cost.
+        clocks = (phase.first_sample + phase.samples * (2 * k + 1) // (2 * _POINTS) for k in range(_POINTS))
+        mean = sum(rate.at(clock) for clock in clocks) / _POINTS
+        for name, count in phase.counts.items():
+            if count:
+                samples[name] = samples.get(name, 0) + count
+                weighted[name] = weighted.get(name, 0.0) + count * mean
+                behind = 2 * schedule.total_samples - phase.first_sample - phase.last_sample
+                age[name] = age.get(name, 0) + count * behind
+    total = sum(weighted.values()) or 1.0
+    return {
+        name: Exposure(
+            samples=count,
+            passes=count / schedule.orders[name].windows,
+            rate_share=weighted[name] / total,
+            mean_age=age[name] * schedule.seq_length // (2 * count),
+        )
+        for name, count in samples.items()
+    }

@@ -1,0 +1,94 @@
+"""What a node costs: operations, GPU-hours by the plan's model, and the checkpoint at its end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megacode.base.errors import ConfigError
+from megacode.capacity.activations import layers_of
+from megacode.capacity.cluster import check_formats
+from megacode.capacity.costs import flops_per_token
+from megacode.capacity.hardware import load_hardware
+from megacode.capacity.interruptions import checkpoint_bytes
+from megacode.capacity.layout import Layout
+from megacode.capacity.speed import step_time
+from megacode.study.tree import Node
+
+_USUAL_GPUS = 8
+_HOUR = 3600
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """What runs are laid over.
+
+    Attributes:
+        count: GPUs a run; None: eight, and no hours for a run that does not fit on them.
+        kind: as `hardware.yaml` names it.
+        file: a table of constants of the user's own.
+    """
+
+    count: int | None = None
+    kind: str = "H100"
+    file: Path | None = None
+
+
+class Costs:
+    """Costs of nodes; those that are alike are computed once.
+
+    Args:
+        gpus: what runs are laid over.
+
+    Raises:
+        ConfigError: the kind of GPU is not known.
+    """
+
+    def __init__(self, gpus: Gpus) -> None:
+        self.gpus, self._hardware = gpus, load_hardware(gpus.kind, gpus.file)
+        self._seconds: dict[str, float | None] = {}
+
+    @property
+    def count(self) -> int:
+        """GPUs a run."""
+        return self.gpus.count or _USUAL_GPUS
+
+    def flops(self, node: Node) -> int:
+        """Return the operations of a node, forward and backward, with causal attention."""
+        plan = node.cell.plan
+        return node.tokens * flops_per_token(plan.config.model, plan.vocab_size, plan.schedule.seq_length)
+
+    def checkpoint_bytes(self, node: Node) -> int:
+        """Return the size of the checkpoint at a node's end."""
+        return checkpoint_bytes(node.cell.plan.config.model, node.cell.plan.vocab_size)
+
+    def hours(self, node: Node) -> float | None:
+        """Return a node's GPU-hours; None where nobody said on how many GPUs and the usual ones do not fit it.
+
+        Raises:
+            ConfigError: the number of GPUs that was asked for does not fit.
+        """
+        config = node.cell.plan.config
+        parts = {"model": config.model, "train": config.train, "parallel": config.parallel}
+        # Seeds and phases of one shape take equally long.
+        key = json.dumps({name: part.model_dump(mode="json") for name, part in parts.items()})
+        key += f"{config.precision} {config.phases[node.phase].fp8}"
+        if key not in self._seconds:
+            self._seconds[key] = self._iteration(node)
+        seconds = self._seconds[key]
+        if seconds is None:
+            return None
+        return node.samples / config.train.global_batch_size * seconds * self.count / _HOUR
+
+    def _iteration(self, node: Node) -> float | None:
+        config, plan = node.cell.plan.config, node.cell.plan
+        place = replace(Layout(config, self.count, plan.vocab_size), phase=node.phase)
+        try:
+            place.check()
+            check_formats(config, self._hardware)
+        except ConfigError:
+            if self.gpus.count is None:
+                return None
+            raise
+        return step_time(place, self._hardware, layers_of(config)).total

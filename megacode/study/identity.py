@@ -1,0 +1,149 @@
+"""What a state of training is: a hash of all that was learned from on the way to it, and of nothing else.
+
+A state is a point of an arm: a phase, and how many of its samples have been read. Its facts are the state at the
+phase's start, the phase's link in the fingerprint chain, the learning rate and the batches up to the point, and the
+settings of `plan.effects.LEARNED`. Paths, names, layout, bookkeeping and the version of the code are no facts. Where
+an arm is cut for others to branch off is none either: a point knows the ends of earlier phases only.
+
+The learning rate counts as a function up to the point. So a `wsd` phase before its decay is the same as a `constant`
+one of that length.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from megacode.base.files import digest
+from megacode.config.run import RunConfig
+from megacode.plan.effects import LEARNED, effect_of, flat
+from megacode.plan.learning_rate import PhaseRate
+from megacode.plan.ramp import Ramp
+from megacode.planning.run_plan import Plan
+
+LAW = "megacode study 1"  # changes when a state with the same facts would mean another thing
+RANDOM = "random"
+_DIGITS = 16
+Facts = dict[str, Any]
+
+
+def start_from(kind: str, mark: str) -> str:
+    """Return what an arm starts from, as its first phase's past: the weights of a state or of a checkpoint.
+
+    Args:
+        kind: `state` (of another arm) or `checkpoint` (from elsewhere).
+        mark: the state's id, or the checkpoint's seal.
+    """
+    return f"weights of {kind} {mark}"
+
+
+class Past:
+    """The identities of an arm's states.
+
+    Args:
+        plan: of the arm.
+        tokenizer_hash: of the tokenizer that made the data; empty where there is none, or it is not there yet.
+        start: `random`, or what `start_from` returns.
+
+    Attributes:
+        ends: the id of the state at each phase's end, in order.
+    """
+
+    def __init__(self, plan: Plan, tokenizer_hash: str = "", start: str = RANDOM) -> None:
+        self.plan, self._start = plan, start
+        self._links = plan.schedule.fingerprints()
+        self._settings = _settings(plan.config, plan.vocab_size, tokenizer_hash)
+        self._ramp = Ramp(plan.config.train)
+        # In order: each phase's past is the end of the one before.
+        self.ends: list[str] = []
+        for number, phase in enumerate(plan.schedule.phases):
+            self.ends.append(self.at(number, phase.samples))
+
+    def at(self, phase: int, read: int) -> str:
+        """Return the id of the state after some samples of a phase."""
+        return digest(json.dumps(self.facts(phase, read), sort_keys=True))[:_DIGITS]
+
+    def facts(self, phase: int, read: int) -> Facts:
+        """Return what is hashed: nested plain values."""
+        # The link is that of the phase's full length, wherever it is left.
+        link, plan = self._links[phase], self.plan.schedule.phases[phase]
+        # Clocks relative to the phase: where it starts is in its past.
+        first = plan.first_sample
+        batches = [[clock - first, size, count] for clock, size, count in self._ramp.stretches(first, first + read)]
+        return {
+            "law": LAW,
+            "past": self.ends[phase - 1] if phase else self._start,
+            "order": link["fingerprint"],
+            "read": read,
+            "learning_rate": rate_facts(self.plan.rates.phases[phase], read),
+            "batches": batches,
+            "settings": self._settings | _of_phase(self.plan.config, phase),
+        }
+
+    def order_facts(self, phase: int) -> Facts:
+        """Return what the hash of a phase's order is made of, for explanations."""
+        return {key: self._links[phase][key] for key in ("seed", "seq_length", "samples", "sources")}
+
+    def family(self, phase: int) -> str:
+        """Return a mark that phases share which may be the same up to a cut: one past, and one order of data."""
+        return f"{self.ends[phase - 1] if phase else self._start} {self._links[phase]['fingerprint']}"
+
+    def passes(self, phase: int, read: int) -> bool:
+        """Return whether an iteration of the arm ends after so many samples of a phase, with a full batch."""
+        first = self.plan.schedule.phases[phase].first_sample
+        # A short last batch is one of an arm that ends there; a longer arm has a full batch across the point.
+        *_, last = self._ramp.stretches(first, first + read)
+        return last.batch_size == self._ramp.size(last.first_sample)
+
+
+def rate_facts(rate: PhaseRate, read: int) -> Facts:
+    """Return what decides the learning rate of a phase up to a point, and nothing that decides it only later."""
+    rise = {"start": rate.start, "peak": rate.peak, "warmup": rate.warmup}
+    if read <= rate.warmup:
+        return rise
+    if rate.rule == "inverse_sqrt":
+        return {**rise, "rule": rate.rule, "final": rate.final}
+    # Flat so far. How the rate will fall is not learned from yet.
+    if read <= rate.samples - rate.decay or rate.final == rate.peak:
+        return rise
+    # `wsd` and `linear` fall alike.
+    rule = "cosine" if rate.rule == "cosine" else "linear"
+    return {**rise, "rule": rule, "final": rate.final, "samples": rate.samples, "decay": rate.decay}
+
+
+def _settings(config: RunConfig, vocab_size: int, tokenizer_hash: str) -> Facts:
+    """Return the settings of the whole run that are learned from; those of phases and sources come apart."""
+    document = config.model_dump(mode="json", by_alias=True, exclude={"phases", "sources", "tokenizer"})
+    health = document.pop("health")
+    # A phase may have another recipe: `_of_phase` says which one counts.
+    document["precision"].pop("fp8")
+    # Defaults that other settings decide: written out or not, the model is the same.
+    document["model"] |= {
+        "vocab_size": vocab_size,
+        "num_query_groups": config.model.query_groups,
+        "kv_channels": config.model.head_size,
+    }
+    found = {key: value for key, value in flat(document) if effect_of(key) in LEARNED}
+    return found | {"tokenizer": tokenizer_hash} | _withheld(health["spikes"])
+
+
+def _withheld(spikes: Facts) -> Facts:
+    """Return the settings of a spike policy that keeps samples or updates from being learned from."""
+    if spikes["policy"] not in ("skip", "rollback"):
+        return {}
+    names = [name for name in spikes if effect_of(f"health.spikes.{name}") in LEARNED]
+    names = [name for name in names if name != "withhold" or spikes["policy"] == "rollback"]
+    return {f"health.spikes.{name}": spikes[name] for name in names}
+
+
+def _of_phase(config: RunConfig, number: int) -> Facts:
+    """Return the settings that are learned from in one phase: FP8, and the form of documents of what it draws."""
+    phase = config.phases[number]
+    recipe, facts = config.fp8_in(phase), {}
+    facts["fp8"] = recipe.model_dump(mode="json") if recipe else None
+    probe = config.health.fp8_probe
+    # A probe with `warn` changes nothing, and without FP8 there is none.
+    if recipe and probe.every is not None and probe.policy == "fall_back":
+        facts["health.fp8_probe"] = probe.model_dump(mode="json")
+    forms = {name: config.sources[name].fim_rate for name, weight in sorted(phase.blend.items()) if weight > 0}
+    return facts | {"fim_rate": {name: rate for name, rate in forms.items() if rate}}

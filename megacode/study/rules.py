@@ -1,0 +1,238 @@
+"""Rules of the study file: one named function a rule, each yielding every problem it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from megacode.base.errors import Problem
+from megacode.config.suggestions import did_you_mean
+from megacode.study.schema import THE_FACTOR, Study
+
+Rule = Callable[[Study], Iterator[Problem]]
+RESERVED = {
+    "name": "megacode names the runs",
+    "run_dir": "runs lie under the study's `runs`",
+    "seed": "seeds stand under the study's `seeds`",
+    "init": "an arm's first weights stand under its own `init`",
+    "base": "the base stands at the top of the study",
+    "phases": "name phases under the study's `phases`; phases.NAME.key changes one",
+}
+_NOT_IN_NAMES = "/@\\"  # of paths, and between an arm and its levels
+
+
+def names_can_be_told_apart(study: Study) -> Iterator[Problem]:
+    """Names become parts of file names, on file systems that may not see case."""
+    yield from _names("arms", study.arms)
+    yield from _names("phases", study.phases)
+    for factor, levels in study.factors.items():
+        yield from _names(f"factors.{factor}", levels)
+
+
+def _names(where: str, names: Iterable[str]) -> Iterator[Problem]:
+    # macOS and Windows take `Code` and `code` for one directory.
+    seen: dict[str, str] = {}
+    for name in names:
+        place = f"{where}.{name}"
+        held = [sign for sign in _NOT_IN_NAMES if sign in name]
+        if held or not name.strip() or name != name.strip():
+            said = f"holds {held[0]!r}" if held else "begins or ends with a space, or is empty"
+            yield Problem(f"the name {name!r} {said}", place, "use letters, digits, '.', '_', '+' and '-'")
+        twin = seen.setdefault(name.casefold(), name)
+        if twin != name:
+            yield Problem(f"{name!r} and {twin!r} differ in case alone", place, "give one of them another name")
+
+
+def an_arm_has_phases_or_is_a_second_name(study: Study) -> Iterator[Problem]:
+    """An arm says how it trains, or which arm it is a second name for."""
+    for name, arm in study.arms.items():
+        where = f"arms.{name}"
+        if arm.same_as is None and arm.phases is None:
+            yield Problem("it has no phases", f"{where}.phases", "add phases: [NAME, ...], or same_as: ARM")
+        if arm.same_as is None:
+            continue
+        given = [key for key, value in (("phases", arm.phases), ("set", arm.set), ("init", arm.init)) if value]
+        if given:
+            what = f"it is the same as {arm.same_as!r}, and has {' and '.join(given)} of its own"
+            yield Problem(what, f"{where}.same_as", f"remove same_as, or {' and '.join(given)}")
+        yield from _unknown_arm(study, arm.same_as, f"{where}.same_as")
+        if arm.same_as in study.arms and study.arms[arm.same_as].same_as is not None:
+            what = f"{arm.same_as!r} is itself a second name"
+            yield Problem(what, f"{where}.same_as", f"write same_as: {study.arms[arm.same_as].same_as}")
+
+
+def arms_use_known_phases(study: Study) -> Iterator[Problem]:
+    """A phase that is used is written."""
+    for name, arm in study.arms.items():
+        for number, use in enumerate(arm.phases or ()):
+            phase = use if isinstance(use, str) else use.phase
+            if phase not in study.phases:
+                where = f"arms.{name}.phases[{number}]"
+                yield Problem(f"there is no phase {phase!r}", where, did_you_mean(phase, list(study.phases)))
+
+
+def phases_are_written_without_a_name(study: Study) -> Iterator[Problem]:
+    """A phase's name is its key, and where it ends early is said where it is used."""
+    for name, phase in study.phases.items():
+        if "name" in phase:
+            yield Problem("its name is its key", f"phases.{name}.name", "remove it")
+        if "until" in phase:
+            fix = f"write {{phase: {name}, until: {phase['until']}}} in the arms that leave it early"
+            yield Problem("where a phase ends early is said by the arm that uses it", f"phases.{name}.until", fix)
+
+
+def first_weights_come_from_somewhere(study: Study) -> Iterator[Problem]:
+    """`init` names one origin, which is an arm or a place; arms do not start from each other in a circle."""
+    for name, arm in study.arms.items():
+        if arm.init is None:
+            continue
+        where = f"arms.{name}.init"
+        if (arm.init.arm is None) == (arm.init.from_ is None):
+            yield Problem("it names one origin", where, "write init: {arm: NAME}, or init: {from: CHECKPOINT}")
+        if arm.init.arm is not None:
+            yield from _unknown_arm(study, arm.init.arm, f"{where}.arm")
+            circle = _circle(study, name)
+            if circle:
+                what = f"arms start from each other in a cycle: {' from '.join(circle)}"
+                yield Problem(what, f"{where}.arm", "let one of them start from random weights")
+
+
+def _circle(study: Study, name: str) -> list[str]:
+    """Return the arms from one back to itself, along `init`; empty where it leads elsewhere."""
+    path, here = [name], name
+    while True:
+        init = study.arms[study.original(here)].init
+        if init is None or init.arm is None or init.arm not in study.arms:
+            return []
+        here = init.arm
+        if here == name:
+            return [*path, name]
+        # Each arm of a circle reports it for itself.
+        if here in path:  # a circle that this arm only leads to
+            return []
+        path.append(here)
+
+
+def the_baseline_is_an_arm(study: Study) -> Iterator[Problem]:
+    """What others are compared with is trained too."""
+    yield from _unknown_arm(study, study.baseline, "baseline")
+    for number, pair in enumerate(study.compare.pairs):
+        for arm in pair:
+            yield from _unknown_arm(study, arm, f"compare.pairs[{number}]")
+
+
+def _unknown_arm(study: Study, name: str, where: str) -> Iterator[Problem]:
+    if name not in study.arms:
+        yield Problem(f"there is no arm {name!r}", where, did_you_mean(name, list(study.arms)))
+
+
+def factors_fit_the_arms(study: Study) -> Iterator[Problem]:
+    """Levels are limited to known arms, and twins are twins of known levels."""
+    for factor, levels in study.factors.items():
+        where = f"factors.{factor}"
+        if not levels:
+            yield Problem("it has no levels", where, "add one, such as 470m: {set: {model.preset: to-code-470m}}")
+        for name, level in levels.items():
+            for arm in level.only or ():
+                yield from _unknown_arm(study, arm, f"{where}.{name}.only")
+            if level.of is not None and (level.of not in levels or level.of == name):
+                known = [other for other in levels if other != name]
+                yield Problem(f"there is no level {level.of!r}", f"{where}.{name}.of", did_you_mean(level.of, known))
+            elif level.of is not None and (level.twin is None or levels[level.of].twin is not None):
+                what = "`of` names the full run of a twin"
+                yield Problem(what, f"{where}.{name}.of", "add twin: 1/16 here, and let `of` name a level without it")
+    twins = [factor for factor, levels in study.factors.items() if any(level.twin for level in levels.values())]
+    for factor in twins[1:]:
+        what = f"{twins[0]!r} has twins too, and a run cannot be cut twice"
+        yield Problem(what, f"factors.{factor}", "keep twins in one factor")
+
+
+def every_arm_is_trained_somewhere(study: Study) -> Iterator[Problem]:
+    """`only` leaves each arm a level of each factor, and the baseline every one."""
+    for factor, levels in study.factors.items():
+        for arm in study.arms:
+            if levels and not any(level.only is None or arm in level.only for level in levels.values()):
+                fix = f"add {arm!r} to `only` of a level"
+                yield Problem(f"no level of it is crossed with arm {arm!r}", f"factors.{factor}", fix)
+        for name, level in levels.items():
+            for arm in level.only or ():
+                original = study.original(arm) if arm in study.arms else arm
+                if original in study.arms and original not in (level.only or ()):
+                    what = f"{arm!r} is a second name for {original!r}, which is not trained there"
+                    yield Problem(what, f"factors.{factor}.{name}.only", f"add {original!r} to it")
+            if level.only is not None and study.baseline not in level.only and study.baseline in study.arms:
+                what = f"the baseline {study.baseline!r} is not trained there, so nothing can be compared"
+                yield Problem(what, f"factors.{factor}.{name}.only", f"add {study.baseline!r} to it")
+
+
+def seeds_are_different(study: Study) -> Iterator[Problem]:
+    """A seed that stands twice is one run."""
+    twice = sorted({seed for seed in study.seeds if study.seeds.count(seed) > 1})
+    for seed in twice:
+        yield Problem(f"{seed} stands twice", "seeds", "give each seed once")
+
+
+def settings_are_the_arms_own(study: Study) -> Iterator[Problem]:
+    """What the study decides itself is not set; phases are addressed by name."""
+    yield from _settings(study, study.set, "set", frozenset(study.phases))
+    for name, arm in study.arms.items():
+        if arm.same_as is None:
+            yield from _settings(study, arm.set, f"arms.{name}.set", _used(study, [name]))
+    for factor, levels in study.factors.items():
+        for name, level in levels.items():
+            arms = [arm for arm in level.only or study.arms if arm in study.arms]
+            # A factor that is a key has no `set` of its own in the file.
+            keys = [factor if key == THE_FACTOR else key for key in level.set]
+            where = f"factors.{factor}" if THE_FACTOR in level.set else f"factors.{factor}.{name}.set"
+            yield from _settings(study, keys, where, _used(study, arms))
+
+
+def _used(study: Study, arms: Iterable[str]) -> frozenset[str]:
+    return frozenset(use.phase for arm in arms for use in study.uses(arm))
+
+
+def _settings(study: Study, keys: Iterable[str], where: str, phases: frozenset[str]) -> Iterator[Problem]:
+    for key in keys:
+        section, _, rest = key.partition(".")
+        if section == "phases" and rest:
+            phase, _, inside = rest.partition(".")
+            if not inside:
+                fix = "write for example phases.NAME.learning_rate.peak"
+                yield Problem(f"{key!r} names no setting of a phase", f"{where}.{key}", fix)
+            elif phase not in study.phases:
+                fix = did_you_mean(phase, list(study.phases))
+                yield Problem(f"there is no phase {phase!r}", f"{where}.{key}", fix)
+            elif phase not in phases:
+                fix = "remove it, or name one of " + ", ".join(sorted(phases))
+                yield Problem(f"phase {phase!r} is not used here", f"{where}.{key}", fix)
+        elif section in RESERVED:
+            yield Problem(f"{section} cannot be set here", f"{where}.{key}", RESERVED[section])
+
+
+def matches_name_arms(study: Study) -> Iterator[Problem]:
+    """A claim is about known arms, and claims something."""
+    for number, match in enumerate(study.match):
+        where = f"match[{number}]"
+        for arm in match.arms:
+            yield from _unknown_arm(study, arm, f"{where}.arms")
+        if len(set(match.arms)) < len(match.arms):
+            yield Problem("an arm stands twice in it", f"{where}.arms", "name each arm once")
+        if match.exposure is None and match.end is None:
+            yield Problem("it claims nothing", where, "add exposure: samples, or end: PHASE")
+        if match.end is not None and match.end not in study.phases:
+            fix = did_you_mean(match.end, list(study.phases))
+            yield Problem(f"there is no phase {match.end!r}", f"{where}.end", fix)
+
+
+RULES: tuple[Rule, ...] = (
+    names_can_be_told_apart,
+    an_arm_has_phases_or_is_a_second_name,
+    arms_use_known_phases,
+    phases_are_written_without_a_name,
+    first_weights_come_from_somewhere,
+    the_baseline_is_an_arm,
+    factors_fit_the_arms,
+    every_arm_is_trained_somewhere,
+    seeds_are_different,
+    settings_are_the_arms_own,
+    matches_name_arms,
+)

@@ -1,0 +1,55 @@
+"""Settings of a study as parts of a run's config: dotted keys, phases by name, and names of runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from megacode.config.loading import merge
+from megacode.study.schema import Study
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return dotted settings as a document; those of phases are left out, they have names."""
+    document: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key.startswith("phases."):
+            continue
+        item: Any = value
+        for part in reversed(key.split(".")):
+            item = {part: item}
+        document = merge(document, item)
+    return document
+
+
+def slug(name: str) -> str:
+    """Return a name as it can stand in a run's name."""
+    plain = _UNSAFE.sub("-", name.replace("→", "-to-").replace("+", "-plus-")).strip("-.")
+    return plain or "arm"
+
+
+def phases_of(study: Study, arm: str, settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the phases of an arm as a run's config has them; one that is used again gets a number.
+
+    Args:
+        study: the study.
+        arm: of it.
+        settings: dotted, the last with the last word; those of phases are laid over them.
+    """
+    found, used = [], dict.fromkeys(study.phases, 0)
+    for use in study.uses(arm):
+        used[use.phase] += 1
+        again = f"-{used[use.phase]}" if used[use.phase] > 1 else ""
+        phase = merge({}, study.phases[use.phase])
+        for one in settings:
+            for key, value in one.items():
+                section, _, rest = key.partition(".")
+                name, _, inside = rest.partition(".")
+                if section == "phases" and name == use.phase:
+                    phase = merge(phase, nested({inside: value}))
+        until = {} if use.until is None else {"until": str(use.until)}
+        found.append({"name": f"{use.phase}{again}", **phase, **until})
+    return found

@@ -1,0 +1,249 @@
+"""The tree of training: what arms and seeds share is one node, trained once.
+
+An arm is a path of states, one at the end of each phase, and one wherever another arm leaves the same phase earlier. A
+node is the stretch of training that leads to a state; its id is that of the state. Arms share a node if they share its
+whole past. How many nodes a phase is cut into depends on the other arms of the study, the ids of states do not: an arm
+that is added may cut a node in two, and keeps both ends.
+
+A node with one child that goes on from it needs no run of its own: `run` names the last node of the run that both are
+trained in. A child that takes weights alone starts a run, at clock 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from megacode.base.errors import ConfigError, Problem
+from megacode.study.grid import Cell, Grid
+from megacode.study.settings import slug
+
+
+@dataclass
+class Node:
+    """A stretch of training.
+
+    Attributes:
+        id: of the state that it leads to.
+        parent: id of the state that it starts from; None: random weights, or a checkpoint from elsewhere.
+        resumes: whether it goes on with all of its parent's state; else it takes weights alone, or starts anew.
+        cell: one of the cells that it is part of, the first one; all agree on it.
+        phase: number of the phase in that cell.
+        first, last: samples of the phase at its start and at its end.
+        arms: names of all cells that it is part of.
+        children: in the order in which they should be trained, the longest remaining path first.
+    """
+
+    id: str
+    parent: str | None
+    resumes: bool
+    cell: Cell
+    phase: int
+    first: int
+    last: int
+    arms: list[str] = field(default_factory=list)
+    children: list[Node] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """A name for people, unique by the id's first eight digits."""
+        phase = self.cell.plan.schedule.phases[self.phase].name
+        return slug("-".join((phase, *self.cell.place, f"s{self.cell.seed}", self.id[:8])))
+
+    @property
+    def samples(self) -> int:
+        """Samples that are trained on in it."""
+        return self.last - self.first
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are trained on in it."""
+        return self.samples * self.cell.plan.schedule.seq_length
+
+    @property
+    def clock(self) -> int:
+        """Consumed samples at its end."""
+        return self.cell.plan.schedule.phases[self.phase].first_sample + self.last
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done at its end."""
+        return self.cell.plan.batches.iteration_at(self.clock)
+
+    def remaining(self) -> int:
+        """Tokens on the longest path from its start to an arm's end."""
+        return self.tokens + max((child.remaining() for child in self.children), default=0)
+
+
+class Tree:
+    """All nodes of a study.
+
+    Args:
+        grid: its cells.
+
+    Attributes:
+        nodes: by id, parents before their children, depth first.
+        paths: by arm's name (`Cell.name`) and seed, the ids from the root to the arm's end.
+
+    Raises:
+        ConfigError: two arms are the same.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.paths: dict[tuple[str, int], list[str]] = {}
+        _refuse_equal_arms(grid)
+        # 1. Where paths are cut depends on all arms, so all are looked at first.
+        cuts = _Cuts(grid.cells)
+        found: dict[str, Node] = {}
+        # 2. Paths meet where ids are equal.
+        for cell in grid.cells:
+            path: list[str] = []
+            for node in _path(cell, cuts):
+                known = found.setdefault(node.id, node)
+                if cell.name not in known.arms:
+                    known.arms.append(cell.name)
+                path.append(node.id)
+            self.paths[cell.name, cell.seed] = path
+        # 3. Parents and children, in an order of their own.
+        self.roots = _linked(found)
+        self.nodes = {node.id: node for root in self.roots for node in _below(root)}
+        self._runs = {node.id: last.id for node in self.nodes.values() if (last := _last_of_run(node))}
+
+    def run_of(self, node: str) -> str:
+        """Return the id of the last node of the run that a node is trained in."""
+        return self._runs[node]
+
+    def starts_run(self, node: Node) -> bool:
+        """Return whether a run begins with a node."""
+        return node.parent is None or not _only_child(self.nodes[node.parent], node)
+
+
+def _last_of_run(node: Node) -> Node:
+    while len(node.children) == 1 and node.children[0].resumes:
+        node = node.children[0]
+    return node
+
+
+def _only_child(parent: Node, child: Node) -> bool:
+    return parent.children == [child] and child.resumes
+
+
+class _Cuts:
+    """Where arms end a stretch: after how many samples of phases of one past, and with which states."""
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self.reads: dict[str, set[int]] = {}
+        self.ends = {end for cell in cells for end in cell.past.ends}
+        for cell in cells:
+            for phase in cell.plan.schedule.phases:
+                self.reads.setdefault(cell.past.family(phase.index), set()).add(phase.samples)
+
+    def of(self, cell: Cell, phase: int) -> Iterator[tuple[str, int]]:
+        """Yield the states inside a phase of a cell that another arm ends a stretch with, and the phase's own end."""
+        past, whole = cell.past, cell.plan.schedule.phases[phase].samples
+        for read in sorted(self.reads[past.family(phase)]):
+            # Of one past and one order, and yet another state: with another rate up to there, or another batch.
+            if read < whole and past.passes(phase, read) and (state := past.at(phase, read)) in self.ends:
+                yield state, read
+        yield past.ends[phase], whole
+
+
+def _path(cell: Cell, cuts: _Cuts) -> Iterator[Node]:
+    """Yield the nodes of a cell, from the first random weights on, each new and alone."""
+    # The first node of an arm never goes on with an optimizer: it starts anew, or from weights alone.
+    before, resumes = None, False
+    if cell.init is not None:
+        for node in _path(cell.init, cuts):
+            before = node.id
+            yield node
+    for phase in range(len(cell.plan.schedule.phases)):
+        first = 0
+        for state, read in cuts.of(cell, phase):
+            yield Node(state, before, resumes, cell, phase, first, read)
+            before, resumes, first = state, True, read
+
+
+def _linked(found: dict[str, Node]) -> list[Node]:
+    """Give nodes their children, and return those without a parent; an order that depends on no order of arms."""
+    roots = []
+    for node in found.values():
+        if node.parent is None:
+            roots.append(node)
+        else:
+            found[node.parent].children.append(node)
+    for node in found.values():
+        # The longest path is the one that everything waits for at the end.
+        node.children.sort(key=_order)
+    return sorted(roots, key=lambda node: (node.cell.place, node.cell.seed, *_order(node)))
+
+
+def _order(node: Node) -> tuple[int, str]:
+    return -node.remaining(), node.id
+
+
+def _below(node: Node) -> Iterator[Node]:
+    yield node
+    for child in node.children:
+        yield from _below(child)
+
+
+def _refuse_equal_arms(grid: Grid) -> None:
+    """Refuse arms, or levels of one arm, that are the same training under two names."""
+    # By the end of the arm; an arm that ends inside another one is no second name for it.
+    seen: dict[str, Cell] = {}
+    problems: list[Problem] = []
+    for cell in grid.cells:
+        # Seeds never make two arms equal, nor different: the first one tells.
+        if cell.arm != cell.original or cell.seed != grid.study.seeds[0]:
+            continue
+        other = seen.setdefault(cell.past.ends[-1], cell)
+        if other is cell:
+            continue
+        what = f"{other.name!r} and {cell.name!r} are the same training"
+        if other.arm == cell.arm:
+            factor = next(name for name, level in cell.levels.items() if other.levels[name] != level)
+            fix = "remove a level, limit it with `only`, or let it change something that is learned from"
+            problems.append(Problem(what, f"factors.{factor}.{cell.levels[factor]}", fix))
+        else:
+            fix = f"write same_as: {other.arm} if it shall have both names, or remove it"
+            problems.append(Problem(what, f"arms.{cell.arm}", fix))
+    if problems:
+        raise ConfigError(problems=problems)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Tokens trained, under three ways of doing the same study.
+
+    Attributes:
+        tree: each node once.
+        rows: one run a row of each table; an arm that another arm of its table goes through has its scores from there.
+        alone: every arm from scratch, second names too.
+    """
+
+    tree: int
+    rows: int
+    alone: int
+
+
+def totals(tree: Tree, cells: Iterable[Cell] | None = None) -> Totals:
+    """Return the tokens of a study, or of some of its cells.
+
+    Args:
+        tree: of the study.
+        cells: to count; absent: all.
+    """
+    chosen = tree.grid.cells if cells is None else list(cells)
+    paths = [tree.paths[cell.name, cell.seed] for cell in chosen]
+    shared = sum(tree.nodes[state].tokens for state in {state for path in paths for state in path})
+    tables: dict[object, dict[str, Cell]] = {}
+    for cell, path in zip(chosen, paths, strict=True):
+        table = tree.grid.study.arms[cell.arm].table
+        tables.setdefault((table, cell.place, cell.seed), {})[path[-1]] = cell
+    rows = 0
+    for ends in tables.values():
+        # An arm that ends on the way of another one is scored there.
+        inner = {state for cell in ends.values() for state in tree.paths[cell.name, cell.seed][:-1]}
+        rows += sum(cell.tokens for end, cell in ends.items() if end not in inner)
+    return Totals(shared, rows, sum(cell.tokens for cell in chosen))
