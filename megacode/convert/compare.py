@@ -28,8 +28,8 @@ class PointDifference:
 
     Attributes:
         point: where, such as `layer 3 attention`.
-        largest: the absolute difference that is largest relative to its channel; infinite if the shapes differ or a value
-            is not finite.
+        largest: the absolute difference that is largest relative to its channel; infinite if the shapes differ or a
+            value is not finite.
         mean: the mean absolute difference.
         scale: the largest absolute value of the reference in the channel of the largest relative difference.
     """
