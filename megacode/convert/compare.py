@@ -4,8 +4,10 @@ Both sides compute in fp32 from the same weights and, at every step, from the sa
 differ only by the order of summation: about 1e-6 of the values' size. A wrong weight shows at its own point, and at no
 other.
 
-Differences are measured against the largest value of their own point. Early in training,
-attention is tiny relative to the residual stream, and a permuted head would hide in it.
+Differences are measured against the largest value of their own point and channel. Early in training, attention is
+tiny relative to the residual stream, and a permuted head would hide in it. Trained models have a few channels with
+values a thousand times those of the others, and an error elsewhere would hide behind those. A channel with small values
+counts as if it had those of the median channel: it is rounded as the others are.
 """
 
 from __future__ import annotations
@@ -26,9 +28,10 @@ class PointDifference:
 
     Attributes:
         point: where, such as `layer 3 attention`.
-        largest: the largest absolute difference; infinite if the shapes differ or a value is not finite.
+        largest: the absolute difference that is largest relative to its channel; infinite if the shapes differ or a value
+            is not finite.
         mean: the mean absolute difference.
-        scale: the largest absolute value of the reference there.
+        scale: the largest absolute value of the reference in the channel of the largest relative difference.
     """
 
     point: str
@@ -44,13 +47,17 @@ class PointDifference:
 
 def difference(point: str, reference: Tensor, other: Tensor) -> PointDifference:
     """Compare what two models computed at one point."""
-    # The reference sets the scale: a broken export must not hide behind its own large values.
-    scale = float(reference.abs().max())
     # Different shapes are a result of the comparison, not a crash.
     if reference.shape != other.shape:
-        return PointDifference(point, float("inf"), float("inf"), scale)
+        return PointDifference(point, float("inf"), float("inf"), float(reference.abs().max()))
     gap = (reference.double() - other.double()).abs()
-    return finite_difference(point, float(gap.max()), float(gap.mean()), scale)
+    # The reference sets the scale: a broken export must not hide behind its own large values.
+    values = reference.double().abs().reshape(-1, reference.shape[-1]).amax(0)
+    scales = torch.maximum(values, values.median())
+    gaps = gap.reshape(-1, reference.shape[-1]).amax(0)
+    # Where all values are zero the difference itself counts; NaN is the largest, and becomes infinite below.
+    channel = int((gaps / torch.where(scales > 0, scales, 1.0)).argmax())
+    return finite_difference(point, float(gaps[channel]), float(gap.mean()), float(scales[channel]))
 
 
 def finite_difference(point: str, largest: float, mean: float, scale: float) -> PointDifference:

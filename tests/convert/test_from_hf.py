@@ -116,7 +116,7 @@ def test_training_goes_on_from_a_public_model(
         norm = next(tensor for name, tensor in model.items() if name.endswith("final_layernorm.weight"))
         assert torch.equal(norm.detach(), weights["decoder.final_layernorm.weight"])
         assert trainer.state.iteration == 0
-        assert not trainer.step().skipped
+        assert not trainer.step().result.skipped
 
 
 def test_the_command_says_what_it_did_and_a_second_time_refuses(tokenizer_dir: Path, tmp_path: Path) -> None:

@@ -232,6 +232,21 @@ def test_values_that_cannot_be_compared_are_infinitely_far_apart(bad) -> None:
     assert first_beyond([row], 1e9) is row
 
 
+def test_an_error_does_not_hide_behind_another_channel_s_large_values() -> None:
+    reference = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    reference[:, 5] = 1000.0  # a massive activation, as trained models have
+    wrong = reference.clone()
+    wrong[2, 9] += 0.05
+    found = difference("layer 1 MLP", reference, wrong)
+    assert found.relative > 1e-2
+    assert found.scale < 10
+    rounded = reference * (1 + 1e-6)
+    assert difference("layer 1 MLP", reference, rounded).relative < 2e-6
+    quiet = reference.clone()
+    quiet[:, 7] = 1e-7  # a channel that hardly speaks is rounded as the others are
+    assert difference("layer 1 MLP", quiet, quiet + 1e-6).relative < 1e-5
+
+
 def test_logits_in_slices_are_logits_at_once() -> None:
     ids = [tuple(range(5)), (3, 1, 4, 1)]
     ours, theirs = torch.randn(9, 40, generator=torch.Generator().manual_seed(1)), torch.zeros(9, 40)
