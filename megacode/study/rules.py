@@ -100,7 +100,8 @@ def _circle(study: Study, name: str) -> list[str]:
     """Return the arms from one back to itself, along `init`; empty where it leads elsewhere."""
     path, here = [name], name
     while True:
-        init = study.arms[study.original(here)].init
+        original = study.original(here)
+        init = study.arms[original].init if original in study.arms else None
         if init is None or init.arm is None or init.arm not in study.arms:
             return []
         here = init.arm
@@ -187,7 +188,9 @@ def settings_are_the_arms_own(study: Study) -> Iterator[Problem]:
 
 
 def _used(study: Study, arms: Iterable[str]) -> frozenset[str]:
-    return frozenset(use.phase for arm in arms for use in study.uses(arm))
+    # A second name may be one of an arm that is not there; another rule says so.
+    known = (arm for arm in arms if study.original(arm) in study.arms)
+    return frozenset(use.phase for arm in known for use in study.uses(arm))
 
 
 def _settings(study: Study, keys: Iterable[str], where: str, phases: frozenset[str]) -> Iterator[Problem]:

@@ -139,6 +139,11 @@ LEVEL: Document = {"set": {"model.hidden_size": 128}}
         ({"arms": {"one": ["text"], " a": ["balanced"]}}, "the name ' a' begins or ends with a space", "use letters"),
         ({"arms": {"one": {"same_as": "two"}}}, "arms.one.same_as: there is no arm 'two'", "known: one"),
         (
+            {"arms": {"one": ["text"], "two": {"same_as": "gone"}}, "factors": {"scale": {"a": {}}}},
+            "arms.two.same_as: there is no arm 'gone'",
+            "did you mean one?",
+        ),
+        (
             {"arms": {"one": ["text"], "two": {"same_as": "one", "phases": ["text"]}}},
             "it is the same as 'one', and has phases of its own",
             "remove same_as, or phases",
