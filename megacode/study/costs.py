@@ -14,7 +14,7 @@ from megacode.capacity.hardware import load_hardware
 from megacode.capacity.interruptions import checkpoint_bytes
 from megacode.capacity.layout import Layout
 from megacode.capacity.speed import step_time
-from megacode.study.tree import Node
+from megacode.study.tree import TreeNode
 
 _USUAL_GPUS = 8
 _HOUR = 3600
@@ -54,16 +54,16 @@ class Costs:
         """GPUs a run."""
         return self.gpus.count or _USUAL_GPUS
 
-    def flops(self, node: Node) -> int:
+    def flops(self, node: TreeNode) -> int:
         """Return the operations of a node, forward and backward, with causal attention."""
         plan = node.cell.plan
         return node.tokens * flops_per_token(plan.config.model, plan.vocab_size, plan.schedule.seq_length)
 
-    def checkpoint_bytes(self, node: Node) -> int:
+    def checkpoint_bytes(self, node: TreeNode) -> int:
         """Return the size of the checkpoint at a node's end."""
         return checkpoint_bytes(node.cell.plan.config.model, node.cell.plan.vocab_size)
 
-    def hours(self, node: Node) -> float | None:
+    def hours(self, node: TreeNode) -> float | None:
         """Return a node's GPU-hours; None where nobody said on how many GPUs and the usual ones do not fit it.
 
         Raises:
@@ -81,7 +81,7 @@ class Costs:
             return None
         return node.samples / config.train.global_batch_size * seconds * self.count / _HOUR
 
-    def _iteration(self, node: Node) -> float | None:
+    def _iteration(self, node: TreeNode) -> float | None:
         config, plan = node.cell.plan.config, node.cell.plan
         place = replace(Layout(config, self.count, plan.vocab_size), phase=node.phase)
         try:

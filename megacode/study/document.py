@@ -17,7 +17,7 @@ from megacode.study.keeping import check_kept
 from megacode.study.loading import load_study
 from megacode.study.matching import Proof, prove
 from megacode.study.schema import Study
-from megacode.study.tree import Node, Tree, totals
+from megacode.study.tree import Tree, TreeNode, totals
 from megacode.study.why import reasons
 
 _Json = dict[str, Any]
@@ -99,7 +99,7 @@ def study_document(
     }
 
 
-def _node(tree: Tree, node: Node, found: Mapping[str, Found], costs: Costs) -> _Json:
+def _node(tree: Tree, node: TreeNode, found: Mapping[str, Found], costs: Costs) -> _Json:
     on_disk = found.get(node.id)
     plan = node.cell.plan.schedule.phases[node.phase]
     return {

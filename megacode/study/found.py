@@ -19,7 +19,7 @@ from megacode.plan.batch import BatchSchedule
 from megacode.plan.difference import former_config, former_schedule
 from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.planning.run_plan import Plan
-from megacode.study.identity import RANDOM, Past, start_from
+from megacode.study.identity import RANDOM, LearnedPast, start_from
 
 _DEEPEST = 16  # checkpoints that start from each other
 
@@ -39,7 +39,7 @@ class Found:
     id: str
     path: Path
     seal: str
-    past: Past
+    past: LearnedPast
     phase: int
     read: int
 
@@ -81,7 +81,7 @@ def states_of(checkpoint: Path, depth: int = 0) -> list[Found]:
     # At a phase's end the clock belongs to the phase that is over.
     phase = schedule.phase_at(state.consumed_samples - 1)
     read = state.consumed_samples - phase.first_sample
-    pasts = [Past(plan, state.tokenizer_hash, start) for start in _starts(config, depth)]
+    pasts = [LearnedPast(plan, state.tokenizer_hash, start) for start in _starts(config, depth)]
     return [Found(past.at(phase.index, read), checkpoint, state.seal, past, phase.index, read) for past in pasts]
 
 

@@ -22,7 +22,7 @@ from megacode.config.run import RunConfig
 from megacode.config.setting_origins import Layer, Origins
 from megacode.data.source_checks import tokenizer_facts
 from megacode.planning.run_plan import Plan, SourceSizes, make_plan, read_sizes
-from megacode.study.identity import RANDOM, Past, start_from
+from megacode.study.identity import RANDOM, LearnedPast, start_from
 from megacode.study.schema import THE_FACTOR, Level, Study
 from megacode.study.settings import nested, phases_of, slug
 from megacode.study.twins import twin_of
@@ -51,7 +51,7 @@ class Cell:
     levels: Levels
     seed: int
     plan: Plan
-    past: Past
+    past: LearnedPast
     full: Plan | None = None
     init: Cell | None = None
 
@@ -186,7 +186,7 @@ class _Builder:
             changes = {"seed": seed, "name": name, "run_dir": f"{self.study.directory}/{name}"}
             plan = self._plan(config.model_copy(update=changes))
             init = self._init(arm, levels, seed)
-            past = Past(plan, _tokenizer_hash(config), self._start(arm, init))
+            past = LearnedPast(plan, _tokenizer_hash(config), self._start(arm, init))
             self.cells[arm, tuple(levels.values()), seed] = Cell(arm, arm, levels, seed, plan, past, full, init)
 
     def _full_levels(self, chosen: Sequence[tuple[str, str, Level]], own: bool) -> list[tuple[str, Mapping[str, Any]]]:

@@ -37,7 +37,7 @@ def start_from(kind: str, mark: str) -> str:
     return f"weights of {kind} {mark}"
 
 
-class Past:
+class LearnedPast:
     """The identities of an arm's states.
 
     Args:

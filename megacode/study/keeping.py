@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megacode.base.errors import ConfigError, Problem
-from megacode.study.tree import Node, Tree
+from megacode.study.tree import Tree, TreeNode
 
 
 def check_kept(tree: Tree) -> None:
@@ -24,7 +24,7 @@ def check_kept(tree: Tree) -> None:
         raise ConfigError(problems=list(dict.fromkeys(problems)))
 
 
-def _kept(node: Node) -> bool:
+def _kept(node: TreeNode) -> bool:
     policy = node.cell.plan.config.checkpoint
     if policy.keep_phase_ends or policy.keep_last is None:
         return True

@@ -24,7 +24,7 @@ from megacode.plan.blend import apportion
 from megacode.plan.phases import build_schedule
 from megacode.study.grid import Cell, Grid
 from megacode.study.matching import Counts, exact_phase, exposure
-from megacode.study.schema import Arm
+from megacode.study.schema import StudyArm
 
 PLACES = ("early", "late", "uniform")
 _SPREAD = Fraction(2, 3)
@@ -257,7 +257,7 @@ def written(grid: Grid, arm: str, found: Sequence[Placed]) -> str:
     )
 
 
-def _like(arm: Arm, uses: list[str]) -> list[str] | dict[str, Any]:
+def _like(arm: StudyArm, uses: list[str]) -> list[str] | dict[str, Any]:
     """Return an arm of other phases that has everything else of an arm; its changes of phases stand in these."""
     kept = {key: value for key, value in arm.set.items() if not key.startswith("phases.") or key.split(".")[1] in uses}
     own = {"table": arm.table, "set": kept, "init": arm.init and arm.init.model_dump(by_alias=True, exclude_none=True)}

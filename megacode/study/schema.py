@@ -75,7 +75,7 @@ Use = Annotated[
 
 
 class ArmInit(Frozen):
-    """Where an arm's first weights come from: another arm's end, or a checkpoint. Its optimizer and clock start anew.
+    """Where an arm's first weights come from: another arm's end, or a checkpoint. Its optimizer and clock start from zero.
 
     Attributes:
         arm: another arm of the study, at the same scale and seed.
@@ -86,7 +86,7 @@ class ArmInit(Frozen):
     from_: str | None = Field(default=None, alias="from")
 
 
-class Arm(Frozen):
+class StudyArm(Frozen):
     """A way to train.
 
     Attributes:
@@ -183,7 +183,7 @@ class Study(Frozen):
     set: dict[str, Any] = {}
     sources: dict[str, dict[str, Any]] = {}
     phases: dict[str, dict[str, Any]] = Field(min_length=1)
-    arms: dict[str, Annotated[Arm, BeforeValidator(_read_arm)]] = Field(min_length=1)
+    arms: dict[str, Annotated[StudyArm, BeforeValidator(_read_arm)]] = Field(min_length=1)
     factors: dict[str, Annotated[dict[str, Level], BeforeValidator(_read_factor)]] = {}
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(1234,), min_length=1)
     baseline: str

@@ -5,7 +5,7 @@ node is the stretch of training that leads to a state; its id is that of the sta
 whole past. How many nodes a phase is cut into depends on the other arms of the study, the ids of states do not: an arm
 that is added may cut a node in two, and keeps both ends.
 
-A node with one child that goes on from it needs no run of its own: `run` names the last node of the run that both are
+A node with one child that resumes from it needs no run of its own: `run` names the last node of the run that both are
 trained in. A child that takes weights alone starts a run, at clock 0.
 """
 
@@ -20,13 +20,13 @@ from megacode.study.settings import slug
 
 
 @dataclass
-class Node:
+class TreeNode:
     """A stretch of training.
 
     Attributes:
         id: of the state that it leads to.
         parent: id of the state that it starts from; None: random weights, or a checkpoint from elsewhere.
-        resumes: whether it goes on with all of its parent's state; else it takes weights alone, or starts anew.
+        resumes: whether it resumes all of its parent's state; else it takes weights alone, or starts from random ones.
         cell: one of the cells that it is part of, the first one; all agree on it.
         phase: number of the phase in that cell.
         first, last: samples of the phase at its start and at its end.
@@ -42,7 +42,7 @@ class Node:
     first: int
     last: int
     arms: list[str] = field(default_factory=list)
-    children: list[Node] = field(default_factory=list)
+    children: list[TreeNode] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class Tree:
         _refuse_equal_arms(grid)
         # 1. Where paths are cut depends on all arms, so all are looked at first.
         cuts = _Cuts(grid.cells)
-        found: dict[str, Node] = {}
+        found: dict[str, TreeNode] = {}
         # 2. Paths meet where ids are equal.
         for cell in grid.cells:
             path: list[str] = []
@@ -114,18 +114,18 @@ class Tree:
         """Return the id of the last node of the run that a node is trained in."""
         return self._runs[node]
 
-    def starts_run(self, node: Node) -> bool:
+    def starts_run(self, node: TreeNode) -> bool:
         """Return whether a run begins with a node."""
         return node.parent is None or not _only_child(self.nodes[node.parent], node)
 
 
-def _last_of_run(node: Node) -> Node:
+def _last_of_run(node: TreeNode) -> TreeNode:
     while len(node.children) == 1 and node.children[0].resumes:
         node = node.children[0]
     return node
 
 
-def _only_child(parent: Node, child: Node) -> bool:
+def _only_child(parent: TreeNode, child: TreeNode) -> bool:
     return parent.children == [child] and child.resumes
 
 
@@ -149,9 +149,9 @@ class _Cuts:
         yield past.ends[phase], whole
 
 
-def _path(cell: Cell, cuts: _Cuts) -> Iterator[Node]:
+def _path(cell: Cell, cuts: _Cuts) -> Iterator[TreeNode]:
     """Yield the nodes of a cell, from the first random weights on, each new and alone."""
-    # The first node of an arm never goes on with an optimizer: it starts anew, or from weights alone.
+    # The first node of an arm never resumes an optimizer: it starts from random weights, or from weights alone.
     before, resumes = None, False
     if cell.init is not None:
         for node in _path(cell.init, cuts):
@@ -160,11 +160,11 @@ def _path(cell: Cell, cuts: _Cuts) -> Iterator[Node]:
     for phase in range(len(cell.plan.schedule.phases)):
         first = 0
         for state, read in cuts.of(cell, phase):
-            yield Node(state, before, resumes, cell, phase, first, read)
+            yield TreeNode(state, before, resumes, cell, phase, first, read)
             before, resumes, first = state, True, read
 
 
-def _linked(found: dict[str, Node]) -> list[Node]:
+def _linked(found: dict[str, TreeNode]) -> list[TreeNode]:
     """Give nodes their children, and return those without a parent; an order that depends on no order of arms."""
     roots = []
     for node in found.values():
@@ -178,11 +178,11 @@ def _linked(found: dict[str, Node]) -> list[Node]:
     return sorted(roots, key=lambda node: (node.cell.place, node.cell.seed, *_order(node)))
 
 
-def _order(node: Node) -> tuple[int, str]:
+def _order(node: TreeNode) -> tuple[int, str]:
     return -node.remaining(), node.id
 
 
-def _below(node: Node) -> Iterator[Node]:
+def _below(node: TreeNode) -> Iterator[TreeNode]:
     yield node
     for child in node.children:
         yield from _below(child)

@@ -9,8 +9,8 @@ from typing import Any
 from megacode.plan.difference import shown
 from megacode.plan.effects import flat
 from megacode.study.found import Found
-from megacode.study.identity import Past
-from megacode.study.tree import Node, Tree
+from megacode.study.identity import LearnedPast
+from megacode.study.tree import Tree, TreeNode
 
 _SHOWN = 4
 _PAST = "past"
@@ -70,11 +70,11 @@ def reasons(tree: Tree, found: Iterable[Found] = ()) -> dict[str, Reason]:
     return result
 
 
-def _of_node(node: Node, names: dict[str, str]) -> _State:
+def _of_node(node: TreeNode, names: dict[str, str]) -> _State:
     return _State(node.name, node.phase, _facts(node.cell.past, node.phase, node.last, names))
 
 
-def _facts(past: Past, phase: int, read: int, names: dict[str, str]) -> dict[str, Any]:
+def _facts(past: LearnedPast, phase: int, read: int, names: dict[str, str]) -> dict[str, Any]:
     """Return all that decides a state, flat, in the order in which differences are told."""
     facts = past.facts(phase, read)
     # Hashes explain nothing; what they are made of stands beside them.

@@ -18,7 +18,7 @@ from megacode.plan.effects import EFFECTS, OUTSIDE
 from megacode.plan.learning_rate import PhaseRate
 from megacode.planning.run_plan import make_plan
 from megacode.study.grid import Grid
-from megacode.study.identity import Past, rate_facts, start_from
+from megacode.study.identity import LearnedPast, rate_facts, start_from
 from tests.study.conftest import COSINE, STUDY
 
 Document = dict[str, Any]
@@ -194,8 +194,8 @@ def changed(change: Document, number: int = 0) -> Document:
     return merge(raw, change)
 
 
-def past(raw: Document, tokenizer: str = "") -> Past:
-    return Past(make_plan(validate(copy.deepcopy(raw), "test.yaml"), allow_declared=True), tokenizer)
+def past(raw: Document, tokenizer: str = "") -> LearnedPast:
+    return LearnedPast(make_plan(validate(copy.deepcopy(raw), "test.yaml"), allow_declared=True), tokenizer)
 
 
 def test_every_setting_has_a_change_to_be_tried() -> None:
@@ -241,7 +241,7 @@ def test_policies_that_withhold_nothing_are_one() -> None:
 def test_what_a_run_starts_from_is_learned_from() -> None:
     plan = make_plan(validate(copy.deepcopy(RUN), "test.yaml"), allow_declared=True)
     starts = ["random", start_from("state", "a"), start_from("state", "b"), start_from("checkpoint", "a")]
-    assert len({Past(plan, "", start).ends[0] for start in starts}) == 4
+    assert len({LearnedPast(plan, "", start).ends[0] for start in starts}) == 4
 
 
 def test_a_point_does_not_know_where_other_arms_are_cut() -> None:
