@@ -75,7 +75,7 @@ Use = Annotated[
 
 
 class ArmInit(Frozen):
-    """Where an arm's first weights come from: another arm's end, or a checkpoint. Its optimizer and clock start from zero.
+    """Where an arm's first weights come from: another arm's end, or a checkpoint; optimizer and clock start from zero.
 
     Attributes:
         arm: another arm of the study, at the same scale and seed.
