@@ -30,6 +30,7 @@ def exposures(plan: Plan) -> dict[str, Exposure]:
     """Return how an arm is exposed to each source that it reads; inside a phase blends are even."""
     schedule = plan.schedule
     samples: dict[str, int] = {}
+    # Sums over phases; they are divided only at the end, so that no source is weighted by its phases.
     weighted: dict[str, float] = {}
     age: dict[str, int] = {}  # twice the samples read after each sample of a source, summed up
     for phase, rate in zip(schedule.phases, plan.rates.phases, strict=True):
@@ -40,8 +41,10 @@ def exposures(plan: Plan) -> dict[str, Exposure]:
             if count:
                 samples[name] = samples.get(name, 0) + count
                 weighted[name] = weighted.get(name, 0.0) + count * mean
+                # Twice the samples after the middle of the phase: whole numbers, and exact for an even blend.
                 behind = 2 * schedule.total_samples - phase.first_sample - phase.last_sample
                 age[name] = age.get(name, 0) + count * behind
+    # A run whose learning rate is 0 throughout has no shares to give.
     total = sum(weighted.values()) or 1.0
     return {
         name: Exposure(

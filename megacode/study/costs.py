@@ -16,6 +16,7 @@ from megacode.capacity.layout import Layout
 from megacode.capacity.speed import step_time
 from megacode.study.tree import TreeNode
 
+# One node of most clusters. Only used to show hours before anyone has said where the study will run.
 _USUAL_GPUS = 8
 _HOUR = 3600
 
@@ -57,6 +58,7 @@ class Costs:
     def flops(self, node: TreeNode) -> int:
         """Return the operations of a node, forward and backward, with causal attention."""
         plan = node.cell.plan
+        # The plan's formula, so that a node costs here what the run's own page will say.
         return node.tokens * flops_per_token(plan.config.model, plan.vocab_size, plan.schedule.seq_length)
 
     def checkpoint_bytes(self, node: TreeNode) -> int:
@@ -71,6 +73,7 @@ class Costs:
         """
         config = node.cell.plan.config
         parts = {"model": config.model, "train": config.train, "parallel": config.parallel}
+        # The model of step time is the slow part of a plan, and a study asks for it once per node.
         # Seeds and phases of one shape take equally long.
         key = json.dumps({name: part.model_dump(mode="json") for name, part in parts.items()})
         key += f"{config.precision} {config.phases[node.phase].fp8}"
@@ -79,6 +82,7 @@ class Costs:
         seconds = self._seconds[key]
         if seconds is None:
             return None
+        # Priced at the full batch, also during a batch ramp: small batches are slower than this says.
         return node.samples / config.train.global_batch_size * seconds * self.count / _HOUR
 
     def _iteration(self, node: TreeNode) -> float | None:
@@ -88,6 +92,7 @@ class Costs:
             place.check()
             check_formats(config, self._hardware)
         except ConfigError:
+            # Eight GPUs were our guess, so a run that needs more is no mistake of the user.
             if self.gpus.count is None:
                 return None
             raise

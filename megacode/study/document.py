@@ -45,6 +45,7 @@ def plan_study(
     study = load_study(path)
     grid = build_grid(study, path)
     # From here on nothing is read but checkpoints.
+    # The order of checks is the order in which a user can fix things: arms, then sharing, then checkpoints.
     tree = Tree(grid)
     check_kept(tree)
     document = study_document(tree, prove(grid), find_states(Path(study.directory)), Costs(gpus), why)
@@ -68,11 +69,13 @@ def study_document(
 ) -> _Json:
     """Return everything that a plan says, as plain values for JSON: tokens, samples, operations, hours, bytes."""
     study = tree.grid.study
+    # Comparing every node with every other is quadratic, so it is done only when asked for.
     reason = reasons(tree, found.values()) if why else {}
     nodes = [_node(tree, node, found, costs) for node in tree.nodes.values()]
     for row in nodes:
         if why:
             row["why"] = reason[row["id"]].sentence()
+    # Found on disk by content: a node that was trained under any name is not paid for again.
     new = [row for row in nodes if row["state"] == "planned"]
     return {
         "name": study.name,
@@ -88,6 +91,7 @@ def study_document(
         "flops": sum(row["flops"] for row in nodes),
         "gpus": costs.count,
         "gpu": costs.gpus.kind,
+        # Of the whole study, trained or not; `tokens_to_train` is what is left of it.
         "gpu_hours": _sum(row["gpu_hours"] for row in nodes),
         "disk_bytes": sum(row["checkpoint_bytes"] for row in nodes),
         "nodes": nodes,
@@ -141,6 +145,7 @@ def _arm(tree: Tree, cell: Cell) -> _Json:
 
 def _by_level(tree: Tree) -> list[_Json]:
     """Return the tokens of each combination of levels and seed: what one repetition of the study costs."""
+    # Nodes are never shared between seeds, so the groups of one level add up over seeds.
     groups: dict[tuple[tuple[str, ...], int], list[Cell]] = {}
     for cell in tree.grid.cells:
         groups.setdefault((cell.place, cell.seed), []).append(cell)
@@ -168,6 +173,7 @@ def _twin(cell: Cell) -> _Json:
     """Return a twin's passes over each source beside those of the full run, phase by phase."""
     assert cell.full is not None
     config = cell.plan.config
+    # The twin's purpose is that these two agree; showing both lets the reader check the rounding.
     own, full = (_passes(plan.schedule) for plan in (cell.plan, cell.full))
     names = list(dict.fromkeys(name for phase in own for name in phase))
     return {
@@ -200,6 +206,7 @@ def _first_seeds(grid: Grid) -> Iterator[Cell]:
 
 
 def _warnings(grid: Grid, study: Study) -> Iterator[str]:
+    # From the one that can change results of the plan itself to those about what it can show.
     if grid.provisional:
         yield (
             f"{', '.join(grid.provisional)}: declared, not there yet; ids are provisional until the data and the "

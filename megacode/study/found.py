@@ -49,6 +49,7 @@ def find_states(directory: Path) -> dict[str, Found]:
 
     Checkpoints that cannot be read, or that another version's law ordered, are passed over.
     """
+    # Sorted, so that two plans of one directory name the same checkpoint.
     found: dict[str, Found] = {}
     # Abandoned checkpoints lie a directory deeper and do not count.
     for file in sorted(directory.glob(f"**/checkpoints/iter_*/{FILE_NAME}")):
@@ -71,6 +72,7 @@ def states_of(checkpoint: Path, depth: int = 0) -> list[Found]:
         schedule = former_schedule(state.config, state.fingerprints, state.consumed_samples, {})
         if schedule is None or not 0 < state.consumed_samples <= schedule.total_samples:
             return []
+        # The same classes as in a plan: an id computed another way would find nothing.
         batches = BatchSchedule(config, schedule)
         rates = LearningRateSchedule(config, schedule, batches)
     except MegacodeError:
@@ -80,6 +82,7 @@ def states_of(checkpoint: Path, depth: int = 0) -> list[Found]:
     plan = Plan(config, schedule, batches, rates, vocabulary)
     # At a phase's end the clock belongs to the phase that is over.
     phase = schedule.phase_at(state.consumed_samples - 1)
+    # Positions count from the phase's start; the clock of the run is not part of an id.
     read = state.consumed_samples - phase.first_sample
     pasts = [LearnedPast(plan, state.tokenizer_hash, start) for start in _starts(config, depth)]
     return [Found(past.at(phase.index, read), checkpoint, state.seal, past, phase.index, read) for past in pasts]
@@ -101,6 +104,7 @@ def _starts(config: RunConfig, depth: int) -> Iterator[str]:
     except MegacodeError:
         return
     # Nobody wrote down whether it was an arm's end or a checkpoint from elsewhere: both names are tried.
+    # `init.load: weights`. The origin must still be there: without its seal the start has no name.
     yield start_from("checkpoint", state.seal)
     for found in states_of(origin, depth + 1):
         yield start_from("state", found.id)

@@ -14,6 +14,7 @@ def check_kept(tree: Tree) -> None:
     """
     problems = []
     for node in tree.nodes.values():
+        # Only a child that starts its own run reads the checkpoint from disk; others continue in memory.
         starting = [child for child in node.children if tree.starts_run(child)]
         if starting and not _kept(node):
             policy = node.cell.plan.config.checkpoint
@@ -21,6 +22,7 @@ def check_kept(tree: Tree) -> None:
             what += f"which keep_last: {policy.keep_last} deletes before that"
             problems.append(Problem(what, "checkpoint.keep_phase_ends", "set checkpoint.keep_phase_ends: true"))
     if problems:
+        # Seeds repeat a message word for word.
         raise ConfigError(problems=list(dict.fromkeys(problems)))
 
 
@@ -28,4 +30,5 @@ def _kept(node: TreeNode) -> bool:
     policy = node.cell.plan.config.checkpoint
     if policy.keep_phase_ends or policy.keep_last is None:
         return True
+    # `keep_every` protects its multiples from `keep_last`, which is enough if the node ends at one.
     return node.iteration in node.cell.plan.multiples(policy.keep_every)

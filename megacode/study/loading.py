@@ -39,6 +39,7 @@ def read_study(document: dict[str, Any], path: Path) -> Study:
     Raises:
         ConfigError: with every mistake.
     """
+    # A `name` in the file wins over the stem.
     raw = {"name": path.stem, **document}
     problems: list[Problem] = []
     try:
@@ -47,6 +48,7 @@ def read_study(document: dict[str, Any], path: Path) -> Study:
         problems += problems_of(error, Study)
         # A second reading with unknowns in place of what is wrong, so that rules can check the rest.
         study = Study.model_validate(raw, context=LENIENT)
+    # Types first, rules second: rules may rely on types, and see placeholders where a type was wrong.
     for rule in RULES:
         problems += while_known(rule(study))
     if problems:

@@ -18,6 +18,7 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         if key.startswith("phases."):
             continue
+        # Built from the innermost key outwards.
         item: Any = value
         for part in reversed(key.split(".")):
             item = {part: item}
@@ -27,6 +28,7 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def slug(name: str) -> str:
     """Return a name as it can stand in a run's name."""
+    # Arrows and plus signs carry the meaning of many names, so they become words and not dashes.
     plain = _UNSAFE.sub("-", name.replace("→", "-to-").replace("+", "-plus-")).strip("-.")
     return plain or "arm"
 
@@ -40,9 +42,11 @@ def phases_of(study: Study, arm: str, settings: Sequence[Mapping[str, Any]]) -> 
         settings: dotted, the last with the last word; those of phases are laid over them.
     """
     found, used = [], dict.fromkeys(study.phases, 0)
+    # The second use of a phase needs a name of its own: a run's config refuses two phases of one name.
     for use in study.uses(arm):
         used[use.phase] += 1
         again = f"-{used[use.phase]}" if used[use.phase] > 1 else ""
+        # A copy: `phases` of the study is shared by all arms.
         phase = merge({}, study.phases[use.phase])
         for one in settings:
             for key, value in one.items():
@@ -50,6 +54,7 @@ def phases_of(study: Study, arm: str, settings: Sequence[Mapping[str, Any]]) -> 
                 name, _, inside = rest.partition(".")
                 if section == "phases" and name == use.phase:
                     phase = merge(phase, nested({inside: value}))
+        # Last, so that a setting cannot move the point at which the arm leaves the phase.
         until = {} if use.until is None else {"until": str(use.until)}
         found.append({"name": f"{use.phase}{again}", **phase, **until})
     return found
