@@ -206,7 +206,7 @@ def _first_seeds(grid: Grid) -> Iterator[Cell]:
 
 
 def _warnings(grid: Grid, study: Study) -> Iterator[str]:
-    # From the one that can change results of the plan itself to those about what it can show.
+    # Provisional ids come first: everything else in the plan refers to them.
     if grid.provisional:
         yield (
             f"{', '.join(grid.provisional)}: declared, not there yet; ids are provisional until the data and the "

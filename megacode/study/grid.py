@@ -68,6 +68,7 @@ class Cell:
     @property
     def tokens(self) -> int:
         """Tokens it is trained on, from its first random weights on."""
+        # The init arm counts in full, since without sharing it would be trained for this arm too.
         schedule = self.plan.schedule
         return schedule.total_samples * schedule.seq_length + (self.init.tokens if self.init else 0)
 
@@ -112,6 +113,7 @@ class _Builder:
         self.study, self.file = study, path.name
         self.layers = read_layers(path.parent / study.base) if study.base else []
         self.base: dict[str, Any] = {}
+        # The file itself comes first in `layers`, then what it is based on, so the strongest is merged last.
         for layer in reversed(self.layers):
             self.base = merge(self.base, layer.document)
         self.sizes: dict[str, SourceSizes] = {}
@@ -138,6 +140,7 @@ class _Builder:
     def _cell(self, arm: str, levels: Levels, seed: int) -> Cell:
         original = self.study.original(arm)
         found = self.cells[original, tuple(levels.values()), seed]
+        # A second name has the same plan and ids: it costs nothing, and appears in tables of its own.
         if arm == original:
             return found
         return Cell(arm, original, levels, seed, found.plan, found.past, found.full, found.init)
@@ -170,6 +173,7 @@ class _Builder:
     def _add(self, arm: str, levels: dict[str, str]) -> None:
         """Make the cells of an arm at its levels, one for each seed."""
         chosen = [(factor, name, self.study.factors[factor][name]) for factor, name in levels.items()]
+        # Rules allow twins in one factor only, so there is at most one.
         cut = next(((factor, name, level) for factor, name, level in chosen if level.twin is not None), None)
         config = self._config(arm, self._full_levels(chosen, own=True))
         full = None
@@ -224,6 +228,7 @@ class _Builder:
             raw = merge(raw, layer.document)
         # A base may be a branch's config; where an arm starts is said by the arm alone.
         raw.pop("init", None)
+        # The twin's model stands in, because a plan needs a valid one; order of data does not depend on it.
         if model is not None:
             raw.setdefault("model", model)
         return validate(raw, Origins(layers))
@@ -239,6 +244,7 @@ class _Builder:
                 "tokenizer": config.tokenizer.model_dump() if config.tokenizer else None,
             }
         )
+        # Windows of a source depend on all of these: how much is held out, how long they are, how they were tokenized.
         if key not in self.sizes:
             self.sizes[key] = read_sizes(config, allow_declared=True)
         return make_plan(config, self.sizes[key])
@@ -249,6 +255,7 @@ class _Builder:
             return None
         found = self.cells.get((origin, tuple(levels.values()), seed))
         if found is None:
+            # Weights only fit a model of the same level, and a seed must not share its start with another seed.
             what = f"arm {origin!r} is not trained at {', '.join(levels.values()) or 'this scale'}"
             raise ConfigError(what, f"{self.file}: arms.{arm}.init.arm", f"add {origin!r} to `only` of that level")
         return found
@@ -270,6 +277,7 @@ class _Builder:
     def _placed(self, error: MegacodeError, arm: str, levels: Levels) -> MegacodeError:
         """Return an error whose places are those of the study file."""
         uses = self.study.uses(arm)
+        # A plan error names a phase, which several arms may share; the arm tells which use of it fails.
         of_phases = isinstance(error, PlanError)
         said = f"arm {arm!r}" + (f" at {', '.join(levels.values())}" if levels else "")
 
@@ -281,6 +289,7 @@ class _Builder:
             what = f"{said}: {problem.what}" if of_phases else problem.what
             return Problem(what, where, problem.fix)
 
+        # The class decides the exit code and the heading, so it must survive.
         return type(error)(problems=[place(problem) for problem in error.problems])
 
     def _refuse(self) -> None:
@@ -300,6 +309,7 @@ def _names(blend: Any) -> Iterator[str]:
 
 
 def _tokenizer_hash(config: RunConfig) -> str:
+    # By content: a tokenizer that is moved or copied gives the same ids.
     facts = tokenizer_facts(config.tokenizer)
     return str(facts["hash"]) if facts else ""
 

@@ -23,6 +23,7 @@ from megacode.planning.run_plan import Plan
 
 LAW = "megacode study 1"  # changes when a state with the same facts would mean another thing
 RANDOM = "random"
+# 64 bits: a study has thousands of states, and a collision among a million has a chance of 3e-8.
 _DIGITS = 16
 Facts = dict[str, Any]
 
@@ -82,6 +83,7 @@ class LearnedPast:
 
     def order_facts(self, phase: int) -> Facts:
         """Return what the hash of a phase's order is made of, for explanations."""
+        # The link's hash also covers the phases before, which `past` explains.
         return {key: self._links[phase][key] for key in ("seed", "seq_length", "samples", "sources")}
 
     def family(self, phase: int) -> str:
@@ -98,9 +100,11 @@ class LearnedPast:
 
 def rate_facts(rate: PhaseRate, read: int) -> Facts:
     """Return what decides the learning rate of a phase up to a point, and nothing that decides it only later."""
+    # Up to the peak all rules are one, so arms that differ in their decay share the warmup.
     rise = {"start": rate.start, "peak": rate.peak, "warmup": rate.warmup}
     if read <= rate.warmup:
         return rise
+    # It falls from the warmup's end on, and its time scale is the warmup, not the phase's length.
     if rate.rule == "inverse_sqrt":
         return {**rise, "rule": rate.rule, "final": rate.final}
     # Flat so far. How the rate will fall is not learned from yet.
@@ -129,6 +133,7 @@ def _settings(config: RunConfig, vocab_size: int, tokenizer_hash: str) -> Facts:
 
 def _withheld(spikes: Facts) -> Facts:
     """Return the settings of a spike policy that keeps samples or updates from being learned from."""
+    # `off` and `warn` leave every update as it is, so they cannot make two states differ.
     if spikes["policy"] not in ("skip", "rollback"):
         return {}
     names = [name for name in spikes if effect_of(f"health.spikes.{name}") in LEARNED]

@@ -57,6 +57,7 @@ def prove(grid: Grid) -> list[Proof]:
             # Arms are compared at one scale: another one has other lengths.
             for cell in grid.of(arm):
                 groups.setdefault(cell.place, []).append(cell)
+        # An arm alone at a level, because of `only`, has nothing to be compared with there.
         for cells in groups.values():
             if len(cells) > 1:
                 found.append(_proof(grid.study, claim, cells, f"match[{number}]"))
@@ -88,6 +89,7 @@ def _last_counts(cell: Cell) -> Counts:
 
 def _end_problems(first: Cell, cell: Cell, end: str, where: str) -> Iterator[Problem]:
     named = cell.plan.config.phases[-1].name
+    # A phase that is used twice in one arm has a number: `cooldown-2`.
     if named != end and not named.startswith(f"{end}-"):
         fix = f"end {cell.arm!r} with {end!r}, or leave it out of the claim"
         yield Problem(f"{cell.name!r} ends with {named!r}, not with {end!r}", where, fix)
@@ -99,12 +101,14 @@ def _end_problems(first: Cell, cell: Cell, end: str, where: str) -> Iterator[Pro
     rates = [rate_facts(one.plan.rates.phases[-1], one.plan.schedule.phases[-1].samples) for one in (first, cell)]
     if rates[0] != rates[1]:
         said = " and ".join(f"{one.name!r} {rate['start']:.3g}" for one, rate in zip((first, cell), rates, strict=True))
+        # Without `peak` a phase takes over the rate of the phase before, which blends do not show.
         fix = "let the phases before it end at one rate, or give it a peak"
         yield Problem(f"the learning rate of {end!r} differs: it starts in {said}", where, fix)
 
 
 def _exposure_problems(study: Study, first: Cell, cell: Cell, where: str) -> Iterator[Problem]:
     one, other = first.plan.schedule, cell.plan.schedule
+    # A restart reads windows again that another arm reads once, at equal counts.
     yield from _restarts(cell, where)
     if one.seq_length != other.seq_length:
         what = f"samples of {first.name!r} have {one.seq_length:,} tokens, those of {cell.name!r} {other.seq_length:,}"
@@ -138,6 +142,7 @@ def _fix(study: Study, cell: Cell, wanted: Counts) -> str:
     found = matched(cell.plan.config, cell.plan.schedule, wanted)
     if found is None:
         return f"no lengths of the phases of {cell.arm!r} give these: change their blends"
+    # Second names are left out: they would make each phase of their arm look shared.
     uses = [use.phase for arm in study.arms.values() if arm.same_as is None for use in arm.named_phases]
     changes = []
     for phase, was, use in zip(found, cell.plan.config.phases, study.uses(cell.arm), strict=True):
@@ -171,6 +176,7 @@ def matched(config: RunConfig, schedule: Schedule, wanted: Counts) -> tuple[Phas
             if counts == wanted:
                 return tried.phases
             phases = _moved(tried, now.phases, _missing(wanted, counts), by_blend)
+            # No other round would help: the sources or the cut stand in the way, not the numbers.
             if phases is None:
                 return None
             tried = tried.model_copy(update={"phases": phases})

@@ -27,6 +27,7 @@ from megacode.study.matching import Counts, exact_phase, exposure
 from megacode.study.schema import StudyArm
 
 PLACES = ("early", "late", "uniform")
+# Far enough apart to show an effect of order, and no phase is without the placed sources.
 _SPREAD = Fraction(2, 3)
 _ROUNDING = 4  # samples by which equal shares of two phases may differ
 
@@ -79,7 +80,9 @@ class _Placer:
         self.cell, self.schedule = cell, cell.plan.schedule
         config = cell.plan.config
         count = self._placeable(keep)
+        # 1. What stays: a cooldown has the same place in every arm.
         self.kept = list(zip(config.phases[count:], self.schedule.phases[count:], strict=True))
+        # 2. What is placed: phases with their lengths, and the samples of each source in all of them.
         self.phases, self.lengths = _halves(
             config.phases[:count], [plan.samples for plan in self.schedule.phases[:count]]
         )
@@ -88,6 +91,7 @@ class _Placer:
         for plan in plans:
             for name, samples in plan.counts.items():
                 self.total[name] = self.total.get(name, 0) + samples
+        # 3. The placed sources, and the share of them that each phase has now.
         self.sources = self._sources(sources)
         self.shares = [_share(plan.counts, self.sources) for plan in plans]
 
@@ -104,6 +108,7 @@ class _Placer:
         if not count:
             raise ConfigError("no phase is left to place samples in", "--keep", f"leave out {names[0]!r}")
         plans = self.schedule.phases
+        # Its counts are those of its full length, or its windows are read twice: neither can be moved around.
         moved = next((plan for plan in plans if plan.left_early or plan.restarted), None)
         if moved is not None:
             what = f"phase {moved.name!r} ends early, or reads a source from its beginning again"
@@ -127,6 +132,7 @@ class _Placer:
         """Return the arm of one place."""
         wanted = sum(self.total[name] for name in self.sources)
         placed = self._quotas(place, wanted)
+        # The rest of each phase comes from all other sources, so its length stays.
         others = [name for name in self.total if name not in self.sources]
         # Each phase takes its quota from what is left, by what is left: the last one then fits exactly.
         left = dict(self.total)
@@ -145,6 +151,7 @@ class _Placer:
         shares = [mean] * len(self.lengths)
         if place != "uniform":
             # Shares are of whole samples: equal blends differ by a few.
+            # Sorting equal shares would give the arm itself.
             alike = max(self.shares) - min(self.shares) <= Fraction(_ROUNDING, min(self.lengths))
             shares = _spread(mean, len(self.lengths)) if alike else sorted(self.shares, reverse=True)
             shares = shares if place == "early" else shares[::-1]
@@ -153,6 +160,7 @@ class _Placer:
         for number in order:  # lengths that differ, and rounding: the rest goes where it belongs first
             more = wanted - sum(quotas)
             quotas[number] = min(self.lengths[number], max(0, quotas[number] + more))
+        # Each phase has room for its length, and all lengths together are at least `wanted`.
         assert sum(quotas) == wanted, (quotas, wanted)
         return quotas
 
@@ -179,6 +187,7 @@ def _halves(phases: Sequence[Phase], lengths: list[int]) -> tuple[list[Phase], l
         raise ConfigError(what, "--from", "give the arm two phases or more, or this one schedule: constant")
     # Goes on at the rate that the first half ends with.
     later = phase.learning_rate.model_copy(update={"peak": None, "warmup": None})
+    # Only a constant rate can be cut without changing it: the second half needs no state of the first but its rate.
     second = phase.model_copy(update={"name": f"{phase.name}-2", "learning_rate": later})
     return [phase, second], [length - length // 2, length // 2]
 
@@ -228,14 +237,17 @@ def placed_document(grid: Grid, arm: str, found: Sequence[Placed]) -> dict[str, 
     """
     cell = grid.of(arm)[0]
     known = cell.plan.config.phases
+    # Paste-ready: the keys are those of the study file.
     document: dict[str, Any] = {"phases": {}, "arms": {}, "match": [], "unchanged": []}
     for one in found:
         name = f"{arm}-{one.place}"
+        # Blends that are already sorted this way; the same training under a second name would be refused.
         if one.phase_counts == [_present(plan.counts) for plan in cell.plan.schedule.phases]:
             document["unchanged"].append(one.place)
             continue
         uses: list[str] = []
         for number, phase in enumerate(one.phases):
+            # A kept phase is referred to by its name, so all arms end with one and the same phase.
             written_already = phase in known and phase.name in grid.study.phases
             uses.append(phase.name if written_already else f"{name}-{number + 1}")
             if not written_already:
@@ -278,6 +290,7 @@ def _document(phase: Phase) -> dict[str, Any]:
     for key in ("warmup", "decay"):
         if isinstance(rate.get(key), dict):
             rate[key] = f"{rate[key]['count']} {rate[key]['unit']}"
+    # Counts, written without `.0`: people compare them with the plan's.
     blend = {name: int(weight) if weight == int(weight) else weight for name, weight in phase.blend.items()}
     document: dict[str, Any] = {"samples": phase.samples, "blend": blend, "learning_rate": rate}
     if phase.fp8 is not None:

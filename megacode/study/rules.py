@@ -55,6 +55,7 @@ def an_arm_has_phases_or_is_a_second_name(study: Study) -> Iterator[Problem]:
             what = f"it is the same as {arm.same_as!r}, and has {' and '.join(given)} of its own"
             yield Problem(what, f"{where}.same_as", f"remove same_as, or {' and '.join(given)}")
         yield from _unknown_arm(study, arm.same_as, f"{where}.same_as")
+        # One step only: chains of names would have to be followed everywhere.
         if arm.same_as in study.arms and study.arms[arm.same_as].same_as is not None:
             what = f"{arm.same_as!r} is itself a second name"
             yield Problem(what, f"{where}.same_as", f"write same_as: {study.arms[arm.same_as].same_as}")
@@ -86,6 +87,7 @@ def first_weights_come_from_somewhere(study: Study) -> Iterator[Problem]:
         if arm.init is None:
             continue
         where = f"arms.{name}.init"
+        # Neither of the two, or both.
         if (arm.init.arm is None) == (arm.init.from_ is None):
             yield Problem("it names one origin", where, "write init: {arm: NAME}, or init: {from: CHECKPOINT}")
         if arm.init.arm is not None:
@@ -116,6 +118,7 @@ def _circle(study: Study, name: str) -> list[str]:
 def the_baseline_is_an_arm(study: Study) -> Iterator[Problem]:
     """What others are compared with is trained too."""
     yield from _unknown_arm(study, study.baseline, "baseline")
+    # A pair is compared as the baseline is, so its arms must exist as well.
     for number, pair in enumerate(study.compare.pairs):
         for arm in pair:
             yield from _unknown_arm(study, arm, f"compare.pairs[{number}]")
@@ -141,6 +144,7 @@ def factors_fit_the_arms(study: Study) -> Iterator[Problem]:
             elif level.of is not None and (level.twin is None or levels[level.of].twin is not None):
                 what = "`of` names the full run of a twin"
                 yield Problem(what, f"{where}.{name}.of", "add twin: 1/16 here, and let `of` name a level without it")
+    # Cutting twice would round twice, and the passes would no longer agree.
     twins = [factor for factor, levels in study.factors.items() if any(level.twin for level in levels.values())]
     for factor in twins[1:]:
         what = f"{twins[0]!r} has twins too, and a run cannot be cut twice"
@@ -160,6 +164,7 @@ def every_arm_is_trained_somewhere(study: Study) -> Iterator[Problem]:
                 if original in study.arms and original not in (level.only or ()):
                     what = f"{arm!r} is a second name for {original!r}, which is not trained there"
                     yield Problem(what, f"factors.{factor}.{name}.only", f"add {original!r} to it")
+            # Every difference is one from the baseline at the same level.
             if level.only is not None and study.baseline not in level.only and study.baseline in study.arms:
                 what = f"the baseline {study.baseline!r} is not trained there, so nothing can be compared"
                 yield Problem(what, f"factors.{factor}.{name}.only", f"add {study.baseline!r} to it")
@@ -174,6 +179,7 @@ def seeds_are_different(study: Study) -> Iterator[Problem]:
 
 def settings_are_the_arms_own(study: Study) -> Iterator[Problem]:
     """What the study decides itself is not set; phases are addressed by name."""
+    # Settings of all arms may address any phase; those of an arm only the phases that it uses.
     yield from _settings(study, study.set, "set", frozenset(study.phases))
     for name, arm in study.arms.items():
         if arm.same_as is None:
@@ -195,6 +201,7 @@ def _used(study: Study, arms: Iterable[str]) -> frozenset[str]:
 
 def _settings(study: Study, keys: Iterable[str], where: str, phases: frozenset[str]) -> Iterator[Problem]:
     for key in keys:
+        # A phase is a list item in a run's config, and a name here: only names survive when an arm adds a phase.
         section, _, rest = key.partition(".")
         if section == "phases" and rest:
             phase, _, inside = rest.partition(".")
@@ -207,6 +214,7 @@ def _settings(study: Study, keys: Iterable[str], where: str, phases: frozenset[s
             elif phase not in phases:
                 fix = "remove it, or name one of " + ", ".join(sorted(phases))
                 yield Problem(f"phase {phase!r} is not used here", f"{where}.{key}", fix)
+        # A setting would be overwritten by the study, and nobody would notice.
         elif section in RESERVED:
             yield Problem(f"{section} cannot be set here", f"{where}.{key}", RESERVED[section])
 
@@ -226,6 +234,7 @@ def matches_name_arms(study: Study) -> Iterator[Problem]:
             yield Problem(f"there is no phase {match.end!r}", f"{where}.end", fix)
 
 
+# In the order in which a reader meets the keys in a study file.
 RULES: tuple[Rule, ...] = (
     names_can_be_told_apart,
     an_arm_has_phases_or_is_a_second_name,

@@ -16,6 +16,7 @@ THE_FACTOR = "*"  # in `set` of a level: the key that the factor is named by
 def _read_part(value: Any) -> Fraction:
     """Read the share of a full run that a twin is: `1/16`, `6.25%` or `0.0625`."""
     try:
+        # YAML's `true` would pass as the number 1.
         if isinstance(value, bool):
             raise ValueError
         text = str(value).strip()
