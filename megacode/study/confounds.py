@@ -44,7 +44,6 @@ def exposures(plan: Plan) -> dict[str, Exposure]:
                 # Twice the samples after the middle of the phase: whole numbers, and exact for an even blend.
                 behind = 2 * schedule.total_samples - phase.first_sample - phase.last_sample
                 age[name] = age.get(name, 0) + count * behind
-    # A run whose learning rate is 0 throughout has no shares to give.
     total = sum(weighted.values()) or 1.0
     return {
         name: Exposure(

@@ -73,7 +73,6 @@ class Costs:
         """
         config = node.cell.plan.config
         parts = {"model": config.model, "train": config.train, "parallel": config.parallel}
-        # The model of step time is the slow part of a plan, and a study asks for it once per node.
         # Seeds and phases of one shape take equally long.
         key = json.dumps({name: part.model_dump(mode="json") for name, part in parts.items()})
         key += f"{config.precision} {config.phases[node.phase].fp8}"

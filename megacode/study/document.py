@@ -75,7 +75,6 @@ def study_document(
     for row in nodes:
         if why:
             row["why"] = reason[row["id"]].sentence()
-    # Found on disk by content: a node that was trained under any name is not paid for again.
     new = [row for row in nodes if row["state"] == "planned"]
     return {
         "name": study.name,

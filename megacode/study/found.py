@@ -49,7 +49,6 @@ def find_states(directory: Path) -> dict[str, Found]:
 
     Checkpoints that cannot be read, or that another version's law ordered, are passed over.
     """
-    # Sorted, so that two plans of one directory name the same checkpoint.
     found: dict[str, Found] = {}
     # Abandoned checkpoints lie a directory deeper and do not count.
     for file in sorted(directory.glob(f"**/checkpoints/iter_*/{FILE_NAME}")):
@@ -82,7 +81,6 @@ def states_of(checkpoint: Path, depth: int = 0) -> list[Found]:
     plan = Plan(config, schedule, batches, rates, vocabulary)
     # At a phase's end the clock belongs to the phase that is over.
     phase = schedule.phase_at(state.consumed_samples - 1)
-    # Positions count from the phase's start; the clock of the run is not part of an id.
     read = state.consumed_samples - phase.first_sample
     pasts = [LearnedPast(plan, state.tokenizer_hash, start) for start in _starts(config, depth)]
     return [Found(past.at(phase.index, read), checkpoint, state.seal, past, phase.index, read) for past in pasts]

@@ -140,7 +140,6 @@ class _Builder:
     def _cell(self, arm: str, levels: Levels, seed: int) -> Cell:
         original = self.study.original(arm)
         found = self.cells[original, tuple(levels.values()), seed]
-        # A second name has the same plan and ids: it costs nothing, and appears in tables of its own.
         if arm == original:
             return found
         return Cell(arm, original, levels, seed, found.plan, found.past, found.full, found.init)
@@ -173,7 +172,6 @@ class _Builder:
     def _add(self, arm: str, levels: dict[str, str]) -> None:
         """Make the cells of an arm at its levels, one for each seed."""
         chosen = [(factor, name, self.study.factors[factor][name]) for factor, name in levels.items()]
-        # Rules allow twins in one factor only, so there is at most one.
         cut = next(((factor, name, level) for factor, name, level in chosen if level.twin is not None), None)
         config = self._config(arm, self._full_levels(chosen, own=True))
         full = None
@@ -228,7 +226,6 @@ class _Builder:
             raw = merge(raw, layer.document)
         # A base may be a branch's config; where an arm starts is said by the arm alone.
         raw.pop("init", None)
-        # The twin's model stands in, because a plan needs a valid one; order of data does not depend on it.
         if model is not None:
             raw.setdefault("model", model)
         return validate(raw, Origins(layers))
@@ -309,7 +306,6 @@ def _names(blend: Any) -> Iterator[str]:
 
 
 def _tokenizer_hash(config: RunConfig) -> str:
-    # By content: a tokenizer that is moved or copied gives the same ids.
     facts = tokenizer_facts(config.tokenizer)
     return str(facts["hash"]) if facts else ""
 

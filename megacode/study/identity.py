@@ -83,7 +83,6 @@ class LearnedPast:
 
     def order_facts(self, phase: int) -> Facts:
         """Return what the hash of a phase's order is made of, for explanations."""
-        # The link's hash also covers the phases before, which `past` explains.
         return {key: self._links[phase][key] for key in ("seed", "seq_length", "samples", "sources")}
 
     def family(self, phase: int) -> str:
@@ -104,7 +103,6 @@ def rate_facts(rate: PhaseRate, read: int) -> Facts:
     rise = {"start": rate.start, "peak": rate.peak, "warmup": rate.warmup}
     if read <= rate.warmup:
         return rise
-    # It falls from the warmup's end on, and its time scale is the warmup, not the phase's length.
     if rate.rule == "inverse_sqrt":
         return {**rise, "rule": rate.rule, "final": rate.final}
     # Flat so far. How the rate will fall is not learned from yet.

@@ -31,7 +31,6 @@ def expected_intervals(grid: Grid, items: int = USUAL_ITEMS) -> dict[str, Any] |
     arms = _most_arms(grid)
     if arms < 2:
         return None
-    # The spread over seeds is only known from earlier studies; the plan says whether it was given or assumed.
     given = grid.study.compare.seed_sd
     spread = SEED_SPREAD if given is None else given
     error = item_standard_error(items, ITEM_SPREAD, CORRELATION)

@@ -22,7 +22,6 @@ def check_kept(tree: Tree) -> None:
             what += f"which keep_last: {policy.keep_last} deletes before that"
             problems.append(Problem(what, "checkpoint.keep_phase_ends", "set checkpoint.keep_phase_ends: true"))
     if problems:
-        # Seeds repeat a message word for word.
         raise ConfigError(problems=list(dict.fromkeys(problems)))
 
 

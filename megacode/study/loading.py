@@ -39,7 +39,6 @@ def read_study(document: dict[str, Any], path: Path) -> Study:
     Raises:
         ConfigError: with every mistake.
     """
-    # A `name` in the file wins over the stem.
     raw = {"name": path.stem, **document}
     problems: list[Problem] = []
     try:

@@ -57,7 +57,6 @@ def prove(grid: Grid) -> list[Proof]:
             # Arms are compared at one scale: another one has other lengths.
             for cell in grid.of(arm):
                 groups.setdefault(cell.place, []).append(cell)
-        # An arm alone at a level, because of `only`, has nothing to be compared with there.
         for cells in groups.values():
             if len(cells) > 1:
                 found.append(_proof(grid.study, claim, cells, f"match[{number}]"))
@@ -108,7 +107,6 @@ def _end_problems(first: Cell, cell: Cell, end: str, where: str) -> Iterator[Pro
 
 def _exposure_problems(study: Study, first: Cell, cell: Cell, where: str) -> Iterator[Problem]:
     one, other = first.plan.schedule, cell.plan.schedule
-    # A restart reads windows again that another arm reads once, at equal counts.
     yield from _restarts(cell, where)
     if one.seq_length != other.seq_length:
         what = f"samples of {first.name!r} have {one.seq_length:,} tokens, those of {cell.name!r} {other.seq_length:,}"

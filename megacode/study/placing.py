@@ -132,7 +132,6 @@ class _Placer:
         """Return the arm of one place."""
         wanted = sum(self.total[name] for name in self.sources)
         placed = self._quotas(place, wanted)
-        # The rest of each phase comes from all other sources, so its length stays.
         others = [name for name in self.total if name not in self.sources]
         # Each phase takes its quota from what is left, by what is left: the last one then fits exactly.
         left = dict(self.total)
@@ -160,7 +159,6 @@ class _Placer:
         for number in order:  # lengths that differ, and rounding: the rest goes where it belongs first
             more = wanted - sum(quotas)
             quotas[number] = min(self.lengths[number], max(0, quotas[number] + more))
-        # Each phase has room for its length, and all lengths together are at least `wanted`.
         assert sum(quotas) == wanted, (quotas, wanted)
         return quotas
 
@@ -237,7 +235,6 @@ def placed_document(grid: Grid, arm: str, found: Sequence[Placed]) -> dict[str, 
     """
     cell = grid.of(arm)[0]
     known = cell.plan.config.phases
-    # Paste-ready: the keys are those of the study file.
     document: dict[str, Any] = {"phases": {}, "arms": {}, "match": [], "unchanged": []}
     for one in found:
         name = f"{arm}-{one.place}"
@@ -290,7 +287,6 @@ def _document(phase: Phase) -> dict[str, Any]:
     for key in ("warmup", "decay"):
         if isinstance(rate.get(key), dict):
             rate[key] = f"{rate[key]['count']} {rate[key]['unit']}"
-    # Counts, written without `.0`: people compare them with the plan's.
     blend = {name: int(weight) if weight == int(weight) else weight for name, weight in phase.blend.items()}
     document: dict[str, Any] = {"samples": phase.samples, "blend": blend, "learning_rate": rate}
     if phase.fp8 is not None:

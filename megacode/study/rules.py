@@ -87,7 +87,6 @@ def first_weights_come_from_somewhere(study: Study) -> Iterator[Problem]:
         if arm.init is None:
             continue
         where = f"arms.{name}.init"
-        # Neither of the two, or both.
         if (arm.init.arm is None) == (arm.init.from_ is None):
             yield Problem("it names one origin", where, "write init: {arm: NAME}, or init: {from: CHECKPOINT}")
         if arm.init.arm is not None:
@@ -118,7 +117,6 @@ def _circle(study: Study, name: str) -> list[str]:
 def the_baseline_is_an_arm(study: Study) -> Iterator[Problem]:
     """What others are compared with is trained too."""
     yield from _unknown_arm(study, study.baseline, "baseline")
-    # A pair is compared as the baseline is, so its arms must exist as well.
     for number, pair in enumerate(study.compare.pairs):
         for arm in pair:
             yield from _unknown_arm(study, arm, f"compare.pairs[{number}]")
@@ -179,7 +177,6 @@ def seeds_are_different(study: Study) -> Iterator[Problem]:
 
 def settings_are_the_arms_own(study: Study) -> Iterator[Problem]:
     """What the study decides itself is not set; phases are addressed by name."""
-    # Settings of all arms may address any phase; those of an arm only the phases that it uses.
     yield from _settings(study, study.set, "set", frozenset(study.phases))
     for name, arm in study.arms.items():
         if arm.same_as is None:
@@ -234,7 +231,7 @@ def matches_name_arms(study: Study) -> Iterator[Problem]:
             yield Problem(f"there is no phase {match.end!r}", f"{where}.end", fix)
 
 
-# In the order in which a reader meets the keys in a study file.
+# All of them run, so that one reading of the file reports every mistake.
 RULES: tuple[Rule, ...] = (
     names_can_be_told_apart,
     an_arm_has_phases_or_is_a_second_name,

@@ -37,6 +37,7 @@ def _read_factor(value: Any) -> Any:
     """Give the values of a factor that is a list their names; the key is filled in where it is known."""
     if not isinstance(value, list):
         return value
+    # `true` and `false` as in YAML, not as Python writes them.
     names = [str(item).lower() if isinstance(item, bool) else str(item) for item in value]
     if len(set(names)) < len(names):
         raise ValueError("a value stands twice; name each level once")
@@ -45,6 +46,7 @@ def _read_factor(value: Any) -> Any:
 
 def _read_points(value: Any) -> float:
     """Read a difference of scores: `0.5 points`."""
+    # The unit is required: 0.5 of a score in 0..1 is not 0.5 points of one in per cent.
     number, _, unit = str(value).strip().rpartition(" ")
     try:
         if isinstance(value, bool) or unit not in ("point", "points") or not 0 <= float(number) < inf:
@@ -69,6 +71,7 @@ class PhaseUse(Frozen):
     until: Length | None = None
 
 
+# With tags pydantic reports the mistakes of the form that was written, not those of both.
 Use = Annotated[
     Annotated[str, Tag("as-name")] | Annotated[PhaseUse, Tag("as-use")],
     Discriminator(lambda value: "as-name" if isinstance(value, str) else "as-use"),

@@ -18,7 +18,6 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         if key.startswith("phases."):
             continue
-        # Built from the innermost key outwards.
         item: Any = value
         for part in reversed(key.split(".")):
             item = {part: item}
@@ -46,7 +45,6 @@ def phases_of(study: Study, arm: str, settings: Sequence[Mapping[str, Any]]) -> 
     for use in study.uses(arm):
         used[use.phase] += 1
         again = f"-{used[use.phase]}" if used[use.phase] > 1 else ""
-        # A copy: `phases` of the study is shared by all arms.
         phase = merge({}, study.phases[use.phase])
         for one in settings:
             for key, value in one.items():

@@ -51,6 +51,7 @@ def _headline(document: _Json) -> Table:
     grid.add_column(style="dim")
     grid.add_column()
     arms, seeds = {row["arm"] for row in document["arms"]}, document["seeds"]
+    # Fewer than nodes: a node with one child that resumes is trained in the child's run.
     runs = {row["run"] for row in document["nodes"]}
     levels = "".join(f", {name}: {', '.join(names)}" for name, names in document["factors"].items())
     grid.add_row("study", Text(document["name"], style="bold"))
@@ -92,6 +93,7 @@ def _line(row: _Json, ends: list[str]) -> Text:
     levels = "".join(f"@{level}" for level in row["levels"].values())
     line = Text.assemble(mark, (row["phase"] + levels, "bold"), f"  {format_count(row['tokens'])}  ")
     line.append(row["id"][:8], style="dim")
+    # Below its parent, yet without its optimizer: easily misread as a continuation.
     if not row["resumes"] and row["parent"] is not None:
         line.append("  from its weights", style="italic")
     if ends:
@@ -103,9 +105,11 @@ def _line(row: _Json, ends: list[str]) -> Text:
 
 def _tokens(document: _Json) -> RenderableType:
     """Return tokens trained, beside what the same study takes without sharing."""
+    # Columns need different names; the trailing space tells the second `saved` from the first.
     figures = ("shared", "a run a row", "saved", "each alone", "saved ")
     table = FigureTable("", "seed", *figures, figures=(*figures, "seed"), padding=(0, 2, 0, 0))
     for row in document["tokens_by_level"]:
+        # All seeds cost the same: with many rows the first one stands for all, and the last line has the sum.
         if row["seed"] == document["seeds"][0] or len(document["tokens_by_level"]) <= _ARMS_SHOWN:
             levels = ", ".join(row["levels"].values()) or "all arms"
             table.add_row(levels, str(row["seed"]), *_savings(row["tokens"]))
@@ -147,6 +151,7 @@ def _matches(matches: list[_Json]) -> list[RenderableType]:
             continue
         if match["end"] is not None:
             parts.append(Text.assemble(("✓ ", "green"), f"{arms} end with the same {match['end']}"))
+        # Equal exposure still leaves timing, which is what such arms are meant to show.
         if match["exposure"] is not None:
             said = f"{arms} read the same windows, equally many samples of each source; they differ in"
             parts += [Text.assemble(("✓ ", "green"), said), _exposures(match)]

@@ -48,6 +48,7 @@ class TreeNode:
     def name(self) -> str:
         """A name for people, unique by the id's first eight digits."""
         phase = self.cell.plan.schedule.phases[self.phase].name
+        # Only for display: what finds a node is its whole id.
         return slug("-".join((phase, *self.cell.place, f"s{self.cell.seed}", self.id[:8])))
 
     @property
@@ -99,6 +100,7 @@ class Tree:
         # 2. Paths meet where ids are equal.
         for cell in grid.cells:
             path: list[str] = []
+            # The first cell to reach a state makes its node; later ones only add their names.
             for node in _path(cell, cuts):
                 known = found.setdefault(node.id, node)
                 if cell.name not in known.arms:
@@ -108,6 +110,7 @@ class Tree:
         # 3. Parents and children, in an order of their own.
         self.roots = _linked(found)
         self.nodes = {node.id: node for root in self.roots for node in _below(root)}
+        # A run continues while there is no choice; at a branch the children start from the checkpoint.
         self._runs = {node.id: last.id for node in self.nodes.values() if (last := _last_of_run(node))}
 
     def run_of(self, node: str) -> str:
@@ -134,6 +137,7 @@ class _Cuts:
 
     def __init__(self, cells: Sequence[Cell]) -> None:
         self.reads: dict[str, set[int]] = {}
+        # A state counts as a cut only where some arm ends a phase, or phases would be cut at every length.
         self.ends = {end for cell in cells for end in cell.past.ends}
         for cell in cells:
             for phase in cell.plan.schedule.phases:
@@ -240,6 +244,7 @@ def totals(tree: Tree, cells: Iterable[Cell] | None = None) -> Totals:
     tables: dict[object, dict[str, Cell]] = {}
     for cell, path in zip(chosen, paths, strict=True):
         table = tree.grid.study.arms[cell.arm].table
+        # By its end state: a second name in the same table needs no run of its own there.
         tables.setdefault((table, cell.place, cell.seed), {})[path[-1]] = cell
     rows = 0
     for ends in tables.values():

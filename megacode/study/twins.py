@@ -54,6 +54,7 @@ def twin_of(full: Plan, config: RunConfig, share: Fraction, where: str) -> RunCo
 
 def _refuse_short(full: Plan, config: RunConfig, ratio: Fraction, where: str) -> None:
     """Refuse a twin with a phase shorter than a global batch."""
+    # Its only iteration would be a short batch, which is other training than the full run's.
     batch = config.train.global_batch_size
     for plan in full.schedule.phases:
         if _scaled(plan.samples, ratio) < batch:
@@ -65,6 +66,7 @@ def _refuse_short(full: Plan, config: RunConfig, ratio: Fraction, where: str) ->
 
 
 def _phase(phase: Phase, was: Phase, plan: PhasePlan, rate: PhaseRate, ratio: Fraction) -> Phase:
+    # In samples: tokens and iterations would be rounded again, to whole batches.
     lengths = {"tokens": None, "iterations": None, "samples": _scaled(plan.full_samples, ratio)}
     until = _length(plan.samples, ratio) if plan.left_early else None
     learning_rate = _learning_rate(phase.learning_rate, was.learning_rate, rate, ratio)
@@ -82,6 +84,7 @@ def _learning_rate(own: LearningRate, was: LearningRate, rate: PhaseRate, ratio:
 
 
 def _train(own: Training, was: Training, ratio: Fraction) -> Training:
+    # A ramp of its own is the twin's decision; an inherited one would otherwise fill its whole run.
     if own.batch_ramp is None or own.batch_ramp != was.batch_ramp:
         return own
     ramp = own.batch_ramp.model_copy(update={"samples": _scaled(own.batch_ramp.samples, ratio)})
