@@ -101,17 +101,20 @@ def evaluate_many(
 ) -> list[dict[str, Any]]:
     """Score several models one after another in this process; see `evaluate`."""
     choices = choices or ScoringOptions()
+    # Everything that can be wrong with the command is checked before lm-eval is imported, which takes seconds.
     check_device(choices.device)
     for hf_dir in hf_dirs:
         check_model(hf_dir)
     outs = outs or [None] * len(hf_dirs)
     with scoring_ranks() as ranks:
+        # The first rank alone writes the demo's items; the others wait here, then read them.
         ranks.broadcast([suite_of(suite, hf_dir, choices) for hf_dir in hf_dirs] if ranks.first else None)
         suites = [suite_of(suite, hf_dir, choices) for hf_dir in hf_dirs]  # the first rank has made the items by now
         targets = [out or default_out(path, one.name) for path, one, out in zip(hf_dirs, suites, outs, strict=True)]
         if not (choices.overwrite or choices.missing_only):
             refuse_existing(targets, False, "--out")
         if ranks.first:
+            # Found out now and not after hours of scoring.
             for target in dict.fromkeys(path.parent for path in targets):
                 refuse_unwritable(target / "scores.json", "--out")
         with surroundings(suites[0].offline, suites[0].items is not None, choices.verbose):
@@ -153,9 +156,11 @@ def _score_all(
     tasks: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for hf_dir, suite, target in zip(hf_dirs, suites, targets, strict=True):
+        # Models of one suite share its tasks: loading them can take longer than scoring a small model.
         if suite != loaded:
             tasks, left_out = load_tasks(suite, choices.run_code or suite.unsafe_code, choices.without)
             loaded = suite
+        # One rank decides for all: ranks that saw different files would wait for each other forever.
         if choices.missing_only and ranks.broadcast(ranks.first and is_scored(hf_dir, suite, target, left_out)):
             continue
         document, lines = _score(hf_dir, suite, tasks, choices, (device, target, ranks))
@@ -176,6 +181,7 @@ def _write(document: dict[str, Any], lines: Sequence[Mapping[str, Any]], out: Pa
         file.writelines(to_json(line, other=str) + "\n" for line in lines)  # items may hold values of any type
     document["items_file"] = items.name
     write_json(out, document)
+    # Last: until the score file is complete, the kept tasks are the only copy.
     Partial(out, {}).done()
 
 
@@ -188,6 +194,7 @@ def _score(
     facts = ranks.broadcast(model_facts(hf_dir) if ranks.first else None)
     settings = {"limit": choices.limit, "device": device.partition(":")[0], "dtype": str(model.model.dtype)}
     made = provenance()
+    # Results that were kept by an earlier, interrupted call count only under the same identity.
     identity = {"model": facts, "suite": suite.files_digest(), "settings": settings, "versions": made["versions"]}
     identity["clusters"] = suite.clusters
     partial, parts = Partial(target, identity), {}
@@ -224,6 +231,7 @@ def _run_task(
     (name, task, cluster), start = what, time.perf_counter()
     count = min(len(task.eval_docs), choices.limit or len(task.eval_docs))
     part = run_items(model, name, task, ranks.share(count), cluster)
+    # Sorted by item, so that digests and means do not depend on the number of ranks.
     lines = sorted(ranks.gather(part), key=lambda line: (line["filter"], line["item"]))
     facts = {
         "items": len({line["item"] for line in lines}),

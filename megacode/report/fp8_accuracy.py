@@ -24,6 +24,7 @@ READING = (
 
 def figures(record: RunRecord, clock: Sequence[ClockSlot]) -> Iterator[Figure]:
     """Yield the chart of the probes, if there are any."""
+    # A probe in which every gradient was zero or infinite has no distance, and so no dot.
     probed = [line for line in record.probes if distances(line)]
     if not probed:
         return
@@ -36,6 +37,7 @@ def figures(record: RunRecord, clock: Sequence[ClockSlot]) -> Iterator[Figure]:
     labels = [(tick, f"{100 * tick:.3g} %") for tick in frame.y.ticks(5)]
     limit = [fig.limit(frame, alarm, f"alarm above {100 * alarm:g} %")] if alarm > 0 else []
     upper, lower = ([(frame.x(x), frame.y(y)) for x, y in points] for points in (furthest, nearest))
+    # Down one line and back along the other: SVG fills what they enclose.
     area, line = path([*upper, *reversed(lower)], class_="range"), path(upper, class_="line ink")
     marks = [area, *limit, line, *_dots(frame, record, probed)]
     drawn = fig.draw(record, frame, TITLE, "distance of gradients", labels, *marks)
@@ -54,6 +56,7 @@ def distances(probe: Json) -> list[float]:
 
 def at_slots(clock: Sequence[ClockSlot], points: Sequence[tuple[int, float]]) -> list[str]:
     """Return, for each slot, the text of the last probe before its end."""
+    # Probes are rarer than slots, so a slot shows the newest one before it.
     last = [next((y for x, y in reversed(points) if x < slot.stop), math.nan) for slot in clock]
     return fig.texts(last, "{:.2%}".format)
 

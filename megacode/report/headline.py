@@ -132,6 +132,7 @@ def _time_card(record: RunRecord) -> dict[str, str]:
 
 def _rates(record: RunRecord) -> str:
     """Return the medians of tokens per second, FLOP/s and MFU, if they were measured."""
+    # Medians: the first iterations after a start are slow, and a mean would show that.
     rates, flops, mfu = (
         [number for number in (value(line, key) for line in record.train) if math.isfinite(number)]
         for key in ("tokens_per_second", "flops_per_second", "mfu")

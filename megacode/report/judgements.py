@@ -54,6 +54,7 @@ def _samples(record: RunRecord, document: Json) -> Json:
     settings = document.get("settings") or {}
     settings_text = ", ".join(f"{str(key).replace('_', ' ')} {number}" for key, number in settings.items())
     texts = [
+        # A text that was cut by the length limit is marked, or it would look like a model that breaks off.
         {"prompt": _shown(one.get("prompt")), "text": _shown(one.get("text")), "cut": one.get("ended") != "end of text"}
         for one in document["samples"]
         if isinstance(one, dict)

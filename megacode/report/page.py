@@ -50,11 +50,13 @@ def write_report(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Pa
         CheckpointError: if a file of a run cannot be parsed.
     """
     runs = [run_dirs] if isinstance(run_dirs, Path) else list(run_dirs)
+    # Resolved, so that a link and its target count as one run.
     twice = [run for index, run in enumerate(runs) if run.resolve() in [other.resolve() for other in runs[:index]]]
     if twice:
         raise ConfigError("this run is listed twice", str(twice[0]), "list each run once")
     target = out or (runs[0] if len(runs) == 1 else Path()) / FILE_NAME
     _check_target(target)
+    # The target is checked first: a large run takes seconds to read.
     records = [read_run(run) for run in runs]
     text = render(records[0]) if len(records) == 1 else render_several(records)
     try:

@@ -77,6 +77,7 @@ class RunRecord:
     @property
     def seq_length(self) -> int:
         """Tokens in a sample; 1 if unknown (the clock then counts samples)."""
+        # The config first: without a plan there may still be metrics to draw.
         settings = self.config.get("train") or {}
         return int(settings.get("seq_length") or self.plan.get("seq_length") or 1)
 
@@ -108,6 +109,7 @@ class RunRecord:
             size = self.seq_length
             first = [(p, int(p.get("first_sample") or 0), int(p.get("samples") or 0)) for p in self.phases]
             return [Span(str(p.get("name")), f * size, (f + n) * size) for p, f, n in first if n]
+        # No plan, so only phases that have begun are known.
         names = list(dict.fromkeys(str(line.get("phase")) for line in self.train))
         # The last line of each phase wins, so this is where the phase ended so far.
         ends = {str(line.get("phase")): self.tokens(line) for line in self.train}
@@ -126,6 +128,7 @@ def read_run(path: Path) -> RunRecord:
     run = RunDir(path)
     if not path.is_dir():
         raise ConfigError("there is no such directory", str(path), "give a run directory, such as runs/demo")
+    # Any one of them is enough: each chart says for itself what it misses.
     if not any(Path(item).exists() for item in (run.config, run.plan, run.metrics)):
         raise ConfigError(
             "this is not a run directory: it has no run.yaml, plan.json or metrics.jsonl", str(path),
@@ -157,6 +160,7 @@ def _parsed(file: Path, parse: Callable[[Path], Any]) -> Any:
     """Return a file's contents, None if it does not exist."""
     try:
         return parse(file) if file.exists() else None
+    # A missing file is normal in a young run; a broken one must not pass for a missing one.
     except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"it cannot be read: {reason}", str(file), "restore the file, or move it away") from None

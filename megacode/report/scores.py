@@ -89,6 +89,7 @@ def collect(record: RunRecord) -> list[Score]:
 
 def _of_document(document: Json, sources: Sequence[str]) -> list[Score]:
     scores = [_mean(document, str(name), mean) for name, mean in (document.get("means") or {}).items()]
+    # A mean without any scored task is null, and would be an empty row.
     scores = [score for score in scores if math.isfinite(score.value)]
     for task, metrics in (document.get("scores") or {}).items():
         scores += _of_task(document, str(task), metrics, sources)
@@ -138,6 +139,7 @@ def tokens_at(record: RunRecord, iteration: int) -> float:
     """Return the clock of a checkpoint, in tokens; nan if unknown."""
     if iteration <= 0:
         return 0.0 if iteration == 0 else math.nan
+    # A checkpoint without its line was trained elsewhere, such as a trunk's; it has no place on this clock.
     lines = [line for line in record.train if line["iteration"] <= iteration]
     return float(record.tokens(lines[-1])) if lines and lines[-1]["iteration"] == iteration else math.nan
 

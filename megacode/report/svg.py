@@ -249,6 +249,7 @@ def vertical_title(frame: Frame, title: str) -> Markup:
 
 def cursor(frame: Frame) -> Markup:
     """Return the line that follows the pointer; hidden until the page's script moves it."""
+    # Outside the view box until the pointer enters; the page's script reads the plot's edges from the data attributes.
     return element("line", class_="cursor", y1=frame.top, y2=frame.bottom, x1=-9, x2=-9,
                    data_left=frame.left, data_right=frame.right)  # fmt: skip
 

@@ -135,11 +135,13 @@ def provenance(record: RunRecord) -> list[dict[str, str]]:
     starts = [event for event in record.events if event.get("event") in ("start", "resume")]
     rows: list[tuple[str, str]] = [("run directory", str(record.path))]
     rows += [("started", _time(starts[0]))] if starts else []
+    # Of the last start: it is the one whose code and machine the newest checkpoints come from.
     for event in starts[-1:]:
         rows += _flat({key: event[key] for key in event if key not in NO_PROVENANCE})
     rows += [("git commit", ran)] if (ran := commit(record)) else []
     rows += _flat(_identities(record))
     export, score = (found[-1] if found else {} for found in (record.exports, record.scores))
+    # Later entries win: the trainer's versions count before those of tools that read its model.
     sources_of_versions = (score, export, *starts[-1:])
     versions = {
         name: version for facts in sources_of_versions for name, version in (facts.get("versions") or {}).items()

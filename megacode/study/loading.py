@@ -47,7 +47,6 @@ def read_study(document: dict[str, Any], path: Path) -> Study:
         problems += problems_of(error, Study)
         # A second reading with unknowns in place of what is wrong, so that rules can check the rest.
         study = Study.model_validate(raw, context=LENIENT)
-    # Types first, rules second: rules may rely on types, and see placeholders where a type was wrong.
     for rule in RULES:
         problems += while_known(rule(study))
     if problems:

@@ -244,7 +244,6 @@ def placed_document(grid: Grid, arm: str, found: Sequence[Placed]) -> dict[str, 
             continue
         uses: list[str] = []
         for number, phase in enumerate(one.phases):
-            # A kept phase is referred to by its name, so all arms end with one and the same phase.
             written_already = phase in known and phase.name in grid.study.phases
             uses.append(phase.name if written_already else f"{name}-{number + 1}")
             if not written_already:

@@ -52,7 +52,6 @@ def phases_of(study: Study, arm: str, settings: Sequence[Mapping[str, Any]]) -> 
                 name, _, inside = rest.partition(".")
                 if section == "phases" and name == use.phase:
                     phase = merge(phase, nested({inside: value}))
-        # Last, so that a setting cannot move the point at which the arm leaves the phase.
         until = {} if use.until is None else {"until": str(use.until)}
         found.append({"name": f"{use.phase}{again}", **phase, **until})
     return found

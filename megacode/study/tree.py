@@ -48,7 +48,6 @@ class TreeNode:
     def name(self) -> str:
         """A name for people, unique by the id's first eight digits."""
         phase = self.cell.plan.schedule.phases[self.phase].name
-        # Only for display: what finds a node is its whole id.
         return slug("-".join((phase, *self.cell.place, f"s{self.cell.seed}", self.id[:8])))
 
     @property
@@ -244,7 +243,6 @@ def totals(tree: Tree, cells: Iterable[Cell] | None = None) -> Totals:
     tables: dict[object, dict[str, Cell]] = {}
     for cell, path in zip(chosen, paths, strict=True):
         table = tree.grid.study.arms[cell.arm].table
-        # By its end state: a second name in the same table needs no run of its own there.
         tables.setdefault((table, cell.place, cell.seed), {})[path[-1]] = cell
     rows = 0
     for ends in tables.values():

@@ -91,7 +91,6 @@ def _reason(here: _State, known: list[_State]) -> Reason:
     others = [state for state in known if state.phase == here.phase]
     if not others:
         return Reason("", [])
-    # Of several equally near states the first one, which is the earliest in the study's file.
     nearest = min(others, key=lambda state: sum(1 for _ in _differences(state.facts, here.facts)))
     differences = list(_differences(nearest.facts, here.facts))
     # Another past is mostly the same change, further up.
