@@ -52,11 +52,11 @@ class ScoringOptions:
         batch_size: sequences per forward pass.
         device: `cpu`, `cuda`, `cuda:1`; None: CUDA where there is any, one GPU a rank.
         verbose: let lm-eval log and draw its bars.
-        run_code: run the code that the model writes; without, tasks that need it are left out.
+        run_code: run the code that the model writes; if not, tasks that need it are excluded.
         without: tasks to leave out.
         texts: text files for bits per byte, in addition to the suite's tasks.
-        missing_only: leave out models whose score file is whole already.
-        overwrite: replace a score file that is there; without, it is refused before anything is scored.
+        missing_only: skip models whose score file is complete.
+        overwrite: replace an existing score file; if not, it is refused before anything is scored.
     """
 
     tasks_dir: Path | None = None
@@ -130,7 +130,7 @@ def prefetch_suite(suite: str | Path, verbose: bool = False) -> list[str]:
 
     Raises:
         ConfigError: for an unknown suite or task, or without lm-eval.
-        DataError: naming every task whose data could not be had.
+        DataError: naming every task whose data could not be downloaded.
     """
     wanted = load_suite(suite, None)
     no_network = network_problem()
@@ -227,7 +227,7 @@ def _score(
 def _run_task(
     model: Any, what: tuple[str, Any, str | None], choices: ScoringOptions, ranks: ScoringRanks
 ) -> FinishedTask:
-    """Run this rank's share of a task; return what all ranks found on rank 0, the same without numbers elsewhere."""
+    """Run this rank's share of a task; return all ranks' results on rank 0, the same keys without numbers elsewhere."""
     (name, task, cluster), start = what, time.perf_counter()
     count = min(len(task.eval_docs), choices.limit or len(task.eval_docs))
     part = run_items(model, name, task, ranks.share(count), cluster)
@@ -248,7 +248,7 @@ def _run_task(
 
 
 def check_device(device: str | None) -> None:
-    """Refuse a device that is none, or is not here.
+    """Refuse a device that does not exist, or is not visible.
 
     Raises:
         ConfigError: saying which there are.
@@ -258,7 +258,7 @@ def check_device(device: str | None) -> None:
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise ConfigError(f"{device!r} is not a device", "--device", "give cpu, cuda or cuda:N")
     if device is not None and device != "cpu" and not torch.cuda.is_available():
-        raise ConfigError("no GPU is to be seen here", f"--device {device}", "give --device cpu, or leave it out")
+        raise ConfigError("no GPU is visible here", f"--device {device}", "give --device cpu, or leave it out")
 
 
 def _default_device(ranks: ScoringRanks) -> str:

@@ -1,4 +1,4 @@
-"""What order changes besides order: the learning rate at which a source is read, and how long ago."""
+"""Confounds of data order: the learning rate at which a source is read, and how long before the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _POINTS = 64  # at which the learning rate of a phase is looked at
 
 @dataclass(frozen=True)
 class Exposure:
-    """One source in one arm.
+    """How an arm is exposed to one source.
 
     Attributes:
         samples: over the whole run.

@@ -1,4 +1,4 @@
-"""What a node costs: operations, GPU-hours by the plan's model, and the checkpoint at its end."""
+"""Cost of a node: FLOPs, GPU-hours by the plan's model of step time, and the size of the checkpoint at its end."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _HOUR = 3600
 
 @dataclass(frozen=True)
 class Gpus:
-    """What runs are laid over.
+    """The GPUs that runs are planned for.
 
     Attributes:
-        count: GPUs a run; None: eight, and no hours for a run that does not fit on them.
+        count: GPUs per run; None: eight, and no hours for a run that does not fit on them.
         kind: as `hardware.yaml` names it.
-        file: a table of constants of the user's own.
+        file: the user's own table of hardware constants.
     """
 
     count: int | None = None
@@ -37,10 +37,10 @@ class Gpus:
 
 
 class Costs:
-    """Costs of nodes; those that are alike are computed once.
+    """Costs of nodes; nodes of equal shape are computed once.
 
     Args:
-        gpus: what runs are laid over.
+        gpus: the GPUs that runs are planned for.
 
     Raises:
         ConfigError: the kind of GPU is not known.
@@ -52,11 +52,11 @@ class Costs:
 
     @property
     def count(self) -> int:
-        """GPUs a run."""
+        """GPUs per run."""
         return self.gpus.count or _USUAL_GPUS
 
     def flops(self, node: TreeNode) -> int:
-        """Return the operations of a node, forward and backward, with causal attention."""
+        """Return the FLOPs of a node, forward and backward, with causal attention."""
         plan = node.cell.plan
         # The plan's formula, so that a node costs here what the run's own page will say.
         return node.tokens * flops_per_token(plan.config.model, plan.vocab_size, plan.schedule.seq_length)
@@ -66,7 +66,7 @@ class Costs:
         return checkpoint_bytes(node.cell.plan.config.model, node.cell.plan.vocab_size)
 
     def hours(self, node: TreeNode) -> float | None:
-        """Return a node's GPU-hours; None where nobody said on how many GPUs and the usual ones do not fit it.
+        """Return a node's GPU-hours; None if no number of GPUs was given and the node does not fit on the default.
 
         Raises:
             ConfigError: the number of GPUs that was asked for does not fit.

@@ -29,13 +29,13 @@ def plan_study(
     why: bool = False,
     items: int = USUAL_ITEMS,
 ) -> _Json:
-    """Return the plan of a study: its tree, what it costs, and what is proven of it.
+    """Return the plan of a study: its tree, its cost, and the results of its claims.
 
     Args:
         path: of the study file.
-        gpus: what runs are laid over.
-        why: say of each node what makes it new.
-        items: of a score, for the intervals to expect.
+        gpus: the GPUs that runs are planned for.
+        why: add to each node the facts that make it new.
+        items: number of items of a score, for the expected intervals.
 
     Raises:
         ConfigError: the study or an arm is wrong.
@@ -54,7 +54,7 @@ def plan_study(
 
 
 def check_claims(document: _Json) -> None:
-    """Refuse a study with a claim that is wrong; to be asked when the plan has been shown.
+    """Refuse a study with a claim that does not hold; call it after the plan has been printed.
 
     Raises:
         PlanError: with every difference, and the lengths that would match.
@@ -208,8 +208,8 @@ def _warnings(grid: Grid, study: Study) -> Iterator[str]:
     # Provisional ids come first: everything else in the plan refers to them.
     if grid.provisional:
         yield (
-            f"{', '.join(grid.provisional)}: declared, not there yet; ids are provisional until the data and the "
-            "tokenizer are there"
+            f"{', '.join(grid.provisional)}: declared, but not there yet; ids are provisional until the data and "
+            "the tokenizer exist"
         )
     used = {use.phase for arm in study.arms for use in study.uses(arm)}
     unused = [name for name in study.phases if name not in used]

@@ -1,4 +1,4 @@
-"""What has been trained, found by content: the state that each checkpoint below a directory holds.
+"""Find trained states by content: the state that each checkpoint below a directory holds.
 
 A checkpoint carries its config, its fingerprints and its clock; they give the id of its state, wherever it lies and
 whatever its run is called. There is no registry that could be wrong.
@@ -26,7 +26,7 @@ _DEEPEST = 16  # checkpoints that start from each other
 
 @dataclass(frozen=True)
 class Found:
-    """A state that lies on disk.
+    """A state found on disk.
 
     Attributes:
         id: of the state.
@@ -47,7 +47,7 @@ class Found:
 def find_states(directory: Path) -> dict[str, Found]:
     """Return the states below a directory by id; of several checkpoints of one state, the first by path.
 
-    Checkpoints that cannot be read, or that another version's law ordered, are passed over.
+    Checkpoints that cannot be read, or whose data order is by another version's rules, are skipped.
     """
     found: dict[str, Found] = {}
     # Abandoned checkpoints lie a directory deeper and do not count.

@@ -80,7 +80,7 @@ class Grid:
     Attributes:
         study: the study.
         cells: by arm, levels and seed, in the order of the file.
-        provisional: what is only declared, so that ids will change when it is there.
+        provisional: tokenizer and sources that are only declared; ids will change when they exist.
     """
 
     study: Study
@@ -211,7 +211,7 @@ class _Builder:
     def _config(
         self, arm: str, levels: list[tuple[str, Mapping[str, Any]]], model: Mapping[str, Any] | None = None
     ) -> RunConfig:
-        """Return the config of an arm; with this model where it has none of its own."""
+        """Return the config of an arm; with this model if it sets none itself."""
         settings = [("set", self.study.set), (f"arms.{arm}.set", self.study.arms[arm].set), *levels]
         phases = phases_of(self.study, arm, [one for _, one in settings])
         drawn = {source for phase in phases for source in _names(phase.get("blend"))}
@@ -290,7 +290,7 @@ class _Builder:
         return type(error)(problems=[place(problem) for problem in error.problems])
 
     def _refuse(self) -> None:
-        """Raise what was found, each thing once; mistakes of the input before plans that cannot be carried out."""
+        """Raise all errors, each once; mistakes of the input before plans that cannot be trained."""
         # An arm that is wrong says the same at every scale and seed.
         for kind in (ConfigError, DataError, PlanError):
             problems = [one for error in self.errors if isinstance(error, kind) for one in error.problems]
@@ -311,7 +311,7 @@ def _tokenizer_hash(config: RunConfig) -> str:
 
 
 def _declared(plan: Plan) -> Iterator[str]:
-    """Yield what a plan takes from the config because it is not there yet."""
+    """Yield the tokenizer and sources that a plan takes from the config because they do not exist yet."""
     config = plan.config
     if config.tokenizer is not None and tokenizer_facts(config.tokenizer) is None:
         yield "tokenizer"

@@ -1,9 +1,9 @@
-"""What a state of training is: a hash of all that was learned from on the way to it, and of nothing else.
+"""The id of a training state: a hash of everything that it has learned from, and of nothing else.
 
 A state is a point of an arm: a phase, and how many of its samples have been read. Its facts are the state at the
 phase's start, the phase's link in the fingerprint chain, the learning rate and the batches up to the point, and the
-settings of `plan.effects.LEARNED`. Paths, names, layout, bookkeeping and the version of the code are no facts. Where
-an arm is cut for others to branch off is none either: a point knows the ends of earlier phases only.
+settings of `plan.effects.LEARNED`. Paths, names of phases, layout, bookkeeping and the version of the code are not
+part of it. Nor is where an arm is cut for others to branch off: a point knows the ends of earlier phases only.
 
 The learning rate counts as a function up to the point. So a `wsd` phase before its decay is the same as a `constant`
 one of that length.
@@ -29,7 +29,7 @@ Facts = dict[str, Any]
 
 
 def start_from(kind: str, mark: str) -> str:
-    """Return what an arm starts from, as its first phase's past: the weights of a state or of a checkpoint.
+    """Return the past of an arm's first phase when it starts from the weights of a state or of a checkpoint.
 
     Args:
         kind: `state` (of another arm) or `checkpoint` (from elsewhere).
@@ -43,7 +43,7 @@ class LearnedPast:
 
     Args:
         plan: of the arm.
-        tokenizer_hash: of the tokenizer that made the data; empty where there is none, or it is not there yet.
+        tokenizer_hash: of the tokenizer that made the data; empty if there is none, or if it does not exist yet.
         start: `random`, or what `start_from` returns.
 
     Attributes:
@@ -86,7 +86,7 @@ class LearnedPast:
         return {key: self._links[phase][key] for key in ("seed", "seq_length", "samples", "sources")}
 
     def family(self, phase: int) -> str:
-        """Return a mark that phases share which may be the same up to a cut: one past, and one order of data."""
+        """Return a key that phases share if they may be equal up to a cut: same past and same data order."""
         return f"{self.ends[phase - 1] if phase else self._start} {self._links[phase]['fingerprint']}"
 
     def passes(self, phase: int, read: int) -> bool:
@@ -98,7 +98,7 @@ class LearnedPast:
 
 
 def rate_facts(rate: PhaseRate, read: int) -> Facts:
-    """Return what decides the learning rate of a phase up to a point, and nothing that decides it only later."""
+    """Return what determines the learning rate of a phase up to a point, without what only matters later."""
     # Up to the peak all rules are one, so arms that differ in their decay share the warmup.
     rise = {"start": rate.start, "peak": rate.peak, "warmup": rate.warmup}
     if read <= rate.warmup:
@@ -114,7 +114,7 @@ def rate_facts(rate: PhaseRate, read: int) -> Facts:
 
 
 def _settings(config: RunConfig, vocab_size: int, tokenizer_hash: str) -> Facts:
-    """Return the settings of the whole run that are learned from; those of phases and sources come apart."""
+    """Return the settings of the whole run that are learned from; those of phases and sources are in `_of_phase`."""
     document = config.model_dump(mode="json", by_alias=True, exclude={"phases", "sources", "tokenizer"})
     health = document.pop("health")
     # A phase may have another recipe: `_of_phase` says which one counts.
@@ -130,7 +130,7 @@ def _settings(config: RunConfig, vocab_size: int, tokenizer_hash: str) -> Facts:
 
 
 def _withheld(spikes: Facts) -> Facts:
-    """Return the settings of a spike policy that keeps samples or updates from being learned from."""
+    """Return the settings of a spike policy that skips updates or withholds samples."""
     # `off` and `warn` leave every update as it is, so they cannot make two states differ.
     if spikes["policy"] not in ("skip", "rollback"):
         return {}

@@ -1,4 +1,4 @@
-"""How sure a study's differences will be, before anything is trained: what its seeds and items can show.
+"""Expected confidence intervals of a study's differences, from its numbers of seeds and items, before training.
 
 Scores are in points. An item is right or wrong, at a coin's spread, which is the widest; two arms' answers to it
 correlate. Whoever has scores knows better: `megacode compare` gives the intervals of real ones.
@@ -19,7 +19,7 @@ SEED_SPREAD = 0.5  # points, where the study does not say
 
 
 def expected_intervals(grid: Grid, items: int = USUAL_ITEMS) -> dict[str, Any] | None:
-    """Return what can be seen of an arm's difference from the baseline, with the study's seeds and with one more.
+    """Return the expected intervals of an arm's difference from the baseline, with the study's seeds and one more.
 
     Args:
         grid: of the study; the combination of levels with most arms counts.

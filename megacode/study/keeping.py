@@ -1,4 +1,4 @@
-"""Whether the checkpoints that other arms start from will still be there when these begin."""
+"""Check that checkpoints which other arms start from are not deleted before these arms begin."""
 
 from __future__ import annotations
 

@@ -28,13 +28,13 @@ Counts = dict[str, int]
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found of one claim at one combination of levels.
+    """The result of checking one claim at one combination of levels.
 
     Attributes:
         claim: the claim.
         cells: of its arms, with the first seed.
         samples_by_source: by name of the arm: over the whole run, or in the last phase.
-        problems: why the claim is wrong; empty where it is proven.
+        problems: why the claim does not hold; empty if it is proven.
     """
 
     claim: Match
@@ -49,7 +49,7 @@ class Proof:
 
 
 def prove(grid: Grid) -> list[Proof]:
-    """Look into every claim of a study, at every combination of levels where two of its arms are trained."""
+    """Check every claim of a study at every combination of levels where two or more of its arms are trained."""
     found = []
     for number, claim in enumerate(grid.study.match):
         groups: dict[tuple[str, ...], list[Cell]] = {}
@@ -101,7 +101,7 @@ def _end_problems(first: Cell, cell: Cell, end: str, where: str) -> Iterator[Pro
     if rates[0] != rates[1]:
         said = " and ".join(f"{one.name!r} {rate['start']:.3g}" for one, rate in zip((first, cell), rates, strict=True))
         # Without `peak` a phase takes over the rate of the phase before, which blends do not show.
-        fix = "let the phases before it end at one rate, or give it a peak"
+        fix = "let the phases before it end at the same rate, or give it a peak"
         yield Problem(f"the learning rate of {end!r} differs: it starts in {said}", where, fix)
 
 
@@ -110,7 +110,7 @@ def _exposure_problems(study: Study, first: Cell, cell: Cell, where: str) -> Ite
     yield from _restarts(cell, where)
     if one.seq_length != other.seq_length:
         what = f"samples of {first.name!r} have {one.seq_length:,} tokens, those of {cell.name!r} {other.seq_length:,}"
-        yield Problem(what, where, "give them one train.seq_length")
+        yield Problem(what, where, "use the same train.seq_length")
         return
     # 1. As many samples of each source ...
     ours, theirs = exposure(one), exposure(other)
@@ -123,8 +123,9 @@ def _exposure_problems(study: Study, first: Cell, cell: Cell, where: str) -> Ite
     # 2. ... from one stream, and so the same windows.
     for name in ours:
         if (one.sizes[name].tokens, one.sizes[name].identity) != (other.sizes[name].tokens, other.sizes[name].identity):
-            what = f"{cell.name!r} reads other windows of {name!r} than {first.name!r}: it is cut or held out otherwise"
-            fix = "give them one data set, one take and one validation.fraction"
+            what = f"{cell.name!r} reads other windows of {name!r} than {first.name!r}: "
+            what += "its data set, take or held-out part differs"
+            fix = "use the same data set, take and validation.fraction"
             yield Problem(what, f"{where}: sources.{name}", fix)
 
 
@@ -191,7 +192,7 @@ def _missing(wanted: Counts, counts: Counts) -> Counts:
 
 
 def _moved(config: RunConfig, plans: Sequence[PhasePlan], missing: Counts, by_blend: bool) -> tuple[Phase, ...] | None:
-    """Return the phases with what is missing added to those that read most of each source."""
+    """Return the phases with the missing samples added to the phase that reads most of each source."""
     targets = [dict(plan.counts) for plan in plans]
     for name, more in missing.items():
         if not more:

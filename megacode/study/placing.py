@@ -34,7 +34,7 @@ _ROUNDING = 4  # samples by which equal shares of two phases may differ
 
 @dataclass(frozen=True)
 class Placed:
-    """One new arm.
+    """One arm with its samples placed.
 
     Attributes:
         place: `early`, `late` or `uniform`.

@@ -1,4 +1,4 @@
-"""The study file: arms, factors and seeds around one base config, and what is to be compared, declared beforehand."""
+"""The study file: arms, factors and seeds around one base config, and the comparisons declared in advance."""
 
 from __future__ import annotations
 
@@ -144,12 +144,12 @@ class Match(Frozen):
 
 
 class Compare(Frozen):
-    """What will be compared, declared before it is seen.
+    """The comparisons, declared before any result is seen.
 
     Attributes:
         primary: metrics whose intervals hold together, over all arms.
-        secondary: further metrics, corrected apart.
-        margin: `0.5 points`: differences inside it count as none.
+        secondary: further metrics, corrected separately.
+        margin: `0.5 points`: smaller differences count as equal.
         seed_sd: standard deviation over seeds, where it is known from elsewhere, in points.
         pairs: pairs `[arm, baseline]` beside those with the study's baseline.
     """

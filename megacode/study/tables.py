@@ -62,7 +62,7 @@ def _headline(document: _Json) -> Table:
     grid.add_row("to train", f"{to_train}; {trained} nodes are there" if trained else to_train)
     hours = document["gpu_hours"]
     time = "GPU-hours unknown: give --gpus N" if hours is None else f"{format_count(round(hours))} GPU-hours"
-    on = f" on {document['gpus']} x {document['gpu']} a run" if hours is not None else ""
+    on = f" on {document['gpus']} x {document['gpu']} per run" if hours is not None else ""
     disk = format_bytes(document["disk_bytes"])
     grid.add_row("cost", f"{document['flops']:.3g} FLOPs, {time}{on}, {disk} of checkpoints")
     return grid

@@ -1,4 +1,4 @@
-"""The tree of training: what arms and seeds share is one node, trained once.
+"""The tree of training: a stretch that several arms share is one node, trained once.
 
 An arm is a path of states, one at the end of each phase, and one wherever another arm leaves the same phase earlier. A
 node is the stretch of training that leads to a state; its id is that of the state. Arms share a node if they share its
@@ -132,7 +132,7 @@ def _only_child(parent: TreeNode, child: TreeNode) -> bool:
 
 
 class _Cuts:
-    """Where arms end a stretch: after how many samples of phases of one past, and with which states."""
+    """Where arms end inside a phase: numbers of samples read, by family of phases, and the states there."""
 
     def __init__(self, cells: Sequence[Cell]) -> None:
         self.reads: dict[str, set[int]] = {}
@@ -153,7 +153,7 @@ class _Cuts:
 
 
 def _path(cell: Cell, cuts: _Cuts) -> Iterator[TreeNode]:
-    """Yield the nodes of a cell, from the first random weights on, each new and alone."""
+    """Yield the nodes of a cell in order, from its first weights on, not yet linked to children."""
     # The first node of an arm never resumes an optimizer: it starts from random weights, or from weights alone.
     before, resumes = None, False
     if cell.init is not None:
@@ -168,7 +168,7 @@ def _path(cell: Cell, cuts: _Cuts) -> Iterator[TreeNode]:
 
 
 def _linked(found: dict[str, TreeNode]) -> list[TreeNode]:
-    """Give nodes their children, and return those without a parent; an order that depends on no order of arms."""
+    """Link nodes to their children and return the roots, in an order that does not depend on the order of arms."""
     roots = []
     for node in found.values():
         if node.parent is None:
@@ -209,7 +209,7 @@ def _refuse_equal_arms(grid: Grid) -> None:
             fix = "remove a level, limit it with `only`, or let it change something that is learned from"
             problems.append(Problem(what, f"factors.{factor}.{cell.levels[factor]}", fix))
         else:
-            fix = f"write same_as: {other.arm} if it shall have both names, or remove it"
+            fix = f"write same_as: {other.arm} if it should have both names, or remove it"
             problems.append(Problem(what, f"arms.{cell.arm}", fix))
     if problems:
         raise ConfigError(problems=problems)
@@ -217,11 +217,11 @@ def _refuse_equal_arms(grid: Grid) -> None:
 
 @dataclass(frozen=True)
 class Totals:
-    """Tokens trained, under three ways of doing the same study.
+    """Tokens trained in three ways of running the same study.
 
     Attributes:
         tree: each node once.
-        rows: one run a row of each table; an arm that another arm of its table goes through has its scores from there.
+        rows: one run a row of each table; an arm that another arm of its table passes through is scored on the way.
         alone: every arm from scratch, second names too.
     """
 

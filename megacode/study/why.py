@@ -1,4 +1,4 @@
-"""Why a node is a node of its own: the facts in which it differs from the state that is most like it."""
+"""Why a node is not shared: the facts in which it differs from the most similar state."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_two_arms_that_are_the_same_are_refused(study: Document, tree_of: TreeOf
         tree_of(study)
     assert str(caught.value) == (
         "Config error: arms.twice: 'one' and 'twice' are the same training\n"
-        "    write same_as: one if it shall have both names, or remove it"
+        "    write same_as: one if it should have both names, or remove it"
     )
     study["arms"]["twice"] = {"same_as": "one"}
     assert tree_of(study).paths["twice", 1] == tree_of(study).paths["one", 1]
