@@ -101,7 +101,7 @@ def evaluate_many(
 ) -> list[dict[str, Any]]:
     """Score several models one after another in this process; see `evaluate`."""
     choices = choices or ScoringOptions()
-    # Everything that can be wrong with the command is checked before lm-eval is imported, which takes seconds.
+    # Whatever can be checked without lm-eval comes first: importing it takes seconds.
     check_device(choices.device)
     for hf_dir in hf_dirs:
         check_model(hf_dir)
