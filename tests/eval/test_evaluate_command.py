@@ -15,7 +15,7 @@ from megacode.eval.suites import SHIPPED
 
 
 def test_a_command_without_a_model_says_so():
-    with pytest.raises(ConfigError, match="it names no model"):
+    with pytest.raises(ConfigError, match="no model is named"):
         models.evaluate()
 
 

@@ -282,7 +282,7 @@ def test_a_users_own_suite_runs_from_its_yaml(run, tmp_path):
     with pytest.raises(ConfigError, match=r"there is no task 'mien'\n.*did you mean 'mine'"):
         evaluate(run / "hf/iter_0000000", suite)
     suite.write_text("tasks: [mine]\ninclude_path: tasks\n")
-    with pytest.raises(ConfigError, match=r"it has no task 'mien' to leave out\n.*did you mean 'mine'"):
+    with pytest.raises(ConfigError, match=r"it has no task 'mien' to exclude\n.*did you mean 'mine'"):
         evaluate(run / "hf/iter_0000000", suite, choices=ScoringOptions(without=("mien",)))
     with pytest.raises(ConfigError, match=r"no task is left to run\n.*left out on request"):
         evaluate(run / "hf/iter_0000000", suite, choices=ScoringOptions(without=("mine",)))
