@@ -173,6 +173,23 @@ LEVEL: Document = {"set": {"model.hidden_size": 128}}
             "arms start from each other in a cycle: one from two from one",
             "let one of them start from random weights",
         ),
+        (
+            {"arms": {"one": {"phases": ["text"], "init": {"arm": "two"}}, "two": {"same_as": "one"}}},
+            "arms start from each other in a cycle: one from two from one",
+            "let one of them start from random weights",
+        ),
+        (
+            {
+                "arms": {
+                    "one": {"phases": ["text"], "init": {"arm": "four"}},
+                    "two": {"phases": ["text"], "init": {"arm": "one"}},
+                    "three": {"phases": ["text"], "init": {"arm": "two"}},
+                    "four": {"same_as": "two"},
+                }
+            },
+            "arms.two.init.arm: arms start from each other in a cycle: two from one from four from two",
+            "let one of them start from random weights",
+        ),
         ({"phases": {"name": {"name": "x"}}}, "phases.name.name: its name is its key", "remove it"),
         (
             {"phases": {"cut": {"until": "5 iterations"}}},
@@ -236,6 +253,23 @@ LEVEL: Document = {"set": {"model.hidden_size": 128}}
         ({"match": [{"arms": ["one"], "end": "text"}]}, "match[0].arms: ['one'] is not a valid value", "at least 2"),
         ({"match": [{"arms": ["one", "one"], "end": "text"}]}, "an arm stands twice in it", "name each arm once"),
         ({"match": [{"arms": ["one", "two"]}]}, "match[0]: it claims nothing", "exposure: samples"),
+        (
+            {
+                "factors": {"scale": {"a": {"only": ["one", "two"]}, "b": {**LEVEL, "only": ["one", "three"]}}},
+                "match": [{"arms": ["two", "three"], "exposure": "samples"}],
+            },
+            "match[0].arms: 'two' is trained at no level that another arm of the claim is trained at",
+            "leave 'two' out, or add it to `only`",
+        ),
+        (
+            {
+                "factors": {"scale": {"a": {"only": ["one", "two"]}, "b": {**LEVEL, "only": ["one", "three"]}}},
+                "arms": {"one": ["text"], "two": ["balanced"], "three": ["text", "text"], "again": {"same_as": "two"}},
+                "match": [{"arms": ["two", "three", "again"], "end": "text"}],
+            },
+            "match[0].arms: 'three' is trained at no level",
+            "leave 'three' out",
+        ),
         (
             {"match": [{"arms": ["one", "ten"], "end": "txt"}]},
             "match[0].end: there is no phase 'txt'",
