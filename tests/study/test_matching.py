@@ -190,6 +190,26 @@ def test_a_uniform_arm_is_spread_and_others_are_sorted() -> None:
     assert shares(grid, "early", sources=["text"]) == [0.0, 0.6]
 
 
+@pytest.mark.parametrize(
+    ("code", "early", "late"),
+    [
+        ([10, 0, 9], [10, 9, 0], [0, 9, 10]),
+        ([0, 500, 0], [10, 490, 0], [0, 490, 10]),
+        ([0, 1000, 9], [10, 999, 0], [0, 999, 10]),
+    ],
+)
+def test_what_lengths_leave_over_or_lack_stays_at_the_right_end(
+    code: list[int], early: list[int], late: list[int], study: Document, grid_of: GridOf
+) -> None:
+    for number, (samples, count) in enumerate(zip((10, 1000, 10), code, strict=True)):
+        blend = {"text": samples - count, "code": count}
+        study["phases"][f"p{number}"] = {"samples": samples, "blend": blend, "learning_rate": CONSTANT}
+    study["phases"]["p0"]["learning_rate"] = {**CONSTANT, "warmup": "1 iterations"}
+    study["arms"] = {"one": ["p0", "p1", "p2"]}
+    found = place_arms(grid_of(study), "one", ["early", "late"], ["code"])
+    assert [[counts.get("code", 0) for counts in arm.phase_counts] for arm in found] == [early, late]
+
+
 def test_arms_are_written_as_yaml_that_can_be_pasted() -> None:
     grid = build_grid(load_study(PATH), PATH)
     text = written(grid, "early", place_arms(grid, "early", PLACES, keep=["cooldown"]))
