@@ -11,7 +11,7 @@ weights, they are exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from megacode.base.errors import MegacodeError, Problem
@@ -74,7 +74,7 @@ def _proof(study: Study, claim: Match, cells: list[Cell], where: str) -> Proof:
     if claim.end is not None:
         counts = {cell.name: _last_counts(cell) for cell in cells}
         for cell in cells:
-            problems += _end_problems(cells[0], cell, claim.end, f"{where}.end")
+            problems += _end_problems(study, cells[0], cell, claim.end, f"{where}.end")
     if claim.exposure is not None:
         counts = {cell.name: exposure(cell.plan.schedule) for cell in cells}
         for cell in cells:
@@ -86,17 +86,22 @@ def _last_counts(cell: Cell) -> Counts:
     return {name: count for name, count in cell.plan.schedule.phases[-1].counts.items() if count}
 
 
-def _end_problems(first: Cell, cell: Cell, end: str, where: str) -> Iterator[Problem]:
-    named = cell.plan.config.phases[-1].name
-    # A phase that is used twice in one arm has a number: `cooldown-2`.
-    if named != end and not named.startswith(f"{end}-"):
+def _end_problems(study: Study, first: Cell, cell: Cell, end: str, where: str) -> Iterator[Problem]:
+    # In a run's config the second use of a phase has a name of its own: `cooldown-2`.
+    named = study.uses(cell.arm)[-1].phase
+    if named != end:
         fix = f"end {cell.arm!r} with {end!r}, or leave it out of the claim"
         yield Problem(f"{cell.name!r} ends with {named!r}, not with {end!r}", where, fix)
+        return
+    if other_length := list(_length_problems(first, cell, where)):
+        yield from other_length
         return
     ours, theirs = _last_counts(first), _last_counts(cell)
     if ours != theirs:
         what = f"{cell.name!r} ends with {_listed(theirs)}, {first.name!r} with {_listed(ours)}"
         yield Problem(what, where, f"in arm {cell.arm!r} {_as_counts(end, ours)}")
+    else:
+        yield from _stream_problems(first, cell, ours, where)
     rates = [rate_facts(one.plan.rates.phases[-1], one.plan.schedule.phases[-1].samples) for one in (first, cell)]
     if rates[0] != rates[1]:
         said = " and ".join(f"{one.name!r} {rate['start']:.3g}" for one, rate in zip((first, cell), rates, strict=True))
@@ -108,9 +113,8 @@ def _end_problems(first: Cell, cell: Cell, end: str, where: str) -> Iterator[Pro
 def _exposure_problems(study: Study, first: Cell, cell: Cell, where: str) -> Iterator[Problem]:
     one, other = first.plan.schedule, cell.plan.schedule
     yield from _restarts(cell, where)
-    if one.seq_length != other.seq_length:
-        what = f"samples of {first.name!r} have {one.seq_length:,} tokens, those of {cell.name!r} {other.seq_length:,}"
-        yield Problem(what, where, "use the same train.seq_length")
+    if other_length := list(_length_problems(first, cell, where)):
+        yield from other_length
         return
     # 1. As many samples of each source ...
     ours, theirs = exposure(one), exposure(other)
@@ -121,7 +125,19 @@ def _exposure_problems(study: Study, first: Cell, cell: Cell, where: str) -> Ite
         yield Problem(what, where, _fix(study, cell, ours))
         return
     # 2. ... from one stream, and so the same windows.
-    for name in ours:
+    yield from _stream_problems(first, cell, ours, where)
+
+
+def _length_problems(first: Cell, cell: Cell, where: str) -> Iterator[Problem]:
+    one, other = first.plan.schedule.seq_length, cell.plan.schedule.seq_length
+    if one != other:
+        what = f"samples of {first.name!r} have {one:,} tokens, those of {cell.name!r} {other:,}"
+        yield Problem(what, where, "use the same train.seq_length")
+
+
+def _stream_problems(first: Cell, cell: Cell, names: Iterable[str], where: str) -> Iterator[Problem]:
+    one, other = first.plan.schedule, cell.plan.schedule
+    for name in names:
         if (one.sizes[name].tokens, one.sizes[name].identity) != (other.sizes[name].tokens, other.sizes[name].identity):
             what = f"{cell.name!r} reads other windows of {name!r} than {first.name!r}: "
             what += "its data set, take or held-out part differs"

@@ -135,7 +135,7 @@ class Match(Frozen):
     Attributes:
         arms: two or more.
         exposure: `samples`: each reads equally many samples of every source over the whole run, in the same windows.
-        end: a phase that all of them end with: equal in samples by source and in learning rate.
+        end: a phase that all of them end with: equal in samples by source, in data sets and in learning rate.
     """
 
     arms: tuple[str, ...] = Field(min_length=2)

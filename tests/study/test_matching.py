@@ -136,6 +136,30 @@ def test_ends_are_compared_in_samples_and_rate(study: Document, grid_of: GridOf)
     )
 
 
+def test_an_end_is_the_phase_itself_not_one_whose_name_begins_alike(study: Document, grid_of: GridOf) -> None:
+    study["phases"]["cooldown-long"] = study["phases"]["cooldown"]
+    study["arms"] = {"one": ["balanced", "cooldown"], "b": ["text", "cooldown-long"]}
+    study["arms"]["c"] = ["text", "cooldown", "balanced", "cooldown"]
+    study["match"] = [{"arms": ["one", "b"], "end": "cooldown"}, {"arms": ["one", "c"], "end": "cooldown"}]
+    wrong, again = prove(grid_of(study))
+    assert [problem.what for problem in wrong.problems] == ["'b' ends with 'cooldown-long', not with 'cooldown'"]
+    assert again.equal
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sources.text.take": 7000}, "reads other windows of 'text' than 'one'"),
+        ({"train.seq_length": 32}, "samples of 'one' have 16 tokens, those of 'b' 32"),
+    ],
+)
+def test_ends_on_other_data_do_not_match(change: Document, said: str, study: Document, grid_of: GridOf) -> None:
+    study["arms"] = {"one": ["balanced", "cooldown"], "b": {"phases": ["balanced", "cooldown"], "set": change}}
+    study["match"] = [{"arms": ["one", "b"], "end": "cooldown"}]
+    (proof,) = prove(grid_of(study))
+    assert [said in problem.what for problem in proof.problems] == [True]
+
+
 def windows_read(grid: Grid, arm: str) -> set[tuple[int, int, int]]:
     """All (source, epoch, window) that an arm reads with its first seed."""
     schedule = grid.of(arm)[0].plan.schedule
