@@ -119,6 +119,7 @@ class _Builder:
         self.sizes: dict[str, SourceSizes] = {}
         self.errors: list[MegacodeError] = []
         self.cells: dict[tuple[str, tuple[str, ...], int], Cell] = {}
+        self.names: dict[str, str] = {}
 
     def build(self) -> Grid:
         # 1. Every arm at every level; a mistake in one hides none in the next.
@@ -184,12 +185,23 @@ class _Builder:
             config = twin_of(full, config, level.twin, f"{self.file}: factors.{factor}.{name}.twin")
         # Validated once; seeds, names and directories break no rule.
         for seed in self.study.seeds:
-            name = slug("-".join((self.study.name, arm, *levels.values(), f"s{seed}")))
+            name = self._run_name(arm, levels, seed)
             changes = {"seed": seed, "name": name, "run_dir": f"{self.study.directory}/{name}"}
             plan = self._plan(config.model_copy(update=changes))
             init = self._init(arm, levels, seed)
             past = LearnedPast(plan, _tokenizer_hash(config), self._start(arm, init))
             self.cells[arm, tuple(levels.values()), seed] = Cell(arm, arm, levels, seed, plan, past, full, init)
+
+    def _run_name(self, arm: str, levels: Levels, seed: int) -> str:
+        """Return the name of a cell's run, which is that of its directory, too."""
+        name = slug("-".join((self.study.name, arm, *levels.values(), f"s{seed}")))
+        said = "@".join((arm, *levels.values()))
+        # Two runs in one directory would resume each other. Some file systems take `A` and `a` for one name.
+        other = self.names.setdefault(name.casefold(), said)
+        if other != said:
+            what = f"the runs of {other!r} and {said!r} would both be called {name!r}"
+            raise ConfigError(what, f"{self.file}: arms.{arm}", "give an arm or a level another name")
+        return name
 
     def _full_levels(self, chosen: Sequence[tuple[str, str, Level]], own: bool) -> list[tuple[str, Mapping[str, Any]]]:
         """Return the settings of levels, each with its place; a twin's on top of those of its full run.

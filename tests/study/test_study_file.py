@@ -294,6 +294,27 @@ def test_a_mistake_in_the_study_is_reported_with_its_place_and_a_fix(
     assert "small.yaml: " in text
 
 
+@pytest.mark.parametrize(
+    ("arms", "levels", "said"),
+    [
+        (("a b", "a-b"), ("x",), "the runs of 'a b@x' and 'a-b@x' would both be called 'small-a-b-x-s1'"),
+        (("code", "code-x"), ("x-470m", "470m"), "the runs of 'code@x-470m' and 'code-x@470m' would both be called"),
+        (("one",), ("x y", "x-y"), "the runs of 'one@x y' and 'one@x-y' would both be called 'small-one-x-y-s1'"),
+    ],
+)
+def test_runs_of_one_name_are_refused(
+    arms: tuple[str, ...], levels: tuple[str, ...], said: str, study: Document, grid_of: GridOf
+) -> None:
+    study["arms"] = dict(zip(arms, (["balanced"], ["text"]), strict=False))
+    study["baseline"] = arms[0]
+    study["factors"] = {"scale": {name: {"set": {"model.num_layers": 3 + n}} for n, name in enumerate(levels)}}
+    with pytest.raises(ConfigError) as caught:
+        grid_of(study)
+    assert said in str(caught.value)
+    assert "give an arm or a level another name" in str(caught.value)
+    assert len(caught.value.problems) == 1
+
+
 def test_a_study_without_a_baseline_says_so(study: Document, grid_of: GridOf) -> None:
     del study["baseline"]
     with pytest.raises(ConfigError, match=r"small\.yaml: baseline: required setting is missing\n    add baseline"):
