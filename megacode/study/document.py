@@ -162,9 +162,7 @@ def _match(proof: Proof) -> _Json:
         "exposure": proof.claim.exposure,
         "end": proof.claim.end,
         "samples_by_source": proof.samples_by_source,
-        "sources": {
-            cell.name: {name: asdict(one) for name, one in exposures(cell.plan).items()} for cell in proof.cells
-        },
+        "sources": {cell.name: {name: asdict(one) for name, one in exposures(cell).items()} for cell in proof.cells},
     }
 
 

@@ -69,8 +69,12 @@ class Cell:
     def tokens(self) -> int:
         """Tokens it is trained on, from its first random weights on."""
         # The init arm counts in full, since without sharing it would be trained for this arm too.
-        schedule = self.plan.schedule
-        return schedule.total_samples * schedule.seq_length + (self.init.tokens if self.init else 0)
+        return sum(one.plan.schedule.total_samples * one.plan.schedule.seq_length for one in self.trainings)
+
+    @property
+    def trainings(self) -> tuple[Cell, ...]:
+        """What its weights have learned from, in order: the cells that `init` leads back to, and itself last."""
+        return (*(self.init.trainings if self.init else ()), self)
 
 
 @dataclass

@@ -47,11 +47,12 @@ class LearnedPast:
         start: `random`, or what `start_from` returns.
 
     Attributes:
+        start: as given.
         ends: the id of the state at each phase's end, in order.
     """
 
     def __init__(self, plan: Plan, tokenizer_hash: str = "", start: str = RANDOM) -> None:
-        self.plan, self._start = plan, start
+        self.plan, self.start = plan, start
         self._links = plan.schedule.fingerprints()
         self._settings = _settings(plan.config, plan.vocab_size, tokenizer_hash)
         self._ramp = Ramp(plan.config.train)
@@ -73,7 +74,7 @@ class LearnedPast:
         batches = [[clock - first, size, count] for clock, size, count in self._ramp.stretches(first, first + read)]
         return {
             "law": LAW,
-            "past": self.ends[phase - 1] if phase else self._start,
+            "past": self.ends[phase - 1] if phase else self.start,
             "order": link["fingerprint"],
             "read": read,
             "learning_rate": rate_facts(self.plan.rates.phases[phase], read),
@@ -87,7 +88,7 @@ class LearnedPast:
 
     def family(self, phase: int) -> str:
         """Return a key that phases share if they may be equal up to a cut: same past and same data order."""
-        return f"{self.ends[phase - 1] if phase else self._start} {self._links[phase]['fingerprint']}"
+        return f"{self.ends[phase - 1] if phase else self.start} {self._links[phase]['fingerprint']}"
 
     def passes(self, phase: int, read: int) -> bool:
         """Return whether an iteration of the arm ends after so many samples of a phase, with a full batch."""

@@ -134,7 +134,8 @@ class Match(Frozen):
 
     Attributes:
         arms: two or more.
-        exposure: `samples`: each reads equally many samples of every source over the whole run, in the same windows.
+        exposure: `samples`: each has learned from equally many samples of every source, in the same windows; those of
+            arms that `init` names count.
         end: a phase that all of them end with: equal in samples by source, in data sets and in learning rate.
     """
 

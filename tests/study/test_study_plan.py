@@ -181,6 +181,18 @@ def test_an_arm_from_a_checkpoint_is_known_by_its_seal(
     assert facts["past"] == start_from("checkpoint", TrainState.read(end).seal)
 
 
+def test_an_exposure_after_a_checkpoint_from_elsewhere_is_not_proven(
+    study: Document, grid_of: Callable[[Document], Grid], tmp_path: Path
+) -> None:
+    end = save(grid_of(study).of("two")[0], 320, tmp_path / "a/checkpoints/iter_0000040")
+    study["arms"] |= {"alone": ["trunk"], "later": {"phases": ["trunk"], "init": {"from": str(end)}}}
+    study["match"] = [{"arms": ["alone", "later"], "exposure": "samples"}]
+    (match,) = plan_study(written(tmp_path, study))["match"]
+    (problem,) = match["problems"]
+    assert problem["what"].startswith("'later' starts from weights of checkpoint ")
+    assert problem["fix"] == "start both from random weights, or from one checkpoint"
+
+
 def test_why_names_the_fact_that_makes_a_node_new(
     study: Document, tree_of: Callable[[Document], Tree], tmp_path: Path
 ) -> None:
