@@ -22,7 +22,7 @@ from megacode.config.data import Phase
 from megacode.config.run import RunConfig
 from megacode.plan.phases import PhasePlan, Schedule, build_schedule
 from megacode.study.grid import Cell, Grid
-from megacode.study.identity import rate_facts
+from megacode.study.identity import mark_of, rate_facts
 from megacode.study.schema import Match, Study
 
 _ROUNDS = 8  # of changing lengths and looking again
@@ -169,7 +169,8 @@ def _length_problems(first: Cell, cell: Cell, where: str) -> Iterator[Problem]:
 def _stream_problems(first: Cell, cell: Cell, names: Iterable[str], where: str) -> Iterator[Problem]:
     one, other = first.plan.schedule, cell.plan.schedule
     for name in names:
-        if (one.sizes[name].tokens, one.sizes[name].identity) != (other.sizes[name].tokens, other.sizes[name].identity):
+        marks = mark_of(first.plan, name), mark_of(cell.plan, name)
+        if marks[0] != marks[1] or one.sizes[name].tokens != other.sizes[name].tokens:
             what = f"{cell.name!r} reads other windows of {name!r} than {first.name!r}: "
             what += "its data set, take or held-out part differs"
             fix = "use the same data set, take and validation.fraction"
