@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.console import Console
 from megacode.base.errors import ConfigError, PlanError
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
-from megacode.study.costs import Gpus
+from megacode.study.costs import Costs, Gpus
 from megacode.study.document import check_claims, plan_study
 from megacode.study.found import find_states, states_of
 from megacode.study.grid import Cell, Grid
@@ -65,6 +66,16 @@ def test_costs_are_those_of_the_runs_alone() -> None:
     assert document["disk_bytes"] == 16 * document["nodes"][0]["checkpoint_bytes"]
     more = plan_study(STUDIES / "wsd_budgets.yaml", Gpus(32, "H200"))
     assert document["gpu_hours"] < more["gpu_hours"] < 1.2 * document["gpu_hours"]
+
+
+def test_hours_are_those_of_the_vocabulary_of_each_arm(study: Document, tree_of: Callable[[Document], Tree]) -> None:
+    node = next(iter(tree_of(study).nodes.values()))
+    wide = replace(node, cell=replace(node.cell, plan=replace(node.cell.plan, vocab_size=200_000)))
+    costs, alone = Costs(Gpus(1)), Costs(Gpus(1))
+    small, large = costs.hours(node), costs.hours(wide)
+    assert small is not None
+    assert large is not None
+    assert small < large == alone.hours(wide)
 
 
 def test_gpu_hours_are_unknown_where_the_usual_gpus_do_not_fit_and_refused_where_asked_for() -> None:
