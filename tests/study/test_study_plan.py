@@ -192,6 +192,21 @@ def test_an_arm_from_a_checkpoint_is_known_by_its_seal(
     assert facts["past"] == start_from("checkpoint", TrainState.read(end).seal)
 
 
+def test_arms_from_a_checkpoint_stand_below_it_in_the_tree(
+    study: Document, grid_of: Callable[[Document], Grid], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    end = save(grid_of(study).of("two")[0], 320, Path("a/checkpoints/iter_0000040"))
+    study["arms"]["later"] = {"phases": ["trunk"], "init": {"from": str(end)}}
+    study["arms"]["after"] = {"phases": ["text"], "init": {"arm": "later"}}
+    document = plan_study(written(tmp_path, study))
+    origins = {row["phase"]: row["from"] for row in document["nodes"] if row["parent"] is None}
+    assert origins == {"balanced": None, "text": None, "trunk": str(end)}
+    lines = [line.strip() for line in printed(document).splitlines()]
+    assert "random weights" in lines
+    assert lines[lines.index(f"weights of {end}") + 1].startswith("└── trunk")
+
+
 def test_an_exposure_after_a_checkpoint_from_elsewhere_is_not_proven(
     study: Document, grid_of: Callable[[Document], Grid], tmp_path: Path
 ) -> None:
