@@ -32,13 +32,19 @@ Document = dict[str, Any]
 STUDIES = Path(__file__).resolve().parents[2] / "examples" / "studies"
 
 
-def save(cell: Cell, clock: int, path: Path, **config: Any) -> Path:
-    """Write what a checkpoint of a cell's run says of itself at a clock, without tensors."""
+def save(cell: Cell, clock: int, path: Path, formers: dict[int, Cell] | None = None, **config: Any) -> Path:
+    """Write what a checkpoint of a cell's run says of itself at a clock, without tensors; `formers` by last clock."""
     schedule = cell.plan.schedule
     chain = [link for link in schedule.fingerprints() if link["first_sample"] < clock]
     text = dump_config(cell.plan.config.model_copy(update=config))
     path.mkdir(parents=True)
-    TrainState(iteration=1, consumed_samples=clock, fingerprints=chain, config=text).write(path)
+    former_configs = [
+        {"consumed_samples": until, "config": dump_config(other.plan.config)}
+        for until, other in (formers or {}).items()
+    ]
+    TrainState(
+        iteration=1, consumed_samples=clock, fingerprints=chain, config=text, former_configs=former_configs
+    ).write(path)
     return path
 
 
@@ -181,6 +187,32 @@ def test_a_state_is_known_through_what_it_started_from(
     assert later.past.ends[0] in {state.id for state in states_of(of_all)}
     gone = save(later, 320, tmp_path / "d/checkpoints/iter_0000040", init=init.model_copy(update={"from_": "/gone"}))
     assert states_of(gone) == []
+
+
+def test_a_run_whose_settings_changed_on_the_way_is_the_state_of_no_arm(
+    study: Document, grid_of: Callable[[Document], Grid], tmp_path: Path
+) -> None:
+    study["arms"]["clip"] = {"phases": ["balanced", "text"], "set": {"train.clip_grad": 0.5}}
+    study["arms"]["layout"] = {"phases": ["balanced", "text", "text"], "set": {"train.micro_batch_size": 2}}
+    study["arms"]["peak"] = {"phases": ["balanced", "text"], "set": {"phases.text.learning_rate.peak": 2e-4}}
+    grid = grid_of(study)
+    two, clip, layout, peak = (grid.of(arm)[0] for arm in ("two", "clip", "layout", "peak"))
+    changed = save(clip, 320, tmp_path / "changed", {80: two})
+    assert states_of(changed) == []
+    back = save(clip, 320, tmp_path / "back", {80: clip, 100: two, 200: clip})
+    assert states_of(back) == []
+    late = save(peak, 320, tmp_path / "late", {240: two})
+    assert states_of(late) == []
+    assert TrainState.read(back).seal == json.loads((back / "megacode.json").read_text())["seal"]
+    assert "former_configs" not in json.loads((save(two, 80, tmp_path / "never") / "megacode.json").read_text())
+    # A branch off a phase that its trunk goes on with.
+    study["arms"] |= {"long": ["trunk"], "cut": [{"phase": "trunk", "until": "20 iterations"}, "cooldown"]}
+    long, cut = (grid_of(study).of(arm)[0] for arm in ("long", "cut"))
+    branch = save(cut, 200, tmp_path / "branch", {160: long})
+    assert [state.id for state in states_of(branch)] == [cut.past.ends[1]]
+    # What changes no learning, or only what had not begun yet.
+    same = save(two, 320, tmp_path / "same", {80: layout, 160: peak})
+    assert [state.id for state in states_of(same)] == [two.past.ends[1]]
 
 
 def test_an_arm_from_a_checkpoint_is_known_by_its_seal(
