@@ -122,6 +122,10 @@ def the_baseline_is_an_arm(study: Study) -> Iterator[Problem]:
     for number, pair in enumerate(study.compare.pairs):
         for arm in pair:
             yield from _unknown_arm(study, arm, f"compare.pairs[{number}]")
+        if set(pair) <= set(study.arms) and not _meet(study, *pair):
+            what = f"{pair[0]!r} and {pair[1]!r} are trained at no level together"
+            fix = "remove the pair, or add one of them to `only` of a level of the other"
+            yield Problem(what, f"compare.pairs[{number}]", fix)
 
 
 def _unknown_arm(study: Study, name: str, where: str) -> Iterator[Problem]:

@@ -250,6 +250,14 @@ LEVEL: Document = {"set": {"model.hidden_size": 128}}
         ),
         ({"compare": {"margin": "0.5"}}, "compare.margin: '0.5' is not a difference", "write for example 0.5 points"),
         ({"compare": {"pairs": [["one", "tow"]]}}, "compare.pairs[0]: there is no arm 'tow'", "did you mean two?"),
+        (
+            {
+                "factors": {"scale": {"a": {"only": ["one", "two"]}, "b": {**LEVEL, "only": ["one", "three"]}}},
+                "compare": {"pairs": [["two", "three"]]},
+            },
+            "compare.pairs[0]: 'two' and 'three' are trained at no level together",
+            "remove the pair, or add one of them to `only`",
+        ),
         ({"match": [{"arms": ["one"], "end": "text"}]}, "match[0].arms: ['one'] is not a valid value", "at least 2"),
         ({"match": [{"arms": ["one", "one"], "end": "text"}]}, "an arm stands twice in it", "name each arm once"),
         ({"match": [{"arms": ["one", "two"]}]}, "match[0]: it claims nothing", "exposure: samples"),
