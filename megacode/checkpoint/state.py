@@ -11,7 +11,7 @@ from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, digest, strict, write_json
 
 FILE_NAME = "megacode.json"
-_ADDED = {"ledger"}  # fields that checkpoints of earlier releases lack
+_ADDED = {"ledger", "former_configs"}  # fields that checkpoints of earlier releases lack
 
 
 @dataclass
@@ -28,6 +28,8 @@ class TrainState:
         ledger: the entries of that ledger up to the clock, so that a branch knows what its trunk withheld.
         health: state of the spike detector.
         config: the resolved config as YAML.
+        former_configs: the other configs that it was trained with before, in order: `config`, as YAML, and
+            `consumed_samples`, the clock at which training went on with another one.
         layout: parallel sizes of the run that saved it.
         tokenizer_hash: of the data's tokenizer; empty without a tokenizer.
         versions: of the packages it was saved with.
@@ -44,6 +46,7 @@ class TrainState:
     ledger: list[dict[str, Any]] = field(default_factory=list)
     health: dict[str, Any] = field(default_factory=dict)
     config: str = ""
+    former_configs: list[dict[str, Any]] = field(default_factory=list)
     layout: dict[str, int] = field(default_factory=dict)
     tokenizer_hash: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -53,11 +56,18 @@ class TrainState:
     @property
     def seal(self) -> str:
         """A hash over this state; it includes the hashes of all files, so it covers every byte of the checkpoint."""
-        return _seal(asdict(self))
+        return _seal(self._document())
 
     def write(self, directory: Path) -> None:
         """Write the state into a checkpoint's directory, sealed by a hash of itself."""
-        write_json(directory / FILE_NAME, {**asdict(self), "seal": self.seal})
+        write_json(directory / FILE_NAME, {**self._document(), "seal": self.seal})
+
+    def _document(self) -> dict[str, Any]:
+        document = asdict(self)
+        # Left out while empty, so that checkpoints without this field keep their seals.
+        if not self.former_configs:
+            del document["former_configs"]
+        return document
 
     @classmethod
     def read(cls, directory: Path) -> TrainState:

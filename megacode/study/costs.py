@@ -71,11 +71,12 @@ class Costs:
         Raises:
             ConfigError: the number of GPUs that was asked for does not fit.
         """
-        config = node.cell.plan.config
+        config, plan = node.cell.plan.config, node.cell.plan
         parts = {"model": config.model, "train": config.train, "parallel": config.parallel}
         # Seeds and phases of one shape take equally long.
         key = json.dumps({name: part.model_dump(mode="json") for name, part in parts.items()})
-        key += f"{config.precision} {config.phases[node.phase].fp8}"
+        # The size of the vocabulary may be the tokenizer's, which the model's settings do not name.
+        key += f"{plan.vocab_size} {config.precision} {config.phases[node.phase].fp8}"
         if key not in self._seconds:
             self._seconds[key] = self._iteration(node)
         seconds = self._seconds[key]

@@ -110,6 +110,8 @@ def _node(tree: Tree, node: TreeNode, found: Mapping[str, Found], costs: Costs) 
         "name": node.name,
         "parent": node.parent,
         "resumes": node.resumes,
+        # Of a root: the checkpoint whose weights it takes; None: random weights.
+        "from": _origin(tree, node),
         "tokens": node.tokens,
         "samples": node.samples,
         "seed": node.cell.seed,
@@ -127,6 +129,11 @@ def _node(tree: Tree, node: TreeNode, found: Mapping[str, Found], costs: Costs) 
         "gpu_hours": costs.hours(node),
         "checkpoint_bytes": costs.checkpoint_bytes(node),
     }
+
+
+def _origin(tree: Tree, node: TreeNode) -> str | None:
+    init = tree.grid.study.arms[node.cell.original].init
+    return init.from_ if node.parent is None and init is not None else None
 
 
 def _arm(tree: Tree, cell: Cell) -> _Json:
@@ -162,9 +169,7 @@ def _match(proof: Proof) -> _Json:
         "exposure": proof.claim.exposure,
         "end": proof.claim.end,
         "samples_by_source": proof.samples_by_source,
-        "sources": {
-            cell.name: {name: asdict(one) for name, one in exposures(cell.plan).items()} for cell in proof.cells
-        },
+        "sources": {cell.name: {name: asdict(one) for name, one in exposures(cell).items()} for cell in proof.cells},
     }
 
 

@@ -1,7 +1,8 @@
 """Find trained states by content: the state that each checkpoint below a directory holds.
 
 A checkpoint carries its config, its fingerprints and its clock; they give the id of its state, wherever it lies and
-whatever its run is called. There is no registry that could be wrong.
+whatever its run is called. There is no registry that could be wrong. A checkpoint whose run changed what it learns by,
+when it was resumed, is the state of no arm.
 """
 
 from __future__ import annotations
@@ -66,24 +67,51 @@ def states_of(checkpoint: Path, depth: int = 0) -> list[Found]:
     """
     try:
         state = TrainState.read(checkpoint)
-        config = former_config(state.config)
-        # Built from what the checkpoint carries, and proven against its own chain.
-        schedule = former_schedule(state.config, state.fingerprints, state.consumed_samples, {})
-        if schedule is None or not 0 < state.consumed_samples <= schedule.total_samples:
+        plan = _trained_plan(state, checkpoint, state.config, state.consumed_samples)
+        if plan is None or not _trained_as_one(state, checkpoint, plan):
             return []
-        # The same classes as in a plan: an id computed another way would find nothing.
-        batches = BatchSchedule(config, schedule)
-        rates = LearningRateSchedule(config, schedule, batches)
     except MegacodeError:
         return []
+    phase, read = _place(plan, state.consumed_samples)
+    pasts = [LearnedPast(plan, state.tokenizer_hash, start) for start in _starts(plan.config, depth)]
+    return [Found(past.at(phase, read), checkpoint, state.seal, past, phase, read) for past in pasts]
+
+
+def _trained_plan(state: TrainState, checkpoint: Path, text: str, clock: int) -> Plan | None:
+    """Return the plan of a config that a checkpoint was trained with up to a clock; None where it proves another."""
+    config = former_config(text)
+    # Built from what the checkpoint carries, and proven against its own chain.
+    chain = [link for link in state.fingerprints if link["first_sample"] < clock]
+    schedule = former_schedule(text, chain, clock, {})
+    if schedule is None or not 0 < clock <= schedule.total_samples:
+        return None
+    # The same classes as in a plan: an id computed another way would find nothing.
+    batches = BatchSchedule(config, schedule)
+    rates = LearningRateSchedule(config, schedule, batches)
     # The tensors know it even where the config leaves it to the tokenizer.
     vocabulary = saved_vocabulary(checkpoint) or config.model.vocab_size or 0
-    plan = Plan(config, schedule, batches, rates, vocabulary)
+    return Plan(config, schedule, batches, rates, vocabulary)
+
+
+def _trained_as_one(state: TrainState, checkpoint: Path, plan: Plan) -> bool:
+    """Return whether the configs that a checkpoint was trained with before teach the same as its last one."""
+    past = LearnedPast(plan, state.tokenizer_hash)
+    for former in state.former_configs:
+        clock = former["consumed_samples"]
+        other = _trained_plan(state, checkpoint, former["config"], clock)
+        # Its settings changed on the way, so it is the state of no arm.
+        if other is None or LearnedPast(other, state.tokenizer_hash).at(*_place(other, clock)) != past.at(
+            *_place(plan, clock)
+        ):
+            return False
+    return True
+
+
+def _place(plan: Plan, clock: int) -> tuple[int, int]:
+    """Return the number of the phase that ends at a clock or contains it, and the samples read of it."""
     # At a phase's end the clock belongs to the phase that is over.
-    phase = schedule.phase_at(state.consumed_samples - 1)
-    read = state.consumed_samples - phase.first_sample
-    pasts = [LearnedPast(plan, state.tokenizer_hash, start) for start in _starts(config, depth)]
-    return [Found(past.at(phase.index, read), checkpoint, state.seal, past, phase.index, read) for past in pasts]
+    phase = plan.schedule.phase_at(clock - 1)
+    return phase.index, clock - phase.first_sample
 
 
 def _starts(config: RunConfig, depth: int) -> Iterator[str]:

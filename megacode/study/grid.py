@@ -69,8 +69,12 @@ class Cell:
     def tokens(self) -> int:
         """Tokens it is trained on, from its first random weights on."""
         # The init arm counts in full, since without sharing it would be trained for this arm too.
-        schedule = self.plan.schedule
-        return schedule.total_samples * schedule.seq_length + (self.init.tokens if self.init else 0)
+        return sum(one.plan.schedule.total_samples * one.plan.schedule.seq_length for one in self.trainings)
+
+    @property
+    def trainings(self) -> tuple[Cell, ...]:
+        """What its weights have learned from, in order: the cells that `init` leads back to, and itself last."""
+        return (*(self.init.trainings if self.init else ()), self)
 
 
 @dataclass
@@ -119,6 +123,7 @@ class _Builder:
         self.sizes: dict[str, SourceSizes] = {}
         self.errors: list[MegacodeError] = []
         self.cells: dict[tuple[str, tuple[str, ...], int], Cell] = {}
+        self.names: dict[str, str] = {}
 
     def build(self) -> Grid:
         # 1. Every arm at every level; a mistake in one hides none in the next.
@@ -184,12 +189,23 @@ class _Builder:
             config = twin_of(full, config, level.twin, f"{self.file}: factors.{factor}.{name}.twin")
         # Validated once; seeds, names and directories break no rule.
         for seed in self.study.seeds:
-            name = slug("-".join((self.study.name, arm, *levels.values(), f"s{seed}")))
+            name = self._run_name(arm, levels, seed)
             changes = {"seed": seed, "name": name, "run_dir": f"{self.study.directory}/{name}"}
             plan = self._plan(config.model_copy(update=changes))
             init = self._init(arm, levels, seed)
             past = LearnedPast(plan, _tokenizer_hash(config), self._start(arm, init))
             self.cells[arm, tuple(levels.values()), seed] = Cell(arm, arm, levels, seed, plan, past, full, init)
+
+    def _run_name(self, arm: str, levels: Levels, seed: int) -> str:
+        """Return the name of a cell's run, which is that of its directory, too."""
+        name = slug("-".join((self.study.name, arm, *levels.values(), f"s{seed}")))
+        said = "@".join((arm, *levels.values()))
+        # Two runs in one directory would resume each other. Some file systems take `A` and `a` for one name.
+        other = self.names.setdefault(name.casefold(), said)
+        if other != said:
+            what = f"the runs of {other!r} and {said!r} would both be called {name!r}"
+            raise ConfigError(what, f"{self.file}: arms.{arm}", "give an arm or a level another name")
+        return name
 
     def _full_levels(self, chosen: Sequence[tuple[str, str, Level]], own: bool) -> list[tuple[str, Mapping[str, Any]]]:
         """Return the settings of levels, each with its place; a twin's on top of those of its full run.

@@ -3,7 +3,8 @@
 A state is a point of an arm: a phase, and how many of its samples have been read. Its facts are the state at the
 phase's start, the phase's link in the fingerprint chain, the learning rate and the batches up to the point, and the
 settings of `plan.effects.LEARNED`. Paths, names of phases, layout, bookkeeping and the version of the code are not
-part of it. Nor is where an arm is cut for others to branch off: a point knows the ends of earlier phases only.
+part of it; only a source that is not there yet is known by its path. Nor is where an arm is cut for others to branch
+off: a point knows the ends of earlier phases only.
 
 The learning rate counts as a function up to the point. So a `wsd` phase before its decay is the same as a `constant`
 one of that length.
@@ -38,6 +39,15 @@ def start_from(kind: str, mark: str) -> str:
     return f"weights of {kind} {mark}"
 
 
+def mark_of(plan: Plan, source: str) -> str:
+    """Return what a source's data are known by: their content hash; before they are there, the path as declared."""
+    return plan.schedule.sizes[source].identity or f"path {plan.config.sources[source].path}"
+
+
+def _is_there(plan: Plan, source: str) -> bool:
+    return bool(plan.schedule.sizes[source].identity)
+
+
 class LearnedPast:
     """The identities of an arm's states.
 
@@ -47,11 +57,12 @@ class LearnedPast:
         start: `random`, or what `start_from` returns.
 
     Attributes:
+        start: as given.
         ends: the id of the state at each phase's end, in order.
     """
 
     def __init__(self, plan: Plan, tokenizer_hash: str = "", start: str = RANDOM) -> None:
-        self.plan, self._start = plan, start
+        self.plan, self.start = plan, start
         self._links = plan.schedule.fingerprints()
         self._settings = _settings(plan.config, plan.vocab_size, tokenizer_hash)
         self._ramp = Ramp(plan.config.train)
@@ -71,10 +82,13 @@ class LearnedPast:
         # Clocks relative to the phase: where it starts is in its past.
         first = plan.first_sample
         batches = [[clock - first, size, count] for clock, size, count in self._ramp.stretches(first, first + read)]
+        declared = {name: mark_of(self.plan, name) for name in link["sources"] if not _is_there(self.plan, name)}
         return {
             "law": LAW,
-            "past": self.ends[phase - 1] if phase else self._start,
+            "past": self.ends[phase - 1] if phase else self.start,
             "order": link["fingerprint"],
+            # Only where there are any: ids of what is there must not depend on this.
+            **({"declared": declared} if declared else {}),
             "read": read,
             "learning_rate": rate_facts(self.plan.rates.phases[phase], read),
             "batches": batches,
@@ -87,7 +101,7 @@ class LearnedPast:
 
     def family(self, phase: int) -> str:
         """Return a key that phases share if they may be equal up to a cut: same past and same data order."""
-        return f"{self.ends[phase - 1] if phase else self._start} {self._links[phase]['fingerprint']}"
+        return f"{self.ends[phase - 1] if phase else self.start} {self._links[phase]['fingerprint']}"
 
     def passes(self, phase: int, read: int) -> bool:
         """Return whether an iteration of the arm ends after so many samples of a phase, with a full batch."""

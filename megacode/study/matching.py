@@ -4,6 +4,8 @@ A source's stream is a fixed sequence of windows, which a run reads from its beg
 equally many samples, with one seed, one data set, one `seq_length` and without `restart`, read the same windows of it;
 only the order among sources differs. Counts do not depend on the seed, so one seed proves all.
 
+An arm with `init` has learned from the runs before it, too. Each of them reads every source from its beginning.
+
 What would match is found by changing as little as possible. Each source's difference goes to the phase that reads most
 of it, which is then given in samples. If the blend cannot give those counts, the blend is given in samples, too: as
 weights, they are exact.
@@ -11,15 +13,16 @@ weights, they are exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from megacode.base.errors import MegacodeError, Problem
 from megacode.config.data import Phase
 from megacode.config.run import RunConfig
 from megacode.plan.phases import PhasePlan, Schedule, build_schedule
 from megacode.study.grid import Cell, Grid
-from megacode.study.identity import rate_facts
+from megacode.study.identity import mark_of, rate_facts
 from megacode.study.schema import Match, Study
 
 _ROUNDS = 8  # of changing lengths and looking again
@@ -68,15 +71,29 @@ def exposure(schedule: Schedule) -> Counts:
     return {name: count for name, count in schedule.counts_at(schedule.total_samples).items() if count}
 
 
+def learned(cell: Cell) -> Counts:
+    """Return how many samples of each source an arm has learned from, those of the arms that `init` names included."""
+    return {name: sum(counts) for name, counts in _by_training(cell).items()}
+
+
+def _by_training(cell: Cell) -> dict[str, list[int]]:
+    """Return by source how many samples each training reads from its beginning, sorted."""
+    found: dict[str, list[int]] = {}
+    for training in cell.trainings:
+        for name, count in exposure(training.plan.schedule).items():
+            found.setdefault(name, []).append(count)
+    return {name: sorted(counts) for name, counts in found.items()}
+
+
 def _proof(study: Study, claim: Match, cells: list[Cell], where: str) -> Proof:
     problems: list[Problem] = []
     counts: dict[str, Counts] = {}
     if claim.end is not None:
         counts = {cell.name: _last_counts(cell) for cell in cells}
         for cell in cells:
-            problems += _end_problems(cells[0], cell, claim.end, f"{where}.end")
+            problems += _end_problems(study, cells[0], cell, claim.end, f"{where}.end")
     if claim.exposure is not None:
-        counts = {cell.name: exposure(cell.plan.schedule) for cell in cells}
+        counts = {cell.name: learned(cell) for cell in cells}
         for cell in cells:
             problems += _exposure_problems(study, cells[0], cell, f"{where}.exposure")
     return Proof(claim, cells, counts, problems)
@@ -86,17 +103,22 @@ def _last_counts(cell: Cell) -> Counts:
     return {name: count for name, count in cell.plan.schedule.phases[-1].counts.items() if count}
 
 
-def _end_problems(first: Cell, cell: Cell, end: str, where: str) -> Iterator[Problem]:
-    named = cell.plan.config.phases[-1].name
-    # A phase that is used twice in one arm has a number: `cooldown-2`.
-    if named != end and not named.startswith(f"{end}-"):
+def _end_problems(study: Study, first: Cell, cell: Cell, end: str, where: str) -> Iterator[Problem]:
+    # In a run's config the second use of a phase has a name of its own: `cooldown-2`.
+    named = study.uses(cell.arm)[-1].phase
+    if named != end:
         fix = f"end {cell.arm!r} with {end!r}, or leave it out of the claim"
         yield Problem(f"{cell.name!r} ends with {named!r}, not with {end!r}", where, fix)
+        return
+    if other_length := list(_length_problems(first, cell, where)):
+        yield from other_length
         return
     ours, theirs = _last_counts(first), _last_counts(cell)
     if ours != theirs:
         what = f"{cell.name!r} ends with {_listed(theirs)}, {first.name!r} with {_listed(ours)}"
         yield Problem(what, where, f"in arm {cell.arm!r} {_as_counts(end, ours)}")
+    else:
+        yield from _stream_problems(first, cell, ours, where)
     rates = [rate_facts(one.plan.rates.phases[-1], one.plan.schedule.phases[-1].samples) for one in (first, cell)]
     if rates[0] != rates[1]:
         said = " and ".join(f"{one.name!r} {rate['start']:.3g}" for one, rate in zip((first, cell), rates, strict=True))
@@ -106,23 +128,49 @@ def _end_problems(first: Cell, cell: Cell, end: str, where: str) -> Iterator[Pro
 
 
 def _exposure_problems(study: Study, first: Cell, cell: Cell, where: str) -> Iterator[Problem]:
-    one, other = first.plan.schedule, cell.plan.schedule
-    yield from _restarts(cell, where)
-    if one.seq_length != other.seq_length:
-        what = f"samples of {first.name!r} have {one.seq_length:,} tokens, those of {cell.name!r} {other.seq_length:,}"
-        yield Problem(what, where, "use the same train.seq_length")
+    for training in cell.trainings:
+        yield from _restarts(training, where)
+    starts = [one.trainings[0].past.start for one in (first, cell)]
+    # What a checkpoint has learned from is not in the study.
+    if starts[0] != starts[1]:
+        what = f"{cell.name!r} starts from {starts[1]}, {first.name!r} from {starts[0]}"
+        yield Problem(what, where, "start both from random weights, or from one checkpoint")
+        return
+    if other_length := [one for training in cell.trainings for one in _length_problems(first, training, where)]:
+        yield from other_length
         return
     # 1. As many samples of each source ...
-    ours, theirs = exposure(one), exposure(other)
+    ours, theirs = learned(first), learned(cell)
     if ours != theirs:
         changed = [name for name in sorted({*ours, *theirs}) if ours.get(name, 0) != theirs.get(name, 0)]
         said = ", ".join(f"{name} {theirs.get(name, 0):,} in place of {ours.get(name, 0):,}" for name in changed)
         what = f"{cell.name!r} does not read as many samples as {first.name!r}: {said}"
         yield Problem(what, where, _fix(study, cell, ours))
         return
-    # 2. ... from one stream, and so the same windows.
-    for name in ours:
-        if (one.sizes[name].tokens, one.sizes[name].identity) != (other.sizes[name].tokens, other.sizes[name].identity):
+    # 2. ... in trainings that begin alike ...
+    ours_each, theirs_each = _by_training(first), _by_training(cell)
+    for name in (name for name in ours if ours_each[name] != theirs_each[name]):
+        what = f"{cell.name!r} reads other windows of {name!r} than {first.name!r}: "
+        what += "after `init` a source is read from its beginning again"
+        yield Problem(what, where, "give both arms an init with the same samples, or none")
+    # 3. ... from one stream, and so the same windows.
+    for one, other in product(first.trainings, cell.trainings):
+        both = [name for name in exposure(one.plan.schedule) if name in exposure(other.plan.schedule)]
+        yield from _stream_problems(one, other, both, where)
+
+
+def _length_problems(first: Cell, cell: Cell, where: str) -> Iterator[Problem]:
+    one, other = first.plan.schedule.seq_length, cell.plan.schedule.seq_length
+    if one != other:
+        what = f"samples of {first.name!r} have {one:,} tokens, those of {cell.name!r} {other:,}"
+        yield Problem(what, where, "use the same train.seq_length")
+
+
+def _stream_problems(first: Cell, cell: Cell, names: Iterable[str], where: str) -> Iterator[Problem]:
+    one, other = first.plan.schedule, cell.plan.schedule
+    for name in names:
+        marks = mark_of(first.plan, name), mark_of(cell.plan, name)
+        if marks[0] != marks[1] or one.sizes[name].tokens != other.sizes[name].tokens:
             what = f"{cell.name!r} reads other windows of {name!r} than {first.name!r}: "
             what += "its data set, take or held-out part differs"
             fix = "use the same data set, take and validation.fraction"
@@ -138,7 +186,10 @@ def _restarts(cell: Cell, where: str) -> Iterator[Problem]:
 
 def _fix(study: Study, cell: Cell, wanted: Counts) -> str:
     """Return what to write so that an arm reads as many samples of each source as another."""
-    found = matched(cell.plan.config, cell.plan.schedule, wanted)
+    # What was read before is read; only the last training can be changed without changing another arm.
+    before = learned(cell.init) if cell.init else {}
+    missing = {name: count for name, count in _missing(wanted, before).items() if count}
+    found = matched(cell.plan.config, cell.plan.schedule, missing)
     if found is None:
         return f"no lengths of the phases of {cell.arm!r} give these: change their blends"
     # Second names are left out: they would make each phase of their arm look shared.

@@ -155,8 +155,10 @@ class _Placer:
             shares = _spread(mean, len(self.lengths)) if alike else sorted(self.shares, reverse=True)
             shares = shares if place == "early" else shares[::-1]
         quotas = [min(length, round(share * length)) for share, length in zip(shares, self.lengths, strict=True)]
-        order = range(len(quotas)) if place != "late" else range(len(quotas) - 1, -1, -1)
-        for number in order:  # lengths that differ, and rounding: the rest goes where it belongs first
+        # Lengths that differ, and rounding: what is missing is added where it belongs first, what is too much is taken
+        # from the other end.
+        order = range(len(quotas))
+        for number in order if (sum(quotas) < wanted) == (place != "late") else reversed(order):
             more = wanted - sum(quotas)
             quotas[number] = min(self.lengths[number], max(0, quotas[number] + more))
         assert sum(quotas) == wanted, (quotas, wanted)

@@ -99,18 +99,20 @@ def first_weights_come_from_somewhere(study: Study) -> Iterator[Problem]:
 
 def _circle(study: Study, name: str) -> list[str]:
     """Return the arms from one back to itself, along `init`; empty where it leads elsewhere."""
-    path, here = [name], name
+    path, here, seen = [name], name, {name}
     while True:
         original = study.original(here)
         init = study.arms[original].init if original in study.arms else None
         if init is None or init.arm is None or init.arm not in study.arms:
             return []
         here = init.arm
-        if here == name:
-            return [*path, name]
+        # Through a second name, the circle closes at the arm that it is a name for.
+        if study.original(here) == name:
+            return [*path, name] if here == name else [*path, here, name]
         # Each arm of a circle reports it for itself.
-        if here in path:  # a circle that this arm only leads to
+        if study.original(here) in seen:  # a circle that this arm only leads to
             return []
+        seen.add(study.original(here))
         path.append(here)
 
 
@@ -120,6 +122,10 @@ def the_baseline_is_an_arm(study: Study) -> Iterator[Problem]:
     for number, pair in enumerate(study.compare.pairs):
         for arm in pair:
             yield from _unknown_arm(study, arm, f"compare.pairs[{number}]")
+        if set(pair) <= set(study.arms) and not _meet(study, *pair):
+            what = f"{pair[0]!r} and {pair[1]!r} are trained at no level together"
+            fix = "remove the pair, or add one of them to `only` of a level of the other"
+            yield Problem(what, f"compare.pairs[{number}]", fix)
 
 
 def _unknown_arm(study: Study, name: str, where: str) -> Iterator[Problem]:
@@ -226,9 +232,24 @@ def matches_name_arms(study: Study) -> Iterator[Problem]:
             yield Problem("an arm stands twice in it", f"{where}.arms", "name each arm once")
         if match.exposure is None and match.end is None:
             yield Problem("it claims nothing", where, "add exposure: samples, or end: PHASE")
+        known = [arm for arm in match.arms if arm in study.arms]
+        for arm in known:
+            others = [other for other in known if other != arm]
+            # The claim would be compared nowhere, and pass as if it were proven.
+            if others and not any(_meet(study, arm, other) for other in others):
+                what = f"{arm!r} is trained at no level that another arm of the claim is trained at"
+                yield Problem(what, f"{where}.arms", f"leave {arm!r} out, or add it to `only` of a level of the others")
         if match.end is not None and match.end not in study.phases:
             fix = did_you_mean(match.end, list(study.phases))
             yield Problem(f"there is no phase {match.end!r}", f"{where}.end", fix)
+
+
+def _meet(study: Study, arm: str, other: str) -> bool:
+    """Return whether two arms are trained at one combination of levels."""
+    return all(
+        any(level.only is None or {arm, other} <= set(level.only) for level in levels.values())
+        for levels in study.factors.values()
+    )
 
 
 # All of them run, so that one reading of the file reports every mistake.

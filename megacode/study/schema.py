@@ -134,8 +134,9 @@ class Match(Frozen):
 
     Attributes:
         arms: two or more.
-        exposure: `samples`: each reads equally many samples of every source over the whole run, in the same windows.
-        end: a phase that all of them end with: equal in samples by source and in learning rate.
+        exposure: `samples`: each has learned from equally many samples of every source, in the same windows; those of
+            arms that `init` names count.
+        end: a phase that all of them end with: equal in samples by source, in data sets and in learning rate.
     """
 
     arms: tuple[str, ...] = Field(min_length=2)

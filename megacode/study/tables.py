@@ -81,11 +81,16 @@ def _tree(document: _Json) -> RenderableType:
     for arm in document["arms"]:
         if arm["seed"] == document["seeds"][0]:
             ends.setdefault(arm["nodes"][-1], []).append(arm["name"])
-    top = Branches(Text("random weights", style="dim"), guide_style="dim")
-    branches: dict[str | None, Branches] = {None: top}
+    tops: dict[str | None, Branches] = {}
+    branches: dict[str, Branches] = {}
     for row in rows:
-        branches[row["id"]] = branches[row["parent"]].add(_line(row, ends.get(row["id"], [])))
-    return top
+        # A checkpoint from elsewhere is no node of the study, so it is a top of its own.
+        if row["parent"] is None and row["from"] not in tops:
+            origin = "random weights" if row["from"] is None else f"weights of {row['from']}"
+            tops[row["from"]] = Branches(Text(origin, style="dim"), guide_style="dim")
+        above = tops[row["from"]] if row["parent"] is None else branches[row["parent"]]
+        branches[row["id"]] = above.add(_line(row, ends.get(row["id"], [])))
+    return Group(*tops.values())
 
 
 def _line(row: _Json, ends: list[str]) -> Text:

@@ -208,6 +208,10 @@ def _refuse_equal_arms(grid: Grid) -> None:
             factor = next(name for name, level in cell.levels.items() if other.levels[name] != level)
             fix = "remove a level, limit it with `only`, or let it change something that is learned from"
             problems.append(Problem(what, f"factors.{factor}.{cell.levels[factor]}", fix))
+        elif other.place != cell.place:
+            # A second name is one at every level.
+            fix = "remove one of them, limit one with `only`, or let it change something that is learned from"
+            problems.append(Problem(what, f"arms.{cell.arm}", fix))
         else:
             fix = f"write same_as: {other.arm} if it should have both names, or remove it"
             problems.append(Problem(what, f"arms.{cell.arm}", fix))

@@ -37,7 +37,7 @@ def twin_of(full: Plan, config: RunConfig, share: Fraction, where: str) -> RunCo
         where: what asks for the twin, for messages.
 
     Raises:
-        ConfigError: a source would keep no window.
+        ConfigError: a source would keep no window, or the full run does not have it.
     """
     # Of samples, which have another length in a twin with another seq_length.
     ratio = share * full.schedule.seq_length / config.train.seq_length
@@ -94,6 +94,12 @@ def _train(own: Training, was: Training, ratio: Fraction) -> Training:
 def _sources(full: Plan, config: RunConfig, ratio: Fraction, where: str) -> dict[str, Source]:
     length, found, problems = config.train.seq_length, {}, []
     for name, source in config.sources.items():
+        if name not in full.schedule.sizes:
+            what = f"source {name!r} is one of the twin alone, so there are no passes of a full run to repeat"
+            problems.append(
+                Problem(what, where, f"add {name!r} to the full run, or remove it from the twin's settings")
+            )
+            continue
         whole = windows(full.schedule.sizes[name].tokens, full.schedule.seq_length)
         # By the source alone, not by what an arm reads of it: arms of one twin scale share their trunks.
         kept = round(whole * ratio)

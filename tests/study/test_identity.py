@@ -19,6 +19,7 @@ from megacode.plan.learning_rate import PhaseRate
 from megacode.planning.run_plan import make_plan
 from megacode.study.grid import Grid
 from megacode.study.identity import LearnedPast, rate_facts, start_from
+from megacode.study.matching import prove
 from tests.study.conftest import COSINE, STUDY
 
 Document = dict[str, Any]
@@ -183,7 +184,7 @@ CHANGES: dict[str, Document] = {
         }.items()
     },
 }
-HARMLESS = {"sources.*.path", "sources.*.max_epochs"}  # data are known by their content; a cap that does not bind
+HARMLESS = {"sources.*.max_epochs"}  # a cap that does not bind
 
 
 def changed(change: Document, number: int = 0) -> Document:
@@ -283,7 +284,7 @@ def ids(grid: Grid) -> dict[tuple[tuple[str, ...], int], list[str]]:
 
 @settings(max_examples=25, deadline=None)
 @given(document=studies(), data=st.data())
-def test_permuted_and_renamed_arms_moved_data_and_other_layouts_have_the_same_ids(
+def test_permuted_and_renamed_arms_and_other_layouts_have_the_same_ids(
     document: Document, data: st.DataObject, grid_of: GridOf
 ) -> None:
     before = ids(grid_of(document))
@@ -293,7 +294,6 @@ def test_permuted_and_renamed_arms_moved_data_and_other_layouts_have_the_same_id
     other["set"] = merge(
         document["set"],
         {
-            "sources": {"text": {"path": "moved/text"}},
             "train": {"micro_batch_size": 2},
             "parallel": {"tensor": 2},
             "checkpoint": {"every": "3 iterations"},
@@ -326,6 +326,19 @@ def test_seeds_share_nothing(study: Document, grid_of: GridOf) -> None:
     one, other = ({state for cell in grid.cells if cell.seed == seed for state in cell.past.ends} for seed in (1, 2))
     assert len(one) == len(other) == 5
     assert not one & other
+
+
+def test_a_source_that_is_only_declared_is_known_by_its_path(study: Document, grid_of: GridOf) -> None:
+    study["phases"]["pure"] = {**study["phases"]["text"], "blend": {"text": 1}}
+    study["arms"] = {"one": ["pure", "balanced"]}
+    study["arms"]["two"] = {"phases": ["pure", "balanced"], "set": {"sources.code.path": "data/other-code"}}
+    study["match"] = [{"arms": ["one", "two"], "exposure": "samples"}]
+    grid = grid_of(study)
+    one, two = (grid.of(arm)[0].past.ends for arm in ("one", "two"))
+    assert one[0] == two[0]
+    assert one[1] != two[1]
+    (proof,) = prove(grid)
+    assert "'two' reads other windows of 'code' than 'one'" in proof.problems[0].what
 
 
 def write(prefix: Path, tokens: np.ndarray) -> None:

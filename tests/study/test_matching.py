@@ -136,6 +136,58 @@ def test_ends_are_compared_in_samples_and_rate(study: Document, grid_of: GridOf)
     )
 
 
+def test_an_end_is_the_phase_itself_not_one_whose_name_begins_alike(study: Document, grid_of: GridOf) -> None:
+    study["phases"]["cooldown-long"] = study["phases"]["cooldown"]
+    study["arms"] = {"one": ["balanced", "cooldown"], "b": ["text", "cooldown-long"]}
+    study["arms"]["c"] = ["text", "cooldown", "balanced", "cooldown"]
+    study["match"] = [{"arms": ["one", "b"], "end": "cooldown"}, {"arms": ["one", "c"], "end": "cooldown"}]
+    wrong, again = prove(grid_of(study))
+    assert [problem.what for problem in wrong.problems] == ["'b' ends with 'cooldown-long', not with 'cooldown'"]
+    assert again.equal
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sources.text.take": 7000}, "reads other windows of 'text' than 'one'"),
+        ({"train.seq_length": 32}, "samples of 'one' have 16 tokens, those of 'b' 32"),
+    ],
+)
+def test_ends_on_other_data_do_not_match(change: Document, said: str, study: Document, grid_of: GridOf) -> None:
+    study["arms"] = {"one": ["balanced", "cooldown"], "b": {"phases": ["balanced", "cooldown"], "set": change}}
+    study["match"] = [{"arms": ["one", "b"], "end": "cooldown"}]
+    (proof,) = prove(grid_of(study))
+    assert [said in problem.what for problem in proof.problems] == [True]
+
+
+def test_what_an_arm_starts_from_counts_in_its_exposure(study: Document, grid_of: GridOf) -> None:
+    study["phases"]["short"] = {**study["phases"]["text"], "iterations": 4}
+    after = {"init": {"arm": "one"}}
+    study["arms"] = {"one": ["balanced"], "two": ["balanced", "text"], "text": ["text"]}
+    study["arms"] |= {"later": {"phases": ["text"], **after}, "c": {"phases": ["text", "short"], **after}}
+    study["arms"]["d"] = {"phases": ["short", "text"], **after}
+    study["arms"]["balanced-later"] = {"phases": ["balanced"], "init": {"arm": "text"}}
+    claims = (("text", "later"), ("two", "later"), ("c", "d"), ("later", "balanced-later"))
+    study["match"] = [{"arms": list(arms), "exposure": "samples"} for arms in claims]
+    grid = grid_of(study)
+    ignored, again, equal, reverse = prove(grid)
+    assert ignored.problems[0].what.startswith("'later' does not read as many samples as 'text': ")
+    assert ignored.samples_by_source["later"] == exposure(grid.of("two")[0].plan.schedule)
+    said = "'later' reads other windows of '{}' than 'two': after `init` a source is read from its beginning again"
+    assert [problem.what for problem in again.problems] == [said.format("code"), said.format("text")]
+    assert equal.equal
+    assert reverse.equal
+
+
+def test_lengths_that_match_leave_out_what_was_read_before(study: Document, grid_of: GridOf) -> None:
+    study["phases"]["longer"] = {**study["phases"]["text"], "iterations": 30}
+    study["arms"] = {"one": ["balanced"], "b": {"phases": ["longer"], "init": {"arm": "one"}}}
+    study["arms"]["c"] = {"phases": ["text"], "init": {"arm": "one"}}
+    study["match"] = [{"arms": ["b", "c"], "exposure": "samples"}]
+    (proof,) = prove(grid_of(study))
+    assert proof.problems[0].fix == "in arm 'c' give phase 'text' samples: 240"
+
+
 def windows_read(grid: Grid, arm: str) -> set[tuple[int, int, int]]:
     """All (source, epoch, window) that an arm reads with its first seed."""
     schedule = grid.of(arm)[0].plan.schedule
@@ -188,6 +240,26 @@ def test_a_uniform_arm_is_spread_and_others_are_sorted() -> None:
     assert [shares(grid, place) for place in PLACES] == [[0.5, 0.1], [0.1, 0.5], [0.3, 0.3]]
     assert [shares(grid, place, arm="late") for place in PLACES] == [[0.5, 0.1], [0.1, 0.5], [0.3, 0.3]]
     assert shares(grid, "early", sources=["text"]) == [0.0, 0.6]
+
+
+@pytest.mark.parametrize(
+    ("code", "early", "late"),
+    [
+        ([10, 0, 9], [10, 9, 0], [0, 9, 10]),
+        ([0, 500, 0], [10, 490, 0], [0, 490, 10]),
+        ([0, 1000, 9], [10, 999, 0], [0, 999, 10]),
+    ],
+)
+def test_what_lengths_leave_over_or_lack_stays_at_the_right_end(
+    code: list[int], early: list[int], late: list[int], study: Document, grid_of: GridOf
+) -> None:
+    for number, (samples, count) in enumerate(zip((10, 1000, 10), code, strict=True)):
+        blend = {"text": samples - count, "code": count}
+        study["phases"][f"p{number}"] = {"samples": samples, "blend": blend, "learning_rate": CONSTANT}
+    study["phases"]["p0"]["learning_rate"] = {**CONSTANT, "warmup": "1 iterations"}
+    study["arms"] = {"one": ["p0", "p1", "p2"]}
+    found = place_arms(grid_of(study), "one", ["early", "late"], ["code"])
+    assert [[counts.get("code", 0) for counts in arm.phase_counts] for arm in found] == [early, late]
 
 
 def test_arms_are_written_as_yaml_that_can_be_pasted() -> None:
@@ -281,7 +353,7 @@ def test_a_wanted_exposure_that_is_there_changes_nothing(study: Document, grid_o
 
 def test_what_else_differs_between_arms_that_match_is_told() -> None:
     grid = build_grid(load_study(PATH), PATH)
-    early, late = (exposures(grid.of(arm)[0].plan) for arm in ("early", "late"))
+    early, late = (exposures(grid.of(arm)[0]) for arm in ("early", "late"))
     assert early["code"].samples == late["code"].samples
     assert early["code"].passes == late["code"].passes == pytest.approx(0.921, abs=1e-3)
     assert early["code"].mean_age > late["code"].mean_age + 100e9
@@ -292,5 +364,13 @@ def test_what_else_differs_between_arms_that_match_is_told() -> None:
 def test_a_mean_age_is_counted_from_the_middle_of_each_phase(study: Document, grid_of: GridOf) -> None:
     study["phases"]["pure"] = {**study["phases"]["text"], "blend": {"text": 1}}
     study["arms"] = {"one": ["pure", "pure"]}
-    found = exposures(grid_of(study).of("one")[0].plan)
+    found = exposures(grid_of(study).of("one")[0])
     assert found["text"].mean_age == 40 * 8 * 16 // 2
+
+
+def test_what_an_arm_starts_from_has_ages_too(study: Document, grid_of: GridOf) -> None:
+    study["phases"]["pure"] = {**study["phases"]["text"], "blend": {"text": 1}}
+    study["arms"] = {"one": ["pure"], "two": {"phases": ["pure", "pure"], "init": {"arm": "one"}}}
+    one, two = (exposures(grid_of(study).of(arm)[0])["text"] for arm in ("one", "two"))
+    assert (two.samples, two.mean_age) == (3 * one.samples, 3 * one.mean_age)
+    assert two.passes == pytest.approx(3 * one.passes)

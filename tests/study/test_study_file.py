@@ -173,6 +173,23 @@ LEVEL: Document = {"set": {"model.hidden_size": 128}}
             "arms start from each other in a cycle: one from two from one",
             "let one of them start from random weights",
         ),
+        (
+            {"arms": {"one": {"phases": ["text"], "init": {"arm": "two"}}, "two": {"same_as": "one"}}},
+            "arms start from each other in a cycle: one from two from one",
+            "let one of them start from random weights",
+        ),
+        (
+            {
+                "arms": {
+                    "one": {"phases": ["text"], "init": {"arm": "four"}},
+                    "two": {"phases": ["text"], "init": {"arm": "one"}},
+                    "three": {"phases": ["text"], "init": {"arm": "two"}},
+                    "four": {"same_as": "two"},
+                }
+            },
+            "arms.two.init.arm: arms start from each other in a cycle: two from one from four from two",
+            "let one of them start from random weights",
+        ),
         ({"phases": {"name": {"name": "x"}}}, "phases.name.name: its name is its key", "remove it"),
         (
             {"phases": {"cut": {"until": "5 iterations"}}},
@@ -233,9 +250,34 @@ LEVEL: Document = {"set": {"model.hidden_size": 128}}
         ),
         ({"compare": {"margin": "0.5"}}, "compare.margin: '0.5' is not a difference", "write for example 0.5 points"),
         ({"compare": {"pairs": [["one", "tow"]]}}, "compare.pairs[0]: there is no arm 'tow'", "did you mean two?"),
+        (
+            {
+                "factors": {"scale": {"a": {"only": ["one", "two"]}, "b": {**LEVEL, "only": ["one", "three"]}}},
+                "compare": {"pairs": [["two", "three"]]},
+            },
+            "compare.pairs[0]: 'two' and 'three' are trained at no level together",
+            "remove the pair, or add one of them to `only`",
+        ),
         ({"match": [{"arms": ["one"], "end": "text"}]}, "match[0].arms: ['one'] is not a valid value", "at least 2"),
         ({"match": [{"arms": ["one", "one"], "end": "text"}]}, "an arm stands twice in it", "name each arm once"),
         ({"match": [{"arms": ["one", "two"]}]}, "match[0]: it claims nothing", "exposure: samples"),
+        (
+            {
+                "factors": {"scale": {"a": {"only": ["one", "two"]}, "b": {**LEVEL, "only": ["one", "three"]}}},
+                "match": [{"arms": ["two", "three"], "exposure": "samples"}],
+            },
+            "match[0].arms: 'two' is trained at no level that another arm of the claim is trained at",
+            "leave 'two' out, or add it to `only`",
+        ),
+        (
+            {
+                "factors": {"scale": {"a": {"only": ["one", "two"]}, "b": {**LEVEL, "only": ["one", "three"]}}},
+                "arms": {"one": ["text"], "two": ["balanced"], "three": ["text", "text"], "again": {"same_as": "two"}},
+                "match": [{"arms": ["two", "three", "again"], "end": "text"}],
+            },
+            "match[0].arms: 'three' is trained at no level",
+            "leave 'three' out",
+        ),
         (
             {"match": [{"arms": ["one", "ten"], "end": "txt"}]},
             "match[0].end: there is no phase 'txt'",
@@ -258,6 +300,27 @@ def test_a_mistake_in_the_study_is_reported_with_its_place_and_a_fix(
     assert said in text
     assert fix in text
     assert "small.yaml: " in text
+
+
+@pytest.mark.parametrize(
+    ("arms", "levels", "said"),
+    [
+        (("a b", "a-b"), ("x",), "the runs of 'a b@x' and 'a-b@x' would both be called 'small-a-b-x-s1'"),
+        (("code", "code-x"), ("x-470m", "470m"), "the runs of 'code@x-470m' and 'code-x@470m' would both be called"),
+        (("one",), ("x y", "x-y"), "the runs of 'one@x y' and 'one@x-y' would both be called 'small-one-x-y-s1'"),
+    ],
+)
+def test_runs_of_one_name_are_refused(
+    arms: tuple[str, ...], levels: tuple[str, ...], said: str, study: Document, grid_of: GridOf
+) -> None:
+    study["arms"] = dict(zip(arms, (["balanced"], ["text"]), strict=False))
+    study["baseline"] = arms[0]
+    study["factors"] = {"scale": {name: {"set": {"model.num_layers": 3 + n}} for n, name in enumerate(levels)}}
+    with pytest.raises(ConfigError) as caught:
+        grid_of(study)
+    assert said in str(caught.value)
+    assert "give an arm or a level another name" in str(caught.value)
+    assert len(caught.value.problems) == 1
 
 
 def test_a_study_without_a_baseline_says_so(study: Document, grid_of: GridOf) -> None:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rich.console import Console
 from megacode.base.errors import ConfigError, PlanError
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
-from megacode.study.costs import Gpus
+from megacode.study.costs import Costs, Gpus
 from megacode.study.document import check_claims, plan_study
 from megacode.study.found import find_states, states_of
 from megacode.study.grid import Cell, Grid
@@ -31,13 +32,19 @@ Document = dict[str, Any]
 STUDIES = Path(__file__).resolve().parents[2] / "examples" / "studies"
 
 
-def save(cell: Cell, clock: int, path: Path, **config: Any) -> Path:
-    """Write what a checkpoint of a cell's run says of itself at a clock, without tensors."""
+def save(cell: Cell, clock: int, path: Path, formers: dict[int, Cell] | None = None, **config: Any) -> Path:
+    """Write what a checkpoint of a cell's run says of itself at a clock, without tensors; `formers` by last clock."""
     schedule = cell.plan.schedule
     chain = [link for link in schedule.fingerprints() if link["first_sample"] < clock]
     text = dump_config(cell.plan.config.model_copy(update=config))
     path.mkdir(parents=True)
-    TrainState(iteration=1, consumed_samples=clock, fingerprints=chain, config=text).write(path)
+    former_configs = [
+        {"consumed_samples": until, "config": dump_config(other.plan.config)}
+        for until, other in (formers or {}).items()
+    ]
+    TrainState(
+        iteration=1, consumed_samples=clock, fingerprints=chain, config=text, former_configs=former_configs
+    ).write(path)
     return path
 
 
@@ -65,6 +72,16 @@ def test_costs_are_those_of_the_runs_alone() -> None:
     assert document["disk_bytes"] == 16 * document["nodes"][0]["checkpoint_bytes"]
     more = plan_study(STUDIES / "wsd_budgets.yaml", Gpus(32, "H200"))
     assert document["gpu_hours"] < more["gpu_hours"] < 1.2 * document["gpu_hours"]
+
+
+def test_hours_are_those_of_the_vocabulary_of_each_arm(study: Document, tree_of: Callable[[Document], Tree]) -> None:
+    node = next(iter(tree_of(study).nodes.values()))
+    wide = replace(node, cell=replace(node.cell, plan=replace(node.cell.plan, vocab_size=200_000)))
+    costs, alone = Costs(Gpus(1)), Costs(Gpus(1))
+    small, large = costs.hours(node), costs.hours(wide)
+    assert small is not None
+    assert large is not None
+    assert small < large == alone.hours(wide)
 
 
 def test_gpu_hours_are_unknown_where_the_usual_gpus_do_not_fit_and_refused_where_asked_for() -> None:
@@ -172,6 +189,32 @@ def test_a_state_is_known_through_what_it_started_from(
     assert states_of(gone) == []
 
 
+def test_a_run_whose_settings_changed_on_the_way_is_the_state_of_no_arm(
+    study: Document, grid_of: Callable[[Document], Grid], tmp_path: Path
+) -> None:
+    study["arms"]["clip"] = {"phases": ["balanced", "text"], "set": {"train.clip_grad": 0.5}}
+    study["arms"]["layout"] = {"phases": ["balanced", "text", "text"], "set": {"train.micro_batch_size": 2}}
+    study["arms"]["peak"] = {"phases": ["balanced", "text"], "set": {"phases.text.learning_rate.peak": 2e-4}}
+    grid = grid_of(study)
+    two, clip, layout, peak = (grid.of(arm)[0] for arm in ("two", "clip", "layout", "peak"))
+    changed = save(clip, 320, tmp_path / "changed", {80: two})
+    assert states_of(changed) == []
+    back = save(clip, 320, tmp_path / "back", {80: clip, 100: two, 200: clip})
+    assert states_of(back) == []
+    late = save(peak, 320, tmp_path / "late", {240: two})
+    assert states_of(late) == []
+    assert TrainState.read(back).seal == json.loads((back / "megacode.json").read_text())["seal"]
+    assert "former_configs" not in json.loads((save(two, 80, tmp_path / "never") / "megacode.json").read_text())
+    # A branch off a phase that its trunk goes on with.
+    study["arms"] |= {"long": ["trunk"], "cut": [{"phase": "trunk", "until": "20 iterations"}, "cooldown"]}
+    long, cut = (grid_of(study).of(arm)[0] for arm in ("long", "cut"))
+    branch = save(cut, 200, tmp_path / "branch", {160: long})
+    assert [state.id for state in states_of(branch)] == [cut.past.ends[1]]
+    # What changes no learning, or only what had not begun yet.
+    same = save(two, 320, tmp_path / "same", {80: layout, 160: peak})
+    assert [state.id for state in states_of(same)] == [two.past.ends[1]]
+
+
 def test_an_arm_from_a_checkpoint_is_known_by_its_seal(
     study: Document, grid_of: Callable[[Document], Grid], tmp_path: Path
 ) -> None:
@@ -179,6 +222,33 @@ def test_an_arm_from_a_checkpoint_is_known_by_its_seal(
     study["arms"]["later"] = {"phases": ["trunk"], "init": {"from": str(end)}}
     facts = grid_of(study).of("later")[0].past.facts(0, 320)
     assert facts["past"] == start_from("checkpoint", TrainState.read(end).seal)
+
+
+def test_arms_from_a_checkpoint_stand_below_it_in_the_tree(
+    study: Document, grid_of: Callable[[Document], Grid], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    end = save(grid_of(study).of("two")[0], 320, Path("a/checkpoints/iter_0000040"))
+    study["arms"]["later"] = {"phases": ["trunk"], "init": {"from": str(end)}}
+    study["arms"]["after"] = {"phases": ["text"], "init": {"arm": "later"}}
+    document = plan_study(written(tmp_path, study))
+    origins = {row["phase"]: row["from"] for row in document["nodes"] if row["parent"] is None}
+    assert origins == {"balanced": None, "text": None, "trunk": str(end)}
+    lines = [line.strip() for line in printed(document).splitlines()]
+    assert "random weights" in lines
+    assert lines[lines.index(f"weights of {end}") + 1].startswith("└── trunk")
+
+
+def test_an_exposure_after_a_checkpoint_from_elsewhere_is_not_proven(
+    study: Document, grid_of: Callable[[Document], Grid], tmp_path: Path
+) -> None:
+    end = save(grid_of(study).of("two")[0], 320, tmp_path / "a/checkpoints/iter_0000040")
+    study["arms"] |= {"alone": ["trunk"], "later": {"phases": ["trunk"], "init": {"from": str(end)}}}
+    study["match"] = [{"arms": ["alone", "later"], "exposure": "samples"}]
+    (match,) = plan_study(written(tmp_path, study))["match"]
+    (problem,) = match["problems"]
+    assert problem["what"].startswith("'later' starts from weights of checkpoint ")
+    assert problem["fix"] == "start both from random weights, or from one checkpoint"
 
 
 def test_why_names_the_fact_that_makes_a_node_new(

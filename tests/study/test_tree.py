@@ -176,6 +176,21 @@ def test_two_arms_that_are_the_same_are_refused(study: Document, tree_of: TreeOf
     assert tree_of(study).paths["twice", 1] == tree_of(study).paths["one", 1]
 
 
+def test_arms_that_are_the_same_at_different_levels_are_no_second_names(study: Document, tree_of: TreeOf) -> None:
+    clip = {"train.clip_grad": 0.5}
+    study["arms"] = {"one": ["balanced"], "two": {"phases": ["balanced"], "set": clip}}
+    study["factors"] = {"clip": {"a": {"set": clip, "only": ["one"]}, "b": {}}}
+    with pytest.raises(ConfigError) as caught:
+        tree_of(study)
+    assert str(caught.value) == (
+        "Config error: arms.two: 'one@a' and 'two@b' are the same training\n"
+        "    remove one of them, limit one with `only`, or let it change something that is learned from"
+    )
+    study["factors"]["clip"]["a"]["only"] = ["one", "two"]
+    with pytest.raises(ConfigError, match=r"'one@a' and 'two@a' are the same training\n +write same_as: one"):
+        tree_of(study)
+
+
 def test_two_levels_that_are_the_same_are_refused(study: Document, tree_of: TreeOf) -> None:
     study["factors"] = {"train.micro_batch_size": [1, 2]}
     with pytest.raises(ConfigError) as caught:

@@ -68,6 +68,22 @@ def test_passes_agree_up_to_a_window_whatever_the_twin_s_shape(
         )
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"phases.balanced.blend.extra": 0.1},
+        {"sources.extra": {"path": "data/extra", "tokens": 5000}},
+    ],
+)
+def test_a_source_of_the_twin_alone_is_refused(change: Document, study: Document, grid_of: GridOf) -> None:
+    study["sources"] = {"extra": {"path": "data/extra", "tokens": 5000}}
+    with pytest.raises(ConfigError) as caught:
+        grid_of(twins(study, "1/4", **change))
+    assert "factors.scale.proxy.twin: source 'extra' is one of the twin alone" in str(caught.value)
+    assert "add 'extra' to the full run, or remove it from the twin's settings" in str(caught.value)
+    assert len(caught.value.problems) == 1
+
+
 def test_take_depends_on_the_source_alone_so_that_twins_share_trunks(study: Document, grid_of: GridOf) -> None:
     grid = grid_of(twins(study, "1/4"))
     one, two = (of_level(grid, arm, "proxy") for arm in ("one", "two"))
