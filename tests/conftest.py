@@ -22,13 +22,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Folders whose tests share something costly or the only one of its kind: a SLURM cluster, trained exports.
 TOGETHER = ("slurm", "convert")
+# Folders of long tests. They go first: a long file that begins last would keep one worker busy and the other idle.
+LONG = ("slurm", "train", "mcore", "house", "replay", "convert")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each worker whole files, so that what a file sets up is set up once; some folders go to one worker whole."""
     for item in items:
-        folder = item.path.relative_to(ROOT / "tests").parts[0]
-        item.add_marker(pytest.mark.xdist_group(folder if folder in TOGETHER else str(item.path)))
+        group = _folder(item) if _folder(item) in TOGETHER else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: LONG.index(_folder(item)) if _folder(item) in LONG else len(LONG))
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.path.relative_to(ROOT / "tests").parts[0]
 
 
 @pytest.fixture(scope="session")
