@@ -90,7 +90,7 @@ def test_a_bad_line_ends_with_exit_code_2(huggingface, tmp_path, capsys):
 @pytest.mark.parametrize(("number", "seed"), [(signal.SIGINT, []), (signal.SIGTERM, ["--shuffle-seed", "1"])])
 def test_a_signal_in_the_middle_leaves_nothing_behind(number, seed, huggingface, texts, tmp_path):
     pipe, out = tmp_path / "endless.jsonl", tmp_path / "out" / "set"
-    pipe.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 200))
+    pipe.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 600))
     arguments = flags(pipe, huggingface, out, *seed, "--workers", "1")
     process = subprocess.Popen(
         [sys.executable, TOOLS / "preprocess_data.py", *arguments],
