@@ -20,7 +20,7 @@ if [ -n "$RUN_DIR" ]; then set -- "$@" "run_dir=$RUN_DIR"; fi
 # Rank 0 is on the first node, unless node names do not resolve and the site file names another address. Only the steps
 # get it: the next job of a chain inherits the environment, but runs elsewhere. Jobs on one node must not share a port.
 address=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}
-port=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}
+port=${MASTER_PORT:-$((20000 + 2 * (SLURM_JOB_ID % 6000)))}
 step=(env "MASTER_ADDR=$address" "MASTER_PORT=$port" srun --export=ALL --gpu-bind=none --kill-on-bad-exit=0 --wait=60
     $CONTAINER_SRUN)
 # gpu-bind=none: every rank sees all GPUs of its node and takes the one with its local number. If it saw only its own,

@@ -1,7 +1,8 @@
 """Choose and check the rendezvous port of a run's ranks.
 
 Ports lie below 32768. Above it, Linux assigns them to outgoing connections. A run that closes its rendezvous and opens
-it again (with another layout) could then find its port taken.
+it again (with another layout) could then find its port taken. SLURM jobs have the even ports and local runs the odd
+ones: a job computes its port without looking, and must not meet a run that has drawn the same.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def free_port() -> int:
     """
     drawn = random.SystemRandom()  # not the seeded generator: two runs with one seed would choose the same port
     for _ in range(_TRIES):
-        port = FIRST + drawn.randrange(COUNT)
+        port = FIRST + 1 + 2 * drawn.randrange(COUNT // 2)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
             return port
@@ -34,8 +35,8 @@ def free_port() -> int:
 
 def port_of_job(job: int) -> int:
     """Return a port that all tasks of a SLURM job compute alike, without communication."""
-    # Two jobs on one node share a port only if their ids differ by a multiple of COUNT.
-    return FIRST + job % COUNT
+    # Two jobs on one node share a port only if their ids differ by a multiple of COUNT // 2.
+    return FIRST + 2 * (job % (COUNT // 2))
 
 
 def refuse_if_busy(port: int, where: str = "MASTER_PORT") -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megacode.base.errors import LaunchError
-from megacode.base.ports import FIRST, free_port, refuse_if_busy
+from megacode.base.ports import FIRST, free_port, port_of_job, refuse_if_busy
 from megacode.mcore.rendezvous import refuse_busy_port
 
 
@@ -38,6 +38,13 @@ def test_a_port_of_a_connection_that_was_closed_is_free() -> None:
             connection, _ = server.accept()
             connection.close()  # this side closes first and keeps the connection for a minute
     refuse_if_busy(port)
+
+
+def test_a_local_run_never_draws_the_port_of_a_job() -> None:
+    jobs = {port_of_job(job) for job in range(1, 20_000)}
+    drawn = {free_port() for _ in range(200)}
+    assert not jobs & drawn
+    assert max(jobs | drawn) < 32768
 
 
 @pytest.mark.parametrize("port", [0, 65536, 99999])

@@ -29,7 +29,7 @@ def test_torchrun_wins_over_slurm() -> None:
 
 
 def test_a_slurm_step_is_read_and_its_port_follows_from_the_job() -> None:
-    assert read(STEP) == Rendezvous(9, 16, 1, "gpu003", 20000 + 123456 % 12000)
+    assert read(STEP) == Rendezvous(9, 16, 1, "gpu003", 20000 + 2 * (123456 % 6000))
 
 
 def test_a_batch_script_outside_srun_is_one_process() -> None:
