@@ -45,7 +45,9 @@ def claimed(path: Path, where: str, *, new: bool = False) -> Iterator[None]:
             raise ConfigError(f"{path} already exists", where, "choose another path")
         yield
     finally:
-        remove(record)
+        # Not another's: one on another machine may have taken over a claim that is a day old.
+        if ownership.read(record) == mine:
+            remove(record)
 
 
 def _remove_dead(record: Path, mine: ownership.Owner, path: Path, where: str) -> None:
@@ -54,13 +56,17 @@ def _remove_dead(record: Path, mine: ownership.Owner, path: Path, where: str) ->
     if holder is not None and ownership.alive(holder, mine, record, _OTHER_MACHINES):
         fix = f"wait for it, or choose another path; if it has ended, remove {record}"
         raise ConfigError(f"{path} is being made by {holder}", where, fix)
-    # Renamed before it is removed: of two that find a dead owner, one gets it, and no living claim is removed.
+    # Renamed before it is looked at again: of several that find a dead owner, one gets its record.
     grave = record.with_name(f"{record.name}.{mine.token}.dead")
     try:
         os.rename(record, grave)
     except FileNotFoundError:
         return
-    taken = ownership.read(grave)
-    if taken != holder and not record.exists():
-        os.rename(grave, record)  # another process had claimed it in between: give it back
-    remove(grave)
+    if ownership.read(grave) == holder:
+        remove(grave)
+    # Another process had claimed it in between, and is alive: it gets its record back, unless a third was faster.
+    elif not ownership.publish_once(grave, record):
+        fix = f"end all but one of these commands, and remove {grave}"
+        raise ConfigError(f"several processes are making {path}", where, fix)
+    else:
+        remove(grave)
