@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megacode.base.errors import CheckpointError, DataError
+from megacode.base.errors import DataError
+from megacode.eval.hf_model import open_model
 from megacode.eval.scores import is_export, item_lines
 from megacode.eval.truncation import counting_cuts
 
@@ -29,22 +30,13 @@ def load_model(hf_dir: Path, batch_size: int, device: str) -> Any:
     Raises:
         CheckpointError: if transformers cannot load it.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    dtype = "float32" if device == "cpu" else "auto"
-    try:
-        model = AutoModelForCausalLM.from_pretrained(hf_dir, dtype=dtype, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(hf_dir, local_files_only=True)
-    except Exception as error:  # its parsers raise errors of any kind for a corrupted directory
-        reason = " ".join(str(error).split())[:300]
-        fix = "export it again with `megacode convert to-hf`"
-        raise CheckpointError(f"transformers cannot load it: {reason}", str(hf_dir), fix) from error
+    model, tokenizer = open_model(hf_dir, device)
     beginning: dict[str, Any] = {}
     if is_export(hf_dir) and tokenizer.eos_token_id is not None:
         # As in training: no token is added, and a text follows the end of another document.
         beginning = {"add_bos_token": False, "prefix_token_id": tokenizer.eos_token_id}
     settings = {"tokenizer": tokenizer, "batch_size": batch_size, "device": device, **beginning}
-    return counting_cuts()(pretrained=model.to(device).eval(), **settings)
+    return counting_cuts()(pretrained=model, **settings)
 
 
 def run_items(model: Any, name: str, task: Any, items: range, cluster: str | None = None) -> list[dict[str, Any]]:
