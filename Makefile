@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 # Processes that run tests side by side. Most tests start ranks of their own, so two keep a machine busy.
 WORKERS ?= 2
-PYTEST = $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test check quick format lock clean
 .DEFAULT_GOAL := demo

@@ -8,8 +8,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from megacode.base import child_processes
 from tests.limits import HANG
@@ -26,11 +28,24 @@ TOGETHER = ("slurm", "convert")
 LONG = ("slurm", "train", "mcore", "house", "replay", "convert")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class WholeFiles(LoadScopeScheduling):
     """Give each worker whole files, so that what a file sets up is set up once; some folders go to one worker whole."""
-    for item in items:
-        group = _folder(item) if _folder(item) in TOGETHER else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        folder = file.split("/")[1]
+        return folder if folder in TOGETHER else file
+
+
+# xdist's own groups (`--dist loadgroup`) do nothing under pytest 9.2: they rename tests, which it no longer allows.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFiles:
+    """Return what divides tests among the workers of pytest-xdist."""
+    return WholeFiles(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long tests first."""
     items.sort(key=lambda item: LONG.index(_folder(item)) if _folder(item) in LONG else len(LONG))
 
 

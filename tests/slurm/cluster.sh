@@ -7,7 +7,7 @@ PORT=${CLUSTER_PORT:-16817} CPUS=4
 export SLURM_CONF="$LAB/slurm.conf"
 
 down() {
-    for pid in "$LAB"/slurmd-*.pid "$LAB"/slurmctld.pid "$LAB"/munged.pid; do
+    for pid in "$LAB"/slurmd-*.pid "$LAB"/slurmctld.pid; do
         if [ -s "$pid" ]; then kill "$(cat "$pid")" 2>/dev/null || true; fi
     done
 }
@@ -19,8 +19,14 @@ start_munge() {
     if [ ! -s /etc/munge/munge.key ]; then dd if=/dev/urandom of=/etc/munge/munge.key bs=1024 count=1 status=none; fi
     chown munge:munge /etc/munge/munge.key
     chmod 0400 /etc/munge/munge.key
-    setpriv --reuid=munge --regid=munge --clear-groups /usr/sbin/munged
-    cp /run/munge/munged.pid "$LAB/munged.pid"
+    # Another cluster's start may be a moment ahead: then its daemon answers here too.
+    setpriv --reuid=munge --regid=munge --clear-groups /usr/sbin/munged 2>"$LAB/munged.log" || true
+    for _ in $(seq 50); do
+        if munge -n </dev/null >/dev/null 2>>"$LAB/munged.log"; then return; fi
+        sleep 0.2
+    done
+    echo "munged does not answer; see $LAB/munged.log" >&2
+    exit 1
 }
 
 write_conf() {

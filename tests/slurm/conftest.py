@@ -131,11 +131,21 @@ class Run:
             starts = [line for line in read_events(self.directory) if line["event"] in ("start", "resume")]
             return len(starts) >= attempt and bool(trained) and trained[-1]["iteration"] >= number
 
-        await_that(there, seconds, self.tail)
+        self._await(there, seconds)
 
     def await_line(self, event: str, count: int, seconds: float = HANG) -> dict[str, Any]:
         """Wait for the so manieth line of a kind, and return it."""
-        return await_that(lambda: self.lines(event)[count - 1 : count], seconds, self.tail)[0]
+        return self._await(lambda: self.lines(event)[count - 1 : count], seconds)[0]
+
+    def _await(self, condition: Callable[[], Any], seconds: float) -> Any:
+        def true_or_possible() -> Any:
+            # Asked first: what the last job wrote before it ended counts.
+            idle = not self._cluster.ask("squeue", "--noheader")
+            found = condition()
+            assert found or not idle, f"no job is left: {self.tail()}"
+            return found
+
+        return await_that(true_or_possible, seconds, self.tail)
 
     def newest(self) -> int:
         """Return the iteration of the newest checkpoint."""
