@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -129,18 +129,21 @@ def heldout_documents(
 
 def _data_sets(configs: Sequence[RunConfig], suite: str) -> list[_DataSet]:
     """Return the data sets of some runs, each once; a second one of the same name gets a number."""
-    found: dict[str, _DataSet] = {}
     # The smallest share is the one that all runs hold out: held-out documents are the last ones.
     fraction = min(config.validation.fraction for config in configs)
+    found: dict[Path, _DataSet] = {}
     for config in configs:
         if config.tokenizer is None:
             what = f"the items of the suite {suite!r} are made with the run's tokenizer, and it has none"
             raise ConfigError(what, f"run {config.name}", "add tokenizer: {kind: huggingface, path: DIR}")
         for name, source in config.sources.items():
-            number = sum(1 for one in found.values() if one.name.partition("#")[0] == name)
-            named = f"{name}#{number + 1}" if number else name
-            found.setdefault(str(Path(source.path).resolve()), _DataSet(named, source.path, fraction, config.tokenizer))
-    return list(found.values())
+            one = _DataSet(name, source.path, fraction, config.tokenizer)
+            found.setdefault(Path(source.path).resolve(), one)
+    # Sorted, so that the order of arms in a study changes nothing.
+    ordered = sorted(found.values(), key=lambda one: (one.name, one.path))
+    places = [sum(other.name == one.name for other in ordered[:i]) for i, one in enumerate(ordered)]
+    named = [f"{one.name}#{place + 1}" if place else one.name for one, place in zip(ordered, places, strict=True)]
+    return [replace(one, name=name) for one, name in zip(ordered, named, strict=True)]
 
 
 def _made_from(directory: Path) -> str | None:
@@ -156,15 +159,19 @@ def _made_from(directory: Path) -> str | None:
 def _document_tasks(texts: Mapping[str, Sequence[str]], directory: Path) -> dict[str, Any]:
     """Write the items `{text}` of the suite `heldout`, one task a source; return their index."""
     tasks = {}
-    for number, (name, documents) in enumerate(texts.items()):
+    for name, documents in texts.items():
         items = [{"text": text} for text in documents if text]
         if not items:
             fix = "increase validation.fraction"
             raise DataError("the held-out documents of this source contain no text", f"source {name}", fix)
-        # A source's name may hold a slash.
-        stem = f"heldout_{number:02d}_{re.sub(r'[^A-Za-z0-9._-]', '_', name)}"
-        tasks[f"heldout_{name}"] = write_items(directory, stem, items)
+        tasks[f"heldout_{name}"] = write_items(directory, f"heldout_{_file_name(name)}", items)
     return {"tasks": tasks}
+
+
+def _file_name(source: str) -> str:
+    """Return a part of a file name for a source, whose own name may hold a slash."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", source)
+    return plain if plain == source else f"{plain}_{digest(source)[:8]}"
 
 
 def _text(dataset: IndexedDataset, document: int, tokenizer: Decoder, longest: int | None) -> str:

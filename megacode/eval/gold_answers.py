@@ -4,7 +4,7 @@ The question is asked exactly as the task asks it. A multiple choice gives its t
 the suite's template names. Nothing is generated, so no code is run. Accuracy and pass@1 stay at chance and at 0
 for models that already differ in how likely they find the answer; that is what this measures.
 
-Source: Bhagia et al., arXiv:2412.04403, section 3 (bits per byte of the correct answer); Magnusson et al.,
+Source: Bhagia et al., arXiv:2412.04403 (bits per byte of the correct answer); Magnusson et al.,
 arXiv:2504.11393 (such metrics rank corpora at small sizes).
 """
 
@@ -69,7 +69,7 @@ def _gold_class() -> Any:
 
         def process_results(self, doc: Any, results: Any) -> dict[str, tuple[float, int]]:
             ((nats, _),) = results
-            # The separating space is predicted too, but is no part of the answer, as in lm-eval's `acc_bytes`.
+            # What separates question and answer is predicted too, but is no part of it, as in lm-eval's `acc_bytes`.
             return {METRIC: (nats, len(self.doc_to_target(doc).encode()))}
 
         def aggregation(self) -> dict[str, Any]:
