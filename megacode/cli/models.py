@@ -124,10 +124,12 @@ def evaluate(
         typer.Argument(metavar="PATH", help="Exported models or checkpoints; a run stands for all its checkpoints."),
     ] = None,
     # What is measured.
-    suite: Annotated[str | None, typer.Option(help="demo (default), to-code, or a suite's YAML file.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="demo (default), heldout, to-code, to-code-gold; a file.")
+    ] = None,
     texts: Annotated[list[str] | None, typer.Option(help="Text files for bits per byte: 'a/*.txt', 'b.jsonl'.")] = None,
     out: Annotated[Path | None, out_file("Score file; default: in the model's run.")] = None,
-    tasks: Annotated[Path | None, typer.Option(help="Directory of the demo suite's items.")] = None,
+    tasks: Annotated[Path | None, typer.Option(help="Directory of the items of demo or heldout.")] = None,
     without: Annotated[list[str] | None, typer.Option(help="Exclude a task; may be repeated.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of items per task.")] = None,
     # How and where.

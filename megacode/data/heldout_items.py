@@ -25,7 +25,7 @@ from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import SourceStream
 
 DOCUMENTS = 200  # of a source in the suite `heldout`
-DOCUMENT_TOKENS = 32_768  # a book would otherwise outweigh all other documents
+DOCUMENT_TOKENS = 8_192  # a long document would otherwise outweigh many others
 _RULE = 1  # of what is made from the same documents
 
 

@@ -79,7 +79,7 @@ def evaluate(
 
     Args:
         hf_dir: the model: config.json, safetensors, tokenizer.
-        suite: `demo`, `to-code`, or a suite's YAML file; None: the texts of `choices` only.
+        suite: a shipped suite's name, or a suite's YAML file; None: the texts of `choices` only.
         out: the score file; absent: `default_out`.
         choices: how the suite is run.
 

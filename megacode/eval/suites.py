@@ -142,9 +142,13 @@ def _made_suite(name: str, items: Path) -> Suite:
         scored = dict.fromkeys(tasks, METRIC)
         texts = {task: items / facts["file"] for task, facts in tasks.items()}
         return Suite(name, (), (), items=items, texts=texts, categories={METRIC: scored})
+    bits = {task: METRIC for task in tasks if "_bits_" in task}
+    endings = {task: "acc" for task in tasks if "_endings_" in task}
     chance = {task: facts["chance"] for task, facts in tasks.items() if "chance" in facts}
     clusters = dict.fromkeys(tasks, "document")
-    return Suite(name, tuple(tasks), (SHIPPED / name,), items=items, chance=chance, clusters=clusters)
+    means = {name: parts for name, parts in ((METRIC, bits), ("endings", endings)) if parts}
+    own: dict[str, Any] = {"chance": chance, "clusters": clusters, "categories": means}
+    return Suite(name, tuple(tasks), (SHIPPED / name,), items=items, **own)
 
 
 def _read_suite(path: Path) -> Suite:

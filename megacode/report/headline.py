@@ -173,8 +173,9 @@ def _bits_card(record: RunRecord, scores: list[Score]) -> dict[str, str]:
     """Return bits per byte, else the suite's last mean, else the number of scored tasks."""
     if not scores:
         return _card("Scores", fig.NOTHING, "not evaluated yet: megacode evaluate")
-    # Bits per byte move first in training, so small models show something.
-    bits = [score for score in scores if score.is_bits]
+    # Bits per byte move first in training, so small models show something. Those of one suite, by source.
+    sourced = [score for score in scores if score.is_bits and score.source]
+    bits = [score for score in sourced if score.suite == sourced[-1].suite]
     if bits:
         ends = (bits[0].iteration, bits[-1].iteration)
         first, last = (statistics.fmean(s.value for s in bits if s.iteration == end) for end in ends)

@@ -98,8 +98,20 @@ def _of_document(document: Json, sources: Sequence[str]) -> list[Score]:
 
 def _mean(document: Json, name: str, mean: Json) -> Score:
     missing = [str(task) for task in mean.get("missing") or []]
-    return Score(int(document["iteration"]), str(document["suite"]), name, MEAN, value(mean, "score"),
-                 stderr=value(mean, "stderr"), missing=missing)  # fmt: skip
+    bits = _in_bits(document, name)
+    # Beside the tasks that it is a mean of, since it has their unit; other means have a chart of their own.
+    task, metric = (f"mean {name}", "bits_per_byte") if bits else (name, MEAN)
+    return Score(int(document["iteration"]), str(document["suite"]), task, metric, value(mean, "score"), bits,
+                 value(mean, "stderr"), missing=missing)  # fmt: skip
+
+
+def _in_bits(document: Json, name: str) -> bool:
+    """Return whether a mean is in bits per byte: every task in it is."""
+    parts = document.get("mean_parts") or {}
+    members = parts.get(name) or ()
+    categories = [members] if isinstance(members, dict) else [parts.get(category) or {} for category in members]
+    metrics = [str(metric) for category in categories for metric in category.values()]
+    return bool(metrics) and all(metric.startswith("bits_per_byte") for metric in metrics)
 
 
 def _of_task(document: Json, task: str, metrics: Json, sources: Sequence[str]) -> list[Score]:

@@ -107,7 +107,8 @@ def data(tmp_path_factory) -> Path:
 def config(data: Path, fraction: float = 0.6, **sources: str) -> RunConfig:
     blend = {name: 1 / len(sources) for name in sources}
     document = {
-        "name": "x", "seed": 3, "model": {"num_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "ffn_hidden_size": 64},
+        "name": "x", "seed": 3,
+        "model": {"num_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "ffn_hidden_size": 64},
         "tokenizer": {"kind": "huggingface", "path": str(data / "tokenizer")},
         "sources": {name: {"path": str(data / prefix)} for name, prefix in sources.items()},
         "validation": {"fraction": fraction},

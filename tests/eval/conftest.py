@@ -12,7 +12,13 @@ ITEMS = 3
 
 @pytest.fixture(scope="session")
 def to_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the data sets' folders, `cache/` and the models `model/` and `other/`; to be copied before it is changed."""
+    (
+        """A directory with the data sets' folders, `cache/` and two models, `model/` and `other/`.
+
+    It is copied before it is changed.
+    """
+        ""
+    )
     spec = importlib.util.spec_from_file_location("to_code_data", Path(__file__).with_name("to_code_data.py"))
     assert spec is not None
     assert spec.loader is not None

@@ -26,7 +26,8 @@ FIRST = {
     "cb": ("The cat sang.\nQuestion: the river sang. True, False, or Neither?\nAnswer:", " ", "True"),
     "copa": ("The cat fell because", " ", " the river broke."),
     "storycloze": (
-        "Kim, who is 0, saw a cat. Kim, who is 1, saw a river. Kim, who is 2, saw a stone. Kim, who is 3, saw a window.",
+        "Kim, who is 0, saw a cat. Kim, who is 1, saw a river. Kim, who is 2, saw a stone. "
+        "Kim, who is 3, saw a window.",
         " ", "Kim was glad.",
     ),
     "hellaswag": ("Walking: A man sees a cat. He", " ", "takes the cat."),

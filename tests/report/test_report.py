@@ -479,6 +479,24 @@ def test_a_suite_of_benchmarks_has_a_group_a_metric_its_means_and_what_was_left_
     assert {"score0", "score1", "score2"} <= page.values("id")
 
 
+def test_means_in_bits_per_byte_stand_with_their_tasks_and_are_better_when_lower(run):
+    scores = {"piqa": {"bits_per_byte": 1.5}, "mbpp": {"bits_per_byte": 0.5}}
+    parts = {"reasoning": {"piqa": "bits_per_byte"}, "code": {"mbpp": "bits_per_byte"}, "total": ["reasoning", "code"]}
+    means = {"total": {"score": 1.0, "stderr": 0.01, "of": 2, "missing": []}}
+    document = {"suite": "to-code-gold", "scores": scores, "means": means, "mean_parts": parts}
+    (run / "eval/to-code-gold@iter_0000420.json").write_text(json.dumps(document))
+    record = read_run(run)
+    found = {score.task: score for score in collect(record) if score.suite == "to-code-gold"}
+    assert found["mean total"].lower
+    assert found["mean total"].is_bits
+    groups = {group["title"]: group for group in table(record, collect(record))["groups"]}
+    rows = {row["task"]: row["cells"][-1] for row in groups["Bits per byte"]["rows"]}
+    assert rows["mean total"] == {"value": "1.000", "error": "± 0.020"}
+    # The tile shows held-out documents by source, not benchmarks.
+    bits = [score.value for score in collect(record) if score.source and score.is_bits and score.iteration == 420]
+    assert f"{sum(bits) / 3:.3f}" in page_of(run).words
+
+
 def test_tasks_of_no_source_have_colours_of_their_own(run):
     benchmark(run)
     record = read_run(run)
