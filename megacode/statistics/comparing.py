@@ -25,7 +25,7 @@ from megacode.statistics.power import POWER, smallest_visible
 from megacode.statistics.quantities import Results, tabulate
 from megacode.statistics.ratios import relative_gain
 from megacode.statistics.variance import own_spread
-from megacode.statistics.words import sentence, unit_of
+from megacode.statistics.words import POINTS, sentence, unit_of
 
 FAMILIES = ("primary", "secondary", "exploratory")
 KEY = "megacode compare"
@@ -40,7 +40,9 @@ class ComparisonDesign:
         level: of the intervals.
         primary: `TASK/METRIC` and `mean/NAME` of the first family; None: all means, or all metrics if there are none.
         secondary: of the second family.
-        margin: arms are equal if the interval of their difference is within it, in the scores' unit; None: no test.
+        pairs: further comparisons `(arm, baseline)`; each is in all families.
+        margin: arms are equal if the interval of their difference is within it, as a share of 1; None: no test. It is
+            for shares alone, not for bits per byte.
         seed_sd: standard deviation over seeds by `TASK/METRIC` or `mean/NAME`, if known from other runs.
         key: of the random draws.
         draws: number of draws.
@@ -50,6 +52,7 @@ class ComparisonDesign:
     level: float = 0.95
     primary: Sequence[str] | None = None
     secondary: Sequence[str] = ()
+    pairs: Sequence[tuple[str, str]] = ()
     margin: float | None = None
     seed_sd: Mapping[str, float] = field(default_factory=dict)
     key: str = KEY
@@ -72,13 +75,12 @@ def compare(arms: Sequence[Arm], question: ComparisonDesign, without: Sequence[s
         DataError: if the arms have no task in common.
     """
     results = tabulate(arms, without)
-    base = _named(question.baseline, [arm.name for arm in arms], "--baseline")
     families = _families(results, question)
-    others = [number for number in range(len(arms)) if number != base]
+    contrasts = _contrasts(arms, question)
     # A family is all arms in all its metrics: each arm more, or each metric more, widens the corrected intervals.
     comparisons = []
     for family, members in families.items():
-        differences = [difference(results, arm, base, quantity) for quantity in members for arm in others]
+        differences = [difference(results, arm, base, quantity) for quantity in members for arm, base in contrasts]
         if differences:
             comparisons += _corrected(results, differences, family, question)
     return {
@@ -99,6 +101,15 @@ def _named(name: str, names: Sequence[str], where: str) -> int:
         fix = f"did you mean {close[0]!r}?" if close else f"give one of {shown}"
         raise ConfigError(f"there is no {name!r}", where, fix)
     return names.index(name)
+
+
+def _contrasts(arms: Sequence[Arm], question: ComparisonDesign) -> list[tuple[int, int]]:
+    """Return the numbers of arms that are compared: each with the baseline, and the pairs that were asked for."""
+    names = [arm.name for arm in arms]
+    base = _named(question.baseline, names, "--baseline")
+    contrasts = [(number, base) for number in range(len(arms)) if number != base]
+    pairs = [(_named(one, names, "pairs"), _named(other, names, "pairs")) for one, other in question.pairs]
+    return list(dict.fromkeys([*contrasts, *pairs]))
 
 
 def _families(results: Results, question: ComparisonDesign) -> dict[str, list[int]]:
@@ -197,6 +208,7 @@ def _document(
         "standard_error": None if one.is_exact else one.spread.error,
         "about": one.about,
         "paired_seeds": one.paired,
+        "seed_spread_from": one.spread_from,
         "items_for": one.positive,
         "items_against": one.negative,
         "smallest_visible": None if one.is_exact else smallest_visible(one.spread, level, POWER),
@@ -229,7 +241,7 @@ def _seed_reach(results: Results, one: ScoreDifference, question: ComparisonDesi
 def _within(document: Mapping[str, Any], margin: float | None) -> bool:
     # An equivalence test: the corrected interval must lie within the margin. A difference of 0 alone proves nothing.
     low, high = document["simultaneous_low"], document["simultaneous_high"]
-    return margin is not None and low is not None and -margin <= low and high <= margin
+    return margin is not None and document["unit"] == POINTS and low is not None and -margin <= low and high <= margin
 
 
 def _arm(results: Results, number: int) -> dict[str, Any]:
