@@ -93,7 +93,7 @@ def forest(rows: Sequence[ForestRow], panels: Sequence[ForestPanel], level: floa
     share = f"{100 * level:g}"
     reading = (
         f"Thick lines are {share} % intervals of each difference alone. Thin lines hold for all of them together: "
-        f"in {share} of 100 studies, every one covers the truth. Grey and hollow: not distinguishable from the baseline."
+        f"in {share} of 100 studies, every one covers the truth. Grey and hollow: not distinguishable."
     )
     drawn = [_drawing(rows, panels, width) for width in (WIDE, NARROW)]
     return Figure("forest", title, reading, drawn, _legend(rows, panels), follows=False, at="arm minus baseline")
@@ -109,7 +109,7 @@ def _legend(rows: Sequence[ForestRow], panels: Sequence[ForestPanel]) -> list[En
         if key in found
     ]
     if any(math.isfinite(effect.paper) for row in rows for effect in row.effects.values()):
-        entries.append(Entry("the paper’s value", "ink", "diamond hollow"))
+        entries.append(Entry("the paper's value", "ink", "diamond hollow"))
     if any(panel.margin for panel in panels):
         entries.append(Entry("margin", "", "margin"))
     return entries

@@ -61,7 +61,8 @@ def mark(shape: str, x: float, y: float, size: float, *inside: object, css: str 
         "down": [(0, 1), (1, -0.75), (-1, -0.75)],
     }.get(shape)
     if outline is None:
-        d = "".join(f"M{number(x - arm)} {number(y - s * arm)}L{number(x + arm)} {number(y + s * arm)}" for s in (1, -1))
+        ends = [(x - arm, y - s * arm, x + arm, y + s * arm) for s in (1, -1)]
+        d = "".join("M{} {}L{} {}".format(*map(number, end)) for end in ends)
         return element("path", *inside, class_=css, d=d)
     steps = "L".join(f"{number(x + arm * dx)} {number(y + arm * dy)}" for dx, dy in outline)
     return element("path", *inside, class_=css, d=f"M{steps}Z")

@@ -70,6 +70,6 @@ def value_axis(scale: Scale, top: float, bottom: float, factor_text: str = "") -
 
 
 def signed(tick: float) -> str:
-    """Return an axis label with a sign, and a true minus."""
+    """Return an axis label with a sign."""
     text = plain(abs(tick))
-    return text if tick == 0 else f"{'+' if tick > 0 else '−'}{text}"
+    return text if tick == 0 else f"{'+' if tick > 0 else '-'}{text}"

@@ -79,7 +79,7 @@ def scatter(key: str, title: str, points: Sequence[ScatterPoint], axes: ScatterA
     entries += [Entry("baseline", "ink", "square solid")] if any(p.baseline for p in shown) else []
     entries += [Entry("cooldown", "ink", "arrow")] if any(p.after is not None for p in shown) else []
     entries += [Entry("not beaten in both", "ink", "dash")] if len(_frontier(points, axes)) > 1 else []
-    entries += [Entry("the paper’s value", "ink", "diamond hollow")] if any(p.paper for p in shown) else []
+    entries += [Entry("the paper's value", "ink", "diamond hollow")] if any(p.paper for p in shown) else []
     return Figure(key, title, reading, drawn, entries, follows=False, at=f"{sum(not p.paper for p in shown)} points")
 
 
@@ -117,7 +117,8 @@ def _drawing(points: Sequence[ScatterPoint], axes: ScatterAxes, size: tuple[int,
     parts += [_point(p, frame) for p in points if _is_shown(p)]
     parts += _names(points, places, frame, frontier)
     described = "; ".join(point.said or point.name for point in points if _is_shown(point))
-    return drawing(frame.width, frame.height, title, *parts, described=described, class_="wide" if size == WIDE else "narrow")
+    shape = "wide" if size == WIDE else "narrow"
+    return drawing(frame.width, frame.height, title, *parts, described=described, class_=shape)
 
 
 def _is_shown(point: ScatterPoint) -> bool:

@@ -1,0 +1,93 @@
+"""Loss on held-out documents by source over the whole training of an arm, through all its phases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from megacode.report.figure import HALF, Entry, Figure, colour, plain, token_axis
+from megacode.report.svg import Frame, Scale, Span, bands, boundaries, domain, drawing, element, grid, path, tip
+from megacode.report.svg import vertical_title as heading
+from megacode.study_report.charts.marks import label
+
+
+@dataclass(frozen=True)
+class SourceLoss:
+    """The losses of a source.
+
+    Attributes:
+        source: its name.
+        index: of its colour, the same in all arms.
+        tokens: clock of each measurement, the mean over seeds below.
+        loss: nats per token.
+        forgotten: loss at the end minus the best before; nan if it is not known.
+        seeds: measurements of single seeds, drawn as thin lines.
+    """
+
+    source: str
+    index: int
+    tokens: Sequence[float]
+    loss: Sequence[float]
+    forgotten: float = math.nan
+    seeds: Sequence[Sequence[tuple[float, float]]] = field(default=())
+
+
+def clock(key: str, arm: str, losses: Sequence[SourceLoss], spans: Sequence[Span],
+          ends: tuple[float, float]) -> Figure:  # fmt: skip
+    """Return the losses of an arm; all arms have the range `ends`, so that heights can be compared."""
+    kept = [one for one in losses if any(map(math.isfinite, one.loss))]
+    if not kept:
+        return Figure(key, arm, "", missing="It has not been trained yet.", follows=False)
+    stop = max([span.stop for span in spans] + [x for one in kept for x in one.tokens])
+    width, height = HALF[0], HALF[1] + 20
+    frame = Frame(width, height, Scale(0, stop, 46, width - 10), Scale(*ends, height - 42, 42, True))
+    title = f"Loss by source over the training of {arm}"
+    parts: list[object] = [
+        bands(frame, spans),
+        grid(frame, [(tick, plain(tick)) for tick in frame.y.ticks(5)]),
+        *(_line(one, frame) for one in kept),
+        boundaries(frame, spans),
+        token_axis(frame, "tokens consumed"),
+        heading(frame, "loss (nats per token)"),
+    ]
+    described = "; ".join(f"{one.source}: {plain(one.loss[-1])} at the end" for one in kept)
+    drawn = drawing(width, height, title, *parts, described=described, class_="half")
+    return Figure(key, arm, "", [drawn], [_entry(one) for one in kept], follows=False, at="held out, at the end")
+
+
+def _entry(one: SourceLoss) -> Entry:
+    text = "" if math.isnan(one.forgotten) else "nothing forgotten" if one.forgotten <= 0 else (
+        f"{one.forgotten:+.3f} forgotten"
+    )  # fmt: skip
+    return Entry(one.source, colour(one.index), "line", [f"{one.loss[-1]:.3f}"], note=text)
+
+
+def _line(one: SourceLoss, frame: Frame) -> Markup:
+    css = colour(one.index)
+    thin = [path([(frame.x(x), frame.y(y)) for x, y in seed], class_=f"line held {css}") for seed in one.seeds]
+    places = [(frame.x(x), frame.y(y)) for x, y in zip(one.tokens, one.loss, strict=True)]
+    dots = [
+        element("circle", tip(f"{one.source}: {y:.4f}"), class_=f"dot {css}", cx=px, cy=py, r=3.0)
+        for (px, py), y in zip(places, one.loss, strict=True)
+        if math.isfinite(py)
+    ]
+    return element("g", *thin, path(places, class_=f"line {css}"), *dots, _best(one, frame))
+
+
+def _best(one: SourceLoss, frame: Frame) -> Markup | None:
+    """Mark the best loss if some of it was forgotten afterwards."""
+    if math.isnan(one.forgotten) or one.forgotten <= 0:
+        return None
+    best = min(one.loss)
+    x, y = frame.x(one.tokens[one.loss.index(best)]), frame.y(best)
+    line = element("line", class_="drop", x1=x, x2=frame.right, y1=y, y2=y)
+    return element("g", line, label("best", frame.right, y + 12, css="note", anchor="end"))
+
+
+def range_of(arms: Sequence[Sequence[SourceLoss]]) -> tuple[float, float]:
+    """Return the ends of the loss axis of all arms; the first measurement, before any training, is left out."""
+    losses = [y for arm in arms for one in arm for y in (one.loss[1:] if len(one.loss) > 2 else one.loss)]
+    return domain(losses, log=True)
