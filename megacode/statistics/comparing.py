@@ -74,8 +74,12 @@ def compare(arms: Sequence[Arm], question: ComparisonDesign, without: Sequence[s
         ConfigError: if the question names an arm or a metric that does not exist.
         DataError: if the arms have no task in common.
     """
-    results = tabulate(arms, without)
-    families = _families(results, question)
+    return compare_results(tabulate(arms, without), question)
+
+
+def compare_results(results: Results, question: ComparisonDesign) -> dict[str, Any]:
+    """Compare arms in a table of results; see `compare`."""
+    arms, families = results.arms, _families(results, question)
     contrasts = _contrasts(arms, question)
     # A family is all arms in all its metrics: each arm more, or each metric more, widens the corrected intervals.
     comparisons = []
@@ -221,7 +225,9 @@ def _document(
 
 def _relative(results: Results, one: ScoreDifference, alpha: float) -> dict[str, float] | None:
     # The covariance follows from Var(a - b) = Var(a) + Var(b) - 2 Cov(a, b).
-    variance, base = (own_variance(results, number, one) for number in (one.arm, one.base))
+    variance, base = (
+        own_variance(results, number, one.quantity, one.spread_from != "") for number in (one.arm, one.base)
+    )
     covariance = (variance + base - one.spread.whole.variance) / 2
     quantile = one.spread.half_width(alpha) / one.spread.error
     return relative_gain(one.score, one.score - one.value, variance, base, covariance, quantile)

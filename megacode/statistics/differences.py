@@ -155,19 +155,29 @@ def seed_part(results: Results, arm: int, base: int, number: int) -> tuple[Part 
     return Part(own.variance * (1 / counts[0] + 1 / counts[1]), own.df), "all arms"
 
 
-def own_variance(results: Results, number: int, one: ScoreDifference) -> float:
-    """Return the variance of one arm's own score; it includes seeds if the difference's variance does."""
-    quantity = results.quantities[one.quantity]
-    parts = list(zip(results.profiles(number, quantity), quantity.weights, strict=True))
-    by_items = sum(float(w**2 * np.sum(own.items**2)) for own, w in parts)
-    if max(len(results.arms[i].models) for i in (one.arm, one.base)) == 1:
-        return by_items
-    spread = own_spread([results.scores(i, quantity) for i in range(len(results.arms))])
-    assert spread is not None, "one of the two has several seeds"
-    by_seeds = spread.variance / len(results.arms[number].models)
-    rest = sum(float(w**2 * np.sum(own.rest**2)) for own, w in parts)
-    # As in `variance.total`: both estimates contain the rest, and noise must not push the sum below either.
-    return max(by_items + by_seeds - rest, by_items, by_seeds)
+def own_spread_of(results: Results, arm: int, number: int, seeds: bool) -> Spread:
+    """Return the spread of one arm's own score.
+
+    Args:
+        results: all arms' results.
+        arm: number of the arm.
+        number: of the quantity.
+        seeds: whether other seeds count; the spread over seeds is then pooled over all arms that have several.
+    """
+    quantity = results.quantities[number]
+    parts = list(zip(results.profiles(arm, quantity), quantity.weights, strict=True))
+    items = [Part(float(w**2 * np.sum(own.items**2)), own.clusters - 1) for own, w in parts]
+    spread = own_spread([results.scores(i, quantity) for i in range(len(results.arms))]) if seeds else None
+    if spread is None:
+        return spread_of(None, items, [])
+    count = len(results.arms[arm].models)
+    rest = [Part(float(w**2 * np.sum(own.rest**2)), (len(own.scores) - 1) * (own.clusters - 1)) for own, w in parts]
+    return spread_of(Part(spread.variance / count, spread.df), items, rest)
+
+
+def own_variance(results: Results, arm: int, number: int, seeds: bool) -> float:
+    """Return the variance of one arm's own score; the arguments are those of `own_spread_of`."""
+    return own_spread_of(results, arm, number, seeds).whole.variance
 
 
 def seed_covariance(results: Results, differences: Sequence[ScoreDifference]) -> np.ndarray:
