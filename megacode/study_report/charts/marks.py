@@ -61,8 +61,8 @@ def mark(shape: str, x: float, y: float, size: float, *inside: object, css: str 
         "down": [(0, 1), (1, -0.75), (-1, -0.75)],
     }.get(shape)
     if outline is None:
-        ends = [(x - arm, y - s * arm, x + arm, y + s * arm) for s in (1, -1)]
-        d = "".join("M{} {}L{} {}".format(*map(number, end)) for end in ends)
+        left, right, up, down = map(number, (x - arm, x + arm, y - arm, y + arm))
+        d = f"M{left} {up}L{right} {down}M{left} {down}L{right} {up}"
         return element("path", *inside, class_=css, d=d)
     steps = "L".join(f"{number(x + arm * dx)} {number(y + arm * dy)}" for dx, dy in outline)
     return element("path", *inside, class_=css, d=f"M{steps}Z")

@@ -58,6 +58,7 @@ class ScatterAxes:
         log_x: whether the first is logarithmic.
         best_x: `high`, `low` or empty: what is better to the right.
         best_y: the same, upwards.
+        costs: whether the first axis shows FLOPs, printed as powers of ten.
     """
 
     x: str
@@ -65,6 +66,7 @@ class ScatterAxes:
     log_x: bool = False
     best_x: str = "high"
     best_y: str = "high"
+    costs: bool = False
 
 
 def scatter(key: str, title: str, points: Sequence[ScatterPoint], axes: ScatterAxes, reading: str,
@@ -105,7 +107,7 @@ def _drawing(points: Sequence[ScatterPoint], axes: ScatterAxes, size: tuple[int,
     frame = _frame(points, axes, size)
     frontier = _frontier(points, axes)
     places = [(frame.x(p.x), frame.y(p.y)) for p in points]
-    form = scientific if axes.log_x else plain
+    form = scientific if axes.costs else plain
     ticks = [(tick, form(tick)) for tick in frame.x.ticks(7 if size == WIDE else 3)]
     parts: list[object] = [
         grid(frame, [(tick, plain(tick)) for tick in frame.y.ticks(5)]),
