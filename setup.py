@@ -69,6 +69,7 @@ setup(
             "eval/tasks/**/*",
             "judge/prompts.jsonl",
             "report/*.j2",
+            "study_report/facts/*.yaml",
             "convert/*.j2",
             "convert/*.txt",
         ]

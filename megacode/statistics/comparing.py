@@ -97,7 +97,7 @@ def compare_results(results: Results, question: ComparisonDesign) -> dict[str, A
     }
 
 
-def _named(name: str, names: Sequence[str], where: str) -> int:
+def named(name: str, names: Sequence[str], where: str) -> int:
     """Return the position of a name that the user gave; an unknown one raises with a suggestion."""
     if name not in names:
         close = get_close_matches(name, names, n=1)
@@ -110,9 +110,9 @@ def _named(name: str, names: Sequence[str], where: str) -> int:
 def _contrasts(arms: Sequence[Arm], question: ComparisonDesign) -> list[tuple[int, int]]:
     """Return the numbers of arms that are compared: each with the baseline, and the pairs that were asked for."""
     names = [arm.name for arm in arms]
-    base = _named(question.baseline, names, "--baseline")
+    base = named(question.baseline, names, "--baseline")
     contrasts = [(number, base) for number in range(len(arms)) if number != base]
-    pairs = [(_named(one, names, "pairs"), _named(other, names, "pairs")) for one, other in question.pairs]
+    pairs = [(named(one, names, "pairs"), named(other, names, "pairs")) for one, other in question.pairs]
     return list(dict.fromkeys([*contrasts, *pairs]))
 
 
@@ -121,8 +121,8 @@ def _families(results: Results, question: ComparisonDesign) -> dict[str, list[in
     means = [name for name in names if name.startswith("mean/")]
     primary = (means or names) if question.primary is None else question.primary
     families = {
-        "primary": [_named(name, names, "--primary") for name in dict.fromkeys(primary)],
-        "secondary": [_named(name, names, "--secondary") for name in dict.fromkeys(question.secondary)],
+        "primary": [named(name, names, "--primary") for name in dict.fromkeys(primary)],
+        "secondary": [named(name, names, "--secondary") for name in dict.fromkeys(question.secondary)],
     }
     # A metric named in both families belongs to the first: each difference is corrected once.
     families["secondary"] = [number for number in families["secondary"] if number not in families["primary"]]
