@@ -251,7 +251,7 @@ def _waterfall(arm: dict[str, Any], paper: tuple[float, float, float], seeds: in
         read += phase["tokens"]
         behind = len(arm["phases"]) - 1 - number
         values = {f"mean/{mean}": _true(paper, mean) - 0.013 * behind * (1 if mean != "code" else -2) for mean in MEANS}
-        steps.append({"phase": phase["name"], "node": f"{arm['arm']}-{number}", "tokens": read, "values": values,
+        steps.append({"phase": phase["name"], "node": f"{arm['arm'].removesuffix('+cooldown')}-{number}", "tokens": read, "values": values,
                       "by_seed": {}, "files": {}})  # fmt: skip
     return {"arm": arm["name"], "steps": steps}
 

@@ -13,6 +13,8 @@ from megacode.report.svg import Frame, Scale, Span, bands, boundaries, domain, d
 from megacode.report.svg import vertical_title as heading
 from megacode.study_report.charts.marks import label
 
+LEAST = 0.01  # nats; less is noise of the held-out documents
+
 
 @dataclass(frozen=True)
 class SourceLoss:
@@ -59,18 +61,25 @@ def clock(key: str, arm: str, losses: Sequence[SourceLoss], spans: Sequence[Span
 
 
 def _entry(one: SourceLoss) -> Entry:
-    text = "" if math.isnan(one.forgotten) else "nothing forgotten" if one.forgotten <= 0 else (
-        f"{one.forgotten:+.3f} forgotten"
-    )  # fmt: skip
+    text = "at its best" if one.forgotten < LEAST else f"{one.forgotten:+.3f} since its best"
+    if math.isnan(one.forgotten):
+        text = ""
     return Entry(one.source, colour(one.index), "line", [f"{one.loss[-1]:.3f}"], note=text)
 
 
 def _line(one: SourceLoss, frame: Frame) -> Markup:
     css = colour(one.index)
-    thin = [path([(frame.x(x), frame.y(y)) for x, y in seed], class_=f"line held {css}") for seed in one.seeds]
-    places = [(frame.x(x), frame.y(y)) for x, y in zip(one.tokens, one.loss, strict=True)]
+    thin = [
+        path([(frame.x(x), frame.y(y)) for x, y in seed if y <= frame.y.high], class_=f"line held {css}")
+        for seed in one.seeds
+    ]
+    # Losses before any training are far above the rest; the chart begins below them.
+    shown = [y if y <= frame.y.high else math.nan for y in one.loss]
+    places = [(frame.x(x), frame.y(y)) for x, y in zip(one.tokens, shown, strict=True)]
+    # Many dots would turn the line into beads; they stay for the pointer.
+    css_dot = f"dot {css}" if len(places) <= 12 else "unseen"
     dots = [
-        element("circle", tip(f"{one.source}: {y:.4f}"), class_=f"dot {css}", cx=px, cy=py, r=3.0)
+        element("circle", tip(f"{one.source}: {y:.4f}"), class_=css_dot, cx=px, cy=py, r=3.0)
         for (px, py), y in zip(places, one.loss, strict=True)
         if math.isfinite(py)
     ]
@@ -79,12 +88,16 @@ def _line(one: SourceLoss, frame: Frame) -> Markup:
 
 def _best(one: SourceLoss, frame: Frame) -> Markup | None:
     """Mark the best loss if some of it was forgotten afterwards."""
-    if math.isnan(one.forgotten) or one.forgotten <= 0:
+    if math.isnan(one.forgotten) or one.forgotten < LEAST:
         return None
     best = min(one.loss)
     x, y = frame.x(one.tokens[one.loss.index(best)]), frame.y(best)
     line = element("line", class_="drop", x1=x, x2=frame.right, y1=y, y2=y)
-    return element("g", line, label("best", frame.right, y + 12, css="note", anchor="end"))
+    rise = frame.y(one.loss[-1])
+    if y - rise < 14:
+        return element("g", line)
+    # Between the best and the end, where the eye looks for the size of the gap.
+    return element("g", line, label(f"{one.forgotten:+.2f}", frame.right - 4, y - 4, css="note", anchor="end"))
 
 
 def range_of(arms: Sequence[Sequence[SourceLoss]]) -> tuple[float, float]:

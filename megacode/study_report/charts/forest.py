@@ -24,7 +24,7 @@ from megacode.study_report.charts.marks import (
 )
 from megacode.study_report.charts.panels import FIGURES, PanelLayout, bands_of, layout, value_axis
 
-ROW, HEAD, FOOT, GROUP = 23, 40, 42, 25  # pixels of a row, a band's head and foot, and the name of a group
+ROW, HEAD, FOOT, GROUP = 27, 40, 42, 25  # pixels of a row, a band's head and foot, and the name of a group
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,10 @@ def _band(rows: Sequence[ForestRow], panels: Sequence[ForestPanel], place: Panel
           top: float) -> tuple[Markup, float]:  # fmt: skip
     """Draw panels side by side with the arms' names; return them and where they end."""
     at = top + HEAD
-    names, centres = [], []
+    names, heads, centres = [], [], []
     # A group heads the arms of each baseline: a difference means little without it.
     for baseline, group in groupby(rows, lambda row: row.baseline):
-        names.append(label(f"minus {baseline}", 0, at + 16, css="phase"))
+        heads.append(label(f"minus {baseline}", 0, at + 16, css="phase over"))
         at += GROUP
         for row in group:
             y = at + ROW / 2
@@ -151,7 +151,8 @@ def _band(rows: Sequence[ForestRow], panels: Sequence[ForestPanel], place: Panel
     drawn = [
         _panel(rows, centres, panel, *place.edges(index), top + HEAD, at) for index, panel in enumerate(panels)
     ]  # fmt: skip
-    return element("g", *names, *drawn), at + FOOT
+    # Names of groups may be longer than the column of names, so they lie above the panels.
+    return element("g", *names, *drawn, *heads), at + FOOT
 
 
 def _panel(rows: Sequence[ForestRow], centres: Sequence[float], panel: ForestPanel, left: float, right: float,
@@ -177,7 +178,9 @@ def _panel(rows: Sequence[ForestRow], centres: Sequence[float], panel: ForestPan
 
 def _effect(effect: Effect, scale: Scale, y: float, right: float) -> Markup:
     css, shape, fill = VERDICTS[effect.verdict]
-    paper = math.isfinite(effect.paper) and mark("diamond", scale(effect.paper), y, 4.2, css="hollow ink")
+    # Below the arm's own mark, which it would hide where the two agree.
+    paper = math.isfinite(effect.paper) and mark("diamond", scale(effect.paper), y + 8, 3.2, css="hollow ink")
+    y -= 2
     strong = "figure" if effect.verdict else "figure faint"
     parts = [
         _interval(scale, effect.wide_low, effect.wide_high, y, f"thin {css}"),

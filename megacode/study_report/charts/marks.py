@@ -10,9 +10,14 @@ from markupsafe import Markup
 
 from megacode.report.svg import CHARACTER_WIDTH, Point, element, number, tip
 
-SHAPES = ("circle", "square", "diamond", "up", "down", "cross")
+# Corners of the marks that are polygons, in units of their size.
+OUTLINES = {
+    "square": ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)),
+    "diamond": ((0.0, -1.0), (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0)),
+    "up": ((0.0, -1.0), (1.0, 0.75), (-1.0, 0.75)),
+    "down": ((0.0, 1.0), (1.0, -0.75), (-1.0, -0.75)),
+}
 WIDE, NARROW = 960, 380  # widths of the two drawings of each chart, in pixels of the view box
-LINE = 13  # height of a line of text
 # Colour and shape of a verdict; `solid` marks are filled. Grey and hollow: not distinguishable.
 VERDICTS = {
     "better": ("better", "circle", "solid"),
@@ -44,7 +49,7 @@ def mark(shape: str, x: float, y: float, size: float, *inside: object, css: str 
     """Return a mark of about equal area for each shape, centred at a point.
 
     Args:
-        shape: one of `SHAPES`.
+        shape: `circle`, `cross`, or a key of `OUTLINES`.
         x: of its centre.
         y: of its centre.
         size: radius of the circle of that area.
@@ -54,23 +59,12 @@ def mark(shape: str, x: float, y: float, size: float, *inside: object, css: str 
     if shape == "circle":
         return element("circle", *inside, class_=css, cx=x, cy=y, r=float(size))
     arm = {"square": 0.88, "diamond": 1.25, "up": 1.35, "down": 1.35, "cross": 1.0}[shape] * size
-    outline = {
-        "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
-        "diamond": [(0, -1), (1, 0), (0, 1), (-1, 0)],
-        "up": [(0, -1), (1, 0.75), (-1, 0.75)],
-        "down": [(0, 1), (1, -0.75), (-1, -0.75)],
-    }.get(shape)
-    if outline is None:
+    if shape == "cross":
         left, right, up, down = map(number, (x - arm, x + arm, y - arm, y + arm))
         d = f"M{left} {up}L{right} {down}M{left} {down}L{right} {up}"
         return element("path", *inside, class_=css, d=d)
-    steps = "L".join(f"{number(x + arm * dx)} {number(y + arm * dy)}" for dx, dy in outline)
+    steps = "L".join(f"{number(x + arm * dx)} {number(y + arm * dy)}" for dx, dy in OUTLINES[shape])
     return element("path", *inside, class_=css, d=f"M{steps}Z")
-
-
-def shape_of(index: int) -> str:
-    """Return the shape of the `index`-th arm of a chart."""
-    return SHAPES[index % (len(SHAPES) - 1)]
 
 
 def linked(href: str, *inside: object) -> Markup:
@@ -103,7 +97,7 @@ def reach(points: Iterable[float], ends: Iterable[float]) -> tuple[float, float]
     """
     must = [0.0, *(v for v in points if math.isfinite(v))]
     kept = sorted(abs(v) for v in ends if math.isfinite(v))
-    most = max([*map(abs, must), 3 * kept[len(kept) // 2] if kept else 0.0])
+    most = max([*map(abs, must), 1.5 * kept[len(kept) * 9 // 10] if kept else 0.0])
     shown = must + [v for v in ends if math.isfinite(v) and abs(v) <= most]
     low, high = min(shown), max(shown)
     room = 0.06 * ((high - low) or 1.0)

@@ -141,8 +141,8 @@ def _point(point: ScatterPoint, frame: Frame) -> Markup:
     css = "ink" if point.baseline else "s0"
     shape = "square" if point.baseline else "circle"
     crosses = [
-        whisker((frame.x(point.x_low), y), (frame.x(point.x_high), y), f"error {css}"),
-        whisker((x, frame.y(point.y_low)), (x, frame.y(point.y_high)), f"error {css}"),
+        whisker((frame.x(point.x_low), y), (frame.x(point.x_high), y), f"cross {css}"),
+        whisker((x, frame.y(point.y_low)), (x, frame.y(point.y_high)), f"cross {css}"),
     ]
     return linked(point.href, tip(point.said or point.name), *crosses, mark(shape, x, y, 4.6, css=f"solid {css}"))
 

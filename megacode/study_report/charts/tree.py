@@ -82,10 +82,8 @@ def _depth_first(nodes: Sequence[Stretch]) -> list[Stretch]:
 def _drawing(nodes: Sequence[Stretch], sources: Sequence[str], width: int) -> Markup:
     stop = max(node.stop for node in nodes) or 1.0
     wide = width == WIDE
-    # Names of arms stand right of the bars, or over the next row's on a phone.
-    texts = [", ".join(node.arms) for node in nodes]
-    gutter = min(max(map(width_of, texts)) + 14, 330.0) if wide else 0.0
-    x = Scale(0, stop, 4, width - gutter - 8)
+    x = Scale(0, stop, 4, _right(nodes, stop) if wide else width - 8)
+    # On a phone, arms get a line of their own below the phase.
     row = ROW if wide else ROW + 14
     bottom = HEAD + row * len(nodes)
     parts: list[object] = [_axis(x, bottom)]
@@ -94,10 +92,21 @@ def _drawing(nodes: Sequence[Stretch], sources: Sequence[str], width: int) -> Ma
         parts.append(_elbow(node, tops, x))
     for node in nodes:
         parts.append(_bar(node, sources, x, tops[node.key]))
-        parts.append(_arms(node, x, tops[node.key], width, gutter))
+        parts.append(_texts(node, x, tops[node.key], width))
     described = "; ".join(node.said or node.phase for node in nodes)
     return drawing(width, bottom + 24, "Tree of the study", *parts, described=described,
                    class_="wide" if wide else "narrow")  # fmt: skip
+
+
+def _right(nodes: Sequence[Stretch], stop: float) -> float:
+    """Return where the token axis ends, so that each arm's name has room right of its bar."""
+    room = [
+        (WIDE - 8 - width_of(", ".join(node.arms)) * 1.08 - 8 - 4) * stop / node.stop + 4
+        for node in nodes
+        if node.arms and node.stop
+    ]
+    # Names longer than a third of the drawing are shortened.
+    return max(min([WIDE - 8.0, *room]), WIDE * 0.66)
 
 
 def _axis(x: Scale, bottom: float) -> Markup:
@@ -138,21 +147,22 @@ def _bar(node: Stretch, sources: Sequence[str], x: Scale, top: float) -> Markup:
     return linked(node.href, *parts)
 
 
-def _arms(node: Stretch, x: Scale, top: float, width: int, gutter: float) -> Markup:
-    """Write the phase below its bar, and the arms that end there at the right."""
+def _texts(node: Stretch, x: Scale, top: float, width: int) -> Markup:
+    """Write the phase below its bar, and the arms that end there right of it (on a phone, below)."""
     shared = f" · in {node.users} arms" if node.users > 1 else ""
     state = f" · {node.state}" if node.state else ""
     text = f"{node.phase} · {format_count(round(node.stop - node.start))}{shared}{state}"
-    left = x(node.start) + 2
-    # At the right edge a text starts further left, so that it is not cut.
-    at = max(min(left, x.stop - width_of(text)), 4.0)
-    parts = [label(shortened(text, width - at), at, top + BAR + 12, css="name", full=text)]
+    parts = [_kept_inside(text, x(node.start) + 4, top + BAR + 12, width, "name")]
     if node.arms:
-        arms = ", ".join(node.arms)
-        if gutter:
-            parts.append(label(shortened(arms, gutter - 10), x.stop + 14, top + 12, css="phase", full=arms))
+        arms, left = ", ".join(node.arms), x(node.stop) + 8
+        if width == WIDE:
+            parts.append(label(shortened(arms, width - left), left, top + 12, css="phase", full=arms))
         else:
-            short = shortened(arms, width - 12)
-            place = max(min(left, width - width_of(short) - 2), 4.0)
-            parts.append(label(short, place, top + BAR + 26, css="phase", full=arms))
+            parts.append(_kept_inside(arms, x(node.start) + 4, top + BAR + 26, width, "phase"))
     return element("g", *parts)
+
+
+def _kept_inside(text: str, left: float, y: float, width: int, css: str) -> Markup:
+    """Return a text that starts at `left`, or further left where the drawing would cut it."""
+    short = shortened(text, width - 8)
+    return label(short, max(min(left, width - 1.08 * width_of(short)), 4.0), y, css=css, full=text)

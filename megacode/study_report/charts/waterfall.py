@@ -113,7 +113,8 @@ def _panel(arms: Sequence[Stairs], panel: StairPanel, left: float, right: float,
         before = math.nan
         for step in arm.steps:
             if panel.key in step.values:
-                parts.append(_step(step, panel, scale, before, at, right))
+                css = "figure" if step is arm.steps[-1] else "tick"
+                parts.append(_step(step, panel, scale, before, at, right, css))
                 before = step.values[panel.key]
             at += STEP
         at += SPACE
@@ -123,10 +124,11 @@ def _panel(arms: Sequence[Stairs], panel: StairPanel, left: float, right: float,
     return element("g", *parts)
 
 
-def _step(step: Stair, panel: StairPanel, scale: Scale, before: float, top: float, right: float) -> Markup:
+def _step(step: Stair, panel: StairPanel, scale: Scale, before: float, top: float, right: float,
+          css_text: str) -> Markup:  # fmt: skip
     value = step.values[panel.key]
     x, y = scale(value), top + STEP / 2
-    text = label(step.texts.get(panel.key, ""), right, y + 4, css="figure", anchor="end")
+    text = label(step.texts.get(panel.key, ""), right, y + 4, css=css_text, anchor="end")
     tick = element("line", class_="stair", x1=x, x2=x, y1=y - 6, y2=y + 6)
     hint = tip(step.said) if step.said else None
     if math.isnan(before):

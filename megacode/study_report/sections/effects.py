@@ -26,12 +26,20 @@ def headlines(index: ReportIndex) -> list[dict[str, str]]:
             "verdict": _WORDS[row["verdict"]],
             "css": VERDICTS[row["verdict"]][0],
             "shape": " ".join(VERDICTS[row["verdict"]][1:]),
-            "arm": row["arm"],
-            "words": row["words"],
+            **_said(index, row["arm"], row["words"]),
             "href": index.where(row["arm"]),
         }
         for row in rows
     ]
+
+
+def _said(index: ReportIndex, arm: str, words: str) -> dict[str, str]:
+    """Split a sentence around its arm, with names as short as everywhere on the page."""
+    # The longest names first: one may be the beginning of another.
+    for name in sorted(index.arms, key=len, reverse=True):
+        words = words.replace(name, index.short(name))
+    before, name, after = words.partition(index.short(arm))
+    return {"before": before, "arm": name, "after": after}
 
 
 def forest_figure(index: ReportIndex) -> Figure:

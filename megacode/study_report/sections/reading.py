@@ -40,7 +40,7 @@ def _exposed(row: ExposureRow | None, total: int) -> dict[str, Any]:
     age = f"mean age {format_count(row['mean_age'])} tokens"
     return {
         "text": percent(row["samples"] / total),
-        "note": f"{row['passes']:.2f} passes · {percent(row['rate_share'])} by rate",
+        "note": f"{row['passes']:.2f} passes · {100 * row['rate_share']:.0f} % by rate",
         "said": f"{row['samples']:,} samples; {phases}; {age}",
         "repeats": row["passes"] > 1,
     }
@@ -85,7 +85,7 @@ def _overlaps(index: ReportIndex, arm: str, rows: Sequence[Overlap]) -> dict[str
         "arm": index.short(arm),
         "href": index.where(arm),
         "hits": f"{hits:,}",
-        "items": f"{items:,}",
+        "of": f"{items:,}",
         "share": percent(hits / items) if items else NOTHING,
         "checked": percent(checked),
         "worst": ", ".join(f"{row['task']} {row['hits']} of {row['items']:,}" for row in worst[:4]),

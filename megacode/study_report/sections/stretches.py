@@ -57,6 +57,7 @@ def clocks(index: ReportIndex) -> dict[str, list[Figure]]:
     curves: dict[str, list[LossCurve]] = {}
     for curve in index.document["loss_by_source"]:
         curves.setdefault(curve["arm"], []).append(curve)
+    curves = _whole(curves)
     sources = list(dict.fromkeys(curve["source"] for curve in index.document["loss_by_source"]))
     losses = {arm: [_source_loss(rows, source, sources.index(source)) for source in sources
                     if any(row["source"] == source for row in rows)] for arm, rows in curves.items()}  # fmt: skip
@@ -66,6 +67,25 @@ def clocks(index: ReportIndex) -> dict[str, list[Figure]]:
         for number, (arm, rows) in enumerate(losses.items())
     ]
     return {"open": figures[:OPEN_CLOCKS], "folded": figures[OPEN_CLOCKS:]}
+
+
+def _whole(curves: dict[str, list[LossCurve]]) -> dict[str, list[LossCurve]]:
+    """Leave out an arm whose losses are the beginning of another arm's: it ends where that one goes on."""
+
+    def measured(rows: Sequence[LossCurve]) -> dict[tuple[str, int], list[float]]:
+        return {(row["source"], row["seed"]): row["loss"] for row in rows}
+
+    losses = {arm: measured(rows) for arm, rows in curves.items()}
+    return {
+        arm: rows
+        for arm, rows in curves.items()
+        if not any(_begins(losses[arm], other) for name, other in losses.items() if name != arm)
+    }
+
+
+def _begins(first: dict[tuple[str, int], list[float]], other: dict[tuple[str, int], list[float]]) -> bool:
+    return all(key in other and len(other[key]) > len(loss) and other[key][: len(loss)] == loss
+               for key, loss in first.items())  # fmt: skip
 
 
 def _spans(index: ReportIndex, arm: str, curves: Sequence[LossCurve]) -> list[Span]:

@@ -55,7 +55,16 @@ def _groups(index: ReportIndex, baseline: str, found: dict[tuple[str, str], Heat
             "cells": [_cell(index, metric, arm, baseline, found.get((metric, arm)), most) for arm in arms],
         }
         groups.setdefault(share["mean"] if share else "", []).append(row)
-    return [{"title": index.title(mean) if mean else "other tasks", "rows": rows} for mean, rows in groups.items()]
+    return [_named(index.title(mean) if mean else "other tasks", rows) for mean, rows in groups.items()]
+
+
+def _named(title: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Say the metric once, in the title, where all tasks of a group have the same: names stay short."""
+    metrics = {row["task"].rpartition(", ")[2] for row in rows}
+    if len(metrics) != 1 or not all(", " in row["task"] for row in rows):
+        return {"title": title, "note": "", "rows": rows}
+    short = [row | {"task": row["task"].rpartition(", ")[0]} for row in rows]
+    return {"title": title, "note": metrics.pop(), "rows": short}
 
 
 def _task(index: ReportIndex, metric: str) -> dict[str, Any]:
@@ -73,11 +82,10 @@ def _task(index: ReportIndex, metric: str) -> dict[str, Any]:
     coin = known is not None and min(known["decision_accuracy"].values(), default=1.0) < 0.6
     return {
         "task": row["title"] if row else metric,
-        "items": counted(row["items"], "item") if row else "",
+        "asked": counted(row["items"], "item") if row else "",
         "ranks": ranks,
         "ranks_said": said,
         "coin": coin,
-        "note": known["note"] if known else "",
         "noise": fixed(row["signal_to_noise"], 1) if row and row["signal_to_noise"] is not None else "",
     }
 
@@ -101,6 +109,16 @@ def _cell(index: ReportIndex, metric: str, arm: str, baseline: str, cell: HeatCe
         f"{cell['adjusted_p']:.2g}); {index.said(arm)}",
         "href": index.where(arm),
     }
+
+
+def ranking_notes(index: ReportIndex) -> list[str]:
+    """Return what is known of how tasks rank data, each remark once with its tasks."""
+    tasks: dict[str, list[str]] = {}
+    for metric in index.document["heat_map"]["metrics"]:
+        known = index.metrics[metric]["reliability"] if metric in index.metrics else None
+        if known and known["note"]:
+            tasks.setdefault(known["note"], []).append(index.title(metric).partition(", ")[0])
+    return [f"{', '.join(dict.fromkeys(names))}: {note}" for note, names in tasks.items()]
 
 
 def heat_legend() -> list[dict[str, str]]:
