@@ -285,12 +285,15 @@ def _score(table: Results, number: int, which: int, level: float) -> ScoreRow:
     spread = own_spread_of(table, number, which, len(values) > 1)
     value, known = float(values.mean()), math.isfinite(spread.whole.variance) and spread.whole.df > 0
     half = spread.half_width(1 - level) if known else None
+    errors = [float(error) if math.isfinite(error) else None for error in table.seed_errors(number, one)]
+    seeds = [str(model.seed) for model in arm.models]
     unit = unit_of(one.is_bits, value)
     return {
         "arm": arm.name,
         "metric": one.name,
         "value": value,
-        "by_seed": {str(model.seed): float(score) for model, score in zip(arm.models, values, strict=True)},
+        "by_seed": {seed: float(score) for seed, score in zip(seeds, values, strict=True)},
+        "errors_by_seed": dict(zip(seeds, errors, strict=True)),
         "standard_error": spread.error if known else None,
         "low": None if half is None else value - half,
         "high": None if half is None else value + half,

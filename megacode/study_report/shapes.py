@@ -86,6 +86,7 @@ class ScoreRow(TypedDict):
     metric: str
     value: float  # mean over seeds
     by_seed: dict[str, float]  # seeds as text, since JSON has no other keys
+    errors_by_seed: dict[str, float | None]  # standard errors over items alone
     standard_error: float | None  # over items, and over seeds if there are several
     low: float | None
     high: float | None
@@ -219,7 +220,7 @@ class LossCurve(TypedDict):
 
 
 class Forgetting(TypedDict):
-    """How much worse a source is at a phase's end than the best before the phase; negative: it got better."""
+    """How much worse a source is at a phase's end than the best before it; negative: it got better."""
 
     arm: str
     source: str

@@ -63,6 +63,11 @@ def reliability_of(metric: str) -> Reliability | None:
     )
 
 
+def is_toss(reliability: Reliability | None) -> bool:
+    """Return whether a task hardly ranks corpora at one of the sizes that were tested."""
+    return reliability is not None and min(reliability["decision_accuracy"].values()) < _TOSS
+
+
 def _note(accuracy: dict[str, float], signal: float | None) -> str:
     small = [size for size, share in accuracy.items() if share < _TOSS]
     shares = ", ".join(f"{100 * share:.0f} % at {size}" for size, share in accuracy.items())
