@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 import megacode
-from megacode.study_report.sections import amounts, closing, effects, reading, stretches, tasks, trunks
+from megacode.study_report.sections import amounts, closing, effects, laws, reading, stretches, tasks, trunks
 from megacode.study_report.sections.lookup import ReportIndex
 from megacode.study_report.shapes import Report
 
@@ -72,10 +72,15 @@ def page(document: Report) -> dict[str, Any]:
         "exposure": reading.exposure(index),
         "matches": reading.matches(index),
         "contamination": reading.contamination(index),
+        "law_figures": laws.law_figures(index),
+        "refusals": laws.refusals(index),
+        "proposals": laws.proposals(index),
+        "forecasts": laws.forecasts(index),
         "later_findings": document["later_findings"],
         "limits": document["limits"],
         "notes": document["notes"],
         "left_out": document["left_out"],
+        "history": document["history"],
         "facts": closing.study_facts(index),
         "provenance": closing.provenance(index),
     }

@@ -101,7 +101,7 @@ def _drawing(nodes: Sequence[Stretch], sources: Sequence[str], width: int) -> Ma
 def _right(nodes: Sequence[Stretch], stop: float) -> float:
     """Return where the token axis ends, so that each arm's name has room right of its bar."""
     room = [
-        (WIDE - 8 - width_of(", ".join(node.arms)) * 1.08 - 8 - 4) * stop / node.stop + 4
+        (WIDE - 8 - width_of(", ".join(node.arms)) * 1.16 - 8 - 4) * stop / node.stop + 4
         for node in nodes
         if node.arms and node.stop
     ]
@@ -164,5 +164,7 @@ def _texts(node: Stretch, x: Scale, top: float, width: int) -> Markup:
 
 def _kept_inside(text: str, left: float, y: float, width: int, css: str) -> Markup:
     """Return a text that starts at `left`, or further left where the drawing would cut it."""
-    short = shortened(text, width - 8)
-    return label(short, max(min(left, width - 1.08 * width_of(short)), 4.0), y, css=css, full=text)
+    # Letters of the names of arms are bold, and wider.
+    wider = 1.16 if css == "phase" else 1.04
+    short = shortened(text, (width - 8) / wider)
+    return label(short, max(min(left, width - wider * width_of(short)), 4.0), y, css=css, full=text)
