@@ -45,6 +45,7 @@ def _link(path: str, directory: Path | None) -> str:
 def page(document: Report) -> dict[str, Any]:
     """Return the template's variables."""
     index = ReportIndex(document)
+    proportions, paretos = amounts.proportions(index), amounts.pareto_figures(index)
     return {
         "version": megacode.__version__,
         "name": str(document["study"].get("name") or "study"),
@@ -57,8 +58,9 @@ def page(document: Report) -> dict[str, Any]:
         "score_table": effects.score_table(index),
         "paper_gains": closing.paper_gains(index),
         "paper_notes": document["paper_notes"] if document["paper"] else [],
-        "proportions": amounts.proportions(index),
-        "paretos": amounts.pareto_figures(index),
+        "amounts": any(figure.drawings for figure in [*proportions, *paretos]),
+        "proportions": proportions,
+        "paretos": paretos,
         "waterfall": stretches.waterfall_figure(index),
         "clocks": stretches.clocks(index),
         "forgetting": stretches.forgetting_table(index),

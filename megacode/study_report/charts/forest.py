@@ -88,7 +88,7 @@ def forest(rows: Sequence[ForestRow], panels: Sequence[ForestPanel], level: floa
     """Return the forest plot of arms and metrics."""
     title = "Difference from the baseline"
     if not rows or not panels:
-        why = "No two arms are scored yet. `megacode study run` trains and scores them."
+        why = "No two arms are scored yet: megacode study run trains and scores what is missing."
         return Figure("forest", title, "", missing=why, follows=False)
     share = f"{100 * level:g}"
     reading = (
@@ -139,7 +139,7 @@ def _band(rows: Sequence[ForestRow], panels: Sequence[ForestPanel], place: Panel
     names, heads, centres = [], [], []
     # A group heads the arms of each baseline: a difference means little without it.
     for baseline, group in groupby(rows, lambda row: row.baseline):
-        heads.append(label(f"minus {baseline}", 0, at + 16, css="phase over"))
+        heads.append(label(f"minus {baseline}", 0, at + 16, css="phase above"))
         at += GROUP
         for row in group:
             y = at + ROW / 2

@@ -12,7 +12,7 @@ from megacode.report.figure import Entry, Figure, colour
 from megacode.report.svg import Scale, drawing, element, tip
 from megacode.study_report.charts.marks import NARROW, WIDE, label, linked, shortened, width_of
 
-ROW, BAR, HEAD = 32, 15, 30
+ROW, BAR, HEAD = 36, 15, 30
 
 
 @dataclass(frozen=True)

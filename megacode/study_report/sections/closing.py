@@ -42,7 +42,7 @@ def cards(index: ReportIndex) -> list[dict[str, str]]:
         _card("Distinguishable", f"{found} of {len(primary)}" if primary else NOTHING,
               "differences of the primary family, corrected together" if primary else "nothing is compared yet"),
         _visible(index),
-        _card("Tokens trained", format_count(shared) if shared else NOTHING, saved),
+        _card("Tokens of all runs", format_count(shared) if shared else NOTHING, saved),
         _card("FLOPs", flops_text(index) or NOTHING, "of the whole tree, all seeds"),
         _card("Seeds", str(len(document["seeds"])), _about(index)),
         _card("Arms with flags", str(flags), "withheld samples, other layouts, changed settings" if flags else

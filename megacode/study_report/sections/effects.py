@@ -81,8 +81,7 @@ def _effect(index: ReportIndex, row: ComparisonRow) -> Effect:
     low, high, wide_low, wide_high = (index.scaled(metric, end) for end in ends)
     return Effect(
         index.scaled(metric, row["difference"]), low, high, wide_low, wide_high, row["verdict"],
-        printed(row, row["difference"], sign=True), f"{row['words']}\n{index.said(row['arm'], row['baseline'])}",
-        index.where(row["arm"]), _papers(index, row),
+        printed(row, row["difference"], sign=True), row["words"], index.where(row["arm"]), _papers(index, row),
     )  # fmt: skip
 
 

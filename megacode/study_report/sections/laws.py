@@ -8,7 +8,6 @@ arm as YAML. `forecasts[]` hold `arm`, `metric`, `value`, `low`, `high`, and `me
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,10 +26,10 @@ def _target(index: ReportIndex, number: int, target: Mapping[str, Any]) -> Figur
     metric = target["metric"]
     points = []
     for row in target["points"]:
-        values = [index.scaled(metric, row.get(key)) for key in ("measured", "fitted", "left_out")]
-        shown = [fixed(value, index.places_of(metric)) for value in values]
+        measured, fitted, left_out = (index.scaled(metric, row.get(key)) for key in ("measured", "fitted", "left_out"))
+        shown = [fixed(value, index.places_of(metric)) for value in (measured, fitted, left_out)]
         said = f"{index.short(row['arm'])}: measured {shown[0]}, fitted {shown[1]}, left out {shown[2]}"
-        points.append(LawPoint(index.short(row["arm"]), *values, said, index.where(row["arm"])))
+        points.append(LawPoint(index.short(row["arm"]), measured, fitted, left_out, said, index.where(row["arm"])))
     r2 = target.get("leave_one_out_r2")
     note = f"left out, R² = {r2:.2f}" if r2 is not None else ""
     return law(f"law-{number}", index.title(metric), index.unit(metric) or "score", points, note)
@@ -72,15 +71,16 @@ def forecasts(index: ReportIndex) -> list[dict[str, Any]]:
 
 
 def _forecast(index: ReportIndex, row: Mapping[str, Any]) -> dict[str, Any]:
-    metric, measured = row["metric"], row.get("measured")
-    low, high = (math.nan if row.get(end) is None else row[end] for end in ("low", "high"))
+    metric, measured, low, high = row["metric"], row.get("measured"), row.get("low"), row.get("high")
+    outcome = ""
     # An interval with an unknown end is neither kept nor missed.
-    known = measured is not None and math.isfinite(low) and math.isfinite(high)
+    if measured is not None and low is not None and high is not None:
+        outcome = "inside" if low <= measured <= high else "outside"
     return {
         "arm": index.short(row["arm"]),
         "href": index.where(row["arm"]),
         "metric": index.title(metric),
         "forecast": _interval(index, metric, row),
         "measured": index.show(metric, measured),
-        "outcome": ("inside" if low <= measured <= high else "outside") if known else "",
+        "outcome": outcome,
     }

@@ -106,7 +106,7 @@ def _cell(index: ReportIndex, metric: str, arm: str, baseline: str, cell: HeatCe
         "css": f"{'good-cell' if good else 'bad-cell'} h{shade}{' found' if found else ''}",
         "mark": {"better": "▲", "worse": "▼", "higher": "△", "lower": "▽"}.get(cell["verdict"], ""),
         "said": f"{index.short(arm)} minus {index.short(baseline)}: {text}, {word} (adjusted p = "
-        f"{cell['adjusted_p']:.2g}); {index.said(arm)}",
+        f"{cell['adjusted_p']:.2g})",
         "href": index.where(arm),
     }
 
