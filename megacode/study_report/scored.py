@@ -7,26 +7,21 @@ suite is compared by itself, over the models that have it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-import numpy as np
-
 from megacode.base.files import Json
 from megacode.statistics.arms import Arm, check_comparable
 from megacode.statistics.comparing import ComparisonDesign, compare_results, named
-from megacode.statistics.differences import own_spread_of
-from megacode.statistics.quantities import ComparedScore, Results, tabulate
+from megacode.statistics.quantities import Results, tabulate
 from megacode.statistics.reading import Scores, read_scores
-from megacode.statistics.variance import item_parts, own_spread
-from megacode.statistics.words import digits, unit_of, verdict
+from megacode.statistics.words import verdict
 from megacode.study.grid import Cell
 from megacode.study.tree import Tree
 from megacode.study_report.results import StudyResults
+from megacode.study_report.score_rows import metric_row, score_row, variance_shares
 from megacode.study_report.shapes import ComparisonRow, MetricRow, ScoreRow, VarianceShare
-from megacode.study_report.tasks import chance_of, reliability_of, title_of
 
 _POINT = 0.01
 
@@ -121,10 +116,10 @@ def _add(scored: Scored, results: StudyResults, group: _Group, level: float, wit
         scored.notes += document["notes"]
         scored.comparisons += [_comparison(row, results, group) for row in document["comparisons"]]
         families = {row["metric"]: row["family"] for row in document["comparisons"]}
-        scored.shares += _shares(table, group, question.baseline)
-    scored.metrics += [_metric(table, one, families, documents) for one in table.quantities]
+        scored.shares += variance_shares(table, group.said, question.baseline)
+    scored.metrics += [metric_row(table, one, families, documents, group.suites) for one in table.quantities]
     for number in range(len(arms)):
-        scored.scores += [_score(table, number, which, level) for which in range(len(table.quantities))]
+        scored.scores += [score_row(table, number, which, level) for which in range(len(table.quantities))]
 
 
 def _arms(results: StudyResults, group: _Group) -> tuple[list[Arm], list[Json]]:
@@ -253,72 +248,3 @@ def _comparison(row: Json, results: StudyResults, group: _Group) -> ComparisonRo
         "models": models,
     }
     return cast(ComparisonRow, {**row, **extra})
-
-
-def _metric(table: Results, one: ComparedScore, families: Mapping[str, str], documents: Sequence[Json]) -> MetricRow:
-    parts = table.profiles(0, one)
-    scores = [table.scores(number, one) for number in range(len(table.arms))]
-    means = np.array([values.mean() for values in scores])
-    spread = own_spread(scores)
-    chances = [chance_of(documents, task) for task, _ in one.keys]
-    known = [part for part in chances if part is not None]
-    chance = sum(w * part for w, part in zip(one.weights, known, strict=True)) if len(known) == len(chances) else None
-    noise = math.sqrt(spread.variance) if spread is not None else 0.0
-    return {
-        "metric": one.name,
-        "title": title_of(one.name),
-        "unit": unit_of(one.is_bits, *(float(value) for value in means)),
-        "higher_is_better": one.higher_is_better,
-        "family": families.get(one.name, "exploratory"),
-        "items": sum(part.count for part in parts),
-        "chance": None if one.is_bits else chance,
-        "tasks": [f"{task}/{metric}" for task, metric in one.keys],
-        "missing": list(one.missing),
-        "reliability": reliability_of(one.name),
-        "signal_to_noise": float(means.max() - means.min()) / noise if noise > 0 else None,
-    }
-
-
-def _score(table: Results, number: int, which: int, level: float) -> ScoreRow:
-    one, arm = table.quantities[which], table.arms[number]
-    values = table.scores(number, one)
-    spread = own_spread_of(table, number, which, len(values) > 1)
-    value, known = float(values.mean()), math.isfinite(spread.whole.variance) and spread.whole.df > 0
-    half = spread.half_width(1 - level) if known else None
-    errors = [float(error) if math.isfinite(error) else None for error in table.seed_errors(number, one)]
-    seeds = [str(model.seed) for model in arm.models]
-    unit = unit_of(one.is_bits, value)
-    return {
-        "arm": arm.name,
-        "metric": one.name,
-        "value": value,
-        "by_seed": {seed: float(score) for seed, score in zip(seeds, values, strict=True)},
-        "errors_by_seed": dict(zip(seeds, errors, strict=True)),
-        "standard_error": spread.error if known else None,
-        "low": None if half is None else value - half,
-        "high": None if half is None else value + half,
-        "spread": float(values.std(ddof=1)) if len(values) > 1 else None,
-        "seeds": len(values),
-        "items": sum(part.count for part in table.profiles(number, one)),
-        "places": digits({"unit": unit, "standard_error": spread.error if known else None}),
-    }
-
-
-def _shares(table: Results, group: _Group, baseline: str) -> Iterator[VarianceShare]:
-    """Yield each task's share in the variance over items of the differences of its mean, averaged over arms."""
-    names = [arm.name for arm in table.arms]
-    base = names.index(baseline)
-    others = [number for number in range(len(names)) if number != base]
-    for one in (one for one in table.quantities if len(one.keys) > 1):
-        other = table.profiles(base, one)
-        parts = [item_parts(table.profiles(number, one), other, one.weights) for number in others]
-        variances = np.array([[part.variance for part in arm] for arm in parts]).mean(axis=0)
-        total = float(variances.sum())
-        for (task, metric), variance in zip(one.keys, variances, strict=True):
-            if total > 0 and math.isfinite(total):
-                yield {
-                    "place": group.said,
-                    "mean": one.name,
-                    "metric": f"{task}/{metric}",
-                    "share": float(variance) / total,
-                }

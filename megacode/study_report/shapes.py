@@ -3,8 +3,8 @@
 Scores are in the score's own unit: shares of 1 (a unit of `points` is shown in per cent), or bits per byte. `low` and
 `high` are the ends of a 95 % interval unless `level` differs. None means not known or not meaningful, never 0.
 
-Names: `arm` is an arm with its levels, such as `text-only@470m`; `metric` is `TASK/METRIC` or `mean/NAME`. A *place* is
-a combination of levels, `470m`; arms are compared only inside a place. Lists keep the order of the study file.
+Names: `arm` has its levels, such as `text-only@470m`; `metric` is `TASK/METRIC` or `mean/NAME`. A *place* is a
+combination of levels, `470m`; arms are compared only inside a place. Lists keep the order of the study file.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class MetricRow(TypedDict):
     family: str  # "primary" | "secondary" | "exploratory"
     items: int
     chance: float | None  # the score of guessing
+    suite: str  # whose score files hold it
     tasks: list[str]  # of a mean: `TASK/METRIC` of its parts; of a task: itself
     missing: list[str]  # tasks that a mean lacks here
     reliability: Reliability | None
