@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
+from megacode.statistics.reliability import decision_accuracy
 from megacode.study.grid import Cell
 from megacode.study_report.results import StudyResults
 from megacode.study_report.scored import Scored
@@ -185,7 +186,7 @@ def decisions(scored: Scored, arms: Sequence[ArmRow], places: Sequence[str]) -> 
             both = [name for name in here if name in there]
             if len(both) < 3:
                 continue
-            pairs = list(combinations(both, 2))
-            alike = sum((here[a] - here[b]) * (there[a] - there[b]) > 0 for a, b in pairs)
-            found.append({"metric": metric, "places": [one, other], "pairs": len(pairs), "agree": alike / len(pairs)})
+            agree = decision_accuracy([here[name] for name in both], [there[name] for name in both])
+            pairs = len(both) * (len(both) - 1) // 2
+            found.append({"metric": metric, "places": [one, other], "pairs": pairs, "agree": agree})
     return found

@@ -62,9 +62,12 @@ def _of_seeds(results: StudyResults, scored: Scored) -> Iterator[str]:
 
 
 def _of_scale(results: StudyResults) -> Iterator[str]:
-    sizes = {parameters(cell.plan.config.model, cell.plan.vocab_size): cell.tokens for cell in results.tree.grid.cells}
-    shown = " and ".join(format_count(size) for size in sorted(sizes))
+    shown = " and ".join(format_count(size) for size in sorted(_sizes(results)))
     yield f"The models have {shown} parameters. What holds here need not hold at another size or budget."
+
+
+def _sizes(results: StudyResults) -> set[int]:
+    return {parameters(cell.plan.config.model, cell.plan.vocab_size) for cell in results.tree.grid.cells}
 
 
 def _of_sharing(scored: Scored) -> Iterator[str]:
@@ -91,9 +94,10 @@ def _of_order(results: StudyResults, scored: Scored) -> Iterator[str]:
 def _of_suites(results: StudyResults, scored: Scored, overlaps: Sequence[Overlap]) -> Iterator[str]:
     if results.suites:
         yield f"Scores are those of the suite{'s' * (len(results.suites) > 1)} {', '.join(results.suites)}, no others."
-    weak = dict.fromkeys(row["title"].partition(",")[0] for row in scored.metrics if is_toss(row["reliability"]))
+    small = min(_sizes(results))
+    weak = dict.fromkeys(row["title"].partition(",")[0] for row in scored.metrics if is_toss(row["metric"], small))
     if weak:
-        yield f"{', '.join(weak)} can hardly rank corpora at small sizes, as published; see beside each task."
+        yield f"{', '.join(weak)} hardly rank corpora better than a coin toss at this size, as published."
     for row in scored.metrics:
         if row["missing"]:
             yield f"{row['metric']} is a mean without {', '.join(row['missing'])}, which not all arms have."

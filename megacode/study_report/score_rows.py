@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -17,7 +17,11 @@ from megacode.study_report.tasks import chance_of, reliability_of, title_of
 
 
 def metric_row(
-    table: Results, one: ComparedScore, families: Mapping[str, str], documents: Sequence[Json], suites: Sequence[str]
+    table: Results,
+    one: ComparedScore,
+    families: Mapping[str, str],
+    documents: Mapping[str, Json],
+    parameters: int,
 ) -> MetricRow:
     """Return what a quantity is, and how much it tells apart.
 
@@ -26,13 +30,13 @@ def metric_row(
         one: the quantity.
         families: by metric, of the comparisons.
         documents: a score file of each suite, without items.
-        suites: their names.
+        parameters: of the models.
     """
     parts = table.profiles(0, one)
     scores = [table.scores(number, one) for number in range(len(table.arms))]
     means = np.array([values.mean() for values in scores])
     spread = own_spread(scores)
-    chances = [chance_of(documents, task) for task, _ in one.keys]
+    chances = [chance_of(documents.values(), task) for task, _ in one.keys]
     known = [part for part in chances if part is not None]
     chance = sum(w * part for w, part in zip(one.weights, known, strict=True)) if len(known) == len(chances) else None
     noise = math.sqrt(spread.variance) if spread is not None else 0.0
@@ -44,19 +48,18 @@ def metric_row(
         "family": families.get(one.name, "exploratory"),
         "items": sum(part.count for part in parts),
         "chance": None if one.is_bits else chance,
-        "suite": _suite(one.keys[0][0], documents, suites),
+        "suite": _suite(one.keys[0][0], documents),
         "tasks": [f"{task}/{metric}" for task, metric in one.keys],
         "missing": list(one.missing),
-        "reliability": reliability_of(one.name),
+        "reliability": reliability_of(one.name, parameters),
         "signal_to_noise": float(means.max() - means.min()) / noise if noise > 0 else None,
     }
 
 
-def _suite(task: str, documents: Sequence[Json], suites: Sequence[str]) -> str:
+def _suite(task: str, documents: Mapping[str, Json]) -> str:
     """Return the suite of a task; of two with a task of one name, the later one's is called `SUITE.TASK`."""
-    pairs = list(zip(suites, documents, strict=True))
-    plain = [suite for suite, document in pairs if task in document["scores"]]
-    return (plain or [suite for suite in suites if task.startswith(f"{suite}.")])[0]
+    plain = [suite for suite, document in documents.items() if task in document["scores"]]
+    return (plain or [suite for suite in documents if task.startswith(f"{suite}.")])[0]
 
 
 def score_row(table: Results, number: int, which: int, level: float) -> ScoreRow:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from megacode.base.files import Json
+from megacode.capacity.costs import parameters as parameters_of
 from megacode.statistics.arms import Arm, check_comparable
 from megacode.statistics.comparing import ComparisonDesign, compare_results, named
 from megacode.statistics.quantities import Results, tabulate
@@ -56,7 +57,13 @@ class _Group:
     complete: bool
 
     @property
+    def first(self) -> Cell:
+        """One of its cells; all have models of one size."""
+        return next(iter(self.cells.values()))[0]
+
+    @property
     def said(self) -> str:
+        """Its place, for names."""
         return "@".join(self.place)
 
 
@@ -110,6 +117,8 @@ def _add(scored: Scored, results: StudyResults, group: _Group, level: float, wit
     table = tabulate(arms, without)
     scored.left_out |= table.left_out
     question = _question(results, group, table, level, scored)
+    config = group.first.plan.config.model
+    parameters = parameters_of(config, group.first.plan.vocab_size)
     families = {}
     if question is not None:
         document = compare_results(table, question)
@@ -117,12 +126,12 @@ def _add(scored: Scored, results: StudyResults, group: _Group, level: float, wit
         scored.comparisons += [_comparison(row, results, group) for row in document["comparisons"]]
         families = {row["metric"]: row["family"] for row in document["comparisons"]}
         scored.shares += variance_shares(table, group.said, question.baseline)
-    scored.metrics += [metric_row(table, one, families, documents, group.suites) for one in table.quantities]
+    scored.metrics += [metric_row(table, one, families, documents, parameters) for one in table.quantities]
     for number in range(len(arms)):
         scored.scores += [score_row(table, number, which, level) for which in range(len(table.quantities))]
 
 
-def _arms(results: StudyResults, group: _Group) -> tuple[list[Arm], list[Json]]:
+def _arms(results: StudyResults, group: _Group) -> tuple[list[Arm], dict[str, Json]]:
     """Return the arms of a group, each with its models by seed, and one score document for each suite."""
     trunks = trunks_of(results.tree, group.place)
     arms = []
@@ -130,9 +139,9 @@ def _arms(results: StudyResults, group: _Group) -> tuple[list[Arm], list[Json]]:
         models = [_model(results, cell, group.suites) for cell in cells]
         # The study knows the seeds; those in score files are of the order of data alone.
         arms.append(Arm(name, tuple(models), tuple(f"seed {cell.seed}" for cell in cells), trunks[name]))
-    first = results.end(next(iter(group.cells.values()))[0])
+    first = results.end(group.first)
     assert first is not None
-    return arms, [first.documents[suite] for suite in group.suites]
+    return arms, {suite: first.documents[suite] for suite in group.suites}
 
 
 def _model(results: StudyResults, cell: Cell, suites: Sequence[str]) -> Scores:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
 from megacode.base.files import Json
+from megacode.statistics.reliability import COIN_TOSS, PUBLISHED, SOURCE, published_near, reliability_note
 from megacode.study_report.shapes import Reliability
 
 FACTS = Path(__file__).parent / "facts"
-_TOSS = 0.6  # decision accuracy below which a task is called a coin toss
-_NOISY = 5.0  # signal over noise below which a task is mostly noise
 
 
 @cache
@@ -31,7 +30,7 @@ def title_of(metric: str) -> str:
     named = str(facts["metrics"].get(bare, bare.replace("_", " ")))
     if task == "mean":
         return f"mean {named}" if bare == "bits_per_byte" else named
-    return f"{facts['tasks'].get(task, {}).get('title', task)}, {named}"
+    return f"{facts['tasks'].get(task, task)}, {named}"
 
 
 def chance_of(documents: Iterable[Json], task: str) -> float | None:
@@ -43,37 +42,22 @@ def chance_of(documents: Iterable[Json], task: str) -> float | None:
     return None
 
 
-def reliability_of(metric: str) -> Reliability | None:
-    """Return how well a task ranks corpora, as published; None for means and unknown tasks."""
-    facts = read_facts("tasks")
+def reliability_of(metric: str, parameters: int) -> Reliability | None:
+    """Return how well a task ranks corpora at a model's size, as published; None for means and unknown tasks."""
     task, _, name = metric.partition("/")
-    known = facts["tasks"].get(task, {})
+    known = PUBLISHED.get(task)
     # Bits per byte of a task are another measure than the one that was tested.
-    if task == "mean" or "decision_accuracy" not in known or name.startswith("bits_per_byte"):
+    if known is None or name.startswith("bits_per_byte"):
         return None
-    accuracy, signal = known["decision_accuracy"], known.get("signal_to_noise")
-    return cast(
-        Reliability,
-        {
-            "decision_accuracy": accuracy,
-            "signal_to_noise": signal,
-            "note": _note(accuracy, signal),
-            "source": facts["source"],
-        },
-    )
+    return {
+        "decision_accuracy": dict(known.decision_accuracy),
+        "signal_to_noise": known.signal_to_noise,
+        "note": reliability_note(task, parameters),
+        "source": SOURCE,
+    }
 
 
-def is_toss(reliability: Reliability | None) -> bool:
-    """Return whether a task hardly ranks corpora at one of the sizes that were tested."""
-    return reliability is not None and min(reliability["decision_accuracy"].values()) < _TOSS
-
-
-def _note(accuracy: dict[str, float], signal: float | None) -> str:
-    small = [size for size, share in accuracy.items() if share < _TOSS]
-    shares = ", ".join(f"{100 * share:.0f} % at {size}" for size, share in accuracy.items())
-    said = f"ranks two corpora as a large model does in {shares} of the cases"
-    if small:
-        said += f": a coin toss at {' and '.join(small)}"
-    if signal is not None and signal < _NOISY:
-        said += f"; mostly noise at 1B (signal to noise {signal:g})"
-    return said
+def is_toss(metric: str, parameters: int) -> bool:
+    """Return whether a task hardly ranks corpora at the published size that is closest to a model's."""
+    near = published_near(metric.partition("/")[0], parameters)
+    return near is not None and near[1] <= COIN_TOSS and reliability_of(metric, parameters) is not None
