@@ -69,7 +69,7 @@ def page(document: Report) -> dict[str, Any]:
         "gain": amounts.gain_figure(index),
         "heat_maps": tasks.heat_maps(index),
         "heat_legend": tasks.heat_legend(),
-        "ranking_notes": tasks.ranking_notes(index),
+        "ranked_sizes": tasks.ranked_sizes(index),
         "agreement": reading.agreement(index),
         "exposure": reading.exposure(index),
         "matches": reading.matches(index),

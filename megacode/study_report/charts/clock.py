@@ -51,6 +51,7 @@ def clock(key: str, arm: str, losses: Sequence[SourceLoss], spans: Sequence[Span
         bands(frame, spans),
         grid(frame, [(tick, plain(tick)) for tick in frame.y.ticks(5)]),
         *(_line(one, frame) for one in kept),
+        _bests(kept, frame),
         boundaries(frame, spans),
         token_axis(frame, "tokens consumed"),
         heading(frame, "loss (nats per token)"),
@@ -83,21 +84,24 @@ def _line(one: SourceLoss, frame: Frame) -> Markup:
         for (px, py), y in zip(places, one.loss, strict=True)
         if math.isfinite(py)
     ]
-    return element("g", *thin, path(places, class_=f"line {css}"), *dots, _best(one, frame))
+    return element("g", *thin, path(places, class_=f"line {css}"), *dots)
 
 
-def _best(one: SourceLoss, frame: Frame) -> Markup | None:
-    """Mark the best loss if some of it was forgotten afterwards."""
-    if math.isnan(one.forgotten) or one.forgotten < LEAST:
-        return None
-    best = min(one.loss)
-    x, y = frame.x(one.tokens[one.loss.index(best)]), frame.y(best)
-    line = element("line", class_="drop", x1=x, x2=frame.right, y1=y, y2=y)
-    rise = frame.y(one.loss[-1])
-    if y - rise < 14:
-        return element("g", line)
-    # Between the best and the end, where the eye looks for the size of the gap.
-    return element("g", line, label(f"{one.forgotten:+.2f}", frame.right - 4, y - 4, css="note", anchor="end"))
+def _bests(losses: Sequence[SourceLoss], frame: Frame) -> Markup:
+    """Draw a line from the best loss of each source to the end, and how much was forgotten where there is room."""
+    parts: list[Markup] = []
+    taken: list[float] = []
+    for one in sorted(losses, key=lambda one: -one.forgotten):
+        # Not true for nan either, the forgetting of a single measurement.
+        if not one.forgotten >= LEAST:
+            continue
+        best = min(one.loss)
+        x, y = frame.x(one.tokens[one.loss.index(best)]), frame.y(best)
+        parts.append(element("line", class_="drop", x1=x, x2=frame.right, y1=y, y2=y))
+        if y - frame.y(one.loss[-1]) >= 14 and all(abs(y - other) >= 13 for other in taken):
+            taken.append(y)
+            parts.append(label(f"{one.forgotten:+.2f}", frame.right - 4, y - 4, css="note", anchor="end"))
+    return element("g", *parts)
 
 
 def range_of(arms: Sequence[Sequence[SourceLoss]]) -> tuple[float, float]:

@@ -104,6 +104,16 @@ def reach(points: Iterable[float], ends: Iterable[float]) -> tuple[float, float]
     return low - room, high + room
 
 
+def is_near(value: float, others: Sequence[float]) -> bool:
+    """Return whether a value lies within the range of others, or not further from it than the range is wide."""
+    kept = [other for other in others if math.isfinite(other)]
+    if not kept or not math.isfinite(value):
+        return False
+    low, high = min(kept), max(kept)
+    room = (high - low) or 0.2 * abs(high)
+    return low - room <= value <= high + room
+
+
 @dataclass(frozen=True)
 class Box:
     """A rectangle of a chart: left, top, right, bottom in pixels."""

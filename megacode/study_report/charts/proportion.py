@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
 from megacode.report.figure import HALF, Entry, Figure, plain
 from megacode.report.svg import Frame, Scale, axis, domain, drawing, element, grid, number, path, tip, vertical_title
-from megacode.study_report.charts.marks import linked, mark, whisker
+from megacode.study_report.charts.marks import is_near, linked, mark, whisker
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,16 @@ def proportion(key: str, title: str, unit: str, source: str, points: Sequence[Sh
         points: arms; those without a score are left out.
         css: colour.
     """
-    kept = sorted((p for p in points if math.isfinite(p.value)), key=lambda p: p.share)
-    if not kept:
+    scored = sorted((p for p in points if math.isfinite(p.value)), key=lambda p: p.share)
+    if not scored:
         return Figure(key, title, "", missing="None of these arms is scored yet.", follows=False)
+    values = [v for p in scored for v in (p.value, p.low, p.high)]
+    # A paper's value far from all others would flatten the curve.
+    kept = [p if is_near(p.paper, values) else replace(p, paper=math.nan) for p in scored]
     entries = [Entry("mean over seeds, 95 % interval", css, "ribbon"), Entry("a seed", css, "ring")]
     entries += [Entry("the paper", "ink", "diamond hollow")] if any(math.isfinite(p.paper) for p in kept) else []
-    best = max(kept, key=lambda p: p.value)
-    # The ends say how sure the peak is; a name alone would claim too much.
     drawn = _drawing(kept, f"share of {source} in the data", unit, css, f"{title} over the share of {source}")
-    at = f"{len(kept)} arms" if len(kept) > 1 else best.name
+    at = f"{len(kept)} arms" if len(kept) > 1 else kept[0].name
     return Figure(key, title, "", [drawn], entries, follows=False, at=at)
 
 

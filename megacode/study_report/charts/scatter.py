@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from megacode.report.figure import NARROW, WIDE, Entry, Figure, plain, scientific
 from megacode.report.svg import Frame, Scale, axis, domain, drawing, element, grid, path, tip, vertical_title
-from megacode.study_report.charts.marks import Box, label, linked, mark, place_labels, shortened, whisker
+from megacode.study_report.charts.marks import Box, is_near, label, linked, mark, place_labels, shortened, whisker
 
 NAMED = 24  # more names than these cover the points
 
@@ -72,14 +72,16 @@ class ScatterAxes:
 def scatter(key: str, title: str, points: Sequence[ScatterPoint], axes: ScatterAxes, reading: str,
             missing: str = "") -> Figure:  # fmt: skip
     """Return arms as points with error crosses, with the frontier of those that no other one beats in both."""
-    shown = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
-    if not shown:
+    own = [point for point in points if not point.paper and _is_shown(point)]
+    if not own:
         return Figure(key, title, "", missing=missing or "No arm is scored yet.", follows=False)
-    # Positions in `after` are those of the whole list, so nothing may be dropped in between.
+    # The paper's models may be far away: then they would squeeze the study's own into a corner.
+    points = [point for point in points if not point.paper or _is_near(point, own)]
+    shown = [point for point in points if _is_shown(point)]
     drawn = [_drawing(points, axes, size, title) for size in (WIDE, NARROW)]
     entries = [Entry("arm, with 95 % intervals", "s0", "circle solid")]
     entries += [Entry("baseline", "ink", "square solid")] if any(p.baseline for p in shown) else []
-    entries += [Entry("cooldown", "ink", "arrow")] if any(p.after is not None for p in shown) else []
+    entries += [Entry("one more phase", "ink", "arrow")] if any(p.after is not None for p in shown) else []
     entries += [Entry("not beaten in both", "ink", "dash")] if len(_frontier(points, axes)) > 1 else []
     entries += [Entry("the paper's value", "ink", "diamond hollow")] if any(p.paper for p in shown) else []
     return Figure(key, title, reading, drawn, entries, follows=False, at=f"{sum(not p.paper for p in shown)} points")
@@ -125,6 +127,10 @@ def _drawing(points: Sequence[ScatterPoint], axes: ScatterAxes, size: tuple[int,
 
 def _is_shown(point: ScatterPoint) -> bool:
     return math.isfinite(point.x) and math.isfinite(point.y)
+
+
+def _is_near(point: ScatterPoint, own: Sequence[ScatterPoint]) -> bool:
+    return is_near(point.x, [p.x for p in own]) and is_near(point.y, [p.y for p in own])
 
 
 def _frame(points: Sequence[ScatterPoint], axes: ScatterAxes, size: tuple[int, int]) -> Frame:

@@ -35,7 +35,7 @@ def _two(index: ReportIndex) -> list[str]:
 
 def _share_point(index: ReportIndex, arm: str, metric: str, share: float) -> SharePoint:
     row, paper = index.scores.get((arm, metric)), index.paper.get((arm, metric))
-    papers = 100 * paper["score"] if paper else math.nan
+    papers = math.nan if paper is None else paper
     if row is None:
         return SharePoint(index.short(arm), share, math.nan, paper=papers)
     seeds = [index.scaled(metric, value) for value in row["by_seed"].values()]
@@ -63,10 +63,10 @@ def pareto_figures(index: ReportIndex) -> list[Figure]:
         points = [_point(index, arm, chart["x"], chart["y"], before.get(arm)) for arm in chart["arms"]]
         # Marks of the paper stand behind: they are for orientation.
         points += [
-            ScatterPoint(f"the paper: {index.short(arm)}", 100 * x["score"], 100 * y["score"], paper=True,
-                         said=f"the paper, {x['paper_arm']}: {100 * x['score']:.1f}, {100 * y['score']:.1f}")
+            ScatterPoint(index.short(arm), x, y, paper=True, said=f"the paper, {index.short(arm)}: {x:.1f}, {y:.1f}")
             for arm in chart["arms"]
-            if (x := index.paper.get((arm, chart["x"]))) and (y := index.paper.get((arm, chart["y"])))
+            if (x := index.paper.get((arm, chart["x"]))) is not None
+            and (y := index.paper.get((arm, chart["y"]))) is not None
         ]  # fmt: skip
         axes = ScatterAxes(_axis(index, chart["x"]), _axis(index, chart["y"]), best_x=_best(index, chart["x"]),
                            best_y=_best(index, chart["y"]))  # fmt: skip
@@ -74,7 +74,7 @@ def pareto_figures(index: ReportIndex) -> list[Figure]:
         title = f"{up} against {across}" + (f", {chart['place']}" if len(index.places()) > 1 else "")
         reading = (
             "Crosses are intervals of each score alone; arms answer the same items, so differences are surer than "
-            "crosses suggest. Arrows lead from before a cooldown to after it."
+            "crosses suggest. Arrows lead from an arm to the same arm with one more phase."
         )
         figures.append(scatter(f"pareto-{number}", title, points, axes, reading))
     return figures

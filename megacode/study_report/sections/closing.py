@@ -113,7 +113,8 @@ def paper_gains(index: ReportIndex) -> list[dict[str, Any]]:
         {
             "arm": row["paper_arm"],
             "metric": index.title(row["metric"]),
-            "stated": f"{100 * row['stated']:+.1f} %",
+            # Twelve times is how the paper says it; +1100 % is the same.
+            "stated": f"{100 * row['stated']:+.1f} %" if row["stated"] < 5 else f"{1 + row['stated']:.0f}x",
             "computed": f"{100 * row['relative']:+.1f} %" if row["relative"] is not None else NOTHING,
             "points": f"{row['points']:+.1f}",
             "yours": _yours(index, row["arm"], row["baseline"], row["metric"]),

@@ -10,36 +10,46 @@ from megacode.statistics.words import figure as printed
 from megacode.study_report.charts.forest import Effect, ForestPanel, ForestRow, forest
 from megacode.study_report.charts.marks import VERDICTS
 from megacode.study_report.sections.lookup import Number, ReportIndex, fixed
-from megacode.study_report.shapes import ComparisonRow
+from megacode.study_report.shapes import ComparisonRow, Headline
 
+ABOUT = "; this is about "
 MOST_PANELS = 10  # metrics beside each other; the task heat map shows the rest
 _WORDS = {"better": "better", "worse": "worse", "higher": "higher", "lower": "lower", "equal": "equal",
           "": "not distinguishable"}  # fmt: skip
 
 
-def headlines(index: ReportIndex) -> list[dict[str, str]]:
-    """Return one sentence an arm, what it found first."""
+def headlines(index: ReportIndex) -> dict[str, Any]:
+    """Return one sentence an arm, what it found first; what all sentences have in common is said once."""
     order = ("better", "worse", "higher", "lower", "equal", "")
     rows = sorted(index.document["headlines"], key=lambda row: order.index(row["verdict"]))
-    return [
-        {
-            "verdict": _WORDS[row["verdict"]],
-            "css": VERDICTS[row["verdict"]][0],
-            "shape": " ".join(VERDICTS[row["verdict"]][1:]),
-            **_said(index, row["arm"], row["words"]),
-            "href": index.where(row["arm"]),
-        }
-        for row in rows
-    ]
+    metrics = {row["metric"] for row in rows}
+    about = {row["words"].partition(ABOUT)[2] for row in rows}
+    before = f"In {index.title(metrics.pop())}:" if len(metrics) == 1 else ""
+    after = f"All of this is about {about.pop()}." if len(about) == 1 and "" not in about else ""
+    return {
+        "before": before,
+        "after": after,
+        "rows": [_headline(index, row, bool(before), bool(after)) for row in rows],
+    }
 
 
-def _said(index: ReportIndex, arm: str, words: str) -> dict[str, str]:
-    """Split a sentence around its arm, with names as short as everywhere on the page."""
+def _headline(index: ReportIndex, row: Headline, one_metric: bool, one_scope: bool) -> dict[str, str]:
+    words = row["words"].partition(ABOUT)[0] if one_scope else row["words"]
+    words = words.removeprefix(f"{row['metric']}: ") if one_metric else words
     # The longest names first: one may be the beginning of another.
     for name in sorted(index.arms, key=len, reverse=True):
         words = words.replace(name, index.short(name))
-    before, name, after = words.partition(index.short(arm))
-    return {"before": before, "arm": name, "after": after}
+    before, arm, after = words.partition(index.short(row["arm"]))
+    _, *mark = VERDICTS[row["verdict"]]
+    return {
+        "verdict": _WORDS[row["verdict"]],
+        "css": VERDICTS[row["verdict"]][0],
+        "shape": " ".join(mark),
+        "before": before,
+        "arm": arm,
+        "after": after,
+        "href": index.where(row["arm"]),
+    }
 
 
 def forest_figure(index: ReportIndex) -> Figure:
@@ -87,10 +97,8 @@ def _effect(index: ReportIndex, row: ComparisonRow) -> Effect:
 
 def _papers(index: ReportIndex, row: ComparisonRow) -> float:
     """Return the paper's difference of the same two arms, in points; nan if it has none."""
-    paper = [index.paper.get((arm, row["metric"])) for arm in (row["arm"], row["baseline"])]
-    if paper[0] is None or paper[1] is None:
-        return math.nan
-    return 100 * (paper[0]["score"] - paper[1]["score"])
+    arm, base = (index.paper.get((name, row["metric"]), math.nan) for name in (row["arm"], row["baseline"]))
+    return arm - base
 
 
 def score_table(index: ReportIndex) -> dict[str, Any]:
@@ -119,7 +127,7 @@ def score_table(index: ReportIndex) -> dict[str, Any]:
 
 def _cell(index: ReportIndex, arm: str, metric: str, verdict: str) -> dict[str, Any]:
     row, paper = index.scores.get((arm, metric)), index.paper.get((arm, metric))
-    papers = fixed(100 * paper["score"], 1) if paper else ""
+    papers = fixed(paper, 1) if paper is not None else ""
     if row is None:
         return {"number": Number(NOTHING), "paper": papers, "verdict": "", "mark": ""}
     half = (row["high"] - row["low"]) / 2 if row["low"] is not None and row["high"] is not None else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from megacode.report.figure import NOTHING
@@ -38,7 +38,8 @@ class ReportIndex:
     arms: dict[str, ArmRow] = field(init=False)
     metrics: dict[str, MetricRow] = field(init=False)
     scores: dict[tuple[str, str], ScoreRow] = field(init=False)
-    paper: dict[tuple[str, str], PaperRow] = field(init=False)
+    paper: dict[tuple[str, str], float] = field(init=False)
+    sources: list[str] = field(init=False)
     models: dict[str, list[ModelRow]] = field(init=False)
     numbers: dict[str, int] = field(init=False)
 
@@ -51,7 +52,8 @@ class ReportIndex:
             "arms": {row["name"]: row for row in document["arms"]},
             "metrics": {row["metric"]: row for row in document["metrics"]},
             "scores": {(row["arm"], row["metric"]): row for row in document["scores"]},
-            "paper": {(row["arm"], row["metric"]): row for row in document["paper"]},
+            "paper": _paper_scores(document["paper"]),
+            "sources": _sources(document),
             "models": models,
             "numbers": {name: number for number, name in enumerate(models)},
         }
@@ -115,14 +117,19 @@ class ReportIndex:
         """Return which runs, seals and score files a number of these arms comes from."""
         return "; ".join(_provenance(model) for arm in arms for model in self.models.get(arm, []) if model["run"])
 
+    def _family(self, family: str) -> list[str]:
+        """Return the metrics of a family, in the order of the study file."""
+        order = self.document["study"].get(family) or []
+        named = [row["metric"] for row in self.document["metrics"] if row["family"] == family]
+        return sorted(named, key=lambda name: order.index(name) if name in order else len(order))
+
     def declared(self) -> list[str]:
         """Return the metrics of the primary and the secondary family, in this order."""
-        rows = self.document["metrics"]
-        return [row["metric"] for family in ("primary", "secondary") for row in rows if row["family"] == family]
+        return self._family("primary") + self._family("secondary")
 
     def primary(self) -> list[str]:
         """Return the metrics of the primary family; without one, the means, or all metrics."""
-        named = [row["metric"] for row in self.document["metrics"] if row["family"] == "primary"]
+        named = self._family("primary")
         means = [name for name in self.metrics if name.startswith("mean/")]
         return named or means or list(self.metrics)
 
@@ -134,6 +141,19 @@ class ReportIndex:
             if row["metric"] in wanted:
                 rows.setdefault((row["arm"], row["baseline"], row["metric"]), row)
         return rows
+
+
+def _paper_scores(rows: Sequence[PaperRow]) -> dict[tuple[str, str], float]:
+    """Return the paper's scores in points, those of the baselines worked out from the differences."""
+    scores = {(row["baseline"], row["metric"]): 100 * row["score"] - row["points"] for row in rows}
+    return scores | {(row["arm"], row["metric"]): 100 * row["score"] for row in rows}
+
+
+def _sources(document: Report) -> list[str]:
+    """Return the sources in the order of the study's blends: each has one colour in all charts."""
+    blends = [name for row in document["arms"] for phase in row["phases"] for name in phase["blend"]]
+    others = [row["source"] for row in (*document["exposure"], *document["loss_by_source"])]
+    return list(dict.fromkeys([*blends, *others]))
 
 
 def _provenance(model: ModelRow) -> str:

@@ -14,7 +14,8 @@ from megacode.study_report.shapes import ExposureRow, Overlap
 def exposure(index: ReportIndex) -> dict[str, Any]:
     """Return what each arm reads of each source: `sources`, and `rows` with a bar of shares and a cell a source."""
     rows = index.document["exposure"]
-    sources = list(dict.fromkeys(row["source"] for row in rows))
+    read = {row["source"] for row in rows}
+    sources = [name for name in index.sources if name in read]
     by_arm: dict[str, dict[str, ExposureRow]] = {}
     for row in rows:
         by_arm.setdefault(row["arm"], {})[row["source"]] = row
@@ -23,13 +24,14 @@ def exposure(index: ReportIndex) -> dict[str, Any]:
         total = sum(row["samples"] for row in found.values()) or 1
         cells = [_exposed(found.get(source), total) for source in sources]
         parts = [
-            {"css": colour(sources.index(name)), "width": round(100 * row["samples"] / total, 2), "source": name}
-            for name, row in found.items()
+            {"css": colour(index.sources.index(name)), "width": round(100 * found[name]["samples"] / total, 2)}
+            for name in sources
+            if name in found
         ]
         tokens = format_count(index.arms[arm]["tokens"]) if arm in index.arms else ""
         table.append({"arm": index.short(arm), "href": index.where(arm), "tokens": tokens, "parts": parts,
                       "cells": cells})  # fmt: skip
-    return {"sources": [{"name": name, "css": colour(number)} for number, name in enumerate(sources)], "rows": table}
+    return {"sources": [{"name": name, "css": colour(index.sources.index(name))} for name in sources], "rows": table}
 
 
 def _exposed(row: ExposureRow | None, total: int) -> dict[str, Any]:

@@ -58,8 +58,7 @@ def clocks(index: ReportIndex) -> dict[str, list[Figure]]:
     for curve in index.document["loss_by_source"]:
         curves.setdefault(curve["arm"], []).append(curve)
     curves = _whole(curves)
-    sources = list(dict.fromkeys(curve["source"] for curve in index.document["loss_by_source"]))
-    losses = {arm: [_source_loss(rows, source, sources.index(source)) for source in sources
+    losses = {arm: [_source_loss(rows, source, number) for number, source in enumerate(index.sources)
                     if any(row["source"] == source for row in rows)] for arm, rows in curves.items()}  # fmt: skip
     ends = range_of(list(losses.values()))
     figures = [

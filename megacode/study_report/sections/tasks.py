@@ -7,9 +7,9 @@ from typing import Any
 
 from megacode.report.figure import NOTHING
 from megacode.study_report.sections.lookup import ReportIndex, counted, fixed
-from megacode.study_report.shapes import HeatCell
+from megacode.study_report.shapes import HeatCell, VarianceShare
 
-ARMS_A_TABLE = 12  # more columns would not fit on the page or on paper
+ARMS_A_TABLE = 10  # more columns would not fit on the page or on paper
 STEPS = 5  # shades
 
 
@@ -24,8 +24,10 @@ def heat_maps(index: ReportIndex) -> list[dict[str, Any]]:
         arms = list(dict.fromkeys(arm for _, arm in found))
         # One scale for all tables of a baseline, so that shades mean the same.
         most = {unit: max(values) for unit, values in _sizes(index, found.values()).items()}
-        for start in range(0, len(arms), ARMS_A_TABLE):
-            part = arms[start : start + ARMS_A_TABLE]
+        # Equal parts: 12 arms make two tables of six.
+        size = -(-len(arms) // -(-len(arms) // ARMS_A_TABLE))
+        for start in range(0, len(arms), size):
+            part = arms[start : start + size]
             tables.append({
                 "baseline": index.short(baseline),
                 "arms": [index.short(arm) for arm in part],
@@ -45,16 +47,20 @@ def _sizes(index: ReportIndex, cells: Any) -> dict[str, list[float]]:
 def _groups(index: ReportIndex, baseline: str, found: dict[tuple[str, str], HeatCell], arms: Sequence[str],
             most: dict[str, float]) -> list[dict[str, Any]]:  # fmt: skip
     place = index.arms[baseline]["place"] if baseline in index.arms else ""
-    shares = {row["metric"]: row for row in index.document["heat_map"]["shares"] if row["place"] == place}
+    shares: dict[str, VarianceShare] = {}
+    rows = [row for row in index.document["heat_map"]["shares"] if row["place"] == place]
+    # A task is part of several means; it stands below the one with the fewest tasks.
+    for share in sorted(rows, key=lambda row: -len(index.metrics[row["mean"]]["tasks"])):
+        shares[share["metric"]] = share
     groups: dict[str, list[dict[str, Any]]] = {}
     for metric in index.document["heat_map"]["metrics"]:
-        share = shares.get(metric)
+        found_share = shares.get(metric)
         row = {
             **_task(index, metric),
-            "share": round(100 * share["share"], 1) if share else None,
+            "share": round(100 * found_share["share"], 1) if found_share else None,
             "cells": [_cell(index, metric, arm, baseline, found.get((metric, arm)), most) for arm in arms],
         }
-        groups.setdefault(share["mean"] if share else "", []).append(row)
+        groups.setdefault(found_share["mean"] if found_share else "", []).append(row)
     return [_named(index.title(mean) if mean else "other tasks", rows) for mean, rows in groups.items()]
 
 
@@ -77,7 +83,7 @@ def _task(index: ReportIndex, metric: str) -> dict[str, Any]:
         ranks = " ".join(f"{100 * share:.0f}" for share in by_size.values()) or NOTHING
         sizes = ", ".join(f"{size}: {100 * share:.0f} %" for size, share in by_size.items())
         noise = f"; signal to noise {known['signal_to_noise']:g}" if known["signal_to_noise"] is not None else ""
-        said = f"{sizes}{noise} ({known['source']})"
+        said = f"{sizes}{noise} ({known['source']}). {known['note']}"
     # A coin is right in half of the pairs; below 60 % at any size there is little to go by.
     coin = known is not None and min(known["decision_accuracy"].values(), default=1.0) < 0.6
     return {
@@ -111,14 +117,10 @@ def _cell(index: ReportIndex, metric: str, arm: str, baseline: str, cell: HeatCe
     }
 
 
-def ranking_notes(index: ReportIndex) -> list[str]:
-    """Return what is known of how tasks rank data, each remark once with its tasks."""
-    tasks: dict[str, list[str]] = {}
-    for metric in index.document["heat_map"]["metrics"]:
-        known = index.metrics[metric]["reliability"] if metric in index.metrics else None
-        if known and known["note"]:
-            tasks.setdefault(known["note"], []).append(index.title(metric).partition(", ")[0])
-    return [f"{', '.join(dict.fromkeys(names))}: {note}" for note, names in tasks.items()]
+def ranked_sizes(index: ReportIndex) -> str:
+    """Return the sizes of models that the published shares are of."""
+    known = [row["reliability"] for row in index.document["metrics"] if row["reliability"]]
+    return ", ".join(dict.fromkeys(size for one in known if one for size in one["decision_accuracy"]))
 
 
 def heat_legend() -> list[dict[str, str]]:

@@ -32,9 +32,10 @@ def tree_figure(index: ReportIndex) -> Figure:
     for key, group in groups.items():
         start = stops[parents[key]]
         stops[key] = start + float(group[0]["tokens"])
-        stretches.append(_stretch(index, key, parents[key], group, start, users[group[0]["id"]]))
-    sources = list(dict.fromkeys(name for row in index.document["arms"] for p in row["phases"] for name in p["blend"]))
-    return tree(stretches, sources)
+        further = (users[node["id"]] for node in nodes if node["parent"] == group[0]["id"])
+        ends = users[group[0]["id"]].difference(*further)
+        stretches.append(_stretch(index, key, parents[key], group, start, users[group[0]["id"]], ends))
+    return tree(stretches, index.sources)
 
 
 def _users(nodes: Sequence[Node]) -> dict[str, set[str]]:
@@ -50,7 +51,7 @@ def _users(nodes: Sequence[Node]) -> dict[str, set[str]]:
 
 
 def _stretch(index: ReportIndex, key: str, parent: str, group: Sequence[Node], start: float,
-             users: set[str]) -> Stretch:  # fmt: skip
+             users: set[str], ends: set[str]) -> Stretch:  # fmt: skip
     node = group[0]
     done = sum(node["state"] not in ("planned", "missing") for node in group)
     blend = next((phase["blend"] for arm in sorted(users) if arm in index.arms
@@ -58,13 +59,13 @@ def _stretch(index: ReportIndex, key: str, parent: str, group: Sequence[Node], s
     shares = ", ".join(f"{100 * share:.0f} % {source}" for source, share in blend.items())
     state = "" if done == len(group) else f"{done} of {counted(len(group), 'seed')} trained"
     seals = "; ".join(f"seed {n['seed']}: {n['run']}, seal {str(n['seal'])[:12]}" for n in group if n.get("seal"))
-    ends = list(dict.fromkeys(arm for n in group for arm in n["arms"]))
     said = (
         f"{node['phase']}: {format_count(node['tokens'])} tokens{': ' if shares else ''}{shares}; "
         f"in {counted(len(users), 'arm')}{'; ' + state if state else ''}{chr(10) + seals if seals else ''}"
     )
-    return Stretch(key, parent, node["phase"], start, start + float(node["tokens"]), blend,
-                   [index.short(arm) for arm in ends], len(users), done, len(group), state, said)  # fmt: skip
+    names = [index.short(arm) for arm in index.arms if arm in ends]
+    return Stretch(key, parent, node["phase"], start, start + float(node["tokens"]), blend, names, len(users), done,
+                   len(group), state, said)  # fmt: skip
 
 
 def tree_totals(index: ReportIndex) -> list[dict[str, str]]:
