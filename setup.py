@@ -69,6 +69,9 @@ setup(
             "eval/tasks/**/*",
             "judge/prompts.jsonl",
             "report/*.j2",
+            "study/*.yaml",
+            "study_report/facts/*.yaml",
+            "study_report/*.j2",
             "convert/*.j2",
             "convert/*.txt",
         ]

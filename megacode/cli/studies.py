@@ -1,4 +1,4 @@
-"""Studies: arms, scales and seeds in one file. `study plan`, `study arms`."""
+"""Studies: arms, scales and seeds in one file. `study plan`, `study arms`, `study report`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from megacode.cli.options import Json, console, print_json
+from megacode.cli.options import Json, console, out_directory, print_json
 
 app = typer.Typer(help="From a question to a table: arms, scales and seeds in one file.", no_args_is_help=True)
 
@@ -110,3 +110,35 @@ def status(study: StudyFile, as_json: Json = False) -> None:
         from megacode.study_runs.status_tables import render_status
 
         render_status(document, console())
+
+
+@app.command()
+def report(
+    study: StudyFile,
+    out: Annotated[
+        Path | None, out_directory("Directory to write to; default: report/ below the study's runs.")
+    ] = None,
+    as_json: Json = False,
+    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence level of the intervals.")] = 0.95,
+    without: Annotated[list[str] | None, typer.Option(help="Exclude a task; may be repeated.")] = None,
+) -> None:
+    """Write what the scores say so far: report.html, report.md, report.csv and report.tex, from the same numbers."""
+    from megacode.study_report.document import report_document
+    from megacode.study_report.writing import FOLDER, check_targets, write_report
+
+    # Before a minute is spent on reading scores.
+    if out is not None:
+        check_targets(out)
+    document = report_document(study, level, without or ())
+    if out is None and not as_json:
+        out = Path(document["study"]["runs"]) / FOLDER
+    files = write_report(document, out) if out is not None else []
+    if as_json:
+        print_json(document)
+        return
+    for line in document["missing"]:
+        typer.echo(f"missing: {line}")
+    for row in document["headlines"]:
+        typer.echo(row["words"])
+    for file in files:
+        typer.echo(f"wrote {file}")

@@ -254,7 +254,8 @@ def cursor(frame: Frame) -> Markup:
                    data_left=frame.left, data_right=frame.right)  # fmt: skip
 
 
-def drawing(width: int, height: int, label: str, *parts: object, class_: str = "") -> Markup:
-    """Return a whole chart; `label` is for screen readers."""
-    return element("svg", *parts, viewBox=f"0 0 {width} {height}", role="img", aria_label=label, class_=class_ or None,
-                   xmlns="http://www.w3.org/2000/svg")  # fmt: skip
+def drawing(width: int, height: float, label: str, *parts: object, class_: str = "", described: str = "") -> Markup:
+    """Return a whole chart; `label` is for screen readers, `described` a longer text for them."""
+    text = element("desc", described) if described else None
+    return element("svg", text, *parts, viewBox=f"0 0 {width} {number(height)}", role="img", aria_label=label,
+                   class_=class_ or None, xmlns="http://www.w3.org/2000/svg")  # fmt: skip

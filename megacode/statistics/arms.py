@@ -21,11 +21,13 @@ class Arm:
         name: given by the user.
         models: their score files, sorted by seed if all seeds are known.
         seeds: labels that pair models of two arms: `seed 1`, or their position if seeds are not known: `file 1`.
+        trunk: arms with the same one share most of their training at each seed, and so spread less; empty: unknown.
     """
 
     name: str
     models: tuple[Scores, ...]
     seeds: tuple[str, ...]
+    trunk: str = ""
 
 
 def make_arm(name: str, models: Sequence[Scores]) -> Arm:

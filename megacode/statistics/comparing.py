@@ -25,7 +25,7 @@ from megacode.statistics.power import POWER, smallest_visible
 from megacode.statistics.quantities import Results, tabulate
 from megacode.statistics.ratios import relative_gain
 from megacode.statistics.variance import own_spread
-from megacode.statistics.words import sentence, unit_of
+from megacode.statistics.words import POINTS, sentence, unit_of
 
 FAMILIES = ("primary", "secondary", "exploratory")
 KEY = "megacode compare"
@@ -40,7 +40,9 @@ class ComparisonDesign:
         level: of the intervals.
         primary: `TASK/METRIC` and `mean/NAME` of the first family; None: all means, or all metrics if there are none.
         secondary: of the second family.
-        margin: arms are equal if the interval of their difference is within it, in the scores' unit; None: no test.
+        pairs: further comparisons `(arm, baseline)`; each is in all families.
+        margin: arms are equal if the interval of their difference is within it, as a share of 1; None: no test. It is
+            for shares alone, not for bits per byte.
         seed_sd: standard deviation over seeds by `TASK/METRIC` or `mean/NAME`, if known from other runs.
         key: of the random draws.
         draws: number of draws.
@@ -50,6 +52,7 @@ class ComparisonDesign:
     level: float = 0.95
     primary: Sequence[str] | None = None
     secondary: Sequence[str] = ()
+    pairs: Sequence[tuple[str, str]] = ()
     margin: float | None = None
     seed_sd: Mapping[str, float] = field(default_factory=dict)
     key: str = KEY
@@ -71,14 +74,17 @@ def compare(arms: Sequence[Arm], question: ComparisonDesign, without: Sequence[s
         ConfigError: if the question names an arm or a metric that does not exist.
         DataError: if the arms have no task in common.
     """
-    results = tabulate(arms, without)
-    base = _named(question.baseline, [arm.name for arm in arms], "--baseline")
-    families = _families(results, question)
-    others = [number for number in range(len(arms)) if number != base]
+    return compare_results(tabulate(arms, without), question)
+
+
+def compare_results(results: Results, question: ComparisonDesign) -> dict[str, Any]:
+    """Compare arms in a table of results; see `compare`."""
+    arms, families = results.arms, _families(results, question)
+    contrasts = _contrasts(arms, question)
     # A family is all arms in all its metrics: each arm more, or each metric more, widens the corrected intervals.
     comparisons = []
     for family, members in families.items():
-        differences = [difference(results, arm, base, quantity) for quantity in members for arm in others]
+        differences = [difference(results, arm, base, quantity) for quantity in members for arm, base in contrasts]
         if differences:
             comparisons += _corrected(results, differences, family, question)
     return {
@@ -91,7 +97,7 @@ def compare(arms: Sequence[Arm], question: ComparisonDesign, without: Sequence[s
     }
 
 
-def _named(name: str, names: Sequence[str], where: str) -> int:
+def named(name: str, names: Sequence[str], where: str) -> int:
     """Return the position of a name that the user gave; an unknown one raises with a suggestion."""
     if name not in names:
         close = get_close_matches(name, names, n=1)
@@ -101,13 +107,22 @@ def _named(name: str, names: Sequence[str], where: str) -> int:
     return names.index(name)
 
 
+def _contrasts(arms: Sequence[Arm], question: ComparisonDesign) -> list[tuple[int, int]]:
+    """Return the numbers of arms that are compared: each with the baseline, and the pairs that were asked for."""
+    names = [arm.name for arm in arms]
+    base = named(question.baseline, names, "--baseline")
+    contrasts = [(number, base) for number in range(len(arms)) if number != base]
+    pairs = [(named(one, names, "pairs"), named(other, names, "pairs")) for one, other in question.pairs]
+    return list(dict.fromkeys([*contrasts, *pairs]))
+
+
 def _families(results: Results, question: ComparisonDesign) -> dict[str, list[int]]:
     names = [quantity.name for quantity in results.quantities]
     means = [name for name in names if name.startswith("mean/")]
     primary = (means or names) if question.primary is None else question.primary
     families = {
-        "primary": [_named(name, names, "--primary") for name in dict.fromkeys(primary)],
-        "secondary": [_named(name, names, "--secondary") for name in dict.fromkeys(question.secondary)],
+        "primary": [named(name, names, "--primary") for name in dict.fromkeys(primary)],
+        "secondary": [named(name, names, "--secondary") for name in dict.fromkeys(question.secondary)],
     }
     # A metric named in both families belongs to the first: each difference is corrected once.
     families["secondary"] = [number for number in families["secondary"] if number not in families["primary"]]
@@ -197,6 +212,7 @@ def _document(
         "standard_error": None if one.is_exact else one.spread.error,
         "about": one.about,
         "paired_seeds": one.paired,
+        "seed_spread_from": one.spread_from,
         "items_for": one.positive,
         "items_against": one.negative,
         "smallest_visible": None if one.is_exact else smallest_visible(one.spread, level, POWER),
@@ -209,7 +225,9 @@ def _document(
 
 def _relative(results: Results, one: ScoreDifference, alpha: float) -> dict[str, float] | None:
     # The covariance follows from Var(a - b) = Var(a) + Var(b) - 2 Cov(a, b).
-    variance, base = (own_variance(results, number, one) for number in (one.arm, one.base))
+    variance, base = (
+        own_variance(results, number, one.quantity, one.spread_from != "") for number in (one.arm, one.base)
+    )
     covariance = (variance + base - one.spread.whole.variance) / 2
     quantile = one.spread.half_width(alpha) / one.spread.error
     return relative_gain(one.score, one.score - one.value, variance, base, covariance, quantile)
@@ -229,7 +247,7 @@ def _seed_reach(results: Results, one: ScoreDifference, question: ComparisonDesi
 def _within(document: Mapping[str, Any], margin: float | None) -> bool:
     # An equivalence test: the corrected interval must lie within the margin. A difference of 0 alone proves nothing.
     low, high = document["simultaneous_low"], document["simultaneous_high"]
-    return margin is not None and low is not None and -margin <= low and high <= margin
+    return margin is not None and document["unit"] == POINTS and low is not None and -margin <= low and high <= margin
 
 
 def _arm(results: Results, number: int) -> dict[str, Any]:

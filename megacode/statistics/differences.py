@@ -15,7 +15,7 @@ from megacode.statistics.variance import (
     Spread,
     item_parts,
     own_spread,
-    paired_spread,
+    pooled_spread,
     residuals,
     rest_parts,
     spread_of,
@@ -43,6 +43,7 @@ class ScoreDifference:
         positive: items, or passages, with a larger value in the arm.
         negative: with a smaller one.
         is_exact: whether p is from the exact test; the spread is then meaningless.
+        spread_from: the arms whose spread over seeds counts: `all arms`, or one class of them; empty: one seed.
     """
 
     arm: int
@@ -58,6 +59,7 @@ class ScoreDifference:
     positive: int
     negative: int
     is_exact: bool
+    spread_from: str = ""
 
     @property
     def about(self) -> str:
@@ -99,7 +101,7 @@ def difference(results: Results, arm: int, base: int, number: int) -> ScoreDiffe
     value = score - float(results.scores(base, quantity).mean())
     paired = results.arms[arm].seeds == results.arms[base].seeds
     # The variance: with one seed each, over items only.
-    seed = seed_part(results, arm, base, number)
+    seed, spread_from = seed_part(results, arm, base, number)
     rest = rest_parts(own, other, quantity.weights, paired) if seed is not None else []
     spread = spread_of(seed, item_parts(own, other, quantity.weights), rest)
     # Is it reliable? Not with few differing items, or if all deviations are rounding: then the exact test.
@@ -114,7 +116,7 @@ def difference(results: Results, arm: int, base: int, number: int) -> ScoreDiffe
     return ScoreDifference(
         arm, base, number, 0.0 if positive + negative == 0 else value, score, spread, p,
         min(len(results.arms[arm].models), len(results.arms[base].models)), paired, sum(one.count for one in own),
-        positive, negative, is_exact,
+        positive, negative, is_exact, spread_from,
     )  # fmt: skip
 
 
@@ -129,39 +131,53 @@ def sign_test(positive: int, negative: int) -> float:
     return min(1.0, 2 * binomial_at_most(min(positive, negative), positive + negative))
 
 
-def seed_part(results: Results, arm: int, base: int, number: int) -> Part | None:
-    """Return the part of a difference's variance that is due to seeds; None for one seed each.
+def seed_part(results: Results, arm: int, base: int, number: int) -> tuple[Part | None, str]:
+    """Return the part of a difference's variance that is due to seeds, and the arms it was estimated from.
 
-    It is pooled over all arms with the same seeds. If arm and baseline have different seeds, effects common to a seed
-    do not cancel, and each arm's variance around its own mean is pooled.
+    It is pooled over all arms with the same seeds; by class where enough of them share a trunk. If arm and baseline
+    have different seeds, effects common to a seed do not cancel, and each arm's variance around its own mean is pooled.
+
+    Returns:
+        The part, None for one seed each; `all arms`, `arms of one trunk`, `arms of other trunks`, or empty.
     """
     quantity, arms = results.quantities[number], results.arms
     seeds, counts = arms[arm].seeds, (len(arms[arm].models), len(arms[base].models))
     if max(counts) == 1:
-        return None
+        return None, ""
     # Same seeds: more arms with them give more degrees of freedom. Twice the variance of one score is a difference's.
     if seeds == arms[base].seeds:
         alike = [i for i, other in enumerate(arms) if other.seeds == seeds]
-        spread = paired_spread(np.array([results.scores(i, quantity) for i in alike]))
-        return Part(2 * spread.variance / counts[0], spread.df)
+        scores = np.array([results.scores(i, quantity) for i in alike])
+        spread, of = pooled_spread(scores, [arms[i].trunk for i in alike], alike.index(arm), alike.index(base))
+        return Part(2 * spread.variance / counts[0], spread.df), of
     own = own_spread([results.scores(i, quantity) for i in range(len(arms))])
     assert own is not None, "one of the two has several seeds"
-    return Part(own.variance * (1 / counts[0] + 1 / counts[1]), own.df)
+    return Part(own.variance * (1 / counts[0] + 1 / counts[1]), own.df), "all arms"
 
 
-def own_variance(results: Results, number: int, one: ScoreDifference) -> float:
-    """Return the variance of one arm's own score; it includes seeds if the difference's variance does."""
-    quantity = results.quantities[one.quantity]
-    parts = list(zip(results.profiles(number, quantity), quantity.weights, strict=True))
-    by_items = sum(float(w**2 * np.sum(own.items**2)) for own, w in parts)
-    if max(len(results.arms[i].models) for i in (one.arm, one.base)) == 1:
-        return by_items
-    spread = own_spread([results.scores(i, quantity) for i in range(len(results.arms))])
-    assert spread is not None, "one of the two has several seeds"
-    by_seeds = spread.variance / len(results.arms[number].models)
-    rest = sum(float(w**2 * np.sum(own.rest**2)) for own, w in parts)
-    # As in `variance.total`: both estimates contain the rest, and noise must not push the sum below either.
-    return max(by_items + by_seeds - rest, by_items, by_seeds)
+def own_spread_of(results: Results, arm: int, number: int, seeds: bool) -> Spread:
+    """Return the spread of one arm's own score.
+
+    Args:
+        results: all arms' results.
+        arm: number of the arm.
+        number: of the quantity.
+        seeds: whether other seeds count; the spread over seeds is then pooled over all arms that have several.
+    """
+    quantity = results.quantities[number]
+    parts = list(zip(results.profiles(arm, quantity), quantity.weights, strict=True))
+    items = [Part(float(w**2 * np.sum(own.items**2)), own.clusters - 1) for own, w in parts]
+    spread = own_spread([results.scores(i, quantity) for i in range(len(results.arms))]) if seeds else None
+    if spread is None:
+        return spread_of(None, items, [])
+    count = len(results.arms[arm].models)
+    rest = [Part(float(w**2 * np.sum(own.rest**2)), (len(own.scores) - 1) * (own.clusters - 1)) for own, w in parts]
+    return spread_of(Part(spread.variance / count, spread.df), items, rest)
+
+
+def own_variance(results: Results, arm: int, number: int, seeds: bool) -> float:
+    """Return the variance of one arm's own score; the arguments are those of `own_spread_of`."""
+    return own_spread_of(results, arm, number, seeds).whole.variance
 
 
 def seed_covariance(results: Results, differences: Sequence[ScoreDifference]) -> np.ndarray:
@@ -174,10 +190,13 @@ def seed_covariance(results: Results, differences: Sequence[ScoreDifference]) ->
     counts = [len(arm.models) for arm in results.arms]
     df = (len(results.arms) - 1) * (count - 1) if same else sum(n - 1 for n in counts)
     common = rows @ rows.T / max(df, 1)
-    # Then that of differences: two of one arm share the arm's seeds, and all share the baseline's.
+    # Then that of differences: the arms that two of them share, on the same side or on opposite ones.
     place = np.array([numbers.index(one.quantity) for one in differences])
-    arms = np.array([one.arm for one in differences])
-    shares = (arms[:, None] == arms) / np.array([counts[arm] for arm in arms]) + 1 / counts[differences[0].base]
+    sides = np.array([[one.arm, one.base] for one in differences])
+    shares = sum(
+        sign * (sides[:, None, i] == sides[None, :, j]) / np.array(counts, dtype=np.float64)[sides[:, i]][:, None]
+        for i, j, sign in ((0, 0, 1), (1, 1, 1), (0, 1, -1), (1, 0, -1))
+    )
     seen = np.array([counts[one.arm] > 1 or counts[one.base] > 1 for one in differences])
     return np.asarray(common[np.ix_(place, place)] * shares * np.outer(seen, seen), dtype=np.float64)
 

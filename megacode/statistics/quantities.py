@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ class Results:
     left_out: dict[str, str]
     # A cache: frozen protects the fields, not what is in this one.
     _profiles: dict[tuple[int, Key], Profile] = field(default_factory=dict)
+    _variances: dict[tuple[int, Key], np.ndarray] = field(default_factory=dict)
 
     def profiles(self, arm: int, quantity: ComparedScore) -> list[Profile]:
         """Return an arm's profiles, one per part of a quantity; each is computed once."""
@@ -70,6 +71,15 @@ class Results:
         """Return float64[seeds], an arm's value of a quantity at each of its seeds."""
         parts = zip(self.profiles(arm, quantity), quantity.weights, strict=True)
         return np.asarray(sum(weight * one.scores for one, weight in parts))
+
+    def seed_errors(self, arm: int, quantity: ComparedScore) -> np.ndarray:
+        """Return float64[seeds], the standard error over items of an arm's score at each of its seeds."""
+        for key in quantity.keys:
+            if (arm, key) not in self._variances:
+                alone = [_profile(replace(self.arms[arm], models=(model,)), key) for model in self.arms[arm].models]
+                self._variances[arm, key] = np.array([np.sum(one.items**2) for one in alone])
+        parts = zip(quantity.keys, quantity.weights, strict=True)
+        return np.sqrt(np.asarray(sum(weight**2 * self._variances[arm, key] for key, weight in parts)))
 
 
 def _profile(arm: Arm, key: Key) -> Profile:

@@ -107,7 +107,7 @@ def read_scores(path: Path) -> Scores:
     Raises:
         DataError: if one of them is missing or damaged, or they do not belong together.
     """
-    document = _document(path)
+    document = read_document(path)
     # `_scores` reads a well-formed file without checking each type; a damaged one fails somewhere in it.
     try:
         return _scores(path, document)
@@ -133,7 +133,12 @@ def _scores(path: Path, document: Mapping[str, Any]) -> Scores:
     )  # fmt: skip
 
 
-def _document(path: Path) -> dict[str, Any]:
+def read_document(path: Path) -> dict[str, Any]:
+    """Return a score file's contents, with all its parts there.
+
+    Raises:
+        DataError: if it is missing or damaged, or no score file.
+    """
     fix = "give a score file that `megacode evaluate` wrote"
     try:
         document = orjson.loads(path.read_bytes())

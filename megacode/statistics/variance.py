@@ -34,6 +34,7 @@ _FEW_ITEMS = 8  # degrees of freedom of the items; below it Satterthwaite's are 
 # The share of the rest that is subtracted from the seeds' part before it bounds an interval. With one half, 95 %
 # intervals of two arms cover 94 to 97 % for three seeds, and 92 to 97.5 % for two. Without it two seeds give 89 %.
 _OF_THE_REST = 0.5
+_ENOUGH = 4  # degrees of freedom from which arms of one trunk and arms of several are pooled apart
 
 
 class Part(NamedTuple):
@@ -211,6 +212,36 @@ def paired_spread(scores: np.ndarray) -> Part:
     residual = residuals(scores)
     df = (scores.shape[0] - 1) * (scores.shape[1] - 1)
     return Part(float(np.sum(residual**2) / df), df)
+
+
+def pooled_spread(scores: np.ndarray, trunks: Sequence[str], arm: int, base: int) -> tuple[Part, str]:
+    """Return half the variance of a difference over seeds, pooled over the differences of its class.
+
+    Arms of one trunk share most of their training, so their differences spread less than those of arms of two trunks.
+    Where there are degrees of freedom enough for both classes, each has its own variance; else all arms have one.
+
+    Args:
+        scores: float64[arms, seeds], at least two of each.
+        trunks: of each arm; arms with an empty one share nothing.
+        arm, base: rows of the two arms.
+
+    Returns:
+        The part, and the class: `all arms`, `arms of one trunk` or `arms of other trunks`.
+    """
+    labels = [trunk or f"own {i}" for i, trunk in enumerate(trunks)]
+    groups = [[i for i, label in enumerate(labels) if label == one] for one in dict.fromkeys(labels)]
+    free = scores.shape[1] - 1
+    within, between = (len(labels) - len(groups)) * free, (len(groups) - 1) * free
+    if min(within, between) < _ENOUGH:
+        return paired_spread(scores), "all arms"
+    if labels[arm] == labels[base]:
+        # What a trunk does at a seed is common to its arms, and drops out.
+        summed = sum(float(np.sum(residuals(scores[group]) ** 2)) for group in groups)
+        return Part(summed / within, within), "arms of one trunk"
+    # The mean of the variances of all differences across trunks; its degrees of freedom are those of the trunks.
+    pairs = [(i, j) for i, one in enumerate(labels) for j, other in enumerate(labels[:i]) if one != other]
+    spread = np.mean([np.var(scores[i] - scores[j], ddof=1) for i, j in pairs]) / 2
+    return Part(float(spread), between), "arms of other trunks"
 
 
 def residuals(scores: np.ndarray) -> np.ndarray:

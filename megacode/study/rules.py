@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from megacode.base.errors import Problem
 from megacode.config.suggestions import did_you_mean
+from megacode.study.paper import the_paper
 from megacode.study.schema import THE_FACTOR, Study
 
 Rule = Callable[[Study], Iterator[Problem]]
@@ -114,6 +115,16 @@ def _circle(study: Study, name: str) -> list[str]:
             return []
         seen.add(study.original(here))
         path.append(here)
+
+
+def counterparts_are_arms_of_the_paper(study: Study) -> Iterator[Problem]:
+    """An arm that stands beside a number of the paper names one of its arms."""
+    for name, arm in study.arms.items():
+        if arm.paper is not None and arm.paper not in the_paper().table:
+            where = f"arms.{name}.paper"
+            yield Problem(
+                f"the paper has no arm {arm.paper!r}", where, did_you_mean(arm.paper, list(the_paper().table))
+            )
 
 
 def the_baseline_is_an_arm(study: Study) -> Iterator[Problem]:
@@ -259,6 +270,7 @@ RULES: tuple[Rule, ...] = (
     arms_use_known_phases,
     phases_are_written_without_a_name,
     first_weights_come_from_somewhere,
+    counterparts_are_arms_of_the_paper,
     the_baseline_is_an_arm,
     factors_fit_the_arms,
     every_arm_is_trained_somewhere,

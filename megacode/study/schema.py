@@ -98,6 +98,7 @@ class StudyArm(Frozen):
         set: settings of this arm, `key.path: value`.
         init: first weights other than random ones.
         table: the table of results that it belongs to.
+        paper: the arm of the paper whose numbers stand beside its own; absent: that of its own name.
         same_as: another arm that this is a second name for.
     """
 
@@ -105,6 +106,7 @@ class StudyArm(Frozen):
     set: dict[str, Any] = {}
     init: ArmInit | None = None
     table: str = ""
+    paper: str | None = None
     same_as: str | None = None
 
     @property

@@ -1,0 +1,111 @@
+"""What stands beside a study's own numbers: those of the paper, what others found since, and the study's history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megacode.base.files import Json, read_jsonl
+from megacode.plan.effects import flat
+from megacode.study.paper import Paper, the_paper
+from megacode.study.schema import Study
+from megacode.study_report.results import StudyResults
+from megacode.study_report.shapes import LaterFinding, PaperRow
+from megacode.study_report.tasks import read_facts
+
+_POINTS = 100
+_LEAST = 1.0  # points; a smaller baseline is a handful of right answers, and no base of a percentage
+_AGREE = 0.005  # relative gains that differ by less are one number, rounded
+_HISTORY = "study.jsonl"  # below the runs: the versions of the study that were run
+
+
+def paper_rows(results: StudyResults) -> list[PaperRow]:
+    """Return the paper's numbers for arms that have a counterpart in it, at the first levels only.
+
+    Its table is of one size of model, so other levels of the study have none.
+    """
+    study, paper = results.study, the_paper()
+    first = results.tree.grid.cells[0].place
+    at = "".join(f"@{level}" for level in first)
+    pairs = [(arm, study.baseline) for arm in study.arms if arm != study.baseline]
+    pairs += [pair for pair in study.compare.pairs if pair not in pairs]
+    trained = {cell.arm for cell in results.tree.grid.cells if cell.place == first}
+    rows = []
+    for arm, base in pairs:
+        names = counterpart(study, arm), counterpart(study, base)
+        if None not in names and {arm, base} <= trained and names[0] != names[1]:
+            rows += list(_rows(paper, (arm + at, base + at), (str(names[0]), str(names[1]))))
+    return rows
+
+
+def counterpart(study: Study, arm: str) -> str | None:
+    """Return the arm of the paper that an arm stands beside: the one it names, or the one of its own name."""
+    named = study.arms[arm].paper
+    return named or (arm if arm in the_paper().table else None)
+
+
+def _rows(paper: Paper, ours: tuple[str, str], theirs: tuple[str, str]) -> Iterator[PaperRow]:
+    for metric, score in paper.table[theirs[0]].items():
+        base = paper.table[theirs[1]][metric]
+        stated = paper.stated.get((*theirs, metric))
+        relative = score / base - 1 if base >= _LEAST else None
+        yield {
+            "arm": ours[0],
+            "paper_arm": paper.names.get(theirs[0], theirs[0]),
+            "baseline": ours[1],
+            "metric": metric,
+            "score": score / _POINTS,
+            "points": round(score - base, 6),
+            "relative": relative,
+            "stated": stated,
+            "note": _note(base, relative, stated),
+        }
+
+
+def _note(base: float, relative: float | None, stated: float | None) -> str:
+    if relative is None:
+        said = f"; its text says {stated:+.0%}" if stated is not None else ""
+        return f"no percentage: the baseline has {base:g} points{said}"
+    if stated is not None and abs(stated - relative) > _AGREE:
+        return f"its text says {stated:+.1%}, its table gives {relative:+.1%}"
+    return ""
+
+
+def paper_notes() -> list[str]:
+    """Return what a reader of the paper's numbers must know."""
+    paper = the_paper()
+    return [f"Numbers of {paper.source}.", *paper.notes]
+
+
+def later_findings() -> list[LaterFinding]:
+    """Return what others found since the paper."""
+    rows = read_facts("later_findings")
+    return [{"fact": row["fact"], "numbers": row["numbers"].strip(), "source": row["source"]} for row in rows]
+
+
+def history(results: StudyResults) -> dict[str, Any] | None:
+    """Return what has changed in the study since it was first scored; None if it was never run by `study run`.
+
+    Returns:
+        `versions`: how many were run; `changes`: `key`, `before`, `now` of each setting of the study that differs from
+        the version that the first scores were made with; a baseline or a margin chosen after the fact stands here.
+    """
+    lines = read_jsonl(Path(results.study.directory) / _HISTORY, [])
+    if not lines:
+        return None
+    # The last version that began before any score existed is what was decided in advance.
+    declared = [line for line in lines if not line.get("scored")] or lines[:1]
+    before = _plain(declared[-1].get("document") or {})
+    now = _plain(results.study.model_dump(mode="json", by_alias=True, exclude_none=True))
+    changes = [
+        {"key": key, "before": before.get(key), "now": now.get(key)}
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    ]
+    return {"versions": len(lines), "changes": changes}
+
+
+def _plain(document: Json) -> dict[str, str]:
+    # Values as text: fractions and lists are compared as they are shown.
+    return {key: str(value) for key, value in flat(document) if value not in (None, {}, [], ())}

@@ -1,0 +1,154 @@
+"""An arm over the clock: its scores at the ends of phases, loss by source, and what each phase forgets.
+
+A stretch that several arms share was trained in one run, so an arm's curve is put together from the runs of its nodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from megacode.base.files import Json
+from megacode.study.grid import Cell
+from megacode.study_report.results import StudyResults, Trained
+from megacode.study_report.scored import Scored
+from megacode.study_report.shapes import Forgetting, LossCurve, Waterfall, WaterfallStep
+
+_POINTS = 240  # of a curve: as many as a page can show
+
+
+def waterfalls(results: StudyResults, scored: Scored) -> list[Waterfall]:
+    """Return the scores of each arm at the ends of its phases, where more than one was scored."""
+    # A mean that lacks tasks in some arm is another mean in the score file.
+    metrics = {row["metric"] for row in scored.metrics if not row["missing"]}
+    found: list[Waterfall] = []
+    for cell in results.arms():
+        if cell.arm != cell.original:
+            continue
+        steps = [step for place in range(len(results.path(cell))) if (step := _step(results, cell, place, metrics))]
+        if len(steps) > 1:
+            found.append({"arm": cell.name, "steps": steps})
+    return found
+
+
+def _step(results: StudyResults, cell: Cell, place: int, metrics: set[str]) -> WaterfallStep | None:
+    values: dict[str, dict[str, float]] = {}
+    files: dict[str, str] = {}
+    for one in results.cells(cell.name):
+        trained = results.trained.get(results.path(one)[place])
+        if trained is None:
+            continue
+        for suite, document in trained.documents.items():
+            files[f"{one.seed} {suite}"] = str(trained.files[suite])
+            for metric, value in scores_in(document).items():
+                if metric in metrics:
+                    values.setdefault(metric, {})[str(one.seed)] = value
+    if not values:
+        return None
+    node = results.tree.nodes[results.path(cell)[place]]
+    done = sum(results.tree.nodes[name].tokens for name in results.path(cell)[: place + 1])
+    means = {metric: sum(seeds.values()) / len(seeds) for metric, seeds in values.items()}
+    phase = node.cell.plan.schedule.phases[node.phase].name
+    return {"phase": phase, "node": node.id, "tokens": done, "values": means, "by_seed": values, "files": files}
+
+
+def scores_in(document: Json) -> dict[str, float]:
+    """Return the scores of a score file by `TASK/METRIC` and `mean/NAME`."""
+    found = {
+        f"{task}/{metric}": float(value)
+        for task, metrics in document["scores"].items()
+        for metric, value in metrics.items()
+        if not metric.endswith("_stderr") and isinstance(value, (int, float))
+    }
+    means = {f"mean/{name}": mean["score"] for name, mean in (document.get("means") or {}).items()}
+    return found | {name: float(score) for name, score in means.items() if score is not None}
+
+
+def loss_curves(results: StudyResults) -> list[LossCurve]:
+    """Return the loss on held-out documents of each source, over each arm's whole training."""
+    return [curve for cell in results.tree.grid.cells if cell.arm == cell.original for curve in _curves(results, cell)]
+
+
+def _curves(results: StudyResults, cell: Cell) -> Iterator[LossCurve]:
+    points = list(_points(results, cell))
+    borders = _borders(results, cell)
+    for source in dict.fromkeys(name for _, losses in points for name in losses):
+        own = _thinned([(tokens, losses[source]) for tokens, losses in points if source in losses], borders)
+        yield {
+            "arm": cell.name,
+            "seed": cell.seed,
+            "source": source,
+            "tokens": [tokens for tokens, _ in own],
+            "loss": [loss for _, loss in own],
+            "borders": borders,
+        }
+
+
+def _borders(results: StudyResults, cell: Cell) -> list[int]:
+    """Return the tokens read at the end of each phase of an arm, those of the arms that `init` names first."""
+    ends, done = [], 0
+    for training in cell.trainings:
+        schedule = training.plan.schedule
+        ends += [done + phase.last_sample * schedule.seq_length for phase in schedule.phases]
+        done += schedule.total_samples * schedule.seq_length
+    return ends
+
+
+def _points(results: StudyResults, cell: Cell) -> Iterator[tuple[int, Mapping[str, float]]]:
+    """Yield tokens read and losses by source, node by node."""
+    done = 0
+    for node in (results.tree.nodes[name] for name in results.path(cell)):
+        trained = results.trained.get(node.id)
+        if trained is not None:
+            yield from _of_node(results, trained, done)
+        done += node.tokens
+
+
+def _of_node(results: StudyResults, trained: Trained, done: int) -> Iterator[tuple[int, Mapping[str, float]]]:
+    node = trained.node
+    first, length = node.clock - node.samples, node.cell.plan.schedule.seq_length
+    for line in results.validations[trained.run.path]:
+        clock = int(line["consumed_samples"])
+        # The first validation of a run, before training, belongs to no stretch and is the start of the curve.
+        if first < clock <= node.clock or clock == first == 0:
+            losses = {name: loss for name, loss in (line.get("loss_by_source") or {}).items() if _is_number(loss)}
+            yield done + (clock - first) * length, losses
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _thinned(points: list[tuple[int, float]], borders: list[int]) -> list[tuple[int, float]]:
+    """Return at most about `_POINTS` of them, evenly, with the ends of phases."""
+    step = max(1, len(points) // _POINTS)
+    return [
+        point for number, point in enumerate(points) if number % step == 0 or point[0] in borders or point is points[-1]
+    ]
+
+
+def forgettings(results: StudyResults) -> list[Forgetting]:
+    """Return for each phase but the first how much worse each source is at its end than the best before it."""
+    found: list[Forgetting] = []
+    for cell in (cell for cell in results.arms() if cell.arm == cell.original):
+        by_seed: dict[tuple[str, str], dict[str, float]] = {}
+        for one in results.cells(cell.name):
+            for phase, source, value in _forgotten(results, one):
+                by_seed.setdefault((phase, source), {})[str(one.seed)] = value
+        found += [
+            {"arm": cell.name, "source": source, "phase": phase, "value": sum(seeds.values()) / len(seeds),
+             "by_seed": seeds}
+            for (phase, source), seeds in by_seed.items()
+        ]  # fmt: skip
+    return found
+
+
+def _forgotten(results: StudyResults, cell: Cell) -> Iterator[tuple[str, str, float]]:
+    points, borders = list(_points(results, cell)), _borders(results, cell)
+    names = [phase.name for training in cell.trainings for phase in training.plan.schedule.phases]
+    for name, begin, end in zip(names[1:], borders, borders[1:], strict=False):
+        for source in dict.fromkeys(name for _, losses in points for name in losses):
+            before = [losses[source] for tokens, losses in points if tokens <= begin and source in losses]
+            inside = [losses[source] for tokens, losses in points if begin < tokens <= end and source in losses]
+            if before and inside:
+                yield name, source, inside[-1] - min(before)

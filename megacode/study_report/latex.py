@@ -1,0 +1,108 @@
+"""A study's tables as LaTeX (booktabs), to be taken into a paper with `\\input`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megacode.base.units import format_count
+from megacode.study_report.printed import (
+    Lookup,
+    difference_text,
+    families,
+    flag_texts,
+    flags_of,
+    interval_text,
+    relative_text,
+    score_text,
+)
+from megacode.study_report.shapes import Report
+
+MARK = "% megacode study report"
+_ESCAPED = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\to$", "↓": r"$\downarrow$",
+    "<": r"$<$", ">": r"$>$",
+}  # fmt: skip
+
+
+def render_latex(document: Report) -> str:
+    """Return the tables of a report: scores of each place, and the differences of each declared family.
+
+    Needs `\\usepackage{booktabs}`. Comments after a row say which runs, checkpoints and score files it comes from.
+    """
+    lookup = Lookup(document)
+    lines = [MARK, f"% study {document['study']['name']}; needs \\usepackage{{booktabs}}"]
+    for place in lookup.places:
+        lines += _scores(lookup, place)
+    for family, said in families(document):
+        lines += _differences(document, family, said)
+    return "\n".join(lines) + "\n"
+
+
+def _scores(lookup: Lookup, place: str) -> Iterator[str]:
+    document, columns = lookup.document, lookup.columns(place)
+    if not columns:
+        return
+    better, notes = lookup.better(place), flags_of(document, place)
+    heads = [
+        _escaped(metric["title"]) + (r" $\downarrow$" if metric["higher_is_better"] is False else "")
+        for metric in columns
+    ]
+    yield from _begin("lr" + "r" * len(columns), ["arm", "tokens", *heads])
+    for arm in (arm for arm in document["arms"] if arm["place"] == place):
+        cells = [_named(arm["name"], notes[arm["name"]]), format_count(arm["tokens"])]
+        for metric in columns:
+            text = _escaped(score_text(lookup.score(arm["name"], metric["metric"]), metric))
+            cells.append(rf"\textbf{{{text}}}" if (arm["name"], metric["metric"]) in better else text)
+        yield " & ".join(cells) + r" \\"
+        yield from _comments(lookup, arm["name"])
+    said = "Bold: better than the baseline after correction for many comparisons. $\\pm$ is a standard error."
+    flags = [f"$^{{{number}}}$ {_escaped(text)}." for number, text in enumerate(flag_texts(document, place), 1)]
+    caption = f"Scores{f' at {place}' if place else ''}; shares in points. {' '.join([said, *flags])}"
+    yield from _end(caption, f"tab:{document['study']['name']}-scores{f'-{place}' if place else ''}")
+
+
+def _differences(document: Report, family: str, said: str) -> Iterator[str]:
+    yield from _begin("lllrrr", ["metric", "arm", "baseline", "difference", "corrected interval", "relative"])
+    for row in (row for row in document["comparisons"] if row["family"] == family):
+        names = [_escaped(row[key]) for key in ("metric", "arm", "baseline")]  # type: ignore[literal-required]
+        difference = _escaped(difference_text(row))
+        figures = [rf"\textbf{{{difference}}}" if row["verdict"] == "better" else difference]
+        figures += [_escaped(interval_text(row)), _escaped(relative_text(row))]
+        yield " & ".join([*names, *figures]) + r" \\"
+    name = document["study"]["name"]
+    yield from _end(f"Differences, {family} family; {said}. Bold: better.", f"tab:{name}-{family}")
+
+
+def _begin(columns: str, heads: list[str]) -> Iterator[str]:
+    yield ""
+    yield r"\begin{table}"
+    yield r"\centering"
+    yield rf"\begin{{tabular}}{{{columns}}}"
+    yield r"\toprule"
+    yield " & ".join(heads) + r" \\"
+    yield r"\midrule"
+
+
+def _end(caption: str, label: str) -> Iterator[str]:
+    yield r"\bottomrule"
+    yield r"\end{tabular}"
+    yield rf"\caption{{{caption}}}"
+    yield rf"\label{{{label}}}"
+    yield r"\end{table}"
+
+
+def _comments(lookup: Lookup, arm: str) -> Iterator[str]:
+    """Yield where the numbers of a row come from."""
+    for model in lookup.models(arm):
+        files = ", ".join(model["scores"].values()) or model["state"]
+        yield f"% {arm}, seed {model['seed']}: {model['run']}, seal {model['seal']}, {files}"
+
+
+def _named(name: str, flags: list[int]) -> str:
+    marks = ",".join(str(number) for number in flags)
+    return _escaped(name) + (f"$^{{{marks}}}$" if marks else "")
+
+
+def _escaped(text: str) -> str:
+    return "".join(_ESCAPED.get(sign, sign) for sign in text)

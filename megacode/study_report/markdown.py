@@ -1,0 +1,250 @@
+"""A study's report as Markdown, for a repository or an issue."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from megacode.base.units import format_count
+from megacode.study_report.printed import (
+    NOTHING,
+    Lookup,
+    difference_text,
+    families,
+    flag_texts,
+    flags_of,
+    interval_text,
+    relative_text,
+    score_text,
+)
+from megacode.study_report.shapes import ComparisonRow, MetricRow, Report
+
+MARK = "<!-- megacode study report -->"
+
+
+def render_markdown(document: Report, directory: Path | None = None) -> str:
+    """Return a report as Markdown.
+
+    Args:
+        document: the report.
+        directory: where the file will lie; links are relative to it. None: paths as they are.
+    """
+    lookup = Lookup(document)
+    parts = [
+        _head(document),
+        _headlines(document),
+        *(_scores(lookup, place) for place in lookup.places),
+        *(_differences(document, family, said) for family, said in families(document)),
+        _tasks(lookup),
+        _paper(document),
+        _exposure(document),
+        _match(document),
+        _forgetting(document),
+        _contamination(document),
+        _sentences("What this does not show", document["limits"]),
+        _history(document),
+        _later(document),
+        _provenance(document, directory),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(document: Report) -> str:
+    study, arms = document["study"], [arm for arm in document["arms"] if arm["same_as"] is None]
+    seeds = ", ".join(str(seed) for seed in document["seeds"])
+    tokens = document["tree"]["tokens"]
+    lines = [
+        MARK,
+        f"# {study['name']}",
+        "",
+        f"{len(arms)} arms, seeds {seeds}, compared with {document['baseline']}; intervals of {document['level']:.0%}. "
+        f"{format_count(tokens['tree'])} tokens as a tree, {format_count(tokens['rows'])} as one run a row, "
+        f"{format_count(tokens['alone'])} for each arm alone.",
+    ]
+    lines += ["", *(f"* missing: {line}" for line in document["missing"])] if document["missing"] else []
+    return "\n".join(lines)
+
+
+def _headlines(document: Report) -> str:
+    return _sentences("What was found", [row["words"] for row in document["headlines"]] + document["notes"])
+
+
+def _sentences(title: str, lines: Sequence[str]) -> str:
+    return f"## {title}\n\n" + "\n".join(f"* {line}" for line in lines) if lines else ""
+
+
+def _scores(lookup: Lookup, place: str) -> str:
+    """Return the table of results of a place: an arm a row; bold is better than the baseline after correction."""
+    document, columns = lookup.document, lookup.columns(place)
+    if not columns:
+        return ""
+    better, notes, texts = lookup.better(place), flags_of(document, place), flag_texts(document, place)
+    rows = []
+    for arm in (arm for arm in document["arms"] if arm["place"] == place):
+        cells = []
+        for metric in columns:
+            text = score_text(lookup.score(arm["name"], metric["metric"]), metric)
+            cells.append(f"**{text}**" if (arm["name"], metric["metric"]) in better else text)
+        marks = "".join(f" [{number}]" for number in notes[arm["name"]])
+        name = f"[{arm['name']}](#{_anchor(arm['same_as'] or arm['name'])}){marks}"
+        rows.append([name, format_count(arm["tokens"]), *cells])
+    title = f"Scores at {place}" if place else "Scores"
+    head = ["arm", "tokens", *(_headed(metric) for metric in columns)]
+    foot = "Bold: better than the baseline after correction. ± is a standard error. Shares are in points."
+    listed = "".join(f"\n\n[{number}] {text}" for number, text in enumerate(texts, 1))
+    return f"## {title}\n\n{_table(head, rows)}\n\n{foot}{listed}"
+
+
+def _headed(metric: MetricRow) -> str:
+    return metric["title"] + (" ↓" if metric["higher_is_better"] is False else "")
+
+
+def _differences(document: Report, family: str, said: str) -> str:
+    rows = [_difference(row) for row in document["comparisons"] if row["family"] == family]
+    head = ["metric", "arm", "baseline", "difference", "corrected interval", "relative", "df", "finding"]
+    return f"## Differences, {family}: {said}\n\n{_table(head, rows)}"
+
+
+def _difference(row: ComparisonRow) -> list[str]:
+    df = row["degrees_of_freedom"]
+    finding = row["verdict"] or "not distinguishable"
+    about = f"[{row['arm']}](#{_anchor(row['arm'])})"
+    base = f"[{row['baseline']}](#{_anchor(row['baseline'])})"
+    return [row["metric"], about, base, difference_text(row), interval_text(row), relative_text(row),
+            NOTHING if df is None else f"{df:.1f}", finding]  # fmt: skip
+
+
+def _tasks(lookup: Lookup) -> str:
+    """Return the table of tasks: scores of each arm, with chance and how well a task ranks corpora."""
+    document = lookup.document
+    tasks = [metric for metric in document["metrics"] if not metric["metric"].startswith("mean/")]
+    arms = [
+        arm for arm in document["arms"] if arm["same_as"] is None and any(a == arm["name"] for a, _ in lookup.scores)
+    ]
+    if not tasks or not arms:
+        return ""
+    rows = []
+    for metric in tasks:
+        chance = NOTHING if metric["chance"] is None else f"{100 * metric['chance']:.1f}"
+        known = metric["reliability"]
+        ranks = (
+            NOTHING
+            if known is None
+            else "/".join(f"{100 * share:.0f}" for share in known["decision_accuracy"].values())
+        )
+        scores = [score_text(lookup.score(arm["name"], metric["metric"]), metric) for arm in arms]
+        rows.append([_headed(metric), f"{metric['items']:,}", chance, ranks, *scores])
+    head = ["task", "items", "chance", "ranks", *(f"[{arm['name']}](#{_anchor(arm['name'])})" for arm in arms)]
+    said = "ranks: pairs of corpora ordered as by a large model, in per cent, at 150M / 300M / 750M (as published)."
+    return f"## Tasks\n\n{_table(head, rows)}\n\n{said}"
+
+
+def _paper(document: Report) -> str:
+    """Return the paper's numbers beside the study's own, where both have them."""
+    if not document["paper"]:
+        return ""
+    own = {(row["arm"], row["baseline"], row["metric"]): row for row in document["comparisons"]}
+    rows = []
+    for row in document["paper"]:
+        ours = own.get((row["arm"], row["baseline"], row["metric"]))
+        relative = NOTHING if row["relative"] is None else f"{100 * row['relative']:+.1f} %"
+        here = NOTHING if ours is None else f"{difference_text(ours)} ({interval_text(ours)})"
+        rows.append([row["metric"], row["arm"], row["baseline"], f"{row['points']:+.1f}", relative, here, row["note"]])
+    head = ["metric", "arm", "baseline", "paper, points", "paper, relative", "here", "note"]
+    notes = "\n".join(f"* {note}" for note in document["paper_notes"])
+    return f"## The paper beside\n\n{_table(head, rows)}\n\n{notes}"
+
+
+def _exposure(document: Report) -> str:
+    rows = []
+    for row in document["exposure"]:
+        phases = ", ".join(f"{name} {count:,}" for name, count in row["by_phase"].items() if count)
+        figures = [f"{row['samples']:,}", f"{row['passes']:.3f}", f"{row['rate_share']:.1%}"]
+        rows.append([row["arm"], row["source"], *figures, format_count(row["mean_age"]), phases])
+    head = ["arm", "source", "samples", "passes", "share by rate", "mean age, tokens", "samples by phase"]
+    return f"## What each arm reads\n\n{_table(head, rows)}" if rows else ""
+
+
+def _match(document: Report) -> str:
+    lines = []
+    for match in document["match"]:
+        arms = ", ".join(match["arms"])
+        if not match["equal"]:
+            lines.append(f"{arms} do not match: " + "; ".join(problem["what"] for problem in match["problems"]))
+        elif match["exposure"] is not None:
+            lines.append(f"proven: {arms} read equally many samples of each source, and the same windows")
+        if match["equal"] and match["end"] is not None:
+            lines.append(f"proven: {arms} end with the same {match['end']}")
+    return _sentences("Arms that match", lines)
+
+
+def _forgetting(document: Report) -> str:
+    rows = [[row["arm"], row["phase"], row["source"], f"{row['value']:+.4f}"] for row in document["forgetting"]]
+    said = "Loss on held-out documents at the end of a phase, minus the best before it, in nats per token."
+    return f"## What phases forget\n\n{_table(['arm', 'phase', 'source', 'change'], rows)}\n\n{said}" if rows else ""
+
+
+def _contamination(document: Report) -> str:
+    rows = [
+        [row["arm"], row["task"], f"{row['hits']:,} of {row['items']:,}", f"{row['share_checked']:.0%}"]
+        for row in document["contamination"]
+        if row["hits"]
+    ]
+    head = ["arm", "task", "items that occur in what it read", "tokens checked"]
+    return f"## Contamination\n\n{_table(head, rows)}" if rows else ""
+
+
+def _history(document: Report) -> str:
+    history = document["history"]
+    if history is None:
+        return ""
+    lines = [f"{row['key']}: {row['before']} became {row['now']}" for row in history["changes"]]
+    return _sentences("Changed since the first score", lines or ["nothing"])
+
+
+def _later(document: Report) -> str:
+    rows = [[row["fact"], row["numbers"], row["source"]] for row in document["later_findings"]]
+    return f"## Found by others since\n\n{_table(['fact', 'numbers', 'source'], rows)}"
+
+
+def _provenance(document: Report, directory: Path | None) -> str:
+    """Return run, seal and score files of each model; the arms' names in all tables lead here."""
+    parts = ["## Where the numbers come from"]
+    for arm in (arm for arm in document["arms"] if arm["same_as"] is None):
+        lines = [f'### <a id="{_anchor(arm["name"])}"></a>{arm["name"]}', ""]
+        for model in (model for model in document["models"] if model["arm"] == arm["name"]):
+            lines.append(f"* seed {model['seed']}: " + "; ".join(_places(model, directory)))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _places(model: dict[str, object], directory: Path | None) -> Iterator[str]:
+    if model["run"] is None:
+        yield str(model["state"])
+        return
+    yield f"run {_link(str(model['run']), directory)}, iteration {model['iteration']}, seal `{str(model['seal'])[:16]}`"
+    scores = model["scores"]
+    assert isinstance(scores, dict)
+    for suite, path in scores.items():
+        yield f"{suite} {_link(path, directory)}"
+    if not scores:
+        yield "not scored"
+
+
+def _link(path: str, directory: Path | None) -> str:
+    target = path if directory is None else Path(os.path.relpath(path, directory)).as_posix()
+    return f"[{Path(path).name}](<{target}>)"
+
+
+def _anchor(name: str) -> str:
+    return "arm-" + "".join(sign if sign.isalnum() else "-" for sign in name)
+
+
+def _table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [_line(head), _line("---" for _ in head)] if isinstance(head, list) else []
+    return "\n".join([*lines, *(_line(row) for row in rows)])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,173 @@
+"""What a study has brought so far: its plan, the states that were trained, and the score files of their models.
+
+Everything is found by content: a state by what its checkpoint was trained on, a score file by the seal of the
+checkpoint it names. A score file stays valid when its checkpoint is deleted to save disk. What is missing is listed,
+never filled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from megacode.base.errors import MegacodeError
+from megacode.base.files import Json, RunDir
+from megacode.checkpoint.state import TrainState
+from megacode.metrics.reader import read_metrics
+from megacode.statistics.reading import read_document
+from megacode.study.costs import Costs, Gpus
+from megacode.study.document import study_document
+from megacode.study.found import Found, all_states
+from megacode.study.grid import Cell, build_grid
+from megacode.study.loading import load_study
+from megacode.study.matching import Proof, prove
+from megacode.study.schema import Study
+from megacode.study.tree import Tree, TreeNode
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A state that was trained, and the scores of its model.
+
+    Attributes:
+        node: of the tree.
+        found: its checkpoint.
+        state: what the checkpoint says of itself.
+        files: score file by suite.
+        documents: their contents without items, by suite.
+        strange: sentences on score files that do not belong to the checkpoint.
+        seals: of all checkpoints of this state; more than one where it was trained again.
+    """
+
+    node: TreeNode
+    found: Found
+    state: TrainState
+    files: Mapping[str, Path]
+    documents: Mapping[str, Json]
+    strange: list[str]
+    seals: list[str]
+
+    @property
+    def run(self) -> RunDir:
+        """The run directory of its checkpoint."""
+        return RunDir(self.found.path.parents[1])
+
+    @property
+    def iteration(self) -> int:
+        """Of the checkpoint."""
+        return RunDir.iteration_of(self.found.path)
+
+
+@dataclass
+class StudyResults:
+    """A study with its results.
+
+    Attributes:
+        file: of the study.
+        tree: its tree.
+        proofs: of its claims.
+        trained: by id of the node.
+    """
+
+    file: Path
+    tree: Tree
+    proofs: list[Proof]
+    trained: dict[str, Trained] = field(default_factory=dict)
+
+    @property
+    def study(self) -> Study:
+        """The study."""
+        return self.tree.grid.study
+
+    @cached_property
+    def plan(self) -> Json:
+        """What `study plan --json` says."""
+        found = {node: one.found for node, one in self.trained.items()}
+        return study_document(self.tree, self.proofs, found, Costs(Gpus()))
+
+    @cached_property
+    def suites(self) -> list[str]:
+        """The suites that score the study, as their files are named; those that were found if it names none."""
+        named = [Path(name).stem for name in self.study.suites]
+        return named or sorted({suite for one in self.trained.values() for suite in one.files})
+
+    @cached_property
+    def validations(self) -> dict[Path, list[Json]]:
+        """The validations of each run directory that holds a state of the study."""
+        runs = dict.fromkeys(one.run.path for one in self.trained.values())
+        return {run: list(read_metrics(RunDir(run).metrics, "validation")) for run in runs}
+
+    def path(self, cell: Cell) -> list[str]:
+        """Return the nodes of a cell from first to last."""
+        return self.tree.paths[cell.name, cell.seed]
+
+    def end(self, cell: Cell) -> Trained | None:
+        """Return the trained state at a cell's end."""
+        return self.trained.get(self.path(cell)[-1])
+
+    def state(self, cell: Cell) -> str:
+        """Return how far a cell is: `not trained`, `not scored`, `partly scored` or `scored`."""
+        end = self.end(cell)
+        if end is None:
+            return "not trained"
+        there = sum(suite in end.files for suite in self.suites)
+        return "not scored" if not there else "scored" if there == len(self.suites) else "partly scored"
+
+    def cells(self, arm: str) -> list[Cell]:
+        """Return the cells of an arm with its levels, one for each seed."""
+        return [cell for cell in self.tree.grid.cells if cell.name == arm]
+
+    def arms(self) -> Iterator[Cell]:
+        """Yield the first cell of each arm at its levels, second names included, in the order of the study."""
+        yield from (cell for cell in self.tree.grid.cells if cell.seed == self.study.seeds[0])
+
+
+def read_results(path: Path) -> StudyResults:
+    """Return a study with what its runs have brought so far.
+
+    Args:
+        path: of the study file.
+
+    Raises:
+        ConfigError: the study or an arm is wrong.
+        DataError: a data set cannot be read, or a score file is damaged.
+        PlanError: an arm cannot be trained as it is written.
+    """
+    study = load_study(path)
+    grid = build_grid(study, path)
+    results = StudyResults(path, Tree(grid), prove(grid))
+    states: dict[str, list[Found]] = {}
+    for found in all_states(Path(study.directory)):
+        states.setdefault(found.id, []).append(found)
+    wanted = {Path(name).stem for name in study.suites}
+    for node in results.tree.nodes.values():
+        # Of several checkpoints of one state, the one with most scores counts.
+        copies = [_trained(node, found, wanted, states[node.id]) for found in states.get(node.id, [])]
+        if known := [one for one in copies if one is not None]:
+            results.trained[node.id] = max(known, key=lambda one: len(one.files))
+    return results
+
+
+def _trained(node: TreeNode, found: Found, wanted: set[str], copies: list[Found]) -> Trained | None:
+    try:
+        state = TrainState.read(found.path)
+    except MegacodeError:
+        return None
+    files: dict[str, Path] = {}
+    documents: dict[str, Json] = {}
+    strange: list[str] = []
+    run, iteration = RunDir(found.path.parents[1]), RunDir.iteration_of(found.path)
+    for file in sorted(run.eval.glob(f"*@{RunDir.iteration_name(iteration)}.json")):
+        suite = file.name.partition("@")[0]
+        if wanted and suite not in wanted:
+            continue
+        document = read_document(file)
+        seal = (document["model"].get("megacode") or {}).get("checkpoint_seal")
+        # Another training that had its checkpoint in this place: its scores are not this model's.
+        if seal != state.seal:
+            strange.append(f"{file} is of another checkpoint (seal {str(seal)[:8]}, not {state.seal[:8]})")
+            continue
+        files[suite], documents[suite] = file, document
+    return Trained(node, found, state, files, documents, strange, sorted({one.seal for one in copies}))

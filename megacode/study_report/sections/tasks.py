@@ -1,0 +1,130 @@
+"""Task by task: a heat map of differences, with how much each task weighs and how well it ranks data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from megacode.report.figure import NOTHING
+from megacode.study_report.sections.lookup import ReportIndex, counted, fixed
+from megacode.study_report.shapes import HeatCell, VarianceShare
+
+ARMS_A_TABLE = 10  # more columns would not fit on the page or on paper
+STEPS = 5  # shades
+
+
+def heat_maps(index: ReportIndex) -> list[dict[str, Any]]:
+    """Return tables of tasks x arms for each baseline, of at most `ARMS_A_TABLE` arms each."""
+    heat = index.document["heat_map"]
+    cells: dict[str, dict[tuple[str, str], HeatCell]] = {}
+    for cell in heat["cells"]:
+        cells.setdefault(cell["baseline"], {})[cell["metric"], cell["arm"]] = cell
+    tables = []
+    for baseline, found in cells.items():
+        arms = list(dict.fromkeys(arm for _, arm in found))
+        # One scale for all tables of a baseline, so that shades mean the same.
+        most = {unit: max(values) for unit, values in _sizes(index, found.values()).items()}
+        # Equal parts: 12 arms make two tables of six.
+        size = -(-len(arms) // -(-len(arms) // ARMS_A_TABLE))
+        for start in range(0, len(arms), size):
+            part = arms[start : start + size]
+            tables.append({
+                "baseline": index.short(baseline),
+                "arms": [index.short(arm) for arm in part],
+                "groups": _groups(index, baseline, found, part, most),
+            })  # fmt: skip
+    return tables
+
+
+def _sizes(index: ReportIndex, cells: Any) -> dict[str, list[float]]:
+    sizes: dict[str, list[float]] = {}
+    for cell in cells:
+        unit = index.metrics[cell["metric"]]["unit"] if cell["metric"] in index.metrics else ""
+        sizes.setdefault(unit, [1e-12]).append(abs(cell["difference"]))
+    return sizes
+
+
+def _groups(index: ReportIndex, baseline: str, found: dict[tuple[str, str], HeatCell], arms: Sequence[str],
+            most: dict[str, float]) -> list[dict[str, Any]]:  # fmt: skip
+    place = index.arms[baseline]["place"] if baseline in index.arms else ""
+    shares: dict[str, VarianceShare] = {}
+    rows = [row for row in index.document["heat_map"]["shares"] if row["place"] == place]
+    # A task is part of several means; it stands below the one with the fewest tasks.
+    for share in sorted(rows, key=lambda row: -len(index.metrics[row["mean"]]["tasks"])):
+        shares[share["metric"]] = share
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for metric in index.document["heat_map"]["metrics"]:
+        found_share = shares.get(metric)
+        row = {
+            **_task(index, metric),
+            "share": round(100 * found_share["share"], 1) if found_share else None,
+            "cells": [_cell(index, metric, arm, baseline, found.get((metric, arm)), most) for arm in arms],
+        }
+        groups.setdefault(found_share["mean"] if found_share else "", []).append(row)
+    return [_named(index.title(mean) if mean else "other tasks", rows) for mean, rows in groups.items()]
+
+
+def _named(title: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Say the metric once, in the title, where all tasks of a group have the same: names stay short."""
+    metrics = {row["task"].rpartition(", ")[2] for row in rows}
+    if len(metrics) != 1 or not all(", " in row["task"] for row in rows):
+        return {"title": title, "note": "", "rows": rows}
+    short = [row | {"task": row["task"].rpartition(", ")[0]} for row in rows]
+    return {"title": title, "note": metrics.pop(), "rows": short}
+
+
+def _task(index: ReportIndex, metric: str) -> dict[str, Any]:
+    """Return a task's name, items, and how well it is known to rank data."""
+    row = index.metrics.get(metric)
+    known = row["reliability"] if row else None
+    ranks, said = NOTHING, "no published value"
+    if known:
+        by_size = known["decision_accuracy"]
+        ranks = " ".join(f"{100 * share:.0f}" for share in by_size.values()) or NOTHING
+        sizes = ", ".join(f"{size}: {100 * share:.0f} %" for size, share in by_size.items())
+        noise = f"; signal to noise {known['signal_to_noise']:g}" if known["signal_to_noise"] is not None else ""
+        said = f"{sizes}{noise} ({known['source']}). {known['note']}"
+    # A coin is right in half of the pairs; below 60 % at any size there is little to go by.
+    coin = known is not None and min(known["decision_accuracy"].values(), default=1.0) < 0.6
+    return {
+        "task": row["title"] if row else metric,
+        "asked": counted(row["items"], "item") if row else "",
+        "ranks": ranks,
+        "ranks_said": said,
+        "coin": coin,
+        "noise": fixed(row["signal_to_noise"], 1) if row and row["signal_to_noise"] is not None else "",
+    }
+
+
+def _cell(index: ReportIndex, metric: str, arm: str, baseline: str, cell: HeatCell | None,
+          most: dict[str, float]) -> dict[str, str]:  # fmt: skip
+    if cell is None:
+        return {"text": NOTHING, "css": "", "said": "not scored", "mark": "", "href": ""}
+    unit = index.metrics[metric]["unit"] if metric in index.metrics else ""
+    shade = min(int(STEPS * abs(cell["difference"]) / most[unit] + 0.5), STEPS)
+    # The colour is that of better and worse, whatever the sign: fewer bits per byte are better.
+    good = (cell["difference"] > 0) == (index.better(metric) != "lower")
+    found = cell["distinguishable"]
+    word = cell["verdict"] or "not distinguishable"
+    text = index.show(metric, cell["difference"], sign=True)
+    return {
+        "text": text,
+        "css": f"{'good-cell' if good else 'bad-cell'} h{shade}{' found' if found else ''}",
+        "mark": {"better": "▲", "worse": "▼", "higher": "△", "lower": "▽"}.get(cell["verdict"], ""),
+        "said": f"{index.short(arm)} minus {index.short(baseline)}: {text}, {word} (adjusted p = "
+        f"{cell['adjusted_p']:.2g})",
+        "href": index.where(arm),
+    }
+
+
+def ranked_sizes(index: ReportIndex) -> str:
+    """Return the sizes of models that the published shares are of."""
+    known = [row["reliability"] for row in index.document["metrics"] if row["reliability"]]
+    return ", ".join(dict.fromkeys(size for one in known if one for size in one["decision_accuracy"]))
+
+
+def heat_legend() -> list[dict[str, str]]:
+    """Return the shades from worse to better."""
+    return [{"css": f"bad-cell h{step}"} for step in range(STEPS, 0, -1)] + [
+        {"css": f"good-cell h{step}"} for step in range(1, STEPS + 1)
+    ]

@@ -1,0 +1,88 @@
+"""The tree of a study and its totals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from megacode.base.units import format_count
+from megacode.report.figure import Figure, scientific
+from megacode.study_report.charts.tree import Stretch, tree
+from megacode.study_report.sections.lookup import ReportIndex, counted
+
+Node = Mapping[str, Any]
+
+
+def tree_figure(index: ReportIndex) -> Figure:
+    """Return the tree, all seeds of a stretch as one bar."""
+    nodes = index.document["tree"].get("nodes") or []
+    users = _users(nodes)
+    groups: dict[str, list[Node]] = {}
+    keys: dict[str, str] = {}
+    parents: dict[str, str] = {"": ""}
+    # Nodes come parents first, so the key of a parent is known before its children ask for it.
+    for node in nodes:
+        above = keys.get(str(node["parent"]), "")
+        # Two phases may have one name and other data: the arms tell them apart.
+        key = f"{above} / {node['phase']} {node.get('levels')} {sorted(users[node['id']])}"
+        keys[str(node["id"])], parents[key] = key, above
+        groups.setdefault(key, []).append(node)
+    stops: dict[str, float] = {"": 0.0}
+    stretches = []
+    for key, group in groups.items():
+        start = stops[parents[key]]
+        stops[key] = start + float(group[0]["tokens"])
+        further = (users[node["id"]] for node in nodes if node["parent"] == group[0]["id"])
+        ends = users[group[0]["id"]].difference(*further)
+        stretches.append(_stretch(index, key, parents[key], group, start, users[group[0]["id"]], ends))
+    return tree(stretches, index.sources)
+
+
+def _users(nodes: Sequence[Node]) -> dict[str, set[str]]:
+    """Return the arms that train through each node, by its id."""
+    known = {node["id"]: node for node in nodes}
+    users: dict[str, set[str]] = {str(node["id"]): set() for node in nodes}
+    for node in nodes:
+        above: Node | None = node
+        while above is not None:
+            users[above["id"]] |= set(node["arms"])
+            above = known.get(above["parent"])
+    return users
+
+
+def _stretch(index: ReportIndex, key: str, parent: str, group: Sequence[Node], start: float,
+             users: set[str], ends: set[str]) -> Stretch:  # fmt: skip
+    node = group[0]
+    done = sum(node["state"] not in ("planned", "missing") for node in group)
+    blend = next((phase["blend"] for arm in sorted(users) if arm in index.arms
+                  for phase in index.arms[arm]["phases"] if phase["name"] == node["phase"]), {})  # fmt: skip
+    shares = ", ".join(f"{100 * share:.0f} % {source}" for source, share in blend.items())
+    state = "" if done == len(group) else f"{done} of {counted(len(group), 'seed')} trained"
+    seals = "; ".join(f"seed {n['seed']}: {n['run']}, seal {str(n['seal'])[:12]}" for n in group if n.get("seal"))
+    said = (
+        f"{node['phase']}: {format_count(node['tokens'])} tokens{': ' if shares else ''}{shares}; "
+        f"in {counted(len(users), 'arm')}{'; ' + state if state else ''}{chr(10) + seals if seals else ''}"
+    )
+    names = [index.short(arm) for arm in index.arms if arm in ends]
+    return Stretch(key, parent, node["phase"], start, start + float(node["tokens"]), blend, names, len(users), done,
+                   len(group), state, said)  # fmt: skip
+
+
+def tree_totals(index: ReportIndex) -> list[dict[str, str]]:
+    """Return the tokens that were trained, and what they would be without sharing."""
+    tokens = index.document["tree"].get("tokens") or {}
+    shared = tokens.get("tree") or 0
+    labels = {"tree": "shared, as trained", "rows": "a run for each row of the tables",
+              "alone": "every arm from scratch"}  # fmt: skip
+    rows = []
+    for key, text in labels.items():
+        if count := tokens.get(key):
+            more = "" if key == "tree" else f"{100 * (count / shared - 1):+.0f} %" if shared else ""
+            rows.append({"label": text, "tokens": format_count(count), "more": more})
+    return rows
+
+
+def flops_text(index: ReportIndex) -> str:
+    """Return the operations of the whole tree; empty if they are not known."""
+    flops = index.document["tree"].get("flops")
+    return scientific(float(flops)) if flops else ""
