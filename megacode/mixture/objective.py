@@ -2,8 +2,9 @@
 
 Targets are measured on the same arms, so their errors are correlated: an arm that came out badly by chance is worse in
 all of them. Every prediction is linear in the measured losses, to first order. So a difference of two blends, summed
-over targets, is a weighted sum of measured losses, and its variance needs only the covariance of the residuals between
-targets. What all blends share, such as the floors, drops out of a difference.
+over targets, is a weighted sum of measured losses, and its variance is the trace of S M: S the covariance of residuals
+between targets, M the products of how the sum moves with each. Its degrees of freedom are Satterthwaite's for a Wishart
+matrix, df tr(S M)^2 / tr(S M S M). What all blends share, such as the floors, drops out of a difference.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Objective:
             level: of the interval.
         """
         value = float(self.at(over) - self.at(blend))
-        moved = [fit.influence(over) - fit.influence(blend) for fit in self.fits]
-        half = float(t_quantile((1 + level) / 2, self.df) * self._variance(np.array(moved)[:, None])[0] ** 0.5)
+        moved = np.array([fit.influence(over) - fit.influence(blend) for fit in self.fits])
+        half = float(self.half_widths(moved[:, None], level)[0])
         return Interval(value, value - half, value + half)
 
     def slope_influence(self, blend: np.ndarray) -> np.ndarray:
@@ -63,23 +64,22 @@ class Objective:
             moved.append(fit.law.falling(blend) * slope @ fit.gain[1:])
         return np.array(moved)
 
-    def deviations(self, moved: np.ndarray) -> np.ndarray:
-        """Return float64[k], standard errors of k weighted sums over targets.
+    def half_widths(self, moved: np.ndarray, level: float = LEVEL) -> np.ndarray:
+        """Return float64[k], half-widths of the intervals of k weighted sums over targets.
 
         Args:
-            moved: float64[targets, k, arms], how each moves with the measured losses of each target.
+            moved: float64[targets, k, arms], how each sum's part moves with the measured losses of each target.
+            level: of the intervals.
         """
-        return np.asarray(np.sqrt(self._variance(moved)))
-
-    @property
-    def df(self) -> int:
-        """Degrees of freedom of the residuals."""
-        return self.fits[0].df
+        residuals = np.array([fit.residuals for fit in self.fits])
+        df = self.fits[0].df
+        shared = residuals @ residuals.T / df * np.outer(self.weights, self.weights)
+        parts = np.einsum("ij,jka,lka->kil", shared, moved, moved)
+        variance = np.trace(parts, axis1=1, axis2=2)
+        # Targets with independent errors know their sum better than one of them alone knows its own.
+        squared = np.maximum(np.einsum("kij,kji->k", parts, parts), 1e-300)
+        own_df = np.clip(df * variance**2 / squared, df, df * len(self.fits))
+        return np.asarray(t_quantile((1 + level) / 2, own_df) * np.sqrt(np.maximum(variance, 0)))
 
     def _pairs(self) -> list[tuple[float, LawFit]]:
         return list(zip(self.weights, self.fits, strict=True))
-
-    def _variance(self, moved: np.ndarray) -> np.ndarray:
-        residuals = np.array([fit.residuals for fit in self.fits])
-        shared = residuals @ residuals.T / self.df * np.outer(self.weights, self.weights)
-        return np.asarray(np.einsum("ij,ika,jka->k", shared, moved, moved))

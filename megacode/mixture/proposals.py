@@ -25,7 +25,6 @@ import numpy as np
 
 from megacode.mixture.laws import LEVEL, Interval
 from megacode.mixture.objective import Objective
-from megacode.statistics.student import t_quantile
 
 PULL = 0.05  # of the natural blend, in the unit of the loss per nat; Olmix takes 0.05 to 0.1
 _TINY = 1e-9  # a share below it is 0
@@ -130,7 +129,7 @@ def optimum_intervals(
     # 2. How the shares move with the measured losses, target by target.
     moves = -basis @ np.linalg.pinv(along, rcond=1e-9, hermitian=True) @ basis.T
     moved = np.einsum("fg,tga->tfa", moves, objective.slope_influence(blend)[:, free])
-    halves = float(t_quantile((1 + level) / 2, objective.df)) * objective.deviations(moved)
+    halves = objective.half_widths(moved, level)
     for number, half in zip(free, halves, strict=True):
         low, high = max(0.0, blend[number] - half), min(float(caps[number]), blend[number] + half)
         found[number] = Interval(float(blend[number]), float(low), float(high))
