@@ -37,7 +37,11 @@ def candidates(caps: np.ndarray) -> np.ndarray:
         caps: float64[sources], the largest share of each.
     """
     sources = len(caps)
-    parts = next(parts for parts in (20, 10, 5, 4, 3, 2, 1) if comb(parts + sources - 1, sources - 1) < _MOST_CANDIDATES or parts == 1)
+    parts = next(
+        parts
+        for parts in (20, 10, 5, 4, 3, 2, 1)
+        if comb(parts + sources - 1, sources - 1) < _MOST_CANDIDATES or parts == 1
+    )
     blends = np.array(list(_compositions(parts, sources)), dtype=np.float64) / parts
     return np.asarray(blends[np.all(blends <= caps + 1e-9, axis=1)])
 

@@ -138,7 +138,9 @@ def no_clear_gain(gain: Interval, over: str) -> Iterator[Refusal]:
         over: the best arm's name.
     """
     if gain.low <= 0:
-        what = f"the predicted gain over {over!r} is {gain.value:.4f}, from {gain.low:.4f} to {gain.high:.4f}: not clear"
+        what = (
+            f"the predicted gain over {over!r} is {gain.value:.4f}, from {gain.low:.4f} to {gain.high:.4f}: not clear"
+        )
         yield Refusal("no clear gain", what, f"take {over!r}; or " + _MORE_ARMS)
 
 

@@ -176,7 +176,7 @@ def refitted(fit: LawFit, values: np.ndarray) -> MixtureLaw:
 
 
 def resampled(fit: LawFit, seeds: Sequence[np.ndarray], blend: np.ndarray, draws: int = 200) -> Interval | None:
-    """Return the interval of a prediction over seeds alone: seeds are drawn again within each arm, and the law refitted.
+    """Return a prediction's interval over seeds alone: seeds are drawn again within each arm, and the law refitted.
 
     It holds no lack of fit, so it shows how much of the uncertainty more seeds would remove.
 

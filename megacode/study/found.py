@@ -51,11 +51,16 @@ def find_states(directory: Path) -> dict[str, Found]:
     Checkpoints that cannot be read, or whose data order is by another version's rules, are skipped.
     """
     found: dict[str, Found] = {}
-    # Abandoned checkpoints lie a directory deeper and do not count.
-    for file in sorted(directory.glob(f"**/checkpoints/iter_*/{FILE_NAME}")):
-        for state in states_of(file.parent):
-            found.setdefault(state.id, state)
+    for state in all_states(directory):
+        found.setdefault(state.id, state)
     return found
+
+
+def all_states(directory: Path) -> list[Found]:
+    """Return the states of all checkpoints below a directory, by path; see `find_states`."""
+    # Abandoned checkpoints lie a directory deeper and do not count.
+    files = sorted(directory.glob(f"**/checkpoints/iter_*/{FILE_NAME}"))
+    return [state for file in files for state in states_of(file.parent)]
 
 
 def states_of(checkpoint: Path, depth: int = 0) -> list[Found]:

@@ -90,6 +90,21 @@ class ArmInit(Frozen):
     from_: str | None = Field(default=None, alias="from")
 
 
+class Forecast(Frozen):
+    """What a metric of an arm is expected to be, written before the arm is trained; it is no part of its identity.
+
+    Attributes:
+        value: expected, the mean over seeds.
+        low, high: of the interval that should hold it.
+        at: levels that it is for; absent: all that the arm is trained at.
+    """
+
+    value: float = Field(allow_inf_nan=False)
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
+    at: tuple[str, ...] = ()
+
+
 class StudyArm(Frozen):
     """A way to train.
 
@@ -99,6 +114,7 @@ class StudyArm(Frozen):
         init: first weights other than random ones.
         table: the table of results that it belongs to.
         same_as: another arm that this is a second name for.
+        forecast: by metric, `TASK/METRIC` or `mean/NAME`.
     """
 
     phases: tuple[Use, ...] | None = Field(default=None, min_length=1)
@@ -106,6 +122,7 @@ class StudyArm(Frozen):
     init: ArmInit | None = None
     table: str = ""
     same_as: str | None = None
+    forecast: dict[str, Forecast] = {}
 
     @property
     def named_phases(self) -> tuple[PhaseUse, ...]:
