@@ -1,0 +1,1 @@
+"""What a study says once its arms are scored: comparisons, pages, and the next mixture. Never imports torch."""
