@@ -61,8 +61,9 @@ def refuse(refusals: Sequence[Refusal], where: str) -> None:
 
 
 def too_few_blends(blends: np.ndarray) -> Iterator[Refusal]:
-    """Check the number of distinct blends, float64[blends, sources]."""
-    count, sources = blends.shape
+    """Check the number of distinct blends, float64[blends, sources]; half a per cent makes a difference."""
+    sources = blends.shape[1]
+    count = len(np.unique(np.round(blends / _UNVARIED), axis=0))
     wanted = BLENDS_PER_SOURCE * sources
     if count < wanted:
         what = f"{count} distinct blends of {sources} sources are scored; a law needs {wanted}, 3 for each source"

@@ -92,7 +92,7 @@ def merged(blocks: Sequence[Block]) -> Block:
 
 def written(block: Block) -> str:
     """Return a block as YAML."""
-    return yaml.dump(block, Dumper=_Plain, sort_keys=False, width=100, default_flow_style=None)
+    return yaml.dump(block, Dumper=_Plain, sort_keys=False, width=76, default_flow_style=None)
 
 
 class _Plain(yaml.SafeDumper):

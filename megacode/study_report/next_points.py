@@ -207,9 +207,14 @@ class Metric:
     higher_is_better: bool | None
     values: Mapping[str, np.ndarray]
 
+    @property
+    def sign(self) -> int:
+        """What a value is multiplied by so that lower is better."""
+        return -1 if self.higher_is_better else 1
+
     def loss(self, point: str) -> float:
         """Return a point's mean over seeds, negated if higher is better."""
-        return float(self.values[point].mean()) * (-1 if self.higher_is_better else 1)
+        return float(self.values[point].mean()) * self.sign
 
 
 class ScoreFiles:
@@ -225,9 +230,15 @@ class ScoreFiles:
         for state in states:
             self._states.setdefault(state.id, []).append(state)
         self._first = [Path(name).stem for name in suites]
+        self._known: dict[str, dict[str, Path]] = {}
 
     def of(self, state: str) -> dict[str, Path]:
         """Return the score files of a state by suite."""
+        if state not in self._known:
+            self._known[state] = self._find(state)
+        return self._known[state]
+
+    def _find(self, state: str) -> dict[str, Path]:
         found: dict[str, Path] = {}
         for one in self._states.get(state, []):
             run = RunDir(one.path.parents[1])
