@@ -1,4 +1,4 @@
-"""Studies: arms, scales and seeds in one file. `study plan`, `study arms`, `study report`."""
+"""Studies: arms, scales and seeds in one file, from its plan to its report and the next arms."""
 
 from __future__ import annotations
 
@@ -142,3 +142,37 @@ def report(
         typer.echo(row["words"])
     for file in files:
         typer.echo(f"wrote {file}")
+
+
+@app.command("next")
+def next_mixture(
+    study: StudyFile,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="TASK/METRIC or mean/NAME; may be repeated. compare.primary unless given.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="METRIC=1,METRIC=0.5: how much each counts.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Tokens of the target, such as 200B; else those of the arms.")
+    ] = None,
+    max_passes: Annotated[float, typer.Option(min=0, help="The most passes over a source at the target.")] = 4.0,
+    arms: Annotated[int, typer.Option(min=0, max=50, help="Also name this many arms that teach most.")] = 0,
+    like: Annotated[
+        str | None, typer.Option(help="Fit to arms that are like this one, ARM or ARM@LEVEL; else the largest group.")
+    ] = None,
+    target: Annotated[str | None, typer.Option("--for", help="The level that the blend is for.")] = None,
+    pull: Annotated[float, typer.Option(min=0, help="Toward the natural blend, in the loss's unit per nat.")] = 0.05,
+    as_json: Json = False,
+) -> None:
+    """Propose the blend to train next from the scores of the arms, or say why there is none (exit code 3)."""
+    from megacode.study_report.next_arms import check_proposed, next_mixture
+    from megacode.study_report.next_laws import Wanted, read_budget, read_weights
+
+    wanted = Wanted(read_weights(metric or (), weights), read_budget(budget), max_passes, arms, like, target, pull)
+    document = next_mixture(study, wanted)
+    if as_json:
+        print_json(document)
+    else:
+        from megacode.study_report.next_tables import render_next
+
+        render_next(document, console())
+    check_proposed(document)

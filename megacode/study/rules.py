@@ -255,6 +255,20 @@ def matches_name_arms(study: Study) -> Iterator[Problem]:
             yield Problem(f"there is no phase {match.end!r}", f"{where}.end", fix)
 
 
+def forecasts_are_intervals(study: Study) -> Iterator[Problem]:
+    """A forecast's interval holds its value, and the levels that it is for are known."""
+    known = [level for levels in study.factors.values() for level in levels]
+    for name, arm in study.arms.items():
+        for metric, forecast in arm.forecast.items():
+            where = f"arms.{name}.forecast.{metric}"
+            if not forecast.low <= forecast.value <= forecast.high:
+                what = f"the value {forecast.value:g} is not between {forecast.low:g} and {forecast.high:g}"
+                yield Problem(what, where, "write low, value and high in this order")
+            for level in forecast.at:
+                if level not in known:
+                    yield Problem(f"there is no level {level!r}", f"{where}.at", did_you_mean(level, known))
+
+
 def _meet(study: Study, arm: str, other: str) -> bool:
     """Return whether two arms are trained at one combination of levels."""
     return all(
@@ -277,4 +291,5 @@ RULES: tuple[Rule, ...] = (
     seeds_are_different,
     settings_are_the_arms_own,
     matches_name_arms,
+    forecasts_are_intervals,
 )

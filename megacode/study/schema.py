@@ -90,6 +90,21 @@ class ArmInit(Frozen):
     from_: str | None = Field(default=None, alias="from")
 
 
+class Forecast(Frozen):
+    """What a metric of an arm is expected to be, written before the arm is trained; it is no part of its identity.
+
+    Attributes:
+        value: expected, the mean over seeds.
+        low, high: of the interval that should hold it.
+        at: levels that it is for; absent: all that the arm is trained at.
+    """
+
+    value: float = Field(allow_inf_nan=False)
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
+    at: tuple[str, ...] = ()
+
+
 class StudyArm(Frozen):
     """A way to train.
 
@@ -100,6 +115,7 @@ class StudyArm(Frozen):
         table: the table of results that it belongs to.
         paper: the arm of the paper whose numbers stand beside its own; absent: that of its own name.
         same_as: another arm that this is a second name for.
+        forecast: by metric, `TASK/METRIC` or `mean/NAME`.
     """
 
     phases: tuple[Use, ...] | None = Field(default=None, min_length=1)
@@ -108,6 +124,7 @@ class StudyArm(Frozen):
     table: str = ""
     paper: str | None = None
     same_as: str | None = None
+    forecast: dict[str, Forecast] = {}
 
     @property
     def named_phases(self) -> tuple[PhaseUse, ...]:

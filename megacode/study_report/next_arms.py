@@ -1,0 +1,204 @@
+"""`megacode study next`: from the scores of a study to the blend to train next, or to the reasons why there is none.
+
+One law is fitted to each metric over comparable points (`next_laws`), and the blend of the lowest weighted loss within
+caps on passes is proposed. The best arm tried, the most even and the natural blend stand beside it. A blend that a gate
+of `mixture` refuses is not shown at all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megacode.mixture import designs, gates
+from megacode.mixture.gates import Refusal
+from megacode.mixture.laws import Interval, resampled
+from megacode.mixture.proposals import best_blend, optimum_intervals, rounded, unimax
+from megacode.mixture.repetition import average_worth, next_worth
+from megacode.study.grid import build_grid
+from megacode.study.loading import load_study
+from megacode.study_report.forecasts import forecast_rows
+from megacode.study_report.next_block import BlockWriter, merged, written
+from megacode.study_report.next_laws import StudyLaws, Wanted
+from megacode.study_report.next_scales import other_scale
+
+_Json = dict[str, Any]
+_LONGER = 1.5  # a target of so many times the arms' tokens is noted
+
+
+def next_mixture(path: Path, wanted: Wanted = Wanted()) -> _Json:  # noqa: B008 (frozen)
+    """Return the next mixture of a study as plain values for JSON; `refusals` says why it proposes none.
+
+    Args:
+        path: of the study file.
+        wanted: what the blend is chosen for.
+
+    Raises:
+        ConfigError: the study, a metric or a level is wrong.
+        DataError: nothing is scored, or score files cannot be compared.
+        PlanError: an arm cannot be trained as it is written.
+    """
+    grid = build_grid(load_study(path), path)
+    return _Proposer(StudyLaws(grid, path, wanted), path.name, wanted).document()
+
+
+def check_proposed(document: _Json) -> None:
+    """Refuse, after the document was shown, if no blend could be proposed and no informative arms were asked for.
+
+    Raises:
+        ProposalError: with every reason.
+    """
+    if not document["informative"]:
+        gates.refuse([Refusal(**one) for one in document["refusals"]], document["study"])
+
+
+class _Proposer:
+    def __init__(self, laws: StudyLaws, file: str, wanted: Wanted) -> None:
+        self.laws, self.file, self.wanted = laws, file, wanted
+        self.target, self.limits = laws.target, laws.target.limits
+        self.blocks = BlockWriter(laws.grid.study, laws.like, laws.like.cell.place)
+        left = self.target.named(self.target.left)
+        self.refusals = [
+            *laws.refusals,
+            *other_scale(laws, wanted.target),
+            *gates.caps_too_low(left, self.target.budget, wanted.max_passes),
+        ]
+
+    def document(self) -> _Json:
+        """Return everything that is found."""
+        laws = self.laws
+        proposals = self._proposals()
+        return {
+            "study": self.file,
+            "like": laws.like.name,
+            "levels": dict(laws.like.cell.levels),
+            "tokens": laws.like.facts["tokens"],
+            "budget": self.target.budget,
+            "max_passes": self.wanted.max_passes,
+            "pull": self.wanted.pull,
+            "sources": self.target.rows(),
+            "points": laws.point_rows(),
+            "left_out": laws.left_out,
+            "targets": laws.target_rows(),
+            "refusals": [vars(one) for one in self.refusals],
+            "proposals": proposals,
+            "informative": self._informative(),
+            "forecasts": forecast_rows(laws.grid, laws.files),
+            "notes": self._notes(),
+        }
+
+    def _proposals(self) -> list[_Json]:
+        """Return the proposals, the law's first; the gates that it fails are added to the refusals."""
+        laws, best = self.laws, self.laws.best
+        found = [self._row("best arm", laws.blends[best], laws.points[best].name)]
+        if not self.limits.possible:
+            return found
+        found += [
+            self._row(kind, rounded(blend, self.limits.caps))
+            for kind, blend in (("unimax", unimax(self.limits.caps)), ("natural", self.limits.natural))
+        ]
+        chosen = self._by_law()
+        return found if chosen is None or self.refusals else [chosen, *found]
+
+    def _by_law(self) -> _Json | None:
+        laws, limits = self.laws, self.limits
+        if laws.objective is None:
+            return None
+        exact = best_blend(laws.objective, limits, laws.blends)
+        # What is trained is the rounded blend, so that is what must pass.
+        blend = rounded(exact, limits.caps)
+        best = laws.blends[laws.best]
+        self.refusals += gates.badly_predicted(laws.deciding_fits)
+        self.refusals += gates.outside_of_arms(blend, laws.blends, self.target.sources)
+        # Where no arm keeps the caps, there is nothing that could be trained in place of the blend.
+        if limits.kept(best):
+            self.refusals += gates.no_clear_gain(laws.objective.gain(blend, best), laws.points[laws.best].name)
+        if self.refusals:
+            return None
+        shares = optimum_intervals(laws.objective, limits, exact)
+        named = zip(self.target.sources, shares, strict=True)
+        return {**self._row("law", blend), "shares": {name: _interval(one) for name, one in named}}
+
+    def _row(self, kind: str, blend: np.ndarray, arm: str | None = None) -> _Json:
+        """Return one proposal; `arm` where it is one that was tried."""
+        laws, target = self.laws, self.target
+        passes = target.passes(blend)
+        apart = [gates.distance(blend, other) for other in laws.blends]
+        nearest = int(np.argmin(apart))
+        predicted = self._predicted(blend)
+        known = laws.objective is not None and predicted is not None and arm is None
+        row = {
+            "kind": kind,
+            "arm": arm,
+            "blend": target.named(blend),
+            "predicted": predicted,
+            "gain": _interval(laws.objective.gain(blend, laws.blends[laws.best])) if known and laws.objective else None,
+            "passes": target.named(passes),
+            "worth": {name: average_worth(value) for name, value in target.named(passes).items()},
+            "next_worth": {name: next_worth(value) for name, value in target.named(passes).items()},
+            "above_cap": target.above(passes),
+            "nearest": {"arm": laws.points[nearest].name, "distance": apart[nearest]},
+        }
+        return {**row, **(self._block(kind, row) if arm is None else {"block": None, "block_notes": []})}
+
+    def _block(self, kind: str, row: _Json) -> _Json:
+        # Of a new arm, not of the mean of many: that is what will be measured.
+        forecast = {
+            metric: {key: float(f"{value:.5g}") for key, value in one["new"].items()}
+            for metric, one in (row["predicted"] or {}).items()
+        }
+        block = self.blocks.block(f"next-{kind}", row["blend"], forecast)
+        return {"block": written(block), "block_notes": self.blocks.notes(block)}
+
+    def _predicted(self, blend: np.ndarray) -> _Json | None:
+        """Return predicted metrics in their own unit and sign; None where the laws do not reach, or are not trusted."""
+        laws = self.laws
+        outside = gates.distance_to_hull(blend, laws.blends) > gates.HULL_TOLERANCE
+        if laws.objective is None or outside or any(one.reason == "too few blends" for one in laws.refusals):
+            return None
+        rows = {}
+        for one, fit in zip(laws.metrics, laws.objective.fits, strict=True):
+            if fit.left_out_r2 < gates.LEAST_R2:
+                continue
+            seeds = [one.values[point.name] * one.sign for point in laws.points]
+            found = fit.predicted(blend), fit.predicted(blend, new=True), resampled(fit, seeds, blend)
+            mean, new, by_seeds = (each.negated() if each and one.sign < 0 else each for each in found)
+            rows[one.name] = {**(_interval(mean) or {}), "new": _interval(new), "seeds_alone": _interval(by_seeds)}
+        return rows or None
+
+    def _informative(self) -> _Json | None:
+        """Return the arms whose scores would make the laws best known, with a block to paste."""
+        if not self.wanted.arms:
+            return None
+        laws, target = self.laws, self.target
+        trusted = [fit.law for fit in laws.deciding_fits.values() if fit.left_out_r2 >= gates.LEAST_R2]
+        offered = designs.candidates(self.limits.caps)
+        form = trusted or designs.usual_laws(len(target.sources))
+        blends = designs.d_optimal(laws.blends, offered, form, self.wanted.arms)
+        blocks = [self.blocks.block(f"inform-{n}", target.named(blend), {}) for n, blend in enumerate(blends, 1)]
+        return {
+            "by": "fitted laws" if trusted else "usual laws",
+            "blends": [target.named(blend) for blend in blends],
+            "block": written(merged(blocks)) if blocks else "",
+            "block_notes": [note for block in blocks for note in self.blocks.notes(block)],
+        }
+
+    def _notes(self) -> list[str]:
+        laws, notes = self.laws, []
+        part = self.target.budget / laws.like.facts["tokens"]
+        if part > _LONGER:
+            notes.append(
+                f"the target reads {part:.3g} times the arms' tokens: what is predicted is a run like the arms"
+            )
+        counts = {len(one.values[point.name]) for one in laws.metrics for point in laws.points}
+        if counts == {1}:
+            notes.append("one seed an arm: noise over seeds and what a law cannot express are not told apart")
+        elif len(counts) > 1:
+            notes.append(f"arms have {min(counts)} to {max(counts)} seeds, and count the same in the laws")
+        return notes
+
+
+def _interval(one: Interval | None) -> _Json | None:
+    return None if one is None else {"value": one.value, "low": one.low, "high": one.high}
