@@ -51,11 +51,16 @@ def find_states(directory: Path) -> dict[str, Found]:
     Checkpoints that cannot be read, or whose data order is by another version's rules, are skipped.
     """
     found: dict[str, Found] = {}
-    # Abandoned checkpoints lie a directory deeper and do not count.
-    for file in sorted(directory.glob(f"**/checkpoints/iter_*/{FILE_NAME}")):
-        for state in states_of(file.parent):
-            found.setdefault(state.id, state)
+    for state in all_states(directory):
+        found.setdefault(state.id, state)
     return found
+
+
+def all_states(directory: Path) -> list[Found]:
+    """Return the states of all checkpoints below a directory, by path; see `find_states`."""
+    # Abandoned checkpoints lie a directory deeper and do not count.
+    files = sorted(directory.glob(f"**/checkpoints/iter_*/{FILE_NAME}"))
+    return [state for file in files for state in states_of(file.parent)]
 
 
 def states_of(checkpoint: Path, depth: int = 0) -> list[Found]:
@@ -73,7 +78,9 @@ def states_of(checkpoint: Path, depth: int = 0) -> list[Found]:
     except MegacodeError:
         return []
     phase, read = _place(plan, state.consumed_samples)
-    pasts = [LearnedPast(plan, state.tokenizer_hash, start) for start in _starts(plan.config, depth)]
+    # A branch carries the configs of its trunks, oldest first. So its start is known after the trunk was deleted.
+    first = former_config(state.former_configs[0]["config"]) if state.former_configs else plan.config
+    pasts = [LearnedPast(plan, state.tokenizer_hash, start) for start in starts_of(first, depth)]
     return [Found(past.at(phase, read), checkpoint, state.seal, past, phase, read) for past in pasts]
 
 
@@ -114,7 +121,7 @@ def _place(plan: Plan, clock: int) -> tuple[int, int]:
     return phase.index, clock - phase.first_sample
 
 
-def _starts(config: RunConfig, depth: int) -> Iterator[str]:
+def starts_of(config: RunConfig, depth: int = 0) -> Iterator[str]:
     """Yield what a run's first phase may have started from; a branch with all of a trunk's state has its start."""
     if config.init.from_ == "random":
         yield RANDOM
@@ -125,7 +132,7 @@ def _starts(config: RunConfig, depth: int) -> Iterator[str]:
         if depth > _DEEPEST:
             return
         if config.init.load == "all":
-            yield from _starts(former_config(state.config), depth + 1)
+            yield from starts_of(former_config(state.config), depth + 1)
             return
     except MegacodeError:
         return

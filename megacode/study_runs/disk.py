@@ -1,0 +1,138 @@
+"""What lies below a study's directory of runs: trained states, and run directories that stopped on their way.
+
+Everything is found by content. A run directory counts for a stretch of training if its config leads through it. What it
+is called, and which arms the study had when it was made, do not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from megacode.base import lock
+from megacode.base.errors import MegacodeError
+from megacode.base.files import RunDir
+from megacode.checkpoint.state import TrainState
+from megacode.checkpoint.store import find_checkpoint, latest
+from megacode.data.source_checks import tokenizer_facts
+from megacode.plan.difference import former_config
+from megacode.planning.run_plan import make_plan
+from megacode.study.found import Found, all_states, starts_of, states_of
+from megacode.study.identity import LearnedPast
+from megacode.study.tree import TreeNode
+
+Place = tuple[int, int]  # number of a phase, and the samples read of it
+
+
+@dataclass(frozen=True)
+class DiskRun:
+    """A run directory, and how far its run has come.
+
+    Attributes:
+        run: the directory.
+        past: of its config.
+        place: of its newest checkpoint; where it started if it has none.
+        checkpoint: its newest one, or None.
+    """
+
+    run: RunDir
+    past: LearnedPast
+    place: Place
+    checkpoint: Path | None
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process trains there now."""
+        return self.run.lock.exists() and lock.owner(self.run) is not None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has trained all that its config asks for."""
+        phases = self.past.plan.schedule.phases
+        return self.place == (len(phases) - 1, phases[-1].samples)
+
+    def leads_through(self, node: TreeNode) -> bool:
+        """Return whether its config trains a node, to its end."""
+        phases = self.past.plan.schedule.phases
+        inside = node.phase < len(phases) and node.last <= phases[node.phase].samples
+        return inside and self.past.at(node.phase, node.last) == node.id
+
+    def is_at(self, node: TreeNode) -> bool:
+        """Return whether its newest checkpoint lies at the start of a node that its config trains, or inside."""
+        phase, read = self.place
+        if phase == node.phase:
+            return node.first <= read < node.last
+        # At the end of a phase the clock belongs to the phase that is over.
+        before = node.phase - 1
+        return node.first == 0 and self.place == (before, self.past.plan.schedule.phases[before].samples)
+
+
+class Disk:
+    """A study's directory of runs, read once.
+
+    Args:
+        directory: the study's `runs`.
+
+    Attributes:
+        states: the states there by id; of several checkpoints of one state, the first by path.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._all = all_states(directory)
+        self.states: dict[str, Found] = {}
+        for state in self._all:
+            self.states.setdefault(state.id, state)
+
+    @cached_property
+    def runs(self) -> list[DiskRun]:
+        """The run directories, by name; one whose start has two names comes twice (see `found.states_of`)."""
+        folders = sorted(path.parent for path in self._directory.glob(f"*/{RunDir('').config}"))
+        by_path: dict[Path, list[Found]] = {}
+        for state in self._all:
+            by_path.setdefault(state.path, []).append(state)
+        return [one for folder in folders for one in _disk_runs(RunDir(folder), by_path)]
+
+    def inside(self, node: TreeNode) -> Found | None:
+        """Return the furthest state between a node's start and its end, or None."""
+        found = [
+            state
+            for state in self._all
+            if state.phase == node.phase
+            and node.first < state.read < node.last
+            and node.cell.past.at(state.phase, state.read) == state.id
+        ]
+        return max(found, key=lambda state: state.read, default=None)
+
+
+def _disk_runs(run: RunDir, by_path: dict[Path, list[Found]]) -> Iterator[DiskRun]:
+    newest = latest(run)
+    try:
+        started = newest is not None and TrainState.read(newest).consumed_samples > 0
+        if newest is not None and started:
+            # Empty where the run changed what it learns by: no arm may continue it.
+            for state in by_path.get(newest, []):
+                yield DiskRun(run, state.past, (state.phase, state.read), newest)
+        else:
+            yield from _begun(run)
+    except (MegacodeError, OSError):
+        # Damaged, or of another version. `megacode train` says more if somebody starts it.
+        return
+
+
+def _begun(run: RunDir) -> Iterator[DiskRun]:
+    """Yield a run directory that has saved nothing yet, at the place where its run started."""
+    config = former_config(run.config.read_text(encoding="utf-8"))
+    plan = make_plan(config, allow_declared=True)
+    facts = tokenizer_facts(config.tokenizer)
+    hashed = str(facts["hash"]) if facts else ""
+    place = (0, 0)
+    if config.init.from_ != "random" and config.init.load == "all":
+        states = states_of(find_checkpoint(Path(config.init.from_)))
+        if not states:
+            return
+        place = (states[0].phase, states[0].read)
+    for start in starts_of(config):
+        yield DiskRun(run, LearnedPast(plan, hashed, start), place, None)

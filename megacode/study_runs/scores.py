@@ -1,0 +1,151 @@
+"""Scores of a study's arms: which are there, which are of other questions, and the command that makes one.
+
+A score has an identity of its own: the seal of the checkpoint, the hash of the suite's files and items, no limit, the
+version of lm-eval. So a changed suite makes all arms be scored again, and none be trained again. It does not matter who
+made a score: a run's own `evaluate` section, a job, or a person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from megacode.base.errors import MegacodeError
+from megacode.base.files import RunDir
+from megacode.checkpoint.state import seal_of
+from megacode.eval.suites import Suite, load_suite
+from megacode.metrics.scores import read_score_file
+from megacode.study.tree import Tree, TreeNode
+from megacode.study_runs.disk import Disk
+from megacode.study_runs.places import StudyDir
+
+Presence = Literal["there", "missing", "outdated"]
+# What a task without permission is left out for; see `eval.task_loading`.
+_NEEDS_PERMISSION = "--run-generated-code"
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score of a node's model by one suite.
+
+    Attributes:
+        suite: as the study names it.
+        node: whose model it is.
+        path: the score file; None while the node is not trained.
+        checkpoint: the node's checkpoint; None where it is not trained, or was deleted.
+        presence: whether the file is there, and of the present questions.
+        why: what is outdated.
+    """
+
+    suite: str
+    node: str
+    path: Path | None
+    checkpoint: Path | None
+    presence: Presence
+    why: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name among the study's attempts and logs."""
+        run = self.checkpoint.parents[1].name if self.checkpoint is not None else self.node
+        return f"{run}.{Path(self.suite).stem}"
+
+
+class ScoreBoard:
+    """The scores of a study.
+
+    Args:
+        tree: of the study.
+        disk: what exists.
+        allow_code: whether tasks may run code that the model writes; without it scores that lack them are complete.
+    """
+
+    def __init__(self, tree: Tree, disk: Disk, allow_code: bool = False) -> None:
+        self._tree, self._disk, self._allow_code = tree, disk, allow_code
+        self._place = StudyDir(tree.grid.study.directory)
+        self.suites: dict[str, Suite | None] = {name: _suite(self._place, name) for name in tree.grid.study.suites}
+        self._digests = {name: suite.files_digest() for name, suite in self.suites.items() if suite is not None}
+        ends = dict.fromkeys(path[-1] for path in tree.paths.values())
+        self.of: dict[str, list[Score]] = {end: list(self._scores(tree.nodes[end])) for end in ends}
+
+    def done(self) -> set[str]:
+        """Return the ends of arms that have all their scores."""
+        return {end for end, scores in self.of.items() if scores and all(one.presence == "there" for one in scores)}
+
+    def missing(self, chosen: set[str]) -> list[Score]:
+        """Return the scores that can be made now."""
+        scores = (score for end, scores in self.of.items() if end in chosen for score in scores)
+        return [score for score in scores if score.presence != "there" and score.checkpoint is not None]
+
+    def _scores(self, node: TreeNode) -> Iterator[Score]:
+        found = self._disk.states.get(node.id)
+        run = RunDir(found.path.parents[1]) if found is not None else self._run_of(node)
+        for name, suite in self.suites.items():
+            checkpoint = found.path if found is not None else None
+            path = run.score(_file_name(name, suite), node.iteration) if run is not None else None
+            presence, why = self._presence(name, path, run, node)
+            yield Score(name, node.id, path, checkpoint, presence, why)
+
+    def _run_of(self, node: TreeNode) -> RunDir | None:
+        """Return the run directory that trained a node whose checkpoint is gone."""
+        return next((one.run for one in self._disk.runs if one.leads_through(node)), None)
+
+    def _presence(self, name: str, path: Path | None, run: RunDir | None, node: TreeNode) -> tuple[Presence, str]:
+        document = read_score_file(path) if path is not None else {}
+        if not document or run is None:
+            return "missing", ""
+        try:
+            facts, limit = document["model"]["megacode"], document["settings"]["limit"]
+            versions = document["versions"]
+            left_out = dict(document.get("left_out", {}))
+        except (KeyError, TypeError, ValueError):
+            return "outdated", "the score file is damaged"
+        seal = seal_of(run, node.iteration)
+        if seal and facts.get("checkpoint_seal") != seal:
+            return "outdated", "of another checkpoint"
+        if name in self._digests and document.get("suite_sha256") != self._digests[name]:
+            return "outdated", "of other questions"
+        if limit is not None:
+            return "outdated", f"of {limit} items per task"
+        if versions.get("lm_eval") != _lm_eval():
+            return "outdated", f"made with lm-eval {versions.get('lm_eval')}"
+        suite = self.suites[name]
+        allowed = self._allow_code or (suite is not None and suite.unsafe_code)
+        lacking = [task for task, reason in left_out.items() if allowed or _NEEDS_PERMISSION not in str(reason)]
+        return ("outdated", f"without {', '.join(lacking)}") if lacking else ("there", "")
+
+
+def score_arguments(score: Score, place: StudyDir, nproc: int | None, allow_code: bool) -> list[str]:
+    """Return what follows `megacode` in the command that makes a score."""
+    assert score.checkpoint is not None, "only a trained node can be scored"
+    arguments = ["evaluate", str(score.checkpoint), "--suite", score.suite, "--quiet"]
+    items = place.items / score.suite
+    if items.is_dir():
+        arguments += ["--tasks", str(items)]
+    if nproc is not None and nproc > 1:
+        arguments += ["--nproc", str(nproc)]
+    if score.presence == "outdated":
+        arguments.append("--overwrite")
+    return arguments + (["--run-generated-code"] if allow_code else [])
+
+
+def _suite(place: StudyDir, name: str) -> Suite | None:
+    """Return a suite; None where its items are not made yet."""
+    try:
+        return load_suite(name, None, place.items / name)
+    except MegacodeError:
+        return None
+
+
+def _file_name(name: str, suite: Suite | None) -> str:
+    return suite.name if suite is not None else Path(name).stem
+
+
+def _lm_eval() -> str | None:
+    try:
+        return metadata.version("lm_eval")
+    except metadata.PackageNotFoundError:
+        return None
