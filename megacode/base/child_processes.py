@@ -7,10 +7,16 @@ run instead of this code. So a child gets the path of this package, and `-P`, wh
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from megacode.base.errors import EXIT_FAILURE
+
+_PR_SET_PDEATHSIG = 1  # of prctl: the signal that this process gets when its parent dies
 _PROGRAM = Path(__file__).parents[1] / "cli" / "__main__.py"
 
 
@@ -26,3 +32,21 @@ def command(arguments: Sequence[str]) -> list[str]:
     if sys.flags.no_user_site:
         flags.append("-s")
     return [sys.executable, *flags, str(_PROGRAM.absolute()), *arguments]
+
+
+def follow_parent() -> Callable[[], None] | None:
+    """Return a function for `preexec_fn`: the child gets a SIGTERM when this process dies, however it dies.
+
+    None where the system has no such thing.
+    """
+    if sys.platform != "linux":
+        return None
+    # Looked up before the fork: after it, loading a library could deadlock.
+    parent, library = os.getpid(), ctypes.CDLL(None)
+
+    def follow() -> None:
+        library.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:  # the parent died before the line above took effect
+            os._exit(EXIT_FAILURE)
+
+    return follow

@@ -10,7 +10,8 @@ from megacode.base.units import parse_seconds
 from megacode.config.quantity import Frozen, Length
 
 # Names only: the suites themselves live in eval/, above this floor.
-SHIPPED_SUITES = ("demo", "to-code")
+SHIPPED_SUITES = ("demo", "heldout", "to-code", "to-code-gold")
+MADE_SUITES = ("demo", "heldout")  # their items are made from held-out documents
 SUITE_FILES = (".yaml", ".yml")
 DEMO_SOURCES = ("text", "code", "markup")
 
@@ -29,7 +30,7 @@ class Evaluate(Frozen):
     Attributes:
         every: how often; absent: at phase ends only.
         at_phase_ends: also at the end of every phase.
-        suite: `demo`, `to-code`, or the path of a suite's YAML file.
+        suite: `demo`, `heldout`, `to-code`, `to-code-gold`, or the path of a suite's YAML file.
         limit: the most items per task.
         without: tasks to leave out.
         run_generated_code: run the code that the model writes, in a sandbox; otherwise tasks that need it are left out.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from megacode.base.errors import Problem
-from megacode.config.evaluate import DEMO_SOURCES, SHIPPED_SUITES
+from megacode.config.evaluate import DEMO_SOURCES, MADE_SUITES, SHIPPED_SUITES
 from megacode.config.rules import Rule
 from megacode.config.suggestions import did_you_mean
 
@@ -31,21 +31,21 @@ def some_checkpoint_gets_scores(config: RunConfig) -> Iterator[Problem]:
 
 
 def what_is_scored_can_be_exported(config: RunConfig) -> Iterator[Problem]:
-    """Exports carry the tokenizer; the demo suite needs held-out documents of three sources, known by name."""
+    """Exports carry the tokenizer; two suites need held-out documents, `demo` of three sources known by name."""
     evaluate = config.evaluate
     if evaluate is None:
         return
     if config.tokenizer is None:
         what = "scoring needs an exported model, and an export needs a tokenizer"
         yield Problem(what, "evaluate", "add tokenizer: {kind: huggingface, path: DIR}, or remove evaluate")
-    if evaluate.suite != "demo":
+    if evaluate.suite not in MADE_SUITES:
         return
     # One of the three is enough: tasks of the others are left out.
-    if not set(DEMO_SOURCES) & set(config.sources):
+    if evaluate.suite == "demo" and not set(DEMO_SOURCES) & set(config.sources):
         what = f"the demo suite needs a source named one of {', '.join(DEMO_SOURCES)}, and this run has none"
         yield Problem(what, "evaluate.suite", "use a suite of your own, suite: FILE.yaml, or rename a source")
     if not config.validation.fraction:
-        what = "the demo suite needs held-out documents, and none are held out"
+        what = f"the suite {evaluate.suite} needs held-out documents, and none are held out"
         yield Problem(what, "validation.fraction", "set it to 0.5% or more, or choose another evaluate.suite")
 
 

@@ -94,16 +94,21 @@ def build_demo_tasks(
         tasks[f"demo_bits_{source}"] = _bits(source, documents, seed, sizes.bits)
     if "code" in heldout:
         tasks["demo_next_word_code"] = _next_words("code", heldout["code"], seed, sizes.next_words)
-    index = {"seed": seed, "tasks": {name: _write(out_dir, name, items) for name, items in tasks.items()}}
+    index = {"seed": seed, "tasks": {name: _written(out_dir, name, items) for name, items in tasks.items()}}
     write_json(out_dir / INDEX, index)
     return index
 
 
-def _write(out_dir: Path, name: str, items: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    items, path = list(items), out_dir / f"{name}.jsonl"
+def write_items(out_dir: Path, name: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Write the items of one task as JSON lines; return its part of the index."""
+    path = out_dir / f"{name}.jsonl"
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.writelines(orjson.dumps(item) + b"\n" for item in items)
-    facts = {"file": path.name, "items": len(items), "sha256": file_digest(path)}
+    return {"file": path.name, "items": len(items), "sha256": file_digest(path)}
+
+
+def _written(out_dir: Path, name: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    facts = write_items(out_dir, name, items)
     return {**facts, "chance": 1 / ENDINGS} if "_endings_" in name else facts
 
 

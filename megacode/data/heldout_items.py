@@ -1,18 +1,32 @@
-"""The demo suite's items of a run, made from the documents that no phase trains on."""
+"""Items that are made from the documents no phase trains on: those of the suites `demo` and `heldout`.
+
+They are made for one run, or once for all runs of a study, so that every arm answers the same items.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import orjson
 
 from megacode.base.errors import ConfigError, DataError
-from megacode.base.files import RunDir
-from megacode.config.data import Source
-from megacode.config.loading import load_config
-from megacode.data.demo_items import SOURCES, build_demo_tasks
+from megacode.base.files import digest, remove, write_json
+from megacode.config.evaluate import MADE_SUITES
+from megacode.config.model import TokenizerConfig
+from megacode.config.run import RunConfig
+from megacode.data.demo_items import INDEX, SOURCES, build_demo_tasks, write_items
 from megacode.data.indexed import IndexedDataset
+from megacode.data.manifest import identity
 from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import SourceStream
+
+DOCUMENTS = 200  # of a source in the suite `heldout`
+DOCUMENT_TOKENS = 32_768  # a book would otherwise outweigh all other documents
+_RULE = 1  # of what is made from the same documents
 
 
 class Decoder(Protocol):
@@ -24,62 +38,147 @@ class Decoder(Protocol):
         """Return the text of some ids."""
 
 
+@dataclass(frozen=True)
+class _DataSet:
+    """A data set whose last documents are held out, and how to read them."""
+
+    name: str
+    path: str
+    fraction: float
+    tokenizer: TokenizerConfig
+
+
+def build_items(configs: Sequence[RunConfig], suite: str, directory: Path) -> None:
+    """Write the items of a suite for some runs, if they are not there already.
+
+    All sources of all runs count, also those that only some of them read. What was made from other documents is
+    replaced. A document counts as held out if every run holds it out.
+
+    Args:
+        configs: of the runs; the first one's seed chooses the items of `demo`.
+        suite: `demo` or `heldout`.
+        directory: where the items go; `megacode evaluate --tasks` names it.
+
+    Raises:
+        ConfigError: if a run has no tokenizer, or `demo` none of its sources.
+        DataError: if a data set is missing, or holds out too few documents.
+    """
+    assert suite in MADE_SUITES, suite
+    sets = [one for one in _data_sets(configs, suite) if suite != "demo" or one.name in SOURCES]
+    if not sets:
+        what = f"the demo suite needs a source named {', '.join(SOURCES)}, and there is none"
+        raise ConfigError(what, "sources", "use the suite `heldout`, or one of your own: --suite FILE.yaml")
+    seed = configs[0].seed
+    # The seed chooses passages; whole documents are the same for all seeds.
+    facts = [suite, str(_RULE), *([str(seed)] if suite == "demo" else [])]
+    for one in sets:
+        facts += [one.name, identity(one.path), str(one.fraction), load_tokenizer(one.tokenizer).hash]
+    made_from = digest(*facts)
+    if _made_from(directory) == made_from:
+        return
+    remove(directory / INDEX)  # last written, first removed: half a set of items has no index
+    for old in directory.glob("*.jsonl"):
+        remove(old)
+    bounds = (None, None) if suite == "demo" else (DOCUMENTS, DOCUMENT_TOKENS)
+    texts = {}
+    for one in sets:
+        tokenizer = load_tokenizer(one.tokenizer)
+        texts[one.name] = heldout_documents(one.name, one.path, one.fraction, tokenizer, *bounds)
+    index = build_demo_tasks(texts, directory, seed) if suite == "demo" else _document_tasks(texts, directory)
+    write_json(directory / INDEX, {**index, "made_from": made_from})
+
+
 def heldout_documents(
-    name: str, source: Source, validation_fraction: float, tokenizer: Decoder, limit: int | None = None
+    name: str,
+    path: str,
+    validation_fraction: float,
+    tokenizer: Decoder,
+    limit: int | None = None,
+    longest: int | None = None,
 ) -> list[str]:
     """Return the held-out documents of a source: those after the tokens that training may read.
 
     Args:
         name: the source's name.
-        source: its section of the config; `path` is the prefix of its data set.
+        path: prefix of its data set.
         validation_fraction: `validation.fraction` of the config, which sets where training's tokens end.
         tokenizer: decodes; its end-of-document token is dropped.
-        limit: at most this many documents, the first ones.
+        limit: at most this many documents, at even distances.
+        longest: tokens of a document at most; the rest of it is dropped.
 
     Raises:
         DataError: if the fraction leaves no document held out.
     """
-    dataset = IndexedDataset(source.path)
+    dataset = IndexedDataset(path)
     # The same cut as in training; a window of one token keeps short sources usable.
-    stream = SourceStream(name, source.path, validation_fraction, seq_length=1)
+    stream = SourceStream(name, path, validation_fraction, seq_length=1)
     if stream.held_out_from >= dataset.tokens:
         raise DataError(
             f"validation.fraction {validation_fraction} holds out no document of this source",
-            f"source {name} ({source.path})",
+            f"source {name} ({path})",
             "increase validation.fraction, or use more documents",
         )
     # The cut is at a document's border, so no document is half trained on.
     first = dataset.document_at(stream.held_out_from)
     assert dataset.document_bounds(first)[0] == stream.held_out_from, "training ends at a document's end"
-    last = dataset.documents if limit is None else min(dataset.documents, first + limit)
-    return [_text(dataset, document, tokenizer) for document in range(first, last)]
+    count = dataset.documents - first
+    taken = min(count, limit or count)
+    # Spread out: documents that lie together in a data set are often alike.
+    return [_text(dataset, first + count * i // taken, tokenizer, longest) for i in range(taken)]
 
 
-def build_run_items(run_dir: Path, items: Path) -> None:
-    """Write the demo suite's items for a run, from the held-out documents of its sources text, code and markup.
-
-    Args:
-        run_dir: the run; its config names the data sets, which must still be there.
-        items: the directory to write to.
-
-    Raises:
-        ConfigError: if the run has none of those sources, or no tokenizer.
-        DataError: if its data sets are missing, or hold out too few documents.
-    """
-    where = RunDir(run_dir).config
-    config = load_config(where)
-    # Sources of other names have no tasks in the suite; they are skipped, not an error.
-    sources = {name: source for name, source in config.sources.items() if name in SOURCES}
-    if not sources or config.tokenizer is None:
-        what = f"the demo suite needs a tokenizer and a source named {', '.join(SOURCES)}; this run lacks one of them"
-        raise ConfigError(what, str(where), "use your own suite: --suite FILE.yaml")
-    tokenizer, fraction = load_tokenizer(config.tokenizer), config.validation.fraction
-    held_out = {name: heldout_documents(name, source, fraction, tokenizer) for name, source in sources.items()}
-    build_demo_tasks(held_out, items, config.seed)
+def _data_sets(configs: Sequence[RunConfig], suite: str) -> list[_DataSet]:
+    """Return the data sets of some runs, each once; a second one of the same name gets a number."""
+    # The smallest share is the one that all runs hold out: held-out documents are the last ones.
+    fraction = min(config.validation.fraction for config in configs)
+    found: dict[Path, _DataSet] = {}
+    for config in configs:
+        if config.tokenizer is None:
+            what = f"the items of the suite {suite!r} are made with the run's tokenizer, and it has none"
+            raise ConfigError(what, f"run {config.name}", "add tokenizer: {kind: huggingface, path: DIR}")
+        for name, source in config.sources.items():
+            one = _DataSet(name, source.path, fraction, config.tokenizer)
+            found.setdefault(Path(source.path).resolve(), one)
+    # Sorted, so that the order of arms in a study changes nothing.
+    ordered = sorted(found.values(), key=lambda one: (one.name, one.path))
+    places = [sum(other.name == one.name for other in ordered[:i]) for i, one in enumerate(ordered)]
+    named = [f"{one.name}#{place + 1}" if place else one.name for one, place in zip(ordered, places, strict=True)]
+    return [replace(one, name=name) for one, name in zip(ordered, named, strict=True)]
 
 
-def _text(dataset: IndexedDataset, document: int, tokenizer: Decoder) -> str:
+def _made_from(directory: Path) -> str | None:
+    """Return what the items of a directory were made from; None if they are not complete."""
+    try:
+        index = orjson.loads((directory / INDEX).read_bytes())
+        whole = all((directory / task["file"]).is_file() for task in index["tasks"].values())
+        return str(index["made_from"]) if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _document_tasks(texts: Mapping[str, Sequence[str]], directory: Path) -> dict[str, Any]:
+    """Write the items `{text}` of the suite `heldout`, one task a source; return their index."""
+    tasks = {}
+    for name, documents in texts.items():
+        items = [{"text": text} for text in documents if text]
+        if not items:
+            fix = "increase validation.fraction"
+            raise DataError("the held-out documents of this source contain no text", f"source {name}", fix)
+        tasks[f"heldout_{name}"] = write_items(directory, f"heldout_{_file_name(name)}", items)
+    return {"tasks": tasks}
+
+
+def _file_name(source: str) -> str:
+    """Return a part of a file name for a source, whose own name may hold a slash."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", source)
+    return plain if plain == source else f"{plain}_{digest(source)[:8]}"
+
+
+def _text(dataset: IndexedDataset, document: int, tokenizer: Decoder, longest: int | None) -> str:
     first, last = dataset.document_bounds(document)
+    count = last + 1 - first
+    ids = dataset.read(first, min(count, longest or count)).tolist()
     # The end-of-document token would decode to a visible marker at the end of the text.
-    ids = dataset.read(first, last + 1 - first).tolist()
-    return tokenizer.decode(ids[:-1] if ids and ids[-1] == tokenizer.eod else ids)
+    text = tokenizer.decode(ids[:-1] if ids and ids[-1] == tokenizer.eod else ids)
+    # A cut may fall inside a character.
+    return text.rstrip("\ufffd") if longest is not None and count > longest else text

@@ -25,12 +25,13 @@ from megacode.data.contamination import contamination, task_items
 from megacode.eval.categories import category_means
 from megacode.eval.finished_tasks import FinishedTask, Partial
 from megacode.eval.generate import TextWriter
+from megacode.eval.made_items import run_of
 from megacode.eval.offline import surroundings
 from megacode.eval.score_log import tell_run
 from megacode.eval.scored_models import check_model, default_out, is_scored
 from megacode.eval.scores import model_facts, prompts_digest, provenance, questions_digest, render_scores, task_scores
 from megacode.eval.scoring_ranks import ScoringRanks, scoring_ranks
-from megacode.eval.suites import Suite, load_suite, run_of
+from megacode.eval.suites import Suite, load_suite
 from megacode.eval.task_loading import load_tasks, network_problem, prefetch
 from megacode.eval.task_run import aggregate, load_model, run_items
 from megacode.eval.truncation import cut_facts, describe_cut

@@ -10,8 +10,9 @@ from typing import Any
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir
 from megacode.checkpoint.state import FILE_NAME
+from megacode.eval.made_items import run_of
 from megacode.eval.scores import model_facts
-from megacode.eval.suites import Suite, run_of
+from megacode.eval.suites import Suite
 
 
 def check_model(hf_dir: Path) -> None:

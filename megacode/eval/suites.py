@@ -1,7 +1,7 @@
 """Suites: named lists of lm-eval tasks, and where their items are stored.
 
-`demo` ships with the project; its items are made for each run from its held-out documents, and are stored in the
-run directory. `to-code` is shipped as a file like a user's own:
+The items of `demo` and `heldout` are made from held-out documents, for each run or once for a study; see `made_items`.
+`to-code` and `to-code-gold` are shipped as files like a user's own:
 
     name: paper                    # default: the file's name
     tasks: [piqa, my_task]         # tasks, groups or tags
@@ -14,12 +14,12 @@ run directory. `to-code` is shipped as a file like a user's own:
     categories: {reasoning: {piqa: acc, copa: acc}}  # means of tasks, each with the metric that counts
     means: {total: [reasoning, code]}                # means of categories
     clusters: {boolq: passage}     # the field of a task's documents that items of one passage share
+    gold_answers: {nq_open: "{{answer[0]}}"}         # bits per byte of true answers; templates where no choice
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from glob import glob
@@ -28,15 +28,17 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import ConfigError, Problem
-from megacode.base.files import RunDir, tree_digest
+from megacode.base.files import tree_digest
+from megacode.config.evaluate import MADE_SUITES
 from megacode.config.yaml_reader import parse_yaml
-from megacode.data.demo_items import INDEX
-from megacode.data.heldout_items import build_run_items
+from megacode.eval.made_items import find_items, read_index
 
 SHIPPED = Path(__file__).parent / "tasks"
+METRIC = "bits_per_byte"
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "name": str, "tasks": list, "include_path": (str, list), "lm_eval": list, "defaults": bool, "offline": bool,
     "unsafe_code": bool, "bits_per_byte": dict, "categories": dict, "means": dict, "clusters": dict,
+    "gold_answers": dict,
 }  # fmt: skip
 
 
@@ -54,10 +56,12 @@ class Suite:
         items: directory of the items of a shipped suite; None for a user's own.
         chance: the score of guessing, per task, if known.
         lm_eval: directories of lm-eval's own tasks, relative to its `tasks`.
-        texts: the user's text files, for bits per byte.
+        texts: text files for bits per byte, by the task's name.
         categories: per category the metric that counts for each of its tasks.
         means: per mean the categories in it.
         clusters: per task the field of its documents that items of one passage share.
+        gold_answers: None: each task is scored by its own metrics. Otherwise by bits per byte of the true answer:
+            a template of it for each task that is no multiple choice.
     """
 
     name: str
@@ -69,10 +73,11 @@ class Suite:
     items: Path | None = None
     chance: dict[str, float] | None = None
     lm_eval: tuple[str, ...] = ()
-    texts: tuple[Path, ...] = ()
+    texts: Mapping[str, Path] = field(default_factory=dict)
     categories: dict[str, dict[str, str]] = field(default_factory=dict)
     means: dict[str, list[str]] = field(default_factory=dict)
     clusters: dict[str, str] = field(default_factory=dict)
+    gold_answers: dict[str, str] | None = None
 
     def places(self) -> list[Path]:
         """Return the directories of task YAMLs, including lm-eval's own; the suite's own come last and win.
@@ -94,22 +99,23 @@ class Suite:
 
     def with_texts(self, texts: Sequence[Path]) -> Suite:
         """Return the suite with more text files."""
-        return replace(self, texts=tuple(dict.fromkeys([*self.texts, *texts])))
+        return replace(self, texts={**self.texts, **_text_tasks(texts)})
 
     def files_digest(self) -> str:
         """Return one digest of the task files, the texts, and the items if known."""
         files = [path for place in self.places() for path in place.rglob("*") if path.is_file()]
         # Compiled files change with the Python version, not with the tasks.
         files = [path for path in files if "__pycache__" not in path.parts]
-        return tree_digest([*files, *self.texts, *(self.items.glob("*.jsonl") if self.items else [])])
+        items = self.items.glob("*.jsonl") if self.items else []
+        return tree_digest({*files, *self.texts.values(), *items})
 
 
 def load_suite(suite: str | Path, hf_dir: Path | None, tasks_dir: Path | None = None) -> Suite:
     """Return a suite by its name, or from a user's YAML file.
 
     Args:
-        suite: `demo`, `to-code`, or the path of a YAML file.
-        hf_dir: the model to score; its run directory holds the demo suite's items, which are made on first use.
+        suite: the name of a shipped one, or the path of a YAML file.
+        hf_dir: the model to score; its run directory holds the items of `demo` and `heldout`, made on first use.
         tasks_dir: directory of the items, instead of the run's.
 
     Raises:
@@ -121,70 +127,24 @@ def load_suite(suite: str | Path, hf_dir: Path | None, tasks_dir: Path | None = 
         return _read_suite(path)
     if (SHIPPED / f"{suite}.yaml").is_file():
         return _read_suite(SHIPPED / f"{suite}.yaml")
-    shipped = sorted({item.stem for item in SHIPPED.iterdir()})
+    shipped = sorted({*MADE_SUITES, *(item.stem for item in SHIPPED.glob("*.yaml"))})
     if str(suite) not in shipped:
         close = get_close_matches(str(suite), shipped, n=1)
         fix = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(shipped)}, or a suite's YAML file"
         raise ConfigError(f"there is no suite {str(suite)!r}", "--suite", fix)
-    items = tasks_dir or _items_of(hf_dir, str(suite))
-    index = _read_index(items)
-    chance = {name: task["chance"] for name, task in index["tasks"].items() if "chance" in task}
-    own: dict[str, Any] = {"items": items, "chance": chance, "clusters": dict.fromkeys(index["tasks"], "document")}
-    return Suite(str(suite), tuple(index["tasks"]), (SHIPPED / str(suite),), **own)
+    return _made_suite(str(suite), tasks_dir or find_items(hf_dir, str(suite)))
 
 
-def items_dir(run_dir: Path, suite: str = "demo") -> Path:
-    """Return the directory of a shipped suite's items in a run."""
-    return Path(RunDir(run_dir).eval) / "items" / suite
-
-
-def run_of(hf_dir: Path) -> Path | None:
-    """Return the run directory that an exported model, or a checkpoint, belongs to, or None.
-
-    A model's `megacode.json` names it (`run_dir`, absolute or relative to the model's directory); otherwise,
-    models in `RUN/hf/` and checkpoints in `RUN/checkpoints/` belong to `RUN`.
-    """
-    try:
-        # Relative paths survive when a run directory is moved as a whole.
-        named = json.loads((hf_dir / "megacode.json").read_text(encoding="utf-8")).get("run_dir")
-    except (OSError, ValueError, AttributeError):
-        named = None
-    places = [hf_dir / named] if isinstance(named, str) else []
-    if hf_dir.resolve().parent.name in ("hf", "checkpoints"):
-        places.append(hf_dir.resolve().parents[1])
-    return next((place.resolve() for place in places if Path(RunDir(place).config).exists()), None)
-
-
-def _items_of(hf_dir: Path | None, suite: str) -> Path:
-    run = run_of(hf_dir) if hf_dir else None
-    if run is None:
-        raise ConfigError(
-            f"the items of the suite {suite!r} are made for each run, but this model's run is unknown",
-            str(hf_dir or "--suite"),
-            "give their directory with --tasks RUN/eval/items/demo, or use your own suite",
-        )
-    items = items_dir(run, suite)
-    if not (items / INDEX).exists():
-        build_run_items(run, items)
-    return items
-
-
-def _read_index(items: Path) -> dict[str, Any]:
-    """Return the index of a shipped suite's items, after checking that all files exist."""
-    try:
-        index: dict[str, Any] = json.loads((items / INDEX).read_text(encoding="utf-8"))
-        # A half-copied directory would otherwise fail task by task, later.
-        missing = [task["file"] for task in index["tasks"].values() if not (items / task["file"]).is_file()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"there are no items of the suite here: {INDEX} is missing or invalid ({type(error).__name__})"
-        raise ConfigError(
-            what, str(items), "give another directory with --tasks, or remove this one: items are then made again"
-        ) from None
-    if missing:
-        raise ConfigError(
-            f"items are missing: {', '.join(missing)}", str(items), f"remove {items}: items are then made again"
-        )
-    return index
+def _made_suite(name: str, items: Path) -> Suite:
+    """Return the suite `demo` or `heldout` with the items of a directory."""
+    tasks = read_index(items)["tasks"]
+    if name == "heldout":
+        scored = dict.fromkeys(tasks, METRIC)
+        texts = {task: items / facts["file"] for task, facts in tasks.items()}
+        return Suite(name, (), (), items=items, texts=texts, categories={METRIC: scored})
+    chance = {task: facts["chance"] for task, facts in tasks.items() if "chance" in facts}
+    clusters = dict.fromkeys(tasks, "document")
+    return Suite(name, tuple(tasks), (SHIPPED / name,), items=items, chance=chance, clusters=clusters)
 
 
 def _read_suite(path: Path) -> Suite:
@@ -212,11 +172,16 @@ def _read_suite(path: Path) -> Suite:
         offline=document.get("offline", True),
         unsafe_code=document.get("unsafe_code", False),
         lm_eval=lm_eval,
-        texts=find_texts(texts, path.parent, f"{path}: bits_per_byte") if texts else (),
+        texts=_text_tasks(find_texts(texts, path.parent, f"{path}: bits_per_byte") if texts else ()),
         categories=document.get("categories", {}),
         means=document.get("means", {}),
         clusters=document.get("clusters", {}),
+        gold_answers=document.get("gold_answers"),
     )
+
+
+def _text_tasks(files: Iterable[Path]) -> dict[str, Path]:
+    return {f"{METRIC}_{path.name}": path for path in files}
 
 
 def find_texts(patterns: Iterable[str], place: Path, where: str) -> tuple[Path, ...]:
@@ -284,10 +249,14 @@ def _category_problems(document: dict[str, Any], path: Path) -> Iterable[Problem
             yield Problem("a category maps tasks to metrics", f"{path}: categories.{name}", "write `{piqa: acc}`")
         elif unknown := [task for task in tasks if task not in (document.get("tasks") or [])]:
             yield Problem(f"no such task: {unknown[0]}", f"{path}: categories.{name}", "add it under `tasks`")
-    for task, shared in clusters.items():
-        if task not in (document.get("tasks") or []) or not isinstance(shared, str):
-            fix = "write for example `{boolq: passage}`, with a task of `tasks`"
-            yield Problem("it names no task and field", f"{path}: clusters.{task}", fix)
+    gold = document.get("gold_answers", {})
+    examples = {"clusters": "{boolq: passage}", "gold_answers": '{nq_open: "{{answer[0]}}"}'}
+    for key, entries in (("clusters", clusters), ("gold_answers", gold if isinstance(gold, dict) else {})):
+        for task, value in entries.items():
+            if task not in (document.get("tasks") or []) or not isinstance(value, str):
+                fix = f"write for example `{examples[key]}`, with a task of `tasks`"
+                what = "it names no task and field" if key == "clusters" else "it names no task and template"
+                yield Problem(what, f"{path}: {key}.{task}", fix)
     for name, parts in means.items():
         if not _are_words(parts) or any(part not in categories for part in parts):
             yield Problem(

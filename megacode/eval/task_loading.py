@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import ConfigError, DataError, Problem
+from megacode.eval.gold_answers import gold_task
 from megacode.eval.manual_datasets import cache_dir, fetch_quac
 from megacode.eval.suites import Suite
 from megacode.eval.text_tasks import text_task
@@ -47,13 +48,14 @@ def load_tasks(
         DataError: with every task whose data cannot be loaded, and how to fetch it.
     """
     manager = _manager(suite)
+    run_code = run_code or suite.gold_answers is not None  # true answers are scored, and no code is written
     # Names first: a typo should not wait for data sets to load.
     _check_names(suite, manager, without)
     left_out = dict.fromkeys(without, _ASKED_OUT)
     left_out |= {name: RUN_CODE for name in suite.tasks if not run_code and _runs_code(manager, name)}
     specs: list[Any] = [name for name in suite.tasks if name not in left_out]
     # lm-eval takes task descriptions as well as names.
-    specs += [text_task(path) for path in suite.texts]
+    specs += [text_task(name, path) for name, path in suite.texts.items() if name not in left_out]
     tasks: dict[str, Any] = {}
     problems: list[Problem] = []
     own: list[Problem] = []
@@ -80,8 +82,10 @@ def load_tasks(
         log.warning("excluding the task %s: %s", name, why)
     if not tasks:
         raise ConfigError("no task is left to run", f"suite {suite.name}", "; ".join(sorted(set(left_out.values()))))
-    for task in tasks.values():
+    for name, task in tasks.items():
         _ask_without_examples(task)
+        if suite.gold_answers is not None and name not in suite.texts:
+            tasks[name] = gold_task(task, suite.gold_answers.get(name))
     return tasks, left_out
 
 
@@ -134,10 +138,11 @@ def _manager(suite: Suite) -> Any:
 
 def _check_names(suite: Suite, manager: Any, without: tuple[str, ...]) -> None:
     where = f"suite {suite.name}"
+    names = [*suite.tasks, *suite.texts]
     for task in without:
-        if task not in suite.tasks:
-            close = get_close_matches(task, suite.tasks, n=1)
-            fix = f"did you mean {close[0]!r}?" if close else f"its tasks are {', '.join(suite.tasks)}"
+        if task not in names:
+            close = get_close_matches(task, names, n=1)
+            fix = f"did you mean {close[0]!r}?" if close else f"its tasks are {', '.join(names)}"
             raise ConfigError(f"it has no task {task!r} to exclude", where, fix)
     for task in suite.tasks:
         if task not in manager.all_tasks and not Path(task).is_file():

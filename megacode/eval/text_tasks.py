@@ -1,4 +1,4 @@
-"""Bits per byte of a user's own text files: one task a file, one item a document."""
+"""Bits per byte of text files, a user's own or held-out documents: one task a file, one item a document."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from megacode.base.errors import DataError
 from megacode.data.jsonl import parse_object, read_objects, text_in
 
 
-def text_task(path: Path) -> dict[str, Any]:
-    """Return lm-eval's description of the task `bits_per_byte_FILE`; the file is read when the task is loaded."""
+def text_task(name: str, path: Path) -> dict[str, Any]:
+    """Return lm-eval's description of a task; its file is read when the task is loaded."""
     return {
-        "task": f"bits_per_byte_{path.name}",
+        "task": name,
         "custom_dataset": _load,
         "dataset_kwargs": {"file": str(path)},
         "test_split": "test",

@@ -26,9 +26,9 @@ from megacode.base.errors import VerificationError
 from megacode.base.files import RunDir, atomic_path, digest, file_digest, to_json, write_json
 from megacode.base.progress import bar
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
+from megacode.eval.made_items import run_of
 from megacode.eval.offline import surroundings
 from megacode.eval.scored_models import check_model
-from megacode.eval.suites import run_of
 from megacode.judge.answers import PLAIN, AnswerCache, Generation, answers, model_identity
 from megacode.judge.client import KEY_VARIABLE, JudgeClient, Patience
 from megacode.judge.prompts import SHIPPED, Prompt, read_prompts

@@ -6,11 +6,9 @@ collective whose peer is gone. If the parent is killed, the kernel sends the ran
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -22,7 +20,6 @@ from megacode.base.ports import free_port
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 20.0  # between SIGTERM and SIGKILL
-_PR_SET_PDEATHSIG = 1  # of prctl: the signal that this process gets when its parent dies
 
 
 def run_ranks(arguments: Sequence[str], nproc: int) -> int:
@@ -38,7 +35,7 @@ def run_ranks(arguments: Sequence[str], nproc: int) -> int:
     assert nproc > 0
     command = child_processes.command(arguments)
     port = free_port()
-    follow = _follow_parent() if sys.platform == "linux" else None
+    follow = child_processes.follow_parent()
     ranks: list[subprocess.Popen[bytes]] = []
     passed_on: list[int] = []
     previous = {number: signal.signal(number, _forward_to(ranks, passed_on)) for number in _PASSED_ON}
@@ -55,19 +52,6 @@ def run_ranks(arguments: Sequence[str], nproc: int) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
         _stop(ranks)
-
-
-def _follow_parent() -> Callable[[], None]:
-    """Return a function that a rank calls before its program starts, so that it ends if this process is killed."""
-    # Looked up before the fork: after it, loading a library could deadlock.
-    parent, library = os.getpid(), ctypes.CDLL(None)
-
-    def follow() -> None:
-        library.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != parent:  # the parent died before the line above took effect
-            os._exit(EXIT_FAILURE)
-
-    return follow
 
 
 def _environment(rank: int, nproc: int, port: int) -> dict[str, str]:

@@ -104,7 +104,8 @@ def item_parts(arm: Iterable[Profile], base: Iterable[Profile], weights: Sequenc
     """Return the variance of a difference over items, one part per task; both arms have the same items."""
     # Squares of differences, item by item: what both arms find hard cancels. This is what pairing gains.
     pairs = zip(arm, base, weights, strict=True)
-    return [Part(float(w**2 * np.sum((a.items - b.items) ** 2)), a.clusters - 1) for a, b, w in pairs]
+    with np.errstate(invalid="ignore"):  # infinite for a single cluster
+        return [Part(float(w**2 * np.sum((a.items - b.items) ** 2)), a.clusters - 1) for a, b, w in pairs]
 
 
 def rest_parts(arm: Iterable[Profile], base: Iterable[Profile], weights: Sequence[float], paired: bool) -> list[Part]:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from megacode.base.errors import EXIT_CHECK, EXIT_INPUT, EXIT_RESUMABLE
-from megacode.base.files import Json, RunDir, file_digest, read_jsonl
+from megacode.base.files import Json, RunDir, digest, read_jsonl
+from megacode.config.loading import dump_config
+from megacode.config.run import RunConfig
 from megacode.metrics.reader import lines_backwards, read_events
 from megacode.study_runs.places import StudyDir
 
@@ -43,7 +45,9 @@ class Outcome:
     log: str = ""
 
 
-def note_attempt(place: StudyDir, name: str, code: int, log: Path, config: Path | None, iterations: int = 0) -> Json:
+def note_attempt(
+    place: StudyDir, name: str, code: int, log: Path, config: RunConfig | None = None, iterations: int = 0
+) -> Json:
     """Add how a process ended to the study's attempts; return the line.
 
     Args:
@@ -61,7 +65,7 @@ def note_attempt(place: StudyDir, name: str, code: int, log: Path, config: Path 
         "iterations": iterations,
         "error": "" if code == 0 else last_error(log),
         "log": str(log),
-        "config_sha256": file_digest(config) if config is not None and config.exists() else "",
+        "config_sha256": digest(dump_config(config)) if config is not None else "",
     }
     place.path.mkdir(parents=True, exist_ok=True)
     # One write: a line is there whole or not at all, and only the holder of the study's lock adds some.
@@ -77,13 +81,13 @@ def read_attempts(place: StudyDir) -> dict[str, Json]:
     return {str(line.get("name")): line for line in read_jsonl(place.attempts, [])}
 
 
-def outcome(run: RunDir, attempt: Json | None, config: Path | None = None) -> Outcome | None:
+def outcome(run: RunDir, attempt: Json | None, config: RunConfig) -> Outcome | None:
     """Return how the last start of a run ended; None if it has never been started.
 
     Args:
         run: its directory.
         attempt: the last one of `study run`, or None.
-        config: the file that a next start would use.
+        config: of the next start.
     """
     told, seen = _of_attempt(attempt, config), _of_events(run)
     if told is None or seen is None:
@@ -95,7 +99,7 @@ def outcome(run: RunDir, attempt: Json | None, config: Path | None = None) -> Ou
     return seen if seen.state == "diverged" else told
 
 
-def _of_attempt(attempt: Json | None, config: Path | None) -> Outcome | None:
+def _of_attempt(attempt: Json | None, config: RunConfig) -> Outcome | None:
     if attempt is None:
         return None
     code, when, log = int(attempt["code"]), float(attempt["time"]), str(attempt.get("log", ""))
@@ -107,7 +111,7 @@ def _of_attempt(attempt: Json | None, config: Path | None) -> Outcome | None:
     if code < 0:
         return Outcome("interrupted", f"killed by signal {-code}", False, when, log)
     if code in (EXIT_INPUT, EXIT_CHECK):
-        same = config is not None and config.exists() and attempt.get("config_sha256") == file_digest(config)
+        same = attempt.get("config_sha256") == digest(dump_config(config))
         return Outcome("failed", error or f"exit code {code}", same, when, log)
     return Outcome("failed", error or f"exit code {code}", False, when, log)
 

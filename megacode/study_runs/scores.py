@@ -7,7 +7,6 @@ made a score: a run's own `evaluate` section, a job, or a person.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -61,61 +60,68 @@ class ScoreBoard:
         tree: of the study.
         disk: what exists.
         allow_code: whether tasks may run code that the model writes; without it scores that lack them are complete.
+
+    Attributes:
+        tree: as given.
+        suites: by the name in the study; None where the items of one are not made yet.
+        of: by the end of an arm, its scores.
     """
 
     def __init__(self, tree: Tree, disk: Disk, allow_code: bool = False) -> None:
-        self._tree, self._disk, self._allow_code = tree, disk, allow_code
-        self._place = StudyDir(tree.grid.study.directory)
-        self.suites: dict[str, Suite | None] = {name: _suite(self._place, name) for name in tree.grid.study.suites}
+        self.tree, self._disk, self._allow_code = tree, disk, allow_code
+        place = StudyDir(tree.grid.study.directory)
+        self.suites = {name: _suite(place, name) for name in tree.grid.study.suites}
         self._digests = {name: suite.files_digest() for name, suite in self.suites.items() if suite is not None}
         ends = dict.fromkeys(path[-1] for path in tree.paths.values())
-        self.of: dict[str, list[Score]] = {end: list(self._scores(tree.nodes[end])) for end in ends}
+        self.of = {end: [self._of_node(name, tree.nodes[end]) for name in self.suites] for end in ends}
 
     def done(self) -> set[str]:
         """Return the ends of arms that have all their scores."""
         return {end for end, scores in self.of.items() if scores and all(one.presence == "there" for one in scores)}
 
-    def missing(self, chosen: set[str]) -> list[Score]:
-        """Return the scores that can be made now."""
-        scores = (score for end, scores in self.of.items() if end in chosen for score in scores)
-        return [score for score in scores if score.presence != "there" and score.checkpoint is not None]
+    def score(self, suite: str, node: TreeNode, checkpoint: Path) -> Score:
+        """Return the score of a node's checkpoint, as its files are now."""
+        run = RunDir(checkpoint.parents[1])
+        return self._score(suite, node, run, checkpoint)
 
-    def _scores(self, node: TreeNode) -> Iterator[Score]:
+    def _of_node(self, suite: str, node: TreeNode) -> Score:
         found = self._disk.states.get(node.id)
-        run = RunDir(found.path.parents[1]) if found is not None else self._run_of(node)
-        for name, suite in self.suites.items():
-            checkpoint = found.path if found is not None else None
-            path = run.score(_file_name(name, suite), node.iteration) if run is not None else None
-            presence, why = self._presence(name, path, run, node)
-            yield Score(name, node.id, path, checkpoint, presence, why)
+        if found is not None:
+            return self.score(suite, node, found.path)
+        # The checkpoint may have been deleted; then its run's config says what was scored.
+        run = next((one.run for one in self._disk.runs if one.leads_through(node)), None)
+        return self._score(suite, node, run, None) if run is not None else Score(suite, node.id, None, None, "missing")
 
-    def _run_of(self, node: TreeNode) -> RunDir | None:
-        """Return the run directory that trained a node whose checkpoint is gone."""
-        return next((one.run for one in self._disk.runs if one.leads_through(node)), None)
+    def _score(self, name: str, node: TreeNode, run: RunDir, checkpoint: Path | None) -> Score:
+        suite = self.suites[name]
+        path = run.score(suite.name if suite is not None else Path(name).stem, node.iteration)
+        why = self._lacks(name, path, seal_of(run, node.iteration))
+        presence: Presence = "there" if why == "" else "missing" if why is None else "outdated"
+        return Score(name, node.id, path, checkpoint, presence, why or "")
 
-    def _presence(self, name: str, path: Path | None, run: RunDir | None, node: TreeNode) -> tuple[Presence, str]:
-        document = read_score_file(path) if path is not None else {}
-        if not document or run is None:
-            return "missing", ""
+    def _lacks(self, name: str, path: Path, seal: str) -> str | None:
+        """Return what is wrong with a score file: None if there is none, empty if nothing is."""
+        if not path.exists():
+            return None
+        document = read_score_file(path)
         try:
             facts, limit = document["model"]["megacode"], document["settings"]["limit"]
-            versions = document["versions"]
-            left_out = dict(document.get("left_out", {}))
+            version, left_out = document["versions"]["lm_eval"], dict(document.get("left_out", {}))
         except (KeyError, TypeError, ValueError):
-            return "outdated", "the score file is damaged"
-        seal = seal_of(run, node.iteration)
+            return "a damaged file"
         if seal and facts.get("checkpoint_seal") != seal:
-            return "outdated", "of another checkpoint"
+            return "of another checkpoint"
         if name in self._digests and document.get("suite_sha256") != self._digests[name]:
-            return "outdated", "of other questions"
+            return "of other questions"
         if limit is not None:
-            return "outdated", f"of {limit} items per task"
-        if versions.get("lm_eval") != _lm_eval():
-            return "outdated", f"made with lm-eval {versions.get('lm_eval')}"
+            return f"of {limit} items a task"
+        # A login node may have no lm-eval.
+        if _lm_eval() not in (None, version):
+            return f"made with lm-eval {version}"
         suite = self.suites[name]
         allowed = self._allow_code or (suite is not None and suite.unsafe_code)
         lacking = [task for task, reason in left_out.items() if allowed or _NEEDS_PERMISSION not in str(reason)]
-        return ("outdated", f"without {', '.join(lacking)}") if lacking else ("there", "")
+        return f"without {', '.join(lacking)}" if lacking else ""
 
 
 def score_arguments(score: Score, place: StudyDir, nproc: int | None, allow_code: bool) -> list[str]:
@@ -138,10 +144,6 @@ def _suite(place: StudyDir, name: str) -> Suite | None:
         return load_suite(name, None, place.items / name)
     except MegacodeError:
         return None
-
-
-def _file_name(name: str, suite: Suite | None) -> str:
-    return suite.name if suite is not None else Path(name).stem
 
 
 def _lm_eval() -> str | None:

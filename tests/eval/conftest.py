@@ -12,7 +12,7 @@ ITEMS = 3
 
 @pytest.fixture(scope="session")
 def to_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the data sets' folders, `cache/` and the model `model/`; to be copied before it is changed."""
+    """A directory with the data sets' folders, `cache/` and the models `model/` and `other/`; to be copied before it is changed."""
     spec = importlib.util.spec_from_file_location("to_code_data", Path(__file__).with_name("to_code_data.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -22,4 +22,5 @@ def to_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data.write_data_sets(place, ITEMS)
     data.write_own_data(place / "cache", ITEMS)
     data.save_model(place / "model")
+    data.save_model(place / "other", seed=1)
     return place

@@ -23,7 +23,7 @@ STATE = TrainState(iteration=4, consumed_samples=32)
 def suite(tmp_path: Path) -> Suite:
     text = tmp_path / "page.txt"
     text.write_text("words")
-    return Suite("tiny", (), (), texts=(text,))
+    return Suite("tiny", (), (), texts={"bits_per_byte_page.txt": text})
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_another_checkpoint_of_the_same_iteration_needs_its_own(suite: Suite, fi
 
 
 def test_a_suite_that_has_changed_is_run_again(suite: Suite, file: Path) -> None:
-    suite.texts[0].write_text("other words")
+    next(iter(suite.texts.values())).write_text("other words")
     assert not is_scored(STATE, suite, file, ScoringOptions())
 
 

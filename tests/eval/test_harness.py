@@ -14,7 +14,7 @@ from megacode.base.errors import CheckpointError, ConfigError, DataError
 from megacode.data.demo_items import SuiteSizes, build_demo_tasks
 from megacode.eval.harness import ScoringOptions, evaluate, evaluate_many
 from megacode.eval.scored_models import check_model, default_out
-from megacode.eval.suites import items_dir
+from megacode.eval.made_items import items_dir
 from megacode.statistics.arms import read_arms
 from megacode.statistics.comparing import ComparisonDesign, compare
 

@@ -7,7 +7,8 @@ import pytest
 
 from megacode.base.errors import ConfigError
 from megacode.data.demo_items import build_demo_tasks
-from megacode.eval.suites import find_texts, items_dir, load_suite, run_of
+from megacode.eval.made_items import items_dir, run_of
+from megacode.eval.suites import find_texts, load_suite
 
 
 @pytest.fixture
@@ -81,7 +82,8 @@ def test_missing_and_damaged_items_are_errors(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "fix"), [("dem", "did you mean 'demo'"), ("mmlu-pro", "use one of demo, to-code, or a suite")]
+    ("name", "fix"),
+    [("dem", "did you mean 'demo'"), ("mmlu-pro", "use one of demo, heldout, to-code, to-code-gold, or a suite")],
 )
 def test_an_unknown_suite_is_an_error_with_a_fix(tmp_path, name, fix):
     with pytest.raises(ConfigError, match=rf"there is no suite '{name}'\n.*{fix}"):
@@ -111,6 +113,8 @@ def test_a_users_suite_is_read_from_yaml(tmp_path):
         ("tasks: [a]\ninclude_path: gone\n", "there is no directory gone.*\n.*relative to this file"),
         ("tasks: [a]\nlm_eval: a\n", "mine.yaml: lm_eval: 'a' is not a valid value for this key"),
         ("tasks: [a]\nclusters: {b: passage}\n", "mine.yaml: clusters.b: it names no task and field"),
+        ("tasks: [a]\ngold_answers: {b: x}\n", "mine.yaml: gold_answers.b: it names no task and template"),
+        ("tasks: [a]\ngold_answers: true\n", "mine.yaml: gold_answers: True is not a valid value for this key"),
         ("bits_per_byte: {file: [a.txt]}\n", "mine.yaml: bits_per_byte: it lists no files"),
         ("bits_per_byte: {files: [gone*.txt]}\n", "bits_per_byte: no file matches 'gone\\*.txt'"),
         ("bits_per_byte: {files: [mine.yaml]}\n", "mine.yaml is neither .txt nor .jsonl"),
@@ -147,12 +151,13 @@ def test_a_suite_of_texts_needs_no_tasks_and_none_of_lm_evals(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("bits_per_byte: {files: [books/*, books/a.txt]}\n")
     suite = load_suite(file, tmp_path)
-    assert suite.texts == (tmp_path / "books/a.txt", tmp_path / "books/b.jsonl")
+    texts = {f"bits_per_byte_{name}": tmp_path / "books" / name for name in ("a.txt", "b.jsonl")}
+    assert suite.texts == texts
     assert (suite.tasks, suite.defaults) == ((), False)
     before = suite.files_digest()
     (tmp_path / "books/a.txt").write_text("y")
     assert suite.files_digest() != before
-    assert suite.with_texts([tmp_path / "c.txt"]).texts == (*suite.texts, tmp_path / "c.txt")
+    assert suite.with_texts([tmp_path / "c.txt"]).texts == {**texts, "bits_per_byte_c.txt": tmp_path / "c.txt"}
 
 
 def test_two_texts_of_one_name_are_refused(tmp_path):
@@ -171,6 +176,32 @@ def test_the_suite_of_the_paper_has_its_fifteen_tasks_and_three_categories(tmp_p
     assert suite.means == {"nl": ["reasoning", "knowledge"], "total": ["reasoning", "knowledge", "code"]}
     assert (suite.offline, suite.defaults, suite.unsafe_code) == (True, False, False)
     assert all(place.is_dir() for place in suite.places())
+
+
+def test_the_suite_of_true_answers_asks_the_same_questions(tmp_path):
+    suite, gold = load_suite("to-code", tmp_path), load_suite("to-code-gold", tmp_path)
+    assert (suite.gold_answers, sorted(gold.gold_answers)) == (
+        None,
+        ["humaneval", "mbpp", "nq_open", "quac", "triviaqa"],
+    )
+    assert (gold.tasks, gold.means, gold.clusters) == (suite.tasks, suite.means, suite.clusters)
+    assert gold.places() == suite.places()
+    assert {name: list(tasks) for name, tasks in gold.categories.items()} == {
+        name: list(tasks) for name, tasks in suite.categories.items()
+    }
+    assert {metric for tasks in gold.categories.values() for metric in tasks.values()} == {"bits_per_byte"}
+
+
+def test_the_suite_of_held_out_documents_has_a_task_for_each_source_and_one_mean(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n')
+    tasks = {"heldout_web/en": {"file": "a.jsonl"}, "heldout_code": {"file": "a.jsonl"}}
+    (tmp_path / "items.json").write_text(json.dumps({"tasks": tasks}))
+    suite = load_suite("heldout", None, tmp_path)
+    assert suite.texts == dict.fromkeys(tasks, tmp_path / "a.jsonl")
+    assert suite.categories == {"bits_per_byte": dict.fromkeys(tasks, "bits_per_byte")}
+    before = suite.files_digest()
+    (tmp_path / "a.jsonl").write_text('{"text": "two"}\n')
+    assert suite.files_digest() != before
 
 
 def test_a_directory_that_lm_eval_has_not_is_an_error(tmp_path):

@@ -1,0 +1,111 @@
+"""What `study run` shows: a table that changes on a terminal, and a line for each start and end elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from megacode.base.units import format_count, format_measured, format_seconds
+from megacode.study_runs.jobs import Job
+from megacode.study_runs.outcomes import progress
+
+_REDRAW_SECONDS = 1.0
+_WORDS = {"done": "done", "failed": "FAILED", "interrupted": "stopped"}
+
+
+class ProgressTable:
+    """Shows the jobs of a study.
+
+    Args:
+        console: where.
+        jobs: all that are left.
+    """
+
+    def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
+        self._console = console
+        self._total = {kind: sum(job.kind == kind for job in jobs) for kind in ("train", "score")}
+        self._ended = dict.fromkeys(self._total, 0)
+        self._failed = 0
+        self._began: dict[str, float] = {}
+        self._drawn = 0.0
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> ProgressTable:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.update(Text(""), refresh=True)
+            self._live.stop()
+
+    def started(self, job: Job) -> None:
+        """Show that a process was started."""
+        self._began[job.name] = time.monotonic()
+        if self._live is None:
+            self._say(f"{_verb(job)} {job.name}")
+
+    def ended(self, job: Job, result: str, seconds: float, error: str) -> None:
+        """Show that a process ended."""
+        self._ended[job.kind] += result == "done"
+        self._failed += result == "failed"
+        counts = f"{self._ended[job.kind]} of {self._total[job.kind]}"
+        what = "trained" if job.kind == "train" else "scored"
+        self._say(
+            f"{what} {job.name} in {format_seconds(seconds)} ({counts})"
+            if result == "done"
+            else f"{_WORDS[result]} {job.name} after {format_seconds(seconds)}"
+        )
+        if result == "failed" and error:
+            self._say(f"    {error}")
+
+    def tick(self, running: Sequence[Job]) -> None:
+        """Redraw, at most once a second."""
+        if self._live is not None and time.monotonic() - self._drawn >= _REDRAW_SECONDS:
+            self._drawn = time.monotonic()
+            self._live.update(self._table(running), refresh=True)
+
+    def _say(self, line: str) -> None:
+        stamp = time.strftime("%H:%M:%S")
+        # Not wrapped by rich: a name that is cut in two cannot be copied.
+        self._console.print(Text(f"{stamp} {line}"), soft_wrap=self._live is None)
+
+    def _table(self, running: Sequence[Job]) -> RenderableType:
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column("run", overflow="fold", ratio=1)
+        for title in ("iteration", "loss", "tok/s", "time"):
+            table.add_column(title, justify="right", no_wrap=True)
+        for job in running:
+            table.add_row(*self._row(job))
+        words = [f"{self._ended['train']} of {self._total['train']} runs trained"]
+        words += [f"{self._ended['score']} of {self._total['score']} scores"] if self._total["score"] else []
+        words += [f"{self._failed} failed"] if self._failed else []
+        return Group(Text(" · ".join(words), style="bold"), table)
+
+    def _row(self, job: Job) -> list[str]:
+        since = format_seconds(time.monotonic() - self._began[job.name])
+        if job.kind == "score" or job.run is None:
+            return [job.name, "scoring", "", "", since]
+        line = progress(job.run)
+        loss, speed = line.get("loss"), line.get("tokens_per_second")
+        last = max((int(path.name.removeprefix("iter_")) for path in job.makes), default=0)
+        return [
+            job.name,
+            f"{int(line.get('iteration') or 0):,}/{last:,}",
+            "" if loss is None else format_measured(float(loss), 3),
+            "" if speed is None else format_count(int(speed)),
+            since,
+        ]
+
+
+def _verb(job: Job) -> str:
+    return "training" if job.kind == "train" else "scoring"

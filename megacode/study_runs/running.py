@@ -1,0 +1,274 @@
+"""`megacode study run`: train and score, on this machine, what a study still lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+
+from megacode.base.errors import EXIT_RESUMABLE, ConfigError, LaunchError, PlanError, Problem
+from megacode.base.files import RunDir, remove
+from megacode.base.lock import RunLock
+from megacode.base.ownership import read
+from megacode.capacity.layout import uneven_batches
+from megacode.config.run import RunConfig
+from megacode.config.suggestions import did_you_mean
+from megacode.planning.run_plan import check_trainable
+from megacode.study.grid import build_grid
+from megacode.study.keeping import check_kept
+from megacode.study.loading import load_study
+from megacode.study.matching import prove
+from megacode.study.tree import Tree
+from megacode.study_runs.disk import Disk
+from megacode.study_runs.history import accept
+from megacode.study_runs.jobs import Job, jobs_of, write_configs
+from megacode.study_runs.places import StudyDir
+from megacode.study_runs.processes import Processes, Results, Room
+from megacode.study_runs.progress_table import ProgressTable
+from megacode.study_runs.runs import StudyRun, chosen_nodes, needed_runs
+from megacode.study_runs.scores import ScoreBoard
+from megacode.study_runs.states import RunState, run_states
+
+MADE_SUITES = ("demo",)  # their items are made from documents that no run learns from
+MakeItems = Callable[[Sequence[RunConfig], str, Path], None]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user asks for.
+
+    Attributes:
+        parallel: processes at once; None: as many as there is room for.
+        nproc: ranks of a run; None: as few as its layout allows.
+        only: names of arms; empty: all.
+        scores: whether arms are scored.
+        allow_code: let tasks run code that the model writes.
+        retrain: arms that have changed may be trained again.
+        retry: also try again what failed for good.
+    """
+
+    parallel: int | None = None
+    nproc: int | None = None
+    only: tuple[str, ...] = ()
+    scores: bool = True
+    allow_code: bool = False
+    retrain: bool = False
+    retry: bool = False
+
+
+def run_study(path: Path, choices: Choices, make_items: MakeItems, console: Console) -> int:
+    """Train and score what a study lacks; return the exit code.
+
+    Args:
+        path: of the study file.
+        choices: what the user asks for.
+        make_items: writes the items of a suite that is made from held-out documents, for all configs of the study.
+        console: for what is shown.
+
+    Returns:
+        0: everything is there; 1: something failed; 75: stopped, and the next call goes on.
+
+    Raises:
+        ConfigError, DataError: the study is wrong, or has changed since it was run.
+        PlanError: a claim of the study does not hold.
+        LaunchError: the study is being run by another process.
+    """
+    tree = checked_tree(path)
+    check_choices(tree, choices)
+    place = StudyDir(tree.grid.study.directory)
+    with _StudyLock(place) as lock:
+        work = prepare(tree, place, choices, path.name, make_items)
+        jobs = work.jobs(choices)
+        if not jobs:
+            return _report(console, Results(), work, place, path)
+        room = Room(max(choices.nproc or 1, *(run.ranks for run in work.runs), 1), choices.parallel)
+        _announce(console, work, jobs, room)
+        with ProgressTable(console, jobs) as table:
+            results = Processes(jobs, place, room, table, lock.beat).run()
+        return _report(console, results, work, place, path)
+
+
+def checked_tree(path: Path) -> Tree:
+    """Return the tree of a study that can be trained as it is.
+
+    Raises:
+        ConfigError, DataError: the study is wrong, or its data are not there.
+        PlanError: a claim does not hold, or a phase is infeasible.
+    """
+    study = load_study(path)
+    grid = build_grid(study, path)
+    tree = Tree(grid)
+    check_kept(tree)
+    problems = [problem for proof in prove(grid) for problem in proof.problems]
+    if problems:
+        raise PlanError(problems=problems)
+    if grid.provisional:
+        what = f"not there yet: {', '.join(grid.provisional)}"
+        raise ConfigError(
+            what, path.name, "make the data sets and the tokenizer first; `megacode study plan` needs none"
+        )
+    return tree
+
+
+def check_choices(tree: Tree, choices: Choices) -> None:
+    """Refuse unknown arms, and runs that do not fit their number of ranks.
+
+    Raises:
+        ConfigError: with all of them.
+    """
+    known = {name for arm, _ in tree.paths for name in (arm, arm.split("@")[0])}
+    problems = [
+        Problem(f"there is no arm {name!r}", "--only", did_you_mean(name, sorted(known)))
+        for name in choices.only
+        if name not in known
+    ]
+    for config in {id(cell.plan.config): cell.plan.config for cell in tree.grid.cells}.values():
+        problems += _misfits(config, choices.nproc or config.parallel.model_size)
+        check_trainable(config)
+    if choices.scores and tree.grid.study.suites and find_spec("lm_eval") is None:
+        problems.append(
+            Problem("lm-eval is not installed", "suites", "pip install 'megacode[eval]', or add --no-scores")
+        )
+    if problems:
+        raise ConfigError(problems=list(dict.fromkeys(problems)))
+
+
+def _misfits(config: RunConfig, ranks: int) -> list[Problem]:
+    size = config.parallel.model_size
+    if ranks % size:
+        what = f"{ranks} ranks are not divisible by tensor x pipeline x context parallel = {size}"
+        return [Problem(what, "--nproc", f"give a multiple of {size}, or leave it out")]
+    return uneven_batches(config, ranks)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a study still lacks.
+
+    Attributes:
+        tree: of the study.
+        runs: to be trained, and their states.
+        board: its scores.
+        disk: what exists.
+        place: of the study.
+    """
+
+    tree: Tree
+    runs: list[StudyRun]
+    states: dict[str, RunState]
+    board: ScoreBoard
+    disk: Disk
+    place: StudyDir
+
+    def held(self, retry: bool) -> dict[str, RunState]:
+        """Return the runs that are not started: they failed for good, or start from one that did."""
+        return {} if retry else {
+            name: state for name, state in self.states.items()
+            if (state.outcome is not None and state.outcome.final) or state.cause.startswith("failed ")
+        }  # fmt: skip
+
+    def jobs(self, choices: Choices) -> list[Job]:
+        """Return the jobs that are left, the most urgent first."""
+        held = self.held(choices.retry)
+        runs = [run for run in self.runs if run.name not in held]
+        ends = self._ends(choices.only, {node.id for run in self.runs if run.name in held for node in run.nodes})
+        return jobs_of(runs, ends if choices.scores else {}, self.board, self.place, choices.nproc, choices.allow_code)
+
+    def _ends(self, only: Collection[str], held: Collection[str]) -> dict[str, Path]:
+        """Return the checkpoints at the ends of arms, those included that are still to be made."""
+        planned = {node.id: run.checkpoint(node) for run in self.runs for node in run.nodes if node.id not in held}
+        known = planned | {state: found.path for state, found in self.disk.states.items()}
+        chosen = chosen_nodes(self.tree, only)
+        return {end: known[end] for end in self.board.of if end in chosen and end in known}
+
+
+def prepare(tree: Tree, place: StudyDir, choices: Choices, where: str, make_items: MakeItems) -> Work:
+    """Accept a study as it is now, make its items and configs, and return what it lacks.
+
+    Args:
+        tree: of the study.
+        place: its directory of runs.
+        choices: what the user asks for.
+        where: name of the study's file, for messages.
+        make_items: see `run_study`.
+
+    Raises:
+        ConfigError: the study has changed since it was run, and `choices.retrain` is not set.
+    """
+    disk = Disk(place.path)
+    board = ScoreBoard(tree, disk, choices.allow_code)
+    scored = any(score.path is not None and score.path.exists() for scores in board.of.values() for score in scores)
+    accept(tree, disk, place, where, scored, choices.retrain)
+    if choices.scores:
+        for suite in tree.grid.study.suites:
+            if suite in MADE_SUITES:
+                make_items([cell.plan.config for cell in tree.grid.cells], suite, place.items / suite)
+        board = ScoreBoard(tree, disk, choices.allow_code)
+    runs = needed_runs(tree, disk, choices.only, board.done())
+    write_configs(runs, place)
+    return Work(tree, runs, run_states(runs, place), board, disk, place)
+
+
+class _StudyLock:
+    """This process's lock on a study."""
+
+    def __init__(self, place: StudyDir) -> None:
+        self._place, self._run = place, RunDir(place.path)
+        # The lock of a run directory, under another name: the same rules decide who is alive.
+        self._run.lock = place.lock
+        self._lock = RunLock(self._run)
+
+    def __enter__(self) -> _StudyLock:
+        try:
+            self._lock.acquire()
+        except LaunchError as error:
+            what = f"this study is being run by {read(self._place.lock) or 'another process'}"
+            fix = f"wait until it ends; `touch {self._place.stop_request}` makes it save and stop"
+            raise LaunchError(what, str(self._place.lock), fix) from error
+        remove(self._place.stop_request)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+        remove(self._place.stop_request)
+
+    def beat(self) -> bool:
+        """Show that this process is alive; False if another one has taken the study."""
+        return self._lock.beat()
+
+
+def _announce(console: Console, work: Work, jobs: Sequence[Job], room: Room) -> None:
+    runs = sum(job.kind == "train" for job in jobs)
+    words = f"{runs} runs and {len(jobs) - runs} scores to make, {room.jobs} at once; logs in {work.place.logs}"
+    console.print(words, highlight=False, soft_wrap=True)
+
+
+def _report(console: Console, results: Results, work: Work, place: StudyDir, path: Path) -> int:
+    """Say how it ended and what to do next; return the exit code."""
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    held = {name: state for name, state in work.held(False).items() if name not in results.done}
+    for name, error in results.failed.items():
+        say(f"failed: {name}: {error}")
+        say(f"    log: {place.log(name)}")
+    for name, state in held.items():
+        if name not in results.failed:
+            say(f"not tried again: {name}: {state.state} {state.cause}".rstrip())
+    lost = {name: maker for name, maker in results.waiting.items() if maker}
+    if lost:
+        say(f"{len(lost)} jobs wait for {', '.join(dict.fromkeys(lost.values()))}")
+    if results.same_mistake:
+        say("the first runs all have wrong input, so no other was started")
+    code = results.exit_code or (1 if held else 0)
+    if code == EXIT_RESUMABLE:
+        say(f"stopped; the same command goes on: megacode study run {path}")
+    elif code:
+        say(f"fix the cause, and run it again (--retry if nothing changed in the study): megacode study run {path}")
+    else:
+        say(f"all runs and scores are there: megacode study status {path}")
+    return code
