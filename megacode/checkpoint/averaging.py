@@ -23,7 +23,7 @@ from megacode.checkpoint.listing import newest, of_run
 from megacode.checkpoint.reader import Reader
 from megacode.checkpoint.regions import Slot
 from megacode.checkpoint.state import TrainState
-from megacode.checkpoint.store import find_checkpoint
+from megacode.checkpoint.store import find_checkpoint, point_at
 from megacode.config.loading import dump_config, read_document
 from megacode.config.quantity import Quantity
 from megacode.config.suggestions import did_you_mean
@@ -75,7 +75,8 @@ def average(
         out: the new checkpoint, weights only; it says what it was made of, and its clock is that of the newest.
         weights: `uniform`, `decay:linear`, `decay:cosine`, or a YAML file: names or paths of checkpoints -> weights.
         last: merge the newest so many of one run directory.
-        over: length of the decay, which ends at the newest checkpoint of one run directory.
+        over: length of the decay, which ends at the newest checkpoint; of one run directory all others are there to be
+            used.
         normalize: divide the weights of a file by their sum.
 
     Raises:
@@ -83,11 +84,12 @@ def average(
         ConfigError: the weights do not fit.
     """
     shape = _decay_of(weights)
-    if over is not None and (shape is None or last is not None or len(paths) != 1):
-        fix = "give --weights decay:linear or decay:cosine and one run directory, without --last"
-        raise ConfigError("a decay's length goes with a decay and one run", "--over", fix)
+    if over is not None and (shape is None or last is not None):
+        fix = "give --weights decay:linear or decay:cosine, without --last"
+        raise ConfigError("a decay's length goes with a decay", "--over", fix)
     check_out(out)
-    sources = _sources(newest(paths, last) if over is None else of_run(RunDir(paths[0])), in_order=shape is not None)
+    whole_run = over is not None and len(paths) == 1
+    sources = _sources(of_run(RunDir(paths[0])) if whole_run else newest(paths, last), in_order=shape is not None)
     length = None if over is None else _samples(over, sources[-1].state)
     if shape is not None:
         _check_one_trunk(sources)
@@ -202,6 +204,10 @@ def _write(sources: Sequence[Source], shares: Sequence[float], rule: str, length
     # fp32, as the weights of every checkpoint, whatever was read.
     slots = [box for name, shape in about.items() for box in boxes_of(name, shape, "F32")]
     write_copy(state, [slots], partial(_mean, readers, shares), out)
+    run = _run_of(out)
+    # A run's directory with one checkpoint: later commands may be given the directory.
+    if run is not None and not run.latest.exists():
+        point_at(run, out)
     weights = {str(one.path): share for share, one in zip(shares, sources, strict=True)}
     elements = sum(math.prod(shape) for shape in about.values())
     return Mean(str(sources[lead].path), str(out), len(about), elements, 1, weights)
@@ -220,9 +226,14 @@ def _named(state: TrainState, out: Path) -> TrainState:
     """Return the state with a config that is not taken for that of the run which trained the newest checkpoint."""
     config = former_config(state.config)
     # In a run's directory it belongs to that run; elsewhere to none, so that no run's report lists its exports.
-    own = str(out.absolute().parents[1]) if out.absolute().parent.name == "checkpoints" else None
+    run = _run_of(out)
+    own = str(run.path) if run is not None else None
     changed = config.model_copy(update={"name": f"{config.name}-merged", "run_dir": own})
     return replace(state, config=dump_config(changed))
+
+
+def _run_of(out: Path) -> RunDir | None:
+    return RunDir(out.absolute().parents[1]) if out.absolute().parent.name == "checkpoints" else None
 
 
 def _check_alike(
