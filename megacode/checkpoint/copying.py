@@ -1,8 +1,8 @@
-"""Copy checkpoints: with another number of files, without the optimizer, or as the mean of several.
+"""Copy checkpoints: with another number of files, or without the optimizer.
 
 A checkpoint is independent of the layout that wrote it, so training on other ranks needs no conversion. A copy changes
-the files: fewer for a slow archive, only weights for evaluation, or the mean of several for a smoother model. One
-tensor is in memory at a time, and each is read back and compared before the copy is published.
+the files: fewer for a slow archive, or only weights for evaluation. A box of rows is in memory at a time, and each is
+read back and compared before the copy is published.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,13 +23,16 @@ from megacode.base.progress import steps
 from megacode.base.user_paths import refuse_unwritable
 from megacode.checkpoint import store
 from megacode.checkpoint.files import shard_name
-from megacode.checkpoint.reader import Reader
+from megacode.checkpoint.index import SIZES
+from megacode.checkpoint.reader import TORCH_TYPES, Reader
 from megacode.checkpoint.regions import Slot
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.writer import bytes_of, write_alone
+from megacode.mcore.checkpoint_pieces import Piece
 from megacode.mcore.optimizer_state import WEIGHT
 
-Make = Callable[[str], Tensor]
+Make = Callable[[Slot], Tensor]
+_BOX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -64,56 +68,28 @@ def reshard(source: Path, out: Path, *, files: int = 1, weights_only: bool = Fal
         VerificationError: the copy differs from the source.
     """
     path = store.find_checkpoint(source)
-    _check_out(out)
-    _check(path)
+    check_out(out)
+    check_intact(path)
     reader = Reader(path)
-    names = [name for name in reader.tensors if not weights_only or name.startswith(f"{WEIGHT}.")]
-    return _write(path, out, names, reader.whole, files)
+    about = {name: it for name, it in reader.tensors.items() if not weights_only or name.startswith(f"{WEIGHT}.")}
+    sizes = {name: math.prod(it.shape) for name, it in about.items()}
+    groups = [group for group in _dealt(sizes, files) if group]
+    slots = [
+        [box for name in group for box in boxes_of(name, about[name].shape, about[name].dtype)] for group in groups
+    ]
+    write_copy(TrainState.read(path), slots, partial(read_box, reader), out)
+    return Copy(str(path), str(out), len(sizes), sum(sizes.values()), len(groups))
 
 
-def average(sources: Sequence[Path], out: Path) -> Copy:
-    """Write the mean of the weights of several checkpoints of one model, for evaluation or as a start.
-
-    Means are taken in fp64. Source: Izmailov et al., Averaging Weights Leads to Wider Optima (2018), section 3.
-
-    Args:
-        sources: checkpoints or run directories.
-        out: the new checkpoint, weights only; its state is that of the newest source.
-
-    Raises:
-        CheckpointError: there are fewer than two, one is damaged, or they are of different models.
-    """
-    # By iteration: the newest one lends its state to the mean.
-    paths = sorted((store.find_checkpoint(source) for source in sources), key=lambda p: TrainState.read(p).iteration)
-    if len(set(paths)) < 2:
-        fix = "give two or more, or one run with --last N"
-        raise CheckpointError(f"averaging needs at least 2 checkpoints, and got {len(set(paths))}", str(out), fix)
-    _check_out(out)
-    for path in paths:
-        _check(path)
-    readers = [Reader(path) for path in paths]
-    names = [name for name in readers[-1].tensors if name.startswith(f"{WEIGHT}.")]
-    # Before any arithmetic: shapes could be broadcast without an error.
-    _check_alike(paths, readers, names)
-
-    def mean(name: str) -> Tensor:
-        total = readers[0].whole(name).double()
-        for reader in readers[1:]:
-            total += reader.whole(name)
-        # fp64: adding many fp32 weights would lose the digits in which checkpoints differ.
-        return (total / len(readers)).float()
-
-    return _write(paths[-1], out, names, mean, files=1)
-
-
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Refuse a bad output path before the sources are read, which may take long."""
     if out.exists():
         raise CheckpointError("it already exists", str(out), "give a directory that does not exist")
     refuse_unwritable(out, "OUT", directory=True)
 
 
-def _check(path: Path) -> None:
+def check_intact(path: Path) -> None:
+    """Read every byte of a source, and refuse a damaged one."""
     damaged = store.damage(path)
     if damaged:
         raise CheckpointError(
@@ -123,32 +99,49 @@ def _check(path: Path) -> None:
         )
 
 
-def _check_alike(paths: Sequence[Path], readers: Sequence[Reader], names: Sequence[str]) -> None:
-    for path, reader in zip(paths, readers, strict=True):
-        for name in names:
-            ours, theirs = readers[-1].tensors[name], reader.tensors.get(name)
-            if theirs is None or ours.shape != theirs.shape:
-                shape = f"has the shape {theirs.shape}" if theirs is not None else "is missing"
-                what = f"{name} {shape} here, and has the shape {ours.shape} in {paths[-1]}"
-                raise CheckpointError(what, str(path), "average checkpoints of the same model")
+def write_copy(source: TrainState, slots: Sequence[Sequence[Slot]], make: Make, out: Path) -> None:
+    """Write a checkpoint, read it back, and publish it.
 
+    Args:
+        source: its state, but for the sizes and hashes of files.
+        slots: the boxes of each file.
+        make: returns the contents of a box, on the CPU, of the box's type; called twice for each.
+        out: its directory, which must not exist.
 
-def _write(source: Path, out: Path, names: Sequence[str], make: Make, files: int) -> Copy:
-    about = Reader(source).tensors
-    sizes = {name: math.prod(about[name].shape) for name in names}
-    groups = [group for group in _dealt(sizes, files) if group]
+    Raises:
+        ConfigError: another process makes `out`.
+        VerificationError: what is read back differs.
+    """
+    boxes = [slot for group in slots for slot in group]
     with claimed(out, "OUT", new=True), atomic_path(out) as hidden:
         hidden.mkdir(parents=True)
-        slots = [[Slot(name, about[name].shape, about[name].dtype) for name in group] for group in groups]
         planned = [(shard_name(number), group) for number, group in enumerate(slots)]
-        with steps([name for group in groups for name in group], "writing tensors") as counted:
-            written = write_alone(hidden, planned, (bytes_of(make(name)) for name in counted))
+        with steps(boxes, "writing tensors") as counted:
+            written = write_alone(hidden, planned, (bytes_of(make(slot)) for slot in counted))
         # `keep` is a policy of the source's run; the copy belongs to none.
-        state = replace(TrainState.read(source), files=written, keep="")
-        state.write(hidden)
+        replace(source, files=written, keep="").write(hidden)
         # Still under its hidden name: a copy that differs is never published.
-        _prove(hidden, names, make)
-    return Copy(str(source), str(out), len(names), sum(sizes.values()), len(groups))
+        _prove(hidden, boxes, make)
+
+
+def boxes_of(name: str, shape: tuple[int, ...], dtype: str) -> list[Slot]:
+    """Divide a tensor into boxes of complete rows, so that a bounded part of it is in memory at a time."""
+    row = math.prod(shape[1:]) * SIZES[dtype]
+    rows = max(1, _BOX_BYTES // max(1, row))
+    starts = range(0, shape[0], rows) if shape and shape[0] > rows else []
+    parts = [
+        Slot(name, shape, dtype, (first, *(0 for _ in shape[1:])), (min(rows, shape[0] - first), *shape[1:]))
+        for first in starts
+    ]
+    return parts or [Slot(name, shape, dtype)]
+
+
+def read_box(reader: Reader, slot: Slot) -> Tensor:
+    """Return a box of a stored tensor, on the CPU, in the type of the slot."""
+    box = slot.box or slot.shape
+    data = torch.empty(box, dtype=TORCH_TYPES[slot.dtype])
+    reader.fill([Piece(slot.name, slot.shape, slot.offset or (0,) * len(slot.shape), data)])
+    return data
 
 
 def _dealt(sizes: dict[str, int], files: int) -> list[list[str]]:
@@ -162,11 +155,11 @@ def _dealt(sizes: dict[str, int], files: int) -> list[list[str]]:
     return groups
 
 
-def _prove(path: Path, names: Sequence[str], make: Make) -> None:
+def _prove(path: Path, boxes: Sequence[Slot], make: Make) -> None:
     reader = Reader(path)
-    with steps(names, "comparing tensors") as counted:
-        for name in counted:
-            if not torch.equal(reader.whole(name), make(name)):
+    with steps(boxes, "comparing tensors") as counted:
+        for slot in counted:
+            if not torch.equal(read_box(reader, slot), make(slot)):
                 raise VerificationError(
-                    f"{name} differs from its source after writing", str(path), "check the disk, then try again"
+                    f"{slot.name} differs from its source after writing", str(path), "check the disk, then try again"
                 )

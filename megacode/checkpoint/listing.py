@@ -23,12 +23,17 @@ def listing(path: Path) -> list[dict[str, Any]]:
         CheckpointError: there is no checkpoint.
     """
     run = RunDir(path)
-    paths = _of_run(run)
+    paths = of_run(run)
     named = store.latest(run)
     return [_row(item, item == named) for item in paths]
 
 
-def _of_run(run: RunDir) -> list[Path]:
+def of_run(run: RunDir) -> list[Path]:
+    """Return a run's checkpoints, oldest first.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     paths = [run.checkpoint(iteration) for iteration in run.iterations()]
     if not paths:
         what = "there is no checkpoint here" if run.path.exists() else "no such directory"
@@ -71,7 +76,7 @@ def verify(path: Path) -> list[dict[str, Any]]:
         CheckpointError: there is no checkpoint.
     """
     # A checkpoint itself, or a run directory with several.
-    paths = [path] if (path / FILE_NAME).exists() else _of_run(RunDir(path))
+    paths = [path] if (path / FILE_NAME).exists() else of_run(RunDir(path))
     rows = []
     with steps(paths, "reading checkpoints") as counted:
         for item in counted:
@@ -95,7 +100,7 @@ def newest(paths: Sequence[Path], last: int | None) -> list[Path]:
             "--last",
             "give one run directory, or omit --last",
         )
-    checkpoints = _of_run(RunDir(paths[0]))
+    checkpoints = of_run(RunDir(paths[0]))
     if len(checkpoints) < last:
         what, fix = f"the run has only {len(checkpoints)} checkpoints", f"give {len(checkpoints)} or fewer"
         raise ConfigError(what, "--last", fix)

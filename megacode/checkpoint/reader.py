@@ -22,7 +22,7 @@ from megacode.checkpoint.index import Index, Stored, unreadable
 from megacode.checkpoint.writer import DTYPES
 from megacode.mcore.checkpoint_pieces import Piece
 
-_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
+TORCH_TYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def reads(index: Index, piece: Piece) -> Iterator[Read]:
     at, size = about.boxes[:, 2 : 2 + dims], about.boxes[:, 2 + dims :]
     # The intersection of the piece with every stored box, at once for all boxes.
     first, last = np.maximum(at, wanted), np.minimum(at + size, wanted + length)
-    dtype = _DTYPES[about.dtype]
+    dtype = TORCH_TYPES[about.dtype]
     for number in np.flatnonzero((first < last).all(axis=1)):
         source, target = first[number] - at[number], first[number] - wanted
         extent = last[number] - first[number]
@@ -131,7 +131,7 @@ class Reader:
     def whole(self, name: str) -> Tensor:
         """Return a complete tensor on the CPU."""
         about = self.tensors[name]
-        data = torch.empty(about.shape, dtype=_DTYPES[about.dtype])
+        data = torch.empty(about.shape, dtype=TORCH_TYPES[about.dtype])
         self.fill([Piece(name, about.shape, (0,) * len(about.shape), data)])
         return data
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, digest, strict, write_json
 
 FILE_NAME = "megacode.json"
-_ADDED = {"ledger", "former_configs"}  # fields that checkpoints of earlier releases lack
+_ADDED = {"ledger", "former_configs", "merged"}  # fields that checkpoints of earlier releases lack
+_LEFT_OUT_EMPTY = ("former_configs", "merged")  # so that checkpoints without them keep their seals
+
+# What tells where in training a checkpoint of a mean stands.
+_PLACE = (
+    "iteration", "consumed_samples", "phase", "samples_by_source", "fingerprints", "config", "former_configs",
+    "tokenizer_hash",
+)  # fmt: skip
 
 
 @dataclass
@@ -30,6 +38,9 @@ class TrainState:
         config: the resolved config as YAML.
         former_configs: the other configs that it was trained with before, in order: `config`, as YAML, and
             `consumed_samples`, the clock at which training went on with another one.
+        merged: of a weighted mean of checkpoints: `weights`, the rule; `over`, samples of the decay or None; and `of`:
+            of each checkpoint `weight`, `path`, `seal`, and what differs from this state (see `merged_from`). All
+            else is of the newest one. Empty: it was trained.
         layout: parallel sizes of the run that saved it.
         tokenizer_hash: of the data's tokenizer; empty without a tokenizer.
         versions: of the packages it was saved with.
@@ -47,6 +58,7 @@ class TrainState:
     health: dict[str, Any] = field(default_factory=dict)
     config: str = ""
     former_configs: list[dict[str, Any]] = field(default_factory=list)
+    merged: dict[str, Any] = field(default_factory=dict)
     layout: dict[str, int] = field(default_factory=dict)
     tokenizer_hash: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -64,10 +76,30 @@ class TrainState:
 
     def _document(self) -> dict[str, Any]:
         document = asdict(self)
-        # Left out while empty, so that checkpoints without this field keep their seals.
-        if not self.former_configs:
-            del document["former_configs"]
-        return document
+        return {key: value for key, value in document.items() if value or key not in _LEFT_OUT_EMPTY}
+
+    def merged_from(self) -> list[tuple[float, TrainState]]:
+        """Return the weights and states of the checkpoints that this one is the mean of; empty: it was trained.
+
+        Their states hold what tells where they stand in training: config, clock, fingerprints, tokenizer.
+        """
+        return [(one["weight"], replace(self, **{"merged": {}, **one["state"]})) for one in self.merged.get("of", ())]
+
+    def as_mean(self, weights: str, over: int | None, parts: Sequence[tuple[float, Path, TrainState]]) -> TrainState:
+        """Return the state of a mean whose newest checkpoint has this state.
+
+        Args:
+            weights: the rule that the weights follow.
+            over: samples of the decay that it stands for, or None.
+            parts: weight, path and state of each checkpoint.
+        """
+        of = []
+        for weight, path, state in parts:
+            place = {key: value for key in _PLACE if (value := getattr(state, key)) != getattr(self, key)}
+            # A mean of means names what its parts were made of, also where the newest one was made of the same.
+            place |= {"merged": state.merged} if state.merged else {}
+            of.append({"weight": weight, "path": str(path.resolve()), "seal": state.seal, "state": place})
+        return replace(self, merged={"weights": weights, "over": over, "of": of}, keep="", health={}, files={})
 
     @classmethod
     def read(cls, directory: Path) -> TrainState:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from megacode.base.errors import VerificationError
+from megacode.base.errors import ConfigError, VerificationError
 from megacode.base.units import format_bytes, format_count
 from megacode.cli.options import Checkpoint, Json, RunDirectory, console, out_directory, print_json
 
 if TYPE_CHECKING:
     from megacode.checkpoint.copying import Copy
+    from megacode.config.quantity import Quantity
 
 app = typer.Typer(help="List, verify and average the checkpoints of a run.", no_args_is_help=True)
 
@@ -59,18 +60,43 @@ def verify(checkpoint: Checkpoint, as_json: Json = False) -> None:
 
 @app.command()
 def average(
-    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoints of one model.", show_default=False)],
+    checkpoints: Annotated[
+        list[Path], typer.Argument(help="Checkpoints of one model, or run directories.", show_default=False)
+    ],
     out: Annotated[Path, out_directory("Directory of the new checkpoint.")],
+    weights: Annotated[
+        str, typer.Option(help="uniform, decay:linear, decay:cosine, or a YAML file: checkpoint: weight.")
+    ] = "uniform",
     last: Annotated[
         int | None, typer.Option(min=2, help="Average the newest N checkpoints of one run directory.")
     ] = None,
+    over: Annotated[
+        str | None,
+        typer.Option(
+            help="Length of the decay, such as '20B tokens', up to a run's newest checkpoint.", metavar="LENGTH"
+        ),
+    ] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Divide the weights of a file by their sum.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Average the weights of several checkpoints, to evaluate or to start from."""
-    from megacode.checkpoint.copying import average as write_mean
-    from megacode.checkpoint.listing import newest
+    """Average the weights of checkpoints: several seeds, or a trunk whose mean stands for a decay (docs/merging.md)."""
+    from megacode.checkpoint.averaging import average as write_mean
 
-    show_copy(write_mean(newest(checkpoints, last), out), as_json)
+    mean = write_mean(checkpoints, out, weights, last=last, over=_length(over), normalize=normalize)
+    show_copy(mean, as_json)
+    if not as_json:
+        for path, weight in mean.weights.items():
+            typer.echo(f"  {weight:.6f}  {path}")
+        typer.echo("weights only: no optimizer, no FP8 scales; start from it with init: {from: ..., load: weights}")
+
+
+def _length(text: str | None) -> Quantity | None:
+    from megacode.config.quantity import Quantity, read_quantity
+
+    try:
+        return None if text is None else Quantity.model_validate(read_quantity(text))
+    except ValueError as error:
+        raise ConfigError(str(error), "--over", "give a number and a unit") from None
 
 
 def show_copy(copy: Copy, as_json: bool) -> None:

@@ -70,11 +70,20 @@ def facts(source: OpenedCheckpoint, report: Report, parameters: int) -> dict[str
         },
         "fingerprints": state.fingerprints,
         "withheld": state.withheld,
+        "merged": _merged(state),
         "checkpoint_seal": state.seal,
         "layout": state.layout,
         "versions": {"megacode": megacode.__version__, **state.versions},
         "parity": report.document(),
     }
+
+
+def _merged(state: TrainState) -> dict[str, Any] | None:
+    """Return the rule of a mean, and weight, path and seal of each checkpoint; None of a trained one."""
+    if not state.merged:
+        return None
+    of = [{key: one[key] for key in ("weight", "path", "seal")} for one in state.merged["of"]]
+    return {**state.merged, "of": of}
 
 
 def note_elsewhere(run: RunDir, out: Path, card: Mapping[str, Any]) -> None:

@@ -48,7 +48,7 @@ def tokenizer_problems(tokenizer: Tokenizer) -> list[Problem]:
         problems.append(Problem("the tokenizer has no end-of-document token: generation would never end", where, fix))
     if tokenizer.kind == "sentencepiece" and _model_type(tokenizer) != _BPE:
         # A unigram model breaks ties differently from tokenizers' own: some words would get other ids.
-        fix = "train one with tools/train_tokenizer.py"
+        fix = "train one with `megacode data tokenizer`"
         problems.append(Problem("only BPE models of SentencePiece can be exported", where, fix))
     return problems
 

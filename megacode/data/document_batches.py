@@ -18,7 +18,7 @@ from megacode.base.errors import DataError
 from megacode.data.indexed import IndexedDataset, array_offsets, bin_path, idx_path
 from megacode.data.manifest import Manifest
 
-AGAIN = "make it with tools/preprocess_data.py"
+AGAIN = "make it with `megacode data preprocess`"
 _DOCUMENTS = 1 << 16  # whose index entries are read at once
 _BATCH_BYTES = 8 << 20
 

@@ -46,7 +46,7 @@ _VERSION = 1
 _BLOCK = 1 << 20
 _EMPTY = "check the input: an empty data set cannot be used"
 _PAIR = "give the prefix of a .bin/.idx pair"
-_AGAIN = "copy it again from its origin, or recreate it with tools/preprocess_data.py"
+_AGAIN = "copy it again from its origin, or recreate it with `megacode data preprocess`"
 
 
 def bin_path(prefix: str | Path) -> Path:
@@ -171,7 +171,7 @@ def _map(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        fix = "check the path (give it without .bin and .idx), or create the data set with tools/preprocess_data.py"
+        fix = "check the path (give it without .bin and .idx), or create the data set with `megacode data preprocess`"
         raise DataError("there is no such file", str(path), fix) from None
     except ValueError:  # a file without bytes cannot be mapped
         raise DataError("it is empty", str(path), _AGAIN) from None

@@ -31,7 +31,7 @@ _FORMAT = 1
 _BLOCKS = 32  # sampled blocks of a file: 2 MiB in all, whatever its size
 _BLOCK_BYTES = 1 << 16
 _READ_BYTES = 1 << 22
-_CHANGED = "restore the files, or recreate the data set with tools/preprocess_data.py"
+_CHANGED = "restore the files, or recreate the data set with `megacode data preprocess`"
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megacode.base.claims import claimed
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, atomic_path, to_json, write_json
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
@@ -36,6 +38,7 @@ from megacode.eval.task_loading import load_tasks, network_problem, prefetch
 from megacode.eval.task_run import aggregate, load_model, run_items
 from megacode.eval.truncation import cut_facts, describe_cut
 from megacode.eval.writing_samples import write_samples
+from megacode.metrics.scores import read_score_file
 
 __all__ = ["ScoringOptions", "evaluate", "evaluate_many", "prefetch_suite", "render_scores"]
 
@@ -84,14 +87,17 @@ def evaluate(
         choices: how the suite is run.
 
     Returns:
-        The score document, on every rank.
+        The score document, on every rank; with `missing_only` the one that is there, if it is complete.
 
     Raises:
-        ConfigError: for an unknown suite or task, items that are not found, or without lm-eval.
+        ConfigError: for an unknown suite or task, items that are not found, or without lm-eval; or if another process
+            writes the score file.
         CheckpointError: if `hf_dir` is no model.
         DataError: if a task's data cannot be loaded.
     """
-    return evaluate_many([hf_dir], suite, [out], choices)[0]
+    choices = choices or ScoringOptions()
+    made = evaluate_many([hf_dir], suite, [out], choices)
+    return made[0] if made else read_score_file(out or default_out(hf_dir, suite_of(suite, hf_dir, choices).name))
 
 
 def evaluate_many(
@@ -100,7 +106,11 @@ def evaluate_many(
     outs: Sequence[Path | None] | None = None,
     choices: ScoringOptions | None = None,
 ) -> list[dict[str, Any]]:
-    """Score several models one after another in this process; see `evaluate`."""
+    """Score several models one after another in this process; see `evaluate`.
+
+    Returns:
+        Their score documents; with `missing_only` only those that were made now.
+    """
     choices = choices or ScoringOptions()
     # Whatever can be checked without lm-eval comes first: importing it takes seconds.
     check_device(choices.device)
@@ -161,17 +171,19 @@ def _score_all(
         if suite != loaded:
             tasks, left_out = load_tasks(suite, choices.run_code or suite.unsafe_code, choices.without)
             loaded = suite
-        # One rank decides for all: ranks that saw different files would wait for each other forever.
-        if choices.missing_only and ranks.broadcast(ranks.first and is_scored(hf_dir, suite, target, left_out)):
-            continue
-        document, lines = _score(hf_dir, suite, tasks, choices, (device, target, ranks))
-        document["left_out"] = left_out
-        if ranks.first:
-            items = [item for name, task in tasks.items() for item in task_items(name, task, choices.limit)]
-            document["contamination"] = contamination(run_of(hf_dir), document["model"]["megacode"], items)
-            _write(document, lines, target)
-            if (run := run_of(hf_dir)) is not None:
-                tell_run(RunDir(run))
+        # Two commands that write one score file would mix their results with each other's.
+        with claimed(target, "--out") if ranks.first else nullcontext():
+            # One rank decides for all: ranks that saw different files would wait for each other forever.
+            if choices.missing_only and ranks.broadcast(ranks.first and is_scored(hf_dir, suite, target, left_out)):
+                continue
+            document, lines = _score(hf_dir, suite, tasks, choices, (device, target, ranks))
+            document["left_out"] = left_out
+            if ranks.first:
+                items = [item for name, task in tasks.items() for item in task_items(name, task, choices.limit)]
+                document["contamination"] = contamination(run_of(hf_dir), document["model"]["megacode"], items)
+                _write(document, lines, target)
+                if (run := run_of(hf_dir)) is not None:
+                    tell_run(RunDir(run))
         documents.append(ranks.broadcast(document))
     return documents
 

@@ -188,8 +188,15 @@ def prove_compatible(plan: Plan, checkpoint: Path, state: TrainState, accept_cha
         accept_changed_past: report what a changed past repeats and loses instead of refusing it.
 
     Raises:
-        CheckpointError: the model or the tokenizer differs, or the past has changed and that is not accepted.
+        CheckpointError: the checkpoint is a mean of others; the model or the tokenizer differs; or the past has
+            changed and that is not accepted.
     """
+    if state.merged:
+        what = (
+            f"it is a mean of {len(state.merged['of'])} checkpoints, without the state of an optimizer to resume from"
+        )
+        fix = "start a new run from its weights: init: {from: ..., load: weights}"
+        raise CheckpointError(what, str(checkpoint), fix)
     prove_same_model(plan, state, checkpoint)
     _prove_same_tokenizer(plan.config, state)
     clock, chain = state.consumed_samples, state.fingerprints

@@ -63,7 +63,9 @@ class Costs:
 
     def checkpoint_bytes(self, node: TreeNode) -> int:
         """Return the size of the checkpoint at a node's end."""
-        return checkpoint_bytes(node.cell.plan.config.model, node.cell.plan.vocab_size)
+        size = checkpoint_bytes(node.cell.plan.config.model, node.cell.plan.vocab_size)
+        # A mean has weights alone: a third of weights and two moments.
+        return size if node.merging is None else size // 3
 
     def hours(self, node: TreeNode) -> float | None:
         """Return a node's GPU-hours; None if no number of GPUs was given and the node does not fit on the default.

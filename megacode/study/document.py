@@ -16,6 +16,7 @@ from megacode.study.intervals import USUAL_ITEMS, expected_intervals
 from megacode.study.keeping import check_kept
 from megacode.study.loading import load_study
 from megacode.study.matching import Proof, prove
+from megacode.study.merging import constant_rate
 from megacode.study.schema import Study
 from megacode.study.tree import Tree, TreeNode, totals
 from megacode.study.why import reasons
@@ -116,7 +117,9 @@ def _node(tree: Tree, node: TreeNode, found: Mapping[str, Found], costs: Costs) 
         "samples": node.samples,
         "seed": node.cell.seed,
         "levels": dict(node.cell.levels),
-        "phase": plan.name,
+        "phase": node.phase_name,
+        # Of a merged end: what it is made of; nothing is trained in it.
+        "merge": _merge(node, found),
         "first_sample": plan.first_sample + node.first,
         "last_sample": node.clock,
         "iteration": node.iteration,
@@ -129,6 +132,16 @@ def _node(tree: Tree, node: TreeNode, found: Mapping[str, Found], costs: Costs) 
         "gpu_hours": costs.hours(node),
         "checkpoint_bytes": costs.checkpoint_bytes(node),
     }
+
+
+def _merge(node: TreeNode, found: Mapping[str, Found]) -> _Json | None:
+    if node.merging is None:
+        return None
+    of = [
+        {**asdict(part), "checkpoint": str(found[part.id].path) if part.id in found else None}
+        for part in node.merging.parts
+    ]
+    return {"decay": node.merging.decay, "over": node.merging.over, "of": of}
 
 
 def _origin(tree: Tree, node: TreeNode) -> str | None:
@@ -215,6 +228,13 @@ def _warnings(grid: Grid, study: Study) -> Iterator[str]:
         yield (
             f"{', '.join(grid.provisional)}: declared, but not there yet; ids are provisional until the data and "
             "the tokenizer exist"
+        )
+    merged = (cell for cell in _first_seeds(grid) if cell.merging is not None)
+    uneven = [cell.name for cell in merged if cell.merging and not constant_rate(cell.plan, cell.merging)]
+    if uneven:
+        yield (
+            f"{', '.join(uneven)}: the learning rate is not constant over what is merged, so the mean stands for that "
+            "schedule times the decay"
         )
     used = {use.phase for arm in study.arms for use in study.uses(arm)}
     unused = [name for name in study.phases if name not in used]

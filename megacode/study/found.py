@@ -8,7 +8,7 @@ when it was resumed, is the state of no arm.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megacode.base.errors import MegacodeError
@@ -21,6 +21,7 @@ from megacode.plan.difference import former_config, former_schedule
 from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.planning.run_plan import Plan
 from megacode.study.identity import RANDOM, LearnedPast, start_from
+from megacode.study.merging import merged_state
 
 _DEEPEST = 16  # checkpoints that start from each other
 
@@ -35,6 +36,7 @@ class Found:
         seal: of the checkpoint.
         past: of the run that saved it.
         phase, read: the state's place in that run.
+        merged: it is a mean; the place is that of the newest of its parts.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Found:
     past: LearnedPast
     phase: int
     read: int
+    merged: bool = False
 
 
 def find_states(directory: Path) -> dict[str, Found]:
@@ -72,16 +75,36 @@ def states_of(checkpoint: Path, depth: int = 0) -> list[Found]:
     """
     try:
         state = TrainState.read(checkpoint)
-        plan = _trained_plan(state, checkpoint, state.config, state.consumed_samples)
-        if plan is None or not _trained_as_one(state, checkpoint, plan):
-            return []
+        return list(_merged(state, checkpoint, depth) if state.merged else _trained(state, checkpoint, depth))
     except MegacodeError:
         return []
+
+
+def _trained(state: TrainState, checkpoint: Path, depth: int) -> Iterator[Found]:
+    plan = _trained_plan(state, checkpoint, state.config, state.consumed_samples)
+    if plan is None or not _trained_as_one(state, checkpoint, plan):
+        return
     phase, read = _place(plan, state.consumed_samples)
     # A branch carries the configs of its trunks, oldest first. So its start is known after the trunk was deleted.
     first = former_config(state.former_configs[0]["config"]) if state.former_configs else plan.config
-    pasts = [LearnedPast(plan, state.tokenizer_hash, start) for start in starts_of(first, depth)]
-    return [Found(past.at(phase, read), checkpoint, state.seal, past, phase, read) for past in pasts]
+    for start in starts_of(first, depth):
+        past = LearnedPast(plan, state.tokenizer_hash, start)
+        yield Found(past.at(phase, read), checkpoint, state.seal, past, phase, read)
+
+
+def _merged(state: TrainState, checkpoint: Path, depth: int) -> Iterator[Found]:
+    """Yield the state of a mean; it carries all that its parts are known by, so they need not be there any more."""
+    weights = [weight for weight, _ in state.merged_from()]
+    parts = [
+        list((_merged if part.merged else _trained)(part, checkpoint, depth + 1)) for _, part in state.merged_from()
+    ]
+    # Parts of one trunk have as many names each, one for each name of the trunk's start.
+    if depth > _DEEPEST or len({len(names) for names in parts}) != 1:
+        return
+    for names in zip(*parts, strict=True):
+        newest = max(names, key=lambda one: (one.phase, one.read))
+        id_ = merged_state((weight, one.id) for weight, one in zip(weights, names, strict=True))
+        yield replace(newest, id=id_, seal=state.seal, merged=True)
 
 
 def _trained_plan(state: TrainState, checkpoint: Path, text: str, clock: int) -> Plan | None:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from megacode.config.setting_origins import Layer, Origins
 from megacode.data.source_checks import tokenizer_facts
 from megacode.planning.run_plan import Plan, SourceSizes, make_plan, read_sizes
 from megacode.study.identity import RANDOM, LearnedPast, start_from
+from megacode.study.merging import Merging, merging_of
 from megacode.study.schema import THE_FACTOR, Level, Study
 from megacode.study.settings import nested, phases_of, slug
 from megacode.study.twins import twin_of
@@ -44,6 +46,7 @@ class Cell:
         past: the identities of its states.
         full: of a twin, the plan of the full run.
         init: the cell whose last weights it starts from.
+        merging: how its end is merged; None: it ends with its last phase.
     """
 
     arm: str
@@ -54,6 +57,12 @@ class Cell:
     past: LearnedPast
     full: Plan | None = None
     init: Cell | None = None
+    merging: Merging | None = None
+
+    @property
+    def end(self) -> str:
+        """The id of the state that it ends with."""
+        return self.past.ends[-1] if self.merging is None else self.merging.id
 
     @property
     def name(self) -> str:
@@ -147,7 +156,7 @@ class _Builder:
         found = self.cells[original, tuple(levels.values()), seed]
         if arm == original:
             return found
-        return Cell(arm, original, levels, seed, found.plan, found.past, found.full, found.init)
+        return Cell(arm, original, levels, seed, found.plan, found.past, found.full, found.init, found.merging)
 
     def _ordered(self) -> list[str]:
         """Return the arms that are no second names, those that others start from first."""
@@ -194,7 +203,22 @@ class _Builder:
             plan = self._plan(config.model_copy(update=changes))
             init = self._init(arm, levels, seed)
             past = LearnedPast(plan, _tokenizer_hash(config), self._start(arm, init))
-            self.cells[arm, tuple(levels.values()), seed] = Cell(arm, arm, levels, seed, plan, past, full, init)
+            merging = self._merging(arm, plan, past, full, cut[2].twin if cut is not None else None)
+            self.cells[arm, tuple(levels.values()), seed] = Cell(
+                arm, arm, levels, seed, plan, past, full, init, merging
+            )
+
+    def _merging(
+        self, arm: str, plan: Plan, past: LearnedPast, full: Plan | None, share: Fraction | None
+    ) -> Merging | None:
+        anneal = self.study.arms[arm].anneal
+        if anneal is None:
+            return None
+        where = f"{self.file}: arms.{arm}.anneal.merge"
+        if full is None or share is None:
+            return merging_of(plan, past, anneal.merge, where)
+        ratio = share * full.schedule.seq_length / plan.schedule.seq_length
+        return merging_of(plan, past, anneal.merge, where, full, ratio)
 
     def _run_name(self, arm: str, levels: Levels, seed: int) -> str:
         """Return the name of a cell's run, which is that of its directory, too."""
@@ -275,7 +299,7 @@ class _Builder:
 
     def _start(self, arm: str, init: Cell | None) -> str:
         if init is not None:
-            return start_from("state", init.past.ends[-1])
+            return start_from("state", init.end)
         given = self.study.arms[arm].init
         if given is None or given.from_ is None:
             return RANDOM

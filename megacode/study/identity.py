@@ -25,7 +25,7 @@ from megacode.planning.run_plan import Plan
 LAW = "megacode study 1"  # changes when a state with the same facts would mean another thing
 RANDOM = "random"
 # 64 bits: a study has thousands of states, and a collision among a million has a chance of 3e-8.
-_DIGITS = 16
+STATE_DIGITS = 16
 Facts = dict[str, Any]
 
 
@@ -73,7 +73,7 @@ class LearnedPast:
 
     def at(self, phase: int, read: int) -> str:
         """Return the id of the state after some samples of a phase."""
-        return digest(json.dumps(self.facts(phase, read), sort_keys=True))[:_DIGITS]
+        return digest(json.dumps(self.facts(phase, read), sort_keys=True))[:STATE_DIGITS]
 
     def facts(self, phase: int, read: int) -> Facts:
         """Return what is hashed: nested plain values."""

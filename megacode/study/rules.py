@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from megacode.base.errors import Problem
 from megacode.config.suggestions import did_you_mean
 from megacode.study.paper import the_paper
-from megacode.study.schema import THE_FACTOR, Study
+from megacode.study.schema import THE_FACTOR, Study, StudyArm
 
 Rule = Callable[[Study], Iterator[Problem]]
 RESERVED = {
@@ -51,7 +51,7 @@ def an_arm_has_phases_or_is_a_second_name(study: Study) -> Iterator[Problem]:
             yield Problem("it has no phases", f"{where}.phases", "add phases: [NAME, ...], or same_as: ARM")
         if arm.same_as is None:
             continue
-        given = [key for key, value in (("phases", arm.phases), ("set", arm.set), ("init", arm.init)) if value]
+        given = [key for key, value in _own(arm) if value]
         if given:
             what = f"it is the same as {arm.same_as!r}, and has {' and '.join(given)} of its own"
             yield Problem(what, f"{where}.same_as", f"remove same_as, or {' and '.join(given)}")
@@ -60,6 +60,19 @@ def an_arm_has_phases_or_is_a_second_name(study: Study) -> Iterator[Problem]:
         if arm.same_as in study.arms and study.arms[arm.same_as].same_as is not None:
             what = f"{arm.same_as!r} is itself a second name"
             yield Problem(what, f"{where}.same_as", f"write same_as: {study.arms[arm.same_as].same_as}")
+
+
+def _own(arm: StudyArm) -> Iterator[tuple[str, object]]:
+    yield from (("phases", arm.phases), ("set", arm.set), ("init", arm.init), ("anneal", arm.anneal))
+
+
+def a_merged_end_has_one_length(study: Study) -> Iterator[Problem]:
+    """A merge says how long its decay is, in one way."""
+    for name, arm in study.arms.items():
+        merge = arm.anneal.merge if arm.anneal is not None else None
+        if merge is not None and (merge.over is None) == (merge.last is None):
+            fix = "write over: 20B tokens, or last: 5 (checkpoints)"
+            yield Problem("it gives the decay one length", f"arms.{name}.anneal.merge", fix)
 
 
 def arms_use_known_phases(study: Study) -> Iterator[Problem]:
@@ -281,6 +294,7 @@ def _meet(study: Study, arm: str, other: str) -> bool:
 RULES: tuple[Rule, ...] = (
     names_can_be_told_apart,
     an_arm_has_phases_or_is_a_second_name,
+    a_merged_end_has_one_length,
     arms_use_known_phases,
     phases_are_written_without_a_name,
     first_weights_come_from_somewhere,

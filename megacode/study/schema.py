@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag
 
 from megacode.config.quantity import Frozen, Length
+from megacode.plan.decay_weights import Shape
 
 THE_FACTOR = "*"  # in `set` of a level: the key that the factor is named by
 
@@ -105,6 +106,30 @@ class Forecast(Frozen):
     at: tuple[str, ...] = ()
 
 
+class Merge(Frozen):
+    """Checkpoints of a trunk, merged so that their mean stands for a decay to zero; see `plan.decay_weights`.
+
+    Attributes:
+        decay: its shape.
+        over: its length, up to the end of the arm's training.
+        last: merge so many checkpoints instead: the decay begins at the first of them.
+    """
+
+    decay: Shape
+    over: Length | None = None
+    last: int | None = Field(default=None, ge=2)
+
+
+class Anneal(Frozen):
+    """What stands in for a trained decay at an arm's end.
+
+    Attributes:
+        merge: checkpoints that are merged.
+    """
+
+    merge: Merge
+
+
 class StudyArm(Frozen):
     """A way to train.
 
@@ -112,6 +137,7 @@ class StudyArm(Frozen):
         phases: names of phases, in order; a phase may be used twice.
         set: settings of this arm, `key.path: value`.
         init: first weights other than random ones.
+        anneal: how the arm ends, if not with its last phase.
         table: the table of results that it belongs to.
         paper: the arm of the paper whose numbers stand beside its own; absent: that of its own name.
         same_as: another arm that this is a second name for.
@@ -121,6 +147,7 @@ class StudyArm(Frozen):
     phases: tuple[Use, ...] | None = Field(default=None, min_length=1)
     set: dict[str, Any] = {}
     init: ArmInit | None = None
+    anneal: Anneal | None = None
     table: str = ""
     paper: str | None = None
     same_as: str | None = None

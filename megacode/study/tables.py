@@ -52,11 +52,13 @@ def _headline(document: _Json) -> Table:
     grid.add_column()
     arms, seeds = {row["arm"] for row in document["arms"]}, document["seeds"]
     # Fewer than nodes: a node with one child that resumes is trained in the child's run.
-    runs = {row["run"] for row in document["nodes"]}
+    runs = {row["run"] for row in document["nodes"] if row["merge"] is None}
+    merges = sum(row["merge"] is not None for row in document["nodes"])
     levels = "".join(f", {name}: {', '.join(names)}" for name, names in document["factors"].items())
     grid.add_row("study", Text(document["name"], style="bold"))
     grid.add_row("arms", f"{len(arms)}, baseline {document['baseline']}{levels}; {_seeds(seeds)}")
-    grid.add_row("runs", f"{len(runs)}, {len(document['nodes'])} nodes, below {document['runs']}")
+    merged = f", {merges} merges" if merges else ""
+    grid.add_row("runs", f"{len(runs)}{merged}, {len(document['nodes'])} nodes, below {document['runs']}")
     trained = sum(row["state"] == "trained" for row in document["nodes"])
     to_train = f"{format_count(document['tokens_to_train'])} tokens"
     grid.add_row("to train", f"{to_train}; {trained} nodes are there" if trained else to_train)
@@ -99,7 +101,10 @@ def _line(row: _Json, ends: list[str]) -> Text:
     line = Text.assemble(mark, (row["phase"] + levels, "bold"), f"  {format_count(row['tokens'])}  ")
     line.append(row["id"][:8], style="dim")
     # Below its parent, yet without its optimizer: easily misread as a continuation.
-    if not row["resumes"] and row["parent"] is not None:
+    if row["merge"] is not None:
+        merge = row["merge"]
+        line.append(f"  {len(merge['of'])} checkpoints, as a {merge['decay']} decay", style="italic")
+    elif not row["resumes"] and row["parent"] is not None:
         line.append("  from its weights", style="italic")
     if ends:
         line.append("  " + ", ".join(ends), style="cyan")

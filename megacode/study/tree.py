@@ -5,6 +5,8 @@ node is the stretch of training that leads to a state; its id is that of the sta
 whole past. How many nodes a phase is cut into depends on the other arms of the study, the ids of states do not: an arm
 that is added may cut a node in two, and keeps both ends.
 
+A merged end is a node in which nothing is trained. Its parent is the end of the trunk, the last state it is made of.
+
 A node with one child that resumes from it needs no run of its own: `run` names the last node of the run that both are
 trained in. A child that takes weights alone starts a run, at clock 0.
 """
@@ -16,7 +18,10 @@ from dataclasses import dataclass, field
 
 from megacode.base.errors import ConfigError, Problem
 from megacode.study.grid import Cell, Grid
+from megacode.study.merging import Merging
 from megacode.study.settings import slug
+
+MERGED = "merged"
 
 
 @dataclass
@@ -30,6 +35,7 @@ class TreeNode:
         cell: one of the cells that it is part of, the first one; all agree on it.
         phase: number of the phase in that cell.
         first, last: samples of the phase at its start and at its end.
+        merging: how its state is merged of others; nothing is trained in it, and its parent is the last of them.
         arms: names of all cells that it is part of.
         children: in the order in which they should be trained, the longest remaining path first.
     """
@@ -41,14 +47,19 @@ class TreeNode:
     phase: int
     first: int
     last: int
+    merging: Merging | None = None
     arms: list[str] = field(default_factory=list)
     children: list[TreeNode] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         """A name for people, unique by the id's first eight digits."""
-        phase = self.cell.plan.schedule.phases[self.phase].name
-        return slug("-".join((phase, *self.cell.place, f"s{self.cell.seed}", self.id[:8])))
+        return slug("-".join((self.phase_name, *self.cell.place, f"s{self.cell.seed}", self.id[:8])))
+
+    @property
+    def phase_name(self) -> str:
+        """The name of its phase; `merged` where nothing is trained."""
+        return MERGED if self.merging is not None else self.cell.plan.schedule.phases[self.phase].name
 
     @property
     def samples(self) -> int:
@@ -165,6 +176,9 @@ def _path(cell: Cell, cuts: _Cuts) -> Iterator[TreeNode]:
         for state, read in cuts.of(cell, phase):
             yield TreeNode(state, before, resumes, cell, phase, first, read)
             before, resumes, first = state, True, read
+    if cell.merging is not None:
+        last = len(cell.plan.schedule.phases) - 1
+        yield TreeNode(cell.merging.id, before, False, cell, last, first, first, cell.merging)
 
 
 def _linked(found: dict[str, TreeNode]) -> list[TreeNode]:
@@ -200,7 +214,7 @@ def _refuse_equal_arms(grid: Grid) -> None:
         # Seeds never make two arms equal, nor different: the first one tells.
         if cell.arm != cell.original or cell.seed != grid.study.seeds[0]:
             continue
-        other = seen.setdefault(cell.past.ends[-1], cell)
+        other = seen.setdefault(cell.end, cell)
         if other is cell:
             continue
         what = f"{other.name!r} and {cell.name!r} are the same training"
@@ -242,15 +256,19 @@ def totals(tree: Tree, cells: Iterable[Cell] | None = None) -> Totals:
         cells: to count; absent: all.
     """
     chosen = tree.grid.cells if cells is None else list(cells)
-    paths = [tree.paths[cell.name, cell.seed] for cell in chosen]
+    # A merged end takes no training: its row is that of its trunk.
+    paths = [
+        [state for state in tree.paths[cell.name, cell.seed] if tree.nodes[state].merging is None] for cell in chosen
+    ]
     shared = sum(tree.nodes[state].tokens for state in {state for path in paths for state in path})
     tables: dict[object, dict[str, Cell]] = {}
     for cell, path in zip(chosen, paths, strict=True):
         table = tree.grid.study.arms[cell.arm].table
         tables.setdefault((table, cell.place, cell.seed), {})[path[-1]] = cell
     rows = 0
+    inside = {path[-1]: path[:-1] for path in paths}
     for ends in tables.values():
         # An arm that ends on the way of another one is scored there.
-        inner = {state for cell in ends.values() for state in tree.paths[cell.name, cell.seed][:-1]}
+        inner = {state for end in ends for state in inside[end]}
         rows += sum(cell.tokens for end, cell in ends.items() if end not in inner)
     return Totals(shared, rows, sum(cell.tokens for cell in chosen))

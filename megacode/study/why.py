@@ -14,6 +14,7 @@ from megacode.study.tree import Tree, TreeNode
 
 _SHOWN = 4
 _PAST = "past"
+_NO_PHASE = -1  # merged ends are compared with each other
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def reasons(tree: Tree, found: Iterable[Found] = ()) -> dict[str, Reason]:
     known = [
         _State(str(state.path), state.phase, _facts(state.past, state.phase, state.read, names))
         for state in found
-        if state.id not in tree.nodes
+        if state.id not in tree.nodes and not state.merged
     ]
     result = {}
     # In the order of the file: the first arm is what a reader has in mind.
@@ -71,6 +72,10 @@ def reasons(tree: Tree, found: Iterable[Found] = ()) -> dict[str, Reason]:
 
 
 def _of_node(node: TreeNode, names: dict[str, str]) -> _State:
+    if node.merging is not None:
+        merging, past = node.merging, names[str(node.parent)]
+        facts = {"decay": merging.decay, "over": merging.over, "checkpoints": len(merging.parts), _PAST: past}
+        return _State(node.name, _NO_PHASE, facts)
     return _State(node.name, node.phase, _facts(node.cell.past, node.phase, node.last, names))
 
 

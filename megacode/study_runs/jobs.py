@@ -36,7 +36,7 @@ class Job:
         skip: tells, once it could be started, whether there is nothing left to do.
     """
 
-    kind: Literal["train", "score"]
+    kind: Literal["train", "merge", "score"]
     name: str
     arguments: tuple[str, ...]
     needs: tuple[Path, ...] = ()
@@ -63,8 +63,8 @@ def is_published(checkpoint: Path) -> bool:
 
 
 def write_configs(runs: Sequence[StudyRun], place: StudyDir) -> None:
-    """Write the config file of each run, unless it is there already."""
-    for run in runs:
+    """Write the config file of each run that trains, unless it is there already."""
+    for run in (run for run in runs if not run.parts):
         path = place.config(run.name)
         text = (
             f"# A run of the study below {place.path}; `megacode study run` writes this file.\n"
@@ -87,6 +87,15 @@ def train_job(run: StudyRun, place: StudyDir, nproc: int | None) -> Job:
     # Of nodes inside the run, too: others may start there, or be scored, while it goes on.
     makes = tuple(run.checkpoint(node) for node in run.nodes)
     return Job("train", run.name, arguments, needs, makes, run.run, run.config, run.nodes[0].remaining())
+
+
+def merge_job(run: StudyRun) -> Job:
+    """Return the job that merges checkpoints of a trunk."""
+    merging, out = run.last.merging, run.checkpoint(run.last)
+    assert merging is not None, "a run with parts ends with a merge"
+    arguments = ("checkpoint", "average", *map(str, run.parts), "--out", str(out))
+    arguments += ("--weights", f"decay:{merging.decay}", "--over", f"{merging.over} samples")
+    return Job("merge", run.name, arguments, run.parts, (out,), None, run.config, run.last.remaining())
 
 
 def score_job(
@@ -132,7 +141,7 @@ def jobs_of(
         nproc: ranks of a run.
         code: let tasks run code that the model writes.
     """
-    trained = [train_job(run, place, nproc) for run in runs]
+    made = [merge_job(run) if run.parts else train_job(run, place, nproc) for run in runs]
     nodes = board.tree.nodes
     scored = [
         score_job(board, suite, nodes[end], path, place, nproc, code)
@@ -140,4 +149,4 @@ def jobs_of(
         for suite in board.suites
         if board.score(suite, nodes[end], path).presence != "there"
     ]
-    return sorted(trained, key=lambda job: -job.weight) + scored
+    return sorted(made, key=lambda job: -job.weight) + scored

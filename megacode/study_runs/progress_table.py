@@ -18,6 +18,8 @@ from megacode.study_runs.outcomes import progress
 _REDRAW_SECONDS = 1.0
 _WORDS = {"done": "done", "failed": "FAILED", "interrupted": "stopped"}
 
+_VERBS = {"train": ("training", "trained"), "merge": ("merging", "merged"), "score": ("scoring", "scored")}
+
 
 class ProgressTable:
     """Shows the jobs of a study.
@@ -29,7 +31,7 @@ class ProgressTable:
 
     def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
         self._console = console
-        self._total = {kind: sum(job.kind == kind for job in jobs) for kind in ("train", "score")}
+        self._total = {kind: sum(job.kind == kind for job in jobs) for kind in _VERBS}
         self._ended = dict.fromkeys(self._total, 0)
         self._failed = 0
         self._began: dict[str, float] = {}
@@ -52,16 +54,15 @@ class ProgressTable:
         """Show that a process was started."""
         self._began[job.name] = time.monotonic()
         if self._live is None:
-            self._say(f"{_verb(job)} {job.name}")
+            self._say(f"{_VERBS[job.kind][0]} {job.name}")
 
     def ended(self, job: Job, result: str, seconds: float, error: str) -> None:
         """Show that a process ended."""
         self._ended[job.kind] += result == "done"
         self._failed += result == "failed"
         counts = f"{self._ended[job.kind]} of {self._total[job.kind]}"
-        what = "trained" if job.kind == "train" else "scored"
         self._say(
-            f"{what} {job.name} in {format_seconds(seconds)} ({counts})"
+            f"{_VERBS[job.kind][1]} {job.name} in {format_seconds(seconds)} ({counts})"
             if result == "done"
             else f"{_WORDS[result]} {job.name} after {format_seconds(seconds)}"
         )
@@ -87,14 +88,15 @@ class ProgressTable:
         for job in running:
             table.add_row(*self._row(job))
         words = [f"{self._ended['train']} of {self._total['train']} runs trained"]
+        words += [f"{self._ended['merge']} of {self._total['merge']} merged"] if self._total["merge"] else []
         words += [f"{self._ended['score']} of {self._total['score']} scores"] if self._total["score"] else []
         words += [f"{self._failed} failed"] if self._failed else []
         return Group(Text(" · ".join(words), style="bold"), table)
 
     def _row(self, job: Job) -> list[str]:
         since = format_seconds(time.monotonic() - self._began[job.name])
-        if job.kind == "score" or job.run is None:
-            return [job.name, "scoring", "", "", since]
+        if job.run is None:
+            return [job.name, _VERBS[job.kind][0], "", "", since]
         line = progress(job.run)
         loss, speed = line.get("loss"), line.get("tokens_per_second")
         last = max((int(path.name.removeprefix("iter_")) for path in job.makes), default=0)
@@ -105,7 +107,3 @@ class ProgressTable:
             "" if speed is None else format_count(int(speed)),
             since,
         ]
-
-
-def _verb(job: Job) -> str:
-    return "training" if job.kind == "train" else "scoring"

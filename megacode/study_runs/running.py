@@ -244,8 +244,9 @@ class _StudyLock:
 
 
 def _announce(console: Console, work: Work, jobs: Sequence[Job], room: Room) -> None:
-    runs = sum(job.kind == "train" for job in jobs)
-    words = f"{runs} runs and {len(jobs) - runs} scores to make, {room.jobs} at once; logs in {work.place.logs}"
+    runs, merges = (sum(job.kind == kind for job in jobs) for kind in ("train", "merge"))
+    merged = f", {merges} merges" if merges else ""
+    words = f"{runs} runs{merged} and {len(jobs) - runs - merges} scores to make, {room.jobs} at once; logs in {work.place.logs}"
     console.print(words, highlight=False, soft_wrap=True)
 
 

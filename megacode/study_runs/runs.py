@@ -4,6 +4,8 @@ A run is a chain of nodes that are trained in one directory. It ends where arms 
 kept that its policy would delete. What exists is never trained again: a chain starts from the furthest checkpoint on
 its way. A run directory that stopped inside the chain is continued, whichever arms the study had when it began; only
 its config is written anew. Otherwise the chain is a new run: from random weights, or a branch off that checkpoint.
+
+A merged end is a run that trains nothing. Its directory gets one checkpoint, made of those of its trunk.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from megacode.base.files import RunDir
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.config.training import Init
+from megacode.study.merging import Merging, Part
 from megacode.study.settings import slug
 from megacode.study.tree import Tree, TreeNode
 from megacode.study_runs.disk import Disk, DiskRun
@@ -32,6 +35,7 @@ class StudyRun:
         start: the checkpoint that it starts from, which another run may still have to make; None: random weights.
         parent: the node at whose end `start` lies; None: nothing to wait for.
         continues: whether its directory exists, and its run goes on there.
+        parts: checkpoints that its only node is merged of; empty: it trains.
     """
 
     nodes: tuple[TreeNode, ...]
@@ -39,6 +43,7 @@ class StudyRun:
     start: Path | None
     parent: str | None
     continues: bool
+    parts: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -130,7 +135,7 @@ class _Planner:
         # Parents come before their children, so the end that a run starts from is known.
         for node in self.tree.nodes.values():
             if node.id in self.needed and node.id not in planned:
-                run = self._run(self._chain(node))
+                run = self._run(self._chain(node)) if node.merging is None else self._merge(node, node.merging)
                 for one in run.nodes:
                     planned.add(one.id)
                     self.ends[one.id] = run.checkpoint(one)
@@ -165,6 +170,28 @@ class _Planner:
         init = Init() if start is None else Init(from_=str(start), load=load)
         changes |= {"name": name, "run_dir": str(self.directory.run(name).path), "init": init}
         return StudyRun(chain, cell.model_copy(update=changes), start, parent, continues=False)
+
+    def _merge(self, node: TreeNode, merging: Merging) -> StudyRun:
+        """Return the run of a merged end: a directory with one checkpoint."""
+        assert node.parent is not None, "a trunk comes before its merge"
+        name = run_name(self.tree, node)
+        changes = {"name": name, "run_dir": str(self.directory.run(name).path), "init": Init()}
+        parts = tuple(self._part(node, part) for part in merging.parts)
+        waits = node.parent if node.parent in self.needed else None
+        config = node.cell.plan.config.model_copy(update=changes)
+        return StudyRun((node,), config, self.ends[node.parent], waits, continues=False, parts=parts)
+
+    def _part(self, node: TreeNode, part: Part) -> Path:
+        """Return the checkpoint of a part: where it lies, or where the run of its stretch saves it."""
+        found = self.disk.states.get(part.id)
+        if found is not None:
+            return found.path
+        path = [self.tree.nodes[state] for state in self.tree.paths[node.cell.name, node.cell.seed]]
+        clock = node.cell.plan.batches.clock_after(part.iteration)
+        # From the end, since an arm that this one starts from has clocks of its own. A missing checkpoint of a stretch
+        # that is trained is looked for there, too: the merge waits for it, and says so.
+        stretch = next(one for one in reversed(path[:-1]) if one.clock - one.samples < clock)
+        return RunDir(self.ends.get(stretch.id, self.ends[path[-2].id]).parents[1]).checkpoint(part.iteration)
 
     def _unfinished(self, node: TreeNode) -> DiskRun | None:
         """Return the run directory that goes on with a node: a live one, or else the one that is furthest."""

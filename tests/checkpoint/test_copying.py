@@ -61,7 +61,19 @@ def test_what_a_user_does_with_checkpoints(run: RunDir, golden: Path, megacode: 
         expected = torch.stack([weights[name].double() for weights in newest]).mean(0).float()
         assert torch.equal(mean[name], expected)
 
+    decay = ("checkpoint", "average", run.path, "--weights", "decay:linear", "--over", "9 iterations")
+    shown = json.loads(megacode(*decay, "--out", "decayed", "--json").stdout)
+    assert [Path(path).name for path in shown["weights"]] == [f"iter_{n:07d}" for n in (10, 15, 16, 20)]
+    assert sum(shown["weights"].values()) == pytest.approx(1)
+    refused = megacode("train", golden, "run_dir=next", "init={from: decayed, load: all}")
+    assert refused.returncode == 2
+    assert "it is a mean of 4 checkpoints, without the state of an optimizer" in refused.stderr
+    started = megacode("train", golden, "run_dir=from-mean", "init={from: decayed, load: weights}", "--nproc", 1)
+    assert started.returncode == 0, started.stderr
+
     for arguments, said in (
+        ((*decay[:-1], "9 minutes", "--out", "x"), "is not a quantity"),
+        ((*decay[:-1], "90 iterations", "--out", "x"), "reach back"),
         (("checkpoint", "average", run.path, "--out", "one"), "give two or more"),
         (("checkpoint", "average", run.path, "--last", 9, "--out", "one"), "the run has"),
         (("convert", "reshard", run.path, "three"), "it already exists"),

@@ -12,6 +12,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megacode.base.errors import CheckpointError, ConfigError
+from megacode.checkpoint.averaging import average
 from megacode.checkpoint.state import TrainState
 from megacode.convert.card import phases_read
 from megacode.convert.hf import to_hf
@@ -170,3 +171,19 @@ def test_the_phase_under_way_counts_what_was_really_read() -> None:
     first, second = phases_read(state, 100)
     assert first == {"name": "one", "samples": 10, "tokens": 1000, "sources": {"a": 600, "b": 400}, "complete": True}
     assert second == {"name": "two", "samples": 5, "tokens": 500, "sources": {"a": 400, "b": 100}, "complete": False}
+
+
+def test_a_mean_of_checkpoints_is_exported_and_says_what_it_was_made_of(runs, out, tmp_path) -> None:
+    shutil.copytree(runs("llama"), tmp_path / "other")
+    average([runs("llama"), tmp_path / "other"], tmp_path / "merged/checkpoints/iter_0000003")
+    report = to_hf(tmp_path / "merged", out)
+    assert report.verified
+    card, facts = (out / "README.md").read_text(), json.loads((out / "megacode.json").read_text())
+    assert "Its weights are a mean of 2 checkpoints (weights: uniform)" in card
+    assert f"- 0.500000 `{tmp_path / 'other/checkpoints/iter_0000003'}`" in card
+    assert [one["weight"] for one in facts["merged"]["of"]] == [0.5, 0.5]
+    assert facts["name"] == "tiny-llama-merged"
+    to_hf(runs("llama"), tmp_path / "trained")
+    assert json.loads((tmp_path / "trained/megacode.json").read_text())["merged"] is None
+    first, second = (SafetensorsFiles(path)["model.norm.weight"] for path in (out, tmp_path / "trained"))
+    assert torch.equal(first, second)

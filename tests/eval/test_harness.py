@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from megacode.base.claims import claimed
 from megacode.base.errors import CheckpointError, ConfigError, DataError
 from megacode.data.demo_items import SuiteSizes, build_demo_tasks
 from megacode.eval.harness import ScoringOptions, evaluate, evaluate_many
@@ -353,6 +354,23 @@ def test_damaged_weights_are_an_error_without_a_score_file(run, tmp_path):
     with pytest.raises(CheckpointError, match=r"transformers cannot load it"):
         evaluate(model, choices=ScoringOptions(tasks_dir=items_dir(run)))
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
+
+
+@slow
+def test_a_scored_model_is_not_scored_again_where_only_missing_ones_are(run, scored, tmp_path):
+    out = tmp_path / "scores.json"
+    shutil.copy(run / "eval/demo@iter_0000000.json", out)
+    before = out.read_bytes()
+    assert evaluate(run / "hf/iter_0000000", out=out, choices=ScoringOptions(missing_only=True)) == scored
+    assert out.read_bytes() == before
+    assert evaluate_many([run / "hf/iter_0000000"], outs=[out], choices=ScoringOptions(missing_only=True)) == []
+
+
+def test_two_commands_cannot_write_one_score_file(run, tmp_path):
+    out = tmp_path / "scores.json"
+    with claimed(out, "--out"), pytest.raises(ConfigError, match="is being made by process"):
+        evaluate(run / "hf/iter_0000000", out=out, choices=ScoringOptions(limit=1))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_model_is_refused_before_anything_is_loaded(tmp_path):

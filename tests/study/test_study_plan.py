@@ -69,7 +69,8 @@ def test_costs_are_those_of_the_runs_alone() -> None:
     assert document["flops"] == sum(row["flops"] for row in document["nodes"])
     assert document["flops"] / document["tokens"]["tree"] == pytest.approx(3.611e9, rel=1e-3)
     assert document["nodes"][0]["checkpoint_bytes"] == pytest.approx(5.6e9, rel=0.01)
-    assert document["disk_bytes"] == 16 * document["nodes"][0]["checkpoint_bytes"]
+    # Eight nodes a seed, and a mean that holds weights alone.
+    assert document["disk_bytes"] == 2 * (8 * 3 + 1) * document["nodes"][0]["checkpoint_bytes"] // 3
     more = plan_study(STUDIES / "wsd_budgets.yaml", Gpus(32, "H200"))
     assert document["gpu_hours"] < more["gpu_hours"] < 1.2 * document["gpu_hours"]
 
