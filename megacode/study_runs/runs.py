@@ -169,10 +169,10 @@ class _Planner:
 
     def _free_name(self, name: str) -> str:
         """Return a name whose directory holds no other run, such as one that an arm added later has cut short."""
-        others = {run.run.path for run in self.disk.runs} | self.taken
-        free = next(one for number in count(1) if self.directory.run(one := _numbered(name, number)).path not in others)
-        self.taken.add(self.directory.run(free).path)
-        return free
+        runs = (self.directory.run(_numbered(name, number)) for number in count(1))
+        free = next(run.path for run in runs if run.path not in self.taken and not run.config.exists())
+        self.taken.add(free)
+        return free.name
 
     def _unfinished(self, node: TreeNode) -> DiskRun | None:
         """Return the run directory that goes on with a node: a live one, or else the one that is furthest."""

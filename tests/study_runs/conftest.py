@@ -110,6 +110,7 @@ def study_document(study_data: Path) -> dict[str, Any]:
             "validation": {"fraction": 0.1, "samples": 4},
             "train": {"seq_length": 16, "global_batch_size": 4},
             "precision": {"dtype": "fp32"},
+            "checkpoint": {"every": "2 iterations"},
         },
         "phases": {
             "trunk": {"iterations": 8, "blend": {"text": 0.5, "code": 0.5}, "learning_rate": RATE},
