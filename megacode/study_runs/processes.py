@@ -270,4 +270,8 @@ def _busy(job: Job) -> bool:
 
 def _saved(job: Job) -> int:
     """Return the iteration of the newest checkpoint of a job's run."""
-    return max(job.run.iterations(), default=0) if job.run is not None else 0
+    try:
+        return max(job.run.iterations(), default=0) if job.run is not None else 0
+    except OSError:
+        # Unreadable, or a file in its place: the process itself will say so.
+        return 0
