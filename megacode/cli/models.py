@@ -124,9 +124,7 @@ def evaluate(
         typer.Argument(metavar="PATH", help="Exported models or checkpoints; a run stands for all its checkpoints."),
     ] = None,
     # What is measured.
-    suite: Annotated[
-        str | None, typer.Option(help="demo (default), heldout, to-code, to-code-gold; a file.")
-    ] = None,
+    suite: Annotated[str | None, typer.Option(help="demo (default), heldout, to-code, to-code-gold; a file.")] = None,
     texts: Annotated[list[str] | None, typer.Option(help="Text files for bits per byte: 'a/*.txt', 'b.jsonl'.")] = None,
     out: Annotated[Path | None, out_file("Score file; default: in the model's run.")] = None,
     tasks: Annotated[Path | None, typer.Option(help="Directory of the items of demo or heldout.")] = None,
