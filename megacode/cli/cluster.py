@@ -62,7 +62,7 @@ def _telling_the_study() -> Iterator[None]:
         # A live run or an ended chain says nothing about the input.
         passing = isinstance(error, (LaunchError, ChainStoppedError))
         if not passing and error.exit_code in (EXIT_INPUT, EXIT_CHECK):
-            end_job(os.environ, error.exit_code, f"{error.title}: {error.problems[0].what}")
+            end_job(os.environ, error.exit_code, str(error).partition("\n")[0])
         raise
 
 

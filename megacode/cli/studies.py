@@ -1,4 +1,4 @@
-"""Studies: arms, scales and seeds in one file. `study plan`, `study arms`, `study run`, `study submit`, `study status`."""
+"""Studies: arms, scales and seeds in one file."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def run(
 def submit(
     study: StudyFile,
     flags: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- FLAGS]", help="Options of sbatch for all jobs, after `--`.")
+        list[str] | None, typer.Argument(metavar="-- FLAGS", help="Options of sbatch for all jobs.")
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="An arm, and what it starts from; may be repeated.")] = None,
     no_scores: Annotated[bool, typer.Option("--no-scores", help="Train only.")] = False,
@@ -152,7 +152,7 @@ def submit(
         from megacode.study_runs.submitted_table import render_submitted
 
         render_submitted(entries, study, console())
-    raise typer.Exit(EXIT_FAILURE if any(entry.fate == "refused" for entry in entries) else 0)
+    raise typer.Exit(EXIT_FAILURE if any(entry.fate in ("refused", "held") for entry in entries) else 0)
 
 
 def _repeatable(arguments: list[str]) -> tuple[str, ...]:

@@ -161,14 +161,17 @@ class Queued:
     name: str
 
 
-def queue() -> list[Queued]:
+def queue(patient: bool = True) -> list[Queued]:
     """Return all jobs that have not ended.
+
+    Args:
+        patient: ask again for some seconds if SLURM does not answer.
 
     Raises:
         LaunchError: SLURM is not installed, or does not answer.
     """
     command = ("squeue", "--noheader", "--format=%A|%T|%r|%j")
-    for pause in _PAUSES:
+    for pause in _PAUSES if patient else ():
         try:
             return _queue(ask(*command))
         except LaunchError:  # a busy or restarting controller; see `show_job`

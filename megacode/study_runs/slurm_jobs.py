@@ -1,6 +1,6 @@
 """A study's jobs on SLURM: how they are called, which are in the queue, and what each does at its end.
 
-A job's name holds that of its run, which holds the id of the node that it ends with, and a hash of the study's directory.
+A job's name holds that of its run, with the id of the node that it ends with, and a hash of the study's directory.
 So the queue itself says what was submitted, and nothing is submitted twice. A job knows its study by one variable. At
 its end it records there how it ended; the last job of a chain submits what the run's checkpoints make ready.
 """
@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 from megacode.base import child_processes
 from megacode.base.errors import LaunchError, MegacodeError
-from megacode.base.files import digest
+from megacode.base.files import digest, to_json
 from megacode.base.lock import RunLock
 from megacode.base.ownership import read
 from megacode.config.loading import load_config
@@ -39,15 +39,26 @@ def slurm_name(place: StudyDir, name: str) -> str:
     return f"{quote(name, safe='@+')}.{_mark(place)}"
 
 
-def queued_jobs(place: StudyDir) -> dict[str, slurm.Queued]:
+def queued_jobs(place: StudyDir, patient: bool = True) -> dict[str, slurm.Queued]:
     """Return a study's jobs that are in SLURM's queue, by name of the run or score.
+
+    Args:
+        place: of the study.
+        patient: ask again for some seconds if SLURM does not answer.
 
     Raises:
         LaunchError: SLURM is not installed, or does not answer.
     """
     mark = f".{_mark(place)}"
-    mine = {job.name.removesuffix(mark): job for job in slurm.queue() if job.name.endswith(mark)}
+    mine = {job.name.removesuffix(mark): job for job in slurm.queue(patient) if job.name.endswith(mark)}
     return {unquote(name): job for name, job in mine.items()}
+
+
+def note_submission(place: StudyDir, name: str, number: str, after: Sequence[str]) -> None:
+    """Record that a job was submitted; the queue, not this file, says whether it is still there."""
+    line = {"time": round(time.time(), 3), "name": name, "job": number, "after": list(after)}
+    with place.jobs.open("a", encoding="utf-8") as file:
+        file.write(to_json(line) + "\n")
 
 
 def _mark(place: StudyDir) -> str:
@@ -119,13 +130,13 @@ def locked(place: StudyDir) -> Iterator[RunLock]:
 
 
 def job_words(place: StudyDir) -> dict[str, str]:
-    """Return what `study status` says of the jobs in the queue, by name; empty where there is no SLURM."""
-    if not slurm.present():
+    """Return what `study status` says of the jobs in the queue, by name; empty for a study that was never submitted."""
+    if not place.jobs.exists():
         return {}
     try:
-        queued = queued_jobs(place)
+        queued = queued_jobs(place, patient=False)
     except LaunchError as error:
-        log.warning("jobs in the queue are not shown: %s", error)
+        log.warning("jobs in the queue are not shown: %s", error.problems[0].what)
         return {}
     return {name: f"job {job.number}, {job.state.lower()}{_reason(job)}" for name, job in queued.items()}
 

@@ -35,11 +35,13 @@ def render_submitted(entries: Sequence[Entry], study: Path, console: Console) ->
     if jobs:
         console.print(_table(jobs))
     for fate, words in _NOT_SUBMITTED.items():
-        chosen = [entry for entry in entries if entry.fate == fate]
+        chosen = [entry for entry in entries if entry.fate == fate and not entry.cause]
         if chosen:
             say(f"\n{words}:")
         for entry in chosen:
-            say(f"  {entry.name}: {entry.why}")
+            # What starts from it is counted, not listed: there may be hundreds of scores.
+            after = sum(one.cause == entry.name for one in entries)
+            say(f"  {entry.name}: {entry.why}" + (f"; {after} more start from it" if after else ""))
     new = sum(entry.fate == "submitted" for entry in entries)
     there = len(jobs) - new
     if not entries:

@@ -1,8 +1,8 @@
 """`megacode study submit`: one SLURM job for each run and each score that a study still lacks.
 
-With CONTINUITY=requeue a job keeps its number until its run is finished. So whatever starts from it is submitted at once
-and waits (`afterok`); if the run fails, SLURM removes what waits for it. With `chain` the run ends in a job of another
-number. Then only what can start now is submitted, and the last job of each run submits what it has made ready.
+With CONTINUITY=requeue a job keeps its number until its run is finished. So whatever starts from it is submitted at
+once and waits (`afterok`); if the run fails, SLURM removes what waits for it. With `chain` the run ends in a job of
+another number. Then only what can start now is submitted, and the last job of each run submits what it made ready.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from megacode.launch.submission import STUDY, Request, launch_command, render_sc
 from megacode.study_runs.jobs import Job, is_published, jobs_of
 from megacode.study_runs.places import StudyDir
 from megacode.study_runs.running import Choices, MakeItems, Work, check_choices, checked_tree, prepare
-from megacode.study_runs.slurm_jobs import describe_end, locked, queued_jobs, site_variable, slurm_name
+from megacode.study_runs.slurm_jobs import (
+    describe_end,
+    locked,
+    note_submission,
+    queued_jobs,
+    site_variable,
+    slurm_name,
+)
 
 Fate = Literal["submitted", "queued", "running", "waits", "held", "refused"]
 _STUCK = ("waits", "held", "refused")
@@ -63,6 +70,7 @@ class Entry:
         job: its number; empty if there is none.
         after: numbers of the jobs that it waits for.
         why: why there is no job.
+        cause: the name of the held one that it starts from.
     """
 
     name: str
@@ -71,6 +79,7 @@ class Entry:
     job: str = ""
     after: tuple[str, ...] = ()
     why: str = ""
+    cause: str = ""
 
     def document(self) -> Json:
         """Return it as JSON."""
@@ -182,7 +191,7 @@ class _Submitter:
         needed = [self.makers[path] for path in job.needs if not is_published(path) and path in self.makers]
         stuck = next((one for one in needed if one.fate in _STUCK and one.fate != "waits"), None)
         if stuck is not None:
-            return Entry(job.name, job.kind, "held", why=f"starts from {stuck.name}, which is {stuck.fate}")
+            return Entry(job.name, job.kind, "held", why=f"starts from {stuck.name}", cause=stuck.cause or stuck.name)
         late = next((one for one in needed if self.chains or not one.job), None)
         if late is not None:
             return Entry(job.name, job.kind, "waits", why=f"until {late.name} has ended")
@@ -198,6 +207,7 @@ class _Submitter:
             number = self._train(job, flags, variables) if job.kind == "train" else self._score(job, flags, variables)
         except LaunchError as error:
             return Entry(job.name, job.kind, "refused", why=error.problems[0].what)
+        note_submission(self.place, job.name, number, after)
         return Entry(job.name, job.kind, "submitted", number, after)
 
     def _train(self, job: Job, flags: list[str], variables: dict[str, str]) -> str:
