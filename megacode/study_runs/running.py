@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,13 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 from megacode.base.errors import EXIT_RESUMABLE, ConfigError, LaunchError, PlanError, Problem
-from megacode.base.files import remove
+from megacode.base.files import atomic_path, remove
 from megacode.base.lock import RunLock
 from megacode.base.ownership import read
 from megacode.capacity.layout import uneven_batches
 from megacode.config.evaluate import MADE_SUITES
 from megacode.config.run import RunConfig
 from megacode.config.suggestions import did_you_mean
+from megacode.eval.made_items import items_dir
 from megacode.planning.run_plan import check_trainable
 from megacode.study.grid import build_grid
 from megacode.study.keeping import check_kept
@@ -215,12 +217,24 @@ def prepare(tree: Tree, place: StudyDir, choices: Choices, where: str, make_item
         board = ScoreBoard(tree, disk, choices.allow_code)
     runs = needed_runs(tree, disk, choices.only, board.done())
     write_configs(runs, place)
+    _share_items(runs, place)
     return Work(tree, runs, run_states(runs, place), board, disk, place)
 
 
 def _for_items(tree: Tree) -> list[RunConfig]:
     """Return all configs of a study, with one seed: another list of seeds must not change the items."""
     return [cell.plan.config.model_copy(update={"seed": _ITEMS_SEED}) for cell in tree.grid.cells]
+
+
+def _share_items(runs: Sequence[StudyRun], place: StudyDir) -> None:
+    """Give runs that are scored while they train the items of the study, before they make their own."""
+    for run in runs:
+        evaluate = run.config.evaluate
+        shared = place.items / evaluate.suite if evaluate is not None and evaluate.suite in MADE_SUITES else None
+        own = items_dir(run.run.path, evaluate.suite) if evaluate is not None else None
+        if shared is not None and own is not None and shared.is_dir() and not own.exists():
+            with atomic_path(own) as temporary:
+                shutil.copytree(shared, temporary)
 
 
 class _StudyLock:
