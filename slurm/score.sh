@@ -25,5 +25,8 @@ root=$MEGACODE_ROOT
 source "$root/slurm/prepare.sh"
 if [ $# = 0 ]; then fail "no run is named: sbatch slurm/score.sh RUN_DIR [--suite NAME]"; fi
 eval "megacode=(${MEGACODE:-megacode})"           # a trainer passes its own, so that both run the same code
-exec srun --export=ALL --ntasks=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" $CONTAINER_SRUN $CONTAINER_EXEC \
-    "${megacode[@]}" evaluate "$@"
+code=0
+srun --export=ALL --ntasks=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" $CONTAINER_SRUN $CONTAINER_EXEC \
+    "${megacode[@]}" evaluate "$@" || code=$?
+if [ -n "$MEGACODE_STUDY" ]; then "${megacode[@]}" job scored "$code" || true; fi
+exit "$code"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from megacode.base.errors import EXIT_CHECK, EXIT_INPUT, LaunchError, MegacodeError
 from megacode.base.logs import setup_logging
-from megacode.cli.options import AcceptChangedPast, Config, Json, Overrides, RunDirectory, print_json
+from megacode.cli.options import AcceptChangedPast, Config, Json, Overrides, RunDirectory, Site, print_json
 
 app = typer.Typer()
 job = typer.Typer(name="job", help="Called by a SLURM job's script, around its ranks.", no_args_is_help=True)
@@ -32,7 +35,7 @@ def begin(config: Config, overrides: Overrides = None, accept_changed_past: Acce
 
     parsed = load_config(config, overrides or [])
     run, this, chosen = RunDir(parsed.directory), slurm.this_job(os.environ), continuity.settings(os.environ)
-    with continuity.noting_refusal(run, this):
+    with _telling_the_study(), continuity.noting_refusal(run, this):
         continuity.check_chain(run, this, chosen)
         # A killed job leaves its lock behind. It is removed only if SLURM says that its job has ended.
         holder = lock.owner(run)
@@ -45,6 +48,22 @@ def begin(config: Config, overrides: Overrides = None, accept_changed_past: Acce
     arguments = [str(config), *given, *(["--accept-changed-past"] if accept_changed_past else [])]
     continuity.begin(run, this, chosen, start / provenance.SCRIPT, arguments, start.name)
     typer.echo(str(run.path))  # the script captures standard output; logs go to standard error
+
+
+@contextmanager
+def _telling_the_study() -> Iterator[None]:
+    """Tell the job's study, if it has one, that its input is wrong, so that it is not tried again as it is."""
+    from megacode.launch.continuity import ChainStoppedError
+    from megacode.study_runs.slurm_jobs import end_job
+
+    try:
+        yield
+    except MegacodeError as error:
+        # A live run or an ended chain says nothing about the input.
+        passing = isinstance(error, (LaunchError, ChainStoppedError))
+        if not passing and error.exit_code in (EXIT_INPUT, EXIT_CHECK):
+            end_job(os.environ, error.exit_code, str(error).partition("\n")[0])
+        raise
 
 
 @job.command()
@@ -60,6 +79,11 @@ def end(
     typer.echo(f"{decision.action}: {decision.reason}", err=True)
     if decision.excluded:
         typer.echo(f"excluding {', '.join(decision.excluded)}", err=True)
+    # Other ends are not the run's: it goes on in another job, or when it is submitted again.
+    if decision.action == "done" or (decision.action == "stop" and decision.exit_code in (EXIT_INPUT, EXIT_CHECK)):
+        from megacode.study_runs.slurm_jobs import end_job
+
+        end_job(os.environ, decision.exit_code, "" if decision.exit_code == code else decision.reason)
     raise typer.Exit(decision.exit_code)
 
 
@@ -100,6 +124,15 @@ def score(
     raise typer.Exit(score_by_job(checkpoint, suite, arguments, sbatch or []))
 
 
+@job.command()
+def scored(code: Annotated[int, typer.Argument(help="Exit code of the scoring.", show_default=False)]) -> None:
+    """Called at the end of a job that scores: tell its study, if it has one, how it ended."""
+    setup_logging()
+    from megacode.study_runs.slurm_jobs import end_job
+
+    end_job(os.environ, code)
+
+
 @app.command()
 def launch(
     config: Config,
@@ -114,12 +147,7 @@ def launch(
     time: Annotated[str, typer.Option(help="Time limit of each job, in sbatch's format.")] = "24:00:00",
     partition: Annotated[str, typer.Option(help="SLURM partition; default: the site file's.")] = "",
     account: Annotated[str, typer.Option(help="SLURM account; default: the site file's.")] = "",
-    site: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, envvar="SITE", help="Cluster settings; default: slurm/site.env, if it exists."
-        ),
-    ] = None,
+    site: Site = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print script and command; submit nothing.")] = False,
     accept_changed_past: AcceptChangedPast = False,
     as_json: Json = False,

@@ -51,6 +51,12 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value ..."
 RunDirectory = Annotated[Path, typer.Argument(help="A run directory.", show_default=False)]
 Checkpoint = Annotated[Path, typer.Argument(help="A run directory, or one checkpoint in it.", show_default=False)]
 Nproc = Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this machine.")]
+Site = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, dir_okay=False, envvar="SITE", help="Cluster settings; default: slurm/site.env, if it exists."
+    ),
+]
 AcceptChangedPast = Annotated[
     bool,
     typer.Option("--accept-changed-past", help="Resume even if the config changes what was read; log what is lost."),

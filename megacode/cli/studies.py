@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from megacode.cli.options import Json, console, out_directory, print_json
+from megacode.base.errors import EXIT_FAILURE
+from megacode.cli.options import Json, Site, console, out_directory, print_json
 
 app = typer.Typer(help="From a question to a table: arms, scales and seeds in one file.", no_args_is_help=True)
 
@@ -99,11 +102,74 @@ def run(
 
 
 @app.command()
+def submit(
+    study: StudyFile,
+    flags: Annotated[
+        list[str] | None, typer.Argument(metavar="-- FLAGS", help="Options of sbatch for all jobs.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="An arm, and what it starts from; may be repeated.")] = None,
+    no_scores: Annotated[bool, typer.Option("--no-scores", help="Train only.")] = False,
+    run_generated_code: Annotated[
+        bool, typer.Option("--run-generated-code", help="Run code that the models write, in a sandbox.")
+    ] = False,
+    retrain_stale: Annotated[
+        bool, typer.Option("--retrain-stale", help="Train arms again that have changed; what is there is kept.")
+    ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Also try again what failed for good: wrong input, divergence.")
+    ] = False,
+    # What each run asks SLURM for; see `megacode launch`.
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of each run.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs per node.")] = 8,
+    ranks_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Ranks per node; default: one per GPU, or one without GPUs.")
+    ] = None,
+    cpus_per_task: Annotated[int, typer.Option(min=1, help="CPU cores per rank.")] = 12,
+    time: Annotated[str, typer.Option(help="Time limit of each job that trains, in sbatch's format.")] = "24:00:00",
+    score_sbatch: Annotated[
+        list[str] | None, typer.Option(help="An option of sbatch for jobs that score, such as --time=1:00:00.")
+    ] = None,
+    site: Site = None,
+    after: Annotated[str, typer.Option(hidden=True, help="Only what starts from this run; used by its last job.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Submit to SLURM what the study lacks: a job for each run, after the one that it starts from, and each score."""
+    from megacode.data.heldout_items import build_items
+    from megacode.launch.submission import Request, default_site
+    from megacode.study_runs.running import Choices
+    from megacode.study_runs.submitting import Submission, submit_study
+
+    choices = Choices(None, None, tuple(only or ()), not no_scores, run_generated_code, retrain_stale, retry)
+    ranks = ranks_per_node or gpus_per_node or 1
+    how = Submission(
+        Request(nodes, ranks, gpus_per_node, cpus_per_task, time), tuple(flags or ()), tuple(score_sbatch or ()),
+        site or default_site(), _repeatable(sys.argv[sys.argv.index("submit") + 1 :]), after,
+    )  # fmt: skip
+    entries = submit_study(study, choices, how, build_items, os.environ)
+    if as_json:
+        print_json({"jobs": [entry.document() for entry in entries]})
+    else:
+        from megacode.study_runs.submitted_table import render_submitted
+
+        render_submitted(entries, study, console())
+    raise typer.Exit(EXIT_FAILURE if any(entry.fate in ("refused", "held") for entry in entries) else 0)
+
+
+def _repeatable(arguments: list[str]) -> tuple[str, ...]:
+    """Return what the last job of a run repeats: a person's word for this one time is left out."""
+    once = ("--retry", "--retrain-stale", "--json")
+    named = [place for place, word in enumerate(arguments) if word == "--after"]
+    dropped = {place + offset for place in named for offset in (0, 1)}
+    return tuple(word for place, word in enumerate(arguments) if word not in once and place not in dropped)
+
+
+@app.command()
 def status(study: StudyFile, as_json: Json = False) -> None:
     """Show where every arm of a study is, what failed and why, and what to do next."""
+    from megacode.study_runs.slurm_jobs import job_words
     from megacode.study_runs.status import study_status
 
-    document = study_status(study)
+    document = study_status(study, job_words)
     if as_json:
         print_json(document)
     else:

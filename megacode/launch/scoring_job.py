@@ -11,7 +11,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megacode.base import child_processes
@@ -20,7 +20,7 @@ from megacode.base.files import RunDir, digest
 from megacode.checkpoint.state import TrainState
 from megacode.config.evaluate import Evaluate
 from megacode.launch import slurm
-from megacode.launch.submission import default_site, launch_command
+from megacode.launch.submission import STUDY, default_site, launch_command
 from megacode.planning.suite import suite_name
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def score_by_job(checkpoint: Path, suite: str, arguments: Sequence[str], options
     output = RunDir(place.parent.parent).eval / "logs" / f"{name}.log"
     number = _queued(name)
     if number is None:
-        number = _submit(name, output, [str(place), *arguments], options)
+        number = submit_scoring(name, output, [str(place), *arguments], options)
         log.info("submitted job %s (%s); it writes to %s", number, name, output)
     else:
         log.info("job %s (%s) already exists; waiting for it", number, name)
@@ -77,7 +77,21 @@ def _queued(name: str) -> str | None:
     return numbers[0] if numbers else None
 
 
-def _submit(name: str, output: Path, arguments: Sequence[str], options: Sequence[str]) -> str:
+def submit_scoring(
+    name: str, output: Path, arguments: Sequence[str], options: Sequence[str], more: Mapping[str, str] | None = None
+) -> str:
+    """Submit a job that runs `megacode evaluate`, and return its number.
+
+    Args:
+        name: of the job.
+        output: its log.
+        arguments: of `megacode evaluate`.
+        options: of sbatch.
+        more: variables of the job, beside those that it needs.
+
+    Raises:
+        LaunchError: SLURM refuses the job, or is not installed.
+    """
     if not _SCRIPT.exists():
         what, fix = "there is no such file", "install megacode from its repository: pip install --editable ."
         raise LaunchError(what, str(_SCRIPT), fix)
@@ -88,6 +102,8 @@ def _submit(name: str, output: Path, arguments: Sequence[str], options: Sequence
         "MEGACODE": shlex.join(child_processes.command([])),
         "MEGACODE_ROOT": str(_SCRIPT.parents[1]),
         **({"SITE": str(site)} if site is not None else {}),
+        STUDY: "",  # a study's run may submit this job, and its end is not that of the run
+        **(more or {}),
     }
     return slurm.submit([*launch_command(site), *flags, str(_SCRIPT), *arguments], variables)
 

@@ -144,6 +144,47 @@ def show_job(number: str) -> dict[str, str]:
     return facts
 
 
+@dataclass(frozen=True)
+class Queued:
+    """A job that has not ended.
+
+    Attributes:
+        number: of the job.
+        state: such as PENDING or RUNNING.
+        reason: why it is pending: `Dependency`, `Priority`, ...; `None` if it is not.
+        name: of the job.
+    """
+
+    number: str
+    state: str
+    reason: str
+    name: str
+
+
+def queue(patient: bool = True) -> list[Queued]:
+    """Return all jobs that have not ended.
+
+    Args:
+        patient: ask again for some seconds if SLURM does not answer.
+
+    Raises:
+        LaunchError: SLURM is not installed, or does not answer.
+    """
+    command = ("squeue", "--noheader", "--format=%A|%T|%r|%j")
+    for pause in _PAUSES if patient else ():
+        try:
+            return _queue(ask(*command))
+        except LaunchError:  # a busy or restarting controller; see `show_job`
+            if not present():
+                raise
+            time.sleep(pause)
+    return _queue(ask(*command))
+
+
+def _queue(text: str) -> list[Queued]:
+    return [Queued(*line.split("|", 3)) for line in text.splitlines() if line.count("|") >= 3]
+
+
 def was_cancelled(facts: Mapping[str, str], restart: int) -> bool:
     """Return whether a person (scancel) ended a job, or is ending it at this moment.
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from megacode.base.errors import LaunchError
 from megacode.launch.slurm import Job
 
+STUDY = "MEGACODE_STUDY"
+"""The variable by which a job knows the study that submitted it; see `study_runs.slurm_jobs`."""
 _BODY = Path(__file__).resolve().parents[2] / "slurm" / "run.sh"
 _SITE = Path("slurm/site.env")
 _SIGNAL_SECONDS = 300  # before the time limit; enough for an iteration and a save

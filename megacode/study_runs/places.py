@@ -17,6 +17,7 @@ class StudyDir:
         configs: one resolved config for each run, which `megacode train` takes as well.
         logs: output of the processes that train and score, one file for each run and each score.
         attempts: how each process of `study run` ended, one JSON object each.
+        jobs: what was submitted to SLURM, one JSON object each.
         history: the versions of the study that were run, one JSON object each.
         items: the questions that all arms answer, where a suite makes them from held-out documents.
         lock: the process that runs the study.
@@ -28,6 +29,7 @@ class StudyDir:
         self.configs = self.path / "configs"
         self.logs = self.path / "logs"
         self.attempts = self.path / "attempts.jsonl"
+        self.jobs = self.path / "jobs.jsonl"
         self.history = self.path / "study.jsonl"
         self.items = self.path / "items"
         self.lock = self.path / "study.lock"

@@ -177,11 +177,16 @@ class Work:
         """Return the jobs that are left, the most urgent first."""
         held = self.held(choices.retry)
         runs = [run for run in self.runs if run.name not in held]
-        ends = self._ends(choices.only, {node.id for run in self.runs if run.name in held for node in run.nodes})
+        ends = self.ends(choices.only, {node.id for run in self.runs if run.name in held for node in run.nodes})
         return jobs_of(runs, ends if choices.scores else {}, self.board, self.place, choices.nproc, choices.allow_code)
 
-    def _ends(self, only: Collection[str], held: Collection[str]) -> dict[str, Path]:
-        """Return the checkpoints at the ends of arms, those included that are still to be made."""
+    def ends(self, only: Collection[str], held: Collection[str] = ()) -> dict[str, Path]:
+        """Return the checkpoints at the ends of arms by node, those included that are still to be made.
+
+        Args:
+            only: names of arms; empty: all.
+            held: nodes that are not to be made.
+        """
         planned = {node.id: run.checkpoint(node) for run in self.runs for node in run.nodes if node.id not in held}
         known = planned | {state: found.path for state, found in self.disk.states.items()}
         chosen = chosen_nodes(self.tree, only)

@@ -48,8 +48,10 @@ class Score:
     @property
     def name(self) -> str:
         """Its name among the study's attempts and logs."""
-        run = self.checkpoint.parents[1].name if self.checkpoint is not None else self.node
-        return f"{run}.{Path(self.suite).stem}"
+        # With the iteration: arms may end at several checkpoints of one run.
+        place = self.checkpoint
+        model = self.node if place is None else f"{place.parents[1].name}@{RunDir.iteration_of(place)}"
+        return f"{model}.{Path(self.suite).stem}"
 
 
 class ScoreBoard:

@@ -161,7 +161,9 @@ def _in_chain(run: StudyRun, line: Json) -> int:
     return max(0, int(line.get("consumed_samples") or 0) - (first.clock - first.samples))
 
 
-def arm_states(tree: Tree, disk: Disk, board: ScoreBoard, runs: Mapping[str, RunState]) -> list[ArmState]:
+def arm_states(
+    tree: Tree, disk: Disk, board: ScoreBoard, runs: Mapping[str, RunState], jobs: Mapping[str, str] | None = None
+) -> list[ArmState]:
     """Return where every arm is, in the order of the study's file.
 
     Args:
@@ -169,14 +171,22 @@ def arm_states(tree: Tree, disk: Disk, board: ScoreBoard, runs: Mapping[str, Run
         disk: what exists.
         board: its scores.
         runs: the states of the runs that it needs.
+        jobs: by the name of a score, the job that is queued for it.
     """
     makers = {node.id: state for state in runs.values() for node in state.run.nodes}
     attempts = read_attempts(StudyDir(tree.grid.study.directory))
-    return [_arm_state(tree, disk, board, makers, attempts, cell) for cell in tree.grid.cells]
+    # A score that a job will make has not failed, whatever the last attempt was.
+    attempts = {name: line for name, line in attempts.items() if name not in (jobs or {})}
+    return [_arm_state(tree, disk, board, makers, (attempts, jobs or {}), cell) for cell in tree.grid.cells]
 
 
 def _arm_state(
-    tree: Tree, disk: Disk, board: ScoreBoard, makers: Mapping[str, RunState], attempts: Mapping[str, Json], cell: Cell
+    tree: Tree,
+    disk: Disk,
+    board: ScoreBoard,
+    makers: Mapping[str, RunState],
+    tries: tuple[Mapping[str, Json], Mapping[str, str]],
+    cell: Cell,
 ) -> ArmState:
     path = tree.paths[cell.name, cell.seed]
     end, scores = path[-1], tuple(board.of[path[-1]])
@@ -185,7 +195,7 @@ def _arm_state(
     missing = [makers[state] for state in path if state in makers]
     state: ArmWord
     if found is not None or end not in makers:
-        state, cause = _scored(scores, attempts)
+        state, cause = _scored(scores, *tries)
         flags = dents([disk.states[one].path for one in path if one in disk.states], cell)
         deleted = () if found is not None else ("deleted",)
         # Without a checkpoint and without a process that could make one: somebody trains it with `--only`.
@@ -214,7 +224,7 @@ def _arm_state(
     )  # fmt: skip
 
 
-def _scored(scores: Sequence[Score], attempts: Mapping[str, Json]) -> tuple[ArmWord, str]:
+def _scored(scores: Sequence[Score], attempts: Mapping[str, Json], jobs: Mapping[str, str]) -> tuple[ArmWord, str]:
     there = sum(score.presence == "there" for score in scores)
     if there == len(scores):
         return ("done" if scores else "trained"), ""
@@ -222,7 +232,7 @@ def _scored(scores: Sequence[Score], attempts: Mapping[str, Json]) -> tuple[ArmW
         failure = attempts.get(score.name)
         if score.presence != "there" and failure is not None and int(failure["code"]) not in (0, 75):
             return "failed", f"{score.suite}: {failure.get('error') or 'exit code ' + str(failure['code'])}"
-    if there or any(_being_scored(score) for score in scores):
+    if there or any(_being_scored(score) or score.name in jobs for score in scores):
         return "scoring", f"{there} of {len(scores)}"
     outdated = next((score for score in scores if score.presence == "outdated"), None)
     return "trained", f"{outdated.suite} is {outdated.why}" if outdated is not None else ""

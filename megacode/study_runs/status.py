@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from megacode.base import lock
@@ -20,12 +20,12 @@ from megacode.study_runs.scores import ScoreBoard
 from megacode.study_runs.states import ArmState, RunState, arm_states, run_states
 
 
-def study_status(path: Path, jobs: Mapping[str, str] | None = None) -> Json:
+def study_status(path: Path, jobs_of: Callable[[StudyDir], Mapping[str, str]] = lambda _: {}) -> Json:
     """Return where the runs and arms of a study are.
 
     Args:
         path: of the study file.
-        jobs: by the name of a run, the job that is queued for it.
+        jobs_of: returns, by the name of a run or score, the job that is queued for it.
 
     Raises:
         ConfigError: the study or an arm is wrong.
@@ -35,10 +35,12 @@ def study_status(path: Path, jobs: Mapping[str, str] | None = None) -> Json:
     study = load_study(path)
     tree = Tree(build_grid(study, path))
     place = StudyDir(study.directory)
+    # Before the disk is read: what ends in between is trained, not lost.
+    jobs = jobs_of(place)
     disk = Disk(place.path)
     board = ScoreBoard(tree, disk)
     runs = run_states(needed_runs(tree, disk, done=board.done()), place, jobs, bool(tree.grid.provisional))
-    arms = arm_states(tree, disk, board, runs)
+    arms = arm_states(tree, disk, board, runs, jobs)
     owner = lock.owner(place.as_run)
     former = former_arms(tree, disk, place)
     return {
@@ -51,7 +53,7 @@ def study_status(path: Path, jobs: Mapping[str, str] | None = None) -> Json:
         "former": [_former(one) for one in former],
         "versions": len(versions(place)),
         "changed_after_scores": changes_after_scores(place),
-        "next": _next(path, owner, arms, list(runs.values())),
+        "next": _next(path, owner, arms, list(runs.values()), jobs),
     }
 
 
@@ -117,7 +119,9 @@ def _former(one: Former) -> Json:
     }
 
 
-def _next(path: Path, owner: Owner | None, arms: Sequence[ArmState], runs: Sequence[RunState]) -> str:
+def _next(
+    path: Path, owner: Owner | None, arms: Sequence[ArmState], runs: Sequence[RunState], jobs: Mapping[str, str]
+) -> str:
     """Return what to do next."""
     command = f"megacode study run {shlex.quote(str(path))}"
     if owner is not None:
@@ -125,13 +129,14 @@ def _next(path: Path, owner: Owner | None, arms: Sequence[ArmState], runs: Seque
     if any(state.state == "planned" for state in runs):
         return "make the data sets and the tokenizer: `megacode study plan` names what is not there yet"
     stuck = [state for state in runs if state.outcome is not None and state.outcome.final]
+    unscored = [score for arm in arms if arm.state in ("trained", "scoring") for score in arm.scores]
     if any(state.startable for state in runs) or any(
-        arm.state in ("trained", "scoring") and arm.scores for arm in arms
+        score.presence != "there" and score.name not in jobs for score in unscored
     ):
         return command
     if stuck:
         return f"fix what failed, then: {command} --retry"
-    if any(state.state in ("running", "queued") for state in runs):
+    if jobs or any(state.state in ("running", "queued") for state in runs):
         return "wait; runs go on"
     if any(arm.state == "failed" for arm in arms):
         return command
