@@ -39,7 +39,8 @@ def _headline(index: ReportIndex, row: Headline, one_metric: bool, one_scope: bo
     # The longest names first: one may be the beginning of another.
     for name in sorted(index.arms, key=len, reverse=True):
         words = words.replace(name, index.short(name))
-    before, arm, after = words.partition(index.short(row["arm"]))
+    claim, _, detail = words.partition("; ")
+    before, arm, after = claim.partition(index.short(row["arm"]))
     _, *mark = VERDICTS[row["verdict"]]
     return {
         "verdict": _WORDS[row["verdict"]],
@@ -48,6 +49,7 @@ def _headline(index: ReportIndex, row: Headline, one_metric: bool, one_scope: bo
         "before": before,
         "arm": arm,
         "after": after,
+        "detail": detail,
         "href": index.where(row["arm"]),
     }
 

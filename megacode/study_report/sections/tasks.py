@@ -65,12 +65,15 @@ def _groups(index: ReportIndex, baseline: str, found: dict[tuple[str, str], Heat
 
 
 def _named(title: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Say the metric once, in the title, where all tasks of a group have the same: names stay short."""
-    metrics = {row["task"].rpartition(", ")[2] for row in rows}
-    if len(metrics) != 1 or not all(", " in row["task"] for row in rows):
-        return {"title": title, "note": "", "rows": rows}
-    short = [row | {"task": row["task"].rpartition(", ")[0]} for row in rows]
-    return {"title": title, "note": metrics.pop(), "rows": short}
+    """Say the usual metric of a group once, in its title: names of tasks stay short."""
+    metrics = [row["task"].partition(", ")[2] for row in rows]
+    usual = max(metrics, key=metrics.count)
+    short = [
+        row | {"task": row["task"].removesuffix(f", {usual}")} if usual and metric == usual else row
+        for row, metric in zip(rows, metrics, strict=True)
+    ]
+    note = usual if len(set(metrics)) == 1 or not usual else f"{usual}, unless another is named"
+    return {"title": title, "note": note, "rows": short}
 
 
 def _task(index: ReportIndex, metric: str) -> dict[str, Any]:
