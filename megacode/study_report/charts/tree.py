@@ -101,7 +101,7 @@ def _drawing(nodes: Sequence[Stretch], sources: Sequence[str], width: int) -> Ma
 def _right(nodes: Sequence[Stretch], stop: float) -> float:
     """Return where the token axis ends, so that each arm's name has room right of its bar."""
     room = [
-        (WIDE - 8 - width_of(", ".join(node.arms)) * 1.16 - 8 - 4) * stop / node.stop + 4
+        (WIDE - 8 - width_of(", ".join(node.arms), bold=True) - 8 - 4) * stop / node.stop + 4
         for node in nodes
         if node.arms and node.stop
     ]
@@ -156,7 +156,7 @@ def _texts(node: Stretch, x: Scale, top: float, width: int) -> Markup:
     if node.arms:
         arms, left = ", ".join(node.arms), x(node.stop) + 8
         if width == WIDE:
-            parts.append(label(shortened(arms, width - left), left, top + 12, css="phase", full=arms))
+            parts.append(label(shortened(arms, width - left, bold=True), left, top + 12, css="phase", full=arms))
         else:
             parts.append(_kept_inside(arms, x(node.start) + 4, top + BAR + 26, width, "phase"))
     return element("g", *parts)
@@ -164,7 +164,7 @@ def _texts(node: Stretch, x: Scale, top: float, width: int) -> Markup:
 
 def _kept_inside(text: str, left: float, y: float, width: int, css: str) -> Markup:
     """Return a text that starts at `left`, or further left where the drawing would cut it."""
-    # Letters of the names of arms are bold, and wider.
-    wider = 1.16 if css == "phase" else 1.04
-    short = shortened(text, (width - 8) / wider)
-    return label(short, max(min(left, width - wider * width_of(short)), 4.0), y, css=css, full=text)
+    # Names of arms are bold.
+    bold = css == "phase"
+    short = shortened(text, width - 8, bold=bold)
+    return label(short, max(min(left, width - width_of(short, bold=bold)), 4.0), y, css=css, full=text)
