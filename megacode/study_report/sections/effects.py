@@ -36,9 +36,7 @@ def headlines(index: ReportIndex) -> dict[str, Any]:
 def _headline(index: ReportIndex, row: Headline, one_metric: bool, one_scope: bool) -> dict[str, str]:
     words = row["words"].partition(ABOUT)[0] if one_scope else row["words"]
     words = words.removeprefix(f"{row['metric']}: ") if one_metric else words
-    # The longest names first: one may be the beginning of another.
-    for name in sorted(index.arms, key=len, reverse=True):
-        words = words.replace(name, index.short(name))
+    words = index.with_short_names(words)
     claim, _, detail = words.partition("; ")
     before, arm, after = claim.partition(index.short(row["arm"]))
     _, *mark = VERDICTS[row["verdict"]]
@@ -93,7 +91,8 @@ def _effect(index: ReportIndex, row: ComparisonRow) -> Effect:
     low, high, wide_low, wide_high = (index.scaled(metric, end) for end in ends)
     return Effect(
         index.scaled(metric, row["difference"]), low, high, wide_low, wide_high, row["verdict"],
-        printed(row, row["difference"], sign=True), row["words"], index.where(row["arm"]), _papers(index, row),
+        printed(row, row["difference"], sign=True), index.with_short_names(row["words"]), index.where(row["arm"]),
+        _papers(index, row),
     )  # fmt: skip
 
 
