@@ -17,7 +17,7 @@ from megacode.study_report.charts.forest import Effect, ForestPanel, ForestRow, 
 from megacode.study_report.charts.law import LawPoint, law
 from megacode.study_report.charts.proportion import SharePoint, proportion
 from megacode.study_report.charts.scatter import ScatterAxes, ScatterPoint, scatter
-from megacode.study_report.charts.tree import Stretch, tree
+from megacode.study_report.charts.tree import TreeBar, tree
 from megacode.study_report.charts.waterfall import Stair, StairPanel, Stairs, waterfall
 from tests.study_report.pages import Drawn, at
 
@@ -218,7 +218,7 @@ def test_losses_over_the_clock_mark_what_was_forgotten():
     assert {"balanced", "text"} <= {text.strip() for text in drawn.texts("phase")}
 
 
-def stretch(key: str, parent: str, start: float, stop: float, **changes: object) -> Stretch:
+def stretch(key: str, parent: str, start: float, stop: float, **changes: object) -> TreeBar:
     values: dict[str, object] = {
         "blend": {"text": 0.75, "code": 0.25},
         "arms": [key],
@@ -226,7 +226,7 @@ def stretch(key: str, parent: str, start: float, stop: float, **changes: object)
         "trained": 3,
         "seeds": 3,
     }
-    return Stretch(key, parent, key, start, stop, **{**values, **changes})  # type: ignore[arg-type]
+    return TreeBar(key, parent, key, start, stop, **{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_the_tree_has_a_bar_a_stretch_split_by_its_blend():

@@ -7,12 +7,16 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
 from megacode.study_report.page import render
+from megacode.study_report.printed import difference_text, score_text
+from megacode.study_report.shapes import Report
 from tests.limits import HANG
 from tests.study_report.example import document
 from tests.study_report.pages import StrictPage
@@ -111,6 +115,27 @@ def test_scores_stand_in_the_table_as_in_the_document(made: dict[str, Any], page
     for row in made["scores"]:
         assert f"{100 * row['value']:.1f}" in page.cells
     assert {"paper 49.0", "paper 54.9", "paper 32.9"} <= set(page.cells)
+
+
+def test_the_page_of_real_files_says_what_the_other_files_say(small_report: Report, tmp_path: Path) -> None:
+    page = StrictPage(render(small_report))
+    metrics = {row["metric"]: row for row in small_report["metrics"]}
+    declared = {name for name, row in metrics.items() if row["family"] != "exploratory"}
+    shown = [row for row in small_report["scores"] if row["metric"] in declared]
+    assert len(shown) == 13 * 5
+    assert {score_text(row, metrics[row["metric"]], error=False) for row in shown} <= set(page.cells)
+    compared = [row for row in small_report["comparisons"] if row["metric"] in declared]
+    assert len(compared) == 13 * 5
+    drawn = Counter(page.text.split())
+    for text, count in Counter(map(difference_text, compared)).items():
+        assert drawn[text] >= 2 * count  # in the wide drawing and in the narrow one
+
+
+def test_links_of_the_page_lead_to_files_that_are_there(small_report: Report, small: Path) -> None:
+    place = small.parent / "a page"
+    hrefs = [href for href in StrictPage(render(small_report, place)).values("href") if not href.startswith("#")]
+    assert len(hrefs) > 100
+    assert not [href for href in hrefs if not (place / unquote(href)).resolve().exists()]
 
 
 def test_headlines_come_with_the_findings_first_and_names_without_the_common_level(page: StrictPage) -> None:

@@ -9,6 +9,7 @@ from megacode.report.figure import NOTHING, Figure
 from megacode.statistics.words import figure as printed
 from megacode.study_report.charts.forest import Effect, ForestPanel, ForestRow, forest
 from megacode.study_report.charts.marks import VERDICTS
+from megacode.study_report.printed import score_text
 from megacode.study_report.sections.lookup import Number, ReportIndex, fixed
 from megacode.study_report.shapes import ComparisonRow, Headline
 
@@ -132,13 +133,17 @@ def _cell(index: ReportIndex, arm: str, metric: str, verdict: str) -> dict[str, 
     if row is None:
         return {"number": Number(NOTHING), "paper": papers, "verdict": "", "mark": ""}
     half = (row["high"] - row["low"]) / 2 if row["low"] is not None and row["high"] is not None else None
-    note = f"± {index.show(metric, half)}" if half is not None else ""
-    seeds = ", ".join(f"seed {seed} {index.show(metric, value)}" for seed, value in row["by_seed"].items())
+    # The decimals are those of the other files, so that every number is the same everywhere.
+    places = row["places"]
+    note = f"± {fixed(index.scaled(metric, half), places)}" if half is not None else ""
+    seeds = ", ".join(
+        f"seed {seed} {fixed(index.scaled(metric, value), places)}" for seed, value in row["by_seed"].items()
+    )
     said = f"{seeds}\n{index.said(arm)}"
     # Bold only what is better after the correction: the largest of many scores is often luck.
     css = "best" if verdict == "better" else ""
     return {
-        "number": Number(index.show(metric, row["value"]), note, index.where(arm), said, css),
+        "number": Number(score_text(row, index.metrics[metric], error=False), note, index.where(arm), said, css),
         "paper": papers,
         "verdict": _WORDS[verdict] if verdict else "",
         "mark": " ".join(VERDICTS[verdict]) if verdict else "",
