@@ -24,26 +24,27 @@ def headlines(index: ReportIndex) -> dict[str, Any]:
     order = ("better", "worse", "higher", "lower", "equal", "")
     rows = sorted(index.document["headlines"], key=lambda row: order.index(row["verdict"]))
     metrics = {row["metric"] for row in rows}
-    about = {row["words"].partition(ABOUT)[2] for row in rows}
     before = f"In {index.title(metrics.pop())}:" if len(metrics) == 1 else ""
-    after = f"All of this is about {about.pop()}." if len(about) == 1 and "" not in about else ""
+    scopes = [row["words"].partition(ABOUT)[2] for row in rows]
+    usual = max(scopes, key=scopes.count, default="")
+    unless = "" if len(set(scopes)) == 1 else "Unless something else is said, "
+    after = f"{unless}{'all' if not unless else 'this'} is about {usual}." if usual else ""
     return {
         "before": before,
-        "after": after,
-        "rows": [_headline(index, row, bool(before), bool(after)) for row in rows],
+        "after": after[:1].upper() + after[1:],
+        "rows": [_headline(index, row, bool(before), usual) for row in rows],
     }
 
 
-def _headline(index: ReportIndex, row: Headline, one_metric: bool, one_scope: bool) -> dict[str, str]:
-    words = row["words"].partition(ABOUT)[0] if one_scope else row["words"]
+def _headline(index: ReportIndex, row: Headline, one_metric: bool, scope: str) -> dict[str, str]:
+    words = row["words"].removesuffix(f"{ABOUT}{scope}")
     words = words.removeprefix(f"{row['metric']}: ") if one_metric else words
-    words = index.with_short_names(words)
-    claim, _, detail = words.partition("; ")
+    claim, _, detail = index.with_short_names(words).partition("; ")
     before, arm, after = claim.partition(index.short(row["arm"]))
-    _, *mark = VERDICTS[row["verdict"]]
+    css, *mark = VERDICTS[row["verdict"]]
     return {
         "verdict": _WORDS[row["verdict"]],
-        "css": VERDICTS[row["verdict"]][0],
+        "css": css,
         "shape": " ".join(mark),
         "before": before,
         "arm": arm,
