@@ -17,6 +17,7 @@ from megacode.checkpoint.state import TrainState
 from megacode.cli import app
 from megacode.study.grid import Cell
 from megacode.study_report.document import report_document
+from megacode.study_report.markdown import render_markdown
 from megacode.study_report.writing import write_report
 from tests.study_report.conftest import TINY_SUITE, Make, change_json, score_files, tiny_study
 from tests.study_report.made_suites import Recipe, held_out_suite
@@ -161,6 +162,31 @@ def test_scores_of_another_checkpoint_do_not_count(make: Make) -> None:
     (model,) = [model for model in report["models"] if (model["arm"], model["seed"]) == ("base", 1)]
     assert model["state"] == "not scored"
     assert any(f"{file} is of another checkpoint (seal ffffffff" in line for line in report["missing"])
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_scores_outlive_their_checkpoint(make: Make, init: bool) -> None:
+    more = {"init": {"arm": "half"}} if init else {}
+    arms = {
+        "base": ["text"],
+        "half": ["balanced"],
+        "cooled": {"phases": ["text"], **more, "set": {"train.clip_grad": 0.5}},
+    }
+    study = make(2, arms=arms)
+    whole = report_document(study)
+    before = {(model["arm"], model["seed"]): model["seal"] for model in whole["models"]}
+    deleted = list((study.parent / "runs").glob("*/checkpoints"))
+    assert len(deleted) == 6
+    for place in deleted:
+        shutil.rmtree(place)
+    report = report_document(study)
+    # What a deleted checkpoint's weights came from is known by the study alone.
+    assert {(model["arm"], model["seed"]): model["seal"] for model in report["models"]} == before
+    assert report["comparisons"] == whole["comparisons"]
+    assert all(model["state"] == "scored" and model["checkpoint"] is None for model in report["models"])
+    assert all(node["state"] == "trained" for node in report["tree"]["nodes"])
+    assert report["tree"]["tokens_to_train"] == 0
+    assert render_markdown(report).count("checkpoint deleted") == 6
 
 
 def changed(arm: str, **settings: Any) -> Change:
