@@ -64,7 +64,8 @@ def forest_figure(index: ReportIndex) -> Figure:
     order = sorted(pairs, key=lambda pair: (first.get(pair[0], True), list(index.arms).index(pair[0])))
     rows = [
         ForestRow(
-            index.short(arm),
+            # The name of the group says the levels.
+            index.bare(arm),
             index.short(baseline),
             {
                 metric: _effect(index, row)

@@ -37,8 +37,7 @@ def _tables(index: ReportIndex, place: str, columns: Columns) -> Iterator[dict[s
         part = dict(list(columns.items())[start : start + size])
         others = any(baseline != usual for baseline, _ in part)
         names = [
-            index.short(arm) + ("" if baseline == usual else f" minus {index.short(baseline)}")
-            for baseline, arm in part
+            index.bare(arm) + ("" if baseline == usual else f" minus {index.bare(baseline)}") for baseline, arm in part
         ]
         caption = f"minus {index.short(usual)}{', unless another is named' if others else ''}"
         yield {"caption": caption, "arms": names, "groups": _groups(index, place, part, most)}
