@@ -14,6 +14,7 @@ from typing import TypeAlias
 from markupsafe import Markup, escape
 
 CHARACTER_WIDTH = 6.4  # average pixels of a character at 11.5 px: good enough to decide what fits
+BOLD_WIDTH = 7.2  # of a bold one
 
 Point: TypeAlias = tuple[float, float]
 
@@ -178,24 +179,30 @@ def bands(frame: Frame, spans: Sequence[Span]) -> Markup:
     return element("g", *rects)
 
 
-def boundaries(frame: Frame, spans: Sequence[Span]) -> Markup:
-    """Return the lines where one phase ends and the next begins, and the phases' names above the plot."""
+def boundaries(frame: Frame, spans: Sequence[Span], character: float = BOLD_WIDTH) -> Markup:
+    """Return the lines where one phase ends and the next begins, and the phases' names above the plot.
+
+    Args:
+        frame: the plot.
+        spans: phases.
+        character: pixels of a character of their names.
+    """
     lines = [
         element("line", class_="boundary", x1=frame.x(s.start), x2=frame.x(s.start), y1=frame.top - 6, y2=frame.bottom)
         for s in spans[1:]
     ]
-    return element("g", *lines, *_phase_names(frame, spans))
+    return element("g", *lines, *_phase_names(frame, spans, character))
 
 
-def _phase_names(frame: Frame, spans: Sequence[Span]) -> list[Markup]:
+def _phase_names(frame: Frame, spans: Sequence[Span], character: float) -> list[Markup]:
     """Centre each name over its phase, shift it left before it touches the next; use numbers if names do not fit."""
     texts = [span.name if len(span.name) <= 18 else span.name[:17] + "…" for span in spans]
-    if sum(len(text) * CHARACTER_WIDTH + 10 for text in texts) > frame.right - frame.left:
+    if sum(len(text) * character + 10 for text in texts) > frame.right - frame.left:
         texts = [str(index + 1) for index in range(len(spans))]
     limit, centres = frame.right, []
     # From right to left: each name may shift left only as far as the next one leaves room.
     for span, text in zip(reversed(spans), reversed(texts), strict=True):
-        half = len(text) * CHARACTER_WIDTH / 2
+        half = len(text) * character / 2
         centre = min((frame.x(span.start) + frame.x(span.stop)) / 2, limit - half)
         limit = centre - half - 8
         centres.append(centre)

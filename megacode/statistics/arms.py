@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 from megacode.base.errors import ConfigError, DataError, Problem
+from megacode.statistics.items import ItemsReader
 from megacode.statistics.reading import Scores, find_scores, read_scores
 
 _ASK = "write NAME=SCORES[,SCORES...], one score file per seed"
@@ -65,11 +66,11 @@ def read_arms(words: Sequence[str], without: Sequence[str] = ()) -> list[Arm]:
     named = [_split(word) for word in words]
     if problems := list(_name_problems([name for name, _ in named])):
         raise ConfigError(problems=problems)
-    read: dict[Path, Scores] = {}
+    read, reader = dict[Path, Scores](), ItemsReader()
     arms = []
     for name, paths in named:
         for path in paths:
-            read.setdefault(path, read_scores(path))
+            read.setdefault(path, read_scores(path, reader))
         arms.append(make_arm(name, [read[path] for path in paths]))
     check_comparable(arms, without)
     return arms

@@ -16,11 +16,11 @@ import numpy as np
 import orjson
 
 from megacode.base.errors import DataError
-from megacode.base.files import RunDir, digest, note_damage, parse_line
+from megacode.base.files import RunDir
+from megacode.statistics.items import ItemsReader, TaskItems, TaskQuestions
 
 ITEMS = ".items.jsonl"
 _AGAIN = "score the model again: megacode evaluate MODEL --overwrite"
-_KNOWN = ("task", "item", "filter", "doc_hash", "metrics")
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,12 @@ def find_scores(path: Path) -> Path:
     return newest[0]
 
 
-def read_scores(path: Path) -> Scores:
+def read_scores(path: Path, reader: ItemsReader | None = None) -> Scores:
     """Read a score file and its items.
+
+    Args:
+        path: of the score file.
+        reader: of items; one for many files reads them faster.
 
     Raises:
         DataError: if one of them is missing or damaged, or they do not belong together.
@@ -110,15 +114,15 @@ def read_scores(path: Path) -> Scores:
     document = read_document(path)
     # `_scores` reads a well-formed file without checking each type; a damaged one fails somewhere in it.
     try:
-        return _scores(path, document)
+        return _scores(path, document, reader or ItemsReader())
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # values of other types than a score file has
         what = f"the score file is damaged: {type(error).__name__}: {error}"
         raise DataError(what, str(path), _AGAIN) from None
 
 
-def _scores(path: Path, document: Mapping[str, Any]) -> Scores:
+def _scores(path: Path, document: Mapping[str, Any], reader: ItemsReader) -> Scores:
     items = path.parent / document.get("items_file", path.with_suffix(ITEMS).name)
-    columns = _columns(items)
+    columns = reader.read(items)
     tasks: dict[str, Task] = {}
     unpaired: list[str] = []
     for name, scores in document["scores"].items():
@@ -172,68 +176,24 @@ def _seed(document: Mapping[str, Any]) -> int | None:
     return seed if isinstance(seed, int) else None
 
 
-@dataclass
-class _Column:
-    """The lines of one task and filter, not yet in order."""
-
-    items: list[int] = field(default_factory=list)
-    hashes: list[str] = field(default_factory=list)
-    clusters: list[str | None] = field(default_factory=list)
-    values: dict[str, list[Any]] = field(default_factory=dict)
-
-
-def _columns(path: Path) -> dict[str, dict[str, _Column]]:
-    """Return the lines of an items file by task and filter."""
-    columns: dict[str, dict[str, _Column]] = {}
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    _add(columns, parse_line(line))
-                except ValueError as error:
-                    note_damage(path, number, error, None)
-    except FileNotFoundError:
-        fix = "copy it to the score file's directory, or score the model again"
-        raise DataError("the score file's items file is missing", str(path), fix) from None
-    return columns
-
-
-def _add(columns: dict[str, dict[str, _Column]], line: dict[str, Any]) -> None:
-    if missing := [key for key in _KNOWN if key not in line]:
-        raise ValueError(f"{', '.join(missing)} is missing")
-    if missing := [metric for metric in line["metrics"] if metric not in line]:
-        raise ValueError(f"{', '.join(missing)} is missing")
-    column = columns.setdefault(line["task"], {}).setdefault(line["filter"], _Column())
-    column.items.append(line["item"])
-    column.hashes.append(line["doc_hash"])
-    column.clusters.append(line.get("cluster"))
-    for metric in line["metrics"]:
-        column.values.setdefault(metric, []).append(line[metric])
-
-
 def _task(
-    document: Mapping[str, Any],
-    name: str,
-    scores: Mapping[str, Any],
-    columns: dict[str, _Column],
-    path: Path,
-    unpaired: list[str],
+    document: Mapping[str, Any], name: str, scores: Mapping[str, Any], items: TaskItems, path: Path, unpaired: list[str]
 ) -> Task:
     """Return a task's outcomes; names of scores that are not means of items are added to `unpaired`."""
-    facts = document["tasks"][name]
-    # Lines may be in any order; results are paired by item number.
-    orders = {key: np.argsort(column.items, kind="stable") for key, column in columns.items()}
-    _check_questions(facts, name, columns, orders, path)
+    facts, questions = document["tasks"][name], items.questions
+    _check_questions(facts, name, questions, path)
     outcomes: dict[str, Outcomes] = {}
     for metric, score in scores.items():
         if metric.endswith("_stderr") or not isinstance(score, (int, float)):
             continue
         # lm-eval names a score METRIC,FILTER. A score without a filter belongs to the first one.
         bare, _, chosen = metric.partition(",")
-        key = chosen if chosen in columns else next(iter(columns))
-        values = columns[key].values.get(bare)
+        key = chosen if chosen in questions.by_filter else next(iter(questions.by_filter))
+        values = items.values.get(key, {}).get(bare)
         better = (facts.get("higher_is_better") or {}).get(bare, not bare.startswith("bits_per_byte"))
-        result = None if values is None else _outcomes([values[i] for i in orders[key]], float(score), bool(better))
+        # Lines may be in any order; results are paired by item number.
+        ordered = None if values is None else questions.by_filter[key].sorted(values)
+        result = None if ordered is None else _outcomes(ordered, float(score), bool(better))
         if result is not None:
             outcomes[metric] = result
         elif f"{metric}_stderr" in scores:  # written only if the score was the mean of the items
@@ -241,28 +201,18 @@ def _task(
             raise DataError(what, str(path), _AGAIN)
         else:
             unpaired.append(f"{name}/{metric}")
-    first = next(iter(columns))
-    clusters = [columns[first].clusters[i] for i in orders[first]]
-    return Task(_identity(document, facts, clusters), outcomes, _numbered(clusters), len(clusters))
+    passages, digested = questions.first.passages
+    return Task(_identity(document, facts, digested), outcomes, passages, len(questions.first.items))
 
 
-def _check_questions(
-    facts: Mapping[str, Any],
-    name: str,
-    columns: Mapping[str, _Column],
-    orders: Mapping[str, np.ndarray],
-    path: Path,
-) -> None:
+def _check_questions(facts: Mapping[str, Any], name: str, questions: TaskQuestions, path: Path) -> None:
     """Check that the items are those of the score file: all of them, and each once per filter."""
     # First the numbers, for a clear message; then the hash, which also covers documents and order.
-    for column in columns.values():
-        if len(set(column.items)) != len(column.items) or len(column.items) != facts.get("items"):
-            what = f"it has {len(column.items):,} lines of {name}, but the score file has {facts.get('items')} items"
+    for one in questions.by_filter.values():
+        if not one.once or len(one.items) != facts.get("items"):
+            what = f"it has {len(one.items):,} lines of {name}, but the score file has {facts.get('items')} items"
             raise DataError(what, str(path), _AGAIN)
-    named = (
-        f"{columns[key].items[i]}:{columns[key].hashes[i]}" for key in sorted(columns) for i in orders[key]
-    )  # fmt: skip
-    if digest(*named) != facts.get("questions_sha256"):
+    if questions.digest != facts.get("questions_sha256"):
         raise DataError(f"its items of {name} differ from those of the score file", str(path), _AGAIN)
 
 
@@ -288,7 +238,7 @@ def _outcomes(values: Sequence[Any], score: float, higher_is_better: bool) -> Ou
     return Outcomes(numbers, sizes, higher_is_better)
 
 
-def _identity(document: Mapping[str, Any], facts: Mapping[str, Any], clusters: Sequence[str | None]) -> dict[str, Any]:
+def _identity(document: Mapping[str, Any], facts: Mapping[str, Any], passages: str) -> dict[str, Any]:
     """Return what must be equal in two results; without a hash of the prompts, the suite's hash stands for them."""
     return {
         "items": facts["questions_sha256"],
@@ -297,12 +247,5 @@ def _identity(document: Mapping[str, Any], facts: Mapping[str, Any], clusters: S
         "limit": document["settings"].get("limit"),
         "lm-eval version": document["versions"].get("lm_eval"),
         "cut": facts.get("cut"),
-        "passages": digest(*map(str, clusters)),
+        "passages": passages,
     }
-
-
-def _numbered(clusters: Sequence[str | None]) -> np.ndarray | None:
-    """Return each item's cluster number; None if no two items share one. An item without a cluster stands alone."""
-    names = [f"item {i}" if one is None else f"cluster {one}" for i, one in enumerate(clusters)]
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return np.array([numbers[name] for name in names]) if len(numbers) < len(names) else None

@@ -224,6 +224,8 @@ def _places(model: dict[str, object], directory: Path | None) -> Iterator[str]:
         yield str(model["state"])
         return
     yield f"run {_link(str(model['run']), directory)}, iteration {model['iteration']}, seal `{str(model['seal'])[:16]}`"
+    if model["checkpoint"] is None:
+        yield "checkpoint deleted"
     scores = model["scores"]
     assert isinstance(scores, dict)
     for suite, path in scores.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
@@ -39,7 +40,9 @@ def _environment() -> Environment:
 
 
 def _link(path: str, directory: Path | None) -> str:
-    return path if directory is None else Path(os.path.relpath(path, directory)).as_posix()
+    relative = path if directory is None else Path(os.path.relpath(path, directory)).as_posix()
+    # Names of runs may hold characters that a link would end at.
+    return quote(relative, safe="/@+,=~:")
 
 
 def page(document: Report) -> dict[str, Any]:

@@ -8,7 +8,7 @@ never filled in.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from megacode.study.loading import load_study
 from megacode.study.matching import Proof, prove
 from megacode.study.schema import Study
 from megacode.study.tree import Tree, TreeNode
+from megacode.study_report.pruned import pruned_states
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ class Trained:
 
     Attributes:
         node: of the tree.
-        found: its checkpoint.
+        run: the run directory that holds it.
+        found: its checkpoint; None where it was deleted and scores are left.
         state: what the checkpoint says of itself.
+        seal: of the checkpoint.
         files: score file by suite.
         documents: their contents without items, by suite.
         strange: sentences on score files that do not belong to the checkpoint.
@@ -42,22 +45,14 @@ class Trained:
     """
 
     node: TreeNode
-    found: Found
+    run: RunDir
+    found: Found | None
     state: TrainState
+    seal: str
     files: Mapping[str, Path]
     documents: Mapping[str, Json]
     strange: list[str]
     seals: list[str]
-
-    @property
-    def run(self) -> RunDir:
-        """The run directory of its checkpoint."""
-        return RunDir(self.found.path.parents[1])
-
-    @property
-    def iteration(self) -> int:
-        """Of the checkpoint."""
-        return RunDir.iteration_of(self.found.path)
 
 
 @dataclass
@@ -83,9 +78,14 @@ class StudyResults:
 
     @cached_property
     def plan(self) -> Json:
-        """What `study plan --json` says."""
-        found = {node: one.found for node, one in self.trained.items()}
-        return study_document(self.tree, self.proofs, found, Costs(Gpus()))
+        """What `study plan --json` says; a state whose checkpoint was deleted counts as trained."""
+        found = {node: one.found for node, one in self.trained.items() if one.found is not None}
+        plan = study_document(self.tree, self.proofs, found, Costs(Gpus()))
+        for row in plan["nodes"]:
+            if row["state"] == "planned" and row["id"] in self.trained:
+                row |= {"state": "trained", "seal": self.trained[row["id"]].seal}
+                plan["tokens_to_train"] -= row["tokens"]
+        return plan
 
     @cached_property
     def suites(self) -> list[str]:
@@ -141,33 +141,54 @@ def read_results(path: Path) -> StudyResults:
     states: dict[str, list[Found]] = {}
     for found in all_states(Path(study.directory)):
         states.setdefault(found.id, []).append(found)
-    wanted = {Path(name).stem for name in study.suites}
     for node in results.tree.nodes.values():
+        copies = states.get(node.id, [])
+        known = [one for found in copies if (one := _found(results, node, found, copies)) is not None]
         # Of several checkpoints of one state, the one with most scores counts.
-        copies = [_trained(node, found, wanted, states[node.id]) for found in states.get(node.id, [])]
-        if known := [one for one in copies if one is not None]:
+        if known:
             results.trained[node.id] = max(known, key=lambda one: len(one.files))
+    _add_pruned(results)
     return results
 
 
-def _trained(node: TreeNode, found: Found, wanted: set[str], copies: list[Found]) -> Trained | None:
+def _found(results: StudyResults, node: TreeNode, found: Found, copies: list[Found]) -> Trained | None:
     try:
         state = TrainState.read(found.path)
     except MegacodeError:
         return None
+    run = RunDir(found.path.parents[1])
+    seals = sorted({one.seal for one in copies})
+    return _scored(
+        results, Trained(node, run, found, state, state.seal, {}, {}, [], seals), RunDir.iteration_of(found.path)
+    )
+
+
+def _add_pruned(results: StudyResults) -> None:
+    """Add states that only scores are left of."""
+    lost = [node for node in results.tree.nodes if node not in results.trained]
+    starts = dict.fromkeys(cell.past.start for cell in results.tree.grid.cells)
+    for name, run, state, seal in pruned_states(Path(results.study.directory), lost, starts):
+        node = results.tree.nodes[name]
+        results.trained.setdefault(
+            name, _scored(results, Trained(node, run, None, state, seal, {}, {}, [], [seal]), state.iteration)
+        )
+
+
+def _scored(results: StudyResults, trained: Trained, iteration: int) -> Trained:
+    """Return a state with the score files of its model."""
+    wanted = {Path(name).stem for name in results.study.suites}
     files: dict[str, Path] = {}
     documents: dict[str, Json] = {}
     strange: list[str] = []
-    run, iteration = RunDir(found.path.parents[1]), RunDir.iteration_of(found.path)
-    for file in sorted(run.eval.glob(f"*@{RunDir.iteration_name(iteration)}.json")):
+    for file in sorted(trained.run.eval.glob(f"*@{RunDir.iteration_name(iteration)}.json")):
         suite = file.name.partition("@")[0]
         if wanted and suite not in wanted:
             continue
         document = read_document(file)
         seal = (document["model"].get("megacode") or {}).get("checkpoint_seal")
         # Another training that had its checkpoint in this place: its scores are not this model's.
-        if seal != state.seal:
-            strange.append(f"{file} is of another checkpoint (seal {str(seal)[:8]}, not {state.seal[:8]})")
+        if seal != trained.seal:
+            strange.append(f"{file} is of another checkpoint (seal {str(seal)[:8]}, not {trained.seal[:8]})")
             continue
         files[suite], documents[suite] = file, document
-    return Trained(node, found, state, files, documents, strange, sorted({one.seal for one in copies}))
+    return replace(trained, files=files, documents=documents, strange=strange)

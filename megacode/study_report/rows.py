@@ -29,9 +29,9 @@ def _model(results: StudyResults, cell: Cell, flags: Flags) -> ModelRow:
         "seed": cell.seed,
         "state": results.state(cell),
         "run": str(end.run.path) if end else None,
-        "checkpoint": str(end.found.path) if end else None,
-        "iteration": end.iteration if end else None,
-        "seal": end.state.seal if end else None,
+        "checkpoint": str(end.found.path) if end and end.found else None,
+        "iteration": end.state.iteration if end else None,
+        "seal": end.seal if end else None,
         "scores": {suite: str(path) for suite, path in end.files.items()} if end else {},
         "flags": list(flags.get((cell.name, cell.seed), ())),
     }

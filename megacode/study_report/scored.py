@@ -15,6 +15,7 @@ from megacode.base.files import Json
 from megacode.capacity.costs import parameters as parameters_of
 from megacode.statistics.arms import Arm, check_comparable
 from megacode.statistics.comparing import ComparisonDesign, compare_results, named
+from megacode.statistics.items import ItemsReader
 from megacode.statistics.quantities import Results, tabulate
 from megacode.statistics.reading import Scores, read_scores
 from megacode.statistics.words import verdict
@@ -79,9 +80,9 @@ def compare_arms(results: StudyResults, level: float, without: Sequence[str] = (
         ConfigError: the study declares a metric or a pair that does not exist.
         DataError: score files are damaged, or cannot be compared.
     """
-    scored = Scored()
+    scored, reader = Scored(), ItemsReader()
     for group in _groups(results):
-        _add(scored, results, group, level, without)
+        _add(scored, results, group, reader, level, without)
     # A metric of several places is described once.
     scored.metrics = list({row["metric"]: row for row in reversed(scored.metrics)}.values())[::-1]
     scored.notes, scored.missing = (list(dict.fromkeys(lines)) for lines in (scored.notes, scored.missing))
@@ -110,9 +111,11 @@ def _by_arm(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     return found
 
 
-def _add(scored: Scored, results: StudyResults, group: _Group, level: float, without: Sequence[str]) -> None:
+def _add(
+    scored: Scored, results: StudyResults, group: _Group, reader: ItemsReader, level: float, without: Sequence[str]
+) -> None:
     """Add the rows of one group of arms."""
-    arms, documents = _arms(results, group)
+    arms, documents = _arms(results, group, reader)
     check_comparable(arms, without)
     table = tabulate(arms, without)
     scored.left_out |= table.left_out
@@ -131,12 +134,12 @@ def _add(scored: Scored, results: StudyResults, group: _Group, level: float, wit
         scored.scores += [score_row(table, number, which, level) for which in range(len(table.quantities))]
 
 
-def _arms(results: StudyResults, group: _Group) -> tuple[list[Arm], dict[str, Json]]:
+def _arms(results: StudyResults, group: _Group, reader: ItemsReader) -> tuple[list[Arm], dict[str, Json]]:
     """Return the arms of a group, each with its models by seed, and one score document for each suite."""
     trunks = trunks_of(results.tree, group.place)
     arms = []
     for name, cells in group.cells.items():
-        models = [_model(results, cell, group.suites) for cell in cells]
+        models = [_model(results, cell, group.suites, reader) for cell in cells]
         # The study knows the seeds; those in score files are of the order of data alone.
         arms.append(Arm(name, tuple(models), tuple(f"seed {cell.seed}" for cell in cells), trunks[name]))
     first = results.end(group.first)
@@ -144,11 +147,11 @@ def _arms(results: StudyResults, group: _Group) -> tuple[list[Arm], dict[str, Js
     return arms, {suite: first.documents[suite] for suite in group.suites}
 
 
-def _model(results: StudyResults, cell: Cell, suites: Sequence[str]) -> Scores:
+def _model(results: StudyResults, cell: Cell, suites: Sequence[str], reader: ItemsReader) -> Scores:
     """Return the scores of a model by several suites as one."""
     end = results.end(cell)
     assert end is not None
-    parts = [read_scores(end.files[suite]) for suite in suites]
+    parts = [read_scores(end.files[suite], reader) for suite in suites]
     merged = replace(parts[0], seed=cell.seed)
     for suite, part in zip(suites[1:], parts[1:], strict=True):
         # The first suite keeps the plain names; the same name in a later one gets that suite's.

@@ -94,7 +94,7 @@ def document(*, seeds: int = 3, level: str = "@470m", extra: int = 0, scored: bo
         "limits": ["One suite, in English and Python.", "Three seeds: the spread over seeds is known to a third.",
                    "470M parameters: what holds here need not hold at 2.8B."],
         "history": None,
-        "later_findings": [{"fact": "Replay", "numbers": "1.87x target-data efficiency at 150M", "source": "2603.04964"}],
+        "later_findings": [{"fact": "Replay", "numbers": "1.87x target efficiency at 150M", "source": "2603.04964"}],
         "provenance": {f"{model['arm']} seed {model['seed']}": model for model in models},
     }  # fmt: skip
 
@@ -251,8 +251,9 @@ def _waterfall(arm: dict[str, Any], paper: tuple[float, float, float], seeds: in
         read += phase["tokens"]
         behind = len(arm["phases"]) - 1 - number
         values = {f"mean/{mean}": _true(paper, mean) - 0.013 * behind * (1 if mean != "code" else -2) for mean in MEANS}
-        steps.append({"phase": phase["name"], "node": f"{arm['arm'].removesuffix('+cooldown')}-{number}", "tokens": read, "values": values,
-                      "by_seed": {}, "files": {}})  # fmt: skip
+        node = f"{arm['arm'].removesuffix('+cooldown')}-{number}"
+        steps.append({"phase": phase["name"], "node": node, "tokens": read, "values": values, "by_seed": {},
+                      "files": {}})  # fmt: skip
     return {"arm": arm["name"], "steps": steps}
 
 
@@ -297,8 +298,9 @@ def _tree(arms: list[dict[str, Any]], seeds: int, scored: bool) -> dict[str, Any
                 key = hash_of(f"{parent}{phase['name']}{seed}")[:16]
                 samples = phase["tokens"] // 8192
                 node = nodes.setdefault(key, {
-                    "id": key, "name": f"{phase['name']}-s{seed}-{key[:8]}", "parent": parent, "resumes": parent is not None,
-                    "from": None, "tokens": phase["tokens"], "samples": samples, "seed": seed, "levels": arm["levels"],
+                    "id": key, "name": f"{phase['name']}-s{seed}-{key[:8]}", "parent": parent,
+                    "resumes": parent is not None, "from": None, "tokens": phase["tokens"], "samples": samples,
+                    "seed": seed, "levels": arm["levels"],
                     "phase": phase["name"], "first_sample": read, "last_sample": read + samples, "arms": [],
                     "run": key, "state": "trained" if scored else "planned", "checkpoint": None, "seal": None,
                     "flops": int(3.6e9 * phase["tokens"]), "trained_by": [],

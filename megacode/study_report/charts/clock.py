@@ -13,6 +13,7 @@ from megacode.report.svg import Frame, Scale, Span, bands, boundaries, domain, d
 from megacode.report.svg import vertical_title as heading
 from megacode.study_report.charts.marks import label
 
+PHONE_WIDTH = 8.8  # pixels of a bold character where the style sheet enlarges the type of half-width charts
 LEAST = 0.01  # nats; less is noise of the held-out documents
 
 
@@ -52,7 +53,7 @@ def clock(key: str, arm: str, losses: Sequence[SourceLoss], spans: Sequence[Span
         grid(frame, [(tick, plain(tick)) for tick in frame.y.ticks(5)]),
         *(_line(one, frame) for one in kept),
         _bests(kept, frame),
-        boundaries(frame, spans),
+        boundaries(frame, spans, PHONE_WIDTH),
         token_axis(frame, "tokens consumed"),
         heading(frame, "loss (nats per token)"),
     ]

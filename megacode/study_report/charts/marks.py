@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from megacode.report.svg import CHARACTER_WIDTH, Point, element, number, tip
+from megacode.report.svg import BOLD_WIDTH, CHARACTER_WIDTH, Point, element, number, tip
 
 # Corners of the marks that are polygons, in units of their size.
 OUTLINES = {
@@ -17,6 +17,7 @@ OUTLINES = {
     "up": ((0.0, -1.0), (1.0, 0.75), (-1.0, 0.75)),
     "down": ((0.0, 1.0), (1.0, -0.75), (-1.0, -0.75)),
 }
+LARGEST = 1.09  # 12.5 px, in the style sheet, against 11.5
 WIDE, NARROW = 960, 380  # widths of the two drawings of each chart, in pixels of the view box
 # Colour and shape of a verdict; `solid` marks are filled. Grey and hollow: not distinguishable.
 VERDICTS = {
@@ -29,14 +30,14 @@ VERDICTS = {
 }
 
 
-def width_of(text: str) -> float:
-    """Return about how many pixels a text takes at the charts' size of type."""
-    return len(text) * CHARACTER_WIDTH
+def width_of(text: str, *, bold: bool = False) -> float:
+    """Return about how many pixels a text takes, in the larger type that middle-sized screens and paper get."""
+    return LARGEST * len(text) * (BOLD_WIDTH if bold else CHARACTER_WIDTH)
 
 
-def shortened(text: str, width: float) -> str:
+def shortened(text: str, width: float, *, bold: bool = False) -> str:
     """Return a text that fits into `width` pixels, with its middle left out: names differ at both ends."""
-    room = int(width / CHARACTER_WIDTH)
+    room = int(width / width_of("n", bold=bold))
     if len(text) <= room:
         return text
     # The end counts more: it holds the level or the cooldown.

@@ -16,7 +16,7 @@ ROW, BAR, HEAD = 36, 15, 30
 
 
 @dataclass(frozen=True)
-class Stretch:
+class TreeBar:
     """A node of the tree, all its seeds together.
 
     Attributes:
@@ -50,7 +50,7 @@ class Stretch:
     href: str = ""
 
 
-def tree(nodes: Sequence[Stretch], sources: Sequence[str], key: str = "tree-chart") -> Figure:
+def tree(nodes: Sequence[TreeBar], sources: Sequence[str], key: str = "tree-chart") -> Figure:
     """Return the tree; nodes that share a parent stand below each other, in the order given."""
     title = "What is trained, and what is shared"
     if not nodes:
@@ -64,13 +64,13 @@ def tree(nodes: Sequence[Stretch], sources: Sequence[str], key: str = "tree-char
     return Figure(key, title, "", drawn, entries, follows=False, at="height of a band: share of the source")
 
 
-def _depth_first(nodes: Sequence[Stretch]) -> list[Stretch]:
+def _depth_first(nodes: Sequence[TreeBar]) -> list[TreeBar]:
     known = {node.key for node in nodes}
-    children: dict[str, list[Stretch]] = {}
+    children: dict[str, list[TreeBar]] = {}
     for node in nodes:
         # A parent outside of the list makes a root: nothing may vanish.
         children.setdefault(node.parent if node.parent in known else "", []).append(node)
-    ordered: list[Stretch] = []
+    ordered: list[TreeBar] = []
     stack = list(reversed(children.get("", [])))
     while stack:
         node = stack.pop()
@@ -79,7 +79,7 @@ def _depth_first(nodes: Sequence[Stretch]) -> list[Stretch]:
     return ordered
 
 
-def _drawing(nodes: Sequence[Stretch], sources: Sequence[str], width: int) -> Markup:
+def _drawing(nodes: Sequence[TreeBar], sources: Sequence[str], width: int) -> Markup:
     stop = max(node.stop for node in nodes) or 1.0
     wide = width == WIDE
     x = Scale(0, stop, 4, _right(nodes, stop) if wide else width - 8)
@@ -98,10 +98,10 @@ def _drawing(nodes: Sequence[Stretch], sources: Sequence[str], width: int) -> Ma
                    class_="wide" if wide else "narrow")  # fmt: skip
 
 
-def _right(nodes: Sequence[Stretch], stop: float) -> float:
+def _right(nodes: Sequence[TreeBar], stop: float) -> float:
     """Return where the token axis ends, so that each arm's name has room right of its bar."""
     room = [
-        (WIDE - 8 - width_of(", ".join(node.arms)) * 1.16 - 8 - 4) * stop / node.stop + 4
+        (WIDE - 8 - width_of(", ".join(node.arms), bold=True) - 8 - 4) * stop / node.stop + 4
         for node in nodes
         if node.arms and node.stop
     ]
@@ -120,7 +120,7 @@ def _axis(x: Scale, bottom: float) -> Markup:
     return element("g", *parts)
 
 
-def _elbow(node: Stretch, tops: Mapping[str, float], x: Scale) -> Markup | None:
+def _elbow(node: TreeBar, tops: Mapping[str, float], x: Scale) -> Markup | None:
     """Draw the line from the end of the parent's bar down to this one's."""
     if node.parent not in tops:
         return None
@@ -128,7 +128,7 @@ def _elbow(node: Stretch, tops: Mapping[str, float], x: Scale) -> Markup | None:
     return element("line", class_="branch", x1=at, x2=at, y1=top, y2=bottom)
 
 
-def _bar(node: Stretch, sources: Sequence[str], x: Scale, top: float) -> Markup:
+def _bar(node: TreeBar, sources: Sequence[str], x: Scale, top: float) -> Markup:
     left, right = x(node.start), x(node.stop)
     shape: dict[str, object] = {"x": left + 1, "width": max(right - left - 2, 2.0)}
     parts: list[object] = [tip(node.said or node.phase)]
@@ -147,7 +147,7 @@ def _bar(node: Stretch, sources: Sequence[str], x: Scale, top: float) -> Markup:
     return linked(node.href, *parts)
 
 
-def _texts(node: Stretch, x: Scale, top: float, width: int) -> Markup:
+def _texts(node: TreeBar, x: Scale, top: float, width: int) -> Markup:
     """Write the phase below its bar, and the arms that end there right of it (on a phone, below)."""
     shared = f" · in {node.users} arms" if node.users > 1 else ""
     state = f" · {node.state}" if node.state else ""
@@ -156,7 +156,7 @@ def _texts(node: Stretch, x: Scale, top: float, width: int) -> Markup:
     if node.arms:
         arms, left = ", ".join(node.arms), x(node.stop) + 8
         if width == WIDE:
-            parts.append(label(shortened(arms, width - left), left, top + 12, css="phase", full=arms))
+            parts.append(label(shortened(arms, width - left, bold=True), left, top + 12, css="phase", full=arms))
         else:
             parts.append(_kept_inside(arms, x(node.start) + 4, top + BAR + 26, width, "phase"))
     return element("g", *parts)
@@ -164,7 +164,7 @@ def _texts(node: Stretch, x: Scale, top: float, width: int) -> Markup:
 
 def _kept_inside(text: str, left: float, y: float, width: int, css: str) -> Markup:
     """Return a text that starts at `left`, or further left where the drawing would cut it."""
-    # Letters of the names of arms are bold, and wider.
-    wider = 1.16 if css == "phase" else 1.04
-    short = shortened(text, (width - 8) / wider)
-    return label(short, max(min(left, width - wider * width_of(short)), 4.0), y, css=css, full=text)
+    # Names of arms are bold.
+    bold = css == "phase"
+    short = shortened(text, width - 8, bold=bold)
+    return label(short, max(min(left, width - width_of(short, bold=bold)), 4.0), y, css=css, full=text)

@@ -86,7 +86,7 @@ def _band(arms: Sequence[Stairs], panels: Sequence[StairPanel], place: PanelLayo
           top: float) -> tuple[Markup, float]:  # fmt: skip
     at, parts, rows = top + HEAD, [], []
     for arm in arms:
-        parts.append(label(shortened(arm.arm, place.gutter - 8), 0, at + 14, css="phase", full=arm.arm))
+        parts.append(label(shortened(arm.arm, place.width - 8.0, bold=True), 0, at + 14, css="phase", full=arm.arm))
         at += NAME
         for step in arm.steps:
             short = shortened(step.phase, place.gutter - 22)

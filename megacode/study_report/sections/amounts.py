@@ -91,10 +91,10 @@ def _best(index: ReportIndex, metric: str) -> str:
 def _point(index: ReportIndex, arm: str, x: str, y: str, after: int | None) -> ScatterPoint:
     across, up = index.scores.get((arm, x)), index.scores.get((arm, y))
     if across is None or up is None:
-        return ScatterPoint(index.short(arm), math.nan, math.nan)
+        return ScatterPoint(index.bare(arm), math.nan, math.nan)
     said = f"{_said(index, across)}; {_said(index, up)}\n{index.said(arm)}"
     return ScatterPoint(
-        index.short(arm), *_ends(index, across)[:1], *_ends(index, up)[:1], *_ends(index, across)[1:],
+        index.bare(arm), *_ends(index, across)[:1], *_ends(index, up)[:1], *_ends(index, across)[1:],
         *_ends(index, up)[1:], said, index.where(arm), after, baseline=index.arms[arm]["is_baseline"],
     )  # fmt: skip
 

@@ -94,7 +94,7 @@ def provenance(index: ReportIndex) -> list[dict[str, Any]]:
 
 
 def _model(model: ModelRow) -> dict[str, Any]:
-    files = [{"suite": suite, "scores": file, "items": items_file(file)} for suite, file in model["scores"].items()]
+    files = [{"suite": suite, "scores": file, "answers": items_file(file)} for suite, file in model["scores"].items()]
     return {
         "seed": model["seed"],
         "state": model["state"],

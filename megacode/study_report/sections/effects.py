@@ -9,6 +9,7 @@ from megacode.report.figure import NOTHING, Figure
 from megacode.statistics.words import figure as printed
 from megacode.study_report.charts.forest import Effect, ForestPanel, ForestRow, forest
 from megacode.study_report.charts.marks import VERDICTS
+from megacode.study_report.printed import score_text
 from megacode.study_report.sections.lookup import Number, ReportIndex, fixed
 from megacode.study_report.shapes import ComparisonRow, Headline
 
@@ -23,31 +24,32 @@ def headlines(index: ReportIndex) -> dict[str, Any]:
     order = ("better", "worse", "higher", "lower", "equal", "")
     rows = sorted(index.document["headlines"], key=lambda row: order.index(row["verdict"]))
     metrics = {row["metric"] for row in rows}
-    about = {row["words"].partition(ABOUT)[2] for row in rows}
     before = f"In {index.title(metrics.pop())}:" if len(metrics) == 1 else ""
-    after = f"All of this is about {about.pop()}." if len(about) == 1 and "" not in about else ""
+    scopes = [row["words"].partition(ABOUT)[2] for row in rows]
+    usual = max(scopes, key=scopes.count, default="")
+    unless = "" if len(set(scopes)) == 1 else "Unless something else is said, "
+    after = f"{unless}{'all' if not unless else 'this'} is about {usual}." if usual else ""
     return {
         "before": before,
-        "after": after,
-        "rows": [_headline(index, row, bool(before), bool(after)) for row in rows],
+        "after": after[:1].upper() + after[1:],
+        "rows": [_headline(index, row, bool(before), usual) for row in rows],
     }
 
 
-def _headline(index: ReportIndex, row: Headline, one_metric: bool, one_scope: bool) -> dict[str, str]:
-    words = row["words"].partition(ABOUT)[0] if one_scope else row["words"]
+def _headline(index: ReportIndex, row: Headline, one_metric: bool, scope: str) -> dict[str, str]:
+    words = row["words"].removesuffix(f"{ABOUT}{scope}")
     words = words.removeprefix(f"{row['metric']}: ") if one_metric else words
-    # The longest names first: one may be the beginning of another.
-    for name in sorted(index.arms, key=len, reverse=True):
-        words = words.replace(name, index.short(name))
-    before, arm, after = words.partition(index.short(row["arm"]))
-    _, *mark = VERDICTS[row["verdict"]]
+    claim, _, detail = index.with_short_names(words).partition("; ")
+    before, arm, after = claim.partition(index.short(row["arm"]))
+    css, *mark = VERDICTS[row["verdict"]]
     return {
         "verdict": _WORDS[row["verdict"]],
-        "css": VERDICTS[row["verdict"]][0],
+        "css": css,
         "shape": " ".join(mark),
         "before": before,
         "arm": arm,
         "after": after,
+        "detail": detail,
         "href": index.where(row["arm"]),
     }
 
@@ -62,7 +64,8 @@ def forest_figure(index: ReportIndex) -> Figure:
     order = sorted(pairs, key=lambda pair: (first.get(pair[0], True), list(index.arms).index(pair[0])))
     rows = [
         ForestRow(
-            index.short(arm),
+            # The name of the group says the levels.
+            index.bare(arm),
             index.short(baseline),
             {
                 metric: _effect(index, row)
@@ -91,7 +94,8 @@ def _effect(index: ReportIndex, row: ComparisonRow) -> Effect:
     low, high, wide_low, wide_high = (index.scaled(metric, end) for end in ends)
     return Effect(
         index.scaled(metric, row["difference"]), low, high, wide_low, wide_high, row["verdict"],
-        printed(row, row["difference"], sign=True), row["words"], index.where(row["arm"]), _papers(index, row),
+        printed(row, row["difference"], sign=True), index.with_short_names(row["words"]), index.where(row["arm"]),
+        _papers(index, row),
     )  # fmt: skip
 
 
@@ -131,13 +135,17 @@ def _cell(index: ReportIndex, arm: str, metric: str, verdict: str) -> dict[str, 
     if row is None:
         return {"number": Number(NOTHING), "paper": papers, "verdict": "", "mark": ""}
     half = (row["high"] - row["low"]) / 2 if row["low"] is not None and row["high"] is not None else None
-    note = f"± {index.show(metric, half)}" if half is not None else ""
-    seeds = ", ".join(f"seed {seed} {index.show(metric, value)}" for seed, value in row["by_seed"].items())
+    # The decimals are those of the other files, so that every number is the same everywhere.
+    places = row["places"]
+    note = f"± {fixed(index.scaled(metric, half), places)}" if half is not None else ""
+    seeds = ", ".join(
+        f"seed {seed} {fixed(index.scaled(metric, value), places)}" for seed, value in row["by_seed"].items()
+    )
     said = f"{seeds}\n{index.said(arm)}"
     # Bold only what is better after the correction: the largest of many scores is often luck.
     css = "best" if verdict == "better" else ""
     return {
-        "number": Number(index.show(metric, row["value"]), note, index.where(arm), said, css),
+        "number": Number(score_text(row, index.metrics[metric], error=False), note, index.where(arm), said, css),
         "paper": papers,
         "verdict": _WORDS[verdict] if verdict else "",
         "mark": " ".join(VERDICTS[verdict]) if verdict else "",

@@ -69,6 +69,17 @@ class ReportIndex:
         one_place = len({row["place"] for row in self.document["arms"]}) == 1
         return self.arms[arm]["arm"] if one_place and arm in self.arms else arm
 
+    def bare(self, arm: str) -> str:
+        """Return an arm's name without its levels, for places that name them otherwise."""
+        return self.arms[arm]["arm"] if arm in self.arms else arm
+
+    def with_short_names(self, words: str) -> str:
+        """Return a sentence with the names of arms as short as elsewhere on the page."""
+        # The longest names first: one may be the beginning of another.
+        for name in sorted(self.arms, key=len, reverse=True):
+            words = words.replace(name, self.short(name))
+        return words
+
     def places(self) -> list[str]:
         """Return the combinations of levels, in order."""
         return list(dict.fromkeys(row["place"] for row in self.document["arms"]))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
 
 from megacode.report.figure import NOTHING
 from megacode.study_report.sections.lookup import ReportIndex, counted, fixed
@@ -12,41 +12,46 @@ from megacode.study_report.shapes import HeatCell, VarianceShare
 ARMS_A_TABLE = 10  # more columns would not fit on the page or on paper
 STEPS = 5  # shades
 
+Column: TypeAlias = tuple[str, str]  # baseline and arm
+Columns: TypeAlias = Mapping[Column, Mapping[str, HeatCell]]  # of a table, cells by metric
+
 
 def heat_maps(index: ReportIndex) -> list[dict[str, Any]]:
-    """Return tables of tasks x arms for each baseline, of at most `ARMS_A_TABLE` arms each."""
-    heat = index.document["heat_map"]
-    cells: dict[str, dict[tuple[str, str], HeatCell]] = {}
-    for cell in heat["cells"]:
-        cells.setdefault(cell["baseline"], {})[cell["metric"], cell["arm"]] = cell
-    tables = []
-    for baseline, found in cells.items():
-        arms = list(dict.fromkeys(arm for _, arm in found))
-        # One scale for all tables of a baseline, so that shades mean the same.
-        most = {unit: max(values) for unit, values in _sizes(index, found.values()).items()}
-        # Equal parts: 12 arms make two tables of six.
-        size = -(-len(arms) // -(-len(arms) // ARMS_A_TABLE))
-        for start in range(0, len(arms), size):
-            part = arms[start : start + size]
-            tables.append({
-                "baseline": index.short(baseline),
-                "arms": [index.short(arm) for arm in part],
-                "groups": _groups(index, baseline, found, part, most),
-            })  # fmt: skip
-    return tables
+    """Return tables of tasks x arms for each place, of at most `ARMS_A_TABLE` arms each."""
+    places: dict[str, dict[Column, dict[str, HeatCell]]] = {}
+    for cell in index.document["heat_map"]["cells"]:
+        place = index.arms[cell["arm"]]["place"] if cell["arm"] in index.arms else ""
+        columns = places.setdefault(place, {})
+        columns.setdefault((cell["baseline"], cell["arm"]), {})[cell["metric"]] = cell
+    return [table for place, columns in places.items() for table in _tables(index, place, columns)]
 
 
-def _sizes(index: ReportIndex, cells: Any) -> dict[str, list[float]]:
+def _tables(index: ReportIndex, place: str, columns: Columns) -> Iterator[dict[str, Any]]:
+    baselines = [baseline for baseline, _ in columns]
+    usual = max(baselines, key=baselines.count)
+    # One scale for all tables of a place, so that shades mean the same.
+    most = {unit: max(sizes) for unit, sizes in _sizes(index, columns).items()}
+    # Equal parts: 12 arms make two tables of six.
+    size = -(-len(columns) // -(-len(columns) // ARMS_A_TABLE))
+    for start in range(0, len(columns), size):
+        part = dict(list(columns.items())[start : start + size])
+        others = any(baseline != usual for baseline, _ in part)
+        names = [
+            index.bare(arm) + ("" if baseline == usual else f" minus {index.bare(baseline)}") for baseline, arm in part
+        ]
+        caption = f"minus {index.short(usual)}{', unless another is named' if others else ''}"
+        yield {"caption": caption, "arms": names, "groups": _groups(index, place, part, most)}
+
+
+def _sizes(index: ReportIndex, columns: Columns) -> dict[str, list[float]]:
     sizes: dict[str, list[float]] = {}
-    for cell in cells:
-        unit = index.metrics[cell["metric"]]["unit"] if cell["metric"] in index.metrics else ""
+    for metric, cell in ((metric, cell) for cells in columns.values() for metric, cell in cells.items()):
+        unit = index.metrics[metric]["unit"] if metric in index.metrics else ""
         sizes.setdefault(unit, [1e-12]).append(abs(cell["difference"]))
     return sizes
 
 
-def _groups(index: ReportIndex, baseline: str, found: dict[tuple[str, str], HeatCell], arms: Sequence[str],
-            most: dict[str, float]) -> list[dict[str, Any]]:  # fmt: skip
-    place = index.arms[baseline]["place"] if baseline in index.arms else ""
+def _groups(index: ReportIndex, place: str, columns: Columns, most: dict[str, float]) -> list[dict[str, Any]]:
     shares: dict[str, VarianceShare] = {}
     rows = [row for row in index.document["heat_map"]["shares"] if row["place"] == place]
     # A task is part of several means; it stands below the one with the fewest tasks.
@@ -54,23 +59,26 @@ def _groups(index: ReportIndex, baseline: str, found: dict[tuple[str, str], Heat
         shares[share["metric"]] = share
     groups: dict[str, list[dict[str, Any]]] = {}
     for metric in index.document["heat_map"]["metrics"]:
-        found_share = shares.get(metric)
+        found = shares.get(metric)
         row = {
             **_task(index, metric),
-            "share": round(100 * found_share["share"], 1) if found_share else None,
-            "cells": [_cell(index, metric, arm, baseline, found.get((metric, arm)), most) for arm in arms],
+            "share": round(100 * found["share"], 1) if found else None,
+            "cells": [_cell(index, cells.get(metric), most) for cells in columns.values()],
         }
-        groups.setdefault(found_share["mean"] if found_share else "", []).append(row)
+        groups.setdefault(found["mean"] if found else "", []).append(row)
     return [_named(index.title(mean) if mean else "other tasks", rows) for mean, rows in groups.items()]
 
 
 def _named(title: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Say the metric once, in the title, where all tasks of a group have the same: names stay short."""
-    metrics = {row["task"].rpartition(", ")[2] for row in rows}
-    if len(metrics) != 1 or not all(", " in row["task"] for row in rows):
-        return {"title": title, "note": "", "rows": rows}
-    short = [row | {"task": row["task"].rpartition(", ")[0]} for row in rows]
-    return {"title": title, "note": metrics.pop(), "rows": short}
+    """Say the usual metric of a group once, in its title: names of tasks stay short."""
+    metrics = [row["task"].partition(", ")[2] for row in rows]
+    usual = max(metrics, key=metrics.count)
+    short = [
+        row | {"task": row["task"].removesuffix(f", {usual}")} if usual and metric == usual else row
+        for row, metric in zip(rows, metrics, strict=True)
+    ]
+    note = usual if len(set(metrics)) == 1 or not usual else f"{usual}, unless another is named"
+    return {"title": title, "note": note, "rows": short}
 
 
 def _task(index: ReportIndex, metric: str) -> dict[str, Any]:
@@ -96,10 +104,10 @@ def _task(index: ReportIndex, metric: str) -> dict[str, Any]:
     }
 
 
-def _cell(index: ReportIndex, metric: str, arm: str, baseline: str, cell: HeatCell | None,
-          most: dict[str, float]) -> dict[str, str]:  # fmt: skip
+def _cell(index: ReportIndex, cell: HeatCell | None, most: dict[str, float]) -> dict[str, str]:
     if cell is None:
         return {"text": NOTHING, "css": "", "said": "not scored", "mark": "", "href": ""}
+    metric, arm, baseline = cell["metric"], cell["arm"], cell["baseline"]
     unit = index.metrics[metric]["unit"] if metric in index.metrics else ""
     shade = min(int(STEPS * abs(cell["difference"]) / most[unit] + 0.5), STEPS)
     # The colour is that of better and worse, whatever the sign: fewer bits per byte are better.

@@ -7,7 +7,7 @@ from typing import Any
 
 from megacode.base.units import format_count
 from megacode.report.figure import Figure, scientific
-from megacode.study_report.charts.tree import Stretch, tree
+from megacode.study_report.charts.tree import TreeBar, tree
 from megacode.study_report.sections.lookup import ReportIndex, counted
 
 Node = Mapping[str, Any]
@@ -51,7 +51,7 @@ def _users(nodes: Sequence[Node]) -> dict[str, set[str]]:
 
 
 def _stretch(index: ReportIndex, key: str, parent: str, group: Sequence[Node], start: float,
-             users: set[str], ends: set[str]) -> Stretch:  # fmt: skip
+             users: set[str], ends: set[str]) -> TreeBar:  # fmt: skip
     node = group[0]
     done = sum(node["state"] not in ("planned", "missing") for node in group)
     blend = next((phase["blend"] for arm in sorted(users) if arm in index.arms
@@ -64,7 +64,7 @@ def _stretch(index: ReportIndex, key: str, parent: str, group: Sequence[Node], s
         f"in {counted(len(users), 'arm')}{'; ' + state if state else ''}{chr(10) + seals if seals else ''}"
     )
     names = [index.short(arm) for arm in index.arms if arm in ends]
-    return Stretch(key, parent, node["phase"], start, start + float(node["tokens"]), blend, names, len(users), done,
+    return TreeBar(key, parent, node["phase"], start, start + float(node["tokens"]), blend, names, len(users), done,
                    len(group), state, said)  # fmt: skip
 
 

@@ -1,0 +1,75 @@
+"""Models whose checkpoint was deleted, known by the score files that are left: their scores are as good as ever.
+
+A score file carries the clock, the fingerprints and the seal of its checkpoint; the run directory has the config. That
+is enough to tell which state it was, and nothing else is known of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from megacode.base.errors import MegacodeError
+from megacode.base.files import Json, RunDir, read_json
+from megacode.checkpoint.state import TrainState
+from megacode.metrics.reader import read_events
+from megacode.metrics.scores import read_score_file
+from megacode.plan.batch import BatchSchedule
+from megacode.plan.difference import former_config, former_schedule
+from megacode.plan.learning_rate import LearningRateSchedule
+from megacode.planning.run_plan import Plan
+from megacode.report.run_record import iteration_of
+from megacode.study.identity import LearnedPast
+
+
+def pruned_states(
+    directory: Path, nodes: Collection[str], starts: Collection[str]
+) -> Iterator[tuple[str, RunDir, TrainState, str]]:
+    """Yield node, run directory, state and seal of models below a directory that have scores and no checkpoint.
+
+    Args:
+        directory: of the runs.
+        nodes: ids that are looked for.
+        starts: what a run's first phase may have started from, as `LearnedPast` takes it.
+    """
+    seen: set[tuple[Path, int]] = set()
+    for file in sorted(directory.glob("**/eval/*@iter_*.json")):
+        run, iteration = RunDir(file.parents[1]), iteration_of(file.name)
+        if iteration < 0 or (run.path, iteration) in seen or run.checkpoint(iteration).exists():
+            continue
+        card = (read_score_file(file).get("model") or {}).get("megacode")
+        # After a changed past was accepted, the config is not the one that all was learned with.
+        if not isinstance(card, dict) or any(event.get("changed_past") for event in read_events(run, [])):
+            continue
+        try:
+            state, past_of = _state(run, card)
+        except (MegacodeError, OSError, KeyError, TypeError, ValueError):
+            continue
+        for start in starts:
+            node = past_of(start)
+            if node in nodes:
+                seen.add((run.path, iteration))
+                yield node, run, state, str(card["checkpoint_seal"])
+
+
+def _state(run: RunDir, card: Json) -> tuple[TrainState, Any]:
+    """Return what is known of a deleted checkpoint, and a function from a start to its id."""
+    text, clock = run.config.read_text(encoding="utf-8"), int(card["consumed_samples"])
+    state = TrainState(
+        iteration=int(card["iteration"]), consumed_samples=clock, phase=str(card["phase"]),
+        fingerprints=card["fingerprints"], withheld=int(card.get("withheld") or 0), config=text,
+        layout=card.get("layout") or {}, versions=card.get("versions") or {},
+        tokenizer_hash=str((card.get("hashes") or {}).get("tokenizer") or ""),
+    )  # fmt: skip
+    config = former_config(text)
+    schedule = former_schedule(text, state.fingerprints, clock, {})
+    if schedule is None:
+        raise ValueError("the config proves another past")
+    batches = BatchSchedule(config, schedule)
+    vocabulary = int(read_json(run.plan).get("vocab_size") or config.model.vocab_size or 0)
+    plan = Plan(config, schedule, batches, LearningRateSchedule(config, schedule, batches), vocabulary)
+    phase = schedule.phase_at(clock - 1)
+    return state, lambda start: LearnedPast(plan, state.tokenizer_hash, start).at(
+        phase.index, clock - phase.first_sample
+    )
