@@ -25,6 +25,7 @@ from megacode.study_report.next_laws import StudyLaws, Wanted
 from megacode.study_report.next_scales import other_scale
 
 _Json = dict[str, Any]
+_SAME = 0.0005  # share of tokens; blends are written in tenths of a per cent
 _LONGER = 1.5  # a target of so many times the arms' tokens is noted
 
 
@@ -141,7 +142,9 @@ class _Proposer:
             "above_cap": target.above(passes),
             "nearest": {"arm": laws.points[nearest].name, "distance": apart[nearest]},
         }
-        return {**row, **(self._block(kind, row) if arm is None else {"block": None, "block_notes": []})}
+        # A second arm of the same blend would be refused as the same training.
+        tried = apart[nearest] < _SAME
+        return {**row, **({"block": None, "block_notes": []} if tried else self._block(kind, row))}
 
     def _block(self, kind: str, row: _Json) -> _Json:
         # Of a new arm, not of the mean of many: that is what will be measured.

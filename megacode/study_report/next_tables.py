@@ -124,16 +124,20 @@ def _sentences(document: _Json) -> list[str]:
     lines = [""]
     for row in document["proposals"]:
         title = _TITLES[row["kind"]]
+        near = row["nearest"]
         if row["arm"] is not None:
-            lines.append(f"{title}: {row['arm']}, as measured")
+            scores = next(point["scores"] for point in document["points"] if point["name"] == row["arm"])
+            measured = ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items())
+            lines.append(f"{title}: {row['arm']}, measured {measured}")
+        elif row["block"] is None:
+            lines.append(f"{title}: it is {near['arm']}")
         else:
-            near = row["nearest"]
             lines.append(f"{title}: the nearest arm is {near['arm']}, {near['distance']:.1%} of the tokens apart")
         if row["above_cap"]:
             lines.append(f"{title}: {', '.join(row['above_cap'])} would be read too often at this budget")
         known = {name: one for name, one in row.get("shares", {}).items() if one}
         if known:
-            shares = ", ".join(f"{name} {one['low']:.0%} to {one['high']:.0%}" for name, one in known.items())
+            shares = ", ".join(f"{name} {one['low']:.1%} to {one['high']:.1%}" for name, one in known.items())
             lines.append(f"{title}: the optimum lies, with 95 %, at {shares}")
     if any(row["predicted"] for row in document["proposals"]):
         lines.append("±: 95 % interval of the mean; -: outside of what was tried, or the law is not trusted")
