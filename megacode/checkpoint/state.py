@@ -10,6 +10,7 @@ from typing import Any
 
 from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, digest, strict, write_json
+from megacode.checkpoint.former_configs import config_before, learned_otherwise
 
 FILE_NAME = "megacode.json"
 _ADDED = {"ledger", "former_configs", "merged"}  # fields that checkpoints of earlier releases lack
@@ -36,8 +37,8 @@ class TrainState:
         ledger: the entries of that ledger up to the clock, so that a branch knows what its trunk withheld.
         health: state of the spike detector.
         config: the resolved config as YAML.
-        former_configs: the other configs that it was trained with before, in order: `config`, as YAML, and
-            `consumed_samples`, the clock at which training went on with another one.
+        former_configs: the other configs that it learned by before, in order: `was`, their settings that differ from
+            the next one (see `former_configs.py`), and `consumed_samples`, the clock at which that took over.
         merged: of a weighted mean of checkpoints: `weights`, the rule; `over`, samples of the decay or None; and `of`:
             of each checkpoint `weight`, `path`, `seal`, and what differs from this state (see `merged_from`). All
             else is of the newest one. Empty: it was trained.
@@ -77,6 +78,26 @@ class TrainState:
     def _document(self) -> dict[str, Any]:
         document = asdict(self)
         return {key: value for key, value in document.items() if value or key not in _LEFT_OUT_EMPTY}
+
+    def go_on_with(self, config: str) -> None:
+        """Take another config from this clock on, and keep what was learned otherwise before it.
+
+        Args:
+            config: YAML.
+        """
+        # Before the first sample nothing was learned with the other config.
+        was = learned_otherwise(self.config, config) if self.consumed_samples else []
+        if was:
+            self.former_configs.append({"consumed_samples": self.consumed_samples, "was": was})
+        self.config = config
+
+    def formers(self) -> list[tuple[int, str]]:
+        """Return the configs that it learned by before, in order: the clock at which each ended, and its YAML."""
+        found, config = [], self.config
+        for former in reversed(self.former_configs):
+            config = config_before(former["was"], config)
+            found.append((former["consumed_samples"], config))
+        return found[::-1]
 
     def merged_from(self) -> list[tuple[float, TrainState]]:
         """Return the weights and states of the checkpoints that this one is the mean of; empty: it was trained.

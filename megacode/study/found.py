@@ -86,7 +86,7 @@ def _trained(state: TrainState, checkpoint: Path, depth: int) -> Iterator[Found]
         return
     phase, read = _place(plan, state.consumed_samples)
     # A branch carries the configs of its trunks, oldest first. So its start is known after the trunk was deleted.
-    first = former_config(state.former_configs[0]["config"]) if state.former_configs else plan.config
+    first = former_config(state.formers()[0][1]) if state.former_configs else plan.config
     for start in starts_of(first, depth):
         past = LearnedPast(plan, state.tokenizer_hash, start)
         yield Found(past.at(phase, read), checkpoint, state.seal, past, phase, read)
@@ -126,9 +126,8 @@ def _trained_plan(state: TrainState, checkpoint: Path, text: str, clock: int) ->
 def _trained_as_one(state: TrainState, checkpoint: Path, plan: Plan) -> bool:
     """Return whether the configs that a checkpoint was trained with before teach the same as its last one."""
     past = LearnedPast(plan, state.tokenizer_hash)
-    for former in state.former_configs:
-        clock = former["consumed_samples"]
-        other = _trained_plan(state, checkpoint, former["config"], clock)
+    for clock, config in state.formers():
+        other = _trained_plan(state, checkpoint, config, clock)
         # Its settings changed on the way, so it is the state of no arm.
         if other is None or LearnedPast(other, state.tokenizer_hash).at(*_place(other, clock)) != past.at(
             *_place(plan, clock)

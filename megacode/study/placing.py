@@ -25,6 +25,7 @@ from megacode.plan.phases import build_schedule
 from megacode.study.grid import Cell, Grid
 from megacode.study.matching import Counts, exact_phase, exposure
 from megacode.study.schema import StudyArm
+from megacode.study.settings import free_name
 
 PLACES = ("early", "late", "uniform")
 # Far enough apart to show an effect of order, and no phase is without the placed sources.
@@ -236,20 +237,23 @@ def placed_document(grid: Grid, arm: str, found: Sequence[Placed]) -> dict[str, 
         found: of `place_arms`.
     """
     cell = grid.of(arm)[0]
-    known = cell.plan.config.phases
     document: dict[str, Any] = {"phases": {}, "arms": {}, "match": [], "unchanged": []}
+    # The phases as the run has them, and as the study names them: `text-2` may be the second use of `text`.
+    known = list(zip(cell.plan.config.phases, grid.study.uses(arm), strict=True))
     for one in found:
-        name = f"{arm}-{one.place}"
         # Blends that are already sorted this way; the same training under a second name would be refused.
         if one.phase_counts == [_present(plan.counts) for plan in cell.plan.schedule.phases]:
             document["unchanged"].append(one.place)
             continue
+        name = free_name(f"{arm}-{one.place}", [*grid.study.arms, *document["arms"]])
         uses: list[str] = []
         for number, phase in enumerate(one.phases):
-            written_already = phase in known and phase.name in grid.study.phases
-            uses.append(phase.name if written_already else f"{name}-{number + 1}")
-            if not written_already:
-                document["phases"][uses[-1]] = _document(phase)
+            use = next((use for other, use in known if other == phase), None)
+            if use is not None:
+                uses.append(use.phase)
+                continue
+            uses.append(free_name(f"{name}-{number + 1}", [*grid.study.phases, *document["phases"]]))
+            document["phases"][uses[-1]] = _document(phase)
         document["arms"][name] = _like(grid.study.arms[cell.original], uses)
     if document["arms"]:
         document["match"] = [{"arms": [arm, *document["arms"]], "exposure": "samples"}]
@@ -271,6 +275,10 @@ def _like(arm: StudyArm, uses: list[str]) -> list[str] | dict[str, Any]:
     """Return an arm of other phases that has everything else of an arm; its changes of phases stand in these."""
     kept = {key: value for key, value in arm.set.items() if not key.startswith("phases.") or key.split(".")[1] in uses}
     own = {"table": arm.table, "set": kept, "init": arm.init and arm.init.model_dump(by_alias=True, exclude_none=True)}
+    if arm.anneal is not None:
+        merge = arm.anneal.merge
+        over = {"last": merge.last} if merge.over is None else {"over": str(merge.over)}
+        own["anneal"] = {"merge": {"decay": merge.decay, **over}}
     more = {key: value for key, value in own.items() if value}
     return {"phases": uses, **more} if more else uses
 

@@ -59,7 +59,10 @@ def an_arm_has_phases_or_is_a_second_name(study: Study) -> Iterator[Problem]:
         # One step only: chains of names would have to be followed everywhere.
         if arm.same_as in study.arms and study.arms[arm.same_as].same_as is not None:
             what = f"{arm.same_as!r} is itself a second name"
-            yield Problem(what, f"{where}.same_as", f"write same_as: {study.arms[arm.same_as].same_as}")
+            other = study.arms[arm.same_as].same_as
+            own = arm.same_as == name or other == name
+            fix = "give one of the names phases of its own" if own else f"write same_as: {other}"
+            yield Problem("it is a second name for itself" if own else what, f"{where}.same_as", fix)
 
 
 def _own(arm: StudyArm) -> Iterator[tuple[str, object]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from megacode.config.loading import merge
@@ -40,11 +41,12 @@ def phases_of(study: Study, arm: str, settings: Sequence[Mapping[str, Any]]) -> 
         arm: of it.
         settings: dotted, the last with the last word; those of phases are laid over them.
     """
-    found, used = [], dict.fromkeys(study.phases, 0)
+    found, taken = [], set[str]()
     # The second use of a phase needs a name of its own: a run's config refuses two phases of one name.
     for use in study.uses(arm):
-        used[use.phase] += 1
-        again = f"-{used[use.phase]}" if used[use.phase] > 1 else ""
+        known = {*taken, *study.phases} if use.phase in taken else taken
+        own = free_name(use.phase, known)
+        taken.add(own)
         phase = merge({}, study.phases[use.phase])
         for one in settings:
             for key, value in one.items():
@@ -53,5 +55,13 @@ def phases_of(study: Study, arm: str, settings: Sequence[Mapping[str, Any]]) -> 
                 if section == "phases" and name == use.phase:
                     phase = merge(phase, nested({inside: value}))
         until = {} if use.until is None else {"until": str(use.until)}
-        found.append({"name": f"{use.phase}{again}", **phase, **until})
+        found.append({"name": own, **phase, **until})
     return found
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return a name, with the first number from 2 on that makes it another than those that are taken."""
+    # As the study compares names: some file systems take `A` and `a` for one.
+    held = {one.casefold() for one in taken}
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return name if name.casefold() not in held else next(one for one in numbered if one.casefold() not in held)

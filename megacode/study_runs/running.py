@@ -265,7 +265,8 @@ class _StudyLock:
 def _announce(console: Console, work: Work, jobs: Sequence[Job], room: Room) -> None:
     runs, merges = (sum(job.kind == kind for job in jobs) for kind in ("train", "merge"))
     merged = f", {merges} merges" if merges else ""
-    words = f"{runs} runs{merged} and {len(jobs) - runs - merges} scores to make, {room.jobs} at once; logs in {work.place.logs}"
+    words = f"{runs} runs{merged} and {len(jobs) - runs - merges} scores to make, {room.jobs} at once; "
+    words += f"logs in {work.place.logs}"
     console.print(words, highlight=False, soft_wrap=True)
 
 

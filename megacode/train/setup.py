@@ -270,11 +270,7 @@ def _restore(plan: Plan, rank_model: RankModel, origin: Origin, stop_signal: Sto
         log.info("%s", line)
     if origin.checkpoint is not None and origin.saved is not None:
         restoring.load(config, rank_model, origin.checkpoint, origin.saved, weights_only=origin.weights_only)
-    text = dump_config(config)
-    # Before the first sample nothing was learned with the other config.
-    if state.consumed_samples and state.config != text:
-        state.former_configs.append({"consumed_samples": state.consumed_samples, "config": state.config})
-    state.config = text
+    state.go_on_with(dump_config(config))
     sizes = config.parallel.model_dump(include={"tensor", "pipeline", "context"})
     state.layout = {"world_size": rank_model.ranks.world_size, **sizes}
     state.tokenizer_hash = agreement.decided(lambda: load_tokenizer(config.tokenizer).hash if config.tokenizer else "")

@@ -297,6 +297,24 @@ def test_a_placed_arm_has_the_settings_of_its_arm(study: Document, grid_of: Grid
     assert after.of("four-late")[0].plan.config.train.clip_grad == 0.5
 
 
+def test_written_names_are_free_in_the_study_and_uses_stay_as_they_are(study: Document, grid_of: GridOf) -> None:
+    study["phases"] |= {"One-late-1": study["phases"]["text"], "text-2": study["phases"]["balanced"]}
+    study["arms"] = {
+        "one": ["text-2", "text", "text", "text", "cooldown"],
+        "one-late": ["One-late-1"],
+        "x": ["text", "text", "text-2"],
+    }
+    grid = grid_of(study)
+    assert [phase.name for phase in grid.of("x")[0].plan.config.phases] == ["text", "text-3", "text-2"]
+    added = placed_document(grid, "one", place_arms(grid, "one", ["late"], keep=["text-4", "cooldown"]))
+    assert added["arms"] == {"one-late-2": ["one-late-2-1", "one-late-2-2", "one-late-2-3", "text", "cooldown"]}
+    assert [*added["phases"]] == ["one-late-2-1", "one-late-2-2", "one-late-2-3"]
+    study["phases"] |= added["phases"]
+    study["arms"] |= added["arms"]
+    study["match"] = added["match"]
+    assert [proof.equal for proof in prove(grid_of(study))] == [True]
+
+
 def test_an_arm_with_nothing_to_write_says_so(study: Document, grid_of: GridOf) -> None:
     study["arms"] = {"one": ["balanced", "text"]}
     grid = grid_of(study)

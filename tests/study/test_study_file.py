@@ -154,6 +154,16 @@ LEVEL: Document = {"set": {"model.hidden_size": 128}}
             "write same_as: one",
         ),
         (
+            {"arms": {"one": ["text"], "two": {"same_as": "two"}}},
+            "arms.two.same_as: it is a second name for itself",
+            "give one of the names phases of its own",
+        ),
+        (
+            {"arms": {"one": ["text"], "two": {"same_as": "six"}, "six": {"same_as": "two"}}},
+            "arms.six.same_as: it is a second name for itself",
+            "give one of the names phases of its own",
+        ),
+        (
             {"arms": {"one": {"phases": ["text"], "init": {}}}},
             "arms.one.init: it names one origin",
             "write init: {arm: NAME}, or init: {from: CHECKPOINT}",

@@ -38,13 +38,14 @@ def save(cell: Cell, clock: int, path: Path, formers: dict[int, Cell] | None = N
     chain = [link for link in schedule.fingerprints() if link["first_sample"] < clock]
     text = dump_config(cell.plan.config.model_copy(update=config))
     path.mkdir(parents=True)
-    former_configs = [
-        {"consumed_samples": until, "config": dump_config(other.plan.config)}
-        for until, other in (formers or {}).items()
-    ]
-    TrainState(
-        iteration=1, consumed_samples=clock, fingerprints=chain, config=text, former_configs=former_configs
-    ).write(path)
+    configs = {until: dump_config(other.plan.config) for until, other in (formers or {}).items()}
+    state = TrainState(iteration=1, config=next(iter(configs.values()), text))
+    # As a run that is resumed with the next config at each of these clocks.
+    for until, after in zip(configs, [*configs.values(), text][1:], strict=True):
+        state.consumed_samples = until
+        state.go_on_with(after)
+    state.consumed_samples, state.fingerprints = clock, chain
+    state.write(path)
     return path
 
 
