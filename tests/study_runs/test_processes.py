@@ -32,6 +32,9 @@ class Diary:
     def ended(self, job: Job, result: str, seconds: float, error: str) -> None:
         self.lines.append(f"{result} {job.name}")
 
+    def stopping(self) -> None:
+        self.lines.append("stopping")
+
     def tick(self, running: object) -> None:
         pass
 
