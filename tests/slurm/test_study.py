@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from megacode.data.indexed import IndexedDatasetWriter
 from tests.limits import HANG
+from tests.slurm.conftest import await_that
 
 pytestmark = pytest.mark.slow
 RESOURCES = ("--gpus-per-node=0", "--ranks-per-node=1", "--cpus-per-task=1", "--time=10")
@@ -72,8 +72,8 @@ class Trial:
         """Return what a command of megacode prints as JSON."""
         words = [sys.executable, "-m", "megacode.cli", "study", command, "tiny.yaml", "--json", *options]
         done = subprocess.run(
-            words, cwd=self.folder, env={**self._environment, **variables}, capture_output=True, text=True, timeout=HANG,
-            check=False,
+            words, cwd=self.folder, env={**self._environment, **variables}, capture_output=True, text=True,
+            timeout=HANG, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -106,7 +106,7 @@ def fates(document: dict[str, Any]) -> dict[str, str]:
     return named
 
 
-def test_a_submitted_study_ends_trained_and_scored(trial: Trial, await_that: Callable[..., Any]) -> None:
+def test_a_submitted_study_ends_trained_and_scored(trial: Trial) -> None:
     first = trial.study("submit", *RESOURCES, *SCORES)
     assert len(first["jobs"]) == 7
     assert set(fates(first).values()) == {"submitted"}
@@ -124,9 +124,7 @@ def test_a_submitted_study_ends_trained_and_scored(trial: Trial, await_that: Cal
     assert all(list(document["scores"]) == ["heldout_code", "heldout_text"] for document in documents)
 
 
-def test_in_a_chain_the_last_job_of_a_run_submits_what_starts_from_it(
-    trial: Trial, await_that: Callable[..., Any]
-) -> None:
+def test_in_a_chain_the_last_job_of_a_run_submits_what_starts_from_it(trial: Trial) -> None:
     first = trial.study("submit", *RESOURCES, "--no-scores", CONTINUITY="chain")
     assert fates(first) == {"half": "submitted", "to-text": "waits", "to-code": "waits", "plain": "submitted"}
 
@@ -136,9 +134,7 @@ def test_in_a_chain_the_last_job_of_a_run_submits_what_starts_from_it(
     await_that(trained, HANG, trial.logs)
 
 
-def test_what_starts_from_a_killed_run_does_not_wait_for_ever(
-    trial: Trial, cluster: Any, await_that: Callable[..., Any]
-) -> None:
+def test_what_starts_from_a_killed_run_does_not_wait_for_ever(trial: Trial, cluster: Any) -> None:
     trial.write(trunk=100_000)
     first = trial.study("submit", *RESOURCES, "--no-scores", "--only=to-text", "--only=to-code")
     trunk = next(entry for entry in first["jobs"] if entry["name"].startswith("half"))
