@@ -282,7 +282,7 @@ def _report(console: Console, results: Results, work: Work, place: StudyDir, pat
         if name not in results.failed:
             say(f"not tried again: {name}: {state.state} {state.cause}".rstrip())
     lost = {name: maker for name, maker in results.waiting.items() if maker}
-    if lost:
+    if lost and not results.stopped:
         say(f"{len(lost)} jobs wait for {', '.join(dict.fromkeys(lost.values()))}")
     if results.same_mistake:
         say("the first runs all have wrong input, so no other was started")

@@ -112,21 +112,21 @@ def test_a_phase_that_has_changed_is_trained_again_only_if_the_user_says_so(trai
 
 
 def test_a_failing_arm_leaves_all_others_done_and_its_mistake_is_not_repeated(trial: Trial) -> None:
-    trial.document["arms"] = {"base": ["trunk"], "wrong": ["text"], "child": ["text", "decay"]}
+    arms = {"base": ["trunk"], "other": ["text", "trunk"], "wrong": ["text", "decay"]}
+    trial.document["arms"] = {**arms, "child": ["text", "decay", "trunk"], "next": ["text", "decay", "text"]}
     # A file in the place of a run's directory: wrong input that no plan can see.
-    run = next(run for run in needed_runs(trial.tree(), Disk(trial.place.path)) if run.name.startswith("child"))
+    run = next(run for run in needed_runs(trial.tree(), Disk(trial.place.path)) if run.name.startswith("wrong"))
     run.run.path.parent.mkdir(parents=True)
     run.run.path.write_text("in the way")
-    trial.document["arms"]["other"] = ["text", "decay", "trunk"]
     code, printed = trial.run()
     assert code == 1
     name = run.name
     assert f"failed: {name}: " in printed
     document = study_status(trial.path)
     states = {arm["name"]: (arm["state"], arm["cause"]) for arm in document["arms"]}
-    assert states["base"] == states["wrong"] == ("trained", "")
-    assert states["child"][0] == "failed"
-    assert states["other"] == ("waiting", f"failed {name}")
+    assert states["base"] == states["other"] == ("trained", "")
+    assert states["wrong"][0] == "failed"
+    assert states["child"] == states["next"] == ("waiting", f"failed {name}")
     attempts = len(read_jsonl(trial.place.attempts))
     code, printed = trial.run()
     assert (code, len(read_jsonl(trial.place.attempts))) == (1, attempts)
