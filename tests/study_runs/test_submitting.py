@@ -20,7 +20,7 @@ from megacode.study_runs.running import Choices
 from megacode.study_runs.slurm_jobs import describe_end, end_job, job_words, queued_jobs, site_variable, slurm_name
 from megacode.study_runs.status import study_status
 from megacode.study_runs.submitted_table import render_submitted
-from megacode.study_runs.submitting import Entry, Submission, submit_study
+from megacode.study_runs.submitting import JobFate, Submission, submit_study
 
 SBATCH = """#!/usr/bin/env python3
 import json, os, sys
@@ -48,7 +48,7 @@ class Slurm:
     def calls(self) -> list[dict[str, Any]]:
         return read_jsonl(self.folder / "calls") if (self.folder / "calls").exists() else []
 
-    def queue(self, trial: Any, entries: list[Entry]) -> None:
+    def queue(self, trial: Any, entries: list[JobFate]) -> None:
         """Have SLURM answer that these jobs are in its queue."""
         lines = [f"{one.job}|PENDING|Priority|{slurm_name(trial.place, one.name)}\n" for one in entries]
         (self.folder / "queue").write_text("7|RUNNING|None|somebody's job\n" + "".join(lines))
@@ -68,7 +68,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     return Slurm(folder)
 
 
-def submit(trial: Any, choices: Choices | None = None, **how: Any) -> list[Entry]:
+def submit(trial: Any, choices: Choices | None = None, **how: Any) -> list[JobFate]:
     trial.write()
     request = how.pop("request", Request(1, 1, 0, 1, "10"))
     given = Submission(request, **how)
@@ -213,7 +213,7 @@ def test_a_silent_slurm_is_an_error_for_submit_and_a_line_for_status(trial, slur
 
 
 def test_names_of_jobs_tell_studies_apart_and_may_hold_anything(trial, slurm):
-    entry = Entry("run-1.my suite|x", "score", "submitted", "5")
+    entry = JobFate("run-1.my suite|x", "score", "submitted", "5")
     other = type(trial)(trial.folder / "elsewhere", {})
     slurm.queue(trial, [entry])
     assert list(queued_jobs(trial.place)) == [entry.name]
