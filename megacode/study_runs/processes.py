@@ -212,6 +212,8 @@ class Processes:
             self._waiting.insert(0, job)
             return
         missing = code == 0 and bool(job.makes) and not job.is_done
+        # Stopped just after its last checkpoint.
+        code = 0 if code == EXIT_RESUMABLE and job.is_done else code
         line = note_attempt(self._place, job.name, EXIT_FAILURE if missing else code, process.log, job.config, new)
         if missing:
             line["error"] = f"it ended well, but did not make {next(p for p in job.makes if not p.exists())}"

@@ -3,7 +3,7 @@
 A run is a chain of nodes that are trained in one directory. It ends where arms part, and where a checkpoint must be
 kept that its policy would delete. What exists is never trained again: a chain starts from the furthest checkpoint on
 its way. A run directory that stopped inside the chain is continued, whichever arms the study had when it began; only
-its config is written anew. Otherwise the chain is a new run: from random weights, or a branch off that checkpoint.
+its config is written again. Otherwise the chain is a new run: from random weights, or a branch off that checkpoint.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from rich.text import Text
 from megacode.base.files import Json
 from megacode.base.units import format_count, format_measured
 
-_SEEDS_ABREAST = 5
+_SEEDS_ABREAST = 3  # states of more seeds would be cut at 80 columns
 _STYLES = {"done": "green", "trained": "green", "failed": "red", "diverged": "red", "running": "yellow"}
 # What a person must know more about than the word in the table.
 _EXPLAINED = ("running", "queued", "interrupted", "failed", "diverged")
@@ -40,7 +40,7 @@ def render_status(document: Json, console: Console) -> None:
 
 def _arms(document: Json, seeds: Sequence[int]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("arm", overflow="fold")
+    table.add_column("arm", overflow="fold", min_width=14)
     for seed in seeds:
         table.add_column(f"seed {seed}", no_wrap=True)
     table.add_column("tokens", justify="right", no_wrap=True)
@@ -48,6 +48,8 @@ def _arms(document: Json, seeds: Sequence[int]) -> Table:
     for arm in document["arms"]:
         by_name.setdefault(arm["name"], {})[arm["seed"]] = arm
     for name, arms in by_name.items():
+        if not arms.keys() & {*seeds}:
+            continue
         words = [_word(arms[seed]) if seed in arms else Text() for seed in seeds]
         table.add_row(name, *words, format_count(next(iter(arms.values()))["tokens"]))
     return table

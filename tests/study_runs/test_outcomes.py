@@ -30,7 +30,7 @@ def config(trial: Trial) -> RunConfig:
         ("Config error: 2 problems\n  a: wrong\n  b: wrong\n", "Config error: 2 problems a: wrong"),
         ("Verification failed: x\nanything\n", "Verification failed: x"),
         ("[rank 1] Checkpoint error: torn\n", "[rank 1] Checkpoint error: torn"),
-        ("Traceback (most recent call last):\n  File\ntorch.OutOfMemoryError: x\n10:00 bye\n", "torch.OutOfMemoryError: x"),
+        ("Traceback (most recent call last):\n  File\ntorch.OutOfMemoryError: x\nbye\n", "torch.OutOfMemoryError: x"),
         ("\x1b[31mlast words\x1b[0m\n\n", "last words"),
         ("", ""),
     ],
