@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from megacode.study_runs.submitting import Entry
+from megacode.base.tables import FigureTable
+from megacode.study_runs.submitting import JobFate
 
 _NOT_SUBMITTED = {
     "running": "running already",
@@ -19,7 +19,7 @@ _NOT_SUBMITTED = {
 }
 
 
-def render_submitted(entries: Sequence[Entry], study: Path, console: Console) -> None:
+def render_submitted(entries: Sequence[JobFate], study: Path, console: Console) -> None:
     """Print what became of each run and score that a study lacks.
 
     Args:
@@ -51,12 +51,8 @@ def render_submitted(entries: Sequence[Entry], study: Path, console: Console) ->
     say(f"next: megacode study status {shlex.quote(str(study))}")
 
 
-def _table(jobs: Sequence[Entry]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("job", justify="right", no_wrap=True)
-    table.add_column("run or score", overflow="fold")
-    table.add_column("after job", overflow="fold")
-    table.add_column("", no_wrap=True)
+def _table(jobs: Sequence[JobFate]) -> FigureTable:
+    table = FigureTable("job", "run or score", "after job", "", figures=("job",))
     for entry in jobs:
         table.add_row(entry.job, entry.name, ", ".join(entry.after), "" if entry.fate == "submitted" else entry.fate)
     return table

@@ -59,7 +59,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Entry:
+class JobFate:
     """What became of a run or a score that the study lacks.
 
     Attributes:
@@ -88,7 +88,7 @@ class Entry:
 
 def submit_study(
     path: Path, choices: Choices, how: Submission, make_items: MakeItems, environment: Mapping[str, str]
-) -> list[Entry]:
+) -> list[JobFate]:
     """Submit what a study lacks and what is not in the queue yet; return what became of each part.
 
     Args:
@@ -158,9 +158,9 @@ class _Submitter:
         )
         self.place = work.place
         # By checkpoint: the entry of the run that makes it.
-        self.makers: dict[Path, Entry] = {}
+        self.makers: dict[Path, JobFate] = {}
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[JobFate]:
         """Yield what becomes of each run, parents first, and of each score."""
         self.place.logs.mkdir(parents=True, exist_ok=True)
         order = {run.name: number for number, run in enumerate(self.work.runs)}
@@ -179,25 +179,25 @@ class _Submitter:
         starts = [run.start for run in self.work.runs if run.name == job.name and run.start is not None]
         return not self.how.after or any(path.parents[1].name == self.how.after for path in (*starts, *job.needs))
 
-    def _entry(self, job: Job) -> Entry:
+    def _entry(self, job: Job) -> JobFate:
         queued = self.queued.get(job.name)
         if queued is not None:
-            return Entry(job.name, job.kind, "queued", queued.number)
+            return JobFate(job.name, job.kind, "queued", queued.number)
         if job.run is not None and (owner := lock.owner(job.run)) is not None:
-            return Entry(job.name, job.kind, "running", why=str(owner))
+            return JobFate(job.name, job.kind, "running", why=str(owner))
         state = self.work.states.get(job.name)
         if state is not None and state.outcome is not None and state.outcome.final and not self.choices.retry:
-            return Entry(job.name, job.kind, "held", why=f"{state.state}: {state.cause}")
+            return JobFate(job.name, job.kind, "held", why=f"{state.state}: {state.cause}")
         needed = [self.makers[path] for path in job.needs if not is_published(path) and path in self.makers]
         stuck = next((one for one in needed if one.fate in _STUCK and one.fate != "waits"), None)
         if stuck is not None:
-            return Entry(job.name, job.kind, "held", why=f"starts from {stuck.name}", cause=stuck.cause or stuck.name)
+            return JobFate(job.name, job.kind, "held", why=f"starts from {stuck.name}", cause=stuck.cause or stuck.name)
         late = next((one for one in needed if self.chains or not one.job), None)
         if late is not None:
-            return Entry(job.name, job.kind, "waits", why=f"until {late.name} has ended")
+            return JobFate(job.name, job.kind, "waits", why=f"until {late.name} has ended")
         return self._submit(job, tuple(one.job for one in needed))
 
-    def _submit(self, job: Job, after: tuple[str, ...]) -> Entry:
+    def _submit(self, job: Job, after: tuple[str, ...]) -> JobFate:
         flags = list(self.how.flags)
         if after:
             # Without the second option a job would wait for ever for one that failed.
@@ -206,9 +206,9 @@ class _Submitter:
         try:
             number = self._train(job, flags, variables) if job.kind == "train" else self._score(job, flags, variables)
         except LaunchError as error:
-            return Entry(job.name, job.kind, "refused", why=error.problems[0].what)
+            return JobFate(job.name, job.kind, "refused", why=error.problems[0].what)
         note_submission(self.place, job.name, number, after)
-        return Entry(job.name, job.kind, "submitted", number, after)
+        return JobFate(job.name, job.kind, "submitted", number, after)
 
     def _train(self, job: Job, flags: list[str], variables: dict[str, str]) -> str:
         name = slurm_name(self.place, job.name)
