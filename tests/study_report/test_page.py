@@ -234,22 +234,35 @@ def test_laws_forecasts_and_changes_of_the_study_are_shown_where_there_are_any(
 ) -> None:
     assert "law" not in page.values("id")
     assert "What changed in the study" not in page.text
-    arm = made["arms"][2]["name"]
-    law = {
-        "targets": [{"metric": "mean/nl", "leave_one_out_r2": 0.93, "points": [
-            {"arm": arm, "measured": 0.30, "fitted": 0.31, "left_out": 0.28}]}],
-        "refused": ["6 blends of 4 sources are too few"],
-        "proposals": [{"name": "mixed-by-law", "blend": {"text": 0.7, "code": 0.3}, "passes": {"code": 1.5},
-                       "predicted": {"mean/nl": {"value": 0.31, "low": 0.30, "high": 0.32}}, "nearest": arm,
-                       "block": "mixed-by-law: [mixed]"}],
+    names = [row["name"] for row in made["arms"][:3]]
+    left_out = dict.fromkeys(names, 0.02)
+    fit = {"left_out_r2": 0.93, "residuals": dict.fromkeys(names, 0.01), "left_out_residuals": left_out}
+    proposal = {
+        "kind": "law", "arm": None, "blend": {"text": 0.7, "code": 0.3}, "passes": {"text": 0.5, "code": 1.5},
+        "predicted": {"mean/nl": {"value": 0.31, "low": 0.30, "high": 0.32}}, "above_cap": ["code"],
+        "nearest": {"arm": names[1], "distance": 0.1}, "block": "arms: {next-law: [next-law]}",
     }  # fmt: skip
-    forecasts = [{"arm": arm, "metric": "mean/nl", "value": 0.31, "low": 0.30, "high": 0.32, "measured": measured}
-                 for measured in (0.315, 0.4, None)]  # fmt: skip
+    law = {
+        "points": [{"name": name, "scores": {"mean/nl": 0.30}} for name in names],
+        "targets": [{"metric": "mean/nl", "higher_is_better": True, "law": fit},
+                    {"metric": "mean/code", "higher_is_better": True, "law": None}],
+        "refusals": [{"reason": "too few blends", "what": "6 blends of 4 sources are too few", "fix": "train more"}],
+        "proposals": [proposal],
+    }  # fmt: skip
+    forecasts = [
+        {"arm": names[0], "metric": "mean/nl", "value": 0.31, "low": 0.30, "high": 0.32, "measured": measured,
+         "inside": inside, "registered": inside}
+        for measured, inside in ((0.315, True), (0.4, False), (None, None))
+    ]  # fmt: skip
     history = {"versions": 2, "changes": [{"key": "compare.margin", "before": "0.5", "now": "1.0"}]}
     whole = StrictPage(render(changed(made, law=law, forecasts=forecasts, history=history)))
     assert {"law", "law-0"} <= whole.values("id")
-    for words in ("left out, R² = 0.93", "6 blends of 4 sources are too few", "30.0 % code (1.50 passes)",
-                  "mixed-by-law: [mixed]", "31.0 (30.0 .. 32.0)", "compare.margin"):  # fmt: skip
+    assert "law-1" not in whole.values("id")
+    for words in ("left out, R² = 0.930", "6 blends of 4 sources are too few. Train more.", "30.0 % code (1.50 passes)",
+                  "above the cap: code", "arms: {next-law: [next-law]}", "10.0 % of the tokens apart",
+                  "31.0 (30.0 .. 32.0)", "afterwards, so it is no test", "compare.margin",
+                  # Residuals are of losses, so a score is its own value plus them.
+                  "text-only: measured 30.0, fitted 31.0, left out 32.0"):  # fmt: skip
         assert words in whole.text
     assert [cell for cell in whole.cells if cell in ("inside", "outside")] == ["inside", "outside"]
 

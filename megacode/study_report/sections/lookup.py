@@ -122,7 +122,7 @@ class ReportIndex:
 
     def where(self, *arms: str) -> str:
         """Return the anchor of an arm's provenance."""
-        return f"#from-{self.numbers[arms[0]]}" if arms[0] in self.numbers else ""
+        return f"#from-{self.numbers[arms[0]]}" if self.models.get(arms[0]) else ""
 
     def said(self, *arms: str) -> str:
         """Return which runs, seals and score files a number of these arms comes from."""
