@@ -29,6 +29,7 @@ def render(document: Report, directory: Path | None = None) -> str:
         HTML, self-contained: style, charts and a short script are in it.
     """
     environment = _environment()
+    # Links are relative, so that the page and the runs can be moved or served together.
     environment.filters["link"] = lambda path: _link(str(path), directory)
     return environment.get_template(TEMPLATE).render(page(document))
 

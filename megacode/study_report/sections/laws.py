@@ -21,6 +21,7 @@ _REGISTERED = {True: "before training", False: "afterwards, so it is no test", N
 def law_figures(index: ReportIndex) -> list[Figure]:
     """Return one chart for each metric that a law could be fitted to."""
     document = index.document["law"] or {}
+    # Too few blends: then the reasons stand in place of a chart.
     targets = [target for target in document.get("targets") or [] if target["law"]]
     return [_target(index, number, target, document["points"]) for number, target in enumerate(targets)]
 
@@ -54,6 +55,7 @@ def proposals(index: ReportIndex) -> list[dict[str, Any]]:
 def _proposal(index: ReportIndex, row: Mapping[str, Any]) -> dict[str, Any]:
     blend = [f"{100 * share:.1f} % {name} ({row['passes'][name]:.2f} passes)"
              for name, share in row["blend"].items() if share]  # fmt: skip
+    # No prediction where the law does not reach.
     predicted = (row["predicted"] or {}).items()
     near = row["nearest"]
     apart = f", {100 * near['distance']:.1f} % of the tokens apart" if near["distance"] else ""
