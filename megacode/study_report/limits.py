@@ -53,6 +53,9 @@ def _of_seeds(results: StudyResults, scored: Scored) -> Iterator[str]:
         yield "One seed: differences are those of these models. Another seed of the same recipes may turn them around."
     elif about["models"]:
         yield "Some arms have one scored seed: their differences are those of these models, not of these recipes."
+    if count > 1 and results.study.vary != "both":
+        varied, fixed = ("the order of data", "the first weights")[:: 1 if results.study.vary == "data" else -1]
+        yield f"Seeds vary {varied} alone: intervals do not hold for other seeds of {fixed}."
     if 1 < count < 4 and about["recipes"]:
         yield f"{count} seeds an arm: the spread over seeds is itself an estimate, so intervals are wide."
     exact = [row for row in scored.comparisons if row["method"] == "exact"]
@@ -101,13 +104,10 @@ def _of_suites(results: StudyResults, scored: Scored, overlaps: Sequence[Overlap
     for row in scored.metrics:
         if row["missing"]:
             yield f"{row['metric']} is a mean without {', '.join(row['missing'])}, which not all arms have."
-    limited = {
-        (document["settings"] or {}).get("limit")
-        for one in results.trained.values()
-        for document in one.documents.values()
-    } - {None}
+    documents = [document for one in results.trained.values() for document in one.documents.values()]
+    limited = sorted({int(limit) for document in documents if (limit := document["settings"].get("limit")) is not None})
     if limited:
-        yield f"Tasks were cut to {' or '.join(str(limit) for limit in sorted(limited))} items."
+        yield f"Tasks were cut to {' or '.join(str(limit) for limit in limited)} items."
     if scored.scores and not overlaps:
         yield "Whether the questions occur in the training data was not checked."
     worst = max((row["hits"] / row["items"] for row in overlaps if row["items"]), default=0.0)
