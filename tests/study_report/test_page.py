@@ -117,6 +117,17 @@ def test_scores_stand_in_the_table_as_in_the_document(made: dict[str, Any], page
     assert {"paper 49.0", "paper 54.9", "paper 32.9"} <= set(page.cells)
 
 
+def test_what_sentences_are_about_is_said_once(small_report: Report) -> None:
+    page = StrictPage(render(small_report))
+    assert "All of this is about these recipes (3 seeds)." in page.text
+    mixed = copy.deepcopy(small_report)
+    words = mixed["headlines"][0]["words"]
+    mixed["headlines"][0]["words"] = words.replace("these recipes (3 seeds)", "these two models")
+    page = StrictPage(render(mixed))
+    assert "Unless something else is said, this is about these recipes (3 seeds)." in page.text
+    assert "this is about these two models" in page.text
+
+
 def test_the_page_of_real_files_says_what_the_other_files_say(small_report: Report, tmp_path: Path) -> None:
     page = StrictPage(render(small_report))
     metrics = {row["metric"]: row for row in small_report["metrics"]}
@@ -140,6 +151,7 @@ def test_links_of_the_page_lead_to_files_that_are_there(small_report: Report, sm
 
 def test_headlines_come_with_the_findings_first_and_names_without_the_common_level(page: StrictPage) -> None:
     assert "In total (mean):" in page.text
+    assert "All of this is about" not in page.text  # these sentences do not say what they are about
     assert page.text.index("is better than text-only by") < page.text.index("are not distinguishable (")
     assert "@470m" not in page.text.partition("study file")[0]
 

@@ -29,10 +29,10 @@ def headlines(index: ReportIndex) -> dict[str, Any]:
     scopes = [row["words"].partition(ABOUT)[2] for row in rows]
     usual = max(scopes, key=scopes.count, default="")
     unless = "" if len(set(scopes)) == 1 else "Unless something else is said, "
-    after = f"{unless}{'all' if not unless else 'this'} is about {usual}." if usual else ""
+    after = f"{unless or 'All of '}this is about {usual}." if usual else ""
     return {
         "before": before,
-        "after": after[:1].upper() + after[1:],
+        "after": after,
         "rows": [_headline(index, row, bool(before), usual) for row in rows],
     }
 
