@@ -9,7 +9,7 @@ from megacode.base.units import format_count
 from megacode.capacity.costs import parameters
 from megacode.study_report.results import StudyResults
 from megacode.study_report.scored import Scored
-from megacode.study_report.shapes import ArmRow, ModelRow, Overlap
+from megacode.study_report.shapes import ArmRow, ModelRow, OverlapRow
 from megacode.study_report.tasks import is_toss
 
 _NAMED = 6  # longer lists are cut
@@ -34,7 +34,7 @@ def missing(results: StudyResults, models: Sequence[ModelRow], scored: Scored) -
     return [*found, *strange, *scored.missing]
 
 
-def limits(results: StudyResults, arms: Sequence[ArmRow], overlaps: Sequence[Overlap], scored: Scored) -> list[str]:
+def limits(results: StudyResults, arms: Sequence[ArmRow], overlaps: Sequence[OverlapRow], scored: Scored) -> list[str]:
     """Return what the report does not show."""
     return [
         *_of_seeds(results, scored),
@@ -94,7 +94,7 @@ def _of_order(results: StudyResults, scored: Scored) -> Iterator[str]:
         yield f"{', '.join(cell.name for cell in proof.cells)} do not match as the study claims."
 
 
-def _of_suites(results: StudyResults, scored: Scored, overlaps: Sequence[Overlap]) -> Iterator[str]:
+def _of_suites(results: StudyResults, scored: Scored, overlaps: Sequence[OverlapRow]) -> Iterator[str]:
     if results.suites:
         yield f"Scores are those of the suite{'s' * (len(results.suites) > 1)} {', '.join(results.suites)}, no others."
     small = min(_sizes(results))

@@ -16,7 +16,7 @@ import pytest
 
 from megacode.study_report.page import render
 from megacode.study_report.printed import difference_text, score_text
-from megacode.study_report.shapes import Report
+from megacode.study_report.shapes import StudyReport
 from tests.limits import HANG
 from tests.study_report.example import document
 from tests.study_report.pages import StrictPage
@@ -117,7 +117,7 @@ def test_scores_stand_in_the_table_as_in_the_document(made: dict[str, Any], page
     assert {"paper 49.0", "paper 54.9", "paper 32.9"} <= set(page.cells)
 
 
-def test_what_sentences_are_about_is_said_once(small_report: Report) -> None:
+def test_what_sentences_are_about_is_said_once(small_report: StudyReport) -> None:
     page = StrictPage(render(small_report))
     assert "All of this is about these recipes (3 seeds)." in page.text
     mixed = copy.deepcopy(small_report)
@@ -128,7 +128,7 @@ def test_what_sentences_are_about_is_said_once(small_report: Report) -> None:
     assert "this is about these two models" in page.text
 
 
-def test_the_page_of_real_files_says_what_the_other_files_say(small_report: Report, tmp_path: Path) -> None:
+def test_the_page_of_real_files_says_what_the_other_files_say(small_report: StudyReport, tmp_path: Path) -> None:
     page = StrictPage(render(small_report))
     metrics = {row["metric"]: row for row in small_report["metrics"]}
     declared = {name for name, row in metrics.items() if row["family"] != "exploratory"}
@@ -142,7 +142,7 @@ def test_the_page_of_real_files_says_what_the_other_files_say(small_report: Repo
         assert drawn[text] >= 2 * count  # in the wide drawing and in the narrow one
 
 
-def test_links_of_the_page_lead_to_files_that_are_there(small_report: Report, small: Path) -> None:
+def test_links_of_the_page_lead_to_files_that_are_there(small_report: StudyReport, small: Path) -> None:
     place = small.parent / "a page"
     hrefs = [href for href in StrictPage(render(small_report, place)).values("href") if not href.startswith("#")]
     assert len(hrefs) > 100

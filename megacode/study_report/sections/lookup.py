@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from megacode.report.figure import NOTHING
 from megacode.statistics.words import POINTS
-from megacode.study_report.shapes import ArmRow, ComparisonRow, MetricRow, ModelRow, PaperRow, Report, ScoreRow
+from megacode.study_report.shapes import ArmRow, ComparisonRow, MetricRow, ModelRow, PaperRow, ScoreRow, StudyReport
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Number:
 class ReportIndex:
     """A document with its rows by name."""
 
-    document: Report
+    document: StudyReport
     arms: dict[str, ArmRow] = field(init=False)
     metrics: dict[str, MetricRow] = field(init=False)
     scores: dict[tuple[str, str], ScoreRow] = field(init=False)
@@ -163,7 +163,7 @@ def _paper_scores(rows: Sequence[PaperRow]) -> dict[tuple[str, str], float]:
     return scores | {(row["arm"], row["metric"]): 100 * row["score"] for row in rows}
 
 
-def _sources(document: Report) -> list[str]:
+def _sources(document: StudyReport) -> list[str]:
     """Return the sources in the order of the study's blends: each has one colour in all charts."""
     blends = [name for row in document["arms"] for phase in row["phases"] for name in phase["blend"]]
     others = [row["source"] for row in (*document["exposure"], *document["loss_by_source"])]

@@ -8,7 +8,7 @@ from typing import Any
 from megacode.base.units import format_count
 from megacode.report.figure import NOTHING, colour, percent
 from megacode.study_report.sections.lookup import ReportIndex, counted
-from megacode.study_report.shapes import ExposureRow, Overlap
+from megacode.study_report.shapes import ExposureRow, OverlapRow
 
 
 def exposure(index: ReportIndex) -> dict[str, Any]:
@@ -74,13 +74,13 @@ def _match(index: ReportIndex, row: dict[str, Any]) -> dict[str, Any]:
 
 def contamination(index: ReportIndex) -> list[dict[str, Any]]:
     """Return how many test items occur verbatim in what each arm has read, the worst tasks by name."""
-    by_arm: dict[str, list[Overlap]] = {}
+    by_arm: dict[str, list[OverlapRow]] = {}
     for row in index.document["contamination"]:
         by_arm.setdefault(row["arm"], []).append(row)
     return [_overlaps(index, arm, rows) for arm, rows in by_arm.items()]
 
 
-def _overlaps(index: ReportIndex, arm: str, rows: Sequence[Overlap]) -> dict[str, Any]:
+def _overlaps(index: ReportIndex, arm: str, rows: Sequence[OverlapRow]) -> dict[str, Any]:
     hits, items = sum(row["hits"] for row in rows), sum(row["items"] for row in rows)
     # By share, not by number: two of 56 items weigh more than three of 10,000.
     worst = sorted((row for row in rows if row["hits"]), key=lambda row: -row["hits"] / max(row["items"], 1))
