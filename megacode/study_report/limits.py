@@ -18,6 +18,10 @@ _NAMED = 6  # longer lists are cut
 def missing(results: StudyResults, models: Sequence[ModelRow], scored: Scored) -> list[str]:
     """Return what is not there yet."""
     found = []
+    declared = results.tree.grid.provisional
+    if declared and any(model["state"] == "not trained" for model in models):
+        what = "declared, and not there: states that were trained on them are not found without them"
+        found.append(f"{', '.join(declared)}: {what}")
     for state, said in (
         ("not trained", "are not trained yet"),
         ("not scored", "are trained and not scored yet"),
