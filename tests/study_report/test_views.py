@@ -207,6 +207,7 @@ def test_what_changed_after_the_first_score_is_shown(make: Make) -> None:
     study = make(1)
     assert report_document(study)["history"] is None
     now = load_study(study).model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert now.pop("vary") == "both"  # as if a version without this key had run it
     before = {**now, "baseline": "half", "compare": {**now["compare"], "margin": 1.0}}
     lines = [
         {"time": 1.0, "scored": False, "document": before},
