@@ -27,6 +27,7 @@ class ModelConfig(Frozen):
         rotary_base: base of the rotary positions' wavelengths.
         share_embeddings_and_output_weights: tied input and output embeddings.
         init_method_std: standard deviation of the initial weights.
+        init_seed: of the initial weights; absent: the run's `seed`, which orders the data.
         hidden_dropout, attention_dropout: probabilities.
         make_vocab_size_divisible_by: the embedding is padded to a multiple of this times the tensor-parallel size.
     """
@@ -45,6 +46,7 @@ class ModelConfig(Frozen):
     rotary_base: float = Field(default=10000.0, gt=0)
     share_embeddings_and_output_weights: bool = False
     init_method_std: float = Field(default=0.02, gt=0)
+    init_seed: int | None = Field(default=None, ge=0)
     # One epoch of pre-training hardly overfits, so dropout is off by default.
     hidden_dropout: float = Field(default=0.0, ge=0, lt=1)
     attention_dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -85,5 +85,6 @@ def _draw(config: RunConfig, name: str, weight: Tensor) -> None:
     if name.endswith(_INTO_THE_RESIDUAL):
         std /= math.sqrt(2 * config.model.num_layers)
     generator = torch.Generator(device=device.device())
-    generator.manual_seed(int(digest("initial weights", str(config.seed), name)[:15], 16))
+    seed = config.seed if config.model.init_seed is None else config.model.init_seed
+    generator.manual_seed(int(digest("initial weights", str(seed), name)[:15], 16))
     weight.normal_(0.0, std, generator=generator)

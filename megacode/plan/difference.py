@@ -27,7 +27,8 @@ _UNKNOWN_TOKENS = 10**15  # for a source that was planned, never read and is gon
 # Settings of `model` that do not change what trained weights compute: initialization, dropout, padding that is
 # never saved, and the vocabulary, which may come from the tokenizer.
 _FREE = (
-    "preset", "hidden_dropout", "attention_dropout", "make_vocab_size_divisible_by", "init_method_std", "vocab_size",
+    "preset", "hidden_dropout", "attention_dropout", "make_vocab_size_divisible_by", "init_method_std", "init_seed",
+    "vocab_size",
 )  # fmt: skip
 
 

@@ -30,7 +30,8 @@ _TABLE = {
     "batch size": "train.global_batch_size train.batch_ramp.start train.batch_ramp.increment train.batch_ramp.samples",
     "model": """model.num_layers model.hidden_size model.ffn_hidden_size model.num_attention_heads
         model.num_query_groups model.kv_channels model.vocab_size model.block model.normalization
-        model.layernorm_epsilon model.rotary_base model.share_embeddings_and_output_weights model.init_method_std""",
+        model.layernorm_epsilon model.rotary_base model.share_embeddings_and_output_weights model.init_method_std
+        model.init_seed""",
     "dropout": "model.hidden_dropout model.attention_dropout",
     "tokenizer": "tokenizer.kind tokenizer.path",
     "document form": "sources.*.fim_rate",

@@ -81,6 +81,7 @@ def study_document(
         "name": study.name,
         "runs": study.directory,
         "seeds": list(study.seeds),
+        "vary": study.vary,
         "factors": {name: list(levels) for name, levels in study.factors.items()},
         "baseline": study.baseline,
         "compare": study.compare.model_dump(mode="json"),

@@ -199,7 +199,7 @@ class _Builder:
         # Validated once; seeds, names and directories break no rule.
         for seed in self.study.seeds:
             name = self._run_name(arm, levels, seed)
-            changes = {"seed": seed, "name": name, "run_dir": f"{self.study.directory}/{name}"}
+            changes = {**self._seeds(config, seed), "name": name, "run_dir": f"{self.study.directory}/{name}"}
             plan = self._plan(config.model_copy(update=changes))
             init = self._init(arm, levels, seed)
             past = LearnedPast(plan, _tokenizer_hash(config), self._start(arm, init))
@@ -219,6 +219,14 @@ class _Builder:
             return merging_of(plan, past, anneal.merge, where)
         ratio = share * full.schedule.seq_length / plan.schedule.seq_length
         return merging_of(plan, past, anneal.merge, where, full, ratio)
+
+    def _seeds(self, config: RunConfig, seed: int) -> dict[str, Any]:
+        """Return what a seed of the study changes in a run's config."""
+        if self.study.vary == "both":
+            return {"seed": seed}
+        first = self.study.seeds[0]
+        order, weights = (seed, first) if self.study.vary == "data" else (first, seed)
+        return {"seed": order, "model": config.model.model_copy(update={"init_seed": weights})}
 
     def _run_name(self, arm: str, levels: Levels, seed: int) -> str:
         """Return the name of a cell's run, which is that of its directory, too."""

@@ -139,6 +139,9 @@ def _settings(config: RunConfig, vocab_size: int, tokenizer_hash: str) -> Facts:
         "num_query_groups": config.model.query_groups,
         "kv_channels": config.model.head_size,
     }
+    # The run's seed is part of the order of data; written out as that of the weights, it changes nothing.
+    if config.model.init_seed in (None, config.seed):
+        document["model"].pop("init_seed")
     found = {key: value for key, value in flat(document) if effect_of(key) in LEARNED}
     return found | {"tokenizer": tokenizer_hash} | _withheld(health["spikes"])
 

@@ -220,6 +220,8 @@ class Study(Frozen):
         arms: by name.
         factors: by name: levels by name; or a config key and the list of its values.
         seeds: each arm is trained once with each.
+        vary: what seeds vary: the order of data and the first weights, or one of them, with the other as the first
+            seed has it.
         baseline: the arm that others are compared with.
         compare: what is declared in advance.
         match: what arms claim to have in common.
@@ -237,6 +239,7 @@ class Study(Frozen):
     arms: dict[str, Annotated[StudyArm, BeforeValidator(_read_arm)]] = Field(min_length=1)
     factors: dict[str, Annotated[dict[str, Level], BeforeValidator(_read_factor)]] = {}
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(1234,), min_length=1)
+    vary: Literal["both", "data", "weights"] = "both"
     baseline: str
     compare: Compare = Compare()
     match: tuple[Match, ...] = ()

@@ -9,7 +9,7 @@ from typing import Any
 from megacode.base.files import Json, read_jsonl
 from megacode.plan.effects import flat
 from megacode.study.paper import Paper, the_paper
-from megacode.study.schema import Study
+from megacode.study.schema import Study, StudyArm
 from megacode.study_report.results import StudyResults
 from megacode.study_report.shapes import LaterFinding, PaperRow
 from megacode.study_report.tasks import read_facts
@@ -98,10 +98,13 @@ def history(results: StudyResults) -> dict[str, Any] | None:
     declared = [line for line in lines if not line.get("scored")] or lines[:1]
     before = _plain(declared[-1].get("document") or {})
     now = _plain(results.study.model_dump(mode="json", by_alias=True, exclude_none=True))
+    smallest = Study(phases={"one": {}}, arms={"one": StudyArm(phases=("one",))}, baseline="one")
+    defaults = _plain(smallest.model_dump(mode="json", by_alias=True, exclude_none=True))
     changes = [
         {"key": key, "before": before.get(key), "now": now.get(key)}
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
+        # A key that came with a later version of megacode stands at its default.
+        if before.get(key, defaults.get(key)) != now.get(key)
     ]
     return {"versions": len(lines), "changes": changes}
 

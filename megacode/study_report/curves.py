@@ -11,14 +11,14 @@ from megacode.study_report.results import StudyResults
 from megacode.study_report.scored import Scored
 from megacode.study_report.shapes import (
     ArmRow,
-    Curve,
     CurvePoint,
     DecisionAccuracy,
     Gain,
     Headline,
     HeatMap,
     Pareto,
-    Phase,
+    PhaseRow,
+    ProportionCurve,
 )
 
 _SHORT = 0.25  # a last phase of at most this part of the tokens is a cooldown, and no part of a curve's share
@@ -88,7 +88,7 @@ def largest_source(results: StudyResults) -> str:
     return max(sorted(totals), key=lambda name: totals[name])
 
 
-def proportions(results: StudyResults, arms: Sequence[ArmRow]) -> list[Curve]:
+def proportions(results: StudyResults, arms: Sequence[ArmRow]) -> list[ProportionCurve]:
     """Return groups of three or more arms whose trunks have one blend each, and differ in the share of one source."""
     rest = largest_source(results)
     groups: dict[tuple[str, str, int, str], list[CurvePoint]] = {}
@@ -114,7 +114,7 @@ def proportions(results: StudyResults, arms: Sequence[ArmRow]) -> list[Curve]:
     ]
 
 
-def _trunk(arm: ArmRow) -> tuple[list[Phase], str]:
+def _trunk(arm: ArmRow) -> tuple[list[PhaseRow], str]:
     """Return the phases of an arm without a short last one, and that one's name."""
     phases = arm["phases"]
     if len(phases) > 1 and phases[-1]["tokens"] <= _SHORT * arm["tokens"]:
@@ -122,7 +122,7 @@ def _trunk(arm: ArmRow) -> tuple[list[Phase], str]:
     return phases, ""
 
 
-def _one_blend(phases: Sequence[Phase]) -> bool:
+def _one_blend(phases: Sequence[PhaseRow]) -> bool:
     first = phases[0]["blend"]
     return all(
         abs(phase["blend"].get(name, 0.0) - first.get(name, 0.0)) < _EQUAL

@@ -10,12 +10,12 @@ from megacode.study_report import beside, curves, journeys, limits, rows
 from megacode.study_report.flags import model_flags
 from megacode.study_report.results import StudyResults, read_results
 from megacode.study_report.scored import compare_arms
-from megacode.study_report.shapes import Report
+from megacode.study_report.shapes import StudyReport
 
 LEVEL = 0.95
 
 
-def report_document(path: Path, level: float = LEVEL, without: Sequence[str] = ()) -> Report:
+def report_document(path: Path, level: float = LEVEL, without: Sequence[str] = ()) -> StudyReport:
     """Return the report of a study; the same files give the same document.
 
     Args:
@@ -31,7 +31,7 @@ def report_document(path: Path, level: float = LEVEL, without: Sequence[str] = (
     return document_of(read_results(path), level, without)
 
 
-def document_of(results: StudyResults, level: float = LEVEL, without: Sequence[str] = ()) -> Report:
+def document_of(results: StudyResults, level: float = LEVEL, without: Sequence[str] = ()) -> StudyReport:
     """Return the report of a study with its results; see `report_document`."""
     flags = model_flags(results)
     models, arms = rows.model_rows(results, flags), rows.arm_rows(results, flags)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from megacode.base.units import format_count
 from megacode.study_report.printed import (
-    Lookup,
+    ReportRows,
     difference_text,
     families,
     flag_texts,
@@ -15,7 +15,7 @@ from megacode.study_report.printed import (
     relative_text,
     score_text,
 )
-from megacode.study_report.shapes import Report
+from megacode.study_report.shapes import StudyReport
 
 MARK = "% megacode study report"
 _ESCAPED = {
@@ -25,12 +25,12 @@ _ESCAPED = {
 }  # fmt: skip
 
 
-def render_latex(document: Report) -> str:
+def render_latex(document: StudyReport) -> str:
     """Return the tables of a report: scores of each place, and the differences of each declared family.
 
     Needs `\\usepackage{booktabs}`. Comments after a row say which runs, checkpoints and score files it comes from.
     """
-    lookup = Lookup(document)
+    lookup = ReportRows(document)
     lines = [MARK, f"% study {document['study']['name']}; needs \\usepackage{{booktabs}}"]
     for place in lookup.places:
         lines += _scores(lookup, place)
@@ -39,7 +39,7 @@ def render_latex(document: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _scores(lookup: Lookup, place: str) -> Iterator[str]:
+def _scores(lookup: ReportRows, place: str) -> Iterator[str]:
     document, columns = lookup.document, lookup.columns(place)
     if not columns:
         return
@@ -62,10 +62,10 @@ def _scores(lookup: Lookup, place: str) -> Iterator[str]:
     yield from _end(caption, f"tab:{document['study']['name']}-scores{f'-{place}' if place else ''}")
 
 
-def _differences(document: Report, family: str, said: str) -> Iterator[str]:
+def _differences(document: StudyReport, family: str, said: str) -> Iterator[str]:
     yield from _begin("lllrrr", ["metric", "arm", "baseline", "difference", "corrected interval", "relative"])
     for row in (row for row in document["comparisons"] if row["family"] == family):
-        names = [_escaped(row[key]) for key in ("metric", "arm", "baseline")]  # type: ignore[literal-required]
+        names = [_escaped(row[key]) for key in ("metric", "arm", "baseline")]
         difference = _escaped(difference_text(row))
         figures = [rf"\textbf{{{difference}}}" if row["verdict"] == "better" else difference]
         figures += [_escaped(interval_text(row)), _escaped(relative_text(row))]
@@ -92,7 +92,7 @@ def _end(caption: str, label: str) -> Iterator[str]:
     yield r"\end{table}"
 
 
-def _comments(lookup: Lookup, arm: str) -> Iterator[str]:
+def _comments(lookup: ReportRows, arm: str) -> Iterator[str]:
     """Yield where the numbers of a row come from."""
     for model in lookup.models(arm):
         files = ", ".join(model["scores"].values()) or model["state"]

@@ -9,7 +9,7 @@ from megacode.base.units import format_count
 from megacode.capacity.costs import parameters
 from megacode.study_report.results import StudyResults
 from megacode.study_report.scored import Scored
-from megacode.study_report.shapes import ArmRow, ModelRow, Overlap
+from megacode.study_report.shapes import ArmRow, ModelRow, OverlapRow
 from megacode.study_report.tasks import is_toss
 
 _NAMED = 6  # longer lists are cut
@@ -18,6 +18,10 @@ _NAMED = 6  # longer lists are cut
 def missing(results: StudyResults, models: Sequence[ModelRow], scored: Scored) -> list[str]:
     """Return what is not there yet."""
     found = []
+    declared = results.tree.grid.provisional
+    if declared and any(model["state"] == "not trained" for model in models):
+        what = "declared, and not there: states that were trained on them are not found without them"
+        found.append(f"{', '.join(declared)}: {what}")
     for state, said in (
         ("not trained", "are not trained yet"),
         ("not scored", "are trained and not scored yet"),
@@ -34,7 +38,7 @@ def missing(results: StudyResults, models: Sequence[ModelRow], scored: Scored) -
     return [*found, *strange, *scored.missing]
 
 
-def limits(results: StudyResults, arms: Sequence[ArmRow], overlaps: Sequence[Overlap], scored: Scored) -> list[str]:
+def limits(results: StudyResults, arms: Sequence[ArmRow], overlaps: Sequence[OverlapRow], scored: Scored) -> list[str]:
     """Return what the report does not show."""
     return [
         *_of_seeds(results, scored),
@@ -53,6 +57,9 @@ def _of_seeds(results: StudyResults, scored: Scored) -> Iterator[str]:
         yield "One seed: differences are those of these models. Another seed of the same recipes may turn them around."
     elif about["models"]:
         yield "Some arms have one scored seed: their differences are those of these models, not of these recipes."
+    if count > 1 and results.study.vary != "both":
+        varied, fixed = ("the order of data", "the first weights")[:: 1 if results.study.vary == "data" else -1]
+        yield f"Seeds vary {varied} alone: intervals do not hold for other seeds of {fixed}."
     if 1 < count < 4 and about["recipes"]:
         yield f"{count} seeds an arm: the spread over seeds is itself an estimate, so intervals are wide."
     exact = [row for row in scored.comparisons if row["method"] == "exact"]
@@ -91,7 +98,7 @@ def _of_order(results: StudyResults, scored: Scored) -> Iterator[str]:
         yield f"{', '.join(cell.name for cell in proof.cells)} do not match as the study claims."
 
 
-def _of_suites(results: StudyResults, scored: Scored, overlaps: Sequence[Overlap]) -> Iterator[str]:
+def _of_suites(results: StudyResults, scored: Scored, overlaps: Sequence[OverlapRow]) -> Iterator[str]:
     if results.suites:
         yield f"Scores are those of the suite{'s' * (len(results.suites) > 1)} {', '.join(results.suites)}, no others."
     small = min(_sizes(results))
@@ -101,13 +108,10 @@ def _of_suites(results: StudyResults, scored: Scored, overlaps: Sequence[Overlap
     for row in scored.metrics:
         if row["missing"]:
             yield f"{row['metric']} is a mean without {', '.join(row['missing'])}, which not all arms have."
-    limited = {
-        (document["settings"] or {}).get("limit")
-        for one in results.trained.values()
-        for document in one.documents.values()
-    } - {None}
+    documents = [document for one in results.trained.values() for document in one.documents.values()]
+    limited = sorted({int(limit) for document in documents if (limit := document["settings"].get("limit")) is not None})
     if limited:
-        yield f"Tasks were cut to {' or '.join(str(limit) for limit in sorted(limited))} items."
+        yield f"Tasks were cut to {' or '.join(str(limit) for limit in limited)} items."
     if scored.scores and not overlaps:
         yield "Whether the questions occur in the training data was not checked."
     worst = max((row["hits"] / row["items"] for row in overlaps if row["items"]), default=0.0)

@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
-from megacode.study_report.printed import Lookup
-from megacode.study_report.shapes import ModelRow, Report
+from megacode.study_report.printed import ReportRows
+from megacode.study_report.shapes import ModelRow, StudyReport
 
 COLUMNS = (
     "kind",
@@ -29,7 +29,7 @@ MARK = ",".join(COLUMNS)
 Cells = Sequence[object]
 
 
-def render_csv(document: Report) -> str:
+def render_csv(document: StudyReport) -> str:
     """Return a report as CSV; numbers have all their digits, in the scores' own unit (shares of 1).
 
     `kind` is `score` (of one model), `mean` (of an arm over its seeds) or `difference` (arm minus baseline, with the
@@ -42,8 +42,8 @@ def render_csv(document: Report) -> str:
     return file.getvalue()
 
 
-def _rows(document: Report) -> Iterator[Cells]:
-    lookup = Lookup(document)
+def _rows(document: StudyReport) -> Iterator[Cells]:
+    lookup = ReportRows(document)
     models = {arm["name"]: lookup.models(arm["name"]) for arm in document["arms"]}
     suites = {metric["metric"]: metric["suite"] for metric in document["metrics"]}
     for row in document["scores"]:

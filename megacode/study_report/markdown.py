@@ -9,7 +9,7 @@ from pathlib import Path
 from megacode.base.units import format_count
 from megacode.study_report.printed import (
     NOTHING,
-    Lookup,
+    ReportRows,
     difference_text,
     families,
     flag_texts,
@@ -18,19 +18,19 @@ from megacode.study_report.printed import (
     relative_text,
     score_text,
 )
-from megacode.study_report.shapes import ComparisonRow, MetricRow, Report
+from megacode.study_report.shapes import ComparisonRow, MetricRow, ModelRow, StudyReport
 
 MARK = "<!-- megacode study report -->"
 
 
-def render_markdown(document: Report, directory: Path | None = None) -> str:
+def render_markdown(document: StudyReport, directory: Path | None = None) -> str:
     """Return a report as Markdown.
 
     Args:
         document: the report.
         directory: where the file will lie; links are relative to it. None: paths as they are.
     """
-    lookup = Lookup(document)
+    lookup = ReportRows(document)
     parts = [
         _head(document),
         _headlines(document),
@@ -50,7 +50,7 @@ def render_markdown(document: Report, directory: Path | None = None) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _head(document: Report) -> str:
+def _head(document: StudyReport) -> str:
     study, arms = document["study"], [arm for arm in document["arms"] if arm["same_as"] is None]
     seeds = ", ".join(str(seed) for seed in document["seeds"])
     tokens = document["tree"]["tokens"]
@@ -66,7 +66,7 @@ def _head(document: Report) -> str:
     return "\n".join(lines)
 
 
-def _headlines(document: Report) -> str:
+def _headlines(document: StudyReport) -> str:
     return _sentences("What was found", [row["words"] for row in document["headlines"]] + document["notes"])
 
 
@@ -74,7 +74,7 @@ def _sentences(title: str, lines: Sequence[str]) -> str:
     return f"## {title}\n\n" + "\n".join(f"* {line}" for line in lines) if lines else ""
 
 
-def _scores(lookup: Lookup, place: str) -> str:
+def _scores(lookup: ReportRows, place: str) -> str:
     """Return the table of results of a place: an arm a row; bold is better than the baseline after correction."""
     document, columns = lookup.document, lookup.columns(place)
     if not columns:
@@ -100,7 +100,7 @@ def _headed(metric: MetricRow) -> str:
     return metric["title"] + (" ↓" if metric["higher_is_better"] is False else "")
 
 
-def _differences(document: Report, family: str, said: str) -> str:
+def _differences(document: StudyReport, family: str, said: str) -> str:
     rows = [_difference(row) for row in document["comparisons"] if row["family"] == family]
     head = ["metric", "arm", "baseline", "difference", "corrected interval", "relative", "df", "finding"]
     return f"## Differences, {family}: {said}\n\n{_table(head, rows)}"
@@ -115,7 +115,7 @@ def _difference(row: ComparisonRow) -> list[str]:
             NOTHING if df is None else f"{df:.1f}", finding]  # fmt: skip
 
 
-def _tasks(lookup: Lookup) -> str:
+def _tasks(lookup: ReportRows) -> str:
     """Return the table of tasks: scores of each arm, with chance and how well a task ranks corpora."""
     document = lookup.document
     tasks = [metric for metric in document["metrics"] if not metric["metric"].startswith("mean/")]
@@ -140,7 +140,7 @@ def _tasks(lookup: Lookup) -> str:
     return f"## Tasks\n\n{_table(head, rows)}\n\n{said}"
 
 
-def _paper(document: Report) -> str:
+def _paper(document: StudyReport) -> str:
     """Return the paper's numbers beside the study's own, where both have them."""
     if not document["paper"]:
         return ""
@@ -156,7 +156,7 @@ def _paper(document: Report) -> str:
     return f"## The paper beside\n\n{_table(head, rows)}\n\n{notes}"
 
 
-def _exposure(document: Report) -> str:
+def _exposure(document: StudyReport) -> str:
     rows = []
     for row in document["exposure"]:
         phases = ", ".join(f"{name} {count:,}" for name, count in row["by_phase"].items() if count)
@@ -166,7 +166,7 @@ def _exposure(document: Report) -> str:
     return f"## What each arm reads\n\n{_table(head, rows)}" if rows else ""
 
 
-def _match(document: Report) -> str:
+def _match(document: StudyReport) -> str:
     lines = []
     for match in document["match"]:
         arms = ", ".join(match["arms"])
@@ -179,13 +179,13 @@ def _match(document: Report) -> str:
     return _sentences("Arms that match", lines)
 
 
-def _forgetting(document: Report) -> str:
+def _forgetting(document: StudyReport) -> str:
     rows = [[row["arm"], row["phase"], row["source"], f"{row['value']:+.4f}"] for row in document["forgetting"]]
     said = "Loss on held-out documents at the end of a phase, minus the best before it, in nats per token."
     return f"## What phases forget\n\n{_table(['arm', 'phase', 'source', 'change'], rows)}\n\n{said}" if rows else ""
 
 
-def _contamination(document: Report) -> str:
+def _contamination(document: StudyReport) -> str:
     rows = [
         [row["arm"], row["task"], f"{row['hits']:,} of {row['items']:,}", f"{row['share_checked']:.0%}"]
         for row in document["contamination"]
@@ -195,7 +195,7 @@ def _contamination(document: Report) -> str:
     return f"## Contamination\n\n{_table(head, rows)}" if rows else ""
 
 
-def _history(document: Report) -> str:
+def _history(document: StudyReport) -> str:
     history = document["history"]
     if history is None:
         return ""
@@ -203,12 +203,12 @@ def _history(document: Report) -> str:
     return _sentences("Changed since the first score", lines or ["nothing"])
 
 
-def _later(document: Report) -> str:
+def _later(document: StudyReport) -> str:
     rows = [[row["fact"], row["numbers"], row["source"]] for row in document["later_findings"]]
     return f"## Found by others since\n\n{_table(['fact', 'numbers', 'source'], rows)}"
 
 
-def _provenance(document: Report, directory: Path | None) -> str:
+def _provenance(document: StudyReport, directory: Path | None) -> str:
     """Return run, seal and score files of each model; the arms' names in all tables lead here."""
     parts = ["## Where the numbers come from"]
     for arm in (arm for arm in document["arms"] if arm["same_as"] is None):
@@ -219,18 +219,16 @@ def _provenance(document: Report, directory: Path | None) -> str:
     return "\n\n".join(parts)
 
 
-def _places(model: dict[str, object], directory: Path | None) -> Iterator[str]:
+def _places(model: ModelRow, directory: Path | None) -> Iterator[str]:
     if model["run"] is None:
         yield str(model["state"])
         return
     yield f"run {_link(str(model['run']), directory)}, iteration {model['iteration']}, seal `{str(model['seal'])[:16]}`"
     if model["checkpoint"] is None:
         yield "checkpoint deleted"
-    scores = model["scores"]
-    assert isinstance(scores, dict)
-    for suite, path in scores.items():
+    for suite, path in model["scores"].items():
         yield f"{suite} {_link(path, directory)}"
-    if not scores:
+    if not model["scores"]:
         yield "not scored"
 
 

@@ -12,12 +12,12 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 import megacode
 from megacode.study_report.sections import amounts, closing, effects, laws, reading, stretches, tasks, trunks
 from megacode.study_report.sections.lookup import ReportIndex
-from megacode.study_report.shapes import Report
+from megacode.study_report.shapes import StudyReport
 
 TEMPLATE = "study.html.j2"
 
 
-def render(document: Report, directory: Path | None = None) -> str:
+def render(document: StudyReport, directory: Path | None = None) -> str:
     """Return the page of a study; the same document gives the same bytes.
 
     Args:
@@ -29,6 +29,7 @@ def render(document: Report, directory: Path | None = None) -> str:
         HTML, self-contained: style, charts and a short script are in it.
     """
     environment = _environment()
+    # Links are relative, so that the page and the runs can be moved or served together.
     environment.filters["link"] = lambda path: _link(str(path), directory)
     return environment.get_template(TEMPLATE).render(page(document))
 
@@ -45,7 +46,7 @@ def _link(path: str, directory: Path | None) -> str:
     return quote(relative, safe="/@+,=~:")
 
 
-def page(document: Report) -> dict[str, Any]:
+def page(document: StudyReport) -> dict[str, Any]:
     """Return the template's variables."""
     index = ReportIndex(document)
     proportions, paretos = amounts.proportions(index), amounts.pareto_figures(index)

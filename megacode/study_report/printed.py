@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megacode.statistics.words import figure, span
-from megacode.study_report.shapes import ComparisonRow, MetricRow, Report, ScoreRow
+from megacode.study_report.shapes import ComparisonRow, MetricRow, ScoreRow, StudyReport
 
 NOTHING = "-"
 
@@ -39,14 +39,14 @@ def relative_text(row: ComparisonRow) -> str:
     return NOTHING if row["relative"] is None else f"{100 * row['relative']['value']:+.1f} %"
 
 
-class Lookup:
+class ReportRows:
     """Rows of a report by their names.
 
     Args:
         document: the report.
     """
 
-    def __init__(self, document: Report) -> None:
+    def __init__(self, document: StudyReport) -> None:
         self.document = document
         self.scores: Mapping[tuple[str, str], ScoreRow] = {
             (row["arm"], row["metric"]): row for row in document["scores"]
@@ -80,7 +80,7 @@ class Lookup:
         return [model for model in self.document["models"] if model["arm"] == (row["same_as"] or arm)]
 
 
-def flags_of(document: Report, place: str) -> dict[str, list[int]]:
+def flags_of(document: StudyReport, place: str) -> dict[str, list[int]]:
     """Return the numbers of the footnotes of each arm of a place; equal flags have one number."""
     texts = flag_texts(document, place)
     return {
@@ -90,12 +90,12 @@ def flags_of(document: Report, place: str) -> dict[str, list[int]]:
     }
 
 
-def flag_texts(document: Report, place: str) -> list[str]:
+def flag_texts(document: StudyReport, place: str) -> list[str]:
     """Return the footnotes of a place's tables, in order."""
     return list(dict.fromkeys(flag for arm in document["arms"] if arm["place"] == place for flag in arm["flags"]))
 
 
-def families(document: Report) -> Sequence[tuple[str, str]]:
+def families(document: StudyReport) -> Sequence[tuple[str, str]]:
     """Return the families that are listed difference by difference, with what corrects them."""
     kinds = [("primary", "intervals hold together (max-T)"), ("secondary", "corrected together (Holm)")]
     there = {row["family"] for row in document["comparisons"]}

@@ -14,7 +14,6 @@ from megacode.base.errors import MegacodeError
 from megacode.base.files import Json, RunDir, read_json
 from megacode.checkpoint.state import TrainState
 from megacode.metrics.reader import read_events
-from megacode.metrics.scores import read_score_file
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.difference import former_config, former_schedule
 from megacode.plan.learning_rate import LearningRateSchedule
@@ -38,7 +37,7 @@ def pruned_states(
         run, iteration = RunDir(file.parents[1]), iteration_of(file.name)
         if iteration < 0 or (run.path, iteration) in seen or run.checkpoint(iteration).exists():
             continue
-        card = (read_score_file(file).get("model") or {}).get("megacode")
+        card = (read_json(file).get("model") or {}).get("megacode")
         # After a changed past was accepted, the config is not the one that all was learned with.
         if not isinstance(card, dict) or any(event.get("changed_past") for event in read_events(run, [])):
             continue

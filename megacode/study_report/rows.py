@@ -11,7 +11,7 @@ from megacode.study.costs import Costs, Gpus
 from megacode.study.grid import Cell
 from megacode.study_report.results import StudyResults
 from megacode.study_report.scored import trunks_of
-from megacode.study_report.shapes import ArmRow, ExposureRow, ModelRow, Overlap, Phase
+from megacode.study_report.shapes import ArmRow, ExposureRow, ModelRow, OverlapRow, PhaseRow
 
 Flags = Mapping[tuple[str, int], Sequence[str]]
 _WORST_FIRST = ("not trained", "not scored", "partly scored", "scored")
@@ -74,7 +74,7 @@ def _numbers(cell: Cell) -> range:
     return range(len(cell.plan.schedule.phases))
 
 
-def _phase(cell: Cell, number: int) -> Phase:
+def _phase(cell: Cell, number: int) -> PhaseRow:
     plan = cell.plan.schedule.phases[number]
     total = sum(plan.counts.values())
     return {
@@ -124,9 +124,9 @@ def _exposure(cell: Cell) -> Iterator[ExposureRow]:
         }
 
 
-def contamination_rows(results: StudyResults) -> list[Overlap]:
+def contamination_rows(results: StudyResults) -> list[OverlapRow]:
     """Return how many items of each task occur in what an arm's models have read; the worst seed counts."""
-    rows: dict[tuple[str, str], Overlap] = {}
+    rows: dict[tuple[str, str], OverlapRow] = {}
     for cell in results.tree.grid.cells:
         end = results.end(cell)
         if cell.arm != cell.original or end is None:
@@ -135,7 +135,7 @@ def contamination_rows(results: StudyResults) -> list[Overlap]:
             checked = float((document.get("contamination") or {}).get("share_checked") or 0.0)
             for task, overlap in overlaps(document).items():
                 counts = {"hits": overlap.hits, "items": overlap.items, "share_checked": checked}
-                row = cast(Overlap, {"arm": cell.name, "task": task, **counts})
+                row = cast(OverlapRow, {"arm": cell.name, "task": task, **counts})
                 known = rows.get((cell.name, task))
                 if known is None or row["hits"] > known["hits"]:
                     rows[cell.name, task] = row

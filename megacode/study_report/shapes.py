@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, TypedDict
 
 
-class Phase(TypedDict):
+class PhaseRow(TypedDict):
     """A phase of an arm."""
 
     name: str
@@ -30,7 +30,7 @@ class ArmRow(TypedDict):
     table: str
     same_as: str | None  # name of the arm that this is a second name for; it has no scores of its own
     is_baseline: bool
-    phases: list[Phase]
+    phases: list[PhaseRow]
     tokens: int  # of one seed, from its first weights on
     flops: int
     seeds: list[int]
@@ -172,7 +172,7 @@ class CurvePoint(TypedDict):
     tokens: int
 
 
-class Curve(TypedDict):
+class ProportionCurve(TypedDict):
     """Arms that differ in one proportion alone."""
 
     name: str
@@ -282,7 +282,7 @@ class ExposureRow(TypedDict):
     mean_age: int  # tokens that are read after a sample of it, on average
 
 
-class Overlap(TypedDict):
+class OverlapRow(TypedDict):
     """Items of a task that occur verbatim in what an arm's models have read; the seed with most of them counts."""
 
     arm: str
@@ -309,7 +309,7 @@ class DecisionAccuracy(TypedDict):
     agree: float  # share of pairs
 
 
-class Report(TypedDict):
+class StudyReport(TypedDict):
     """The whole document."""
 
     study: dict[str, Any]  # name, file, runs, suites, primary, secondary, margin, seed_sd, pairs, factors, counts
@@ -328,7 +328,7 @@ class Report(TypedDict):
     headlines: list[Headline]
     paper: list[PaperRow]
     paper_notes: list[str]
-    proportion: list[Curve]
+    proportion: list[ProportionCurve]
     pareto: list[Pareto]
     waterfall: list[Waterfall]
     loss_by_source: list[LossCurve]
@@ -340,7 +340,7 @@ class Report(TypedDict):
     heat_map: HeatMap
     exposure: list[ExposureRow]
     match: list[dict[str, Any]]  # as `study plan --json`
-    contamination: list[Overlap]
+    contamination: list[OverlapRow]
     decision_accuracy: list[DecisionAccuracy]
     law: dict[str, Any] | None
     forecasts: list[dict[str, Any]]

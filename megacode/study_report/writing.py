@@ -8,11 +8,11 @@ from pathlib import Path
 from megacode.base.errors import ConfigError, Problem
 from megacode.base.files import write_text
 from megacode.study_report import latex, long_form, markdown, page
-from megacode.study_report.shapes import Report
+from megacode.study_report.shapes import StudyReport
 
 FOLDER = "report"  # below the study's runs, unless another place is asked for
 # Each file, how an earlier one of ours begins, and what makes it.
-_FILES: dict[str, tuple[str, Callable[[Report, Path], str]]] = {
+_FILES: dict[str, tuple[str, Callable[[StudyReport, Path], str]]] = {
     "report.html": ('<meta name="generator" content="megacode', page.render),
     "report.md": (markdown.MARK, markdown.render_markdown),
     "report.csv": (long_form.MARK, lambda document, directory: long_form.render_csv(document)),
@@ -52,7 +52,7 @@ def _is_ours(file: Path, mark: str) -> bool:
     return not head or mark.encode() in head
 
 
-def write_report(document: Report, directory: Path) -> list[Path]:
+def write_report(document: StudyReport, directory: Path) -> list[Path]:
     """Write all files of a report; the same document gives the same bytes.
 
     Raises:

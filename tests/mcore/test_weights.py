@@ -51,6 +51,17 @@ def test_the_seed_decides_and_padding_does_not(program: ModuleType) -> None:
     assert not torch.equal(first[name], third[name])
 
 
+def test_initial_weights_may_have_a_seed_of_their_own(program: ModuleType) -> None:
+    first, same, apart, other = (
+        named(program.started(program.run_config(**case)))
+        for case in ({"seed": 8}, {"model": {"init_seed": 8}}, {"seed": 9, "model": {"init_seed": 8}}, {"seed": 9})
+    )
+    name = "decoder.layers.0.mlp.linear_fc1.weight"
+    assert torch.equal(first[name], same[name])
+    assert torch.equal(first[name], apart[name])
+    assert not torch.equal(first[name], other[name])
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_tied_embeddings_share_one_matrix(program: ModuleType, tied: bool) -> None:
     weights = named(program.started(program.run_config(model={"share_embeddings_and_output_weights": tied})))

@@ -108,6 +108,7 @@ CHANGES: dict[str, Document] = {
             "rotary_base": 5e5,
             "share_embeddings_and_output_weights": True,
             "init_method_std": 0.01,
+            "init_seed": 5,
             "hidden_dropout": 0.1,
             "attention_dropout": 0.1,
             "make_vocab_size_divisible_by": 64,

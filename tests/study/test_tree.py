@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from megacode.base.errors import ConfigError
 from megacode.config.yaml_reader import parse_yaml
-from megacode.study.grid import build_grid
+from megacode.study.grid import Grid, build_grid
 from megacode.study.keeping import check_kept
 from megacode.study.loading import read_study
 from megacode.study.tree import Totals, Tree, totals
@@ -211,3 +211,20 @@ def test_a_branch_whose_checkpoint_would_be_deleted_is_refused(study: Document, 
     for harmless in ({"keep_phase_ends": True}, {"keep_last": None}, {"keep_every": "10 iterations"}):
         allowed = {**study["set"], "checkpoint": {**study["set"]["checkpoint"], **harmless}}
         check_kept(tree_of({**study, "set": allowed}))
+
+
+def test_the_order_of_data_and_the_first_weights_can_be_varied_apart(
+    study: dict[str, Any], grid_of: Callable[[dict[str, Any]], Grid]
+) -> None:
+    both = grid_of(study).of("two", 2)[0]
+    first = grid_of(study).of("two", 1)[0]
+    data, weights = (grid_of({**study, "vary": kind}).of("two", 2)[0] for kind in ("data", "weights"))
+    assert (both.plan.config.seed, both.plan.config.model.init_seed) == (2, None)
+    assert (data.plan.config.seed, data.plan.config.model.init_seed) == (2, 1)
+    assert (weights.plan.config.seed, weights.plan.config.model.init_seed) == (1, 2)
+    # All four are different trainings, and the first seed is the same in each.
+    assert len({cell.past.ends[-1] for cell in (first, both, data, weights)}) == 4
+    alike = {grid_of({**study, "vary": kind}).of("two", 1)[0].past.ends[-1] for kind in ("both", "data", "weights")}
+    assert alike == {first.past.ends[-1]}
+    # With one order, all seeds read the same windows.
+    assert weights.plan.schedule.fingerprints() == first.plan.schedule.fingerprints()

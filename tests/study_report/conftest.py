@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megacode.study_report.document import report_document
-from megacode.study_report.shapes import Report
+from megacode.study_report.shapes import StudyReport
 from tests.study_report.made_suites import MadeSuite, MadeTask, Recipe, small_recipe, small_study
 from tests.study_report.synthetic import make_study
 
@@ -35,7 +35,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_report(small: Path) -> Report:
+def small_report(small: Path) -> StudyReport:
     """Its report."""
     return report_document(small)
 

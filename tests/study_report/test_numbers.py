@@ -23,7 +23,7 @@ from megacode.study_report.document import report_document
 from megacode.study_report.latex import render_latex
 from megacode.study_report.long_form import render_csv
 from megacode.study_report.markdown import render_markdown
-from megacode.study_report.shapes import Report
+from megacode.study_report.shapes import StudyReport
 from tests.limits import HANG
 from tests.study_report.conftest import TINY_SUITE, Make, score_files
 
@@ -33,7 +33,7 @@ SHAPE = {
 }  # fmt: skip
 
 
-def found(report: Report, arm: str, metric: str, baseline: str = "base") -> dict[str, Any]:
+def found(report: StudyReport, arm: str, metric: str, baseline: str = "base") -> dict[str, Any]:
     (row,) = [
         row for row in report["comparisons"]
         if (row["arm"], row["metric"], row["baseline"]) == (arm, metric, baseline)
@@ -99,12 +99,12 @@ def test_a_declared_pair_and_the_margin_are_honoured(make: Make) -> None:
     assert pair["difference"] == pytest.approx(direct)
 
 
-def _score(report: Report, arm: str, seed: int) -> float:
+def _score(report: StudyReport, arm: str, seed: int) -> float:
     (model,) = [one for one in report["models"] if (one["arm"], one["seed"]) == (arm, seed)]
     return float(json.loads(Path(model["scores"]["tiny"]).read_text())["means"]["total"]["score"])
 
 
-def test_scores_are_those_of_the_score_files(small_report: Report) -> None:
+def test_scores_are_those_of_the_score_files(small_report: StudyReport) -> None:
     files = {(model["arm"], str(model["seed"])): model["scores"] for model in small_report["models"]}
     checked = 0
     for row in small_report["scores"]:
@@ -121,7 +121,7 @@ def test_scores_are_those_of_the_score_files(small_report: Report) -> None:
     assert checked == 13 * 3 * len(small_report["metrics"])
 
 
-def test_the_csv_holds_every_number_of_the_document(small_report: Report) -> None:
+def test_the_csv_holds_every_number_of_the_document(small_report: StudyReport) -> None:
     rows = list(csv.DictReader(io.StringIO(render_csv(small_report))))
     own = {(r["kind"], r["arm"], r["baseline"], r["seed"], f"{r['task']}/{r['metric']}"): r for r in rows}
     assert len(own) == len(rows)
@@ -147,7 +147,7 @@ def cells(text: str, split: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("kind", ["markdown", "latex"])
-def test_markdown_and_latex_show_the_numbers_of_the_document(small_report: Report, kind: str) -> None:
+def test_markdown_and_latex_show_the_numbers_of_the_document(small_report: StudyReport, kind: str) -> None:
     text, split = (render_markdown(small_report), " | ") if kind == "markdown" else (render_latex(small_report), " & ")
     rows = cells(text, split)
     columns = [row for row in small_report["metrics"] if row["metric"].startswith("mean/")]
@@ -180,7 +180,7 @@ def shown(text: str, number: float | None, unit: str) -> None:
     assert abs(float(text) - number * (100 if unit == "points" else 1)) <= 0.5001 * 10**-digits
 
 
-def test_every_number_leads_to_a_run_a_seal_and_a_score_file(small_report: Report) -> None:
+def test_every_number_leads_to_a_run_a_seal_and_a_score_file(small_report: StudyReport) -> None:
     assert len(small_report["provenance"]) == len(small_report["models"]) == 39
     for model in small_report["models"]:
         document = json.loads((Path(str(model["checkpoint"])) / "megacode.json").read_text())
@@ -250,7 +250,7 @@ def test_a_task_that_one_arm_lacks_is_left_out_of_all_and_said(make: Make) -> No
     assert found(report, "cooled", "mean/total")["difference"] == pytest.approx(sum(piqa) / 2)
 
 
-def test_shares_of_variance_are_those_of_the_mean(small_report: Report) -> None:
+def test_shares_of_variance_are_those_of_the_mean(small_report: StudyReport) -> None:
     shares = small_report["heat_map"]["shares"]
     means = {row["mean"] for row in shares}
     assert means == {f"mean/{name}" for name in ("reasoning", "knowledge", "code", "nl", "total", "bits_per_byte")}

@@ -16,7 +16,7 @@ import pytest
 
 from megacode.study_report.page import render
 from megacode.study_report.printed import difference_text, score_text
-from megacode.study_report.shapes import Report
+from megacode.study_report.shapes import StudyReport
 from tests.limits import HANG
 from tests.study_report.example import document
 from tests.study_report.pages import StrictPage
@@ -117,7 +117,18 @@ def test_scores_stand_in_the_table_as_in_the_document(made: dict[str, Any], page
     assert {"paper 49.0", "paper 54.9", "paper 32.9"} <= set(page.cells)
 
 
-def test_the_page_of_real_files_says_what_the_other_files_say(small_report: Report, tmp_path: Path) -> None:
+def test_what_sentences_are_about_is_said_once(small_report: StudyReport) -> None:
+    page = StrictPage(render(small_report))
+    assert "All of this is about these recipes (3 seeds)." in page.text
+    mixed = copy.deepcopy(small_report)
+    words = mixed["headlines"][0]["words"]
+    mixed["headlines"][0]["words"] = words.replace("these recipes (3 seeds)", "these two models")
+    page = StrictPage(render(mixed))
+    assert "Unless something else is said, this is about these recipes (3 seeds)." in page.text
+    assert "this is about these two models" in page.text
+
+
+def test_the_page_of_real_files_says_what_the_other_files_say(small_report: StudyReport, tmp_path: Path) -> None:
     page = StrictPage(render(small_report))
     metrics = {row["metric"]: row for row in small_report["metrics"]}
     declared = {name for name, row in metrics.items() if row["family"] != "exploratory"}
@@ -131,7 +142,7 @@ def test_the_page_of_real_files_says_what_the_other_files_say(small_report: Repo
         assert drawn[text] >= 2 * count  # in the wide drawing and in the narrow one
 
 
-def test_links_of_the_page_lead_to_files_that_are_there(small_report: Report, small: Path) -> None:
+def test_links_of_the_page_lead_to_files_that_are_there(small_report: StudyReport, small: Path) -> None:
     place = small.parent / "a page"
     hrefs = [href for href in StrictPage(render(small_report, place)).values("href") if not href.startswith("#")]
     assert len(hrefs) > 100
@@ -140,6 +151,7 @@ def test_links_of_the_page_lead_to_files_that_are_there(small_report: Report, sm
 
 def test_headlines_come_with_the_findings_first_and_names_without_the_common_level(page: StrictPage) -> None:
     assert "In total (mean):" in page.text
+    assert "All of this is about" not in page.text  # these sentences do not say what they are about
     assert page.text.index("is better than text-only by") < page.text.index("are not distinguishable (")
     assert "@470m" not in page.text.partition("study file")[0]
 
@@ -234,22 +246,35 @@ def test_laws_forecasts_and_changes_of_the_study_are_shown_where_there_are_any(
 ) -> None:
     assert "law" not in page.values("id")
     assert "What changed in the study" not in page.text
-    arm = made["arms"][2]["name"]
-    law = {
-        "targets": [{"metric": "mean/nl", "leave_one_out_r2": 0.93, "points": [
-            {"arm": arm, "measured": 0.30, "fitted": 0.31, "left_out": 0.28}]}],
-        "refused": ["6 blends of 4 sources are too few"],
-        "proposals": [{"name": "mixed-by-law", "blend": {"text": 0.7, "code": 0.3}, "passes": {"code": 1.5},
-                       "predicted": {"mean/nl": {"value": 0.31, "low": 0.30, "high": 0.32}}, "nearest": arm,
-                       "block": "mixed-by-law: [mixed]"}],
+    names = [row["name"] for row in made["arms"][:3]]
+    left_out = dict.fromkeys(names, 0.02)
+    fit = {"left_out_r2": 0.93, "residuals": dict.fromkeys(names, 0.01), "left_out_residuals": left_out}
+    proposal = {
+        "kind": "law", "arm": None, "blend": {"text": 0.7, "code": 0.3}, "passes": {"text": 0.5, "code": 1.5},
+        "predicted": {"mean/nl": {"value": 0.31, "low": 0.30, "high": 0.32}}, "above_cap": ["code"],
+        "nearest": {"arm": names[1], "distance": 0.1}, "block": "arms: {next-law: [next-law]}",
     }  # fmt: skip
-    forecasts = [{"arm": arm, "metric": "mean/nl", "value": 0.31, "low": 0.30, "high": 0.32, "measured": measured}
-                 for measured in (0.315, 0.4, None)]  # fmt: skip
+    law = {
+        "points": [{"name": name, "scores": {"mean/nl": 0.30}} for name in names],
+        "targets": [{"metric": "mean/nl", "higher_is_better": True, "law": fit},
+                    {"metric": "mean/code", "higher_is_better": True, "law": None}],
+        "refusals": [{"reason": "too few blends", "what": "6 blends of 4 sources are too few", "fix": "train more"}],
+        "proposals": [proposal],
+    }  # fmt: skip
+    forecasts = [
+        {"arm": names[0], "metric": "mean/nl", "value": 0.31, "low": 0.30, "high": 0.32, "measured": measured,
+         "inside": inside, "registered": inside}
+        for measured, inside in ((0.315, True), (0.4, False), (None, None))
+    ]  # fmt: skip
     history = {"versions": 2, "changes": [{"key": "compare.margin", "before": "0.5", "now": "1.0"}]}
     whole = StrictPage(render(changed(made, law=law, forecasts=forecasts, history=history)))
     assert {"law", "law-0"} <= whole.values("id")
-    for words in ("left out, R² = 0.93", "6 blends of 4 sources are too few", "30.0 % code (1.50 passes)",
-                  "mixed-by-law: [mixed]", "31.0 (30.0 .. 32.0)", "compare.margin"):  # fmt: skip
+    assert "law-1" not in whole.values("id")
+    for words in ("left out, R² = 0.930", "6 blends of 4 sources are too few. Train more.", "30.0 % code (1.50 passes)",
+                  "above the cap: code", "arms: {next-law: [next-law]}", "10.0 % of the tokens apart",
+                  "31.0 (30.0 .. 32.0)", "afterwards, so it is no test", "compare.margin",
+                  # Residuals are of losses, so a score is its own value plus them.
+                  "text-only: measured 30.0, fitted 31.0, left out 32.0"):  # fmt: skip
         assert words in whole.text
     assert [cell for cell in whole.cells if cell in ("inside", "outside")] == ["inside", "outside"]
 

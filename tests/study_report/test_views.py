@@ -16,21 +16,21 @@ from megacode.study_report.beside import counterpart
 from megacode.study_report.document import report_document
 from megacode.study_report.journeys import scores_in
 from megacode.study_report.limits import _listed
-from megacode.study_report.shapes import Report
+from megacode.study_report.shapes import StudyReport
 from megacode.study_report.tasks import read_facts, title_of
 from tests.study_report.conftest import Make, tiny_study
 
 STUDIES = Path(__file__).resolve().parents[2] / "examples" / "studies"
 
 
-def validations(report: Report, arm: str, seed: int) -> list[dict[str, Any]]:
+def validations(report: StudyReport, arm: str, seed: int) -> list[dict[str, Any]]:
     """Return the validations of the run that holds an arm's end."""
     (model,) = [one for one in report["models"] if (one["arm"], one["seed"]) == (arm, seed)]
     lines = (Path(str(model["run"])) / "metrics.jsonl").read_text().splitlines()
     return [line for text in lines if (line := json.loads(text))["kind"] == "validation"]
 
 
-def test_the_paper_s_gains_are_computed_from_its_table(small_report: Report) -> None:
+def test_the_paper_s_gains_are_computed_from_its_table(small_report: StudyReport) -> None:
     rows = {(row["arm"], row["baseline"], row["metric"]): row for row in small_report["paper"]}
     gain = rows["balanced-to-text", "text-only", "mean/reasoning"]
     assert gain["relative"] == pytest.approx(0.0816, abs=5e-5)
@@ -74,7 +74,7 @@ def test_an_arm_may_name_its_counterpart_and_only_one_that_exists(make: Make, tm
     assert caught.value.problems[0].where == "wrong.yaml: arms.half.paper"
 
 
-def test_loss_over_the_clock_is_put_together_from_the_runs_of_an_arm(small_report: Report) -> None:
+def test_loss_over_the_clock_is_put_together_from_the_runs_of_an_arm(small_report: StudyReport) -> None:
     curves = {(c["arm"], c["seed"], c["source"]): c for c in small_report["loss_by_source"]}
     assert len(curves) == 13 * 3 * 3
     one = curves["balanced-to-text+plain", 2, "code"]
@@ -90,7 +90,7 @@ def test_loss_over_the_clock_is_put_together_from_the_runs_of_an_arm(small_repor
     assert one["loss"][: len(shared["loss"])] == shared["loss"]
 
 
-def test_forgetting_is_the_loss_at_a_phase_s_end_minus_the_best_before_it(small_report: Report) -> None:
+def test_forgetting_is_the_loss_at_a_phase_s_end_minus_the_best_before_it(small_report: StudyReport) -> None:
     rows = {(r["arm"], r["phase"], r["source"]): r for r in small_report["forgetting"]}
     row = rows["code-to-text", "mostly-text", "code"]
     curves = [c for c in small_report["loss_by_source"] if (c["arm"], c["source"]) == ("code-to-text", "code")]
@@ -103,7 +103,7 @@ def test_forgetting_is_the_loss_at_a_phase_s_end_minus_the_best_before_it(small_
     assert ("text-only", "text", "code") not in rows  # nothing comes before a first phase
 
 
-def test_a_waterfall_has_the_scores_of_each_phase_end(small_report: Report) -> None:
+def test_a_waterfall_has_the_scores_of_each_phase_end(small_report: StudyReport) -> None:
     arms = {one["arm"]: one["steps"] for one in small_report["waterfall"]}
     steps = arms["balanced-to-text+cooldown"]
     assert [(step["phase"], step["tokens"]) for step in steps] == [
@@ -119,7 +119,7 @@ def test_a_waterfall_has_the_scores_of_each_phase_end(small_report: Report) -> N
     assert scores_in({"scores": {"a": {"acc": 1, "acc_stderr": 0.1}}, "means": {"b": {"score": None}}}) == {"a/acc": 1}
 
 
-def test_a_proportion_curve_has_arms_that_differ_in_one_share(small_report: Report) -> None:
+def test_a_proportion_curve_has_arms_that_differ_in_one_share(small_report: StudyReport) -> None:
     (curve,) = small_report["proportion"]
     assert (curve["rest"], curve["of"]) == ("text", ["code", "markup"])
     assert [(p["arm"], round(p["share"], 3)) for p in curve["points"]] == [
@@ -127,7 +127,7 @@ def test_a_proportion_curve_has_arms_that_differ_in_one_share(small_report: Repo
     ]  # fmt: skip
 
 
-def test_a_pareto_joins_an_arm_with_its_cooldown(small_report: Report) -> None:
+def test_a_pareto_joins_an_arm_with_its_cooldown(small_report: StudyReport) -> None:
     (pareto,) = small_report["pareto"]
     assert (pareto["x"], pareto["y"]) == ("mean/nl", "mean/code")
     assert ["balanced-to-text", "balanced-to-text+cooldown"] in pareto["arrows"]
@@ -148,7 +148,7 @@ def test_without_the_paper_s_means_the_axes_are_bits_per_byte_of_two_sources(mak
     assert half["metric"] == "mean/bits_per_byte"
 
 
-def test_exposure_and_proofs_are_those_of_the_plan(small_report: Report) -> None:
+def test_exposure_and_proofs_are_those_of_the_plan(small_report: StudyReport) -> None:
     rows = {(row["arm"], row["source"]): row for row in small_report["exposure"]}
     late, early = rows["late", "code"], rows["balanced-to-text", "code"]
     assert late["samples"] == early["samples"] == sum(late["by_phase"].values())
@@ -160,7 +160,7 @@ def test_exposure_and_proofs_are_those_of_the_plan(small_report: Report) -> None
     assert sum(row["rate_share"] for (arm, _), row in rows.items() if arm == "late") == pytest.approx(1)
 
 
-def test_gain_stands_beside_the_flops_of_an_arm_alone(small_report: Report) -> None:
+def test_gain_stands_beside_the_flops_of_an_arm_alone(small_report: StudyReport) -> None:
     rows = {row["arm"]: row for row in small_report["gain_per_flop"]}
     assert rows["text-only"]["difference"] is None
     assert rows["balanced-to-text+cooldown"]["flops"] == pytest.approx(2.2 * rows["code-50"]["flops"])
@@ -169,7 +169,7 @@ def test_gain_stands_beside_the_flops_of_an_arm_alone(small_report: Report) -> N
     assert rows["late"]["difference"] == row["difference"]
 
 
-def test_contamination_is_listed_by_arm(small_report: Report) -> None:
+def test_contamination_is_listed_by_arm(small_report: StudyReport) -> None:
     rows = {(row["arm"], row["task"]): row for row in small_report["contamination"]}
     assert rows["late", "hellaswag"] == {
         "arm": "late", "task": "hellaswag", "hits": 20, "items": 1004, "share_checked": 1.0,
@@ -177,7 +177,7 @@ def test_contamination_is_listed_by_arm(small_report: Report) -> None:
     assert any("2.0% of a task's items" in line for line in small_report["limits"])
 
 
-def test_limits_say_what_is_confounded_and_how_small_all_is(small_report: Report) -> None:
+def test_limits_say_what_is_confounded_and_how_small_all_is(small_report: StudyReport) -> None:
     text = " ".join(small_report["limits"])
     assert "148k parameters" in text
     assert "only where it is proven (balanced-to-text, late, uniform)" in text
@@ -186,7 +186,7 @@ def test_limits_say_what_is_confounded_and_how_small_all_is(small_report: Report
     assert _listed([str(n) for n in range(8)]) == "0, 1, 2, 3, 4, 5 and 2 more"
 
 
-def test_tasks_have_names_and_published_reliability(small_report: Report) -> None:
+def test_tasks_have_names_and_published_reliability(small_report: StudyReport) -> None:
     rows = {row["metric"]: row for row in small_report["metrics"]}
     assert rows["hellaswag/acc"]["title"] == "HellaSwag, accuracy"
     assert rows["hellaswag/acc"]["reliability"]["decision_accuracy"]["300M"] == 0.83
@@ -198,7 +198,7 @@ def test_tasks_have_names_and_published_reliability(small_report: Report) -> Non
     assert rows["mean/total"]["signal_to_noise"] > 1
 
 
-def test_later_findings_have_a_source(small_report: Report) -> None:
+def test_later_findings_have_a_source(small_report: StudyReport) -> None:
     assert len(small_report["later_findings"]) == len(read_facts("later_findings")) == 17
     assert all(row["source"] and row["numbers"] for row in small_report["later_findings"])
 
@@ -207,6 +207,7 @@ def test_what_changed_after_the_first_score_is_shown(make: Make) -> None:
     study = make(1)
     assert report_document(study)["history"] is None
     now = load_study(study).model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert now.pop("vary") == "both"  # as if a version without this key had run it
     before = {**now, "baseline": "half", "compare": {**now["compare"], "margin": 1.0}}
     lines = [
         {"time": 1.0, "scored": False, "document": before},

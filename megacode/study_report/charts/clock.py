@@ -107,5 +107,6 @@ def _bests(losses: Sequence[SourceLoss], frame: Frame) -> Markup:
 
 def range_of(arms: Sequence[Sequence[SourceLoss]]) -> tuple[float, float]:
     """Return the ends of the loss axis of all arms; the first measurement, before any training, is left out."""
+    # A logarithmic axis: losses fall fast first and slowly later.
     losses = [y for arm in arms for one in arm for y in (one.loss[1:] if len(one.loss) > 2 else one.loss)]
     return domain(losses, log=True)

@@ -100,6 +100,7 @@ def forest(rows: Sequence[ForestRow], panels: Sequence[ForestPanel], level: floa
 
 
 def _legend(rows: Sequence[ForestRow], panels: Sequence[ForestPanel]) -> list[Entry]:
+    # Only what occurs: a legend of everything would have to be searched.
     found = {effect.verdict for row in rows for effect in row.effects.values()}
     texts = {"better": "better", "worse": "worse", "higher": "higher", "lower": "lower", "equal": "equal within margin",
              "": "not distinguishable"}  # fmt: skip
@@ -122,6 +123,7 @@ def _drawing(rows: Sequence[ForestRow], panels: Sequence[ForestPanel], width: in
         drawn, bottom = _band(rows, band, place, top)
         parts.append(drawn)
         top = bottom
+    # All numbers again as a text, for those who hear the page.
     described = "; ".join(
         f"{row.arm} minus {row.baseline}, {panel.title}: {row.effects[panel.key].text}"
         for row in rows
@@ -160,6 +162,7 @@ def _panel(rows: Sequence[ForestRow], centres: Sequence[float], panel: ForestPan
     found = [row.effects[panel.key] for row in rows if panel.key in row.effects]
     ends = [v for e in found for v in (e.low, e.high, e.wide_low, e.wide_high)]
     points = [v for e in found for v in (e.difference, e.paper)]
+    # A margin outside of the panel would look like none.
     points += [-panel.margin, panel.margin]
     scale = Scale(*reach(points, ends), left, right - FIGURES)
     parts = [label(panel.title, left, top - 22, css="phase"), label(panel.unit, left, top - 8, css="title")]
@@ -167,6 +170,7 @@ def _panel(rows: Sequence[ForestRow], centres: Sequence[float], panel: ForestPan
         parts.append(element("rect", class_="margin", x=scale(-panel.margin), y=top, height=bottom - top,
                              width=scale(panel.margin) - scale(-panel.margin)))  # fmt: skip
     parts.append(value_axis(scale, top, bottom))
+    # An arm without this metric keeps its row empty, so that rows align over all panels.
     for row, y in zip(rows, centres, strict=True):
         if effect := row.effects.get(panel.key):
             parts.append(_effect(effect, scale, y, right))
@@ -179,14 +183,15 @@ def _panel(rows: Sequence[ForestRow], centres: Sequence[float], panel: ForestPan
 def _effect(effect: Effect, scale: Scale, y: float, right: float) -> Markup:
     css, shape, fill = VERDICTS[effect.verdict]
     # Below the arm's own mark, which it would hide where the two agree.
-    paper = math.isfinite(effect.paper) and mark("diamond", scale(effect.paper), y + 8, 3.2, css="hollow ink")
+    at = scale(effect.paper)
+    paper = mark("diamond", at, y + 8, 3.2, css="hollow ink") if math.isfinite(at) else None
     y -= 2
     strong = "figure" if effect.verdict else "figure faint"
     parts = [
         _interval(scale, effect.wide_low, effect.wide_high, y, f"thin {css}"),
         _interval(scale, effect.low, effect.high, y, f"thick {css}"),
         mark(shape, scale(effect.difference), y, 4.4, css=f"{fill} {css}"),
-        paper or None,
+        paper,
         label(effect.text, right, y + 4, css=strong, anchor="end"),
     ]
     return linked(effect.href, tip(effect.said) if effect.said else None, *parts)
@@ -196,6 +201,7 @@ def _interval(scale: Scale, low: float, high: float, y: float, css: str) -> Mark
     """Draw an interval; an end outside of the panel is cut and gets an arrow."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return None
+    # Cut by hand and not by a clip path, so that the saved SVG is the same everywhere.
     shown = max(low, scale.low), min(high, scale.high)
     arrows = [
         path([(scale(end) - side * 4, y - 3.5), (scale(end), y), (scale(end) - side * 4, y + 3.5)], class_=f"cut {css}")

@@ -39,6 +39,7 @@ def law(key: str, title: str, unit: str, points: Sequence[LawPoint], note: str) 
     if not kept:
         return Figure(key, title, "", missing="No arm that a law can be fitted to is scored yet.", follows=False)
     width, height = HALF[0], HALF[1] + 90
+    # One range for both axes, and a square: only then is the diagonal where they agree.
     ends = domain([v for p in kept for v in (p.measured, p.fitted, p.left_out)])
     frame = Frame(width, height, Scale(*ends, 50, width - 10), Scale(*ends, height - 42, 26))
     parts: list[object] = [
@@ -59,6 +60,7 @@ def _arm(point: LawPoint, frame: Frame) -> Markup:
     ends = [(v, shape, css) for v, shape, css in ((point.fitted, "circle", "hollow s0"),
             (point.left_out, "square", "solid s4")) if math.isfinite(v)]  # fmt: skip
     line = None
+    # Its length is what the arm itself contributed to the fit.
     if len(ends) == 2:
         line = element("line", class_="drop", x1=x, x2=x, y1=frame.y(ends[0][0]), y2=frame.y(ends[1][0]))
     marks = [mark(shape, x, frame.y(v), 4.2, css=css) for v, shape, css in ends]

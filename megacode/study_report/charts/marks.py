@@ -101,6 +101,7 @@ def reach(points: Iterable[float], ends: Iterable[float]) -> tuple[float, float]
     most = max([*map(abs, must), 1.5 * kept[len(kept) * 9 // 10] if kept else 0.0])
     shown = must + [v for v in ends if math.isfinite(v) and abs(v) <= most]
     low, high = min(shown), max(shown)
+    # Equal arms have no range at all; an axis needs one.
     room = 0.06 * ((high - low) or 1.0)
     return low - room, high + room
 

@@ -54,7 +54,7 @@ def bands_of(panels: Sequence[Panel], place: PanelLayout) -> list[Sequence[Panel
     return [panels[start : start + place.per_band] for start in range(0, len(panels), place.per_band)]
 
 
-def value_axis(scale: Scale, top: float, bottom: float, factor_text: str = "") -> Markup:
+def value_axis(scale: Scale, top: float, bottom: float) -> Markup:
     """Return a panel's vertical grid lines, with their figures below; 0 is a stronger line."""
     parts = []
     room = 0.0
@@ -64,7 +64,7 @@ def value_axis(scale: Scale, top: float, bottom: float, factor_text: str = "") -
         text = signed(tick) if scale.low < 0 else plain(tick)
         # A figure that would touch the one before it is left out.
         if x - width_of(text) / 2 > room:
-            parts.append(label(text + factor_text, x, bottom + 15, anchor="middle"))
+            parts.append(label(text, x, bottom + 15, anchor="middle"))
             room = x + width_of(text) / 2 + 4
     return element("g", *parts)
 

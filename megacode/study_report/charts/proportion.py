@@ -68,6 +68,7 @@ def _drawing(points: Sequence[SharePoint], below: str, unit: str, css: str, titl
     width, height = HALF[0], HALF[1] + 20
     shown = [v for p in points for v in (p.value, p.low, p.high, p.paper, *p.seeds)]
     frame = Frame(width, height, Scale(-0.04, 1.04, 46, width - 8), Scale(*domain(shown), height - 42, 26))
+    # From 0 to 100 % even if no arm is there: the curve says nothing about what was not tried.
     labels = [(tick / 4, f"{25 * tick} %") for tick in range(5)]
     parts = [
         grid(frame, [(tick, plain(tick)) for tick in frame.y.ticks(5)]),

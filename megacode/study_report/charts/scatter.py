@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -75,8 +75,9 @@ def scatter(key: str, title: str, points: Sequence[ScatterPoint], axes: ScatterA
     own = [point for point in points if not point.paper and _is_shown(point)]
     if not own:
         return Figure(key, title, "", missing=missing or "No arm is scored yet.", follows=False)
-    # The paper's models may be far away: then they would squeeze the study's own into a corner.
-    points = [point for point in points if not point.paper or _is_near(point, own)]
+    # The paper's models may be far away: then they would squeeze the study's own into a corner. They are made
+    # invisible rather than dropped, since `after` counts positions.
+    points = [point if not point.paper or _is_near(point, own) else replace(point, x=math.nan) for point in points]
     shown = [point for point in points if _is_shown(point)]
     drawn = [_drawing(points, axes, size, title) for size in (WIDE, NARROW)]
     entries = [Entry("arm, with 95 % intervals", "s0", "circle solid")]
@@ -89,9 +90,10 @@ def scatter(key: str, title: str, points: Sequence[ScatterPoint], axes: ScatterA
 
 def _frontier(points: Sequence[ScatterPoint], axes: ScatterAxes) -> list[ScatterPoint]:
     """Return the user's arms that no other one beats in both directions, from left to right."""
+    # Without a better direction there is nothing to be in front of.
     if not (axes.best_x and axes.best_y):
         return []
-    own = [p for p in points if not p.paper and math.isfinite(p.x) and math.isfinite(p.y)]
+    own = [p for p in points if not p.paper and _is_shown(p)]
 
     def worth(point: ScatterPoint) -> tuple[float, float]:
         return point.x if axes.best_x == "high" else -point.x, point.y if axes.best_y == "high" else -point.y
@@ -117,6 +119,7 @@ def _drawing(points: Sequence[ScatterPoint], axes: ScatterAxes, size: tuple[int,
         vertical_title(frame, axes.y),
         path([(frame.x(p.x), frame.y(p.y)) for p in frontier], class_="planned") if len(frontier) > 1 else None,
     ]
+    # Arrows below marks, marks below names: what is read last lies on top.
     parts += [_arrow(places[p.after], at) for p, at in zip(points, places, strict=True) if p.after is not None]
     parts += [_point(p, frame) for p in points if _is_shown(p)]
     parts += _names(points, places, frame, frontier)
@@ -157,6 +160,7 @@ def _arrow(start: tuple[float, float], stop: tuple[float, float]) -> Markup | No
     """Draw an arrow that stops short of the marks at both ends."""
     dx, dy = stop[0] - start[0], stop[1] - start[1]
     length = math.hypot(dx, dy)
+    # Shorter than its own ends, it would be two wings and no arrow.
     if not math.isfinite(length) or length < 16:
         return None
     ux, uy = dx / length, dy / length
@@ -172,6 +176,7 @@ def _names(points: Sequence[ScatterPoint], places: Sequence[tuple[float, float]]
         (index for index, point in enumerate(points) if _is_shown(point) and not point.paper),
         key=lambda index: (not points[index].baseline, points[index] not in frontier, index),
     )[:NAMED]
+    # All marks are kept free, also of points that get no name.
     texts = [shortened(points[index].name, 190 if frame.width > 700 else 110) for index in order]
     plot = Box(frame.left, frame.top - 8, frame.right + 10, frame.bottom - 2)
     marks = [places[index] for index in order]

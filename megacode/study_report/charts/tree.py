@@ -71,6 +71,7 @@ def _depth_first(nodes: Sequence[TreeBar]) -> list[TreeBar]:
         # A parent outside of the list makes a root: nothing may vanish.
         children.setdefault(node.parent if node.parent in known else "", []).append(node)
     ordered: list[TreeBar] = []
+    # A stack in place of recursion: a chain of a hundred phases is legal.
     stack = list(reversed(children.get("", [])))
     while stack:
         node = stack.pop()
@@ -88,6 +89,7 @@ def _drawing(nodes: Sequence[TreeBar], sources: Sequence[str], width: int) -> Ma
     bottom = HEAD + row * len(nodes)
     parts: list[object] = [_axis(x, bottom)]
     tops = {node.key: HEAD + row * index for index, node in enumerate(nodes)}
+    # Branches first, so that bars cover their ends.
     for node in nodes:
         parts.append(_elbow(node, tops, x))
     for node in nodes:
@@ -132,6 +134,7 @@ def _bar(node: TreeBar, sources: Sequence[str], x: Scale, top: float) -> Markup:
     left, right = x(node.start), x(node.stop)
     shape: dict[str, object] = {"x": left + 1, "width": max(right - left - 2, 2.0)}
     parts: list[object] = [tip(node.said or node.phase)]
+    # From the bottom up: the first source, usually text, is the ground.
     at = top + BAR
     total = sum(node.blend.values()) or 1.0
     for index, source in enumerate(sources):
@@ -142,6 +145,7 @@ def _bar(node: TreeBar, sources: Sequence[str], x: Scale, top: float) -> Markup:
     done = node.trained >= node.seeds
     parts.append(element("rect", class_="stretch" if done else "stretch ahead", y=top, height=BAR, **shape))
     if not done and node.trained:
+        # Seeds, not tokens: a stretch is trained whole or not at all.
         part = {"x": left + 1, "width": (right - left - 2) * node.trained / node.seeds}
         parts.append(element("rect", class_="trained", y=top + BAR - 2, height=2, **part))
     return linked(node.href, *parts)

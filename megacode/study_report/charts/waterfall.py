@@ -70,6 +70,7 @@ def waterfall(arms: Sequence[Stairs], panels: Sequence[StairPanel], key: str = "
 
 
 def _drawing(arms: Sequence[Stairs], panels: Sequence[StairPanel], width: int) -> Markup:
+    # Phases are set in under their arm.
     names = [arm.arm for arm in arms] + [f"   {step.phase}" for arm in arms for step in arm.steps]
     place = layout(width, names, len(panels))
     parts: list[Markup] = []
@@ -84,7 +85,7 @@ def _drawing(arms: Sequence[Stairs], panels: Sequence[StairPanel], width: int) -
 
 def _band(arms: Sequence[Stairs], panels: Sequence[StairPanel], place: PanelLayout,
           top: float) -> tuple[Markup, float]:  # fmt: skip
-    at, parts, rows = top + HEAD, [], []
+    at, parts = top + HEAD, []
     for arm in arms:
         parts.append(label(shortened(arm.arm, place.width - 8.0, bold=True), 0, at + 14, css="phase", full=arm.arm))
         at += NAME
@@ -93,7 +94,6 @@ def _band(arms: Sequence[Stairs], panels: Sequence[StairPanel], place: PanelLayo
             parts.append(label(short, 12, at + STEP / 2 + 4, css="name", full=step.phase))
             at += STEP
         at += SPACE
-        rows.append(at)
         parts.append(element("line", class_="grid", x1=0.0, x2=place.width, y1=at, y2=at))
     bottom = at
     for index, panel in enumerate(panels):
@@ -113,6 +113,7 @@ def _panel(arms: Sequence[Stairs], panel: StairPanel, left: float, right: float,
         before = math.nan
         for step in arm.steps:
             if panel.key in step.values:
+                # Bold where the arm ends: that is its result.
                 css = "figure" if step is arm.steps[-1] else "tick"
                 parts.append(_step(step, panel, scale, before, at, right, css))
                 before = step.values[panel.key]
@@ -134,6 +135,7 @@ def _step(step: Stair, panel: StairPanel, scale: Scale, before: float, top: floa
     if math.isnan(before):
         dot = element("rect", class_="solid ink", x=x - 4, y=y - 4, width=8, height=8)
         return linked(step.href, hint, dot, text)
+    # A dashed outline as well as a colour says worse: the bars are read in print, too.
     improves = (value > before) == (panel.better != "lower")
     css = VERDICTS["better" if improves else "worse"][0] if panel.better else "even"
     x0 = scale(before)

@@ -29,6 +29,7 @@ def proportions(index: ReportIndex) -> list[Figure]:
 
 
 def _two(index: ReportIndex) -> list[str]:
+    # The paper's question; another study has its own metrics.
     wanted = ["mean/nl", "mean/code"]
     return wanted if all(name in index.metrics for name in wanted) else (index.declared() or index.primary())[:2]
 
@@ -61,7 +62,7 @@ def pareto_figures(index: ReportIndex) -> list[Figure]:
         at = {arm: position for position, arm in enumerate(chart["arms"])}
         before = {after: at[first] for first, after in chart["arrows"] if first in at}
         points = [_point(index, arm, chart["x"], chart["y"], before.get(arm)) for arm in chart["arms"]]
-        # Marks of the paper stand behind: they are for orientation.
+        # The paper's points come last, so that positions of arms stay as they are.
         points += [
             ScatterPoint(index.short(arm), x, y, paper=True, said=f"the paper, {index.short(arm)}: {x:.1f}, {y:.1f}")
             for arm in chart["arms"]

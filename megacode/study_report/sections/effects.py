@@ -25,18 +25,20 @@ def headlines(index: ReportIndex) -> dict[str, Any]:
     rows = sorted(index.document["headlines"], key=lambda row: order.index(row["verdict"]))
     metrics = {row["metric"] for row in rows}
     before = f"In {index.title(metrics.pop())}:" if len(metrics) == 1 else ""
+    # "These recipes" or "these two models": the most frequent is said once, the others in their sentences.
     scopes = [row["words"].partition(ABOUT)[2] for row in rows]
     usual = max(scopes, key=scopes.count, default="")
     unless = "" if len(set(scopes)) == 1 else "Unless something else is said, "
-    after = f"{unless}{'all' if not unless else 'this'} is about {usual}." if usual else ""
+    after = f"{unless or 'All of '}this is about {usual}." if usual else ""
     return {
         "before": before,
-        "after": after[:1].upper() + after[1:],
+        "after": after,
         "rows": [_headline(index, row, bool(before), usual) for row in rows],
     }
 
 
 def _headline(index: ReportIndex, row: Headline, one_metric: bool, scope: str) -> dict[str, str]:
+    # What the page says around the sentence is taken out of it.
     words = row["words"].removesuffix(f"{ABOUT}{scope}")
     words = words.removeprefix(f"{row['metric']}: ") if one_metric else words
     claim, _, detail = index.with_short_names(words).partition("; ")

@@ -1,13 +1,12 @@
 """Mixture laws, what they propose, and forecasts that were written down before their arms were trained.
 
-`law` of a document holds `targets[]` of `metric`, `leave_one_out_r2` and `points[]` (`arm`, `measured`, `fitted`,
-`left_out`, in the metric's own unit); `refused[]`, sentences on why no blend is proposed; and `proposals[]` of `name`,
-`blend` by source, `predicted` by metric (`value`, `low`, `high`), `passes` by source, `nearest` arm, and `block`, the
-arm as YAML. `forecasts[]` hold `arm`, `metric`, `value`, `low`, `high`, and `measured`, None until it is scored.
+`law` of a document is what `megacode study next --json` prints, or None: `points`, `targets` with their laws,
+`refusals`, and `proposals`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,72 +14,76 @@ from megacode.report.figure import NOTHING, Figure
 from megacode.study_report.charts.law import LawPoint, law
 from megacode.study_report.sections.lookup import ReportIndex, fixed
 
+_KINDS = {"law": "by the law", "best arm": "the best arm", "unimax": "UniMax", "natural": "the natural blend"}
+_REGISTERED = {True: "before training", False: "afterwards, so it is no test", None: "not known when"}
+
 
 def law_figures(index: ReportIndex) -> list[Figure]:
-    """Return one chart per target of the law."""
+    """Return one chart for each metric that a law could be fitted to."""
     document = index.document["law"] or {}
-    return [_target(index, number, target) for number, target in enumerate(document.get("targets") or [])]
+    # Too few blends: then the reasons stand in place of a chart.
+    targets = [target for target in document.get("targets") or [] if target["law"]]
+    return [_target(index, number, target, document["points"]) for number, target in enumerate(targets)]
 
 
-def _target(index: ReportIndex, number: int, target: Mapping[str, Any]) -> Figure:
-    metric = target["metric"]
+def _target(index: ReportIndex, number: int, target: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> Figure:
+    metric, fit = target["metric"], target["law"]
+    # Laws are of losses: a score that is better when higher was fitted with its sign turned.
+    sign = -1.0 if target["higher_is_better"] else 1.0
     points = []
-    for row in target["points"]:
-        measured, fitted, left_out = (index.scaled(metric, row.get(key)) for key in ("measured", "fitted", "left_out"))
-        shown = [fixed(value, index.places_of(metric)) for value in (measured, fitted, left_out)]
-        said = f"{index.short(row['arm'])}: measured {shown[0]}, fitted {shown[1]}, left out {shown[2]}"
-        points.append(LawPoint(index.short(row["arm"]), measured, fitted, left_out, said, index.where(row["arm"])))
-    r2 = target.get("leave_one_out_r2")
-    note = f"left out, R² = {r2:.2f}" if r2 is not None else ""
+    for row in rows:
+        score, name = row["scores"][metric], row["name"]
+        values = (score, *(score - sign * fit[key][name] for key in ("residuals", "left_out_residuals")))
+        measured, fitted, left_out = (index.scaled(metric, value) for value in values)
+        told = [fixed(value, index.places_of(metric)) for value in (measured, fitted, left_out)]
+        said = f"{index.short(name)}: measured {told[0]}, fitted {told[1]}, left out {told[2]}"
+        points.append(LawPoint(index.short(name), measured, fitted, left_out, said, index.where(name)))
+    note = f"left out, R² = {fit['left_out_r2']:.3f}" if math.isfinite(fit["left_out_r2"]) else ""
     return law(f"law-{number}", index.title(metric), index.unit(metric) or "score", points, note)
 
 
-def refusals(index: ReportIndex) -> list[str]:
-    """Return why no blend is proposed."""
-    return list((index.document["law"] or {}).get("refused") or [])
+def refusals(index: ReportIndex) -> list[dict[str, str]]:
+    """Return why no blend is proposed, and what would help: `what` and `fix`."""
+    return [{"what": row["what"], "fix": row["fix"]} for row in (index.document["law"] or {}).get("refusals") or []]
 
 
 def proposals(index: ReportIndex) -> list[dict[str, Any]]:
-    """Return proposed blends with what is predicted of them."""
+    """Return proposed blends beside those that need no law, with what is predicted of them."""
     return [_proposal(index, row) for row in (index.document["law"] or {}).get("proposals") or []]
 
 
 def _proposal(index: ReportIndex, row: Mapping[str, Any]) -> dict[str, Any]:
-    passes = row.get("passes") or {}
-    blend = [f"{100 * share:.1f} % {name}" + (f" ({passes[name]:.2f} passes)" if name in passes else "")
-             for name, share in row["blend"].items()]  # fmt: skip
-    predicted = [f"{index.title(metric)} {_interval(index, metric, one)}" for metric, one in row["predicted"].items()]
+    blend = [f"{100 * share:.1f} % {name} ({row['passes'][name]:.2f} passes)"
+             for name, share in row["blend"].items() if share]  # fmt: skip
+    # No prediction where the law does not reach.
+    predicted = (row["predicted"] or {}).items()
+    near = row["nearest"]
+    apart = f", {100 * near['distance']:.1f} % of the tokens apart" if near["distance"] else ""
     return {
-        "name": row["name"],
+        "name": _KINDS.get(row["kind"], row["kind"]) + (f", {index.short(row['arm'])}" if row["arm"] else ""),
         "blend": ", ".join(blend),
-        "predicted": "; ".join(predicted),
-        "nearest": index.short(row["nearest"]) if row.get("nearest") else NOTHING,
-        "block": row.get("block") or "",
+        "predicted": "; ".join(f"{index.title(name)} {_interval(index, name, one)}" for name, one in predicted),
+        "nearest": f"{index.short(near['arm'])}{apart}",
+        "above_cap": row["above_cap"],
+        "block": row["block"] or "",
     }
 
 
 def _interval(index: ReportIndex, metric: str, one: Mapping[str, Any]) -> str:
-    low, high = one.get("low"), one.get("high")
-    ends = f" ({index.show(metric, low)} .. {index.show(metric, high)})" if low is not None and high is not None else ""
-    return f"{index.show(metric, one['value'])}{ends}"
+    return f"{index.show(metric, one['value'])} ({index.show(metric, one['low'])} .. {index.show(metric, one['high'])})"
 
 
 def forecasts(index: ReportIndex) -> list[dict[str, Any]]:
     """Return forecasts, and whether what was measured lies inside of their intervals."""
-    return [_forecast(index, row) for row in index.document["forecasts"]]
-
-
-def _forecast(index: ReportIndex, row: Mapping[str, Any]) -> dict[str, Any]:
-    metric, measured, low, high = row["metric"], row.get("measured"), row.get("low"), row.get("high")
-    outcome = ""
-    # An interval with an unknown end is neither kept nor missed.
-    if measured is not None and low is not None and high is not None:
-        outcome = "inside" if low <= measured <= high else "outside"
-    return {
-        "arm": index.short(row["arm"]),
-        "href": index.where(row["arm"]),
-        "metric": index.title(metric),
-        "forecast": _interval(index, metric, row),
-        "measured": index.show(metric, measured),
-        "outcome": outcome,
-    }
+    return [
+        {
+            "arm": index.short(row["arm"]),
+            "href": index.where(row["arm"]),
+            "metric": index.title(row["metric"]),
+            "forecast": _interval(index, row["metric"], row),
+            "measured": index.show(row["metric"], row["measured"]),
+            "outcome": {True: "inside", False: "outside", None: NOTHING}[row["inside"]],
+            "registered": _REGISTERED[row["registered"]],
+        }
+        for row in index.document["forecasts"]
+    ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from megacode.report.figure import NOTHING
 from megacode.statistics.words import POINTS
-from megacode.study_report.shapes import ArmRow, ComparisonRow, MetricRow, ModelRow, PaperRow, Report, ScoreRow
+from megacode.study_report.shapes import ArmRow, ComparisonRow, MetricRow, ModelRow, PaperRow, ScoreRow, StudyReport
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Number:
 class ReportIndex:
     """A document with its rows by name."""
 
-    document: Report
+    document: StudyReport
     arms: dict[str, ArmRow] = field(init=False)
     metrics: dict[str, MetricRow] = field(init=False)
     scores: dict[tuple[str, str], ScoreRow] = field(init=False)
@@ -45,6 +45,7 @@ class ReportIndex:
 
     def __post_init__(self) -> None:
         document = self.document
+        # Arms without a model have an entry, too: their numbers are anchors of the page.
         models: dict[str, list[ModelRow]] = {row["name"]: [] for row in document["arms"]}
         for model in document["models"]:
             models.setdefault(model["arm"], []).append(model)
@@ -57,6 +58,7 @@ class ReportIndex:
             "models": models,
             "numbers": {name: number for number, name in enumerate(models)},
         }
+        # Frozen, so that no section changes what the next one reads.
         for name, rows in found.items():
             object.__setattr__(self, name, rows)
 
@@ -120,13 +122,14 @@ class ReportIndex:
         """Return a score as text."""
         return fixed(self.scaled(metric, value), self.places_of(metric), sign=sign)
 
-    def where(self, *arms: str) -> str:
+    def where(self, arm: str) -> str:
         """Return the anchor of an arm's provenance."""
-        return f"#from-{self.numbers[arms[0]]}" if arms[0] in self.numbers else ""
+        # A mean over seeds has several files, so a number leads to the rows that name them all.
+        return f"#from-{self.numbers[arm]}" if self.models.get(arm) else ""
 
-    def said(self, *arms: str) -> str:
-        """Return which runs, seals and score files a number of these arms comes from."""
-        return "; ".join(_provenance(model) for arm in arms for model in self.models.get(arm, []) if model["run"])
+    def said(self, arm: str) -> str:
+        """Return which runs, seals and score files a number of an arm comes from."""
+        return "; ".join(_provenance(model) for model in self.models.get(arm, []) if model["run"])
 
     def _family(self, family: str) -> list[str]:
         """Return the metrics of a family, in the order of the study file."""
@@ -160,7 +163,7 @@ def _paper_scores(rows: Sequence[PaperRow]) -> dict[tuple[str, str], float]:
     return scores | {(row["arm"], row["metric"]): 100 * row["score"] for row in rows}
 
 
-def _sources(document: Report) -> list[str]:
+def _sources(document: StudyReport) -> list[str]:
     """Return the sources in the order of the study's blends: each has one colour in all charts."""
     blends = [name for row in document["arms"] for phase in row["phases"] for name in phase["blend"]]
     others = [row["source"] for row in (*document["exposure"], *document["loss_by_source"])]
@@ -187,6 +190,6 @@ def items_file(scores: str) -> str:
     return f"{scores.removesuffix('.json')}.items.jsonl"
 
 
-def counted(number: int, one: str, several: str = "") -> str:
+def counted(number: int, one: str) -> str:
     """Return `1 arm`, `3 arms`."""
-    return f"{number:,} {one if number == 1 else several or one + 's'}"
+    return f"{number:,} {one if number == 1 else one + 's'}"

@@ -8,7 +8,7 @@ from typing import Any
 from megacode.base.units import format_count
 from megacode.report.figure import NOTHING, colour, percent
 from megacode.study_report.sections.lookup import ReportIndex, counted
-from megacode.study_report.shapes import ExposureRow, Overlap
+from megacode.study_report.shapes import ExposureRow, OverlapRow
 
 
 def exposure(index: ReportIndex) -> dict[str, Any]:
@@ -55,6 +55,7 @@ def matches(index: ReportIndex) -> list[dict[str, Any]]:
 
 def _match(index: ReportIndex, row: dict[str, Any]) -> dict[str, Any]:
     names = [index.short(arm) for arm in row["arms"]]
+    # What was claimed decides what was proven.
     what = f"the last phase, {row['end']}" if row.get("end") else "samples of every source, and the windows read"
     samples = row.get("samples_by_source") or {}
     sources = list(dict.fromkeys(source for counts in samples.values() for source in counts))
@@ -73,15 +74,17 @@ def _match(index: ReportIndex, row: dict[str, Any]) -> dict[str, Any]:
 
 def contamination(index: ReportIndex) -> list[dict[str, Any]]:
     """Return how many test items occur verbatim in what each arm has read, the worst tasks by name."""
-    by_arm: dict[str, list[Overlap]] = {}
+    by_arm: dict[str, list[OverlapRow]] = {}
     for row in index.document["contamination"]:
         by_arm.setdefault(row["arm"], []).append(row)
     return [_overlaps(index, arm, rows) for arm, rows in by_arm.items()]
 
 
-def _overlaps(index: ReportIndex, arm: str, rows: Sequence[Overlap]) -> dict[str, Any]:
+def _overlaps(index: ReportIndex, arm: str, rows: Sequence[OverlapRow]) -> dict[str, Any]:
     hits, items = sum(row["hits"] for row in rows), sum(row["items"] for row in rows)
+    # By share, not by number: two of 56 items weigh more than three of 10,000.
     worst = sorted((row for row in rows if row["hits"]), key=lambda row: -row["hits"] / max(row["items"], 1))
+    # The least checked task bounds what the sum can promise.
     checked = min(row["share_checked"] for row in rows)
     return {
         "arm": index.short(arm),
@@ -91,7 +94,6 @@ def _overlaps(index: ReportIndex, arm: str, rows: Sequence[Overlap]) -> dict[str
         "share": percent(hits / items) if items else NOTHING,
         "checked": percent(checked),
         "worst": ", ".join(f"{row['task']} {row['hits']} of {row['items']:,}" for row in worst[:4]),
-        "tasks": counted(len(rows), "task"),
     }
 
 

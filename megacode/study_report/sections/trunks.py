@@ -16,12 +16,13 @@ Node = Mapping[str, Any]
 def tree_figure(index: ReportIndex) -> Figure:
     """Return the tree, all seeds of a stretch as one bar."""
     nodes = index.document["tree"].get("nodes") or []
-    users = _users(nodes)
+    known = {node["id"]: node for node in nodes}
+    users = _users(nodes, known)
     groups: dict[str, list[Node]] = {}
     keys: dict[str, str] = {}
     parents: dict[str, str] = {"": ""}
-    # Nodes come parents first, so the key of a parent is known before its children ask for it.
-    for node in nodes:
+    # Parents first, so that the key of a parent is known before its children ask for it.
+    for node in sorted(nodes, key=lambda node: len(_above(node, known))):
         above = keys.get(str(node["parent"]), "")
         # Two phases may have one name and other data: the arms tell them apart.
         key = f"{above} / {node['phase']} {node.get('levels')} {sorted(users[node['id']])}"
@@ -31,29 +32,36 @@ def tree_figure(index: ReportIndex) -> Figure:
     stretches = []
     for key, group in groups.items():
         start = stops[parents[key]]
+        # An `init` starts its own clock at 0; here its bar continues, since what it has read counts.
         stops[key] = start + float(group[0]["tokens"])
+        # An arm ends where no child goes on with it.
         further = (users[node["id"]] for node in nodes if node["parent"] == group[0]["id"])
         ends = users[group[0]["id"]].difference(*further)
         stretches.append(_stretch(index, key, parents[key], group, start, users[group[0]["id"]], ends))
     return tree(stretches, index.sources)
 
 
-def _users(nodes: Sequence[Node]) -> dict[str, set[str]]:
+def _above(node: Node, known: Mapping[str, Node]) -> list[Node]:
+    """Return a node and what it continues, back to the root."""
+    path = [node]
+    while (parent := known.get(path[-1]["parent"])) is not None:
+        path.append(parent)
+    return path
+
+
+def _users(nodes: Sequence[Node], known: Mapping[str, Node]) -> dict[str, set[str]]:
     """Return the arms that train through each node, by its id."""
-    known = {node["id"]: node for node in nodes}
     users: dict[str, set[str]] = {str(node["id"]): set() for node in nodes}
     for node in nodes:
-        above: Node | None = node
-        while above is not None:
-            users[above["id"]] |= set(node["arms"])
-            above = known.get(above["parent"])
+        for one in _above(node, known):
+            users[one["id"]] |= set(node["arms"])
     return users
 
 
 def _stretch(index: ReportIndex, key: str, parent: str, group: Sequence[Node], start: float,
              users: set[str], ends: set[str]) -> TreeBar:  # fmt: skip
     node = group[0]
-    done = sum(node["state"] not in ("planned", "missing") for node in group)
+    done = sum(node["state"] == "trained" for node in group)
     blend = next((phase["blend"] for arm in sorted(users) if arm in index.arms
                   for phase in index.arms[arm]["phases"] if phase["name"] == node["phase"]), {})  # fmt: skip
     shares = ", ".join(f"{100 * share:.0f} % {source}" for source, share in blend.items())
@@ -64,8 +72,9 @@ def _stretch(index: ReportIndex, key: str, parent: str, group: Sequence[Node], s
         f"in {counted(len(users), 'arm')}{'; ' + state if state else ''}{chr(10) + seals if seals else ''}"
     )
     names = [index.short(arm) for arm in index.arms if arm in ends]
+    href = index.where(next((arm for arm in index.arms if arm in users), ""))
     return TreeBar(key, parent, node["phase"], start, start + float(node["tokens"]), blend, names, len(users), done,
-                   len(group), state, said)  # fmt: skip
+                   len(group), state, said, href)  # fmt: skip
 
 
 def tree_totals(index: ReportIndex) -> list[dict[str, str]]:
