@@ -139,9 +139,8 @@ def no_clear_gain(gain: Interval, over: str) -> Iterator[Refusal]:
         over: the best arm's name.
     """
     if gain.low <= 0:
-        what = (
-            f"the predicted gain over {over!r} is {gain.value:.4f}, from {gain.low:.4f} to {gain.high:.4f}: not clear"
-        )
+        bounds = f"from {gain.low:.4f} to {gain.high:.4f}"
+        what = f"the predicted gain over the best arm, {over!r}, is {gain.value:.4f}, {bounds}: not clearly above 0"
         yield Refusal("no clear gain", what, f"take {over!r}; or " + _MORE_ARMS)
 
 

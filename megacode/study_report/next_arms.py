@@ -14,7 +14,7 @@ import numpy as np
 
 from megacode.mixture import designs, gates
 from megacode.mixture.gates import Refusal
-from megacode.mixture.laws import Interval, resampled
+from megacode.mixture.laws import Interval, MixtureLaw, interval_of, resampled
 from megacode.mixture.proposals import best_blend, optimum_intervals, rounded, unimax
 from megacode.mixture.repetition import average_worth, next_worth
 from megacode.study.grid import build_grid
@@ -60,6 +60,7 @@ class _Proposer:
         self.laws, self.file, self.wanted = laws, file, wanted
         self.target, self.limits = laws.target, laws.target.limits
         self.blocks = BlockWriter(laws.grid.study, laws.like, laws.like.cell.place)
+        self.drawn: dict[str, list[MixtureLaw]] = {}  # by metric, refits of other seeds: the slow part
         left = self.target.named(self.target.left)
         self.refusals = [
             *laws.refusals,
@@ -165,8 +166,10 @@ class _Proposer:
         for one, fit in zip(laws.metrics, laws.objective.fits, strict=True):
             if fit.left_out_r2 < gates.LEAST_R2:
                 continue
-            seeds = [one.values[point.name] * one.sign for point in laws.points]
-            found = fit.predicted(blend), fit.predicted(blend, new=True), resampled(fit, seeds, blend)
+            if one.name not in self.drawn:
+                self.drawn[one.name] = resampled(fit, [one.values[point.name] * one.sign for point in laws.points])
+            seeds = interval_of(fit, self.drawn[one.name], blend)
+            found = fit.predicted(blend), fit.predicted(blend, new=True), seeds
             mean, new, by_seeds = (each.negated() if each and one.sign < 0 else each for each in found)
             rows[one.name] = {**(_interval(mean) or {}), "new": _interval(new), "seeds_alone": _interval(by_seeds)}
         return rows or None

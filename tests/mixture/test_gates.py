@@ -56,7 +56,10 @@ def test_a_law_that_does_not_predict_left_out_arms_is_refused() -> None:
 def test_a_gain_inside_its_interval_is_no_gain() -> None:
     assert not list(gates.no_clear_gain(Interval(0.02, 0.001, 0.039), "mix"))
     (one,) = gates.no_clear_gain(Interval(0.02, -0.001, 0.041), "mix")
-    assert one.what == "the predicted gain over 'mix' is 0.0200, from -0.0010 to 0.0410: not clear"
+    assert (
+        one.what
+        == "the predicted gain over the best arm, 'mix', is 0.0200, from -0.0010 to 0.0410: not clearly above 0"
+    )
     assert one.fix.startswith("take 'mix'")
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from megacode.base.errors import ConfigError, DataError
 from megacode.cli import app
 from megacode.mixture.gates import ProposalError
+from megacode.planning.run_plan import make_plan
 from megacode.study_report.next_arms import check_proposed, next_mixture
 from megacode.study_report.next_laws import Wanted, read_budget, read_weights
 from megacode.study_report.next_points import find_points
@@ -151,10 +153,10 @@ def test_noise_is_refused(tmp_path: Path) -> None:
 
 def test_a_gain_that_is_not_clear_is_refused(tmp_path: Path) -> None:
     # An arm lies at the optimum already.
-    file = write_study(tmp_path, study_of(blends_of_two((0, 0.25, 0.45, 0.56, 0.8, 1))))
-    document = next_mixture(file)
+    file = write_study(tmp_path, study_of(blends_of_two((0, 0.25, 0.5, 0.6, 0.8, 1))))
+    document = next_mixture(file, Wanted(pull=0.0))
     assert set(reasons(document)) == {"no clear gain"}
-    assert "gain over 'mix-3'" in reasons(document)["no clear gain"]
+    assert "gain over the best arm, 'mix-3'" in reasons(document)["no clear gain"]
     assert document["refusals"][0]["fix"].startswith("take 'mix-3'")
 
 
@@ -207,11 +209,7 @@ def test_the_first_phase_of_a_longer_arm_is_a_point_if_it_is_scored(tmp_path: Pa
     cell = next(cell for cell in grid_of(file).cells if cell.arm == "mix-5")
     config = cell.plan.config
     first = config.model_copy(update={"phases": config.phases[:1]})
-    from dataclasses import replace
-
-    from megacode.planning.run_plan import make_plan
-
-    write_run(replace(cell, plan=make_plan(first, cell.plan.schedule.sizes)), planted, 0.0)
+    write_run(replace(cell, plan=make_plan(first, allow_declared=True)), planted, 0.0)
     document = next_mixture(file)
     assert document["points"][-1]["name"] == "mix-5 of mix-5"
     assert document["refusals"] == []
@@ -296,11 +294,14 @@ def test_metrics_for_which_higher_is_better_are_turned_around(tmp_path: Path) ->
 
 
 def test_weights_choose_what_counts_and_weightless_metrics_are_predicted_beside(two: Path) -> None:
-    document = next_mixture(two, Wanted({TEXT: 0.0, CODE: 1.0}, pull=0.2))
-    assert [row["weight"] for row in document["targets"]] == [0, 1]
-    equal = of_kind(next_mixture(two, Wanted(pull=0.2)), "law")
-    assert of_kind(document, "law")["blend"]["code"] > equal["blend"]["code"]
-    assert set(of_kind(document, "law")["predicted"]) == {TEXT, CODE}
+    document = next_mixture(two, Wanted({TEXT: 1.0, CODE: 3.0}, pull=0.0))
+    assert [row["weight"] for row in document["targets"]] == [0.25, 0.75]
+    equal = of_kind(next_mixture(two, Wanted(pull=0.0)), "law")
+    assert of_kind(document, "law")["blend"]["code"] > equal["blend"]["code"] + 0.1
+    # All for text: the best arm is the one without code.
+    document = next_mixture(two, Wanted({TEXT: 1.0, CODE: 0.0}))
+    assert of_kind(document, "best arm")["arm"] == "mix-0"
+    assert set(of_kind(document, "best arm")["predicted"]) == {TEXT, CODE}
     assert read_weights(["a", "b"], None) == {"a": 1, "b": 1}
     assert read_weights(["a"], "b=2, c=0.5") == {"a": 1, "b": 2, "c": 0.5}
     assert (read_budget("200B"), read_budget(None)) == (200_000_000_000, None)
@@ -336,12 +337,14 @@ def test_a_budget_that_is_none_is_refused() -> None:
 
 def test_a_study_without_scores_or_metrics_is_refused(tmp_path: Path) -> None:
     study = study_of(blends_of_two())
+    study["phases"]["short"] = {"iterations": 50, "blend": {"text": 1}, "learning_rate": CONSTANT}
+    study["arms"]["short"] = ["short"]
     file = write_study(tmp_path, study, skip=list(study["arms"]))
     with pytest.raises(DataError, match=r"blends.yaml: no arm of the study is scored"):
         next_mixture(file)
     write_run(grid_of(file).cells[0], planted, 0.0)
-    with pytest.raises(DataError, match="no arm that is like 'mix-5' is scored"):
-        next_mixture(file, Wanted(like="mix-5"))
+    with pytest.raises(DataError, match="no arm that is like 'short' is scored"):
+        next_mixture(file, Wanted(like="short"))
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "compare": {}}))
     with pytest.raises(ConfigError, match=r"no metric is named\n.*mean/heldout, text/bits_per_byte"):
         next_mixture(file)
@@ -383,7 +386,9 @@ def test_a_metric_of_two_suites_is_told_apart_by_the_suite(tmp_path: Path) -> No
 
 
 def test_the_command_prints_one_document_and_ends_with_3_where_it_refuses(two: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["study", "next", str(two), "--json", "--budget", "1M", "--weights", f"{CODE}=3"])
+    done = CliRunner().invoke(
+        app, ["study", "next", str(two), "--json", "--budget", "1M", "--weights", f"{CODE}=0.5,{TEXT}=0.5"]
+    )
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["budget"] == 1_000_000
     file = write_study(tmp_path, study_of(blends_of_two((0, 0.5, 1))))
