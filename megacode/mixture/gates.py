@@ -15,7 +15,7 @@ import numpy as np
 
 from megacode.base.errors import EXIT_CHECK, MegacodeError, Problem
 from megacode.base.units import format_count
-from megacode.mixture.laws import Interval, LawFit
+from megacode.mixture.laws import PredictionInterval, LawFit
 
 BLENDS_PER_SOURCE = 3
 LEAST_R2 = 0.5
@@ -131,7 +131,7 @@ def badly_predicted(fits: Mapping[str, LawFit]) -> Iterator[Refusal]:
             yield Refusal("badly predicted", what, fix)
 
 
-def no_clear_gain(gain: Interval, over: str) -> Iterator[Refusal]:
+def no_clear_gain(gain: PredictionInterval, over: str) -> Iterator[Refusal]:
     """Check that the predicted gain over the best arm is larger than its uncertainty.
 
     Args:

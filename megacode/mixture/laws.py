@@ -72,16 +72,16 @@ class MixtureLaw:
 
 
 @dataclass(frozen=True)
-class Interval:
+class PredictionInterval:
     """A value with the bounds of its interval."""
 
     value: float
     low: float
     high: float
 
-    def negated(self) -> Interval:
+    def negated(self) -> PredictionInterval:
         """Return the interval of the negative value."""
-        return Interval(-self.value, -self.high, -self.low)
+        return PredictionInterval(-self.value, -self.high, -self.low)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class LawFit:
         """Return float64[..., arms], how the prediction at blends moves with each arm's measured loss."""
         return np.asarray(self.law.gradient(blends) @ self.gain)
 
-    def predicted(self, blend: np.ndarray, new: bool = False, level: float = LEVEL) -> Interval:
+    def predicted(self, blend: np.ndarray, new: bool = False, level: float = LEVEL) -> PredictionInterval:
         """Return the predicted loss of a blend.
 
         Args:
@@ -140,7 +140,7 @@ class LawFit:
         value = float(self.law.at(blend))
         variance = float(np.sum(self.influence(blend) ** 2)) + new
         half = float(t_quantile((1 + level) / 2, self.df)) * self.deviation * variance**0.5
-        return Interval(value, value - half, value + half)
+        return PredictionInterval(value, value - half, value + half)
 
 
 def fit_law(blends: np.ndarray, values: np.ndarray) -> LawFit:
@@ -200,12 +200,12 @@ def _mean_of_drawn(own: np.ndarray, rng: np.random.Generator) -> float:
     return float(own.mean() + stretch * (rng.choice(own, len(own)).mean() - own.mean()))
 
 
-def interval_of(fit: LawFit, drawn: Sequence[MixtureLaw], blend: np.ndarray) -> Interval | None:
+def interval_of(fit: LawFit, drawn: Sequence[MixtureLaw], blend: np.ndarray) -> PredictionInterval | None:
     """Return the interval, of 95 %, of a prediction over resampled laws; None if there are none."""
     if not drawn:
         return None
     low, high = np.quantile([law.at(blend) for law in drawn], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(fit.law.at(blend)), float(low), float(high))
+    return PredictionInterval(float(fit.law.at(blend)), float(low), float(high))
 
 
 def _fitted(blends: np.ndarray, values: np.ndarray, starts: int, known: MixtureLaw | None = None) -> MixtureLaw:

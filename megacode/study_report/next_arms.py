@@ -14,7 +14,7 @@ import numpy as np
 
 from megacode.mixture import designs, gates
 from megacode.mixture.gates import Refusal
-from megacode.mixture.laws import Interval, MixtureLaw, interval_of, resampled
+from megacode.mixture.laws import PredictionInterval, MixtureLaw, interval_of, resampled
 from megacode.mixture.proposals import best_blend, optimum_intervals, rounded, unimax
 from megacode.mixture.repetition import average_worth, next_worth
 from megacode.study.grid import build_grid
@@ -206,5 +206,5 @@ class _Proposer:
         return notes
 
 
-def _interval(one: Interval | None) -> _Json | None:
+def _interval(one: PredictionInterval | None) -> _Json | None:
     return None if one is None else {"value": one.value, "low": one.low, "high": one.high}

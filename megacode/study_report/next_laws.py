@@ -15,7 +15,7 @@ from megacode.config.suggestions import did_you_mean
 from megacode.mixture import gates
 from megacode.mixture.laws import LawFit, fit_law
 from megacode.mixture.objective import Objective
-from megacode.mixture.proposals import PULL, Limits
+from megacode.mixture.proposals import PULL, BlendLimits
 from megacode.study.found import all_states
 from megacode.study.grid import Grid
 from megacode.study_report.next_points import Metric, Point, ScoreFiles, choose_like, comparable, find_points
@@ -135,7 +135,7 @@ class TargetRun:
         own_caps = [({**config, **full}[name].max_epochs or np.inf) for name in self.sources]
         self.most = np.minimum(own_caps, wanted.max_passes)
         self.left = np.maximum(self.most * self.tokens - self.read, 0)
-        self.limits = Limits(self.tokens / self.tokens.sum(), self.left / self.budget, wanted.pull)
+        self.limits = BlendLimits(self.tokens / self.tokens.sum(), self.left / self.budget, wanted.pull)
 
     def passes(self, blend: np.ndarray) -> np.ndarray:
         """Return float64[sources], passes over each source at the end of the target."""

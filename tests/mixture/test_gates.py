@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megacode.mixture import gates
-from megacode.mixture.laws import Interval, fit_law
+from megacode.mixture.laws import PredictionInterval, fit_law
 from tests.mixture.test_laws import CODE, TWO
 
 NAMES = ["text", "code", "markup"]
@@ -54,8 +54,8 @@ def test_a_law_that_does_not_predict_left_out_arms_is_refused() -> None:
 
 
 def test_a_gain_inside_its_interval_is_no_gain() -> None:
-    assert not list(gates.no_clear_gain(Interval(0.02, 0.001, 0.039), "mix"))
-    (one,) = gates.no_clear_gain(Interval(0.02, -0.001, 0.041), "mix")
+    assert not list(gates.no_clear_gain(PredictionInterval(0.02, 0.001, 0.039), "mix"))
+    (one,) = gates.no_clear_gain(PredictionInterval(0.02, -0.001, 0.041), "mix")
     assert (
         one.what
         == "the predicted gain over the best arm, 'mix', is 0.0200, from -0.0010 to 0.0410: not clearly above 0"
@@ -95,7 +95,7 @@ def test_sources_that_cannot_fill_the_budget_are_said() -> None:
 
 def test_all_reasons_are_raised_together_with_exit_code_3() -> None:
     gates.refuse([], "study.yaml")
-    reasons = [*gates.too_few_blends(TWO[:3]), *gates.no_clear_gain(Interval(0, -1, 1), "mix")]
+    reasons = [*gates.too_few_blends(TWO[:3]), *gates.no_clear_gain(PredictionInterval(0, -1, 1), "mix")]
     with pytest.raises(gates.ProposalError) as caught:
         gates.refuse(reasons, "study.yaml")
     assert caught.value.exit_code == 3

@@ -20,7 +20,7 @@ from megacode.mixture.designs import candidates, d_optimal, usual_laws
 from megacode.mixture.gates import badly_predicted, no_clear_gain, outside_of_arms, too_few_blends
 from megacode.mixture.laws import fit_law
 from megacode.mixture.objective import Objective
-from megacode.mixture.proposals import Limits, best_blend, optimum_intervals
+from megacode.mixture.proposals import BlendLimits, best_blend, optimum_intervals
 
 NOISE = 0.01  # nats; the spread over seeds of a small model's loss
 Truth = Callable[[np.ndarray], np.ndarray]  # float64[..., sources] -> float64[..., targets]
@@ -44,7 +44,7 @@ def fitted(blends: np.ndarray, values: np.ndarray) -> Objective:
     return Objective([fit_law(blends, column) for column in values.T], np.full(values.shape[1], 1 / values.shape[1]))
 
 
-def optimum_of(truth: Truth, limits: Limits) -> np.ndarray:
+def optimum_of(truth: Truth, limits: BlendLimits) -> np.ndarray:
     """Return the blend of the lowest mean loss plus pull, float64[sources]."""
     from scipy.optimize import minimize
 
@@ -61,7 +61,7 @@ def optimum_of(truth: Truth, limits: Limits) -> np.ndarray:
 def coverage(studies: int, sources: int, arms: int, noise: float, seed: int = 0) -> dict[str, float]:
     """Return how often intervals hold what they are of: optimum, gain, mean and new run at the chosen blend."""
     rng = np.random.default_rng([seed, sources, arms])
-    limits = Limits(np.full(sources, 1 / sources), np.full(sources, 9.0))
+    limits = BlendLimits(np.full(sources, 1 / sources), np.full(sources, 9.0))
     hits: dict[str, list[bool]] = {"optimum": [], "gain": [], "mean": [], "new": []}
     for _ in range(studies):
         truth = truth_of("exponential", sources, rng)
@@ -86,7 +86,7 @@ def coverage(studies: int, sources: int, arms: int, noise: float, seed: int = 0)
 def regret(studies: int, form: str, arms: int, sources: int = 4, seed: int = 0) -> dict[str, float]:
     """Return median regrets in thousandths: of the law, of the law unless it is refused, of the best arm."""
     rng = np.random.default_rng([seed, arms, form == POWER])
-    limits = Limits(np.full(sources, 1 / sources), np.full(sources, 9.0), 0.0)
+    limits = BlendLimits(np.full(sources, 1 / sources), np.full(sources, 9.0), 0.0)
     rows = []
     for _ in range(studies):
         truth, blends = truth_of(form, sources, rng), rng.dirichlet(np.ones(sources), arms)
