@@ -1,7 +1,7 @@
 """When no blend is proposed, and why, in plain words.
 
 A law fitted to few arms, or asked about blends unlike theirs, still returns a number. These checks refuse such numbers.
-With 6 arms of 4 sources, choosing by the law is worse than taking the best arm tried (docs/mixture.md).
+With 6 arms of 4 sources, the worst choices by the law are far worse than the best arm tried (docs/mixture.md).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from megacode.base.errors import EXIT_CHECK, MegacodeError, Problem
 from megacode.base.units import format_count
-from megacode.mixture.laws import PredictionInterval, LawFit
+from megacode.mixture.laws import LawFit, PredictionInterval
 
 BLENDS_PER_SOURCE = 3
 LEAST_R2 = 0.5

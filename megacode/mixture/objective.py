@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megacode.mixture.laws import LEVEL, PredictionInterval, LawFit
+from megacode.mixture.laws import LEVEL, LawFit, PredictionInterval
 from megacode.statistics.student import t_quantile
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from megacode.mixture import designs, gates
 from megacode.mixture.gates import Refusal
-from megacode.mixture.laws import PredictionInterval, MixtureLaw, interval_of, resampled
+from megacode.mixture.laws import MixtureLaw, PredictionInterval, interval_of, resampled
 from megacode.mixture.proposals import best_blend, optimum_intervals, rounded, unimax
 from megacode.mixture.repetition import average_worth, next_worth
 from megacode.study.grid import build_grid
