@@ -22,6 +22,7 @@ LEAST_R2 = 0.5
 HULL_TOLERANCE = 0.005  # share of a blend that may lie outside: rounding of a blend to tenths of a per cent
 _UNVARIED = 0.005  # root mean square of a direction over the arms
 _MORE_ARMS = "train more arms: `--arms N` names the most informative ones"
+_APART = "add arms in which they vary apart: `--arms N` names the most informative ones"
 
 
 class ProposalError(MegacodeError):
@@ -88,18 +89,20 @@ def unvaried_directions(blends: np.ndarray, sources: Sequence[str]) -> Iterator[
     found = [*_constant_shares(blends, sources), *_constant_ratios(blends, sources)]
     if not found:
         names = ", ".join(sources)
-        found = [f"the shares of {names} changed only together, in {np.sum(spread > _UNVARIED)} directions"]
-    for what in found:
-        yield Refusal("unvaried", what, "add arms in which they vary apart; " + _MORE_ARMS)
+        varied = f"{np.sum(spread > _UNVARIED)} of {len(sources) - 1} directions"
+        what = f"the shares of {names} changed only together, in {varied}"
+        found = [(what, _APART)]
+    for what, fix in found:
+        yield Refusal("unvaried", what, fix)
 
 
-def _constant_shares(blends: np.ndarray, sources: Sequence[str]) -> Iterator[str]:
+def _constant_shares(blends: np.ndarray, sources: Sequence[str]) -> Iterator[tuple[str, str]]:
     for name, shares in zip(sources, blends.T, strict=True):
         if shares.std() < _UNVARIED:
-            yield f"{name} was {shares.mean():.1%} of every arm, so its effect is not known"
+            yield f"{name} was {shares.mean():.1%} of every arm, so its effect is not known", _APART
 
 
-def _constant_ratios(blends: np.ndarray, sources: Sequence[str]) -> Iterator[str]:
+def _constant_ratios(blends: np.ndarray, sources: Sequence[str]) -> Iterator[tuple[str, str]]:
     for one, other in combinations(range(len(sources)), 2):
         both = blends[:, [one, other]].sum(axis=1)
         read = both > _UNVARIED
@@ -108,7 +111,8 @@ def _constant_ratios(blends: np.ndarray, sources: Sequence[str]) -> Iterator[str
         part = blends[read, one] / both[read]
         if part.std() < _UNVARIED and _UNVARIED < part.mean() < 1 - _UNVARIED:
             ratio = _ratio(float(part.mean() / (1 - part.mean())))
-            yield f"{sources[one]} and {sources[other]} were always {ratio} and cannot be told apart"
+            what = f"{sources[one]} and {sources[other]} were always {ratio} and cannot be told apart"
+            yield what, f"count them as one: `--join {sources[one]}+{sources[other]}`; or {_APART}"
 
 
 def _ratio(value: float) -> str:

@@ -21,8 +21,9 @@ from megacode.study.grid import build_grid
 from megacode.study.loading import load_study
 from megacode.study_report.forecasts import forecast_rows
 from megacode.study_report.next_block import BlockWriter, merged, written
-from megacode.study_report.next_laws import StudyLaws, Wanted
+from megacode.study_report.next_laws import StudyLaws
 from megacode.study_report.next_scales import other_scale
+from megacode.study_report.next_target import Wanted
 
 _Json = dict[str, Any]
 _SAME = 0.0005  # share of tokens; blends are written in tenths of a per cent
@@ -61,7 +62,7 @@ class _Proposer:
         self.target, self.limits = laws.target, laws.target.limits
         self.blocks = BlockWriter(laws.grid.study, laws.like, laws.like.cell.place)
         self.drawn: dict[str, list[MixtureLaw]] = {}  # by metric, refits of other seeds: the slow part
-        left = self.target.named(self.target.left)
+        left = dict(zip(self.target.shares, self.limits.caps * self.target.budget, strict=True))
         self.refusals = [
             *laws.refusals,
             *other_scale(laws, wanted.target),
@@ -113,14 +114,14 @@ class _Proposer:
         blend = rounded(exact, limits.caps)
         best = laws.blends[laws.best]
         self.refusals += gates.badly_predicted(laws.deciding_fits)
-        self.refusals += gates.outside_of_arms(blend, laws.blends, self.target.sources)
+        self.refusals += gates.outside_of_arms(blend, laws.blends, self.target.shares)
         # Where no arm keeps the caps, there is nothing that could be trained in place of the blend.
         if limits.kept(best):
             self.refusals += gates.no_clear_gain(laws.objective.gain(blend, best), laws.points[laws.best].name)
         if self.refusals:
             return None
         shares = optimum_intervals(laws.objective, limits, exact)
-        named = zip(self.target.sources, shares, strict=True)
+        named = zip(self.target.shares, shares, strict=True)
         return {**self._row("law", blend), "shares": {name: _interval(one) for name, one in named}}
 
     def _row(self, kind: str, blend: np.ndarray, arm: str | None = None) -> _Json:
@@ -134,7 +135,7 @@ class _Proposer:
         row = {
             "kind": kind,
             "arm": arm,
-            "blend": target.named(blend),
+            "blend": target.spread(blend),
             "predicted": predicted,
             "gain": _interval(laws.objective.gain(blend, laws.blends[laws.best])) if known and laws.objective else None,
             "passes": target.named(passes),
@@ -181,12 +182,12 @@ class _Proposer:
         laws, target = self.laws, self.target
         trusted = [fit.law for fit in laws.deciding_fits.values() if fit.left_out_r2 >= gates.LEAST_R2]
         offered = designs.candidates(self.limits.caps)
-        form = trusted or designs.usual_laws(len(target.sources))
+        form = trusted or designs.usual_laws(len(target.shares))
         blends = designs.d_optimal(laws.blends, offered, form, self.wanted.arms)
-        blocks = [self.blocks.block(f"inform-{n}", target.named(blend), {}) for n, blend in enumerate(blends, 1)]
+        blocks = [self.blocks.block(f"inform-{n}", target.spread(blend), {}) for n, blend in enumerate(blends, 1)]
         return {
             "by": "fitted laws" if trusted else "usual laws",
-            "blends": [target.named(blend) for blend in blends],
+            "blends": [target.spread(blend) for blend in blends],
             "block": written(merged(blocks)) if blocks else "",
             "block_notes": [note for block in blocks for note in self.blocks.notes(block)],
         }

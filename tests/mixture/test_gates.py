@@ -40,7 +40,7 @@ def test_sources_that_never_varied_apart_are_named() -> None:
     assert said(list(gates.unvaried_directions(np.ones((4, 1)), ["text"]))) == ["all arms read only text"]
     along = np.array([0.5, 0.3, 0.2]) + np.outer([0, 0.1, 0.2], [-1, 0.4, 0.6])
     assert said(list(gates.unvaried_directions(along, NAMES))) == [
-        "the shares of text, code, markup changed only together, in 1 directions"
+        "the shares of text, code, markup changed only together, in 1 of 2 directions"
     ]
     assert not list(gates.unvaried_directions(np.eye(3), NAMES))
 

@@ -19,8 +19,8 @@ from megacode.cli import app
 from megacode.mixture.gates import ProposalError
 from megacode.planning.run_plan import make_plan
 from megacode.study_report.next_arms import check_proposed, next_mixture
-from megacode.study_report.next_laws import Wanted, read_budget, read_weights
 from megacode.study_report.next_points import find_points
+from megacode.study_report.next_target import Wanted, read_budget, read_joins, read_weights
 from tests.house.test_eighty_columns import assert_whole
 from tests.limits import HANG
 from tests.statistics.synthetic import write_scores
@@ -145,6 +145,49 @@ def test_sources_that_never_varied_apart_are_refused_by_name(tmp_path: Path) -> 
     assert document["targets"][0]["law"] is None
 
 
+def test_joined_sources_count_as_one_and_are_spread_by_their_ratio(tmp_path: Path) -> None:
+    shares = (0, 0.25, 0.5, 0.75, 0.9, 1)
+    blends = [{"text": 1 - r, "code": 0.8 * r, "markup": 0.2 * r} for r in shares]
+    blends = [{name: share for name, share in blend.items() if share} for blend in blends]
+    blends += [{"code": 1.0}, {"text": 0.5, "notebooks": 0.5}]
+    joined = lambda blend: planted({"code": blend.get("code", 0) + blend.get("markup", 0)})  # noqa: E731
+    study = study_of(blends)
+    study["set"]["sources"]["markup"]["tokens"] = 20_000
+    file = write_study(tmp_path, study, joined)
+    assert {"too few blends"} <= set(reasons(next_mixture(file)))
+    document = next_mixture(file, Wanted(pull=0.0, sources=["text", "code", "markup"], join=[["code", "markup"]]))
+    assert document["left_out"] == {
+        "mix-6": "code and markup are read in another ratio than in other arms",
+        "mix-7": "it reads notebooks",
+    }
+    law = of_kind(document, "law")
+    assert set(law["shares"]) == {"code+markup", "text"}
+    assert law["blend"]["code"] + law["blend"]["markup"] == pytest.approx(0.5996, abs=0.01)
+    assert law["blend"]["code"] == pytest.approx(4 * law["blend"]["markup"])
+    assert law["passes"]["markup"] == pytest.approx(law["blend"]["markup"] * 160_000 / 20_000)
+    assert set(yaml.safe_load(law["block"])["phases"]["next-law"]["blend"]) == {"text", "code", "markup"}
+    # One pass over markup, which is a fifth of the joined share: 20k of 160k tokens.
+    capped = next_mixture(file, Wanted(max_passes=1, sources=["text", "code", "markup"], join=[["code", "markup"]]))
+    assert of_kind(capped, "unimax")["blend"] == pytest.approx({"code": 0.4, "markup": 0.1, "text": 0.5})
+    tight = Wanted(budget=320_000, max_passes=1, sources=["text", "code", "markup"], join=[["code", "markup"]])
+    assert of_kind(next_mixture(file, tight), "unimax")["blend"]["markup"] == pytest.approx(0.0624, abs=2e-4)
+    for wanted, said in ((Wanted(sources=["txt"]), "--source: no scored arm reads 'txt'"),
+                         (Wanted(join=[["code", "mark"]]), "--join: no scored arm reads 'mark'"),
+                         (Wanted(sources=["markup"]), "no scored arm is left")):  # fmt: skip
+        with pytest.raises((ConfigError, DataError), match=said):
+            next_mixture(file, wanted)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [(["code"], "'code' joins nothing"), (["code+"], "joins nothing"), (["a+b", "b+c"], "'b' stands in two groups")],
+)
+def test_joins_that_are_none_are_refused(texts: list[str], said: str) -> None:
+    assert read_joins(["code + markup"]) == [["code", "markup"]]
+    with pytest.raises(ConfigError, match=said):
+        read_joins(texts)
+
+
 def test_noise_is_refused(tmp_path: Path) -> None:
     flat = lambda blend: {"text": 2.0, "code": 1.0}  # noqa: E731
     document = next_mixture(write_study(tmp_path, study_of(blends_of_two()), flat, noise=0.05))
@@ -198,7 +241,10 @@ def test_points_that_are_not_comparable_are_left_out_with_the_reason(tmp_path: P
     assert document["refusals"] == []
     alone = next_mixture(file, Wanted(like="wider"))
     assert [point["name"] for point in alone["points"]] == ["wider"]
-    assert set(reasons(alone)) == {"too few blends", "unvaried"}
+    assert set(reasons(alone)) == {"too few blends", "not comparable", "unvaried"}
+    said = reasons(alone)["not comparable"]
+    assert said.startswith("arms that are no points of this law: mix-0 (other settings: model.ffn_hidden_size), ")
+    assert said.endswith(" and 5 more")
 
 
 def test_the_first_phase_of_a_longer_arm_is_a_point_if_it_is_scored(tmp_path: Path) -> None:
@@ -248,7 +294,7 @@ def test_another_scale_is_refused_with_the_decision_accuracy(tmp_path: Path) -> 
         "another scale": "the law of small does not know the losses at large; 4 arms are scored at both, which order "
         "6 of 6 pairs alike (100%)"
     }
-    assert set(reasons(next_mixture(file, Wanted(like="mix-0@large")))) == {"too few blends"}
+    assert set(reasons(next_mixture(file, Wanted(like="mix-0@large")))) == {"too few blends", "not comparable"}
     with pytest.raises(ConfigError, match=r"--for: there is no level 'larg'\n.*did you mean large\?"):
         next_mixture(file, Wanted(target="larg"))
     for score_file in (tmp_path / "runs").glob("*large*/eval/*.json"):
