@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -92,20 +93,28 @@ class LawFit:
         law: with the fitted parameters.
         blends: float64[arms, sources].
         values: float64[arms], losses.
-        left_out: float64[arms], each arm's loss as predicted by a fit without it.
         gain: float64[1 + sources, arms], how the parameters move with the values: the pseudo-inverse of the Jacobian.
     """
 
     law: MixtureLaw
     blends: np.ndarray
     values: np.ndarray
-    left_out: np.ndarray
     gain: np.ndarray = field(repr=False)
 
     @property
     def residuals(self) -> np.ndarray:
         """Measured minus fitted loss, float64[arms]."""
         return np.asarray(self.values - self.law.at(self.blends))
+
+    @cached_property
+    def left_out(self) -> np.ndarray:
+        """Each arm's loss as predicted by a fit without it, float64[arms]; as many fits as arms."""
+        found = np.empty(len(self.values))
+        for arm in range(len(found)):
+            rest = np.arange(len(found)) != arm
+            law = _fitted(self.blends[rest], self.values[rest], _LEFT_OUT_STARTS, self.law)
+            found[arm] = law.at(self.blends[arm])
+        return found
 
     @property
     def df(self) -> int:
@@ -144,7 +153,7 @@ class LawFit:
 
 
 def fit_law(blends: np.ndarray, values: np.ndarray) -> LawFit:
-    """Fit the law to arms, from many starts, and once more without each arm.
+    """Fit the law to arms, from many starts.
 
     Args:
         blends: float64[arms, sources], shares that sum to 1, no two rows equal.
@@ -157,12 +166,8 @@ def fit_law(blends: np.ndarray, values: np.ndarray) -> LawFit:
     if arms < sources + 2:
         raise ValueError(f"{arms} arms cannot be fitted by {sources + 1} parameters")
     law = _fitted(blends, values, _STARTS)
-    left_out = np.empty(arms)
-    for arm in range(arms):
-        rest = np.arange(arms) != arm
-        left_out[arm] = _fitted(blends[rest], values[rest], _LEFT_OUT_STARTS, law).at(blends[arm])
     # Where the data are straight, floor and factor trade off against each other; the pseudo-inverse leaves that out.
-    return LawFit(law, blends, values, left_out, np.linalg.pinv(law.gradient(blends), rcond=1e-9))
+    return LawFit(law, blends, values, np.linalg.pinv(law.gradient(blends), rcond=1e-9))
 
 
 def refitted(fit: LawFit, values: np.ndarray) -> MixtureLaw:

@@ -66,7 +66,7 @@ def test_the_interval_of_the_worked_example_covers_95_per_cent() -> None:
     for _ in range(runs):
         values = CODE + rng.normal(0, 0.01, 6)
         law = refitted(exact, values)
-        fit = type(exact)(law, TWO, values, values, np.linalg.pinv(law.gradient(TWO)))
+        fit = type(exact)(law, TWO, values, np.linalg.pinv(law.gradient(TWO)))
         one, other = fit.predicted(at), fit.predicted(at, new=True)
         mean += one.low <= truth <= one.high
         new += other.low <= truth + rng.normal(0, 0.01) <= other.high
