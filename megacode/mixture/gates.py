@@ -82,6 +82,7 @@ def unvaried_directions(blends: np.ndarray, sources: Sequence[str]) -> Iterator[
     if len(sources) < 2:
         yield Refusal("unvaried", f"all arms read only {sources[0]}", "add arms with other sources")
         return
+    # Shares sum to 1, so m sources have m - 1 directions in which a blend can move.
     centred = blends - blends.mean(axis=0)
     spread = np.linalg.svd(centred / len(blends) ** 0.5, compute_uv=False)
     if np.sum(spread > _UNVARIED) >= len(sources) - 1:
@@ -106,6 +107,7 @@ def _constant_ratios(blends: np.ndarray, sources: Sequence[str]) -> Iterator[tup
     for one, other in combinations(range(len(sources)), 2):
         both = blends[:, [one, other]].sum(axis=1)
         read = both > _UNVARIED
+        # A source that hardly varies is reported as constant; its ratios to others then mean nothing.
         if read.sum() < 2 or blends[:, [one, other]].std(axis=0).min() < _UNVARIED:
             continue
         part = blends[read, one] / both[read]
@@ -129,6 +131,7 @@ def badly_predicted(fits: Mapping[str, LawFit]) -> Iterator[Refusal]:
         fits: by metric.
     """
     for metric, fit in fits.items():
+        # Written so that NaN is refused, too.
         if not fit.left_out_r2 >= LEAST_R2:
             what = f"the law of {metric} does not predict arms left out: R² {fit.left_out_r2:.2f}, below {LEAST_R2}"
             fix = "choose a metric with less noise, such as bits per byte, or add seeds; or " + _MORE_ARMS

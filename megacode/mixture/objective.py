@@ -77,6 +77,7 @@ class Objective:
         parts = np.einsum("ij,jka,lka->kil", shared, moved, moved)
         variance = np.trace(parts, axis1=1, axis2=2)
         # Targets with independent errors know their sum better than one of them alone knows its own.
+        # The floor only guards against 0/0, where all residuals are 0.
         squared = np.maximum(np.einsum("kij,kji->k", parts, parts), 1e-300)
         own_df = np.clip(df * variance**2 / squared, df, df * len(self.fits))
         return np.asarray(t_quantile((1 + level) / 2, own_df) * np.sqrt(np.maximum(variance, 0)))

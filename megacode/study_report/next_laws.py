@@ -123,6 +123,7 @@ class StudyLaws:
         """Return the laws; None where the arms cannot tell them."""
         if any(one.reason == "unvaried" for one in self.refusals) or len(self.blends) < self.blends.shape[1] + 3:
             return None
+        # Fewer arms than that have an exact fit or nearly so, and nothing to tell its error by.
         return Objective([fit_law(self.blends, losses) for losses in self.losses], self.weights)
 
     def point_rows(self) -> list[_Json]:

@@ -147,6 +147,7 @@ class TargetRun:
         self.read = np.array([
             float(sum(phase.counts.get(name, 0) * own.seq_length for own, phase in before)) for name in self.sources
         ])  # fmt: skip
+        # A twin's own `max_epochs` has room for rounding; the full run's is the real one.
         config = {name: point.cell.plan.config.sources[name] for point in points for name in point.counts}
         full = {
             name: source
@@ -210,6 +211,7 @@ def _joined(
     for row, group in zip(parts, groups, strict=True):
         columns = [sources.index(name) for name in group]
         own = np.array([point.shares(group) for point in points])
+        # Over all arms, so that rounding to whole samples averages out.
         row[columns] = own.sum(axis=0) / own.sum()
     return ["+".join(group) for group in groups], parts
 
