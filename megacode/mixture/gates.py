@@ -67,8 +67,9 @@ def too_few_blends(blends: np.ndarray) -> Iterator[Refusal]:
     count = len(np.unique(np.round(blends / _UNVARIED), axis=0))
     wanted = BLENDS_PER_SOURCE * sources
     if count < wanted:
-        what = f"{count} distinct blends of {sources} sources are scored; a law needs {wanted}, 3 for each source"
-        missing = f"train {wanted - count} more arms: `--arms {wanted - count}` names the most informative ones"
+        of = f"{sources} sources" if sources > 1 else "one source"
+        what = f"distinct blends of {of} that are scored: {count}; a law needs {wanted}, 3 for each source"
+        missing = f"train more arms: `--arms {wanted - count}` names the most informative ones"
         yield Refusal("too few blends", what, missing)
 
 

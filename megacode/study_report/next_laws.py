@@ -67,7 +67,8 @@ class StudyLaws:
         self.points, unwanted = usable(complete, wanted)
         self.left_out |= unwanted
         if not self.points:
-            raise DataError("no scored arm is left", self.file, "name more sources by --source")
+            fix = "name more sources by --source, and join only sources that arms read in one ratio"
+            raise DataError("no scored arm is left", self.file, fix)
         # 2. The target, and the laws.
         self.target = TargetRun(self.like, self.points, wanted)
         self.blends = np.array([self.target.blend_of(point) for point in self.points])

@@ -20,11 +20,11 @@ def said(refusals: list[gates.Refusal]) -> list[str]:
 def test_three_blends_of_each_source_are_needed() -> None:
     assert not list(gates.too_few_blends(TWO))
     (one,) = gates.too_few_blends(TWO[:5])
-    assert one.what == "5 distinct blends of 2 sources are scored; a law needs 6, 3 for each source"
+    assert one.what == "distinct blends of 2 sources that are scored: 5; a law needs 6, 3 for each source"
     assert "`--arms 1`" in one.fix
     # The same blend twice is one blend with two seeds.
     (one,) = gates.too_few_blends(np.r_[TWO[:5], [[0.999, 0.001]]])
-    assert one.what.startswith("5 distinct")
+    assert one.what.startswith("distinct blends of 2 sources that are scored: 5")
 
 
 def test_sources_that_never_varied_apart_are_named() -> None:
@@ -99,7 +99,7 @@ def test_all_reasons_are_raised_together_with_exit_code_3() -> None:
     with pytest.raises(gates.ProposalError) as caught:
         gates.refuse(reasons, "study.yaml")
     assert caught.value.exit_code == 3
-    assert str(caught.value).startswith("No proposal: 2 problems\n  study.yaml: 3 distinct blends")
+    assert str(caught.value).startswith("No proposal: 2 problems\n  study.yaml: distinct blends")
 
 
 def test_decision_accuracy_of_the_worked_example() -> None:

@@ -123,7 +123,7 @@ def test_too_few_blends_are_refused_and_the_arms_that_would_help_are_named(tmp_p
     file = write_study(tmp_path, study_of(blends_of_two((0, 0.25, 0.5, 1))))
     document = next_mixture(file, Wanted(arms=2))
     assert reasons(document) == {
-        "too few blends": "4 distinct blends of 2 sources are scored; a law needs 6, 3 for each source"
+        "too few blends": "distinct blends of 2 sources that are scored: 4; a law needs 6, 3 for each source"
     }
     assert [row["kind"] for row in document["proposals"]] == ["best arm", "unimax", "natural"]
     assert all(row["predicted"] is None for row in document["proposals"])
@@ -133,7 +133,7 @@ def test_too_few_blends_are_refused_and_the_arms_that_would_help_are_named(tmp_p
     assert list(block["arms"]) == ["inform-1", "inform-2"]
     # Asked for arms, the command has done what it was asked.
     check_proposed(document)
-    with pytest.raises(ProposalError, match="4 distinct blends"):
+    with pytest.raises(ProposalError, match="distinct blends of 2 sources that are scored: 4"):
         check_proposed(next_mixture(file))
 
 
@@ -448,7 +448,7 @@ def test_the_command_prints_one_document_and_ends_with_3_where_it_refuses(two: P
         [sys.executable, "-c", program, str(file)], capture_output=True, text=True, timeout=HANG, check=False
     )
     assert ended.returncode == 3
-    assert ended.stderr.startswith("No proposal: blends.yaml: 3 distinct blends of 2 sources are scored")
+    assert ended.stderr.startswith("No proposal: blends.yaml: distinct blends of 2 sources that are scored: 3")
     assert ended.stderr.endswith("[]\n")
     assert [one["reason"] for one in json.loads(ended.stdout)["refusals"]] == ["too few blends"]
 
