@@ -1,7 +1,7 @@
 """When no blend is proposed, and why, in plain words.
 
 A law fitted to few arms, or asked about blends unlike theirs, still returns a number. These checks refuse such numbers.
-With 6 arms of 4 sources, the worst choices by the law are far worse than the best arm tried (docs/mixture.md).
+With 6 arms of 4 sources, the worst choices by the law are worse than the best arm tried (docs/mixture.md).
 """
 
 from __future__ import annotations
