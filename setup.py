@@ -16,7 +16,7 @@ TRAINING = [
     "megatron-core>=0.16.1,<0.17",
     "psutil",  # whose process holds a run directory; megatron-core needs it too, without saying so
     "numpy",
-    "scipy",  # distributions, for intervals of scores
+    "scipy",  # distributions and fits: intervals of scores, laws of mixtures
     "pydantic>=2.7",
     "PyYAML",
     "typer>=0.19",  # Literal as the type of an option

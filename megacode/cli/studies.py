@@ -225,15 +225,22 @@ def next_mixture(
     like: Annotated[
         str | None, typer.Option(help="Fit to arms that are like this one, ARM or ARM@LEVEL; else the largest group.")
     ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="Use only arms that read these sources and no others; may be repeated.")
+    ] = None,
+    join: Annotated[
+        list[str] | None, typer.Option(help="Sources read in one ratio count as one: code+markup; may be repeated.")
+    ] = None,
     target: Annotated[str | None, typer.Option("--for", help="The level that the blend is for.")] = None,
     pull: Annotated[float, typer.Option(min=0, help="Toward the natural blend, in the loss's unit per nat.")] = 0.05,
     as_json: Json = False,
 ) -> None:
     """Propose the blend to train next from the scores of the arms, or say why there is none (exit code 3)."""
     from megacode.study_report.next_arms import check_proposed, next_mixture
-    from megacode.study_report.next_laws import Wanted, read_budget, read_weights
+    from megacode.study_report.next_target import Wanted, read_budget, read_joins, read_weights
 
-    wanted = Wanted(read_weights(metric or (), weights), read_budget(budget), max_passes, arms, like, target, pull)
+    parsed = read_weights(metric or (), weights), read_budget(budget)
+    wanted = Wanted(*parsed, max_passes, arms, like, target, pull, source or (), read_joins(join or ()))
     document = next_mixture(study, wanted)
     if as_json:
         print_json(document)

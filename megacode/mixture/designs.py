@@ -71,6 +71,7 @@ def d_optimal(tried: np.ndarray, offered: np.ndarray, laws: Sequence[MixtureLaw]
         if not allowed.any():
             break
         chosen.append(int(np.argmax(np.where(allowed, information.growth(chosen), -np.inf))))
+    # Greedy choices of few arms can be far from the best set; exchanges repair most of it in two or three rounds.
     for _ in range(_ROUNDS):
         if not _exchange(information, tried, offered, chosen):
             break
@@ -93,6 +94,7 @@ class _Information:
         self.gradients = [law.gradient(offered) for law in laws]
         self.known = []
         for law, gradients in zip(laws, self.gradients, strict=True):
+            # In each parameter's own unit: determinants of different laws then compare.
             own = law.gradient(tried)
             ridge = _RIDGE * np.diag(np.mean(gradients**2, axis=0))
             self.known.append(own.T @ own + ridge)

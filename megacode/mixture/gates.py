@@ -1,7 +1,7 @@
 """When no blend is proposed, and why, in plain words.
 
 A law fitted to few arms, or asked about blends unlike theirs, still returns a number. These checks refuse such numbers.
-With 6 arms of 4 sources, choosing by the law is worse than taking the best arm tried (docs/mixture.md).
+With 6 arms of 4 sources, the worst choices by the law are worse than the best arm tried (docs/mixture.md).
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import numpy as np
 
 from megacode.base.errors import EXIT_CHECK, MegacodeError, Problem
 from megacode.base.units import format_count
-from megacode.mixture.laws import Interval, LawFit
+from megacode.mixture.laws import LawFit, PredictionInterval
 
 BLENDS_PER_SOURCE = 3
 LEAST_R2 = 0.5
 HULL_TOLERANCE = 0.005  # share of a blend that may lie outside: rounding of a blend to tenths of a per cent
 _UNVARIED = 0.005  # root mean square of a direction over the arms
 _MORE_ARMS = "train more arms: `--arms N` names the most informative ones"
+_APART = "add arms in which they vary apart: `--arms N` names the most informative ones"
 
 
 class ProposalError(MegacodeError):
@@ -66,8 +67,9 @@ def too_few_blends(blends: np.ndarray) -> Iterator[Refusal]:
     count = len(np.unique(np.round(blends / _UNVARIED), axis=0))
     wanted = BLENDS_PER_SOURCE * sources
     if count < wanted:
-        what = f"{count} distinct blends of {sources} sources are scored; a law needs {wanted}, 3 for each source"
-        missing = f"train {wanted - count} more arms: `--arms {wanted - count}` names the most informative ones"
+        of = f"{sources} sources" if sources > 1 else "one source"
+        what = f"distinct blends of {of} that are scored: {count}; a law needs {wanted}, 3 for each source"
+        missing = f"train more arms: `--arms {wanted - count}` names the most informative ones"
         yield Refusal("too few blends", what, missing)
 
 
@@ -81,6 +83,7 @@ def unvaried_directions(blends: np.ndarray, sources: Sequence[str]) -> Iterator[
     if len(sources) < 2:
         yield Refusal("unvaried", f"all arms read only {sources[0]}", "add arms with other sources")
         return
+    # Shares sum to 1, so m sources have m - 1 directions in which a blend can move.
     centred = blends - blends.mean(axis=0)
     spread = np.linalg.svd(centred / len(blends) ** 0.5, compute_uv=False)
     if np.sum(spread > _UNVARIED) >= len(sources) - 1:
@@ -88,27 +91,31 @@ def unvaried_directions(blends: np.ndarray, sources: Sequence[str]) -> Iterator[
     found = [*_constant_shares(blends, sources), *_constant_ratios(blends, sources)]
     if not found:
         names = ", ".join(sources)
-        found = [f"the shares of {names} changed only together, in {np.sum(spread > _UNVARIED)} directions"]
-    for what in found:
-        yield Refusal("unvaried", what, "add arms in which they vary apart; " + _MORE_ARMS)
+        varied = f"{np.sum(spread > _UNVARIED)} of {len(sources) - 1} directions"
+        what = f"the shares of {names} changed only together, in {varied}"
+        found = [(what, _APART)]
+    for what, fix in found:
+        yield Refusal("unvaried", what, fix)
 
 
-def _constant_shares(blends: np.ndarray, sources: Sequence[str]) -> Iterator[str]:
+def _constant_shares(blends: np.ndarray, sources: Sequence[str]) -> Iterator[tuple[str, str]]:
     for name, shares in zip(sources, blends.T, strict=True):
         if shares.std() < _UNVARIED:
-            yield f"{name} was {shares.mean():.1%} of every arm, so its effect is not known"
+            yield f"{name} was {shares.mean():.1%} of every arm, so its effect is not known", _APART
 
 
-def _constant_ratios(blends: np.ndarray, sources: Sequence[str]) -> Iterator[str]:
+def _constant_ratios(blends: np.ndarray, sources: Sequence[str]) -> Iterator[tuple[str, str]]:
     for one, other in combinations(range(len(sources)), 2):
         both = blends[:, [one, other]].sum(axis=1)
         read = both > _UNVARIED
+        # A source that hardly varies is reported as constant; its ratios to others then mean nothing.
         if read.sum() < 2 or blends[:, [one, other]].std(axis=0).min() < _UNVARIED:
             continue
         part = blends[read, one] / both[read]
         if part.std() < _UNVARIED and _UNVARIED < part.mean() < 1 - _UNVARIED:
             ratio = _ratio(float(part.mean() / (1 - part.mean())))
-            yield f"{sources[one]} and {sources[other]} were always {ratio} and cannot be told apart"
+            what = f"{sources[one]} and {sources[other]} were always {ratio} and cannot be told apart"
+            yield what, f"count them as one: `--join {sources[one]}+{sources[other]}`; or {_APART}"
 
 
 def _ratio(value: float) -> str:
@@ -125,13 +132,14 @@ def badly_predicted(fits: Mapping[str, LawFit]) -> Iterator[Refusal]:
         fits: by metric.
     """
     for metric, fit in fits.items():
+        # Written so that NaN is refused, too.
         if not fit.left_out_r2 >= LEAST_R2:
             what = f"the law of {metric} does not predict arms left out: R² {fit.left_out_r2:.2f}, below {LEAST_R2}"
             fix = "choose a metric with less noise, such as bits per byte, or add seeds; or " + _MORE_ARMS
             yield Refusal("badly predicted", what, fix)
 
 
-def no_clear_gain(gain: Interval, over: str) -> Iterator[Refusal]:
+def no_clear_gain(gain: PredictionInterval, over: str) -> Iterator[Refusal]:
     """Check that the predicted gain over the best arm is larger than its uncertainty.
 
     Args:
@@ -139,9 +147,8 @@ def no_clear_gain(gain: Interval, over: str) -> Iterator[Refusal]:
         over: the best arm's name.
     """
     if gain.low <= 0:
-        what = (
-            f"the predicted gain over {over!r} is {gain.value:.4f}, from {gain.low:.4f} to {gain.high:.4f}: not clear"
-        )
+        bounds = f"from {gain.low:.4f} to {gain.high:.4f}"
+        what = f"the predicted gain over the best arm, {over!r}, is {gain.value:.4f}, {bounds}: not clearly above 0"
         yield Refusal("no clear gain", what, f"take {over!r}; or " + _MORE_ARMS)
 
 

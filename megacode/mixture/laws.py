@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,16 +73,16 @@ class MixtureLaw:
 
 
 @dataclass(frozen=True)
-class Interval:
+class PredictionInterval:
     """A value with the bounds of its interval."""
 
     value: float
     low: float
     high: float
 
-    def negated(self) -> Interval:
+    def negated(self) -> PredictionInterval:
         """Return the interval of the negative value."""
-        return Interval(-self.value, -self.high, -self.low)
+        return PredictionInterval(-self.value, -self.high, -self.low)
 
 
 @dataclass(frozen=True)
@@ -92,20 +93,28 @@ class LawFit:
         law: with the fitted parameters.
         blends: float64[arms, sources].
         values: float64[arms], losses.
-        left_out: float64[arms], each arm's loss as predicted by a fit without it.
         gain: float64[1 + sources, arms], how the parameters move with the values: the pseudo-inverse of the Jacobian.
     """
 
     law: MixtureLaw
     blends: np.ndarray
     values: np.ndarray
-    left_out: np.ndarray
     gain: np.ndarray = field(repr=False)
 
     @property
     def residuals(self) -> np.ndarray:
         """Measured minus fitted loss, float64[arms]."""
         return np.asarray(self.values - self.law.at(self.blends))
+
+    @cached_property
+    def left_out(self) -> np.ndarray:
+        """Each arm's loss as predicted by a fit without it, float64[arms]; as many fits as arms."""
+        found = np.empty(len(self.values))
+        for arm in range(len(found)):
+            rest = np.arange(len(found)) != arm
+            law = _fitted(self.blends[rest], self.values[rest], _LEFT_OUT_STARTS, self.law)
+            found[arm] = law.at(self.blends[arm])
+        return found
 
     @property
     def df(self) -> int:
@@ -129,7 +138,7 @@ class LawFit:
         """Return float64[..., arms], how the prediction at blends moves with each arm's measured loss."""
         return np.asarray(self.law.gradient(blends) @ self.gain)
 
-    def predicted(self, blend: np.ndarray, new: bool = False, level: float = LEVEL) -> Interval:
+    def predicted(self, blend: np.ndarray, new: bool = False, level: float = LEVEL) -> PredictionInterval:
         """Return the predicted loss of a blend.
 
         Args:
@@ -140,11 +149,11 @@ class LawFit:
         value = float(self.law.at(blend))
         variance = float(np.sum(self.influence(blend) ** 2)) + new
         half = float(t_quantile((1 + level) / 2, self.df)) * self.deviation * variance**0.5
-        return Interval(value, value - half, value + half)
+        return PredictionInterval(value, value - half, value + half)
 
 
 def fit_law(blends: np.ndarray, values: np.ndarray) -> LawFit:
-    """Fit the law to arms, from many starts, and once more without each arm.
+    """Fit the law to arms, from many starts.
 
     Args:
         blends: float64[arms, sources], shares that sum to 1, no two rows equal.
@@ -157,12 +166,8 @@ def fit_law(blends: np.ndarray, values: np.ndarray) -> LawFit:
     if arms < sources + 2:
         raise ValueError(f"{arms} arms cannot be fitted by {sources + 1} parameters")
     law = _fitted(blends, values, _STARTS)
-    left_out = np.empty(arms)
-    for arm in range(arms):
-        rest = np.arange(arms) != arm
-        left_out[arm] = _fitted(blends[rest], values[rest], _LEFT_OUT_STARTS, law).at(blends[arm])
     # Where the data are straight, floor and factor trade off against each other; the pseudo-inverse leaves that out.
-    return LawFit(law, blends, values, left_out, np.linalg.pinv(law.gradient(blends), rcond=1e-9))
+    return LawFit(law, blends, values, np.linalg.pinv(law.gradient(blends), rcond=1e-9))
 
 
 def refitted(fit: LawFit, values: np.ndarray) -> MixtureLaw:
@@ -175,33 +180,37 @@ def refitted(fit: LawFit, values: np.ndarray) -> MixtureLaw:
     return _fitted(fit.blends, values, 0, fit.law)
 
 
-def resampled(fit: LawFit, seeds: Sequence[np.ndarray], blend: np.ndarray, draws: int = 200) -> Interval | None:
-    """Return a prediction's interval over seeds alone: seeds are drawn again within each arm, and the law refitted.
+def resampled(fit: LawFit, seeds: Sequence[np.ndarray], draws: int = 200) -> list[MixtureLaw]:
+    """Return laws of seeds drawn again within each arm: what predictions would be with other seeds.
 
-    It holds no lack of fit, so it shows how much of the uncertainty more seeds would remove.
+    They hold no lack of fit, so their spread shows how much of the uncertainty more seeds would remove.
 
     Args:
         fit: of the means of seeds.
         seeds: float64[seeds] of each arm.
-        blend: float64[sources].
-        draws: number of refits.
+        draws: number of refits; each takes about a millisecond.
 
     Returns:
-        The interval at 95 %; None if an arm has one seed.
+        The laws; none if an arm has one seed.
     """
     if min(map(len, seeds)) < 2:
-        return None
+        return []
     rng = np.random.default_rng(0)
-    found = np.empty(draws)
-    for draw in range(draws):
-        # Drawing S of S values has (S - 1)/S of the variance of their mean; stretched back, or two seeds halve it.
-        means = np.array([
-            own.mean() + (rng.choice(own, len(own)).mean() - own.mean()) * (len(own) / (len(own) - 1)) ** 0.5
-            for own in seeds
-        ])  # fmt: skip
-        found[draw] = refitted(fit, means).at(blend)
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(fit.law.at(blend)), float(low), float(high))
+    return [refitted(fit, np.array([_mean_of_drawn(own, rng) for own in seeds])) for _ in range(draws)]
+
+
+def _mean_of_drawn(own: np.ndarray, rng: np.random.Generator) -> float:
+    # S of S values drawn again have (S - 1)/S of the variance of their mean: half of it for two seeds.
+    stretch = (len(own) / (len(own) - 1)) ** 0.5
+    return float(own.mean() + stretch * (rng.choice(own, len(own)).mean() - own.mean()))
+
+
+def interval_of(fit: LawFit, drawn: Sequence[MixtureLaw], blend: np.ndarray) -> PredictionInterval | None:
+    """Return the interval, of 95 %, of a prediction over resampled laws; None if there are none."""
+    if not drawn:
+        return None
+    low, high = np.quantile([law.at(blend) for law in drawn], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return PredictionInterval(float(fit.law.at(blend)), float(low), float(high))
 
 
 def _fitted(blends: np.ndarray, values: np.ndarray, starts: int, known: MixtureLaw | None = None) -> MixtureLaw:

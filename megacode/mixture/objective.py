@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megacode.mixture.laws import LEVEL, Interval, LawFit
+from megacode.mixture.laws import LEVEL, LawFit, PredictionInterval
 from megacode.statistics.student import t_quantile
 
 
@@ -42,7 +42,7 @@ class Objective:
         """Return float64[sources, sources], its second derivatives by the shares at one blend."""
         return np.asarray(sum(w * fit.law.curvature(blend) for w, fit in self._pairs()))
 
-    def gain(self, blend: np.ndarray, over: np.ndarray, level: float = LEVEL) -> Interval:
+    def gain(self, blend: np.ndarray, over: np.ndarray, level: float = LEVEL) -> PredictionInterval:
         """Return by how much a blend's weighted loss is below another one's, with its interval.
 
         Args:
@@ -53,7 +53,7 @@ class Objective:
         value = float(self.at(over) - self.at(blend))
         moved = np.array([fit.influence(over) - fit.influence(blend) for fit in self.fits])
         half = float(self.half_widths(moved[:, None], level)[0])
-        return Interval(value, value - half, value + half)
+        return PredictionInterval(value, value - half, value + half)
 
     def slope_influence(self, blend: np.ndarray) -> np.ndarray:
         """Return float64[targets, sources, arms], how the slope of each target moves with the measured losses."""
@@ -77,6 +77,7 @@ class Objective:
         parts = np.einsum("ij,jka,lka->kil", shared, moved, moved)
         variance = np.trace(parts, axis1=1, axis2=2)
         # Targets with independent errors know their sum better than one of them alone knows its own.
+        # The floor only guards against 0/0, where all residuals are 0.
         squared = np.maximum(np.einsum("kij,kji->k", parts, parts), 1e-300)
         own_df = np.clip(df * variance**2 / squared, df, df * len(self.fits))
         return np.asarray(t_quantile((1 + level) / 2, own_df) * np.sqrt(np.maximum(variance, 0)))

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from megacode.mixture.laws import LEVEL, Interval
+from megacode.mixture.laws import LEVEL, PredictionInterval
 from megacode.mixture.objective import Objective
 
 PULL = 0.05  # of the natural blend, in the unit of the loss per nat; Olmix takes 0.05 to 0.1
@@ -32,7 +32,7 @@ _AT_BOUND = 1e-5
 
 
 @dataclass(frozen=True)
-class Limits:
+class BlendLimits:
     """What a blend must keep to.
 
     Attributes:
@@ -55,7 +55,7 @@ class Limits:
         return bool(np.all(blend <= self.caps + 1e-6))
 
 
-def best_blend(objective: Objective, limits: Limits, starts: Iterable[np.ndarray] = ()) -> np.ndarray:
+def best_blend(objective: Objective, limits: BlendLimits, starts: Iterable[np.ndarray] = ()) -> np.ndarray:
     """Return the blend of the lowest weighted loss within caps, float64[sources].
 
     Args:
@@ -67,17 +67,17 @@ def best_blend(objective: Objective, limits: Limits, starts: Iterable[np.ndarray
     return min([_solved(objective, limits, unimax(limits.caps)), *found], key=lambda x: _value(objective, limits, x))
 
 
-def _value(objective: Objective, limits: Limits, blend: np.ndarray) -> float:
+def _value(objective: Objective, limits: BlendLimits, blend: np.ndarray) -> float:
     share = np.maximum(blend, _TINY)
     return float(objective.at(blend) + limits.pull * np.sum(share * np.log(share / limits.natural)))
 
 
-def _slope(objective: Objective, limits: Limits, blend: np.ndarray) -> np.ndarray:
+def _slope(objective: Objective, limits: BlendLimits, blend: np.ndarray) -> np.ndarray:
     share = np.maximum(blend, _TINY)
     return objective.slope(blend) + limits.pull * (1 + np.log(share / limits.natural))
 
 
-def _solved(objective: Objective, limits: Limits, start: np.ndarray) -> np.ndarray:
+def _solved(objective: Objective, limits: BlendLimits, start: np.ndarray) -> np.ndarray:
     from scipy.optimize import minimize
 
     # In units of the objective's own slope: the tolerance of SLSQP is absolute.
@@ -106,8 +106,8 @@ def _within(blend: np.ndarray, caps: np.ndarray) -> np.ndarray:
 
 
 def optimum_intervals(
-    objective: Objective, limits: Limits, blend: np.ndarray, level: float = LEVEL
-) -> list[Interval | None]:
+    objective: Objective, limits: BlendLimits, blend: np.ndarray, level: float = LEVEL
+) -> list[PredictionInterval | None]:
     """Return an interval of each share of the optimum; None where the share is at 0 or at its cap.
 
     Args:
@@ -118,7 +118,7 @@ def optimum_intervals(
     """
     caps = np.minimum(limits.caps, 1)
     free = np.flatnonzero((blend > _AT_BOUND) & (blend < caps - _AT_BOUND))
-    found: list[Interval | None] = [None] * len(blend)
+    found: list[PredictionInterval | None] = [None] * len(blend)
     # One share alone is fixed by the sum.
     if len(free) < 2:
         return found
@@ -132,7 +132,7 @@ def optimum_intervals(
     halves = objective.half_widths(moved, level)
     for number, half in zip(free, halves, strict=True):
         low, high = max(0.0, blend[number] - half), min(float(caps[number]), blend[number] + half)
-        found[number] = Interval(float(blend[number]), float(low), float(high))
+        found[number] = PredictionInterval(float(blend[number]), float(low), float(high))
     return found
 
 

@@ -1,1 +1,1 @@
-"""What a study says once its arms are scored: comparisons, pages, and the next mixture. Never imports torch."""
+"""The report of a study: what its scores say, how surely, and how it came about."""

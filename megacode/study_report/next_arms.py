@@ -14,15 +14,16 @@ import numpy as np
 
 from megacode.mixture import designs, gates
 from megacode.mixture.gates import Refusal
-from megacode.mixture.laws import Interval, resampled
+from megacode.mixture.laws import MixtureLaw, PredictionInterval, interval_of, resampled
 from megacode.mixture.proposals import best_blend, optimum_intervals, rounded, unimax
 from megacode.mixture.repetition import average_worth, next_worth
 from megacode.study.grid import build_grid
 from megacode.study.loading import load_study
 from megacode.study_report.forecasts import forecast_rows
 from megacode.study_report.next_block import BlockWriter, merged, written
-from megacode.study_report.next_laws import StudyLaws, Wanted
+from megacode.study_report.next_laws import StudyLaws
 from megacode.study_report.next_scales import other_scale
+from megacode.study_report.next_target import Wanted
 
 _Json = dict[str, Any]
 _SAME = 0.0005  # share of tokens; blends are written in tenths of a per cent
@@ -60,7 +61,8 @@ class _Proposer:
         self.laws, self.file, self.wanted = laws, file, wanted
         self.target, self.limits = laws.target, laws.target.limits
         self.blocks = BlockWriter(laws.grid.study, laws.like, laws.like.cell.place)
-        left = self.target.named(self.target.left)
+        self.drawn: dict[str, list[MixtureLaw]] = {}  # by metric, refits of other seeds: the slow part
+        left = dict(zip(self.target.shares, self.limits.caps * self.target.budget, strict=True))
         self.refusals = [
             *laws.refusals,
             *other_scale(laws, wanted.target),
@@ -112,14 +114,14 @@ class _Proposer:
         blend = rounded(exact, limits.caps)
         best = laws.blends[laws.best]
         self.refusals += gates.badly_predicted(laws.deciding_fits)
-        self.refusals += gates.outside_of_arms(blend, laws.blends, self.target.sources)
+        self.refusals += gates.outside_of_arms(blend, laws.blends, self.target.shares)
         # Where no arm keeps the caps, there is nothing that could be trained in place of the blend.
         if limits.kept(best):
             self.refusals += gates.no_clear_gain(laws.objective.gain(blend, best), laws.points[laws.best].name)
         if self.refusals:
             return None
         shares = optimum_intervals(laws.objective, limits, exact)
-        named = zip(self.target.sources, shares, strict=True)
+        named = zip(self.target.shares, shares, strict=True)
         return {**self._row("law", blend), "shares": {name: _interval(one) for name, one in named}}
 
     def _row(self, kind: str, blend: np.ndarray, arm: str | None = None) -> _Json:
@@ -133,7 +135,7 @@ class _Proposer:
         row = {
             "kind": kind,
             "arm": arm,
-            "blend": target.named(blend),
+            "blend": target.spread(blend),
             "predicted": predicted,
             "gain": _interval(laws.objective.gain(blend, laws.blends[laws.best])) if known and laws.objective else None,
             "passes": target.named(passes),
@@ -165,8 +167,10 @@ class _Proposer:
         for one, fit in zip(laws.metrics, laws.objective.fits, strict=True):
             if fit.left_out_r2 < gates.LEAST_R2:
                 continue
-            seeds = [one.values[point.name] * one.sign for point in laws.points]
-            found = fit.predicted(blend), fit.predicted(blend, new=True), resampled(fit, seeds, blend)
+            if one.name not in self.drawn:
+                self.drawn[one.name] = resampled(fit, [one.values[point.name] * one.sign for point in laws.points])
+            seeds = interval_of(fit, self.drawn[one.name], blend)
+            found = fit.predicted(blend), fit.predicted(blend, new=True), seeds
             mean, new, by_seeds = (each.negated() if each and one.sign < 0 else each for each in found)
             rows[one.name] = {**(_interval(mean) or {}), "new": _interval(new), "seeds_alone": _interval(by_seeds)}
         return rows or None
@@ -178,12 +182,12 @@ class _Proposer:
         laws, target = self.laws, self.target
         trusted = [fit.law for fit in laws.deciding_fits.values() if fit.left_out_r2 >= gates.LEAST_R2]
         offered = designs.candidates(self.limits.caps)
-        form = trusted or designs.usual_laws(len(target.sources))
+        form = trusted or designs.usual_laws(len(target.shares))
         blends = designs.d_optimal(laws.blends, offered, form, self.wanted.arms)
-        blocks = [self.blocks.block(f"inform-{n}", target.named(blend), {}) for n, blend in enumerate(blends, 1)]
+        blocks = [self.blocks.block(f"inform-{n}", target.spread(blend), {}) for n, blend in enumerate(blends, 1)]
         return {
             "by": "fitted laws" if trusted else "usual laws",
-            "blends": [target.named(blend) for blend in blends],
+            "blends": [target.spread(blend) for blend in blends],
             "block": written(merged(blocks)) if blocks else "",
             "block_notes": [note for block in blocks for note in self.blocks.notes(block)],
         }
@@ -203,5 +207,5 @@ class _Proposer:
         return notes
 
 
-def _interval(one: Interval | None) -> _Json | None:
+def _interval(one: PredictionInterval | None) -> _Json | None:
     return None if one is None else {"value": one.value, "low": one.low, "high": one.high}

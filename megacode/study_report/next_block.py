@@ -40,6 +40,7 @@ class BlockWriter:
         old = uses[-1].phase
         phase = {**self._study.phases[old], "blend": {source: share for source, share in blend.items() if share}}
         written = [use.phase if use.until is None else {"phase": use.phase, "until": str(use.until)} for use in uses]
+        # Phases before the last one stay: points of a cooldown law share their trunk.
         last = written[-1]
         written[-1] = {**last, "phase": name} if isinstance(last, dict) else name
         at = {"at": self._levels} if self._levels else {}
@@ -53,6 +54,7 @@ class BlockWriter:
 
     def notes(self, block: Block) -> list[str]:
         """Return what must be added by hand: settings of levels for the phase that a block replaces."""
+        # A level's settings name phases, and cannot know the new one.
         old = self._study.uses(self._like.cell.original)[self._like.phase].phase
         (new,) = block["phases"]
         return [
@@ -78,6 +80,7 @@ def _settings(arm: StudyArm, old: str, new: str, kept: set[str]) -> dict[str, An
     for key, value in arm.set.items():
         section, _, rest = key.partition(".")
         phase, _, inside = rest.partition(".")
+        # Settings of phases that the arm does not use are an error of the study file.
         if section != "phases" or phase in kept:
             found[key] = value
         if section == "phases" and phase == old and inside.partition(".")[0] != "blend":

@@ -1,167 +1,25 @@
-"""The laws of a study's next mixture: the points they are fitted to, the metrics, and the run that a blend is for."""
+"""The laws of a study's next mixture: the points they are fitted to, the metrics, and what the arms cannot tell."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megacode.base.errors import ConfigError, DataError
-from megacode.base.units import parse_count
 from megacode.config.suggestions import did_you_mean
 from megacode.mixture import gates
 from megacode.mixture.laws import LawFit, fit_law
 from megacode.mixture.objective import Objective
-from megacode.mixture.proposals import PULL, Limits
 from megacode.study.found import all_states
 from megacode.study.grid import Grid
-from megacode.study_report.next_points import Metric, Point, ScoreFiles, choose_like, comparable, find_points
+from megacode.study_report.next_points import Metric, ScoreFiles, choose_like, comparable, find_points
+from megacode.study_report.next_target import TargetRun, Wanted, usable
 
 _Json = dict[str, Any]
-MOST_PASSES = 4.0  # up to it a repeated token is worth 0.93 of a fresh one on average
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a blend is chosen for.
-
-    Attributes:
-        weights: by metric; empty: the study's primary metrics, with equal weights.
-        budget: tokens of the target's stretch; None: that of the full run of the points.
-        max_passes: over each source at the target.
-        arms: informative arms wanted.
-        like: an arm whose end is one of the points; None: the largest group.
-        target: a level that the blend is for; None: that of the points.
-        pull: toward the natural blend.
-    """
-
-    weights: Mapping[str, float] = field(default_factory=dict)
-    budget: int | None = None
-    max_passes: float = MOST_PASSES
-    arms: int = 0
-    like: str | None = None
-    target: str | None = None
-    pull: float = PULL
-
-
-def read_weights(metrics: Sequence[str], text: str | None) -> dict[str, float]:
-    """Return weights by metric from a command line.
-
-    Args:
-        metrics: those that count alike.
-        text: `METRIC=1,METRIC=0.5`; it wins over `metrics`.
-
-    Raises:
-        ConfigError: the text is not of this form.
-    """
-    weights = dict.fromkeys(metrics, 1.0)
-    for part in (text or "").split(","):
-        name, _, number = part.rpartition("=")
-        try:
-            if part.strip():
-                weights[name.strip()] = float(number)
-        except ValueError:
-            name = ""
-        if part.strip() and not (name.strip() and 0 <= weights.get(name.strip(), -1) < float("inf")):
-            raise ConfigError(f"{part!r} is not a weight", "--weights", "write METRIC=1,METRIC=0.5, none negative")
-    return weights
-
-
-def read_budget(text: str | None) -> int | None:
-    """Return a number of tokens from a command line.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    try:
-        count = None if text is None else parse_count(text)
-        if count is not None and count < 1:
-            raise ValueError("a budget is at least one token")
-    except ValueError as error:
-        raise ConfigError(str(error), "--budget", "write for example 200B") from None
-    return count
-
-
-class TargetRun:
-    """The run that a blend is for: its sources, their sizes and caps.
-
-    Args:
-        like: one of the points.
-        points: all of them.
-        wanted: budget and caps.
-
-    Attributes:
-        sources: their names, in the order of all arrays.
-        tokens: float64[sources], size of each.
-        budget: tokens of the stretch that is blended.
-        read: float64[sources], tokens read before the stretch.
-        most: float64[sources], the most passes over each.
-        left: float64[sources], tokens that these passes leave.
-        limits: for the proposer.
-    """
-
-    def __init__(self, like: Point, points: Sequence[Point], wanted: Wanted) -> None:
-        cell = like.cell
-        plan = cell.full or cell.plan
-        schedule = plan.schedule
-        self.sources = sorted({name for point in points for name in point.counts})
-        # A source that only other arms read has its size from their plan.
-        sizes = {
-            name: size.tokens
-            for point in points
-            for name, size in (point.cell.full or point.cell.plan).schedule.sizes.items()
-        }
-        self.tokens = np.array([float(sizes[name]) for name in self.sources])
-        self.budget = wanted.budget or schedule.phases[like.phase].samples * schedule.seq_length
-        # Earlier phases of the target have used up some of the passes.
-        before = [
-            ((one.full or one.plan).schedule, phase)
-            for one in cell.trainings
-            for phase in (one.full or one.plan).schedule.phases[: like.phase if one is cell else None]
-        ]
-        self.read = np.array([
-            float(sum(phase.counts.get(name, 0) * own.seq_length for own, phase in before)) for name in self.sources
-        ])  # fmt: skip
-        config = {name: point.cell.plan.config.sources[name] for point in points for name in point.counts}
-        full = {
-            name: source
-            for point in points
-            if point.cell.full
-            for name, source in point.cell.full.config.sources.items()
-        }
-        own_caps = [({**config, **full}[name].max_epochs or np.inf) for name in self.sources]
-        self.most = np.minimum(own_caps, wanted.max_passes)
-        self.left = np.maximum(self.most * self.tokens - self.read, 0)
-        self.limits = Limits(self.tokens / self.tokens.sum(), self.left / self.budget, wanted.pull)
-
-    def passes(self, blend: np.ndarray) -> np.ndarray:
-        """Return float64[sources], passes over each source at the end of the target."""
-        return np.asarray((self.read + blend * self.budget) / self.tokens)
-
-    def above(self, passes: np.ndarray) -> list[str]:
-        """Return the sources that float64[sources] passes read more often than they may."""
-        rows = zip(self.sources, passes, self.most, strict=True)
-        return [name for name, own, most in rows if own > most * (1 + 1e-6)]
-
-    def named(self, values: np.ndarray) -> dict[str, float]:
-        """Return values of sources by name."""
-        return {name: float(value) for name, value in zip(self.sources, values, strict=True)}
-
-    def rows(self) -> _Json:
-        """Return what is known of each source."""
-        rows = zip(self.sources, self.tokens, self.limits.natural, self.limits.caps, self.read, strict=True)
-        return {
-            name: {
-                "tokens": int(tokens),
-                "natural": float(share),
-                "largest_share": float(min(cap, 1)),
-                "read_before": int(read),
-            }
-            for name, tokens, share, cap, read in rows
-        }
+_NAMED = 6  # arms in a message
 
 
 class StudyLaws:
@@ -204,16 +62,23 @@ class StudyLaws:
                 f"no arm that is like {self.like.name!r} is scored", self.file, "train and score arms first"
             )
         self.metrics = self._chosen(self.files.metrics(with_scores))
-        self.points = [point for point in with_scores if all(point.name in one.values for one in self.metrics)]
-        self.left_out |= {point.name: "not scored" for point in chosen if point not in self.points}
+        complete = [point for point in with_scores if all(point.name in one.values for one in self.metrics)]
+        self.left_out |= {point.name: "not scored" for point in chosen if point not in complete}
+        self.points, unwanted = usable(complete, wanted)
+        self.left_out |= unwanted
+        if not self.points:
+            fix = "name more sources by --source, and join only sources that arms read in one ratio"
+            raise DataError("no scored arm is left", self.file, fix)
         # 2. The target, and the laws.
         self.target = TargetRun(self.like, self.points, wanted)
-        self.blends = np.array([point.shares(self.target.sources) for point in self.points])
+        self.blends = np.array([self.target.blend_of(point) for point in self.points])
         self.weights = self._weights()
         self.losses = np.array([[one.loss(point.name) for point in self.points] for one in self.metrics])
+        few = list(gates.too_few_blends(self.blends))
         self.refusals = [
-            *gates.too_few_blends(self.blends),
-            *gates.unvaried_directions(self.blends, self.target.sources),
+            *few,
+            *(_not_comparable(self.left_out, self.like.name) if few else ()),
+            *gates.unvaried_directions(self.blends, self.target.shares),
         ]
         self.objective = self._fitted()
 
@@ -259,6 +124,7 @@ class StudyLaws:
         """Return the laws; None where the arms cannot tell them."""
         if any(one.reason == "unvaried" for one in self.refusals) or len(self.blends) < self.blends.shape[1] + 3:
             return None
+        # Fewer arms than that have an exact fit or nearly so, and nothing to tell its error by.
         return Objective([fit_law(self.blends, losses) for losses in self.losses], self.weights)
 
     def point_rows(self) -> list[_Json]:
@@ -266,7 +132,7 @@ class StudyLaws:
         return [
             {
                 "name": point.name,
-                "blend": self.target.named(blend),
+                "blend": self.target.spread(blend),
                 "seeds": {one.name: len(one.values[point.name]) for one in self.metrics},
                 "scores": {one.name: float(one.values[point.name].mean()) for one in self.metrics},
                 "weighted_loss": float(loss),
@@ -292,10 +158,19 @@ class StudyLaws:
         names = [point.name for point in self.points]
         return {
             "floor": fit.law.floor,
-            "exponents": self.target.named(fit.law.exponents),
+            "exponents": dict(zip(self.target.shares, fit.law.exponents.tolist(), strict=True)),
             "deviation": fit.deviation,
             "degrees_of_freedom": fit.df,
             "left_out_r2": fit.left_out_r2,
             "residuals": dict(zip(names, fit.residuals.tolist(), strict=True)),
             "left_out_residuals": dict(zip(names, (fit.values - fit.left_out).tolist(), strict=True)),
         }
+
+
+def _not_comparable(left_out: Mapping[str, str], like: str) -> Iterator[gates.Refusal]:
+    """Say which arms a law that has too few would need, and why it cannot have them."""
+    if left_out:
+        said = [f"{name} ({why})" for name, why in list(left_out.items())[:_NAMED]]
+        more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+        what = f"arms that are no points of this law: {', '.join(said)}{more}"
+        yield gates.Refusal("not comparable", what, f"score them, or train their blends as {like} is trained")

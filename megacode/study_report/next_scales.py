@@ -44,6 +44,7 @@ def _ranking(laws: StudyLaws, level: str) -> str:
     metrics = laws.files.metrics(there) if there else {}
     if len(there) < 2 or not all(one.name in metrics for one in laws.metrics):
         return f"fewer than two arms are scored at both, so it is not known whether {level} ranks them alike"
+    # By the same weights, since it is the weighted choice that must carry over.
     weighted = list(zip(laws.weights, laws.metrics, strict=True))
     large = [sum(weight * metrics[one.name].loss(point.name) for weight, one in weighted) for point in there]
     alike, pairs = decision_accuracy([here[point.cell.arm, point.phase] for point in there], large)

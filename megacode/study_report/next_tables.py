@@ -18,6 +18,7 @@ _Json = dict[str, Any]
 _WIDEST = 100
 _TITLES = {"law": "by law", "best arm": "best arm", "unimax": "UniMax", "natural": "natural"}
 _LEFT_OUT_SHOWN = 6
+_FULL_WORTH = 0.995  # shown as 1.00
 
 
 def render_next(document: _Json, console: Console) -> None:
@@ -88,7 +89,7 @@ def _proposals(document: _Json) -> RenderableType:
     # One block of lines for each thing that is said of all proposals.
     _block(table, "share", rows, document["sources"], lambda row, name: f"{row['blend'][name]:.1%}")
     _block(table, "passes", rows, document["sources"], lambda row, name: f"{row['passes'][name]:.2f}")
-    worth = {name for row in rows for name, value in row["worth"].items() if value < 1}
+    worth = {name for row in rows for name, value in row["worth"].items() if value < _FULL_WORTH}
     repeated = [name for name in document["sources"] if name in worth]
     _block(table, "worth of a token", rows, repeated, lambda row, name: f"{row['worth'][name]:.2f}")
     metrics = [row["metric"] for row in document["targets"]]

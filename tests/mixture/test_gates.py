@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megacode.mixture import gates
-from megacode.mixture.laws import Interval, fit_law
+from megacode.mixture.laws import PredictionInterval, fit_law
 from tests.mixture.test_laws import CODE, TWO
 
 NAMES = ["text", "code", "markup"]
@@ -20,11 +20,11 @@ def said(refusals: list[gates.Refusal]) -> list[str]:
 def test_three_blends_of_each_source_are_needed() -> None:
     assert not list(gates.too_few_blends(TWO))
     (one,) = gates.too_few_blends(TWO[:5])
-    assert one.what == "5 distinct blends of 2 sources are scored; a law needs 6, 3 for each source"
+    assert one.what == "distinct blends of 2 sources that are scored: 5; a law needs 6, 3 for each source"
     assert "`--arms 1`" in one.fix
     # The same blend twice is one blend with two seeds.
     (one,) = gates.too_few_blends(np.r_[TWO[:5], [[0.999, 0.001]]])
-    assert one.what.startswith("5 distinct")
+    assert one.what.startswith("distinct blends of 2 sources that are scored: 5")
 
 
 def test_sources_that_never_varied_apart_are_named() -> None:
@@ -40,7 +40,7 @@ def test_sources_that_never_varied_apart_are_named() -> None:
     assert said(list(gates.unvaried_directions(np.ones((4, 1)), ["text"]))) == ["all arms read only text"]
     along = np.array([0.5, 0.3, 0.2]) + np.outer([0, 0.1, 0.2], [-1, 0.4, 0.6])
     assert said(list(gates.unvaried_directions(along, NAMES))) == [
-        "the shares of text, code, markup changed only together, in 1 directions"
+        "the shares of text, code, markup changed only together, in 1 of 2 directions"
     ]
     assert not list(gates.unvaried_directions(np.eye(3), NAMES))
 
@@ -54,9 +54,12 @@ def test_a_law_that_does_not_predict_left_out_arms_is_refused() -> None:
 
 
 def test_a_gain_inside_its_interval_is_no_gain() -> None:
-    assert not list(gates.no_clear_gain(Interval(0.02, 0.001, 0.039), "mix"))
-    (one,) = gates.no_clear_gain(Interval(0.02, -0.001, 0.041), "mix")
-    assert one.what == "the predicted gain over 'mix' is 0.0200, from -0.0010 to 0.0410: not clear"
+    assert not list(gates.no_clear_gain(PredictionInterval(0.02, 0.001, 0.039), "mix"))
+    (one,) = gates.no_clear_gain(PredictionInterval(0.02, -0.001, 0.041), "mix")
+    assert (
+        one.what
+        == "the predicted gain over the best arm, 'mix', is 0.0200, from -0.0010 to 0.0410: not clearly above 0"
+    )
     assert one.fix.startswith("take 'mix'")
 
 
@@ -92,11 +95,11 @@ def test_sources_that_cannot_fill_the_budget_are_said() -> None:
 
 def test_all_reasons_are_raised_together_with_exit_code_3() -> None:
     gates.refuse([], "study.yaml")
-    reasons = [*gates.too_few_blends(TWO[:3]), *gates.no_clear_gain(Interval(0, -1, 1), "mix")]
+    reasons = [*gates.too_few_blends(TWO[:3]), *gates.no_clear_gain(PredictionInterval(0, -1, 1), "mix")]
     with pytest.raises(gates.ProposalError) as caught:
         gates.refuse(reasons, "study.yaml")
     assert caught.value.exit_code == 3
-    assert str(caught.value).startswith("No proposal: 2 problems\n  study.yaml: 3 distinct blends")
+    assert str(caught.value).startswith("No proposal: 2 problems\n  study.yaml: distinct blends")
 
 
 def test_decision_accuracy_of_the_worked_example() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megacode.mixture.laws import MixtureLaw, fit_law, refitted, resampled
+from megacode.mixture.laws import MixtureLaw, fit_law, interval_of, refitted, resampled
 from megacode.mixture.objective import Objective
 
 SHARES = np.array([0, 0.25, 0.5, 0.75, 0.9, 1])
@@ -66,7 +66,7 @@ def test_the_interval_of_the_worked_example_covers_95_per_cent() -> None:
     for _ in range(runs):
         values = CODE + rng.normal(0, 0.01, 6)
         law = refitted(exact, values)
-        fit = type(exact)(law, TWO, values, values, np.linalg.pinv(law.gradient(TWO)))
+        fit = type(exact)(law, TWO, values, np.linalg.pinv(law.gradient(TWO)))
         one, other = fit.predicted(at), fit.predicted(at, new=True)
         mean += one.low <= truth <= one.high
         new += other.low <= truth + rng.normal(0, 0.01) <= other.high
@@ -90,13 +90,14 @@ def test_seeds_drawn_again_give_the_seeds_part_of_the_interval() -> None:
     rng, noise, at = np.random.default_rng(2), 0.02, np.array([0.6, 0.4])
     seeds = [value + rng.normal(0, noise, 3) for value in CODE]
     fit = fit_law(TWO, np.array([own.mean() for own in seeds]))
-    found = resampled(fit, seeds, at)
+    found = interval_of(fit, resampled(fit, seeds), at)
     assert found is not None
     own = np.array([one.var(ddof=1) / 3 for one in seeds])
     expected = 2 * 1.96 * float(np.sum(fit.influence(at) ** 2 * own)) ** 0.5
     assert found.high - found.low == pytest.approx(expected, rel=0.2)
     assert found.low < fit.law.at(at) < found.high
-    assert resampled(fit, [own[:1] for own in seeds], at) is None
+    assert resampled(fit, [one[:1] for one in seeds]) == []
+    assert interval_of(fit, [], at) is None
 
 
 def test_targets_with_shared_noise_are_not_counted_as_independent() -> None:

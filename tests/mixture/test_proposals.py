@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from megacode.mixture.laws import fit_law
 from megacode.mixture.objective import Objective
-from megacode.mixture.proposals import Limits, best_blend, optimum_intervals, rounded, unimax
+from megacode.mixture.proposals import BlendLimits, best_blend, optimum_intervals, rounded, unimax
 from megacode.mixture.repetition import average_worth, next_worth
 from tests.mixture.test_laws import CODE, TEXT, TWO
 
@@ -22,7 +22,7 @@ def both(*losses: np.ndarray) -> Objective:
 
 
 def test_the_optimum_of_the_worked_example() -> None:
-    found = best_blend(both(TEXT, CODE), Limits(HALVES, FREE, 0.0))
+    found = best_blend(both(TEXT, CODE), BlendLimits(HALVES, FREE, 0.0))
     assert found == pytest.approx([0.4004, 0.5996], abs=5e-5)
     assert both(TEXT, CODE).at(found) == pytest.approx(2.1031, abs=5e-5)
 
@@ -30,9 +30,9 @@ def test_the_optimum_of_the_worked_example() -> None:
 def test_weights_move_the_optimum_and_the_pull_draws_it_to_the_natural_blend() -> None:
     objective = both(TEXT, CODE)
     more = Objective(objective.fits, np.array([0.1, 0.9]))
-    assert best_blend(more, Limits(HALVES, FREE, 0.0))[1] > 0.9
+    assert best_blend(more, BlendLimits(HALVES, FREE, 0.0))[1] > 0.9
     natural = np.array([0.9, 0.1])
-    shares = [best_blend(objective, Limits(natural, FREE, pull))[1] for pull in (0.0, 0.05, 0.5, 50.0)]
+    shares = [best_blend(objective, BlendLimits(natural, FREE, pull))[1] for pull in (0.0, 0.05, 0.5, 50.0)]
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] == pytest.approx(0.1, abs=0.01)
 
@@ -47,7 +47,7 @@ def test_proposals_keep_the_caps(seed: int, sources: int) -> None:
     objective = Objective(
         [fit_law(blends, np.exp(blends @ rng.normal(0, 2, sources)) + rng.normal(0, 0.01, len(blends)))], np.ones(1)
     )
-    limits = Limits(rng.dirichlet(np.ones(sources)) * 0.9 + 0.1 / sources, caps)
+    limits = BlendLimits(rng.dirichlet(np.ones(sources)) * 0.9 + 0.1 / sources, caps)
     for blend in (best_blend(objective, limits, blends), unimax(caps)):
         assert blend.sum() == pytest.approx(1, abs=1e-9)
         assert blend.min() >= 0
@@ -79,7 +79,7 @@ def test_rounded_blends_are_whole_parts_of_one(parts: list[float]) -> None:
 
 
 def test_the_planted_optimum_lies_in_its_interval() -> None:
-    limits, rng, runs = Limits(np.array([0.7, 0.3]), FREE), np.random.default_rng(0), 120
+    limits, rng, runs = BlendLimits(np.array([0.7, 0.3]), FREE), np.random.default_rng(0), 120
     truth, hits = best_blend(both(TEXT, CODE), limits)[1], 0
     for _ in range(runs):
         objective = both(*(losses + rng.normal(0, 0.01, 6) for losses in (TEXT, CODE)))
@@ -91,7 +91,7 @@ def test_the_planted_optimum_lies_in_its_interval() -> None:
 
 
 def test_a_share_at_its_cap_has_no_interval() -> None:
-    limits = Limits(HALVES, np.array([9.0, 0.3]))
+    limits = BlendLimits(HALVES, np.array([9.0, 0.3]))
     blend = best_blend(both(TEXT, CODE), limits)
     assert blend == pytest.approx([0.7, 0.3])
     assert optimum_intervals(both(TEXT, CODE), limits, blend) == [None, None]

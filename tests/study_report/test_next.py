@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from typer.testing import CliRunner
 from megacode.base.errors import ConfigError, DataError
 from megacode.cli import app
 from megacode.mixture.gates import ProposalError
+from megacode.planning.run_plan import make_plan
 from megacode.study_report.next_arms import check_proposed, next_mixture
-from megacode.study_report.next_laws import Wanted, read_budget, read_weights
 from megacode.study_report.next_points import find_points
+from megacode.study_report.next_target import Wanted, read_budget, read_joins, read_weights
 from tests.house.test_eighty_columns import assert_whole
 from tests.limits import HANG
 from tests.statistics.synthetic import write_scores
@@ -121,7 +123,7 @@ def test_too_few_blends_are_refused_and_the_arms_that_would_help_are_named(tmp_p
     file = write_study(tmp_path, study_of(blends_of_two((0, 0.25, 0.5, 1))))
     document = next_mixture(file, Wanted(arms=2))
     assert reasons(document) == {
-        "too few blends": "4 distinct blends of 2 sources are scored; a law needs 6, 3 for each source"
+        "too few blends": "distinct blends of 2 sources that are scored: 4; a law needs 6, 3 for each source"
     }
     assert [row["kind"] for row in document["proposals"]] == ["best arm", "unimax", "natural"]
     assert all(row["predicted"] is None for row in document["proposals"])
@@ -131,7 +133,7 @@ def test_too_few_blends_are_refused_and_the_arms_that_would_help_are_named(tmp_p
     assert list(block["arms"]) == ["inform-1", "inform-2"]
     # Asked for arms, the command has done what it was asked.
     check_proposed(document)
-    with pytest.raises(ProposalError, match="4 distinct blends"):
+    with pytest.raises(ProposalError, match="distinct blends of 2 sources that are scored: 4"):
         check_proposed(next_mixture(file))
 
 
@@ -143,6 +145,49 @@ def test_sources_that_never_varied_apart_are_refused_by_name(tmp_path: Path) -> 
     assert document["targets"][0]["law"] is None
 
 
+def test_joined_sources_count_as_one_and_are_spread_by_their_ratio(tmp_path: Path) -> None:
+    shares = (0, 0.25, 0.5, 0.75, 0.9, 1)
+    blends = [{"text": 1 - r, "code": 0.8 * r, "markup": 0.2 * r} for r in shares]
+    blends = [{name: share for name, share in blend.items() if share} for blend in blends]
+    blends += [{"code": 1.0}, {"text": 0.5, "notebooks": 0.5}]
+    joined = lambda blend: planted({"code": blend.get("code", 0) + blend.get("markup", 0)})  # noqa: E731
+    study = study_of(blends)
+    study["set"]["sources"]["markup"]["tokens"] = 20_000
+    file = write_study(tmp_path, study, joined)
+    assert {"too few blends"} <= set(reasons(next_mixture(file)))
+    document = next_mixture(file, Wanted(pull=0.0, sources=["text", "code", "markup"], join=[["code", "markup"]]))
+    assert document["left_out"] == {
+        "mix-6": "code and markup are read in another ratio than in other arms",
+        "mix-7": "it reads notebooks",
+    }
+    law = of_kind(document, "law")
+    assert set(law["shares"]) == {"code+markup", "text"}
+    assert law["blend"]["code"] + law["blend"]["markup"] == pytest.approx(0.5996, abs=0.01)
+    assert law["blend"]["code"] == pytest.approx(4 * law["blend"]["markup"])
+    assert law["passes"]["markup"] == pytest.approx(law["blend"]["markup"] * 160_000 / 20_000)
+    assert set(yaml.safe_load(law["block"])["phases"]["next-law"]["blend"]) == {"text", "code", "markup"}
+    # One pass over markup, which is a fifth of the joined share: 20k of 160k tokens.
+    capped = next_mixture(file, Wanted(max_passes=1, sources=["text", "code", "markup"], join=[["code", "markup"]]))
+    assert of_kind(capped, "unimax")["blend"] == pytest.approx({"code": 0.4, "markup": 0.1, "text": 0.5})
+    tight = Wanted(budget=320_000, max_passes=1, sources=["text", "code", "markup"], join=[["code", "markup"]])
+    assert of_kind(next_mixture(file, tight), "unimax")["blend"]["markup"] == pytest.approx(0.0624, abs=2e-4)
+    for wanted, said in ((Wanted(sources=["txt"]), "--source: no scored arm reads 'txt'"),
+                         (Wanted(join=[["code", "mark"]]), "--join: no scored arm reads 'mark'"),
+                         (Wanted(sources=["markup"]), "no scored arm is left")):  # fmt: skip
+        with pytest.raises((ConfigError, DataError), match=said):
+            next_mixture(file, wanted)
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [(["code"], "'code' joins nothing"), (["code+"], "joins nothing"), (["a+b", "b+c"], "'b' stands in two groups")],
+)
+def test_joins_that_are_none_are_refused(texts: list[str], said: str) -> None:
+    assert read_joins(["code + markup"]) == [["code", "markup"]]
+    with pytest.raises(ConfigError, match=said):
+        read_joins(texts)
+
+
 def test_noise_is_refused(tmp_path: Path) -> None:
     flat = lambda blend: {"text": 2.0, "code": 1.0}  # noqa: E731
     document = next_mixture(write_study(tmp_path, study_of(blends_of_two()), flat, noise=0.05))
@@ -151,10 +196,10 @@ def test_noise_is_refused(tmp_path: Path) -> None:
 
 def test_a_gain_that_is_not_clear_is_refused(tmp_path: Path) -> None:
     # An arm lies at the optimum already.
-    file = write_study(tmp_path, study_of(blends_of_two((0, 0.25, 0.45, 0.56, 0.8, 1))))
-    document = next_mixture(file)
+    file = write_study(tmp_path, study_of(blends_of_two((0, 0.25, 0.5, 0.6, 0.8, 1))))
+    document = next_mixture(file, Wanted(pull=0.0))
     assert set(reasons(document)) == {"no clear gain"}
-    assert "gain over 'mix-3'" in reasons(document)["no clear gain"]
+    assert "gain over the best arm, 'mix-3'" in reasons(document)["no clear gain"]
     assert document["refusals"][0]["fix"].startswith("take 'mix-3'")
 
 
@@ -196,7 +241,10 @@ def test_points_that_are_not_comparable_are_left_out_with_the_reason(tmp_path: P
     assert document["refusals"] == []
     alone = next_mixture(file, Wanted(like="wider"))
     assert [point["name"] for point in alone["points"]] == ["wider"]
-    assert set(reasons(alone)) == {"too few blends", "unvaried"}
+    assert set(reasons(alone)) == {"too few blends", "not comparable", "unvaried"}
+    said = reasons(alone)["not comparable"]
+    assert said.startswith("arms that are no points of this law: mix-0 (other settings: model.ffn_hidden_size), ")
+    assert said.endswith(" and 5 more")
 
 
 def test_the_first_phase_of_a_longer_arm_is_a_point_if_it_is_scored(tmp_path: Path) -> None:
@@ -207,11 +255,7 @@ def test_the_first_phase_of_a_longer_arm_is_a_point_if_it_is_scored(tmp_path: Pa
     cell = next(cell for cell in grid_of(file).cells if cell.arm == "mix-5")
     config = cell.plan.config
     first = config.model_copy(update={"phases": config.phases[:1]})
-    from dataclasses import replace
-
-    from megacode.planning.run_plan import make_plan
-
-    write_run(replace(cell, plan=make_plan(first, cell.plan.schedule.sizes)), planted, 0.0)
+    write_run(replace(cell, plan=make_plan(first, allow_declared=True)), planted, 0.0)
     document = next_mixture(file)
     assert document["points"][-1]["name"] == "mix-5 of mix-5"
     assert document["refusals"] == []
@@ -250,7 +294,7 @@ def test_another_scale_is_refused_with_the_decision_accuracy(tmp_path: Path) -> 
         "another scale": "the law of small does not know the losses at large; 4 arms are scored at both, which order "
         "6 of 6 pairs alike (100%)"
     }
-    assert set(reasons(next_mixture(file, Wanted(like="mix-0@large")))) == {"too few blends"}
+    assert set(reasons(next_mixture(file, Wanted(like="mix-0@large")))) == {"too few blends", "not comparable"}
     with pytest.raises(ConfigError, match=r"--for: there is no level 'larg'\n.*did you mean large\?"):
         next_mixture(file, Wanted(target="larg"))
     for score_file in (tmp_path / "runs").glob("*large*/eval/*.json"):
@@ -296,11 +340,14 @@ def test_metrics_for_which_higher_is_better_are_turned_around(tmp_path: Path) ->
 
 
 def test_weights_choose_what_counts_and_weightless_metrics_are_predicted_beside(two: Path) -> None:
-    document = next_mixture(two, Wanted({TEXT: 0.0, CODE: 1.0}, pull=0.2))
-    assert [row["weight"] for row in document["targets"]] == [0, 1]
-    equal = of_kind(next_mixture(two, Wanted(pull=0.2)), "law")
-    assert of_kind(document, "law")["blend"]["code"] > equal["blend"]["code"]
-    assert set(of_kind(document, "law")["predicted"]) == {TEXT, CODE}
+    document = next_mixture(two, Wanted({TEXT: 1.0, CODE: 3.0}, pull=0.0))
+    assert [row["weight"] for row in document["targets"]] == [0.25, 0.75]
+    equal = of_kind(next_mixture(two, Wanted(pull=0.0)), "law")
+    assert of_kind(document, "law")["blend"]["code"] > equal["blend"]["code"] + 0.1
+    # All for text: the best arm is the one without code.
+    document = next_mixture(two, Wanted({TEXT: 1.0, CODE: 0.0}))
+    assert of_kind(document, "best arm")["arm"] == "mix-0"
+    assert set(of_kind(document, "best arm")["predicted"]) == {TEXT, CODE}
     assert read_weights(["a", "b"], None) == {"a": 1, "b": 1}
     assert read_weights(["a"], "b=2, c=0.5") == {"a": 1, "b": 2, "c": 0.5}
     assert (read_budget("200B"), read_budget(None)) == (200_000_000_000, None)
@@ -336,12 +383,14 @@ def test_a_budget_that_is_none_is_refused() -> None:
 
 def test_a_study_without_scores_or_metrics_is_refused(tmp_path: Path) -> None:
     study = study_of(blends_of_two())
+    study["phases"]["short"] = {"iterations": 50, "blend": {"text": 1}, "learning_rate": CONSTANT}
+    study["arms"]["short"] = ["short"]
     file = write_study(tmp_path, study, skip=list(study["arms"]))
     with pytest.raises(DataError, match=r"blends.yaml: no arm of the study is scored"):
         next_mixture(file)
     write_run(grid_of(file).cells[0], planted, 0.0)
-    with pytest.raises(DataError, match="no arm that is like 'mix-5' is scored"):
-        next_mixture(file, Wanted(like="mix-5"))
+    with pytest.raises(DataError, match="no arm that is like 'short' is scored"):
+        next_mixture(file, Wanted(like="short"))
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "compare": {}}))
     with pytest.raises(ConfigError, match=r"no metric is named\n.*mean/heldout, text/bits_per_byte"):
         next_mixture(file)
@@ -383,7 +432,9 @@ def test_a_metric_of_two_suites_is_told_apart_by_the_suite(tmp_path: Path) -> No
 
 
 def test_the_command_prints_one_document_and_ends_with_3_where_it_refuses(two: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["study", "next", str(two), "--json", "--budget", "1M", "--weights", f"{CODE}=3"])
+    done = CliRunner().invoke(
+        app, ["study", "next", str(two), "--json", "--budget", "1M", "--weights", f"{CODE}=0.5,{TEXT}=0.5"]
+    )
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["budget"] == 1_000_000
     file = write_study(tmp_path, study_of(blends_of_two((0, 0.5, 1))))
@@ -397,7 +448,7 @@ def test_the_command_prints_one_document_and_ends_with_3_where_it_refuses(two: P
         [sys.executable, "-c", program, str(file)], capture_output=True, text=True, timeout=HANG, check=False
     )
     assert ended.returncode == 3
-    assert ended.stderr.startswith("No proposal: blends.yaml: 3 distinct blends of 2 sources are scored")
+    assert ended.stderr.startswith("No proposal: blends.yaml: distinct blends of 2 sources that are scored: 3")
     assert ended.stderr.endswith("[]\n")
     assert [one["reason"] for one in json.loads(ended.stdout)["refusals"]] == ["too few blends"]
 
