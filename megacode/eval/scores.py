@@ -2,9 +2,9 @@
 
 lm-eval gives the scores; the standard errors are computed here from its per-item results, without a bootstrap:
 the sample deviation over the square root of n for a mean, and for bits per byte, a ratio of sums b = L/B, the usual
-linearisation s = sqrt(n/(n-1) * sum (l_i - b*B_i)^2) / B  (Cochran, Sampling Techniques, 3rd ed., section 6.4). Items of
-one passage count together: their deviations are summed before they are squared, and n is the number of passages. These
-are the errors of one arm in `statistics.variance`.
+linearisation s = sqrt(n/(n-1) * sum (l_i - b*B_i)^2) / B  (Cochran, Sampling Techniques, 3rd ed., section 6.4).
+Items of one passage count together: their deviations are summed before they are squared, and n is the number of
+passages. These are the errors of one arm in `statistics.variance`.
 """
 
 from __future__ import annotations
