@@ -36,6 +36,7 @@ RANKS = 2
 VOCABULARY = 4096
 ITERATIONS = {"balanced": 180, "text": 140, "cooldown": 60}
 PAGE_WIDTH = 100
+_DATA_STEPS = 3  # corpus, tokenizer, data sets
 # Far more than usual: the corpus is small, and the questions come from held-out documents.
 HELD_OUT = 0.05
 
@@ -94,12 +95,13 @@ def demo_config(out: Path, layout: str) -> dict[str, Any]:
     }
 
 
-def run_demo(out: Path, layout: str) -> int:
+def run_demo(out: Path, layout: str, data_only: bool = False) -> int:
     """Run the demo, or what is left of it.
 
     Args:
         out: directory for all results.
         layout: parallel layout of the two ranks: `dp2`, `tp2` or `pp2`.
+        data_only: stop after the tokenizer and the data sets, which `examples/studies/to_code_mini.yaml` reads.
 
     Returns:
         The exit code: 0, or that of training (75: stopped and resumable).
@@ -108,7 +110,7 @@ def run_demo(out: Path, layout: str) -> int:
         raise ConfigError(f"there is no layout {layout!r}", "--layout", did_you_mean(layout, list(LAYOUTS)))
     started = time.perf_counter()
     demo = _Demo(out.resolve(), layout)
-    for title, step in demo.steps():
+    for title, step in demo.steps()[: _DATA_STEPS if data_only else None]:
         begun = time.perf_counter()
         demo.console.rule(f"[bold]{title}", align="left")
         # Imports are inside the steps: a finished demo prints its result without loading torch.
@@ -118,7 +120,8 @@ def run_demo(out: Path, layout: str) -> int:
                 demo.console.print("\nStopped and saved. Run the same command again to resume.")
             return code
         log.info("%s: %s", title, format_seconds(time.perf_counter() - begun))
-    demo.console.print(f"\nDone in {format_seconds(time.perf_counter() - started)}. Open {demo.out / 'report.html'}")
+    made = f"Data sets are in {demo.out / 'data'}" if data_only else f"Open {demo.out / 'report.html'}"
+    demo.console.print(f"\nDone in {format_seconds(time.perf_counter() - started)}. {made}")
     return 0
 
 

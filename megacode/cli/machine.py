@@ -29,9 +29,10 @@ def doctor(as_json: Json = False) -> None:
 def demo(
     out: Annotated[Path, out_directory("Where everything is written.")] = Path("runs/demo"),
     layout: Annotated[str, typer.Option(help="Layout of the two ranks: dp2 (fastest), tp2 or pp2.")] = "dp2",
+    data_only: Annotated[bool, typer.Option("--data-only", help="Stop after tokenizer and data sets.")] = False,
 ) -> None:
     """Run the whole pipeline on this machine's own files: data, tokenizer, three phases, export, scores, report."""
     setup_logging()
     from megacode.demo import run_demo
 
-    raise typer.Exit(run_demo(out, layout))
+    raise typer.Exit(run_demo(out, layout, data_only))

@@ -201,7 +201,9 @@ def _score_checkpoints(
     if suite is None and not choices.texts:  # nothing asked for: score as the run's own config says
         suite, choices, keep = as_the_run_asks(checkpoints[0].parent.parent, choices, keep)
     score = None if nproc is None else partial(_score_on_ranks, nproc, suite)
-    return score_checkpoints(checkpoints, suite, choices, out=out, keep_exports=keep, score=score)
+    return score_checkpoints(
+        checkpoints, suite, choices, out=out, keep_exports=keep, score=score, again=choices.overwrite
+    )
 
 
 def _score_on_ranks(nproc: int, suite: str | None, hf_dir: Path, out: Path, choices: ScoringOptions) -> dict[str, Any]:

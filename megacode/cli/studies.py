@@ -65,3 +65,48 @@ def arms(
         print_json(placed_document(grid, from_arm, found))
     else:
         typer.echo(written(grid, from_arm, found), nl=False)
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Processes at once; default: as many as the cores or GPUs have room for.")
+    ] = None,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Ranks of each run; default: as few as its layout allows.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="An arm, and what it starts from; may be repeated.")] = None,
+    no_scores: Annotated[bool, typer.Option("--no-scores", help="Train only.")] = False,
+    run_generated_code: Annotated[
+        bool, typer.Option("--run-generated-code", help="Run code that the models write, in a sandbox.")
+    ] = False,
+    retrain_stale: Annotated[
+        bool, typer.Option("--retrain-stale", help="Train arms again that have changed; what is there is kept.")
+    ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Also try again what failed for good: wrong input, divergence.")
+    ] = False,
+) -> None:
+    """Train and score, on this machine, what the study lacks; stopped or killed, the same command goes on."""
+    from megacode.data.heldout_items import build_items
+    from megacode.study_runs.running import Choices, run_study
+
+    choices = Choices(
+        parallel, nproc, tuple(only or ()), not no_scores, run_generated_code, retrain_stale, retry
+    )  # fmt: skip
+    raise typer.Exit(run_study(study, choices, build_items, console()))
+
+
+@app.command()
+def status(study: StudyFile, as_json: Json = False) -> None:
+    """Show where every arm of a study is, what failed and why, and what to do next."""
+    from megacode.study_runs.status import study_status
+
+    document = study_status(study)
+    if as_json:
+        print_json(document)
+    else:
+        from megacode.study_runs.status_tables import render_status
+
+        render_status(document, console())

@@ -74,6 +74,7 @@ def score_checkpoints(
     out: Path | None = None,
     keep_exports: bool = False,
     score: Score | None = None,
+    again: bool = False,
 ) -> list[dict[str, Any]]:
     """Score the checkpoints of one run that lack scores; a failure of one does not stop the others.
 
@@ -84,6 +85,7 @@ def score_checkpoints(
         out: score file, for one checkpoint only; None: `RUN/eval/SUITE@iter_N.json`.
         keep_exports: publish the exports as `RUN/hf/iter_N` and keep them.
         score: function that scores a model into a file; None: score in this process.
+        again: also score those that are scored already.
 
     Returns:
         The new score documents; for a single checkpoint that is scored already, its existing one.
@@ -106,7 +108,7 @@ def score_checkpoints(
                 log.info("%s was deleted by keep_last of the live run before it could be scored", checkpoint)
                 continue
             try:
-                document, is_new = _score_one(checkpoint, suite, choices, out, keep_exports, score)
+                document, is_new = _score_one(checkpoint, suite, choices, out, keep_exports, score, again)
                 (documents if is_new else there).append(document)
             except (CheckpointError, VerificationError) as error:
                 failed.append(error)
@@ -142,6 +144,7 @@ def _score_one(
     out: Path | None,
     keep_exports: bool,
     score: Score | None,
+    again: bool,
 ) -> tuple[dict[str, Any], bool]:
     """Return the score document of a checkpoint, and whether it is new."""
     run, state = RunDir(checkpoint.parent.parent), TrainState.read(checkpoint)
@@ -149,7 +152,7 @@ def _score_one(
     target = out or run.score(wanted.name, state.iteration)
     with scoring_alone(run, state.iteration):
         # Asked under the lock: the process that held it may just have scored this checkpoint.
-        if is_scored(state, wanted, target, choices):
+        if not again and is_scored(state, wanted, target, choices):
             return read_score_file(target), False
         with _exported(run, checkpoint, state, keep_exports) as hf_dir:
             if score is not None:

@@ -90,6 +90,26 @@ def former_arms(tree: Tree, disk: Disk, place: StudyDir) -> list[Former]:
     return list(found.values())
 
 
+def changes_after_scores(place: StudyDir) -> list[Json]:
+    """Return what was changed of a study's declarations after the first score: `key`, `old` and `new`.
+
+    A baseline, a margin or primary metrics that are chosen after results were seen prove less, so a report must say it.
+    """
+    known = versions(place)
+    scored = [line for line in known if line["scored"]]
+    if not scored:
+        return []
+    # The last version before any score is what was declared in advance.
+    before = next((line for line in reversed(known) if not line["scored"]), scored[0])
+    last = known[-1]["document"]
+    changes = []
+    for key in ("baseline", "compare", "suites", "match"):
+        old, new = before["document"].get(key), last.get(key)
+        if old != new:
+            changes.append({"key": key, "old": old, "new": new})
+    return changes
+
+
 def accept(tree: Tree, disk: Disk, place: StudyDir, where: str, scored: bool, retrain: bool) -> Json | None:
     """Add a study to its history if it has changed since it was last run; return the new line, if any.
 

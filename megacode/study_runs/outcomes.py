@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -63,7 +63,7 @@ def note_attempt(
         "time": round(time.time(), 3),
         "code": code,
         "iterations": iterations,
-        "error": "" if code == 0 else last_error(log),
+        "error": "" if code in (0, EXIT_RESUMABLE) else last_error(log),
         "log": str(log),
         "config_sha256": digest(dump_config(config)) if config is not None else "",
     }
@@ -95,8 +95,10 @@ def outcome(run: RunDir, attempt: Json | None, config: RunConfig) -> Outcome | N
     # A process writes its last event before it ends. Later events are of a start by hand, or of a job.
     if seen.time > told.time:
         return seen
-    # The run itself knows best whether it diverged.
-    return seen if seen.state == "diverged" else told
+    # The run itself knows best whether it diverged, and what stopped it.
+    if seen.state == "diverged":
+        return seen
+    return replace(told, cause=seen.cause) if told.state == seen.state == "interrupted" else told
 
 
 def _of_attempt(attempt: Json | None, config: RunConfig) -> Outcome | None:
@@ -107,7 +109,7 @@ def _of_attempt(attempt: Json | None, config: RunConfig) -> Outcome | None:
     if code == 0:
         return Outcome("finished", "", False, when, log)
     if code == EXIT_RESUMABLE:
-        return Outcome("interrupted", error or "stopped", False, when, log)
+        return Outcome("interrupted", "stopped", False, when, log)
     if code < 0:
         return Outcome("interrupted", f"killed by signal {-code}", False, when, log)
     if code in (EXIT_INPUT, EXIT_CHECK):

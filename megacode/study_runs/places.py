@@ -33,6 +33,13 @@ class StudyDir:
         self.lock = self.path / "study.lock"
         self.stop_request = self.path / "stop"
 
+    @property
+    def as_run(self) -> RunDir:
+        """A run directory in name only, whose lock is the study's; see `base.lock`."""
+        run = RunDir(self.path)
+        run.lock = self.lock
+        return run
+
     def run(self, name: str) -> RunDir:
         """Return the directory of a run."""
         return RunDir(self.path / name)

@@ -31,6 +31,9 @@ class Watcher(Protocol):
     def ended(self, job: Job, result: str, seconds: float, error: str) -> None:
         """A process ended: `done`, `failed` or `interrupted`."""
 
+    def stopping(self) -> None:
+        """All processes were asked to save and end."""
+
     def tick(self, running: Sequence[Job]) -> None:
         """Time has passed."""
 
@@ -209,6 +212,8 @@ class Processes:
             self._waiting.insert(0, job)
             return
         missing = code == 0 and bool(job.makes) and not job.is_done
+        # Stopped just after its last checkpoint.
+        code = 0 if code == EXIT_RESUMABLE and job.is_done else code
         line = note_attempt(self._place, job.name, EXIT_FAILURE if missing else code, process.log, job.config, new)
         if missing:
             line["error"] = f"it ended well, but did not make {next(p for p in job.makes if not p.exists())}"
@@ -240,6 +245,7 @@ class Processes:
             self.results.stopped |= bool(self._signals)
             if asked < len(self._signals):
                 asked = len(self._signals)
+                self._watcher.stopping()
                 for process in self._running:
                     process.popen.terminate()
             self._heartbeat()
@@ -270,4 +276,8 @@ def _busy(job: Job) -> bool:
 
 def _saved(job: Job) -> int:
     """Return the iteration of the newest checkpoint of a job's run."""
-    return max(job.run.iterations(), default=0) if job.run is not None else 0
+    try:
+        return max(job.run.iterations(), default=0) if job.run is not None else 0
+    except OSError:
+        # Unreadable, or a file in its place: the process itself will say so.
+        return 0

@@ -69,6 +69,10 @@ class ProgressTable:
         if result == "failed" and error:
             self._say(f"    {error}")
 
+    def stopping(self) -> None:
+        """Show that processes were asked to end."""
+        self._say("stopping: waiting until all runs have saved")
+
     def tick(self, running: Sequence[Job]) -> None:
         """Redraw, at most once a second."""
         if self._live is not None and time.monotonic() - self._drawn >= _REDRAW_SECONDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,12 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 from megacode.base.errors import EXIT_RESUMABLE, ConfigError, LaunchError, PlanError, Problem
-from megacode.base.files import RunDir, remove
+from megacode.base.files import atomic_path, remove
 from megacode.base.lock import RunLock
 from megacode.base.ownership import read
 from megacode.capacity.layout import uneven_batches
+from megacode.config.evaluate import MADE_SUITES
 from megacode.config.run import RunConfig
 from megacode.config.suggestions import did_you_mean
+from megacode.eval.made_items import items_dir
 from megacode.planning.run_plan import check_trainable
 from megacode.study.grid import build_grid
 from megacode.study.keeping import check_kept
@@ -32,7 +35,7 @@ from megacode.study_runs.runs import StudyRun, chosen_nodes, needed_runs
 from megacode.study_runs.scores import ScoreBoard
 from megacode.study_runs.states import RunState, run_states
 
-MADE_SUITES = ("demo",)  # their items are made from documents that no run learns from
+_ITEMS_SEED = 1234
 MakeItems = Callable[[Sequence[RunConfig], str, Path], None]
 
 
@@ -205,21 +208,35 @@ def prepare(tree: Tree, place: StudyDir, choices: Choices, where: str, make_item
     if choices.scores:
         for suite in tree.grid.study.suites:
             if suite in MADE_SUITES:
-                make_items([cell.plan.config for cell in tree.grid.cells], suite, place.items / suite)
+                make_items(_for_items(tree), suite, place.items / suite)
         board = ScoreBoard(tree, disk, choices.allow_code)
     runs = needed_runs(tree, disk, choices.only, board.done())
     write_configs(runs, place)
+    _share_items(runs, place)
     return Work(tree, runs, run_states(runs, place), board, disk, place)
+
+
+def _for_items(tree: Tree) -> list[RunConfig]:
+    """Return all configs of a study, with one seed: another list of seeds must not change the items."""
+    return [cell.plan.config.model_copy(update={"seed": _ITEMS_SEED}) for cell in tree.grid.cells]
+
+
+def _share_items(runs: Sequence[StudyRun], place: StudyDir) -> None:
+    """Give runs that are scored while they train the items of the study, before they make their own."""
+    for run in runs:
+        evaluate = run.config.evaluate
+        shared = place.items / evaluate.suite if evaluate is not None and evaluate.suite in MADE_SUITES else None
+        own = items_dir(run.run.path, evaluate.suite) if evaluate is not None else None
+        if shared is not None and own is not None and shared.is_dir() and not own.exists():
+            with atomic_path(own) as temporary:
+                shutil.copytree(shared, temporary)
 
 
 class _StudyLock:
     """This process's lock on a study."""
 
     def __init__(self, place: StudyDir) -> None:
-        self._place, self._run = place, RunDir(place.path)
-        # The lock of a run directory, under another name: the same rules decide who is alive.
-        self._run.lock = place.lock
-        self._lock = RunLock(self._run)
+        self._place, self._lock = place, RunLock(place.as_run)
 
     def __enter__(self) -> _StudyLock:
         try:
@@ -262,7 +279,7 @@ def _report(console: Console, results: Results, work: Work, place: StudyDir, pat
         if name not in results.failed:
             say(f"not tried again: {name}: {state.state} {state.cause}".rstrip())
     lost = {name: maker for name, maker in results.waiting.items() if maker}
-    if lost:
+    if lost and not results.stopped:
         say(f"{len(lost)} jobs wait for {', '.join(dict.fromkeys(lost.values()))}")
     if results.same_mistake:
         say("the first runs all have wrong input, so no other was started")

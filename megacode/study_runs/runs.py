@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from megacode.base.files import RunDir
@@ -165,7 +166,7 @@ class _Planner:
             changes |= {"name": own.name, "run_dir": str(old.run.path), "init": own.init}
             start = old.checkpoint or (None if own.init.from_ == "random" else Path(own.init.from_))
             return StudyRun(chain, cell.model_copy(update=changes), start, None, continues=True)
-        name = run_name(self.tree, last)
+        name = self._free_name(run_name(self.tree, last))
         start, load, parent = self._start(first)
         init = Init() if start is None else Init(from_=str(start), load=load)
         changes |= {"name": name, "run_dir": str(self.directory.run(name).path), "init": init}
@@ -193,6 +194,13 @@ class _Planner:
         stretch = next(one for one in reversed(path[:-1]) if one.clock - one.samples < clock)
         return RunDir(self.ends.get(stretch.id, self.ends[path[-2].id]).parents[1]).checkpoint(part.iteration)
 
+    def _free_name(self, name: str) -> str:
+        """Return a name whose directory holds no other run, such as one that an arm added later has cut short."""
+        runs = (self.directory.run(_numbered(name, number)) for number in count(1))
+        free = next(run.path for run in runs if run.path not in self.taken and not run.config.exists())
+        self.taken.add(free)
+        return free.name
+
     def _unfinished(self, node: TreeNode) -> DiskRun | None:
         """Return the run directory that goes on with a node: a live one, or else the one that is furthest."""
         found = [
@@ -217,6 +225,10 @@ class _Planner:
         if given is None or given.from_ is None:
             return None, "weights", None
         return Path(given.from_).absolute(), "weights", None
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
 
 
 def run_name(tree: Tree, last: TreeNode) -> str:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from megacode.base.errors import MegacodeError
-from megacode.base.files import RunDir
+from megacode.base.files import RunDir, read_json
 from megacode.checkpoint.state import seal_of
 from megacode.eval.suites import Suite, load_suite
-from megacode.metrics.scores import read_score_file
 from megacode.study.tree import Tree, TreeNode
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.places import StudyDir
@@ -103,7 +102,7 @@ class ScoreBoard:
         """Return what is wrong with a score file: None if there is none, empty if nothing is."""
         if not path.exists():
             return None
-        document = read_score_file(path)
+        document = read_json(path)
         try:
             facts, limit = document["model"]["megacode"], document["settings"]["limit"]
             version, left_out = document["versions"]["lm_eval"], dict(document.get("left_out", {}))

@@ -1,0 +1,138 @@
+"""Where a study is, as one document: what `megacode study status --json` prints. Needs no torch."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from megacode.base import lock
+from megacode.base.files import Json
+from megacode.base.ownership import Owner
+from megacode.study.grid import build_grid
+from megacode.study.loading import load_study
+from megacode.study.tree import Tree
+from megacode.study_runs.disk import Disk
+from megacode.study_runs.history import Former, changes_after_scores, former_arms, versions
+from megacode.study_runs.places import StudyDir
+from megacode.study_runs.runs import needed_runs
+from megacode.study_runs.scores import ScoreBoard
+from megacode.study_runs.states import ArmState, RunState, arm_states, run_states
+
+
+def study_status(path: Path, jobs: Mapping[str, str] | None = None) -> Json:
+    """Return where the runs and arms of a study are.
+
+    Args:
+        path: of the study file.
+        jobs: by the name of a run, the job that is queued for it.
+
+    Raises:
+        ConfigError: the study or an arm is wrong.
+        DataError: a data set cannot be read.
+        PlanError: an arm cannot be trained as it is written.
+    """
+    study = load_study(path)
+    tree = Tree(build_grid(study, path))
+    place = StudyDir(study.directory)
+    disk = Disk(place.path)
+    board = ScoreBoard(tree, disk)
+    runs = run_states(needed_runs(tree, disk, done=board.done()), place, jobs, bool(tree.grid.provisional))
+    arms = arm_states(tree, disk, board, runs)
+    owner = lock.owner(place.as_run)
+    former = former_arms(tree, disk, place)
+    return {
+        "name": study.name,
+        "runs": str(place.path),
+        "owner": str(owner) if owner is not None else None,
+        "tokens": _tokens(tree, runs),
+        "arms": [_arm(state) for state in arms],
+        "needed": [_run(state, place) for state in runs.values()],
+        "former": [_former(one) for one in former],
+        "versions": len(versions(place)),
+        "changed_after_scores": changes_after_scores(place),
+        "next": _next(path, owner, arms, list(runs.values())),
+    }
+
+
+def _tokens(tree: Tree, runs: Mapping[str, RunState]) -> Json:
+    total = sum(node.tokens for node in tree.nodes.values())
+    left = sum(state.run.tokens - min(state.tokens, state.run.tokens) for state in runs.values())
+    return {"done": total - left, "total": total}
+
+
+def _arm(state: ArmState) -> Json:
+    return {
+        "name": state.name,
+        "seed": state.seed,
+        "state": state.state,
+        "cause": state.cause,
+        "flags": list(state.flags),
+        "tokens": state.tokens,
+        "tokens_done": state.tokens_done,
+        "run": str(state.run) if state.run is not None else None,
+        "checkpoint": str(state.checkpoint) if state.checkpoint is not None else None,
+        "scores": [
+            {
+                "suite": score.suite,
+                "presence": score.presence,
+                "why": score.why,
+                "file": str(score.path) if score.path is not None else None,
+            }
+            for score in state.scores
+        ],
+    }
+
+
+def _run(state: RunState, place: StudyDir) -> Json:
+    run, line = state.run, state.line
+    log = state.outcome.log if state.outcome is not None and state.outcome.log else str(place.log(run.name))
+    return {
+        "name": run.name,
+        "directory": str(run.run.path),
+        "state": state.state,
+        "cause": state.cause,
+        "final": state.outcome is not None and state.outcome.final,
+        "tokens": run.tokens,
+        "tokens_done": min(state.tokens, run.tokens),
+        "iteration": line.get("iteration"),
+        "iterations": run.last.iteration,
+        "loss": line.get("loss"),
+        "tokens_per_second": line.get("tokens_per_second"),
+        "start": str(run.start) if run.start is not None else None,
+        "nodes": [node.id for node in run.nodes],
+        "config": str(place.config(run.name)),
+        "log": log if Path(log).exists() else None,
+    }
+
+
+def _former(one: Former) -> Json:
+    return {
+        "arm": one.arm,
+        "seed": one.seed,
+        "kind": one.kind,
+        "id": one.end,
+        "tokens": one.tokens,
+        "checkpoints": [str(state.path) for state in one.found],
+    }
+
+
+def _next(path: Path, owner: Owner | None, arms: Sequence[ArmState], runs: Sequence[RunState]) -> str:
+    """Return what to do next."""
+    command = f"megacode study run {shlex.quote(str(path))}"
+    if owner is not None:
+        return f"{owner} runs this study"
+    if any(state.state == "planned" for state in runs):
+        return "make the data sets and the tokenizer: `megacode study plan` names what is not there yet"
+    stuck = [state for state in runs if state.outcome is not None and state.outcome.final]
+    if any(state.startable for state in runs) or any(
+        arm.state in ("trained", "scoring") and arm.scores for arm in arms
+    ):
+        return command
+    if stuck:
+        return f"fix what failed, then: {command} --retry"
+    if any(state.state in ("running", "queued") for state in runs):
+        return "wait; runs go on"
+    if any(arm.state == "failed" for arm in arms):
+        return command
+    return f"megacode study report {shlex.quote(str(path))}"
