@@ -7,16 +7,19 @@ to finish would replace the work of the first, or mix its files with its own.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from megacode.base import ownership
 from megacode.base.errors import ConfigError
-from megacode.base.files import remove
+from megacode.base.takeover import PAUSE_SECONDS, busy, drafted, give_back, taking_over
+from megacode.base.units import format_seconds
 
 # A process on another machine cannot be looked up, and a claim has no heartbeat: it counts as alive for a day.
 _OTHER_MACHINES = 86400.0
+_PATIENCE_SECONDS = 30.0
 
 
 @contextmanager
@@ -33,40 +36,31 @@ def claimed(path: Path, where: str, *, new: bool = False) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     record, mine = path.with_name(f".{path.name}.claim"), ownership.this_process()
-    draft = record.with_name(f"{record.name}.{mine.token}")
-    try:
-        ownership.write(draft, mine)
-        while not ownership.publish_once(draft, record):
-            _remove_dead(record, mine, path, where)
-    finally:
-        remove(draft)
+    _take(record, mine, path, where)
     try:
         if new and path.exists():
             raise ConfigError(f"{path} already exists", where, "choose another path")
         yield
     finally:
         # Not another's: one on another machine may have taken over a claim that is a day old.
-        if ownership.read(record) == mine:
-            remove(record)
+        give_back(record, mine.token)
 
 
-def _remove_dead(record: Path, mine: ownership.Owner, path: Path, where: str) -> None:
-    """Remove the claim of a process that has ended, or refuse."""
-    holder = ownership.read(record)
-    if holder is not None and ownership.alive(holder, mine, record, _OTHER_MACHINES):
-        fix = f"wait for it, or choose another path; if it has ended, remove {record}"
-        raise ConfigError(f"{path} is being made by {holder}", where, fix)
-    # Renamed before it is looked at again: of several that find a dead owner, one gets its record.
-    grave = record.with_name(f"{record.name}.{mine.token}.dead")
-    try:
-        os.rename(record, grave)
-    except FileNotFoundError:
-        return
-    if ownership.read(grave) == holder:
-        remove(grave)
-    # Another process had claimed it in between, and is alive: it gets its record back, unless a third was faster.
-    elif not ownership.publish_once(grave, record):
-        fix = f"end all but one of these commands, and remove {grave}"
-        raise ConfigError(f"several processes are making {path}", where, fix)
-    else:
-        remove(grave)
+def _take(record: Path, mine: ownership.Owner, path: Path, where: str) -> None:
+    """Claim, or refuse. A round is repeated only because another process made progress, or has just been killed."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    with drafted(record, mine) as draft:
+        while not ownership.publish_once(draft, record):
+            holder, token = ownership.read(record), ownership.generation(record)
+            if holder is not None and ownership.alive(holder, mine, record, _OTHER_MACHINES):
+                fix = f"wait for it, or choose another path; if it has ended, remove {record}"
+                raise ConfigError(f"{path} is being made by {holder}", where, fix)
+            if token is not None and not busy(record, holder, mine, _OTHER_MACHINES):
+                with taking_over(record, token, mine, draft, _OTHER_MACHINES) as free:
+                    if free:
+                        os.replace(draft, record)
+                        return
+            if time.monotonic() > deadline:
+                what = f"several processes have been claiming {path} for {format_seconds(_PATIENCE_SECONDS)}"
+                raise ConfigError(what, where, f"end all but one of these commands, or remove {record}")
+            time.sleep(PAUSE_SECONDS)

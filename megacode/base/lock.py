@@ -1,16 +1,8 @@
 """The lock of a run directory: one process trains there at a time, and the lock of a dead owner is taken over.
 
 `run.lock` names its owner; its modification time is the owner's last heartbeat. flock is not used: on Lustre it may be
-local to a node, and on NFS it may wait for ever for a client that died. Two operations are atomic on every shared file
-system: creating a name that must not exist, and replacing a name. So a record is first written under a private name,
-and readers see a complete record or none.
-
-* **A free directory** is taken by linking the record to `run.lock`. Of any number of processes, one succeeds.
-* **A dead owner's record** may be replaced only by the holder of a claim on it: the file `.run.lock.after.TOKEN`, made
-  in the same way. The holder checks again, since the owner may have changed before the claim. It then replaces the
-  record and removes the claim. A claim whose holder has died is itself claimed, so no manual cleanup is needed.
-* **A release** first renews the heartbeat, then looks for a claim, then removes the record. A claimant first claims,
-  then looks at the heartbeat. So at least one of the two sees the other.
+local to a node, and on NFS it may wait for ever for a client that died. A free directory is taken by linking the record
+to `run.lock`: of any number of processes, one succeeds. How a dead owner's record is taken over: `takeover.py`.
 
 Is an owner alive? On the same machine (host, boot and PID namespace: two containers may share a host name) its process
 is looked up; the start time tells it from a later process with the same PID. On another machine, its heartbeat must be
@@ -29,19 +21,14 @@ from pathlib import Path
 
 from megacode.base.errors import LaunchError
 from megacode.base.files import RunDir
-from megacode.base.ownership import Owner, age, alive, generation, publish_once, read, same_process, this_process, write
+from megacode.base.ownership import Owner, age, alive, generation, publish_once, read, same_process, this_process
+from megacode.base.takeover import PAUSE_SECONDS, busy, drafted, give_back, taking_over
 from megacode.base.units import format_seconds
 
 log = logging.getLogger(__name__)
 
 STALE_SECONDS = 120.0
 PATIENCE_SECONDS = 30.0
-_PAUSE_SECONDS = 0.1
-# Where a file system has no hard links, a record that is not JSON may still be in the middle of being written.
-_TORN_SECONDS = 1.0
-# A claim is held for milliseconds. Its holder gives up long before others consider it dead.
-_CLAIM_STALE_SECONDS = 60.0
-_CLAIM_SECONDS = 20.0
 
 
 class RunLock:
@@ -65,7 +52,7 @@ class RunLock:
         """
         self._run.create()
         mine = this_process()
-        with _draft(self._run, mine) as draft:
+        with drafted(self._run.lock, mine) as draft:
             _take(self._run, mine, draft)
         self._token = mine.token
         _sweep(self._run)
@@ -88,7 +75,7 @@ class RunLock:
         """Release the lock, if it is still ours."""
         token, self._token = self._token, ""
         if token:
-            _give_back(self._run, token)
+            give_back(self._run.lock, token)
 
 
 def owner(run: RunDir) -> Owner | None:
@@ -100,7 +87,10 @@ def owner(run: RunDir) -> Owner | None:
 def discard(run: RunDir, dead: Owner) -> None:
     """Remove the lock of an owner that is known to be dead, unless another process has taken it since."""
     mine = this_process(passing=True)
-    with _draft(run, mine) as draft, _claimed(run, dead.token, mine, draft, known_dead=True) as claimed:
+    with (
+        drafted(run.lock, mine) as draft,
+        taking_over(run.lock, dead.token, mine, draft, STALE_SECONDS, known_dead=True) as claimed,
+    ):
         if claimed:
             run.lock.unlink(missing_ok=True)
 
@@ -113,24 +103,24 @@ def while_idle(run: RunDir) -> Iterator[bool]:
     owner stays, since it says how the run ended: a claim on it is enough to make starts wait.
     """
     mine, deadline = this_process(passing=True), time.monotonic() + PATIENCE_SECONDS
-    with _draft(run, mine) as draft:
+    with drafted(run.lock, mine) as draft:
         while time.monotonic() < deadline:
             if publish_once(draft, run.lock):
                 try:
                     yield True
                 finally:
-                    _give_back(run, mine.token)
+                    give_back(run.lock, mine.token)
                 return
             holder, token = read(run.lock), generation(run.lock)
             if holder is not None and not holder.passing and _alive(run, holder, mine):
                 break
             # The owner is dead: take only the claim on its record, not the lock.
-            if token is not None and not _busy(run, holder, mine):
-                with _claimed(run, token, mine, draft) as claimed:
+            if token is not None and not busy(run.lock, holder, mine, STALE_SECONDS):
+                with taking_over(run.lock, token, mine, draft, STALE_SECONDS) as claimed:
                     if claimed:
                         yield True
                         return
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(PAUSE_SECONDS)
         yield False
 
 
@@ -162,92 +152,15 @@ def _take(run: RunDir, mine: Owner, draft: Path) -> None:
             return
         if holder is not None and not holder.passing and _alive(run, holder, mine):
             raise _held(run, holder, mine)
-        if not _busy(run, holder, mine):
-            with _claimed(run, token, mine, draft) as claimed:
+        if not busy(run.lock, holder, mine, STALE_SECONDS):
+            with taking_over(run.lock, token, mine, draft, STALE_SECONDS) as claimed:
                 if claimed:
                     log.warning("taking over %s: its owner (%s) is gone", run.lock, holder or "unknown")
                     os.replace(draft, run.lock)
                     return
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(PAUSE_SECONDS)
     what = f"other processes kept its lock busy for {format_seconds(PATIENCE_SECONDS)}"
     raise LaunchError(what, str(run.lock), "check which other processes are starting this run, then start again")
-
-
-def _busy(run: RunDir, holder: Owner | None, mine: Owner) -> bool:
-    """Return whether to wait for a record: it is still being written, or its owner holds it only for a moment."""
-    return age(run.lock) < _TORN_SECONDS if holder is None else _alive(run, holder, mine)
-
-
-@contextmanager
-def _claimed(run: RunDir, token: str, mine: Owner, draft: Path, *, known_dead: bool = False) -> Iterator[bool]:
-    """Hold the exclusive right to replace or remove a dead owner's record; yields whether this process got it.
-
-    Args:
-        run: the run directory.
-        token: generation of the dead record.
-        mine: this process.
-        draft: its record under a private name.
-        known_dead: the owner is dead, however recent its last heartbeat is.
-    """
-    began = time.monotonic()
-    claims = _claim(run, token, mine, draft)
-    if not claims:
-        yield False
-        return
-    try:
-        holder = read(run.lock)
-        # Look again now that the claim is ours: the owner may have changed, or come back to life, before it.
-        dead = known_dead or holder is None or not _alive(run, holder, mine)
-        # A claim held for long may have been taken over by others: give up before that.
-        yield dead and generation(run.lock) == token and time.monotonic() - began < _CLAIM_SECONDS
-    finally:
-        # If another process considered us dead and claimed our claim, these files are now its to remove.
-        for claim in claims if not _claim_path(run, mine.token).exists() else []:
-            claim.unlink(missing_ok=True)
-
-
-def _claim(run: RunDir, token: str, mine: Owner, draft: Path) -> list[Path]:
-    """Return the chain of claims from the dead record to ours; empty where a live process holds one of them."""
-    claims: list[Path] = []
-    while True:
-        claims.append(_claim_path(run, token))
-        if publish_once(draft, claims[-1]):
-            return claims
-        other = read(claims[-1])
-        if other is None and age(claims[-1]) < _CLAIM_STALE_SECONDS:
-            return []  # being written or removed right now
-        if other is not None and alive(other, mine, claims[-1], _CLAIM_STALE_SECONDS):
-            return []
-        # The claim's holder died too: claim its claim, and so on down the chain.
-        token = generation(claims[-1]) or ""
-        if not token:
-            return []
-
-
-def _claim_path(run: RunDir, token: str) -> Path:
-    return run.lock.with_name(f".{run.lock.name}.after.{token}")
-
-
-def _give_back(run: RunDir, token: str) -> None:
-    if generation(run.lock) != token:
-        return
-    with suppress(FileNotFoundError):
-        os.utime(run.lock)
-    # A claimant saw no heartbeat and is about to take over: leave the record to it.
-    if _claim_path(run, token).exists() or generation(run.lock) != token:
-        return
-    run.lock.unlink(missing_ok=True)
-
-
-@contextmanager
-def _draft(run: RunDir, mine: Owner) -> Iterator[Path]:
-    """Write a record under a private name, and remove that name afterwards."""
-    draft = run.lock.with_name(f".{run.lock.name}.{mine.token}")
-    try:
-        write(draft, mine)
-        yield draft
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _sweep(run: RunDir) -> None:

@@ -3,6 +3,8 @@
 lm-eval gives the scores; the standard errors are computed here from its per-item results, without a bootstrap:
 the sample deviation over the square root of n for a mean, and for bits per byte, a ratio of sums b = L/B, the usual
 linearisation s = sqrt(n/(n-1) * sum (l_i - b*B_i)^2) / B  (Cochran, Sampling Techniques, 3rd ed., section 6.4).
+Items of one passage count together: their deviations are summed before they are squared, and n is the number of
+passages. These are the errors of one arm in `statistics.variance`.
 """
 
 from __future__ import annotations
@@ -32,31 +34,45 @@ PACKAGES = ("lm_eval", "transformers", "torch", "tokenizers", "datasets")
 _LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "word_perplexity", "byte_perplexity")
 
 
-def standard_error(values: Sequence[Any], score: float) -> float | None:
+def standard_error(values: Sequence[Any], score: float, clusters: Sequence[Any] | None = None) -> float | None:
     """Return the standard error of a score from its items' results.
 
     Args:
         values: one number an item, or one (log-likelihood in nats, bytes) an item for bits per byte.
         score: the score itself.
+        clusters: the passage of each item; None: items stand alone.
 
     Returns:
-        The standard error; None for fewer than two items, or if the score is no mean and no bits per byte.
+        The standard error; None for fewer than two items or passages, or if the score is no mean and no bits per byte.
     """
-    n = len(values)
-    if n < 2:
+    if len(values) < 2:
         return None
+    deviations = _deviations(values, score)
+    if deviations is None:
+        return None
+    # Items of one passage are right or wrong together: their deviations are summed before they are squared.
+    sums: dict[Any, float] = {}
+    for cluster, deviation in zip(clusters or range(len(values)), deviations, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + deviation
+    count = len(sums)
+    return math.sqrt(count / (count - 1) * sum(one**2 for one in sums.values())) if count > 1 else None
+
+
+def _deviations(values: Sequence[Any], score: float) -> list[float] | None:
+    """Return by how much each item moves a score; None if the score is no mean and no bits per byte."""
     if all(isinstance(value, (tuple, list)) and len(value) == 2 for value in values):
-        nats, sizes = [float(value[0]) for value in values], [float(value[1]) for value in values]
-        if not sum(sizes):  # pairs of another kind, such as labels for F1
+        bits, sizes = [-float(value[0]) / math.log(2) for value in values], [float(value[1]) for value in values]
+        total = sum(sizes)
+        if not total:  # pairs of another kind, such as labels for F1
             return None
-        bits = -sum(nats) / math.log(2) / sum(sizes)
-        rest = sum((-x / math.log(2) - bits * size) ** 2 for x, size in zip(nats, sizes, strict=True))
-        return math.sqrt(n / (n - 1) * rest) / sum(sizes) if math.isclose(bits, score, rel_tol=1e-6) else None
+        rate = sum(bits) / total
+        known = math.isclose(rate, score, rel_tol=1e-6)
+        return [(one - rate * size) / total for one, size in zip(bits, sizes, strict=True)] if known else None
     if not all(isinstance(value, (int, float)) for value in values):
         return None
-    mean = sum(values) / n
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    return deviation / math.sqrt(n) if math.isclose(mean, score, rel_tol=1e-6, abs_tol=1e-12) else None
+    mean = sum(values) / len(values)
+    known = math.isclose(mean, score, rel_tol=1e-6, abs_tol=1e-12)
+    return [(value - mean) / len(values) for value in values] if known else None
 
 
 def task_scores(results: Mapping[str, float], lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -73,9 +89,11 @@ def task_scores(results: Mapping[str, float], lines: Sequence[Mapping[str, Any]]
         if not comma or not isinstance(value, (int, float)):
             continue
         shown = metric if len(filters) == 1 else key
-        values = [line[metric] for line in lines if line["filter"] == name and metric in line]
+        chosen = [line for line in lines if line["filter"] == name and metric in line]
         scores[shown] = float(value)
-        error = standard_error(values, float(value))
+        # An item without a passage stands alone.
+        passages = [line.get("cluster", number) for number, line in enumerate(chosen)]
+        error = standard_error([line[metric] for line in chosen], float(value), passages)
         if error is not None:
             scores[f"{shown}_stderr"] = error
     return scores

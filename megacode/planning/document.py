@@ -163,6 +163,7 @@ def _source(config: RunConfig, schedule: Schedule, name: str) -> _Json:
         "declared": not size.identity,
         "identity": size.identity,
         "max_epochs": config.sources[name].max_epochs,
+        "take": config.sources[name].take,
         "windows": order.windows if order else None,
         "tail_unused_tokens": order.tail_tokens if order else None,
         "samples": samples,

@@ -39,7 +39,12 @@ def render_plan(document: _Json, console: Console) -> None:
     for number, phase in enumerate(document["phases"]):
         blocks += [Text(), _phase_head(phase), _phase_table(document, phase, console.width, number == 0)]
     blocks += [Text(), Rule(Text("sources over the whole run", style="bold"), align="left", style="dim")]
-    blocks += [_source_table(document), *render_cluster(document.get("gpus")), *render_scaling(document.get("scale"))]
+    blocks += [
+        _source_table(document),
+        *_taken(document),
+        *render_cluster(document.get("gpus")),
+        *render_scaling(document.get("scale")),
+    ]
     blocks += render_dry_run(document.get("dry_run"))
     # An empty line only where notes follow.
     blocks += [Text()] if document["warnings"] or "against" in document else []
@@ -162,6 +167,12 @@ def _source_table(document: _Json) -> Table:
             format_count(row["validation_tokens"]),
         )
     return table
+
+
+def _taken(document: _Json) -> list[RenderableType]:
+    """Return a line on the sources of which only a part is used."""
+    taken = [f"{name} {row['take']:,}" for name, row in document["sources"].items() if row["take"] is not None]
+    return [Text(f"only the first training tokens are used (take): {', '.join(taken)}", style="dim")] if taken else []
 
 
 def _notes(document: _Json) -> RenderableType:

@@ -86,6 +86,27 @@ class RunRecord:
         """The last iteration's line; empty before the first."""
         return self.train[-1] if self.train else {}
 
+    @property
+    def before(self) -> int:
+        """Tokens read before the first measured iteration: by a branch's trunk, for example."""
+        first = self.train[0] if self.train else {}
+        own = sum(int(count) for count in (first.get("samples_by_source") or {}).values())
+        return max(0, self.tokens(first) - int(first.get("batch_size") or own) * self.seq_length)
+
+    @cached_property
+    def tokens_read(self) -> dict[str, int]:
+        """Tokens of each source that were read, those of a branch's trunk among them."""
+        told = self.last.get("tokens_by_source") or {}
+        seen = {name: told[name].get("seen") for name in self.sources if isinstance(told.get(name), dict)}
+        if any(isinstance(count, (int, float)) for count in seen.values()):
+            return {name: int(seen.get(name) or 0) for name in self.sources}
+        # Lines of another program may lack the running counts.
+        counts = dict.fromkeys(self.sources, 0)
+        for line in self.train:
+            for name, count in (line.get("samples_by_source") or {}).items():
+                counts[name] += int(count) * self.seq_length
+        return counts
+
     def tokens(self, line: Json) -> int:
         """Return the clock of a line in tokens."""
         return int(line.get("consumed_tokens") or int(line.get("consumed_samples") or 0) * self.seq_length)

@@ -44,7 +44,7 @@ class ClockSlot:
 def slots(record: RunRecord, limit: int = SLOTS) -> list[ClockSlot]:
     """Gather the iterations into about `limit` slots of equal length."""
     size = math.ceil(len(record.train) / limit) or 1
-    gathered, start = [], 0
+    gathered, start = [], record.before
     for _, group in groupby(record.train, key=lambda line: line.get("phase")):
         lines = list(group)
         # Equal slots within a phase: a short remainder would be a noisy point at each phase's end.
@@ -164,8 +164,10 @@ def is_read(record: RunRecord, source: str) -> bool:
 
 
 def total_shares(record: RunRecord) -> list[float]:
-    """Return the share of each source of all samples read."""
-    return realised_shares(ClockSlot(0, 0, record.train), record.sources)
+    """Return the share of each source of all tokens read; those of a branch's trunk count."""
+    counts = record.tokens_read
+    total = sum(counts.values())
+    return [counts[name] / total if total else 0.0 for name in record.sources]
 
 
 def seen_tokens(line: Mapping[str, Any], source: str, which: str = "seen") -> float:

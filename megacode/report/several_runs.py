@@ -147,14 +147,13 @@ def _data(record: RunRecord) -> dict[str, str]:
 
 
 def _tokens_read(runs: Sequence[Run], sources: Sequence[str]) -> list[dict[str, Any]]:
-    """Return how many tokens of each source each run has read, and their share."""
+    """Return how many tokens of each source each run has read, those of a branch's trunk included, and their share."""
     rows = []
     for name in sources:
         cells = []
         for run in runs:
-            count = sum(int((line.get("samples_by_source") or {}).get(name, 0)) for line in run.record.train)
-            total = int(run.record.last.get("consumed_samples") or 0)
+            count, total = run.record.tokens_read.get(name, 0), sum(run.record.tokens_read.values())
             share = fig.percent(count / total) if total else ""
-            cells.append({"value": format_count(count * run.record.seq_length), "share": share})
+            cells.append({"value": format_count(count), "share": share})
         rows.append({"source": name, "cells": cells})
     return rows

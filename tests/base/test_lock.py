@@ -20,6 +20,7 @@ from megacode.base.errors import LaunchError
 from megacode.base.files import RunDir
 from megacode.base.lock import RunLock, discard, owner, refuse_if_live, while_idle
 from megacode.base.ownership import Owner
+from megacode.base.takeover import claim_path
 
 PROGRAM = Path(__file__).with_name("lock_program.py")
 Start = Callable[..., subprocess.Popen[str]]
@@ -225,10 +226,10 @@ def test_a_takeover_on_another_machine_is_waited_for_and_then_named(
     monkeypatch.setattr(lock, "PATIENCE_SECONDS", 0.5)
     dead = owned_elsewhere(run, seconds_ago=lock.STALE_SECONDS + 60)
     other = replace(dead, token="other", machine="node8 boot")
-    lock._claim_path(run, dead.token).write_text(json.dumps(asdict(other)))
+    claim_path(run.lock, dead.token).write_text(json.dumps(asdict(other)))
     with pytest.raises(LaunchError, match=r"other processes kept its lock busy for 500 ms"):
         RunLock(run).acquire()
-    os.utime(lock._claim_path(run, dead.token), (time.time() - 100,) * 2)
+    os.utime(claim_path(run.lock, dead.token), (time.time() - 100,) * 2)
     RunLock(run).acquire()
 
 
@@ -253,7 +254,7 @@ def test_an_owner_that_releases_while_it_is_claimed_leaves_its_record_to_the_cla
     mine = RunLock(run)
     mine.acquire()
     token = json.loads(run.lock.read_text())["token"]
-    lock._claim_path(run, token).touch()
+    claim_path(run.lock, token).touch()
     mine.release()
     assert run.lock.exists()
 

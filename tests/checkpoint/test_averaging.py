@@ -119,7 +119,7 @@ def test_a_decay_of_some_length_takes_the_checkpoints_it_needs(save: Save, tmp_p
     assert [Path(path).name for path in mean.weights] == ["iter_0000020", "iter_0000030", "iter_0000040"]
     assert list(mean.weights.values()) == decay_weights("linear", [20, 30, 40], 15)
     assert TrainState.read(tmp_path / "mean").merged["over"] == 15
-    with pytest.raises(CheckpointError, match="reach back 30 samples, and the decay needs 31"):
+    with pytest.raises(CheckpointError, match=r"reach back 30 samples, and the decay needs 31"):
         average([tmp_path / "run"], tmp_path / "more", "decay:cosine", over=Quantity(count=31, unit="iterations"))
     with pytest.raises(ConfigError, match="goes with a decay"):
         average([tmp_path / "run"], tmp_path / "more", over=Quantity(count=31, unit="samples"))

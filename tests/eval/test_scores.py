@@ -16,6 +16,7 @@ from megacode.eval.scores import (
     standard_error,
     task_scores,
 )
+from megacode.statistics.variance import profile
 
 NATS = np.random.default_rng(0)
 
@@ -55,6 +56,31 @@ def test_scores_carry_their_errors_and_filters_only_where_there_are_several():
     assert set(task_scores({"exact_match,strict": 1.0, "exact_match,loose": 1.0}, two)) == {
         "exact_match,strict", "exact_match,strict_stderr", "exact_match,loose", "exact_match,loose_stderr"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [False, True])
+def test_items_of_one_passage_count_together_as_in_the_statistics(bits):
+    generator = np.random.default_rng(3)
+    passages = np.repeat(np.arange(12), 5)
+    values = generator.normal(size=60) + generator.normal(size=12)[passages]
+    sizes = generator.integers(5, 90, 60) if bits else np.ones(60)
+    score = -values.sum() / math.log(2) / sizes.sum() if bits else values.mean()
+    results = list(zip(values.tolist(), sizes.tolist(), strict=True)) if bits else values.tolist()
+    units = -values[None] / math.log(2) / sizes.mean() if bits else values[None]
+    one = profile(units, sizes / sizes.mean(), passages)
+    expected = math.sqrt(np.sum(one.items**2))
+    assert standard_error(results, score, passages.tolist()) == pytest.approx(expected)
+    assert standard_error(results, score) < 0.8 * expected
+    assert standard_error(results, score, [0] * 60) is None
+    lines = [
+        {"filter": "none", "m": value, "cluster": f"p{passage}"}
+        for value, passage in zip(results, passages, strict=True)
+    ]
+    assert task_scores({"m,none": score}, lines)["m_stderr"] == pytest.approx(expected)
+    for line in lines[5:]:
+        del line["cluster"]
+    alone = [0] * 5 + list(range(1, 56))
+    assert task_scores({"m,none": score}, lines)["m_stderr"] == pytest.approx(standard_error(results, score, alone))
 
 
 def test_questions_are_the_same_whoever_answers_them():

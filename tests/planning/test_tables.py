@@ -69,6 +69,18 @@ def test_the_document_has_its_fixed_shape_and_survives_json(config: RunConfig) -
     assert document["sources"]["code"]["tail_unused_tokens"] == second["sources"]["code"]["tail_unused_tokens"] == 3
 
 
+def test_a_plan_shows_of_which_sources_only_a_part_is_used(make_config: Make) -> None:
+    whole = make_config([(10, {"a": 1, "b": 1})])
+    part = make_config([(10, {"a": 1, "b": 1})], sources=("a", "b"))
+    part = part.model_copy(
+        update={"sources": part.sources | {"a": part.sources["a"].model_copy(update={"take": 1234})}}
+    )
+    document = document_of(part, {"a": 1234, "b": 100})
+    assert [row["take"] for row in document["sources"].values()] == [1234, None]
+    assert "only the first training tokens are used (take): a 1,234 " in rendered(document)
+    assert "take" not in rendered(document_of(whole, {"a": 1234, "b": 100}))
+
+
 @given(
     st.lists(
         st.tuples(

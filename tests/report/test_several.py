@@ -14,6 +14,7 @@ from megacode.cli import app
 from megacode.report import several_runs
 from megacode.report.page import write_report
 from megacode.report.run_record import read_run
+from megacode.report.series import slots, total_shares
 
 
 @pytest.fixture
@@ -123,3 +124,23 @@ def test_the_command_takes_several_runs_and_writes_here(runs, tmp_path, monkeypa
     assert result.exit_code == 0
     assert result.output.strip() == "report.html"
     assert (tmp_path / "report.html").is_file()
+
+
+def test_a_branch_has_read_what_its_trunk_read(runs):
+    """The second run's metrics begin in the middle, as those of a branch do."""
+    whole = read_run(runs[0])
+    file = runs[1] / "metrics.jsonl"
+    lines = [json.loads(line) for line in (runs[0] / "metrics.jsonl").read_text().splitlines()]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines if line.get("iteration", 0) > 210))
+    branch = read_run(runs[1])
+    assert branch.train[0]["iteration"] == 211
+    assert branch.before == whole.tokens(whole.train[209])
+    assert slots(branch)[0].start == branch.before
+    assert slots(whole)[0].start == 0
+    read = several_runs.page([whole, branch])["read"]
+    assert {row["source"] for row in read} == {"text", "code", "markup"}
+    for row in read:
+        assert row["cells"][0] == row["cells"][1]
+    shares = [float(row["cells"][1]["share"].split()[0].rstrip("%")) for row in read]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert total_shares(branch) == total_shares(whole)
