@@ -46,6 +46,17 @@ def test_intervals_cover_inside_a_trunk_and_across_trunks() -> None:
     assert np.mean(widths["arms of one trunk"]) < 0.4 * np.mean(widths["arms of other trunks"])
 
 
+def test_trunks_and_pairs_leave_the_error_of_a_family_where_it_was() -> None:
+    random, pairs = np.random.default_rng(11), [("a2", "a1"), ("a4", "a3"), ("a5", "a1")]
+    design = ComparisonDesign("a0", primary=["made/acc"], pairs=pairs, draws=1000)
+    studies = [compare(study(random, 0.02, 0.02), design)["comparisons"] for _ in range(STUDIES // 2)]
+    assert all(len(rows) == len(TRUNKS) - 1 + len(pairs) for rows in studies)
+    false = np.mean([any(row["distinguishable"] for row in rows) for rows in studies])
+    alone = np.mean([any(row["low"] > 0 or row["high"] < 0 for row in rows) for rows in studies])
+    assert false <= 0.065
+    assert alone > 0.12
+
+
 def test_few_arms_of_one_trunk_are_pooled_with_all() -> None:
     scores = np.random.default_rng(1).normal(size=(4, 3))
     part, of = pooled_spread(scores, ["a", "a", "b", "c"], 0, 1)
