@@ -46,7 +46,13 @@ class RunEnd:
 
 
 def note_attempt(
-    place: StudyDir, name: str, code: int, log: Path, config: RunConfig | None = None, iterations: int = 0
+    place: StudyDir,
+    name: str,
+    code: int,
+    log: Path,
+    config: RunConfig | None = None,
+    iterations: int = 0,
+    error: str = "",
 ) -> Json:
     """Add how a process ended to the study's attempts; return the line.
 
@@ -57,13 +63,14 @@ def note_attempt(
         log: its output.
         config: of the run; its hash decides when wrong input is tried again.
         iterations: that were saved by it.
+        error: what went wrong; empty: as its log says.
     """
     line: Json = {
         "name": name,
         "time": round(time.time(), 3),
         "code": code,
         "iterations": iterations,
-        "error": "" if code in (0, EXIT_RESUMABLE) else last_error(log),
+        "error": error or ("" if code in (0, EXIT_RESUMABLE) else last_error(log)),
         "log": str(log),
         "config_sha256": digest(dump_config(config)) if config is not None else "",
     }

@@ -211,12 +211,12 @@ class Processes:
         if code == EXIT_INPUT and _busy(job):
             self._waiting.insert(0, job)
             return
-        missing = code == 0 and bool(job.makes) and not job.is_done
         # Stopped just after its last checkpoint.
         code = 0 if code == EXIT_RESUMABLE and job.is_done else code
-        line = note_attempt(self._place, job.name, EXIT_FAILURE if missing else code, process.log, job.config, new)
-        if missing:
-            line["error"] = f"it ended well, but did not make {next(p for p in job.makes if not p.exists())}"
+        missing = [path for path in job.makes if code == 0 and not is_published(path)]
+        error = f"it ended well, but did not make {missing[0]}" if missing else ""
+        code = EXIT_FAILURE if missing else code
+        line = note_attempt(self._place, job.name, code, process.log, job.config, new, error)
         result = self._result(job, int(line["code"]), new, str(line["error"]))
         self._watcher.ended(job, result, time.monotonic() - process.began, str(line["error"]))
 
