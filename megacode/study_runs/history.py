@@ -57,7 +57,8 @@ def versions(place: StudyDir) -> list[Json]:
 
 def version_of(tree: Tree, scored: bool) -> Json:
     """Return a study as a line of its history."""
-    study = tree.grid.study.model_dump(mode="json", by_alias=True, exclude_none=True)
+    # pydantic warns of fields with a validator of our own; `_plain` writes them as text.
+    study = tree.grid.study.model_dump(mode="json", by_alias=True, exclude_none=True, warnings=False)
     arms: dict[str, dict[str, list[str]]] = {}
     for (name, seed), path in tree.paths.items():
         arms.setdefault(name, {})[str(seed)] = path

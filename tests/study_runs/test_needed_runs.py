@@ -123,6 +123,17 @@ def test_history_keeps_each_version_once_and_tells_what_changed_after_the_first_
     assert [side["margin"] for side in changes["compare"]] == [0.5, 2.0]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_twin_is_part_of_the_history(trial: Trial) -> None:
+    trial.document["factors"] = {"scale": {"full": {}, "proxy": {"twin": "1/2", "of": "full"}}}
+    accept(trial.tree(), Disk(trial.place.path), trial.place, "small.yaml", False, retrain=False)
+    (line,) = versions(trial.place)
+    assert line["document"]["factors"]["scale"]["proxy"]["twin"] == "1/2"
+    assert set(line["arms"]) == {
+        f"{arm}@{level}" for arm in ("base", "decayed", "longer") for level in ("full", "proxy")
+    }
+
+
 def test_a_study_whose_data_are_not_there_is_refused_and_its_runs_are_planned(trial: Trial) -> None:
     trial.document["set"]["sources"]["code"] = {"path": str(trial.folder / "later"), "tokens": 10_000}
     trial.write()
