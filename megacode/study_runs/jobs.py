@@ -22,7 +22,7 @@ from megacode.study_runs.scores import ScoreBoard, score_arguments
 
 
 @dataclass(frozen=True)
-class Job:
+class StudyJob:
     """A process to start.
 
     Attributes:
@@ -74,7 +74,7 @@ def write_configs(runs: Sequence[StudyRun], place: StudyDir) -> None:
             write_text(path, text)
 
 
-def train_job(run: StudyRun, place: StudyDir, nproc: int | None) -> Job:
+def train_job(run: StudyRun, place: StudyDir, nproc: int | None) -> StudyJob:
     """Return the job that trains a run.
 
     Args:
@@ -86,16 +86,16 @@ def train_job(run: StudyRun, place: StudyDir, nproc: int | None) -> Job:
     needs = (run.start,) if run.start is not None and run.parent is not None else ()
     # Of nodes inside the run, too: others may start there, or be scored, while it goes on.
     makes = tuple(run.checkpoint(node) for node in run.nodes)
-    return Job("train", run.name, arguments, needs, makes, run.run, run.config, run.nodes[0].remaining())
+    return StudyJob("train", run.name, arguments, needs, makes, run.run, run.config, run.nodes[0].remaining())
 
 
-def merge_job(run: StudyRun) -> Job:
+def merge_job(run: StudyRun) -> StudyJob:
     """Return the job that merges checkpoints of a trunk."""
     merging, out = run.last.merging, run.checkpoint(run.last)
     assert merging is not None, "a run with parts ends with a merge"
     arguments = ("checkpoint", "average", *map(str, run.parts), "--out", str(out))
     arguments += ("--weights", f"decay:{merging.decay}", "--over", f"{merging.over} samples")
-    return Job("merge", run.name, arguments, run.parts, (out,), None, run.config, run.last.remaining())
+    return StudyJob("merge", run.name, arguments, run.parts, (out,), None, run.config, run.last.remaining())
 
 
 def score_job(
@@ -106,7 +106,7 @@ def score_job(
     place: StudyDir,
     nproc: int | None,
     allow_code: bool,
-) -> Job:
+) -> StudyJob:
     """Return the job that scores a node's model by a suite.
 
     Args:
@@ -125,12 +125,12 @@ def score_job(
     def scored() -> bool:
         return board.score(suite, node, checkpoint).presence == "there"
 
-    return Job("score", score.name, arguments, needs=(checkpoint,), skip=scored)
+    return StudyJob("score", score.name, arguments, needs=(checkpoint,), skip=scored)
 
 
 def jobs_of(
     runs: Sequence[StudyRun], ends: dict[str, Path], board: ScoreBoard, place: StudyDir, nproc: int | None, code: bool
-) -> list[Job]:
+) -> list[StudyJob]:
     """Return all jobs of a study that are left, those that much waits for first.
 
     Args:

@@ -27,7 +27,7 @@ _CAUSES = {"signal": "a signal", "time_limit": "its time limit", "stop_file": "t
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunEnd:
     """How the last start of a run, or of a score, ended.
 
     Attributes:
@@ -63,14 +63,14 @@ def note_attempt(
         log: its output.
         config: of the run; its hash decides when wrong input is tried again.
         iterations: that were saved by it.
-        error: what was wrong; empty: its log says it.
+        error: what went wrong; empty: as its log says.
     """
     line: Json = {
         "name": name,
         "time": round(time.time(), 3),
         "code": code,
         "iterations": iterations,
-        "error": "" if code in (0, EXIT_RESUMABLE) else error or last_error(log),
+        "error": error or ("" if code in (0, EXIT_RESUMABLE) else last_error(log)),
         "log": str(log),
         "config_sha256": digest(dump_config(config)) if config is not None else "",
     }
@@ -88,7 +88,7 @@ def read_attempts(place: StudyDir) -> dict[str, Json]:
     return {str(line.get("name")): line for line in read_jsonl(place.attempts, [])}
 
 
-def outcome(run: RunDir, attempt: Json | None, config: RunConfig) -> Outcome | None:
+def outcome(run: RunDir, attempt: Json | None, config: RunConfig) -> RunEnd | None:
     """Return how the last start of a run ended; None if it has never been started.
 
     Args:
@@ -108,24 +108,24 @@ def outcome(run: RunDir, attempt: Json | None, config: RunConfig) -> Outcome | N
     return replace(told, cause=seen.cause) if told.state == seen.state == "interrupted" else told
 
 
-def _of_attempt(attempt: Json | None, config: RunConfig) -> Outcome | None:
+def _of_attempt(attempt: Json | None, config: RunConfig) -> RunEnd | None:
     if attempt is None:
         return None
     code, when, log = int(attempt["code"]), float(attempt["time"]), str(attempt.get("log", ""))
     error = str(attempt.get("error") or "")
     if code == 0:
-        return Outcome("finished", "", False, when, log)
+        return RunEnd("finished", "", False, when, log)
     if code == EXIT_RESUMABLE:
-        return Outcome("interrupted", "stopped", False, when, log)
+        return RunEnd("interrupted", "stopped", False, when, log)
     if code < 0:
-        return Outcome("interrupted", f"killed by signal {-code}", False, when, log)
+        return RunEnd("interrupted", f"killed by signal {-code}", False, when, log)
     if code in (EXIT_INPUT, EXIT_CHECK):
         same = attempt.get("config_sha256") == digest(dump_config(config))
-        return Outcome("failed", error or f"exit code {code}", same, when, log)
-    return Outcome("failed", error or f"exit code {code}", False, when, log)
+        return RunEnd("failed", error or f"exit code {code}", same, when, log)
+    return RunEnd("failed", error or f"exit code {code}", False, when, log)
 
 
-def _of_events(run: RunDir) -> Outcome | None:
+def _of_events(run: RunDir) -> RunEnd | None:
     events = [event for event in read_events(run, []) if isinstance(event.get("time"), (int, float))]
     last = next((event for event in reversed(events) if event.get("event") in ("start", "resume", "stop")), None)
     if last is None:
@@ -133,15 +133,15 @@ def _of_events(run: RunDir) -> Outcome | None:
     when = float(last["time"])
     if last["event"] != "stop":
         # The last sign of it may be much later than its start.
-        return Outcome("interrupted", "killed", False, float(events[-1]["time"]))
+        return RunEnd("interrupted", "killed", False, float(events[-1]["time"]))
     reason = str(last.get("reason"))
     if reason == "finished":
-        return Outcome("finished", "", False, when)
+        return RunEnd("finished", "", False, when)
     if reason == "spikes":
-        return Outcome("diverged", "too many spikes or non-finite losses in a row", True, when)
+        return RunEnd("diverged", "too many spikes or non-finite losses in a row", True, when)
     if reason == "error":
-        return Outcome("failed", str(last.get("error") or "an error"), False, when)
-    return Outcome("interrupted", f"stopped by {_CAUSES.get(reason, reason)}", False, when)
+        return RunEnd("failed", str(last.get("error") or "an error"), False, when)
+    return RunEnd("interrupted", f"stopped by {_CAUSES.get(reason, reason)}", False, when)
 
 
 def last_error(log: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from megacode.base import child_processes, cores, lock
 from megacode.base.errors import EXIT_FAILURE, EXIT_INPUT, EXIT_RESUMABLE
-from megacode.study_runs.jobs import Job, is_published
+from megacode.study_runs.jobs import StudyJob, is_published
 from megacode.study_runs.outcomes import note_attempt
 from megacode.study_runs.places import StudyDir
 
@@ -25,22 +25,22 @@ _SAME_MISTAKE = 3  # so many first runs with wrong input, before any iteration, 
 class Watcher(Protocol):
     """Is told what happens."""
 
-    def started(self, job: Job) -> None:
+    def started(self, job: StudyJob) -> None:
         """A process was started."""
 
-    def ended(self, job: Job, result: str, seconds: float, error: str) -> None:
+    def ended(self, job: StudyJob, result: str, seconds: float, error: str) -> None:
         """A process ended: `done`, `failed` or `interrupted`."""
 
     def stopping(self) -> None:
         """All processes were asked to save and end."""
 
-    def tick(self, running: Sequence[Job]) -> None:
+    def tick(self, running: Sequence[StudyJob]) -> None:
         """Time has passed."""
 
 
 @dataclass
 class _Process:
-    job: Job
+    job: StudyJob
     popen: subprocess.Popen[bytes]
     log: Path
     began: float
@@ -49,7 +49,7 @@ class _Process:
 
 
 @dataclass
-class Results:
+class JobResults:
     """How jobs ended, by name.
 
     Attributes:
@@ -121,7 +121,7 @@ class Processes:
     """
 
     def __init__(
-        self, jobs: Sequence[Job], place: StudyDir, room: Room, watcher: Watcher, heartbeat: Callable[[], bool]
+        self, jobs: Sequence[StudyJob], place: StudyDir, room: Room, watcher: Watcher, heartbeat: Callable[[], bool]
     ) -> None:
         self._place, self._room, self._watcher, self._heartbeat = place, room, watcher, heartbeat
         self._jobs = {job.name: job for job in jobs}
@@ -131,9 +131,9 @@ class Processes:
         self._killed: dict[str, int] = {}
         self._mistakes = 0
         self._trained = False
-        self.results = Results()
+        self.results = JobResults()
 
-    def run(self) -> Results:
+    def run(self) -> JobResults:
         """Run all jobs that can be run, and wait for them.
 
         SIGINT and SIGTERM, and the study's file `stop`, make all jobs save and end.
@@ -168,7 +168,7 @@ class Processes:
         self._watcher.tick([one.job for one in self._running])
         return bool(self._running) or any(self._may_still_start(job) for job in self._waiting)
 
-    def _next(self) -> Job | None:
+    def _next(self) -> StudyJob | None:
         for job in list(self._waiting):
             if _busy(job) or not job.is_ready:
                 continue
@@ -180,14 +180,14 @@ class Processes:
             return job
         return None
 
-    def _may_still_start(self, job: Job) -> bool:
+    def _may_still_start(self, job: StudyJob) -> bool:
         """Return whether waiting for a job makes sense while no process of ours runs."""
         # A process of an earlier call may still be saving; or a job of a cluster trains there.
         return not self.results.same_mistake and (
             job.is_ready or any(_busy(other) for other in self._waiting if {*other.makes} & {*job.needs})
         )
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: StudyJob) -> None:
         log = self._place.log(job.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         slot = min(set(range(self._room.jobs)) - {one.slot for one in self._running})
@@ -211,16 +211,16 @@ class Processes:
         if code == EXIT_INPUT and _busy(job):
             self._waiting.insert(0, job)
             return
-        missing = code == 0 and bool(job.makes) and not job.is_done
         # Stopped just after its last checkpoint.
         code = 0 if code == EXIT_RESUMABLE and job.is_done else code
-        line = note_attempt(self._place, job.name, EXIT_FAILURE if missing else code, process.log, job.config, new)
-        if missing:
-            line["error"] = f"it ended well, but did not make {next(p for p in job.makes if not p.exists())}"
+        missing = [path for path in job.makes if code == 0 and not is_published(path)]
+        error = f"it ended well, but did not make {missing[0]}" if missing else ""
+        code = EXIT_FAILURE if missing else code
+        line = note_attempt(self._place, job.name, code, process.log, job.config, new, error)
         result = self._result(job, int(line["code"]), new, str(line["error"]))
         self._watcher.ended(job, result, time.monotonic() - process.began, str(line["error"]))
 
-    def _result(self, job: Job, code: int, new: int, error: str) -> str:
+    def _result(self, job: StudyJob, code: int, new: int, error: str) -> str:
         if code == 0:
             self.results.done.append(job.name)
             return "done"
@@ -269,12 +269,12 @@ class Processes:
         return next((other.name for other in self._jobs.values() for need in missing if need in other.makes), None)
 
 
-def _busy(job: Job) -> bool:
+def _busy(job: StudyJob) -> bool:
     """Return whether another process trains in a job's directory."""
     return job.run is not None and job.run.lock.exists() and lock.owner(job.run) is not None
 
 
-def _saved(job: Job) -> int:
+def _saved(job: StudyJob) -> int:
     """Return the iteration of the newest checkpoint of a job's run."""
     try:
         return max(job.run.iterations(), default=0) if job.run is not None else 0

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megacode.base.units import format_count, format_measured, format_seconds
-from megacode.study_runs.jobs import Job
+from megacode.study_runs.jobs import StudyJob
 from megacode.study_runs.outcomes import progress
 
 _REDRAW_SECONDS = 1.0
@@ -29,7 +29,7 @@ class ProgressTable:
         jobs: all that are left.
     """
 
-    def __init__(self, console: Console, jobs: Sequence[Job]) -> None:
+    def __init__(self, console: Console, jobs: Sequence[StudyJob]) -> None:
         self._console = console
         self._total = {kind: sum(job.kind == kind for job in jobs) for kind in _VERBS}
         self._ended = dict.fromkeys(self._total, 0)
@@ -50,13 +50,13 @@ class ProgressTable:
             self._live.update(Text(""), refresh=True)
             self._live.stop()
 
-    def started(self, job: Job) -> None:
+    def started(self, job: StudyJob) -> None:
         """Show that a process was started."""
         self._began[job.name] = time.monotonic()
         if self._live is None:
             self._say(f"{_VERBS[job.kind][0]} {job.name}")
 
-    def ended(self, job: Job, result: str, seconds: float, error: str) -> None:
+    def ended(self, job: StudyJob, result: str, seconds: float, error: str) -> None:
         """Show that a process ended."""
         self._ended[job.kind] += result == "done"
         self._failed += result == "failed"
@@ -73,7 +73,7 @@ class ProgressTable:
         """Show that processes were asked to end."""
         self._say("stopping: waiting until all runs have saved")
 
-    def tick(self, running: Sequence[Job]) -> None:
+    def tick(self, running: Sequence[StudyJob]) -> None:
         """Redraw, at most once a second."""
         if self._live is not None and time.monotonic() - self._drawn >= _REDRAW_SECONDS:
             self._drawn = time.monotonic()
@@ -84,7 +84,7 @@ class ProgressTable:
         # Not wrapped by rich: a name that is cut in two cannot be copied.
         self._console.print(Text(f"{stamp} {line}"), soft_wrap=self._live is None)
 
-    def _table(self, running: Sequence[Job]) -> RenderableType:
+    def _table(self, running: Sequence[StudyJob]) -> RenderableType:
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("run", overflow="fold", ratio=1)
         for title in ("iteration", "loss", "tok/s", "time"):
@@ -97,7 +97,7 @@ class ProgressTable:
         words += [f"{self._failed} failed"] if self._failed else []
         return Group(Text(" · ".join(words), style="bold"), table)
 
-    def _row(self, job: Job) -> list[str]:
+    def _row(self, job: StudyJob) -> list[str]:
         since = format_seconds(time.monotonic() - self._began[job.name])
         if job.run is None:
             return [job.name, _VERBS[job.kind][0], "", "", since]

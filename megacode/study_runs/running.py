@@ -27,9 +27,9 @@ from megacode.study.matching import prove
 from megacode.study.tree import Tree
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.history import accept
-from megacode.study_runs.jobs import Job, jobs_of, write_configs
+from megacode.study_runs.jobs import StudyJob, jobs_of, write_configs
 from megacode.study_runs.places import StudyDir
-from megacode.study_runs.processes import Processes, Results, Room
+from megacode.study_runs.processes import JobResults, Processes, Room
 from megacode.study_runs.progress_table import ProgressTable
 from megacode.study_runs.runs import StudyRun, chosen_nodes, needed_runs
 from megacode.study_runs.scores import ScoreBoard
@@ -86,7 +86,7 @@ def run_study(path: Path, choices: Choices, make_items: MakeItems, console: Cons
         work = prepare(tree, place, choices, path.name, make_items)
         jobs = work.jobs(choices)
         if not jobs:
-            return _report(console, Results(), work, place, path)
+            return _report(console, JobResults(), work, place, path)
         room = Room(max(choices.nproc or 1, *(run.ranks for run in work.runs), 1), choices.parallel)
         _announce(console, work, jobs, room)
         with ProgressTable(console, jobs) as table:
@@ -173,7 +173,7 @@ class Work:
             if (state.outcome is not None and state.outcome.final) or state.cause.startswith("failed ")
         }  # fmt: skip
 
-    def jobs(self, choices: Choices) -> list[Job]:
+    def jobs(self, choices: Choices) -> list[StudyJob]:
         """Return the jobs that are left, the most urgent first."""
         held = self.held(choices.retry)
         runs = [run for run in self.runs if run.name not in held]
@@ -262,7 +262,7 @@ class _StudyLock:
         return self._lock.beat()
 
 
-def _announce(console: Console, work: Work, jobs: Sequence[Job], room: Room) -> None:
+def _announce(console: Console, work: Work, jobs: Sequence[StudyJob], room: Room) -> None:
     runs, merges = (sum(job.kind == kind for job in jobs) for kind in ("train", "merge"))
     merged = f", {merges} merges" if merges else ""
     words = f"{runs} runs{merged} and {len(jobs) - runs - merges} scores to make, {room.jobs} at once; "
@@ -270,7 +270,7 @@ def _announce(console: Console, work: Work, jobs: Sequence[Job], room: Room) -> 
     console.print(words, highlight=False, soft_wrap=True)
 
 
-def _report(console: Console, results: Results, work: Work, place: StudyDir, path: Path) -> int:
+def _report(console: Console, results: JobResults, work: Work, place: StudyDir, path: Path) -> int:
     """Say how it ended and what to do next; return the exit code."""
 
     def say(line: str) -> None:

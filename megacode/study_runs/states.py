@@ -20,7 +20,7 @@ from megacode.metrics.reader import read_events
 from megacode.study.grid import Cell
 from megacode.study.tree import Tree
 from megacode.study_runs.disk import Disk
-from megacode.study_runs.outcomes import Outcome, outcome, progress, read_attempts
+from megacode.study_runs.outcomes import RunEnd, outcome, progress, read_attempts
 from megacode.study_runs.places import StudyDir
 from megacode.study_runs.runs import StudyRun
 from megacode.study_runs.scores import Score, ScoreBoard
@@ -59,7 +59,7 @@ class RunState:
     state: RunWord
     cause: str = ""
     samples: int = 0
-    outcome: Outcome | None = None
+    outcome: RunEnd | None = None
     line: Json = field(default_factory=dict)
 
     @property

@@ -21,7 +21,7 @@ from megacode.launch import slurm
 from megacode.launch.continuity import settings
 from megacode.launch.scoring_job import submit_scoring
 from megacode.launch.submission import STUDY, Request, launch_command, render_script
-from megacode.study_runs.jobs import Job, is_published, jobs_of
+from megacode.study_runs.jobs import StudyJob, is_published, jobs_of
 from megacode.study_runs.places import StudyDir
 from megacode.study_runs.running import Choices, MakeItems, Work, check_choices, checked_tree, prepare
 from megacode.study_runs.slurm_jobs import (
@@ -174,12 +174,12 @@ class _Submitter:
             yield entry
             self.lock.beat()
 
-    def _follows(self, job: Job) -> bool:
+    def _follows(self, job: StudyJob) -> bool:
         """Return whether a job starts from the run that was named, if one was."""
         starts = [run.start for run in self.work.runs if run.name == job.name and run.start is not None]
         return not self.how.after or any(path.parents[1].name == self.how.after for path in (*starts, *job.needs))
 
-    def _entry(self, job: Job) -> JobFate:
+    def _entry(self, job: StudyJob) -> JobFate:
         queued = self.queued.get(job.name)
         if queued is not None:
             return JobFate(job.name, job.kind, "queued", queued.number)
@@ -197,7 +197,7 @@ class _Submitter:
             return JobFate(job.name, job.kind, "waits", why=f"until {late.name} has ended")
         return self._submit(job, tuple(one.job for one in needed))
 
-    def _submit(self, job: Job, after: tuple[str, ...]) -> JobFate:
+    def _submit(self, job: StudyJob, after: tuple[str, ...]) -> JobFate:
         flags = list(self.how.flags)
         if after:
             # Without the second option a job would wait for ever for one that failed.
@@ -210,7 +210,7 @@ class _Submitter:
         note_submission(self.place, job.name, number, after)
         return JobFate(job.name, job.kind, "submitted", number, after)
 
-    def _train(self, job: Job, flags: list[str], variables: dict[str, str]) -> str:
+    def _train(self, job: StudyJob, flags: list[str], variables: dict[str, str]) -> str:
         name = slurm_name(self.place, job.name)
         script = render_script(self.how.request, name, self.place.config(job.name), [])
         site = {"SITE": str(self.how.site)} if self.how.site is not None else {}
@@ -219,7 +219,7 @@ class _Submitter:
         command = [*launch_command(self.how.site), f"--output={self.place.log(job.name)}", *flags]
         return slurm.submit(command, {**variables, **site, **cleared}, script)
 
-    def _score(self, job: Job, flags: list[str], variables: dict[str, str]) -> str:
+    def _score(self, job: StudyJob, flags: list[str], variables: dict[str, str]) -> str:
         name, output = slurm_name(self.place, job.name), self.place.log(job.name)
         # Without the command's own name.
         arguments = job.arguments[1:]

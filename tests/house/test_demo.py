@@ -9,7 +9,7 @@ import yaml
 
 from megacode.base.errors import ConfigError
 from megacode.config.loading import load_config
-from megacode.demo import ITERATIONS, LAYOUTS, _Demo, demo_config, run_demo
+from megacode.demo import _DATA_STEPS, ITERATIONS, LAYOUTS, _Demo, demo_config, run_demo
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -38,3 +38,13 @@ def test_scores_are_taken_before_training_and_after_each_phase(tmp_path: Path) -
     assert milestones[0] == 0
     assert len(milestones) == len(ITERATIONS) + 1
     assert milestones[-1] == sum(ITERATIONS.values())
+
+
+def test_data_only_ends_with_the_data_sets_that_the_small_study_reads(tmp_path: Path) -> None:
+    titles = [title for title, _ in _Demo(tmp_path, "dp2").steps()[:_DATA_STEPS]]
+    assert titles[-1] == "3. Preprocess into indexed data sets"
+    study = yaml.safe_load((Path(__file__).parents[2] / "examples/studies/to_code_mini.yaml").read_text())
+    made = demo_config(Path("runs/demo"), "dp2")
+    assert study["set"]["tokenizer"] == made["tokenizer"]
+    paths = {name: source["path"] for name, source in study["set"]["sources"].items()}
+    assert paths == {name: source["path"] for name, source in made["sources"].items()}

@@ -14,9 +14,9 @@ from rich.console import Console
 from megacode.base.files import RunDir, read_jsonl
 from megacode.base.lock import RunLock
 from megacode.study_runs import processes
-from megacode.study_runs.jobs import Job
+from megacode.study_runs.jobs import StudyJob
 from megacode.study_runs.places import StudyDir
-from megacode.study_runs.processes import Processes, Results, Room
+from megacode.study_runs.processes import JobResults, Processes, Room
 from megacode.study_runs.progress_table import ProgressTable
 
 
@@ -26,10 +26,10 @@ class Diary:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def started(self, job: Job) -> None:
+    def started(self, job: StudyJob) -> None:
         self.lines.append(f"started {job.name}")
 
-    def ended(self, job: Job, result: str, seconds: float, error: str) -> None:
+    def ended(self, job: StudyJob, result: str, seconds: float, error: str) -> None:
         self.lines.append(f"{result} {job.name}")
 
     def stopping(self) -> None:
@@ -39,18 +39,18 @@ class Diary:
         pass
 
 
-def run_all(place: StudyDir, jobs: list[Job], parallel: int = 1) -> tuple[Results, list[str]]:
+def run_all(place: StudyDir, jobs: list[StudyJob], parallel: int = 1) -> tuple[JobResults, list[str]]:
     diary = Diary()
     return Processes(jobs, place, Room(1, parallel), diary, lambda: True).run(), diary.lines
 
 
-def wrong(name: str) -> Job:
+def wrong(name: str) -> StudyJob:
     """Return a job whose input is wrong: exit code 2."""
-    return Job("train", name, ("plan", "missing.yaml"))
+    return StudyJob("train", name, ("plan", "missing.yaml"))
 
 
-def right(name: str, needs: tuple[Path, ...] = (), makes: tuple[Path, ...] = ()) -> Job:
-    return Job("train", name, ("--version",), needs, makes)
+def right(name: str, needs: tuple[Path, ...] = (), makes: tuple[Path, ...] = ()) -> StudyJob:
+    return StudyJob("train", name, ("--version",), needs, makes)
 
 
 def published(path: Path) -> Path:
@@ -76,7 +76,8 @@ def test_if_the_first_runs_all_have_wrong_input_no_other_is_started(tmp_path: Pa
     assert sorted(results.waiting) == ["d", "e"]
     # Once a run has trained, the mistake is not that of all.
     results, _ = run_all(
-        StudyDir(tmp_path / "2"), [Job("train", "ok", ("--version",), run=RunDir(tmp_path / "r")), *map(wrong, "abcd")]
+        StudyDir(tmp_path / "2"),
+        [StudyJob("train", "ok", ("--version",), run=RunDir(tmp_path / "r")), *map(wrong, "abcd")],
     )
     assert (results.same_mistake, len(results.failed)) == (False, 4)
 
@@ -99,7 +100,7 @@ def test_a_job_starts_when_what_it_needs_is_there_and_says_what_is_missing(tmp_p
 
 
 def test_a_job_with_nothing_left_to_do_is_not_started(tmp_path: Path) -> None:
-    results, lines = run_all(StudyDir(tmp_path), [Job("score", "scored", ("--version",), skip=lambda: True)])
+    results, lines = run_all(StudyDir(tmp_path), [StudyJob("score", "scored", ("--version",), skip=lambda: True)])
     assert (results.done, lines, results.exit_code) == (["scored"], [], 0)
 
 
@@ -107,7 +108,7 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path: Path, monkeyp
     run = RunDir(tmp_path / "run")
     lock, looks = RunLock(run), []
     lock.acquire()
-    job = Job("train", "theirs", ("--version",), run=run)
+    job = StudyJob("train", "theirs", ("--version",), run=run)
 
     def sleep(seconds: float) -> None:
         looks.append(seconds)
@@ -158,8 +159,8 @@ def test_progress_fits_80_columns(tmp_path: Path, terminal: bool) -> None:
     line = {"kind": "train", "iteration": 12, "consumed_samples": 96, "loss": 5.43210, "tokens_per_second": 12345.6}
     run.metrics.write_text(json.dumps(line) + "\n")
     name = "balanced-to-text-plus-cooldown-2.8b-s1234-0123abcd"
-    job = Job("train", name, (), makes=(run.checkpoint(100),), run=run)
-    score = Job("score", f"{name}.heldout", ())
+    job = StudyJob("train", name, (), makes=(run.checkpoint(100),), run=run)
+    score = StudyJob("score", f"{name}.heldout", ())
     out = io.StringIO()
     console = Console(file=out, width=80, force_terminal=terminal, markup=False, color_system=None)
     with ProgressTable(console, [job, score]) as table:
