@@ -7,7 +7,7 @@ is called, and which arms the study had when it was made, do not matter.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from megacode.base.errors import MegacodeError
 from megacode.base.files import RunDir
 from megacode.checkpoint.state import TrainState
 from megacode.checkpoint.store import find_checkpoint, latest
+from megacode.config.run import RunConfig
 from megacode.data.source_checks import tokenizer_facts
 from megacode.plan.difference import former_config
 from megacode.planning.run_plan import make_plan
@@ -65,8 +66,8 @@ class DiskRun:
         if phase == node.phase:
             return node.first <= read < node.last
         # At the end of a phase the clock belongs to the phase that is over.
-        before = node.phase - 1
-        return node.first == 0 and self.place == (before, self.past.plan.schedule.phases[before].samples)
+        before, phases = node.phase - 1, self.past.plan.schedule.phases
+        return node.first == 0 and 0 <= before < len(phases) and self.place == (before, phases[before].samples)
 
 
 class Disk:
@@ -114,7 +115,8 @@ def _disk_runs(run: RunDir, by_path: dict[Path, list[Found]]) -> Iterator[DiskRu
         if newest is not None and started:
             # Empty where the run changed what it learns by: no arm may continue it.
             for state in by_path.get(newest, []):
-                yield DiskRun(run, state.past, (state.phase, state.read), newest)
+                found = DiskRun(run, state.past, (state.phase, state.read), newest)
+                yield found if found.finished else replace(found, past=_with_its_future(run, state))
         else:
             yield from _begun(run)
     except (MegacodeError, OSError):
@@ -122,12 +124,33 @@ def _disk_runs(run: RunDir, by_path: dict[Path, list[Found]]) -> Iterator[DiskRu
         return
 
 
+def _with_its_future(run: RunDir, state: Found) -> LearnedPast:
+    """Return the past of an unfinished run that also knows what it has not read yet.
+
+    A checkpoint knows only the data sets that were read. Later phases of its run may read others, and without these a
+    run that was stopped would not be recognised as leading to its arm's end.
+    """
+    try:
+        past = _past_of(_config_of(run), state.past.start)
+    except (MegacodeError, OSError):
+        return state.past
+    # Data that changed since, or another config: then only what the checkpoint proves counts.
+    known = state.phase < len(past.ends) and past.at(state.phase, state.read) == state.id
+    return past if known else state.past
+
+
+def _config_of(run: RunDir) -> RunConfig:
+    return former_config(run.config.read_text(encoding="utf-8"))
+
+
+def _past_of(config: RunConfig, start: str) -> LearnedPast:
+    facts = tokenizer_facts(config.tokenizer)
+    return LearnedPast(make_plan(config, allow_declared=True), str(facts["hash"]) if facts else "", start)
+
+
 def _begun(run: RunDir) -> Iterator[DiskRun]:
     """Yield a run directory that has saved nothing yet, at the place where its run started."""
-    config = former_config(run.config.read_text(encoding="utf-8"))
-    plan = make_plan(config, allow_declared=True)
-    facts = tokenizer_facts(config.tokenizer)
-    hashed = str(facts["hash"]) if facts else ""
+    config = _config_of(run)
     place = (0, 0)
     if config.init.from_ != "random" and config.init.load == "all":
         states = states_of(find_checkpoint(Path(config.init.from_)))
@@ -135,4 +158,4 @@ def _begun(run: RunDir) -> Iterator[DiskRun]:
             return
         place = (states[0].phase, states[0].read)
     for start in starts_of(config):
-        yield DiskRun(run, LearnedPast(plan, hashed, start), place, None)
+        yield DiskRun(run, _past_of(config, start), place, None)

@@ -1,6 +1,6 @@
 """The versions of a study that were run: what changed, what that makes stale, and which arms were removed.
 
-`study.jsonl` gets a line for each version when it is first run. JobResults of earlier versions are never deleted: those of
+`study.jsonl` gets a line for each version when it is first run. Results of earlier versions are never deleted: those of
 arms that were removed are *retired*, those of arms that have changed since are *stale*.
 """
 

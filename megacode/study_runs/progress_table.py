@@ -8,9 +8,9 @@ from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from megacode.base.tables import FigureTable
 from megacode.base.units import format_count, format_measured, format_seconds
 from megacode.study_runs.jobs import StudyJob
 from megacode.study_runs.outcomes import progress
@@ -85,10 +85,8 @@ class ProgressTable:
         self._console.print(Text(f"{stamp} {line}"), soft_wrap=self._live is None)
 
     def _table(self, running: Sequence[StudyJob]) -> RenderableType:
-        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column("run", overflow="fold", ratio=1)
-        for title in ("iteration", "loss", "tok/s", "time"):
-            table.add_column(title, justify="right", no_wrap=True)
+        figures = ("iteration", "loss", "tok/s", "time")
+        table = FigureTable("run", *figures, figures=figures, padding=(0, 1, 0, 0))
         for job in running:
             table.add_row(*self._row(job))
         words = [f"{self._ended['train']} of {self._total['train']} runs trained"]

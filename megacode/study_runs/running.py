@@ -215,7 +215,7 @@ def prepare(tree: Tree, place: StudyDir, choices: Choices, where: str, make_item
             if suite in MADE_SUITES:
                 make_items(_for_items(tree), suite, place.items / suite)
         board = ScoreBoard(tree, disk, choices.allow_code)
-    runs = needed_runs(tree, disk, choices.only, board.done())
+    runs = needed_runs(tree, disk, choices.only, board.done(choices.retrain))
     write_configs(runs, place)
     _share_items(runs, place)
     return Work(tree, runs, run_states(runs, place), board, disk, place)
@@ -283,12 +283,17 @@ def _report(console: Console, results: JobResults, work: Work, place: StudyDir, 
     for name, state in held.items():
         if name not in results.failed:
             say(f"not tried again: {name}: {state.state} {state.cause}".rstrip())
-    lost = {name: maker for name, maker in results.waiting.items() if maker}
-    if lost and not results.stopped:
-        say(f"{len(lost)} jobs wait for {', '.join(dict.fromkeys(lost.values()))}")
+    waiting = {name: maker for name, maker in results.waiting.items() if maker}
+    if waiting and not results.stopped:
+        say(f"{len(waiting)} jobs wait for {', '.join(dict.fromkeys(waiting.values()))}")
     if results.same_mistake:
         say("the first runs all have wrong input, so no other was started")
-    code = results.exit_code or (1 if held else 0)
+    trained = {node.id for run in work.runs for node in run.nodes}
+    lost = {end: why for end, why in work.board.lost().items() if end not in trained}
+    for end, why in lost.items():
+        name = f"{work.tree.nodes[end].arms[0]} seed {work.tree.nodes[end].cell.seed}"
+        say(f"not scored again: {name}: {why}, and its checkpoint was deleted; --retrain-stale trains it again")
+    code = results.exit_code or (1 if held or lost else 0)
     if code == EXIT_RESUMABLE:
         say(f"stopped; the same command goes on: megacode study run {path}")
     elif code:

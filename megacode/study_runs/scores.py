@@ -76,9 +76,22 @@ class ScoreBoard:
         ends = dict.fromkeys(path[-1] for path in tree.paths.values())
         self.of = {end: [self._of_node(name, tree.nodes[end]) for name in self.suites] for end in ends}
 
-    def done(self) -> set[str]:
-        """Return the ends of arms that have all their scores."""
-        return {end for end, scores in self.of.items() if scores and all(one.presence == "there" for one in scores)}
+    def done(self, again: bool = False) -> set[str]:
+        """Return the ends of arms that need no training to have their scores.
+
+        Args:
+            again: train arms again whose checkpoint was deleted and whose scores are outdated; else they stay as is.
+        """
+        lost = {} if again else self.lost()
+        return {
+            end for end, scores in self.of.items()
+            if scores and (end in lost or all(one.presence == "there" for one in scores))
+        }  # fmt: skip
+
+    def lost(self) -> dict[str, str]:
+        """Return the ends of arms that cannot be scored again, since their checkpoint was deleted, and what is wrong."""
+        outdated = ((end, one) for end, scores in self.of.items() for one in scores if one.presence == "outdated")
+        return {end: f"{one.suite} is {one.why}" for end, one in outdated if end not in self._disk.states}
 
     def score(self, suite: str, node: TreeNode, checkpoint: Path) -> Score:
         """Return the score of a node's checkpoint, as its files are now."""

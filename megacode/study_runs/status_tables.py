@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from megacode.base.files import Json
+from megacode.base.tables import FigureTable
 from megacode.base.units import format_count, format_measured
 
 _SEEDS_ABREAST = 3  # states of more seeds would be cut at 80 columns
@@ -38,12 +38,9 @@ def render_status(document: Json, console: Console) -> None:
     console.print(f"next: {document['next']}", highlight=False, soft_wrap=True)
 
 
-def _arms(document: Json, seeds: Sequence[int]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("arm", overflow="fold", min_width=14)
-    for seed in seeds:
-        table.add_column(f"seed {seed}", no_wrap=True)
-    table.add_column("tokens", justify="right", no_wrap=True)
+def _arms(document: Json, seeds: Sequence[int]) -> FigureTable:
+    table = FigureTable("arm", *(f"seed {seed}" for seed in seeds), "tokens", figures=("tokens",))
+    table.columns[0].min_width = 14
     by_name: dict[str, dict[int, Json]] = {}
     for arm in document["arms"]:
         by_name.setdefault(arm["name"], {})[arm["seed"]] = arm

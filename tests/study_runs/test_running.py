@@ -159,6 +159,17 @@ def test_an_unfinished_run_goes_on_although_an_arm_was_added_that_leaves_it_in_t
     assert trained.run()[0] == 0
 
 
+def test_an_unfinished_run_goes_on_although_it_has_not_read_all_its_sources_yet(trial: Trial) -> None:
+    trial.document["arms"] = {"late": ["text", "trunk"]}
+    trial.document["baseline"] = "late"
+    assert trial.run()[0] == 0
+    (run,) = trial.place.path.glob("late-s1-*")
+    go_back(RunDir(run), 4)
+    again = needed_runs(trial.tree(), Disk(trial.place.path))
+    assert [(one.run.path.name, one.continues) for one in again] == [(run.name, True)]
+    assert [arm["state"] for arm in study_status(trial.path)["arms"]] == ["ready"]
+
+
 def go_back(run: RunDir, iteration: int) -> None:
     """Leave a run as if it had been killed after an iteration's checkpoint."""
     for later in [number for number in run.iterations() if number > iteration]:

@@ -71,6 +71,10 @@ def test_scores_have_an_identity_of_their_own(trained: Trial, monkeypatch: pytes
     (arm,) = study_status(trained.path)["arms"]
     assert arm["scores"][0]["why"].startswith("made with lm-eval 0.")
     assert arm["state"] == "trained"
+    # Nothing is trained for new questions alone, unless the user says so.
+    code, printed = trained.run()
+    assert (code, trained.iterations()) == (1, before)
+    assert "not scored again: base seed 1: own.yaml is made with lm-eval" in printed
 
 
 def test_scores_that_a_run_made_itself_are_found_and_all_arms_answer_the_same_items(trial: Trial) -> None:
