@@ -89,7 +89,7 @@ class ScoreBoard:
         }  # fmt: skip
 
     def lost(self) -> dict[str, str]:
-        """Return the ends of arms that cannot be scored again, since their checkpoint was deleted, and what is wrong."""
+        """Return the ends of arms that cannot be scored again, as their checkpoint was deleted, and what is wrong."""
         outdated = ((end, one) for end, scores in self.of.items() for one in scores if one.presence == "outdated")
         return {end: f"{one.suite} is {one.why}" for end, one in outdated if end not in self._disk.states}
 
