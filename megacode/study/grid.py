@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -203,22 +202,13 @@ class _Builder:
             plan = self._plan(config.model_copy(update=changes))
             init = self._init(arm, levels, seed)
             past = LearnedPast(plan, _tokenizer_hash(config), self._start(arm, init))
-            merging = self._merging(arm, plan, past, full, cut[2].twin if cut is not None else None)
+            merging, anneal = None, self.study.arms[arm].anneal
+            if anneal is not None:
+                where, share = f"{self.file}: arms.{arm}.anneal.merge", cut[2].twin if cut is not None else None
+                merging = merging_of(plan, past, anneal.merge, where, full, share)
             self.cells[arm, tuple(levels.values()), seed] = Cell(
                 arm, arm, levels, seed, plan, past, full, init, merging
             )
-
-    def _merging(
-        self, arm: str, plan: Plan, past: LearnedPast, full: Plan | None, share: Fraction | None
-    ) -> Merging | None:
-        anneal = self.study.arms[arm].anneal
-        if anneal is None:
-            return None
-        where = f"{self.file}: arms.{arm}.anneal.merge"
-        if full is None or share is None:
-            return merging_of(plan, past, anneal.merge, where)
-        ratio = share * full.schedule.seq_length / plan.schedule.seq_length
-        return merging_of(plan, past, anneal.merge, where, full, ratio)
 
     def _run_name(self, arm: str, levels: Levels, seed: int) -> str:
         """Return the name of a cell's run, which is that of its directory, too."""
