@@ -194,15 +194,8 @@ def _advice(place: Layout, hardware: Hardware, layers: Layers, time: StepTime) -
 
 
 def _choice(choice: LayoutCandidate, own: StepTime) -> _Json:
-    config, parallel = choice.place.config, choice.place.config.parallel
     return {
-        "tensor": parallel.tensor,
-        "pipeline": parallel.pipeline,
-        "virtual_pipeline": parallel.virtual_pipeline,
-        "context": parallel.context,
-        "data_parallel": choice.place.data,
-        "micro_batch_size": config.train.micro_batch_size,
-        "recompute": parallel.recompute,
+        **choice.place.sizes,
         "memory": choice.memory.total,
         "seconds": choice.time.total,
         "time_of_this": choice.time.total / own.total,

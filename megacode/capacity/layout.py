@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from megacode.base.errors import ConfigError, Problem
 from megacode.capacity.costs import padded_vocabulary
@@ -96,6 +97,20 @@ class Layout:
         """Micro-batches per iteration of each copy of the model."""
         train = self.config.train
         return train.global_batch_size // (self.data * train.micro_batch_size)
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What a plan names a layout by, as plain values for JSON."""
+        parallel = self.config.parallel
+        return {
+            "tensor": parallel.tensor,
+            "pipeline": parallel.pipeline,
+            "virtual_pipeline": parallel.virtual_pipeline,
+            "context": parallel.context,
+            "data_parallel": self.data,
+            "micro_batch_size": self.config.train.micro_batch_size,
+            "recompute": parallel.recompute,
+        }
 
     @cached_property
     def activation_bytes(self) -> int:

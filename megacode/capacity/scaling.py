@@ -56,23 +56,14 @@ def scaling_document(config: RunConfig, cluster: Cluster, vocab_size: int, work:
 
 
 def _row(choice: LayoutCandidate, hardware: Hardware, price: float | None, work: _Json) -> _Json:
-    config, parallel = choice.place.config, choice.place.config.parallel
+    config = choice.place.config
     hours = sum(row["hours"] for row in phase_times(choice.place, hardware, layers_of(config), work))
     tokens = config.train.global_batch_size * config.train.seq_length / choice.time.total
     # Data parallel grows with the GPUs while the batch stays: that is what ends perfect scaling.
     time = choice.time
     communication = time.tensor_parallel + time.context_parallel + time.pipeline_transfer + time.data_parallel
     return {
-        "layout": {
-            "tensor": parallel.tensor,
-            "pipeline": parallel.pipeline,
-            "virtual_pipeline": parallel.virtual_pipeline,
-            "context": parallel.context,
-            "data_parallel": choice.place.data,
-            "micro_batch_size": config.train.micro_batch_size,
-            "micro_batches": choice.place.micro_batches,
-            "recompute": parallel.recompute,
-        },
+        "layout": {**choice.place.sizes, "micro_batches": choice.place.micro_batches},
         "overrides": choice.overrides,
         "memory": choice.memory.total,
         "seconds": time.total,

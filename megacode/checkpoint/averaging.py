@@ -1,7 +1,7 @@
 """Weighted means of checkpoints: of a trunk, so that the mean stands for a decay, or of several seeds' cooldowns.
 
 Only weights are merged. Moments and random states of several checkpoints have no mean that a run could resume from, and
-FP8 scales begin anew, as at any start from weights.
+FP8 scales start fresh, as at any start from weights.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SUM_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class Source:
+class _Source:
     """A checkpoint to merge: its directory and its state."""
 
     path: Path
@@ -119,17 +119,17 @@ def _samples(over: Quantity, state: TrainState) -> int:
     return -(-over.count // (train.seq_length if over.unit == "tokens" else 1))
 
 
-def _sources(paths: Sequence[Path], in_order: bool) -> list[Source]:
+def _sources(paths: Sequence[Path], in_order: bool) -> list[_Source]:
     """Open the checkpoints; those of a trunk in order of their clocks."""
     found = {path.resolve(): path for path in map(find_checkpoint, paths)}
     if len(found) < 2:
         fix = "give two or more, or one run with --last N"
         raise CheckpointError(f"averaging needs at least 2 checkpoints, and got {len(found)}", str(paths[0]), fix)
-    sources = [Source(path, TrainState.read(path)) for path in found.values()]
+    sources = [_Source(path, TrainState.read(path)) for path in found.values()]
     return sorted(sources, key=lambda one: one.state.consumed_samples) if in_order else sources
 
 
-def _check_one_trunk(sources: Sequence[Source]) -> None:
+def _check_one_trunk(sources: Sequence[_Source]) -> None:
     """Refuse checkpoints that do not follow each other in one training: a decay is between their updates.
 
     Raises:
@@ -149,7 +149,7 @@ def _order(state: TrainState, clock: int) -> list[str]:
     return [link["fingerprint"] for link in state.fingerprints if link["first_sample"] < clock]
 
 
-def _windowed(sources: list[Source], length: int | None, run: Path) -> list[Source]:
+def _windowed(sources: list[_Source], length: int | None, run: Path) -> list[_Source]:
     """Return the checkpoints that a decay of some samples needs; all of them without a length."""
     if length is None:
         return sources
@@ -190,7 +190,7 @@ def _read_weights(path: Path, checkpoints: Sequence[Path], normalize: bool) -> l
     return [share / total for share in shares]
 
 
-def _write(sources: Sequence[Source], shares: Sequence[float], rule: str, length: int | None, out: Path) -> Mean:
+def _write(sources: Sequence[_Source], shares: Sequence[float], rule: str, length: int | None, out: Path) -> Mean:
     for one in sources:
         check_intact(one.path)
     readers = [Reader(one.path) for one in sources]
@@ -237,7 +237,7 @@ def _run_of(out: Path) -> RunDir | None:
 
 
 def _check_alike(
-    sources: Sequence[Source], readers: Sequence[Reader], lead: Source, about: dict[str, tuple[int, ...]]
+    sources: Sequence[_Source], readers: Sequence[Reader], lead: _Source, about: dict[str, tuple[int, ...]]
 ) -> None:
     """Refuse checkpoints of different models or tokenizers.
 

@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from megacode.planning.run_plan import Plan, SourceSizes, make_plan, read_sizes
 from megacode.study.identity import RANDOM, LearnedPast, start_from
 from megacode.study.merging import Merging, merging_of
 from megacode.study.schema import THE_FACTOR, Level, Study
-from megacode.study.settings import nested, phases_of, slug
+from megacode.study.settings import nested, phases_of, seeds_of, slug
 from megacode.study.twins import twin_of
 
 Levels = Mapping[str, str]
@@ -199,34 +198,17 @@ class _Builder:
         # Validated once; seeds, names and directories break no rule.
         for seed in self.study.seeds:
             name = self._run_name(arm, levels, seed)
-            changes = {**self._seeds(config, seed), "name": name, "run_dir": f"{self.study.directory}/{name}"}
+            changes = {**seeds_of(self.study, config, seed), "name": name, "run_dir": f"{self.study.directory}/{name}"}
             plan = self._plan(config.model_copy(update=changes))
             init = self._init(arm, levels, seed)
             past = LearnedPast(plan, _tokenizer_hash(config), self._start(arm, init))
-            merging = self._merging(arm, plan, past, full, cut[2].twin if cut is not None else None)
+            merging, anneal = None, self.study.arms[arm].anneal
+            if anneal is not None:
+                where, share = f"{self.file}: arms.{arm}.anneal.merge", cut[2].twin if cut is not None else None
+                merging = merging_of(plan, past, anneal.merge, where, full, share)
             self.cells[arm, tuple(levels.values()), seed] = Cell(
                 arm, arm, levels, seed, plan, past, full, init, merging
             )
-
-    def _merging(
-        self, arm: str, plan: Plan, past: LearnedPast, full: Plan | None, share: Fraction | None
-    ) -> Merging | None:
-        anneal = self.study.arms[arm].anneal
-        if anneal is None:
-            return None
-        where = f"{self.file}: arms.{arm}.anneal.merge"
-        if full is None or share is None:
-            return merging_of(plan, past, anneal.merge, where)
-        ratio = share * full.schedule.seq_length / plan.schedule.seq_length
-        return merging_of(plan, past, anneal.merge, where, full, ratio)
-
-    def _seeds(self, config: RunConfig, seed: int) -> dict[str, Any]:
-        """Return what a seed of the study changes in a run's config."""
-        if self.study.vary == "both":
-            return {"seed": seed}
-        first = self.study.seeds[0]
-        order, weights = (seed, first) if self.study.vary == "data" else (first, seed)
-        return {"seed": order, "model": config.model.model_copy(update={"init_seed": weights})}
 
     def _run_name(self, arm: str, levels: Levels, seed: int) -> str:
         """Return the name of a cell's run, which is that of its directory, too."""

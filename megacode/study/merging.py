@@ -23,7 +23,7 @@ _WEIGHT_DIGITS = 12  # of weights in an id: a cosine's last digits differ betwee
 
 
 @dataclass(frozen=True)
-class Part:
+class MergedPart:
     """A state that is merged.
 
     Attributes:
@@ -49,7 +49,7 @@ class Merging:
 
     decay: Shape
     over: int
-    parts: tuple[Part, ...]
+    parts: tuple[MergedPart, ...]
 
     @property
     def id(self) -> str:
@@ -80,7 +80,7 @@ def kept_iterations(plan: Plan) -> list[int]:
 
 
 def merging_of(
-    plan: Plan, past: LearnedPast, merge: Merge, where: str, full: Plan | None = None, ratio: Fraction = Fraction(1)
+    plan: Plan, past: LearnedPast, merge: Merge, where: str, full: Plan | None = None, share: Fraction | None = None
 ) -> Merging:
     """Return which states an arm's end is merged of.
 
@@ -90,7 +90,7 @@ def merging_of(
         merge: what the study asks for.
         where: the place in the study file, for messages.
         full: of a twin, the plan of the full run, which `merge` is written for.
-        ratio: samples of the twin for each of the full run.
+        share: tokens of the twin for each of the full run.
 
     Raises:
         ConfigError: the run does not keep the checkpoints that it takes.
@@ -106,6 +106,9 @@ def merging_of(
         over = end - clocks[first]
     else:
         assert merge.over is not None
+        ratio = Fraction(1)
+        if full is not None and share is not None:
+            ratio = share * full.schedule.seq_length / plan.schedule.seq_length
         over = max(1, round(_samples(full or plan, merge.over) * ratio))
         if over >= end:
             raise ConfigError(f"the decay takes {over:,} samples of {end:,}", f"{where}.over", "give a shorter one")
@@ -117,7 +120,7 @@ def merging_of(
         first = found
     weights = decay_weights(merge.decay, clocks[first:], over)
     states = [_state(plan, past, clock) for clock in clocks[first:]]
-    parts = (Part(*one) for one in zip(states, iterations[first:], weights, strict=True))
+    parts = (MergedPart(*one) for one in zip(states, iterations[first:], weights, strict=True))
     return Merging(merge.decay, over, tuple(parts))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from megacode.config.loading import merge
+from megacode.config.run import RunConfig
 from megacode.study.schema import Study
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
@@ -65,3 +66,12 @@ def free_name(name: str, taken: Collection[str]) -> str:
     held = {one.casefold() for one in taken}
     numbered = (f"{name}-{number}" for number in itertools.count(2))
     return name if name.casefold() not in held else next(one for one in numbered if one.casefold() not in held)
+
+
+def seeds_of(study: Study, config: RunConfig, seed: int) -> dict[str, Any]:
+    """Return what a seed of the study changes in a run's config: data order, first weights, or both (`vary`)."""
+    if study.vary == "both":
+        return {"seed": seed}
+    first = study.seeds[0]
+    order, weights = (seed, first) if study.vary == "data" else (first, seed)
+    return {"seed": order, "model": config.model.model_copy(update={"init_seed": weights})}

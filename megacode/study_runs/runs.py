@@ -19,7 +19,7 @@ from megacode.base.files import RunDir
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.config.training import Init
-from megacode.study.merging import Merging, Part
+from megacode.study.merging import MergedPart, Merging
 from megacode.study.settings import slug
 from megacode.study.tree import Tree, TreeNode
 from megacode.study_runs.disk import Disk, DiskRun
@@ -182,7 +182,7 @@ class _Planner:
         config = node.cell.plan.config.model_copy(update=changes)
         return StudyRun((node,), config, self.ends[node.parent], waits, continues=False, parts=parts)
 
-    def _part(self, node: TreeNode, part: Part) -> Path:
+    def _part(self, node: TreeNode, part: MergedPart) -> Path:
         """Return the checkpoint of a part: where it lies, or where the run of its stretch saves it."""
         found = self.disk.states.get(part.id)
         if found is not None:
