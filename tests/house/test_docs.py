@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -174,20 +175,24 @@ def test_a_stale_command_reference_is_said(tmp_path: Path) -> None:
     assert page.read_text(encoding="utf-8") == "# Commands\n"
 
 
-def test_the_readme_s_config_plans(tmp_path: Path) -> None:
-    blocks = re.findall(r"^```yaml\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 1
-    assert len(blocks[0].splitlines()) <= 12
-    (tmp_path / "run.yaml").write_text(blocks[0], encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "megacode.cli", "plan", "run.yaml", "--json"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def yaml_block(page: Path) -> str:
+    """Return the first YAML file that a page shows."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(blocks[0].splitlines()) <= 15
+    return str(blocks[0])
+
+
+def test_the_readme_s_study_and_its_config_plan(tmp_path: Path) -> None:
+    (tmp_path / "order.yaml").write_text(yaml_block(README), encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(yaml_block(ROOT / "docs" / "config.md"), encoding="utf-8")
+    for command in (["plan", "run.yaml"], ["study", "plan", "order.yaml"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "megacode.cli", *command, "--json"],
+            cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        plan = json.loads(done.stdout)
+    assert [match["equal"] for match in plan["match"]] == [True]
 
 
 def test_the_licence_and_the_citation_are_there() -> None:
