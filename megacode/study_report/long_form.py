@@ -1,4 +1,4 @@
-"""A study's report as CSV in long form: one row a score of a model, a mean over seeds, a difference of arms, or a forecast."""
+"""A study's report as CSV in long form: one row a score, a mean over seeds, a difference or a forecast."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def render_csv(document: StudyReport) -> str:
     """Return a report as CSV; numbers have all their digits, in the scores' own unit (shares of 1).
 
     `kind` is `score` (of one model), `mean` (of an arm over its seeds), `difference` (arm minus baseline, with the
-    interval that is corrected within its family) or `forecast` (of the study file, with its interval). `run`, `seal` and `scores` list all models of a row, split by `;`.
+    interval that is corrected within its family) or `forecast` (of the study file, with its interval). `run`, `seal`
+    and `scores` list all models of a row, split by `;`.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

@@ -134,8 +134,8 @@ def _whole(cell: Cell, number: int) -> _Facts:
 
 def _learned(cell: Cell, number: int) -> _Facts:
     facts = cell.past.facts(number, cell.plan.schedule.phases[number].samples)
-    # What the sources' documents look like belongs to the sources; see `Point.marks`.
-    settings = {key: value for key, value in facts["settings"].items() if key != "fim_rate"}
+    # What the sources' documents look like belongs to the sources; see `Point.marks`. Seeds of weights are seeds.
+    settings = {key: value for key, value in facts["settings"].items() if key not in ("fim_rate", "model.init_seed")}
     return {"learning rate": facts["learning_rate"], "batches": facts["batches"], "settings": settings}
 
 

@@ -193,7 +193,8 @@ def score_document(
     model = {
         "iteration": state.iteration, "consumed_samples": state.consumed_samples, "phase": state.phase,
         "consumed_tokens": tokens, "fingerprints": state.fingerprints, "withheld": state.withheld,
-        "merged": _merged(state), "checkpoint_seal": state.seal, "layout": state.layout, "versions": state.versions, "hashes": {"tokenizer": ""},
+        "merged": _merged(state),
+        "checkpoint_seal": state.seal, "layout": state.layout, "versions": state.versions, "hashes": {"tokenizer": ""},
         "run_dir": str(run.path),
     }  # fmt: skip
     overlaps = {name: {"items": one["items"], "overlapping": one["items"] // 50} for name, one in facts.items()}

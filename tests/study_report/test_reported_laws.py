@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,11 @@ def test_the_law_is_what_study_next_says(file: Path, report: StudyReport) -> Non
         assert row["measured"] == pytest.approx(means[row["arm"], row["metric"]])
 
 
+def shows_forecast(text: str) -> bool:
+    """Return whether a text shows the forecast of `mix-2`, with as many decimals as its metric has."""
+    return re.search(r"1\.20+ \(1\.10+ \.\. 1\.40+\)", text) is not None
+
+
 def test_every_file_shows_law_and_forecasts_as_far_as_it_can(report: StudyReport) -> None:
     page, markdown, latex = StrictPage(render(report)).text, render_markdown(report), render_latex(report)
     for text in (page, markdown):
@@ -93,7 +99,7 @@ def test_every_file_shows_law_and_forecasts_as_far_as_it_can(report: StudyReport
     (block,) = (part.partition("```")[0] for part in markdown.split("To paste, by the law:\n\n```yaml\n")[1:])
     assert list(yaml.safe_load(block)["arms"]) == ["next-law"]
     for text in (page, markdown, latex):
-        assert "1.200 (1.100 .. 1.400)" in text
+        assert shows_forecast(text)
         assert text.count("outside") == 1
     rows = [row for row in csv.DictReader(io.StringIO(render_csv(report))) if row["kind"] == "forecast"]
     assert [(row["arm"], row["value"], row["low"], row["high"]) for row in rows] == [
@@ -124,7 +130,7 @@ def test_a_study_without_scores_has_forecasts_and_no_law(tmp_path: Path) -> None
         ("mix-2", None, None), ("mix-3", None, None),
     ]  # fmt: skip
     for text in (render(report), render_markdown(report), render_latex(report)):
-        assert "1.200 (1.100 .. 1.400)" in text
+        assert shows_forecast(text)
     rows = [row for row in csv.DictReader(io.StringIO(render_csv(report))) if row["kind"] == "forecast"]
     assert [row["arm"] for row in rows] == ["mix-2", "mix-3"]
 
@@ -160,7 +166,7 @@ def merged_study(**changes: Any) -> dict[str, Any]:
     study = blends(**changes)
     study["set"]["checkpoint"] = {"keep_every": "25 iterations", "keep_last": 2}
     for number in range(6):
-        arm = {"phases": [f"mix-{number}"], "anneal": {"merge": {"decay": "linear", "over": "80 iterations"}}}
+        arm = {"phases": [f"mix-{number}"], "anneal": {"merge": {"decay": "linear", "over": "40 iterations"}}}
         study["arms"][f"mean-{number}"] = arm
     study["arms"]["mean-2"]["forecast"] = {CODE: {"value": 1.15, "low": 1.0, "high": 1.2}}
     return study
@@ -188,7 +194,7 @@ def test_a_merged_arm_has_its_checkpoint_and_scores_in_the_report(tmp_path: Path
     assert [point["name"] for point in own["points"]] == [f"mean-{number}" for number in range(6)]
     assert own["points"][2]["scores"][CODE] == pytest.approx(scores["mean-2", CODE])
     arm = yaml.safe_load(own["proposals"][0]["block"])["arms"]["next-law"]
-    assert arm["anneal"] == {"merge": {"decay": "linear", "over": "80 iterations"}}
+    assert arm["anneal"] == {"merge": {"decay": "linear", "over": "40 iterations"}}
 
 
 def test_scores_of_a_mean_outlive_its_checkpoint_and_are_not_the_trunk_s(tmp_path: Path) -> None:
