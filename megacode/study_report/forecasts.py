@@ -7,16 +7,15 @@ arm already had the same forecast. A forecast that was added later is shown, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from megacode.base.files import read_jsonl
 from megacode.study.schema import Forecast, Study
 from megacode.study_report.next_metrics import metrics_of
 from megacode.study_report.results import StudyResults
+from megacode.study_runs.history import versions
+from megacode.study_runs.places import StudyDir
 
 _Json = dict[str, Any]
-HISTORY = "study.jsonl"  # below a study's runs: the versions that were run, one JSON object each
 
 
 def score_forecasts(
@@ -90,4 +89,4 @@ def forecast_rows(results: StudyResults, without: Sequence[str] = ()) -> list[_J
         # One at a time: arms that are not compared here may have been scored by other suites.
         found = metrics_of(results, {first.name: ends}, without)
         measured[first.name] = {name: float(one.values[first.name].mean()) for name, one in found.items()}
-    return score_forecasts(study, measured, read_jsonl(Path(study.directory) / HISTORY, []))
+    return score_forecasts(study, measured, versions(StudyDir(study.directory)))
