@@ -441,6 +441,9 @@ def test_a_metric_of_two_suites_is_told_apart_by_the_suite(tmp_path: Path) -> No
     document = next_mixture(file, Wanted({"heldout.text/bits_per_byte": 1.0, TEXT: 0.0}))
     assert [row["suite"] for row in document["targets"]] == ["heldout", "second"]
     assert document["points"][0]["scores"][TEXT] == pytest.approx(1.0)
+    # Means are named as in the report.
+    (target,) = next_mixture(file, Wanted({"mean/heldout.heldout": 1.0}))["targets"]
+    assert target["suite"] == "heldout"
 
 
 def test_the_command_prints_one_document_and_ends_with_3_where_it_refuses(two: Path, tmp_path: Path) -> None:
