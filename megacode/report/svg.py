@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 
 CHARACTER_WIDTH = 6.4  # average pixels of a character at 11.5 px: good enough to decide what fits
 BOLD_WIDTH = 7.2  # of a bold one
+LEAST_ROOM = 1e-300  # beside the values on an axis: a share of a range of 5e-324 would be rounded to none
 
 Point: TypeAlias = tuple[float, float]
 
@@ -119,7 +120,7 @@ def domain(values: Iterable[float], *, log: bool = False, zero: bool = False) ->
         # On a logarithmic axis room is a factor.
         room = max((high / low) ** 0.05, 1.02)
         return low / room or low, high * room
-    room = 0.05 * ((high - low) or abs(high) or 1.0)
+    room = max(0.05 * ((high - low) or abs(high) or 1.0), LEAST_ROOM)
     return (min(0.0, low), high + room) if zero else (low - room, high + room)
 
 

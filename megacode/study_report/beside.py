@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from megacode.base.files import Json, read_jsonl
+from megacode.base.files import Json
 from megacode.plan.effects import flat
 from megacode.study.paper import Paper, the_paper
 from megacode.study.schema import Study, StudyArm
 from megacode.study_report.results import StudyResults
 from megacode.study_report.shapes import LaterFinding, PaperRow
 from megacode.study_report.tasks import read_facts
+from megacode.study_runs.history import versions
+from megacode.study_runs.places import StudyDir
 
 _POINTS = 100
 _LEAST = 1.0  # points; a smaller baseline is a handful of right answers, and no base of a percentage
 _AGREE = 0.005  # relative gains that differ by less are one number, rounded
-_HISTORY = "study.jsonl"  # below the runs: the versions of the study that were run
 
 
 def paper_rows(results: StudyResults) -> list[PaperRow]:
@@ -91,7 +91,7 @@ def history(results: StudyResults) -> dict[str, Any] | None:
         `versions`: how many were run; `changes`: `key`, `before`, `now` of each setting of the study that differs from
         the version that the first scores were made with; a baseline or a margin chosen after the fact stands here.
     """
-    lines = read_jsonl(Path(results.study.directory) / _HISTORY, [])
+    lines = versions(StudyDir(results.study.directory))
     if not lines:
         return None
     # The last version that began before any score existed is what was decided in advance.

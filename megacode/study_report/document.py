@@ -8,6 +8,8 @@ from typing import Any
 
 from megacode.study_report import beside, curves, journeys, limits, rows
 from megacode.study_report.flags import model_flags
+from megacode.study_report.forecasts import forecast_rows
+from megacode.study_report.next_arms import law_of
 from megacode.study_report.results import StudyResults, read_results
 from megacode.study_report.scored import compare_arms
 from megacode.study_report.shapes import StudyReport
@@ -69,8 +71,8 @@ def document_of(results: StudyResults, level: float = LEVEL, without: Sequence[s
         "exposure": rows.exposure_rows(results),
         "match": results.plan["match"],
         "contamination": overlaps,
-        "law": None,
-        "forecasts": [],
+        "law": law_of(results, without),
+        "forecasts": forecast_rows(results, without),
         # ... and what they do not show.
         "limits": limits.limits(results, arms, overlaps, scored),
         "history": beside.history(results),

@@ -7,16 +7,15 @@ arm already had the same forecast. A forecast that was added later is shown, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from megacode.base.files import read_jsonl
-from megacode.study.grid import Grid
 from megacode.study.schema import Forecast, Study
-from megacode.study_report.next_points import ScoreFiles, find_points
+from megacode.study_report.next_metrics import metrics_of
+from megacode.study_report.results import StudyResults
+from megacode.study_runs.history import versions
+from megacode.study_runs.places import StudyDir
 
 _Json = dict[str, Any]
-HISTORY = "study.jsonl"  # below a study's runs: the versions that were run, one JSON object each
 
 
 def score_forecasts(
@@ -73,25 +72,21 @@ def registered_before(history: Sequence[Mapping[str, Any]], arm: str, metric: st
     return None
 
 
-def forecast_rows(grid: Grid, files: ScoreFiles) -> list[_Json]:
-    """Return the forecasts of a study beside the scores that are on disk.
+def forecast_rows(results: StudyResults, without: Sequence[str] = ()) -> list[_Json]:
+    """Return the forecasts of a study beside the scores that are on disk; see `score_forecasts`.
 
     Args:
-        grid: of the study.
-        files: its score files.
+        results: of the study.
+        without: tasks that are not compared.
 
     Raises:
         DataError: a score file is damaged.
     """
-    study = grid.study
-    wanted = {name for name, arm in study.arms.items() if arm.forecast}
-    if not wanted:
-        return []
+    study = results.study
     measured: dict[str, dict[str, float]] = {}
-    for point in find_points(grid):
-        whole = point.phase == len(point.cell.plan.schedule.phases) - 1
+    for first in (cell for cell in results.arms() if study.arms[cell.arm].forecast):
+        ends = {cell.seed: results.path(cell)[-1] for cell in results.cells(first.name)}
         # One at a time: arms that are not compared here may have been scored by other suites.
-        if whole and point.cell.arm in wanted and files.scored([point]):
-            found = files.metrics([point])
-            measured[point.name] = {name: float(one.values[point.name].mean()) for name, one in found.items()}
-    return score_forecasts(study, measured, read_jsonl(Path(study.directory) / HISTORY, []))
+        found = metrics_of(results, {first.name: ends}, without)
+        measured[first.name] = {name: float(one.values[first.name].mean()) for name, one in found.items()}
+    return score_forecasts(study, measured, versions(StudyDir(study.directory)))

@@ -48,8 +48,14 @@ def _step(results: StudyResults, cell: Cell, place: int, metrics: set[str]) -> W
     node = results.tree.nodes[results.path(cell)[place]]
     done = sum(results.tree.nodes[name].tokens for name in results.path(cell)[: place + 1])
     means = {metric: sum(seeds.values()) / len(seeds) for metric, seeds in values.items()}
-    phase = node.cell.plan.schedule.phases[node.phase].name
-    return {"phase": phase, "node": node.id, "tokens": done, "values": means, "by_seed": values, "files": files}
+    return {
+        "phase": node.phase_name,
+        "node": node.id,
+        "tokens": done,
+        "values": means,
+        "by_seed": values,
+        "files": files,
+    }
 
 
 def scores_in(document: Json) -> dict[str, float]:

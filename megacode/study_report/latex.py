@@ -11,10 +11,13 @@ from megacode.study_report.printed import (
     families,
     flag_texts,
     flags_of,
+    interval_said,
     interval_text,
     relative_text,
     score_text,
 )
+from megacode.study_report.sections.laws import forecasts
+from megacode.study_report.sections.lookup import ReportIndex
 from megacode.study_report.shapes import StudyReport
 
 MARK = "% megacode study report"
@@ -26,16 +29,20 @@ _ESCAPED = {
 
 
 def render_latex(document: StudyReport) -> str:
-    """Return the tables of a report: scores of each place, and the differences of each declared family.
+    """Return the tables of a report: scores of each place, differences of each declared family, and forecasts.
 
     Needs `\\usepackage{booktabs}`. Comments after a row say which runs, checkpoints and score files it comes from.
     """
     lookup = ReportRows(document)
-    lines = [MARK, f"% study {document['study']['name']}; needs \\usepackage{{booktabs}}"]
+    lines = [
+        MARK,
+        f"% study {document['study']['name']}; needs \\usepackage{{booktabs}}; ± is {interval_said(document)}",
+    ]
     for place in lookup.places:
         lines += _scores(lookup, place)
     for family, said in families(document):
         lines += _differences(document, family, said)
+    lines += _forecasts(document)
     return "\n".join(lines) + "\n"
 
 
@@ -56,7 +63,8 @@ def _scores(lookup: ReportRows, place: str) -> Iterator[str]:
             cells.append(rf"\textbf{{{text}}}" if (arm["name"], metric["metric"]) in better else text)
         yield " & ".join(cells) + r" \\"
         yield from _comments(lookup, arm["name"])
-    said = "Bold: better than the baseline after correction for many comparisons. $\\pm$ is a standard error."
+    said = "Bold: better than the baseline after correction for many comparisons. $\\pm$ is "
+    said += f"{_escaped(interval_said(document))}."
     flags = [f"$^{{{number}}}$ {_escaped(text)}." for number, text in enumerate(flag_texts(document, place), 1)]
     caption = f"Scores{f' at {place}' if place else ''}; shares in points. {' '.join([said, *flags])}"
     yield from _end(caption, f"tab:{document['study']['name']}-scores{f'-{place}' if place else ''}")
@@ -72,6 +80,18 @@ def _differences(document: StudyReport, family: str, said: str) -> Iterator[str]
         yield " & ".join([*names, *figures]) + r" \\"
     name = document["study"]["name"]
     yield from _end(f"Differences, {family} family; {said}. Bold: better.", f"tab:{name}-{family}")
+
+
+def _forecasts(document: StudyReport) -> Iterator[str]:
+    rows = forecasts(ReportIndex(document))
+    if not rows:
+        return
+    yield from _begin("llrrll", ["arm", "metric", "forecast", "measured", "outcome", "written"])
+    for row in rows:
+        cells = (row[key] for key in ("arm", "metric", "forecast", "measured", "outcome", "registered"))
+        yield " & ".join(_escaped(cell) for cell in cells) + r" \\"
+    said = "Forecasts in the study file, and what was measured; in brackets the interval that should hold it."
+    yield from _end(said, f"tab:{document['study']['name']}-forecasts")
 
 
 def _begin(columns: str, heads: list[str]) -> Iterator[str]:

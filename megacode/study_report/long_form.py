@@ -1,4 +1,4 @@
-"""A study's report as CSV in long form: one row a score of a model, a mean over seeds, or a difference of arms."""
+"""A study's report as CSV in long form: one row a score, a mean over seeds, a difference or a forecast."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ Cells = Sequence[object]
 def render_csv(document: StudyReport) -> str:
     """Return a report as CSV; numbers have all their digits, in the scores' own unit (shares of 1).
 
-    `kind` is `score` (of one model), `mean` (of an arm over its seeds) or `difference` (arm minus baseline, with the
-    interval that is corrected within its family). `run`, `seal` and `scores` list all models of a row, split by `;`.
+    `kind` is `score` (of one model), `mean` (of an arm over its seeds), `difference` (arm minus baseline, with the
+    interval that is corrected within its family) or `forecast` (of the study file, with its interval). `run`, `seal`
+    and `scores` list all models of a row, split by `;`.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -63,8 +64,13 @@ def _rows(document: StudyReport) -> Iterator[Cells]:
         both = [document["provenance"][name] for name in one["models"]]
         yield ("difference", one["arm"], one["baseline"], None, task, metric, one["difference"], one["standard_error"],
                one["simultaneous_low"], one["simultaneous_high"], one["items"], *_places(both, suite))  # fmt: skip
+    for forecast in document["forecasts"]:
+        task, _, metric = forecast["metric"].partition("/")
+        own = [model for model in models[forecast["arm"]] if model["run"] is not None]
+        yield ("forecast", forecast["arm"], None, None, task, metric, forecast["value"], None,
+               forecast["low"], forecast["high"], None, *_places(own, suites.get(forecast["metric"], "")))  # fmt: skip
 
 
 def _places(models: Sequence[ModelRow], suite: str) -> tuple[str, str, str]:
     runs, seals = (";".join(str(model[key]) for model in models) for key in ("run", "seal"))
-    return runs, seals, ";".join(model["scores"][suite] for model in models)
+    return runs, seals, ";".join(model["scores"].get(suite, "") for model in models)

@@ -14,10 +14,13 @@ from megacode.study_report.printed import (
     families,
     flag_texts,
     flags_of,
+    interval_said,
     interval_text,
     relative_text,
     score_text,
 )
+from megacode.study_report.sections import laws
+from megacode.study_report.sections.lookup import ReportIndex
 from megacode.study_report.shapes import ComparisonRow, MetricRow, ModelRow, StudyReport
 
 MARK = "<!-- megacode study report -->"
@@ -42,6 +45,8 @@ def render_markdown(document: StudyReport, directory: Path | None = None) -> str
         _match(document),
         _forgetting(document),
         _contamination(document),
+        _next_arms(document),
+        _forecasts(document),
         _sentences("What this does not show", document["limits"]),
         _history(document),
         _later(document),
@@ -91,9 +96,10 @@ def _scores(lookup: ReportRows, place: str) -> str:
         rows.append([name, format_count(arm["tokens"]), *cells])
     title = f"Scores at {place}" if place else "Scores"
     head = ["arm", "tokens", *(_headed(metric) for metric in columns)]
-    foot = "Bold: better than the baseline after correction. ± is a standard error. Shares are in points."
+    said = f"Means over seeds; ± is {interval_said(document)}. Shares are in points. "
+    said += "Bold: better than the baseline after correction."
     listed = "".join(f"\n\n[{number}] {text}" for number, text in enumerate(texts, 1))
-    return f"## {title}\n\n{_table(head, rows)}\n\n{foot}{listed}"
+    return f"## {title}\n\n{said}\n\n{_table(head, rows)}{listed}"
 
 
 def _headed(metric: MetricRow) -> str:
@@ -193,6 +199,36 @@ def _contamination(document: StudyReport) -> str:
     ]
     head = ["arm", "task", "items that occur in what it read", "tokens checked"]
     return f"## Contamination\n\n{_table(head, rows)}" if rows else ""
+
+
+def _next_arms(document: StudyReport) -> str:
+    """Return how well laws of the blend predict, what they propose, and why they propose nothing."""
+    law = document["law"]
+    if law is None:
+        return ""
+    index = ReportIndex(document)
+    parts = ["## From these arms to the next"]
+    fits = [(index.title(row["metric"]), row["law"]) for row in law.get("targets") or [] if row["law"]]
+    rows = [
+        [title, f"{fit['left_out_r2']:.2f}", f"{fit['deviation']:.4f}", f"{fit['degrees_of_freedom']}"]
+        for title, fit in fits
+    ]
+    parts += [_table(["law of", "left-out R²", "sd of an arm", "df"], rows)] if rows else []
+    refused = [f"* no blend by the law: {row['what']}; {row['fix']}" for row in laws.refusals(index)]
+    parts += ["\n".join(refused)] if refused else []
+    offered = laws.proposals(index)
+    keys = ("name", "blend", "predicted", "nearest")
+    head = ["proposal", "blend", "predicted", "nearest arm"]
+    parts += [_table(head, [[row[key] or NOTHING for key in keys] for row in offered])] if offered else []
+    parts += [f"To paste, {row['name']}:\n\n```yaml\n{row['block'].rstrip()}\n```" for row in offered if row["block"]]
+    return "\n\n".join(parts)
+
+
+def _forecasts(document: StudyReport) -> str:
+    keys = ("arm", "metric", "forecast", "measured", "outcome", "registered")
+    rows = [[row[key] for key in keys] for row in laws.forecasts(ReportIndex(document))]
+    head = ["arm", "metric", "forecast", "measured", "outcome", "written"]
+    return f"## Forecasts in the study file\n\n{_table(head, rows)}" if rows else ""
 
 
 def _history(document: StudyReport) -> str:

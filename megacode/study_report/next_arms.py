@@ -7,23 +7,24 @@ of `mixture` refuses is not shown at all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from megacode.base.errors import ConfigError, DataError
 from megacode.mixture import designs, gates
 from megacode.mixture.gates import Refusal
 from megacode.mixture.laws import MixtureLaw, PredictionInterval, interval_of, resampled
 from megacode.mixture.proposals import best_blend, optimum_intervals, rounded, unimax
 from megacode.mixture.repetition import average_worth, next_worth
-from megacode.study.grid import build_grid
-from megacode.study.loading import load_study
 from megacode.study_report.forecasts import forecast_rows
 from megacode.study_report.next_block import BlockWriter, merged, written
 from megacode.study_report.next_laws import StudyLaws
 from megacode.study_report.next_scales import other_scale
 from megacode.study_report.next_target import Wanted
+from megacode.study_report.results import StudyResults, read_results
 
 _Json = dict[str, Any]
 _SAME = 0.0005  # share of tokens; blends are written in tenths of a per cent
@@ -42,8 +43,33 @@ def next_mixture(path: Path, wanted: Wanted = Wanted()) -> _Json:  # noqa: B008 
         DataError: nothing is scored, or score files cannot be compared.
         PlanError: an arm cannot be trained as it is written.
     """
-    grid = build_grid(load_study(path), path)
-    return _Proposer(StudyLaws(grid, path, wanted), path.name, wanted).document()
+    return next_of(read_results(path), wanted)
+
+
+def next_of(results: StudyResults, wanted: Wanted = Wanted(), without: Sequence[str] = ()) -> _Json:  # noqa: B008
+    """Return the next mixture of a study with its results; see `next_mixture`.
+
+    Args:
+        results: of the study.
+        wanted: what the blend is chosen for.
+        without: tasks that do not count.
+    """
+    document = _Proposer(StudyLaws(results, wanted, without), wanted).document()
+    return {**document, "forecasts": forecast_rows(results, without)}
+
+
+def law_of(results: StudyResults, without: Sequence[str] = ()) -> _Json | None:
+    """Return what `megacode study next` says of a study by its defaults; None where nothing is scored.
+
+    Where it would end with an error, such as scores that cannot be compared, the error's problems are the refusals.
+    """
+    if not any(one.files for one in results.trained.values()):
+        return None
+    try:
+        return next_of(results, without=without)
+    except (ConfigError, DataError) as error:
+        said = [(f"{one.where}: {one.what}" if one.where else one.what, one.fix) for one in error.problems]
+        return {"refusals": [vars(Refusal("no law", what, fix)) for what, fix in said]}
 
 
 def check_proposed(document: _Json) -> None:
@@ -57,8 +83,8 @@ def check_proposed(document: _Json) -> None:
 
 
 class _Proposer:
-    def __init__(self, laws: StudyLaws, file: str, wanted: Wanted) -> None:
-        self.laws, self.file, self.wanted = laws, file, wanted
+    def __init__(self, laws: StudyLaws, wanted: Wanted) -> None:
+        self.laws, self.wanted = laws, wanted
         self.target, self.limits = laws.target, laws.target.limits
         self.blocks = BlockWriter(laws.grid.study, laws.like, laws.like.cell.place)
         self.drawn: dict[str, list[MixtureLaw]] = {}  # by metric, refits of other seeds: the slow part
@@ -74,7 +100,7 @@ class _Proposer:
         laws = self.laws
         proposals = self._proposals()
         return {
-            "study": self.file,
+            "study": laws.file,
             "like": laws.like.name,
             "levels": dict(laws.like.cell.levels),
             "tokens": laws.like.facts["tokens"],
@@ -88,7 +114,6 @@ class _Proposer:
             "refusals": [vars(one) for one in self.refusals],
             "proposals": proposals,
             "informative": self._informative(),
-            "forecasts": forecast_rows(laws.grid, laws.files),
             "notes": self._notes(),
         }
 

@@ -48,6 +48,7 @@ class BlockWriter:
             "phases": written,
             "set": _settings(arm, old, name, {use.phase for use in uses[:-1]}),
             "init": arm.init and arm.init.model_dump(by_alias=True, exclude_none=True),
+            "anneal": _anneal(arm) if self._like.facts["merge"] else None,
             "forecast": {metric: {**values, **at} for metric, values in forecast.items()},
         }
         return {"phases": {name: phase}, "arms": {name: {key: value for key, value in own.items() if value}}}
@@ -72,6 +73,15 @@ class BlockWriter:
             free = f"{name}-{number}"
         self._taken.add(free.casefold())
         return free
+
+
+def _anneal(arm: StudyArm) -> dict[str, Any] | None:
+    """Return how an arm's end is merged, as a study file writes it."""
+    if arm.anneal is None:
+        return None
+    merge = arm.anneal.merge
+    length = {"last": merge.last} if merge.over is None else {"over": str(merge.over)}
+    return {"merge": {"decay": merge.decay, **length}}
 
 
 def _settings(arm: StudyArm, old: str, new: str, kept: set[str]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ from megacode.config.suggestions import did_you_mean
 from megacode.mixture import gates
 from megacode.mixture.laws import LawFit, fit_law
 from megacode.mixture.objective import Objective
-from megacode.study.found import all_states
-from megacode.study.grid import Grid
-from megacode.study_report.next_points import Metric, ScoreFiles, choose_like, comparable, find_points
+from megacode.study_report.next_metrics import Metric, metrics_of, scored_points
+from megacode.study_report.next_points import Point, choose_like, comparable, find_points
 from megacode.study_report.next_target import TargetRun, Wanted, usable
+from megacode.study_report.results import StudyResults
 
 _Json = dict[str, Any]
 _NAMED = 6  # arms in a message
@@ -26,9 +25,9 @@ class StudyLaws:
     """The laws of a study.
 
     Args:
-        grid: of the study.
-        path: of its file, for messages.
+        results: of the study.
         wanted: what a blend is chosen for.
+        without: tasks that do not count.
 
     Attributes:
         like: one of the points.
@@ -47,13 +46,12 @@ class StudyLaws:
         DataError: nothing is scored, or score files cannot be compared.
     """
 
-    def __init__(self, grid: Grid, path: Path, wanted: Wanted) -> None:
-        self.grid, self.file, self.wanted = grid, path.name, wanted
-        study = grid.study
-        self.files = ScoreFiles(all_states(Path(study.directory)), study.suites)
+    def __init__(self, results: StudyResults, wanted: Wanted, without: Sequence[str] = ()) -> None:
+        self.results, self.wanted, self.without = results, wanted, without
+        self.grid, self.file = results.tree.grid, results.file.name
         # 1. The points: comparable, and scored by all metrics.
-        self.every = find_points(grid)
-        scored = self.files.scored(self.every)
+        self.every = find_points(self.grid)
+        scored = scored_points(results, self.every)
         self.like = choose_like(self.every, scored, wanted.like, self.file)
         chosen, self.left_out = comparable(self.every, self.like)
         with_scores = [point for point in chosen if point in scored]
@@ -61,7 +59,7 @@ class StudyLaws:
             raise DataError(
                 f"no arm that is like {self.like.name!r} is scored", self.file, "train and score arms first"
             )
-        self.metrics = self._chosen(self.files.metrics(with_scores))
+        self.metrics = self._chosen(self.metrics_of(with_scores))
         complete = [point for point in with_scores if all(point.name in one.values for one in self.metrics)]
         self.left_out |= {point.name: "not scored" for point in chosen if point not in complete}
         self.points, unwanted = usable(complete, wanted)
@@ -81,6 +79,10 @@ class StudyLaws:
             *gates.unvaried_directions(self.blends, self.target.shares),
         ]
         self.objective = self._fitted()
+
+    def metrics_of(self, points: Sequence[Point]) -> dict[str, Metric]:
+        """Return the metrics that points have in common."""
+        return metrics_of(self.results, {point.name: point.states for point in points}, self.without)
 
     @property
     def measured(self) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Points of a mixture law: scored states of a study that differ in the blend of one stretch of training alone.
 
-A point is the end of a phase. Points are comparable if they have the same model, tokens, learning rate, batches and
-settings, and the same past: random weights for the first phase, one trunk for a later one. Seeds do not matter; the
-points of one blend are one arm of the law, and its value is the mean over seeds.
+A point is the end of a phase, or a mean of checkpoints that stands for a decay. Points are comparable if they have the
+same model, tokens, learning rate, batches and settings, and are merged alike. They also need the same past: random
+weights for the first phase, one trunk for a later one. Seeds do not matter; the points of one blend are one arm of the
+law, and its value is the mean over seeds.
 """
 
 from __future__ import annotations
@@ -10,19 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megacode.base.errors import ConfigError, DataError
-from megacode.base.files import RunDir, digest, read_json
+from megacode.base.files import digest
 from megacode.base.units import format_count
 from megacode.config.suggestions import did_you_mean
-from megacode.statistics.arms import Arm, check_comparable
-from megacode.statistics.quantities import tabulate
-from megacode.statistics.reading import read_scores
-from megacode.study.found import Found
 from megacode.study.grid import Cell, Grid
 
 _Facts = dict[str, Any]
@@ -78,19 +74,26 @@ def find_points(grid: Grid) -> list[Point]:
     for cell in grid.cells:
         if cell.arm != cell.original:
             continue
-        last = len(cell.plan.schedule.phases) - 1
-        for number, phase in enumerate(cell.plan.schedule.phases):
-            facts = _stretch(cell, number)
-            name = cell.name if number == last else f"{phase.name} of {cell.name}"
-            new = Point(name, cell, number, facts)
+        for new, state in _ends(cell):
             # Without the seed, so that the states of one blend meet.
-            mark = digest(json.dumps([facts, sorted(new.counts.items()), sorted(new.marks.items())]))
+            mark = digest(json.dumps([new.facts, sorted(new.counts.items()), sorted(new.marks.items())]))
             point = found.setdefault(mark, new)
-            if number == last and point.phase < len(point.cell.plan.schedule.phases) - 1:
+            if new.name == cell.name and point.name != point.cell.name:
                 # The arm that ends here is the better name, and the simpler example to write others by.
-                point.name, point.cell, point.phase = name, cell, number
-            point.states.setdefault(cell.seed, cell.past.ends[number])
+                point.name, point.cell, point.phase = new.name, cell, new.phase
+            point.states.setdefault(cell.seed, state)
     return list(found.values())
+
+
+def _ends(cell: Cell) -> Iterator[tuple[Point, str]]:
+    """Yield the point at each end of a cell, with its state: those of its phases, and the mean that it ends with."""
+    last = len(cell.plan.schedule.phases) - 1
+    for number, phase in enumerate(cell.plan.schedule.phases):
+        whole = number == last and cell.merging is None
+        name = cell.name if whole else f"{phase.name} of {cell.name}"
+        yield Point(name, cell, number, _stretch(cell, number)), cell.past.ends[number]
+    if cell.merging is not None:
+        yield Point(cell.name, cell, last, {**_stretch(cell, last), "merge": _merge(cell)}), cell.end
 
 
 def _stretch(cell: Cell, number: int) -> _Facts:
@@ -102,6 +105,7 @@ def _stretch(cell: Cell, number: int) -> _Facts:
         "tokens": plan.phases[number].samples * plan.seq_length,
         "sequence length": plan.seq_length,
         **{key: facts[key] for key in ("learning rate", "batches", "settings")},
+        "merge": [],
     }
 
 
@@ -109,7 +113,18 @@ def _past(cell: Cell) -> list[Any]:
     """Return what a cell's first weights learned from, without seeds."""
     if cell.init is None:
         return [] if cell.past.start == "random" else [cell.past.start]
-    return [*_past(cell.init), *(_whole(cell.init, number) for number in range(len(cell.init.past.ends))), "weights"]
+    before = cell.init
+    return [
+        *_past(before),
+        *(_whole(before, number) for number in range(len(before.past.ends))),
+        _merge(before),
+        "weights",
+    ]
+
+
+def _merge(cell: Cell) -> list[Any]:
+    """Return how a cell's end is merged, without seeds; empty: it is not."""
+    return [] if cell.merging is None else [[part.iteration, part.weight] for part in cell.merging.parts]
 
 
 def _whole(cell: Cell, number: int) -> _Facts:
@@ -119,8 +134,8 @@ def _whole(cell: Cell, number: int) -> _Facts:
 
 def _learned(cell: Cell, number: int) -> _Facts:
     facts = cell.past.facts(number, cell.plan.schedule.phases[number].samples)
-    # What the sources' documents look like belongs to the sources; see `Point.marks`.
-    settings = {key: value for key, value in facts["settings"].items() if key != "fim_rate"}
+    # What the sources' documents look like belongs to the sources; see `Point.marks`. Seeds of weights are seeds.
+    settings = {key: value for key, value in facts["settings"].items() if key not in ("fim_rate", "model.init_seed")}
     return {"learning rate": facts["learning_rate"], "batches": facts["batches"], "settings": settings}
 
 
@@ -189,97 +204,3 @@ def choose_like(points: Sequence[Point], scored: Iterable[Point], wanted: str | 
         raise DataError("no arm of the study is scored", where, "train and score arms first")
     # The first of several as large: that of the file's first arm.
     return max(groups.values(), key=len)[0]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric of scored points.
-
-    Attributes:
-        name: `TASK/METRIC` or `mean/NAME`.
-        suite: that it belongs to.
-        higher_is_better: None for a mean of both kinds.
-        values: float64[seeds] by the name of a point.
-    """
-
-    name: str
-    suite: str
-    higher_is_better: bool | None
-    values: Mapping[str, np.ndarray]
-
-    @property
-    def sign(self) -> int:
-        """What a value is multiplied by so that lower is better."""
-        return -1 if self.higher_is_better else 1
-
-    def loss(self, point: str) -> float:
-        """Return a point's mean over seeds, negated if higher is better."""
-        return float(self.values[point].mean()) * self.sign
-
-
-class ScoreFiles:
-    """The score files of a study's states.
-
-    Args:
-        states: all checkpoints below the study's runs.
-        suites: as the study names them; others that are found come after them.
-    """
-
-    def __init__(self, states: Iterable[Found], suites: Sequence[str]) -> None:
-        self._states: dict[str, list[Found]] = {}
-        for state in states:
-            self._states.setdefault(state.id, []).append(state)
-        self._first = [Path(name).stem for name in suites]
-        self._known: dict[str, dict[str, Path]] = {}
-
-    def of(self, state: str) -> dict[str, Path]:
-        """Return the score files of a state by suite."""
-        if state not in self._known:
-            self._known[state] = self._find(state)
-        return self._known[state]
-
-    def _find(self, state: str) -> dict[str, Path]:
-        found: dict[str, Path] = {}
-        for one in self._states.get(state, []):
-            run = RunDir(one.path.parents[1])
-            name = run.iteration_name(run.iteration_of(one.path))
-            for file in sorted(run.eval.glob(f"*@{name}.json")):
-                facts = read_json(file).get("model", {}).get("megacode") or {}
-                # A run that was trained again may have left scores of a former checkpoint.
-                if facts.get("checkpoint_seal", one.seal) == one.seal:
-                    found.setdefault(file.stem.rpartition("@")[0], file)
-        return found
-
-    def scored(self, points: Iterable[Point]) -> list[Point]:
-        """Return the points with a score of at least one seed."""
-        return [point for point in points if any(self.of(state) for state in point.states.values())]
-
-    def metrics(self, points: Sequence[Point]) -> dict[str, Metric]:
-        """Return the metrics that points have in common, suite by suite.
-
-        Raises:
-            DataError: a score file is damaged, or files of one suite were made in different ways.
-        """
-        files = {point.name: {seed: self.of(state) for seed, state in point.states.items()} for point in points}
-        suites = {suite for seeds in files.values() for own in seeds.values() for suite in own}
-        found: dict[str, Metric] = {}
-        for suite in [*(name for name in self._first if name in suites), *sorted(suites - set(self._first))]:
-            for metric in _suite_metrics(suite, files):
-                # A later suite's metric of the same name is told apart by its suite.
-                name = metric.name if metric.name not in found else f"{suite}.{metric.name}"
-                found[name] = Metric(name, metric.suite, metric.higher_is_better, metric.values)
-        return found
-
-
-def _suite_metrics(suite: str, files: Mapping[str, Mapping[int, Mapping[str, Path]]]) -> Iterator[Metric]:
-    arms = []
-    for name, seeds in files.items():
-        own = {seed: paths[suite] for seed, paths in sorted(seeds.items()) if suite in paths}
-        if own:
-            models = tuple(read_scores(path) for path in own.values())
-            arms.append(Arm(name, models, tuple(f"seed {seed}" for seed in own)))
-    check_comparable(arms)
-    table = tabulate(arms)
-    for quantity in table.quantities:
-        values = {arm.name: table.scores(number, quantity) for number, arm in enumerate(arms)}
-        yield Metric(quantity.name, suite, quantity.higher_is_better, values)

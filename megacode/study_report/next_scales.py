@@ -10,6 +10,7 @@ from megacode.base.errors import ConfigError
 from megacode.config.suggestions import did_you_mean
 from megacode.mixture.gates import Refusal, decision_accuracy
 from megacode.study_report.next_laws import StudyLaws
+from megacode.study_report.next_metrics import scored_points
 
 
 def other_scale(laws: StudyLaws, level: str | None) -> list[Refusal]:
@@ -38,10 +39,10 @@ def _ranking(laws: StudyLaws, level: str) -> str:
     here = {(point.cell.arm, point.phase): loss for point, loss in zip(laws.points, laws.measured, strict=True)}
     there = [
         point
-        for point in laws.files.scored(laws.every)
+        for point in scored_points(laws.results, laws.every)
         if level in point.cell.place and (point.cell.arm, point.phase) in here
     ]
-    metrics = laws.files.metrics(there) if there else {}
+    metrics = laws.metrics_of(there) if there else {}
     if len(there) < 2 or not all(one.name in metrics for one in laws.metrics):
         return f"fewer than two arms are scored at both, so it is not known whether {level} ranks them alike"
     # By the same weights, since it is the weighted choice that must carry over.

@@ -11,15 +11,24 @@ from megacode.study_report.shapes import ComparisonRow, MetricRow, ScoreRow, Stu
 NOTHING = "-"
 
 
-def score_text(row: ScoreRow | None, metric: MetricRow, *, error: bool = True) -> str:
-    """Return a score with its standard error: `52.1 ± 0.4`; shares in points."""
+def score_text(row: ScoreRow | None, metric: MetricRow, *, half: bool = True) -> str:
+    """Return a score with half of its interval: `52.1 ± 0.8`; shares in points."""
     if row is None:
         return NOTHING
     unit = {"unit": metric["unit"], "standard_error": row["standard_error"]}
     shown = figure(unit, row["value"], places=row["places"])
-    if row["standard_error"] is None or not error:
-        return shown
-    return f"{shown} ± {figure(unit, row['standard_error'], places=row['places'])}"
+    width = half_of(row) if half else None
+    return shown if width is None else f"{shown} ± {figure(unit, width, places=row['places'])}"
+
+
+def half_of(row: ScoreRow) -> float | None:
+    """Return half of a score's interval; None where it is not known."""
+    return None if row["low"] is None or row["high"] is None else (row["high"] - row["low"]) / 2
+
+
+def interval_said(document: StudyReport) -> str:
+    """Return what stands behind a ±: `half of the 95 % interval`."""
+    return f"half of the {100 * document['level']:g} % interval"
 
 
 def difference_text(row: ComparisonRow) -> str:

@@ -6,9 +6,8 @@ is enough to tell which state it was, and nothing else is known of it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from megacode.base.errors import MegacodeError
 from megacode.base.files import Json, RunDir, read_json
@@ -20,10 +19,11 @@ from megacode.plan.learning_rate import LearningRateSchedule
 from megacode.planning.run_plan import Plan
 from megacode.report.run_record import iteration_of
 from megacode.study.identity import LearnedPast
+from megacode.study.merging import merged_state
 
 
 def pruned_states(
-    directory: Path, nodes: Collection[str], starts: Collection[str]
+    directory: Path, nodes: Collection[str], starts: Collection[str], ids: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, RunDir, TrainState, str]]:
     """Yield node, run directory, state and seal of models below a directory that have scores and no checkpoint.
 
@@ -31,6 +31,7 @@ def pruned_states(
         directory: of the runs.
         nodes: ids that are looked for.
         starts: what a run's first phase may have started from, as `LearnedPast` takes it.
+        ids: of the states that are on disk, by the seal of their checkpoint.
     """
     seen: set[tuple[Path, int]] = set()
     for file in sorted(directory.glob("**/eval/*@iter_*.json")):
@@ -42,26 +43,29 @@ def pruned_states(
         if not isinstance(card, dict) or any(event.get("changed_past") for event in read_events(run, [])):
             continue
         try:
-            state, past_of = _state(run, card)
+            state, names = _merged(card, ids) if card.get("merged") else _trained(run, card, starts)
         except (MegacodeError, OSError, KeyError, TypeError, ValueError):
             continue
-        for start in starts:
-            node = past_of(start)
+        for node in names:
             if node in nodes:
                 seen.add((run.path, iteration))
                 yield node, run, state, str(card["checkpoint_seal"])
 
 
-def _state(run: RunDir, card: Json) -> tuple[TrainState, Any]:
-    """Return what is known of a deleted checkpoint, and a function from a start to its id."""
-    text, clock = run.config.read_text(encoding="utf-8"), int(card["consumed_samples"])
-    state = TrainState(
-        iteration=int(card["iteration"]), consumed_samples=clock, phase=str(card["phase"]),
+def _state(card: Json, text: str) -> TrainState:
+    """Return what a card tells of a deleted checkpoint."""
+    return TrainState(
+        iteration=int(card["iteration"]), consumed_samples=int(card["consumed_samples"]), phase=str(card["phase"]),
         fingerprints=card["fingerprints"], withheld=int(card.get("withheld") or 0), config=text,
         layout=card.get("layout") or {}, versions=card.get("versions") or {},
         tokenizer_hash=str((card.get("hashes") or {}).get("tokenizer") or ""),
     )  # fmt: skip
-    config = former_config(text)
+
+
+def _trained(run: RunDir, card: Json, starts: Collection[str]) -> tuple[TrainState, list[str]]:
+    """Return what is known of a deleted checkpoint, and its id for each start."""
+    state = _state(card, text := run.config.read_text(encoding="utf-8"))
+    clock, config = state.consumed_samples, former_config(text)
     schedule = former_schedule(text, state.fingerprints, clock, {})
     if schedule is None:
         raise ValueError("the config proves another past")
@@ -69,6 +73,14 @@ def _state(run: RunDir, card: Json) -> tuple[TrainState, Any]:
     vocabulary = int(read_json(run.plan).get("vocab_size") or config.model.vocab_size or 0)
     plan = Plan(config, schedule, batches, LearningRateSchedule(config, schedule, batches), vocabulary)
     phase = schedule.phase_at(clock - 1)
-    return state, lambda start: LearnedPast(plan, state.tokenizer_hash, start).at(
-        phase.index, clock - phase.first_sample
-    )
+    place = phase.index, clock - phase.first_sample
+    return state, [LearnedPast(plan, state.tokenizer_hash, start).at(*place) for start in starts]
+
+
+def _merged(card: Json, ids: Mapping[str, Sequence[str]]) -> tuple[TrainState, list[str]]:
+    """Return what is known of a deleted mean, and its ids; none where a checkpoint that it was made of is gone, too."""
+    parts = card["merged"]["of"]
+    # As many names each, one for each name of the trunk's start; see `study.found`.
+    names = zip(*(ids.get(part["seal"], ()) for part in parts), strict=True)
+    weights = [float(part["weight"]) for part in parts]
+    return _state(card, ""), [merged_state(zip(weights, own, strict=True)) for own in names]

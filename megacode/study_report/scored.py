@@ -15,15 +15,15 @@ from megacode.base.files import Json
 from megacode.capacity.costs import parameters as parameters_of
 from megacode.statistics.arms import Arm, check_comparable
 from megacode.statistics.comparing import ComparisonDesign, compare_results, named
-from megacode.statistics.items import ItemsReader
 from megacode.statistics.quantities import Results, tabulate
-from megacode.statistics.reading import Scores, read_scores
+from megacode.statistics.reading import Scores
 from megacode.statistics.words import verdict
 from megacode.study.grid import Cell
 from megacode.study.tree import Tree
 from megacode.study_report.results import StudyResults
 from megacode.study_report.score_rows import metric_row, score_row, variance_shares
 from megacode.study_report.shapes import ComparisonRow, MetricRow, ScoreRow, VarianceShare
+from megacode.study_report.suite_names import told_apart
 
 _POINT = 0.01
 
@@ -80,9 +80,9 @@ def compare_arms(results: StudyResults, level: float, without: Sequence[str] = (
         ConfigError: the study declares a metric or a pair that does not exist.
         DataError: score files are damaged, or cannot be compared.
     """
-    scored, reader = Scored(), ItemsReader()
+    scored = Scored()
     for group in _groups(results):
-        _add(scored, results, group, reader, level, without)
+        _add(scored, results, group, level, without)
     # A metric of several places is described once.
     scored.metrics = list({row["metric"]: row for row in reversed(scored.metrics)}.values())[::-1]
     scored.notes, scored.missing = (list(dict.fromkeys(lines)) for lines in (scored.notes, scored.missing))
@@ -111,11 +111,9 @@ def _by_arm(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     return found
 
 
-def _add(
-    scored: Scored, results: StudyResults, group: _Group, reader: ItemsReader, level: float, without: Sequence[str]
-) -> None:
+def _add(scored: Scored, results: StudyResults, group: _Group, level: float, without: Sequence[str]) -> None:
     """Add the rows of one group of arms."""
-    arms, documents = _arms(results, group, reader)
+    arms, documents = _arms(results, group)
     check_comparable(arms, without)
     table = tabulate(arms, without)
     scored.left_out |= table.left_out
@@ -134,12 +132,12 @@ def _add(
         scored.scores += [score_row(table, number, which, level) for which in range(len(table.quantities))]
 
 
-def _arms(results: StudyResults, group: _Group, reader: ItemsReader) -> tuple[list[Arm], dict[str, Json]]:
+def _arms(results: StudyResults, group: _Group) -> tuple[list[Arm], dict[str, Json]]:
     """Return the arms of a group, each with its models by seed, and one score document for each suite."""
     trunks = trunks_of(results.tree, group.place)
     arms = []
     for name, cells in group.cells.items():
-        models = [_model(results, cell, group.suites, reader) for cell in cells]
+        models = [_model(results, cell, group.suites) for cell in cells]
         # The study knows the seeds; those in score files are of the order of data alone.
         arms.append(Arm(name, tuple(models), tuple(f"seed {cell.seed}" for cell in cells), trunks[name]))
     first = results.end(group.first)
@@ -147,34 +145,18 @@ def _arms(results: StudyResults, group: _Group, reader: ItemsReader) -> tuple[li
     return arms, {suite: first.documents[suite] for suite in group.suites}
 
 
-def _model(results: StudyResults, cell: Cell, suites: Sequence[str], reader: ItemsReader) -> Scores:
+def _model(results: StudyResults, cell: Cell, suites: Sequence[str]) -> Scores:
     """Return the scores of a model by several suites as one."""
-    end = results.end(cell)
-    assert end is not None
-    parts = [read_scores(end.files[suite], reader) for suite in suites]
+    state = results.path(cell)[-1]
+    parts = [one for suite in suites if (one := results.scores(state, suite)) is not None]
     merged = replace(parts[0], seed=cell.seed)
     for suite, part in zip(suites[1:], parts[1:], strict=True):
-        # The first suite keeps the plain names; the same name in a later one gets that suite's.
-        names = {name: name if name not in merged.tasks else f"{suite}.{name}" for name in part.tasks}
-        tasks = {names[name]: task for name, task in part.tasks.items()}
-        taken = set(merged.mean_parts)
-        named_means = {name: f"{suite}.{name}" if name in taken else name for name in part.mean_parts}
-        means = _renamed(part.mean_parts, names, named_means)
+        later = told_apart(part, suite, merged.tasks, merged.mean_parts)
         merged = replace(
-            merged, tasks={**merged.tasks, **tasks}, mean_parts={**merged.mean_parts, **means},
+            merged, tasks={**merged.tasks, **later.tasks}, mean_parts={**merged.mean_parts, **later.mean_parts},
             left_out={**part.left_out, **merged.left_out}, unpaired=[*merged.unpaired, *part.unpaired],
         )  # fmt: skip
     return merged
-
-
-def _renamed(parts: Mapping[str, Any], tasks: Mapping[str, str], means: Mapping[str, str]) -> dict[str, Any]:
-    """Return what means are of, with tasks and means under other names."""
-    return {
-        means[name]: {tasks.get(task, task): metric for task, metric in members.items()}
-        if isinstance(members, dict)
-        else [means[member] for member in members]
-        for name, members in parts.items()
-    }
 
 
 def trunks_of(tree: Tree, place: tuple[str, ...]) -> dict[str, str]:

@@ -342,8 +342,8 @@ class StudyReport(TypedDict):
     match: list[dict[str, Any]]  # as `study plan --json`
     contamination: list[OverlapRow]
     decision_accuracy: list[DecisionAccuracy]
-    law: dict[str, Any] | None
-    forecasts: list[dict[str, Any]]
+    law: dict[str, Any] | None  # as `study next --json`; `refusals` alone where it fails; None: nothing is scored
+    forecasts: list[dict[str, Any]]  # rows of `forecasts.score_forecasts`
     limits: list[str]  # sentences: what this does not show
     history: dict[str, Any] | None  # what changed in the study file after the first score
     later_findings: list[LaterFinding]

@@ -13,6 +13,7 @@ import yaml
 from megacode.base.files import RunDir
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import dump_config
+from megacode.report.run_record import iteration_of
 from megacode.study.grid import Cell, Grid, build_grid
 from megacode.study.loading import load_study
 from tests.statistics.synthetic import BITS, write_scores
@@ -97,14 +98,29 @@ def write_run(cell: Cell, losses: Losses, noise: float) -> Path:
     last = schedule.phases[-1]
     rng = np.random.default_rng([cell.seed, *cell.name.encode()])
     found = losses({name: count / last.samples for name, count in last.counts.items()})
-    return score(run.score("heldout", iteration), {name: one + rng.normal(0, noise) for name, one in found.items()})
+    noisy = {name: one + rng.normal(0, noise) for name, one in found.items()}
+    return score(run.score("heldout", iteration), noisy, seal=state.seal)
 
 
-def score(path: Path, losses: Mapping[str, float], items: int = 4) -> Path:
-    """Write a score file with bits per byte of some tasks, the same for every item."""
+def score(path: Path, losses: Mapping[str, float], items: int = 4, seal: str = "") -> Path:
+    """Write a score file with bits per byte of some tasks, the same for every item.
+
+    Args:
+        path: of the file.
+        losses: by task.
+        items: of each task.
+        seal: of the checkpoint; empty: of the one that lies there.
+    """
     results = {name: [(-value * math.log(2) * 100, 100)] * items for name, value in losses.items()}
 
     def means(document: dict[str, Any], _: Any) -> None:
         document["mean_parts"] = {"heldout": dict.fromkeys(losses, BITS)}
+        document["model"]["megacode"]["checkpoint_seal"] = seal or seal_at(path)
 
     return write_scores(path, results, BITS, change=means)
+
+
+def seal_at(score_file: Path) -> str:
+    """Return the seal of the checkpoint that a score file is of."""
+    run = RunDir(score_file.parents[1])
+    return TrainState.read(run.checkpoint(iteration_of(score_file.name))).seal

@@ -57,6 +57,8 @@ def make_study(file: Path, document: Mapping[str, Any], recipe: Recipe) -> Path:
 
 def _save(tree: Tree, node: TreeNode, recipe: Recipe, seals: Mapping[str, Saved]) -> Saved:
     """Write the checkpoint at a node's end, and the metrics of its stretch."""
+    if node.merging is not None:
+        return _save_mean(node, seals)
     last = tree.nodes[tree.run_of(node.id)]
     cell = last.cell
     run = RunDir(Path(cell.plan.config.run_dir).parent / last.name).create()
@@ -72,21 +74,44 @@ def _save(tree: Tree, node: TreeNode, recipe: Recipe, seals: Mapping[str, Saved]
         )
     text = dump_config(config)
     run.config.write_text(text)
-    schedule = cell.plan.schedule
-    chain = [link for link in schedule.fingerprints() if link["first_sample"] < node.clock]
-    state = TrainState(
-        iteration=node.iteration, consumed_samples=node.clock, phase=schedule.phase_at(node.clock - 1).name,
-        fingerprints=chain, config=text, versions={"megacode": "0.1.0"},
-        layout={"tensor": 1, "pipeline": 1, "context": 1, "data": 1},
-        samples_by_source=schedule.counts_at(node.clock), keep="phase end",
-    )  # fmt: skip
-    run.checkpoint(node.iteration).mkdir(parents=True)
-    state.write(run.checkpoint(node.iteration))
+    state = _checkpoint(run, cell, node.clock, text)
     run.latest.write_text(run.checkpoint(node.iteration).name)
     if not run.events.exists():
         run.events.write_text(json.dumps({"time": 0.0, "event": "start", "kind": "fresh"}) + "\n")
     _measure(node, run, recipe)
     return run, state
+
+
+def _checkpoint(run: RunDir, cell: Cell, clock: int, config: str) -> TrainState:
+    """Write the checkpoint of a cell at a clock."""
+    schedule, iteration = cell.plan.schedule, cell.plan.batches.iteration_at(clock)
+    chain = [link for link in schedule.fingerprints() if link["first_sample"] < clock]
+    state = TrainState(
+        iteration=iteration, consumed_samples=clock, phase=schedule.phase_at(clock - 1).name,
+        fingerprints=chain, config=config, versions={"megacode": "0.1.0"},
+        layout={"tensor": 1, "pipeline": 1, "context": 1, "data": 1},
+        samples_by_source=schedule.counts_at(clock), keep="phase end",
+    )  # fmt: skip
+    run.checkpoint(iteration).mkdir(parents=True, exist_ok=True)
+    state.write(run.checkpoint(iteration))
+    return state
+
+
+def _save_mean(node: TreeNode, seals: Mapping[str, Saved]) -> Saved:
+    """Write the checkpoint of a merged end, and those of its trunk that it is made of."""
+    assert node.merging is not None
+    assert node.parent is not None
+    trunk, end = seals[node.parent]
+    parts = []
+    for part in node.merging.parts:
+        clock = node.cell.plan.batches.clock_after(part.iteration)
+        state = end if clock == node.clock else _checkpoint(trunk, node.cell, clock, end.config)
+        parts.append((part.weight, trunk.checkpoint(part.iteration), state))
+    run = RunDir(trunk.path.parent / node.name)
+    mean = end.as_mean(node.merging.decay, node.merging.over, parts)
+    run.checkpoint(mean.iteration).mkdir(parents=True)
+    mean.write(run.checkpoint(mean.iteration))
+    return run, mean
 
 
 def _measure(node: TreeNode, run: RunDir, recipe: Recipe) -> None:
@@ -168,6 +193,7 @@ def score_document(
     model = {
         "iteration": state.iteration, "consumed_samples": state.consumed_samples, "phase": state.phase,
         "consumed_tokens": tokens, "fingerprints": state.fingerprints, "withheld": state.withheld,
+        "merged": _merged(state),
         "checkpoint_seal": state.seal, "layout": state.layout, "versions": state.versions, "hashes": {"tokenizer": ""},
         "run_dir": str(run.path),
     }  # fmt: skip
@@ -189,6 +215,11 @@ def score_document(
         },
         "items_file": run.score(suite.name, state.iteration).with_suffix(".items.jsonl").name,
     }  # fmt: skip
+
+
+def _merged(state: TrainState) -> dict[str, Any] | None:
+    parts = [{key: one[key] for key in ("weight", "path", "seal")} for one in state.merged.get("of", ())]
+    return {**state.merged, "of": parts} if parts else None
 
 
 def _score(cell: Cell, suite: MadeSuite, items: Mapping[str, _Items], end: Saved, recipe: Recipe) -> None:

@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megacode.report.figure import Figure
@@ -312,6 +312,8 @@ numbers = st.one_of(st.floats(-1e6, 1e6), st.just(0.0), st.just(math.nan), st.fl
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(numbers, numbers, numbers), min_size=1, max_size=6))
+@example([(0.0, 0.0, 5e-324)])
+@example([(0.0, 5e-324, 0.0)])
 def test_no_numbers_make_a_chart_say_nan(values: list[tuple[float, float, float]]) -> None:
     rows = [
         ForestRow(

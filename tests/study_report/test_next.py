@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from tests.study_report.mixtures import (
     grid_of,
     planted,
     score,
+    seal_at,
     study_of,
     write_run,
     write_study,
@@ -46,6 +47,15 @@ def reasons(document: Mapping[str, Any]) -> dict[str, str]:
 def of_kind(document: Mapping[str, Any], kind: str) -> dict[str, Any]:
     (one,) = (row for row in document["proposals"] if row["kind"] == kind)
     return dict(one)
+
+
+def sealed(path: Path) -> Callable[..., None]:
+    """Return a change of a score file that makes it one of the checkpoint that lies beside it."""
+
+    def change(document: dict[str, Any], *_: Any) -> None:
+        document["model"]["megacode"]["checkpoint_seal"] = seal_at(path)
+
+    return change
 
 
 @pytest.fixture(scope="module")
@@ -324,12 +334,13 @@ def test_settings_of_levels_for_the_replaced_phase_are_pointed_out(tmp_path: Pat
 
 
 def test_metrics_for_which_higher_is_better_are_turned_around(tmp_path: Path) -> None:
-    file = write_study(tmp_path, study_of(blends_of_two()))
+    file = write_study(tmp_path, study_of(blends_of_two(), suites=["heldout", "quiz"]))
     scores = lambda code: {"quiz": [0.9 - 0.4 * 2.718 ** (-4 * code) - 0.1 * 2.718 ** (2 * (code - 1))] * 4}  # noqa: E731
     for cell in grid_of(file).cells:
         run = tmp_path / "runs" / cell.plan.config.name / "eval"
         counts = cell.plan.schedule.phases[0].counts
-        write_scores(run / f"quiz@iter_{100:07d}.json", scores(counts.get("code", 0) / 10_000), "acc")
+        path = run / f"quiz@iter_{100:07d}.json"
+        write_scores(path, scores(counts.get("code", 0) / 10_000), "acc", change=sealed(path))
     document = next_mixture(file, Wanted({"quiz/acc": 1.0}, pull=0.0))
     law = of_kind(document, "law") if not document["refusals"] else None
     # One law falls and then rises nowhere: the sum of two exponentials is not in its family.
@@ -403,6 +414,7 @@ def test_a_mean_of_both_kinds_of_metrics_is_refused(tmp_path: Path) -> None:
     def both(document: dict[str, Any], _: Any) -> None:
         document["mean_parts"] = {"both": {"a": "acc", "b": "acc"}}
         document["tasks"]["b"]["higher_is_better"] = {"acc": False}
+        sealed(path)(document)
 
     path = write_run(grid_of(file).cells[0], planted, 0.0)
     write_scores(path, {"a": [1.0, 0.0], "b": [1.0, 1.0]}, "acc", change=both)
@@ -429,6 +441,9 @@ def test_a_metric_of_two_suites_is_told_apart_by_the_suite(tmp_path: Path) -> No
     document = next_mixture(file, Wanted({"heldout.text/bits_per_byte": 1.0, TEXT: 0.0}))
     assert [row["suite"] for row in document["targets"]] == ["heldout", "second"]
     assert document["points"][0]["scores"][TEXT] == pytest.approx(1.0)
+    # Means are named as in the report.
+    (target,) = next_mixture(file, Wanted({"mean/heldout.heldout": 1.0}))["targets"]
+    assert target["suite"] == "heldout"
 
 
 def test_the_command_prints_one_document_and_ends_with_3_where_it_refuses(two: Path, tmp_path: Path) -> None:

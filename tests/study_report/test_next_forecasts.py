@@ -12,8 +12,10 @@ import yaml
 from megacode.base.errors import ConfigError
 from megacode.study.loading import read_study
 from megacode.study.schema import Study
+from megacode.study.tree import Tree
 from megacode.study_report.forecasts import score_forecasts
 from megacode.study_report.next_arms import next_mixture
+from megacode.study_runs.history import version_of
 from tests.study_report.mixtures import CODE, blends_of_two, grid_of, planted, study_of, write_run, write_study
 
 FORECAST = {CODE: {"value": 1.2, "low": 1.1, "high": 1.3}}
@@ -100,8 +102,12 @@ def test_the_next_mixture_shows_forecasts_beside_what_was_measured(tmp_path: Pat
     for cell in grid_of(file).cells:
         if cell.arm == "mix-2":
             write_run(cell, planted, 0.0)
-    history = {"document": {"arms": {"mix-2": {"phases": ["mix-2"]}}}}
-    (tmp_path / "runs" / "study.jsonl").write_text(json.dumps(history) + "\n")
+    history = tmp_path / "runs" / "study.jsonl"
+    # As `study run` writes it.
+    history.write_text(json.dumps(version_of(Tree(grid_of(file)), scored=False)) + "\n")
+    (row,) = next_mixture(file)["forecasts"]
+    assert row["registered"] is True
+    history.write_text(json.dumps({"document": {"arms": {"mix-2": {"phases": ["mix-2"]}}}}) + "\n")
     (row,) = next_mixture(file)["forecasts"]
     assert row["measured"] == pytest.approx(planted({"code": 0.5})["code"])
     assert (row["inside"], row["registered"]) == (True, False)

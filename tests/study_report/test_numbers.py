@@ -159,9 +159,9 @@ def test_markdown_and_latex_show_the_numbers_of_the_document(small_report: Study
                 s for s in small_report["scores"]
                 if (s["arm"], s["metric"]) == (arm["same_as"] or arm["name"], metric["metric"])
             ]  # fmt: skip
-            value, error = cell.split(" ± ")
+            value, half = cell.split(" ± ")
             shown(value, score["value"], metric["unit"])
-            shown(error, score["standard_error"], metric["unit"])
+            shown(half, (score["high"] - score["low"]) / 2, metric["unit"])
             checked += 1
     for one in (c for c in small_report["comparisons"] if c["family"] != "exploratory"):
         (line,) = [row for row in rows if row[:3] == [one["metric"], one["arm"], one["baseline"]] and ".." in row[4]]
@@ -171,6 +171,7 @@ def test_markdown_and_latex_show_the_numbers_of_the_document(small_report: Study
         shown(high, one["simultaneous_high"], one["unit"])
         checked += 1
     assert checked == 14 * 6 + 13 * 5
+    assert f"is half of the 95 {'%' if kind == 'markdown' else chr(92) + '%'} interval" in text
 
 
 def shown(text: str, number: float | None, unit: str) -> None:

@@ -134,7 +134,7 @@ def test_the_page_of_real_files_says_what_the_other_files_say(small_report: Stud
     declared = {name for name, row in metrics.items() if row["family"] != "exploratory"}
     shown = [row for row in small_report["scores"] if row["metric"] in declared]
     assert len(shown) == 13 * 5
-    assert {score_text(row, metrics[row["metric"]], error=False) for row in shown} <= set(page.cells)
+    assert {score_text(row, metrics[row["metric"]], half=False) for row in shown} <= set(page.cells)
     compared = [row for row in small_report["comparisons"] if row["metric"] in declared]
     assert len(compared) == 13 * 5
     drawn = Counter(page.text.split())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from megacode.report.svg import BOLD_WIDTH, CHARACTER_WIDTH, Point, element, number, tip
+from megacode.report.svg import BOLD_WIDTH, CHARACTER_WIDTH, LEAST_ROOM, Point, element, number, tip
 
 # Corners of the marks that are polygons, in units of their size.
 OUTLINES = {
@@ -102,7 +102,7 @@ def reach(points: Iterable[float], ends: Iterable[float]) -> tuple[float, float]
     shown = must + [v for v in ends if math.isfinite(v) and abs(v) <= most]
     low, high = min(shown), max(shown)
     # Equal arms have no range at all; an axis needs one.
-    room = 0.06 * ((high - low) or 1.0)
+    room = max(0.06 * ((high - low) or 1.0), LEAST_ROOM)
     return low - room, high + room
 
 

@@ -9,7 +9,7 @@ from megacode.report.figure import NOTHING, Figure
 from megacode.statistics.words import figure as printed
 from megacode.study_report.charts.forest import Effect, ForestPanel, ForestRow, forest
 from megacode.study_report.charts.marks import VERDICTS
-from megacode.study_report.printed import score_text
+from megacode.study_report.printed import half_of, interval_said, score_text
 from megacode.study_report.sections.lookup import Number, ReportIndex, fixed
 from megacode.study_report.shapes import ComparisonRow, Headline
 
@@ -128,7 +128,12 @@ def score_table(index: ReportIndex) -> dict[str, Any]:
     second = [
         f"{row['name']} is a second name for {row['same_as']}" for row in index.document["arms"] if row["same_as"]
     ]
-    return {"columns": columns, "rows": rows if index.scores else [], "second_names": second}
+    return {
+        "interval": interval_said(index.document),
+        "columns": columns,
+        "rows": rows if index.scores else [],
+        "second_names": second,
+    }
 
 
 def _cell(index: ReportIndex, arm: str, metric: str, verdict: str) -> dict[str, Any]:
@@ -136,7 +141,7 @@ def _cell(index: ReportIndex, arm: str, metric: str, verdict: str) -> dict[str, 
     papers = fixed(paper, 1) if paper is not None else ""
     if row is None:
         return {"number": Number(NOTHING), "paper": papers, "verdict": "", "mark": ""}
-    half = (row["high"] - row["low"]) / 2 if row["low"] is not None and row["high"] is not None else None
+    half = half_of(row)
     # The decimals are those of the other files, so that every number is the same everywhere.
     places = row["places"]
     note = f"± {fixed(index.scaled(metric, half), places)}" if half is not None else ""
@@ -147,7 +152,7 @@ def _cell(index: ReportIndex, arm: str, metric: str, verdict: str) -> dict[str, 
     # Bold only what is better after the correction: the largest of many scores is often luck.
     css = "best" if verdict == "better" else ""
     return {
-        "number": Number(score_text(row, index.metrics[metric], error=False), note, index.where(arm), said, css),
+        "number": Number(score_text(row, index.metrics[metric], half=False), note, index.where(arm), said, css),
         "paper": papers,
         "verdict": _WORDS[verdict] if verdict else "",
         "mark": " ".join(VERDICTS[verdict]) if verdict else "",

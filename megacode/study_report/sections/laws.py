@@ -1,7 +1,7 @@
 """Mixture laws, what they propose, and forecasts that were written down before their arms were trained.
 
-`law` of a document is what `megacode study next --json` prints, or None: `points`, `targets` with their laws,
-`refusals`, and `proposals`.
+`law` of a document is what `megacode study next --json` prints: `points`, `targets` with their laws, `refusals`, and
+`proposals`. Where that command ends with an error it has `refusals` alone; it is None where nothing is scored.
 """
 
 from __future__ import annotations
