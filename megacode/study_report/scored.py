@@ -21,9 +21,11 @@ from megacode.statistics.reading import Scores, read_scores
 from megacode.statistics.words import verdict
 from megacode.study.grid import Cell
 from megacode.study.tree import Tree
+from megacode.study_report.earlier_suites import Names, earlier_names
 from megacode.study_report.results import StudyResults
 from megacode.study_report.score_rows import metric_row, score_row, variance_shares
 from megacode.study_report.shapes import ComparisonRow, MetricRow, ScoreRow, VarianceShare
+from megacode.study_report.suite_names import told_apart
 
 _POINT = 0.01
 
@@ -37,6 +39,7 @@ class Scored:
         notes: sentences on the scores.
         missing: sentences on what could not be compared.
         left_out: tasks that are not compared, with the reason.
+        lacking: place and name of declared metrics that the models of a group do not have.
     """
 
     metrics: list[MetricRow] = field(default_factory=list)
@@ -46,6 +49,7 @@ class Scored:
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    lacking: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,10 @@ def compare_arms(results: StudyResults, level: float, without: Sequence[str] = (
     scored, reader = Scored(), ItemsReader()
     for group in _groups(results):
         _add(scored, results, group, reader, level, without)
+    # While suites are compared one by one, a metric is lacking only if none of them has it.
+    compared = {(row["place"], row["metric"]) for row in scored.comparisons}
+    lacking = dict.fromkeys(name for place, name in scored.lacking if (place, name) not in compared)
+    scored.missing += [f"{name} is declared, and not all scored arms have it" for name in lacking]
     # A metric of several places is described once.
     scored.metrics = list({row["metric"]: row for row in reversed(scored.metrics)}.values())[::-1]
     scored.notes, scored.missing = (list(dict.fromkeys(lines)) for lines in (scored.notes, scored.missing))
@@ -136,10 +144,10 @@ def _add(
 
 def _arms(results: StudyResults, group: _Group, reader: ItemsReader) -> tuple[list[Arm], dict[str, Json]]:
     """Return the arms of a group, each with its models by seed, and one score document for each suite."""
-    trunks = trunks_of(results.tree, group.place)
+    trunks, earlier = trunks_of(results.tree, group.place), earlier_names(results)
     arms = []
     for name, cells in group.cells.items():
-        models = [_model(results, cell, group.suites, reader) for cell in cells]
+        models = [_model(results, cell, group.suites, reader, earlier) for cell in cells]
         # The study knows the seeds; those in score files are of the order of data alone.
         arms.append(Arm(name, tuple(models), tuple(f"seed {cell.seed}" for cell in cells), trunks[name]))
     first = results.end(group.first)
@@ -147,34 +155,21 @@ def _arms(results: StudyResults, group: _Group, reader: ItemsReader) -> tuple[li
     return arms, {suite: first.documents[suite] for suite in group.suites}
 
 
-def _model(results: StudyResults, cell: Cell, suites: Sequence[str], reader: ItemsReader) -> Scores:
+def _model(
+    results: StudyResults, cell: Cell, suites: Sequence[str], reader: ItemsReader, earlier: Mapping[str, Names]
+) -> Scores:
     """Return the scores of a model by several suites as one."""
     end = results.end(cell)
     assert end is not None
-    parts = [read_scores(end.files[suite], reader) for suite in suites]
+    # Names are those of the whole study, so that a suite compared by itself keeps them.
+    parts = [told_apart(read_scores(end.files[suite], reader), suite, *earlier[suite]) for suite in suites]
     merged = replace(parts[0], seed=cell.seed)
-    for suite, part in zip(suites[1:], parts[1:], strict=True):
-        # The first suite keeps the plain names; the same name in a later one gets that suite's.
-        names = {name: name if name not in merged.tasks else f"{suite}.{name}" for name in part.tasks}
-        tasks = {names[name]: task for name, task in part.tasks.items()}
-        taken = set(merged.mean_parts)
-        named_means = {name: f"{suite}.{name}" if name in taken else name for name in part.mean_parts}
-        means = _renamed(part.mean_parts, names, named_means)
+    for part in parts[1:]:
         merged = replace(
-            merged, tasks={**merged.tasks, **tasks}, mean_parts={**merged.mean_parts, **means},
+            merged, tasks={**merged.tasks, **part.tasks}, mean_parts={**merged.mean_parts, **part.mean_parts},
             left_out={**part.left_out, **merged.left_out}, unpaired=[*merged.unpaired, *part.unpaired],
         )  # fmt: skip
     return merged
-
-
-def _renamed(parts: Mapping[str, Any], tasks: Mapping[str, str], means: Mapping[str, str]) -> dict[str, Any]:
-    """Return what means are of, with tasks and means under other names."""
-    return {
-        means[name]: {tasks.get(task, task): metric for task, metric in members.items()}
-        if isinstance(members, dict)
-        else [means[member] for member in members]
-        for name, members in parts.items()
-    }
 
 
 def trunks_of(tree: Tree, place: tuple[str, ...]) -> dict[str, str]:
@@ -239,7 +234,7 @@ def _declared(key: str, results: StudyResults, group: _Group, table: Results, sc
         # With all scores there, a metric that no file has is a mistake of the study file.
         if group.complete:
             named(name, every, f"{results.file.name}: compare.{key}")
-        scored.missing.append(f"{name} is declared, and not all scored arms have it")
+        scored.lacking.append((group.said, name))
     return [name for name in given if name in names]
 
 
