@@ -235,7 +235,8 @@ def _relative(results: Results, one: ScoreDifference, alpha: float) -> dict[str,
 
 def _seed_reach(results: Results, one: ScoreDifference, question: ComparisonDesign) -> float | None:
     """Return the 95 % range of differences that other seeds alone make between two models of a recipe, if known."""
-    if one.seeds > 1:
+    # Where one of the two has several seeds, the interval holds them already.
+    if one.seeds > 1 or one.spread_from:
         return None
     quantity = results.quantities[one.quantity]
     spread = own_spread([results.scores(number, quantity) for number in range(len(results.arms))])

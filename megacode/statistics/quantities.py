@@ -109,7 +109,13 @@ def tabulate(arms: Sequence[Arm], without: Sequence[str] = ()) -> Results:
             left_out[task] = _why(task, *lacking[0])
             continue
         metrics = dict.fromkeys(metric for _, model in models for metric in model.tasks[task].outcomes)
-        keys += [(task, one) for one in metrics if all(one in model.tasks[task].outcomes for _, model in models)]
+        for metric in metrics:
+            without_it = [(arm, model) for arm, model in models if metric not in model.tasks[task].outcomes]
+            if not without_it:
+                keys.append((task, metric))
+                continue
+            arm, model = without_it[0]
+            left_out[f"{task}/{metric}"] = f"{arm} has no number of it ({model.path.name})"
     for _, model in models:
         left_out |= dict.fromkeys(model.unpaired, "it is not a mean of its items")
     if not keys:

@@ -85,7 +85,7 @@ def _scores(lookup: ReportRows, place: str) -> str:
         cells = []
         for metric in columns:
             text = score_text(lookup.score(arm["name"], metric["metric"]), metric)
-            cells.append(f"**{text}**" if (arm["name"], metric["metric"]) in better else text)
+            cells.append(f"**{text}**" if (arm["same_as"] or arm["name"], metric["metric"]) in better else text)
         marks = "".join(f" [{number}]" for number in notes[arm["name"]])
         name = f"[{arm['name']}](#{_anchor(arm['same_as'] or arm['name'])}){marks}"
         rows.append([name, format_count(arm["tokens"]), *cells])
@@ -238,7 +238,8 @@ def _link(path: str, directory: Path | None) -> str:
 
 
 def _anchor(name: str) -> str:
-    return "arm-" + "".join(sign if sign.isalnum() else "-" for sign in name)
+    # Signs other than these by their number, so that `a+b` and `a-b` have two anchors.
+    return "arm-" + "".join(sign if sign.isalnum() or sign in "-." else f"_{ord(sign):x}_" for sign in name)
 
 
 def _table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:

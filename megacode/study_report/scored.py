@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from megacode.base.files import Json
 from megacode.capacity.costs import parameters as parameters_of
-from megacode.statistics.arms import Arm, check_comparable
+from megacode.statistics.arms import Arm, check_comparable, make_arm
 from megacode.statistics.comparing import ComparisonDesign, compare_results, named
 from megacode.statistics.items import ItemsReader
 from megacode.statistics.quantities import Results, tabulate
@@ -148,7 +148,8 @@ def _arms(results: StudyResults, group: _Group, reader: ItemsReader) -> tuple[li
     arms = []
     for name, cells in group.cells.items():
         models = [_model(results, cell, group.suites, reader, earlier) for cell in cells]
-        # The study knows the seeds; those in score files are of the order of data alone.
+        # Checked as by `compare`. The study knows the seeds; those in score files are of the order of data alone.
+        make_arm(name, models)
         arms.append(Arm(name, tuple(models), tuple(f"seed {cell.seed}" for cell in cells), trunks[name]))
     first = results.end(group.first)
     assert first is not None

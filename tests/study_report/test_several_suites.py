@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from megacode.base.errors import DataError
+from megacode.cli import app
 from megacode.study.grid import Cell
 from megacode.study_report.document import report_document
 from megacode.study_report.earlier_suites import told_metric
@@ -77,19 +82,16 @@ def test_a_mean_in_bits_has_no_accuracy_of_the_paper_beside(make: Make) -> None:
 
 def test_a_phase_end_that_was_scored_in_another_way_is_no_step(make: Make) -> None:
     study = make(2)
-    assert len(report_document(study, without=["boolq"])["waterfall"]) == 1
-
-    def change(document: Any) -> None:
-        document["settings"]["limit"] = 8
-
-    changed = 0
-    for path in score_files(study):
-        if json.loads(path.read_text())["model"]["megacode"]["phase"] == "balanced":
-            change_json(path, change)
-            changed += 1
-    assert changed == 2
-    # `half` ends there, so all its tasks are left out of the comparison; the waterfall is about `cooled` alone.
-    assert report_document(study, without=list(TASKS)[:2] + ["humaneval"][:0] or [])["waterfall"] == []
+    document = yaml.safe_load(study.read_text())
+    # Without the arm that ends there, nothing compares these scores with others.
+    del document["arms"]["half"]
+    study.write_text(yaml.safe_dump(document))
+    assert [len(row["steps"]) for row in report_document(study)["waterfall"]] == [2]
+    ends = [path for path in score_files(study, "cooldown-*") if path.stem.endswith("100")]
+    assert len(ends) == 2
+    for path in ends:
+        change_json(path, lambda document: document["settings"].update(limit=8))
+    assert report_document(study)["waterfall"] == []
 
 
 def test_steps_are_means_over_the_same_seeds() -> None:
@@ -109,3 +111,25 @@ def test_only_names_of_earlier_suites_get_the_suite_s() -> None:
     assert told_metric("mean/total", "gold", earlier) == "mean/gold.total"
     assert told_metric("mean/piqa", "gold", earlier) == "mean/piqa"
     assert told_metric("total/acc", "gold", earlier) == "total/acc"
+
+
+def test_two_seeds_with_one_model_s_weights_are_refused(make: Make) -> None:
+    study = make(2)
+    one, other = score_files(study, "text-s*")
+    weights = json.loads(one.read_text())["model"]["weights_sha256"]
+    change_json(other, lambda document: document["model"].update(weights_sha256=weights))
+    with pytest.raises(DataError, match="these are the same model, not two seeds"):
+        report_document(study)
+
+
+def test_the_terminal_says_what_a_mean_is_without(make: Make) -> None:
+    study = make(2)
+    first = score_files(study)[0]
+    change_json(first, lambda document: document["scores"]["piqa"].update(acc=None))
+    printed = CliRunner().invoke(app, ["study", "report", str(study)])
+    assert printed.exit_code == 0
+    assert "mean/total (without piqa): half" in printed.output
+    assert "note: mean/total is a mean without piqa" in printed.output
+    assert re.search(
+        r"left out: piqa/acc: (base|half|cooled) has no number of it \(tiny@iter_\d+\.json\)", printed.output
+    )
