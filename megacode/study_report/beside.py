@@ -80,10 +80,10 @@ def _rows(paper: Paper, ours: tuple[str, str], theirs: tuple[str, str]) -> Itera
 
 def _note(base: float, relative: float | None, stated: float | None) -> str:
     if relative is None:
-        said = f"; its text says {stated:+.0%}" if stated is not None else ""
+        said = f"; its text says {100 * stated:+.0f} %" if stated is not None else ""
         return f"no percentage: the baseline has {base:g} points{said}"
     if stated is not None and abs(stated - relative) > _AGREE:
-        return f"its text says {stated:+.1%}, its table gives {relative:+.1%}"
+        return f"its text says {100 * stated:+.1f} %, its table gives {100 * relative:+.1f} %"
     return ""
 
 

@@ -58,7 +58,7 @@ def _head(document: StudyReport) -> str:
         MARK,
         f"# {study['name']}",
         "",
-        f"{len(arms)} arms, seeds {seeds}, compared with {document['baseline']}; intervals of {document['level']:.0%}. "
+        f"{len(arms)} arms, seeds {seeds}, compared with {document['baseline']}; intervals of {100 * document['level']:g} %. "
         f"{format_count(tokens['tree'])} tokens as a tree, {format_count(tokens['rows'])} as one run a row, "
         f"{format_count(tokens['alone'])} for each arm alone.",
     ]
@@ -160,7 +160,7 @@ def _exposure(document: StudyReport) -> str:
     rows = []
     for row in document["exposure"]:
         phases = ", ".join(f"{name} {count:,}" for name, count in row["by_phase"].items() if count)
-        figures = [f"{row['samples']:,}", f"{row['passes']:.3f}", f"{row['rate_share']:.1%}"]
+        figures = [f"{row['samples']:,}", f"{row['passes']:.3f}", f"{100 * row['rate_share']:.1f} %"]
         rows.append([row["arm"], row["source"], *figures, format_count(row["mean_age"]), phases])
     head = ["arm", "source", "samples", "passes", "share by rate", "mean age, tokens", "samples by phase"]
     return f"## What each arm reads\n\n{_table(head, rows)}" if rows else ""
@@ -187,7 +187,7 @@ def _forgetting(document: StudyReport) -> str:
 
 def _contamination(document: StudyReport) -> str:
     rows = [
-        [row["arm"], row["task"], f"{row['hits']:,} of {row['items']:,}", f"{row['share_checked']:.0%}"]
+        [row["arm"], row["task"], f"{row['hits']:,} of {row['items']:,}", f"{100 * row['share_checked']:.0f} %"]
         for row in document["contamination"]
         if row["hits"]
     ]
