@@ -58,7 +58,8 @@ def _head(document: StudyReport) -> str:
         MARK,
         f"# {study['name']}",
         "",
-        f"{len(arms)} arms, seeds {seeds}, compared with {document['baseline']}; intervals of {100 * document['level']:g} %. "
+        f"{len(arms)} arms, seeds {seeds}, compared with {document['baseline']}; "
+        f"intervals of {100 * document['level']:g} %. "
         f"{format_count(tokens['tree'])} tokens as a tree, {format_count(tokens['rows'])} as one run a row, "
         f"{format_count(tokens['alone'])} for each arm alone.",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from typing import Any
@@ -16,9 +17,13 @@ from megacode.study.grid import Cell
 from megacode.study_report.document import report_document
 from megacode.study_report.earlier_suites import told_metric
 from megacode.study_report.journeys import _same_seeds
+from megacode.study_report.latex import render_latex
+from megacode.study_report.markdown import _anchor, render_markdown
+from megacode.study_report.shapes import StudyReport
 from tests.study_report.conftest import TASKS, TINY_SUITE, Make, change_json, score_files
 from tests.study_report.made_suites import BITS, MadeSuite, MadeTask
 
+# Tasks, categories and means of the same names, as `to-code` and `to-code-gold` have them.
 GOLD = MadeSuite(
     "gold",
     {name: MadeTask(BITS, task.items, 1.2, spread=0.2) for name, task in TASKS.items()},
@@ -133,3 +138,23 @@ def test_the_terminal_says_what_a_mean_is_without(make: Make) -> None:
     assert re.search(
         r"left out: piqa/acc: (base|half|cooled) has no number of it \(tiny@iter_\d+\.json\)", printed.output
     )
+
+
+def test_no_two_arms_have_one_anchor_and_a_second_name_is_as_bold(small_report: StudyReport) -> None:
+    assert _anchor("code+markup") != _anchor("code-markup") != _anchor("code.markup")
+    rows = {line.split("]")[0]: line for line in render_markdown(small_report).splitlines() if line.startswith("| [")}
+    first, second = rows["| [code-100"], rows["| [code+markup"]
+    assert first.count("**") == second.count("**") == 2
+    assert "Bold" in render_latex(small_report)
+    bold = [line for line in render_latex(small_report).splitlines() if line.startswith(("code-100 ", "code+markup "))]
+    assert [line.count(r"\textbf") for line in bold[:2]] == [1, 1]
+
+
+def test_names_in_captions_and_labels_do_not_break_latex(small_report: StudyReport) -> None:
+    odd = copy.deepcopy(small_report)
+    odd["study"]["name"] = "a_b.c"
+    for arm in odd["arms"]:
+        arm["place"] = "big_one"
+    text = render_latex(odd)
+    assert r"\caption{Scores at big\_one;" in text
+    assert r"\label{tab:a-b-c-scores-big-one}" in text
