@@ -19,6 +19,7 @@ from megacode.study_report.earlier_suites import told_metric
 from megacode.study_report.journeys import _same_seeds
 from megacode.study_report.latex import render_latex
 from megacode.study_report.markdown import _anchor, render_markdown
+from megacode.study_report.page import render
 from megacode.study_report.shapes import StudyReport
 from tests.study_report.conftest import TASKS, TINY_SUITE, Make, change_json, score_files
 from tests.study_report.made_suites import BITS, MadeSuite, MadeTask
@@ -158,3 +159,13 @@ def test_names_in_captions_and_labels_do_not_break_latex(small_report: StudyRepo
     text = render_latex(odd)
     assert r"\caption{Scores at big\_one;" in text
     assert r"\label{tab:a-b-c-scores-big-one}" in text
+
+
+def test_what_is_shared_between_rows_is_not_called_all_that_is_shared(make: Make) -> None:
+    # `cooled` goes through `half`: one run a row trains that once, too.
+    report = report_document(make(1))
+    tokens = report["tree"]["tokens"]
+    assert tokens["tree"] == tokens["rows"] < tokens["alone"]
+    html = render(report)
+    assert "as many as a run a row" in html
+    assert "nothing is shared" not in html
