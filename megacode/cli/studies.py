@@ -206,6 +206,10 @@ def report(
         typer.echo(f"missing: {line}")
     for row in document["headlines"]:
         typer.echo(row["words"])
+    for line in document["notes"]:
+        typer.echo(f"note: {line}")
+    for name, reason in document["left_out"].items():
+        typer.echo(f"left out: {name}: {reason}")
     for file in files:
         typer.echo(f"wrote {file}")
 

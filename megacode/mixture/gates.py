@@ -146,7 +146,8 @@ def no_clear_gain(gain: PredictionInterval, over: str) -> Iterator[Refusal]:
         gain: of the weighted loss.
         over: the best arm's name.
     """
-    if gain.low <= 0:
+    # Written so that NaN is refused, too.
+    if not gain.low > 0:
         bounds = f"from {gain.low:.4f} to {gain.high:.4f}"
         what = f"the predicted gain over the best arm, {over!r}, is {gain.value:.4f}, {bounds}: not clearly above 0"
         yield Refusal("no clear gain", what, f"take {over!r}; or " + _MORE_ARMS)

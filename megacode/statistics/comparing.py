@@ -24,7 +24,6 @@ from megacode.statistics.families import DRAWS, benjamini_hochberg, holm, single
 from megacode.statistics.power import POWER, smallest_visible
 from megacode.statistics.quantities import Results, tabulate
 from megacode.statistics.ratios import relative_gain
-from megacode.statistics.variance import own_spread
 from megacode.statistics.words import POINTS, sentence, unit_of
 
 FAMILIES = ("primary", "secondary", "exploratory")
@@ -235,10 +234,11 @@ def _relative(results: Results, one: ScoreDifference, alpha: float) -> dict[str,
 
 def _seed_reach(results: Results, one: ScoreDifference, question: ComparisonDesign) -> float | None:
     """Return the 95 % range of differences that other seeds alone make between two models of a recipe, if known."""
-    if one.seeds > 1:
+    # Where one of the two has several seeds, the interval holds them already.
+    if one.seeds > 1 or one.spread_from:
         return None
     quantity = results.quantities[one.quantity]
-    spread = own_spread([results.scores(number, quantity) for number in range(len(results.arms))])
+    spread = results.own_spread(quantity)
     known = question.seed_sd.get(quantity.name, math.sqrt(spread.variance) if spread else None)
     # Two standard deviations of a difference of two models, each of which varies by seed.
     return None if known is None else 2 * math.sqrt(2) * known

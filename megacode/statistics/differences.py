@@ -14,8 +14,6 @@ from megacode.statistics.variance import (
     Part,
     Spread,
     item_parts,
-    own_spread,
-    pooled_spread,
     residuals,
     rest_parts,
     spread_of,
@@ -141,16 +139,14 @@ def seed_part(results: Results, arm: int, base: int, number: int) -> tuple[Part 
         The part, None for one seed each; `all arms`, `arms of one trunk`, `arms of other trunks`, or empty.
     """
     quantity, arms = results.quantities[number], results.arms
-    seeds, counts = arms[arm].seeds, (len(arms[arm].models), len(arms[base].models))
+    counts = len(arms[arm].models), len(arms[base].models)
     if max(counts) == 1:
         return None, ""
     # Same seeds: more arms with them give more degrees of freedom. Twice the variance of one score is a difference's.
-    if seeds == arms[base].seeds:
-        alike = [i for i, other in enumerate(arms) if other.seeds == seeds]
-        scores = np.array([results.scores(i, quantity) for i in alike])
-        spread, of = pooled_spread(scores, [arms[i].trunk for i in alike], alike.index(arm), alike.index(base))
+    if arms[arm].seeds == arms[base].seeds:
+        spread, of = results.pooled_spread(quantity, arm, base)
         return Part(2 * spread.variance / counts[0], spread.df), of
-    own = own_spread([results.scores(i, quantity) for i in range(len(arms))])
+    own = results.own_spread(quantity)
     assert own is not None, "one of the two has several seeds"
     return Part(own.variance * (1 / counts[0] + 1 / counts[1]), own.df), "all arms"
 
@@ -167,7 +163,7 @@ def own_spread_of(results: Results, arm: int, number: int, seeds: bool) -> Sprea
     quantity = results.quantities[number]
     parts = list(zip(results.profiles(arm, quantity), quantity.weights, strict=True))
     items = [Part(float(w**2 * np.sum(own.items**2)), own.clusters - 1) for own, w in parts]
-    spread = own_spread([results.scores(i, quantity) for i in range(len(results.arms))]) if seeds else None
+    spread = results.own_spread(quantity) if seeds else None
     if spread is None:
         return spread_of(None, items, [])
     count = len(results.arms[arm].models)

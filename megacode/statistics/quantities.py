@@ -11,7 +11,7 @@ import numpy as np
 from megacode.base.errors import DataError
 from megacode.statistics.arms import Arm
 from megacode.statistics.reading import Scores
-from megacode.statistics.variance import Profile, profile
+from megacode.statistics.variance import Part, Profile, own_spread, pooled_spread, profile
 
 Key = tuple[str, str]  # a task and a metric
 
@@ -56,6 +56,9 @@ class Results:
     # A cache: frozen protects the fields, not what is in this one.
     _profiles: dict[tuple[int, Key], Profile] = field(default_factory=dict)
     _variances: dict[tuple[int, Key], np.ndarray] = field(default_factory=dict)
+    _scores: dict[tuple[int, str], np.ndarray] = field(default_factory=dict)
+    _spreads: dict[str, Part | None] = field(default_factory=dict)
+    _pooled: dict[tuple[str, tuple[str, ...], bool], tuple[Part, str]] = field(default_factory=dict)
 
     def profiles(self, arm: int, quantity: ComparedScore) -> list[Profile]:
         """Return an arm's profiles, one per part of a quantity; each is computed once."""
@@ -69,8 +72,34 @@ class Results:
 
     def scores(self, arm: int, quantity: ComparedScore) -> np.ndarray:
         """Return float64[seeds], an arm's value of a quantity at each of its seeds."""
-        parts = zip(self.profiles(arm, quantity), quantity.weights, strict=True)
-        return np.asarray(sum(weight * one.scores for one, weight in parts))
+        if (arm, quantity.name) not in self._scores:
+            parts = zip(self.profiles(arm, quantity), quantity.weights, strict=True)
+            self._scores[arm, quantity.name] = np.asarray(sum(weight * one.scores for one, weight in parts))
+        return self._scores[arm, quantity.name]
+
+    def own_spread(self, quantity: ComparedScore) -> Part | None:
+        """Return the variance of a quantity over seeds, pooled over all arms with several; see `own_spread`."""
+        # Once a quantity, not once a comparison: else the cost grows with the square of the arms.
+        if quantity.name not in self._spreads:
+            scores = [self.scores(number, quantity) for number in range(len(self.arms))]
+            self._spreads[quantity.name] = own_spread(scores)
+        return self._spreads[quantity.name]
+
+    def pooled_spread(self, quantity: ComparedScore, arm: int, base: int) -> tuple[Part, str]:
+        """Return half the variance over seeds of the difference of two arms with the same seeds; see `pooled_spread`.
+
+        Args:
+            quantity: what is compared.
+            arm, base: numbers of the two arms.
+        """
+        seeds, trunk = self.arms[arm].seeds, self.arms[arm].trunk
+        key = (quantity.name, seeds, trunk != "" and trunk == self.arms[base].trunk)
+        if key not in self._pooled:
+            alike = [i for i, other in enumerate(self.arms) if other.seeds == seeds]
+            scores = np.array([self.scores(i, quantity) for i in alike])
+            trunks = [self.arms[i].trunk for i in alike]
+            self._pooled[key] = pooled_spread(scores, trunks, alike.index(arm), alike.index(base))
+        return self._pooled[key]
 
     def seed_errors(self, arm: int, quantity: ComparedScore) -> np.ndarray:
         """Return float64[seeds], the standard error over items of an arm's score at each of its seeds."""
@@ -109,7 +138,13 @@ def tabulate(arms: Sequence[Arm], without: Sequence[str] = ()) -> Results:
             left_out[task] = _why(task, *lacking[0])
             continue
         metrics = dict.fromkeys(metric for _, model in models for metric in model.tasks[task].outcomes)
-        keys += [(task, one) for one in metrics if all(one in model.tasks[task].outcomes for _, model in models)]
+        for metric in metrics:
+            without_it = [(arm, model) for arm, model in models if metric not in model.tasks[task].outcomes]
+            if not without_it:
+                keys.append((task, metric))
+                continue
+            arm, model = without_it[0]
+            left_out[f"{task}/{metric}"] = f"{arm} has no number of it ({model.path.name})"
     for _, model in models:
         left_out |= dict.fromkeys(model.unpaired, "it is not a mean of its items")
     if not keys:

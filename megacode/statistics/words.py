@@ -9,6 +9,7 @@ from typing import Any
 BITS = "bits per byte"
 POINTS = "points"
 Comparison = Mapping[str, Any]
+_MORE = 3  # decimals that a bound next to 0 may have beyond those of its interval
 
 
 def unit_of(is_bits: bool, *scores: float) -> str:
@@ -38,7 +39,15 @@ def digits(one: Comparison) -> int:
 
 def span(one: Comparison, low: float | None, high: float | None) -> str:
     """Return an interval: `+0.4 .. +5.8`; `-` if there is none."""
-    return "-" if low is None else f"{figure(one, low, sign=True)} .. {figure(one, high, sign=True)}"
+    return "-" if low is None else f"{_bound(one, low)} .. {_bound(one, high)}"
+
+
+def _bound(one: Comparison, number: float | None) -> str:
+    # Rounded to 0, a bound would not tell whether the interval holds 0; so it gets the digits that do.
+    places, most = digits(one), digits(one) + _MORE
+    while number and places < most and not float(figure(one, number, places=places)):
+        places += 1
+    return figure(one, number, sign=True, places=places)
 
 
 def verdict(one: Comparison) -> str:
@@ -67,6 +76,9 @@ def about(one: Comparison) -> str:
     """Return what a comparison is about: recipes only where several seeds were trained."""
     if one["about"] == "recipes":
         return f"these recipes ({one['seeds']} seeds)"
+    # One seed against several: the interval holds the spread over seeds, but one arm has shown nothing of its own.
+    if one["seeds"] == 1 and one["seed_spread_from"] and one["method"] == "t":
+        return "these models: one arm has a single seed, and is assumed to spread over seeds as the others do"
     # With one seed, the difference may be luck of the seed. Say how large that luck is, if known.
     reach = one["seeds_could_move_by"]
     moved = "" if reach is None else f"; other seeds alone may move it by {figure(one, reach)}{_unit(one)}"
@@ -76,20 +88,26 @@ def about(one: Comparison) -> str:
 def _by_interval(one: Comparison) -> str:
     word, interval = verdict(one), span(one, one["simultaneous_low"], one["simultaneous_high"])
     if word == "equal":
-        return f"{one['metric']}: {one['arm']} and {one['baseline']} are equal within the margin ({interval})"
+        return f"{_subject(one)}: {one['arm']} and {one['baseline']} are equal within the margin ({interval})"
     if not word:
         seen = figure(one, one["smallest_visible"])
         return (
-            f"{one['metric']}: {one['arm']} and {one['baseline']} are not distinguishable ({interval}); "
+            f"{_subject(one)}: {one['arm']} and {one['baseline']} are not distinguishable ({interval}); "
             f"a difference of {seen}{_unit(one)} would be detected with a chance of 80 %"
         )
     by = figure(one, abs(one["difference"]))
     relative = "" if one["relative"] is None else f", {100 * one['relative']['value']:+.1f} %"
-    return f"{one['metric']}: {one['arm']} is {word} than {one['baseline']} by {by}{_unit(one)} ({interval}{relative})"
+    return f"{_subject(one)}: {one['arm']} is {word} than {one['baseline']} by {by}{_unit(one)} ({interval}{relative})"
+
+
+def _subject(one: Comparison) -> str:
+    """Return the metric, and what a mean lacks: without a task it is another mean."""
+    lacking = one["missing_tasks"]
+    return one["metric"] + (f" (without {', '.join(lacking)})" if lacking else "")
 
 
 def _exact(one: Comparison) -> str:
-    head, differing = f"{one['metric']}: {one['arm']}", one["items_for"] + one["items_against"]
+    head, differing = f"{_subject(one)}: {one['arm']}", one["items_for"] + one["items_against"]
     if not differing:
         return f"{head} and {one['baseline']} are not distinguishable: no item differs"
     counts = f"{differing} of {one['items']:,} items differ, {one['items_for']} up and {one['items_against']} down"

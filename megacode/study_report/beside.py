@@ -36,7 +36,22 @@ def paper_rows(results: StudyResults) -> list[PaperRow]:
         names = counterpart(study, arm), counterpart(study, base)
         if None not in names and {arm, base} <= trained and names[0] != names[1]:
             rows += list(_rows(paper, (arm + at, base + at), (str(names[0]), str(names[1]))))
-    return rows
+    in_bits = _means_in_bits(results)
+    return [row for row in rows if row["metric"] not in in_bits]
+
+
+def _means_in_bits(results: StudyResults) -> set[str]:
+    """Return the means that are bits per byte here, such as those of `to-code-gold`; the paper has accuracies."""
+    owners: dict[str, bool] = {}
+    for suite in results.suites:
+        document = next((one.documents[suite] for one in results.trained.values() if suite in one.documents), {})
+        parts = document.get("mean_parts") or {}
+        for name, members in parts.items():
+            tasks = [members] if isinstance(members, dict) else [parts[member] for member in members]
+            metrics = [metric for members in tasks for metric in members.values()]
+            # The first suite that has a name keeps it.
+            owners.setdefault(f"mean/{name}", all(metric.startswith("bits_per_byte") for metric in metrics))
+    return {name for name, is_bits in owners.items() if is_bits}
 
 
 def counterpart(study: Study, arm: str) -> str | None:
@@ -65,10 +80,10 @@ def _rows(paper: Paper, ours: tuple[str, str], theirs: tuple[str, str]) -> Itera
 
 def _note(base: float, relative: float | None, stated: float | None) -> str:
     if relative is None:
-        said = f"; its text says {stated:+.0%}" if stated is not None else ""
+        said = f"; its text says {100 * stated:+.0f} %" if stated is not None else ""
         return f"no percentage: the baseline has {base:g} points{said}"
     if stated is not None and abs(stated - relative) > _AGREE:
-        return f"its text says {stated:+.1%}, its table gives {relative:+.1%}"
+        return f"its text says {100 * stated:+.1f} %, its table gives {100 * relative:+.1f} %"
     return ""
 
 

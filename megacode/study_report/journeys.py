@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from megacode.base.files import Json
 from megacode.study.grid import Cell
+from megacode.study_report.earlier_suites import Names, earlier_names, told_metric
 from megacode.study_report.results import StudyResults, Trained
 from megacode.study_report.scored import Scored
 from megacode.study_report.shapes import Forgetting, LossCurve, Waterfall, WaterfallStep
@@ -18,30 +19,52 @@ _POINTS = 240  # of a curve: as many as a page can show
 
 
 def waterfalls(results: StudyResults, scored: Scored) -> list[Waterfall]:
-    """Return the scores of each arm at the ends of its phases, where more than one was scored."""
+    """Return the scores of each arm at the ends of its phases, where more than one was scored.
+
+    An end of a phase is left out where it was scored in another way than the arm's own end, or lacks some of its seeds.
+    """
     # A mean that lacks tasks in some arm is another mean in the score file.
     metrics = {row["metric"] for row in scored.metrics if not row["missing"]}
+    earlier = earlier_names(results)
     found: list[Waterfall] = []
-    for cell in results.arms():
-        if cell.arm != cell.original:
-            continue
-        steps = [step for place in range(len(results.path(cell))) if (step := _step(results, cell, place, metrics))]
-        if len(steps) > 1:
-            found.append({"arm": cell.name, "steps": steps})
+    for cell in (cell for cell in results.arms() if cell.arm == cell.original):
+        steps = [_step(results, cell, place, metrics, earlier) for place in range(len(results.path(cell)))]
+        if len(kept := _same_seeds([step for step in steps if step is not None])) > 1:
+            found.append({"arm": cell.name, "steps": kept})
     return found
 
 
-def _step(results: StudyResults, cell: Cell, place: int, metrics: set[str]) -> WaterfallStep | None:
+def _same_seeds(steps: list[WaterfallStep]) -> list[WaterfallStep]:
+    """Return steps with means over the seeds that the last step has: others would differ by seeds, too."""
+    last = steps[-1]["by_seed"] if steps else {}
+    kept: list[WaterfallStep] = []
+    for step in steps:
+        by_seed = {
+            metric: {seed: step["by_seed"][metric][seed] for seed in seeds}
+            for metric, seeds in last.items()
+            if set(seeds) <= set(step["by_seed"].get(metric, ()))
+        }
+        means = {metric: sum(seeds.values()) / len(seeds) for metric, seeds in by_seed.items()}
+        if means:
+            kept.append({**step, "values": means, "by_seed": by_seed})
+    return kept
+
+
+def _step(
+    results: StudyResults, cell: Cell, place: int, metrics: set[str], earlier: Mapping[str, Names]
+) -> WaterfallStep | None:
     values: dict[str, dict[str, float]] = {}
     files: dict[str, str] = {}
     for one in results.cells(cell.name):
-        trained = results.trained.get(results.path(one)[place])
-        if trained is None:
+        trained, end = results.trained.get(results.path(one)[place]), results.end(one)
+        if trained is None or end is None:
             continue
         for suite, document in trained.documents.items():
+            if suite not in end.documents or _way(document) != _way(end.documents[suite]):
+                continue
             files[f"{one.seed} {suite}"] = str(trained.files[suite])
-            for metric, value in scores_in(document).items():
-                if metric in metrics:
+            for name, value in scores_in(document).items():
+                if (metric := told_metric(name, suite, earlier[suite])) in metrics:
                     values.setdefault(metric, {})[str(one.seed)] = value
     if not values:
         return None
@@ -56,6 +79,13 @@ def _step(results: StudyResults, cell: Cell, place: int, metrics: set[str]) -> W
         "by_seed": values,
         "files": files,
     }
+
+
+def _way(document: Json) -> Json:
+    """Return how a model was scored: the tasks with their questions, and what else changes every score."""
+    keys = ("items", "questions_sha256", "prompts_sha256", "version", "cut")
+    tasks = {task: [document["tasks"][task].get(key) for key in keys] for task in document["scores"]}
+    return {"tasks": tasks, "limit": document["settings"].get("limit"), "lm_eval": document["versions"].get("lm_eval")}
 
 
 def scores_in(document: Json) -> dict[str, float]:

@@ -60,14 +60,14 @@ def _scores(lookup: ReportRows, place: str) -> Iterator[str]:
         cells = [_named(arm["name"], notes[arm["name"]]), format_count(arm["tokens"])]
         for metric in columns:
             text = _escaped(score_text(lookup.score(arm["name"], metric["metric"]), metric))
-            cells.append(rf"\textbf{{{text}}}" if (arm["name"], metric["metric"]) in better else text)
+            cells.append(rf"\textbf{{{text}}}" if (arm["same_as"] or arm["name"], metric["metric"]) in better else text)
         yield " & ".join(cells) + r" \\"
         yield from _comments(lookup, arm["name"])
     said = "Bold: better than the baseline after correction for many comparisons. $\\pm$ is "
     said += f"{_escaped(interval_said(document))}."
     flags = [f"$^{{{number}}}$ {_escaped(text)}." for number, text in enumerate(flag_texts(document, place), 1)]
-    caption = f"Scores{f' at {place}' if place else ''}; shares in points. {' '.join([said, *flags])}"
-    yield from _end(caption, f"tab:{document['study']['name']}-scores{f'-{place}' if place else ''}")
+    caption = f"Scores{f' at {_escaped(place)}' if place else ''}; shares in points. {' '.join([said, *flags])}"
+    yield from _end(caption, _label(document, f"scores-{place}" if place else "scores"))
 
 
 def _differences(document: StudyReport, family: str, said: str) -> Iterator[str]:
@@ -78,8 +78,13 @@ def _differences(document: StudyReport, family: str, said: str) -> Iterator[str]
         figures = [rf"\textbf{{{difference}}}" if row["verdict"] == "better" else difference]
         figures += [_escaped(interval_text(row)), _escaped(relative_text(row))]
         yield " & ".join([*names, *figures]) + r" \\"
-    name = document["study"]["name"]
-    yield from _end(f"Differences, {family} family; {said}. Bold: better.", f"tab:{name}-{family}")
+    yield from _end(f"Differences, {family} family; {_escaped(said)}. Bold: better.", _label(document, family))
+
+
+def _label(document: StudyReport, table: str) -> str:
+    """Return a label of letters, digits and dashes: other signs end or break `\\label`."""
+    name = f"{document['study']['name']}-{table}"
+    return "tab:" + "".join(sign if sign.isascii() and sign.isalnum() else "-" for sign in name)
 
 
 def _forecasts(document: StudyReport) -> Iterator[str]:

@@ -116,7 +116,7 @@ def _of_suites(results: StudyResults, scored: Scored, overlaps: Sequence[Overlap
         yield "Whether the questions occur in the training data was not checked."
     worst = max((row["hits"] / row["items"] for row in overlaps if row["items"]), default=0.0)
     if worst > 0:
-        yield f"Up to {worst:.1%} of a task's items occur verbatim in what an arm has read; see the table by arm."
+        yield f"Up to {100 * worst:.1f} % of a task's items occur verbatim in what an arm read; see the table by arm."
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -63,7 +63,8 @@ def _head(document: StudyReport) -> str:
         MARK,
         f"# {study['name']}",
         "",
-        f"{len(arms)} arms, seeds {seeds}, compared with {document['baseline']}; intervals of {document['level']:.0%}. "
+        f"{len(arms)} arms, seeds {seeds}, compared with {document['baseline']}; "
+        f"intervals of {100 * document['level']:g} %. "
         f"{format_count(tokens['tree'])} tokens as a tree, {format_count(tokens['rows'])} as one run a row, "
         f"{format_count(tokens['alone'])} for each arm alone.",
     ]
@@ -90,7 +91,7 @@ def _scores(lookup: ReportRows, place: str) -> str:
         cells = []
         for metric in columns:
             text = score_text(lookup.score(arm["name"], metric["metric"]), metric)
-            cells.append(f"**{text}**" if (arm["name"], metric["metric"]) in better else text)
+            cells.append(f"**{text}**" if (arm["same_as"] or arm["name"], metric["metric"]) in better else text)
         marks = "".join(f" [{number}]" for number in notes[arm["name"]])
         name = f"[{arm['name']}](#{_anchor(arm['same_as'] or arm['name'])}){marks}"
         rows.append([name, format_count(arm["tokens"]), *cells])
@@ -166,7 +167,7 @@ def _exposure(document: StudyReport) -> str:
     rows = []
     for row in document["exposure"]:
         phases = ", ".join(f"{name} {count:,}" for name, count in row["by_phase"].items() if count)
-        figures = [f"{row['samples']:,}", f"{row['passes']:.3f}", f"{row['rate_share']:.1%}"]
+        figures = [f"{row['samples']:,}", f"{row['passes']:.3f}", f"{100 * row['rate_share']:.1f} %"]
         rows.append([row["arm"], row["source"], *figures, format_count(row["mean_age"]), phases])
     head = ["arm", "source", "samples", "passes", "share by rate", "mean age, tokens", "samples by phase"]
     return f"## What each arm reads\n\n{_table(head, rows)}" if rows else ""
@@ -193,7 +194,7 @@ def _forgetting(document: StudyReport) -> str:
 
 def _contamination(document: StudyReport) -> str:
     rows = [
-        [row["arm"], row["task"], f"{row['hits']:,} of {row['items']:,}", f"{row['share_checked']:.0%}"]
+        [row["arm"], row["task"], f"{row['hits']:,} of {row['items']:,}", f"{100 * row['share_checked']:.0f} %"]
         for row in document["contamination"]
         if row["hits"]
     ]
@@ -274,7 +275,8 @@ def _link(path: str, directory: Path | None) -> str:
 
 
 def _anchor(name: str) -> str:
-    return "arm-" + "".join(sign if sign.isalnum() else "-" for sign in name)
+    # Signs other than these by their number, so that `a+b` and `a-b` have two anchors.
+    return "arm-" + "".join(sign if sign.isalnum() or sign in "-." else f"_{ord(sign):x}_" for sign in name)
 
 
 def _table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:

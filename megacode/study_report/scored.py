@@ -13,13 +13,14 @@ from typing import Any, cast
 
 from megacode.base.files import Json
 from megacode.capacity.costs import parameters as parameters_of
-from megacode.statistics.arms import Arm, check_comparable
+from megacode.statistics.arms import Arm, check_comparable, make_arm
 from megacode.statistics.comparing import ComparisonDesign, compare_results, named
 from megacode.statistics.quantities import Results, tabulate
 from megacode.statistics.reading import Scores
 from megacode.statistics.words import verdict
 from megacode.study.grid import Cell
 from megacode.study.tree import Tree
+from megacode.study_report.earlier_suites import Names, earlier_names
 from megacode.study_report.results import StudyResults
 from megacode.study_report.score_rows import metric_row, score_row, variance_shares
 from megacode.study_report.shapes import ComparisonRow, MetricRow, ScoreRow, VarianceShare
@@ -37,6 +38,7 @@ class Scored:
         notes: sentences on the scores.
         missing: sentences on what could not be compared.
         left_out: tasks that are not compared, with the reason.
+        lacking: place and name of declared metrics that the models of a group do not have.
     """
 
     metrics: list[MetricRow] = field(default_factory=list)
@@ -46,6 +48,7 @@ class Scored:
     notes: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    lacking: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,10 @@ def compare_arms(results: StudyResults, level: float, without: Sequence[str] = (
     scored = Scored()
     for group in _groups(results):
         _add(scored, results, group, level, without)
+    # While suites are compared one by one, a metric is lacking only if none of them has it.
+    compared = {(row["place"], row["metric"]) for row in scored.comparisons}
+    lacking = dict.fromkeys(name for place, name in scored.lacking if (place, name) not in compared)
+    scored.missing += [f"{name} is declared, and not all scored arms have it" for name in lacking]
     # A metric of several places is described once.
     scored.metrics = list({row["metric"]: row for row in reversed(scored.metrics)}.values())[::-1]
     scored.notes, scored.missing = (list(dict.fromkeys(lines)) for lines in (scored.notes, scored.missing))
@@ -134,26 +141,28 @@ def _add(scored: Scored, results: StudyResults, group: _Group, level: float, wit
 
 def _arms(results: StudyResults, group: _Group) -> tuple[list[Arm], dict[str, Json]]:
     """Return the arms of a group, each with its models by seed, and one score document for each suite."""
-    trunks = trunks_of(results.tree, group.place)
+    trunks, earlier = trunks_of(results.tree, group.place), earlier_names(results)
     arms = []
     for name, cells in group.cells.items():
-        models = [_model(results, cell, group.suites) for cell in cells]
-        # The study knows the seeds; those in score files are of the order of data alone.
+        models = [_model(results, cell, group.suites, earlier) for cell in cells]
+        # Checked as by `compare`. The study knows the seeds; those in score files are of the order of data alone.
+        make_arm(name, models)
         arms.append(Arm(name, tuple(models), tuple(f"seed {cell.seed}" for cell in cells), trunks[name]))
     first = results.end(group.first)
     assert first is not None
     return arms, {suite: first.documents[suite] for suite in group.suites}
 
 
-def _model(results: StudyResults, cell: Cell, suites: Sequence[str]) -> Scores:
+def _model(results: StudyResults, cell: Cell, suites: Sequence[str], earlier: Mapping[str, Names]) -> Scores:
     """Return the scores of a model by several suites as one."""
     state = results.path(cell)[-1]
-    parts = [one for suite in suites if (one := results.scores(state, suite)) is not None]
+    # Names are those of the whole study, so that a suite compared by itself keeps them.
+    read = [(suite, results.scores(state, suite)) for suite in suites]
+    parts = [told_apart(one, suite, *earlier[suite]) for suite, one in read if one is not None]
     merged = replace(parts[0], seed=cell.seed)
-    for suite, part in zip(suites[1:], parts[1:], strict=True):
-        later = told_apart(part, suite, merged.tasks, merged.mean_parts)
+    for part in parts[1:]:
         merged = replace(
-            merged, tasks={**merged.tasks, **later.tasks}, mean_parts={**merged.mean_parts, **later.mean_parts},
+            merged, tasks={**merged.tasks, **part.tasks}, mean_parts={**merged.mean_parts, **part.mean_parts},
             left_out={**part.left_out, **merged.left_out}, unpaired=[*merged.unpaired, *part.unpaired],
         )  # fmt: skip
     return merged
@@ -221,7 +230,7 @@ def _declared(key: str, results: StudyResults, group: _Group, table: Results, sc
         # With all scores there, a metric that no file has is a mistake of the study file.
         if group.complete:
             named(name, every, f"{results.file.name}: compare.{key}")
-        scored.missing.append(f"{name} is declared, and not all scored arms have it")
+        scored.lacking.append((group.said, name))
     return [name for name in given if name in names]
 
 

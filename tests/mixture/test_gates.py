@@ -61,6 +61,7 @@ def test_a_gain_inside_its_interval_is_no_gain() -> None:
         == "the predicted gain over the best arm, 'mix', is 0.0200, from -0.0010 to 0.0410: not clearly above 0"
     )
     assert one.fix.startswith("take 'mix'")
+    assert list(gates.no_clear_gain(PredictionInterval(np.nan, np.nan, np.nan), "mix"))
 
 
 def test_blends_outside_of_the_arms_are_refused_although_their_leverage_is_small() -> None:

@@ -20,6 +20,7 @@ from megacode.cli import app
 from megacode.statistics.arms import read_arms
 from megacode.statistics.comparing import ComparisonDesign, compare
 from megacode.statistics.table import render_comparison
+from megacode.statistics.words import span
 from tests.statistics.synthetic import BITS, write_scores
 
 A, B = ([float(digit) for digit in word] for word in ("11101011", "10100010"))
@@ -166,7 +167,10 @@ def test_seeds_are_paired_by_their_number_and_speak_of_recipes(tmp_path: Path) -
     assert document["arms"][0]["seeds"] == [1, 2, 3]
     single = compared(words[0], f"arm={names['arm'][0]}")
     assert only(single)["seeds"] == 1
-    assert "these two models" in only(single)["words"]
+    assert only(single)["words"].endswith(
+        "one arm has a single seed, and is assumed to spread over seeds as the others do"
+    )
+    assert only(single)["seeds_could_move_by"] is None
     assert "recipes" not in only(single)["words"]
     assert any("one seed are assumed to vary over seeds as much" in note for note in single["notes"])
     assert any("not paired by seed" in note for note in single["notes"])
@@ -175,6 +179,15 @@ def test_seeds_are_paired_by_their_number_and_speak_of_recipes(tmp_path: Path) -
     assert reach == pytest.approx(2 * 2**0.5 * both["arms"][2]["seed_sd"]["a/acc"])
     known = compared(f"base={names['base'][0]}", f"arm={names['arm'][0]}", seed_sd={"a/acc": 0.01})
     assert "these two models; other seeds alone may move it by 2.8 points" in only(known)["words"]
+
+
+def test_a_bound_that_rounds_to_0_gets_the_digits_that_tell_its_side() -> None:
+    one = {"unit": "points", "standard_error": 0.02}
+    assert span(one, -0.0003, 0.127) == "-0.03 .. +12.7"
+    assert span(one, 0.00002, 0.127) == "+0.002 .. +12.7"
+    assert span(one, 0.0, 0.127) == "+0.0 .. +12.7"
+    assert span(one, -1e-9, 0.127) == "+0.0000 .. +12.7"
+    assert span({"unit": "bits per byte", "standard_error": 0.02}, -0.00004, 0.1) == "-0.00004 .. +0.100"
 
 
 def test_a_margin_makes_equality_a_finding(pair: Callable[..., list[str]]) -> None:

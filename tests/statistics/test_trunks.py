@@ -109,3 +109,15 @@ def test_a_margin_is_for_shares_and_not_for_bits_per_byte() -> None:
     shares = made_arms(np.random.default_rng(6).normal(0.5, 0.01, (2, 3, 50)))
     document = compare_results(tabulate(shares), ComparisonDesign("a0", margin=10.0))
     assert [row["within_margin"] for row in document["comparisons"]] == [True]
+
+
+def test_a_spread_is_computed_once_for_all_pairs_it_is_the_same_for() -> None:
+    arms = study(np.random.default_rng(3), 0.05, 0.005)
+    results = tabulate(arms)
+    (quantity,) = results.quantities
+    scores = np.array([results.scores(number, quantity) for number in range(len(arms))])
+    pairs = [(one, other) for one in range(len(arms)) for other in range(len(arms)) if one != other]
+    for one, other in pairs:
+        assert results.pooled_spread(quantity, one, other) == pooled_spread(scores, TRUNKS, one, other)
+    assert len({id(results.pooled_spread(quantity, *pair)) for pair in pairs}) == 2
+    assert results.own_spread(quantity) is results.own_spread(quantity)

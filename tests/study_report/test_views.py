@@ -41,7 +41,7 @@ def test_the_paper_s_gains_are_computed_from_its_table(small_report: StudyReport
     assert rows[(*pair, "mean/knowledge")]["relative"] == pytest.approx(-0.0180, abs=5e-5)
     stated = rows["balanced-only", "text-only", "mean/reasoning"]
     assert stated["relative"] == pytest.approx(0.0571, abs=5e-5)
-    assert stated["note"] == "its text says +3.2%, its table gives +5.7%"
+    assert stated["note"] == "its text says +3.2 %, its table gives +5.7 %"
     # 4.8 points against 0.4: no percentage.
     code = rows["balanced-to-text", "text-only", "mean/code"]
     assert (code["relative"], code["stated"]) == (None, 11.0)
@@ -174,7 +174,7 @@ def test_contamination_is_listed_by_arm(small_report: StudyReport) -> None:
     assert rows["late", "hellaswag"] == {
         "arm": "late", "task": "hellaswag", "hits": 20, "items": 1004, "share_checked": 1.0,
     }  # fmt: skip
-    assert any("2.0% of a task's items" in line for line in small_report["limits"])
+    assert any("2.0 % of a task's items" in line for line in small_report["limits"])
 
 
 def test_limits_say_what_is_confounded_and_how_small_all_is(small_report: StudyReport) -> None:

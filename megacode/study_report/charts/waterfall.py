@@ -58,7 +58,7 @@ def waterfall(arms: Sequence[Stairs], panels: Sequence[StairPanel], key: str = "
     title = "Score after each phase"
     scored = [arm for arm in arms if any(step.values for step in arm.steps)]
     if not scored or not panels:
-        why = "No arm is scored at the ends of its phases yet."
+        why = "No arm is scored at the ends of its phases, at all of its seeds, yet."
         return Figure(key, title, "", missing=why, follows=False)
     drawn = [_drawing(scored, panels, width) for width in (WIDE, NARROW)]
     entries = [

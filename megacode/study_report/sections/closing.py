@@ -38,7 +38,7 @@ def cards(index: ReportIndex) -> list[dict[str, str]]:
     tokens = document["tree"].get("tokens") or {}
     # Compared with a run a row, the honest saving: nobody trains an arm again that another one goes through.
     shared, alone = tokens.get("tree") or 0, tokens.get("rows") or 0
-    saved = f"{100 * (1 - shared / alone):.0f} % less than a run a row" if alone > shared else "nothing is shared"
+    saved = f"{100 * (1 - shared / alone):.0f} % less than a run a row" if alone > shared else "as many as a run a row"
     flags = sum(bool(row["flags"]) for row in document["arms"])
     return [
         _card("Distinguishable", f"{found} of {len(primary)}" if primary else NOTHING,
