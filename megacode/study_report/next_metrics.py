@@ -9,6 +9,7 @@ import numpy as np
 
 from megacode.statistics.arms import Arm, check_comparable
 from megacode.statistics.quantities import tabulate
+from megacode.study_report.earlier_suites import Names, earlier_names
 from megacode.study_report.next_points import Point
 from megacode.study_report.results import StudyResults
 from megacode.study_report.suite_names import told_apart
@@ -64,25 +65,18 @@ def metrics_of(
         DataError: a score file is damaged, or files of one suite were made in different ways.
     """
     found: dict[str, Metric] = {}
-    tasks: set[str] = set()
-    means: set[str] = set()
-    for suite in results.suites:
-        arms = list(_arms(results, states, suite, tasks, means))
+    for suite, names in earlier_names(results).items():
+        arms = list(_arms(results, states, suite, names))
         if arms:
             found |= {metric.name: metric for metric in _metrics(suite, arms, without)}
-        models = [model for arm in arms for model in arm.models]
-        tasks |= {task for model in models for task in model.tasks}
-        means |= {mean for model in models for mean in model.mean_parts}
     return found
 
 
-def _arms(
-    results: StudyResults, states: Mapping[str, Mapping[int, str]], suite: str, tasks: set[str], means: set[str]
-) -> Iterator[Arm]:
+def _arms(results: StudyResults, states: Mapping[str, Mapping[int, str]], suite: str, names: Names) -> Iterator[Arm]:
     """Yield the points that a suite scored, as arms; its names are told from those of the suites before it."""
     for name, seeds in states.items():
         read = {seed: results.scores(state, suite) for seed, state in sorted(seeds.items())}
-        own = {seed: told_apart(one, suite, tasks, means) for seed, one in read.items() if one is not None}
+        own = {seed: told_apart(one, suite, *names) for seed, one in read.items() if one is not None}
         if own:
             yield Arm(name, tuple(own.values()), tuple(f"seed {seed}" for seed in own))
 
