@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -193,7 +194,7 @@ class Processes:
         slot = min(set(range(self._room.jobs)) - {one.slot for one in self._running})
         command = child_processes.command(job.arguments)
         with log.open("ab") as output:
-            output.write(f"\n$ megacode {' '.join(job.arguments)}\n".encode())
+            output.write(f"\n$ megacode {shlex.join(job.arguments)}\n".encode())
             output.flush()
             # A process group of its own: a terminal's Ctrl-C reaches only this process, which passes it on once.
             popen = subprocess.Popen(

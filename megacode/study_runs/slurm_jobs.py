@@ -17,8 +17,9 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from megacode.base import child_processes
+from megacode.base.appending import append_json
 from megacode.base.errors import LaunchError, MegacodeError
-from megacode.base.files import digest, to_json
+from megacode.base.files import digest
 from megacode.base.lock import RunLock
 from megacode.base.ownership import read
 from megacode.config.loading import load_config
@@ -56,9 +57,7 @@ def queued_jobs(place: StudyDir, patient: bool = True) -> dict[str, slurm.Queued
 
 def note_submission(place: StudyDir, name: str, number: str, after: Sequence[str]) -> None:
     """Record that a job was submitted; the queue, not this file, says whether it is still there."""
-    line = {"time": round(time.time(), 3), "name": name, "job": number, "after": list(after)}
-    with place.jobs.open("a", encoding="utf-8") as file:
-        file.write(to_json(line) + "\n")
+    append_json(place.jobs, {"time": round(time.time(), 3), "name": name, "job": number, "after": list(after)})
 
 
 def _mark(place: StudyDir) -> str:
