@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 from megacode.base.errors import Problem
 from megacode.config.evaluate import SHIPPED_SUITES, SUITE_FILES
@@ -211,18 +210,14 @@ def seeds_are_different(study: Study) -> Iterator[Problem]:
 
 
 def suites_are_known(study: Study) -> Iterator[Problem]:
-    """A suite ships with megacode or is a file, and its scores have a file name of their own."""
-    names: dict[str, str] = {}
+    """A suite ships with megacode or is a file."""
     for number, suite in enumerate(study.suites):
         where = f"suites[{number}]"
         if not suite.endswith(SUITE_FILES) and suite not in SHIPPED_SUITES:
             fix = f"{did_you_mean(suite, list(SHIPPED_SUITES))}; your own suite is given as a YAML file"
             yield Problem(f"there is no suite {suite!r}", where, fix)
-        other = names.setdefault(Path(suite).stem if suite.endswith(SUITE_FILES) else suite, suite)
         if number != study.suites.index(suite):
             yield Problem(f"{suite!r} stands twice", where, "name each suite once")
-        elif other != suite:
-            yield Problem(f"scores of {other!r} and {suite!r} would have one file name", where, "rename one file")
 
 
 def settings_are_the_arms_own(study: Study) -> Iterator[Problem]:

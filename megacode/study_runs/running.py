@@ -25,6 +25,7 @@ from megacode.study.grid import build_grid
 from megacode.study.keeping import check_kept
 from megacode.study.loading import load_study
 from megacode.study.matching import prove
+from megacode.study.suites import check_suites
 from megacode.study.tree import Tree
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.history import accept
@@ -103,6 +104,7 @@ def checked_tree(path: Path) -> Tree:
         PlanError: a claim does not hold, or a phase is infeasible.
     """
     study = load_study(path)
+    check_suites(study, path)
     grid = build_grid(study, path)
     tree = Tree(grid)
     check_kept(tree)

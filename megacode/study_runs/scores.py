@@ -16,6 +16,7 @@ from megacode.base.errors import MegacodeError
 from megacode.base.files import RunDir, read_json
 from megacode.checkpoint.state import seal_of
 from megacode.eval.suites import Suite, load_suite
+from megacode.planning.suite import score_name
 from megacode.study.tree import Tree, TreeNode
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.places import StudyDir
@@ -108,7 +109,7 @@ class ScoreBoard:
 
     def _score(self, name: str, node: TreeNode, run: RunDir, checkpoint: Path | None) -> Score:
         suite = self.suites[name]
-        path = run.score(suite.name if suite is not None else Path(name).stem, node.iteration)
+        path = run.score(suite.name if suite is not None else score_name(name), node.iteration)
         why = self._lacks(name, path, seal_of(run, node.iteration))
         presence: Presence = "there" if why == "" else "missing" if why is None else "outdated"
         return Score(name, node.id, path, checkpoint, presence, why or "")
