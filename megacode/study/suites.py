@@ -29,7 +29,7 @@ def check_suites(study: Study, path: Path) -> None:
             from megacode.eval.suites import load_suite
 
             try:
-                load_suite(suite, None).places()
+                load_suite(suite, None)
             except MegacodeError as error:
                 problems += [Problem(one.what, f"{where}: {one.where}", one.fix) for one in error.problems]
         other = names.setdefault(score_name(suite), suite)

@@ -16,6 +16,7 @@ from megacode.base.errors import MegacodeError
 from megacode.base.files import Json, RunDir
 from megacode.checkpoint.state import TrainState
 from megacode.metrics.reader import read_metrics
+from megacode.planning.suite import score_name
 from megacode.statistics.reading import read_document
 from megacode.study.costs import Costs, Gpus
 from megacode.study.document import study_document
