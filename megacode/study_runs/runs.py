@@ -208,7 +208,7 @@ class _Planner:
         found = [
             run
             for run in self.disk.runs
-            if run.run.path not in self.taken and run.leads_through(node) and run.is_at(node)
+            if run.run.path not in self.taken and run.is_at(node) and run.leads_through(node)
         ]
         best = max(found, key=lambda run: (run.alive, run.place), default=None)
         if best is not None:
