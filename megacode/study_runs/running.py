@@ -113,9 +113,8 @@ def checked_tree(path: Path) -> Tree:
         raise PlanError(problems=problems)
     if grid.provisional:
         what = f"not there yet: {', '.join(grid.provisional)}"
-        raise ConfigError(
-            what, path.name, "make the data sets and the tokenizer first; `megacode study plan` needs none"
-        )
+        fix = "make the data sets and the tokenizer first; `megacode study plan` needs none; relative paths are below "
+        raise ConfigError(what, path.name, f"{fix}{Path.cwd()}")
     return tree
 
 
