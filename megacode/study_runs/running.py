@@ -282,6 +282,8 @@ def _report(console: Console, results: JobResults, work: Work, choices: Choices,
     for name, state in held.items():
         if name not in results.failed:
             say(f"not tried again: {name}: {state.state} {state.cause}".rstrip())
+    for name, lacking in results.missing.items():
+        say(f"not started: {name}: {lacking} is not there, and no run makes it")
     waiting = {name: maker for name, maker in results.waiting.items() if maker}
     if waiting and not results.stopped:
         say(f"{len(waiting)} jobs wait for {', '.join(dict.fromkeys(waiting.values()))}")

@@ -71,7 +71,7 @@ def describe_end(place: StudyDir, name: str, kind: str, arguments: Sequence[str]
     Args:
         place: of the study.
         name: of the run or score.
-        kind: `train` or `score`.
+        kind: `train`, `merge` or `score`.
         arguments: of `megacode study submit`, for the runs that this one makes ready.
     """
     return json.dumps({"runs": str(place.path), "name": name, "kind": kind, "arguments": list(arguments)})
@@ -97,7 +97,7 @@ def end_job(environment: Mapping[str, str], code: int, error: str = "") -> None:
             note_attempt(place, name, code, place.log(name), config, error=error)
         # A job that kept its number has released what waited for it. What a person cancelled stays cancelled.
         chained = settings(environment).way == "chain" or environment.get("MEGACODE_CHAIN_BEFORE")
-        if code == 0 and facts["kind"] == "train" and chained:
+        if code == 0 and facts["kind"] != "score" and chained:
             command = child_processes.command(["study", "submit", "--after", name, *facts["arguments"]])
             if subprocess.run(command, check=False).returncode:
                 log.warning("not everything that follows was submitted; do it by hand: megacode study submit STUDY")
