@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ def test_a_run_is_submitted_after_the_one_that_it_starts_from_and_nothing_twice(
     shown = study_status(trial.path, job_words)
     assert [run["state"] for run in shown["needed"]] == ["queued"] * 3
     assert shown["next"] == "wait; runs go on"
+    assert study_status(trial.path)["next"] == f"megacode study submit {shlex.quote(str(trial.path))}"
 
     # The trunk's job alone is left: what starts from it waits for that one.
     slurm.queue(trial, first[:1])
@@ -253,7 +255,7 @@ def test_a_merge_is_submitted_as_what_it_is(trial, slurm, trained_runs, monkeypa
     (merge,) = [one for one in entries if one.kind == "merge"]
     (trunk,) = [one for one in entries if one.name.startswith("base-")]
     assert (merge.fate, merge.after) == ("submitted", (trunk.job,))
-    call = slurm.calls()[-1] if merge is entries[-1] else slurm.calls()[entries.index(merge)]
+    call = slurm.calls()[entries.index(merge)]
     assert call["variables"]["MEGACODE_COMMAND"] == "checkpoint average"
     after_script = call["words"][call["words"].index(next(one for one in call["words"] if one.endswith("score.sh"))) :]
     assert after_script[1].endswith("iter_0000004")
@@ -263,7 +265,8 @@ def test_a_merge_is_submitted_as_what_it_is(trial, slurm, trained_runs, monkeypa
     (slurm.folder / "calls").unlink()
     monkeypatch.setenv("CONTINUITY", "chain")
     asked: list[list[str]] = []
-    monkeypatch.setattr("megacode.study_runs.slurm_jobs.subprocess.run", lambda words, **_: asked.append(words) or Done())
+    run = lambda words, **_: asked.append(words) or Done()  # noqa: E731
+    monkeypatch.setattr("megacode.study_runs.slurm_jobs.subprocess.run", run)
     end_job({STUDY: describe_end(trial.place, merge.name, "merge", [str(trial.path)]), "CONTINUITY": "chain"}, 0)
     assert asked[0][-3:] == ["--after", merge.name, str(trial.path)]
 
