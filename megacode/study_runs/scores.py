@@ -73,7 +73,8 @@ class ScoreBoard:
         self.tree, self._disk, self._allow_code = tree, disk, allow_code
         place = StudyDir(tree.grid.study.directory)
         self.suites = {name: _suite(place, name) for name in tree.grid.study.suites}
-        self._digests = {name: suite.files_digest() for name, suite in self.suites.items() if suite is not None}
+        digests = {name: _digest(suite) for name, suite in self.suites.items() if suite is not None}
+        self._digests = {name: marks for name, marks in digests.items() if marks is not None}
         ends = dict.fromkeys(path[-1] for path in tree.paths.values())
         self.of = {end: [self._of_node(name, tree.nodes[end]) for name in self.suites] for end in ends}
 
@@ -157,6 +158,14 @@ def _suite(place: StudyDir, name: str) -> Suite | None:
     """Return a suite; None where its items are not made yet."""
     try:
         return load_suite(name, None, place.items / name)
+    except MegacodeError:
+        return None
+
+
+def _digest(suite: Suite) -> str | None:
+    """Return the digest of a suite's files; None where they are lm-eval's own, and it is not installed here."""
+    try:
+        return suite.files_digest()
     except MegacodeError:
         return None
 
