@@ -317,3 +317,12 @@ def test_wrong_suites_are_refused_before_anything_is_trained(trial):
         assert "suites[0]: none.yaml: there is no such suite file" in said
         assert "suites[2]: scores of 'a.yaml' and 'b.yaml' would have one file name" in said
     assert not trial.place.path.exists()
+
+
+def test_an_arm_is_known_after_what_it_took_its_weights_from_was_deleted(trial):
+    trial.document["phases"]["trunk"]["iterations"] = 2
+    trial.document["arms"] = {"base": ["trunk"], "child": {"phases": ["trunk"], "init": {"arm": "base"}}}
+    assert trial.run()[0] == 0
+    (base,) = trial.place.path.glob("base-*")
+    shutil.rmtree(base)
+    assert [run.name for run in needed_runs(trial.tree(), Disk(trial.place.path))] == [base.name]
