@@ -25,8 +25,9 @@ root=$MEGACODE_ROOT
 source "$root/slurm/prepare.sh"
 if [ $# = 0 ]; then fail "no run is named: sbatch slurm/score.sh RUN_DIR [--suite NAME]"; fi
 eval "megacode=(${MEGACODE:-megacode})"           # a trainer passes its own, so that both run the same code
+eval "command=(${MEGACODE_COMMAND:-evaluate})"    # a study's job that merges checkpoints has another one
 code=0
 srun --export=ALL --ntasks=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" $CONTAINER_SRUN $CONTAINER_EXEC \
-    "${megacode[@]}" evaluate "$@" || code=$?
+    "${megacode[@]}" "${command[@]}" "$@" || code=$?
 if [ -n "$MEGACODE_STUDY" ]; then "${megacode[@]}" job scored "$code" || true; fi
 exit "$code"

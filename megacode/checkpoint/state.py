@@ -13,13 +13,13 @@ from megacode.base.files import RunDir, digest, strict, write_json
 from megacode.checkpoint.former_configs import config_before, learned_otherwise
 
 FILE_NAME = "megacode.json"
-_ADDED = {"ledger", "former_configs", "merged"}  # fields that checkpoints of earlier releases lack
-_LEFT_OUT_EMPTY = ("former_configs", "merged")  # so that checkpoints without them keep their seals
+_ADDED = {"ledger", "former_configs", "merged", "start"}  # fields that checkpoints of earlier releases lack
+_LEFT_OUT_EMPTY = ("former_configs", "merged", "start")  # so that checkpoints without them keep their seals
 
 # What tells where in training a checkpoint of a mean stands.
 _PLACE = (
     "iteration", "consumed_samples", "phase", "samples_by_source", "fingerprints", "config", "former_configs",
-    "tokenizer_hash",
+    "tokenizer_hash", "start",
 )  # fmt: skip
 
 
@@ -42,6 +42,9 @@ class TrainState:
         merged: of a weighted mean of checkpoints: `weights`, the rule; `over`, samples of the decay or None; and `of`:
             of each checkpoint `weight`, `path`, `seal`, and what differs from this state (see `merged_from`). All
             else is of the newest one. Empty: it was trained.
+        start: of a run that began with the weights of a checkpoint: its `path` and `seal`, and as `state` what tells
+            where in training it stood (see `started_from`). Empty: it began with random weights, or before this was
+            recorded.
         layout: parallel sizes of the run that saved it.
         tokenizer_hash: of the data's tokenizer; empty without a tokenizer.
         versions: of the packages it was saved with.
@@ -60,6 +63,7 @@ class TrainState:
     config: str = ""
     former_configs: list[dict[str, Any]] = field(default_factory=list)
     merged: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, Any] = field(default_factory=dict)
     layout: dict[str, int] = field(default_factory=dict)
     tokenizer_hash: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -105,6 +109,20 @@ class TrainState:
         Their states hold what tells where they stand in training: config, clock, fingerprints, tokenizer.
         """
         return [(one["weight"], replace(self, **{"merged": {}, **one["state"]})) for one in self.merged.get("of", ())]
+
+    def record_start(self, path: Path, state: TrainState) -> None:
+        """Record the checkpoint whose weights a run begins with, so that it is known after that was deleted.
+
+        Args:
+            path: of the checkpoint.
+            state: of it.
+        """
+        place = {key: value for key in (*_PLACE, "merged") if (value := getattr(state, key))}
+        self.start = {"path": str(path.resolve()), "seal": state.seal, "state": place}
+
+    def started_from(self) -> tuple[str, TrainState] | None:
+        """Return the seal and the state of the checkpoint whose weights it began with; None where none is recorded."""
+        return (self.start["seal"], TrainState(**self.start["state"])) if self.start else None
 
     def as_mean(self, weights: str, over: int | None, parts: Sequence[tuple[float, Path, TrainState]]) -> TrainState:
         """Return the state of a mean whose newest checkpoint has this state.

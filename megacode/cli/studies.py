@@ -127,7 +127,7 @@ def submit(
     cpus_per_task: Annotated[int, typer.Option(min=1, help="CPU cores per rank.")] = 12,
     time: Annotated[str, typer.Option(help="Time limit of each job that trains, in sbatch's format.")] = "24:00:00",
     score_sbatch: Annotated[
-        list[str] | None, typer.Option(help="An option of sbatch for jobs that score, such as --time=1:00:00.")
+        list[str] | None, typer.Option(help="An option of sbatch for jobs that score or merge, such as --time=1:00:00.")
     ] = None,
     site: Site = None,
     after: Annotated[str, typer.Option(hidden=True, help="Only what starts from this run; used by its last job.")] = "",

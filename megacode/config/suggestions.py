@@ -30,4 +30,4 @@ def did_you_mean(name: str, known: list[str]) -> str:
     """Return the known name most similar to a misspelt one, or the list of all known names."""
     # 0.6 still matches one wrong letter in a short name such as `text`.
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else "known: " + ", ".join(sorted(known))
+    return f"did you mean {close[0]}?" if close else "known: " + ", ".join(sorted({*known}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import megacode
+from megacode.base.appending import append_json
 from megacode.base.files import RunDir, digest, write_json, write_text
 from megacode.base.units import format_count
 from megacode.checkpoint.state import TrainState
@@ -100,10 +100,8 @@ def note_elsewhere(run: RunDir, out: Path, card: Mapping[str, Any]) -> None:
         return
     # Only what the report shows; the card itself stays in the export.
     facts = {key: card[key] for key in ("iteration", "checkpoint_seal", "hashes", "layout", "versions", "parity")}
-    line = json.dumps({"time": round(time.time(), 3), "directory": str(place), **facts})
     try:
-        with run.exports.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_json(run.exports, {"time": round(time.time(), 3), "directory": str(place), **facts})
     except OSError as error:
         log.warning("could not record the export in %s, so the run's report will not show it: %s", run.exports, error)
 

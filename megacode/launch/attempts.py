@@ -13,7 +13,8 @@ import logging
 import time
 from itertools import takewhile
 
-from megacode.base.files import Json, RunDir, read_jsonl, to_json
+from megacode.base.appending import append_json
+from megacode.base.files import Json, RunDir, read_jsonl
 from megacode.launch.slurm import Job
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ def newest_checkpoint(run: RunDir) -> str | None:
 
 def of_chain(run: RunDir, job: Job) -> list[Json]:
     """Return the lines of a job's chain."""
-    return [line for line in read_jsonl(run.attempts) if line.get("chain") == job.chain]
+    # A full disk or a kill leaves a damaged line, and the job must still be requeued.
+    return [line for line in read_jsonl(run.attempts, []) if line.get("chain") == job.chain]
 
 
 def note(run: RunDir, job: Job, event: str, **facts: object) -> None:
@@ -40,8 +42,7 @@ def note(run: RunDir, job: Job, event: str, **facts: object) -> None:
         "nodes": list(job.nodes), "ranks": job.ranks, "checkpoint": newest_checkpoint(run), **facts,
     }  # fmt: skip
     try:
-        with run.attempts.open("a", encoding="utf-8") as file:
-            file.write(to_json(line) + "\n")
+        append_json(run.attempts, line)
     except OSError as error:  # a full disk must not keep the job from being requeued
         log.warning("%s: %s", run.attempts, error)
 
@@ -68,7 +69,7 @@ def excluded_before(run: RunDir, job: Job) -> list[str]:
 
 def last_word(run: RunDir, number: str) -> Json:
     """Return a job's last line if it says how the job ended or that it was cancelled; else an empty one."""
-    mine = [line for line in read_jsonl(run.attempts) if line.get("job") == number]
+    mine = [line for line in read_jsonl(run.attempts, []) if line.get("job") == number]
     last = mine[-1] if mine else {}
     return {} if last.get("event") == "begin" else last
 

@@ -78,16 +78,22 @@ def _queued(name: str) -> str | None:
 
 
 def submit_scoring(
-    name: str, output: Path, arguments: Sequence[str], options: Sequence[str], more: Mapping[str, str] | None = None
+    name: str,
+    output: Path,
+    arguments: Sequence[str],
+    options: Sequence[str],
+    more: Mapping[str, str] | None = None,
+    command: Sequence[str] = ("evaluate",),
 ) -> str:
-    """Submit a job that runs `megacode evaluate`, and return its number.
+    """Submit a job of one process, such as `megacode evaluate`, and return its number.
 
     Args:
         name: of the job.
         output: its log.
-        arguments: of `megacode evaluate`.
+        arguments: of the command.
         options: of sbatch.
         more: variables of the job, beside those that it needs.
+        command: words after `megacode`.
 
     Raises:
         LaunchError: SLURM refuses the job, or is not installed.
@@ -101,6 +107,7 @@ def submit_scoring(
     variables = {
         "MEGACODE": shlex.join(child_processes.command([])),
         "MEGACODE_ROOT": str(_SCRIPT.parents[1]),
+        "MEGACODE_COMMAND": shlex.join(command),
         **({"SITE": str(site)} if site is not None else {}),
         STUDY: "",  # a study's run may submit this job, and its end is not that of the run
         **(more or {}),

@@ -37,6 +37,18 @@ def suite_name(config: Evaluate) -> str:
     return str(document.get("name", path.stem))
 
 
+def score_name(suite: str) -> str:
+    """Return how a suite's score files are called; after its file where that cannot be read.
+
+    Args:
+        suite: the name of a shipped suite, or the path of a YAML file.
+    """
+    try:
+        return suite_name(Evaluate(suite=suite))
+    except ConfigError:
+        return Path(suite).stem
+
+
 def check_scoring(config: RunConfig) -> None:
     """Refuse a run that could not be scored.
 

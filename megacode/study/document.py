@@ -18,6 +18,7 @@ from megacode.study.loading import load_study
 from megacode.study.matching import Proof, prove
 from megacode.study.merging import constant_rate
 from megacode.study.schema import Study
+from megacode.study.suites import check_suites
 from megacode.study.tree import Tree, TreeNode, totals
 from megacode.study.why import reasons
 
@@ -44,6 +45,7 @@ def plan_study(
         PlanError: an arm cannot be trained as it is written.
     """
     study = load_study(path)
+    check_suites(study, path)
     grid = build_grid(study, path)
     # From here on nothing is read but checkpoints.
     # The order of checks is the order in which a user can fix things: arms, then sharing, then checkpoints.

@@ -87,9 +87,23 @@ def _trained(state: TrainState, checkpoint: Path, depth: int) -> Iterator[Found]
     phase, read = _place(plan, state.consumed_samples)
     # A branch carries the configs of its trunks, oldest first. So its start is known after the trunk was deleted.
     first = former_config(state.formers()[0][1]) if state.former_configs else plan.config
-    for start in starts_of(first, depth):
+    for start in _recorded_starts(state, checkpoint, depth) or starts_of(first, depth):
         past = LearnedPast(plan, state.tokenizer_hash, start)
         yield Found(past.at(phase, read), checkpoint, state.seal, past, phase, read)
+
+
+def _recorded_starts(state: TrainState, checkpoint: Path, depth: int) -> list[str]:
+    """Return the names of the checkpoint whose weights a run began with, as it recorded them; empty for others."""
+    recorded = state.started_from()
+    if recorded is None or depth > _DEEPEST:
+        return []
+    seal, origin = recorded
+    try:
+        found = list((_merged if origin.merged else _trained)(origin, checkpoint, depth + 1))
+    except MegacodeError:
+        # Of another version, or one that was never trained, such as a converted model.
+        found = []
+    return [start_from("checkpoint", seal), *(start_from("state", one.id) for one in found)]
 
 
 def _merged(state: TrainState, checkpoint: Path, depth: int) -> Iterator[Found]:
@@ -159,7 +173,7 @@ def starts_of(config: RunConfig, depth: int = 0) -> Iterator[str]:
     except MegacodeError:
         return
     # Nobody wrote down whether it was an arm's end or a checkpoint from elsewhere: both names are tried.
-    # `init.load: weights`. The origin must still be there: without its seal the start has no name.
+    # `init.load: weights`, not recorded in the checkpoint: the origin must still be there.
     yield start_from("checkpoint", state.seal)
     for found in states_of(origin, depth + 1):
         yield start_from("state", found.id)

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import ConfigError, DataError, MegacodeError, PlanError, Problem
-from megacode.checkpoint.state import TrainState
-from megacode.checkpoint.store import find_checkpoint
 from megacode.config.loading import merge, read_layers, validate
 from megacode.config.run import RunConfig
 from megacode.config.setting_origins import Layer, Origins
 from megacode.data.source_checks import tokenizer_facts
 from megacode.planning.run_plan import Plan, SourceSizes, make_plan, read_sizes
-from megacode.study.identity import RANDOM, LearnedPast, start_from
+from megacode.study.first_weights import start_of
+from megacode.study.identity import LearnedPast
 from megacode.study.merging import Merging, merging_of
 from megacode.study.schema import THE_FACTOR, Level, Study
 from megacode.study.settings import nested, phases_of, seeds_of, slug
@@ -201,7 +200,9 @@ class _Builder:
             changes = {**seeds_of(self.study, config, seed), "name": name, "run_dir": f"{self.study.directory}/{name}"}
             plan = self._plan(config.model_copy(update=changes))
             init = self._init(arm, levels, seed)
-            past = LearnedPast(plan, _tokenizer_hash(config), self._start(arm, init))
+            origin = (init.end, init.plan) if init is not None else None
+            start = start_of(self.study.arms[arm].init, origin, plan, f"{self.file}: arms.{arm}.init")
+            past = LearnedPast(plan, _tokenizer_hash(config), start)
             merging, anneal = None, self.study.arms[arm].anneal
             if anneal is not None:
                 where, share = f"{self.file}: arms.{arm}.anneal.merge", cut[2].twin if cut is not None else None
@@ -286,20 +287,6 @@ class _Builder:
             what = f"arm {origin!r} is not trained at {', '.join(levels.values()) or 'this scale'}"
             raise ConfigError(what, f"{self.file}: arms.{arm}.init.arm", f"add {origin!r} to `only` of that level")
         return found
-
-    def _start(self, arm: str, init: Cell | None) -> str:
-        if init is not None:
-            return start_from("state", init.end)
-        given = self.study.arms[arm].init
-        if given is None or given.from_ is None:
-            return RANDOM
-        try:
-            return start_from("checkpoint", TrainState.read(find_checkpoint(Path(given.from_))).seal)
-        except MegacodeError as error:
-            problem = error.problems[0]
-            raise ConfigError(
-                problem.what, f"{self.file}: arms.{arm}.init.from: {problem.where}", problem.fix
-            ) from None
 
     def _placed(self, error: MegacodeError, arm: str, levels: Levels) -> MegacodeError:
         """Return an error whose places are those of the study file."""

@@ -66,6 +66,7 @@ class LearnedPast:
         self._links = plan.schedule.fingerprints()
         self._settings = _settings(plan.config, plan.vocab_size, tokenizer_hash)
         self._ramp = Ramp(plan.config.train)
+        self._ids: dict[tuple[int, int], str] = {}
         # In order: each phase's past is the end of the one before.
         self.ends: list[str] = []
         for number, phase in enumerate(plan.schedule.phases):
@@ -73,7 +74,10 @@ class LearnedPast:
 
     def at(self, phase: int, read: int) -> str:
         """Return the id of the state after some samples of a phase."""
-        return digest(json.dumps(self.facts(phase, read), sort_keys=True))[:STATE_DIGITS]
+        # Kept: each missing node of a study is compared with all that lies on disk.
+        if (phase, read) not in self._ids:
+            self._ids[phase, read] = digest(json.dumps(self.facts(phase, read), sort_keys=True))[:STATE_DIGITS]
+        return self._ids[phase, read]
 
     def facts(self, phase: int, read: int) -> Facts:
         """Return what is hashed: nested plain values."""

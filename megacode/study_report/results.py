@@ -16,6 +16,7 @@ from megacode.base.errors import MegacodeError
 from megacode.base.files import Json, RunDir
 from megacode.checkpoint.state import TrainState
 from megacode.metrics.reader import read_metrics
+from megacode.planning.suite import score_name
 from megacode.statistics.items import ItemsReader
 from megacode.statistics.reading import Scores, read_document, read_scores
 from megacode.study.costs import Costs, Gpus
@@ -93,7 +94,7 @@ class StudyResults:
     @cached_property
     def suites(self) -> list[str]:
         """The suites that score the study, as their files are named; those that were found if it names none."""
-        named = [Path(name).stem for name in self.study.suites]
+        named = [score_name(name) for name in self.study.suites]
         return named or sorted({suite for one in self.trained.values() for suite in one.files})
 
     @cached_property
@@ -197,7 +198,7 @@ def _add_pruned(results: StudyResults, states: Mapping[str, Sequence[Found]]) ->
 
 def _scored(results: StudyResults, trained: Trained, iteration: int) -> Trained:
     """Return a state with the score files of its model."""
-    wanted = {Path(name).stem for name in results.study.suites}
+    wanted = {score_name(name) for name in results.study.suites}
     files: dict[str, Path] = {}
     documents: dict[str, Json] = {}
     strange: list[str] = []

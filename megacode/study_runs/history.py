@@ -7,14 +7,14 @@ arms that were removed are *retired*, those of arms that have changed since are 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from megacode.base.appending import append_json
 from megacode.base.errors import ConfigError, Problem
-from megacode.base.files import Json, digest, read_jsonl, to_json
+from megacode.base.files import Json, digest, read_jsonl
 from megacode.base.units import format_count
 from megacode.study.found import Found
 from megacode.study.tree import Tree
@@ -23,6 +23,7 @@ from megacode.study_runs.disk import Disk
 from megacode.study_runs.places import StudyDir
 
 FLAG = "--retrain-stale"
+_VERSION_KEYS = {"time", "digest", "scored", "document", "arms", "tokens"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def versions(place: StudyDir) -> list[Json]:
     Each has `time`, `digest`, `scored` (whether any score existed before it), `document` (the study, with all
     defaults), `arms` (by name and seed the ids of their nodes) and `tokens` (of each node).
     """
-    return read_jsonl(place.history, [])
+    # A line of somebody else's, or a damaged one, is no version.
+    return [line for line in read_jsonl(place.history, []) if line.keys() >= _VERSION_KEYS]
 
 
 def version_of(tree: Tree, scored: bool) -> Json:
@@ -131,11 +133,7 @@ def accept(tree: Tree, disk: Disk, place: StudyDir, where: str, scored: bool, re
     problems = list(_changed(tree, disk, known[-1], where)) if known and not retrain else []
     if problems:
         raise ConfigError(problems=problems)
-    place.path.mkdir(parents=True, exist_ok=True)
-    with place.history.open("a", encoding="utf-8") as file:
-        file.write(to_json(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_json(place.history, line)
     return line
 
 

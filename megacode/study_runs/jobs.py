@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from megacode.base.errors import CheckpointError
 from megacode.base.files import RunDir, write_text
-from megacode.checkpoint.state import FILE_NAME
+from megacode.checkpoint.state import FILE_NAME, TrainState
 from megacode.config.loading import dump_config
 from megacode.config.run import RunConfig
 from megacode.study.tree import TreeNode
@@ -58,8 +59,15 @@ class StudyJob:
 
 
 def is_published(checkpoint: Path) -> bool:
-    """Return whether a checkpoint exists and is complete."""
-    return (checkpoint / FILE_NAME).exists()
+    """Return whether a checkpoint exists and its state can be read."""
+    # A damaged one is not found on disk, so its job is still needed: it must not count as done.
+    if not (checkpoint / FILE_NAME).exists():
+        return False
+    try:
+        TrainState.read(checkpoint)
+    except CheckpointError:
+        return False
+    return True
 
 
 def write_configs(runs: Sequence[StudyRun], place: StudyDir) -> None:

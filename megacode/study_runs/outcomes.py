@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from megacode.base.appending import append_json
 from megacode.base.errors import EXIT_CHECK, EXIT_INPUT, EXIT_RESUMABLE
 from megacode.base.files import Json, RunDir, digest, read_jsonl
 from megacode.config.loading import dump_config
@@ -74,18 +74,15 @@ def note_attempt(
         "log": str(log),
         "config_sha256": digest(dump_config(config)) if config is not None else "",
     }
-    place.path.mkdir(parents=True, exist_ok=True)
-    # One write: a line is there whole or not at all, and only the holder of the study's lock adds some.
-    with place.attempts.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    # Only the holder of the study's lock adds some.
+    append_json(place.attempts, line)
     return line
 
 
 def read_attempts(place: StudyDir) -> dict[str, Json]:
     """Return the last attempt of each run and score, by name."""
-    return {str(line.get("name")): line for line in read_jsonl(place.attempts, [])}
+    lines = read_jsonl(place.attempts, [])
+    return {str(line["name"]): line for line in lines if line.keys() >= {"name", "time", "code"}}
 
 
 def outcome(run: RunDir, attempt: Json | None, config: RunConfig) -> RunEnd | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -57,12 +58,14 @@ class JobResults:
         failed: with the error.
         interrupted: stopped or killed; the next call goes on with them.
         waiting: never started, since something that they need was not made; with the name of its job.
+        missing: of those, the checkpoints that no job makes.
     """
 
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     interrupted: list[str] = field(default_factory=list)
     waiting: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, Path] = field(default_factory=dict)
     stopped: bool = False
     same_mistake: bool = False
 
@@ -71,7 +74,7 @@ class JobResults:
         """0: all done; 75: the next call goes on; 1: something failed."""
         if self.stopped:
             return EXIT_RESUMABLE
-        if self.failed:
+        if self.failed or self.missing:
             return EXIT_FAILURE
         return EXIT_RESUMABLE if self.interrupted or self.waiting else 0
 
@@ -193,7 +196,7 @@ class Processes:
         slot = min(set(range(self._room.jobs)) - {one.slot for one in self._running})
         command = child_processes.command(job.arguments)
         with log.open("ab") as output:
-            output.write(f"\n$ megacode {' '.join(job.arguments)}\n".encode())
+            output.write(f"\n$ megacode {shlex.join(job.arguments)}\n".encode())
             output.flush()
             # A process group of its own: a terminal's Ctrl-C reaches only this process, which passes it on once.
             popen = subprocess.Popen(
@@ -262,6 +265,9 @@ class Processes:
             while (lacking := self._lacking(name)) is not None:
                 name = lacking
             self.results.waiting[job.name] = name if name != job.name else ""
+            missing = next((need for need in self._jobs[name].needs if not is_published(need)), None)
+            if missing is not None and not self.results.stopped:
+                self.results.missing[name] = missing
 
     def _lacking(self, name: str) -> str | None:
         """Return the name of the job that has not made what a job needs, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from megacode.study.grid import build_grid
 from megacode.study.keeping import check_kept
 from megacode.study.loading import load_study
 from megacode.study.matching import prove
+from megacode.study.suites import check_suites
 from megacode.study.tree import Tree
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.history import accept
@@ -86,12 +88,12 @@ def run_study(path: Path, choices: Choices, make_items: MakeItems, console: Cons
         work = prepare(tree, place, choices, path.name, make_items)
         jobs = work.jobs(choices)
         if not jobs:
-            return _report(console, JobResults(), work, place, path)
+            return _report(console, JobResults(), work, choices, path)
         room = Room(max(choices.nproc or 1, *(run.ranks for run in work.runs), 1), choices.parallel)
         _announce(console, work, jobs, room)
         with ProgressTable(console, jobs) as table:
             results = Processes(jobs, place, room, table, lock.beat).run()
-        return _report(console, results, work, place, path)
+        return _report(console, results, work, choices, path)
 
 
 def checked_tree(path: Path) -> Tree:
@@ -102,6 +104,7 @@ def checked_tree(path: Path) -> Tree:
         PlanError: a claim does not hold, or a phase is infeasible.
     """
     study = load_study(path)
+    check_suites(study, path)
     grid = build_grid(study, path)
     tree = Tree(grid)
     check_kept(tree)
@@ -110,9 +113,8 @@ def checked_tree(path: Path) -> Tree:
         raise PlanError(problems=problems)
     if grid.provisional:
         what = f"not there yet: {', '.join(grid.provisional)}"
-        raise ConfigError(
-            what, path.name, "make the data sets and the tokenizer first; `megacode study plan` needs none"
-        )
+        fix = "make the data sets and the tokenizer first; `megacode study plan` needs none; relative paths are below "
+        raise ConfigError(what, path.name, f"{fix}{Path.cwd()}")
     return tree
 
 
@@ -168,10 +170,7 @@ class Work:
 
     def held(self, retry: bool) -> dict[str, RunState]:
         """Return the runs that are not started: they failed for good, or start from one that did."""
-        return {} if retry else {
-            name: state for name, state in self.states.items()
-            if (state.outcome is not None and state.outcome.final) or state.cause.startswith("failed ")
-        }  # fmt: skip
+        return {} if retry else {name: state for name, state in self.states.items() if state.held}
 
     def jobs(self, choices: Choices) -> list[StudyJob]:
         """Return the jobs that are left, the most urgent first."""
@@ -270,7 +269,7 @@ def _announce(console: Console, work: Work, jobs: Sequence[StudyJob], room: Room
     console.print(words, highlight=False, soft_wrap=True)
 
 
-def _report(console: Console, results: JobResults, work: Work, place: StudyDir, path: Path) -> int:
+def _report(console: Console, results: JobResults, work: Work, choices: Choices, path: Path) -> int:
     """Say how it ended and what to do next; return the exit code."""
 
     def say(line: str) -> None:
@@ -279,10 +278,12 @@ def _report(console: Console, results: JobResults, work: Work, place: StudyDir, 
     held = {name: state for name, state in work.held(False).items() if name not in results.done}
     for name, error in results.failed.items():
         say(f"failed: {name}: {error}")
-        say(f"    log: {place.log(name)}")
+        say(f"    log: {work.place.log(name)}")
     for name, state in held.items():
         if name not in results.failed:
             say(f"not tried again: {name}: {state.state} {state.cause}".rstrip())
+    for name, lacking in results.missing.items():
+        say(f"not started: {name}: {lacking} is not there, and no run makes it")
     waiting = {name: maker for name, maker in results.waiting.items() if maker}
     if waiting and not results.stopped:
         say(f"{len(waiting)} jobs wait for {', '.join(dict.fromkeys(waiting.values()))}")
@@ -293,11 +294,19 @@ def _report(console: Console, results: JobResults, work: Work, place: StudyDir, 
     for end, why in lost.items():
         name = f"{work.tree.nodes[end].arms[0]} seed {work.tree.nodes[end].cell.seed}"
         say(f"not scored again: {name}: {why}, and its checkpoint was deleted; --retrain-stale trains it again")
+    name = shlex.quote(str(path))
     code = results.exit_code or (1 if held or lost else 0)
     if code == EXIT_RESUMABLE:
-        say(f"stopped; the same command goes on: megacode study run {path}")
+        say(f"stopped; the same command goes on: megacode study run {name}")
     elif code:
-        say(f"fix the cause, and run it again (--retry if nothing changed in the study): megacode study run {path}")
+        say(f"fix the cause, and run it again (--retry if nothing changed in the study): megacode study run {name}")
     else:
-        say(f"all runs and scores are there: megacode study status {path}")
+        say(f"{_made(work, choices)} are there: megacode study status {name}")
     return code
+
+
+def _made(work: Work, choices: Choices) -> str:
+    """Return what a call that made everything has made."""
+    scored = choices.scores and work.tree.grid.study.suites
+    of = f" of {', '.join(choices.only)}" if choices.only else ""
+    return f"all runs{' and scores' if scored else ''}{of}"

@@ -175,7 +175,7 @@ class _Planner:
     def _merge(self, node: TreeNode, merging: Merging) -> StudyRun:
         """Return the run of a merged end: a directory with one checkpoint."""
         assert node.parent is not None, "a trunk comes before its merge"
-        name = run_name(self.tree, node)
+        name = self._free_name(run_name(self.tree, node))
         changes = {"name": name, "run_dir": str(self.directory.run(name).path), "init": Init()}
         parts = tuple(self._part(node, part) for part in merging.parts)
         waits = node.parent if node.parent in self.needed else None
@@ -197,7 +197,9 @@ class _Planner:
     def _free_name(self, name: str) -> str:
         """Return a name whose directory holds no other run, such as one that an arm added later has cut short."""
         runs = (self.directory.run(_numbered(name, number)) for number in count(1))
-        free = next(run.path for run in runs if run.path not in self.taken and not run.config.exists())
+        # A merged end has no config; one that is damaged would be in the way of the next.
+        used = (run for run in runs if run.path not in self.taken and not run.config.exists())
+        free = next(run.path for run in used if not run.iterations())
         self.taken.add(free)
         return free.name
 
@@ -206,7 +208,7 @@ class _Planner:
         found = [
             run
             for run in self.disk.runs
-            if run.run.path not in self.taken and run.leads_through(node) and run.is_at(node)
+            if run.run.path not in self.taken and run.is_at(node) and run.leads_through(node)
         ]
         best = max(found, key=lambda run: (run.alive, run.place), default=None)
         if best is not None:

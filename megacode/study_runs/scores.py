@@ -16,6 +16,7 @@ from megacode.base.errors import MegacodeError
 from megacode.base.files import RunDir, read_json
 from megacode.checkpoint.state import seal_of
 from megacode.eval.suites import Suite, load_suite
+from megacode.planning.suite import score_name
 from megacode.study.tree import Tree, TreeNode
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.places import StudyDir
@@ -72,7 +73,8 @@ class ScoreBoard:
         self.tree, self._disk, self._allow_code = tree, disk, allow_code
         place = StudyDir(tree.grid.study.directory)
         self.suites = {name: _suite(place, name) for name in tree.grid.study.suites}
-        self._digests = {name: suite.files_digest() for name, suite in self.suites.items() if suite is not None}
+        digests = {name: _digest(suite) for name, suite in self.suites.items() if suite is not None}
+        self._digests = {name: marks for name, marks in digests.items() if marks is not None}
         ends = dict.fromkeys(path[-1] for path in tree.paths.values())
         self.of = {end: [self._of_node(name, tree.nodes[end]) for name in self.suites] for end in ends}
 
@@ -108,7 +110,7 @@ class ScoreBoard:
 
     def _score(self, name: str, node: TreeNode, run: RunDir, checkpoint: Path | None) -> Score:
         suite = self.suites[name]
-        path = run.score(suite.name if suite is not None else Path(name).stem, node.iteration)
+        path = run.score(suite.name if suite is not None else score_name(name), node.iteration)
         why = self._lacks(name, path, seal_of(run, node.iteration))
         presence: Presence = "there" if why == "" else "missing" if why is None else "outdated"
         return Score(name, node.id, path, checkpoint, presence, why or "")
@@ -156,6 +158,14 @@ def _suite(place: StudyDir, name: str) -> Suite | None:
     """Return a suite; None where its items are not made yet."""
     try:
         return load_suite(name, None, place.items / name)
+    except MegacodeError:
+        return None
+
+
+def _digest(suite: Suite) -> str | None:
+    """Return the digest of a suite's files; None where they are lm-eval's own, and it is not installed here."""
+    try:
+        return suite.files_digest()
     except MegacodeError:
         return None
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from megacode.base import child_processes
+from megacode.base.appending import append_json
 from megacode.base.errors import LaunchError, MegacodeError
-from megacode.base.files import digest, to_json
+from megacode.base.files import digest
 from megacode.base.lock import RunLock
 from megacode.base.ownership import read
 from megacode.config.loading import load_config
@@ -56,9 +57,7 @@ def queued_jobs(place: StudyDir, patient: bool = True) -> dict[str, slurm.Queued
 
 def note_submission(place: StudyDir, name: str, number: str, after: Sequence[str]) -> None:
     """Record that a job was submitted; the queue, not this file, says whether it is still there."""
-    line = {"time": round(time.time(), 3), "name": name, "job": number, "after": list(after)}
-    with place.jobs.open("a", encoding="utf-8") as file:
-        file.write(to_json(line) + "\n")
+    append_json(place.jobs, {"time": round(time.time(), 3), "name": name, "job": number, "after": list(after)})
 
 
 def _mark(place: StudyDir) -> str:
@@ -72,7 +71,7 @@ def describe_end(place: StudyDir, name: str, kind: str, arguments: Sequence[str]
     Args:
         place: of the study.
         name: of the run or score.
-        kind: `train` or `score`.
+        kind: `train`, `merge` or `score`.
         arguments: of `megacode study submit`, for the runs that this one makes ready.
     """
     return json.dumps({"runs": str(place.path), "name": name, "kind": kind, "arguments": list(arguments)})
@@ -98,7 +97,7 @@ def end_job(environment: Mapping[str, str], code: int, error: str = "") -> None:
             note_attempt(place, name, code, place.log(name), config, error=error)
         # A job that kept its number has released what waited for it. What a person cancelled stays cancelled.
         chained = settings(environment).way == "chain" or environment.get("MEGACODE_CHAIN_BEFORE")
-        if code == 0 and facts["kind"] == "train" and chained:
+        if code == 0 and facts["kind"] != "score" and chained:
             command = child_processes.command(["study", "submit", "--after", name, *facts["arguments"]])
             if subprocess.run(command, check=False).returncode:
                 log.warning("not everything that follows was submitted; do it by hand: megacode study submit STUDY")

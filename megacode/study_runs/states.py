@@ -68,6 +68,12 @@ class RunState:
         return self.samples * self.run.last.cell.plan.schedule.seq_length
 
     @property
+    def held(self) -> bool:
+        """Whether it is not started without a person's word: it failed for good, or starts from what failed."""
+        waits_for_failed = self.state == "waiting" and self.cause.startswith("failed ")
+        return waits_for_failed or (self.outcome is not None and self.outcome.final)
+
+    @property
     def startable(self) -> bool:
         """Whether it can be started now, and may be without a person's word."""
         if self.state in ("ready", "interrupted"):

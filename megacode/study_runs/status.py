@@ -53,7 +53,7 @@ def study_status(path: Path, jobs_of: Callable[[StudyDir], Mapping[str, str]] = 
         "former": [_former(one) for one in former],
         "versions": len(versions(place)),
         "changed_after_scores": changes_after_scores(place),
-        "next": _next(path, owner, arms, list(runs.values()), jobs),
+        "next": _next(path, owner, arms, list(runs.values()), jobs, place.jobs.exists()),
     }
 
 
@@ -120,10 +120,16 @@ def _former(one: Former) -> Json:
 
 
 def _next(
-    path: Path, owner: Owner | None, arms: Sequence[ArmState], runs: Sequence[RunState], jobs: Mapping[str, str]
+    path: Path,
+    owner: Owner | None,
+    arms: Sequence[ArmState],
+    runs: Sequence[RunState],
+    jobs: Mapping[str, str],
+    submitted: bool,
 ) -> str:
     """Return what to do next."""
-    command = f"megacode study run {shlex.quote(str(path))}"
+    # Jobs and `study run` must not work on one study at a time.
+    command = f"megacode study {'submit' if submitted else 'run'} {shlex.quote(str(path))}"
     if owner is not None:
         return f"{owner} runs this study"
     if any(state.state == "planned" for state in runs):

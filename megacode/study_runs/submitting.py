@@ -64,7 +64,7 @@ class JobFate:
 
     Attributes:
         name: its name.
-        kind: `train` or `score`.
+        kind: `train`, `merge` or `score`.
         fate: `submitted` now; `queued` before; `running` outside of SLURM; `waits` until another run's last job submits
             it; `held` because it failed for good, or starts from what did; `refused` by SLURM.
         job: its number; empty if there is none.
@@ -189,6 +189,9 @@ class _Submitter:
         if state is not None and state.outcome is not None and state.outcome.final and not self.choices.retry:
             return JobFate(job.name, job.kind, "held", why=f"{state.state}: {state.cause}")
         needed = [self.makers[path] for path in job.needs if not is_published(path) and path in self.makers]
+        missing = next((path for path in job.needs if not is_published(path)), None)
+        if missing is not None and not needed:
+            return JobFate(job.name, job.kind, "held", why=f"{missing} is not there, and no run makes it")
         stuck = next((one for one in needed if one.fate in _STUCK and one.fate != "waits"), None)
         if stuck is not None:
             return JobFate(job.name, job.kind, "held", why=f"starts from {stuck.name}", cause=stuck.cause or stuck.name)
@@ -221,6 +224,6 @@ class _Submitter:
 
     def _score(self, job: StudyJob, flags: list[str], variables: dict[str, str]) -> str:
         name, output = slurm_name(self.place, job.name), self.place.log(job.name)
-        # Without the command's own name.
-        arguments = job.arguments[1:]
-        return submit_scoring(name, output, arguments, [*flags, *self.how.score_flags], variables)
+        words = 2 if job.kind == "merge" else 1  # of the command's own name
+        command, arguments = job.arguments[:words], job.arguments[words:]
+        return submit_scoring(name, output, arguments, [*flags, *self.how.score_flags], variables, command)

@@ -189,6 +189,15 @@ def test_a_state_is_known_through_what_it_started_from(
     assert later.past.ends[0] in {state.id for state in states_of(of_all)}
     gone = save(later, 320, tmp_path / "d/checkpoints/iter_0000040", init=init.model_copy(update={"from_": "/gone"}))
     assert states_of(gone) == []
+    # As training writes it: then the start may be deleted, and be moved, too.
+    state = TrainState.read(gone)
+    state.record_start(end, TrainState.read(end))
+    state.write(gone)
+    assert {later.past.ends[0], *(one.id for one in states_of(of_weights))} == {one.id for one in states_of(gone)}
+    fresh = TrainState(config="model: {}")
+    state.record_start(end, fresh)
+    state.write(gone)
+    assert [one.past.start for one in states_of(gone)] == [f"weights of checkpoint {fresh.seal}"]
 
 
 def test_a_run_whose_settings_changed_on_the_way_is_the_state_of_no_arm(

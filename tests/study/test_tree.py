@@ -228,3 +228,9 @@ def test_the_order_of_data_and_the_first_weights_can_be_varied_apart(
     assert alike == {first.past.ends[-1]}
     # With one order, all seeds read the same windows.
     assert weights.plan.schedule.fingerprints() == first.plan.schedule.fingerprints()
+
+
+def test_an_arm_starts_from_weights_that_fit_its_model(study: Document, grid_of: Callable[[Document], Grid]) -> None:
+    study["arms"]["wide"] = {"phases": ["text"], "init": {"arm": "one"}, "set": {"model.ffn_hidden_size": 256}}
+    with pytest.raises(ConfigError, match=r"small.yaml: arms.wide.init.arm: model.ffn_hidden_size is \d+ in the arm"):
+        grid_of(study)

@@ -21,7 +21,7 @@ from megacode.study.grid import build_grid
 from megacode.study.loading import read_study
 from megacode.study.tree import Tree
 from megacode.study_runs.disk import Disk
-from megacode.study_runs.jobs import Job, jobs_of, write_configs
+from megacode.study_runs.jobs import StudyJob, jobs_of, write_configs
 from megacode.study_runs.places import StudyDir
 from megacode.study_runs.runs import needed_runs
 from megacode.study_runs.scores import ScoreBoard
@@ -47,7 +47,7 @@ def tree(tmp_path: Path) -> Tree:
     return Tree(build_grid(read_study(study, path), path))
 
 
-def left(tree: Tree, write: bool = True) -> list[Job]:
+def left(tree: Tree, write: bool = True) -> list[StudyJob]:
     """Return the jobs that are left, as `study run` plans them."""
     place = StudyDir(tree.grid.study.directory)
     disk = Disk(place.path)

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from megacode.base.appending import append_json
 from megacode.base.files import RunDir
 from megacode.config.run import RunConfig
 from megacode.study_runs.disk import Disk
+from megacode.study_runs.history import versions
 from megacode.study_runs.outcomes import last_error, note_attempt, outcome, progress, read_attempts
 from megacode.study_runs.places import StudyDir
 from megacode.study_runs.runs import needed_runs
@@ -106,3 +108,17 @@ def test_progress_is_the_last_iteration_that_counts(tmp_path: Path) -> None:
     segment = {"kind": "segment", "iteration": 1, "consumed_samples": 4}
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in [*lines, segment]))
     assert progress(run) == {"iteration": 1, "consumed_samples": 4}
+
+
+def test_a_line_that_was_cut_off_costs_no_other(tmp_path: Path, config: RunConfig) -> None:
+    place = StudyDir(tmp_path / "runs")
+    for name in ("a", "b"):
+        note_attempt(place, name, 0, tmp_path / "log", config)
+    torn = place.attempts.read_bytes()
+    place.attempts.write_bytes(torn[:-20])
+    note_attempt(place, "c", 2, tmp_path / "log", config)
+    # Of somebody else, or damaged otherwise.
+    append_json(place.attempts, {"name": "d"})
+    assert sorted(read_attempts(place)) == ["a", "c"]
+    append_json(place.history, {"digest": "1"})
+    assert versions(place) == []

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from megacode.base.files import RunDir, read_jsonl
 from megacode.base.lock import RunLock
+from megacode.checkpoint.state import TrainState
 from megacode.study_runs import processes
 from megacode.study_runs.jobs import StudyJob
 from megacode.study_runs.places import StudyDir
@@ -55,7 +56,7 @@ def right(name: str, needs: tuple[Path, ...] = (), makes: tuple[Path, ...] = ())
 
 def published(path: Path) -> Path:
     path.mkdir(parents=True)
-    (path / "megacode.json").touch()
+    TrainState().write(path)
     return path
 
 
@@ -97,6 +98,7 @@ def test_a_job_starts_when_what_it_needs_is_there_and_says_what_is_missing(tmp_p
     assert results.done == ["idle"]
     assert results.failed["parent"] == f"it ended well, but did not make {made}"
     assert results.waiting == {"child": "parent", "grandchild": "parent", "orphan": ""}
+    assert results.missing == {"orphan": lost}
 
 
 def test_a_job_with_nothing_left_to_do_is_not_started(tmp_path: Path) -> None:

@@ -22,11 +22,14 @@ from megacode.base import child_processes
 from megacode.base.errors import EXIT_RESUMABLE, ConfigError, LaunchError
 from megacode.base.files import RunDir, read_jsonl
 from megacode.config.loading import dump_config
+from megacode.study.document import plan_study
 from megacode.study.found import find_states
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.history import former_arms
+from megacode.study_runs.jobs import jobs_of
 from megacode.study_runs.running import Choices, check_choices
 from megacode.study_runs.runs import needed_runs
+from megacode.study_runs.scores import ScoreBoard
 from megacode.study_runs.status import study_status
 from tests.limits import HANG
 from tests.study_runs.conftest import RATE, Trial
@@ -276,3 +279,50 @@ def test_unknown_arms_and_ranks_that_do_not_fit_are_named(trial: Trial) -> None:
     trial.document["set"]["parallel"] = {"tensor": 2}
     with pytest.raises(ConfigError, match="3 ranks are not divisible by tensor x pipeline x context parallel = 2"):
         check_choices(trial.tree(), Choices(nproc=3))
+
+
+def test_a_damaged_checkpoint_at_an_arms_end_is_made_again(trained):
+    (decayed,) = trained.place.path.glob("decayed-*")
+    state = decayed / "checkpoints" / "iter_0000012" / "megacode.json"
+    state.write_text("{")
+    jobs = [job for job in _jobs(trained) if job.kind == "train"]
+    assert [job.name for job in jobs] == [decayed.name]
+    assert not jobs[0].is_done
+    code, printed = trained.run()
+    assert code == 0
+    assert f"trained {decayed.name}" in printed
+    assert "all runs are there" in printed
+    assert Disk(trained.place.path).states.keys() >= {path[-1] for path in trained.tree().paths.values()}
+
+
+def _jobs(trial):
+    disk, tree = Disk(trial.place.path), trial.tree()
+    return jobs_of(needed_runs(tree, disk), {}, ScoreBoard(tree, disk), trial.place, None, False)
+
+
+def test_wrong_suites_are_refused_before_anything_is_trained(trial):
+    trial.document["suites"] = ["nosuch", "demo", "demo"]
+    with pytest.raises(ConfigError) as caught:
+        trial.run()
+    said = str(caught.value)
+    assert "suites[0]: there is no suite 'nosuch'" in said
+    assert "suites[2]: 'demo' stands twice" in said
+    for name in ("a", "b"):
+        (trial.folder / f"{name}.yaml").write_text("name: mine\ntasks: [piqa]\n")
+    trial.document["suites"] = ["none.yaml", "a.yaml", "b.yaml"]
+    for call in (trial.run, lambda: plan_study(trial.path)):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        said = str(caught.value)
+        assert "suites[0]: none.yaml: there is no such suite file" in said
+        assert "suites[2]: scores of 'a.yaml' and 'b.yaml' would have one file name" in said
+    assert not trial.place.path.exists()
+
+
+def test_an_arm_is_known_after_what_it_took_its_weights_from_was_deleted(trial):
+    trial.document["phases"]["trunk"]["iterations"] = 2
+    trial.document["arms"] = {"base": ["trunk"], "child": {"phases": ["trunk"], "init": {"arm": "base"}}}
+    assert trial.run()[0] == 0
+    (base,) = trial.place.path.glob("base-*")
+    shutil.rmtree(base)
+    assert [run.name for run in needed_runs(trial.tree(), Disk(trial.place.path))] == [base.name]

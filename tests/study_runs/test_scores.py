@@ -138,3 +138,11 @@ def test_without_lm_eval_only_training_is_possible(trial: Trial, monkeypatch: py
         check_choices(trial.tree(), Choices())
     assert "--no-scores" in str(refused.value)
     check_choices(trial.tree(), Choices(scores=False))
+
+
+def test_a_machine_without_lm_eval_shows_and_submits_a_study(trained, monkeypatch):
+    trained.document["suites"] = ["to-code"]
+    monkeypatch.setattr("megacode.eval.suites.find_spec", lambda name: None)
+    monkeypatch.setattr("megacode.study_runs.scores._lm_eval", lambda: None)
+    assert trained.run(scores=False)[0] == 0
+    assert {arm["state"] for arm in study_status(trained.path)["arms"]} == {"trained"}

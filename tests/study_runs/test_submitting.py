@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ refused = open(f"{place}/refuse").read().split() if os.path.exists(f"{place}/ref
 if any(word in " ".join(sys.argv) + sys.stdin.read() for word in refused):
     sys.exit("sbatch: error: Invalid account")
 with open(f"{place}/calls", "a") as file:
-    known = ("MEGACODE_STUDY", "RUN_DIR", "MEGACODE_CHAIN", "SITE")
+    known = ("MEGACODE_STUDY", "RUN_DIR", "MEGACODE_CHAIN", "SITE", "MEGACODE_COMMAND")
     file.write(json.dumps({"words": sys.argv[1:], "variables": {name: os.environ.get(name) for name in known}}) + "\\n")
 print(100 + len(open(f"{place}/calls").readlines()))
 """
@@ -98,6 +99,7 @@ def test_a_run_is_submitted_after_the_one_that_it_starts_from_and_nothing_twice(
     shown = study_status(trial.path, job_words)
     assert [run["state"] for run in shown["needed"]] == ["queued"] * 3
     assert shown["next"] == "wait; runs go on"
+    assert study_status(trial.path)["next"] == f"megacode study submit {shlex.quote(str(trial.path))}"
 
     # The trunk's job alone is left: what starts from it waits for that one.
     slurm.queue(trial, first[:1])
@@ -239,3 +241,51 @@ def test_ranks_that_do_not_fit_words_and_site_files_are_refused(trial, slurm):
 def test_a_persons_word_for_once_is_not_repeated_by_jobs():
     given = ["s.yaml", "--after", "x", "--retry", "--nodes", "2", "--retrain-stale", "--json", "--", "--account=a"]
     assert _repeatable(given) == ("s.yaml", "--nodes", "2", "--", "--account=a")
+
+
+def merged(trial: Any) -> None:
+    """Give the study an arm whose end is merged of its trunk's checkpoints."""
+    merge = {"decay": "linear", "over": "4 iterations"}
+    trial.document["arms"]["merged"] = {"phases": ["trunk"], "anneal": {"merge": merge}}
+
+
+def test_a_merge_is_submitted_as_what_it_is(trial, slurm, trained_runs, monkeypatch):
+    merged(trial)
+    entries = submit(trial)
+    (merge,) = [one for one in entries if one.kind == "merge"]
+    (trunk,) = [one for one in entries if one.name.startswith("base-")]
+    assert (merge.fate, merge.after) == ("submitted", (trunk.job,))
+    call = slurm.calls()[entries.index(merge)]
+    assert call["variables"]["MEGACODE_COMMAND"] == "checkpoint average"
+    after_script = call["words"][call["words"].index(next(one for one in call["words"] if one.endswith("score.sh"))) :]
+    assert after_script[1].endswith("iter_0000004")
+    assert after_script[after_script.index("--weights") + 1] == "decay:linear"
+
+    # What starts from a merge, or scores it, is submitted by the merge's job of a chain.
+    (slurm.folder / "calls").unlink()
+    monkeypatch.setenv("CONTINUITY", "chain")
+    asked: list[list[str]] = []
+    run = lambda words, **_: asked.append(words) or Done()  # noqa: E731
+    monkeypatch.setattr("megacode.study_runs.slurm_jobs.subprocess.run", run)
+    end_job({STUDY: describe_end(trial.place, merge.name, "merge", [str(trial.path)]), "CONTINUITY": "chain"}, 0)
+    assert asked[0][-3:] == ["--after", merge.name, str(trial.path)]
+
+
+class Done:
+    """A process that ended well."""
+
+    returncode = 0
+
+
+def test_a_merge_whose_parts_are_gone_is_held(trial, slurm, trained_runs):
+    merged(trial)
+    shutil.copytree(trained_runs, trial.folder / "runs")
+    (base,) = trial.place.path.glob("base-*")
+    shutil.rmtree(base / "checkpoints" / "iter_0000004")
+    (entry,) = submit(trial)
+    assert entry.fate == "held"
+    assert entry.why.endswith("iter_0000004 is not there, and no run makes it")
+    assert slurm.calls() == []
+    code, printed = trial.run()
+    assert code == 1
+    assert f"not started: {entry.name}: " in printed
