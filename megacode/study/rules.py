@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from megacode.base.errors import Problem
-from megacode.config.evaluate import SHIPPED_SUITES, SUITE_FILES
 from megacode.config.suggestions import did_you_mean
 from megacode.study.paper import the_paper
 from megacode.study.schema import THE_FACTOR, Study, StudyArm
@@ -209,17 +208,6 @@ def seeds_are_different(study: Study) -> Iterator[Problem]:
         yield Problem(f"{seed} stands twice", "seeds", "give each seed once")
 
 
-def suites_are_known(study: Study) -> Iterator[Problem]:
-    """A suite ships with megacode or is a file."""
-    for number, suite in enumerate(study.suites):
-        where = f"suites[{number}]"
-        if not suite.endswith(SUITE_FILES) and suite not in SHIPPED_SUITES:
-            fix = f"{did_you_mean(suite, list(SHIPPED_SUITES))}; your own suite is given as a YAML file"
-            yield Problem(f"there is no suite {suite!r}", where, fix)
-        if number != study.suites.index(suite):
-            yield Problem(f"{suite!r} stands twice", where, "name each suite once")
-
-
 def settings_are_the_arms_own(study: Study) -> Iterator[Problem]:
     """What the study decides itself is not set; phases are addressed by name."""
     yield from _settings(study, study.set, "set", frozenset(study.phases))
@@ -318,7 +306,6 @@ RULES: tuple[Rule, ...] = (
     factors_fit_the_arms,
     every_arm_is_trained_somewhere,
     seeds_are_different,
-    suites_are_known,
     settings_are_the_arms_own,
     matches_name_arms,
     forecasts_are_intervals,

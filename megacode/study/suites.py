@@ -1,20 +1,21 @@
-"""Check the suite files that a study names, before anything is trained for them."""
+"""Check the suites that a study names, before anything is trained for them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from megacode.base.errors import ConfigError, MegacodeError, Problem
-from megacode.config.evaluate import SUITE_FILES
+from megacode.config.evaluate import SHIPPED_SUITES, SUITE_FILES
+from megacode.config.suggestions import did_you_mean
 from megacode.planning.suite import score_name
 from megacode.study.schema import Study
 
 
 def check_suites(study: Study, path: Path) -> None:
-    """Refuse suite files that are missing or wrong, and two suites whose scores would have one file name.
+    """Refuse unknown suites, files that are missing or wrong, and two suites whose scores would have one file name.
 
     Args:
-        study: the study; its rules know the suites that ship with megacode.
+        study: the study. Its report is made without this check: a suite may have been removed since.
         path: of its file, for messages.
 
     Raises:
@@ -32,6 +33,11 @@ def check_suites(study: Study, path: Path) -> None:
                 load_suite(suite, None)
             except MegacodeError as error:
                 problems += [Problem(one.what, f"{where}: {one.where}", one.fix) for one in error.problems]
+        elif suite not in SHIPPED_SUITES:
+            fix = f"{did_you_mean(suite, list(SHIPPED_SUITES))}; your own suite is given as a YAML file"
+            problems.append(Problem(f"there is no suite {suite!r}", where, fix))
+        if number != study.suites.index(suite):
+            problems.append(Problem(f"{suite!r} stands twice", where, "name each suite once"))
         other = names.setdefault(score_name(suite), suite)
         if other != suite:
             what = f"scores of {other!r} and {suite!r} would have one file name"
