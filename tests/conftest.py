@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Folders whose tests share something costly or the only one of its kind: a SLURM cluster, trained exports.
 TOGETHER = ("slurm", "convert")
 # Folders of long tests. They go first: a long file that begins last would keep one worker busy and the other idle.
-LONG = ("slurm", "train", "mcore", "house", "replay", "convert")
+LONG = ("slurm", "train", "mcore", "study_runs", "house", "replay", "convert", "study_report")
 
 
 class WholeFiles(LoadScopeScheduling):

@@ -336,7 +336,7 @@ class RunDir:
         """
         try:
             items = [item for item in self.checkpoints.iterdir() if item.name.startswith("iter_") and item.is_dir()]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # a file in its place holds none either
             return []
         numbers = [self.iteration_of(item) for item in items if item.name.removeprefix("iter_").isdecimal()]
         # The name made again must exist: `iter_10` is not `iter_0000010`.

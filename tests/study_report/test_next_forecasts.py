@@ -107,7 +107,8 @@ def test_the_next_mixture_shows_forecasts_beside_what_was_measured(tmp_path: Pat
     history.write_text(json.dumps(version_of(Tree(grid_of(file)), scored=False)) + "\n")
     (row,) = next_mixture(file)["forecasts"]
     assert row["registered"] is True
-    history.write_text(json.dumps({"document": {"arms": {"mix-2": {"phases": ["mix-2"]}}}}) + "\n")
+    without = {"arms": {"mix-2": {"phases": ["mix-2"]}}}
+    history.write_text(json.dumps({**version_of(Tree(grid_of(file)), scored=False), "document": without}) + "\n")
     (row,) = next_mixture(file)["forecasts"]
     assert row["measured"] == pytest.approx(planted({"code": 0.5})["code"])
     assert (row["inside"], row["registered"]) == (True, False)

@@ -210,8 +210,8 @@ def test_what_changed_after_the_first_score_is_shown(make: Make) -> None:
     assert now.pop("vary") == "both"  # as if a version without this key had run it
     before = {**now, "baseline": "half", "compare": {**now["compare"], "margin": 1.0}}
     lines = [
-        {"time": 1.0, "scored": False, "document": before},
-        {"time": 2.0, "scored": True, "document": now},
+        {"time": number, "digest": "", "scored": scored, "document": document, "arms": {}, "tokens": {}}
+        for number, scored, document in ((1.0, False, before), (2.0, True, now))
     ]
     (study.parent / "runs" / "study.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert report_document(study)["history"] == {
