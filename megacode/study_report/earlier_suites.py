@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megacode.base.errors import MegacodeError
 from megacode.eval.suites import Suite, load_suite
+from megacode.planning.suite import score_name
 from megacode.study_report.results import StudyResults
 
 Names = tuple[set[str], set[str]]  # of tasks, and of means over tasks
@@ -17,7 +18,7 @@ Names = tuple[set[str], set[str]]  # of tasks, and of means over tasks
 
 def earlier_names(results: StudyResults) -> dict[str, Names]:
     """Return by suite the names of tasks and means that the suites before it have."""
-    declared = {Path(name).stem: name for name in results.study.suites}
+    declared = {score_name(name): name for name in results.study.suites}
     found: dict[str, Names] = {}
     tasks: set[str] = set()
     means: set[str] = set()

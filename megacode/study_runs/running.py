@@ -206,14 +206,14 @@ def prepare(tree: Tree, place: StudyDir, choices: Choices, where: str, make_item
         ConfigError: the study has changed since it was run, and `choices.retrain` is not set.
     """
     disk = Disk(place.path)
-    board = ScoreBoard(tree, disk, choices.allow_code)
-    scored = any(score.path is not None and score.path.exists() for scores in board.of.values() for score in scores)
+    # Of removed arms, too: what was seen before the study changed is what its history must say.
+    scored = any(place.path.glob("*/eval/*@iter_*.json"))
     accept(tree, disk, place, where, scored, choices.retrain)
     if choices.scores:
         for suite in tree.grid.study.suites:
             if suite in MADE_SUITES:
                 make_items(_for_items(tree), suite, place.items / suite)
-        board = ScoreBoard(tree, disk, choices.allow_code)
+    board = ScoreBoard(tree, disk, choices.allow_code)
     runs = needed_runs(tree, disk, choices.only, board.done(choices.retrain))
     write_configs(runs, place)
     _share_items(runs, place)

@@ -52,7 +52,7 @@ class Score:
         # With the iteration: arms may end at several checkpoints of one run.
         place = self.checkpoint
         model = self.node if place is None else f"{place.parents[1].name}@{RunDir.iteration_of(place)}"
-        return f"{model}.{Path(self.suite).stem}"
+        return f"{model}.{score_name(self.suite)}"
 
 
 class ScoreBoard:
