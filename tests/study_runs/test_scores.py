@@ -32,7 +32,7 @@ def own_suite(trial: Trial, text: str) -> None:
 
 def kinds(trial: Trial) -> list[str]:
     """Return the kinds of the attempts so far."""
-    return ["score" if line["name"].endswith(".own") else "train" for line in read_jsonl(trial.place.attempts)]
+    return ["score" if line["name"].endswith(".mine") else "train" for line in read_jsonl(trial.place.attempts)]
 
 
 def only_the_trunk(trial: Trial) -> None:
