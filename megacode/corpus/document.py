@@ -1,0 +1,88 @@
+"""One document on its way through a recipe, and the counts of what was dropped on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from megacode.base.files import digest
+
+# Examples kept of each reason; what they hold is cut, because a card shows them and a document may be large.
+EXAMPLES = 3
+EXAMPLE_CHARACTERS = 2_000
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control token of a format, such as `<commit_before>`: a single token id, never text."""
+
+    token: str
+
+
+Part = str | Control
+
+
+@dataclass(slots=True)
+class Document:
+    """One document.
+
+    Attributes:
+        text: what filters, hashes and duplicates look at: the text parts joined, without control tokens.
+        id: the input's id field, else FILE:LINE; the same whatever the number of shards.
+        fields: the record's other keys (path, language, license, stars, ...).
+        parts: text and control tokens in order; None: `text` is all there is.
+    """
+
+    text: str
+    id: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[Part, ...] | None = None
+
+
+@dataclass
+class Dropped:
+    """What one reason dropped.
+
+    Attributes:
+        documents: how many.
+        bytes: of UTF-8 text.
+        examples: at most three, by the digests of their texts, which decide which ones are kept.
+    """
+
+    documents: int = 0
+    bytes: int = 0
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def keep(self, examples: Iterable[tuple[str, str]]) -> None:
+        """Keep the examples with the smallest digests: the same three however the input was divided."""
+        self.examples.update(examples)
+        self.examples = dict(sorted(self.examples.items())[:EXAMPLES])
+
+
+class Counts:
+    """What was dropped, by reason; counts of shards add up to the counts of the whole."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, Dropped] = {}
+
+    def drop(self, reason: str, text: str) -> None:
+        """Count a document that is dropped.
+
+        Args:
+            reason: a few words, the same for all documents that share it.
+            text: the document, or what there was of it.
+        """
+        entry = self.reasons.setdefault(reason, Dropped())
+        entry.documents += 1
+        raw = text.encode(errors="replace")
+        entry.bytes += len(raw)
+        entry.keep([(digest(text), text[:EXAMPLE_CHARACTERS])])
+
+    def merge(self, other: Counts) -> None:
+        """Add the counts of another shard."""
+        for reason, theirs in other.reasons.items():
+            entry = self.reasons.setdefault(reason, Dropped())
+            entry.documents += theirs.documents
+            entry.bytes += theirs.bytes
+            entry.keep(theirs.examples.items())
