@@ -13,12 +13,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import megacode
 from megacode.base.appending import append_json
+from megacode.base.errors import MegacodeError
 from megacode.base.files import RunDir, digest, write_json, write_text
 from megacode.base.units import format_count
 from megacode.checkpoint.state import TrainState
 from megacode.convert.opened_checkpoint import OpenedCheckpoint
 from megacode.convert.verify import Report, folded
 from megacode.data.tokenizer import BEGIN_OF_TEXT
+from megacode.plan.difference import former_config
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ def facts(source: OpenedCheckpoint, report: Report, parameters: int) -> dict[str
             "schedule": source.identity()["fingerprint"],
         },
         "fingerprints": state.fingerprints,
+        "init_seed": init_seed(state),
         "withheld": state.withheld,
         "merged": _merged(state),
         "checkpoint_seal": state.seal,
@@ -76,6 +79,22 @@ def facts(source: OpenedCheckpoint, report: Report, parameters: int) -> dict[str
         "versions": {"megacode": megacode.__version__, **state.versions},
         "parity": report.document(),
     }
+
+
+def init_seed(state: TrainState) -> int | None:
+    """Return the seed of the random weights that a model's training began with; None where it is not known."""
+    started = state.started_from()
+    if started is not None:
+        return init_seed(started[1])
+    # A branch, or a run that was resumed with other settings: its oldest config made the weights.
+    try:
+        config = former_config(state.formers()[0][1] if state.former_configs else state.config)
+    except MegacodeError:  # of a version with other settings
+        return None
+    # A converted model was never trained here, and says nothing of its first weights.
+    if config.init.from_ != "random" or not state.consumed_samples:
+        return None
+    return config.seed if config.model.init_seed is None else config.model.init_seed
 
 
 def _merged(state: TrainState) -> dict[str, Any] | None:

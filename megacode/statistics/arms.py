@@ -21,7 +21,8 @@ class Arm:
     Attributes:
         name: given by the user.
         models: their score files, sorted by seed if all seeds are known.
-        seeds: labels that pair models of two arms: `seed 1`, or their position if seeds are not known: `file 1`.
+        seeds: labels that pair models of two arms: `seed 1`; `seed 1, first weights 2` where models of one order of
+            data differ in their first weights; their position if seeds are not known: `file 1`.
         trunk: arms with the same one share most of their training at each seed, and so spread less; empty: unknown.
     """
 
@@ -35,7 +36,7 @@ def make_arm(name: str, models: Sequence[Scores]) -> Arm:
     """Return an arm of some models.
 
     Raises:
-        DataError: if two of them are the same model, or have the same seed.
+        DataError: if two of them are the same model, or have the same seeds of data and of first weights.
     """
     # The weights catch what seeds cannot: two score files of one checkpoint would count as two seeds without spread.
     for one, other in combinations(models, 2):
@@ -43,13 +44,27 @@ def make_arm(name: str, models: Sequence[Scores]) -> Arm:
         fix = "give one score file per seed; checkpoints and cooldowns of one trunk are not seeds"
         if one.weights and one.weights == other.weights:
             raise DataError("these are the same model, not two seeds", where, fix)
-        if one.seed is not None and one.seed == other.seed:
-            raise DataError(f"both have seed {one.seed}", where, fix)
+        if one.seed is not None and one.seed == other.seed and not _other_weights(one, other):
+            raise DataError(f"both have seed {one.seed}", where, fix + _unknown(one, other))
     # One unknown seed spoils the order of all, so all are paired as given.
     if any(model.seed is None for model in models):
         return Arm(name, tuple(models), tuple(f"file {number}" for number in range(1, len(models) + 1)))
-    ordered = sorted(models, key=lambda model: model.seed or 0)
-    return Arm(name, tuple(ordered), tuple(f"seed {model.seed}" for model in ordered))
+    ordered = sorted(models, key=lambda model: (model.seed or 0, model.init_seed or 0))
+    # Two models of one order of data are told apart by their first weights, as in a study with `vary: weights`.
+    twice = len({model.seed for model in models}) < len(models)
+    labels = (f"seed {one.seed}" + (f", first weights {one.init_seed}" if twice else "") for one in ordered)
+    return Arm(name, tuple(ordered), tuple(labels))
+
+
+def _other_weights(one: Scores, other: Scores) -> bool:
+    """Return whether two models are known to have begun with other random weights."""
+    return None not in (one.init_seed, other.init_seed) and one.init_seed != other.init_seed
+
+
+def _unknown(one: Scores, other: Scores) -> str:
+    if None not in (one.init_seed, other.init_seed):
+        return ""
+    return "; if their first weights differ: score both again, since these files do not name the seed of the weights"
 
 
 def read_arms(words: Sequence[str], without: Sequence[str] = ()) -> list[Arm]:

@@ -24,7 +24,7 @@ from megacode.statistics.families import DRAWS, benjamini_hochberg, holm, single
 from megacode.statistics.power import POWER, smallest_visible
 from megacode.statistics.quantities import Results, tabulate
 from megacode.statistics.ratios import relative_gain
-from megacode.statistics.words import POINTS, sentence, unit_of
+from megacode.statistics.words import POINTS, seeds_vary, sentence, unit_of
 
 FAMILIES = ("primary", "secondary", "exploratory")
 KEY = "megacode compare"
@@ -257,6 +257,7 @@ def _arm(results: Results, number: int) -> dict[str, Any]:
         "name": arm.name,
         "files": [str(model.path) for model in arm.models],
         "seeds": [model.seed for model in arm.models],
+        "init_seeds": [model.init_seed for model in arm.models],
         "scores": {name: float(values.mean()) for name, values in scores.items()},
         "seed_sd": {name: float(values.std(ddof=1)) if len(values) > 1 else None for name, values in scores.items()},
     }
@@ -277,6 +278,12 @@ def _notes(results: Results) -> list[str]:
         notes.append("not all score files have a seed, so models are paired in the order given")
     if several and any(len(arm.models) == 1 for arm in results.arms):
         notes.append("arms with one seed are assumed to vary over seeds as much as the others")
+    for kind, same in (("weights", lambda one: one.seed), ("data", lambda one: one.init_seed)):
+        seeds = [(arm, {same(model) for model in arm.models}) for arm in several]
+        fixed = [arm for arm, own in seeds if len(own) == 1 and None not in own]
+        if fixed:
+            of = "" if len(fixed) == len(several) else f"{', '.join(arm.name for arm in fixed)}: "
+            notes.append(f"{of}{seeds_vary(kind)}")
     for quantity in results.quantities:
         if quantity.missing:
             notes.append(f"{quantity.name} is a mean without {', '.join(quantity.missing)}")

@@ -65,7 +65,8 @@ class Scores:
         mean_parts: by name of a mean: its tasks with the metric that counts, or its categories.
         left_out: tasks of the suite that were not scored, with the reason.
         unpaired: `TASK/METRIC` of scores that are not means of their items, such as an F1 of labels.
-        seed: the run's; None if the file does not have it.
+        seed: of the order of data; None if the file does not have it.
+        init_seed: of the first weights; None if it is not known, as in files of earlier versions.
         weights: hash of the model's weights; empty if unknown.
         conditions: what may change a score in its last digits: versions, device, dtype.
     """
@@ -78,6 +79,7 @@ class Scores:
     seed: int | None = None
     weights: str = ""
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    init_seed: int | None = None
 
 
 def find_scores(path: Path) -> Path:
@@ -133,7 +135,7 @@ def _scores(path: Path, document: Mapping[str, Any], reader: ItemsReader) -> Sco
     settings = {key: document["settings"].get(key) for key in ("device", "dtype")}
     return Scores(
         path, tasks, _mean_parts(document), dict(document.get("left_out", {})), unpaired, _seed(document),
-        str(document["model"].get("weights_sha256", "")), versions | settings,
+        str(document["model"].get("weights_sha256", "")), versions | settings, _init_seed(document),
     )  # fmt: skip
 
 
@@ -173,6 +175,11 @@ def _seed(document: Mapping[str, Any]) -> int | None:
     """Return the seed of a model's first phase, since two cooldowns of one trunk are not two seeds."""
     chain = (document["model"].get("megacode") or {}).get("fingerprints") or [{}]
     seed = chain[0].get("seed")
+    return seed if isinstance(seed, int) else None
+
+
+def _init_seed(document: Mapping[str, Any]) -> int | None:
+    seed = (document["model"].get("megacode") or {}).get("init_seed")
     return seed if isinstance(seed, int) else None
 
 

@@ -37,12 +37,19 @@ def render_comparison(document: Mapping[str, Any], console: Console) -> None:
 
 def _arms(document: Mapping[str, Any], console: Console) -> None:
     for arm in document["arms"]:
-        known = [str(seed) for seed in arm["seeds"] if seed is not None]
         count = len(arm["files"])
-        seeds = f"{count} model{'s' if count > 1 else ''}" + (f", seed {', '.join(known)}" if known else "")
+        seeds = f"{count} model{'s' if count > 1 else ''}{_seeds(arm)}"
         base = ", the baseline" if arm["name"] == document["baseline"] else ""
         console.print(Text(f"{arm['name']}: {seeds}{base}"), highlight=False)
     console.print()
+
+
+def _seeds(arm: Mapping[str, Any]) -> str:
+    seeds = [str(seed) for seed in dict.fromkeys(arm["seeds"]) if seed is not None]
+    of_weights = [str(seed) for seed in arm["init_seeds"] if seed is not None]
+    said = f", seed {', '.join(seeds)}" if seeds else ""
+    # Models of one order of data: what tells them apart.
+    return said + (f", first weights {', '.join(of_weights)}" if of_weights and len(seeds) < len(of_weights) else "")
 
 
 def _sentences(primary: Sequence[dict[str, Any]], console: Console) -> None:

@@ -85,6 +85,12 @@ def about(one: Comparison) -> str:
     return f"these two models{moved}"
 
 
+def seeds_vary(what: str) -> str:
+    """Return what seeds of one kind alone cannot show: `weights` or `data`, as in `vary` of a study."""
+    varied, fixed = ("the order of data", "the first weights")[:: 1 if what == "data" else -1]
+    return f"seeds vary {varied} alone: intervals do not hold for other seeds of {fixed}"
+
+
 def _by_interval(one: Comparison) -> str:
     word, interval = verdict(one), span(one, one["simultaneous_low"], one["simultaneous_high"])
     if word == "equal":

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from megacode.base.units import format_count
 from megacode.capacity.costs import parameters
+from megacode.statistics.words import seeds_vary
 from megacode.study_report.results import StudyResults
 from megacode.study_report.scored import Scored
 from megacode.study_report.shapes import ArmRow, ModelRow, OverlapRow
@@ -58,8 +59,8 @@ def _of_seeds(results: StudyResults, scored: Scored) -> Iterator[str]:
     elif about["models"]:
         yield "Some arms have one scored seed: their differences are those of these models, not of these recipes."
     if count > 1 and results.study.vary != "both":
-        varied, fixed = ("the order of data", "the first weights")[:: 1 if results.study.vary == "data" else -1]
-        yield f"Seeds vary {varied} alone: intervals do not hold for other seeds of {fixed}."
+        said = seeds_vary(results.study.vary)
+        yield f"{said[0].upper()}{said[1:]}."
     if 1 < count < 4 and about["recipes"]:
         yield f"{count} seeds an arm: the spread over seeds is itself an estimate, so intervals are wide."
     exact = [row for row in scored.comparisons if row["method"] == "exact"]

@@ -159,7 +159,8 @@ def _model(results: StudyResults, cell: Cell, suites: Sequence[str], earlier: Ma
     # Names are those of the whole study, so that a suite compared by itself keeps them.
     read = [(suite, results.scores(state, suite)) for suite in suites]
     parts = [told_apart(one, suite, *earlier[suite]) for suite, one in read if one is not None]
-    merged = replace(parts[0], seed=cell.seed)
+    # The study says itself which kind of seed it varies, and so needs no note on it.
+    merged = replace(parts[0], seed=cell.seed, init_seed=None)
     for part in parts[1:]:
         merged = replace(
             merged, tasks={**merged.tasks, **part.tasks}, mean_parts={**merged.mean_parts, **part.mean_parts},

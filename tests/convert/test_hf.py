@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megacode.base.errors import CheckpointError, ConfigError
 from megacode.checkpoint.averaging import average
 from megacode.checkpoint.state import TrainState
-from megacode.convert.card import phases_read
+from megacode.convert.card import init_seed, phases_read
 from megacode.convert.hf import to_hf
 from megacode.convert.safetensors_files import SafetensorsFiles
 from megacode.convert.verify import render_report
@@ -79,6 +81,7 @@ def test_the_card_states_phases_tokens_hashes_and_proof(runs, out) -> None:
     assert facts["iteration"] == 3
     assert facts["consumed_tokens"] == 768
     assert facts["run_dir"] == str(runs("llama"))
+    assert facts["init_seed"] == 1234
     assert facts["parity"]["points"][-1]["point"] == "logits"
     assert facts["checkpoint"] == {"run": "tiny-llama", "iteration": 3, "fingerprint": "second-fingerprint"}
 
@@ -171,6 +174,24 @@ def test_the_phase_under_way_counts_what_was_really_read() -> None:
     first, second = phases_read(state, 100)
     assert first == {"name": "one", "samples": 10, "tokens": 1000, "sources": {"a": 600, "b": 400}, "complete": True}
     assert second == {"name": "two", "samples": 5, "tokens": 500, "sources": {"a": 400, "b": 100}, "complete": False}
+
+
+def test_the_seed_of_the_first_weights_is_known_through_branches_and_through_other_models(runs) -> None:
+    state = TrainState.read(next((runs("llama") / "checkpoints").iterdir()))
+    assert init_seed(state) == 1234
+    one = dataclasses.replace(state, config=state.config.replace("seed: 1234", "seed: 7"))
+    assert init_seed(one) == 7
+    # A branch with other settings began with its trunk's weights.
+    branch = dataclasses.replace(one, former_configs=[])
+    branch.go_on_with(one.config.replace("from: random", "from: runs/trunk").replace("seed: 7", "seed: 8"))
+    assert branch.former_configs
+    assert init_seed(branch) == 7
+    started = dataclasses.replace(branch, former_configs=[])
+    assert init_seed(started) is None
+    started.record_start(Path("runs/trunk"), one)
+    assert init_seed(started) == 7
+    started.record_start(Path("runs/converted"), dataclasses.replace(one, consumed_samples=0))
+    assert init_seed(started) is None
 
 
 def test_a_mean_of_checkpoints_is_exported_and_says_what_it_was_made_of(runs, out, tmp_path) -> None:

@@ -105,6 +105,53 @@ def test_identical_models_have_no_difference_and_no_interval(tmp_path: Path) -> 
     assert "NaN" not in json.dumps(document)
 
 
+def of_weights(init_seed: int) -> Callable[..., None]:
+    return lambda document, lines: document["model"]["megacode"].update(init_seed=init_seed)
+
+
+def varied(tmp_path: Path, seeds: list[tuple[int, int]]) -> list[str]:
+    """Write two arms whose models have these seeds of data and of first weights."""
+    words = []
+    for arm, rate in (("base", 0.4), ("arm", 0.6)):
+        files = [
+            str(write_scores(tmp_path / f"{arm}{seed}-{own}.json", {"a": graded(rate, 300, 10 * seed + own)}, seed=seed,
+                             change=of_weights(own)))
+            for seed, own in seeds
+        ]  # fmt: skip
+        words.append(f"{arm}={','.join(files)}")
+    return words
+
+
+def test_models_of_one_order_of_data_are_seeds_if_their_first_weights_differ(tmp_path: Path) -> None:
+    document = compared(*varied(tmp_path, [(5, 2), (5, 1), (5, 3)]))
+    one = only(document)
+    assert (one["seeds"], one["paired_seeds"], one["about"]) == (3, True, "recipes")
+    assert (document["arms"][0]["seeds"], document["arms"][0]["init_seeds"]) == ([5, 5, 5], [1, 2, 3])
+    said = "seeds vary the first weights alone: intervals do not hold for other seeds of the order of data"
+    assert document["notes"] == [said]
+    screen = io.StringIO()
+    render_comparison(document, Console(file=screen, width=100))
+    assert "base: 3 models, seed 5, first weights 1, 2, 3, the baseline" in screen.getvalue()
+    data = compared(*varied(tmp_path, [(1, 5), (2, 5)]))
+    assert data["notes"] == [
+        "seeds vary the order of data alone: intervals do not hold for other seeds of the first weights"
+    ]
+    both = compared(*varied(tmp_path, [(1, 1), (2, 2)]))
+    assert both["notes"] == []
+
+
+def test_two_models_of_one_seed_whose_first_weights_are_equal_or_unknown_are_refused(tmp_path: Path) -> None:
+    rows = {"a": graded(0.5, 50, 1)}
+    first = write_scores(tmp_path / "first.json", rows, seed=5, change=of_weights(1))
+    same = write_scores(tmp_path / "same.json", rows, seed=5, change=of_weights(1))
+    older = write_scores(tmp_path / "older.json", rows, seed=5)
+    with pytest.raises(DataError, match="both have seed 5") as caught:
+        read_arms([f"base={first},{same}", f"arm={older}"])
+    assert "score both again" not in str(caught.value)
+    with pytest.raises(DataError, match=r"both have seed 5(.|\n)*if their first weights differ: score both again"):
+        read_arms([f"base={first},{older}", f"arm={same}"])
+
+
 def test_lower_bits_per_byte_are_better(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     sizes = rng.integers(100, 900, 40)

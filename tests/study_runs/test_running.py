@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,6 +23,9 @@ from megacode.base import child_processes
 from megacode.base.errors import EXIT_RESUMABLE, ConfigError, LaunchError
 from megacode.base.files import RunDir, read_jsonl
 from megacode.config.loading import dump_config
+from megacode.eval.checkpoint_scores import score_checkpoints
+from megacode.eval.harness import ScoringOptions
+from megacode.statistics.reading import ITEMS
 from megacode.study.document import plan_study
 from megacode.study.found import find_states
 from megacode.study_runs.disk import Disk
@@ -32,7 +36,7 @@ from megacode.study_runs.runs import needed_runs
 from megacode.study_runs.scores import ScoreBoard
 from megacode.study_runs.status import study_status
 from tests.limits import HANG
-from tests.study_runs.conftest import RATE, Trial
+from tests.study_runs.conftest import RATE, TEXTS, Trial
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +71,7 @@ def write(trial: Trial) -> Path:
     return trial.path
 
 
-def test_a_branched_arm_is_bit_equal_to_the_arm_trained_alone(trained: Trial) -> None:
+def test_a_branched_arm_and_its_scores_are_bit_equal_to_the_arm_trained_alone(trained: Trial) -> None:
     cell = trained.tree().grid.of("decayed")[0]
     config = cell.plan.config.model_copy(update={"name": "alone", "run_dir": str(trained.folder / "alone")})
     path = trained.folder / "alone.yaml"
@@ -76,6 +80,21 @@ def test_a_branched_arm_is_bit_equal_to_the_arm_trained_alone(trained: Trial) ->
     alone = RunDir(trained.folder / "alone").checkpoint(12)
     tensors = load_file(next(alone.glob("*.safetensors")))
     assert same(weights(trained, "decayed"), {n: t for n, t in tensors.items() if not n.startswith("random.")})
+    branched = find_states(trained.place.path)[trained.tree().paths["decayed", 1][-1]].path
+    (trained.folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[::50]))
+    (trained.folder / "own.yaml").write_text("name: mine\nbits_per_byte: {files: [texts.jsonl]}\n")
+    scores, items = zip(*(score(checkpoint) for checkpoint in (branched, alone)), strict=True)
+    assert scores[0] == scores[1]
+    assert items[0] == items[1]
+    assert len(items[0]) == 4
+
+
+def score(checkpoint: Path) -> tuple[dict[str, Any], list[str]]:
+    """Score a checkpoint by `own.yaml`; return its scores, and the lines of its items."""
+    (document,) = score_checkpoints([checkpoint], "own.yaml", ScoringOptions(device="cpu"))
+    run = RunDir(checkpoint.parents[1])
+    items = run.score("mine", RunDir.iteration_of(checkpoint)).with_suffix(ITEMS)
+    return document["scores"], items.read_text().splitlines()
 
 
 def test_an_arm_that_is_added_trains_only_its_own_nodes_and_one_that_is_removed_is_retired(trained: Trial) -> None:
