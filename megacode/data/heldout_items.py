@@ -88,6 +88,15 @@ def build_items(configs: Sequence[RunConfig], suite: str, directory: Path) -> No
     write_json(directory / INDEX, {**index, "made_from": made_from})
 
 
+def source_names(configs: Sequence[RunConfig], suite: str) -> list[str]:
+    """Return the names of the sources that the items of some runs are made from; see `build_items`.
+
+    Raises:
+        ConfigError: if a run has no tokenizer.
+    """
+    return [one.name for one in _data_sets(configs, suite)]
+
+
 def heldout_documents(
     name: str,
     path: str,

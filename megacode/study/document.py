@@ -10,6 +10,7 @@ from typing import Any
 from megacode.base.errors import PlanError, Problem
 from megacode.study.confounds import exposures
 from megacode.study.costs import Costs, Gpus
+from megacode.study.declared_metrics import check_metrics
 from megacode.study.found import Found, find_states
 from megacode.study.grid import Cell, Grid, build_grid
 from megacode.study.intervals import USUAL_ITEMS, expected_intervals
@@ -47,6 +48,7 @@ def plan_study(
     study = load_study(path)
     check_suites(study, path)
     grid = build_grid(study, path)
+    check_metrics(grid, path)
     # From here on nothing is read but checkpoints.
     # The order of checks is the order in which a user can fix things: arms, then sharing, then checkpoints.
     tree = Tree(grid)

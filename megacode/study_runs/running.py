@@ -21,6 +21,7 @@ from megacode.config.run import RunConfig
 from megacode.config.suggestions import did_you_mean
 from megacode.eval.made_items import items_dir
 from megacode.planning.run_plan import check_trainable
+from megacode.study.declared_metrics import check_metrics
 from megacode.study.grid import build_grid
 from megacode.study.keeping import check_kept
 from megacode.study.loading import load_study
@@ -106,6 +107,7 @@ def checked_tree(path: Path) -> Tree:
     study = load_study(path)
     check_suites(study, path)
     grid = build_grid(study, path)
+    check_metrics(grid, path)
     tree = Tree(grid)
     check_kept(tree)
     problems = [problem for proof in prove(grid) for problem in proof.problems]
