@@ -26,6 +26,7 @@ from megacode.study.merging import Merging, merging_of
 from megacode.study.schema import THE_FACTOR, Level, Study
 from megacode.study.settings import nested, phases_of, seeds_of, slug
 from megacode.study.twins import twin_of
+from megacode.study.working_directory import advised
 
 Levels = Mapping[str, str]
 _PHASE = re.compile(r"phases\[(\d+)\]")
@@ -121,7 +122,7 @@ def build_grid(study: Study, path: Path) -> Grid:
 
 class _Builder:
     def __init__(self, study: Study, path: Path) -> None:
-        self.study, self.file = study, path.name
+        self.study, self.path, self.file = study, path, path.name
         self.layers = read_layers(path.parent / study.base) if study.base else []
         self.base: dict[str, Any] = {}
         # The file itself comes first in `layers`, then what it is based on, so the strongest is merged last.
@@ -274,7 +275,10 @@ class _Builder:
         )
         # Windows of a source depend on all of these: how much is held out, how long they are, how they were tokenized.
         if key not in self.sizes:
-            self.sizes[key] = read_sizes(config, allow_declared=True)
+            try:
+                self.sizes[key] = read_sizes(config, allow_declared=True)
+            except MegacodeError as error:
+                raise advised(error, self.path, config) from None
         return make_plan(config, self.sizes[key])
 
     def _init(self, arm: str, levels: Levels, seed: int) -> Cell | None:

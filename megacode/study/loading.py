@@ -13,6 +13,7 @@ from megacode.config.placeholders import LENIENT, while_known
 from megacode.config.problems import problems_of
 from megacode.study.rules import RULES
 from megacode.study.schema import Study
+from megacode.study.working_directory import check_directory
 
 WANTED = "a study's YAML file"
 
@@ -24,9 +25,11 @@ def load_study(path: Path) -> Study:
         path: the file; its stem names the study unless it has a `name`.
 
     Raises:
-        ConfigError: with every mistake: what, where, and how to fix it.
+        ConfigError: with every mistake: what, where, and how to fix it; or it was run from another directory.
     """
-    return read_study(read_document(path, WANTED), path)
+    study = read_study(read_document(path, WANTED), path)
+    check_directory(study, path)
+    return study
 
 
 def read_study(document: dict[str, Any], path: Path) -> Study:

@@ -9,6 +9,7 @@ from megacode.config.evaluate import SHIPPED_SUITES, SUITE_FILES
 from megacode.config.suggestions import did_you_mean
 from megacode.planning.suite import score_name
 from megacode.study.schema import Study
+from megacode.study.working_directory import advice
 
 
 def check_suites(study: Study, path: Path) -> None:
@@ -32,7 +33,8 @@ def check_suites(study: Study, path: Path) -> None:
             try:
                 load_suite(suite, None)
             except MegacodeError as error:
-                problems += [Problem(one.what, f"{where}: {one.where}", one.fix) for one in error.problems]
+                fix = advice(path, Path(suite))
+                problems += [Problem(one.what, f"{where}: {one.where}", fix or one.fix) for one in error.problems]
         elif suite not in SHIPPED_SUITES:
             fix = f"{did_you_mean(suite, list(SHIPPED_SUITES))}; your own suite is given as a YAML file"
             problems.append(Problem(f"there is no suite {suite!r}", where, fix))

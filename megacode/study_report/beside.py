@@ -8,12 +8,12 @@ from typing import Any
 from megacode.base.files import Json
 from megacode.plan.effects import flat
 from megacode.study.paper import Paper, the_paper
+from megacode.study.places import StudyDir
 from megacode.study.schema import Study, StudyArm
 from megacode.study_report.results import StudyResults
 from megacode.study_report.shapes import LaterFinding, PaperRow
 from megacode.study_report.tasks import read_facts
 from megacode.study_runs.history import versions
-from megacode.study_runs.places import StudyDir
 
 _POINTS = 100
 _LEAST = 1.0  # points; a smaller baseline is a handful of right answers, and no base of a percentage

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from megacode.study.places import StudyDir
 from megacode.study.schema import Forecast, Study
 from megacode.study_report.next_metrics import metrics_of
 from megacode.study_report.results import StudyResults
 from megacode.study_runs.history import versions
-from megacode.study_runs.places import StudyDir
 
 _Json = dict[str, Any]
 

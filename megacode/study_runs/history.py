@@ -17,10 +17,10 @@ from megacode.base.errors import ConfigError, Problem
 from megacode.base.files import Json, digest, read_jsonl
 from megacode.base.units import format_count
 from megacode.study.found import Found
+from megacode.study.places import StudyDir
 from megacode.study.tree import Tree
 from megacode.study.why import reasons
 from megacode.study_runs.disk import Disk
-from megacode.study_runs.places import StudyDir
 
 FLAG = "--retrain-stale"
 _VERSION_KEYS = {"time", "digest", "scored", "document", "arms", "tokens"}

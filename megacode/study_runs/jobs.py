@@ -16,8 +16,8 @@ from megacode.base.files import RunDir, write_text
 from megacode.checkpoint.state import FILE_NAME, TrainState
 from megacode.config.loading import dump_config
 from megacode.config.run import RunConfig
+from megacode.study.places import StudyDir
 from megacode.study.tree import TreeNode
-from megacode.study_runs.places import StudyDir
 from megacode.study_runs.runs import StudyRun
 from megacode.study_runs.scores import ScoreBoard, score_arguments
 

@@ -15,7 +15,7 @@ from megacode.base.files import Json, RunDir, digest, read_jsonl
 from megacode.config.loading import dump_config
 from megacode.config.run import RunConfig
 from megacode.metrics.reader import lines_backwards, read_events
-from megacode.study_runs.places import StudyDir
+from megacode.study.places import StudyDir
 
 _TAIL_LINES = 200
 _ERROR_BYTES = 1 << 16

@@ -14,9 +14,9 @@ from typing import Protocol
 
 from megacode.base import child_processes, cores, lock
 from megacode.base.errors import EXIT_FAILURE, EXIT_INPUT, EXIT_RESUMABLE
+from megacode.study.places import StudyDir
 from megacode.study_runs.jobs import StudyJob, is_published
 from megacode.study_runs.outcomes import note_attempt
-from megacode.study_runs.places import StudyDir
 
 POLL_SECONDS = 0.2
 _KILLED_TWICE = 2  # a process that was killed is started again this often, if it had saved something

@@ -26,12 +26,13 @@ from megacode.study.grid import build_grid
 from megacode.study.keeping import check_kept
 from megacode.study.loading import load_study
 from megacode.study.matching import prove
+from megacode.study.places import StudyDir
 from megacode.study.suites import check_suites
 from megacode.study.tree import Tree
+from megacode.study.working_directory import advice_on
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.history import accept
 from megacode.study_runs.jobs import StudyJob, jobs_of, write_configs
-from megacode.study_runs.places import StudyDir
 from megacode.study_runs.processes import JobResults, Processes, Room
 from megacode.study_runs.progress_table import ProgressTable
 from megacode.study_runs.runs import StudyRun, chosen_nodes, needed_runs
@@ -115,8 +116,9 @@ def checked_tree(path: Path) -> Tree:
         raise PlanError(problems=problems)
     if grid.provisional:
         what = f"not there yet: {', '.join(grid.provisional)}"
+        fixes = (fix for cell in grid.cells for fix in advice_on(cell.plan.config, path).values())
         fix = "make the data sets and the tokenizer first; `megacode study plan` needs none; relative paths are below "
-        raise ConfigError(what, path.name, f"{fix}{Path.cwd()}")
+        raise ConfigError(what, path.name, next(fixes, f"{fix}{Path.cwd()}"))
     return tree
 
 

@@ -20,10 +20,10 @@ from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.config.training import Init
 from megacode.study.merging import MergedPart, Merging
+from megacode.study.places import StudyDir
 from megacode.study.settings import slug
 from megacode.study.tree import Tree, TreeNode
 from megacode.study_runs.disk import Disk, DiskRun
-from megacode.study_runs.places import StudyDir
 
 
 @dataclass(frozen=True)

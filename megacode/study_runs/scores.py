@@ -17,9 +17,9 @@ from megacode.base.files import RunDir, read_json
 from megacode.checkpoint.state import seal_of
 from megacode.eval.suites import Suite, load_suite
 from megacode.planning.suite import score_name
+from megacode.study.places import StudyDir
 from megacode.study.tree import Tree, TreeNode
 from megacode.study_runs.disk import Disk
-from megacode.study_runs.places import StudyDir
 
 Presence = Literal["there", "missing", "outdated"]
 # What a task without permission is left out for; see `eval.task_loading`.

@@ -26,8 +26,8 @@ from megacode.config.loading import load_config
 from megacode.launch import slurm
 from megacode.launch.continuity import settings
 from megacode.launch.submission import STUDY
+from megacode.study.places import StudyDir
 from megacode.study_runs.outcomes import note_attempt
-from megacode.study_runs.places import StudyDir
 
 _LOCK_SECONDS = 120.0  # several jobs may end at once, and each holds the lock for seconds
 _PAUSE_SECONDS = 1.0

@@ -18,10 +18,10 @@ from megacode.base.files import Json, RunDir
 from megacode.checkpoint.state import TrainState
 from megacode.metrics.reader import read_events
 from megacode.study.grid import Cell
+from megacode.study.places import StudyDir
 from megacode.study.tree import Tree
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.outcomes import RunEnd, outcome, progress, read_attempts
-from megacode.study_runs.places import StudyDir
 from megacode.study_runs.runs import StudyRun
 from megacode.study_runs.scores import Score, ScoreBoard
 

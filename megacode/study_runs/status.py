@@ -11,10 +11,10 @@ from megacode.base.files import Json
 from megacode.base.ownership import Owner
 from megacode.study.grid import build_grid
 from megacode.study.loading import load_study
+from megacode.study.places import StudyDir
 from megacode.study.tree import Tree
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.history import Former, changes_after_scores, former_arms, versions
-from megacode.study_runs.places import StudyDir
 from megacode.study_runs.runs import needed_runs
 from megacode.study_runs.scores import ScoreBoard
 from megacode.study_runs.states import ArmState, RunState, arm_states, run_states

@@ -20,8 +20,8 @@ from megacode.data.heldout_items import build_items
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.study.grid import build_grid
 from megacode.study.loading import read_study
+from megacode.study.places import StudyDir
 from megacode.study.tree import Tree
-from megacode.study_runs.places import StudyDir
 from megacode.study_runs.running import Choices, run_study
 
 RATE = {"schedule": "constant", "peak": 3e-3, "warmup": "2 iterations"}

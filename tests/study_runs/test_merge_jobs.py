@@ -19,10 +19,10 @@ from megacode.config.loading import dump_config
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.study.grid import build_grid
 from megacode.study.loading import read_study
+from megacode.study.places import StudyDir
 from megacode.study.tree import Tree
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.jobs import StudyJob, jobs_of, write_configs
-from megacode.study_runs.places import StudyDir
 from megacode.study_runs.runs import needed_runs
 from megacode.study_runs.scores import ScoreBoard
 from tests.study.conftest import STUDY

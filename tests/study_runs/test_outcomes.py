@@ -11,10 +11,10 @@ import pytest
 from megacode.base.appending import append_json
 from megacode.base.files import RunDir
 from megacode.config.run import RunConfig
+from megacode.study.places import StudyDir
 from megacode.study_runs.disk import Disk
 from megacode.study_runs.history import versions
 from megacode.study_runs.outcomes import last_error, note_attempt, outcome, progress, read_attempts
-from megacode.study_runs.places import StudyDir
 from megacode.study_runs.runs import needed_runs
 from tests.study_runs.conftest import Trial
 

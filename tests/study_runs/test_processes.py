@@ -14,9 +14,9 @@ from rich.console import Console
 from megacode.base.files import RunDir, read_jsonl
 from megacode.base.lock import RunLock
 from megacode.checkpoint.state import TrainState
+from megacode.study.places import StudyDir
 from megacode.study_runs import processes
 from megacode.study_runs.jobs import StudyJob
-from megacode.study_runs.places import StudyDir
 from megacode.study_runs.processes import JobResults, Processes, Room
 from megacode.study_runs.progress_table import ProgressTable
 
