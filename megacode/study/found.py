@@ -7,11 +7,12 @@ when it was resumed, is the state of no arm.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megacode.base.errors import MegacodeError
+from megacode.base.files import Json
 from megacode.checkpoint.files import saved_vocabulary
 from megacode.checkpoint.state import FILE_NAME, TrainState
 from megacode.checkpoint.store import find_checkpoint
@@ -84,7 +85,7 @@ def _trained(state: TrainState, checkpoint: Path, depth: int) -> Iterator[Found]
     plan = _trained_plan(state, checkpoint, state.config, state.consumed_samples)
     if plan is None or not _trained_as_one(state, checkpoint, plan):
         return
-    phase, read = _place(plan, state.consumed_samples)
+    phase, read = place_of(plan, state.consumed_samples)
     # A branch carries the configs of its trunks, oldest first. So its start is known after the trunk was deleted.
     first = former_config(state.formers()[0][1]) if state.former_configs else plan.config
     for start in _recorded_starts(state, checkpoint, depth) or starts_of(first, depth):
@@ -123,18 +124,28 @@ def _merged(state: TrainState, checkpoint: Path, depth: int) -> Iterator[Found]:
 
 def _trained_plan(state: TrainState, checkpoint: Path, text: str, clock: int) -> Plan | None:
     """Return the plan of a config that a checkpoint was trained with up to a clock; None where it proves another."""
+    # The tensors know the vocabulary even where the config leaves it to the tokenizer.
+    return proven_plan(text, state.fingerprints, clock, saved_vocabulary(checkpoint))
+
+
+def proven_plan(text: str, fingerprints: Sequence[Json], clock: int, vocabulary: int | None) -> Plan | None:
+    """Return the plan that a model was trained by up to a clock; None where its fingerprints prove another past.
+
+    Args:
+        text: its config, YAML.
+        fingerprints: its chain, which holds the sizes of the sources that were read.
+        clock: samples.
+        vocabulary: its size; None: as the config says.
+    """
     config = former_config(text)
-    # Built from what the checkpoint carries, and proven against its own chain.
-    chain = [link for link in state.fingerprints if link["first_sample"] < clock]
+    chain = [link for link in fingerprints if link["first_sample"] < clock]
     schedule = former_schedule(text, chain, clock, {})
     if schedule is None or not 0 < clock <= schedule.total_samples:
         return None
     # The same classes as in a plan: an id computed another way would find nothing.
     batches = BatchSchedule(config, schedule)
     rates = LearningRateSchedule(config, schedule, batches)
-    # The tensors know it even where the config leaves it to the tokenizer.
-    vocabulary = saved_vocabulary(checkpoint) or config.model.vocab_size or 0
-    return Plan(config, schedule, batches, rates, vocabulary)
+    return Plan(config, schedule, batches, rates, vocabulary or config.model.vocab_size or 0)
 
 
 def _trained_as_one(state: TrainState, checkpoint: Path, plan: Plan) -> bool:
@@ -143,14 +154,14 @@ def _trained_as_one(state: TrainState, checkpoint: Path, plan: Plan) -> bool:
     for clock, config in state.formers():
         other = _trained_plan(state, checkpoint, config, clock)
         # Its settings changed on the way, so it is the state of no arm.
-        if other is None or LearnedPast(other, state.tokenizer_hash).at(*_place(other, clock)) != past.at(
-            *_place(plan, clock)
+        if other is None or LearnedPast(other, state.tokenizer_hash).at(*place_of(other, clock)) != past.at(
+            *place_of(plan, clock)
         ):
             return False
     return True
 
 
-def _place(plan: Plan, clock: int) -> tuple[int, int]:
+def place_of(plan: Plan, clock: int) -> tuple[int, int]:
     """Return the number of the phase that ends at a clock or contains it, and the samples read of it."""
     # At a phase's end the clock belongs to the phase that is over.
     phase = plan.schedule.phase_at(clock - 1)

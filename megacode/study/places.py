@@ -36,6 +36,11 @@ class StudyDir:
         self.stop_request = self.path / "stop"
 
     @property
+    def is_scored(self) -> bool:
+        """Whether any model was scored, also of an arm that was removed since."""
+        return any(self.path.glob("*/eval/*@iter_*.json"))
+
+    @property
     def as_run(self) -> RunDir:
         """A run directory in name only, whose lock is the study's; see `base.lock`."""
         run = RunDir(self.path)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from megacode.base.files import Json
-from megacode.plan.effects import flat
 from megacode.study.paper import Paper, the_paper
 from megacode.study.places import StudyDir
-from megacode.study.schema import Study, StudyArm
+from megacode.study.schema import Study
 from megacode.study_report.results import StudyResults
 from megacode.study_report.shapes import LaterFinding, PaperRow
 from megacode.study_report.tasks import read_facts
-from megacode.study_runs.history import versions
+from megacode.study_runs.history import changes_since_scores, versions
 
 _POINTS = 100
 _LEAST = 1.0  # points; a smaller baseline is a handful of right answers, and no base of a percentage
@@ -103,27 +101,8 @@ def history(results: StudyResults) -> dict[str, Any] | None:
     """Return what has changed in the study since it was first scored; None if it was never run by `study run`.
 
     Returns:
-        `versions`: how many were run; `changes`: `key`, `before`, `now` of each setting of the study that differs from
-        the version that the first scores were made with; a baseline or a margin chosen after the fact stands here.
+        `versions`: how many were run; `changes`: of `changes_since_scores`.
     """
-    lines = versions(StudyDir(results.study.directory))
-    if not lines:
-        return None
-    # The last version that began before any score existed is what was decided in advance.
-    declared = [line for line in lines if not line.get("scored")] or lines[:1]
-    before = _plain(declared[-1].get("document") or {})
-    now = _plain(results.study.model_dump(mode="json", by_alias=True, exclude_none=True))
-    smallest = Study(phases={"one": {}}, arms={"one": StudyArm(phases=("one",))}, baseline="one")
-    defaults = _plain(smallest.model_dump(mode="json", by_alias=True, exclude_none=True))
-    changes = [
-        {"key": key, "before": before.get(key), "now": now.get(key)}
-        for key in sorted({*before, *now})
-        # A key that came with a later version of megacode stands at its default.
-        if before.get(key, defaults.get(key)) != now.get(key)
-    ]
-    return {"versions": len(lines), "changes": changes}
-
-
-def _plain(document: Json) -> dict[str, str]:
-    # Values as text: fractions and lists are compared as they are shown.
-    return {key: str(value) for key, value in flat(document) if value not in (None, {}, [], ())}
+    place = StudyDir(results.study.directory)
+    count = len(versions(place))
+    return {"versions": count, "changes": changes_since_scores(results.study, place)} if count else None

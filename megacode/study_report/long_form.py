@@ -7,39 +7,26 @@ import io
 from collections.abc import Iterator, Sequence
 
 from megacode.study_report.printed import ReportRows
-from megacode.study_report.shapes import ModelRow, StudyReport
+from megacode.study_report.shapes import ModelRow, ScoreRow, StudyReport
 
-COLUMNS = (
-    "kind",
-    "arm",
-    "baseline",
-    "seed",
-    "task",
-    "metric",
-    "value",
-    "se",
-    "low",
-    "high",
-    "n",
-    "run",
-    "seal",
-    "scores",
-)
-MARK = ",".join(COLUMNS)
-Cells = Sequence[object]
+# Earlier reports begin with the first of these; what comes later is added behind them.
+MARK = "kind,arm,baseline,seed,task,metric,value,se,low,high"
+COLUMNS = (*MARK.split(","), "df", "p", "adjusted_p", "family", "n", "run", "seal", "scores")
+Cells = dict[str, object]
 
 
 def render_csv(document: StudyReport) -> str:
     """Return a report as CSV; numbers have all their digits, in the scores' own unit (shares of 1).
 
     `kind` is `score` (of one model), `mean` (of an arm over its seeds), `difference` (arm minus baseline, with the
-    interval that is corrected within its family) or `forecast` (of the study file, with its interval). `run`, `seal`
-    and `scores` list all models of a row, split by `;`.
+    interval and the p-value that are corrected within its family) or `forecast` (of the study file, with its
+    interval). `run`, `seal` and `scores` list all models of a row, split by `;`.
     """
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(["" if cell is None else cell for cell in row] for row in _rows(document))
+    # A column that a kind of row does not have is empty.
+    writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_rows(document))
     return file.getvalue()
 
 
@@ -48,29 +35,41 @@ def _rows(document: StudyReport) -> Iterator[Cells]:
     models = {arm["name"]: lookup.models(arm["name"]) for arm in document["arms"]}
     suites = {metric["metric"]: metric["suite"] for metric in document["metrics"]}
     for row in document["scores"]:
-        task, _, metric = row["metric"].partition("/")
-        suite = suites[row["metric"]]
-        for seed, value in row["by_seed"].items():
-            own = [model for model in models[row["arm"]] if str(model["seed"]) == seed]
-            error = row["errors_by_seed"][seed]
-            head = ("score", row["arm"], None, seed, task, metric)
-            yield *head, value, error, None, None, row["items"], *_places(own, suite)
-        scored = [model for model in models[row["arm"]] if str(model["seed"]) in row["by_seed"]]
-        yield ("mean", row["arm"], None, None, task, metric, row["value"], row["standard_error"],
-               row["low"], row["high"], row["items"], *_places(scored, suite))  # fmt: skip
+        own = [model for model in models[row["arm"]] if str(model["seed"]) in row["by_seed"]]
+        yield from _scores(row, own, suites[row["metric"]])
     for one in document["comparisons"]:
-        task, _, metric = one["metric"].partition("/")
-        suite = suites[one["metric"]]
         both = [document["provenance"][name] for name in one["models"]]
-        yield ("difference", one["arm"], one["baseline"], None, task, metric, one["difference"], one["standard_error"],
-               one["simultaneous_low"], one["simultaneous_high"], one["items"], *_places(both, suite))  # fmt: skip
+        yield {
+            "kind": "difference", "arm": one["arm"], "baseline": one["baseline"], **_named(one["metric"]),
+            "value": one["difference"], "se": one["standard_error"], "low": one["simultaneous_low"],
+            "high": one["simultaneous_high"], "df": one["degrees_of_freedom"], "p": one["p"],
+            "adjusted_p": one["adjusted_p"], "family": one["family"], "n": one["items"],
+            **_places(both, suites[one["metric"]]),
+        }  # fmt: skip
     for forecast in document["forecasts"]:
-        task, _, metric = forecast["metric"].partition("/")
         own = [model for model in models[forecast["arm"]] if model["run"] is not None]
-        yield ("forecast", forecast["arm"], None, None, task, metric, forecast["value"], None,
-               forecast["low"], forecast["high"], None, *_places(own, suites.get(forecast["metric"], "")))  # fmt: skip
+        yield {
+            "kind": "forecast", "arm": forecast["arm"], **_named(forecast["metric"]), "value": forecast["value"],
+            "low": forecast["low"], "high": forecast["high"], **_places(own, suites.get(forecast["metric"], "")),
+        }  # fmt: skip
 
 
-def _places(models: Sequence[ModelRow], suite: str) -> tuple[str, str, str]:
+def _scores(row: ScoreRow, models: Sequence[ModelRow], suite: str) -> Iterator[Cells]:
+    """Yield the score of each model of an arm in a metric, and their mean."""
+    common = {"arm": row["arm"], **_named(row["metric"]), "n": row["items"]}
+    for seed, value in row["by_seed"].items():
+        own = [model for model in models if str(model["seed"]) == seed]
+        figures = {"seed": seed, "value": value, "se": row["errors_by_seed"][seed]}
+        yield {"kind": "score", **common, **figures, **_places(own, suite)}
+    figures = {"value": row["value"], "se": row["standard_error"], "low": row["low"], "high": row["high"]}
+    yield {"kind": "mean", **common, **figures, **_places(models, suite)}
+
+
+def _named(metric: str) -> Cells:
+    task, _, name = metric.partition("/")
+    return {"task": task, "metric": name}
+
+
+def _places(models: Sequence[ModelRow], suite: str) -> Cells:
     runs, seals = (";".join(str(model[key]) for model in models) for key in ("run", "seal"))
-    return runs, seals, ";".join(model["scores"].get(suite, "") for model in models)
+    return {"run": runs, "seal": seals, "scores": ";".join(model["scores"].get(suite, "") for model in models)}

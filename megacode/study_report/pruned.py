@@ -13,11 +13,8 @@ from megacode.base.errors import MegacodeError
 from megacode.base.files import Json, RunDir, read_json
 from megacode.checkpoint.state import TrainState
 from megacode.metrics.reader import read_events
-from megacode.plan.batch import BatchSchedule
-from megacode.plan.difference import former_config, former_schedule
-from megacode.plan.learning_rate import LearningRateSchedule
-from megacode.planning.run_plan import Plan
 from megacode.report.run_record import iteration_of
+from megacode.study.found import place_of, proven_plan
 from megacode.study.identity import LearnedPast
 from megacode.study.merging import merged_state
 
@@ -65,15 +62,12 @@ def _state(card: Json, text: str) -> TrainState:
 def _trained(run: RunDir, card: Json, starts: Collection[str]) -> tuple[TrainState, list[str]]:
     """Return what is known of a deleted checkpoint, and its id for each start."""
     state = _state(card, text := run.config.read_text(encoding="utf-8"))
-    clock, config = state.consumed_samples, former_config(text)
-    schedule = former_schedule(text, state.fingerprints, clock, {})
-    if schedule is None:
+    # Without tensors the run's plan is what knows the size of the vocabulary.
+    vocabulary = int(read_json(run.plan).get("vocab_size") or 0)
+    plan = proven_plan(text, state.fingerprints, state.consumed_samples, vocabulary)
+    if plan is None:
         raise ValueError("the config proves another past")
-    batches = BatchSchedule(config, schedule)
-    vocabulary = int(read_json(run.plan).get("vocab_size") or config.model.vocab_size or 0)
-    plan = Plan(config, schedule, batches, LearningRateSchedule(config, schedule, batches), vocabulary)
-    phase = schedule.phase_at(clock - 1)
-    place = phase.index, clock - phase.first_sample
+    place = place_of(plan, state.consumed_samples)
     return state, [LearnedPast(plan, state.tokenizer_hash, start).at(*place) for start in starts]
 
 

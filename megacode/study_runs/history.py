@@ -10,14 +10,15 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from megacode.base.appending import append_json
 from megacode.base.errors import ConfigError, Problem
 from megacode.base.files import Json, digest, read_jsonl
 from megacode.base.units import format_count
+from megacode.plan.effects import flat
 from megacode.study.found import Found
 from megacode.study.places import StudyDir
+from megacode.study.schema import Study, StudyArm
 from megacode.study.tree import Tree
 from megacode.study.why import reasons
 from megacode.study_runs.disk import Disk
@@ -59,18 +60,17 @@ def versions(place: StudyDir) -> list[Json]:
 
 def version_of(tree: Tree, scored: bool) -> Json:
     """Return a study as a line of its history."""
-    # pydantic warns of fields with a validator of our own; `_plain` writes them as text.
-    study = tree.grid.study.model_dump(mode="json", by_alias=True, exclude_none=True, warnings=False)
+    study = _document(tree.grid.study)
     arms: dict[str, dict[str, list[str]]] = {}
     for (name, seed), path in tree.paths.items():
         arms.setdefault(name, {})[str(seed)] = path
     # Ids as well: a changed base file changes what the study means, and not its own document.
-    marks = digest(json.dumps([_plain(study), arms], sort_keys=True))
+    marks = digest(json.dumps([study, arms], sort_keys=True))
     return {
         "time": round(time.time(), 3),
         "digest": marks,
         "scored": scored,
-        "document": _plain(study),
+        "document": study,
         "arms": arms,
         "tokens": {node.id: node.tokens for node in tree.nodes.values()},
     }
@@ -93,24 +93,41 @@ def former_arms(tree: Tree, disk: Disk, place: StudyDir) -> list[Former]:
     return list(found.values())
 
 
-def changes_after_scores(place: StudyDir) -> list[Json]:
-    """Return what was changed of a study's declarations after the first score: `key`, `old` and `new`.
+def changes_since_scores(study: Study, place: StudyDir) -> list[Json]:
+    """Return what has changed in a study since it was first scored: `key`, `before` and `now` of each setting, as text.
 
-    A baseline, a margin or primary metrics that are chosen after results were seen prove less, so a report must say it.
+    A baseline, a margin or primary metrics that are chosen after results were seen prove less, so all who show results
+    must say it.
+
+    Args:
+        study: as its file is now.
+        place: its directory of runs.
     """
     known = versions(place)
-    scored = [line for line in known if line["scored"]]
-    if not scored:
+    if not known or not (place.is_scored or any(line["scored"] for line in known)):
         return []
-    # The last version before any score is what was declared in advance.
-    before = next((line for line in reversed(known) if not line["scored"]), scored[0])
-    last = known[-1]["document"]
-    changes = []
-    for key in ("baseline", "compare", "suites", "match"):
-        old, new = before["document"].get(key), last.get(key)
-        if old != new:
-            changes.append({"key": key, "old": old, "new": new})
-    return changes
+    # The last version that began before any score existed is what was decided in advance.
+    declared = [line for line in known if not line["scored"]] or known[:1]
+    before, now = _shown(declared[-1]["document"]), _shown(_document(study))
+    # A key that came with a later version of megacode stands at its default.
+    smallest = Study(phases={"one": {}}, arms={"one": StudyArm(phases=("one",))}, baseline="one")
+    defaults = _shown(_document(smallest))
+    return [
+        {"key": key, "before": before.get(key), "now": now.get(key)}
+        for key in sorted({*before, *now})
+        if before.get(key, defaults.get(key)) != now.get(key)
+    ]
+
+
+def _document(study: Study) -> Json:
+    # pydantic warns of fields with a validator of our own; they become text.
+    document = study.model_dump(mode="json", by_alias=True, exclude_none=True, warnings=False)
+    return dict(json.loads(json.dumps(document, default=str)))
+
+
+def _shown(document: Json) -> dict[str, str]:
+    # Values as text: fractions and lists are compared as they are shown.
+    return {key: str(value) for key, value in flat(document) if value not in (None, {}, [], ())}
 
 
 def accept(tree: Tree, disk: Disk, place: StudyDir, where: str, scored: bool, retrain: bool) -> Json | None:
@@ -169,8 +186,3 @@ def _arms(version: Json) -> Iterator[tuple[str, int, list[str]]]:
     for name, seeds in version["arms"].items():
         for seed, path in seeds.items():
             yield name, int(seed), path
-
-
-def _plain(value: Any) -> Any:
-    """Return a document of plain values: fractions become text."""
-    return json.loads(json.dumps(value, default=str))

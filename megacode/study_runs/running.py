@@ -211,8 +211,7 @@ def prepare(tree: Tree, place: StudyDir, choices: Choices, where: str, make_item
     """
     disk = Disk(place.path)
     # Of removed arms, too: what was seen before the study changed is what its history must say.
-    scored = any(place.path.glob("*/eval/*@iter_*.json"))
-    accept(tree, disk, place, where, scored, choices.retrain)
+    accept(tree, disk, place, where, place.is_scored, choices.retrain)
     if choices.scores:
         for suite in tree.grid.study.suites:
             if suite in MADE_SUITES:

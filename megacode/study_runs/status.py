@@ -14,10 +14,12 @@ from megacode.study.loading import load_study
 from megacode.study.places import StudyDir
 from megacode.study.tree import Tree
 from megacode.study_runs.disk import Disk
-from megacode.study_runs.history import Former, changes_after_scores, former_arms, versions
+from megacode.study_runs.history import Former, changes_since_scores, former_arms, versions
 from megacode.study_runs.runs import needed_runs
 from megacode.study_runs.scores import ScoreBoard
 from megacode.study_runs.states import ArmState, RunState, arm_states, run_states
+
+_DECLARED = ("baseline", "compare", "match", "suites")  # in advance, for the reader of the results
 
 
 def study_status(path: Path, jobs_of: Callable[[StudyDir], Mapping[str, str]] = lambda _: {}) -> Json:
@@ -43,6 +45,9 @@ def study_status(path: Path, jobs_of: Callable[[StudyDir], Mapping[str, str]] = 
     arms = arm_states(tree, disk, board, runs, jobs)
     owner = lock.owner(place.as_run)
     former = former_arms(tree, disk, place)
+    changes = changes_since_scores(study, place)
+    # Of the rest the arms' own rows tell: what is stale, what is retired.
+    declared = [change for change in changes if change["key"].partition(".")[0] in _DECLARED]
     return {
         "name": study.name,
         "runs": str(place.path),
@@ -52,7 +57,7 @@ def study_status(path: Path, jobs_of: Callable[[StudyDir], Mapping[str, str]] = 
         "needed": [_run(state, place) for state in runs.values()],
         "former": [_former(one) for one in former],
         "versions": len(versions(place)),
-        "changed_after_scores": changes_after_scores(place),
+        "changed_after_scores": declared,
         "next": _next(path, owner, arms, list(runs.values()), jobs, place.jobs.exists()),
     }
 

@@ -108,4 +108,4 @@ def _flags(document: Json) -> Iterator[str]:
     if document["changed_after_scores"]:
         yield "\nchanged after the first score"
     for change in document["changed_after_scores"]:
-        yield f"  {change['key']}: {change['old']} -> {change['new']}"
+        yield f"  {change['key']}: {change['before'] or '-'} -> {change['now'] or '-'}"

@@ -10,7 +10,7 @@ from megacode.base.errors import ConfigError, PlanError
 from megacode.config.loading import load_config
 from megacode.planning.run_plan import make_plan
 from megacode.study_runs.disk import Disk
-from megacode.study_runs.history import accept, changes_after_scores, versions
+from megacode.study_runs.history import accept, changes_since_scores, versions
 from megacode.study_runs.jobs import jobs_of, write_configs
 from megacode.study_runs.running import checked_tree
 from megacode.study_runs.runs import StudyRun, needed_runs
@@ -112,15 +112,21 @@ def test_history_keeps_each_version_once_and_tells_what_changed_after_the_first_
     assert len(versions(trial.place)) == 1
     trial.document["compare"] = {"margin": "0.5 points"}
     note(False)
-    assert changes_after_scores(trial.place) == []
+    assert changes_since_scores(trial.tree().grid.study, trial.place) == []
     trial.document["baseline"] = "longer"
     note(True)
     trial.document["compare"] = {"margin": "2 points"}
     note(True)
     assert [line["scored"] for line in versions(trial.place)] == [False, False, True, True]
-    changes = {change["key"]: (change["old"], change["new"]) for change in changes_after_scores(trial.place)}
-    assert changes["baseline"] == ("base", "longer")
-    assert [side["margin"] for side in changes["compare"]] == [0.5, 2.0]
+    del trial.document["arms"]["decayed"]
+    found = changes_since_scores(trial.tree().grid.study, trial.place)
+    changes = {change["key"]: (change["before"], change["now"]) for change in found}
+    assert changes.pop("baseline") == ("base", "longer")
+    assert changes.pop("compare.margin") == ("0.5", "2.0")
+    assert set(changes) == {"arms.decayed.phases"}
+    trial.write()
+    declared = study_status(trial.path)["changed_after_scores"]
+    assert [change["key"] for change in declared] == ["baseline", "compare.margin"]
 
 
 @pytest.mark.filterwarnings("error")

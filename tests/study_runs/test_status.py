@@ -47,7 +47,7 @@ def document() -> dict[str, Any]:
                 "checkpoints": ["runs/old/iter_1"],
             }
         ],
-        "changed_after_scores": [{"key": "baseline", "old": "a", "new": "b"}],
+        "changed_after_scores": [{"key": "baseline", "before": "a", "now": "b"}],
         "next": "megacode study run paper.yaml",
     }
 
