@@ -130,3 +130,8 @@ def format_seconds(seconds: float) -> str:
 def format_measured(value: float | None, digits: int) -> str:
     """Return a measurement with `digits` decimals; None (null in a file) and NaN become `not finite`."""
     return "not finite" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def counted(number: int, one: str) -> str:
+    """Return `1 arm`, `3 arms`."""
+    return f"{number:,} {one if number == 1 else one + 's'}"

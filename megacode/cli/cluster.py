@@ -14,7 +14,7 @@ import typer
 
 from megacode.base.errors import EXIT_CHECK, EXIT_INPUT, LaunchError, MegacodeError
 from megacode.base.logs import setup_logging
-from megacode.cli.options import AcceptChangedPast, Config, Json, Overrides, RunDirectory, Site, print_json
+from megacode.cli.options import AcceptChangedPast, Config, Json, Overrides, RunDirectory, Site, Without, print_json
 
 app = typer.Typer()
 job = typer.Typer(name="job", help="Called by a SLURM job's script, around its ranks.", no_args_is_help=True)
@@ -103,7 +103,7 @@ def score(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of a run.", show_default=False)],
     suite: Annotated[str, typer.Option(help="As for `megacode evaluate`.")] = "demo",
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of items per task.")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="Exclude a task; may be repeated.")] = None,
+    without: Without = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     run_generated_code: Annotated[
         bool, typer.Option("--run-generated-code", help="Run code that the model writes.")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from megacode.cli.options import Json, console, print_json
+from megacode.cli.options import Json, Level, Without, console, print_json
 
 app = typer.Typer()
 
@@ -18,14 +18,14 @@ def compare(
         typer.Argument(metavar="NAME=SCORES[,SCORES...]", help="Arms; several score files of one arm are its seeds."),
     ],
     baseline: Annotated[str | None, typer.Option(help="Arm to compare the others with; default: the first.")] = None,
-    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence level of the intervals.")] = 0.95,
+    level: Level = 0.95,
     # Two families of metrics: intervals are corrected for the number of comparisons within each.
     primary: Annotated[
         list[str] | None,
         typer.Option(help="Metrics of interest, as mean/NAME or TASK/METRIC; default: all means, or else all metrics."),
     ] = None,
     secondary: Annotated[list[str] | None, typer.Option(help="Metrics of a second family.")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="Exclude a task; may be repeated.")] = None,
+    without: Without = None,
     as_json: Json = False,
 ) -> None:
     """Compare score files item by item: differences with intervals, corrected for the number of comparisons."""

@@ -17,6 +17,7 @@ from megacode.cli.options import (
     Checkpoint,
     Json,
     Nproc,
+    Without,
     console,
     is_first_rank,
     out_directory_argument,
@@ -128,7 +129,7 @@ def evaluate(
     texts: Annotated[list[str] | None, typer.Option(help="Text files for bits per byte: 'a/*.txt', 'b.jsonl'.")] = None,
     out: Annotated[Path | None, out_file("Score file; default: in the model's run.")] = None,
     tasks: Annotated[Path | None, typer.Option(help="Directory of the items of demo or heldout.")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="Exclude a task; may be repeated.")] = None,
+    without: Without = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of items per task.")] = None,
     # How and where.
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 16,

@@ -50,6 +50,8 @@ Config = Annotated[Path, typer.Argument(help="A run's YAML config.", show_defaul
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value ...", show_default=False)]
 RunDirectory = Annotated[Path, typer.Argument(help="A run directory.", show_default=False)]
 Checkpoint = Annotated[Path, typer.Argument(help="A run directory, or one checkpoint in it.", show_default=False)]
+Level = Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence level of the intervals.")]
+Without = Annotated[list[str] | None, typer.Option(help="Exclude a task; may be repeated.")]
 Nproc = Annotated[int | None, typer.Option(min=1, help="Start this many ranks on this machine.")]
 Site = Annotated[
     Path | None,

@@ -10,11 +10,21 @@ from typing import Annotated
 import typer
 
 from megacode.base.errors import EXIT_FAILURE
-from megacode.cli.options import Json, Site, console, out_directory, print_json
+from megacode.cli.options import Json, Level, Site, Without, console, out_directory, print_json
 
 app = typer.Typer(help="From a question to a table: arms, scales and seeds in one file.", no_args_is_help=True)
 
 StudyFile = Annotated[Path, typer.Argument(help="A study's YAML file.", show_default=False)]
+# What `run` and `submit` have in common: which part of a study, and what a person allows.
+Only = Annotated[list[str] | None, typer.Option(help="An arm, and what it starts from; may be repeated.")]
+NoScores = Annotated[bool, typer.Option("--no-scores", help="Train only.")]
+RunGeneratedCode = Annotated[
+    bool, typer.Option("--run-generated-code", help="Run code that the models write, in a sandbox.")
+]
+RetrainStale = Annotated[
+    bool, typer.Option("--retrain-stale", help="Train arms again that have changed; what is there is kept.")
+]
+Retry = Annotated[bool, typer.Option("--retry", help="Also try again what failed for good: wrong input, divergence.")]
 
 
 @app.command()
@@ -79,17 +89,11 @@ def run(
     nproc: Annotated[
         int | None, typer.Option(min=1, help="Ranks of each run; default: as few as its layout allows.")
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="An arm, and what it starts from; may be repeated.")] = None,
-    no_scores: Annotated[bool, typer.Option("--no-scores", help="Train only.")] = False,
-    run_generated_code: Annotated[
-        bool, typer.Option("--run-generated-code", help="Run code that the models write, in a sandbox.")
-    ] = False,
-    retrain_stale: Annotated[
-        bool, typer.Option("--retrain-stale", help="Train arms again that have changed; what is there is kept.")
-    ] = False,
-    retry: Annotated[
-        bool, typer.Option("--retry", help="Also try again what failed for good: wrong input, divergence.")
-    ] = False,
+    only: Only = None,
+    no_scores: NoScores = False,
+    run_generated_code: RunGeneratedCode = False,
+    retrain_stale: RetrainStale = False,
+    retry: Retry = False,
 ) -> None:
     """Train and score, on this machine, what the study lacks; stopped or killed, the same command goes on."""
     from megacode.data.heldout_items import build_items
@@ -107,17 +111,11 @@ def submit(
     flags: Annotated[
         list[str] | None, typer.Argument(metavar="-- FLAGS", help="Options of sbatch for all jobs.")
     ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="An arm, and what it starts from; may be repeated.")] = None,
-    no_scores: Annotated[bool, typer.Option("--no-scores", help="Train only.")] = False,
-    run_generated_code: Annotated[
-        bool, typer.Option("--run-generated-code", help="Run code that the models write, in a sandbox.")
-    ] = False,
-    retrain_stale: Annotated[
-        bool, typer.Option("--retrain-stale", help="Train arms again that have changed; what is there is kept.")
-    ] = False,
-    retry: Annotated[
-        bool, typer.Option("--retry", help="Also try again what failed for good: wrong input, divergence.")
-    ] = False,
+    only: Only = None,
+    no_scores: NoScores = False,
+    run_generated_code: RunGeneratedCode = False,
+    retrain_stale: RetrainStale = False,
+    retry: Retry = False,
     # What each run asks SLURM for; see `megacode launch`.
     nodes: Annotated[int, typer.Option(min=1, help="Nodes of each run.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs per node.")] = 8,
@@ -185,8 +183,8 @@ def report(
         Path | None, out_directory("Directory to write to; default: report/ below the study's runs.")
     ] = None,
     as_json: Json = False,
-    level: Annotated[float, typer.Option(min=0.5, max=0.999, help="Confidence level of the intervals.")] = 0.95,
-    without: Annotated[list[str] | None, typer.Option(help="Exclude a task; may be repeated.")] = None,
+    level: Level = 0.95,
+    without: Without = None,
 ) -> None:
     """Write what the scores say so far: report.html, report.md, report.csv and report.tex, from the same numbers."""
     from megacode.study_report.document import report_document

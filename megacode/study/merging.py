@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from megacode.base.errors import ConfigError
 from megacode.base.files import digest
+from megacode.base.units import counted
 from megacode.config.quantity import Quantity
 from megacode.plan.decay_weights import Shape, decay_weights, in_window
 from megacode.planning.run_plan import Plan
@@ -101,7 +102,7 @@ def merging_of(
     if merge.last is not None:
         first = len(clocks) - merge.last
         if first < 0:
-            what = f"the run keeps {len(clocks)} checkpoints, and {merge.last} are to be merged"
+            what = f"the run keeps {counted(len(clocks), 'checkpoint')}, and {merge.last} are to be merged"
             raise ConfigError(what, f"{where}.last", f"{fix}; or merge fewer")
         over = end - clocks[first]
     else:

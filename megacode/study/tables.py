@@ -12,7 +12,7 @@ from rich.text import Text
 from rich.tree import Tree as Branches
 
 from megacode.base.tables import FigureTable
-from megacode.base.units import format_bytes, format_count
+from megacode.base.units import counted, format_bytes, format_count
 
 _Json = dict[str, Any]
 _WIDEST = 100
@@ -57,11 +57,12 @@ def _headline(document: _Json) -> Table:
     levels = "".join(f", {name}: {', '.join(names)}" for name, names in document["factors"].items())
     grid.add_row("study", Text(document["name"], style="bold"))
     grid.add_row("arms", f"{len(arms)}, baseline {document['baseline']}{levels}; {_seeds(seeds)}")
-    merged = f", {merges} merges" if merges else ""
-    grid.add_row("runs", f"{len(runs)}{merged}, {len(document['nodes'])} nodes, below {document['runs']}")
+    merged = f", {counted(merges, 'merge')}" if merges else ""
+    nodes = counted(len(document["nodes"]), "node")
+    grid.add_row("runs", f"{len(runs)}{merged}, {nodes}, below {document['runs']}")
     trained = sum(row["state"] == "trained" for row in document["nodes"])
     to_train = f"{format_count(document['tokens_to_train'])} tokens"
-    grid.add_row("to train", f"{to_train}; {trained} nodes are there" if trained else to_train)
+    grid.add_row("to train", f"{to_train}; {counted(trained, 'node')} trained already" if trained else to_train)
     hours = document["gpu_hours"]
     time = "GPU-hours unknown: give --gpus N" if hours is None else f"{format_count(round(hours))} GPU-hours"
     on = f" on {document['gpus']} x {document['gpu']} per run" if hours is not None else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from megacode.base.units import format_count
+from megacode.base.units import counted, format_count
 from megacode.capacity.costs import parameters
 from megacode.statistics.words import seeds_vary
 from megacode.study_report.results import StudyResults
@@ -24,17 +24,22 @@ def missing(results: StudyResults, models: Sequence[ModelRow], scored: Scored) -
         what = "declared, and not there: states that were trained on them are not found without them"
         found.append(f"{', '.join(declared)}: {what}")
     for state, said in (
-        ("not trained", "are not trained yet"),
-        ("not scored", "are trained and not scored yet"),
-        ("partly scored", "lack scores of some suites"),
+        ("not trained", ("is not trained yet", "are not trained yet")),
+        ("not scored", ("is trained and not scored yet", "are trained and not scored yet")),
+        ("partly scored", ("lacks scores of some suites", "lack scores of some suites")),
     ):
         names = [f"{model['arm']} seed {model['seed']}" for model in models if model["state"] == state]
         if names:
-            found.append(f"{len(names)} of {len(models)} models {said}: {_listed(names)}")
+            one, found_ = len(names) == 1, f"{len(names)} of {counted(len(models), 'model')}"
+            found.append(f"{found_} {said[0] if one else said[1]}: {_listed(names)}")
     lacking = {
         suite: sum(suite not in model["scores"] for model in models if model["scores"]) for suite in results.suites
     }
-    found += [f"{count} scored models have no scores of the suite {suite}" for suite, count in lacking.items() if count]
+    found += [
+        f"{counted(count, 'scored model')} without scores of the suite {suite}"
+        for suite, count in lacking.items()
+        if count
+    ]
     strange = dict.fromkeys(line for one in results.trained.values() for line in one.strange)
     return [*found, *strange, *scored.missing]
 
@@ -112,7 +117,7 @@ def _of_suites(results: StudyResults, scored: Scored, overlaps: Sequence[Overlap
     documents = [document for one in results.trained.values() for document in one.documents.values()]
     limited = sorted({int(limit) for document in documents if (limit := document["settings"].get("limit")) is not None})
     if limited:
-        yield f"Tasks were cut to {' or '.join(str(limit) for limit in limited)} items."
+        yield f"Tasks were cut to {' or '.join(str(limit) for limit in limited)} item{'s' * (limited != [1])}."
     if scored.scores and not overlaps:
         yield "Whether the questions occur in the training data was not checked."
     worst = max((row["hits"] / row["items"] for row in overlaps if row["items"]), default=0.0)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from megacode.base.units import format_count
+from megacode.base.units import counted, format_count
 from megacode.study_report.printed import (
     NOTHING,
     ReportRows,
@@ -63,8 +63,8 @@ def _head(document: StudyReport) -> str:
         MARK,
         f"# {study['name']}",
         "",
-        f"{len(arms)} arms, seeds {seeds}, compared with {document['baseline']}; "
-        f"intervals of {100 * document['level']:g} %. "
+        f"{counted(len(arms), 'arm')}, seed{'s' * (len(document['seeds']) > 1)} {seeds}, "
+        f"compared with {document['baseline']}; intervals of {100 * document['level']:g} %. "
         f"{format_count(tokens['tree'])} tokens as a tree, {format_count(tokens['rows'])} as one run a row, "
         f"{format_count(tokens['alone'])} for each arm alone.",
     ]

@@ -218,7 +218,7 @@ class _Proposer:
         }
 
     def _notes(self) -> list[str]:
-        laws, notes = self.laws, []
+        laws, notes = self.laws, self.laws.notes()
         part = self.target.budget / laws.like.facts["tokens"]
         if part > _LONGER:
             notes.append(

@@ -117,10 +117,29 @@ class StudyLaws:
         return [known[name] for name in names]
 
     def _weights(self) -> np.ndarray:
-        given = np.array([self.wanted.weights.get(one.name, 1.0) for one in self.metrics])
+        inner = {part for _, part in self._nested()}
+        # A mean beside its own parts would count their tasks more than once. What the user weighs by hand stays.
+        given = np.array([self.wanted.weights.get(one.name, float(one.name not in inner)) for one in self.metrics])
         if not given.sum() > 0:
             raise ConfigError("all weights are 0", "--weights", "give one metric a positive weight")
         return np.asarray(given / given.sum())
+
+    def _nested(self) -> list[tuple[str, str]]:
+        """Return the pairs of targets of which the first is a mean of all that is in the second, and of more."""
+        return [(one.name, part.name) for one in self.metrics for part in self.metrics if one.keys > part.keys]
+
+    def notes(self) -> list[str]:
+        """Return what a reader must know of targets that hold each other."""
+        weights = {one.name: weight for one, weight in zip(self.metrics, self.weights, strict=True)}
+        found: dict[str, list[str]] = {}
+        for whole, part in self._nested():
+            if weights[whole] and (weights[part] or not self.wanted.weights):
+                found.setdefault(whole, []).append(part)
+        if self.wanted.weights:
+            return [f"{whole} holds {' and '.join(parts)}: their tasks count more than once"
+                    for whole, parts in found.items()]  # fmt: skip
+        return [f"{whole} decides, and holds {' and '.join(parts)}: --weights lets these count by themselves"
+                for whole, parts in found.items()]  # fmt: skip
 
     def _fitted(self) -> Objective | None:
         """Return the laws; None where the arms cannot tell them."""

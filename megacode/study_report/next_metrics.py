@@ -24,12 +24,14 @@ class Metric:
         suite: that it belongs to.
         higher_is_better: None for a mean of both kinds.
         values: float64[seeds] by the name of a point.
+        keys: task and metric of each of its parts; one for a metric of a task.
     """
 
     name: str
     suite: str
     higher_is_better: bool | None
     values: Mapping[str, np.ndarray]
+    keys: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def sign(self) -> int:
@@ -86,4 +88,4 @@ def _metrics(suite: str, arms: Sequence[Arm], without: Sequence[str]) -> Iterato
     table = tabulate(arms, without)
     for quantity in table.quantities:
         values = {arm.name: table.scores(number, quantity) for number, arm in enumerate(arms)}
-        yield Metric(quantity.name, suite, quantity.higher_is_better, values)
+        yield Metric(quantity.name, suite, quantity.higher_is_better, values, frozenset(quantity.keys))

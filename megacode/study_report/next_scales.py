@@ -7,6 +7,7 @@ Source: decision accuracy, DataDecide, arXiv 2504.11393: one small scale orders 
 from __future__ import annotations
 
 from megacode.base.errors import ConfigError
+from megacode.base.units import counted
 from megacode.config.suggestions import did_you_mean
 from megacode.mixture.gates import Refusal, decision_accuracy
 from megacode.study_report.next_laws import StudyLaws
@@ -49,4 +50,5 @@ def _ranking(laws: StudyLaws, level: str) -> str:
     weighted = list(zip(laws.weights, laws.metrics, strict=True))
     large = [sum(weight * metrics[one.name].loss(point.name) for weight, one in weighted) for point in there]
     alike, pairs = decision_accuracy([here[point.cell.arm, point.phase] for point in there], large)
-    return f"{len(there)} arms are scored at both, which order {alike} of {pairs} pairs alike ({alike / pairs:.0%})"
+    said = f"{alike} of {counted(pairs, 'pair')} alike ({alike / pairs:.0%})"
+    return f"{len(there)} arms are scored at both, which order {said}"

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from megacode.base.tables import FigureTable
-from megacode.base.units import format_count, format_measured, format_seconds
+from megacode.base.units import counted, format_count, format_measured, format_seconds
 from megacode.study_runs.jobs import StudyJob
 from megacode.study_runs.outcomes import progress
 
@@ -89,9 +89,9 @@ class ProgressTable:
         table = FigureTable("run", *figures, figures=figures, padding=(0, 1, 0, 0))
         for job in running:
             table.add_row(*self._row(job))
-        words = [f"{self._ended['train']} of {self._total['train']} runs trained"]
+        words = [f"{self._ended['train']} of {counted(self._total['train'], 'run')} trained"]
         words += [f"{self._ended['merge']} of {self._total['merge']} merged"] if self._total["merge"] else []
-        words += [f"{self._ended['score']} of {self._total['score']} scores"] if self._total["score"] else []
+        words += [f"{self._ended['score']} of {counted(self._total['score'], 'score')}"] if self._total["score"] else []
         words += [f"{self._failed} failed"] if self._failed else []
         return Group(Text(" · ".join(words), style="bold"), table)
 

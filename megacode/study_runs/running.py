@@ -15,6 +15,7 @@ from megacode.base.errors import EXIT_RESUMABLE, ConfigError, LaunchError, PlanE
 from megacode.base.files import atomic_path, remove
 from megacode.base.lock import RunLock
 from megacode.base.ownership import read
+from megacode.base.units import counted
 from megacode.capacity.layout import uneven_batches
 from megacode.config.evaluate import MADE_SUITES
 from megacode.config.run import RunConfig
@@ -266,8 +267,9 @@ class _StudyLock:
 
 def _announce(console: Console, work: Work, jobs: Sequence[StudyJob], room: Room) -> None:
     runs, merges = (sum(job.kind == kind for job in jobs) for kind in ("train", "merge"))
-    merged = f", {merges} merges" if merges else ""
-    words = f"{runs} runs{merged} and {len(jobs) - runs - merges} scores to make, {room.jobs} at once; "
+    merged = f", {counted(merges, 'merge')}" if merges else ""
+    scores = counted(len(jobs) - runs - merges, "score")
+    words = f"{counted(runs, 'run')}{merged} and {scores} to make, {room.jobs} at once; "
     words += f"logs in {work.place.logs}"
     console.print(words, highlight=False, soft_wrap=True)
 
@@ -289,7 +291,8 @@ def _report(console: Console, results: JobResults, work: Work, choices: Choices,
         say(f"not started: {name}: {lacking} is not there, and no run makes it")
     waiting = {name: maker for name, maker in results.waiting.items() if maker}
     if waiting and not results.stopped:
-        say(f"{len(waiting)} jobs wait for {', '.join(dict.fromkeys(waiting.values()))}")
+        verb = "waits" if len(waiting) == 1 else "wait"
+        say(f"{counted(len(waiting), 'job')} {verb} for {', '.join(dict.fromkeys(waiting.values()))}")
     if results.same_mistake:
         say("the first runs all have wrong input, so no other was started")
     trained = {node.id for run in work.runs for node in run.nodes}

@@ -14,6 +14,7 @@ from typing import Literal
 
 from megacode.base.errors import MegacodeError
 from megacode.base.files import RunDir, read_json
+from megacode.base.units import counted
 from megacode.checkpoint.state import seal_of
 from megacode.eval.suites import Suite, load_suite
 from megacode.planning.suite import score_name
@@ -130,7 +131,7 @@ class ScoreBoard:
         if name in self._digests and document.get("suite_sha256") != self._digests[name]:
             return "of other questions"
         if limit is not None:
-            return f"of {limit} items a task"
+            return f"of {counted(limit, 'item')} a task"
         # A login node may have no lm-eval.
         if _lm_eval() not in (None, version):
             return f"made with lm-eval {version}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from megacode.base.tables import FigureTable
+from megacode.base.units import counted
 from megacode.study_runs.submitting import JobFate
 
 _NOT_SUBMITTED = {
@@ -41,13 +42,16 @@ def render_submitted(entries: Sequence[JobFate], study: Path, console: Console) 
         for entry in chosen:
             # What starts from it is counted, not listed: there may be hundreds of scores.
             after = sum(one.cause == entry.name for one in entries)
-            say(f"  {entry.name}: {entry.why}" + (f"; {after} more start from it" if after else ""))
+            say(
+                f"  {entry.name}: {entry.why}"
+                + (f"; {after} more start{'s' if after == 1 else ''} from it" if after else "")
+            )
     new = sum(entry.fate == "submitted" for entry in entries)
     there = len(jobs) - new
     if not entries:
         say(f"all runs and scores are there: megacode study status {shlex.quote(str(study))}")
         return
-    say(f"\n{new} submitted" + (f", {there} in the queue before" if there else ""))
+    say(f"\n{counted(new, 'job')} submitted" + (f", {there} in the queue before" if there else ""))
     say(f"next: megacode study status {shlex.quote(str(study))}")
 
 

@@ -40,7 +40,9 @@ class SharePoint:
     paper: float = math.nan
 
 
-def proportion(key: str, title: str, unit: str, source: str, points: Sequence[SharePoint], css: str = "s0") -> Figure:
+def proportion(
+    key: str, title: str, unit: str, source: str, points: Sequence[SharePoint], css: str = "s0", level: float = 0.95
+) -> Figure:
     """Return the curve of one metric.
 
     Args:
@@ -50,6 +52,7 @@ def proportion(key: str, title: str, unit: str, source: str, points: Sequence[Sh
         source: what the share is of.
         points: arms; those without a score are left out.
         css: colour.
+        level: of the intervals.
     """
     scored = sorted((p for p in points if math.isfinite(p.value)), key=lambda p: p.share)
     if not scored:
@@ -57,7 +60,7 @@ def proportion(key: str, title: str, unit: str, source: str, points: Sequence[Sh
     values = [v for p in scored for v in (p.value, p.low, p.high)]
     # A paper's value far from all others would flatten the curve.
     kept = [p if is_near(p.paper, values) else replace(p, paper=math.nan) for p in scored]
-    entries = [Entry("mean over seeds, 95 % interval", css, "ribbon"), Entry("a seed", css, "ring")]
+    entries = [Entry(f"mean over seeds, {100 * level:g} % interval", css, "ribbon"), Entry("a seed", css, "ring")]
     entries += [Entry("the paper", "ink", "diamond hollow")] if any(math.isfinite(p.paper) for p in kept) else []
     drawn = _drawing(kept, f"share of {source} in the data", unit, css, f"{title} over the share of {source}")
     at = f"{len(kept)} arms" if len(kept) > 1 else kept[0].name

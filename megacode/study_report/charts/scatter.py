@@ -70,7 +70,7 @@ class ScatterAxes:
 
 
 def scatter(key: str, title: str, points: Sequence[ScatterPoint], axes: ScatterAxes, reading: str,
-            missing: str = "") -> Figure:  # fmt: skip
+            missing: str = "", level: float = 0.95) -> Figure:  # fmt: skip
     """Return arms as points with error crosses, with the frontier of those that no other one beats in both."""
     own = [point for point in points if not point.paper and _is_shown(point)]
     if not own:
@@ -80,7 +80,7 @@ def scatter(key: str, title: str, points: Sequence[ScatterPoint], axes: ScatterA
     points = [point if not point.paper or _is_near(point, own) else replace(point, x=math.nan) for point in points]
     shown = [point for point in points if _is_shown(point)]
     drawn = [_drawing(points, axes, size, title) for size in (WIDE, NARROW)]
-    entries = [Entry("arm, with 95 % intervals", "s0", "circle solid")]
+    entries = [Entry(f"arm, with {100 * level:g} % intervals", "s0", "circle solid")]
     entries += [Entry("baseline", "ink", "square solid")] if any(p.baseline for p in shown) else []
     entries += [Entry("one more phase", "ink", "arrow")] if any(p.after is not None for p in shown) else []
     entries += [Entry("not beaten in both", "ink", "dash")] if len(_frontier(points, axes)) > 1 else []

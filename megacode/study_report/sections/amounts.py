@@ -24,7 +24,7 @@ def proportions(index: ReportIndex) -> list[Figure]:
             # Two panels, never two axes in one: where two curves cross would be a matter of scales.
             title = index.title(metric).removesuffix(" (mean)") + (f", {curve['name']}" if curve["name"] else "")
             figures.append(proportion(f"proportion-{number}-{part}", title, index.unit(metric), source, points,
-                                      colour(part)))  # fmt: skip
+                                      colour(part), index.document["level"]))  # fmt: skip
     return figures
 
 
@@ -77,7 +77,7 @@ def pareto_figures(index: ReportIndex) -> list[Figure]:
             "Crosses are intervals of each score alone; arms answer the same items, so differences are surer than "
             "crosses suggest. Arrows lead from an arm to the same arm with one more phase."
         )
-        figures.append(scatter(f"pareto-{number}", title, points, axes, reading))
+        figures.append(scatter(f"pareto-{number}", title, points, axes, reading, level=index.document["level"]))
     return figures
 
 
@@ -124,7 +124,7 @@ def gain_figure(index: ReportIndex) -> Figure:
         "The cost of an arm is its whole own path, not its share of the tree: what it would cost somebody who wants "
         "this model alone. The dashed line joins arms that no cheaper one equals."
     )
-    return scatter("gain-chart", "Score for the compute spent", points, axes, reading)
+    return scatter("gain-chart", "Score for the compute spent", points, axes, reading, level=index.document["level"])
 
 
 def _gain_point(index: ReportIndex, arm: str, metric: str, flops: float, score: float) -> ScatterPoint:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from megacode.base.units import format_count
+from megacode.base.units import counted, format_count
 from megacode.report.figure import NOTHING, percent
 from megacode.statistics.words import figure as printed
-from megacode.study_report.sections.lookup import ReportIndex, counted, items_file
+from megacode.study_report.sections.lookup import ReportIndex, items_file
 from megacode.study_report.sections.trunks import flops_text
 from megacode.study_report.shapes import ModelRow
 

@@ -188,8 +188,3 @@ def fixed(value: float, places: int, *, sign: bool = False) -> str:
 def items_file(scores: str) -> str:
     """Return the file of single answers beside a score file."""
     return f"{scores.removesuffix('.json')}.items.jsonl"
-
-
-def counted(number: int, one: str) -> str:
-    """Return `1 arm`, `3 arms`."""
-    return f"{number:,} {one if number == 1 else one + 's'}"

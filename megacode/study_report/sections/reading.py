@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from megacode.base.units import format_count
+from megacode.base.units import counted, format_count
 from megacode.report.figure import NOTHING, colour, percent
-from megacode.study_report.sections.lookup import ReportIndex, counted
+from megacode.study_report.sections.lookup import ReportIndex
 from megacode.study_report.shapes import ExposureRow, OverlapRow
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+from megacode.base.units import counted
 from megacode.report.figure import NOTHING
-from megacode.study_report.sections.lookup import ReportIndex, counted, fixed
+from megacode.study_report.sections.lookup import ReportIndex, fixed
 from megacode.study_report.shapes import HeatCell, VarianceShare
 
 ARMS_A_TABLE = 10  # more columns would not fit on the page or on paper

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megacode.base.units import format_count
+from megacode.base.units import counted, format_count
 from megacode.report.figure import Figure, scientific
 from megacode.study_report.charts.tree import TreeBar, tree
-from megacode.study_report.sections.lookup import ReportIndex, counted
+from megacode.study_report.sections.lookup import ReportIndex
 
 Node = Mapping[str, Any]
 
