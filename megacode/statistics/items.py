@@ -18,8 +18,9 @@ import numpy as np
 import orjson
 
 from megacode.base.errors import DataError
-from megacode.base.files import digest, note_damage, parse_line
+from megacode.base.files import digest, parse_line
 
+SCORE_AGAIN = "score the model again: megacode evaluate MODEL --overwrite"
 _KNOWN = ("task", "item", "filter", "doc_hash", "metrics")
 _MOST_BLOCKS = 200  # stretches of lines of one task; more mean that the lines are in an order of their own
 _MOST_KEPT = 8  # forms: one for each suite of a study
@@ -155,7 +156,7 @@ class ItemsReader:
         try:
             raw = path.read_bytes()
         except FileNotFoundError:
-            fix = "copy it to the score file's directory, or score the model again"
+            fix = f"copy it to the score file's directory, or {SCORE_AGAIN}"
             raise DataError("the score file's items file is missing", str(path), fix) from None
         lines = raw.split(b"\n")
         # The last line ends with a newline, so nothing follows it; without one the writer may have been killed.
@@ -185,7 +186,9 @@ def _parsed(path: Path, lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
                 raise ValueError(f"{', '.join(missing)} is missing")
             yield line
         except ValueError as error:
-            note_damage(path, number, error, None)
+            # Deleting the line is no help: a score file knows how many it has.
+            fix = f"restore the file from a backup, or {SCORE_AGAIN}"
+            raise DataError(f"the line is damaged: {error}", f"{path}:{number}", fix) from None
 
 
 def _collected(lines: Sequence[dict[str, Any]]) -> dict[str, TaskItems]:

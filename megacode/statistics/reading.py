@@ -17,10 +17,9 @@ import orjson
 
 from megacode.base.errors import DataError
 from megacode.base.files import RunDir
-from megacode.statistics.items import ItemsReader, TaskItems, TaskQuestions
+from megacode.statistics.items import SCORE_AGAIN, ItemsReader, TaskItems, TaskQuestions
 
 ITEMS = ".items.jsonl"
-_AGAIN = "score the model again: megacode evaluate MODEL --overwrite"
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def read_scores(path: Path, reader: ItemsReader | None = None) -> Scores:
         return _scores(path, document, reader or ItemsReader())
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # values of other types than a score file has
         what = f"the score file is damaged: {type(error).__name__}: {error}"
-        raise DataError(what, str(path), _AGAIN) from None
+        raise DataError(what, str(path), SCORE_AGAIN) from None
 
 
 def _scores(path: Path, document: Mapping[str, Any], reader: ItemsReader) -> Scores:
@@ -129,7 +128,7 @@ def _scores(path: Path, document: Mapping[str, Any], reader: ItemsReader) -> Sco
     unpaired: list[str] = []
     for name, scores in document["scores"].items():
         if name not in columns:
-            raise DataError(f"it has no items of the task {name}", str(items), _AGAIN)
+            raise DataError(f"it has no items of the task {name}", str(items), SCORE_AGAIN)
         tasks[name] = _task(document, name, scores, columns[name], items, unpaired)
     versions = {key: document["versions"].get(key) for key in ("transformers", "torch")}
     settings = {key: document["settings"].get(key) for key in ("device", "dtype")}
@@ -152,13 +151,13 @@ def read_document(path: Path) -> dict[str, Any]:
         raise DataError("the score file does not exist", str(path), fix) from None
     except orjson.JSONDecodeError as error:
         what = f"the score file is damaged: line {error.lineno}, column {error.colno}: {error.msg}"
-        raise DataError(what, str(path), _AGAIN) from None
+        raise DataError(what, str(path), SCORE_AGAIN) from None
     keys = ("scores", "tasks", "settings", "versions", "model")
     missing = [key for key in keys if not isinstance(document, dict) or not isinstance(document.get(key), dict)]
     if missing:
         raise DataError(f"this is not a score file: {', '.join(missing)} is missing", str(path), fix)
     if lost := [name for name in document["scores"] if not isinstance(document["tasks"].get(name), dict)]:
-        raise DataError(f"the score file is damaged: it has no settings of the task {lost[0]}", str(path), _AGAIN)
+        raise DataError(f"the score file is damaged: it has no settings of the task {lost[0]}", str(path), SCORE_AGAIN)
     return dict(document)
 
 
@@ -205,7 +204,7 @@ def _task(
             outcomes[metric] = result
         elif f"{metric}_stderr" in scores:  # written only if the score was the mean of the items
             what = f"{name}/{metric} is {score:g} in the score file, but its items have another mean"
-            raise DataError(what, str(path), _AGAIN)
+            raise DataError(what, str(path), SCORE_AGAIN)
         else:
             unpaired.append(f"{name}/{metric}")
     passages, digested = questions.first.passages
@@ -218,9 +217,9 @@ def _check_questions(facts: Mapping[str, Any], name: str, questions: TaskQuestio
     for one in questions.by_filter.values():
         if not one.once or len(one.items) != facts.get("items"):
             what = f"it has {len(one.items):,} lines of {name}, but the score file has {facts.get('items')} items"
-            raise DataError(what, str(path), _AGAIN)
+            raise DataError(what, str(path), SCORE_AGAIN)
     if questions.digest != facts.get("questions_sha256"):
-        raise DataError(f"its items of {name} differ from those of the score file", str(path), _AGAIN)
+        raise DataError(f"its items of {name} differ from those of the score file", str(path), SCORE_AGAIN)
 
 
 def _outcomes(values: Sequence[Any], score: float, higher_is_better: bool) -> Outcomes | None:

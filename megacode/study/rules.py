@@ -35,6 +35,8 @@ def _names(where: str, names: Iterable[str]) -> Iterator[Problem]:
     for name in names:
         place = f"{where}.{name}"
         held = [sign for sign in _NOT_IN_NAMES if sign in name]
+        # A line break would end a comment or a table row of the report.
+        held += [sign for sign in name if not sign.isprintable()]
         if held or not name.strip() or name != name.strip():
             said = f"holds {held[0]!r}" if held else "begins or ends with a space, or is empty"
             yield Problem(f"the name {name!r} {said}", place, "use letters, digits, '.', '_', '+' and '-'")

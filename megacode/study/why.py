@@ -53,13 +53,13 @@ def reasons(tree: Tree, found: Iterable[Found] = ()) -> dict[str, Reason]:
 
     Args:
         tree: of the study.
-        found: states on disk; those that are nodes of the tree are left out.
+        found: states on disk; nodes of the tree, and earlier checkpoints of theirs, are left out.
     """
     names = {node.id: node.name for node in tree.nodes.values()}
     known = [
         _State(str(state.path), state.phase, _facts(state.past, state.phase, state.read, names))
         for state in found
-        if state.id not in tree.nodes and not state.merged
+        if state.id not in tree.nodes and not state.merged and not _on_the_way(state, tree)
     ]
     result = {}
     # In the order of the file: the first arm is what a reader has in mind.
@@ -69,6 +69,15 @@ def reasons(tree: Tree, found: Iterable[Found] = ()) -> dict[str, Reason]:
         result[node.id] = _reason(here, known)
         known.append(here)
     return result
+
+
+def _on_the_way(state: Found, tree: Tree) -> bool:
+    """Return whether a state is an earlier one of a node's own training, which would be its nearest in any case."""
+    return any(
+        node.cell.past.at(state.phase, state.read) == state.id
+        for node in tree.nodes.values()
+        if node.merging is None and node.phase == state.phase and state.read <= node.last
+    )
 
 
 def _of_node(node: TreeNode, names: dict[str, str]) -> _State:

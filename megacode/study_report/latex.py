@@ -10,11 +10,10 @@ from megacode.study_report.printed import (
     difference_text,
     families,
     flag_texts,
-    flags_of,
     interval_said,
     interval_text,
     relative_text,
-    score_text,
+    score_lines,
 )
 from megacode.study_report.sections.laws import forecasts
 from megacode.study_report.sections.lookup import ReportIndex
@@ -50,19 +49,16 @@ def _scores(lookup: ReportRows, place: str) -> Iterator[str]:
     document, columns = lookup.document, lookup.columns(place)
     if not columns:
         return
-    better, notes = lookup.better(place), flags_of(document, place)
     heads = [
         _escaped(metric["title"]) + (r" $\downarrow$" if metric["higher_is_better"] is False else "")
         for metric in columns
     ]
     yield from _begin("lr" + "r" * len(columns), ["arm", "tokens", *heads])
-    for arm in (arm for arm in document["arms"] if arm["place"] == place):
-        cells = [_named(arm["name"], notes[arm["name"]]), format_count(arm["tokens"])]
-        for metric in columns:
-            text = _escaped(score_text(lookup.score(arm["name"], metric["metric"]), metric))
-            cells.append(rf"\textbf{{{text}}}" if (arm["same_as"] or arm["name"], metric["metric"]) in better else text)
-        yield " & ".join(cells) + r" \\"
-        yield from _comments(lookup, arm["name"])
+    for line in score_lines(lookup, place):
+        texts = ((_escaped(text), is_better) for text, is_better in line.cells)
+        cells = [rf"\textbf{{{text}}}" if is_better else text for text, is_better in texts]
+        yield _row([_named(line.arm["name"], line.flags), format_count(line.arm["tokens"]), *cells])
+        yield from _comments(lookup, line.arm["name"])
     said = "Bold: better than the baseline after correction for many comparisons. $\\pm$ is "
     said += f"{_escaped(interval_said(document))}."
     flags = [f"$^{{{number}}}$ {_escaped(text)}." for number, text in enumerate(flag_texts(document, place), 1)]
@@ -77,7 +73,7 @@ def _differences(document: StudyReport, family: str, said: str) -> Iterator[str]
         difference = _escaped(difference_text(row))
         figures = [rf"\textbf{{{difference}}}" if row["verdict"] == "better" else difference]
         figures += [_escaped(interval_text(row)), _escaped(relative_text(row))]
-        yield " & ".join([*names, *figures]) + r" \\"
+        yield _row([*names, *figures])
     yield from _end(f"Differences, {family} family; {_escaped(said)}. Bold: better.", _label(document, family))
 
 
@@ -94,9 +90,15 @@ def _forecasts(document: StudyReport) -> Iterator[str]:
     yield from _begin("llrrll", ["arm", "metric", "forecast", "measured", "outcome", "written"])
     for row in rows:
         cells = (row[key] for key in ("arm", "metric", "forecast", "measured", "outcome", "registered"))
-        yield " & ".join(_escaped(cell) for cell in cells) + r" \\"
+        yield _row([_escaped(cell) for cell in cells])
     said = "Forecasts in the study file, and what was measured; in brackets the interval that should hold it."
-    yield from _end(said, f"tab:{document['study']['name']}-forecasts")
+    yield from _end(said, _label(document, "forecasts"))
+
+
+def _row(cells: list[str]) -> str:
+    line = " & ".join(cells) + r" \\"
+    # After `\\\\` of the row before, LaTeX would read these as an option of it, across the line break.
+    return "{}" + line if line.startswith(("[", "*")) else line
 
 
 def _begin(columns: str, heads: list[str]) -> Iterator[str]:
@@ -105,7 +107,7 @@ def _begin(columns: str, heads: list[str]) -> Iterator[str]:
     yield r"\centering"
     yield rf"\begin{{tabular}}{{{columns}}}"
     yield r"\toprule"
-    yield " & ".join(heads) + r" \\"
+    yield _row(heads)
     yield r"\midrule"
 
 

@@ -13,10 +13,10 @@ from megacode.study_report.printed import (
     difference_text,
     families,
     flag_texts,
-    flags_of,
     interval_said,
     interval_text,
     relative_text,
+    score_lines,
     score_text,
 )
 from megacode.study_report.sections import laws
@@ -85,21 +85,18 @@ def _scores(lookup: ReportRows, place: str) -> str:
     document, columns = lookup.document, lookup.columns(place)
     if not columns:
         return ""
-    better, notes, texts = lookup.better(place), flags_of(document, place), flag_texts(document, place)
     rows = []
-    for arm in (arm for arm in document["arms"] if arm["place"] == place):
-        cells = []
-        for metric in columns:
-            text = score_text(lookup.score(arm["name"], metric["metric"]), metric)
-            cells.append(f"**{text}**" if (arm["same_as"] or arm["name"], metric["metric"]) in better else text)
-        marks = "".join(f" [{number}]" for number in notes[arm["name"]])
+    for line in score_lines(lookup, place):
+        arm = line.arm
+        cells = [f"**{text}**" if is_better else text for text, is_better in line.cells]
+        marks = "".join(f" [{number}]" for number in line.flags)
         name = f"[{arm['name']}](#{_anchor(arm['same_as'] or arm['name'])}){marks}"
         rows.append([name, format_count(arm["tokens"]), *cells])
     title = f"Scores at {place}" if place else "Scores"
     head = ["arm", "tokens", *(_headed(metric) for metric in columns)]
     said = f"Means over seeds; ± is {interval_said(document)}. Shares are in points. "
     said += "Bold: better than the baseline after correction."
-    listed = "".join(f"\n\n[{number}] {text}" for number, text in enumerate(texts, 1))
+    listed = "".join(f"\n\n[{number}] {text}" for number, text in enumerate(flag_texts(document, place), 1))
     return f"## {title}\n\n{said}\n\n{_table(head, rows)}{listed}"
 
 

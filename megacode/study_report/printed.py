@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from megacode.statistics.words import figure, span
-from megacode.study_report.shapes import ComparisonRow, MetricRow, ScoreRow, StudyReport
+from megacode.study_report.shapes import ArmRow, ComparisonRow, MetricRow, ScoreRow, StudyReport
 
 NOTHING = "-"
 
@@ -87,6 +88,33 @@ class ReportRows:
         """Return the models of an arm, by seed."""
         row = next(row for row in self.document["arms"] if row["name"] == arm)
         return [model for model in self.document["models"] if model["arm"] == (row["same_as"] or arm)]
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """An arm in a place's table of results.
+
+    Attributes:
+        arm: the arm.
+        flags: numbers of its footnotes.
+        cells: its score in each of the table's columns, and whether it is better than the baseline after correction.
+    """
+
+    arm: ArmRow
+    flags: list[int]
+    cells: list[tuple[str, bool]]
+
+
+def score_lines(lookup: ReportRows, place: str) -> Iterator[ScoreLine]:
+    """Yield the lines of a place's table of results, in the order of the study."""
+    better, notes = lookup.better(place), flags_of(lookup.document, place)
+    for arm in (arm for arm in lookup.document["arms"] if arm["place"] == place):
+        cells = [
+            (score_text(lookup.score(arm["name"], metric["metric"]), metric),
+             (arm["same_as"] or arm["name"], metric["metric"]) in better)
+            for metric in lookup.columns(place)
+        ]  # fmt: skip
+        yield ScoreLine(arm, notes[arm["name"]], cells)
 
 
 def flags_of(document: StudyReport, place: str) -> dict[str, list[int]]:

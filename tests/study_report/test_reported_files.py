@@ -39,7 +39,7 @@ def test_what_is_missing_is_listed_and_never_filled_in(make: Make) -> None:
     declared, *missing = report["missing"]
     assert declared.startswith("source code, source markup, source text: declared, and not there: ")
     assert missing == [
-        "1 of 6 models are not trained yet: cooled seed 2",
+        "1 of 6 models is not trained yet: cooled seed 2",
         "1 of 6 models are trained and not scored yet: half seed 1",
     ]
     assert {arm["name"]: (arm["state"], arm["scored_seeds"]) for arm in report["arms"]} == {
@@ -73,7 +73,7 @@ def test_suites_that_not_all_models_have_are_compared_apart(make: Make) -> None:
     assert ("half", "heldout_text") in compared
     assert ("cooled", "heldout_text") not in compared
     assert ("cooled", "piqa") in compared
-    assert "2 scored models have no scores of the suite heldout" in report["missing"]
+    assert "2 scored models without scores of the suite heldout" in report["missing"]
     whole = report_document(make(2, {"suites": suites}, suites=["tiny", "heldout"]))
     assert whole["missing"] == []
     assert {row["suite"] for row in whole["metrics"]} == {"tiny", "heldout"}

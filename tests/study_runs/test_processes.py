@@ -176,7 +176,7 @@ def test_progress_fits_80_columns(tmp_path: Path, terminal: bool) -> None:
     if terminal:
         assert "12/100" in shown
         assert "5.43" in shown
-        assert "0 of 1 runs trained · 0 of 1 scores" in shown
+        assert "0 of 1 run trained · 0 of 1 score" in shown
     else:
         assert f"training {name}" in shown
         assert f"scored {name}.heldout in 5.0 s (1 of 1)" in shown

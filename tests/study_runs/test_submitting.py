@@ -149,7 +149,7 @@ def test_what_slurm_refuses_is_told_and_the_rest_goes_on(trial, slurm):
     render_submitted(entries, trial.path, console)
     shown = console.export_text()
     assert f"{fates['base-s1'].name}: sbatch: error: Invalid account; 2 more start from it" in shown
-    assert "1 submitted" in shown
+    assert "1 job submitted" in shown
 
 
 def test_wrong_input_is_not_tried_again_nor_what_starts_from_it(trial, slurm):
