@@ -97,7 +97,7 @@ def _forecasts(document: StudyReport) -> Iterator[str]:
 
 def _row(cells: list[str]) -> str:
     line = " & ".join(cells) + r" \\"
-    # After `\\\\` of the row before, LaTeX would read these as an option of it, across the line break.
+    # After `\\` of the row before, LaTeX would read these as an option of it, across the line break.
     return "{}" + line if line.startswith(("[", "*")) else line
 
 

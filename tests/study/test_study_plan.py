@@ -296,6 +296,10 @@ def test_why_looks_at_what_lies_on_disk_too(
     study["set"]["train"]["weight_decay"] = 0.2
     (row,) = plan_study(written(tmp_path, study), why=True)["nodes"]
     assert row["why"] == f"like {path}, but train.weight_decay: 0.1 -> 0.2"
+    # A checkpoint on a node's own way is nothing else that it could be like.
+    save(grid_of(study).of("one")[0], 80, tmp_path / "runs/one/checkpoints/iter_0000010")
+    (row,) = plan_study(written(tmp_path, study), why=True)["nodes"]
+    assert row["why"] == f"like {path}, but train.weight_decay: 0.1 -> 0.2"
 
 
 def test_a_claim_that_is_wrong_is_shown_and_then_refused(study: Document, tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def test_the_csv_holds_every_number_of_the_document(small_report: StudyReport) -
         line = own["difference", one["arm"], one["baseline"], "", one["metric"]]
         assert float(line["value"]) == one["difference"]
         assert float(line["low"]) == one["simultaneous_low"]
+        assert (float(line["p"]), float(line["adjusted_p"])) == (one["p"], one["adjusted_p"])
+        assert (float(line["df"]), line["family"]) == (one["degrees_of_freedom"], one["family"])
     assert len(rows) == 4 * len(small_report["scores"]) + len(small_report["comparisons"])
 
 

@@ -270,6 +270,9 @@ def test_a_foreign_file_is_not_overwritten_and_an_earlier_report_is(make: Make, 
     out = tmp_path / "out"
     first = {file.name: file.read_bytes() for file in write_report(report, out)}
     assert {file.name: file.read_bytes() for file in write_report(report, out)} == first
+    # As an earlier version began it.
+    (out / "report.csv").write_text("kind,arm,baseline,seed,task,metric,value,se,low,high,n,run,seal,scores\n")
+    assert {file.name: file.read_bytes() for file in write_report(report, out)} == first
     (out / "report.csv").write_text("mine\n")
     (out / "report.tex").write_text("mine\n")
     with pytest.raises(ConfigError, match="not a report of megacode") as caught:
