@@ -46,6 +46,7 @@ class DiskRun:
     @property
     def alive(self) -> bool:
         """Whether a process trains there now."""
+        # The lock's file outlives a killed process; its owner does not.
         return self.run.lock.exists() and lock.owner(self.run) is not None
 
     @property
@@ -57,6 +58,7 @@ class DiskRun:
     def leads_through(self, node: TreeNode) -> bool:
         """Return whether its config trains a node, to its end."""
         phases = self.past.plan.schedule.phases
+        # Ids cost hashes, so what cannot be there is told by numbers first.
         inside = node.phase < len(phases) and node.last <= phases[node.phase].samples
         return inside and self.past.at(node.phase, node.last) == node.id
 
@@ -82,6 +84,7 @@ class Disk:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        # The slow part: it reads the state of every checkpoint, and rebuilds its plan.
         self._all = all_states(directory)
         self.states: dict[str, Found] = {}
         for state in self._all:
@@ -105,12 +108,14 @@ class Disk:
             and node.first < state.read < node.last
             and node.cell.past.at(state.phase, state.read) == state.id
         ]
+        # The furthest saves most; all of them are on the node's own way.
         return max(found, key=lambda state: state.read, default=None)
 
 
 def _disk_runs(run: RunDir, by_path: dict[Path, list[Found]]) -> Iterator[DiskRun]:
     newest = latest(run)
     try:
+        # A checkpoint at clock 0 has learned nothing, and names no state.
         started = newest is not None and TrainState.read(newest).consumed_samples > 0
         if newest is not None and started:
             # Empty where the run changed what it learns by: no arm may continue it.
@@ -154,6 +159,7 @@ def _begun(run: RunDir) -> Iterator[DiskRun]:
     place = (0, 0)
     if config.init.from_ != "random" and config.init.load == "all":
         states = states_of(find_checkpoint(Path(config.init.from_)))
+        # The trunk's checkpoint is gone or damaged: where this run began is not known.
         if not states:
             return
         place = (states[0].phase, states[0].read)

@@ -78,6 +78,7 @@ def version_of(tree: Tree, scored: bool) -> Json:
 
 def former_arms(tree: Tree, disk: Disk, place: StudyDir) -> list[Former]:
     """Return the stale and the retired arms of a study that left something on disk, newest version first."""
+    # By the end of an arm: its name may have changed.
     present = {path[-1] for path in tree.paths.values()}
     found: dict[str, Former] = {}
     for version in reversed(versions(place)):

@@ -78,6 +78,7 @@ def write_configs(runs: Sequence[StudyRun], place: StudyDir) -> None:
             f"# A run of the study below {place.path}; `megacode study run` writes this file.\n"
             f"# By hand: megacode train THIS_FILE --nproc {run.ranks}\n{dump_config(run.config)}"
         )
+        # Rewritten only if it differs, so that its time tells when the run last changed.
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
 
@@ -157,4 +158,5 @@ def jobs_of(
         for suite in board.suites
         if board.score(suite, nodes[end], path).presence != "there"
     ]
+    # Scores come last: nothing waits for them.
     return sorted(made, key=lambda job: -job.weight) + scored

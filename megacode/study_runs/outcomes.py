@@ -93,6 +93,7 @@ def outcome(run: RunDir, attempt: Json | None, config: RunConfig) -> RunEnd | No
         attempt: the last one of `study run`, or None.
         config: of the next start.
     """
+    # Two witnesses: the process that started the run, and the run itself. Either may have been killed.
     told, seen = _of_attempt(attempt, config), _of_events(run)
     if told is None or seen is None:
         return told or seen
@@ -112,11 +113,13 @@ def _of_attempt(attempt: Json | None, config: RunConfig) -> RunEnd | None:
     error = str(attempt.get("error") or "")
     if code == 0:
         return RunEnd("finished", "", False, when, log)
+    # A child that was asked to stop has saved; the next call goes on.
     if code == EXIT_RESUMABLE:
         return RunEnd("interrupted", "stopped", False, when, log)
     if code < 0:
         return RunEnd("interrupted", f"killed by signal {-code}", False, when, log)
     if code in (EXIT_INPUT, EXIT_CHECK):
+        # The same wrong input would fail in the same way.
         same = attempt.get("config_sha256") == digest(dump_config(config))
         return RunEnd("failed", error or f"exit code {code}", same, when, log)
     return RunEnd("failed", error or f"exit code {code}", False, when, log)
@@ -145,6 +148,7 @@ def last_error(log: Path) -> str:
     """Return the line of a log that says best why its process ended: the last error, or else the last line."""
     try:
         with log.open("rb") as file:
+            # Logs of long runs have gigabytes; an error stands at their end.
             file.seek(max(0, log.stat().st_size - _ERROR_BYTES))
             lines = [_ANSI.sub("", line).rstrip() for line in file.read().decode(errors="replace").splitlines()]
     except OSError:

@@ -89,11 +89,13 @@ class Room:
 
     def __init__(self, ranks: int, parallel: int | None) -> None:
         self._ranks, self._devices = ranks, _devices()
+        # Cores that this process may use: a container or SLURM may grant fewer than there are.
         room = len(self._devices) // ranks if self._devices else cores.usable() // ranks
         self.jobs = parallel or max(1, room)
 
     def environment(self, slot: int) -> dict[str, str]:
         """Return the environment of the job in a slot: its share of cores and devices."""
+        # torch takes all cores in each process by default, and several at once would slow each other down.
         threads = max(1, cores.usable() // (self.jobs * self._ranks))
         # Before the environment: a user's own number of threads wins.
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
@@ -141,6 +143,7 @@ class Processes:
 
         SIGINT and SIGTERM, and the study's file `stop`, make all jobs save and end.
         """
+        # Put back at the end: this runs inside tests and other programs, too.
         handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             while self._step():
@@ -153,6 +156,7 @@ class Processes:
         return self.results
 
     def _note(self, number: int, frame: object) -> None:
+        # A handler only notes it: whatever else it did could interrupt a write.
         self._signals.append(number)
 
     def _step(self) -> bool:
@@ -193,6 +197,7 @@ class Processes:
     def _start(self, job: StudyJob) -> None:
         log = self._place.log(job.name)
         log.parent.mkdir(parents=True, exist_ok=True)
+        # The lowest free one, so that two jobs never share devices while others are idle.
         slot = min(set(range(self._room.jobs)) - {one.slot for one in self._running})
         command = child_processes.command(job.arguments)
         with log.open("ab") as output:
@@ -208,6 +213,7 @@ class Processes:
 
     def _collect(self, process: _Process) -> None:
         job, code = process.job, process.popen.returncode
+        # What was saved is the measure of progress: iterations since the last checkpoint are lost.
         new = _saved(job) - process.saved
         self._trained |= new > 0 or bool(job.run is not None and code == 0)
         # Somebody else was faster; what it refused is no mistake of the input.

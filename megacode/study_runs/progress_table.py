@@ -36,6 +36,7 @@ class ProgressTable:
         self._failed = 0
         self._began: dict[str, float] = {}
         self._drawn = 0.0
+        # Redrawn by `tick` alone: a thread of rich's own would print between other lines.
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> ProgressTable:
@@ -47,12 +48,14 @@ class ProgressTable:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
+            # The last table would stay above the summary and show runs as still going.
             self._live.update(Text(""), refresh=True)
             self._live.stop()
 
     def started(self, job: StudyJob) -> None:
         """Show that a process was started."""
         self._began[job.name] = time.monotonic()
+        # On a terminal the table shows it; a log needs a line.
         if self._live is None:
             self._say(f"{_VERBS[job.kind][0]} {job.name}")
 

@@ -87,6 +87,7 @@ def run_study(path: Path, choices: Choices, make_items: MakeItems, console: Cons
     tree = checked_tree(path)
     check_choices(tree, choices)
     place = StudyDir(tree.grid.study.directory)
+    # From here on one process: two would train the same nodes.
     with _StudyLock(place) as lock:
         work = prepare(tree, place, choices, path.name, make_items)
         jobs = work.jobs(choices)
@@ -135,6 +136,7 @@ def check_choices(tree: Tree, choices: Choices) -> None:
         for name in choices.only
         if name not in known
     ]
+    # Seeds and second names share configs, and each is checked once.
     for config in {id(cell.plan.config): cell.plan.config for cell in tree.grid.cells}.values():
         problems += _misfits(config, choices.nproc or config.parallel.model_size)
         check_trainable(config)
@@ -301,6 +303,7 @@ def _report(console: Console, results: JobResults, work: Work, choices: Choices,
         name = f"{work.tree.nodes[end].arms[0]} seed {work.tree.nodes[end].cell.seed}"
         say(f"not scored again: {name}: {why}, and its checkpoint was deleted; --retrain-stale trains it again")
     name = shlex.quote(str(path))
+    # What was not even tried is no success: scripts go by the code.
     code = results.exit_code or (1 if held or lost else 0)
     if code == EXIT_RESUMABLE:
         say(f"stopped; the same command goes on: megacode study run {name}")

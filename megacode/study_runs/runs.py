@@ -83,6 +83,7 @@ def chosen_nodes(tree: Tree, arms: Collection[str] = ()) -> set[str]:
         tree: of the study.
         arms: names of arms, with levels (`text-only@470m`) or without; empty: all.
     """
+    # A name without levels stands for the arm at all of them.
     paths = [path for (name, _), path in tree.paths.items() if not arms or {name, name.split("@")[0]} & {*arms}]
     return {state for path in paths for state in path}
 
@@ -105,6 +106,7 @@ def needed_nodes(tree: Tree, disk: Disk, chosen: Collection[str], done: Collecti
     for node in reversed(tree.nodes.values()):
         if node.id not in chosen or node.id in disk.states:
             continue
+        # Scores stay valid without their checkpoint, so a scored end is not trained for itself.
         wanted = node.id in ends and node.id not in done
         if wanted or any(child.id in needed and disk.inside(child) is None for child in node.children):
             needed.add(node.id)
@@ -129,6 +131,7 @@ class _Planner:
         self.directory = StudyDir(tree.grid.study.directory)
         # By node: the checkpoint at its end, trained or planned.
         self.ends = {state: found.path for state, found in disk.states.items() if state in tree.nodes}
+        # Directories given away in this plan: two runs in one would resume each other.
         self.taken: set[Path] = set()
 
     def runs(self) -> Iterator[StudyRun]:
@@ -144,6 +147,7 @@ class _Planner:
 
     def _chain(self, node: TreeNode) -> tuple[TreeNode, ...]:
         chain = [node]
+        # Where arms part, others start from the checkpoint, so the run must end there.
         while len(node.children) == 1:
             (child,) = node.children
             if not child.resumes or child.id not in self.needed or not _is_kept(node, child):
@@ -165,6 +169,7 @@ class _Planner:
             own = old.past.plan.config
             changes |= {"name": own.name, "run_dir": str(old.run.path), "init": own.init}
             start = old.checkpoint or (None if own.init.from_ == "random" else Path(own.init.from_))
+            # No parent: its start was made when it first began.
             return StudyRun(chain, cell.model_copy(update=changes), start, None, continues=True)
         name = self._free_name(run_name(self.tree, last))
         start, load, parent = self._start(first)
@@ -219,6 +224,7 @@ class _Planner:
         """Return the checkpoint that a node starts from, what is loaded of it, and the node that must make it first."""
         inside = self.disk.inside(node)
         if inside is not None:
+            # Of the same training, so optimizer and clock go on too.
             return inside.path, "all", None
         if node.parent is not None:
             waits = node.parent if node.parent in self.needed else None
@@ -236,6 +242,7 @@ def _numbered(name: str, number: int) -> str:
 def run_name(tree: Tree, last: TreeNode) -> str:
     """Return the name of a run by the node that it ends with: the arm that ends there or the phase, and the id."""
     arms = (name for (name, seed), path in tree.paths.items() if path[-1] == last.id)
+    # The id keeps two versions of one arm apart; the name is for people alone.
     return slug(f"{next(arms)}-s{last.cell.seed}-{last.id[:8]}") if last.id in _ends(tree) else last.name
 
 
@@ -249,6 +256,7 @@ def _is_kept(node: TreeNode, child: TreeNode) -> bool:
     policy = plan.config.checkpoint
     if policy.keep_phase_ends and child.phase > node.phase:
         return True
+    # With `keep_last` a checkpoint in the middle may be gone before its branch starts.
     saved = plan.multiples(policy.every) if policy.keep_last is None else []
     return node.iteration in (*plan.multiples(policy.keep_every), *saved)
 

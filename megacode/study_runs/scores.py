@@ -85,6 +85,7 @@ class ScoreBoard:
         Args:
             again: train arms again whose checkpoint was deleted and whose scores are outdated; else they stay as is.
         """
+        # Outdated and without a checkpoint: only training again would help, which costs far more than a score.
         lost = {} if again else self.lost()
         return {
             end for end, scores in self.of.items()
@@ -98,6 +99,7 @@ class ScoreBoard:
 
     def score(self, suite: str, node: TreeNode, checkpoint: Path) -> Score:
         """Return the score of a node's checkpoint, as its files are now."""
+        # Score files lie in the run that made the checkpoint, whoever scores it.
         run = RunDir(checkpoint.parents[1])
         return self._score(suite, node, run, checkpoint)
 
@@ -120,6 +122,7 @@ class ScoreBoard:
         """Return what is wrong with a score file: None if there is none, empty if nothing is."""
         if not path.exists():
             return None
+        # Without its items: a status of hundreds of scores must not read gigabytes.
         document = read_json(path)
         try:
             facts, limit = document["model"]["megacode"], document["settings"]["limit"]

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 def slurm_name(place: StudyDir, name: str) -> str:
     """Return what SLURM calls the job of a run or a score."""
+    # Quoted, since SLURM's output has one job a line and columns by spaces.
     return f"{quote(name, safe='@+')}.{_mark(place)}"
 
 
@@ -51,6 +52,7 @@ def queued_jobs(place: StudyDir, patient: bool = True) -> dict[str, slurm.Queued
         LaunchError: SLURM is not installed, or does not answer.
     """
     mark = f".{_mark(place)}"
+    # By name, not by number: a job that was submitted by another call, or requeued, counts as well.
     mine = {job.name.removesuffix(mark): job for job in slurm.queue(patient) if job.name.endswith(mark)}
     return {unquote(name): job for name, job in mine.items()}
 
@@ -92,12 +94,14 @@ def end_job(environment: Mapping[str, str], code: int, error: str = "") -> None:
     try:
         facts = json.loads(environment[STUDY])
         place, name = StudyDir(facts["runs"]), str(facts["name"])
+        # Its hash tells later whether wrong input has changed since.
         config = load_config(place.config(name)) if facts["kind"] == "train" else None
         with locked(place):
             note_attempt(place, name, code, place.log(name), config, error=error)
         # A job that kept its number has released what waited for it. What a person cancelled stays cancelled.
         chained = settings(environment).way == "chain" or environment.get("MEGACODE_CHAIN_BEFORE")
         if code == 0 and facts["kind"] != "score" and chained:
+            # A process of its own: it takes the study's lock, which was released above.
             command = child_processes.command(["study", "submit", "--after", name, *facts["arguments"]])
             if subprocess.run(command, check=False).returncode:
                 log.warning("not everything that follows was submitted; do it by hand: megacode study submit STUDY")
@@ -133,10 +137,12 @@ def job_words(place: StudyDir) -> dict[str, str]:
     if not place.jobs.exists():
         return {}
     try:
+        # A status is asked for by a person, who should not wait for a busy controller.
         queued = queued_jobs(place, patient=False)
     except LaunchError as error:
         log.warning("jobs in the queue are not shown: %s", error.problems[0].what)
         return {}
+    # SLURM's own words: its users know what `Priority` and `Resources` mean.
     return {name: f"job {job.number}, {job.state.lower()}{_reason(job)}" for name, job in queued.items()}
 
 
@@ -148,6 +154,7 @@ def site_variable(site: Path | None, name: str, environment: Mapping[str, str]) 
     """Return a variable as jobs will see it: the site file, which is bash, may set it."""
     if site is None:
         return environment.get(name, "")
+    # Only bash knows what a bash file sets; its own output must not mix with the value.
     script = 'set -ea; source "$0" > /dev/null; printf %s "${!1}"'
     done = subprocess.run(["bash", "-c", script, str(site), name], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -198,6 +198,7 @@ def _arm_state(
     end, scores = path[-1], tuple(board.of[path[-1]])
     tokens = sum(tree.nodes[state].tokens for state in path)
     found = disk.states.get(end)
+    # In the order of the path: the first one is what the arm waits for.
     missing = [makers[state] for state in path if state in makers]
     state: ArmWord
     if found is not None or end not in makers:
@@ -259,6 +260,7 @@ def dents(checkpoints: Sequence[Path], cell: Cell) -> tuple[str, ...]:
         checkpoints: of its nodes.
         cell: the arm.
     """
+    # A dict keeps the order, and each reason once.
     reasons: dict[str, None] = {}
     for path in checkpoints:
         try:

@@ -64,6 +64,7 @@ def study_status(path: Path, jobs_of: Callable[[StudyDir], Mapping[str, str]] = 
 
 def _tokens(tree: Tree, runs: Mapping[str, RunState]) -> Json:
     total = sum(node.tokens for node in tree.nodes.values())
+    # A run that goes on inside a node has trained part of it; it never counts for more than the whole.
     left = sum(state.run.tokens - min(state.tokens, state.run.tokens) for state in runs.values())
     return {"done": total - left, "total": total}
 
@@ -93,6 +94,7 @@ def _arm(state: ArmState) -> Json:
 
 def _run(state: RunState, place: StudyDir) -> Json:
     run, line = state.run, state.line
+    # Of the start that failed, which may be an earlier one than the newest log.
     log = state.outcome.log if state.outcome is not None and state.outcome.log else str(place.log(run.name))
     return {
         "name": run.name,

@@ -111,6 +111,7 @@ def submit_study(
     chains = settings({"CONTINUITY": site_variable(how.site, "CONTINUITY", environment)}).way == "chain"
     with locked(place) as held:
         work = prepare(tree, place, choices, path.name, make_items)
+        # Before the first job: half a study in the queue is worse than none.
         _refuse_misfits(work, how.request.nodes * how.request.ranks_per_node)
         # After the disk was read: a job that ends in between has made what the submitter looks for once more.
         return list(_Submitter(work, choices, how, queued_jobs(place), chains, held).entries())
@@ -162,6 +163,7 @@ class _Submitter:
 
     def entries(self) -> Iterator[JobFate]:
         """Yield what becomes of each run, parents first, and of each score."""
+        # SLURM starts no job whose log it cannot open, and says so nowhere.
         self.place.logs.mkdir(parents=True, exist_ok=True)
         order = {run.name: number for number, run in enumerate(self.work.runs)}
         ends = self.work.ends(self.choices.only) if self.choices.scores else {}
@@ -172,6 +174,7 @@ class _Submitter:
             entry = self._entry(job)
             self.makers |= dict.fromkeys(job.makes, entry)
             yield entry
+            # Hundreds of jobs take minutes; without it the lock would count as abandoned.
             self.lock.beat()
 
     def _follows(self, job: StudyJob) -> bool:
@@ -180,6 +183,7 @@ class _Submitter:
         return not self.how.after or any(path.parents[1].name == self.how.after for path in (*starts, *job.needs))
 
     def _entry(self, job: StudyJob) -> JobFate:
+        # The queue first: what is there is never submitted twice.
         queued = self.queued.get(job.name)
         if queued is not None:
             return JobFate(job.name, job.kind, "queued", queued.number)
@@ -189,6 +193,7 @@ class _Submitter:
         if state is not None and state.outcome is not None and state.outcome.final and not self.choices.retry:
             return JobFate(job.name, job.kind, "held", why=f"{state.state}: {state.cause}")
         needed = [self.makers[path] for path in job.needs if not is_published(path) and path in self.makers]
+        # For example a trunk that `--only` leaves out.
         missing = next((path for path in job.needs if not is_published(path)), None)
         if missing is not None and not needed:
             return JobFate(job.name, job.kind, "held", why=f"{missing} is not there, and no run makes it")
