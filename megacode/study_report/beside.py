@@ -28,6 +28,7 @@ def paper_rows(results: StudyResults) -> list[PaperRow]:
     at = "".join(f"@{level}" for level in first)
     pairs = [(arm, study.baseline) for arm in study.arms if arm != study.baseline]
     pairs += [pair for pair in study.compare.pairs if pair not in pairs]
+    # `only` may leave an arm out at the first levels.
     trained = {cell.arm for cell in results.tree.grid.cells if cell.place == first}
     rows = []
     for arm, base in pairs:
@@ -93,6 +94,7 @@ def paper_notes() -> list[str]:
 
 def later_findings() -> list[LaterFinding]:
     """Return what others found since the paper."""
+    # Shipped with the report: a page must not depend on the network.
     rows = read_facts("later_findings")
     return [{"fact": row["fact"], "numbers": row["numbers"].strip(), "source": row["source"]} for row in rows]
 

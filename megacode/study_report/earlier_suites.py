@@ -35,6 +35,7 @@ def _names(results: StudyResults, suite: str, declared: str | None) -> Names:
     documents = [one.documents[suite] for one in results.trained.values() if suite in one.documents]
     tasks = {task for document in documents for task in document["scores"]}
     means = {mean for document in documents for mean in document.get("mean_parts") or {}}
+    # Definition and score files together: an open suite's groups are known by its scores alone.
     known = None if declared is None else _load(declared, Path(results.study.directory) / "items" / suite)
     return (tasks | set(known.tasks), means | {*known.categories, *known.means}) if known else (tasks, means)
 

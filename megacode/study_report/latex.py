@@ -68,6 +68,7 @@ def _scores(lookup: ReportRows, place: str) -> Iterator[str]:
 
 def _differences(document: StudyReport, family: str, said: str) -> Iterator[str]:
     yield from _begin("lllrrr", ["metric", "arm", "baseline", "difference", "corrected interval", "relative"])
+    # The exploratory family is left out: hundreds of rows, and no paper prints them.
     for row in (row for row in document["comparisons"] if row["family"] == family):
         names = [_escaped(row[key]) for key in ("metric", "arm", "baseline")]
         difference = _escaped(difference_text(row))
@@ -127,6 +128,7 @@ def _comments(lookup: ReportRows, arm: str) -> Iterator[str]:
 
 
 def _named(name: str, flags: list[int]) -> str:
+    # Numbers, as in the Markdown: symbols run out after three.
     marks = ",".join(str(number) for number in flags)
     return _escaped(name) + (f"$^{{{marks}}}$" if marks else "")
 

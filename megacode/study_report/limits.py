@@ -40,6 +40,7 @@ def missing(results: StudyResults, models: Sequence[ModelRow], scored: Scored) -
         for suite, count in lacking.items()
         if count
     ]
+    # Arms that share a stretch share its score files: each is named once.
     strange = dict.fromkeys(line for one in results.trained.values() for line in one.strange)
     return [*found, *strange, *scored.missing]
 
@@ -120,6 +121,7 @@ def _of_suites(results: StudyResults, scored: Scored, overlaps: Sequence[Overlap
         yield f"Tasks were cut to {' or '.join(str(limit) for limit in limited)} item{'s' * (limited != [1])}."
     if scored.scores and not overlaps:
         yield "Whether the questions occur in the training data was not checked."
+    # Per task: over all tasks together a small contaminated one would not show.
     worst = max((row["hits"] / row["items"] for row in overlaps if row["items"]), default=0.0)
     if worst > 0:
         yield f"Up to {100 * worst:.1f} % of a task's items occur verbatim in what an arm read; see the table by arm."

@@ -47,6 +47,7 @@ def _rows(document: StudyReport) -> Iterator[Cells]:
             **_places(both, suites[one["metric"]]),
         }  # fmt: skip
     for forecast in document["forecasts"]:
+        # A forecast is made before its arm is trained, so it may lead nowhere yet.
         own = [model for model in models[forecast["arm"]] if model["run"] is not None]
         yield {
             "kind": "forecast", "arm": forecast["arm"], **_named(forecast["metric"]), "value": forecast["value"],
@@ -58,6 +59,7 @@ def _scores(row: ScoreRow, models: Sequence[ModelRow], suite: str) -> Iterator[C
     """Yield the score of each model of an arm in a metric, and their mean."""
     common = {"arm": row["arm"], **_named(row["metric"]), "n": row["items"]}
     for seed, value in row["by_seed"].items():
+        # JSON's keys are text, so seeds are compared as text.
         own = [model for model in models if str(model["seed"]) == seed]
         figures = {"seed": seed, "value": value, "se": row["errors_by_seed"][seed]}
         yield {"kind": "score", **common, **figures, **_places(own, suite)}

@@ -164,6 +164,7 @@ def _exposure(document: StudyReport) -> str:
     rows = []
     for row in document["exposure"]:
         phases = ", ".join(f"{name} {count:,}" for name, count in row["by_phase"].items() if count)
+        # Three digits of passes: matched arms agree to one window, and it must be visible.
         figures = [f"{row['samples']:,}", f"{row['passes']:.3f}", f"{100 * row['rate_share']:.1f} %"]
         rows.append([row["arm"], row["source"], *figures, format_count(row["mean_age"]), phases])
     head = ["arm", "source", "samples", "passes", "share by rate", "mean age, tokens", "samples by phase"]
@@ -193,6 +194,7 @@ def _contamination(document: StudyReport) -> str:
     rows = [
         [row["arm"], row["task"], f"{row['hits']:,} of {row['items']:,}", f"{100 * row['share_checked']:.0f} %"]
         for row in document["contamination"]
+        # Rows without a hit are most of them, and are in the JSON.
         if row["hits"]
     ]
     head = ["arm", "task", "items that occur in what it read", "tokens checked"]
@@ -267,6 +269,7 @@ def _places(model: ModelRow, directory: Path | None) -> Iterator[str]:
 
 
 def _link(path: str, directory: Path | None) -> str:
+    # Relative, so that a repository that holds report and runs can be moved.
     target = path if directory is None else Path(os.path.relpath(path, directory)).as_posix()
     return f"[{Path(path).name}](<{target}>)"
 

@@ -205,7 +205,9 @@ class _Proposer:
         if not self.wanted.arms:
             return None
         laws, target = self.laws, self.target
+        # A law that predicts badly would send the next arms to the wrong places.
         trusted = [fit.law for fit in laws.deciding_fits.values() if fit.left_out_r2 >= gates.LEAST_R2]
+        # Within the caps: an arm that cannot be trained teaches nothing.
         offered = designs.candidates(self.limits.caps)
         form = trusted or designs.usual_laws(len(target.shares))
         blends = designs.d_optimal(laws.blends, offered, form, self.wanted.arms)

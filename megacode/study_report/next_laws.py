@@ -59,6 +59,7 @@ class StudyLaws:
             raise DataError(
                 f"no arm that is like {self.like.name!r} is scored", self.file, "train and score arms first"
             )
+        # Of points of one kind only: means of other points may be of other tasks.
         self.metrics = self._chosen(self.metrics_of(with_scores))
         complete = [point for point in with_scores if all(point.name in one.values for one in self.metrics)]
         self.left_out |= {point.name: "not scored" for point in chosen if point not in complete}
@@ -72,6 +73,7 @@ class StudyLaws:
         self.blends = np.array([self.target.blend_of(point) for point in self.points])
         self.weights = self._weights()
         self.losses = np.array([[one.loss(point.name) for point in self.points] for one in self.metrics])
+        # Before any fit: a law with too few blends fits exactly, and looks perfect.
         few = list(gates.too_few_blends(self.blends))
         self.refusals = [
             *few,

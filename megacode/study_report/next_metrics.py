@@ -84,6 +84,7 @@ def _arms(results: StudyResults, states: Mapping[str, Mapping[int, str]], suite:
 
 
 def _metrics(suite: str, arms: Sequence[Arm], without: Sequence[str]) -> Iterator[Metric]:
+    # Here again, since a law may use points that no table of the report compares.
     check_comparable(arms, without)
     table = tabulate(arms, without)
     for quantity in table.quantities:

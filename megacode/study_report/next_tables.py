@@ -113,6 +113,7 @@ def _figure(predicted: Mapping[str, _Json] | None, metric: str) -> str:
     if not predicted or metric not in predicted:
         return "-"
     one = predicted[metric]
+    # Two lines, so that four proposals fit on 80 columns.
     return f"{one['value']:.4f}\n±{_half(one):.4f}"
 
 

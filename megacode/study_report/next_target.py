@@ -156,6 +156,7 @@ class TargetRun:
             for name, source in point.cell.full.config.sources.items()
         }
         own_caps = [({**config, **full}[name].max_epochs or np.inf) for name in self.sources]
+        # The study's own cap counts too: a blend above it could not be trained.
         self.most = np.minimum(own_caps, wanted.max_passes)
         self.left = np.maximum(self.most * self.tokens - self.read, 0)
         # A joined share is at its cap as soon as one of its sources is.

@@ -31,6 +31,7 @@ def pruned_states(
         ids: of the states that are on disk, by the seal of their checkpoint.
     """
     seen: set[tuple[Path, int]] = set()
+    # Sorted, so that of two runs of one state the same one is found each time.
     for file in sorted(directory.glob("**/eval/*@iter_*.json")):
         run, iteration = RunDir(file.parents[1]), iteration_of(file.name)
         if iteration < 0 or (run.path, iteration) in seen or run.checkpoint(iteration).exists():
@@ -41,6 +42,7 @@ def pruned_states(
             continue
         try:
             state, names = _merged(card, ids) if card.get("merged") else _trained(run, card, starts)
+        # A damaged card, or one of another version: its model is not trained, as far as can be told.
         except (MegacodeError, OSError, KeyError, TypeError, ValueError):
             continue
         for node in names:

@@ -49,6 +49,7 @@ def _arm(results: StudyResults, cell: Cell, flags: Flags, costs: Costs, trunk: s
     states = {one.seed: results.state(one) for one in cells}
     # Partly done is not done: of three seeds with two scored, the arm is partly scored.
     done = [seed for seed, state in states.items() if state in ("scored", "partly scored")]
+    # A row for all seeds can have one state only; the worst says what is left to do.
     worst = min(states.values(), key=_WORST_FIRST.index)
     path = results.path(cell)
     return {

@@ -122,6 +122,7 @@ def _add(scored: Scored, results: StudyResults, group: _Group, level: float, wit
     """Add the rows of one group of arms."""
     arms, documents = _arms(results, group)
     check_comparable(arms, without)
+    # The slow step: items of all models as arrays. Comparisons and scores share it.
     table = tabulate(arms, without)
     scored.left_out |= table.left_out
     question = _question(results, group, table, level, scored)
@@ -194,6 +195,7 @@ def _question(
     """Return what is asked of a group; None where its baseline is not scored."""
     study = results.study
     at = f"@{group.said}" if group.place else ""
+    # Names have levels from here on: arms of two scales never meet in one table.
     baseline = study.baseline + at
     where = f" at {group.said}" if group.place else ""
     of = f" by {', '.join(group.suites)}" if not group.complete else ""
@@ -212,6 +214,7 @@ def _question(
         if (one, other) not in known and {one, other} <= {cell.name for cell in results.tree.grid.cells}
     ]
     margin, sd = study.compare.margin, study.compare.seed_sd
+    # A spread in points says nothing of bits per byte.
     shares = [one.name for one in table.quantities if not one.is_bits]
     return ComparisonDesign(
         baseline, level, primary if study.compare.primary else None, secondary, known,
@@ -231,6 +234,7 @@ def _declared(key: str, results: StudyResults, group: _Group, table: Results, sc
         # With all scores there, a metric that no file has is a mistake of the study file.
         if group.complete:
             named(name, every, f"{results.file.name}: compare.{key}")
+        # Not an error while scores are missing: another suite may bring the metric.
         scored.lacking.append((group.said, name))
     return [name for name in given if name in names]
 

@@ -49,6 +49,7 @@ def _is_ours(file: Path, mark: str) -> bool:
         return True
     except OSError:
         return False
+    # An empty file is what a full disk leaves of a report.
     return not head or mark.encode() in head
 
 

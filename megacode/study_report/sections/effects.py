@@ -111,6 +111,7 @@ def score_table(index: ReportIndex) -> dict[str, Any]:
     """Return the scores of all arms in the declared metrics, means over seeds with intervals, and the paper's."""
     metrics = (index.declared() or index.primary())[:MOST_PANELS]
     compared = index.compared(metrics)
+    # Bold means better than the study's baseline; declared pairs have others.
     bases = {row["name"] for row in index.document["arms"] if row["is_baseline"]}
     verdicts = {(arm, metric): row["verdict"] for (arm, base, metric), row in compared.items() if base in bases}
     rows = [

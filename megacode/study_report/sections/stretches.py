@@ -29,6 +29,7 @@ def waterfall_figure(index: ReportIndex) -> Figure:
         for row, path in zip(rows, paths, strict=True)
         if not any(len(other) > len(path) and other[: len(path)] == path for other in paths)
     ]
+    # A declared metric may be scored at no phase's end: its panel would be empty.
     found = {metric for row in whole for step in row["steps"] for metric in step["values"]}
     metrics = [metric for metric in index.declared() or index.primary() if metric in found][:MOST_PANELS]
     panels = [
@@ -57,9 +58,11 @@ def clocks(index: ReportIndex) -> dict[str, list[Figure]]:
     curves: dict[str, list[LossCurve]] = {}
     for curve in index.document["loss_by_source"]:
         curves.setdefault(curve["arm"], []).append(curve)
+    # Their lines would be drawn twice, and say nothing more.
     curves = _whole(curves)
     losses = {arm: [_source_loss(rows, source, number) for number, source in enumerate(index.sources)
                     if any(row["source"] == source for row in rows)] for arm, rows in curves.items()}  # fmt: skip
+    # One range for all charts, so that arms can be compared by eye.
     ends = range_of(list(losses.values()))
     figures = [
         clock(f"clock-{number}", index.short(arm), rows, _spans(index, arm, curves[arm]), ends)
@@ -103,6 +106,7 @@ def _source_loss(curves: Sequence[LossCurve], source: str, number: int) -> Sourc
     whole = {tokens: losses for tokens, losses in sorted(at.items()) if len(losses) == len(seeds)} or at
     mean = [statistics.fmean(losses) for losses in whole.values()]
     forgotten = mean[-1] - min(mean) if len(mean) > 1 else math.nan
+    # A single seed is its own mean.
     thin = seeds if len(seeds) > 1 else []
     return SourceLoss(source, number, list(whole), mean, forgotten, [[(float(x), y) for x, y in s] for s in thin])
 

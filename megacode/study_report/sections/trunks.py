@@ -61,7 +61,9 @@ def _users(nodes: Sequence[Node], known: Mapping[str, Node]) -> dict[str, set[st
 def _stretch(index: ReportIndex, key: str, parent: str, group: Sequence[Node], start: float,
              users: set[str], ends: set[str]) -> TreeBar:  # fmt: skip
     node = group[0]
+    # Seeds of one stretch may be at different points: the bar is filled by their share.
     done = sum(node["state"] == "trained" for node in group)
+    # All users read the stretch alike, so the first one tells.
     blend = next((phase["blend"] for arm in sorted(users) if arm in index.arms
                   for phase in index.arms[arm]["phases"] if phase["name"] == node["phase"]), {})  # fmt: skip
     shares = ", ".join(f"{100 * share:.0f} % {source}" for source, share in blend.items())
