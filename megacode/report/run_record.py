@@ -96,6 +96,7 @@ class RunRecord:
     @cached_property
     def tokens_read(self) -> dict[str, int]:
         """Tokens of each source that were read, those of a branch's trunk among them."""
+        # The running counts include a trunk's tokens, which no line of this run has.
         told = self.last.get("tokens_by_source") or {}
         seen = {name: told[name].get("seen") for name in self.sources if isinstance(told.get(name), dict)}
         if any(isinstance(count, (int, float)) for count in seen.values()):
@@ -196,11 +197,13 @@ def _mapping(file: Path, parse: Callable[[Path], Any]) -> Json:
 
 def _lines(metrics: Sequence[Json], kind: str) -> list[Json]:
     """Return the lines of one kind by iteration."""
+    # By iteration, since a resume may have written lines of an earlier one later.
     return sorted((line for line in metrics if line["kind"] == kind), key=lambda line: int(line["iteration"]))
 
 
 def iteration_of(name: str) -> int:
     """Return the iteration in `iter_0001000` or `suite@iter_0001000.json`; -1 if there is none."""
+    # The last one: a suite's own name may hold `iter_`.
     digits = name.rpartition("iter_")[2].removesuffix(".json")
     return int(digits) if digits.isdigit() else -1
 
@@ -208,6 +211,7 @@ def iteration_of(name: str) -> int:
 def _scores(directory: Path) -> list[Json]:
     documents = []
     for file in sorted(directory.glob("*.json")):
+        # Scores made elsewhere with --out may have any name, and no iteration.
         suite = file.stem.partition("@")[0]
         documents.append({"suite": suite, "iteration": iteration_of(file.name), **_mapping(file, _read_json)})
     return sorted(documents, key=lambda score: (int(score["iteration"]), str(score["suite"])))
@@ -233,6 +237,7 @@ def _exports(directory: Path, elsewhere: Sequence[Json], scores: Sequence[Json])
     for document in scores:
         model, iteration = document.get("model"), document["iteration"]
         facts_of_model = model.get("megacode") if isinstance(model, dict) else None
+        # A model from elsewhere has no card.
         if isinstance(facts_of_model, dict):
             exports.setdefault(iteration, {**facts_of_model, "iteration": iteration, "directory": None})
     return [exports[iteration] for iteration in sorted(exports)]

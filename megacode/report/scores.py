@@ -107,6 +107,7 @@ def _mean(document: Json, name: str, mean: Json) -> Score:
 
 def _in_bits(document: Json, name: str) -> bool:
     """Return whether a mean is in bits per byte: every task in it is."""
+    # Score files of other programs lack it: their means count as rates.
     parts = document.get("mean_parts") or {}
     members = parts.get(name) or ()
     categories = [members] if isinstance(members, dict) else [parts.get(category) or {} for category in members]
@@ -167,6 +168,7 @@ def cell(score: Score | None, percent: bool) -> dict[str, str]:
     """Return a score as `value` and `error`, as text; with `percent`, in per cent without the sign."""
     if score is None or not math.isfinite(score.value):
         return {"value": fig.NOTHING, "error": ""}
+    # A tenth of a per cent is below any standard error here; bits differ in the third decimal.
     factor, digits = (100, 1) if percent else (1, 3)
     error = f"± {factor * score.error:.{digits}f}" if math.isfinite(score.stderr) else ""
     return {"value": f"{factor * score.value:.{digits}f}", "error": error}
@@ -202,6 +204,7 @@ def group_note(scores: Sequence[Score]) -> str:
 
 def common_chance(scores: Sequence[Score]) -> float:
     """Return the chance level that all tasks share; nan if they differ or have none."""
+    # One line can be drawn for all only where guessing scores the same.
     levels = {score.chance for score in scores if math.isfinite(score.chance)}
     everywhere = all(math.isfinite(score.chance) for score in scores)
     return next(iter(levels)) if len(levels) == 1 and everywhere else math.nan

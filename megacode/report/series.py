@@ -43,6 +43,7 @@ class ClockSlot:
 
 def slots(record: RunRecord, limit: int = SLOTS) -> list[ClockSlot]:
     """Gather the iterations into about `limit` slots of equal length."""
+    # Whole iterations a slot: a part of one would have no measurement of its own.
     size = math.ceil(len(record.train) / limit) or 1
     gathered, start = [], record.before
     for _, group in groupby(record.train, key=lambda line: line.get("phase")):
@@ -122,6 +123,7 @@ def _reads(part: Sequence[ClockSlot], source: str) -> bool:
 def _smoothed(grid: Sequence[ClockSlot], source: str, reach: int) -> list[float]:
     """Smooth over consecutive slots, with at least `reach` iterations on each side."""
     pairs = [_loss_and_weight(line, source) for slot in grid for line in slot.lines]
+    # A spike's non-finite loss would make every later prefix sum non-finite too.
     kept = [(loss * weight, weight) if weight and math.isfinite(loss) else (0.0, 0.0) for loss, weight in pairs]
     # Prefix sums make each window's mean two subtractions.
     sums = [0.0, *accumulate(loss for loss, _ in kept)]
@@ -138,6 +140,7 @@ def _around(end: int, half: float, sums: Sequence[float], weights: Sequence[floa
     # Too few samples so far: no line rather than a misleading one.
     if left < min(half, SMOOTHED_SAMPLES / 2):
         return math.nan
+    # Equal on both sides: a one-sided window would shift the curve.
     side = min(half, left)
     first = max(0, bisect_right(weights, left - side) - 1)
     last = min(bisect_left(weights, left + side), len(weights) - 1)
@@ -186,6 +189,7 @@ def deviation(record: RunRecord) -> float:
 
     Counted inside each phase from its first sample. It is nan if iterations are missing from the measurements.
     """
+    # Phase by phase: rounding is carried over, so from the run's start it would look like a deviation.
     worst_by_phase = []
     for phase in record.phases:
         lines = [line for line in record.train if line.get("phase") == phase.get("name")]

@@ -49,6 +49,7 @@ def plan_total(record: RunRecord) -> str:
 
 
 def _plan_phase(record: RunRecord, phase: Json) -> Json:
+    # Planned, not realised: this table says what was asked for.
     shares = dict(zip(record.sources, planned_shares(phase, record.sources), strict=True))
     sources = phase.get("sources") or {}
     rows = [
@@ -73,6 +74,7 @@ def _rates(record: RunRecord, phase: Json) -> str:
         ends = [fig.scientific(value(planned, key)) for key in ("start", "peak", "end") if key in planned]
         # groupby joins equal neighbours: a constant rate is shown once.
         return " → ".join(text for text, _ in groupby(ends))
+    # A run of another program has no plan.
     rates = [value(line, "learning_rate") for line in record.train if line.get("phase") == phase.get("name")]
     return f"{fig.scientific(rates[0])} → {fig.scientific(rates[-1])}" if rates else fig.NOTHING
 
