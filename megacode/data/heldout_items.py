@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,13 +88,9 @@ def build_items(configs: Sequence[RunConfig], suite: str, directory: Path) -> No
     write_json(directory / INDEX, {**index, "made_from": made_from})
 
 
-def source_names(configs: Sequence[RunConfig], suite: str) -> list[str]:
-    """Return the names of the sources that the items of some runs are made from; see `build_items`.
-
-    Raises:
-        ConfigError: if a run has no tokenizer.
-    """
-    return [one.name for one in _data_sets(configs, suite)]
+def source_names(configs: Sequence[RunConfig]) -> list[str]:
+    """Return the names of the sources that the items of some runs are made from; see `build_items`."""
+    return [name for name, *_ in _named_sources(configs)]
 
 
 def heldout_documents(
@@ -140,19 +136,28 @@ def _data_sets(configs: Sequence[RunConfig], suite: str) -> list[_DataSet]:
     """Return the data sets of some runs, each once; a second one of the same name gets a number."""
     # The smallest share is the one that all runs hold out: held-out documents are the last ones.
     fraction = min(config.validation.fraction for config in configs)
-    found: dict[Path, _DataSet] = {}
-    for config in configs:
+    found = []
+    for name, path, config in _named_sources(configs):
         if config.tokenizer is None:
             what = f"the items of the suite {suite!r} are made with the run's tokenizer, and it has none"
             raise ConfigError(what, f"run {config.name}", "add tokenizer: {kind: huggingface, path: DIR}")
+        found.append(_DataSet(name, path, fraction, config.tokenizer))
+    return found
+
+
+def _named_sources(configs: Sequence[RunConfig]) -> list[tuple[str, str, RunConfig]]:
+    """Return name, path and first config of each data set of some runs."""
+    found: dict[Path, tuple[str, str, RunConfig]] = {}
+    for config in configs:
         for name, source in config.sources.items():
-            one = _DataSet(name, source.path, fraction, config.tokenizer)
-            found.setdefault(Path(source.path).resolve(), one)
+            found.setdefault(Path(source.path).resolve(), (name, source.path, config))
     # Sorted, so that the order of arms in a study changes nothing.
-    ordered = sorted(found.values(), key=lambda one: (one.name, one.path))
-    places = [sum(other.name == one.name for other in ordered[:i]) for i, one in enumerate(ordered)]
-    named = [f"{one.name}#{place + 1}" if place else one.name for one, place in zip(ordered, places, strict=True)]
-    return [replace(one, name=name) for one, name in zip(ordered, named, strict=True)]
+    ordered = sorted(found.values(), key=lambda one: one[:2])
+    places = [sum(other[0] == name for other in ordered[:i]) for i, (name, *_) in enumerate(ordered)]
+    return [
+        (f"{name}#{place + 1}" if place else name, path, config)
+        for (name, path, config), place in zip(ordered, places, strict=True)
+    ]
 
 
 def _made_from(directory: Path) -> str | None:

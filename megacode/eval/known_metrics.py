@@ -63,10 +63,10 @@ def known_metrics(suite: str, configs: Sequence[RunConfig]) -> KnownMetrics:
         configs: of the runs that it scores; the made suites ask about their sources.
 
     Raises:
-        ConfigError: there is no such suite, its file is wrong, or a made suite has no tokenizer to be made with.
+        ConfigError: there is no such suite, or its file is wrong.
     """
     if suite in MADE_SUITES:
-        return _made(suite, source_names(configs, suite))
+        return _made(suite, source_names(configs))
     read = load_suite(suite, None)
     # A task in a category is one task: a group has no metric of its own that could count.
     single = {task for tasks in read.categories.values() for task in tasks}

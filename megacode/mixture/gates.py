@@ -206,7 +206,9 @@ def caps_too_low(tokens: Mapping[str, float], budget: float, passes: float) -> I
             f"the sources have {format_count(held)} tokens left in {passes:g} passes, and the target is "
             f"{format_count(budget)}"
         )
-        yield Refusal("passes", what, f"lower --budget to {format_count(held)}, raise --max-passes, or add data")
+        # Earlier phases may have used up all of them: then no budget is low enough.
+        lower = f"lower --budget to {format_count(held)}, " if held else ""
+        yield Refusal("passes", what, f"{lower}raise --max-passes, or add data")
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:

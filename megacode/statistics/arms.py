@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 from megacode.base.errors import ConfigError, DataError, Problem
+from megacode.config.suggestions import did_you_mean
 from megacode.statistics.items import ItemsReader
 from megacode.statistics.reading import Scores, find_scores, read_scores
 
@@ -75,7 +76,7 @@ def read_arms(words: Sequence[str], without: Sequence[str] = ()) -> list[Arm]:
         without: tasks that are not compared.
 
     Raises:
-        ConfigError: if fewer than two arms are given, or a name is not valid.
+        ConfigError: if fewer than two arms are given, or a name is not valid or not known.
         DataError: if a file is missing or damaged, or files cannot be compared.
     """
     named = [_split(word) for word in words]
@@ -87,6 +88,7 @@ def read_arms(words: Sequence[str], without: Sequence[str] = ()) -> list[Arm]:
         for path in paths:
             read.setdefault(path, read_scores(path, reader))
         arms.append(make_arm(name, [read[path] for path in paths]))
+    check_left_out(without, (task for model in read.values() for task in (*model.tasks, *model.left_out)))
     check_comparable(arms, without)
     return arms
 
@@ -112,6 +114,22 @@ def _name_problems(names: Sequence[str]) -> Iterator[Problem]:
             yield Problem(f"two arms are named {name!r}", where, f"list the seeds of one arm as {name}=A.json,B.json")
         elif same:
             yield Problem(f"the names {same[0]!r} and {name!r} differ only in case", where, "rename one of them")
+
+
+def check_left_out(without: Sequence[str], tasks: Iterable[str]) -> None:
+    """Refuse to leave out a task that no score file has: a misspelt one would stay in every mean.
+
+    Raises:
+        ConfigError: with every such name.
+    """
+    known = list(dict.fromkeys(tasks))
+    problems = [
+        Problem(f"no score file has a task {name!r}", "--without", did_you_mean(name, known))
+        for name in without
+        if name not in known
+    ]
+    if problems:
+        raise ConfigError(problems=problems)
 
 
 def check_comparable(arms: Iterable[Arm], without: Sequence[str] = ()) -> None:

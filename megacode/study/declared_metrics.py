@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from megacode.base.errors import ConfigError, MegacodeError, Problem
+from megacode.base.errors import ConfigError, Problem
 from megacode.config.suggestions import did_you_mean
 from megacode.planning.suite import score_name
 from megacode.study.grid import Grid
@@ -34,11 +34,7 @@ def check_metrics(grid: Grid, path: Path) -> None:
     means: set[str] = set()
     found: list[KnownMetrics] = []
     for suite in grid.study.suites:
-        try:
-            own = known_metrics(suite, configs)
-        except MegacodeError:
-            # Without a tokenizer: `study run` refuses it, and nothing is known of its tasks.
-            return
+        own = known_metrics(suite, configs)
         found.append(own.renamed(score_name(suite), tasks, means))
         tasks |= {*own.tasks}
         means |= {*own.means}

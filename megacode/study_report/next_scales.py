@@ -29,7 +29,8 @@ def other_scale(laws: StudyLaws, level: str | None) -> list[Refusal]:
         return []
     known = [name for levels in laws.grid.study.factors.values() for name in levels]
     if level not in known:
-        raise ConfigError(f"there is no level {level!r}", "--for", did_you_mean(level, known))
+        fix = did_you_mean(level, known) if known else "leave it out: the study has no factors"
+        raise ConfigError(f"there is no level {level!r}", "--for", fix)
     here = "@".join(place) or "this scale"
     what = f"the law of {here} does not know the losses at {level}; {_ranking(laws, level)}"
     return [Refusal("another scale", what, f"leave out --for to choose at {here}, or name an arm of {level} by --like")]

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from megacode.base.files import Json
 from megacode.capacity.costs import parameters as parameters_of
-from megacode.statistics.arms import Arm, check_comparable, make_arm
+from megacode.statistics.arms import Arm, check_comparable, check_left_out, make_arm
 from megacode.statistics.comparing import ComparisonDesign, compare_results, named
 from megacode.statistics.quantities import Results, tabulate
 from megacode.statistics.reading import Scores
@@ -39,6 +39,7 @@ class Scored:
         missing: sentences on what could not be compared.
         left_out: tasks that are not compared, with the reason.
         lacking: place and name of declared metrics that the models of a group do not have.
+        tasks: of all score files.
     """
 
     metrics: list[MetricRow] = field(default_factory=list)
@@ -49,6 +50,7 @@ class Scored:
     missing: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     lacking: list[tuple[str, str]] = field(default_factory=list)
+    tasks: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ def compare_arms(results: StudyResults, level: float, without: Sequence[str] = (
     scored = Scored()
     for group in _groups(results):
         _add(scored, results, group, level, without)
+    if scored.tasks:
+        check_left_out(without, sorted(scored.tasks))
     # While suites are compared one by one, a metric is lacking only if none of them has it.
     compared = {(row["place"], row["metric"]) for row in scored.comparisons}
     lacking = dict.fromkeys(name for place, name in scored.lacking if (place, name) not in compared)
@@ -121,6 +125,7 @@ def _by_arm(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 def _add(scored: Scored, results: StudyResults, group: _Group, level: float, without: Sequence[str]) -> None:
     """Add the rows of one group of arms."""
     arms, documents = _arms(results, group)
+    scored.tasks |= {task for arm in arms for one in arm.models for task in (*one.tasks, *one.left_out)}
     check_comparable(arms, without)
     # The slow step: items of all models as arrays. Comparisons and scores share it.
     table = tabulate(arms, without)
