@@ -273,6 +273,16 @@ def matches_name_arms(study: Study) -> Iterator[Problem]:
             yield Problem(f"there is no phase {match.end!r}", f"{where}.end", fix)
 
 
+def metrics_are_declared_once(study: Study) -> Iterator[Problem]:
+    """Each difference is corrected in one family, so a metric belongs to one."""
+    seen: set[str] = set()
+    for key, names in (("primary", study.compare.primary), ("secondary", study.compare.secondary)):
+        for number, name in enumerate(names):
+            if name in seen:
+                yield Problem(f"{name!r} is declared twice", f"compare.{key}[{number}]", "name it in one place")
+            seen.add(name)
+
+
 def forecasts_are_intervals(study: Study) -> Iterator[Problem]:
     """A forecast's interval holds its value, and the levels that it is for are known."""
     known = [level for levels in study.factors.values() for level in levels]
@@ -310,5 +320,6 @@ RULES: tuple[Rule, ...] = (
     seeds_are_different,
     settings_are_the_arms_own,
     matches_name_arms,
+    metrics_are_declared_once,
     forecasts_are_intervals,
 )

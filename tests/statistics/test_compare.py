@@ -336,6 +336,11 @@ def test_unknown_names_are_refused_with_a_suggestion(pair: Callable[..., list[st
         compared(*pair(), secondary=["x"])
 
 
+def test_a_task_that_no_file_has_cannot_be_left_out(pair: Callable[..., list[str]]) -> None:
+    with pytest.raises(ConfigError, match=r"--without: no score file has a task 'piqua'\n.*did you mean piqa"):
+        read_arms(pair(), ["piqua"])
+
+
 def cut(path: Path) -> None:
     path.write_text(path.read_text()[:-30])
 

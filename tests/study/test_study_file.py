@@ -134,6 +134,11 @@ LEVEL: Document = {"set": {"model.hidden_size": 128}}
         ({"arms": {"one": {}}}, "arms.one.phases: it has no phases", "same_as: ARM"),
         ({"arms": {"one": {"phase": ["text"]}}}, "arms.one.phase: phase is not a setting", "did you mean phases?"),
         ({"arms": {"one": ["balanced"], "a\nb": ["text"]}}, r"the name 'a\nb' holds '\n'", "use letters, digits"),
+        (
+            {"compare": {"primary": ["mean/a"], "secondary": ["mean/b", "mean/a"]}},
+            "compare.secondary[1]: 'mean/a' is declared twice",
+            "one place",
+        ),
         ({"arms": {"One": ["text"], "one": ["balanced"]}}, "'one' and 'One' differ in case alone", "another name"),
         ({"arms": {"one": ["text"], "a/b": ["balanced"]}}, "the name 'a/b' holds '/'", "use letters"),
         ({"arms": {"one": ["text"], "a@b": ["balanced"]}}, "the name 'a@b' holds '@'", "use letters"),

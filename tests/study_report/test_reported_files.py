@@ -263,6 +263,9 @@ def test_a_declared_metric_that_does_not_exist_is_refused_with_a_suggestion(make
     with pytest.raises(ConfigError, match=r"did you mean 'mean/total'\?") as caught:
         report_document(study)
     assert caught.value.problems[0].where == "tiny.yaml: compare.primary"
+    with pytest.raises(ConfigError, match="no score file has a task 'pika'") as caught:
+        report_document(make(1), without=["pika"])
+    assert "did you mean piqa?" in str(caught.value)
 
 
 def test_a_foreign_file_is_not_overwritten_and_an_earlier_report_is(make: Make, tmp_path: Path) -> None:
