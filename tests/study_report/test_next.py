@@ -350,6 +350,19 @@ def test_metrics_for_which_higher_is_better_are_turned_around(tmp_path: Path) ->
     assert document["targets"][0]["higher_is_better"] is True
 
 
+def test_a_mean_beside_its_own_parts_decides_alone_unless_weights_are_given(two: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load(two.read_text())
+    file = tmp_path / two.name
+    file.write_text(yaml.safe_dump({**document, "compare": {"primary": ["mean/heldout", TEXT, CODE]}}))
+    found = next_mixture(file, Wanted())
+    assert [row["weight"] for row in found["targets"]] == [1, 0, 0]
+    said = f"mean/heldout decides, and holds {TEXT} and {CODE}: --weights lets these count by themselves"
+    assert found["notes"][0] == said
+    own = next_mixture(file, Wanted({"mean/heldout": 1, TEXT: 1}))
+    assert [row["weight"] for row in own["targets"]] == [0.5, 0.5]
+    assert own["notes"][0] == f"mean/heldout holds {TEXT}: their tasks count more than once"
+
+
 def test_weights_choose_what_counts_and_weightless_metrics_are_predicted_beside(two: Path) -> None:
     document = next_mixture(two, Wanted({TEXT: 1.0, CODE: 3.0}, pull=0.0))
     assert [row["weight"] for row in document["targets"]] == [0.25, 0.75]
