@@ -170,7 +170,7 @@ def test_what_is_trained_is_found_by_content(
     assert trained[0]["checkpoint"].endswith("runs/renamed/checkpoints/iter_0000020")
     assert trained[0]["seal"]
     assert document["tokens_to_train"] == document["tokens"]["tree"] - trained[0]["tokens"]
-    assert "1 nodes are there" in printed(document)
+    assert "1 node trained already" in printed(document)
 
 
 def test_a_state_is_known_through_what_it_started_from(

@@ -174,6 +174,17 @@ def test_one_arm_alone_has_a_dot_and_no_ribbon():
     assert proportion("p", "nl", "%", "code", [SharePoint("none", 0.3, math.nan)]).missing
 
 
+def test_legends_say_the_level_that_was_asked_for():
+    shares = [SharePoint("only", 0.3, 30.0, 29.0, 31.0)]
+    points = [ScatterPoint("one", 1.0, 2.0), ScatterPoint("two", 2.0, 1.0)]
+    for level, said in ((0.95, "95 %"), (0.9, "90 %")):
+        curve = proportion("p", "nl", "%", "code", shares, level=level)
+        cross = scatter("p", "t", points, ScatterAxes("x", "y"), "", level=level)
+        assert [f"mean over seeds, {said} interval", f"arm, with {said} intervals"] == [
+            figure.legend[0].label for figure in (curve, cross)
+        ]
+
+
 def test_a_waterfall_steps_from_phase_to_phase():
     steps = [Stair("first", {"m": 10.0}, {"m": "10.0"}), Stair("second", {"m": 14.0}, {"m": "14.0"}),
              Stair("third", {"m": 11.0}, {"m": "11.0"})]  # fmt: skip

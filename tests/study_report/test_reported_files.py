@@ -40,7 +40,7 @@ def test_what_is_missing_is_listed_and_never_filled_in(make: Make) -> None:
     assert declared.startswith("source code, source markup, source text: declared, and not there: ")
     assert missing == [
         "1 of 6 models is not trained yet: cooled seed 2",
-        "1 of 6 models are trained and not scored yet: half seed 1",
+        "1 of 6 models is trained and not scored yet: half seed 1",
     ]
     assert {arm["name"]: (arm["state"], arm["scored_seeds"]) for arm in report["arms"]} == {
         "base": ("scored", [1, 2]), "half": ("partly scored", [2]), "cooled": ("partly scored", [1]),
