@@ -76,8 +76,9 @@ def _visible(index: ReportIndex) -> dict[str, str]:
         return _card(label, NOTHING, "not known yet")
     # The middle of the comparisons: one odd pair would speak for all.
     value, row = sorted(seen, key=lambda pair: pair[0])[len(seen) // 2]
-    note = f"in {index.title(row['metric'])}, found with a chance of 80 %"
-    return _card(label, f"{printed(row, value)} {row['unit']}".strip(), note)
+    # The unit stands below: beside the number it would be cut on a phone.
+    note = f"{row['unit']} in {index.title(row['metric'])}, found with a chance of 80 %".strip()
+    return _card(label, printed(row, value), note)
 
 
 def provenance(index: ReportIndex) -> list[dict[str, Any]]:
@@ -110,22 +111,32 @@ def _model(model: ModelRow) -> dict[str, Any]:
 
 
 def paper_gains(index: ReportIndex) -> list[dict[str, Any]]:
-    """Return the gains that the paper's text states, beside those that follow from its own table."""
+    """Return the paper's differences, computed from its table, beside the gains that its text states."""
     return [
         {
             "arm": row["paper_arm"],
             "metric": index.title(row["metric"]),
-            # Twelve times is how the paper says it; +1100 % is the same.
-            "stated": f"{100 * row['stated']:+.1f} %" if row["stated"] < 5 else f"{1 + row['stated']:.0f}x",
+            "stated": _stated(row["stated"]),
             "computed": f"{100 * row['relative']:+.1f} %" if row["relative"] is not None else NOTHING,
             "points": f"{row['points']:+.1f}",
             "yours": _yours(index, row["arm"], row["baseline"], row["metric"]),
             "note": row["note"],
-            "differs": row["relative"] is not None and abs(row["relative"] - row["stated"]) > 0.0051,
+            "differs": _differ(row["relative"], row["stated"]),
         }
-        for row in index.document["paper"]
-        if row["stated"] is not None
+        for row in sorted(index.document["paper"], key=lambda row: row["stated"] is None)
     ]  # fmt: skip
+
+
+def _differ(computed: float | None, stated: float | None) -> bool:
+    # Half a point of rounding in what the text states.
+    return computed is not None and stated is not None and abs(computed - stated) > 0.0051
+
+
+def _stated(gain: float | None) -> str:
+    if gain is None:
+        return ""
+    # Twelve times is how the paper says it; +1100 % is the same.
+    return f"{100 * gain:+.1f} %" if gain < 5 else f"{1 + gain:.0f}x"
 
 
 def _yours(index: ReportIndex, arm: str, baseline: str, metric: str) -> str:

@@ -98,6 +98,8 @@ class ReportIndex:
         # Without this word nobody knows that fewer bits per byte are good.
         better = {True: "", False: "lower is better", None: ""}[row["higher_is_better"]]
         unit = "%" if row["unit"] == POINTS else row["unit"]
+        if row["title"].removesuffix(" (mean)").endswith(unit):  # "heldout_code, bits per byte" has said it
+            unit = ""
         return ", ".join(filter(None, (unit, better)))
 
     def better(self, metric: str) -> str:
