@@ -63,6 +63,7 @@ def plan(
 def _dry_run(parsed: RunConfig, gpus: int | None, vocab_size: int, ranks: list[int]) -> list[dict[str, Any]]:
     from megacode.capacity.layout import Layout
 
+    # The only part of a plan that needs torch: everything else also runs on a login node without it.
     with uncollected():
         from megacode.mcore.dry_run import dry_run
 
