@@ -6,9 +6,14 @@ second of CPU and 60 MB in every rank. Import this module before any other that 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
+
+# Megatron-core imports Transformer Engine, which may compile what it likes: so it comes first, and sees torch as it is.
+with suppress(ImportError):
+    import transformer_engine.pytorch  # noqa: F401
 
 
 def _uncompiled(function: Any = None, **options: Any) -> Any:
