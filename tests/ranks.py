@@ -1,30 +1,41 @@
 """Runs a function on several gloo ranks, as torchrun would: `run_ranks` here, `main` in each child.
 
-Each child loads the program's file by its path, calls the function and leaves its JSON result in a file. Starting
-ranks costs some seconds of imports, so a program should try many things in one go and return what it saw.
+Each child loads the program's file by its path, calls the function and leaves its JSON result in a file. The children
+are forks of a server that has imported torch and Megatron-core once and has done nothing else: each begins where a new
+process would be after its imports, which take four seconds of CPU.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from megacode.base.ports import free_port
 from tests.limits import HANG
 
-_ROOT = Path(__file__).resolve().parents[1]
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tests.preloaded"])
+_NEW = multiprocessing.get_context("spawn")
+_GPU = Path("/dev/nvidiactl").exists()  # Megatron-core asks for GPUs when imported, and CUDA does not survive a fork
 
 
 def run_ranks(
-    nproc: int, program: str | Path, function: str, arguments: dict[str, Any] | None = None, timeout: float = HANG
+    nproc: int,
+    program: str | Path,
+    function: str,
+    arguments: dict[str, Any] | None = None,
+    timeout: float = HANG,
+    forked: bool = True,
 ) -> list[Any]:
     """Return what `function(**arguments)` of a Python file returned on each of `nproc` ranks.
 
@@ -34,11 +45,17 @@ def run_ranks(
         function: its name; what it returns must be JSON.
         arguments: keyword arguments, JSON.
         timeout: seconds until all ranks are killed and the test fails: a dead rank leaves the others waiting.
+        forked: False for a program whose environment must be set before its imports.
     """
+    context = _FORKS if forked and not _GPU else _NEW
     with tempfile.TemporaryDirectory() as directory:
         port = free_port()
         call = json.dumps([str(program), function, arguments or {}])
-        ranks = [_start(rank, nproc, port, call, Path(directory)) for rank in range(nproc)]
+        ranks: list[BaseProcess] = []
+        for rank in range(nproc):
+            place = _environment(rank, nproc, port)
+            ranks.append(context.Process(target=main, args=(call, place, f"{directory}/{rank}")))
+            ranks[-1].start()
         try:
             _wait(ranks, Path(directory), time.monotonic() + timeout)
         finally:
@@ -47,11 +64,9 @@ def run_ranks(
         return [json.loads((Path(directory) / f"{rank}.json").read_text()) for rank in range(nproc)]
 
 
-def _start(rank: int, nproc: int, port: int, call: str, directory: Path) -> subprocess.Popen[bytes]:
-    environment = {
+def _environment(rank: int, nproc: int, port: int) -> dict[str, str]:
+    return {
         **os.environ,
-        # A script has its own folder on the path, not the one in which `tests` lies.
-        "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(nproc),
@@ -59,27 +74,32 @@ def _start(rank: int, nproc: int, port: int, call: str, directory: Path) -> subp
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
-    with (directory / f"{rank}.log").open("wb") as log:
-        command = [sys.executable, str(Path(__file__).resolve()), call, str(directory / f"{rank}.json")]
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], directory: Path, deadline: float) -> None:
-    while any(process.poll() is None for process in ranks):
-        failed = [rank for rank, process in enumerate(ranks) if process.poll() not in (None, 0)]
+def _wait(ranks: list[BaseProcess], directory: Path, deadline: float) -> None:
+    while any(process.exitcode is None for process in ranks):
+        failed = [rank for rank, process in enumerate(ranks) if process.exitcode not in (None, 0)]
         if failed or time.monotonic() > deadline:
             break
         time.sleep(0.05)
-    bad = [rank for rank, process in enumerate(ranks) if process.poll() != 0]
+    bad = [rank for rank, process in enumerate(ranks) if process.exitcode != 0]
     if bad:
-        logs = "\n".join(f"--- rank {rank}\n" + (directory / f"{rank}.log").read_text()[-4000:] for rank in bad)
+        logs = "\n".join(f"--- rank {rank}\n" + _end_of(directory / f"{rank}.log") for rank in bad)
         raise AssertionError(f"ranks {bad} failed or did not end in time\n{logs}")
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _end_of(log: Path) -> str:
+    return log.read_text()[-4000:] if log.exists() else "did not start"
+
+
+def _kill(process: BaseProcess) -> None:
+    if process.exitcode is None:
+        assert process.pid is not None
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has no session of its own yet
+            process.kill()
+    process.join()
 
 
 def load_program(path: str | Path) -> Any:
@@ -93,16 +113,29 @@ def load_program(path: str | Path) -> Any:
     return module
 
 
-def main() -> None:
-    """Call a program's function in this rank: arguments are the call as JSON, and the file for its result."""
-    program, function, arguments = json.loads(sys.argv[1])
-    result = getattr(load_program(program), function)(**arguments)
-    Path(sys.argv[2]).write_text(json.dumps(result))
+def main(call: str, environment: dict[str, str], out: str) -> None:
+    """Be a rank: call a program's function, and leave the process.
+
+    Args:
+        call: the program, the function and its arguments, as JSON.
+        environment: of this rank; the server's is older than the test's.
+        out: path of its log and its result, without `.log` and `.json`.
+    """
+    os.setsid()
+    with Path(f"{out}.log").open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    program, function, arguments = json.loads(call)
+    status = 0
+    try:
+        result = getattr(load_program(program), function)(**arguments)
+        Path(f"{out}.json").write_text(json.dumps(result))
+    except BaseException:
+        traceback.print_exc()
+        status = 1
     # A rank whose gloo threads outlive the interpreter can abort at exit; its result is written, so leave at once.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+    os._exit(status)

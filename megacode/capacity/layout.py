@@ -147,6 +147,7 @@ class Layout:
     def coordinates(self, rank: int) -> tuple[int, int]:
         """Return a rank's pipeline stage, and its index among the ranks with the same weights."""
         tensor, stages = self.config.parallel.tensor, self.config.parallel.pipeline
+        # The pipeline is outermost, so each stage is a contiguous block of ranks.
         return rank // (self.gpus // stages), rank // tensor % self.shards
 
     def chunk_ends(self, stage: int) -> Iterator[tuple[bool, bool]]:

@@ -84,6 +84,7 @@ def average(
 
     mean = write_mean(checkpoints, out, weights, last=last, over=_length(over), normalize=normalize)
     show_copy(mean, as_json)
+    # JSON has the weights already, as a part of the copy.
     if not as_json:
         for path, weight in mean.weights.items():
             typer.echo(f"  {weight:.6f}  {path}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from megacode.base.errors import ConfigError
+from megacode.base.imports import uncollected
 from megacode.base.logs import setup_logging
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.cli.options import (
@@ -49,8 +50,9 @@ def to_hf(
 ) -> None:
     """Export a checkpoint as a Hugging Face model; kept only if its logits equal megacode's own."""
     setup_logging()
-    from megacode.convert.hf import to_hf as export
-    from megacode.convert.verify import render_report
+    with uncollected():
+        from megacode.convert.hf import to_hf as export
+        from megacode.convert.verify import render_report
 
     report = export(checkpoint, out, dtype=dtype, max_shard_size=max_shard_size, force=force, push_to=push_to)
     if as_json:
@@ -67,8 +69,9 @@ def from_hf(
 ) -> None:
     """Import a Llama, Cohere or StableLM model as a checkpoint to start from; kept only if it computes the same."""
     setup_logging()
-    from megacode.convert.from_hf import from_hf as load
-    from megacode.convert.verify import render_report
+    with uncollected():
+        from megacode.convert.from_hf import from_hf as load
+        from megacode.convert.verify import render_report
 
     report = load(hf_dir, out)
     if as_json:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from megacode.base.errors import ConfigError
+from megacode.base.imports import uncollected
 from megacode.cli.options import AcceptChangedPast, Config, Json, Overrides, console, print_json
 
 if TYPE_CHECKING:
@@ -61,7 +62,10 @@ def plan(
 
 def _dry_run(parsed: RunConfig, gpus: int | None, vocab_size: int, ranks: list[int]) -> list[dict[str, Any]]:
     from megacode.capacity.layout import Layout
-    from megacode.mcore.dry_run import dry_run
+
+    # The only part of a plan that needs torch: everything else also runs on a login node without it.
+    with uncollected():
+        from megacode.mcore.dry_run import dry_run
 
     if gpus is None:
         raise ConfigError("a dry run needs a number of ranks", "--dry-run", "add --gpus N")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from megacode.base.errors import EXIT_CHECK
+from megacode.base.imports import uncollected
 from megacode.base.logs import setup_logging
 from megacode.cli.options import Json, console, is_first_rank, print_json
 
@@ -30,8 +31,10 @@ def preflight(
     """Check this node or, under srun --ntasks-per-node=1, all nodes of a job; exit code 3 if any fails."""
     setup_logging()
     from megacode.base.files import RunDir
-    from megacode.preflight.examine import examine
-    from megacode.preflight.findings import render, summary
+
+    with uncollected():
+        from megacode.preflight.examine import examine
+        from megacode.preflight.findings import render, summary
 
     with examine(RunDir(run_dir) if run_dir else None, gpus, timeout) as verdict:
         if is_first_rank() and as_json:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from megacode.base.errors import EXIT_CHECK, MegacodeError
+from megacode.base.imports import uncollected
 from megacode.base.logs import OPENED, setup_logging
 from megacode.base.user_paths import refuse_existing
 from megacode.cli.options import (
@@ -58,7 +59,8 @@ def train(
         flags = ["--accept-changed-past"] * accept_changed_past + ["--from-scratch"] * from_scratch
         raise typer.Exit(run_ranks(["train", str(config), *(overrides or []), *flags], nproc))
     rendezvous.refuse_busy_port(os.environ)  # before torch is imported, which takes a while
-    from megacode.train.main import EXIT_CODES, run
+    with uncollected():
+        from megacode.train.main import EXIT_CODES, run
 
     reason = run(
         config, overrides or [],
@@ -120,7 +122,8 @@ def replay(
         options = [*(["--out", str(out), "--overwrite"] if out else []), *(["--json"] if as_json else [])]
         raise typer.Exit(run_ranks(["replay", str(run_dir), "--iteration", str(iteration), *options], nproc))
     setup_logging()
-    from megacode.replay.retrain import replay as train_again
+    with uncollected():
+        from megacode.replay.retrain import replay as train_again
 
     document = train_again(run_dir, iteration, out)
     if is_first_rank() and as_json:

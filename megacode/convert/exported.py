@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from megacode.base.errors import VerificationError
+from megacode.base.imports import uncollected
 from megacode.convert.safetensors_files import SafetensorsFiles
 
 NOTHING_PUBLISHED = "nothing was published; the checkpoint is unchanged"
@@ -149,7 +150,8 @@ def _inside(companion: Companion, number: int, kind: str, _module: Any, _given: 
 
 
 def _load(export: Path) -> Any:
-    from transformers import AutoModelForCausalLM
+    with uncollected():
+        from transformers import AutoModelForCausalLM
 
     try:
         with _without_progress_bar():

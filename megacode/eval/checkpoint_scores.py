@@ -30,6 +30,7 @@ from megacode.base.errors import (
     VerificationError,
 )
 from megacode.base.files import RunDir, remove
+from megacode.base.imports import uncollected
 from megacode.base.lock import STALE_SECONDS, RunLock
 from megacode.checkpoint.state import TrainState
 from megacode.config.loading import load_config
@@ -192,7 +193,9 @@ def _exported(run: RunDir, checkpoint: Path, state: TrainState, keep: bool) -> I
         MegacodeError: it does not compute the same as the checkpoint, or cannot be made.
     """
     from megacode.convert.card import FILE_NAME as CARD
-    from megacode.convert.hf import to_hf
+
+    with uncollected():
+        from megacode.convert.hf import to_hf
 
     kept, temporary = run.hf / run.iteration_name(state.iteration), run.passing_export(state.iteration)
     if read_score_file(kept / CARD).get("checkpoint_seal") == state.seal:

@@ -22,6 +22,7 @@ from typing import Any
 from megacode.base.claims import claimed
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, atomic_path, to_json, write_json
+from megacode.base.imports import uncollected
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.data.contamination import contamination, task_items
 from megacode.eval.categories import category_means
@@ -284,7 +285,9 @@ def _default_device(ranks: ScoringRanks) -> str:
 
 def _require_lm_eval() -> None:
     try:
-        import lm_eval.evaluator  # noqa: F401
+        with uncollected():
+            import lm_eval.evaluator
+            import lm_eval.models.huggingface  # noqa: F401
     except ImportError as error:
         fix = "pip install 'megacode[eval]'"
         raise ConfigError(f"lm-eval is not installed here ({error})", "megacode evaluate", fix) from None

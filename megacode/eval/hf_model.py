@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import CheckpointError
+from megacode.base.imports import uncollected
 
 
 def open_model(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
@@ -15,7 +16,9 @@ def open_model(hf_dir: Path, device: str | None) -> tuple[Any, Any]:
         CheckpointError: transformers cannot load it.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with uncollected():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

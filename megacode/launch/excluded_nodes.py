@@ -31,6 +31,7 @@ def keep_off(job: Job, following: str, wanted: Sequence[str]) -> list[str]:
     facts = slurm.show_job(following)
     try:
         kept = _spared(wanted, facts, job)
+        # Every update is a request to the controller, which all jobs of the cluster share: only for a change.
         if facts and sorted(kept) != sorted(slurm.hostnames(facts.get("ExcNodeList", ""))):
             slurm.exclude(following, kept)
     except LaunchError as error:

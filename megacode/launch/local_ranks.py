@@ -102,6 +102,7 @@ def _stop(ranks: list[subprocess.Popen[bytes]]) -> None:
         if rank.poll() is None:
             rank.terminate()
             rank.send_signal(signal.SIGCONT)  # a stopped process does not see SIGTERM
+    # One deadline for all of them: a cancelled job has only SLURM's KillWait, usually 30 s, until it is killed.
     deadline = time.monotonic() + _GRACE_SECONDS
     for rank in ranks:
         try:

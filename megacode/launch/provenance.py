@@ -85,6 +85,7 @@ def _packages() -> list[str]:
 
 
 def _record_git(directory: Path) -> None:
+    # Outside a repository nothing is lost: packages.txt has the version of an installed megacode.
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return

@@ -142,6 +142,7 @@ def _scored(state: TrainState, scores: Path) -> bool:
 
 def _tail(output: Path) -> str:
     try:
+        # Bytes, since the cut may fall into a character.
         return output.read_bytes()[-_TAIL_BYTES:].decode("utf-8", errors="replace")
     except OSError:
         return ""

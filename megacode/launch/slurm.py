@@ -111,6 +111,7 @@ def _run(
     command: Sequence[str], environment: Mapping[str, str] | None = None, text: str = ""
 ) -> subprocess.CompletedProcess[str]:
     try:
+        # Never without an input: sbatch would read its script from this process's, and wait at a terminal.
         return subprocess.run(
             command, input=text, capture_output=True, text=True, timeout=_PATIENCE_SECONDS, check=False, env=environment
         )
@@ -182,6 +183,7 @@ def queue(patient: bool = True) -> list[Queued]:
 
 
 def _queue(text: str) -> list[Queued]:
+    # The name comes last, since it may contain the separator; a line without three of them is a warning.
     return [Queued(*line.split("|", 3)) for line in text.splitlines() if line.count("|") >= 3]
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+import megacode.mcore.eager  # noqa: F401  before Megatron-core
 from megacode.base.files import digest
 from megacode.config.training import Parallel
 from megacode.mcore import device, gloo, layout_check, meeting, rendezvous

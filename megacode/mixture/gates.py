@@ -224,5 +224,6 @@ def decision_accuracy(small: Sequence[float], large: Sequence[float]) -> tuple[i
         large: the same arms at the other.
     """
     pairs = list(combinations(range(len(small)), 2))
+    # A tie at one scale is no agreement: it says nothing about the other scale.
     alike = sum((small[i] - small[j]) * (large[i] - large[j]) > 0 for i, j in pairs)
     return alike, len(pairs)

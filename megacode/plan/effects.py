@@ -65,6 +65,7 @@ def effect_of(key: str) -> str:
     parts = key.replace("[", ".").replace("]", "").split(".")
     if parts[0] in _NAMED and len(parts) > 1:
         parts[1] = "*"
+    # The longest first: `precision.fp8.recipe` stands nowhere, and has the effect of `precision.fp8`.
     for length in range(len(parts), 0, -1):
         found = EFFECTS.get(".".join(parts[:length]))
         if found is not None:

@@ -43,6 +43,7 @@ def score_name(suite: str) -> str:
     Args:
         suite: the name of a shipped suite, or the path of a YAML file.
     """
+    # For readers of existing scores: the suite's file may be gone by now, and its scores must still be found.
     try:
         return suite_name(Evaluate(suite=suite))
     except ConfigError:

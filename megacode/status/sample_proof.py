@@ -120,6 +120,7 @@ def _compare(line: Json, before: int, after: int, schedule: Schedule) -> str:
         return f"samples {before:,} to {after - 1:,} are not part of the plan"
     if line.get("samples_digest") is None:
         return "its record has no digest of its samples"
+    # The digest decides; the counts below only say whether the record splits the same samples by source as the plan.
     planned = float(samples_digest(np.arange(before, after)).sum())
     if float(line["samples_digest"]) != planned:
         return f"the digest of its samples is {line['samples_digest']}, the plan's is {planned}"

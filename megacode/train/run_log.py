@@ -106,6 +106,7 @@ class RunLog:
 
     def rewind(self, state: TrainState) -> None:
         """Continue at an earlier clock: reopen the sinks there, so that mirrors drop what will be trained again."""
+        # TensorBoard keeps what it was given: only reopened at a step does it drop what comes after that.
         self._state = state
         if self.writes:
             self.close()

@@ -29,7 +29,6 @@ from megacode.train.scoring_process import Child, at_once, start
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 30.0  # between lookups of score files that others wrote
-_PAUSE_SECONDS = 0.2
 _FAILURES = 3  # in a row; then the rest is left to the next start, since the cause is probably the same
 
 

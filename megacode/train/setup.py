@@ -178,6 +178,7 @@ def _run_log(plan: Plan, run: RunDir, ranks: Ranks, state: TrainState, events: E
     def sinks() -> list[Sink]:
         return open_sinks(run, state.iteration, state.consumed_samples, total) if ranks.rank == 0 else []
 
+    # On all: if rank 0 alone failed to open a file, the others would wait for it until they are taken for hung.
     return RunLog(run, state, _meter(plan, ranks.world_size, state), events, total, agreement.on_all(sinks))
 
 
@@ -275,6 +276,7 @@ def _restore(plan: Plan, rank_model: RankModel, origin: Origin, stop_signal: Sto
     state.go_on_with(dump_config(config))
     sizes = config.parallel.model_dump(include={"tensor", "pipeline", "context"})
     state.layout = {"world_size": rank_model.ranks.world_size, **sizes}
+    # One rank reads the tokenizer's files: thousands at once would overload the file system.
     state.tokenizer_hash = agreement.decided(lambda: load_tokenizer(config.tokenizer).hash if config.tokenizer else "")
     state.versions = {name: metadata.version(name) for name in _RECORDED}
     agreement.stop_together(stop_signal.name)
@@ -294,6 +296,7 @@ def _watches(
 def _start(plan: Plan, run: RunDir, origin: Origin) -> dict[str, Any]:
     """Write config and plan; return the facts of the start event: its kind, its origin, the work it repeats."""
     _record_run(plan, run)
+    # events.jsonl is only ever appended to, so it tells a resume from a start even if every checkpoint is gone.
     facts: dict[str, Any] = {"event": "resume" if run.events.stat().st_size else "start", "kind": origin.kind}
     if origin.checkpoint is not None:
         facts["checkpoint"] = origin.checkpoint.name if origin.kind == "resume" else str(origin.checkpoint)

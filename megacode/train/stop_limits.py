@@ -26,6 +26,7 @@ _LOOK_SECONDS = 0.5
 
 def process_start() -> float:
     """Return when this process started, in seconds since 1970."""
+    # Asked from the system, since the imports before this module count towards the time limit too.
     return float(psutil.Process().create_time())
 
 
@@ -96,7 +97,7 @@ class TouchFiles:
         """Delete requests to an earlier start that ended before it saw them, so that they do not stop this one."""
         for path in (self._run.stop_request, self._run.save_request):
             if path.exists():
-                path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)  # its owner may delete it at this moment
                 log.info("removed %s: it was meant for an earlier start", path)
 
     def touched(self) -> Request | None:

@@ -38,6 +38,8 @@ from megacode.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+_SCORES_SECONDS = 0.2  # between looks at what a finished run waits for
+
 
 @dataclass
 class Trainer:
@@ -298,6 +300,7 @@ class Trainer:
             if self.scoring.owing and not announced:
                 log.info("training is done; waiting for scores, at most %.0f s (evaluate.wait)", config.wait)
             announced = True
+            time.sleep(_SCORES_SECONDS)  # or the ranks would take the cores that the scoring needs
 
     def _phase(self) -> PhasePlan:
         """Return the phase of the last consumed sample (at the run's start, of the first one)."""

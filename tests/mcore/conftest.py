@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,23 +9,15 @@ from typing import Any
 
 import pytest
 
+from tests import ranks
+
 HERE = Path(__file__).parent
-
-
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"mcore_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
 def run_ranks() -> Callable[..., list[Any]]:
     """`run_ranks(nproc, program, function, arguments=None)`: see tests/ranks.py."""
-    return _module(HERE.parent / "ranks.py").run_ranks
+    return ranks.run_ranks
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +33,7 @@ def on_ranks(run_ranks: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
 @pytest.fixture(scope="session")
 def program() -> ModuleType:
     """rank_program.py, for tests that need no second rank."""
-    return _module(HERE / "rank_program.py")
+    return ranks.load_program(HERE / "rank_program.py")
 
 
 @pytest.fixture(scope="module")

@@ -490,3 +490,17 @@ def idle() -> dict[str, Any]:
     groups.barrier()
     groups.stop()
     return {"groups": made, "threads": dict(names)}
+
+
+def compiler() -> dict[str, Any]:
+    """Return what of torch's compiler is `imported`, whether mcore `fuses` by it, and whose `compile` torch has."""
+    from megatron.core import jit
+
+    def function() -> None:
+        pass
+
+    return {
+        "imported": "torch._inductor.compile_fx" in sys.modules,
+        "fuses": jit.jit_fuser(function) is not function,
+        "compile": torch.compile.__module__,
+    }

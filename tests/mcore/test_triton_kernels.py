@@ -24,7 +24,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_kernel_computes_what_autograd_does() -> None:
-    found = run_ranks(1, PROGRAM, "distances")[0]
+    found = run_ranks(1, PROGRAM, "distances", forked=False)[0]
     assert len(found) == 9
     assert {name: distance for name, distance in found.items() if not distance < 1e-5} == {}
 
@@ -33,6 +33,6 @@ def test_each_kernel_computes_what_autograd_does() -> None:
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_loss_of_a_vocabulary_in_slices(ranks: int) -> None:
     """With three ranks the last one's slice belongs to no token."""
-    distances = run_ranks(ranks, PROGRAM, "sliced")
+    distances = run_ranks(ranks, PROGRAM, "sliced", forked=False)
     assert len(distances) == ranks
     assert all(distance < 1e-5 for distance in distances)

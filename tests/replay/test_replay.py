@@ -26,6 +26,7 @@ from megacode.planning.order import order_rows
 from megacode.replay.comparison import agreement, render, worst_first
 from megacode.replay.retrain import replay
 from megacode.train.main import run as train
+from tests.ranks import run_ranks
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "golden.yaml"
 PROGRAM = Path(__file__).with_name("replay_program.py")
@@ -272,10 +273,9 @@ def test_the_worst_samples_are_shown_as_text(tmp_path: Path, program: ModuleType
 
 @slow
 def test_two_ranks_replay_what_they_trained_whatever_the_layout(data: Path, run_dir: Path, program: ModuleType) -> None:
-    ranks = module(GOLDEN.parents[1] / "ranks.py")
     out = data.parent / "layouts"
     arguments = {"config": str(GOLDEN), "data": str(data), "out": str(out), "one": str(run_dir)}
-    first, second = ranks.run_ranks(2, PROGRAM, "train_and_replay", arguments)
+    first, second = run_ranks(2, PROGRAM, "train_and_replay", arguments)
     assert first == second
     agreements = {name: facts["agreement"] for name, facts in first.items()}
     assert agreements.pop("one process") == "within tolerance"

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from megacode.base.files import RunDir, read_jsonl
 from megacode.mcore.agreement import named
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-
-
-def run_ranks(*arguments: Any) -> list[Any]:
-    spec = importlib.util.spec_from_file_location("agreement_ranks", HERE.parent / "ranks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.run_ranks(*arguments)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

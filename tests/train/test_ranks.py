@@ -10,12 +10,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from megacode.base import child_processes
 from megacode.base.files import RunDir
 from megacode.base.ports import free_port
 from megacode.metrics.reader import read_metrics
+from tests.conftest import GOLDEN
 from tests.limits import HANG, wait_until
 
 pytestmark = pytest.mark.slow
@@ -31,6 +34,17 @@ def losses(run_dir: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(RunDir(run_dir).metrics) if line["kind"] == "train"]
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, compare_losses: Any) -> Path:
+    """The run directory of the golden run, trained by one process as a user starts it."""
+    folder = tmp_path_factory.mktemp("one")
+    compare_losses.write_golden_data(folder / "data")
+    command = child_processes.command(["train", str(GOLDEN)])
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "golden"
+
+
 @pytest.mark.parametrize(
     "layout",
     [
@@ -42,28 +56,24 @@ def losses(run_dir: Path) -> list[float]:
     ids=["dp2", "tp2", "pp2", "cp2"],
 )
 def test_two_ranks_learn_what_one_process_learns(
-    golden: Path, megacode: Megacode, tmp_path: Path, layout: str, compare_losses: object
+    golden: Path, megacode: Megacode, tmp_path: Path, layout: str, compare_losses: Any, one: Path
 ) -> None:
     done = megacode("train", golden, "run_dir=two", layout, "--nproc", 2)
     assert done.returncode == 0, done.stderr
-    expected = compare_losses.losses_of(str(golden.parent / "losses.txt"))  # type: ignore[attr-defined]
+    expected = compare_losses.losses_of(str(golden.parent / "losses.txt"))
     assert losses(tmp_path / "two") == pytest.approx(list(expected.values()), abs=1e-4)
-    assert megacode("train", golden, "run_dir=one").returncode == 0
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=SAME_LOSS)
-    two, one = (list(read_metrics(RunDir(tmp_path / name).metrics)) for name in ("two", "one"))
-    assert len(two) >= len(expected) == 20
-    for mine, theirs in zip(two, one, strict=True):
+    assert losses(tmp_path / "two") == pytest.approx(losses(one), abs=SAME_LOSS)
+    lines, lines_of_one = (list(read_metrics(RunDir(path).metrics)) for path in (tmp_path / "two", one))
+    assert len(lines) >= len(expected) == 20
+    for mine, theirs in zip(lines, lines_of_one, strict=True):
         assert mine["loss_by_source"] == pytest.approx(theirs["loss_by_source"], abs=SAME_LOSS)
         assert mine.get("samples_by_source") == theirs.get("samples_by_source")
 
 
-def test_golden_losses_have_not_changed(
-    golden: Path, megacode: Megacode, tmp_path: Path, compare_losses: object
-) -> None:
-    assert megacode("train", golden).returncode == 0
-    expected = compare_losses.losses_of(str(golden.parent / "losses.txt"))  # type: ignore[attr-defined]
+def test_golden_losses_have_not_changed(one: Path, compare_losses: Any) -> None:
+    expected = compare_losses.losses_of(str(GOLDEN.parent / "losses.txt"))
     # Another CPU's kernels add in another order; a real change moves losses by more than this in 20 iterations.
-    assert losses(tmp_path / "runs" / "golden") == pytest.approx(list(expected.values()), abs=1e-4)
+    assert losses(one) == pytest.approx(list(expected.values()), abs=1e-4)
 
 
 def test_torchrun_starts_ranks_as_it_stands(golden: Path, tmp_path: Path) -> None:

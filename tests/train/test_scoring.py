@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -217,6 +218,18 @@ def test_a_suite_that_fails_does_not_end_the_run(config: Path, tmp_path: Path) -
     assert "exit code 2" in failed["error"]
     assert "Config error: " in (RunDir("run").path / failed["log"]).read_text()
     assert failed["iteration"] > events("evaluation_start")[0]["iteration"]
+
+
+def test_ranks_that_wait_for_scores_leave_the_cores_to_them(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    trainer = trainer_of(config)
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append)
+    monkeypatch.setattr("megacode.train.trainer.time", clock)
+    monkeypatch.setattr(Scoring, "owing", property(lambda self: len(pauses) < 3))
+    assert trainer.config.evaluate is not None
+    trainer._wait_for_scores(trainer.config.evaluate)
+    assert len(pauses) == 3
+    assert min(pauses) >= 0.1
 
 
 def test_the_newest_goes_first_and_two_checkpoints_are_spared(config: Path) -> None:

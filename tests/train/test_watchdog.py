@@ -230,7 +230,7 @@ def test_ranks_that_stand_still_are_named_whoever_spoke_for_their_node(run: RunD
     """Rank 0, which speaks for ranks 0 and 1, and rank 3 stand still; rank 2 hangs."""
     started = start(run, "stopped", "at_work_for_long", "stuck_in_a_lock", "stopped", timeout=6.0, per_node=2)
     try:
-        assert started[2].wait(60) == 1
+        assert started[2].wait(HANG) == 1
         assert "in at_work_for_long" in stacks(run, 1)
         noticed, *silent = read_jsonl(run.hangs)
         assert (noticed["rank"], "silent" in noticed) == (2, False)

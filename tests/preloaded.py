@@ -1,0 +1,18 @@
+"""What the fork server of tests/ranks.py has imported when it forks ranks: what most of their programs import.
+
+Nothing here may start a thread, which a fork would not copy.
+"""
+
+import importlib
+
+from megacode.base.imports import uncollected
+
+with uncollected():
+    for _name in (
+        "megacode.checkpoint.tensors",
+        "megacode.mcore.build",
+        "megacode.mcore.step",
+        "megacode.train.main",
+        "tests.ranks",
+    ):
+        importlib.import_module(_name)
