@@ -52,6 +52,16 @@ class Chunk:
     offset: int = 0
     too_long: int = 0
 
+    @property
+    def last_line(self) -> int:
+        """Number of the last of them."""
+        return self.first_line + self.data.count(b"\n") - self.data.endswith(b"\n")
+
+    @property
+    def end(self) -> int:
+        """Offset of the byte behind them."""
+        return self.offset + max(len(self.data), self.too_long)
+
     def place(self, line: int) -> str:
         """Return a line, counted as `first_line` is, as `file:line` of the whole file, whose head is read for it."""
         return f"{self.path}:{line + lines_before(self.path, self.counted_from)}"
@@ -176,6 +186,7 @@ def read_lines(
     skip_bad: bool = False,
     columns: Sequence[str] | None = None,
     numbered: bool = True,
+    done: int = 0,
     size: int = CHUNK_BYTES,
 ) -> Iterator[Records]:
     """Yield the records of a JSON-lines file; arguments as of `inputs.read_records`, and the bytes of a chunk.
@@ -186,11 +197,16 @@ def read_lines(
     """
     start, end = part or (0, None)
     before: int | None = None
-    for chunk in read_chunks(path, size, start, end):
+    # Only a plain file can be entered in its middle; of others lines are counted.
+    by_lines = is_compressed(path) or path == STANDARD_INPUT
+    for chunk in read_chunks(path, size, start if by_lines else max(start, done), end):
+        if by_lines and chunk.last_line <= done:
+            continue
         if numbered and chunk.counted_from:
             before = lines_before(path, chunk.counted_from) if before is None else before
             chunk = replace(chunk, first_line=chunk.first_line + before, counted_from=0)
-        yield from _records(chunk, columns, skip_bad)
+        behind = chunk.last_line if by_lines else chunk.end
+        yield from (replace(found, done=behind) for found in _records(chunk, columns, skip_bad))
 
 
 def _records(chunk: Chunk, columns: Sequence[str] | None, skip_bad: bool) -> Iterator[Records]:

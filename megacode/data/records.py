@@ -26,6 +26,7 @@ class Records:
         read_bytes: bytes on disk that were read for them.
         bad: bad records that were skipped.
         counted_from: where counting lines began, in bytes of the file; 0 unless numbers were not asked for.
+        done: what `inputs.read_records` takes to go on after them.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Records:
     read_bytes: int
     bad: int = 0
     counted_from: int = 0
+    done: int = 0
 
     def place(self, line: int) -> str:
         """Return one of `lines` as `file:line` of the whole file, whose head is read for it where it must be."""
