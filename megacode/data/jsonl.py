@@ -149,6 +149,7 @@ def _chunks_in(path: Path, stream: Stream, size: int, start: int, end: int | Non
 
 def _whole_lines(path: Path, stream: Stream, size: int, counted_from: int = 0) -> Iterator[Chunk]:
     """Cut a stream into chunks of whole lines."""
+    size = min(size, LONGEST_LINE)
     held: list[bytes] = []  # of a line whose end is not read yet; joined once, or long lines would be copied again
     line, offset, position, length, lost = 1, counted_from, stream.position, 0, False
     while block := stream.read(size):
@@ -213,7 +214,8 @@ def _records(chunk: Chunk, columns: Sequence[str] | None, skip_bad: bool) -> Ite
     rows, lines, bad = _parse(chunk, columns, skip_bad)
     found = Records(chunk.path, chunk.first_line, rows, lines, chunk.read_bytes, len(bad), chunk.counted_from)
     if bad and not skip_bad:
-        yield replace(found, bad=0)
+        if rows:
+            yield replace(found, bad=0)
         raise _bad_line(chunk, *bad[0])
     yield found
 

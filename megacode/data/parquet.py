@@ -58,7 +58,8 @@ def read_rows(
             last = facts["row"] + batch.num_rows - 1
             if bad and not skip_bad:
                 before = [number for number in lines if number < bad[0][0]]
-                yield Records(path, facts["row"], rows[: len(before)], before, 0, done=bad[0][0] - 1)
+                if before:
+                    yield Records(path, facts["row"], rows[: len(before)], before, 0, done=bad[0][0] - 1)
                 where = f"in the row group of bytes {facts['begin']:,} to {facts['end']:,}"
                 raise DataError(f"{bad[0][1]} ({where})", f"{path}:{bad[0][0]}", _SKIP)
             yield Records(path, facts["row"], rows, lines, facts["bytes"], len(bad), done=last)
@@ -126,7 +127,7 @@ class _Child:
             raise DataError(said, str(path), "name other keys, or convert the file")
         if code < 0:
             said = f"pyarrow crashed on it ({signal.Signals(-code).name})"
-        raise DataError(f"it cannot be read: {said} (of {path.stat().st_size:,} bytes)", str(path), _DAMAGED)
+        raise DataError(f"it cannot be read: {said}; the file has {path.stat().st_size:,} bytes", str(path), _DAMAGED)
 
 
 @contextmanager

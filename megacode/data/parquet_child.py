@@ -12,7 +12,7 @@ import resource
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 # Text in a batch, as far as the file's own sizes tell; rows in a batch at most.
 _BATCH_BYTES, _BATCH_ROWS = 4 << 20, 4096
@@ -20,7 +20,7 @@ _BATCH_BYTES, _BATCH_ROWS = 4 << 20, 4096
 _BUFFER_BYTES = 1 << 20
 UNSUITABLE = 3  # exit code: the file may be whole, but its columns cannot be used
 # What pyarrow raises is of these classes, or of a subclass.
-_ERRORS = (OSError, ValueError, ArithmeticError, TypeError, KeyError, IndexError, NotImplementedError)
+ERRORS = (OSError, ValueError, ArithmeticError, TypeError, KeyError, IndexError, NotImplementedError)
 
 
 class UnsuitableError(Exception):
@@ -38,7 +38,7 @@ class Group:
     end: int
 
 
-def main(path: str, start: int, end: int, done: int, columns: Sequence[str] | None) -> None:
+def main(path: str, start: int, end: int, done: int, columns: Sequence[str] | None, out: BinaryIO) -> None:
     """Write the batches of the row groups that begin in a part of a file.
 
     Args:
@@ -47,6 +47,12 @@ def main(path: str, start: int, end: int, done: int, columns: Sequence[str] | No
         end: end of the part; -1: the file's.
         done: rows of the file to pass over.
         columns: which to read, nested ones as `a.b`; None: all.
+        out: where the stream is written.
+
+    Raises:
+        UnsuitableError: see there.
+        MemoryError: the limit of memory is reached.
+        OSError, ValueError and others of `ERRORS`: the file is damaged.
     """
     import pyarrow
     import pyarrow.parquet
@@ -54,10 +60,10 @@ def main(path: str, start: int, end: int, done: int, columns: Sequence[str] | No
     pyarrow.set_cpu_count(1)
     with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, page_checksum_verification=True) as file:
         schema = _schema(file, columns)
-        with pyarrow.ipc.new_stream(sys.stdout.buffer, schema) as out:
+        with pyarrow.ipc.new_stream(out, schema) as stream:
             for group in groups(file.metadata, os.path.getsize(path)):
                 if start <= group.begin and (end < 0 or group.begin < end) and group.first + group.rows > done + 1:
-                    _write(out, file, group, schema, columns, done)
+                    _write(stream, file, group, schema, columns, done)
 
 
 def groups(metadata: Any, size: int) -> list[Group]:
@@ -154,7 +160,7 @@ def _batches(file: Any, group: Group, schema: Any, columns: Sequence[str] | None
             batch = _converted(batch, schema)
         except MemoryError:
             raise
-        except _ERRORS as error:
+        except ERRORS as error:
             raise ValueError(f"{_said(error)} ({place})") from None
         yield batch
         done += batch.num_rows
@@ -172,20 +178,20 @@ def _converted(batch: Any, schema: Any) -> Any:
 
 
 def _said(error: Exception) -> str:
-    return str(error).strip().removesuffix(".") or type(error).__name__
+    return " ".join(str(error).split()).removesuffix(".") or type(error).__name__
 
 
 def _run(memory: int, path: str, start: int, end: int, done: int, columns: Sequence[str] | None) -> None:
     """Run `main` with a limit on memory; an error goes to standard error and decides the exit code."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
-        main(path, start, end, done, columns)
+        main(path, start, end, done, columns, sys.stdout.buffer)
     except UnsuitableError as error:
         sys.stderr.write(str(error))
         sys.exit(UNSUITABLE)
     except MemoryError:
         sys.exit(f"reading it takes more than {memory >> 20:,} MiB of memory")
-    except _ERRORS as error:
+    except ERRORS as error:
         sys.exit(_said(error))
 
 

@@ -139,7 +139,7 @@ def text_in(row: Mapping[str, Any], key: str) -> str:
     """
     text = field_of(row, key, _ABSENT)
     if text is _ABSENT:
-        raise ValueError(f"the line has no key {key!r}; its keys are {', '.join(map(repr, row)) or 'none'}")
+        raise ValueError(f"the record has no key {key!r}; its keys are {', '.join(map(repr, row)) or 'none'}")
     if not isinstance(text, str):
         raise ValueError(f"the key {key!r} holds {json.dumps(text, default=str)[:40]}, not a string")
     check_characters(row, [key])
