@@ -22,7 +22,7 @@ from megacode.base.errors import DataError
 from megacode.data.parquet_child import UNSUITABLE
 from megacode.data.records import Records
 
-MEMORY_BYTES = 6 << 30  # of address space, of which pyarrow alone takes 1 GiB
+MEMORY_BYTES = 4 << 30  # of address space; pyarrow alone takes 0.2 GiB
 _CHILD = Path(__file__).with_name("parquet_child.py")
 _DAMAGED = "download or copy the file again"
 _SKIP = "fix the row, or use --skip-bad-lines to skip and count such rows"
