@@ -54,7 +54,7 @@ def read_rows(
     request = [str(path), *(part or (0, -1)), done, None if columns is None else list(columns)]
     with _started(request) as child:
         for batch, facts in child.batches():
-            rows, lines, bad = _rows(batch, facts["row"])
+            rows, lines, bad = rows_of(batch, facts["row"])
             last = facts["row"] + batch.num_rows - 1
             if bad and not skip_bad:
                 before = [number for number in lines if number < bad[0][0]]
@@ -66,7 +66,7 @@ def read_rows(
         child.check(path)
 
 
-def _rows(batch: Any, first: int) -> tuple[list[dict[str, Any]], list[int], list[tuple[int, str]]]:
+def rows_of(batch: Any, first: int) -> tuple[list[dict[str, Any]], list[int], list[tuple[int, str]]]:
     """Return the records of a batch, their row numbers, and the bad rows with what is wrong."""
     names, numbers = batch.schema.names, range(first, first + batch.num_rows)
     if not names:
