@@ -201,12 +201,12 @@ def read_lines(
     # Only a plain file can be entered in its middle; of others lines are counted.
     by_lines = is_compressed(path) or path == STANDARD_INPUT
     for chunk in read_chunks(path, size, start if by_lines else max(start, done), end):
-        if by_lines and chunk.last_line <= done:
+        behind = chunk.last_line if by_lines else chunk.end
+        if behind <= done:
             continue
         if numbered and chunk.counted_from:
             before = lines_before(path, chunk.counted_from) if before is None else before
             chunk = replace(chunk, first_line=chunk.first_line + before, counted_from=0)
-        behind = chunk.last_line if by_lines else chunk.end
         yield from (replace(found, done=behind) for found in _records(chunk, columns, skip_bad))
 
 

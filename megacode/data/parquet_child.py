@@ -20,7 +20,7 @@ _BATCH_BYTES, _BATCH_ROWS = 4 << 20, 4096
 _BUFFER_BYTES = 1 << 20
 UNSUITABLE = 3  # exit code: the file may be whole, but its columns cannot be used
 # What pyarrow raises is of these classes, or of a subclass.
-ERRORS = (OSError, ValueError, ArithmeticError, TypeError, KeyError, IndexError, NotImplementedError)
+ERRORS = (OSError, ValueError, ArithmeticError, TypeError, LookupError, RuntimeError)
 
 
 class UnsuitableError(Exception):
