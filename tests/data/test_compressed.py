@@ -92,7 +92,7 @@ def test_damage_and_garbage_are_named_between_two_bytes_after_the_good_documents
         assert broken <= last <= broken + (1 << 17)
         count = sum(len(records.rows) for records in found)
         assert sum(end <= first for end in ends) <= count <= sum(end <= last for end in ends)
-        assert count >= 40
+        assert count >= 15  # what was in the same piece of 32 KiB is lost
 
 
 def test_zeros_behind_gzip_members_are_padding(tmp_path: Path) -> None:

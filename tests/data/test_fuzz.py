@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +25,11 @@ def fuzz(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_every_target_takes_its_seeds_and_all_their_heads(fuzz: ModuleType, tmp_path: Path) -> None:
+def test_every_target_takes_its_seeds_their_heads_and_wrong_bytes_in_them(fuzz: ModuleType, tmp_path: Path) -> None:
+    dice = random.Random(0)
+    for seed in fuzz.TARGETS["parquet"].seeds():
+        fuzz.TARGETS["parquet"].read(seed, tmp_path)
+        assert (tmp_path / "rows").read_text() == "12"
     for target in fuzz.TARGETS.values():
         seeds = target.seeds()
         assert seeds
@@ -32,6 +37,10 @@ def test_every_target_takes_its_seeds_and_all_their_heads(fuzz: ModuleType, tmp_
             target.read(seed, tmp_path)
             for cut in range(0, len(seed), max(1, len(seed) // 20)):
                 target.read(seed[:cut], tmp_path)
+            for _ in range(40):
+                damaged = bytearray(seed)
+                damaged[dice.randrange(len(seed))] = dice.randrange(256)
+                target.read(bytes(damaged), tmp_path)
 
 
 def test_the_fuzzer_finds_no_input_that_fails(fuzz: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

@@ -16,9 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megacode.base.errors import ConfigError, DataError
+from megacode.cli.data import script
+from megacode.config.model import TokenizerConfig
 from megacode.data import jsonl
 from megacode.data.inputs import find_inputs, read_records, refuse_standard_input
 from megacode.data.machine_files import Shard
+from megacode.data.preprocess import PreprocessJob, preprocess
 from megacode.data.records import Records, field_of, texts_of
 
 
@@ -223,3 +226,20 @@ def test_any_bytes_are_records_or_an_error_of_the_user(name, raw, is_packed, tmp
         if broken is not None:
             assert broken.problems[0].where.startswith(str(path))
             assert "good documents" in broken.problems[0].what
+
+
+def test_preprocessing_reads_standard_input_whole_or_not_at_all(
+    corpus: Path, huggingface: TokenizerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    model = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", huggingface.path]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(corpus.read_bytes())))
+    given = ["--input", "-", "--output-prefix", str(tmp_path / "piped"), *model]
+    assert script("preprocess", "tools/preprocess_data.py", given) == 0
+    preprocess(PreprocessJob((str(corpus),), str(tmp_path / "whole"), huggingface))
+    made = [(tmp_path / f"{name}_text_document.bin").read_bytes() for name in ("piped", "whole")]
+    assert made[0] == made[1] != b""
+    assert script("preprocess", "tools/preprocess_data.py", [*given, "--shard", "0/2"]) == 2
+    assert "standard input cannot be divided into shards" in capfd.readouterr().err
+    given = ["--input", "-", "--vocab-size", "500", "--output", str(tmp_path / "tokenizer")]
+    assert script("tokenizer", "tools/train_tokenizer.py", given) == 2
+    assert "its size is unknown" in capfd.readouterr().err
