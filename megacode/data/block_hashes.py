@@ -1,0 +1,105 @@
+"""Hashes of large files: one of the whole, and one of every 64 MiB, so that damage can be located.
+
+A reader that finds another hash than the manifest's knows that some byte is wrong; the hashes of blocks tell where.
+Both cost little: xxh3 hashes more than 10 GB a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from megacode.base.progress import bar
+
+BLOCK_BYTES = 64 << 20
+_READ_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class FileHashes:
+    """The hashes of a file.
+
+    Attributes:
+        size: bytes.
+        whole: xxh3-128 of all of them, hexadecimal.
+        blocks: xxh3-64 of each block of `block_bytes`, hexadecimal; the last one may be shorter.
+        block_bytes: bytes of a block.
+    """
+
+    size: int = 0
+    whole: str = ""
+    blocks: tuple[str, ...] = ()
+    block_bytes: int = BLOCK_BYTES
+
+
+class BlockHasher:
+    """Hashes bytes as they come.
+
+    Args:
+        block_bytes: of a block; None: `BLOCK_BYTES`.
+    """
+
+    def __init__(self, block_bytes: int | None = None) -> None:
+        self._block_bytes = block_bytes or BLOCK_BYTES
+        self._whole, self._block = xxhash.xxh3_128(), xxhash.xxh3_64()
+        self._size, self._blocks = 0, list[str]()
+
+    def update(self, raw: Any) -> None:
+        """Add bytes, or a buffer of them."""
+        view = memoryview(raw)
+        if not view.nbytes:  # an empty array cannot be cast
+            return
+        self._whole.update(view)
+        view = view.cast("B")
+        while len(view):
+            part = view[: self._block_bytes - self._size % self._block_bytes]
+            self._block.update(part)
+            self._size, view = self._size + len(part), view[len(part) :]
+            if self._size % self._block_bytes == 0:
+                self._blocks.append(self._block.hexdigest())
+                self._block.reset()
+
+    def hashes(self) -> FileHashes:
+        """Return the hashes of all bytes so far."""
+        last = [self._block.hexdigest()] if self._size % self._block_bytes else []
+        return FileHashes(self._size, self._whole.hexdigest(), (*self._blocks, *last), self._block_bytes)
+
+
+def hashes_of(path: Path) -> FileHashes:
+    """Read a file and return its hashes."""
+    hasher = BlockHasher()
+    for block in _blocks(path):
+        hasher.update(block)
+    return hasher.hashes()
+
+
+def first_wrong_block(path: Path, blocks: tuple[str, ...], block_bytes: int) -> tuple[int, int, int] | None:
+    """Return the number, first byte and end of the first block whose hash is another one; None if all agree.
+
+    Reading ends at that block.
+    """
+    state, number, filled = xxhash.xxh3_64(), 0, 0
+    for read in _blocks(path):
+        view = memoryview(read)
+        while len(view):
+            part = view[: block_bytes - filled]
+            state.update(part)
+            filled, view = filled + len(part), view[len(part) :]
+            if filled == block_bytes:
+                if number >= len(blocks) or state.hexdigest() != blocks[number]:
+                    return number, number * block_bytes, (number + 1) * block_bytes
+                state.reset()
+                number, filled = number + 1, 0
+    wrong = filled and (number >= len(blocks) or state.hexdigest() != blocks[number])
+    return (number, number * block_bytes, number * block_bytes + filled) if wrong else None
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file, bar(f"reading {path.name}", path.stat().st_size, size=True) as advance:
+        while block := file.read(_READ_BYTES):
+            yield block
+            advance(len(block))
