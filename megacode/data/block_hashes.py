@@ -6,7 +6,7 @@ Both cost little: xxh3 hashes more than 10 GB a second.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,37 +69,20 @@ class BlockHasher:
         return FileHashes(self._size, self._whole.hexdigest(), (*self._blocks, *last), self._block_bytes)
 
 
-def hashes_of(path: Path) -> FileHashes:
-    """Read a file and return its hashes."""
-    hasher = BlockHasher()
-    for block in _blocks(path):
-        hasher.update(block)
+def hashes_of(path: Path, block_bytes: int | None = None) -> FileHashes:
+    """Read a file and return its hashes; `block_bytes`: see `BlockHasher`."""
+    hasher = BlockHasher(block_bytes)
+    with path.open("rb") as file, bar(f"reading {path.name}", path.stat().st_size, size=True) as advance:
+        while block := file.read(_READ_BYTES):
+            hasher.update(block)
+            advance(len(block))
     return hasher.hashes()
 
 
-def first_wrong_block(path: Path, blocks: tuple[str, ...], block_bytes: int) -> tuple[int, int, int] | None:
-    """Return the number, first byte and end of the first block whose hash is another one; None if all agree.
-
-    Reading ends at that block.
-    """
-    state, number, filled = xxhash.xxh3_64(), 0, 0
-    for read in _blocks(path):
-        view = memoryview(read)
-        while len(view):
-            part = view[: block_bytes - filled]
-            state.update(part)
-            filled, view = filled + len(part), view[len(part) :]
-            if filled == block_bytes:
-                if number >= len(blocks) or state.hexdigest() != blocks[number]:
-                    return number, number * block_bytes, (number + 1) * block_bytes
-                state.reset()
-                number, filled = number + 1, 0
-    wrong = filled and (number >= len(blocks) or state.hexdigest() != blocks[number])
-    return (number, number * block_bytes, number * block_bytes + filled) if wrong else None
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file, bar(f"reading {path.name}", path.stat().st_size, size=True) as advance:
-        while block := file.read(_READ_BYTES):
-            yield block
-            advance(len(block))
+def first_difference(found: FileHashes, blocks: Sequence[str]) -> tuple[int, int, int] | None:
+    """Return the number, first byte and end of the first block whose hash is another one; None if all agree."""
+    for number, (mine, theirs) in enumerate(zip(found.blocks, blocks, strict=False)):
+        if mine != theirs:
+            first = number * found.block_bytes
+            return number, first, min(first + found.block_bytes, found.size)
+    return None

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -107,10 +108,14 @@ class DocumentIds:
         return sorted(document for document in found if document < self.documents and self._raw(document) == raw)
 
     def batch(self, first: int, count: int) -> Ids:
-        """Return the ids of some consecutive documents, copied."""
-        offsets = self._offsets[first : first + count + 1].astype(np.int64)
-        start, end = self._text + int(offsets[0]), self._text + int(offsets[-1])
-        return Ids(np.diff(offsets), np.frombuffer(self._map[start:end], dtype=np.uint8))
+        """Return the ids of some consecutive documents, read from the file: a map keeps all pages it has passed."""
+        offsets = self._read(self._text - 8 * (self.documents + 1 - first), count + 1, np.uint64).astype(np.int64)
+        return Ids(np.diff(offsets), self._read(self._text + offsets[0], offsets[-1] - offsets[0], np.uint8))
+
+    def _read(self, place: int, count: int, dtype: type[np.generic]) -> npt.NDArray[Any]:
+        with self.path.open("rb") as file:
+            file.seek(place)
+            return np.fromfile(file, dtype, count)
 
 
 def open_ids(prefix: str | Path, documents: int) -> DocumentIds | None:

@@ -11,7 +11,7 @@ import glob
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +19,8 @@ import orjson
 
 from megacode.base.errors import ConfigError, DataError
 from megacode.data.compressed import BAD_STREAM, NOT_READ, CutShortError, decompressed, is_compressed, versions
+from megacode.data.document_ids import Ids
+from megacode.data.texts import Part, Texts, id_of, ids_of, parts_of, text_of
 
 CHUNK_BYTES = 4 << 20
 
@@ -46,24 +48,6 @@ class Chunk:
             # Counted only when a message needs it: shards do not know how many lines lie before theirs.
             blocks = iter(lambda: file.read(min(CHUNK_BYTES, self.counted_from - file.tell())), b"")
             return f"{self.path}:{line + sum(block.count(10) for block in blocks)}"
-
-
-@dataclass
-class Texts:
-    """The texts under one key.
-
-    Attributes:
-        texts: all of them, one after another.
-        counts: how many belong to each document, where a line holds a list of them; None: one each.
-    """
-
-    texts: list[str] = field(default_factory=list)
-    counts: list[int] | None = None
-
-    @property
-    def documents(self) -> int:
-        """Number of documents."""
-        return len(self.texts if self.counts is None else self.counts)
 
 
 def find_inputs(patterns: Sequence[str]) -> list[Path]:
@@ -192,69 +176,79 @@ def _whole_lines(path: Path, file: BinaryIO, stream: Any, size: int) -> Iterator
         yield Chunk(path, line, rest, file.tell() - position)
 
 
-def parse(chunk: Chunk, keys: Sequence[str], skip_bad_lines: bool = False) -> tuple[dict[str, Texts], int]:
+@dataclass(frozen=True)
+class Parsed:
+    """What a chunk holds: texts by key, the documents' ids where they are wanted, and the number of lines skipped."""
+
+    texts: dict[str, Texts]
+    ids: Ids | None
+    bad_lines: int
+
+
+def parse(chunk: Chunk, keys: Sequence[str], skip_bad_lines: bool = False, id_key: str | None = None) -> Parsed:
     """Read the texts of a chunk; blank lines are not documents.
 
     Args:
-        chunk: whole lines, each a JSON object whose `keys` hold a text, or a list of texts that make one document.
+        chunk: whole lines, each a JSON object whose `keys` hold a text or a list, see `texts`.
         keys: which to read.
         skip_bad_lines: skip and count lines that are not like that.
-
-    Returns:
-        the texts by key, and the number of lines skipped.
+        id_key: the key of the documents' ids; None: they are not read.
 
     Raises:
         DataError: at the first bad line, unless they are skipped.
     """
+    wanted = [*keys, id_key] if id_key else [*keys]
     try:
         # The fast path: orjson is several times faster than json, but tells less about a bad line.
         rows = [orjson.loads(line) for line in chunk.data.split(b"\n") if line and not line.isspace()]
-
-        texts = {key: [row[key] for row in rows] for key in keys}
+        if any(chunk.data.count(_as_key(key)) > len(rows) for key in wanted):  # a key may stand twice in one object
+            return _parse_one_by_one(chunk, keys, skip_bad_lines, id_key)
+        texts = {key: _column([row[key] for row in rows], key) for key in keys}
+        ids = ids_of([row[id_key] for row in rows], id_key) if id_key else None
+        return Parsed(texts, ids, 0)
     except (ValueError, KeyError, TypeError):
-        return _parse_one_by_one(chunk, keys, skip_bad_lines)
-    if any(chunk.data.count(_as_key(key)) > len(rows) for key in keys):  # a key may stand twice in one object
-        return _parse_one_by_one(chunk, keys, skip_bad_lines)
-    # Lists of texts are rare and take the slow path too.
-    if all(set(map(type, column)) <= {str} for column in texts.values()):
-        return {key: Texts(column) for key, column in texts.items()}, 0
-    return _parse_one_by_one(chunk, keys, skip_bad_lines)
+        return _parse_one_by_one(chunk, keys, skip_bad_lines, id_key)
 
 
-def _parse_one_by_one(chunk: Chunk, keys: Sequence[str], skip: bool) -> tuple[dict[str, Texts], int]:
-    texts: dict[str, list[str]] = {key: [] for key in keys}
-    counts: dict[str, list[int]] = {key: [] for key in keys}
+def _column(values: list[Any], key: str) -> Texts:
+    if set(map(type, values)) <= {str}:
+        return Texts(values)
+    return Texts.of([parts_of(value, key) for value in values])
+
+
+def _parse_one_by_one(chunk: Chunk, keys: Sequence[str], skip: bool, id_key: str | None) -> Parsed:
+    documents: dict[str, list[list[Part]]] = {key: [] for key in keys}
+    ids: list[str] = []
     bad = 0
     for number, line in enumerate(chunk.data.split(b"\n"), chunk.first_line):
         if not line or line.isspace():
             continue
         try:
-            row = _row(line, keys)
+            row = parse_object(line)
+            found = {key: parts_of(_under(row, key), key) for key in keys}
+            if id_key:
+                ids.append(id_of(_under(row, id_key), id_key))
         except ValueError as error:
             if not skip:
                 fix = "fix the line, or use --skip-bad-lines to skip and count such lines"
                 raise DataError(str(error), chunk.place(number), fix) from None
             bad += 1
             continue
-        for key, column in row.items():
-            texts[key] += column
-            counts[key].append(len(column))
-    return {key: Texts(texts[key], counts[key]) for key in keys}, bad
+        for key, parts in found.items():
+            documents[key].append(parts)
+    texts = {key: Texts.of(column) for key, column in documents.items()}
+    return Parsed(texts, Ids.of(ids) if id_key else None, bad)
+
+
+def _under(row: Mapping[str, Any], key: str) -> Any:
+    if key not in row:
+        raise ValueError(f"the line has no key {key!r}; its keys are {', '.join(map(repr, row)) or 'none'}")
+    return row[key]
 
 
 def _as_key(key: str) -> bytes:
     """Return how a key is written before its value; a space before the colon hides it, which is rare."""
     return json.dumps(key, ensure_ascii=False).encode() + b":"
-
-
-def _row(line: bytes, keys: Sequence[str]) -> dict[str, list[str]]:
-    """Return the texts of one line; a ValueError says what is wrong with it."""
-    row = parse_object(line)
-    texts = {}
-    for key in keys:
-        many = row.get(key)
-        texts[key] = [text_in({key: item}, key) for item in many] if isinstance(many, list) else [text_in(row, key)]
-    return texts
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -297,14 +291,7 @@ def text_in(row: Mapping[str, Any], key: str) -> str:
     Raises:
         ValueError: it is missing, or holds a broken character; the message says which.
     """
-    if key not in row:
-        raise ValueError(f"the line has no key {key!r}; its keys are {', '.join(map(repr, row)) or 'none'}")
-    text = row[key]
-    if not isinstance(text, str):
-        raise ValueError(f"the key {key!r} holds {json.dumps(text)[:40]}, not a string")
-    if not _encodable(text):
-        raise ValueError(f"the key {key!r} holds an unpaired surrogate, which is not a valid character")
-    return text
+    return text_of(_under(row, key), key)
 
 
 class _TwiceError(ValueError):
@@ -318,11 +305,3 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise _TwiceError(f"the key {twice!r} appears twice in the line")
     return row
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

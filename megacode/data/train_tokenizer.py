@@ -100,7 +100,7 @@ def _thinned(files: Sequence[Path], keys: Sequence[str], max_bytes: int, progres
     wanted, number = min(max_bytes, total), 0
     for path in files:
         for chunk in read_chunks(path):
-            columns = parse(chunk, keys)[0].values()
+            columns = parse(chunk, keys).texts.values()
             progress.advance(max(column.documents for column in columns), chunk.read_bytes)
             for column in columns:
                 for text in column.texts:
