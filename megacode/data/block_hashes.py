@@ -35,6 +35,11 @@ class FileHashes:
     blocks: tuple[str, ...] = ()
     block_bytes: int = BLOCK_BYTES
 
+    @staticmethod
+    def of(document: dict[str, Any]) -> FileHashes:
+        """Return what `dataclasses.asdict` made a document of."""
+        return FileHashes(**{**document, "blocks": tuple(document["blocks"])})
+
 
 class BlockHasher:
     """Hashes bytes as they come.

@@ -16,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from megacode.base.errors import DataError
 from megacode.base.files import naming, remove
 from megacode.data.block_hashes import BlockHasher, FileHashes
 from megacode.data.document_ids import HEADER, MAGIC, VERSION, Ids, array_offsets, ids_path
-from megacode.data.spool import Spool
+from megacode.data.spool import Spool, flush
 
 _BITS = 12  # leading bits of a hash that decide its range
 _READ_BYTES = 4 << 20
@@ -58,8 +57,8 @@ class IdsWriter:
 
     def finish(self) -> FileHashes:
         """Write the file; nothing can be added any more."""
-        self._text.close()
-        self._lengths.close()
+        self._text.finish()
+        self._lengths.finish()
         documents = self._lengths.size // 4
         hashes, numbers, offsets, text = array_offsets(documents)
         with naming(self._named):
@@ -74,6 +73,7 @@ class IdsWriter:
                 assert file.tell() == text
                 for part in self._text.blocks():
                     file.write(part)
+            flush(self.path)
             remove(self._hashes)
         return self._hashed()
 
@@ -132,6 +132,11 @@ class IdsWriter:
             yield ends.tobytes()
             end = ends[-1]
 
+    def close(self) -> None:
+        """Close all files."""
+        self._text.close()
+        self._lengths.close()
+
     def drop(self) -> None:
         """Remove all temporary files."""
         self._text.drop()
@@ -162,11 +167,10 @@ def _put(file: int, place: int, values: _Hashes) -> None:
 
 
 def _get(file: int, place: int, count: int) -> _Hashes:
-    found = np.empty(count, dtype=np.uint64)
-    view, done = memoryview(found).cast("B") if count else memoryview(b""), 0
-    while done < 8 * count:
+    raw = bytearray(8 * count)
+    view, done = memoryview(raw), 0
+    while done < len(raw):
         read = os.preadv(file, [view[done:]], place + done)
-        if not read:
-            raise DataError("a temporary file of ids has become shorter", "", "run the command again")
+        assert read, "a temporary file has become shorter"
         done += read
-    return found
+    return np.frombuffer(raw, dtype=np.uint64)

@@ -159,7 +159,7 @@ class IndexedDatasetWriter:
     an older data set under `prefix` stays. Otherwise the old index is removed first and the new one published last, so
     that an `.idx` always belongs to its `.bin`.
 
-    A writer that goes on after a kill is no context: `open`, `add` and `sync`, `finish`, `publish`, `close`.
+    A job that goes on after a kill calls `open`, `add` and `sync`, `finish` and `publish` itself, and then `close`.
 
     Args:
         prefix: path without `.bin` and `.idx`.
@@ -280,7 +280,7 @@ class IndexedDatasetWriter:
         if self.tokens == 0 and not self._may_be_empty:
             raise DataError("there are no tokens to write", str(self.prefix), _EMPTY)
         for spool in (self._bin, self._lengths, self._borders):
-            spool.close()
+            spool.finish()
         if self._ids is not None:
             self.hashes["ids"] = self._ids.finish()
         if self.tokens:
@@ -298,6 +298,8 @@ class IndexedDatasetWriter:
             ):
                 file.write(part)
                 hasher.update(part)
+            file.flush()
+            os.fsync(file.fileno())
         return hasher.hashes()
 
     def _offset_blocks(self) -> Iterator[bytes]:
@@ -327,6 +329,13 @@ class IndexedDatasetWriter:
                 remove(path)
             elif temporary.exists():
                 publish(temporary, path)
+
+    def close(self) -> None:
+        """Close all files, and leave them for another writer to go on with."""
+        for spool in (self._bin, self._lengths, self._borders):
+            spool.close()
+        if self._ids is not None:
+            self._ids.close()
 
     def drop(self) -> None:
         """Remove all temporary files."""

@@ -3,7 +3,7 @@
 `<prefix>.manifest.json` lies beside a `.bin` and `.idx`. It records their sizes and hashes, the tokenizer that made
 them, and their inputs. The `identity` of a data set is one hash of its contents; the fingerprints of a run's
 data order are built on it. Ids of documents are no part of it, since training never reads them. A check reads sizes and
-some sampled blocks (a few MB, whatever the size); on request everything, and then it names the first block that differs.
+some sampled blocks (a few MB, whatever the size); on request everything, and it names the first block that differs.
 
 A data set made by another tool has no manifest. Its identity is then made of its sizes and the sampled blocks alone. A
 change between the blocks would go unnoticed; the log says so once.

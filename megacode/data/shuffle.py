@@ -25,6 +25,7 @@ from megacode.base.files import digest, naming, remove
 from megacode.data.document_ids import Ids
 from megacode.data.index_format import by_document
 from megacode.data.indexed import IndexedDatasetWriter
+from megacode.data.spool import flush
 
 _BITS = 7
 _FILES = 1 << _BITS
@@ -128,6 +129,7 @@ class ShuffledWriter:
         name = self.out.prefix.name
         temporary = self.out.prefix.with_name(f".{name}.{os.getpid()}.shuffle.tmp")
         self._directory = temporary if scratch is None else scratch / f"{name}.shuffle"
+        self._grown = False  # whether documents were added since the last `sync`
         self._sorted = ""  # the last file whose documents were written
         self._done: list[Path] = []  # files that were written since the last `sync`
         self._durable: list[Path] = []  # files that were written before it
@@ -165,9 +167,10 @@ class ShuffledWriter:
         self._durable, self._done = self._done, []
         out = self.out.sync()
         files = [path for path in self._directory.iterdir() if path.is_file() and path.name > self._sorted]
-        if not self._sorted:  # once they are being sorted, they change no more
+        if self._grown:
             with ThreadPoolExecutor(_FLUSHES) as threads:
                 list(threads.map(_flush, [*files, self._directory]))
+            self._grown = False
         sizes = {path.name: path.stat().st_size for path in files}
         return {"documents": self._documents, "sorted": self._sorted, "files": sizes, "out": out}
 
@@ -186,6 +189,7 @@ class ShuffledWriter:
         kept = tokens.astype(self.out.dtype, copy=False)
         batch = _Documents(keys, counts, lengths, kept, ids.lengths, ids.text)
         _distribute(batch, self._directory, 64 - _BITS)
+        self._grown = True
 
     def finish(self, sorted_some: Callable[[], None] | None = None) -> None:
         """Sort all documents and write them; nothing can be added any more.
@@ -230,6 +234,10 @@ class ShuffledWriter:
         """See `IndexedDatasetWriter.publish`."""
         self.out.publish()
 
+    def close(self) -> None:
+        """See `IndexedDatasetWriter.close`."""
+        self.out.close()
+
     def drop(self) -> None:
         """Remove all temporary files."""
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -237,12 +245,8 @@ class ShuffledWriter:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with naming(path):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with naming(path):
+        flush(path)
 
 
 def _distribute(batch: _Documents, directory: Path, shift: int) -> None:

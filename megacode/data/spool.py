@@ -56,10 +56,10 @@ class Spool:
 
     def sync(self) -> int:
         """Flush all to the disk; return the size, which `open` takes after a kill."""
-        assert self._file is not None
         with naming(self._named):
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            if self._file is not None:
+                self._file.flush()
+            flush(self.path)
         return self.size
 
     def blocks(self, end: int | None = None) -> Iterator[bytes]:
@@ -70,15 +70,30 @@ class Spool:
                 left -= len(block)
                 yield block
 
-    def close(self) -> None:
-        """Close the file after everything was written to it."""
-        if self._file is not None:
-            with naming(self._named):
-                self._file.close()
+    def finish(self) -> None:
+        """Flush all to the disk and close the file."""
+        self.sync()
+        assert self._file is not None
+        self._file.close()
+        self._file = None
 
-    def drop(self) -> None:
-        """Close the file and remove it."""
+    def close(self) -> None:
+        """Close the file, whether or not all could be written."""
         if self._file is not None:
             with suppress(OSError):  # on a full disk, where the rest of the buffer goes nowhere
                 self._file.close()
+            self._file = None
+
+    def drop(self) -> None:
+        """Close the file and remove it."""
+        self.close()
         remove(self.path)
+
+
+def flush(path: Path) -> None:
+    """Flush a file or directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
