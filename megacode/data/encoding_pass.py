@@ -18,7 +18,7 @@ from megacode.base.units import format_count
 from megacode.data.compressed import is_compressed
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.data.journal import Journal
-from megacode.data.jsonl import Chunk, Parsed, parse, read_chunks
+from megacode.data.jsonl import CHUNK_BYTES, Chunk, Parsed, parse, read_chunks
 from megacode.data.machine_files import WHOLE
 from megacode.data.preprocess_job import PreprocessJob
 from megacode.data.progress import PassProgress
@@ -85,7 +85,7 @@ class Place:
         return Place(
             part=part,
             chunks=self.chunks + 1 if is_same else 1,
-            position=(self.position if is_same else chunk.counted_from) + chunk.read_bytes,
+            position=(self.position if is_same else chunk.counted_from) + len(chunk.data),
             documents=self.documents + texts.documents,
             bad_lines=self.bad_lines + parsed.bad_lines,
             read_bytes=self.read_bytes + chunk.read_bytes,
@@ -167,7 +167,8 @@ class EncodingPass:
             done = self._place if number == self._place.part else Place(number)
             # Only a plain file can be entered in its middle; of others the chunks are counted.
             is_plain = not is_compressed(self._inputs[file])
-            chunks = read_chunks(self._inputs[file], start=max(start, done.position) if is_plain else start, end=end)
+            begin = max(start, done.position) if is_plain else start
+            chunks = read_chunks(self._inputs[file], CHUNK_BYTES, begin, end)
             yield from ((number, chunk) for chunk in islice(chunks, 0 if is_plain else done.chunks, None))
 
     def _write(self, chunk: Chunk, parsed: Parsed, place: Place, progress: PassProgress) -> None:
