@@ -104,6 +104,9 @@ def preprocess(
     json_keys: Annotated[
         list[str], typer.Option(metavar="KEY...", help="Keys that hold text; each makes a data set.")
     ] = ["text"],  # noqa: B006 (typer copies it)
+    id_key: Annotated[
+        str | None, typer.Option(help="Key of the documents' ids, kept in PREFIX_KEY_document.ids; default: none.")
+    ] = None,
     append_eod: Annotated[
         bool, typer.Option("--append-eod", help="End each document with the end-of-document token.")
     ] = False,
@@ -141,6 +144,7 @@ def preprocess(
         --append-eod --shuffle-seed 1234
 
     Flags and output bytes are Megatron-LM's. Writes data/web_text_document.bin, .idx and .manifest.json.
+    Interrupted, the same command goes on where it stopped.
     Several processes or machines can share the work with --shard 0/16 to --shard 15/16.
     `megacode data merge` joins the shards; the result equals that of one process, byte for byte.
     slurm/preprocess.sh does both.
@@ -175,7 +179,16 @@ def _job(given: dict[str, Any], command: str) -> Any:
         what = f"{given['workers']} is not a valid number of threads"
         raise ConfigError(what, "--workers", "give 1 or more, or leave it out")
     # Options that `Job` takes under the same name.
-    same = ("output_prefix", "append_eod", "shuffle_seed", "skip_bad_lines", "dtype", "workers", "log_interval")
+    same = (
+        "output_prefix",
+        "id_key",
+        "append_eod",
+        "shuffle_seed",
+        "skip_bad_lines",
+        "dtype",
+        "workers",
+        "log_interval",
+    )
     return PreprocessJob(
         inputs=tuple(given["input_files"]),
         tokenizer=TokenizerConfig(kind=TOKENIZER_KINDS[given["tokenizer_type"]], path=given["tokenizer_model"]),
@@ -234,7 +247,7 @@ def inspect(
     ] = "",
     documents: Annotated[int, typer.Option(help="Number of documents to show.")] = 3,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check every entry of the index, and the hashes of the whole files.")
+        bool, typer.Option("--verify", help="Check every entry of the index, and hash all files; names a wrong block.")
     ] = False,
 ) -> None:
     """Show what an indexed data set holds.

@@ -41,7 +41,7 @@ def attempt(job: PreprocessJob, kill_at: int, log: Path) -> tuple[bool, int]:
 
     def count(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal seen
-        if event in EVENTS and ".partial" in str(arguments) + " partial"[: event == "os.rename"]:
+        if event in EVENTS and str(Path(job.output_prefix).parent) in str(arguments):
             seen += 1
             os.write(writing, b".")
             if seen == kill_at:
