@@ -164,7 +164,9 @@ def _show_samples(rows: list[dict[str, Any]], as_json: bool, **more: Any) -> Non
     console().print(table)
     # Ids are often as long as a line, so they get a table of their own.
     if any(row.get("first_id") is not None for row in rows):
+        from megacode.planning.sample_text import visible
+
         ids = FigureTable("sample", "first id", "last id", figures={"sample"})
         for row in rows:
-            ids.add_row(str(row["sample"]), row["first_id"] or "", row["last_id"] or "")
+            ids.add_row(str(row["sample"]), visible(row["first_id"] or ""), visible(row["last_id"] or ""))
         console().print(ids)

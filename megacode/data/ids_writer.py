@@ -19,7 +19,7 @@ import xxhash
 from megacode.base.files import naming, remove
 from megacode.data.block_hashes import BlockHasher, FileHashes
 from megacode.data.document_ids import HEADER, MAGIC, VERSION, Ids, array_offsets, ids_path
-from megacode.data.spool import Spool, flush
+from megacode.data.spool import Spool
 
 _BITS = 12  # leading bits of a hash that decide its range
 _READ_BYTES = 4 << 20
@@ -73,7 +73,6 @@ class IdsWriter:
                 assert file.tell() == text
                 for part in self._text.blocks():
                     file.write(part)
-            flush(self.path)
             remove(self._hashes)
         return self._hashed()
 

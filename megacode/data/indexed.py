@@ -42,7 +42,7 @@ from megacode.data.index_format import (
     mapped,
     read_header,
 )
-from megacode.data.spool import Spool
+from megacode.data.spool import Spool, flush
 
 _EMPTY = "check the input: an empty data set cannot be used"
 
@@ -287,6 +287,12 @@ class IndexedDatasetWriter:
             assert self._bin.hasher is not None
             self.hashes["idx"] = self._write_index()
             self.hashes["bin"] = self._bin.hasher.hashes()
+        if self._scratch is not None:
+            # A job records that its files are finished, which must be true after a loss of power, too.
+            made = {"bin": self._bin.path, "idx": self._idx, "ids": self._temporary("ids", self._scratch)}
+            with naming(bin_path(self.prefix)):
+                for end in self.hashes:
+                    flush(made[end])
 
     def _write_index(self) -> FileHashes:
         hasher = BlockHasher()
@@ -298,8 +304,6 @@ class IndexedDatasetWriter:
             ):
                 file.write(part)
                 hasher.update(part)
-            file.flush()
-            os.fsync(file.fileno())
         return hasher.hashes()
 
     def _offset_blocks(self) -> Iterator[bytes]:

@@ -71,10 +71,10 @@ class Spool:
                 yield block
 
     def finish(self) -> None:
-        """Flush all to the disk and close the file."""
-        self.sync()
+        """Write all to the file and close it."""
         assert self._file is not None
-        self._file.close()
+        with naming(self._named):
+            self._file.close()
         self._file = None
 
     def close(self) -> None:

@@ -1,10 +1,11 @@
-"""What samples say: their tokens as text, document by document, with special tokens and invisible characters visible."""
+"""What samples say: their tokens as text, by document, with special tokens and invisible characters made visible."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def decoded_rows(config: RunConfig, first: int, count: int) -> list[tuple[Row, l
 def _pieces(stream: SourceStream, first_token: int, tokenizer: Tokenizer) -> Iterator[Piece]:
     tokens, names = stream.window(first_token), open_ids(stream.prefix, stream.data.documents)
     borders = [0, *stream.document_starts(first_token).tolist(), len(tokens)]
-    for begin, end in zip(borders, borders[1:], strict=False):
+    for begin, end in pairwise(borders):
         document = stream.data.document_at(first_token + begin)
         first, last = stream.data.document_bounds(document)
         yield Piece(
