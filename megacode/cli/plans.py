@@ -140,9 +140,9 @@ def _show_texts(parsed: RunConfig, first: int, count: int, as_json: bool) -> Non
                 out.print(f"-- and {len(pieces) - number} more documents; --json shows all", markup=False)
                 break
             name = f" {piece.id!r}" if piece.id is not None else ""
-            ends = ("from its beginning" if piece.begins else "") + (", to its end" if piece.ends else "")
+            ends = (", from its beginning" if piece.begins else "") + (", to its end" if piece.ends else "")
             last = piece.first_token + piece.tokens - 1
-            border = f"-- document {piece.document}{name}, tokens {piece.first_token} to {last} {ends}".rstrip(" ,")
+            border = f"-- document {piece.document}{name}, tokens {piece.first_token} to {last}{ends}"
             out.print(Text(border, style="dim"), soft_wrap=True)
             out.print(Text(shortened(piece.text, _SHOWN_CHARACTERS)), soft_wrap=True)
 
@@ -153,6 +153,9 @@ def _show_samples(rows: list[dict[str, Any]], as_json: bool, **more: Any) -> Non
         return
     from megacode.base.tables import FigureTable
 
+    if not rows:
+        console().print("no sample of this run reads it")
+        return
     # Most runs withhold nothing: the column appears only where a row needs it.
     names = ["sample", "phase", "source", "epoch", "window", "first_document", "last_document"]
     if any(row["withheld"] for row in rows):

@@ -62,7 +62,7 @@ class ControlIds:
 
 
 @dataclass(frozen=True)
-class Place:
+class InputPlace:
     """Where in a job's input the next chunk begins.
 
     Attributes:
@@ -79,10 +79,10 @@ class Place:
     bad_lines: int = 0
     read_bytes: int = 0
 
-    def after(self, part: int, chunk: Chunk, parsed: Parsed) -> Place:
+    def after(self, part: int, chunk: Chunk, parsed: Parsed) -> InputPlace:
         """Return the place after the chunk that begins here, which is the next one of a part."""
         is_same, texts = part == self.part and self.chunks > 0, next(iter(parsed.texts.values()))
-        return Place(
+        return InputPlace(
             part=part,
             chunks=self.chunks + 1 if is_same else 1,
             position=(self.position if is_same else chunk.counted_from) + len(chunk.data),
@@ -119,7 +119,7 @@ class EncodingPass:
         self._writers = {key: writer_of(job, key, dtype, journal.directory) for key in job.keys}
         kept = journal.record or {}
         self._kept, self._reference = kept, reference or bool(kept.get("reference"))
-        self._place = Place(**kept.get("place", {}))
+        self._place = InputPlace(**kept.get("place", {}))
         self._since = 0  # bytes of text, then of sorted tokens, since the last record
 
     def run(self) -> None:
@@ -164,14 +164,14 @@ class EncodingPass:
         parts = (self._job.shard or WHOLE).parts([path.stat().st_size for path in self._inputs])
         for number in range(self._place.part, len(parts)):
             file, start, end = parts[number]
-            done = self._place if number == self._place.part else Place(number)
+            done = self._place if number == self._place.part else InputPlace(number)
             # Only a plain file can be entered in its middle; of others the chunks are counted.
             is_plain = not is_compressed(self._inputs[file])
             begin = max(start, done.position) if is_plain else start
             chunks = read_chunks(self._inputs[file], CHUNK_BYTES, begin, end)
             yield from ((number, chunk) for chunk in islice(chunks, 0 if is_plain else done.chunks, None))
 
-    def _write(self, chunk: Chunk, parsed: Parsed, place: Place, progress: PassProgress) -> None:
+    def _write(self, chunk: Chunk, parsed: Parsed, place: InputPlace, progress: PassProgress) -> None:
         """Encode a chunk and add it to the data sets; `place` is the one after it."""
         for key, column in parsed.texts.items():
             self._controls.look_up(column, chunk.path)

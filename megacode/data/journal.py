@@ -2,7 +2,7 @@
 
 A job writes its temporary files to a directory `.NAME.partial` beside its output, and at every durable chunk a record
 of how much of them counts. After a kill the same job cuts the files back to the record and goes on. Another job never
-does: it is refused, or starts anew if `--overwrite` is given.
+does: it is refused, or starts again if `--overwrite` is given.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Journal:
             self.record = found
         elif found and not overwrite:
             what = f"there is unfinished work of another command, which differs in {_listed(differing or ['input'])}"
-            fix = "run that command again to go on with it, or give --overwrite to discard it and start anew"
+            fix = "run that command again to go on with it, or give --overwrite to discard it and start again"
             raise ConfigError(what, f"--output-prefix ({self.directory})", fix)
         return self.record
 

@@ -22,7 +22,7 @@ _KEPT = ("\n", "\t")
 
 
 @dataclass(frozen=True)
-class Piece:
+class DocumentText:
     """The part of a sample that one document fills.
 
     Attributes:
@@ -43,7 +43,7 @@ class Piece:
     text: str
 
 
-def decoded_rows(config: RunConfig, first: int, count: int) -> list[tuple[Row, list[Piece]]]:
+def decoded_rows(config: RunConfig, first: int, count: int) -> list[tuple[Row, list[DocumentText]]]:
     """Return what some samples read, as `order_rows` does, each with the text of its documents.
 
     The window of a sample has seq_length + 1 tokens: the last one is only a label.
@@ -65,13 +65,13 @@ def decoded_rows(config: RunConfig, first: int, count: int) -> list[tuple[Row, l
     ]
 
 
-def _pieces(stream: SourceStream, first_token: int, tokenizer: Tokenizer) -> Iterator[Piece]:
+def _pieces(stream: SourceStream, first_token: int, tokenizer: Tokenizer) -> Iterator[DocumentText]:
     tokens, names = stream.window(first_token), open_ids(stream.prefix, stream.data.documents)
     borders = [0, *stream.document_starts(first_token).tolist(), len(tokens)]
     for begin, end in pairwise(borders):
         document = stream.data.document_at(first_token + begin)
         first, last = stream.data.document_bounds(document)
-        yield Piece(
+        yield DocumentText(
             document=document,
             id=names[document] if names is not None else None,
             first_token=begin,

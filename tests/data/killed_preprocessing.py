@@ -80,7 +80,7 @@ def main() -> None:
     journal = job.prefix("text").with_name(f".{job.prefix('text').name}.partial") / "record.json"
     moments, records = random.Random(settings["seed"] or 0), []
     while len(records) < settings["kills"]:
-        # Later attempts have less to do, so some of them end before their moment: these begin anew.
+        # Later attempts have less to do, so some of them end before their moment: these begin again.
         ended, _ = attempt(job, moments.randint(1, max(2, events // 3)), log)
         if ended:
             break
