@@ -15,7 +15,7 @@ import typer
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
 from megacode.base.units import parse_count
-from megacode.cli.data_options import Inputs, JsonKeys, Overwrite, ToolCommand, command_line, run_as_script
+from megacode.cli.data_options import IdKey, Inputs, JsonKeys, Overwrite, ToolCommand, command_line, run_as_script
 from megacode.cli.options import console
 from megacode.data.tool_exit import run_tool
 
@@ -104,9 +104,7 @@ def preprocess(
     json_keys: Annotated[
         list[str], typer.Option(metavar="KEY...", help="Keys that hold text; each makes a data set.")
     ] = ["text"],  # noqa: B006 (typer copies it)
-    id_key: Annotated[
-        str | None, typer.Option(help="Key of the documents' ids, kept in PREFIX_KEY_document.ids; default: none.")
-    ] = None,
+    id_key: IdKey = None,
     append_eod: Annotated[
         bool, typer.Option("--append-eod", help="End each document with the end-of-document token.")
     ] = False,

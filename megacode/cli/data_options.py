@@ -23,6 +23,9 @@ Inputs = Annotated[
     typer.Option("--input", metavar="FILE...", help="JSON-lines files or quoted globs: .jsonl, .json, .gz, .zst."),
 ]
 JsonKeys = Annotated[list[str], typer.Option(metavar="KEY...", help="Keys that hold text.")]
+IdKey = Annotated[
+    str | None, typer.Option(help="Key of the documents' ids, kept in PREFIX_KEY_document.ids; default: none.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 
 
