@@ -31,7 +31,7 @@ tool() {
     srun --export=ALL --ntasks=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" $CONTAINER_SRUN $CONTAINER_EXEC python3 "$@"
 }
 KEYS=${KEYS:-text}
-if [ "${SLURM_RESTART_COUNT:-0}" != 0 ]; then again=--overwrite; fi   # of its own earlier attempt, if that had ended
+if [ "${SLURM_RESTART_COUNT:-0}" != 0 ]; then again=--overwrite; fi   # a requeued job replaces its own output, or goes on with it
 set -f                                            # the tools expand globs, and name one that matches no file
 if [ -z "$OUTPUT" ]; then fail "OUTPUT is not set; give the data set's prefix, such as data/code"; fi
 
