@@ -15,7 +15,7 @@ import typer
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
 from megacode.base.units import parse_count
-from megacode.cli.data_options import Inputs, JsonKeys, Overwrite, ToolCommand, command_line, run_as_script
+from megacode.cli.data_options import IdKey, Inputs, JsonKeys, Overwrite, ToolCommand, command_line, run_as_script
 from megacode.cli.options import console
 from megacode.data.tool_exit import run_tool
 
@@ -105,6 +105,7 @@ def preprocess(
         list[str],
         typer.Option(metavar="KEY...", help="Keys that hold text, a.b for nested ones; each makes a data set."),
     ] = ["text"],  # noqa: B006 (typer copies it)
+    id_key: IdKey = None,
     append_eod: Annotated[
         bool, typer.Option("--append-eod", help="End each document with the end-of-document token.")
     ] = False,
@@ -142,6 +143,7 @@ def preprocess(
         --append-eod --shuffle-seed 1234
 
     Flags and output bytes are Megatron-LM's. Writes data/web_text_document.bin, .idx and .manifest.json.
+    Interrupted, the same command goes on where it stopped.
     Several processes or machines can share the work with --shard 0/16 to --shard 15/16.
     `megacode data merge` joins the shards; the result equals that of one process, byte for byte.
     slurm/preprocess.sh does both.
@@ -176,7 +178,16 @@ def _job(given: dict[str, Any], command: str) -> Any:
         what = f"{given['workers']} is not a valid number of threads"
         raise ConfigError(what, "--workers", "give 1 or more, or leave it out")
     # Options that `Job` takes under the same name.
-    same = ("output_prefix", "append_eod", "shuffle_seed", "skip_bad_lines", "dtype", "workers", "log_interval")
+    same = (
+        "output_prefix",
+        "id_key",
+        "append_eod",
+        "shuffle_seed",
+        "skip_bad_lines",
+        "dtype",
+        "workers",
+        "log_interval",
+    )
     return PreprocessJob(
         inputs=tuple(given["input_files"]),
         tokenizer=TokenizerConfig(kind=TOKENIZER_KINDS[given["tokenizer_type"]], path=given["tokenizer_model"]),
@@ -235,7 +246,7 @@ def inspect(
     ] = "",
     documents: Annotated[int, typer.Option(help="Number of documents to show.")] = 3,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check every entry of the index, and the hashes of the whole files.")
+        bool, typer.Option("--verify", help="Check every entry of the index, and hash all files; names a wrong block.")
     ] = False,
 ) -> None:
     """Show what an indexed data set holds.

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 from rich.console import Console
+from rich.text import Text
 
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, format_count
 from megacode.cli.data_options import tokenizer_at
 from megacode.data import manifest as manifests
+from megacode.data.document_ids import DocumentIds, ids_path, open_ids
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -38,16 +40,17 @@ def inspect(prefix: str, tokenizer_path: str, documents: int, verify: bool, cons
     for name, value in facts(data):
         table.add_row(name, value)
     console.print(table)
+    # The manifest first: of damage it names the block, an invalid entry of the index only shows that there is some.
+    manifest = manifests.check(prefix, whole=verify)
     if verify:
         data.verify()
         console.print("index: every entry is valid")
-    manifest = manifests.check(prefix, whole=verify)
     _show_manifest(manifest, verify, console)
     if tokenizer_path:  # decoding with another tokenizer would show plausible nonsense: compare hashes first
         tokenizer = load_tokenizer(tokenizer_at(tokenizer_path))
         manifests.check_tokenizer(prefix, manifest, tokenizer.hash)
         console.print(_document_ends(data, tokenizer), soft_wrap=True)
-        _show_documents(data, tokenizer, documents, console)
+        _show_documents(data, open_ids(prefix, data.documents), tokenizer, documents, console)
 
 
 def facts(data: IndexedDataset) -> Iterator[tuple[str, str]]:
@@ -56,7 +59,10 @@ def facts(data: IndexedDataset) -> Iterator[tuple[str, str]]:
     yield "tokens", f"{data.tokens:,} ({format_count(data.tokens)}) as {data.dtype.name}"
     yield "documents", f"{data.documents:,}"
     yield "sequences", f"{data.sequences:,}"
-    yield "files", f".bin {format_bytes(sizes[0])}, .idx {format_bytes(sizes[1])}"
+    ids = open_ids(data.prefix, data.documents)
+    ids_size = f", .ids {format_bytes(ids_path(data.prefix).stat().st_size)}" if ids is not None else ""
+    yield "files", f".bin {format_bytes(sizes[0])}, .idx {format_bytes(sizes[1])}{ids_size}"
+    yield "ids", f"first {ids[0]!r}, last {ids[data.documents - 1]!r}" if ids is not None else "none"
     # Every step-th document, step rounded up, so that at most SAMPLED_DOCUMENTS are looked up.
     step = -(-data.documents // SAMPLED_DOCUMENTS)
     bounds = np.array([data.document_bounds(document) for document in range(0, data.documents, step)])
@@ -89,10 +95,13 @@ def _document_ends(data: IndexedDataset, tokenizer: Tokenizer) -> str:
     return f"end of documents: {marked:,} of {len(lasts):,} sampled documents end with token {tokenizer.eod}"
 
 
-def _show_documents(data: IndexedDataset, tokenizer: Tokenizer, count: int, console: Console) -> None:
+def _show_documents(
+    data: IndexedDataset, names: DocumentIds | None, tokenizer: Tokenizer, count: int, console: Console
+) -> None:
     """Print the beginnings of the first documents."""
     for document in range(min(count, data.documents)):
         first, last = data.document_bounds(document)
         ids = data.read(first, min(SHOWN_TOKENS, last + 1 - first)).tolist()
-        console.rule(f"document {document}, {last + 1 - first:,} tokens", align="left")
+        name = f" {names[document]!r}" if names is not None else ""
+        console.rule(Text(f"document {document}{name}, {last + 1 - first:,} tokens"), align="left")
         console.print(tokenizer.decode(ids), highlight=False, soft_wrap=True)

@@ -25,6 +25,9 @@ Inputs = Annotated[
 JsonKeys = Annotated[
     list[str], typer.Option(metavar="KEY...", help="Keys that hold text; a.b is the key b of the object under a.")
 ]
+IdKey = Annotated[
+    str | None, typer.Option(help="Key of the documents' ids, kept in PREFIX_KEY_document.ids; default: none.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 
 

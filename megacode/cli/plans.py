@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from megacode.config.run import RunConfig
 
 app = typer.Typer()
+_SHOWN_DOCUMENTS = 20  # of a sample
+_SHOWN_CHARACTERS = 1_600  # of a document
 
 
 @app.command()
@@ -78,36 +80,86 @@ def order(
     overrides: Overrides = None,
     first: Annotated[int, typer.Option(min=0, help="Number of the first sample.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Number of samples.")] = 16,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Show what the samples say, with the borders of documents.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """List what some samples read: source, epoch, window and documents."""
+    """List what some samples read: source, epoch, window, documents and their ids."""
     from megacode.config.loading import load_config
     from megacode.planning.order import order_rows
 
-    _show_samples(order_rows(load_config(config, overrides or []), first, count), as_json)
+    parsed = load_config(config, overrides or [])
+    if decode:
+        _show_texts(parsed, first, count, as_json)
+    else:
+        _show_samples(order_rows(parsed, first, count), as_json)
 
 
 @app.command()
 def seen(
     config: Config,
     source: Annotated[str, typer.Option(help="Name of a source.")],
-    document: Annotated[int, typer.Option(min=0, help="Number of a document in it.")],
+    document: Annotated[int | None, typer.Option(min=0, help="Number of a document in it.")] = None,
+    document_id: Annotated[str | None, typer.Option("--id", help="Id of a document, in place of its number.")] = None,
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """List the samples that read a document or part of it."""
     from megacode.config.loading import load_config
-    from megacode.planning.order import seen_rows
+    from megacode.planning.order import seen_rows, seen_rows_by_id
 
-    _show_samples(seen_rows(load_config(config, overrides or []), source, document), as_json)
+    if (document is None) == (document_id is None):
+        raise ConfigError("give either a document's number or its id", "--document", "or --id")
+    parsed = load_config(config, overrides or [])
+    if document is not None:
+        _show_samples(seen_rows(parsed, source, document), as_json)
+        return
+    assert document_id is not None
+    documents, rows = seen_rows_by_id(parsed, source, document_id)
+    if not as_json:
+        named = ", ".join(map(str, documents))
+        console().print(f"documents with this id: {named}", markup=False, highlight=False)
+    _show_samples(rows, as_json, documents=documents)
 
 
-def _show_samples(rows: list[dict[str, Any]], as_json: bool) -> None:
+def _show_texts(parsed: RunConfig, first: int, count: int, as_json: bool) -> None:
+    """Print what samples say; in JSON all of it, else the beginning and end of each document."""
+    from dataclasses import asdict
+
+    from rich.text import Text
+
+    from megacode.planning.sample_text import decoded_rows, shortened
+
+    found = decoded_rows(parsed, first, count)
     if as_json:
-        print_json({"samples": rows})
+        print_json({"samples": [row | {"pieces": [asdict(piece) for piece in pieces]} for row, pieces in found]})
+        return
+    out = console()
+    for row, pieces in found:
+        facts = ", ".join(f"{name} {row[name]}" for name in ("sample", "phase", "source", "epoch", "window"))
+        out.print(Text(facts, style="bold"), soft_wrap=True)
+        for number, piece in enumerate(pieces):
+            if number == _SHOWN_DOCUMENTS:
+                out.print(f"-- and {len(pieces) - number} more documents; --json shows all", markup=False)
+                break
+            name = f" {piece.id!r}" if piece.id is not None else ""
+            ends = (", from its beginning" if piece.begins else "") + (", to its end" if piece.ends else "")
+            last = piece.first_token + piece.tokens - 1
+            border = f"-- document {piece.document}{name}, tokens {piece.first_token} to {last}{ends}"
+            out.print(Text(border, style="dim"), soft_wrap=True)
+            out.print(Text(shortened(piece.text, _SHOWN_CHARACTERS)), soft_wrap=True)
+
+
+def _show_samples(rows: list[dict[str, Any]], as_json: bool, **more: Any) -> None:
+    if as_json:
+        print_json({**more, "samples": rows})
         return
     from megacode.base.tables import FigureTable
 
+    if not rows:
+        console().print("no sample of this run reads it")
+        return
     # Most runs withhold nothing: the column appears only where a row needs it.
     names = ["sample", "phase", "source", "epoch", "window", "first_document", "last_document"]
     if any(row["withheld"] for row in rows):
@@ -117,3 +169,11 @@ def _show_samples(rows: list[dict[str, Any]], as_json: bool) -> None:
     for row in rows:
         table.add_row(*(str(row[name] or "") if name == "withheld" else str(row[name]) for name in names))
     console().print(table)
+    # Ids are often as long as a line, so they get a table of their own.
+    if any(row.get("first_id") is not None for row in rows):
+        from megacode.planning.sample_text import visible
+
+        ids = FigureTable("sample", "first id", "last id", figures={"sample"})
+        for row in rows:
+            ids.add_row(str(row["sample"]), visible(row["first_id"] or ""), visible(row["last_id"] or ""))
+        console().print(ids)

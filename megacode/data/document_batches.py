@@ -15,6 +15,7 @@ import numpy.typing as npt
 import xxhash
 
 from megacode.base.errors import DataError
+from megacode.data.document_ids import DocumentIds, Ids, open_ids
 from megacode.data.indexed import IndexedDataset, array_offsets, bin_path, idx_path
 from megacode.data.manifest import Manifest
 
@@ -22,7 +23,7 @@ AGAIN = "make it with `megacode data preprocess`"
 _DOCUMENTS = 1 << 16  # whose index entries are read at once
 _BATCH_BYTES = 8 << 20
 
-Batch = tuple[npt.NDArray[np.integer], npt.NDArray[np.int32], npt.NDArray[np.int64]]
+Batch = tuple[npt.NDArray[np.integer], npt.NDArray[np.int32], npt.NDArray[np.int64], Ids | None]
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,28 @@ class StoredDataset:
         """Return the type of its tokens."""
         return np.dtype(self.manifest.dtype) if self.manifest else self.open().dtype
 
+    def ids(self) -> DocumentIds | None:
+        """Open its ids; None if it has none.
+
+        Raises:
+            DataError: if the manifest names ids that are not there, or they cannot be read.
+        """
+        ids = open_ids(self.prefix, self.manifest.documents if self.manifest else self.open().documents)
+        if ids is None and self.manifest is not None and self.manifest.ids_hash:
+            raise DataError("there is no such file, but its manifest names it", f"{self.prefix}.ids", AGAIN)
+        return ids
+
     def batches(self) -> Iterator[Batch]:
-        """Yield its documents; tokens lie in a buffer that the next batch overwrites.
+        """Yield its documents with their ids; tokens lie in a buffer that the next batch overwrites.
 
         Raises:
             DataError: if its bytes do not match its manifest or its index.
         """
+        ids, document = self.ids(), 0
         if self.is_empty:
             assert self.manifest is not None
-            nothing = np.empty(0, self.dtype())
-            yield nothing, np.empty(0, np.int32), np.zeros(self.manifest.documents, np.int64)
+            nothing, count = np.empty(0, self.dtype()), self.manifest.documents
+            yield nothing, np.empty(0, np.int32), np.zeros(count, np.int64), ids.batch(0, count) if ids else None
             return
         # Hashing costs little beside reading, and finds damage that sampled blocks would miss.
         state, buffer = xxhash.xxh3_128(), bytearray(_BATCH_BYTES)
@@ -67,7 +80,9 @@ class StoredDataset:
                 view = memoryview(buffer)[:size]
                 _fill(file, view)
                 state.update(view)
-                yield np.frombuffer(view, self.dtype()), lengths, counts
+                some = ids.batch(document, len(counts)) if ids else None
+                document += len(counts)
+                yield np.frombuffer(view, self.dtype()), lengths, counts, some
         if self.manifest and state.hexdigest() != self.manifest.bin_hash:
             raise DataError("its contents do not match its manifest", str(bin_path(self.prefix)), AGAIN)
 

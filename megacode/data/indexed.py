@@ -15,48 +15,36 @@ Source: megatron.core.datasets.indexed_dataset, release 0.16.1; the tests compar
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
-import struct
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from megacode.base.errors import DataError
 from megacode.base.files import naming, publish, remove
+from megacode.data.block_hashes import BlockHasher, FileHashes
+from megacode.data.document_ids import Ids, ids_path
+from megacode.data.ids_writer import IdsWriter
+from megacode.data.index_format import (
+    AGAIN,
+    DTYPE_CODES,
+    HEADER,
+    MAGIC,
+    VERSION,
+    array_offsets,
+    bin_path,
+    by_document,
+    idx_path,
+    mapped,
+    read_header,
+)
+from megacode.data.spool import Spool, flush
 
-MAGIC = b"MMIDIDX\x00\x00"
-HEADER = struct.Struct("<9sQBQQ")
-DTYPES: dict[int, np.dtype] = {
-    1: np.dtype(np.uint8),
-    2: np.dtype(np.int8),
-    3: np.dtype(np.int16),
-    4: np.dtype(np.int32),
-    5: np.dtype(np.int64),
-    8: np.dtype(np.uint16),
-}
-DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
-_FLOAT_CODES = (6, 7)
-_VERSION = 1
-_BLOCK = 1 << 20
 _EMPTY = "check the input: an empty data set cannot be used"
-_PAIR = "give the prefix of a .bin/.idx pair"
-_AGAIN = "copy it again from its origin, or recreate it with `megacode data preprocess`"
-
-
-def bin_path(prefix: str | Path) -> Path:
-    """Return the path of a data set's tokens."""
-    return Path(f"{prefix}.bin")
-
-
-def idx_path(prefix: str | Path) -> Path:
-    """Return the path of a data set's index."""
-    return Path(f"{prefix}.idx")
 
 
 class IndexedDataset:
@@ -77,8 +65,8 @@ class IndexedDataset:
 
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = str(prefix)
-        index = _map(idx_path(prefix))
-        self.dtype, self.sequences, borders = _read_header(index, idx_path(prefix))
+        index = mapped(idx_path(prefix))
+        self.dtype, self.sequences, borders = read_header(index, idx_path(prefix))
         self.documents = borders - 1
         first, second, third = array_offsets(self.sequences)
         view = memoryview(index)
@@ -87,20 +75,20 @@ class IndexedDataset:
         self._offsets = view[second:third].cast("q")
         self._borders = view[third : third + 8 * borders].cast("q")
         self.tokens = self._check_ends()
-        self._data = np.frombuffer(_map(bin_path(prefix)), dtype=self.dtype)
+        self._data = np.frombuffer(mapped(bin_path(prefix)), dtype=self.dtype)
 
     def _check_ends(self) -> int:
         """Check the first and last entries of the arrays against each other and against the `.bin`."""
         index, last = str(idx_path(self.prefix)), self.sequences - 1
         if self._borders[0] != 0 or self._borders[self.documents] != self.sequences:
-            raise DataError("its documents do not cover its sequences", index, _AGAIN)
+            raise DataError("its documents do not cover its sequences", index, AGAIN)
         if self.sequences == 0 or self._offsets[last] + self._lengths[last] * self.dtype.itemsize == 0:
             raise DataError("it holds no tokens", self.prefix, _EMPTY)
         size = self._offsets[last] + self._lengths[last] * self.dtype.itemsize
         path = bin_path(self.prefix)
         actual = path.stat().st_size if path.exists() else None
         if actual is not None and actual != size:
-            raise DataError(f"it has {actual} bytes, but its index describes {size}", str(path), _AGAIN)
+            raise DataError(f"it has {actual} bytes, but its index describes {size}", str(path), AGAIN)
         return size // self.dtype.itemsize
 
     def read(self, first_token: int, count: int) -> npt.NDArray[np.integer]:
@@ -155,66 +143,13 @@ class IndexedDataset:
             offsets = np.frombuffer(self._offsets[first : first + block], dtype=np.int64)
             wrong = np.flatnonzero((lengths < 0) | (offsets != ends - lengths * self.dtype.itemsize))
             if len(wrong):
-                raise DataError(
-                    f"sequence {first + wrong[0]} does not begin where the previous one ends", where, _AGAIN
-                )
+                raise DataError(f"sequence {first + wrong[0]} does not begin where the previous one ends", where, AGAIN)
             end = int(ends[-1])
         for first in range(0, self.documents, block):
             borders = np.frombuffer(self._borders[first : first + block + 1], dtype=np.int64)
             wrong = np.flatnonzero(np.diff(borders) < 0)
             if len(wrong):
-                raise DataError(f"document {first + wrong[0]} ends before it begins", where, _AGAIN)
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        fix = "check the path (give it without .bin and .idx), or create the data set with `megacode data preprocess`"
-        raise DataError("there is no such file", str(path), fix) from None
-    except ValueError:  # a file without bytes cannot be mapped
-        raise DataError("it is empty", str(path), _AGAIN) from None
-    except OSError as error:
-        raise DataError(f"it cannot be read: {error.strerror}", str(path), "check its permissions") from None
-
-
-def _read_header(index: mmap.mmap, path: Path) -> tuple[np.dtype, int, int]:
-    """Return the token type, the number of sequences and the number of document borders."""
-    where = str(path)
-    if index[: len(MAGIC)] != MAGIC:
-        raise DataError("it is not a Megatron index: its first bytes are wrong", where, _PAIR)
-    if len(index) < HEADER.size:
-        raise DataError(f"it is truncated: only {len(index)} bytes", where, _AGAIN)
-    _, version, code, sequences, borders = HEADER.unpack_from(index)
-    if version != _VERSION:
-        raise DataError(f"it has version {version}; only version {_VERSION} is supported", where, _AGAIN)
-    if code not in DTYPES:
-        kind = "floating-point numbers" if code in _FLOAT_CODES else f"the unknown type {code}"
-        raise DataError(f"its entries are {kind}, not token ids", where, "give a data set of token ids")
-    size = array_offsets(sequences)[2] + 8 * borders
-    if len(index) not in (size, size + sequences):  # multimodal sets end with one mode byte a sequence
-        what = f"it has {len(index)} bytes, but its header describes {size}: it is truncated or corrupted"
-        raise DataError(what, where, _AGAIN)
-    if borders < 1:
-        raise DataError("it has no document borders", where, _AGAIN)
-    return DTYPES[code], sequences, borders
-
-
-def array_offsets(sequences: int) -> tuple[int, int, int]:
-    """Return where in an `.idx` the lengths, the offsets and the borders begin."""
-    lengths = HEADER.size
-    return lengths, lengths + 4 * sequences, lengths + 12 * sequences
-
-
-def by_document(
-    lengths: npt.NDArray[np.integer], counts: npt.NDArray[np.integer] | None
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return lengths of sequences and sequences in each document; without `counts`, a length is a document."""
-    if counts is None:
-        kept = lengths > 0
-        return lengths[kept].astype(np.int64), kept.astype(np.int64)
-    return lengths.astype(np.int64), counts.astype(np.int64)
+                raise DataError(f"document {first + wrong[0]} ends before it begins", where, AGAIN)
 
 
 class IndexedDatasetWriter:
@@ -224,33 +159,48 @@ class IndexedDatasetWriter:
     an older data set under `prefix` stays. Otherwise the old index is removed first and the new one published last, so
     that an `.idx` always belongs to its `.bin`.
 
+    A job that goes on after a kill calls `open`, `add` and `sync`, `finish` and `publish` itself, and then `close`.
+
     Args:
         prefix: path without `.bin` and `.idx`.
         dtype: integer type of a token.
-        may_be_empty: with no tokens, publish no files instead of raising.
+        may_be_empty: with no tokens, publish no files (but the ids) instead of raising.
+        with_ids: every batch comes with the ids of its documents, which become an `.ids`.
+        scratch: directory for the temporary files, whose names stay the same; None: beside `prefix`.
 
     Attributes:
         tokens, sequences, documents: how many were added so far.
-        bin_hash, idx_hash: xxh3-128 of the files' bytes, after `finish`.
+        hashes: after `finish`, of the files, by their endings; without tokens there are no `bin` and `idx`.
     """
 
-    def __init__(self, prefix: str | Path, dtype: npt.DTypeLike, may_be_empty: bool = False) -> None:
+    def __init__(
+        self,
+        prefix: str | Path,
+        dtype: npt.DTypeLike,
+        may_be_empty: bool = False,
+        *,
+        with_ids: bool = False,
+        scratch: Path | None = None,
+    ) -> None:
         self.prefix, self.dtype, self._may_be_empty = Path(prefix), np.dtype(dtype), may_be_empty
         assert self.dtype in DTYPE_CODES
         self.tokens = self.sequences = self.documents = 0
-        self._hash = xxhash.xxh3_128()
-        self.bin_hash = self.idx_hash = ""
-        # The process id keeps two writers of one prefix from mixing their files.
-        self._paths = {part: self._temporary(part) for part in ("bin", "idx", "lengths", "borders")}
+        self.hashes: dict[str, FileHashes] = {}
+        self._scratch, self._idx = scratch, self._temporary("idx", scratch)
+        named = bin_path(self.prefix)
+        self._bin = Spool(self._temporary("bin", scratch), named, hashed=True)
+        self._lengths, self._borders = (Spool(self._temporary(part, scratch), named) for part in ("lengths", "borders"))
+        self._ids = IdsWriter(self.prefix, lambda part: self._temporary(part, scratch)) if with_ids else None
 
-    def _temporary(self, part: str) -> Path:
+    def _temporary(self, part: str, scratch: Path | None) -> Path:
+        if scratch is not None:
+            return scratch / f"{self.prefix.name}.{part}"
+        # The process id keeps two writers of one prefix from mixing their files.
         return self.prefix.with_name(f".{self.prefix.name}.{os.getpid()}.{part}.tmp")
 
     def __enter__(self) -> IndexedDatasetWriter:
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._bin, self._lengths, self._borders = (
-            self._paths[part].open("wb") for part in ("bin", "lengths", "borders")
-        )
+        self.open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -258,19 +208,33 @@ class IndexedDatasetWriter:
             if kind is None:
                 with naming(bin_path(self.prefix)):
                     self.finish()
-                    self._publish()
+                    self.publish()
         finally:
-            for file in (self._bin, self._lengths, self._borders):
-                with suppress(OSError):  # on a full disk, where the rest of the buffer goes nowhere
-                    file.close()
-            for path in self._paths.values():
-                remove(path)
+            self.drop()
+
+    def open(self, kept: dict[str, Any] | None = None) -> None:
+        """Begin to write, or go on from what `sync` returned before a kill."""
+        kept = kept or {"tokens": 0, "sequences": 0, "documents": 0, "ids": {}}
+        self.tokens, self.sequences, self.documents = kept["tokens"], kept["sequences"], kept["documents"]
+        self._bin.open(self.tokens * self.dtype.itemsize)
+        self._lengths.open(4 * self.sequences)
+        self._borders.open(8 * self.documents)
+        if self._ids is not None:
+            self._ids.open(kept["ids"])
+
+    def sync(self) -> dict[str, Any]:
+        """Flush all that was added to the disk; return what `open` takes after a kill."""
+        for spool in (self._bin, self._lengths, self._borders):
+            spool.sync()
+        ids = self._ids.sync() if self._ids is not None else {}
+        return {"tokens": self.tokens, "sequences": self.sequences, "documents": self.documents, "ids": ids}
 
     def add(
         self,
         tokens: npt.NDArray[np.integer],
         lengths: npt.NDArray[np.integer],
         counts: npt.NDArray[np.integer] | None = None,
+        ids: Ids | None = None,
     ) -> None:
         """Add a batch of documents.
 
@@ -278,6 +242,7 @@ class IndexedDatasetWriter:
             tokens: their tokens, one after another, any integer type, [sum of lengths].
             lengths: tokens in each sequence, [sequences]. Without `counts` each is a document, 0 an empty one.
             counts: sequences in each document, [documents]; 0 makes an empty document.
+            ids: of the documents, if the data set has ids.
 
         Raises:
             DataError: if a token does not fit the data set's type.
@@ -286,12 +251,13 @@ class IndexedDatasetWriter:
         assert lengths.sum() == len(tokens)
         borders = self.sequences + np.cumsum(counts)
         # Written and hashed as one buffer: no second pass over the tokens is needed for the manifest.
-        raw = self._fitting(tokens).data
-        with naming(bin_path(self.prefix)):
-            self._bin.write(raw)
-            self._lengths.write(lengths.astype(np.int32).data)
-            self._borders.write(borders.data)
-        self._hash.update(raw)
+        self._bin.write(self._fitting(tokens).data)
+        self._lengths.write(lengths.astype(np.int32).data)
+        self._borders.write(borders.data)
+        if self._ids is not None:
+            assert ids is not None
+            assert len(ids.lengths) == len(counts)
+            self._ids.add(ids)
         self.tokens, self.sequences = self.tokens + len(tokens), self.sequences + len(lengths)
         self.documents += len(counts)
 
@@ -309,41 +275,76 @@ class IndexedDatasetWriter:
         Raises:
             DataError: if no token was added, unless the data set may be empty.
         """
-        if self.idx_hash or (self.tokens == 0 and self._may_be_empty):
+        if self.hashes:
             return
-        if self.tokens == 0:
+        if self.tokens == 0 and not self._may_be_empty:
             raise DataError("there are no tokens to write", str(self.prefix), _EMPTY)
-        for file in (self._bin, self._lengths, self._borders):
-            file.close()
-        self.bin_hash, state = self._hash.hexdigest(), xxhash.xxh3_128()
+        for spool in (self._bin, self._lengths, self._borders):
+            spool.finish()
+        if self._ids is not None:
+            self.hashes["ids"] = self._ids.finish()
+        if self.tokens:
+            assert self._bin.hasher is not None
+            self.hashes["idx"] = self._write_index()
+            self.hashes["bin"] = self._bin.hasher.hashes()
+        if self._scratch is not None:
+            # A job records that its files are finished, which must be true after a loss of power, too.
+            made = {"bin": self._bin.path, "idx": self._idx, "ids": self._temporary("ids", self._scratch)}
+            with naming(bin_path(self.prefix)):
+                for end in self.hashes:
+                    flush(made[end])
+
+    def _write_index(self) -> FileHashes:
+        hasher = BlockHasher()
         # The order of the file: header, lengths, offsets, and borders, which begin with a 0.
-        header = HEADER.pack(MAGIC, _VERSION, DTYPE_CODES[self.dtype], self.sequences, self.documents + 1)
-        with self._paths["idx"].open("wb") as file:
+        header = HEADER.pack(MAGIC, VERSION, DTYPE_CODES[self.dtype], self.sequences, self.documents + 1)
+        with naming(bin_path(self.prefix)), self._idx.open("wb") as file:
             for part in itertools.chain(
-                (header,), self._blocks("lengths"), self._offset_blocks(), (bytes(8),), self._blocks("borders")
+                (header,), self._lengths.blocks(), self._offset_blocks(), (bytes(8),), self._borders.blocks()
             ):
                 file.write(part)
-                state.update(part)
-        self.idx_hash = state.hexdigest()
-
-    def _blocks(self, part: str) -> Iterator[bytes]:
-        with self._paths[part].open("rb") as file:
-            yield from iter(lambda: file.read(_BLOCK), b"")
+                hasher.update(part)
+        return hasher.hashes()
 
     def _offset_blocks(self) -> Iterator[bytes]:
         """Yield where each sequence begins, in bytes, int64."""
         end = 0
-        for block in self._blocks("lengths"):
+        for block in self._lengths.blocks():
             sizes = np.frombuffer(block, dtype=np.int32).astype(np.int64) * self.dtype.itemsize
             ends = end + np.cumsum(sizes)
             yield (ends - sizes).tobytes()
             end = int(ends[-1])
 
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Give the finished files their names; if it was killed in the middle, the same call ends the work.
+
+        A file that is not there any more has its name already; an index without its tokens never has.
+        """
+        is_empty = "idx" not in self.hashes
         # A crash after this line leaves no index, so the data set counts as missing, never as mixed.
-        remove(idx_path(self.prefix))
-        if not self.idx_hash:
-            remove(bin_path(self.prefix))
-            return
-        publish(self._paths["bin"], bin_path(self.prefix))
-        publish(self._paths["idx"], idx_path(self.prefix))
+        if is_empty or self._idx.exists():
+            remove(idx_path(self.prefix))
+        for made, temporary, path in (
+            (self._ids is not None, self._ids.path if self._ids else self._idx, ids_path(self.prefix)),
+            (not is_empty, self._bin.path, bin_path(self.prefix)),
+            (not is_empty, self._idx, idx_path(self.prefix)),
+        ):
+            if not made:
+                remove(path)
+            elif temporary.exists():
+                publish(temporary, path)
+
+    def close(self) -> None:
+        """Close all files, and leave them for another writer to go on with."""
+        for spool in (self._bin, self._lengths, self._borders):
+            spool.close()
+        if self._ids is not None:
+            self._ids.close()
+
+    def drop(self) -> None:
+        """Remove all temporary files."""
+        for spool in (self._bin, self._lengths, self._borders):
+            spool.drop()
+        if self._ids is not None:
+            self._ids.drop()
+        remove(self._idx)

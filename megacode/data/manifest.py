@@ -2,8 +2,8 @@
 
 `<prefix>.manifest.json` lies beside a `.bin` and `.idx`. It records their sizes and hashes, the tokenizer that made
 them, and their inputs. The `identity` of a data set is one hash of its contents; the fingerprints of a run's
-data order are built on it. A check reads sizes and some sampled blocks (a few MB, whatever the size); on request
-everything.
+data order are built on it. Ids of documents are no part of it, since training never reads them. A check reads sizes and
+some sampled blocks (a few MB, whatever the size); on request everything, and it names the first block that differs.
 
 A data set made by another tool has no manifest. Its identity is then made of its sizes and the sampled blocks alone. A
 change between the blocks would go unnoticed; the log says so once.
@@ -13,24 +13,25 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import xxhash
 
 from megacode.base.errors import DataError
 from megacode.base.files import digest, write_json
 from megacode.base.logs import ONCE
-from megacode.base.progress import Advance, bar
+from megacode.data.block_hashes import FileHashes, first_difference, hashes_of
+from megacode.data.document_ids import ids_path
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
 _BLOCKS = 32  # sampled blocks of a file: 2 MiB in all, whatever its size
 _BLOCK_BYTES = 1 << 16
-_READ_BYTES = 1 << 22
+_DIFFERS = "its contents do not match its manifest"
 _CHANGED = "restore the files, or recreate the data set with `megacode data preprocess`"
 
 
@@ -51,6 +52,9 @@ class Manifest:
         command: the command line that made it.
         shard: for a part of a data set: `index` and `count`, `shuffle_seed` of the whole, and `cut_by`: what decided
             where compressed inputs were cut. None: it is not a shard.
+        ids_bytes, ids_hash: size and xxh3-128 of the file of ids; the hash is empty where there is none.
+        blocks: `bytes` of a block, and the xxh3-64 of every block of the files `bin`, `idx` and `ids`; None in
+            manifests that were made before there were such hashes.
     """
 
     tokens: int
@@ -70,12 +74,16 @@ class Manifest:
     inputs: tuple[dict[str, Any], ...] = ()
     command: str = ""
     shard: dict[str, Any] | None = None
+    ids_bytes: int = 0
+    ids_hash: str = ""
+    blocks: dict[str, Any] | None = None
     format: int = _FORMAT
 
 
 def files_of(prefixes: Iterable[Path]) -> list[Path]:
-    """Return the files of some data sets: tokens, index and manifest."""
-    return [path for prefix in prefixes for path in (bin_path(prefix), idx_path(prefix), manifest_path(prefix))]
+    """Return the files that data sets can have: tokens, index, ids and manifest."""
+    paths = (bin_path, idx_path, ids_path, manifest_path)
+    return [path(prefix) for prefix in prefixes for path in paths]
 
 
 def manifest_path(prefix: str | Path) -> Path:
@@ -83,37 +91,51 @@ def manifest_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.manifest.json")
 
 
-def describe(prefix: str | Path, bin_hash: str = "", idx_hash: str = "", **facts: Any) -> Manifest:
+def describe(prefix: str | Path, hashes: Mapping[str, FileHashes] | None = None, **facts: Any) -> Manifest:
     """Make the manifest of a data set on disk.
 
     Args:
         prefix: its path without `.bin` and `.idx`.
-        bin_hash, idx_hash: xxh3-128 of the files if known; else the files are read whole.
+        hashes: of its files, by their endings `bin`, `idx` and `ids`, if known; else the files are read whole.
         facts: further fields of the manifest.
     """
     data = IndexedDataset(prefix)
-    bin_file, idx_file = bin_path(prefix), idx_path(prefix)
-    bin_hash, idx_hash = bin_hash or whole_hash(bin_file), idx_hash or whole_hash(idx_file)
+    bin_file, idx_file, ids_file = bin_path(prefix), idx_path(prefix), ids_path(prefix)
+    if hashes is None:
+        files = {"bin": bin_file, "idx": idx_file} | ({"ids": ids_file} if ids_file.exists() else {})
+        hashes = {name: hashes_of(path) for name, path in files.items()}
     return Manifest(
         tokens=data.tokens,
         documents=data.documents,
         dtype=data.dtype.name,
-        identity=_identity(data.dtype.name, bin_hash, idx_hash),
+        identity=_identity(data.dtype.name, hashes["bin"].whole, hashes["idx"].whole),
         bin_bytes=bin_file.stat().st_size,
         idx_bytes=idx_file.stat().st_size,
-        bin_hash=bin_hash,
-        idx_hash=idx_hash,
+        bin_hash=hashes["bin"].whole,
+        idx_hash=hashes["idx"].whole,
         bin_sample=sample_hash(bin_file),
         idx_sample=sample_hash(idx_file),
+        **_about_ids(hashes),
         **facts,
     )
 
 
-def describe_empty(dtype: str, documents: int, **facts: Any) -> Manifest:
-    """Make the manifest of a shard without tokens, which has no files: only empty documents, or none."""
-    hashes = dict.fromkeys(("bin_hash", "idx_hash", "bin_sample", "idx_sample"), "")
-    facts = {"bin_bytes": 0, "idx_bytes": 0, **hashes, **facts}
+def describe_empty(
+    dtype: str, documents: int, hashes: Mapping[str, FileHashes] | None = None, **facts: Any
+) -> Manifest:
+    """Make the manifest of a shard without tokens, which has no files but the ids: only empty documents, or none."""
+    none = dict.fromkeys(("bin_hash", "idx_hash", "bin_sample", "idx_sample"), "")
+    facts = {"bin_bytes": 0, "idx_bytes": 0, **none, **_about_ids(hashes or {}), **facts}
     return Manifest(tokens=0, documents=documents, dtype=dtype, identity=_identity(dtype, str(documents)), **facts)
+
+
+def _about_ids(hashes: Mapping[str, FileHashes]) -> dict[str, Any]:
+    """Return the fields about the ids and about the hashes of blocks."""
+    ids = hashes.get("ids", FileHashes())
+    order = [name for name in ("bin", "idx", "ids") if name in hashes]
+    sizes = {"bytes": hashes[order[0]].block_bytes} if order else {}
+    blocks = sizes | {name: list(hashes[name].blocks) for name in order}
+    return {"ids_bytes": ids.size, "ids_hash": ids.whole, "blocks": blocks or None}
 
 
 def write(prefix: str | Path, manifest: Manifest) -> None:
@@ -153,7 +175,7 @@ def check(prefix: str | Path, whole: bool = False) -> Manifest | None:
 
     Args:
         prefix: its path without `.bin` and `.idx`.
-        whole: read both files whole; else their sizes and sampled blocks.
+        whole: read all files whole; else only the sizes and sampled blocks of `.bin` and `.idx`.
 
     Returns:
         the manifest, or None if there is none to check against.
@@ -164,23 +186,53 @@ def check(prefix: str | Path, whole: bool = False) -> Manifest | None:
     manifest = read(prefix)
     if manifest is None:
         return None
-    for path, size, whole_one, sample in (
-        (bin_path(prefix), manifest.bin_bytes, manifest.bin_hash, manifest.bin_sample),
-        (idx_path(prefix), manifest.idx_bytes, manifest.idx_hash, manifest.idx_sample),
+    for name, path, size, expected, sample in (
+        ("bin", bin_path(prefix), manifest.bin_bytes, manifest.bin_hash, manifest.bin_sample),
+        ("idx", idx_path(prefix), manifest.idx_bytes, manifest.idx_hash, manifest.idx_sample),
+        # A run reads no ids, so only a check of everything misses them.
+        ("ids", ids_path(prefix), manifest.ids_bytes, manifest.ids_hash, ""),
     ):
-        _check_file(path, size, whole_one if whole else sample, whole)
+        if expected and (whole or sample):
+            _check_size(path, size)
+            if whole:
+                check_contents(path, manifest, name, expected)
+            elif sample_hash(path) != sample:
+                raise DataError(_DIFFERS, str(path), _CHANGED)
     return manifest
 
 
-def _check_file(path: Path, size: int, expected: str, whole: bool) -> None:
+def _check_size(path: Path, size: int) -> None:
     if not path.exists():
         raise DataError("there is no such file", str(path), _CHANGED)
     actual = path.stat().st_size
+    # The size is compared first: it costs nothing and finds nearly every truncated copy.
     if actual != size:
         raise DataError(f"it has {actual} bytes, but its manifest says {size}", str(path), _CHANGED)
-    # The size is compared first: it costs nothing and finds nearly every truncated copy.
-    if (whole_hash(path) if whole else sample_hash(path)) != expected:
-        raise DataError("its contents do not match its manifest", str(path), _CHANGED)
+
+
+def check_contents(path: Path, manifest: Manifest, name: str, expected: str) -> None:
+    """Read a file whole and compare it with its manifest.
+
+    Args:
+        path: the file.
+        manifest: of its data set.
+        name: its ending, without the dot.
+        expected: xxh3-128 of all of it.
+
+    Raises:
+        DataError: if it differs; names the first block that does, if the manifest has hashes of blocks.
+    """
+    blocks = manifest.blocks or {}
+    found = hashes_of(path, blocks.get("bytes"))
+    if found.whole == expected:
+        return
+    known = blocks.get(name, [])
+    wrong = first_difference(found, known)
+    if wrong is None:
+        raise DataError(_DIFFERS, str(path), _CHANGED)
+    number, first, end = wrong
+    what = f"{_DIFFERS}; the first wrong block is number {number} of {len(known)}, bytes {first:,} to {end - 1:,}"
+    raise DataError(what, str(path), _CHANGED)
 
 
 def identity(prefix: str | Path) -> str:
@@ -204,18 +256,6 @@ def _say_once(prefix: str) -> None:
 
 def _identity(*parts: str) -> str:
     return digest(*parts)[:32]
-
-
-def whole_hash(path: Path) -> str:
-    """Return the xxh3-128 of a file's bytes."""
-    with path.open("rb") as file, bar(f"reading {path.name}", path.stat().st_size, size=True) as advance:
-        return _hash(_read(file, advance))
-
-
-def _read(file: BinaryIO, advance: Advance) -> Iterator[bytes]:
-    while block := file.read(_READ_BYTES):
-        yield block
-        advance(len(block))
 
 
 def sample_hash(path: Path) -> str:

@@ -24,6 +24,7 @@ from megacode.base.units import format_bytes, format_count
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.data import manifest as manifests
 from megacode.data.document_batches import AGAIN, StoredDataset
+from megacode.data.document_ids import ids_path
 from megacode.data.indexed import IndexedDatasetWriter, bin_path, idx_path
 from megacode.data.machine_files import WHOLE, Shard
 from megacode.data.manifest import Manifest
@@ -32,7 +33,7 @@ from megacode.data.shuffle import ShuffledWriter
 
 _LOG = logging.getLogger(__name__)
 _LOG_LINES = 20
-_ENDS = (".bin", ".idx", ".manifest.json")
+_ENDS = (".bin", ".idx", ".ids", ".manifest.json")
 
 
 def merge(
@@ -142,6 +143,7 @@ def _check_alike(parts: Sequence[StoredDataset], shuffle_seed: int | None) -> di
     for part in parts:
         if part.dtype() != parts[0].dtype():
             raise _differs(part, parts[0], "token types", part.dtype().name, parts[0].dtype().name)
+    _check_ids(parts)
     known = [part.manifest for part in parts if part.manifest]
     # Compared by hash: equal tokenizers may lie under different paths.
     tokenizer = _same("tokenizer", parts, None, lambda facts: (facts or {}).get("hash", "none known")[:12])
@@ -155,6 +157,15 @@ def _check_alike(parts: Sequence[StoredDataset], shuffle_seed: int | None) -> di
         "bad_lines": sum(manifest.bad_lines for manifest in known),
         "inputs": _inputs(parts, known),
     }
+
+
+def _check_ids(parts: Sequence[StoredDataset]) -> None:
+    """Refuse data sets with ids beside others without: the ids would be lost."""
+    having = [part.ids() is not None for part in parts]
+    if len(set(having)) > 1:
+        part, other = parts[having.index(False)].prefix, parts[having.index(True)].prefix
+        fix = f"make it again with --id-key, or {other} without it"
+        raise DataError(f"it has no ids of documents, but {other} does", part, fix)
 
 
 def _differs(part: StoredDataset, first: StoredDataset, what: str, here: object, there: object) -> DataError:
@@ -202,17 +213,22 @@ def _check_contents(parts: Sequence[StoredDataset]) -> None:
     """Check sizes, sampled blocks and whole indexes against the manifests, before anything is written."""
     with steps(parts, "checking data sets") as counted:
         for part in counted:
-            if part.is_empty or part.manifest is None:
+            if part.manifest is None:
                 continue
             # Cheap checks for all first: finding damage after hours of copying would cost the copy.
             manifests.check(part.prefix)
-            if manifests.whole_hash(idx_path(part.prefix)) != part.manifest.idx_hash:
-                raise DataError("its contents do not match its manifest", str(idx_path(part.prefix)), AGAIN)
+            for name, path, expected in (
+                ("idx", idx_path(part.prefix), part.manifest.idx_hash),
+                ("ids", ids_path(part.prefix), part.manifest.ids_hash),
+            ):
+                if expected:
+                    manifests.check_contents(path, part.manifest, name, expected)
 
 
 def _check_space(parts: Sequence[StoredDataset], output: Path, shuffled: bool) -> None:
     """Check that the output, and the temporary files of a shuffle, fit on the disk."""
-    files = [path(part.prefix) for part in parts if not part.is_empty for path in (bin_path, idx_path)]
+    paths = [path(part.prefix) for part in parts for path in (bin_path, idx_path, ids_path)]
+    files = [path for path in paths if path.exists()]
     # A shuffle writes every document to its sorting files before it writes the output.
     needed = sum(file.stat().st_size for file in files) * (2 if shuffled else 1)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -225,8 +241,9 @@ def _check_space(parts: Sequence[StoredDataset], output: Path, shuffled: bool) -
 def _write(parts: Sequence[StoredDataset], output_prefix: str, facts: dict[str, Any]) -> Manifest:
     dtype, seed = parts[0].dtype(), facts["shuffle_seed"]
     # Without a shuffle tokens are only copied, so no sorting files are needed.
-    plain = IndexedDatasetWriter(output_prefix, dtype) if seed is None else None
-    writer = plain or ShuffledWriter(output_prefix, dtype, seed)
+    with_ids = parts[0].ids() is not None
+    plain = IndexedDatasetWriter(output_prefix, dtype, with_ids=with_ids) if seed is None else None
+    writer = plain or ShuffledWriter(output_prefix, dtype, seed, with_ids=with_ids)
     size = sum(bin_path(part.prefix).stat().st_size for part in parts if not part.is_empty)
     documents = sum(part.manifest.documents if part.manifest else part.open().documents for part in parts)
     with PassProgress("merging", size, log_interval=documents // _LOG_LINES) as progress, writer:
@@ -238,7 +255,7 @@ def _write(parts: Sequence[StoredDataset], output_prefix: str, facts: dict[str, 
         # The old manifest would contradict the new files if the process died between them.
         remove(manifests.manifest_path(output_prefix))
     out = writer if isinstance(writer, IndexedDatasetWriter) else writer.out
-    made = manifests.describe(output_prefix, out.bin_hash, out.idx_hash, **facts)
+    made = manifests.describe(output_prefix, out.hashes, **facts)
     manifests.write(output_prefix, made)
     counts = format_count(made.documents), format_count(made.tokens)
     _LOG.info("%s: %s documents, %s tokens of %d data sets", output_prefix, *counts, len(parts))

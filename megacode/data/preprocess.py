@@ -1,40 +1,41 @@
-"""Preprocess JSON lines and Parquet files into indexed data sets, in one pass with flat memory.
+"""Preprocess JSON lines into indexed data sets, in one pass with flat memory, going on after a kill.
 
 Lines are parsed while the previous chunk is encoded and written, so that parsing (which holds Python's lock) and
 encoding (which does not) share the cores. No data passes between processes: unpickling token lists limits Megatron's
 tool to 30 MB/s. The output equals Megatron's byte for byte, except for special tokens. Those in a text stay text (see
 `encoders`), and none are added before or around a text, whatever the tokenizer would add (Llama's begin-of-text).
+
+After every `DURABLE_BYTES` of text, all files are flushed to the disk and a record says how long they are and where the
+input continues. The same command goes on there after any interruption, with the bytes of an undisturbed run.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from megacode.base.claims import claimed
 from megacode.base.errors import ConfigError, DataError
-from megacode.base.files import remove
+from megacode.base.files import Json, remove
 from megacode.base.units import format_count
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
-from megacode.config.model import TokenizerConfig
 from megacode.data import manifest as manifests
+from megacode.data.block_hashes import FileHashes
 from megacode.data.encoders import pieces
-from megacode.data.indexed import IndexedDatasetWriter, bin_path
+from megacode.data.encoding_pass import ControlIds, EncodingPass, plain, writer_of
+from megacode.data.indexed import bin_path
 from megacode.data.inputs import find_inputs, read_records, refuse_standard_input, sizes_of
+from megacode.data.journal import Journal, UnfinishedError
 from megacode.data.jsonl import STANDARD_INPUT, cut_by
-from megacode.data.machine_files import WHOLE, Shard
 from megacode.data.manifest import Manifest
-from megacode.data.progress import PassProgress
-from megacode.data.records import Records, Texts, texts_of
-from megacode.data.shuffle import ShuffledWriter
+from megacode.data.preprocess_job import PreprocessJob, deciding
+from megacode.data.texts import texts_of
 from megacode.data.tokenizer import EncoderMismatch, Tokenizer, load_tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -42,59 +43,20 @@ _UINT16_VOCABULARY = 65_500  # Megatron's threshold, a little below 2^16
 _SAMPLED_FILES = 16
 _SAMPLED_CHARACTERS = 1 << 18
 
-Writer = IndexedDatasetWriter | ShuffledWriter
-Batch = tuple[npt.NDArray[np.integer], npt.NDArray[np.int64], npt.NDArray[np.int64]]
-
-
-@dataclass(frozen=True)
-class PreprocessJob:
-    """The settings of one preprocessing job.
-
-    Attributes:
-        inputs: files, directories and globs as of `inputs.find_inputs`: JSON lines and Parquet; `-`: standard input.
-        output_prefix: the data sets are `<output_prefix>_<key>_document`.
-        tokenizer: what encodes them.
-        keys: keys that hold text, nested ones as `a.b`; each makes a data set.
-        append_eod: end each document that is not empty with the tokenizer's end-of-document token.
-        shuffle_seed: shuffle the documents; None: keep the input's order. A shard keeps it; merging shuffles.
-        skip_bad_lines: skip and count lines that cannot be read, instead of stopping.
-        dtype: `auto` (uint16 where the vocabulary allows), `uint16` or `int32`.
-        workers: threads that encode; None: all cores.
-        log_interval: documents between two log lines.
-        command: the command line, for the manifest.
-        shard: preprocess only this part of the input, into data sets for `merge` to join; None: all of it.
-        overwrite: replace data sets that are there already.
-    """
-
-    inputs: tuple[str, ...]
-    output_prefix: str
-    tokenizer: TokenizerConfig
-    keys: tuple[str, ...] = ("text",)
-    append_eod: bool = False
-    shuffle_seed: int | None = None
-    skip_bad_lines: bool = False
-    dtype: str = "auto"
-    workers: int | None = None
-    log_interval: int = 100_000
-    command: str = ""
-    shard: Shard | None = None
-    overwrite: bool = False
-
-    def prefix(self, key: str) -> Path:
-        """Return the prefix of a key's data set, named as by Megatron's tool; a shard's name contains its number."""
-        whole = Path(f"{self.output_prefix}_{key}_document")
-        return self.shard.prefix(whole) if self.shard else whole
-
 
 def preprocess(job: PreprocessJob) -> dict[str, Manifest]:
-    """Make the data sets of a job and their manifests; on an error nothing is left behind.
+    """Make the data sets of a job and their manifests, or go on with an earlier attempt of the same job.
+
+    On an error no data set is left behind, but what was done up to the last record is kept for the next attempt.
 
     Returns:
         the manifests by key.
 
     Raises:
         DataError: if the input cannot be read or is empty (a shard may be), or the tokenizer does not fit.
-        ConfigError: if the job contradicts itself, or a data set exists already or cannot be written.
+        ConfigError: if the job contradicts itself, a data set exists already or cannot be written, or another job has
+            left unfinished work.
+        UnfinishedError: it was interrupted, and can go on.
     """
     tokenizer = load_tokenizer(job.tokenizer)
     dtype = choose_dtype(job.dtype, tokenizer)
@@ -107,21 +69,35 @@ def preprocess(job: PreprocessJob) -> dict[str, Manifest]:
     prefixes = [job.prefix(key) for key in job.keys]
     refuse_unwritable(bin_path(prefixes[0]), "--output-prefix")
     with claimed(prefixes[0], "--output-prefix"):
-        refuse_existing(manifests.files_of(prefixes), job.overwrite, "--output-prefix")
-        if job.workers is not None:
-            tokenizer.limit_threads(job.workers)
         inputs = find_inputs(job.inputs)
         if job.shard:
             refuse_standard_input(inputs, "standard input cannot be divided into shards")
-        if tokenizer.use_fast(_sample(inputs, job)):
-            _LOG.info("encoding with gigatoken: its ids match the reference library's on probe texts and on this input")
-        try:
-            return _run(job, tokenizer, dtype, inputs)
-        except EncoderMismatch as mismatch:
-            refuse_standard_input(inputs, f"{mismatch}, and standard input cannot be read again")
-            _LOG.warning("%s: restarting with the reference library", mismatch)
-            tokenizer.use_reference()
-            return _run(job, tokenizer, dtype, inputs)
+        is_resumable = STANDARD_INPUT not in inputs
+        journal = Journal(prefixes[0], deciding(job, tokenizer, dtype, inputs), resumable=is_resumable)
+        if not is_resumable:
+            _LOG.warning("standard input cannot be read twice: if this is interrupted, it starts from the beginning")
+        kept = journal.read(job.overwrite, job.skip_bad_lines) or {}
+        # Files that this job has published itself are no others.
+        if "finished" not in kept:
+            refuse_existing(manifests.files_of(prefixes), job.overwrite, "--output-prefix")
+        with _kept_on_failure(journal):
+            return _run(job, tokenizer, dtype, inputs, journal)
+
+
+@contextmanager
+def _kept_on_failure(journal: Journal) -> Iterator[None]:
+    """Keep what is recorded when the work fails, and say so; remove the files of a job that has no record yet."""
+    try:
+        yield
+    except BaseException as error:
+        if journal.record is None:
+            journal.clear()
+            raise
+        done = f"{format_count(journal.record['place']['documents'])} documents are kept in {journal.directory}"
+        if isinstance(error, KeyboardInterrupt):
+            raise UnfinishedError(f"interrupted; {done}", "", "run the same command again to go on") from None
+        _LOG.warning("%s; the same command goes on after them", done)
+        raise
 
 
 def choose_dtype(wanted: str, tokenizer: Tokenizer) -> np.dtype:
@@ -139,137 +115,92 @@ def choose_dtype(wanted: str, tokenizer: Tokenizer) -> np.dtype:
     return dtype
 
 
-def _sample(inputs: list[Path], job: PreprocessJob) -> list[str]:
-    """Return stretches of text from the heads of some of the files."""
+def _sample(inputs: list[Path], job: PreprocessJob, controls: ControlIds) -> list[str]:
+    """Return stretches of text from the heads of some of the files, whose control tokens are looked up."""
     # Files often differ in language or format, so the sample takes some from all over the list.
-    files = [path for path in inputs if path != STANDARD_INPUT]
-    chosen = files[:: -(-len(files) // _SAMPLED_FILES)] if files else []
+    readable = [path for path in inputs if path != STANDARD_INPUT]
+    chosen = readable[:: max(1, -(-len(readable) // _SAMPLED_FILES))]
     share = _SAMPLED_CHARACTERS // max(1, len(chosen) * len(job.keys))
     stretches: list[str] = []
     for path in chosen:
         for records in islice(read_records(path, skip_bad=True, columns=job.keys, numbered=False), 1):
-            for column in texts_of(records, job.keys, skip_bad=True)[0].values():
+            for column in texts_of(records, job.keys, skip_bad=True).texts.values():
                 stretches += pieces(column.texts, share, max(1, share // 8))
+                controls.look_up(column, path)
     return stretches
 
 
-def _run(job: PreprocessJob, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) -> dict[str, Manifest]:
-    sizes = sizes_of(inputs)
-    with ExitStack() as stack:
-        writers = {key: _writer(job, key, dtype) for key in job.keys}
-        for writer in writers.values():
-            stack.enter_context(writer)
-        share = sum(end - start for _, start, end in (job.shard or WHOLE).parts(sizes))
-        progress = stack.enter_context(PassProgress("encoding", share, job.log_interval))
-        bad_lines = _encode_all(job, tokenizer, inputs, writers, progress)
-        for key, writer in writers.items():
-            writer.finish()
-            # The old manifest goes before the new files are published: they never contradict each other.
-            remove(manifests.manifest_path(job.prefix(key)))
-    if bad_lines:
-        _LOG.warning("%d bad lines were skipped", bad_lines)
-    if not job.append_eod:
-        _LOG.warning("documents have no end-of-document token, so a run reads them as one text; --append-eod adds it")
+def _run(
+    job: PreprocessJob, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path], journal: Journal
+) -> dict[str, Manifest]:
+    kept = journal.record or {}
+    if "finished" not in kept:
+        if job.workers is not None:
+            tokenizer.limit_threads(job.workers)
+        sample = _sample(inputs, job, ControlIds(tokenizer))
+        # If an earlier attempt found the fast encoder wrong, this one must not use it either.
+        if not kept.get("reference") and tokenizer.use_fast(sample):
+            _LOG.info("encoding with gigatoken: its ids match the reference library's on probe texts and on this input")
+        try:
+            EncodingPass(job, tokenizer, dtype, inputs, journal).run()
+        except EncoderMismatch as mismatch:
+            refuse_standard_input(inputs, f"{mismatch}, and standard input cannot be read again")
+            _LOG.warning("%s: restarting with the reference library", mismatch)
+            tokenizer.use_reference()
+            journal.clear()
+            EncodingPass(job, tokenizer, dtype, inputs, journal, reference=True).run()
+    return _publish(job, tokenizer, dtype, inputs, journal)
+
+
+def _publish(
+    job: PreprocessJob, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path], journal: Journal
+) -> dict[str, Manifest]:
+    """Give the finished files their names and write the manifests; after a kill it is simply done again."""
+    assert journal.record is not None
+    bad_lines = journal.record["place"]["bad_lines"]
     facts = {
         "tokenizer": tokenizer.facts(),
         "append_eod": job.append_eod,
         "shuffle_seed": None if job.shard else job.shuffle_seed,
         "shard": _shard_facts(job, inputs),
         "bad_lines": bad_lines,
-        "inputs": tuple({"path": str(path), "bytes": size} for path, size in zip(inputs, sizes, strict=True)),
+        "inputs": tuple(
+            {"path": str(path), "bytes": size} for path, size in zip(inputs, sizes_of(inputs), strict=True)
+        ),
         "command": job.command,
     }
-    return {key: _manifest(job.prefix(key), writer, facts) for key, writer in writers.items()}
+    made = {}
+    for key, finished in journal.record["finished"].items():
+        hashes = {
+            end: FileHashes(**{**item, "blocks": tuple(item["blocks"])}) for end, item in finished["hashes"].items()
+        }
+        writer = plain(writer_of(job, key, dtype, journal.directory))
+        writer.hashes = hashes
+        # The old manifest goes before the new files are published: they never contradict each other.
+        remove(manifests.manifest_path(job.prefix(key)))
+        writer.publish()
+        made[key] = _manifest(job.prefix(key), dtype, finished["documents"], hashes, facts)
+    journal.clear()
+    if bad_lines:
+        _LOG.warning("%d bad lines were skipped", bad_lines)
+    if not job.append_eod:
+        _LOG.warning("documents have no end-of-document token, so a run reads them as one text; --append-eod adds it")
+    return made
 
 
-def _shard_facts(job: PreprocessJob, inputs: list[Path]) -> dict[str, object] | None:
+def _shard_facts(job: PreprocessJob, inputs: list[Path]) -> Json | None:
     if job.shard is None:
         return None
-    return {**asdict(job.shard), "shuffle_seed": job.shuffle_seed, "cut_by": cut_by(inputs)}
+    ids = {"id_key": job.id_key} if job.id_key else {}
+    return {**asdict(job.shard), "shuffle_seed": job.shuffle_seed, "cut_by": cut_by(inputs), **ids}
 
 
-def _writer(job: PreprocessJob, key: str, dtype: np.dtype) -> Writer:
-    # A shard keeps the input's order: only the merge knows all documents that are to be shuffled.
-    if job.shuffle_seed is None or job.shard:
-        return IndexedDatasetWriter(job.prefix(key), dtype, may_be_empty=job.shard is not None)
-    return ShuffledWriter(job.prefix(key), dtype, job.shuffle_seed)
-
-
-def _manifest(prefix: Path, writer: Writer, facts: dict[str, object]) -> Manifest:
-    out = writer if isinstance(writer, IndexedDatasetWriter) else writer.out
-    if out.tokens:
-        made = manifests.describe(prefix, out.bin_hash, out.idx_hash, **facts)
+def _manifest(prefix: Path, dtype: np.dtype, documents: int, hashes: dict[str, FileHashes], facts: Json) -> Manifest:
+    if "bin" in hashes:
+        made = manifests.describe(prefix, hashes, **facts)
     else:
-        made = manifests.describe_empty(out.dtype.name, out.documents, **facts)
+        made = manifests.describe_empty(dtype.name, documents, hashes, **facts)
     manifests.write(prefix, made)
     counts = format_count(made.documents), format_count(made.tokens)
     _LOG.info("%s: %s documents, %s tokens as %s", prefix, *counts, made.dtype)
     return made
-
-
-def _encode_all(
-    job: PreprocessJob, tokenizer: Tokenizer, inputs: list[Path], writers: dict[str, Writer], progress: PassProgress
-) -> int:
-    """Parse chunk after chunk while a thread encodes and writes the one before; return the number of bad lines."""
-    bad_lines = 0
-    eod = tokenizer.eod if job.append_eod else None
-
-    def encode_and_write(texts: dict[str, Texts], size: int) -> None:
-        for key, column in texts.items():
-            # The encoders release Python's lock, so the main thread parses meanwhile.
-            flat, offsets = tokenizer.encode_batch(column.texts)
-            writers[key].add(*assemble(flat, offsets, column.counts, eod))
-        progress.advance(texts[job.keys[0]].documents, size)
-
-    with ThreadPoolExecutor(1) as thread:
-        pending: Future[None] | None = None
-        for records in _records(job, inputs):
-            texts, kept = texts_of(records, job.keys, job.skip_bad_lines)
-            bad_lines += kept.bad
-            if pending is not None:
-                pending.result()
-            # One chunk is encoded and one parsed at any time: memory holds two chunks, whatever the input's size.
-            pending = thread.submit(encode_and_write, texts, records.read_bytes)
-        if pending is not None:
-            pending.result()
-    return bad_lines
-
-
-def _records(job: PreprocessJob, inputs: list[Path]) -> Iterator[Records]:
-    if job.shard is None:
-        parts: list[tuple[int, tuple[int, int] | None]] = [(number, None) for number in range(len(inputs))]
-    else:
-        parts = [(number, (start, end)) for number, start, end in job.shard.parts(sizes_of(inputs))]
-    for number, part in parts:
-        yield from read_records(inputs[number], part, skip_bad=job.skip_bad_lines, columns=job.keys, numbered=False)
-
-
-def assemble(
-    flat: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], counts: list[int] | None, eod: int | None
-) -> Batch:
-    """Assemble encoded texts into documents.
-
-    Args:
-        flat: ids of all texts, one after another.
-        offsets: where each text begins, and the end, [texts + 1].
-        counts: texts in each document; None: one each.
-        eod: token that ends each document that is not empty.
-
-    Returns:
-        tokens; lengths of the sequences, without empty ones; and sequences in each document.
-    """
-    lengths = np.diff(offsets)
-    kept = lengths > 0
-    if counts is None:
-        per_document = kept.astype(np.int64)
-    else:
-        documents = np.repeat(np.arange(len(counts)), counts)
-        per_document = np.bincount(documents[kept], minlength=len(counts))
-    lengths = lengths[kept]
-    if eod is None:
-        return flat, lengths, per_document
-    # The last sequence of each document that has any; empty documents get no token.
-    last = np.cumsum(per_document)[per_document > 0] - 1
-    flat = np.insert(flat, np.cumsum(lengths)[last], eod)
-    lengths[last] += 1
-    return flat, lengths, per_document

@@ -1,14 +1,12 @@
-"""Records of an input file, and the texts under their keys: the same for JSON lines and Parquet."""
+"""Records of an input file, and what stands under their keys: the same for JSON lines and Parquet."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from megacode.base.errors import DataError
 
 _BLOCK_BYTES = 4 << 20
 _ABSENT = object()
@@ -43,24 +41,6 @@ class Records:
         return f"{self.path}:{line + lines_before(self.path, self.counted_from)}"
 
 
-@dataclass
-class Texts:
-    """The texts under one key.
-
-    Attributes:
-        texts: all of them, one after another.
-        counts: how many belong to each document, where a record holds a list of them; None: one each.
-    """
-
-    texts: list[str] = field(default_factory=list)
-    counts: list[int] | None = None
-
-    @property
-    def documents(self) -> int:
-        """Number of documents."""
-        return len(self.texts if self.counts is None else self.counts)
-
-
 def lines_before(path: Path, end: int) -> int:
     """Return the number of line feeds in the first bytes of a file."""
     if end == 0:
@@ -84,66 +64,37 @@ def field_of(row: Mapping[str, Any], key: str, default: Any = None) -> Any:
     return field_of(inner, rest, default) if isinstance(inner, Mapping) else default
 
 
-def texts_of(records: Records, keys: Sequence[str], skip_bad: bool = False) -> tuple[dict[str, Texts], Records]:
-    """Return the texts under some keys of each record: a text, or a list of texts that make one document.
-
-    Args:
-        records: read with these keys as `columns`, or with all.
-        keys: of texts; each may be nested.
-        skip_bad: skip and count records that have no text under one of the keys.
-
-    Returns:
-        the texts by key, and the records that they belong to.
-
-    Raises:
-        DataError: at the first record without a text under one of the keys, unless they are skipped.
-    """
-    texts = {key: [field_of(row, key) for row in records.rows] for key in keys}
-    # Lists of texts are rare and take the slow path.
-    if all(set(map(type, column)) <= {str} for column in texts.values()):
-        return {key: Texts(column) for key, column in texts.items()}, records
-    return _texts_one_by_one(records, keys, skip_bad)
-
-
-def _texts_one_by_one(records: Records, keys: Sequence[str], skip: bool) -> tuple[dict[str, Texts], Records]:
-    texts: dict[str, list[str]] = {key: [] for key in keys}
-    counts: dict[str, list[int]] = {key: [] for key in keys}
-    kept: list[int] = []
-    for number, (row, line) in enumerate(zip(records.rows, records.lines, strict=True)):
-        try:
-            found = {key: _texts_under(row, key) for key in keys}
-        except ValueError as error:
-            if not skip:
-                fix = "fix the line, or use --skip-bad-lines to skip and count such lines"
-                raise DataError(str(error), records.place(line), fix) from None
-            continue
-        kept.append(number)
-        for key, column in found.items():
-            texts[key] += column
-            counts[key].append(len(column))
-    rows, lines = [records.rows[number] for number in kept], [records.lines[number] for number in kept]
-    left = replace(records, rows=rows, lines=lines, bad=records.bad + len(records.rows) - len(kept))
-    return {key: Texts(texts[key], counts[key]) for key in keys}, left
-
-
-def _texts_under(row: Mapping[str, Any], key: str) -> list[str]:
-    many = field_of(row, key)
-    return [text_in({key: item}, key) for item in many] if isinstance(many, list) else [text_in(row, key)]
-
-
 def text_in(row: Mapping[str, Any], key: str) -> str:
     """Return the text under a key, which may be nested.
 
     Raises:
         ValueError: it is missing, or holds a broken character; the message says which.
     """
-    text = field_of(row, key, _ABSENT)
-    if text is _ABSENT:
+    return text_of(value_in(row, key), key)
+
+
+def value_in(row: Mapping[str, Any], key: str) -> Any:
+    """Return what stands under a key, which may be nested.
+
+    Raises:
+        ValueError: there is no such key; the message names those that are there.
+    """
+    value = field_of(row, key, _ABSENT)
+    if value is _ABSENT:
         raise ValueError(f"the record has no key {key!r}; its keys are {', '.join(map(repr, row)) or 'none'}")
-    if not isinstance(text, str):
-        raise ValueError(f"the key {key!r} holds {json.dumps(text, default=str)[:40]}, not a string")
-    check_characters(row, [key])
-    return text
+    return value
+
+
+def text_of(value: Any, key: str) -> str:
+    """Return a value that stands under a key, which must be a text.
+
+    Raises:
+        ValueError: it is no text, or holds a broken character; the message says which.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"the key {key!r} holds {json.dumps(value, default=str)[:40]}, not a string")
+    check_characters({key: value}, None)
+    return value
 
 
 def check_characters(row: Mapping[str, Any], keys: Sequence[str] | None) -> None:

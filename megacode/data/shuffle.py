@@ -3,7 +3,7 @@
 Every document gets a distinct key: a 64-bit mix of the seed and of its number in the input. Documents are sorted by
 key. As they arrive, they go to 128 files by the first 7 bits of their keys. Each file is then small enough to be sorted
 in memory, or is split again by the next 7 bits. So everything is read and written in sequence, and the order
-depends on the seed and on the order of the input only.
+depends on the seed and on the order of the input only. Ids, if there are any, travel with their documents.
 
 Source of the mix: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014 (SplitMix64), section 5.
 """
@@ -12,21 +12,27 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megacode.base.files import digest, naming
-from megacode.data.indexed import IndexedDatasetWriter, by_document
+from megacode.base.files import digest, naming, remove
+from megacode.data.document_ids import Ids
+from megacode.data.index_format import by_document
+from megacode.data.indexed import IndexedDatasetWriter
+from megacode.data.spool import flush
 
 _BITS = 7
 _FILES = 1 << _BITS
 _SORTED_BYTES = 32 << 20  # a file up to this size is sorted in memory
-_FRAME = 4 * 8  # a frame's header: the four arrays' lengths, int64
+_FRAME = 6 * 8  # a frame's header: the six arrays' lengths, int64
 _STRETCHES = 1 << 12
+_FLUSHES = 16  # files flushed to the disk at once, which takes an eighth of the time of one after another
 
 
 def document_keys(seed: int, first: int, count: int) -> npt.NDArray[np.uint64]:
@@ -42,12 +48,17 @@ def document_keys(seed: int, first: int, count: int) -> npt.NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class _Documents:
-    """Some documents: `keys` and `counts` [documents], `lengths` [sequences], `tokens` [sum of lengths]."""
+    """Some documents: `keys`, `counts` [documents], `lengths` [sequences], `tokens` [sum of lengths]; and their ids.
+
+    `id_lengths` is [documents], or [0] without ids; `id_text` [sum of id_lengths].
+    """
 
     keys: npt.NDArray[np.uint64]
     counts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
     tokens: npt.NDArray[np.integer]
+    id_lengths: npt.NDArray[np.int64]
+    id_text: npt.NDArray[np.uint8]
 
     def take(self, documents: npt.NDArray[np.intp]) -> _Documents:
         """Return some of them, in the order given."""
@@ -56,8 +67,14 @@ class _Documents:
         sequences = _ranges((sequence_ends - self.counts)[documents], self.counts[documents])
         token_ends = np.concatenate(([0], np.cumsum(self.lengths)))
         starts, ends = token_ends[sequence_ends - self.counts][documents], token_ends[sequence_ends][documents]
-        tokens = _gathered(self.tokens, starts, ends)
-        return _Documents(self.keys[documents], self.counts[documents], self.lengths[sequences], tokens)
+        tokens, id_lengths, id_text = _gathered(self.tokens, starts, ends), self.id_lengths, self.id_text
+        if len(id_lengths):
+            id_ends = np.cumsum(id_lengths)
+            id_text = _gathered(id_text, (id_ends - id_lengths)[documents], id_ends[documents])
+            id_lengths = id_lengths[documents]
+        return _Documents(
+            self.keys[documents], self.counts[documents], self.lengths[sequences], tokens, id_lengths, id_text
+        )
 
     def write(self, path: Path) -> None:
         """Append them to a file."""
@@ -68,9 +85,7 @@ class _Documents:
                 file.write(np.ascontiguousarray(array).data)
 
 
-def _gathered(
-    tokens: npt.NDArray[np.integer], starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
-) -> npt.NDArray[np.integer]:
+def _gathered(tokens: npt.NDArray[Any], starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """Return some stretches of tokens, one after another; by blocks, since a stretch as an object takes 200 bytes."""
     gathered, position = np.empty((ends - starts).sum(), tokens.dtype), 0
     for first in range(0, len(starts), _STRETCHES):
@@ -97,70 +112,141 @@ class ShuffledWriter:
         prefix: path without `.bin` and `.idx`; the temporary files of the sort are beside it until the end.
         dtype: integer type of a token.
         seed: of the order.
+        with_ids, scratch: see `IndexedDatasetWriter`.
     """
 
-    def __init__(self, prefix: str | Path, dtype: npt.DTypeLike, seed: int) -> None:
-        self.out = IndexedDatasetWriter(prefix, dtype)
-        self._seed, self._documents, self._sorted = seed, 0, False
-        self._directory = self.out.prefix.with_name(f".{self.out.prefix.name}.{os.getpid()}.shuffle.tmp")
+    def __init__(
+        self,
+        prefix: str | Path,
+        dtype: npt.DTypeLike,
+        seed: int,
+        *,
+        with_ids: bool = False,
+        scratch: Path | None = None,
+    ) -> None:
+        self.out = IndexedDatasetWriter(prefix, dtype, with_ids=with_ids, scratch=scratch)
+        self._seed, self._documents, self._with_ids = seed, 0, with_ids
+        name = self.out.prefix.name
+        temporary = self.out.prefix.with_name(f".{name}.{os.getpid()}.shuffle.tmp")
+        self._directory = temporary if scratch is None else scratch / f"{name}.shuffle"
+        self._grown = False  # whether documents were added since the last `sync`
+        self._sorted = ""  # the last file whose documents were written
+        self._done: list[Path] = []  # files that were written since the last `sync`
+        self._durable: list[Path] = []  # files that were written before it
 
     def __enter__(self) -> ShuffledWriter:
-        self.out.__enter__()
-        shutil.rmtree(self._directory, ignore_errors=True)
-        self._directory.mkdir()
+        self.out.prefix.parent.mkdir(parents=True, exist_ok=True)
+        self.open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
             if kind is None:
                 self.finish()
-        except BaseException as error:
-            self.out.__exit__(type(error))
-            raise
+                self.publish()
         finally:
-            shutil.rmtree(self._directory, ignore_errors=True)
-        self.out.__exit__(kind, *rest)
+            self.drop()
+
+    def open(self, kept: dict[str, Any] | None = None) -> None:
+        """Begin to write, or go on from what `sync` returned before a kill."""
+        kept = kept or {"documents": 0, "sorted": "", "files": {}, "out": None}
+        self.out.open(kept["out"])
+        self._documents, self._sorted = kept["documents"], kept["sorted"]
+        self._directory.mkdir(exist_ok=True)
+        for path in self._directory.iterdir():
+            if path.name in kept["files"]:
+                os.truncate(path, kept["files"][path.name])
+            else:  # its documents came later, or were written already
+                remove(path)
+
+    def sync(self) -> dict[str, Any]:
+        """Flush all that was added to the disk; return what `open` takes after a kill."""
+        # A record that no longer needs these files is on the disk by now.
+        for path in self._durable:
+            remove(path)
+        self._durable, self._done = self._done, []
+        out = self.out.sync()
+        files = [path for path in self._directory.iterdir() if path.is_file() and path.name > self._sorted]
+        if self._grown:
+            with ThreadPoolExecutor(_FLUSHES) as threads:
+                list(threads.map(_flush, [*files, self._directory]))
+            self._grown = False
+        sizes = {path.name: path.stat().st_size for path in files}
+        return {"documents": self._documents, "sorted": self._sorted, "files": sizes, "out": out}
 
     def add(
         self,
         tokens: npt.NDArray[np.integer],
         lengths: npt.NDArray[np.integer],
         counts: npt.NDArray[np.integer] | None = None,
+        ids: Ids | None = None,
     ) -> None:
         """Add a batch of documents; see `IndexedDatasetWriter.add`."""
         lengths, counts = by_document(lengths, counts)
         keys = document_keys(self._seed, self._documents, len(counts))
         self._documents += len(counts)
-        batch = _Documents(keys, counts, lengths, tokens.astype(self.out.dtype, copy=False))
+        ids = ids or Ids.of(())
+        kept = tokens.astype(self.out.dtype, copy=False)
+        batch = _Documents(keys, counts, lengths, kept, ids.lengths, ids.text)
         _distribute(batch, self._directory, 64 - _BITS)
+        self._grown = True
 
-    def finish(self) -> None:
+    def finish(self, sorted_some: Callable[[], None] | None = None) -> None:
         """Sort all documents and write them; nothing can be added any more.
+
+        Args:
+            sorted_some: called each time a part of the documents was written, and may call `sync`.
 
         Raises:
             DataError: if no token was added.
         """
-        if not self._sorted:
-            self._drain(self._directory, 64 - _BITS)
-            self._sorted = True
-        self.out.finish()
-
-    def _drain(self, directory: Path, shift: int) -> None:
-        """Write the documents of a directory's files, whose keys agree in the bits above `shift` + 7."""
-        for path in sorted(directory.iterdir()):
-            # Memory stays at a few times this size. With no bits left, keys are nearly equal: sort regardless.
-            if path.stat().st_size <= _SORTED_BYTES or shift < _BITS:
-                documents = _joined(list(_frames(path, self.out.dtype)))
-                ordered = documents.take(np.argsort(documents.keys, kind="stable"))
-                self.out.add(ordered.tokens, ordered.lengths, ordered.counts)
+        for path in sorted(self._directory.iterdir()):
+            if path.name <= self._sorted:
+                continue
+            self._drain(path, 64 - _BITS)
+            self._sorted = path.name
+            if sorted_some is None:
                 path.unlink()
             else:
-                inner = path.with_suffix(".split")
-                inner.mkdir()
-                for frame in _frames(path, self.out.dtype):
-                    _distribute(frame, inner, shift - _BITS)
-                path.unlink()
-                self._drain(inner, shift - _BITS)
+                self._done.append(path)
+                sorted_some()
+        self.out.finish()
+
+    def _drain(self, path: Path, shift: int) -> None:
+        """Write the documents of a file, whose keys agree in the bits above `shift`; the file stays."""
+        # Memory stays at a few times this size. With no bits left, keys are nearly equal: sort regardless.
+        if path.stat().st_size <= _SORTED_BYTES or shift < _BITS:
+            documents = _joined(list(_frames(path, self.out.dtype)))
+            ordered = documents.take(np.argsort(documents.keys, kind="stable"))
+            ids = Ids(ordered.id_lengths, ordered.id_text) if self._with_ids else None
+            self.out.add(ordered.tokens, ordered.lengths, ordered.counts, ids)
+            return
+        inner = path.with_suffix(".split")
+        inner.mkdir()
+        for frame in _frames(path, self.out.dtype):
+            _distribute(frame, inner, shift - _BITS)
+        for part in sorted(inner.iterdir()):
+            self._drain(part, shift - _BITS)
+            part.unlink()
+        inner.rmdir()
+
+    def publish(self) -> None:
+        """See `IndexedDatasetWriter.publish`."""
+        self.out.publish()
+
+    def close(self) -> None:
+        """See `IndexedDatasetWriter.close`."""
+        self.out.close()
+
+    def drop(self) -> None:
+        """Remove all temporary files."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self.out.drop()
+
+
+def _flush(path: Path) -> None:
+    with naming(path):
+        flush(path)
 
 
 def _distribute(batch: _Documents, directory: Path, shift: int) -> None:
@@ -178,7 +264,8 @@ def _frames(path: Path, dtype: np.dtype) -> Iterator[_Documents]:
     with path.open("rb") as file:
         while header := file.read(_FRAME):
             sizes = np.frombuffer(header, dtype=np.int64).tolist()
-            types = (np.dtype(np.uint64), np.dtype(np.int64), np.dtype(np.int64), dtype)
+            names = (np.uint64, np.int64, np.int64, dtype, np.int64, np.uint8)
+            types = [np.dtype(name) for name in names]
             pairs = zip(types, sizes, strict=True)
             yield _Documents(*(np.frombuffer(file.read(kind.itemsize * size), dtype=kind) for kind, size in pairs))
 

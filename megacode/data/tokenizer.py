@@ -49,6 +49,7 @@ class Tokenizer(ABC):
         eod: id of the token that ends a document; None if it has none.
         specials: its special tokens, as text.
         added: all tokens that are matched in a text before it is split, special ones included.
+        special_ids: ids of the special tokens, which no text can make, by their names.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Tokenizer(ABC):
     eod: int | None
     specials: tuple[str, ...]
     added: tuple[str, ...]
+    special_ids: dict[str, int]
 
     def __init__(self) -> None:
         self._reference: Any = None
@@ -169,7 +171,8 @@ class HuggingFaceTokenizer(Tokenizer):
         ids = _vocabulary(self._document) | {str(token["content"]): int(token["id"]) for token in added}
         # Ids may have gaps, so the largest one decides the size of the embedding, not their number.
         self.vocab_size = max(ids.values()) + 1
-        self.specials = tuple(str(token["content"]) for token in added if token.get("special"))
+        self.special_ids = {str(token["content"]): int(token["id"]) for token in added if token.get("special")}
+        self.specials = tuple(self.special_ids)
         self.added = tuple(str(token["content"]) for token in added)
         end = named_token(self.path.parent, "eos_token") or next((name for name in _END_NAMES if name in ids), "")
         self.eod = ids.get(end)
@@ -206,8 +209,9 @@ class SentencePieceTokenizer(Tokenizer):
         self._raw = _read(self.path, "give a SentencePiece .model file")
         processor = self.reference.processor
         self.vocab_size = processor.get_piece_size()
-        pieces = [processor.id_to_piece(token) for token in range(self.vocab_size) if processor.is_control(token)]
-        self.specials = (*pieces, processor.id_to_piece(processor.unk_id()))
+        controls = [token for token in range(self.vocab_size) if processor.is_control(token)]
+        self.special_ids = {processor.id_to_piece(token): token for token in controls}
+        self.specials = (*self.special_ids, processor.id_to_piece(processor.unk_id()))
         self.added = self.specials
         self.eod = self._end(processor)
 

@@ -22,7 +22,7 @@ from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.data.encoders import pieces
 from megacode.data.inputs import find_inputs, read_records, refuse_standard_input, sizes_of
 from megacode.data.progress import PassProgress
-from megacode.data.records import texts_of
+from megacode.data.texts import texts_of
 from megacode.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 
 END = "<|endoftext|>"
@@ -102,7 +102,7 @@ def _thinned(files: Sequence[Path], keys: Sequence[str], max_bytes: int, progres
     wanted, number = min(max_bytes, total), 0
     for path in files:
         for records in read_records(path, columns=keys):
-            columns = texts_of(records, keys)[0].values()
+            columns = texts_of(records, keys).texts.values()
             progress.advance(max(column.documents for column in columns), records.read_bytes)
             for column in columns:
                 for text in column.texts:

@@ -22,7 +22,8 @@ from megacode.data import jsonl
 from megacode.data.inputs import find_inputs, read_records, refuse_standard_input
 from megacode.data.machine_files import Shard
 from megacode.data.preprocess import PreprocessJob, preprocess
-from megacode.data.records import Records, field_of, texts_of
+from megacode.data.records import Records, field_of
+from megacode.data.texts import texts_of
 
 
 def rows_of(found: Sequence[Records]) -> list[Any]:
@@ -87,9 +88,10 @@ def test_texts_under_nested_keys_and_lists_and_records_without_them(tmp_path: Pa
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (records,) = read_records(tmp_path / "a.jsonl", columns=["m.t"])
     assert rows_of(found) == records.rows
-    texts, kept = texts_of(records, ["m.t"], skip_bad=True)
-    assert (texts["m.t"].texts, texts["m.t"].counts) == (["a", "b", "c"], [1, 2])
-    assert ([row["id"] for row in kept.rows], kept.lines, kept.bad) == ([1, 2], [1, 2], 2)
+    parsed = texts_of(records, ["m.t"], skip_bad=True, id_key="id")
+    texts = parsed.texts["m.t"]
+    assert (texts.texts, texts.counts) == (["a", "b", "c"], [1, 2])
+    assert (parsed.documents, parsed.ids.text.tobytes(), parsed.bad) == (2, b"12", 2)
     with pytest.raises(DataError, match=r"a\.jsonl:3: the record has no key 'm\.t'; its keys are 'm', 'id'"):
         texts_of(records, ["m.t"])
 

@@ -179,7 +179,7 @@ def test_order_and_seen_agree_with_each_other_and_with_the_tokens_that_are_train
     rows = order_rows(config, 0, 10_000)
     assert [row["sample"] for row in rows] == list(range(108))
     keys = ["sample", "phase", "source", "epoch", "window", "first_document", "last_document", "withheld"]
-    assert list(rows[0]) == keys
+    assert list(rows[0]) == [*keys, "first_id", "last_id"]
     assert rows[50]["phase"] == "text"
     assert order_rows(config, 49, 2) == rows[49:51]
     trained = {}

@@ -5,12 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megacode.base.errors import DataError
+from megacode.data import block_hashes
 from megacode.data import manifest as manifests
+from megacode.data.block_hashes import BlockHasher, hashes_of
 from megacode.data.indexed import bin_path, idx_path
 
 
@@ -67,13 +73,13 @@ def test_a_set_without_manifest_is_known_by_its_sampled_blocks_and_the_log_says_
 def test_sampled_blocks_reach_both_ends_of_a_large_file(tmp_path: Path):
     path = tmp_path / "large"
     path.write_bytes(bytes(5_000_000))
-    whole, sample = manifests.whole_hash(path), manifests.sample_hash(path)
+    whole, sample = hashes_of(path).whole, manifests.sample_hash(path)
     for position in (0, 4_999_999):
         raw = bytearray(5_000_000)
         raw[position] = 1
         path.write_bytes(raw)
         assert manifests.sample_hash(path) != sample
-        assert manifests.whole_hash(path) != whole
+        assert hashes_of(path).whole != whole
 
 
 @pytest.mark.parametrize("text", ["{not json", "[]", '{"tokens": 1}'])
@@ -96,3 +102,47 @@ def test_a_set_made_by_another_tokenizer_is_refused(described):
     with pytest.raises(DataError, match="made with tokenizer abc, but the run's tokenizer is xyz") as caught:
         manifests.check_tokenizer(described, manifests.read(described), "xyz")
     assert "tokenizer.path" in caught.value.problems[0].fix
+
+
+@pytest.mark.parametrize("path_of", [bin_path, idx_path])
+def test_verifying_names_the_first_wrong_block(path_of, write_dataset, monkeypatch):
+    monkeypatch.setattr(block_hashes, "BLOCK_BYTES", 100)
+    prefix = write_dataset([5, 0, 7] * 30)
+    manifests.write(prefix, manifests.describe(prefix))
+    monkeypatch.undo()  # another version may hash larger blocks
+    path = path_of(prefix)
+    raw = bytearray(path.read_bytes())
+    for place in (len(raw) - 1, 234):
+        raw[place] ^= 1
+        path.write_bytes(raw)
+        number, last = place // 100, (len(raw) - 1) // 100
+        end = min(100 * number + 100, len(raw)) - 1
+        said = f"the first wrong block is number {number} of {last + 1}, bytes {100 * number:,} to {end:,}$"
+        with pytest.raises(DataError) as caught:
+            manifests.check(prefix, whole=True)
+        assert re.search(said, caught.value.problems[0].what)
+        assert caught.value.problems[0].where == str(path)
+
+
+def test_a_manifest_without_hashes_of_blocks_is_verified_as_a_whole(described):
+    older = dataclasses.asdict(manifests.read(described))
+    for name in ("blocks", "ids_bytes", "ids_hash"):
+        del older[name]
+    manifests.manifest_path(described).write_text(json.dumps(older))
+    assert manifests.check(described, whole=True).blocks is None
+    raw = bytearray(bin_path(described).read_bytes())
+    raw[5] ^= 1
+    bin_path(described).write_bytes(raw)
+    with pytest.raises(DataError, match=r"its contents do not match its manifest\n"):
+        manifests.check(described, whole=True)
+
+
+@given(st.lists(st.binary(max_size=30), max_size=12), st.integers(1, 40))
+def test_hashes_do_not_depend_on_how_bytes_come(parts, block_bytes):
+    one, many, whole = BlockHasher(block_bytes), BlockHasher(block_bytes), b"".join(parts)
+    one.update(whole)
+    for part in parts:
+        many.update(part)
+    assert many.hashes() == one.hashes()
+    assert len(one.hashes().blocks) == -(-len(whole) // block_bytes)
+    assert one.hashes().whole == xxhash.xxh3_128_hexdigest(whole)

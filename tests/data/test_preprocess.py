@@ -13,11 +13,13 @@ import zstandard
 
 from megacode.base.errors import ConfigError, DataError
 from megacode.config.model import TokenizerConfig
+from megacode.data import encoding_pass
 from megacode.data import manifest as manifests
 from megacode.data import preprocess as module
+from megacode.data.encoding_pass import assemble
 from megacode.data.indexed import IndexedDataset
 from megacode.data.jsonl import read_chunks
-from megacode.data.preprocess import PreprocessJob, assemble, choose_dtype, preprocess
+from megacode.data.preprocess import PreprocessJob, choose_dtype, preprocess
 from megacode.data.tokenizer import EncoderMismatch, load_tokenizer
 
 
@@ -181,7 +183,7 @@ def test_an_interrupt_leaves_nothing(seed, corpus, huggingface, tmp_path, monkey
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "assemble", interrupt)
+    monkeypatch.setattr(encoding_pass, "assemble", interrupt)
     with pytest.raises(KeyboardInterrupt):
         preprocess(PreprocessJob((str(corpus),), str(tmp_path / "out"), huggingface, shuffle_seed=seed))
     assert left_in(tmp_path) == []

@@ -98,7 +98,7 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(number, seed, huggingface,
         text=True,
         env={**os.environ, "PYTHONPATH": str(TOOLS.parent)},
     )
-    wait_until(lambda: list(tmp_path.glob("out/.*.bin.tmp")), process)
+    wait_until(lambda: list(tmp_path.glob("out/.*.partial/*.bin")), process)
     process.send_signal(number)
     shown = process.communicate(timeout=HANG)[1]
     assert process.returncode == 130, shown
@@ -124,7 +124,23 @@ def test_inspect_shows_and_verifies(corpus, huggingface, tmp_path, capsys):
     with (tmp_path / "out_text_document.bin").open("r+b") as file:
         file.write(b"\xff")
     assert tool("inspect_dataset")([prefix, "--verify"]) == 2
-    assert "do not match its manifest" in capsys.readouterr().err
+    assert "do not match its manifest; the first wrong block is number 0 of 1, bytes 0 to" in capsys.readouterr().err
+
+
+def test_inspect_shows_ids_and_verifies_them(huggingface, tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps({"id": f"[doc] {n}", "text": "some text"}) + "\n" for n in range(4))
+    )
+    tool("preprocess_data")(flags(tmp_path / "in.jsonl", huggingface, tmp_path / "out", "--id-key", "id"))
+    prefix = str(tmp_path / "out_text_document")
+    assert tool("inspect_dataset")([prefix, "--tokenizer", huggingface.path, "--verify"]) == 0
+    shown = capsys.readouterr().out
+    for part in (".ids", "first '[doc] 0', last '[doc] 3'", "document 1 '[doc] 1', ", "every byte matches"):
+        assert part in shown
+    raw = Path(f"{prefix}.ids").read_bytes()
+    Path(f"{prefix}.ids").write_bytes(raw[:-1] + b"x")
+    assert tool("inspect_dataset")([prefix, "--verify"]) == 2
+    assert ".ids: its contents do not match its manifest; the first wrong block is number 0" in capsys.readouterr().err
 
 
 def test_inspect_of_a_foreign_set_says_it_has_no_manifest(tmp_path, capsys):

@@ -58,7 +58,7 @@ def _read_lines(data: bytes, place: Path, ending: str = "jsonl") -> None:
     """Read one input in chunks of several sizes and in parts; all must give the same records."""
     from megacode.base.errors import DataError
     from megacode.data.jsonl import read_lines
-    from megacode.data.records import texts_of
+    from megacode.data.texts import texts_of
 
     path, found = place / f"a.{ending}", []
     path.write_bytes(data)

@@ -62,7 +62,7 @@ def write_shard(prefix: Path, documents: int, tokens: int, seed: int) -> None:
         for first in range(0, documents, BATCH):
             lengths = random.geometric(1 / tokens, min(BATCH, documents - first))
             writer.add(random.integers(0, 50_000, lengths.sum(), dtype=np.uint16), lengths)
-    manifests.write(prefix, manifests.describe(prefix, writer.bin_hash, writer.idx_hash, tokenizer={"hash": "bench"}))
+    manifests.write(prefix, manifests.describe(prefix, writer.hashes, tokenizer={"hash": "bench"}))
 
 
 def measure(label: str, size: int, program: str, *arguments: object) -> float:

@@ -1,0 +1,73 @@
+"""The settings of one preprocessing job, and which of them decide its result."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megacode.base.files import Json
+from megacode.config.model import TokenizerConfig
+from megacode.data.jsonl import STANDARD_INPUT, cut_by
+from megacode.data.machine_files import Shard
+from megacode.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class PreprocessJob:
+    """The settings of one preprocessing job.
+
+    Attributes:
+        inputs: files, directories and globs as of `inputs.find_inputs`: JSON lines and Parquet; `-`: standard input.
+        output_prefix: the data sets are `<output_prefix>_<key>_document`.
+        tokenizer: what encodes them.
+        keys: keys that hold text, nested ones as `a.b`; each makes a data set.
+        id_key: key of a document's id, which is kept beside the data sets; None: no ids are kept.
+        append_eod: end each document that is not empty with the tokenizer's end-of-document token.
+        shuffle_seed: shuffle the documents; None: keep the input's order. A shard keeps it; merging shuffles.
+        skip_bad_lines: skip and count lines that cannot be read, instead of stopping.
+        dtype: `auto` (uint16 where the vocabulary allows), `uint16` or `int32`.
+        workers: threads that encode; None: all cores.
+        log_interval: documents between two log lines.
+        command: the command line, for the manifest.
+        shard: preprocess only this part of the input, into data sets for `merge` to join; None: all of it.
+        overwrite: replace data sets that are there already.
+    """
+
+    inputs: tuple[str, ...]
+    output_prefix: str
+    tokenizer: TokenizerConfig
+    keys: tuple[str, ...] = ("text",)
+    id_key: str | None = None
+    append_eod: bool = False
+    shuffle_seed: int | None = None
+    skip_bad_lines: bool = False
+    dtype: str = "auto"
+    workers: int | None = None
+    log_interval: int = 100_000
+    command: str = ""
+    shard: Shard | None = None
+    overwrite: bool = False
+
+    def prefix(self, key: str) -> Path:
+        """Return the prefix of a key's data set, named as by Megatron's tool; a shard's name contains its number."""
+        whole = Path(f"{self.output_prefix}_{key}_document")
+        return self.shard.prefix(whole) if self.shard else whole
+
+
+def deciding(job: PreprocessJob, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) -> Json:
+    """Return all that decides the bytes of a job's data sets, by the names that a user knows."""
+    known = [path.stat() for path in inputs if path != STANDARD_INPUT]
+    return {
+        "--input": [str(path) for path in inputs],
+        "the size or time of an input file": [[stat.st_size, stat.st_mtime_ns] for stat in known],
+        "the versions of the libraries that read compressed files": cut_by(inputs),
+        "--json-keys": list(job.keys),
+        "--id-key": job.id_key,
+        "the tokenizer": tokenizer.hash,
+        "--dtype": dtype.name,
+        "--append-eod": job.append_eod,
+        "--shuffle-seed": job.shuffle_seed,
+        "--shard": asdict(job.shard) if job.shard else None,
+    }

@@ -1,0 +1,230 @@
+"""Preprocessing that was killed goes on, and makes the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megacode.base.errors import ConfigError, DataError
+from megacode.data import encoding_pass
+from megacode.data.journal import UnfinishedError
+from megacode.data.preprocess import PreprocessJob, preprocess
+from tests.limits import HANG
+
+PROGRAM = Path(__file__).with_name("killed_preprocessing.py")
+ENDS = ("bin", "idx", "ids", "manifest.json")
+
+
+@pytest.fixture(scope="module")
+def inputs(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """A plain and a compressed file, of documents with ids."""
+    place = tmp_path_factory.mktemp("inputs")
+    rows = [json.dumps({"id": f"doc {n}", "text": text}) + "\n" for n, text in enumerate(texts)]
+    (place / "a.jsonl").write_text("".join(rows[:60]))
+    (place / "b.jsonl.gz").write_bytes(gzip.compress("".join(rows[60:]).encode()))
+    return str(place / "a.jsonl"), str(place / "b.jsonl.gz")
+
+
+def files(prefix: Path) -> dict[str, bytes]:
+    return {end: Path(f"{prefix}.{end}").read_bytes() for end in ENDS}
+
+
+@pytest.mark.parametrize(("seed", "shard"), [(None, None), (5, None), (None, (1, 3))])
+def test_killed_at_random_moments_it_makes_the_bytes_of_an_undisturbed_run(
+    seed, shard, inputs, huggingface, tmp_path: Path
+) -> None:
+    given = {
+        "inputs": inputs, "tokenizer": huggingface.path, "seed": seed, "shard": shard, "kills": 4 if shard else 10,
+        "whole": str(tmp_path / "whole"), "killed": str(tmp_path / "killed"), "log": str(tmp_path / "log"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, PROGRAM, json.dumps(given)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    end = ".shard_0001_of_0003" if shard else ""
+    whole, killed = (tmp_path / f"{name}_text_document{end}" for name in ("whole", "killed"))
+    assert files(whole) == files(killed)
+    # Kills hit before the first record, in the middle, and something was gone on with.
+    assert len(told["records"]) >= 3
+    assert any(told["records"])
+    assert set(told["chunks"]) == set(told["undisturbed"])
+    assert sum(Counter(told["chunks"]).values()) <= len(told["undisturbed"]) + len(told["records"])
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records every 20 kB, which only a loss of power could tell from records that are not flushed to the disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(encoding_pass, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(encoding_pass, "DURABLE_BYTES", 1)
+
+
+def stopped(job: PreprocessJob, monkeypatch: pytest.MonkeyPatch) -> UnfinishedError:
+    """Interrupt a job in its fifth chunk; return what it raises."""
+    calls, real = 0, encoding_pass.assemble
+
+    def failing(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(encoding_pass, "assemble", failing)
+    try:
+        with pytest.raises(UnfinishedError) as caught:
+            preprocess(job)
+    finally:
+        monkeypatch.setattr(encoding_pass, "assemble", real)
+    return caught.value
+
+
+@pytest.fixture
+def job(inputs, huggingface, tmp_path: Path) -> PreprocessJob:
+    return PreprocessJob(inputs, str(tmp_path / "out"), huggingface, id_key="id")
+
+
+def partial(tmp_path: Path) -> list[Path]:
+    return list(tmp_path.glob(".*.partial"))
+
+
+def test_an_interrupt_ends_resumable_and_says_so(small, job, monkeypatch, tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    error = stopped(job, monkeypatch)
+    assert error.exit_code == 75
+    assert "documents are kept in" in str(error)
+    assert "run the same command again to go on" in str(error)
+    assert not list(tmp_path.glob("out*"))
+    made = preprocess(job)["text"]
+    assert "going on after" in caplog.text
+    assert made == preprocess(replace(job, output_prefix=str(tmp_path / "whole")))["text"]
+    assert not partial(tmp_path)
+
+
+CHANGES = [
+    ({"append_eod": True}, "--append-eod"),
+    ({"id_key": None, "dtype": "int32"}, "--id-key and --dtype"),
+    ({"shuffle_seed": 3}, "--shuffle-seed"),
+    ({"keys": ("text", "id")}, "--json-keys"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), CHANGES)
+def test_another_command_never_goes_on_with_it(change, named, small, job, monkeypatch, tmp_path) -> None:
+    stopped(job, monkeypatch)
+    (kept,) = partial(tmp_path)
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    with pytest.raises(ConfigError, match=f"unfinished work of another command, which differs in {named}") as caught:
+        preprocess(replace(job, **change))
+    assert "--overwrite to discard it" in caught.value.problems[0].fix
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+    made = preprocess(replace(job, **change, overwrite=True))["text"]
+    fresh = preprocess(replace(job, **change, output_prefix=str(tmp_path / "fresh")))["text"]
+    assert made == fresh
+
+
+def test_a_changed_input_and_another_tokenizer_are_noticed(small, job, monkeypatch, tmp_path, sentencepiece) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(Path(job.inputs[0]).read_bytes())
+    job = replace(job, inputs=(str(source),))
+    stopped(job, monkeypatch)
+    with pytest.raises(ConfigError, match="differs in the tokenizer"):
+        preprocess(replace(job, tokenizer=sentencepiece))
+    raw = source.read_bytes()
+    source.write_bytes(raw.replace(b"import", b"IMPORT", 1))
+    with pytest.raises(ConfigError, match="differs in the size or time of an input file"):
+        preprocess(job)
+
+
+def test_the_same_command_with_overwrite_goes_on_too(small, job, monkeypatch, tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    stopped(job, monkeypatch)
+    preprocess(replace(job, overwrite=True, command="again"))
+    assert "going on after" in caplog.text
+
+
+def test_after_a_bad_line_it_goes_on_with_skipping(small, inputs, job, tmp_path, caplog) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(Path(inputs[0]).read_bytes() + b"{bad\n")
+    job = replace(job, inputs=(str(source),))
+    with pytest.raises(DataError, match="not JSON"):
+        preprocess(job)
+    assert "the same command goes on after them" in caplog.text
+    caplog.set_level("INFO")
+    made = preprocess(replace(job, skip_bad_lines=True))["text"]
+    assert "going on after" in caplog.text
+    assert made.bad_lines == 1
+    assert made == preprocess(replace(job, skip_bad_lines=True, output_prefix=str(tmp_path / "whole")))["text"]
+
+
+def test_skipped_lines_are_not_gone_on_with_by_a_command_that_skips_none(small, job, monkeypatch, tmp_path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b"{bad\n" + Path(job.inputs[0]).read_bytes())
+    job = replace(job, inputs=(str(source),), skip_bad_lines=True)
+    stopped(job, monkeypatch)
+    with pytest.raises(ConfigError, match="differs in --skip-bad-lines"):
+        preprocess(replace(job, skip_bad_lines=False))
+
+
+@pytest.mark.parametrize("seed", [None, 4])
+def test_a_disk_that_was_full_is_gone_on_with(seed, small, job, monkeypatch, tmp_path) -> None:
+    job, calls = replace(job, shuffle_seed=seed), 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 40:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        preprocess(job)
+    assert caught.value.filename is not None
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    made = preprocess(job)["text"]
+    assert made == preprocess(replace(job, output_prefix=str(tmp_path / "whole")))["text"]
+
+
+def test_the_reference_encoder_stays_in_use_once_the_fast_one_was_wrong(
+    small, job, monkeypatch, tmp_path, caplog
+) -> None:
+    from megacode.data import preprocess as module
+    from megacode.data.tokenizer import EncoderMismatch, load_tokenizer
+
+    tokenizer = load_tokenizer(job.tokenizer)
+    monkeypatch.setattr(module, "load_tokenizer", lambda config: tokenizer)
+    real, calls = tokenizer.encode_batch, 0
+
+    def encode(texts: list[str]) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3 and tokenizer._race is not None:
+            raise EncoderMismatch("the fast encoder differs from the reference on 'x'")
+        if calls == 8:
+            raise KeyboardInterrupt
+        return real(texts)
+
+    monkeypatch.setattr(tokenizer, "encode_batch", encode)
+    with pytest.raises(Exception, match="interrupted"):
+        preprocess(job)
+    monkeypatch.setattr(tokenizer, "use_fast", lambda sample: pytest.fail("the fast encoder is tried again"))
+    made = preprocess(job)["text"]
+    monkeypatch.undo()
+    assert made == preprocess(replace(job, output_prefix=str(tmp_path / "whole")))["text"]
