@@ -182,7 +182,10 @@ class FillInMiddle:
             return None
         before, after, hole = self.sentinels.prefix, self.sentinels.suffix, self.sentinels.middle
         for low, high in self._cuts(text.characters, piece, epoch):
-            prefix, middle, suffix = text.parts(low, high)
+            try:
+                prefix, middle, suffix = text.parts(low, high)
+            except UnicodeDecodeError:  # stored by another tool
+                return None
             room = len(body) - len(text.head) - 3 - len(prefix) - len(middle)
             if room < 0:
                 continue

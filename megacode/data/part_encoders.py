@@ -32,8 +32,6 @@ from megacode.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 Tokens = npt.NDArray[np.integer]
 _CHARACTER_TOKENS = 4  # a character has at most four bytes
 _BROKEN = "\ufffd"
-_LETTERS = rb"[A-Za-z]"
-_SPACES = b" \t\n\r\x0b\x0c"
 _END = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _PATTERNS = frozenset(
@@ -109,8 +107,9 @@ class WholeParts(PartEncoder):
     def divided(self, tokens: Tokens, *, begins: bool, ends: bool) -> Divided | None:
         """See `PartEncoder.divided`."""
         ids = tokens.tolist()
-        first = 0 if begins else self._begin(ids)
-        return _WholeText(self.tokenizer, ids[:first], ids[first : self.whole(ids) if not ends else len(ids)])
+        first, last = 0 if begins else self._begin(ids), len(ids) if ends else self.whole(ids)
+        text = self.tokenizer.decode(ids[first:last])
+        return None if _BROKEN in text else _WholeText(self.tokenizer, ids[:first], text)
 
     def _begin(self, ids: list[int]) -> int:
         decode = self.tokenizer.decode
@@ -125,14 +124,13 @@ class WholeParts(PartEncoder):
 
 
 class _WholeText(Divided):
-    def __init__(self, tokenizer: Tokenizer, head: list[int], ids: list[int]) -> None:
-        self._tokenizer, self.head, self._text = tokenizer, head, tokenizer.decode(ids)
-        self.characters = len(self._text)
+    def __init__(self, tokenizer: Tokenizer, head: list[int], text: str) -> None:
+        self._tokenizer, self.head, self._text, self.characters = tokenizer, head, text, len(text)
 
     def parts(self, low: int, high: int) -> tuple[list[int], list[int], list[int]]:
         text = self._text
-        ids, ends = self._tokenizer.encode_batch([text[:low], text[low:high], text[high:]])
-        return ids[: ends[1]].tolist(), ids[ends[1] : ends[2]].tolist(), ids[ends[2] :].tolist()
+        prefix, middle, suffix = self._tokenizer.encode_each([text[:low], text[low:high], text[high:]])
+        return prefix, middle, suffix
 
 
 class LocalParts(PartEncoder):
@@ -141,37 +139,27 @@ class LocalParts(PartEncoder):
     def __init__(self, tokenizer: HuggingFaceTokenizer) -> None:
         self.tokenizer, self.control = tokenizer, _control(tokenizer)
         self.bytes_of = _token_bytes(tokenizer)
-        for number, raw in enumerate(self.bytes_of):
-            if raw is None:
-                self.control[number] = True
-        known = [raw or b"" for raw in self.bytes_of]
+        self.control |= np.array([not raw for raw in self.bytes_of])
         # Facts of each id, looked up for a whole piece at once.
-        self.starts = np.array([sum(byte & 0xC0 != 0x80 for byte in raw) for raw in known], dtype=np.int64)
-        self.ends_word = np.array([re.match(_LETTERS, raw[-1:]) is not None for raw in known])
-        self.begins_space = np.array([raw[:1] != b"" and raw[:1] in _SPACES for raw in known])
+        self.starts = np.array([sum(byte & 0xC0 != 0x80 for byte in raw) for raw in self.bytes_of], dtype=np.int64)
+        self.ends_word = np.array([raw[-1:].isalpha() for raw in self.bytes_of])  # of bytes: ASCII alone
+        self.begins_space = np.array([raw[:1].isspace() for raw in self.bytes_of])
 
     def divided(self, tokens: Tokens, *, begins: bool, ends: bool) -> Divided | None:
         """See `PartEncoder.divided`."""
-        ids = tokens.tolist()
-        first = 0 if begins else next((k for k, token in enumerate(ids) if self._raw(token)[0] & 0xC0 != 0x80), 0)
-        last = len(ids) if ends else self.whole(ids)
-        if first > _CHARACTER_TOKENS or first >= last:
-            return None
-        return _LocalText(self, ids[:first], tokens[first:last], begins, ends)
+        head, tail = tokens[:_CHARACTER_TOKENS].tolist(), tokens[-2 * _CHARACTER_TOKENS :].tolist()
+        first = 0 if begins else next((k for k, token in enumerate(head) if self.bytes_of[token][0] & 0xC0 != 0x80), 0)
+        last = len(tokens) if ends else len(tokens) - len(tail) + self.whole(tail)
+        return _LocalText(self, head[:first], tokens[first:last], begins, ends) if first < last else None
 
     def whole(self, ids: Sequence[int]) -> int:
         """See `PartEncoder.whole`."""
         for end in range(len(ids), max(0, len(ids) - _CHARACTER_TOKENS), -1):
             # The last four tokens hold the last four bytes, so the last character whole.
-            raw = b"".join(self._raw(token) for token in ids[max(0, end - _CHARACTER_TOKENS) : end])
+            raw = b"".join(self.bytes_of[token] for token in ids[max(0, end - _CHARACTER_TOKENS) : end])
             if _ends_whole(raw):
                 return end
         return len(ids)
-
-    def _raw(self, token: int) -> bytes:
-        raw = self.bytes_of[token]
-        assert raw, "control tokens are no text"
-        return raw
 
 
 def _ends_whole(raw: bytes) -> bool:
@@ -201,10 +189,8 @@ class _LocalText(Divided):
     def parts(self, low: int, high: int) -> tuple[list[int], list[int], list[int]]:
         places = [_Place(0, 0), self._place(low), self._place(high), _Place(len(self._tokens), 0)]
         texts: list[str] = []
-        # All texts of the three parts are encoded in one call.
         plans = [self._plan(*ends, texts) for ends in pairwise(places)]
-        ids, offsets = self._encoder.tokenizer.encode_batch(texts)
-        encoded = [ids[offsets[k] : offsets[k + 1]].tolist() for k in range(len(texts))]
+        encoded = self._encoder.tokenizer.encode_each(texts)
         found = [
             [token for item in plan for token in (encoded[item] if isinstance(item, int) else item)] for plan in plans
         ]
@@ -215,7 +201,7 @@ class _LocalText(Divided):
             return _Place(len(self._tokens), 0)
         token = int(np.searchsorted(self._read, character, side="right"))
         inside = character - (int(self._read[token - 1]) if token else 0)
-        raw = self._encoder.bytes_of[int(self._tokens[token])] or b""
+        raw = self._encoder.bytes_of[int(self._tokens[token])]
         starts = [number for number, byte in enumerate(raw) if byte & 0xC0 != 0x80]
         return _Place(token, starts[inside])
 
@@ -238,8 +224,8 @@ class _LocalText(Divided):
         if low == high:
             return []
         tokens = self._tokens[low.token : high.token + (high.byte > 0)].tolist()
-        raw = b"".join(self._encoder.bytes_of[token] or b"" for token in tokens)
-        last = high.byte - len(self._encoder.bytes_of[tokens[-1]] or b"") if high.byte else 0
+        raw = b"".join(self._encoder.bytes_of[token] for token in tokens)
+        last = high.byte - len(self._encoder.bytes_of[tokens[-1]]) if high.byte else 0
         texts.append(raw[low.byte : len(raw) + last].decode())
         return [len(texts) - 1]
 
@@ -275,10 +261,10 @@ def _is_word(token: Mapping[str, Any]) -> bool:
     return not flags and re.search(r"[A-Za-z]\s", str(token["content"])) is None
 
 
-def _token_bytes(tokenizer: HuggingFaceTokenizer) -> list[bytes | None]:
-    """Return the bytes of each id of a byte-level tokenizer; None: it stands for no text."""
+def _token_bytes(tokenizer: HuggingFaceTokenizer) -> list[bytes]:
+    """Return the bytes of each id of a byte-level tokenizer; none: it stands for no text."""
     table = _byte_of_character()
-    found: list[bytes | None] = [None] * tokenizer.vocab_size
+    found = [b""] * tokenizer.vocab_size
     added = set(tokenizer.added)
     for token, number in tokenizer.vocabulary().items():
         known = token in added or all(character in table for character in token)

@@ -104,6 +104,11 @@ class Tokenizer(ABC):
         """Encode one text."""
         return [int(token) for token in self.encode_batch([text])[0]]
 
+    def encode_each(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each of some short texts, by the reference encoder and in the calling thread alone."""
+        found: list[list[int]] = self.reference.encode_each(texts)
+        return found
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids."""
         return str(self.reference.decode([int(token) for token in ids]))
