@@ -118,7 +118,7 @@ class WholeParts(PartEncoder):
 
     def whole(self, ids: Sequence[int]) -> int:
         """See `PartEncoder.whole`."""
-        ends = range(len(ids), max(0, len(ids) - _CHARACTER_TOKENS), -1)
+        ends = range(len(ids), max(0, len(ids) - _CHARACTER_TOKENS + 1) - 1, -1)
         decode = self.tokenizer.decode
         return next((k for k in ends if not decode(ids[max(0, k - _CHARACTER_TOKENS) : k]).endswith(_BROKEN)), len(ids))
 
@@ -154,7 +154,7 @@ class LocalParts(PartEncoder):
 
     def whole(self, ids: Sequence[int]) -> int:
         """See `PartEncoder.whole`."""
-        for end in range(len(ids), max(0, len(ids) - _CHARACTER_TOKENS), -1):
+        for end in range(len(ids), max(0, len(ids) - _CHARACTER_TOKENS + 1) - 1, -1):
             # The last four tokens hold the last four bytes, so the last character whole.
             raw = b"".join(self.bytes_of[token] for token in ids[max(0, end - _CHARACTER_TOKENS) : end])
             if _ends_whole(raw):
