@@ -208,7 +208,8 @@ def data(tokenizer, texts, tmp_path):
     """Two sources of real text; `code` has documents longer than a window, `text` has empty and short ones."""
     prefixes = {}
     for name, size in (("code", 4000), ("text", 300)):
-        chosen = [text[:size] + "\u4e2d\U0001f4bb" for text in texts[:40]]
+        # Characters of several tokens: cutting one off whole leaves a place to fill.
+        chosen = [text[:size] if k % 3 else "\u65e5\u672c\u8a9e x\n" * (size // 7) for k, text in enumerate(texts[:40])]
         documents = [[*tokenizer.encode(text), tokenizer.eod] for text in chosen]
         if name == "text":
             documents[3:3] = [[], [tokenizer.eod], []]
@@ -268,7 +269,7 @@ WITH_DALI = pytest.param("dali", marks=pytest.mark.skipif(not dali.installed(), 
 def test_every_loader_on_any_layout_reads_what_window_tokens_says(kind, isolate, run_of):
     config = run_of(isolate=isolate)
     schedule = loader_of(config)[1]
-    expected, transformed = {}, 0
+    expected, transformed, fillers = {}, 0, 0
     for sample in range(60):
         draw = schedule.draw(sample)
         stream = open_source(config, draw.source)
@@ -276,10 +277,12 @@ def test_every_loader_on_any_layout_reads_what_window_tokens_says(kind, isolate,
         mask = [1.0] * LENGTH if read.loss_mask is None else read.loss_mask.tolist()
         expected[sample] = [read.tokens[:-1].tolist(), read.tokens[1:].tolist(), mask, float(read.fim_tokens)]
         transformed += len(read.fim_documents)
+        fillers += 0 if read.loss_mask is None or isolate else mask.count(0.0)
         stored = stream.window(draw.first_token)
         assert np.array_equal(stored, read.tokens) == (not read.fim_documents)
         assert draw.source == "code" or not read.fim_documents
     assert transformed > 10
+    assert isolate or fillers > 3
     for size, micro in ((1, 2), (2, 1)) if kind != "default" else ((1, 4), (2, 2), (4, 1)):
         train = {"micro_batch_size": micro, "global_batch_size": 4}
         assert rows_of(run_of(isolate=isolate, train=train), kind, size) == expected
@@ -339,6 +342,17 @@ def test_a_changed_rate_is_a_changed_past(run_of):
         assert f"would now be read {now}" in str(caught.value)
         assert "restore sources.code.fim_rate" in caught.value.problems[0].fix
         assert len(caught.value.problems) == 1
+
+
+def test_other_sentinels_are_a_changed_past(run_of):
+    config = run_of()
+    swapped = FimTokens(prefix="<|fim_suffix|>", middle="<|fim_middle|>", suffix="<|fim_prefix|>")
+    changed = config.model_copy(update={"tokenizer": config.tokenizer.model_copy(update={"fim": swapped})})
+    with pytest.raises(CheckpointError, match=r"sentinels 1, 2, 3 and would now be read .* sentinels 3, 2, 1"):
+        prove_past(loader_of(changed)[1], loader_of(config)[1].fingerprints(), 4)
+    spelt = FimTokens(prefix="<|fim_prefix|>", middle="<|fim_middle|>", suffix="<|fim_suffix|>")
+    same = config.model_copy(update={"tokenizer": config.tokenizer.model_copy(update={"fim": spelt})})
+    assert loader_of(same)[1].fingerprints() == loader_of(config)[1].fingerprints()
 
 
 def test_the_plan_says_what_is_expected(run_of):
@@ -426,7 +440,7 @@ def test_without_a_tokenizer_there_is_no_fill_in_the_middle(run_of):
     raw["sources"]["code"]["fim_rate"] = 0.5
     with pytest.raises(ConfigError, match="fill in the middle needs a tokenizer") as caught:
         validate(raw, "x")
-    assert caught.value.problems[0].where == "sources.code.fim_rate"
+    assert caught.value.problems[0].where.endswith("sources.code.fim_rate")
 
 
 def test_a_run_is_planned_before_its_tokenizer_is_there(run_of, tmp_path):
