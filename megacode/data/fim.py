@@ -43,7 +43,7 @@ _SHORTEST = 8  # tokens of a piece: three sentinels, and something to learn
 _WORD = 1 << 64
 
 
-class Piece(NamedTuple):
+class WindowPiece(NamedTuple):
     """The part of a document that a window reads: positions first .. last of the window, inclusive.
 
     Attributes:
@@ -122,7 +122,7 @@ class FillInMiddle:
         control[list(self.sentinels)] = True
         return control
 
-    def apply(self, tokens: Tokens, pieces: Sequence[Piece], epoch: int) -> WindowTokens:
+    def apply(self, tokens: Tokens, pieces: Sequence[WindowPiece], epoch: int) -> WindowTokens:
         """Return a window with the chosen documents rearranged.
 
         Args:
@@ -161,7 +161,7 @@ class FillInMiddle:
         raw = blake2b(struct.pack(f"<{len(place)}q", *place), key=self._key, digest_size=8 * count).digest()
         return struct.unpack(f"<{count}Q", raw)
 
-    def _cuts(self, characters: int, piece: Piece, epoch: int) -> Iterator[tuple[int, int]]:
+    def _cuts(self, characters: int, piece: WindowPiece, epoch: int) -> Iterator[tuple[int, int]]:
         """Yield pairs of characters, ascending, each uniform in 0 .. characters."""
         drawn = [
             number * (characters + 1) >> 64
@@ -171,7 +171,7 @@ class FillInMiddle:
             low, high = sorted(drawn[number : number + 2])
             yield low, high
 
-    def _rearranged(self, stored: Tokens, piece: Piece, epoch: int, spm: bool) -> list[int] | None:
+    def _rearranged(self, stored: Tokens, piece: WindowPiece, epoch: int, spm: bool) -> list[int] | None:
         """Return a piece's tokens in their new order, at most as many; None: it is read as stored."""
         end = [self.sentinels.eod] if piece.ends and stored[-1] == self.sentinels.eod else []
         body = stored[: len(stored) - len(end)]

@@ -1,6 +1,6 @@
 """Divide tokenized text at two characters, and encode the three parts: what `encode` gives for each part's text.
 
-`WholeParts` decodes a piece and encodes its parts anew, for any tokenizer. `LocalParts` encodes only the words at the
+`WholeParts` decodes a piece and encodes its parts again, for any tokenizer. `LocalParts` encodes only the words at the
 cuts, which is 20 times cheaper, for byte-level BPE tokenizers where that is *proven* to give the same:
 
 - Such a tokenizer first splits a text into words, by patterns that match from left to right and never look behind. Then

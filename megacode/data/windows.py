@@ -21,7 +21,7 @@ from megacode.config.run import RunConfig
 from megacode.data import manifest as manifests
 from megacode.data import source_checks
 from megacode.data.document_form import fill_in_the_middle, form_of
-from megacode.data.fim import FillInMiddle, Piece, WindowTokens
+from megacode.data.fim import FillInMiddle, WindowPiece, WindowTokens
 from megacode.data.fim_tokens import check_stored
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
 from megacode.data.source_checks import tokenizer_facts
@@ -114,7 +114,7 @@ class SourceStream:
         """Return the tokens of a window as stored, [S + 1], a read-only view of the file."""
         return self.data.read(first_token, self.seq_length + 1)
 
-    def pieces(self, first_token: int) -> Iterator[Piece]:
+    def pieces(self, first_token: int) -> Iterator[WindowPiece]:
         """Yield the parts of documents that a window reads, in order; empty documents are left out."""
         document, last_token = self.data.document_at(first_token), first_token + self.seq_length
         last = -1
@@ -122,7 +122,7 @@ class SourceStream:
             begin, end = self.data.document_bounds(document)
             if begin <= end:
                 first, last = last + 1, min(end, last_token) - first_token
-                yield Piece(document, first_token + first - begin, first, last, end <= last_token)
+                yield WindowPiece(document, first_token + first - begin, first, last, end <= last_token)
             document += 1
 
     def documents_of(self, first_token: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from megacode.config.loading import dump_config, validate
 from megacode.config.model import FimTokens, TokenizerConfig
 from megacode.data import dali
 from megacode.data.device_loader import DeviceLoader
-from megacode.data.fim import FillInMiddle, Piece
+from megacode.data.fim import FillInMiddle, WindowPiece
 from megacode.data.fim_tokens import check_stored, find_sentinels
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.data.loader import Loader
@@ -52,7 +52,7 @@ def window_of(tokenizer, texts):
     for number, text in enumerate(texts):
         first = len(tokens)
         tokens += [*tokenizer.encode(text), tokenizer.eod]
-        pieces.append(Piece(number, 0, first, len(tokens) - 1, True))
+        pieces.append(WindowPiece(number, 0, first, len(tokens) - 1, True))
     return np.array(tokens, dtype=np.uint16), pieces
 
 
@@ -136,7 +136,7 @@ def test_the_cuts_are_kept_from_release_to_release(tokenizer, encoder):
     fim = fim_of(tokenizer, encoder, 0.5, 0.5, seed=1234)
     chosen = [fim._choice(document, 0) for document in range(8)]
     assert chosen == [False, None, True, None, None, True, False, True]
-    assert list(fim._cuts(1000, Piece(3, 0, 0, 9, True), 1)) == [(348, 470), (819, 906), (625, 693)]
+    assert list(fim._cuts(1000, WindowPiece(3, 0, 0, 9, True), 1)) == [(348, 470), (819, 906), (625, 693)]
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.5, 0.9, 1.0])
@@ -152,7 +152,9 @@ def test_rates_are_kept(tokenizer, encoder, rate, spm_rate):
 
 def test_cuts_are_uniform_in_characters(tokenizer, encoder):
     fim = fim_of(tokenizer, encoder)
-    cuts = np.array([cut for k in range(1000) for pair in fim._cuts(9, Piece(k, 0, 0, 9, True), 0) for cut in pair])
+    cuts = np.array(
+        [cut for k in range(1000) for pair in fim._cuts(9, WindowPiece(k, 0, 0, 9, True), 0) for cut in pair]
+    )
     shares = np.bincount(cuts, minlength=10) / len(cuts)
     assert len(shares) == 10
     assert abs(shares - 0.1).max() < 0.015
@@ -182,7 +184,7 @@ def test_what_cannot_be_divided_is_read_as_stored(tokenizer, encoder):
     assert fim.apply(tokens, pieces, 0).fim_documents == (0, 2)
     damaged = np.array([*[tokenizer.encode("\u4e2d")[0]] * 9, *tokenizer.encode("one two three four " * 9)], np.uint16)
     whole = fim_of(tokenizer, WholeParts(tokenizer))
-    assert whole.apply(damaged, [Piece(0, 0, 0, len(damaged) - 1, False)], 0).fim_documents == ()
+    assert whole.apply(damaged, [WindowPiece(0, 0, 0, len(damaged) - 1, False)], 0).fim_documents == ()
 
 
 def test_a_document_over_a_border_is_rearranged_on_both_sides_or_on_none(tokenizer, encoder):
@@ -191,8 +193,8 @@ def test_a_document_over_a_border_is_rearranged_on_both_sides_or_on_none(tokeniz
     middle = len(body) // 2
     forms, different = [], 0
     for document in range(60):
-        left = fim.apply(body[:middle], [Piece(document, 0, 0, middle - 1, False)], 0)
-        right = fim.apply(body[middle:], [Piece(document, middle, 0, len(body) - middle - 1, True)], 0)
+        left = fim.apply(body[:middle], [WindowPiece(document, 0, 0, middle - 1, False)], 0)
+        right = fim.apply(body[middle:], [WindowPiece(document, middle, 0, len(body) - middle - 1, True)], 0)
         assert left.fim_documents == right.fim_documents
         forms.append(bool(left.fim_documents))
         if left.fim_documents:
