@@ -84,7 +84,7 @@ def measured(name: str) -> list[dict[str, Any]]:
 
 
 def test_two_ranks_a_resume_and_a_replay_read_what_one_process_reads(
-    config: Path, megacode: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    config: Path, megacode: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     one = trained(config, "one")
     assert len(one) == 8
@@ -92,16 +92,15 @@ def test_two_ranks_a_resume_and_a_replay_read_what_one_process_reads(
     halves = ("phases.p.until=4 iterations", "train.prefetch=0", "train.micro_batch_size=2")
     assert trained(config, "halves", *halves) == one[:4]
     assert trained(config, "halves", "train.prefetch=3") == one
-    for number, layout in enumerate(("parallel={context: 2}", "parallel={pipeline: 2}")):
-        done = megacode("train", config, f"run_dir=two{number}", layout, "--nproc", 2)
-        assert done.returncode == 0, done.stderr
-        two = measured(f"two{number}")
-        for mine, theirs in zip(two, one, strict=True):
-            assert mine["loss"] == pytest.approx(theirs["loss"], abs=5e-6)
-            assert mine["loss_by_source"] == pytest.approx(theirs["loss_by_source"], abs=5e-6)
-            for key in ("samples_digest", "samples_by_source", "fim_share_by_source"):
-                assert mine[key] == theirs[key]
-    replayed = replay(Path("one"), 6)
+    # Context parallel divides the loss mask as well.
+    done = megacode("train", config, "run_dir=two", "parallel={context: 2}", "--nproc", 2)
+    assert done.returncode == 0, done.stderr
+    for mine, theirs in zip(measured("two"), one, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=5e-6)
+        assert mine["loss_by_source"] == pytest.approx(theirs["loss_by_source"], abs=5e-6)
+        for key in ("samples_digest", "samples_by_source", "fim_share_by_source"):
+            assert mine[key] == theirs[key]
+    replayed = replay(Path("one"), 3)
     assert replayed["agreement"] == "bit for bit"
     worst = [row["text"] for row in replayed["samples"] if row["source"] == "code" and row["text"]]
     assert any("<|fim_prefix|>" in text for text in worst)
