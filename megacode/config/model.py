@@ -65,13 +65,27 @@ class ModelConfig(Frozen):
         return self.kv_channels or self.hidden_size // self.num_attention_heads
 
 
+class FimTokens(Frozen):
+    """The tokens that mark the parts of a document in fill in the middle.
+
+    Attributes:
+        prefix, middle, suffix: each stands before its part.
+    """
+
+    prefix: str = Field(min_length=1)
+    middle: str = Field(min_length=1)
+    suffix: str = Field(min_length=1)
+
+
 class TokenizerConfig(Frozen):
     """The tokenizer of the data sets.
 
     Attributes:
         kind: `huggingface` (a directory with tokenizer.json) or `sentencepiece` (a `.model` file).
         path: that directory or file, relative to the working directory.
+        fim: tokens for fill in the middle; absent: the first known family that the tokenizer has.
     """
 
     kind: Literal["huggingface", "sentencepiece"]
     path: str
+    fim: FimTokens | None = None

@@ -52,6 +52,15 @@ def a_vocabulary_is_known(config: RunConfig) -> Iterator[Problem]:
         yield Problem(what, "tokenizer", "add tokenizer: {kind: huggingface, path: DIR}, or model.vocab_size")
 
 
+def fill_in_the_middle_needs_a_tokenizer(config: RunConfig) -> Iterator[Problem]:
+    """Documents are divided by character, so their text must be known."""
+    named = [name for name, source in config.sources.items() if source.fim_rate]
+    if named and config.tokenizer is None:
+        what = "fill in the middle needs a tokenizer, and only model.vocab_size is given"
+        fix = f"add tokenizer: {{kind: huggingface, path: DIR}}, or set sources.{named[0]}.fim_rate to 0"
+        yield Problem(what, f"sources.{named[0]}.fim_rate", fix)
+
+
 def shards_divide_the_model(config: RunConfig) -> Iterator[Problem]:
     """Tensor parallel splits heads, query groups and the MLP; pipeline parallel splits layers."""
     model, layout = config.model, config.parallel
@@ -148,6 +157,7 @@ RULES: tuple[Rule, ...] = (
     heads_divide_the_width,
     groups_divide_the_heads,
     a_vocabulary_is_known,
+    fill_in_the_middle_needs_a_tokenizer,
     shards_divide_the_model,
     the_sequence_divides,
     sequence_parallel_needs_tensor,

@@ -189,7 +189,10 @@ def _past(run_dir: Path | None, facts: Mapping[str, Any] | None) -> _Past:
         raise _NotKnownError("the model has consumed no samples yet")
     # The chain says what each source was when it was read; the config may have moved on since.
     read = {name: entry for link in chain for name, entry in link["sources"].items()}
-    sizes = {name: SourceSize(name, entry["tokens"], identity=entry["identity"]) for name, entry in read.items()}
+    sizes = {
+        name: SourceSize(name, entry["tokens"], identity=entry["identity"], form=entry.get("form"))
+        for name, entry in read.items()
+    }
     streams, absent = {}, {}
     for name, size in sizes.items():
         try:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from megacode.base.errors import LaunchError
 from megacode.data.device_loader import DeviceLoader, padded
+from megacode.data.fim import WindowTokens
 from megacode.data.rank_windows import Rows
 from megacode.mcore import device
 from megacode.mcore.micro_batch import MicroBatch
@@ -42,12 +43,13 @@ class _Part(NamedTuple):
 
 
 class _Fed(NamedTuple):
-    """One input of the pipeline: its part, its rows, the size of its micro-batches, and its document starts."""
+    """One input of the pipeline: its part, its rows, the size of its micro-batches, document starts, and windows."""
 
     part: _Part
     rows: Rows
     size: int
     starts: list[npt.NDArray[np.int64]] | None
+    windows: list[WindowTokens]
 
 
 class DaliLoader(DeviceLoader):
@@ -94,7 +96,8 @@ class DaliLoader(DeviceLoader):
             tokens, labels, *places = self._outputs()
             fed = self._under_way.popleft()
             if fed.part == part:
-                return self._cut(tokens, labels, fed.starts, places[0] if places else None, fed.rows, fed.size)
+                starts = places[0] if places else None
+                return self._cut(tokens, labels, fed.starts, starts, fed.rows, fed.size, fed.windows)
 
     def _outputs(self) -> list[Tensor]:
         """Return the pipeline's next outputs; torch's work on them is queued after the work that makes them."""
@@ -107,9 +110,9 @@ class DaliLoader(DeviceLoader):
         rows, size = self._rows_of(part)
         self._next = self._after(part)
         windows = np.empty((len(rows), self._seq_length + 1), dtype=self._rows.token_type)
-        self._gather(rows, windows)
+        read = self._gather(rows, windows)
         starts = self._rows.document_starts(rows) if self._isolate else None
-        self._under_way.append(_Fed(part, rows, size, starts))
+        self._under_way.append(_Fed(part, rows, size, starts, read))
         return [windows] if starts is None else [windows, padded(starts, self._seq_length)]
 
     def _rows_of(self, part: _Part) -> tuple[Rows, int]:

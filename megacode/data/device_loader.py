@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from megacode.data.loader import Loader, borders
+from megacode.data.fim import WindowTokens
+from megacode.data.loader import Loader, borders, fim_tokens, masks
 from megacode.data.rank_windows import Rows
 from megacode.mcore import device
 from megacode.mcore.micro_batch import MicroBatch
@@ -30,22 +31,24 @@ class DeviceLoader(Loader):
         self._plain_on_device: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _micro_batches(self, rows: Rows, size: int) -> list[MicroBatch]:
-        windows = device.to_device(self._gathered(rows))
+        gathered, read = self._gathered(rows)
+        windows = device.to_device(gathered)
         starts = self._rows.document_starts(rows) if self._isolate else None
         places = None if starts is None else _sent(padded(starts, self._seq_length))
-        return self._cut(windows[:, :-1].long(), windows[:, 1:].long(), starts, places, rows, size)
+        return self._cut(windows[:, :-1].long(), windows[:, 1:].long(), starts, places, rows, size, read)
 
-    def _gathered(self, rows: Rows) -> Tensor:
-        """Return the rows' windows, [k, S + 1] in the sources' type, on the host."""
+    def _gathered(self, rows: Rows) -> tuple[Tensor, list[WindowTokens]]:
+        """Return the rows' windows, [k, S + 1] in the sources' type, on the host; and what belongs to each."""
         dtype = torch.from_numpy(np.empty(0, self._rows.token_type)).dtype
         # Pinned on a GPU machine, so that the copy to the device runs beside the computation.
         windows = device.host_memory((len(rows), self._seq_length + 1), dtype)
-        self._gather(rows, windows.numpy())
-        return windows
+        return windows, self._gather(rows, windows.numpy())
 
-    def _gather(self, rows: Rows, out: npt.NDArray[Any]) -> None:
-        for row, place in enumerate(self._rows.places(rows)):
-            out[row] = self._rows.window(*place)
+    def _gather(self, rows: Rows, out: npt.NDArray[Any]) -> list[WindowTokens]:
+        windows = list(self._rows.windows(rows))
+        for row, window in enumerate(windows):
+            out[row] = window.tokens
+        return windows
 
     def _cut(
         self,
@@ -55,6 +58,7 @@ class DeviceLoader(Loader):
         places: Tensor | None,
         rows: Rows,
         size: int,
+        windows: list[WindowTokens],
     ) -> list[MicroBatch]:
         """Return an iteration's micro-batches, views of its tensors.
 
@@ -64,15 +68,20 @@ class DeviceLoader(Loader):
             places: the same as `padded`, on the device.
             rows: the k rows.
             size: rows of a micro-batch.
+            windows: what the rows read.
         """
         mask, positions = self._on_device(len(rows)) if places is None else isolated_on_device(places, self._seq_length)
         if rows.filling.any():
             mask = mask * _sent(~rows.filling)[:, None]
+        if (hidden := masks(windows)) is not None:
+            mask = mask * _sent(hidden)
         source_ids, samples = rows.marked()
         of_step = tokens, labels, mask, positions, _sent(source_ids), _sent(samples_digest(samples))
         tensors = [tensor.split(size) for tensor in of_step]
         host_samples = torch.from_numpy(samples).split(size)
         found = [None] * len(host_samples)
+        of_fim = fim_tokens(windows)
+        counts = [None] * len(host_samples) if of_fim is None else device.to_device(of_fim).split(size)
         if starts is not None:
             found = [borders(starts[k * size : (k + 1) * size], self._seq_length) for k in range(len(host_samples))]
         return [
@@ -85,6 +94,7 @@ class DeviceLoader(Loader):
                 source_ids=tensors[4][k],
                 samples=host_samples[k],
                 digests=tensors[5][k],
+                fim_tokens=counts[k],
             )
             for k in range(len(host_samples))
         ]

@@ -67,6 +67,10 @@ class HuggingFaceEncoder:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return _flat([encoding.ids for encoding in encoded])
 
+    def encode_each(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text. It uses no threads, which a process that forks later must not have."""
+        return [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
@@ -84,6 +88,10 @@ class SentencePieceEncoder:
     def encode(self, texts: Sequence[str]) -> Encoded:
         """See `Encoder`."""
         return _flat(self.processor.encode(list(texts), num_threads=self.threads))
+
+    def encode_each(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without threads."""
+        return list(self.processor.encode(list(texts), num_threads=1))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids; control tokens have none."""

@@ -6,7 +6,7 @@ source -1: they weigh nothing in a loss that is summed over tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from megacode.config.run import RunConfig
+from megacode.data.fim import WindowTokens
 from megacode.data.rank_windows import RowPlan, Rows
 from megacode.data.windows import SourceStream
 from megacode.mcore.micro_batch import MicroBatch
@@ -83,17 +84,19 @@ class Loader:
     def _micro_batch(self, rows: Rows, digests: torch.Tensor) -> MicroBatch:
         tokens = np.empty((len(rows), self._seq_length), dtype=np.int64)
         labels = np.empty_like(tokens)
-        for row, place in enumerate(self._rows.places(rows)):
-            window = self._rows.window(*place)
+        windows = list(self._rows.windows(rows))
+        for row, window in enumerate(windows):
             # A window of S + 1 tokens gives S inputs and, shifted by one, their S labels.
-            tokens[row], labels[row] = window[:-1], window[1:]
+            tokens[row], labels[row] = window.tokens[:-1], window.tokens[1:]
         loss_mask, position_ids = self._plain_tensors(len(rows))
         cu_seqlens = None
         if self._isolate:
             loss_mask, position_ids, cu_seqlens = isolated(self._rows.document_starts(rows), self._seq_length)
+        # Products, not assignments: the plain mask is shared by all batches.
         if rows.filling.any():
-            # A product, not an assignment: the plain mask is shared by all batches.
             loss_mask = loss_mask * torch.from_numpy(~rows.filling)[:, None]
+        if (hidden := masks(windows)) is not None:
+            loss_mask = loss_mask * torch.from_numpy(hidden)
         source_ids, samples = rows.marked()
         return MicroBatch(
             tokens=torch.from_numpy(tokens),
@@ -104,6 +107,7 @@ class Loader:
             source_ids=torch.from_numpy(source_ids),
             samples=torch.from_numpy(samples),
             digests=digests,
+            fim_tokens=fim_tokens(windows),
         )
 
     def _plain_tensors(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,6 +116,20 @@ class Loader:
             positions = torch.arange(self._seq_length).repeat(size, 1)
             self._plain[size] = torch.ones(size, self._seq_length), positions
         return self._plain[size]
+
+
+def masks(windows: Sequence[WindowTokens]) -> npt.NDArray[np.float32] | None:
+    """Return the loss masks of some windows, float32 [b, S]; None: all labels count."""
+    if all(window.loss_mask is None for window in windows):
+        return None
+    plain = np.ones(len(windows[0].tokens) - 1, dtype=np.float32)
+    return np.stack([plain if window.loss_mask is None else window.loss_mask for window in windows])
+
+
+def fim_tokens(windows: Sequence[WindowTokens]) -> torch.Tensor | None:
+    """Return how many tokens of each window are read with fill in the middle, float64 [b]; None: none at all."""
+    counts = [float(window.fim_tokens) for window in windows]
+    return torch.tensor(counts, dtype=torch.float64) if any(counts) else None
 
 
 def isolated(starts: list[npt.NDArray[np.int64]], seq_length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -10,18 +10,20 @@ by the number of ranks, padding rows take the remaining slots.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
 from megacode.config.run import RunConfig
-from megacode.data.windows import SourceStream
+from megacode.data.fim import WindowTokens
+from megacode.data.windows import SourceStream, window_tokens
 from megacode.plan.batch import BatchSchedule, placement
 from megacode.plan.phases import Schedule
 
 PADDING = -1
+HELD_OUT = -1  # in place of an epoch
 _AHEAD_BATCHES = 64  # drawn at once: numpy's overhead is shared among them
 _AHEAD_SAMPLES = 1 << 14
 
@@ -31,12 +33,13 @@ class Rows:
     """Positions of some windows in their sources.
 
     Attributes:
-        samples, source_ids, first_tokens: int64 [k].
+        samples, source_ids, epochs, first_tokens: int64 [k]; epoch -1 is that of held-out windows.
         filling: padding rows, bool [k].
     """
 
     samples: npt.NDArray[np.int64]
     source_ids: npt.NDArray[np.int64]
+    epochs: npt.NDArray[np.int64]
     first_tokens: npt.NDArray[np.int64]
     filling: npt.NDArray[np.bool_]
 
@@ -46,7 +49,7 @@ class Rows:
     def part(self, first: int, last: int) -> Rows:
         """Return the rows `first` to `last - 1`."""
         range_ = slice(first, last)
-        return Rows(self.samples[range_], self.source_ids[range_], self.first_tokens[range_], self.filling[range_])
+        return Rows(*(getattr(self, field.name)[range_] for field in fields(self)))
 
     def parts(self, size: int) -> list[Rows]:
         """Return the rows in groups of `size`; their number must be divisible by it."""
@@ -109,17 +112,16 @@ class RowPlan:
         assert stream is not None
         return stream
 
-    def window(self, source_id: int, first_token: int) -> npt.NDArray[np.integer]:
-        """Return the tokens of a window, [S + 1], a read-only view of the file."""
-        return self.stream(source_id).window(first_token)
-
-    def places(self, rows: Rows) -> list[tuple[int, int]]:
-        """Return source and first token of each row."""
-        return list(zip(rows.source_ids.tolist(), rows.first_tokens.tolist(), strict=True))
+    def windows(self, rows: Rows) -> Iterator[WindowTokens]:
+        """Yield what each row reads, without regard to isolated documents."""
+        columns = (column.tolist() for column in (rows.source_ids, rows.first_tokens, rows.epochs))
+        for source, first_token, epoch in zip(*columns, strict=True):
+            yield window_tokens(self.stream(source), first_token, None if epoch == HELD_OUT else epoch)
 
     def document_starts(self, rows: Rows) -> list[npt.NDArray[np.int64]]:
         """Return, of each row, the positions 1 .. S of its window at which a new document begins."""
-        return [self.stream(source).document_starts(first) for source, first in self.places(rows)]
+        places = zip(rows.source_ids.tolist(), rows.first_tokens.tolist(), strict=True)
+        return [self.stream(source).document_starts(first) for source, first in places]
 
     def _draw_ahead(self, clock: int) -> dict[int, Rows]:
         """Compute this rank's rows of the next batches."""
@@ -136,7 +138,7 @@ class RowPlan:
         samples = np.concatenate(list(mine.values()))
         drawn = self._schedule.draws(samples)
         source_ids, filled = drawn.source_id.astype(np.int64), np.concatenate(list(filling.values()))
-        rows = Rows(samples, source_ids, drawn.first_token, filled)
+        rows = Rows(samples, source_ids, drawn.epoch, drawn.first_token, filled)
         ends = np.cumsum([len(part) for part in mine.values()]).tolist()
         return {start: rows.part(end - len(part), end) for (start, part), end in zip(mine.items(), ends, strict=True)}
 
@@ -153,7 +155,8 @@ class RowPlan:
         filling = windows >= stream.validation_windows
         # Padding rows read window 0; the mask removes them from the loss.
         tokens = [stream.validation_first_token(k) for k in np.where(filling, 0, windows).tolist()]
-        return Rows(windows, np.full(len(windows), number), np.array(tokens), filling)
+        count = len(windows)
+        return Rows(windows, np.full(count, number), np.full(count, HELD_OUT), np.array(tokens), filling)
 
 
 def micro_batch_size(rows: int, wanted: int) -> int:

@@ -16,7 +16,7 @@ from megacode.config.data import Source
 from megacode.config.model import TokenizerConfig
 from megacode.data.indexed import IndexedDataset
 from megacode.data.manifest import Manifest
-from megacode.data.tokenizer import load_tokenizer
+from megacode.data.tokenizer import load_tokenizer, newest_change
 
 _LOOKED_AT = 16  # documents whose last token is read
 _FAR_OFF = 0.05  # relative error of a declared size that is worth a warning
@@ -32,18 +32,12 @@ def tokenizer_facts(config: TokenizerConfig | None) -> dict[str, Any] | None:
     # A plan may be made before the tokenizer exists.
     if config is None or not Path(config.path).exists():
         return None
-    return _read_facts(config, _newest_change(Path(config.path)))
+    return _read_facts(config, newest_change(Path(config.path)))
 
 
 @lru_cache(maxsize=4)  # large vocabularies take a second to parse, and a plan asks several times
 def _read_facts(config: TokenizerConfig, changed: int) -> dict[str, Any]:
     return load_tokenizer(config).facts()
-
-
-def _newest_change(path: Path) -> int:
-    files = [path, *path.glob("*")] if path.is_dir() else [path]
-    # Part of the cache's key: a tokenizer that is replaced in place is read again.
-    return max(file.stat().st_mtime_ns for file in files)
 
 
 def tokenizer_problems(made_by: Mapping[str, _Facts], run: _Facts | None) -> list[Problem]:

@@ -106,9 +106,18 @@ class Tokenizer(ABC):
         """Encode one text."""
         return [int(token) for token in self.encode_batch([text])[0]]
 
+    def encode_each(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each of some short texts, by the reference encoder and in the calling thread alone."""
+        found: list[list[int]] = self.reference.encode_each(texts)
+        return found
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some ids."""
         return str(self.reference.decode([int(token) for token in ids]))
+
+    @abstractmethod
+    def id_of(self, token: str) -> int | None:
+        """Return the id of a token by its name in the vocabulary; None: there is none."""
 
     def use_fast(self, sample: Sequence[str]) -> bool:
         """Encode with gigatoken from now on, if it gives the reference's ids on hard probes and on real texts.
@@ -170,12 +179,25 @@ class HuggingFaceTokenizer(Tokenizer):
         # Added tokens may be new ids or names for existing ones; the union has both.
         ids = _vocabulary(self._document) | {str(token["content"]): int(token["id"]) for token in added}
         # Ids may have gaps, so the largest one decides the size of the embedding, not their number.
-        self.vocab_size = max(ids.values()) + 1
+        self._ids, self.vocab_size = ids, max(ids.values()) + 1
         self.special_ids = {str(token["content"]): int(token["id"]) for token in added if token.get("special")}
         self.specials = tuple(self.special_ids)
         self.added = tuple(str(token["content"]) for token in added)
         end = named_token(self.path.parent, "eos_token") or next((name for name in _END_NAMES if name in ids), "")
         self.eod = ids.get(end)
+
+    def id_of(self, token: str) -> int | None:
+        """See `Tokenizer.id_of`."""
+        return self._ids.get(token)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The contents of its tokenizer.json."""
+        return self._document
+
+    def vocabulary(self) -> dict[str, int]:
+        """Return the ids of all tokens by name."""
+        return dict(self._ids)
 
     @cached_property
     def hash(self) -> str:
@@ -219,6 +241,13 @@ class SentencePieceTokenizer(Tokenizer):
     def hash(self) -> str:
         """See `Tokenizer.hash`."""
         return digest(self.kind, self._raw)
+
+    def id_of(self, token: str) -> int | None:
+        """See `Tokenizer.id_of`."""
+        processor = self.reference.processor
+        number = int(processor.piece_to_id(token))
+        # piece_to_id returns the unknown token for names that do not exist.
+        return number if processor.id_to_piece(number) == token else None
 
     @staticmethod
     def _end(processor: Any) -> int | None:
@@ -274,6 +303,12 @@ def _vocabulary(document: dict[str, Any]) -> dict[str, int]:
     """Return the ids of a tokenizer.json's model; Unigram keeps a list, the others a mapping."""
     vocab = document["model"]["vocab"]
     return {entry[0]: number for number, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
+
+
+def newest_change(path: Path) -> int:
+    """Return when a tokenizer's files last changed, for keys of caches: one replaced in place is read again."""
+    files = [path, *path.glob("*")] if path.is_dir() else [path]
+    return max(file.stat().st_mtime_ns for file in files)
 
 
 def named_token(directory: Path, role: str) -> str:

@@ -7,7 +7,7 @@ which documents it touches, and reports what is wrong with a source before a run
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil
@@ -20,6 +20,9 @@ from megacode.config.data import Source
 from megacode.config.run import RunConfig
 from megacode.data import manifest as manifests
 from megacode.data import source_checks
+from megacode.data.document_form import fill_in_the_middle, form_of
+from megacode.data.fim import FillInMiddle, WindowPiece, WindowTokens
+from megacode.data.fim_tokens import check_stored
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
 from megacode.data.source_checks import tokenizer_facts
 from megacode.data.tokenizer import load_tokenizer
@@ -39,6 +42,7 @@ class SourceStream:
         seq_length: S; a window is S + 1 tokens.
         validation_samples: maximum number of held-out windows; they are spread over the held-out documents.
         take: training tokens that are used, the first ones; None: all.
+        fim: rearranges documents of training windows; None: they are read as stored.
 
     Attributes:
         train_tokens: tokens of the training stream.
@@ -59,7 +63,9 @@ class SourceStream:
         seq_length: int,
         validation_samples: int = 512,
         take: int | None = None,
+        fim: FillInMiddle | None = None,
     ) -> None:
+        self.fim = fim
         self.name, self.prefix, self.seq_length = name, prefix, seq_length
         self.data = IndexedDataset(prefix)
         self.train_documents = self._cut(validation_fraction)
@@ -101,11 +107,23 @@ class SourceStream:
     def size(self) -> SourceSize:
         """Return what the plan needs to know."""
         identity = manifests.identity(self.prefix)
-        return SourceSize(self.name, self.train_tokens, self.train_documents, self.validation_tokens, identity)
+        form = self.fim.form if self.fim else None
+        return SourceSize(self.name, self.train_tokens, self.train_documents, self.validation_tokens, identity, form)
 
     def window(self, first_token: int) -> npt.NDArray[np.integer]:
-        """Return the tokens of a window, [S + 1], a read-only view of the file."""
+        """Return the tokens of a window as stored, [S + 1], a read-only view of the file."""
         return self.data.read(first_token, self.seq_length + 1)
+
+    def pieces(self, first_token: int) -> Iterator[WindowPiece]:
+        """Yield the parts of documents that a window reads, in order; empty documents are left out."""
+        document, last_token = self.data.document_at(first_token), first_token + self.seq_length
+        last = -1
+        while last < self.seq_length:
+            begin, end = self.data.document_bounds(document)
+            if begin <= end:
+                first, last = last + 1, min(end, last_token) - first_token
+                yield WindowPiece(document, first_token + first - begin, first, last, end <= last_token)
+            document += 1
 
     def documents_of(self, first_token: int) -> tuple[int, int]:
         """Return the first and last document that a window reads."""
@@ -125,16 +143,29 @@ class SourceStream:
         """Return the tokens of a held-out window, [S + 1]."""
         return self.data.read(self.validation_first_token(number), self.seq_length + 1)
 
+    def _sampled(self) -> Iterator[tuple[int, npt.NDArray[np.integer]]]:
+        """Yield blocks of tokens, evenly spaced, and where they begin."""
+        last = max(0, self.data.tokens - _CHECKED_TOKENS)
+        for number in range(_CHECKED_BLOCKS):
+            first = last * number // (_CHECKED_BLOCKS - 1)
+            yield first, self.data.read(first, min(_CHECKED_TOKENS, self.data.tokens))
+
+    def check_fim(self) -> None:
+        """Check that the data set can be read with fill in the middle, if it is.
+
+        Raises:
+            DataError: see `fim_tokens.check_stored`.
+        """
+        if self.fim is not None:
+            check_stored(self.name, self.fim.sentinels, self.data.dtype, (block for _, block in self._sampled()))
+
     def check_vocabulary(self, vocab_size: int) -> None:
         """Check that tokens sampled over the whole data set are ids of a vocabulary.
 
         Raises:
             DataError: if one is not; on a GPU it would end in an illegal memory access far from here.
         """
-        last = max(0, self.data.tokens - _CHECKED_TOKENS)
-        for number in range(_CHECKED_BLOCKS):
-            first = last * number // (_CHECKED_BLOCKS - 1)
-            block = self.data.read(first, min(_CHECKED_TOKENS, self.data.tokens))
+        for first, block in self._sampled():
             worst = int(block.max()) if int(block.min()) >= 0 else int(block.min())
             if not 0 <= worst < vocab_size:
                 what = (
@@ -148,11 +179,33 @@ def open_source(config: RunConfig, name: str) -> SourceStream:
     """Open one source of a run.
 
     Raises:
+        ConfigError: fill in the middle is on, and the tokenizer has no sentinels.
         DataError: see `SourceStream`.
     """
     held = config.validation
     source, length = config.sources[name], config.train.seq_length
-    return SourceStream(name, source.path, held.fraction, length, held.samples, source.take)
+    fim = fill_in_the_middle(config, name)
+    return SourceStream(name, source.path, held.fraction, length, held.samples, source.take, fim)
+
+
+def window_tokens(
+    stream: SourceStream, first_token: int, epoch: int | None, isolate_documents: bool = False
+) -> WindowTokens:
+    """Return what training reads of a window: the one way for loaders, `order --decode`, replay and tests.
+
+    Args:
+        stream: of `open_source`.
+        first_token, epoch: of a draw; without an epoch it is a held-out window, which is read as stored.
+        isolate_documents: of `train`; the loss mask then leaves out the first token of each document.
+    """
+    found = WindowTokens(stream.window(first_token))
+    if stream.fim is not None and epoch is not None:
+        found = stream.fim.apply(found.tokens, list(stream.pieces(first_token)), epoch)
+    if isolate_documents:
+        mask = np.ones(stream.seq_length, dtype=np.float32) if found.loss_mask is None else found.loss_mask.copy()
+        mask[stream.document_starts(first_token) - 1] = 0.0
+        return replace(found, loss_mask=mask)
+    return found
 
 
 def check_take(name: str, take: int, train_tokens: int, seq_length: int) -> None:
@@ -203,6 +256,7 @@ def _check_stream(stream: SourceStream, tokenizer_hash: str | None, vocab_size: 
     if tokenizer_hash is not None:
         manifests.check_tokenizer(stream.prefix, manifest, tokenizer_hash)
     stream.check_vocabulary(vocab_size)
+    stream.check_fim()
 
 
 def vocabulary_size(config: RunConfig) -> int:
@@ -253,13 +307,13 @@ def source_sizes(config: RunConfig, allow_declared: bool = False) -> dict[str, S
         if absent and allow_declared and source.tokens is not None:
             try:
                 sizes[name] = _declared(name, source, config)
-            except DataError as error:
+            except MegacodeError as error:
                 problems += error.problems
             continue
         try:
             stream, manifest = open_source(config, name), manifests.read(source.path)
             warnings = source_checks.notes(stream.data, manifest, source, tokenizer)
-            sizes[name] = replace(stream.size(), notes=warnings)
+            sizes[name] = replace(stream.size(), form=form_of(config, name), notes=warnings)
             if manifest is not None and manifest.tokenizer:
                 made_by[name] = manifest.tokenizer
         except MegacodeError as error:
@@ -278,7 +332,8 @@ def _declared(name: str, source: Source, config: RunConfig) -> SourceSize:
     held_out = ceil(Fraction(str(config.validation.fraction)) * source.tokens)
     if source.take is not None:
         check_take(name, source.take, source.tokens - held_out, config.train.seq_length)
-    return SourceSize(name, source.take or source.tokens - held_out, 0, held_out)
+    tokens = source.take or source.tokens - held_out
+    return SourceSize(name, tokens, 0, held_out, form=form_of(config, name))
 
 
 def _with_hint(problem: Problem, path: str, name: str, allow_declared: bool) -> Problem:

@@ -26,6 +26,7 @@ class MicroBatch:
             of 0 throughout.
         samples: sample number of each row, int64 [b]; -1 likewise. In validation the number of the held-out window.
         digests: `samples_digest` of `samples`, float64 [b], if it was made ahead.
+        fim_tokens: tokens of each row that are read with fill in the middle, float64 [b]; None: none.
     """
 
     tokens: torch.Tensor
@@ -36,3 +37,4 @@ class MicroBatch:
     source_ids: torch.Tensor
     samples: torch.Tensor
     digests: torch.Tensor | None = None
+    fim_tokens: torch.Tensor | None = None

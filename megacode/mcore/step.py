@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from megacode.mcore.sharding import bare
 from megacode.plan.batch import samples_digest
 
 Accepts = Callable[[float, float], bool]
+_SUMS = 5  # rows of the sums by source: losses, tokens, samples, digests, tokens of fill in the middle
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class Losses:
         tokens: number of valid tokens.
         samples: number of sequences.
         digest: `samples_digest` of the sequences, summed over all sources.
+        fim_tokens: number of tokens that are read with fill in the middle.
     """
 
     loss_sum: list[float]
     tokens: list[int]
     samples: list[int]
     digest: int
+    fim_tokens: list[int] = field(default_factory=list)
 
     @property
     def loss(self) -> float:
@@ -58,6 +61,7 @@ class StepResult:
     Attributes:
         loss: mean over the valid tokens of the global batch, in nats.
         loss_sum_by_source, tokens_by_source, samples_by_source: the same by source number, as sums and counts.
+        fim_tokens_by_source: tokens that were read with fill in the middle, by source number.
         samples_digest: sum of `plan.batch.samples_digest` over the samples, which identifies the set of them.
         grad_norm: global norm of the gradient before clipping; nan if it is not finite.
         skipped: the parameters were not updated: loss or gradient were not finite, or `accepts` returned False.
@@ -67,6 +71,7 @@ class StepResult:
     loss_sum_by_source: list[float]
     tokens_by_source: list[int]
     samples_by_source: list[int]
+    fim_tokens_by_source: list[int]
     samples_digest: int
     grad_norm: float
     skipped: bool
@@ -98,7 +103,14 @@ def train_step(
     if wanted:
         optimizer.update(rank_model.optimizer, norm, rank_model.config.train.clip_grad)
     return StepResult(
-        losses.loss, losses.loss_sum, losses.tokens, losses.samples, losses.digest, norm, skipped=not wanted
+        loss=losses.loss,
+        loss_sum_by_source=losses.loss_sum,
+        tokens_by_source=losses.tokens,
+        samples_by_source=losses.samples,
+        fim_tokens_by_source=losses.fim_tokens,
+        samples_digest=losses.digest,
+        grad_norm=norm,
+        skipped=not wanted,
     )
 
 
@@ -251,10 +263,11 @@ def _part(ranks: Ranks, whole: Tensor) -> Tensor:
 
 
 def _losses(ranks: Ranks, batch: MicroBatch, num_sources: int, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sum to backpropagate, the number of valid tokens, and [4, num_sources + 1] fp64 sums by source.
+    """Return the sum to backpropagate, the number of valid tokens, and [5, num_sources + 1] fp64 sums by source.
 
-    Its rows are losses, tokens, samples and digests; the last column collects rows without a source. Losses and tokens
-    are those of this rank's part of the sequences. Samples are counted by the first context-parallel rank only.
+    Its rows are losses, tokens, samples, digests and tokens of fill in the middle; the last column collects rows
+    without a source. Losses and tokens are those of this rank's part of the sequences. The others are counted by the
+    first context-parallel rank only.
     """
     mask = _part(ranks, batch.loss_mask)
     masked = losses.float().view_as(mask) * mask
@@ -263,9 +276,11 @@ def _losses(ranks: Ranks, batch: MicroBatch, num_sources: int, losses: Tensor) -
     digests = batch.digests
     if digests is None:
         digests = device.to_device(torch.from_numpy(samples_digest(batch.samples.numpy())))
-    counts = torch.stack((torch.ones_like(rows[0]), digests)) * (ranks.cp_rank == 0)
+    ones = torch.ones_like(rows[0])
+    fim = torch.zeros_like(ones) if batch.fim_tokens is None else device.to_device(batch.fim_tokens)
+    counts = torch.stack((ones, digests, fim)) * (ranks.cp_rank == 0)
     sources = device.to_device(batch.source_ids) % (num_sources + 1)  # -1 becomes the last column
-    sums = torch.zeros(4, num_sources + 1, dtype=torch.float64, device=rows.device)
+    sums = torch.zeros(_SUMS, num_sources + 1, dtype=torch.float64, device=rows.device)
     return masked.sum(), rows[1].sum().int(), sums.index_add_(1, sources, torch.cat((rows, counts)))
 
 
@@ -273,15 +288,16 @@ def _summed(rank_model: RankModel, sums_by_micro_batch: list[Tensor], num_source
     """Sum over micro-batches and over data- and context-parallel ranks, then broadcast to every pipeline stage."""
     from megatron.core import parallel_state
 
-    sums = torch.zeros(4, num_sources + 1, dtype=torch.float64, device=device.device())
+    sums = torch.zeros(_SUMS, num_sources + 1, dtype=torch.float64, device=device.device())
     if sums_by_micro_batch:
         sums = torch.stack(sums_by_micro_batch).sum(0)
         if rank_model.ranks.dp_size * rank_model.ranks.cp_size > 1:
             dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     _from_last_stage(rank_model, sums)
     # Here the host waits for the device: all numbers of the iteration come over in one copy.
-    loss_sum, tokens, samples, digests = sums[:, :num_sources].tolist()
-    return Losses(loss_sum, [int(n) for n in tokens], [int(n) for n in samples], int(sum(digests)))
+    loss_sum, tokens, samples, digests, fim = sums[:, :num_sources].tolist()
+    valid, sequences, of_fim = ([int(n) for n in column] for column in (tokens, samples, fim))
+    return Losses(loss_sum, valid, sequences, int(sum(digests)), of_fim)
 
 
 def _from_last_stage(rank_model: RankModel, tensor: Tensor) -> None:

@@ -54,6 +54,8 @@ class Meter:
         samples = {name: int(n) for name, n in zip(names, result.samples_by_source, strict=True) if n}
         for name, count in samples.items():
             self.seen[name] = self.seen.get(name, 0) + count
+        window = self.schedule.seq_length + 1  # a sample reads one token more than it trains on
+        fim = {name: n for name, n in zip(names, result.fim_tokens_by_source, strict=True) if n}
         tokens = (consumed - consumed_before) * self.schedule.seq_length
         flops = tokens * self.flops_per_token / seconds
         return {
@@ -66,6 +68,8 @@ class Meter:
             "loss": result.loss,
             "loss_by_source": source_means(names, result.loss_sum_by_source, result.tokens_by_source),
             "samples_by_source": samples,
+            # Only where there are any: most runs have none.
+            **({"fim_share_by_source": {name: n / samples[name] / window for name, n in fim.items()}} if fim else {}),
             "samples_digest": result.samples_digest,
             "tokens_by_source": self._planned_and_seen(consumed),
             "learning_rate": learning_rate,

@@ -128,7 +128,7 @@ def former_schedule(
         sizes: present sizes, for sources that were only planned.
     """
     known = {
-        name: SourceSize(name, facts["tokens"], identity=facts["identity"])
+        name: SourceSize(name, facts["tokens"], identity=facts["identity"], form=facts.get("form"))
         for link in chain
         for name, facts in link["sources"].items()
     }

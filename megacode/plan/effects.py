@@ -34,7 +34,8 @@ _TABLE = {
         model.init_seed""",
     "dropout": "model.hidden_dropout model.attention_dropout",
     "tokenizer": "tokenizer.kind tokenizer.path",
-    "document form": "sources.*.fim_rate",
+    "document form": """sources.*.fim_rate sources.*.fim_spm_rate tokenizer.fim.prefix tokenizer.fim.middle
+        tokenizer.fim.suffix""",
     "optimizer": """train.weight_decay train.adam_beta1 train.adam_beta2 train.adam_eps train.weight_decay_exempt
         train.clip_grad""",
     "attention mask": "train.isolate_documents",
@@ -44,11 +45,10 @@ _TABLE = {
 }
 EFFECTS: Mapping[str, str] = {key: effect for effect, keys in _TABLE.items() for key in keys.split()}
 
-IN_FINGERPRINT = frozenset({"data order", "future data", "held-out data"})
+IN_FINGERPRINT = frozenset({"data order", "future data", "held-out data", "document form"})
 FUNCTIONS_OF_THE_CLOCK = frozenset({"learning rate", "batch size"})
 LEARNED = frozenset(
-    {"model", "dropout", "tokenizer", "document form", "optimizer", "attention mask"}
-    | {"number formats", "withheld samples"}
+    {"model", "dropout", "tokenizer", "optimizer", "attention mask"} | {"number formats", "withheld samples"}
 )
 OUTSIDE = frozenset({"bookkeeping", "measurement", "layout"})
 UNKNOWN_EFFECT = "other"

@@ -28,12 +28,14 @@ _LABELS = {
     "first_index": "started in it at its sample {old:,} and would now start at {new:,}",
     "tokens": "had {old:,} training tokens and now has {new:,}",
     "identity": "had the content hash {old:.12} and now has {new:.12}",
+    "form": "was read {old} and would now be read {new}",
 }
 _FIXES = {
     "samples": "restore the blends, lengths and caps up to this phase",
     "first_index": "restore repeat and the blends of earlier phases",
     "tokens": "restore the former data set, or the former validation.fraction or sources.{source}.take",
     "identity": "restore the former data set at sources.{source}.path",
+    "form": "restore sources.{source}.fim_rate, fim_spm_rate and the tokens of tokenizer.fim",
 }
 
 
@@ -51,7 +53,7 @@ def chain(
 
     Each has `phase`, `first_sample`, `read` (samples after which the phase ends), `fingerprint`, and the facts:
     `samples` of its full length, `seq_length`, `seed`, and for each source drawn `samples`, `first_index`, `tokens`,
-    `identity`.
+    `identity`, and `form` where its documents are not read as stored.
 
     Args:
         phases: of the schedule.
@@ -73,6 +75,8 @@ def chain(
                     "first_index": phase.first_index[name],
                     "tokens": sizes[name].tokens,
                     "identity": sizes[name].identity,
+                    # Only where there is one: chains of runs without it stay the same.
+                    **({"form": sizes[name].form} if sizes[name].form else {}),
                 }
                 for name, count in sorted(counts.items())
                 if count
@@ -150,6 +154,8 @@ def _differences(number: int, old: Link, new: Link) -> Iterator[Problem]:
 def _source_differences(number: int, source: str, old: Link, new: Link) -> Iterator[Problem]:
     absent = {"samples": 0}
     was, now = old["sources"].get(source, absent), new["sources"].get(source, absent)
+    if "tokens" in was and "tokens" in now:  # both draw it
+        was, now = ({**facts, "form": _form(facts.get("form"))} for facts in (was, now))
     for key, label in _LABELS.items():
         # Another length changes every count; saying so once (above) is enough.
         same_length = old["samples"] == new["samples"]
@@ -159,6 +165,14 @@ def _source_differences(number: int, source: str, old: Link, new: Link) -> Itera
         what = f"the run has already read from phase {old['phase']!r}: {source!r} {change}"
         setting = {"samples": f"phases[{number}].blend", "first_index": f"phases[{number}].repeat"}.get(key, "sources")
         yield Problem(what, f"{setting}.{source}", _or_start_new(_FIXES[key].format(source=source)))
+
+
+def _form(form: Mapping[str, Any] | None) -> str:
+    """Return how documents are read, for people."""
+    if form is None:
+        return "as stored"
+    ids = ", ".join(map(str, form["sentinels"])) if form["sentinels"] else "not known"
+    return f"with fim_rate {form['rate']:g}, fim_spm_rate {form['spm_rate']:g} and sentinels {ids}"
 
 
 def _another_law(number: int, old: Link) -> Problem:

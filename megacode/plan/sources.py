@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import gcd
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ class SourceSize:
         documents: training documents; 0 where unknown.
         validation_tokens: held-out tokens.
         identity: content hash from the manifest; empty where the size is only declared in the config.
+        form: how its documents are read where not as stored (fill in the middle): `rate`, `spm_rate` and `sentinels`,
+            the ids of prefix, middle and suffix (None: the tokenizer is not there yet); plain values for JSON.
         notes: remarks for the user; they affect nothing.
     """
 
@@ -41,6 +43,7 @@ class SourceSize:
     documents: int = 0
     validation_tokens: int = 0
     identity: str = ""
+    form: dict[str, Any] | None = field(default=None, hash=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
 

@@ -164,6 +164,9 @@ def _source(config: RunConfig, schedule: Schedule, name: str) -> _Json:
         "identity": size.identity,
         "max_epochs": config.sources[name].max_epochs,
         "take": config.sources[name].take,
+        "form": size.form,
+        # What is expected; pieces that are too short or hold control tokens are read as stored.
+        "fim_tokens": round(samples * schedule.seq_length * config.sources[name].fim_rate),
         "windows": order.windows if order else None,
         "tail_unused_tokens": order.tail_tokens if order else None,
         "samples": samples,

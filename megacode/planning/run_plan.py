@@ -101,18 +101,11 @@ def check_trainable(config: RunConfig) -> None:
 
 
 def _untrainable(config: RunConfig) -> list[Problem]:
-    what = "fill in the middle (fim_rate {:g}) is not supported yet"
-    problems = [
-        Problem(what.format(source.fim_rate), f"sources.{name}.fim_rate", "set it to 0")
-        for name, source in config.sources.items()
-        if source.fim_rate
-    ]
     try:
         check_scoring(config)
     except ConfigError as error:
-        # Collected, so that all reasons are reported at once.
-        problems += error.problems
-    return problems
+        return list(error.problems)
+    return []
 
 
 @dataclass(frozen=True)

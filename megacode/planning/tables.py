@@ -42,6 +42,7 @@ def render_plan(document: _Json, console: Console) -> None:
     blocks += [
         _source_table(document),
         *_taken(document),
+        *_forms(document),
         *render_cluster(document.get("gpus")),
         *render_scaling(document.get("scale")),
     ]
@@ -173,6 +174,14 @@ def _taken(document: _Json) -> list[RenderableType]:
     """Return a line on the sources of which only a part is used."""
     taken = [f"{name} {row['take']:,}" for name, row in document["sources"].items() if row["take"] is not None]
     return [Text(f"only the first training tokens are used (take): {', '.join(taken)}", style="dim")] if taken else []
+
+
+def _forms(document: _Json) -> list[RenderableType]:
+    """Return a line on the sources that are read with fill in the middle."""
+    rows = {name: row for name, row in document["sources"].items() if row["form"]}
+    rates = {name: f"{row['form']['rate']:.0%} (SPM {row['form']['spm_rate']:.0%})" for name, row in rows.items()}
+    forms = (f"{name} {rate}, {format_count(rows[name]['fim_tokens'])} tokens" for name, rate in rates.items())
+    return [Text(f"fill in the middle: {'; '.join(forms)}", style="dim")] if rows else []
 
 
 def _notes(document: _Json) -> RenderableType:

@@ -23,7 +23,7 @@ from megacode.checkpoint.ledger import Ledger
 from megacode.config.loading import dump_config
 from megacode.data.loader import Loader
 from megacode.data.tokenizer import load_tokenizer
-from megacode.data.windows import SourceStream, open_streams
+from megacode.data.windows import SourceStream, open_streams, window_tokens
 from megacode.mcore import gradient_norms, groups
 from megacode.mcore.agreement import decided, prove_equal
 from megacode.mcore.build import build
@@ -285,7 +285,8 @@ def _texts(run: _Run, samples: list[int]) -> list[str]:
     texts = []
     for sample in samples:
         draw = run.plan.schedule.draw(sample)
-        tokens = run.streams[draw.source].window(draw.first_token)[:_CHARACTERS]  # a token is at least a character
+        window = window_tokens(run.streams[draw.source], draw.first_token, draw.epoch)
+        tokens = window.tokens[:_CHARACTERS]  # a token is at least a character
         texts.append(tokenizer.decode(tokens.tolist())[:_CHARACTERS])
     return texts
 

@@ -80,7 +80,10 @@ def _schedule(run: RunDir) -> Schedule:
         fix = "it is written when the run starts: try again later, or resume the run"
         raise ConfigError("there is no plan to compare with", str(run.plan), fix)
     fields = ("tokens", "documents", "validation_tokens", "identity")
-    sizes = {name: SourceSize(name, **{key: row[key] for key in fields}) for name, row in plan["sources"].items()}
+    sizes = {
+        name: SourceSize(name, **{key: row[key] for key in fields}, form=row.get("form"))
+        for name, row in plan["sources"].items()
+    }
     schedule = build_schedule(load_config(run.config), sizes)
     if schedule.fingerprints() != plan.get("fingerprints"):
         fix = "resume the run: `megacode train` rewrites both, and refuses a changed past"

@@ -169,5 +169,6 @@ def _of_phase(config: RunConfig, number: int) -> Facts:
     # A probe with `warn` changes nothing, and without FP8 there is none.
     if recipe and probe.every is not None and probe.policy == "fall_back":
         facts["health.fp8_probe"] = probe.model_dump(mode="json")
+    # The link holds these as well, with all that belongs to them; here they name the setting where two states differ.
     forms = {name: config.sources[name].fim_rate for name, weight in sorted(phase.blend.items()) if weight > 0}
     return facts | {"fim_rate": {name: rate for name, rate in forms.items() if rate}}

@@ -58,7 +58,7 @@ class Point:
         sources = self.cell.past.order_facts(self.phase)["sources"]
         config = self.cell.plan.config
         return {
-            name: (facts["tokens"], facts["identity"] or config.sources[name].path, config.sources[name].fim_rate)
+            name: (facts["tokens"], facts["identity"] or config.sources[name].path, facts.get("form"))
             for name, facts in sources.items()
         }
 

@@ -37,6 +37,7 @@ RUN: Document = {
     "precision": {"fp8": {"recipe": "tensorwise"}},
     "health": {"spikes": {"policy": "rollback"}, "fp8_probe": {"every": "9 iterations", "policy": "fall_back"}},
 }
+NO_TOKENIZER = {"kind": "huggingface", "path": "nowhere"}
 # A change of each setting: nested, laid over RUN. What stands in RUN is there so that these have an effect.
 CHANGES: dict[str, Document] = {
     "name": {"name": "other"},
@@ -48,6 +49,7 @@ CHANGES: dict[str, Document] = {
     "limits.wall_clock": {"limits": {"wall_clock": "1h"}},
     "tokenizer.kind": {"tokenizer": {"kind": "sentencepiece", "path": "nowhere"}},
     "tokenizer.path": {"tokenizer": {"kind": "huggingface", "path": "nowhere"}},
+    **{f"tokenizer.fim.{role}": {"tokenizer": {"fim": {role: "<x>"}}} for role in ("prefix", "middle", "suffix")},
     **{
         f"checkpoint.{key}": {"checkpoint": {key: value}}
         for key, value in {
@@ -134,8 +136,10 @@ CHANGES: dict[str, Document] = {
     "precision.transformer_impl": {"precision": {"transformer_impl": "local"}},
     **{
         f"sources.*.{key}": {"sources": {"code": {key: value}}}
-        for key, value in {"path": "moved", "max_epochs": 4, "tokens": 8_000, "take": 7_000, "fim_rate": 0.5}.items()
+        for key, value in {"path": "moved", "max_epochs": 4, "tokens": 8_000, "take": 7_000}.items()
     },
+    "sources.*.fim_rate": {"tokenizer": NO_TOKENIZER, "sources": {"code": {"fim_rate": 0.5}}},
+    "sources.*.fim_spm_rate": {"tokenizer": NO_TOKENIZER, "sources": {"code": {"fim_rate": 0.5, "fim_spm_rate": 0.1}}},
     **{
         f"train.{key}": {"train": {key: value}}
         for key, value in {
@@ -204,7 +208,10 @@ def test_every_setting_has_a_change_to_be_tried() -> None:
     assert set(CHANGES) == set(EFFECTS)
 
 
-@pytest.mark.parametrize("key", sorted(set(EFFECTS) - {"model.preset", "tokenizer.kind", "tokenizer.path"}))
+# A tokenizer is known by its hash, and its sentinels by their ids: `tests/data/test_fim.py`.
+@pytest.mark.parametrize(
+    "key", sorted(key for key in set(EFFECTS) - {"model.preset"} if key.split(".")[0] != "tokenizer")
+)
 def test_a_setting_changes_the_id_if_and_only_if_it_is_learned_from(key: str) -> None:
     outside = EFFECTS[key] in OUTSIDE or key in HARMLESS
     assert (past(changed(CHANGES[key])).ends == past(RUN).ends) is outside
@@ -230,6 +237,15 @@ def test_a_default_that_is_written_out_is_the_same() -> None:
 def test_a_tokenizer_is_known_by_its_hash() -> None:
     assert past(RUN, "abc").ends == past(RUN, "abc").ends
     assert past(RUN, "abc").ends != past(RUN, "abd").ends
+
+
+def test_fill_in_the_middle_is_learned_from_by_both_of_its_rates() -> None:
+    def ends(**keys: float) -> list[str]:
+        return past(merge(RUN, {"tokenizer": NO_TOKENIZER, "sources": {"code": keys}})).ends
+
+    assert len({tuple(ends(fim_rate=rate, fim_spm_rate=spm)) for rate in (0.5, 0.6) for spm in (0.1, 0.5)}) == 4
+    assert ends(fim_rate=0.5) == ends(fim_rate=0.5, fim_spm_rate=0.5)
+    assert ends(fim_rate=0, fim_spm_rate=0.1) == past(RUN).ends
 
 
 def test_policies_that_withhold_nothing_are_one() -> None:

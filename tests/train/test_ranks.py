@@ -163,7 +163,7 @@ def test_a_killed_rank_ends_the_others(golden: Path, tmp_path: Path) -> None:
         ("sources.code.path=nowhere", 2, r"nowhere"),
         ("precision={fp8: {recipe: mxfp8}}", 1, r"needs a Blackwell GPU"),
         ("parallel.context=3", 3, r"is not divisible by 6 \(sequence and context parallel\)"),
-        ("sources.code.fim_rate=0.5", 1, r"fill in the middle"),
+        ("sources.code.fim_rate=0.5", 1, r"fill in the middle needs a tokenizer"),
         ("model.vocab_size=100", 1, r"vocabulary"),
     ],
 )

@@ -84,7 +84,7 @@ class ParallelWindows:
         if self._plan is None:
             self._plan = RowPlan(*arguments_of(*self._opened_with))
         rows, _ = self._plan.at(iteration * self._rows)
-        return [self._plan.window(*place) for place in self._plan.places(rows)]
+        return [window.tokens for window in self._plan.windows(rows)]
 
 
 def dali_parallel(prefixes: list[Path], micro_batches: int) -> Iterator[Tensors]:
