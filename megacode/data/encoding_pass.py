@@ -148,12 +148,13 @@ class EncodingPass:
         """Parse chunk after chunk while a thread encodes and writes the one before."""
         place = self._place
         with ThreadPoolExecutor(1) as thread:
-            pending: Future[None] | None = None
+            pending: Future[int] | None = None
             for part, chunk in self._chunks():
                 parsed = parse(chunk, self._job.keys, self._job.skip_bad_lines, self._job.id_key)
                 place = place.after(part, chunk, parsed)
                 if pending is not None:
-                    pending.result()
+                    # Recorded only now: what precedes a bad record is no whole chunk, and cannot be gone on after.
+                    self._record_after(pending.result())
                 # One chunk is encoded and one parsed at any time: memory holds two chunks, whatever the input's size.
                 pending = thread.submit(self._write, chunk, parsed, place, progress)
             if pending is not None:
@@ -171,8 +172,8 @@ class EncodingPass:
             chunks = read_chunks(self._inputs[file], CHUNK_BYTES, begin, end)
             yield from ((number, chunk) for chunk in islice(chunks, 0 if is_plain else done.chunks, None))
 
-    def _write(self, chunk: Chunk, parsed: Parsed, place: InputPlace, progress: PassProgress) -> None:
-        """Encode a chunk and add it to the data sets; `place` is the one after it."""
+    def _write(self, chunk: Chunk, parsed: Parsed, place: InputPlace, progress: PassProgress) -> int:
+        """Encode a chunk and add it to the data sets; `place` is the one after it. Return the bytes of its text."""
         for key, column in parsed.texts.items():
             self._controls.look_up(column, chunk.path)
             # The encoders release Python's lock, so the main thread parses meanwhile.
@@ -180,7 +181,7 @@ class EncodingPass:
             self._writers[key].add(*assemble(flat, offsets, column.counts, self._eod), parsed.ids)
         progress.advance(place.documents - self._place.documents, chunk.read_bytes)
         self._place = place
-        self._record_after(len(chunk.data))
+        return len(chunk.data)
 
     def _record_after(self, size: int) -> None:
         """Count bytes of work, and record all of it if it is enough for that."""

@@ -63,8 +63,8 @@ def test_a_key_that_stands_twice_in_a_line_is_a_bad_line() -> None:
     lines = b'{"text": "a"}\n{"text": "a", "text": "b"}\n{"meta": {"text": "x"}, "text": "c"}\n'
     with pytest.raises(DataError, match="'text' appears twice"):
         parse(Chunk(Path(__file__), 1, lines, len(lines)), ["text"])
-    texts, bad = parse(Chunk(Path(__file__), 1, lines, len(lines)), ["text"], skip_bad_lines=True)
-    assert (texts["text"].texts, bad) == (["a", "c"], 1)
+    parsed = parse(Chunk(Path(__file__), 1, lines, len(lines)), ["text"], skip_bad_lines=True)
+    assert (parsed.texts["text"].texts, parsed.bad_lines) == (["a", "c"], 1)
 
 
 @pytest.mark.parametrize(
