@@ -142,12 +142,13 @@ class EncodingPass:
         """Parse chunk after chunk while a thread encodes and writes the one before."""
         place = self._place
         with ThreadPoolExecutor(1) as thread:
-            pending: Future[None] | None = None
+            pending: Future[int] | None = None
             for part, records in self._records():
                 parsed = texts_of(records, self._job.keys, self._job.skip_bad_lines, self._job.id_key)
                 place = place.after(part, records, parsed)
                 if pending is not None:
-                    pending.result()
+                    # Recorded only now: what precedes a bad record is no whole chunk, and cannot be gone on after.
+                    self._record_after(pending.result())
                 # One chunk is encoded and one parsed at any time: memory holds two chunks, whatever the input's size.
                 pending = thread.submit(self._write, records, parsed, place, progress)
             if pending is not None:
@@ -168,8 +169,8 @@ class EncodingPass:
             )
             yield from ((number, records) for records in reader)
 
-    def _write(self, records: Records, parsed: Parsed, place: InputPlace, progress: PassProgress) -> None:
-        """Encode some records and add them to the data sets; `place` is the one after them."""
+    def _write(self, records: Records, parsed: Parsed, place: InputPlace, progress: PassProgress) -> int:
+        """Encode some records and add them; `place` is the one after them. Return the characters of their texts."""
         size = 0
         for key, column in parsed.texts.items():
             self._controls.look_up(column, records.path)
@@ -179,7 +180,7 @@ class EncodingPass:
             size += sum(map(len, column.texts))
         progress.advance(place.documents - self._place.documents, records.read_bytes)
         self._place = place
-        self._record_after(size)
+        return size
 
     def _record_after(self, size: int) -> None:
         """Count bytes of work, and record all of it if it is enough for that."""

@@ -4,7 +4,7 @@
 
 The moments are the events that Python reports to its audit hooks: files that are opened, renamed, truncated and
 removed. So a kill does not depend on the speed of the machine. Prints, as JSON, the number of events of an undisturbed
-child, what each killed child found recorded at its end, and the chunks that the children encoded, in order.
+child, what each killed child found recorded at its end, and the documents of each chunk that the children encoded.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def attempt(job: PreprocessJob, kill_at: int, log: Path) -> tuple[bool, int]:
 
     write = EncodingPass._write
 
-    def logged(self: EncodingPass, chunk: object, parsed: object, place: object, *rest: object) -> None:
+    def logged(self: EncodingPass, chunk: object, parsed: object, place: object, *rest: object) -> int:
         descriptor = os.open(log, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
-        os.write(descriptor, f"{place.part}/{place.chunks}\n".encode())
+        os.write(descriptor, f"{place.documents - self._place.documents}\n".encode())
         os.close(descriptor)
-        write(self, chunk, parsed, place, *rest)
+        return write(self, chunk, parsed, place, *rest)
 
     EncodingPass._write = logged
     sys.addaudithook(count)
@@ -74,7 +74,7 @@ def main() -> None:
     log = Path(settings["log"])
     ended, events = attempt(job, 0, log)
     assert ended
-    undisturbed = log.read_text().split()
+    undisturbed = [int(count) for count in log.read_text().split()]
     log.unlink()
     job = PreprocessJob(**{**vars(job), "output_prefix": settings["killed"]})
     journal = job.prefix("text").with_name(f".{job.prefix('text').name}.partial") / "record.json"
@@ -87,11 +87,8 @@ def main() -> None:
         records.append(read_json(journal).get("place"))
     if not ended:
         ended, _ = attempt(job, 0, log)
-    print(
-        json.dumps(
-            {"events": events, "records": records, "undisturbed": undisturbed, "chunks": log.read_text().split()}
-        )
-    )
+    chunks = [int(count) for count in log.read_text().split()]
+    print(json.dumps({"events": events, "records": records, "undisturbed": undisturbed, "chunks": chunks}))
 
 
 if __name__ == "__main__":

