@@ -16,12 +16,11 @@ from megacode.corpus.settings import read_settings
 Filter = Callable[[Document], str | None]
 
 
-def make_filters(settings: Mapping[str, Any] | FilterSettings, kind: str = "none", where: str = "filters") -> Filter:
+def make_filters(settings: Mapping[str, Any] | FilterSettings, where: str = "filters") -> Filter:
     """Return the filter of a source.
 
     Args:
         settings: the recipe's `filters:` section; see `FilterSettings`.
-        kind: the source's kind, whose preset is used unless the settings name one.
         where: the section's name in the recipe, for messages.
 
     Returns:
@@ -31,7 +30,7 @@ def make_filters(settings: Mapping[str, Any] | FilterSettings, kind: str = "none
         ConfigError: with every mistake in the settings.
     """
     checked = read_settings(FilterSettings, settings, where)
-    checked.for_extension("", kind)  # an unknown preset is an error before any document is read
+    checked.for_extension("")  # an unknown preset is an error before any document is read
     by_extension: dict[str, tuple[Thresholds, tuple[Rule, ...]]] = {}
 
     def reason_to_drop(document: Document) -> str | None:
@@ -39,7 +38,7 @@ def make_filters(settings: Mapping[str, Any] | FilterSettings, kind: str = "none
         used = by_extension.get(extension)
         if used is None:
             # Extensions come from file names, so there may be any number of them.
-            limits = checked.for_extension(extension, kind)
+            limits = checked.for_extension(extension)
             used = limits, tuple(rule for rule in RULES if rule.is_used(limits))
             if len(by_extension) < _MOST_EXTENSIONS:
                 by_extension[extension] = used

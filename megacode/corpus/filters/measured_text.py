@@ -86,9 +86,14 @@ class MeasuredText:
         belongs = str.isalnum if classes & DIGIT else str.isalpha
         return count + sum(map(belongs, filter("\x7f".__lt__, self.text))) >= needed
 
+    def points(self) -> int:
+        """Return the number of dots before a digit."""
+        dots = np.flatnonzero(np.frombuffer(self.raw, np.uint8)[:-1] == ord("."))
+        return int(np.count_nonzero(self.classes[dots + 1] & DIGIT))
+
     def longest_run_reaches(self, classes: int, length: int) -> bool:
-        """Tell whether `length` (a power of two, or any number) bytes in a row belong to a class."""
-        member = self.classes & classes != 0
+        """Tell whether `length` bytes in a row belong to one class."""
+        member = self.classes & classes
         reached = 1
         # After a step of s, an element says that s more bytes in a row belong: the length doubles each time.
         while reached < length and len(member) > (step := min(reached, length - reached)):

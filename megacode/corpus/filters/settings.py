@@ -91,16 +91,16 @@ class FilterSettings(Thresholds):
     `by_extension` here names the same extension and threshold.
 
     Attributes:
-        preset: `code`, `markup`, `text` or `none`; absent: the one named like the recipe's kind, else `none`.
+        preset: `code`, `markup`, `text`, or `none`, which switches every filter off.
         by_extension: thresholds of single extensions, without the dot.
     """
 
-    preset: str | None = None
+    preset: str = "none"
     by_extension: dict[str, Thresholds] = Field(default_factory=dict)
 
-    def for_extension(self, extension: str, kind: str) -> Thresholds:
+    def for_extension(self, extension: str) -> Thresholds:
         """Return the thresholds for documents of one extension (lower case, without the dot; may be empty)."""
-        preset = _preset(self.preset or kind, self.preset is not None)
+        preset = _preset(self.preset)
         given = self.model_dump(exclude_unset=True, exclude={"preset", "by_extension"})
         exceptions = self.by_extension.get(extension)
         return Thresholds(
@@ -120,11 +120,11 @@ def presets() -> dict[str, Any]:
     return found
 
 
-def _preset(name: str, asked: bool) -> dict[str, Any]:
+def _preset(name: str) -> dict[str, Any]:
     known: dict[str, Any] = presets()["presets"]
-    if name not in known and asked:
+    if name not in known:
         close = get_close_matches(name, known, n=1)
         fix = f"did you mean {close[0]!r}?" if close else f"the presets are {', '.join(known)}"
         raise ConfigError(f"unknown preset {name!r}", "filters.preset", fix)
-    found: dict[str, Any] = known.get(name, known["none"])
+    found: dict[str, Any] = known[name]
     return found
