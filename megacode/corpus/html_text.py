@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from selectolax.lexbor import LexborHTMLParser
+import re
 
+from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+_BACKQUOTES = re.compile("`+")
 # Parsing costs the square of the number of open block elements: 16,000 nested ones take a second.
 _MOST_UNCLOSED = 20_000
 
@@ -22,3 +25,40 @@ def visible_characters(text: str) -> int:
         return 0
     tree.strip_tags(["script", "style"])
     return len(tree.root.text())
+
+
+def post_text(html: str) -> str:
+    """Return a post's HTML as text: code blocks become fences, inline code stands in backquotes, items get a hyphen.
+
+    Blocks keep the line feeds that stand between them in the HTML, as rendered Markdown has them.
+
+    Args:
+        html: of a post. If it leaves very many tags open, the result is empty.
+    """
+    tree = parse_html(html)
+    if tree is None or tree.body is None:
+        return ""
+    if "<script" in html or "<style" in html:
+        tree.strip_tags(["script", "style"])
+    # `tags` is three times as fast as a selector; posts without these elements are not even searched.
+    if "<li" in html:
+        for node in tree.tags("li"):
+            node.insert_before("- ")
+    if "<pre" in html:
+        for node in tree.tags("pre"):
+            _fence(node)
+    if html.count("<code") > html.count("<pre"):
+        for node in tree.tags("code"):
+            if node.parent is None or node.parent.tag != "pre":
+                node.insert_before("`")
+                node.insert_after("`")
+    return tree.body.text().strip()
+
+
+def _fence(node: LexborNode) -> None:
+    """Put a block of code between fences."""
+    code = node.text()
+    # A fence must be longer than any in the code.
+    fence = "```" if "```" not in code else "`" * (max(map(len, _BACKQUOTES.findall(code))) + 1)
+    node.insert_before(fence + "\n")
+    node.insert_after(fence if code.endswith("\n") else "\n" + fence)

@@ -16,7 +16,7 @@ from pydantic import Field
 from megacode.config.quantity import Share
 from megacode.corpus.document import Control, Counts, Document
 from megacode.corpus.kinds.records import RecordKeys, Row, draw, drop, rows_of
-from megacode.data.inputs import Records
+from megacode.data.records import Records
 
 _BANNED_PHRASES = ("auto commit", "update contributing", "<?xml")
 _BANNED_SUBJECTS = frozenset({"readme", "update", "dummy", "updated", "debug", "test", "update readme", "update readme.md"})

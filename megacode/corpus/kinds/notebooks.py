@@ -16,8 +16,7 @@ from pydantic import Field
 
 from megacode.corpus.document import Control, Counts, Document, Part
 from megacode.corpus.kinds.records import RecordKeys, Row, drop, rows_of
-from megacode.data.inputs import Records
-from megacode.data.records import field_of
+from megacode.data.records import Records, field_of
 
 _TEXT, _CODE = "<jupyter_text>", "<jupyter_code>"
 

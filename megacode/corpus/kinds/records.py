@@ -10,8 +10,7 @@ import xxhash
 
 from megacode.config.quantity import Frozen
 from megacode.corpus.document import Counts
-from megacode.data.inputs import Records
-from megacode.data.records import field_of
+from megacode.data.records import Records, field_of
 
 
 class RecordKeys(Frozen):

@@ -21,7 +21,7 @@ from megacode.corpus.kinds.source_files import (
 from megacode.corpus.kinds.stackexchange import StackExchangeSettings, stackexchange_documents
 from megacode.corpus.kinds.synthetic import SyntheticSettings, synthetic_documents
 from megacode.corpus.settings import read_settings
-from megacode.data.inputs import Records
+from megacode.data.records import Records
 
 _OF_RECORDS: dict[str, tuple[Any, Callable[..., Iterator[Document]]]] = {
     "code": (SourceFileSettings, partial(source_file_documents, kind="code")),

@@ -13,8 +13,7 @@ from megacode.config.suggestions import did_you_mean
 from megacode.corpus.document import Control, Counts, Document
 from megacode.corpus.filters.settings import presets
 from megacode.corpus.kinds.records import RecordKeys, Row, draw, drop, rows_of
-from megacode.data.inputs import Records
-from megacode.data.records import field_of
+from megacode.data.records import Records, field_of
 
 # Bins of stars. Source: Li et al. 2023 (StarCoder), section 5.
 _STARS = ((0, "0"), (10, "1-10"), (100, "10-100"), (1_000, "100-1000"))
