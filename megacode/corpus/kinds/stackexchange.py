@@ -17,7 +17,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 from lxml import etree
@@ -32,12 +32,8 @@ from megacode.corpus.kinds.records import draw
 _QUESTION, _ANSWER = "1", "2"
 # A document type would have to stand before <posts>: so entities, and bombs made of them, are refused unread.
 _HEAD = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]{0,100}\?>)?\s*<posts[\s>]")
-_RANGE = 1 << 15  # numbers of questions in one scratch file: about 50 MB of a dump
-_BUFFER_BYTES = 16 << 20
-_KEYS = (
-    "Id", "PostTypeId", "ParentId", "AcceptedAnswerId", "Score", "Body", "Title", "Tags", "OwnerUserId",
-    "ContentLicense", "CreationDate",
-)  # fmt: skip
+_RANGE = 1 << 14  # numbers of questions in one scratch file: about 25 MB of a dump
+_BUFFER_BYTES = 32 << 20
 
 
 class StackExchangeSettings(Frozen):
@@ -80,8 +76,8 @@ def stackexchange_documents(
         buckets = _Buckets(Path(place))
         for post in read_posts(path):
             buckets.add(post, counts)
-        for file in buckets.close():
-            yield from _joined(file, site, settings, counts)
+        for lines in buckets.take():
+            yield from _joined(lines, site, settings, counts)
 
 
 def read_posts(path: Path) -> Iterator[dict[str, str]]:
@@ -133,7 +129,7 @@ class _Buckets:
         # isdecimal alone accepts digits of other scripts and thousands of them.
         if not (question.isascii() and question.isdecimal() and len(question) < 16 and post.get("Id") and "Body" in post):
             return counts.drop("attributes missing", post.get("Body", ""))
-        line = orjson.dumps([post.get(key) for key in _KEYS])
+        line = orjson.dumps(post)
         bucket = int(question) // _RANGE
         self._lines[bucket].append(line)
         self._bytes += len(line)
@@ -150,26 +146,27 @@ class _Buckets:
         self._lines.clear()
         self._bytes = 0
 
-    def close(self) -> Iterator[Path]:
-        """Yield the scratch files in the order of their questions; each is removed afterwards."""
-        self._flush()
-        for bucket in sorted(self._seen):
-            path = self._place / f"{bucket:012d}"
-            yield path
-            path.unlink()
+    def take(self) -> Iterator[list[bytes]]:
+        """Yield the posts of each range of questions, in the order of the ranges; each scratch file is removed."""
+        for bucket in sorted(self._seen.union(self._lines)):
+            path, written = self._place / f"{bucket:012d}", []
+            if bucket in self._seen:
+                written = path.read_bytes().splitlines()
+                path.unlink()
+            # The last ones were never written.
+            yield written + self._lines.pop(bucket, [])
 
 
-def _joined(file: Path, site: str, settings: StackExchangeSettings, counts: Counts) -> Iterator[Document]:
-    """Yield the documents of one scratch file."""
-    questions: dict[str, dict[str, Any]] = {}
-    answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    with file.open("rb") as lines:
-        for line in lines:
-            post = dict(zip(_KEYS, orjson.loads(line), strict=True))
-            if post["PostTypeId"] == _QUESTION:
-                questions[post["Id"]] = post
-            else:
-                answers[post["ParentId"]].append(post)
+def _joined(lines: list[bytes], site: str, settings: StackExchangeSettings, counts: Counts) -> Iterator[Document]:
+    """Yield the documents of one range of questions."""
+    questions: dict[str, dict[str, str]] = {}
+    answers: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for line in lines:
+        post = orjson.loads(line)
+        if post["PostTypeId"] == _QUESTION:
+            questions[post["Id"]] = post
+        else:
+            answers[post["ParentId"]].append(post)
     for name in sorted(questions, key=int):
         document = _document(questions[name], answers.pop(name, []), site, settings, counts)
         if document is not None:
@@ -179,37 +176,41 @@ def _joined(file: Path, site: str, settings: StackExchangeSettings, counts: Coun
             counts.drop("answer without its question", post["Body"])
 
 
-def _score(post: dict[str, Any]) -> int:
+def _score(post: dict[str, str]) -> int:
     try:
-        return int(post["Score"] or 0)
+        return int(post.get("Score", 0))
     except ValueError:
         return 0
 
 
 def _document(
-    question: dict[str, Any], answers: list[dict[str, Any]], site: str, settings: StackExchangeSettings, counts: Counts
+    question: dict[str, str], answers: list[dict[str, str]], site: str, settings: StackExchangeSettings, counts: Counts
 ) -> Document | None:
     """Return a question with its kept answers, or None if it is dropped."""
-    accepted = question["AcceptedAnswerId"]
+    accepted = question.get("AcceptedAnswerId")
     if settings.min_question_score is not None and _score(question) < settings.min_question_score:
         return counts.drop("question with few votes", question["Body"])
-    kept = [post for post in answers if post["Id"] == accepted or _score(post) >= settings.min_score]
-    kept.sort(key=lambda post: (post["Id"] != accepted, -_score(post), len(post["Id"]), post["Id"]))
-    for post in answers:
-        if post not in kept[: settings.max_answers]:
-            counts.drop("answer with few votes" if post not in kept else "answers beyond the most", post["Body"])
-    kept = kept[: settings.max_answers]
+    # The accepted answer first, then by votes; of equal ones the older.
+    ranked = sorted(answers, key=lambda post: (post["Id"] != accepted, -_score(post), len(post["Id"]), post["Id"]))
+    kept = []
+    for post in ranked:
+        if post["Id"] != accepted and _score(post) < settings.min_score:
+            counts.drop("answer with few votes", post["Body"])
+        elif len(kept) == settings.max_answers:
+            counts.drop("answers beyond the most", post["Body"])
+        else:
+            kept.append(post)
     if len(kept) < settings.min_answers:
         return counts.drop("question with few kept answers", question["Body"])
     fields = {
         "site": site,
-        "title": question["Title"] or "",
-        "tags": tags_of(question["Tags"]),
+        "title": question.get("Title", ""),
+        "tags": tags_of(question.get("Tags", "")),
         "score": _score(question),
-        "license": question["ContentLicense"],
-        "date": question["CreationDate"],
+        "license": question.get("ContentLicense"),
+        "date": question.get("CreationDate"),
         "posts": [post["Id"] for post in (question, *kept)],
-        "users": [post["OwnerUserId"] for post in (question, *kept)],
+        "users": [post.get("OwnerUserId") for post in (question, *kept)],
     }
     name = f"{site}/{question['Id']}"
     if settings.form == "pile":
@@ -218,30 +219,30 @@ def _document(
     return Document("".join(part for part in parts if isinstance(part, str)), name, fields, parts)
 
 
-def tags_of(written: str | None) -> list[str]:
+def tags_of(written: str) -> list[str]:
     """Return the tags of a question: `<a><b>` in older dumps, `|a|b|` in newer ones."""
-    return [tag for tag in re.split(r"[<>|]+", written or "") if tag]
+    return [tag for tag in re.split(r"[<>|]+", written) if tag]
 
 
-def _pile(question: dict[str, Any], answers: list[dict[str, Any]]) -> str:
-    title, body = question["Title"] or "", post_text(question["Body"])
-    asked = f"Q:\n\n{title}\n\n{body}\n\n"
+def _pile(question: dict[str, str], answers: list[dict[str, str]]) -> str:
+    asked = f"Q:\n\n{question.get('Title', '')}\n\n{post_text(question['Body'])}\n\n"
     return asked + "\n\n".join(f"A:\n\n{post_text(post['Body'])}" for post in answers) + "\n"
 
 
-def _starcoder2(question: dict[str, Any], answers: list[dict[str, Any]], name: str, seed: int) -> tuple[Part, ...]:
+def _starcoder2(question: dict[str, str], answers: list[dict[str, str]], name: str, seed: int) -> tuple[Part, ...]:
     users: dict[str, int] = {}
 
-    def user(post: dict[str, Any]) -> str:
+    def user(post: dict[str, str]) -> str:
         # Posts of deleted users are by nobody else.
-        return f"username_{users.setdefault(post['OwnerUserId'] or 'post ' + post['Id'], len(users))}"
+        name = post.get("OwnerUserId", f"post {post['Id']}")
+        return f"username_{users.setdefault(name, len(users))}"
 
     parts: list[Part] = [
         Control("<issue_start>"),
-        f"{user(question)}: {question['Title'] or ''}\n\n{post_text(question['Body'])}\n",
+        f"{user(question)}: {question.get('Title', '')}\n\n{post_text(question['Body'])}\n",
     ]
     for post in sorted(answers, key=lambda post: draw(name, post["Id"], seed)):
-        selected = " [selected answer]" if post["Id"] == question["AcceptedAnswerId"] else ""
+        selected = " [selected answer]" if post["Id"] == question.get("AcceptedAnswerId") else ""
         text = f"{user(post)}: {post_text(post['Body'])}\nUpvotes: {_score(post)}{selected}\n"
         parts += [Control("<issue_comment>"), text]
     return (*parts, Control("<issue_closed>"))
