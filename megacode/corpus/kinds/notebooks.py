@@ -109,7 +109,9 @@ def language_of(notebook: dict[str, Any]) -> str:
 def _raw_cells(notebook: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the cells of a notebook, which version 3 keeps in worksheets; what is not an object is left out."""
     sheets = notebook.get("worksheets")
-    places = [notebook, *(sheet for sheet in sheets if isinstance(sheet, dict))] if isinstance(sheets, list) else [notebook]
+    places = (
+        [notebook, *(sheet for sheet in sheets if isinstance(sheet, dict))] if isinstance(sheets, list) else [notebook]
+    )
     for place in places:
         cells = place.get("cells")
         if isinstance(cells, list):

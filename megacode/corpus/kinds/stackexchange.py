@@ -127,7 +127,9 @@ class _Buckets:
         if kind not in (_QUESTION, _ANSWER):
             return counts.drop("neither question nor answer", post.get("Body", ""))
         # isdecimal alone accepts digits of other scripts and thousands of them.
-        if not (question.isascii() and question.isdecimal() and len(question) < 16 and post.get("Id") and "Body" in post):
+        if not (
+            question.isascii() and question.isdecimal() and len(question) < 16 and post.get("Id") and "Body" in post
+        ):
             return counts.drop("attributes missing", post.get("Body", ""))
         line = orjson.dumps(post)
         bucket = int(question) // _RANGE
