@@ -47,7 +47,7 @@ _LOCAL = string.ascii_letters + string.digits + "._%+-"
 _DOMAIN = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+([A-Za-z]{2,})(?![A-Za-z0-9_-])", re.ASCII)
 # Two letters are a country; `x@layer.weight` in code and `icon@2x.png` are no addresses.
 _TOP_LEVEL = frozenset({
-    "com", "net", "org", "edu", "gov", "mil", "int", "info", "biz", "name", "pro", "dev", "app", "cloud", "email", "tech",
+    "com", "net", "org", "edu", "gov", "mil", "int", "info", "biz", "name", "pro", "dev", "app", "cloud", "tech",
 })  # fmt: skip
 _NOT_COUNTRIES = frozenset({"js", "py", "rs", "md", "sh"})  # of them, endings of file names
 _RESERVED = re.compile(r"(?:^|\.)(?:example\.(?:com|net|org)|test|invalid|localhost|local)$", re.IGNORECASE)

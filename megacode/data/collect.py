@@ -30,9 +30,9 @@ import orjson
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.files import atomic_path, digest, file_digest, write_json
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
-from megacode.data.corpus_candidates import Candidate, candidates, default_roots
 from megacode.corpus.document import Document
 from megacode.corpus.filters import make_filters
+from megacode.data.corpus_candidates import Candidate, candidates, default_roots
 from megacode.data.extract import manual_page_text, package_description, split_docstrings
 from megacode.data.licence_notices import without_notice
 
