@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any, Literal
 
 import orjson
@@ -166,13 +167,10 @@ def _output_text(output: dict[str, Any]) -> str:
 def merged(cells: Iterator[Cell]) -> list[Cell]:
     """Return the cells with neighbours of one kind made one; its output is the last one that is not empty."""
     found: list[Cell] = []
-    for cell in cells:
-        if found and found[-1].kind == cell.kind:
-            last = found[-1]
-            last.source = f"{last.source}\n{cell.source}"
-            last.output = cell.output or last.output
-        else:
-            found.append(cell)
+    for kind, group in groupby(cells, key=lambda cell: cell.kind):
+        block = list(group)
+        output = next((cell.output for cell in reversed(block) if cell.output), "")
+        found.append(Cell(kind, "\n".join(cell.source for cell in block), output))
     return found
 
 
