@@ -161,7 +161,22 @@ _BASE64 = re.compile(rb"[a-zA-Z0-9+/\n=]{64,}")
 _HEX = re.compile(rb"(?:\b(?:0x|\\x)?[0-9a-fA-F]{2}(?:,|\b\s*)){8,}")
 _ESCAPES = re.compile(rb"(?:\\u[0-9a-fA-F]{4}){8,}")
 PIECES = st.sampled_from(
-    ["ab ", "0xde,", "de ", "\\xad", "\\u00e4", "AAAA" * 9, "zz", " ", "\n", "    ", "f", "é", "de" * 40, "01 02 03 04 "]
+    [
+        "ab ",
+        "0xde,",
+        "de ",
+        "\\xad",
+        "\\u00e4",
+        "AAAA" * 9,
+        "zz",
+        " ",
+        "\n",
+        "    ",
+        "f",
+        "é",
+        "de" * 40,
+        "01 02 03 04 ",
+    ]
 )
 
 
@@ -172,7 +187,9 @@ def test_encoded_data_are_what_the_expressions_of_the_stack_find(text: str) -> N
     assert encoded_runs(MeasuredText(text, {})) == expected
 
 
-@given(st.text(max_size=300), st.sampled_from(["code", "markup", "text"]), st.sampled_from(["a.py", "a.html", "a.json"]))
+@given(
+    st.text(max_size=300), st.sampled_from(["code", "markup", "text"]), st.sampled_from(["a.py", "a.html", "a.json"])
+)
 def test_no_text_breaks_the_filters(text: str, preset: str, path: str) -> None:
     found = reason(text, path, preset=preset)
     assert found is None or found in {rule.reason for rule in RULES}

@@ -22,7 +22,10 @@ def test_a_commit_is_before_message_after_with_control_tokens() -> None:
         Control("<commit_before>"), OLD, Control("<commit_msg>"), COMMIT["subject"], Control("<commit_after>"), NEW
     )  # fmt: skip
     assert documents[0].text == OLD + COMMIT["subject"] + NEW
-    assert (documents[0].id, documents[0].fields) == ("c1", {"path": "a.py", "subject": COMMIT["subject"], "new_file": "a.py"})
+    assert (documents[0].id, documents[0].fields) == (
+        "c1",
+        {"path": "a.py", "subject": COMMIT["subject"], "new_file": "a.py"},
+    )
 
 
 def test_a_part_shows_the_change_with_equal_context_on_both_files() -> None:
@@ -73,7 +76,11 @@ LINES = st.lists(st.sampled_from(["a\n", "b\n", "\n", "c"]), max_size=12).map(""
 @given(LINES, LINES)
 def test_what_is_shown_of_any_change_holds_all_of_it(old: str, new: str) -> None:
     documents, dropped = documents_of(
-        "commits", {**COMMIT, "old_contents": old, "new_contents": new}, whole_files=0.0, most_context=0, keep_extreme=1.0
+        "commits",
+        {**COMMIT, "old_contents": old, "new_contents": new},
+        whole_files=0.0,
+        most_context=0,
+        keep_extreme=1.0,
     )
     if dropped:
         assert set(dropped) <= {"empty new file", "no change"}

@@ -69,7 +69,9 @@ def test_a_script_has_text_as_comments() -> None:
 
 
 def test_names_of_control_tokens_in_a_cell_stay_text() -> None:
-    documents, _ = documents_of("notebooks", row({**V4, "cells": [{"cell_type": "code", "source": "'<jupyter_text>'"}]}))
+    documents, _ = documents_of(
+        "notebooks", row({**V4, "cells": [{"cell_type": "code", "source": "'<jupyter_text>'"}]})
+    )
     assert documents[0].parts == (START, CODE, "'<jupyter_text>'", OUTPUT, EMPTY)
 
 
@@ -92,7 +94,14 @@ def test_what_is_no_notebook_is_counted(text: str, reason: str) -> None:
 
 
 def test_nan_and_wrong_types_of_outputs_are_read() -> None:
-    outputs = [None, 3, {"output_type": "error", "ename": "E", "evalue": "v"}, {"data": "x"}, {"text": [1, None]}, {"data": []}]
+    outputs = [
+        None,
+        3,
+        {"output_type": "error", "ename": "E", "evalue": "v"},
+        {"data": "x"},
+        {"text": [1, None]},
+        {"data": []},
+    ]
     notebook = {**V4, "odd": float("nan"), "cells": [{"cell_type": "code", "source": "x", "outputs": outputs}]}
     documents, _ = documents_of("notebooks", row(notebook))
     assert documents[0].parts == (START, CODE, "x", OUTPUT, "E: v")
@@ -112,7 +121,9 @@ def test_outputs_are_cut() -> None:
     assert documents[0].parts[-1] == "x" * 7
 
 
-KEYS = st.sampled_from(["cells", "worksheets", "cell_type", "source", "outputs", "data", "text", "metadata", "language"])
+KEYS = st.sampled_from(
+    ["cells", "worksheets", "cell_type", "source", "outputs", "data", "text", "metadata", "language"]
+)
 LEAVES = st.none() | st.booleans() | st.integers() | st.sampled_from(["code", "markdown", "python", "heading", "x"])
 JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=5))
 

@@ -47,7 +47,10 @@ def test_a_program_that_waits_is_timed_out() -> None:
 
 def test_an_emptied_solution_keeps_names_and_loses_bodies() -> None:
     solution = "import os\nN = 2\nprint(N)\nclass C:\n    def f(self):\n        return 1\nasync def g(): await x\n"
-    assert _emptied(solution) == "import os\nN = 2\n\nclass C:\n\n    def f(self):\n        pass\n\nasync def g():\n    pass"
+    assert (
+        _emptied(solution)
+        == "import os\nN = 2\n\nclass C:\n\n    def f(self):\n        pass\n\nasync def g():\n    pass"
+    )
     assert _emptied("print(1)") == ""
 
 

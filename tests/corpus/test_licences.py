@@ -60,7 +60,9 @@ def test_the_list_can_be_cut_added_to_and_taken_from() -> None:
 
 def test_the_list_is_whole() -> None:
     assert len(permissive_identifiers(LicenceSettings())) > 200
-    assert not {"gpl-3.0-only", "agpl-3.0-only", "lgpl-2.1-only", "cc-by-sa-4.0"} & permissive_identifiers(LicenceSettings())
+    assert not {"gpl-3.0-only", "agpl-3.0-only", "lgpl-2.1-only", "cc-by-sa-4.0"} & permissive_identifiers(
+        LicenceSettings()
+    )
 
 
 def test_mistakes_in_the_settings_are_input_errors() -> None:

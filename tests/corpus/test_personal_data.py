@@ -29,7 +29,9 @@ PRIVATE = "-----BEGIN RSA PRIVATE KEY-----\n" + "MIIEpAIBAAKCAQEA0Z3\n" * 12 + "
 def test_personal_data_are_replaced_and_counted(text: str, expected: str) -> None:
     redactor = make_redactor({})
     assert redactor.redacted(text) == expected
-    assert sum(redactor.replaced.values()) == expected.count("<EMAIL>") + expected.count("<KEY>") + expected.count("<IP")
+    assert sum(redactor.replaced.values()) == expected.count("<EMAIL>") + expected.count("<KEY>") + expected.count(
+        "<IP"
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,8 @@ def test_redacting_twice_changes_nothing_more(before: str, found: str, after: st
     assert not found or found not in once
 
 
-@pytest.mark.parametrize("text", ["-eyJ" * 50_000, "-xoxb-" * 50_000, "a@" * 50_000, "a." * 50_000 + "@a." * 9, "1." * 50_000])
+@pytest.mark.parametrize(
+    "text", ["-eyJ" * 50_000, "-xoxb-" * 50_000, "a@" * 50_000, "a." * 50_000 + "@a." * 9, "1." * 50_000]
+)
 def test_hostile_texts_end(text: str) -> None:
     assert isinstance(make_redactor({}).redacted(text), str)

@@ -90,7 +90,7 @@ def _tests(row: Row, settings: SyntheticSettings) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def reason_to_drop(solution: str, tests: str, limits: SandboxLimits) -> str | None:
+def reason_to_drop(solution: str, tests: str, limits: SandboxLimits | None = None) -> str | None:
     """Return why a solution is not verified, or None.
 
     Args:
