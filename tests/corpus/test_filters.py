@@ -197,3 +197,17 @@ def test_no_text_breaks_the_filters(text: str, preset: str, path: str) -> None:
 
 def test_thousands_of_open_tags_are_dropped_in_time() -> None:
     assert reason("<div>" * 100_000, "a.html", min_visible_characters=1) == "little visible text"
+
+
+@given(st.text(st.sampled_from(list("aé1# -•.…\n\t\r\x0b中")), max_size=60), st.floats(0, 1))
+def test_measures_of_prose_equal_their_definitions(text: str, share: float) -> None:
+    prose, words = MeasuredText(text, {}).prose, text.encode().split()
+    assert prose.words == len(words)
+    assert prose.mean_word * max(1, len(words)) == pytest.approx(sum(len(word.decode()) for word in words))
+    with_letter = sum(any(byte > 127 or chr(byte).isalpha() for byte in word) for word in words)
+    assert prose.words_with_letter * max(1, len(words)) == pytest.approx(with_letter)
+    lines = [line.strip() for line in text.splitlines()]
+    assert prose.bullet_lines_exceed(share) == (sum(line.startswith(("•", "-")) for line in lines) > share * len(lines))
+    assert prose.ellipsis_lines_exceed(share) == (
+        sum(line.endswith(("...", "…")) for line in lines) > share * len(lines)
+    )

@@ -144,7 +144,12 @@ def _joined(value: Any) -> str:
     """Return a text that the format lets be a string or a list of lines."""
     if isinstance(value, str):
         return value
-    return "".join(line for line in value if isinstance(line, str)) if isinstance(value, list) else ""
+    if not isinstance(value, list):
+        return ""
+    try:
+        return "".join(value)
+    except TypeError:  # something else between the lines
+        return "".join(line for line in value if isinstance(line, str))
 
 
 def _last_output(outputs: Any) -> str:
