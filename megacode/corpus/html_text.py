@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
-from selectolax.lexbor import LexborHTMLParser, LexborNode
+from selectolax.lexbor import LexborHTMLParser
 
+# XML cannot hold these characters, so posts have none.
+_CODE, _BLOCK, _END = "\x01", "\x02", "\x03"
 _BACKQUOTES = re.compile("`+")
 # Parsing costs the square of the number of open block elements: 16,000 nested ones take a second.
 _MOST_UNCLOSED = 20_000
@@ -36,28 +38,28 @@ def post_text(html: str) -> str:
     Args:
         html: of a post, without scripts. If it leaves very many tags open, the result is empty.
     """
+    # Marks put into the HTML are three times as cheap as nodes put into the tree. Inside a tag they are not shown.
+    if "<code" in html:
+        html = html.replace("<code>", f"{_CODE}<code>").replace("</code>", f"</code>{_CODE}")
+        html = html.replace("<pre", f"{_BLOCK}<pre").replace("</pre>", f"</pre>{_END}")
+    if "<li" in html:
+        html = html.replace("<li>", "<li>- ")
     tree = parse_html(html)
     if tree is None or tree.body is None:
         return ""
-    # `tags` is three times as fast as a selector; posts without these elements are not even searched.
-    if "<li" in html:
-        for node in tree.tags("li"):
-            node.insert_before("- ")
-    if "<pre" in html:
-        for node in tree.tags("pre"):
-            _fence(node)
-    if "<code" in html:
-        for node in tree.tags("code"):
-            if node.parent is None or node.parent.tag != "pre":
-                node.insert_before("`")
-                node.insert_after("`")
-    return tree.body.text().strip()
+    text = tree.body.text().strip()
+    first, *blocks = text.split(_BLOCK)
+    if blocks:
+        text = first + "".join(map(_fenced, blocks))
+    return text.replace(_CODE, "`").replace(_END, "")
 
 
-def _fence(node: LexborNode) -> None:
-    """Put a block of code between fences."""
-    code = node.text()
+def _fenced(block: str) -> str:
+    """Return a block of code between fences, and the text that follows it."""
+    code, end, rest = block.partition(_END)
+    if not end:  # the block is in another one
+        return block
+    code = code.strip(_CODE)
     # A fence must be longer than any in the code.
     fence = "```" if "```" not in code else "`" * (max(map(len, _BACKQUOTES.findall(code))) + 1)
-    node.insert_before(fence + "\n")
-    node.insert_after(fence if code.endswith("\n") else "\n" + fence)
+    return f"{fence}\n{code}{fence}{rest}" if code.endswith("\n") else f"{fence}\n{code}\n{fence}{rest}"

@@ -18,7 +18,6 @@ import html
 import json
 import random
 import re
-import resource
 import subprocess
 import sys
 import sysconfig
@@ -235,7 +234,8 @@ def stackexchange_child(path: Path) -> None:
         for document in make_file_kind("stackexchange", {}, Counts(), scratch)(path):
             out.write(document.line() + b"\n")
     seconds = time.process_time() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    # Not from getrusage, which counts what the parent had when it started this process.
+    peak = int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6
     print(orjson.dumps({"rate": path.stat().st_size / 1e6 / seconds, "peak": peak}).decode())
 
 

@@ -12,6 +12,7 @@ all posts and users, and the licence, for attribution.
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
 from collections import defaultdict
@@ -119,7 +120,8 @@ class _Buckets:
 
     def __init__(self, place: Path) -> None:
         self._place = place
-        self._lines: dict[int, list[bytes]] = defaultdict(list)
+        # One buffer each: a hundred thousand small objects would take several times their size.
+        self._lines: dict[int, bytearray] = defaultdict(bytearray)
         self._bytes = 0
         self._seen: set[int] = set()
 
@@ -134,9 +136,9 @@ class _Buckets:
             question.isascii() and question.isdecimal() and len(question) < 16 and post.get("Id") and "Body" in post
         ):
             return counts.drop("attributes missing", post.get("Body", ""))
-        line = orjson.dumps(post)
+        line = orjson.dumps(post, option=orjson.OPT_APPEND_NEWLINE)
         bucket = int(question) // _RANGE
-        self._lines[bucket].append(line)
+        self._lines[bucket] += line
         self._bytes += len(line)
         if self._bytes > _BUFFER_BYTES:
             self._flush()
@@ -146,27 +148,27 @@ class _Buckets:
         # Files are opened one at a time: large dumps have thousands.
         for bucket, lines in self._lines.items():
             with (self._place / f"{bucket:012d}").open("ab") as file:
-                file.write(b"\n".join(lines) + b"\n")
+                file.write(lines)
         self._seen.update(self._lines)
         self._lines.clear()
         self._bytes = 0
 
-    def take(self) -> Iterator[list[bytes]]:
+    def take(self) -> Iterator[bytes]:
         """Yield the posts of each range of questions, in the order of the ranges; each scratch file is removed."""
         for bucket in sorted(self._seen.union(self._lines)):
-            path, written = self._place / f"{bucket:012d}", []
+            path, written = self._place / f"{bucket:012d}", b""
             if bucket in self._seen:
-                written = path.read_bytes().splitlines()
+                written = path.read_bytes()
                 path.unlink()
             # The last ones were never written.
-            yield written + self._lines.pop(bucket, [])
+            yield written + self._lines.pop(bucket, b"")
 
 
-def _joined(lines: list[bytes], site: str, settings: StackExchangeSettings, counts: Counts) -> Iterator[Document]:
-    """Yield the documents of one range of questions."""
+def _joined(lines: bytes, site: str, settings: StackExchangeSettings, counts: Counts) -> Iterator[Document]:
+    """Yield the documents of one range of questions, whose posts are JSON lines."""
     questions: dict[str, dict[str, str]] = {}
     answers: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for line in lines:
+    for line in io.BytesIO(lines):
         post = orjson.loads(line)
         if post["PostTypeId"] == _QUESTION:
             questions[post["Id"]] = post
@@ -194,10 +196,11 @@ def _document(
     """Return a question with its kept answers, or None if it is dropped."""
     accepted = question.get("AcceptedAnswerId")
     if settings.min_question_score is not None and _score(question) < settings.min_question_score:
-        return counts.drop("question with few votes", question["Body"])
+        counts.drop("question with few votes", question["Body"])
+        return None
     # The accepted answer first, then by votes; of equal ones the older.
     ranked = sorted(answers, key=lambda post: (post["Id"] != accepted, -_score(post), len(post["Id"]), post["Id"]))
-    kept = []
+    kept: list[dict[str, str]] = []
     for post in ranked:
         if post["Id"] != accepted and _score(post) < settings.min_score:
             counts.drop("answer with few votes", post["Body"])
@@ -206,7 +209,8 @@ def _document(
         else:
             kept.append(post)
     if len(kept) < settings.min_answers:
-        return counts.drop("question with few kept answers", question["Body"])
+        counts.drop("question with few kept answers", question["Body"])
+        return None
     fields = {
         "site": site,
         "title": question.get("Title", ""),
