@@ -137,6 +137,11 @@ class MapDir:
         return self.path / "hits.jsonl"
 
     @property
+    def timing(self) -> Path:
+        """What the pass cost; the only file that differs between two passes over the same inputs."""
+        return self.path / "timing.json"
+
+    @property
     def counts(self) -> Path:
         """What came in, and what each step dropped."""
         return self.path / "counts.json"
