@@ -116,10 +116,9 @@ class MapDir:
         """The documents that passed the filters."""
         return self.path / "documents.jsonl.zst"
 
-    @property
-    def arrays(self) -> Path:
-        """Facts of each document: source, held out, key, length of its id; and the index of frames."""
-        return self.path / "documents.npz"
+    def array(self, name: str) -> Path:
+        """Return an array about the documents: `sources`, `id_ends`, `frames`."""
+        return self.path / f"{name}.npy"
 
     @property
     def ids(self) -> Path:

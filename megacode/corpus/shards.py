@@ -13,14 +13,10 @@ from megacode.base.errors import DataError
 from megacode.base.files import read_json
 from megacode.corpus.document import Document
 from megacode.corpus.framed import read_lines, read_some
-from megacode.corpus.inputs import AGAINST
 from megacode.corpus.layout import MapDir
 from megacode.corpus.map_pass import HELD_OUT_BIT
 from megacode.corpus.work import Work
 from megacode.data.machine_files import Shard
-
-# Tiers: of several duplicates the one of the lowest tier is kept.
-TIER_AGAINST, TIER_HELD_OUT, FIRST_TIER = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -31,13 +27,11 @@ class MappedShard:
         place: its files.
         first: number of its first document.
         sources: number of each document's source plus one, with a bit for held-out ones, uint16 [documents].
-        keys: keyed hash of each document's id, uint64 [documents].
     """
 
     place: MapDir
     first: int
     sources: npt.NDArray[np.uint16]
-    keys: npt.NDArray[np.uint64]
 
     @property
     def documents(self) -> int:
@@ -54,17 +48,10 @@ class MappedShard:
         """Whether each document is held out."""
         return (self.sources & HELD_OUT_BIT) != 0
 
-    @property
-    def tiers(self) -> npt.NDArray[np.uint16]:
-        """The tier of each document, uint16 [documents]."""
-        tiers = np.where(self.held_out, TIER_HELD_OUT, self.source + FIRST_TIER)
-        return np.where(self.source == AGAINST, TIER_AGAINST, tiers).astype(np.uint16)
-
     @cached_property
     def frames(self) -> npt.NDArray[np.int64]:
         """The index of the documents' file."""
-        with np.load(self.place.arrays) as arrays:
-            return np.asarray(arrays["frames"])
+        return np.asarray(np.load(self.place.array("frames")))
 
     def read(self) -> Iterator[list[Document]]:
         """Yield the documents, about a mebibyte at a time."""
@@ -77,8 +64,7 @@ class MappedShard:
 
     def ids(self, positions: npt.NDArray[np.int64]) -> list[str]:
         """Return the ids of the documents at some positions."""
-        with np.load(self.place.arrays) as arrays:
-            ends = np.asarray(arrays["id_ends"])
+        ends = np.load(self.place.array("id_ends"), mmap_mode="r")
         with self.place.ids.open("rb") as file:
             found = []
             for position in positions.tolist():
@@ -102,8 +88,7 @@ def open_shards(work: Work) -> list[MappedShard]:
         if read_json(place.counts).get("identity") != work.identity:
             fix = f"remove {place.path}, and run its map pass again"
             raise DataError("this shard was made from another recipe or other inputs", str(place.path), fix)
-        with np.load(place.arrays) as arrays:
-            one = MappedShard(place, first, np.asarray(arrays["sources"]), np.asarray(arrays["keys"]))
+        one = MappedShard(place, first, np.load(place.array("sources")))
         shards.append(one)
         first += one.documents
     return shards

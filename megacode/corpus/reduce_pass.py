@@ -1,0 +1,148 @@
+"""The reduce pass: one process decides for the documents of all shards which are dropped, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megacode.base.claims import claimed
+from megacode.base.errors import DataError, Problem
+from megacode.base.files import Json, atomic_path, read_json, read_jsonl, remove, write_json
+from megacode.corpus.decontaminate import Items, report_by_task
+from megacode.corpus.document import Counts
+from megacode.corpus.duplicates import Duplicates, find_duplicates
+from megacode.corpus.heldout_passages import write_passages
+from megacode.corpus.inputs import AGAINST
+from megacode.corpus.shards import Numbered, open_shards
+from megacode.corpus.work import Work
+
+
+class Reason(IntEnum):
+    """Why a document is dropped after the map pass."""
+
+    KEPT = 0
+    EXACT = 1
+    NEAR = 2
+    BENCHMARK = 3
+    PASSAGE = 4  # found by the apply pass
+
+
+# The step of the funnel, and the reason, as counts and lists name them.
+REASONS = {
+    Reason.EXACT: ("duplicates", "exact duplicate"),
+    Reason.NEAR: ("duplicates", "near-duplicate"),
+    Reason.BENCHMARK: ("decontamination", "benchmark item"),
+    Reason.PASSAGE: ("decontamination", "passage of a held-out document"),
+}
+
+
+def reduce_all(work: Work) -> None:
+    """Run the reduce pass, unless its result is there; what an earlier one finished before it was killed is kept.
+
+    Args:
+        work: what is to be done.
+
+    Raises:
+        DataError: a shard's map pass is missing, or no document of a source is left.
+    """
+    out = work.out
+    if out.report.exists():
+        return
+    with claimed(out.reduce, "--pass reduce"):
+        out.reduce.mkdir(parents=True, exist_ok=True)
+        every = Numbered(open_shards(work))
+        _refuse_empty(work, every, np.ones(every.total, bool), "filters")
+        reasons, roots, clusters = _duplicates(work, every)
+        contamination = _decontaminate(work, every, reasons)
+        _refuse_empty(work, every, reasons == Reason.KEPT, "duplicates and decontamination")
+        _save(out.dropped, reasons)
+        _save(out.roots, roots)
+        if work.recipe.decontaminate is not None and work.recipe.decontaminate.held_out:
+            write_passages(out.heldout_items, _held_out_texts(every, reasons), work.recipe.seed)
+        write_json(
+            out.report,
+            {
+                "identity": work.identity,
+                "documents": every.total,
+                "duplicates": clusters,
+                "contamination": contamination,
+            },
+        )
+        remove(out.scratch)
+
+
+def _duplicates(work: Work, every: Numbered) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], Json]:
+    """Return why each document is dropped, the one that is kept in its place, and the report of clusters."""
+    reasons, roots = np.zeros(every.total, np.uint8), np.arange(every.total)
+    rules = work.recipe.duplicates
+    if rules is None:
+        return reasons, roots, {}
+    parts = [shard.place.signatures for shard in every.shards]
+    found: Duplicates = find_duplicates(parts, every.texts, rules.threshold, work.out.scratch)
+    dropped = ~found.kept
+    roots[dropped] = found.roots[dropped]
+    reasons[dropped] = np.where(found.exact[dropped], Reason.EXACT, Reason.NEAR)
+    return reasons, roots, _clusters(found, every)
+
+
+def _decontaminate(work: Work, every: Numbered, reasons: npt.NDArray[np.uint8]) -> Json:
+    """Mark the documents that hold items of benchmarks; return the report by task."""
+    rules = work.recipe.decontaminate
+    if rules is None:
+        return {}
+    hits: list[Json] = []
+    for shard in every.shards:
+        for hit in read_jsonl(shard.place.hits):
+            number = shard.first + hit.pop("document")
+            reasons[number] = Reason.BENCHMARK
+            hits.append({**hit, "document": number})
+    return report_by_task(hits)
+
+
+def _refuse_empty(work: Work, every: Numbered, kept: npt.NDArray[np.bool_], what: str) -> None:
+    """Refuse to go on when nothing is left of a source.
+
+    Raises:
+        DataError: names each such source, and the reason that dropped most of it.
+    """
+    left = np.zeros(len(work.names) + 1, np.int64)
+    for shard in every.shards:
+        here = shard.source[kept[shard.first : shard.first + shard.documents] & ~shard.held_out]
+        left += np.bincount(here + 1, minlength=len(left))
+    empty = [name for number, name in enumerate(work.names) if not left[number + 1]]
+    if empty:
+        raise DataError(problems=[_emptied(work, every, name, what) for name in empty])
+
+
+def _emptied(work: Work, every: Numbered, name: str, what: str) -> Problem:
+    counts, records = Counts(), 0
+    for shard in every.shards:
+        came = read_json(shard.place.counts)["sources"].get(name, {})
+        records += came.get("records", 0)
+        for rows in came.get("steps", {}).values():
+            counts.merge(Counts.of_json(rows))
+    reasons = [f"{row['documents']:,} {reason!r}" for reason, row in list(counts.as_json().items())[:3]]
+    where = f"sources.{name}"
+    if not records:
+        return Problem("its inputs hold no record", where, "check that these are the files you mean")
+    dropped = f" ({', '.join(reasons)})" if reasons else ""
+    message = f"no document is left after {what}: all of {records:,} records were dropped{dropped}"
+    return Problem(message, where, "loosen the rule that drops most, or check that the kind fits the files")
+
+
+def _held_out_texts(every: Numbered, reasons: npt.NDArray[np.uint8]) -> Iterator[tuple[str, str]]:
+    """Yield id and text of the held-out documents that are kept."""
+    for shard in every.shards:
+        wanted = shard.held_out & (reasons[shard.first : shard.first + shard.documents] == Reason.KEPT)
+        for document in shard.some(np.flatnonzero(wanted)):
+            yield document.id, document.text
+
+
+def _save(path: Path, array: npt.NDArray[Any]) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
