@@ -1,26 +1,33 @@
-"""JSON lines: plain, gzip or zstandard files, read in chunks of whole lines, with the number of each bad line.
+"""JSON lines: plain, gzip or zstandard files, read in chunks of whole lines.
 
-The same rules hold for every JSON-lines file that a user gives. Lines end at a line feed; blank ones are skipped; each
-other line is a JSON object in UTF-8; its texts contain whole characters only. `read_objects` reads small files
-(prompts, texts to score) a line at a time, `read_chunks` and `parse` read whole corpora.
+The same rules hold for every JSON-lines file that a user gives. Lines end at a line feed; blank ones are skipped; a
+byte-order mark at the head of a file is skipped; each other line is a JSON object in UTF-8; its texts contain whole
+characters only. `read_objects` reads small files (prompts, texts to score) a line at a time, `read_lines` whole
+corpora.
 """
 
 from __future__ import annotations
 
-import glob
+import codecs
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
-from megacode.base.errors import ConfigError, DataError
-from megacode.data.compressed import BAD_STREAM, NOT_READ, CutShortError, decompressed, is_compressed, versions
+from megacode.base.errors import DataError
+from megacode.data.compressed import BrokenStreamError, Stream, decompressed, is_compressed, versions
+from megacode.data.records import Records, check_characters, lines_before
 
 CHUNK_BYTES = 4 << 20
+# A longer line is a bad one, and is never held in memory: parsing takes several times its length.
+LONGEST_LINE = 1 << 28
+STANDARD_INPUT = Path("-")
+_FIX = "fix the line, or use --skip-bad-lines to skip and count such lines"
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,11 @@ class Chunk:
     Attributes:
         path: the file.
         first_line: number of the first of them, from 1, counted from the byte `counted_from` of the file.
-        data: their bytes.
+        data: their bytes; of a line that is too long, its head alone.
         read_bytes: bytes of the file, compressed where it is, that were read for them.
+        counted_from: where counting lines began; 0 in compressed files.
+        offset: of their first byte, in the file or in what it decompresses to.
+        too_long: bytes of the line that `data` is the head of; 0: `data` is whole lines.
     """
 
     path: Path
@@ -39,93 +49,39 @@ class Chunk:
     data: bytes
     read_bytes: int
     counted_from: int = 0
+    offset: int = 0
+    too_long: int = 0
 
     def place(self, line: int) -> str:
         """Return a line, counted as `first_line` is, as `file:line` of the whole file, whose head is read for it."""
-        with self.path.open("rb") as file:
-            # Counted only when a message needs it: shards do not know how many lines lie before theirs.
-            blocks = iter(lambda: file.read(min(CHUNK_BYTES, self.counted_from - file.tell())), b"")
-            return f"{self.path}:{line + sum(block.count(10) for block in blocks)}"
-
-
-@dataclass
-class Texts:
-    """The texts under one key.
-
-    Attributes:
-        texts: all of them, one after another.
-        counts: how many belong to each document, where a line holds a list of them; None: one each.
-    """
-
-    texts: list[str] = field(default_factory=list)
-    counts: list[int] | None = None
-
-    @property
-    def documents(self) -> int:
-        """Number of documents."""
-        return len(self.texts if self.counts is None else self.counts)
-
-
-def find_inputs(patterns: Sequence[str]) -> list[Path]:
-    """Return the files that paths and globs match: in the order given, those of a glob sorted.
-
-    Raises:
-        DataError: if a path or glob matches no file, or one in an unsupported format.
-        ConfigError: if two of them name the same file.
-    """
-    inputs: list[Path] = []
-    for pattern in patterns:
-        names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
-        files = [Path(name) for name in names if Path(name).is_file()]
-        if not files:
-            fix = "give JSON-lines files, or a quoted glob of them"
-            raise DataError("there is no such file", f"--input {pattern}", fix)
-        inputs += files
-    for path in inputs:
-        if path.suffix in NOT_READ:
-            fix = "decompress it, or convert it to JSON lines; .gz and .zst are read directly"
-            raise DataError(f"{path.suffix} files are not supported", str(path), fix)
-    twice = [path for path, times in Counter(inputs).items() if times > 1]
-    if twice:
-        fix = "list it once; otherwise its documents would appear twice"
-        raise ConfigError("the same file is listed twice", f"--input {twice[0]}", fix)
-    return inputs
+        return f"{self.path}:{line + lines_before(self.path, self.counted_from)}"
 
 
 def read_chunks(path: Path, size: int = CHUNK_BYTES, start: int = 0, end: int | None = None) -> Iterator[Chunk]:
     """Yield a file, or a part of it, in chunks of whole lines of about `size` bytes.
 
     Args:
-        path: the file.
+        path: the file; `-` is standard input, which has no parts.
         size: bytes of a chunk, uncompressed.
         start: of a plain file, the lines that begin at or after this byte; of a compressed one, the chunks whose
             reading began at or after this byte.
         end: ... and before this byte; None: the file's end.
 
     Raises:
-        DataError: if it cannot be read or decompressed.
+        DataError: if it cannot be read or decompressed; whatever lies before a damaged place is yielded first.
     """
-    end = path.stat().st_size if end is None else end
-    cut = _chunks_in if is_compressed(path) else _lines_in
     try:
-        with path.open("rb") as file:
-            try:
-                yield from cut(path, file, size, start, end)
-            except BAD_STREAM as error:
-                raise _bad_stream(path, file.tell(), error) from None
+        with nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else path.open("rb") as file:
+            if is_compressed(path):
+                yield from _chunks_in(path, decompressed(path, file), size, start, end)
+            else:
+                yield from _lines_in(path, file, size, start, end)
+    except BrokenStreamError as error:
+        whole = f" of {path.stat().st_size:,}" if " and " in str(error) else ""
+        fix = "download or copy the file again"
+        raise DataError(f"it cannot be decompressed: {str(error)[:-1]}{whole})", str(path), fix) from None
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror}", str(path), "check its permissions") from None
-
-
-def _bad_stream(path: Path, position: int, error: Exception) -> DataError:
-    """Return the error for a file that cannot be decompressed to its end, with the byte up to which it was read."""
-    size = path.stat().st_size
-    short = isinstance(error, EOFError)  # gzip's own word for it, and ours
-    message = error if isinstance(error, CutShortError) or not short else "it is truncated"
-    position_text = f"at its end, byte {size:,}" if short else f"before byte {position:,} of {size:,}"
-    return DataError(
-        f"it cannot be decompressed: {message} ({position_text})", str(path), "download or copy the file again"
-    )
 
 
 def cut_by(paths: Sequence[Path]) -> str:
@@ -135,12 +91,26 @@ def cut_by(paths: Sequence[Path]) -> str:
     return f"{versions()}, chunks of {CHUNK_BYTES}"
 
 
-def _lines_in(path: Path, file: BinaryIO, size: int, start: int, end: int) -> Iterator[Chunk]:
+class _Plain:
+    """A file that is not compressed, from a byte to another one."""
+
+    def __init__(self, file: BinaryIO, position: int, end: int | None) -> None:
+        self._file, self.position, self._end = file, position, end
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes before the end."""
+        data = self._file.read(size if self._end is None else min(size, max(0, self._end - self.position)))
+        self.position += len(data)
+        return data
+
+
+def _lines_in(path: Path, file: BinaryIO, size: int, start: int, end: int | None) -> Iterator[Chunk]:
     """Yield the lines of a plain file that begin in some of its bytes."""
-    first, last = _next_line(file, start), _next_line(file, end)
-    file.seek(first)
-    for chunk in _whole_lines(path, file, _Head(file, last), size):
-        yield replace(chunk, counted_from=first)
+    last = None if end is None else _next_line(file, end)
+    first = _next_line(file, start)
+    if start or end is not None:
+        file.seek(first)
+    yield from _whole_lines(path, _Plain(file, first, last), size, first)
 
 
 def _next_line(file: BinaryIO, position: int) -> int:
@@ -149,97 +119,149 @@ def _next_line(file: BinaryIO, position: int) -> int:
         return 0
     # From one byte earlier: a line that begins exactly here must be found, not skipped.
     file.seek(position - 1)
-    file.readline()
+    while (piece := file.readline(CHUNK_BYTES)) and not piece.endswith(b"\n"):
+        pass
     return file.tell()
 
 
-@dataclass(frozen=True)
-class _Head:
-    """A file that ends early."""
-
-    file: BinaryIO
-    end: int
-
-    def read(self, size: int) -> bytes:
-        """Return the next bytes before the end."""
-        return self.file.read(min(size, max(0, self.end - self.file.tell())))
-
-
-def _chunks_in(path: Path, file: BinaryIO, size: int, start: int, end: int) -> Iterator[Chunk]:
+def _chunks_in(path: Path, stream: Stream, size: int, start: int, end: int | None) -> Iterator[Chunk]:
     """Yield the chunks of a compressed file whose reading began in some range of its bytes."""
     last, begin = path.stat().st_size - 1, 0
     # Everything from the beginning is decompressed; only the parsing is shared among shards.
-    for chunk in _whole_lines(path, file, decompressed(path, file), size):
-        if min(begin, last) >= end:  # where all is read, what is left to decompress belongs to the last byte
+    for chunk in _whole_lines(path, stream, size):
+        # Where all is read, what is left to decompress belongs to the last byte.
+        if end is not None and min(begin, last) >= end:
             return
         if begin >= start:
             yield chunk
         begin += chunk.read_bytes
 
 
-def _whole_lines(path: Path, file: BinaryIO, stream: Any, size: int) -> Iterator[Chunk]:
-    rest, line, position = b"", 1, file.tell()
+def _whole_lines(path: Path, stream: Stream, size: int, counted_from: int = 0) -> Iterator[Chunk]:
+    """Cut a stream into chunks of whole lines."""
+    held: list[bytes] = []  # of a line whose end is not read yet; joined once, or long lines would be copied again
+    line, offset, position, length, lost = 1, counted_from, stream.position, 0, False
     while block := stream.read(size):
-        end = block.rfind(b"\n") + 1
-        if not end:
-            # A line longer than a block: keep collecting until it ends.
-            rest += block
+        first, end = block.find(b"\n"), block.rfind(b"\n") + 1
+        length += len(block) if first < 0 else first
+        if length > LONGEST_LINE and not lost:
+            yield Chunk(path, line, b"", stream.position - position, counted_from, offset, length)
+            position, held, lost = stream.position, [], True
+        if first < 0:
+            held += [] if lost else [block]
             continue
-        data, rest = rest + block[:end], block[end:]
-        yield Chunk(path, line, data, file.tell() - position)
-        line, position = line + data.count(b"\n"), file.tell()
-    if rest:
-        yield Chunk(path, line, rest, file.tell() - position)
+        if lost:
+            # Behind the end of the line that was too long.
+            line, offset, block, end, lost = line + 1, offset + length + 1, block[first + 1 :], end - first - 1, False
+        data = b"".join([*held, block[:end]])
+        held, length = [block[end:]], len(block) - end
+        if data:
+            yield _chunk(path, line, data, stream.position - position, counted_from, offset)
+            line, offset, position = line + data.count(b"\n"), offset + len(data), stream.position
+    if data := b"".join(held):
+        yield _chunk(path, line, data, stream.position - position, counted_from, offset)
 
 
-def parse(chunk: Chunk, keys: Sequence[str], skip_bad_lines: bool = False) -> tuple[dict[str, Texts], int]:
-    """Read the texts of a chunk; blank lines are not documents.
+def _chunk(path: Path, line: int, data: bytes, read_bytes: int, counted_from: int, offset: int) -> Chunk:
+    """Return a chunk; the head of a file loses its byte-order mark."""
+    if offset == 0 and data.startswith(codecs.BOM_UTF8):
+        offset, data = len(codecs.BOM_UTF8), data[len(codecs.BOM_UTF8) :]
+    return Chunk(path, line, data, read_bytes, counted_from, offset)
 
-    Args:
-        chunk: whole lines, each a JSON object whose `keys` hold a text, or a list of texts that make one document.
-        keys: which to read.
-        skip_bad_lines: skip and count lines that are not like that.
 
-    Returns:
-        the texts by key, and the number of lines skipped.
+def read_lines(
+    path: Path,
+    part: tuple[int, int] | None = None,
+    *,
+    skip_bad: bool = False,
+    columns: Sequence[str] | None = None,
+    numbered: bool = True,
+    size: int = CHUNK_BYTES,
+) -> Iterator[Records]:
+    """Yield the records of a JSON-lines file; arguments as of `inputs.read_records`, and the bytes of a chunk.
 
     Raises:
-        DataError: at the first bad line, unless they are skipped.
+        DataError: at the first bad line, unless they are skipped, and where the file cannot be read or decompressed;
+            the records before are yielded first.
     """
+    start, end = part or (0, None)
+    before: int | None = None
+    for chunk in read_chunks(path, size, start, end):
+        if numbered and chunk.counted_from:
+            before = lines_before(path, chunk.counted_from) if before is None else before
+            chunk = replace(chunk, first_line=chunk.first_line + before, counted_from=0)
+        yield from _records(chunk, columns, skip_bad)
+
+
+def _records(chunk: Chunk, columns: Sequence[str] | None, skip_bad: bool) -> Iterator[Records]:
+    rows, lines, bad = _parse(chunk, columns, skip_bad)
+    found = Records(chunk.path, chunk.first_line, rows, lines, chunk.read_bytes, len(bad), chunk.counted_from)
+    if bad and not skip_bad:
+        yield replace(found, bad=0)
+        raise _bad_line(chunk, *bad[0])
+    yield found
+
+
+def _bad_line(chunk: Chunk, number: int, message: str) -> DataError:
+    byte = chunk.offset + sum(len(line) + 1 for line in chunk.data.split(b"\n")[: number - chunk.first_line])
+    of = "its contents" if is_compressed(chunk.path) else "the file"
+    return DataError(f"{message} (the line begins at byte {byte:,} of {of})", chunk.place(number), _FIX)
+
+
+_Parsed = tuple[list[dict[str, Any]], list[int], list[tuple[int, str]]]
+
+
+def _parse(chunk: Chunk, columns: Sequence[str] | None, skip_bad: bool) -> _Parsed:
+    """Return the objects of a chunk, their line numbers, and the bad lines with what is wrong; the first, or all."""
+    if chunk.too_long:
+        what = f"the line is longer than {LONGEST_LINE:,} bytes"
+        return [], [], [(chunk.first_line, what)]
+    lines = chunk.data.split(b"\n")
+    # A key may stand twice in one object, and orjson takes the last.
+    keys = {_as_key(name) for key in columns or () for name in (key, *key.split("."))}
     try:
         # The fast path: orjson is several times faster than json, but tells less about a bad line.
-        rows = [orjson.loads(line) for line in chunk.data.split(b"\n") if line and not line.isspace()]
+        rows = [orjson.loads(line) for line in lines if line and not line.isspace()]
+    except ValueError:
+        return _parse_one_by_one(chunk, columns, keys, skip_bad)
+    is_plain = set(map(type, rows)) <= {dict} and not any(chunk.data.count(key) > len(rows) for key in keys)
+    if not is_plain:
+        return _parse_one_by_one(chunk, columns, keys, skip_bad)
+    if len(rows) == len(lines) - (not lines[-1]):
+        return rows, list(range(chunk.first_line, chunk.first_line + len(rows))), []
+    numbers = [number for number, line in enumerate(lines, chunk.first_line) if line and not line.isspace()]
+    return rows, numbers, []
 
-        texts = {key: [row[key] for row in rows] for key in keys}
-    except (ValueError, KeyError, TypeError):
-        return _parse_one_by_one(chunk, keys, skip_bad_lines)
-    if any(chunk.data.count(_as_key(key)) > len(rows) for key in keys):  # a key may stand twice in one object
-        return _parse_one_by_one(chunk, keys, skip_bad_lines)
-    # Lists of texts are rare and take the slow path too.
-    if all(set(map(type, column)) <= {str} for column in texts.values()):
-        return {key: Texts(column) for key, column in texts.items()}, 0
-    return _parse_one_by_one(chunk, keys, skip_bad_lines)
 
-
-def _parse_one_by_one(chunk: Chunk, keys: Sequence[str], skip: bool) -> tuple[dict[str, Texts], int]:
-    texts: dict[str, list[str]] = {key: [] for key in keys}
-    counts: dict[str, list[int]] = {key: [] for key in keys}
-    bad = 0
+def _parse_one_by_one(chunk: Chunk, columns: Sequence[str] | None, keys: set[bytes], skip_bad: bool) -> _Parsed:
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    bad: list[tuple[int, str]] = []
     for number, line in enumerate(chunk.data.split(b"\n"), chunk.first_line):
         if not line or line.isspace():
             continue
         try:
-            row = _row(line, keys)
+            rows.append(_row(line, columns, keys))
+            numbers.append(number)
         except ValueError as error:
-            if not skip:
-                fix = "fix the line, or use --skip-bad-lines to skip and count such lines"
-                raise DataError(str(error), chunk.place(number), fix) from None
-            bad += 1
-            continue
-        for key, column in row.items():
-            texts[key] += column
-            counts[key].append(len(column))
-    return {key: Texts(texts[key], counts[key]) for key in keys}, bad
+            bad.append((number, str(error)))
+            if not skip_bad:
+                break
+    return rows, numbers, bad
+
+
+def _row(line: bytes, columns: Sequence[str] | None, keys: set[bytes]) -> dict[str, Any]:
+    """Return the object of one line; a ValueError says what is wrong with it."""
+    if all(line.count(key) < 2 for key in keys):
+        try:
+            row = orjson.loads(line)
+        except ValueError:
+            row = None  # json tells what is wrong, or reads it
+        if isinstance(row, dict):
+            return row
+    row = parse_object(line)
+    check_characters(row, columns)
+    return row
 
 
 def _as_key(key: str) -> bytes:
@@ -247,25 +269,17 @@ def _as_key(key: str) -> bytes:
     return json.dumps(key, ensure_ascii=False).encode() + b":"
 
 
-def _row(line: bytes, keys: Sequence[str]) -> dict[str, list[str]]:
-    """Return the texts of one line; a ValueError says what is wrong with it."""
-    row = parse_object(line)
-    texts = {}
-    for key in keys:
-        many = row.get(key)
-        texts[key] = [text_in({key: item}, key) for item in many] if isinstance(many, list) else [text_in(row, key)]
-    return texts
-
-
 def read_objects(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a small file with their numbers, from 1; blank ones are skipped.
 
     Raises:
-        DataError: if the file is not there, cannot be read or decompressed.
+        DataError: if the file is not there, cannot be read or decompressed, or has a line that is too long.
     """
     if not path.is_file():
         raise DataError("there is no such file", str(path), "give a JSON-lines file")
     for chunk in read_chunks(path):
+        if chunk.too_long:
+            raise _bad_line(chunk, *_parse(chunk, (), False)[2][0])
         for number, line in enumerate(chunk.data.split(b"\n"), chunk.first_line):
             if line and not line.isspace():
                 yield number, line
@@ -279,7 +293,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     """
     try:
         # Unlike orjson it reads NaN, which some writers leave in other fields.
-        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once_each)
+        row = json.loads(line.decode("utf-8"), object_pairs_hook=_once_each)
     except _TwiceError:
         raise
     except UnicodeDecodeError as error:
@@ -289,22 +303,6 @@ def parse_object(line: bytes) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"the line is a JSON {type(row).__name__}, not an object")
     return row
-
-
-def text_in(row: Mapping[str, Any], key: str) -> str:
-    """Return the text under a key.
-
-    Raises:
-        ValueError: it is missing, or holds a broken character; the message says which.
-    """
-    if key not in row:
-        raise ValueError(f"the line has no key {key!r}; its keys are {', '.join(map(repr, row)) or 'none'}")
-    text = row[key]
-    if not isinstance(text, str):
-        raise ValueError(f"the key {key!r} holds {json.dumps(text)[:40]}, not a string")
-    if not _encodable(text):
-        raise ValueError(f"the key {key!r} holds an unpaired surrogate, which is not a valid character")
-    return text
 
 
 class _TwiceError(ValueError):
@@ -318,11 +316,3 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise _TwiceError(f"the key {twice!r} appears twice in the line")
     return row
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

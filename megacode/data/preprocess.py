@@ -1,4 +1,4 @@
-"""Preprocess JSON lines into indexed data sets, in one pass with flat memory.
+"""Preprocess JSON lines and Parquet files into indexed data sets, in one pass with flat memory.
 
 Lines are parsed while the previous chunk is encoded and written, so that parsing (which holds Python's lock) and
 encoding (which does not) share the cores. No data passes between processes: unpickling token lists limits Megatron's
@@ -28,10 +28,12 @@ from megacode.config.model import TokenizerConfig
 from megacode.data import manifest as manifests
 from megacode.data.encoders import pieces
 from megacode.data.indexed import IndexedDatasetWriter, bin_path
-from megacode.data.jsonl import Chunk, Texts, cut_by, find_inputs, parse, read_chunks
+from megacode.data.inputs import find_inputs, read_records, refuse_standard_input, sizes_of
+from megacode.data.jsonl import STANDARD_INPUT, cut_by
 from megacode.data.machine_files import WHOLE, Shard
 from megacode.data.manifest import Manifest
 from megacode.data.progress import PassProgress
+from megacode.data.records import Records, Texts, texts_of
 from megacode.data.shuffle import ShuffledWriter
 from megacode.data.tokenizer import EncoderMismatch, Tokenizer, load_tokenizer
 
@@ -39,7 +41,6 @@ _LOG = logging.getLogger(__name__)
 _UINT16_VOCABULARY = 65_500  # Megatron's threshold, a little below 2^16
 _SAMPLED_FILES = 16
 _SAMPLED_CHARACTERS = 1 << 18
-_SAMPLED_CHUNK = 1 << 20
 
 Writer = IndexedDatasetWriter | ShuffledWriter
 Batch = tuple[npt.NDArray[np.integer], npt.NDArray[np.int64], npt.NDArray[np.int64]]
@@ -50,10 +51,10 @@ class PreprocessJob:
     """The settings of one preprocessing job.
 
     Attributes:
-        inputs: paths and globs of JSON-lines files: `.jsonl`, `.json`, and `.gz` and `.zst` of them.
+        inputs: files, directories and globs as of `inputs.find_inputs`: JSON lines and Parquet; `-`: standard input.
         output_prefix: the data sets are `<output_prefix>_<key>_document`.
         tokenizer: what encodes them.
-        keys: JSON keys that hold text; each makes a data set.
+        keys: keys that hold text, nested ones as `a.b`; each makes a data set.
         append_eod: end each document that is not empty with the tokenizer's end-of-document token.
         shuffle_seed: shuffle the documents; None: keep the input's order. A shard keeps it; merging shuffles.
         skip_bad_lines: skip and count lines that cannot be read, instead of stopping.
@@ -110,11 +111,14 @@ def preprocess(job: PreprocessJob) -> dict[str, Manifest]:
         if job.workers is not None:
             tokenizer.limit_threads(job.workers)
         inputs = find_inputs(job.inputs)
+        if job.shard:
+            refuse_standard_input(inputs, "standard input cannot be divided into shards")
         if tokenizer.use_fast(_sample(inputs, job)):
             _LOG.info("encoding with gigatoken: its ids match the reference library's on probe texts and on this input")
         try:
             return _run(job, tokenizer, dtype, inputs)
         except EncoderMismatch as mismatch:
+            refuse_standard_input(inputs, f"{mismatch}, and standard input cannot be read again")
             _LOG.warning("%s: restarting with the reference library", mismatch)
             tokenizer.use_reference()
             return _run(job, tokenizer, dtype, inputs)
@@ -138,18 +142,19 @@ def choose_dtype(wanted: str, tokenizer: Tokenizer) -> np.dtype:
 def _sample(inputs: list[Path], job: PreprocessJob) -> list[str]:
     """Return stretches of text from the heads of some of the files."""
     # Files often differ in language or format, so the sample takes some from all over the list.
-    chosen = inputs[:: -(-len(inputs) // _SAMPLED_FILES)]
-    share = _SAMPLED_CHARACTERS // (len(chosen) * len(job.keys))
+    files = [path for path in inputs if path != STANDARD_INPUT]
+    chosen = files[:: -(-len(files) // _SAMPLED_FILES)] if files else []
+    share = _SAMPLED_CHARACTERS // max(1, len(chosen) * len(job.keys))
     stretches: list[str] = []
     for path in chosen:
-        for chunk in islice(read_chunks(path, _SAMPLED_CHUNK), 1):
-            for column in parse(chunk, job.keys, skip_bad_lines=True)[0].values():
+        for records in islice(read_records(path, skip_bad=True, columns=job.keys, numbered=False), 1):
+            for column in texts_of(records, job.keys, skip_bad=True)[0].values():
                 stretches += pieces(column.texts, share, max(1, share // 8))
     return stretches
 
 
 def _run(job: PreprocessJob, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) -> dict[str, Manifest]:
-    sizes = [path.stat().st_size for path in inputs]
+    sizes = sizes_of(inputs)
     with ExitStack() as stack:
         writers = {key: _writer(job, key, dtype) for key in job.keys}
         for writer in writers.values():
@@ -218,21 +223,25 @@ def _encode_all(
 
     with ThreadPoolExecutor(1) as thread:
         pending: Future[None] | None = None
-        for chunk in _chunks(inputs, job.shard or WHOLE):
-            texts, bad = parse(chunk, job.keys, job.skip_bad_lines)
-            bad_lines += bad
+        for records in _records(job, inputs):
+            texts, kept = texts_of(records, job.keys, job.skip_bad_lines)
+            bad_lines += kept.bad
             if pending is not None:
                 pending.result()
             # One chunk is encoded and one parsed at any time: memory holds two chunks, whatever the input's size.
-            pending = thread.submit(encode_and_write, texts, chunk.read_bytes)
+            pending = thread.submit(encode_and_write, texts, records.read_bytes)
         if pending is not None:
             pending.result()
     return bad_lines
 
 
-def _chunks(inputs: list[Path], shard: Shard) -> Iterator[Chunk]:
-    for number, start, end in shard.parts([path.stat().st_size for path in inputs]):
-        yield from read_chunks(inputs[number], start=start, end=end)
+def _records(job: PreprocessJob, inputs: list[Path]) -> Iterator[Records]:
+    if job.shard is None:
+        parts: list[tuple[int, tuple[int, int] | None]] = [(number, None) for number in range(len(inputs))]
+    else:
+        parts = [(number, (start, end)) for number, start, end in job.shard.parts(sizes_of(inputs))]
+    for number, part in parts:
+        yield from read_records(inputs[number], part, skip_bad=job.skip_bad_lines, columns=job.keys, numbered=False)
 
 
 def assemble(

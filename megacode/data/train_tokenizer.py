@@ -20,8 +20,9 @@ from megacode.base.files import atomic_path
 from megacode.base.progress import bar
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.data.encoders import pieces
-from megacode.data.jsonl import find_inputs, parse, read_chunks
+from megacode.data.inputs import find_inputs, read_records, refuse_standard_input, sizes_of
 from megacode.data.progress import PassProgress
+from megacode.data.records import texts_of
 from megacode.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 
 END = "<|endoftext|>"
@@ -76,7 +77,8 @@ def train_tokenizer(
     with claimed(output, "--output"):
         refuse_existing([output / name for name in _WRITTEN], overwrite, "--output")
         files = find_inputs(inputs)
-        with PassProgress("reading", sum(path.stat().st_size for path in files)) as progress:
+        refuse_standard_input(files, "standard input cannot be sampled evenly, as its size is unknown")
+        with PassProgress("reading", sum(sizes_of(files))) as progress:
             texts = list(_thinned(files, keys, max_bytes, progress))
         if not any(texts):
             raise DataError("the input contains no text", " ".join(inputs), "check the input and its keys")
@@ -96,12 +98,12 @@ def _load(kind: str, directory: Path) -> Tokenizer:
 
 def _thinned(files: Sequence[Path], keys: Sequence[str], max_bytes: int, progress: PassProgress) -> Iterator[str]:
     """Yield every text, or as many evenly spaced texts as the limit allows."""
-    total = max(1, sum(path.stat().st_size for path in files))
+    total = max(1, sum(sizes_of(files)))
     wanted, number = min(max_bytes, total), 0
     for path in files:
-        for chunk in read_chunks(path):
-            columns = parse(chunk, keys)[0].values()
-            progress.advance(max(column.documents for column in columns), chunk.read_bytes)
+        for records in read_records(path, columns=keys):
+            columns = texts_of(records, keys)[0].values()
+            progress.advance(max(column.documents for column in columns), records.read_bytes)
             for column in columns:
                 for text in column.texts:
                     number += 1

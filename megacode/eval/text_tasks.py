@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import DataError
-from megacode.data.jsonl import parse_object, read_objects, text_in
+from megacode.data.jsonl import parse_object, read_objects
+from megacode.data.records import text_in
 
 
 def text_task(name: str, path: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megacode.base.errors import DataError, Problem
-from megacode.data.jsonl import parse_object, read_objects, text_in
+from megacode.data.jsonl import parse_object, read_objects
+from megacode.data.records import text_in
 
 SHIPPED = Path(__file__).parent / "prompts.jsonl"
 UNSORTED = "all"
