@@ -150,7 +150,7 @@ class _Demo:
 
     def collect(self) -> None:
         """Write corpus/code.jsonl, text.jsonl and markup.jsonl."""
-        from megacode.data.collect import collect
+        from megacode.corpus.machine.collect import collect
 
         report = collect(self.out / "corpus", overwrite=True)
         for name, part in report["sources"].items():

@@ -14,7 +14,7 @@ from megacode.base.errors import ConfigError
 from megacode.base.progress import new_progress
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, parse_count
-from megacode.data.collect import DEFAULT_BYTES, collect
+from megacode.corpus.machine.collect import DEFAULT_BYTES, collect
 
 _MOST = 4  # file kinds, and reasons for exclusion, that the table names; longer lists would wrap
 

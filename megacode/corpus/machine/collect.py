@@ -30,10 +30,10 @@ import orjson
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.files import atomic_path, digest, file_digest, write_json
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
-from megacode.data.corpus_candidates import Candidate, candidates, default_roots
-from megacode.data.extract import manual_page_text, package_description, split_docstrings
+from megacode.corpus.machine.candidates import Candidate, candidates, default_roots
+from megacode.corpus.machine.extract import manual_page_text, package_description, split_docstrings
 from megacode.data.filters import LIMITS, reason_to_drop
-from megacode.data.licence_notices import without_notice
+from megacode.corpus.machine.licence_notices import without_notice
 
 RULES = 2  # counted up when the same machine, limits and seed would give other documents
 REPORT = "collect.json"
