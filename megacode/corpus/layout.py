@@ -1,6 +1,7 @@
 """The output directory of a recipe; the only place that knows its file names.
 
     facts.json                    what the passes depend on: recipe, inputs, versions of rules, number of shards
+    collected/                    files of this machine, for sources of the kind `machine`
     map/shard_0003_of_0016/       the shard's documents and arrays; the directory appears when all of it is on disk
     reduce/                       which documents are dropped, and why; `report.json` is written last
     apply/shard_0003_of_0016.json the shard's counts and hashes of outputs, written last
@@ -33,6 +34,11 @@ class CorpusDir:
     def facts(self) -> Path:
         """What the passes depend on."""
         return self.path / "facts.json"
+
+    @property
+    def collected(self) -> Path:
+        """Files of this machine, for sources of the kind `machine`."""
+        return self.path / "collected"
 
     @property
     def map(self) -> Path:
@@ -117,7 +123,7 @@ class MapDir:
         return self.path / "documents.jsonl.zst"
 
     def array(self, name: str) -> Path:
-        """Return an array about the documents: `sources`, `id_ends`, `frames`."""
+        """Return an array about the documents: `sources`, `keys`, `id_ends`, `frames`."""
         return self.path / f"{name}.npy"
 
     @property

@@ -20,7 +20,7 @@ from megacode.base.claims import claimed
 from megacode.base.files import Json, atomic_path, remove, to_json
 from megacode.corpus.decontaminate import Index
 from megacode.corpus.document import Counts, Document
-from megacode.corpus.duplicates import SignatureWriter
+from megacode.corpus.duplicates.signature_files import SignatureWriter
 from megacode.corpus.framed import FramedWriter
 from megacode.corpus.inputs import AGAINST
 from megacode.corpus.layout import MapDir
@@ -126,11 +126,14 @@ class _Sink:
 
     def __init__(self, place: MapDir, index: Index | None, work: Work) -> None:
         self._place, self._index = place, index
+        self._seed = work.recipe.seed & (2**64 - 1)
         self._writer = FramedWriter(place.documents)
-        self._signatures = SignatureWriter(place.signatures) if work.recipe.duplicates else None
+        rules = work.recipe.duplicates
+        self._signatures = SignatureWriter(place.signatures, rules.ngram) if rules else None
         self._batch: list[str] = []
         self._batch_bytes = 0
         self._sources: list[int] = []
+        self._keys: list[int] = []
         self._id_ends: list[int] = [0]
 
     def __enter__(self) -> _Sink:
@@ -144,6 +147,8 @@ class _Sink:
         self._writer.write(document.line())
         self._ids.write(name)
         self._id_ends.append(self._id_ends[-1] + len(name))
+        # The key decides which of several duplicates is kept; it must not depend on the order of inputs.
+        self._keys.append(xxhash.xxh3_64_intdigest(name, self._seed))
         self._sources.append((source + 1) | HELD_OUT_BIT * held_out)
         self._batch.append(document.text)
         self._batch_bytes += len(raw)
@@ -171,5 +176,6 @@ class _Sink:
             if self._signatures is not None:
                 self._signatures.close()
             np.save(self._place.array("sources"), np.array(self._sources, np.uint16))
+            np.save(self._place.array("keys"), np.array(self._keys, np.uint64))
             np.save(self._place.array("id_ends"), np.array(self._id_ends, np.int64))
             np.save(self._place.array("frames"), self._writer.frames())

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from megacode.base.claims import claimed
 from megacode.base.errors import DataError, Problem
 from megacode.base.files import Json, atomic_path, read_json, read_jsonl, remove, write_json
-from megacode.corpus.decontaminate import Items, report_by_task
 from megacode.corpus.document import Counts
-from megacode.corpus.duplicates import Duplicates, find_duplicates
-from megacode.corpus.heldout_passages import write_passages
+from megacode.corpus.clusters_report import clusters
+from megacode.corpus.duplicates.collection import Part
+from megacode.corpus.duplicates.reduce import find_duplicates
+from megacode.corpus.benchmarks import report_by_task, write_passages
 from megacode.corpus.inputs import AGAINST
 from megacode.corpus.shards import Numbered, open_shards
 from megacode.corpus.work import Work
@@ -27,14 +28,16 @@ class Reason(IntEnum):
 
     KEPT = 0
     EXACT = 1
-    NEAR = 2
-    BENCHMARK = 3
-    PASSAGE = 4  # found by the apply pass
+    NORMALISED = 2
+    NEAR = 3
+    BENCHMARK = 4
+    PASSAGE = 5  # found by the apply pass
 
 
 # The step of the funnel, and the reason, as counts and lists name them.
 REASONS = {
     Reason.EXACT: ("duplicates", "exact duplicate"),
+    Reason.NORMALISED: ("duplicates", "duplicate but for case and white space"),
     Reason.NEAR: ("duplicates", "near-duplicate"),
     Reason.BENCHMARK: ("decontamination", "benchmark item"),
     Reason.PASSAGE: ("decontamination", "passage of a held-out document"),
@@ -57,7 +60,7 @@ def reduce_all(work: Work) -> None:
         out.reduce.mkdir(parents=True, exist_ok=True)
         every = Numbered(open_shards(work))
         _refuse_empty(work, every, np.ones(every.total, bool), "filters")
-        reasons, roots, clusters = _duplicates(work, every)
+        reasons, roots, found = _duplicates(work, every)
         contamination = _decontaminate(work, every, reasons)
         _refuse_empty(work, every, reasons == Reason.KEPT, "duplicates and decontamination")
         _save(out.dropped, reasons)
@@ -69,25 +72,36 @@ def reduce_all(work: Work) -> None:
             {
                 "identity": work.identity,
                 "documents": every.total,
-                "duplicates": clusters,
+                "duplicates": found,
                 "contamination": contamination,
             },
         )
         remove(out.scratch)
 
 
+def refuse_unreduced(work: Work) -> None:
+    """Refuse to apply what is not decided yet.
+
+    Raises:
+        DataError: the reduce pass has not been done, or was done for other facts.
+    """
+    report = read_json(work.out.report)
+    if not report:
+        fix = "run --pass reduce first, or the command without --pass"
+        raise DataError("the reduce pass has not been done", str(work.out.report), fix)
+    if report.get("identity") != work.identity:
+        fix = f"remove {work.out.reduce}, and run --pass reduce again"
+        raise DataError("it was made from another recipe or other inputs", str(work.out.report), fix)
+
+
 def _duplicates(work: Work, every: Numbered) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], Json]:
     """Return why each document is dropped, the one that is kept in its place, and the report of clusters."""
-    reasons, roots = np.zeros(every.total, np.uint8), np.arange(every.total)
     rules = work.recipe.duplicates
     if rules is None:
-        return reasons, roots, {}
-    parts = [shard.place.signatures for shard in every.shards]
-    found: Duplicates = find_duplicates(parts, every.texts, rules.threshold, work.out.scratch)
-    dropped = ~found.kept
-    roots[dropped] = found.roots[dropped]
-    reasons[dropped] = np.where(found.exact[dropped], Reason.EXACT, Reason.NEAR)
-    return reasons, roots, _clusters(found, every)
+        return np.zeros(every.total, np.uint8), np.arange(every.total), {}
+    parts = [Part(shard.place.signatures, shard.order) for shard in every.shards]
+    found = find_duplicates(parts, every.texts, work.out.scratch, rules.threshold)
+    return found.why, found.root.astype(np.int64), clusters(found, every)
 
 
 def _decontaminate(work: Work, every: Numbered, reasons: npt.NDArray[np.uint8]) -> Json:

@@ -13,10 +13,14 @@ from megacode.base.errors import DataError
 from megacode.base.files import read_json
 from megacode.corpus.document import Document
 from megacode.corpus.framed import read_lines, read_some
+from megacode.corpus.inputs import AGAINST
 from megacode.corpus.layout import MapDir
 from megacode.corpus.map_pass import HELD_OUT_BIT
 from megacode.corpus.work import Work
 from megacode.data.machine_files import Shard
+
+# Tiers: of several duplicates the one of the lowest tier is kept. Documents of tier 0 are never dropped.
+TIER_AGAINST, TIER_HELD_OUT, FIRST_TIER = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,12 @@ class MappedShard:
     def frames(self) -> npt.NDArray[np.int64]:
         """The index of the documents' file."""
         return np.asarray(np.load(self.place.array("frames")))
+
+    def order(self) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint64]]:
+        """Return what decides which of several duplicates is kept: tier and key of the id of each document."""
+        tiers = np.where(self.held_out, TIER_HELD_OUT, self.source + FIRST_TIER)
+        tiers = np.where(self.source == AGAINST, TIER_AGAINST, tiers).astype(np.uint16)
+        return tiers, np.asarray(np.load(self.place.array("keys")))
 
     def read(self) -> Iterator[list[Document]]:
         """Yield the documents, about a mebibyte at a time."""

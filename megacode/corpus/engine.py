@@ -1,0 +1,160 @@
+"""Run a recipe: prepare, map each shard, reduce, apply each shard. Each pass leaves its result and is skipped if it exists.
+
+A call without a shard does all of it on this machine. On a cluster, each map and apply pass of a shard and the one
+reduce pass are separate calls; their results are the same to the byte.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from megacode.base.child_processes import end_with
+from megacode.base.claims import claimed
+from megacode.base.errors import ConfigError
+from megacode.base.files import Json, read_json
+from megacode.base.progress import bar
+from megacode.base.user_paths import refuse_unwritable
+from megacode.corpus.apply_pass import apply_shard
+from megacode.corpus.benchmarks import benchmark_index, passage_index
+from megacode.corpus.decontaminate import Index
+from megacode.corpus.machine.source import collect_sources
+from megacode.corpus.manifest import is_complete, write_manifest
+from megacode.corpus.map_pass import map_shard
+from megacode.corpus.recipe import Recipe
+from megacode.corpus.reduce_pass import reduce_all, refuse_unreduced
+from megacode.corpus.shards import Numbered, open_shards
+from megacode.corpus.tally import Encoder
+from megacode.corpus.tokens import encoder
+from megacode.corpus.work import Work, prepare, settle
+from megacode.data.machine_files import Shard
+
+log = logging.getLogger(__name__)
+
+Pass = Literal["prepare", "map", "reduce", "apply"]
+PASSES: tuple[Pass, ...] = ("prepare", "map", "reduce", "apply")
+
+
+def run_recipe(
+    recipe: Recipe,
+    command: str,
+    *,
+    shard: Shard | None = None,
+    only: Pass | None = None,
+    processes: int = 1,
+    overwrite: bool = False,
+) -> Json | None:
+    """Run a recipe, or what is left of it.
+
+    Args:
+        recipe: the recipe.
+        command: the command line, for the manifest.
+        shard: run the map or apply pass of this one only.
+        only: run one pass only; None: all that are possible.
+        processes: shards that are worked on at the same time.
+        overwrite: replace what an earlier call made from another recipe or other inputs.
+
+    Returns:
+        The manifest, once the corpus is complete; None before.
+
+    Raises:
+        ConfigError: the output cannot be written, was made from something else, or another process makes it.
+        DataError: an input is missing or damaged, or nothing is left of a source.
+    """
+    _refuse_needless(shard, only)
+    out = Path(recipe.output)
+    refuse_unwritable(out, "output", directory=True)
+    with _alone(out, shard):
+        work = ready(recipe, shard, command, overwrite)
+        if is_complete(work):
+            return read_json(work.out.manifest)
+        shards = [shard] if shard else work.all_shards()
+        if only in (None, "map"):
+            _each_shard(_map_one, work, [one for one in shards if not work.out.mapped(one).counts.exists()], processes)
+        if only == "reduce" or (only is None and shard is None):
+            reduce_all(work)
+        if only == "apply" or (only is None and shard is None):
+            _each_shard(_apply_one, work, [one for one in shards if not work.out.applied(one).exists()], processes)
+            return write_manifest(work)
+        return None
+
+
+def ready(recipe: Recipe, shard: Shard | None, command: str, overwrite: bool) -> Work:
+    """Return what is to be done, written down in the output directory."""
+    collected = collect_sources(recipe, alone=shard is None)
+    work = prepare(recipe, shard.count if shard else None, command, collected)
+    settle(work, overwrite)
+    return work
+
+
+def _refuse_needless(shard: Shard | None, only: Pass | None) -> None:
+    if shard is not None and only in ("prepare", "reduce"):
+        raise ConfigError(f"the {only} pass is not done by shard", "--shard", "leave it out")
+
+
+@contextmanager
+def _alone(out: Path, shard: Shard | None) -> Iterator[None]:
+    """Refuse a second command on one output directory; commands for single shards claim their shards instead."""
+    if shard is not None:
+        yield
+        return
+    with claimed(out, "output"):
+        yield
+
+
+def _each_shard(one: Callable[[Work, Shard], None], work: Work, shards: list[Shard], processes: int) -> None:
+    """Run a pass for each shard, several at a time."""
+    label = one.__name__.strip("_").removesuffix("_one")
+    with bar(label, len(shards)) as advance:
+        if processes == 1 or len(shards) <= 1:
+            for shard in shards:
+                one(work, shard)
+                advance(1)
+            return
+        # Fresh interpreters: a fork would copy the threads' locks of the hashing libraries.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(processes, len(shards)), context, _in_pool, (os.getpid(),)) as pool:
+            futures = [pool.submit(one, work, shard) for shard in shards]
+            for future in futures:
+                future.add_done_callback(lambda _: advance(1))
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _in_pool(parent: int) -> None:
+    """Prepare a process of the pool: it ends with its parent, however that ends, and uses one core."""
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the pool
+    end_with(parent)
+
+
+# What all shards of a recipe need, made once a process: by the identity of the work.
+_benchmarks_of: dict[str, Index | None] = {}
+_for_apply_of: dict[str, tuple[Numbered, Index | None, Encoder | None]] = {}
+
+
+def _map_one(work: Work, shard: Shard) -> None:
+    if work.identity not in _benchmarks_of:
+        _benchmarks_of[work.identity] = benchmark_index(work)
+    map_shard(work, shard, _benchmarks_of[work.identity])
+
+
+def _apply_one(work: Work, shard: Shard) -> None:
+    if work.identity not in _for_apply_of:
+        refuse_unreduced(work)
+        tokenizer = work.recipe.tokenizer
+        encode = encoder(tokenizer) if tokenizer is not None else None
+        _for_apply_of[work.identity] = Numbered(open_shards(work)), passage_index(work), encode
+    apply_shard(work, shard, *_for_apply_of[work.identity])

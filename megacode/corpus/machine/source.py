@@ -1,0 +1,108 @@
+"""The kind `machine`: this machine's own files, collected once, then read like any other source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from megacode.base.errors import ConfigError, Problem
+from megacode.base.files import Json, read_json
+from megacode.base.progress import bar
+from megacode.config.problems import problems_of
+from megacode.config.quantity import Count, Frozen
+from megacode.corpus.document import Document
+from megacode.corpus.layout import CorpusDir
+from megacode.corpus.machine.collect import DEFAULT_BYTES, REPORT, collect
+from megacode.corpus.recipe import MACHINE, Recipe, RecipeSource
+from megacode.data.inputs import Records
+
+# Files that are collected before duplicates are dropped; about so many of them go.
+_KINDS = tuple(DEFAULT_BYTES)
+
+
+class MachineSettings(Frozen):
+    """Settings of the kind `machine`.
+
+    Attributes:
+        files: what to collect: `code`, `text` or `markup`; absent: the source's own name.
+        bytes: of UTF-8 text to collect; absent: as much as the demo needs.
+    """
+
+    files: str | None = None
+    bytes: Count | None = Field(default=None, ge=1)
+
+
+def collect_sources(recipe: Recipe, *, alone: bool) -> dict[str, Path]:
+    """Collect the files of a recipe's sources of this kind, unless it has been done.
+
+    Args:
+        recipe: the recipe.
+        alone: whether this call does all shards; otherwise the files must have been collected.
+
+    Returns:
+        The collected file of each such source.
+
+    Raises:
+        ConfigError: a source names no kind of file, or two the same one; or the files are not collected yet.
+        DataError: no usable file was found.
+    """
+    sources = {name: source for name, source in recipe.sources.items() if source.kind == MACHINE}
+    if not sources:
+        return {}
+    place = CorpusDir(Path(recipe.output)).collected
+    files = {name: _files(name, source) for name, source in sources.items()}
+    if not alone:
+        if not (place / REPORT).exists():
+            what = "the files of this machine have not been collected yet"
+            raise ConfigError(what, str(place), "run --pass prepare first, on the machine whose files are meant")
+    else:
+        _collect(recipe, sources, files, place)
+    return {name: place / f"{kind}.jsonl" for name, kind in files.items()}
+
+
+def _collect(recipe: Recipe, sources: dict[str, RecipeSource], files: dict[str, str], place: Path) -> None:
+    limits = {files[name]: _settings(name, one).bytes or DEFAULT_BYTES[files[name]] for name, one in sources.items()}
+    roots = sorted({Path(root) for one in sources.values() for root in one.inputs}) or None
+    done: dict[str, int] = {}
+    with bar("collect", sum(limits.values()), size=True) as advance:
+
+        def progress(source: str, collected: int, _: int) -> None:
+            advance(collected - done.get(source, 0))
+            done[source] = collected
+
+        # The output directory's facts tell what has changed, and ask for --overwrite.
+        collect(place, roots, limits, recipe.seed, progress, overwrite=True)
+
+
+def _files(name: str, source: RecipeSource) -> str:
+    files = _settings(name, source).files or name
+    if files not in _KINDS:
+        fix = f"add settings: {{files: X}}, where X is one of {', '.join(_KINDS)}"
+        raise ConfigError(f"which files of this machine are meant by {files!r} is unknown", f"sources.{name}", fix)
+    return files
+
+
+def _settings(name: str, source: RecipeSource) -> MachineSettings:
+    try:
+        return MachineSettings.model_validate(source.settings)
+    except ValidationError as error:
+        where = f"sources.{name}.settings"
+        problems = problems_of(error, MachineSettings)
+        raise ConfigError(problems=[Problem(one.what, f"{where}.{one.where}", one.fix) for one in problems]) from None
+
+
+def machine_documents(records: Iterator[Records]) -> Iterator[Document]:
+    """Yield the collected documents; their ids are the paths of their files."""
+    for some in records:
+        for row in some.rows:
+            yield Document(row["text"], row["path"], {"path": row["path"]})
+
+
+def collected_counts(recipe: Recipe, name: str) -> Json:
+    """Return what collecting a source dropped, by reason, as `Counts.as_json` writes it."""
+    place = CorpusDir(Path(recipe.output)).collected
+    report = read_json(place / REPORT).get("sources", {})
+    counts: Json = report.get(_files(name, recipe.sources[name]), {}).get("dropped_documents", {})
+    return counts
