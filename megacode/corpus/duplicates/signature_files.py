@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from megacode.base.errors import DataError
 from megacode.base.files import naming, read_json, remove, write_json
-from megacode.corpus.duplicates.signatures import BANDS, HASHES, SHINGLE, Signatures, method, signatures
+from megacode.corpus.duplicates.signatures import BANDS, HASHES, SHINGLE, method, signatures
 
 # File, type and columns of each part but the bands.
 _FILES = {
