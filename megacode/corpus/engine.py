@@ -33,7 +33,7 @@ from megacode.corpus.reduce_pass import reduce_all, refuse_unreduced
 from megacode.corpus.shards import Numbered, open_shards
 from megacode.corpus.tally import Encoder
 from megacode.corpus.tokens import encoder
-from megacode.corpus.work import Work, prepare, settle
+from megacode.corpus.work import Work, prepare, refuse_changed_recipe, settle
 from megacode.data.machine_files import Shard
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ def run_recipe(
 
 def ready(recipe: Recipe, shard: Shard | None, command: str, overwrite: bool) -> Work:
     """Return what is to be done, written down in the output directory."""
+    refuse_changed_recipe(recipe, overwrite)
     collected = collect_sources(recipe, alone=shard is None)
     work = prepare(recipe, shard.count if shard else None, command, collected)
     settle(work, overwrite)

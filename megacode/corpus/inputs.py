@@ -46,12 +46,15 @@ class Input:
         return asdict(self)
 
 
-def identify(files: Sequence[tuple[int, Path]], known: Mapping[str, Mapping[str, Any]]) -> list[Input]:
+def identify(
+    files: Sequence[tuple[int, Path]], known: Mapping[str, Mapping[str, Any]], *, hashed: bool = True
+) -> list[Input]:
     """Return the inputs with their hashes.
 
     Args:
         files: number of the source and path of each.
         known: inputs of an earlier call by path; a file of the same size and time is not hashed again.
+        hashed: whether other files are hashed; otherwise their hash is empty.
 
     Raises:
         DataError: a file cannot be read.
@@ -62,11 +65,11 @@ def identify(files: Sequence[tuple[int, Path]], known: Mapping[str, Mapping[str,
             facts = path.stat()
             old = known.get(str(path), {})
             same = (old.get("bytes"), old.get("modified")) == (facts.st_size, facts.st_mtime_ns)
-            hashed = str(old["hash"]) if same else file_hash(path)
+            value = str(old["hash"]) if same else file_hash(path) if hashed else ""
         except OSError as error:
             what = f"it cannot be read: {error.strerror}"
             raise DataError(what, str(path), "check the path and its permissions") from None
-        inputs.append(Input(source, str(path), facts.st_size, facts.st_mtime_ns, hashed))
+        inputs.append(Input(source, str(path), facts.st_size, facts.st_mtime_ns, value))
     return inputs
 
 

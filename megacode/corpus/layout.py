@@ -79,13 +79,18 @@ class CorpusDir:
         """The report of the reduce pass, written last."""
         return self.reduce / "report.json"
 
+    @property
+    def apply(self) -> Path:
+        """The directory of all shards' apply passes."""
+        return self.path / "apply"
+
     def applied(self, shard: Shard) -> Path:
         """Return the marker of a shard's apply pass, with its counts."""
-        return self.path / "apply" / f"{name(shard)}.json"
+        return self.apply / f"{name(shard)}.json"
 
     def dropped_list(self, shard: Shard) -> Path:
         """Return the list of a shard's dropped documents: id, reason, and the id of the one kept in its place."""
-        return self.path / "apply" / f"{name(shard)}.dropped.jsonl.zst"
+        return self.apply / f"{name(shard)}.dropped.jsonl.zst"
 
     @property
     def corpus(self) -> Path:

@@ -87,7 +87,6 @@ def _map(work: Work, shard: Shard, index: Index | None, place: MapDir) -> None:
                 held_out = source != AGAINST and _is_held_out(work, source, document.text)
                 counted.documents += 1
                 counted.bytes += sink.add(document, source, held_out)
-            counted.replaced = steps.replaced()
             came[_name(work, source)] = counted
     place.timing.write_text(to_json({"cpu_seconds": time.process_time() - began}))
     counts = {"identity": work.identity, "sources": {name: one.as_json() for name, one in came.items()}}

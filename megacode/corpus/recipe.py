@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +15,11 @@ from megacode.config.placeholders import LENIENT, while_known
 from megacode.config.problems import problems_of
 from megacode.config.quantity import Frozen, Share
 from megacode.config.suggestions import did_you_mean
+from megacode.corpus.kinds import KINDS
 
 WANTED = "a recipe's YAML file"
 MACHINE = "machine"  # the kind that collects this machine's own files
+_NAME = frozenset(string.ascii_letters + string.digits + "_-.")
 
 
 def _one_or_more(value: Any) -> Any:
@@ -153,9 +156,9 @@ def _sources_have_inputs(recipe: Recipe) -> Iterator[Problem]:
 
 def _kinds_are_known(recipe: Recipe) -> Iterator[Problem]:
     for name, source in recipe.sources.items():
-        if source.kind not in KINDS:
+        if source.kind not in (*KINDS, MACHINE):
             what = f"there is no kind {source.kind!r}"
-            yield Problem(what, f"sources.{name}.kind", did_you_mean(source.kind, list(KINDS)))
+            yield Problem(what, f"sources.{name}.kind", did_you_mean(source.kind, [*KINDS, MACHINE]))
 
 
 def _held_out_documents_are_there(recipe: Recipe) -> Iterator[Problem]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megacode.base.errors import ConfigError, Problem
+from megacode.base.errors import ConfigError, MegacodeError, Problem
 from megacode.base.files import Json, digest, read_json, remove, to_json, write_json
 from megacode.corpus.inputs import AGAINST, Input, identify
 from megacode.corpus.layout import CorpusDir
@@ -67,7 +67,9 @@ class Work:
         return sum(item.bytes for item in self.inputs)
 
 
-def prepare(recipe: Recipe, shards: int | None, command: str, collected: Mapping[str, Path] | None = None) -> Work:
+def prepare(
+    recipe: Recipe, shards: int | None, command: str, collected: Mapping[str, Path], *, hashed: bool = True
+) -> Work:
     """Find and identify the inputs of a recipe.
 
     Args:
@@ -75,6 +77,7 @@ def prepare(recipe: Recipe, shards: int | None, command: str, collected: Mapping
         shards: number of shards; None: as in an earlier call, else by the size of the inputs.
         command: the command line.
         collected: for sources of kind `machine`, the files that hold their documents.
+        hashed: read the inputs to hash them; otherwise only their sizes and times are looked at.
 
     Raises:
         ConfigError: an earlier call had another number of shards, or an input is listed twice.
@@ -83,7 +86,7 @@ def prepare(recipe: Recipe, shards: int | None, command: str, collected: Mapping
     out = CorpusDir(Path(recipe.output))
     earlier = read_json(out.facts)
     known = {item["path"]: item for item in earlier.get("inputs", [])}
-    inputs = tuple(identify(list(_files(recipe, collected or {})), known))
+    inputs = tuple(identify(list(_files(recipe, collected)), known, hashed=hashed))
     count = shards or int(earlier.get("shards", 0)) or shards_for([item.bytes for item in inputs])
     facts = {
         "recipe": described(recipe),
@@ -109,11 +112,22 @@ def described(recipe: Recipe) -> Json:
 
 def _files(recipe: Recipe, collected: Mapping[str, Path]) -> Iterator[tuple[int, Path]]:
     if recipe.duplicates is not None and recipe.duplicates.against:
-        for path in find_inputs(recipe.duplicates.against):
+        for path in _found(recipe.duplicates.against, "duplicates.against"):
             yield AGAINST, path
     for number, (name, source) in enumerate(recipe.sources.items()):
-        paths = [collected[name]] if source.kind == MACHINE else find_inputs(source.inputs)
-        yield from ((number, path) for path in paths)
+        if source.kind == MACHINE:
+            yield from ((number, path) for path in [collected[name]] if path.exists())
+        else:
+            yield from ((number, path) for path in _found(source.inputs, f"sources.{name}.inputs"))
+
+
+def _found(patterns: Sequence[str], where: str) -> list[Path]:
+    try:
+        return find_inputs(patterns)
+    except MegacodeError as error:
+        # The reader of command lines names a flag; here it is a setting.
+        problems = [Problem(one.what, one.where.replace("--input", where), one.fix) for one in error.problems]
+        raise type(error)(problems=problems) from None
 
 
 def settle(work: Work, overwrite: bool) -> None:
@@ -126,34 +140,48 @@ def settle(work: Work, overwrite: bool) -> None:
     Raises:
         ConfigError: names each recipe setting, input or version that differs from the earlier call.
     """
-    earlier = read_json(work.out.facts)
-    if earlier and (differences := list(_differences(earlier, work.facts))):
-        if not overwrite:
-            raise ConfigError(problems=[_changed(work, what) for what in differences])
-        for old in (work.out.map, work.out.reduce, work.out.path / "apply", work.out.corpus, work.out.facts):
+    out, earlier = work.out, read_json(work.out.facts)
+    differences = list(differences_of(earlier, work.facts)) if earlier else []
+    if differences and not overwrite:
+        raise ConfigError(problems=[_changed(out, what) for what in differences])
+    if differences:
+        for old in (out.map, out.reduce, out.apply, out.corpus, out.facts):
             remove(old)
-    if not work.out.facts.exists():
-        write_json(work.out.facts, {**work.facts, "identity": work.identity})
+    # Times of modification may have changed; the next call need not hash those files again.
+    if work.facts != {key: value for key, value in earlier.items() if key != "identity"}:
+        write_json(out.facts, {**work.facts, "identity": work.identity})
 
 
-def _changed(work: Work, what: str) -> Problem:
+def refuse_changed_recipe(recipe: Recipe, overwrite: bool) -> None:
+    """Refuse another recipe than the output directory was made from, before anything is collected for it.
+
+    Raises:
+        ConfigError: names each setting that differs.
+    """
+    out = CorpusDir(Path(recipe.output))
+    earlier = read_json(out.facts).get("recipe")
+    if earlier and not overwrite:
+        differences = list(_setting_differences("recipe", earlier, described(recipe)))
+        if differences:
+            raise ConfigError(problems=[_changed(out, what) for what in differences])
+
+
+def _changed(out: CorpusDir, what: str) -> Problem:
     fix = "give --overwrite to make the corpus again from the start, or choose another output directory"
-    return Problem(what, str(work.out.path), fix)
+    return Problem(what, str(out.path), fix)
 
 
-def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def differences_of(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Yield what has changed since the earlier call, in words."""
-    for key, old, new in _leaves("", earlier.get("recipe", {}), now["recipe"]):
-        yield f"the recipe has changed: {key} was {_short(old)}, now {_short(new)}"
-    for key, old, new in _leaves("", earlier.get("rules", {}), now["rules"]):
-        yield f"the rules have changed: {key} was {_short(old)}, now {_short(new)}"
+    yield from _setting_differences("recipe", earlier.get("recipe", {}), now["recipe"])
+    yield from _setting_differences("rules", earlier.get("rules", {}), now["rules"])
     old_inputs = {(item["source"], item["path"]): item for item in earlier.get("inputs", [])}
     new_inputs = {(item["source"], item["path"]): item for item in now["inputs"]}
     for place, item in new_inputs.items():
         old = old_inputs.get(place)
         if old is None:
             yield f"there is a new input: {item['path']}"
-        elif old["hash"] != item["hash"]:
+        elif item["hash"] and old["hash"] != item["hash"]:
             yield f"the input {item['path']} has changed: {old['bytes']:,} bytes before, {item['bytes']:,} now"
     for _, path in old_inputs.keys() - new_inputs.keys():
         yield f"an input is no longer there: {path}"
@@ -161,6 +189,12 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator
         yield "the inputs are listed in another order"
     if earlier.get("shards") != now["shards"]:
         yield f"the earlier call had {earlier.get('shards')} shards, this one {now['shards']}"
+
+
+def _setting_differences(what: str, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    verb = "have" if what.endswith("s") else "has"
+    for key, old, new in _leaves("", earlier, now):
+        yield f"the {what} {verb} changed: {key} was {_short(old)}, now {_short(new)}"
 
 
 def _leaves(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -52,18 +52,29 @@ def collect_sources(recipe: Recipe, *, alone: bool) -> dict[str, Path]:
     if not sources:
         return {}
     place = CorpusDir(Path(recipe.output)).collected
-    files = {name: _files(name, source) for name, source in sources.items()}
-    if not alone:
-        if not (place / REPORT).exists():
-            what = "the files of this machine have not been collected yet"
-            raise ConfigError(what, str(place), "run --pass prepare first, on the machine whose files are meant")
-    else:
-        _collect(recipe, sources, files, place)
-    return {name: place / f"{kind}.jsonl" for name, kind in files.items()}
+    if not alone and not (place / REPORT).exists():
+        what = "the files of this machine have not been collected yet"
+        raise ConfigError(what, str(place), "run --pass prepare first, on the machine whose files are meant")
+    if alone:
+        _collect(recipe, sources, place)
+    return collected_files(recipe)
 
 
-def _collect(recipe: Recipe, sources: dict[str, RecipeSource], files: dict[str, str], place: Path) -> None:
-    limits = {files[name]: _settings(name, one).bytes or DEFAULT_BYTES[files[name]] for name, one in sources.items()}
+def collected_files(recipe: Recipe) -> dict[str, Path]:
+    """Return where the collected documents of each source of this kind are, or will be."""
+    place = CorpusDir(Path(recipe.output)).collected
+    sources = {name: source for name, source in recipe.sources.items() if source.kind == MACHINE}
+    return {name: place / f"{_files(name, source)}.jsonl" for name, source in sources.items()}
+
+
+def wanted_bytes(recipe: Recipe, name: str) -> int:
+    """Return how much text is collected for a source."""
+    source = recipe.sources[name]
+    return _settings(name, source).bytes or DEFAULT_BYTES[_files(name, source)]
+
+
+def _collect(recipe: Recipe, sources: dict[str, RecipeSource], place: Path) -> None:
+    limits = {_files(name, one): wanted_bytes(recipe, name) for name, one in sources.items()}
     roots = sorted({Path(root) for one in sources.values() for root in one.inputs}) or None
     done: dict[str, int] = {}
     with bar("collect", sum(limits.values()), size=True) as advance:
