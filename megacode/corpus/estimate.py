@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megacode.base.files import Json, read_json
+from megacode.corpus.inputs import AGAINST
 from megacode.corpus.machine.source import collected_files, wanted_bytes
 from megacode.corpus.manifest import is_complete
 from megacode.corpus.recipe import MACHINE, Recipe
@@ -44,7 +45,9 @@ def plan_recipe(recipe: Recipe, shard: Shard | None = None) -> Json:
         "output": recipe.output,
         "shards": work.shards,
         "sources": [_source(work, recipe, name, missing) for name in recipe.sources],
-        "against": _files(work, -1),
+        "against": _files(work, AGAINST),
+        "duplicates": work.facts["recipe"]["duplicates"],
+        "decontaminate": work.facts["recipe"]["decontaminate"],
         "text_bytes": text_bytes,
         "documents": documents,
         "cpu_seconds": _cpu_seconds(work, recipe, text_bytes, documents),
