@@ -53,8 +53,15 @@ def run_with(given: Mapping[str, Any], command: str, console: Console) -> None:
     processes = given["processes"]
     if processes < 1:
         raise ConfigError(f"{processes} is not a valid number of processes", "--processes", "give 1 or more")
-    settings = {"shard": shard, "only": _pass(given["only"]), "processes": processes, "overwrite": given["overwrite"]}
-    manifest = run_recipe(recipe, command, **settings)
+    manifest = run_recipe(
+        recipe,
+        command,
+        shard=shard,
+        task=Shard.parse(given["task"], "--task") if given["task"] else None,
+        only=_pass(given["only"]),
+        processes=processes,
+        overwrite=given["overwrite"],
+    )
     if given["json_"]:
         print_json(manifest if manifest is not None else plan_recipe(recipe, shard)["done"])
     elif manifest is not None:

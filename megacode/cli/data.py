@@ -266,6 +266,9 @@ def corpus(
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Run the map or apply pass of part I of N only, I from 0 to N-1.")
     ] = "",
+    task: Annotated[
+        str, typer.Option(metavar="I/N", help="Run the map or apply pass of every N-th shard only, from I on.")
+    ] = "",
     only: Annotated[
         str, typer.Option("--pass", metavar="PASS", help="Run one pass: prepare, map, reduce or apply.")
     ] = "",

@@ -20,7 +20,7 @@ _MOST = 4  # file kinds, and reasons for exclusion, that the table names; longer
 
 
 # Options that need a recipe, and how they are given.
-_OF_RECIPES = {"plan": "--plan", "shard": "--shard", "only": "--pass", "json_": "--json"}
+_OF_RECIPES = {"plan": "--plan", "shard": "--shard", "task": "--task", "only": "--pass", "json_": "--json"}
 
 
 def collect_with_bars(given: Mapping[str, Any]) -> None:

@@ -10,9 +10,9 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +47,7 @@ def run_recipe(
     command: str,
     *,
     shard: Shard | None = None,
+    task: Shard | None = None,
     only: Pass | None = None,
     processes: int = 1,
     overwrite: bool = False,
@@ -56,7 +57,8 @@ def run_recipe(
     Args:
         recipe: the recipe.
         command: the command line, for the manifest.
-        shard: run the map or apply pass of this one only.
+        shard: run the map or apply pass of this one only; `count` is the number of shards.
+        task: run the map or apply pass of every `count`-th shard only, from number `index` on.
         only: run one pass only; None: all that are possible.
         processes: shards that are worked on at the same time.
         overwrite: replace what an earlier call made from another recipe or other inputs.
@@ -68,46 +70,40 @@ def run_recipe(
         ConfigError: the output cannot be written, was made from something else, or another process makes it.
         DataError: an input is missing or damaged, or nothing is left of a source.
     """
-    _refuse_needless(shard, only)
-    out = Path(recipe.output)
+    _refuse_needless(shard, task, only)
+    out, whole = Path(recipe.output), shard is None and task is None
     refuse_unwritable(out, "output", directory=True)
-    with _alone(out, shard):
-        work = ready(recipe, shard, command, overwrite)
+    # Commands for some shards run side by side: they claim their shards instead.
+    with claimed(out, "output") if whole else nullcontext():
+        work = _ready(recipe, shard, command, overwrite, whole)
         if is_complete(work):
             return read_json(work.out.manifest)
-        shards = [shard] if shard else work.all_shards()
+        shards = [shard] if shard else work.all_shards()[task.index :: task.count] if task else work.all_shards()
         if only in (None, "map"):
             _each_shard(_map_one, work, [one for one in shards if not work.out.mapped(one).counts.exists()], processes)
-        if only == "reduce" or (only is None and shard is None):
+        if only == "reduce" or (only is None and whole):
             reduce_all(work)
-        if only == "apply" or (only is None and shard is None):
+        if only == "apply" or (only is None and whole):
             _each_shard(_apply_one, work, [one for one in shards if not work.out.applied(one).exists()], processes)
             return write_manifest(work)
         return None
 
 
-def ready(recipe: Recipe, shard: Shard | None, command: str, overwrite: bool) -> Work:
+def _ready(recipe: Recipe, shard: Shard | None, command: str, overwrite: bool, whole: bool) -> Work:
     """Return what is to be done, written down in the output directory."""
     refuse_changed_recipe(recipe, overwrite)
-    collected = collect_sources(recipe, alone=shard is None)
+    collected = collect_sources(recipe, alone=whole)
     work = prepare(recipe, shard.count if shard else None, command, collected)
     settle(work, overwrite)
     return work
 
 
-def _refuse_needless(shard: Shard | None, only: Pass | None) -> None:
-    if shard is not None and only in ("prepare", "reduce"):
-        raise ConfigError(f"the {only} pass is not done by shard", "--shard", "leave it out")
-
-
-@contextmanager
-def _alone(out: Path, shard: Shard | None) -> Iterator[None]:
-    """Refuse a second command on one output directory; commands for single shards claim their shards instead."""
-    if shard is not None:
-        yield
-        return
-    with claimed(out, "output"):
-        yield
+def _refuse_needless(shard: Shard | None, task: Shard | None, only: Pass | None) -> None:
+    if shard is not None and task is not None:
+        raise ConfigError("a shard and a task cannot be given together", "--task", "give one of them")
+    for flag, given in (("--shard", shard), ("--task", task)):
+        if given is not None and only in ("prepare", "reduce"):
+            raise ConfigError(f"the {only} pass is not done by shard", flag, "leave it out")
 
 
 def _each_shard(one: Callable[[Work, Shard], None], work: Work, shards: list[Shard], processes: int) -> None:
