@@ -96,7 +96,9 @@ def items_made_in(directory: Path, name: str) -> Benchmark:
             with (directory / facts["file"]).open("rb") as file:
                 rows = [parse_line(line) for line in file]
             items += [Item(task, number, *_made_text(row)) for number, row in enumerate(rows)]
-            digests[task] = rows_digest(rows)
+            # lm-eval reads the documents of `heldout` with the numbers of their lines.
+            lines = [{"line": number, **row} if name == "heldout" else row for number, row in enumerate(rows, 1)]
+            digests[task] = rows_digest(lines)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         fix = "remove the directory: the items are then made again"
         raise DataError(f"its items cannot be read: {type(error).__name__}: {error}", str(directory), fix) from None

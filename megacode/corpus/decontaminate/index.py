@@ -1,8 +1,8 @@
 """Which runs of words of benchmark items occur in documents.
 
-An item is searched for as a whole, and its question alone: a leaked page often holds the question without the answer.
-Each of these texts becomes a *piece*. A piece of `LONG` words or more is known by its runs of `GRAM` words. A shorter
-one is known as a whole: only its exact words, in order, count. Of pieces below `LEAST` words nothing can be said.
+An item is searched for as a whole, and a long question alone: leaked pages often hold questions without answers. Each
+of these texts becomes a *piece*. A piece of `LONG` words or more is known by its runs of `GRAM` words. A shorter one is
+known as a whole: only its exact words, in order, count. Of pieces below `LEAST` words nothing can be said.
 
 Runs that occur in many items of one task are its template ("Answer the following question ...") and are left out.
 """
@@ -77,8 +77,10 @@ class Index:
         for (suite, item, text), own in zip(texts, hashes, strict=True):
             if text == item.text and len(own) < LEAST:
                 self.too_short[suite, item.task] = self.too_short.get((suite, item.task), 0) + 1
-        texts = [text for text, own in zip(texts, hashes, strict=True) if len(own) >= LEAST]
-        hashes = [own for own in hashes if len(own) >= LEAST]
+        # A short question alone proves nothing: "What is the main idea?" is asked everywhere.
+        sizes = [LEAST if text == item.text else LONG for _, item, text in texts]
+        texts = [one for one, own, least in zip(texts, hashes, sizes, strict=True) if len(own) >= least]
+        hashes = [own for own, least in zip(hashes, sizes, strict=True) if len(own) >= least]
         runs = [_runs(own) for own in hashes]
         self._long, long_of = _numbered([run for run, own in zip(runs, hashes, strict=True) if len(own) >= LONG])
         self._short, short_of = _numbered([run for run, own in zip(runs, hashes, strict=True) if len(own) < LONG])
@@ -126,8 +128,8 @@ class Index:
         for (suite, task, _), grams in items.items():
             tasks.setdefault((suite, task), []).append(np.unique(np.concatenate(grams)))
         for parts in tasks.values():
-            grams, counts = np.unique(np.concatenate(parts), return_counts=True)
-            template[grams[counts > max(_TEMPLATE_ITEMS, _TEMPLATE_SHARE * len(parts))]] = True
+            runs, counts = np.unique(np.concatenate(parts), return_counts=True)
+            template[runs[counts > max(_TEMPLATE_ITEMS, _TEMPLATE_SHARE * len(parts))]] = True
         return template
 
 
