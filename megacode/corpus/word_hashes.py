@@ -14,6 +14,7 @@ Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OO
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ _LANES = 4
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _PAD = b"\0" * 8
+_WORD = re.compile("[\u3000-\u9fff]?[0-9A-Za-z_\x80-\u2fff\ua000-\U0010ffff]+|[\u3000-\u9fff]")
 
 
 def _word_bytes() -> bytes:
@@ -158,3 +160,8 @@ def _hash_piece(plain: bytes, begin: int, end: int) -> tuple[npt.NDArray[np.int6
     for word in np.flatnonzero(lengths > 8 * _LANES).tolist():
         hashes[word] = xxhash.xxh3_64_intdigest(plain[starts[word] : ends[word]])
     return starts, hashes
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Return first character and end of each word of a text: for what is shown, one text at a time."""
+    return [match.span() for match in _WORD.finditer(text)]

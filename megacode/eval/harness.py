@@ -23,7 +23,8 @@ from megacode.base.claims import claimed
 from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, atomic_path, to_json, write_json
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
-from megacode.data.contamination import contamination, task_items
+from megacode.data.contamination import contamination
+from megacode.data.items import task_items
 from megacode.eval.categories import category_means
 from megacode.eval.finished_tasks import FinishedTask, Partial
 from megacode.eval.generate import TextWriter
