@@ -13,12 +13,11 @@ import xxhash
 
 from megacode.base.claims import claimed
 from megacode.base.files import Json, atomic_path, publish, remove, write_json
-from megacode.corpus.decontaminate import Index
 from megacode.corpus.document import Counts, Document
 from megacode.corpus.framed import FramedWriter
 from megacode.corpus.inputs import AGAINST
 from megacode.corpus.layout import HELD_OUT
-from megacode.corpus.reduce_pass import REASONS, Reason
+from megacode.corpus.reasons import REASONS, Reason
 from megacode.corpus.shards import MappedShard, Numbered
 from megacode.corpus.tally import Encoder, Tally, is_tokenized, text_key
 from megacode.corpus.work import Work
@@ -27,14 +26,13 @@ from megacode.data.machine_files import Shard
 _BLOCK = 1 << 20
 
 
-def apply_shard(work: Work, shard: Shard, every: Numbered, passages: Index | None, encode: Encoder | None) -> None:
+def apply_shard(work: Work, shard: Shard, every: Numbered, encode: Encoder | None) -> None:
     """Run the apply pass of a shard, unless its result is there.
 
     Args:
         work: what is to be done.
         shard: which part.
         every: the documents of all shards.
-        passages: of held-out documents, which no training document may hold; None: none.
         encode: counts tokens for the card; None: they are not counted.
     """
     marker = work.out.applied(shard)
@@ -42,17 +40,14 @@ def apply_shard(work: Work, shard: Shard, every: Numbered, passages: Index | Non
         return
     with claimed(marker, "--shard"):
         # Files of a pass that was killed before it wrote its marker are made again.
-        _Apply(work, shard, every, passages, encode).run()
+        _Apply(work, shard, every, encode).run()
 
 
 class _Apply:
     """One shard on its way to its files."""
 
-    def __init__(
-        self, work: Work, shard: Shard, every: Numbered, passages: Index | None, encode: Encoder | None
-    ) -> None:
-        self._work, self._shard, self._every = work, shard, every
-        self._passages, self._encode = passages, encode
+    def __init__(self, work: Work, shard: Shard, every: Numbered, encode: Encoder | None) -> None:
+        self._work, self._shard, self._every, self._encode = work, shard, every, encode
         self._part: MappedShard = every.shards[shard.index]
         span = slice(self._part.first, self._part.first + self._part.documents)
         self._reasons = np.load(work.out.dropped, mmap_mode="r")[span]
@@ -109,10 +104,8 @@ class _Apply:
     def _take(self, documents: Sequence[Document], position: int) -> None:
         """Write or drop the documents from a position on."""
         span = slice(position, position + len(documents))
-        reasons = np.array(self._reasons[span])
+        reasons = self._reasons[span]
         sources, held_out = self._part.source[span], self._part.held_out[span]
-        if self._passages is not None:
-            self._drop_passages(documents, reasons, (sources != AGAINST) & ~held_out)
         self._note_dropped(documents, reasons, position)
         chosen: dict[str, list[str]] = {}
         for number, document in enumerate(documents):
@@ -130,14 +123,6 @@ class _Apply:
         for name, texts in chosen.items():
             assert self._encode is not None
             self._tallies[name].count_tokens(texts, self._encode)
-
-    def _drop_passages(
-        self, documents: Sequence[Document], reasons: npt.NDArray[np.uint8], training: npt.NDArray[np.bool_]
-    ) -> None:
-        assert self._passages is not None
-        candidates = np.flatnonzero((reasons == Reason.KEPT) & training).tolist()
-        hits = self._passages.hits([documents[number].text for number in candidates])
-        reasons[[number for number, found in zip(candidates, hits, strict=True) if found]] = Reason.PASSAGE
 
     def _note_dropped(self, documents: Sequence[Document], reasons: npt.NDArray[np.uint8], position: int) -> None:
         """Add the dropped documents to the shard's list, each with the id of the one that is kept in its place."""

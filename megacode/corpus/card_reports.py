@@ -43,4 +43,25 @@ def contamination(manifest: Json) -> dict[str, Any] | None:
     report = manifest["contamination"]
     if not report:
         return None
-    return {"summary": "", "tasks": [], "spans": []}
+    tasks = [
+        {
+            "suite": row["suite"],
+            "task": row["task"],
+            "items": f"{row['items']:,}",
+            "found": f"{row['found']:,}",
+            "documents": f"{row['documents']:,}",
+        }
+        for row in report["tasks"]
+    ]
+    spans = [
+        {"title": f"{row['task']}: longest run in common, {row['words']:,} words", "text": row["span"]}
+        for row in report["tasks"]
+        if row["found"]
+    ]
+    items, found = (sum(row[key] for row in report["tasks"]) for key in ("items", "found"))
+    documents = sum(row["documents"] for row in report["tasks"])
+    summary = f"{found:,} of {items:,} items occur in {documents:,} documents, which were dropped."
+    short = sum(row["too_short"] for row in report["tasks"])
+    if short:
+        summary += f" {short:,} items are too short to be told from common text."
+    return {"summary": summary, "tasks": tasks, "spans": spans}

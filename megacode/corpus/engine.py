@@ -23,8 +23,8 @@ from megacode.base.files import Json, read_json
 from megacode.base.progress import bar
 from megacode.base.user_paths import refuse_unwritable
 from megacode.corpus.apply_pass import apply_shard
-from megacode.corpus.benchmarks import benchmark_index, passage_index
-from megacode.corpus.decontaminate import Index
+from megacode.corpus.contaminated import SuiteItems, benchmark_index, write_items
+from megacode.corpus.decontaminate.index import Index
 from megacode.corpus.machine.source import collect_sources
 from megacode.corpus.manifest import is_complete, write_manifest
 from megacode.corpus.map_pass import map_shard
@@ -51,6 +51,7 @@ def run_recipe(
     only: Pass | None = None,
     processes: int = 1,
     overwrite: bool = False,
+    suite_items: SuiteItems | None = None,
 ) -> Json | None:
     """Run a recipe, or what is left of it.
 
@@ -62,6 +63,7 @@ def run_recipe(
         only: run one pass only; None: all that are possible.
         processes: shards that are worked on at the same time.
         overwrite: replace what an earlier call made from another recipe or other inputs.
+        suite_items: reads the items of a suite of lm-eval; only called for suites that the recipe names.
 
     Returns:
         The manifest, once the corpus is complete; None before.
@@ -75,7 +77,7 @@ def run_recipe(
     refuse_unwritable(out, "output", directory=True)
     # Commands for some shards run side by side: they claim their shards instead.
     with claimed(out, "output") if whole else nullcontext():
-        work = _ready(recipe, shard, command, overwrite, whole)
+        work = _ready(recipe, shard, command, overwrite, whole, suite_items)
         if is_complete(work):
             return read_json(work.out.manifest)
         shards = [shard] if shard else work.all_shards()[task.index :: task.count] if task else work.all_shards()
@@ -89,10 +91,13 @@ def run_recipe(
         return None
 
 
-def _ready(recipe: Recipe, shard: Shard | None, command: str, overwrite: bool, whole: bool) -> Work:
+def _ready(
+    recipe: Recipe, shard: Shard | None, command: str, overwrite: bool, whole: bool, suite_items: SuiteItems | None
+) -> Work:
     """Return what is to be done, written down in the output directory."""
     refuse_changed_recipe(recipe, overwrite)
     collected = collect_sources(recipe, alone=whole)
+    write_items(recipe, suite_items)
     work = prepare(recipe, shard.count if shard else None, command, collected)
     settle(work, overwrite)
     return work
@@ -139,7 +144,7 @@ def _in_pool(parent: int) -> None:
 
 # What all shards of a recipe need, made once a process: by the identity of the work.
 _benchmarks_of: dict[str, Index | None] = {}
-_for_apply_of: dict[str, tuple[Numbered, Index | None, Encoder | None]] = {}
+_for_apply_of: dict[str, tuple[Numbered, Encoder | None]] = {}
 
 
 def _map_one(work: Work, shard: Shard) -> None:
@@ -153,5 +158,5 @@ def _apply_one(work: Work, shard: Shard) -> None:
         refuse_unreduced(work)
         tokenizer = work.recipe.tokenizer
         encode = encoder(tokenizer) if tokenizer is not None else None
-        _for_apply_of[work.identity] = Numbered(open_shards(work)), passage_index(work), encode
+        _for_apply_of[work.identity] = Numbered(open_shards(work)), encode
     apply_shard(work, shard, *_for_apply_of[work.identity])

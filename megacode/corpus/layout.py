@@ -2,6 +2,7 @@
 
     facts.json                    what the passes depend on: recipe, inputs, versions of rules, number of shards
     collected/                    files of this machine, for sources of the kind `machine`
+    benchmarks.jsonl              the items that documents must not hold
     map/shard_0003_of_0016/       the shard's documents and arrays; the directory appears when all of it is on disk
     reduce/                       which documents are dropped, and why; `report.json` is written last
     apply/shard_0003_of_0016.json the shard's counts and hashes of outputs, written last
@@ -70,9 +71,13 @@ class CorpusDir:
         return self.reduce / "roots.npy"
 
     @property
-    def heldout_items(self) -> Path:
-        """Passages of held-out documents that no training document may contain."""
-        return self.reduce / "heldout_items.jsonl"
+    def benchmarks(self) -> Path:
+        """The items that documents must not hold, the same for all shards."""
+        return self.path / "benchmarks.jsonl"
+
+    def passages(self, shard: Shard) -> Path:
+        """Return where passages of held-out documents occur in a shard."""
+        return self.reduce / "passages" / name(shard)
 
     @property
     def report(self) -> Path:
@@ -142,9 +147,9 @@ class MapDir:
         return self.path / "signatures"
 
     @property
-    def hits(self) -> Path:
-        """Benchmark items found in the documents."""
-        return self.path / "hits.jsonl"
+    def matches(self) -> Path:
+        """Where items of benchmarks occur, as `decontaminate` saves it."""
+        return self.path / "matches"
 
     @property
     def timing(self) -> Path:

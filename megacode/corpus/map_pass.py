@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import xxhash
 
 from megacode.base.claims import claimed
 from megacode.base.files import Json, atomic_path, remove, to_json
-from megacode.corpus.decontaminate import Index
+from megacode.corpus.decontaminate.index import Index
+from megacode.corpus.decontaminate.match_files import MatchWriter
 from megacode.corpus.document import Counts, Document
 from megacode.corpus.duplicates.signature_files import SignatureWriter
 from megacode.corpus.framed import FramedWriter
@@ -124,11 +124,12 @@ class _Sink:
     """Where the documents of a shard go; a context."""
 
     def __init__(self, place: MapDir, index: Index | None, work: Work) -> None:
-        self._place, self._index = place, index
+        self._place = place
         self._seed = work.recipe.seed & (2**64 - 1)
         self._writer = FramedWriter(place.documents)
         rules = work.recipe.duplicates
         self._signatures = SignatureWriter(place.signatures, rules.ngram) if rules else None
+        self._matches = MatchWriter(place.matches, index) if index is not None else None
         self._batch: list[str] = []
         self._batch_bytes = 0
         self._sources: list[int] = []
@@ -137,7 +138,7 @@ class _Sink:
 
     def __enter__(self) -> _Sink:
         self._writer.__enter__()
-        self._ids, self._hits = self._place.ids.open("wb"), self._place.hits.open("wb")
+        self._ids = self._place.ids.open("wb")
         return self
 
     def add(self, document: Document, source: int, held_out: bool) -> int:
@@ -159,21 +160,18 @@ class _Sink:
         texts, self._batch, self._batch_bytes = self._batch, [], 0
         if texts and self._signatures is not None:
             self._signatures.add(texts)
-        if texts and self._index is not None:
-            first = len(self._sources) - len(texts)
-            for number, hits in enumerate(self._index.hits(texts), first):
-                for hit in hits:
-                    self._hits.write(orjson.dumps({"document": number, **hit.as_json()}) + b"\n")
+        if texts and self._matches is not None:
+            self._matches.add(texts)
 
     def __exit__(self, kind: object, *rest: Any) -> None:
         if kind is None:
             self._flush()
         self._writer.__exit__(kind, *rest)
         self._ids.close()
-        self._hits.close()
         if kind is None:
-            if self._signatures is not None:
-                self._signatures.close()
+            for columns in (self._signatures, self._matches):
+                if columns is not None:
+                    columns.close()
             np.save(self._place.array("sources"), np.array(self._sources, np.uint16))
             np.save(self._place.array("keys"), np.array(self._keys, np.uint64))
             np.save(self._place.array("id_ends"), np.array(self._id_ends, np.int64))

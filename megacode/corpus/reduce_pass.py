@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +10,15 @@ import numpy.typing as npt
 
 from megacode.base.claims import claimed
 from megacode.base.errors import DataError, Problem
-from megacode.base.files import Json, atomic_path, read_json, read_jsonl, remove, write_json
+from megacode.base.files import Json, atomic_path, read_json, remove, write_json
 from megacode.corpus.document import Counts
 from megacode.corpus.clusters_report import clusters
 from megacode.corpus.duplicates.collection import Part
 from megacode.corpus.duplicates.reduce import find_duplicates
-from megacode.corpus.benchmarks import report_by_task, write_passages
-from megacode.corpus.inputs import AGAINST
+from megacode.corpus.contaminated import decontaminate
+from megacode.corpus.reasons import Reason
 from megacode.corpus.shards import Numbered, open_shards
 from megacode.corpus.work import Work
-
-
-class Reason(IntEnum):
-    """Why a document is dropped after the map pass."""
-
-    KEPT = 0
-    EXACT = 1
-    NORMALISED = 2
-    NEAR = 3
-    BENCHMARK = 4
-    PASSAGE = 5  # found by the apply pass
-
-
-# The step of the funnel, and the reason, as counts and lists name them.
-REASONS = {
-    Reason.EXACT: ("duplicates", "exact duplicate"),
-    Reason.NORMALISED: ("duplicates", "duplicate but for case and white space"),
-    Reason.NEAR: ("duplicates", "near-duplicate"),
-    Reason.BENCHMARK: ("decontamination", "benchmark item"),
-    Reason.PASSAGE: ("decontamination", "passage of a held-out document"),
-}
 
 
 def reduce_all(work: Work) -> None:
@@ -61,12 +38,10 @@ def reduce_all(work: Work) -> None:
         every = Numbered(open_shards(work))
         _refuse_empty(work, every, np.ones(every.total, bool), "filters")
         reasons, roots, found = _duplicates(work, every)
-        contamination = _decontaminate(work, every, reasons)
+        contamination = decontaminate(work, every, reasons)
         _refuse_empty(work, every, reasons == Reason.KEPT, "duplicates and decontamination")
         _save(out.dropped, reasons)
         _save(out.roots, roots)
-        if work.recipe.decontaminate is not None and work.recipe.decontaminate.held_out:
-            write_passages(out.heldout_items, _held_out_texts(every, reasons), work.recipe.seed)
         write_json(
             out.report,
             {
@@ -104,20 +79,6 @@ def _duplicates(work: Work, every: Numbered) -> tuple[npt.NDArray[np.uint8], npt
     return found.why, found.root.astype(np.int64), clusters(found, every)
 
 
-def _decontaminate(work: Work, every: Numbered, reasons: npt.NDArray[np.uint8]) -> Json:
-    """Mark the documents that hold items of benchmarks; return the report by task."""
-    rules = work.recipe.decontaminate
-    if rules is None:
-        return {}
-    hits: list[Json] = []
-    for shard in every.shards:
-        for hit in read_jsonl(shard.place.hits):
-            number = shard.first + hit.pop("document")
-            reasons[number] = Reason.BENCHMARK
-            hits.append({**hit, "document": number})
-    return report_by_task(hits)
-
-
 def _refuse_empty(work: Work, every: Numbered, kept: npt.NDArray[np.bool_], what: str) -> None:
     """Refuse to go on when nothing is left of a source.
 
@@ -147,14 +108,6 @@ def _emptied(work: Work, every: Numbered, name: str, what: str) -> Problem:
     dropped = f" ({', '.join(reasons)})" if reasons else ""
     message = f"no document is left after {what}: all of {records:,} records were dropped{dropped}"
     return Problem(message, where, "loosen the rule that drops most, or check that the kind fits the files")
-
-
-def _held_out_texts(every: Numbered, reasons: npt.NDArray[np.uint8]) -> Iterator[tuple[str, str]]:
-    """Yield id and text of the held-out documents that are kept."""
-    for shard in every.shards:
-        wanted = shard.held_out & (reasons[shard.first : shard.first + shard.documents] == Reason.KEPT)
-        for document in shard.some(np.flatnonzero(wanted)):
-            yield document.id, document.text
 
 
 def _save(path: Path, array: npt.NDArray[Any]) -> None:
