@@ -17,7 +17,7 @@ from megacode.corpus.visible import one_line, pieces
 _EXAMPLE_BYTES = 600
 _LINE = 300
 _FIGURES = (
-    "documents", "text", "tokens", "bytes per token", "p50", "p90", "p99", "max", "items", "found", "size"
+    "documents", "text", "tokens", "bytes per token", "p50", "p90", "p99", "max", "items", "found", "too short", "too common", "size"
 )  # fmt: skip
 
 

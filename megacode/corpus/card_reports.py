@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from megacode.base.files import Json
@@ -16,26 +17,37 @@ def duplicates(manifest: Json) -> dict[str, Any] | None:
     dropped = {reason: count for reason, count in report["dropped"].items() if count}
     gone = sum(dropped.values())
     share = f"{100 * gone / max(report['documents'], 1):.1f} %"
-    kinds = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+    kinds = ", ".join(f"{reason} {count:,}" for reason, count in dropped.items())
     summary = f"{gone:,} of {report['documents']:,} documents were dropped ({share}){': ' + kinds if kinds else ''}."
-    if report["clusters"]:
-        summary += f" There are {report['clusters']:,} clusters; of each, one document is kept."
-    return {"summary": summary, "sizes": list(_sizes(report["sizes"])), "largest": report["largest"]}
+    if report["clusters"]["number"]:
+        summary += f" There are {report['clusters']['number']:,} clusters; of each, one document is kept."
+    return {
+        "summary": summary,
+        "sizes": list(_sizes(report["clusters"]["sizes"])),
+        "between": _between(manifest),
+        "largest": report["largest"],
+    }
 
 
-def _sizes(sizes: dict[str, int]) -> list[Bar]:
-    """Return the number of clusters by size, in classes of a factor of two."""
-    classes: dict[int, int] = {}
-    for size, count in sizes.items():
-        octave = int(size).bit_length() - 1
-        classes[octave] = classes.get(octave, 0) + count
-    most = max(classes.values(), default=1)
-    return [Bar(_class(octave), f"{count:,}", count / most) for octave, count in sorted(classes.items())]
+def _sizes(classes: list[Json]) -> Iterator[Bar]:
+    most = max((row["clusters"] for row in classes), default=1)
+    for row in classes:
+        size = f"{row['from']:,} to {row['to']:,}" if row["from"] != row["to"] else f"{row['to']:,}"
+        yield Bar(f"{size} documents", f"{row['clusters']:,}", row["clusters"] / most)
 
 
-def _class(octave: int) -> str:
-    first, last = 2**octave, 2 ** (octave + 1) - 1
-    return f"{first:,} to {last:,} documents"
+def _between(manifest: Json) -> list[dict[str, str]]:
+    """Return which sources lost documents to which."""
+    names = ["documents to compare with", "held-out documents", *manifest["recipe"]["sources"]]
+    rows = manifest["duplicates"]["between"]
+    return [
+        {
+            "dropped from": names[row["dropped_tier"]],
+            "duplicate of one in": names[row["kept_tier"]],
+            "documents": f"{row['documents']:,}",
+        }
+        for row in rows
+    ]
 
 
 def contamination(manifest: Json) -> dict[str, Any] | None:
@@ -43,25 +55,24 @@ def contamination(manifest: Json) -> dict[str, Any] | None:
     report = manifest["contamination"]
     if not report:
         return None
-    tasks = [
-        {
-            "suite": row["suite"],
-            "task": row["task"],
-            "items": f"{row['items']:,}",
-            "found": f"{row['found']:,}",
-            "documents": f"{row['documents']:,}",
-        }
-        for row in report["tasks"]
-    ]
-    spans = [
-        {"title": f"{row['task']}: longest run in common, {row['words']:,} words", "text": row["span"]}
-        for row in report["tasks"]
-        if row["found"]
-    ]
-    items, found = (sum(row[key] for row in report["tasks"]) for key in ("items", "found"))
-    documents = sum(row["documents"] for row in report["tasks"])
-    summary = f"{found:,} of {items:,} items occur in {documents:,} documents, which were dropped."
-    short = sum(row["too_short"] for row in report["tasks"])
-    if short:
-        summary += f" {short:,} items are too short to be told from common text."
+    tasks, spans = [], []
+    for suite in report["suites"]:
+        for task, row in suite["tasks"].items():
+            tasks.append(
+                {
+                    "suite": suite["suite"],
+                    "task": task,
+                    "items": f"{row['items']:,}",
+                    "found": f"{row['items_hit']:,}",
+                    "documents": f"{row['documents']:,}",
+                    "too short": f"{row['too_short']:,}",
+                    "too common": f"{row['too_common']:,}",
+                }
+            )
+            for hit in row["examples"][:1]:
+                title = f"{task}: item {hit['item']:,}, {hit['words']:,} words in common"
+                spans.append({"title": title, "text": hit["span"]})
+    rows = [row for suite in report["suites"] for row in suite["tasks"].values()]
+    items, found = (sum(row[key] for row in rows) for key in ("items", "items_hit"))
+    summary = f"{found:,} of {items:,} items occur in {report['documents']:,} documents, which were dropped."
     return {"summary": summary, "tasks": tasks, "spans": spans}

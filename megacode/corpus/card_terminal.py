@@ -13,6 +13,7 @@ from megacode.corpus.visible import one_line
 
 _SAMPLE_CHARACTERS = 70
 _BAR = 24
+_WORDS = ("source", "suite", "task", "dropped from", "duplicate of one in")  # columns without figures
 _LEFT_OUT = ("bytes per token", "p90")  # so that a row fits 80 columns
 
 
@@ -32,12 +33,11 @@ def print_card(manifest: Json, console: Console) -> None:
         for step in dropped:
             what = f"{step.step}: {one_line(step.reason, 50)}"
             console.print(f"    {step.documents:>10,} {format_bytes(step.bytes):>10}  {what}", soft_wrap=True)
-    for part in (duplicates(manifest), contamination(manifest)):
+    for part, rows in ((duplicates(manifest), "between"), (contamination(manifest), "tasks")):
         if part is not None:
             console.print(part["summary"], soft_wrap=True)
-    found = contamination(manifest)
-    if found is not None and found["tasks"]:
-        console.print(_table(found["tasks"]))
+            if part[rows]:
+                console.print(_table(part[rows]))
     for what in ("languages", "licences"):
         for name, groups in card.shares(manifest, what).items():
             shown = ", ".join(f"{one_line(bar.label, 30)} {bar.value}" for bar in groups)
@@ -50,8 +50,7 @@ def print_card(manifest: Json, console: Console) -> None:
 
 
 def _table(rows: list[dict[str, str]]) -> FigureTable:
-    first, *figures = rows[0]
-    table = FigureTable(first, *figures, figures=figures)
+    table = FigureTable(*rows[0], figures=[name for name in rows[0] if name not in _WORDS])
     for row in rows:
         table.add_row(*(one_line(value, 60) for value in row.values()))
     return table

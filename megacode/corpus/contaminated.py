@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from megacode.base.errors import ConfigError
-from megacode.base.files import Json, file_digest, remove
-from megacode.corpus.decontaminate.benchmarks import (
+from megacode.base.files import Json, digest, file_digest, remove
+from megacode.corpus.decontaminate import (
     Benchmark,
-    benchmark_of,
+    Hit,
+    Index,
+    MatchWriter,
+    contamination_report,
     items_from_file,
+    judge_of,
     read_benchmarks,
+    read_matches,
     write_benchmarks,
 )
-from megacode.corpus.decontaminate.index import Index
-from megacode.corpus.decontaminate.judge import Hit, judge_of
-from megacode.corpus.decontaminate.match_files import MatchWriter, read_matches
 from megacode.corpus.inputs import AGAINST
 from megacode.corpus.layout import CorpusDir
 from megacode.corpus.reasons import Reason
@@ -78,12 +80,12 @@ def decontaminate(work: Work, every: Numbered, reasons: npt.NDArray[np.uint8]) -
         reasons: why each one is dropped so far, uint8 [documents]; changed in place.
 
     Returns:
-        The report: suites with hashes, and by task the items and documents that were found.
+        The report, as `contamination_report` makes it.
     """
     rules = work.recipe.decontaminate
     if rules is None:
         return {}
-    report: Json = {"suites": [], "tasks": []}
+    report: Json = {"documents": 0, "rule": {}, "suites": []}
     index = benchmark_index(work)
     if index is not None:
         paths = [shard.place.matches for shard in every.shards]
@@ -116,12 +118,15 @@ def _passages_of(work: Work, every: Numbered, reasons: npt.NDArray[np.uint8]) ->
         wanted = np.flatnonzero(shard.held_out & (_of(shard, reasons) == Reason.KEPT))
         for source, document in zip(shard.source[wanted].tolist(), shard.some(wanted), strict=True):
             texts.setdefault(work.names[source], []).append(document.text)
-    items = [
-        Item(source, number, passage.text)
+    items = {
+        source: [
+            Item(source, number, passage.text)
+            for number, passage in enumerate(passages(some, PASSAGE_CHARACTERS, "", whole=False))
+        ]
         for source, some in texts.items()
-        for number, passage in enumerate(passages(some, PASSAGE_CHARACTERS, "", whole=False))
-    ]
-    return benchmark_of(HELD_OUT, items)
+    }
+    digests = {source: digest(*(item.text for item in some)) for source, some in items.items()}
+    return Benchmark(HELD_OUT, tuple(item for some in items.values() for item in some), digests)
 
 
 def _mark(
@@ -135,8 +140,10 @@ def _mark(
         matches, _ = read_matches(path, index)
         hits += judge.hits(matches[mine[matches[:, 0]]], shard.first)
     reasons[np.unique([hit.document for hit in hits]).astype(np.int64)] = why
-    report["suites"] += [benchmark.facts() for benchmark in index.benchmarks]
-    report["tasks"] += list(_by_task(index, hits))
+    found = contamination_report(judge, hits)
+    report["documents"] += found["documents"]
+    report["suites"] += found["suites"]
+    report["rule"] = found["rule"]
 
 
 def _candidates(shard: MappedShard, reasons: npt.NDArray[np.uint8], why: Reason) -> Mask:
@@ -147,23 +154,3 @@ def _candidates(shard: MappedShard, reasons: npt.NDArray[np.uint8], why: Reason)
 
 def _of(shard: MappedShard, values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return values[shard.first : shard.first + shard.documents]
-
-
-def _by_task(index: Index, hits: list[Hit]) -> Iterator[Json]:
-    """Yield for each task the items and documents that were found, and the longest span."""
-    for benchmark in index.benchmarks:
-        for task in benchmark.digests:
-            mine = [hit for hit in hits if (hit.suite, hit.task) == (benchmark.name, task)]
-            # Of spans of equal length the one of the first item: numbers of documents depend on the inputs' order.
-            longest = max(mine, key=lambda hit: (hit.words, -hit.item, hit.span), default=None)
-            yield {
-                "suite": benchmark.name,
-                "task": task,
-                "items": sum(1 for item in benchmark.items if item.task == task),
-                "too_short": index.too_short.get((benchmark.name, task), 0),
-                "found": len({hit.item for hit in mine}),
-                "documents": len({hit.document for hit in mine}),
-                "words": longest.words if longest is not None else 0,
-                "span": longest.span if longest is not None else "",
-            }
-

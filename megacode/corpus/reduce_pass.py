@@ -12,9 +12,9 @@ from megacode.base.claims import claimed
 from megacode.base.errors import DataError, Problem
 from megacode.base.files import Json, atomic_path, read_json, remove, write_json
 from megacode.corpus.document import Counts
-from megacode.corpus.clusters_report import clusters
 from megacode.corpus.duplicates.collection import Part
 from megacode.corpus.duplicates.reduce import find_duplicates
+from megacode.corpus.duplicates.report import duplicates_report
 from megacode.corpus.contaminated import decontaminate
 from megacode.corpus.reasons import Reason
 from megacode.corpus.shards import Numbered, open_shards
@@ -76,7 +76,10 @@ def _duplicates(work: Work, every: Numbered) -> tuple[npt.NDArray[np.uint8], npt
         return np.zeros(every.total, np.uint8), np.arange(every.total), {}
     parts = [Part(shard.place.signatures, shard.order) for shard in every.shards]
     found = find_duplicates(parts, every.texts, work.out.scratch, rules.threshold)
-    return found.why, found.root.astype(np.int64), clusters(found, every)
+    report = duplicates_report(found, rules.threshold, every.tiers, every.texts)
+    named = every.ids(np.array([cluster["kept"] for cluster in report["largest"]], np.int64))
+    report["largest"] = [{**cluster, "kept": named[cluster["kept"]]} for cluster in report["largest"]]
+    return found.why, found.root.astype(np.int64), report
 
 
 def _refuse_empty(work: Work, every: Numbered, kept: npt.NDArray[np.bool_], what: str) -> None:

@@ -122,6 +122,12 @@ class Numbered:
         """Return the texts of some documents."""
         return [document.text for document in self.documents(numbers)]
 
+    def tiers(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
+        """Return the tiers of some documents, in the order asked for."""
+        unique, places = np.unique(numbers, return_inverse=True)
+        found = [shard.order()[0][positions] for shard, positions in self._by_shard(unique)]
+        return np.concatenate([np.zeros(0, np.uint16), *found])[places]
+
     def documents(self, numbers: npt.NDArray[np.int64]) -> list[Document]:
         """Return some documents, in the order asked for."""
         found: dict[int, Document] = {}
