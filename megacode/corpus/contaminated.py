@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megacode.base.errors import ConfigError
-from megacode.base.files import Json, digest, file_digest, remove
+from megacode.base.files import Json, digest, remove
 from megacode.corpus.decontaminate import (
     Benchmark,
     Hit,
@@ -58,12 +58,6 @@ def write_items(recipe: Recipe, suite_items: SuiteItems | None) -> None:
     assert suite_items is not None or not rules.suites
     found = [suite_items(name) for name in rules.suites] if suite_items is not None else []
     write_benchmarks(path, [*found, *(items_from_file(Path(name)) for name in rules.files)])
-
-
-def items_digest(recipe: Recipe) -> str | None:
-    """Return the digest of the items that were written down; None: none were."""
-    path = CorpusDir(Path(recipe.output)).benchmarks
-    return file_digest(path) if path.exists() else None
 
 
 def benchmark_index(work: Work) -> Index | None:
