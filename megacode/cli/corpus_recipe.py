@@ -81,7 +81,9 @@ def _pass(name: str) -> Pass | None:
 def _progress(plan: Json) -> str:
     done, shards = plan["done"], plan["shards"]
     reduced = "done" if done["reduce"] else "not done"
-    return f"map pass: {done['map']} of {shards} shards; reduce pass: {reduced}; apply pass: {done['apply']} of {shards}"
+    return (
+        f"map pass: {done['map']} of {shards} shards; reduce pass: {reduced}; apply pass: {done['apply']} of {shards}"
+    )
 
 
 def print_plan(plan: Json, console: Console) -> None:

@@ -49,9 +49,7 @@ def collect_with_bars(given: Mapping[str, Any]) -> None:
             bars.update(tasks[source], completed=done)
 
         with claimed(output, "--output"):
-            report = collect(
-                output, given["roots"], limits, given["seed"] or 0, advance, overwrite=given["overwrite"]
-            )
+            report = collect(output, given["roots"], limits, given["seed"] or 0, advance, overwrite=given["overwrite"])
     Console(stderr=True).print(_table(report))
 
 

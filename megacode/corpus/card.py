@@ -167,7 +167,9 @@ def _steps(facts: Json) -> Iterator[Step]:
 
 def samples(manifest: Json) -> dict[str, list[tuple[str, str]]]:
     """Return ids and beginnings of the samples of each source."""
-    return {title(name): [(one[0], one[1]) for one in tally.samples.values()] for name, tally in _tallies(manifest).items()}
+    return {
+        title(name): [(one[0], one[1]) for one in tally.samples.values()] for name, tally in _tallies(manifest).items()
+    }
 
 
 def _tallies(manifest: Json) -> dict[str, Tally]:

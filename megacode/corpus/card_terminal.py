@@ -26,7 +26,9 @@ def print_card(manifest: Json, console: Console) -> None:
     """
     for label, value in card.totals(manifest).items():
         console.print(f"{label:>16}  {value}")
-    console.print(_table([{key: row[key] for key in row if key not in _LEFT_OUT} for row in card.source_rows(manifest)]))
+    console.print(
+        _table([{key: row[key] for key in row if key not in _LEFT_OUT} for row in card.source_rows(manifest)])
+    )
     for name, (bars, dropped) in card.funnel(manifest).items():
         console.rule(f"{name}: from records to documents", align="left")
         _print_bars(bars, console)

@@ -66,7 +66,13 @@ def _source(work: Work, recipe: Recipe, name: str, missing: dict[str, int]) -> J
     source = recipe.sources[name]
     steps = source.model_dump(mode="json", exclude={"inputs", "kind"}, exclude_defaults=True)
     found = {"files": 0, "bytes": missing[name]} if name in missing else _files(work, work.names.index(name))
-    return {"name": name, "kind": source.kind, **found, "collected": source.kind != MACHINE or name not in missing, **steps}
+    return {
+        "name": name,
+        "kind": source.kind,
+        **found,
+        "collected": source.kind != MACHINE or name not in missing,
+        **steps,
+    }
 
 
 def _text_bytes(path: str, size: int) -> int:
@@ -119,4 +125,3 @@ def _done(work: Work) -> Json:
         "apply": sum(work.out.applied(shard).exists() for shard in shards),
         "complete": is_complete(work),
     }
-

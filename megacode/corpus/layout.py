@@ -1,14 +1,14 @@
 """The output directory of a recipe; the only place that knows its file names.
 
-    facts.json                    what the passes depend on: recipe, inputs, versions of rules, number of shards
-    collected/                    files of this machine, for sources of the kind `machine`
-    benchmarks.jsonl              the items that documents must not hold
-    map/shard_0003_of_0016/       the shard's documents and arrays; the directory appears when all of it is on disk
-    reduce/                       which documents are dropped, and why; `report.json` is written last
-    apply/shard_0003_of_0016.json the shard's counts and hashes of outputs, written last
-    corpus/SOURCE/                documents of the source, one .jsonl.zst a shard
-    corpus/SOURCE.held_out/       its held-out documents, where the recipe asks for them
-    corpus/manifest.json, corpus/card.html
+facts.json                    what the passes depend on: recipe, inputs, versions of rules, number of shards
+collected/                    files of this machine, for sources of the kind `machine`
+benchmarks.jsonl              the items that documents must not hold
+map/shard_0003_of_0016/       the shard's documents and arrays; the directory appears when all of it is on disk
+reduce/                       which documents are dropped, and why; `report.json` is written last
+apply/shard_0003_of_0016.json the shard's counts and hashes of outputs, written last
+corpus/SOURCE/                documents of the source, one .jsonl.zst a shard
+corpus/SOURCE.held_out/       its held-out documents, where the recipe asks for them
+corpus/manifest.json, corpus/card.html
 """
 
 from __future__ import annotations
@@ -150,6 +150,11 @@ class MapDir:
     def matches(self) -> Path:
         """Where items of benchmarks occur, as `decontaminate` saves it."""
         return self.path / "matches"
+
+    @property
+    def scratch(self) -> Path:
+        """Temporary files of a kind; removed at the end."""
+        return self.path / "scratch"
 
     @property
     def timing(self) -> Path:

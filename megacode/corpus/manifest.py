@@ -103,5 +103,3 @@ def _replaced(name: str, mapped: list[Json]) -> dict[str, int]:
         for what, count in one.get(name, {}).get("replaced", {}).items():
             total[what] = total.get(what, 0) + count
     return dict(sorted(total.items()))
-
-

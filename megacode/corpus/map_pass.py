@@ -34,6 +34,9 @@ BATCH_DOCUMENTS = 256
 HELD_OUT_BIT = 0x8000  # of a document's source number
 
 
+Stretch = tuple[int, Path, tuple[int, int]]
+
+
 @dataclass
 class Came:
     """What came into a shard from one source, and what each step dropped."""
@@ -81,13 +84,15 @@ def _map(work: Work, shard: Shard, index: Index | None, place: MapDir) -> None:
     with _Sink(place, index, work) as sink:
         # Stretches of one source follow each other, so a kind sees its records in one stream.
         for source, stretches in groupby(work.parts(shard), lambda part: part[0]):
-            steps = source_steps(work.recipe, source)
+            steps = source_steps(work.recipe, source, place.scratch)
             counted = Came(steps=steps.counts)
             for document in _documents(steps, counted, list(stretches)):
                 held_out = source != AGAINST and _is_held_out(work, source, document.text)
                 counted.documents += 1
                 counted.bytes += sink.add(document, source, held_out)
+            counted.replaced = dict(steps.redact.replaced) if steps.redact else {}
             came[_name(work, source)] = counted
+    remove(place.scratch)
     place.timing.write_text(to_json({"cpu_seconds": time.process_time() - began}))
     counts = {"identity": work.identity, "sources": {name: one.as_json() for name, one in came.items()}}
     place.counts.write_text(to_json(counts, indent=1))
@@ -97,21 +102,38 @@ def _name(work: Work, source: int) -> str:
     return "" if source == AGAINST else work.names[source]
 
 
-def _documents(steps: SourceSteps, came: Came, stretches: list[tuple[int, Path, tuple[int, int]]]) -> Iterator[Document]:
+def _documents(steps: SourceSteps, came: Came, stretches: list[Stretch]) -> Iterator[Document]:
     """Yield the documents of some stretches that pass a source's filters."""
-
-    def records() -> Iterator[Records]:
-        for _, path, part in stretches:
-            for some in read_records(path, part, skip_bad=steps.skip_bad):
-                came.records += len(some.rows)
-                came.bad += some.bad
-                came.read_bytes += some.read_bytes
-                yield some
-
-    for document in steps.documents(records()):
+    made = steps.of_records(_records(steps, came, stretches)) if steps.of_records else _of_files(steps, came, stretches)
+    for document in made:
         kept = steps.keep(document)
         if kept is not None:
             yield kept
+
+
+def _records(steps: SourceSteps, came: Came, stretches: list[Stretch]) -> Iterator[Records]:
+    for _, path, part in stretches:
+        for some in read_records(path, part, skip_bad=steps.skip_bad):
+            came.records += len(some.rows)
+            came.bad += some.bad
+            came.read_bytes += some.read_bytes
+            yield some
+
+
+def _of_files(steps: SourceSteps, came: Came, stretches: list[Stretch]) -> Iterator[Document]:
+    """Yield the documents of a kind that reads whole files: a file belongs to the shard that has its first byte."""
+    assert steps.of_file is not None
+    for _, path, (start, _) in stretches:
+        if start == 0:
+            before = came.documents + _dropped(steps)
+            yield from steps.of_file(path)
+            # What a kind made or refused counts as its records.
+            came.records += came.documents + _dropped(steps) - before
+            came.read_bytes += path.stat().st_size
+
+
+def _dropped(steps: SourceSteps) -> int:
+    return sum(entry.documents for counts in steps.counts.values() for entry in counts.reasons.values())
 
 
 def _is_held_out(work: Work, source: int, text: str) -> bool:

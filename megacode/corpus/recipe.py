@@ -15,7 +15,13 @@ from megacode.config.placeholders import LENIENT, while_known
 from megacode.config.problems import problems_of
 from megacode.config.quantity import Frozen, Share
 from megacode.config.suggestions import did_you_mean
-from megacode.corpus.kinds import KINDS
+from megacode.corpus.document import Counts
+from megacode.corpus.filters import FilterSettings, make_filters
+from megacode.corpus.kinds import FILE_KINDS, KINDS, make_file_kind, make_kind
+from megacode.corpus.licences import LicenceSettings
+from megacode.corpus.machine.settings import MachineSettings
+from megacode.corpus.personal_data import PersonalDataSettings
+from megacode.corpus.settings import read_settings
 
 WANTED = "a recipe's YAML file"
 MACHINE = "machine"  # the kind that collects this machine's own files
@@ -47,9 +53,9 @@ class RecipeSource(Frozen):
     kind: str = Field(min_length=1)
     inputs: Texts = ()
     settings: Settings = Field(default_factory=dict)
-    filters: Settings | None = None
-    licences: Settings | None = None
-    personal_data: Settings | None = None
+    filters: FilterSettings | None = None
+    licences: LicenceSettings | None = None
+    personal_data: PersonalDataSettings | None = None
     held_out: Share = Field(default=0.0, ge=0, lt=1)
     skip_bad: bool = False
 
@@ -159,6 +165,22 @@ def _kinds_are_known(recipe: Recipe) -> Iterator[Problem]:
         if source.kind not in (*KINDS, MACHINE):
             what = f"there is no kind {source.kind!r}"
             yield Problem(what, f"sources.{name}.kind", did_you_mean(source.kind, [*KINDS, MACHINE]))
+            continue
+        try:
+            _read_kind(source, f"sources.{name}.settings")
+            if source.filters is not None:
+                make_filters(source.filters, f"sources.{name}.filters")
+        except ConfigError as error:
+            yield from error.problems
+
+
+def _read_kind(source: RecipeSource, where: str) -> None:
+    if source.kind == MACHINE:
+        read_settings(MachineSettings, source.settings, where)
+    elif source.kind in FILE_KINDS:
+        make_file_kind(source.kind, source.settings, Counts(), Path(), where)
+    else:
+        make_kind(source.kind, source.settings, Counts(), where)
 
 
 def _held_out_documents_are_there(recipe: Recipe) -> Iterator[Problem]:

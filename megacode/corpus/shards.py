@@ -148,4 +148,3 @@ class Numbered:
         which = np.searchsorted(self._firsts, wanted, "right") - 1
         for shard in np.unique(which).tolist():
             yield self.shards[shard], wanted[which == shard] - self.shards[shard].first
-

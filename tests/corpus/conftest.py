@@ -55,7 +55,11 @@ def recipe(inputs: Path, tmp_path: Path) -> Callable[..., Recipe]:
             "name": "planted",
             "output": str(tmp_path / output),
             "sources": {
-                "first": {"kind": "text", "inputs": [f"{inputs}/0.jsonl"], "filters": {"preset": "none", "min_characters": 50}},
+                "first": {
+                    "kind": "text",
+                    "inputs": [f"{inputs}/0.jsonl"],
+                    "filters": {"preset": "none", "min_characters": 50},
+                },
                 "second": {
                     "kind": "text",
                     "inputs": [f"{inputs}/[1-8].jsonl"],

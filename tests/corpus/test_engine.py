@@ -182,7 +182,9 @@ def test_two_commands_on_one_output_directory_exclude_each_other(recipe, tmp_pat
 def test_a_recipe_that_drops_everything_names_the_rule_that_does(recipe, tmp_path):
     strict = recipe()
     first = strict.sources["first"].model_copy(update={"filters": {"preset": "none", "min_characters": 100_000}})
-    with pytest.raises(DataError, match=r"sources.first: no document is left after filters: all of \d+ records were dr"):
+    with pytest.raises(
+        DataError, match=r"sources.first: no document is left after filters: all of \d+ records were dr"
+    ):
         run_recipe(strict.model_copy(update={"sources": {**strict.sources, "first": first}}), "test")
     assert not (tmp_path / "out/corpus").exists()
 

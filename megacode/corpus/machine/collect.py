@@ -30,13 +30,13 @@ import orjson
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.files import atomic_path, digest, file_digest, write_json
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
-from megacode.corpus.document import Counts
+from megacode.corpus.document import Counts, Document
+from megacode.corpus.filters import make_filters
 from megacode.corpus.machine.candidates import Candidate, candidates, default_roots
 from megacode.corpus.machine.extract import manual_page_text, package_description, split_docstrings
-from megacode.data.filters import LIMITS, reason_to_drop
 from megacode.corpus.machine.licence_notices import without_notice
 
-RULES = 2  # counted up when the same machine, limits and seed would give other documents
+RULES = 3  # counted up when the same machine, limits and seed would give other documents
 REPORT = "collect.json"
 # UTF-8 text per source: enough for the demo's tokenizer and all of its phases.
 DEFAULT_BYTES = {"code": 16_000_000, "text": 10_000_000, "markup": 6_000_000}
@@ -46,6 +46,17 @@ PACKAGE_SHARE = 0.1  # of a source's bytes; one large package would otherwise se
 
 _NOT_A_LETTER = re.compile(r"[\W\d_]+")
 _OWNER_LINE = re.compile(r"^.*(?:copyright|\(c\)|©).*$", re.IGNORECASE | re.MULTILINE)
+
+_RULES = {
+    "min_characters": 200, "max_characters": 400_000, "hexadecimal": True, "generated_by_in_first": 400,
+    "control_characters": True, "max_floats": 1_000, "domain_list": True,
+}  # fmt: skip
+_FILTERS = {
+    # Prose has paragraphs on one line and few symbols; markup lies in between.
+    "code": make_filters({**_RULES, "max_line": 1_000, "mean_line": 100, "min_alphabetic": 0.25}),
+    "text": make_filters({**_RULES, "max_line": 10_000, "mean_line": 2_000, "min_alphabetic": 0.5}),
+    "markup": make_filters({**_RULES, "max_line": 2_000, "mean_line": 200, "min_alphabetic": 0.25}),
+}
 
 Progress = Callable[[str, int, int], None]
 
@@ -78,7 +89,7 @@ class _Selection:
 
     def offer(self, candidate: Candidate, source: str, name: str, text: str) -> None:
         """Take a document, or count the reason for dropping it."""
-        reason = reason_to_drop(text, LIMITS[source])
+        reason = _FILTERS[source](Document(text, name))
         # The hash costs a pass of regular expressions, so it is only made for documents that pass the filters.
         identity = None if reason else same_words_digest(text)
         if reason or identity in self.seen:

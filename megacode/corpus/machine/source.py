@@ -5,33 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import Field, ValidationError
-
-from megacode.base.errors import ConfigError, Problem
+from megacode.base.errors import ConfigError
 from megacode.base.files import Json, read_json
 from megacode.base.progress import bar
-from megacode.config.problems import problems_of
-from megacode.config.quantity import Count, Frozen
 from megacode.corpus.document import Document
 from megacode.corpus.layout import CorpusDir
 from megacode.corpus.machine.collect import DEFAULT_BYTES, REPORT, collect
+from megacode.corpus.machine.settings import MachineSettings
 from megacode.corpus.recipe import MACHINE, Recipe, RecipeSource
 from megacode.data.inputs import Records
-
-# Files that are collected before duplicates are dropped; about so many of them go.
-_KINDS = tuple(DEFAULT_BYTES)
-
-
-class MachineSettings(Frozen):
-    """Settings of the kind `machine`.
-
-    Attributes:
-        files: what to collect: `code`, `text` or `markup`; absent: the source's own name.
-        bytes: of UTF-8 text to collect; absent: as much as the demo needs.
-    """
-
-    files: str | None = None
-    bytes: Count | None = Field(default=None, ge=1)
 
 
 def collect_sources(recipe: Recipe, *, alone: bool) -> dict[str, Path]:
@@ -70,7 +52,7 @@ def collected_files(recipe: Recipe) -> dict[str, Path]:
 def wanted_bytes(recipe: Recipe, name: str) -> int:
     """Return how much text is collected for a source."""
     source = recipe.sources[name]
-    return _settings(name, source).bytes or DEFAULT_BYTES[_files(name, source)]
+    return _settings(source).bytes or DEFAULT_BYTES[_files(name, source)]
 
 
 def _collect(recipe: Recipe, sources: dict[str, RecipeSource], place: Path) -> None:
@@ -88,20 +70,15 @@ def _collect(recipe: Recipe, sources: dict[str, RecipeSource], place: Path) -> N
 
 
 def _files(name: str, source: RecipeSource) -> str:
-    files = _settings(name, source).files or name
-    if files not in _KINDS:
-        fix = f"add settings: {{files: X}}, where X is one of {', '.join(_KINDS)}"
+    files = _settings(source).files or name
+    if files not in DEFAULT_BYTES:
+        fix = f"add settings: {{files: X}}, where X is one of {', '.join(DEFAULT_BYTES)}"
         raise ConfigError(f"which files of this machine are meant by {files!r} is unknown", f"sources.{name}", fix)
     return files
 
 
-def _settings(name: str, source: RecipeSource) -> MachineSettings:
-    try:
-        return MachineSettings.model_validate(source.settings)
-    except ValidationError as error:
-        where = f"sources.{name}.settings"
-        problems = problems_of(error, MachineSettings)
-        raise ConfigError(problems=[Problem(one.what, f"{where}.{one.where}", one.fix) for one in problems]) from None
+def _settings(source: RecipeSource) -> MachineSettings:
+    return MachineSettings.model_validate(source.settings)
 
 
 def machine_documents(records: Iterator[Records]) -> Iterator[Document]:
