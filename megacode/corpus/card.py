@@ -78,8 +78,8 @@ def source_rows(manifest: Json) -> list[dict[str, str]]:
                 "source": title(name),
                 "documents": f"{tally.documents:,}",
                 "text": format_bytes(tally.bytes),
-                "tokens": format_count(tokens) if tokens else "–",
-                "bytes per token": f"{per_token:.2f}" if per_token else "–",
+                "tokens": format_count(tokens) if tokens else "-",
+                "bytes per token": f"{per_token:.2f}" if per_token else "-",
                 **{label: format_bytes(tally.quantile(share)) for label, share in QUANTILES.items()},
                 "max": format_bytes(tally.longest),
             }

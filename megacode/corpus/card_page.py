@@ -17,7 +17,8 @@ from megacode.corpus.visible import one_line, pieces
 _EXAMPLE_BYTES = 600
 _LINE = 300
 _FIGURES = (
-    "documents", "text", "tokens", "bytes per token", "p50", "p90", "p99", "max", "items", "found", "too short", "too common", "size"
+    "documents", "text", "tokens", "bytes per token", "p50", "p90", "p99", "max", "items", "found", "too short",
+    "too common", "size",
 )  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def _page(manifest: Json) -> dict[str, Any]:
         "identity": manifest["identity"],
         "totals": card.totals(manifest),
         "sources": sources,
-        "has_tokens": any(row["tokens"] != "–" for row in sources),
+        "has_tokens": any(row["tokens"] != "-" for row in sources),
         "figures": _FIGURES,
         "funnel": card.funnel(manifest),
         "replaced": manifest["replaced"],

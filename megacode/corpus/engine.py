@@ -1,4 +1,4 @@
-"""Run a recipe: prepare, map each shard, reduce, apply each shard. Each pass leaves its result and is skipped if it exists.
+"""Run a recipe: prepare, map each shard, reduce, apply each shard. A pass whose result exists is skipped.
 
 A call without a shard does all of it on this machine. On a cluster, each map and apply pass of a shard and the one
 reduce pass are separate calls; their results are the same to the byte.

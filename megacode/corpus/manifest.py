@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import megacode
 from megacode.base.errors import DataError
 from megacode.base.files import Json, read_json, write_json, write_text

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from megacode.base.claims import claimed
 from megacode.base.errors import DataError, Problem
 from megacode.base.files import Json, atomic_path, read_json, remove, write_json
+from megacode.corpus.contaminated import decontaminate
 from megacode.corpus.document import Counts
 from megacode.corpus.duplicates.collection import Part
 from megacode.corpus.duplicates.reduce import find_duplicates
 from megacode.corpus.duplicates.report import duplicates_report
-from megacode.corpus.contaminated import decontaminate
 from megacode.corpus.reasons import Reason
 from megacode.corpus.shards import Numbered, open_shards
 from megacode.corpus.work import Work

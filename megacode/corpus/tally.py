@@ -25,6 +25,9 @@ _LICENCE = ("license", "licence", "detected_licenses", "max_stars_repo_licenses"
 _PATH = ("path", "max_stars_repo_path", "file_path", "filename")
 
 
+Utf8 = bytes
+
+
 class Encoder(Protocol):
     """The part of a tokenizer that is needed here."""
 
@@ -57,7 +60,7 @@ class Tally:
     tokens: int = 0
     samples: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, document: Document, raw: bytes, key: int) -> None:
+    def add(self, document: Document, raw: Utf8, key: int) -> None:
         """Count a document.
 
         Args:

@@ -191,7 +191,7 @@ def test_a_recipe_that_drops_everything_names_the_rule_that_does(recipe, tmp_pat
 
 def test_a_source_that_duplicates_empty_is_refused(recipe, inputs, tmp_path):
     (inputs / "9.jsonl").write_text((inputs / "0.jsonl").read_text())
-    with pytest.raises(DataError, match="sources.third: no document is left after duplicates"):
+    with pytest.raises(DataError, match=r"sources\.third: no document is left after duplicates"):
         run_recipe(with_inputs(recipe(), third=[f"{inputs}/9.jsonl"]), "test")
 
 
