@@ -1,8 +1,9 @@
 """The program that runs inside the sandbox; it imports nothing of megacode; see `sandbox`.
 
 It reads one JSON object from standard input: the program's text, the limits, and a token that the program never sees.
-It sets the limits, takes away the network and files outside its directory where the kernel allows that, runs the program, and reports on its original
-standard output. The report contains the token only if the program ran to its last line.
+It sets the limits and, where the kernel allows that, takes away the network and the right to change files outside its
+directory. It runs the program and reports on its original standard output. The report contains the token only if the
+program ran to its last line.
 """
 
 import ctypes
@@ -51,7 +52,7 @@ def _cut_off() -> bool:
     library = ctypes.CDLL(None, use_errno=True)
     alone = _NEW_NETWORK | _NEW_PROCESSES
     # Root may do it directly; others need a user namespace, which some kernels forbid.
-    return library.unshare(alone) == 0 or library.unshare(alone | _NEW_USER) == 0
+    return bool(library.unshare(alone) == 0 or library.unshare(alone | _NEW_USER) == 0)
 
 
 def _limit(limits: dict[str, int]) -> None:

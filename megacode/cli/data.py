@@ -66,7 +66,7 @@ def train_tokenizer(
     ] = "100M",
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a tokenizer on JSON lines.
+    """Train a tokenizer on JSON lines or Parquet.
 
     \b
     megacode data tokenizer --input 'corpus/*.jsonl' --vocab-size 32000 --output tokenizer/
@@ -102,7 +102,8 @@ def preprocess(
     tokenizer_type: Annotated[str, typer.Option(help=f"One of {', '.join(TOKENIZER_KINDS)}.")],
     tokenizer_model: Annotated[str, typer.Option(help="Directory with a tokenizer.json, or a SentencePiece .model.")],
     json_keys: Annotated[
-        list[str], typer.Option(metavar="KEY...", help="Keys that hold text; each makes a data set.")
+        list[str],
+        typer.Option(metavar="KEY...", help="Keys that hold text, a.b for nested ones; each makes a data set."),
     ] = ["text"],  # noqa: B006 (typer copies it)
     append_eod: Annotated[
         bool, typer.Option("--append-eod", help="End each document with the end-of-document token.")
@@ -133,7 +134,7 @@ def preprocess(
     vocab_file: Annotated[str, typer.Option(hidden=True)] = "",
     merge_file: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
-    """Turn JSON lines into Megatron's .bin and .idx.
+    """Turn JSON lines or Parquet into Megatron's .bin and .idx.
 
     \b
     megacode data preprocess --input 'raw/*.jsonl.zst' --output-prefix data/web

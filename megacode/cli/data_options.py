@@ -20,9 +20,11 @@ _GIVEN = "megacode.data.arguments"  # key of the command line in click's context
 
 Inputs = Annotated[
     list[str],
-    typer.Option("--input", metavar="FILE...", help="JSON-lines files or quoted globs: .jsonl, .json, .gz, .zst."),
+    typer.Option("--input", metavar="FILE...", help="JSON-lines or Parquet files, directories, quoted globs, or -."),
 ]
-JsonKeys = Annotated[list[str], typer.Option(metavar="KEY...", help="Keys that hold text.")]
+JsonKeys = Annotated[
+    list[str], typer.Option(metavar="KEY...", help="Keys that hold text; a.b is the key b of the object under a.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 
 
@@ -44,7 +46,7 @@ def _spread(arguments: Sequence[str], lists: Collection[str]) -> tuple[list[str]
     spread: list[str] = []
     flag, waits, bare = "", False, ""  # the current list flag; whether its first value is still to come
     for argument in arguments:
-        if argument.startswith("-"):
+        if argument.startswith("-") and argument != "-":  # `-` is standard input
             bare = bare or (flag if waits else "")
             name, has_value, _ = argument.partition("=")
             flag = name if name in lists else ""

@@ -68,6 +68,7 @@ def read_records(
     skip_bad: bool = False,
     columns: Sequence[str] | None = None,
     numbered: bool = True,
+    done: int = 0,
 ) -> Iterator[Records]:
     """Yield the records of a file, some at a time, in order.
 
@@ -80,17 +81,17 @@ def read_records(
             None: all.
         numbered: whether records must have the line numbers of the whole file. For a part of a plain file its head
             is read to count them, at a few GB a second; else they count from `counted_from`.
+        done: go on after records that were read before: their `done`, with the same `part`; 0: from the beginning.
 
     Raises:
         DataError: at the first bad record, unless they are skipped, and where the file is damaged, with the number of
             good documents before. Those are yielded first. A truncated file is never skipped.
     """
     good = 0
-    read = (
-        read_rows(path, part, skip_bad=skip_bad, columns=columns)
-        if is_parquet(path)
-        else (read_lines(path, part, skip_bad=skip_bad, columns=columns, numbered=numbered))
-    )
+    if is_parquet(path):
+        read = read_rows(path, part, skip_bad=skip_bad, columns=columns, done=done)
+    else:
+        read = read_lines(path, part, skip_bad=skip_bad, columns=columns, numbered=numbered, done=done)
     try:
         for records in read:
             good += len(records.rows)

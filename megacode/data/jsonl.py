@@ -52,6 +52,16 @@ class Chunk:
     offset: int = 0
     too_long: int = 0
 
+    @property
+    def last_line(self) -> int:
+        """Number of the last of them."""
+        return self.first_line + self.data.count(b"\n") - self.data.endswith(b"\n")
+
+    @property
+    def end(self) -> int:
+        """Offset of the byte behind them."""
+        return self.offset + max(len(self.data), self.too_long)
+
     def place(self, line: int) -> str:
         """Return a line, counted as `first_line` is, as `file:line` of the whole file, whose head is read for it."""
         return f"{self.path}:{line + lines_before(self.path, self.counted_from)}"
@@ -139,6 +149,7 @@ def _chunks_in(path: Path, stream: Stream, size: int, start: int, end: int | Non
 
 def _whole_lines(path: Path, stream: Stream, size: int, counted_from: int = 0) -> Iterator[Chunk]:
     """Cut a stream into chunks of whole lines."""
+    size = min(size, LONGEST_LINE)
     held: list[bytes] = []  # of a line whose end is not read yet; joined once, or long lines would be copied again
     line, offset, position, length, lost = 1, counted_from, stream.position, 0, False
     while block := stream.read(size):
@@ -176,6 +187,7 @@ def read_lines(
     skip_bad: bool = False,
     columns: Sequence[str] | None = None,
     numbered: bool = True,
+    done: int = 0,
     size: int = CHUNK_BYTES,
 ) -> Iterator[Records]:
     """Yield the records of a JSON-lines file; arguments as of `inputs.read_records`, and the bytes of a chunk.
@@ -186,18 +198,24 @@ def read_lines(
     """
     start, end = part or (0, None)
     before: int | None = None
-    for chunk in read_chunks(path, size, start, end):
+    # Only a plain file can be entered in its middle; of others lines are counted.
+    by_lines = is_compressed(path) or path == STANDARD_INPUT
+    for chunk in read_chunks(path, size, start if by_lines else max(start, done), end):
+        behind = chunk.last_line if by_lines else chunk.end
+        if behind <= done:
+            continue
         if numbered and chunk.counted_from:
             before = lines_before(path, chunk.counted_from) if before is None else before
             chunk = replace(chunk, first_line=chunk.first_line + before, counted_from=0)
-        yield from _records(chunk, columns, skip_bad)
+        yield from (replace(found, done=behind) for found in _records(chunk, columns, skip_bad))
 
 
 def _records(chunk: Chunk, columns: Sequence[str] | None, skip_bad: bool) -> Iterator[Records]:
     rows, lines, bad = _parse(chunk, columns, skip_bad)
     found = Records(chunk.path, chunk.first_line, rows, lines, chunk.read_bytes, len(bad), chunk.counted_from)
     if bad and not skip_bad:
-        yield replace(found, bad=0)
+        if rows:
+            yield replace(found, bad=0)
         raise _bad_line(chunk, *bad[0])
     yield found
 

@@ -1,19 +1,33 @@
-"""Parquet files: records in batches, of the columns that are needed, with memory bounded by a row group's column.
+"""Parquet files: records in batches, of the columns that are needed, read by a process with a limit on memory.
 
-Row groups belong to the part of a file in whose bytes they begin.
+Row groups belong to the part of a file in whose bytes they begin. Memory holds some batches of a few MiB, and in the
+other process the pages that are being decompressed.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from megacode.base.errors import DataError
+from megacode.data.parquet_child import UNSUITABLE
 from megacode.data.records import Records
 
-_BATCH_BYTES = 4 << 20
-_LARGEST_BATCH = 4096
+MEMORY_BYTES = 4 << 30  # of address space; pyarrow alone takes 0.2 GiB
+_CHILD = Path(__file__).with_name("parquet_child.py")
+_DAMAGED = "download or copy the file again"
+_SKIP = "fix the row, or use --skip-bad-lines to skip and count such rows"
+# One thread and one heap: more reserve address space, which is limited.
+_ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1"}
 
 
 def is_parquet(path: Path) -> bool:
@@ -27,32 +41,106 @@ def read_rows(
     *,
     skip_bad: bool = False,
     columns: Sequence[str] | None = None,
+    done: int = 0,
 ) -> Iterator[Records]:
-    """Yield the records of a Parquet file; arguments as of `inputs.read_records`."""
-    import pyarrow.parquet
+    """Yield the records of a Parquet file; arguments as of `inputs.read_records`.
 
-    with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20) as file:
-        begins = _begins(file.metadata, path.stat().st_size)
-        row = 1
-        for group, (begin, end) in enumerate(begins):
-            rows = file.metadata.row_group(group).num_rows
-            if part is None or part[0] <= begin < part[1]:
-                first = row
-                for batch in file.iter_batches(512, [group], list(columns) if columns is not None else None):
-                    found = batch.to_pylist()
-                    lines = list(range(first, first + len(found)))
-                    yield Records(path, first, found, lines, (end - begin) * len(found) // max(1, rows))
-                    first += len(found)
-            row += rows
-
-
-def _begins(metadata: Any, size: int) -> list[tuple[int, int]]:
-    begins = [0]
-    for group in range(1, metadata.num_row_groups):
-        column = metadata.row_group(group).column(0)
-        begin = min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
-        begins.append(max(begins[-1], min(begin, size - 1)))
-    return list(zip(begins, [*begins[1:], size], strict=True))
+    Raises:
+        DataError: if the file is damaged or has columns of other types, and at the first bad row, unless they are
+            skipped; the records before are yielded first.
+    """
+    if not path.is_file():
+        raise DataError("there is no such file", str(path), "give a Parquet file")
+    request = [str(path), *(part or (0, -1)), done, None if columns is None else list(columns)]
+    with _started(request) as child:
+        for batch, facts in child.batches():
+            rows, lines, bad = rows_of(batch, facts["row"])
+            last = facts["row"] + batch.num_rows - 1
+            if bad and not skip_bad:
+                before = [number for number in lines if number < bad[0][0]]
+                if before:
+                    yield Records(path, facts["row"], rows[: len(before)], before, 0, done=bad[0][0] - 1)
+                where = f"in the row group of bytes {facts['begin']:,} to {facts['end']:,}"
+                raise DataError(f"{bad[0][1]} ({where})", f"{path}:{bad[0][0]}", _SKIP)
+            yield Records(path, facts["row"], rows, lines, facts["bytes"], len(bad), done=last)
+        child.check(path)
 
 
-_ = DataError
+def rows_of(batch: Any, first: int) -> tuple[list[dict[str, Any]], list[int], list[tuple[int, str]]]:
+    """Return the records of a batch, their row numbers, and the bad rows with what is wrong."""
+    names, numbers = batch.schema.names, range(first, first + batch.num_rows)
+    if not names:
+        return [{} for _ in numbers], list(numbers), []
+    try:
+        columns = [column.to_pylist() for column in batch.columns]
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)], list(numbers), []
+    except UnicodeDecodeError:
+        return _rows_one_by_one(batch, numbers)
+
+
+def _rows_one_by_one(batch: Any, numbers: range) -> tuple[list[dict[str, Any]], list[int], list[tuple[int, str]]]:
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    bad: list[tuple[int, str]] = []
+    for place, number in enumerate(numbers):
+        row: dict[str, Any] = {}
+        try:
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                row[name] = column[place].as_py()
+        except UnicodeDecodeError as error:
+            what = f"the key {name!r} is not UTF-8: {error.reason} at its byte {error.start + 1}"
+            bad.append((number, what))
+            continue
+        rows.append(row)
+        lines.append(number)
+    return rows, lines, bad
+
+
+@dataclass(frozen=True)
+class _Child:
+    """The process that reads, and the file of its errors."""
+
+    process: subprocess.Popen[bytes]
+    errors: IO[bytes]
+
+    def batches(self) -> Iterator[tuple[Any, dict[str, int]]]:
+        """Yield its batches and what is told of each; where it fails they end early, see `check`."""
+        import pyarrow
+
+        try:
+            with pyarrow.ipc.open_stream(self.process.stdout) as stream:
+                while True:
+                    batch, metadata = stream.read_next_batch_with_custom_metadata()
+                    yield batch, json.loads(metadata["facts"])
+        except (StopIteration, pyarrow.ArrowException, OSError):
+            # The end of the stream, or of a process that failed.
+            return
+
+    def check(self, path: Path) -> None:
+        """Raise a DataError where the process did not end well."""
+        code = self.process.wait()
+        if code == 0:
+            return
+        self.errors.seek(0)
+        said = self.errors.read().decode(errors="replace").strip()
+        if code == UNSUITABLE:
+            raise DataError(said, str(path), "name other keys, or convert the file")
+        if code < 0:
+            said = f"pyarrow crashed on it ({signal.Signals(-code).name})"
+        raise DataError(f"it cannot be read: {said}; the file has {path.stat().st_size:,} bytes", str(path), _DAMAGED)
+
+
+@contextmanager
+def _started(request: list[Any]) -> Iterator[_Child]:
+    """Start the process that reads; it ends with the `with` block."""
+    command = [sys.executable, "-P", str(_CHILD), json.dumps([MEMORY_BYTES, *request])]
+    with tempfile.TemporaryFile() as errors:
+        environment = {**os.environ, **_ENVIRONMENT}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
+        try:
+            yield _Child(process, errors)
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()

@@ -55,6 +55,7 @@ class PassProgress:
 
     def _log(self) -> None:
         seconds = max(time.monotonic() - self._start, 1e-9)
-        share = f"{100 * self.bytes / self._total:.0f} %" if self._total else "all"
+        # The size of standard input is unknown.
+        share = f"{100 * self.bytes / self._total:.0f} % of the input" if self._total else format_bytes(self.bytes)
         rates = f"{format_count(round(self.documents / seconds))} documents/s, {format_bytes(self.bytes / seconds)}/s"
-        _LOG.info("%s documents, %s of the input (%s)", format_count(self.documents), share, rates)
+        _LOG.info("%s documents, %s (%s)", format_count(self.documents), share, rates)

@@ -26,6 +26,7 @@ class Records:
         read_bytes: bytes on disk that were read for them.
         bad: bad records that were skipped.
         counted_from: where counting lines began, in bytes of the file; 0 unless numbers were not asked for.
+        done: what `inputs.read_records` takes to go on after them.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Records:
     read_bytes: int
     bad: int = 0
     counted_from: int = 0
+    done: int = 0
 
     def place(self, line: int) -> str:
         """Return one of `lines` as `file:line` of the whole file, whose head is read for it where it must be."""
@@ -137,7 +139,7 @@ def text_in(row: Mapping[str, Any], key: str) -> str:
     """
     text = field_of(row, key, _ABSENT)
     if text is _ABSENT:
-        raise ValueError(f"the line has no key {key!r}; its keys are {', '.join(map(repr, row)) or 'none'}")
+        raise ValueError(f"the record has no key {key!r}; its keys are {', '.join(map(repr, row)) or 'none'}")
     if not isinstance(text, str):
         raise ValueError(f"the key {key!r} holds {json.dumps(text, default=str)[:40]}, not a string")
     check_characters(row, [key])

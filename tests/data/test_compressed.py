@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
+import random
+import re
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 
 from megacode.base.errors import DataError
-from megacode.data.inputs import find_inputs
+from megacode.data.inputs import find_inputs, read_records
 from megacode.data.jsonl import parse_object, read_chunks, read_objects
+from megacode.data.records import Records
 
 WHOLE = "".join(json.dumps({"text": f"document {number} " + "word " * 40}) + "\n" for number in range(3000)).encode()
 
@@ -32,6 +39,76 @@ def test_a_file_that_was_cut_short_is_refused_with_its_last_byte(name: str, shar
     assert caught.value.problems[0].where == str(path)
     assert f"byte {path.stat().st_size:,}" in caught.value.problems[0].what
     assert caught.value.exit_code == 2
+
+
+def flushed(name: str, rows: list[bytes]) -> tuple[bytes, list[int]]:
+    """Return a file whose compressor was flushed behind each line but the last, and where the pieces end."""
+    if name.endswith("gz"):
+        writer: Any = zlib.compressobj(wbits=31)
+        pieces = [writer.compress(row) + writer.flush(zlib.Z_SYNC_FLUSH) for row in rows[:-1]]
+    else:
+        writer = zstandard.ZstdCompressor().compressobj()
+        flush = zstandard.COMPRESSOBJ_FLUSH_BLOCK
+        pieces = [writer.compress(row) + writer.flush(flush) for row in rows[:-1]]
+    pieces.append(writer.compress(rows[-1]) + writer.flush())
+    return b"".join(pieces), list(itertools.accumulate(map(len, pieces)))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_a_cut_inside_and_between_blocks_is_found_at_every_byte(name: str, tmp_path: Path) -> None:
+    rows = [json.dumps({"text": f"document {number}"}).encode() + b"\n" for number in range(8)]
+    raw, ends = flushed(name, rows)
+    path = tmp_path / name
+    for cut in range(len(raw)):
+        path.write_bytes(raw[:cut])
+        found: list[Records] = []
+        with pytest.raises(DataError, match=r"it is (truncated|empty)") as caught:
+            found += read_records(path, skip_bad=True)
+        count = sum(len(records.rows) for records in found)
+        # All lines whose bytes are there, and none that was lost with the end of its block.
+        assert sum(end <= cut for end in ends[:-1]) <= count <= len(rows)
+        assert f"(at its end, byte {cut:,}); {count} good documents before it" in caught.value.problems[0].what
+    path.write_bytes(raw)
+    assert sum(len(records.rows) for records in read_records(path)) == len(rows)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
+def test_damage_and_garbage_are_named_between_two_bytes_after_the_good_documents(name: str, tmp_path: Path) -> None:
+    dice = random.Random(0)
+    rows = [json.dumps({"text": dice.randbytes(1000).hex()}).encode() + b"\n" for _ in range(100)]
+    raw, ends = flushed(name, rows)
+    place = ends[49] + 3
+    for damaged in (raw[:place] + b"\xff" * 50 + raw[place + 50 :], raw + b"garbage"):
+        (tmp_path / name).write_bytes(damaged)
+        found: list[Records] = []
+        with pytest.raises(DataError, match=r"between bytes .* and .* of .*\); \d+ good documents before it") as caught:
+            found += read_records(tmp_path / name)
+        first, last, size = (
+            int(n.replace(",", "")) for n in re.findall(r"(?<= )[\d,]+(?=[ )])", str(caught.value))[:3]
+        )
+        assert size == len(damaged)
+        broken = place if len(damaged) == len(raw) else len(raw)
+        # A block is only checked when it is whole, so the error may lie behind the damage.
+        assert broken <= last <= broken + (1 << 17)
+        count = sum(len(records.rows) for records in found)
+        assert sum(end <= first for end in ends) <= count <= sum(end <= last for end in ends)
+        assert count >= 15  # what was in the same piece of 32 KiB is lost
+
+
+def test_zeros_behind_gzip_members_are_padding(tmp_path: Path) -> None:
+    line = b'{"text": "a"}\n'
+    (tmp_path / "a.gz").write_bytes(gzip.compress(line) + bytes(40_000) + gzip.compress(line) + bytes(10))
+    assert sum(len(records.rows) for records in read_records(tmp_path / "a.gz")) == 2
+
+
+def test_skippable_frames_and_long_windows_of_zstandard_are_read(tmp_path: Path) -> None:
+    line = b'{"text": "a"}\n'
+    skippable = struct.pack("<II", 0x184D2A50, 5) + b"hello"
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    writer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    wide = writer.compress(line) + writer.flush()
+    (tmp_path / "a.zst").write_bytes(skippable + compressed("zst", line) + skippable + wide)
+    assert sum(len(records.rows) for records in read_records(tmp_path / "a.zst")) == 2
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])

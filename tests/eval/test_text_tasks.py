@@ -25,7 +25,7 @@ def test_a_txt_is_one_document_and_a_jsonl_one_a_line(tmp_path):
     [
         ("a.txt", b"", "it contains no text"),
         ("a.txt", b"\xff", "it cannot be read"),
-        ("a.jsonl", b'{"text": "x"}\n{"texts": 1}\n', "a.jsonl:2: the line has no key 'text'; its keys are 'texts'"),
+        ("a.jsonl", b'{"text": "x"}\n{"texts": 1}\n', "a.jsonl:2: the record has no key 'text'; its keys are 'texts'"),
         ("a.jsonl", b'{"text": 1}\n', "a.jsonl:1: the key 'text' holds 1, not a string"),
         ("a.jsonl", b'{"text": "x\\ud800"}\n', "a.jsonl:1: .* an unpaired surrogate"),
         ("a.jsonl", b"{torn\n", "a.jsonl:1: the line is not JSON"),

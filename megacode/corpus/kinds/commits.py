@@ -19,7 +19,9 @@ from megacode.corpus.kinds.records import RecordKeys, Row, draw, drop, rows_of
 from megacode.data.records import Records
 
 _BANNED_PHRASES = ("auto commit", "update contributing", "<?xml")
-_BANNED_SUBJECTS = frozenset({"readme", "update", "dummy", "updated", "debug", "test", "update readme", "update readme.md"})
+_BANNED_SUBJECTS = frozenset(
+    {"readme", "update", "dummy", "updated", "debug", "test", "update readme", "update readme.md"}
+)
 _VERSION = re.compile(r"v?\d+(?:\.\d+)+\S*")
 
 
@@ -75,7 +77,14 @@ def commit_documents(batches: Iterator[Records], settings: CommitSettings, count
             drop(counts, reason or "no text", row.record)
             continue
         old, new = found.shown()
-        parts = (Control("<commit_before>"), old, Control("<commit_msg>"), found.subject, Control("<commit_after>"), new)
+        parts = (
+            Control("<commit_before>"),
+            old,
+            Control("<commit_msg>"),
+            found.subject,
+            Control("<commit_after>"),
+            new,
+        )
         fields = row.fields(settings.old, settings.new, settings.id) | {"path": found.path}
         yield Document("".join(part for part in parts if isinstance(part, str)), row.id, fields, parts)
 

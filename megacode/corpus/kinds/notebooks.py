@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Any, Literal
 
 import orjson
@@ -109,7 +110,9 @@ def language_of(notebook: dict[str, Any]) -> str:
 def _raw_cells(notebook: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the cells of a notebook, which version 3 keeps in worksheets; what is not an object is left out."""
     sheets = notebook.get("worksheets")
-    places = [notebook, *(sheet for sheet in sheets if isinstance(sheet, dict))] if isinstance(sheets, list) else [notebook]
+    places = (
+        [notebook, *(sheet for sheet in sheets if isinstance(sheet, dict))] if isinstance(sheets, list) else [notebook]
+    )
     for place in places:
         cells = place.get("cells")
         if isinstance(cells, list):
@@ -164,13 +167,10 @@ def _output_text(output: dict[str, Any]) -> str:
 def merged(cells: Iterator[Cell]) -> list[Cell]:
     """Return the cells with neighbours of one kind made one; its output is the last one that is not empty."""
     found: list[Cell] = []
-    for cell in cells:
-        if found and found[-1].kind == cell.kind:
-            last = found[-1]
-            last.source = f"{last.source}\n{cell.source}"
-            last.output = cell.output or last.output
-        else:
-            found.append(cell)
+    for kind, group in groupby(cells, key=lambda cell: cell.kind):
+        block = list(group)
+        output = next((cell.output for cell in reversed(block) if cell.output), "")
+        found.append(Cell(kind, "\n".join(cell.source for cell in block), output))
     return found
 
 

@@ -68,4 +68,4 @@ def drop(counts: Counts, reason: str, record: Mapping[str, Any] | str) -> None:
 
 def draw(name: str, purpose: str, seed: int) -> float:
     """Return a number in [0, 1) that depends on a document's id, what it is for, and the seed only."""
-    return xxhash.xxh3_64_intdigest(f"{purpose}\0{name}", seed & (2**64 - 1)) / 2.0**64
+    return xxhash.xxh3_64_intdigest(f"{purpose}\0{name}".encode("utf-8", "surrogatepass"), seed & (2**64 - 1)) / 2.0**64

@@ -20,7 +20,13 @@ _STARS = ((0, "0"), (10, "1-10"), (100, "10-100"), (1_000, "100-1000"))
 
 
 class TextSettings(RecordKeys):
-    """Settings of the kind `text`."""
+    """Settings of the kind `text`.
+
+    Attributes:
+        leave_out: values by key; records with one of them are left out, such as one part of a mixed data set.
+    """
+
+    leave_out: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
 class SourceFileSettings(RecordKeys):
@@ -80,6 +86,8 @@ def text_documents(batches: Iterator[Records], settings: TextSettings, counts: C
         text = row.text(settings.text)
         if text is None:
             drop(counts, "no text", row.record)
+        elif any(field_of(row.record, key) in values for key, values in settings.leave_out.items()):
+            drop(counts, "left out by a field", text)
         else:
             yield Document(text, row.id, row.fields(settings.text, settings.id))
 

@@ -90,11 +90,11 @@ def read_posts(path: Path) -> Iterator[dict[str, str]]:
         if not _HEAD.match(file.read(4_096)):
             fix = "give the Posts.xml of a StackExchange dump, in UTF-8 and without a document type"
             raise DataError("it does not begin with <posts>", str(path), fix)
+    # Attributes above 10 MB are refused by lxml itself.
+    rows = etree.iterparse(
+        str(path), tag="row", resolve_entities=False, no_network=True, huge_tree=False, recover=False
+    )
     try:
-        # Attributes above 10 MB are refused by lxml itself.
-        rows = etree.iterparse(
-            str(path), tag="row", resolve_entities=False, no_network=True, huge_tree=False, recover=False
-        )
         for _, row in rows:
             yield dict(row.attrib)
             # Read rows would stay below their parent: memory would grow with the file.
@@ -103,8 +103,11 @@ def read_posts(path: Path) -> Iterator[dict[str, str]]:
             while row.getprevious() is not None:
                 del parent[0]
     except etree.XMLSyntaxError as error:
+        # The exception may tell of the end of the file; the log begins with the cause.
+        cause = rows.error_log[0] if len(rows.error_log) else error
+        line, message = getattr(cause, "line", error.lineno), getattr(cause, "message", error.msg)
         fix = "unpack the dump again; a file cut short ends inside an element"
-        raise DataError(f"damaged XML at line {error.lineno}: {error.msg}", str(path), fix) from None
+        raise DataError(f"damaged XML at line {line}: {message}", str(path), fix) from None
 
 
 class _Buckets:
@@ -127,7 +130,9 @@ class _Buckets:
         if kind not in (_QUESTION, _ANSWER):
             return counts.drop("neither question nor answer", post.get("Body", ""))
         # isdecimal alone accepts digits of other scripts and thousands of them.
-        if not (question.isascii() and question.isdecimal() and len(question) < 16 and post.get("Id") and "Body" in post):
+        if not (
+            question.isascii() and question.isdecimal() and len(question) < 16 and post.get("Id") and "Body" in post
+        ):
             return counts.drop("attributes missing", post.get("Body", ""))
         line = orjson.dumps(post)
         bucket = int(question) // _RANGE

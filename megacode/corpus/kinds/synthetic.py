@@ -20,9 +20,11 @@ from megacode.corpus.kinds.records import RecordKeys, Row, drop, rows_of
 from megacode.data.records import Records, field_of
 
 # Called after the tests: pytest's functions do nothing by themselves.
-_CALL_TESTS = (
-    "\nfor _name, _test in list(globals().items()):\n    if _name.startswith('test_') and callable(_test):\n        _test()\n"
-)
+_CALL_TESTS = """
+for _name, _test in list(globals().items()):
+    if _name.startswith("test_") and callable(_test):
+        _test()
+"""
 # A definition in a class or function; what else stands at the top level of an emptied solution.
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _KEPT = (*_FUNCTIONS, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
@@ -88,7 +90,7 @@ def _tests(row: Row, settings: SyntheticSettings) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def reason_to_drop(solution: str, tests: str, limits: SandboxLimits) -> str | None:
+def reason_to_drop(solution: str, tests: str, limits: SandboxLimits | None = None) -> str | None:
     """Return why a solution is not verified, or None.
 
     Args:

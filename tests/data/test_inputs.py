@@ -1,0 +1,245 @@
+"""What a user names as input is found, and read as records by one set of rules, whatever its format."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megacode.base.errors import ConfigError, DataError
+from megacode.cli.data import script
+from megacode.config.model import TokenizerConfig
+from megacode.data import jsonl
+from megacode.data.inputs import find_inputs, read_records, refuse_standard_input
+from megacode.data.machine_files import Shard
+from megacode.data.preprocess import PreprocessJob, preprocess
+from megacode.data.records import Records, field_of, texts_of
+
+
+def rows_of(found: Sequence[Records]) -> list[Any]:
+    return [row for records in found for row in records.rows]
+
+
+def pack(path: Path, data: bytes) -> Path:
+    packed = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(path.suffix, bytes)(data)
+    path.write_bytes(packed)
+    return path
+
+
+def test_directories_globs_and_files_are_found_in_order(tmp_path: Path) -> None:
+    names = ("b.jsonl", "a/z.parquet", "a/y.jsonl.gz", "a/deep/x.json", "a/w.jsonl.zst", "a/README.md", ".old/v.jsonl")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    below = ["a/deep/x.json", "a/w.jsonl.zst", "a/y.jsonl.gz", "a/z.parquet"]
+    assert find_inputs([str(tmp_path)]) == [tmp_path / name for name in (*below, "b.jsonl")]
+    assert find_inputs([str(tmp_path / "b*"), str(tmp_path / "?")]) == [tmp_path / name for name in ("b.jsonl", *below)]
+    assert find_inputs(["-"]) == [Path("-")]
+
+
+def test_a_directory_with_a_format_that_is_not_read_or_without_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    (tmp_path / "b.jsonl.bz2").write_bytes(b"")
+    with pytest.raises(DataError, match=r"\.bz2 files are not supported"):
+        find_inputs([str(tmp_path)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="there is no such file"):
+        find_inputs([str(tmp_path / "empty")])
+    with pytest.raises(ConfigError, match="listed twice"):
+        find_inputs([str(tmp_path / "a.jsonl"), str(tmp_path / "*.jsonl")])
+
+
+def test_standard_input_is_read_and_cannot_be_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "a"}\n{"text": "b"}')))
+    found = list(read_records(Path("-")))
+    assert rows_of(found) == [{"text": "a"}, {"text": "b"}]
+    assert [line for records in found for line in records.lines] == [1, 2]
+    with pytest.raises(ConfigError, match="--input -: it cannot be divided"):
+        refuse_standard_input([Path("-")], "it cannot be divided")
+
+
+def test_a_key_reaches_into_objects_and_one_with_a_dot_wins() -> None:
+    row = {"a": {"b": {"c": 1}, "b.c": 2}, "x.y": 3, "x": {"y": 4}}
+    assert [field_of(row, key) for key in ("a.b", "a.b.c", "x.y", "x", "no.one", "x.y.z")] == [
+        {"c": 1},
+        2,
+        3,
+        {"y": 4},
+        None,
+        None,
+    ]
+    assert field_of(row, "a.z", "absent") == "absent"
+
+
+def test_texts_under_nested_keys_and_lists_and_records_without_them(tmp_path: Path) -> None:
+    rows = [{"m": {"t": "a"}, "id": 1}, {"m": {"t": ["b", "c"]}, "id": 2}, {"m": {}, "id": 3}, {"m": {"t": 5}}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = list(read_records(tmp_path / "a.jsonl", columns=["m.t"]))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (records,) = read_records(tmp_path / "a.jsonl", columns=["m.t"])
+    assert rows_of(found) == records.rows
+    texts, kept = texts_of(records, ["m.t"], skip_bad=True)
+    assert (texts["m.t"].texts, texts["m.t"].counts) == (["a", "b", "c"], [1, 2])
+    assert ([row["id"] for row in kept.rows], kept.lines, kept.bad) == ([1, 2], [1, 2], 2)
+    with pytest.raises(DataError, match=r"a\.jsonl:3: the record has no key 'm\.t'; its keys are 'm', 'id'"):
+        texts_of(records, ["m.t"])
+
+
+def test_a_mark_of_byte_order_is_skipped_at_the_head_of_a_file_only(tmp_path: Path) -> None:
+    line = '{"text": "a"}\n'.encode("utf-8-sig")
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst"):
+        path = pack(tmp_path / name, line)
+        assert rows_of(list(read_records(path))) == [{"text": "a"}]
+        pack(path, line + line)
+        with pytest.raises(DataError, match=rf"{name}:2: .*BOM.* begins at byte 17 .*1 good documents before"):
+            list(read_records(path))
+
+
+def test_a_key_that_stands_twice_in_a_line_is_a_bad_line(tmp_path: Path) -> None:
+    lines = b'{"text": "a"}\n{"text": "a", "text": "b"}\n{"meta": {"text": "x"}, "text": "c"}\n'
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    with pytest.raises(DataError, match="'text' appears twice"):
+        list(read_records(tmp_path / "a.jsonl", columns=["text"]))
+    (records,) = read_records(tmp_path / "a.jsonl", columns=["text"], skip_bad=True)
+    assert ([row["text"] for row in records.rows], records.lines, records.bad) == (["a", "c"], [1, 3], 1)
+
+
+BAD_LINES = [
+    (b"{not json", "the line is not JSON"),
+    (b"[1]", "a JSON list, not an object"),
+    (b'{"text": "\xff"}', "not UTF-8: invalid start byte at its byte 11"),
+    (b'{"text": "a\x00"}', "not JSON: Invalid control character"),
+    (b"\x00" * 20, "not JSON"),
+    (b'{"text": "\\ud800"}', "unpaired surrogate"),
+    (b'{"other": "\\udfff"}', "'other' holds an unpaired surrogate"),
+    (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not JSON: maximum recursion depth"),
+    (b'{"text": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001, "not JSON: maximum recursion depth"),
+    (b'{"number": ' + b"9" * 5000 + b', "x": NaN}', "not JSON: Exceeds the limit"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES, ids=[message for _, message in BAD_LINES])
+def test_a_bad_line_is_named_with_its_byte_and_the_good_ones_before(line: bytes, message: str, tmp_path: Path) -> None:
+    good = b'{"text": "good"}\n'
+    (tmp_path / "a.jsonl").write_bytes(good + b" \n" + good + line + b"\n" + good)
+    before: list[Records] = []
+    with pytest.raises(DataError, match=message) as caught:
+        before += read_records(tmp_path / "a.jsonl")
+    (problem,) = caught.value.problems
+    assert problem.where == f"{tmp_path / 'a.jsonl'}:4"
+    assert f"the line begins at byte {2 * len(good) + 2} of the file); 2 good documents before it" in problem.what
+    (records,) = read_records(tmp_path / "a.jsonl", skip_bad=True)
+    assert (len(records.rows), records.lines, records.bad) == (3, [1, 3, 5], 1)
+
+
+def test_the_good_documents_before_a_bad_line_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n{"a": NaN}\n{"a"')
+    reader = read_records(tmp_path / "a.jsonl")
+    assert [row["a"] == 1 for row in next(reader).rows] == [True, False]
+    with pytest.raises(DataError, match=":3: "):
+        next(reader)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+@pytest.mark.parametrize("is_ended", [True, False])
+def test_a_line_that_is_too_long_is_never_held(
+    name: str, is_ended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "LONGEST_LINE", 5000)
+    good, longest = b'{"text": "a"}\n', b'{"text": "' + b"x" * 4988 + b'"}'
+    assert len(longest) == 5000
+    data = good + longest + b"\n" + longest[:-2] + b'x"}\n' + good + b"y" * 20_000 + b"\n" * is_ended
+    path = pack(tmp_path / name, data)
+    for size in (64, 999, 1 << 20):
+        found = list(jsonl.read_lines(path, skip_bad=True, size=size))
+        assert [len(row["text"]) for row in rows_of(found)] == [1, 4988, 1]
+        assert [line for records in found for line in records.lines] == [1, 2, 4]
+        assert sum(records.bad for records in found) == 2
+    with pytest.raises(DataError, match=r":3: the line is longer than 5,000 bytes .*; 2 good documents before it"):
+        list(read_records(path))
+    with pytest.raises(DataError, match="longer than 5,000 bytes"):
+        list(jsonl.read_objects(path))
+
+
+LINES = st.lists(st.binary(max_size=12).map(lambda raw: raw.replace(b"\n", b"")), max_size=12)
+JSON = st.dictionaries(st.text("ab.\u20ac\0", max_size=2), st.text(max_size=5) | st.none() | st.integers(-9, 9))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    contents=st.lists(st.tuples(st.sampled_from([".jsonl", ".gz", ".zst"]), st.lists(JSON, max_size=8)), min_size=1),
+    blank=st.booleans(),
+    count=st.integers(1, 5),
+    size=st.integers(1, 60),
+)
+def test_records_survive_every_border_of_chunks_and_shards(contents, blank, count, size, tmp_path) -> None:
+    paths, wanted = [], []
+    for number, (ending, rows) in enumerate(contents[:3]):
+        lines = [json.dumps(row) for row in rows for _ in range(1 + blank)]
+        lines[1::2] = [""] * len(lines[1::2]) if blank else lines[1::2]
+        paths.append(pack(tmp_path / f"{number}{ending}", "\n".join(lines).encode()))
+        wanted += [(number, place, row) for place, row in zip(range(1, 99, 1 + blank), rows, strict=False)]
+    found = []
+    for index in range(count):
+        for number, start, end in Shard(index, count).parts([path.stat().st_size for path in paths]):
+            for records in jsonl.read_lines(paths[number], (start, end), size=size):
+                found += [(number, *pair) for pair in zip(records.lines, records.rows, strict=True)]
+    assert found == wanted
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ending=st.sampled_from([".jsonl", ".gz", ".zst"]), lines=LINES, size=st.integers(1, 40), stop=st.integers(0, 9))
+def test_reading_goes_on_after_what_is_done(ending, lines, size, stop, tmp_path) -> None:
+    path = pack(
+        tmp_path / f"a{ending}", b"\n".join(b'{"n": %d} ' % n + b" " * len(line) for n, line in enumerate(lines))
+    )
+    whole = list(jsonl.read_lines(path, size=size))
+    before = whole[:stop]
+    rest = list(jsonl.read_lines(path, size=size, done=before[-1].done if before else 0))
+    assert rows_of(before) + rows_of(rest) == rows_of(whole)
+    assert [line for records in [*before, *rest] for line in records.lines] == list(
+        range(1, len(lines) + (lines != []))
+    ) or not lines
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["a.jsonl", "a.gz", "a.zst"]), raw=st.binary(max_size=200), is_packed=st.booleans())
+def test_any_bytes_are_records_or_an_error_of_the_user(name, raw, is_packed, tmp_path) -> None:
+    path = tmp_path / name
+    pack(path, raw) if is_packed else path.write_bytes(raw)
+    for skip in (False, True):
+        broken: DataError | None = None
+        try:
+            for records in read_records(path, skip_bad=skip):
+                assert len(records.rows) == len(records.lines)
+        except DataError as error:
+            broken = error
+        if broken is not None:
+            assert broken.problems[0].where.startswith(str(path))
+            assert "good documents" in broken.problems[0].what
+
+
+def test_preprocessing_reads_standard_input_whole_or_not_at_all(
+    corpus: Path, huggingface: TokenizerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    model = ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", huggingface.path]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(corpus.read_bytes())))
+    given = ["--input", "-", "--output-prefix", str(tmp_path / "piped"), *model]
+    assert script("preprocess", "tools/preprocess_data.py", given) == 0
+    preprocess(PreprocessJob((str(corpus),), str(tmp_path / "whole"), huggingface))
+    made = [(tmp_path / f"{name}_text_document.bin").read_bytes() for name in ("piped", "whole")]
+    assert made[0] == made[1] != b""
+    assert script("preprocess", "tools/preprocess_data.py", [*given, "--shard", "0/2"]) == 2
+    assert "standard input cannot be divided into shards" in capfd.readouterr().err
+    given = ["--input", "-", "--vocab-size", "500", "--output", str(tmp_path / "tokenizer")]
+    assert script("tokenizer", "tools/train_tokenizer.py", given) == 2
+    assert "its size is unknown" in capfd.readouterr().err
