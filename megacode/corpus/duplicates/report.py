@@ -32,8 +32,8 @@ def duplicates_report(found: Duplicates, threshold: float, tiers_of: TiersOf, te
         texts_of: reads documents by number, ascending.
 
     Returns:
-        `documents`, `dropped` by reason, `between` tiers (dropped, kept, documents), `clusters` (number, and how many of
-        2, 3 to 4, 5 to 8, ... documents), `largest` clusters with their beginnings of texts, `compared` pairs.
+        `documents`, `dropped` by reason, `between` tiers (dropped, kept, documents), `clusters` (number, and how many
+        of 2, 3 to 4, 5 to 8, ... documents), `largest` clusters with samples of texts, `compared` pairs.
     """
     dropped = found.dropped
     roots = found.root[dropped].astype(np.int64)
