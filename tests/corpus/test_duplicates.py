@@ -179,6 +179,7 @@ def test_planted_copies_are_found_and_only_they(tmp_path: Path) -> None:
     assert together[low].mean() >= 0.9
     assert (truth[together] >= 0.65).mean() >= 0.99
     near = np.flatnonzero(found.why)
+    assert np.abs(found.estimates - truth[near - 900]).max() < 0.15
     assert (np.abs(found.root[near].astype(int) - near) == 900).all()
 
 

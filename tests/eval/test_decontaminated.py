@@ -82,7 +82,7 @@ def test_made_items_and_the_tasks_that_score_them_have_one_digest(made: Path) ->
     write_run(place, {"a": None})
     assert decontamination(place, tasks)["missing"] == {task: ["a"] for task in tasks}
     write_run(place, {"a": benchmark}, init={"from": "elsewhere"})
-    assert decontamination(place, tasks)["initial_weights"] == "elsewhere"
+    assert decontamination(place, tasks)["initial_weights"].endswith("elsewhere")
     write_run(place, {"a": replace(benchmark, digests=dict.fromkeys(tasks, "other"))})
     assert decontamination(place, tasks)["missing"] == {task: ["a"] for task in tasks}
 

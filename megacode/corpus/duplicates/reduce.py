@@ -32,7 +32,7 @@ from megacode.corpus.duplicates.candidates import compare_runs, members_of_runs
 from megacode.corpus.duplicates.clusters import unite
 from megacode.corpus.duplicates.collection import Collection, Part, Ranking
 from megacode.corpus.duplicates.signatures import BANDS
-from megacode.corpus.duplicates.similarity import Comparison, TextsOf, settle
+from megacode.corpus.duplicates.similarity import Comparison, TextsOf, estimates, settle
 
 THRESHOLD = 0.7
 KEPT, EXACT, NORMALISED, NEAR = range(4)  # why a document is dropped
@@ -51,11 +51,14 @@ class Duplicates:
     Attributes:
         why: `KEPT`, or why the document is dropped: an index of `REASONS`, uint8 [n].
         root: the document that stays in place of each one, its own number where it stays, uint32 [n].
+        estimates: Jaccard similarity of each dropped document and its root, estimated; 1 for equal texts, float32
+            [dropped]. It may lie below the threshold: a cluster is joined by pairs, like links of a chain.
         compared: pairs whose signatures were compared, and pairs whose texts were.
     """
 
     why: npt.NDArray[np.uint8]
     root: npt.NDArray[np.uint32]
+    estimates: npt.NDArray[np.float32]
     compared: dict[str, int]
 
     @property
@@ -250,4 +253,7 @@ def _result(state: _State, collection: Collection, protected_tiers: int) -> Dupl
     root[protected], state.why[protected] = protected, KEPT
     gone = root != np.arange(collection.total, dtype=np.uint32)
     state.why[gone & (state.why == KEPT)] = NEAR
-    return Duplicates(state.why, root, dict(state.compared))
+    dropped = np.flatnonzero(state.why)
+    shares, near = np.ones(len(dropped), np.float32), state.why[dropped] == NEAR
+    shares[near] = estimates(collection, dropped[near], root[dropped[near]].astype(np.int64))
+    return Duplicates(state.why, root, shares, dict(state.compared))
