@@ -67,14 +67,7 @@ class Words:
 
         Runs across two texts are among them; `within` tells which.
         """
-        count = len(self.hashes) - size + 1
-        if count <= 0:
-            return np.zeros(0, np.uint64)
-        total = self.hashes[:count].copy()
-        for offset in range(1, size):
-            total *= _BASE
-            total += self.hashes[offset : offset + count]
-        return mixed(total)
+        return mixed(_polynomials(self.hashes, size)) if len(self.hashes) >= size else np.zeros(0, np.uint64)
 
     def within(self, size: int) -> npt.NDArray[np.bool_]:
         """Return whether the run of `size` words at each word lies in one text, bool [max(0, words - size + 1)]."""
@@ -87,6 +80,21 @@ class Words:
         """Return the runs of `size` words of each text, and where each text's begin, uint64 [texts + 1]."""
         counts = np.maximum(self.counts - size + 1, 0)
         return self.ngrams(size)[self.within(size)], np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
+
+
+def _polynomials(hashes: Hashes, size: int) -> Hashes:
+    """Return Horner's polynomial of `size` hashes at each of them, not mixed."""
+    if size == 1:
+        return hashes.copy()
+    # Two halves make a whole: 10 = 2 * 5 and 5 = 2 * 2 + 1 take four steps in place of nine.
+    half = size // 2
+    part = _polynomials(hashes, half)
+    whole = part[:-half] * np.uint64(pow(int(_BASE), half, 1 << 64))
+    whole += part[half:]
+    if size % 2:
+        whole = whole[:-1] * _BASE
+        whole += hashes[size - 1 :]
+    return whole
 
 
 def mixed(values: Hashes) -> Hashes:

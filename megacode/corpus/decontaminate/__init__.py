@@ -1,8 +1,8 @@
 """Decontamination: documents that hold items of benchmarks.
 
-The map pass writes where runs of words of the items occur (`MatchWriter`). The reduce pass counts how common each run is
-in the corpus (`judge_of`), decides which documents hold an item (`Judge.hits`), and reports it by task before anything
-is dropped (`contamination_report`).
+The map pass writes where runs of words of the items occur (`MatchWriter`). The reduce pass counts how common each run
+is in the corpus (`judge_of`), decides which documents hold an item (`Judge.hits`), and reports it by task before
+anything is dropped (`contamination_report`).
 """
 
 from megacode.corpus.decontaminate.benchmarks import (

@@ -109,6 +109,15 @@ class Collection:
         ]
         return np.concatenate(rows)
 
+    def words(self, numbers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Return the words of some documents, in any shape and order, int64."""
+        wanted, places = np.unique(numbers, return_inverse=True)
+        borders, counts = np.searchsorted(wanted, self.starts), np.empty(len(wanted), np.int64)
+        for shard in np.flatnonzero(np.diff(borders)).tolist():
+            mine = slice(borders[shard], borders[shard + 1])
+            counts[mine] = self.files[shard].column("words")[wanted[mine].astype(np.int64) - self.starts[shard]]
+        return counts[places].reshape(numbers.shape)
+
     def ranking(self, scratch: Path) -> Ranking:
         """Rank the documents, and find those of equal text."""
         places = Ranking(*(np.empty(self.total, np.uint32) for _ in range(3)))

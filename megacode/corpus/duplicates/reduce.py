@@ -17,6 +17,7 @@ inside themselves, and the root of a cluster is its lowest rank.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +33,16 @@ from megacode.corpus.duplicates.candidates import compare_runs, members_of_runs
 from megacode.corpus.duplicates.clusters import unite
 from megacode.corpus.duplicates.collection import Collection, Part, Ranking
 from megacode.corpus.duplicates.signatures import BANDS
-from megacode.corpus.duplicates.similarity import Comparison, TextsOf, settle
+from megacode.corpus.duplicates.similarity import Comparison, TextsOf, estimates, settle, unpacked
 
 THRESHOLD = 0.7
 KEPT, EXACT, NORMALISED, NEAR = range(4)  # why a document is dropped
 REASONS = ("", "exact duplicate", "duplicate but for case and white space", "near-duplicate")
 _NORMALISED = np.dtype([("key", "<u8"), ("low", "<u8"), ("rank", "<u4")])
 _BAND = np.dtype([("key", "<u8"), ("rank", "<u4")])
-_ALL_BANDS = BANDS
-_SETTLED_AT_ONCE = 1 << 16  # pairs between two saved states
+# Pairs, and words, whose texts are compared at once: 256 MB. More at once means fewer frames read twice.
+_PAIRS, _SETTLED_WORDS = 1 << 16, 1 << 26
+_SECONDS = 60.0  # between two saved states
 log = logging.getLogger(__name__)
 
 
@@ -51,11 +53,14 @@ class Duplicates:
     Attributes:
         why: `KEPT`, or why the document is dropped: an index of `REASONS`, uint8 [n].
         root: the document that stays in place of each one, its own number where it stays, uint32 [n].
+        estimates: Jaccard similarity of each dropped document and its root, estimated; 1 for equal texts, float32
+            [dropped]. It may lie below the threshold: a cluster is joined by pairs, like links of a chain.
         compared: pairs whose signatures were compared, and pairs whose texts were.
     """
 
     why: npt.NDArray[np.uint8]
     root: npt.NDArray[np.uint32]
+    estimates: npt.NDArray[np.float32]
     compared: dict[str, int]
 
     @property
@@ -86,7 +91,7 @@ def find_duplicates(
     collection = Collection(parts)
     state = _State.resume(collection, scratch, threshold)
     with bar("near-duplicates, bands", BANDS) as advance:
-        advance(min(state.step, BANDS))
+        advance(state.step)
         for band in range(state.step, BANDS):
             _compare_band(band, state, collection, threshold)
             advance(1)
@@ -102,15 +107,16 @@ class _State:
         why: exact and normalised duplicates are marked, by number, uint8 [n].
         active: whether a document takes part in the bands, by number, bool [n].
         root: clusters so far, by rank, uint32 [n].
-        step: bands done; `_ALL_BANDS` + k after k rounds of comparing texts.
-        unsure: pairs of ranks whose texts must be compared, [2, pairs].
+        step: bands done.
+        unsure: pairs of ranks whose texts must be compared, packed, uint64 [pairs].
+        settled: how many of these have been.
         compared: see `Duplicates`.
     """
 
     def __init__(self, scratch: Path, identity: str) -> None:
         self.scratch, self.identity = scratch, identity
-        self.step = 0
-        self.unsure = np.zeros((2, 0), np.uint32)
+        self.step = self.settled = 0
+        self.unsure = np.zeros(0, np.uint64)
         self.compared = {"signatures": 0, "texts": 0}
 
     @classmethod
@@ -127,13 +133,13 @@ class _State:
         return state
 
     def _read(self, facts: Json) -> None:
-        self.step, self.compared = facts["step"], facts["compared"]
+        self.step, self.settled, self.compared = facts["step"], facts["settled"], facts["compared"]
         with np.load(self.scratch / "ranking.npz") as arrays:
             self.ranking = Ranking(arrays["of_number"], arrays["number_of"], np.zeros(0, np.uint32))
             self.why, self.active = arrays["why"], arrays["active"]
-        with np.load(self.scratch / f"clusters_{self.step}.npz") as arrays:
+        with np.load(self.scratch / facts["clusters"]) as arrays:
             self.root, self.unsure = arrays["root"], arrays["unsure"]
-        log.info("duplicates: resuming after %d of %d bands", min(self.step, BANDS), BANDS)
+        log.info("duplicates: resuming after %d of %d bands", self.step, BANDS)
 
     def _begin(self, collection: Collection) -> None:
         self.ranking = collection.ranking(self.scratch / "sorting")
@@ -162,12 +168,11 @@ class _State:
 
     def save(self) -> None:
         """Write the clusters; the small file that names them is written last."""
-        name = f"clusters_{self.step}.npz"
+        name = f"clusters_{self.step}_{self.settled}.npz"
         with atomic_path(self.scratch / name) as path, path.open("wb") as file:
             np.savez(file, root=self.root, unsure=self.unsure)
-        write_json(
-            self.scratch / "state.json", {"identity": self.identity, "step": self.step, "compared": self.compared}
-        )
+        facts = {"step": self.step, "settled": self.settled, "compared": self.compared, "clusters": name}
+        write_json(self.scratch / "state.json", {"identity": self.identity, **facts})
         for old in self.scratch.glob("clusters_*.npz"):
             if old.name != name:
                 remove(old)
@@ -215,9 +220,9 @@ def _compare_band(band: int, state: _State, collection: Collection, threshold: f
         compare_runs(*members_of_runs(bucket["key"], bucket["rank"]), state.root, compare)
     # Joined after the band: which pairs are compared must not depend on the order of the buckets.
     unite(state.root, *_pairs(compare.similar))
-    unsure = np.concatenate([state.unsure, _pairs(compare.unsure)], axis=1)
-    unsure = unsure[:, state.root[unsure[0]] != state.root[unsure[1]]]
-    state.unsure = np.unique(unsure, axis=1) if unsure.shape[1] else unsure
+    state.unsure = np.unique(np.concatenate([state.unsure, *compare.unsure]))
+    first, second = state.root[unpacked(state.unsure)]
+    state.unsure = state.unsure[first != second]
     state.compared["signatures"] += compare.compared
     state.step = band + 1
     state.save()
@@ -229,14 +234,19 @@ def _pairs(found: list[npt.NDArray[np.uint32]]) -> npt.NDArray[np.uint32]:
 
 def _settle(state: _State, collection: Collection, threshold: float, texts_of: TextsOf) -> None:
     """Compare the texts of unsure pairs, and save the state now and then."""
-    pairs = state.unsure
+    pairs, saved = unpacked(state.unsure), time.monotonic()
     with bar("near-duplicates, texts of pairs near the threshold", pairs.shape[1]) as advance:
-        while (begin := (state.step - _ALL_BANDS) * _SETTLED_AT_ONCE) < pairs.shape[1]:
-            some = pairs[:, begin : begin + _SETTLED_AT_ONCE]
+        advance(state.settled)
+        while state.settled < pairs.shape[1]:
+            some = pairs[:, state.settled : state.settled + _PAIRS]
+            words = collection.words(state.ranking.number_of[some]).sum(axis=0)
+            some = some[:, : max(1, int(np.searchsorted(np.cumsum(words), _SETTLED_WORDS)))]
             state.compared["texts"] += settle(some, state.root, collection, state.ranking, threshold, texts_of)
-            state.step += 1
-            state.save()
+            state.settled += some.shape[1]
             advance(some.shape[1])
+            if time.monotonic() - saved > _SECONDS:
+                state.save()
+                saved = time.monotonic()
 
 
 def _result(state: _State, collection: Collection, protected_tiers: int) -> Duplicates:
@@ -250,4 +260,7 @@ def _result(state: _State, collection: Collection, protected_tiers: int) -> Dupl
     root[protected], state.why[protected] = protected, KEPT
     gone = root != np.arange(collection.total, dtype=np.uint32)
     state.why[gone & (state.why == KEPT)] = NEAR
-    return Duplicates(state.why, root, dict(state.compared))
+    dropped = np.flatnonzero(state.why)
+    shares, near = np.ones(len(dropped), np.float32), state.why[dropped] == NEAR
+    shares[near] = estimates(collection, dropped[near], root[dropped[near]].astype(np.int64))
+    return Duplicates(state.why, root, shares, dict(state.compared))

@@ -32,8 +32,8 @@ def duplicates_report(found: Duplicates, threshold: float, tiers_of: TiersOf, te
         texts_of: reads documents by number, ascending.
 
     Returns:
-        `documents`, `dropped` by reason, `between` tiers (dropped, kept, documents), `clusters` (number, and how many of
-        2, 3 to 4, 5 to 8, ... documents), `largest` clusters with their beginnings of texts, `compared` pairs.
+        `documents`, `dropped` by reason, `between` tiers (dropped, kept, documents), `clusters` (number, and how many
+        of 2, 3 to 4, 5 to 8, ... documents), `largest` clusters with samples of texts, `compared` pairs.
     """
     dropped = found.dropped
     roots = found.root[dropped].astype(np.int64)
@@ -46,7 +46,7 @@ def duplicates_report(found: Duplicates, threshold: float, tiers_of: TiersOf, te
         "dropped": {name: int(count) for name, count in list(zip(REASONS, reasons, strict=True))[1:]},
         "between": _between(tiers_of(dropped), tiers_of(roots)),
         "clusters": {"number": len(kept), "sizes": _histogram(sizes)},
-        "largest": [_cluster(int(kept[one]), dropped[roots == kept[one]], texts_of) for one in largest],
+        "largest": [_cluster(found, int(kept[one]), np.flatnonzero(roots == kept[one]), texts_of) for one in largest],
         "compared": found.compared,
         "threshold": threshold,
         "margin": MARGIN,
@@ -73,11 +73,14 @@ def _histogram(sizes: npt.NDArray[np.int64]) -> list[Json]:
     ]
 
 
-def _cluster(kept: int, members: npt.NDArray[np.int64], texts_of: TextsOf) -> Json:
+def _cluster(found: Duplicates, kept: int, places: npt.NDArray[np.int64], texts_of: TextsOf) -> Json:
+    """Return a cluster, given the places of its members among the dropped documents."""
+    members = found.dropped[places]
     shown = sorted([kept, *members[:_SAMPLES].tolist()])
     texts = texts_of(np.array(shown, dtype=np.int64))
     samples = [{"document": one, "text": text[:_CHARACTERS]} for one, text in zip(shown, texts, strict=True)]
-    return {"documents": len(members) + 1, "kept": kept, "samples": samples}
+    lowest = round(float(found.estimates[places].min()), 3)
+    return {"documents": len(members) + 1, "kept": kept, "lowest_estimate": lowest, "samples": samples}
 
 
 def duplicates_table(report: Json, names: Sequence[str]) -> FigureTable:
