@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, format_count, format_seconds
 from megacode.cli.options import print_json
 from megacode.corpus.card_terminal import print_card
+from megacode.corpus.decontaminate import Benchmark
 from megacode.corpus.engine import PASSES, Pass, run_recipe
 from megacode.corpus.estimate import plan_recipe
 from megacode.corpus.layout import CorpusDir
@@ -28,12 +30,11 @@ log = logging.getLogger(__name__)
 _NOT_HERE = {"roots": "inputs", "limit": "settings.bytes", "seed": "seed"}
 
 
-def run_with(given: Mapping[str, Any], command: str, console: Console) -> None:
+def run_with(given: Mapping[str, Any], console: Console) -> None:
     """Run a recipe, or show its plan.
 
     Args:
         given: the options of `data corpus`.
-        command: the command line, for the manifest.
         console: where the card or the plan is printed.
 
     Raises:
@@ -53,14 +54,17 @@ def run_with(given: Mapping[str, Any], command: str, console: Console) -> None:
     processes = given["processes"]
     if processes < 1:
         raise ConfigError(f"{processes} is not a valid number of processes", "--processes", "give 1 or more")
+    # The command that makes the whole corpus: the manifest must not tell which shard ended last.
+    output = f" --output {shlex.quote(str(given['output']))}" if given["output"] is not None else ""
     manifest = run_recipe(
         recipe,
-        command,
+        f"megacode data corpus {shlex.quote(str(given['recipe']))}{output}",
         shard=shard,
         task=Shard.parse(given["task"], "--task") if given["task"] else None,
         only=_pass(given["only"]),
         processes=processes,
         overwrite=given["overwrite"],
+        suite_items=_suite_items,
     )
     if given["json_"]:
         print_json(manifest if manifest is not None else plan_recipe(recipe, shard)["done"])
@@ -69,6 +73,13 @@ def run_with(given: Mapping[str, Any], command: str, console: Console) -> None:
         console.print(f"{CorpusDir(Path(recipe.output)).card}: the same as a page", soft_wrap=True)
     else:
         log.info("%s", _progress(plan_recipe(recipe, shard)))
+
+
+def _suite_items(name: str) -> Benchmark:
+    # lm-eval takes seconds to import; most calls find the items written down already.
+    from megacode.eval.suite_items import suite_items
+
+    return suite_items(name)
 
 
 def _pass(name: str) -> Pass | None:

@@ -310,6 +310,6 @@ def corpus(
         else:
             from megacode.cli.corpus_recipe import run_with
 
-            run_with(ctx.params, command_line(ctx), console())
+            run_with(ctx.params, console())
 
     raise typer.Exit(run_tool(work))
