@@ -8,6 +8,8 @@ from megacode.base.files import Json, read_json, write_json, write_text
 from megacode.corpus.card_page import render_card
 from megacode.corpus.document import Counts
 from megacode.corpus.layout import HELD_OUT
+from megacode.corpus.machine.source import collected_counts
+from megacode.corpus.recipe import MACHINE
 from megacode.corpus.tally import Tally
 from megacode.corpus.work import Work
 
@@ -63,7 +65,7 @@ def _manifest(work: Work) -> Json:
         "inputs": [_input(work, item) for item in work.facts["inputs"]],
         "outputs": outputs,
         "sources": {name: tally.as_json() for name, tally in tallies.items() if tally.documents},
-        "funnel": {name: _funnel(name, mapped, applied) for name in work.names},
+        "funnel": {name: _funnel(work, name, mapped, applied) for name in work.names},
         "replaced": {name: _replaced(name, mapped) for name in work.names},
         "duplicates": report["duplicates"],
         "contamination": report["contamination"],
@@ -83,7 +85,7 @@ def _tally(applied: list[Json], name: str) -> Tally:
     return total
 
 
-def _funnel(name: str, mapped: list[Json], applied: list[Json]) -> Json:
+def _funnel(work: Work, name: str, mapped: list[Json], applied: list[Json]) -> Json:
     """Return what came in from a source, and what each step dropped, by reason."""
     shards = [one[name] for one in mapped if name in one]
     steps: dict[str, Counts] = {step: Counts() for step in STEPS}
@@ -91,7 +93,13 @@ def _funnel(name: str, mapped: list[Json], applied: list[Json]) -> Json:
     for rows in found:
         for step, counts in rows.items():
             steps[step].merge(Counts.of_json(counts))
+    before = Counts()
+    if work.recipe.sources[name].kind == MACHINE:
+        before = Counts.of_json(collected_counts(work.recipe, name))
+        steps["kind"].merge(before)
     totals = {key: sum(shard[key] for shard in shards) for key in ("records", "bad", "documents", "bytes")}
+    # Files that were looked at and not collected are records that did not become documents.
+    totals["records"] += sum(entry.documents for entry in before.reasons.values())
     return {**totals, "steps": {step: counts.as_json() for step, counts in steps.items() if counts.reasons}}
 
 

@@ -162,16 +162,24 @@ def _sources_have_inputs(recipe: Recipe) -> Iterator[Problem]:
 
 def _kinds_are_known(recipe: Recipe) -> Iterator[Problem]:
     for name, source in recipe.sources.items():
-        if source.kind not in (*KINDS, MACHINE):
-            what = f"there is no kind {source.kind!r}"
-            yield Problem(what, f"sources.{name}.kind", did_you_mean(source.kind, [*KINDS, MACHINE]))
-            continue
-        try:
-            _read_kind(source, f"sources.{name}.settings")
-            if source.filters is not None:
-                make_filters(source.filters, f"sources.{name}.filters")
-        except ConfigError as error:
-            yield from error.problems
+        # One by one: what is unknown of one source must not hide the mistakes of the next.
+        yield from while_known(_kind_problems(source, f"sources.{name}"))
+
+
+def _kind_problems(source: RecipeSource, where: str) -> Iterator[Problem]:
+    if source.kind not in (*KINDS, MACHINE):
+        yield Problem(
+            f"there is no kind {source.kind!r}", f"{where}.kind", did_you_mean(source.kind, [*KINDS, MACHINE])
+        )
+        return
+    try:
+        _read_kind(source, f"{where}.settings")
+    except ConfigError as error:
+        yield from error.problems
+    try:
+        make_filters(source.filters or {}, f"{where}.filters")
+    except ConfigError as error:
+        yield from error.problems
 
 
 def _read_kind(source: RecipeSource, where: str) -> None:

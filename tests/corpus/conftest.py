@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megacode import cli
+from megacode.base import child_processes
 from megacode.corpus.recipe import Recipe, read_recipe
 
 FILES = 3
@@ -31,6 +36,32 @@ def planted() -> list[dict[str, Any]]:
     order = list(range(len(texts)))
     rng.shuffle(order)
     return [{"id": f"d{number}", "text": texts[number], "language": "en", "license": "MIT"} for number in order]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Returns a function that runs `megacode ARGUMENTS` in this process, and returns its exit code."""
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["megacode", *arguments])
+        try:
+            cli.main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return run
+
+
+@pytest.fixture
+def megacode_on_path(tmp_path: Path) -> dict[str, str]:
+    """The environment of a shell that finds this copy of megacode as `megacode`, and knows no SLURM job."""
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    program = tmp_path / "venv" / "bin" / "megacode"
+    program.write_text("#!/bin/sh\nexec " + shlex.join(child_processes.command([])) + ' "$@"\n')
+    program.chmod(0o755)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SITE", "VENV"))}
+    return {**kept, "PATH": f"{program.parent}:{os.environ['PATH']}"}
 
 
 @pytest.fixture
