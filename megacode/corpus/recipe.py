@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -188,7 +189,8 @@ def _read_kind(source: RecipeSource, where: str) -> None:
     elif source.kind in FILE_KINDS:
         make_file_kind(source.kind, source.settings, Counts(), Path(), where)
     else:
-        make_kind(source.kind, source.settings, Counts(), where)
+        # Some settings are only looked at when the kind begins.
+        deque(make_kind(source.kind, source.settings, Counts(), where)(iter(())), maxlen=0)
 
 
 def _held_out_documents_are_there(recipe: Recipe) -> Iterator[Problem]:
