@@ -26,6 +26,7 @@ from megacode.base.units import format_count
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.config.model import TokenizerConfig
 from megacode.data import manifest as manifests
+from megacode.data.decontaminated import decontaminated_inputs
 from megacode.data.encoders import pieces
 from megacode.data.indexed import IndexedDatasetWriter, bin_path
 from megacode.data.inputs import find_inputs, read_records, refuse_standard_input, sizes_of
@@ -177,6 +178,7 @@ def _run(job: PreprocessJob, tokenizer: Tokenizer, dtype: np.dtype, inputs: list
         "shard": _shard_facts(job, inputs),
         "bad_lines": bad_lines,
         "inputs": tuple({"path": str(path), "bytes": size} for path, size in zip(inputs, sizes, strict=True)),
+        "decontaminated": decontaminated_inputs(inputs),
         "command": job.command,
     }
     return {key: _manifest(job.prefix(key), writer, facts) for key, writer in writers.items()}
