@@ -39,6 +39,9 @@ PAGE_WIDTH = 100
 _DATA_STEPS = 3  # corpus, tokenizer, data sets
 # Far more than usual: the corpus is small, and the questions come from held-out documents.
 HELD_OUT = 0.05
+# The recipe writes these documents last, and keeps what they hold out of the others. Slightly more than the run holds
+# out: the recipe counts documents, the run tokens.
+CUT_OFF = 0.06
 
 
 def demo_config(out: Path, layout: str) -> dict[str, Any]:
@@ -95,6 +98,22 @@ def demo_config(out: Path, layout: str) -> dict[str, Any]:
     }
 
 
+def demo_recipe(out: Path) -> dict[str, Any]:
+    """Return the recipe of the demo's corpus, as a user would write it: `examples/corpora/machine.yaml`.
+
+    Args:
+        out: the demo's directory.
+    """
+    return {
+        "name": "machine",
+        "output": str(out / "corpus"),
+        "sources": {name: {"kind": "machine", "held_out": f"{100 * CUT_OFF:.0f}%"} for name in SOURCES},
+        "duplicates": {"threshold": 0.7},
+        "decontaminate": {"held_out": True},
+        "seed": 0,
+    }
+
+
 def run_demo(out: Path, layout: str, data_only: bool = False) -> int:
     """Run the demo, or what is left of it.
 
@@ -134,11 +153,12 @@ class _Demo:
         self.console = Console(stderr=True, width=None if sys.stderr.isatty() else PAGE_WIDTH)
         self.run = RunDir(out / "run")
         self.config = out / "demo.yaml"
+        self.recipe = out / "corpus.yaml"
 
     def steps(self) -> list[tuple[str, Callable[[], int | None]]]:
         """Return titles and functions of the steps, in order."""
         return [
-            ("1. Collect real files of this machine", self.collect),
+            ("1. Make a corpus of this machine's files", self.corpus),
             ("2. Train a tokenizer", self.tokenizer),
             ("3. Preprocess into indexed data sets", self.preprocess),
             ("4. Plan", self.plan),
@@ -148,20 +168,32 @@ class _Demo:
             ("8. Write the page", self.report),
         ]
 
-    def collect(self) -> None:
-        """Write corpus/code.jsonl, text.jsonl and markup.jsonl."""
-        from megacode.data.collect import collect
+    def corpus(self) -> None:
+        """Write corpus/corpus/SOURCE/*.jsonl.zst and corpus/corpus/card.html."""
+        from megacode.corpus.engine import run_recipe
+        from megacode.corpus.recipe import load_recipe
 
-        report = collect(self.out / "corpus", overwrite=True)
-        for name, part in report["sources"].items():
+        text = yaml.safe_dump(demo_recipe(self.out), sort_keys=False, width=120)
+        write_text(self.recipe, "# The demo's corpus, ready for `megacode data corpus`.\n" + text)
+        # A killed demo, or one of another version, leaves a corpus that no longer fits.
+        manifest = run_recipe(load_recipe(self.recipe), "megacode demo", processes=RANKS, overwrite=True)
+        assert manifest is not None
+        for name, part in manifest["sources"].items():
             log.info("%s: %d documents, %s", name, part["documents"], format_bytes(part["bytes"]))
+
+    def _documents(self, name: str, *, held_out: bool) -> list[str]:
+        """Return the files of a source."""
+        from megacode.corpus.layout import CorpusDir
+        from megacode.data.machine_files import WHOLE
+
+        return [str(CorpusDir(self.out / "corpus").output(name, WHOLE, held_out=held_out).parent / "*.zst")]
 
     def tokenizer(self) -> None:
         """Write tokenizer/: byte-level BPE, trained on all three sources."""
         from megacode.data.train_tokenizer import train_tokenizer
 
         if not (self.out / "tokenizer" / "tokenizer.json").exists():
-            inputs = [str(self.out / "corpus" / f"{name}.jsonl") for name in SOURCES]
+            inputs = [file for name in SOURCES for file in self._documents(name, held_out=False)]
             train_tokenizer("huggingface", inputs, VOCABULARY, self.out / "tokenizer", overwrite=True)
 
     def preprocess(self) -> None:
@@ -173,10 +205,9 @@ class _Demo:
         tokenizer = TokenizerConfig(kind="huggingface", path=str(self.out / "tokenizer"))
         for name in SOURCES:
             prefix = str(self.out / "data" / name)
-            source = str(self.out / "corpus" / f"{name}.jsonl")
-            job = PreprocessJob(
-                (source,), prefix, tokenizer, append_eod=True, shuffle_seed=1234, command="megacode demo"
-            )
+            # Held-out documents come last, as the run expects them; the others were collected in a keyed order.
+            inputs = self._documents(name, held_out=False) + self._documents(name, held_out=True)
+            job = PreprocessJob(tuple(inputs), prefix, tokenizer, append_eod=True, command="megacode demo")
             job = replace(job, overwrite=True)  # a killed demo leaves files without a manifest
             if not manifest_path(job.prefix("text")).exists():
                 preprocess(job)

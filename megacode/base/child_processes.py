@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from megacode.base.errors import EXIT_FAILURE
@@ -44,9 +45,20 @@ def follow_parent() -> Callable[[], None] | None:
     # Looked up before the fork: after it, loading a library could deadlock.
     parent, library = os.getpid(), ctypes.CDLL(None)
 
-    def follow() -> None:
-        library.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != parent:  # the parent died before the line above took effect
-            os._exit(EXIT_FAILURE)
+    return partial(_follow, library, parent)
 
-    return follow
+
+def end_with(parent: int) -> None:
+    """Have this process get a SIGTERM when its parent dies, however it dies; where the system has such a thing.
+
+    Args:
+        parent: the process that started this one.
+    """
+    if sys.platform == "linux":
+        _follow(ctypes.CDLL(None), parent)
+
+
+def _follow(library: ctypes.CDLL, parent: int) -> None:
+    library.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != parent:  # the parent died before the line above took effect
+        os._exit(EXIT_FAILURE)

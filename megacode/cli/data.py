@@ -267,7 +267,27 @@ def inspect(
 
 @app.command(cls=ToolCommand)
 def corpus(
-    output: Annotated[Path, typer.Option(help="Directory to write to.")],
+    ctx: typer.Context,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe's YAML file; absent: collect files of this machine.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory to write to; default: the recipe's.")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show inputs, steps, passes, CPU time and disk; write nothing.")
+    ] = False,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Run the map or apply pass of part I of N only, I from 0 to N-1.")
+    ] = "",
+    task: Annotated[
+        str, typer.Option(metavar="I/N", help="Run the map or apply pass of every N-th shard only, from I on.")
+    ] = "",
+    only: Annotated[
+        str, typer.Option("--pass", metavar="PASS", help="Run one pass: prepare, map, reduce or apply.")
+    ] = "",
+    processes: Annotated[int, typer.Option(help="Shards to work on at the same time.")] = 1,
+    json_: Annotated[bool, typer.Option("--json", help="Print the manifest or the plan, and nothing else.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier corpus there.")] = False,
+    # Without a recipe.
     roots: Annotated[
         list[Path] | None,
         typer.Option(metavar="DIR...", help="Directories to search; default: Python's and /usr's."),
@@ -278,23 +298,29 @@ def corpus(
             metavar="SOURCE=BYTES", help="Size limit, such as code=50M; default: code=16M, text=10M, markup=6M."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the choice and order of files.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier corpus there.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of the choice and order of files; default: 0.")] = None,
 ) -> None:
-    """Collect files of this machine into a corpus.
+    """Make a corpus from a recipe, or collect files of this machine.
 
     \b
-    megacode data corpus --output corpus/
-    megacode data corpus --output corpus/ --roots ~/projects /usr/share/doc --limit code=50M
+    megacode data corpus examples/corpora/code.yaml --plan
+    megacode data corpus examples/corpora/code.yaml --processes 8
+    megacode data corpus --output corpus/ --limit code=50M
 
-    Writes code.jsonl, text.jsonl, markup.jsonl and collect.json.
-    Duplicate files are dropped, docstrings become text, generated and minified files are excluded.
-    Repeating the same call does nothing. Next: `megacode data tokenizer` and `megacode data preprocess`.
+    A recipe names sources, filters, licences, personal data, duplicates and benchmarks (docs/corpus.md).
+    The same call again does only what is missing. slurm/corpus.sh runs the passes as job arrays.
+    Without a recipe, files of this machine are collected into code.jsonl, text.jsonl and markup.jsonl.
     """
+    setup_logging()
 
     def work() -> None:
-        from megacode.cli.data_corpus import collect_with_bars
+        if recipe is None:
+            from megacode.cli.data_corpus import collect_with_bars
 
-        collect_with_bars(output, roots, limit or [], seed, overwrite)
+            collect_with_bars(ctx.params)
+        else:
+            from megacode.cli.corpus_recipe import run_with
+
+            run_with(ctx.params, console())
 
     raise typer.Exit(run_tool(work))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,32 @@ from megacode.base.errors import ConfigError
 from megacode.base.progress import new_progress
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, parse_count
-from megacode.data.collect import DEFAULT_BYTES, collect
+from megacode.corpus.machine.collect import DEFAULT_BYTES, collect
 
 _MOST = 4  # file kinds, and reasons for exclusion, that the table names; longer lists would wrap
 
 
-def collect_with_bars(
-    output: Path, roots: Sequence[Path] | None, settings: Sequence[str], seed: int, overwrite: bool
-) -> None:
+# Options that need a recipe, and how they are given.
+_OF_RECIPES = {"plan": "--plan", "shard": "--shard", "task": "--task", "only": "--pass", "json_": "--json"}
+
+
+def collect_with_bars(given: Mapping[str, Any]) -> None:
     """Collect a corpus; show progress and a summary on standard error.
 
     Args:
-        output: directory to write to.
-        roots: directories to search; None: the defaults.
-        settings: limits as `SOURCE=BYTES`.
-        seed: of the choice and order of files.
-        overwrite: replace an earlier corpus in `output`.
+        given: the options `output`, `roots`, `limit`, `seed` and `overwrite`; others belong to recipes.
 
     Raises:
-        ConfigError: a limit, a root or the output cannot be used.
+        ConfigError: an option, a limit, a root or the output cannot be used.
         DataError: a source that was asked for got no document.
     """
-    limits = read_limits(settings)
+    for name, flag in _OF_RECIPES.items():
+        if given[name]:
+            raise ConfigError("this option needs a recipe", flag, "give a recipe's YAML file before the options")
+    output: Path | None = given["output"]
+    if output is None:
+        raise ConfigError("there is neither a recipe nor an output", "--output", "give a recipe, or --output DIR")
+    limits = read_limits(given["limit"] or [])
     # A bar counts bytes towards its source's limit. A source with limit 0 is switched off, and has none.
     columns = TextColumn("{task.description:8}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
     with new_progress(*columns) as bars:
@@ -45,7 +49,7 @@ def collect_with_bars(
             bars.update(tasks[source], completed=done)
 
         with claimed(output, "--output"):
-            report = collect(output, roots, limits, seed, advance, overwrite=overwrite)
+            report = collect(output, given["roots"], limits, given["seed"] or 0, advance, overwrite=given["overwrite"])
     Console(stderr=True).print(_table(report))
 
 

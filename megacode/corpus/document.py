@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import orjson
 
 from megacode.base.files import digest
 
@@ -38,6 +40,25 @@ class Document:
     id: str
     fields: dict[str, Any] = field(default_factory=dict)
     parts: tuple[Part, ...] | None = None
+
+    def line(self) -> bytes:
+        """Return the document as a JSON line, without its line feed; control tokens are `{"token": NAME}`."""
+        text: str | list[Any] = self.text
+        # A list of strings alone would mean several sequences, so text without control tokens is one string.
+        if self.parts is not None and any(isinstance(part, Control) for part in self.parts):
+            text = [{"token": part.token} if isinstance(part, Control) else part for part in self.parts]
+        fields = {key: value for key, value in self.fields.items() if key not in ("id", "text")}
+        return orjson.dumps({"id": self.id, "text": text, **fields}, default=str)
+
+    @classmethod
+    def of_line(cls, line: bytes) -> Document:
+        """Return the document of a line that `line` made."""
+        row = orjson.loads(line)
+        text, name, parts = row.pop("text"), row.pop("id"), None
+        if isinstance(text, list):
+            parts = tuple(part if isinstance(part, str) else Control(part["token"]) for part in text)
+            text = "".join(part for part in parts if isinstance(part, str))
+        return cls(text, name, row, parts)
 
 
 @dataclass
@@ -86,3 +107,19 @@ class Counts:
             entry.documents += theirs.documents
             entry.bytes += theirs.bytes
             entry.keep(theirs.examples.items())
+
+    def as_json(self) -> dict[str, dict[str, Any]]:
+        """Return the counts for a file, the reason that dropped most first."""
+        rows = sorted(self.reasons.items(), key=lambda item: (-item[1].documents, item[0]))
+        return {
+            reason: {"documents": entry.documents, "bytes": entry.bytes, "examples": entry.examples}
+            for reason, entry in rows
+        }
+
+    @classmethod
+    def of_json(cls, rows: Mapping[str, Mapping[str, Any]]) -> Counts:
+        """Return the counts that `as_json` wrote."""
+        counts = cls()
+        for reason, row in rows.items():
+            counts.reasons[reason] = Dropped(row["documents"], row["bytes"], dict(row["examples"]))
+        return counts

@@ -14,8 +14,7 @@ the model's own tokenizer, share of an item's tokens that overlap).
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from megacode.base.files import RunDir
 from megacode.base.units import format_count
 from megacode.config.loading import load_config
 from megacode.config.run import RunConfig
+from megacode.data.items import Item
 from megacode.data.ngram_runs import NGRAM, Grams, Marker, covered, find_runs, take_out_templates
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
 from megacode.data.windows import SourceStream, open_source
@@ -43,15 +43,6 @@ _TEMPLATE_SHARE = 0.1
 _EXHAUSTIVE_SAMPLES = 4_000_000  # above this the draws alone take too much memory
 _SHOWN = 10
 _EXCERPT = 200
-
-
-@dataclass(frozen=True)
-class Item:
-    """One item of a suite: its question followed by the correct answer."""
-
-    task: str
-    number: int
-    text: str
 
 
 @dataclass
@@ -74,49 +65,6 @@ class _Past:
 
 class _NotKnownError(Exception):
     """Nothing can be checked; the message says why."""
-
-
-def task_items(name: str, task: Any, limit: int | None = None) -> list[Item]:
-    """Return the items of one of lm-eval's task objects, without a model: the first `limit`, or all.
-
-    It builds the task's requests again, so call it before or after the task runs, not during.
-    """
-    task.build_all_requests(limit=limit, rank=0, world_size=1)
-    requests: dict[int, list[Any]] = defaultdict(list)
-    for instance in task.instances:
-        requests[instance.doc_id].append(instance)
-    samples = (
-        {
-            "doc_id": number,
-            "arguments": [one.args for one in sorted(instances, key=lambda one: one.idx)],
-            "target": task.doc_to_target(instances[0].doc),
-        }
-        for number, instances in sorted(requests.items())
-    )
-    return items_of(name, samples)
-
-
-def items_of(task: str, samples: Iterable[Mapping[str, Any]]) -> list[Item]:
-    """Return a task's items from `doc_id`, `arguments` and `target` of each, as lm-eval names them.
-
-    The text is the request followed by the correct answer; among several endings, the target one.
-    """
-    return [Item(task, int(one["doc_id"]), _text(one["arguments"], one["target"])) for one in samples]
-
-
-def _text(arguments: Any, target: Any) -> str:
-    requests = [tuple(one) for one in arguments]
-    # lm-eval gives the target as an index, as a digit, as a text, or as a list of texts.
-    if isinstance(target, str) and target.isdigit() and len(requests) > int(target):
-        target = int(target)
-    if isinstance(target, int) and not isinstance(target, bool) and target < len(requests):
-        return "".join(part for part in requests[target] if isinstance(part, str))
-    question = str(requests[0][0])
-    answers = [target] if isinstance(target, str) else list(target) if isinstance(target, (list, tuple)) else []
-    answer = next((one for one in answers if isinstance(one, str)), "")
-    if not answer or question.endswith(answer):
-        return question
-    return question + ("" if question[-1:].isspace() or answer[:1].isspace() else " ") + answer
 
 
 def contamination(

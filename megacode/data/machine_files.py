@@ -28,20 +28,25 @@ class Shard:
     count: int
 
     @staticmethod
-    def parse(text: str) -> Shard:
+    def parse(text: str, where: str = "--shard") -> Shard:
         """Read `3/16`.
+
+        Args:
+            text: what was given.
+            where: the option, for messages.
 
         Raises:
             ConfigError: if there is no such shard.
         """
         match = _SHARD.fullmatch(text)
         if match is None:
-            raise ConfigError(f"{text!r} is not of the form I/N", "--shard", "write for example --shard 0/16")
+            raise ConfigError(f"{text!r} is not of the form I/N", where, f"write for example {where} 0/16")
         shard = Shard(int(match[1]), int(match[2]))
         # A typical slip: counting from 1 to n.
         if shard.index >= shard.count:
-            fix = "shards are numbered from 0: the last of 16 is --shard 15/16"
-            raise ConfigError(f"there is no shard {text}", "--shard", fix)
+            name = where.removeprefix("--")
+            fix = f"{name}s are numbered from 0: the last of 16 is {where} 15/16"
+            raise ConfigError(f"there is no {name} {text}", where, fix)
         return shard
 
     @staticmethod

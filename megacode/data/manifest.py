@@ -49,6 +49,8 @@ class Manifest:
         shuffle_seed: of the documents' order; None: as in the input.
         bad_lines: lines of the input that were skipped.
         inputs: the files it was made of: `path` and `bytes`.
+        decontaminated: suites whose items were dropped from all inputs: `suite`, and `tasks` with the digests of their
+            questions.
         command: the command line that made it.
         shard: for a part of a data set: `index` and `count`, `shuffle_seed` of the whole, and `cut_by`: what decided
             where compressed inputs were cut. None: it is not a shard.
@@ -72,6 +74,7 @@ class Manifest:
     shuffle_seed: int | None = None
     bad_lines: int = 0
     inputs: tuple[dict[str, Any], ...] = ()
+    decontaminated: tuple[dict[str, Any], ...] = ()
     command: str = ""
     shard: dict[str, Any] | None = None
     ids_bytes: int = 0
@@ -155,6 +158,7 @@ def read(prefix: str | Path) -> Manifest | None:
         # Unknown keys come from later versions that kept the format; they are ignored.
         known = {field.name for field in fields(Manifest)}
         document["inputs"] = tuple(document.get("inputs", ()))
+        document["decontaminated"] = tuple(document.get("decontaminated", ()))
         manifest = Manifest(**{key: value for key, value in document.items() if key in known})
     except FileNotFoundError:
         return None

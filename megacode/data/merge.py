@@ -23,6 +23,7 @@ from megacode.base.progress import steps
 from megacode.base.units import format_bytes, format_count
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.data import manifest as manifests
+from megacode.data.decontaminated import common_suites
 from megacode.data.document_batches import AGAIN, StoredDataset
 from megacode.data.document_ids import ids_path
 from megacode.data.indexed import IndexedDatasetWriter, bin_path, idx_path
@@ -156,6 +157,7 @@ def _check_alike(parts: Sequence[StoredDataset], shuffle_seed: int | None) -> di
         "shuffle_seed": _seed(parts, shuffle_seed),
         "bad_lines": sum(manifest.bad_lines for manifest in known),
         "inputs": _inputs(parts, known),
+        "decontaminated": common_suites(part.manifest.decontaminated if part.manifest else () for part in parts),
     }
 
 

@@ -13,12 +13,12 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from megacode.data.hash_filter import HashFilter
 from megacode.data.tokenizer import Tokenizer
 from megacode.data.windows import SourceStream
 
 NGRAM = 13
 _BASE = np.uint64(0x9E3779B97F4A7C15)
-_SPREADS = (np.uint64(0xD6E8FEB86659FD93), np.uint64(0xC2B2AE3D27D4EB4F))
 _BLOCK = 1 << 16
 
 
@@ -114,26 +114,7 @@ class Marker:
 
     def __init__(self, grams: Grams) -> None:
         self._grams = grams
-        # At least 16 slots a run keep false positives low; the table has at most 32 MiB.
-        bits = min(28, max(16, len(grams.hashes).bit_length() + 4))
-        self._shift = np.uint64(64 - bits)
-        marked = np.zeros(1 << bits, dtype=bool)
-        for spread in _SPREADS:
-            marked[self._slots(grams.hashes, spread)] = True
-        self._table = np.packbits(marked, bitorder="little")
-
-    def _slots(self, hashes: npt.NDArray[np.uint64], spread: np.uint64) -> npt.NDArray[np.int64]:
-        with np.errstate(over="ignore"):
-            return ((hashes * spread) >> self._shift).astype(np.int64)
-
-    def _may_be(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
-        """Return the places of hashes that may be among the items' (a Bloom filter)."""
-        places = np.arange(len(hashes))
-        for spread in _SPREADS:
-            slots = self._slots(hashes[places], spread)
-            # Random table look-ups are the cost of a scan; the second one runs on the survivors only.
-            places = places[(self._table[slots >> 3] >> (slots & 7).astype(np.uint8)) & 1 == 1]
-        return places
+        self._filter = HashFilter(grams.hashes)
 
     def scan(self, stream: SourceStream, source: int, first: int, last: int) -> None:
         """Scan the tokens first .. last - 1 of a stream, in blocks that overlap by `NGRAM - 1` tokens."""
@@ -145,7 +126,7 @@ class Marker:
     def _mark(self, block: npt.NDArray[np.int64], source: int, first: int) -> None:
         grams = self._grams
         hashes = rolling_hashes(block)
-        maybe = self._may_be(hashes)
+        maybe = self._filter.places(hashes)
         if not len(maybe) or not len(grams.hashes):
             return
         run = np.minimum(np.searchsorted(grams.hashes, hashes[maybe]), len(grams.hashes) - 1)

@@ -27,6 +27,7 @@ from megacode.base.units import format_count
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.data import manifest as manifests
 from megacode.data.block_hashes import FileHashes
+from megacode.data.decontaminated import decontaminated_inputs
 from megacode.data.encoders import pieces
 from megacode.data.encoding_pass import ControlIds, EncodingPass, plain, writer_of
 from megacode.data.indexed import bin_path
@@ -164,9 +165,8 @@ def _publish(
         "shuffle_seed": None if job.shard else job.shuffle_seed,
         "shard": _shard_facts(job, inputs),
         "bad_lines": bad_lines,
-        "inputs": tuple(
-            {"path": str(path), "bytes": size} for path, size in zip(inputs, sizes_of(inputs), strict=True)
-        ),
+        "inputs": tuple({"path": str(path), "bytes": sizes_of([path])[0]} for path in inputs),
+        "decontaminated": decontaminated_inputs(inputs),
         "command": job.command,
     }
     made = {}

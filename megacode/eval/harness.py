@@ -24,8 +24,10 @@ from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, atomic_path, to_json, write_json
 from megacode.base.imports import uncollected
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
-from megacode.data.contamination import contamination, task_items
+from megacode.data.contamination import contamination
+from megacode.data.items import task_items
 from megacode.eval.categories import category_means
+from megacode.eval.decontaminated import decontamination
 from megacode.eval.finished_tasks import FinishedTask, Partial
 from megacode.eval.generate import TextWriter
 from megacode.eval.made_items import run_of
@@ -182,6 +184,7 @@ def _score_all(
             if ranks.first:
                 items = [item for name, task in tasks.items() for item in task_items(name, task, choices.limit)]
                 document["contamination"] = contamination(run_of(hf_dir), document["model"]["megacode"], items)
+                document["decontaminated"] = decontamination(run_of(hf_dir), tasks)
                 _write(document, lines, target)
                 if (run := run_of(hf_dir)) is not None:
                     tell_run(RunDir(run))

@@ -27,6 +27,7 @@ from megacode.base.files import digest, file_digest, tree_digest
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_count, format_seconds
 from megacode.data.contamination import describe
+from megacode.eval.decontaminated import describe_decontamination
 from megacode.eval.truncation import describe_cut
 from megacode.metrics.intervals import LEVEL, half_width
 
@@ -191,6 +192,8 @@ def render_scores(document: Mapping[str, Any], console: Console) -> None:
     for task, why in document["left_out"].items():
         console.print(Text(f"left out: {task}: {why}"))
     console.print(describe(document["contamination"]))
+    if note := describe_decontamination(document):
+        console.print(Text(note))
     console.print(f"{format_seconds(document['seconds'])} on {document['settings']['device']}")
 
 

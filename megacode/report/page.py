@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ from megacode.report import (
     tables,
 )
 from megacode.report.figure import readout
-from megacode.report.run_record import RunRecord, read_run
+from megacode.report.run_record import CORPUS, RunRecord, read_run
 from megacode.report.series import slots
 
 FILE_NAME = "report.html"
@@ -58,7 +59,7 @@ def write_report(run_dirs: Path | Sequence[Path], out: Path | None = None) -> Pa
     _check_target(target)
     # The target is checked first: a large run takes seconds to read.
     records = [read_run(run) for run in runs]
-    text = render(records[0]) if len(records) == 1 else render_several(records)
+    text = render(records[0], target.parent) if len(records) == 1 else render_several(records)
     try:
         write_text(target, text)
     except OSError as error:
@@ -83,9 +84,15 @@ def _check_target(target: Path) -> None:
         raise ConfigError(what, str(target), "choose another file with --out, or remove this one")
 
 
-def render(record: RunRecord) -> str:
-    """Return the page of a run."""
-    return _environment().get_template("report.html.j2").render(page(record))
+def render(record: RunRecord, folder: Path) -> str:
+    """Return the page of a run.
+
+    Args:
+        record: of the run.
+        folder: where the page will be, for links.
+    """
+    shown = {**page(record), "data_card": data_card(record, folder)}
+    return _environment().get_template("report.html.j2").render(shown)
 
 
 def render_several(records: Sequence[RunRecord]) -> str:
@@ -132,7 +139,7 @@ def page(record: RunRecord) -> dict[str, Any]:
         "sampled": len(record.samples),
         "judgements": judgements.judgements(record),
         "corpus": corpus(record),
-        "is_demo": bool(record.collected),
+        "is_demo": bool(record.corpus),
         "has_flops": record.flops_per_token > 0,
         "sources": record.sources,
         "run_dir": str(record.path),
@@ -148,17 +155,29 @@ def page(record: RunRecord) -> dict[str, Any]:
 
 
 def corpus(record: RunRecord) -> list[Json]:
-    """Return what the demo collected, one row per source; empty if the run is not a demo."""
+    """Return what the demo's corpus holds, one row per source; empty if the run is not a demo."""
+    funnels = record.corpus.get("funnel") or {}
     return [
         {
-            "source": name,
+            "source": name.replace(".held_out", ", held out"),
             "documents": f"{int(part.get('documents') or 0):,}",
             "bytes": format_bytes(int(part.get("bytes") or 0)),
-            "dropped": f"{sum((part.get('dropped') or {}).values()):,}",
-            "kinds": ", ".join(f"{kind} {format_count(count)}" for kind, count in list(part["kinds"].items())[:8])
-            if isinstance(part.get("kinds"), dict)
+            "dropped": f"{_dropped(funnels[name]):,}" if name in funnels else "",
+            "kinds": ", ".join(f"{kind} {format_count(n)}" for kind, n in list(part["languages"].items())[:8])
+            if isinstance(part.get("languages"), dict)
             else "",
         }
-        for name, part in (record.collected.get("sources") or {}).items()
+        for name, part in (record.corpus.get("sources") or {}).items()
         if isinstance(part, dict)
     ]
+
+
+def _dropped(funnel: Json) -> int:
+    """Return how many documents all steps of a source dropped."""
+    return sum(row["documents"] for reasons in funnel["steps"].values() for row in reasons.values())
+
+
+def data_card(record: RunRecord, folder: Path) -> str:
+    """Return the path of the corpus' data card from a page's folder; empty if there is none."""
+    card = record.path.resolve().parent / CORPUS / "card.html"
+    return os.path.relpath(card, folder.resolve()) if record.corpus and card.exists() else ""

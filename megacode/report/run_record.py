@@ -19,7 +19,7 @@ from megacode.base.files import Json, RunDir, read_jsonl
 from megacode.metrics.reader import read_events, read_metrics
 from megacode.report.svg import Span
 
-COLLECTED = Path("corpus") / "collect.json"
+CORPUS = Path("corpus") / "corpus"  # beside a demo's run: its corpus, with manifest and data card
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class RunRecord:
             exports removed after scoring, the same from their score files, without a `directory`.
         samples: the files of `samples/`: text samples of exported models, in order of iteration.
         judgements: the files of `eval/judge/`, each with `file` filled in.
-        collected: for the demo, its `collect.json`, from here or from the corpus beside the run.
+        corpus: for the demo, the manifest of the corpus beside the run.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class RunRecord:
     exports: Sequence[Json] = ()
     samples: Sequence[Json] = ()
     judgements: Sequence[Json] = ()
-    collected: Json = field(default_factory=dict)
+    corpus: Json = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -169,8 +169,7 @@ def read_run(path: Path) -> RunRecord:
         exports=_exports(Path(run.hf), _parsed(Path(run.exports), read_jsonl) or [], scores),
         samples=_documents(Path(run.samples), "iter_*.json"),
         judgements=_documents(Path(run.eval) / "judge", "*.json"),
-        collected=_mapping(path / "collect.json", _read_json)
-        or _mapping(path.resolve().parent / COLLECTED, _read_json),
+        corpus=_mapping(path.resolve().parent / CORPUS / "manifest.json", _read_json),
     )
 
 

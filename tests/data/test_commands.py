@@ -19,8 +19,9 @@ from megacode.cli.data import script
 from megacode.cli.data_corpus import read_limits
 from megacode.cli.data_options import _spread
 from megacode.config.model import TokenizerConfig
-from megacode.data import collect, train_tokenizer
+from megacode.corpus.machine import collect
 from megacode.data import manifest as manifests
+from megacode.data import train_tokenizer
 from megacode.data.indexed import bin_path, idx_path
 from tests.limits import HANG
 

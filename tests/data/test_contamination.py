@@ -15,8 +15,9 @@ from megacode.base.files import RunDir, write_text
 from megacode.config.loading import dump_config, validate
 from megacode.config.run import RunConfig
 from megacode.data import ngram_runs
-from megacode.data.contamination import Item, contamination, describe, items_of, task_items
+from megacode.data.contamination import contamination, describe
 from megacode.data.indexed import IndexedDatasetWriter, bin_path, idx_path
+from megacode.data.items import Item, items_of, task_items
 from megacode.data.ngram_runs import NGRAM, rolling_hashes
 from megacode.data.windows import open_source, source_sizes
 from megacode.plan.phases import build_schedule

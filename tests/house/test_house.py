@@ -62,7 +62,8 @@ def test_planning_loads_no_torch() -> None:
 EXAMPLES = [
     path
     for path in sorted((ROOT / "examples").rglob("*.yaml"))
-    if path.stem != "base" and path.parent.name != "studies"  # those are planned in tests/study
+    if path.stem != "base"
+    and path.parent.name not in ("studies", "corpora")  # planned in tests/study; read in tests/corpus
 ]
 
 

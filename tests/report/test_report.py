@@ -226,13 +226,18 @@ def test_an_export_that_was_not_verified_is_called_out(run):
     assert "1 of 4 exports not verified" in page_of(run).words
 
 
-def test_a_demo_shows_what_was_collected(run):
-    part = {"documents": 4321, "bytes": 3 << 20, "kinds": {".py": 4000, ".c": 321}, "dropped": {"duplicate": 17}}
-    (run.parent / "corpus").mkdir()
-    (run.parent / "corpus" / "collect.json").write_text(json.dumps({"sources": {"code": part}}))
+def test_a_demo_shows_what_its_corpus_holds_and_links_the_data_card(run):
+    part = {"documents": 4321, "bytes": 3 << 20, "languages": {".py": 4000, ".c": 321}}
+    steps = {"duplicates": {"exact duplicate": {"documents": 11}}, "kind": {"long": {"documents": 6}}}
+    place = run.parent / "corpus" / "corpus"
+    place.mkdir(parents=True)
+    (place / "manifest.json").write_text(json.dumps({"sources": {"code": part}, "funnel": {"code": {"steps": steps}}}))
+    assert "../corpus/corpus/card.html" not in page_of(run).values("href")
+    (place / "card.html").write_text("a card")
     page = page_of(run)
     assert {"4,321", "3 MiB", "17", ".py 4k, .c 321"} <= set(page.words)
     assert "next" in page.values("id")
+    assert "../corpus/corpus/card.html" in page.values("href")
 
 
 def test_how_to_use_own_data_is_said_on_the_page_of_the_demo_only(run):

@@ -184,12 +184,61 @@ def _read_index(data: bytes, place: Path) -> None:
     assert sum(found.lengths()) == found.tokens
 
 
+def _notebook_seeds() -> list[bytes]:
+    cells = b'{"cell_type": "markdown", "source": ["# T"]}, {"cell_type": "code", "source": "x", "outputs": [%s]}'
+    output = b'{"output_type": "stream", "text": ["1"]}, {"data": {"text/plain": "2", "image/png": "iVBO"}}'
+    python = b'"metadata": {"kernelspec": {"language": "python"}}'
+    old = b'{"cell_type": "heading", "level": 2, "source": "H"}, {"cell_type": "code", "input": "x", "outputs": 1}'
+    third = b'{"worksheets": [{"cells": [%s]}]}' % old
+    return [b'{%s, "cells": [%s]}' % (python, cells % output), third, b'{"cells": [NaN, {}]}', b"[" * 50]
+
+
+def _read_notebook(data: bytes, place: Path) -> None:
+    """Make a document of a notebook in both forms, or count it."""
+    from megacode.corpus.document import Counts
+    from megacode.corpus.kinds import make_kind
+    from megacode.data.records import Records
+
+    for form in ("structured", "script"):
+        counts, row = Counts(), {"text": data.decode(errors="replace")}
+        settings = {"form": form, "languages": []}
+        made = list(make_kind("notebooks", settings, counts)(iter([Records(place, 1, [row], [1], 0)])))
+        assert len(made) + sum(entry.documents for entry in counts.reasons.values()) == 1
+        assert all(document.line() for document in made)
+
+
+def _posts_seeds() -> list[bytes]:
+    question = (
+        b'<row Id="1" PostTypeId="1" AcceptedAnswerId="2" Body="&lt;p&gt;a &lt;code&gt;b&lt;/code&gt;" Title="T" />'
+    )
+    answer = b'<row Id="2" PostTypeId="2" ParentId="1" Score="5" Body="&lt;pre&gt;c&lt;/pre&gt;&lt;li&gt;d" />'
+    head = b"<?xml version='1.0'?>\n<posts>\n"
+    bomb = b'<!DOCTYPE p [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>\n<posts><row Body="&b;" /></posts>'
+    return [head + question + b"\n" + answer + b"\n</posts>", b"\xef\xbb\xbf" + head + answer, bomb]
+
+
+def _read_posts(data: bytes, place: Path) -> None:
+    """Read a dump in both forms."""
+    from megacode.base.errors import DataError
+    from megacode.corpus.document import Counts
+    from megacode.corpus.kinds import make_file_kind
+
+    path = place / "Posts.xml"
+    path.write_bytes(data)
+    for form in ("pile", "starcoder2"):
+        with contextlib.suppress(DataError):
+            for document in make_file_kind("stackexchange", {"form": form}, Counts(), place / "scratch")(path):
+                assert document.line()
+
+
 _LINES = ("megacode.data.jsonl", "megacode.data.records", "megacode.data.compressed")
 TARGETS = {
     "jsonl": Target(_LINES, _lines_seeds, _read_lines),
     "gzip": Target(_LINES, _gzip_seeds, lambda data, place: _read_lines(data, place, "gz")),
     "zstandard": Target(_LINES, _zstandard_seeds, lambda data, place: _read_lines(data, place, "zst")),
     "parquet": Target(("megacode.data.parquet", "megacode.data.parquet_child"), _parquet_seeds, _read_parquet),
+    "notebooks": Target(("megacode.corpus.kinds.notebooks",), _notebook_seeds, _read_notebook),
+    "posts": Target(("megacode.corpus.kinds.stackexchange", "megacode.corpus.html_text"), _posts_seeds, _read_posts),
     "index": Target(("megacode.data.indexed",), _index_seeds, _read_index),
 }
 

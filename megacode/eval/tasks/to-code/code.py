@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from megacode.eval.sandbox import run_program
+from megacode.base.sandbox import run_program
 
 
 def humaneval_scores(doc: dict[str, Any], results: list[str]) -> dict[str, float]:

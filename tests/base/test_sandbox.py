@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megacode.eval.sandbox import SandboxLimits, run_program
+from megacode.base.sandbox import SandboxLimits, run_program
 
 TIGHT = SandboxLimits(wall_seconds=8.0, cpu_seconds=1, memory_bytes=256 << 20, file_bytes=1 << 16)
 

@@ -1,9 +1,10 @@
-"""Run code that a model wrote, in a restricted process.
+"""Run code that a model wrote, or that came with a corpus, in a restricted process.
 
 The process has limits on CPU time, memory, file sizes and open files, an empty environment and a temporary directory.
-Where the kernel allows it, it has no network and its own PID namespace. A deadline kills its whole process group. This
-stops accidents, which is what models write. It does not stop an attacker, because the process can read this user's
-files. So code runs only if the user allows it explicitly, and a container around it is a good idea.
+Where the kernel allows it, it has no network, its own PID namespace, and can change files in its directory only. A
+deadline kills its whole process group. This stops accidents, which is what models write. It does not stop an attacker,
+because the process can read this user's files. So code runs only if the user allows it explicitly, and a container
+around it is a good idea.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ class SandboxLimits:
         cpu_seconds: of CPU time.
         memory_bytes: of address space.
         file_bytes: of one file that it writes.
+        processes: whether it may start processes; otherwise `fork` fails, where the machine has seccomp.
     """
 
     wall_seconds: float = 20.0
     cpu_seconds: int = 10
     memory_bytes: int = 1 << 30
     file_bytes: int = 1 << 24
+    processes: bool = True
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megacode.data.licence_notices import without_notice
+from megacode.corpus.machine.licence_notices import without_notice
 
 CODE = "import os\n\nprint(os.name)  # Copyright is only a word here\n"
 APACHE = "# Licensed under the Apache License, Version 2.0;\n# WITHOUT WARRANTIES of any kind.\n"

@@ -30,12 +30,13 @@ import orjson
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.files import atomic_path, digest, file_digest, write_json
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
-from megacode.data.corpus_candidates import Candidate, candidates, default_roots
-from megacode.data.extract import manual_page_text, package_description, split_docstrings
-from megacode.data.filters import LIMITS, reason_to_drop
-from megacode.data.licence_notices import without_notice
+from megacode.corpus.document import Counts, Document
+from megacode.corpus.filters import make_filters
+from megacode.corpus.machine.candidates import Candidate, candidates, default_roots
+from megacode.corpus.machine.extract import manual_page_text, package_description, split_docstrings
+from megacode.corpus.machine.licence_notices import without_notice
 
-RULES = 2  # counted up when the same machine, limits and seed would give other documents
+RULES = 3  # counted up when the same machine, limits and seed would give other documents
 REPORT = "collect.json"
 # UTF-8 text per source: enough for the demo's tokenizer and all of its phases.
 DEFAULT_BYTES = {"code": 16_000_000, "text": 10_000_000, "markup": 6_000_000}
@@ -45,6 +46,17 @@ PACKAGE_SHARE = 0.1  # of a source's bytes; one large package would otherwise se
 
 _NOT_A_LETTER = re.compile(r"[\W\d_]+")
 _OWNER_LINE = re.compile(r"^.*(?:copyright|\(c\)|©).*$", re.IGNORECASE | re.MULTILINE)
+
+_RULES = {
+    "min_characters": 200, "max_characters": 400_000, "hexadecimal": True, "generated_by_in_first": 400,
+    "control_characters": True, "max_floats": 1_000, "domain_list": True,
+}  # fmt: skip
+_FILTERS = {
+    # Prose has paragraphs on one line and few symbols; markup lies in between.
+    "code": make_filters({**_RULES, "max_line": 1_000, "mean_line": 100, "min_alphabetic": 0.25}),
+    "text": make_filters({**_RULES, "max_line": 10_000, "mean_line": 2_000, "min_alphabetic": 0.5}),
+    "markup": make_filters({**_RULES, "max_line": 2_000, "mean_line": 200, "min_alphabetic": 0.25}),
+}
 
 Progress = Callable[[str, int, int], None]
 
@@ -58,7 +70,7 @@ class _Selection:
     documents: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     bytes: Counter[str] = field(default_factory=Counter)
     package_bytes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    dropped: dict[str, Counter[str]] = field(default_factory=dict)
+    dropped: dict[str, Counts] = field(default_factory=dict)
     files: Counter[str] = field(default_factory=Counter)
     seen: set[str] = field(default_factory=set)
 
@@ -72,16 +84,16 @@ class _Selection:
             and self.package_bytes[source, candidate.package] <= share * self.limits[source]
         ]
 
-    def drop(self, source: str, reason: str) -> None:
-        self.dropped.setdefault(source, Counter())[reason] += 1
+    def drop(self, source: str, reason: str, text: str) -> None:
+        self.dropped.setdefault(source, Counts()).drop(reason, text)
 
     def offer(self, candidate: Candidate, source: str, name: str, text: str) -> None:
         """Take a document, or count the reason for dropping it."""
-        reason = reason_to_drop(text, LIMITS[source])
+        reason = _FILTERS[source](Document(text, name))
         # The hash costs a pass of regular expressions, so it is only made for documents that pass the filters.
         identity = None if reason else same_words_digest(text)
         if reason or identity in self.seen:
-            return self.drop(source, reason or "duplicate")
+            return self.drop(source, reason or "duplicate", text)
         assert identity is not None
         self.seen.add(identity)
         size = len(text.encode())
@@ -190,7 +202,8 @@ def _take(candidate: Candidate, wanted: Sequence[str], selection: _Selection) ->
     if not reason and identity in selection.seen:
         reason = "duplicate"
     if reason:
-        return selection.drop(candidate.sources[0], reason)
+        # Of a file that was not read, its name.
+        return selection.drop(candidate.sources[0], reason, text or candidate.path)
     selection.seen.add(identity)
     for source, name, document in _documents(candidate, text, wanted, selection):
         if source in wanted:
@@ -228,7 +241,7 @@ def _documents(
             code, docstrings = split_docstrings(text)
         # Python 2 sources, test files with broken syntax, expressions nested too deeply.
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return selection.drop("code", "not this Python")
+            return selection.drop("code", "not this Python", text)
         yield "code", name, without_notice(name, code)
         yield "text", f"{name}#docstrings", "\n\n".join(docstrings)
     elif candidate.kind == "manual":
@@ -253,6 +266,7 @@ def _write(output: Path, source: str, selection: _Selection, seed: int) -> dict[
     path = output / f"{source}.jsonl"
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.writelines(orjson.dumps(item) + b"\n" for item in documents)
+    dropped = selection.dropped.get(source, Counts()).as_json()
     return {
         "path": path.name,
         "documents": len(documents),
@@ -260,7 +274,8 @@ def _write(output: Path, source: str, selection: _Selection, seed: int) -> dict[
         "file_bytes": path.stat().st_size,
         "sha256": file_digest(path),
         "kinds": dict(Counter(_suffix(item["path"]) for item in documents).most_common()),
-        "dropped": dict(selection.dropped.get(source, Counter()).most_common()),
+        "dropped": {reason: entry["documents"] for reason, entry in dropped.items()},
+        "dropped_documents": dropped,
     }
 
 

@@ -1,0 +1,162 @@
+"""Run a recipe: prepare, map each shard, reduce, apply each shard. A pass whose result exists is skipped.
+
+A call without a shard does all of it on this machine. On a cluster, each map and apply pass of a shard and the one
+reduce pass are separate calls; their results are the same to the byte.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal
+
+from megacode.base.child_processes import end_with
+from megacode.base.claims import claimed
+from megacode.base.errors import ConfigError
+from megacode.base.files import Json, read_json
+from megacode.base.progress import bar
+from megacode.base.user_paths import refuse_unwritable
+from megacode.corpus.apply_pass import apply_shard
+from megacode.corpus.contaminated import SuiteItems, benchmark_index, write_items
+from megacode.corpus.decontaminate.index import Index
+from megacode.corpus.machine.source import collect_sources
+from megacode.corpus.manifest import is_complete, write_manifest
+from megacode.corpus.map_pass import map_shard
+from megacode.corpus.recipe import Recipe
+from megacode.corpus.reduce_pass import reduce_all, refuse_unreduced
+from megacode.corpus.shards import Numbered, open_shards
+from megacode.corpus.tally import Encoder
+from megacode.corpus.tokens import encoder
+from megacode.corpus.work import Work, prepare, refuse_changed_recipe, settle
+from megacode.data.machine_files import Shard
+
+log = logging.getLogger(__name__)
+
+Pass = Literal["prepare", "map", "reduce", "apply"]
+PASSES: tuple[Pass, ...] = ("prepare", "map", "reduce", "apply")
+
+
+def run_recipe(
+    recipe: Recipe,
+    command: str,
+    *,
+    shard: Shard | None = None,
+    task: Shard | None = None,
+    only: Pass | None = None,
+    processes: int = 1,
+    overwrite: bool = False,
+    suite_items: SuiteItems | None = None,
+) -> Json | None:
+    """Run a recipe, or what is left of it.
+
+    Args:
+        recipe: the recipe.
+        command: the command line, for the manifest.
+        shard: run the map or apply pass of this one only; `count` is the number of shards.
+        task: run the map or apply pass of every `count`-th shard only, from number `index` on.
+        only: run one pass only; None: all that are possible.
+        processes: shards that are worked on at the same time.
+        overwrite: replace what an earlier call made from another recipe or other inputs.
+        suite_items: reads the items of a suite of lm-eval; only called for suites that the recipe names.
+
+    Returns:
+        The manifest, once the corpus is complete; None before.
+
+    Raises:
+        ConfigError: the output cannot be written, was made from something else, or another process makes it.
+        DataError: an input is missing or damaged, or nothing is left of a source.
+    """
+    _refuse_needless(shard, task, only)
+    out, whole = Path(recipe.output), shard is None and task is None
+    refuse_unwritable(out, "output", directory=True)
+    # Commands for some shards run side by side: they claim their shards instead.
+    with claimed(out, "output") if whole else nullcontext():
+        work = _ready(recipe, shard, command, overwrite, whole, suite_items)
+        if is_complete(work):
+            return read_json(work.out.manifest)
+        shards = [shard] if shard else work.all_shards()[task.index :: task.count] if task else work.all_shards()
+        if only in (None, "map"):
+            _each_shard(_map_one, work, [one for one in shards if not work.out.mapped(one).counts.exists()], processes)
+        if only == "reduce" or (only is None and whole):
+            reduce_all(work)
+        if only == "apply" or (only is None and whole):
+            _each_shard(_apply_one, work, [one for one in shards if not work.out.applied(one).exists()], processes)
+            return write_manifest(work)
+        return None
+
+
+def _ready(
+    recipe: Recipe, shard: Shard | None, command: str, overwrite: bool, whole: bool, suite_items: SuiteItems | None
+) -> Work:
+    """Return what is to be done, written down in the output directory."""
+    refuse_changed_recipe(recipe, overwrite)
+    collected = collect_sources(recipe, alone=whole)
+    write_items(recipe, suite_items)
+    work = prepare(recipe, shard.count if shard else None, command, collected)
+    settle(work, overwrite)
+    return work
+
+
+def _refuse_needless(shard: Shard | None, task: Shard | None, only: Pass | None) -> None:
+    if shard is not None and task is not None:
+        raise ConfigError("a shard and a task cannot be given together", "--task", "give one of them")
+    for flag, given in (("--shard", shard), ("--task", task)):
+        if given is not None and only in ("prepare", "reduce"):
+            raise ConfigError(f"the {only} pass is not done by shard", flag, "leave it out")
+
+
+def _each_shard(one: Callable[[Work, Shard], None], work: Work, shards: list[Shard], processes: int) -> None:
+    """Run a pass for each shard, several at a time."""
+    label = one.__name__.strip("_").removesuffix("_one")
+    with bar(label, len(shards)) as advance:
+        if processes == 1 or len(shards) <= 1:
+            for shard in shards:
+                one(work, shard)
+                advance(1)
+            return
+        # Fresh interpreters: a fork would copy the threads' locks of the hashing libraries.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(processes, len(shards)), context, _in_pool, (os.getpid(),)) as pool:
+            futures = [pool.submit(one, work, shard) for shard in shards]
+            for future in futures:
+                future.add_done_callback(lambda _: advance(1))
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _in_pool(parent: int) -> None:
+    """Prepare a process of the pool: it ends with its parent, however that ends, and uses one core."""
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the pool
+    end_with(parent)
+
+
+# What all shards of a recipe need, made once a process: by the identity of the work.
+_benchmarks_of: dict[str, Index | None] = {}
+_for_apply_of: dict[str, tuple[Numbered, Encoder | None]] = {}
+
+
+def _map_one(work: Work, shard: Shard) -> None:
+    if work.identity not in _benchmarks_of:
+        _benchmarks_of[work.identity] = benchmark_index(work)
+    map_shard(work, shard, _benchmarks_of[work.identity])
+
+
+def _apply_one(work: Work, shard: Shard) -> None:
+    if work.identity not in _for_apply_of:
+        refuse_unreduced(work)
+        tokenizer = work.recipe.tokenizer
+        encode = encoder(tokenizer) if tokenizer is not None else None
+        _for_apply_of[work.identity] = Numbered(open_shards(work)), encode
+    apply_shard(work, shard, *_for_apply_of[work.identity])

@@ -1,0 +1,89 @@
+"""The inputs of a recipe: which files, how large, and a hash that tells when one has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from megacode.base.errors import DataError
+
+AGAINST = -1  # the number, in place of a source's, of documents that are only compared with
+WHOLE_BYTES = 64 << 20  # larger files are hashed in samples: an array of 1,000 tasks would read 1,000 x the corpus
+_SAMPLES = 256
+_SAMPLE_BYTES = 64 << 10
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file.
+
+    Attributes:
+        source: number of its source in the recipe; `AGAINST` for files that are only compared with.
+        path: as it was found.
+        bytes: on disk.
+        modified: its time of modification in nanoseconds; only tells whether it must be hashed again.
+        hash: xxh3-128 of its bytes; of files above `WHOLE_BYTES` the size and 256 sampled blocks.
+    """
+
+    source: int
+    path: str
+    bytes: int
+    modified: int
+    hash: str
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the hash covers samples of the file only."""
+        return self.bytes > WHOLE_BYTES
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for a file."""
+        return asdict(self)
+
+
+def identify(
+    files: Sequence[tuple[int, Path]], known: Mapping[str, Mapping[str, Any]], *, hashed: bool = True
+) -> list[Input]:
+    """Return the inputs with their hashes.
+
+    Args:
+        files: number of the source and path of each.
+        known: inputs of an earlier call by path; a file of the same size and time is not hashed again.
+        hashed: whether other files are hashed; otherwise their hash is empty.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    inputs = []
+    for source, path in files:
+        try:
+            facts = path.stat()
+            old = known.get(str(path), {})
+            same = (old.get("bytes"), old.get("modified")) == (facts.st_size, facts.st_mtime_ns)
+            value = str(old["hash"]) if same else file_hash(path) if hashed else ""
+        except OSError as error:
+            what = f"it cannot be read: {error.strerror}"
+            raise DataError(what, str(path), "check the path and its permissions") from None
+        inputs.append(Input(source, str(path), facts.st_size, facts.st_mtime_ns, value))
+    return inputs
+
+
+def file_hash(path: Path) -> str:
+    """Return the hash of a file, as `Input.hash` describes it."""
+    size, state = path.stat().st_size, xxhash.xxh3_128()
+    with path.open("rb") as file:
+        if size <= WHOLE_BYTES:
+            while block := file.read(_BLOCK):
+                state.update(block)
+            return state.hexdigest()
+        state.update(size.to_bytes(8, "little"))
+        # Spread evenly, with the first and the last block of the file among them.
+        for sample in range(_SAMPLES):
+            file.seek((size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+            state.update(file.read(_SAMPLE_BYTES))
+    return state.hexdigest()

@@ -1,0 +1,118 @@
+"""The reduce pass: one process decides for the documents of all shards which are dropped, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megacode.base.claims import claimed
+from megacode.base.errors import DataError, Problem
+from megacode.base.files import Json, atomic_path, read_json, remove, write_json
+from megacode.corpus.contaminated import decontaminate
+from megacode.corpus.document import Counts
+from megacode.corpus.duplicates.collection import Part
+from megacode.corpus.duplicates.reduce import find_duplicates
+from megacode.corpus.duplicates.report import duplicates_report
+from megacode.corpus.reasons import Reason
+from megacode.corpus.shards import Numbered, open_shards
+from megacode.corpus.work import Work
+
+
+def reduce_all(work: Work) -> None:
+    """Run the reduce pass, unless its result is there; what an earlier one finished before it was killed is kept.
+
+    Args:
+        work: what is to be done.
+
+    Raises:
+        DataError: a shard's map pass is missing, or no document of a source is left.
+    """
+    out = work.out
+    if out.report.exists():
+        return
+    with claimed(out.reduce, "--pass reduce"):
+        out.reduce.mkdir(parents=True, exist_ok=True)
+        every = Numbered(open_shards(work))
+        _refuse_empty(work, every, np.ones(every.total, bool), "filters")
+        reasons, roots, found = _duplicates(work, every)
+        contamination = decontaminate(work, every, reasons)
+        _refuse_empty(work, every, reasons == Reason.KEPT, "duplicates and decontamination")
+        _save(out.dropped, reasons)
+        _save(out.roots, roots)
+        write_json(
+            out.report,
+            {
+                "identity": work.identity,
+                "documents": every.total,
+                "duplicates": found,
+                "contamination": contamination,
+            },
+        )
+        remove(out.scratch)
+
+
+def refuse_unreduced(work: Work) -> None:
+    """Refuse to apply what is not decided yet.
+
+    Raises:
+        DataError: the reduce pass has not been done, or was done for other facts.
+    """
+    report = read_json(work.out.report)
+    if not report:
+        fix = "run --pass reduce first, or the command without --pass"
+        raise DataError("the reduce pass has not been done", str(work.out.report), fix)
+    if report.get("identity") != work.identity:
+        fix = f"remove {work.out.reduce}, and run --pass reduce again"
+        raise DataError("it was made from another recipe or other inputs", str(work.out.report), fix)
+
+
+def _duplicates(work: Work, every: Numbered) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], Json]:
+    """Return why each document is dropped, the one that is kept in its place, and the report of clusters."""
+    rules = work.recipe.duplicates
+    if rules is None:
+        return np.zeros(every.total, np.uint8), np.arange(every.total), {}
+    parts = [Part(shard.place.signatures, shard.order) for shard in every.shards]
+    found = find_duplicates(parts, every.texts, work.out.scratch, rules.threshold)
+    report = duplicates_report(found, rules.threshold, every.tiers, every.texts)
+    named = every.ids(np.array([cluster["kept"] for cluster in report["largest"]], np.int64))
+    report["largest"] = [{**cluster, "kept": named[cluster["kept"]]} for cluster in report["largest"]]
+    return found.why, found.root.astype(np.int64), report
+
+
+def _refuse_empty(work: Work, every: Numbered, kept: npt.NDArray[np.bool_], what: str) -> None:
+    """Refuse to go on when nothing is left of a source.
+
+    Raises:
+        DataError: names each such source, and the reason that dropped most of it.
+    """
+    left = np.zeros(len(work.names) + 1, np.int64)
+    for shard in every.shards:
+        here = shard.source[kept[shard.first : shard.first + shard.documents] & ~shard.held_out]
+        left += np.bincount(here + 1, minlength=len(left))
+    empty = [name for number, name in enumerate(work.names) if not left[number + 1]]
+    if empty:
+        raise DataError(problems=[_emptied(work, every, name, what) for name in empty])
+
+
+def _emptied(work: Work, every: Numbered, name: str, what: str) -> Problem:
+    counts, records = Counts(), 0
+    for shard in every.shards:
+        came = read_json(shard.place.counts)["sources"].get(name, {})
+        records += came.get("records", 0)
+        for rows in came.get("steps", {}).values():
+            counts.merge(Counts.of_json(rows))
+    reasons = [f"{row['documents']:,} {reason!r}" for reason, row in list(counts.as_json().items())[:3]]
+    where = f"sources.{name}"
+    if not records:
+        return Problem("its inputs hold no record", where, "check that these are the files you mean")
+    dropped = f" ({', '.join(reasons)})" if reasons else ""
+    message = f"no document is left after {what}: all of {records:,} records were dropped{dropped}"
+    return Problem(message, where, "loosen the rule that drops most, or check that the kind fits the files")
+
+
+def _save(path: Path, array: npt.NDArray[Any]) -> None:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)

@@ -1,0 +1,34 @@
+"""Sections of a recipe as validated settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from megacode.base.errors import ConfigError, Problem
+from megacode.config.problems import problems_of
+from megacode.config.quantity import Frozen
+
+Section = TypeVar("Section", bound=Frozen)
+
+
+def read_settings(schema: type[Section], given: Mapping[str, Any] | Section, where: str) -> Section:
+    """Validate one section of a recipe.
+
+    Args:
+        schema: of the section.
+        given: what the recipe says, or validated settings, which are returned as they are.
+        where: the section's name, for messages.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    if isinstance(given, schema):
+        return given
+    try:
+        return schema.model_validate(given)
+    except ValidationError as error:
+        problems = problems_of(error, schema)
+        raise ConfigError(problems=[Problem(one.what, f"{where}.{one.where}", one.fix) for one in problems]) from None

@@ -1,0 +1,73 @@
+"""The steps that a source's records pass in the map pass: kind, filters, licences, personal data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megacode.corpus.document import Counts, Document
+from megacode.corpus.filters import make_filters
+from megacode.corpus.inputs import AGAINST
+from megacode.corpus.kinds import FILE_KINDS, make_file_kind, make_kind
+from megacode.corpus.licences import make_licence_filter
+from megacode.corpus.machine.source import machine_documents
+from megacode.corpus.personal_data import Redactor, make_redactor
+from megacode.corpus.recipe import MACHINE, Recipe, RecipeSource
+from megacode.data.inputs import Records
+
+Reason = Callable[[Document], str | None]
+
+
+@dataclass
+class SourceSteps:
+    """What happens to the inputs of one source.
+
+    Attributes:
+        of_records: makes documents of records; None: the kind reads whole files.
+        of_file: makes documents of a whole file; None: the kind takes records.
+        rules: the step's name, and what tells why a document is dropped, in order.
+        redact: replaces personal data; None: nothing is replaced.
+        skip_bad: skip records that cannot be read.
+        counts: what each step dropped; the kind gives what it cannot use to `counts["kind"]`.
+    """
+
+    of_records: Callable[[Iterator[Records]], Iterator[Document]] | None
+    of_file: Callable[[Path], Iterator[Document]] | None
+    rules: list[tuple[str, Reason]]
+    redact: Redactor | None
+    skip_bad: bool
+    counts: dict[str, Counts] = field(default_factory=dict)
+
+    def keep(self, document: Document) -> Document | None:
+        """Return a document with personal data replaced, or None if a rule drops it, which is counted."""
+        for step, rule in self.rules:
+            if reason := rule(document):
+                self.counts.setdefault(step, Counts()).drop(reason, document.text)
+                return None
+        return self.redact(document) if self.redact else document
+
+
+def source_steps(recipe: Recipe, source: int, scratch: Path) -> SourceSteps:
+    """Return the steps of a source, made anew: kinds and redactors may keep state.
+
+    Args:
+        recipe: the recipe.
+        source: number of the source; `AGAINST`: of documents that are only compared with.
+        scratch: directory for temporary files of the kind.
+    """
+    counts = {"kind": Counts()}
+    if source == AGAINST:
+        return SourceSteps(make_kind("text", {}, counts["kind"]), None, [], None, False, counts)
+    one: RecipeSource = list(recipe.sources.values())[source]
+    rules: list[tuple[str, Reason]] = []
+    if one.filters is not None:
+        rules.append(("filters", make_filters(one.filters)))
+    if one.licences is not None:
+        rules.append(("licences", make_licence_filter(one.licences)))
+    redact = make_redactor(one.personal_data) if one.personal_data is not None else None
+    if one.kind in FILE_KINDS:
+        of_file = make_file_kind(one.kind, one.settings, counts["kind"], scratch)
+        return SourceSteps(None, of_file, rules, redact, one.skip_bad, counts)
+    of_records = machine_documents if one.kind == MACHINE else make_kind(one.kind, one.settings, counts["kind"])
+    return SourceSteps(of_records, None, rules, redact, one.skip_bad, counts)

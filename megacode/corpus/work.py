@@ -1,0 +1,211 @@
+"""What a recipe has to do in its output directory, and the proof that earlier passes did the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megacode.base.errors import ConfigError, MegacodeError, Problem
+from megacode.base.files import Json, digest, read_json, remove, to_json, write_json
+from megacode.corpus.inputs import AGAINST, Input, identify
+from megacode.corpus.layout import CorpusDir
+from megacode.corpus.recipe import MACHINE, Recipe
+from megacode.corpus.rules import rules
+from megacode.data.inputs import find_inputs
+from megacode.data.machine_files import Shard
+
+# The unit of work that a kill may cost. Shards of compressed files all read from their beginning, hence the cap.
+SHARD_BYTES = 64 << 20
+SHARDS_PER_FILE = 16
+MOST_SHARDS = 10_000
+
+
+@dataclass(frozen=True)
+class Work:
+    """A recipe, its inputs and its output directory.
+
+    Attributes:
+        recipe: the recipe.
+        out: the output directory.
+        inputs: in the order of reading: documents to compare with first, then the sources in the recipe's order.
+        shards: number of shards.
+        facts: what the results depend on.
+        command: the command line, for the manifest.
+    """
+
+    recipe: Recipe
+    out: CorpusDir
+    inputs: tuple[Input, ...]
+    shards: int
+    facts: Json
+    command: str
+
+    @property
+    def identity(self) -> str:
+        """A digest of the facts; each marker carries it."""
+        inputs = [{key: value for key, value in item.items() if key != "modified"} for item in self.facts["inputs"]]
+        return digest(to_json({**self.facts, "inputs": inputs}))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the sources."""
+        return list(self.recipe.sources)
+
+    def all_shards(self) -> list[Shard]:
+        """Return all shards, in order."""
+        return [Shard(index, self.shards) for index in range(self.shards)]
+
+    def parts(self, shard: Shard) -> Iterator[tuple[int, Path, tuple[int, int]]]:
+        """Yield the number of the source, the file, and the bytes of it, for each stretch of a shard."""
+        for number, start, end in shard.parts([item.bytes for item in self.inputs]):
+            yield self.inputs[number].source, Path(self.inputs[number].path), (start, end)
+
+    def total_bytes(self) -> int:
+        """Return the size of all inputs on disk."""
+        return sum(item.bytes for item in self.inputs)
+
+
+def prepare(
+    recipe: Recipe, shards: int | None, command: str, collected: Mapping[str, Path], *, hashed: bool = True
+) -> Work:
+    """Find and identify the inputs of a recipe.
+
+    Args:
+        recipe: the recipe.
+        shards: number of shards; None: as in an earlier call, else by the size of the inputs.
+        command: the command line.
+        collected: for sources of kind `machine`, the files that hold their documents.
+        hashed: read the inputs to hash them; otherwise only their sizes and times are looked at.
+
+    Raises:
+        ConfigError: an earlier call had another number of shards, or an input is listed twice.
+        DataError: an input is missing or cannot be read.
+    """
+    out = CorpusDir(Path(recipe.output))
+    earlier = read_json(out.facts)
+    known = {item["path"]: item for item in earlier.get("inputs", [])}
+    inputs = tuple(identify(list(_files(recipe, collected)), known, hashed=hashed))
+    count = shards or int(earlier.get("shards", 0)) or shards_for([item.bytes for item in inputs])
+    facts = {
+        "recipe": described(recipe),
+        "inputs": [item.as_json() for item in inputs],
+        "rules": rules(recipe),
+        "shards": count,
+    }
+    return Work(recipe, out, inputs, count, facts, command)
+
+
+def shards_for(sizes: list[int]) -> int:
+    """Return the number of shards for files of these sizes."""
+    by_size = -(-sum(sizes) // SHARD_BYTES)
+    return max(1, min(by_size, SHARDS_PER_FILE * len(sizes), MOST_SHARDS))
+
+
+def described(recipe: Recipe) -> Json:
+    """Return the settings that results depend on."""
+    document = recipe.model_dump(mode="json")
+    # The directory may be moved, and a name changes no document.
+    return {key: value for key, value in document.items() if key not in ("name", "output")}
+
+
+def _files(recipe: Recipe, collected: Mapping[str, Path]) -> Iterator[tuple[int, Path]]:
+    if recipe.duplicates is not None and recipe.duplicates.against:
+        for path in _found(recipe.duplicates.against, "duplicates.against"):
+            yield AGAINST, path
+    for number, (name, source) in enumerate(recipe.sources.items()):
+        if source.kind == MACHINE:
+            yield from ((number, path) for path in [collected[name]] if path.exists())
+        else:
+            yield from ((number, path) for path in _found(source.inputs, f"sources.{name}.inputs"))
+
+
+def _found(patterns: Sequence[str], where: str) -> list[Path]:
+    try:
+        return find_inputs(patterns)
+    except MegacodeError as error:
+        # The reader of command lines names a flag; here it is a setting.
+        problems = [Problem(one.what, one.where.replace("--input", where), one.fix) for one in error.problems]
+        raise type(error)(problems=problems) from None
+
+
+def settle(work: Work, overwrite: bool) -> None:
+    """Write down what the passes depend on; refuse results that were made from something else.
+
+    Args:
+        work: what is to be done.
+        overwrite: remove such results instead.
+
+    Raises:
+        ConfigError: names each recipe setting, input or version that differs from the earlier call.
+    """
+    out, earlier = work.out, read_json(work.out.facts)
+    differences = list(differences_of(earlier, work.facts)) if earlier else []
+    if differences and not overwrite:
+        raise ConfigError(problems=[_changed(out, what) for what in differences])
+    if differences:
+        for old in (out.map, out.reduce, out.apply, out.corpus, out.facts):
+            remove(old)
+    # Times of modification may have changed; the next call need not hash those files again.
+    if work.facts != {key: value for key, value in earlier.items() if key != "identity"}:
+        write_json(out.facts, {**work.facts, "identity": work.identity})
+
+
+def refuse_changed_recipe(recipe: Recipe, overwrite: bool) -> None:
+    """Refuse another recipe than the output directory was made from, before anything is collected for it.
+
+    Raises:
+        ConfigError: names each setting that differs.
+    """
+    out = CorpusDir(Path(recipe.output))
+    earlier = read_json(out.facts).get("recipe")
+    if earlier and not overwrite:
+        differences = list(_setting_differences("recipe", earlier, described(recipe)))
+        if differences:
+            raise ConfigError(problems=[_changed(out, what) for what in differences])
+
+
+def _changed(out: CorpusDir, what: str) -> Problem:
+    fix = "give --overwrite to make the corpus again from the start, or choose another output directory"
+    return Problem(what, str(out.path), fix)
+
+
+def differences_of(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what has changed since the earlier call, in words."""
+    yield from _setting_differences("recipe", earlier.get("recipe", {}), now["recipe"])
+    yield from _setting_differences("rules", earlier.get("rules", {}), now["rules"])
+    old_inputs = {(item["source"], item["path"]): item for item in earlier.get("inputs", [])}
+    new_inputs = {(item["source"], item["path"]): item for item in now["inputs"]}
+    for place, item in new_inputs.items():
+        old = old_inputs.get(place)
+        if old is None:
+            yield f"there is a new input: {item['path']}"
+        elif item["hash"] and old["hash"] != item["hash"]:
+            yield f"the input {item['path']} has changed: {old['bytes']:,} bytes before, {item['bytes']:,} now"
+    for _, path in old_inputs.keys() - new_inputs.keys():
+        yield f"an input is no longer there: {path}"
+    if list(old_inputs) != list(new_inputs) and old_inputs.keys() == new_inputs.keys():
+        yield "the inputs are listed in another order"
+    if earlier.get("shards") != now["shards"]:
+        yield f"the earlier call had {earlier.get('shards')} shards, this one {now['shards']}"
+
+
+def _setting_differences(what: str, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    verb = "have" if what.endswith("s") else "has"
+    for key, old, new in _leaves("", earlier, now):
+        yield f"the {what} {verb} changed: {key} was {_short(old)}, now {_short(new)}"
+
+
+def _leaves(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the settings in which two documents differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            yield from _leaves(f"{key}.{name}".lstrip("."), old.get(name), new.get(name))
+    elif old != new:
+        yield key, old, new
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else to_json(value)
+    return text if len(text) <= 60 else text[:57] + "..."

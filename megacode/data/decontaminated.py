@@ -1,0 +1,66 @@
+"""Which suites' items are not in a data set, since the recipe that made its documents dropped them.
+
+A recipe's corpus has a manifest beside its sources: `corpus/manifest.json`, and `corpus/SOURCE/*.jsonl.zst`. What it
+says goes into the manifest of the data set that is made from such files, and from there into score files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from megacode.base.files import Json, read_json
+
+MANIFEST = "manifest.json"
+
+
+def decontaminated_inputs(inputs: Sequence[Path]) -> tuple[Json, ...]:
+    """Return the suites that all of some files were decontaminated against.
+
+    Args:
+        inputs: files of documents.
+
+    Returns:
+        For each suite its name, and the digest of each task's questions: `{suite, tasks: {task: sha256}}`.
+    """
+    return common_suites(_suites_of(path.resolve()) for path in inputs)
+
+
+def _suites_of(path: Path) -> tuple[Json, ...]:
+    place = path.parent.parent
+    # The manifest lists its files: one that was put there by someone else has not been decontaminated.
+    outputs = _outputs(place / MANIFEST)
+    return _suites(place / MANIFEST) if str(path.relative_to(place)) in outputs else ()
+
+
+@lru_cache(maxsize=16)
+def _outputs(manifest: Path) -> frozenset[str]:
+    rows = read_json(manifest).get("outputs", [])
+    return frozenset(str(row.get("path")) for row in rows if isinstance(row, dict))
+
+
+@lru_cache(maxsize=16)
+def _suites(manifest: Path) -> tuple[Json, ...]:
+    found = read_json(manifest).get("contamination", {}).get("suites", [])
+    return tuple(
+        {"suite": one["suite"], "tasks": {task: row["sha256"] for task, row in one["tasks"].items()}} for one in found
+    )
+
+
+def common_suites(parts: Iterable[Iterable[Mapping[str, Any]]]) -> tuple[Json, ...]:
+    """Return the suites, with the tasks, that are in each of several lists."""
+    lists = [{_key(suite, task): suite for suite in part for task in suite["tasks"]} for part in parts]
+    if not lists:
+        return ()
+    both = set(lists[0]).intersection(*lists[1:])
+    suites: dict[str, Json] = {}
+    # In the order of the first list, so that manifests do not change from call to call.
+    for name, task, sha256 in (key for key in lists[0] if key in both):
+        suites.setdefault(name, {"suite": name, "tasks": {}})["tasks"][task] = sha256
+    return tuple(suites.values())
+
+
+def _key(suite: Mapping[str, Any], task: str) -> tuple[str, str, str]:
+    return suite["suite"], task, suite["tasks"][task]

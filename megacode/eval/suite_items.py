@@ -1,0 +1,40 @@
+"""The items of a suite, for corpora that are to be free of them; nothing is scored and no model is needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from megacode.corpus.decontaminate import Benchmark, items_made_in
+from megacode.data.demo_items import INDEX
+from megacode.data.items import rows_digest, task_items
+from megacode.eval.offline import surroundings
+from megacode.eval.suites import load_suite
+from megacode.eval.task_loading import load_tasks
+
+
+def suite_items(suite: str | Path) -> Benchmark:
+    """Return the items of a suite whose data are in the local cache.
+
+    Args:
+        suite: a shipped suite's name, a suite's YAML file, or the directory of items that were made for the suite
+            `demo` or `heldout`, such as RUN/eval/items/demo.
+
+    Raises:
+        ConfigError: for an unknown suite or task.
+        DataError: if the data of a task are not in the cache, or made items are incomplete.
+    """
+    if (Path(suite) / INDEX).is_file():
+        return items_made_in(Path(suite), Path(suite).name)
+    # True answers are wanted as the tasks have them, whatever the suite's own scoring is.
+    found = replace(load_suite(suite, None), gold_answers=None)
+    with surroundings(found.offline, False, verbose=False):
+        # Tasks that run code are loaded for their items; nothing is run.
+        tasks, _ = load_tasks(found, run_code=True)
+        items, digests = [], {}
+        for name, task in tasks.items():
+            # Examples in a prompt belong to other items.
+            task.set_config(key="num_fewshot", value=0)
+            items += task_items(name, task)
+            digests[name] = rows_digest(task.eval_docs)
+    return Benchmark(found.name, tuple(items), digests)

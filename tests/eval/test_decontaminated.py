@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megacode.base.errors import ConfigError
+from megacode.base.files import write_json
+from megacode.corpus.decontaminate import Benchmark
+from megacode.data import manifest as manifests
+from megacode.data.decontaminated import common_suites, decontaminated_inputs
+from megacode.data.demo_items import build_demo_tasks
+from megacode.eval.decontaminated import decontamination, describe_decontamination
+from megacode.eval.offline import surroundings
+from megacode.eval.suite_items import suite_items
+from megacode.eval.suites import load_suite
+from megacode.eval.task_loading import load_tasks
+
+SUITE = """
+tasks: [tiny]
+include_path: tasks
+"""
+TASK = """
+task: tiny
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}"}}}}
+test_split: test
+fewshot_split: test
+num_fewshot: 2
+output_type: multiple_choice
+doc_to_text: "Q: {{{{question}}}} A:"
+doc_to_choice: ["yes", "no"]
+doc_to_target: answer
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The items of the suite `demo`."""
+    place = tmp_path_factory.mktemp("eval") / "demo"
+    documents = ["".join(f"document {d} says something else in line {i}\n" for i in range(20)) for d in range(5)]
+    build_demo_tasks({"text": documents}, place, seed=0)
+    return place
+
+
+@pytest.mark.slow
+def test_items_of_a_suite_file_have_no_examples_of_other_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "tasks").mkdir()
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f'{{"question": "Is {n} even?", "answer": {n % 2}}}\n' for n in range(5)))
+    (tmp_path / "tasks/tiny.yaml").write_text(TASK.format(data=data))
+    (tmp_path / "mine.yaml").write_text(SUITE)
+    found = suite_items(tmp_path / "mine.yaml")
+    assert found.name == "mine"
+    assert [item.text for item in found.items[:2]] == ["Q: Is 0 even? A: yes", "Q: Is 1 even? A: no"]
+    assert found.items[0].question == "Q: Is 0 even? A:"
+    assert found.facts()["tasks"]["tiny"]["items"] == 5
+
+
+def test_an_unknown_suite_has_no_items() -> None:
+    with pytest.raises(ConfigError, match="there is no suite 'demoo'"):
+        suite_items("demoo")
+
+
+@pytest.mark.slow
+def test_made_items_and_the_tasks_that_score_them_have_one_digest(made: Path) -> None:
+    benchmark = suite_items(made)
+    assert benchmark.name == "demo"
+    suite = load_suite("demo", None, made)
+    with surroundings(suite.offline, True, False):
+        tasks, _ = load_tasks(suite, run_code=False)
+    assert decontamination(None, tasks) == {"known": False, "why": "the model's run is not known"}
+    place = made.parent / "run"
+    write_run(place, {"a": benchmark, "b": benchmark})
+    assert decontamination(place, tasks) == {"known": True, "whole": True, "missing": {}}
+    write_run(place, {"a": benchmark, "b": without(benchmark, "demo_bits_text")})
+    assert decontamination(place, tasks) == {"known": True, "whole": False, "missing": {"demo_bits_text": ["b"]}}
+    write_run(place, {"a": None})
+    assert decontamination(place, tasks)["missing"] == {task: ["a"] for task in tasks}
+    write_run(place, {"a": benchmark}, init={"from": "elsewhere"})
+    assert decontamination(place, tasks)["initial_weights"].endswith("elsewhere")
+    write_run(place, {"a": replace(benchmark, digests=dict.fromkeys(tasks, "other"))})
+    assert decontamination(place, tasks)["missing"] == {task: ["a"] for task in tasks}
+
+
+def without(benchmark: Benchmark, task: str) -> Benchmark:
+    return replace(benchmark, digests={name: value for name, value in benchmark.digests.items() if name != task})
+
+
+def write_run(place: Path, sources: dict[str, Benchmark | None], **config: Any) -> None:
+    place.mkdir(exist_ok=True)
+    hashes = dict.fromkeys(("bin_hash", "idx_hash", "bin_sample", "idx_sample"), "")
+    for name, benchmark in sources.items():
+        suites = [{"suite": benchmark.name, "tasks": dict(benchmark.digests)}] if benchmark else []
+        made = manifests.Manifest(1, 1, "uint16", "x", 0, 0, **hashes, decontaminated=tuple(suites))
+        manifests.write(place / name, made)
+    document = {
+        "name": "run",
+        "model": {
+            "num_layers": 1,
+            "hidden_size": 32,
+            "ffn_hidden_size": 48,
+            "num_attention_heads": 2,
+            "vocab_size": 100,
+        },
+        "sources": {name: {"path": str(place / name)} for name in sources},
+        "phases": [
+            {
+                "name": "one",
+                "samples": 8,
+                "blend": dict.fromkeys(sources, 1 / len(sources)),
+                "learning_rate": {"schedule": "constant", "peak": 1e-3},
+            }
+        ],
+        "train": {"seq_length": 32, "global_batch_size": 4, "micro_batch_size": 2},
+        **config,
+    }
+    (place / "run.yaml").write_text(yaml.safe_dump(document))
+
+
+def test_a_score_document_says_against_what_the_model_s_data_was_decontaminated() -> None:
+    document: dict[str, Any] = {"tasks": {"one": {}, "two": {}}}
+    assert describe_decontamination(document) == ""
+    document["decontaminated"] = {"known": False, "why": "x"}
+    assert describe_decontamination(document) == ""
+    document["decontaminated"] = {"known": True, "whole": True, "missing": {}}
+    assert describe_decontamination(document).startswith("decontaminated against this suite")
+    document["decontaminated"] = {"known": True, "whole": False, "missing": {"two": ["a"]}}
+    assert describe_decontamination(document) == "decontaminated against 1 of 2 tasks: one"
+    document["decontaminated"] = {"known": True, "whole": False, "missing": {}, "initial_weights": "base"}
+    assert describe_decontamination(document).endswith("what the initial weights had read is not known: base")
+    document["decontaminated"] = {"known": True, "whole": False, "missing": {"one": ["a"], "two": ["a"]}}
+    assert describe_decontamination(document) == ""
+
+
+def test_a_data_set_is_decontaminated_if_all_its_inputs_are(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    files = [corpus / "text" / name for name in ("one.jsonl.zst", "two.jsonl.zst", "foreign.jsonl")]
+    suites = [{"suite": "s", "tasks": {"t": {"items": 3, "sha256": "ab"}}}]
+    outputs = [{"path": "text/one.jsonl.zst"}, {"path": "text/two.jsonl.zst"}]
+    write_json(corpus / "manifest.json", {"outputs": outputs, "contamination": {"suites": suites}})
+    assert decontaminated_inputs(files[:2]) == ({"suite": "s", "tasks": {"t": "ab"}},)
+    assert decontaminated_inputs(files) == ()
+    assert decontaminated_inputs([tmp_path / "elsewhere/x.jsonl", files[0]]) == ()
+    assert decontaminated_inputs([]) == ()
+
+
+def test_merged_data_sets_are_decontaminated_against_what_all_parts_are() -> None:
+    first = {"suite": "s", "tasks": {"t": "ab", "u": "cd"}}
+    assert common_suites([[first], [{"suite": "s", "tasks": {"t": "ab", "u": "other"}}]]) == (
+        {"suite": "s", "tasks": {"t": "ab"}},
+    )
+    assert common_suites([[first], []]) == ()
+    assert common_suites([[first]]) == (first,)
