@@ -72,6 +72,7 @@ class Words:
     def within(self, size: int) -> npt.NDArray[np.bool_]:
         """Return whether the run of `size` words at each word lies in one text, bool [max(0, words - size + 1)]."""
         inside = np.ones(max(0, len(self.hashes) - size + 1), dtype=bool)
+        # The last size - 1 words in front of a text's end begin runs that reach into the next text.
         crossing = (self.firsts[1:-1, None] - np.arange(1, size)).ravel()
         inside[crossing[(crossing >= 0) & (crossing < len(inside))]] = False
         return inside
@@ -158,6 +159,7 @@ def _hash_piece(plain: bytes, begin: int, end: int) -> tuple[npt.NDArray[np.int6
     lengths = ends - starts
     # A view that begins at every byte: gathering from it reads unaligned lanes without copying the text.
     lanes = np.ndarray(len(plain) - 7, "<u8", data.data, strides=(1,))
+    # Words hold no zero byte, so padding with zeros keeps different words different.
     hashes = mixed(lanes[starts] & _MASKS[np.minimum(lengths, 8)])
     for lane in range(1, _LANES):
         longer = np.flatnonzero(lengths > 8 * lane)

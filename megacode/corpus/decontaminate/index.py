@@ -109,6 +109,7 @@ class Index:
 
     def _matches(self, words: Words, first: int) -> Matches:
         hashes = words.ngrams(GRAM)
+        # The filter rejects nearly all runs; whether one crosses two texts is asked of the others only.
         places = self._filter.places(hashes)
         places, grams = _known(self._long, hashes, places[words.within(GRAM)[places]])
         short_places, short_grams = self._begins.find(words, self._short)
@@ -125,6 +126,7 @@ class Index:
         items: dict[tuple[str, str, int], list[npt.NDArray[np.int64]]] = {}
         for piece in self.pieces:
             items.setdefault((piece.suite, piece.item.task, piece.item.number), []).append(piece.grams)
+        # An item and its question share runs: each run counts once an item.
         for (suite, task, _), grams in items.items():
             tasks.setdefault((suite, task), []).append(np.unique(np.concatenate(grams)))
         for parts in tasks.values():

@@ -86,6 +86,7 @@ class Judge:
             matches: as `Index.matches` returns them.
             first: number of the first document.
         """
+        # Licences make up nearly all matches: without them the rest is small.
         matches = matches[self._distinctive[matches[:, 2]]]
         held = np.unique(matches[:, [0, 2]].astype(np.int64), axis=0)
         counts = self._begins[held[:, 1] + 1] - self._begins[held[:, 1]]
@@ -156,6 +157,7 @@ def judge_of(parts: Sequence[Path], index: Index, considered: Sequence[npt.NDArr
         matches, count = read_matches(part, index)
         assert len(mine) == count, f"{part} has {count} documents"
         matches = matches[mine[matches[:, 0]]]
+        # A run that a document holds many times counts once.
         held = np.unique(matches[:, 2].astype(np.int64) << 32 | matches[:, 0])
         frequencies += np.bincount(held >> 32, minlength=index.grams)
         documents += int(mine.sum())

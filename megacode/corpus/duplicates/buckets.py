@@ -28,6 +28,7 @@ def buckets(chunks: Iterable[Records], total: int, scratch: Path) -> Iterator[Re
     Yields:
         Arrays of about `RECORDS` records, in an order of no meaning; each ends where its keys end.
     """
+    # Twice as many parts as needed on average: keys are hashes, but equal ones stay together.
     bits = max(0, (2 * total - 1) // RECORDS).bit_length() if total > RECORDS else 0
     if not bits:
         held = list(chunks)
@@ -47,6 +48,7 @@ def _divide(chunks: Iterable[Records], bits: int, scratch: Path) -> Any:
     dtype = None
     for chunk in chunks:
         dtype = chunk.dtype
+        # Sorted first, so that each part's file is opened once a chunk.
         bucket = (chunk["key"] >> np.uint64(64 - bits)).astype(np.int64)
         ordered = chunk[np.argsort(bucket, kind="stable")]
         ends = np.cumsum(np.bincount(bucket, minlength=1 << bits))

@@ -31,6 +31,7 @@ def members_of_runs(keys: npt.NDArray[np.uint64], ranks: Ranks) -> tuple[Ranks, 
     sorted_keys = keys[order]
     same = np.zeros(len(keys) + 1, dtype=bool)
     same[1:-1] = sorted_keys[1:] == sorted_keys[:-1]
+    # Most keys are alone; only the others need the sort by two columns.
     shared = np.flatnonzero(same[1:] | same[:-1])
     some_keys, some_ranks = sorted_keys[shared], ranks[order[shared]]
     by_rank = np.lexsort((some_ranks, some_keys))
@@ -57,6 +58,7 @@ def compare_runs(ranks: Ranks, begins: npt.NDArray[np.int64], root: Ranks, compa
         if not other.any():
             return
         leader, ranks, run = leader[other], ranks[other], run[other]
+        # The clusters of earlier bands save comparisons; those of this one would depend on the order of buckets.
         apart = root[leader] != root[ranks]
         joined: npt.NDArray[Any] = ~apart
         if apart.any():

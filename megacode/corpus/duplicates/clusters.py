@@ -25,6 +25,7 @@ def unite(root: Ranks, first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Non
     # Only the roots that take part are renumbered: memory goes with the pairs, not with the documents.
     nodes, places = np.unique(np.concatenate([root[first], root[second]]), return_inverse=True)
     ends = places.reshape(2, -1)
+    # scipy's labels depend on the order of nodes, so they only tell which nodes belong together.
     graph = coo_array((np.ones(ends.shape[1], np.int8), (ends[0], ends[1])), shape=(len(nodes), len(nodes)))
     _, labels = connected_components(graph, directed=False)
     lowest = np.full(labels.max() + 1, np.iinfo(np.uint32).max, np.uint32)

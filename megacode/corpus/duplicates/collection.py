@@ -102,6 +102,7 @@ class Collection:
 
     def hashes(self, numbers: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
         """Return the MinHash values of some documents, given in ascending order, uint16 [len(numbers), 256]."""
+        # Only shards that have some of them are opened: there may be thousands.
         borders = np.searchsorted(numbers, self.starts)
         rows = [
             self.files[shard].hashes(numbers[borders[shard] : borders[shard + 1]].astype(np.int64) - self.starts[shard])
@@ -121,6 +122,7 @@ class Collection:
     def ranking(self, scratch: Path) -> Ranking:
         """Rank the documents, and find those of equal text."""
         places = Ranking(*(np.empty(self.total, np.uint32) for _ in range(3)))
+        # The next free rank of each tier: a tier's ranks begin where those of the tiers before it end.
         following = np.concatenate([[0], np.cumsum(self.tier_counts)[:-1]])
         for records in buckets(self._exact_records(), self.total, scratch):
             records = records[_order(records)]

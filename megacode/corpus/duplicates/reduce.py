@@ -173,6 +173,7 @@ class _State:
             np.savez(file, root=self.root, unsure=self.unsure)
         facts = {"step": self.step, "settled": self.settled, "compared": self.compared, "clusters": name}
         write_json(self.scratch / "state.json", {"identity": self.identity, **facts})
+        # The state before this one stays until the new one is named.
         for old in self.scratch.glob("clusters_*.npz"):
             if old.name != name:
                 remove(old)
@@ -239,6 +240,7 @@ def _settle(state: _State, collection: Collection, threshold: float, texts_of: T
         advance(state.settled)
         while state.settled < pairs.shape[1]:
             some = pairs[:, state.settled : state.settled + _PAIRS]
+            # Texts differ in size by a factor of thousands; what limits memory is words.
             words = collection.words(state.ranking.number_of[some]).sum(axis=0)
             some = some[:, : max(1, int(np.searchsorted(np.cumsum(words), _SETTLED_WORDS)))]
             state.compared["texts"] += settle(some, state.root, collection, state.ranking, threshold, texts_of)

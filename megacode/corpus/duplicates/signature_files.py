@@ -70,6 +70,7 @@ class SignatureWriter:
         write_json(self._path / _METHOD, {**method(self._shingle), "documents": self._count})
 
     def _transpose(self) -> None:
+        # Documents come one after another, bands are read one after another: written twice, read 32 times.
         source = self._path / _BANDS_BY_DOCUMENT
         with (self._path / _BANDS).open("wb") as target, source.open("rb") as file:
             for first in range(0, self._count, _BLOCK):
@@ -104,6 +105,7 @@ class SignatureFiles:
         if facts != wanted:
             other = ", ".join(f"{key} {facts.get(key)}, now {wanted.get(key)}" for key in wanted | facts)
             raise DataError(f"the signatures were made by another version: {other}", str(path), _AGAIN)
+        # A file cut short would shift all documents behind the gap.
         sizes = {name: self.documents * columns * np.dtype(dtype).itemsize for name, dtype, columns in _FILES.values()}
         for name, size in {**sizes, _BANDS: 8 * BANDS * self.documents}.items():
             if not (path / name).is_file() or (path / name).stat().st_size != size:

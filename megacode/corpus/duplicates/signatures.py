@@ -100,6 +100,7 @@ def _band_keys(values: npt.NDArray[np.uint32]) -> Hashes:
 
 
 def _xxh3(raws: Sequence[bytes]) -> Hashes:
+    # High half first, as XXH3's canonical form has it: records sort by it alike on any machine.
     digests = b"".join(xxhash.xxh3_128_digest(raw) for raw in raws)
     return np.frombuffer(digests, ">u8").astype(np.uint64).reshape(len(raws), 2)
 
@@ -110,6 +111,7 @@ def _normalised(raws: Sequence[bytes]) -> list[bytes]:
     kept = np.ones(len(plain), dtype=bool)
     spaces = plain == _SPACE
     np.logical_not(spaces[1:] & spaces[:-1], out=kept[1:])
+    # Cut by the lengths that are left: a zero byte may stand inside a text.
     single, results, begin, place = plain[kept].tobytes(), [], 0, 0
     for raw in raws:
         length = int(np.count_nonzero(kept[begin : begin + len(raw)]))
