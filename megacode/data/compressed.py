@@ -18,7 +18,7 @@ import zstandard
 
 _GZIP, _ZSTD = (".gz",), (".zst", ".zstd")
 # Bytes decompressed at once. One call returns all of their content: at most 1,032 bytes for each byte of a gzip file,
-# 32 KiB for each of a zstandard file, so a hostile one takes 512 MiB. Larger pieces are hardly faster.
+# 32 KiB for each of a zstandard file, so a hostile one takes up to 1 GiB. Larger pieces are hardly faster.
 _GZIP_BYTES, _ZSTD_BYTES = 1 << 15, 1 << 14
 # Files made with `zstd --long=31` need a window of 2 GiB; the library alone stops at 128 MiB.
 _WINDOW_BYTES = 1 << 31
@@ -80,7 +80,7 @@ class _Frames:
     def __init__(self, file: BinaryIO, begin: Callable[[], Any], piece: int, name: str, padding: bytes) -> None:
         self._file, self._begin, self._piece, self._name, self._padding = file, begin, piece, name, padding
         self._frame: Any = None
-        self._held = b""  # decompressed, not returned yet
+        self._held, self._first = b"", 0  # decompressed; what lies from `first` on is not returned yet
         self._input = b""  # read, but after the end of the last frame
         self._broken: BrokenStreamError | None = None
         self.position = 0
@@ -91,15 +91,17 @@ class _Frames:
         Raises:
             BrokenStreamError: nothing is left before a damaged place, or the end of a truncated file.
         """
-        found, length = [self._held], len(self._held)
+        found = [self._held[self._first : self._first + size]]
+        length = len(found[0])
+        self._first += length
         while length < size and self._broken is None and (more := self._more()) is not None:
-            found.append(more)
-            length += len(more)
-        data = b"".join(found)
-        self._held = data[size:]
-        if not data and self._broken is not None:
+            # What is too much stays where it is: a piece may be far larger than `size`, and is not copied again.
+            self._held, self._first = more, min(size - length, len(more))
+            found.append(more[: self._first])
+            length += self._first
+        if not length and self._broken is not None:
             raise self._broken
-        return data[:size]
+        return b"".join(found)
 
     def _more(self) -> bytes | None:
         """Decompress the next bytes of the file; None at its end and where it is damaged."""
