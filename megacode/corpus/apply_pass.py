@@ -17,16 +17,16 @@ from megacode.corpus.document import Counts, Document
 from megacode.corpus.framed import FramedWriter
 from megacode.corpus.inputs import AGAINST
 from megacode.corpus.layout import HELD_OUT
-from megacode.corpus.reasons import REASONS, Reason
+from megacode.corpus.reasons import REASONS, DropReason
 from megacode.corpus.shards import MappedShard, Numbered
-from megacode.corpus.tally import Encoder, Tally, is_tokenized, text_key
-from megacode.corpus.work import Work
+from megacode.corpus.tally import Tally, TokenCounter, is_tokenized, text_key
+from megacode.corpus.work import RecipeWork
 from megacode.data.machine_files import Shard
 
 _BLOCK = 1 << 20
 
 
-def apply_shard(work: Work, shard: Shard, every: Numbered, encode: Encoder | None) -> None:
+def apply_shard(work: RecipeWork, shard: Shard, every: Numbered, encode: TokenCounter | None) -> None:
     """Run the apply pass of a shard, unless its result is there.
 
     Args:
@@ -46,7 +46,7 @@ def apply_shard(work: Work, shard: Shard, every: Numbered, encode: Encoder | Non
 class _Apply:
     """One shard on its way to its files."""
 
-    def __init__(self, work: Work, shard: Shard, every: Numbered, encode: Encoder | None) -> None:
+    def __init__(self, work: RecipeWork, shard: Shard, every: Numbered, encode: TokenCounter | None) -> None:
         self._work, self._shard, self._every, self._encode = work, shard, every, encode
         self._part: MappedShard = every.shards[shard.index]
         span = slice(self._part.first, self._part.first + self._part.documents)
@@ -112,8 +112,8 @@ class _Apply:
             if sources[number] == AGAINST:
                 continue
             name = self._work.names[sources[number]]
-            if reasons[number] != Reason.KEPT:
-                step, reason = REASONS[Reason(reasons[number])]
+            if reasons[number] != DropReason.KEPT:
+                step, reason = REASONS[DropReason(reasons[number])]
                 steps = self._counts.setdefault(name, {})
                 steps.setdefault(step, Counts()).drop(reason, document.text)
                 continue
@@ -130,7 +130,7 @@ class _Apply:
         roots = np.asarray(self._roots[position : position + len(documents)], np.int64)
         kept = self._every.ids(roots[dropped]) if dropped else {}
         for number in dropped:
-            row = {"id": documents[number].id, "reason": REASONS[Reason(reasons[number])][1]}
+            row = {"id": documents[number].id, "reason": REASONS[DropReason(reasons[number])][1]}
             root = int(roots[number])
             if root != self._part.first + position + number:
                 row["kept"] = kept[root]

@@ -34,7 +34,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Step:
+class DroppedRow:
     """What one reason dropped of a source.
 
     Attributes:
@@ -133,7 +133,7 @@ def shares(manifest: Json, what: str) -> dict[str, list[Bar]]:
     return found
 
 
-def funnel(manifest: Json) -> dict[str, tuple[list[Bar], list[Step]]]:
+def funnel(manifest: Json) -> dict[str, tuple[list[Bar], list[DroppedRow]]]:
     """Return for each source what is left after each step, and what each reason dropped."""
     found = {}
     for name, facts in manifest["funnel"].items():
@@ -159,10 +159,10 @@ def _left(label: str, left: int, records: int, gone: int) -> Bar:
     return Bar(label, f"{left:,}", min(1.0, left / max(records, 1)), note)
 
 
-def _steps(facts: Json) -> Iterator[Step]:
+def _steps(facts: Json) -> Iterator[DroppedRow]:
     for step, reasons in facts["steps"].items():
         for reason, row in reasons.items():
-            yield Step(step, reason, row["documents"], row["bytes"], tuple(row["examples"].values()))
+            yield DroppedRow(step, reason, row["documents"], row["bytes"], tuple(row["examples"].values()))
 
 
 def samples(manifest: Json) -> dict[str, list[tuple[str, str]]]:

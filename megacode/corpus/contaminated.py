@@ -24,10 +24,10 @@ from megacode.corpus.decontaminate import (
 )
 from megacode.corpus.inputs import AGAINST
 from megacode.corpus.layout import CorpusDir
-from megacode.corpus.reasons import Reason
+from megacode.corpus.reasons import DropReason
 from megacode.corpus.recipe import Recipe
 from megacode.corpus.shards import MappedShard, Numbered
-from megacode.corpus.work import Work
+from megacode.corpus.work import RecipeWork
 from megacode.data.demo_items import passages
 from megacode.data.items import Item
 
@@ -60,12 +60,12 @@ def write_items(recipe: Recipe, suite_items: SuiteItems | None) -> None:
     write_benchmarks(path, [*found, *(items_from_file(Path(name)) for name in rules.files)])
 
 
-def benchmark_index(work: Work) -> Index | None:
+def benchmark_index(work: RecipeWork) -> Index | None:
     """Return the index of the items that were written down; None: none were."""
     return Index(read_benchmarks(work.out.benchmarks)) if work.out.benchmarks.exists() else None
 
 
-def decontaminate(work: Work, every: Numbered, reasons: npt.NDArray[np.uint8]) -> Json:
+def decontaminate(work: RecipeWork, every: Numbered, reasons: npt.NDArray[np.uint8]) -> Json:
     """Mark the documents that hold items of benchmarks or passages of held-out documents.
 
     Args:
@@ -83,13 +83,13 @@ def decontaminate(work: Work, every: Numbered, reasons: npt.NDArray[np.uint8]) -
     index = benchmark_index(work)
     if index is not None:
         paths = [shard.place.matches for shard in every.shards]
-        _mark(index, paths, every, reasons, Reason.BENCHMARK, report)
+        _mark(index, paths, every, reasons, DropReason.BENCHMARK, report)
     if rules.held_out:
         _drop_passages(work, every, reasons, report)
     return report
 
 
-def _drop_passages(work: Work, every: Numbered, reasons: npt.NDArray[np.uint8], report: Json) -> None:
+def _drop_passages(work: RecipeWork, every: Numbered, reasons: npt.NDArray[np.uint8], report: Json) -> None:
     """Mark the training documents that hold a passage of a held-out one; each shard is read once more."""
     index = Index([_passages_of(work, every, reasons)])
     paths = []
@@ -101,15 +101,15 @@ def _drop_passages(work: Work, every: Numbered, reasons: npt.NDArray[np.uint8], 
             writer.add([document.text for document in documents])
         writer.close()
         paths.append(path)
-    _mark(index, paths, every, reasons, Reason.PASSAGE, report)
+    _mark(index, paths, every, reasons, DropReason.PASSAGE, report)
     remove(work.out.reduce / "passages")
 
 
-def _passages_of(work: Work, every: Numbered, reasons: npt.NDArray[np.uint8]) -> Benchmark:
+def _passages_of(work: RecipeWork, every: Numbered, reasons: npt.NDArray[np.uint8]) -> Benchmark:
     """Return the held-out documents that are kept, cut into passages; the source is the task."""
     texts: dict[str, list[str]] = {}
     for shard in every.shards:
-        wanted = np.flatnonzero(shard.held_out & (_of(shard, reasons) == Reason.KEPT))
+        wanted = np.flatnonzero(shard.held_out & (_of(shard, reasons) == DropReason.KEPT))
         for source, document in zip(shard.source[wanted].tolist(), shard.some(wanted), strict=True):
             texts.setdefault(work.names[source], []).append(document.text)
     items = {
@@ -124,7 +124,7 @@ def _passages_of(work: Work, every: Numbered, reasons: npt.NDArray[np.uint8]) ->
 
 
 def _mark(
-    index: Index, paths: list[Path], every: Numbered, reasons: npt.NDArray[np.uint8], why: Reason, report: Json
+    index: Index, paths: list[Path], every: Numbered, reasons: npt.NDArray[np.uint8], why: DropReason, report: Json
 ) -> None:
     """Mark the documents that hold items of an index, and add what was found to the report."""
     kept = [_candidates(shard, reasons, why) for shard in every.shards]
@@ -140,10 +140,10 @@ def _mark(
     report["rule"] = found["rule"]
 
 
-def _candidates(shard: MappedShard, reasons: npt.NDArray[np.uint8], why: Reason) -> Mask:
+def _candidates(shard: MappedShard, reasons: npt.NDArray[np.uint8], why: DropReason) -> Mask:
     """Return which documents of a shard can be dropped; held-out ones hold their own passages."""
-    kept: Mask = (_of(shard, reasons) == Reason.KEPT) & (shard.source != AGAINST)
-    return kept & ~shard.held_out if why == Reason.PASSAGE else kept
+    kept: Mask = (_of(shard, reasons) == DropReason.KEPT) & (shard.source != AGAINST)
+    return kept & ~shard.held_out if why == DropReason.PASSAGE else kept
 
 
 def _of(shard: MappedShard, values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -31,9 +31,9 @@ from megacode.corpus.map_pass import map_shard
 from megacode.corpus.recipe import Recipe
 from megacode.corpus.reduce_pass import reduce_all, refuse_unreduced
 from megacode.corpus.shards import Numbered, open_shards
-from megacode.corpus.tally import Encoder
+from megacode.corpus.tally import TokenCounter
 from megacode.corpus.tokens import encoder
-from megacode.corpus.work import Work, prepare, refuse_changed_recipe, settle
+from megacode.corpus.work import RecipeWork, prepare, refuse_changed_recipe, settle
 from megacode.data.machine_files import Shard
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def run_recipe(
 
 def _ready(
     recipe: Recipe, shard: Shard | None, command: str, overwrite: bool, whole: bool, suite_items: SuiteItems | None
-) -> Work:
+) -> RecipeWork:
     """Return what is to be done, written down in the output directory."""
     refuse_changed_recipe(recipe, overwrite)
     collected = collect_sources(recipe, alone=whole)
@@ -111,7 +111,9 @@ def _refuse_needless(shard: Shard | None, task: Shard | None, only: Pass | None)
             raise ConfigError(f"the {only} pass is not done by shard", flag, "leave it out")
 
 
-def _each_shard(one: Callable[[Work, Shard], None], work: Work, shards: list[Shard], processes: int) -> None:
+def _each_shard(
+    one: Callable[[RecipeWork, Shard], None], work: RecipeWork, shards: list[Shard], processes: int
+) -> None:
     """Run a pass for each shard, several at a time."""
     label = one.__name__.strip("_").removesuffix("_one")
     with bar(label, len(shards)) as advance:
@@ -144,16 +146,16 @@ def _in_pool(parent: int) -> None:
 
 # What all shards of a recipe need, made once a process: by the identity of the work.
 _benchmarks_of: dict[str, Index | None] = {}
-_for_apply_of: dict[str, tuple[Numbered, Encoder | None]] = {}
+_for_apply_of: dict[str, tuple[Numbered, TokenCounter | None]] = {}
 
 
-def _map_one(work: Work, shard: Shard) -> None:
+def _map_one(work: RecipeWork, shard: Shard) -> None:
     if work.identity not in _benchmarks_of:
         _benchmarks_of[work.identity] = benchmark_index(work)
     map_shard(work, shard, _benchmarks_of[work.identity])
 
 
-def _apply_one(work: Work, shard: Shard) -> None:
+def _apply_one(work: RecipeWork, shard: Shard) -> None:
     if work.identity not in _for_apply_of:
         refuse_unreduced(work)
         tokenizer = work.recipe.tokenizer

@@ -9,7 +9,7 @@ from megacode.corpus.inputs import AGAINST
 from megacode.corpus.machine.source import collected_files, wanted_bytes
 from megacode.corpus.manifest import is_complete
 from megacode.corpus.recipe import MACHINE, Recipe
-from megacode.corpus.work import Work, differences_of, prepare
+from megacode.corpus.work import RecipeWork, differences_of, prepare
 from megacode.data.machine_files import Shard
 
 # Bytes of text a byte on disk. Measured on code and prose.
@@ -57,12 +57,12 @@ def plan_recipe(recipe: Recipe, shard: Shard | None = None) -> Json:
     }
 
 
-def _files(work: Work, source: int) -> Json:
+def _files(work: RecipeWork, source: int) -> Json:
     items = [item for item in work.inputs if item.source == source]
     return {"files": len(items), "bytes": sum(item.bytes for item in items)}
 
 
-def _source(work: Work, recipe: Recipe, name: str, missing: dict[str, int]) -> Json:
+def _source(work: RecipeWork, recipe: Recipe, name: str, missing: dict[str, int]) -> Json:
     source = recipe.sources[name]
     steps = source.model_dump(mode="json", exclude={"inputs", "kind"}, exclude_defaults=True)
     found = {"files": 0, "bytes": missing[name]} if name in missing else _files(work, work.names.index(name))
@@ -79,7 +79,7 @@ def _text_bytes(path: str, size: int) -> int:
     return int(size * EXPANSION.get(Path(path).suffix, 1.0))
 
 
-def _documents(work: Work, text_bytes: int) -> int:
+def _documents(work: RecipeWork, text_bytes: int) -> int:
     """Return the number of documents, extrapolated from the shards that are done."""
     done, done_bytes = 0, 0
     for shard in work.all_shards():
@@ -88,7 +88,7 @@ def _documents(work: Work, text_bytes: int) -> int:
     return round(text_bytes * done / done_bytes) if done_bytes else text_bytes // _DOCUMENT_BYTES
 
 
-def _cpu_seconds(work: Work, recipe: Recipe, text_bytes: int, documents: int) -> dict[str, float]:
+def _cpu_seconds(work: RecipeWork, recipe: Recipe, text_bytes: int, documents: int) -> dict[str, float]:
     """Return the CPU time of each pass; that of the map pass as the shards that are done measured it."""
     mega = text_bytes / _MEGA
     steps = ["read", "filters", "write"]
@@ -117,7 +117,7 @@ def _disk_bytes(recipe: Recipe, text_bytes: int, documents: int) -> dict[str, in
     return {"map": stored + arrays, "reduce": scratch, "corpus": stored}
 
 
-def _done(work: Work) -> Json:
+def _done(work: RecipeWork) -> Json:
     shards = work.all_shards()
     return {
         "map": sum(work.out.mapped(shard).counts.exists() for shard in shards),

@@ -11,14 +11,14 @@ from megacode.corpus.layout import HELD_OUT
 from megacode.corpus.machine.source import collected_counts
 from megacode.corpus.recipe import MACHINE
 from megacode.corpus.tally import Tally
-from megacode.corpus.work import Work
+from megacode.corpus.work import RecipeWork
 
 FORMAT = 1
 # The funnel's steps, in the order in which a document meets them.
 STEPS = ("kind", "filters", "licences", "duplicates", "decontamination")
 
 
-def is_complete(work: Work) -> bool:
+def is_complete(work: RecipeWork) -> bool:
     """Return whether the corpus is there: its manifest was made from the same facts, and no file is missing."""
     made = read_json(work.out.manifest)
     try:
@@ -28,7 +28,7 @@ def is_complete(work: Work) -> bool:
     return made.get("identity") == work.identity and all(sizes) and work.out.card.exists()
 
 
-def write_manifest(work: Work) -> Json | None:
+def write_manifest(work: RecipeWork) -> Json | None:
     """Write the manifest and the card once the apply passes of all shards are done; None: some are missing.
 
     Raises:
@@ -42,7 +42,7 @@ def write_manifest(work: Work) -> Json | None:
     return manifest
 
 
-def _manifest(work: Work) -> Json:
+def _manifest(work: RecipeWork) -> Json:
     applied = [read_json(work.out.applied(shard)) for shard in work.all_shards()]
     for shard, one in zip(work.all_shards(), applied, strict=True):
         if one.get("identity") != work.identity:
@@ -72,7 +72,7 @@ def _manifest(work: Work) -> Json:
     }
 
 
-def _input(work: Work, item: Json) -> Json:
+def _input(work: RecipeWork, item: Json) -> Json:
     name = work.names[item["source"]] if item["source"] >= 0 else "(compared with)"
     return {"source": name, **{key: item[key] for key in ("path", "bytes", "hash")}}
 
@@ -85,7 +85,7 @@ def _tally(applied: list[Json], name: str) -> Tally:
     return total
 
 
-def _funnel(work: Work, name: str, mapped: list[Json], applied: list[Json]) -> Json:
+def _funnel(work: RecipeWork, name: str, mapped: list[Json], applied: list[Json]) -> Json:
     """Return what came in from a source, and what each step dropped, by reason."""
     shards = [one[name] for one in mapped if name in one]
     steps: dict[str, Counts] = {step: Counts() for step in STEPS}

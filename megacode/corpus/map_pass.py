@@ -25,7 +25,7 @@ from megacode.corpus.framed import FramedWriter
 from megacode.corpus.inputs import AGAINST
 from megacode.corpus.layout import MapDir
 from megacode.corpus.steps import SourceSteps, source_steps
-from megacode.corpus.work import Work
+from megacode.corpus.work import RecipeWork
 from megacode.data.inputs import Records, read_records
 from megacode.data.machine_files import Shard
 
@@ -55,7 +55,7 @@ class Came:
         return {**self.__dict__, "steps": steps}
 
 
-def map_shard(work: Work, shard: Shard, index: Index | None) -> None:
+def map_shard(work: RecipeWork, shard: Shard, index: Index | None) -> None:
     """Run the map pass of a shard, unless its result is there.
 
     Args:
@@ -79,7 +79,7 @@ def map_shard(work: Work, shard: Shard, index: Index | None) -> None:
             _map(work, shard, index, MapDir(temporary))
 
 
-def _map(work: Work, shard: Shard, index: Index | None, place: MapDir) -> None:
+def _map(work: RecipeWork, shard: Shard, index: Index | None, place: MapDir) -> None:
     began, came = time.process_time(), {}
     with _Sink(place, index, work) as sink:
         # Stretches of one source follow each other, so a kind sees its records in one stream.
@@ -98,7 +98,7 @@ def _map(work: Work, shard: Shard, index: Index | None, place: MapDir) -> None:
     place.counts.write_text(to_json(counts, indent=1))
 
 
-def _name(work: Work, source: int) -> str:
+def _name(work: RecipeWork, source: int) -> str:
     return "" if source == AGAINST else work.names[source]
 
 
@@ -136,7 +136,7 @@ def _dropped(steps: SourceSteps) -> int:
     return sum(entry.documents for counts in steps.counts.values() for entry in counts.reasons.values())
 
 
-def _is_held_out(work: Work, source: int, text: str) -> bool:
+def _is_held_out(work: RecipeWork, source: int, text: str) -> bool:
     """Tell by a keyed hash of its text whether a document is held out: exact copies share their fate."""
     share = work.recipe.sources[work.names[source]].held_out
     return share > 0 and xxhash.xxh3_64_intdigest(text.encode(), work.recipe.seed & (2**64 - 1)) < share * 2.0**64
@@ -145,7 +145,7 @@ def _is_held_out(work: Work, source: int, text: str) -> bool:
 class _Sink:
     """Where the documents of a shard go; a context."""
 
-    def __init__(self, place: MapDir, index: Index | None, work: Work) -> None:
+    def __init__(self, place: MapDir, index: Index | None, work: RecipeWork) -> None:
         self._place = place
         self._seed = work.recipe.seed & (2**64 - 1)
         self._writer = FramedWriter(place.documents)

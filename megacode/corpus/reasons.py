@@ -7,7 +7,7 @@ from enum import IntEnum
 from megacode.corpus.duplicates import reduce
 
 
-class Reason(IntEnum):
+class DropReason(IntEnum):
     """Why a document is dropped; the first ones are those of `duplicates`."""
 
     KEPT = reduce.KEPT
@@ -20,7 +20,7 @@ class Reason(IntEnum):
 
 # The step of the funnel, and the reason, as counts and lists name them.
 REASONS = {
-    **{Reason(number): ("duplicates", text) for number, text in enumerate(reduce.REASONS) if number},
-    Reason.BENCHMARK: ("decontamination", "benchmark item"),
-    Reason.PASSAGE: ("decontamination", "passage of a held-out document"),
+    **{DropReason(number): ("duplicates", text) for number, text in enumerate(reduce.REASONS) if number},
+    DropReason.BENCHMARK: ("decontamination", "benchmark item"),
+    DropReason.PASSAGE: ("decontamination", "passage of a held-out document"),
 }

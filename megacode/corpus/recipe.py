@@ -20,7 +20,7 @@ from megacode.corpus.document import Counts
 from megacode.corpus.filters import FilterSettings, make_filters
 from megacode.corpus.kinds import FILE_KINDS, KINDS, make_file_kind, make_kind
 from megacode.corpus.licences import LicenceSettings
-from megacode.corpus.machine.settings import MachineSettings
+from megacode.corpus.machine_settings import MachineSettings
 from megacode.corpus.personal_data import PersonalDataSettings
 from megacode.corpus.settings import read_settings
 

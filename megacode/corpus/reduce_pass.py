@@ -16,12 +16,12 @@ from megacode.corpus.document import Counts
 from megacode.corpus.duplicates.collection import Part
 from megacode.corpus.duplicates.reduce import find_duplicates
 from megacode.corpus.duplicates.report import duplicates_report
-from megacode.corpus.reasons import Reason
+from megacode.corpus.reasons import DropReason
 from megacode.corpus.shards import Numbered, open_shards
-from megacode.corpus.work import Work
+from megacode.corpus.work import RecipeWork
 
 
-def reduce_all(work: Work) -> None:
+def reduce_all(work: RecipeWork) -> None:
     """Run the reduce pass, unless its result is there; what an earlier one finished before it was killed is kept.
 
     Args:
@@ -39,7 +39,7 @@ def reduce_all(work: Work) -> None:
         _refuse_empty(work, every, np.ones(every.total, bool), "filters")
         reasons, roots, found = _duplicates(work, every)
         contamination = decontaminate(work, every, reasons)
-        _refuse_empty(work, every, reasons == Reason.KEPT, "duplicates and decontamination")
+        _refuse_empty(work, every, reasons == DropReason.KEPT, "duplicates and decontamination")
         _save(out.dropped, reasons)
         _save(out.roots, roots)
         write_json(
@@ -54,7 +54,7 @@ def reduce_all(work: Work) -> None:
         remove(out.scratch)
 
 
-def refuse_unreduced(work: Work) -> None:
+def refuse_unreduced(work: RecipeWork) -> None:
     """Refuse to apply what is not decided yet.
 
     Raises:
@@ -69,7 +69,7 @@ def refuse_unreduced(work: Work) -> None:
         raise DataError("it was made from another recipe or other inputs", str(work.out.report), fix)
 
 
-def _duplicates(work: Work, every: Numbered) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], Json]:
+def _duplicates(work: RecipeWork, every: Numbered) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], Json]:
     """Return why each document is dropped, the one that is kept in its place, and the report of clusters."""
     rules = work.recipe.duplicates
     if rules is None:
@@ -82,7 +82,7 @@ def _duplicates(work: Work, every: Numbered) -> tuple[npt.NDArray[np.uint8], npt
     return found.why, found.root.astype(np.int64), report
 
 
-def _refuse_empty(work: Work, every: Numbered, kept: npt.NDArray[np.bool_], what: str) -> None:
+def _refuse_empty(work: RecipeWork, every: Numbered, kept: npt.NDArray[np.bool_], what: str) -> None:
     """Refuse to go on when nothing is left of a source.
 
     Raises:
@@ -97,7 +97,7 @@ def _refuse_empty(work: Work, every: Numbered, kept: npt.NDArray[np.bool_], what
         raise DataError(problems=[_emptied(work, every, name, what) for name in empty])
 
 
-def _emptied(work: Work, every: Numbered, name: str, what: str) -> Problem:
+def _emptied(work: RecipeWork, every: Numbered, name: str, what: str) -> Problem:
     counts, records = Counts(), 0
     for shard in every.shards:
         came = read_json(shard.place.counts)["sources"].get(name, {})

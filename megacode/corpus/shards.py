@@ -16,7 +16,7 @@ from megacode.corpus.framed import read_lines, read_some
 from megacode.corpus.inputs import AGAINST
 from megacode.corpus.layout import MapDir
 from megacode.corpus.map_pass import HELD_OUT_BIT
-from megacode.corpus.work import Work
+from megacode.corpus.work import RecipeWork
 from megacode.data.machine_files import Shard
 
 # Tiers: of several duplicates the one of the lowest tier is kept. Documents of tier 0 are never dropped.
@@ -83,7 +83,7 @@ class MappedShard:
         return found
 
 
-def open_shards(work: Work) -> list[MappedShard]:
+def open_shards(work: RecipeWork) -> list[MappedShard]:
     """Open the results of all map passes.
 
     Raises:
@@ -104,7 +104,7 @@ def open_shards(work: Work) -> list[MappedShard]:
     return shards
 
 
-def _missing(work: Work, missing: list[Shard]) -> DataError:
+def _missing(work: RecipeWork, missing: list[Shard]) -> DataError:
     names = ", ".join(f"{shard.index}/{shard.count}" for shard in missing[:5]) + (", ..." if len(missing) > 5 else "")
     what = f"the map pass of {len(missing)} of {work.shards} shards has not been done: {names}"
     return DataError(what, str(work.out.map), "run --pass map for these shards first, or the command without --pass")

@@ -16,7 +16,7 @@ from megacode.corpus.personal_data import Redactor, make_redactor
 from megacode.corpus.recipe import MACHINE, Recipe, RecipeSource
 from megacode.data.inputs import Records
 
-Reason = Callable[[Document], str | None]
+DropRule = Callable[[Document], str | None]
 
 
 @dataclass
@@ -34,7 +34,7 @@ class SourceSteps:
 
     of_records: Callable[[Iterator[Records]], Iterator[Document]] | None
     of_file: Callable[[Path], Iterator[Document]] | None
-    rules: list[tuple[str, Reason]]
+    rules: list[tuple[str, DropRule]]
     redact: Redactor | None
     skip_bad: bool
     counts: dict[str, Counts] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class SourceSteps:
 
 
 def source_steps(recipe: Recipe, source: int, scratch: Path) -> SourceSteps:
-    """Return the steps of a source, made anew: kinds and redactors may keep state.
+    """Return the steps of a source, new ones at each call, since kinds and redactors may keep state.
 
     Args:
         recipe: the recipe.
@@ -60,7 +60,7 @@ def source_steps(recipe: Recipe, source: int, scratch: Path) -> SourceSteps:
     if source == AGAINST:
         return SourceSteps(make_kind("text", {}, counts["kind"]), None, [], None, False, counts)
     one: RecipeSource = list(recipe.sources.values())[source]
-    rules: list[tuple[str, Reason]] = []
+    rules: list[tuple[str, DropRule]] = []
     if one.filters is not None:
         rules.append(("filters", make_filters(one.filters)))
     if one.licences is not None:

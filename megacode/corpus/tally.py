@@ -28,7 +28,7 @@ _PATH = ("path", "max_stars_repo_path", "file_path", "filename")
 Utf8 = bytes
 
 
-class Encoder(Protocol):
+class TokenCounter(Protocol):
     """The part of a tokenizer that is needed here."""
 
     def __call__(self, texts: Sequence[str]) -> int:
@@ -81,7 +81,7 @@ class Tally:
             self.samples[name] = [document.id, cut(raw)]
             self._trim()
 
-    def count_tokens(self, texts: Sequence[str], encode: Encoder) -> None:
+    def count_tokens(self, texts: Sequence[str], encode: TokenCounter) -> None:
         """Count the tokens of some documents."""
         self.tokenized_bytes += sum(len(text.encode()) for text in texts)
         self.tokens += encode(texts)

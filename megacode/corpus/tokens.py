@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megacode.config.model import TokenizerConfig
-from megacode.corpus.tally import Encoder
+from megacode.corpus.tally import TokenCounter
 from megacode.data.tokenizer import load_tokenizer
 
 
-def encoder(path: str) -> Encoder:
+def encoder(path: str) -> TokenCounter:
     """Return a function that counts the tokens of texts.
 
     Args:

@@ -23,7 +23,7 @@ MOST_SHARDS = 10_000
 
 
 @dataclass(frozen=True)
-class Work:
+class RecipeWork:
     """A recipe, its inputs and its output directory.
 
     Attributes:
@@ -69,7 +69,7 @@ class Work:
 
 def prepare(
     recipe: Recipe, shards: int | None, command: str, collected: Mapping[str, Path], *, hashed: bool = True
-) -> Work:
+) -> RecipeWork:
     """Find and identify the inputs of a recipe.
 
     Args:
@@ -94,7 +94,7 @@ def prepare(
         "rules": rules(recipe),
         "shards": count,
     }
-    return Work(recipe, out, inputs, count, facts, command)
+    return RecipeWork(recipe, out, inputs, count, facts, command)
 
 
 def shards_for(sizes: list[int]) -> int:
@@ -130,7 +130,7 @@ def _found(patterns: Sequence[str], where: str) -> list[Path]:
         raise type(error)(problems=problems) from None
 
 
-def settle(work: Work, overwrite: bool) -> None:
+def settle(work: RecipeWork, overwrite: bool) -> None:
     """Write down what the passes depend on; refuse results that were made from something else.
 
     Args:

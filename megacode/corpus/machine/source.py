@@ -11,7 +11,7 @@ from megacode.base.progress import bar
 from megacode.corpus.document import Document
 from megacode.corpus.layout import CorpusDir
 from megacode.corpus.machine.collect import DEFAULT_BYTES, REPORT, collect
-from megacode.corpus.machine.settings import MachineSettings
+from megacode.corpus.machine_settings import MachineSettings
 from megacode.corpus.recipe import MACHINE, Recipe, RecipeSource
 from megacode.data.inputs import Records
 
