@@ -31,6 +31,13 @@ TRAINING = [
     "orjson",
     "xxhash",
     "zstandard",
+    "pyarrow",  # Parquet
+    "rensa>=0.5,<0.6",  # MinHash; its version is part of what a signature means
+    "ahocorasick_rs",  # many strings at once: prefixes of secrets
+    "lxml",  # StackExchange's dumps, streamed
+    "selectolax",  # text of HTML
+    "license-expression",
+    "obstore",  # object storage
     "tensorboard",
     "jinja2",
 ]
@@ -44,6 +51,11 @@ EXTRAS = {
         "pytest",
         "pytest-timeout",
         "pytest-xdist",
+        "datasketch",  # the reference of near-duplicates
+        "moto[s3]",  # a server that speaks S3, with the next two
+        "flask",
+        "flask-cors",
+        "atheris; python_version < '3.14'",  # fuzzing guided by coverage; its tests are skipped without it
         "hypothesis",
         "ruff",
         "mypy",
@@ -65,6 +77,9 @@ setup(
     package_data={
         "megacode": [
             "config/*.yaml",
+            "corpus/*.j2",
+            "corpus/*.json",
+            "corpus/filters/*.yaml",
             "capacity/*.yaml",
             "eval/tasks/**/*",
             "judge/prompts.jsonl",
