@@ -38,6 +38,7 @@ class Batch:
     source_ids: Tensor
     samples: Tensor
     digests: Tensor | None = None
+    fim_tokens: Tensor | None = None
 
 
 def run_config(
