@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from selectolax.lexbor import LexborHTMLParser
 
 # XML cannot hold these characters, so posts have none.
-_CODE, _BLOCK, _END = "\x01", "\x02", "\x03"
+_CODE, _BLOCK, _END, _NEXT = "\x01", "\x02", "\x03", "\x04"
+# All that Markdown makes. Other elements, such as an open table or title, may change how what follows them is read.
+_UNUSUAL = re.compile(
+    r"<(?!/?(?:a|b|blockquote|br|code|dd|del|div|dl|dt|em|h[1-6]|hr|i|img|kbd|li|ol|p|pre|s|span|strike|strong|sub|sup|ul)"
+    r"[\s/>])"
+)
 _BACKQUOTES = re.compile("`+")
 # Parsing costs the square of the number of open block elements: 16,000 nested ones take a second.
 _MOST_UNCLOSED = 20_000
@@ -30,28 +36,39 @@ def visible_characters(text: str) -> int:
     return len(tree.root.text())
 
 
-def post_text(html: str) -> str:
-    """Return a post's HTML as text: code blocks become fences, inline code stands in backquotes, items get a hyphen.
+def post_texts(posts: Sequence[str]) -> list[str]:
+    """Return posts' HTML as text: code blocks become fences, inline code stands in backquotes, items get a hyphen.
 
     Blocks keep the line feeds that stand between them in the HTML, as rendered Markdown has them.
 
     Args:
-        html: of a post, without scripts. If it leaves very many tags open, the result is empty.
+        posts: HTML without scripts. The text of one that leaves very many tags open is empty.
     """
-    # Marks put into the HTML are three times as cheap as nodes put into the tree. Inside a tag they are not shown.
+    # To make a parser costs five times as much as to parse a post, so posts that end what they begin share one.
+    if len(posts) > 1 and not any(map(_UNUSUAL.search, posts)):
+        texts = _shown(_NEXT.join(posts)).split(_NEXT)
+        # An open quote or comment swallows what follows, and the count tells.
+        if len(texts) == len(posts):
+            return [_with_fences(text) for text in texts]
+    return [_with_fences(_shown(post)) for post in posts]
+
+
+def _shown(html: str) -> str:
+    """Return the text of a post's HTML, with marks in place of fences and backquotes."""
+    # Marks put into the HTML are cheaper than nodes put into the tree. Inside a tag they are not shown.
     if "<code" in html:
         html = html.replace("<code>", f"{_CODE}<code>").replace("</code>", f"</code>{_CODE}")
         html = html.replace("<pre", f"{_BLOCK}<pre").replace("</pre>", f"</pre>{_END}")
     if "<li" in html:
         html = html.replace("<li>", "<li>- ")
     tree = parse_html(html)
-    if tree is None or tree.body is None:
-        return ""
-    text = tree.body.text().strip()
-    first, *blocks = text.split(_BLOCK)
-    if blocks:
-        text = first + "".join(map(_fenced, blocks))
-    return text.replace(_CODE, "`").replace(_END, "")
+    return "" if tree is None or tree.body is None else tree.body.text()
+
+
+def _with_fences(text: str) -> str:
+    """Return a text with fences and backquotes in place of the marks."""
+    first, *blocks = text.strip().split(_BLOCK)
+    return (first + "".join(map(_fenced, blocks))).replace(_CODE, "`").replace(_END, "")
 
 
 def _fenced(block: str) -> str:

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import html
 import random
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megacode.base.errors import ConfigError, DataError
 from megacode.corpus.document import Control, Counts, Document
-from megacode.corpus.html_text import post_text
+from megacode.corpus.html_text import post_texts
 from megacode.corpus.kinds import make_file_kind
 from megacode.corpus.kinds import stackexchange as module
 from megacode.corpus.kinds.stackexchange import tags_of
@@ -117,6 +120,25 @@ def test_the_form_of_starcoder2_has_control_tokens_users_and_votes(tmp_path: Pat
 def test_tags_of_both_writings_are_read() -> None:
     assert tags_of("<python><list>") == tags_of("|python|list|") == ["python", "list"]
     assert tags_of("") == []
+
+
+def post_text(html: str) -> str:
+    return post_texts([html])[0]
+
+
+PIECES = st.sampled_from(
+    ["<p>a</p>", "<b>", "</b>", "<pre><code>x\n</code></pre>", "<code>y", "</code>", "<pre>", "<ul><li>z", "<table><tr>q",
+     "<a href='", "<!--", "-->", "&lt;", "<title>", "<h1>t</h1>", "\n", " w ", "<", ">", "<div>", "</p>"]
+)  # fmt: skip
+MADE = st.lists(PIECES, max_size=6).map("".join)
+
+
+@given(st.lists(MADE, min_size=2, max_size=4))
+def test_posts_read_together_say_what_each_says_alone(posts: list[str]) -> None:
+    together = post_texts(posts)
+    assert len(together) == len(posts)
+    alone = [post_text(post) for post in posts]
+    assert [re.sub(r"[\s`]", "", text) for text in together] == [re.sub(r"[\s`]", "", text) for text in alone]
 
 
 def test_html_becomes_text_with_fences() -> None:

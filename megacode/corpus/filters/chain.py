@@ -8,7 +8,7 @@ from typing import Any
 
 from megacode.corpus.document import Document
 from megacode.corpus.filters.measured_text import MeasuredText
-from megacode.corpus.filters.rule import Rule
+from megacode.corpus.filters.rule import FilterRule
 from megacode.corpus.filters.rules import RULES
 from megacode.corpus.filters.settings import FilterSettings, Thresholds
 from megacode.corpus.settings import read_settings
@@ -31,7 +31,7 @@ def make_filters(settings: Mapping[str, Any] | FilterSettings, where: str = "fil
     """
     checked = read_settings(FilterSettings, settings, where)
     checked.for_extension("")  # an unknown preset is an error before any document is read
-    by_extension: dict[str, tuple[Thresholds, tuple[Rule, ...]]] = {}
+    by_extension: dict[str, tuple[Thresholds, tuple[FilterRule, ...]]] = {}
 
     def reason_to_drop(document: Document) -> str | None:
         extension = extension_of(document.fields)

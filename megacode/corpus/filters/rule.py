@@ -10,7 +10,7 @@ from megacode.corpus.filters.measured_text import MeasuredText
 
 
 @dataclass(frozen=True)
-class Rule:
+class FilterRule:
     """One rule.
 
     Attributes:

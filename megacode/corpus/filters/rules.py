@@ -13,7 +13,7 @@ from typing import Any
 
 from megacode.corpus.filters.encoded import encoded_runs
 from megacode.corpus.filters.measured_text import CONTROL, DIGIT, LETTER, MeasuredText
-from megacode.corpus.filters.rule import Rule
+from megacode.corpus.filters.rule import FilterRule
 from megacode.corpus.html_text import visible_characters
 
 _FLOAT = re.compile(r"(?<![\w.])\d*\.\d+(?:[eE][-+]?\d+)?(?![\w.])")
@@ -86,52 +86,54 @@ def _has_control_characters(measured: MeasuredText, limits: Any) -> bool:
 
 
 # Cheap tests that drop much come first; the order decides only which reason is counted.
-RULES: tuple[Rule, ...] = (
-    Rule("short", ("min_characters",), lambda text, limits: text.characters < limits.min_characters),
-    Rule("long", ("max_characters",), lambda text, limits: text.characters > limits.max_characters),
-    Rule("few stars", ("min_stars",), lambda text, limits: _stars(text) < limits.min_stars),
-    Rule("XML", ("xml_in_first",), lambda text, limits: "<?xml version=" in text.text[: limits.xml_in_first]),
-    Rule("hexadecimal", ("hexadecimal",), lambda text, limits: "0x" in text.text),
-    Rule("generated", ("generated_by_in_first", "generated_in_first_lines"), _generated),
-    Rule("control characters", ("control_characters",), _has_control_characters),
-    Rule("many lines", ("max_lines",), lambda text, limits: len(text.newlines) >= limits.max_lines),
-    Rule("long lines", ("max_line", "mean_line"), _long_lines),
-    Rule(
+RULES: tuple[FilterRule, ...] = (
+    FilterRule("short", ("min_characters",), lambda text, limits: text.characters < limits.min_characters),
+    FilterRule("long", ("max_characters",), lambda text, limits: text.characters > limits.max_characters),
+    FilterRule("few stars", ("min_stars",), lambda text, limits: _stars(text) < limits.min_stars),
+    FilterRule("XML", ("xml_in_first",), lambda text, limits: "<?xml version=" in text.text[: limits.xml_in_first]),
+    FilterRule("hexadecimal", ("hexadecimal",), lambda text, limits: "0x" in text.text),
+    FilterRule("generated", ("generated_by_in_first", "generated_in_first_lines"), _generated),
+    FilterRule("control characters", ("control_characters",), _has_control_characters),
+    FilterRule("many lines", ("max_lines",), lambda text, limits: len(text.newlines) >= limits.max_lines),
+    FilterRule("long lines", ("max_line", "mean_line"), _long_lines),
+    FilterRule(
         "few alphanumeric characters",
         ("min_alphanumeric",),
         lambda text, limits: not text.has_share_of(LETTER | DIGIT, limits.min_alphanumeric),
     ),
-    Rule("few letters", ("min_alphabetic",), lambda text, limits: not text.has_share_of(LETTER, limits.min_alphabetic)),
-    Rule("floats", ("max_floats",), lambda text, limits: has_many_floats(text, limits.max_floats)),
-    Rule("domains", ("domain_list",), lambda text, limits: is_domain_list(text.text)),
-    Rule("encoded data", ("max_encoded_run", "max_encoded_share"), _encoded),
-    Rule("little visible text", ("min_visible_share", "min_visible_characters"), _hides_text),
+    FilterRule(
+        "few letters", ("min_alphabetic",), lambda text, limits: not text.has_share_of(LETTER, limits.min_alphabetic)
+    ),
+    FilterRule("floats", ("max_floats",), lambda text, limits: has_many_floats(text, limits.max_floats)),
+    FilterRule("domains", ("domain_list",), lambda text, limits: is_domain_list(text.text)),
+    FilterRule("encoded data", ("max_encoded_run", "max_encoded_share"), _encoded),
+    FilterRule("little visible text", ("min_visible_share", "min_visible_characters"), _hides_text),
     # Prose: Rae et al. 2021 (Gopher), appendix A.1.1.
-    Rule("few words", ("min_words",), lambda text, limits: text.prose.words < limits.min_words),
-    Rule("many words", ("max_words",), lambda text, limits: text.prose.words > limits.max_words),
-    Rule("short words", ("min_mean_word",), lambda text, limits: text.prose.mean_word < limits.min_mean_word),
-    Rule("long words", ("max_mean_word",), lambda text, limits: text.prose.mean_word > limits.max_mean_word),
-    Rule(
+    FilterRule("few words", ("min_words",), lambda text, limits: text.prose.words < limits.min_words),
+    FilterRule("many words", ("max_words",), lambda text, limits: text.prose.words > limits.max_words),
+    FilterRule("short words", ("min_mean_word",), lambda text, limits: text.prose.mean_word < limits.min_mean_word),
+    FilterRule("long words", ("max_mean_word",), lambda text, limits: text.prose.mean_word > limits.max_mean_word),
+    FilterRule(
         "symbols",
         ("max_symbols_per_word",),
         lambda text, limits: text.prose.symbols_per_word > limits.max_symbols_per_word,
     ),
-    Rule(
+    FilterRule(
         "words without letters",
         ("min_words_with_letter",),
         lambda text, limits: text.prose.words_with_letter < limits.min_words_with_letter,
     ),
-    Rule(
+    FilterRule(
         "few stop words",
         ("min_stop_words",),
         lambda text, limits: not text.prose.has_stop_words(limits.min_stop_words),
     ),
-    Rule(
+    FilterRule(
         "bullet lines",
         ("max_bullet_lines",),
         lambda text, limits: text.prose.bullet_lines_exceed(limits.max_bullet_lines),
     ),
-    Rule(
+    FilterRule(
         "ellipsis lines",
         ("max_ellipsis_lines",),
         lambda text, limits: text.prose.ellipsis_lines_exceed(limits.max_ellipsis_lines),

@@ -37,7 +37,7 @@ class NotebookSettings(RecordKeys):
     max_output: int = Field(default=5_000, ge=0)
 
 
-class Cell:
+class NotebookCell:
     """One cell: `<jupyter_text>` or `<jupyter_code>`, its source, and the last output of code."""
 
     __slots__ = ("kind", "output", "source")
@@ -119,7 +119,7 @@ def _raw_cells(notebook: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from (cell for cell in cells if isinstance(cell, dict))
 
 
-def cells_of(notebook: dict[str, Any], max_output: int) -> Iterator[Cell]:
+def cells_of(notebook: dict[str, Any], max_output: int) -> Iterator[NotebookCell]:
     """Yield the cells with a text, in order.
 
     Args:
@@ -132,12 +132,12 @@ def cells_of(notebook: dict[str, Any], max_output: int) -> Iterator[Cell]:
         if not source.strip():
             continue
         if kind == "code":
-            yield Cell(_CODE, source, _last_output(cell.get("outputs"))[:max_output])
+            yield NotebookCell(_CODE, source, _last_output(cell.get("outputs"))[:max_output])
         elif kind == "heading":  # version 3
             level = cell.get("level")
-            yield Cell(_TEXT, "#" * (level if isinstance(level, int) and 0 < level < 7 else 1) + " " + source)
+            yield NotebookCell(_TEXT, "#" * (level if isinstance(level, int) and 0 < level < 7 else 1) + " " + source)
         elif kind == "markdown":
-            yield Cell(_TEXT, source)
+            yield NotebookCell(_TEXT, source)
 
 
 def _joined(value: Any) -> str:
@@ -169,17 +169,17 @@ def _output_text(output: dict[str, Any]) -> str:
     return _joined(data.get("text/plain") if isinstance(data, dict) else output.get("text"))
 
 
-def merged(cells: Iterator[Cell]) -> list[Cell]:
+def merged(cells: Iterator[NotebookCell]) -> list[NotebookCell]:
     """Return the cells with neighbours of one kind made one; its output is the last one that is not empty."""
-    found: list[Cell] = []
+    found: list[NotebookCell] = []
     for kind, group in groupby(cells, key=lambda cell: cell.kind):
         block = list(group)
         output = next((cell.output for cell in reversed(block) if cell.output), "")
-        found.append(Cell(kind, "\n".join(cell.source for cell in block), output))
+        found.append(NotebookCell(kind, "\n".join(cell.source for cell in block), output))
     return found
 
 
-def structured(cells: list[Cell]) -> tuple[Part, ...]:
+def structured(cells: list[NotebookCell]) -> tuple[Part, ...]:
     """Return the parts of a structured notebook."""
     parts: list[Part] = [Control("<jupyter_start>")]
     for cell in cells:
@@ -190,7 +190,7 @@ def structured(cells: list[Cell]) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def script(cells: list[Cell]) -> tuple[Part, ...]:
+def script(cells: list[NotebookCell]) -> tuple[Part, ...]:
     """Return the parts of a notebook as a script: code as it is, text as comments."""
     blocks = [
         cell.source if cell.kind == _CODE else "\n".join(f"# {line}".rstrip() for line in cell.source.splitlines())

@@ -27,7 +27,7 @@ from pydantic import Field
 from megacode.base.errors import DataError
 from megacode.config.quantity import Frozen
 from megacode.corpus.document import Control, Counts, Document, Part
-from megacode.corpus.html_text import post_text
+from megacode.corpus.html_text import post_texts
 from megacode.corpus.kinds.records import draw
 
 _QUESTION, _ANSWER = "1", "2"
@@ -234,8 +234,9 @@ def tags_of(written: str) -> list[str]:
 
 
 def _pile(question: dict[str, str], answers: list[dict[str, str]]) -> str:
-    asked = f"Q:\n\n{question.get('Title', '')}\n\n{post_text(question['Body'])}\n\n"
-    return asked + "\n\n".join(f"A:\n\n{post_text(post['Body'])}" for post in answers) + "\n"
+    asked, *answered = post_texts([post["Body"] for post in (question, *answers)])
+    begin = f"Q:\n\n{question.get('Title', '')}\n\n{asked}\n\n"
+    return begin + "\n\n".join(f"A:\n\n{text}" for text in answered) + "\n"
 
 
 def _starcoder2(question: dict[str, str], answers: list[dict[str, str]], name: str, seed: int) -> tuple[Part, ...]:
@@ -243,15 +244,13 @@ def _starcoder2(question: dict[str, str], answers: list[dict[str, str]], name: s
 
     def user(post: dict[str, str]) -> str:
         # Posts of deleted users are by nobody else.
-        name = post.get("OwnerUserId", f"post {post['Id']}")
-        return f"username_{users.setdefault(name, len(users))}"
+        owner = post.get("OwnerUserId", f"post {post['Id']}")
+        return f"username_{users.setdefault(owner, len(users))}"
 
-    parts: list[Part] = [
-        Control("<issue_start>"),
-        f"{user(question)}: {question.get('Title', '')}\n\n{post_text(question['Body'])}\n",
-    ]
-    for post in sorted(answers, key=lambda post: draw(name, post["Id"], seed)):
+    answers = sorted(answers, key=lambda post: draw(name, post["Id"], seed))
+    asked, *answered = post_texts([post["Body"] for post in (question, *answers)])
+    parts: list[Part] = [Control("<issue_start>"), f"{user(question)}: {question.get('Title', '')}\n\n{asked}\n"]
+    for post, text in zip(answers, answered, strict=True):
         selected = " [selected answer]" if post["Id"] == question.get("AcceptedAnswerId") else ""
-        text = f"{user(post)}: {post_text(post['Body'])}\nUpvotes: {_score(post)}{selected}\n"
-        parts += [Control("<issue_comment>"), text]
+        parts += [Control("<issue_comment>"), f"{user(post)}: {text}\nUpvotes: {_score(post)}{selected}\n"]
     return (*parts, Control("<issue_closed>"))
