@@ -126,10 +126,11 @@ def post_text(html: str) -> str:
     return post_texts([html])[0]
 
 
-PIECES = st.sampled_from(
-    ["<p>a</p>", "<b>", "</b>", "<pre><code>x\n</code></pre>", "<code>y", "</code>", "<pre>", "<ul><li>z", "<table><tr>q",
-     "<a href='", "<!--", "-->", "&lt;", "<title>", "<h1>t</h1>", "\n", " w ", "<", ">", "<div>", "</p>"]
-)  # fmt: skip
+PIECES = st.sampled_from([
+    "<p>a</p>", "<b>", "</b>", "<pre><code>x\n</code></pre>", "<code>y", "</code>", "<pre>", "<ul><li>z",
+    "<table><tr>q",
+    "<a href='", "<!--", "-->", "&lt;", "<title>", "<h1>t</h1>", "\n", " w ", "<", ">", "<div>", "</p>",
+])  # fmt: skip
 MADE = st.lists(PIECES, max_size=6).map("".join)
 
 
