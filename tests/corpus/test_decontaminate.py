@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from megacode.base.errors import DataError
 from megacode.corpus.decontaminate import (
     Benchmark,
+    Detector,
     Hit,
     Index,
-    Judge,
     MatchWriter,
     contamination_report,
     contamination_table,
+    detector_of,
     items_from_file,
     items_made_in,
-    judge_of,
     read_benchmarks,
     read_matches,
     write_benchmarks,
@@ -46,15 +46,15 @@ def benchmark(items: Sequence[Item], name: str = "suite") -> Benchmark:
     return Benchmark(name, tuple(items), dict.fromkeys((item.task for item in items), "0"))
 
 
-def judged(index: Index, texts: Sequence[str], place: Path) -> tuple[Judge, list[Hit]]:
+def searched(index: Index, texts: Sequence[str], place: Path) -> tuple[Detector, list[Hit]]:
     writer = MatchWriter(place, index)
     writer.add(texts[:5])
     writer.add(texts[5:])
     writer.close()
-    judge = judge_of([place], index, [np.ones(len(texts), bool)])
+    detector = detector_of([place], index, [np.ones(len(texts), bool)])
     matches, count = read_matches(place, index)
     assert count == len(texts)
-    return judge, judge.hits(matches)
+    return detector, detector.hits(matches)
 
 
 def test_all_of_300_verbatim_items_are_found_and_nothing_else(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_all_of_300_verbatim_items_are_found_and_nothing_else(tmp_path: Path) ->
         # Other case, punctuation and line ends are the same words.
         planted = item.text.upper().replace(" ", "\n" if place % 2 else ", ")
         texts[place] = f"{texts[place][:400]} {planted}. {texts[place][400:]}"
-    _, hits = judged(Index([benchmark(items)]), texts, tmp_path)
+    _, hits = searched(Index([benchmark(items)]), texts, tmp_path)
     assert {(hit.document, hit.item) for hit in hits} == set(zip(places, range(300), strict=True))
     assert all(hit.share == 1 and hit.span in items[hit.item].text for hit in hits)
     assert all(hit.words == len(items[hit.item].text.split()) for hit in hits)
@@ -79,9 +79,9 @@ def test_what_many_documents_share_is_no_item(common: str, tmp_path: Path) -> No
     texts = [f"{prose(rng, 60)} {common} {prose(rng, 60)}" for _ in range(30)] + [prose(rng, 100) for _ in range(200)]
     texts[100] += " " + items[1].text
     texts[101] += " " + items[2].text
-    judge, hits = judged(Index([benchmark(items)]), texts, tmp_path)
+    detector, hits = searched(Index([benchmark(items)]), texts, tmp_path)
     assert {(hit.document, hit.item) for hit in hits} == {(100, 1), (101, 2)}
-    assert contamination_report(judge, hits)["suites"][0]["tasks"]["qa"]["too_common"] == 1
+    assert contamination_report(detector, hits)["suites"][0]["tasks"]["qa"]["too_common"] == 1
 
 
 def test_copies_that_duplicates_drop_make_no_item_common(tmp_path: Path) -> None:
@@ -89,11 +89,11 @@ def test_copies_that_duplicates_drop_make_no_item_common(tmp_path: Path) -> None
     item = Item("qa", 0, prose(rng, 40))
     texts = [f"{prose(rng, 50)} {item.text}"] * 30 + [prose(rng, 50) for _ in range(20)]
     index = Index([benchmark([item])])
-    _, hits = judged(index, texts, tmp_path)
+    _, hits = searched(index, texts, tmp_path)
     assert not hits
     kept = np.array([number == 0 or number >= 30 for number in range(50)])
     matches, _ = read_matches(tmp_path, index)
-    hits = judge_of([tmp_path], index, [kept]).hits(matches[kept[matches[:, 0]]])
+    hits = detector_of([tmp_path], index, [kept]).hits(matches[kept[matches[:, 0]]])
     assert [(hit.document, hit.item) for hit in hits] == [(0, 0)]
 
 
@@ -106,7 +106,7 @@ def test_half_of_an_item_counts_and_a_third_does_not(tmp_path: Path) -> None:
         # Half of its runs, but never 13 words in a row.
         " , ".join(" ".join([*words[begin : begin + 12], "other"]) for begin in range(0, 90, 6)),
     ]
-    _, hits = judged(Index([benchmark([Item("qa", 0, " ".join(words))])]), texts, tmp_path)
+    _, hits = searched(Index([benchmark([Item("qa", 0, " ".join(words))])]), texts, tmp_path)
     assert [(hit.document, hit.words) for hit in hits] == [(0, 60)]
     assert hits[0].share == pytest.approx(51 / 81)
     assert hits[0].span == " ".join(words[:60])[:300]
@@ -116,7 +116,7 @@ def test_a_question_without_its_answer_is_found_if_it_is_long(tmp_path: Path) ->
     rng = random.Random(4)
     long, short, answer = prose(rng, 14), prose(rng, 7), prose(rng, 60)
     items = [Item("qa", 0, f"{long} {answer}", long), Item("qa", 1, f"{short} {answer}", short)]
-    _, hits = judged(Index([benchmark(items)]), [f"{prose(rng, 30)} {one}" for one in (long, short)], tmp_path)
+    _, hits = searched(Index([benchmark(items)]), [f"{prose(rng, 30)} {one}" for one in (long, short)], tmp_path)
     assert [(hit.document, hit.item, hit.span) for hit in hits] == [(0, 0, long)]
 
 
@@ -125,26 +125,26 @@ def test_words_that_most_items_of_a_task_share_are_its_template(tmp_path: Path) 
     template = prose(rng, 30)
     items = [Item("qa", number, f"{template} {prose(rng, 20)}") for number in range(40)]
     texts = [f"{prose(rng, 20)} {template} {prose(rng, 20)}", f"{prose(rng, 9)} {items[7].text}"]
-    _, hits = judged(Index([benchmark(items)]), texts, tmp_path)
+    _, hits = searched(Index([benchmark(items)]), texts, tmp_path)
     assert [(hit.document, hit.item) for hit in hits] == [(1, 7)]
 
 
 def test_items_of_few_words_must_stand_word_for_word_and_tiny_ones_are_counted(tmp_path: Path) -> None:
     items = [Item("qa", 0, "What is seven times eight, exactly?"), Item("qa", 1, "Is it so?"), Item("qa", 2, "")]
     texts = ["What is seven times\neight exactly", "what is seven times nine exactly", "is it so", "seven times eight"]
-    judge, hits = judged(Index([benchmark(items)]), texts, tmp_path)
+    detector, hits = searched(Index([benchmark(items)]), texts, tmp_path)
     assert [(hit.document, hit.item, hit.words) for hit in hits] == [(0, 0, 6)]
     assert hits[0].span == "What is seven times eight, exactly"
-    assert contamination_report(judge, hits)["suites"][0]["tasks"]["qa"]["too_short"] == 2
+    assert contamination_report(detector, hits)["suites"][0]["tasks"]["qa"]["too_short"] == 2
 
 
 def test_items_that_repeat_themselves_are_handled_in_linear_time(tmp_path: Path) -> None:
     # Each run of words of the second item is at 500 places of it, and at 5,000 of the document.
     items = [Item("qa", 0, "zero " * 3_000), Item("qa", 1, "one two three four five six " * 500)]
     texts = ["zero " * 30_000, "one two three four five six " * 5_000]
-    judge, hits = judged(Index([benchmark(items)]), texts, tmp_path)
+    detector, hits = searched(Index([benchmark(items)]), texts, tmp_path)
     assert [(hit.document, hit.item) for hit in hits] == [(1, 1)]
-    assert contamination_report(judge, hits)["suites"][0]["tasks"]["qa"]["too_common"] == 1
+    assert contamination_report(detector, hits)["suites"][0]["tasks"]["qa"]["too_common"] == 1
 
 
 @settings(max_examples=25, deadline=None)
@@ -161,8 +161,8 @@ def test_the_report_is_by_task_with_the_words_in_common(tmp_path: Path) -> None:
     rng = random.Random(6)
     items = [Item(task, number, prose(rng, 30)) for task in ("easy", "hard") for number in range(3)]
     texts = [items[0].text, f"{items[0].text} {items[1].text}", prose(rng, 50)]
-    judge, hits = judged(Index([benchmark(items)]), texts, tmp_path)
-    report = contamination_report(judge, hits)
+    detector, hits = searched(Index([benchmark(items)]), texts, tmp_path)
+    report = contamination_report(detector, hits)
     easy, hard = (report["suites"][0]["tasks"][task] for task in ("easy", "hard"))
     assert report["documents"] == 2
     assert (easy["items"], easy["items_hit"], easy["documents"]) == (3, 2, 2)
@@ -176,16 +176,16 @@ def test_matches_of_other_items_are_refused(tmp_path: Path) -> None:
     index = Index([benchmark([Item("qa", 0, "one two three four five six")])])
     with pytest.raises(DataError, match="no complete matches"):
         read_matches(tmp_path / "absent", index)
-    judged(index, ["some text"], tmp_path)
+    searched(index, ["some text"], tmp_path)
     other = Index([benchmark([Item("qa", 0, "six five four three two one")])])
     with pytest.raises(DataError, match="searched for other benchmark items"):
         read_matches(tmp_path, other)
 
 
 def test_no_items_match_nothing(tmp_path: Path) -> None:
-    judge, hits = judged(Index([]), ["a text"], tmp_path)
+    detector, hits = searched(Index([]), ["a text"], tmp_path)
     assert not hits
-    assert contamination_report(judge, hits)["suites"] == []
+    assert contamination_report(detector, hits)["suites"] == []
 
 
 def test_a_user_s_items_are_read_and_written_again(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_the_demo_s_items_are_read_from_where_they_were_made(tmp_path: Path) -> 
     for item in found.items:
         assert item.text.split()[-2] in everything
         assert item.text.startswith(item.question)
-    _, hits = judged(Index([found]), texts, tmp_path / "matches")
+    _, hits = searched(Index([found]), texts, tmp_path / "matches")
     assert len({(hit.task, hit.item) for hit in hits}) > 0.9 * len(found.items)
     (tmp_path / index["tasks"]["demo_bits_code"]["file"]).unlink()
     with pytest.raises(DataError, match="its items cannot be read"):

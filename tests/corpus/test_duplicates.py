@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from megacode.base.errors import DataError
 from megacode.corpus.duplicates import (
     Duplicates,
-    Part,
     SignatureWriter,
+    SignedShard,
     buckets,
     duplicates_report,
     duplicates_table,
@@ -54,7 +54,7 @@ class Documents:
         order = random.Random(seed).sample(range(len(self.texts)), len(self.texts))
         return Documents(*([column[one] for one in order] for column in (self.texts, self.ids, self.tiers)))
 
-    def parts(self, place: Path, shards: int = 1) -> list[Part]:
+    def parts(self, place: Path, shards: int = 1) -> list[SignedShard]:
         cuts = [len(self.texts) * number // shards for number in range(shards + 1)]
         made = []
         for number in range(shards):
@@ -64,7 +64,7 @@ class Documents:
             writer.close()
             keys = np.array([xxhash.xxh3_64_intdigest(one.encode()) for one in self.ids[mine]], np.uint64)
             order = np.array(self.tiers[mine], np.uint16), keys
-            made.append(Part(place / str(number), lambda order=order: order))
+            made.append(SignedShard(place / str(number), lambda order=order: order))
         return made
 
     def read(self, numbers: np.ndarray) -> list[str]:
@@ -301,7 +301,7 @@ def test_shards_that_were_hashed_in_different_ways_are_refused(tmp_path: Path) -
     writer.add(["another text"])
     writer.close()
     with pytest.raises(DataError, match="of another kind than those in"):
-        find_duplicates([*parts, Part(tmp_path / "other", parts[0].order)], documents.read, tmp_path / "scratch")
+        find_duplicates([*parts, SignedShard(tmp_path / "other", parts[0].order)], documents.read, tmp_path / "scratch")
 
 
 def test_no_documents_have_no_duplicates(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ import orjson
 import xxhash
 
 from megacode.base.files import write_json
-from megacode.corpus.decontaminate import Benchmark, Index, Judge, MatchWriter, judge_of, read_matches
-from megacode.corpus.duplicates import Duplicates, Part, SignatureWriter, find_duplicates, method
+from megacode.corpus.decontaminate import Benchmark, Detector, Index, MatchWriter, detector_of, read_matches
+from megacode.corpus.duplicates import Duplicates, SignatureWriter, SignedShard, find_duplicates, method
 from megacode.corpus.duplicates.signatures import HASHES, _band_keys
 from megacode.corpus.duplicates.similarity import exact_similarities
 from megacode.corpus.word_hashes import encoded, hash_words, word_spans
@@ -133,10 +133,10 @@ def reduce(arguments: argparse.Namespace) -> None:
     print(f"CPU time {cost * 1e6:.1f} us a document; memory {before:.0f} MB before, {peak_mb():.0f} MB at its peak")
 
 
-def made_part(path: Path, shard: int, count: int) -> Part:
+def made_part(path: Path, shard: int, count: int) -> SignedShard:
     """Return a shard of made-up signatures."""
     keys = np.arange(shard * count, (shard + 1) * count, dtype=np.uint64)
-    return Part(path, lambda: (np.ones(count, np.uint16), keys))
+    return SignedShard(path, lambda: (np.ones(count, np.uint16), keys))
 
 
 def make(arguments: argparse.Namespace) -> None:
@@ -177,7 +177,7 @@ def duplicates_of(texts: Sequence[str], out: Path) -> Duplicates:
         writer.add(some)
     writer.close()
     order = np.ones(len(texts), np.uint16), np.arange(len(texts), dtype=np.uint64)
-    part = Part(out / "signatures", lambda: order)
+    part = SignedShard(out / "signatures", lambda: order)
     return find_duplicates([part], lambda numbers: [texts[one] for one in numbers], out / "scratch")
 
 
@@ -247,8 +247,8 @@ def benchmarks(arguments: argparse.Namespace) -> None:
         for some in batched(texts):
             writer.add(some)
         writer.close()
-        judge: Judge = judge_of([Path(name)], index, [np.ones(len(texts), bool)])
-        hits = judge.hits(read_matches(Path(name), index)[0])
+        detector: Detector = detector_of([Path(name)], index, [np.ones(len(texts), bool)])
+        hits = detector.hits(read_matches(Path(name), index)[0])
     found = {(hit.item, hit.document) for hit in hits if hit.task == "planted"}
     wrong = [hit for hit in hits if hit.task == "common"]
     right = sum((number, place) in found for number, place in enumerate(places))

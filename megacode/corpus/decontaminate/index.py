@@ -32,7 +32,7 @@ Matches = npt.NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
-class Piece:
+class ItemText:
     """An item, or its question alone.
 
     Attributes:
@@ -84,11 +84,11 @@ class Index:
         runs = [_runs(own) for own in hashes]
         self._long, long_of = _numbered([run for run, own in zip(runs, hashes, strict=True) if len(own) >= LONG])
         self._short, short_of = _numbered([run for run, own in zip(runs, hashes, strict=True) if len(own) < LONG])
-        self.pieces: list[Piece] = []
+        self.pieces: list[ItemText] = []
         for (suite, item, text), own in zip(texts, hashes, strict=True):
             # Short pieces are numbered after the runs of long ones.
             grams = next(long_of) if len(own) >= LONG else next(short_of) + len(self._long)
-            self.pieces.append(Piece(suite, item, text, grams, len(own)))
+            self.pieces.append(ItemText(suite, item, text, grams, len(own)))
         self._filter = HashFilter(self._long)
         self._begins = _Beginnings(hashes, self._short)
         self.template = self._templates()

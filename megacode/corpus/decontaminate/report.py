@@ -8,17 +8,17 @@ from typing import Any
 from megacode.base.files import Json
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_count
+from megacode.corpus.decontaminate.detector import COMMON_DOCUMENTS, COMMON_SHARE, SHARE, Detector, Hit
 from megacode.corpus.decontaminate.index import GRAM, LEAST, LONG
-from megacode.corpus.decontaminate.judge import COMMON_DOCUMENTS, COMMON_SHARE, SHARE, Hit, Judge
 
 _EXAMPLES = 3  # of a task
 
 
-def contamination_report(judge: Judge, hits: Sequence[Hit]) -> Json:
+def contamination_report(detector: Detector, hits: Sequence[Hit]) -> Json:
     """Return what was found, as it is before anything is dropped.
 
     Args:
-        judge: what the hits were decided by.
+        detector: what the hits were decided by.
         hits: of the whole corpus.
 
     Returns:
@@ -28,15 +28,15 @@ def contamination_report(judge: Judge, hits: Sequence[Hit]) -> Json:
     tasks: dict[tuple[str, str], list[Hit]] = {}
     for hit in hits:
         tasks.setdefault((hit.suite, hit.task), []).append(hit)
-    common = _too_common(judge)
+    common = _too_common(detector)
     suites = []
-    for benchmark in judge.index.benchmarks:
+    for benchmark in detector.index.benchmarks:
         facts = benchmark.facts()
         for task, row in facts["tasks"].items():
             mine = tasks.get((benchmark.name, task), [])
             row["items_hit"] = len({hit.item for hit in mine})
             row["documents"] = len({hit.document for hit in mine})
-            row["too_short"] = judge.index.too_short.get((benchmark.name, task), 0)
+            row["too_short"] = detector.index.too_short.get((benchmark.name, task), 0)
             row["too_common"] = common.get((benchmark.name, task), 0)
             # The longest runs first: they say most about where the item came from.
             ranked = sorted(mine, key=lambda hit: (-hit.words, hit.document, hit.item))
@@ -49,10 +49,10 @@ def contamination_report(judge: Judge, hits: Sequence[Hit]) -> Json:
     return {"documents": len({hit.document for hit in hits}), "rule": rule, "suites": suites}
 
 
-def _too_common(judge: Judge) -> dict[tuple[str, str], int]:
+def _too_common(detector: Detector) -> dict[tuple[str, str], int]:
     """Return the number of items by suite and task of which no piece can be told from common text."""
     tellable: dict[tuple[str, str, int], bool] = {}
-    for piece, can in zip(judge.index.pieces, judge.tellable.tolist(), strict=True):
+    for piece, can in zip(detector.index.pieces, detector.tellable.tolist(), strict=True):
         key = (piece.suite, piece.item.task, piece.item.number)
         tellable[key] = tellable.get(key, False) or can
     counts: dict[tuple[str, str], int] = {}

@@ -4,7 +4,7 @@ The map pass writes the signatures of its documents (`SignatureWriter`), the red
 documents of all shards (`find_duplicates`) and reports them (`duplicates_report`).
 """
 
-from megacode.corpus.duplicates.collection import Part
+from megacode.corpus.duplicates.collection import SignedShard
 from megacode.corpus.duplicates.reduce import REASONS, Duplicates, find_duplicates
 from megacode.corpus.duplicates.report import duplicates_report, duplicates_table
 from megacode.corpus.duplicates.signature_files import SignatureWriter
@@ -13,8 +13,8 @@ from megacode.corpus.duplicates.signatures import method
 __all__ = [
     "REASONS",
     "Duplicates",
-    "Part",
     "SignatureWriter",
+    "SignedShard",
     "duplicates_report",
     "duplicates_table",
     "find_duplicates",

@@ -27,7 +27,7 @@ _EXACT = np.dtype([("key", "<u8"), ("low", "<u8"), ("id", "<u8"), ("tier", "<u2"
 
 
 @dataclass(frozen=True)
-class Part:
+class SignedShard:
     """One shard's documents.
 
     Attributes:
@@ -70,7 +70,7 @@ class Collection:
         DataError: signatures are missing, or not all were made in one way.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[SignedShard]) -> None:
         self.parts = list(parts)
         self.files = [SignatureFiles(part.signatures) for part in parts]
         for one in self.files:

@@ -31,9 +31,9 @@ from megacode.base.progress import bar
 from megacode.corpus.duplicates.buckets import buckets, runs
 from megacode.corpus.duplicates.candidates import compare_runs, members_of_runs
 from megacode.corpus.duplicates.clusters import unite
-from megacode.corpus.duplicates.collection import Collection, Part, Ranking
+from megacode.corpus.duplicates.collection import Collection, Ranking, SignedShard
 from megacode.corpus.duplicates.signatures import BANDS
-from megacode.corpus.duplicates.similarity import Comparison, TextsOf, estimates, settle, unpacked
+from megacode.corpus.duplicates.similarity import CandidateCheck, TextsOf, estimates, settle, unpacked
 
 THRESHOLD = 0.7
 KEPT, EXACT, NORMALISED, NEAR = range(4)  # why a document is dropped
@@ -70,7 +70,7 @@ class Duplicates:
 
 
 def find_duplicates(
-    parts: Sequence[Part],
+    parts: Sequence[SignedShard],
     texts_of: TextsOf,
     scratch: Path,
     threshold: float = THRESHOLD,
@@ -216,7 +216,7 @@ def _compare_band(band: int, state: _State, collection: Collection, threshold: f
             some["rank"] = state.ranking.of_number[numbers]
             yield some[state.active[numbers]]
 
-    compare = Comparison(collection, state.ranking, threshold)
+    compare = CandidateCheck(collection, state.ranking, threshold)
     for bucket in buckets(records(), collection.total, state.scratch / "sorting"):
         compare_runs(*members_of_runs(bucket["key"], bucket["rank"]), state.root, compare)
     # Joined after the band: which pairs are compared must not depend on the order of the buckets.

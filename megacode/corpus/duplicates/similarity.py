@@ -38,7 +38,7 @@ def estimates(collection: Collection, first: Numbers, second: Numbers) -> npt.ND
     return shares
 
 
-class Comparison:
+class CandidateCheck:
     """Compares candidates by their estimates, and collects what it found.
 
     Args:

@@ -53,7 +53,7 @@ class Hit:
         return {**self.__dict__, "share": round(self.share, 4)}
 
 
-class Judge:
+class Detector:
     """Decides what matches mean.
 
     Args:
@@ -144,8 +144,8 @@ def _longest(matches: Matches, grams: npt.NDArray[np.int64], distinctive: npt.ND
     return begin, length + GRAM - 1 if length else 0
 
 
-def judge_of(parts: Sequence[Path], index: Index, considered: Sequence[npt.NDArray[np.bool_]]) -> Judge:
-    """Count how many documents hold each run, and return the judge.
+def detector_of(parts: Sequence[Path], index: Index, considered: Sequence[npt.NDArray[np.bool_]]) -> Detector:
+    """Count how many documents hold each run, and return what decides by them.
 
     Args:
         parts: the shards' matches, as `MatchWriter` wrote them.
@@ -161,4 +161,4 @@ def judge_of(parts: Sequence[Path], index: Index, considered: Sequence[npt.NDArr
         held = np.unique(matches[:, 2].astype(np.int64) << 32 | matches[:, 0])
         frequencies += np.bincount(held >> 32, minlength=index.grams)
         documents += int(mine.sum())
-    return Judge(index, frequencies, documents)
+    return Detector(index, frequencies, documents)
