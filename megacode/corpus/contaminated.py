@@ -16,8 +16,8 @@ from megacode.corpus.decontaminate import (
     Index,
     MatchWriter,
     contamination_report,
+    detector_of,
     items_from_file,
-    judge_of,
     read_benchmarks,
     read_matches,
     write_benchmarks,
@@ -128,7 +128,7 @@ def _mark(
 ) -> None:
     """Mark the documents that hold items of an index, and add what was found to the report."""
     kept = [_candidates(shard, reasons, why) for shard in every.shards]
-    judge = judge_of(paths, index, kept)
+    judge = detector_of(paths, index, kept)
     hits: list[Hit] = []
     for path, shard, mine in zip(paths, every.shards, kept, strict=True):
         matches, _ = read_matches(path, index)

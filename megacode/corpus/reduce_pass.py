@@ -13,7 +13,7 @@ from megacode.base.errors import DataError, Problem
 from megacode.base.files import Json, atomic_path, read_json, remove, write_json
 from megacode.corpus.contaminated import decontaminate
 from megacode.corpus.document import Counts
-from megacode.corpus.duplicates.collection import Part
+from megacode.corpus.duplicates.collection import SignedShard
 from megacode.corpus.duplicates.reduce import find_duplicates
 from megacode.corpus.duplicates.report import duplicates_report
 from megacode.corpus.reasons import DropReason
@@ -74,7 +74,7 @@ def _duplicates(work: RecipeWork, every: Numbered) -> tuple[npt.NDArray[np.uint8
     rules = work.recipe.duplicates
     if rules is None:
         return np.zeros(every.total, np.uint8), np.arange(every.total), {}
-    parts = [Part(shard.place.signatures, shard.order) for shard in every.shards]
+    parts = [SignedShard(shard.place.signatures, shard.order) for shard in every.shards]
     found = find_duplicates(parts, every.texts, work.out.scratch, rules.threshold)
     report = duplicates_report(found, rules.threshold, every.tiers, every.texts)
     named = every.ids(np.array([cluster["kept"] for cluster in report["largest"]], np.int64))
