@@ -65,6 +65,7 @@ def page() -> str:
 
     commands = [*walk(typer.main.get_command(app), "megacode")]
     rows = "".join(
+        # The anchor of a heading has hyphens in place of blanks.
         f"| [`{path}`](#{path.replace(' ', '-')}) | {first_sentence(text)} |\n" for path, text, _ in commands
     )
     return OPENING + rows + "".join(f"\n## {path}\n\n```\n{usage}\n```\n" for path, _, usage in commands) + CLOSING
@@ -72,6 +73,7 @@ def page() -> str:
 
 def walk(command: Any, path: str, parent: Any = None) -> Iterator[tuple[str, str, str]]:
     """Yield path, description and --help of each command below one, groups left out."""
+    # resilient_parsing: no callback runs, and no argument is missed.
     context = command.make_context(path.rsplit(" ", 1)[-1], [], parent, resilient_parsing=True)
     context.terminal_width = context.max_content_width = WIDTH
     below = getattr(command, "commands", None)
