@@ -64,8 +64,8 @@ def page() -> str:
     from megacode.cli import app
 
     commands = [*walk(typer.main.get_command(app), "megacode")]
+    # The anchor of a heading has hyphens in place of blanks.
     rows = "".join(
-        # The anchor of a heading has hyphens in place of blanks.
         f"| [`{path}`](#{path.replace(' ', '-')}) | {first_sentence(text)} |\n" for path, text, _ in commands
     )
     return OPENING + rows + "".join(f"\n## {path}\n\n```\n{usage}\n```\n" for path, _, usage in commands) + CLOSING
