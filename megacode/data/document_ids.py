@@ -102,7 +102,7 @@ class DocumentIds:
 
     def documents_of(self, wanted: str) -> list[int]:
         """Return the documents that have an id, ascending; none if there is no such id."""
-        # A shell passes bytes that are not UTF-8 as surrogates, which `encode` refuses.
+        # In an argument that is not UTF-8 Python puts surrogates, which a plain `encode` refuses.
         raw = wanted.encode(errors="surrogateescape")
         value = np.uint64(xxhash.xxh3_64_intdigest(raw))
         first, last = (int(np.searchsorted(self._hashes, value, side)) for side in ("left", "right"))

@@ -130,7 +130,7 @@ class EncodingPass:
         self._journal.begin()
         with ExitStack() as stack:
             for key, writer in self._writers.items():
-                # Closed and not removed: after a failure the files are what the next attempt goes on from.
+                # Closed and not removed: after a failure the next attempt resumes from these files.
                 stack.callback(writer.close)
                 writer.open(self._kept["writers"][key] if self._kept else None)
             # What an earlier attempt has read is not part of the bar, or the time left would be wrong.

@@ -57,7 +57,7 @@ def read_rows(
             rows, lines, bad = rows_of(batch, facts["row"])
             last = facts["row"] + batch.num_rows - 1
             if bad and not skip_bad:
-                # The rows before it come first: the caller writes them, and a later attempt goes on behind them.
+                # The rows before it come first: the caller writes them, and a later attempt continues there.
                 before = [number for number in lines if number < bad[0][0]]
                 if before:
                     yield Records(path, facts["row"], rows[: len(before)], before, 0, done=bad[0][0] - 1)

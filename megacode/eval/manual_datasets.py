@@ -72,7 +72,7 @@ def _quac(article: dict[str, Any], section: dict[str, Any]) -> list[dict[str, An
         answers = list(dict.fromkeys(answer["text"] for answer in question["answers"]))
         item = {"id": question["id"], "prompt": prompt, "answers": [_shown_answer(answer) for answer in answers]}
         items.append({**item, "dialogue": question["id"].partition("_q#")[0]})
-        # The dialogue goes on with the answer that was given then, and not with the model's.
+        # The dialogue continues with the answer that was given then, not with the model's.
         prompt += f" {_shown_answer(question['orig_answer']['text'])}"
     return items
 
@@ -132,8 +132,8 @@ def fetch_quac() -> None:
     if path.exists():
         return
     with (
-        # Written under another name first: a download that broke off must not pass for the file.
         urllib.request.urlopen(QUAC_URL, timeout=_TIMEOUT_SECONDS) as answer,
+        # A download that broke off must not pass for the file.
         atomic_path(path) as temporary,
         temporary.open("wb") as file,
     ):

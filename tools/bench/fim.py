@@ -64,7 +64,7 @@ def stream_of(prefix: Path, tokenizer: HuggingFaceTokenizer, rate: float, encode
 
 def read(stream: SourceStream, windows: int) -> tuple[float, int, int]:
     """Read windows spread over a data set; return CPU seconds, documents and tokens of fill in the middle."""
-    # The same windows in each round and for each contender, so their differences are no noise.
+    # The same windows in each round and for each contender, so their choice adds no noise.
     firsts = np.linspace(0, stream.train_tokens - LENGTH - 1, windows).astype(int).tolist()
     # This thread's CPU time, which the load of other processes hardly moves.
     start, documents, tokens = time.thread_time(), 0, 0
@@ -106,7 +106,7 @@ def bench(prefix: Path, tokenizer: HuggingFaceTokenizer, given: argparse.Namespa
     tokens = given.windows * (LENGTH + 1)
     print(f"\n{given.windows} windows of {LENGTH:,} tokens, median of {given.rounds} rounds; both encoders agree")
     for name, times in found.items():
-        # A loader pays this per token read. Training waits for it only if it is slower than the step.
+        # Loaders work ahead, so training waits for it only where it takes longer than a step.
         each = statistics.median(times) / tokens
         print(
             f"  {name:24s} {each * 1e6:7.3f} us a token   {each * given.tokens_per_second:7.2%} of a core at "

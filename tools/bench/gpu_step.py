@@ -85,7 +85,7 @@ def main(
     options += ["--profile"] if profile else []
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as directory:
-        # All start at once: imports take longer than timed steps. They use host cores that a busy GPU hardly needs.
+        # All start at once, so that imports take no turn of the GPU. A busy GPU hardly needs the host's cores.
         waiting = [_Contender(*pair, options, Path(directory)) for pair in asked]
         for each in waiting:
             found.setdefault(each.model, {})[each.name] = each.measured()

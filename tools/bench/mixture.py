@@ -113,7 +113,7 @@ def regret(studies: int, form: str, arms: int, chosen: bool, sources: int = 4, s
         values = values + rng.normal(0, NOISE, values.shape)
         objective = fitted(blends, values)
         found, first = best_blend(objective, limits), blends[np.argmin(values.mean(axis=1))]
-        # The gates through which `megacode study next` lets a proposal.
+        # The gates that a proposal of `megacode study next` has to pass.
         refused = any(
             [
                 *too_few_blends(blends),

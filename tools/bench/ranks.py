@@ -321,7 +321,7 @@ def simulated(config: Path, ranks: int) -> None:
     index = plan.index.dumps()
     planned = time.process_time() - started
     old = lay_out(slots, range(ranks))
-    # The totals are estimates from these five. A slice's ranks read alike, so they are close.
+    # Five ranks stand for all, so totals of reads are estimates. Writes are laid out for every rank.
     sample = sorted({0, 1, ranks // 3, ranks // 2, ranks - 1})
     after = [touched(plan.index, sim.wanted(rank)) for rank in sample]
     half = Simulation(config, ranks // 2)

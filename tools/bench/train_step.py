@@ -109,7 +109,7 @@ def transformers_step(shape: Shape) -> Callable[[MicroBatch], None]:
         )
     )
     model.train()
-    # Betas and decay are megacode's defaults, so both do the same arithmetic.
+    # Betas and decay are megacode's defaults.
     adam = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
 
     def step(batch: MicroBatch) -> None:

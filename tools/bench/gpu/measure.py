@@ -62,8 +62,7 @@ def measure(
     step = build(preset, micro, name)
     torch.cuda.synchronize()
     built = time.perf_counter() - started
-    # What the build held for a moment is not what training needs.
-    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.reset_peak_memory_stats()  # what the build held for a moment is not counted
     seconds, losses = [], []
     for index in range(WARM_UP + steps):
         batch = tokens(vocabulary, sequences, micro, index)
@@ -80,8 +79,7 @@ def measure(
     causal = flops_per_token(model, vocabulary, SEQ_LENGTH)
     # The other half of attention: what the causal mask throws away.
     whole = causal + 6 * model.num_layers * model.num_attention_heads * model.head_size * (SEQ_LENGTH - 1)
-    # After the timed steps, since a profiler slows what it watches.
-    if profile and name.startswith("megacode"):
+    if profile and name.startswith("megacode"):  # after the timed steps, since a profiler slows what it watches
         from gpu.profile import where_time_goes
 
         where_time_goes(step, tokens(vocabulary, min(sequences, PROFILED), micro, 0), name)
