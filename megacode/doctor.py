@@ -64,6 +64,7 @@ def _version(package: str) -> str:
 def _machine() -> Finding:
     # The cores this process may use, which a container or SLURM may have restricted.
     cores = len(os.sched_getaffinity(0))
+    # The machine's. A container or a job may be allowed less.
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = f"{cores} cores, {format_bytes(memory)}, Python {platform.python_version()}"
     return Finding(part="machine", found=found, path="threads per rank: cores / ranks, unless OMP_NUM_THREADS is set")

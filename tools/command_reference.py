@@ -64,6 +64,7 @@ def page() -> str:
     from megacode.cli import app
 
     commands = [*walk(typer.main.get_command(app), "megacode")]
+    # The anchor of a heading has hyphens in place of blanks.
     rows = "".join(
         f"| [`{path}`](#{path.replace(' ', '-')}) | {first_sentence(text)} |\n" for path, text, _ in commands
     )
@@ -72,6 +73,7 @@ def page() -> str:
 
 def walk(command: Any, path: str, parent: Any = None) -> Iterator[tuple[str, str, str]]:
     """Yield path, description and --help of each command below one, groups left out."""
+    # resilient_parsing: no callback runs, and no argument is missed.
     context = command.make_context(path.rsplit(" ", 1)[-1], [], parent, resilient_parsing=True)
     context.terminal_width = context.max_content_width = WIDTH
     below = getattr(command, "commands", None)

@@ -56,6 +56,7 @@ def losses_of(name: str) -> dict[int, float]:
     metrics = path if path.suffix == ".jsonl" else RunDir(path).metrics
     if metrics.is_file():
         rows = ((line["iteration"], line["loss"]) for line in read_metrics(metrics, "train"))
+        # JSON has no NaN: a loss that was not finite stands there as null.
         return {iteration: math.nan if loss is None else loss for iteration, loss in rows}
     with _checkout(name) as code:
         return _train_golden(code)
@@ -69,6 +70,7 @@ def _checkout(revision: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "code"
+        # A worktree leaves the caller's files and index alone, and needs no second clone.
         done = _git("worktree", "add", "--detach", "--quiet", str(target), revision)
         if done.returncode:
             fix = "give a run directory, a metrics.jsonl, a losses.txt, a git revision, or '.' for the working tree"
@@ -87,6 +89,7 @@ def _train_golden(code: Path) -> dict[int, float]:
     """Train the golden run with the code of a directory, one process and one thread."""
     with tempfile.TemporaryDirectory() as folder:
         write_golden_data(Path(folder) / "data")
+        # One thread: the order of sums, and so the last bits, depends on the number. The path picks the revision.
         environment = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "megacode.cli", "train", str(CONFIG)]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -98,6 +101,7 @@ def _train_golden(code: Path) -> dict[int, float]:
 def write_golden_data(folder: Path) -> None:
     """Write the golden run's data sets: documents of a noisy linear recurrence, another one for each source."""
     folder.mkdir(parents=True)
+    # By its name: default_rng may become another generator in a later numpy.
     random = np.random.Generator(np.random.PCG64(11))
     for name, (factor, step) in SOURCES.items():
         with IndexedDatasetWriter(folder / name, np.uint16) as writer:
@@ -131,6 +135,7 @@ def compare(first: dict[int, float], second: dict[int, float], tolerance: float,
         a, b = first.get(iteration), second.get(iteration)
         difference = None if a is None or b is None else _difference(a, b)
         if difference is not None:
+            # A difference of infinity stays visible here, and is never within a tolerance.
             worst = max(worst, abs(difference))
             equal = equal and abs(difference) <= tolerance
         table.add_row(str(iteration), *("-" if value is None else f"{value:.8f}" for value in (a, b, difference)))
@@ -160,6 +165,7 @@ def main(argv: list[str] | None = None) -> int:
             refuse_to_bless(arguments.bless)
         first = losses_of(arguments.a)
         if arguments.bless:
+            # repr gives the shortest digits that read back as the same number.
             lines = (f"{iteration} {loss!r}\n" for iteration, loss in sorted(first.items()))
             write_text(arguments.bless, HEAD + "".join(lines))
             return 0

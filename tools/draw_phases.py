@@ -47,7 +47,9 @@ def picture(names: list[str], plans: list[dict[str, Any]]) -> str:
     """Return the SVG: a legend, and a row for each plan on one axis of tokens."""
     tokens: Counter[str] = Counter()
     for phase in (phase for plan in plans for phase in plan["phases"]):
+        # A Counter adds up where a dictionary would replace.
         tokens.update({name: source["tokens"] for name, source in phase["sources"].items()})
+    # A seventh source has no colour, and is not drawn.
     colours = {name: colour for (name, _), colour in zip(tokens.most_common(), COLOURS, strict=False)}
     scale = (WIDTH - LEFT - RIGHT) / max(plan["total_tokens"] for plan in plans)
     parts = [legend(colours)]
@@ -90,6 +92,7 @@ def shares(phase: dict[str, Any], colours: dict[str, str], x: float, top: float,
         if not share:
             continue
         height = BAR * share
+        # Two pixels separate phases. A short phase keeps one of its own.
         area = f'x="{x:.1f}" y="{y:.1f}" width="{max(1, width - 2):.1f}" height="{height:.1f}"'
         parts.append(f'<rect {area} fill="{colour}"/>\n')
         if height >= 11:

@@ -45,6 +45,7 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         return refuse(f"pip finds no build of {args.requirement} here:\n{error.stderr.strip()}\n{OTHER_BUILDS}")
     libraries = cuda_libraries(wheel)
+    # nvidia-smi comes with the driver, without which no CUDA build can compute.
     if libraries and not shutil.which("nvidia-smi"):
         named = (
             f"{', '.join(libraries[:3])} and others, {len(libraries)} packages"
@@ -66,6 +67,7 @@ def chosen_wheel(requirement: str, index: str | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         # A file, because pip writes warnings to standard output too.
         report = os.path.join(folder, "report.json")
+        # Without dependencies, or pip would fetch the very libraries that this is to prevent.
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-deps"]
         command += ["--index-url", index] if index else []
         subprocess.run([*command, "--report", report, requirement], check=True, capture_output=True, text=True)
@@ -76,9 +78,11 @@ def chosen_wheel(requirement: str, index: str | None) -> dict[str, Any]:
 
 def cuda_libraries(wheel: dict[str, Any]) -> list[str]:
     """Return the CUDA packages that a wheel's metadata asks for on this machine; none for a CPU build."""
+    # Without +cpu a wheel for Linux may bring CUDA. Its own requirements say so.
     if platform.system() != "Linux" or wheel["version"].endswith("+cpu"):
         return []
     needed = [line for line in wheel.get("requires_dist", []) if CUDA_PACKAGE.match(line.lower())]
+    # A requirement without a marker counts on every machine.
     here = [line for line in needed if MACHINE.findall(line) in ([], [platform.machine()])]
     return sorted({re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in here})
 

@@ -58,6 +58,7 @@ class BlockHasher:
         view = memoryview(raw)
         if not view.nbytes:  # an empty array cannot be cast
             return
+        # Two hashes of the same bytes while they are in the cache: the second one costs little.
         self._whole.update(view)
         view = view.cast("B")
         while len(view):
@@ -86,6 +87,7 @@ def hashes_of(path: Path, block_bytes: int | None = None) -> FileHashes:
 
 def first_difference(found: FileHashes, blocks: Sequence[str]) -> tuple[int, int, int] | None:
     """Return the number, first byte and end of the first block whose hash is another one; None if all agree."""
+    # Not strict: files of other lengths differ too, and the first common blocks tell where.
     for number, (mine, theirs) in enumerate(zip(found.blocks, blocks, strict=False)):
         if mine != theirs:
             first = number * found.block_bytes

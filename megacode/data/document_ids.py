@@ -39,6 +39,7 @@ class Ids:
     @staticmethod
     def of(ids: Sequence[str]) -> Ids:
         """Return ids as one array of bytes."""
+        # One array of bytes: a Python string for each id takes 50 bytes and more.
         raw = [item.encode() for item in ids]
         lengths = np.array([len(item) for item in raw], dtype=np.int64)
         return Ids(lengths, np.frombuffer(b"".join(raw), dtype=np.uint8))
@@ -92,6 +93,7 @@ class DocumentIds:
     def __getitem__(self, document: int) -> str:
         """Return the id of a document."""
         assert 0 <= document < self.documents
+        # A damaged id must not hide its document.
         return self._raw(document).decode(errors="replace")
 
     def _raw(self, document: int) -> bytes:
@@ -100,6 +102,7 @@ class DocumentIds:
 
     def documents_of(self, wanted: str) -> list[int]:
         """Return the documents that have an id, ascending; none if there is no such id."""
+        # In an argument that is not UTF-8 Python puts surrogates, which a plain `encode` refuses.
         raw = wanted.encode(errors="surrogateescape")
         value = np.uint64(xxhash.xxh3_64_intdigest(raw))
         first, last = (int(np.searchsorted(self._hashes, value, side)) for side in ("left", "right"))

@@ -49,6 +49,7 @@ class ControlIds:
         Raises:
             DataError: if one is not a special token of the tokenizer.
         """
+        # Sorted, so that of several unknown tokens every attempt names the same one.
         for name in sorted({control.name for _, control in texts.controls} - self.ids.keys()):
             if name not in self._tokenizer.special_ids:
                 what = f"a document has the control token {name!r}, which is not a special token of the tokenizer"
@@ -75,6 +76,7 @@ class InputPlace:
     bad_lines: int = 0
     read_bytes: int = 0
 
+    # A place is a value of its own: the parsing thread is one chunk ahead of what was written.
     def after(self, part: int, records: Records, parsed: Parsed) -> InputPlace:
         """Return the place after the records that begin here, which are the next ones of a part."""
         return InputPlace(
@@ -113,12 +115,14 @@ class EncodingPass:
         self._writers = {key: writer_of(job, key, dtype, journal.directory) for key in job.keys}
         kept = journal.record or {}
         self._kept, self._reference = kept, reference or bool(kept.get("reference"))
+        # Of what is written. Parsing runs ahead of it.
         self._place = InputPlace(**kept.get("place", {}))
         self._since = 0  # bytes of text, then of sorted tokens, since the last record
 
     def run(self) -> None:
         """Encode everything and finish the files, which then only have to be published."""
         job, sizes = self._job, sizes_of(self._inputs)
+        # A shard is a range of bytes: progress counts those, and not the whole input's.
         share = sum(end - start for _, start, end in job.shard.parts(sizes)) if job.shard else sum(sizes)
         if self._kept:
             documents, directory = format_count(self._place.documents), self._journal.directory
@@ -126,8 +130,10 @@ class EncodingPass:
         self._journal.begin()
         with ExitStack() as stack:
             for key, writer in self._writers.items():
+                # Closed and not removed: after a failure the next attempt resumes from these files.
                 stack.callback(writer.close)
                 writer.open(self._kept["writers"][key] if self._kept else None)
+            # What an earlier attempt has read is not part of the bar, or the time left would be wrong.
             left = share - self._place.read_bytes
             self._encode_all(stack.enter_context(PassProgress("encoding", left, job.log_interval)))
             for writer in self._writers.values():
@@ -136,11 +142,13 @@ class EncodingPass:
             key: {"documents": out.documents, "hashes": {end: asdict(value) for end, value in out.hashes.items()}}
             for key, out in ((key, plain(writer)) for key, writer in self._writers.items())
         }
+        # From now on the job only publishes. A kill before that costs no work.
         self._journal.write({"finished": made, "place": asdict(self._place)})
 
     def _encode_all(self, progress: PassProgress) -> None:
         """Parse chunk after chunk while a thread encodes and writes the one before."""
         place = self._place
+        # One thread, so chunks are written in the order of the input.
         with ThreadPoolExecutor(1) as thread:
             pending: Future[int] | None = None
             for part, records in self._records():
@@ -164,6 +172,7 @@ class EncodingPass:
         for number in range(self._place.part, len(parts)):
             file, part = parts[number]
             done = self._place.done if number == self._place.part else 0
+            # Lines are not numbered here: where an error must name one, the head of the file is read again.
             reader = read_records(
                 self._inputs[file], part, skip_bad=job.skip_bad_lines, columns=columns, numbered=False, done=done
             )
@@ -177,6 +186,7 @@ class EncodingPass:
             # The encoders release Python's lock, so the main thread parses meanwhile.
             flat, offsets = column.joined(*self._tokenizer.encode_batch(column.texts), self._controls.ids)
             self._writers[key].add(*assemble(flat, offsets, column.counts, self._eod), parsed.ids)
+            # Characters, since counting bytes would encode every text once more.
             size += sum(map(len, column.texts))
         progress.advance(place.documents - self._place.documents, records.read_bytes)
         self._place = place
@@ -198,6 +208,7 @@ class EncodingPass:
             return
         written = 0
 
+        # Sorting counts as work, too, and is resumed file by file.
         def sorted_some() -> None:
             nonlocal written
             before, written = written, writer.out.tokens * writer.out.dtype.itemsize
@@ -239,6 +250,7 @@ def assemble(
     lengths = np.diff(offsets)
     kept = lengths > 0
     if counts is None:
+        # A text without tokens leaves an empty document, so documents keep their numbers.
         per_document = kept.astype(np.int64)
     else:
         documents = np.repeat(np.arange(len(counts)), counts)
@@ -248,6 +260,7 @@ def assemble(
         return flat, lengths, per_document
     # The last sequence of each document that has any; empty documents get no token.
     last = np.cumsum(per_document)[per_document > 0] - 1
+    # One insertion for all documents. One for each would copy the tokens as often.
     flat = np.insert(flat, np.cumsum(lengths)[last], eod)
     lengths[last] += 1
     return flat, lengths, per_document

@@ -103,6 +103,7 @@ class FillInMiddle:
         make_encoder: Callable[[], PartEncoder],
     ) -> None:
         self.sentinels, self._rate, self._spm_rate = sentinels, rate, spm_rate
+        # A source's name is in the key, so equal document numbers of two sources draw differently.
         self._key = bytes.fromhex(digest("fill in the middle", str(seed), source))
         self._make_encoder = make_encoder
 
@@ -141,6 +142,7 @@ class FillInMiddle:
                 found = tokens.copy()  # the window is a view of the file
             size = piece.last + 1 - piece.first
             found[span] = [*made, *[self.sentinels.eod] * (size - len(made))]
+            # One place earlier than the tokens: the mask is of labels, and a label is the next token.
             fillers.append(slice(piece.first + len(made) - 1, piece.last))
             documents.append(piece.document)
             count += size
@@ -153,6 +155,7 @@ class FillInMiddle:
 
     def _choice(self, document: int, epoch: int) -> bool | None:
         """Return whether a document is read as SPM; None: as stored."""
+        # Without the offset: both pieces of a document over a border of windows get the same answer.
         chosen, form = self._drawn(2, document, epoch)
         return form < self._spm_rate * _WORD if chosen < self._rate * _WORD else None
 
@@ -164,6 +167,7 @@ class FillInMiddle:
     def _cuts(self, characters: int, piece: WindowPiece, epoch: int) -> Iterator[tuple[int, int]]:
         """Yield pairs of characters, ascending, each uniform in 0 .. characters."""
         drawn = [
+            # A product and a shift in place of a remainder, which would favour small numbers.
             number * (characters + 1) >> 64
             for number in self._drawn(2 * _ATTEMPTS, piece.document, epoch, piece.offset)
         ]
@@ -175,6 +179,7 @@ class FillInMiddle:
         """Return a piece's tokens in their new order, at most as many; None: it is read as stored."""
         end = [self.sentinels.eod] if piece.ends and stored[-1] == self.sentinels.eod else []
         body = stored[: len(stored) - len(end)]
+        # Ids beyond the vocabulary stand for no text, and the table does not have them.
         if len(body) < _SHORTEST or body.max() >= len(self._control) or self._control[body].any():
             return None
         text = self._encoder.divided(body, begins=piece.offset == 0, ends=piece.ends)
@@ -186,6 +191,7 @@ class FillInMiddle:
                 prefix, middle, suffix = text.parts(low, high)
             except UnicodeDecodeError:  # stored by another tool
                 return None
+            # The middle is never shortened: it is what the model has to learn to end.
             room = len(body) - len(text.head) - 3 - len(prefix) - len(middle)
             if room < 0:
                 continue

@@ -52,6 +52,7 @@ def sentinels_of(config: TokenizerConfig | None) -> Sentinels | None:
     """
     if config is None or not Path(config.path).exists():
         return None
+    # The time of the change is part of the key, so an edited tokenizer is read again.
     return _read(config, newest_change(Path(config.path)))
 
 
@@ -70,6 +71,7 @@ def find_sentinels(tokenizer: Tokenizer, named: FimTokens | None = None) -> Sent
     Raises:
         ConfigError: they do not exist, are not three, one ends documents, or the tokenizer changes parts of a text.
     """
+    # The first family of which all three exist: a tokenizer may have single tokens of another one.
     names = named or next((family for family in FAMILIES if None not in _ids(tokenizer, family).values()), None)
     if names is None:
         what = f"{tokenizer.path} has no tokens for fill in the middle of a known family"
@@ -101,6 +103,7 @@ def _problems(tokenizer: Tokenizer, names: FimTokens) -> Iterator[Problem]:
     if tokenizer.eod is None:
         what = "the tokenizer has no end-of-document token, so a model could not learn where a middle ends"
         yield Problem(what, "tokenizer", "use a tokenizer with one, or set every fim_rate to 0")
+    # Lossless on these, or the document that a model learns is another one than was stored.
     changed = next((text for text in _PARTS if tokenizer.decode(tokenizer.encode(text)) != text), None)
     if changed is not None:
         what = f"the tokenizer does not give {changed!r} back, so prefix, middle and suffix would be other text"
@@ -125,6 +128,7 @@ def check_stored(name: str, sentinels: Sentinels, dtype: np.dtype, blocks: Itera
         what = f"its tokens are {dtype.name}, which cannot hold the sentinel {max(sentinels.marks)}"
         raise DataError(what, where, "preprocess the source again with --dtype int32")
     for block in blocks:
+        # A sample: it finds a data set that was rearranged before, and not a single stray token.
         found = np.isin(block, sentinels.marks)
         if found.any():
             what = f"the data set already holds token {int(block[found][0])}, a sentinel of fill in the middle"

@@ -65,6 +65,7 @@ class IdsWriter:
             self._write_hashes()
             with self.path.open("w+b") as file:
                 file.write(HEADER.pack(MAGIC, VERSION, documents, self._text.size))
+                # What follows writes by position, past Python's buffer.
                 file.flush()
                 self._sort_into(file.fileno(), hashes, numbers)
                 file.seek(offsets)
@@ -74,6 +75,7 @@ class IdsWriter:
                 for part in self._text.blocks():
                     file.write(part)
             remove(self._hashes)
+        # Read once more, since the ranges were not written in the file's order.
         return self._hashed()
 
     def _hashed(self) -> FileHashes:
@@ -109,6 +111,7 @@ class IdsWriter:
             mine = ranges[_leading(block)]
             order = np.argsort(mine, kind="stable")
             for number, count in zip(*np.unique(mine, return_counts=True), strict=True):
+                # `unique` gives the ranges ascending, and so are they in `order`.
                 some, order = order[:count], order[count:]
                 _put(file, hashes + 8 * int(cursors[number]), block[some])
                 _put(file, numbers + 8 * int(cursors[number]), documents[some])
@@ -161,6 +164,7 @@ def _ranges(sizes: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.ND
 def _put(file: int, place: int, values: _Hashes) -> None:
     raw = np.ascontiguousarray(values).tobytes()
     while raw:
+        # It may write less than it was given.
         written = os.pwrite(file, raw, place)
         raw, place = raw[written:], place + written
 

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from megacode.base.errors import DataError
 
+# The layout is Megatron-core's `_IndexWriter`, so its readers open our files, and we open theirs.
 MAGIC = b"MMIDIDX\x00\x00"
+# Without alignment: 34 bytes, so the arrays behind it are never aligned to 8.
 HEADER = struct.Struct("<9sQBQQ")
 DTYPES: dict[int, np.dtype] = {
     1: np.dtype(np.uint8),
@@ -84,6 +86,7 @@ def read_header(index: mmap.mmap, path: Path) -> tuple[np.dtype, int, int]:
 
 def array_offsets(sequences: int) -> tuple[int, int, int]:
     """Return where in an `.idx` the lengths, the offsets and the borders begin."""
+    # int32 lengths, int64 offsets, int64 borders: 12 bytes a sequence and 8 a document.
     lengths = HEADER.size
     return lengths, lengths + 4 * sequences, lengths + 12 * sequences
 
@@ -93,6 +96,7 @@ def by_document(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return lengths of sequences and sequences in each document; without `counts`, a length is a document."""
     if counts is None:
+        # An empty document has no sequence at all, and not one of length 0.
         kept = lengths > 0
         return lengths[kept].astype(np.int64), kept.astype(np.int64)
     return lengths.astype(np.int64), counts.astype(np.int64)

@@ -38,9 +38,11 @@ class Journal:
     """
 
     def __init__(self, prefix: Path, facts: Json, *, resumable: bool = True) -> None:
+        # Beside the output, and so on its disk: publishing is then a rename, and copies nothing.
         self.directory = prefix.with_name(f".{prefix.name}.partial")
         self.record: Json | None = None
         self._path = self.directory / "record.json"
+        # The format is a fact, too: records of an older layout are another job's.
         self._facts = {"format": _FORMAT, **facts}
         self.resumable = resumable
 
@@ -57,11 +59,14 @@ class Journal:
         """
         found = read_json(self._path)
         theirs = found.get("facts", {})
+        # Names of both, so that a setting which only one of them has differs as well.
         differing = [name for name in {**theirs, **self._facts} if theirs.get(name) != self._facts.get(name)]
+        # Lines that were skipped are not in the files, and this job must not leave any out.
         if found and found["place"]["bad_lines"] and not skip_bad_lines:
             differing.append("--skip-bad-lines")
         if found and not differing and self.resumable:
             self.record = found
+        # Hours of work: only the user may give it up.
         elif found and not overwrite:
             what = f"there is unfinished work of another command, which differs in {_listed(differing or ['input'])}"
             fix = "run that command again to go on with it, or give --overwrite to discard it and start again"
@@ -71,6 +76,7 @@ class Journal:
     def begin(self) -> None:
         """Make the directory; without a record all that is in it is removed."""
         if self.record is None:
+            # Without a record nobody knows how much of these files is whole.
             self.clear()
         self.directory.mkdir(parents=True, exist_ok=True)
 

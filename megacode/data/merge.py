@@ -66,6 +66,7 @@ def merge(
             "the output is one of the inputs", f"--output-prefix {output_prefix}", "choose another prefix"
         )
     facts = _check_alike(parts, shuffle_seed)
+    # Refusals first, cheapest first: what follows reads whole indices, and then all data.
     refuse_unwritable(bin_path(output_prefix), "--output-prefix")
     with claimed(Path(output_prefix), "--output-prefix"):
         refuse_existing(manifests.files_of([Path(output_prefix)]), overwrite, "--output-prefix")
@@ -95,6 +96,7 @@ def find_parts(patterns: Sequence[str]) -> list[StoredDataset]:
         if not names:
             fix = "give prefixes without .bin and .idx, or a quoted glob of them"
             raise DataError("there is no such data set", f"--input {pattern}", fix)
+        # A glob has no order of its own, and that of the file system differs between machines.
         prefixes += sorted(names)
     twice = [name for name, times in Counter(prefixes).items() if times > 1]
     if twice:
@@ -113,6 +115,7 @@ def _in_order(prefixes: list[str]) -> list[str]:
     if not any(shards):
         return prefixes
     wholes = sorted({f"{shard[0]} in {shard[1].count} shards" if shard else "no shard" for shard in shards})
+    # Shards of two wholes have no common order.
     if len(wholes) > 1:
         fix = "merge the shards of one data set at a time"
         raise ConfigError(f"they belong to different data sets: {'; '.join(wholes)}", "--input", fix)
@@ -150,6 +153,7 @@ def _check_alike(parts: Sequence[StoredDataset], shuffle_seed: int | None) -> di
     tokenizer = _same("tokenizer", parts, None, lambda facts: (facts or {}).get("hash", "none known")[:12])
     if len(known) < len(parts):
         _LOG.warning("some data sets have no manifest: megacode cannot check that one tokenizer made them all")
+        # One unknown tokenizer is enough: the result cannot claim to be made by the others'.
         tokenizer = None
     return {
         "tokenizer": tokenizer,
@@ -201,6 +205,7 @@ def _seed(parts: Sequence[StoredDataset], wanted: int | None) -> int | None:
     """Return the seed of the shuffle; shards must have been made for one whole, and for this seed if for any."""
 
     def whole_of(shard: dict[str, Any] | None) -> object:
+        # All but its number is the same for the shards of one whole.
         return {key: value for key, value in (shard or {}).items() if key != "index"}
 
     shard = _same("shard", parts, None, whole_of) or {}
@@ -230,6 +235,7 @@ def _check_contents(parts: Sequence[StoredDataset]) -> None:
 def _check_space(parts: Sequence[StoredDataset], output: Path, shuffled: bool) -> None:
     """Check that the output, and the temporary files of a shuffle, fit on the disk."""
     paths = [path(part.prefix) for part in parts for path in (bin_path, idx_path, ids_path)]
+    # Ids are optional, and an empty shard has no tokens and no index.
     files = [path for path in paths if path.exists()]
     # A shuffle writes every document to its sorting files before it writes the output.
     needed = sum(file.stat().st_size for file in files) * (2 if shuffled else 1)

@@ -57,6 +57,7 @@ def read_rows(
             rows, lines, bad = rows_of(batch, facts["row"])
             last = facts["row"] + batch.num_rows - 1
             if bad and not skip_bad:
+                # The rows before it come first: the caller writes them, and a later attempt continues there.
                 before = [number for number in lines if number < bad[0][0]]
                 if before:
                     yield Records(path, facts["row"], rows[: len(before)], before, 0, done=bad[0][0] - 1)
@@ -72,9 +73,11 @@ def rows_of(batch: Any, first: int) -> tuple[list[dict[str, Any]], list[int], li
     if not names:
         return [{} for _ in numbers], list(numbers), []
     try:
+        # By columns: pyarrow makes Python objects of a whole column much faster than of single values.
         columns = [column.to_pylist() for column in batch.columns]
         return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)], list(numbers), []
     except UnicodeDecodeError:
+        # Slow, and only for batches with a bad text: the fast way cannot tell which row it is in.
         return _rows_one_by_one(batch, numbers)
 
 
@@ -110,6 +113,7 @@ class _Child:
         try:
             with pyarrow.ipc.open_stream(self.process.stdout) as stream:
                 while True:
+                    # Arrow's stream carries our facts beside each batch, so no second pipe is needed.
                     batch, metadata = stream.read_next_batch_with_custom_metadata()
                     yield batch, json.loads(metadata["facts"])
         except (StopIteration, pyarrow.ArrowException, OSError):
@@ -121,10 +125,12 @@ class _Child:
         code = self.process.wait()
         if code == 0:
             return
+        # A file and no pipe: a child that writes many errors would block on a full one.
         self.errors.seek(0)
         said = self.errors.read().decode(errors="replace").strip()
         if code == UNSUITABLE:
             raise DataError(said, str(path), "name other keys, or convert the file")
+        # Python's sign for an end by a signal: pyarrow aborted or crashed.
         if code < 0:
             said = f"pyarrow crashed on it ({signal.Signals(-code).name})"
         raise DataError(f"it cannot be read: {said}; the file has {path.stat().st_size:,} bytes", str(path), _DAMAGED)
@@ -133,6 +139,7 @@ class _Child:
 @contextmanager
 def _started(request: list[Any]) -> Iterator[_Child]:
     """Start the process that reads; it ends with the `with` block."""
+    # -P: the script's folder is not searched for modules, so none of megacode's hides one of pyarrow's.
     command = [sys.executable, "-P", str(_CHILD), json.dumps([MEMORY_BYTES, *request])]
     with tempfile.TemporaryFile() as errors:
         environment = {**os.environ, **_ENVIRONMENT}
@@ -140,6 +147,7 @@ def _started(request: list[Any]) -> Iterator[_Child]:
         try:
             yield _Child(process, errors)
         finally:
+            # Where the caller stops early the child waits for room in the pipe, and would never end.
             process.kill()
             process.wait()
             if process.stdout is not None:

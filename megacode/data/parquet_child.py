@@ -57,6 +57,7 @@ def main(path: str, start: int, end: int, done: int, columns: Sequence[str] | No
     import pyarrow
     import pyarrow.parquet
 
+    # Threads reserve address space each, which is what the limit counts.
     pyarrow.set_cpu_count(1)
     with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, page_checksum_verification=True) as file:
         schema = _schema(file, columns)
@@ -74,11 +75,13 @@ def groups(metadata: Any, size: int) -> list[Group]:
     """
     facts = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     rows = [group.num_rows for group in facts]
+    # Counts of a damaged footer may be negative, and still add up.
     if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
         raise ValueError(f"its footer names {metadata.num_rows:,} rows, its row groups have {sum(rows):,}")
     begins = [0]
     for group in facts[1:]:
         column = group.column(0)
+        # A dictionary page, where there is one, comes before the data pages.
         begin = min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
         # Whatever a damaged footer says, they follow each other and each belongs to one part of the file.
         begins.append(max(begins[-1], min(begin, size - 1)))
@@ -147,6 +150,7 @@ def _batches(file: Any, group: Group, schema: Any, columns: Sequence[str] | None
         ValueError: if it is damaged; says where it lies.
     """
     facts, done = file.metadata.row_group(group.number), 0
+    # By the mean size of a row, so long documents come in batches of few.
     rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, facts.total_byte_size // max(1, group.rows))))
     wanted = None if columns is None else list(columns)
     batches = file.iter_batches(rows, [group.number], wanted, use_threads=False)
@@ -156,6 +160,7 @@ def _batches(file: Any, group: Group, schema: Any, columns: Sequence[str] | None
             batch = next(batches, None)
             if batch is None:
                 break
+            # Cheap checks of lengths and buffers: a damaged batch must not reach the conversion.
             batch.validate()
             batch = _converted(batch, schema)
         except MemoryError:
@@ -164,6 +169,7 @@ def _batches(file: Any, group: Group, schema: Any, columns: Sequence[str] | None
             raise ValueError(f"{_said(error)} ({place})") from None
         yield batch
         done += batch.num_rows
+    # A damaged row group may end early without an error of pyarrow's.
     if done != group.rows:
         raise ValueError(f"{done:,} rows are there, the footer has {group.rows:,} ({place})")
 
@@ -183,6 +189,7 @@ def _said(error: Exception) -> str:
 
 def _run(memory: int, path: str, start: int, end: int, done: int, columns: Sequence[str] | None) -> None:
     """Run `main` with a limit on memory; an error goes to standard error and decides the exit code."""
+    # Address space: a limit on resident memory does nothing on Linux.
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     try:
         main(path, start, end, done, columns, sys.stdout.buffer)

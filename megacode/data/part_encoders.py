@@ -87,6 +87,7 @@ class PartEncoder(ABC):
 def part_encoder(tokenizer: Tokenizer) -> PartEncoder:
     """Return the cheapest encoder that is right for a tokenizer."""
     if isinstance(tokenizer, HuggingFaceTokenizer) and has_proven_words(tokenizer.document):
+        # 0.35 us a token read instead of 1.05, at a rate of 0.5 and documents of 570 tokens.
         return LocalParts(tokenizer)
     return WholeParts(tokenizer)
 
@@ -113,6 +114,7 @@ class WholeParts(PartEncoder):
 
     def _begin(self, ids: list[int]) -> int:
         decode = self.tokenizer.decode
+        # Decoders show an incomplete character as U+FFFD, in front as well as behind.
         starts = range(min(_CHARACTER_TOKENS, len(ids)))
         return next((k for k in starts if not decode(ids[k : k + _CHARACTER_TOKENS]).startswith(_BROKEN)), 0)
 
@@ -141,6 +143,7 @@ class LocalParts(PartEncoder):
         self.bytes_of = _token_bytes(tokenizer)
         self.control |= np.array([not raw for raw in self.bytes_of])
         # Facts of each id, looked up for a whole piece at once.
+        # How many characters begin in a token: continuation bytes of UTF-8 are 10xxxxxx.
         self.starts = np.array([sum(byte & 0xC0 != 0x80 for byte in raw) for raw in self.bytes_of], dtype=np.int64)
         self.ends_word = np.array([raw[-1:].isalpha() for raw in self.bytes_of])  # of bytes: ASCII alone
         self.begins_space = np.array([raw[:1].isspace() for raw in self.bytes_of])
@@ -181,8 +184,10 @@ class _Place(NamedTuple):
 class _LocalText(Divided):
     def __init__(self, encoder: LocalParts, head: list[int], tokens: Tokens, begins: bool, ends: bool) -> None:
         self._encoder, self.head, self._tokens = encoder, head, tokens
+        # From characters to tokens by one binary search each.
         self._read = np.cumsum(encoder.starts[tokens])
         self.characters = int(self._read[-1])
+        # A letter before white space: the places where a word surely ends.
         borders = np.flatnonzero(encoder.ends_word[tokens[:-1]] & encoder.begins_space[tokens[1:]]) + 1
         self._borders = np.concatenate(([0] * begins, borders, [len(tokens)] * ends)).astype(np.int64)
 
@@ -190,6 +195,7 @@ class _LocalText(Divided):
         places = [_Place(0, 0), self._place(low), self._place(high), _Place(len(self._tokens), 0)]
         texts: list[str] = []
         plans = [self._plan(*ends, texts) for ends in pairwise(places)]
+        # All ends of the three parts in one call: each call has a cost of its own.
         encoded = self._encoder.tokenizer.encode_each(texts)
         found = [
             [token for item in plan for token in (encoded[item] if isinstance(item, int) else item)] for plan in plans
@@ -208,6 +214,7 @@ class _LocalText(Divided):
     def _plan(self, low: _Place, high: _Place, texts: list[str]) -> list[int | list[int]]:
         """Return what a part consists of: stored ids, and numbers of `texts`, to which those to encode are added."""
         borders = self._borders
+        # A part that begins inside a token cannot keep it.
         first = int(np.searchsorted(borders, low.token + (low.byte > 0)))
         last = int(np.searchsorted(borders, high.token, side="right")) - 1
         if first >= last:  # no stored tokens to keep
@@ -225,6 +232,7 @@ class _LocalText(Divided):
             return []
         tokens = self._tokens[low.token : high.token + (high.byte > 0)].tolist()
         raw = b"".join(self._encoder.bytes_of[token] for token in tokens)
+        # Bytes of the last token behind the cut, as a negative number.
         last = high.byte - len(self._encoder.bytes_of[tokens[-1]]) if high.byte else 0
         texts.append(raw[low.byte : len(raw) + last].decode())
         return [len(texts) - 1]
@@ -233,6 +241,7 @@ class _LocalText(Divided):
 def has_proven_words(document: Mapping[str, Any]) -> bool:
     """Return whether a tokenizer.json splits texts into words as `LocalParts` needs it."""
     model, normalizer = document["model"], document.get("normalizer")
+    # Dropout would give a word other ids each time.
     plain = model.get("type") == "BPE" and not model.get("dropout")
     whole_words = not model.get("continuing_subword_prefix") and not model.get("end_of_word_suffix")
     # NFC joins no letter with white space.

@@ -46,6 +46,7 @@ def lines_before(path: Path, end: int) -> int:
     if end == 0:
         return 0
     with path.open("rb") as file:
+        # Only for messages: counting lines in every chunk would cost time for nothing.
         return sum(block.count(b"\n") for block in iter(lambda: file.read(min(_BLOCK_BYTES, end - file.tell())), b""))
 
 
@@ -57,6 +58,7 @@ def field_of(row: Mapping[str, Any], key: str, default: Any = None) -> Any:
         key: `a.b` is the key `b` of the object under `a`, unless the record has a key that is literally `a.b`.
         default: what to return where there is no such key.
     """
+    # A literal `a.b` wins, as some data sets have such columns.
     if key in row or "." not in key:
         return row.get(key, default)
     head, _, rest = key.partition(".")
@@ -102,6 +104,7 @@ def check_characters(row: Mapping[str, Any], keys: Sequence[str] | None) -> None
     for key in row if keys is None else keys:
         value = row[key] if keys is None else field_of(row, key)
         try:
+            # Encoding is the check: JSON may escape half of a surrogate pair, and UTF-8 has none.
             (key + (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))).encode()
         except UnicodeEncodeError:
             what = "holds an unpaired surrogate, which is not a valid character"

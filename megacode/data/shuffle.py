@@ -38,6 +38,7 @@ _FLUSHES = 16  # files flushed to the disk at once, which takes an eighth of the
 def document_keys(seed: int, first: int, count: int) -> npt.NDArray[np.uint64]:
     """Return the sort keys of documents `first` to `first + count - 1`, uint64 [count]."""
     start = int(digest("documents", str(seed))[:16], 16)
+    # Odd, so that the first 2^64 multiples of it are all different.
     gamma = 0x9E3779B97F4A7C15
     # Every step of the mix is invertible, so keys of different documents never collide.
     state = np.arange(count, dtype=np.uint64) * np.uint64(gamma) + np.uint64((start + first * gamma) % (1 << 64))
@@ -80,6 +81,7 @@ class _Documents:
         """Append them to a file."""
         arrays = [getattr(self, item.name) for item in fields(self)]
         with naming(path), path.open("ab") as file:
+            # Sizes in front, so that a frame is read back in six reads and without a parser.
             file.write(np.array([len(array) for array in arrays], dtype=np.int64).data)
             for array in arrays:
                 file.write(np.ascontiguousarray(array).data)
@@ -127,6 +129,7 @@ class ShuffledWriter:
         self.out = IndexedDatasetWriter(prefix, dtype, with_ids=with_ids, scratch=scratch)
         self._seed, self._documents, self._with_ids = seed, 0, with_ids
         name = self.out.prefix.name
+        # The process id keeps two shuffles of one prefix apart.
         temporary = self.out.prefix.with_name(f".{name}.{os.getpid()}.shuffle.tmp")
         self._directory = temporary if scratch is None else scratch / f"{name}.shuffle"
         self._grown = False  # whether documents were added since the last `sync`
@@ -155,6 +158,7 @@ class ShuffledWriter:
         self._directory.mkdir(exist_ok=True)
         for path in self._directory.iterdir():
             if path.name in kept["files"]:
+                # What came after the record is added again from the input.
                 os.truncate(path, kept["files"][path.name])
             else:  # its documents came later, or were written already
                 remove(path)
@@ -166,9 +170,11 @@ class ShuffledWriter:
             remove(path)
         self._durable, self._done = self._done, []
         out = self.out.sync()
+        # Names sort as their keys do, so what is greater is not written yet.
         files = [path for path in self._directory.iterdir() if path.is_file() and path.name > self._sorted]
         if self._grown:
             with ThreadPoolExecutor(_FLUSHES) as threads:
+                # The directory as well: a new file's name is not durable without it.
                 list(threads.map(_flush, [*files, self._directory]))
             self._grown = False
         sizes = {path.name: path.stat().st_size for path in files}
@@ -186,6 +192,7 @@ class ShuffledWriter:
         keys = document_keys(self._seed, self._documents, len(counts))
         self._documents += len(counts)
         ids = ids or Ids.of(())
+        # Narrowed before it is spooled: half the bytes to write and to read where ids fit into uint16.
         kept = tokens.astype(self.out.dtype, copy=False)
         batch = _Documents(keys, counts, lengths, kept, ids.lengths, ids.text)
         _distribute(batch, self._directory, 64 - _BITS)
@@ -208,6 +215,7 @@ class ShuffledWriter:
             if sorted_some is None:
                 path.unlink()
             else:
+                # Kept until the tokens are durable: after a kill it is needed to write them again.
                 self._done.append(path)
                 sorted_some()
         self.out.finish()
@@ -217,6 +225,7 @@ class ShuffledWriter:
         # Memory stays at a few times this size. With no bits left, keys are nearly equal: sort regardless.
         if path.stat().st_size <= _SORTED_BYTES or shift < _BITS:
             documents = _joined(list(_frames(path, self.out.dtype)))
+            # Keys are distinct, so no order within equal keys has to be chosen.
             ordered = documents.take(np.argsort(documents.keys, kind="stable"))
             ids = Ids(ordered.id_lengths, ordered.id_text) if self._with_ids else None
             self.out.add(ordered.tokens, ordered.lengths, ordered.counts, ids)
@@ -227,6 +236,7 @@ class ShuffledWriter:
             _distribute(frame, inner, shift - _BITS)
         for part in sorted(inner.iterdir()):
             self._drain(part, shift - _BITS)
+            # At once, since the file itself stays, and the output grows beside both.
             part.unlink()
         inner.rmdir()
 

@@ -41,6 +41,7 @@ class Spool:
             self.hasher = BlockHasher()
             for block in self.blocks(kept) if kept else ():
                 self.hasher.update(block)
+        # r+b, since wb would remove what is kept, and ab cannot be cut back to a place.
         self._file = self.path.open("r+b" if kept else "wb")
         self._file.truncate(kept)
         self._file.seek(kept)
@@ -52,6 +53,7 @@ class Spool:
             self._file.write(raw)
         if self.hasher is not None:
             self.hasher.update(raw)
+        # Of the buffer: `len` of an array counts its items.
         self.size += memoryview(raw).nbytes
 
     def sync(self) -> int:
@@ -94,6 +96,7 @@ def flush(path: Path) -> None:
     """Flush a file or directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        # A descriptor for reading is enough, and the only one that a directory gives.
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

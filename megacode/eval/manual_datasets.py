@@ -72,6 +72,7 @@ def _quac(article: dict[str, Any], section: dict[str, Any]) -> list[dict[str, An
         answers = list(dict.fromkeys(answer["text"] for answer in question["answers"]))
         item = {"id": question["id"], "prompt": prompt, "answers": [_shown_answer(answer) for answer in answers]}
         items.append({**item, "dialogue": question["id"].partition("_q#")[0]})
+        # The dialogue continues with the answer that was given then, not with the model's.
         prompt += f" {_shown_answer(question['orig_answer']['text'])}"
     return items
 
@@ -109,6 +110,7 @@ def read_storycloze() -> list[dict[str, Any]]:
 
 
 def _story(row: dict[str, str]) -> dict[str, Any]:
+    # The file counts endings from 1.
     answer = int(row["AnswerRightEnding"]) - 1
     if answer not in (0, 1):
         raise ValueError(f"AnswerRightEnding {answer + 1}")
@@ -131,6 +133,7 @@ def fetch_quac() -> None:
         return
     with (
         urllib.request.urlopen(QUAC_URL, timeout=_TIMEOUT_SECONDS) as answer,
+        # A download that broke off must not pass for the file.
         atomic_path(path) as temporary,
         temporary.open("wb") as file,
     ):

@@ -67,6 +67,7 @@ def _deviations(values: Sequence[Any], score: float) -> list[float] | None:
         if not total:  # pairs of another kind, such as labels for F1
             return None
         rate = sum(bits) / total
+        # A score that the items do not give back has another formula, and this error would be wrong.
         known = math.isclose(rate, score, rel_tol=1e-6)
         return [(one - rate * size) / total for one, size in zip(bits, sizes, strict=True)] if known else None
     if not all(isinstance(value, (int, float)) for value in values):

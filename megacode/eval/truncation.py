@@ -46,6 +46,7 @@ def counting_cuts() -> Any:
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **settings: Any) -> Any:
             for texts, context, answer in requests:
                 if texts is not None and texts[0] is not None:  # windows of rolling texts are never truncated
+                    # One token more than the context fits: the last one is only predicted.
                     self._note((texts[0], texts[1]), len(context) + len(answer) - self.max_length - 1)
             return super()._loglikelihood_tokens(requests, *args, **settings)
 

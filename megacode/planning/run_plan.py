@@ -57,6 +57,7 @@ class Plan:
             return []
         if every.unit == "iterations":
             return list(range(every.count, self.batches.total_iterations + 1, every.count))
+        # Rounded up: a multiple in tokens is reached once all of them are read.
         samples = -(-every.count // (self.schedule.seq_length if every.unit == "tokens" else 1))
         # A multiple inside an iteration is reached by that iteration.
         clocks = range(samples, self.schedule.total_samples + 1, samples)
@@ -84,6 +85,7 @@ def crosses(every: Quantity | None, seq_length: int, iteration: int, before: int
         return False
     if every.unit == "iterations":
         return iteration % every.count == 0
+    # The same rounding as in `Plan.multiples`, or training would save at other iterations than planned.
     samples = -(-every.count // (seq_length if every.unit == "tokens" else 1))
     # Comparing quotients also works where an iteration jumps over the multiple.
     return after // samples > before // samples

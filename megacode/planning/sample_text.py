@@ -56,6 +56,7 @@ def decoded_rows(config: RunConfig, first: int, count: int) -> list[tuple[Row, l
         raise ConfigError("the run has no tokenizer to decode with", "tokenizer", "set the one that made the data")
     rows, tokenizer = order_rows(config, first, count), load_tokenizer(config.tokenizer)
     streams = {name: open_source(config, name) for name in {row["source"] for row in rows}}
+    # Ids of another tokenizer decode to fluent nonsense, and nothing would fail.
     for stream in streams.values():
         manifests.check_tokenizer(stream.prefix, manifests.read(stream.prefix), tokenizer.hash)
     schedule = build_schedule(config, source_sizes(config))
@@ -92,6 +93,7 @@ def decoded(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     names, parts, start = {number: name for name, number in tokenizer.special_ids.items()}, [], 0
     for place in [*(n for n, token in enumerate(ids) if token in names), len(ids)]:
         if start < place:
+            # All ids between two special tokens at once: a character may be spread over several.
             parts.append(visible(tokenizer.decode(ids[start:place])))
         if place < len(ids):
             parts.append(f"⟦{names[ids[place]]}⟧")
@@ -119,5 +121,6 @@ def shortened(text: str, most: int) -> str:
     """Return the head and the tail of a text, and how much is left out between them."""
     if len(text) <= most:
         return text
+    # The head tells what a text is. The tail only shows how it ends.
     tail = most // 4
     return f"{text[: most - tail]}\n  [... {len(text) - most:,} characters ...]\n{text[len(text) - tail :]}"

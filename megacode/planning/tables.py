@@ -227,4 +227,5 @@ def _count(value: int | None) -> str:
 
 def _colours(document: _Json) -> dict[str, str]:
     palette = ("cyan", "magenta", "green", "blue", "yellow", "bright_cyan", "bright_magenta", "bright_green")
+    # A ninth source gets the first one's colour: terminals have few that can be told apart.
     return {name: palette[k % len(palette)] for k, name in enumerate(document["sources"])}

@@ -38,6 +38,7 @@ WEIGHTS = {
     "law": 0.01,
 }
 SEQ_LENGTH = 4096
+# Large, so that Python's cost of a call is spread over many samples.
 BLOCK = 1 << 16
 Order = Callable[[int, int], NDArray[np.integer[Any]]]
 
@@ -75,6 +76,7 @@ def best_of(rounds: int, work: Callable[[], object]) -> float:
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
+    # The least: other load on the machine can only add.
     return min(seconds)
 
 
@@ -100,14 +102,17 @@ def largest_deviation(order: Order, total: int, shares: list[float]) -> float:
 def bench_megacode(samples: int, draws: int, deviations: bool) -> dict[str, Any]:
     """Return megacode's figures."""
     config = run_config(samples)
+    # A quarter of the phase each, so that the largest source begins a second epoch.
     sizes = {name: SourceSize(name, samples // 4 * SEQ_LENGTH + 1) for name in WEIGHTS}
     build_schedule(config, sizes)  # imports and caches
+    # Counts Python's and numpy's memory, and slows both: the time is taken in other calls.
     tracemalloc.start()
     schedule = build_schedule(config, sizes)
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     tree = schedule.phases[0].tree
     positions = {name: k for k, name in enumerate(WEIGHTS)}
+    # The tree has an order of its own, and deviations are counted in that of WEIGHTS.
     renumber = np.array([positions[name] for name in tree.names])
     result = {
         "build_seconds": best_of(5, lambda: build_schedule(config, sizes)),
@@ -115,6 +120,7 @@ def bench_megacode(samples: int, draws: int, deviations: bool) -> dict[str, Any]
         "order_seconds_a_sample": _read(draws, lambda first, last: tree.many(np.arange(first, last))),
         "draw_seconds_a_sample": _read(draws, lambda first, last: schedule.draws(np.arange(first, last))),
         "one_draw_seconds": _one_draw(schedule),
+        # What a resume asks for, in the middle of the phase.
         "counts_at_seconds": best_of(5, lambda: schedule.counts_at(samples // 3)),
     }
     if deviations:
@@ -124,6 +130,7 @@ def bench_megacode(samples: int, draws: int, deviations: bool) -> dict[str, Any]
 
 
 def _read(draws: int, read: Callable[[int, int], object]) -> float:
+    # Once: 10M samples take half a second to a second, which evens out short disturbances.
     start = time.perf_counter()
     for first, last in blocks(draws):
         read(first, last)
@@ -131,6 +138,7 @@ def _read(draws: int, read: Callable[[int, int], object]) -> float:
 
 
 def _one_draw(schedule: Schedule) -> float:
+    # Anywhere: neighbouring samples could share work.
     places = np.random.default_rng(0).integers(0, schedule.total_samples, 5000).tolist()
     return best_of(3, lambda: [schedule.draw(place) for place in places]) / len(places)
 
@@ -140,11 +148,13 @@ def bench_megatron(samples: int, draws: int, deviations: bool) -> dict[str, Any]
     from megatron.core.datasets.helpers_cpp import build_blending_indices
 
     start = time.perf_counter()
+    # 10 bytes a sample. The kernel hands out zeroed pages when the helper fills them, inside the clock.
     sources, numbers = np.zeros(samples, dtype=np.int16), np.zeros(samples, dtype=np.int64)
     build_blending_indices(sources, numbers, np.array(list(WEIGHTS.values())), len(WEIGHTS), samples, False)
     result = {
         "build_seconds": time.perf_counter() - start,
         "bytes": sources.nbytes + numbers.nbytes,
+        # A slice alone would read nothing. Adding 0 makes a copy.
         "order_seconds_a_sample": _read(draws, lambda first, last: (sources[first:last] + 0, numbers[first:last] + 0)),
     }
     if deviations:

@@ -79,6 +79,7 @@ def write_checkpoint(config: RunConfig, directory: Path) -> int:
     shapes = mcore_shapes(config.model, Sizes.of(config.model, tokenizer.vocab_size))
     directory.mkdir()
     slots = [Slot(f"model.{name}", shape, "F32") for name, shape in shapes.items()]
+    # One tensor at a time: 3.5B parameters are 12.9 GiB in fp32, more than many machines have free.
     files = write_alone(directory, [(shard_name(0), slots)], (bytes_of(weight) for weight in _random(shapes)))
     state = TrainState(config=dump_config(config), tokenizer_hash=tokenizer.hash)
     state.layout = {"world_size": 1, "tensor": 1, "pipeline": 1, "context": 1}
@@ -94,6 +95,7 @@ def _random(shapes: dict[str, tuple[int, ...]]) -> Iterator[torch.Tensor]:
         if len(shape) == 1:
             yield whole.fill_(1.0)
             continue
+        # In blocks: the random numbers of a whole embedding would be a second copy of it.
         for block in whole.split(4096):
             block.copy_(torch.randn(len(block), shape[1])).mul_(0.02)
         yield whole
@@ -101,6 +103,7 @@ def _random(shapes: dict[str, tuple[int, ...]]) -> Iterator[torch.Tensor]:
 
 def measured(work: Callable[..., None], *arguments: Any) -> Figures:
     """Run something in a process of its own: its seconds, and the most memory it held."""
+    # A forked child would begin with this process's memory in its peak.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_measure, work, *arguments).result()
 
@@ -108,6 +111,7 @@ def measured(work: Callable[..., None], *arguments: Any) -> Figures:
 def _measure(work: Callable[..., None], *arguments: Any) -> Figures:
     before, start = _peak_memory(), time.perf_counter()
     work(*arguments)
+    # What was held before, torch above all, is part of the peak. It is printed beside it.
     return {"seconds": time.perf_counter() - start, "peak_bytes": _peak_memory(), "before_bytes": before}
 
 
@@ -146,6 +150,7 @@ def main(
         root = Path(name)
         sizes = run_config(preset, untied, root / "tokenizer").model.vocab_size
         assert sizes is not None
+        # The config needs the directory's name only, so it can tell the size of the tokenizer first.
         write_tokenizer(root / "tokenizer", sizes)
         parameters = write_checkpoint(run_config(preset, untied, root / "tokenizer"), root / "checkpoint")
         figures: Figures = {"preset": preset, "untied": untied, "dtype": dtype, "parameters": parameters}

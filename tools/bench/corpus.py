@@ -68,6 +68,7 @@ def real_files(suffixes: Sequence[str], megabytes: float) -> list[Document]:
         Path("/usr/share"),
         Path("/usr/include"),
     ]
+    # Sorted first: the order of a directory differs between file systems, and the draw with it.
     paths = sorted({path for root in roots for suffix in suffixes for path in root.rglob(f"*.{suffix}")})
     random.Random(0).shuffle(paths)
     documents, size = [], 0
@@ -90,6 +91,7 @@ def rate(work: Callable[[], object], size: float) -> float:
     for _ in range(3):
         began = time.process_time()
         work()
+        # CPU time varies too, with what else uses the caches. The least of three is the steadiest.
         best = min(best, time.process_time() - began)
     return size / 1e6 / best
 
@@ -127,6 +129,7 @@ def plain_code_filter(text: str) -> bool:
 def measure_filters(preset: str, megabytes: float, peers: Path | None) -> None:
     """Measure the filters of one preset."""
     documents = real_files(SUFFIXES[preset], megabytes)
+    # Filters are made once, outside of the clock, as in a run.
     texts, keeps = [document.text for document in documents], make_filters({"preset": preset})
     ours = rate(lambda: [keeps(document) for document in documents], size_of(texts))
     some = part_of(texts)
@@ -175,6 +178,7 @@ def measure_notebooks(megabytes: float, peers: Path | None) -> None:
         rows = [{"id": str(number), "text": text} for number, text in enumerate(texts)]
         return list(make_kind("notebooks", {}, Counts())(iter([Records(Path("x"), 1, rows, [0] * len(rows), 0)])))
 
+    # A kind that drops most of its input would be fast for nothing.
     assert len(read()) > 0.9 * len(texts)
     try:
         import nbformat
@@ -201,11 +205,13 @@ def posts_of(texts: Sequence[str], megabytes: float) -> Iterator[str]:
     while size < megabytes * 1e6:
         number += 1
         body = "".join(block() for _ in range(chance.randrange(1, 5)))
+        # XML forbids these characters even as entities, and no dump has them.
         body = re.sub("[\x00-\x08\x0b-\x1f\ufffe\uffff]", "", body)
         if chance.random() < 0.4 or number == 1:
             question, kind = number, f'PostTypeId="1" AcceptedAnswerId="{number + 1}" Title="T" Tags="|a|b|"'
         else:
             kind = f'PostTypeId="2" ParentId="{question}"'
+        # The second time: a dump holds HTML inside an attribute of XML.
         body = html.escape(body).replace("\n", "&#xA;")
         score = chance.randrange(12)
         row = f'  <row Id="{number}" {kind} Score="{score}" ViewCount="7" Body="{body}" OwnerUserId="1" />\n'
@@ -222,6 +228,7 @@ def measure_stackexchange(megabytes: float, peers: Path | None) -> None:
         path.write_text("<posts>\n" + "".join(posts_of(texts, megabytes)) + "</posts>\n", encoding="utf-8")
         child = [sys.executable, __file__, "--child", str(path)]
         figures = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
+    # One reading only, in the child: compare it with a second run.
     show("StackExchange", figures["rate"])
     print(f"{'':28s} {figures['peak']:8.0f} MB of memory for {megabytes:.0f} MB", flush=True)
 
@@ -241,6 +248,7 @@ def stackexchange_child(path: Path) -> None:
 def measure_personal(megabytes: float, peers: Path | None) -> None:
     """Measure the search for personal data."""
     texts, redactor = [document.text for document in real_files(SUFFIXES["code"], megabytes)], make_redactor({})
+    # Far fewer than megacode looks for: the least that Python's expressions would cost.
     patterns = [
         re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+"), re.compile(r"(?:\d{1,3}\.){3}\d{1,3}"),
         re.compile(r"(?:AKIA|gh[pos]_|xox[bp]-|sk_live_|eyJ|AIza|npm_|glpat-|-----BEGIN )[\w-]{16,}"),
@@ -257,6 +265,7 @@ def measure_personal(megabytes: float, peers: Path | None) -> None:
 
 def measure_synthetic(megabytes: float, peers: Path | None) -> None:
     """Measure the verification of solutions: programs a second of wall time, two of them a solution."""
+    # Wall time: the interpreters that run the programs are not in this process's CPU time.
     began, solution = time.perf_counter(), "def add(a, b):\n    return a + b\n"
     for _ in range(20):
         assert reason_to_drop(solution, "assert add(1, 2) == 3") is None
@@ -264,6 +273,7 @@ def measure_synthetic(megabytes: float, peers: Path | None) -> None:
 
 
 PARTS: dict[str, Callable[[float, Path | None], None]] = {
+    # The default binds the name now. A plain lambda would see the last one of the loop.
     **{name: (lambda mb, peers, name=name: measure_filters(name, mb, peers)) for name in SUFFIXES},
     "notebooks": measure_notebooks,
     "stackexchange": measure_stackexchange,

@@ -63,6 +63,7 @@ def batched(items: Sequence[str], size: int = BATCH) -> Iterator[Sequence[str]]:
 
 def peak_mb() -> float:
     """Return the largest memory of this process so far."""
+    # In MB; Linux gives KiB. It never falls, so only a rise between two calls says something.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
@@ -81,6 +82,7 @@ def speed(arguments: argparse.Namespace) -> None:
         file = Path(name) / "texts.jsonl"
         file.write_bytes(b"".join(orjson.dumps({"text": text}) + b"\n" for text in texts))
         items = shuffled_items(texts, 20_000, random.Random(0))
+        # The peak keeps them. What signing takes shows only as far as it exceeds their room.
         del texts
         index = Index([Benchmark("planted", tuple(items), {"planted": ""})])
         print(f"{size / 1e6:.0f} MB, {sum(1 for _ in file.open('rb'))} documents")
@@ -125,6 +127,7 @@ def reduce(arguments: argparse.Namespace) -> None:
         subprocess.run([sys.executable, __file__, "make", "--documents", str(count * per), "--out", name], check=True)
         parts = [made_part(Path(name) / str(shard), shard, per) for shard in range(count)]
         rng = random.Random(0)
+        # Fifty texts stand for all: texts are asked for only where pairs are compared.
         texts = [" ".join(f"w{rng.randrange(1000)}" for _ in range(500)) for _ in range(50)]
         before, began = peak_mb(), time.process_time()
         found = find_duplicates(parts, lambda numbers: [texts[one % 50] for one in numbers], Path(name) / "scratch")
@@ -146,10 +149,14 @@ def make(arguments: argparse.Namespace) -> None:
         path = Path(arguments.out) / str(shard)
         path.mkdir(parents=True)
         values = rng.integers(0, 2**32, (per, HASHES), dtype=np.uint32)
+        # The first document has none before it to copy.
         copies = np.flatnonzero(rng.random(per) < 0.2)[1:]
+        # Always an earlier document, so copies of copies make larger clusters.
         origins = (rng.random(len(copies)) * copies).astype(np.int64)
+        # Similarities of 0.6 to 1: on both sides of the threshold.
         kept = rng.random((len(copies), HASHES)) < rng.uniform(0.6, 1, len(copies))[:, None]
         values[copies] = np.where(kept, values[origins], values[copies])
+        # No two are exact copies. That shortcut would hide what near ones cost.
         exact = rng.integers(0, 2**63, (per, 2), dtype=np.uint64)
         exact.tofile(path / "exact.u64")
         exact.tofile(path / "normalised.u64")
@@ -165,6 +172,7 @@ def changed(text: str, share: float, rng: random.Random) -> str:
     words = [text[first:last] for first, last in spans]
     pieces, end = [], 0
     for (first, last), word in zip(spans, words, strict=True):
+        # With the x it is a word of no other text: a change breaks up to five runs of five words.
         pieces += [text[end:first], rng.choice(words) + "x" if rng.random() < share else word]
         end = last
     return "".join([*pieces, text[end:]])
@@ -186,12 +194,15 @@ def recall(arguments: argparse.Namespace) -> None:
     rng, texts = random.Random(0), real_texts(arguments.mb)
     texts = [text for text in texts if len(word_spans(text)) >= 60]
     origins = rng.sample(range(len(texts)), min(len(texts), 3000))
+    # J is then about 0.36 to 0.95, on both sides of the threshold.
     copies = [changed(texts[one], rng.uniform(0.005, 0.12), rng) for one in origins]
     everything = [*texts, *copies]
     pairs = np.array([origins, range(len(texts), len(everything))])
+    # By true similarity: a copy of a short file may be less alike than was planned.
     truth = exact_similarities(everything, pairs, 5)
     with tempfile.TemporaryDirectory() as name:
         found = duplicates_of(everything, Path(name))
+    # One cluster is enough, also by way of a third document.
     together = found.root[pairs[0]] == found.root[pairs[1]]
     for low, high in ((0.5, 0.6), (0.6, 0.65), (0.65, 0.7), (0.7, 0.75), (0.75, 0.8), (0.8, 0.9), (0.9, 1.01)):
         mine = (truth >= low) & (truth < high)
@@ -207,7 +218,9 @@ def precision(found: Duplicates, texts: Sequence[str]) -> float:
     for number, root in enumerate(found.root.tolist()):
         clusters.setdefault(root, []).append(number)
     right = total = 0
+    # 3: near-duplicates. Exact ones need no proof.
     for number in np.flatnonzero(found.why == 3).tolist():
+        # The work grows with the square of a cluster's size.
         others = [one for one in clusters[found.root[number]] if one != number]
         some = [texts[number], *(texts[one] for one in others)]
         pairs = np.array([[0] * len(others), range(1, len(some))])
@@ -234,7 +247,9 @@ def shuffled_items(texts: Sequence[str], count: int, rng: random.Random) -> list
 def benchmarks(arguments: argparse.Namespace) -> None:
     """Plant 300 made-up items in real files, and look whether they are found, and what else is."""
     rng, texts = random.Random(0), real_texts(arguments.mb)
+    # Sorted: the order of a set of strings, and so the draws, would differ between processes.
     words = sorted({text[first:last] for text in texts[:500] for first, last in word_spans(text)})
+    # Random words: no file holds them in this order, so a hit elsewhere is wrong.
     items = [Item("planted", number, " ".join(rng.choices(words, k=rng.randint(13, 100)))) for number in range(300)]
     places = rng.sample(range(len(texts)), 300)
     for place, item in zip(places, items, strict=True):
@@ -263,6 +278,7 @@ def common_passages(texts: Sequence[str], rng: random.Random) -> list[Item]:
         words = hash_words(encoded(some))
         grams, offsets = words.shingles(40)
         for first, last in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+            # Once a document: a table that repeats its rows is no common passage.
             for gram in np.unique(grams[first:last]).tolist():
                 counts[gram] = counts.get(gram, 0) + 1
     least = max(5, 0.005 * len(texts))
@@ -271,6 +287,7 @@ def common_passages(texts: Sequence[str], rng: random.Random) -> list[Item]:
     for text in texts:
         grams = hash_words(encoded([text])).ngrams(40)
         spans = word_spans(text)
+        # Every 20th place: neighbours are the same passage, moved by a word.
         for place in np.flatnonzero(np.isin(grams, np.array(list(wanted - found.keys()), np.uint64))).tolist()[::20]:
             passage = text[spans[place][0] : spans[place + 39][1]]
             found.setdefault(int(grams[place]), Item("common", len(found), passage))

@@ -34,6 +34,7 @@ def run(contender: str, layout: str, iterations: int) -> list[dict[str, Any]]:
     port = free_port()
     command = [sys.executable, "-W", "ignore", __file__, "--child", contender, layout, str(iterations)]
     surroundings = {**os.environ, "WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    # With more threads than cores, two ranks would measure the scheduler.
     surroundings |= {"OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
@@ -63,11 +64,14 @@ def child(contender: str, layout: str, iterations: int) -> None:
     groups.barrier()
     before = _wakes()
     time.sleep(1.0)
+    # Nothing trains in this second, so gloo's own threads wake: 1,800 times with torch's groups, else 100.
     idle = _wakes() - before
+    # The other rank must stay until this one has rested its second too.
     groups.barrier()
     seconds, cpu = zip(*steps, strict=True)
     found = {"seconds": seconds, "cpu": cpu, "threads": len(os.listdir("/proc/self/task")), "wakes": idle}
     print(json.dumps(found), flush=True)
+    # Taking the groups down is not measured, and could wait for the other rank.
     os._exit(0)
 
 
@@ -89,6 +93,7 @@ def _batch(config: RunConfig, index: int) -> Any:
     from megacode.mcore.micro_batch import MicroBatch
 
     size, length = config.train.micro_batch_size, config.train.seq_length
+    # The seed is the iteration's and the rank's, so both contenders read the same tokens.
     tokens = torch.randint(0, VOCABULARY, (size, length + 1), generator=torch.Generator().manual_seed(index))
     return MicroBatch(
         tokens=tokens[:, :-1].contiguous(),
@@ -104,6 +109,7 @@ def _batch(config: RunConfig, index: int) -> Any:
 def _wakes() -> int:
     """Return how often threads of this process have left a core."""
     text = "".join((task / "status").read_text() for task in Path("/proc/self/task").iterdir())
+    # Both kinds of switches: a thread that waits leaves by itself, one that is interrupted does not.
     return sum(int(line.split()[1]) for line in text.splitlines() if "ctxt_switches" in line)
 
 
@@ -118,10 +124,13 @@ def main(
     for layout in layouts.split(","):
         turns: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
         for index in range(rounds):
+            # A machine that slows down over the rounds favours neither.
             for name in CONTENDERS if index % 2 == 0 else reversed(CONTENDERS):
+                # Rank 0 speaks for both, since they meet in every iteration.
                 turns[name].append(run(name, layout, iterations)[0])
         document[layout] = {name: _summary(found) for name, found in turns.items()}
         for name, row in document[layout].items():
+            # Take quiet cores: dp2 is at 1.02 there, and was at 0.5 to 0.7 under heavy load.
             ratio = row["tokens_per_second"] / document[layout]["torch"]["tokens_per_second"]
             shown = f"{row['tokens_per_second']:7,.0f} tokens/s  x{ratio:.2f}"
             held = f"{row['threads']:3d} threads, {row['wakes']:5,d} wakes/s"

@@ -66,6 +66,7 @@ class Run:
         try:
             with self.files.metrics.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
+                # What follows the last newline may be half a line. The first one may be cut too, and is skipped below.
                 lines = file.read().split(b"\n")[:-1]
         except FileNotFoundError:
             return 0
@@ -85,6 +86,7 @@ class Run:
         """Process numbers of the ranks that live."""
         assert self.process is not None
         try:
+            # Linux lists children by the thread that started them.
             tasks = list(Path(f"/proc/{self.process.pid}/task").iterdir())
             return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
         except OSError:
@@ -100,6 +102,7 @@ class Run:
         """Start it, or start it again; `more` are overrides of this start alone."""
         command = [sys.executable, "-m", "megacode.cli", "train", "run.yaml", *self.overrides, *more]
         command += ["--nproc", str(self.nproc)]
+        # The caller's PYTHONPATH wins, so another checkout can be tested too.
         environment = {"PYTHONPATH": str(ROOT), **os.environ, "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
@@ -113,6 +116,7 @@ class Run:
                 raise self.broken(f"it ended with {self.process.returncode} before iteration {iteration}")
             if time.monotonic() > deadline:
                 raise self.broken(f"it did not reach iteration {iteration} in {PATIENCE:.0f} s")
+            # Short against an iteration, or faults would always come at the same place in it.
             time.sleep(0.005)
 
     def ended(self, expected: tuple[int, ...], patience: float = PATIENCE) -> None:
@@ -173,6 +177,7 @@ def kill_parent(run: Run, chance: random.Random) -> None:
 
 def _lives(pid: int) -> bool:
     try:
+        # A name may hold brackets, so the last one ends it. A zombie (Z) is dead already.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
@@ -190,6 +195,7 @@ def kill_in_save(run: Run, chance: random.Random) -> None:
     while not list(run.files.checkpoints.glob(".iter_*")):
         if time.monotonic() > deadline or run.process.poll() is not None:
             raise run.broken("no save was seen")
+        # A save of this small model is short, and must not end unseen.
         time.sleep(0.0005)
     time.sleep(chance.uniform(0, 0.02))
     run.kill()
@@ -211,10 +217,12 @@ def fill_disk(run: Run, chance: random.Random) -> None:
     assert run.full is not None
     assert run.process is not None
     with contextlib.suppress(OSError), run.full.open("wb", buffering=0) as file:
+        # Large blocks are fast. Small ones then fill what is left, up to 4 KiB.
         for size in (1 << 20, 1 << 12):
             with contextlib.suppress(OSError):
                 while file.write(b"\0" * size):
                     pass
+    # By the log, which is on another disk: metrics.jsonl cannot grow now.
     until, aim = time.monotonic() + FULL, run.said + 2 * SAVE_EVERY
     while time.monotonic() < until and run.said < aim and run.process.poll() is None:
         time.sleep(0.01)
@@ -260,6 +268,7 @@ def _newest(run: Run) -> Path:
 
 
 def _some_file(run: Run, chance: random.Random) -> Path:
+    # megacode.json has a fault of its own, `empty_state`.
     files = [path for path in _newest(run).iterdir() if path.name != "megacode.json" and path.stat().st_size]
     return chance.choice(sorted(files))
 

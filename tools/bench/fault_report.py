@@ -36,8 +36,10 @@ class Row:
 def summary(rows: list[Row], kinds: list[str]) -> list[dict[str, Any]]:
     """Return what the faults of each kind cost: iterations done again, seconds until the run was beyond its place."""
     found = []
+    # In the order of the tool's list, so that tables of two campaigns can be compared row by row.
     for kind in [kind for kind in kinds if any(row.kind == kind for row in rows)]:
         mine = [row for row in rows if row.kind == kind]
+        # A run that never got beyond the fault has no recovery time. As 0 it would look like the fastest.
         seconds = [row.seconds for row in mine if row.seconds is not None]
         found.append(
             {
@@ -65,8 +67,10 @@ def render(document: dict[str, Any], console: Console) -> None:
         console.print(f"{kind} was left out: {reason}")
     for run in document["runs"]:
         how = "in the background" if run["async"] else "before training goes on"
+        # The verdict is the result. Seconds are noisy: `terminate` took 10 s in one campaign, 47 s in another.
         verdict = "[red]DIFFERS[/red]" if run["problems"] else "equal to the undisturbed run, bit for bit"
         said = f"{run['faults']} faults, {run['starts']} starts, {run['iterations']} iterations"
         console.print(f"{run['ranks']} ranks, saving {how}: {said}: {verdict}")
         for problem in run["problems"][:20]:
+            # Problems quote logs, and rich would read square brackets in them as styles.
             console.print(f"  {problem}", markup=False, highlight=False)

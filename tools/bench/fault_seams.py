@@ -58,6 +58,7 @@ def stale_view(run: Run, chance: random.Random) -> None:
     RunDir(old).latest.write_text(RunDir.iteration_name(iterations[-2]) + "\n")
     odd = chance.randrange(1, run.nproc)  # rank 0's view is the one that counts
     seen = f'mount --bind "{old}" "{run.path}" && exec "$@"'
+    # A mount that only this rank sees: another directory under the same path.
     through = ["unshare", "--mount", "sh", "-c", seen, "sh"]
     try:
         _refused(run, lambda rank: _rank(run, through=through if rank == odd else []), "checkpoint")
@@ -77,6 +78,7 @@ def no_checkpoints(run: Run, chance: random.Random) -> None:
             run.start()
             run.ended(REFUSED)
     finally:
+        # An empty directory made by the start would hide the mount when it comes back.
         if run.files.checkpoints.exists():
             raise run.broken("it has made a new directory of checkpoints")
         aside.rename(run.files.checkpoints)
@@ -139,6 +141,7 @@ def _job(run: Run, environment: dict[str, str], arguments: list[str], expected: 
 def prune_fails(run: Run, chance: random.Random) -> None:
     """Keep a file of the oldest checkpoint from being removed while the run prunes, as an open file on NFS does."""
     held = run.files.checkpoint(run.files.iterations()[0]) / "held"
+    # Nobody can remove a mount point, not even root, as nobody can remove what NFS holds open.
     held.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(held)], check=True)
     told, failed = _count(run, '"prune_failed"'), _count(run, '"save_failed"')  # a full disk had failed before
@@ -186,6 +189,7 @@ def _refused(run: Run, command: Callable[[int], list[str]], setting: str) -> Non
             for rank in range(run.nproc)
         ]
         try:
+            # Each must end by itself. One that waits for a rank that is gone is a failure.
             codes = [rank.wait(PATIENCE) for rank in ranks]
         finally:
             for rank in ranks:

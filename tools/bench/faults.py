@@ -45,8 +45,10 @@ LONGEST_STEP = 2 * SAVE_EVERY  # iterations from one fault to the next, at most
 DISK_MIB = 64
 IN_START = 0.15  # share of the kills that come while the run starts
 LONGEST_START = 8.0  # seconds
+# The parent dies by the signal, or ends with 1 because a rank did.
 KILLED = (-signal.SIGKILL, 1)
 STOPPED = (75,)
+# No times and no rates: they differ in any two runs.
 COMPARED = ("loss", "grad_norm", "loss_by_source", "samples_by_source", "samples_digest", "learning_rate", "skipped")
 
 
@@ -88,15 +90,19 @@ class Campaign:
             time.sleep(chance.uniform(0, LONGEST_START))
         else:
             self._recovered()
+            # Not before the second checkpoint: damage to the only one would leave nothing to resume from.
             run.reach(max(run.iteration, 2 * SAVE_EVERY) + chance.randint(1, LONGEST_STEP))
+            # Anywhere in an iteration, and not just behind its line in metrics.jsonl.
             time.sleep(chance.uniform(0, 0.05))
         if kind == fill_disk.__name__:
             self.rows.append(self._row(kind))
             fill_disk(run, chance)
             self._revive()
             return
+        # Damage is done while nothing runs, after a kill or after an orderly stop.
         how = kind if kind in KILLS | STOPS else chance.choice(["kill_all", "terminate"])
         (KILLS | STOPS)[how](run, chance)
+        # Recovery counts from here, so it includes the end of what was left of the run.
         struck = time.monotonic()
         run.ended(KILLED if how in KILLS else STOPPED)
         self.rows.append(dataclasses.replace(self._row(kind), struck=struck))
@@ -111,6 +117,7 @@ class Campaign:
     def _row(self, kind: str) -> Row:
         """Return a row for where the run stands now."""
         starts, iteration = len(self._starts()), self._run.iteration
+        # A start that was hit before its first iteration has none to lose.
         begun = not self.rows or starts > self.rows[-1].starts
         best = max([iteration, *(row.iteration for row in self.rows)])
         return Row(kind, best, iteration if begun else None, struck=time.monotonic(), starts=starts)
@@ -168,6 +175,7 @@ def _tensor_differences(*checkpoints: Path) -> Iterator[str]:
     for name in sorted(mine.tensors.keys() | theirs.tensors.keys()):
         if name not in mine.tensors or name not in theirs.tensors:
             yield f"tensor {name} is in one of the last checkpoints only"
+        # NaN is unequal to itself, so it is reported even where both have it.
         elif not torch.equal(mine.whole(name), theirs.whole(name)):
             yield f"tensor {name} differs"
 
@@ -177,6 +185,7 @@ def write_config(folder: Path, iterations: int) -> None:
     runpy.run_path(str(ROOT / "tools" / "compare_losses.py"))["write_golden_data"](folder / "data")
     document = yaml.safe_load((ROOT / "tests" / "golden" / "golden.yaml").read_text())
     document["name"] = "faults"
+    # Dropout puts the random states into every loss: a resume that loses them shows.
     document["model"] |= {"hidden_dropout": 0.1, "attention_dropout": 0.1}
     document["validation"]["every"] = f"{3 * SAVE_EVERY} iterations"
     shares = (iterations - iterations // 2 - iterations // 4, iterations // 2, iterations // 4)
@@ -189,6 +198,7 @@ def write_config(folder: Path, iterations: int) -> None:
 def undisturbed(folder: Path, nproc: int) -> Run:
     """Return a finished run of so many ranks that nothing has happened to."""
     name = "undisturbed" if nproc == 2 else f"undisturbed-{nproc}"
+    # One reference for both ways of saving, which must not change a bit.
     run = Run(folder, folder / name, asynchronous=False, nproc=nproc, parallel=LAYOUTS[nproc])
     run.start()
     run.ended((0,), 10 * PATIENCE)
@@ -209,6 +219,7 @@ def small_disk(path: Path) -> Iterator[str]:
         yield reason
     finally:
         if not reason:
+            # Lazy, since a process that is still ending may hold a file open.
             subprocess.run(["umount", "--lazy", str(path)], check=False)
 
 
@@ -255,6 +266,7 @@ def campaigns(
         ways: numbers of ranks, each with whether checkpoints are written in the background.
     """
     shares = [faults // len(ways) + (number < faults % len(ways)) for number in range(len(ways))]
+    # A fault comes at most LONGEST_STEP iterations after the last one. Twice that leaves room to recover.
     write_config(folder, 2 * LONGEST_STEP * (max(shares) + 2))
     with small_disk(folder / "disk") as reason:
         needing = [kind for kind in (fill_disk.__name__, *NEED_MOUNTS) if reason and kind in kinds]
@@ -262,6 +274,7 @@ def campaigns(
         kinds = [kind for kind in kinds if kind not in skipped]
         drawn, results, references = draw_kinds(kinds, faults, chance), [], {}
         for (nproc, asynchronous), share in zip(ways, shares, strict=True):
+            # For each layout: others sum in another order, and differ in the last bits.
             if nproc not in references:
                 references[nproc] = undisturbed(folder, nproc)
             mine, drawn = drawn[:share], drawn[share:]

@@ -32,6 +32,7 @@ from pathlib import Path
 SLOWEST_INPUT = 25  # seconds for one input; more is a hang
 MEMORY_MIB = 2048
 LONGEST_INPUT = 1 << 16
+# NaN, a list in place of a text, a blank line, CRLF, and no newline at the end.
 LINES = b'{"text": "a", "id": 1}\n\n{"text": ["b", "\\u00e9"], "x": NaN}\r\n{"text": "c"}'
 
 
@@ -51,6 +52,7 @@ class Target:
 
 
 def _lines_seeds() -> list[bytes]:
+    # A byte order mark, a pair of surrogates, deep nesting, and half of a pair.
     return [LINES, b"\xef\xbb\xbf" + LINES, b'{"a": {"b": "\\ud83d\\ude00"}}\n' * 9, b"[" * 50, b'"\\ud800"']
 
 
@@ -63,6 +65,7 @@ def _read_lines(data: bytes, place: Path, ending: str = "jsonl") -> None:
     path, found = place / f"a.{ending}", []
     path.write_bytes(data)
     middle = len(data) // 2
+    # Chunks of 7 and 31 bytes cut lines, escapes and characters at all places.
     for size, parts in ((7, [None]), (1 << 16, [None]), (31, [(0, middle), (middle, len(data))])):
         rows: list[object] = []
         with contextlib.suppress(DataError):
@@ -76,6 +79,7 @@ def _read_lines(data: bytes, place: Path, ending: str = "jsonl") -> None:
 
 
 def _gzip_seeds() -> list[bytes]:
+    # Whole, cut short, and an empty member with zeros before the next one.
     return [gzip.compress(LINES), gzip.compress(LINES)[:-9], gzip.compress(b"") + bytes(9) + gzip.compress(LINES)]
 
 
@@ -83,8 +87,10 @@ def _zstandard_seeds() -> list[bytes]:
     import zstandard
 
     writer = zstandard.ZstdCompressor(write_checksum=True).compressobj()
+    # A flushed block does not end its frame: such files are left by writers that were killed.
     flushed = writer.compress(LINES) + writer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
     whole = flushed + writer.compress(LINES) + writer.flush()
+    # The last one begins with a skippable frame, which a reader has to pass over.
     return [whole, flushed, whole + whole, b"\x50\x2a\x4d\x18\x02\0\0\0ab" + whole]
 
 
@@ -98,6 +104,7 @@ def _parquet_seeds() -> list[bytes]:
         "meta": pa.array([{"a": 1, "b": ["x"]}] * 12),
     }
     seeds = []
+    # Plain, compressed, and of the older version: they reach other code in pyarrow.
     for options in ({"compression": "none", "store_schema": False}, {"compression": "snappy"}, {"version": "1.0"}):
         out = io.BytesIO()
         pa.parquet.write_table(pa.table(columns), out, row_group_size=5, write_statistics=False, **options)
@@ -112,18 +119,22 @@ def _read_parquet(data: bytes, place: Path) -> None:
     """
     (place / "a.parquet").write_bytes(data)
     (place / "error").unlink(missing_ok=True)
+    # A fork, since importing pyarrow again would take most of the time of every input.
     if (child := os.fork()) == 0:
         try:
             for number in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL):
                 signal.signal(number, signal.SIG_DFL)  # libFuzzer's own would report them
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            # The limit counts from what is mapped already. Below that every allocation would fail.
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + (MEMORY_MIB << 20),) * 2)
             (place / "rows").write_text(str(_rows_of_parquet(place / "a.parquet")))
+        # Whatever it is: nothing may carry the child back into libFuzzer's loop.
         except BaseException:
             (place / "error").write_text(traceback.format_exc())
         finally:
             os._exit(0)
+    # How it ended does not count: pyarrow's crashes are expected, and only the file is a find.
     os.waitpid(child, 0)
     assert not (place / "error").exists(), (place / "error").read_text()
 
@@ -157,6 +168,7 @@ def _index_seeds() -> list[bytes]:
 
     seeds = []
     with tempfile.TemporaryDirectory() as name:
+        # Each has 64 bytes of tokens, as many as `_read_index` puts beside it.
         for dtype, lengths in (("uint16", [8, 8, 16]), ("int32", [3, 13]), ("uint16", [32])):
             prefix = Path(name, f"{dtype}_{len(lengths)}")
             with IndexedDatasetWriter(prefix, np.dtype(dtype)) as writer:
@@ -190,6 +202,7 @@ def _notebook_seeds() -> list[bytes]:
     python = b'"metadata": {"kernelspec": {"language": "python"}}'
     old = b'{"cell_type": "heading", "level": 2, "source": "H"}, {"cell_type": "code", "input": "x", "outputs": 1}'
     third = b'{"worksheets": [{"cells": [%s]}]}' % old
+    # Version 4, version 3, cells that are no objects, and deep nesting.
     return [b'{%s, "cells": [%s]}' % (python, cells % output), third, b'{"cells": [NaN, {}]}', b"[" * 50]
 
 
@@ -214,6 +227,7 @@ def _posts_seeds() -> list[bytes]:
     answer = b'<row Id="2" PostTypeId="2" ParentId="1" Score="5" Body="&lt;pre&gt;c&lt;/pre&gt;&lt;li&gt;d" />'
     head = b"<?xml version='1.0'?>\n<posts>\n"
     bomb = b'<!DOCTYPE p [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>\n<posts><row Body="&b;" /></posts>'
+    # Whole, cut short with a byte order mark, and entities that would expand.
     return [head + question + b"\n" + answer + b"\n</posts>", b"\xef\xbb\xbf" + head + answer, bomb]
 
 
@@ -248,6 +262,7 @@ def fuzz(name: str, seconds: int, corpus: Path, kept: Path) -> None:
     import atheris
 
     target = TARGETS[name]
+    # Only these modules guide it. Instrumenting everything would make each input much slower.
     with atheris.instrument_imports(include=list(target.modules)):
         for module in target.modules:
             importlib.import_module(module)
@@ -275,6 +290,7 @@ def fuzz(name: str, seconds: int, corpus: Path, kept: Path) -> None:
 def run(name: str, seconds: int, kept: Path) -> bool:
     """Fuzz one target in a process of its own, print what came of it, and tell whether nothing failed."""
     with tempfile.TemporaryDirectory() as corpus:
+        # libFuzzer ends its process at the first find, so the other targets need processes of their own.
         command = [sys.executable, __file__, "--child", name, str(seconds), corpus, str(kept)]
         made = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     log = made.stdout + made.stderr

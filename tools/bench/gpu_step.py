@@ -26,6 +26,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+# The first that does not fail is what the ratios refer to.
 MODELS = {
     "to-code-2.8b": [
         "megacode-bf16",
@@ -62,6 +63,7 @@ def main(
     models: Annotated[str, typer.Option(help="presets")] = ",".join(MODELS),
     only: Annotated[str, typer.Option(help="contenders, in this order; empty: all")] = "",
     steps: Annotated[int, typer.Option(help="timed steps of each")] = 3,
+    # With 4 sequences an optimizer step weighs eight times as much as with 32, so rates are lower.
     sequences: Annotated[int, typer.Option(help="sequences a step")] = 32,
     micro: Annotated[int, typer.Option(help="sequences a micro-batch; 0: what each contender fits best")] = 0,
     profile: Annotated[bool, typer.Option(help="also print where megacode's time goes")] = False,
@@ -83,6 +85,7 @@ def main(
     options += ["--profile"] if profile else []
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as directory:
+        # All start at once, so that imports take no turn of the GPU. A busy GPU hardly needs the host's cores.
         waiting = [_Contender(*pair, options, Path(directory)) for pair in asked]
         for each in waiting:
             found.setdefault(each.model, {})[each.name] = each.measured()
@@ -100,11 +103,13 @@ class _Contender:
         self._turn = directory / f"{model}-{name}"
         command = [sys.executable, __file__, "--models", model, "--contender", name, *options]
         command += ["--turn", str(self._turn)]
+        # A CUDA context and what torch has compiled go away only with their process.
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def measured(self) -> dict[str, Any]:
         """Let it go on, and return what it printed as its last line, or how it failed."""
         self._turn.touch()
+        # This waits for its end: the GPU's memory is free before the next turn.
         said, errors = self._process.communicate()
         lines = said.strip().splitlines()
         for line in lines[:-1]:
@@ -114,6 +119,7 @@ class _Contender:
             typer.echo(f"[{self.name}] {row['tokens_per_second']:,.0f} tokens/s, {row['memory_gib']:.1f} GiB")
             return row
         typer.echo(f"[{self.name}] failed:\n{errors[-3000:]}")
+        # Out of memory is a row of the table. The others still have their turn.
         return {"error": errors.strip().splitlines()[-1] if errors.strip() else f"exit {self._process.returncode}"}
 
 
@@ -126,6 +132,7 @@ def _measure_one(
     build, parent = prepare(name), os.getppid()
     while turn is not None and not turn.exists():
         if os.getppid() != parent:
+            # Nobody would give the turn, and the process would wait for ever.
             raise SystemExit("the benchmark is gone")
         time.sleep(0.02)
     print(json.dumps(measure(build, model, name, steps, sequences, micro, profile)))
@@ -142,6 +149,7 @@ def _print(model: str, rows: dict[str, dict[str, Any]]) -> None:
         if "error" in row:
             table.add_row(name, row["error"][:60])
             continue
+        # Ratios hold within a run only. Another H200 did the same matrix products in 3.4 % less time.
         row["ratio"] = row["tokens_per_second"] / first["tokens_per_second"]
         shown = [form.format(row[key]) if row[key] is not None else "-" for _, key, form in _COLUMNS]
         table.add_row(name, *shown, str(row["micro_batch_size"]))

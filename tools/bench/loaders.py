@@ -66,6 +66,7 @@ def iterations_of(loader: Any, rows: int) -> Iterator[Tensors]:
 
 def moved(batch: MicroBatch) -> Tensors:
     """Return what a training step reads of a micro-batch, on the device."""
+    # A loader that brings no digests leaves them to the step, so they count here.
     digests = batch.digests if batch.digests is not None else torch.from_numpy(samples_digest(batch.samples.numpy()))
     read = batch.tokens, batch.labels, batch.loss_mask, batch.source_ids, digests
     return [device.to_device(tensor) for tensor in read]
@@ -81,6 +82,7 @@ class ParallelWindows:
 
     def __call__(self, iteration: int) -> list[np.ndarray]:
         """Return k windows, [S + 1] each."""
+        # Opened on first use, in the worker: memory maps cannot be sent to another process.
         if self._plan is None:
             self._plan = RowPlan(*arguments_of(*self._opened_with))
         rows, _ = self._plan.at(iteration * self._rows)
@@ -92,6 +94,7 @@ def dali_parallel(prefixes: list[Path], micro_batches: int) -> Iterator[Tensors]
     from nvidia.dali import Pipeline, fn, types
 
     rows, gpu = ROWS * micro_batches, device.device().index if device.on_gpu() else None
+    # A worker must not be forked from a process that uses CUDA, so it starts fresh.
     pipeline = Pipeline(rows, num_threads=1, device_id=gpu, py_num_workers=1, py_start_method="spawn")
     source = ParallelWindows(prefixes, micro_batches)
     with pipeline:
@@ -140,6 +143,7 @@ def evict(prefixes: list[Path]) -> None:
     """Take data sets out of the page cache, but for the few pages that were touched when they were opened."""
     for prefix in prefixes:
         with prefix.with_suffix(".bin").open("rb+") as file:
+            # The kernel drops clean pages only.
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -162,9 +166,11 @@ def calibrated(milliseconds: float) -> Callable[[], None]:
     def compute(count: int) -> None:
         result = matrix
         for _ in range(count):
+            # Scaled down, or the products would soon overflow.
             result = torch.mm(matrix, result).div_(size)
         result[0, 0].item()
 
+    # The first products choose kernels and wake the device. Only the next 50 set the length.
     compute(20)
     started = time.perf_counter()
     compute(50)
@@ -178,14 +184,17 @@ def measure(contender: Iterator[Tensors], compute: Callable[[], None], count: in
     for _ in range(count):
         asked = time.perf_counter()
         next(contender)
+        # Without a wait for the device, as in training: copies may still run behind the computation.
         waits.append(time.perf_counter() - asked)
         compute()
         wholes.append(time.perf_counter() - asked)
+    # CPU time of all threads: what is made ahead is not free.
     started, cpu = time.perf_counter(), time.process_time()
     for _ in range(count):
         next(contender)
         device.synchronize()
     alone, cpu = time.perf_counter() - started, time.process_time() - cpu
+    # The median hides rare slow reads, and the mean shows them: read the mean with --cold.
     seconds = alone / count, cpu / count, statistics.median(waits), statistics.fmean(waits), statistics.median(wholes)
     return tuple(1e3 * value for value in seconds)
 
@@ -205,6 +214,7 @@ def bench(directory: Path, given: argparse.Namespace, isolate: bool) -> None:
     compute = calibrated(given.compute_ms)
     opened: dict[str, Iterator[Tensors]] = {}
     for number, (name, make) in enumerate(contenders(given.micro_batches, isolate, given.cold).items()):
+        # Data sets of its own: what one contender has read would be cached for the next.
         where, tokens = (f"cold{number}{isolate}", 128_000_000) if given.cold else ("warm", 32_000_000)
         prefixes = write_sources(directory / where, tokens)
         opened[name] = make(prefixes)
@@ -213,6 +223,7 @@ def bench(directory: Path, given: argparse.Namespace, isolate: bool) -> None:
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in opened}
     bare: list[float] = []
     for _ in range(given.rounds):
+        # Timed again in each round. Its own spread is printed: a smaller difference means nothing.
         bare.append(computed(compute, given.iterations))
         for name, contender in opened.items():
             found[name].append(measure(contender, compute, given.iterations))
@@ -250,7 +261,9 @@ def main() -> None:
     arguments.add_argument("--compute-ms", type=float, default=40, help="length of the computation")
     arguments.add_argument("--cold", action="store_true", help="read from the disk; give few iterations and rounds")
     given = arguments.parse_args()
+    # One core computes, so that another is free for the thread that makes batches ahead.
     torch.set_num_threads(1)
+    # The usual temporary directory may be in memory, where no read is ever cold.
     with tempfile.TemporaryDirectory(dir=Path.cwd() if given.cold else None) as directory:
         for isolate in (False, True):
             check_equal(write_sources(Path(directory) / "warm", 32_000_000), given, isolate)

@@ -21,6 +21,7 @@ from megacode.mcore.rendezvous import Rendezvous
 from megacode.preflight.meeting import Meeting
 
 _REPORT = {"node": "node0000", "ok": True, "problems": [], "measured": {"gpu_flops": [700 * 10**12] * 8}}
+# With the usual 8 MiB each, 4,096 threads would reserve 32 GiB of addresses.
 _STACK_BYTES = 256 * 1024
 
 
@@ -81,6 +82,7 @@ class CountingStore:
 
         def counted(*arguments: Any) -> Any:
             result = call(*arguments)
+            # How often a rank polls depends on time, and not on the protocol.
             if name != "check":
                 self.messages += 1
                 self.bytes += sum(len(part) for part in (*arguments, result) if isinstance(part, (str, bytes)))
@@ -102,11 +104,13 @@ def count(nodes: int) -> dict[str, float]:
 
     def hold(rank: int) -> None:
         meeting = Meeting(Rendezvous(rank, nodes, 0, "localhost", 20000), 0.0, stores[rank])
+        # The five exchanges of a preflight, in its order.
         for topic, value in (("report", _REPORT), ("now", True), ("clock", 1.5), ("all-reduce", ""), ("last", _REPORT)):
             if meeting.exchange(topic, value, 600.0, lambda said: {"nodes": len(said)}) != {"nodes": nodes}:
                 failed.append(rank)
         meeting.part()
 
+    # For all threads that start from now on, so this belongs to a program of its own.
     threading.stack_size(_STACK_BYTES)
     threads = [threading.Thread(target=hold, args=(rank,)) for rank in range(nodes)]
     started = time.perf_counter()
@@ -120,6 +124,7 @@ def count(nodes: int) -> dict[str, float]:
     return {
         "nodes": nodes, "messages": sum(messages), "messages_first": messages[0],
         "messages_other": max(messages[1:], default=0), "bytes": sum(store.bytes for store in stores),
+        # Threads that share this machine: no network is in it, so the messages are the result.
         "seconds": round(seconds, 3),
     }  # fmt: skip
 

@@ -32,6 +32,7 @@ from megacode.data.indexed import IndexedDatasetWriter
 
 TOOLS = Path(__file__).parents[1]
 BATCH = 100_000
+# Not from getrusage, whose peak includes what the parent had when it started the process.
 SHOW_PEAK = 'print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))'
 OURS = f"""
 import sys
@@ -67,10 +68,12 @@ def write_shard(prefix: Path, documents: int, tokens: int, seed: int) -> None:
 
 def measure(label: str, size: int, program: str, *arguments: object) -> float:
     """Run a program in a process of its own, print what it took, and return its peak in MiB."""
+    # Or what the contender before left unwritten would be flushed in this one's time.
     os.sync()
     start = time.monotonic()
     command = [sys.executable, "-W", "ignore", "-c", program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The disk is most of it, so it varies: 321 to 382 and 86 to 181 MB/s in one run.
     seconds = time.monotonic() - start
     if done.returncode:
         raise SystemExit(f"{label}\n{done.stderr}")
@@ -95,12 +98,14 @@ def main() -> None:
         size = sum(Path(f"{prefix}.{end}").stat().st_size for prefix in shards for end in ("bin", "idx"))
         print(f"{given.documents:,} documents in {given.shards} shards, {size / 1e9:.2f} GB")
         flags = ["--input", directory / "set???", "--output-prefix"]
+        # Twice: the first to come may read shards that are not in the page cache.
         for turn in (1, 2):
             measure(f"add_index, round {turn}", size, THEIRS, directory / "theirs", *shards)
             measure(f"megacode, round {turn}", size, OURS, *flags, directory / "ours")
         for end in ("bin", "idx"):
             assert filecmp.cmp(directory / f"ours.{end}", directory / f"theirs.{end}", shallow=False)
         print("  the same bytes")
+        # By itself, since Megatron-core's way cannot shuffle. It takes about four times as long.
         measure("megacode, shuffled", size, OURS, *flags, directory / "mixed", "--shuffle-seed", 1)
 
 

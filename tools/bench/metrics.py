@@ -32,6 +32,7 @@ from megacode.metrics.sinks import Events, JsonlSink, Lines
 ROOT = Path(__file__).resolve().parents[2]
 BATCH, LENGTH, LOST = 512, 8192, 100
 
+# What a start does by today's code, and by that from before segment lines. Both must find the lost iterations.
 _AFTER = """
 from megacode.metrics.reader import lost_work
 from megacode.metrics.scores import ScoreBook
@@ -62,6 +63,7 @@ found = read_status(Path(run.path))
 {end}
 assert found["progress"]["iteration"] > 0
 """
+# The clock starts after all imports. Memory (VmHWM) includes them.
 _BEGIN = """
 import re, time
 from megacode.base.files import RunDir
@@ -80,6 +82,7 @@ def train_line(iteration: int, names: list[str]) -> dict[str, Any]:
     return {
         "kind": "train", "iteration": iteration, "consumed_samples": iteration * BATCH,
         "consumed_tokens": iteration * BATCH * LENGTH, "phase": "main", "loss": 2.0 + 100 / iteration,
+        # Figures with many digits, as in a run: round ones would make the file shorter and faster to parse.
         "loss_by_source": dict.fromkeys(names, 1.5 + 0.123456789 / iteration),
         "samples_by_source": dict.fromkeys(names, BATCH // len(names)), "samples_digest": 1234567890123,
         "tokens_by_source": {name: {"planned": count, "seen": count} for name, count in seen.items()},
@@ -99,6 +102,7 @@ def write_run(run: RunDir, iterations: int, sources: int, *, segments: bool) -> 
             clock = {"iteration": iteration - 1, "consumed_samples": (iteration - 1) * BATCH}
             events.write("start" if iteration == 1 else "resume", **clock, ranks=64, seconds=60.0)
             if segments:
+                # Opening a sink writes the segment line from which a later start begins to read.
                 JsonlSink(run.metrics, iteration - 1).close()
         lines.append(train_line(iteration, names))
         if iteration % 1000 == 0:
@@ -135,6 +139,7 @@ def main(
         write_run(now, iterations, sources, segments=True)
         kinds = [("this code", ROOT, now, _AFTER)]
         if beside is not None:
+            # The old code knows no segment lines. A start took it 106 s and 905 MiB, so give few rounds.
             write_run(then, iterations, sources, segments=False)
             kinds.append(("beside", beside.resolve(), then, _BEFORE))
         size = now.metrics.stat().st_size
@@ -142,8 +147,10 @@ def main(
             shutil.copyfile(run.metrics, run.path / "copy")
         for _ in range(rounds):
             for name, code, run, start in kinds:
+                # In turns. The file is in the page cache, so a cold disk is not in these figures.
                 found.setdefault(f"status, {name}", []).append(measured(_STATUS, code, run, iterations))
                 found.setdefault(f"start, {name}", []).append(measured(start, code, run, iterations))
+                # A start changes the file, so each measurement begins with the same bytes.
                 shutil.copyfile(run.path / "copy", run.metrics)
     table = Table("", "seconds", "memory", title=f"{iterations:,} iterations, {sources} sources, {format_bytes(size)}")
     for name, pairs in sorted(found.items()):

@@ -36,6 +36,7 @@ def truth_of(form: str, sources: int, rng: np.random.Generator) -> Truth:
     np.fill_diagonal(own, 1)
     if power:
         powers = rng.uniform(0.2, 0.4, sources)
+        # 0.02 keeps the loss finite where a source has no share.
         return lambda blends: floors + factors * (0.02 + blends @ own.T) ** -powers
     speeds = rng.uniform(2, 4, sources)
     return lambda blends: floors + factors * np.exp(-speeds * (blends @ own.T))
@@ -51,6 +52,7 @@ def optimum_of(truth: Truth, limits: BlendLimits) -> np.ndarray:
     from scipy.optimize import minimize
 
     def value(blend: np.ndarray) -> float:
+        # The logarithm of 0 is not finite. So small a share changes no loss that is seen here.
         share = np.maximum(blend, 1e-9)
         return float(truth(share).mean() + limits.pull * np.sum(share * np.log(share / limits.natural)))
 
@@ -63,6 +65,7 @@ def optimum_of(truth: Truth, limits: BlendLimits) -> np.ndarray:
 def coverage(studies: int, sources: int, arms: int, noise: float, seed: int = 0) -> dict[str, float]:
     """Return how often intervals hold what they are of: optimum, gain, mean and new run at the chosen blend."""
     rng = np.random.default_rng([seed, sources, arms])
+    # No cap binds: the law is measured, and not its limits.
     limits = BlendLimits(np.full(sources, 1 / sources), np.full(sources, 9.0))
     hits: dict[str, list[bool]] = {"optimum": [], "gain": [], "mean": [], "new": []}
     for _ in range(studies):
@@ -75,6 +78,7 @@ def coverage(studies: int, sources: int, arms: int, noise: float, seed: int = 0)
         for interval, share in zip(optimum_intervals(objective, limits, found), best, strict=True):
             if interval is not None:
                 hits["optimum"].append(interval.low <= share <= interval.high)
+        # The best of noisy values looks better than it is. The interval of the gain must hold all the same.
         first = int(np.argmin(values.mean(axis=1)))
         gain = objective.gain(found, blends[first])
         hits["gain"].append(gain.low <= truth(blends[first]).mean() - truth(found).mean() <= gain.high)
@@ -82,6 +86,7 @@ def coverage(studies: int, sources: int, arms: int, noise: float, seed: int = 0)
         there = float(truth(found)[0])
         hits["mean"].append(mean.low <= there <= mean.high)
         hits["new"].append(new.low <= there + rng.normal(0, noise) <= new.high)
+    # With 300 studies a coverage of 95 % has a standard error of 1.3 points.
     return {name: float(np.mean(rows)) for name, rows in hits.items()}
 
 
@@ -97,6 +102,7 @@ def regret(studies: int, form: str, arms: int, chosen: bool, sources: int = 4, s
         seed: of the random draws.
     """
     rng = np.random.default_rng([seed, arms, form == POWER])
+    # One design for all studies: it knows the sources, and not the truth.
     design_arms = d_optimal(np.zeros((0, sources)), candidates(np.ones(sources)), usual_laws(sources), arms)
     limits = BlendLimits(np.full(sources, 1 / sources), np.full(sources, 9.0), 0.0)
     rows = []
@@ -107,6 +113,7 @@ def regret(studies: int, form: str, arms: int, chosen: bool, sources: int = 4, s
         values = values + rng.normal(0, NOISE, values.shape)
         objective = fitted(blends, values)
         found, first = best_blend(objective, limits), blends[np.argmin(values.mean(axis=1))]
+        # The gates that a proposal of `megacode study next` has to pass.
         refused = any(
             [
                 *too_few_blends(blends),
@@ -115,14 +122,17 @@ def regret(studies: int, form: str, arms: int, chosen: bool, sources: int = 4, s
                 *outside_of_arms(found, blends, [str(number) for number in range(sources)]),
             ]
         )
+        # Regret is of true losses. Noise comes in through the choice alone.
         lowest = truth(optimum_of(truth, limits)).mean()
         unseen = rng.dirichlet(np.ones(sources), 500)
+        # Spearman's correlation: only the order of blends decides which one is chosen.
         ranks = [np.argsort(np.argsort(losses)) for losses in (objective.at(unseen), truth(unseen).mean(axis=1))]
         row = [truth(one).mean() - lowest for one in (found, first if refused else found, first)]
         rows.append([*row, refused, np.corrcoef(*ranks)[0, 1]])
     law, gated, best, refused_share, rank = (np.array(column) for column in zip(*rows, strict=True))
     named = {"law": law, "law or best arm": gated, "best arm": best}
     found_regrets = {name: 1e3 * float(np.median(column)) for name, column in named.items()}
+    # With 200 studies this rests on the ten worst, so its noise is large.
     worst = {f"{name}, 95 %": 1e3 * float(np.quantile(column, 0.95)) for name, column in named.items()}
     return {**found_regrets, **worst, "refused": float(refused_share.mean()), "rank": float(np.median(rank))}
 
@@ -134,6 +144,7 @@ def design(studies: int, sources: int = 4, seed: int = 0) -> dict[str, float]:
     errors: dict[str, list[float]] = {"chosen": [], "random": [], "random, twice as many": []}
     for _ in range(studies):
         truth, unseen = truth_of("exponential", sources, rng), rng.dirichlet(np.ones(sources), 500)
+        # Twice as many random arms show what a design is worth: both have an error of 2.5.
         several = [chosen, *(rng.dirichlet(np.ones(sources), count) for count in (3 * sources, 6 * sources))]
         for name, blends in zip(errors, several, strict=True):
             values = truth(blends)

@@ -39,6 +39,7 @@ def write_corpus(path: Path, size: int) -> None:
     roots = [Path(sysconfig.get_paths()[name]) for name in ("purelib", "stdlib")] + [Path("/usr/share/doc")]
     written = 0
     with path.open("w", encoding="utf-8") as file:
+        # Each file once: copies of a small corpus would flatter tokenizers that cache words.
         for place in sorted({item for root in roots for item in root.rglob("*") if item.suffix in SUFFIXES}):
             if not place.is_file() or not 50 < place.stat().st_size < LARGEST_FILE:
                 continue
@@ -73,11 +74,13 @@ def measure(command: list[str]) -> Cost:
     start = time.monotonic()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stderr=log, stdout=log)
+        # This child's usage and that of its own children. Usage of all children would add up over contenders.
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             log.seek(0)
             raise SystemExit(f"{' '.join(command)}\n{log.read().decode()}")
+    # The memory is that of the largest single process, and not a sum over workers.
     return Cost(usage.ru_utime + usage.ru_stime, time.monotonic() - start, usage.ru_maxrss / 1024)
 
 
@@ -93,6 +96,7 @@ def per_document(kind: str, tokenizer: str, source: str, prefix: str) -> None:
         end = reference.eos_token_id
 
         def encode(text: str) -> list[int]:
+            # As in the other contenders: special tokens in a text are text.
             return reference(text, split_special_tokens=True).input_ids
     else:
         from sentencepiece import SentencePieceProcessor
@@ -103,6 +107,7 @@ def per_document(kind: str, tokenizer: str, source: str, prefix: str) -> None:
     with open(source, encoding="utf-8") as file:
         for line in file:
             ids = [*encode(json.loads(line)["text"]), end]
+            # A list becomes an array for each document, which is part of that way's cost.
             builder.add_document(ids, [len(ids)])
     builder.finalize(f"{prefix}.idx")
 
@@ -118,6 +123,7 @@ def whole_file(tokenizer: str, source: str, prefix: str) -> None:
     encoder = gigatoken.Tokenizer.from_json(json.dumps(document))
     layout = encoder.encode_files(gigatoken.JsonlFileSource([source], field="text")).layout
     offsets, flat = np.asarray(layout.offsets.data), np.asarray(layout.content.data)
+    # A second copy of all tokens: the peak grows with the file, 1,118 MiB for 200 MB.
     tokens = np.insert(flat, offsets[1:], 0).astype(np.uint16)
     Path(f"{prefix}.bin").write_bytes(tokens.tobytes())
     lengths = np.diff(offsets) + 1
@@ -158,6 +164,7 @@ class Bench:
 
     def report(self, label: str, cost: Cost, floor: Cost, source: Path, note: str = "") -> float:
         """Print a line and return MB per CPU-second, the whole process counted."""
+        # Net is a small difference of large times for slow ways: their ratio went from 22 to 49 over runs.
         size, net = source.stat().st_size / 1e6, max(cost.cpu - floor.cpu, 1e-3)
         print(
             f"  {label:26s} {size:7.0f} MB {cost.cpu:7.2f} CPU-s {cost.wall:7.2f} s {cost.peak:6.0f} MiB"
@@ -169,6 +176,7 @@ class Bench:
     def run(self, kind: str) -> None:
         """Measure all contenders on one kind of tokenizer."""
         print(f"\n{kind}")
+        # What a start costs: imports, loading the tokenizer, and next to no text.
         floor = self.tool(kind, self.five, "five")
         ours = self.report("megacode", self.tool(kind, self.corpus, "ours"), floor, self.corpus)
         self.report(
@@ -179,6 +187,7 @@ class Bench:
         )
         self.tool(kind, self.small, "ours_small")
         slow_floor = self.child("per_document", kind, self.five, "five")
+        # On the head only: at 0.8 MB/CPU-s the whole file would take four minutes.
         slow = self.child("per_document", kind, self.small, "slow")
         net = self.small.stat().st_size / 1e6 / max(slow.cpu - slow_floor.cpu, 1e-3)
         self.report("per document", slow, slow_floor, self.small, self.same("ours_small", "slow"))
@@ -187,6 +196,7 @@ class Bench:
             fast = self.child("whole_file", kind, self.corpus, "fast")
             theirs = self.report("whole file", fast, fast_floor, self.corpus, self.same("ours", "fast"))
             print(f"  megacode / whole file, whole processes: {ours / theirs:.2f}x")
+        # The comparison that favours megacode least: its own start counts, theirs does not.
         print(f"  megacode (whole process) / per document (net): {ours / net:.1f}x")
 
 

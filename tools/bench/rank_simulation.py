@@ -33,6 +33,7 @@ class Simulation:
         self.config = load_config(path, batch)
         assert self.config.parallel.pipeline == self.config.parallel.context == 1, "give a layout of tensor and data"
         self.tensor, self.ranks = self.config.parallel.tensor, ranks
+        # Ranks of a slice differ only in their part of the optimizer. With tensor 8, eight builds stand for 4,096.
         self._slices = [self._built(rank) for rank in range(self.tensor)]
 
     def _built(self, rank: int) -> Any:
@@ -44,6 +45,7 @@ class Simulation:
         from megacode.mcore.build import build
 
         device.install()
+        # torch's fake group answers each collective at once. Its module is private, and may move.
         dist.init_process_group("fake", rank=rank, world_size=self.ranks, store=FakeStore())
         try:
             config = dry_run._buildable(self.config)
@@ -52,6 +54,7 @@ class Simulation:
                 parts = build(config, found, config.model.vocab_size or 128_256)
                 return parts, list(checkpoint_pieces._places(parts))
         finally:
+            # Groups are global: the next slice cannot start its own beside them.
             groups.stop()
 
     def slots(self, rank: int) -> list[Any]:
@@ -81,7 +84,9 @@ class Simulation:
         from megacode.mcore import checkpoint_pieces, optimizer_state
 
         parts, places = self._slices[rank % self.tensor]
+        # Only what would look at real ranks is replaced. The rest is what a save and a resume call.
         originals = checkpoint_pieces._places, optimizer_state.held, optimizer_state.prime
+        # The list is read again for each rank, so each call needs a new iterator.
         checkpoint_pieces._places = lambda _: iter(places)
         optimizer_state.held = lambda _: held(parts, rank // self.tensor, self.ranks // self.tensor)
         optimizer_state.prime = lambda _: None
@@ -100,10 +105,13 @@ def held(parts: Any, number: int, size: int) -> Iterator[Any]:
 
     for buffer in (buffer for chunk in parts.chunks for buffer in chunk.buffers):
         for bucket in buffer.buckets:
+            # Equal parts of a bucket, so a part may begin or end inside a parameter.
             share = bucket.grad_data.numel() // size
             own = Range(bucket.offset + number * share, bucket.offset + (number + 1) * share)
             inside = {p: at for p, at in buffer.param_index_map.items() if at[0] < own.end and at[1] > own.start}
+            # Private in Megatron-core, and used on purpose: the count follows a change of its layout.
             ranges = DistributedOptimizer._build_model_gbuf_param_range_map(inside, own, bucket.offset)
             for parameter, found in ranges.items():
+                # Only shapes are counted, so nothing is allocated.
                 flat = torch.empty(found["param"].size, device="meta")
                 yield Held(parameter, found["param"].start, True, flat, dict.fromkeys((WEIGHT, *MOMENTS), flat))

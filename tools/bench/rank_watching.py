@@ -14,6 +14,7 @@ from meeting import count
 from megacode.data import manifest, windows
 from megacode.train.watchdog import Pace
 
+# uint16. A vocabulary of more than 65,536 tokens takes 4 bytes.
 _TOKEN_BYTES = 2
 _EXCHANGES = 5  # of a meeting: report, time, clock, all-reduce, last
 
@@ -28,6 +29,7 @@ def row(ranks: int, ranks_a_node: int, sources: int) -> dict[str, Any]:
     """Return the costs of so many ranks, before and now."""
     nodes, pace = ranks // ranks_a_node, Pace()
     checked = sources * checked_bytes() / 1e9
+    # Squares of the ranks hurt most: 33.6 million stats a second at 4,096, and 2.6 million messages.
     return {
         "ranks": ranks,
         "nodes": nodes,

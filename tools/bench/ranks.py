@@ -62,6 +62,7 @@ class Counts:
     def __init__(self, root: Path) -> None:
         self.root, self.found = f"{root}/", {kind: dict.fromkeys(COUNTS, 0) for kind in KINDS}
         self.doing: str | None = "resume"
+        # A hook stays for the life of the process, so each rank is a process of its own.
         sys.addaudithook(self._hear)
         for name in ("stat", "lstat"):
             setattr(os, name, self._counted(getattr(os, name)))
@@ -242,6 +243,7 @@ def trained(code: Path, root: Path, config: Path, seconds: float) -> list[dict[s
     began = steps(root)
     while steps(root) <= began and all(process.poll() is None for process in processes):
         time.sleep(0.2)
+    # Looks and heartbeats are seconds apart: only some minutes give a steady figure of them.
     time.sleep(seconds)
     for process in processes:
         process.send_signal(signal.SIGTERM)
@@ -319,6 +321,7 @@ def simulated(config: Path, ranks: int) -> None:
     index = plan.index.dumps()
     planned = time.process_time() - started
     old = lay_out(slots, range(ranks))
+    # Five ranks stand for all, so totals of reads are estimates. Writes are laid out for every rank.
     sample = sorted({0, 1, ranks // 3, ranks // 2, ranks - 1})
     after = [touched(plan.index, sim.wanted(rank)) for rank in sample]
     half = Simulation(config, ranks // 2)

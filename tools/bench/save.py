@@ -40,6 +40,7 @@ from megacode.mcore.step import train_step
 from megacode.train.saving import Saver
 
 Times = tuple[float, float]
+# A tiny batch: an iteration has to change the weights, not to learn.
 VOCABULARY, LENGTH, BATCH = 8192, 64, 2
 
 
@@ -60,6 +61,7 @@ def built(hidden: int, layers: int) -> RankModel:
         ],
         "train": {"seq_length": LENGTH, "global_batch_size": BATCH, "micro_batch_size": BATCH},
         "precision": {"dtype": "fp32"},
+        # On one process there is nothing to share out.
         "parallel": {"distributed_optimizer": False},
     }
     config = RunConfig.model_validate(document)
@@ -83,6 +85,7 @@ def megacode(trained: RankModel, directory: Path, asynchronous: bool) -> Callabl
     def save(number: int) -> Times:
         started = time.perf_counter()
         saver.start(TrainState(iteration=number))
+        # This is what training waits for. What follows lasts until all is durable.
         waited = time.perf_counter() - started
         saver.wait()
         return waited, durable[-1]
@@ -95,6 +98,7 @@ def torch_checkpoint(trained: RankModel, directory: Path, asynchronous: bool) ->
     import torch.distributed.checkpoint as dcp
 
     def save(number: int) -> Times:
+        # Collected before the clock starts, in torch's favour: megacode does it inside.
         path, state = directory / str(number), tensors(trained)
         started = time.perf_counter()
         if asynchronous:
@@ -117,6 +121,7 @@ def megatron(trained: RankModel, directory: Path) -> Callable[[int], Times]:
         path = directory / str(number)
         path.mkdir(parents=True)
         started = time.perf_counter()
+        # The form that any layout can load, as each of megacode's checkpoints.
         resharding = {**metadata(), "distrib_optim_sharding_type": "fully_reshardable"}
         state: dict[str, Any] = model_state(trained.chunks)
         described = trained.optimizer.sharded_state_dict(dict(state), is_loading=False, metadata=resharding)
@@ -157,10 +162,12 @@ def main(
     try:
         for number in range(rounds + 1):
             for name, save in ways.items():
+                # Not timed. It lets every save meet weights that were changed since the last one.
                 train_step(trained, [batch()], 1e-3, 1)
                 with contextlib.redirect_stdout(io.StringIO()):
                     times[name].append(save(number))
                 for old in (root / letter / str(number) for letter in "cde"):
+                    # Removed at once, so that pages not yet written do not slow the next save.
                     shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(root, ignore_errors=True)
@@ -171,6 +178,7 @@ def main(
 def report(times: dict[str, list[Times]], size: int, json_file: Path | None) -> None:
     """Print medians, and their ratios to the first way's."""
     medians = {
+        # Medians: on a disk that others use, single saves are slow.
         name: tuple(statistics.median(column) for column in zip(*found[1:], strict=True))
         for name, found in times.items()
     }

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 SEQ_LENGTH = 8192
+# They compile, choose kernels, and allocate Adam's moments.
 WARM_UP = 2
 PROFILED = 8  # sequences of the step that a profile shows
 Step = Callable[[list[torch.Tensor]], float]
@@ -61,11 +62,13 @@ def measure(
     step = build(preset, micro, name)
     torch.cuda.synchronize()
     built = time.perf_counter() - started
-    torch.cuda.reset_peak_memory_stats()
+    torch.cuda.reset_peak_memory_stats()  # what the build held for a moment is not counted
     seconds, losses = [], []
     for index in range(WARM_UP + steps):
         batch = tokens(vocabulary, sequences, micro, index)
+        # Two micro-batches reach all code. More would only take time of the chip.
         batch = batch[:2] if index < WARM_UP else batch
+        # Without the waits on both sides the clock would time how fast Python queues launches.
         torch.cuda.synchronize()
         begun = time.perf_counter()
         losses.append(step(batch))
@@ -74,8 +77,9 @@ def measure(
     median = statistics.median(seconds[WARM_UP:])
     rate, peak = sequences * SEQ_LENGTH / median, device.peak_flops("bf16", torch.cuda.get_device_name())
     causal = flops_per_token(model, vocabulary, SEQ_LENGTH)
+    # The other half of attention: what the causal mask throws away.
     whole = causal + 6 * model.num_layers * model.num_attention_heads * model.head_size * (SEQ_LENGTH - 1)
-    if profile and name.startswith("megacode"):
+    if profile and name.startswith("megacode"):  # after the timed steps, since a profiler slows what it watches
         from gpu.profile import where_time_goes
 
         where_time_goes(step, tokens(vocabulary, min(sequences, PROFILED), micro, 0), name)
@@ -129,4 +133,5 @@ def tokens(vocabulary: int, sequences: int, micro: int, index: int) -> list[torc
     generator = torch.Generator().manual_seed(index)
     draws = torch.rand(sequences, SEQ_LENGTH + 1, generator=generator)
     ranks = (vocabulary**draws).long().clamp_(max=vocabulary) - 1  # the k-th most frequent with probability ~ 1/k
+    # 7919 is prime: frequent tokens spread over the vocabulary, and no two become one.
     return list((ranks * 7919 % vocabulary).split(micro))

@@ -18,11 +18,14 @@ def build(preset: str, micro: int, name: str) -> Any:
     wanted, _, head = name.removeprefix("megacode-").partition("+")
     fp8 = {} if wanted in ("bf16", "local") else {"fp8": {"recipe": wanted, "output_layer": head == "output"}}
     config = run_config(preset, micro, transformer_impl="local" if wanted == "local" else "auto", **fp8)
+    # `auto` falls back to torch's layers, and the figure would then be of something else.
     assert te.used(config) == (wanted != "local"), te.obstacle()
     built = build_rank(config, groups.start(config.parallel, config.seed), config.model.vocab_size)
+    # A run switches at each phase. Here there is one.
     precision.use(built, config.fp8_in(config.phases[0]))
 
     def step(batches: list[torch.Tensor]) -> float:
+        # Micro-batches are made inside the clock. A run's loader makes them ahead in a thread.
         return train_step(built, [_microbatch(batch) for batch in batches], 1e-5, 2).loss
 
     return step

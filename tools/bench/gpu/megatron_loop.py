@@ -37,6 +37,7 @@ def build(preset: str, micro: int, name: str) -> Any:
         share_embeddings_and_output_weights=True,
         position_embedding_type="rope",
     ).cuda()
+    # Set on the modules, since the config's own switch wants apex for the output layer.
     for module in gpt.modules():
         if hasattr(module, "fuse_wgrad_accumulation"):
             module.fuse_wgrad_accumulation = True
@@ -68,6 +69,7 @@ def build(preset: str, micro: int, name: str) -> Any:
             forward_only=False,
         )
         optimizer.step()
+        # The one wait for the GPU in a step, as in the other loops.
         return float(torch.stack([entry["loss"] for entry in found]).mean())
 
     return step

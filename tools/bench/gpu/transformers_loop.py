@@ -32,16 +32,19 @@ def build(preset: str, micro: int, name: str) -> Any:
         use_cache=False,
         attn_implementation="sdpa",
     )
+    # Made in bf16 on the GPU at once: a cast later would hold both copies.
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
         net = CohereForCausalLM(config)
     torch.set_default_dtype(torch.float32)
     net.train()
+    # Layers share their code, so torch may count each one as a recompilation. It stops at 8 by default.
     torch._dynamo.config.recompile_limit = 64
     for layer in net.model.layers:
         layer.compile()
     adam = torch.optim.AdamW(net.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
+    # Uncompiled, the fp32 logits of one sequence would be written out: 7.8 GiB.
     @torch.compile
     def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
@@ -51,11 +54,13 @@ def build(preset: str, micro: int, name: str) -> Any:
         for batch in batches:
             batch = batch.cuda(non_blocking=True)
             loss = loss_of(net(input_ids=batch[:, :-1]).logits, batch[:, 1:]) / len(batches)
+            # Gradients add up in bf16 too, which loses bits. megacode adds them in fp32.
             loss.backward()
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         adam.step()
         adam.zero_grad()
+        # The one wait for the GPU in a step, as in the other loops.
         return total.item()
 
     return step
