@@ -94,7 +94,7 @@ class ObjectStore:
     def _refuse_missing_bucket(self) -> None:
         """Raise if it is the bucket that is missing; the answer to HEAD has no body, and does not say."""
         try:
-            self._asked(lambda: self._obstore.get(self._store, self._key))
+            self._asked(lambda: self._obstore.get(self._store, self._key, options={"range": (0, 1)}))
         except FileNotFoundError as error:
             if "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error):
                 what = f"there is no bucket {self._bucket!r}"
