@@ -107,7 +107,7 @@ class BlockCache:
             _LOG.warning("the cache of objects cannot be written: %s", error, extra=ONCE)
 
     def whole(self, key: str, size: int, write: Callable[[BinaryIO], None]) -> BinaryIO:
-        """Return a whole object, opened; its file is not deleted before the process ends.
+        """Return a whole object, opened; its file is not deleted before it is closed.
 
         Args:
             key: of the object.
@@ -123,9 +123,8 @@ class BlockCache:
                 self._make_whole(path, size, write)
             file = path.open("rb")
             os.utime(path)
-        # A shared lock: whoever deletes asks for an exclusive one. The second descriptor is never closed.
         with suppress(OSError):
-            fcntl.flock(os.dup(file.fileno()), fcntl.LOCK_SH)
+            fcntl.flock(file, fcntl.LOCK_SH)  # whoever deletes asks for an exclusive lock
         return file
 
     def _make_whole(self, path: Path, size: int, write: Callable[[BinaryIO], None]) -> None:
@@ -165,7 +164,7 @@ class BlockCache:
     @contextmanager
     def fetching(self, key: str, number: int) -> Iterator[None]:
         """Let one process at a time fetch a block: ranks of one model read the same windows at the same moment."""
-        place = xxhash.xxh3_64_intdigest(f"{key}/{number}") % _STRIPES
+        place = xxhash.xxh3_64_intdigest(f"{key}/{number}".encode()) % _STRIPES
         with (self._locks / f"{place:03x}").open("ab") as file:
             # Without locks (some network file systems) a block is fetched twice, and stays right.
             with suppress(OSError):

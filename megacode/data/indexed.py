@@ -29,6 +29,8 @@ import xxhash
 
 from megacode.base.errors import DataError
 from megacode.base.files import naming, publish, remove
+from megacode.data.object_tokens import tokens_at
+from megacode.data.objects import place
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -51,12 +53,12 @@ _AGAIN = "copy it again from its origin, or recreate it with `megacode data prep
 
 def bin_path(prefix: str | Path) -> Path:
     """Return the path of a data set's tokens."""
-    return Path(f"{prefix}.bin")
+    return place(f"{prefix}.bin")
 
 
 def idx_path(prefix: str | Path) -> Path:
     """Return the path of a data set's index."""
-    return Path(f"{prefix}.idx")
+    return place(f"{prefix}.idx")
 
 
 class IndexedDataset:
@@ -70,6 +72,7 @@ class IndexedDataset:
         documents: number of documents, empty ones included.
         sequences: number of sequences.
         dtype: numpy type of a token.
+        remote: its tokens, where they are in object storage.
 
     Raises:
         DataError: if a file is missing, truncated, not a Megatron index, or holds no token.
@@ -87,7 +90,8 @@ class IndexedDataset:
         self._offsets = view[second:third].cast("q")
         self._borders = view[third : third + 8 * borders].cast("q")
         self.tokens = self._check_ends()
-        self._data = np.frombuffer(_map(bin_path(prefix)), dtype=self.dtype)
+        self.remote = tokens_at(bin_path(prefix), self.dtype)
+        self._data = self.remote or np.frombuffer(_map(bin_path(prefix)), dtype=self.dtype)
 
     def _check_ends(self) -> int:
         """Check the first and last entries of the arrays against each other and against the `.bin`."""
@@ -104,7 +108,7 @@ class IndexedDataset:
         return size // self.dtype.itemsize
 
     def read(self, first_token: int, count: int) -> npt.NDArray[np.integer]:
-        """Return tokens as a read-only view, [count]; nothing is copied."""
+        """Return tokens, [count]: a read-only view of a file, or a copy from object storage."""
         assert first_token >= 0
         assert first_token + count <= self.tokens
         return self._data[first_token : first_token + count]

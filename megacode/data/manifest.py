@@ -25,6 +25,7 @@ from megacode.base.files import digest, write_json
 from megacode.base.logs import ONCE
 from megacode.base.progress import Advance, bar
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
+from megacode.data.objects import place
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
@@ -80,7 +81,7 @@ def files_of(prefixes: Iterable[Path]) -> list[Path]:
 
 def manifest_path(prefix: str | Path) -> Path:
     """Return the path of a data set's manifest."""
-    return Path(f"{prefix}.manifest.json")
+    return place(f"{prefix}.manifest.json")
 
 
 def describe(prefix: str | Path, bin_hash: str = "", idx_hash: str = "", **facts: Any) -> Manifest:

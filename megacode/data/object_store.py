@@ -203,6 +203,11 @@ def _opened(bucket: str, timeout: float) -> Any:
     return obstore.store.from_url(bucket, client_options=client, retry_config={"max_retries": 0}, **named)  # type: ignore[arg-type]
 
 
+def forget_connections() -> None:
+    """Read credentials and endpoints anew for whatever is opened next."""
+    _opened.cache_clear()
+
+
 def _may_pass(error: Exception) -> bool:
     status = _STATUS.search(str(error))
     if any(host in str(error) for host in _METADATA):

@@ -11,6 +11,11 @@ import numpy.typing as npt
 from megacode.data.objects import ObjectPath, remote
 
 
+def tokens_at(path: Path, dtype: np.dtype) -> ObjectTokens | None:
+    """Return the tokens of a `.bin` in object storage; None: it is a local file."""
+    return ObjectTokens(path, dtype) if isinstance(path, ObjectPath) else None
+
+
 class ObjectTokens:
     """The tokens of a `.bin` in object storage: sliced as an array is, and fetched ahead.
 

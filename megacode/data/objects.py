@@ -13,14 +13,13 @@ import functools
 import io
 import os
 import threading
-from collections.abc import Buffer, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path, PosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 import xxhash
 
-from megacode.base.errors import DataError
 from megacode.base.urls import is_url
 from megacode.config.objects import Objects
 from megacode.data.block_cache import BLOCK_BYTES, BlockCache, default_directory
@@ -138,9 +137,10 @@ class RemoteObject:
         self._store, self._pin, self.size = store, pin, pin.size
         self._cache = _cache(settings.cache, settings.cache_bytes)
         self._pool = _pool(settings.requests)
-        self._key = xxhash.xxh3_128_hexdigest(f"{store.url}\0{pin.etag}\0{pin.size}")
+        self._key = xxhash.xxh3_128_hexdigest(f"{store.url}\0{pin.etag}\0{pin.size}".encode())
         self._coming: dict[int, Future[dict[int, memoryview]]] = {}
         self._lock = threading.Lock()
+        self._held: BinaryIO | None = None
 
     def read(self, first: int, end: int) -> bytearray:
         """Return the bytes `first` to `end - 1`, from the cache where it has them.
@@ -224,14 +224,23 @@ class RemoteObject:
         Raises:
             DataError: the object has changed, or cannot be reached; or there is no room in the cache.
         """
-        return self._cache.whole(self._key, self.size, self._copy)
+        if self._held is None:
+            self._held = self._cache.whole(self._key, self.size, self._copy)
+        return open(self._held.name, "rb")
 
     def _copy(self, file: BinaryIO) -> None:
         def part(first: int) -> None:
-            os.pwrite(file.fileno(), self.direct(first, min(self.size, first + _CHUNK)), first)
+            body = self.direct(first, min(self.size, first + _CHUNK))
+            os.pwrite(file.fileno(), body, first)
 
         # The pool bounds the memory: each worker holds one chunk.
-        list(self._pool.map(part, range(0, self.size, _CHUNK)))
+        parts = [self._pool.submit(part, first) for first in range(0, self.size, _CHUNK)]
+        failed = [one for one in wait(parts, return_when=FIRST_EXCEPTION).done if one.exception() is not None]
+        for one in parts if failed else ():
+            one.cancel()
+        wait(parts)  # nothing may write once the file is closed
+        for one in failed:
+            one.result()
 
 
 def _runs(numbers: list[int]) -> list[_Run]:
@@ -265,7 +274,7 @@ class _Reader(io.RawIOBase):
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._source.size}[whence]
         return self._at
 
-    def readinto(self, buffer: Buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         first, end = self._at, min(self._source.size, self._at + len(view))
         if end <= first:

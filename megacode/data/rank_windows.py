@@ -10,13 +10,14 @@ by the number of ranks, padding rows take the remaining slots.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from megacode.config.run import RunConfig
+from megacode.data.objects_ahead import ObjectsAhead
 from megacode.data.windows import SourceStream
 from megacode.plan.batch import BatchSchedule, placement
 from megacode.plan.phases import Schedule
@@ -89,14 +90,27 @@ class RowPlan:
         types = [stream.data.dtype for stream in self._streams if stream is not None]
         self.token_type = np.result_type(*types)
         self._ahead: dict[int, Rows] = {}
+        self._objects = ObjectsAhead(config, self._streams)
 
     def at(self, clock: int) -> tuple[Rows, int]:
         """Return this rank's rows of the iteration that starts at a clock, and the size of its micro-batches."""
+        rows = self._drawn(clock)
+        self._objects.fetch(self._following(clock))
+        return rows, micro_batch_size(len(rows), self._micro_batch_size)
+
+    def _drawn(self, clock: int) -> Rows:
         # Training asks for clocks in order, so one draw serves the next dozens of iterations.
         if clock not in self._ahead:
-            self._ahead = self._draw_ahead(clock)
-        rows = self._ahead[clock]
-        return rows, micro_batch_size(len(rows), self._micro_batch_size)
+            recent = {start: rows for start, rows in self._ahead.items() if start < clock}
+            self._ahead = dict(list(recent.items())[-_AHEAD_BATCHES:]) | self._draw_ahead(clock)
+        return self._ahead[clock]
+
+    def _following(self, clock: int) -> Iterator[tuple[int, Rows]]:
+        """Yield the clocks of an iteration and of those after it, and their rows."""
+        following: int | None = clock
+        while following is not None:
+            yield following, self._drawn(following)
+            following = self.after(following)
 
     def after(self, clock: int) -> int | None:
         """Return the clock of the iteration after the one that starts at a clock; None: it is the run's last."""
@@ -146,7 +160,11 @@ class RowPlan:
         stream, size = self.stream(number), self._micro_batch_size
         # Rounded up: collectives need the same number of batches on every rank.
         steps = -(-stream.validation_windows // (size * self._dp_size))
-        return [self._held_out(number, stream, (step * self._dp_size + self._dp_rank) * size) for step in range(steps)]
+        firsts = [(step * self._dp_size + self._dp_rank) * size for step in range(steps)]
+        held_out = [self._held_out(number, stream, first) for first in firsts]
+        for rows in held_out:
+            self._objects.fetch_rows(rows)
+        return held_out
 
     def _held_out(self, number: int, stream: SourceStream, first: int) -> Rows:
         windows = np.arange(first, first + self._micro_batch_size)

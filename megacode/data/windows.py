@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from megacode.base.errors import ConfigError, DataError, MegacodeError, Problem
+from megacode.base.urls import is_url
 from megacode.config.data import Source
 from megacode.config.run import RunConfig
 from megacode.data import manifest as manifests
-from megacode.data import source_checks
+from megacode.data import objects, source_checks
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
 from megacode.data.source_checks import tokenizer_facts
 from megacode.data.tokenizer import load_tokenizer
@@ -104,7 +105,7 @@ class SourceStream:
         return SourceSize(self.name, self.train_tokens, self.train_documents, self.validation_tokens, identity)
 
     def window(self, first_token: int) -> npt.NDArray[np.integer]:
-        """Return the tokens of a window, [S + 1], a read-only view of the file."""
+        """Return the tokens of a window, [S + 1]."""
         return self.data.read(first_token, self.seq_length + 1)
 
     def documents_of(self, first_token: int) -> tuple[int, int]:
@@ -150,6 +151,7 @@ def open_source(config: RunConfig, name: str) -> SourceStream:
     Raises:
         DataError: see `SourceStream`.
     """
+    objects.use(config.objects)
     held = config.validation
     source, length = config.sources[name], config.train.seq_length
     return SourceStream(name, source.path, held.fraction, length, held.samples, source.take)
@@ -190,6 +192,9 @@ def open_streams(config: RunConfig, *, check: bool = True) -> dict[str, SourceSt
             streams[name] = stream = open_source(config, name)
             if check:
                 _check_stream(stream, tokenizer_hash, vocab_size)
+            elif is_url(stream.prefix):
+                # An object may be replaced between two ranks' first looks; the blocks are in this node's cache.
+                manifests.check(stream.prefix)
         except MegacodeError as error:
             problems += error.problems
     if problems:
@@ -244,6 +249,7 @@ def source_sizes(config: RunConfig, allow_declared: bool = False) -> dict[str, S
     Raises:
         DataError: with the problems of all sources at once; sources of different tokenizers are one.
     """
+    objects.use(config.objects)
     sizes: dict[str, SourceSize] = {}
     problems: list[Problem] = []
     tokenizer, made_by = tokenizer_facts(config.tokenizer), {}
