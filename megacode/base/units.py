@@ -49,7 +49,9 @@ def parse_bytes(text: str | int | float) -> int:
     """
     try:
         # GB is 10^9 and GiB is 2^30; the B may be left out.
-        return parse_count(re.sub(r"(?<=[kmgtpei])b\s*$", "", text, flags=re.IGNORECASE) if isinstance(text, str) else text)
+        return parse_count(
+            re.sub(r"(?<=[kmgtpei])b\s*$", "", text, flags=re.IGNORECASE) if isinstance(text, str) else text
+        )
     except ValueError:
         raise ValueError(f"{text!r} is not a size in bytes; write for example 100GB or 64 MiB") from None
 

@@ -195,8 +195,7 @@ def _with_preset(raw: dict[str, Any], problems: list[Problem]) -> dict[str, Any]
 
 def _absolute(config: RunConfig) -> RunConfig:
     sources = {
-        name: source.model_copy(update={"path": absolute(source.path)})
-        for name, source in config.sources.items()
+        name: source.model_copy(update={"path": absolute(source.path)}) for name, source in config.sources.items()
     }
     changes: dict[str, Any] = {"sources": sources, "run_dir": os.path.abspath(config.directory)}
     if config.objects.cache is not None:

@@ -213,7 +213,7 @@ class BlockCache:
             if before <= _EARLY * self.limit:
                 return  # another process has just made room
             rows = ((_last_use(path, about), about.st_size) for path, about in self._files())
-            found = np.fromiter(rows, dtype=np.dtype((np.float64, 2)))
+            found: npt.NDArray[np.float64] = np.fromiter(rows, dtype=np.dtype((np.float64, 2)))
             # A killed process may have reserved room and written nothing. What is under way is far less than this.
             lost = max(0, before - int(found[:, 1].sum()) - int(_LOST * self.limit))
             surplus = before - lost - int(_ROOM * self.limit)

@@ -153,7 +153,7 @@ class ObjectStore:
             time.sleep(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * random.uniform(0.5, 1.0))
         raise AssertionError("the last attempt returns or raises")
 
-    def _errors(self, *names: str) -> tuple[type[Exception], ...]:
+    def _errors(self, *names: str) -> Any:
         return tuple(getattr(self._obstore.exceptions, name) for name in names)
 
     def _denied(self, error: Exception) -> DataError:
@@ -195,12 +195,15 @@ def _library(url: str) -> Any:
 def _opened(bucket: str, timeout: float) -> Any:
     import obstore.store
 
+    open_store: Any = obstore.store.from_url
     client: dict[str, Any] = {"timeout": timedelta(seconds=timeout), "connect_timeout": _CONNECT}
-    endpoint = next((os.environ[name] for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if name in os.environ), "")
+    endpoint = next(
+        (os.environ[name] for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if name in os.environ), ""
+    )
     # Whoever names an endpoint with http:// means it.
     client["allow_http"] = endpoint.startswith("http://")
     named = {"endpoint": endpoint} if endpoint and bucket.startswith("s3:") else {}
-    return obstore.store.from_url(bucket, client_options=client, retry_config={"max_retries": 0}, **named)  # type: ignore[arg-type]
+    return open_store(bucket, client_options=client, retry_config={"max_retries": 0}, **named)
 
 
 def forget_connections() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megacode.config.run import RunConfig
-from megacode.data.objects_ahead import ObjectsAhead
+from megacode.data.object_tokens import FetchAhead
 from megacode.data.windows import SourceStream
 from megacode.plan.batch import BatchSchedule, placement
 from megacode.plan.phases import Schedule
@@ -90,12 +90,13 @@ class RowPlan:
         types = [stream.data.dtype for stream in self._streams if stream is not None]
         self.token_type = np.result_type(*types)
         self._ahead: dict[int, Rows] = {}
-        self._objects = ObjectsAhead(config, self._streams)
+        remote = [None if stream is None else stream.data.remote for stream in self._streams]
+        self._fetch_ahead = FetchAhead(config, remote)
 
     def at(self, clock: int) -> tuple[Rows, int]:
         """Return this rank's rows of the iteration that starts at a clock, and the size of its micro-batches."""
         rows = self._drawn(clock)
-        self._objects.fetch(self._following(clock))
+        self._fetch_ahead.iterations(self._following(clock))
         return rows, micro_batch_size(len(rows), self._micro_batch_size)
 
     def _drawn(self, clock: int) -> Rows:
@@ -105,11 +106,12 @@ class RowPlan:
             self._ahead = dict(list(recent.items())[-_AHEAD_BATCHES:]) | self._draw_ahead(clock)
         return self._ahead[clock]
 
-    def _following(self, clock: int) -> Iterator[tuple[int, Rows]]:
-        """Yield the clocks of an iteration and of those after it, and their rows."""
+    def _following(self, clock: int) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Yield clock, source ids and first tokens of an iteration and of those after it."""
         following: int | None = clock
         while following is not None:
-            yield following, self._drawn(following)
+            rows = self._drawn(following)
+            yield following, rows.source_ids, rows.first_tokens
             following = self.after(following)
 
     def after(self, clock: int) -> int | None:
@@ -163,7 +165,7 @@ class RowPlan:
         firsts = [(step * self._dp_size + self._dp_rank) * size for step in range(steps)]
         held_out = [self._held_out(number, stream, first) for first in firsts]
         for rows in held_out:
-            self._objects.fetch_rows(rows)
+            self._fetch_ahead.windows(rows.source_ids, rows.first_tokens)
         return held_out
 
     def _held_out(self, number: int, stream: SourceStream, first: int) -> Rows:

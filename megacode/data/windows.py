@@ -254,13 +254,14 @@ def source_sizes(config: RunConfig, allow_declared: bool = False) -> dict[str, S
     problems: list[Problem] = []
     tokenizer, made_by = tokenizer_facts(config.tokenizer), {}
     for name, source in sorted(config.sources.items()):
-        # Only a data set that is wholly missing may be planned by its declared size; half of one is damage.
-        absent = not bin_path(source.path).exists() and not idx_path(source.path).exists()
-        if absent and allow_declared and source.tokens is not None:
-            try:
+        try:
+            # Only a data set that is wholly missing may be planned by its declared size; half of one is damage.
+            absent = not bin_path(source.path).exists() and not idx_path(source.path).exists()
+            if absent and allow_declared and source.tokens is not None:
                 sizes[name] = _declared(name, source, config)
-            except DataError as error:
-                problems += error.problems
+                continue
+        except DataError as error:  # also where object storage cannot be reached
+            problems += error.problems
             continue
         try:
             stream, manifest = open_source(config, name), manifests.read(source.path)
