@@ -193,7 +193,7 @@ class BlockCache:
         """Take room for a file, deleting others where needed; return whether there is any."""
         used = self._count(size)
         if used > _EARLY * self.limit and time.monotonic() > self._full_until:
-            self._make_room(wait=used > self.limit)
+            self._make_room(size, wait=used > self.limit)
             used = self._count(0)
             # Where nothing can be deleted, looking through all files again at once would not help.
             self._full_until = time.monotonic() + _PAUSE_SECONDS if used > self.limit else 0.0
@@ -202,8 +202,8 @@ class BlockCache:
         self._count(-size)
         return False
 
-    def _make_room(self, wait: bool) -> None:
-        """Delete the least recently used files, in one process at a time."""
+    def _make_room(self, size: int, wait: bool) -> None:
+        """Delete the least recently used files, in one process at a time; `size` bytes are reserved, not written."""
         with (self.directory / "deleting").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -215,7 +215,7 @@ class BlockCache:
             rows = ((_last_use(path, about), about.st_size) for path, about in self._files())
             found: npt.NDArray[np.float64] = np.fromiter(rows, dtype=np.dtype((np.float64, 2)))
             # A killed process may have reserved room and written nothing. What is under way is far less than this.
-            lost = max(0, before - int(found[:, 1].sum()) - int(_LOST * self.limit))
+            lost = max(0, before - size - int(found[:, 1].sum()) - int(_LOST * self.limit))
             surplus = before - lost - int(_ROOM * self.limit)
             self._count(-lost - self._delete_oldest(found, surplus))
 
