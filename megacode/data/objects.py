@@ -29,6 +29,7 @@ _GAP_BLOCKS = 4  # closer ranges are one request: 256 KiB cost less than a reque
 _RUN_BLOCKS = 64  # of a request at most, 4 MiB: it bounds memory and what a failure repeats
 _CHUNK = 1 << 22  # of a file that is read in order
 _CHUNKS_AHEAD = 8
+_LONG_READ = 1 << 20
 _MAPPED = (".idx", ".ids")
 
 _settings = Objects()
@@ -280,7 +281,7 @@ class _Reader(io.RawIOBase):
         if end <= first:
             return 0
         # Reads of megabytes are passes over a file: kept, they would drive everything else out of the cache.
-        if end - first >= _CHUNK // 4:
+        if len(view) >= _LONG_READ:
             end = min(end, (first // _CHUNK + 1) * _CHUNK)
             view[: end - first] = self._chunk(first // _CHUNK)[first % _CHUNK : (end - 1) % _CHUNK + 1]
         else:
