@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megacode.config.objects import Objects
+from megacode.data import manifest as manifests
+from megacode.data import object_store, objects
+from megacode.data.indexed import IndexedDatasetWriter
 
 BUCKET = "corpora"
+ENDINGS = (".bin", ".idx", ".manifest.json")
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "tester",
     "AWS_SECRET_ACCESS_KEY": "secret",
@@ -103,3 +115,62 @@ def proxy_before(target: tuple[str, int]) -> Iterator[Proxy]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, int]]:
+    """An S3 server with one bucket."""
+    pytest.importorskip("obstore", reason="object storage is read with obstore, which is not installed")
+    moto = pytest.importorskip("moto.moto_server.threaded_moto_server", reason="moto[server] is not installed")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    running.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        host, port = running.get_host_and_port()
+        client_of((host, port)).create_bucket(Bucket=BUCKET)
+        yield host, port
+    running.stop()
+
+
+@pytest.fixture
+def proxy(server: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """The way to the server; this process reads through it, with an empty cache."""
+    monkeypatch.setattr(object_store, "_FIRST_PAUSE", 0.001)
+    with proxy_before(server) as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.endpoint)
+        objects.forget()
+        objects.use(Objects(cache=str(tmp_path / "cache"), retries=3))
+        yield running
+    objects.use(Objects())
+    objects.forget()
+
+
+def client_of(server: tuple[str, int]) -> Any:
+    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
+    return boto3.client("s3", endpoint_url=f"http://{server[0]}:{server[1]}")
+
+
+@pytest.fixture
+def upload(server: tuple[str, int], tmp_path: Path) -> Callable[[str], str]:
+    """Copy a data set to object storage, and return its prefix there."""
+
+    def copy(prefix: str) -> str:
+        there = f"{tmp_path.name}/{Path(prefix).name}"
+        for ending in ENDINGS:
+            if Path(prefix + ending).exists():
+                client_of(server).upload_file(prefix + ending, BUCKET, there + ending)
+        return f"s3://{BUCKET}/{there}"
+
+    return copy
+
+
+def random_set(prefix: Path, dtype: str = "uint16", tokens: int = 200_000, seed: int = 0) -> str:
+    """Write a data set with a manifest, whose blocks all differ."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 200, tokens // 100)
+    with IndexedDatasetWriter(prefix, dtype) as writer:
+        writer.add(rng.integers(0, 1000, lengths.sum()), lengths)
+    manifests.write(prefix, manifests.describe(prefix))
+    return str(prefix)

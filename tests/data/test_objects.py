@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,82 +23,23 @@ from megacode.base.errors import ConfigError, DataError
 from megacode.cli.data_inspect import inspect
 from megacode.config.objects import Objects
 from megacode.data import manifest as manifests
-from megacode.data import object_store, objects
+from megacode.data import objects
 from megacode.data.block_cache import BLOCK_BYTES
-from megacode.data.indexed import IndexedDataset, IndexedDatasetWriter, bin_path, idx_path
+from megacode.data.indexed import IndexedDataset, bin_path, idx_path
 from megacode.data.loader import Loader
 from megacode.data.windows import open_source, open_streams, source_sizes, stream_sizes
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.phases import build_schedule
 from megacode.planning.order import order_rows, seen_rows
-from tests.data.object_storage import BUCKET, ENVIRONMENT, Answer, Proxy, proxy_before
+from tests.data.object_storage import BUCKET, Answer, client_of, proxy, random_set, server, upload
 from tests.limits import HANG
 
-pytest.importorskip("obstore", reason="object storage is read with obstore, which is not installed")
-moto = pytest.importorskip("moto.moto_server.threaded_moto_server", reason="moto[server] is not installed")
-boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
+__all__ = ["proxy", "server", "upload"]  # fixtures
 
-ENDINGS = (".bin", ".idx", ".manifest.json")
 PHASES = [
     {"name": "both", "samples": 50, "blend": {"text": 0.5, "code": 0.5}},
     {"name": "text", "samples": 37, "blend": {"text": 0.9, "code": 0.1}},
 ]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[str, int]]:
-    """An S3 server with one bucket."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    running = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    running.start()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        host, port = running.get_host_and_port()
-        client_of((host, port)).create_bucket(Bucket=BUCKET)
-        yield host, port
-    running.stop()
-
-
-@pytest.fixture
-def proxy(server: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """The way to the server; this process reads through it, with an empty cache."""
-    monkeypatch.setattr(object_store, "_FIRST_PAUSE", 0.001)
-    with proxy_before(server) as running:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", running.endpoint)
-        objects.forget()
-        objects.use(Objects(cache=str(tmp_path / "cache"), retries=3))
-        yield running
-    objects.use(Objects())
-    objects.forget()
-
-
-def client_of(server: tuple[str, int]) -> Any:
-    return boto3.client("s3", endpoint_url=f"http://{server[0]}:{server[1]}")
-
-
-@pytest.fixture
-def upload(server: tuple[str, int], tmp_path: Path) -> Callable[[str], str]:
-    """Copy a data set to object storage, and return its prefix there."""
-
-    def copy(prefix: str) -> str:
-        there = f"{tmp_path.name}/{Path(prefix).name}"
-        for ending in ENDINGS:
-            if Path(prefix + ending).exists():
-                client_of(server).upload_file(prefix + ending, BUCKET, there + ending)
-        return f"s3://{BUCKET}/{there}"
-
-    return copy
-
-
-def random_set(prefix: Path, dtype: str = "uint16", tokens: int = 200_000, seed: int = 0) -> str:
-    """Write a data set with a manifest, whose blocks all differ."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(0, 200, tokens // 100)
-    with IndexedDatasetWriter(prefix, dtype) as writer:
-        writer.add(rng.integers(0, 1000, lengths.sum()), lengths)
-    manifests.write(prefix, manifests.describe(prefix))
-    return str(prefix)
 
 
 @pytest.fixture
