@@ -49,10 +49,10 @@ class Storage(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     root, delay = Path(), 0.0
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self.do_GET()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         time.sleep(self.delay)
         path = self.root / Path(self.path).name
         if not path.exists():
