@@ -5,9 +5,8 @@ endian: 9 magic bytes; a version (uint64, 1); a code for the token type (uint8);
 document borders d (uint64 each); then `int32[n]` lengths, `int64[n]` byte offsets, `int64[d]` borders: document k is
 made of the sequences `borders[k]` to `borders[k + 1] - 1`, usually just one. A document without tokens has no sequence.
 
-The header has 34 bytes, so the int64 arrays are not aligned: numpy copies them whole before it searches (163 ms at 20
-million documents). Here they are memory views, which `bisect` searches in microseconds and without allocating, so
-that opening costs the same at ten documents and at a billion.
+The header has 34 bytes, so the int64 arrays are not aligned: numpy copies them before it searches (163 ms at 20 million
+documents). Here they are memory views, which `bisect` searches in microseconds at any number of documents.
 
 Source: megatron.core.datasets.indexed_dataset, release 0.16.1; the tests compare both ways.
 """
@@ -68,9 +67,8 @@ class IndexedDataset:
         prefix: its path without `.bin` and `.idx`.
 
     Attributes:
-        tokens: number of tokens.
-        documents: number of documents, empty ones included.
-        sequences: number of sequences.
+        tokens, sequences: how many.
+        documents: how many, empty ones included.
         dtype: numpy type of a token.
         remote: its tokens, where they are in object storage.
 
@@ -90,8 +88,8 @@ class IndexedDataset:
         self._offsets = view[second:third].cast("q")
         self._borders = view[third : third + 8 * borders].cast("q")
         self.tokens = self._check_ends()
-        self.remote = tokens_at(bin_path(prefix), self.dtype)
-        self._data = self.remote or np.frombuffer(_map(bin_path(prefix)), dtype=self.dtype)
+        self.remote = tokens_at(path := bin_path(prefix), self.dtype)
+        self._data = self.remote or np.frombuffer(_map(path), dtype=self.dtype)
 
     def _check_ends(self) -> int:
         """Check the first and last entries of the arrays against each other and against the `.bin`."""

@@ -207,7 +207,7 @@ def _opened(bucket: str, timeout: float) -> Any:
 
 
 def forget_connections() -> None:
-    """Read credentials and endpoints anew for whatever is opened next."""
+    """Read credentials and endpoints again for whatever is opened next."""
     _opened.cache_clear()
 
 

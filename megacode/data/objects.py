@@ -51,7 +51,7 @@ def settings() -> Objects:
 
 
 def forget() -> None:
-    """Let the next reader of an object look at it anew; those that are open keep the version they have."""
+    """Let the next reader of an object look at it again; those that are open keep the version they have."""
     with _lock:
         _opened.clear()
     forget_connections()
