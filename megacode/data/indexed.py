@@ -61,7 +61,7 @@ def idx_path(prefix: str | Path) -> Path:
 
 
 class IndexedDataset:
-    """A data set on disk, mapped into memory; opening it reads the header and the ends of its arrays.
+    """A data set, mapped into memory or in object storage; opening reads its header and the ends of its arrays.
 
     Args:
         prefix: its path without `.bin` and `.idx`.
@@ -69,8 +69,7 @@ class IndexedDataset:
     Attributes:
         tokens, sequences: how many.
         documents: how many, empty ones included.
-        dtype: numpy type of a token.
-        remote: its tokens, where they are in object storage.
+        dtype, remote: numpy type of a token; the tokens, if they are in object storage.
 
     Raises:
         DataError: if a file is missing, truncated, not a Megatron index, or holds no token.
