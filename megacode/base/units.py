@@ -41,6 +41,21 @@ def parse_count(text: str | int | float) -> int:
     return _whole(int(digits) * scale if digits.isdigit() else float(digits) * scale, text)
 
 
+def parse_bytes(text: str | int | float) -> int:
+    """Read a size in bytes: `100GB`, `64 MiB`, `1.5T`, or a plain number.
+
+    Raises:
+        ValueError: if it is not a size.
+    """
+    try:
+        # GB is 10^9 and GiB is 2^30; the B may be left out.
+        return parse_count(
+            re.sub(r"(?<=[kmgtpei])b\s*$", "", text, flags=re.IGNORECASE) if isinstance(text, str) else text
+        )
+    except ValueError:
+        raise ValueError(f"{text!r} is not a size in bytes; write for example 100GB or 64 MiB") from None
+
+
 def _whole(value: int | float, text: str) -> int:
     if value != value or value in (float("inf"), float("-inf")) or round(value) != value:
         raise ValueError(f"{text} is not a whole number")

@@ -15,7 +15,8 @@ class Source(Frozen):
     """One indexed data set.
 
     Attributes:
-        path: prefix of its `.bin` and `.idx`, relative to the working directory.
+        path: prefix of its `.bin` and `.idx`, relative to the working directory; or in object storage, such as
+            `s3://bucket/prefix` (also `gs://` and `az://`).
         max_epochs: the most epochs that may be read of it over the whole run; absent: no limit.
         tokens: its declared size, so that `plan` works before the data set exists.
         take: how many of its training tokens are used, the first ones; absent: all. Documents are shuffled when a data

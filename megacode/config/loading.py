@@ -17,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from megacode.base.errors import ConfigError, Problem
+from megacode.base.urls import absolute
 from megacode.config.evaluate_rules import EVALUATE_RULES
 from megacode.config.overrides import apply_overrides
 from megacode.config.phase_rules import PHASE_RULES
@@ -194,10 +195,12 @@ def _with_preset(raw: dict[str, Any], problems: list[Problem]) -> dict[str, Any]
 
 def _absolute(config: RunConfig) -> RunConfig:
     sources = {
-        name: source.model_copy(update={"path": os.path.abspath(source.path)})
-        for name, source in config.sources.items()
+        name: source.model_copy(update={"path": absolute(source.path)}) for name, source in config.sources.items()
     }
     changes: dict[str, Any] = {"sources": sources, "run_dir": os.path.abspath(config.directory)}
+    if config.objects.cache is not None:
+        cache = os.path.abspath(os.path.expanduser(config.objects.cache))
+        changes["objects"] = config.objects.model_copy(update={"cache": cache})
     if config.tokenizer is not None:
         changes["tokenizer"] = config.tokenizer.model_copy(update={"path": os.path.abspath(config.tokenizer.path)})
     if config.init.from_ != "random":

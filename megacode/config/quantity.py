@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from megacode.base.units import format_count, parse_count, parse_fraction, parse_seconds
+from megacode.base.units import format_count, parse_bytes, parse_count, parse_fraction, parse_seconds
 from megacode.config.placeholders import LENIENT, UNKNOWN
 
 Unit = Literal["tokens", "samples", "iterations"]
@@ -97,6 +97,7 @@ def read_quantity(value: Any) -> Any:
 
 
 Count = Annotated[int, BeforeValidator(parse_count)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Share = Annotated[float, BeforeValidator(parse_fraction)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds)]
 Length = Annotated[Quantity, BeforeValidator(read_quantity)]

@@ -10,6 +10,7 @@ from megacode.config.data import Phase, Source, Validation
 from megacode.config.evaluate import Evaluate
 from megacode.config.health import Health, Limits
 from megacode.config.model import ModelConfig, TokenizerConfig
+from megacode.config.objects import Objects
 from megacode.config.quantity import Frozen
 from megacode.config.training import CheckpointPolicy, Fp8, Init, Parallel, Precision, Training
 
@@ -23,6 +24,7 @@ class RunConfig(Frozen):
         model: the model's shape.
         tokenizer: the tokenizer of the data sets; absent where only `model.vocab_size` is needed.
         sources: the data sets by name.
+        objects: how those in object storage are read.
         validation: what is held out, and how often it is measured.
         phases: the phases of the run, in order.
         caps: what to do where `max_epochs` limits a source: `error`, or `spread` its share over the others.
@@ -43,6 +45,7 @@ class RunConfig(Frozen):
     model: ModelConfig
     tokenizer: TokenizerConfig | None = None
     sources: dict[str, Source] = Field(min_length=1)
+    objects: Objects = Objects()
     validation: Validation = Validation()
     phases: tuple[Phase, ...] = Field(min_length=1)
     caps: Literal["error", "spread"] = "error"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megacode.base.errors import CheckpointError
+from megacode.base.urls import is_url
 from megacode.convert.opened_checkpoint import OpenedCheckpoint
 from megacode.data.indexed import IndexedDataset, idx_path
 from megacode.data.tokenizer import Tokenizer
@@ -63,8 +64,8 @@ def _shipped(name: str) -> str:
 def _held_out(source: OpenedCheckpoint, limit: int) -> Iterator[ProofText]:
     """Yield the last stored tokens of every available source: held-out documents are the last ones."""
     for name, entry in source.config.sources.items():
-        # An export may run on a machine without the data; the shipped texts suffice there.
-        if source.config.validation.fraction == 0 or not idx_path(entry.path).exists():
+        # An export may run on a machine without the data, or the network; the shipped texts suffice there.
+        if source.config.validation.fraction == 0 or is_url(entry.path) or not idx_path(entry.path).exists():
             continue
         data = IndexedDataset(entry.path)
         count = min(WINDOWS_PER_SOURCE, int(data.tokens * source.config.validation.fraction) // limit)

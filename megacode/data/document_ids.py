@@ -22,6 +22,7 @@ import numpy.typing as npt
 import xxhash
 
 from megacode.base.errors import DataError
+from megacode.data.objects import place
 
 MAGIC = b"MEGAIDS\x00"
 HEADER = struct.Struct("<8sQQQ")
@@ -47,7 +48,7 @@ class Ids:
 
 def ids_path(prefix: str | Path) -> Path:
     """Return the path of a data set's ids."""
-    return Path(f"{prefix}.ids")
+    return place(f"{prefix}.ids")
 
 
 def array_offsets(documents: int) -> tuple[int, int, int, int]:

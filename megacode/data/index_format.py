@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megacode.base.errors import DataError
+from megacode.data.objects import place
 
 # The layout is Megatron-core's `_IndexWriter`, so its readers open our files, and we open theirs.
 MAGIC = b"MMIDIDX\x00\x00"
@@ -32,12 +33,12 @@ AGAIN = "copy it again from its origin, or recreate it with `megacode data prepr
 
 def bin_path(prefix: str | Path) -> Path:
     """Return the path of a data set's tokens."""
-    return Path(f"{prefix}.bin")
+    return place(f"{prefix}.bin")
 
 
 def idx_path(prefix: str | Path) -> Path:
     """Return the path of a data set's index."""
-    return Path(f"{prefix}.idx")
+    return place(f"{prefix}.idx")
 
 
 def mapped(path: Path) -> mmap.mmap:

@@ -5,9 +5,8 @@ endian: 9 magic bytes; a version (uint64, 1); a code for the token type (uint8);
 document borders d (uint64 each); then `int32[n]` lengths, `int64[n]` byte offsets, `int64[d]` borders: document k is
 made of the sequences `borders[k]` to `borders[k + 1] - 1`, usually just one. A document without tokens has no sequence.
 
-The header has 34 bytes, so the int64 arrays are not aligned: numpy copies them whole before it searches (163 ms at 20
-million documents). Here they are memory views, which `bisect` searches in microseconds and without allocating, so
-that opening costs the same at ten documents and at a billion.
+The header has 34 bytes, so the int64 arrays are not aligned: numpy copies them before it searches (163 ms at 20 million
+documents). Here they are memory views, which `bisect` searches in microseconds at any number of documents.
 
 Source: megatron.core.datasets.indexed_dataset, release 0.16.1; the tests compare both ways.
 """
@@ -42,22 +41,22 @@ from megacode.data.index_format import (
     mapped,
     read_header,
 )
+from megacode.data.object_tokens import tokens_at
 from megacode.data.spool import Spool, flush
 
 _EMPTY = "check the input: an empty data set cannot be used"
 
 
 class IndexedDataset:
-    """A data set on disk, mapped into memory; opening it reads the header and the ends of its arrays.
+    """A data set, mapped into memory or in object storage; opening reads its header and the ends of its arrays.
 
     Args:
         prefix: its path without `.bin` and `.idx`.
 
     Attributes:
-        tokens: number of tokens.
-        documents: number of documents, empty ones included.
-        sequences: number of sequences.
-        dtype: numpy type of a token.
+        tokens, sequences: how many.
+        documents: how many, empty ones included.
+        dtype, remote: numpy type of a token; the tokens, if they are in object storage.
 
     Raises:
         DataError: if a file is missing, truncated, not a Megatron index, or holds no token.
@@ -75,7 +74,8 @@ class IndexedDataset:
         self._offsets = view[second:third].cast("q")
         self._borders = view[third : third + 8 * borders].cast("q")
         self.tokens = self._check_ends()
-        self._data = np.frombuffer(mapped(bin_path(prefix)), dtype=self.dtype)
+        self.remote = tokens_at(path := bin_path(prefix), self.dtype)
+        self._data = self.remote or np.frombuffer(mapped(path), dtype=self.dtype)
 
     def _check_ends(self) -> int:
         """Check the first and last entries of the arrays against each other and against the `.bin`."""
@@ -92,7 +92,7 @@ class IndexedDataset:
         return size // self.dtype.itemsize
 
     def read(self, first_token: int, count: int) -> npt.NDArray[np.integer]:
-        """Return tokens as a read-only view, [count]; nothing is copied."""
+        """Return tokens, [count]: a read-only view of a file, or a copy from object storage."""
         assert first_token >= 0
         assert first_token + count <= self.tokens
         return self._data[first_token : first_token + count]

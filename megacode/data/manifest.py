@@ -26,6 +26,7 @@ from megacode.base.logs import ONCE
 from megacode.data.block_hashes import FileHashes, first_difference, hashes_of
 from megacode.data.document_ids import ids_path
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
+from megacode.data.objects import place
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
@@ -91,7 +92,7 @@ def files_of(prefixes: Iterable[Path]) -> list[Path]:
 
 def manifest_path(prefix: str | Path) -> Path:
     """Return the path of a data set's manifest."""
-    return Path(f"{prefix}.manifest.json")
+    return place(f"{prefix}.manifest.json")
 
 
 def describe(prefix: str | Path, hashes: Mapping[str, FileHashes] | None = None, **facts: Any) -> Manifest:

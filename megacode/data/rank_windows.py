@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from megacode.config.run import RunConfig
 from megacode.data.fim import WindowTokens
+from megacode.data.object_tokens import FetchAhead
 from megacode.data.windows import SourceStream, window_tokens
 from megacode.plan.batch import BatchSchedule, placement
 from megacode.plan.phases import Schedule
@@ -92,14 +93,29 @@ class RowPlan:
         types = [stream.data.dtype for stream in self._streams if stream is not None]
         self.token_type = np.result_type(*types)
         self._ahead: dict[int, Rows] = {}
+        remote = [None if stream is None else stream.data.remote for stream in self._streams]
+        self._fetch_ahead = FetchAhead(config, remote)
 
     def at(self, clock: int) -> tuple[Rows, int]:
         """Return this rank's rows of the iteration that starts at a clock, and the size of its micro-batches."""
+        rows = self._drawn(clock)
+        self._fetch_ahead.iterations(self._following(clock))
+        return rows, micro_batch_size(len(rows), self._micro_batch_size)
+
+    def _drawn(self, clock: int) -> Rows:
         # Training asks for clocks in order, so one draw serves the next dozens of iterations.
         if clock not in self._ahead:
-            self._ahead = self._draw_ahead(clock)
-        rows = self._ahead[clock]
-        return rows, micro_batch_size(len(rows), self._micro_batch_size)
+            recent = {start: rows for start, rows in self._ahead.items() if start < clock}
+            self._ahead = dict(list(recent.items())[-_AHEAD_BATCHES:]) | self._draw_ahead(clock)
+        return self._ahead[clock]
+
+    def _following(self, clock: int) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Yield clock, source ids and first tokens of an iteration and of those after it."""
+        following: int | None = clock
+        while following is not None:
+            rows = self._drawn(following)
+            yield following, rows.source_ids, rows.first_tokens
+            following = self.after(following)
 
     def after(self, clock: int) -> int | None:
         """Return the clock of the iteration after the one that starts at a clock; None: it is the run's last."""
@@ -148,7 +164,11 @@ class RowPlan:
         stream, size = self.stream(number), self._micro_batch_size
         # Rounded up: collectives need the same number of batches on every rank.
         steps = -(-stream.validation_windows // (size * self._dp_size))
-        return [self._held_out(number, stream, (step * self._dp_size + self._dp_rank) * size) for step in range(steps)]
+        firsts = [(step * self._dp_size + self._dp_rank) * size for step in range(steps)]
+        held_out = [self._held_out(number, stream, first) for first in firsts]
+        for rows in held_out:
+            self._fetch_ahead.windows(rows.source_ids, rows.first_tokens)
+        return held_out
 
     def _held_out(self, number: int, stream: SourceStream, first: int) -> Rows:
         windows = np.arange(first, first + self._micro_batch_size)

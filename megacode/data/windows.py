@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from megacode.base.errors import ConfigError, DataError, MegacodeError, Problem
+from megacode.base.urls import is_url
 from megacode.config.data import Source
 from megacode.config.run import RunConfig
 from megacode.data import manifest as manifests
-from megacode.data import source_checks
+from megacode.data import objects, source_checks
 from megacode.data.document_form import fill_in_the_middle, form_of
 from megacode.data.fim import FillInMiddle, WindowPiece, WindowTokens
 from megacode.data.fim_tokens import check_stored
@@ -111,7 +112,7 @@ class SourceStream:
         return SourceSize(self.name, self.train_tokens, self.train_documents, self.validation_tokens, identity, form)
 
     def window(self, first_token: int) -> npt.NDArray[np.integer]:
-        """Return the tokens of a window as stored, [S + 1], a read-only view of the file."""
+        """Return the tokens of a window as stored, [S + 1]."""
         return self.data.read(first_token, self.seq_length + 1)
 
     def pieces(self, first_token: int) -> Iterator[WindowPiece]:
@@ -182,6 +183,7 @@ def open_source(config: RunConfig, name: str) -> SourceStream:
         ConfigError: fill in the middle is on, and the tokenizer has no sentinels.
         DataError: see `SourceStream`.
     """
+    objects.use(config.objects)
     held = config.validation
     source, length = config.sources[name], config.train.seq_length
     fim = fill_in_the_middle(config, name)
@@ -243,6 +245,9 @@ def open_streams(config: RunConfig, *, check: bool = True) -> dict[str, SourceSt
             streams[name] = stream = open_source(config, name)
             if check:
                 _check_stream(stream, tokenizer_hash, vocab_size)
+            elif is_url(stream.prefix):
+                # An object may be replaced between two ranks' first looks; the blocks are in this node's cache.
+                manifests.check(stream.prefix)
         except MegacodeError as error:
             problems += error.problems
     if problems:
@@ -298,17 +303,19 @@ def source_sizes(config: RunConfig, allow_declared: bool = False) -> dict[str, S
     Raises:
         DataError: with the problems of all sources at once; sources of different tokenizers are one.
     """
+    objects.use(config.objects)
     sizes: dict[str, SourceSize] = {}
     problems: list[Problem] = []
     tokenizer, made_by = tokenizer_facts(config.tokenizer), {}
     for name, source in sorted(config.sources.items()):
-        # Only a data set that is wholly missing may be planned by its declared size; half of one is damage.
-        absent = not bin_path(source.path).exists() and not idx_path(source.path).exists()
-        if absent and allow_declared and source.tokens is not None:
-            try:
+        try:
+            # Only a data set that is wholly missing may be planned by its declared size; half of one is damage.
+            absent = not bin_path(source.path).exists() and not idx_path(source.path).exists()
+            if absent and allow_declared and source.tokens is not None:
                 sizes[name] = _declared(name, source, config)
-            except MegacodeError as error:
-                problems += error.problems
+                continue
+        except MegacodeError as error:  # also where object storage cannot be reached
+            problems += error.problems
             continue
         try:
             stream, manifest = open_source(config, name), manifests.read(source.path)

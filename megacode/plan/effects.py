@@ -20,7 +20,8 @@ _TABLE = {
     "layout": """parallel.tensor parallel.pipeline parallel.virtual_pipeline parallel.context
         parallel.sequence_parallel parallel.distributed_optimizer parallel.overlap_grad_reduce
         parallel.overlap_param_gather parallel.recompute train.micro_batch_size train.loader train.prefetch
-        train.deterministic model.make_vocab_size_divisible_by precision.transformer_impl""",
+        train.deterministic objects.cache objects.cache_bytes objects.ahead objects.requests objects.retries
+        objects.timeout model.make_vocab_size_divisible_by precision.transformer_impl""",
     "data order": "seed train.seq_length",
     "future data": """sources.*.path sources.*.max_epochs sources.*.tokens sources.*.take caps phases.*.tokens
         phases.*.samples phases.*.iterations phases.*.until phases.*.blend phases.*.repeat""",

@@ -162,6 +162,17 @@ CHANGES: dict[str, Document] = {
         f"train.batch_ramp.{key}": {"train": {"batch_ramp": {key: value}}}
         for key, value in {"start": 2, "increment": 4, "samples": 80}.items()
     },
+    **{
+        f"objects.{key}": {"objects": {key: value}}
+        for key, value in {
+            "cache": "blocks",
+            "cache_bytes": "1GB",
+            "ahead": 2,
+            "requests": 8,
+            "retries": 1,
+            "timeout": "5s",
+        }.items()
+    },
     "validation.fraction": {"validation": {"fraction": 0.1}},
     "validation.every": {"validation": {"every": "5 iterations"}},
     "validation.samples": {"validation": {"samples": 5}},

@@ -1,0 +1,308 @@
+"""Files of data sets in object storage, read as if they were local.
+
+`place` turns a prefix into the path of a file: a `Path`, or an `ObjectPath` for a URL. An `ObjectPath` can be asked
+whether it exists and how large it is, and it can be opened. Indexes are copied whole into the cache and mapped; all
+other files are read in blocks, through the cache. Long reads in order (a hash of a whole file) go past the cache.
+
+A process sees one version of an object: the one that was there when it first looked (see `object_store.Pin`).
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import threading
+from collections.abc import Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from pathlib import Path, PosixPath
+from typing import Any, BinaryIO, NamedTuple
+
+import xxhash
+
+from megacode.base.urls import is_url
+from megacode.config.objects import Objects
+from megacode.data.block_cache import BLOCK_BYTES, BlockCache, default_directory
+from megacode.data.object_store import ObjectStore, Pin, forget_connections
+
+_GAP_BLOCKS = 4  # closer ranges are one request: 256 KiB cost less than a request of its own
+_RUN_BLOCKS = 64  # of a request at most, 4 MiB: it bounds memory and what a failure repeats
+_CHUNK = 1 << 22  # of a file that is read in order
+_CHUNKS_AHEAD = 8
+_LONG_READ = 1 << 20
+_MAPPED = (".idx", ".ids")
+
+_settings = Objects()
+_opened: dict[str, RemoteObject] = {}
+_lock = threading.Lock()
+
+
+def use(settings: Objects) -> None:
+    """Set how object storage is read from now on by this process: commands without a config use the defaults."""
+    global _settings
+    if settings != _settings:
+        forget()
+        _settings = settings
+
+
+def settings() -> Objects:
+    """Return how object storage is read."""
+    return _settings
+
+
+def forget() -> None:
+    """Let the next reader of an object look at it again; those that are open keep the version they have."""
+    with _lock:
+        _opened.clear()
+    forget_connections()
+
+
+def place(path: str) -> Path:
+    """Return the path of a file; of a URL, one that reads object storage."""
+    return ObjectPath(path) if is_url(path) else Path(path)
+
+
+def remote(path: str | os.PathLike[str]) -> RemoteObject:
+    """Return an object, pinned.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        DataError: it cannot be reached.
+    """
+    url = os.fspath(path)
+    with _lock:
+        if url not in _opened:
+            store = ObjectStore(url, _settings)
+            pin = store.pin()
+            if pin is None:
+                raise FileNotFoundError(2, "there is no such object", url)
+            _opened[url] = RemoteObject(store, pin, _settings)
+        return _opened[url]
+
+
+class ObjectPath(PosixPath):
+    """The path of an object: what readers of data sets ask of a path, over the network.
+
+    Paths drop one of the slashes of `s3://`; the text of this one has both.
+    """
+
+    def __str__(self) -> str:
+        return super().__str__().replace(":/", "://", 1)
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+    def exists(self, **_: Any) -> bool:
+        """Return whether there is such an object."""
+        try:
+            return bool(remote(self))
+        except FileNotFoundError:
+            return False
+
+    def stat(self, **_: Any) -> os.stat_result:
+        """Return a result that holds the size alone."""
+        return os.stat_result((0o100444, 0, 0, 1, 0, 0, remote(self).size, 0, 0, 0))
+
+    def open(self, mode: str = "r", buffering: int = -1, encoding: str | None = None, *_: Any, **__: Any) -> Any:
+        """Open it for reading, as bytes (`rb`) or text (`r`)."""
+        assert mode in ("r", "rb")
+        if self.suffix in _MAPPED:
+            return remote(self).whole()
+        raw = _Reader(remote(self))
+        if buffering == 0:
+            return raw
+        buffered = io.BufferedReader(raw, BLOCK_BYTES)
+        return buffered if mode == "rb" else io.TextIOWrapper(buffered, encoding=encoding or "utf-8")
+
+
+class _Run(NamedTuple):
+    """Consecutive blocks, first and last, that one request fetches."""
+
+    first: int
+    last: int
+
+
+class RemoteObject:
+    """One version of an object, its blocks in the cache, and those that are on their way.
+
+    Args:
+        store: the object.
+        pin: the version.
+        settings: the cache, and how many requests there may be at a time.
+
+    Attributes:
+        size: bytes.
+    """
+
+    def __init__(self, store: ObjectStore, pin: Pin, settings: Objects) -> None:
+        self._store, self._pin, self.size = store, pin, pin.size
+        self._cache = _cache(settings.cache, settings.cache_bytes)
+        self._pool = _pool(settings.requests)
+        self._key = xxhash.xxh3_128_hexdigest(f"{store.url}\0{pin.etag}\0{pin.size}".encode())
+        self._coming: dict[int, Future[dict[int, memoryview]]] = {}
+        self._lock = threading.Lock()
+        self._held: BinaryIO | None = None
+
+    def read(self, first: int, end: int) -> bytearray:
+        """Return the bytes `first` to `end - 1`, from the cache where it has them.
+
+        Raises:
+            DataError: the object has changed, or cannot be reached.
+        """
+        numbers = range(first // BLOCK_BYTES, -(-end // BLOCK_BYTES))
+        blocks = self._blocks(numbers)
+        found = bytearray(end - first)
+        for number in numbers:
+            start = number * BLOCK_BYTES
+            low, high = max(first, start), min(end, start + BLOCK_BYTES)
+            found[low - first : high - first] = blocks[number][low - start : high - start]
+        return found
+
+    def _blocks(self, numbers: Iterable[int]) -> dict[int, memoryview]:
+        found: dict[int, memoryview] = {}
+        missing: list[int] = []
+        for number in numbers:
+            with self._lock:
+                coming = self._coming.get(number)
+            # What failed ahead of time is tried again now: an outage may have passed.
+            if coming is not None and coming.exception() is None:
+                found.update(coming.result())
+            elif (block := self._cache.get(self._key, number)) is not None:
+                found[number] = block
+            else:
+                missing.append(number)
+        runs = _runs(missing)
+        # One request is made here; only several are worth the way through the pool, behind those made ahead.
+        parts = [self._fetch(runs[0])] if len(runs) == 1 else list(self._pool.map(self._fetch, runs))
+        for part in parts:
+            found.update(part)
+        return found
+
+    def fetch_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Begin to fetch ranges of bytes (first, end) into the cache; errors show when they are read."""
+        wanted = {n for first, end in ranges for n in range(first // BLOCK_BYTES, -(-end // BLOCK_BYTES))}
+        with self._lock:
+            wanted -= self._coming.keys()
+        for run in _runs(sorted(n for n in wanted if not self._cache.has(self._key, n))):
+            future = self._pool.submit(self._fetch, run)
+            with self._lock:
+                self._coming.update(dict.fromkeys(range(run.first, run.last + 1), future))
+            future.add_done_callback(functools.partial(self._arrived, run))
+
+    def _arrived(self, run: _Run, future: Future[dict[int, memoryview]]) -> None:
+        # What has arrived is in the cache; kept here, it would fill the memory.
+        with self._lock:
+            for number in range(run.first, run.last + 1):
+                if self._coming.get(number) is future:
+                    del self._coming[number]
+
+    def _fetch(self, run: _Run) -> dict[int, memoryview]:
+        """Return the blocks of a run; those that are not in the cache come in one request, and go there."""
+        with self._cache.fetching(self._key, run.first):
+            held = {n: self._cache.get(self._key, n) for n in range(run.first, run.last + 1)}
+            found = {n: block for n, block in held.items() if block is not None}
+            missing = [n for n, block in held.items() if block is None]
+            if missing:
+                start = missing[0] * BLOCK_BYTES
+                body = self.direct(start, min(self.size, (missing[-1] + 1) * BLOCK_BYTES))
+                for number in range(missing[0], missing[-1] + 1):
+                    offset = number * BLOCK_BYTES - start
+                    found[number] = body[offset : offset + BLOCK_BYTES]
+                    self._cache.put(self._key, number, found[number])
+        return found
+
+    def direct(self, first: int, end: int) -> memoryview:
+        """Return the bytes `first` to `end - 1`, past the cache."""
+        return self._store.get(first, end, self._pin)
+
+    def direct_soon(self, first: int, end: int) -> Future[memoryview]:
+        """Return what will be the bytes `first` to `end - 1`, past the cache."""
+        return self._pool.submit(self.direct, first, end)
+
+    def whole(self) -> BinaryIO:
+        """Return a local copy, opened; it stays on the disk until this process ends.
+
+        Raises:
+            DataError: the object has changed, or cannot be reached; or there is no room in the cache.
+        """
+        if self._held is None:
+            self._held = self._cache.whole(self._key, self.size, self._copy)
+        return open(self._held.name, "rb")
+
+    def _copy(self, file: BinaryIO) -> None:
+        def part(first: int) -> None:
+            body = self.direct(first, min(self.size, first + _CHUNK))
+            os.pwrite(file.fileno(), body, first)
+
+        # The pool bounds the memory: each worker holds one chunk.
+        parts = [self._pool.submit(part, first) for first in range(0, self.size, _CHUNK)]
+        failed = [one for one in wait(parts, return_when=FIRST_EXCEPTION).done if one.exception() is not None]
+        for one in parts if failed else ():
+            one.cancel()
+        wait(parts)  # nothing may write once the file is closed
+        for one in failed:
+            one.result()
+
+
+def _runs(numbers: list[int]) -> list[_Run]:
+    """Join ascending block numbers with small gaps between them, up to the size of a request."""
+    runs: list[_Run] = []
+    for number in numbers:
+        if runs and number - runs[-1].last <= _GAP_BLOCKS and number - runs[-1].first < _RUN_BLOCKS:
+            runs[-1] = _Run(runs[-1].first, number)
+        else:
+            runs.append(_Run(number, number))
+    return runs
+
+
+class _Reader(io.RawIOBase):
+    """An object as a file; long reads in order are fetched ahead, past the cache."""
+
+    def __init__(self, source: RemoteObject) -> None:
+        self._source, self._at = source, 0
+        self._chunks: dict[int, Future[memoryview]] = {}
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._source.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        first, end = self._at, min(self._source.size, self._at + len(view))
+        if end <= first:
+            return 0
+        # Reads of megabytes are passes over a file: kept, they would drive everything else out of the cache.
+        if len(view) >= _LONG_READ:
+            end = min(end, (first // _CHUNK + 1) * _CHUNK)
+            view[: end - first] = self._chunk(first // _CHUNK)[first % _CHUNK : (end - 1) % _CHUNK + 1]
+        else:
+            view[: end - first] = self._source.read(first, end)
+        self._at = end
+        return end - first
+
+    def _chunk(self, number: int) -> memoryview:
+        size = self._source.size
+        self._chunks = {n: future for n, future in self._chunks.items() if n >= number}
+        for n in range(number, min(number + _CHUNKS_AHEAD, -(-size // _CHUNK))):
+            if n not in self._chunks:
+                self._chunks[n] = self._source.direct_soon(n * _CHUNK, min(size, (n + 1) * _CHUNK))
+        return self._chunks[number].result()
+
+
+@functools.lru_cache(maxsize=8)
+def _cache(directory: str | None, limit: int) -> BlockCache:
+    return BlockCache(Path(directory) if directory else default_directory(), limit)
+
+
+@functools.lru_cache(maxsize=8)  # one for all objects: a process makes so many requests at a time
+def _pool(requests: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(requests, "megacode-objects")
