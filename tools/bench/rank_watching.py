@@ -14,7 +14,7 @@ from meeting import count
 from megacode.data import manifest, windows
 from megacode.train.watchdog import Pace
 
-# uint16. A vocabulary of more than 65,536 tokens takes 4 bytes.
+# uint16, as for all vocabularies below 65,500. Larger ones take 4 bytes.
 _TOKEN_BYTES = 2
 _EXCHANGES = 5  # of a meeting: report, time, clock, all-reduce, last
 
