@@ -18,6 +18,8 @@ from megacode.cli.options import Json, console, print_json
 from megacode.data.tool_exit import run_tool
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from megacode.data.bytes_per_token import Measured
     from megacode.data.text_draws import Drawn
 
@@ -82,7 +84,7 @@ def train_tokenizer(
         if json_:
             print_json(as_json(made.drawn, [made.measured], seed))
         else:
-            console().print(_table(made.drawn, [made.measured], trained=True))
+            show_training(made.drawn, made.measured, console())
 
     raise typer.Exit(run_tool(work))
 
@@ -129,7 +131,7 @@ def compare_tokenizers(
         if json_:
             print_json(as_json(drawn, measured, seed))
         else:
-            console().print(_table(drawn, measured, trained=False))
+            show_comparison(drawn, measured, console())
 
     raise typer.Exit(run_tool(work))
 
@@ -141,31 +143,41 @@ def _count(flag: str, text: str) -> int:
         raise ConfigError(str(error), flag, "write for example 32000 or 32k") from None
 
 
-def _table(drawn: Sequence[Drawn], measured: Sequence[Measured], *, trained: bool) -> FigureTable:
-    """Return bytes per token by source and tokenizer, and what was drawn."""
-    sizes = ["weight", *(["trained on"] if trained else []), "held out"]
-    names = [_name(number, measured) for number in range(len(measured))]
-    table = FigureTable(
-        "source", *sizes, *names, figures=[*sizes, *names], title="bytes per token, on held-out documents"
-    )
+def show_training(drawn: Sequence[Drawn], measured: Measured, console: Console) -> None:
+    """Print what a tokenizer was trained on, and its bytes per token, by source."""
+    figures = ["weight", "trained on", "held out", "bytes per\ntoken"]
+    table = FigureTable("source", *figures, figures=figures)
     for source in drawn:
-        of_training = [format_bytes(source.trained_bytes)] if trained else []
-        rates = [_rate(one.bytes_per_token[source.source.name]) for one in measured]
-        cells = [f"{float(source.source.weight):g}", *of_training, format_bytes(source.held_out_bytes), *rates]
-        table.add_row(source.source.name, *cells)
+        sizes = format_bytes(source.trained_bytes), format_bytes(source.held_out_bytes)
+        table.add_row(source.source.name, _weight(source), *sizes, _rate(measured.bytes_per_token[source.source.name]))
     if len(drawn) > 1:
-        total = [format_bytes(sum(source.trained_bytes for source in drawn))] if trained else []
+        trained, held_out = sum(one.trained_bytes for one in drawn), sum(one.held_out_bytes for one in drawn)
+        table.add_row("all, by weight", "", format_bytes(trained), format_bytes(held_out), _rate(measured.weighted))
+    console.print(table)
+
+
+def show_comparison(drawn: Sequence[Drawn], measured: Sequence[Measured], console: Console) -> None:
+    """Print bytes per token on held-out documents, by source and tokenizer."""
+    # Names would not fit as headings: most are paths.
+    headings = [f"#{number}" for number in range(1, len(measured) + 1)]
+    named = FigureTable("", "tokenizer", "tokens", figures=["tokens"])
+    for heading, one in zip(headings, measured, strict=True):
+        named.add_row(heading, str(one.tokenizer.path), f"{one.tokenizer.vocab_size:,}")
+    figures = ["weight", "held out", *headings]
+    table = FigureTable("bytes per token", *figures, figures=figures)
+    for source in drawn:
+        rates = [_rate(one.bytes_per_token[source.source.name]) for one in measured]
+        table.add_row(source.source.name, _weight(source), format_bytes(source.held_out_bytes), *rates)
+    if len(drawn) > 1:
         held_out = format_bytes(sum(source.held_out_bytes for source in drawn))
-        table.add_row("all, by weight", "", *total, held_out, *(_rate(one.weighted) for one in measured))
-    return table
+        table.add_row("all, by weight", "", held_out, *(_rate(one.weighted) for one in measured))
+    console.print(named)
+    console.print()
+    console.print(table)
 
 
-def _name(number: int, measured: Sequence[Measured]) -> str:
-    """Return a heading: the tokenizer's directory, or its path where others have this name, and its size."""
-    paths = [str(one.tokenizer.path) for one in measured]
-    directories = [one.tokenizer.path.resolve().parent.name for one in measured]
-    unique = directories.count(directories[number]) == 1
-    return f"{directories[number] if unique else paths[number]}\n{measured[number].tokenizer.vocab_size:,}"
+def _weight(source: Drawn) -> str:
+    return f"{float(source.source.weight):g}"
 
 
 def _rate(rate: float | None) -> str:
