@@ -168,7 +168,7 @@ def show_comparison(drawn: Sequence[Drawn], measured: Sequence[Measured], consol
     for source in drawn:
         rates = [_rate(one.bytes_per_token[source.source.name]) for one in measured]
         table.add_row(source.source.name, _weight(source), format_bytes(source.held_out_bytes), *rates)
-    if len(drawn) > 1:
+    if len(drawn) > 1 and any(source.source.weight for source in drawn):
         held_out = format_bytes(sum(source.held_out_bytes for source in drawn))
         table.add_row("all, by weight", "", held_out, *(_rate(one.weighted) for one in measured))
     console.print(named)

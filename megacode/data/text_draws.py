@@ -27,7 +27,7 @@ from megacode.data.texts import Texts, texts_of
 
 _LOG = logging.getLogger(__name__)
 HELD_OUT = Fraction(1, 20)
-HELD_OUT_BYTES = 2_000_000  # measured of each source: bytes per token are then known within about a percent
+HELD_OUT_BYTES = 2_000_000  # of each source, so that measuring takes about a second however large it is
 _KEYS = 1 << 64
 _TRAINED_FROM = math.ceil(HELD_OUT * _KEYS)
 _FORM = "write for example --source code=0.5:'code/*.jsonl.zst'"

@@ -1,4 +1,4 @@
-"""Documents drawn for tokenizers: by weight and key, in any order and division alike; held-out ones are not trained on."""
+"""Documents drawn for tokenizers: by weight and key, in any order and division alike, and held-out ones never."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_document_is_held_out_by_its_own_text_and_in_every_source(words, tmp_p
     held_out = {document for drawn in both for document in drawn.held_out}
     assert 10 < len(held_out) < 60
     # The last document of a source may be cut, so it may look like no document.
-    assert len(trained) > 500
+    assert len(trained) > 400
     assert not trained & held_out
     alone = draw([source("code", 1, code)], ["text"], 0, 0)[0]
     assert set(alone.held_out) == set(both[0].held_out)
