@@ -1,11 +1,10 @@
-"""Commands on data sets: `data tokenizer`, `data preprocess`, `data merge`, `data inspect`, `data corpus`.
+"""Commands on data sets: `data preprocess`, `data merge`, `data inspect`, `data corpus`; `data_tokenizer` has the rest.
 
 The scripts in `tools/` are these commands under Megatron-LM's names.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,8 +13,16 @@ import typer
 
 from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
-from megacode.base.units import parse_count
-from megacode.cli.data_options import IdKey, Inputs, JsonKeys, Overwrite, ToolCommand, command_line, run_as_script
+from megacode.cli.data_options import (
+    IdKey,
+    Inputs,
+    Overwrite,
+    SkipBadLines,
+    ToolCommand,
+    command_line,
+    run_as_script,
+)
+from megacode.cli.data_tokenizer import compare_tokenizers, train_tokenizer
 from megacode.cli.options import console
 from megacode.data.tool_exit import run_tool
 
@@ -52,46 +59,8 @@ def script(name: str, path: str, arguments: Sequence[str] | None = None) -> int:
     return run_as_script(app, name, path, arguments)
 
 
-@app.command("tokenizer", cls=ToolCommand)
-def train_tokenizer(
-    input_files: Inputs,
-    vocab_size: Annotated[str, typer.Option(help="Tokens, special ones included, for example 32000 or 32k.")],
-    output: Annotated[Path, typer.Option(help="Directory to write.")],
-    kind: Annotated[
-        Literal["huggingface", "sentencepiece"], typer.Option(help="Library that loads it.")
-    ] = "huggingface",
-    json_keys: JsonKeys = ["text"],  # noqa: B006 (typer copies it)
-    max_bytes: Annotated[
-        str, typer.Option(help="Train on at most this many bytes of the input, sampled evenly.")
-    ] = "100M",
-    overwrite: Overwrite = False,
-) -> None:
-    """Train a tokenizer on JSON lines or Parquet.
-
-    \b
-    megacode data tokenizer --input 'corpus/*.jsonl' --vocab-size 32000 --output tokenizer/
-
-    Writes a directory that transformers' AutoTokenizer loads (huggingface), or one with a tokenizer.model
-    (sentencepiece).
-    """
-    setup_logging()
-
-    def work() -> None:
-        from megacode.data.train_tokenizer import train_tokenizer as train
-
-        size, most = _count("--vocab-size", vocab_size), _count("--max-bytes", max_bytes)
-        made = train(kind, input_files, size, output, json_keys, most, overwrite)
-        message = "%s: %d tokens, hash %s"
-        logging.getLogger("megacode").info(message, made.path, made.vocab_size, made.hash[:12])
-
-    raise typer.Exit(run_tool(work))
-
-
-def _count(flag: str, text: str) -> int:
-    try:
-        return parse_count(text)
-    except ValueError as error:
-        raise ConfigError(str(error), flag, "write for example 32000 or 32k") from None
+app.command("tokenizer", cls=ToolCommand)(train_tokenizer)
+app.command("compare-tokenizers", cls=ToolCommand)(compare_tokenizers)
 
 
 @app.command(cls=ToolCommand)
@@ -120,9 +89,7 @@ def preprocess(
         str,
         typer.Option(metavar="I/N", help="Process part I of N of the input, I from 0 to N-1; then run merge."),
     ] = "",
-    skip_bad_lines: Annotated[
-        bool, typer.Option("--skip-bad-lines", help="Skip and count lines that cannot be read.")
-    ] = False,
+    skip_bad_lines: SkipBadLines = False,
     dtype: Annotated[Literal["auto", "uint16", "int32"], typer.Option(help="Dtype of a token on disk.")] = "auto",
     overwrite: Overwrite = False,
     # Flags of Megatron-LM: the first two change nothing, the hidden ones are refused with a fix (`_REFUSED`).

@@ -28,6 +28,7 @@ JsonKeys = Annotated[
 IdKey = Annotated[
     str | None, typer.Option(help="Key of the documents' ids, kept in PREFIX_KEY_document.ids; default: none.")
 ]
+SkipBadLines = Annotated[bool, typer.Option("--skip-bad-lines", help="Skip and count lines that cannot be read.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 
 

@@ -18,18 +18,19 @@ _READ = (".jsonl", ".json", ".gz", ".zst", ".zstd", ".parquet")
 _NOT_READ = (".bz2", ".xz", ".lz4", ".zip", ".7z", ".arrow", ".feather", ".orc", ".avro", ".tar", ".tgz")
 
 
-def find_inputs(patterns: Sequence[str]) -> list[Path]:
+def find_inputs(patterns: Sequence[str], option: str = "--input") -> list[Path]:
     """Return the files that are named: in the order given, those of a glob and below a directory sorted.
 
     Args:
         patterns: files, globs, directories (all files below that can be read, hidden ones left out), or `-`, which is
             standard input.
+        option: that names them, for messages.
 
     Raises:
         DataError: if one matches no file, or one in an unsupported format.
         ConfigError: if two of them name the same file.
     """
-    inputs = [path for pattern in patterns for path in _matches(pattern)]
+    inputs = [path for pattern in patterns for path in _matches(pattern, option)]
     for path in inputs:
         if path.suffix in _NOT_READ or ".tar" in path.suffixes:
             fix = "decompress it, or convert it to JSON lines or Parquet; .gz and .zst are read directly"
@@ -37,11 +38,11 @@ def find_inputs(patterns: Sequence[str]) -> list[Path]:
     twice = [path for path, times in Counter(inputs).items() if times > 1]
     if twice:
         fix = "list it once; otherwise its documents would appear twice"
-        raise ConfigError("the same file is listed twice", f"--input {twice[0]}", fix)
+        raise ConfigError("the same file is listed twice", f"{option} {twice[0]}", fix)
     return inputs
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(pattern: str, option: str) -> list[Path]:
     if pattern == str(STANDARD_INPUT):
         return [STANDARD_INPUT]
     if Path(pattern).is_file():
@@ -52,7 +53,7 @@ def _matches(pattern: str) -> list[Path]:
     files = files or [path for name in names for path in _files_below(Path(name))]
     if not files:
         fix = "give JSON-lines or Parquet files, a directory of them, or a quoted glob"
-        raise DataError("there is no such file", f"--input {pattern}", fix)
+        raise DataError("there is no such file", f"{option} {pattern}", fix)
     return files
 
 

@@ -1,189 +1,180 @@
-"""Train a tokenizer on JSON lines: byte-level BPE (Hugging Face) or BPE with byte fallback (SentencePiece).
+"""Train a tokenizer on documents drawn by weight from several sources, check it, and measure it on held-out documents.
 
-Both split numbers into single digits, keep every white space, change no character, and decode to exactly the text that
-was encoded (SentencePiece: all but a literal U+2581, its own sign for a space). The Hugging Face one uses the split
-pattern of Qwen2, which the fast encoder knows. The same input gives the same tokenizer.
+The same documents give the same files, in whatever order and division: the draw depends on the documents alone, and
+texts are sorted by their keys. (Measured: `tokenizers` and `sentencepiece` give the same result in any order anyway.)
 """
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from megacode.base.claims import claimed
 from megacode.base.errors import ConfigError, DataError, VerificationError
-from megacode.base.files import atomic_path
+from megacode.base.files import atomic_path, write_json
 from megacode.base.progress import bar
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
+from megacode.data.bytes_per_token import TRAINING, Measured, measure
 from megacode.data.encoders import pieces
-from megacode.data.inputs import find_inputs, read_records, refuse_standard_input, sizes_of
-from megacode.data.progress import PassProgress
-from megacode.data.texts import texts_of
+from megacode.data.reserved_tokens import reserved_tokens
+from megacode.data.text_draws import Drawn, Text, TextSource, draw, files_of, sources_of
 from megacode.data.tokenizer import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
+from megacode.data.tokenizer_trainers import train_huggingface, train_sentencepiece
 
-END = "<|endoftext|>"
-FILL_IN = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_WRITTEN = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+_WRITTEN = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", TRAINING)
 DEFAULT_BYTES = 100_000_000
 _BYTES_IN_VOCABULARY = 256
-SMALLEST = _BYTES_IN_VOCABULARY + len(FILL_IN) + 4
+_OTHERS = 4  # end of document; or unknown, begin, end, and one character
 _PROVEN_TEXTS = 64
 _PROVEN_CHARACTERS = 1 << 17
 _SPACE_SIGN = "\u2581"
 
 
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """A tokenizer that was trained.
+
+    Attributes:
+        tokenizer: it, loaded from its output.
+        drawn: what it was trained and measured on, by source.
+        measured: bytes per token on the held-out documents.
+    """
+
+    tokenizer: Tokenizer
+    drawn: list[Drawn]
+    measured: Measured
+
+
 def train_tokenizer(
     kind: str,
-    inputs: Sequence[str],
+    inputs: Sequence[str] | Sequence[TextSource],
     vocab_size: int,
     output: Path,
     keys: Sequence[str] = ("text",),
     max_bytes: int = DEFAULT_BYTES,
     overwrite: bool = False,
-) -> Tokenizer:
+    *,
+    seed: int = 0,
+    reserve: Sequence[str] = ("fim",),
+    skip_bad: bool = False,
+) -> TrainedTokenizer:
     """Train a tokenizer and write it: `output/tokenizer.json` and its config, or `output/tokenizer.model`.
 
     Args:
         kind: `huggingface` or `sentencepiece`.
-        inputs: paths and globs of JSON-lines files.
+        inputs: paths and globs, which are one source; or several sources.
         vocab_size: tokens, special ones included.
         output: directory, written whole or not at all.
-        keys: JSON keys that hold text.
-        max_bytes: how much of the input to train on; a larger input is sampled evenly.
+        keys: of records, that hold text.
+        max_bytes: of text to train on, of all sources together.
         overwrite: replace a tokenizer that is there already.
+        seed: decides which documents are drawn and held out.
+        reserve: groups of control tokens, and tokens.
+        skip_bad: skip and count records that cannot be read.
 
     Raises:
-        ConfigError: if the vocabulary is too small for the 256 bytes, `output` holds a tokenizer or anything else, or
-            cannot be written.
-        DataError: if the input cannot be read, or is too small for the vocabulary.
+        ConfigError: if the vocabulary is too small for the 256 bytes, all weights are 0, `output` holds a tokenizer or
+            anything else, lies inside an input, or cannot be written.
+        DataError: if an input cannot be read, a source has no text, or all are too small for the vocabulary.
         VerificationError: if encoding and decoding changes a text.
     """
-    if vocab_size < SMALLEST:
-        raise ConfigError(f"a vocabulary of {vocab_size} is too small", "--vocab-size", f"use {SMALLEST} or more")
+    sources = [item for item in inputs if isinstance(item, TextSource)]
+    sources = sources or sources_of([str(item) for item in inputs], [])
+    reserved = reserved_tokens(reserve)
+    _check(sources, vocab_size, len(reserved), max_bytes, output)
+    with claimed(output, "--output"):
+        refuse_existing([output / name for name in _WRITTEN], overwrite, "--output")
+        drawn = draw(sources, keys, max_bytes, seed, skip_bad=skip_bad)
+        texts = [text for source in drawn for text in source.training]
+        with atomic_path(output) as directory, bar(f"training {vocab_size} tokens"):
+            directory.mkdir()
+            train = train_huggingface if kind == "huggingface" else train_sentencepiece
+            train(texts, vocab_size, reserved, directory)
+            tokenizer = _load(kind, directory)
+            _prove(tokenizer, texts, vocab_size, len(reserved))
+            measured = measure(tokenizer, drawn)
+            facts = {"seed": seed, "keys": list(keys), "max_bytes": max_bytes, "reserved": list(reserved)}
+            write_json(directory / TRAINING, _record(facts, measured, drawn))
+    made = _load(kind, output)
+    return TrainedTokenizer(made, drawn, replace(measured, tokenizer=made))
+
+
+def _check(sources: Sequence[TextSource], vocab_size: int, reserved: int, max_bytes: int, output: Path) -> None:
+    smallest = _smallest(reserved)
+    if vocab_size < smallest:
+        raise ConfigError(f"a vocabulary of {vocab_size} is too small", "--vocab-size", f"use {smallest} or more")
+    if max_bytes < 1:
+        raise ConfigError("there is nothing to train on", f"--max-bytes {max_bytes}", "give 1M or more")
+    if not any(source.weight for source in sources):
+        raise ConfigError("all weights are 0", "--source", "give the sources to train on a weight above 0")
     others = sorted(item.name for item in output.glob("*") if item.name not in _WRITTEN)
     if others or output.is_file():
         what = f"it exists and contains {', '.join(others[:3])}" if others else "it is a file"
         raise ConfigError(
             what, f"--output {output}", "give a directory that holds only the tokenizer; it is replaced as a whole"
         )
+    _refuse_output_among_inputs(sources, output)
     refuse_unwritable(output, "--output", directory=True)
-    with claimed(output, "--output"):
-        refuse_existing([output / name for name in _WRITTEN], overwrite, "--output")
-        files = find_inputs(inputs)
-        refuse_standard_input(files, "standard input cannot be sampled evenly, as its size is unknown")
-        with PassProgress("reading", sum(sizes_of(files))) as progress:
-            texts = list(_thinned(files, keys, max_bytes, progress))
-        if not any(texts):
-            raise DataError("the input contains no text", " ".join(inputs), "check the input and its keys")
-        with atomic_path(output) as directory, bar(f"training {vocab_size} tokens"):
-            directory.mkdir()
-            if kind == "huggingface":
-                _write_huggingface(texts, vocab_size, directory)
-            else:
-                _write_sentencepiece(texts, vocab_size, directory)
-            _prove(_load(kind, directory), texts, vocab_size)
-    return _load(kind, output)
+
+
+def _refuse_output_among_inputs(sources: Sequence[TextSource], output: Path) -> None:
+    """Refuse an output that would be read by the next call, or that replaces what is read."""
+    place = output.resolve()
+    for path in (path for paths in files_of(sources) for path in paths):
+        if place in path.resolve().parents:
+            fix = "choose another directory: this one is replaced as a whole"
+            raise ConfigError(f"the input {path} lies in it", f"--output {output}", fix)
+    directories = [Path(pattern) for source in sources for pattern in source.patterns if Path(pattern).is_dir()]
+    for directory in directories:
+        if directory.resolve() in (place, *place.parents):
+            fix = "choose a directory elsewhere, or give the input as a glob of its files"
+            what = f"it lies in the input {directory}, and would be read as text the next time"
+            raise ConfigError(what, f"--output {output}", fix)
+
+
+def _smallest(reserved: int) -> int:
+    return _BYTES_IN_VOCABULARY + reserved + _OTHERS
 
 
 def _load(kind: str, directory: Path) -> Tokenizer:
     return HuggingFaceTokenizer(directory) if kind == "huggingface" else SentencePieceTokenizer(directory)
 
 
-def _thinned(files: Sequence[Path], keys: Sequence[str], max_bytes: int, progress: PassProgress) -> Iterator[str]:
-    """Yield every text, or as many evenly spaced texts as the limit allows."""
-    total = max(1, sum(sizes_of(files)))
-    wanted, number = min(max_bytes, total), 0
-    for path in files:
-        for records in read_records(path, columns=keys):
-            columns = texts_of(records, keys).texts.values()
-            progress.advance(max(column.documents for column in columns), records.read_bytes)
-            for column in columns:
-                for text in column.texts:
-                    number += 1
-                    # Integer arithmetic spaces the texts evenly without knowing their number.
-                    if number * wanted // total > (number - 1) * wanted // total:
-                        yield text
+def _record(facts: dict[str, Any], measured: Measured, drawn: Sequence[Drawn]) -> dict[str, Any]:
+    """Return what is written beside the tokenizer: no paths, which differ between machines and divisions into files."""
+    tokenizer = measured.tokenizer
+    library = "tokenizers" if tokenizer.kind == "huggingface" else "sentencepiece"
+    sources = [
+        {
+            "name": source.source.name,
+            "weight": float(source.source.weight),
+            "documents": source.documents,
+            "bytes": source.bytes,
+            "trained_documents": len(source.training),
+            "trained_bytes": source.trained_bytes,
+            "held_out_documents": len(source.held_out),
+            "held_out_bytes": source.held_out_bytes,
+            "bytes_per_token": measured.bytes_per_token[source.source.name],
+        }
+        for source in drawn
+    ]
+    made = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "hash": tokenizer.hash}
+    return {**made, **facts, "library": {library: version(library)}, "sources": sources}
 
 
-def _write_huggingface(texts: list[str], vocab_size: int, directory: Path) -> None:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            # The pattern cuts first; the byte-level step then only maps bytes to characters.
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END, *FILL_IN],
-        # All 256 bytes, so that no text is ever unknown, whatever the training input lacked.
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
-    tokenizer.save(str(directory / "tokenizer.json"))
-    config: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **dict.fromkeys(("bos_token", "eos_token", "pad_token"), END),
-        "additional_special_tokens": list(FILL_IN),
-        "clean_up_tokenization_spaces": False,
-    }
-    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_sentencepiece(texts: list[str], vocab_size: int, directory: Path) -> None:
-    import sentencepiece
-
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            split_digits=True,
-            allow_whitespace_only_pieces=True,
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            normalization_rule_name="identity",
-            control_symbols=list(FILL_IN),
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            max_sentence_length=1 << 30,  # longer documents would be skipped
-            # With more threads the result could depend on their timing.
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        fix = "use a smaller --vocab-size, or more text"
-        raise DataError(f"sentencepiece cannot learn {vocab_size} tokens: {error}", "--vocab-size", fix) from None
-    (directory / "tokenizer.model").write_bytes(model.getvalue())
-
-
-def _prove(tokenizer: Tokenizer, texts: list[str], vocab_size: int) -> None:
+def _prove(tokenizer: Tokenizer, texts: Sequence[Text], vocab_size: int, reserved: int) -> None:
     """Check the size, and that decoding returns each text."""
     if tokenizer.vocab_size != vocab_size:
         what = f"the input yields {tokenizer.vocab_size} tokens, not {vocab_size}"
         smaller = f"use --vocab-size {tokenizer.vocab_size}, or more text"
-        fix = smaller if tokenizer.vocab_size >= SMALLEST else "give more text, or more varied text"
-        raise DataError(what, "--vocab-size", fix)
+        enough = tokenizer.vocab_size >= _smallest(reserved)
+        raise DataError(what, "--vocab-size", smaller if enough else "give more text, or more varied text")
     step = max(1, len(texts) // _PROVEN_TEXTS)
-    proven = islice(pieces(texts[::step], _PROVEN_CHARACTERS, _PROVEN_CHARACTERS // _PROVEN_TEXTS), None)
-    for text in proven:
+    some = [part.decode() for text in texts[::step] for part in text]
+    for text in pieces(some, _PROVEN_CHARACTERS, _PROVEN_CHARACTERS // _PROVEN_TEXTS):
         # A literal U+2581 is sentencepiece's own sign for a space, and decodes to one.
         if tokenizer.decode(tokenizer.encode(text)) != text and _SPACE_SIGN not in text:
             raise VerificationError(f"encoding and decoding changes the text {text[:60]!r}", str(tokenizer.path))

@@ -242,6 +242,3 @@ def test_preprocessing_reads_standard_input_whole_or_not_at_all(
     assert made[0] == made[1] != b""
     assert script("preprocess", "tools/preprocess_data.py", [*given, "--shard", "0/2"]) == 2
     assert "standard input cannot be divided into shards" in capfd.readouterr().err
-    given = ["--input", "-", "--vocab-size", "500", "--output", str(tmp_path / "tokenizer")]
-    assert script("tokenizer", "tools/train_tokenizer.py", given) == 2
-    assert "its size is unknown" in capfd.readouterr().err

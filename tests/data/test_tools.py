@@ -109,7 +109,8 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(number, seed, huggingface,
 def test_train_tokenizer_writes_a_directory_and_refuses_nonsense(corpus, tmp_path, capsys):
     arguments = ["--input", str(corpus), "--output", str(tmp_path / "tok")]
     assert tool("train_tokenizer")([*arguments, "--vocab-size", "0.5k"]) == 0
-    assert sorted(path.name for path in (tmp_path / "tok").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    written = ["tokenizer.json", "tokenizer_config.json", "training.json"]
+    assert sorted(path.name for path in (tmp_path / "tok").iterdir()) == written
     assert tool("train_tokenizer")([*arguments, "--vocab-size", "many"]) == 2
     assert "--vocab-size: 'many' is not a number" in capsys.readouterr().err
 
