@@ -101,3 +101,17 @@ def by_document(
         kept = lengths > 0
         return lengths[kept].astype(np.int64), kept.astype(np.int64)
     return lengths.astype(np.int64), counts.astype(np.int64)
+
+
+def fitting(tokens: npt.NDArray[np.integer], dtype: np.dtype, prefix: str | Path) -> npt.NDArray[np.integer]:
+    """Return tokens as the type of a data set.
+
+    Raises:
+        DataError: if a token does not fit; `astype` alone would wrap it.
+    """
+    limits = np.iinfo(dtype)
+    # Equal types need no check, which would read every token once more.
+    if tokens.dtype != dtype and len(tokens) and not limits.min <= tokens.min() <= tokens.max() <= limits.max:
+        token = int(tokens.max() if tokens.max() > limits.max else tokens.min())
+        raise DataError(f"token {token} does not fit into {dtype.name}", str(prefix), "use int32")
+    return np.ascontiguousarray(tokens, dtype=dtype)

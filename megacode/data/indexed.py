@@ -37,6 +37,7 @@ from megacode.data.index_format import (
     array_offsets,
     bin_path,
     by_document,
+    fitting,
     idx_path,
     mapped,
     read_header,
@@ -251,7 +252,7 @@ class IndexedDatasetWriter:
         assert lengths.sum() == len(tokens)
         borders = self.sequences + np.cumsum(counts)
         # Written and hashed as one buffer: no second pass over the tokens is needed for the manifest.
-        self._bin.write(self._fitting(tokens).data)
+        self._bin.write(fitting(tokens, self.dtype, self.prefix).data)
         self._lengths.write(lengths.astype(np.int32).data)
         self._borders.write(borders.data)
         if self._ids is not None:
@@ -260,14 +261,6 @@ class IndexedDatasetWriter:
             self._ids.add(ids)
         self.tokens, self.sequences = self.tokens + len(tokens), self.sequences + len(lengths)
         self.documents += len(counts)
-
-    def _fitting(self, tokens: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-        limits = np.iinfo(self.dtype)
-        # Equal types need no check, which would read every token once more.
-        if tokens.dtype != self.dtype and len(tokens) and not limits.min <= tokens.min() <= tokens.max() <= limits.max:
-            token = int(tokens.max() if tokens.max() > limits.max else tokens.min())
-            raise DataError(f"token {token} does not fit into {self.dtype.name}", str(self.prefix), "use int32")
-        return np.ascontiguousarray(tokens, dtype=self.dtype)
 
     def finish(self) -> None:
         """Write the index beside the tokens; nothing can be added any more.

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from megacode.base.files import digest, naming, remove
 from megacode.data.document_ids import Ids
-from megacode.data.index_format import by_document
+from megacode.data.index_format import by_document, fitting
 from megacode.data.indexed import IndexedDatasetWriter
 from megacode.data.spool import flush
 
@@ -193,7 +193,7 @@ class ShuffledWriter:
         self._documents += len(counts)
         ids = ids or Ids.of(())
         # Narrowed before it is spooled: half the bytes to write and to read where ids fit into uint16.
-        kept = tokens.astype(self.out.dtype, copy=False)
+        kept = fitting(tokens, self.out.dtype, self.out.prefix)
         batch = _Documents(keys, counts, lengths, kept, ids.lengths, ids.text)
         _distribute(batch, self._directory, 64 - _BITS)
         self._grown = True

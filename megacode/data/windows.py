@@ -1,8 +1,7 @@
 """Sources as training reads them: documents in stored order, the last ones held out, split into windows.
 
 The held-out documents are the last ones of a data set that together hold at least the requested share of tokens.
-Everything before them is the training stream. `plan` decides which window a sample reads. This module fetches it, tells
-which documents it touches, and reports what is wrong with a source before a run starts.
+Everything before them is the training stream. `plan` decides which window a sample reads; this module fetches it.
 """
 
 from __future__ import annotations

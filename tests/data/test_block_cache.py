@@ -54,9 +54,13 @@ def test_a_block_that_was_stored_is_read_back_and_no_other(tmp_path: Path) -> No
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 40), st.booleans()), max_size=60), st.integers(1, 20))
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 40), st.booleans()), min_size=1, max_size=60),
+    st.integers(1, 20),
+)
 def test_the_limit_is_kept_at_every_moment(tmp_path_factory, calls, blocks) -> None:
     cache = BlockCache(tmp_path_factory.mktemp("cache"), blocks * ON_DISK)
+    assert calls
     for key, number, reads in calls:
         if reads:
             assert cache.get(key, number) in (None, block(number))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from megacode.base.errors import DataError
 from megacode.data.indexed import HEADER, MAGIC, IndexedDataset, IndexedDatasetWriter, bin_path, idx_path
+from megacode.data.shuffle import ShuffledWriter
 
 documents_of_sequences = st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=12)
 reuse = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -120,10 +122,11 @@ def test_nothing_appears_and_the_old_set_stays_when_writing_fails(tmp_path: Path
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_token_that_does_not_fit_is_an_error_and_nothing_is_written(tmp_path: Path):
+@pytest.mark.parametrize("kind", [IndexedDatasetWriter, partial(ShuffledWriter, seed=1)])
+def test_a_token_that_does_not_fit_is_an_error_and_nothing_is_written(tmp_path: Path, kind):
     with (
         pytest.raises(DataError, match="token 70000 does not fit into uint16"),
-        IndexedDatasetWriter(tmp_path / "set", np.uint16) as writer,
+        kind(tmp_path / "set", np.uint16) as writer,
     ):
         writer.add(np.array([70_000]), np.array([1]))
     assert list(tmp_path.iterdir()) == []

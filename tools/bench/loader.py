@@ -101,7 +101,7 @@ def megacode_batches(prefixes: list[Path], isolate: bool = False) -> Iterator[An
         clock += ROWS
 
 
-def megatron_batches(prefixes: list[Path], workers: int, cache: Path) -> Iterator[Any]:
+def megatron_batches(prefixes: list[Path], workers: int) -> Iterator[Any]:
     """Yield the micro-batches of megatron-core's blended GPTDataset."""
     import torch
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
@@ -148,9 +148,9 @@ def bench_batches(directory: Path, count: int, rounds: int) -> None:
     contenders: dict[str, Callable[[], Iterator[Any]]] = {
         "megacode": lambda: megacode_batches(prefixes),
         "megacode, isolated documents": lambda: megacode_batches(prefixes, isolate=True),
-        "GPTDataset, DataLoader w=0": lambda: megatron_batches(prefixes, 0, directory),
+        "GPTDataset, DataLoader w=0": lambda: megatron_batches(prefixes, 0),
         # A worker costs the main process more than it saves: 1.67 ms a micro-batch, 0.75 without one.
-        "GPTDataset, DataLoader w=1": lambda: megatron_batches(prefixes, 1, directory),
+        "GPTDataset, DataLoader w=1": lambda: megatron_batches(prefixes, 1),
     }
     streams = {name: make() for name, make in contenders.items()}
     for items in streams.values():

@@ -3,8 +3,8 @@
 
     tools/bench/preprocess.py [--megabytes 200] [--reference-megabytes 8] [--vocab-size 32000]
 
-Every contender is a fresh process and pays for its imports; "net" takes off its own time on 5 documents, as far as that
-can be told. Contenders:
+Every contender is a fresh process and pays for its imports; "net" takes off its own time on one document, as far
+as that can be told. Contenders:
 
     megacode             tools/preprocess_data.py as it stands, in order and shuffled
     per document         what Megatron's preprocess_data.py does in a worker and in its parent, without the processes
@@ -142,7 +142,7 @@ class Bench:
 
     def __init__(self, directory: Path, corpus: Path, small: Path) -> None:
         self.directory, self.corpus, self.small = directory, corpus, small
-        self.five = head(corpus, directory / "five.jsonl", 1)
+        self.one = head(corpus, directory / "one.jsonl", 1)
 
     def tool(self, kind: str, source: Path, name: str, *more: str) -> Cost:
         """Run megacode's tool."""
@@ -177,7 +177,7 @@ class Bench:
         """Measure all contenders on one kind of tokenizer."""
         print(f"\n{kind}")
         # What a start costs: imports, loading the tokenizer, and next to no text.
-        floor = self.tool(kind, self.five, "five")
+        floor = self.tool(kind, self.one, "one")
         ours = self.report("megacode", self.tool(kind, self.corpus, "ours"), floor, self.corpus)
         self.report(
             "megacode --shuffle-seed 1",
@@ -186,13 +186,13 @@ class Bench:
             self.corpus,
         )
         self.tool(kind, self.small, "ours_small")
-        slow_floor = self.child("per_document", kind, self.five, "five")
+        slow_floor = self.child("per_document", kind, self.one, "one")
         # On the head only: at 0.8 MB/CPU-s the whole file would take four minutes.
         slow = self.child("per_document", kind, self.small, "slow")
         net = self.small.stat().st_size / 1e6 / max(slow.cpu - slow_floor.cpu, 1e-3)
         self.report("per document", slow, slow_floor, self.small, self.same("ours_small", "slow"))
         if kind == "huggingface":
-            fast_floor = self.child("whole_file", kind, self.five, "five")
+            fast_floor = self.child("whole_file", kind, self.one, "one")
             fast = self.child("whole_file", kind, self.corpus, "fast")
             theirs = self.report("whole file", fast, fast_floor, self.corpus, self.same("ours", "fast"))
             print(f"  megacode / whole file, whole processes: {ours / theirs:.2f}x")
