@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megacode.base.units import format_bytes, format_count, format_rate, format_seconds, parse_count, parse_fraction
+from megacode.base.units import (
+    format_bytes,
+    format_count,
+    format_rate,
+    format_seconds,
+    parse_bytes,
+    parse_count,
+    parse_fraction,
+)
 
 
 @pytest.mark.parametrize(
@@ -56,3 +64,17 @@ def test_numbers_are_shown_with_three_digits() -> None:
         "3 h 12 min",
         "9 d 4 h",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("100GB", 10**11), ("64 MiB", 1 << 26), ("64Mi", 1 << 26), ("1.5t", 15 * 10**11), ("7", 7), (12, 12)],
+)
+def test_a_size_in_bytes_is_read_with_and_without_its_b(text: str | int, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "many", "1.5", True, "3 XB"])
+def test_what_is_no_size_in_bytes_is_refused(text: str | bool) -> None:
+    with pytest.raises(ValueError, match="is not a size in bytes; write for example 100GB or 64 MiB"):
+        parse_bytes(text)

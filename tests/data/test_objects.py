@@ -27,6 +27,7 @@ from megacode.data import objects
 from megacode.data.block_cache import BLOCK_BYTES
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
 from megacode.data.loader import Loader
+from megacode.data.object_store import ObjectStore
 from megacode.data.windows import open_source, open_streams, source_sizes, stream_sizes
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.phases import build_schedule
@@ -328,6 +329,25 @@ def test_an_endpoint_that_is_down_is_named_with_the_sources_and_the_others_mista
     assert "2 attempts failed" in str(error.value)
     assert "AWS_ENDPOINT_URL" in str(error.value)
     assert len(error.value.problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("host", "url", "fix"),
+    [("169.254.169.254", "s3://b/k", "AWS_ACCESS_KEY_ID"), ("metadata.google.internal", "gs://b/k", "GOOGLE_")],
+)
+def test_missing_credentials_are_named_at_once(proxy, monkeypatch, host, url, fix) -> None:
+    store = ObjectStore(url, Objects(retries=5))
+    asked = []
+
+    def no_metadata(*_: object, **__: object) -> None:
+        # A machine without credentials asks its cloud's metadata server; machines in a cloud would have some.
+        asked.append(1)
+        raise store._obstore.exceptions.GenericError(f"Error performing PUT http://{host}/token: timed out")
+
+    with pytest.raises(DataError, match="there are no credentials") as error:
+        store._asked(no_metadata)
+    assert fix in str(error.value)
+    assert len(asked) == 1
 
 
 def test_without_obstore_the_error_says_what_to_install(proxy, monkeypatch) -> None:
