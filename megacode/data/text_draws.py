@@ -52,6 +52,11 @@ class TextSource:
     patterns: tuple[str, ...]
     option: str = "--source"
 
+    @property
+    def called(self) -> str:
+        """What messages call it."""
+        return "the input" if self.option == "--input" else f"the source {self.name}"
+
     @staticmethod
     def parse(setting: str) -> TextSource:
         """Read `NAME=WEIGHT:GLOB`.
@@ -188,7 +193,7 @@ def draw(
                 key = xxhash.xxh3_64_intdigest(b"\0".join(text), seed % _KEYS)
                 (held_out if key < _TRAINED_FROM else training).offer(key, text)
             if not drawn.documents:
-                what = f"the source {source.name} contains no text"
+                what = f"{source.called} contains no text"
                 raise DataError(what, " ".join(source.patterns), "check the input and its keys")
             drawn.held_out = held_out.take(held_out_bytes)
             drawn.held_out_bytes = sum(map(_size, drawn.held_out))
@@ -202,10 +207,10 @@ def draw(
 
 def _tell(drawn: Drawn) -> None:
     if drawn.bad:
-        _LOG.warning("%s: skipped %s bad records", drawn.source.name, f"{drawn.bad:,}")
+        _LOG.warning("%s: skipped %s bad records", drawn.source.called, f"{drawn.bad:,}")
     if not drawn.held_out:
         what = "%s: none of its %s documents is held out, so its bytes per token are not measured"
-        _LOG.warning(what, drawn.source.name, f"{drawn.documents:,}")
+        _LOG.warning(what, drawn.source.called, f"{drawn.documents:,}")
 
 
 def files_of(sources: Sequence[TextSource]) -> list[list[Path]]:
@@ -231,7 +236,7 @@ def _share_out(found: Sequence[Drawn], parts: Sequence[SmallestKeys], max_bytes:
     weighted = [(drawn, part) for drawn, part in zip(found, parts, strict=True) if drawn.source.weight]
     for drawn, part in weighted:
         if not part.offered_bytes:
-            what = f"the source {drawn.source.name} has no documents to train on: all {drawn.documents:,} are held out"
+            what = f"{drawn.source.called} has no documents to train on: all {drawn.documents:,} are held out"
             raise DataError(what, " ".join(drawn.source.patterns), "give more documents, or another --seed")
     # How much all may give so that this source's share is what it has.
     limits = [part.offered_bytes * total / drawn.source.weight for drawn, part in weighted]

@@ -120,7 +120,7 @@ def test_bad_records_end_the_draw_or_are_counted(tmp_path: Path, caplog) -> None
         draw([source("a", 1, path)], ["text"], 100, 0)
     drawn = draw([source("a", 1, path)], ["text"], 100, 0, skip_bad=True)[0]
     assert (drawn.bad, drawn.documents) == (2, 40)
-    assert "a: skipped 2 bad records" in caplog.text
+    assert "the source a: skipped 2 bad records" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -168,4 +168,4 @@ def test_what_cannot_be_drawn_from_is_named(words, tmp_path: Path, caplog) -> No
         except DataError as error:
             ends.add(error.problems[0].what)
     assert ends == {1, "the source one has no documents to train on: all 1 are held out"}
-    assert "one: none of its 1 documents is held out" in caplog.text
+    assert "the source one: none of its 1 documents is held out" in caplog.text
