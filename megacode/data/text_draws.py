@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,6 +31,7 @@ HELD_OUT = Fraction(1, 20)
 HELD_OUT_BYTES = 2_000_000  # of each source, so that measuring takes about a second however large it is
 _KEYS = 1 << 64
 _TRAINED_FROM = math.ceil(HELD_OUT * _KEYS)
+_WEIGHT = re.compile(r"\d{1,9}(\.\d{1,12})?|\.\d{1,12}", re.ASCII)
 _FORM = "write for example --source code=0.5:'code/*.jsonl.zst'"
 
 Text = tuple[bytes, ...]
@@ -68,14 +70,10 @@ class TextSource:
         weight, _, pattern = rest.partition(":")
         if not (name.strip() and weight and pattern):
             raise ConfigError(f"{setting!r} is not of the form NAME=WEIGHT:GLOB", "--source", _FORM)
-        try:
-            number = Fraction(weight)
-        except (ValueError, ZeroDivisionError):
-            raise ConfigError(f"the weight {weight!r} is not a number", f"--source {name}", _FORM) from None
-        if number < 0:
-            fix = "give 0 to measure the source without training on it, or a weight above 0"
-            raise ConfigError(f"the weight {weight} is negative", f"--source {name}", fix)
-        return TextSource(name.strip(), number, (pattern,))
+        if not _WEIGHT.fullmatch(weight):
+            fix = f"{_FORM}; a weight is a number from 0 to 999,999,999"
+            raise ConfigError(f"{weight!r} is not a weight", f"--source {name}", fix)
+        return TextSource(name.strip(), Fraction(weight), (pattern,))
 
 
 def sources_of(inputs: Sequence[str], settings: Sequence[str]) -> list[TextSource]:
