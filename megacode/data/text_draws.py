@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,6 +31,7 @@ HELD_OUT = Fraction(1, 20)
 HELD_OUT_BYTES = 2_000_000  # of each source, so that measuring takes about a second however large it is
 _KEYS = 1 << 64
 _TRAINED_FROM = math.ceil(HELD_OUT * _KEYS)
+_WEIGHT = re.compile(r"\d{1,9}(\.\d{1,12})?|\.\d{1,12}", re.ASCII)
 _FORM = "write for example --source code=0.5:'code/*.jsonl.zst'"
 
 Text = tuple[bytes, ...]
@@ -52,6 +54,11 @@ class TextSource:
     patterns: tuple[str, ...]
     option: str = "--source"
 
+    @property
+    def called(self) -> str:
+        """What messages call it."""
+        return "the input" if self.option == "--input" else f"the source {self.name}"
+
     @staticmethod
     def parse(setting: str) -> TextSource:
         """Read `NAME=WEIGHT:GLOB`.
@@ -63,14 +70,10 @@ class TextSource:
         weight, _, pattern = rest.partition(":")
         if not (name.strip() and weight and pattern):
             raise ConfigError(f"{setting!r} is not of the form NAME=WEIGHT:GLOB", "--source", _FORM)
-        try:
-            number = Fraction(weight)
-        except (ValueError, ZeroDivisionError):
-            raise ConfigError(f"the weight {weight!r} is not a number", f"--source {name}", _FORM) from None
-        if number < 0:
-            fix = "give 0 to measure the source without training on it, or a weight above 0"
-            raise ConfigError(f"the weight {weight} is negative", f"--source {name}", fix)
-        return TextSource(name.strip(), number, (pattern,))
+        if not _WEIGHT.fullmatch(weight):
+            fix = f"{_FORM}; a weight is a number from 0 to 999,999,999"
+            raise ConfigError(f"{weight!r} is not a weight", f"--source {name}", fix)
+        return TextSource(name.strip(), Fraction(weight), (pattern,))
 
 
 def sources_of(inputs: Sequence[str], settings: Sequence[str]) -> list[TextSource]:
@@ -188,7 +191,7 @@ def draw(
                 key = xxhash.xxh3_64_intdigest(b"\0".join(text), seed % _KEYS)
                 (held_out if key < _TRAINED_FROM else training).offer(key, text)
             if not drawn.documents:
-                what = f"the source {source.name} contains no text"
+                what = f"{source.called} contains no text"
                 raise DataError(what, " ".join(source.patterns), "check the input and its keys")
             drawn.held_out = held_out.take(held_out_bytes)
             drawn.held_out_bytes = sum(map(_size, drawn.held_out))
@@ -202,10 +205,10 @@ def draw(
 
 def _tell(drawn: Drawn) -> None:
     if drawn.bad:
-        _LOG.warning("%s: skipped %s bad records", drawn.source.name, f"{drawn.bad:,}")
+        _LOG.warning("%s: skipped %s bad records", drawn.source.called, f"{drawn.bad:,}")
     if not drawn.held_out:
         what = "%s: none of its %s documents is held out, so its bytes per token are not measured"
-        _LOG.warning(what, drawn.source.name, f"{drawn.documents:,}")
+        _LOG.warning(what, drawn.source.called, f"{drawn.documents:,}")
 
 
 def files_of(sources: Sequence[TextSource]) -> list[list[Path]]:
@@ -231,7 +234,7 @@ def _share_out(found: Sequence[Drawn], parts: Sequence[SmallestKeys], max_bytes:
     weighted = [(drawn, part) for drawn, part in zip(found, parts, strict=True) if drawn.source.weight]
     for drawn, part in weighted:
         if not part.offered_bytes:
-            what = f"the source {drawn.source.name} has no documents to train on: all {drawn.documents:,} are held out"
+            what = f"{drawn.source.called} has no documents to train on: all {drawn.documents:,} are held out"
             raise DataError(what, " ".join(drawn.source.patterns), "give more documents, or another --seed")
     # How much all may give so that this source's share is what it has.
     limits = [part.offered_bytes * total / drawn.source.weight for drawn, part in weighted]
