@@ -1,7 +1,7 @@
 """Contamination: which of a suite's items occur in the data that the run has read, and exactly what was checked.
 
 An item overlaps where 13 consecutive tokens, as the run's own tokenizer cuts them, occur verbatim in the training
-data. Only windows that the schedule gave the run before the model's clock are checked. Where they exceed a budget of
+data. A vocabulary below 32,000 takes more tokens, about as many bytes; see `ngram_runs`. Only windows that the schedule gave the run before the model's clock are checked. Where they exceed a budget of
 tokens, an even sample of them is checked, and the note says so: text outside a sample may still have been read.
 
 Each item is tokenized as it stands and after a space, since tokens include the space before a word. Runs of tokens that
@@ -28,13 +28,12 @@ from megacode.base.units import format_count
 from megacode.config.loading import load_config
 from megacode.config.run import RunConfig
 from megacode.data.items import Item
-from megacode.data.ngram_runs import NGRAM, Grams, Marker, covered, find_runs, take_out_templates
+from megacode.data.ngram_runs import BUDGET, NGRAM, RUN_BYTES, Grams, Marker, covered, find_runs, take_out_templates
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
 from megacode.data.windows import SourceStream, open_source
 from megacode.plan.phases import Schedule, build_schedule, prove_past
 from megacode.plan.sources import SourceSize
 
-BUDGET = 200_000_000  # tokens
 MOSTLY = 0.8  # share of an item's tokens in overlaps, from Llama 2's "dirty" items
 _LINK = {"phase", "first_sample", "samples", "read", "sources", "fingerprint"}
 # A run in more than 10 items and more than a tenth of a task is the task's wording, not its content.
@@ -100,7 +99,7 @@ def contamination(
     tasks, worst = _assess(past, grams, items, tokenizer)
     return {
         "checked": True,
-        "rule": f"{NGRAM} tokens of the run's tokenizer in a row, verbatim; the item's question with its true answer",
+        "rule": _rule(grams.size),
         **seen,
         "not_covered": _not_covered(past),
         "template_runs_left_out": templates,
@@ -116,7 +115,12 @@ def describe(note: Mapping[str, Any]) -> str:
         return f"contamination: not checked, {note['why']}"
     items, hits = (sum(task[key] for task in note["tasks"].values()) for key in ("items", "overlapping"))
     checked = f"{100 * note['share_checked']:.3g} % of the {format_count(note['tokens_read'])} tokens read were checked"
-    return f"contamination: {hits} of {items} items overlap the data read ({NGRAM} tokens in a row); {checked}"
+    return f"contamination: {hits} of {items} items overlap the data read ({note['rule'].split(' of ')[0]} in a row); {checked}"
+
+
+def _rule(size: int) -> str:
+    why = "" if size == NGRAM else f" (as its vocabulary is small, about {RUN_BYTES} bytes)"
+    return f"{size} tokens of the run's tokenizer in a row, verbatim{why}; the item's question with its true answer"
 
 
 def _unchecked(why: str) -> dict[str, Any]:
@@ -236,7 +240,7 @@ def _assess(
     sums = np.concatenate([[0], np.cumsum(marked)])
     lengths = np.diff(grams.starts)
     shares = ((sums[grams.starts[1:]] - sums[grams.starts[:-1]]) / np.maximum(1, lengths)).reshape(-1, 2)
-    share, short = shares.max(1, initial=0), lengths.reshape(-1, 2).max(1, initial=0) < NGRAM
+    share, short = shares.max(1, initial=0), lengths.reshape(-1, 2).max(1, initial=0) < grams.size
     tasks: dict[str, Any] = {}
     for task in dict.fromkeys(item.task for item in items):
         mine = np.array([item.task == task for item in items])
