@@ -1,8 +1,9 @@
 """Contamination: which of a suite's items occur in the data that the run has read, and exactly what was checked.
 
 An item overlaps where 13 consecutive tokens, as the run's own tokenizer cuts them, occur verbatim in the training
-data. A vocabulary below 32,000 takes more tokens, about as many bytes; see `ngram_runs`. Only windows that the schedule gave the run before the model's clock are checked. Where they exceed a budget of
-tokens, an even sample of them is checked, and the note says so: text outside a sample may still have been read.
+data. A vocabulary below 32,000 takes more tokens, of about as many bytes (`ngram_runs`). Only windows that the schedule
+gave the run before the model's clock are checked. Where they exceed a budget of tokens, an even sample of them is
+checked, and the note says so: text outside a sample may still have been read.
 
 Each item is tokenized as it stands and after a space, since tokens include the space before a word. Runs of tokens that
 occur in many items of a task are its template, and are excluded.
@@ -100,6 +101,7 @@ def contamination(
     return {
         "checked": True,
         "rule": _rule(grams.size),
+        "run_tokens": grams.size,
         **seen,
         "not_covered": _not_covered(past),
         "template_runs_left_out": templates,
@@ -115,7 +117,8 @@ def describe(note: Mapping[str, Any]) -> str:
         return f"contamination: not checked, {note['why']}"
     items, hits = (sum(task[key] for task in note["tasks"].values()) for key in ("items", "overlapping"))
     checked = f"{100 * note['share_checked']:.3g} % of the {format_count(note['tokens_read'])} tokens read were checked"
-    return f"contamination: {hits} of {items} items overlap the data read ({note['rule'].split(' of ')[0]} in a row); {checked}"
+    run = f"{note['run_tokens']} tokens in a row"
+    return f"contamination: {hits} of {items} items overlap the data read ({run}); {checked}"
 
 
 def _rule(size: int) -> str:

@@ -200,7 +200,7 @@ def _next_words(
     source: str, documents: Sequence[str], seed: int, count: int, clean: Clean | None = None
 ) -> list[dict[str, Any]]:
     """Return items `{prompt, word, document}`."""
-    items = []
+    items: list[dict[str, Any]] = []
     for passage in passages(documents, PROMPT_CHARACTERS, f"{seed}/words/{source}", clean=clean):
         if len(items) == count:
             break
