@@ -1,7 +1,7 @@
 """Contamination: which of a suite's items occur in the data that the run has read, and exactly what was checked.
 
 An item overlaps where 13 consecutive tokens, as the run's own tokenizer cuts them, occur verbatim in the training
-data. A vocabulary below 32,000 takes more tokens, of about as many bytes (`ngram_runs`). Only windows that the schedule
+data. With a vocabulary below 32,000 they must also hold 52 bytes (`ngram_runs`). Only windows that the schedule
 gave the run before the model's clock are checked. Where they exceed a budget of tokens, an even sample of them is
 checked, and the note says so: text outside a sample may still have been read.
 
@@ -29,7 +29,18 @@ from megacode.base.units import format_count
 from megacode.config.loading import load_config
 from megacode.config.run import RunConfig
 from megacode.data.items import Item
-from megacode.data.ngram_runs import BUDGET, NGRAM, RUN_BYTES, Grams, Marker, covered, find_runs, take_out_templates
+from megacode.data.ngram_runs import (
+    BUDGET,
+    LARGE_VOCABULARY,
+    NGRAM,
+    RUN_BYTES,
+    Grams,
+    Marker,
+    covered,
+    find_runs,
+    take_out_templates,
+    unmark_short,
+)
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
 from megacode.data.windows import SourceStream, open_source
 from megacode.plan.phases import Schedule, build_schedule, prove_past
@@ -100,8 +111,7 @@ def contamination(
     tasks, worst = _assess(past, grams, items, tokenizer)
     return {
         "checked": True,
-        "rule": _rule(grams.size),
-        "run_tokens": grams.size,
+        "rule": _rule(tokenizer),
         **seen,
         "not_covered": _not_covered(past),
         "template_runs_left_out": templates,
@@ -117,13 +127,14 @@ def describe(note: Mapping[str, Any]) -> str:
         return f"contamination: not checked, {note['why']}"
     items, hits = (sum(task[key] for task in note["tasks"].values()) for key in ("items", "overlapping"))
     checked = f"{100 * note['share_checked']:.3g} % of the {format_count(note['tokens_read'])} tokens read were checked"
-    run = f"{note['run_tokens']} tokens in a row"
-    return f"contamination: {hits} of {items} items overlap the data read ({run}); {checked}"
+    return f"contamination: {hits} of {items} items overlap the data read ({NGRAM} tokens in a row); {checked}"
 
 
-def _rule(size: int) -> str:
-    why = "" if size == NGRAM else f" (as its vocabulary is small, about {RUN_BYTES} bytes)"
-    return f"{size} tokens of the run's tokenizer in a row, verbatim{why}; the item's question with its true answer"
+def _rule(tokenizer: Tokenizer) -> str:
+    more = (
+        "" if tokenizer.vocab_size >= LARGE_VOCABULARY else f", of {RUN_BYTES} bytes or more as its vocabulary is small"
+    )
+    return f"{NGRAM} tokens of the run's tokenizer in a row, verbatim{more}; the item's question with its true answer"
 
 
 def _unchecked(why: str) -> dict[str, Any]:
@@ -238,12 +249,14 @@ def _assess(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the figures of each task, and the items with the largest share of their tokens in overlaps."""
     marked = covered(grams)
+    if tokenizer.vocab_size < LARGE_VOCABULARY:
+        unmark_short(marked, grams, tokenizer)
     # Prefix sums give each text's number of overlapping tokens in one subtraction. Each item has two texts (with and
     # without the space); the worse one counts.
     sums = np.concatenate([[0], np.cumsum(marked)])
     lengths = np.diff(grams.starts)
     shares = ((sums[grams.starts[1:]] - sums[grams.starts[:-1]]) / np.maximum(1, lengths)).reshape(-1, 2)
-    share, short = shares.max(1, initial=0), lengths.reshape(-1, 2).max(1, initial=0) < grams.size
+    share, short = shares.max(1, initial=0), lengths.reshape(-1, 2).max(1, initial=0) < NGRAM
     tasks: dict[str, Any] = {}
     for task in dict.fromkeys(item.task for item in items):
         mine = np.array([item.task == task for item in items])

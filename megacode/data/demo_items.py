@@ -38,7 +38,7 @@ ENDINGS = 4
 CONTEXT_CHARACTERS = 160
 ENDING_CHARACTERS = 64
 BITS_CHARACTERS = 800
-LEAST_CLEAN = 16  # items; a task that would have fewer takes passages that training holds too
+LEAST_CLEAN = 8  # items; a task that would have fewer takes passages that training holds too
 MIN_LETTERS = 24
 PROMPT_CHARACTERS = 300
 _LAST_WORD = re.compile(r"\s+\S*$")
@@ -106,8 +106,9 @@ def build_demo_tasks(
         test = clean[source] if clean else None
         tasks[f"demo_endings_{source}"] = _clean_items(_endings, source, documents, seed, sizes.endings, test)
         tasks[f"demo_bits_{source}"] = _clean_items(_bits, source, documents, seed, sizes.bits, test)
-        if source == "code":
-            tasks["demo_next_word_code"] = _clean_items(_next_words, source, documents, seed, sizes.next_words, test)
+    if "code" in heldout:
+        test = clean["code"] if clean else None
+        tasks["demo_next_word_code"] = _clean_items(_next_words, "code", heldout["code"], seed, sizes.next_words, test)
     index = {"seed": seed, "tasks": {name: _written(out_dir, name, items) for name, items in tasks.items()}}
     write_json(out_dir / INDEX, index)
     return index

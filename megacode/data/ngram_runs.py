@@ -1,11 +1,11 @@
-"""Runs of 13 tokens or more: find those of some items in a token stream of any length.
+"""Runs of 13 tokens: find those of some items in a token stream of any length.
 
 Each run of the stream is hashed. A Bloom filter rejects most runs, a binary search among the items' hashes most of the
 rest. Finally the tokens themselves are compared, so no match is a hash collision.
 
-The usual rule, 13 tokens, was made for large vocabularies, where they are a sentence of about `RUN_BYTES`. With 4,096
-tokens they are six or seven words: an import, an idiom, a line of a licence. So a vocabulary below `LARGE_VOCABULARY`
-takes more tokens, as many as hold `RUN_BYTES` of the text that is checked.
+Thirteen tokens of a large vocabulary are a sentence of about `RUN_BYTES`. Thirteen of 4,096 tokens are six or seven
+words: an import, an idiom, a line of a licence. So with a vocabulary below `LARGE_VOCABULARY`, runs that follow each
+other must also hold `RUN_BYTES` of text together.
 """
 
 from __future__ import annotations
@@ -57,21 +57,7 @@ def find_runs(items: Sequence[str], tokenizer: Tokenizer) -> Grams:
     # Text 2k is item k as it stands, text 2k + 1 the same after a space.
     texts = [text for item in items for text in (item, " " + item)]
     encoded = [np.asarray(tokenizer.encode(text), dtype=np.int64) for text in texts]
-    size = run_length(tokenizer.vocab_size, sum(map(len, encoded)), sum(len(text.encode()) for text in texts))
-    return runs_of(encoded, size)
-
-
-def run_length(vocab_size: int, tokens: int, size_bytes: int) -> int:
-    """Return how many tokens in a row are an overlap: `NGRAM`, or more with a small vocabulary.
-
-    Args:
-        vocab_size: of the tokenizer.
-        tokens: of some text of the kind that is checked.
-        size_bytes: of that text's UTF-8.
-    """
-    if vocab_size >= LARGE_VOCABULARY or not tokens:
-        return NGRAM
-    return max(NGRAM, -(-RUN_BYTES * tokens // max(1, size_bytes)))
+    return runs_of(encoded, NGRAM)
 
 
 def runs_of(texts: Sequence[npt.NDArray[np.int64]], size: int) -> Grams:
@@ -167,3 +153,28 @@ def covered(grams: Grams) -> npt.NDArray[np.bool_]:
     steps[: -grams.size] += matched
     steps[grams.size :] -= matched
     return np.cumsum(steps)[: len(grams.ids)] > 0
+
+
+def unmark_short(marked: npt.NDArray[np.bool_], grams: Grams, tokenizer: Tokenizer) -> None:
+    """Take out stretches of less than `RUN_BYTES` of text, in place.
+
+    Args:
+        marked: which of the texts' tokens are part of a run that was found, bool [tokens].
+        grams: of the texts.
+        tokenizer: decodes.
+    """
+    for first, last in pairwise(grams.starts.tolist()):
+        for begin, end in stretches(marked[first:last]):
+            if text_bytes(grams.ids[first + begin : first + end], tokenizer) < RUN_BYTES:
+                marked[first + begin : first + end] = False
+
+
+def stretches(marked: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return first place and end of each stretch of marked ones."""
+    edges = np.flatnonzero(np.diff(marked.astype(np.int8), prepend=0, append=0))
+    return [(first, end) for first, end in edges.reshape(-1, 2).tolist()]
+
+
+def text_bytes(ids: npt.NDArray[np.int64], tokenizer: Tokenizer) -> int:
+    """Return the bytes of some tokens' text in UTF-8."""
+    return len(tokenizer.decode(ids.tolist()).encode("utf-8", "replace"))

@@ -1,11 +1,12 @@
 """Which passages of held-out documents training data hold nowhere: what clean items are made from.
 
 Held-out documents are never read, but what they say may be: licences, imports, a manual's paragraph that another one
-repeats. An item on such a passage measures memory. So every run of tokens of the held-out documents is looked for in
-the training part of all sources, and items are made from the rest.
+repeats. An item on such a passage measures memory. So every short run of tokens of the held-out documents is looked for
+in the training part of all sources. Where runs that were found overlap, they are one shared stretch; it counts from
+`SHARED_BYTES`, and with a large vocabulary from almost as many tokens as the contamination check takes.
 
-The runs are a little shorter than those of the contamination check. A passage is tokenized by itself, so its first
-tokens may differ from the document's, and a run that begins there is found by what follows.
+This is stricter than that check on purpose. Frequent phrases are few tokens (`from __future__ import annotations` is
+four), so runs of tokens alone would miss them; and a stretch whose parts come from several documents counts too.
 """
 
 from __future__ import annotations
@@ -15,11 +16,24 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from megacode.data.ngram_runs import BUDGET, Marker, rolling_hashes, run_length, runs_of
+from megacode.data.ngram_runs import (
+    BUDGET,
+    LARGE_VOCABULARY,
+    NGRAM,
+    Marker,
+    rolling_hashes,
+    runs_of,
+    stretches,
+    text_bytes,
+)
 from megacode.data.tokenizer import Tokenizer
 from megacode.data.windows import SourceStream
 
-_SHORTER = 3
+SHARED_BYTES = 44
+_SHORT = 8  # tokens
+_SHORT_BYTES = 24  # more tokens where 8 hold less: a tokenizer of bytes
+# A passage is tokenized by itself, so its first tokens may differ from its document's.
+_FEWER = 3
 _STRETCH = 1 << 16
 
 Tokens = npt.NDArray[np.int64]
@@ -45,38 +59,47 @@ class Unread:
         budget: int = BUDGET,
     ) -> None:
         self._tokenizer = tokenizer
-        self._size = run_length(tokenizer.vocab_size, sum(map(len, documents)), size_bytes) - _SHORTER
+        tokens = sum(map(len, documents))
+        self._many = NGRAM - _FEWER if tokenizer.vocab_size >= LARGE_VOCABULARY else None
+        self._size = max(_SHORT, _SHORT_BYTES * tokens // max(1, size_bytes))
         grams = runs_of(documents, self._size)
         mark = Marker(grams)
         total = max(1, sum(stream.train_tokens for stream in streams))
         for number, stream in enumerate(streams):
             for first, last in _spread(stream.train_tokens, budget * stream.train_tokens // total):
                 mark.scan(stream, number, first, last)
-        self._read = grams.hashes[grams.found]
+        self._found = grams.hashes[grams.found]
 
     def holds(self, text: str) -> bool:
         """Return whether all of a passage is unread."""
-        return not self._known(np.asarray(self._tokenizer.encode(text), dtype=np.int64)).any()
+        ids = np.asarray(self._tokenizer.encode(text), dtype=np.int64)
+        return not self._shared(ids)
 
     def longest(self, ids: Tokens) -> tuple[int, int]:
         """Return the first token and the end of a document's longest unread stretch."""
-        steps = np.zeros(len(ids) + self._size, dtype=np.int64)
-        known = self._known(ids)
-        steps[: len(known)] += known
-        steps[self._size : self._size + len(known)] -= known
-        read = np.cumsum(steps)[: len(ids)] > 0
-        # A read token on either side, so that stretches lie between read ones.
-        edges = np.concatenate([[-1], np.flatnonzero(read), [len(ids)]])
-        widest = int(np.diff(edges).argmax())
-        return int(edges[widest]) + 1, int(edges[widest + 1])
+        shared = self._shared(ids)
+        gaps = zip([0, *(end for _, end in shared)], [*(first for first, _ in shared), len(ids)], strict=True)
+        return max(gaps, key=lambda gap: gap[1] - gap[0])
+
+    def _shared(self, ids: Tokens) -> list[tuple[int, int]]:
+        """Return first token and end of the stretches of some tokens that training data hold, and that count."""
+        steps = np.zeros(len(ids) + self._size + 1, dtype=np.int64)
+        begins = np.flatnonzero(self._known(ids))
+        steps[begins] += 1
+        steps[begins + self._size] -= 1
+        return [
+            (first, end)
+            for first, end in stretches(np.cumsum(steps) > 0)
+            if (self._many and end - first >= self._many) or text_bytes(ids[first:end], self._tokenizer) >= SHARED_BYTES
+        ]
 
     def _known(self, ids: Tokens) -> npt.NDArray[np.bool_]:
         """Return which runs of some tokens training data hold, bool [runs]."""
         hashes = rolling_hashes(ids, self._size)
-        if not len(self._read):
+        if not len(self._found):
             return np.zeros(len(hashes), dtype=bool)
-        places = np.minimum(np.searchsorted(self._read, hashes), len(self._read) - 1)
-        return self._read[places] == hashes
+        places = np.minimum(np.searchsorted(self._found, hashes), len(self._found) - 1)
+        return self._found[places] == hashes
 
 
 def _spread(tokens: int, budget: int) -> Iterator[tuple[int, int]]:
