@@ -8,6 +8,7 @@ step leaves its result on disk and is skipped if it exists, so an interrupted de
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -36,6 +37,8 @@ RANKS = 2
 VOCABULARY = 4096
 ITERATIONS = {"balanced": 180, "text": 140, "cooldown": 60}
 PAGE_WIDTH = 100
+# Measured on two free cores, by the widest vectors of the CPU.
+FREE_SECONDS = {"AVX-512": 258, "AVX2": 366}
 _DATA_STEPS = 3  # corpus, tokenizer, data sets
 # Far more than usual: the corpus is small, and the questions come from held-out documents.
 HELD_OUT = 0.05
@@ -129,6 +132,9 @@ def run_demo(out: Path, layout: str, data_only: bool = False) -> int:
         raise ConfigError(f"there is no layout {layout!r}", "--layout", did_you_mean(layout, list(LAYOUTS)))
     started = time.perf_counter()
     demo = _Demo(out.resolve(), layout)
+    if not data_only and not (demo.out / "report.html").exists():
+        cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+        demo.console.print(expected_time(cores, load, _vectors()), highlight=False)
     for title, step in demo.steps()[: _DATA_STEPS if data_only else None]:
         begun = time.perf_counter()
         demo.console.rule(f"[bold]{title}", align="left")
@@ -142,6 +148,27 @@ def run_demo(out: Path, layout: str, data_only: bool = False) -> int:
     made = f"Data sets are in {demo.out / 'data'}" if data_only else f"Open {demo.out / 'report.html'}"
     demo.console.print(f"\nDone in {format_seconds(time.perf_counter() - started)}. {made}")
     return 0
+
+
+def _vectors() -> str:
+    """Return the widest vectors of the CPU, a key of `FREE_SECONDS`."""
+    path = Path("/proc/cpuinfo")
+    return "AVX-512" if path.exists() and "avx512f" in path.read_text() else "AVX2"
+
+
+def expected_time(cores: int, load: float, vectors: str) -> str:
+    """Return a sentence about how long the whole demo takes on this machine, and why.
+
+    Args:
+        cores: that this process may use.
+        load: processes that already wish to run, on average.
+        vectors: the CPU's widest, a key of `FREE_SECONDS`.
+    """
+    # The demo's ranks and the others share the cores evenly.
+    free = FREE_SECONDS[vectors]
+    usual, mine = (round(one / 60) for one in (free, free * max(1.0, (load + RANKS) / cores)))
+    here = f"This machine has {cores} {'core' if cores == 1 else 'cores'} and a load of {load:.1f}"
+    return f"On two free cores with {vectors} the demo takes about {usual} minutes. {here}: expect about {mine}."
 
 
 class _Demo:

@@ -22,13 +22,14 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from megacode.data.hash_filter import polynomials
+
 Hashes = npt.NDArray[np.uint64]
 
 # Texts that are hashed together: larger batches fall out of the processor's cache and take several times as long.
 BATCH_BYTES = 1 << 18
 BATCH_TEXTS = 256
 _LANES = 4
-_BASE = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _PAD = b"\0" * 8
 _WORD = re.compile("[\u3000-\u9fff]?[0-9A-Za-z_\x80-\u2fff\ua000-\U0010ffff]+|[\u3000-\u9fff]")
@@ -67,7 +68,7 @@ class Words:
 
         Runs across two texts are among them; `within` tells which.
         """
-        return mixed(_polynomials(self.hashes, size)) if len(self.hashes) >= size else np.zeros(0, np.uint64)
+        return mixed(polynomials(self.hashes, size)) if len(self.hashes) >= size else np.zeros(0, np.uint64)
 
     def within(self, size: int) -> npt.NDArray[np.bool_]:
         """Return whether the run of `size` words at each word lies in one text, bool [max(0, words - size + 1)]."""
@@ -81,21 +82,6 @@ class Words:
         """Return the runs of `size` words of each text, and where each text's begin, uint64 [texts + 1]."""
         counts = np.maximum(self.counts - size + 1, 0)
         return self.ngrams(size)[self.within(size)], np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
-
-
-def _polynomials(hashes: Hashes, size: int) -> Hashes:
-    """Return Horner's polynomial of `size` hashes at each of them, not mixed."""
-    if size == 1:
-        return hashes.copy()
-    # Two halves make a whole: 10 = 2 * 5 and 5 = 2 * 2 + 1 take four steps in place of nine.
-    half = size // 2
-    part = _polynomials(hashes, half)
-    whole = part[:-half] * np.uint64(pow(int(_BASE), half, 1 << 64))
-    whole += part[half:]
-    if size % 2:
-        whole = whole[:-1] * _BASE
-        whole += hashes[size - 1 :]
-    return whole
 
 
 def mixed(values: Hashes) -> Hashes:

@@ -1,8 +1,9 @@
 """Contamination: which of a suite's items occur in the data that the run has read, and exactly what was checked.
 
 An item overlaps where 13 consecutive tokens, as the run's own tokenizer cuts them, occur verbatim in the training
-data. Only windows that the schedule gave the run before the model's clock are checked. Where they exceed a budget of
-tokens, an even sample of them is checked, and the note says so: text outside a sample may still have been read.
+data. With a vocabulary below 32,000 they must also hold 52 bytes (`ngram_runs`). Only windows that the schedule
+gave the run before the model's clock are checked. Where they exceed a budget of tokens, an even sample of them is
+checked, and the note says so: text outside a sample may still have been read.
 
 Each item is tokenized as it stands and after a space, since tokens include the space before a word. Runs of tokens that
 occur in many items of a task are its template, and are excluded.
@@ -28,13 +29,23 @@ from megacode.base.units import format_count
 from megacode.config.loading import load_config
 from megacode.config.run import RunConfig
 from megacode.data.items import Item
-from megacode.data.ngram_runs import NGRAM, Grams, Marker, covered, find_runs, take_out_templates
+from megacode.data.ngram_runs import (
+    BUDGET,
+    LARGE_VOCABULARY,
+    NGRAM,
+    RUN_BYTES,
+    Grams,
+    Marker,
+    covered,
+    find_runs,
+    take_out_templates,
+    unmark_short,
+)
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
 from megacode.data.windows import SourceStream, open_source
 from megacode.plan.phases import Schedule, build_schedule, prove_past
 from megacode.plan.sources import SourceSize
 
-BUDGET = 200_000_000  # tokens
 MOSTLY = 0.8  # share of an item's tokens in overlaps, from Llama 2's "dirty" items
 _LINK = {"phase", "first_sample", "samples", "read", "sources", "fingerprint"}
 # A run in more than 10 items and more than a tenth of a task is the task's wording, not its content.
@@ -100,7 +111,7 @@ def contamination(
     tasks, worst = _assess(past, grams, items, tokenizer)
     return {
         "checked": True,
-        "rule": f"{NGRAM} tokens of the run's tokenizer in a row, verbatim; the item's question with its true answer",
+        "rule": _rule(tokenizer),
         **seen,
         "not_covered": _not_covered(past),
         "template_runs_left_out": templates,
@@ -117,6 +128,13 @@ def describe(note: Mapping[str, Any]) -> str:
     items, hits = (sum(task[key] for task in note["tasks"].values()) for key in ("items", "overlapping"))
     checked = f"{100 * note['share_checked']:.3g} % of the {format_count(note['tokens_read'])} tokens read were checked"
     return f"contamination: {hits} of {items} items overlap the data read ({NGRAM} tokens in a row); {checked}"
+
+
+def _rule(tokenizer: Tokenizer) -> str:
+    more = (
+        "" if tokenizer.vocab_size >= LARGE_VOCABULARY else f", of {RUN_BYTES} bytes or more as its vocabulary is small"
+    )
+    return f"{NGRAM} tokens of the run's tokenizer in a row, verbatim{more}; the item's question with its true answer"
 
 
 def _unchecked(why: str) -> dict[str, Any]:
@@ -231,6 +249,8 @@ def _assess(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the figures of each task, and the items with the largest share of their tokens in overlaps."""
     marked = covered(grams)
+    if tokenizer.vocab_size < LARGE_VOCABULARY:
+        unmark_short(marked, grams, tokenizer)
     # Prefix sums give each text's number of overlapping tokens in one subtraction. Each item has two texts (with and
     # without the space); the worse one counts.
     sums = np.concatenate([[0], np.cumsum(marked)])

@@ -11,13 +11,15 @@ Three kinds of task, each from passages that no phase trains on:
   the effect of the cut.
 
 Passages are taken in rounds, one of each document before a second of any, in a keyed order: so the items depend on
-the documents and the seed only, and a few long documents do not crowd out many short ones.
+the documents and the seed only, and a few long documents do not crowd out many short ones. Passages that training data
+hold as well are skipped.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,16 +30,22 @@ import orjson
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.files import atomic_path, digest, file_digest, write_json
 
+_LOG = logging.getLogger(__name__)
+
 SOURCES = ("text", "code", "markup")
 INDEX = "items.json"
 ENDINGS = 4
 CONTEXT_CHARACTERS = 160
 ENDING_CHARACTERS = 64
 BITS_CHARACTERS = 800
+LEAST_CLEAN = 8  # items; a task that would have fewer takes passages that training holds too
 MIN_LETTERS = 24
 PROMPT_CHARACTERS = 300
 _LAST_WORD = re.compile(r"\s+\S*$")
 _WORD = re.compile(r"(?<=\S) ([A-Za-z_]\w{2,})\b")
+
+
+Clean = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,11 @@ class Passage:
 
 
 def build_demo_tasks(
-    heldout: Mapping[str, Sequence[str]], out_dir: Path, seed: int, sizes: SuiteSizes | None = None
+    heldout: Mapping[str, Sequence[str]],
+    out_dir: Path,
+    seed: int,
+    sizes: SuiteSizes | None = None,
+    clean: Mapping[str, Clean] | None = None,
 ) -> dict[str, Any]:
     """Write the demo suite's items, one JSON-lines file a task, and their index `items.json`.
 
@@ -74,6 +86,7 @@ def build_demo_tasks(
         out_dir: the directory to write to.
         seed: a different seed takes different passages.
         sizes: items a task at most; fewer documents give fewer items.
+        clean: by source, whether training data hold a passage nowhere; None: all passages are used.
 
     Returns:
         The index: for each task its file, number of items, hash, and what guessing scores (`chance`).
@@ -90,13 +103,38 @@ def build_demo_tasks(
             raise ConfigError(f"the demo suite has no task for the source {source!r}", "demo suite", fix)
     tasks: dict[str, list[dict[str, Any]]] = {}
     for source, documents in heldout.items():
-        tasks[f"demo_endings_{source}"] = _endings(source, documents, seed, sizes.endings)
-        tasks[f"demo_bits_{source}"] = _bits(source, documents, seed, sizes.bits)
+        test = clean[source] if clean else None
+        tasks[f"demo_endings_{source}"] = _clean_items(_endings, source, documents, seed, sizes.endings, test)
+        tasks[f"demo_bits_{source}"] = _clean_items(_bits, source, documents, seed, sizes.bits, test)
     if "code" in heldout:
-        tasks["demo_next_word_code"] = _next_words("code", heldout["code"], seed, sizes.next_words)
+        test = clean["code"] if clean else None
+        tasks["demo_next_word_code"] = _clean_items(_next_words, "code", heldout["code"], seed, sizes.next_words, test)
     index = {"seed": seed, "tasks": {name: _written(out_dir, name, items) for name, items in tasks.items()}}
     write_json(out_dir / INDEX, index)
     return index
+
+
+def _clean_items(
+    make: Callable[..., list[dict[str, Any]]],
+    source: str,
+    documents: Sequence[str],
+    seed: int,
+    count: int,
+    clean: Clean | None,
+) -> list[dict[str, Any]]:
+    """Return the items of a task; if too few passages are clean, from all passages, with a warning."""
+    if clean is None:
+        return make(source, documents, seed, count)
+    try:
+        items = make(source, documents, seed, count, clean)
+    except DataError:
+        items = []
+    if len(items) >= min(LEAST_CLEAN, count):
+        return items
+    every = make(source, documents, seed, count)
+    if len(every) > len(items):
+        _LOG.warning("%s: most held-out passages are in the training data too, so items overlap with it", source)
+    return every
 
 
 def write_items(out_dir: Path, name: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -112,11 +150,13 @@ def _written(out_dir: Path, name: str, items: Sequence[dict[str, Any]]) -> dict[
     return {**facts, "chance": 1 / ENDINGS} if "_endings_" in name else facts
 
 
-def _endings(source: str, documents: Sequence[str], seed: int, count: int) -> list[dict[str, Any]]:
+def _endings(
+    source: str, documents: Sequence[str], seed: int, count: int, clean: Clean | None = None
+) -> list[dict[str, Any]]:
     """Return items `{context, endings[4], answer, document}`."""
     size = CONTEXT_CHARACTERS + ENDING_CHARACTERS
-    splits = (split_ending(passage) for passage in passages(documents, size, f"{seed}/endings/{source}"))
-    pairs = _distinct(pair for pair in splits if pair)[:count]
+    found = passages(documents, size, f"{seed}/endings/{source}", clean=clean)
+    pairs = _distinct((pair for pair in map(split_ending, found) if pair), count)
     items = []
     for number, (passage, context, ending) in enumerate(pairs):
         # Taking the following pairs in a ring uses each ending about as often as a false one as any other.
@@ -136,32 +176,45 @@ def _endings(source: str, documents: Sequence[str], seed: int, count: int) -> li
     return items
 
 
-def _distinct(pairs: Iterable[tuple[Passage, str, str]]) -> list[tuple[Passage, str, str]]:
-    """Return the pairs with distinct endings: if two endings were equal, an item would have two true answers."""
-    return list({pair[2].strip(): pair for pair in pairs}.values())
+def _distinct(pairs: Iterable[tuple[Passage, str, str]], count: int) -> list[tuple[Passage, str, str]]:
+    """Return the first pairs with distinct endings: if two were equal, an item would have two true answers."""
+    found: dict[str, tuple[Passage, str, str]] = {}
+    for pair in pairs:
+        found.setdefault(pair[2].strip(), pair)
+        if len(found) == count:
+            break
+    return list(found.values())
 
 
-def _bits(source: str, documents: Sequence[str], seed: int, count: int) -> list[dict[str, Any]]:
+def _bits(
+    source: str, documents: Sequence[str], seed: int, count: int, clean: Clean | None = None
+) -> list[dict[str, Any]]:
     """Return items `{text, document}`."""
-    stretches = passages(documents, BITS_CHARACTERS, f"{seed}/bits/{source}", whole=False)
+    stretches = passages(documents, BITS_CHARACTERS, f"{seed}/bits/{source}", whole=False, clean=clean)
     items = [{"text": passage.text, "document": passage.document} for passage in islice(stretches, count)]
     if not items:
         raise _too_few(source, "one document")
     return items
 
 
-def _next_words(source: str, documents: Sequence[str], seed: int, count: int) -> list[dict[str, Any]]:
+def _next_words(
+    source: str, documents: Sequence[str], seed: int, count: int, clean: Clean | None = None
+) -> list[dict[str, Any]]:
     """Return items `{prompt, word, document}`."""
-    items = []
-    for passage in passages(documents, PROMPT_CHARACTERS, f"{seed}/words/{source}"):
+    items: list[dict[str, Any]] = []
+    for passage in passages(documents, PROMPT_CHARACTERS, f"{seed}/words/{source}", clean=clean):
+        if len(items) == count:
+            break
         if cut := _repeated_word(passage.text, f"{seed}/{passage.text}"):
             items.append({"prompt": cut[0], "word": cut[1], "document": passage.document})
     if not items:
         raise _too_few(source, f"one document of {PROMPT_CHARACTERS} characters")
-    return items[:count]
+    return items
 
 
-def passages(documents: Sequence[str], size: int, key: str, whole: bool = True) -> Iterator[Passage]:
+def passages(
+    documents: Sequence[str], size: int, key: str, whole: bool = True, clean: Clean | None = None
+) -> Iterator[Passage]:
     """Yield passages of `size` characters that begin at a line, one of each document before a second of any.
 
     Args:
@@ -169,6 +222,7 @@ def passages(documents: Sequence[str], size: int, key: str, whole: bool = True) 
         size: characters of a passage.
         key: decides the order of the documents in each round.
         whole: skip passages shorter than `size` at the end of a document.
+        clean: skip passages of which this is false; it is asked in their order, one by one.
     """
     # rounds[k] holds the k-th passage of every document that has one.
     rounds: list[list[Passage]] = []
@@ -178,7 +232,8 @@ def passages(documents: Sequence[str], size: int, key: str, whole: bool = True) 
                 rounds.append([])
             rounds[turn].append(passage)
     for one_each in rounds:
-        yield from sorted(one_each, key=lambda item: digest(key, str(item.position), item.text))
+        ordered = sorted(one_each, key=lambda item: digest(key, str(item.position), item.text))
+        yield from (passage for passage in ordered if clean is None or clean(passage.text))
 
 
 def _passages_of(number: int, text: str, size: int, whole: bool) -> Iterator[Passage]:

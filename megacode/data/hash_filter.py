@@ -1,11 +1,38 @@
-"""Which of many hashes may be among a few known ones: a Bloom filter that rejects nearly all others quickly."""
+"""Hashes of runs of values, and which of many hashes may be among a few known ones.
+
+A Bloom filter rejects nearly all others quickly.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
+_BASE = 0x9E3779B97F4A7C15
 _SPREADS = (np.uint64(0xD6E8FEB86659FD93), np.uint64(0xC2B2AE3D27D4EB4F))
+
+
+def polynomials(values: npt.NDArray[np.uint64], size: int) -> npt.NDArray[np.uint64]:
+    """Return the hash of each run of `size` values: sum of v_j * B^(size-1-j) modulo 2^64.
+
+    Args:
+        values: uint64 [count], count >= size.
+        size: values of a run.
+
+    Returns:
+        uint64 [count - size + 1].
+    """
+    if size == 1:
+        return values.copy()
+    # Two halves make a whole: 10 = 2 * 5 and 5 = 2 * 2 + 1 take four steps in place of nine.
+    half = size // 2
+    part = polynomials(values, half)
+    whole = part[:-half] * np.uint64(pow(_BASE, half, 1 << 64))
+    whole += part[half:]
+    if size % 2:
+        whole = whole[:-1] * np.uint64(_BASE)
+        whole += values[size - 1 :]
+    return whole
 
 
 class HashFilter:

@@ -1,16 +1,19 @@
 """Items that are made from the documents no phase trains on: those of the suites `demo` and `heldout`.
 
-They are made for one run, or once for all runs of a study, so that every arm answers the same items.
+They are made for one run, or once for all runs of a study, so that every arm answers the same items. Passages that the
+training part of any source holds as well are left out; see `unread`.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import orjson
 
 from megacode.base.errors import ConfigError, DataError
@@ -18,15 +21,20 @@ from megacode.base.files import digest, remove, write_json
 from megacode.config.evaluate import MADE_SUITES
 from megacode.config.model import TokenizerConfig
 from megacode.config.run import RunConfig
-from megacode.data.demo_items import INDEX, SOURCES, build_demo_tasks, write_items
+from megacode.data.demo_items import INDEX, LEAST_CLEAN, SOURCES, build_demo_tasks, write_items
 from megacode.data.indexed import IndexedDataset
 from megacode.data.manifest import identity
-from megacode.data.tokenizer import load_tokenizer
+from megacode.data.tokenizer import Tokenizer, load_tokenizer
+from megacode.data.unread import Tokens, Unread
 from megacode.data.windows import SourceStream
+
+_LOG = logging.getLogger(__name__)
 
 DOCUMENTS = 200  # of a source in the suite `heldout`
 DOCUMENT_TOKENS = 8_192  # a long document would otherwise outweigh many others
-_RULE = 1  # of what is made from the same documents
+LEAST_CHARACTERS = 200  # of a document's unread stretch, in the suite `heldout`
+_CANDIDATES = 2 * DOCUMENTS
+_RULE = 2  # of what is made from the same documents
 
 
 class Decoder(Protocol):
@@ -46,6 +54,39 @@ class _DataSet:
     path: str
     fraction: float
     tokenizer: TokenizerConfig
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """Held-out documents of a data set.
+
+    Attributes:
+        ids: tokens of each, int64.
+        texts: of each.
+        tokenizer: decodes.
+    """
+
+    ids: list[Tokens]
+    texts: list[str]
+    tokenizer: Tokenizer
+
+    @staticmethod
+    def of(one: _DataSet, limit: int | None, longest: int | None) -> _HeldOut:
+        """Read them, as `heldout_documents` does."""
+        tokenizer = load_tokenizer(one.tokenizer)
+        found = _heldout_tokens(one.name, one.path, one.fraction, tokenizer.eod, limit, longest)
+        return _HeldOut([ids for ids, _ in found], [_text(ids, cut, tokenizer) for ids, cut in found], tokenizer)
+
+    def unread(self, unread: Unread) -> list[str]:
+        """Return the longest stretch of each document that training data hold nowhere, if it is long enough."""
+        found = []
+        for ids, text in zip(self.ids, self.texts, strict=True):
+            first, last = unread.longest(ids)
+            if last - first < len(ids):
+                text = _whole_lines(self.tokenizer.decode(ids[first:last].tolist()), first > 0, last < len(ids))
+            if last - first == len(ids) or len(text) >= LEAST_CHARACTERS:
+                found.append(text)
+        return found
 
 
 def build_items(configs: Sequence[RunConfig], suite: str, directory: Path) -> None:
@@ -79,12 +120,15 @@ def build_items(configs: Sequence[RunConfig], suite: str, directory: Path) -> No
     remove(directory / INDEX)  # last written, first removed: half a set of items has no index
     for old in directory.glob("*.jsonl"):
         remove(old)
-    bounds = (None, None) if suite == "demo" else (DOCUMENTS, DOCUMENT_TOKENS)
-    texts = {}
-    for one in sets:
-        tokenizer = load_tokenizer(one.tokenizer)
-        texts[one.name] = heldout_documents(one.name, one.path, one.fraction, tokenizer, *bounds)
-    index = build_demo_tasks(texts, directory, seed) if suite == "demo" else _document_tasks(texts, directory)
+    bounds = (None, None) if suite == "demo" else (_CANDIDATES, DOCUMENT_TOKENS)
+    documents = {one.name: _HeldOut.of(one, *bounds) for one in sets}
+    unread = _unread(sets, documents)
+    if suite == "demo":
+        texts = {name: held.texts for name, held in documents.items()}
+        clean = {name: one.holds for name, one in unread.items()}
+        index = build_demo_tasks(texts, directory, seed, clean=clean)
+    else:
+        index = _document_tasks(documents, unread, directory)
     write_json(directory / INDEX, {**index, "made_from": made_from})
 
 
@@ -114,6 +158,14 @@ def heldout_documents(
     Raises:
         DataError: if the fraction leaves no document held out.
     """
+    found = _heldout_tokens(name, path, validation_fraction, tokenizer.eod, limit, longest)
+    return [_text(ids, cut, tokenizer) for ids, cut in found]
+
+
+def _heldout_tokens(
+    name: str, path: str, validation_fraction: float, eod: int | None, limit: int | None, longest: int | None
+) -> list[tuple[Tokens, bool]]:
+    """Return the tokens of held-out documents, int64 each, and whether its rest was dropped; as `heldout_documents`."""
     dataset = IndexedDataset(path)
     # The same cut as in training; a window of one token keeps short sources usable.
     stream = SourceStream(name, path, validation_fraction, seq_length=1)
@@ -129,7 +181,7 @@ def heldout_documents(
     count = dataset.documents - first
     taken = min(count, limit or count)
     # Spread out: documents that lie together in a data set are often alike.
-    return [_text(dataset, first + count * i // taken, tokenizer, longest) for i in range(taken)]
+    return [_tokens(dataset, first + count * i // taken, eod, longest) for i in range(taken)]
 
 
 def _data_sets(configs: Sequence[RunConfig], suite: str) -> list[_DataSet]:
@@ -170,14 +222,35 @@ def _made_from(directory: Path) -> str | None:
         return None
 
 
-def _document_tasks(texts: Mapping[str, Sequence[str]], directory: Path) -> dict[str, Any]:
+def _unread(sets: Sequence[_DataSet], documents: Mapping[str, _HeldOut]) -> dict[str, Unread]:
+    """Return for each data set what tells its unread passages; those of one tokenizer share it."""
+    alike: dict[str, list[_DataSet]] = {}
+    for one in sets:
+        # Tokens of two tokenizers cannot be compared.
+        alike.setdefault(load_tokenizer(one.tokenizer).hash, []).append(one)
+    found: dict[str, Unread] = {}
+    for some in alike.values():
+        held = [documents[one.name] for one in some]
+        streams = [SourceStream(one.name, one.path, one.fraction, seq_length=1) for one in some]
+        size = sum(len(text.encode("utf-8", "replace")) for one in held for text in one.texts)
+        unread = Unread(load_tokenizer(some[0].tokenizer), streams, [ids for one in held for ids in one.ids], size)
+        found |= {one.name: unread for one in some}
+    return found
+
+
+def _document_tasks(documents: Mapping[str, _HeldOut], unread: Mapping[str, Unread], directory: Path) -> dict[str, Any]:
     """Write the items `{text}` of the suite `heldout`, one task a source; return their index."""
     tasks = {}
-    for name, documents in texts.items():
-        items = [{"text": text} for text in documents if text]
-        if not items:
+    for name, held in documents.items():
+        texts = [text for text in held.unread(unread[name]) if text]
+        if len(texts) < min(LEAST_CLEAN, len(held.texts)):
+            _LOG.warning("%s: most held-out documents are in the training data too, so items overlap with it", name)
+            texts = [text for text in held.texts if text]
+        if not texts:
             fix = "increase validation.fraction"
             raise DataError("the held-out documents of this source contain no text", f"source {name}", fix)
+        count = min(len(texts), DOCUMENTS)
+        items = [{"text": texts[len(texts) * i // count]} for i in range(count)]
         tasks[f"heldout_{name}"] = write_items(directory, f"heldout_{_file_name(name)}", items)
     return {"tasks": tasks}
 
@@ -188,11 +261,21 @@ def _file_name(source: str) -> str:
     return plain if plain == source else f"{plain}_{digest(source)[:8]}"
 
 
-def _text(dataset: IndexedDataset, document: int, tokenizer: Decoder, longest: int | None) -> str:
+def _whole_lines(text: str, front: bool, back: bool) -> str:
+    """Return a stretch of a text without the pieces of lines where it was cut: in front, at the back."""
+    lines = text.splitlines(keepends=True)
+    return "".join(lines[int(front) : len(lines) - int(back)])
+
+
+def _tokens(dataset: IndexedDataset, document: int, eod: int | None, longest: int | None) -> tuple[Tokens, bool]:
     first, last = dataset.document_bounds(document)
     count = last + 1 - first
-    ids = dataset.read(first, min(count, longest or count)).tolist()
+    ids = dataset.read(first, min(count, longest or count)).astype(np.int64)
     # The end-of-document token would decode to a visible marker at the end of the text.
-    text = tokenizer.decode(ids[:-1] if ids and ids[-1] == tokenizer.eod else ids)
+    return ids[:-1] if len(ids) and ids[-1] == eod else ids, longest is not None and count > longest
+
+
+def _text(ids: Tokens, cut: bool, tokenizer: Decoder) -> str:
+    text = tokenizer.decode(ids.tolist())
     # A cut may fall inside a character.
-    return text.rstrip("\ufffd") if longest is not None and count > longest else text
+    return text.rstrip("\ufffd") if cut else text

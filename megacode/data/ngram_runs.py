@@ -1,7 +1,11 @@
 """Runs of 13 tokens: find those of some items in a token stream of any length.
 
-Each run of the stream is hashed, h = sum of t_j * B^(12-j) mod 2^64. A Bloom filter rejects most runs, a binary search
-among the items' hashes most of the rest. Finally the tokens themselves are compared, so no match is a hash collision.
+Each run of the stream is hashed. A Bloom filter rejects most runs, a binary search among the items' hashes most of the
+rest. Finally the tokens themselves are compared, so no match is a hash collision.
+
+Thirteen tokens of a large vocabulary are a sentence of about `RUN_BYTES`. Thirteen of 4,096 tokens are six or seven
+words: an import, an idiom, a line of a licence. So with a vocabulary below `LARGE_VOCABULARY`, runs that follow each
+other must also hold `RUN_BYTES` of text together.
 """
 
 from __future__ import annotations
@@ -13,28 +17,32 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from megacode.data.hash_filter import HashFilter
+from megacode.data.hash_filter import HashFilter, polynomials
 from megacode.data.tokenizer import Tokenizer
 from megacode.data.windows import SourceStream
 
 NGRAM = 13
-_BASE = np.uint64(0x9E3779B97F4A7C15)
+RUN_BYTES = 52  # 13 tokens of 4 bytes
+LARGE_VOCABULARY = 32_000
+BUDGET = 200_000_000  # tokens that a check scans at most
 _BLOCK = 1 << 16
 
 
 @dataclass
 class Grams:
-    """All runs of `NGRAM` tokens of some items, sorted by hash.
+    """All runs of `size` tokens of some texts, sorted by hash.
 
     Attributes:
-        ids: the items' tokens one after another, each item twice, int64 [tokens].
-        starts: where each of these texts begins in `ids`, and the end, int64 [texts + 1].
+        size: tokens of a run.
+        ids: the texts' tokens one after another, int64 [tokens].
+        starts: where each text begins in `ids`, and the end, int64 [texts + 1].
         hashes: of the distinct runs, ascending, uint64 [runs].
         places: where one of each lies in `ids`, int64 [runs].
         run_of: which of them begins at a token of `ids`, -1: none, int64 [tokens].
         found: which were found, bool [runs]; where: source and token of the first find, int64 [runs, 2].
     """
 
+    size: int
     ids: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
     hashes: npt.NDArray[np.uint64]
@@ -49,37 +57,29 @@ def find_runs(items: Sequence[str], tokenizer: Tokenizer) -> Grams:
     # Text 2k is item k as it stands, text 2k + 1 the same after a space.
     texts = [text for item in items for text in (item, " " + item)]
     encoded = [np.asarray(tokenizer.encode(text), dtype=np.int64) for text in texts]
-    ids = np.concatenate([*encoded, np.zeros(0, np.int64)])
-    starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return runs_of(encoded, NGRAM)
+
+
+def runs_of(texts: Sequence[npt.NDArray[np.int64]], size: int) -> Grams:
+    """List all runs of `size` tokens of some tokenized texts."""
+    ids = np.concatenate([*texts, np.zeros(0, np.int64)])
+    starts = np.cumsum([0, *map(len, texts)], dtype=np.int64)
     whole = np.zeros(len(ids), dtype=bool)
     for first, last in pairwise(starts.tolist()):
         # A run may not cross from one text into the next.
-        whole[first : max(first, last - NGRAM + 1)] = True
+        whole[first : max(first, last - size + 1)] = True
     begins = np.flatnonzero(whole)
-    hashes, places, inverse = np.unique(rolling_hashes(ids)[begins], return_index=True, return_inverse=True)
+    hashes, places, inverse = np.unique(rolling_hashes(ids, size)[begins], return_index=True, return_inverse=True)
     run_of = np.full(len(ids), -1, dtype=np.int64)
     run_of[begins] = inverse
     found, where = np.zeros(len(hashes), dtype=bool), np.full((len(hashes), 2), -1, dtype=np.int64)
-    return Grams(ids, starts, hashes, begins[places], run_of, found, where)
+    return Grams(size, ids, starts, hashes, begins[places], run_of, found, where)
 
 
-def rolling_hashes(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """Return the hash of each run of `NGRAM` tokens, uint64 [len(ids) - 12]; empty where there are fewer tokens.
-
-    Runs of 2, 4 and 8 tokens are made of two halves, and 13 = 8 + 4 + 1.
-    """
-    if len(ids) < NGRAM:
-        return np.zeros(0, np.uint64)
+def rolling_hashes(ids: npt.NDArray[np.int64], size: int = NGRAM) -> npt.NDArray[np.uint64]:
+    """Return the hash of each run of `size` tokens, uint64 [len(ids) - size + 1]; empty where there are fewer."""
     # + 1, so that leading zeros count; unsigned, so that overflow is the modulus.
-    one = (ids + 1).astype(np.uint64)
-    with np.errstate(over="ignore"):
-        square = _BASE * _BASE
-        two = one[:-1] * _BASE + one[1:]
-        four = two[:-2] * square + two[2:]
-        eight = four[:-4] * (square * square) + four[4:]
-        count = len(ids) - NGRAM + 1
-        twelve = eight[:count] * (square * square) + four[8 : 8 + count]
-        return twelve * _BASE + one[12 : 12 + count]
+    return polynomials((ids + 1).astype(np.uint64), size) if len(ids) >= size else np.zeros(0, np.uint64)
 
 
 def take_out_templates(grams: Grams, tasks: Sequence[int], least: int, share: float) -> int:
@@ -117,20 +117,21 @@ class Marker:
         self._filter = HashFilter(grams.hashes)
 
     def scan(self, stream: SourceStream, source: int, first: int, last: int) -> None:
-        """Scan the tokens first .. last - 1 of a stream, in blocks that overlap by `NGRAM - 1` tokens."""
-        while last - first >= NGRAM:
+        """Scan the tokens first .. last - 1 of a stream, in blocks that overlap by all but one token of a run."""
+        size = self._grams.size
+        while last - first >= size:
             block = stream.data.read(first, min(_BLOCK, last - first)).astype(np.int64)
             self._mark(block, source, first)
-            first += max(1, len(block) - NGRAM + 1)
+            first += max(1, len(block) - size + 1)
 
     def _mark(self, block: npt.NDArray[np.int64], source: int, first: int) -> None:
         grams = self._grams
-        hashes = rolling_hashes(block)
+        hashes = rolling_hashes(block, grams.size)
         maybe = self._filter.places(hashes)
         if not len(maybe) or not len(grams.hashes):
             return
         run = np.minimum(np.searchsorted(grams.hashes, hashes[maybe]), len(grams.hashes) - 1)
-        offsets = np.arange(NGRAM)
+        offsets = np.arange(grams.size)
         # First equal hashes, then equal tokens: each check is dearer and sees fewer candidates.
         same = grams.hashes[run] == hashes[maybe]
         maybe, run = maybe[same], run[same]
@@ -143,12 +144,37 @@ class Marker:
 
 
 def covered(grams: Grams) -> npt.NDArray[np.bool_]:
-    """Return which of the items' tokens are part of a run that was found, bool [tokens]."""
+    """Return which of the texts' tokens are part of a run that was found, bool [tokens]."""
     matched = np.zeros(len(grams.ids), dtype=bool)
     begins = np.flatnonzero(grams.run_of >= 0)
     matched[begins] = grams.found[grams.run_of[begins]]
     # +1 where a run begins and -1 where it ends: the running sum is the number of runs over a token.
-    steps = np.zeros(len(grams.ids) + NGRAM, dtype=np.int64)
-    steps[:-NGRAM] += matched
-    steps[NGRAM:] -= matched
+    steps = np.zeros(len(grams.ids) + grams.size, dtype=np.int64)
+    steps[: -grams.size] += matched
+    steps[grams.size :] -= matched
     return np.cumsum(steps)[: len(grams.ids)] > 0
+
+
+def unmark_short(marked: npt.NDArray[np.bool_], grams: Grams, tokenizer: Tokenizer) -> None:
+    """Take out stretches of less than `RUN_BYTES` of text, in place.
+
+    Args:
+        marked: which of the texts' tokens are part of a run that was found, bool [tokens].
+        grams: of the texts.
+        tokenizer: decodes.
+    """
+    for first, last in pairwise(grams.starts.tolist()):
+        for begin, end in stretches(marked[first:last]):
+            if text_bytes(grams.ids[first + begin : first + end], tokenizer) < RUN_BYTES:
+                marked[first + begin : first + end] = False
+
+
+def stretches(marked: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return first place and end of each stretch of marked ones."""
+    edges = np.flatnonzero(np.diff(marked.astype(np.int8), prepend=0, append=0))
+    return [(first, end) for first, end in edges.reshape(-1, 2).tolist()]
+
+
+def text_bytes(ids: npt.NDArray[np.int64], tokenizer: Tokenizer) -> int:
+    """Return the bytes of some tokens' text in UTF-8."""
+    return len(tokenizer.decode(ids.tolist()).encode("utf-8", "replace"))

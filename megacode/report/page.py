@@ -139,6 +139,7 @@ def page(record: RunRecord) -> dict[str, Any]:
         "sampled": len(record.samples),
         "judgements": judgements.judgements(record),
         "corpus": corpus(record),
+        "dropped": dropped(record),
         "is_demo": bool(record.corpus),
         "has_flops": record.flops_per_token > 0,
         "sources": record.sources,
@@ -170,6 +171,15 @@ def corpus(record: RunRecord) -> list[Json]:
         for name, part in (record.corpus.get("sources") or {}).items()
         if isinstance(part, dict)
     ]
+
+
+def dropped(record: RunRecord) -> str:
+    """Return what the demo's corpus lost to duplicates and to decontamination, as a sentence."""
+    found, items = record.corpus.get("duplicates") or {}, record.corpus.get("contamination") or {}
+    if not found or not items:
+        return ""
+    copies, passages = sum(found["dropped"].values()), int(items["documents"])
+    return f"{copies:,} duplicates were dropped, and {passages:,} documents with a passage of a held-out one."
 
 
 def _dropped(funnel: Json) -> int:

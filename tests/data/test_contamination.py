@@ -181,6 +181,22 @@ def test_a_budget_checks_an_even_sample_and_says_how_much(run):
     assert run.note(items, 440, budget=distinct + 4 * LENGTH)["share_checked"] == 1.0, "repetitions cost nothing"
 
 
+def test_with_a_small_vocabulary_thirteen_tokens_of_few_bytes_are_no_overlap(run, monkeypatch):
+    stranger = "QZ XJ WV"
+    ids = run.tokenizer.encode(TEXTS["code"][5]).ids
+    words = run.tokenizer.decode(ids[3 : 3 + NGRAM + 1]).strip()
+    items = [Item("t", 0, f"{stranger} {words} {stranger}")]
+    size = len(words)
+    monkeypatch.setattr(ngram_runs, "RUN_BYTES", size - 8)
+    assert run.note(items, 440)["tasks"]["t"]["overlapping"] == 1
+    monkeypatch.setattr(ngram_runs, "RUN_BYTES", size + 8)
+    note = run.note(items, 440)
+    assert note["tasks"]["t"]["overlapping"] == 0
+    assert note["worst"] == []
+    monkeypatch.setattr("megacode.data.contamination.LARGE_VOCABULARY", 300)
+    assert run.note(items, 440)["tasks"]["t"]["overlapping"] == 1
+
+
 def test_short_items_are_told_apart(run):
     note = run.note([Item("t", 0, "kaban loder"), *passages(TEXTS["text"][:3])], 440)
     assert (note["tasks"]["t"]["items"], note["tasks"]["t"]["too_short"]) == (4, 1)

@@ -9,7 +9,7 @@ import yaml
 
 from megacode.base.errors import ConfigError
 from megacode.config.loading import load_config
-from megacode.demo import _DATA_STEPS, ITERATIONS, LAYOUTS, _Demo, demo_config, run_demo
+from megacode.demo import _DATA_STEPS, ITERATIONS, LAYOUTS, _Demo, demo_config, expected_time, run_demo
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -19,6 +19,15 @@ def test_the_demo_config_is_a_valid_config_in_every_layout(tmp_path: Path, layou
     config = load_config(path)
     assert [phase.name for phase in config.phases] == list(ITERATIONS)
     assert config.checkpoint.at_start
+
+
+def test_the_demo_says_beforehand_how_long_it_takes_on_a_free_and_on_a_busy_machine() -> None:
+    assert expected_time(8, 0.0, "AVX-512").endswith("This machine has 8 cores and a load of 0.0: expect about 4.")
+    assert expected_time(2, 6.0, "AVX-512").endswith("2 cores and a load of 6.0: expect about 17.")
+    assert expected_time(1, 0.0, "AVX2") == (
+        "On two free cores with AVX2 the demo takes about 6 minutes. "
+        "This machine has 1 core and a load of 0.0: expect about 12."
+    )
 
 
 def test_an_unknown_layout_is_refused_with_a_suggestion(tmp_path: Path) -> None:

@@ -231,11 +231,14 @@ def test_a_demo_shows_what_its_corpus_holds_and_links_the_data_card(run):
     steps = {"duplicates": {"exact duplicate": {"documents": 11}}, "kind": {"long": {"documents": 6}}}
     place = run.parent / "corpus" / "corpus"
     place.mkdir(parents=True)
-    (place / "manifest.json").write_text(json.dumps({"sources": {"code": part}, "funnel": {"code": {"steps": steps}}}))
+    manifest = {"sources": {"code": part}, "funnel": {"code": {"steps": steps}}}
+    manifest |= {"duplicates": {"dropped": {"exact": 3, "near": 1200}}, "contamination": {"documents": 45}}
+    (place / "manifest.json").write_text(json.dumps(manifest))
     assert "../corpus/corpus/card.html" not in page_of(run).values("href")
     (place / "card.html").write_text("a card")
     page = page_of(run)
     assert {"4,321", "3 MiB", "17", ".py 4k, .c 321"} <= set(page.words)
+    assert "1,203 duplicates were dropped, and 45 documents with a passage of a held-out one." in " ".join(page.words)
     assert "next" in page.values("id")
     assert "../corpus/corpus/card.html" in page.values("href")
 
