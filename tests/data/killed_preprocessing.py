@@ -18,7 +18,7 @@ from pathlib import Path
 
 from megacode.base.files import read_json
 from megacode.config.model import TokenizerConfig
-from megacode.data import encoding_pass, shuffle
+from megacode.data import encoding_pass, jsonl, shuffle
 from megacode.data.encoding_pass import EncodingPass
 from megacode.data.machine_files import Shard
 from megacode.data.preprocess import PreprocessJob, preprocess
@@ -65,7 +65,7 @@ def main() -> None:
     """Run the children."""
     settings = json.loads(sys.argv[1])
     os.fsync = lambda descriptor: None  # a kill leaves what was written; flushing thousands of times would take minutes
-    encoding_pass.CHUNK_BYTES, encoding_pass.DURABLE_BYTES, shuffle._SORTED_BYTES = 20_000, 1, 4_000
+    jsonl.CHUNK_BYTES, encoding_pass.DURABLE_BYTES, shuffle._SORTED_BYTES = 20_000, 1, 4_000
     shard = Shard(*settings["shard"]) if settings["shard"] else None
     job = PreprocessJob(
         tuple(settings["inputs"]), settings["whole"], TokenizerConfig(kind="huggingface", path=settings["tokenizer"]),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from megacode.base.errors import ConfigError, DataError
-from megacode.data import encoding_pass
+from megacode.data import encoding_pass, jsonl
 from megacode.data.journal import UnfinishedError
 from megacode.data.preprocess import PreprocessJob, preprocess
 from tests.limits import HANG
@@ -71,7 +71,7 @@ def test_killed_at_random_moments_it_makes_the_bytes_of_an_undisturbed_run(
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Records every 20 kB, which only a loss of power could tell from records that are not flushed to the disk."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(encoding_pass, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(jsonl, "CHUNK_BYTES", 20_000)
     monkeypatch.setattr(encoding_pass, "DURABLE_BYTES", 1)
 
 
