@@ -33,6 +33,8 @@ class Journal:
 
     Attributes:
         directory: for the temporary files.
+        path: of the record.
+        facts: see the arguments.
         record: the last one that was written or read; None: there is none.
         resumable: see the arguments.
     """
@@ -40,8 +42,8 @@ class Journal:
     def __init__(self, prefix: Path, facts: Json, *, resumable: bool = True) -> None:
         self.directory = prefix.with_name(f".{prefix.name}.partial")
         self.record: Json | None = None
-        self._path = self.directory / "record.json"
-        self._facts = {"format": _FORMAT, **facts}
+        self.path = self.directory / "record.json"
+        self.facts = {"format": _FORMAT, **facts}
         self.resumable = resumable
 
     def read(self, overwrite: bool, skip_bad_lines: bool) -> Json | None:
@@ -55,9 +57,9 @@ class Journal:
         Raises:
             ConfigError: if the directory holds the unfinished work of another job.
         """
-        found = read_json(self._path)
+        found = read_json(self.path)
         theirs = found.get("facts", {})
-        differing = [name for name in {**theirs, **self._facts} if theirs.get(name) != self._facts.get(name)]
+        differing = [name for name in {**theirs, **self.facts} if theirs.get(name) != self.facts.get(name)]
         if found and found["place"]["bad_lines"] and not skip_bad_lines:
             differing.append("--skip-bad-lines")
         if found and not differing and self.resumable:
@@ -76,15 +78,15 @@ class Journal:
 
     def write(self, record: Json) -> None:
         """Record what is on the disk by now."""
-        self.record = {"facts": self._facts, **record}
-        write_json(self._path, self.record)
+        self.record = {"facts": self.facts, **record}
+        write_json(self.path, self.record)
 
     def clear(self) -> None:
         """Remove the directory with all temporary files, the record last."""
         self.record = None
         if self.directory.exists():
             for path in self.directory.iterdir():
-                if path != self._path:
+                if path != self.path:
                     remove(path)
             remove(self.directory)
 

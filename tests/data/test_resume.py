@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 from megacode.base.errors import ConfigError, DataError
@@ -26,12 +27,14 @@ ENDS = ("bin", "idx", "ids", "manifest.json")
 
 @pytest.fixture(scope="module")
 def inputs(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """A plain and a compressed file, of documents with ids."""
+    """A plain, a compressed and a Parquet file, of documents with ids."""
     place = tmp_path_factory.mktemp("inputs")
-    rows = [json.dumps({"id": f"doc {n}", "text": text}) + "\n" for n, text in enumerate(texts)]
-    (place / "a.jsonl").write_text("".join(rows[:60]))
-    (place / "b.jsonl.gz").write_bytes(gzip.compress("".join(rows[60:]).encode()))
-    return str(place / "a.jsonl"), str(place / "b.jsonl.gz")
+    rows = [{"id": f"doc {n}", "text": text} for n, text in enumerate(texts)]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (place / "a.jsonl").write_text("".join(lines[:50]))
+    (place / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines[50:90]).encode()))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[90:]), place / "c.parquet", row_group_size=8)
+    return tuple(str(place / name) for name in ("a.jsonl", "b.jsonl.gz", "c.parquet"))
 
 
 def files(prefix: Path) -> dict[str, bytes]:
@@ -44,6 +47,7 @@ def test_killed_at_random_moments_it_makes_the_bytes_of_an_undisturbed_run(
 ) -> None:
     given = {
         "inputs": inputs, "tokenizer": huggingface.path, "seed": seed, "shard": shard, "kills": 4 if shard else 10,
+        "keys": ("text", "id") if seed else ("text",),
         "whole": str(tmp_path / "whole"), "killed": str(tmp_path / "killed"), "log": str(tmp_path / "log"),
     }  # fmt: skip
     done = subprocess.run(
@@ -59,6 +63,8 @@ def test_killed_at_random_moments_it_makes_the_bytes_of_an_undisturbed_run(
     end = ".shard_0001_of_0003" if shard else ""
     whole, killed = (tmp_path / f"{name}_text_document{end}" for name in ("whole", "killed"))
     assert files(whole) == files(killed)
+    if seed:
+        assert files(tmp_path / "whole_id_document") == files(tmp_path / "killed_id_document")
     # Kills hit before the first record, in the middle, and something was gone on with.
     assert len(told["records"]) >= 3
     assert any(told["records"])
