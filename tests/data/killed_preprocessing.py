@@ -69,7 +69,8 @@ def main() -> None:
     shard = Shard(*settings["shard"]) if settings["shard"] else None
     job = PreprocessJob(
         tuple(settings["inputs"]), settings["whole"], TokenizerConfig(kind="huggingface", path=settings["tokenizer"]),
-        keys=tuple(settings["keys"]), id_key="id", append_eod=True, shuffle_seed=settings["seed"], shard=shard, workers=1, command="the same",
+        keys=tuple(settings["keys"]), id_key="id", append_eod=True,
+        shuffle_seed=settings["seed"], shard=shard, workers=1, command="the same",
     )  # fmt: skip
     log = Path(settings["log"])
     ended, events = attempt(job, 0, log)
