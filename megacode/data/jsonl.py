@@ -82,7 +82,7 @@ def read_chunks(path: Path, size: int = 0, start: int = 0, end: int | None = Non
     """
     size = size or CHUNK_BYTES
     try:
-        with nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else path.open("rb") as file:
+        with nullcontext(_standard_input()) if path == STANDARD_INPUT else path.open("rb") as file:
             if is_compressed(path):
                 yield from _chunks_in(path, decompressed(path, file), size, start, end)
             else:
@@ -93,6 +93,13 @@ def read_chunks(path: Path, size: int = 0, start: int = 0, end: int | None = Non
         raise DataError(f"it cannot be decompressed: {str(error)[:-1]}{whole})", str(path), fix) from None
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror}", str(path), "check its permissions") from None
+
+
+def _standard_input() -> BinaryIO:
+    # A batch system may start programs without one.
+    if sys.stdin is None:
+        raise DataError("standard input is closed", "--input -", "pipe JSON lines to the command, or give a file")
+    return sys.stdin.buffer
 
 
 def cut_by(paths: Sequence[Path]) -> str:

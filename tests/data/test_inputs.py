@@ -99,6 +99,25 @@ def test_standard_input_is_read_and_cannot_be_divided(monkeypatch: pytest.Monkey
         refuse_standard_input([Path("-")], "it cannot be divided")
 
 
+def test_standard_input_that_is_closed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match="--input -: standard input is closed"):
+        list(read_records(Path("-")))
+
+
+def test_records_that_are_all_bad_are_an_error_when_bad_ones_are_skipped(
+    huggingface: TokenizerConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 3)
+    job = PreprocessJob(
+        (str(tmp_path / "a.jsonl"),), str(tmp_path / "out"), huggingface, keys=("body",), skip_bad_lines=True
+    )
+    with pytest.raises(DataError, match="none of its 3 records can be used") as caught:
+        preprocess(job)
+    assert "check --json-keys" in caught.value.problems[0].fix
+    assert not list(tmp_path.glob("*out*"))
+
+
 def test_a_key_reaches_into_objects_and_one_with_a_dot_wins() -> None:
     row = {"a": {"b": {"c": 1}, "b.c": 2}, "x.y": 3, "x": {"y": 4}}
     assert [field_of(row, key) for key in ("a.b", "a.b.c", "x.y", "x", "no.one", "x.y.z")] == [
