@@ -145,6 +145,7 @@ def _show_texts(parsed: RunConfig, first: int, count: int, as_json: bool) -> Non
                 break
             name = f" {piece.id!r}" if piece.id is not None else ""
             ends = (", from its beginning" if piece.begins else "") + (", to its end" if piece.ends else "")
+            ends += ", fill in the middle" if piece.fim else ""
             last = piece.first_token + piece.tokens - 1
             border = f"-- document {piece.document}{name}, tokens {piece.first_token} to {last}{ends}"
             out.print(Text(border, style="dim"), soft_wrap=True)

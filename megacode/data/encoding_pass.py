@@ -136,6 +136,7 @@ class EncodingPass:
             # What an earlier attempt has read is not part of the bar, or the time left would be wrong.
             left = share - self._place.read_bytes
             self._encode_all(stack.enter_context(PassProgress("encoding", left, job.log_interval)))
+            self._refuse_none_good()
             for writer in self._writers.values():
                 self._finish(writer)
         made = {
@@ -144,6 +145,14 @@ class EncodingPass:
         }
         # From now on the job only publishes. A kill before that costs no work.
         self._journal.write({"finished": made, "place": asdict(self._place)})
+
+    def _refuse_none_good(self) -> None:
+        place = self._place
+        # A shard may have bad records only; the whole may not.
+        if place.bad_lines and not place.documents and self._job.shard is None:
+            what = f"none of its {place.bad_lines:,} records can be used: all are bad, and are skipped"
+            fix = "check --json-keys and --id-key; without --skip-bad-lines the first record's fault is shown"
+            raise DataError(what, ", ".join(map(str, self._inputs[:3])), fix)
 
     def _encode_all(self, progress: PassProgress) -> None:
         """Parse chunk after chunk while a thread encodes and writes the one before."""

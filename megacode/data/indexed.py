@@ -282,10 +282,10 @@ class IndexedDatasetWriter:
             self.hashes["bin"] = self._bin.hasher.hashes()
         if self._scratch is not None:
             # A job records that its files are finished, which must be true after a loss of power, too.
-            made = {"bin": self._bin.path, "idx": self._idx, "ids": self._temporary("ids", self._scratch)}
+            made = self.finished_files()
             with naming(bin_path(self.prefix)):
                 for end in self.hashes:
-                    flush(made[end])
+                    flush(made[end][0])
 
     def _write_index(self) -> FileHashes:
         hasher = BlockHasher()
@@ -308,21 +308,21 @@ class IndexedDatasetWriter:
             yield (ends - sizes).tobytes()
             end = int(ends[-1])
 
+    def finished_files(self) -> dict[str, tuple[Path, Path]]:
+        """Return, by endings and in the order to publish, where finished files are before `publish` and after it."""
+        named = {"ids": ids_path(self.prefix), "bin": bin_path(self.prefix), "idx": idx_path(self.prefix)}
+        return {end: (self._temporary(end, self._scratch), path) for end, path in named.items()}
+
     def publish(self) -> None:
         """Give the finished files their names; if it was killed in the middle, the same call ends the work.
 
         A file that is not there any more has its name already; an index without its tokens never has.
         """
-        is_empty = "idx" not in self.hashes
         # A crash after this line leaves no index, so the data set counts as missing, never as mixed.
-        if is_empty or self._idx.exists():
+        if "idx" not in self.hashes or self._idx.exists():
             remove(idx_path(self.prefix))
-        for made, temporary, path in (
-            (self._ids is not None, self._ids.path if self._ids else self._idx, ids_path(self.prefix)),
-            (not is_empty, self._bin.path, bin_path(self.prefix)),
-            (not is_empty, self._idx, idx_path(self.prefix)),
-        ):
-            if not made:
+        for end, (temporary, path) in self.finished_files().items():
+            if end not in self.hashes:
                 remove(path)
             elif temporary.exists():
                 publish(temporary, path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections import Counter
+import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from megacode.data.jsonl import STANDARD_INPUT, read_lines
 from megacode.data.parquet import is_parquet, read_rows
 from megacode.data.records import Records
 
+_LOG = logging.getLogger(__name__)
 # What directories are searched for; a file that is named may end otherwise.
 _READ = (".jsonl", ".json", ".gz", ".zst", ".zstd", ".parquet")
 # Formats that are not supported. Without this list their bytes would be reported as lines that are not JSON.
@@ -22,23 +24,26 @@ def find_inputs(patterns: Sequence[str], option: str = "--input") -> list[Path]:
     """Return the files that are named: in the order given, those of a glob and below a directory sorted.
 
     Args:
-        patterns: files, globs, directories (all files below that can be read, hidden ones left out), or `-`, which is
-            standard input.
+        patterns: files, globs, directories (all files below that can be read, hidden ones left out; links are
+            followed), or `-`, which is standard input. What is left out is counted in a warning.
         option: that names them, for messages.
 
     Raises:
         DataError: if one matches no file, or one in an unsupported format.
-        ConfigError: if two of them name the same file.
+        ConfigError: if two of them name the same file, by whatever path.
     """
     inputs = [path for pattern in patterns for path in _matches(pattern, option)]
     for path in inputs:
         if path.suffix in _NOT_READ or ".tar" in path.suffixes:
             fix = "decompress it, or convert it to JSON lines or Parquet; .gz and .zst are read directly"
             raise DataError(f"{path.suffix} files are not supported", str(path), fix)
-    twice = [path for path, times in Counter(inputs).items() if times > 1]
-    if twice:
-        fix = "list it once; otherwise its documents would appear twice"
-        raise ConfigError("the same file is listed twice", f"{option} {twice[0]}", fix)
+    first_named: dict[str, Path] = {}
+    for path in inputs:
+        first = first_named.setdefault(os.path.realpath(path), path)
+        if first is not path:
+            also = "" if first == path else f", also as {first}"
+            fix = "list it once; otherwise its documents would appear twice"
+            raise ConfigError(f"the same file is listed twice{also}", f"{option} {path}", fix)
     return inputs
 
 
@@ -48,9 +53,18 @@ def _matches(pattern: str, option: str) -> list[Path]:
     if Path(pattern).is_file():
         return [Path(pattern)]
     names = [pattern] if Path(pattern).is_dir() else sorted(glob.glob(pattern, recursive=True))
-    # A glob such as `raw/**` matches directories beside the files in them.
     files = [Path(name) for name in names if Path(name).is_file()]
-    files = files or [path for name in names for path in _files_below(Path(name))]
+    directories = [Path(name) for name in names if Path(name).is_dir()]
+    if files:
+        # A glob such as `raw/**` matches directories beside the files in them.
+        missed = [item for item in directories if not any(item in file.parents for file in files)]
+        if missed:
+            what = "%s %s matches files and directories, and only the files are read; left out: %s"
+            _LOG.warning(what, option, pattern, ", ".join(map(str, missed[:3])) + (", ..." if len(missed) > 3 else ""))
+        return files
+    files = [path for directory in directories for path in _files_below(directory)]
+    if not files and Path(pattern).exists() and not directories:
+        raise DataError("it is not a regular file", f"{option} {pattern}", f"pipe it to the command, and give {option} -")
     if not files:
         fix = "give JSON-lines or Parquet files, a directory of them, or a quoted glob"
         raise DataError("there is no such file", f"{option} {pattern}", fix)
@@ -58,8 +72,25 @@ def _matches(pattern: str, option: str) -> list[Path]:
 
 
 def _files_below(directory: Path) -> list[Path]:
-    found = sorted(path for path in directory.rglob("*") if path.suffix in _READ + _NOT_READ and path.is_file())
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(directory).parts)]
+    visible = list(_visible_files(directory, set()))
+    found = sorted(path for path in visible if path.suffix in _READ + _NOT_READ)
+    if len(found) < len(visible):
+        other = sorted({path.suffix or path.name for path in visible} - {path.suffix for path in found})
+        counts = len(visible) - len(found), ", ".join(other[:5]) + (", ..." if len(other) > 5 else "")
+        _LOG.warning("%s has %d files that are not read, since their names end otherwise (%s)", directory, *counts)
+    return found
+
+
+def _visible_files(directory: Path, above: set[str]) -> Iterator[Path]:
+    """Yield the files below a directory; links are followed, unless they lead back to a directory above."""
+    above = above | {os.path.realpath(directory)}
+    for path in directory.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_file():
+            yield path
+        elif path.is_dir() and os.path.realpath(path) not in above:
+            yield from _visible_files(path, above)
 
 
 def read_records(

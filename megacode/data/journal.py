@@ -33,6 +33,8 @@ class Journal:
 
     Attributes:
         directory: for the temporary files.
+        path: of the record.
+        facts: see the arguments.
         record: the last one that was written or read; None: there is none.
         resumable: see the arguments.
     """
@@ -41,9 +43,9 @@ class Journal:
         # Beside the output, and so on its disk: publishing is then a rename, and copies nothing.
         self.directory = prefix.with_name(f".{prefix.name}.partial")
         self.record: Json | None = None
-        self._path = self.directory / "record.json"
+        self.path = self.directory / "record.json"
         # The format is a fact, too: records of an older layout are another job's.
-        self._facts = {"format": _FORMAT, **facts}
+        self.facts = {"format": _FORMAT, **facts}
         self.resumable = resumable
 
     def read(self, overwrite: bool, skip_bad_lines: bool) -> Json | None:
@@ -57,10 +59,10 @@ class Journal:
         Raises:
             ConfigError: if the directory holds the unfinished work of another job.
         """
-        found = read_json(self._path)
+        found = read_json(self.path)
         theirs = found.get("facts", {})
         # Names of both, so that a setting which only one of them has differs as well.
-        differing = [name for name in {**theirs, **self._facts} if theirs.get(name) != self._facts.get(name)]
+        differing = [name for name in {**theirs, **self.facts} if theirs.get(name) != self.facts.get(name)]
         # Lines that were skipped are not in the files, and this job must not leave any out.
         if found and found["place"]["bad_lines"] and not skip_bad_lines:
             differing.append("--skip-bad-lines")
@@ -82,15 +84,15 @@ class Journal:
 
     def write(self, record: Json) -> None:
         """Record what is on the disk by now."""
-        self.record = {"facts": self._facts, **record}
-        write_json(self._path, self.record)
+        self.record = {"facts": self.facts, **record}
+        write_json(self.path, self.record)
 
     def clear(self) -> None:
         """Remove the directory with all temporary files, the record last."""
         self.record = None
         if self.directory.exists():
             for path in self.directory.iterdir():
-                if path != self._path:
+                if path != self.path:
                     remove(path)
             remove(self.directory)
 

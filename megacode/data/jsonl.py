@@ -67,12 +67,12 @@ class Chunk:
         return f"{self.path}:{line + lines_before(self.path, self.counted_from)}"
 
 
-def read_chunks(path: Path, size: int = CHUNK_BYTES, start: int = 0, end: int | None = None) -> Iterator[Chunk]:
+def read_chunks(path: Path, size: int = 0, start: int = 0, end: int | None = None) -> Iterator[Chunk]:
     """Yield a file, or a part of it, in chunks of whole lines of about `size` bytes.
 
     Args:
         path: the file; `-` is standard input, which has no parts.
-        size: bytes of a chunk, uncompressed.
+        size: bytes of a chunk, uncompressed; 0: `CHUNK_BYTES`.
         start: of a plain file, the lines that begin at or after this byte; of a compressed one, the chunks whose
             reading began at or after this byte.
         end: ... and before this byte; None: the file's end.
@@ -80,8 +80,9 @@ def read_chunks(path: Path, size: int = CHUNK_BYTES, start: int = 0, end: int | 
     Raises:
         DataError: if it cannot be read or decompressed; whatever lies before a damaged place is yielded first.
     """
+    size = size or CHUNK_BYTES
     try:
-        with nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else path.open("rb") as file:
+        with nullcontext(_standard_input()) if path == STANDARD_INPUT else path.open("rb") as file:
             if is_compressed(path):
                 yield from _chunks_in(path, decompressed(path, file), size, start, end)
             else:
@@ -92,6 +93,13 @@ def read_chunks(path: Path, size: int = CHUNK_BYTES, start: int = 0, end: int | 
         raise DataError(f"it cannot be decompressed: {str(error)[:-1]}{whole})", str(path), fix) from None
     except OSError as error:
         raise DataError(f"it cannot be read: {error.strerror}", str(path), "check its permissions") from None
+
+
+def _standard_input() -> BinaryIO:
+    # A batch system may start programs without one.
+    if sys.stdin is None:
+        raise DataError("standard input is closed", "--input -", "pipe JSON lines to the command, or give a file")
+    return sys.stdin.buffer
 
 
 def cut_by(paths: Sequence[Path]) -> str:
@@ -188,9 +196,9 @@ def read_lines(
     columns: Sequence[str] | None = None,
     numbered: bool = True,
     done: int = 0,
-    size: int = CHUNK_BYTES,
+    size: int = 0,
 ) -> Iterator[Records]:
-    """Yield the records of a JSON-lines file; arguments as of `inputs.read_records`, and the bytes of a chunk.
+    """Yield the records of a JSON-lines file; arguments as of `inputs.read_records`, and of `read_chunks`.
 
     Raises:
         DataError: at the first bad line, unless they are skipped, and where the file cannot be read or decompressed;

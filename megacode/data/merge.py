@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -61,7 +62,7 @@ def merge(
         ConfigError: if a data set is listed twice, or the output is one of them, exists, or cannot be written.
     """
     parts = find_parts(inputs)
-    if Path(output_prefix).absolute() in [Path(part.prefix).absolute() for part in parts]:
+    if os.path.realpath(idx_path(output_prefix)) in [os.path.realpath(idx_path(part.prefix)) for part in parts]:
         raise ConfigError(
             "the output is one of the inputs", f"--output-prefix {output_prefix}", "choose another prefix"
         )
@@ -98,7 +99,8 @@ def find_parts(patterns: Sequence[str]) -> list[StoredDataset]:
             raise DataError("there is no such data set", f"--input {pattern}", fix)
         # A glob has no order of its own, and that of the file system differs between machines.
         prefixes += sorted(names)
-    twice = [name for name, times in Counter(prefixes).items() if times > 1]
+    times = Counter(os.path.realpath(idx_path(name)) for name in prefixes)
+    twice = [name for name in prefixes if times[os.path.realpath(idx_path(name))] > 1]
     if twice:
         fix = "list it once; otherwise its documents would appear twice"
         raise ConfigError("the same data set is listed twice", f"--input {twice[0]}", fix)

@@ -143,7 +143,10 @@ def _started(request: list[Any]) -> Iterator[_Child]:
     command = [sys.executable, "-P", str(_CHILD), json.dumps([MEMORY_BYTES, *request])]
     with tempfile.TemporaryFile() as errors:
         environment = {**os.environ, **_ENVIRONMENT}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
+        # Ctrl-C is for this process alone: the other one, ended by it, would look like a damaged file.
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, env=environment, process_group=0
+        )
         try:
             yield _Child(process, errors)
         finally:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 
 from megacode.base.claims import claimed
 from megacode.base.errors import ConfigError, DataError
-from megacode.base.files import Json, remove
+from megacode.base.files import Json, read_json, remove
 from megacode.base.units import format_count
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.data import manifest as manifests
@@ -35,7 +35,7 @@ from megacode.data.inputs import find_inputs, read_records, refuse_standard_inpu
 from megacode.data.journal import Journal, UnfinishedError
 from megacode.data.jsonl import STANDARD_INPUT, cut_by
 from megacode.data.manifest import Manifest
-from megacode.data.preprocess_job import PreprocessJob, deciding
+from megacode.data.preprocess_job import STATES, PreprocessJob, deciding, states_of
 from megacode.data.texts import texts_of
 from megacode.data.tokenizer import EncoderMismatch, Tokenizer, load_tokenizer
 
@@ -68,13 +68,18 @@ def preprocess(job: PreprocessJob) -> dict[str, Manifest]:
     if len(set(job.keys)) != len(job.keys):
         raise ConfigError("a key is listed twice", "--json-keys", "list each key once")
     prefixes = [job.prefix(key) for key in job.keys]
-    refuse_unwritable(bin_path(prefixes[0]), "--output-prefix")
-    with claimed(prefixes[0], "--output-prefix"):
+    for prefix in prefixes:
+        refuse_unwritable(bin_path(prefix), "--output-prefix")
+    with ExitStack() as claims:
+        # All of them: another job's keys may be some of these. Sorted, so that two jobs never wait for each other.
+        for prefix in sorted(prefixes):
+            claims.enter_context(claimed(prefix, "--output-prefix"))
         inputs = find_inputs(job.inputs)
         if job.shard:
             refuse_standard_input(inputs, "standard input cannot be divided into shards")
         is_resumable = STANDARD_INPUT not in inputs
         journal = Journal(prefixes[0], deciding(job, tokenizer, dtype, inputs), resumable=is_resumable)
+        _forget_moved(job, dtype, journal)
         if not is_resumable:
             _LOG.warning("standard input cannot be read twice: if this is interrupted, it starts from the beginning")
         kept = journal.read(job.overwrite, job.skip_bad_lines) or {}
@@ -83,6 +88,20 @@ def preprocess(job: PreprocessJob) -> dict[str, Manifest]:
             refuse_existing(manifests.files_of(prefixes), job.overwrite, "--output-prefix")
         with _kept_on_failure(journal):
             return _run(job, tokenizer, dtype, inputs, journal)
+
+
+def _forget_moved(job: PreprocessJob, dtype: np.dtype, journal: Journal) -> None:
+    """Forget an attempt that finished, and whose files are neither unpublished nor under their names."""
+    finished = read_json(journal.path).get("finished", {})
+    for key, made in finished.items() if set(finished) == set(job.keys) else ():
+        writer = plain(writer_of(job, key, dtype, journal.directory))
+        writer.hashes = {end: FileHashes.of(item) for end, item in made["hashes"].items()}
+        # Either name will do: a kill may have ended the attempt in the middle of publishing.
+        there = {end: [path for path in paths if path.is_file()] for end, paths in writer.finished_files().items()}
+        if any(all(path.stat().st_size != known.size for path in there[end]) for end, known in writer.hashes.items()):
+            _LOG.warning("what an earlier attempt finished in %s was removed since: starting again", journal.directory)
+            journal.clear()
+            return
 
 
 @contextmanager
@@ -150,7 +169,18 @@ def _run(
             tokenizer.use_reference()
             journal.clear()
             EncodingPass(job, tokenizer, dtype, inputs, journal, reference=True).run()
+        _refuse_changed(inputs, journal)
     return _publish(job, tokenizer, dtype, inputs, journal)
+
+
+def _refuse_changed(inputs: list[Path], journal: Journal) -> None:
+    """Refuse inputs that have changed since the job began: the data set would be of neither version."""
+    known = journal.facts[STATES]
+    for path, before, after in zip(inputs, known, states_of(inputs), strict=True):
+        if before != after:
+            journal.clear()
+            fix = "run the same command again when nothing writes to it any more"
+            raise DataError("it has changed while it was read", str(path), fix)
 
 
 def _publish(
@@ -171,9 +201,7 @@ def _publish(
     }
     made = {}
     for key, finished in journal.record["finished"].items():
-        hashes = {
-            end: FileHashes(**{**item, "blocks": tuple(item["blocks"])}) for end, item in finished["hashes"].items()
-        }
+        hashes = {end: FileHashes.of(item) for end, item in finished["hashes"].items()}
         writer = plain(writer_of(job, key, dtype, journal.directory))
         writer.hashes = hashes
         # The old manifest goes before the new files are published: they never contradict each other.

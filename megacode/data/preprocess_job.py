@@ -13,6 +13,8 @@ from megacode.data.jsonl import STANDARD_INPUT, cut_by
 from megacode.data.machine_files import Shard
 from megacode.data.tokenizer import Tokenizer
 
+STATES = "the size or time of an input file"
+
 
 @dataclass(frozen=True)
 class PreprocessJob:
@@ -56,12 +58,17 @@ class PreprocessJob:
         return self.shard.prefix(whole) if self.shard else whole
 
 
+def states_of(inputs: list[Path]) -> list[list[int]]:
+    """Return the size and the time of change (ns) of each input; none of standard input."""
+    known = [None if path == STANDARD_INPUT else path.stat() for path in inputs]
+    return [[] if stat is None else [stat.st_size, stat.st_mtime_ns] for stat in known]
+
+
 def deciding(job: PreprocessJob, tokenizer: Tokenizer, dtype: np.dtype, inputs: list[Path]) -> Json:
     """Return all that decides the bytes of a job's data sets, by the names that a user knows."""
-    known = [path.stat() for path in inputs if path != STANDARD_INPUT]
     return {
         "--input": [str(path) for path in inputs],
-        "the size or time of an input file": [[stat.st_size, stat.st_mtime_ns] for stat in known],
+        STATES: states_of(inputs),
         "the versions of the libraries that read compressed files": cut_by(inputs),
         "--json-keys": list(job.keys),
         "--id-key": job.id_key,

@@ -25,7 +25,7 @@ from megacode.base.files import digest, naming, remove
 from megacode.data.document_ids import Ids
 from megacode.data.index_format import by_document, fitting
 from megacode.data.indexed import IndexedDatasetWriter
-from megacode.data.spool import flush
+from megacode.data.spool import check_kept, flush
 
 _BITS = 7
 _FILES = 1 << _BITS
@@ -156,6 +156,8 @@ class ShuffledWriter:
         self.out.open(kept["out"])
         self._documents, self._sorted = kept["documents"], kept["sorted"]
         self._directory.mkdir(exist_ok=True)
+        for name, size in kept["files"].items():
+            check_kept(self._directory / name, size)
         for path in self._directory.iterdir():
             if path.name in kept["files"]:
                 # What came after the record is added again from the input.

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from megacode.base.errors import DataError
 from megacode.base.files import naming, remove
 from megacode.data.block_hashes import BlockHasher
 
@@ -34,7 +35,12 @@ class Spool:
         self._file: IO[bytes] | None = None
 
     def open(self, kept: int = 0) -> None:
-        """Begin to write behind the first `kept` bytes, which stay; everything else in the file is lost."""
+        """Begin to write behind the first `kept` bytes, which stay; everything else in the file is lost.
+
+        Raises:
+            DataError: if fewer are there.
+        """
+        check_kept(self.path, kept)
         self.size = kept
         if self.hasher is not None:
             # The state of xxh3 cannot be stored, but hashing again is faster than any disk.
@@ -90,6 +96,14 @@ class Spool:
         """Close the file and remove it."""
         self.close()
         remove(self.path)
+
+
+def check_kept(path: Path, kept: int) -> None:
+    """Refuse a file of unfinished work with less than its record says: cutting it would fill it up with zeros."""
+    size = path.stat().st_size if path.exists() else 0
+    if size < kept:
+        what = f"this file of unfinished work has {size:,} bytes, but its record says {kept:,}"
+        raise DataError(what, str(path), f"remove {path.parent}, then run the same command again")
 
 
 def flush(path: Path) -> None:

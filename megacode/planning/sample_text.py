@@ -14,7 +14,7 @@ from megacode.config.run import RunConfig
 from megacode.data import manifest as manifests
 from megacode.data.document_ids import open_ids
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
-from megacode.data.windows import SourceStream, open_source, source_sizes
+from megacode.data.windows import SourceStream, open_source, source_sizes, window_tokens
 from megacode.plan.phases import build_schedule
 from megacode.planning.order import Row, order_rows
 
@@ -31,7 +31,8 @@ class DocumentText:
         first_token: where the part begins in the sample.
         tokens: how many there are.
         begins, ends: whether the document begins and ends inside the sample.
-        text: what they say; see `visible`.
+        fim: whether it is read as prefix, suffix and middle.
+        text: what they say as training reads them; see `visible`.
     """
 
     document: int
@@ -40,6 +41,7 @@ class DocumentText:
     tokens: int
     begins: bool
     ends: bool
+    fim: bool
     text: str
 
 
@@ -60,14 +62,16 @@ def decoded_rows(config: RunConfig, first: int, count: int) -> list[tuple[Row, l
     for stream in streams.values():
         manifests.check_tokenizer(stream.prefix, manifests.read(stream.prefix), tokenizer.hash)
     schedule = build_schedule(config, source_sizes(config))
-    starts = schedule.draws(np.array([row["sample"] for row in rows], dtype=np.int64))[-1].tolist()
+    starts = schedule.draws(np.array([row["sample"] for row in rows], dtype=np.int64)).first_token.tolist()
     return [
-        (row, list(_pieces(streams[row["source"]], start, tokenizer))) for row, start in zip(rows, starts, strict=True)
+        (row, list(_pieces(streams[row["source"]], start, row["epoch"], tokenizer)))
+        for row, start in zip(rows, starts, strict=True)
     ]
 
 
-def _pieces(stream: SourceStream, first_token: int, tokenizer: Tokenizer) -> Iterator[DocumentText]:
-    tokens, names = stream.window(first_token), open_ids(stream.prefix, stream.data.documents)
+def _pieces(stream: SourceStream, first_token: int, epoch: int, tokenizer: Tokenizer) -> Iterator[DocumentText]:
+    read, names = window_tokens(stream, first_token, epoch), open_ids(stream.prefix, stream.data.documents)
+    tokens = read.tokens
     borders = [0, *stream.document_starts(first_token).tolist(), len(tokens)]
     for begin, end in pairwise(borders):
         document = stream.data.document_at(first_token + begin)
@@ -79,6 +83,7 @@ def _pieces(stream: SourceStream, first_token: int, tokenizer: Tokenizer) -> Ite
             tokens=end - begin,
             begins=first == first_token + begin,
             ends=last == first_token + end - 1,
+            fim=document in read.fim_documents,
             text=decoded(tokens[begin:end].tolist(), tokenizer),
         )
 

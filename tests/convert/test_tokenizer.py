@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+import tokenizers
 from transformers import AutoTokenizer
 
 from megacode.base.errors import DataError
@@ -14,6 +15,7 @@ from megacode.config.model import TokenizerConfig
 from megacode.convert.texts import ProofText
 from megacode.convert.tokenizer import export_tokenizer
 from megacode.convert.verify import check_tokenizer
+from megacode.data.fim_tokens import find_sentinels
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
 
 HARD = [
@@ -96,3 +98,29 @@ def test_what_stands_beside_a_tokenizer_comes_along(tokenizer_dir, tmp_path) -> 
     assert loaded.padding_side == "left"
     assert loaded.chat_template == "{{ messages }}"
     assert loaded("  x = 1")["input_ids"] == AutoTokenizer.from_pretrained(tmp_path / "hf").encode("  x = 1")
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "control", "user_defined"])
+def test_the_sentinels_of_fill_in_the_middle_keep_their_ids(kind, tokenizer_dir, corpus, tmp_path) -> None:
+    names = [f"<|fim_{role}|>" for role in ("prefix", "suffix", "middle")]
+    if kind == "huggingface":
+        made = tokenizers.Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+        made.add_special_tokens(names)
+        (tmp_path / "run").mkdir()
+        made.save(str(tmp_path / "run" / "tokenizer.json"))
+        tokenizer = load_tokenizer(TokenizerConfig(kind="huggingface", path=str(tmp_path / "run")))
+    else:
+        symbols = {f"{kind}_symbols": names}
+        tokenizer = sentencepiece_of(
+            tmp_path, corpus, model_type="bpe", byte_fallback=True, add_dummy_prefix=False, **CODE, **symbols
+        )
+    sentinels = find_sentinels(tokenizer)
+    export(tokenizer, tmp_path / "hf")
+    exported = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    before, after, hole = sentinels.prefix, sentinels.suffix, sentinels.middle
+    assert exported.convert_tokens_to_ids(names) == [before, after, hole]
+    prefix, suffix = "def f(x):\n    ", "\n\n\nprint(f(2))\n"
+    # What training reads before a middle is what a prompt of an editor becomes.
+    prompt = f"{names[0]}{prefix}{names[1]}{suffix}{names[2]}"
+    read = [before, *tokenizer.encode(prefix), after, *tokenizer.encode(suffix), hole]
+    assert exported(prompt, add_special_tokens=False)["input_ids"] == read

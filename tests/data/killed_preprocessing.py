@@ -18,7 +18,7 @@ from pathlib import Path
 
 from megacode.base.files import read_json
 from megacode.config.model import TokenizerConfig
-from megacode.data import encoding_pass, shuffle
+from megacode.data import encoding_pass, jsonl, shuffle
 from megacode.data.encoding_pass import EncodingPass
 from megacode.data.machine_files import Shard
 from megacode.data.preprocess import PreprocessJob, preprocess
@@ -65,11 +65,12 @@ def main() -> None:
     """Run the children."""
     settings = json.loads(sys.argv[1])
     os.fsync = lambda descriptor: None  # a kill leaves what was written; flushing thousands of times would take minutes
-    encoding_pass.CHUNK_BYTES, encoding_pass.DURABLE_BYTES, shuffle._SORTED_BYTES = 20_000, 1, 4_000
+    jsonl.CHUNK_BYTES, encoding_pass.DURABLE_BYTES, shuffle._SORTED_BYTES = 20_000, 1, 4_000
     shard = Shard(*settings["shard"]) if settings["shard"] else None
     job = PreprocessJob(
         tuple(settings["inputs"]), settings["whole"], TokenizerConfig(kind="huggingface", path=settings["tokenizer"]),
-        id_key="id", append_eod=True, shuffle_seed=settings["seed"], shard=shard, workers=1, command="the same",
+        keys=tuple(settings["keys"]), id_key="id", append_eod=True,
+        shuffle_seed=settings["seed"], shard=shard, workers=1, command="the same",
     )  # fmt: skip
     log = Path(settings["log"])
     ended, events = attempt(job, 0, log)
@@ -80,8 +81,9 @@ def main() -> None:
     journal = job.prefix("text").with_name(f".{job.prefix('text').name}.partial") / "record.json"
     moments, records = random.Random(settings["seed"] or 0), []
     while len(records) < settings["kills"]:
-        # Later attempts have less to do, so some of them end before their moment: these begin again.
-        ended, _ = attempt(job, moments.randint(1, max(2, events // 3)), log)
+        # The first attempts are killed early, the last ones late; each part of the range gets one moment.
+        part = events // 2 // settings["kills"]
+        ended, _ = attempt(job, 1 + part * len(records) + moments.randint(0, part), log)
         if ended:
             break
         records.append(read_json(journal).get("place"))

@@ -102,7 +102,7 @@ def test_data_sets_with_and_without_ids_are_not_merged(source, huggingface, tmp_
         ("true", "the key 'id' holds true, which is no id"),
         ('""', "which is no id"),
         ('"\\ud800"', "unpaired surrogate"),
-        (None, "the line has no key 'id'; its keys are 'text'"),
+        (None, "the record has no key 'id'; its keys are 'text'"),
     ],
 )
 def test_a_line_without_an_id_is_a_bad_line(value, message, huggingface, tmp_path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,36 @@ def test_a_directory_with_a_format_that_is_not_read_or_without_files_is_refused(
         find_inputs([str(tmp_path / "a.jsonl"), str(tmp_path / "*.jsonl")])
 
 
+def test_what_a_directory_or_glob_leaves_out_is_said_and_links_are_followed(tmp_path: Path, caplog) -> None:
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep" / "a.jsonl").write_bytes(b"")
+    raw = tmp_path / "raw with spaces"
+    raw.mkdir()
+    (raw / "linked").symlink_to(tmp_path / "elsewhere")
+    (raw / "linked" / "back").symlink_to(raw)
+    (raw / "b.jsonl").write_bytes(b"")
+    assert find_inputs([str(raw)]) == [raw / "b.jsonl", raw / "linked" / "deep" / "a.jsonl"]
+    assert not caplog.text
+    (raw / "c.ndjson").write_bytes(b"")
+    find_inputs([str(raw)])
+    assert "has 1 files that are not read, since their names end otherwise (.ndjson)" in caplog.text
+    assert find_inputs([str(raw / "*")]) == [raw / "b.jsonl", raw / "c.ndjson"]
+    assert f"only the files are read; left out: {raw / 'linked'}" in caplog.text
+
+
+def test_a_file_under_two_names_and_a_pipe_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_bytes(b"")
+    Path("link.jsonl").symlink_to("a.jsonl")
+    for other in (str(tmp_path / "a.jsonl"), "link.jsonl", "./a.jsonl"):
+        with pytest.raises(ConfigError, match="listed twice"):
+            find_inputs(["a.jsonl", other])
+    os.mkfifo("pipe")
+    for name in ("pipe", "/dev/full"):
+        with pytest.raises(DataError, match=f"--input {name}: it is not a regular file"):
+            find_inputs([name])
+
+
 def test_standard_input_is_read_and_cannot_be_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "a"}\n{"text": "b"}')))
     found = list(read_records(Path("-")))
@@ -66,6 +97,25 @@ def test_standard_input_is_read_and_cannot_be_divided(monkeypatch: pytest.Monkey
     assert [line for records in found for line in records.lines] == [1, 2]
     with pytest.raises(ConfigError, match="--input -: it cannot be divided"):
         refuse_standard_input([Path("-")], "it cannot be divided")
+
+
+def test_standard_input_that_is_closed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match="--input -: standard input is closed"):
+        list(read_records(Path("-")))
+
+
+def test_records_that_are_all_bad_are_an_error_when_bad_ones_are_skipped(
+    huggingface: TokenizerConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 3)
+    job = PreprocessJob(
+        (str(tmp_path / "a.jsonl"),), str(tmp_path / "out"), huggingface, keys=("body",), skip_bad_lines=True
+    )
+    with pytest.raises(DataError, match="none of its 3 records can be used") as caught:
+        preprocess(job)
+    assert "check --json-keys" in caught.value.problems[0].fix
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_a_key_reaches_into_objects_and_one_with_a_dot_wins() -> None:

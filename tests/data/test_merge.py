@@ -296,8 +296,10 @@ def test_wrong_names_are_errors(write_dataset, tmp_path):
         ([str(tmp_path / "none")], DataError, "there is no such data set"),
         ([first + ".bin"], DataError, "without .bin and .idx"),
         ([first, first], ConfigError, "the same data set is listed twice"),
+        ([first, f"{tmp_path}/../{tmp_path.name}/first"], ConfigError, "the same data set is listed twice"),
         ([first, other], ConfigError, "they belong to different data sets: .*other in 2 shards; no shard"),
         ([first], ConfigError, "the output is one of the inputs"),
+        ([f"{tmp_path}/../{tmp_path.name}/first"], ConfigError, "the output is one of the inputs"),
     ]:
         with pytest.raises(error, match=message):
             merge(names, first)

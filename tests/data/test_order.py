@@ -11,9 +11,12 @@ from megacode import cli
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.files import RunDir
 from megacode.checkpoint.ledger import Ledger
-from megacode.cli.plans import _show_samples
+from megacode.cli.plans import _show_samples, _show_texts
+from megacode.config.loading import validate
 from megacode.data.preprocess import PreprocessJob, preprocess
 from megacode.data.tokenizer import load_tokenizer
+from megacode.data.windows import open_source, source_sizes, window_tokens
+from megacode.plan.phases import build_schedule
 from megacode.planning.order import order_rows, seen_rows, seen_rows_by_id
 from megacode.planning.sample_text import decoded, decoded_rows, shortened, visible
 
@@ -135,6 +138,28 @@ def test_decoded_samples_are_the_tokens_of_their_windows_with_borders(decodable)
     assert decoded([*ids, tokenizer.eod], tokenizer) == (
         "a literal <|endoftext|>, ⟨U+200B⟩, ⟨U+202E⟩ and ⟨U+001B⟩[31m ⟨U+27E6⟩x⟨U+27E7⟩⟦<|endoftext|>⟧"
     )
+
+
+def test_decoded_samples_are_rearranged_as_training_reads_them(decodable, capsys):
+    run, _ = decodable
+    document = run.model_dump(exclude_unset=True)
+    document["sources"]["code"] |= {"fim_rate": 0.6, "fim_spm_rate": 0.5}
+    run, tokenizer = validate(document, {}), load_tokenizer(run.tokenizer)
+    schedule, stream = build_schedule(run, source_sizes(run)), open_source(run, "code")
+    rearranged = 0
+    for row, pieces in decoded_rows(run, 0, 40):
+        draw = schedule.draw(row["sample"])
+        read = window_tokens(stream, draw.first_token, draw.epoch)
+        assert (draw.source, draw.epoch) == (row["source"], row["epoch"])
+        for piece in pieces:
+            tokens = read.tokens[piece.first_token : piece.first_token + piece.tokens].tolist()
+            assert piece.text == decoded(tokens, tokenizer)
+            assert piece.fim == (piece.document in read.fim_documents)
+            assert piece.fim == ("⟦<|fim_prefix|>⟧" in piece.text)
+            rearranged += piece.fim
+    assert rearranged > 20
+    _show_texts(run, 0, 4, as_json=False)
+    assert ", fill in the middle" in capsys.readouterr().out
 
 
 def test_long_texts_are_shortened_to_their_ends():

@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 from megacode.base.errors import ConfigError, DataError
-from megacode.data import encoding_pass
+from megacode.data import encoding_pass, jsonl
 from megacode.data.journal import UnfinishedError
 from megacode.data.preprocess import PreprocessJob, preprocess
 from tests.limits import HANG
@@ -26,12 +27,14 @@ ENDS = ("bin", "idx", "ids", "manifest.json")
 
 @pytest.fixture(scope="module")
 def inputs(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """A plain and a compressed file, of documents with ids."""
+    """A plain, a compressed and a Parquet file, of documents with ids."""
     place = tmp_path_factory.mktemp("inputs")
-    rows = [json.dumps({"id": f"doc {n}", "text": text}) + "\n" for n, text in enumerate(texts)]
-    (place / "a.jsonl").write_text("".join(rows[:60]))
-    (place / "b.jsonl.gz").write_bytes(gzip.compress("".join(rows[60:]).encode()))
-    return str(place / "a.jsonl"), str(place / "b.jsonl.gz")
+    rows = [{"id": f"doc {n}", "text": text} for n, text in enumerate(texts)]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (place / "a.jsonl").write_text("".join(lines[:50]))
+    (place / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines[50:90]).encode()))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[90:]), place / "c.parquet", row_group_size=8)
+    return tuple(str(place / name) for name in ("a.jsonl", "b.jsonl.gz", "c.parquet"))
 
 
 def files(prefix: Path) -> dict[str, bytes]:
@@ -43,7 +46,8 @@ def test_killed_at_random_moments_it_makes_the_bytes_of_an_undisturbed_run(
     seed, shard, inputs, huggingface, tmp_path: Path
 ) -> None:
     given = {
-        "inputs": inputs, "tokenizer": huggingface.path, "seed": seed, "shard": shard, "kills": 4 if shard else 10,
+        "inputs": inputs[: 2 if seed else 3], "tokenizer": huggingface.path, "seed": seed, "shard": shard,
+        "kills": 4 if shard else 10, "keys": ("text", "id") if seed else ("text",),
         "whole": str(tmp_path / "whole"), "killed": str(tmp_path / "killed"), "log": str(tmp_path / "log"),
     }  # fmt: skip
     done = subprocess.run(
@@ -59,6 +63,8 @@ def test_killed_at_random_moments_it_makes_the_bytes_of_an_undisturbed_run(
     end = ".shard_0001_of_0003" if shard else ""
     whole, killed = (tmp_path / f"{name}_text_document{end}" for name in ("whole", "killed"))
     assert files(whole) == files(killed)
+    if seed:
+        assert files(tmp_path / "whole_id_document") == files(tmp_path / "killed_id_document")
     # Kills hit before the first record, in the middle, and something was gone on with.
     assert len(told["records"]) >= 3
     assert any(told["records"])
@@ -71,7 +77,7 @@ def test_killed_at_random_moments_it_makes_the_bytes_of_an_undisturbed_run(
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Records every 20 kB, which only a loss of power could tell from records that are not flushed to the disk."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(encoding_pass, "CHUNK_BYTES", 20_000)
+    monkeypatch.setattr(jsonl, "CHUNK_BYTES", 20_000)
     monkeypatch.setattr(encoding_pass, "DURABLE_BYTES", 1)
 
 
@@ -97,7 +103,7 @@ def stopped(job: PreprocessJob, monkeypatch: pytest.MonkeyPatch) -> UnfinishedEr
 
 @pytest.fixture
 def job(inputs, huggingface, tmp_path: Path) -> PreprocessJob:
-    return PreprocessJob(inputs, str(tmp_path / "out"), huggingface, id_key="id")
+    return PreprocessJob(inputs[:2], str(tmp_path / "out"), huggingface, id_key="id")
 
 
 def unfinished(tmp_path: Path) -> list[Path]:
@@ -227,3 +233,61 @@ def test_the_reference_encoder_stays_in_use_once_the_fast_one_was_wrong(
     made = preprocess(job)["text"]
     monkeypatch.undo()
     assert made == preprocess(replace(job, output_prefix=str(tmp_path / "whole")))["text"]
+
+
+@pytest.mark.parametrize("seed", [None, 4])
+def test_unfinished_files_that_were_cut_short_are_never_filled_up(seed, small, job, monkeypatch, tmp_path) -> None:
+    job = replace(job, shuffle_seed=seed)
+    stopped(job, monkeypatch)
+    (kept,) = unfinished(tmp_path)
+    sizes = {path: path.stat().st_size for path in kept.rglob("*") if path.is_file() and path.suffix != ".json"}
+    largest = max(sizes, key=lambda path: sizes[path])
+    os.truncate(largest, 5)
+    with pytest.raises(DataError, match="unfinished work has 5 bytes, but its record says") as caught:
+        preprocess(job)
+    assert str(largest) in str(caught.value)
+    assert "remove" in caught.value.problems[0].fix
+
+
+def test_finished_files_that_were_removed_are_made_again(small, job, monkeypatch, tmp_path, caplog) -> None:
+    # Killed after publishing, before the record goes.
+    with monkeypatch.context() as patch:
+        patch.setattr("megacode.data.journal.Journal.clear", lambda self: None)
+        made = preprocess(job)["text"]
+    assert unfinished(tmp_path)
+    for path in tmp_path.glob("out*"):
+        path.unlink()
+    assert preprocess(job)["text"] == made
+    assert "was removed since: starting again" in caplog.text
+    assert not unfinished(tmp_path)
+
+
+def test_an_input_that_changes_while_it_is_read_is_refused(small, job, inputs, monkeypatch, tmp_path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(Path(inputs[0]).read_bytes())
+    real = encoding_pass.assemble
+
+    def growing(*arguments: Any) -> Any:
+        with source.open("a") as file:
+            file.write('{"id": "more", "text": "x"}\n')
+        return real(*arguments)
+
+    monkeypatch.setattr(encoding_pass, "assemble", growing)
+    with pytest.raises(DataError, match="it has changed while it was read"):
+        preprocess(replace(job, inputs=(str(source),)))
+    assert not list(tmp_path.glob("out*"))
+    assert not unfinished(tmp_path)
+
+
+def test_no_two_jobs_make_a_data_set_of_one_key_at_a_time(small, job, monkeypatch) -> None:
+    real = encoding_pass.assemble
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.setattr(encoding_pass, "assemble", real)
+        with pytest.raises(ConfigError, match="out_text_document is being made by"):
+            preprocess(replace(job, keys=("id", "text")))
+        return real(*arguments)
+
+    monkeypatch.setattr(encoding_pass, "assemble", meanwhile)
+    preprocess(job)
+    assert encoding_pass.assemble is real
