@@ -98,7 +98,8 @@ class Counts:
         entry.documents += 1
         raw = text.encode(errors="replace")
         entry.bytes += len(raw)
-        entry.keep([(digest(text), text[:EXAMPLE_CHARACTERS])])
+        # Not the text itself: halves of surrogate pairs could be written to no file.
+        entry.keep([(digest(raw), text[:EXAMPLE_CHARACTERS].encode(errors="replace").decode())])
 
     def merge(self, other: Counts) -> None:
         """Add the counts of another shard."""

@@ -97,7 +97,7 @@ def _ready(
     """Return what is to be done, written down in the output directory."""
     refuse_changed_recipe(recipe, overwrite)
     collected = collect_sources(recipe, alone=whole)
-    write_items(recipe, suite_items)
+    write_items(recipe, suite_items, again=overwrite)
     work = prepare(recipe, shard.count if shard else None, command, collected)
     settle(work, overwrite)
     return work

@@ -86,10 +86,10 @@ def _map(work: RecipeWork, shard: Shard, index: Index | None, place: MapDir) -> 
         for source, stretches in groupby(work.parts(shard), lambda part: part[0]):
             steps = source_steps(work.recipe, source, place.scratch)
             counted = Came(steps=steps.counts)
-            for document in _documents(steps, counted, list(stretches)):
+            for document, line in _documents(steps, counted, list(stretches)):
                 held_out = source != AGAINST and _is_held_out(work, source, document.text)
                 counted.documents += 1
-                counted.bytes += sink.add(document, source, held_out)
+                counted.bytes += sink.add(document, line, source, held_out)
             counted.replaced = dict(steps.redact.replaced) if steps.redact else {}
             came[_name(work, source)] = counted
     remove(place.scratch)
@@ -102,8 +102,8 @@ def _name(work: RecipeWork, source: int) -> str:
     return "" if source == AGAINST else work.names[source]
 
 
-def _documents(steps: SourceSteps, came: Came, stretches: list[Stretch]) -> Iterator[Document]:
-    """Yield the documents of some stretches that pass a source's filters."""
+def _documents(steps: SourceSteps, came: Came, stretches: list[Stretch]) -> Iterator[tuple[Document, bytes]]:
+    """Yield the documents of some stretches that pass a source's filters, with their lines."""
     made = steps.of_records(_records(steps, came, stretches)) if steps.of_records else _of_files(steps, came, stretches)
     for document in made:
         kept = steps.keep(document)
@@ -163,10 +163,10 @@ class _Sink:
         self._ids = self._place.ids.open("wb")
         return self
 
-    def add(self, document: Document, source: int, held_out: bool) -> int:
+    def add(self, document: Document, line: bytes, source: int, held_out: bool) -> int:
         """Write a document; return the bytes of its text."""
         name, raw = document.id.encode(errors="replace"), document.text.encode()
-        self._writer.write(document.line())
+        self._writer.write(line)
         self._ids.write(name)
         self._id_ends.append(self._id_ends[-1] + len(name))
         # The key decides which of several duplicates is kept; it must not depend on the order of inputs.

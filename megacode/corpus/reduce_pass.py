@@ -98,14 +98,17 @@ def _refuse_empty(work: RecipeWork, every: Numbered, kept: npt.NDArray[np.bool_]
 
 
 def _emptied(work: RecipeWork, every: Numbered, name: str, what: str) -> Problem:
-    counts, records = Counts(), 0
+    counts, records, bad = Counts(), 0, 0
     for shard in every.shards:
         came = read_json(shard.place.counts)["sources"].get(name, {})
         records += came.get("records", 0)
+        bad += came.get("bad", 0)
         for rows in came.get("steps", {}).values():
             counts.merge(Counts.of_json(rows))
     reasons = [f"{row['documents']:,} {reason!r}" for reason, row in list(counts.as_json().items())[:3]]
     where = f"sources.{name}"
+    if bad and not records:
+        return Problem(f"none of its {bad:,} records can be read", where, "leave out skip_bad to see what is wrong")
     if not records:
         return Problem("its inputs hold no record", where, "check that these are the files you mean")
     dropped = f" ({', '.join(reasons)})" if reasons else ""

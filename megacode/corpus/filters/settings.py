@@ -13,7 +13,7 @@ from pydantic import Field
 from megacode.base.errors import ConfigError
 from megacode.config.quantity import Frozen
 
-_PRESETS = Path(__file__).with_name("presets.yaml")
+PRESETS = Path(__file__).with_name("presets.yaml")
 
 _Count = Annotated[int, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -116,7 +116,7 @@ class FilterSettings(Thresholds):
 @cache
 def presets() -> dict[str, Any]:
     """Return `presets.yaml`: thresholds by preset and extension, languages by kind."""
-    found: dict[str, Any] = yaml.safe_load(_PRESETS.read_text(encoding="utf-8"))
+    found: dict[str, Any] = yaml.safe_load(PRESETS.read_text(encoding="utf-8"))
     return found
 
 
