@@ -103,6 +103,7 @@ def _drop_passages(work: RecipeWork, every: Numbered, reasons: npt.NDArray[np.ui
     paths = []
     for shard, one in zip(work.all_shards(), every.shards, strict=True):
         path = work.out.passages(shard)
+        # Of a pass that was killed; its items may have been others.
         remove(path)
         writer = MatchWriter(path, index)
         for documents in one.read():
@@ -115,6 +116,7 @@ def _drop_passages(work: RecipeWork, every: Numbered, reasons: npt.NDArray[np.ui
 
 def _passages_of(work: RecipeWork, every: Numbered, reasons: npt.NDArray[np.uint8]) -> Benchmark:
     """Return the held-out documents that are kept, cut into passages; the source is the task."""
+    # All in memory, about ten bytes a byte of text with the index: what bounds the share that can be held out.
     texts: dict[str, list[str]] = {}
     for shard in every.shards:
         wanted = np.flatnonzero(shard.held_out & (_of(shard, reasons) == DropReason.KEPT))

@@ -36,6 +36,7 @@ def plan_recipe(recipe: Recipe, shard: Shard | None = None) -> Json:
     """
     collected = collected_files(recipe)
     work = prepare(recipe, shard.count if shard else None, "", collected, hashed=False)
+    # A plan collects nothing: for the kind `machine` it can only say how much will be searched for.
     missing = {name: wanted_bytes(recipe, name) for name, path in collected.items() if not path.exists()}
     text_bytes = sum(_text_bytes(item.path, item.bytes) for item in work.inputs) + sum(missing.values())
     documents = _documents(work, text_bytes)

@@ -52,6 +52,7 @@ class FramedWriter:
             self._flush()
 
     def _flush(self) -> None:
+        # One call a frame writes its size in front, so that reading it back allocates once.
         self._file.write(self._compressor.compress(b"".join(line + b"\n" for line in self._lines)))
         self._frames.append((self._file.tell(), self.documents))
         self._lines, self._held = [], 0
@@ -74,6 +75,7 @@ def read_some(path: Path, frames: npt.NDArray[np.int64], positions: Sequence[int
     which = np.searchsorted(frames[:, 1], wanted, "right") - 1
     found: dict[int, bytes] = {}
     with path.open("rb") as file:
+        # In the order of the file: documents of one cluster often lie in neighbouring frames.
         for frame in np.unique(which).tolist():
             lines = _frame(file, frames, frame)
             for position in wanted[which == frame].tolist():

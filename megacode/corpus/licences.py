@@ -70,6 +70,7 @@ def make_licence_filter(
             document.fields["license_type"] = "no_license"
             return "no licence" if checked.unlicensed == "drop" else None
         document.fields["license_type"] = "permissive"
+        # A list is what a scanner found in several files: all of them apply, whatever the dump meant by it.
         return next((reason for one in named if (reason := reason_of(one))), None)
 
     return reason_to_drop

@@ -18,6 +18,7 @@ def refuse_own_files(out: CorpusDir, inputs: Sequence[str]) -> None:
         ConfigError: names the first such input.
     """
     own = [f"{os.path.abspath(path)}{os.sep}" for path in (out.map, out.reduce, out.apply, out.corpus)]
+    # benchmarks.jsonl and collected/ are no results: reading them would be odd, but the same at each call.
     facts = os.path.abspath(out.facts)
     for path in inputs:
         # abspath asks no file system: an array of jobs may do this for 10^5 files.

@@ -95,6 +95,7 @@ def _map(work: RecipeWork, shard: Shard, index: Index | None, place: MapDir) -> 
     remove(place.scratch)
     place.timing.write_text(to_json({"cpu_seconds": time.process_time() - began}))
     counts = {"identity": work.identity, "sources": {name: one.as_json() for name, one in came.items()}}
+    # In a directory of its own until it is renamed, so no write here need be atomic by itself.
     place.counts.write_text(to_json(counts, indent=1))
 
 
@@ -124,6 +125,7 @@ def _of_files(steps: SourceSteps, came: Came, stretches: list[Stretch]) -> Itera
     """Yield the documents of a kind that reads whole files: a file belongs to the shard that has its first byte."""
     assert steps.of_file is not None
     for _, path, (start, _) in stretches:
+        # Two shards that begin in one file would both make all of its documents.
         if start == 0:
             before = came.documents + _dropped(steps)
             yield from steps.of_file(path)

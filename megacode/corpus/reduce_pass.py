@@ -36,8 +36,10 @@ def reduce_all(work: RecipeWork) -> None:
     with claimed(out.reduce, "--pass reduce"):
         out.reduce.mkdir(parents=True, exist_ok=True)
         every = Numbered(open_shards(work))
+        # Before hours of comparing: a recipe that drops everything is nearly always a mistake.
         _refuse_empty(work, every, np.ones(every.total, bool), "filters")
         reasons, roots, found = _duplicates(work, every)
+        # After duplicates: a run of words counts as common by the documents that hold it, and copies are not several.
         contamination = decontaminate(work, every, reasons)
         _refuse_empty(work, every, reasons == DropReason.KEPT, "duplicates and decontamination")
         _save(out.dropped, reasons)
@@ -51,6 +53,7 @@ def reduce_all(work: RecipeWork) -> None:
                 "contamination": contamination,
             },
         )
+        # Not earlier: until the report is there, a killed pass resumes from it.
         remove(out.scratch)
 
 
@@ -88,6 +91,7 @@ def _refuse_empty(work: RecipeWork, every: Numbered, kept: npt.NDArray[np.bool_]
     Raises:
         DataError: names each such source, and the reason that dropped most of it.
     """
+    # Held-out documents do not count: a source of which only they are left would train nothing.
     left = np.zeros(len(work.names) + 1, np.int64)
     for shard in every.shards:
         here = shard.source[kept[shard.first : shard.first + shard.documents] & ~shard.held_out]

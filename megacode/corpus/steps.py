@@ -73,6 +73,7 @@ def source_steps(recipe: Recipe, source: int, scratch: Path) -> SourceSteps:
         return SourceSteps(compared_documents, None, [], None, False, counts)
     one: RecipeSource = list(recipe.sources.values())[source]
     rules: list[tuple[str, DropRule]] = []
+    # Personal data last: what is dropped need not be searched. So examples of dropped documents show it.
     if one.filters is not None:
         rules.append(("filters", make_filters(one.filters)))
     if one.licences is not None:

@@ -87,6 +87,7 @@ def prepare(
         DataError: an input is missing or cannot be read.
     """
     out = CorpusDir(Path(recipe.output))
+    # Hashes and the number of shards are kept: each of a thousand array tasks comes through here.
     earlier = read_json(out.facts)
     known = {item["path"]: item for item in earlier.get("inputs", [])}
     inputs = tuple(identify(list(_files(recipe, collected)), known, hashed=hashed))

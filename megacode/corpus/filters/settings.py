@@ -101,6 +101,7 @@ class FilterSettings(Thresholds):
     def for_extension(self, extension: str) -> Thresholds:
         """Return the thresholds for documents of one extension (lower case, without the dot; may be empty)."""
         preset = _preset(self.preset)
+        # Only what the recipe wrote down: an explicit null switches a rule off, an absent one keeps the preset's.
         given = self.model_dump(exclude_unset=True, exclude={"preset", "by_extension"})
         exceptions = self.by_extension.get(extension)
         return Thresholds(

@@ -75,6 +75,7 @@ def make_file_kind(
     Raises:
         ConfigError: for mistakes in the settings.
     """
+    # The recipe was checked before; only a mistake in this program gets here.
     assert name in FILE_KINDS, name
     checked = read_settings(StackExchangeSettings, settings, where)
     return partial(stackexchange_documents, settings=checked, counts=counts, scratch=scratch)

@@ -61,6 +61,7 @@ def synthetic_documents(batches: Iterator[Records], settings: SyntheticSettings,
     Raises:
         ConfigError: running the programs was not allowed.
     """
+    # In the recipe, not on the command line: whoever reads the recipe must see that it runs foreign code.
     if not settings.run_generated_code:
         what = "the kind synthetic runs the programs of its input, which must be allowed"
         raise ConfigError(what, "settings.run_generated_code", "set it to true, on a machine or in a container for it")
