@@ -101,7 +101,8 @@ def open_shards(work: RecipeWork) -> list[MappedShard]:
         if read_json(place.counts).get("identity") != work.identity:
             fix = f"remove {place.path}, and run its map pass again"
             raise DataError("this shard was made from another recipe or other inputs", str(place.path), fix)
-        one = MappedShard(place, first, np.load(place.array("sources")))
+        # Mapped: every process of the apply pass opens all shards, and needs few of their pages.
+        one = MappedShard(place, first, np.load(place.array("sources"), mmap_mode="r"))
         shards.append(one)
         first += one.documents
     return shards
