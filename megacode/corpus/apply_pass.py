@@ -75,7 +75,7 @@ class _Apply:
             for documents in self._part.read():
                 self._take(documents, position)
                 position += len(documents)
-        # Only now are all files complete; a kill between two of them is made good by the next call, which writes the same.
+        # Only now are all files complete. After a kill between two of them the next call writes the same again.
         outputs = [self._published(name) for name in self._writers]
         write_json(
             self._work.out.applied(self._shard),

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from megacode.base.files import naming
+
 FRAME_BYTES = 1 << 20  # of text
 LEVEL = 3  # 94 MB of text per CPU-second; higher levels cost more than the disk they save
 
@@ -53,7 +55,8 @@ class FramedWriter:
 
     def _flush(self) -> None:
         # One call a frame writes its size in front, so that reading it back allocates once.
-        self._file.write(self._compressor.compress(b"".join(line + b"\n" for line in self._lines)))
+        with naming(self._path):
+            self._file.write(self._compressor.compress(b"".join(line + b"\n" for line in self._lines)))
         self._frames.append((self._file.tell(), self.documents))
         self._lines, self._held = [], 0
 

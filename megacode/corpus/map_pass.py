@@ -17,6 +17,7 @@ import xxhash
 
 from megacode.base.claims import claimed
 from megacode.base.files import Json, atomic_path, remove, to_json
+from megacode.corpus.arrays import save_array
 from megacode.corpus.decontaminate.index import Index
 from megacode.corpus.decontaminate.match_files import MatchWriter
 from megacode.corpus.document import Counts, Document
@@ -196,7 +197,7 @@ class _Sink:
             for columns in (self._signatures, self._matches):
                 if columns is not None:
                     columns.close()
-            np.save(self._place.array("sources"), np.array(self._sources, np.uint16))
-            np.save(self._place.array("keys"), np.array(self._keys, np.uint64))
-            np.save(self._place.array("id_ends"), np.array(self._id_ends, np.int64))
-            np.save(self._place.array("frames"), self._writer.frames())
+            save_array(self._place.array("sources"), np.array(self._sources, np.uint16))
+            save_array(self._place.array("keys"), np.array(self._keys, np.uint64))
+            save_array(self._place.array("id_ends"), np.array(self._id_ends, np.int64))
+            save_array(self._place.array("frames"), self._writer.frames())

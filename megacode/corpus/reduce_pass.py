@@ -11,6 +11,7 @@ import numpy.typing as npt
 from megacode.base.claims import claimed
 from megacode.base.errors import DataError, Problem
 from megacode.base.files import Json, atomic_path, read_json, remove, write_json
+from megacode.corpus.arrays import save_array
 from megacode.corpus.contaminated import decontaminate
 from megacode.corpus.document import Counts
 from megacode.corpus.duplicates.collection import SignedShard
@@ -121,5 +122,5 @@ def _emptied(work: RecipeWork, every: Numbered, name: str, what: str) -> Problem
 
 
 def _save(path: Path, array: npt.NDArray[Any]) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array)
+    with atomic_path(path) as temporary:
+        save_array(temporary, array)

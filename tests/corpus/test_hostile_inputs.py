@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megacode.base.errors import ConfigError, DataError
 from megacode.corpus import made_before
+from megacode.corpus.arrays import save_array
 from megacode.corpus.engine import run_recipe
 from megacode.corpus.estimate import plan_recipe
+from megacode.corpus.framed import FramedWriter
 from megacode.corpus.recipe import read_recipe
 from megacode.corpus.work import shards_for
 
@@ -186,3 +191,24 @@ def test_one_large_file_is_divided_as_finely_as_many_small_ones() -> None:
     # A compressed one is read from its beginning by each of its shards.
     assert shards_for([("a.jsonl.zst", 64 * gigabyte), ("b.jsonl", 1)]) == 17
     assert shards_for([]) == 1
+
+
+def test_a_full_disk_is_told_by_the_file_that_did_not_fit() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(OSError, match="No space left") as error:
+        save_array(Path("/dev/full"), np.zeros(1 << 20))
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, "/dev/full")
+    with pytest.raises(OSError, match="No space left") as error, FramedWriter(Path("/dev/full")) as writer:
+        writer.write(random.Random(1).randbytes(1 << 20))
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, "/dev/full")
+
+
+def test_a_plan_counts_the_programs_that_are_run(make: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text(json.dumps({"text": "x" * 50_000}) + "\n")
+    seconds = []
+    for kind, settings_ in (("text", {}), ("synthetic", {"run_generated_code": True})):
+        source = {"kind": kind, "inputs": str(tmp_path / "raw.jsonl"), "settings": settings_}
+        recipe = read_recipe({"name": "x", "output": str(tmp_path / "out"), "sources": {"s": source}}, "r")
+        seconds.append(plan_recipe(recipe)["cpu_seconds"]["map"])
+    assert seconds[1] > 5 > seconds[0]
