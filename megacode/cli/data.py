@@ -110,8 +110,7 @@ def preprocess(
         --append-eod --shuffle-seed 1234
 
     Flags and output bytes are Megatron-LM's. Writes data/web_text_document.bin, .idx and .manifest.json.
-    Interrupted, the same command goes on where it stopped.
-    Several processes or machines can share the work with --shard 0/16 to --shard 15/16.
+    Interrupted, the same command resumes. Several machines can share the work: --shard 0/16 to --shard 15/16.
     `megacode data merge` joins the shards; the result equals that of one process, byte for byte.
     slurm/preprocess.sh does both.
     """

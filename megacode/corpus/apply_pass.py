@@ -49,6 +49,7 @@ class _Apply:
     def __init__(self, work: RecipeWork, shard: Shard, every: Numbered, encode: TokenCounter | None) -> None:
         self._work, self._shard, self._every, self._encode = work, shard, every, encode
         self._part: MappedShard = every.shards[shard.index]
+        # Mapped, not read: all shards' arrays together take 9 bytes a document, this shard's a few kilobytes.
         span = slice(self._part.first, self._part.first + self._part.documents)
         self._reasons = np.load(work.out.dropped, mmap_mode="r")[span]
         self._roots = np.load(work.out.roots, mmap_mode="r")[span]
@@ -74,6 +75,7 @@ class _Apply:
             for documents in self._part.read():
                 self._take(documents, position)
                 position += len(documents)
+        # Only now are all files complete. After a kill between two of them the next call writes the same again.
         outputs = [self._published(name) for name in self._writers]
         write_json(
             self._work.out.applied(self._shard),
@@ -128,6 +130,7 @@ class _Apply:
         """Add the dropped documents to the shard's list, each with the id of the one that is kept in its place."""
         dropped = np.flatnonzero(reasons).tolist()
         roots = np.asarray(self._roots[position : position + len(documents)], np.int64)
+        # One look-up a frame: the documents that stay may lie in any shard, and opening files is what costs.
         kept = self._every.ids(roots[dropped]) if dropped else {}
         for number in dropped:
             row = {"id": documents[number].id, "reason": REASONS[DropReason(reasons[number])][1]}
@@ -139,6 +142,7 @@ class _Apply:
     def _write(self, name: str, document: Document) -> bool:
         """Write a document that is kept; return whether its tokens are to be counted."""
         if name not in self._writers:
+            # Opened at the first document: a source that has none in this shard leaves no empty file.
             self._open(name)
         raw = document.text.encode()
         key = text_key(raw, self._work.recipe.seed)

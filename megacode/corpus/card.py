@@ -53,6 +53,7 @@ class DroppedRow:
 def totals(manifest: Json) -> dict[str, str]:
     """Return the headline figures."""
     sources = _tallies(manifest)
+    # Held-out documents are in the total: they came from the same records, whose share that are kept is shown.
     whole = Tally()
     for tally in sources.values():
         whole.merge(tally)
@@ -97,6 +98,7 @@ def lengths(manifest: Json) -> dict[str, list[Bar]]:
     found = {}
     for name, tally in _tallies(manifest).items():
         bins = octaves(tally.lengths)
+        # Each source has its own scale: a source of a thousand documents would vanish beside one of a billion.
         most = max(bins.values())
         # Empty bins between two others are shown, so that the axis is even.
         found[title(name)] = [

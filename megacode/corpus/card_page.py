@@ -40,6 +40,7 @@ def _page(manifest: Json) -> dict[str, Any]:
     return {
         "name": manifest["name"],
         "version": manifest["version"],
+        # As in the manifest, so that the bytes of the page do not tell which shard ended last.
         "command": manifest["command"],
         "identity": manifest["identity"],
         "totals": card.totals(manifest),
@@ -64,6 +65,7 @@ def _page(manifest: Json) -> dict[str, Any]:
 @cache
 def _environment() -> Environment:
     loader = PackageLoader("megacode.corpus", ".")
+    # Autoescape is off by default in jinja2, and documents hold scripts.
     made = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     made.filters["pieces"] = lambda text: pieces(cut(text.encode(errors="replace"), SAMPLE_BYTES))
     made.filters["plain"] = lambda text: one_line(str(text), _LINE)

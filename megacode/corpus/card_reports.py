@@ -38,6 +38,7 @@ def _sizes(classes: list[Json]) -> Iterator[Bar]:
 
 def _between(manifest: Json) -> list[dict[str, str]]:
     """Return which sources lost documents to which."""
+    # In the order of the tiers, as the map pass numbers them.
     names = ["documents to compare with", "held-out documents", *manifest["recipe"]["sources"]]
     rows = manifest["duplicates"]["between"]
     return [
@@ -69,6 +70,7 @@ def contamination(manifest: Json) -> dict[str, Any] | None:
                     "too common": f"{row['too_common']:,}",
                 }
             )
+            # One is enough on the page; the manifest has three a task.
             for hit in row["examples"][:1]:
                 title = f"{task}: item {hit['item']:,}, {hit['words']:,} words in common"
                 spans.append({"title": title, "text": hit["span"]})

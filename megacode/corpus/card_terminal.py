@@ -30,6 +30,7 @@ def print_card(manifest: Json, console: Console) -> None:
         _table([{key: row[key] for key in row if key not in _LEFT_OUT} for row in card.source_rows(manifest)])
     )
     for name, (bars, dropped) in card.funnel(manifest).items():
+        # Examples of dropped documents are on the page alone: three a reason would fill the screen.
         console.rule(f"{name}: from records to documents", align="left")
         _print_bars(bars, console)
         for step in dropped:

@@ -39,19 +39,24 @@ SuiteItems = Callable[[str], Benchmark]
 Mask = npt.NDArray[np.bool_]
 
 
-def write_items(recipe: Recipe, suite_items: SuiteItems | None) -> None:
-    """Write down the items that a recipe's documents must not hold, unless an earlier call did.
+def write_items(recipe: Recipe, suite_items: SuiteItems | None, *, again: bool) -> None:
+    """Write down the items that a recipe's documents must not hold, unless an earlier call for this recipe did.
 
     Args:
         recipe: the recipe.
         suite_items: reads the items of a suite of lm-eval.
+        again: write them although they are there: they may be those of another recipe.
 
     Raises:
         ConfigError: the recipe names a suite, and there is nothing to read it with.
         DataError: the items of a suite or file cannot be read.
     """
-    rules, path = recipe.decontaminate, CorpusDir(Path(recipe.output)).benchmarks
-    if rules is None or not (rules.suites or rules.files) or path.exists():
+    out = CorpusDir(Path(recipe.output))
+    rules, path = recipe.decontaminate, out.benchmarks
+    if rules is None or not (rules.suites or rules.files):
+        return
+    # Without facts, items are left from a call that was killed, perhaps before the recipe was changed.
+    if path.exists() and out.facts.exists() and not again:
         return
     if rules.suites and suite_items is None:
         raise ConfigError("suites cannot be read here", "decontaminate.suites", "name files instead")
@@ -61,8 +66,11 @@ def write_items(recipe: Recipe, suite_items: SuiteItems | None) -> None:
 
 
 def benchmark_index(work: RecipeWork) -> Index | None:
-    """Return the index of the items that were written down; None: none were."""
-    return Index(read_benchmarks(work.out.benchmarks)) if work.out.benchmarks.exists() else None
+    """Return the index of the items that were written down; None: the recipe names none."""
+    rules = work.recipe.decontaminate
+    if rules is None or not (rules.suites or rules.files):
+        return None
+    return Index(read_benchmarks(work.out.benchmarks))
 
 
 def decontaminate(work: RecipeWork, every: Numbered, reasons: npt.NDArray[np.uint8]) -> Json:
@@ -95,6 +103,7 @@ def _drop_passages(work: RecipeWork, every: Numbered, reasons: npt.NDArray[np.ui
     paths = []
     for shard, one in zip(work.all_shards(), every.shards, strict=True):
         path = work.out.passages(shard)
+        # Of a pass that was killed; its items may have been others.
         remove(path)
         writer = MatchWriter(path, index)
         for documents in one.read():
@@ -107,6 +116,7 @@ def _drop_passages(work: RecipeWork, every: Numbered, reasons: npt.NDArray[np.ui
 
 def _passages_of(work: RecipeWork, every: Numbered, reasons: npt.NDArray[np.uint8]) -> Benchmark:
     """Return the held-out documents that are kept, cut into passages; the source is the task."""
+    # All in memory, about ten bytes a byte of text with the index: what bounds the share that can be held out.
     texts: dict[str, list[str]] = {}
     for shard in every.shards:
         wanted = np.flatnonzero(shard.held_out & (_of(shard, reasons) == DropReason.KEPT))

@@ -47,6 +47,7 @@ class Document:
         # A list of strings alone would mean several sequences, so text without control tokens is one string.
         if self.parts is not None and any(isinstance(part, Control) for part in self.parts):
             text = [{"token": part.token} if isinstance(part, Control) else part for part in self.parts]
+        # A kind may take its text from another key, and the record still have one of these.
         fields = {key: value for key, value in self.fields.items() if key not in ("id", "text")}
         return orjson.dumps({"id": self.id, "text": text, **fields}, default=str)
 
@@ -98,7 +99,8 @@ class Counts:
         entry.documents += 1
         raw = text.encode(errors="replace")
         entry.bytes += len(raw)
-        entry.keep([(digest(text), text[:EXAMPLE_CHARACTERS])])
+        # Not the text itself: halves of surrogate pairs could be written to no file.
+        entry.keep([(digest(raw), text[:EXAMPLE_CHARACTERS].encode(errors="replace").decode())])
 
     def merge(self, other: Counts) -> None:
         """Add the counts of another shard."""
@@ -110,6 +112,7 @@ class Counts:
 
     def as_json(self) -> dict[str, dict[str, Any]]:
         """Return the counts for a file, the reason that dropped most first."""
+        # By count, then by name: manifests of two runs can be compared line by line.
         rows = sorted(self.reasons.items(), key=lambda item: (-item[1].documents, item[0]))
         return {
             reason: {"documents": entry.documents, "bytes": entry.bytes, "examples": entry.examples}

@@ -78,6 +78,7 @@ def run_recipe(
     # Commands for some shards run side by side: they claim their shards instead.
     with claimed(out, "output") if whole else nullcontext():
         work = _ready(recipe, shard, command, overwrite, whole, suite_items)
+        # Without this, removing map/ and reduce/ to free their space would make the next call start again.
         if is_complete(work):
             return read_json(work.out.manifest)
         shards = [shard] if shard else work.all_shards()[task.index :: task.count] if task else work.all_shards()
@@ -95,9 +96,10 @@ def _ready(
     recipe: Recipe, shard: Shard | None, command: str, overwrite: bool, whole: bool, suite_items: SuiteItems | None
 ) -> RecipeWork:
     """Return what is to be done, written down in the output directory."""
+    # First of all: collecting files and reading suites take minutes, which a refused recipe should not cost.
     refuse_changed_recipe(recipe, overwrite)
     collected = collect_sources(recipe, alone=whole)
-    write_items(recipe, suite_items)
+    write_items(recipe, suite_items, again=overwrite)
     work = prepare(recipe, shard.count if shard else None, command, collected)
     settle(work, overwrite)
     return work

@@ -15,9 +15,14 @@ from megacode.data.machine_files import Shard
 # Bytes of text a byte on disk. Measured on code and prose.
 EXPANSION = {".gz": 4.0, ".zst": 4.5, ".zstd": 4.5, ".parquet": 3.0}
 # MB of text per CPU-second, and microseconds a document, measured with tools/bench/corpus.py on one core.
-RATES = {"read": 280.0, "filters": 60.0, "signatures": 42.0, "decontamination": 40.0, "write": 94.0, "tokens": 1.5}
+RATES = {
+    "read": 280.0, "filters": 60.0, "signatures": 42.0, "decontamination": 40.0, "write": 94.0, "tokens": 1.5,
+    "personal data": 65.0,
+}  # fmt: skip
+SOLUTION_SECONDS = 0.2  # of the kind `synthetic`: two programs each
 REDUCE_MICROSECONDS = 30.0
 _MEGA = 1e6
+_SOLUTION_BYTES = 1_000  # of a record of the kind `synthetic`, assumed
 _DOCUMENT_BYTES = 4_000  # of an average document, where none has been seen yet
 _SIGNATURE_BYTES = 800  # of arrays a document in the map directory
 _SCRATCH_BYTES = 40  # of the reduce pass a document
@@ -36,6 +41,7 @@ def plan_recipe(recipe: Recipe, shard: Shard | None = None) -> Json:
     """
     collected = collected_files(recipe)
     work = prepare(recipe, shard.count if shard else None, "", collected, hashed=False)
+    # A plan collects nothing: for the kind `machine` it can only say how much will be searched for.
     missing = {name: wanted_bytes(recipe, name) for name, path in collected.items() if not path.exists()}
     text_bytes = sum(_text_bytes(item.path, item.bytes) for item in work.inputs) + sum(missing.values())
     documents = _documents(work, text_bytes)
@@ -91,16 +97,13 @@ def _documents(work: RecipeWork, text_bytes: int) -> int:
 def _cpu_seconds(work: RecipeWork, recipe: Recipe, text_bytes: int, documents: int) -> dict[str, float]:
     """Return the CPU time of each pass; that of the map pass as the shards that are done measured it."""
     mega = text_bytes / _MEGA
-    steps = ["read", "filters", "write"]
-    steps += ["signatures"] if recipe.duplicates else []
-    steps += ["decontamination"] if recipe.decontaminate else []
     spent, spent_bytes = 0.0, 0
     for shard in work.all_shards():
         place = work.out.mapped(shard)
         if place.counts.exists():
             spent += float(read_json(place.timing).get("cpu_seconds", 0.0))
             spent_bytes += sum(came["bytes"] for came in read_json(place.counts)["sources"].values())
-    mapped = text_bytes * spent / spent_bytes if spent_bytes else sum(mega / RATES[step] for step in steps)
+    mapped = text_bytes * spent / spent_bytes if spent_bytes else _map_seconds(work, recipe, mega)
     again = mega / RATES["decontamination"] if recipe.decontaminate and recipe.decontaminate.held_out else 0.0
     tokens = min(mega, 64.0) / RATES["tokens"] if recipe.tokenizer else 0.0
     return {
@@ -108,6 +111,21 @@ def _cpu_seconds(work: RecipeWork, recipe: Recipe, text_bytes: int, documents: i
         "reduce": documents * REDUCE_MICROSECONDS / 1e6 if recipe.duplicates else 0.0,
         "apply": mega / RATES["read"] + mega / RATES["write"] + again + tokens,
     }
+
+
+def _map_seconds(work: RecipeWork, recipe: Recipe, mega: float) -> float:
+    """Return the CPU time of the map pass by measured rates, where no shard has been done."""
+    steps = ["read", "write"]
+    steps += ["signatures"] if recipe.duplicates else []
+    steps += ["decontamination"] if recipe.decontaminate else []
+    seconds = sum(mega / RATES[step] for step in steps)
+    for number, source in enumerate(recipe.sources.values()):
+        own = sum(_text_bytes(item.path, item.bytes) for item in work.inputs if item.source == number)
+        seconds += own / _MEGA / RATES["filters"] if source.filters is not None else 0.0
+        seconds += own / _MEGA / RATES["personal data"] if source.personal_data is not None else 0.0
+        # Programs cost a thousand times more than all other steps: a plan without them would be no plan.
+        seconds += own / _SOLUTION_BYTES * SOLUTION_SECONDS if source.kind == "synthetic" else 0.0
+    return seconds
 
 
 def _disk_bytes(recipe: Recipe, text_bytes: int, documents: int) -> dict[str, int]:

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
+from megacode.base.files import naming
+
 FRAME_BYTES = 1 << 20  # of text
 LEVEL = 3  # 94 MB of text per CPU-second; higher levels cost more than the disk they save
 
@@ -52,7 +54,9 @@ class FramedWriter:
             self._flush()
 
     def _flush(self) -> None:
-        self._file.write(self._compressor.compress(b"".join(line + b"\n" for line in self._lines)))
+        # One call a frame writes its size in front, so that reading it back allocates once.
+        with naming(self._path):
+            self._file.write(self._compressor.compress(b"".join(line + b"\n" for line in self._lines)))
         self._frames.append((self._file.tell(), self.documents))
         self._lines, self._held = [], 0
 
@@ -74,6 +78,7 @@ def read_some(path: Path, frames: npt.NDArray[np.int64], positions: Sequence[int
     which = np.searchsorted(frames[:, 1], wanted, "right") - 1
     found: dict[int, bytes] = {}
     with path.open("rb") as file:
+        # In the order of the file: documents of one cluster often lie in neighbouring frames.
         for frame in np.unique(which).tolist():
             lines = _frame(file, frames, frame)
             for position in wanted[which == frame].tolist():

@@ -48,6 +48,7 @@ class CorpusDir:
 
     def mapped(self, shard: Shard) -> MapDir:
         """Return the files of a shard's map pass."""
+        # The number of shards is in the name: results of another number are never taken for these.
         return MapDir(self.map / name(shard))
 
     @property
@@ -104,6 +105,7 @@ class CorpusDir:
 
     def output(self, source: str, shard: Shard, *, held_out: bool = False) -> Path:
         """Return a shard's file of a source."""
+        # Directories, not prefixes of names: a glob over one source never finds its held-out documents.
         return self.corpus / (source + HELD_OUT * held_out) / f"{name(shard)}.jsonl.zst"
 
     @property

@@ -19,7 +19,7 @@ from megacode.corpus.document import Document
 from megacode.corpus.settings import read_settings
 from megacode.data.records import field_of
 
-_LIST = Path(__file__).with_name("permissive_licences.json")
+LIST = Path(__file__).with_name("permissive_licences.json")
 # What tools write where they found no licence.
 _NONE = frozenset({"", "none", "noassertion", "no license", "no_license", "unknown", "null"})
 
@@ -70,6 +70,7 @@ def make_licence_filter(
             document.fields["license_type"] = "no_license"
             return "no licence" if checked.unlicensed == "drop" else None
         document.fields["license_type"] = "permissive"
+        # A list is what a scanner found in several files: all of them apply, whatever the dump meant by it.
         return next((reason for one in named if (reason := reason_of(one))), None)
 
     return reason_to_drop
@@ -77,7 +78,7 @@ def make_licence_filter(
 
 def permissive_identifiers(settings: LicenceSettings) -> frozenset[str]:
     """Return the SPDX identifiers that count as permissive, in lower case."""
-    ratings: dict[str, list[str]] = json.loads(_LIST.read_text(encoding="utf-8"))["ratings"]
+    ratings: dict[str, list[str]] = json.loads(LIST.read_text(encoding="utf-8"))["ratings"]
     names = list(ratings)  # the best first
     listed = [name for rating in names[: names.index(settings.lowest_rating) + 1] for name in ratings[rating]]
     never = {name.lower() for name in settings.never}

@@ -22,6 +22,7 @@ def is_complete(work: RecipeWork) -> bool:
     """Return whether the corpus is there: its manifest was made from the same facts, and no file is missing."""
     made = read_json(work.out.manifest)
     try:
+        # Sizes, no hashes: this is asked at each call, and the corpus may have terabytes.
         sizes = [(work.out.corpus / item["path"]).stat().st_size == item["file_bytes"] for item in made["outputs"]]
     except (OSError, KeyError, TypeError):
         return False
@@ -37,6 +38,7 @@ def write_manifest(work: RecipeWork) -> Json | None:
     if not all(work.out.applied(shard).exists() for shard in work.all_shards()):
         return None
     manifest = _manifest(work)
+    # The manifest last: it is what tells the next call that all is there.
     write_text(work.out.card, render_card(manifest))
     write_json(work.out.manifest, manifest)
     return manifest

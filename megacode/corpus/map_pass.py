@@ -17,6 +17,7 @@ import xxhash
 
 from megacode.base.claims import claimed
 from megacode.base.files import Json, atomic_path, remove, to_json
+from megacode.corpus.arrays import save_array
 from megacode.corpus.decontaminate.index import Index
 from megacode.corpus.decontaminate.match_files import MatchWriter
 from megacode.corpus.document import Counts, Document
@@ -86,15 +87,16 @@ def _map(work: RecipeWork, shard: Shard, index: Index | None, place: MapDir) -> 
         for source, stretches in groupby(work.parts(shard), lambda part: part[0]):
             steps = source_steps(work.recipe, source, place.scratch)
             counted = Came(steps=steps.counts)
-            for document in _documents(steps, counted, list(stretches)):
+            for document, line in _documents(steps, counted, list(stretches)):
                 held_out = source != AGAINST and _is_held_out(work, source, document.text)
                 counted.documents += 1
-                counted.bytes += sink.add(document, source, held_out)
+                counted.bytes += sink.add(document, line, source, held_out)
             counted.replaced = dict(steps.redact.replaced) if steps.redact else {}
             came[_name(work, source)] = counted
     remove(place.scratch)
     place.timing.write_text(to_json({"cpu_seconds": time.process_time() - began}))
     counts = {"identity": work.identity, "sources": {name: one.as_json() for name, one in came.items()}}
+    # In a directory of its own until it is renamed, so no write here need be atomic by itself.
     place.counts.write_text(to_json(counts, indent=1))
 
 
@@ -102,8 +104,8 @@ def _name(work: RecipeWork, source: int) -> str:
     return "" if source == AGAINST else work.names[source]
 
 
-def _documents(steps: SourceSteps, came: Came, stretches: list[Stretch]) -> Iterator[Document]:
-    """Yield the documents of some stretches that pass a source's filters."""
+def _documents(steps: SourceSteps, came: Came, stretches: list[Stretch]) -> Iterator[tuple[Document, bytes]]:
+    """Yield the documents of some stretches that pass a source's filters, with their lines."""
     made = steps.of_records(_records(steps, came, stretches)) if steps.of_records else _of_files(steps, came, stretches)
     for document in made:
         kept = steps.keep(document)
@@ -124,6 +126,7 @@ def _of_files(steps: SourceSteps, came: Came, stretches: list[Stretch]) -> Itera
     """Yield the documents of a kind that reads whole files: a file belongs to the shard that has its first byte."""
     assert steps.of_file is not None
     for _, path, (start, _) in stretches:
+        # Two shards that begin in one file would both make all of its documents.
         if start == 0:
             before = came.documents + _dropped(steps)
             yield from steps.of_file(path)
@@ -163,10 +166,10 @@ class _Sink:
         self._ids = self._place.ids.open("wb")
         return self
 
-    def add(self, document: Document, source: int, held_out: bool) -> int:
+    def add(self, document: Document, line: bytes, source: int, held_out: bool) -> int:
         """Write a document; return the bytes of its text."""
         name, raw = document.id.encode(errors="replace"), document.text.encode()
-        self._writer.write(document.line())
+        self._writer.write(line)
         self._ids.write(name)
         self._id_ends.append(self._id_ends[-1] + len(name))
         # The key decides which of several duplicates is kept; it must not depend on the order of inputs.
@@ -194,7 +197,7 @@ class _Sink:
             for columns in (self._signatures, self._matches):
                 if columns is not None:
                     columns.close()
-            np.save(self._place.array("sources"), np.array(self._sources, np.uint16))
-            np.save(self._place.array("keys"), np.array(self._keys, np.uint64))
-            np.save(self._place.array("id_ends"), np.array(self._id_ends, np.int64))
-            np.save(self._place.array("frames"), self._writer.frames())
+            save_array(self._place.array("sources"), np.array(self._sources, np.uint16))
+            save_array(self._place.array("keys"), np.array(self._keys, np.uint64))
+            save_array(self._place.array("id_ends"), np.array(self._id_ends, np.int64))
+            save_array(self._place.array("frames"), self._writer.frames())

@@ -35,6 +35,7 @@ _SECRETS = {
     **dict.fromkeys(("sk_live_", "rk_live_"), r"[A-Za-z0-9]{20,200}"),
     "eyJ": r"[\w-]{10,1000}\.eyJ[\w-]{10,8000}\.[\w-]{10,1000}",
     "AIza": r"[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])",
+    **dict.fromkeys(("sk-proj-", "sk-ant-"), r"[A-Za-z0-9_-]{40,200}"),
     "glpat-": r"[A-Za-z0-9_-]{20,200}",
     "hf_": r"[A-Za-z]{34}(?![A-Za-z0-9])",
     "-----BEGIN ": r"(?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----[^-]{40,20000}-----END [A-Z0-9 ]{1,40}-----",
@@ -56,7 +57,8 @@ _LONGEST_LOCAL = 64
 _DIGITS_AND_DOTS = bytes(byte in b"0123456789." for byte in range(256))
 _SHORTEST_ADDRESS = 7
 _ADDRESS = re.compile(r"(?<![\w.:-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)", re.ASCII)
-_VERSION_BEFORE = re.compile(r"(?:version\W{0,5}|release\W{0,5}|[<>=~^]\s?|\bv\s?)$", re.IGNORECASE)
+# A single `=` or `>` is no sign of a version: `HOST=` and `<td>` stand before addresses.
+_VERSION_BEFORE = re.compile(r"(?:version\W{0,5}|release\W{0,5}|(?:[<>=~!]=|~>|[~^])\s?|\bv\s?)$", re.IGNORECASE)
 _SMALL = 20  # four numbers below this look like a version
 _NAME_SERVERS = frozenset({"8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9", "208.67.222.222", "208.67.220.220"})
 

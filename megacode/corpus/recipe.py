@@ -133,6 +133,7 @@ def read_recipe(document: dict[str, Any], where: str) -> Recipe:
     Raises:
         ConfigError: with every mistake.
     """
+    # A dump takes hours, so a recipe with three mistakes should be refused once, not three times.
     problems: list[Problem] = []
     try:
         recipe = Recipe.model_validate(document)
@@ -156,6 +157,7 @@ def _sources_have_inputs(recipe: Recipe) -> Iterator[Problem]:
         if "-" in source.inputs:
             fix = "write it to a file first: passes read inputs more than once"
             yield Problem("standard input cannot be an input of a recipe", f"{where}.inputs", fix)
+        # A name with a slash, or "..", would write outside the output directory.
         if not set(name) <= _NAME or name.startswith("."):
             fix = "use letters, digits, '_' and '-'"
             yield Problem(f"{name!r} cannot be the name of a source: it names a directory", where, fix)

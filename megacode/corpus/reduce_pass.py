@@ -11,6 +11,7 @@ import numpy.typing as npt
 from megacode.base.claims import claimed
 from megacode.base.errors import DataError, Problem
 from megacode.base.files import Json, atomic_path, read_json, remove, write_json
+from megacode.corpus.arrays import save_array
 from megacode.corpus.contaminated import decontaminate
 from megacode.corpus.document import Counts
 from megacode.corpus.duplicates.collection import SignedShard
@@ -36,8 +37,10 @@ def reduce_all(work: RecipeWork) -> None:
     with claimed(out.reduce, "--pass reduce"):
         out.reduce.mkdir(parents=True, exist_ok=True)
         every = Numbered(open_shards(work))
+        # Before hours of comparing: a recipe that drops everything is nearly always a mistake.
         _refuse_empty(work, every, np.ones(every.total, bool), "filters")
         reasons, roots, found = _duplicates(work, every)
+        # After duplicates: a run of words counts as common by the documents that hold it, and copies are not several.
         contamination = decontaminate(work, every, reasons)
         _refuse_empty(work, every, reasons == DropReason.KEPT, "duplicates and decontamination")
         _save(out.dropped, reasons)
@@ -51,6 +54,7 @@ def reduce_all(work: RecipeWork) -> None:
                 "contamination": contamination,
             },
         )
+        # Not earlier: until the report is there, a killed pass resumes from it.
         remove(out.scratch)
 
 
@@ -88,6 +92,7 @@ def _refuse_empty(work: RecipeWork, every: Numbered, kept: npt.NDArray[np.bool_]
     Raises:
         DataError: names each such source, and the reason that dropped most of it.
     """
+    # Held-out documents do not count: a source of which only they are left would train nothing.
     left = np.zeros(len(work.names) + 1, np.int64)
     for shard in every.shards:
         here = shard.source[kept[shard.first : shard.first + shard.documents] & ~shard.held_out]
@@ -98,14 +103,17 @@ def _refuse_empty(work: RecipeWork, every: Numbered, kept: npt.NDArray[np.bool_]
 
 
 def _emptied(work: RecipeWork, every: Numbered, name: str, what: str) -> Problem:
-    counts, records = Counts(), 0
+    counts, records, bad = Counts(), 0, 0
     for shard in every.shards:
         came = read_json(shard.place.counts)["sources"].get(name, {})
         records += came.get("records", 0)
+        bad += came.get("bad", 0)
         for rows in came.get("steps", {}).values():
             counts.merge(Counts.of_json(rows))
     reasons = [f"{row['documents']:,} {reason!r}" for reason, row in list(counts.as_json().items())[:3]]
     where = f"sources.{name}"
+    if bad and not records:
+        return Problem(f"none of its {bad:,} records can be read", where, "leave out skip_bad to see what is wrong")
     if not records:
         return Problem("its inputs hold no record", where, "check that these are the files you mean")
     dropped = f" ({', '.join(reasons)})" if reasons else ""
@@ -114,5 +122,5 @@ def _emptied(work: RecipeWork, every: Numbered, name: str, what: str) -> Problem
 
 
 def _save(path: Path, array: npt.NDArray[Any]) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array)
+    with atomic_path(path) as temporary:
+        save_array(temporary, array)

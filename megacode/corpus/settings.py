@@ -25,6 +25,7 @@ def read_settings(schema: type[Section], given: Mapping[str, Any] | Section, whe
     Raises:
         ConfigError: with every mistake.
     """
+    # The recipe is validated once as a whole; kinds and filters then get their section ready-made.
     if isinstance(given, schema):
         return given
     try:

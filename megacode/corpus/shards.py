@@ -59,6 +59,7 @@ class MappedShard:
 
     def order(self) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint64]]:
         """Return what decides which of several duplicates is kept: tier and key of the id of each document."""
+        # From source numbers, not stored: the order of sources is the recipe's, and the facts hold that.
         tiers = np.where(self.held_out, TIER_HELD_OUT, self.source + FIRST_TIER)
         tiers = np.where(self.source == AGAINST, TIER_AGAINST, tiers).astype(np.uint16)
         return tiers, np.asarray(np.load(self.place.array("keys")))
@@ -74,6 +75,7 @@ class MappedShard:
 
     def ids(self, positions: npt.NDArray[np.int64]) -> list[str]:
         """Return the ids of the documents at some positions."""
+        # Ids apart from documents: naming the document that stays costs a seek, not a decompressed frame.
         ends = np.load(self.place.array("id_ends"), mmap_mode="r")
         with self.place.ids.open("rb") as file:
             found = []
@@ -90,6 +92,7 @@ def open_shards(work: RecipeWork) -> list[MappedShard]:
         DataError: one is missing, or was made from other facts.
     """
     shards, first = [], 0
+    # All at once: a user who has to start ten jobs again wants ten numbers, not one ten times.
     missing = [shard for shard in work.all_shards() if not work.out.mapped(shard).counts.exists()]
     if missing:
         raise _missing(work, missing)
@@ -98,7 +101,8 @@ def open_shards(work: RecipeWork) -> list[MappedShard]:
         if read_json(place.counts).get("identity") != work.identity:
             fix = f"remove {place.path}, and run its map pass again"
             raise DataError("this shard was made from another recipe or other inputs", str(place.path), fix)
-        one = MappedShard(place, first, np.load(place.array("sources")))
+        # Mapped: every process of the apply pass opens all shards, and needs few of their pages.
+        one = MappedShard(place, first, np.load(place.array("sources"), mmap_mode="r"))
         shards.append(one)
         first += one.documents
     return shards
@@ -130,6 +134,7 @@ class Numbered:
 
     def documents(self, numbers: npt.NDArray[np.int64]) -> list[Document]:
         """Return some documents, in the order asked for."""
+        # A number may be asked for twice; its frame is decompressed and parsed once.
         found: dict[int, Document] = {}
         for shard, positions in self._by_shard(numbers):
             found |= dict(zip((positions + shard.first).tolist(), shard.some(positions), strict=True))

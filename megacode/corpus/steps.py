@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megacode.corpus.compared import compared_documents
 from megacode.corpus.document import Counts, Document
 from megacode.corpus.filters import make_filters
 from megacode.corpus.inputs import AGAINST
@@ -39,13 +40,24 @@ class SourceSteps:
     skip_bad: bool
     counts: dict[str, Counts] = field(default_factory=dict)
 
-    def keep(self, document: Document) -> Document | None:
-        """Return a document with personal data replaced, or None if a rule drops it, which is counted."""
-        for step, rule in self.rules:
+    def keep(self, document: Document) -> tuple[Document, bytes] | None:
+        """Return a document with personal data replaced, and its line; None if it is dropped, which is counted."""
+        for step, rule in [("kind", _no_text), *self.rules]:
             if reason := rule(document):
                 self.counts.setdefault(step, Counts()).drop(reason, document.text)
                 return None
-        return self.redact(document) if self.redact else document
+        kept = self.redact(document) if self.redact else document
+        try:
+            # Some JSON can be read and not written: halves of surrogate pairs, and fields nested 255 deep.
+            return kept, kept.line()
+        except TypeError:
+            self.counts["kind"].drop("no valid Unicode, or fields nested too deeply", document.text)
+            return None
+
+
+def _no_text(document: Document) -> str | None:
+    # Filters are optional, and an empty document would become a lone end-of-document token.
+    return None if document.text.strip() else "empty text"
 
 
 def source_steps(recipe: Recipe, source: int, scratch: Path) -> SourceSteps:
@@ -58,9 +70,10 @@ def source_steps(recipe: Recipe, source: int, scratch: Path) -> SourceSteps:
     """
     counts = {"kind": Counts()}
     if source == AGAINST:
-        return SourceSteps(make_kind("text", {}, counts["kind"]), None, [], None, False, counts)
+        return SourceSteps(compared_documents, None, [], None, False, counts)
     one: RecipeSource = list(recipe.sources.values())[source]
     rules: list[tuple[str, DropRule]] = []
+    # Personal data last: what is dropped need not be searched. So examples of dropped documents show it.
     if one.filters is not None:
         rules.append(("filters", make_filters(one.filters)))
     if one.licences is not None:

@@ -78,6 +78,7 @@ class Tally:
             self.licences[licence] += 1
         name = f"{key:016x}"
         if len(self.samples) < SAMPLES or name < max(self.samples):
+            # Keyed by the hash: equal texts share one sample, and shards merge by taking the smallest keys.
             self.samples[name] = [document.id, cut(raw)]
             self._trim()
 
@@ -104,6 +105,7 @@ class Tally:
         below, wanted = 0, share * self.documents
         for number, count in sorted(self.lengths.items()):
             below += count
+            # The bin's end, not its middle: a limit read from the card then holds for that share of documents.
             if below >= wanted:
                 return min(bin_start(number + 1) - 1, self.longest)
         return self.longest
@@ -178,7 +180,8 @@ def _first(fields: Mapping[str, Any], keys: Sequence[str]) -> str:
     for key in keys:
         value = fields.get(key)
         if isinstance(value, list):
-            value = " OR ".join(map(str, value))
+            # A list is no expression: whether all of its licences apply, or any, is for the reader of the dump to say.
+            value = ", ".join(map(str, value))
         if value:
             return str(value)[:80]
     return ""

@@ -19,6 +19,7 @@ def encoder(path: str) -> TokenCounter:
     Raises:
         DataError: it cannot be loaded.
     """
+    # Where a directory holds both, either would do for an estimate.
     is_model = path.endswith(".model") or not (Path(path) / "tokenizer.json").exists()
     tokenizer = load_tokenizer(TokenizerConfig(kind="sentencepiece" if is_model else "huggingface", path=path))
 

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import ConfigError, MegacodeError, Problem
-from megacode.base.files import Json, digest, read_json, remove, to_json, write_json
+from megacode.base.files import Json, digest, read_json, to_json, write_json
 from megacode.corpus.inputs import AGAINST, Input, identify
 from megacode.corpus.layout import CorpusDir
+from megacode.corpus.made_before import discard, refuse_foreign, refuse_own_files
 from megacode.corpus.recipe import MACHINE, Recipe
 from megacode.corpus.rules import rules
+from megacode.data.compressed import is_compressed
 from megacode.data.inputs import find_inputs
 from megacode.data.machine_files import Shard
 
-# The unit of work that a kill may cost. Shards of compressed files all read from their beginning, hence the cap.
+# The unit of work that a kill may cost.
 SHARD_BYTES = 64 << 20
+# Of a compressed file: its shards all read it from the beginning.
 SHARDS_PER_FILE = 16
 MOST_SHARDS = 10_000
 
@@ -84,10 +87,12 @@ def prepare(
         DataError: an input is missing or cannot be read.
     """
     out = CorpusDir(Path(recipe.output))
+    # Hashes and the number of shards are kept: each of a thousand array tasks comes through here.
     earlier = read_json(out.facts)
     known = {item["path"]: item for item in earlier.get("inputs", [])}
     inputs = tuple(identify(list(_files(recipe, collected)), known, hashed=hashed))
-    count = shards or int(earlier.get("shards", 0)) or shards_for([item.bytes for item in inputs])
+    count = shards or int(earlier.get("shards", 0)) or shards_for([(item.path, item.bytes) for item in inputs])
+    refuse_own_files(out, [item.path for item in inputs])
     facts = {
         "recipe": described(recipe),
         "inputs": [item.as_json() for item in inputs],
@@ -97,10 +102,16 @@ def prepare(
     return RecipeWork(recipe, out, inputs, count, facts, command)
 
 
-def shards_for(sizes: list[int]) -> int:
-    """Return the number of shards for files of these sizes."""
-    by_size = -(-sum(sizes) // SHARD_BYTES)
-    return max(1, min(by_size, SHARDS_PER_FILE * len(sizes), MOST_SHARDS))
+def shards_for(files: list[tuple[str, int]]) -> int:
+    """Return the number of shards for files of these paths and sizes in bytes."""
+    by_size = -(-sum(size for _, size in files) // SHARD_BYTES)
+    # A small file beside a large one adds nothing to what the large one can be divided into.
+    most = sum(min(-(-size // SHARD_BYTES), _most_of(path)) for path, size in files)
+    return max(1, min(by_size, most, MOST_SHARDS))
+
+
+def _most_of(path: str) -> int:
+    return SHARDS_PER_FILE if is_compressed(Path(path)) else MOST_SHARDS
 
 
 def described(recipe: Recipe) -> Json:
@@ -138,15 +149,19 @@ def settle(work: RecipeWork, overwrite: bool) -> None:
         overwrite: remove such results instead.
 
     Raises:
-        ConfigError: names each recipe setting, input or version that differs from the earlier call.
+        ConfigError: names each recipe setting, input or version that differs from the earlier call; or the directory
+            holds files that no recipe made.
     """
-    out, earlier = work.out, read_json(work.out.facts)
+    out = work.out
+    refuse_foreign(out)
+    earlier = read_json(out.facts)
     differences = list(differences_of(earlier, work.facts)) if earlier else []
     if differences and not overwrite:
         raise ConfigError(problems=[_changed(out, what) for what in differences])
     if differences:
+        # The facts go last: a kill before that leaves a directory that still says what it was made from.
         for old in (out.map, out.reduce, out.apply, out.corpus, out.facts):
-            remove(old)
+            discard(old)
     # Times of modification may have changed; the next call need not hash those files again.
     if work.facts != {key: value for key, value in earlier.items() if key != "identity"}:
         write_json(out.facts, {**work.facts, "identity": work.identity})

@@ -64,7 +64,9 @@ def _matches(pattern: str, option: str) -> list[Path]:
         return files
     files = [path for directory in directories for path in _files_below(directory)]
     if not files and Path(pattern).exists() and not directories:
-        raise DataError("it is not a regular file", f"{option} {pattern}", f"pipe it to the command, and give {option} -")
+        raise DataError(
+            "it is not a regular file", f"{option} {pattern}", f"pipe it to the command, and give {option} -"
+        )
     if not files:
         fix = "give JSON-lines or Parquet files, a directory of them, or a quoted glob"
         raise DataError("there is no such file", f"{option} {pattern}", fix)

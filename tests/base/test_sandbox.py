@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -31,6 +32,12 @@ TIGHT = SandboxLimits(wall_seconds=8.0, cpu_seconds=1, memory_bytes=256 << 20, f
 def test_a_program_passes_only_if_it_runs_to_its_end(program, reason):
     outcome = run_program(program, TIGHT)
     assert (outcome.passed, outcome.reason) == (reason == "passed", reason)
+
+
+def test_limits_of_the_job_that_nobody_may_raise_are_kept():
+    program = "from megacode.base.sandbox import run_program; print(run_program('x = 1').reason)"
+    command = ["bash", "-c", 'ulimit -f 64; ulimit -n 48; exec "$0" -c "$1"', sys.executable, program]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "passed\n"
 
 
 def test_a_program_that_waits_is_ended_with_all_that_it_started(tmp_path):

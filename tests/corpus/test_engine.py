@@ -21,6 +21,8 @@ from megacode.base.errors import ConfigError, DataError
 from megacode.base.user_paths import DiskFullError, explained
 from megacode.corpus import map_pass
 from megacode.corpus.engine import run_recipe
+from megacode.corpus.filters.settings import PRESETS
+from megacode.corpus.kinds import VERSIONS
 from megacode.corpus.recipe import Recipe
 from megacode.data.machine_files import Shard
 from tests.corpus.conftest import ITEM
@@ -134,6 +136,8 @@ def test_a_second_call_does_only_what_is_missing(recipe, tmp_path):
         ("input", r"the input .*2\.jsonl has changed: [\d,]+ bytes before, [\d,]+ now"),
         ("new", r"there is a new input: .*3\.jsonl"),
         ("rules", r"the rules have changed: engine was 1, now 2"),
+        ("kind", r"the rules have changed: kinds.text was 1, now 2"),
+        ("presets", r"the rules have changed: presets was .*, now"),
         ("shards", r"the earlier call had 1 shards, this one 3"),
         ("items", r"the rules have changed: benchmark_files"),
     ],
@@ -153,6 +157,11 @@ def test_what_has_changed_since_the_earlier_call_is_named_and_not_mixed(
         (inputs / "3.jsonl").write_text((inputs / "2.jsonl").read_text())
     elif change == "rules":
         monkeypatch.setattr("megacode.corpus.rules.ENGINE", 2)
+    elif change == "kind":
+        monkeypatch.setitem(VERSIONS, "text", 2)
+    elif change == "presets":
+        (tmp_path / "presets.yaml").write_text(PRESETS.read_text() + "# a comment\n")
+        monkeypatch.setattr("megacode.corpus.rules.PRESETS", tmp_path / "presets.yaml")
     elif change == "items":
         (tmp_path / "items.jsonl").write_text('{"text": "another item with a few more words than five"}\n')
     else:

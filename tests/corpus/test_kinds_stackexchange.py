@@ -97,6 +97,21 @@ def test_what_is_not_kept_is_counted(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+POSTS = st.lists(
+    st.tuples(st.sampled_from(["1", "2", "5"]), st.integers(1, 6), st.integers(1, 6), st.integers(-2, 6)), max_size=24
+)
+
+
+@given(POSTS, st.integers(1, 3), st.integers(1, 3), st.sampled_from([None, 0, 3]))
+def test_every_post_is_in_a_document_or_counted(
+    tmp_path_factory: pytest.TempPathFactory, posts: list[tuple[str, int, int, int]], least: int, most: int, votes: int
+) -> None:
+    rows = [post(one, PostTypeId=kind, ParentId=parent, Score=score) for kind, one, parent, score in posts]
+    path = dump(tmp_path_factory.mktemp("posts"), *rows)
+    documents, dropped = read(path, min_answers=least, max_answers=most, min_question_score=votes)
+    assert sum(len(document.fields["posts"]) for document in documents) + sum(dropped.values()) == len(posts)
+
+
 def test_the_form_of_starcoder2_has_control_tokens_users_and_votes(tmp_path: Path) -> None:
     path = dump(
         tmp_path,

@@ -74,6 +74,7 @@ def _item(row: Json, path: Path, number: int) -> Item:
     text, question, answer = (row.get(key, "") for key in ("text", "question", "answer"))
     if not all(isinstance(part, str) for part in (text, question, answer)) or not (text or question):
         raise DataError("the line is no item", f"{path}:{number}", _FIX)
+    # The line's number names the item in reports, so that a user can find it.
     return Item(str(row.get("task", path.stem)), number, text or _joined(question, answer), question)
 
 

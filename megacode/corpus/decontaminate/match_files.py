@@ -34,6 +34,7 @@ class MatchWriter:
     def add(self, texts: Sequence[str]) -> None:
         """Look at the next documents."""
         found = self._index.matches(texts)
+        # Of the shard, not of the batch; the reduce pass adds where the shard begins.
         found[:, 0] += np.uint32(self._documents)
         with naming(self._path / _FILE):
             self._file.write(found.astype("<u4").tobytes())
@@ -54,6 +55,7 @@ def read_matches(path: Path, index: Index) -> tuple[Matches, int]:
     facts, again = read_json(path / _FACTS), "remove the directory, and run the map pass of this shard again"
     if not facts:
         raise DataError("there are no complete matches here", str(path), again)
+    # Runs are stored by number: with other items the same number is another run.
     if facts["index"] != index.identity:
         raise DataError("its documents were searched for other benchmark items", str(path), again)
     return np.fromfile(path / _FILE, "<u4").reshape(-1, 3), int(facts["documents"])

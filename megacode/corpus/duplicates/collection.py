@@ -88,6 +88,7 @@ class Collection:
     @cached_property
     def tier_counts(self) -> npt.NDArray[np.int64]:
         """Number of documents of each tier."""
+        # Tiers are sources, at most 32,767 of them: a table of all is smaller than one shard's arrays.
         counts = np.zeros(1 << 16, np.int64)
         for part in self.parts:
             counts += np.bincount(part.order()[0], minlength=1 << 16)

@@ -39,6 +39,7 @@ def duplicates_report(found: Duplicates, threshold: float, tiers_of: TiersOf, te
     roots = found.root[dropped].astype(np.int64)
     kept, counts = np.unique(roots, return_counts=True)
     sizes = counts + 1
+    # Of equal sizes the first in the corpus: the report must not depend on how numpy sorts.
     largest = np.lexsort((kept, -sizes))[:_LARGEST]
     reasons = np.bincount(found.why, minlength=len(REASONS))
     return {
@@ -79,6 +80,7 @@ def _cluster(found: Duplicates, kept: int, places: npt.NDArray[np.int64], texts_
     shown = sorted([kept, *members[:_SAMPLES].tolist()])
     texts = texts_of(np.array(shown, dtype=np.int64))
     samples = [{"document": one, "text": text[:_CHARACTERS]} for one, text in zip(shown, texts, strict=True)]
+    # Far below the threshold it tells of a chain: each document near the next, the ends unlike each other.
     lowest = round(float(found.estimates[places].min()), 3)
     return {"documents": len(members) + 1, "kept": kept, "lowest_estimate": lowest, "samples": samples}
 

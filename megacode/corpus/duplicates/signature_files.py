@@ -47,6 +47,7 @@ class SignatureWriter:
     def __init__(self, path: Path, shingle: int = SHINGLE) -> None:
         path.mkdir(parents=True, exist_ok=True)
         self._path, self._shingle, self._count = path, shingle, 0
+        # A file a column: the reduce pass reads bands of all documents, and signatures of few.
         names = [name for name, _, _ in _FILES.values()]
         self._files = {name: (path / name).open("wb") for name in [*names, _BANDS_BY_DOCUMENT]}
 
@@ -64,6 +65,7 @@ class SignatureWriter:
 
     def close(self) -> None:
         """Finish the files."""
+        # Closed before they are counted on: a full disk may only show when buffers are written.
         for file in self._files.values():
             file.close()
         self._transpose()

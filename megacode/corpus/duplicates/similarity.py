@@ -115,6 +115,7 @@ def settle(
     Returns:
         How many pairs were compared.
     """
+    # By now most pairs of a large cluster are joined through others; reading texts is the dearest step.
     pairs = pairs[:, root[pairs[0]] != root[pairs[1]]]
     numbers, places = np.unique(ranking.number_of[pairs], return_inverse=True)
     sets = []

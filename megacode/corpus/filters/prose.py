@@ -64,6 +64,7 @@ class Prose:
 
     def has_stop_words(self, number: int) -> bool:
         """Tell whether so many different stop words occur."""
+        # Splitting costs a Python string a word. Ordinary prose passes at its beginning, so few texts are split whole.
         if len(STOP_WORDS.intersection(self.text[:_HEAD].split())) >= number:
             return True
         return len(STOP_WORDS.intersection(self.text.split())) >= number

@@ -13,7 +13,7 @@ from pydantic import Field
 from megacode.base.errors import ConfigError
 from megacode.config.quantity import Frozen
 
-_PRESETS = Path(__file__).with_name("presets.yaml")
+PRESETS = Path(__file__).with_name("presets.yaml")
 
 _Count = Annotated[int, Field(ge=0)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -101,6 +101,7 @@ class FilterSettings(Thresholds):
     def for_extension(self, extension: str) -> Thresholds:
         """Return the thresholds for documents of one extension (lower case, without the dot; may be empty)."""
         preset = _preset(self.preset)
+        # Only what the recipe wrote down: an explicit null switches a rule off, an absent one keeps the preset's.
         given = self.model_dump(exclude_unset=True, exclude={"preset", "by_extension"})
         exceptions = self.by_extension.get(extension)
         return Thresholds(
@@ -116,7 +117,7 @@ class FilterSettings(Thresholds):
 @cache
 def presets() -> dict[str, Any]:
     """Return `presets.yaml`: thresholds by preset and extension, languages by kind."""
-    found: dict[str, Any] = yaml.safe_load(_PRESETS.read_text(encoding="utf-8"))
+    found: dict[str, Any] = yaml.safe_load(PRESETS.read_text(encoding="utf-8"))
     return found
 
 

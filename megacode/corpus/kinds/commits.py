@@ -76,6 +76,7 @@ def commit_documents(batches: Iterator[Records], settings: CommitSettings, count
         if found is None or reason is not None:
             drop(counts, reason or "no text", row.record)
             continue
+        # Both files are cut at the same distance from the change, so that they can be told to belong together.
         old, new = found.shown()
         parts = (
             Control("<commit_before>"),
@@ -165,6 +166,7 @@ def _equal_ends(old: list[str], new: list[str]) -> tuple[int, int]:
     """Return how many lines are equal at the beginning and, of the rest, at the end."""
     least = min(len(old), len(new))
     head = next((number for number in range(least) if old[number] != new[number]), least)
+    # A line must not count for both ends: of "a a" and "a" one is equal, not two.
     least -= head
     tail = next((number for number in range(least) if old[-1 - number] != new[-1 - number]), least)
     return head, tail

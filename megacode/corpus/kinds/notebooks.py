@@ -58,6 +58,7 @@ def notebook_documents(batches: Iterator[Records], settings: NotebookSettings, c
             drop(counts, "other language" if language else "unknown language", row.record)
             continue
         cells = merged(cells_of(notebook, settings.max_output))
+        # A notebook of text alone is no code; its text is a matter for the kind `text`.
         if not any(cell.kind == _CODE for cell in cells):
             drop(counts, "no code", row.record)
             continue

@@ -56,6 +56,7 @@ def rows_of(batches: Iterator[Records], key: str) -> Iterator[Row]:
     """
     for records in batches:
         for record, line in zip(records.rows, records.lines, strict=True):
+            # An id that is a list or an object would be its Python text: the line number says more.
             name = field_of(record, key)
             yield Row(str(name) if isinstance(name, str | int) else f"{records.path}:{line}", record)
 

@@ -34,6 +34,10 @@ _OF_RECORDS: dict[str, tuple[Any, Callable[..., Iterator[Document]]]] = {
 # These read whole files by themselves: a dump's answers belong to questions anywhere in the file.
 FILE_KINDS = ("stackexchange",)
 KINDS = (*_OF_RECORDS, *FILE_KINDS)
+# Counted up when a kind makes other documents of the same records.
+VERSIONS = dict.fromkeys(KINDS, 1)
+# Libraries whose versions decide what a kind reads.
+PARSERS = {"stackexchange": ("lxml", "selectolax")}
 
 
 def make_kind(
@@ -71,6 +75,7 @@ def make_file_kind(
     Raises:
         ConfigError: for mistakes in the settings.
     """
+    # The recipe was checked before; only a mistake in this program gets here.
     assert name in FILE_KINDS, name
     checked = read_settings(StackExchangeSettings, settings, where)
     return partial(stackexchange_documents, settings=checked, counts=counts, scratch=scratch)

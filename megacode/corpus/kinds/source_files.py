@@ -77,6 +77,7 @@ class Languages:
     def of(self, path: str) -> str | None:
         """Return the language of a file, or None if it is none of them."""
         name = os.path.basename(path)
+        # Names first: Makefile and Dockerfile have no extension, CMakeLists.txt the wrong one.
         return self._names.get(name) or self._extensions.get(os.path.splitext(name)[1][1:].lower())
 
 
@@ -122,6 +123,7 @@ def with_metadata(document: Document, row: Row, settings: SourceFileSettings) ->
         "<gh_stars>": _bin(field_of(row.record, settings.stars)),
     }
     parts: list[str | Control] = []
+    # Each is drawn by itself: a model must also see files that name their path and no repository.
     for token, value in values.items():
         if value and draw(document.id, token, settings.seed) < settings.metadata:
             parts += [Control(token), value]

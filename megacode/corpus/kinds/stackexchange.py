@@ -171,7 +171,9 @@ def _joined(lines: bytes, site: str, settings: StackExchangeSettings, counts: Co
     for line in io.BytesIO(lines):
         post = orjson.loads(line)
         if post["PostTypeId"] == _QUESTION:
-            questions[post["Id"]] = post
+            # Dumps that were joined may hold a question twice; the first one stays.
+            if questions.setdefault(post["Id"], post) is not post:
+                counts.drop("number of an earlier question", post["Body"])
         else:
             answers[post["ParentId"]].append(post)
     for name in sorted(questions, key=int):
@@ -195,8 +197,11 @@ def _document(
 ) -> Document | None:
     """Return a question with its kept answers, or None if it is dropped."""
     accepted = question.get("AcceptedAnswerId")
+    given_up = "answer to a dropped question"
     if settings.min_question_score is not None and _score(question) < settings.min_question_score:
         counts.drop("question with few votes", question["Body"])
+        for post in answers:
+            counts.drop(given_up, post["Body"])
         return None
     # The accepted answer first, then by votes; of equal ones the older.
     ranked = sorted(answers, key=lambda post: (post["Id"] != accepted, -_score(post), len(post["Id"]), post["Id"]))
@@ -210,6 +215,8 @@ def _document(
             kept.append(post)
     if len(kept) < settings.min_answers:
         counts.drop("question with few kept answers", question["Body"])
+        for post in kept:
+            counts.drop(given_up, post["Body"])
         return None
     fields = {
         "site": site,

@@ -61,6 +61,7 @@ def synthetic_documents(batches: Iterator[Records], settings: SyntheticSettings,
     Raises:
         ConfigError: running the programs was not allowed.
     """
+    # In the recipe, not on the command line: whoever reads the recipe must see that it runs foreign code.
     if not settings.run_generated_code:
         what = "the kind synthetic runs the programs of its input, which must be allowed"
         raise ConfigError(what, "settings.run_generated_code", "set it to true, on a machine or in a container for it")
@@ -70,7 +71,11 @@ def synthetic_documents(batches: Iterator[Records], settings: SyntheticSettings,
         memory_bytes=settings.memory_mib << 20,
         processes=False,  # a program that forks without end would slow down the whole machine until its deadline
     )
+    checked = False
     for row in rows_of(batches, settings.id):
+        if not checked:
+            _refuse_broken_sandbox(limits)
+            checked = True
         problem, solution, tests = row.text(settings.problem), row.text(settings.solution), _tests(row, settings)
         if problem is None or solution is None or tests is None:
             drop(counts, "no text", row.record)
@@ -112,6 +117,19 @@ def reason_to_drop(solution: str, tests: str, limits: SandboxLimits | None = Non
     if run_program(f"{emptied}\n\n{tests}\n{_CALL_TESTS}", limits).passed:
         return "tests pass on an empty solution"
     return None
+
+
+def _refuse_broken_sandbox(limits: SandboxLimits) -> None:
+    """Refuse to judge programs where even one that does nothing fails.
+
+    Raises:
+        ConfigError: it says how that one ended.
+    """
+    # Without this, a node with too little memory would drop its share of the solutions as wrong, and end well.
+    outcome = run_program("pass", limits)
+    if not outcome.passed:
+        what = f"programs cannot be run here: one that does nothing ends with {outcome.reason!r}"
+        raise ConfigError(what, "settings.memory_mib", "raise the limits, or look for those of the job (ulimit -a)")
 
 
 def _emptied(solution: str) -> str | None:
