@@ -21,6 +21,7 @@ from megacode.corpus.engine import PASSES, Pass, run_recipe
 from megacode.corpus.estimate import plan_recipe
 from megacode.corpus.layout import CorpusDir
 from megacode.corpus.recipe import load_recipe
+from megacode.corpus.work import MOST_SHOWN
 from megacode.data.machine_files import Shard
 
 log = logging.getLogger(__name__)
@@ -117,7 +118,8 @@ def print_plan(plan: Json, console: Console) -> None:
         costs.add_row(name, format_seconds(seconds), format_bytes(disk))
     console.print(costs)
     console.print("complete" if plan["done"]["complete"] else _progress(plan), soft_wrap=True)
-    for what in plan["changed"]:
+    more = len(plan["changed"]) - MOST_SHOWN
+    for what in [*plan["changed"][:MOST_SHOWN], *([f"and {more:,} more differences"] if more > 0 else [])]:
         console.print(f"changed since the earlier call: {what}", soft_wrap=True)
 
 

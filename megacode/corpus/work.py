@@ -23,6 +23,7 @@ SHARD_BYTES = 64 << 20
 # Of a compressed file: its shards all read it from the beginning.
 SHARDS_PER_FILE = 16
 MOST_SHARDS = 10_000
+MOST_SHOWN = 8  # differences to an earlier call
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,9 @@ def settle(work: RecipeWork, overwrite: bool) -> None:
     earlier = read_json(out.facts)
     differences = list(differences_of(earlier, work.facts)) if earlier else []
     if differences and not overwrite:
-        raise ConfigError(problems=[_changed(out, what) for what in differences])
+        # A directory that was moved changes every input: the first ones say what happened.
+        more = [f"and {len(differences) - MOST_SHOWN:,} more differences"] if len(differences) > MOST_SHOWN else []
+        raise ConfigError(problems=[_changed(out, what) for what in [*differences[:MOST_SHOWN], *more]])
     if differences:
         # The facts go last: a kill before that leaves a directory that still says what it was made from.
         for old in (out.map, out.reduce, out.apply, out.corpus, out.facts):

@@ -165,6 +165,19 @@ def test_results_of_the_recipe_are_no_inputs_of_it(make: Callable[..., Any], tmp
         plan_recipe(read_recipe({"name": "x", "output": str(tmp_path / "out"), "sources": sources}, "recipe.yaml"))
 
 
+def test_of_many_changed_inputs_the_first_are_named(make: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    (folder / "0.jsonl").write_text(text(GOOD)[0])
+    source = {"inputs": [str(folder)]}
+    make([], source=source)
+    for number in range(1, 30):
+        (folder / f"{number}.jsonl").write_text(text(GOOD)[0])
+    with pytest.raises(ConfigError, match="and 21 more differences") as refused:
+        make([], source=source)
+    assert str(refused.value).count("there is a new input") == 8
+
+
 def test_a_kill_while_old_results_are_removed_leaves_none_in_part(
     make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
