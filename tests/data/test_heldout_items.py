@@ -181,3 +181,36 @@ def test_a_study_that_no_items_can_be_made_for_says_why(data, tmp_path):
     with pytest.raises(DataError, match="holds out no document"):
         build_items([config(data, 0.0, text="text")], "heldout", tmp_path)
     assert not list(tmp_path.glob("*.jsonl"))
+
+
+@pytest.mark.parametrize(("suite", "source"), [("heldout", "web"), ("demo", "code")])
+def test_where_training_holds_all_of_it_the_items_overlap_and_a_warning_says_so(data, tmp_path, caplog, suite, source):
+    with IndexedDatasetWriter(str(tmp_path / "copies"), np.uint16) as writer:
+        for number in [*range(2000, 2100)] * 3:
+            ids = np.array([*ids_of(data, words(number) + "\n"), 0], dtype=np.uint16)
+            writer.add(ids, np.array([len(ids)]))
+    build_items([config(data, 0.3, **{source: str(tmp_path / "copies")})], suite, tmp_path / "items")
+    tasks = json.loads((tmp_path / "items/items.json").read_text())["tasks"]
+    assert all(task["items"] >= 30 for task in tasks.values())
+    assert f"{source}: most held-out" in caplog.text
+    assert "are in the training data too" in caplog.text
+
+
+def ids_of(data: Path, text: str) -> list[int]:
+    from tokenizers import Tokenizer
+
+    return list(Tokenizer.from_file(str(data / "tokenizer/tokenizer.json")).encode(text).ids)
+
+
+def test_an_item_of_heldout_is_a_documents_longest_stretch_that_training_does_not_hold(data, tmp_path):
+    shared = "this notice is in every document of the set, and says nothing about what else is in it\n"
+    own = ["\n".join(f"{number} {words(number + line)}" for line in (0, 5000, 9000)) + "\n" for number in range(60)]
+    with IndexedDatasetWriter(str(tmp_path / "notices"), np.uint16) as writer:
+        for text in own:
+            ids = np.array([*ids_of(data, shared + text), 0], dtype=np.uint16)
+            writer.add(ids, np.array([len(ids)]))
+    build_items([config(data, 0.3, web=str(tmp_path / "notices"))], "heldout", tmp_path / "items")
+    found = items(tmp_path / "items")["heldout_web"]
+    assert len(found) >= 10
+    assert not any("notice" in text for text in found)
+    assert all(any(text in whole for whole in own) for text in found)

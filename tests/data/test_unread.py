@@ -88,3 +88,12 @@ def test_a_budget_scans_an_even_sample_of_the_training_data(tokenizer, tmp_path)
     part = unread(tokenizer, tmp_path, training, heldout, budget=70_000)
     assert not any(whole.holds(text) for text in heldout)
     assert 0 < sum(part.holds(text) for text in heldout) < len(heldout)
+
+
+def test_with_a_large_vocabulary_ten_shared_tokens_count_whatever_their_bytes(tokenizer, tmp_path, monkeypatch):
+    digits = "1 2 3 4 5 6 7"
+    training = [f"{text.strip()} {digits}\n" for text in sentences(8, 300)]
+    heldout = [f"{digits} {text}" for text in sentences(9, 30)]
+    assert unread(tokenizer, tmp_path, training, heldout).holds(heldout[0])
+    monkeypatch.setattr("megacode.data.unread.LARGE_VOCABULARY", 100)
+    assert not unread(tokenizer, tmp_path, training, heldout).holds(heldout[0])
