@@ -144,9 +144,8 @@ def preprocess(
 
     Flags and output bytes are Megatron-LM's. Writes data/web_text_document.bin, .idx and .manifest.json.
     Interrupted, the same command goes on where it stopped.
-    Several processes or machines can share the work with --shard 0/16 to --shard 15/16.
-    `megacode data merge` joins the shards; the result equals that of one process, byte for byte.
-    slurm/preprocess.sh does both.
+    Several processes or machines can share the work with --shard 0/16 to --shard 15/16. `megacode data merge` joins
+    the shards; the result equals that of one process, byte for byte. slurm/preprocess.sh does both.
     """
     setup_logging()
 
