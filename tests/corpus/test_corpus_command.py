@@ -163,6 +163,7 @@ def test_the_script_refuses_what_it_cannot_submit(submit):
     assert missing.returncode == 2
     assert "no such file" in missing.stderr
     assert "TASKS is '0'" in submit(RECIPE="planted.yaml", TASKS="0").stderr
-    assert "run slurm/corpus.sh on a login node" in submit(
-        RECIPE="planted.yaml", SLURM_JOB_ID="7", MEGACODE_ROOT=str(ROOT)
-    ).stderr
+    assert (
+        "run slurm/corpus.sh on a login node"
+        in submit(RECIPE="planted.yaml", SLURM_JOB_ID="7", MEGACODE_ROOT=str(ROOT)).stderr
+    )

@@ -32,6 +32,7 @@ def test_every_target_takes_its_seeds_their_heads_and_wrong_bytes_in_them(fuzz: 
     for seed in parquet:
         fuzz.TARGETS["parquet"].read(seed, tmp_path)
         assert (tmp_path / "rows").read_text() == "12"
+    assert len(fuzz.TARGETS) > 1
     for target in fuzz.TARGETS.values():
         seeds = target.seeds()
         assert seeds
