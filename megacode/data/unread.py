@@ -5,8 +5,8 @@ repeats. An item on such a passage measures memory. So every short run of tokens
 in the training part of all sources. Where runs that were found overlap, they are one shared stretch; it counts from
 `SHARED_BYTES`, and with a large vocabulary from almost as many tokens as the contamination check takes.
 
-This is stricter than that check on purpose. Frequent phrases are few tokens (`from __future__ import annotations` is
-four), so runs of tokens alone would miss them; and a stretch whose parts come from several documents counts too.
+This is stricter than that check on purpose. Frequent phrases are few tokens: two lines of imports, 60 characters, are
+eleven of the demo's, and runs of 13 miss them. A stretch whose parts come from several documents counts too.
 """
 
 from __future__ import annotations
