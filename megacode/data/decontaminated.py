@@ -30,15 +30,17 @@ def decontaminated_inputs(inputs: Sequence[Path]) -> tuple[Json, ...]:
 
 def _suites_of(path: Path) -> tuple[Json, ...]:
     place = path.parent.parent
-    # The manifest lists its files: one that was put there by someone else has not been decontaminated.
-    outputs = _outputs(place / MANIFEST)
-    return _suites(place / MANIFEST) if str(path.relative_to(place)) in outputs else ()
+    # The manifest lists its files: one that was put there or changed by someone else has not been decontaminated.
+    size = _outputs(place / MANIFEST).get(str(path.relative_to(place)))
+    return _suites(place / MANIFEST) if path.is_file() and path.stat().st_size == size else ()
 
 
 @lru_cache(maxsize=16)
-def _outputs(manifest: Path) -> frozenset[str]:
-    rows = read_json(manifest).get("outputs", [])
-    return frozenset(str(row.get("path")) for row in rows if isinstance(row, dict))
+def _outputs(manifest: Path) -> dict[str, Any]:
+    """Return the bytes of each file that a corpus has; none where the manifest is of another program."""
+    rows = read_json(manifest).get("outputs")
+    known = rows if isinstance(rows, list) else []
+    return {str(row.get("path")): row.get("file_bytes") for row in known if isinstance(row, dict)}
 
 
 @lru_cache(maxsize=16)

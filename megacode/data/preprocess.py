@@ -22,7 +22,7 @@ import numpy as np
 
 from megacode.base.claims import claimed
 from megacode.base.errors import ConfigError, DataError
-from megacode.base.files import Json, read_json, remove
+from megacode.base.files import Json, remove
 from megacode.base.units import format_count
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
 from megacode.data import manifest as manifests
@@ -79,29 +79,29 @@ def preprocess(job: PreprocessJob) -> dict[str, Manifest]:
             refuse_standard_input(inputs, "standard input cannot be divided into shards")
         is_resumable = STANDARD_INPUT not in inputs
         journal = Journal(prefixes[0], deciding(job, tokenizer, dtype, inputs), resumable=is_resumable)
-        _forget_moved(job, dtype, journal)
         if not is_resumable:
             _LOG.warning("standard input cannot be read twice: if this is interrupted, it starts from the beginning")
-        kept = journal.read(job.overwrite, job.skip_bad_lines) or {}
-        # Files that this job has published itself are no others.
-        if "finished" not in kept:
-            refuse_existing(manifests.files_of(prefixes), job.overwrite, "--output-prefix")
+        journal.read(job.overwrite, job.skip_bad_lines)
+        refuse_existing(_to_replace(job, dtype, journal), job.overwrite, "--output-prefix")
         with _kept_on_failure(journal):
             return _run(job, tokenizer, dtype, inputs, journal)
 
 
-def _forget_moved(job: PreprocessJob, dtype: np.dtype, journal: Journal) -> None:
-    """Forget an attempt that finished, and whose files are neither unpublished nor under their names."""
-    finished = read_json(journal.path).get("finished", {})
-    for key, made in finished.items() if set(finished) == set(job.keys) else ():
-        writer = plain(writer_of(job, key, dtype, journal.directory))
-        writer.hashes = {end: FileHashes.of(item) for end, item in made["hashes"].items()}
+def _to_replace(job: PreprocessJob, dtype: np.dtype, journal: Journal) -> list[Path]:
+    """Return the files that the job would replace; forget an attempt that finished, and whose files are gone."""
+    prefixes = [job.prefix(key) for key in job.keys]
+    others: list[Path] = []
+    for key, made in (journal.record or {}).get("finished", {}).items():
+        paths = plain(writer_of(job, key, dtype, journal.directory)).finished_files()
         # Either name will do: a kill may have ended the attempt in the middle of publishing.
-        there = {end: [path for path in paths if path.is_file()] for end, paths in writer.finished_files().items()}
-        if any(all(path.stat().st_size != known.size for path in there[end]) for end, known in writer.hashes.items()):
+        there = {end: [path.stat().st_size for path in paths[end] if path.is_file()] for end in made["hashes"]}
+        if any(item["size"] not in there[end] for end, item in made["hashes"].items()):
             _LOG.warning("what an earlier attempt finished in %s was removed since: starting again", journal.directory)
             journal.clear()
-            return
+            break
+        # Files that this job has published itself are no others.
+        others += [path for end in made["hashes"] for temporary, path in [paths[end]] if temporary.exists()]
+    return others if journal.record and "finished" in journal.record else manifests.files_of(prefixes)
 
 
 @contextmanager

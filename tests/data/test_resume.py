@@ -262,6 +262,25 @@ def test_finished_files_that_were_removed_are_made_again(small, job, monkeypatch
     assert not unfinished(tmp_path)
 
 
+def test_finished_work_never_replaces_what_appeared_since(small, job, monkeypatch, tmp_path) -> None:
+    # Killed before publishing.
+    with monkeypatch.context() as patch:
+        patch.setattr("megacode.data.indexed.IndexedDatasetWriter.publish", lambda self: stop())
+
+        def stop() -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(UnfinishedError):
+            preprocess(job)
+    other = Path(f"{job.output_prefix}_text_document.bin")
+    other.write_bytes(b"of another command")
+    with pytest.raises(ConfigError, match=r"out_text_document\.bin already exists"):
+        preprocess(job)
+    assert other.read_bytes() == b"of another command"
+    made = preprocess(replace(job, overwrite=True))["text"]
+    assert made == preprocess(replace(job, output_prefix=str(tmp_path / "whole")))["text"]
+
+
 def test_an_input_that_changes_while_it_is_read_is_refused(small, job, inputs, monkeypatch, tmp_path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_bytes(Path(inputs[0]).read_bytes())

@@ -11,7 +11,7 @@ from megacode.base.errors import ConfigError
 from megacode.base.files import write_json
 from megacode.corpus.decontaminate import Benchmark
 from megacode.data import manifest as manifests
-from megacode.data.decontaminated import common_suites, decontaminated_inputs
+from megacode.data.decontaminated import _outputs, common_suites, decontaminated_inputs
 from megacode.data.demo_items import build_demo_tasks
 from megacode.eval.decontaminated import decontamination, describe_decontamination
 from megacode.eval.offline import surroundings
@@ -141,12 +141,28 @@ def test_a_data_set_is_decontaminated_if_all_its_inputs_are(tmp_path: Path) -> N
     corpus = tmp_path / "corpus"
     files = [corpus / "text" / name for name in ("one.jsonl.zst", "two.jsonl.zst", "foreign.jsonl")]
     suites = [{"suite": "s", "tasks": {"t": {"items": 3, "sha256": "ab"}}}]
-    outputs = [{"path": "text/one.jsonl.zst"}, {"path": "text/two.jsonl.zst"}]
+    (corpus / "text").mkdir(parents=True)
+    for file in files:
+        file.write_bytes(b"twelve bytes")
+    outputs = [{"path": f"text/{name}.jsonl.zst", "file_bytes": 12} for name in ("one", "two")]
     write_json(corpus / "manifest.json", {"outputs": outputs, "contamination": {"suites": suites}})
     assert decontaminated_inputs(files[:2]) == ({"suite": "s", "tasks": {"t": "ab"}},)
     assert decontaminated_inputs(files) == ()
     assert decontaminated_inputs([tmp_path / "elsewhere/x.jsonl", files[0]]) == ()
     assert decontaminated_inputs([]) == ()
+    with files[1].open("ab") as file:
+        file.write(b"more")
+    assert decontaminated_inputs(files[:1]) == ({"suite": "s", "tasks": {"t": "ab"}},)
+    assert decontaminated_inputs(files[:2]) == ()
+
+
+def test_manifests_of_other_programs_say_nothing_of_contamination(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.jsonl").write_bytes(b"")
+    for foreign in ({"outputs": 5}, {"outputs": None}, {"outputs": ["raw/a.jsonl"]}, {}):
+        write_json(tmp_path / "manifest.json", foreign)
+        _outputs.cache_clear()
+        assert decontaminated_inputs([tmp_path / "raw" / "a.jsonl"]) == ()
 
 
 def test_merged_data_sets_are_decontaminated_against_what_all_parts_are() -> None:
