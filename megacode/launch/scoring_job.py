@@ -55,7 +55,11 @@ def score_by_job(checkpoint: Path, suite: str, arguments: Sequence[str], options
     # The name identifies checkpoint and arguments, so that the next start of the run finds the job again.
     name = f"scores-{place.name}-{digest(str(place), *arguments)[:8]}"
     output = RunDir(place.parent.parent).eval / "logs" / f"{name}.log"
-    number = _queued(name)
+    number = _job(name, "PENDING,RUNNING,COMPLETING,SUSPENDED")
+    # The caller saw no scores, but the job of an earlier start may have ended since.
+    if number is None and (done := _job(name, "COMPLETED")) is not None and _scored(state, scores):
+        log.info("job %s (%s) has just made the scores", done, name)
+        return 0
     if number is None:
         number = submit_scoring(name, output, [str(place), *arguments], options)
         log.info("submitted job %s (%s); it writes to %s", number, name, output)
@@ -71,9 +75,10 @@ def score_by_job(checkpoint: Path, suite: str, arguments: Sequence[str], options
     return code
 
 
-def _queued(name: str) -> str | None:
-    """Return the number of a pending or running job of this name, if there is one."""
-    numbers = slurm.ask("squeue", "--noheader", f"--name={name}", "--format=%A").split()
+def _job(name: str, states: str) -> str | None:
+    """Return the number of a job of this name in one of these states, if there is one."""
+    # SLURM knows an ended job for some minutes (MinJobAge).
+    numbers = slurm.ask("squeue", "--noheader", f"--states={states}", f"--name={name}", "--format=%A").split()
     return numbers[0] if numbers else None
 
 

@@ -51,6 +51,20 @@ def write_scores(checkpoint: Path, seal: str) -> None:
     path.write_text(json.dumps({"model": {"megacode": {"checkpoint_seal": seal}}}))
 
 
+def test_a_job_that_ended_since_the_caller_looked_is_not_submitted_again(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    (tmp_path / "bin" / "squeue").write_text('#!/bin/bash\ncase "$*" in *states=COMPLETED*) echo 12;; esac\n')
+    write_scores(checkpoint, TrainState.read(checkpoint).seal)
+    assert score_by_job(checkpoint, "demo", [], []) == 0
+    assert "job 12" in caplog.text
+    assert not (tmp_path / "arguments").exists(), "nothing was submitted"
+    write_scores(checkpoint, "of another checkpoint")
+    score_by_job(checkpoint, "demo", [], [])
+    assert (tmp_path / "arguments").exists()
+
+
 def test_a_forgotten_job_has_failed_where_the_checkpoint_has_no_scores(
     checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -242,7 +242,7 @@ def test_killed_again_and_again_it_ends_like_an_undisturbed_study(trial: Trial, 
 
 
 def test_stopped_by_a_signal_it_saves_and_a_second_one_is_refused_meanwhile(trial: Trial) -> None:
-    trial.document["phases"]["trunk"]["iterations"] = 4000
+    trial.document["phases"]["trunk"]["iterations"] = 100_000  # more than it trains until it is stopped
     process = start(trial)
     wait_for(trial.iterations, process)
     with pytest.raises(LaunchError, match="this study is being run by process") as refused:
