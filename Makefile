@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
-# Processes that run tests side by side. Most tests start ranks of their own, so two keep a machine busy.
-WORKERS ?= 2
+# Processes that run tests side by side. Many tests wait for SLURM, signals and ranks: with two, two cores idle by a third.
+WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test check quick format lock clean
