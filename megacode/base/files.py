@@ -71,7 +71,7 @@ def publish(temporary: Path, path: Path, *, flushed: bool = False) -> None:
         flushed: the caller has already flushed the contents of the directory to disk.
     """
     for item in [temporary, *temporary.rglob("*")] if temporary.is_dir() and not flushed else [temporary]:
-        _sync(item)
+        flush(item)
     if path.is_dir() and not path.is_symlink():
         # rename() cannot replace a directory that is not empty, hence the exchange.
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -80,11 +80,11 @@ def publish(temporary: Path, path: Path, *, flushed: bool = False) -> None:
         else:
             os.replace(path, old)
             os.replace(temporary, path)
-        _sync(path.parent)
+        flush(path.parent)
         remove(old)
     else:
         os.replace(temporary, path)
-        _sync(path.parent)
+        flush(path.parent)
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -104,9 +104,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Flush a file or directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        # A descriptor for reading is enough, and the only one that a directory gives.
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -10,11 +10,10 @@ from rich.text import Text
 
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, format_count
-from megacode.cli.data_options import tokenizer_at
 from megacode.data import manifest as manifests
 from megacode.data.document_ids import DocumentIds, ids_path, open_ids
 from megacode.data.indexed import IndexedDataset, bin_path, idx_path
-from megacode.data.tokenizer import Tokenizer, load_tokenizer
+from megacode.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_at
 
 QUANTILES = (0, 10, 50, 90, 99, 100)
 SAMPLED_DOCUMENTS = 1_000_000  # for the quantiles of lengths; all of them would take minutes on a large data set

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 if TYPE_CHECKING:
-    from megacode.config.model import TokenizerConfig
+    pass
 
 _GIVEN = "megacode.data.arguments"  # key of the command line in click's context; click asks for a name with a package
 
@@ -68,16 +67,6 @@ def command_line(ctx: typer.Context) -> str:
     # A script's command has no parent context. A manifest must name what can be typed again.
     program = ctx.info_name if ctx.parent is None else f"megacode {ctx.parent.info_name} {ctx.info_name}"
     return f"{program} {shlex.join(ctx.meta[_GIVEN])}"
-
-
-def tokenizer_at(path: str) -> TokenizerConfig:
-    """Return the config of the tokenizer at a path, of whichever kind it is."""
-    from megacode.config.model import TokenizerConfig
-
-    place = Path(path)
-    is_model = place.suffix == ".model" or (place / "tokenizer.model").exists()
-    has_json = (place / "tokenizer.json").exists()  # a directory may hold both; transformers prefers this one
-    return TokenizerConfig(kind="sentencepiece" if is_model and not has_json else "huggingface", path=path)
 
 
 def run_as_script(app: typer.Typer, name: str, script: str, arguments: Sequence[str] | None) -> int:

@@ -13,7 +13,7 @@ from megacode.base.errors import ConfigError
 from megacode.base.logs import setup_logging
 from megacode.base.tables import FigureTable
 from megacode.base.units import format_bytes, parse_count
-from megacode.cli.data_options import Inputs, JsonKeys, Overwrite, SkipBadLines, tokenizer_at
+from megacode.cli.data_options import Inputs, JsonKeys, Overwrite, SkipBadLines
 from megacode.cli.options import Json, console, print_json
 from megacode.data.tool_exit import run_tool
 
@@ -115,7 +115,7 @@ def compare_tokenizers(
     def work() -> None:
         from megacode.data.bytes_per_token import as_json, may_have_seen, measure
         from megacode.data.text_draws import draw, sources_of
-        from megacode.data.tokenizer import load_tokenizer
+        from megacode.data.tokenizer import load_tokenizer, tokenizer_at
 
         most = _count("--max-bytes", max_bytes)
         if most < 1:

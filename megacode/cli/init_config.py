@@ -18,11 +18,11 @@ from typing import Any
 from megacode.base.errors import ConfigError, DataError
 from megacode.base.units import parse_count
 from megacode.capacity.costs import parameters
-from megacode.cli.data_options import tokenizer_at
 from megacode.cli.init_data import DataSet, open_streams, read_data_sets
 from megacode.config.loading import presets
 from megacode.config.model import ModelConfig, TokenizerConfig
 from megacode.config.suggestions import did_you_mean
+from megacode.data.tokenizer import tokenizer_at
 from megacode.data.windows import SourceStream
 from megacode.plan.sources import windows
 

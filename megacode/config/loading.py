@@ -14,19 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from megacode.base.errors import ConfigError, Problem
 from megacode.base.urls import absolute
 from megacode.config.evaluate_rules import EVALUATE_RULES
 from megacode.config.overrides import apply_overrides
 from megacode.config.phase_rules import PHASE_RULES
-from megacode.config.placeholders import LENIENT, UNKNOWN, while_known
-from megacode.config.problems import problems_of
+from megacode.config.placeholders import UNKNOWN, while_known
 from megacode.config.rules import RULES
 from megacode.config.run import RunConfig
 from megacode.config.setting_origins import Layer, Origins
 from megacode.config.suggestions import did_you_mean
+from megacode.config.validation import checked
 from megacode.config.yaml_reader import StrictYamlLoader, parse_yaml
 
 _PRESETS = Path(__file__).with_name("presets.yaml")
@@ -66,14 +65,9 @@ def validate(raw: dict[str, Any], origins: Origins | str, unusable: Sequence[Pro
         origins = Origins([Layer(origins, raw)])
     problems: list[Problem] = list(unusable)
     raw = _with_preset(raw, problems)
-    try:
-        # 2. Types and bounds of single settings (pydantic), then rules across settings.
-        config = RunConfig.model_validate(raw)
-    except ValidationError as error:
-        problems += problems_of(error)
-        # Read it again with placeholders, so that the rules below still check everything else.
-        config = RunConfig.model_validate(raw, context=LENIENT)
-    problems += _broken_rules(config)
+    # 2. Types and bounds of single settings (pydantic), then rules across settings.
+    config, invalid = checked(RunConfig, raw)
+    problems += [*invalid, *_broken_rules(config)]
     if problems:
         raise ConfigError(problems=[origins.place(problem) for problem in dict.fromkeys(problems)])
     # 3. A run may be resumed from another working directory, so the saved config has absolute paths.

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
 from megacode.base.errors import ConfigError, Problem
 from megacode.config.loading import read_document
-from megacode.config.placeholders import LENIENT, while_known
-from megacode.config.problems import problems_of
+from megacode.config.placeholders import while_known
 from megacode.config.quantity import Frozen, Share
 from megacode.config.suggestions import did_you_mean
+from megacode.config.validation import validated
 from megacode.corpus.document import Counts
 from megacode.corpus.filters import FilterSettings, make_filters
 from megacode.corpus.kinds import FILE_KINDS, KINDS, make_file_kind, make_kind
@@ -133,20 +133,7 @@ def read_recipe(document: dict[str, Any], where: str) -> Recipe:
     Raises:
         ConfigError: with every mistake.
     """
-    # A dump takes hours, so a recipe with three mistakes should be refused once, not three times.
-    problems: list[Problem] = []
-    try:
-        recipe = Recipe.model_validate(document)
-    except ValidationError as error:
-        problems += problems_of(error, Recipe)
-        # A second reading with unknowns in place of what is wrong, so that rules can check the rest.
-        recipe = Recipe.model_validate(document, context=LENIENT)
-    for rule in RULES:
-        problems += while_known(rule(recipe))
-    if problems:
-        placed = (Problem(one.what, f"{where}: {one.where}", one.fix) for one in dict.fromkeys(problems))
-        raise ConfigError(problems=list(placed))
-    return recipe
+    return validated(Recipe, document, RULES, where)
 
 
 def _sources_have_inputs(recipe: Recipe) -> Iterator[Problem]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from megacode.config.model import TokenizerConfig
 from megacode.corpus.tally import TokenCounter
-from megacode.data.tokenizer import load_tokenizer
+from megacode.data.tokenizer import load_tokenizer, tokenizer_at
 
 
 def encoder(path: str) -> TokenCounter:
@@ -19,9 +17,7 @@ def encoder(path: str) -> TokenCounter:
     Raises:
         DataError: it cannot be loaded.
     """
-    # Where a directory holds both, either would do for an estimate.
-    is_model = path.endswith(".model") or not (Path(path) / "tokenizer.json").exists()
-    tokenizer = load_tokenizer(TokenizerConfig(kind="sentencepiece" if is_model else "huggingface", path=path))
+    tokenizer = load_tokenizer(tokenizer_at(path))
 
     def count(texts: Sequence[str]) -> int:
         ids, _ = tokenizer.encode_batch(texts)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megacode.base.errors import ConfigError, MegacodeError, Problem
+from megacode.base.errors import ConfigError, Problem
 from megacode.base.files import Json, digest, read_json, to_json, write_json
 from megacode.corpus.inputs import AGAINST, Input, identify
 from megacode.corpus.layout import CorpusDir
@@ -124,22 +124,13 @@ def described(recipe: Recipe) -> Json:
 
 def _files(recipe: Recipe, collected: Mapping[str, Path]) -> Iterator[tuple[int, Path]]:
     if recipe.duplicates is not None and recipe.duplicates.against:
-        for path in _found(recipe.duplicates.against, "duplicates.against"):
+        for path in find_inputs(recipe.duplicates.against, "duplicates.against"):
             yield AGAINST, path
     for number, (name, source) in enumerate(recipe.sources.items()):
         if source.kind == MACHINE:
             yield from ((number, path) for path in [collected[name]] if path.exists())
         else:
-            yield from ((number, path) for path in _found(source.inputs, f"sources.{name}.inputs"))
-
-
-def _found(patterns: Sequence[str], where: str) -> list[Path]:
-    try:
-        return find_inputs(patterns)
-    except MegacodeError as error:
-        # The reader of command lines names a flag; here it is a setting.
-        problems = [Problem(one.what, one.where.replace("--input", where), one.fix) for one in error.problems]
-        raise type(error)(problems=problems) from None
+            yield from ((number, path) for path in find_inputs(source.inputs, f"sources.{name}.inputs"))
 
 
 def settle(work: RecipeWork, overwrite: bool) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megacode.base.errors import DataError
-from megacode.base.files import naming, publish, remove
+from megacode.base.files import flush, naming, publish, remove
 from megacode.data.block_hashes import BlockHasher, FileHashes
 from megacode.data.document_ids import Ids, ids_path
 from megacode.data.ids_writer import IdsWriter
@@ -43,7 +43,7 @@ from megacode.data.index_format import (
     read_header,
 )
 from megacode.data.object_tokens import tokens_at
-from megacode.data.spool import Spool, flush
+from megacode.data.spool import Spool
 
 _EMPTY = "check the input: an empty data set cannot be used"
 

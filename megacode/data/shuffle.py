@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megacode.base.files import digest, naming, remove
+from megacode.base.files import digest, flush, naming, remove
 from megacode.data.document_ids import Ids
 from megacode.data.index_format import by_document, fitting
 from megacode.data.indexed import IndexedDatasetWriter
-from megacode.data.spool import check_kept, flush
+from megacode.data.spool import check_kept
 
 _BITS = 7
 _FILES = 1 << _BITS

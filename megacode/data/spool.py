@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from megacode.base.errors import DataError
-from megacode.base.files import naming, remove
+from megacode.base.files import flush, naming, remove
 from megacode.data.block_hashes import BlockHasher
 
 _BLOCK = 1 << 20
@@ -104,13 +103,3 @@ def check_kept(path: Path, kept: int) -> None:
     if size < kept:
         what = f"this file of unfinished work has {size:,} bytes, but its record says {kept:,}"
         raise DataError(what, str(path), f"remove {path.parent}, then run the same command again")
-
-
-def flush(path: Path) -> None:
-    """Flush a file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        # A descriptor for reading is enough, and the only one that a directory gives.
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

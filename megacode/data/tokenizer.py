@@ -268,6 +268,14 @@ class SentencePieceTokenizer(Tokenizer):
         return GigatokenEncoder(sentencepiece_document(self._raw))
 
 
+def tokenizer_at(path: str) -> TokenizerConfig:
+    """Return the config of the tokenizer at a path, of whichever kind it is."""
+    place = Path(path)
+    is_model = place.suffix == ".model" or (place / "tokenizer.model").exists()
+    has_json = (place / "tokenizer.json").exists()  # a directory may hold both; transformers prefers this one
+    return TokenizerConfig(kind="sentencepiece" if is_model and not has_json else "huggingface", path=path)
+
+
 def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """Load a run's tokenizer.
 

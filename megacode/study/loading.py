@@ -5,12 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from megacode.base.errors import ConfigError, Problem
 from megacode.config.loading import read_document
-from megacode.config.placeholders import LENIENT, while_known
-from megacode.config.problems import problems_of
+from megacode.config.validation import validated
 from megacode.study.rules import RULES
 from megacode.study.schema import Study
 from megacode.study.working_directory import check_directory
@@ -42,17 +38,4 @@ def read_study(document: dict[str, Any], path: Path) -> Study:
     Raises:
         ConfigError: with every mistake.
     """
-    raw = {"name": path.stem, **document}
-    problems: list[Problem] = []
-    try:
-        study = Study.model_validate(raw)
-    except ValidationError as error:
-        problems += problems_of(error, Study)
-        # A second reading with unknowns in place of what is wrong, so that rules can check the rest.
-        study = Study.model_validate(raw, context=LENIENT)
-    for rule in RULES:
-        problems += while_known(rule(study))
-    if problems:
-        placed = (Problem(one.what, f"{path.name}: {one.where}", one.fix) for one in dict.fromkeys(problems))
-        raise ConfigError(problems=list(placed))
-    return study
+    return validated(Study, {"name": path.stem, **document}, RULES, path.name)
