@@ -18,7 +18,7 @@
 #
 # Environment: KEYS (JSON keys with text, default `text`), KEEP_SHARDS=1, SITE, VENV. If tasks failed, submit only those
 # again; a merge follows them: SHARDS=16 INPUT=... sbatch --array=3,7 slurm/preprocess.sh ...
-# A task that was stopped (time limit, preemption, full disk) goes on where it was when it is submitted or requeued with
+# A task that was stopped (time limit, preemption, full disk) resumes where it was when it is submitted or requeued with
 # the same settings.
 set -eo pipefail
 # SLURM runs a copy of this script, but knows the path of the original. If it does not tell, the repository is where
@@ -31,7 +31,7 @@ tool() {
     srun --export=ALL --ntasks=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" $CONTAINER_SRUN $CONTAINER_EXEC python3 "$@"
 }
 KEYS=${KEYS:-text}
-if [ "${SLURM_RESTART_COUNT:-0}" != 0 ]; then again=--overwrite; fi   # a requeued job replaces its own output, or goes on with it
+if [ "${SLURM_RESTART_COUNT:-0}" != 0 ]; then again=--overwrite; fi   # a requeued job replaces its own output, or resumes it
 set -f                                            # the tools expand globs, and name one that matches no file
 if [ -z "$OUTPUT" ]; then fail "OUTPUT is not set; give the data set's prefix, such as data/code"; fi
 

@@ -104,9 +104,7 @@ class StoppedError(MegacodeError):
     of_all_ranks = True
 
     def __init__(self, signal: str) -> None:
-        super().__init__(
-            f"{signal} came while the run was starting; nothing was trained", "", "start it again to go on"
-        )
+        super().__init__(f"{signal} came while the run was starting; nothing was trained", "", "start it again")
 
 
 class PlanError(MegacodeError):

@@ -22,7 +22,7 @@ def learned_otherwise(former: str, now: str) -> Was:
 
     Args:
         former: a run's config, YAML.
-        now: the config that it goes on with.
+        now: the config that it resumes with.
     """
     old, new = (dict(_settings(yaml.safe_load(text) or {})) for text in (former, now))
     # Where the run started counts too: its first config tells what its first weights were.

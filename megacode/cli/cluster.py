@@ -79,7 +79,7 @@ def end(
     typer.echo(f"{decision.action}: {decision.reason}", err=True)
     if decision.excluded:
         typer.echo(f"excluding {', '.join(decision.excluded)}", err=True)
-    # Other ends are not the run's: it goes on in another job, or when it is submitted again.
+    # Other ends are not the run's: it resumes in another job, or when it is submitted again.
     if decision.action == "done" or (decision.action == "stop" and decision.exit_code in (EXIT_INPUT, EXIT_CHECK)):
         from megacode.study_runs.slurm_jobs import end_job
 

@@ -95,7 +95,7 @@ def run(
     retrain_stale: RetrainStale = False,
     retry: Retry = False,
 ) -> None:
-    """Train and score, on this machine, what the study lacks; stopped or killed, the same command goes on."""
+    """Train and score, on this machine, what the study lacks; stopped or killed, the same command resumes."""
     from megacode.data.heldout_items import build_items
     from megacode.study_runs.running import Choices, run_study
 

@@ -89,7 +89,7 @@ class InputPlace:
 
 
 class EncodingPass:
-    """Encodes the input of a job into its data sets, or goes on with what the journal has.
+    """Encodes the input of a job into its data sets, or resumes from what the journal has.
 
     Args:
         job: what to do.
@@ -126,7 +126,7 @@ class EncodingPass:
         share = sum(end - start for _, start, end in job.shard.parts(sizes)) if job.shard else sum(sizes)
         if self._kept:
             documents, directory = format_count(self._place.documents), self._journal.directory
-            _LOG.info("going on after %s documents that an earlier attempt left in %s", documents, directory)
+            _LOG.info("resuming after %s documents that an earlier attempt left in %s", documents, directory)
         self._journal.begin()
         with ExitStack() as stack:
             for key, writer in self._writers.items():
@@ -164,7 +164,7 @@ class EncodingPass:
                 parsed = texts_of(records, self._job.keys, self._job.skip_bad_lines, self._job.id_key)
                 place = place.after(part, records, parsed)
                 if pending is not None:
-                    # Recorded only now: what precedes a bad record is no whole chunk, and cannot be gone on after.
+                    # Recorded only now: what precedes a bad record is no whole chunk, and cannot be resumed after.
                     self._record_after(pending.result())
                 # One chunk is encoded and one parsed at any time: memory holds two chunks, whatever the input's size.
                 pending = thread.submit(self._write, records, parsed, place, progress)

@@ -42,7 +42,7 @@ class IdsWriter:
         self._text, self._lengths = (Spool(temporary(part), self._named) for part in ("ids.text", "ids.lengths"))
 
     def open(self, kept: dict[str, int]) -> None:
-        """Begin, or go on from what `sync` returned."""
+        """Begin, or resume from what `sync` returned."""
         self._text.open(kept.get("text", 0))
         self._lengths.open(kept.get("lengths", 0))
 

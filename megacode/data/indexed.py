@@ -160,7 +160,7 @@ class IndexedDatasetWriter:
     an older data set under `prefix` stays. Otherwise the old index is removed first and the new one published last, so
     that an `.idx` always belongs to its `.bin`.
 
-    A job that goes on after a kill calls `open`, `add` and `sync`, `finish` and `publish` itself, and then `close`.
+    A resumable job calls `open`, `add` and `sync`, `finish` and `publish` itself, and then `close`.
 
     Args:
         prefix: path without `.bin` and `.idx`.
@@ -214,7 +214,7 @@ class IndexedDatasetWriter:
             self.drop()
 
     def open(self, kept: dict[str, Any] | None = None) -> None:
-        """Begin to write, or go on from what `sync` returned before a kill."""
+        """Begin to write, or resume from what `sync` returned before a kill."""
         kept = kept or {"tokens": 0, "sequences": 0, "documents": 0, "ids": {}}
         self.tokens, self.sequences, self.documents = kept["tokens"], kept["sequences"], kept["documents"]
         self._bin.open(self.tokens * self.dtype.itemsize)
@@ -328,7 +328,7 @@ class IndexedDatasetWriter:
                 publish(temporary, path)
 
     def close(self) -> None:
-        """Close all files, and leave them for another writer to go on with."""
+        """Close all files, and leave them for another writer to resume."""
         for spool in (self._bin, self._lengths, self._borders):
             spool.close()
         if self._ids is not None:

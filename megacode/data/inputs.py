@@ -115,7 +115,7 @@ def read_records(
             None: all.
         numbered: whether records must have the line numbers of the whole file. For a part of a plain file its head
             is read to count them, at a few GB a second; else they count from `counted_from`.
-        done: go on after records that were read before: their `done`, with the same `part`; 0: from the beginning.
+        done: continue after records that were read before: their `done`, with the same `part`; 0: from the beginning.
 
     Raises:
         DataError: at the first bad record, unless they are skipped, and where the file is damaged, with the number of

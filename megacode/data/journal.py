@@ -1,7 +1,7 @@
 """The record of unfinished preprocessing: what is on the disk for certain, and which job it belongs to.
 
 A job writes its temporary files to a directory `.NAME.partial` beside its output, and at every durable chunk a record
-of how much of them counts. After a kill the same job cuts the files back to the record and goes on. Another job never
+of how much of them counts. After a kill the same job cuts the files back to the record and resumes. Another job never
 does: it is refused, or starts again if `--overwrite` is given.
 """
 
@@ -17,7 +17,7 @@ _FORMAT = 1
 
 
 class UnfinishedError(MegacodeError):
-    """A command was stopped, and the same command goes on where it was (exit code 75)."""
+    """A command was stopped, and the same command resumes where it was (exit code 75)."""
 
     title = "Stopped"
     exit_code = EXIT_RESUMABLE
@@ -29,7 +29,7 @@ class Journal:
     Args:
         prefix: of the first data set that the job makes.
         facts: all that decides the bytes of the result, by names that a user knows.
-        resumable: whether the input can be read again; if not, an attempt is never gone on with.
+        resumable: whether the input can be read again; if not, an attempt is never resumed.
 
     Attributes:
         directory: for the temporary files.
@@ -53,8 +53,8 @@ class Journal:
 
         Args:
             overwrite: whether the unfinished work of another job may be lost.
-            skip_bad_lines: whether this job skips them. It may go on where none were skipped, and so may one that
-                stopped at a bad line go on with skipping.
+            skip_bad_lines: whether this job skips them. It may resume where none were skipped, and so may one that
+                stopped at a bad line resume with skipping.
 
         Raises:
             ConfigError: if the directory holds the unfinished work of another job.
@@ -71,7 +71,7 @@ class Journal:
         # Hours of work: only the user may give it up.
         elif found and not overwrite:
             what = f"there is unfinished work of another command, which differs in {_listed(differing or ['input'])}"
-            fix = "run that command again to go on with it, or give --overwrite to discard it and start again"
+            fix = "run that command again to resume it, or give --overwrite to discard it and start again"
             raise ConfigError(what, f"--output-prefix ({self.directory})", fix)
         return self.record
 

@@ -1,4 +1,4 @@
-"""Preprocess JSON lines into indexed data sets, in one pass with flat memory, going on after a kill.
+"""Preprocess JSON lines into indexed data sets, in one pass with flat memory; it resumes after a kill.
 
 Lines are parsed while the previous chunk is encoded and written, so that parsing (which holds Python's lock) and
 encoding (which does not) share the cores. No data passes between processes: unpickling token lists limits Megatron's
@@ -6,7 +6,7 @@ tool to 30 MB/s. The output equals Megatron's byte for byte, except for special 
 `encoders`), and none are added before or around a text, whatever the tokenizer would add (Llama's begin-of-text).
 
 After every `DURABLE_BYTES` of text, all files are flushed to the disk and a record says how long they are and where the
-input continues. The same command goes on there after any interruption, with the bytes of an undisturbed run.
+input continues. The same command resumes there after any interruption, with the bytes of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SAMPLED_CHARACTERS = 1 << 18
 
 
 def preprocess(job: PreprocessJob) -> dict[str, Manifest]:
-    """Make the data sets of a job and their manifests, or go on with an earlier attempt of the same job.
+    """Make the data sets of a job and their manifests, or resume an earlier attempt of the same job.
 
     On an error no data set is left behind, but what was done up to the last record is kept for the next attempt.
 
@@ -57,7 +57,7 @@ def preprocess(job: PreprocessJob) -> dict[str, Manifest]:
         DataError: if the input cannot be read or is empty (a shard may be), or the tokenizer does not fit.
         ConfigError: if the job contradicts itself, a data set exists already or cannot be written, or another job has
             left unfinished work.
-        UnfinishedError: it was interrupted, and can go on.
+        UnfinishedError: it was interrupted, and can be resumed.
     """
     tokenizer = load_tokenizer(job.tokenizer)
     dtype = choose_dtype(job.dtype, tokenizer)
@@ -115,8 +115,8 @@ def _kept_on_failure(journal: Journal) -> Iterator[None]:
             raise
         done = f"{format_count(journal.record['place']['documents'])} documents are kept in {journal.directory}"
         if isinstance(error, KeyboardInterrupt):
-            raise UnfinishedError(f"interrupted; {done}", "", "run the same command again to go on") from None
-        _LOG.warning("%s; the same command goes on after them", done)
+            raise UnfinishedError(f"interrupted; {done}", "", "run the same command again to resume") from None
+        _LOG.warning("%s; the same command resumes after them", done)
         raise
 
 

@@ -24,7 +24,7 @@ class Records:
         read_bytes: bytes on disk that were read for them.
         bad: bad records that were skipped.
         counted_from: where counting lines began, in bytes of the file; 0 unless numbers were not asked for.
-        done: what `inputs.read_records` takes to go on after them.
+        done: what `inputs.read_records` takes to continue after them.
     """
 
     path: Path

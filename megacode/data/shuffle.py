@@ -151,7 +151,7 @@ class ShuffledWriter:
             self.drop()
 
     def open(self, kept: dict[str, Any] | None = None) -> None:
-        """Begin to write, or go on from what `sync` returned before a kill."""
+        """Begin to write, or resume from what `sync` returned before a kill."""
         kept = kept or {"documents": 0, "sorted": "", "files": {}, "out": None}
         self.out.open(kept["out"])
         self._documents, self._sorted = kept["documents"], kept["sorted"]

@@ -111,7 +111,7 @@ class Meeting:
             self._await(f"{topic}/answer", patience)
             received: T = json.loads(self._store.get(f"{topic}/answer"))
             return received
-        with suppress(RuntimeError):  # some nodes are missing: go on with those that came
+        with suppress(RuntimeError):  # some nodes are missing: continue without them
             self._await(f"{topic}/full", seconds)
         lines = self._store.get(f"{topic}/values").decode().splitlines()
         values = dict(map(json.loads, lines))

@@ -48,7 +48,7 @@ def _dents(way: list[Trained], events: Mapping[Any, list[Json]]) -> Iterable[str
         yield "it fell back from FP8"
     for one in way:
         clock = one.node.clock
-        # A run goes on after this state; what happens later is another arm's.
+        # A run continues after this state; what happens later is another arm's.
         past = [event for event in events[one.run.path] if int(event.get("consumed_samples") or 0) <= clock]
         if any(event.get("changed_past") for event in past):
             yield f"a changed past was accepted in {one.run.path.name}"

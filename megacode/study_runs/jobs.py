@@ -93,7 +93,7 @@ def train_job(run: StudyRun, place: StudyDir, nproc: int | None) -> StudyJob:
     """
     arguments = ("train", str(place.config(run.name)), "--nproc", str(nproc or run.ranks))
     needs = (run.start,) if run.start is not None and run.parent is not None else ()
-    # Of nodes inside the run, too: others may start there, or be scored, while it goes on.
+    # Of nodes inside the run, too: others may start there, or be scored, while it continues.
     makes = tuple(run.checkpoint(node) for node in run.nodes)
     return StudyJob("train", run.name, arguments, needs, makes, run.run, run.config, run.nodes[0].remaining())
 

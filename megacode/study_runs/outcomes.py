@@ -113,7 +113,7 @@ def _of_attempt(attempt: Json | None, config: RunConfig) -> RunEnd | None:
     error = str(attempt.get("error") or "")
     if code == 0:
         return RunEnd("finished", "", False, when, log)
-    # A child that was asked to stop has saved; the next call goes on.
+    # A child that was asked to stop has saved; the next call resumes it.
     if code == EXIT_RESUMABLE:
         return RunEnd("interrupted", "stopped", False, when, log)
     if code < 0:

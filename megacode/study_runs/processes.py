@@ -56,7 +56,7 @@ class JobResults:
     Attributes:
         done: they made what they should.
         failed: with the error.
-        interrupted: stopped or killed; the next call goes on with them.
+        interrupted: stopped or killed; the next call resumes them.
         waiting: never started, since something that they need was not made; with the name of its job.
         missing: of those, the checkpoints that no job makes.
     """
@@ -71,7 +71,7 @@ class JobResults:
 
     @property
     def exit_code(self) -> int:
-        """0: all done; 75: the next call goes on; 1: something failed."""
+        """0: all done; 75: the next call resumes; 1: something failed."""
         if self.stopped:
             return EXIT_RESUMABLE
         if self.failed or self.missing:

@@ -77,7 +77,7 @@ def run_study(path: Path, choices: Choices, make_items: MakeItems, console: Cons
         console: for what is shown.
 
     Returns:
-        0: everything is there; 1: something failed; 75: stopped, and the next call goes on.
+        0: everything is there; 1: something failed; 75: stopped, and the next call resumes.
 
     Raises:
         ConfigError, DataError: the study is wrong, or has changed since it was run.
@@ -306,7 +306,7 @@ def _report(console: Console, results: JobResults, work: Work, choices: Choices,
     # What was not even tried is no success: scripts go by the code.
     code = results.exit_code or (1 if held or lost else 0)
     if code == EXIT_RESUMABLE:
-        say(f"stopped; the same command goes on: megacode study run {name}")
+        say(f"stopped; the same command resumes: megacode study run {name}")
     elif code:
         say(f"fix the cause, and run it again (--retry if nothing changed in the study): megacode study run {name}")
     else:

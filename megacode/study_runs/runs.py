@@ -35,7 +35,7 @@ class StudyRun:
         config: its config, with name, directory and start.
         start: the checkpoint that it starts from, which another run may still have to make; None: random weights.
         parent: the node at whose end `start` lies; None: nothing to wait for.
-        continues: whether its directory exists, and its run goes on there.
+        continues: whether its directory exists, and its run resumes there.
         parts: checkpoints that its only node is merged of; empty: it trains.
     """
 
@@ -209,7 +209,7 @@ class _Planner:
         return free.name
 
     def _unfinished(self, node: TreeNode) -> DiskRun | None:
-        """Return the run directory that goes on with a node: a live one, or else the one that is furthest."""
+        """Return the run directory that continues a node: a live one, or else the one that is furthest."""
         found = [
             run
             for run in self.disk.runs
@@ -224,7 +224,7 @@ class _Planner:
         """Return the checkpoint that a node starts from, what is loaded of it, and the node that must make it first."""
         inside = self.disk.inside(node)
         if inside is not None:
-            # Of the same training, so optimizer and clock go on too.
+            # Of the same training, so optimizer and clock continue too.
             return inside.path, "all", None
         if node.parent is not None:
             waits = node.parent if node.parent in self.needed else None
@@ -251,7 +251,7 @@ def _ends(tree: Tree) -> set[str]:
 
 
 def _is_kept(node: TreeNode, child: TreeNode) -> bool:
-    """Return whether a run that goes on with a child keeps the checkpoint at the end of the node before it."""
+    """Return whether a run that continues with a child keeps the checkpoint at the end of the node before it."""
     plan = child.cell.plan
     policy = plan.config.checkpoint
     if policy.keep_phase_ends and child.phase > node.phase:

@@ -219,7 +219,7 @@ def _arm_state(
         )  # fmt: skip
     first, last = missing[0], makers[end]
     state, cause = first.state, first.cause
-    # Its own first run goes on; the end is in a later one.
+    # Its own first run continues; the end is in a later one.
     if first is not last and state in ("running", "queued", "ready", "interrupted", *_STUCK):
         stuck = state in _STUCK
         state, cause = "waiting", f"failed {first.run.name}" if stuck else first.run.name

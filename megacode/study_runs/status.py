@@ -64,7 +64,7 @@ def study_status(path: Path, jobs_of: Callable[[StudyDir], Mapping[str, str]] = 
 
 def _tokens(tree: Tree, runs: Mapping[str, RunState]) -> Json:
     total = sum(node.tokens for node in tree.nodes.values())
-    # A run that goes on inside a node has trained part of it; it never counts for more than the whole.
+    # A run that is inside a node has trained part of it; it never counts for more than the whole.
     left = sum(state.run.tokens - min(state.tokens, state.run.tokens) for state in runs.values())
     return {"done": total - left, "total": total}
 
@@ -150,7 +150,7 @@ def _next(
     if stuck:
         return f"fix what failed, then: {command} --retry"
     if jobs or any(state.state in ("running", "queued") for state in runs):
-        return "wait; runs go on"
+        return "wait; runs continue"
     if any(arm.state == "failed" for arm in arms):
         return command
     return f"megacode study report {shlex.quote(str(path))}"

@@ -65,7 +65,7 @@ def test_killed_at_random_moments_it_makes_the_bytes_of_an_undisturbed_run(
     assert files(whole) == files(killed)
     if seed:
         assert files(tmp_path / "whole_id_document") == files(tmp_path / "killed_id_document")
-    # Kills hit before the first record, in the middle, and something was gone on with.
+    # Kills hit before the first record, in the middle, and something was resumed.
     assert len(told["records"]) >= 3
     assert any(told["records"])
     documents, kills = sum(told["undisturbed"]), len(told["records"])
@@ -115,10 +115,10 @@ def test_an_interrupt_ends_resumable_and_says_so(small, job, monkeypatch, tmp_pa
     error = stopped(job, monkeypatch)
     assert error.exit_code == 75
     assert "documents are kept in" in str(error)
-    assert "run the same command again to go on" in str(error)
+    assert "run the same command again to resume" in str(error)
     assert not list(tmp_path.glob("out*"))
     made = preprocess(job)["text"]
-    assert "going on after" in caplog.text
+    assert "resuming after" in caplog.text
     assert made == preprocess(replace(job, output_prefix=str(tmp_path / "whole")))["text"]
     assert not unfinished(tmp_path)
 
@@ -162,7 +162,7 @@ def test_the_same_command_with_overwrite_goes_on_too(small, job, monkeypatch, tm
     caplog.set_level("INFO")
     stopped(job, monkeypatch)
     preprocess(replace(job, overwrite=True, command="again"))
-    assert "going on after" in caplog.text
+    assert "resuming after" in caplog.text
 
 
 def test_after_a_bad_line_it_goes_on_with_skipping(small, inputs, job, tmp_path, caplog) -> None:
@@ -171,10 +171,10 @@ def test_after_a_bad_line_it_goes_on_with_skipping(small, inputs, job, tmp_path,
     job = replace(job, inputs=(str(source),))
     with pytest.raises(DataError, match="not JSON"):
         preprocess(job)
-    assert "the same command goes on after them" in caplog.text
+    assert "the same command resumes after them" in caplog.text
     caplog.set_level("INFO")
     made = preprocess(replace(job, skip_bad_lines=True))["text"]
-    assert "going on after" in caplog.text
+    assert "resuming after" in caplog.text
     assert made.bad_lines == 1
     assert made == preprocess(replace(job, skip_bad_lines=True, output_prefix=str(tmp_path / "whole")))["text"]
 

@@ -22,7 +22,8 @@ JUDGE_ROOMS = ("judge", "cli/judging.py", "report")
 
 # Words that are correct and foreign to the field, with the field's own.
 FOREIGN = {
-    r"goes on from|going on from|went on from": "resumes from",
+    r"(goes|going|went) on from|command goes on": "resumes from",
+    r"(go|goes|going|gone) on (after|with)\b": "resumes",
     r"\banew\b": "again",
     r"\bmend(s|ed|ing)?\b": "fix",
     r"\bleaps?\b": "spike",

@@ -252,7 +252,7 @@ def test_stopped_by_a_signal_it_saves_and_a_second_one_is_refused_meanwhile(tria
     process.terminate()
     assert process.wait(HANG) == EXIT_RESUMABLE
     said = (trial.folder / "command.log").read_text()
-    assert "the same command goes on: megacode study run" in said
+    assert "the same command resumes: megacode study run" in said
     document = study_status(trial.path)
     assert (document["arms"][0]["state"], document["owner"]) == ("interrupted", None)
     (run,) = document["needed"][:1]

@@ -99,7 +99,7 @@ def test_a_run_is_submitted_after_the_one_that_it_starts_from_and_nothing_twice(
     assert words[first[1].name] == "job 102, pending (Priority)"
     shown = study_status(trial.path, job_words)
     assert [run["state"] for run in shown["needed"]] == ["queued"] * 3
-    assert shown["next"] == "wait; runs go on"
+    assert shown["next"] == "wait; runs continue"
     assert study_status(trial.path)["next"] == f"megacode study submit {shlex.quote(str(trial.path))}"
 
     # The trunk's job alone is left: what starts from it waits for that one.

@@ -136,7 +136,7 @@ def _longest(matches: Matches, grams: npt.NDArray[np.int64], distinctive: npt.ND
     lengths: dict[tuple[int, int], int] = {}
     for _, word, gram in matches.tolist():
         for place in places.get(gram, ()):
-            # A run goes on where both texts move by one word.
+            # A run continues where both texts move by one word.
             length = lengths[word, place] = lengths.get((word - 1, place - 1), 0) + 1
             if length > best[1]:
                 best = (place - length + 1, length)

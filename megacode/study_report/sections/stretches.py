@@ -72,7 +72,7 @@ def clocks(index: ReportIndex) -> dict[str, list[Figure]]:
 
 
 def _whole(curves: dict[str, list[LossCurve]]) -> dict[str, list[LossCurve]]:
-    """Leave out an arm whose losses are the beginning of another arm's: it ends where that one goes on."""
+    """Leave out an arm whose losses are the beginning of another arm's: it ends where that one continues."""
 
     def measured(rows: Sequence[LossCurve]) -> dict[tuple[str, int], list[float]]:
         return {(row["source"], row["seed"]): row["loss"] for row in rows}

@@ -34,7 +34,7 @@ def tree_figure(index: ReportIndex) -> Figure:
         start = stops[parents[key]]
         # An `init` starts its own clock at 0; here its bar continues, since what it has read counts.
         stops[key] = start + float(group[0]["tokens"])
-        # An arm ends where no child goes on with it.
+        # An arm ends where no child continues it.
         further = (users[node["id"]] for node in nodes if node["parent"] == group[0]["id"])
         ends = users[group[0]["id"]].difference(*further)
         stretches.append(_stretch(index, key, parents[key], group, start, users[group[0]["id"]], ends))
