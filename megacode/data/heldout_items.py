@@ -74,8 +74,8 @@ class _HeldOut:
     def of(one: _DataSet, limit: int | None, longest: int | None) -> _HeldOut:
         """Read them, as `heldout_documents` does."""
         tokenizer = load_tokenizer(one.tokenizer)
-        found = _heldout_tokens(one.name, one.path, one.fraction, tokenizer.eod, limit, longest)
-        return _HeldOut([ids for ids, _ in found], [_text(ids, cut, tokenizer) for ids, cut in found], tokenizer)
+        documents = heldout_documents(one.name, one.path, one.fraction, tokenizer, limit, longest)
+        return _HeldOut([ids for ids, _ in documents], [text for _, text in documents], tokenizer)
 
     def unread(self, unread: Unread) -> list[str]:
         """Return the longest stretch of each document that training data hold nowhere, if it is long enough."""
@@ -144,8 +144,8 @@ def heldout_documents(
     tokenizer: Decoder,
     limit: int | None = None,
     longest: int | None = None,
-) -> list[str]:
-    """Return the held-out documents of a source: those after the tokens that training may read.
+) -> list[tuple[Tokens, str]]:
+    """Return the held-out documents of a source, tokens (int64) and text: those after what training may read.
 
     Args:
         name: the source's name.
@@ -158,14 +158,6 @@ def heldout_documents(
     Raises:
         DataError: if the fraction leaves no document held out.
     """
-    found = _heldout_tokens(name, path, validation_fraction, tokenizer.eod, limit, longest)
-    return [_text(ids, cut, tokenizer) for ids, cut in found]
-
-
-def _heldout_tokens(
-    name: str, path: str, validation_fraction: float, eod: int | None, limit: int | None, longest: int | None
-) -> list[tuple[Tokens, bool]]:
-    """Return the tokens of held-out documents, int64 each, and whether its rest was dropped; as `heldout_documents`."""
     dataset = IndexedDataset(path)
     # The same cut as in training; a window of one token keeps short sources usable.
     stream = SourceStream(name, path, validation_fraction, seq_length=1)
@@ -181,7 +173,8 @@ def _heldout_tokens(
     count = dataset.documents - first
     taken = min(count, limit or count)
     # Spread out: documents that lie together in a data set are often alike.
-    return [_tokens(dataset, first + count * i // taken, eod, longest) for i in range(taken)]
+    found = (_tokens(dataset, first + count * i // taken, tokenizer.eod, longest) for i in range(taken))
+    return [(ids, _text(ids, cut, tokenizer)) for ids, cut in found]
 
 
 def _data_sets(configs: Sequence[RunConfig], suite: str) -> list[_DataSet]:

@@ -139,10 +139,6 @@ class SourceStream:
         # Integer division spreads the windows evenly; each starts at a multiple of S.
         return self.held_out_from + number * self._held_out_windows // self.validation_windows * self.seq_length
 
-    def validation_window(self, number: int) -> npt.NDArray[np.integer]:
-        """Return the tokens of a held-out window, [S + 1]."""
-        return self.data.read(self.validation_first_token(number), self.seq_length + 1)
-
     def _sampled(self) -> Iterator[tuple[int, npt.NDArray[np.integer]]]:
         """Yield blocks of tokens, evenly spaced, and where they begin."""
         last = max(0, self.data.tokens - _CHECKED_TOKENS)

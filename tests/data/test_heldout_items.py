@@ -38,8 +38,12 @@ def prefix(texts, tmp_path) -> str:
     return prefix
 
 
+def heldout_texts(*arguments, **bounds) -> list[str]:
+    return [text for _, text in heldout_documents(*arguments, **bounds)]
+
+
 def test_heldout_documents_are_exactly_those_that_training_does_not_read(prefix, texts):
-    found = heldout_documents("letters", prefix, 0.1, Letters())
+    found = heldout_texts("letters", prefix, 0.1, Letters())
     assert 0 < len(found) < 10
     assert texts[-len(found) :] == found
     stream = SourceStream("letters", prefix, 0.1, seq_length=8)
@@ -47,17 +51,17 @@ def test_heldout_documents_are_exactly_those_that_training_does_not_read(prefix,
 
 
 def test_a_limit_takes_documents_at_even_distances(prefix):
-    found = heldout_documents("letters", prefix, 0.5, Letters())
+    found = heldout_texts("letters", prefix, 0.5, Letters())
     assert len(found) > 12
-    assert heldout_documents("letters", prefix, 0.5, Letters(), limit=2) == [found[0], found[len(found) // 2]]
-    assert heldout_documents("letters", prefix, 0.5, Letters(), limit=99) == found
+    assert heldout_texts("letters", prefix, 0.5, Letters(), limit=2) == [found[0], found[len(found) // 2]]
+    assert heldout_texts("letters", prefix, 0.5, Letters(), limit=99) == found
 
 
 def test_nothing_held_out_is_an_error_that_says_what_to_change(prefix):
     with pytest.raises(
         DataError, match=r"source letters .*validation.fraction 0.* no document.*\n.*increase validation.fraction"
     ):
-        heldout_documents("letters", prefix, 0.0, Letters())
+        heldout_texts("letters", prefix, 0.0, Letters())
 
 
 def test_a_long_document_is_cut_and_no_half_character_stays(tmp_path):
@@ -70,11 +74,11 @@ def test_a_long_document_is_cut_and_no_half_character_stays(tmp_path):
         for text in ("x" * 300, "aé" * 20):
             ids = np.array([*text.encode(), 0], dtype=np.uint16)
             writer.add(ids, np.array([len(ids)]))
-    (whole,) = heldout_documents("long", prefix, 0.1, Lenient())
+    (whole,) = heldout_texts("long", prefix, 0.1, Lenient())
     assert whole == "aé" * 20
-    assert heldout_documents("long", prefix, 0.1, Lenient(), longest=5) == ["aéa"]
-    assert heldout_documents("long", prefix, 0.1, Lenient(), longest=6) == ["aéaé"]
-    assert heldout_documents("long", prefix, 0.1, Lenient(), longest=61) == [whole]
+    assert heldout_texts("long", prefix, 0.1, Lenient(), longest=5) == ["aéa"]
+    assert heldout_texts("long", prefix, 0.1, Lenient(), longest=6) == ["aéaé"]
+    assert heldout_texts("long", prefix, 0.1, Lenient(), longest=61) == [whole]
 
 
 def words(number: int) -> str:

@@ -46,7 +46,7 @@ def test_held_out_documents_are_the_last_that_hold_the_share(lengths, fraction, 
     assert all(b - a >= seq_length for a, b in itertools.pairwise(places))
     for place in places:
         assert stream.train_tokens <= place <= total - seq_length - 1
-    assert [stream.validation_window(number)[0] for number in range(len(places))] == places
+    assert [stream.window(stream.validation_first_token(number))[0] for number in range(len(places))] == places
 
 
 def test_a_window_knows_its_tokens_and_documents(write_dataset):

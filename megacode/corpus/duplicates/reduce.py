@@ -74,7 +74,6 @@ def find_duplicates(
     texts_of: TextsOf,
     scratch: Path,
     threshold: float = THRESHOLD,
-    protected_tiers: int = 1,
 ) -> Duplicates:
     """Find the duplicates among the documents of some shards.
 
@@ -83,7 +82,6 @@ def find_duplicates(
         texts_of: reads documents by number, int64 ascending; called for a few hundred at a time.
         scratch: a directory for what is sorted, and for the state that a killed pass resumes from.
         threshold: Jaccard similarity of the sets of runs of words from which two documents are near-duplicates.
-        protected_tiers: documents of the tiers 0 .. protected_tiers - 1 are never dropped.
 
     Raises:
         DataError: signatures are missing, or were made in different ways.
@@ -96,7 +94,7 @@ def find_duplicates(
             _compare_band(band, state, collection, threshold)
             advance(1)
     _settle(state, collection, threshold, texts_of)
-    return _result(state, collection, protected_tiers)
+    return _result(state, collection)
 
 
 class _State:
@@ -251,14 +249,14 @@ def _settle(state: _State, collection: Collection, threshold: float, texts_of: T
                 saved = time.monotonic()
 
 
-def _result(state: _State, collection: Collection, protected_tiers: int) -> Duplicates:
+def _result(state: _State, collection: Collection) -> Duplicates:
     numbers = state.ranking.number_of
     root = np.empty(collection.total, np.uint32)
     for begin in range(0, collection.total, 1 << 22):
         some = slice(begin, begin + (1 << 22))
         root[numbers[some]] = numbers[state.root[some]]
-    # Ranks go by tier: those of the protected ones come first.
-    protected = numbers[: int(collection.tier_counts[:protected_tiers].sum())]
+    # Ranks go by tier: those that are only compared with come first, and are never dropped.
+    protected = numbers[: int(collection.tier_counts[:1].sum())]
     root[protected], state.why[protected] = protected, KEPT
     gone = root != np.arange(collection.total, dtype=np.uint32)
     state.why[gone & (state.why == KEPT)] = NEAR
