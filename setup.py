@@ -46,7 +46,8 @@ EXTRAS = {
     "gpu": ["transformer-engine[pytorch]>=2.9,<2.12"],
     "dali": ["nvidia-dali-cuda130>=2.0"],  # for torch built for CUDA 13; pulls in its CUDA libraries
     "dali-cuda12": ["nvidia-dali-cuda120>=2.0"],
-    "eval": ["lm-eval==0.4.13"],
+    "eval": ["lm-eval[math]==0.4.13"],
+    "vllm": ["lm-eval[math,vllm]==0.4.13"],  # --backend vllm; needs a GPU
     "dev": [
         "pytest",
         "pytest-timeout",

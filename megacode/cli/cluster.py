@@ -15,6 +15,7 @@ import typer
 from megacode.base.errors import EXIT_CHECK, EXIT_INPUT, LaunchError, MegacodeError
 from megacode.base.logs import setup_logging
 from megacode.cli.options import AcceptChangedPast, Config, Json, Overrides, RunDirectory, Site, Without, print_json
+from megacode.config.evaluate import Backend
 
 app = typer.Typer()
 job = typer.Typer(name="job", help="Called by a SLURM job's script, around its ranks.", no_args_is_help=True)
@@ -105,6 +106,7 @@ def score(
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of items per task.")] = None,
     without: Without = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    backend: Annotated[Backend, typer.Option(help="What runs the model: transformers or vLLM.")] = "hf",
     run_generated_code: Annotated[
         bool, typer.Option("--run-generated-code", help="Run code that the model writes.")
     ] = False,
@@ -116,7 +118,7 @@ def score(
     from megacode.launch.scoring_job import score_by_job
 
     # The options again as a command line, which the job passes to `megacode evaluate`.
-    values = {"--limit": limit, "--device": device}
+    values = {"--limit": limit, "--device": device, "--backend": backend}
     arguments = [str(word) for name, value in values.items() if value is not None for word in (name, value)]
     arguments += [word for task in without or [] for word in ("--without", task)]
     flags = {"--run-generated-code": run_generated_code, "--keep-exports": keep_exports}

@@ -25,6 +25,7 @@ from megacode.cli.options import (
     out_file,
     print_json,
 )
+from megacode.config.evaluate import Backend
 
 if TYPE_CHECKING:
     from megacode.eval.harness import ScoringOptions
@@ -128,7 +129,7 @@ def evaluate(
         typer.Argument(metavar="PATH", help="Exported models or checkpoints; a run stands for all its checkpoints."),
     ] = None,
     # What is measured.
-    suite: Annotated[str | None, typer.Option(help="demo (default), heldout, to-code, to-code-gold; a file.")] = None,
+    suite: Annotated[str | None, typer.Option(help="demo (default), heldout, to-code, reasoning, ...; a file.")] = None,
     texts: Annotated[list[str] | None, typer.Option(help="Text files for bits per byte: 'a/*.txt', 'b.jsonl'.")] = None,
     out: Annotated[Path | None, out_file("Score file; default: in the model's run.")] = None,
     tasks: Annotated[Path | None, typer.Option(help="Directory of the items of demo or heldout.")] = None,
@@ -137,6 +138,7 @@ def evaluate(
     # How and where.
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: CUDA if available.")] = None,
+    backend: Annotated[Backend, typer.Option(help="What runs the model: transformers or vLLM.")] = "hf",
     run_generated_code: Annotated[
         bool, typer.Option("--run-generated-code", help="Run code that the model writes, in a sandbox.")
     ] = False,
@@ -171,7 +173,7 @@ def evaluate(
     files = find_texts(texts or [], Path(), "--texts")
     choices = ScoringOptions(
         tasks_dir=tasks, limit=limit, batch_size=batch_size, device=device, run_code=run_generated_code,
-        without=tuple(without or ()), texts=files, missing_only=several, overwrite=overwrite,
+        without=tuple(without or ()), texts=files, missing_only=several, overwrite=overwrite, backend=backend,
     )  # fmt: skip
     if checkpoints:
         documents = _score_checkpoints(checkpoints, suite, choices, out, keep_exports, nproc)
@@ -217,7 +219,7 @@ def _score_on_ranks(nproc: int, suite: str | None, hf_dir: Path, out: Path, choi
 
     # The options again as a command line: the ranks are this same command, without --nproc.
     values = {"--suite": suite, "--tasks": choices.tasks_dir, "--limit": choices.limit, "--device": choices.device,
-              "--batch-size": choices.batch_size}  # fmt: skip
+              "--batch-size": choices.batch_size, "--backend": choices.backend}  # fmt: skip
     options = [str(word) for name, value in values.items() if value is not None for word in (name, value)]
     options += [word for task in choices.without for word in ("--without", task)]
     options += [word for path in choices.texts for word in ("--texts", str(path))]

@@ -10,10 +10,14 @@ from megacode.base.units import parse_seconds
 from megacode.config.quantity import Frozen, Length
 
 # Names only: the suites themselves live in eval/, above this floor.
-SHIPPED_SUITES = ("demo", "heldout", "to-code", "to-code-gold")
+SHIPPED_SUITES = (
+    "demo", "heldout", "to-code", "to-code-gold", "reasoning", "reasoning-gold", "code-plus", "code-plus-gold",
+    "to-code-plus", "to-code-plus-gold",
+)  # fmt: skip
 MADE_SUITES = ("demo", "heldout")  # their items are made from held-out documents
 SUITE_FILES = (".yaml", ".yml")
 DEMO_SOURCES = ("text", "code", "markup")
+Backend = Literal["hf", "vllm"]
 
 
 def _read_wait(value: Any) -> float:
@@ -30,11 +34,12 @@ class Evaluate(Frozen):
     Attributes:
         every: how often; absent: at phase ends only.
         at_phase_ends: also at the end of every phase.
-        suite: `demo`, `heldout`, `to-code`, `to-code-gold`, or the path of a suite's YAML file.
+        suite: a shipped suite's name, such as `demo`, `heldout` or `to-code`, or the path of a suite's YAML file.
         limit: the most items per task.
         without: tasks to leave out.
         run_generated_code: run the code that the model writes, in a sandbox; otherwise tasks that need it are left out.
         where: `local`: a process on the node of rank 0; `slurm`: a job for each checkpoint.
+        backend: what runs the model: transformers (`hf`), or vLLM, which needs `where: slurm`; scores are never mixed.
         device: what the model runs on; absent: the CPU in a local process, a GPU if there is one in a job.
         threads: the most CPU threads of a local process.
         sbatch: options of `sbatch` for the jobs, such as `--partition=debug`.
@@ -49,6 +54,7 @@ class Evaluate(Frozen):
     without: tuple[str, ...] = ()
     run_generated_code: bool = False
     where: Literal["local", "slurm"] = "local"
+    backend: Backend = "hf"
     device: str | None = Field(default=None, pattern=r"^(cpu|cuda(:\d+)?)$")
     threads: int = Field(default=4, ge=1)
     sbatch: tuple[str, ...] = ()

@@ -64,9 +64,19 @@ def only_jobs_take_sbatch_options(config: RunConfig) -> Iterator[Problem]:
             )
 
 
+def vllm_scores_in_jobs(config: RunConfig) -> Iterator[Problem]:
+    """vLLM takes a GPU of its own, which a process beside the trainer does not have."""
+    evaluate = config.evaluate
+    if evaluate is not None and evaluate.backend == "vllm" and evaluate.where != "slurm":
+        yield Problem("vLLM needs a GPU that no rank uses", "evaluate.backend", "add where: slurm, or remove it")
+    if evaluate is not None and evaluate.backend == "vllm" and evaluate.device is not None:
+        yield Problem("vLLM chooses its device itself", "evaluate.device", "remove it")
+
+
 EVALUATE_RULES: tuple[Rule, ...] = (
     the_suite_is_known,
     some_checkpoint_gets_scores,
     what_is_scored_can_be_exported,
     only_jobs_take_sbatch_options,
+    vllm_scores_in_jobs,
 )

@@ -136,6 +136,11 @@ class SafetensorsFiles(Mapping[str, Tensor]):
             tensor: Tensor = file.get_tensor(name)
             return tensor
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor, from its file's header."""
+        with _opened(self._files[name]) as file:
+            return tuple(file.get_slice(name).get_shape())
+
     def rows(self, name: str, first: int, last: int) -> Tensor:
         """Read some rows of a tensor."""
         with _opened(self._files[name]) as file:

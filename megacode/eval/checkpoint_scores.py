@@ -36,8 +36,10 @@ from megacode.checkpoint.state import TrainState
 from megacode.config.loading import load_config
 from megacode.eval.harness import ScoringOptions, check_device, evaluate_many, suite_of
 from megacode.eval.score_log import tell_run
+from megacode.eval.scored_models import refuse_other_backend
 from megacode.eval.suites import Suite
 from megacode.eval.task_loading import RUN_CODE
+from megacode.eval.vllm_model import check_vllm
 from megacode.mcore.rendezvous import read
 from megacode.metrics.scores import read_score_file
 
@@ -63,6 +65,7 @@ def as_the_run_asks(run: Path, choices: ScoringOptions, keep: bool) -> tuple[str
         limit=choices.limit or wanted.limit,
         without=choices.without or wanted.without,
         run_code=choices.run_code or wanted.run_generated_code,
+        backend=wanted.backend if choices.backend == "hf" else choices.backend,
     )
     return wanted.suite, made, keep or wanted.keep_exports
 
@@ -97,6 +100,8 @@ def score_checkpoints(
     """
     _refuse_ranks()
     check_device(choices.device)
+    if choices.backend == "vllm":
+        check_vllm(choices.device)
     suite_of(suite, checkpoints[0], choices)  # before anything is exported
     # New documents, existing ones, and failures; only failures raise, and only at the end.
     documents: list[dict[str, Any]] = []
@@ -152,6 +157,8 @@ def _score_one(
     wanted = suite_of(suite, checkpoint, choices)
     target = out or run.score(wanted.name, state.iteration)
     with scoring_alone(run, state.iteration):
+        if not again:
+            refuse_other_backend(target, choices.backend)
         # Asked under the lock: the process that held it may just have scored this checkpoint.
         if not again and is_scored(state, wanted, target, choices):
             return read_score_file(target), False

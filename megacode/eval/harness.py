@@ -24,6 +24,7 @@ from megacode.base.errors import ConfigError
 from megacode.base.files import RunDir, atomic_path, to_json, write_json
 from megacode.base.imports import uncollected
 from megacode.base.user_paths import refuse_existing, refuse_unwritable
+from megacode.config.evaluate import Backend
 from megacode.data.contamination import contamination
 from megacode.data.items import task_items
 from megacode.eval.categories import category_means
@@ -33,13 +34,14 @@ from megacode.eval.generate import TextWriter
 from megacode.eval.made_items import run_of
 from megacode.eval.offline import surroundings
 from megacode.eval.score_log import tell_run
-from megacode.eval.scored_models import check_model, default_out, is_scored
+from megacode.eval.scored_models import check_model, default_out, is_scored, refuse_other_backend
 from megacode.eval.scores import model_facts, prompts_digest, provenance, questions_digest, render_scores, task_scores
 from megacode.eval.scoring_ranks import ScoringRanks, scoring_ranks
 from megacode.eval.suites import Suite, load_suite
 from megacode.eval.task_loading import load_tasks, network_problem, prefetch
 from megacode.eval.task_run import aggregate, load_model, run_items
 from megacode.eval.truncation import cut_facts, describe_cut
+from megacode.eval.vllm_model import check_vllm, load_vllm, saved_size
 from megacode.eval.writing_samples import write_samples
 from megacode.metrics.scores import read_score_file
 
@@ -58,6 +60,7 @@ class ScoringOptions:
         limit: items per task, at most.
         batch_size: sequences per forward pass.
         device: `cpu`, `cuda`, `cuda:1`; None: CUDA where there is any, one GPU a rank.
+        backend: what runs the model: transformers (`hf`), or vLLM, which has one process and chooses its device.
         verbose: let lm-eval log and draw its bars.
         run_code: run the code that the model writes; if not, tasks that need it are excluded.
         without: tasks to leave out.
@@ -70,6 +73,7 @@ class ScoringOptions:
     limit: int | None = None
     batch_size: int = BATCH_SIZE
     device: str | None = None
+    backend: Backend = "hf"
     verbose: bool = False
     run_code: bool = False
     without: tuple[str, ...] = ()
@@ -117,16 +121,24 @@ def evaluate_many(
     choices = choices or ScoringOptions()
     # Whatever can be checked without lm-eval comes first: importing it takes seconds.
     check_device(choices.device)
+    if choices.backend == "vllm":
+        check_vllm(choices.device)
     for hf_dir in hf_dirs:
         check_model(hf_dir)
     outs = outs or [None] * len(hf_dirs)
     with scoring_ranks() as ranks:
+        if choices.backend == "vllm" and ranks.world_size > 1:
+            what = f"vLLM scores in one process, not on {ranks.world_size} ranks"
+            raise ConfigError(what, "--backend vllm", "remove --nproc")
         # The first rank alone writes the demo's items; the others wait here, then read them.
         ranks.broadcast([suite_of(suite, hf_dir, choices) for hf_dir in hf_dirs] if ranks.first else None)
         suites = [suite_of(suite, hf_dir, choices) for hf_dir in hf_dirs]  # the first rank has made the items by now
         targets = [out or default_out(path, one.name) for path, one, out in zip(hf_dirs, suites, outs, strict=True)]
         if not (choices.overwrite or choices.missing_only):
             refuse_existing(targets, False, "--out")
+        if not choices.overwrite:
+            for target in targets:
+                refuse_other_backend(target, choices.backend)
         if ranks.first:
             # Found out now and not after hours of scoring.
             for target in dict.fromkeys(path.parent for path in targets):
@@ -207,9 +219,9 @@ def _score(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run tasks on one model; return the score document and the items' lines, on rank 0 with all ranks' results."""
     start, (device, target, ranks) = time.perf_counter(), where
-    model = load_model(hf_dir, choices.batch_size, device)
+    model, parameters, dtype = _load(hf_dir, choices, device)
     facts = ranks.broadcast(model_facts(hf_dir) if ranks.first else None)
-    settings = {"limit": choices.limit, "device": device.partition(":")[0], "dtype": str(model.model.dtype)}
+    settings = {"limit": choices.limit, "device": device.partition(":")[0], "dtype": dtype, "backend": choices.backend}
     made = provenance()
     # Results that were kept by an earlier, interrupted call count only under the same identity.
     identity = {"model": facts, "suite": suite.files_digest(), "settings": settings, "versions": made["versions"]}
@@ -222,12 +234,12 @@ def _score(
             if ranks.first:
                 partial.keep(name, part)
         parts[name] = part
-    if ranks.first:
+    if ranks.first and choices.backend == "hf":
         write_samples(TextWriter(model.model, model.tokenizer, hf_dir), run_of(hf_dir), facts)
     scores = {name: part["scores"] for name, part in parts.items()}
     document = {
         "suite": suite.name,
-        "model": {**facts, "parameters": sum(parameter.numel() for parameter in model.model.parameters())},
+        "model": {**facts, "parameters": parameters},
         "scores": scores,
         "means": category_means(scores, suite.categories, suite.means),
         "mean_parts": {**suite.categories, **suite.means},
@@ -239,6 +251,14 @@ def _score(
         **made,
     }
     return document, [line for part in parts.values() for line in part["lines"]]
+
+
+def _load(hf_dir: Path, choices: ScoringOptions, device: str) -> tuple[Any, int, str]:
+    """Return lm-eval's wrapper of a model, its number of parameters, and its dtype as torch prints it."""
+    if choices.backend == "vllm":
+        return load_vllm(hf_dir, choices.batch_size), *saved_size(hf_dir)
+    model = load_model(hf_dir, choices.batch_size, device)
+    return model, sum(parameter.numel() for parameter in model.model.parameters()), str(model.model.dtype)
 
 
 def _run_task(

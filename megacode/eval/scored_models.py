@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megacode.base.errors import CheckpointError
+from megacode.base.errors import CheckpointError, ConfigError
 from megacode.base.files import RunDir
 from megacode.checkpoint.state import FILE_NAME
+from megacode.config.evaluate import Backend
 from megacode.eval.made_items import run_of
 from megacode.eval.scores import model_facts
 from megacode.eval.suites import Suite
@@ -89,3 +90,19 @@ def is_scored(hf_dir: Path, suite: Suite, out: Path, left_out: Mapping[str, str]
         return same and whole and document["model"]["weights_sha256"] == model_facts(hf_dir)["weights_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def refuse_other_backend(out: Path, backend: Backend) -> None:
+    """Refuse to take scores of another backend for this one's, or to replace them unasked.
+
+    Raises:
+        ConfigError: the score file was made by another backend.
+    """
+    try:
+        document: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        made = document["settings"].get("backend", "hf")  # files of earlier versions have transformers' scores
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    if made != backend:
+        fix = f"--backend {made} keeps them; --overwrite replaces them; --out FILE of one model keeps both"
+        raise ConfigError(f"its scores were made with --backend {made}", str(out), fix)

@@ -30,6 +30,7 @@ from megacode.data.contamination import describe
 from megacode.eval.decontaminated import describe_decontamination
 from megacode.eval.truncation import describe_cut
 from megacode.metrics.intervals import LEVEL, half_width
+from megacode.metrics.published import SOURCE, measures, published_near
 
 PACKAGES = ("lm_eval", "transformers", "torch", "tokenizers", "datasets")
 _LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "word_perplexity", "byte_perplexity")
@@ -162,6 +163,14 @@ def is_export(hf_dir: Path) -> bool:
     return (hf_dir / "megacode.json").is_file()
 
 
+def beginning_of_texts(hf_dir: Path, tokenizer: Any) -> dict[str, Any]:
+    """Return lm-eval's settings of how texts begin: as in a model's training, if megacode exported it."""
+    if not is_export(hf_dir) or tokenizer.eos_token_id is None:
+        return {}
+    # As in training: no token is added, and a text follows the end of another document.
+    return {"add_bos_token": False, "prefix_token_id": tokenizer.eos_token_id}
+
+
 def provenance() -> dict[str, Any]:
     """Return versions, hardware and date."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -199,9 +208,18 @@ def render_scores(document: Mapping[str, Any], console: Console) -> None:
 
 
 def _scores_table(document: Mapping[str, Any]) -> FigureTable:
-    """Return the tasks' table: each task's scores, and how many of its items stand in what the model had read."""
-    figures = ("score", f"± {LEVEL}", "chance", "items", "overlap")
-    options: Any = {"caption": "↓: less is better", "caption_justify": "left"}
+    """Return the tasks' table: scores, items that the model had read, and how well a task ranks corpora."""
+    ranking = {
+        task: near
+        for task, scores in document["scores"].items()
+        if any(map(measures, scores)) and (near := published_near(task, _parameters(document)))
+    }
+    figures = ("score", f"± {LEVEL}", "chance", "items", "overlap", *(["ranks"] if ranking else []))
+    caption = "↓: less is better"
+    if ranking:
+        (size, _) = next(iter(ranking.values()))
+        caption += f"\nranks: pairs of corpora that models of {size} order as models of 1B do, published ({SOURCE})"
+    options: Any = {"caption": caption, "caption_justify": "left"}
     table = FigureTable("task", "metric", *figures, figures=figures, **options)
     overlaps = document["contamination"].get("tasks") or {}
     for task, scores in document["scores"].items():
@@ -212,8 +230,14 @@ def _scores_table(document: Mapping[str, Any]) -> FigureTable:
             error = scores.get(f"{metric}_stderr")
             shown = [f"{scores[metric]:.3f}", "" if error is None else f"{half_width(error):.3f}"]
             arrow = " ↓" if metric.partition(",")[0] in _LOWER_IS_BETTER else ""
-            table.add_row(task if row == 0 else "", metric + arrow, *shown, *(tail if row == 0 else ["", "", ""]))
+            known = task in ranking and measures(metric)
+            ranks = [f"{100 * ranking[task][1]:.0f} %" if known else ""] if ranking else []
+            table.add_row(task if row == 0 else "", metric + arrow, *shown, *(tail if row == 0 else [""] * 3), *ranks)
     return table
+
+
+def _parameters(document: Mapping[str, Any]) -> float:
+    return float(document["model"].get("parameters") or 1)
 
 
 def _means_table(means: Mapping[str, Mapping[str, Any]]) -> FigureTable:

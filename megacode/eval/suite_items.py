@@ -27,7 +27,7 @@ def suite_items(suite: str | Path) -> Benchmark:
     if (Path(suite) / INDEX).is_file():
         return items_made_in(Path(suite), Path(suite).name)
     # True answers are wanted as the tasks have them, whatever the suite's own scoring is.
-    found = replace(load_suite(suite, None), gold_answers=None)
+    found = replace(load_suite(suite, None), gold_answers=None, few_shot={}, samples={})
     with surroundings(found.offline, False, verbose=False):
         # Tasks that run code are loaded for their items; nothing is run.
         tasks, _ = load_tasks(found, run_code=True)

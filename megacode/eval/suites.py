@@ -15,6 +15,9 @@ The items of `demo` and `heldout` are made from held-out documents, for each run
     means: {total: [reasoning, code]}                # means of categories
     clusters: {boolq: passage}     # the field of a task's documents that items of one passage share
     gold_answers: {nq_open: "{{answer[0]}}"}         # bits per byte of true answers; templates where no choice
+    few_shot: {arc_challenge: 25, mmlu_*: 5}         # solved examples in the prompt; absent: the task's own number
+    samples: {humaneval_plus: {n: 20, k: [1, 10]}}   # pass@k from n sampled answers instead of one greedy answer
+    suites: [to-code, mine.yaml]   # everything in these suites too; categories and means may name theirs
 """
 
 from __future__ import annotations
@@ -27,19 +30,31 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from megacode.base.errors import ConfigError, Problem
+from megacode.base.errors import ConfigError
 from megacode.base.files import tree_digest
 from megacode.config.evaluate import MADE_SUITES
 from megacode.config.yaml_reader import parse_yaml
 from megacode.eval.made_items import find_items, read_index
+from megacode.eval.suite_rules import SAMPLING, joined_suites, suite_problems
 
 SHIPPED = Path(__file__).parent / "tasks"
 METRIC = "bits_per_byte"
-_KEYS: dict[str, type | tuple[type, ...]] = {
-    "name": str, "tasks": list, "include_path": (str, list), "lm_eval": list, "defaults": bool, "offline": bool,
-    "unsafe_code": bool, "bits_per_byte": dict, "categories": dict, "means": dict, "clusters": dict,
-    "gold_answers": dict,
-}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AnswerSampling:
+    """How answers to a question are sampled, for pass@k.
+
+    Attributes:
+        n: answers to each question.
+        k: numbers of tries of which one must pass, each at most n.
+        temperature, top_p: of the sampling.
+    """
+
+    n: int
+    k: tuple[int, ...]
+    temperature: float
+    top_p: float
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,8 @@ class Suite:
         clusters: per task the field of its documents that items of one passage share.
         gold_answers: None: each task is scored by its own metrics. Otherwise by bits per byte of the true answer:
             a template of it for each task that is no multiple choice.
+        few_shot: per task, or per pattern of tasks' names, the solved examples in the prompt.
+        samples: per task how many answers are sampled, and how.
     """
 
     name: str
@@ -78,6 +95,8 @@ class Suite:
     means: dict[str, list[str]] = field(default_factory=dict)
     clusters: dict[str, str] = field(default_factory=dict)
     gold_answers: dict[str, str] | None = None
+    few_shot: dict[str, int] = field(default_factory=dict)
+    samples: dict[str, AnswerSampling] = field(default_factory=dict)
 
     def places(self) -> list[Path]:
         """Return the directories of task YAMLs, including lm-eval's own; the suite's own come last and win.
@@ -151,7 +170,11 @@ def _made_suite(name: str, items: Path) -> Suite:
     return Suite(name, tuple(tasks), (SHIPPED / name,), items=items, **own)
 
 
-def _read_suite(path: Path) -> Suite:
+def _read_suite(path: Path, joining: tuple[Path, ...] = ()) -> Suite:
+    """Return the suite of a file; `joining` are the files that join it, outermost first."""
+    if path.resolve() in joining:
+        fix = "remove it from one of the files: " + ", ".join(str(file) for file in joining)
+        raise ConfigError("this suite joins itself", f"{path}: suites", fix)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -161,9 +184,26 @@ def _read_suite(path: Path) -> Suite:
     document = parse_yaml(text, str(path))
     if not isinstance(document, dict):
         raise ConfigError("a suite is a mapping", str(path), "write for example `tasks: [piqa]`")
+    parts = [_joined(name, path, (*joining, path.resolve())) for name in joined_suites(document, path)]
+    tasks, categories = ([one for part in parts for one in getattr(part, key)] for key in ("tasks", "categories"))
     # All mistakes at once: fixing a YAML file one error at a time is tedious.
-    if problems := list(_problems(document, path)):
+    if problems := list(suite_problems(document, path, tasks, categories)):
         raise ConfigError(problems=problems)
+    own = _suite_of(document, path)
+    return join(own, parts, path) if parts else own
+
+
+def _joined(name: str, path: Path, joining: tuple[Path, ...]) -> Suite:
+    """Return a suite that a file joins: a shipped one, or a file relative to it."""
+    if name in MADE_SUITES:
+        fix = "score it beside this suite, with its own --suite"
+        raise ConfigError(f"the items of {name} are made for each run, so no file can join it", f"{path}: suites", fix)
+    if Path(name).suffix in (".yaml", ".yml"):
+        return _read_suite(path.parent / name, joining)
+    return load_suite(name, None)
+
+
+def _suite_of(document: dict[str, Any], path: Path) -> Suite:
     given = document.get("include_path", [])
     places = tuple((path.parent / place).resolve() for place in ([given] if isinstance(given, str) else given))
     lm_eval, texts = tuple(document.get("lm_eval", ())), document.get("bits_per_byte", {}).get("files", ())
@@ -181,6 +221,50 @@ def _read_suite(path: Path) -> Suite:
         means=document.get("means", {}),
         clusters=document.get("clusters", {}),
         gold_answers=document.get("gold_answers"),
+        few_shot=document.get("few_shot", {}),
+        samples={task: _sampling(wanted) for task, wanted in document.get("samples", {}).items()},
+    )
+
+
+def _sampling(wanted: Mapping[str, Any]) -> AnswerSampling:
+    whole = {**SAMPLING, **wanted}
+    return AnswerSampling(whole["n"], tuple(whole["k"]), float(whole["temperature"]), float(whole["top_p"]))
+
+
+def join(own: Suite, parts: Sequence[Suite], path: Path) -> Suite:
+    """Return a suite with everything in others; its own name and switches stay.
+
+    Args:
+        own: the suite of a file.
+        parts: the suites that it joins.
+        path: the file, for messages.
+
+    Raises:
+        ConfigError: two of them define the same task, category, mean or text, or only some score true answers.
+    """
+    every, where = [*parts, own], f"{path}: suites"
+    if len({part.gold_answers is None for part in every if part.tasks}) > 1:
+        fix = "join suites of true answers only, or none (a file of true answers has `gold_answers: {}` at least)"
+        raise ConfigError("some of these suites score true answers, others do not", where, fix)
+    tables = ("categories", "means", "clusters", "few_shot", "samples", "texts")
+    for key in ("tasks", *tables):
+        names = [name for part in every for name in getattr(part, key)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"{key}: {twice[0]} is in two of these suites", where, "keep one of them")
+    joined: dict[str, Any] = {
+        key: {name: one for part in every for name, one in getattr(part, key).items()} for key in tables
+    }
+    gold = [part.gold_answers for part in every if part.gold_answers is not None]
+    return replace(
+        own,
+        tasks=tuple(task for part in every for task in part.tasks),
+        include_path=tuple(dict.fromkeys(place for part in every for place in part.include_path)),
+        lm_eval=tuple(dict.fromkeys(place for part in every for place in part.lm_eval)),
+        defaults=any(part.defaults for part in every),
+        offline=all(part.offline for part in every),
+        unsafe_code=own.unsafe_code,
+        gold_answers={task: text for part in gold for task, text in part.items()} if gold else None,
+        **joined,
     )
 
 
@@ -213,56 +297,3 @@ def find_texts(patterns: Iterable[str], place: Path, where: str) -> tuple[Path, 
                 fix = "rename one: scores are listed by file name"
                 raise ConfigError(f"{path} and {files[path.name]} have the same name", where, fix)
     return tuple(files.values())
-
-
-def _problems(document: dict[str, Any], path: Path) -> Iterable[Problem]:
-    for key, value in document.items():
-        if key not in _KEYS:
-            close = get_close_matches(str(key), _KEYS, n=1)
-            fix = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(_KEYS)}"
-            yield Problem(f"unknown key {key!r}", str(path), fix)
-        # Types only; what the values mean is checked below.
-        elif not isinstance(value, _KEYS[key]):
-            yield Problem(
-                f"{value!r} is not a valid value for this key",
-                f"{path}: {key}",
-                "see the beginning of megacode/eval/suites.py",
-            )
-    tasks, texts = document.get("tasks"), document.get("bits_per_byte")
-    if isinstance(texts, dict) and (list(texts) != ["files"] or not _are_words(texts["files"])):
-        yield Problem("it lists no files", f"{path}: bits_per_byte", "write for example `{files: [books/*.txt]}`")
-    if not _are_words(tasks) and not (texts and tasks is None):
-        yield Problem("it lists no tasks", f"{path}: tasks", "write for example `tasks: [piqa, arc_easy]`")
-    yield from _category_problems(document, path)
-    places = document.get("include_path", [])
-    for place in [places] if isinstance(places, str) else places if isinstance(places, list) else []:
-        if not (path.parent / str(place)).is_dir():
-            yield Problem(f"there is no directory {place}", f"{path}: include_path", "it is relative to this file")
-
-
-def _are_words(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
-
-
-def _category_problems(document: dict[str, Any], path: Path) -> Iterable[Problem]:
-    categories, means, clusters = (document.get(key, {}) for key in ("categories", "means", "clusters"))
-    if not all(isinstance(part, dict) for part in (categories, means, clusters)):
-        return
-    for name, tasks in categories.items():
-        if not isinstance(tasks, dict) or not all(isinstance(metric, str) for metric in tasks.values()):
-            yield Problem("a category maps tasks to metrics", f"{path}: categories.{name}", "write `{piqa: acc}`")
-        elif unknown := [task for task in tasks if task not in (document.get("tasks") or [])]:
-            yield Problem(f"no such task: {unknown[0]}", f"{path}: categories.{name}", "add it under `tasks`")
-    gold = document.get("gold_answers", {})
-    examples = {"clusters": "{boolq: passage}", "gold_answers": '{nq_open: "{{answer[0]}}"}'}
-    for key, entries in (("clusters", clusters), ("gold_answers", gold if isinstance(gold, dict) else {})):
-        for task, value in entries.items():
-            if task not in (document.get("tasks") or []) or not isinstance(value, str):
-                fix = f"write for example `{examples[key]}`, with a task of `tasks`"
-                what = "it names no task and field" if key == "clusters" else "it names no task and template"
-                yield Problem(what, f"{path}: {key}.{task}", fix)
-    for name, parts in means.items():
-        if not _are_words(parts) or any(part not in categories for part in parts):
-            yield Problem(
-                "a mean lists categories", f"{path}: means.{name}", f"the categories are {', '.join(categories)}"
-            )

@@ -6,13 +6,16 @@ import logging
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from megacode.base.errors import ConfigError, DataError, Problem
+from megacode.eval.few_shot import give_examples
 from megacode.eval.gold_answers import gold_task
 from megacode.eval.manual_datasets import cache_dir, fetch_quac
+from megacode.eval.sampled_answers import sampled_task
 from megacode.eval.suites import Suite
 from megacode.eval.text_tasks import text_task
 
@@ -26,7 +29,6 @@ _PREFETCH = (
 )
 _LEAVE_OUT = "exclude it with --without, or fix its file"
 _TRY_SECONDS = 10.0
-_SEED = 1234  # lm-eval's own
 
 
 def load_tasks(
@@ -56,6 +58,21 @@ def load_tasks(
     specs: list[Any] = [name for name in suite.tasks if name not in left_out]
     # lm-eval takes task descriptions as well as names.
     specs += [text_task(name, path) for name, path in suite.texts.items() if name not in left_out]
+    tasks = _loaded(manager, specs, lacking)
+    # Tasks inside groups and tags show only now whether they run code.
+    for name in [name for name, task in tasks.items() if getattr(task, "UNSAFE_CODE", False) and not run_code]:
+        left_out[name] = RUN_CODE
+        del tasks[name]
+    for name, why in left_out.items():
+        log.warning("excluding the task %s: %s", name, why)
+    if not tasks:
+        raise ConfigError("no task is left to run", f"suite {suite.name}", "; ".join(sorted(set(left_out.values()))))
+    give_examples(tasks, suite, left_out)
+    return _as_scored(tasks, suite, left_out), left_out
+
+
+def _loaded(manager: Any, specs: Iterable[Any], lacking: str) -> dict[str, Any]:
+    """Return lm-eval's task objects with their data, or name every task whose data cannot be loaded."""
     tasks: dict[str, Any] = {}
     problems: list[Problem] = []
     own: list[Problem] = []
@@ -74,19 +91,18 @@ def load_tasks(
         problems.append(Problem("data sets are missing from this cache", str(cache_dir()), lacking))
     if own or problems:
         raise DataError(problems=[*own, *problems])
-    # Tasks inside groups and tags show only now whether they run code.
-    for name in [name for name, task in tasks.items() if getattr(task, "UNSAFE_CODE", False) and not run_code]:
-        left_out[name] = RUN_CODE
-        del tasks[name]
-    for name, why in left_out.items():
-        log.warning("excluding the task %s: %s", name, why)
-    if not tasks:
-        raise ConfigError("no task is left to run", f"suite {suite.name}", "; ".join(sorted(set(left_out.values()))))
-    for name, task in tasks.items():
-        _ask_without_examples(task)
-        if suite.gold_answers is not None and name not in suite.texts:
-            tasks[name] = gold_task(task, suite.gold_answers.get(name))
-    return tasks, left_out
+    return tasks
+
+
+def _as_scored(tasks: Mapping[str, Any], suite: Suite, left_out: Collection[str]) -> dict[str, Any]:
+    """Return the tasks with what the suite scores: true answers, sampled answers, or the tasks' own metrics."""
+    if lost := [name for name in suite.samples if name not in {*tasks, *left_out}]:
+        raise ConfigError(f"it has no task {lost[0]!r} to sample", f"suite {suite.name}: samples", "add it to `tasks`")
+    if suite.gold_answers is not None:
+        gold = suite.gold_answers
+        return {name: task if name in suite.texts else gold_task(task, gold.get(name)) for name, task in tasks.items()}
+    sampled = {name: sampled_task(tasks[name], how) for name, how in suite.samples.items() if name in tasks}
+    return {**tasks, **sampled}
 
 
 def prefetch(suite: Suite, no_network: str) -> list[str]:
@@ -163,10 +179,3 @@ def _runs_code(manager: Any, name: str) -> bool:
 def _unloaded(name: str, error: Exception) -> Problem:
     reason = " ".join(str(error).split())[:300]
     return Problem(f"a task's data cannot be loaded: {reason}", f"task {name}")
-
-
-def _ask_without_examples(task: Any) -> None:
-    # Few-shot examples only where the task itself asks for them.
-    if task.get_config("num_fewshot") is None:
-        task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=_SEED)

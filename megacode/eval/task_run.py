@@ -12,7 +12,7 @@ from typing import Any
 
 from megacode.base.errors import DataError
 from megacode.eval.hf_model import open_model
-from megacode.eval.scores import is_export, item_lines
+from megacode.eval.scores import beginning_of_texts, item_lines
 from megacode.eval.truncation import counting_cuts
 
 log = logging.getLogger(__name__)
@@ -25,18 +25,14 @@ _TOO_LONG = {
 
 
 def load_model(hf_dir: Path, batch_size: int, device: str) -> Any:
-    """Return lm-eval's wrapper of a model: fp32 on CPU, its saved dtype on a GPU.
+    """Return lm-eval's wrapper of a model in transformers: fp32 on CPU, its saved dtype on a GPU.
 
     Raises:
         CheckpointError: if transformers cannot load it.
     """
     model, tokenizer = open_model(hf_dir, device)
-    beginning: dict[str, Any] = {}
-    if is_export(hf_dir) and tokenizer.eos_token_id is not None:
-        # As in training: no token is added, and a text follows the end of another document.
-        beginning = {"add_bos_token": False, "prefix_token_id": tokenizer.eos_token_id}
-    settings = {"tokenizer": tokenizer, "batch_size": batch_size, "device": device, **beginning}
-    return counting_cuts()(pretrained=model, **settings)
+    settings = {"tokenizer": tokenizer, "batch_size": batch_size, "device": device}
+    return counting_cuts("hf")(pretrained=model, **settings, **beginning_of_texts(hf_dir, tokenizer))
 
 
 def run_items(model: Any, name: str, task: Any, items: range, cluster: str | None = None) -> list[dict[str, Any]]:

@@ -8,9 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 from megacode.base.progress import Advance, bar
+from megacode.config.evaluate import Backend
+
+# lm-eval's own classes of models; vLLM's needs vLLM to be imported. The number: tokens of question and
+# answer that fit beyond the context. transformers only predicts the last one; vLLM wants room for one more.
+_CLASSES: dict[Backend, tuple[str, str, int]] = {
+    "hf": ("lm_eval.models.huggingface", "HFLM", 1),
+    "vllm": ("lm_eval.models.vllm_causallms", "VLLM", -1),
+}
 
 
 class _Counting:
@@ -24,11 +33,14 @@ class _Counting:
 
 
 @cache
-def counting_cuts() -> Any:
-    """Return a subclass of lm-eval's HFLM that records by how many tokens each request was truncated."""
-    from lm_eval.models.huggingface import HFLM, normalize_gen_kwargs
+def counting_cuts(backend: Backend) -> Any:
+    """Return a subclass of lm-eval's class of a backend that records by how many tokens each request was truncated."""
+    from lm_eval.models.utils import normalize_gen_kwargs
 
-    class CountingModel(HFLM):
+    module, name, beyond = _CLASSES[backend]
+    model: Any = getattr(import_module(module), name)
+
+    class CountingModel(model):
         cache_hook: Any
 
         def __init__(self, **settings: Any) -> None:
@@ -46,8 +58,7 @@ def counting_cuts() -> Any:
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **settings: Any) -> Any:
             for texts, context, answer in requests:
                 if texts is not None and texts[0] is not None:  # windows of rolling texts are never truncated
-                    # One token more than the context fits: the last one is only predicted.
-                    self._note((texts[0], texts[1]), len(context) + len(answer) - self.max_length - 1)
+                    self._note((texts[0], texts[1]), len(context) + len(answer) - self.max_length - beyond)
             return super()._loglikelihood_tokens(requests, *args, **settings)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:

@@ -252,6 +252,7 @@ def _identity(document: Mapping[str, Any], facts: Mapping[str, Any], passages: s
         "task version": facts.get("version"),
         "limit": document["settings"].get("limit"),
         "lm-eval version": document["versions"].get("lm_eval"),
+        "backend": document["settings"].get("backend", "hf"),  # files of earlier versions have transformers' scores
         "cut": facts.get("cut"),
         "passages": passages,
     }

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from megacode.base.files import Json
-from megacode.statistics.reliability import COIN_TOSS, PUBLISHED, SOURCE, published_near, reliability_note
+from megacode.metrics.published import COIN_TOSS, PUBLISHED, SOURCE, measures, published_near, reliability_note
 from megacode.study_report.shapes import Reliability
 
 FACTS = Path(__file__).parent / "facts"
@@ -46,8 +46,7 @@ def reliability_of(metric: str, parameters: int) -> Reliability | None:
     """Return how well a task ranks corpora at a model's size, as published; None for means and unknown tasks."""
     task, _, name = metric.partition("/")
     known = PUBLISHED.get(task)
-    # Bits per byte of a task are another measure than the one that was tested.
-    if known is None or name.startswith("bits_per_byte"):
+    if known is None or not measures(name):
         return None
     return {
         "decision_accuracy": dict(known.decision_accuracy),

@@ -121,6 +121,7 @@ def command(config: Evaluate, checkpoint: Path) -> list[str]:
         *(["--limit", str(config.limit)] if config.limit is not None else []),
         *(word for task in config.without for word in ("--without", task)),
         *(["--device", device] if device is not None else []),
+        *(["--backend", config.backend] if config.backend != "hf" else []),
         *(["--run-generated-code"] if config.run_generated_code else []),
         *(["--keep-exports"] if config.keep_exports else []),
         *(f"--sbatch={option}" for option in config.sbatch),

@@ -83,7 +83,7 @@ def test_missing_and_damaged_items_are_errors(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "fix"),
-    [("dem", "did you mean 'demo'"), ("mmlu-pro", "use one of demo, heldout, to-code, to-code-gold, or a suite")],
+    [("dem", "did you mean 'demo'"), ("mmlu-pro", "use one of code-plus, code-plus-gold, demo, heldout")],
 )
 def test_an_unknown_suite_is_an_error_with_a_fix(tmp_path, name, fix):
     with pytest.raises(ConfigError, match=rf"there is no suite '{name}'\n.*{fix}"):

@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 WORDS = ("cat", "river", "stone", "window", "garden", "letter", "music", "winter")
 
 
-def _pick(number: int, shift: int = 0) -> str:
+def pick(number: int, shift: int = 0) -> str:
     return WORDS[(number * 3 + shift) % len(WORDS)]
 
 
 def _rows(kind: str, number: int) -> dict[str, Any]:
-    a, b, c = (_pick(number, shift) for shift in range(3))
+    a, b, c = (pick(number, shift) for shift in range(3))
     arc = {"label": ["A", "B", "C", "D"], "text": [a, b, c, "snow"]}
     rows: dict[str, dict[str, Any]] = {
         "boolq": {"question": f"is the {a} old", "passage": f"The {a} is old.", "idx": number, "label": number % 2},
@@ -83,15 +84,32 @@ _SETS = (
 
 
 def write_data_sets(place: Path, items: int) -> None:
-    """Write folders named like the data sets, each with the front matter that names its configs and files."""
+    """Write the data sets of the suite, each split with as many rows."""
+    write_folders(place, _SETS, _rows, lambda split: items)
+
+
+def write_folders(
+    place: Path,
+    sets: Iterable[tuple[str, str, tuple[str, ...], str]],
+    rows: Callable[[str, int], dict[str, Any]],
+    count: Callable[[str], int],
+) -> None:
+    """Write folders named like data sets, each with the front matter that names its configs and files.
+
+    Args:
+        place: the directory of the folders.
+        sets: data set, config, splits and kind of row of each.
+        rows: of a kind and a number, the row.
+        count: of a split, how many rows it has.
+    """
     configs: dict[str, list[str]] = {}
-    for name, config, splits, kind in _SETS:
+    for name, config, splits, kind in sets:
         folder = place / name
         folder.mkdir(parents=True, exist_ok=True)
         lines = [f'- config_name: "{config}"', "  data_files:"]
         for split in splits:
             file = f"{config}-{split}.jsonl"
-            text = "".join(json.dumps(_rows(kind, number)) + "\n" for number in range(items))
+            text = "".join(json.dumps(rows(kind, number)) + "\n" for number in range(count(split)))
             (folder / file).write_text(text)
             lines += [f"  - split: {split}", f"    path: {file}"]
         configs.setdefault(name, []).extend(lines)
@@ -105,9 +123,9 @@ def write_own_data(cache: Path, items: int) -> None:
     quac.parent.mkdir(parents=True)
     questions = [
         {
-            "id": f"C_1_q#{number}", "question": f"What of the {_pick(number)}?", "yesno": "x", "followup": "y",
-            "answers": [{"text": f"the old {_pick(number)}", "answer_start": 0}, {"text": "CANNOTANSWER"}],
-            "orig_answer": {"text": f"the old {_pick(number)}", "answer_start": 0},
+            "id": f"C_1_q#{number}", "question": f"What of the {pick(number)}?", "yesno": "x", "followup": "y",
+            "answers": [{"text": f"the old {pick(number)}", "answer_start": 0}, {"text": "CANNOTANSWER"}],
+            "orig_answer": {"text": f"the old {pick(number)}", "answer_start": 0},
         }
         for number in range(items)
     ]  # fmt: skip
@@ -122,12 +140,12 @@ def write_own_data(cache: Path, items: int) -> None:
         writer = csv.writer(file)
         writer.writerow(names)
         for number in range(items):
-            sentences = [f"Kim, who is {n}, saw a {_pick(number, n)}." for n in range(4)]
+            sentences = [f"Kim, who is {n}, saw a {pick(number, n)}." for n in range(4)]
             writer.writerow([f"id{number}", *sentences, "Kim was glad.", "Kim ate it.", number % 2 + 1])
 
 
-def save_model(path: Path, seed: int = 0) -> None:
-    """Write a random model of 1,024 tokens' context with a tokenizer of bytes."""
+def save_model(path: Path, seed: int = 0, context: int = 1024, silent: bool = False) -> None:
+    """Write a random model with a tokenizer of bytes; a silent one ends every text at once."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -140,7 +158,11 @@ def save_model(path: Path, seed: int = 0) -> None:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(alphabet), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=1024, bos_token_id=None, eos_token_id=0, initializer_range=0.3,
+        num_key_value_heads=1, max_position_embeddings=context, bos_token_id=None, eos_token_id=0,
+        initializer_range=0.3,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(path)
+    model = LlamaForCausalLM(config)
+    if silent:  # all logits are 0, and of equal ones the first token's is taken: the end
+        torch.nn.init.zeros_(model.model.norm.weight)
+    model.save_pretrained(path)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(path)
