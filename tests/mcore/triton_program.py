@@ -68,7 +68,7 @@ def _rotary(groups: int, heads: int, size: int, turning: int) -> float:
 
 
 def _case(z_loss: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return logits, labels, losses and gradient, with a z-loss's; the last columns belong to no token, and one label does not count."""
+    """Return logits, labels, losses and the gradient with a z-loss; the last columns and one label do not count."""
     logits = 4 * random(TOKENS, VOCABULARY)
     logits[:, 4000:] = float("-inf")
     labels = torch.randint(0, 4000, (TOKENS,), generator=torch.Generator().manual_seed(3)).to(DEVICE)
