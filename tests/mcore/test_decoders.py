@@ -115,13 +115,16 @@ def test_a_checkpoint_goes_on_under_other_layouts(
     written: dict[str, list[float]] = {}
     for ranks, some in layouts.items():
         written |= on_ranks(ranks, "writes", {"layouts": some, **given})[0]
+    compared = 0
     for ranks, some in layouts.items():
         for own, found in on_ranks(ranks, "reads", {"layouts": some, "names": list(written), **given})[0].items():
             for name, losses in found.items():
+                compared += 1
                 if name == own:
                     assert losses == written[name], name
                 else:
                     assert losses == pytest.approx(written[name], abs=TOLERANCE), (name, own)
+    assert compared == 4 * 4
 
 
 @pytest.mark.usefixtures("alone")
