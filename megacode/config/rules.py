@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from megacode.base.errors import Problem
 from megacode.config.fp8_rules import fp8_divides_the_matrices, fp8_leaves_layers, fp8_parameters_stay_fp8
+from megacode.config.model_rules import MODEL_RULES
 from megacode.config.suggestions import divisors, nearest_divisors, neighbours
 
 if TYPE_CHECKING:
@@ -21,28 +22,6 @@ if TYPE_CHECKING:
 Rule = Callable[["RunConfig"], Iterator[Problem]]
 
 _SHOWN = 6  # how many legal numbers a fix lists
-
-
-def heads_divide_the_width(config: RunConfig) -> Iterator[Problem]:
-    """Without `kv_channels`, hidden_size is divided evenly among the heads."""
-    model = config.model
-    heads, hidden = model.num_attention_heads, model.hidden_size
-    if model.kv_channels is None and hidden % heads:
-        what = f"hidden_size {hidden} is not divisible by num_attention_heads {heads}"
-        yield Problem(what, "model.hidden_size", f"use {neighbours(hidden, heads)}, or give model.kv_channels")
-    elif model.head_size % 2:
-        what = f"a head has {model.head_size} channels, and rotary positions need an even number"
-        yield Problem(what, "model.kv_channels", f"use {neighbours(model.head_size, 2)}, or another number of heads")
-
-
-def groups_divide_the_heads(config: RunConfig) -> Iterator[Problem]:
-    """Every query group serves the same number of heads."""
-    # GQA; also Megatron's layout of the fused QKV matrix, which is grouped by query group.
-    heads, groups = config.model.num_attention_heads, config.model.query_groups
-    if heads % groups:
-        legal = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-        what = f"num_attention_heads {heads} is not divisible by num_query_groups {groups}"
-        yield Problem(what, "model.num_query_groups", f"use one of {legal}")
 
 
 def a_vocabulary_is_known(config: RunConfig) -> Iterator[Problem]:
@@ -154,8 +133,7 @@ def the_ramp_reaches_the_batch(config: RunConfig) -> Iterator[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
-    heads_divide_the_width,
-    groups_divide_the_heads,
+    *MODEL_RULES,
     a_vocabulary_is_known,
     fill_in_the_middle_needs_a_tokenizer,
     shards_divide_the_model,

@@ -32,8 +32,11 @@ class Training(Frozen):
         micro_batch_size: sequences in one forward and backward pass of a rank.
         batch_ramp: a smaller batch at the start.
         weight_decay, adam_beta1, adam_beta2, adam_eps: AdamW.
-        weight_decay_exempt: kinds of parameters without weight decay.
+        weight_decay_exempt: kinds of parameters without weight decay; `norms` includes biases.
         clip_grad: the global gradient norm is clipped to this; 0: no clipping.
+        z_loss: factor of the z-loss, mean(log(Z)^2) over the valid tokens, where Z is the sum of the softmax over the
+            vocabulary (Chowdhery et al., PaLM, 2022, section 5). It is trained on, and is not part of the reported
+            losses; 0: none.
         isolate_documents: attention and positions never cross a document's border.
         loader: which code builds the micro-batches, megacode's own or NVIDIA's DALI; the batches are identical.
         prefetch: iterations whose micro-batches are prepared in advance, on the GPU where there is one; 0: none.
@@ -53,6 +56,7 @@ class Training(Frozen):
     # Embeddings are decayed unless listed, as Megatron does.
     weight_decay_exempt: tuple[Literal["norms", "embeddings"], ...] = ("norms",)
     clip_grad: float = Field(default=1.0, ge=0)
+    z_loss: float = Field(default=0.0, ge=0)
     # Off as in most pre-training runs: one causal mask over the whole sequence is faster.
     isolate_documents: bool = False
     loader: Literal["default", "dali"] = "default"

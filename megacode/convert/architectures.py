@@ -97,7 +97,27 @@ def check_exportable(model: ModelConfig) -> None:
     layout_of(model)
 
 
+# Settings whose computation the three architectures above do not have, or not as they are written here.
+_NOT_EXPORTED = (
+    "norm_bias",
+    "norm_placement",
+    "qk_norm",
+    "qkv_bias",
+    "attention_pattern",
+    "rotary_pattern",
+    "rotary_percent",
+    "rotary_scaling",
+    "logit_scale",
+)
+
+
 def _problems(model: ModelConfig) -> list[Problem]:
+    changed = [name for name in _NOT_EXPORTED if getattr(model, name) != ModelConfig.model_fields[name].default]
+    if changed:
+        what = "this cannot be exported to transformers yet"
+        return [
+            Problem(f"model.{name}: {what}", f"model.{name}", "train without it, or do not export") for name in changed
+        ]
     layout = LAYOUTS.get((model.block, model.normalization))
     if layout is None:
         return [

@@ -127,7 +127,7 @@ def added(one: Tensor, two: Tensor, three: Tensor) -> Tensor:
 @triton.jit
 def _rotate(
     mixed_at, query_at, key_at, value_at, table_in, batch, slots, heads,
-    FORWARD: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr, SLOTS: tl.constexpr,
+    FORWARD: tl.constexpr, HALF: tl.constexpr, TURNING: tl.constexpr, WIDE: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Some slots of one token: a token's slots are, group by group, the queries, then the key and the value."""
     # The same kernel serves both directions: backward, source and goal change places and the angle its sign.
@@ -138,25 +138,31 @@ def _rotate(
     channel = tl.arange(0, WIDE)[None, :]
     inside = (slot < slots)[:, None] & (channel < HALF)
     is_query, is_value = (place < heads)[:, None], (place > heads)[:, None]
-    # A table row is c, c, -s, s, each HALF long: the first and the last quarter are read.
-    angle = token // batch * 4 * HALF + channel
-    cos = tl.load(table_in + angle, mask=channel < HALF)
-    sin = tl.load(table_in + 3 * HALF + angle, mask=channel < HALF)
-    mixed = mixed_at + ((token * slots + slot) * 2 * HALF)[:, None] + channel
-    query = query_at + ((token * groups * heads + group * heads + place) * 2 * HALF)[:, None] + channel
-    key = key_at + ((token * groups + group) * 2 * HALF)[:, None] + channel
-    value = value_at + ((token * groups + group) * 2 * HALF)[:, None] + channel
-    # One pointer per slot and channel into whichever of the three tensors the slot belongs to.
+    # A table row is c, c, -s, s, each TURNING long: the first and the last quarter are read.
+    angle = token // batch * 4 * TURNING + channel
+    cos = tl.load(table_in + angle, mask=channel < TURNING, other=1.0)
+    sin = tl.load(table_in + 3 * TURNING + angle, mask=channel < TURNING, other=0.0)
+    # Pairs of channels: j and j + TURNING rotate. The channels after these stay; they are paired to be copied.
+    if TURNING == HALF:  # the compiler then sees that neighbours are adjacent in memory
+        one, other = channel, channel + HALF
+    else:
+        one = tl.where(channel < TURNING, channel, channel + TURNING)
+        other = tl.where(channel < TURNING, channel + TURNING, channel + HALF)
+    mixed = mixed_at + ((token * slots + slot) * 2 * HALF)[:, None]
+    query = query_at + ((token * groups * heads + group * heads + place) * 2 * HALF)[:, None]
+    key = key_at + ((token * groups + group) * 2 * HALF)[:, None]
+    value = value_at + ((token * groups + group) * 2 * HALF)[:, None]
+    # One pointer per slot into whichever of the three tensors the slot belongs to.
     part = tl.where(is_query, query, tl.where(is_value, value, key))
     if FORWARD:
         source, goal = mixed, part
     else:
         source, goal = part, mixed
         sin = -sin
-    low = tl.load(source, mask=inside).to(tl.float32)
-    high = tl.load(source + HALF, mask=inside).to(tl.float32)
-    tl.store(goal, tl.where(is_value, low, low * cos - high * sin), mask=inside)
-    tl.store(goal + HALF, tl.where(is_value, high, high * cos + low * sin), mask=inside)
+    low = tl.load(source + one, mask=inside).to(tl.float32)
+    high = tl.load(source + other, mask=inside).to(tl.float32)
+    tl.store(goal + one, tl.where(is_value, low, low * cos - high * sin), mask=inside)
+    tl.store(goal + other, tl.where(is_value, high, high * cos + low * sin), mask=inside)
 
 
 def rotary_split(mixed: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,7 +170,7 @@ def rotary_split(mixed: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Args:
         mixed: [s, b, groups, heads + 2, d]: each group's queries, its key and its value.
-        table: fp32 [s, 2 d] of `attention.RotaryTable`.
+        table: fp32 [s, 2 * channels that rotate] of `rotary.RotaryTable`; the first channels rotate.
     """
     length, batch, groups, slots, size = mixed.shape
     query = mixed.new_empty(length, batch, groups * (slots - 2), size)
@@ -188,14 +194,14 @@ def _turn(mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tenso
     block = min(triton.next_power_of_2(groups * slots), 4096 // wide)
     _rotate[(length * batch, triton.cdiv(groups * slots, block))](
         mixed, query, key, value, table.contiguous(), batch, groups * slots, slots - 2,
-        FORWARD=forward, HALF=size // 2, WIDE=wide, SLOTS=block, num_warps=8,
+        FORWARD=forward, HALF=size // 2, TURNING=table.size(-1) // 4, WIDE=wide, SLOTS=block, num_warps=8,
     )  # fmt: skip
 
 
 @triton.jit
 def _cross_entropy(
-    logits_at, labels_in, highest_at, total_at, wanted_out, columns, first, IGNORED: tl.constexpr,
-    STATISTICS: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
+    logits_at, labels_in, highest_at, total_at, wanted_out, columns, first, z_loss, IGNORED: tl.constexpr,
+    STATISTICS: tl.constexpr, GRADIENT: tl.constexpr, Z_LOSS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One token's row of logits: compute its maximum and sum of exponentials, and overwrite it by its gradient."""
     token = tl.program_id(0).to(tl.int64)
@@ -224,13 +230,17 @@ def _cross_entropy(
         top = tl.load(highest_at + token)
         total_of_row = tl.load(total_at + token)
     if GRADIENT:
-        # Step 2: softmax - 1 at the label, which is out of range on ranks that do not hold it.
+        # Step 2: softmax - 1 at the label, which is out of range on ranks that do not hold it; the z-loss adds
+        # 2 z log(Z) softmax.
         tl.debug_barrier()  # the label's logit must be read before it is overwritten
         log_sum = top + tl.log(total_of_row)
         for start in range(0, columns, BLOCK):
             at = start + tl.arange(0, BLOCK)
             x = tl.load(logits + at, mask=at < columns).to(tl.float32)
-            gradient = tl.exp(x - log_sum) - tl.where(at == own, 1.0, 0.0)
+            softmax = tl.exp(x - log_sum)
+            if Z_LOSS:
+                softmax *= 1.0 + 2.0 * z_loss * log_sum
+            gradient = softmax - tl.where(at == own, 1.0, 0.0)
             tl.store(logits + at, tl.where(label == IGNORED, 0.0, gradient), mask=at < columns)
 
 
@@ -251,7 +261,11 @@ class RowStatistics:
 
     def losses(self) -> Tensor:
         """Return each token's loss, fp32 [n]."""
-        return self.highest + self.total.log() - self.wanted
+        return self.log_z() - self.wanted
+
+    def log_z(self) -> Tensor:
+        """Return the log of each token's sum of exponentials, fp32 [n]."""
+        return self.highest + self.total.log()
 
 
 def cross_entropy(
@@ -260,6 +274,7 @@ def cross_entropy(
     row_statistics: RowStatistics,
     first: int,
     ignored: int,
+    z_loss: float = 0.0,
     *,
     statistics: bool,
     gradient: bool,
@@ -272,13 +287,14 @@ def cross_entropy(
         row_statistics: filled in by the first step; read by the second step if done alone.
         first: token of the first column.
         ignored: label of rows whose gradient is 0.
+        z_loss: factor of the square of the log of the sum of exponentials, whose gradient is added; 0: none.
         statistics: do the first step.
         gradient: do the second step.
     """
     maxima, sums, label_logits = row_statistics.highest, row_statistics.total, row_statistics.wanted
     _cross_entropy[(len(labels),)](
-        logits, labels, maxima, sums, label_logits, logits.size(-1), first, ignored,
-        STATISTICS=statistics, GRADIENT=gradient, BLOCK=2048, num_warps=8,
+        logits, labels, maxima, sums, label_logits, logits.size(-1), first, z_loss, ignored,
+        STATISTICS=statistics, GRADIENT=gradient, Z_LOSS=z_loss > 0, BLOCK=2048, num_warps=8,
     )  # fmt: skip
 
 

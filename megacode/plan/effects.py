@@ -31,14 +31,16 @@ _TABLE = {
     "batch size": "train.global_batch_size train.batch_ramp.start train.batch_ramp.increment train.batch_ramp.samples",
     "model": """model.num_layers model.hidden_size model.ffn_hidden_size model.num_attention_heads
         model.num_query_groups model.kv_channels model.vocab_size model.block model.normalization
-        model.layernorm_epsilon model.rotary_base model.share_embeddings_and_output_weights model.init_method_std
+        model.norm_bias model.norm_placement model.layernorm_epsilon model.qk_norm model.qkv_bias
+        model.attention_pattern model.sliding_window model.rotary_pattern model.rotary_base model.rotary_percent
+        model.rotary_scaling model.logit_scale model.share_embeddings_and_output_weights model.init_method_std
         model.init_seed""",
     "dropout": "model.hidden_dropout model.attention_dropout",
     "tokenizer": "tokenizer.kind tokenizer.path",
     "document form": """sources.*.fim_rate sources.*.fim_spm_rate tokenizer.fim.prefix tokenizer.fim.middle
         tokenizer.fim.suffix""",
     "optimizer": """train.weight_decay train.adam_beta1 train.adam_beta2 train.adam_eps train.weight_decay_exempt
-        train.clip_grad""",
+        train.clip_grad train.z_loss""",
     "attention mask": "train.isolate_documents",
     "number formats": """precision.dtype precision.fp8 phases.*.fp8 health.fp8_probe.policy health.fp8_probe.every
         health.fp8_probe.loss health.fp8_probe.gradient health.fp8_probe.patience""",

@@ -139,6 +139,12 @@ def test_parallel_blocks_with_rmsnorm_have_no_layout() -> None:
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("setting", [{"qkv_bias": True}, {"qk_norm": "shared"}, {"rotary_pattern": ("none",)}])
+def test_what_no_architecture_is_written_with_is_refused(setting: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"model.{next(iter(setting))}: this cannot be exported"):
+        check_exportable(model_of("sequential", "RMSNorm", **setting))
+
+
 def test_stablelm_wants_heads_that_fill_the_width() -> None:
     with pytest.raises(ConfigError, match=r"remove model\.kv_channels"):
         check_exportable(model_of("sequential", "LayerNorm", kv_channels=8))

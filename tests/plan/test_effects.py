@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from megacode.config.model import RotaryScaling
 from megacode.config.quantity import Quantity
 from megacode.config.run import RunConfig
 from megacode.config.training import Fp8
 from megacode.plan import effects
 from megacode.plan.effects import EFFECTS, effect_of, flat
 
-LEAVES = (Quantity, Fp8)  # sections that are compared as one value
+LEAVES = (Quantity, Fp8, RotaryScaling)  # sections that are compared as one value
 
 
 def sections_in(annotation: Any) -> list[type[BaseModel]]:

@@ -107,7 +107,14 @@ CHANGES: dict[str, Document] = {
             "block": "parallel",
             "normalization": "LayerNorm",
             "layernorm_epsilon": 1e-6,
+            "norm_placement": "after",
+            "qk_norm": "shared",
+            "qkv_bias": True,
+            "rotary_pattern": ["rotary", "none"],
             "rotary_base": 5e5,
+            "rotary_percent": 0.5,
+            "rotary_scaling": {"kind": "linear", "factor": 2},
+            "logit_scale": 0.5,
             "share_embeddings_and_output_weights": True,
             "init_method_std": 0.01,
             "init_seed": 5,
@@ -116,6 +123,9 @@ CHANGES: dict[str, Document] = {
             "make_vocab_size_divisible_by": 64,
         }.items()
     },
+    "model.norm_bias": {"model": {"normalization": "LayerNorm", "norm_bias": True}},
+    "model.attention_pattern": {"model": {"attention_pattern": ["sliding"], "sliding_window": 8}},
+    "model.sliding_window": {"model": {"attention_pattern": ["sliding", "full"], "sliding_window": 9}},
     "model.preset": {},  # see test_a_preset_is_its_shape
     **{
         f"parallel.{key}": {"parallel": {"tensor": 2, "pipeline": 2, "overlap_grad_reduce": True, key: value}}
@@ -152,6 +162,7 @@ CHANGES: dict[str, Document] = {
             "adam_eps": 1e-9,
             "weight_decay_exempt": [],
             "clip_grad": 0.5,
+            "z_loss": 1e-4,
             "isolate_documents": True,
             "loader": "dali",
             "prefetch": 0,
