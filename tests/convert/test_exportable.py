@@ -52,7 +52,8 @@ def test_all_that_an_export_would_refuse_is_said(tmp_path: Path, tokenizer_dir: 
     (tmp_path / "tokenizer.json").write_text(text)
     told = warnings_of(config_of(tmp_path, model={"block": "parallel", "normalization": "RMSNorm"}))
     assert len(told) == 2
-    assert "no architecture with parallel blocks and RMSNorm" in told[0]
+    assert "nearest: Llama but for block, Cohere but for normalization" in told[0]
+    assert "set model.block: sequential (exports as Llama), or set model.normalization: LayerNorm" in told[0]
     assert "no export: the tokenizer has no end-of-document token" in told[1]
 
 

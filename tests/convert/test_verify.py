@@ -130,8 +130,8 @@ FAULTS = [
     ("cohere", forget_the_interleaving, "diverges from the checkpoint at layer 0 attention"),
     ("cohere", scale_the_logits, "diverges from the checkpoint at logits"),
     ("llama", damage_the_last_norm, "diverges from the checkpoint at final norm"),
-    ("llama", with_rows(299, 299), "config.json has 299 tokens, but the tokenizer has 300"),
-    ("llama", with_rows(301, 301), "config.json has 301 tokens, but the tokenizer has 300"),
+    ("llama", with_rows(299, 299), "config.json has 299 tokens, but the checkpoint has 300"),
+    ("llama", with_rows(301, 301), "config.json has 301 tokens, but the checkpoint has 300"),
     ("llama", with_rows(299, 300), "transformers cannot load the export|the export's parameters are not those"),
     ("llama", with_rows(301, 300), "transformers cannot load the export|the export's parameters are not those"),
     ("llama", lose_a_tensor, "missing keys: model.layers.1.mlp.down_proj.weight"),
@@ -170,7 +170,7 @@ def test_a_wrong_export_is_not_published(runs, out, monkeypatch) -> None:
 def test_an_embedding_smaller_than_the_tokenizer_is_refused(claims, tmp_path) -> None:
     larger = copy(claims("llama").tokenizer)
     larger.vocab_size = 500
-    with pytest.raises(CheckpointError, match="the tokenizer has 500 tokens, but the embedding only 300 rows"):
+    with pytest.raises(CheckpointError, match="the model has 500 tokens, but the embedding only 300 rows"):
         hf.write_model(replace(claims("llama"), tokenizer=larger), tmp_path)
 
 
