@@ -62,7 +62,11 @@ class _Widths:
         self.mlp = model.ffn_hidden_size / tensor
         self.vocabulary = place.vocabulary_rows
         # RMSNorm keeps one fp32 number per token, LayerNorm two.
-        self.statistics = (1 if model.normalization == "RMSNorm" else 2) * _FP32 / place.sequence_slices
+        numbers = 1 if model.normalization == "RMSNorm" else 2
+        self.statistics = numbers * _FP32 / place.sequence_slices
+        # Of queries and keys: of each head, or of all together.
+        heads = 2 if model.qk_norm == "across_heads" else self.heads + model.query_groups / tensor
+        self.head_statistics = numbers * _FP32 * heads
         # The parallel block gathers the sequence once for both branches and keeps the gathered tensor, as local layers
         # do. In FP8 each branch keeps a copy of its own.
         parallel = model.block == "parallel"
@@ -99,17 +103,23 @@ def _attention(place: Layout, layers: Layers) -> list[Saved]:
     copied = place.config.parallel.context > 1 or (layers == "local" and place.config.train.micro_batch_size > 1)
     own = copied or place.recipe is not None  # the projection keeps a different tensor than attention's kernel
     kept = (_NONE,) if own else _NOT_FULL
+    # Norms of queries and keys keep their input; the rotation keeps nothing.
+    normed = place.config.model.qk_norm != "none"
+    unrotated = (_NONE, _SELECTIVE) if normed else (_SELECTIVE,)
     tensors = [
         Saved("block input", size * width.sliced, _ALWAYS),
-        Saved("its norm's statistics", width.statistics),
-        Saved("its norm's output", width.normed_bytes),
+        *_norm(place, width, "attention"),
         # Under `selective` only the unrotated tensors are kept; rotation and attention run again.
         Saved("queries", size * width.queries, (_NONE,)),
         Saved("keys and values", size * width.pairs * place.config.parallel.context, (_NONE,)),
-        Saved("queries, keys and values, unrotated", size * (width.queries + width.pairs), (_SELECTIVE,)),
+        Saved("queries, keys and values, unrotated", size * (width.queries + width.pairs), unrotated),
         Saved("attention output", size * width.queries, kept),
         Saved("softmax statistics", _FP32 * width.heads, (_NONE,)),
     ]
+    if normed:
+        tensors.append(Saved("statistics of queries and keys", width.head_statistics, (_NONE,)))
+    if place.config.model.qk_norm == "per_head":
+        tensors.append(Saved("queries and keys, normed", size * (width.queries + width.pairs / 2), (_NONE,)))
     if own:
         tensors.append(Saved("projection's input", (width.linear_input if copied else width.fp8) * width.queries))
     return tensors
@@ -126,10 +136,22 @@ def _mlp(place: Layout, layers: Layers) -> list[Saved]:
     if place.config.model.block == "sequential":
         tensors += [
             Saved("MLP input", size * width.sliced),
-            Saved("its norm's statistics", width.statistics),
-            Saved("its norm's output", width.normed_bytes),
+            *_norm(place, width, "the MLP"),
         ]
     return tensors
+
+
+def _norm(place: Layout, width: _Widths, of: str) -> list[Saved]:
+    """Return what a norm before or after attention or the MLP keeps, and the first matrix as its input."""
+    if place.config.model.norm_placement == "before":
+        return [Saved("its norm's statistics", width.statistics), Saved("its norm's output", width.normed_bytes)]
+    # The matrix then reads the residual stream, which is kept anyway, unless it is gathered or rounded to FP8.
+    copied = width.normed > width.sliced or place.recipe is not None
+    return [
+        Saved(f"output of {of}, before its norm", place.activation_bytes * width.sliced),
+        Saved("its norm's statistics", width.statistics),
+        Saved(f"input of {of}, gathered or in FP8", width.normed_bytes * copied),
+    ]
 
 
 def _dropout(place: Layout) -> list[Saved]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from megacode.capacity.costs import ParameterCounts
+from megacode.capacity.costs import ParameterCounts, head_norms
 from megacode.capacity.layout import Layout
 
 _ALIGNED, _BUCKET_ALIGNED = 64, 128
@@ -82,16 +82,26 @@ def _layer(place: Layout) -> Parameters:
     model, tensor = place.config.model, place.config.parallel.tensor
     hidden, channels = model.hidden_size, model.head_size
     # The order of registration in mcore decides the layout of the buffer, so it is reproduced here.
-    norm = (("norms", hidden),)
+    norm = _norm(place)
+    rows = (model.num_attention_heads + 2 * model.query_groups) * channels // tensor
     attention = (
         ("attention_proj", model.num_attention_heads * channels * hidden // tensor),
-        ("attention_qkv", hidden * (model.num_attention_heads + 2 * model.query_groups) * channels // tensor),
+        ("attention_qkv", hidden * rows),
+        *((("biases", rows),) if model.qkv_bias else ()),
+        *(("norms", size) for size in head_norms(model, tensor)),
     )
     mlp = (
         ("mlp_gate_up", hidden * 2 * model.ffn_hidden_size // tensor),
         ("mlp_down", model.ffn_hidden_size * hidden // tensor),
     )
-    return norm + attention + (() if model.block == "parallel" else norm) + mlp
+    if model.block == "parallel":
+        return norm + attention + mlp
+    return norm + attention + norm + mlp if model.norm_placement == "before" else attention + mlp + norm + norm
+
+
+def _norm(place: Layout) -> Parameters:
+    model = place.config.model
+    return (("norms", model.hidden_size),) * (1 + model.norm_bias)
 
 
 def _chunks(place: Layout, stage: int) -> Iterator[_Chunk]:
@@ -104,7 +114,7 @@ def _chunks(place: Layout, stage: int) -> Iterator[_Chunk]:
             continue
         # Tied weights: an output layer on another stage than the embedding is a copy of it.
         output = (("output", vocabulary),) if not (first and model.share_embeddings_and_output_weights) else ()
-        after = (("norms", model.hidden_size), *output) if last else ()
+        after = (*_norm(place), *output) if last else ()
         yield _Chunk((("embedding", vocabulary),) if first else (), layer, place.chunk_layers, after)
 
 

@@ -1,14 +1,14 @@
 """Parameters of a model by component, and floating-point operations per token.
 
-Shapes: h hidden_size, f ffn_hidden_size, n heads of d channels, g query groups, L layers, V vocabulary. No biases, a
-gated MLP (gate and up are one matrix of 2f rows), norms of h weights each (RMSNorm and LayerNorm alike): two per layer
-in sequential blocks, one in parallel blocks, and one before the output.
+Shapes: h hidden_size, f ffn_hidden_size, n heads of d channels, g query groups, L layers, V vocabulary. A gated MLP
+(gate and up are one matrix of 2f rows), norms of h weights each (RMSNorm and LayerNorm alike; h more with biases): two
+per layer in sequential blocks, one in parallel blocks, and one before the output.
 
 A matrix of P weights costs 2P operations per token forward, and twice that backward. In attention, a token at position
 p is multiplied with p + 1 keys and as many values: 4 n d (p + 1) operations forward, so 2 n d (S + 1) on average over a
-sequence of S tokens. This is *causal* attention, half of what formulas for full attention count. Savings from a mask of
-document boundaries are not subtracted. Norms, rotary positions, softmax and the optimizer, together below 1 %, are not
-counted.
+sequence of S tokens. This is *causal* attention, half of what formulas for full attention count. In a sliding layer a
+token sees at most its window. Savings from a mask of document boundaries are not subtracted. Norms, biases, rotary
+positions, softmax and the optimizer, together below 1 %, are not counted.
 
 Source: Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters" (2021), appendix; causal half:
 Dao, FlashAttention-2 (2023), section 4.1.
@@ -31,7 +31,9 @@ class ParameterCounts:
         attention_proj: L n d h.
         mlp_gate_up: L h 2f.
         mlp_down: L f h.
-        norms: L h (parallel blocks) or 2 L h (sequential), and h for the last.
+        norms: L h (parallel blocks) or 2 L h (sequential), and h for the last; twice that with biases. Norms of queries
+            and keys: 2 L d if heads share them, else L (n + g) d.
+        biases: of the projections to queries, keys and values, L (n + 2g) d; 0 without.
         output: V h, or 0 where it is tied to the embedding.
     """
 
@@ -41,6 +43,7 @@ class ParameterCounts:
     mlp_gate_up: int
     mlp_down: int
     norms: int
+    biases: int
     output: int
 
     @property
@@ -75,16 +78,41 @@ def parameter_counts(model: ModelConfig, vocab_size: int) -> ParameterCounts:
     """
     layers, hidden, heads = model.num_layers, model.hidden_size, model.num_attention_heads
     norms_per_layer = 1 if model.block == "parallel" else 2
+    rows = (heads + 2 * model.query_groups) * model.head_size
     return ParameterCounts(
         embedding=vocab_size * hidden,
-        attention_qkv=layers * hidden * (heads + 2 * model.query_groups) * model.head_size,
+        attention_qkv=layers * hidden * rows,
         attention_proj=layers * heads * model.head_size * hidden,
         mlp_gate_up=layers * hidden * 2 * model.ffn_hidden_size,
         mlp_down=layers * model.ffn_hidden_size * hidden,
-        norms=(layers * norms_per_layer + 1) * hidden,
+        norms=(layers * norms_per_layer + 1) * hidden * (1 + model.norm_bias) + layers * sum(head_norms(model)),
+        biases=layers * rows * model.qkv_bias,
         # Tied weights are counted once, at the embedding.
         output=0 if model.share_embeddings_and_output_weights else vocab_size * hidden,
     )
+
+
+def head_norms(model: ModelConfig, tensor: int = 1) -> tuple[int, ...]:
+    """Return the weights of one layer's norms of queries and of keys, on a rank; empty without such norms.
+
+    Args:
+        model: its shape.
+        tensor: tensor-parallel size.
+    """
+    if model.qk_norm == "none":
+        return ()
+    if model.qk_norm == "shared":
+        return (model.head_size, model.head_size)
+    return tuple(heads * model.head_size // tensor for heads in (model.num_attention_heads, model.query_groups))
+
+
+def keys_seen(model: ModelConfig, seq_length: int) -> int:
+    """Return how many keys the tokens of a sequence see, their own included, summed over tokens and layers."""
+    total = 0
+    for layer in range(model.num_layers):
+        window = min(model.window(layer) or seq_length, seq_length)
+        total += window * (window + 1) // 2 + (seq_length - window) * window
+    return total
 
 
 def parameters(model: ModelConfig, vocab_size: int) -> int:
@@ -98,7 +126,7 @@ def parameters(model: ModelConfig, vocab_size: int) -> int:
 
 
 def flops_per_token(model: ModelConfig, vocab_size: int, seq_length: int) -> int:
-    """Return the floating-point operations of one token's forward and backward pass, with causal attention.
+    """Return the floating-point operations of one token's forward and backward pass, with causal attention and windows.
 
     Args:
         model: its shape.
@@ -107,6 +135,6 @@ def flops_per_token(model: ModelConfig, vocab_size: int, seq_length: int) -> int
     """
     # The embedding is a table look-up: it costs no operations.
     matrices = 2 * (parameter_counts(model, vocab_size).in_layers + vocab_size * model.hidden_size)
-    attention = 2 * model.num_layers * model.num_attention_heads * model.head_size * (seq_length + 1)
+    attention = 4 * model.num_attention_heads * model.head_size * keys_seen(model, seq_length) // seq_length
     # The backward pass costs twice the forward pass: gradients of inputs and of weights.
     return 3 * (matrices + attention)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from megacode.capacity import communication
 from megacode.capacity.activations import Layers, output_in_fp8
 from megacode.capacity.buffers import countable
+from megacode.capacity.costs import keys_seen
 from megacode.capacity.hardware import Hardware
 from megacode.capacity.layout import Layout
 from megacode.capacity.traffic import casts, layer_traffic, loss_passes, output_casts
@@ -177,10 +178,10 @@ def _product(place: Layout, hardware: Hardware, rows: float, columns: float, sha
 
 
 def _attention(place: Layout, hardware: Hardware, layers: Layers) -> tuple[float, float]:
-    """Return the time of attention's products, forward and backward: causal, so (S + 1) / 2 keys on average."""
+    """Return the time of attention's products, forward and backward, in a layer with the average number of keys."""
     model, length = place.config.model, place.config.train.seq_length
     width = model.num_attention_heads * model.head_size / place.config.parallel.tensor
-    operations = 2 * width * (length + 1) * place.tokens
+    operations = 4 * width * (keys_seen(model, length) / (length * model.num_layers)) * place.tokens
     peak = hardware.peak_flops(place.config.precision.dtype)
     narrow = min(1.0, max(model.head_size, 64) / _FULL_WIDTH)
     # Heads of 64 channels use half of a tensor core's width; interpolate in between.

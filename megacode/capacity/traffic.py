@@ -11,12 +11,16 @@ def layer_traffic(place: Layout, layers: Layers) -> tuple[float, float]:
 
     Besides `_norms_and_sums`: queries, keys and values are rotated (one read, one write). SwiGLU reads 2 f and writes
     f; backward it reads 3 f and writes 2 f. Where SwiGLU itself rounds to FP8, it writes fewer bytes but is not faster
-    (to-code-2.8b on an H200, 2026-11-27: 57 ms, 50 ms in bf16), so it is counted alike.
+    (to-code-2.8b on an H200, 2026-11-27: 57 ms, 50 ms in bf16), so it is counted alike. Norms of queries and keys read
+    and write these, backward they read twice as much; then queries, keys and values are copied into one tensor.
     """
     model, tensor = place.config.model, place.config.parallel.tensor
     mlp = model.ffn_hidden_size / tensor
     heads = (model.num_attention_heads + 2 * model.query_groups) * model.head_size / tensor
     forward, backward = _norms_and_sums(place, layers)
+    if model.qk_norm != "none":
+        normed = (model.num_attention_heads + model.query_groups) * model.head_size / tensor
+        forward, backward = forward + 2 * normed + 2 * heads, backward + 3 * normed + 2 * heads
     # Elements to bytes of a micro-batch.
     each = place.tokens * place.activation_bytes
     return each * (forward + 2 * heads + 3 * mlp), each * (backward + 2 * heads + 5 * mlp)

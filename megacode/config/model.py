@@ -62,8 +62,8 @@ class ModelConfig(Frozen):
         norm_placement: norms `before` attention and MLP, or `after` them: `x + norm(attention(x))`.
         layernorm_epsilon: added to the variance.
         qk_norm: norms of queries and keys before the rotation: `none`; `shared`: over a head's channels, one weight
-            [head_size] for all heads; `per_head`: the same with a weight for each head, [heads, head_size];
-            `across_heads`: over the channels of all heads, [heads * head_size]. Keys have weights of their own.
+            [head_size] for all heads; `per_head`: the same with a weight for each head; `across_heads`: over the
+            channels of all heads. The last two have weights of [heads * head_size], keys of their own number of heads.
         qkv_bias: biases of the projections to queries, keys and values; no other matrix has one.
         attention_pattern: kind of each layer: `full`, or `sliding`, whose tokens see only the `sliding_window` last.
         sliding_window: keys that a token sees in a sliding layer, its own included.

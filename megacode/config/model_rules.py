@@ -102,6 +102,9 @@ def scaling_has_its_settings(config: RunConfig) -> Iterator[Problem]:
             yield Problem(f"kind {kind} needs {name}", f"{where}.{name}", f"add {name}")
     yield from _ordered(scaling.low_frequency_factor, scaling.high_frequency_factor, "high_frequency_factor")
     if kind == "yarn":
+        if config.model.rotary_base <= 1:
+            what = f"kind yarn needs rotary_base above 1, and it is {config.model.rotary_base:g}"
+            yield Problem(what, "model.rotary_base", "give more than 1")
         slow, fast = scaling.beta_slow or YARN_BETA_SLOW, scaling.beta_fast or YARN_BETA_FAST
         yield from _ordered(slow, fast, "beta_fast")
     if not any(config.model.scales(layer) for layer in range(config.model.num_layers)):

@@ -32,7 +32,7 @@ class Training(Frozen):
         micro_batch_size: sequences in one forward and backward pass of a rank.
         batch_ramp: a smaller batch at the start.
         weight_decay, adam_beta1, adam_beta2, adam_eps: AdamW.
-        weight_decay_exempt: kinds of parameters without weight decay.
+        weight_decay_exempt: kinds of parameters without weight decay; `norms` includes biases.
         clip_grad: the global gradient norm is clipped to this; 0: no clipping.
         z_loss: factor of the z-loss, mean(log(Z)^2) over the valid tokens, where Z is the sum of the softmax over the
             vocabulary (Chowdhery et al., PaLM, 2022, section 5). It is trained on, and is not part of the reported

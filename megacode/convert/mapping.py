@@ -66,6 +66,10 @@ class Sizes:
         return cls(*shape, model.query_groups, model.head_size, vocab, padded or vocab)
 
 
+_NORMS = {
+    "before": ("input_layernorm", "pre_mlp_layernorm"),
+    "after": ("post_attention_layernorm", "post_mlp_layernorm"),
+}
 VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -228,10 +232,8 @@ def rules_of(model: ModelConfig) -> tuple[Rule, ...]:
     """
     tensors = family_of(model).tensors
     layer, hf = "decoder.layers.*.", "model.layers.*."
-    first, second = (
-        _norm(model, tensors, layer + mcore, hf + name)
-        for mcore, name in zip(("input_layernorm", "pre_mlp_layernorm"), tensors.norms, strict=True)
-    )
+    names = zip(_NORMS[model.norm_placement], tensors.norms, strict=True)
+    first, second = (_norm(model, tensors, layer + mcore, hf + name) for mcore, name in names)
     embedding, output = VOCABULARY
     return (
         _vocabulary(embedding, "model.embed_tokens.weight"),

@@ -180,13 +180,13 @@ def _batch_first(hidden: Tensor) -> Tensor:
 
 def _without_memory(config: RunConfig, vocab: int) -> Any:
     """Return the model with all its weights on the meta device."""
-    from megacode.mcore.attention import RotaryTable
     from megacode.mcore.model import Model
+    from megacode.mcore.rotary import RotaryTable
     from megacode.mcore.translate import transformer_config
 
     # With these settings alone does mcore leave the choice of device to torch.
     mcore_config = replace(transformer_config(config), use_cpu_initialization=True, perform_initialization=False)
     with torch.device("meta"):
         model = Model(config, mcore_config, vocab, None)
-    model.rotary_pos_emb = RotaryTable(config.model.head_size, config.model.rotary_base, torch.float32)
+    model.rotary_pos_emb = RotaryTable(config.model, torch.float32)
     return model

@@ -1,4 +1,4 @@
-"""Causal self-attention on torch's scaled_dot_product_attention, with rotary positions and document borders.
+"""Causal self-attention on torch's scaled_dot_product_attention, with windows, rotary positions and document borders.
 
 mcore's own attention for machines without Transformer Engine builds an S x S mask, cannot isolate documents and is
 slow. Ours needs no mask on a GPU, and on a CPU only under context parallel. There are two input shapes:
@@ -9,10 +9,15 @@ slow. Ours needs no mask on a GPU, and on a CPU only under context parallel. The
 
 Under context parallel, s is this rank's part of the sequence (module `context`); keys are those of the whole sequence.
 The kernel shares a group's key and value among its query heads without copies (`enable_gqa`).
+
+torch's kernel has no argument for a sliding window. So in sliding layers we cut the queries into blocks of about a
+window's length, each of which sees at most two windows of keys, under a mask of that size: time and memory grow with
+S x window, not with S x S.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +31,12 @@ from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
+from megacode.config.model import ModelConfig
 from megacode.mcore import context, device
+from megacode.mcore.head_norms import HeadNorm
 from megacode.mcore.kernels import RotarySplit
+
+_SMALLEST_BLOCK = 128  # queries; with smaller ones launches would dominate
 
 
 @dataclass
@@ -72,61 +81,24 @@ def documents(cu_seqlens: Tensor, rows: int = 1, size: int = 1, rank: int = 0) -
     )
 
 
-class RotaryTable(torch.nn.Module):
-    """Cosines and sines of the rotary angles, computed once instead of per layer and call.
-
-    Replaces mcore's rotary embedding in a GPTModel and keeps its interface: one tensor is passed down to the layers.
-    Source: Su et al., RoFormer (2021), section 3.4.2, channels rotated in halves as in GPT-NeoX and Llama.
-
-    Args:
-        head_size: channels per head, even.
-        base: base of the wavelengths.
-        dtype: of the table: that of the activations, or fp32 for kernels that rotate in fp32.
-        context_group: the context-parallel group; None: this rank holds whole sequences.
-    """
-
-    def __init__(self, head_size: int, base: float, dtype: torch.dtype, context_group: Any = None) -> None:
-        super().__init__()
-        self._context_group = context_group
-        # Plain attributes, not buffers: a buffer would be cast to bf16 with the model, and late positions would blur.
-        self._frequencies = base ** -(torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
-        self._dtype = dtype
-        self._table = torch.empty(0, 2 * head_size)
-
-    def get_rotary_seq_len(
-        self, inference_context: Any, transformer: Any, transformer_input: Tensor, config: Any, packed: Any
-    ) -> int:
-        """Return how many positions are needed: the longest document, or the whole sequence over all its slices."""
-        if packed is not None:
-            return int(packed.max_seqlen_q)
-        # Pipeline stages after the first get their input by `set_input_tensor`; the argument is None there.
-        given = transformer.input_tensor if transformer.input_tensor is not None else transformer_input
-        slices = config.tensor_model_parallel_size if config.sequence_parallel else 1
-        return int(given.size(0)) * slices * config.context_parallel_size
-
-    def forward(self, length: int, packed_seq: bool = False, cp_group: Any = None) -> Tensor:
-        """Return c, c, -s, s, cosines and sines of a head's angles: [length, 2 * head_size], by position.
-
-        Without documents only the positions of this rank's tokens are returned.
-        """
-        # The table only grows: a longer one begins with the same rows. Angles are fp32, and only results are rounded.
-        if len(self._table) < length:
-            angles = torch.outer(torch.arange(length, dtype=torch.float32), self._frequencies)
-            cos, sin = angles.cos(), angles.sin()
-            table = torch.cat((cos, cos, -sin, sin), dim=-1).to(self._dtype)
-            self._table = device.to_device(table)
-        table, group = self._table[:length], self._context_group
-        if group is None or packed_seq:
-            return table
-        return context.own(table, group.size(), group.rank(), dim=0)
-
-
 class CausalSelfAttention(SelfAttention):
     """mcore's self-attention with its projections and parameter names, and our forward pass.
 
     Each tensor-parallel rank holds whole query groups: the config's rules require that `num_query_groups` is divisible
     by the tensor-parallel size.
+
+    Attributes:
+        q_layernorm, k_layernorm: norms of queries and keys, or None.
     """
+
+    def __init__(self, *arguments: Any, model: ModelConfig, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        layer = self.layer_number - 1  # mcore counts from 1, over the whole model
+        self._window, self._rotates, self._scaled = model.window(layer), model.rotates(layer), model.scales(layer)
+        if model.qk_norm != "none":
+            # Not through mcore's spec: its norms know only one weight for all heads.
+            self.q_layernorm = HeadNorm(model, self.config, model.num_attention_heads, self.tp_group)
+            self.k_layernorm = HeadNorm(model, self.config, model.query_groups, self.tp_group)
 
     def forward(
         self,
@@ -142,7 +114,7 @@ class CausalSelfAttention(SelfAttention):
         Args:
             hidden_states: [s, b, h]; under sequence parallel this rank's slice of s.
             attention_mask: unused; attention is causal.
-            rotary_pos_emb: [s, 2 * head_size] of `RotaryTable`.
+            rotary_pos_emb: of `RotaryTable`.
             packed_seq_params: the documents, if attention must not cross their borders.
         """
         mixed, _ = self.linear_qkv(hidden_states)
@@ -161,10 +133,7 @@ class CausalSelfAttention(SelfAttention):
         Three cases after the rotation: documents, context parallel, and the plain one with a single kernel call.
         """
         length, batch, _ = mixed.shape
-        mixed = mixed.view(length, batch, self.num_query_groups_per_partition, -1, self.hidden_size_per_attention_head)
-        if packed is not None:
-            table = table[packed.positions]
-        query, key, value = RotarySplit.apply(mixed, *table.chunk(2, dim=-1))
+        query, key, value = RotarySplit.apply(self._grouped(mixed), *self._angles(packed, table).chunk(2, dim=-1))
         group = self.pg_collection.cp
         if group.size() > 1:
             # Keys are gathered after the rotation: each rank knows the positions of its own tokens.
@@ -177,6 +146,25 @@ class CausalSelfAttention(SelfAttention):
         else:
             attended = self._attend(query, key, value)
         return attended.permute(2, 0, 1, 3).reshape(length, batch, -1)
+
+    def _grouped(self, mixed: Tensor) -> Tensor:
+        """Return the projection as [s, b, groups, heads + 2, channels], queries and keys normed if they have norms."""
+        mixed = mixed.view(
+            *mixed.shape[:2], self.num_query_groups_per_partition, -1, self.hidden_size_per_attention_head
+        )
+        if self.q_layernorm is None:
+            return mixed
+        query, key, value = mixed.split((mixed.size(3) - 2, 1, 1), dim=3)
+        # One more copy of the projection; the kernel that follows reads queries, keys and values from one tensor.
+        return torch.cat((self.q_layernorm(query), self.k_layernorm(key.squeeze(3)).unsqueeze(3), value), dim=3)
+
+    def _angles(self, packed: Documents | None, table: Tensor) -> Tensor:
+        """Return this layer's rotary table, [s, 2 * rotating channels], by token; without channels: no rotation."""
+        if table.dim() == 3:
+            table = table[int(self._scaled)]
+        if packed is not None:
+            table = table[packed.positions]
+        return table if self._rotates else table[..., :0]
 
     def _attend_in(self, stretches: tuple[context.Stretch, ...], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return `_attend` of each piece of this rank's tokens, in order."""
@@ -192,9 +180,22 @@ class CausalSelfAttention(SelfAttention):
             query: [b, heads, s, channels].
             key, value: [b, groups, at least s, channels].
         """
+        if self._window is None or key.size(2) <= self._window:
+            return self._kernel(query, key, value, _seen(query.size(2), key.size(2), query.is_cuda))
+        blocks = []
+        for queries, keys in _blocks(query.size(2), key.size(2), self._window):
+            sizes, where = (len(queries), len(keys)), slice(keys.start, keys.stop)
+            mask = _seen(*sizes, query.is_cuda)
+            if sizes[1] > self._window:
+                mask = _seen_in_window(*sizes, self._window, query.device)
+            part = query[:, :, queries.start : queries.stop]
+            blocks.append(self._kernel(part, key[:, :, where], value[:, :, where], mask))
+        return torch.cat(blocks, dim=2)
+
+    def _kernel(self, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
+        """Return torch's attention; without a mask it is causal."""
         dropout = self.config.attention_dropout if self.training else 0.0
         grouped = query.size(1) != key.size(1)
-        mask = _seen(query.size(2), key.size(2), query.is_cuda)
         with self._dropout_state(dropout):
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, is_causal=mask is None, dropout_p=dropout, enable_gqa=grouped
@@ -219,3 +220,18 @@ def _seen(queries: int, keys: int, on_gpu: bool) -> Any:
     if on_gpu:
         return causal_lower_right(queries, keys)
     return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+
+
+def _blocks(queries: int, keys: int, window: int) -> Iterator[tuple[range, range]]:
+    """Yield blocks of queries, the last tokens among those of the keys, each with all keys in its windows."""
+    size = max(window, _SMALLEST_BLOCK)
+    before = keys - queries
+    for start in range(0, queries, size):
+        end = min(start + size, queries)
+        yield range(start, end), range(max(0, before + start - window + 1), before + end)
+
+
+def _seen_in_window(queries: int, keys: int, window: int, where: torch.device) -> Tensor:
+    """Return which keys each of the last tokens sees, [queries, keys]: its own and the `window - 1` before it."""
+    all_of_them = torch.ones(queries, keys, dtype=torch.bool, device=where)
+    return all_of_them.tril(keys - queries).triu(keys - queries - window + 1)

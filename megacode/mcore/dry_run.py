@@ -211,7 +211,7 @@ def _count(ranks: Ranks, chunks: list[Any], optimizer: Any) -> Built:
 
 def _kind(name: str, parameter: torch.Tensor) -> str:
     if parameter.dim() == 1:
-        return "norms"
+        return "biases" if "linear_" in name else "norms"
     return next(kind for part, kind in _KINDS.items() if part in name)
 
 

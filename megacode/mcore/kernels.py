@@ -202,7 +202,7 @@ class RotarySplit(torch.autograd.Function):
         Args:
             ctx: autograd's.
             mixed: [s, b, groups, heads + 2, channels]: each group's queries, its key and its value.
-            cos, sin: [s, channels]: (c, c) and (-s, s) of each position.
+            cos, sin: [s, channels that rotate]: (c, c) and (-s, s) of each position; the first channels rotate.
         """
         ctx.save_for_backward(cos, sin)
         length, batch, groups, heads, channels = mixed.shape
@@ -229,31 +229,49 @@ class RotarySplit(torch.autograd.Function):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int, out: Tensor) -> None:
+    turning = cos.size(-1)
+    if turning < x.size(-1):
+        out[..., turning:].copy_(x[..., turning:])
+        x, out = x[..., :turning], out[..., :turning]
+    if turning == 0:
+        return
     # Rolling by half the channels swaps the halves. `sign` -1 rotates back.
     torch.mul(x, cos, out=out).addcmul_(x.roll(x.size(-1) // 2, -1), sin, value=sign)
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Each token's -log softmax(logits)[label], in fp32, if one rank holds the whole vocabulary.
+    """Each token's -log softmax(logits)[label], in fp32, if one rank holds the whole vocabulary; also the z-loss.
+
+    The z-loss is z log(Z)^2, where Z is the sum of the exponentials of the logits. It keeps the logits from drifting.
 
     The logits are the largest tensor of a training step. In fp32 they are overwritten by their log-probabilities, and
     those by their gradient. So no second tensor of that size is made.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return [n] of logits [n, vocabulary] and labels [n] int64."""
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, z_loss: float = 0.0) -> Tensor:
+        """Return losses [n] of logits [n, vocabulary] and labels [n] int64; with a z-loss [2, n], z-losses second."""
         # Detached: autograd must not track the overwriting. Nothing else reads the logits.
         log_probabilities = logits.detach().float()
+        wanted = log_probabilities.gather(1, labels[:, None]).squeeze(1) if z_loss else None
         torch.log_softmax(log_probabilities, dim=-1, out=log_probabilities)
-        ctx.save_for_backward(log_probabilities, labels)
-        ctx.dtype = logits.dtype
-        return log_probabilities.gather(1, labels[:, None]).squeeze(1).neg_()
+        losses = log_probabilities.gather(1, labels[:, None]).squeeze(1).neg_()
+        ctx.dtype, ctx.z_loss = logits.dtype, z_loss
+        if wanted is None:
+            ctx.save_for_backward(log_probabilities, labels)
+            return losses
+        log_z = wanted + losses
+        ctx.save_for_backward(log_probabilities, labels, log_z)
+        return torch.stack((losses, z_loss * log_z.square()))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """dlogits = gradient * (softmax - one at the label)."""
-        log_probabilities, labels = ctx.saved_tensors
-        out = log_probabilities.exp_().mul_(gradient[:, None])
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """dlogits = gradient * (softmax - one at the label); the z-loss adds 2 z log(Z) softmax."""
+        log_probabilities, labels, *log_z = ctx.saved_tensors
+        scale = gradient
+        if log_z:
+            gradient, of_z = gradient
+            scale = gradient + 2 * ctx.z_loss * log_z[0] * of_z
+        out = log_probabilities.exp_().mul_(scale[:, None])
         out.scatter_add_(1, labels[:, None], gradient[:, None].neg())
-        return out.to(ctx.dtype), None
+        return out.to(ctx.dtype), None, None

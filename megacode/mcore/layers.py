@@ -1,6 +1,7 @@
 """The transformer block: norms, linear layers, and the two orders of attention and MLP.
 
-sequential  x + attention(norm(x)), then the same with the MLP and a norm of its own
+sequential  x + attention(norm(x)), then the same with the MLP and a norm of its own; with `norm_placement: after`
+            x + norm(attention(x)). Source: Team OLMo, 2 OLMo 2 Furious (2024), section 3.2
 parallel    x + attention(norm(x)) + mlp(norm(x)), one norm, both at once. Source: GPT-J (Wang and Komatsuzaki, 2021)
 
 Tensor parallel cuts one matrix into columns and the next into rows: attention's projections are one such pair, the
@@ -51,21 +52,29 @@ class RMSNorm(torch.nn.RMSNorm):
 class Norm:
     """RMSNorm or LayerNorm, weight only, as mcore's specs build them.
 
-    The weight is marked `sequence_parallel`: each rank then sees only a slice of the sequence, and mcore must sum the
-    ranks' gradients. Without the mark a run continues and learns slightly wrong (7e-4 in the loss after 20 steps).
+    The parameters are marked `sequence_parallel`: each rank then sees only a slice of the sequence, and mcore must sum
+    the ranks' gradients. Without the mark a run continues and learns slightly wrong (7e-4 in the loss after 20 steps).
     mcore's own wrapper rejects sequence parallel altogether.
     """
 
     # A class, although it only builds: mcore's specs expect a class, and call it to get the module.
+    bias = False
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> Any:
         norm: torch.nn.Module
         if config.normalization == "RMSNorm":
             norm = RMSNorm(hidden_size, eps=eps)
         else:
-            norm = torch.nn.LayerNorm(hidden_size, eps=eps, bias=False)
-        norm.weight.sequence_parallel = config.sequence_parallel
+            norm = torch.nn.LayerNorm(hidden_size, eps=eps, bias=cls.bias)
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = config.sequence_parallel
         return norm
+
+
+class NormWithBias(Norm):
+    """LayerNorm with weight and bias."""
+
+    bias = True
 
 
 class ColumnSlice(ColumnParallelLinear):
@@ -74,8 +83,9 @@ class ColumnSlice(ColumnParallelLinear):
     # The base class builds and names the weight, and describes its slice for checkpoints. Its forward is not used.
 
     def forward(self, input_: Tensor, *unused: Any, **also_unused: Any) -> tuple[Tensor, None]:
-        """Return this rank's columns of the product, and no bias."""
-        return _product(self, input_, self.weight), None
+        """Return this rank's columns of the product, its bias added if there is one, and None for mcore's bias."""
+        columns = _product(self, input_, self.weight)
+        return columns if self.bias is None else columns + self.bias, None
 
 
 class RowSlice(RowParallelLinear):
@@ -112,15 +122,26 @@ class Embedding(VocabParallelEmbedding):
 
 
 class OutputLayer(ColumnParallelLinear):
-    """mcore's output layer with our product; it enters the parallel region as a block does."""
+    """mcore's output layer with our product; it enters the parallel region as a block does.
+
+    Attributes:
+        logit_scale: the logits are multiplied by it.
+    """
+
+    logit_scale = 1.0
 
     def forward(self, input_: Tensor, weight: Tensor | None = None, **unused: Any) -> tuple[Tensor, None]:
         """Return the logits of this rank's part of the vocabulary; `weight` is the embedding's if they are tied."""
         # There is no leaving: the loss is computed on slices of the vocabulary, and the logits are never gathered.
-        x = entered(input_, self.tp_group, self.config.sequence_parallel)
+        x = self._entered(input_)
         weight = self.weight if weight is None else weight
         with precision.emulated_output(self.config):
             return _product(self, x, weight), None
+
+    def _entered(self, x: Tensor) -> Tensor:
+        """Return the input of the product, times `logit_scale`: it is far smaller than the logits."""
+        x = x if self.logit_scale == 1.0 else x * self.logit_scale
+        return entered(x, self.tp_group, self.config.sequence_parallel)
 
 
 def entered(x: Tensor, group: Any, sequence_parallel: bool) -> Tensor:
@@ -177,7 +198,7 @@ class Block(TransformerLayer):
         return reduce_from_tensor_model_parallel_region(x, group=self.tp_group)
 
     def _add(self, residual: Tensor, branch: Tensor) -> Tensor:
-        branch = self._leave(branch)
+        """Add a branch that has left the parallel region."""
         # Dropout after the sum: ranks that hold the same values must drop the same ones, and share that random state.
         if self.hidden_dropout > 0.0 and self.training:
             branch = F.dropout(branch, self.hidden_dropout)
@@ -185,11 +206,23 @@ class Block(TransformerLayer):
 
 
 class SequentialBlock(Block):
-    """Attention, then MLP: enters and leaves the parallel region twice."""
+    """Attention, then MLP: enters and leaves the parallel region twice.
+
+    Attributes:
+        post_attention_layernorm, post_mlp_layernorm: norms of what they return; nothing is done if norms come before.
+    """
+
+    def __init__(self, config: TransformerConfig, output_norm: Any = IdentityOp, **keywords: Any) -> None:
+        super().__init__(config=config, **keywords)
+        hidden, eps = config.hidden_size, config.layernorm_epsilon
+        self.post_attention_layernorm = output_norm(config=config, hidden_size=hidden, eps=eps)
+        self.post_mlp_layernorm = output_norm(config=config, hidden_size=hidden, eps=eps)
 
     def _output(self, hidden_states: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
-        hidden_states = self._add(hidden_states, attention(self._enter(self.input_layernorm(hidden_states))))
-        return self._add(hidden_states, self._mlp(self._enter(self.pre_mlp_layernorm(hidden_states))))
+        attended = self._leave(attention(self._enter(self.input_layernorm(hidden_states))))
+        hidden_states = self._add(hidden_states, self.post_attention_layernorm(attended))
+        mlp = self._leave(self._mlp(self._enter(self.pre_mlp_layernorm(hidden_states))))
+        return self._add(hidden_states, self.post_mlp_layernorm(mlp))
 
 
 class ParallelBlock(Block):
@@ -198,26 +231,34 @@ class ParallelBlock(Block):
     def _output(self, hidden_states: Tensor, attention: Callable[[Tensor], Tensor]) -> Tensor:
         normed = self._enter(self.input_layernorm(hidden_states))
         # The branches are added before leaving, so one collective sums both over ranks.
-        return self._add(hidden_states, attention(normed) + self._mlp(normed))
+        return self._add(hidden_states, self._leave(attention(normed) + self._mlp(normed)))
+
+
+def norms(model: ModelConfig) -> tuple[Any, Any, Any]:
+    """Return the norm of a model's residual stream, and what stands before and after attention and MLP."""
+    norm = NormWithBias if model.norm_bias else Norm
+    return (norm, norm, IdentityOp) if model.norm_placement == "before" else (norm, IdentityOp, norm)
 
 
 def block_spec(model: ModelConfig, config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
     """Return mcore's specification of the layers of this pipeline rank's chunk."""
     parallel = model.block == "parallel"
+    norm, before, after = norms(model)
     # Our attention calls torch's kernel itself, so mcore's core attention is left out.
     attention = ModuleSpec(
         module=CausalSelfAttention,
-        params={"attn_mask_type": AttnMaskType.causal},
+        params={"attn_mask_type": AttnMaskType.causal, "model": model},
         submodules=SelfAttentionSubmodules(linear_qkv=ColumnSlice, core_attention=IdentityOp, linear_proj=RowSlice),
     )
     layer = ModuleSpec(
         module=ParallelBlock if parallel else SequentialBlock,
+        params={} if parallel else {"output_norm": after},
         submodules=TransformerLayerSubmodules(
-            input_layernorm=Norm,
+            input_layernorm=before,
             self_attention=attention,
-            pre_mlp_layernorm=IdentityOp if parallel else Norm,
+            pre_mlp_layernorm=IdentityOp if parallel else before,
             mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnSlice, linear_fc2=RowSlice)),
         ),
     )
     layers = get_num_layers_to_build(config, vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=Norm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=norm)

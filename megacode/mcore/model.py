@@ -14,9 +14,10 @@ from torch import Tensor
 
 from megacode.config.run import RunConfig
 from megacode.mcore import device, gradients, layout_check, te, translate, weights
-from megacode.mcore.attention import RotaryTable
 from megacode.mcore.kernels import CrossEntropy
 from megacode.mcore.layers import Embedding, OutputLayer, block_spec
+from megacode.mcore.losses import SlicedCrossEntropy
+from megacode.mcore.rotary import RotaryTable
 from megacode.mcore.sharding import model_state
 
 if TYPE_CHECKING:
@@ -53,23 +54,24 @@ class Model(GPTModel):
             vp_stage=vp_stage,
         )
         self.tokens = vocab_size
+        self.z_loss = config.train.z_loss
         self.engine = te.used(config)
         # mcore's spec does not cover these two. Ours are subclasses without state, so changing the class is enough.
         if first:
             self.embedding.word_embeddings.__class__ = Embedding
         if last:
             self.output_layer.__class__ = _output_layer(config)
+            self.output_layer.logit_scale = config.model.logit_scale
         # The Triton kernel rotates in fp32. Our other attention rotates in the activations' dtype.
         wide = self.engine and config.parallel.context == 1
         self.rotary_pos_emb = RotaryTable(
-            config.model.head_size,
-            config.model.rotary_base,
+            config.model,
             torch.float32 if wide else translate.DTYPES[config.precision.dtype],
             self.pg_collection.cp,
         )
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Return each token's loss, [b, s] fp32.
+        """Return each token's loss, [b, s] fp32; with a z-loss [2, b, s], losses and z-losses.
 
         Args:
             labels: [b, s] int64; with Transformer Engine's layers `IGNORED` where a token does not count.
@@ -82,15 +84,20 @@ class Model(GPTModel):
         if own < slice_size:
             logits.detach()[..., max(own, 0) :] = float("-inf")
         labels = labels.t().contiguous()
-        # Three losses, one result: fused on a GPU, mcore's over slices of the vocabulary, ours in place.
+        # Several losses, one result: fused on a GPU, over slices of the vocabulary (mcore's, which has no z-loss, or
+        # ours), and ours in place.
         if self.engine:
             from megacode.mcore.te_kernels import CrossEntropy as EngineCrossEntropy
 
-            return EngineCrossEntropy.apply(logits, labels, self.pg_collection.tp).t()
-        if self.pg_collection.tp.size() > 1:
-            return vocab_parallel_cross_entropy(logits, labels).t()
-        losses = CrossEntropy.apply(logits.flatten(0, 1), labels.flatten())
-        return losses.view_as(labels).t()
+            losses = EngineCrossEntropy.apply(logits, labels, self.pg_collection.tp, self.z_loss)
+        elif self.pg_collection.tp.size() > 1 and self.z_loss:
+            losses = SlicedCrossEntropy.apply(logits, labels, self.pg_collection.tp, self.z_loss)
+        elif self.pg_collection.tp.size() > 1:
+            losses = vocab_parallel_cross_entropy(logits, labels)
+        else:
+            flat = CrossEntropy.apply(logits.flatten(0, 1), labels.flatten(), self.z_loss)
+            losses = flat.unflatten(-1, labels.shape)
+        return losses.transpose(-1, -2)
 
 
 def _output_layer(config: RunConfig) -> type[OutputLayer]:
@@ -129,6 +136,9 @@ def build_model(config: RunConfig, vocab_size: int) -> list[Any]:
     mcore_config = translate.transformer_config(config)
     stages = range(config.parallel.virtual_pipeline) if config.parallel.virtual_pipeline else (None,)
     models = [Model(config, mcore_config, vocab_size, stage).to(device.device()) for stage in stages]
+    # mcore then sums the gradients of `q_layernorm` and `k_layernorm` over tensor-parallel ranks, which have different
+    # heads. Only now: while it builds, mcore 0.19 would take this as a wish for norms of its own.
+    mcore_config.qk_layernorm = config.model.qk_norm == "shared"
     # Before the wrap: with the distributed optimizer it moves the parameters into its own buffers.
     weights.initialize(config, vocab_size, list(model_state(models).values()))
     return _wrapped(config, mcore_config, models)

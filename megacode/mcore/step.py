@@ -26,7 +26,7 @@ from megacode.mcore.sharding import bare
 from megacode.plan.batch import samples_digest
 
 Accepts = Callable[[float, float], bool]
-_SUMS = 5  # rows of the sums by source: losses, tokens, samples, digests, tokens of fill in the middle
+_SUMS = 6  # rows of the sums by source: losses, z-losses, tokens, samples, digests, tokens of fill in the middle
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Losses:
         samples: number of sequences.
         digest: `samples_digest` of the sequences, summed over all sources.
         fim_tokens: number of tokens that are read with fill in the middle.
+        z_loss_sum: summed z-loss of the valid tokens of all sources; 0 without a z-loss.
     """
 
     loss_sum: list[float]
@@ -46,6 +47,7 @@ class Losses:
     samples: list[int]
     digest: int
     fim_tokens: list[int] = field(default_factory=list)
+    z_loss_sum: float = 0.0
 
     @property
     def loss(self) -> float:
@@ -65,6 +67,7 @@ class StepResult:
         samples_digest: sum of `plan.batch.samples_digest` over the samples, which identifies the set of them.
         grad_norm: global norm of the gradient before clipping; nan if it is not finite.
         skipped: the parameters were not updated: loss or gradient were not finite, or `accepts` returned False.
+        z_loss: mean z-loss over the valid tokens, which is trained on but not part of `loss`; 0 without one.
     """
 
     loss: float
@@ -75,6 +78,7 @@ class StepResult:
     samples_digest: int
     grad_norm: float
     skipped: bool
+    z_loss: float = 0.0
 
 
 def train_step(
@@ -111,6 +115,7 @@ def train_step(
         samples_digest=losses.digest,
         grad_norm=norm,
         skipped=not wanted,
+        z_loss=losses.z_loss_sum / max(sum(losses.tokens), 1),
     )
 
 
@@ -263,16 +268,18 @@ def _part(ranks: Ranks, whole: Tensor) -> Tensor:
 
 
 def _losses(ranks: Ranks, batch: MicroBatch, num_sources: int, losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sum to backpropagate, the number of valid tokens, and [5, num_sources + 1] fp64 sums by source.
+    """Return the sum to backpropagate, the number of valid tokens, and [6, num_sources + 1] fp64 sums by source.
 
-    Its rows are losses, tokens, samples, digests and tokens of fill in the middle; the last column collects rows
-    without a source. Losses and tokens are those of this rank's part of the sequences. The others are counted by the
-    first context-parallel rank only.
+    Its rows are losses, z-losses, tokens, samples, digests and tokens of fill in the middle; the last column collects
+    rows without a source. Losses and tokens are those of this rank's part of the sequences. The others are counted by
+    the first context-parallel rank only.
     """
     mask = _part(ranks, batch.loss_mask)
-    masked = losses.float().view_as(mask) * mask
+    # [1, b, s], or [2, b, s] with z-losses.
+    masked = losses.float().reshape(-1, *mask.shape) * mask
+    z_losses = masked[1] if len(masked) > 1 else torch.zeros_like(mask)
     # fp64 sums hardly depend on the order of addition, so reported losses agree between layouts.
-    rows = torch.stack((masked.detach(), mask)).sum(2, dtype=torch.float64)
+    rows = torch.stack((masked[0].detach(), z_losses.detach(), mask)).sum(2, dtype=torch.float64)
     digests = batch.digests
     if digests is None:
         digests = device.to_device(torch.from_numpy(samples_digest(batch.samples.numpy())))
@@ -281,7 +288,7 @@ def _losses(ranks: Ranks, batch: MicroBatch, num_sources: int, losses: Tensor) -
     counts = torch.stack((ones, digests, fim)) * (ranks.cp_rank == 0)
     sources = device.to_device(batch.source_ids) % (num_sources + 1)  # -1 becomes the last column
     sums = torch.zeros(_SUMS, num_sources + 1, dtype=torch.float64, device=rows.device)
-    return masked.sum(), rows[1].sum().int(), sums.index_add_(1, sources, torch.cat((rows, counts)))
+    return masked.sum(), rows[2].sum().int(), sums.index_add_(1, sources, torch.cat((rows, counts)))
 
 
 def _summed(rank_model: RankModel, sums_by_micro_batch: list[Tensor], num_sources: int) -> Losses:
@@ -295,9 +302,9 @@ def _summed(rank_model: RankModel, sums_by_micro_batch: list[Tensor], num_source
             dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     _from_last_stage(rank_model, sums)
     # Here the host waits for the device: all numbers of the iteration come over in one copy.
-    loss_sum, tokens, samples, digests, fim = sums[:, :num_sources].tolist()
+    loss_sum, z_losses, tokens, samples, digests, fim = sums[:, :num_sources].tolist()
     valid, sequences, of_fim = ([int(n) for n in column] for column in (tokens, samples, fim))
-    return Losses(loss_sum, valid, sequences, int(sum(digests)), of_fim)
+    return Losses(loss_sum, valid, sequences, int(sum(digests)), of_fim, sum(z_losses))
 
 
 def _from_last_stage(rank_model: RankModel, tensor: Tensor) -> None:

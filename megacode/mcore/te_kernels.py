@@ -97,7 +97,7 @@ class RotarySplit(torch.autograd.Function):
         Args:
             ctx: autograd's.
             mixed: [s, b, groups, heads + 2, d]: each group's queries, its key and its value.
-            table: fp32 [s, 2 d] of `RotaryTable`.
+            table: fp32 [s, 2 * channels that rotate] of `RotaryTable`.
         """
         ctx.save_for_backward(table)
         return triton_kernels.rotary_split(mixed, table)
@@ -156,25 +156,26 @@ class Sum(torch.autograd.Function):
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Each token's loss; the logits are overwritten by the gradient of the sum of the losses.
+    """Each token's loss, and z-loss; the logits are overwritten by the gradient of the sum of all of them.
 
     Training needs exactly that gradient, so the backward pass returns it unchanged, and asserts on the device that the
     incoming gradient is 1. Multiplying by it would cost another read and write of the largest tensor of a step.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, group: Any) -> Tensor:
-        """Return fp32 [s, b].
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, group: Any, z_loss: float) -> Tensor:
+        """Return losses, fp32 [s, b]; with a z-loss [2, s, b], z-losses second.
 
         Args:
             ctx: autograd's.
             logits: [s, b, vocabulary / size of the group].
             labels: [s, b] int64; `IGNORED` tokens have no loss and no gradient.
             group: tensor parallel.
+            z_loss: factor of log(Z)^2; 0: none.
         """
         rows, flat, columns = logits.detach().flatten(0, 1), labels.flatten(), logits.size(-1)
         row_statistics, first = triton_kernels.RowStatistics(len(rows), rows.device), columns * group.rank()
-        step = partial(triton_kernels.cross_entropy, rows, flat, row_statistics, first, IGNORED)
+        step = partial(triton_kernels.cross_entropy, rows, flat, row_statistics, first, IGNORED, z_loss)
         # With the whole vocabulary here, one kernel does both steps. Else three small all-reduces come in between.
         if group.size() == 1:
             step(statistics=True, gradient=True)
@@ -183,12 +184,15 @@ class CrossEntropy(torch.autograd.Function):
             row_statistics.merge(group)
             step(statistics=False, gradient=True)
         ctx.save_for_backward(rows.view_as(logits), labels)
-        return row_statistics.losses().masked_fill(flat == IGNORED, 0.0).view_as(labels)
+        losses = row_statistics.losses()
+        if z_loss:
+            losses = torch.stack((losses, z_loss * row_statistics.log_z().square()))
+        return losses.masked_fill(flat == IGNORED, 0.0).unflatten(-1, labels.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         """Return the gradient of the logits, which the forward pass has computed."""
         logits_gradient, labels = ctx.saved_tensors
         # Asynchronous: the host does not wait. A violation ends the process with a CUDA error.
         torch._assert_async(((gradient == 1) | (labels == IGNORED)).all())
-        return logits_gradient, None, None
+        return logits_gradient, None, None, None

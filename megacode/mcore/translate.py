@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from megacode.capacity.costs import padded_vocabulary
+from megacode.config.model import ModelConfig
 from megacode.config.run import RunConfig
 from megacode.config.training import Fp8
 from megacode.mcore import device
@@ -44,6 +45,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
 def _model(config: RunConfig) -> dict[str, Any]:
     model = config.model
     return {
+        **_windows(model),
         "num_layers": model.num_layers,
         "hidden_size": model.hidden_size,
         "ffn_hidden_size": model.ffn_hidden_size,
@@ -57,6 +59,7 @@ def _model(config: RunConfig) -> dict[str, Any]:
         "gated_linear_unit": True,
         "activation_func": F.silu,
         "add_bias_linear": False,
+        "add_qkv_bias": model.qkv_bias,
         # `weights.initialize` fills them, equally in every layout; mcore's initialization depends on the layout.
         # `perform_initialization` must stay on: it also marks which parameters are slices. Without these marks the
         # gradient norm is wrong.
@@ -64,6 +67,15 @@ def _model(config: RunConfig) -> dict[str, Any]:
         "output_layer_init_method": leave_as_is,
         "embedding_init_method": leave_as_is,
     }
+
+
+def _windows(model: ModelConfig) -> dict[str, Any]:
+    """Return the sliding windows for Transformer Engine's attention; ours reads our own config."""
+    if model.sliding_window is None:
+        return {}
+    sliding = [int(model.window(layer) is not None) for layer in range(model.num_layers)]
+    # Keys before and after a token's own, which Transformer Engine does not count.
+    return {"window_size": (model.sliding_window - 1, 0), "window_attn_skip_freq": sliding}
 
 
 def leave_as_is(weight: torch.Tensor) -> torch.Tensor:

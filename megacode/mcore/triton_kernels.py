@@ -126,7 +126,7 @@ def added(one: Tensor, two: Tensor, three: Tensor) -> Tensor:
 
 @triton.jit
 def _rotate(
-    mixed_at, query_at, key_at, value_at, table_in, batch, slots, heads,
+    mixed_at, query_at, key_at, value_at, table_in, batch, slots, heads, turning,
     FORWARD: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Some slots of one token: a token's slots are, group by group, the queries, then the key and the value."""
@@ -138,25 +138,28 @@ def _rotate(
     channel = tl.arange(0, WIDE)[None, :]
     inside = (slot < slots)[:, None] & (channel < HALF)
     is_query, is_value = (place < heads)[:, None], (place > heads)[:, None]
-    # A table row is c, c, -s, s, each HALF long: the first and the last quarter are read.
-    angle = token // batch * 4 * HALF + channel
-    cos = tl.load(table_in + angle, mask=channel < HALF)
-    sin = tl.load(table_in + 3 * HALF + angle, mask=channel < HALF)
-    mixed = mixed_at + ((token * slots + slot) * 2 * HALF)[:, None] + channel
-    query = query_at + ((token * groups * heads + group * heads + place) * 2 * HALF)[:, None] + channel
-    key = key_at + ((token * groups + group) * 2 * HALF)[:, None] + channel
-    value = value_at + ((token * groups + group) * 2 * HALF)[:, None] + channel
-    # One pointer per slot and channel into whichever of the three tensors the slot belongs to.
+    # A table row is c, c, -s, s, each `turning` long: the first and the last quarter are read.
+    angle = token // batch * 4 * turning + channel
+    cos = tl.load(table_in + angle, mask=channel < turning, other=1.0)
+    sin = tl.load(table_in + 3 * turning + angle, mask=channel < turning, other=0.0)
+    # Pairs of channels: j and j + turning rotate. The channels after these stay; they are paired to be copied.
+    one = tl.where(channel < turning, channel, channel + turning)
+    other = tl.where(channel < turning, channel + turning, channel + HALF)
+    mixed = mixed_at + ((token * slots + slot) * 2 * HALF)[:, None]
+    query = query_at + ((token * groups * heads + group * heads + place) * 2 * HALF)[:, None]
+    key = key_at + ((token * groups + group) * 2 * HALF)[:, None]
+    value = value_at + ((token * groups + group) * 2 * HALF)[:, None]
+    # One pointer per slot into whichever of the three tensors the slot belongs to.
     part = tl.where(is_query, query, tl.where(is_value, value, key))
     if FORWARD:
         source, goal = mixed, part
     else:
         source, goal = part, mixed
         sin = -sin
-    low = tl.load(source, mask=inside).to(tl.float32)
-    high = tl.load(source + HALF, mask=inside).to(tl.float32)
-    tl.store(goal, tl.where(is_value, low, low * cos - high * sin), mask=inside)
-    tl.store(goal + HALF, tl.where(is_value, high, high * cos + low * sin), mask=inside)
+    low = tl.load(source + one, mask=inside).to(tl.float32)
+    high = tl.load(source + other, mask=inside).to(tl.float32)
+    tl.store(goal + one, tl.where(is_value, low, low * cos - high * sin), mask=inside)
+    tl.store(goal + other, tl.where(is_value, high, high * cos + low * sin), mask=inside)
 
 
 def rotary_split(mixed: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -164,7 +167,7 @@ def rotary_split(mixed: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Args:
         mixed: [s, b, groups, heads + 2, d]: each group's queries, its key and its value.
-        table: fp32 [s, 2 d] of `attention.RotaryTable`.
+        table: fp32 [s, 2 * channels that rotate] of `rotary.RotaryTable`; the first channels rotate.
     """
     length, batch, groups, slots, size = mixed.shape
     query = mixed.new_empty(length, batch, groups * (slots - 2), size)
@@ -187,15 +190,15 @@ def _turn(mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tenso
     wide = triton.next_power_of_2(size // 2)
     block = min(triton.next_power_of_2(groups * slots), 4096 // wide)
     _rotate[(length * batch, triton.cdiv(groups * slots, block))](
-        mixed, query, key, value, table.contiguous(), batch, groups * slots, slots - 2,
+        mixed, query, key, value, table.contiguous(), batch, groups * slots, slots - 2, table.size(-1) // 4,
         FORWARD=forward, HALF=size // 2, WIDE=wide, SLOTS=block, num_warps=8,
     )  # fmt: skip
 
 
 @triton.jit
 def _cross_entropy(
-    logits_at, labels_in, highest_at, total_at, wanted_out, columns, first, IGNORED: tl.constexpr,
-    STATISTICS: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
+    logits_at, labels_in, highest_at, total_at, wanted_out, columns, first, z_loss, IGNORED: tl.constexpr,
+    STATISTICS: tl.constexpr, GRADIENT: tl.constexpr, Z_LOSS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One token's row of logits: compute its maximum and sum of exponentials, and overwrite it by its gradient."""
     token = tl.program_id(0).to(tl.int64)
@@ -224,13 +227,17 @@ def _cross_entropy(
         top = tl.load(highest_at + token)
         total_of_row = tl.load(total_at + token)
     if GRADIENT:
-        # Step 2: softmax - 1 at the label, which is out of range on ranks that do not hold it.
+        # Step 2: softmax - 1 at the label, which is out of range on ranks that do not hold it; the z-loss adds
+        # 2 z log(Z) softmax.
         tl.debug_barrier()  # the label's logit must be read before it is overwritten
         log_sum = top + tl.log(total_of_row)
         for start in range(0, columns, BLOCK):
             at = start + tl.arange(0, BLOCK)
             x = tl.load(logits + at, mask=at < columns).to(tl.float32)
-            gradient = tl.exp(x - log_sum) - tl.where(at == own, 1.0, 0.0)
+            softmax = tl.exp(x - log_sum)
+            if Z_LOSS:
+                softmax *= 1.0 + 2.0 * z_loss * log_sum
+            gradient = softmax - tl.where(at == own, 1.0, 0.0)
             tl.store(logits + at, tl.where(label == IGNORED, 0.0, gradient), mask=at < columns)
 
 
@@ -251,7 +258,11 @@ class RowStatistics:
 
     def losses(self) -> Tensor:
         """Return each token's loss, fp32 [n]."""
-        return self.highest + self.total.log() - self.wanted
+        return self.log_z() - self.wanted
+
+    def log_z(self) -> Tensor:
+        """Return the log of each token's sum of exponentials, fp32 [n]."""
+        return self.highest + self.total.log()
 
 
 def cross_entropy(
@@ -260,6 +271,7 @@ def cross_entropy(
     row_statistics: RowStatistics,
     first: int,
     ignored: int,
+    z_loss: float = 0.0,
     *,
     statistics: bool,
     gradient: bool,
@@ -272,13 +284,14 @@ def cross_entropy(
         row_statistics: filled in by the first step; read by the second step if done alone.
         first: token of the first column.
         ignored: label of rows whose gradient is 0.
+        z_loss: factor of the square of the log of the sum of exponentials, whose gradient is added; 0: none.
         statistics: do the first step.
         gradient: do the second step.
     """
     maxima, sums, label_logits = row_statistics.highest, row_statistics.total, row_statistics.wanted
     _cross_entropy[(len(labels),)](
-        logits, labels, maxima, sums, label_logits, logits.size(-1), first, ignored,
-        STATISTICS=statistics, GRADIENT=gradient, BLOCK=2048, num_warps=8,
+        logits, labels, maxima, sums, label_logits, logits.size(-1), first, z_loss, ignored,
+        STATISTICS=statistics, GRADIENT=gradient, Z_LOSS=z_loss > 0, BLOCK=2048, num_warps=8,
     )  # fmt: skip
 
 

@@ -78,8 +78,8 @@ def _forget_largest(parameter: Tensor) -> None:
 
 
 def _draw(config: RunConfig, name: str, weight: Tensor) -> None:
-    if weight.dim() == 1:  # norms; there are no biases
-        weight.fill_(1.0)
+    if weight.dim() == 1:  # norms and biases
+        weight.fill_(0.0 if name.endswith("bias") else 1.0)
         return
     std = config.model.init_method_std
     if name.endswith(_INTO_THE_RESIDUAL):

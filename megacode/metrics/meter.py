@@ -74,6 +74,7 @@ class Meter:
             "tokens_by_source": self._planned_and_seen(consumed),
             "learning_rate": learning_rate,
             "grad_norm": result.grad_norm,
+            **({"z_loss": result.z_loss} if result.z_loss else {}),
             "skipped": result.skipped,
             "fp8": fp8,
             "batch_size": consumed - consumed_before,

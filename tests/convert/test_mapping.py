@@ -140,7 +140,7 @@ def test_parallel_blocks_with_rmsnorm_have_no_layout() -> None:
 
 
 def test_stablelm_wants_heads_that_fill_the_width() -> None:
-    with pytest.raises(ConfigError, match=r"remove model\.kv_channels"):
+    with pytest.raises(ConfigError, match=r"remove model\.kv_channels \(exports as StableLM\)"):
         check_exportable(model_of("sequential", "LayerNorm", kv_channels=8))
 
 

@@ -179,6 +179,10 @@ def _unmark_norms(rank_model: RankModel) -> None:
             parameter.sequence_parallel = False
 
 
+def _do_not_sum_head_norms(rank_model: RankModel) -> None:
+    rank_model.chunks[0].config.qk_layernorm = False
+
+
 def _batch_p2p(rank_model: RankModel) -> None:
     rank_model.chunks[0].config.batch_p2p_comm = True
 
@@ -210,6 +214,7 @@ def _contiguous_places(rank_model: RankModel) -> None:
 _SPOILERS = {
     "contiguous places": _contiguous_places,
     "unmarked norms": _unmark_norms,
+    "unsummed head norms": _do_not_sum_head_norms,
     "batched p2p": _batch_p2p,
     "overlapped p2p": _overlap_p2p,
     "fused cross entropy": _fuse_cross_entropy,

@@ -78,10 +78,10 @@ def test_positions_restart_in_each_document() -> None:
     assert packed.qkv_format == "thd"
 
 
-def test_the_rotary_table_holds_each_angles_cosine_and_sine() -> None:
-    from megacode.mcore.attention import RotaryTable
+def test_the_rotary_table_holds_each_angles_cosine_and_sine(program: ModuleType) -> None:
+    from megacode.mcore.rotary import RotaryTable
 
-    table = RotaryTable(6, 100.0, torch.float32)
+    table = RotaryTable(program.run_config(model={"kv_channels": 6, "rotary_base": 100.0}).model, torch.float32)
     short, long = table(3), table(5)
     assert torch.equal(long[:3], short)
     angle = 4 * 100.0 ** (-2 / 6)

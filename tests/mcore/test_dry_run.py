@@ -16,8 +16,10 @@ from megacode.base.errors import ConfigError
 from megacode.capacity.hardware import load_hardware
 from megacode.capacity.layout import Layout
 from megacode.config.loading import validate
+from megacode.config.model import ModelConfig
 from megacode.config.run import RunConfig
 from megacode.mcore import device, dry_run
+from tests.mcore.decoders import MODELS
 
 CALL = Callable[..., subprocess.CompletedProcess[str]]
 PRESETS = {"to-code-470m": 0.47e9, "to-code-2.8b": 2.8e9, "llama-1b": 1.24e9, "llama-8b": 8.03e9}
@@ -73,6 +75,16 @@ def test_runs_that_only_a_gpu_can_compute_are_built_too() -> None:
     (row,) = dry_run.dry_run(Layout(run, 4096, run.model.vocab_size or 0), [4000])
     assert row["unequal"] == {}
     assert (row["pipeline"], row["data"]) == (1, 488)
+
+
+@pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("layout", ["tp2-cp2-overlap", "tp2-whole-optimizer"])
+def test_decoders_of_today_are_built_as_planned(settings: dict[str, Any], layout: str) -> None:
+    run = config("llama-1b", LAYOUTS[layout])
+    run = run.model_copy(update={"model": ModelConfig.model_validate({**run.model.model_dump(), **settings})})
+    rows = dry_run.dry_run(Layout(run, 512, run.model.vocab_size or 0), [0, 511])
+    assert [row["unequal"] for row in rows] == [{}, {}]
+    assert (rows[0]["parameters_by_component"]["biases"] > 0) is run.model.qkv_bias
 
 
 def test_what_is_built_otherwise_than_planned_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

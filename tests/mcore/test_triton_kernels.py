@@ -25,7 +25,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_kernel_computes_what_autograd_does() -> None:
     found = run_ranks(1, PROGRAM, "distances", forked=False)[0]
-    assert len(found) == 9
+    assert len(found) == 12
     assert {name: distance for name, distance in found.items() if not distance < 1e-5} == {}
 
 
