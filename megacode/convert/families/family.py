@@ -40,6 +40,8 @@ class Family:
         model_type: its name in config.json.
         rows: what its keys mean.
         tensors: how its tensors are named and arranged.
+        pre_tokenizer: the regular expression of the tokenizer that transformers reads beside its models, whatever
+            their files say; None: it reads the files' own.
     """
 
     title: str
@@ -47,6 +49,7 @@ class Family:
     model_type: str
     rows: tuple[Row, ...]
     tensors: Tensors = Tensors()
+    pre_tokenizer: str | None = None
 
     @property
     def keys(self) -> set[str]:

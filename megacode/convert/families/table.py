@@ -80,6 +80,10 @@ QWEN2 = Family(
         *BASE, *RMS_NORM, BEFORE, NO_QK_NORM, Always("qkv_bias", value=True), LayerTypes(switch=True),
         ROTARY_EVERYWHERE, HeadSize(), Rotary(), Only("use_mrope", value=False, written=False),
     ),
+    pre_tokenizer=(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
 )  # fmt: skip
 QWEN3 = Family(
     "Qwen 3",
