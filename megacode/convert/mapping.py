@@ -224,13 +224,13 @@ _GATED_MLP = Rule(
 )
 
 
-def rules_of(model: ModelConfig) -> tuple[Rule, ...]:
+def rules_of(model: ModelConfig, tensors: Tensors) -> tuple[Rule, ...]:
     """Return the rules of a model, in forward order.
 
-    Raises:
-        ConfigError: transformers has no class that computes the same.
+    Args:
+        model: the model.
+        tensors: the names and arrangement of the family's tensors.
     """
-    tensors = family_of(model).tensors
     layer, hf = "decoder.layers.*.", "model.layers.*."
     names = zip(_NORMS[model.norm_placement], tensors.norms, strict=True)
     first, second = (_norm(model, tensors, layer + mcore, hf + name) for mcore, name in names)
@@ -256,6 +256,10 @@ def rules_of(model: ModelConfig) -> tuple[Rule, ...]:
     )
 
 
+def _rules(model: ModelConfig) -> tuple[Rule, ...]:
+    return rules_of(model, family_of(model).tensors)
+
+
 def _applied(rules: tuple[Rule, ...], layers: int) -> Iterator[tuple[Rule, str, tuple[str, ...]]]:
     """Yield every rule with its names filled in: those of the layers layer by layer."""
     inner = [rule for rule in rules if "*" in rule.mcore]
@@ -270,14 +274,14 @@ def _applied(rules: tuple[Rule, ...], layers: int) -> Iterator[tuple[Rule, str, 
 
 
 def mcore_shapes(model: ModelConfig, sizes: Sizes) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every Megatron-core parameter."""
-    return {name: rule.fused(sizes) for rule, name, _ in _applied(rules_of(model), sizes.layers)}
+    """Return the shape of every Megatron-core parameter; the model need not have a Hugging Face family."""
+    return {name: rule.fused(sizes) for rule, name, _ in _applied(rules_of(model, Tensors()), sizes.layers)}
 
 
 def hf_shapes(model: ModelConfig, sizes: Sizes) -> dict[str, tuple[int, ...]]:
     """Return the shape of every Hugging Face parameter, in the order in which `to_hf` yields them."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for rule, _, names in _applied(rules_of(model), sizes.layers):
+    for rule, _, names in _applied(_rules(model), sizes.layers):
         shapes |= zip(names, rule.shapes(sizes), strict=True)
     return shapes
 
@@ -292,10 +296,11 @@ def to_hf(weights: Mapping[str, Tensor], model: ModelConfig, sizes: Sizes) -> It
 
     Raises:
         CheckpointError: a tensor is missing, surplus or of another shape.
+        ConfigError: transformers has no class that computes the same.
     """
     # Names are checked before the first tensor is read: a wrong config fails in seconds.
     _check(dict.fromkeys(weights), dict.fromkeys(mcore_shapes(model, sizes)))
-    for rule, mcore_name, names in _applied(rules_of(model), sizes.layers):
+    for rule, mcore_name, names in _applied(_rules(model), sizes.layers):
         weight = _shaped(mcore_name, weights[mcore_name], rule.fused(sizes))
         for name, part in zip(names, rule.split(weight, sizes), strict=True):
             # Splits are views into the fused tensor; the files need their bytes in a row.
@@ -309,7 +314,7 @@ def from_hf(weights: Mapping[str, Tensor], model: ModelConfig, sizes: Sizes) -> 
         CheckpointError: a tensor is missing, surplus or of another shape, or a bias that must be zero is not.
     """
     _check(dict.fromkeys(weights), dict.fromkeys(hf_shapes(model, sizes)))
-    for rule, mcore_name, names in _applied(rules_of(model), sizes.layers):
+    for rule, mcore_name, names in _applied(_rules(model), sizes.layers):
         shapes = zip(names, rule.shapes(sizes), strict=True)
         parts = tuple(_shaped(name, weights[name], shape) for name, shape in shapes)
         yield mcore_name, rule.join(parts, sizes).contiguous()

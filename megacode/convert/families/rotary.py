@@ -78,7 +78,9 @@ class RotaryByKind:
         others = [key for key in given if key not in _BY_KIND]
         if others:
             # Version 5.23 of transformers ignores them without a word.
-            raise Refused("rope_parameters", f"{others[0]} stands beside the kinds of layers, which have their own", fix)
+            raise Refused(
+                "rope_parameters", f"{others[0]} stands beside the kinds of layers, which have their own", fix
+            )
         ropes = {kind: given.get(kind) or {} for kind in _BY_KIND if kind in document["layer_types"]}
         bases = {rope.get("rope_theta") for rope in ropes.values()}
         if len(bases) != 1:
