@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -187,7 +187,7 @@ class CausalSelfAttention(SelfAttention):
             sizes, where = (len(queries), len(keys)), slice(keys.start, keys.stop)
             mask = _seen(*sizes, query.is_cuda)
             if sizes[1] > self._window:
-                mask = _seen_in_window(*sizes, self._window, query.device)
+                mask = _window_mask(*sizes, self._window, query.dtype, query.device)
             part = query[:, :, queries.start : queries.stop]
             blocks.append(self._kernel(part, key[:, :, where], value[:, :, where], mask))
         return torch.cat(blocks, dim=2)
@@ -228,10 +228,14 @@ def _blocks(queries: int, keys: int, window: int) -> Iterator[tuple[range, range
     before = keys - queries
     for start in range(0, queries, size):
         end = min(start + size, queries)
-        yield range(start, end), range(max(0, before + start - window + 1), before + end)
+        # One key more than any of them sees: sizes then stay multiples of what kernels like.
+        yield range(start, end), range(max(0, before + start - window), before + end)
 
 
-def _seen_in_window(queries: int, keys: int, window: int, where: torch.device) -> Tensor:
-    """Return which keys each of the last tokens sees, [queries, keys]: its own and the `window - 1` before it."""
-    all_of_them = torch.ones(queries, keys, dtype=torch.bool, device=where)
-    return all_of_them.tril(keys - queries).triu(keys - queries - window + 1)
+@lru_cache(maxsize=8)
+def _window_mask(queries: int, keys: int, window: int, dtype: torch.dtype, where: torch.device) -> Tensor:
+    """Return what is added to the scores of the last tokens, [queries, keys]: 0 inside of the window, else -inf."""
+    # Kept, and of the scores' type: a mask of booleans is converted at each call, and each layer keeps its own copy.
+    everything = torch.ones(queries, keys, dtype=torch.bool, device=where)
+    seen = everything.tril(keys - queries).triu(keys - queries - window + 1)
+    return torch.zeros(queries, keys, dtype=dtype, device=where).masked_fill_(~seen, float("-inf"))

@@ -46,14 +46,14 @@ class HeadNorm(torch.nn.Module):
         """Return the norm of x, [s, b, ..., d]; the dimensions in between are this rank's heads, in order."""
         if self._kind == "across_heads":
             weight = self.weight.view(*x.shape[2:])
-            return Norm.apply(x, weight, self._eps, self._centred, x.dim() - 2, self._group)
+            return NormOverRanks.apply(x, weight, self._eps, self._centred, x.dim() - 2, self._group)
         if self._kind == "per_head":
             return self._of_each_head(x, self.weight.view(*x.shape[2:]))
         return self._of_each_head(x, self.weight)
 
     def _of_each_head(self, x: Tensor, weight: Tensor) -> Tensor:
         if not x.is_cuda:
-            return Norm.apply(x, weight, self._eps, self._centred, 1, None)
+            return NormOverRanks.apply(x, weight, self._eps, self._centred, 1, None)
         # torch's kernels read x once, but their weight has the shape of a single head.
         kernel_weight = weight if weight.dim() == 1 else None
         shape = (self._size,)
@@ -75,7 +75,7 @@ class HeadNorm(torch.nn.Module):
         )
 
 
-class Norm(torch.autograd.Function):
+class NormOverRanks(torch.autograd.Function):
     """RMSNorm or LayerNorm over the last dimensions, of which each rank of a group may hold a slice."""
 
     @staticmethod

@@ -126,8 +126,8 @@ def added(one: Tensor, two: Tensor, three: Tensor) -> Tensor:
 
 @triton.jit
 def _rotate(
-    mixed_at, query_at, key_at, value_at, table_in, batch, slots, heads, turning,
-    FORWARD: tl.constexpr, HALF: tl.constexpr, WIDE: tl.constexpr, SLOTS: tl.constexpr,
+    mixed_at, query_at, key_at, value_at, table_in, batch, slots, heads,
+    FORWARD: tl.constexpr, HALF: tl.constexpr, TURNING: tl.constexpr, WIDE: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """Some slots of one token: a token's slots are, group by group, the queries, then the key and the value."""
     # The same kernel serves both directions: backward, source and goal change places and the angle its sign.
@@ -138,13 +138,16 @@ def _rotate(
     channel = tl.arange(0, WIDE)[None, :]
     inside = (slot < slots)[:, None] & (channel < HALF)
     is_query, is_value = (place < heads)[:, None], (place > heads)[:, None]
-    # A table row is c, c, -s, s, each `turning` long: the first and the last quarter are read.
-    angle = token // batch * 4 * turning + channel
-    cos = tl.load(table_in + angle, mask=channel < turning, other=1.0)
-    sin = tl.load(table_in + 3 * turning + angle, mask=channel < turning, other=0.0)
-    # Pairs of channels: j and j + turning rotate. The channels after these stay; they are paired to be copied.
-    one = tl.where(channel < turning, channel, channel + turning)
-    other = tl.where(channel < turning, channel + turning, channel + HALF)
+    # A table row is c, c, -s, s, each TURNING long: the first and the last quarter are read.
+    angle = token // batch * 4 * TURNING + channel
+    cos = tl.load(table_in + angle, mask=channel < TURNING, other=1.0)
+    sin = tl.load(table_in + 3 * TURNING + angle, mask=channel < TURNING, other=0.0)
+    # Pairs of channels: j and j + TURNING rotate. The channels after these stay; they are paired to be copied.
+    if TURNING == HALF:  # the compiler then sees that neighbours are adjacent in memory
+        one, other = channel, channel + HALF
+    else:
+        one = tl.where(channel < TURNING, channel, channel + TURNING)
+        other = tl.where(channel < TURNING, channel + TURNING, channel + HALF)
     mixed = mixed_at + ((token * slots + slot) * 2 * HALF)[:, None]
     query = query_at + ((token * groups * heads + group * heads + place) * 2 * HALF)[:, None]
     key = key_at + ((token * groups + group) * 2 * HALF)[:, None]
@@ -190,8 +193,8 @@ def _turn(mixed: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tenso
     wide = triton.next_power_of_2(size // 2)
     block = min(triton.next_power_of_2(groups * slots), 4096 // wide)
     _rotate[(length * batch, triton.cdiv(groups * slots, block))](
-        mixed, query, key, value, table.contiguous(), batch, groups * slots, slots - 2, table.size(-1) // 4,
-        FORWARD=forward, HALF=size // 2, WIDE=wide, SLOTS=block, num_warps=8,
+        mixed, query, key, value, table.contiguous(), batch, groups * slots, slots - 2,
+        FORWARD=forward, HALF=size // 2, TURNING=table.size(-1) // 4, WIDE=wide, SLOTS=block, num_warps=8,
     )  # fmt: skip
 
 

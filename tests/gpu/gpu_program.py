@@ -18,6 +18,7 @@ from megacode.mcore.rank_model import RankModel
 from megacode.mcore.step import StepResult, train_step
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "mcore"))
+import decoders
 import rank_program as tiny
 
 SHAPE = {"hidden_size": 256, "ffn_hidden_size": 512}
@@ -30,6 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "recomputed": {"model": {**SHAPE}, "parallel": {"recompute": "full"}},
     "selective": {"model": {**SHAPE}, "parallel": {"recompute": "selective"}},
     "overlap": {"model": {**SHAPE}, "parallel": {"distributed_optimizer": True, "overlap_grad_reduce": True}},
+    **{name: {**case, "model": {**SHAPE, **case["model"]}} for name, case in decoders.CASES.items()},
 }
 RECIPES = ("delayed", "tensorwise", "blockwise")
 
@@ -70,7 +72,7 @@ def implementations() -> dict[str, Any]:
 def interchange() -> dict[str, Any]:
     """Save a run's state with one kind of layers, go on with the other, and compare with going on."""
     found = {}
-    for name in ("sequential", "parallel"):
+    for name in ("sequential", "parallel", "after", "biased", "shared"):
         for saver, reader in (("local", "transformer_engine"), ("transformer_engine", "local")):
             rank_model = started(MODELS[name], saver)
             losses(rank_model, 0, 5)

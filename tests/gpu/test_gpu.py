@@ -37,7 +37,7 @@ def of(seen: dict[str, Any], name: str, cases: int | None = None) -> Any:
 
 
 def test_both_kinds_of_layers_train_alike(seen: dict[str, Any]) -> None:
-    found = of(seen, "implementations", 8)
+    found = of(seen, "implementations", 13)
     for name, by_kind in found.items():
         local, engines = by_kind["local"], by_kind["transformer_engine"]
         assert furthest(local["loss"], engines["loss"]) < BF16, name
@@ -47,7 +47,7 @@ def test_both_kinds_of_layers_train_alike(seen: dict[str, Any]) -> None:
 
 
 def test_a_checkpoint_of_one_kind_of_layers_goes_on_with_the_other(seen: dict[str, Any]) -> None:
-    found = of(seen, "interchange", 4)
+    found = of(seen, "interchange", 10)
     for name, (went_on, other) in found.items():
         assert furthest(went_on, other) < BF16, name
 

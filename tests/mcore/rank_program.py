@@ -147,6 +147,29 @@ def _layout(case: dict[str, Any], iterations: int) -> dict[str, Any]:
     }
 
 
+def gradients(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return, by case, the norm of each parameter's gradient in the first iteration."""
+    return {name: _gradients(dict(case)) for name, case in cases.items()}
+
+
+def _gradients(case: dict[str, Any]) -> dict[str, float]:
+    from megacode.mcore import gradient_norms
+    from megacode.mcore.step import train_step
+
+    spoil = case.pop("spoil", None)
+    rank_model = started(run_config(**case))
+    if spoil:
+        _SPOILERS[spoil](rank_model)
+    found: dict[str, float] = {}
+
+    def accepts(loss: float, grad_norm: float) -> bool:
+        found.update(gradient_norms.by_parameter(rank_model))
+        return True
+
+    train_step(rank_model, microbatches(rank_model, 0), 1e-3, SOURCES, accepts)
+    return found
+
+
 @contextmanager
 def counted_collectives() -> Iterator[list[int]]:
     """Count the collectives of the tensor-parallel group."""

@@ -13,6 +13,7 @@ from megacode.capacity.activations import head_tensors, layer_tensors, per_token
 from megacode.capacity.buffers import countable
 from megacode.capacity.costs import parameters
 from megacode.capacity.layout import Layout
+from tests.mcore.decoders import MODELS
 
 PROGRAM = Path(__file__).with_name("memory_program.py")
 TIED = {"share_embeddings_and_output_weights": True, "block": "parallel", "normalization": "LayerNorm"}
@@ -26,6 +27,8 @@ HOLDINGS: dict[str, dict[str, Any]] = {
     "tp2-sp-sharded-bf16": {"parallel": {**SHARDED, "tensor": 2, "sequence_parallel": True}, "dtype": "bf16"},
     "pp2-tied-sharded": {"parallel": {**SHARDED, "pipeline": 2}, "model": TIED},
     "pp2-vpp2": {"parallel": {"pipeline": 2, "virtual_pipeline": 2}},
+    "tp2-after-sharded": {"parallel": {**SHARDED, "tensor": 2}, "model": MODELS["after"]},
+    "tp2-biased": {"parallel": {"tensor": 2}, "model": MODELS["biased"]},
     "cp2-sharded": {"parallel": {**SHARDED, "context": 2}, "model": {"hidden_size": 36, "ffn_hidden_size": 50}},
 }
 ACTIVATIONS: dict[str, dict[str, Any]] = {
@@ -41,6 +44,10 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
     "pp2-vpp2": {"parallel": {"pipeline": 2, "virtual_pipeline": 2}},
     "pp2-full": {"parallel": {"pipeline": 2, "recompute": "full"}},
     "tp2-sp-full": {"parallel": {"tensor": 2, "sequence_parallel": True, "recompute": "full"}},
+    "tp2-sp-after": {"parallel": {"tensor": 2, "sequence_parallel": True}, "model": MODELS["after"]},
+    "dp2-after-selective": {"parallel": {"recompute": "selective"}, "model": MODELS["after"]},
+    "dp2-biased": {"model": MODELS["biased"]},
+    "tp2-shared": {"parallel": {"tensor": 2}, "model": MODELS["shared"]},
 }
 
 
