@@ -22,6 +22,16 @@ from megacode.convert.mapping import (
 )
 
 KINDS = [("sequential", "RMSNorm"), ("parallel", "LayerNorm"), ("sequential", "LayerNorm")]
+# What else a family's tensors may have, with the kind it comes with.
+SETTINGS: list[tuple[tuple[str, str], dict[str, object]]] = [
+    *((kind, {}) for kind in KINDS),
+    (KINDS[0], {"qkv_bias": True}),
+    (KINDS[0], {"qk_norm": "shared"}),
+    (KINDS[0], {"qk_norm": "across_heads", "norm_placement": "after"}),
+    (KINDS[1], {"qk_norm": "per_head"}),
+    (KINDS[2], {"norm_bias": True, "qkv_bias": True, "qk_norm": "per_head"}),
+    (KINDS[1], {"norm_bias": True, "qkv_bias": True}),
+]
 
 
 def model_of(
@@ -37,9 +47,9 @@ def random_weights(model: ModelConfig, sizes: Sizes, dtype: torch.dtype = torch.
     return {name: torch.randn(shape).to(dtype) for name, shape in mcore_shapes(model, sizes).items()}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
-    kind=st.sampled_from(KINDS),
+    setting=st.sampled_from(SETTINGS),
     groups=st.integers(1, 4),
     per_group=st.integers(1, 4),
     head=st.sampled_from([2, 4, 6]),
@@ -47,9 +57,11 @@ def random_weights(model: ModelConfig, sizes: Sizes, dtype: torch.dtype = torch.
     padding=st.integers(0, 9),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_there_and_back_is_bit_equal(kind, groups, per_group, head, tied, padding, dtype) -> None:
+def test_there_and_back_is_bit_equal(setting, groups, per_group, head, tied, padding, dtype) -> None:
+    kind, keys = setting
     model = model_of(
         *kind,
+        **keys,
         groups=groups,
         per_group=per_group,
         head=head,
