@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megacode.config.model import ModelConfig
-from megacode.convert.families.rows import Document, Refused, Row
+from megacode.convert.families.rows import Document, FamilyRow, Refused
 
 # Fields that do not change what a trained model computes, or that an export takes from elsewhere.
 _ELSEWHERE = {"preset", "vocab_size", "init_seed", "hidden_dropout", "make_vocab_size_divisible_by", "sliding_window"}
@@ -47,7 +47,7 @@ class Family:
     title: str
     architecture: str
     model_type: str
-    rows: tuple[Row, ...]
+    rows: tuple[FamilyRow, ...]
     tensors: Tensors = Tensors()
     pre_tokenizer: str | None = None
 

@@ -31,7 +31,7 @@ class Refused(Exception):  # noqa: N818 - not an error of the program: a row's a
         self.key, self.what, self.fix = key, what, fix
 
 
-class Row(Protocol):
+class FamilyRow(Protocol):
     """A row of a family's table."""
 
     @property

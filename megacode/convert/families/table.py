@@ -8,9 +8,9 @@ from __future__ import annotations
 from megacode.convert.families.family import Family, Tensors
 from megacode.convert.families.layers import LayerTypes, NoRopeLayers, OneWindow, RotatesWhereItSlides
 from megacode.convert.families.rotary import Rotary, RotaryByKind
-from megacode.convert.families.rows import Always, Groups, HeadSize, Inert, Only, Row, Same, Switch
+from megacode.convert.families.rows import Always, FamilyRow, Groups, HeadSize, Inert, Only, Same, Switch
 
-ELSEWHERE: tuple[Row, ...] = (
+ELSEWHERE: tuple[FamilyRow, ...] = (
     Inert(("architectures", "model_type"), "they choose the family"),
     Inert(("vocab_size",), "rows of the embedding; read with the weights"),
     Inert(("max_position_embeddings",), "the sequence length of training; rotary positions have no last one"),
@@ -28,7 +28,7 @@ ELSEWHERE: tuple[Row, ...] = (
     Inert(("model_max_length",), "the tokenizer's limit"),
     Inert(("unsloth_version", "unsloth_fixed", "transformers.js_config"), "notes of other programs"),
 )
-BASE: tuple[Row, ...] = (
+BASE: tuple[FamilyRow, ...] = (
     *ELSEWHERE,
     Same("num_hidden_layers", "num_layers"),
     Same("intermediate_size", "ffn_hidden_size"),
@@ -39,21 +39,21 @@ BASE: tuple[Row, ...] = (
     Same("initializer_range", "init_method_std"),
     Same("attention_dropout", "attention_dropout", 0.0),
 )
-RMS_NORM: tuple[Row, ...] = (
+RMS_NORM: tuple[FamilyRow, ...] = (
     Same("rms_norm_eps", "layernorm_epsilon"),
     Always("normalization", "RMSNorm"),
     Always("norm_bias", value=False),
     Always("block", "sequential"),
     Always("logit_scale", 1.0),
 )
-LAYER_NORM: tuple[Row, ...] = (Same("layer_norm_eps", "layernorm_epsilon"), Always("normalization", "LayerNorm"))
+LAYER_NORM: tuple[FamilyRow, ...] = (Same("layer_norm_eps", "layernorm_epsilon"), Always("normalization", "LayerNorm"))
 BEFORE = Always("norm_placement", "before")
-FULL: tuple[Row, ...] = (Always("attention_pattern", ("full",)), Always("sliding_window", None))
+FULL: tuple[FamilyRow, ...] = (Always("attention_pattern", ("full",)), Always("sliding_window", None))
 ROTARY_EVERYWHERE = Always("rotary_pattern", ("rotary",))
 NO_QKV_BIAS = Always("qkv_bias", value=False)
 NO_QK_NORM = Always("qk_norm", "none")
 # These classes put a bias on the output projection too, which megacode does not have.
-NO_ATTENTION_BIAS: tuple[Row, ...] = (Only("attention_bias", value=False), NO_QKV_BIAS)
+NO_ATTENTION_BIAS: tuple[FamilyRow, ...] = (Only("attention_bias", value=False), NO_QKV_BIAS)
 NO_MLP_BIAS = Only("mlp_bias", value=False)
 
 LLAMA = Family(
@@ -103,7 +103,7 @@ SMOLLM3 = Family(
         NoRopeLayers(), HeadSize(), Rotary(),
     ),
 )  # fmt: skip
-OLMO_ROWS: tuple[Row, ...] = (
+OLMO_ROWS: tuple[FamilyRow, ...] = (
     *BASE, *RMS_NORM, Always("norm_placement", "after"), Always("qk_norm", "across_heads"), *NO_ATTENTION_BIAS,
     ROTARY_EVERYWHERE, HeadSize(),
 )  # fmt: skip
@@ -116,7 +116,7 @@ OLMO3 = Family(
     (*OLMO_ROWS, LayerTypes(needs_window=True), RotaryByKind()),
     OLMO_TENSORS,
 )
-COHERE_ROWS: tuple[Row, ...] = (
+COHERE_ROWS: tuple[FamilyRow, ...] = (
     *BASE, *LAYER_NORM, Always("norm_bias", value=False), BEFORE, Always("block", "parallel"), *NO_ATTENTION_BIAS,
     Same("logit_scale", "logit_scale"), Rotary(),
 )  # fmt: skip
