@@ -20,6 +20,7 @@ from megacode.config.loading import load_config
 from megacode.convert.from_hf import from_hf
 from megacode.convert.hf import to_hf
 from megacode.convert.safetensors_files import SafetensorsFiles
+from tests.convert.families import published
 
 pytestmark = pytest.mark.slow
 
@@ -79,16 +80,18 @@ def test_a_model_goes_there_and_back_bit_for_bit(
         assert torch.equal(before[name], after[name]), name
 
 
+@pytest.mark.parametrize("family", ["llama", "olmo3", "stablelm"])
 def test_training_goes_on_from_a_public_model(
-    tokenizer_dir: Path, data_prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, tokenizer_dir: Path, data_prefix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from contextlib import ExitStack
 
+    from megacode.mcore.sharding import bare
     from megacode.planning.run_plan import make_plan
     from megacode.train.setup import build_trainer
     from megacode.train.signals import StopSignal
 
-    from_hf(public_model("llama", tokenizer_dir, tmp_path / "public"), tmp_path / "start")
+    from_hf(published(family, tokenizer_dir, tmp_path / "public"), tmp_path / "start")
     monkeypatch.chdir(tmp_path)
     rate = {"schedule": "constant", "peak": 1e-3}
     document = {
@@ -105,9 +108,10 @@ def test_training_goes_on_from_a_public_model(
     with ExitStack() as closing:
         trainer = build_trainer(make_plan(load_config(Path("run.yaml"))), StopSignal(), closing)
         weights = Weights(tmp_path / "start")
-        model = dict(trainer.rank_model.chunks[0].named_parameters())
-        norm = next(tensor for name, tensor in model.items() if name.endswith("final_layernorm.weight"))
-        assert torch.equal(norm.detach(), weights["decoder.final_layernorm.weight"])
+        model = dict(bare(trainer.rank_model.chunks[0]).named_parameters())
+        assert set(model) == set(weights)
+        for name, tensor in model.items():
+            assert torch.equal(tensor.detach()[: len(weights[name])], weights[name]), name
         assert trainer.state.iteration == 0
         assert not trainer.step().result.skipped
 
