@@ -38,7 +38,7 @@ def check_config(model: ModelConfig, export: Path) -> None:
     for field, setting in family_of(model).mismatches(model, parsed):
         what = (
             f"transformers reads another model.{field} than the checkpoint's {getattr(model, field)!r} "
-            f"(it would be equal after: {setting})"
+            f"(it reads what you would get if you {setting})"
         )
         raise VerificationError(what, where, NOTHING_PUBLISHED)
 
