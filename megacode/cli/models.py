@@ -68,7 +68,7 @@ def from_hf(
     out: Annotated[Path, out_directory_argument("Directory of the new checkpoint.")],
     as_json: Json = False,
 ) -> None:
-    """Import a Llama, Cohere or StableLM model as a checkpoint to start from; kept only if it computes the same."""
+    """Import a Hugging Face model as a checkpoint to start from; kept only if it computes the same."""
     setup_logging()
     with uncollected():
         from megacode.convert.from_hf import from_hf as load

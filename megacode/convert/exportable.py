@@ -6,9 +6,13 @@ training. A run with evaluation during training is refused, since each score nee
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from megacode.base.errors import ConfigError, MegacodeError, Problem
 from megacode.config.run import RunConfig
-from megacode.convert.architectures import check_exportable
+from megacode.convert.architectures import family_of
+from megacode.convert.families.family import Family
+from megacode.convert.published import read_object
 from megacode.data.tokenizer import Tokenizer, load_tokenizer
 
 _BPE = 2  # sentencepiece's number for it
@@ -24,14 +28,17 @@ def export_problems(config: RunConfig) -> list[Problem]:
         ConfigError: there are some, and the run's evaluation needs exports.
     """
     problems: list[Problem] = []
+    family: Family | None = None
     try:
-        check_exportable(config.model)
+        family = family_of(config.model)
     except MegacodeError as error:
         problems += error.problems
     # A missing data tokenizer is reported elsewhere; here only export matters.
     if config.tokenizer is not None:
         try:
-            problems += tokenizer_problems(load_tokenizer(config.tokenizer))
+            tokenizer = load_tokenizer(config.tokenizer)
+            problems += tokenizer_problems(tokenizer)
+            problems += [] if family is None else _replaced(tokenizer, family)
         except MegacodeError as error:
             problems += error.problems
     if problems and config.evaluate is not None:
@@ -51,6 +58,22 @@ def tokenizer_problems(tokenizer: Tokenizer) -> list[Problem]:
         fix = "train one with `megacode data tokenizer`"
         problems.append(Problem("only BPE models of SentencePiece can be exported", where, fix))
     return problems
+
+
+def _replaced(tokenizer: Tokenizer, family: Family) -> Iterator[Problem]:
+    """Yield a problem if transformers reads this tokenizer, beside a model of the family, as another one."""
+    if family.pre_tokenizer is None:
+        return
+    # SentencePiece models become a tokenizer.json without any of the two.
+    document = read_object(tokenizer.path) if tokenizer.kind == "huggingface" else {}
+    normalizer, cuts = document.get("normalizer") or {}, document.get("pre_tokenizer") or {}
+    steps = cuts.get("pretokenizers", [cuts])
+    patterns = [(step.get("pattern") or {}).get("Regex") for step in steps]
+    if normalizer.get("type") == "NFC" and family.pre_tokenizer in patterns:
+        return
+    what = f"transformers reads a tokenizer beside {family.title} as {family.title}'s own, which gives texts other ids"
+    fix = f"use a tokenizer with the normalizer and pre-tokenizer of {family.title}, or a model of another family"
+    yield Problem(what, str(tokenizer.path), fix)
 
 
 def _model_type(tokenizer: Tokenizer) -> int:

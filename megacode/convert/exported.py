@@ -7,6 +7,7 @@ release them afterwards, and pass its inputs and outputs to a `Companion`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -60,6 +61,31 @@ class Exported:
         self._shards = SafetensorsFiles(export, tied=self._tied)
         leftover = [name for name, buffer in self._model.named_buffers() if buffer.is_meta]
         assert not leftover, f"{leftover} are in no file"
+
+    def modules(self) -> Iterator[tuple[str, Any]]:
+        """Yield all modules of the model, by name."""
+        yield from self._model.named_modules()
+
+    def windows(self) -> list[int | None]:
+        """Return how many keys a token sees in each layer, its own included; None: all before it."""
+        config = self._model.config
+        # Most classes keep it in the layer; Mistral's reads it from the config.
+        everywhere = getattr(config, "sliding_window", None)
+        return [getattr(layer.self_attn, "sliding_window", everywhere) for layer in self._body.layers]
+
+    @torch.no_grad()
+    def rotation(self, layer: int, position: int) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of a layer's angles at a position, one for each rotating pair of channels, fp32."""
+        rotary = self._body.rotary_emb
+        # OLMo 3 has other angles in sliding layers than in others.
+        by_kind = "layer_type" in inspect.signature(type(rotary).forward).parameters
+        keywords = {"layer_type": self._model.config.layer_types[layer]} if by_kind else {}
+        both = rotary(torch.zeros(1, 1, 1), torch.tensor([[position]]), **keywords)
+        cos, sin = (part[0, 0] for part in both)
+        # A pair's angle appears twice: in neighbours, or in both halves.
+        neighbours = len(sin) > 2 and bool(sin[0] == sin[1])
+        pairs = slice(None, None, 2) if neighbours else slice(0, len(cos) // 2)
+        return cos[pairs], sin[pairs]
 
     @torch.no_grad()
     def run(self, tokens: Tensor, companion: Companion) -> Tensor:

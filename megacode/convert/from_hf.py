@@ -19,7 +19,7 @@ from megacode.base.files import atomic_path
 from megacode.base.user_paths import refuse_unwritable
 from megacode.config.model import ModelConfig
 from megacode.convert import initial_checkpoint
-from megacode.convert.imports import architecture_of, model_of
+from megacode.convert.imports import family_of_document, model_of
 from megacode.convert.mapping import Sizes
 from megacode.convert.mapping import from_hf as mapped
 from megacode.convert.opened_checkpoint import OpenedCheckpoint
@@ -45,12 +45,12 @@ def from_hf(model_dir: Path, out: Path) -> Report:
         CheckpointError: there is no such model, megacode does not support it, or `out` exists.
         VerificationError: the checkpoint does not compute the same as the model; nothing is published.
     """
-    document = _document(model_dir)
+    document, given, where = _document(model_dir)
     if out.exists():
         raise CheckpointError("it already exists", str(out), "choose a directory that does not exist")
     refuse_unwritable(out, "OUT", directory=True)
-    model, vocab = model_of(document, str(model_dir / "config.json")), document["vocab_size"]
-    tensors = _tensors(model_dir, model, architecture_of(document))
+    model, vocab = model_of(document, given, where), document["vocab_size"]
+    tensors = _tensors(model_dir, model, family_of_document(given, where).architecture)
     with claimed(out, "OUT", new=True), atomic_path(out) as hidden:
         hidden.mkdir(parents=True)
         initial_checkpoint.copy_tokenizer(model_dir, hidden)
@@ -62,7 +62,7 @@ def from_hf(model_dir: Path, out: Path) -> Report:
         source, dtype = OpenedCheckpoint.open(hidden), tensors[next(iter(tensors))].dtype
         facts = (source.label, source.config, source.path, source.tokenizer, texts_of(source), dtype)
         # The roles are swapped here: the public model plays the export of the new checkpoint.
-        report = prove(Claim(*facts, vocab=vocab), model_dir)
+        report = prove(Claim(*facts), model_dir)
         # From here on the checkpoint names its final path, so nothing may read the old one.
         initial_checkpoint.settle(config, hidden, out)
     return report
@@ -89,8 +89,8 @@ def _tensors(model_dir: Path, model: ModelConfig, architecture: str) -> Safetens
     return SafetensorsFiles(model_dir, tied=tied, left_out=surplus)
 
 
-def _document(model_dir: Path) -> dict[str, Any]:
-    """Return config.json of a directory, after checking that all needed files exist."""
+def _document(model_dir: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Return config.json as transformers parses it, as it is, and its path, after checking that all files exist."""
     needed = ["config.json", "tokenizer.json"]
     missing = [name for name in needed if not (model_dir / name).is_file()]
     # Either one file, or an index that names several.
@@ -100,5 +100,5 @@ def _document(model_dir: Path) -> dict[str, Any]:
         fix = "give the directory of a downloaded model: safetensors, config.json and tokenizer.json"
         raise CheckpointError(problems=[Problem(f"there is no {name}", str(model_dir), fix) for name in missing])
     where = model_dir / "config.json"
-    raw = read_object(where)
-    return {**parsed_config(raw, str(where)), "architectures": raw.get("architectures")}
+    given = read_object(where)
+    return parsed_config(given, str(where)), given, str(where)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from megacode.base.claims import claimed
-from megacode.base.errors import CheckpointError, Problem, VerificationError
+from megacode.base.errors import CheckpointError, VerificationError
 from megacode.base.files import atomic_path
 from megacode.base.progress import steps
 from megacode.base.user_paths import refuse_unwritable
@@ -24,28 +24,15 @@ from megacode.checkpoint.tensors import Weights
 from megacode.config.model import ModelConfig
 from megacode.convert import initial_checkpoint
 from megacode.convert.mapping import VOCABULARY, Sizes, mcore_shapes
+from megacode.convert.megatron_arguments import model_of
 from megacode.convert.torch_dist import TorchDist
 
 _LAYERS = "decoder.layers."
 _WITH_THE_MATRIX = {
     "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "input_layernorm.bias": "self_attention.linear_qkv.layer_norm_bias",
     "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
-}
-# What megacode supports, and Megatron's default for checkpoints that lack the argument.
-_WANTED: dict[str, tuple[Any, Any]] = {
-    "swiglu": (True, False),
-    "add_bias_linear": (False, True),
-    "add_qkv_bias": (False, False),
-    "position_embedding_type": ("rope", "learned_absolute"),
-    "rotary_percent": (1.0, 1.0),
-    "rotary_interleaved": (False, False),
-    "rotary_seq_len_interpolation_factor": (None, None),
-    "use_rope_scaling": (False, False),
-    "apply_layernorm_1p": (False, False),
-    "apply_residual_connection_post_layernorm": (False, False),
-    "qk_layernorm": (False, False),
-    "num_experts": (None, None),
-    "multi_latent_attention": (False, False),
+    "pre_mlp_layernorm.bias": "mlp.linear_fc1.layer_norm_bias",
 }
 
 
@@ -84,38 +71,6 @@ def from_megatron(checkpoint: Path, tokenizer: Path, out: Path) -> dict[str, Any
     # Reported, so that a wrong tokenizer shows as an odd number of dropped rows.
     padded = stored.shapes[VOCABULARY[0]][0] - vocab
     return {"parameters": parameters, "tensors": len(names), "vocab_size": vocab, "padded_rows": padded}
-
-
-def model_of(arguments: Mapping[str, Any], where: str) -> ModelConfig:
-    """Return the model that Megatron-LM's arguments describe.
-
-    Raises:
-        CheckpointError: with all arguments that megacode does not support.
-    """
-    fix = "only models of the Llama family are supported"
-    problems = [
-        Problem(f"{key} is {arguments.get(key, absent)!r}, but megacode supports only {wanted!r}", where, fix)
-        for key, (wanted, absent) in _WANTED.items()
-        if arguments.get(key, absent) != wanted
-    ]
-    if problems:
-        raise CheckpointError(problems=problems)
-    heads, hidden = arguments["num_attention_heads"], arguments["hidden_size"]
-    channels = arguments.get("kv_channels") or hidden // heads
-    return ModelConfig(
-        num_layers=arguments["num_layers"],
-        hidden_size=hidden,
-        ffn_hidden_size=arguments["ffn_hidden_size"],
-        num_attention_heads=heads,
-        num_query_groups=arguments["num_query_groups"] if arguments.get("group_query_attention") else heads,
-        kv_channels=None if channels * heads == hidden else channels,
-        normalization=arguments.get("normalization", "LayerNorm"),
-        layernorm_epsilon=arguments.get("norm_epsilon", arguments.get("layernorm_epsilon", 1e-5)),
-        # From here on: Megatron's defaults for arguments that old checkpoints lack.
-        rotary_base=arguments.get("rotary_base", 10000),
-        share_embeddings_and_output_weights=not arguments.get("untie_embeddings_and_output_weights", False),
-        init_method_std=arguments.get("init_method_std") or 0.02,
-    )
 
 
 def _vocabulary(tokenizer: Path, stored: TorchDist, checkpoint: Path) -> int:
@@ -162,7 +117,7 @@ def _names(model: ModelConfig, vocab: int, stored: TorchDist, checkpoint: Path) 
     ]
     if surplus:
         what = f"it contains {min(surplus)}, which megacode's model does not have"
-        raise CheckpointError(what, str(checkpoint), "only models of the Llama family are supported")
+        raise CheckpointError(what, str(checkpoint), "only models that megacode's config describes can be converted")
     return places
 
 

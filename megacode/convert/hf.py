@@ -15,7 +15,7 @@ from megacode.base.errors import CheckpointError, ConfigError, Problem, Verifica
 from megacode.base.files import atomic_path, write_json
 from megacode.base.user_paths import refuse_unwritable
 from megacode.convert import push
-from megacode.convert.architectures import hf_config, layout_of
+from megacode.convert.architectures import family_of, hf_config
 from megacode.convert.card import FILE_NAME, note_elsewhere, write_card
 from megacode.convert.mapping import VOCABULARY, Sizes, hf_shapes
 from megacode.convert.mapping import to_hf as mapped
@@ -64,7 +64,7 @@ def to_hf(
     if push_to is not None:
         push.check(push_to)
     source = OpenedCheckpoint.open(checkpoint)
-    layout_of(source.config.model)
+    family_of(source.config.model)
     _check_out(out, source, force)
     refuse_unwritable(out, "OUT", directory=True)
     # Before any weight is written: a bad text would otherwise fail after minutes.
@@ -90,12 +90,11 @@ def write_model(claim: Claim, out: Path, max_shard_size: int | str = "5GB") -> i
         CheckpointError: the weights are not those of the config's model, or have fewer rows than the tokenizer ids.
     """
     model, train, tokenizer = claim.config.model, claim.config.train, claim.tokenizer
-    vocab = tokenizer.vocab_size
-    weights = claim.weights()
+    vocab, weights = claim.rows, claim.weights()
     # Padding depends on the run's tensor parallelism, so the file's own size counts.
     padded = len(weights[VOCABULARY[0]])
     if vocab > padded:
-        what = f"the tokenizer has {vocab} tokens, but the embedding only {padded} rows"
+        what = f"the model has {vocab} tokens, but the embedding only {padded} rows"
         raise CheckpointError(what, claim.label, "use the run's tokenizer")
     sizes = Sizes.of(model, vocab, padded)
     tensors = mapped(weights, model, sizes)
@@ -136,7 +135,7 @@ def _proven(claim: Claim, hidden: Path, out: Path) -> Report:
 
 
 def _unproven(claim: Claim) -> Report:
-    architecture = layout_of(claim.config.model).architecture
+    architecture = family_of(claim.config.model).architecture
     return Report(claim.label, architecture, str(claim.dtype).removeprefix("torch."), verified=False)
 
 

@@ -5,47 +5,65 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from megacode.base.errors import CheckpointError, Problem
 from megacode.config.model import ModelConfig
-from megacode.convert.architectures import LAYOUTS, STABLELM, Architecture
+from megacode.convert.families.family import Family
+from megacode.convert.families.rows import ANOTHER
+from megacode.convert.families.table import FAMILIES
+
+# Keys whose meaning is known and that no family here has; every other unknown key has one general message.
+_NOT_HERE = {
+    "quantization_config": ("its weights are quantized", "choose the repository of the original weights"),
+    "num_local_experts": ("it is a mixture of experts", "choose a dense model"),
+    "num_experts": ("it is a mixture of experts", "choose a dense model"),
+    "n_routed_experts": ("it is a mixture of experts", "choose a dense model"),
+    "attn_logit_softcapping": ("its attention scores are capped", ANOTHER),
+    "final_logit_softcapping": ("its logits are capped", ANOTHER),
+}
 
 
-def model_of(document: Mapping[str, Any], where: str) -> ModelConfig:
+def model_of(document: Mapping[str, Any], given: Mapping[str, Any], where: str) -> ModelConfig:
     """Return the model that a config.json describes.
 
     Args:
-        document: of the file, as transformers parses it: absent keys have its class's defaults.
-        where: its path, for messages.
+        document: the config as transformers parses it: absent keys have its class's defaults.
+        given: the file's own object; each of its keys must be known.
+        where: the file's path, for messages.
 
     Raises:
-        CheckpointError: with every setting that megacode does not support.
+        CheckpointError: with every setting that megacode does not support, and every key that it does not know.
     """
-    architecture = architecture_of(document)
-    supported = [item for item in LAYOUTS.items() if item[1].architecture == architecture]
-    if not supported:
-        known = ", ".join(layout.architecture for layout in LAYOUTS.values())
-        raise CheckpointError(f"megacode does not support {architecture}", where, f"choose a model of one of {known}")
-    (block, norm), layout = supported[0]
-    problems = list(_differences(document, layout, where))
+    family = family_of_document(given, where)
+    fields, refusals = family.read(document)
+    problems = [Problem(refused.what, f"{where}: {refused.key}", refused.fix) for refused in refusals]
+    problems += _unknown(given, family, where)
     if problems:
         raise CheckpointError(problems=problems)
-    heads, hidden = document["num_attention_heads"], document["hidden_size"]
-    # Absent in configs of models whose heads fill hidden_size.
-    head = document.get("head_dim") or hidden // heads
-    return ModelConfig(
-        num_layers=document["num_hidden_layers"],
-        hidden_size=hidden,
-        ffn_hidden_size=document["intermediate_size"],
-        num_attention_heads=heads,
-        num_query_groups=document.get("num_key_value_heads") or heads,
-        kv_channels=None if head * heads == hidden else head,
-        block=block,
-        normalization=norm,
-        layernorm_epsilon=document[layout.epsilon_key],
-        rotary_base=document["rope_parameters"]["rope_theta"],
-        share_embeddings_and_output_weights=document["tie_word_embeddings"],
-        init_method_std=document["initializer_range"],
-    )
+    try:
+        return ModelConfig(**fields)
+    except ValidationError as error:
+        wrong = ((".".join(map(str, item["loc"])), item["msg"]) for item in error.errors())
+        problems = [Problem(f"megacode's model.{field}: {message}", where, ANOTHER) for field, message in wrong]
+        raise CheckpointError(problems=problems) from None
+
+
+def family_of_document(given: Mapping[str, Any], where: str) -> Family:
+    """Return the family that a config.json names.
+
+    Raises:
+        CheckpointError: megacode has no table for its class, or the class and model_type do not belong together.
+    """
+    architecture, kind = architecture_of(given), given.get("model_type")
+    family = next((family for family in FAMILIES if family.architecture == architecture), None)
+    if family is None:
+        known = ", ".join(family.architecture for family in FAMILIES)
+        raise CheckpointError(f"megacode does not support {architecture}", where, f"choose a model of one of {known}")
+    if family.model_type != kind:
+        what = f"model_type is {kind!r}, but {architecture} has {family.model_type!r}"
+        raise CheckpointError(what, f"{where}: model_type", "transformers goes by model_type: correct one of them")
+    return family
 
 
 def architecture_of(document: Mapping[str, Any]) -> str:
@@ -55,27 +73,10 @@ def architecture_of(document: Mapping[str, Any]) -> str:
     return str(named[0]) if isinstance(named, list) and named else "none"
 
 
-def _rope(document: Mapping[str, Any]) -> dict[str, Any]:
-    return document.get("rope_parameters") or {}
-
-
-def _differences(document: Mapping[str, Any], layout: Architecture, where: str) -> Iterator[Problem]:
-    """Yield every setting by which the model computes something other than megacode."""
-    rope = _rope(document)
-    # transformers 5 moved this key into rope_parameters; constants name it without.
-    given = {**document, **{key: rope[key] for key in ("partial_rotary_factor",) if key in rope}}
-    for key, wanted in {**layout.constants, "hidden_act": "silu"}.items():
-        if given.get(key) != wanted:
-            fix = "choose a model without it"
-            yield Problem(f"{key} is {given.get(key)!r}, but megacode supports only {wanted!r}", f"{where}: {key}", fix)
-    # `type` is the older spelling of `rope_type`.
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        fix = "choose a model with unscaled rotary positions"
-        yield Problem(
-            f"rotary positions are scaled ({kind}), which megacode does not support", f"{where}: rope_parameters", fix
-        )
-    if layout is STABLELM and document.get("head_dim"):
-        yield Problem(
-            "head_dim is set, but StableLM ignores it: its heads fill hidden_size", f"{where}: head_dim", "remove it"
-        )
+def _unknown(given: Mapping[str, Any], family: Family, where: str) -> Iterator[Problem]:
+    """Yield the keys that the family's table does not explain, whatever their values are."""
+    fix = "remove the key if the model computes the same without it"
+    for key in (key for key in given if key not in family.keys):
+        general = f"{key} is {given[key]!r}, a key that megacode does not know for {family.title}", fix
+        what, how = _NOT_HERE.get(key, general)
+        yield Problem(what, f"{where}: {key}", how)

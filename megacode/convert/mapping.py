@@ -2,7 +2,8 @@
 
 Both sides hold the same numbers. Four things differ.
 
-1. Names. A rule pairs one Megatron-core name with one or more Hugging Face names; `*` stands for the layer.
+1. Names. A rule pairs one Megatron-core name with one or more Hugging Face names; `*` stands for the layer. Families
+   differ in the names of norms (`families.family.Tensors`), and in which tensors a model has.
 2. Fused tensors. Megatron-core keeps Q, K and V in one tensor, group by group, so that a tensor-parallel cut falls
    between groups; and gate and up in one, gate first. With n heads, g groups and r = n / g heads a group:
 
@@ -10,7 +11,8 @@ Both sides hold the same numbers. Four things differ.
        linear_fc1 [2f, h]         =  gate [f, h] over up [f, h]
 
 3. Rotary pairs. Rotating channels j and j + d/2 of a head (by halves) is rotating channels 2j and 2j+1 (interleaved)
-   of the head with its rows permuted. Permuting Q and K alike leaves every product of a query with a key as it was:
+   of the head with its rows permuted. Permuting Q and K alike, and the weights of their norms, leaves every product of
+   a query with a key as it was:
 
        by halves    0 1 2 3 | 4 5 6 7      ->      interleaved    0 4 | 1 5 | 2 6 | 3 7
 
@@ -34,7 +36,8 @@ from torch import Tensor
 
 from megacode.base.errors import CheckpointError
 from megacode.config.model import ModelConfig
-from megacode.convert.architectures import Architecture, layout_of
+from megacode.convert.architectures import family_of
+from megacode.convert.families.family import Tensors
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,10 @@ class Sizes:
         return cls(*shape, model.query_groups, model.head_size, vocab, padded or vocab)
 
 
+_NORMS = {
+    "before": ("input_layernorm", "pre_mlp_layernorm"),
+    "after": ("post_attention_layernorm", "post_mlp_layernorm"),
+}
 VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -89,37 +96,37 @@ class Rule:
 
 
 def interleave_rotary(weight: Tensor, head_size: int) -> Tensor:
-    """Re-arrange the rows of each head [n*d, h] from rotary halves to rotary neighbours."""
-    # [heads, half, pair, h] to [heads, pair, half, h]: a transposition of each head's rows.
-    halves = weight.reshape(-1, 2, head_size // 2, weight.shape[-1])
+    """Re-arrange the rows of each head [n*d, ...] from rotary halves to rotary neighbours."""
+    # [heads, half, pair, ...] to [heads, pair, half, ...]: a transposition of each head's rows.
+    halves = weight.reshape(-1, 2, head_size // 2, *weight.shape[1:])
     return halves.transpose(1, 2).reshape(weight.shape)
 
 
 def deinterleave_rotary(weight: Tensor, head_size: int) -> Tensor:
     """Undo `interleave_rotary`."""
-    neighbours = weight.reshape(-1, head_size // 2, 2, weight.shape[-1])
+    neighbours = weight.reshape(-1, head_size // 2, 2, *weight.shape[1:])
     return neighbours.transpose(1, 2).reshape(weight.shape)
 
 
-def split_qkv(weight: Tensor, sizes: Sizes, *, interleaved: bool) -> tuple[Tensor, ...]:
-    """Cut linear_qkv [(n+2g)d, h] into Q [nd, h], K [gd, h] and V [gd, h]."""
+def split_qkv(fused: Tensor, sizes: Sizes, *, interleaved: bool) -> tuple[Tensor, ...]:
+    """Cut linear_qkv's weight [(n+2g)d, h] or bias [(n+2g)d] into those of Q [nd, ...], K [gd, ...] and V [gd, ...]."""
     # One axis for the groups, one for a group's r queries, key and value, one for the channels.
-    rows = weight.reshape(sizes.groups, sizes.heads // sizes.groups + 2, sizes.head_size, sizes.hidden)
+    rows = fused.reshape(sizes.groups, sizes.heads // sizes.groups + 2, sizes.head_size, *fused.shape[1:])
     parts = (rows[:, :-2], rows[:, -2], rows[:, -1])
-    query, key, value = (part.reshape(-1, sizes.hidden) for part in parts)
+    query, key, value = (part.reshape(-1, *fused.shape[1:]) for part in parts)
     if interleaved:
         query, key = (interleave_rotary(part, sizes.head_size) for part in (query, key))
     return query, key, value
 
 
 def join_qkv(parts: tuple[Tensor, ...], sizes: Sizes, *, interleaved: bool) -> Tensor:
-    """Fuse Q [nd, h], K [gd, h] and V [gd, h] into linear_qkv [(n+2g)d, h]."""
+    """Fuse the weights or biases of Q, K and V into linear_qkv's; the inverse of `split_qkv`."""
     query, key, value = parts
     if interleaved:
         query, key = (deinterleave_rotary(part, sizes.head_size) for part in (query, key))
     # Back to one row block per group: its queries, then its key, then its value.
-    groups = [part.reshape(sizes.groups, -1, sizes.head_size, sizes.hidden) for part in (query, key, value)]
-    return torch.cat(groups, dim=1).reshape(-1, sizes.hidden)
+    groups = [part.reshape(sizes.groups, -1, sizes.head_size, *query.shape[1:]) for part in (query, key, value)]
+    return torch.cat(groups, dim=1).reshape(-1, *query.shape[1:])
 
 
 def _same(name: str, hf: str, shape: Callable[[Sizes], tuple[int, ...]]) -> Rule:
@@ -146,16 +153,65 @@ def _vocabulary(name: str, hf: str) -> Rule:
     )
 
 
-def _attention(*, interleaved: bool) -> Rule:
-    prefix = "model.layers.*.self_attn."
+def _attention(kind: str, *, interleaved: bool) -> Rule:
+    """The projections to queries, keys and values; `kind` is `weight` or `bias`."""
+    row = (lambda s: (s.hidden,)) if kind == "weight" else (lambda _: ())
     return Rule(
-        "decoder.layers.*.self_attention.linear_qkv.weight",
-        (prefix + "q_proj.weight", prefix + "k_proj.weight", prefix + "v_proj.weight"),
+        f"decoder.layers.*.self_attention.linear_qkv.{kind}",
+        tuple(f"model.layers.*.self_attn.{name}_proj.{kind}" for name in "qkv"),
         partial(split_qkv, interleaved=interleaved),
         partial(join_qkv, interleaved=interleaved),
-        lambda s: tuple((n * s.head_size, s.hidden) for n in (s.heads, s.groups, s.groups)),
-        lambda s: ((s.heads + 2 * s.groups) * s.head_size, s.hidden),
+        lambda s: tuple((n * s.head_size, *row(s)) for n in (s.heads, s.groups, s.groups)),
+        lambda s: ((s.heads + 2 * s.groups) * s.head_size, *row(s)),
     )
+
+
+def _qk_norm(model: ModelConfig, tensors: Tensors, which: str) -> Rule:
+    """The norm of the queries (`q`) or keys (`k`)."""
+    mcore = f"decoder.layers.*.self_attention.{which}_layernorm.weight"
+    name, heads, head = tensors.qk_norms["qk".index(which)], model.num_attention_heads, model.head_size
+    heads = heads if which == "q" else model.query_groups
+    hf = f"model.layers.*.self_attn.{name}.weight"
+    if model.qk_norm != "per_head":
+        return _same(mcore, hf, lambda _: (head,) if model.qk_norm == "shared" else (heads * head,))
+    # One tensor for all heads, or one for each.
+    alone = "{head}" in name
+
+    def split(weight: Tensor, _: Sizes) -> tuple[Tensor, ...]:
+        rows = (interleave_rotary(weight, head) if tensors.interleaved_rotary else weight).view(heads, head)
+        return rows.unbind() if alone else (rows,)
+
+    def join(parts: tuple[Tensor, ...], _: Sizes) -> Tensor:
+        weight = torch.cat(parts).reshape(-1)
+        return deinterleave_rotary(weight, head) if tensors.interleaved_rotary else weight
+
+    names = tuple(hf.format(head=number) for number in range(heads)) if alone else (hf,)
+    shapes = ((head,),) * heads if alone else ((heads, head),)
+    return Rule(mcore, names, split, join, lambda _: shapes, lambda _: (heads * head,))
+
+
+def _norm(model: ModelConfig, tensors: Tensors, mcore: str, hf: str) -> list[Rule]:
+    """A norm of the residual stream, [h]: its weight, and its bias if either side has one."""
+    weight = _same(f"{mcore}.weight", f"{hf}.weight", _width)
+    if model.norm_bias:
+        return [weight, _same(f"{mcore}.bias", f"{hf}.bias", _width)]
+    if not tensors.norm_bias:
+        return [weight]
+
+    def without_bias(parts: tuple[Tensor, ...], _: Sizes) -> Tensor:
+        if parts[1].count_nonzero():
+            what = f"the bias {hf}.bias is not zero, and this model's norms have no bias"
+            raise CheckpointError(what, fix="set model.norm_bias: true")
+        return parts[0]
+
+    # The class requires the tensor; zero is what a norm without a bias adds.
+    pair = (f"{hf}.weight", f"{hf}.bias")
+    split = lambda part, _: (part, torch.zeros_like(part))  # noqa: E731
+    return [Rule(f"{mcore}.weight", pair, split, without_bias, lambda s: ((s.hidden,), (s.hidden,)), _width)]
+
+
+def _width(sizes: Sizes) -> tuple[int, ...]:
+    return (sizes.hidden,)
 
 
 _GATED_MLP = Rule(
@@ -168,37 +224,40 @@ _GATED_MLP = Rule(
 )
 
 
-def rules_of(model: ModelConfig) -> tuple[Rule, ...]:
+def rules_of(model: ModelConfig, tensors: Tensors) -> tuple[Rule, ...]:
     """Return the rules of a model, in forward order.
 
-    Raises:
-        ConfigError: transformers has no architecture that computes the same.
+    Args:
+        model: the model.
+        tensors: the names and arrangement of the family's tensors.
     """
-    layout = layout_of(model)
     layer, hf = "decoder.layers.*.", "model.layers.*."
-    # A parallel block has one norm for attention and MLP, a sequential block one for each.
-    second_norm = _same(layer + "pre_mlp_layernorm.weight", hf + "post_attention_layernorm.weight", _norm)
+    names = zip(_NORMS[model.norm_placement], tensors.norms, strict=True)
+    first, second = (_norm(model, tensors, layer + mcore, hf + name) for mcore, name in names)
     embedding, output = VOCABULARY
     return (
         _vocabulary(embedding, "model.embed_tokens.weight"),
-        _same(layer + "input_layernorm.weight", hf + "input_layernorm.weight", _norm),
-        _attention(interleaved=layout.interleaved_rotary),
+        *first,
+        _attention("weight", interleaved=tensors.interleaved_rotary),
+        *([_attention("bias", interleaved=tensors.interleaved_rotary)] if model.qkv_bias else []),
+        *([] if model.qk_norm == "none" else [_qk_norm(model, tensors, which) for which in "qk"]),
         _same(
             layer + "self_attention.linear_proj.weight",
             hf + "self_attn.o_proj.weight",
             lambda s: (s.hidden, s.heads * s.head_size),
         ),
-        *([second_norm] if model.block == "sequential" else []),
+        # A parallel block has one norm for attention and MLP, a sequential block one for each.
+        *(second if model.block == "sequential" else []),
         _GATED_MLP,
         # Output projections are not fused, so they only change their names.
         _same(layer + "mlp.linear_fc2.weight", hf + "mlp.down_proj.weight", lambda s: (s.hidden, s.ffn)),
-        _same("decoder.final_layernorm.weight", "model.norm.weight", _norm),
+        *_norm(model, tensors, "decoder.final_layernorm", "model.norm"),
         *([] if model.share_embeddings_and_output_weights else [_vocabulary(output, "lm_head.weight")]),
     )
 
 
-def _norm(sizes: Sizes) -> tuple[int, ...]:
-    return (sizes.hidden,)
+def _rules(model: ModelConfig) -> tuple[Rule, ...]:
+    return rules_of(model, family_of(model).tensors)
 
 
 def _applied(rules: tuple[Rule, ...], layers: int) -> Iterator[tuple[Rule, str, tuple[str, ...]]]:
@@ -214,26 +273,16 @@ def _applied(rules: tuple[Rule, ...], layers: int) -> Iterator[tuple[Rule, str, 
     yield from ((rule, rule.mcore, rule.hf) for rule in after)
 
 
-def _bias_of(layout: Architecture, hf_name: str) -> str | None:
-    """Return the name of the zero bias that goes with a norm's weight in this layout."""
-    # Both endings: the final norm is called model.norm, others end in layernorm.
-    is_norm = hf_name.endswith(("norm.weight", "layernorm.weight"))
-    return hf_name.removesuffix("weight") + "bias" if layout.norm_bias and is_norm else None
-
-
 def mcore_shapes(model: ModelConfig, sizes: Sizes) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every Megatron-core parameter."""
-    return {name: rule.fused(sizes) for rule, name, _ in _applied(rules_of(model), sizes.layers)}
+    """Return the shape of every Megatron-core parameter; the model need not have a Hugging Face family."""
+    return {name: rule.fused(sizes) for rule, name, _ in _applied(rules_of(model, Tensors()), sizes.layers)}
 
 
 def hf_shapes(model: ModelConfig, sizes: Sizes) -> dict[str, tuple[int, ...]]:
     """Return the shape of every Hugging Face parameter, in the order in which `to_hf` yields them."""
-    layout, shapes = layout_of(model), {}
-    for rule, _, names in _applied(rules_of(model), sizes.layers):
-        for name, shape in zip(names, rule.shapes(sizes), strict=True):
-            shapes[name] = shape
-            if bias := _bias_of(layout, name):
-                shapes[bias] = shape
+    shapes: dict[str, tuple[int, ...]] = {}
+    for rule, _, names in _applied(_rules(model), sizes.layers):
+        shapes |= zip(names, rule.shapes(sizes), strict=True)
     return shapes
 
 
@@ -247,18 +296,15 @@ def to_hf(weights: Mapping[str, Tensor], model: ModelConfig, sizes: Sizes) -> It
 
     Raises:
         CheckpointError: a tensor is missing, surplus or of another shape.
+        ConfigError: transformers has no class that computes the same.
     """
-    layout = layout_of(model)
     # Names are checked before the first tensor is read: a wrong config fails in seconds.
     _check(dict.fromkeys(weights), dict.fromkeys(mcore_shapes(model, sizes)))
-    for rule, mcore_name, names in _applied(rules_of(model), sizes.layers):
+    for rule, mcore_name, names in _applied(_rules(model), sizes.layers):
         weight = _shaped(mcore_name, weights[mcore_name], rule.fused(sizes))
         for name, part in zip(names, rule.split(weight, sizes), strict=True):
             # Splits are views into the fused tensor; the files need their bytes in a row.
             yield name, part.contiguous()
-            if bias := _bias_of(layout, name):
-                # StableLM requires the tensor; zero is what megacode's norm adds.
-                yield bias, torch.zeros_like(part)
 
 
 def from_hf(weights: Mapping[str, Tensor], model: ModelConfig, sizes: Sizes) -> Iterator[tuple[str, Tensor]]:
@@ -267,17 +313,10 @@ def from_hf(weights: Mapping[str, Tensor], model: ModelConfig, sizes: Sizes) -> 
     Raises:
         CheckpointError: a tensor is missing, surplus or of another shape, or a bias that must be zero is not.
     """
-    layout = layout_of(model)
     _check(dict.fromkeys(weights), dict.fromkeys(hf_shapes(model, sizes)))
-    for rule, mcore_name, names in _applied(rules_of(model), sizes.layers):
+    for rule, mcore_name, names in _applied(_rules(model), sizes.layers):
         shapes = zip(names, rule.shapes(sizes), strict=True)
         parts = tuple(_shaped(name, weights[name], shape) for name, shape in shapes)
-        for bias in filter(None, (_bias_of(layout, name) for name in names)):
-            # A trained bias would be lost without a trace, so it is refused.
-            if weights[bias].count_nonzero():
-                raise CheckpointError(
-                    f"the bias {bias} is not zero, and megacode's norms have no bias", fix="choose a model without it"
-                )
         yield mcore_name, rule.join(parts, sizes).contiguous()
 
 

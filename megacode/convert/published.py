@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def parsed_config(document: Mapping[str, Any], where: str) -> dict[str, Any]:
     if kind not in CONFIG_MAPPING:
         raise CheckpointError(f"model_type is {kind!r}, which transformers does not support", where, _FETCH)
     try:
-        parsed: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(dict(document)).to_dict()
+        # It writes into the objects inside of what it is given.
+        parsed: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(deepcopy(dict(document))).to_dict()
     except Exception as error:  # its validators raise errors of many kinds
         what = f"transformers cannot read it: {' '.join(str(error).split())[:300]}"
         raise CheckpointError(what, where, _FETCH) from None

@@ -4,7 +4,7 @@ Four checks, each with its own error. Earlier ones explain failures of later one
 
 1. The config: config.json, the embedding and the tokenizer agree on the number of tokens. With a
    padded row too many, a model can generate a token that no tokenizer can decode. The config that transformers parses
-   equals the checkpoint's.
+   equals the checkpoint's, and so do the constants of the modules that it builds (see `read_back`).
 2. The tokenizer: transformers' gives the same ids as the run's, on every text.
 3. Every step of the forward pass gives equal outputs for equal inputs on real text (see `lockstep`), the logits last.
    The first step that does not is named. Logits, loss and greedy tokens of the export's whole forward pass are reported
@@ -34,12 +34,13 @@ from megacode.base.progress import steps
 from megacode.base.tables import FigureTable
 from megacode.checkpoint.tensors import Weights
 from megacode.config.run import RunConfig
-from megacode.convert.architectures import layout_of
+from megacode.convert.architectures import family_of
 from megacode.convert.compare import TOLERANCE, PointDifference, first_beyond, worst
 from megacode.convert.exported import NOTHING_PUBLISHED, Exported
 from megacode.convert.lockstep import Walk, walk
 from megacode.convert.mapping import Sizes, from_hf, mcore_shapes
 from megacode.convert.published import ignored, read_object
+from megacode.convert.read_back import check_config, check_modules
 from megacode.convert.reference import Reference, alone
 from megacode.convert.safetensors_files import EMBEDDING, OUTPUT, SafetensorsFiles
 from megacode.convert.texts import ProofText
@@ -111,7 +112,6 @@ class Claim:
         tokenizer: the run's.
         texts: the texts to run both models on.
         dtype: type of the exported weights.
-        vocab: rows of the exported embedding; 0: the tokenizer's vocabulary size.
     """
 
     label: str
@@ -120,12 +120,12 @@ class Claim:
     tokenizer: Tokenizer
     texts: Sequence[ProofText]
     dtype: torch.dtype
-    vocab: int = 0
 
     @property
     def rows(self) -> int:
-        """Rows of the exported embedding."""
-        return self.vocab or self.tokenizer.vocab_size
+        """Rows of the exported embedding: all that take part in the softmax, without Megatron-core's padding."""
+        # Published models often have more rows than their tokenizer has tokens; training keeps them in the softmax.
+        return max(self.config.model.vocab_size or 0, self.tokenizer.vocab_size)
 
     def weights(self) -> Mapping[str, Tensor]:
         """Return the checkpoint's parameters, whole, by Megatron-core's plain names; each is read on access."""
@@ -145,7 +145,7 @@ def prove(claim: Claim, export: Path, tolerance: float = TOLERANCE) -> Report:
     """
     document = read_object(export / "config.json")
     _check_vocabulary(document, claim.rows, export)
-    check_config(claim, export)
+    check_config(claim.config.model, export)
     compared = check_tokenizer(claim.tokenizer, export, claim.texts)
     walked = _walked(claim, export)
     points = differences(walked, [text.name for text in claim.texts], export, tolerance)
@@ -169,6 +169,7 @@ def prove(claim: Claim, export: Path, tolerance: float = TOLERANCE) -> Report:
 
 def _walked(claim: Claim, export: Path) -> Walk:
     exported, ids = Exported(export), [text.ids for text in claim.texts]
+    check_modules(claim.config.model, exported)
     with alone(claim.config) as (config, ranks):
         reference = Reference(config, ranks, claim.checkpoint, claim.dtype)
         exact = claim.dtype in (torch.float32, TYPES[claim.config.precision.dtype])
@@ -208,7 +209,7 @@ def check_weights(claim: Claim, export: Path) -> None:
     if tied and not same_output(everything):
         what = f"{OUTPUT} in the files differs from the embedding, but the checkpoint ties them"
         raise VerificationError(what, str(export), NOTHING_PUBLISHED)
-    left_out = ignored(everything, layout_of(model).architecture)
+    left_out = ignored(everything, family_of(model).architecture)
     mapped = from_hf(SafetensorsFiles(export, tied=tied, left_out=left_out), model, sizes)
     with steps(mapped, "comparing tensors", len(mcore_shapes(model, sizes))) as counted:
         for name, tensor in counted:
@@ -229,36 +230,6 @@ def same_output(files: SafetensorsFiles) -> bool:
             return False
         rows, first = max(1, _BLOCK // ours.shape[-1]), first + len(ours)
     return True
-
-
-def check_config(claim: Claim, export: Path) -> None:
-    """Compare what transformers reads from config.json, defaults included, with the checkpoint's config.
-
-    A slightly wrong norm epsilon or rotary base would stay below the tolerance of the logits.
-
-    Raises:
-        VerificationError: a value differs; it is named.
-    """
-    from transformers import AutoConfig
-
-    model = claim.config.model
-    try:
-        parsed = AutoConfig.from_pretrained(export, local_files_only=True)
-    except Exception as error:  # its validators raise errors of many kinds
-        what = f"transformers cannot read it: {' '.join(str(error).split())[:300]}"
-        raise VerificationError(what, str(export / "config.json"), NOTHING_PUBLISHED) from None
-    wanted = {
-        layout_of(model).epsilon_key: model.layernorm_epsilon,
-        "num_hidden_layers": model.num_layers,
-        "num_key_value_heads": model.query_groups,
-        "tie_word_embeddings": model.share_embeddings_and_output_weights,
-    }
-    parsed_values = {key: getattr(parsed, key, None) for key in wanted}
-    wanted["rope_theta"], parsed_values["rope_theta"] = model.rotary_base, parsed.rope_parameters["rope_theta"]
-    for key, value in wanted.items():
-        if parsed_values[key] != value:
-            what = f"transformers reads {key} as {parsed_values[key]!r}, but the checkpoint has {value!r}"
-            raise VerificationError(what, str(export / "config.json"), NOTHING_PUBLISHED)
 
 
 def _equal(tensor: Tensor, kept: Tensor, dtype: torch.dtype) -> bool:
@@ -301,7 +272,7 @@ def check_tokenizer(tokenizer: Tokenizer, export: Path, texts: Sequence[ProofTex
 def _check_vocabulary(document: Mapping[str, Any], rows: int, export: Path) -> None:
     """Check config.json; transformers itself compares the weights' rows with it on loading."""
     if document["vocab_size"] != rows:
-        what = f"config.json has {document['vocab_size']} tokens, but the tokenizer has {rows}"
+        what = f"config.json has {document['vocab_size']} tokens, but the checkpoint has {rows}"
         raise VerificationError(what, str(export / "config.json"), NOTHING_PUBLISHED)
 
 

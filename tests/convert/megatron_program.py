@@ -44,14 +44,37 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def model(tensor: int) -> Any:
+# By name: the same arguments in mcore's config, in its GPTModel, and as Megatron-LM stores them.
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "plain": ({}, {}, {}),
+    "decoder": (
+        {
+            "qk_layernorm": True,
+            "add_qkv_bias": True,
+            "window_size": (4, 0),
+            "window_attn_skip_freq": 2,
+            "no_rope_freq": [0, 1, 0],
+        },
+        {"rotary_percent": 0.5, "rotary_base": 1000000, "rope_scaling": True, "rope_scaling_factor": 4.0},
+        {"rotary_percent": 0.5, "rotary_base": 1000000, "use_rope_scaling": True, "rope_scaling_factor": 4.0},
+    ),
+    "layernorm": (
+        {"normalization": "LayerNorm", "window_size": (6, 0)},
+        {"seq_len_interpolation_factor": 2.5},
+        {"rotary_seq_len_interpolation_factor": 2.5},
+    ),
+}
+
+
+def model(tensor: int, variant: str) -> Any:
     """Return mcore's model, its weights large enough to matter."""
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.transformer import TransformerConfig
 
+    changes, keywords, _ = VARIANTS[variant]
     config = TransformerConfig(
-        **SHAPE,
+        **SHAPE | changes,
         tensor_model_parallel_size=tensor,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
@@ -61,13 +84,21 @@ def model(tensor: int) -> Any:
         masked_softmax_fusion=False,
         init_method_std=0.2,
     )
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-    rotary: dict[str, Any] = {"position_embedding_type": "rope", "rotary_base": 500}
+    spec = get_gpt_layer_local_spec(normalization=config.normalization, qk_layernorm=config.qk_layernorm)
+    rotary: dict[str, Any] = {"position_embedding_type": "rope", "rotary_base": 500, **keywords}
     untied = {"share_embeddings_and_output_weights": False, "parallel_output": False}
-    return GPTModel(config, spec, ROWS, 64, **rotary, **untied).eval()
+    built = GPTModel(config, spec, ROWS, 64, **rotary, **untied).eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        # Norms start at one and biases at zero, which would hide a tensor in the wrong place.
+        for name, parameter in built.named_parameters():
+            if variant != "plain" and parameter.dim() == 1:
+                assert tensor == 1, f"{name} may be cut"
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return built
 
 
-def save(directory: str) -> bool:
+def save(directory: str, variant: str = "plain") -> bool:
     """Save the checkpoint, and beside it the logits that its own model computes."""
     from megatron.core import dist_checkpointing
 
@@ -75,8 +106,9 @@ def save(directory: str) -> bool:
     from megacode.mcore import groups
 
     size = int(os.environ["WORLD_SIZE"])
+    changes, _, stored = VARIANTS[variant]
     ranks = groups.start(Parallel(tensor=size), 1)
-    built = model(size)
+    built = model(size, variant)
     tokens = torch.arange(1, LENGTH + 1)[None]
     mask = torch.triu(torch.ones(LENGTH, LENGTH, dtype=torch.bool), 1)[None, None]
     with torch.no_grad():
@@ -85,7 +117,7 @@ def save(directory: str) -> bool:
         Path(directory).mkdir(parents=True)
         torch.save(logits[0], f"{directory}.logits")
     groups.barrier()
-    state = {**built.sharded_state_dict(), "args": Namespace(**ARGUMENTS), "iteration": 5}
+    state = {**built.sharded_state_dict(), "args": Namespace(**ARGUMENTS | changes | stored), "iteration": 5}
     dist_checkpointing.save(state, directory)
     groups.stop()
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def test_all_that_an_export_would_refuse_is_said(tmp_path: Path, tokenizer_dir: 
     (tmp_path / "tokenizer.json").write_text(text)
     told = warnings_of(config_of(tmp_path, model={"block": "parallel", "normalization": "RMSNorm"}))
     assert len(told) == 2
-    assert "no architecture with parallel blocks and RMSNorm" in told[0]
+    assert "nearest: Llama but for block, Cohere but for normalization" in told[0]
+    assert "set model.block: sequential (exports as Llama), or set model.normalization: LayerNorm" in told[0]
     assert "no export: the tokenizer has no end-of-document token" in told[1]
 
 
@@ -62,3 +64,20 @@ def test_a_unigram_model_is_said_and_a_run_with_scores_is_refused(tmp_path: Path
     wanted = {"suite": "to-code", "every": "10 iterations"}
     with pytest.raises(ConfigError, match="evaluation during training needs exports"):
         export_problems(config_of(model, "sentencepiece", evaluate=wanted))
+
+
+def test_a_tokenizer_that_transformers_would_replace_is_said(tmp_path: Path, tokenizer_dir: Path) -> None:
+    """Beside a Qwen 2.5 model, transformers 5 builds Qwen's tokenizer from the vocabulary alone."""
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX, Qwen2Tokenizer
+
+    from megacode.convert.families.table import QWEN2
+
+    assert QWEN2.pre_tokenizer == PRETOKENIZE_REGEX
+    told = warnings_of(config_of(tokenizer_dir, model={"qkv_bias": True}))
+    assert len(told) == 1
+    assert "transformers reads a tokenizer beside Qwen 2.5 as Qwen 2.5's own" in told[0]
+    theirs = json.loads(Qwen2Tokenizer().backend_tokenizer.to_str())
+    document = json.loads((tokenizer_dir / "tokenizer.json").read_text())
+    document |= {key: theirs[key] for key in ("normalizer", "pre_tokenizer")}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    assert warnings_of(config_of(tmp_path, model={"qkv_bias": True})) == []

@@ -31,32 +31,33 @@ PROGRAM = Path(__file__).with_name("megatron_program.py")
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Return a function that gives the checkpoint of so many ranks, made on first use."""
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that gives the checkpoint of so many ranks and a variant, made on first use."""
     root = tmp_path_factory.mktemp("megatron")
 
-    def of(ranks: int) -> Path:
-        path = root / f"ranks{ranks}" / "iter_0000005"
+    def of(ranks: int, variant: str = "plain") -> Path:
+        path = root / f"{variant}{ranks}" / "iter_0000005"
         if not path.exists():
-            assert all(run_ranks(ranks, PROGRAM, "save", {"directory": str(path)}))
+            assert all(run_ranks(ranks, PROGRAM, "save", {"directory": str(path), "variant": variant}))
         return path
 
     return of
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "variant"), [(1, "plain"), (2, "plain"), (1, "decoder"), (1, "layernorm")])
 def test_megacode_computes_what_megatron_computed(
-    ranks: int, saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path
+    ranks: int, variant: str, saved: Callable[..., Path], tokenizer_dir: Path, tmp_path: Path
 ) -> None:
-    arguments = ["convert", "from-megatron", str(saved(ranks)), str(tokenizer_dir), str(tmp_path / "out"), "--json"]
+    checkpoint = saved(ranks, variant)
+    arguments = ["convert", "from-megatron", str(checkpoint), str(tokenizer_dir), str(tmp_path / "out"), "--json"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert (found["vocab_size"], found["padded_rows"]) == (300, 84)
-    expected = torch.load(saved(ranks).with_suffix(".logits"))[:, :300]
+    expected = torch.load(checkpoint.with_suffix(".logits"))[:, :300]
     tokens = torch.arange(1, len(expected) + 1)[None]
     source = OpenedCheckpoint.open(tmp_path / "out")
-    assert source.config.model.rotary_base == 500
+    assert source.config.model.rotary_base == (1e6 if variant == "decoder" else 500)
     with alone(source.config) as (config, here):
         side = Reference(config, here, source.path, torch.float32)
         logits = side.logits(side.hidden(tokens)[0], 0, 300)
@@ -64,12 +65,12 @@ def test_megacode_computes_what_megatron_computed(
     torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
 
 
-def test_it_goes_on_to_hugging_face(saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path) -> None:
+def test_it_goes_on_to_hugging_face(saved: Callable[..., Path], tokenizer_dir: Path, tmp_path: Path) -> None:
     from_megatron(saved(1), tokenizer_dir, tmp_path / "out")
     assert to_hf(tmp_path / "out", tmp_path / "hf", dtype="fp32").verified
 
 
-def test_pieces_are_put_together_as_megatron_core_does(saved: Callable[[int], Path]) -> None:
+def test_pieces_are_put_together_as_megatron_core_does(saved: Callable[..., Path]) -> None:
     import torch.distributed.checkpoint as dcp
 
     stored = TorchDist(saved(2))
@@ -86,7 +87,8 @@ def test_pieces_are_put_together_as_megatron_core_does(saved: Callable[[int], Pa
     ("change", "message"),
     [
         ({"swiglu": False}, "swiglu is False, but megacode supports only True"),
-        ({"num_experts": 8, "qk_layernorm": True}, "qk_layernorm is True(.|\n)*num_experts is 8"),
+        ({"num_experts": 8, "qk_l2_norm": True}, "qk_l2_norm is True(.|\n)*num_experts is 8"),
+        ({"qk_layernorm": True}, r"does not contain decoder\.layers\.0\.self_attention\.q_layernorm\.weight"),
         ({"num_layers": 4}, "it contains 3 layers, but the arguments say 4"),
         ({"num_layers": 2}, "it contains 3 layers, but the arguments say 2"),
         (
@@ -97,7 +99,7 @@ def test_pieces_are_put_together_as_megatron_core_does(saved: Callable[[int], Pa
     ],
 )
 def test_what_megacode_does_not_compute_is_named(
-    change: dict[str, Any], message: str, saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path
+    change: dict[str, Any], message: str, saved: Callable[..., Path], tokenizer_dir: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(saved(1), tmp_path / "copy")
     arguments = {**TorchDist(saved(1)).arguments(), "attention_backend": None, **change}
@@ -108,7 +110,7 @@ def test_what_megacode_does_not_compute_is_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_checkpoint_is_refused(saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path) -> None:
+def test_what_is_no_checkpoint_is_refused(saved: Callable[..., Path], tokenizer_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"there is no \.metadata"):
         from_megatron(tmp_path, tokenizer_dir, tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"there is no tokenizer\.json"):
@@ -125,7 +127,7 @@ def test_what_is_no_checkpoint_is_refused(saved: Callable[[int], Path], tokenize
 @pytest.mark.parametrize("name", ["__*.distcp", ".metadata", "common.pt"])
 @pytest.mark.parametrize("cut", [0, 30, 200])
 def test_a_damaged_file_is_named(
-    saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path, name: str, cut: int
+    saved: Callable[..., Path], tokenizer_dir: Path, tmp_path: Path, name: str, cut: int
 ) -> None:
     """Readers of pickles raise errors of many kinds: by where the bytes are cut, or what stands in their place."""
     shutil.copytree(saved(1), tmp_path / "copy")
@@ -139,7 +141,7 @@ def test_a_damaged_file_is_named(
 
 
 def test_a_tensor_that_was_written_wrong_is_named(
-    saved: Callable[[int], Path], tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Callable[..., Path], tokenizer_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = module.initial_checkpoint.write
 
@@ -159,7 +161,7 @@ class Harmful:
         return pickle.loads, (b"not even looked at",)
 
 
-def test_nothing_that_a_pickle_names_is_run(saved: Callable[[int], Path], tmp_path: Path) -> None:
+def test_nothing_that_a_pickle_names_is_run(saved: Callable[..., Path], tmp_path: Path) -> None:
     shutil.copytree(saved(1), tmp_path / "copy")
     torch.save({"harm": Harmful(), "args": Namespace(num_layers=7)}, tmp_path / "copy" / "common.pt")
     assert TorchDist(tmp_path / "copy").arguments() == {"num_layers": 7}
