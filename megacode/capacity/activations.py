@@ -118,7 +118,8 @@ def _attention(place: Layout, layers: Layers) -> list[Saved]:
     ]
     if normed:
         tensors.append(Saved("statistics of queries and keys", width.head_statistics, (_NONE,)))
-    if place.config.model.qk_norm == "per_head":
+    # torch's kernels on a GPU know one weight for all heads: the product with each head's own keeps its input.
+    if place.config.model.qk_norm == "per_head" and layers == "transformer_engine":
         tensors.append(Saved("queries and keys, normed", size * (width.queries + width.pairs / 2), (_NONE,)))
     if own:
         tensors.append(Saved("projection's input", (width.linear_input if copied else width.fp8) * width.queries))
