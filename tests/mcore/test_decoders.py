@@ -106,7 +106,7 @@ def test_every_parameter_has_the_gradient_of_one_process(on_ranks: Callable[...,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["after", "biased", "shared"])
-def test_a_checkpoint_goes_on_under_other_layouts(
+def test_a_checkpoint_resumes_under_other_layouts(
     on_ranks: Callable[..., list[Any]], tmp_path: Any, model: str
 ) -> None:
     sharded = {"distributed_optimizer": True}
