@@ -37,7 +37,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen2",
         {
             **_RMS, "tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 9,
-            "max_window_layers": 1, "rope_parameters": {**_YARN, "attention_factor": None},
+            # Without `attention_factor`: it then follows from `factor`.
+            "max_window_layers": 1,
+            "rope_parameters": {key: value for key, value in _YARN.items() if key != "attention_factor"},
         },
     ),
     "qwen3": (

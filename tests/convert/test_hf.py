@@ -142,7 +142,10 @@ def test_texts_too_short_to_compare_on_are_refused(runs, out) -> None:
     [
         ({"tokenizer_hash": "0123456789abcdef"}, "the run was trained with 0123456789ab"),
         ({"config": ("tokenizer:", "sources_of_old:")}, "the run has no tokenizer"),
-        ({"config": ("block: sequential", "block: parallel")}, "no architecture with parallel blocks and RMSNorm"),
+        (
+            {"config": ("block: sequential", "block: parallel")},
+            "nearest: Llama but for block, Cohere but for normalization",
+        ),
     ],
 )
 def test_a_checkpoint_that_cannot_be_exported_is_refused(change, message, runs, out, tmp_path) -> None:
