@@ -78,7 +78,8 @@ class Costs:
         # Seeds and phases of one shape take equally long.
         key = json.dumps({name: part.model_dump(mode="json") for name, part in parts.items()})
         # The size of the vocabulary may be the tokenizer's, which the model's settings do not name.
-        key += f"{plan.vocab_size} {config.precision} {config.phases[node.phase].fp8}"
+        key += f"{plan.vocab_size} {config.precision} {config.phases[node.phase].fp8} "
+        key += f"{config.optimizer_in(config.phases[node.phase])}"
         if key not in self._seconds:
             self._seconds[key] = self._iteration(node)
         seconds = self._seconds[key]
