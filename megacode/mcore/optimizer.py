@@ -1,6 +1,7 @@
 """mcore's AdamW: replicated or sharded over data-parallel ranks, with fp32 masters if parameters are bf16.
 
-Where a phase trains with Muon, an optimizer of ours stands in its place (`muon`), with the same interface. The learning rate is a function of the clock, set before each step; mcore's scheduler is not used.
+Where a phase trains with Muon, an optimizer of ours stands in its place (`muon`), with the same interface. The learning
+rate is a function of the clock, set before each step; mcore's scheduler is not used.
 """
 
 from __future__ import annotations

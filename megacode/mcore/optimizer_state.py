@@ -105,9 +105,8 @@ def step_counts(optimizer: Any) -> dict[str, int]:
     """Return how many steps AdamW has done, by name; `MATRIX_STEPS` is there only if the matrices' number differs."""
     for inner in inner_optimizers(optimizer):
         if isinstance(inner, MuonOptimizer):
-            counts = {STEPS: inner.steps(of_matrices=False), MATRIX_STEPS: inner.steps(of_matrices=True)}
-            counts = {STEPS: 0} | {name: count for name, count in counts.items() if count is not None}
-            return counts if counts.get(MATRIX_STEPS) != counts[STEPS] else {STEPS: counts[STEPS]}
+            steps, matrices = inner.steps(of_matrices=False) or 0, inner.steps(of_matrices=True)
+            return {STEPS: steps} if matrices in (None, steps) else {STEPS: steps, MATRIX_STEPS: matrices}
         for group in inner.optimizer.param_groups:
             if "step" in group:  # Transformer Engine's and apex's Adam count per group
                 return {STEPS: int(group["step"])}

@@ -11,7 +11,7 @@ from megacode.capacity.activations import layers_of
 from megacode.capacity.cluster import check_formats
 from megacode.capacity.costs import flops_per_token
 from megacode.capacity.hardware import load_hardware
-from megacode.capacity.interruptions import checkpoint_bytes
+from megacode.capacity.interruptions import checkpoint_bytes, weight_bytes
 from megacode.capacity.layout import Layout
 from megacode.capacity.speed import step_time
 from megacode.study.tree import TreeNode
@@ -63,9 +63,9 @@ class Costs:
 
     def checkpoint_bytes(self, node: TreeNode) -> int:
         """Return the size of the checkpoint at a node's end."""
-        size = checkpoint_bytes(node.cell.plan.config.model, node.cell.plan.vocab_size)
-        # A mean has weights alone: a third of weights and two moments.
-        return size if node.merging is None else size // 3
+        # A mean has weights alone.
+        size = checkpoint_bytes if node.merging is None else weight_bytes
+        return size(node.cell.plan.config, node.cell.plan.vocab_size)
 
     def hours(self, node: TreeNode) -> float | None:
         """Return a node's GPU-hours; None if no number of GPUs was given and the node does not fit on the default.

@@ -323,11 +323,17 @@ def resumes(cases: dict[str, list[dict[str, Any]]], directory: str, before: int 
     return found
 
 
-def writes(layouts: dict[str, dict[str, Any]], directory: str, dtype: str, model: dict[str, Any]) -> dict[str, Any]:
+def writes(
+    layouts: dict[str, dict[str, Any]],
+    directory: str,
+    dtype: str,
+    model: dict[str, Any],
+    train: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Save after two iterations under each layout; return the losses of the two iterations after that."""
     found = {}
     for name, layout in layouts.items():
-        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model))
+        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model, train=train))
         stand_on_nodes(rank_model)
         iterate(rank_model, 0, 2)
         save(rank_model, Path(directory) / name)
@@ -336,14 +342,19 @@ def writes(layouts: dict[str, dict[str, Any]], directory: str, dtype: str, model
 
 
 def reads(
-    layouts: dict[str, dict[str, Any]], directory: str, dtype: str, model: dict[str, Any], names: list[str]
+    layouts: dict[str, dict[str, Any]],
+    directory: str,
+    dtype: str,
+    model: dict[str, Any],
+    names: list[str],
+    train: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, list[float]]]:
     """Load each of some checkpoints under each layout, into one model after the other; return losses as `writes`."""
     from megacode.checkpoint import tensors
 
     found = {}
     for own, layout in layouts.items():
-        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model, seed=99))
+        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model, train=train, seed=99))
         found[own] = {}
         for name in names:
             tensors.load(rank_model, Path(directory) / name)
