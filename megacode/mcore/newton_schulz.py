@@ -1,6 +1,6 @@
 """Make a matrix orthogonal by Newton-Schulz iterations, and how far a step goes along the result.
 
-For M = U S V^T the goal is U V^T. X starts as M of Frobenius norm 1. Each iteration is X <- a X + (b A + c A^2) X, where
+For M = U S V^T the goal is U V^T. X starts as M of Frobenius norm 1. An iteration is X <- a X + (b A + c A^2) X, where
 A = X X^T: a polynomial of the singular values alone, which moves all of them towards 1. These coefficients move small
 ones fastest, and end between about 0.7 and 1.2 instead of at 1, which trains as well.
 

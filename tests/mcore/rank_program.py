@@ -207,7 +207,16 @@ def _contiguous_places(rank_model: RankModel) -> None:
     table.get_rotary_seq_len = lambda *arguments: needed(*arguments) // rank_model.ranks.cp_size
 
 
+def _slices_alone(rank_model: RankModel) -> None:
+    """As if each rank's slice were a matrix: Megatron-core's default."""
+    from torch import distributed
+
+    optimizer = rank_model.optimizer
+    optimizer._tensor = distributed.new_group([rank_model.ranks.rank], use_local_synchronization=True)
+
+
 _SPOILERS = {
+    "slices alone": _slices_alone,
     "contiguous places": _contiguous_places,
     "unmarked norms": _unmark_norms,
     "batched p2p": _batch_p2p,
