@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given
@@ -36,7 +37,7 @@ def test_runs_follow_each_other_and_none_is_longer_than_the_first(total: int, ra
     runs = [run_of(total, ranks, rank) for rank in range(ranks)]
     assert runs[0][0] == 0
     assert runs[-1][1] == total
-    assert all(one[1] == other[0] for one, other in zip(runs, runs[1:], strict=False))
+    assert all(one[1] == other[0] for one, other in pairwise(runs))
     assert all(0 <= last - first <= runs[0][1] for first, last in runs)
 
 

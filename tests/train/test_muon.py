@@ -73,6 +73,10 @@ def test_a_run_changes_its_optimizer_where_a_phase_begins_and_resumes_anywhere(
         cut(run, iteration)
         trained(megacode, golden, run, *SWITCHED)
         assert losses(run) == whole, iteration
+    shutil.copytree("from-18", "forgotten")
+    cut("forgotten", 18)
+    said = trained(megacode, golden, "forgotten", code=2)
+    assert "its matrices were trained with Muon before, and no phase of the config says so" in said
     for iteration in (12, 18):
         replayed = megacode("replay", "whole", "--iteration", str(iteration), "--json")
         assert json.loads(replayed.stdout)["agreement"] == "bit for bit", replayed.stderr
