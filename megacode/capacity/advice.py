@@ -124,7 +124,7 @@ def _laid_out(
         "sequence_parallel": tensor > 1,
         "distributed_optimizer": True,
         "overlap_grad_reduce": overlapped,
-        "overlap_param_gather": overlapped,
+        "overlap_param_gather": overlapped and not config.uses_muon,
     }
     parallel = config.parallel.model_copy(update=layout)
     train = config.train.model_copy(update={"micro_batch_size": micro})

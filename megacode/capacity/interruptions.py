@@ -5,26 +5,35 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from megacode.capacity.costs import parameters
+from megacode.capacity.buffers import MOMENT_BYTES, MOMENTUM_BYTES
+from megacode.capacity.costs import parameter_counts
 from megacode.capacity.hardware import Hardware
 from megacode.capacity.layout import Layout
-from megacode.config.model import ModelConfig
 from megacode.config.quantity import Length
 from megacode.config.run import RunConfig
 
-_SAVED_BYTES = 12  # per parameter: fp32 weight and two moments
+_WEIGHT_BYTES = 4
 _HOUR = 3600
 _Json = dict[str, Any]
 
 
-def checkpoint_bytes(model: ModelConfig, vocab_size: int) -> int:
-    """Return the size of a checkpoint: fp32 weights and moments, without padding, each once."""
-    return _SAVED_BYTES * parameters(model, vocab_size)
+def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
+    """Return the size of a run's largest checkpoint: fp32 weights and optimizer state, without padding, each once."""
+    counts = parameter_counts(config.model, vocab_size)
+    # If all phases train with Muon, no checkpoint has two moments of the matrices.
+    muon = all(config.optimizer_in(phase) == "muon" for phase in config.phases)
+    saved = (MOMENT_BYTES - MOMENTUM_BYTES) * counts.in_layers if muon else 0
+    return (_WEIGHT_BYTES + MOMENT_BYTES) * counts.total - saved
+
+
+def weight_bytes(config: RunConfig, vocab_size: int) -> int:
+    """Return the size of a checkpoint with weights alone."""
+    return _WEIGHT_BYTES * parameter_counts(config.model, vocab_size).total
 
 
 def checkpoint(place: Layout, hardware: Hardware) -> _Json:
     """Return size and times of a checkpoint."""
-    size = checkpoint_bytes(place.config.model, place.vocab_size)
+    size = checkpoint_bytes(place.config, place.vocab_size)
     nodes = -(-place.gpus // int(hardware["gpus_per_node"]))
     # The shared file system, or the nodes' own links to it, whichever is slower.
     seconds = size / min(hardware["disk_bandwidth"], nodes * hardware["node_disk_bandwidth"])

@@ -21,6 +21,7 @@ from megacode.capacity.activations import (
 from megacode.capacity.buffers import countable, rank_parameters
 from megacode.capacity.hardware import GIB, Hardware
 from megacode.capacity.layout import Layout
+from megacode.capacity.muon import step_bytes
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Memory:
         activations: kept by the layers of all micro-batches in flight.
         head: kept after the last layer, without the logits.
         logits: on the last stage, with what is alive beside them at the peak.
-        working: gradients of one layer, as far as they exceed `logits`.
+        working: gradients of one layer, as far as they exceed `logits`; with Muon at least what its step needs beyond
+            `activations`, `head` and `logits`.
         workspace, fragmentation: stated constants.
         context: memory outside torch's allocator: the CUDA context and NCCL.
     """
@@ -97,6 +99,9 @@ def stage_memory(place: Layout, stage: int, hardware: Hardware, layers: Layers) 
         workspace=hardware["workspace_gib"] * GIB,
         context=(hardware["context_gib"] + nccl) * GIB,
     )
+    # Muon's step comes when no activations are there: only its excess over them adds to the peak.
+    excess = max(0.0, step_bytes(place) - activations - head - logits - working)
+    memory = replace(memory, working=working + excess)
     return replace(memory, fragmentation=hardware["fragmentation"] * memory.tensors)
 
 
@@ -153,10 +158,10 @@ def fullest(place: Layout, hardware: Hardware, layers: Layers) -> Memory:
     """Return the memory of the pipeline stage and phase that need most.
 
     Only the first and last stage can be the largest: the first keeps most micro-batches, the last the logits. Phases
-    differ only in FP8.
+    differ only in FP8 and in the optimizer.
     """
     config = place.config
-    phases = {config.fp8_in(phase): number for number, phase in enumerate(config.phases)}
+    phases = {(config.fp8_in(phase), config.optimizer_in(phase)): n for n, phase in enumerate(config.phases)}
     places = [place] if len(phases) == 1 else [replace(place, phase=number) for number in phases.values()]
     stages = sorted({0, config.parallel.pipeline - 1})
     memories = (stage_memory(each, stage, hardware, layers) for each in places for stage in stages)

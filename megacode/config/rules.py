@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from megacode.base.errors import Problem
 from megacode.config.fp8_rules import fp8_divides_the_matrices, fp8_leaves_layers, fp8_parameters_stay_fp8
 from megacode.config.model_rules import MODEL_RULES
+from megacode.config.optimizer_rules import muon_needs_whole_updates
 from megacode.config.suggestions import divisors, nearest_divisors, neighbours
 
 if TYPE_CHECKING:
@@ -146,4 +147,5 @@ RULES: tuple[Rule, ...] = (
     fp8_divides_the_matrices,
     fp8_leaves_layers,
     fp8_parameters_stay_fp8,
+    muon_needs_whole_updates,
 )

@@ -234,7 +234,16 @@ def _contiguous_places(rank_model: RankModel) -> None:
     table.get_rotary_seq_len = lambda *arguments: needed(*arguments) // rank_model.ranks.cp_size
 
 
+def _slices_alone(rank_model: RankModel) -> None:
+    """As if each rank's slice were a matrix: Megatron-core's default."""
+    from torch import distributed
+
+    optimizer = rank_model.optimizer
+    optimizer._tensor = distributed.new_group([rank_model.ranks.rank], use_local_synchronization=True)
+
+
 _SPOILERS = {
+    "slices alone": _slices_alone,
     "contiguous places": _contiguous_places,
     "unmarked norms": _unmark_norms,
     "unsummed head norms": _do_not_sum_head_norms,
@@ -351,11 +360,17 @@ def resumes(cases: dict[str, list[dict[str, Any]]], directory: str, before: int 
     return found
 
 
-def writes(layouts: dict[str, dict[str, Any]], directory: str, dtype: str, model: dict[str, Any]) -> dict[str, Any]:
+def writes(
+    layouts: dict[str, dict[str, Any]],
+    directory: str,
+    dtype: str,
+    model: dict[str, Any],
+    train: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Save after two iterations under each layout; return the losses of the two iterations after that."""
     found = {}
     for name, layout in layouts.items():
-        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model))
+        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model, train=train))
         stand_on_nodes(rank_model)
         iterate(rank_model, 0, 2)
         save(rank_model, Path(directory) / name)
@@ -364,19 +379,53 @@ def writes(layouts: dict[str, dict[str, Any]], directory: str, dtype: str, model
 
 
 def reads(
-    layouts: dict[str, dict[str, Any]], directory: str, dtype: str, model: dict[str, Any], names: list[str]
+    layouts: dict[str, dict[str, Any]],
+    directory: str,
+    dtype: str,
+    model: dict[str, Any],
+    names: list[str],
+    train: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, list[float]]]:
     """Load each of some checkpoints under each layout, into one model after the other; return losses as `writes`."""
     from megacode.checkpoint import tensors
 
     found = {}
     for own, layout in layouts.items():
-        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model, seed=99))
+        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model, train=train, seed=99))
         found[own] = {}
         for name in names:
             tensors.load(rank_model, Path(directory) / name)
             _assert_weights_of(rank_model, Path(directory) / name)
             found[own][name] = [result["loss"] for result in iterate(rank_model, 2, 2)]
+    return found
+
+
+def changes(layouts: dict[str, dict[str, Any]], directory: str, names: list[str]) -> dict[str, Any]:
+    """Train with AdamW, Muon and AdamW, two iterations each; save, train two more, and resume from checkpoints there.
+
+    Returns:
+        By layout: the losses of all 8 iterations, and those of the last two from the own checkpoint and those of names.
+    """
+    from megacode.checkpoint import tensors
+    from megacode.mcore import optimizer
+
+    found: dict[str, Any] = {}
+    for own, layout in layouts.items():
+        plain = run_config(parallel=layout)
+        muon = plain.phases[0].model_copy(update={"name": "muon", "optimizer": "muon"})
+        config = plain.model_copy(update={"phases": (*plain.phases, muon)})
+        rank_model = started(config)
+        results = iterate(rank_model, 0, 2)
+        for first, kind in ((2, "muon"), (4, "adamw")):
+            assert optimizer.use(config, rank_model.optimizer, kind)
+            results += iterate(rank_model, first, 2)
+        save(rank_model, Path(directory) / own)
+        results += iterate(rank_model, 6, 2)
+        found[own] = {"losses": [result["loss"] for result in results], "resumed": {}}
+        for name in (own, *names):
+            other = started(config.model_copy(update={"seed": 99}))
+            tensors.load(other, Path(directory) / name)
+            found[own]["resumed"][name] = [result["loss"] for result in iterate(other, 6, 2)]
     return found
 
 

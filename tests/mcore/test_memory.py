@@ -18,6 +18,7 @@ from tests.mcore.decoders import MODELS
 PROGRAM = Path(__file__).with_name("memory_program.py")
 TIED = {"share_embeddings_and_output_weights": True, "block": "parallel", "normalization": "LayerNorm"}
 SHARDED = {"distributed_optimizer": True}
+MUON = {"optimizer": "muon"}
 HOLDINGS: dict[str, dict[str, Any]] = {
     "dp2": {},
     "dp2-sharded": {"parallel": SHARDED},
@@ -29,6 +30,16 @@ HOLDINGS: dict[str, dict[str, Any]] = {
     "pp2-vpp2": {"parallel": {"pipeline": 2, "virtual_pipeline": 2}},
     "tp2-after-sharded": {"parallel": {**SHARDED, "tensor": 2}, "model": MODELS["after"]},
     "tp2-biased": {"parallel": {"tensor": 2}, "model": MODELS["biased"]},
+    "muon-dp2": {"train": MUON},
+    "muon-dp2-sharded": {"train": MUON, "parallel": SHARDED},
+    "muon-pp2-tied-sharded-bf16": {
+        "train": MUON,
+        "parallel": {**SHARDED, "pipeline": 2},
+        "model": TIED,
+        "dtype": "bf16",
+    },
+    "muon-cp2-sharded-bf16": {"train": MUON, "parallel": {**SHARDED, "context": 2}, "dtype": "bf16"},
+    "muon-tp2": {"train": MUON, "parallel": {"tensor": 2}},
     "cp2-sharded": {"parallel": {**SHARDED, "context": 2}, "model": {"hidden_size": 36, "ffn_hidden_size": 50}},
 }
 ACTIVATIONS: dict[str, dict[str, Any]] = {
