@@ -20,6 +20,7 @@ from megacode.capacity.layout import Layout
 _ALIGNED, _BUCKET_ALIGNED = 64, 128
 _SMALLEST_BUCKET, _BUCKET_PER_RANK = 40_000_000, 1_000_000
 _EMBEDDINGS = ("embedding", "output")
+STEP_ELEMENTS = 1 << 26
 GRADIENT_BYTES = MASTER_BYTES = 4
 MOMENT_BYTES = 8  # both
 

@@ -1,7 +1,7 @@
 """A uniform view of the optimizer's state, in each of mcore's forms: plain fp32, with fp32 masters, or sharded.
 
-Each form keeps the same three fp32 tensors in different places: the weight itself and Adam's two moments. With the
-distributed optimizer a data-parallel rank holds a run of elements that cuts through rows and parameters. Otherwise it
+Each form keeps the same three tensors in different places: the fp32 weight itself and Adam's two moments. With states
+in less than fp32, the moments may be bf16, and the weight two tensors (`remainder`). With the distributed optimizer a data-parallel rank holds a run of elements that cuts through rows and parameters. Otherwise it
 holds all elements of its tensor-parallel slice.
 """
 
@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megacode.mcore.low_precision_adam import MASTERS
 from megacode.mcore.optimizer import inner_optimizers
+from megacode.mcore.remainder import SplitWeights
 
 WEIGHT = "model"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -29,14 +31,14 @@ class Held:
         start: number of the first element, in the slice's own order.
         sharded: True: no other data-parallel rank holds these elements. False: all of them do.
         main: the tensor that the optimizer updates; between `optimizer.measure` and the step its `grad` is set.
-        tensors: `model`, the fp32 weights, and the moments by name: fp32, flat, all of one length.
+        tensors: `model`, the fp32 weights, whole or split, and the moments by name, fp32 or bf16; flat, of one length.
     """
 
     parameter: Tensor
     start: int
     sharded: bool
     main: Tensor
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor | SplitWeights]
 
 
 def held(optimizer: Any) -> Iterator[Held]:
@@ -67,10 +69,14 @@ def _whole(inner: Any) -> Iterator[Held]:
             yield Held(masters.get(id(main), main), 0, False, main, _tensors(inner, main))
 
 
-def _tensors(inner: Any, main: Tensor) -> dict[str, Tensor]:
+def _tensors(inner: Any, main: Tensor) -> dict[str, Tensor | SplitWeights]:
     state = inner.optimizer.state[main]
-    tensors = {WEIGHT: main.detach(), **{name: state[name] for name in MOMENTS}}
-    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    weights = main.detach()
+    masters = state.get(MASTERS, weights)
+    split = masters.dtype == torch.int16
+    moments = {name: state[name] for name in MOMENTS}
+    tensors = {WEIGHT: SplitWeights(weights, masters) if split else masters, **moments}
+    assert tensors[WEIGHT].dtype == torch.float32
     # Views, so that loading a checkpoint into them changes the optimizer.
     return {name: tensor.view(-1) for name, tensor in tensors.items()}
 
@@ -79,6 +85,12 @@ def _tensors(inner: Any, main: Tensor) -> dict[str, Tensor]:
 def prime(optimizer: Any) -> None:
     """Give each parameter without state the state that Adam would make in its first step."""
     for inner in inner_optimizers(optimizer):
+        if inner.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8:
+            # Not by mcore's function, which knows neither the types of these states nor that there are masters.
+            for main in inner.get_parameters():
+                if not inner.optimizer.state[main]:
+                    inner.optimizer.initialize_state(main, inner.optimizer.store_param_remainders)
+            continue
         inner.init_state_fn(inner.optimizer)
         if isinstance(inner.optimizer, torch.optim.AdamW):
             # mcore's init function makes the moments only; torch's fused kernel also expects a counter.
@@ -90,10 +102,12 @@ def step_count(optimizer: Any) -> int:
     """Return how many steps the optimizer has done; 0 if this rank holds nothing."""
     for inner in inner_optimizers(optimizer):
         for group in inner.optimizer.param_groups:
+            if not group["params"]:
+                continue  # its counter may stand still
             if "step" in group:  # Transformer Engine's and apex's Adam count per group
                 return int(group["step"])
             for main in group["params"]:
-                return int(inner.optimizer.state[main]["step"])
+                return int(inner.optimizer.state[main].get("step", 0))
     return 0
 
 

@@ -47,6 +47,7 @@ def run_config(
     parallel: dict[str, Any] | None = None,
     dtype: str = "fp32",
     seed: int = 7,
+    precision: dict[str, Any] | None = None,
 ) -> RunConfig:
     """Return the config of a tiny model; 250 tokens, so that the embedding is padded, differently with TP 1 and 2."""
     shape = {"num_layers": 4, "hidden_size": 32, "ffn_hidden_size": 64, "num_attention_heads": 4}
@@ -65,7 +66,7 @@ def run_config(
                 **(train or {}),
             },
             "parallel": {"distributed_optimizer": False, **(parallel or {})},
-            "precision": {"dtype": dtype},
+            "precision": {"dtype": dtype, **(precision or {})},
         }
     )
 

@@ -1,0 +1,46 @@
+"""Rules of an optimizer that stores less than fp32: which settings `moments`, `masters` and `gradients` work with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from megacode.base.errors import Problem
+
+if TYPE_CHECKING:
+    from megacode.config.run import RunConfig
+
+
+def reduced_states_need_bf16_weights(config: RunConfig) -> Iterator[Problem]:
+    """With fp32 weights nothing is stored apart from them, so there is nothing to store in less."""
+    reduced = config.precision.reduced
+    if reduced and config.precision.dtype == "fp32":
+        what = f"{_named(config)} works with bf16 weights only, and precision.dtype is fp32"
+        yield Problem(what, f"precision.{reduced[0]}", f"set precision.dtype: bf16, or {_all_fp32(reduced)}")
+
+
+def reduced_states_need_sharding(config: RunConfig) -> Iterator[Problem]:
+    """Megatron-core offers such states in its distributed optimizer only; it works on one GPU too."""
+    reduced = config.precision.reduced
+    if reduced and not config.parallel.distributed_optimizer:
+        what = f"{_named(config)} needs the distributed optimizer"
+        fix = f"set parallel.distributed_optimizer: true (on one GPU too), or {_all_fp32(reduced)}"
+        yield Problem(what, f"precision.{reduced[0]}", fix)
+
+
+def reduced_states_need_bf16_matrices(config: RunConfig) -> Iterator[Problem]:
+    """Where matrices are held only in FP8, Megatron-core keeps whole fp32 masters and moments beside them."""
+    reduced = config.precision.reduced
+    if reduced and any(recipe.param_gather for recipe in config.fp8_recipes):
+        what = f"{_named(config)} does not work with precision.fp8.param_gather"
+        yield Problem(what, f"precision.{reduced[0]}", f"set param_gather: false, or {_all_fp32(reduced)}")
+
+
+def _named(config: RunConfig) -> str:
+    """Return the first of the settings with its value."""
+    name = config.precision.reduced[0]
+    return f"{name}: {getattr(config.precision, name)}"
+
+
+def _all_fp32(names: tuple[str, ...]) -> str:
+    return " and ".join(f"precision.{name}: fp32" for name in names)
