@@ -16,13 +16,11 @@ from functools import cached_property, lru_cache
 
 from megacode.capacity.costs import ParameterCounts
 from megacode.capacity.layout import Layout
+from megacode.capacity.optimizer import gradient_bytes, state_bytes
 
 _ALIGNED, _BUCKET_ALIGNED = 64, 128
 _SMALLEST_BUCKET, _BUCKET_PER_RANK = 40_000_000, 1_000_000
 _EMBEDDINGS = ("embedding", "output")
-STEP_ELEMENTS = 1 << 26
-GRADIENT_BYTES = MASTER_BYTES = 4
-MOMENT_BYTES = 8  # both
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ class Countable:
 
     Attributes:
         parameters: elements.
-        weights, gradients, optimizer: bytes; the optimizer holds fp32 masters (with bf16 weights) and two moments.
+        weights, gradients, optimizer: bytes; the optimizer holds masters (with bf16 weights) and two moments.
     """
 
     parameters: int
@@ -208,11 +206,9 @@ def countable(place: Layout, stage: int, index: int | None = None) -> Countable:
     sharded = place.config.parallel.distributed_optimizer
     padded = sum(buffer.elements for buffer in chunks)
     owned = sum(buffer.share(index, place.shards) for buffer in chunks) if sharded else parameters
-    # fp32 weights are their own masters.
-    master = MASTER_BYTES if place.config.precision.dtype == "bf16" else 0
     return Countable(
         parameters=parameters,
         weights=place.activation_bytes * (padded if sharded else parameters),
-        gradients=GRADIENT_BYTES * padded,
-        optimizer=owned * (master + MOMENT_BYTES),
+        gradients=gradient_bytes(place.config) * padded,
+        optimizer=owned * state_bytes(place.config),
     )

@@ -8,23 +8,22 @@ from typing import Any
 from megacode.capacity.costs import parameters
 from megacode.capacity.hardware import Hardware
 from megacode.capacity.layout import Layout
-from megacode.config.model import ModelConfig
+from megacode.capacity.optimizer import saved_bytes
 from megacode.config.quantity import Length
 from megacode.config.run import RunConfig
 
-_SAVED_BYTES = 12  # per parameter: fp32 weight and two moments
 _HOUR = 3600
 _Json = dict[str, Any]
 
 
-def checkpoint_bytes(model: ModelConfig, vocab_size: int) -> int:
+def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
     """Return the size of a checkpoint: fp32 weights and moments, without padding, each once."""
-    return _SAVED_BYTES * parameters(model, vocab_size)
+    return saved_bytes(config) * parameters(config.model, vocab_size)
 
 
 def checkpoint(place: Layout, hardware: Hardware) -> _Json:
     """Return size and times of a checkpoint."""
-    size = checkpoint_bytes(place.config.model, place.vocab_size)
+    size = checkpoint_bytes(place.config, place.vocab_size)
     nodes = -(-place.gpus // int(hardware["gpus_per_node"]))
     # The shared file system, or the nodes' own links to it, whichever is slower.
     seconds = size / min(hardware["disk_bandwidth"], nodes * hardware["node_disk_bandwidth"])

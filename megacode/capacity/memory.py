@@ -18,9 +18,10 @@ from megacode.capacity.activations import (
     per_token,
     working_tensors,
 )
-from megacode.capacity.buffers import countable, rank_parameters
+from megacode.capacity.buffers import buffers, countable, rank_parameters
 from megacode.capacity.hardware import GIB, Hardware
 from megacode.capacity.layout import Layout
+from megacode.capacity.optimizer import gradient_bytes, widened_bytes
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Memory:
         activations: kept by the layers of all micro-batches in flight.
         head: kept after the last layer, without the logits.
         logits: on the last stage, with what is alive beside them at the peak.
-        working: gradients of one layer, as far as they exceed `logits`.
+        working: gradients of one layer, as far as they exceed `logits`; or copies of gradients and moments at the end
+            of an iteration, as far as they exceed all activations.
         workspace, fragmentation: stated constants.
         context: memory outside torch's allocator: the CUDA context and NCCL.
     """
@@ -79,6 +81,8 @@ def stage_memory(place: Layout, stage: int, hardware: Hardware, layers: Layers) 
     """Return the memory of one rank of a pipeline stage."""
     counted = countable(place, stage)
     activations, head, logits, working = _moving(place, stage, layers)
+    # Without activations, but with more of its own: the end of the iteration.
+    working = max(working, _at_the_end(place, stage) - activations - head - logits)
     # A single GPU creates no communicator, so NCCL allocates nothing.
     nccl = hardware["nccl_gib"] if place.gpus > 1 else 0.0
     memory = Memory(
@@ -147,6 +151,20 @@ def _moving(place: Layout, stage: int, layers: Layers) -> tuple[float, float, fl
     working = place.tokens * (per_token(working_tensors(place, layers), recompute) + again)
     # The two moments exclude each other: only the excess over the logits adds to the peak.
     return activations, head, logits, max(0.0, working - logits)
+
+
+def _at_the_end(place: Layout, stage: int) -> int:
+    """Return the bytes of the copies that bf16 gradients need while they are reduced, or moments while they are updated.
+
+    mcore receives the other ranks' bf16 gradients beside its own, and adds them in fp32.
+    """
+    chunks, config = buffers(place, stage), place.config
+    padded, owned = sum(buffer.elements for buffer in chunks), countable(place, stage).parameters // place.shards
+    largest = max(last - first for buffer in chunks for first, last in buffer.spans)
+    received = 0
+    if config.precision.gradients == "bf16" and place.shards > 1:
+        received = gradient_bytes(config) * padded
+    return max(received, widened_bytes(config, owned, largest))
 
 
 def fullest(place: Layout, hardware: Hardware, layers: Layers) -> Memory:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megacode.capacity.buffers import STEP_ELEMENTS
+from megacode.capacity.optimizer import STEP_ELEMENTS
 from megacode.config.training import Precision
 from megacode.mcore.remainder import join, split
 

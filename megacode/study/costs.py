@@ -63,7 +63,7 @@ class Costs:
 
     def checkpoint_bytes(self, node: TreeNode) -> int:
         """Return the size of the checkpoint at a node's end."""
-        size = checkpoint_bytes(node.cell.plan.config.model, node.cell.plan.vocab_size)
+        size = checkpoint_bytes(node.cell.plan.config, node.cell.plan.vocab_size)
         # A mean has weights alone: a third of weights and two moments.
         return size if node.merging is None else size // 3
 
