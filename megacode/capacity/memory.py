@@ -154,7 +154,7 @@ def _moving(place: Layout, stage: int, layers: Layers) -> tuple[float, float, fl
 
 
 def _at_the_end(place: Layout, stage: int) -> int:
-    """Return the bytes of the copies that bf16 gradients need while they are reduced, or moments while they are updated.
+    """Return the bytes of copies: of bf16 gradients while they are reduced, or of moments while they are updated.
 
     mcore receives the other ranks' bf16 gradients beside its own, and adds them in fp32.
     """

@@ -1,4 +1,4 @@
-"""What an optimizer holds and moves for each parameter, by the formats of its states; and what a step needs for a while.
+"""What an optimizer holds and moves for each parameter, by the formats of its states, and what a step needs besides.
 
 The formats are `precision.moments`, `masters` and `gradients`. FP8 moments are e4m3 for the first and fp16 for the
 second. Not counted is a scale for each of their tensors, 8 bytes.

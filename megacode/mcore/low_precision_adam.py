@@ -55,7 +55,7 @@ class LowPrecisionAdam(torch.optim.Optimizer):
         state[MASTERS] = zeros if store_param_remainders else param.detach().float()
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         """Update every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:

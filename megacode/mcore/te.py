@@ -83,6 +83,10 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     if used(config) and config.precision.dtype != "bf16":
         what = "Transformer Engine's attention does not support fp32"
         yield Problem(what, "precision.transformer_impl", "use transformer_impl: auto, or precision.dtype: bf16")
+    if config.precision.reduced and _on_gpu() and why:
+        name = config.precision.reduced[0]
+        what = f"{name}: {getattr(config.precision, name)} needs Transformer Engine's Adam. {why}"
+        yield Problem(what, f"precision.{name}", f"{_INSTALL}, or set it to fp32")
     for recipe in config.fp8_recipes:
         yield from _recipe_problems(config, recipe, why)
 

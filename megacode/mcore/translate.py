@@ -193,7 +193,7 @@ def optimizer_config(config: RunConfig) -> OptimizerConfig:
         **_reduced_states(config.precision),
     )
     if config.precision.reduced:
-        # mcore derives it on GPUs. Elsewhere it refuses for lack of FusedAdam; `low_precision_adam` is put in its place.
+        # mcore derives it on GPUs, and refuses without FusedAdam, which `low_precision_adam` replaces on CPUs.
         settings.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
     return settings
 

@@ -41,7 +41,8 @@ _TABLE = {
         train.clip_grad""",
     "attention mask": "train.isolate_documents",
     "number formats": """precision.dtype precision.moments precision.masters precision.gradients precision.fp8
-        phases.*.fp8 health.fp8_probe.policy health.fp8_probe.every health.fp8_probe.loss health.fp8_probe.gradient health.fp8_probe.patience""",
+        phases.*.fp8 health.fp8_probe.policy health.fp8_probe.every health.fp8_probe.loss health.fp8_probe.gradient
+        health.fp8_probe.patience""",
     "withheld samples": "health.spikes.policy health.spikes.window health.spikes.threshold health.spikes.withhold",
 }
 EFFECTS: Mapping[str, str] = {key: effect for effect, keys in _TABLE.items() for key in keys.split()}
