@@ -18,7 +18,11 @@ from megacode.capacity.layout import Layout
 from megacode.capacity.memory import Memory, fullest
 from megacode.capacity.speed import StepTime, step_time
 from megacode.config.fp8_rules import fp8_divides_the_matrices
-from megacode.config.optimizer_memory_rules import reduced_states_need_bf16_matrices, reduced_states_need_bf16_weights
+from megacode.config.optimizer_memory_rules import (
+    reduced_states_are_adams,
+    reduced_states_need_bf16_matrices,
+    reduced_states_need_bf16_weights,
+)
 from megacode.config.rules import shards_divide_the_model, the_sequence_divides
 from megacode.config.run import RunConfig
 
@@ -106,6 +110,7 @@ def smaller_optimizer(place: Layout, hardware: Hardware, layers: Layers) -> Smal
 
 def _optimizer_refusals(config: RunConfig) -> Iterator[object]:
     yield from reduced_states_need_bf16_weights(config)
+    yield from reduced_states_are_adams(config)
     yield from reduced_states_need_bf16_matrices(config)
 
 
@@ -169,7 +174,7 @@ def _laid_out(
         "sequence_parallel": tensor > 1,
         "distributed_optimizer": True,
         "overlap_grad_reduce": overlapped,
-        "overlap_param_gather": overlapped,
+        "overlap_param_gather": overlapped and not config.uses_muon,
     }
     parallel = config.parallel.model_copy(update=layout)
     train = config.train.model_copy(update={"micro_batch_size": micro})

@@ -17,10 +17,14 @@ from functools import cached_property, lru_cache
 from megacode.capacity.costs import ParameterCounts
 from megacode.capacity.layout import Layout
 from megacode.capacity.optimizer import gradient_bytes, state_bytes
+from megacode.capacity.owners import loads, run_of
 
 _ALIGNED, _BUCKET_ALIGNED = 64, 128
 _SMALLEST_BUCKET, _BUCKET_PER_RANK = 40_000_000, 1_000_000
 _EMBEDDINGS = ("embedding", "output")
+MASTER_BYTES = 4
+MOMENT_BYTES, MOMENTUM_BYTES = 8, 4  # AdamW's two moments; Muon's momentum
+MATRICES = ("attention_qkv", "attention_proj", "mlp_gate_up", "mlp_down")
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def buffers(place: Layout, stage: int) -> list[Buffer]:
     parallel = place.config.parallel
     # mcore puts a weight that two pipeline stages share into a bucket of its own.
     shared = place.config.model.share_embeddings_and_output_weights and parallel.pipeline > 1
-    padding = _Padding(place.shards, shared) if parallel.distributed_optimizer else None
+    padding = _Padding(place.shards, shared) if place.config.shards_as_mcore else None
     sizes = (_bucket_size(place, stage, number) for number in range(place.chunks))
     return [_buffer(chunk, size, padding) for chunk, size in zip(_chunks(place, stage), sizes, strict=True)]
 
@@ -178,7 +182,8 @@ class Countable:
 
     Attributes:
         parameters: elements.
-        weights, gradients, optimizer: bytes; the optimizer holds masters (with bf16 weights) and two moments.
+        weights, gradients, optimizer: bytes; the optimizer holds masters (with bf16 weights) and two moments, or with
+            Muon one momentum of each matrix.
     """
 
     parameters: int
@@ -192,6 +197,32 @@ class Countable:
         return self.weights + self.gradients + self.optimizer
 
 
+def trains_with_muon(place: Layout) -> bool:
+    """Return whether the phase trains the matrices of the blocks with Muon."""
+    return place.config.optimizer_in(place.config.phases[place.phase]) == "muon"
+
+
+def state_elements(place: Layout, stage: int, index: int | None) -> tuple[int, int]:
+    """Return how many elements of matrices and of other parameters a rank updates, in a run that uses Muon.
+
+    A matrix has one owner among the ranks with the same weights. Each embedding, and all vectors together, are cut into
+    equal runs.
+
+    Args:
+        place: the run on its GPUs.
+        stage: the rank's pipeline stage.
+        index: its number among the ranks with the same weights; None: the largest number of each.
+    """
+    ranks = place.shards if place.config.parallel.distributed_optimizer else 1
+    parameters = [item for chunk in _chunks(place, stage) for item in chunk.parameters]
+    matrices = {str(number): n for number, (kind, n) in enumerate(parameters) if kind in MATRICES}
+    bundles = [n for kind, n in parameters if kind in _EMBEDDINGS]
+    bundles.append(sum(n for kind, n in parameters if kind == "norms"))
+    held, rank = loads(matrices, ranks), 0 if index is None or ranks == 1 else index
+    others = sum(last - first for first, last in (run_of(total, ranks, rank) for total in bundles))
+    return max(held) if index is None else held[rank], others
+
+
 def countable(place: Layout, stage: int, index: int | None = None) -> Countable:
     """Return the bytes of weights, gradients and optimizer of a rank.
 
@@ -203,12 +234,19 @@ def countable(place: Layout, stage: int, index: int | None = None) -> Countable:
     """
     chunks = buffers(place, stage)
     parameters = sum(buffer.parameters for buffer in chunks)
-    sharded = place.config.parallel.distributed_optimizer
+    sharded = place.config.shards_as_mcore
     padded = sum(buffer.elements for buffer in chunks)
     owned = sum(buffer.share(index, place.shards) for buffer in chunks) if sharded else parameters
+    state = owned * state_bytes(place.config)
+    if place.config.uses_muon:
+        # fp32 weights are their own masters.
+        master = MASTER_BYTES if place.config.precision.dtype == "bf16" else 0
+        matrices, others = state_elements(place, stage, index)
+        kept = MOMENTUM_BYTES if trains_with_muon(place) else MOMENT_BYTES
+        state = matrices * (master + kept) + others * (master + MOMENT_BYTES)
     return Countable(
         parameters=parameters,
         weights=place.activation_bytes * (padded if sharded else parameters),
         gradients=gradient_bytes(place.config) * padded,
-        optimizer=owned * state_bytes(place.config),
+        optimizer=state,
     )

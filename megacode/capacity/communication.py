@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megacode.capacity import muon
 from megacode.capacity.activations import Layers
-from megacode.capacity.buffers import buffers, rank_parameters
+from megacode.capacity.buffers import MATRICES, buffers, rank_parameters
 from megacode.capacity.hardware import Hardware
 from megacode.capacity.layout import Layout
 from megacode.capacity.optimizer import gradient_bytes
@@ -82,6 +83,15 @@ def tensor_parallel_ends(place: Layout, hardware: Hardware) -> LayerTraffic:
     return LayerTraffic(once, once)
 
 
+def whole_matrices(place: Layout, hardware: Hardware) -> float:
+    """Return the time to gather Muon's whole matrices from tensor-parallel slices, and to send the updates back."""
+    # A gather and a scatter of each parameter.
+    collectives = 2 * len(MATRICES) * place.stage_layers
+    collectives //= place.shards if place.config.parallel.distributed_optimizer else 1
+    moved = muon.gathered_bytes(place)
+    return link(hardware, place.config.parallel.tensor, 1).seconds(moved, collectives) if moved else 0.0
+
+
 def context_parallel(place: Layout, hardware: Hardware) -> LayerTraffic:
     """Return the time to all-gather each layer's keys and values, and to reduce-scatter their gradients."""
     model, parallel = place.config.model, place.config.parallel
@@ -134,12 +144,14 @@ def data_parallel(place: Layout, hardware: Hardware, forward: float, backward: f
     # Context-parallel ranks hold the same weights too, so they take part.
     connected = link(hardware, place.shards, parallel.tensor)
     sharded = parallel.distributed_optimizer
-    gradients = connected.seconds(gradient_bytes(place.config) * elements, buckets) * (1 if sharded else 2)
+    # Muon's owners need whole gradients, so these are all-reduced.
+    times = 1 if place.config.shards_as_mcore else 2
+    gradients = connected.seconds(gradient_bytes(place.config) * elements, buckets) * times
     gathered = place.activation_bytes * elements
     if place.recipe is not None and place.recipe.param_gather:
         # Matrices held in FP8 travel as one byte per element.
         gathered -= (place.activation_bytes - 1) * rank_parameters(place, 0).in_layers
-    weights = connected.seconds(gathered, buckets) if sharded else 0.0
+    weights = connected.seconds(gathered, muon.sends(place) if place.config.uses_muon else buckets) if sharded else 0.0
     exposed = _exposed(gradients, buckets, backward * hardware["data_overlap"] * parallel.overlap_grad_reduce)
     exposed += _exposed(weights, buckets, forward * hardware["data_overlap"] * parallel.overlap_param_gather)
     return DataParallel(gradients, weights, exposed + _tied(place, hardware))

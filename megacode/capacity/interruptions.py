@@ -5,20 +5,31 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from megacode.capacity.costs import parameters
+from megacode.capacity.buffers import MOMENT_BYTES, MOMENTUM_BYTES
+from megacode.capacity.costs import parameter_counts
 from megacode.capacity.hardware import Hardware
 from megacode.capacity.layout import Layout
 from megacode.capacity.optimizer import saved_bytes
 from megacode.config.quantity import Length
 from megacode.config.run import RunConfig
 
+_WEIGHT_BYTES = 4
 _HOUR = 3600
 _Json = dict[str, Any]
 
 
 def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
-    """Return the size of a checkpoint: fp32 weights and moments, without padding, each once."""
-    return saved_bytes(config) * parameters(config.model, vocab_size)
+    """Return the size of a run's largest checkpoint: fp32 weights and optimizer state, without padding, each once."""
+    counts = parameter_counts(config.model, vocab_size)
+    # If all phases train with Muon, no checkpoint has two moments of the matrices.
+    muon = all(config.optimizer_in(phase) == "muon" for phase in config.phases)
+    saved = (MOMENT_BYTES - MOMENTUM_BYTES) * counts.in_layers if muon else 0
+    return saved_bytes(config) * counts.total - saved
+
+
+def weight_bytes(config: RunConfig, vocab_size: int) -> int:
+    """Return the size of a checkpoint with weights alone."""
+    return _WEIGHT_BYTES * parameter_counts(config.model, vocab_size).total
 
 
 def checkpoint(place: Layout, hardware: Hardware) -> _Json:

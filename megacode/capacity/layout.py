@@ -28,7 +28,7 @@ class Layout:
         config: the run, with its `parallel` section.
         gpus: total number, one rank each.
         vocab_size: size of the vocabulary, without padding.
-        phase: number of the phase; phases differ only in FP8.
+        phase: number of the phase; phases differ only in FP8 and in the optimizer.
     """
 
     config: RunConfig

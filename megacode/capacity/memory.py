@@ -21,6 +21,7 @@ from megacode.capacity.activations import (
 from megacode.capacity.buffers import buffers, countable, rank_parameters
 from megacode.capacity.hardware import GIB, Hardware
 from megacode.capacity.layout import Layout
+from megacode.capacity.muon import step_bytes
 from megacode.capacity.optimizer import gradient_bytes, widened_bytes
 
 
@@ -39,8 +40,8 @@ class Memory:
         activations: kept by the layers of all micro-batches in flight.
         head: kept after the last layer, without the logits.
         logits: on the last stage, with what is alive beside them at the peak.
-        working: gradients of one layer, as far as they exceed `logits`; or copies of gradients and moments at the end
-            of an iteration, as far as they exceed all activations.
+        working: gradients of one layer, as far as they exceed `logits`; at least what the end of an iteration needs
+            beyond `activations`, `head` and `logits`: copies of gradients and moments, or Muon's step.
         workspace, fragmentation: stated constants.
         context: memory outside torch's allocator: the CUDA context and NCCL.
     """
@@ -81,8 +82,6 @@ def stage_memory(place: Layout, stage: int, hardware: Hardware, layers: Layers) 
     """Return the memory of one rank of a pipeline stage."""
     counted = countable(place, stage)
     activations, head, logits, working = _moving(place, stage, layers)
-    # Without activations, but with more of its own: the end of the iteration.
-    working = max(working, _at_the_end(place, stage) - activations - head - logits)
     # A single GPU creates no communicator, so NCCL allocates nothing.
     nccl = hardware["nccl_gib"] if place.gpus > 1 else 0.0
     memory = Memory(
@@ -101,6 +100,10 @@ def stage_memory(place: Layout, stage: int, hardware: Hardware, layers: Layers) 
         workspace=hardware["workspace_gib"] * GIB,
         context=(hardware["context_gib"] + nccl) * GIB,
     )
+    # At the end of an iteration there are no activations: only the excess over them adds to the peak.
+    needed = max(step_bytes(place), _copies(place, stage))
+    excess = max(0.0, needed - activations - head - logits - working)
+    memory = replace(memory, working=working + excess)
     return replace(memory, fragmentation=hardware["fragmentation"] * memory.tensors)
 
 
@@ -153,7 +156,7 @@ def _moving(place: Layout, stage: int, layers: Layers) -> tuple[float, float, fl
     return activations, head, logits, max(0.0, working - logits)
 
 
-def _at_the_end(place: Layout, stage: int) -> int:
+def _copies(place: Layout, stage: int) -> int:
     """Return the bytes of copies: of bf16 gradients while they are reduced, or of moments while they are updated.
 
     mcore receives the other ranks' bf16 gradients beside its own, and adds them in fp32.
@@ -171,10 +174,10 @@ def fullest(place: Layout, hardware: Hardware, layers: Layers) -> Memory:
     """Return the memory of the pipeline stage and phase that need most.
 
     Only the first and last stage can be the largest: the first keeps most micro-batches, the last the logits. Phases
-    differ only in FP8.
+    differ only in FP8 and in the optimizer.
     """
     config = place.config
-    phases = {config.fp8_in(phase): number for number, phase in enumerate(config.phases)}
+    phases = {(config.fp8_in(phase), config.optimizer_in(phase)): n for n, phase in enumerate(config.phases)}
     places = [place] if len(phases) == 1 else [replace(place, phase=number) for number in phases.values()]
     stages = sorted({0, config.parallel.pipeline - 1})
     memories = (stage_memory(each, stage, hardware, layers) for each in places for stage in stages)

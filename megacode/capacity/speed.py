@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megacode.capacity import communication
+from megacode.capacity import communication, muon
 from megacode.capacity.activations import Layers, output_in_fp8
 from megacode.capacity.buffers import countable
 from megacode.capacity.hardware import Hardware
@@ -36,7 +36,7 @@ class StepTime:
         launches: time the GPU waits for the host: between kernels, and where layers are small.
         tensor_parallel, context_parallel, pipeline_transfer, data_parallel: exposed communication.
         bubble: waiting while the pipeline fills and drains.
-        optimizer: gradient accumulation, clipping, Adam.
+        optimizer: gradient accumulation, clipping, Adam, Newton-Schulz iterations of Muon.
         overhead: fixed cost per iteration.
     """
 
@@ -105,12 +105,12 @@ def step_time(place: Layout, hardware: Hardware, layers: Layers) -> StepTime:
         elementwise=count * each.elementwise,
         recompute=count * each.recompute,
         launches=count * each.launches,
-        tensor_parallel=count * each.tensor,
+        tensor_parallel=count * each.tensor + communication.whole_matrices(place, hardware),
         context_parallel=count * each.context,
         pipeline_transfer=transfers,
         bubble=filling / place.chunks,
         data_parallel=reduced.exposed,
-        optimizer=_optimizer(place, hardware),
+        optimizer=_optimizer(place, hardware) + muon.seconds(place, hardware),
         overhead=hardware["step_overhead_seconds"],
     )
 

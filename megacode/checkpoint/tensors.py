@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megacode.base.errors import CheckpointError
 from megacode.base.logs import OF_ALL_RANKS
 from megacode.checkpoint.files import Facts
 from megacode.checkpoint.index import Index
@@ -22,7 +23,7 @@ from megacode.mcore.rank_model import RankModel
 
 log = logging.getLogger(__name__)
 
-_STEPS, _FP8 = "optimizer.steps", "fp8."
+_FP8, _OPTIMIZER = "fp8.", "optimizer."
 
 
 def saved_pieces(rank_model: RankModel) -> list[Piece]:
@@ -31,8 +32,8 @@ def saved_pieces(rank_model: RankModel) -> list[Piece]:
     pieces += checkpoint_pieces.random_states(rank_model)
     # Equal on all ranks, so one of them writes it.
     if rank_model.ranks.rank == 0:
-        steps = torch.tensor([optimizer_state.step_count(rank_model.optimizer)])
-        pieces.append(Piece(_STEPS, (1,), (0,), steps))
+        counts = optimizer_state.step_counts(rank_model.optimizer)
+        pieces += [Piece(name, (1,), (0,), torch.tensor([count])) for name, count in counts.items()]
     return pieces
 
 
@@ -69,6 +70,8 @@ def load(rank_model: RankModel, path: Path, *, weights_only: bool = False) -> No
     # One process reads the index, or thousands would at once.
     index = agreement.decided(lambda: Index.read(path))
     reader = Reader(path, index)
+    if whole:
+        _fit(rank_model, path, index)
     random = checkpoint_pieces.random_states(rank_model) if whole else []
     # Random states belong to a rank of a layout; another layout has no use for them.
     if not all(piece.name in index.tensors for piece in random):
@@ -88,17 +91,31 @@ def load(rank_model: RankModel, path: Path, *, weights_only: bool = False) -> No
         checkpoint_pieces.set_random_states(rank_model, random)
 
 
+def _fit(rank_model: RankModel, path: Path, index: Index) -> None:
+    """Let the optimizer hold the kind of state that a checkpoint has.
+
+    Raises:
+        CheckpointError: on every rank; it cannot.
+    """
+    why = optimizer_state.fit(rank_model.config, rank_model.optimizer, index.tensors)
+    if why:
+        fix = "give the phases that trained with it `optimizer: muon`, also those that are over"
+        error = CheckpointError(why, str(path), fix)
+        error.of_all_ranks = True
+        raise error
+
+
 def _read(reader: Reader, wanted: Sequence[Piece], *, small: bool) -> dict[str, Tensor]:
     """Fill pieces, and return the small state that is the same for all ranks, if requested."""
     reader.fill(wanted)
-    # FP8 scales and the step count: kilobytes, so one rank reads them for all.
-    names = [name for name in reader.tensors if name.startswith(_FP8)] if small else []
-    return {name: reader.whole(name) for name in ([*names, _STEPS] if small else [])}
+    # FP8 scales and step counts: kilobytes, so one rank reads them for all.
+    return {name: reader.whole(name) for name in reader.tensors if small and name.startswith((_FP8, _OPTIMIZER))}
 
 
 def _restore_small(rank_model: RankModel, index: Index, small: dict[str, Tensor]) -> None:
     fp8_scales.restore(rank_model, index.tensors, small.__getitem__)
-    optimizer_state.set_step_count(rank_model.optimizer, int(small[_STEPS]))
+    counts = {name: int(value) for name, value in small.items() if name.startswith(_OPTIMIZER)}
+    optimizer_state.set_step_counts(rank_model.optimizer, counts)
     # The config may have changed: its weight decay and betas win over the saved ones.
     configure(rank_model.config, rank_model.optimizer)
 

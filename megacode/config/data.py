@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from megacode.config.quantity import UNITS, Blend, Count, Frozen, Length, LengthOrShare, Quantity, Share
-from megacode.config.training import Fp8OrNone
+from megacode.config.training import Fp8OrNone, OptimizerName
 
 
 class Source(Frozen):
@@ -90,6 +90,7 @@ class Phase(Frozen):
         learning_rate: the schedule inside the phase.
         repeat: whether a source continues where it stopped (`continue`) or starts again (`restart`), for all or each.
         fp8: FP8 recipe of this phase, or `none`; absent: that of `precision.fp8`.
+        optimizer: of this phase; absent: `train.optimizer`. State that only the new optimizer keeps starts at zero.
     """
 
     name: str = Field(min_length=1)
@@ -102,6 +103,7 @@ class Phase(Frozen):
     # `continue` is the default, since it reads no window twice before the source is exhausted.
     repeat: Repeat = "continue"
     fp8: Fp8OrNone | None = None
+    optimizer: OptimizerName | None = None
 
     @property
     def length(self) -> Quantity:

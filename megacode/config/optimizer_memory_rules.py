@@ -28,6 +28,14 @@ def reduced_states_need_sharding(config: RunConfig) -> Iterator[Problem]:
         yield Problem(what, f"precision.{reduced[0]}", fix)
 
 
+def reduced_states_are_adams(config: RunConfig) -> Iterator[Problem]:
+    """Muon's momentum and masters are fp32, and its gradients are summed over ranks as a whole."""
+    reduced = config.precision.reduced
+    if reduced and config.uses_muon:
+        what = f"{_named(config)} works with AdamW alone, and a phase trains with Muon"
+        yield Problem(what, f"precision.{reduced[0]}", f"use optimizer: adamw in all phases, or {_all_fp32(reduced)}")
+
+
 def reduced_states_need_bf16_matrices(config: RunConfig) -> Iterator[Problem]:
     """Where matrices are held only in FP8, Megatron-core keeps whole fp32 masters and moments beside them."""
     reduced = config.precision.reduced

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from megacode.base.errors import Problem
 from megacode.config.fp8_rules import fp8_divides_the_matrices, fp8_leaves_layers, fp8_parameters_stay_fp8
 from megacode.config.optimizer_memory_rules import (
+    reduced_states_are_adams,
     reduced_states_need_bf16_matrices,
     reduced_states_need_bf16_weights,
     reduced_states_need_sharding,
 )
+from megacode.config.optimizer_rules import muon_needs_whole_updates
 from megacode.config.suggestions import divisors, nearest_divisors, neighbours
 
 if TYPE_CHECKING:
@@ -176,4 +178,6 @@ RULES: tuple[Rule, ...] = (
     reduced_states_need_bf16_weights,
     reduced_states_need_sharding,
     reduced_states_need_bf16_matrices,
+    reduced_states_are_adams,
+    muon_needs_whole_updates,
 )

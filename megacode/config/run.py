@@ -12,7 +12,7 @@ from megacode.config.health import Health, Limits
 from megacode.config.model import ModelConfig, TokenizerConfig
 from megacode.config.objects import Objects
 from megacode.config.quantity import Frozen
-from megacode.config.training import CheckpointPolicy, Fp8, Init, Parallel, Precision, Training
+from megacode.config.training import CheckpointPolicy, Fp8, Init, OptimizerName, Parallel, Precision, Training
 
 
 class RunConfig(Frozen):
@@ -74,3 +74,17 @@ class RunConfig(Frozen):
     def fp8_recipes(self) -> tuple[Fp8, ...]:
         """The FP8 recipes of all phases, each once."""
         return tuple(dict.fromkeys(recipe for phase in self.phases if (recipe := self.fp8_in(phase)) is not None))
+
+    def optimizer_in(self, phase: Phase) -> OptimizerName:
+        """Return the optimizer of the blocks' matrices in a phase."""
+        return phase.optimizer or self.train.optimizer
+
+    @property
+    def uses_muon(self) -> bool:
+        """Whether a phase trains with Muon: state is then held as Muon needs it, in all phases."""
+        return any(self.optimizer_in(phase) == "muon" for phase in self.phases)
+
+    @property
+    def shards_as_mcore(self) -> bool:
+        """Whether Megatron-core's distributed optimizer shards the state; Muon needs whole matrices."""
+        return self.parallel.distributed_optimizer and not self.uses_muon

@@ -23,6 +23,35 @@ class BatchRamp(Frozen):
     samples: Count = Field(ge=1)
 
 
+OptimizerName = Literal["adamw", "muon"]
+
+
+class Muon(Frozen):
+    """Muon for the matrices of the blocks; embeddings, output layer and vectors are trained by AdamW.
+
+    Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024); `moonlight`: Liu et al., Muon
+    is Scalable for LLM Training (2025), section 2.2.
+
+    Attributes:
+        momentum: of the running mean of gradients.
+        nesterov: mix the present gradient into the momentum once more.
+        newton_schulz_steps: iterations that make an update orthogonal.
+        newton_schulz_dtype: of their products; bf16 is several times as fast on a GPU, and rounds.
+        scale: factor of the learning rate, by a matrix's rows and columns: 0.2 sqrt(max(rows, columns)), with which an
+            update is as large as AdamW's (`moonlight`), or sqrt(max(1, rows / columns)) (`spectral`).
+        scale_factor: a further factor. With `spectral`, Muon needs a much larger learning rate than AdamW.
+    """
+
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    nesterov: bool = True
+    newton_schulz_steps: int = Field(default=5, ge=1, le=20)
+    # fp32 by default: then the losses of all layouts agree as closely as AdamW's.
+    newton_schulz_dtype: Literal["fp32", "bf16"] = "fp32"
+    # By default the learning rate and weight decay of an AdamW recipe can be kept.
+    scale: Literal["moonlight", "spectral"] = "moonlight"
+    scale_factor: float = Field(default=1.0, gt=0)
+
+
 class Training(Frozen):
     """Batches and optimizer.
 
@@ -31,7 +60,10 @@ class Training(Frozen):
         global_batch_size: sequences per iteration, over all ranks.
         micro_batch_size: sequences in one forward and backward pass of a rank.
         batch_ramp: a smaller batch at the start.
-        weight_decay, adam_beta1, adam_beta2, adam_eps: AdamW.
+        optimizer: `adamw`, or `muon` for the matrices of the blocks and AdamW for all else; a phase may override it.
+        muon: its settings.
+        weight_decay: decoupled, of both optimizers.
+        adam_beta1, adam_beta2, adam_eps: AdamW.
         weight_decay_exempt: kinds of parameters without weight decay.
         clip_grad: the global gradient norm is clipped to this; 0: no clipping.
         isolate_documents: attention and positions never cross a document's border.
@@ -45,6 +77,8 @@ class Training(Frozen):
     global_batch_size: Count = Field(ge=1)
     micro_batch_size: int = Field(default=1, ge=1)
     batch_ramp: BatchRamp | None = None
+    optimizer: OptimizerName = "adamw"
+    muon: Muon = Muon()
     weight_decay: float = Field(default=0.1, ge=0)
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     # 0.95 as in most recipes of large models; PyTorch's default is 0.999.

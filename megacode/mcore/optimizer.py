@@ -1,8 +1,8 @@
 """mcore's AdamW: replicated or sharded over data-parallel ranks, with fp32 masters if parameters are bf16.
 
-With states in less than fp32 it updates the bf16 weights themselves, and keeps what they lack (`low_precision_adam`).
-
-The learning rate is a function of the clock, set before each step; mcore's scheduler is not used.
+Where a phase trains with Muon, an optimizer of ours stands in its place (`muon`), with the same interface. With states
+in less than fp32, AdamW updates the bf16 weights themselves, and keeps what they lack (`low_precision_adam`). The
+learning rate is a function of the clock, set before each step; mcore's scheduler is not used.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ import torch
 import torch.distributed as dist
 
 from megacode.config.run import RunConfig
+from megacode.config.training import OptimizerName
 from megacode.mcore import device, low_precision_adam, translate
+from megacode.mcore.muon import MuonOptimizer
 
 
 def build_optimizer(config: RunConfig, chunks: list[Any]) -> Any:
-    """Return mcore's optimizer for the chunks of `build_model`."""
+    """Return mcore's optimizer for the chunks of `build_model`, or a `MuonOptimizer`."""
     from megatron.core.optimizer import get_megatron_optimizer
 
+    if config.uses_muon:
+        muon = MuonOptimizer(config, chunks)
+        configure(config, muon)
+        return muon
     optimizer = get_megatron_optimizer(
         config=translate.optimizer_config(config),
         model_chunks=chunks,
@@ -75,6 +81,17 @@ def configure(config: RunConfig, optimizer: Any) -> None:
         for group in adam.param_groups:
             # torch's fused kernel: one pass over memory, several times faster than separate operations.
             group["fused"] = True
+
+
+def use(config: RunConfig, optimizer: Any, kind: OptimizerName) -> bool:
+    """Train the blocks' matrices with Muon or AdamW from now on; return whether that is new."""
+    if not isinstance(optimizer, MuonOptimizer):
+        assert kind == "adamw"
+        return False
+    changed = optimizer.use(kind)
+    if changed:
+        configure(config, optimizer)
+    return changed
 
 
 def set_learning_rate(optimizer: Any, learning_rate: float) -> None:

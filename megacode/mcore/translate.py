@@ -158,7 +158,7 @@ def ddp_config(config: RunConfig) -> DistributedDataParallelConfig:
         overlap_param_gather=config.parallel.overlap_param_gather and not _alone(),
         fp8_param_gather=recipe is not None,
         reuse_grad_buf_for_mxfp8_param_ag=recipe is not None and recipe.recipe == "mxfp8",
-        use_distributed_optimizer=config.parallel.distributed_optimizer,
+        use_distributed_optimizer=config.shards_as_mcore,
         # The check would raise on a non-finite gradient; `train_step` skips such an iteration and reports it.
         check_for_nan_in_grad=False,
     )
@@ -186,7 +186,7 @@ def optimizer_config(config: RunConfig) -> OptimizerConfig:
         clip_grad=train.clip_grad,
         bf16=config.precision.dtype == "bf16",
         params_dtype=DTYPES[config.precision.dtype],
-        use_distributed_optimizer=config.parallel.distributed_optimizer,
+        use_distributed_optimizer=config.shards_as_mcore,
         overlap_param_gather=config.parallel.overlap_param_gather and not _alone(),
         fp8_recipe=None if recipe is None else recipe.recipe,
         reuse_grad_buf_for_mxfp8_param_ag=recipe is not None and recipe.recipe == "mxfp8",

@@ -37,7 +37,9 @@ _TABLE = {
     "tokenizer": "tokenizer.kind tokenizer.path",
     "document form": """sources.*.fim_rate sources.*.fim_spm_rate tokenizer.fim.prefix tokenizer.fim.middle
         tokenizer.fim.suffix""",
-    "optimizer": """train.weight_decay train.adam_beta1 train.adam_beta2 train.adam_eps train.weight_decay_exempt
+    "optimizer": """train.optimizer train.muon.momentum train.muon.nesterov train.muon.newton_schulz_steps
+        train.muon.newton_schulz_dtype train.muon.scale train.muon.scale_factor phases.*.optimizer
+        train.weight_decay train.adam_beta1 train.adam_beta2 train.adam_eps train.weight_decay_exempt
         train.clip_grad""",
     "attention mask": "train.isolate_documents",
     "number formats": """precision.dtype precision.moments precision.masters precision.gradients precision.fp8

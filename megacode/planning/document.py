@@ -12,6 +12,7 @@ from megacode.config.data import Phase
 from megacode.config.run import RunConfig
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.learning_rate import LearningRateSchedule, PhaseRate
+from megacode.plan.optimizers import optimizer_changes
 from megacode.plan.phases import PhasePlan, Schedule
 
 _USEFUL_EPOCHS = 4
@@ -53,7 +54,7 @@ def plan_document(
         "seed": config.seed,
         "seq_length": schedule.seq_length,
         "global_batch_size": config.train.global_batch_size,
-        "phases": _phases(schedule, batches, rates, per_token),
+        "phases": _phases(config, schedule, batches, rates, per_token),
         "sources": {name: _source(config, schedule, name) for name in schedule.source_names if name in schedule.sizes},
         "total_samples": schedule.total_samples,
         "total_tokens": total_tokens,
@@ -76,7 +77,9 @@ def plan_document(
     return document
 
 
-def _phases(schedule: Schedule, batches: BatchSchedule, rates: LearningRateSchedule, per_token: int) -> list[_Json]:
+def _phases(
+    config: RunConfig, schedule: Schedule, batches: BatchSchedule, rates: LearningRateSchedule, per_token: int
+) -> list[_Json]:
     """Return the phases; the counters of the sources continue from one to the next."""
     drawn = dict.fromkeys(schedule.source_names, 0)
     reached = dict.fromkeys(schedule.source_names, 0)  # samples 0 .. reached - 1 of the stream have been read
@@ -106,6 +109,7 @@ def _phases(schedule: Schedule, batches: BatchSchedule, rates: LearningRateSched
                 "last_batch_size": last_batch,
                 "last_batch_short": last_batch < batches.batch_size(batches.clock_after(first_iteration)),
                 "learning_rate": _learning_rate(rate, phase.last_sample),
+                "optimizer": config.optimizer_in(config.phases[phase.index]),
                 "flops": phase.samples * schedule.seq_length * per_token,
                 "sources": sources,
             }
@@ -176,6 +180,7 @@ def _source(config: RunConfig, schedule: Schedule, name: str) -> _Json:
 
 def _warnings(config: RunConfig, schedule: Schedule, document: _Json) -> Iterator[str]:
     yield from notes(config, schedule)
+    yield from optimizer_changes(config)
     yield from _source_warnings(schedule, document["sources"])
     yield from _phase_warnings(config, schedule, document["phases"])
 

@@ -27,6 +27,7 @@ from megacode.plan.difference import (
     shown,
 )
 from megacode.plan.learning_rate import LearningRateSchedule
+from megacode.plan.optimizers import prove_same_optimizer
 from megacode.plan.past import lost, unknown_loss
 from megacode.plan.phases import Schedule, SourceSize, build_schedule, prove_past
 from megacode.planning.suite import check_scoring
@@ -205,6 +206,10 @@ def prove_compatible(plan: Plan, checkpoint: Path, state: TrainState, accept_cha
             raise
         # Accepted by the user: report the cost instead of refusing.
         loss = unknown_loss(clock) if former is None else lost(former, plan.schedule, clock)
+    if chain:
+        phase = plan.schedule.phase_at(min(clock, plan.schedule.total_samples) - 1)
+        over = clock >= phase.last_sample
+        prove_same_optimizer(plan.config, phase.index, state.config, len(chain) - 1, str(checkpoint), over=over)
     changes = compare_configs(state.config, plan.config, chain, clock)
     return replace(compare_schedules(former, plan.schedule, clock), changes=changes, lost=loss)
 

@@ -78,7 +78,10 @@ def _phase_head(phase: _Json) -> RenderableType:
     if phase["left_early"]:
         length = f"ends early after {format_count(phase['tokens'])} of {format_count(phase['full_tokens'])} tokens, "
         length += f"{phase['iterations']:,} iterations"
-    text = Text.assemble((phase["name"], "bold"), f"  {length}  ", (_rates(phase["learning_rate"]), "italic"))
+    # AdamW is the default: named only where it is another one.
+    optimizer = "" if phase["optimizer"] == "adamw" else f"{phase['optimizer']}  "
+    rates = (_rates(phase["learning_rate"]), "italic")
+    text = Text.assemble((phase["name"], "bold"), f"  {length}  ", (optimizer, "magenta"), rates)
     return Rule(text, align="left", style="dim")
 
 

@@ -24,7 +24,7 @@ from megacode.config.loading import dump_config
 from megacode.data.loader import Loader
 from megacode.data.tokenizer import load_tokenizer
 from megacode.data.windows import SourceStream, open_streams, window_tokens
-from megacode.mcore import gradient_norms, groups
+from megacode.mcore import gradient_norms, groups, optimizer
 from megacode.mcore.agreement import decided, prove_equal
 from megacode.mcore.build import build
 from megacode.mcore.micro_batch import MicroBatch
@@ -71,12 +71,14 @@ class _Run:
     fp8_until: float
 
     def enter(self) -> None:
-        """Set the phase's number format, as training did before the next iteration."""
+        """Set the phase's number format and optimizer, as training did before the next iteration."""
         # A probe's fallback is not a function of the config: it is replayed from the record of the probes.
         self.fp8.fell_back = self.fp8.fell_back or self.iteration + 1 >= self.fp8_until
         schedule = self.plan.schedule
         phase = self.plan.config.phases[schedule.phase_at(self.clock).index]
         self.fp8.enter(phase, self.batch, len(schedule.source_names))
+        config = self.plan.config
+        optimizer.use(config, self.rank_model.optimizer, config.optimizer_in(phase))
 
     def batch(self) -> list[MicroBatch]:
         """Return this rank's micro-batches of the next iteration."""

@@ -11,7 +11,7 @@ from megacode.capacity.activations import layers_of
 from megacode.capacity.cluster import check_formats
 from megacode.capacity.costs import flops_per_token
 from megacode.capacity.hardware import load_hardware
-from megacode.capacity.interruptions import checkpoint_bytes
+from megacode.capacity.interruptions import checkpoint_bytes, weight_bytes
 from megacode.capacity.layout import Layout
 from megacode.capacity.speed import step_time
 from megacode.study.tree import TreeNode
@@ -63,9 +63,9 @@ class Costs:
 
     def checkpoint_bytes(self, node: TreeNode) -> int:
         """Return the size of the checkpoint at a node's end."""
-        size = checkpoint_bytes(node.cell.plan.config, node.cell.plan.vocab_size)
-        # A mean has weights alone: a third of weights and two moments.
-        return size if node.merging is None else size // 3
+        # A mean has weights alone.
+        size = checkpoint_bytes if node.merging is None else weight_bytes
+        return size(node.cell.plan.config, node.cell.plan.vocab_size)
 
     def hours(self, node: TreeNode) -> float | None:
         """Return a node's GPU-hours; None if no number of GPUs was given and the node does not fit on the default.
@@ -78,7 +78,8 @@ class Costs:
         # Seeds and phases of one shape take equally long.
         key = json.dumps({name: part.model_dump(mode="json") for name, part in parts.items()})
         # The size of the vocabulary may be the tokenizer's, which the model's settings do not name.
-        key += f"{plan.vocab_size} {config.precision} {config.phases[node.phase].fp8}"
+        key += f"{plan.vocab_size} {config.precision} {config.phases[node.phase].fp8} "
+        key += f"{config.optimizer_in(config.phases[node.phase])}"
         if key not in self._seconds:
             self._seconds[key] = self._iteration(node)
         seconds = self._seconds[key]

@@ -135,8 +135,10 @@ def _settings(config: RunConfig, vocab_size: int, tokenizer_hash: str) -> Facts:
     """Return the settings of the whole run that are learned from; those of phases and sources are in `_of_phase`."""
     document = config.model_dump(mode="json", by_alias=True, exclude={"phases", "sources", "tokenizer"})
     health = document.pop("health")
-    # A phase may have another recipe: `_of_phase` says which one counts.
+    # A phase may have another recipe or optimizer: `_of_phase` says which one counts.
     document["precision"].pop("fp8")
+    document["train"].pop("optimizer")
+    document["train"].pop("muon")
     # Defaults that other settings decide: written out or not, the model is the same.
     document["model"] |= {
         "vocab_size": vocab_size,
@@ -161,10 +163,13 @@ def _withheld(spikes: Facts) -> Facts:
 
 
 def _of_phase(config: RunConfig, number: int) -> Facts:
-    """Return the settings that are learned from in one phase: FP8, and the form of documents of what it draws."""
+    """Return the settings that are learned from in one phase: FP8, optimizer, and the form of documents it draws."""
     phase = config.phases[number]
     recipe, facts = config.fp8_in(phase), {}
     facts["fp8"] = recipe.model_dump(mode="json") if recipe else None
+    # Named only where it is not AdamW, so that identities of earlier releases keep their value.
+    if config.optimizer_in(phase) == "muon":
+        facts["muon"] = config.train.muon.model_dump(mode="json")
     probe = config.health.fp8_probe
     # A probe with `warn` changes nothing, and without FP8 there is none.
     if recipe and probe.every is not None and probe.policy == "fall_back":

@@ -300,4 +300,6 @@ def _document(phase: Phase) -> dict[str, Any]:
     document: dict[str, Any] = {"samples": phase.samples, "blend": blend, "learning_rate": rate}
     if phase.fp8 is not None:
         document["fp8"] = phase.model_dump(mode="json", exclude_none=True)["fp8"]
+    if phase.optimizer is not None:
+        document["optimizer"] = phase.optimizer
     return document

@@ -12,7 +12,7 @@ from megacode.base.files import RunDir
 from megacode.base.lock import refuse_if_live
 from megacode.base.units import format_bytes
 from megacode.base.user_paths import refuse_unwritable
-from megacode.capacity.costs import parameter_counts
+from megacode.capacity.interruptions import checkpoint_bytes
 from megacode.checkpoint.store import latest, recover
 from megacode.config.run import RunConfig
 from megacode.data.windows import open_streams
@@ -21,7 +21,6 @@ from megacode.planning.run_plan import Plan, check_trainable, make_plan
 from megacode.train.origin import Origin, check_restart, find_origin
 from megacode.train.scoring_process import spared_at_most
 
-_BYTES_A_PARAMETER = 12  # fp32 weights, or the masters of bf16 ones, and Adam's two moments
 _ROOM = 1.05  # for index, state and the file system's overhead
 
 
@@ -64,8 +63,7 @@ def check_disk(plan: Plan, run: RunDir) -> None:
     Raises:
         LaunchError: they will not.
     """
-    parameters = parameter_counts(plan.config.model, plan.vocab_size).total
-    size = int(_ROOM * _BYTES_A_PARAMETER * parameters)
+    size = int(_ROOM * checkpoint_bytes(plan.config, plan.vocab_size))
     missing = max(1, most_at_once(plan) - len(run.iterations()))
     place = run.path.absolute()
     existing = next(item for item in (place, *place.parents) if item.exists())

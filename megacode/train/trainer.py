@@ -14,15 +14,18 @@ from typing import Any
 from megacode.base.files import RunDir
 from megacode.base.logs import OF_ALL_RANKS
 from megacode.checkpoint.state import TrainState
+from megacode.config.data import Phase
 from megacode.config.evaluate import Evaluate
 from megacode.config.run import RunConfig
+from megacode.config.training import OptimizerName
 from megacode.data.loader import BatchSource
-from megacode.mcore import device, gradients, groups
+from megacode.mcore import device, gradients, groups, optimizer
 from megacode.mcore.rank_model import RankModel
 from megacode.mcore.step import evaluate, train_step
 from megacode.metrics.meter import source_means
 from megacode.plan.batch import BatchSchedule
 from megacode.plan.learning_rate import LearningRateSchedule
+from megacode.plan.optimizers import change_of_state
 from megacode.plan.phases import PhasePlan, Schedule
 from megacode.train import restoring
 from megacode.train.calendar import Calendar, Iteration
@@ -136,6 +139,7 @@ class Trainer:
         phase, sources = self.config.phases[self.schedule.phase_at(before).index], len(self.schedule.source_names)
         # `Prefetch` keeps the batch of a clock, so that calibration, probe and step read it once.
         self.fp8.enter(phase, lambda: self.loader.batch(before), sources)
+        self._enter_optimizer(phase)
         if self.fp8.recipe is not None and self.calendar.probes(iteration):
             self.run_log.probed(self.fp8.probe(self.loader.batch(before), sources), iteration, phase.name)
         self.guard.enter(Interval(number, phase.name, before, after))
@@ -146,6 +150,15 @@ class Trainer:
         )
         self.state.iteration, self.state.consumed_samples = number, after
         return replace(iteration, result=result, seconds=time.perf_counter() - started)
+
+    def _enter_optimizer(self, phase: Phase) -> None:
+        """Change the optimizer of the blocks' matrices where a phase begins that has another one."""
+        now: OptimizerName = self.config.optimizer_in(phase)
+        if optimizer.use(self.config, self.rank_model.optimizer, now):
+            old: OptimizerName = "adamw" if now == "muon" else "muon"
+            state = change_of_state(old, now)
+            log.info("phase %s: the blocks' matrices change from %s to %s: %s", phase.name, old, now, state)
+            self.run_log.event("optimizer", phase=phase.name, was=old, now=now, state=state)
 
     def record(self, iteration: Iteration) -> int | None:
         """Write an iteration's record, and decide whether its loss and gradient require a rollback.

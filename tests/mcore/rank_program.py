@@ -208,7 +208,16 @@ def _contiguous_places(rank_model: RankModel) -> None:
     table.get_rotary_seq_len = lambda *arguments: needed(*arguments) // rank_model.ranks.cp_size
 
 
+def _slices_alone(rank_model: RankModel) -> None:
+    """As if each rank's slice were a matrix: Megatron-core's default."""
+    from torch import distributed
+
+    optimizer = rank_model.optimizer
+    optimizer._tensor = distributed.new_group([rank_model.ranks.rank], use_local_synchronization=True)
+
+
 _SPOILERS = {
+    "slices alone": _slices_alone,
     "contiguous places": _contiguous_places,
     "unmarked norms": _unmark_norms,
     "batched p2p": _batch_p2p,
@@ -330,11 +339,12 @@ def writes(
     dtype: str,
     model: dict[str, Any],
     precision: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Save after two iterations under each layout; return the losses of the two iterations after that."""
     found = {}
     for name, layout in layouts.items():
-        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model, precision=precision))
+        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model, train=train, precision=precision))
         stand_on_nodes(rank_model)
         iterate(rank_model, 0, 2)
         save(rank_model, Path(directory) / name)
@@ -349,13 +359,15 @@ def reads(
     model: dict[str, Any],
     names: list[str],
     precision: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, list[float]]]:
     """Load each of some checkpoints under each layout, into one model after the other; return losses as `writes`."""
     from megacode.checkpoint import tensors
 
     found = {}
     for own, layout in layouts.items():
-        rank_model = started(run_config(parallel=layout, dtype=dtype, model=model, seed=99, precision=precision))
+        changes = {"model": model, "train": train, "precision": precision}
+        rank_model = started(run_config(parallel=layout, dtype=dtype, seed=99, **changes))
         found[own] = {}
         for name in names:
             tensors.load(rank_model, Path(directory) / name)

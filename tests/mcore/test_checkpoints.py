@@ -22,6 +22,7 @@ from tests.distance import furthest
 
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 SHARDED = {"distributed_optimizer": True}
+MUON = {"optimizer": "muon"}
 
 
 def resumed_is_bit_equal(found: dict[str, Any]) -> bool:
@@ -36,8 +37,16 @@ def resumed_differs_by(found: dict[str, Any], index: int) -> float:
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
     "case",
-    [{}, {"parallel": SHARDED}, {"model": DROPOUT}, {"dtype": "bf16"}, {"dtype": "bf16", "parallel": SHARDED}],
-    ids=["whole", "sharded", "dropout", "bf16", "bf16-sharded"],
+    [
+        {},
+        {"parallel": SHARDED},
+        {"model": DROPOUT},
+        {"dtype": "bf16"},
+        {"dtype": "bf16", "parallel": SHARDED},
+        {"train": MUON, "parallel": SHARDED},
+        {"train": MUON, "dtype": "bf16"},
+    ],
+    ids=["whole", "sharded", "dropout", "bf16", "bf16-sharded", "muon-sharded", "muon-bf16"],
 )
 def test_one_process_goes_on_bit_equal(program: ModuleType, tmp_path: Path, case: dict[str, Any]) -> None:
     found = program.resumes({"case": [case]}, str(tmp_path))["case"]
@@ -66,19 +75,23 @@ def label(ranks: int, layout: dict[str, Any]) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_every_layout_goes_on_from_every_layout(on_ranks: Callable[..., list[Any]], tmp_path: Path, dtype: str) -> None:
+def test_every_layout_goes_on_from_every_layout(
+    on_ranks: Callable[..., list[Any]], tmp_path: Path, dtype: str, optimizer: str
+) -> None:
     """Bit-equal on the layout that saved, else within 1e-6 (fp32), and 4e-3 in bf16, whose sums round."""
-    model = {"num_query_groups": 4, "num_layers": 4}
+    model, train = {"num_query_groups": 4, "num_layers": 4}, {"optimizer": optimizer}
     cases = {ranks: {label(ranks, layout): layout for layout in layouts} for ranks, layouts in LAYOUTS.items()}
     written: dict[str, list[float]] = {}
     for ranks, layouts in cases.items():
-        given = {"layouts": layouts, "directory": str(tmp_path), "dtype": dtype, "model": model}
+        given = {"layouts": layouts, "directory": str(tmp_path), "dtype": dtype, "model": model, "train": train}
         written |= on_ranks(ranks, "writes", given)[0]
     names = list(written) if dtype == "fp32" else list(written)[::4]
     compared = 0
     for ranks, layouts in cases.items():
-        given = {"layouts": layouts, "directory": str(tmp_path), "dtype": dtype, "model": model, "names": names}
+        given = {"layouts": layouts, "directory": str(tmp_path), "dtype": dtype, "model": model, "train": train}
+        given["names"] = names
         for own, found in on_ranks(ranks, "reads", given)[0].items():
             for name, losses in found.items():
                 compared += 1

@@ -67,6 +67,18 @@ def test_layouts_are_built_as_planned(preset: str, layout: str, dtype: str) -> N
     assert {row["tensor"] for row in rows} == set(range(run.parallel.tensor)) & {0, 1, 3}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["tp4-sp-pp2", "pp2-vpp2", "tp2-whole-optimizer"])
+def test_muons_owners_are_built_as_planned(layout: str) -> None:
+    train = {"seq_length": 8192, "global_batch_size": 2048, "optimizer": "muon"}
+    for preset, gpus in (("llama-1b", 16), ("to-code-2.8b", 512)):
+        run = config(preset, LAYOUTS[layout], train=train)
+        rows = dry_run.dry_run(Layout(run, gpus, run.model.vocab_size or 0), range(0, gpus, gpus // 8))
+        assert [row["unequal"] for row in rows] == [{}] * 8
+        # More owners than matrices: some hold none.
+        assert gpus == 16 or layout != "pp2-vpp2" or len({row["optimizer"] for row in rows}) > 1
+
+
 def test_runs_that_only_a_gpu_can_compute_are_built_too() -> None:
     held = {"recipe": "tensorwise", "param_gather": True, "output_layer": True}
     run = config("llama-8b", LAYOUTS["tp4-sp-pp2"], precision={"fp8": held, "transformer_impl": "transformer_engine"})

@@ -24,6 +24,9 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "bf16": {"dtype": "bf16"},
     "dropout": {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}},
     "deep": {"model": {"num_layers": 8}},
+    "muon": {"train": {"optimizer": "muon"}},
+    "muon-tied": {"train": {"optimizer": "muon"}, "model": {"share_embeddings_and_output_weights": True}},
+    "muon-bf16": {"train": {"optimizer": "muon"}, "dtype": "bf16"},
 }
 TWO: dict[str, dict[str, Any]] = {
     "tp2": {"tensor": 2},
@@ -41,7 +44,10 @@ TWO: dict[str, dict[str, Any]] = {
         "overlap_param_gather": True,
     },
     "dp2-overlap": {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
+    "cp2-sharded-overlap-reduce": {"context": 2, "distributed_optimizer": True, "overlap_grad_reduce": True},
 }
+# Muon cannot overlap the gathering of weights.
+MUON = [layout for layout, settings in TWO.items() if not settings.get("overlap_param_gather")]
 FOUR: dict[str, dict[str, Any]] = {
     "tp2-pp2": {"tensor": 2, "pipeline": 2},
     "tp2-dp2-sharded": {"tensor": 2, "sequence_parallel": True, "distributed_optimizer": True},
@@ -67,6 +73,9 @@ ON_TWO = [
     *(("tied", layout) for layout in ("tp2", "pp2", "dp2-sharded", "dp2-overlap", "cp2-overlap", "cp2")),
     *(("isolated", layout) for layout in ("tp2-sp", "pp2", "dp2", "cp2")),
     *(("bf16", layout) for layout in ("tp2-sp", "dp2-sharded", "cp2")),
+    *(("muon", layout) for layout in MUON),
+    *(("muon-tied", layout) for layout in ("tp2", "pp2", "dp2-sharded")),
+    *(("muon-bf16", layout) for layout in ("tp2-sp", "dp2-sharded", "cp2-sharded-overlap-reduce")),
 ]
 ON_FOUR = [
     ("sequential", "tp2-pp2"),
@@ -78,12 +87,14 @@ ON_FOUR = [
     *(("sequential", layout) for layout in FOUR if layout.startswith("cp")),
     *(("isolated", layout) for layout in FOUR if layout.startswith("cp")),
     ("parallel", "cp2-tp2-sp"),
+    *(("muon", layout) for layout in ("tp2-pp2", "tp2-dp2-sharded", "pp2-dp2-sharded", "cp2-dp2-sharded")),
 ]
 SPOILT = {
     "unmarked norms": ("sequential", "tp2-sp"),
     "batched p2p": ("sequential", "pp2-vpp2"),
     "overlapped p2p": ("sequential", "pp2-vpp2"),
     "contiguous places": ("sequential", "cp2"),
+    "slices alone": ("muon", "tp2"),
 }
 
 
@@ -121,7 +132,12 @@ def by_block(pairs: list[tuple[str, str]], layouts: dict[str, dict[str, Any]], *
 def one(on_ranks: Callable[..., list[Any]]) -> Programs:
     # Without padding, which mcore's loss counts and ours does not: the rounding of its gradients alone.
     fused = {"model": {"make_vocab_size_divisible_by": 2}, "spoil": "fused cross entropy"}
-    parts = [("sequential", "bf16", "dropout"), ("parallel", "tied"), ("isolated", "deep")]
+    parts = [
+        ("sequential", "bf16", "dropout"),
+        ("parallel", "tied"),
+        ("isolated", "deep"),
+        ("muon", "muon-tied", "muon-bf16"),
+    ]
     programs = [{block: BLOCKS[block] for block in blocks} for blocks in parts]
     return Programs(on_ranks, 1, [programs[0] | {"fused": fused}, *programs[1:]])
 
@@ -133,15 +149,15 @@ def two(on_ranks: Callable[..., list[Any]]) -> Programs:
     }
     for name in ("dropout", "dropout again"):
         spoilt[name] = {**BLOCKS["dropout"], "parallel": TWO["tp2"]}
-    programs = [
-        by_block(ON_TWO, TWO, *blocks) for blocks in (("sequential",), ("parallel", "bf16"), ("tied", "isolated"))
-    ]
+    groups = (("sequential",), ("parallel", "bf16"), ("tied", "isolated"), ("muon", "muon-tied", "muon-bf16"))
+    programs = [by_block(ON_TWO, TWO, *blocks) for blocks in groups]
     return Programs(on_ranks, 2, [*programs, spoilt])
 
 
 @pytest.fixture(scope="module")
 def four(on_ranks: Callable[..., list[Any]]) -> Programs:
-    programs = [by_block(ON_FOUR, FOUR, *blocks) for blocks in (("sequential",), ("parallel", "deep", "isolated"))]
+    groups = (("sequential",), ("parallel", "deep", "isolated"), ("muon",))
+    programs = [by_block(ON_FOUR, FOUR, *blocks) for blocks in groups]
     return Programs(on_ranks, 4, programs)
 
 
@@ -164,7 +180,7 @@ def assert_equal(found: list[dict[str, Any]], expected: dict[str, Any], toleranc
         assert not a["skipped"]
 
 
-@pytest.mark.parametrize(("block", "layout"), [pair for pair in ON_TWO if pair[0] != "bf16"])
+@pytest.mark.parametrize(("block", "layout"), [pair for pair in ON_TWO if "bf16" not in pair[0]])
 def test_two_ranks_train_what_one_process_trains(one: Any, two: Any, block: str, layout: str) -> None:
     assert_equal(two(f"{block}/{layout}"), one(block)[0], TOLERANCE)
 
@@ -174,23 +190,24 @@ def test_four_ranks_train_what_one_process_trains(one: Any, four: Any, block: st
     assert_equal(four(f"{block}/{layout}"), one(block)[0], TOLERANCE)
 
 
-def test_bf16_over_data_parallel_ranks_is_as_exact_as_fp32(one: Any, two: Any) -> None:
-    assert_equal(two("bf16/dp2-sharded"), one("bf16")[0], TOLERANCE)
+@pytest.mark.parametrize("block", ["bf16", "muon-bf16"])
+def test_bf16_over_data_parallel_ranks_is_as_exact_as_fp32(one: Any, two: Any, block: str) -> None:
+    assert_equal(two(f"{block}/dp2-sharded"), one(block)[0], TOLERANCE)
 
 
-@pytest.mark.parametrize("layout", ["tp2-sp", "cp2"])
+@pytest.mark.parametrize(("block", "layout"), [pair for pair in ON_TWO if "bf16" in pair[0] and pair[1][:2] != "dp"])
 def test_bf16_over_ranks_that_share_a_token_or_a_sequence_differs_by_bf16s_rounding(
-    one: Any, two: Any, layout: str
+    one: Any, two: Any, block: str, layout: str
 ) -> None:
-    found = two(f"bf16/{layout}")[0]["iterations"]
-    assert difference(found, one("bf16")[0]["iterations"], "loss") <= 2e-3
-    assert difference(one("bf16")[0]["iterations"], one("sequential")[0]["iterations"], "loss") > TOLERANCE
+    found, fp32 = two(f"{block}/{layout}")[0]["iterations"], "sequential" if block == "bf16" else "muon"
+    assert difference(found, one(block)[0]["iterations"], "loss") <= 2e-3
+    assert difference(one(block)[0]["iterations"], one(fp32)[0]["iterations"], "loss") > TOLERANCE
 
 
 @pytest.mark.parametrize("name", SPOILT)
 def test_the_comparison_can_fail(one: Any, two: Any, name: str) -> None:
     found = two(name)[0]["iterations"]
-    assert difference(found, one("sequential")[0]["iterations"], "loss") > 20 * TOLERANCE
+    assert difference(found, one(SPOILT[name][0])[0]["iterations"], "loss") > 20 * TOLERANCE
 
 
 def test_mcores_fused_cross_entropy_would_not_be_exact(one: Any) -> None:
@@ -210,7 +227,7 @@ def assert_reads_equally(found: list[dict[str, Any]], expected: dict[str, Any]) 
             assert losses[counted] == expected["losses"][counted]
 
 
-@pytest.mark.parametrize(("block", "layout"), [pair for pair in ON_TWO if pair[0] != "bf16"])
+@pytest.mark.parametrize(("block", "layout"), [pair for pair in ON_TWO if "bf16" not in pair[0]])
 def test_gathered_logits_and_losses_are_those_of_one_process(one: Any, two: Any, block: str, layout: str) -> None:
     assert_reads_equally(two(f"{block}/{layout}"), one(block)[0])
 

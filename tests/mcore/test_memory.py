@@ -17,6 +17,7 @@ from megacode.capacity.layout import Layout
 PROGRAM = Path(__file__).with_name("memory_program.py")
 TIED = {"share_embeddings_and_output_weights": True, "block": "parallel", "normalization": "LayerNorm"}
 SHARDED = {"distributed_optimizer": True}
+MUON = {"optimizer": "muon"}
 HOLDINGS: dict[str, dict[str, Any]] = {
     "dp2": {},
     "dp2-sharded": {"parallel": SHARDED},
@@ -26,6 +27,16 @@ HOLDINGS: dict[str, dict[str, Any]] = {
     "tp2-sp-sharded-bf16": {"parallel": {**SHARDED, "tensor": 2, "sequence_parallel": True}, "dtype": "bf16"},
     "pp2-tied-sharded": {"parallel": {**SHARDED, "pipeline": 2}, "model": TIED},
     "pp2-vpp2": {"parallel": {"pipeline": 2, "virtual_pipeline": 2}},
+    "muon-dp2": {"train": MUON},
+    "muon-dp2-sharded": {"train": MUON, "parallel": SHARDED},
+    "muon-pp2-tied-sharded-bf16": {
+        "train": MUON,
+        "parallel": {**SHARDED, "pipeline": 2},
+        "model": TIED,
+        "dtype": "bf16",
+    },
+    "muon-cp2-sharded-bf16": {"train": MUON, "parallel": {**SHARDED, "context": 2}, "dtype": "bf16"},
+    "muon-tp2": {"train": MUON, "parallel": {"tensor": 2}},
     "cp2-sharded": {"parallel": {**SHARDED, "context": 2}, "model": {"hidden_size": 36, "ffn_hidden_size": 50}},
 }
 ACTIVATIONS: dict[str, dict[str, Any]] = {
