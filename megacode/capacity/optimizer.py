@@ -1,8 +1,4 @@
-"""What an optimizer holds and moves for each parameter, by the formats of its states, and what a step needs besides.
-
-The formats are `precision.moments`, `masters` and `gradients`. FP8 moments are e4m3 for the first and fp16 for the
-second. Not counted is a scale for each of their tensors, 8 bytes.
-"""
+"""What AdamW holds and moves for each parameter, by `precision.moments`, `masters` and `gradients`."""
 
 from __future__ import annotations
 
@@ -14,8 +10,7 @@ STEP_ELEMENTS = 1 << 26
 
 _GRADIENT = {"fp32": 4, "bf16": 2}
 _MASTER = {"fp32": 4, "bf16_remainder": 2}
-_MOMENTS = {"fp32": 8, "bf16": 4, "fp8": 3}
-_SAVED_MOMENTS = {"fp32": 8, "bf16": 4, "fp8": 8}
+_MOMENTS = {"fp32": 8, "bf16": 4}  # both
 # Both moments in fp32, which Transformer Engine up to 2.12 makes of others for a step.
 _WIDENED = 8
 
@@ -34,7 +29,7 @@ def state_bytes(config: RunConfig) -> int:
 
 def saved_bytes(config: RunConfig) -> int:
     """Return the bytes of a checkpoint for each parameter: the fp32 weight and both moments."""
-    return 4 + _SAVED_MOMENTS[config.precision.moments]
+    return 4 + _MOMENTS[config.precision.moments]
 
 
 def widened_bytes(config: RunConfig, owned: int, largest: int) -> int:
@@ -51,10 +46,9 @@ def widened_bytes(config: RunConfig, owned: int, largest: int) -> int:
 def step_traffic_saved(precision: Precision) -> int:
     """Return by how many bytes a parameter less memory traffic a step has than with fp32 alone; negative: more.
 
-    A gradient is read by Adam, by the norm, and read and written by clipping and by the division. A moment that is
-    not fp32 is read, widened, updated, and rounded: 40 bytes for both in bf16, and 62 in FP8, whose largest value is
-    looked for as well. A remainder and its weight are both read and written.
+    A gradient is read by Adam and by the norm, and read and written by clipping and by the division. Moments in bf16
+    are read, widened, updated, and rounded. A remainder and its weight are both read and written.
     """
     gradients = 6 * (4 - _GRADIENT[precision.gradients])
-    moments = 16 - {"fp32": 16, "bf16": 40, "fp8": 62}[precision.moments]
+    moments = 16 - {"fp32": 16, "bf16": 40}[precision.moments]
     return gradients + moments + (2 if precision.masters == "bf16_remainder" else 0)

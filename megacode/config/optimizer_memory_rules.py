@@ -9,13 +9,14 @@ from megacode.base.errors import Problem
 
 if TYPE_CHECKING:
     from megacode.config.run import RunConfig
+    from megacode.config.training import Precision
 
 
 def reduced_states_need_bf16_weights(config: RunConfig) -> Iterator[Problem]:
     """With fp32 weights nothing is stored apart from them, so there is nothing to store in less."""
     reduced = config.precision.reduced
     if reduced and config.precision.dtype == "fp32":
-        what = f"{_named(config)} works with bf16 weights only, and precision.dtype is fp32"
+        what = f"{first_reduced(config.precision)} need bf16 weights, and precision.dtype is fp32"
         yield Problem(what, f"precision.{reduced[0]}", f"set precision.dtype: bf16, or {_all_fp32(reduced)}")
 
 
@@ -23,7 +24,7 @@ def reduced_states_need_sharding(config: RunConfig) -> Iterator[Problem]:
     """Megatron-core offers such states in its distributed optimizer only; it works on one GPU too."""
     reduced = config.precision.reduced
     if reduced and not config.parallel.distributed_optimizer:
-        what = f"{_named(config)} needs the distributed optimizer"
+        what = f"{first_reduced(config.precision)} need the distributed optimizer"
         fix = f"set parallel.distributed_optimizer: true (on one GPU too), or {_all_fp32(reduced)}"
         yield Problem(what, f"precision.{reduced[0]}", fix)
 
@@ -32,7 +33,7 @@ def reduced_states_are_adams(config: RunConfig) -> Iterator[Problem]:
     """Muon's momentum and masters are fp32, and its gradients are summed over ranks as a whole."""
     reduced = config.precision.reduced
     if reduced and config.uses_muon:
-        what = f"{_named(config)} works with AdamW alone, and a phase trains with Muon"
+        what = f"{first_reduced(config.precision)} need AdamW, and a phase trains with Muon"
         yield Problem(what, f"precision.{reduced[0]}", f"use optimizer: adamw in all phases, or {_all_fp32(reduced)}")
 
 
@@ -40,14 +41,14 @@ def reduced_states_need_bf16_matrices(config: RunConfig) -> Iterator[Problem]:
     """Where matrices are held only in FP8, Megatron-core keeps whole fp32 masters and moments beside them."""
     reduced = config.precision.reduced
     if reduced and any(recipe.param_gather for recipe in config.fp8_recipes):
-        what = f"{_named(config)} does not work with precision.fp8.param_gather"
+        what = f"{first_reduced(config.precision)} do not work with precision.fp8.param_gather"
         yield Problem(what, f"precision.{reduced[0]}", f"set param_gather: false, or {_all_fp32(reduced)}")
 
 
-def _named(config: RunConfig) -> str:
-    """Return the first of the settings with its value."""
-    name = config.precision.reduced[0]
-    return f"{name}: {getattr(config.precision, name)}"
+def first_reduced(precision: Precision) -> str:
+    """Return in words the first setting that stores less than fp32, for a message."""
+    words = {"moments": "moments in bf16", "masters": "masters as remainders", "gradients": "gradients in bf16"}
+    return words[precision.reduced[0]]
 
 
 def _all_fp32(names: tuple[str, ...]) -> str:

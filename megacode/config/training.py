@@ -160,7 +160,7 @@ class Precision(Frozen):
 
     Attributes:
         dtype: of parameters and activations.
-        moments: how Adam's two moments are stored; `fp8`: the first in e4m3, the second in fp16.
+        moments: how Adam's two moments are stored.
         masters: how the optimizer's fp32 weights are stored: whole, or as the 16 bits that the bf16 weight lacks.
         gradients: how gradients are accumulated over micro-batches; `bf16`: and sent between ranks.
         fp8: `none`, or a recipe; a phase may override it.
@@ -169,7 +169,7 @@ class Precision(Frozen):
     """
 
     dtype: Literal["fp32", "bf16"] = "bf16"
-    moments: Literal["fp32", "bf16", "fp8"] = "fp32"
+    moments: Literal["fp32", "bf16"] = "fp32"
     masters: Literal["fp32", "bf16_remainder"] = "fp32"
     gradients: Literal["fp32", "bf16"] = "fp32"
     fp8: Fp8OrNone = "none"

@@ -26,7 +26,7 @@ from megacode.capacity.optimizer import STEP_ELEMENTS
 from megacode.config.training import Precision
 from megacode.mcore.remainder import join, split
 
-MOMENT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MASTERS = "master_param"
 
 
@@ -103,7 +103,7 @@ def put_into(inner: Any, precision: Precision) -> None:
         inner: mcore's distributed optimizer, on a CPU.
         precision: of the run's config.
     """
-    moments, remainders = MOMENT_DTYPES[precision.moments], precision.masters == "bf16_remainder"
+    moments, remainders = _DTYPES[precision.moments], precision.masters == "bf16_remainder"
     inner.optimizer = LowPrecisionAdam(inner.optimizer.param_groups, moments, remainders)
 
 

@@ -199,6 +199,8 @@ def test_a_gpu_without_transformer_engine_is_refused_by_name(
 
     monkeypatch.setattr(te, "_on_gpu", lambda: True)
     monkeypatch.setattr(te, "installed", lambda: "")
-    with pytest.raises(ConfigError, match="moments: bf16 needs Transformer Engine's Adam") as caught:
+    with pytest.raises(
+        ConfigError, match="moments in bf16 need Transformer Engine's Adam: Transformer Engine is not installed"
+    ) as caught:
         layout_check.check_model(program.run_config(**case(SMALLEST)))
     assert caught.value.problems[0].where == "precision.moments"
