@@ -19,6 +19,7 @@ from megacode.capacity.memory import Memory, fullest
 from megacode.capacity.speed import StepTime, step_time
 from megacode.config.fp8_rules import fp8_divides_the_matrices
 from megacode.config.optimizer_memory_rules import (
+    reduced_gradients_need_single_buckets,
     reduced_states_are_adams,
     reduced_states_need_bf16_matrices,
     reduced_states_need_bf16_weights,
@@ -160,6 +161,7 @@ def _refusals(config: RunConfig) -> Iterator[object]:
     yield from shards_divide_the_model(config)
     yield from the_sequence_divides(config)
     yield from fp8_divides_the_matrices(config)
+    yield from reduced_gradients_need_single_buckets(config)
 
 
 def _laid_out(

@@ -45,6 +45,16 @@ def reduced_states_need_bf16_matrices(config: RunConfig) -> Iterator[Problem]:
         yield Problem(what, f"precision.{reduced[0]}", f"set param_gather: false, or {_all_fp32(reduced)}")
 
 
+def reduced_gradients_need_single_buckets(config: RunConfig) -> Iterator[Problem]:
+    """Megatron-core adds bf16 gradients in fp32 one bucket at a time; a tied embedding's copy is a second bucket."""
+    parallel = config.parallel
+    tied = config.model.share_embeddings_and_output_weights and parallel.virtual_pipeline is not None
+    if config.precision.gradients == "bf16" and tied and parallel.overlap_grad_reduce:
+        what = "gradients in bf16 cannot be reduced with overlap in an interleaved pipeline with tied embeddings"
+        fix = "set parallel.overlap_grad_reduce: false, remove virtual_pipeline, or set precision.gradients: fp32"
+        yield Problem(what, "precision.gradients", fix)
+
+
 def first_reduced(precision: Precision) -> str:
     """Return in words the first setting that stores less than fp32, for a message."""
     words = {"moments": "moments in bf16", "masters": "masters as remainders", "gradients": "gradients in bf16"}

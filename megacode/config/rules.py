@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from megacode.base.errors import Problem
 from megacode.config.fp8_rules import fp8_divides_the_matrices, fp8_leaves_layers, fp8_parameters_stay_fp8
 from megacode.config.optimizer_memory_rules import (
+    reduced_gradients_need_single_buckets,
     reduced_states_are_adams,
     reduced_states_need_bf16_matrices,
     reduced_states_need_bf16_weights,
@@ -179,5 +180,6 @@ RULES: tuple[Rule, ...] = (
     reduced_states_need_sharding,
     reduced_states_need_bf16_matrices,
     reduced_states_are_adams,
+    reduced_gradients_need_single_buckets,
     muon_needs_whole_updates,
 )

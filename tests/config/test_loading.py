@@ -191,6 +191,15 @@ def test_an_optimizer_that_stores_less_needs_sharding_and_adamw(tmp_path: Path) 
     assert {problem.where for problem in caught.value.problems} == {"precision.masters"}
 
 
+def test_bf16_gradients_of_tied_interleaved_stages_are_not_reduced_with_overlap(tmp_path: Path) -> None:
+    tied = ["precision.gradients=bf16", "model.share_embeddings_and_output_weights=true", "model.num_layers=4"]
+    stages = ["parallel={pipeline: 2, virtual_pipeline: 2, overlap_grad_reduce: true}"]
+    assert "an interleaved pipeline with tied embeddings" in mistakes(tmp_path, *tied, *stages)
+    run = tmp_path / "run.yaml"
+    for allowed in ("parallel.overlap_grad_reduce=false", "parallel.virtual_pipeline=null", "precision.gradients=fp32"):
+        assert load_config(run, [*tied, *stages, allowed]).parallel.pipeline == 2
+
+
 def test_a_file_that_is_no_config_is_named(tmp_path: Path) -> None:
     for text, expected in (("- 1", "holds no settings"), ("a: [1\nb: 2", "not valid YAML"), ("", "holds no settings")):
         assert expected in mistakes(tmp_path, text=text)

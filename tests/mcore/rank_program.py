@@ -466,14 +466,16 @@ def stand_on_nodes(rank_model: RankModel, ranks_per_node: int = 2) -> None:
 def _assert_weights_of(rank_model: RankModel, path: Path) -> None:
     """Every weight of this rank is the stored one, rounded: also where other ranks have read it."""
     from megacode.checkpoint.reader import Reader
-    from megacode.mcore import checkpoint_pieces
+    from megacode.mcore import checkpoint_pieces, remainder
 
     held = checkpoint_pieces.weights(rank_model)
-    stored = [replace(piece, data=torch.full_like(piece.data, torch.nan)) for piece in held]
+    stored = [replace(piece, data=torch.full(piece.data.shape, torch.nan)) for piece in held]
     Reader(path).fill(stored)
     assert held
+    away_from_zero = rank_model.config.precision.masters == "bf16_remainder"
     for mine, read in zip(held, stored, strict=True):
-        assert torch.equal(mine.data, read.data), mine.name
+        rounded = remainder.split(read.data)[0] if away_from_zero else read.data.to(mine.data.dtype)
+        assert torch.equal(mine.data, rounded), mine.name
 
 
 def shares(directory: str) -> dict[str, Any]:
