@@ -1,6 +1,6 @@
 """What optimizer states in less than fp32 cost in loss: a tiny model trained on bytes of Python's standard library.
 
-    python tools/bench/optimizer_memory.py [--iterations 400] [--seeds 3] [--json FILE]
+    python tools/bench/optimizer_memory.py [--iterations 200] [--seeds 3] [--json FILE]
 
 Every setting trains the same bf16 model from the same weights on the same batches, four micro-batches each. Shown is
 the loss on held-out files, and how much higher it is than with fp32 states: the mean over seeds, and the largest
@@ -96,7 +96,7 @@ def held_out_loss(precision: dict[str, str], seed: int, iterations: int, texts: 
 
 
 def main(
-    iterations: Annotated[int, typer.Option(help="of each run")] = 400,
+    iterations: Annotated[int, typer.Option(help="of each run")] = 200,
     seeds: Annotated[int, typer.Option(help="runs of each setting")] = 3,
     out: Annotated[Path | None, typer.Option("--json", help="also write the losses here")] = None,
 ) -> None:
