@@ -231,5 +231,5 @@ def test_bf16_gradients_halve_what_ranks_exchange(place: Place) -> None:
         data_parallel(place(64, model=WIDE, precision=precision), hardware, 0, 0)
         for precision in ({}, {"gradients": "bf16"})
     ]
-    assert times[1].gradients == pytest.approx(times[0].gradients / 2, rel=1e-3)
+    assert times[1].gradients == pytest.approx(times[0].gradients / 2, rel=0.01)  # latencies stay
     assert times[1].weights == times[0].weights

@@ -188,16 +188,24 @@ def test_an_optimizer_that_stores_less_needs_sharding_and_adamw(tmp_path: Path) 
         "masters as remainders need the distributed optimizer",
         "masters as remainders need AdamW, and a phase trains with Muon",
     ]
-    assert {problem.where for problem in caught.value.problems} == {"precision.masters"}
+    assert all(problem.where.endswith("precision.masters") for problem in caught.value.problems)
 
 
 def test_bf16_gradients_of_tied_interleaved_stages_are_not_reduced_with_overlap(tmp_path: Path) -> None:
-    tied = ["precision.gradients=bf16", "model.share_embeddings_and_output_weights=true", "model.num_layers=4"]
-    stages = ["parallel={pipeline: 2, virtual_pipeline: 2, overlap_grad_reduce: true}"]
-    assert "an interleaved pipeline with tied embeddings" in mistakes(tmp_path, *tied, *stages)
+    settings = {
+        "precision.gradients": "bf16",
+        "model.share_embeddings_and_output_weights": "true",
+        "model.num_layers": "4",
+        "parallel.pipeline": "2",
+        "parallel.virtual_pipeline": "2",
+        "parallel.overlap_grad_reduce": "true",
+    }
+    given = [f"{key}={value}" for key, value in settings.items()]
+    assert "an interleaved pipeline with tied embeddings" in mistakes(tmp_path, *given)
     run = tmp_path / "run.yaml"
     for allowed in ("parallel.overlap_grad_reduce=false", "parallel.virtual_pipeline=null", "precision.gradients=fp32"):
-        assert load_config(run, [*tied, *stages, allowed]).parallel.pipeline == 2
+        changed = [one for one in given if one.partition("=")[0] != allowed.partition("=")[0]]
+        assert load_config(run, [*changed, allowed]).parallel.pipeline == 2
 
 
 def test_a_file_that_is_no_config_is_named(tmp_path: Path) -> None:
