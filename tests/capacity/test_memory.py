@@ -216,7 +216,7 @@ def test_copies_at_the_end_of_an_iteration_count_where_they_exceed_the_activatio
 
     plain, parameters_here = working(4), rank_parameters(place(), 0).total
     assert working(4, masters="bf16_remainder") == plain
-    # All gradients of the other ranks, 2 bytes each, less the activations; and fp32 copies of a quarter of both moments.
+    # All gradients of the other ranks, 2 bytes each, less the activations; fp32 copies of a quarter of both moments.
     assert 1.5 * parameters_here < working(4, gradients="bf16") < 2 * parameters_here
     assert plain < working(4, moments="bf16") <= 8 * parameters_here / 4
     assert working(1, gradients="bf16") == working(1)

@@ -17,6 +17,7 @@ def case(exempt: list[str], model: dict[str, Any] | None = None, **parallel: Any
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize(
     ("exempt", "tied", "sharded"),
     [
@@ -29,9 +30,10 @@ def case(exempt: list[str], model: dict[str, Any] | None = None, **parallel: Any
     ],
 )
 def test_norms_and_embeddings_are_decayed_unless_exempt(
-    program: ModuleType, exempt: list[str], tied: bool, sharded: bool
+    program: ModuleType, exempt: list[str], tied: bool, sharded: bool, optimizer: str
 ) -> None:
     wanted = case(exempt, TIED if tied else None, distributed_optimizer=sharded)
+    wanted["train"]["optimizer"] = optimizer
     found = program.decayed({"it": wanted})["it"]
     norms = [name for name in found if "norm" in name]
     assert len(norms) == (0 if "norms" in exempt else 9)

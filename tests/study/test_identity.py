@@ -190,6 +190,19 @@ CHANGES: dict[str, Document] = {
             "blend": {"blend": {"text": 0.6, "code": 0.4}},
             "repeat": {"repeat": "restart", "blend": {"text": 0.6, "code": 0.4}},
             "fp8": {"fp8": "none"},
+            "optimizer": {"optimizer": "muon"},
+        }.items()
+    },
+    "train.optimizer": {"train": {"optimizer": "muon"}},
+    **{
+        f"train.muon.{key}": {"train": {"optimizer": "muon", "muon": {key: value}}}
+        for key, value in {
+            "momentum": 0.9,
+            "nesterov": False,
+            "newton_schulz_steps": 6,
+            "newton_schulz_dtype": "bf16",
+            "scale": "spectral",
+            "scale_factor": 2.0,
         }.items()
     },
     **{
@@ -236,6 +249,16 @@ def test_what_changes_in_a_phase_is_new_from_there_on_only(key: str) -> None:
     one, other = past(RUN), past(changed(CHANGES[key], 1))
     assert one.ends[0] == other.ends[0]
     assert one.ends[1] != other.ends[1]
+
+
+@pytest.mark.parametrize("key", sorted(key for key in CHANGES if key.startswith("train.muon.")))
+def test_muons_settings_are_learned_from_where_it_trains(key: str) -> None:
+    setting = {"train": {"muon": CHANGES[key]["train"]["muon"]}}
+    assert past(changed(setting)).ends == past(RUN).ends
+    muon = {"phases": {"optimizer": "muon"}}
+    plain, other = past(changed(muon, 1)).ends, past(changed(merge(muon, setting), 1)).ends
+    assert plain[0] == other[0] == past(RUN).ends[0]
+    assert plain[1] != other[1]
 
 
 def test_a_preset_is_its_shape() -> None:

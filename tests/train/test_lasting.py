@@ -270,6 +270,21 @@ def test_a_checkpoint_saved_on_the_way_to_a_spike_is_not_gone_on_from(golden: Pa
     assert same_weights("run", "again")
 
 
+def test_a_rollback_goes_back_across_a_change_of_the_optimizer(golden: Path) -> None:
+    """From Muon to AdamW; once the ledger stands, a run from the start trains the same."""
+    phases = ("phases.0.iterations=5", "phases.1.iterations=11", "phases.1.optimizer=muon")
+    config = (EVERY, policy("rollback", withhold=10), *phases)
+    assert run_whole(golden, "run_dir=run", *config, spoil={14: "leap"}) == "finished"
+    (back,) = events("run", "rollback")
+    assert back["to_iteration"] == 4
+    changes = [(event["iteration"], event["now"]) for event in events("run", "optimizer")]
+    assert changes == [(5, "muon"), (5, "muon"), (16, "adamw")]
+    shutil.copytree("run", "again")
+    shutil.rmtree(RunDir("again").checkpoints)
+    assert run_whole(golden, "run_dir=again", *config, from_scratch=True) == "finished"
+    assert same_weights("run", "again")
+
+
 def test_a_rollback_without_a_checkpoint_leaves_out_the_spike_alone(golden: Path) -> None:
     policies = ("checkpoint={keep_phase_ends: false}", policy("rollback", withhold=3))
     assert run_whole(golden, "run_dir=run", *policies, spoil={10: "leap"}) == "finished"
