@@ -1,4 +1,4 @@
-"""Save and load the tensors of a run for any layout: weights, moments, step count, FP8 scales, random states."""
+"""Save and load the tensors of a run for any layout: weights, optimizer state, counts, FP8 scales, random states."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load(rank_model: RankModel, path: Path, *, weights_only: bool = False) -> No
     Args:
         rank_model: what to fill; the model's shape must be the saved one, the layout may differ.
         path: the checkpoint.
-        weights_only: leave moments, step count and random states as they are.
+        weights_only: leave optimizer state, step counts and random states as they are.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or of a model of another shape; on all ranks.

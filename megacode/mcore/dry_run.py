@@ -221,7 +221,7 @@ def _bytes(tensors: list[torch.Tensor]) -> int:
 
 
 def _optimizer_bytes(optimizer: Any) -> int:
-    """Return the bytes of Adam's two moments, and of the masters unless the weights are fp32 themselves."""
+    """Return the bytes of moments and momentum, and of the masters unless the weights are fp32 themselves."""
     from megacode.mcore.optimizer_state import held, prime
 
     with _without_memory():

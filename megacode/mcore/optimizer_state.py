@@ -1,9 +1,9 @@
-"""A uniform view of the optimizer's state, in each of mcore's forms: plain fp32, with fp32 masters, or sharded.
+"""A uniform view of the optimizer's state, in each of mcore's forms and in ours for Muon (`muon`, `owners`).
 
-Each form keeps the same three tensors in different places: the fp32 weight itself and Adam's two moments. With states
-in less than fp32, the moments may be bf16, and the weight two tensors (`remainder`). With the distributed optimizer a
-data-parallel rank holds a run of elements that cuts through rows and parameters. Otherwise it holds all elements of its
-tensor-parallel slice.
+mcore's are plain fp32, with fp32 masters, or sharded. Each form keeps the same tensors in different places: the fp32
+weight itself, and Adam's two moments or Muon's momentum. With states in less than fp32, moments may be bf16, and the
+weight two tensors (`remainder`). With mcore's distributed optimizer a data-parallel rank holds a run of elements that
+cuts through rows and parameters. Otherwise it holds all elements of its tensor-parallel slice.
 """
 
 from __future__ import annotations

@@ -458,6 +458,35 @@ def saved_state(
     return {name: reader.whole(name) for name in reader.tensors if name.startswith(("model.", "exp_avg"))}
 
 
+def changes(layouts: dict[str, dict[str, Any]], directory: str, names: list[str]) -> dict[str, Any]:
+    """Train with AdamW, Muon and AdamW, two iterations each; save, train two more, and resume from checkpoints there.
+
+    Returns:
+        By layout: the losses of all 8 iterations, and those of the last two from the own checkpoint and those of names.
+    """
+    from megacode.checkpoint import tensors
+    from megacode.mcore import optimizer
+
+    found: dict[str, Any] = {}
+    for own, layout in layouts.items():
+        plain = run_config(parallel=layout)
+        muon = plain.phases[0].model_copy(update={"name": "muon", "optimizer": "muon"})
+        config = plain.model_copy(update={"phases": (*plain.phases, muon)})
+        rank_model = started(config)
+        results = iterate(rank_model, 0, 2)
+        for first, kind in ((2, "muon"), (4, "adamw")):
+            assert optimizer.use(config, rank_model.optimizer, kind)
+            results += iterate(rank_model, first, 2)
+        save(rank_model, Path(directory) / own)
+        results += iterate(rank_model, 6, 2)
+        found[own] = {"losses": [result["loss"] for result in results], "resumed": {}}
+        for name in (own, *names):
+            other = started(config.model_copy(update={"seed": 99}))
+            tensors.load(other, Path(directory) / name)
+            found[own]["resumed"][name] = [result["loss"] for result in iterate(other, 6, 2)]
+    return found
+
+
 def stand_on_nodes(rank_model: RankModel, ranks_per_node: int = 2) -> None:
     """Let these ranks be those of several nodes."""
     os.environ[NODE] = f"n{rank_model.ranks.rank // ranks_per_node}"

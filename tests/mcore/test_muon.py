@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -218,3 +220,19 @@ def test_a_change_keeps_adamws_state_of_all_but_the_matrices(program: ModuleType
     program.iterate(parts, 5, 1)
     assert step_counts(parts.optimizer) == {"optimizer.steps": 6, "optimizer.matrix_steps": 1}
     assert {group["weight_decay"] for group in parts.optimizer.param_groups} == {0.0, 0.1}
+
+
+@pytest.mark.slow
+def test_changes_of_the_optimizer_train_alike_in_every_layout_and_resume_in_every_other(
+    on_ranks: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    """Steps of AdamW with the matrices are counted anew after Muon, and checkpoints hold both counts."""
+    given: dict[str, Any] = {"directory": str(tmp_path), "names": []}
+    one = on_ranks(1, "changes", given | {"layouts": {"one": SHARDED}})[0]["one"]
+    layouts = {"tp2": {"tensor": 2}, "pp2": {"pipeline": 2, **SHARDED}, "dp2": {}, "dp2-sharded": SHARDED}
+    found = on_ranks(2, "changes", given | {"layouts": layouts, "names": ["one"]})[0]
+    assert set(found) == set(layouts)
+    for name, layout in {"one": one, **found}.items():
+        assert layout["losses"] == pytest.approx(one["losses"], abs=1e-6), name
+        assert layout["resumed"][name] == layout["losses"][6:], name
+        assert layout["resumed"]["one"] == pytest.approx(one["losses"][6:], abs=1e-6), name
