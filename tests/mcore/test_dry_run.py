@@ -91,6 +91,7 @@ def test_optimizer_states_in_less_than_fp32_are_built_as_planned(layout: dict[st
         run = config("to-code-470m", layout, precision=precision)
         rows = dry_run.dry_run(Layout(run, 64, run.model.vocab_size or 0), [0, 63])
         whole = dry_run.dry_run(Layout(fp32, 64, run.model.vocab_size or 0), [0, 63])
+        assert len(rows) == 2
         for row, full in zip(rows, whole, strict=True):
             assert row["unequal"] == {}
             assert (row["optimizer"] < full["optimizer"]) == (set(precision) != {"gradients"})

@@ -125,9 +125,12 @@ def test_every_layout_resumes_from_every_layout(on_ranks: Callable[..., list[Any
     written: dict[str, list[float]] = {}
     for ranks, layouts in cases.items():
         written |= on_ranks(ranks, "writes", {**given, "layouts": layouts})[0]
+    assert len(written) == sum(map(len, LAYOUTS.values()))
     for ranks, layouts in cases.items():
         found = on_ranks(ranks, "reads", {**given, "layouts": layouts, "names": list(written)})[0]
+        assert found.keys() == layouts.keys()
         for own, by_name in found.items():
+            assert by_name.keys() == written.keys()
             assert by_name[own] == written[own]
             for name, read in by_name.items():
                 assert read == pytest.approx(written[name], abs=4e-3), (name, own)
@@ -144,7 +147,9 @@ def test_every_setting_resumes_from_every_setting(program: ModuleType, tmp_path:
     configs = {"fp32 whole": {"dtype": "bf16"}, **{name: case(precision) for name, precision in EACH.items()}}
     names = list(configs)
     cases = {own: [configs[own], *(configs[name] for name in names if name != own)] for own in names}
-    for found in program.resumes(cases, str(tmp_path)).values():
+    resumed_by_name = program.resumes(cases, str(tmp_path))
+    assert list(resumed_by_name) == names
+    for found in resumed_by_name.values():
         assert len(found["resumed"]) == len(names)
         for resumed in found["resumed"]:
             assert furthest(losses(resumed), losses(found["uninterrupted"])) <= 3e-4
@@ -172,6 +177,7 @@ def test_weights_alone_begin_with_exact_masters_and_new_moments(
 ) -> None:
     start = program.saved_state(case({}), tmp_path / "fp32", iterations=3)
     found = program.saved_state(case(SMALLEST), tmp_path / "less", load=tmp_path / "fp32", weights_only=True)
+    assert found.keys() == start.keys() != set()
     for name, tensor in start.items():
         assert found[name].equal(tensor) if name.startswith("model.") else not found[name].any()
 
