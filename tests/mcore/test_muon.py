@@ -226,7 +226,7 @@ def test_a_change_keeps_adamws_state_of_all_but_the_matrices(program: ModuleType
 def test_changes_of_the_optimizer_train_alike_in_every_layout_and_resume_in_every_other(
     on_ranks: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
-    """Steps of AdamW with the matrices are counted anew after Muon, and checkpoints hold both counts."""
+    """Steps of AdamW with the matrices are counted from zero after Muon, and checkpoints hold both counts."""
     given: dict[str, Any] = {"directory": str(tmp_path), "names": []}
     one = on_ranks(1, "changes", given | {"layouts": {"one": SHARDED}})[0]["one"]
     layouts = {"tp2": {"tensor": 2}, "pp2": {"pipeline": 2, **SHARDED}, "dp2": {}, "dp2-sharded": SHARDED}
