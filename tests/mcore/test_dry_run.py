@@ -79,7 +79,9 @@ def test_muons_owners_are_built_as_planned(layout: str) -> None:
         assert gpus == 16 or layout != "pp2-vpp2" or len({row["optimizer"] for row in rows}) > 1
 
 
-@pytest.mark.parametrize("layout", [{}, LAYOUTS["tp4-sp-pp2"], LAYOUTS["pp2-vpp2"]], ids=["dp", "tp-pp", "vpp"])
+@pytest.mark.parametrize(
+    "layout", [{}, LAYOUTS["tp4-sp-pp2"], {"pipeline": 2, "virtual_pipeline": 2}], ids=["dp", "tp-pp", "vpp"]
+)
 def test_optimizer_states_in_less_than_fp32_are_built_as_planned(layout: dict[str, Any]) -> None:
     fp32 = config("to-code-470m", layout)
     for precision in (
